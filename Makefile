@@ -1,0 +1,84 @@
+# Every target makes or refreshes its own environment first: a virtual environment in $(VENV), with
+# the exact versions of constraints.txt. It is refreshed only when pyproject.toml or constraints.txt
+# have changed, so later runs start at once. uv is used where it is installed, pip otherwise.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= runs/demo
+NEW_PYTHON ?= python3.12
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-clean test test-fast lint format install constraints clean
+
+# $(call environment,EXTRA): $(VENV) holds the package, editable, with that extra (none when empty).
+define environment
+set -e; \
+stamp="$(VENV)/.installed$(if $(1),-$(1))"; \
+state="$$(cat pyproject.toml constraints.txt | cksum) $$PWD"; \
+if [ "$$(cat "$$stamp" 2>/dev/null)" != "$$state" ] || ! "$(VENV)/bin/python" -c "" 2>/dev/null; then \
+	"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || { \
+		echo "flax_transformers needs Python 3.11 or newer, and $(PYTHON) is" \
+			"$$("$(PYTHON)" --version 2>&1 | head -n 1); name another one: make $@ PYTHON=python3.12" >&2; \
+		exit 1; }; \
+	echo "Installing flax_transformers$(if $(1), and what '$(1)' needs) into $(VENV)," \
+		"with $$("$(PYTHON)" --version) (about a minute) ..."; \
+	if command -v uv >/dev/null; then \
+		"$(VENV)/bin/python" -c "" 2>/dev/null || uv venv --quiet --clear --python "$(PYTHON)" "$(VENV)"; \
+		uv pip install --quiet --python "$(VENV)/bin/python" -c constraints.txt -e ".$(if $(1),[$(1)])"; \
+	else \
+		"$(VENV)/bin/python" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear "$(VENV)" || { \
+			echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu 'apt install" \
+				"python3-venv' mends it, and so does installing uv" >&2; \
+			exit 1; }; \
+		"$(VENV)/bin/python" -m pip install -qq --disable-pip-version-check \
+			-c constraints.txt -e ".$(if $(1),[$(1)])"; \
+	fi; \
+	printf '%s' "$$state" > "$$stamp"; \
+fi
+endef
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Train a tiny BERT on text that is already on this machine (under six minutes on two cores)
+	@$(call environment,)
+	@echo "Training configs/bert_tiny.py in $(DEMO) ..."
+	@"$(VENV)/bin/flax-transformers" train configs/bert_tiny.py --workdir "$(DEMO)"
+	@echo
+	@echo "In $(DEMO): checkpoints/, metrics.jsonl, plots/loss.png, samples/, tensorboard/"
+	@echo "Ask it yourself: $(VENV)/bin/flax-transformers fill-mask $(DEMO) --text 'The [MASK] statement is used to'"
+	@echo "Start afresh:    make demo-clean demo"
+
+demo-clean: ## Remove what `make demo` trained
+	rm -rf "$(DEMO)"
+
+test: ## Run the whole test suite
+	@$(call environment,test)
+	@"$(VENV)/bin/python" -m pytest
+
+test-fast: ## Run the tests that are quick: under a minute
+	@$(call environment,test)
+	@"$(VENV)/bin/python" -m pytest -m "not slow and not multi_process"
+
+lint: ## Check style, format, types, and which folder imports which
+	@$(call environment,dev)
+	@"$(VENV)/bin/ruff" check .
+	@"$(VENV)/bin/ruff" format --check .
+	@"$(VENV)/bin/lint-imports" --no-logo 2>/dev/null || "$(VENV)/bin/lint-imports"
+	@"$(VENV)/bin/mypy"
+
+format: ## Rewrite the code in the project's format
+	@$(call environment,dev)
+	@"$(VENV)/bin/ruff" check --fix-only --quiet .
+	@"$(VENV)/bin/ruff" format .
+
+install: ## Make the environment for working on the code, and the pre-commit hook
+	@$(call environment,dev)
+	@"$(VENV)/bin/pre-commit" install
+
+constraints: ## Pin the newest releases: PYTHON is 3.11, NEW_PYTHON is 3.12 or newer
+	"$(PYTHON)" .ci/pin_constraints.py "$(PYTHON)" "$(NEW_PYTHON)" > constraints.new
+	mv constraints.new constraints.txt
+
+clean: demo-clean ## Remove the environment and all caches, too
+	rm -rf "$(VENV)" .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,0 +1,50 @@
+"""A tiny pre-norm BERT on the text that every Python carries: the demo.
+
+Command:   flax-transformers train configs/bert_tiny.py --workdir runs/demo
+Hardware:  2 CPU cores
+Expected:  to be measured
+"""
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.families.bert import BertConfig
+from flax_transformers.models.config import Execution
+from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=BertConfig(
+            vocab_size=4096,
+            hidden_size=256,
+            num_layers=4,
+            num_heads=4,
+            intermediate_size=1024,
+            max_positions=128,
+            norm_place="pre",
+            norm_eps=1e-6,
+            token_types=0,
+            embedding_norm=False,
+            dropout=0.0,
+            attention_dropout=0.0,
+        ),
+        objective=MaskedLM(),
+        data=TextData(
+            tokenizer=TokenizerConfig("wordpiece", vocab_size=4096, lowercase=True),
+            validation_fraction=0.02,
+            shards=1,
+        ),
+        optimizer=AdamW(
+            learning_rate=1e-3, schedule=Schedule("linear", warmup_steps=100), weight_decay=0.01
+        ),
+        phases=(Phase(steps=900, sequence_length=128, batch_size=32),),
+        execution=Execution(dtype="auto"),
+        checkpoints=CheckpointConfig(every_steps=300),
+        evaluation=Evaluation(every_steps=300, batch_size=32),
+        logging=Logging(every_steps=10),
+        seed=0,
+    )

@@ -1,0 +1,41 @@
+"""Show what a checkpoint puts in the gaps of a text."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CKPT", help="a workdir or a checkpoint step")
+    parser.add_argument("--text", required=True, help='for example "Return a [MASK] object."')
+    parser.add_argument("--top", type=int, default=5, help="how many candidates a gap")
+
+
+def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    import jax
+
+    from flax_transformers.cli import runtime
+    from flax_transformers.cli.config_file import refuse
+    from flax_transformers.generation.fill_mask import fill_mask
+    from flax_transformers.training.restore import restore_model
+    from flax_transformers.training.step import model_functions
+
+    refuse(overrides)
+    runtime.start(None)
+    restored = restore_model(arguments.checkpoint)
+    with jax.set_mesh(restored.mesh):
+        filled = fill_mask(
+            model_functions(restored.model),
+            restored.params,
+            restored.tokenizer,
+            arguments.text,
+            top=arguments.top,
+            max_length=restored.config.model.max_positions,
+        )
+    for number, gap in enumerate(filled.gaps, 1):
+        if len(filled.gaps) > 1:
+            print(f"gap {number}")
+        for piece, probability in gap.candidates:
+            print(f"{100 * probability:6.2f} %  {piece}")
+    return 0

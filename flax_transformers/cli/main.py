@@ -1,0 +1,56 @@
+"""``flax-transformers COMMAND ...``: parse, call, print. Exit codes: 0 done, 2 the user can mend
+it, 42 stopped on request after saving, 75 another process of the job was lost."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from flax_transformers.errors import UserError
+
+USER_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; a UserError becomes one line on stderr."""
+    # Worker processes and C++ libraries talk too much by default.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    parser = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("flax_transformers").setLevel(logging.INFO)
+    try:
+        return known.run(known, rest) or 0
+    except UserError as error:
+        print(f"flax-transformers: {error}", file=sys.stderr)
+        return USER_ERROR
+    except BrokenPipeError:  # the reader of a pipe, such as head, has had enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nothing to close at exit)
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    # Imported here, so that a spawned data worker that imports this module stays light.
+    from flax_transformers.cli import evaluate, fill_mask, prepare, train
+
+    parser = argparse.ArgumentParser(
+        prog="flax-transformers", description="Pretrain transformers in JAX/Flax."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in (train, prepare, evaluate, fill_mask):
+        name = module.__name__.rpartition(".")[2].replace("_", "-")
+        summary = (module.__doc__ or "").splitlines()[0]
+        command = commands.add_parser(
+            name, help=summary, description=summary, allow_abbrev=False
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""What ``train`` says before and after: the run in a few lines, plots, samples, scores."""
+
+from __future__ import annotations
+
+import sys
+
+import jax
+from etils import epath
+
+from flax_transformers.data.prepare import PreparedText
+from flax_transformers.data.store import unigram_cross_entropy
+from flax_transformers.generation.fill_mask import format_samples, held_out_samples
+from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.loop import Outcome, Snapshot
+from flax_transformers.training.metrics import read_metrics
+from flax_transformers.training.plots import plot_metrics
+from flax_transformers.training.progress import format_number
+
+SAMPLES = 6
+
+
+def introduce(config: TrainConfig, prepared: PreparedText, workdir: epath.Path) -> None:
+    """Says what is about to be trained, on what, and the baseline to beat."""
+    if jax.process_index() != 0:
+        return
+    devices = jax.devices()
+    batch = config.phases[0]
+    print(
+        f"{type(config.model).__name__.removesuffix('Config')} {config.model.num_layers} layers x "
+        f"{config.model.hidden_size} wide, {type(config.objective).__name__}, on "
+        f"{len(devices)} x {devices[0].device_kind} in {jax.process_count()} process(es)"
+    )
+    print(
+        f"{format_number(prepared.train.num_tokens)} training tokens in "
+        f"{prepared.train.num_documents:,} documents, {prepared.tokenizer.kind} of "
+        f"{prepared.tokenizer.vocabulary.size:,} pieces; batches of {batch.batch_size} x "
+        f"{batch.sequence_length}, {config.total_steps:,} steps"
+    )
+    baseline = unigram_baseline(prepared)
+    if baseline is not None:
+        print(f"unigram cross-entropy of the held-out text: {baseline:.3f} nats, the line to beat")
+    print(f"workdir: {workdir}")
+    sys.stdout.flush()
+
+
+def unigram_baseline(prepared: PreparedText) -> float | None:
+    """Nats per token that knowing how common each piece is would give; None without held-out."""
+    if prepared.validation is None:
+        return None
+    return unigram_cross_entropy(prepared.train, prepared.validation)
+
+
+def sample_evaluator(config: TrainConfig, prepared: PreparedText, workdir: epath.Path):
+    """Writes held-out sentences with a gap, and what the model fills in, at each evaluation."""
+
+    def evaluate(snapshot: Snapshot) -> dict[str, float]:
+        if prepared.validation is None or prepared.tokenizer.vocabulary.mask_id is None:
+            return {}
+        samples = held_out_samples(
+            snapshot.functions,
+            snapshot.params,
+            prepared.tokenizer,
+            prepared.validation,
+            count=SAMPLES,
+            max_length=snapshot.phase.sequence_length,
+        )
+        if jax.process_index() == 0:
+            folder = workdir / "samples"
+            folder.mkdir(parents=True, exist_ok=True)
+            text = format_samples(samples) + "\n"
+            (folder / f"step_{snapshot.step:08d}.txt").write_text(text)
+        return {}
+
+    return evaluate
+
+
+def finish(
+    config: TrainConfig, prepared: PreparedText, workdir: epath.Path, outcome: Outcome
+) -> None:
+    """Draws the plots and says how it went and where things are."""
+    if jax.process_index() != 0:
+        return
+    baseline = unigram_baseline(prepared)
+    baselines = {} if baseline is None else {"unigram cross-entropy": baseline}
+    plot_metrics(read_metrics(workdir), workdir / "plots", baselines)
+    if outcome.preempted:
+        print(
+            f"stopped on request after step {outcome.step:,}; all is saved: the same command "
+            "goes on from here"
+        )
+        return
+    samples = workdir / "samples" / f"step_{outcome.step:08d}.txt"
+    if samples.exists():
+        print("\nHeld-out sentences, a gap, and the model's three likeliest pieces:\n")
+        print(samples.read_text())
+    loss = outcome.metrics.get("eval/loss")
+    if loss is not None and baseline is not None:
+        print(
+            f"held-out loss {loss:.3f}, unigram cross-entropy {baseline:.3f}: "
+            f"{baseline - loss:.3f} nats better"
+        )
+    print(f"checkpoint {workdir / 'checkpoints' / str(outcome.step)}")
+    print(f"plots      {workdir / 'plots'}")

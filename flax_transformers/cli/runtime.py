@@ -1,0 +1,44 @@
+"""What every command that touches devices does first."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.prepare import PreparedText, open_prepared, prepare_text
+from flax_transformers.errors import UserError
+from flax_transformers.parallel.distributed import check_platform, start_processes
+from flax_transformers.training.config import TrainConfig
+
+
+def start(platform: str | None) -> None:
+    """Joins the other processes, checks the platform, and turns on the compilation cache."""
+    start_processes()
+    check_platform(platform)
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or _cache_directory()
+    jax.config.update("jax_compilation_cache_dir", cache)
+    # By default JAX keeps only what took more than a second to compile.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _cache_directory() -> str:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(base) / "flax_transformers" / "compiled")
+
+
+def prepared_text(data: TextData) -> PreparedText:
+    """The token store of a config: made first if this is the only process."""
+    return prepare_text(data) if jax.process_count() == 1 else open_prepared(data)
+
+
+def check_vocabulary(config: TrainConfig, prepared: PreparedText) -> None:
+    """Raises UserError if the tokenizer has ids that the model's table has not."""
+    size = prepared.tokenizer.vocabulary.size
+    if size > config.model.vocab_size:
+        raise UserError(
+            f"the tokenizer has {size} pieces, but model.vocab_size is {config.model.vocab_size}; "
+            f"set --model.vocab-size {size}"
+        )

@@ -1,0 +1,51 @@
+"""Train a model, from the newest checkpoint in the workdir if there is one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from etils import epath
+
+from flax_transformers.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a file such as configs/bert_tiny.py")
+    parser.add_argument("--workdir", help="folder or bucket for all that the run writes")
+    parser.add_argument(
+        "--print-config", action="store_true", help="show the resolved config and stop"
+    )
+    parser.epilog = "Any field of the config can be set, as in --optimizer.learning-rate 3e-4."
+
+
+def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from flax_transformers.cli.config_file import load_config
+    from flax_transformers.training.config import to_json
+
+    config = load_config(arguments.config, overrides)
+    if arguments.print_config:
+        print(json.dumps(to_json(config), indent=2))
+        return 0
+    if arguments.workdir is None:
+        raise UserError("--workdir is missing; name a folder for checkpoints, metrics and plots")
+
+    from flax_transformers.cli import runtime
+    from flax_transformers.cli.report import finish, introduce, sample_evaluator
+    from flax_transformers.evaluation.held_out import held_out_evaluator
+    from flax_transformers.parallel.distributed import PREEMPTED
+    from flax_transformers.training.loop import train
+
+    runtime.start(config.platform)
+    workdir = epath.Path(arguments.workdir)
+    prepared = runtime.prepared_text(config.data)
+    runtime.check_vocabulary(config, prepared)
+    introduce(config, prepared, workdir)
+    evaluators = [
+        held_out_evaluator(config, prepared),
+        sample_evaluator(config, prepared, workdir),
+    ]
+    outcome = train(config, prepared, workdir, evaluators)
+    finish(config, prepared, workdir, outcome)
+    return PREEMPTED if outcome.preempted else 0

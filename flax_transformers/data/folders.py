@@ -1,0 +1,201 @@
+"""A folder of finished files, on a local disk or in a bucket (gs://, s3://, file://).
+
+Files appear whole or not at all: written under a temporary name, synced, renamed (a bucket does
+this by itself). Reads are byte ranges. Bucket traffic goes through tensorstore's key-value store,
+which needs no cloud SDK. Failed writes raise UserError, a missing file FileNotFoundError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from flax_transformers.errors import UserError
+
+_TEMPORARY = ".tmp-"
+
+
+class Folder(Protocol):
+    """What LocalFolder and BucketFolder have in common. Names are relative, with "/"."""
+
+    path: str
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes [start, stop); fewer if the file ends before."""
+
+    def array(self, name: str, dtype: str) -> np.ndarray:
+        """The whole file as a flat array, mapped into memory where the folder is local."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replaces the file as a whole."""
+
+    def names(self, prefix: str) -> list[str]:
+        """Names of the files directly below ``prefix`` (which ends in "/"), sorted."""
+
+    def delete(self, name: str) -> None:
+        """Removes the file if it is there."""
+
+    def temporary(self, name: str) -> Path:
+        """Where this process may write the file that `publish` then moves into place."""
+
+    def publish(self, temporary: Path, name: str) -> None:
+        """Moves a finished local file, already synced, to its name."""
+
+
+def open_folder(path: str | os.PathLike[str]) -> Folder:
+    """A folder that need not exist yet; anything of the form scheme://... is a bucket."""
+    text = os.fspath(path)
+    return BucketFolder(text) if "://" in text else LocalFolder(os.path.abspath(text))
+
+
+@contextlib.contextmanager
+def writing(path: str, failure: type[Exception] = OSError) -> Iterator[None]:
+    """Turns a failed write anywhere below ``path`` into a UserError."""
+    try:
+        yield
+    except failure as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"Could not write in {path}: {reason}; make room or give write access there, or choose "
+            "another directory, then run the same command again to go on."
+        ) from error
+
+
+class LocalFolder:
+    """See Folder."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def exists(self, name: str) -> bool:
+        return os.path.isfile(os.path.join(self.path, name))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        with open(os.path.join(self.path, name), "rb") as file:
+            file.seek(start)
+            return file.read(-1 if stop is None else max(0, stop - start))
+
+    def array(self, name: str, dtype: str) -> np.ndarray:
+        path = os.path.join(self.path, name)
+        if os.path.getsize(path) == 0:  # an empty file cannot be mapped
+            return np.zeros(0, dtype)
+        return np.asarray(np.memmap(path, dtype, "r"))
+
+    def write(self, name: str, content: bytes) -> None:
+        with writing(self.path):
+            temporary = self.temporary(name)
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        self.publish(temporary, name)
+
+    def names(self, prefix: str) -> list[str]:
+        root = Path(self.path, prefix)
+        found = root.iterdir() if root.is_dir() else ()
+        return sorted(prefix + path.name for path in found if path.is_file())
+
+    def delete(self, name: str) -> None:
+        with writing(self.path), contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(self.path, name))
+
+    def temporary(self, name: str) -> Path:
+        path = Path(self.path, f"{name}{_TEMPORARY}{socket.gethostname()}-{os.getpid()}")
+        with writing(self.path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def publish(self, temporary: Path, name: str) -> None:
+        with writing(self.path):
+            target = Path(self.path, name)
+            os.replace(temporary, target)
+            directory = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)  # the new name itself survives a power cut
+            finally:
+                os.close(directory)
+
+    def remove_temporaries(self) -> None:
+        """Removes what killed writers left; only where no other writer is at work."""
+        for path in Path(self.path).rglob(f"*{_TEMPORARY}*"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+
+
+class BucketFolder:
+    """See Folder. Opened on first use, so that it pickles. tensorstore raises ValueError."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    @functools.cached_property
+    def _store(self) -> Any:
+        import tensorstore  # slow to import, and for buckets only
+
+        try:
+            return tensorstore.KvStore.open(self.path.rstrip("/") + "/").result()
+        except ValueError as error:
+            raise UserError(f"Cannot open {self.path}: {error}") from error
+
+    def exists(self, name: str) -> bool:
+        try:
+            self.read(name, 0, 1)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        try:
+            found = self._read(name, start, stop)
+        except ValueError as error:
+            if "OUT_OF_RANGE" not in str(error):
+                raise UserError(f"Cannot read {self.path}/{name}: {error}") from error
+            return b"" if stop is None else self.read(name, start)[: stop - start]
+        if found.state != "value":
+            raise FileNotFoundError(f"{self.path}/{name}")
+        return bytes(found.value)
+
+    def _read(self, name: str, start: int, stop: int | None) -> Any:
+        whole = start == 0 and stop is None  # an empty file has no valid range
+        return self._store.read(name, byte_range=None if whole else slice(start, stop)).result()
+
+    def array(self, name: str, dtype: str) -> np.ndarray:
+        return np.frombuffer(self.read(name), dtype)
+
+    def write(self, name: str, content: bytes) -> None:
+        with writing(self.path, ValueError):
+            self._store.write(name, content).result()
+
+    def names(self, prefix: str) -> list[str]:
+        end = prefix[:-1] + chr(ord("/") + 1)
+        found = self._store.list(type(self._store).KeyRange(prefix, end)).result()
+        return sorted(name for name in map(bytes.decode, found) if "/" not in name[len(prefix) :])
+
+    def delete(self, name: str) -> None:
+        with writing(self.path, ValueError):
+            self._store.write(name, None).result()
+
+    def temporary(self, name: str) -> Path:
+        handle, path = tempfile.mkstemp(suffix="-" + name.replace("/", "-"))
+        os.close(handle)
+        return Path(path)
+
+    def publish(self, temporary: Path, name: str) -> None:
+        try:
+            self.write(name, temporary.read_bytes())
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,79 @@
+"""A rule-based sentence splitter: good enough for windows over whole sentences, linear in time.
+
+A sentence ends at a paragraph break (an empty line); at . ! ? … with their closing quotes and
+brackets, when whitespace and then no lowercase letter follows; and right after the full stops of
+Chinese and Japanese. Known abbreviations and initials ("Dr.", "e.g.", "J. S. Bach") do not end
+one. A single line end does not either: text is often wrapped at a width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+MAX_CHARACTERS = 10_000  # a longer stretch without an end is cut, at whitespace where there is any
+
+_ABBREVIATIONS = (
+    "mr mrs ms dr prof rev hon sr jr st mt gen col capt lt sgt gov sen rep vs cf ca al approx "
+    "e.g i.e viz resp fig figs eq eqs sec ch vol no nos pp ed eds inc ltd co corp dept univ "
+    "jan feb mar apr jun jul aug sep sept oct nov dec"
+)
+_KNOWN_ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
+# \uff01, \uff1f and \uff09 are the full-width ! ? and ).
+# Possessive quantifiers, and runs matched from their first character only, keep this linear.
+_CANDIDATE = re.compile(
+    r"""(?<![.!?…])(?P<stop>[.!?…؟।]++)["'”’»)\]]*+\s++"""
+    r"""|(?<![。\uff01\uff1f｡])[。\uff01\uff1f｡]++[」』”’\uff09》]*+\s*+"""
+    r"""|\n[ \t\r]*+\n\s*+"""
+)
+_EMPTY_LINE = re.compile(r"\n[ \t\r]*\n")
+_LAST_WORD = re.compile(r"[^\W\d_]+(?:\.[^\W\d_]+)*$")
+_LONGEST_ABBREVIATION = 12
+_OPENERS = "\"'“\u2018«([¿¡"
+_BOUNDED = re.compile(rf".{{1,{MAX_CHARACTERS}}}(?<=\s)|.{{1,{MAX_CHARACTERS}}}", re.DOTALL)
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences that together are the text exactly: ``"".join(split_sentences(text)) == text``.
+
+    Whitespace after a sentence stays with it, whitespace before the first goes with the first.
+    """
+    return list(_spans(text))
+
+
+def _spans(text: str) -> Iterator[str]:
+    start = 0
+    for candidate in _CANDIDATE.finditer(text):
+        end = candidate.end()
+        if end == len(text) or not _ends_sentence(text, candidate):
+            continue
+        span = text[start:end]
+        if not span.isspace():
+            yield from _bounded(span)
+            start = end
+    if start < len(text):
+        yield from _bounded(text[start:])
+
+
+def _bounded(span: str) -> Iterator[str]:
+    if len(span) <= MAX_CHARACTERS:
+        yield span
+    else:
+        yield from _BOUNDED.findall(span)
+
+
+def _ends_sentence(text: str, candidate: re.Match[str]) -> bool:
+    stop = candidate["stop"]
+    if stop is None or _EMPTY_LINE.search(candidate[0]):
+        return True
+    following = text[candidate.end() : candidate.end() + 4].lstrip(_OPENERS)
+    if following[:1].islower():
+        return False
+    if stop != ".":
+        return True
+    before = candidate.start()
+    word = _LAST_WORD.search(text, max(0, before - _LONGEST_ABBREVIATION), before)
+    if word is None:
+        return True
+    is_initial = len(word[0]) == 1 and word[0].isupper() and word[0] != "I"
+    return not is_initial and word[0].lower() not in _KNOWN_ABBREVIATIONS

@@ -1,0 +1,381 @@
+"""The token store: a corpus tokenised once, as flat arrays that are read at random.
+
+A store is a folder. Each split ("train", "validation") is a row of shards, and each shard four
+flat little-endian files: ``tokens`` (uint16, or uint32 above 65,536 ids), ``documents`` and
+``sentences`` (int64, positions in the shard after which one ends) and ``unigrams`` (int64
+[vocabulary], how often each id occurs). ``manifest.json``, written last, holds counts and digests:
+a folder without it is no store yet. Readers see one array of tokens per split, in global
+positions, and never the shards.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from flax_transformers.data.folders import Folder, LocalFolder, open_folder, writing
+from flax_transformers.errors import UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+_BUFFER = 1 << 20
+_BLOCK = 1 << 26
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and hexadecimal digest of one file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """Counts of one shard of one split, and its ``files`` by name relative to the store.
+
+    ``skipped`` documents had no token at all and are not among ``documents``.
+    """
+
+    tokens: int
+    documents: int
+    sentences: int
+    skipped: int
+    files: dict[str, FileRecord]
+
+    @staticmethod
+    def from_json(record: dict[str, Any]) -> ShardRecord:
+        files = {name: FileRecord(**file) for name, file in record["files"].items()}
+        return ShardRecord(**{**record, "files": files})
+
+
+def shard_file(split: Split, shard: int, kind: str) -> str:
+    """Name of one file of a shard, relative to the store."""
+    return f"{split}/{shard:05d}.{kind}"
+
+
+def token_dtype(vocab_size: int) -> str:
+    """uint16 where every id fits, else uint32; little-endian."""
+    return "<u2" if vocab_size <= 1 << 16 else "<u4"
+
+
+class _HashedFile:
+    """A new file that counts and digests what goes into it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open(path, "wb", buffering=_BUFFER)  # noqa: SIM115 (closed by ShardWriter)
+        self._hash, self._bytes = hashlib.sha256(), 0
+
+    def write(self, array: np.ndarray) -> None:
+        content = array.tobytes()
+        self._file.write(content)
+        self._hash.update(content)
+        self._bytes += len(content)
+
+    def finish(self) -> FileRecord:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return FileRecord(self._bytes, self._hash.hexdigest())
+
+    def discard(self) -> None:
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+class ShardWriter:
+    """Writes one shard of one split; nothing is visible before ``finish``.
+
+    Used as a context manager: left with an exception, it removes what it wrote.
+    """
+
+    def __init__(self, folder: Folder, split: Split, shard: int, vocab_size: int) -> None:
+        self._folder, self._dtype = folder, token_dtype(vocab_size)
+        self._unigrams = np.zeros(vocab_size, np.int64)
+        self._tokens = self._documents = self._sentences = self._skipped = 0
+        self._names = {
+            kind: shard_file(split, shard, kind)
+            for kind in ("tokens", "documents", "sentences", "unigrams")
+        }
+        with writing(folder.path):
+            self._files = {
+                kind: _HashedFile(folder.temporary(name)) for kind, name in self._names.items()
+            }
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            for file in self._files.values():
+                with contextlib.suppress(OSError):
+                    file.discard()
+
+    def add_document(self, sentences: Sequence[np.ndarray]) -> int:
+        """Appends the token ids of each sentence (integers [n]); returns how many tokens."""
+        lengths = np.array([len(sentence) for sentence in sentences if len(sentence)], np.int64)
+        if not len(lengths):
+            self._skipped += 1
+            return 0
+        tokens = np.concatenate(sentences)
+        ends = self._tokens + np.cumsum(lengths)
+        with writing(self._folder.path):
+            self._files["tokens"].write(tokens.astype(self._dtype))
+            self._files["sentences"].write(ends.astype("<i8"))
+            self._files["documents"].write(ends[-1:].astype("<i8"))
+        np.add.at(self._unigrams, tokens, 1)
+        self._tokens += len(tokens)
+        self._sentences += len(lengths)
+        self._documents += 1
+        return len(tokens)
+
+    def finish(self) -> ShardRecord:
+        """Syncs the files and gives them their names."""
+        with writing(self._folder.path):
+            self._files["unigrams"].write(self._unigrams.astype("<i8"))
+            records = {kind: file.finish() for kind, file in self._files.items()}
+        for kind, file in self._files.items():
+            self._folder.publish(file.path, self._names[kind])
+        return ShardRecord(
+            self._tokens, self._documents, self._sentences, self._skipped,
+            {self._names[kind]: record for kind, record in records.items()},
+        )  # fmt: skip
+
+
+def write_manifest(
+    folder: Folder,
+    shards: dict[Split, list[ShardRecord]],
+    *,
+    vocab_size: int,
+    tokenizer: str,
+    corpus: dict[str, Any],
+) -> None:
+    """Makes a store of the folder. ``tokenizer``: its fingerprint; ``corpus``: what was read."""
+    body = {
+        "format": FORMAT,
+        "vocab_size": vocab_size,
+        "tokenizer": tokenizer,
+        "corpus": corpus,
+        "splits": {split: [asdict(shard) for shard in shards[split]] for split in SPLITS},
+    }
+    folder.write(MANIFEST, to_json({**body, "fingerprint": _digest(body)}))
+
+
+def read_manifest(folder: Folder) -> dict[str, Any]:
+    """The manifest, checked against its own digest. Raises UserError when missing or damaged."""
+    try:
+        manifest = json.loads(folder.read(MANIFEST))
+        body = {key: value for key, value in manifest.items() if key != "fingerprint"}
+        found = manifest.get("format")
+        intact = manifest.get("fingerprint") == _digest(body)
+    except FileNotFoundError:
+        raise UserError(
+            f"There is no token store in {folder.path}; make one with `flax-transformers prepare`."
+        ) from None
+    except (ValueError, AttributeError):
+        found, intact = FORMAT, False
+    if found != FORMAT:
+        raise UserError(
+            f"The token store in {folder.path} has format {found}, this version reads format "
+            f"{FORMAT}; prepare it again in another directory."
+        )
+    if not intact:
+        raise UserError(f"{_damaged(folder, MANIFEST)} (it does not match its own digest).")
+    return manifest
+
+
+def to_json(record: dict[str, Any]) -> bytes:
+    """The one spelling of a record: equal records give equal bytes."""
+    return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(to_json(record)).hexdigest()
+
+
+def _damaged(folder: Folder, name: str) -> str:
+    return (
+        f"The file {name} of the token store in {folder.path} is damaged; restore it, or delete "
+        "the store and prepare it again"
+    )
+
+
+def check_files(folder: Folder, shard: ShardRecord) -> None:
+    """Reads every byte of a shard and compares it with its record.
+
+    Raises UserError naming the first file that is missing or differs.
+    """
+    for name, record in shard.files.items():
+        digest, position = hashlib.sha256(), 0
+        with contextlib.suppress(FileNotFoundError):
+            while block := folder.read(name, position, position + _BLOCK):
+                digest.update(block)
+                position += len(block)
+        if FileRecord(position, digest.hexdigest()) != record:
+            raise UserError(f"{_damaged(folder, name)} (it does not match its recorded sha256).")
+
+
+class TokenStore:
+    """One split of a store, read at random in global positions 0 .. num_tokens.
+
+    Opening reads the manifest and, on a local disk, compares file sizes; arrays are opened on
+    first use, so an instance pickles small. ``tokenizer``, where given, is the fingerprint that
+    the store must have been made with. Local files are mapped into memory; from a bucket, tokens
+    come as byte ranges, while the ends of documents and sentences are read whole, once.
+
+    Raises UserError for a missing, damaged or truncated store, another format, another tokenizer.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        split: Split = "train",
+        *,
+        tokenizer: str | None = None,
+    ) -> None:
+        self._folder = open_folder(directory)
+        self.split = split
+        manifest = read_manifest(self._folder)
+        if tokenizer not in (None, manifest["tokenizer"]):
+            raise UserError(
+                f"The token store in {self.directory} was made with tokenizer "
+                f"{manifest['tokenizer'][:12]}, not with {str(tokenizer)[:12]}; use the tokenizer "
+                "saved inside the store, or prepare another store."
+            )
+        self.tokenizer: str = manifest["tokenizer"]
+        self.vocab_size: int = manifest["vocab_size"]
+        self.corpus: dict[str, Any] = manifest["corpus"]
+        self.fingerprint: str = _digest({"store": manifest["fingerprint"], "split": split})
+        self._shards = [ShardRecord.from_json(record) for record in manifest["splits"][split]]
+        self.num_tokens = sum(shard.tokens for shard in self._shards)
+        self.num_documents = sum(shard.documents for shard in self._shards)
+        self.num_sentences = sum(shard.sentences for shard in self._shards)
+        self._dtype = token_dtype(self.vocab_size)
+        self._starts = [0, *itertools.accumulate(shard.tokens for shard in self._shards)]
+        self._arrays: dict[tuple[str, int], np.ndarray] = {}
+        if self.is_local:
+            self._check_sizes()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrays": {}}
+
+    @property
+    def directory(self) -> str:
+        """Absolute path or URL of the store."""
+        return self._folder.path
+
+    @property
+    def is_local(self) -> bool:
+        """Whether reads are quick (memory) or wait for a network."""
+        return isinstance(self._folder, LocalFolder)
+
+    def _check_sizes(self) -> None:
+        for shard in self._shards:
+            for name, record in shard.files.items():
+                path = os.path.join(self.directory, name)
+                found = os.path.getsize(path) if os.path.exists(path) else "no"
+                if found != record.bytes:
+                    raise UserError(
+                        f"{_damaged(self._folder, name)} (it has {found} bytes instead of "
+                        f"{record.bytes})."
+                    )
+
+    def verify(self) -> None:
+        """Reads the whole split and compares digests. Raises UserError naming a damaged file."""
+        for shard in self._shards:
+            check_files(self._folder, shard)
+
+    def tokens(self, start: int, length: int) -> np.ndarray:
+        """Token ids [start, start + length) as a new int32 array [length], over shard borders.
+
+        Raises IndexError outside of the split.
+        """
+        stop = start + length
+        if start < 0 or length < 0 or stop > self.num_tokens:
+            raise IndexError(f"tokens {start} to {stop} of a split of {self.num_tokens}")
+        shard = max(0, bisect.bisect_right(self._starts, start) - 1)
+        parts = []
+        while start < stop:
+            first, end = self._starts[shard], min(stop, self._starts[shard + 1])
+            if start < end:
+                parts.append(self._read_tokens(shard, start - first, end - first))
+            start, shard = max(start, end), shard + 1
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.int32), *parts])
+
+    def _read_tokens(self, shard: int, start: int, stop: int) -> np.ndarray:
+        if self.is_local:
+            return self._array("tokens", shard)[start:stop].astype(np.int32)
+        name, width = shard_file(self.split, shard, "tokens"), np.dtype(self._dtype).itemsize
+        content = self._folder.read(name, start * width, stop * width)
+        if len(content) != (stop - start) * width:
+            raise UserError(f"{_damaged(self._folder, name)} (it ends too early).")
+        return np.frombuffer(content, self._dtype).astype(np.int32)
+
+    def _array(self, kind: str, shard: int) -> np.ndarray:
+        array = self._arrays.get((kind, shard))
+        if array is None:
+            dtype = self._dtype if kind == "tokens" else "<i8"
+            array = self._folder.array(shard_file(self.split, shard, kind), dtype)
+            self._arrays[kind, shard] = array
+        return array
+
+    def document_ends_within(self, start: int, stop: int) -> np.ndarray:
+        """Global positions e, start < e <= stop, after which a document ends: int64 [k]."""
+        shard = max(0, bisect.bisect_right(self._starts, start) - 1)
+        found = []
+        while shard < len(self._shards) and self._starts[shard] < stop:
+            ends, first = self._array("documents", shard), self._starts[shard]
+            low, high = np.searchsorted(ends, (start - first, stop - first), side="right")
+            found.append(ends[low:high] + first)
+            shard += 1
+        return found[0] if len(found) == 1 else np.concatenate([np.zeros(0, np.int64), *found])
+
+    @property
+    def document_ends(self) -> np.ndarray:
+        """Global positions after which a document ends, increasing: int64 [num_documents]."""
+        return self._global_ends("documents")
+
+    @property
+    def sentence_ends(self) -> np.ndarray:
+        """Global positions after which a sentence ends; every document end is one: int64 [S]."""
+        return self._global_ends("sentences")
+
+    def _global_ends(self, kind: str) -> np.ndarray:
+        ends = [self._array(kind, i) + self._starts[i] for i in range(len(self._shards))]
+        return np.concatenate([np.zeros(0, np.int64), *ends])
+
+    @property
+    def unigram_counts(self) -> np.ndarray:
+        """How often each id occurs: int64 [vocab_size]."""
+        counts = np.zeros(self.vocab_size, np.int64)
+        for shard in range(len(self._shards)):
+            counts += self._array("unigrams", shard)
+        return counts
+
+
+def unigram_cross_entropy(train: TokenStore, held_out: TokenStore) -> float:
+    """Nats per token of ``held_out`` under the token frequencies of ``train``, add-one smoothed.
+
+    What a model scores that knows how common each token is and nothing else: the line to beat.
+    """
+    counts, truth = train.unigram_counts + 1.0, held_out.unigram_counts
+    return float(-(truth @ np.log(counts / counts.sum())) / truth.sum())

@@ -1,0 +1,133 @@
+"""The window index: which stretches of a token store become training rows.
+
+Windows are cut greedily over whole sentences. The one rule about their length: the raw tokens
+plus the document ends strictly inside the window (each gets a separator) are at most
+``spec.length``. An end exactly at the window's end costs nothing. A sentence that is longer than
+a window is split. Every token of the split is in exactly one window, in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+
+from flax_transformers.data.folders import LocalFolder
+from flax_transformers.data.store import TokenStore
+from flax_transformers.errors import UserError
+from flax_transformers.objectives.contract import WindowSpec
+
+WINDOW = np.dtype([("start", "<i8"), ("length", "<i4")])
+_SENTENCES_AT_ONCE = 1 << 22  # bounds memory: some 200 MB of temporaries
+
+
+def window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray:
+    """All windows of a split, in order: structured array [windows] of (start int64, length int32).
+
+    Raises UserError for a split without tokens and for a length below 1.
+    """
+    if spec.length < 1:
+        raise UserError(f"Windows of {spec.length} tokens hold no text; use longer sequences.")
+    if store.num_tokens == 0:
+        raise UserError(
+            f"The {store.split} split of the token store in {store.directory} holds no tokens; "
+            "check the data source."
+        )
+    starts = _window_starts(store.sentence_ends, store.document_ends, spec)
+    windows = np.zeros(len(starts), WINDOW)
+    windows["start"] = starts
+    windows["length"] = np.diff(starts, append=store.num_tokens)
+    return windows
+
+
+def _window_starts(
+    sentence_ends: np.ndarray, document_ends: np.ndarray, spec: WindowSpec
+) -> np.ndarray:
+    """Walks the sentences in blocks; a block begins where the last window is not sure to end."""
+    block_size = max(_SENTENCES_AT_ONCE, spec.length + 1)  # so that each block ends a window
+    found, position, total = [], 0, int(sentence_ends[-1])
+    while position < total:
+        first = int(np.searchsorted(sentence_ends, position, side="right"))
+        ends = sentence_ends[first : first + block_size]
+        units = _split_long(position, ends, spec.length)
+        last_block = first + block_size >= len(sentence_ends)
+        starts = _chain(position, units, document_ends, spec, last_block)
+        found.append(starts[:-1])
+        position = int(starts[-1])
+    return np.concatenate(found)
+
+
+def _split_long(position: int, ends: np.ndarray, length: int) -> np.ndarray:
+    """Ends of the units that windows are made of: sentences, long ones cut every ``length``."""
+    starts = np.concatenate([[position], ends[:-1]])
+    cuts = (ends - starts - 1) // length  # how many ends each sentence gets besides its own
+    if not cuts.any():
+        return ends
+    repeated = np.repeat(np.arange(len(ends)), cuts + 1)
+    nth = np.arange(len(repeated)) - np.repeat(np.cumsum(cuts + 1) - (cuts + 1), cuts + 1) + 1
+    return np.minimum(starts[repeated] + nth * length, ends[repeated])
+
+
+def _chain(
+    position: int, units: np.ndarray, document_ends: np.ndarray, spec: WindowSpec, last_block: bool
+) -> np.ndarray:
+    """Window starts from ``position`` on; the last entry is where the next block goes on."""
+    starts = np.concatenate([[position], units[:-1]])
+    if spec.cross_documents:
+        # An end d costs a separator in a window (start, end) when start < d < end.
+        room = starts + np.searchsorted(document_ends, starts, side="right") + spec.length
+        cost = units + np.searchsorted(document_ends, units, side="left")
+        following = np.searchsorted(cost, room, side="right")
+    else:
+        document = np.searchsorted(document_ends, starts, side="right")
+        limit = np.minimum(document_ends[document], starts + spec.length)
+        following = np.searchsorted(units, limit, side="right")
+    jumps = following.tolist()  # Python integers: this loop runs once per window
+    count, unit, chain = len(units), 0, []
+    while unit < count:
+        chain.append(unit)
+        unit = jumps[unit]
+    edges = starts[chain]
+    # A window that reaches the block's end may go on behind it: the next block decides.
+    return np.append(edges, units[-1]) if last_block else edges
+
+
+def cached_window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray:
+    """`window_index`, kept in the folder ``windows`` of a local store and mapped from there.
+
+    Thirty million windows take half a minute and 360 MB: the data workers of a machine share
+    them. Where nothing can be written the index stays in memory.
+    """
+    if not store.is_local:
+        return window_index(store, spec)
+    kind = "across" if spec.cross_documents else "within"
+    name = f"windows/{spec.length}-{kind}-{store.fingerprint[:16]}"
+    path = Path(store.directory, name)
+    with contextlib.suppress(OSError, ValueError):
+        windows = np.memmap(path, WINDOW, "r")
+        if _covers(windows, store.num_tokens):
+            return windows
+    windows = window_index(store, spec)
+    try:
+        _keep(store.directory, name, windows)
+        return np.memmap(path, WINDOW, "r")
+    except (UserError, OSError):  # a read-only or full disk is no reason to stop
+        return windows
+
+
+def _keep(directory: str, name: str, windows: np.ndarray) -> None:
+    folder = LocalFolder(directory)
+    temporary = folder.temporary(name)
+    try:
+        with open(temporary, "wb") as file:
+            windows.tofile(file)
+        folder.publish(temporary, name)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _covers(windows: np.ndarray, tokens: int) -> bool:
+    """Whether each window begins where the one before ends: no damaged figure passes this."""
+    starts, lengths = windows["start"], windows["length"]
+    return bool((np.append(starts, tokens) == np.append(0, starts + lengths)).all())

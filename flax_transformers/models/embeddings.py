@@ -1,0 +1,74 @@
+"""Lookup tables, and the way back from hidden states to vocabulary logits."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flax_transformers.models.linear import einsum, truncated_normal
+from flax_transformers.models.sharding import LOGITS, constrain
+
+
+@jax.custom_vjp
+def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of ``table`` [rows, features] at ``ids`` [...]; an id out of range gives NaN.
+
+    The derivative of a row is summed over all its uses, thousands for a frequent word, in float32
+    whatever the dtype of the table.
+    """
+    return jnp.take(table, ids, axis=0)
+
+
+def _lookup_forward(table, ids):
+    return lookup(table, ids), (table, ids)
+
+
+def _lookup_backward(operands, cotangent):
+    table, ids = operands
+    total = jnp.zeros(table.shape, jnp.float32).at[ids].add(cotangent.astype(jnp.float32))
+    return total.astype(table.dtype), None
+
+
+lookup.defvjp(_lookup_forward, _lookup_backward)
+
+
+class Embedding(nn.Module):
+    """A table of ``rows`` vectors; the parameter is ``embedding`` [rows, features] in float32.
+
+    ``axes`` are the logical names of rows and features. An id out of range gives NaN.
+    """
+
+    rows: int
+    features: int
+    dtype: jnp.dtype
+    axes: tuple[str, str] = ("vocab", "embed")
+    init_std: float = 0.02
+
+    def setup(self) -> None:
+        init = nn.with_logical_partitioning(truncated_normal(self.init_std), self.axes)
+        self.embedding = self.param("embedding", init, (self.rows, self.features), jnp.float32)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Vectors [..., features] of integer ``ids`` [...]."""
+        # Whole rows first, where a mesh divides them: the lookup then keeps its rows in place.
+        table = constrain(self.embedding.astype(self.dtype), (self.axes[0], "features"))
+        return lookup(table, ids)
+
+    def attend(self, hidden_BMD: jax.Array) -> jax.Array:
+        """Inner products with every row, float32 [B, M, rows]."""
+        table_VD = self.embedding.astype(self.dtype)
+        logits = einsum("BMD,VD->BMV", hidden_BMD.astype(self.dtype), table_VD, jnp.float32)
+        return constrain(logits, LOGITS)
+
+
+def mask_padded_vocabulary(logits: jax.Array, vocab_size: int) -> jax.Array:
+    """Sets logits [..., V] of the rows that only pad the table to the lowest float32.
+
+    Their probability is then exactly zero in the loss and in decoding.
+    """
+    if logits.shape[-1] == vocab_size:
+        return logits
+    real_V = jnp.arange(logits.shape[-1]) < vocab_size
+    lowest = jnp.finfo(logits.dtype).min
+    return jnp.where(jnp.expand_dims(real_V, tuple(range(logits.ndim - 1))), logits, lowest)

@@ -1,0 +1,94 @@
+"""Matrix products that accumulate in float32 in both passes, and the linear layer built on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+PROJECTION = "projection"
+"""The name under which a rematerialisation policy finds the product of every linear layer."""
+
+
+def _einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32).astype(dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def einsum(spec: str, a: jax.Array, b: jax.Array, out_dtype: jnp.dtype | None = None) -> jax.Array:
+    """``jnp.einsum`` of two operands of one dtype, summed in float32 whatever that dtype is.
+
+    The derivative of a bfloat16 product would otherwise multiply a float32 cotangent by a bfloat16
+    operand; here the cotangent is first cast to the operands' dtype, so that the two products of
+    the backward pass run at the speed of the forward one and also sum in float32.
+
+    ``spec`` names every axis by a letter ("BTD,DF->BTF"); each letter of an operand must occur in
+    the other operand or in the result. The result has ``out_dtype``, by default that of ``a``.
+    """
+    return _einsum(spec, a, b, out_dtype or a.dtype)
+
+
+def _einsum_forward(spec, a, b, out_dtype):
+    return einsum(spec, a, b, out_dtype), (a, b)
+
+
+def _einsum_backward(spec, out_dtype, operands, cotangent):
+    a, b = operands
+    (a_axes, b_axes), out_axes = spec.split("->")[0].split(","), spec.split("->")[1]
+    cotangent = cotangent.astype(a.dtype)
+    return (
+        _einsum(f"{out_axes},{b_axes}->{a_axes}", cotangent, b, a.dtype),
+        _einsum(f"{a_axes},{out_axes}->{b_axes}", a, cotangent, b.dtype),
+    )
+
+
+einsum.defvjp(_einsum_forward, _einsum_backward)
+
+
+class Linear(nn.Module):
+    """An affine map over named axes: ``einsum(spec, x, kernel) + bias``.
+
+    ``spec`` such as "BTD,DNH->BTNH"; ``shape`` is the kernel's, ``axes`` its logical axis names.
+    The bias covers the kernel axes that remain in the result.
+    """
+
+    spec: str
+    shape: Sequence[int]
+    axes: Sequence[str]
+    dtype: jnp.dtype
+    use_bias: bool = True
+    init_std: float = 0.02
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel_init = nn.with_logical_partitioning(truncated_normal(self.init_std), self.axes)
+        kernel = self.param("kernel", kernel_init, tuple(self.shape), jnp.float32)
+        y = einsum(self.spec, x.astype(self.dtype), kernel.astype(self.dtype))
+        y = checkpoint_name(y, PROJECTION)
+        if not self.use_bias:
+            return y
+        operands, result = self.spec.split("->")
+        kept = [i for i, letter in enumerate(operands.split(",")[1]) if letter in result]
+        bias_init = nn.with_logical_partitioning(
+            nn.initializers.zeros_init(), tuple(self.axes[i] for i in kept)
+        )
+        bias = self.param("bias", bias_init, tuple(self.shape[i] for i in kept), jnp.float32)
+        bias = jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
+        # Spread out first and rounded after: its derivative then sums over tokens in float32.
+        return y + jnp.broadcast_to(bias, y.shape).astype(self.dtype)
+
+
+def truncated_normal(std: float) -> nn.initializers.Initializer:
+    """Normal cut at two standard deviations, as BERT's ``truncated_normal_initializer``.
+
+    ``std`` is that of the normal before the cut, the convention of TensorFlow's initializer.
+    """
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        return std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
+
+    return init

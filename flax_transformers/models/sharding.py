@@ -1,0 +1,20 @@
+"""Logical names of activation axes. The rules that map them to a mesh come from outside.
+
+Parameters use the names ``vocab embed heads head_dim mlp positions norm layers``; activations use
+``batch length features heads head_dim mlp vocab``. ``parallel/rules.py`` holds the table.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+HIDDEN = ("batch", "length", "features")
+HEADS = ("batch", "length", "heads", "head_dim")
+INTERMEDIATE = ("batch", "length", "mlp")
+LOGITS = ("batch", "length", "vocab")
+
+
+def constrain(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Asks the partitioner to lay ``x`` out by logical ``axes``; does nothing without a mesh."""
+    return nn.with_logical_constraint(x, axes)

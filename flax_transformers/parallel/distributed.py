@@ -1,0 +1,85 @@
+"""Starting up with other processes, and ending when one of them is lost."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from types import TracebackType
+
+import jax
+
+from flax_transformers.errors import UserError
+
+PREEMPTED = 42
+"""Exit code after a requested stop: everything is saved, start again to go on."""
+PEER_LOST = 75
+"""Exit code of a process whose peer died: restart all of them."""
+HEARTBEAT_SECONDS = 20
+
+
+
+def start_processes() -> None:
+    """Joins this process to the others of the job, if there are others. Call before any array.
+
+    A job is told by ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, or
+    found by JAX itself (SLURM, Open MPI, GKE, TPU slices). One process alone starts nothing.
+    Raises UserError if only some of the three variables are set.
+    """
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    given = [name for name in names if os.environ.get(name)]
+    if len(given) == len(names):
+        address, count, index = (os.environ[name] for name in names)
+        _initialize(address, int(count), int(index))
+    elif any(name in given for name in names[1:]):
+        missing = ", ".join(name for name in names if name not in given)
+        raise UserError(f"{', '.join(given)} set but not {missing}; set all three or none")
+    elif _launched_with_others():
+        _initialize(None, None, None)
+
+
+def _initialize(address: str | None, count: int | None, index: int | None) -> None:
+    jax.distributed.initialize(
+        address, count, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+    )
+    sys.excepthook = _leave_at_once
+
+
+def _launched_with_others() -> bool:
+    counts = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    if any(count.isdigit() and int(count) > 1 for count in counts):
+        return True
+    # TPU slices and GKE jobs name all their hosts.
+    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or (
+        "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+    )
+
+
+def _leave_at_once(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Ends without the exit barrier, which would wait for the lost peer until a time-out."""
+    traceback.print_exception(kind, error, trace)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(PEER_LOST)
+
+
+def check_platform(wanted: str | None) -> str:
+    """The platform in use; raises UserError if it is not the one asked for.
+
+    ``wanted`` is "cpu", "gpu", "tpu", or None for whatever there is.
+    """
+    if wanted is not None and wanted not in ("cpu", "gpu", "tpu"):
+        raise UserError(f"platform {wanted!r} is unknown; choose cpu, gpu or tpu")
+    if wanted is not None:
+        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(wanted, wanted))
+    try:
+        found = jax.default_backend()
+    except RuntimeError as error:
+        extra = {"gpu": "cuda"}.get(wanted or "", wanted)
+        raise UserError(
+            f"platform {wanted} is not there ({str(error).splitlines()[0]}); install "
+            f"flax-transformers[{extra}] on a machine that has the device, or leave --platform out"
+        ) from None
+    return found

@@ -1,0 +1,55 @@
+"""The device mesh: a grid of devices whose axes say what is divided over them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from flax_transformers.errors import UserError
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one may be -1, "all devices that are left"."""
+
+    data: int = -1
+    """Copies of the model that each see other examples; gradients are summed over them."""
+    fsdp: int = 1
+    """Examples divided likewise, and parameters and optimizer state divided too (ZeRO-3)."""
+    tensor: int = 1
+    """Heads, feed-forward and vocabulary divided within a layer (Megatron-LM)."""
+
+
+def resolve_mesh(config: MeshConfig, device_count: int) -> MeshConfig:
+    """Replaces -1 by what is left of ``device_count``.
+
+    Raises UserError if the axes do not multiply to the number of devices.
+    """
+    sizes = {field.name: getattr(config, field.name) for field in fields(config)}
+    shown = " x ".join(f"{name}={size}" for name, size in sizes.items())
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise UserError(
+            f"mesh {shown} is not a grid; give every axis a positive size, at most one of them -1"
+        )
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if device_count % fixed or (not free and fixed != device_count):
+        raise UserError(
+            f"mesh {shown} does not fit {device_count} device{'s' * (device_count != 1)}; "
+            "set the axes so that they multiply to that number, or one of them to -1"
+        )
+    return replace(config, **{free[0]: device_count // fixed}) if free else config
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of ``config`` over ``devices``, by default all of this job's."""
+    devices = jax.devices() if devices is None else devices
+    config = resolve_mesh(config, len(devices))
+    names = tuple(field.name for field in fields(config))
+    shape = tuple(getattr(config, name) for name in names)
+    # Linen places arrays by constraints, so the compiler must be free to choose (Auto axes).
+    return jax.make_mesh(shape, names, (AxisType.Auto,) * len(names), devices=devices)

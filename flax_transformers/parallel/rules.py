@@ -1,0 +1,136 @@
+"""The one table from logical axis names to mesh axes, and the shardings that follow from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flax_transformers.errors import UserError
+
+Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+
+RULES: Rules = (
+    # activations
+    ("batch", ("data", "fsdp")),
+    ("length", None),
+    ("features", None),
+    # parameters and activations
+    ("heads", "tensor"),
+    ("head_dim", None),
+    ("mlp", "tensor"),
+    ("vocab", "tensor"),
+    # parameters
+    ("embed", "fsdp"),
+    ("positions", None),
+    ("token_types", None),
+    ("norm", None),
+    ("layers", None),
+)
+
+
+def mesh_axes(spec: PartitionSpec, rules: Rules = RULES) -> PartitionSpec:
+    """Translates logical names to mesh axes; a name without a rule is a mistake in the model."""
+    table = dict(rules)
+    unknown = [name for name in spec if name is not None and name not in table]
+    if unknown:
+        raise KeyError(f"no sharding rule for logical axis {unknown[0]!r}; known: {sorted(table)}")
+    return PartitionSpec(*(None if name is None else table[name] for name in spec))
+
+
+def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+    """A NamedSharding per parameter, from a tree that still carries its logical axis names.
+
+    ``boxed`` is ``jax.eval_shape(model.init, ...)["params"]``. Raises UserError if two axes of one
+    parameter go to the same mesh axis, or a size does not divide.
+    """
+    logical = nn.get_partition_spec(boxed)
+    shapes = nn.meta.unbox(boxed)
+
+    def shard(path, shape: jax.ShapeDtypeStruct, spec: PartitionSpec) -> NamedSharding:
+        name = "/".join(str(key.key) for key in path)
+        axes = mesh_axes(spec, rules)
+        _check(name, shape.shape, spec, axes, mesh)
+        return NamedSharding(mesh, axes)
+
+    return jax.tree_util.tree_map_with_path(shard, shapes, logical)
+
+
+def _check(
+    name: str, shape: tuple[int, ...], logical: PartitionSpec, axes: PartitionSpec, mesh: Mesh
+) -> None:
+    used: dict[str, str] = {}
+    for size, logical_name, axis in zip(shape, logical, axes, strict=True):
+        if axis is None:
+            continue
+        for one in (axis,) if isinstance(axis, str) else axis:
+            if mesh.shape[one] > 1 and one in used:
+                raise UserError(
+                    f"parameter {name} has both {used[one]!r} and {logical_name!r} on mesh axis "
+                    f"{one!r}; give one of them another axis in the sharding rules"
+                )
+            used[one] = logical_name
+        parts = _size(mesh, axis)
+        if size % parts:
+            fitting = [n for n in range(1, size + 1) if size % n == 0 and n <= mesh.size]
+            raise UserError(
+                f"parameter {name}: its {logical_name!r} axis of {size} does not divide over mesh "
+                f"axis {axis}={parts}; sizes that fit are {', '.join(map(str, fitting))}"
+            )
+
+
+def _size(mesh: Mesh, axis: str | tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[one] for one in ((axis,) if isinstance(axis, str) else axis))
+
+
+def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
+    """Rows divided as the rules say for "batch", everything else whole."""
+    return NamedSharding(mesh, PartitionSpec(dict(rules)["batch"]))
+
+
+def host_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+    """Which rows of a global batch this process has to load, ascending (int64).
+
+    Processes that hold the same rows (a tensor axis that spans them) load the same ones.
+    """
+    parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+
+def place_rows(
+    local: Mapping[str, np.ndarray], rows: np.ndarray, sharding: NamedSharding, batch_size: int
+) -> dict[str, jax.Array]:
+    """The global batch [batch_size, ...] from this process's ``rows`` of it, on the mesh."""
+
+    def place(values: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            first = np.searchsorted(rows, start)
+            return values[first : first + stop - start]
+
+        return jax.make_array_from_callback((batch_size, *values.shape[1:]), sharding, part)
+
+    return {name: place(values) for name, values in local.items()}
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(batch_size: int, micro_batches: int, mesh: Mesh, rules: Rules = RULES) -> None:
+    """Raises UserError unless every micro-batch divides evenly over the mesh."""
+    axis = dict(rules)["batch"]
+    parts = _size(mesh, axis) * micro_batches
+    if batch_size % parts:
+        lower = batch_size // parts * parts
+        near = f"{lower} or {lower + parts}" if lower else f"{parts}"
+        shape = " x ".join(f"{n}={mesh.shape[n]}" for n in axis)
+        raise UserError(
+            f"batch_size {batch_size} does not divide over mesh {shape} and micro_batches="
+            f"{micro_batches} ({parts} parts); use a multiple of {parts}, such as {near}"
+        )

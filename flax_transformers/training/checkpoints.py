@@ -1,0 +1,406 @@
+"""Checkpoints: written in the background, checked before they are read, restored onto any mesh.
+
+A step folder `checkpoints/<step>/` holds `state/` (arrays), `meta/` (JSON), whatever small files
+the run needs beside them (its tokenizer) and `DIGESTS.json` (see `digests`). A step is committed by
+one rename, digests included. Folders that fail the check are set aside as `invalid-<step>-<n>`,
+never deleted. All of orbax that the package uses is in this file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from flax_transformers.errors import UserError
+from flax_transformers.training import digests, step_folders
+from flax_transformers.training.step_folders import Files, Found
+from flax_transformers.training.structure import is_array, require_same_structure
+from flax_transformers.training.write_errors import raise_write_error, report_failed_writes_once
+
+logger = logging.getLogger(__name__)
+
+_PROCESS_ZERO_TIMEOUT_MS = 3_600_000  # hashing terabytes takes minutes
+_MESSAGE_BYTES = 8192
+_UNFINISHED = ".orbax-checkpoint-tmp"
+_calls = itertools.count()
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written and which of them are kept."""
+
+    every_steps: int = 1000
+    """0: only at the end."""
+    keep_latest: int = 3
+    keep_every: int | None = None
+    """Keep every step that is a multiple of this, for good."""
+    keep_best: int = 0
+    """Keep this many with the best ``best_metric``, besides the latest; 0: none."""
+    best_metric: str = "eval/loss"
+    best_mode: Literal["min", "max"] = "min"
+    asynchronous: bool = True
+    """Write in the background while training goes on."""
+    invalid_to_keep: int = 8
+    """Damaged steps that may be set aside before training asks for them to be looked at."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("every_steps", 0), ("keep_latest", 1), ("keep_best", 0)):
+            if getattr(self, name) < least:
+                value = getattr(self, name)
+                raise ValueError(f"checkpoints: {name} is {value}; it must be at least {least}")
+        if self.keep_every is not None and self.keep_every < 1:
+            raise ValueError(f"checkpoints: keep_every is {self.keep_every}; use null for never")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `Checkpoints.restore_newest` found."""
+
+    step: int
+    state: Any
+    meta: dict[str, Any]
+    folder: epath.Path
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every process makes one and calls its methods alike.
+
+    Raises UserError if `directory` cannot be written.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], config: CheckpointConfig) -> None:
+        self.directory = step_folders.absolute(directory)
+        self.config = config
+        self._manager: ocp.CheckpointManager | None = None
+        self._watcher: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._last_step: int | None = None  # being written, or written last
+        self._files: Files = {}
+        self._scores: dict[int, float] = {}
+        report_failed_writes_once()
+        _on_process_zero(lambda: step_folders.require_writable(self.directory))
+
+    def save(self, step: int, state: Any, meta: dict[str, Any], files: Files | None = None) -> bool:
+        """Starts writing `step`; False if that step is there already or being written.
+
+        Returns once the arrays are copied to the host: `state` may be donated to the next step
+        right away. Waits for the write before it, if that is still going on. `meta` must be JSON;
+        `meta["metrics"][best_metric]` decides which steps are best. `files` maps a name in the
+        step folder to its bytes, or to a local file or folder to copy. Raises UserError if an
+        earlier write failed for want of space or permission.
+        """
+        self._raise_failure()
+        if step == self._last_step:
+            return False
+        self.wait()
+        manager = self._open_manager()
+        if step in manager.all_steps():
+            return False
+        self._files, self._last_step = dict(files or {}), step
+        self._scores[step] = _score(meta, self.config.best_metric)
+        # As it will be read back; what is not JSON fails here rather than in the background.
+        plain = json.loads(json.dumps(meta))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(plain)
+        )
+        try:
+            # Copying the arrays off the device is meant; the loop's guard is against other copies.
+            with jax.transfer_guard("allow"):
+                manager.save(step, args=items, force=True)
+        except Exception as error:
+            self._last_step = self._manager = None
+            raise_write_error(error, self.directory)
+        self._watcher = threading.Thread(
+            target=self._watch, args=(manager, step), name="checkpoint"
+        )
+        self._watcher.start()
+        if not self.config.asynchronous:
+            self.wait()
+        return True
+
+    def restore_newest(
+        self, abstract_state: Any, check: Callable[[dict[str, Any]], None] | None = None
+    ) -> Restored | None:
+        """The newest step that passes its check, placed as `abstract_state` says; None if none.
+
+        Takes a pytree of `jax.ShapeDtypeStruct` with shardings, on any mesh. Newer steps that fail
+        are set aside and named in a warning. A step without digests is used only if no step has
+        passed. Before any array is read, `check` gets the step's meta, to refuse it by raising, and
+        UserError is raised if arrays are missing, unexpected, or of another shape or dtype; also
+        if too many steps have been set aside.
+        """
+        self.wait()
+        self._close_manager()
+        limit = self.config.invalid_to_keep
+        choice = _on_process_zero(
+            lambda: _as_json(step_folders.choose_newest(self.directory, limit))
+        )
+        if choice is None:
+            return None
+        found = _found(choice)
+        if check is not None:
+            check(found.meta)
+        state = _read_state(found, abstract_state, partial=False)
+        self._last_step = found.step
+        return Restored(found.step, state, found.meta, found.folder)
+
+    def read_meta(self, step: int) -> dict[str, Any]:
+        """The JSON saved with `step`."""
+        return step_folders.read_meta(self.directory / str(step))
+
+    def steps(self) -> list[int]:
+        """The finished steps on disk, oldest first, whether or not they would pass their check."""
+        return step_folders.finished_steps(self.directory)
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether all processes should stop after `step`, because one was told to (SIGTERM).
+
+        Every process must ask at every step. Needs `jax.distributed.initialize`, also with one
+        process; without it the answer is always no. Raises like `save` if an earlier write failed.
+        """
+        self._raise_failure()
+        return bool(ocp.multihost.reached_preemption(step))
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more. Raises like `save`."""
+        if self._watcher is not None:
+            self._watcher.join()
+            self._watcher = None
+        self._raise_failure()
+
+    def close(self) -> None:
+        """Waits and lets go of everything. Raises like `save`."""
+        try:
+            self.wait()
+        finally:
+            self._close_manager()
+
+    def _open_manager(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            if self.config.keep_best:
+                self._scores |= {step: self._saved_score(step) for step in self.steps()}
+            in_place = not step_folders.is_local(self.directory)
+            mode = ocp.options.AtomicityMode
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    create=False,
+                    save_root_metadata=False,
+                    cleanup_tmp_directories=True,
+                    # Read no file of the older steps, any of which may be damaged, ...
+                    lightweight_initialize=True,
+                    # ... and let no process see an outdated listing on a shared file system.
+                    single_host_load_and_broadcast=True,
+                    preservation_policy=self._preservation_policy(),
+                    atomicity_options=ocp.options.AtomicityOptions(
+                        mode=mode.COMMIT_FILE if in_place else mode.ATOMIC_RENAME
+                    ),
+                    async_options=ocp.options.AsyncOptions(
+                        barrier_sync_fn=self._barrier,
+                        post_finalization_callback=self._before_commit,
+                    ),
+                ),
+            )
+        return self._manager
+
+    def _close_manager(self) -> None:
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def _preservation_policy(self) -> Any:
+        policies = ocp.checkpoint_managers
+        kept: list[Any] = [policies.LatestN(self.config.keep_latest)]
+        if self.config.keep_every is not None:
+            kept.append(policies.EveryNSteps(self.config.keep_every))
+        if self.config.keep_best:
+            kept.append(_KeepBest(self._scores, self.config.keep_best, self.config.best_mode))
+        return policies.AnyPreservationPolicy(kept)
+
+    def _saved_score(self, step: int) -> float:
+        try:
+            return _score(self.read_meta(step), self.config.best_metric)
+        except (OSError, ValueError):
+            return math.nan
+
+    def _barrier(self, *, key: str, timeout_ms: int) -> None:
+        """Orbax's barrier; a process about to report its arrays written hashes them first."""
+        if "async_write_complete" in key and jax.process_index() != 0:
+            for item in self._being_written().iterdir():
+                own = item / f"ocdbt.process_{jax.process_index()}"
+                if own.exists():
+                    digests.write_part(own)
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+    def _before_commit(self) -> None:
+        """On process 0, when all processes have written and before the step gets its name.
+
+        (Orbax calls this hook "post finalization"; the rename comes after it.)
+        """
+        folder = self._being_written()
+        step_folders.write_files(folder, self._files)
+        digests.write_index(folder)
+
+    def _being_written(self) -> epath.Path:
+        """Where orbax writes a step: under another name, or in a bucket in its place."""
+        assert self._last_step is not None
+        unfinished = self._unfinished(self._last_step)
+        return unfinished if unfinished.exists() else self.directory / str(self._last_step)
+
+    def _unfinished(self, step: int) -> epath.Path:
+        return self.directory / f"{step}{_UNFINISHED}"
+
+    def _watch(self, manager: ocp.CheckpointManager, step: int) -> None:
+        """In a thread of its own: follows one write to its end."""
+        try:
+            manager.wait_until_finished()
+        except Exception as error:
+            # This manager would raise the same again and again; the next save makes a new one.
+            self._failure, self._last_step, self._manager = error, None, None
+            if jax.process_count() == 1:
+                with contextlib.suppress(OSError):  # give a full disk its space back
+                    self._unfinished(step).rmtree(missing_ok=True)
+            return
+        folder = self.directory / str(step)
+        if jax.process_index() == 0 and digests.has_index(folder):
+            try:
+                digests.seal(folder)
+            except OSError as error:
+                logger.warning("checkpoint %s could not be sealed (%s)", folder, error)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            error, self._failure = self._failure, None
+            raise_write_error(error, self.directory)
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Found:
+    """The step folder meant by `path`: one itself, or the newest that passes in a run's folder.
+
+    Changes nothing: damaged steps are passed over with a warning. Every process must call it.
+    Raises UserError if there is none, or if the step folder given is damaged.
+    """
+    root = step_folders.absolute(path)
+    return _found(_on_process_zero(lambda: _as_json(step_folders.find_step(root))))
+
+
+def step_folder(path: str | os.PathLike[str]) -> epath.Path:
+    """The folder of `find_checkpoint`."""
+    return find_checkpoint(path).folder
+
+
+def checkpoint_meta(source: str | os.PathLike[str] | Found) -> dict[str, Any]:
+    """The JSON saved with a checkpoint."""
+    return (source if isinstance(source, Found) else find_checkpoint(source)).meta
+
+
+def verify_step(step_folder: str | os.PathLike[str]) -> list[str]:
+    """What is wrong with a step folder, a phrase per file; empty if it passes."""
+    return digests.verify(step_folders.absolute(step_folder))
+
+
+def restore_params(
+    source: str | os.PathLike[str] | Found, abstract_params: Any | None = None
+) -> Any:
+    """The parameters alone; optimizer statistics are not read.
+
+    With `abstract_params` (`jax.ShapeDtypeStruct` with shardings) placed as it says, checked as in
+    `Checkpoints.restore_newest`; without it, a nested dict of numpy arrays as they were saved.
+    """
+    found = source if isinstance(source, Found) else find_checkpoint(source)
+    wanted = None if abstract_params is None else {"params": abstract_params}
+    return _read_state(found, wanted, partial=True)["params"]
+
+
+@dataclass(frozen=True)
+class _KeepBest:
+    """Orbax's preservation policy for the best steps; steps without a score are not among them."""
+
+    scores: dict[int, float]
+    count: int
+    mode: str
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        scores = {c.step: self.scores.get(c.step, math.nan) for c in checkpoints}
+        scored = [step for step, score in scores.items() if not math.isnan(score)]
+        best = sorted(scored, key=lambda step: scores[step], reverse=self.mode == "max")
+        return [c.step in best[: self.count] for c in checkpoints]
+
+
+def _score(meta: dict[str, Any], metric: str) -> float:
+    return float(meta.get("metrics", {}).get(metric, math.nan))
+
+
+def _read_state(found: Found, abstract: Any | None, *, partial: bool) -> Any:
+    """`abstract` filled from `found`; None asks for the parameters as numpy arrays."""
+    folder = found.folder / "state"
+    try:
+        saved = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+        if partial:
+            saved = {"params": saved.get("params", {})}
+        if abstract is None:
+            item = jax.tree.map(_abstract_array, saved, is_leaf=is_array)
+            how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        else:
+            require_same_structure(found.folder, saved, abstract)
+            item, how = abstract, ocp.checkpoint_utils.construct_restore_args(abstract)
+        with jax.transfer_guard("allow"), ocp.PyTreeCheckpointer() as checkpointer:
+            args = ocp.args.PyTreeRestore(item, restore_args=how, partial_restore=partial)
+            return checkpointer.restore(folder, args=args)
+    except UserError:
+        raise
+    except Exception as error:
+        if found.verified:
+            raise
+        raise UserError(
+            f"checkpoint {found.folder} has no digests to check it by and cannot be read "
+            f"({str(error).splitlines()[0]}); move it away to go on without it"
+        ) from error
+
+
+def _abstract_array(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _as_json(found: Found | None) -> list[Any] | None:
+    return None if found is None else [found.step, os.fspath(found.folder), found.verified]
+
+
+def _found(fields: list[Any]) -> Found:
+    return Found(fields[0], epath.Path(fields[1]), fields[2])
+
+
+def _on_process_zero(action: Callable[[], Any]) -> Any:
+    """Runs `action` on process 0; every process gets its result (JSON), or its UserError."""
+    if jax.process_count() == 1:
+        return action()
+    message = np.zeros(_MESSAGE_BYTES, np.uint8)
+    if jax.process_index() == 0:
+        try:
+            answer = {"result": action()}
+        except UserError as error:
+            answer = {"error": str(error)[: _MESSAGE_BYTES // 8]}
+        raw = json.dumps(answer).encode()
+        message[: len(raw)] = np.frombuffer(raw, np.uint8)
+    # Device collectives give up after seconds to minutes; hashing may take longer than that.
+    ocp.multihost.get_barrier_sync_fn()(
+        key=f"checkpoints_{next(_calls)}", timeout_ms=_PROCESS_ZERO_TIMEOUT_MS
+    )
+    answer = json.loads(multihost_utils.broadcast_one_to_all(message).tobytes().rstrip(b"\0"))
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return answer["result"]

@@ -1,0 +1,167 @@
+"""The typed description of a run, its JSON form, and what may change when a run is resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from flax_transformers.data.config import TextData
+from flax_transformers.errors import UserError
+from flax_transformers.models.config import Execution, TransformerConfig
+from flax_transformers.objectives.contract import Objective
+from flax_transformers.parallel.mesh import MeshConfig
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.optimizers import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with one row length and one batch size."""
+
+    steps: int
+    sequence_length: int
+    """Tokens in a row, special tokens included."""
+    batch_size: int
+    """Rows in a step, over all devices and processes."""
+    micro_batches: int = 1
+    """Parts a batch is worked off in, to save memory; the gradient is that of the whole batch."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "sequence_length", "batch_size", "micro_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"phases: {name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How often held-out text is looked at."""
+
+    every_steps: int = 1000
+    """0: only at the end."""
+    batch_size: int = 64
+    max_examples: int | None = None
+    """Use only the first so many held-out rows; None: all of them."""
+
+
+@dataclass(frozen=True)
+class Logging:
+    """What is written while a run goes on."""
+
+    every_steps: int = 10
+    tensorboard: bool = True
+    ledger: bool = False
+    """Append the ids of the examples of each step to ``ledger-<process>.jsonl``: an audit trail of
+    what was trained on, for checking that a restarted run repeats and skips nothing."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that defines a run."""
+
+    model: TransformerConfig
+    objective: Objective
+    data: TextData
+    optimizer: OptimizerConfig
+    phases: tuple[Phase, ...]
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    execution: Execution = field(default_factory=lambda: Execution(dtype="auto"))
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    logging: Logging = field(default_factory=Logging)
+    max_skipped_in_a_row: int = 20
+    """Steps in a row that may be skipped for gradients that are not finite; one more is an error."""
+    seed: int = 0
+    platform: str | None = None
+    """"cpu", "gpu" or "tpu": fail if it is not there. None: use what is there."""
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ValueError("phases is empty; give at least one Phase(steps=..., ...)")
+        longest = max(phase.sequence_length for phase in self.phases)
+        if longest > self.model.max_positions:
+            raise ValueError(
+                f"a phase has sequence_length {longest}, but model.max_positions is "
+                f"{self.model.max_positions}; shorten the phase or raise max_positions"
+            )
+
+    @property
+    def total_steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+
+def to_json(value: Any) -> Any:
+    """A config as plain JSON; every dataclass carries its ``type``, so that it reads back."""
+    if dataclasses.is_dataclass(value):
+        kind = type(value)
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": f"{kind.__module__}.{kind.__qualname__}"} | fields
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(value: Any) -> Any:
+    """The inverse of ``to_json``. Raises UserError for a type or field this version lacks.
+
+    Only dataclasses of this package are made: a config file cannot name other code.
+    """
+    if isinstance(value, list):
+        return tuple(from_json(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    module, _, name = str(value.get("type")).rpartition(".")
+    try:
+        if module.split(".")[0] != __package__.split(".")[0]:
+            raise ImportError(module)
+        kind = getattr(importlib.import_module(module), name)
+        return kind(**{key: from_json(item) for key, item in value.items() if key != "type"})
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"the saved config names {value.get('type')!r}, which this version of "
+            f"flax_transformers cannot read ({error}); use the version that wrote it"
+        ) from error
+
+
+_DEFINES_RUN = ("model", "objective", "data", "seed")
+"""What makes a run that run. The rest (rates, mesh, logging ...) may change when it goes on."""
+
+_FREE_WITHIN = ("data.store", "data.prepare_processes", "data.workers")
+
+
+def differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Fields in which two JSON configs differ, as ``{"model.hidden_size": (128, 256)}``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in sorted(old.keys() | new.keys()):
+            found |= differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        return found
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        found = {}
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
+            found |= differences(a, b, f"{path}.{i}")
+        return found
+    return {} if old == new else {path: (old, new)}
+
+
+def check_resumable(saved: Any, config: TrainConfig, where: str) -> list[str]:
+    """Compares the config of a checkpoint with the one asked for now.
+
+    Raises UserError if they describe different runs; otherwise returns a line per field that
+    changed, to be shown.
+    """
+    changed = differences(saved, to_json(config))
+    shown = {field: f"{field} {old!r} -> {new!r}" for field, (old, new) in changed.items()}
+    other_run = [
+        text
+        for field, text in shown.items()
+        if field.split(".")[0] in _DEFINES_RUN and field not in _FREE_WITHIN
+    ]
+    if other_run:
+        raise UserError(
+            f"{where} belongs to another run ({'; '.join(other_run[:3])}"
+            f"{' ...' if len(other_run) > 3 else ''}); nothing was changed: choose another "
+            "--workdir, or the config it was started with"
+        )
+    return list(shown.values())

@@ -1,0 +1,50 @@
+"""An audit trail: which examples each step trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import jax
+import numpy as np
+from etils import epath
+
+
+class Ledger:
+    """Appends ``{"step": n, "ids": [...]}`` to ``ledger-<process>.jsonl`` in a local workdir.
+
+    Opened for a run that goes on after ``start_step``, it drops what an earlier attempt wrote
+    beyond. The file appears with the first step written.
+    """
+
+    def __init__(self, workdir: epath.Path, start_step: int) -> None:
+        self._path = Path(workdir) / f"ledger-{jax.process_index()}.jsonl"
+        self._file = None
+        if self._path.exists():
+            kept = [
+                line
+                for line in self._path.read_text().splitlines(keepends=True)
+                if line.endswith("\n") and json.loads(line)["step"] <= start_step
+            ]
+            self._path.write_text("".join(kept))
+
+    def write(self, step: int, ids: np.ndarray) -> None:
+        """Records the example ids (integers [B]) that this process fed to ``step``."""
+        if self._file is None:
+            self._file = open(self._path, "a")  # noqa: SIM115 (closed by __exit__)
+        self._file.write(json.dumps({"step": step, "ids": ids.tolist()}) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()

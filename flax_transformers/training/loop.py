@@ -1,0 +1,303 @@
+"""The training loop: one for all objectives, models and meshes.
+
+It reads, in order: where to start (``start``), one phase after another (``_run_phase``), and in a
+phase step after step. Metrics of step N-1 are fetched after step N is on its way, so the device
+never waits for the host. What looks at the run from above (held-out scores, samples) is handed in
+as functions of a ``Snapshot``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh
+
+from flax_transformers.data.pipeline import TextExamples, TrainStream
+from flax_transformers.data.prepare import PreparedText
+from flax_transformers.errors import UserError
+from flax_transformers.objectives.contract import ModelFunctions
+from flax_transformers.parallel.mesh import make_mesh
+from flax_transformers.parallel.rules import batch_sharding, check_batch, host_rows, place_rows
+from flax_transformers.training.checkpoints import Checkpoints
+from flax_transformers.training.config import Phase, TrainConfig, check_resumable, to_json
+from flax_transformers.training.ledger import Ledger
+from flax_transformers.training.meter import Meter
+from flax_transformers.training.metrics import MetricsWriter
+from flax_transformers.training.optimizers import make_optimizer
+from flax_transformers.training.progress import Progress
+from flax_transformers.training.state import TrainState, abstract_state, initialize_state
+from flax_transformers.training.step import (
+    compile_evaluation_step,
+    compile_train_step,
+    make_evaluation_step,
+    make_train_step,
+    model_functions,
+)
+from flax_transformers.training.stop import StopRequest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What an evaluator may look at: the run as it stands after ``step`` steps."""
+
+    step: int
+    params: Any
+    phase: Phase
+    mesh: Mesh
+    functions: ModelFunctions
+    evaluation_step: Callable[..., Any]
+    """Compiled ``(params, batch) -> {name: (sum, count)}`` for batches on the mesh."""
+
+
+Evaluator = Callable[[Snapshot], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of ``train`` ended. ``preempted``: stopped on request before the last step."""
+
+    step: int
+    preempted: bool
+    metrics: dict[str, float]
+    """The last value of every metric."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that stays the same from the first step to the last."""
+
+    config: TrainConfig
+    prepared: PreparedText
+    workdir: epath.Path
+    mesh: Mesh
+    model: nn.Module
+    functions: ModelFunctions
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+    checkpoints: Checkpoints
+    evaluators: Sequence[Evaluator]
+    latest: dict[str, float]
+
+    @property
+    def is_writer(self) -> bool:
+        return jax.process_index() == 0
+
+
+@dataclass
+class Position:
+    """Where a run stands: steps taken, the phase, and examples of the phase consumed."""
+
+    step: int = 0
+    phase: int = 0
+    examples: int = 0
+
+    def done(self, config: TrainConfig) -> bool:
+        """Whether the phase is over."""
+        return self.step >= sum(phase.steps for phase in config.phases[: self.phase + 1])
+
+    def normalized(self, config: TrainConfig) -> Position:
+        """The same place, said as the start of the next phase where this one is over."""
+        return Position(self.step, self.phase + 1, 0) if self.done(config) else self
+
+
+def train(
+    config: TrainConfig,
+    prepared: PreparedText,
+    workdir: str | epath.Path,
+    evaluators: Sequence[Evaluator] = (),
+) -> Outcome:
+    """Trains to the end of the last phase, from the newest checkpoint in ``workdir`` if any.
+
+    Raises UserError for what the user can mend, before anything in ``workdir`` is overwritten.
+    """
+    mesh = make_mesh(config.mesh)
+    for phase in config.phases:
+        check_batch(phase.batch_size, phase.micro_batches, mesh)
+    with jax.set_mesh(mesh):
+        run, state, position = start(config, prepared, epath.Path(workdir), mesh, evaluators)
+        writer = MetricsWriter(run.workdir, run.is_writer, start_step=position.step)
+        total = config.total_steps
+        progress = Progress(total, position.step, enabled=run.is_writer)
+        try:
+            with writer, progress, StopRequest() as stop:
+                while position.step < total and not stop.requested:
+                    position = position.normalized(config)
+                    state, position = _run_phase(run, state, position, writer, progress, stop)
+        finally:
+            run.checkpoints.close()
+    return Outcome(position.step, position.step < total, dict(run.latest))
+
+
+def start(
+    config: TrainConfig,
+    prepared: PreparedText,
+    workdir: epath.Path,
+    mesh: Mesh,
+    evaluators: Sequence[Evaluator],
+) -> tuple[Run, TrainState, Position]:
+    """Builds everything, and the state: the newest checkpoint's, or a fresh one."""
+    execution = config.execution.resolve(mesh.devices.flat[0].platform)
+    model = config.model.build(execution)
+    optimizer = make_optimizer(config.optimizer, config.total_steps)
+    length = config.phases[0].sequence_length
+    abstract = abstract_state(model, optimizer, config.seed, length, mesh)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoints)
+    run = Run(
+        config=config,
+        prepared=prepared,
+        workdir=workdir,
+        mesh=mesh,
+        model=model,
+        functions=model_functions(model),
+        optimizer=optimizer,
+        abstract=abstract,
+        checkpoints=checkpoints,
+        evaluators=evaluators,
+        latest={},
+    )
+    restored = checkpoints.restore_newest(abstract, check=lambda meta: _check_meta(run, meta))
+    if restored is None:
+        state = initialize_state(model, optimizer, config.seed, length, abstract)
+        position = Position()
+    else:
+        state = restored.state
+        position = Position(**restored.meta["position"])
+        log.info("going on from step %d", position.step)
+    if run.is_writer:
+        (workdir / "config.json").write_text(json.dumps(to_json(config), indent=1))
+        prepared.tokenizer.save(workdir / "tokenizer")
+    return run, state, position
+
+
+def _check_meta(run: Run, meta: dict[str, Any]) -> None:
+    """Refuses a checkpoint of another run; says what changed in one that goes on."""
+    where = f"the checkpoint in {run.workdir}"
+    for change in check_resumable(meta["config"], run.config, where):
+        log.info("changed since the checkpoint: %s", change)
+    if meta["tokenizer"] != run.prepared.tokenizer.fingerprint:
+        raise UserError(
+            f"{where} was trained with another tokenizer than that of the token store "
+            f"{run.prepared.train.directory}; set --data.store to the store it was trained on"
+        )
+
+
+def _run_phase(
+    run: Run,
+    state: TrainState,
+    position: Position,
+    writer: MetricsWriter,
+    progress: Progress,
+    stop: StopRequest,
+) -> tuple[TrainState, Position]:
+    """Trains to the end of the phase at ``position``, or to a requested stop."""
+    config, phase = run.config, run.config.phases[position.phase]
+    train_step = compile_train_step(
+        make_train_step(config.objective, run.functions, run.optimizer, phase.micro_batches),
+        run.abstract,
+        run.mesh,
+    )
+    evaluation_step = compile_evaluation_step(
+        make_evaluation_step(config.objective, run.functions), run.abstract.params, run.mesh
+    )
+    meter = Meter(config, phase, run.abstract.params, run.mesh)
+
+    def record(row: dict[str, float]) -> None:
+        run.latest.update(row)
+        writer.write(position.step, row)
+        progress.update(position.step, run.latest)
+
+    with _batches(run, phase, position) as batches, Ledger(run.workdir, position.step) as ledger:
+        while not position.done(config) and not stop.requested:
+            batch, ids = next(batches)
+            with jax.transfer_guard("disallow"):
+                state, report = train_step(state, batch)
+                meter.fetch_previous()
+            meter.sent(report)
+            position.step += 1
+            position.examples += phase.batch_size
+            if config.logging.ledger:
+                ledger.write(position.step, ids)
+            progress.update(position.step, run.latest)
+            last = position.done(config)
+            if last or position.step % config.logging.every_steps == 0:
+                record(meter.row(position.step))
+            if last or _due(position.step, config.evaluation.every_steps):
+                with meter.paused():
+                    record(_evaluate(run, state, position, phase, evaluation_step))
+            stop.check(run.checkpoints, position.step)
+            if last or stop.requested or _due(position.step, config.checkpoints.every_steps):
+                with meter.paused():
+                    _save(run, state, position)
+    return state, position
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _evaluate(
+    run: Run, state: TrainState, position: Position, phase: Phase, step: Callable[..., Any]
+) -> dict[str, float]:
+    snapshot = Snapshot(position.step, state.params, phase, run.mesh, run.functions, step)
+    row: dict[str, float] = {}
+    for evaluator in run.evaluators:
+        row |= evaluator(snapshot)
+    return row
+
+
+def _save(run: Run, state: TrainState, position: Position) -> None:
+    meta = {
+        "config": to_json(run.config),
+        "tokenizer": run.prepared.tokenizer.fingerprint,
+        "position": asdict(position.normalized(run.config)),
+        "metrics": run.latest,
+    }
+    run.checkpoints.save(position.step, state, meta, files={"tokenizer": run.workdir / "tokenizer"})
+
+
+@contextlib.contextmanager
+def _batches(
+    run: Run, phase: Phase, position: Position
+) -> Iterator[Iterator[tuple[dict[str, jax.Array], np.ndarray]]]:
+    """Batches on the mesh from ``position`` on, each with the ids of this process's examples.
+
+    One batch is prepared and sent while the step before it runs.
+    """
+    config, sharding = run.config, batch_sharding(run.mesh)
+    rows = host_rows(sharding, phase.batch_size)
+    stream = TrainStream(
+        TextExamples(run.prepared.train, config.objective.window_spec(phase.sequence_length)),
+        config.objective,
+        run.prepared.tokenizer.vocabulary,
+        sequence_length=phase.sequence_length,
+        batch_size=phase.batch_size,
+        seed=(config.seed, position.phase),
+        workers=config.data.workers,
+        position=position.examples,
+    )
+
+    def placed() -> Iterator[tuple[dict[str, jax.Array], np.ndarray]]:
+        ahead = None
+        for local in stream:
+            ids = local.pop("example_id")
+            batch = place_rows(local, rows, sharding, phase.batch_size), ids
+            if ahead is not None:
+                yield ahead
+            ahead = batch
+
+    try:
+        yield placed()
+    finally:
+        stream.close()

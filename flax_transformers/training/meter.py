@@ -1,0 +1,136 @@
+"""From what steps report to the rows that people read: means, rates and speed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from flax_transformers.errors import UserError
+from flax_transformers.training.config import Phase, TrainConfig
+from flax_transformers.training.flops import mfu, transformer_matmul_flops
+from flax_transformers.training.metrics import Accumulator
+from flax_transformers.training.optimizers import learning_rate_at
+from flax_transformers.training.step import StepReport
+
+log = logging.getLogger(__name__)
+
+
+def step_flops(config: TrainConfig, phase: Phase, params: Any) -> float:
+    """Matmul FLOPs of one step by the convention of ``flops``.
+
+    ``params`` is the tree of (abstract) parameters: kernels below a stack, which alone have a
+    leading axis of layers, work on every token; other kernels and the word table make logits.
+    """
+    layers = head = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = [key.key for key in path]
+        if names[-1] == "kernel" and any(name.startswith("block_") for name in names):
+            layers += leaf.size
+        elif names[-1] == "kernel" or names[-2:] == ["word", "embedding"]:
+            head += leaf.size
+    model = config.model
+    return transformer_matmul_flops(
+        tokens=phase.batch_size * phase.sequence_length,
+        matmul_parameters=layers,
+        num_layers=model.num_layers,
+        attention_width=model.num_heads * model.head_dim,
+        key_length=phase.sequence_length,
+        causal=False,
+        head_tokens=phase.batch_size * config.objective.predictions(phase.sequence_length),
+        head_parameters=head,
+    )
+
+
+class Meter:
+    """Collects step reports, one step behind, and makes a row of metrics of them when asked.
+
+    Tokens per second count every place of a row, padding included. Time spent in ``paused`` and
+    the first step, which compiles, do not count.
+    """
+
+    def __init__(self, config: TrainConfig, phase: Phase, params: Any, mesh: Mesh) -> None:
+        self._config, self._phase, self._mesh = config, phase, mesh
+        self._flops_per_step = step_flops(config, phase, params)
+        self._learning_rate = learning_rate_at(config.optimizer, config.total_steps)
+        self._sums = Accumulator()
+        self._pending: StepReport | None = None
+        self._skipped = 0
+        self._steps = 0
+        self._since: float | None = None
+
+    def sent(self, report: StepReport) -> None:
+        """Takes the report of the step just sent to the device, without waiting for it."""
+        self._pending = report
+
+    def fetch_previous(self) -> None:
+        """Waits for the step before the one just sent, and adds up what it reports.
+
+        Raises UserError when too many steps in a row had gradients that are not finite.
+        """
+        if self._pending is None:
+            return
+        report = jax.device_get(self._pending)
+        self._pending = None
+        if self._since is None:
+            self._since = time.perf_counter()  # the compiling step is over
+        else:
+            self._steps += 1
+        sums = dict(report.sums)
+        if report.skipped_in_a_row == 0:
+            sums["optimizer/grad_norm"] = (report.grad_norm, 1.0)
+        self._sums.add(sums)
+        if report.skipped > self._skipped:
+            log.warning("a step was skipped: its gradients are not finite")
+        self._skipped = int(report.skipped)
+        limit = self._config.max_skipped_in_a_row
+        if report.skipped_in_a_row > limit:
+            raise UserError(
+                f"the gradients of {int(report.skipped_in_a_row)} steps in a row are not finite; "
+                "lower optimizer.learning_rate, lengthen the warm-up or use execution.dtype "
+                "float32, and start again: training goes on from the last checkpoint"
+            )
+
+    def row(self, step: int) -> dict[str, float]:
+        """Metrics of all steps up to ``step`` since the last row; waits for the last of them."""
+        self.fetch_previous()
+        row = {
+            name if "/" in name else f"train/{name}": value
+            for name, value in self._sums.means().items()
+        }
+        row["optimizer/learning_rate"] = float(self._learning_rate(step - 1 - self._skipped))
+        row["optimizer/skipped_steps"] = self._skipped
+        row |= self._speed()
+        self._sums.reset()
+        self._steps, self._since = 0, time.perf_counter()
+        return row
+
+    def _speed(self) -> dict[str, float]:
+        if not self._steps or self._since is None:
+            return {}
+        step_time = (time.perf_counter() - self._since) / self._steps
+        rows, length = self._phase.batch_size, self._phase.sequence_length
+        speed = {
+            "perf/step_time_s": step_time,
+            "perf/tokens_per_second": rows * length / step_time,
+            "perf/examples_per_second": rows / step_time,
+        }
+        device = self._mesh.devices.flat[0]
+        utilisation = mfu(
+            self._flops_per_step, step_time, device.device_kind, self._mesh.devices.size
+        )
+        return speed if utilisation is None else speed | {"perf/mfu": utilisation}
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of what stands inside, such as an evaluation, out of the speed."""
+        self.fetch_previous()
+        start = time.perf_counter()
+        yield
+        if self._since is not None:
+            self._since += time.perf_counter() - start

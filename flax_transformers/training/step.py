@@ -1,0 +1,208 @@
+"""One training step and one evaluation step: pure functions that the loop, and nothing else, runs.
+
+The loss of a step is, over the whole global batch, the sum over terms of
+``coefficient * total(sum) / total(weight)``. Weights depend on the data alone, so each micro-batch
+and each device divides by the same totals and the result does not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from flax_transformers.objectives.contract import Batch, ModelFunctions, Objective, Params, Terms
+from flax_transformers.parallel.rules import RULES, Rules, batch_sharding, replicated
+from flax_transformers.training.state import TrainState
+
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+"""Metric name to (sum, count)."""
+
+
+@struct.dataclass
+class StepReport:
+    """What a step tells about itself, all scalars on the device.
+
+    ``sums`` are zero for a skipped step. ``grad_norm`` is the norm before clipping.
+    """
+
+    sums: Sums
+    grad_norm: jax.Array
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+
+
+def model_functions(model: nn.Module) -> ModelFunctions:
+    """The two halves of a Linen model as pure functions of parameters."""
+
+    def hidden_states(params: Params, batch: Batch, rngs: Any) -> jax.Array:
+        inputs = {name: batch[name] for name in model.inputs if name in batch}
+        return model.apply(
+            {"params": params},
+            **inputs,
+            deterministic="dropout" not in rngs,
+            rngs=rngs,
+            method="hidden_states",
+        )
+
+    def unembed(params: Params, hidden: jax.Array) -> jax.Array:
+        return model.apply({"params": params}, hidden, method="unembed")
+
+    return ModelFunctions(hidden_states, unembed)
+
+
+def make_train_step(
+    objective: Objective,
+    functions: ModelFunctions,
+    optimizer: optax.GradientTransformation,
+    micro_batches: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
+    """The step ``(state, batch) -> (state, report)``, not yet compiled.
+
+    A step whose gradients are not all finite changes neither parameters nor optimizer state; it is
+    counted in the new state. The learning rate follows the number of updates made.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        grads, sums = _gradients(objective, functions, state.params, batch, key, micro_batches)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(grad_norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        def keep(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        new_state = state.replace(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            opt_state=keep(opt_state, state.opt_state),
+            skipped=state.skipped + ~finite,
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        )
+        report = StepReport(
+            sums=keep(sums, jax.tree.map(jnp.zeros_like, sums)),
+            grad_norm=grad_norm,
+            skipped=new_state.skipped,
+            skipped_in_a_row=new_state.skipped_in_a_row,
+        )
+        return new_state, report
+
+    return train_step
+
+
+def _gradients(
+    objective: Objective,
+    functions: ModelFunctions,
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    micro_batches: int,
+) -> tuple[Params, Sums]:
+    """Gradients of the loss of the whole batch in float32, and its metric sums."""
+    if micro_batches == 1:
+        return _micro_gradients(objective, functions, params, batch, key, weights=None)
+
+    # Only the weights of this call are used: the compiler drops the model from it.
+    whole = objective.terms(functions, params, batch, {})
+    weights = {name: weight for name, (_, weight, _) in whole.losses.items()}
+
+    def split(leaf: jax.Array) -> jax.Array:
+        # Micro-batch k takes rows k, k + K, ...: each device splits the rows it already has.
+        return leaf.reshape(-1, micro_batches, *leaf.shape[1:]).swapaxes(0, 1)
+
+    def accumulate(total: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        index, micro_batch = numbered
+        micro_key = jax.random.fold_in(key, index)
+        part = _micro_gradients(objective, functions, params, micro_batch, micro_key, weights)
+        return jax.tree.map(jnp.add, total, part), None
+
+    numbered = (jnp.arange(micro_batches), jax.tree.map(split, batch))
+    first = jax.eval_shape(
+        lambda: _micro_gradients(
+            objective, functions, params, jax.tree.map(lambda x: x[0], numbered[1]), key, weights
+        )
+    )
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+    return jax.lax.scan(accumulate, zeros, numbered)[0]
+
+
+def _micro_gradients(
+    objective: Objective,
+    functions: ModelFunctions,
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    weights: dict[str, jax.Array] | None,
+) -> tuple[Params, Sums]:
+    """Gradients and metric sums of one micro-batch; ``weights`` are the whole batch's totals."""
+
+    def loss(params: Params) -> tuple[jax.Array, Sums]:
+        terms = objective.terms(functions, params, batch, {"dropout": key})
+        return total_loss(terms, weights), terms.metrics
+
+    return jax.grad(loss, has_aux=True)(params)
+
+
+def total_loss(terms: Terms, weights: dict[str, jax.Array] | None = None) -> jax.Array:
+    """The scalar that is trained; a term whose total weight is zero contributes nothing."""
+    loss = jnp.zeros(())
+    for name, (value, weight, coefficient) in terms.losses.items():
+        total = weight if weights is None else weights[name]
+        loss += coefficient * value / jnp.where(total == 0, 1.0, total)
+    return loss
+
+
+def make_evaluation_step(
+    objective: Objective, functions: ModelFunctions
+) -> Callable[[Params, Batch], Sums]:
+    """The step ``(params, batch) -> metric sums``, without dropout, not yet compiled."""
+
+    def evaluation_step(params: Params, batch: Batch) -> Sums:
+        return objective.terms(functions, params, batch, {}).metrics
+
+    return evaluation_step
+
+
+def compile_train_step(
+    step: Callable[..., Any], abstract: TrainState, mesh: Mesh, rules: Rules = RULES
+) -> Callable[..., Any]:
+    """``step`` under ``jax.jit`` with its shardings; it donates its state.
+
+    Call (or lower) it under ``jax.set_mesh(mesh)``.
+    """
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(
+        _with_rules(step, rules),
+        in_shardings=(placed, batch_sharding(mesh, rules)),
+        out_shardings=(placed, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def compile_evaluation_step(
+    step: Callable[..., Any], params: Params, mesh: Mesh, rules: Rules = RULES
+) -> Callable[..., Any]:
+    """``step`` under ``jax.jit``, for parameters that lie as ``params`` (abstract or real) do."""
+    placed = jax.tree.map(lambda leaf: leaf.sharding, params)
+    return jax.jit(
+        _with_rules(step, rules),
+        in_shardings=(placed, batch_sharding(mesh, rules)),
+        out_shardings=replicated(mesh),
+    )
+
+
+def _with_rules(step: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
+    def ruled(*args: Any) -> Any:
+        with nn.logical_axis_rules(rules):
+            return step(*args)
+
+    ruled.__name__ = step.__name__  # the name of the program in traces and dumps
+    return ruled

@@ -1,0 +1,180 @@
+"""Step folders of a run on disk: which there are, which to trust, and which to set aside.
+
+Only one process should call these at a time; `checkpoints` sees to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from flax_transformers.errors import UserError
+from flax_transformers.training import digests
+
+logger = logging.getLogger(__name__)
+
+Files = Mapping[str, bytes | str | os.PathLike[str]]
+
+_NEEDED = ("state/_METADATA", "state/manifest.ocdbt", "meta/metadata")
+_STEP = re.compile(r"0|[1-9]\d*")
+_SET_ASIDE = re.compile(r"(invalid|unverified)-\d+-\d+")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A step folder that passed its check (or, if `verified` is false, that has no digests)."""
+
+    step: int
+    folder: epath.Path
+    verified: bool
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return read_meta(self.folder)
+
+
+def is_local(path: epath.Path) -> bool:
+    return "://" not in os.fspath(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+    """As an absolute path, whether local or in a bucket."""
+    path = epath.Path(path)
+    return epath.Path(os.path.abspath(path.expanduser())) if is_local(path) else path
+
+
+def require_writable(directory: epath.Path) -> None:
+    """Makes `directory` and tries it out. Raises UserError if that fails."""
+    probe = directory / ".writable"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        remedy = "free some space" if error.errno == errno.ENOSPC else "choose a --workdir that is"
+        raise UserError(
+            f"checkpoints cannot be written to {directory} ({error.strerror or error}); {remedy}"
+        ) from error
+
+
+def finished_steps(directory: epath.Path) -> list[int]:
+    """Steps that were committed, oldest first, whether or not they would pass their check."""
+    if not directory.exists():
+        return []
+    folders = [path for path in directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()]
+    if not is_local(directory):  # written in place, finished with the file of the commit
+        folders = [path for path in folders if (path / digests.COMMIT_FILES[1]).exists()]
+    return sorted(int(path.name) for path in folders)
+
+
+def problems(folder: epath.Path) -> list[str] | None:
+    """What is wrong with a step folder, a phrase per file; None if it has no digests to tell."""
+    if digests.has_index(folder):
+        return digests.verify(folder)
+    missing = [f"{name} is missing" for name in _NEEDED if not (folder / name).exists()]
+    return missing or None
+
+
+def read_meta(folder: epath.Path) -> dict[str, Any]:
+    """The JSON item of a step folder."""
+    return json.loads((folder / "meta" / "metadata").read_text())
+
+
+def write_files(folder: epath.Path, files: Files) -> None:
+    """Puts bytes, or copies of files and folders, under their names into `folder`."""
+    for name, contents in files.items():
+        target = folder / name
+        if isinstance(contents, bytes):
+            copies = {target: contents}
+        elif (source := epath.Path(contents)).is_dir():
+            copies = {target / n: (source / n).read_bytes() for n in digests.list_files(source)}
+        else:
+            copies = {target: source.read_bytes()}
+        for path, raw in copies.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(raw)
+
+
+def choose_newest(directory: epath.Path, set_aside_at_most: int | None) -> Found | None:
+    """The newest step that passes its check; one without digests only if none passes.
+
+    Newer steps that fail are set aside, or with `set_aside_at_most=None` passed over; either way
+    a warning names them. Raises UserError if more would be set aside than allowed.
+    """
+
+    def reject(kind: str, step: int, reason: str) -> None:
+        if set_aside_at_most is None:
+            logger.warning("checkpoint %s %s: passed over", directory / str(step), reason)
+        else:
+            _set_aside(directory, kind, step, reason, set_aside_at_most)
+
+    unverified: list[int] = []
+    for step in reversed(finished_steps(directory)):
+        wrong = problems(directory / str(step))
+        if wrong is None:
+            unverified.append(step)
+        elif wrong:
+            reject("invalid", step, f"is damaged ({few(wrong)})")
+        else:
+            for newer in unverified:
+                reject("unverified", newer, f"has no digests to check it by, and {step} has")
+            return Found(step, directory / str(step), verified=True)
+    if not unverified:
+        return None
+    newest = unverified[0]
+    logger.warning(
+        "no checkpoint in %s has digests to check it by: using %d unverified", directory, newest
+    )
+    return Found(newest, directory / str(newest), verified=False)
+
+
+def find_step(path: epath.Path) -> Found:
+    """The step folder meant by `path`: one itself, or the newest that passes in a run's folder.
+
+    Changes nothing. Raises UserError if there is none, or if the step folder given is damaged.
+    """
+    if (path / "state").exists():
+        wrong = problems(path)
+        if wrong:
+            raise UserError(f"checkpoint {path} is damaged ({few(wrong)}); use another step")
+        if wrong is None:
+            logger.warning("checkpoint %s has no digests to check it by: using it unverified", path)
+        step = int(path.name) if _STEP.fullmatch(path.name) else -1
+        return Found(step, path, verified=wrong is not None)
+    inner = path / "checkpoints"
+    found = choose_newest(inner if inner.exists() else path, set_aside_at_most=None)
+    if found is None:
+        raise UserError(
+            f"there is no checkpoint in {path}; give a run's --workdir or one of its step folders"
+        )
+    return found
+
+
+def few(names: Sequence[str], separator: str = ", ") -> str:
+    """The first three, and how many more there are."""
+    rest = f"{separator}{len(names) - 3} more" if len(names) > 3 else ""
+    return separator.join(names[:3]) + rest
+
+
+def _set_aside(directory: epath.Path, kind: str, step: int, reason: str, at_most: int) -> None:
+    folder = directory / str(step)
+    present = {path.name for path in directory.iterdir()}
+    before = sorted(name for name in present if _SET_ASIDE.fullmatch(name))
+    if len(before) >= at_most:
+        raise UserError(
+            f"checkpoint {folder} {reason}, and no more may be set aside beside {few(before)}: "
+            "look at why, then move or delete those, or raise checkpoints.invalid_to_keep"
+        )
+    names = (f"{kind}-{step}-{n}" for n in itertools.count())
+    target = next(name for name in names if name not in present)
+    folder.rename(directory / target)
+    logger.warning("checkpoint %s %s: set aside as %s", folder, reason, target)

@@ -1,0 +1,51 @@
+"""Requests to stop: SIGTERM from a scheduler, or Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import jax
+
+from flax_transformers.training.checkpoints import Checkpoints
+
+
+class StopRequest:
+    """While active, SIGTERM and the first Ctrl-C ask the loop to save and end.
+
+    In a job of several processes the scheduler may tell only some of them; JAX's preemption
+    service then makes all stop after the same step. A second Ctrl-C interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def check(self, checkpoints: Checkpoints, step: int) -> None:
+        """Asks the other processes; call after every step on every process."""
+        if jax.process_count() > 1:
+            self.requested = checkpoints.reached_preemption(step)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __enter__(self) -> Self:
+        # With several processes SIGTERM belongs to JAX's preemption service.
+        alone = jax.process_count() == 1
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM) if alone else ():
+                self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,12 @@
+"""Every test runs on the CPU with eight virtual devices, in exact float32."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+# Adding a [D] to a [B, D] without saying so hides shape mistakes.
+jax.config.update("jax_numpy_rank_promotion", "raise")

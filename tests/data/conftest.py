@@ -1,0 +1,35 @@
+"""Small token stores for the tests of this folder."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flax_transformers.data.folders import open_folder
+from flax_transformers.data.store import SPLITS, ShardWriter, Split, TokenStore, write_manifest
+
+Documents = Sequence[Sequence[Sequence[int]]]  # documents of sentences of ids
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Callable[..., TokenStore]:
+    """make_store(shard, shard, ...): a store whose training shards hold these documents."""
+
+    def make(
+        *shards: Documents, vocab_size: int = 1000, directory: object = None, split: Split = "train"
+    ) -> TokenStore:
+        folder = open_folder(str(directory or tmp_path / "store"))
+        records: dict[Split, list] = {split: [] for split in SPLITS}
+        for number, documents in enumerate(shards):
+            for name in SPLITS:
+                with ShardWriter(folder, name, number, vocab_size) as writer:
+                    for document in documents if name == split else ():
+                        writer.add_document([np.array(ids, np.int32) for ids in document])
+                    records[name].append(writer.finish())
+        write_manifest(
+            folder, records, vocab_size=vocab_size, tokenizer="tok", corpus={"settings": {}}
+        )
+        return TokenStore(folder.path, split)
+
+    return make

@@ -1,0 +1,250 @@
+import copy
+import json
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flax_transformers.data import store as store_module
+from flax_transformers.data.folders import LocalFolder, open_folder
+from flax_transformers.data.store import ShardWriter, TokenStore, unigram_cross_entropy
+from flax_transformers.errors import UserError
+
+# Two documents, an empty shard, one document: tokens 0..9 in global positions.
+SHARDS = ([[[10, 11], [12]], [[13, 14, 15]]], [], [[[16], [17, 18, 19]]])
+
+
+def test_tokens_are_one_array_over_all_shards(make_store):
+    store = make_store(*SHARDS)
+    everything = np.arange(10, 20, dtype=np.int32)
+    for start in range(11):
+        for length in range(11 - start):
+            read = store.tokens(start, length)
+            assert read.dtype == np.int32
+            np.testing.assert_array_equal(read, everything[start : start + length])
+
+
+def test_ends_are_in_global_positions(make_store):
+    store = make_store(*SHARDS)
+    assert store.document_ends.tolist() == [3, 6, 10]
+    assert store.sentence_ends.tolist() == [2, 3, 6, 7, 10]
+    assert store.document_ends.dtype == store.sentence_ends.dtype == np.int64
+
+
+def test_document_ends_within_leaves_out_the_start_and_takes_in_the_stop(make_store):
+    store = make_store(*SHARDS)
+    for start in range(11):
+        for stop in range(start, 11):
+            expected = [end for end in (3, 6, 10) if start < end <= stop]
+            assert store.document_ends_within(start, stop).tolist() == expected
+
+
+def test_counts_are_those_of_what_was_added(make_store):
+    store = make_store(*SHARDS)
+    assert (store.num_tokens, store.num_documents, store.num_sentences) == (10, 3, 5)
+
+
+def test_sentences_and_documents_without_tokens_leave_no_trace_in_the_positions(make_store):
+    store = make_store([[[], [5], []], [[]], [[6]]])
+    assert store.tokens(0, 2).tolist() == [5, 6]
+    assert store.sentence_ends.tolist() == store.document_ends.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(("vocab_size", "width"), [(65_536, 2), (65_537, 4)])
+def test_the_highest_id_fits_the_token_type(make_store, tmp_path, vocab_size, width):
+    store = make_store([[[vocab_size - 1, 0]]], vocab_size=vocab_size)
+    assert store.tokens(0, 2).tolist() == [vocab_size - 1, 0]
+    assert (tmp_path / "store/train/00000.tokens").stat().st_size == 2 * width
+
+
+@pytest.mark.parametrize(("start", "length"), [(-1, 1), (0, 11), (10, 1), (3, -1)])
+def test_reading_outside_of_the_split_raises(make_store, start, length):
+    with pytest.raises(IndexError):
+        make_store(*SHARDS).tokens(start, length)
+
+
+def test_a_bucket_reads_as_a_local_folder_does(make_store, tmp_path):
+    local = make_store(*SHARDS)
+    bucket = TokenStore(f"file://{tmp_path}/store")
+    assert not bucket.is_local
+    assert bucket.fingerprint == local.fingerprint
+    for start in range(11):
+        assert bucket.tokens(start, 10 - start).tolist() == local.tokens(start, 10 - start).tolist()
+    assert bucket.document_ends_within(2, 10).tolist() == [3, 6, 10]
+    assert bucket.sentence_ends.tolist() == local.sentence_ends.tolist()
+    assert bucket.unigram_counts.tolist() == local.unigram_counts.tolist()
+    bucket.verify()
+
+
+def test_a_bucket_is_read_by_ranges_not_whole(make_store, tmp_path, monkeypatch):
+    make_store([[list(range(900))]])
+    bucket = TokenStore(f"file://{tmp_path}/store")
+    read, asked = bucket._folder.read, []
+    monkeypatch.setattr(bucket._folder, "read", lambda *a: asked.append(a) or read(*a))
+    assert bucket.tokens(100, 3).tolist() == [100, 101, 102]
+    assert asked == [("train/00000.tokens", 200, 206)]
+
+
+def test_a_store_written_to_a_bucket_has_the_same_bytes(make_store, tmp_path):
+    make_store(*SHARDS, directory=tmp_path / "local")
+    make_store(*SHARDS, directory=f"file://{tmp_path}/bucket")
+    local, bucket = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path / "local", tmp_path / "bucket")
+    )
+    assert local == bucket
+    assert len(local) == 3 * 2 * 4 + 1
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_an_opened_store_travels_to_another_process_without_its_arrays(
+    make_store, tmp_path, scheme
+):
+    make_store([[list(range(1000))] * 20])
+    store = TokenStore(f"{scheme}{tmp_path}/store")
+    store.tokens(0, 20_000)
+    assert len(ForkingPickler.dumps(store)) < 3000
+    assert copy.deepcopy(store).tokens(999, 2).tolist() == [999, 0]
+
+
+def test_unigram_counts_are_how_often_each_id_occurs(make_store):
+    counts = make_store([[[1, 2, 2]]], [[[2, 0]]], vocab_size=4).unigram_counts
+    assert counts.tolist() == [1, 1, 3, 0]
+
+
+def test_unigram_cross_entropy_is_that_of_smoothed_training_frequencies(make_store, tmp_path):
+    train = make_store([[[1, 2, 2, 0]]], vocab_size=4, directory=tmp_path / "a")
+    held_out = make_store([[[2, 3]]], vocab_size=4, directory=tmp_path / "b")
+    expected = -(np.log(3 / 8) + np.log(1 / 8)) / 2
+    assert unigram_cross_entropy(train, held_out) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_writer_that_fails_leaves_no_file(tmp_path):
+    folder = open_folder(tmp_path)
+    writer = ShardWriter(folder, "train", 0, 10)
+    with pytest.raises(RuntimeError), writer:
+        writer.add_document([np.array([1])])
+        raise RuntimeError
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_nothing_has_its_name_before_the_shard_is_finished(tmp_path):
+    with ShardWriter(open_folder(tmp_path), "train", 0, 10) as writer:
+        writer.add_document([np.array([1])])
+        assert [path for path in tmp_path.rglob("*") if path.suffix == ".tokens"] == []
+        writer.finish()
+    assert (tmp_path / "train/00000.tokens").read_bytes() == b"\x01\x00"
+
+
+def test_two_splits_of_a_store_have_different_fingerprints(make_store):
+    train = make_store(*SHARDS)
+    assert train.fingerprint != TokenStore(train.directory, "validation").fingerprint
+
+
+def test_a_missing_store_says_how_to_make_one(tmp_path):
+    with pytest.raises(UserError, match="no token store in .*/absent; .* prepare"):
+        TokenStore(tmp_path / "absent")
+
+
+def test_a_missing_store_in_a_bucket_says_so_too(tmp_path):
+    with pytest.raises(UserError, match="no token store in file://"):
+        TokenStore(f"file://{tmp_path}/absent")
+
+
+@pytest.mark.parametrize("kind", ["tokens", "documents", "sentences", "unigrams"])
+def test_a_truncated_file_is_named_on_opening(make_store, tmp_path, kind):
+    make_store(*SHARDS)
+    path = tmp_path / f"store/train/00002.{kind}"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=rf"train/00002.{kind} .*damaged"):
+        TokenStore(tmp_path / "store")
+
+
+def test_a_lost_file_is_named_on_opening(make_store, tmp_path):
+    make_store(*SHARDS)
+    (tmp_path / "store/train/00000.tokens").unlink()
+    with pytest.raises(UserError, match="train/00000.tokens .*no bytes instead of 12"):
+        TokenStore(tmp_path / "store")
+
+
+def test_a_truncated_file_in_a_bucket_is_named_on_reading(make_store, tmp_path):
+    make_store(*SHARDS)
+    path = tmp_path / "store/train/00002.tokens"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="train/00002.tokens .*damaged"):
+        TokenStore(f"file://{tmp_path}/store").tokens(6, 4)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "documents", "sentences", "unigrams"])
+def test_any_flipped_bit_is_found_by_verify(make_store, tmp_path, kind):
+    store = make_store(*SHARDS)
+    store.verify()
+    path = tmp_path / f"store/train/00000.{kind}"
+    whole = path.read_bytes()
+    for position in range(0, len(whole), max(1, len(whole) // 16)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << (position % 8)
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(UserError, match=f"train/00000.{kind} .*damaged"):
+            store.verify()
+
+
+def test_bytes_added_to_a_file_are_found_by_verify(make_store, tmp_path):
+    store = make_store(*SHARDS)
+    path = tmp_path / "store/train/00000.tokens"
+    path.write_bytes(path.read_bytes() + b"\0\0")
+    with pytest.raises(UserError, match="00000.tokens"):
+        store.verify()
+
+
+def test_any_changed_figure_in_the_manifest_is_found_on_opening(make_store, tmp_path):
+    make_store(*SHARDS)
+    path = tmp_path / "store/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["splits"]["train"][0]["tokens"] += 1
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="manifest.json .*damaged"):
+        TokenStore(tmp_path / "store")
+
+
+def test_a_manifest_that_is_no_json_is_found_on_opening(make_store, tmp_path):
+    make_store(*SHARDS)
+    (tmp_path / "store/manifest.json").write_bytes(b"\xff[]")
+    with pytest.raises(UserError, match="manifest.json .*damaged"):
+        TokenStore(tmp_path / "store")
+
+
+def test_another_format_is_refused_with_both_numbers(make_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "FORMAT", 7)
+    make_store(*SHARDS)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="has format 7, this version reads format 1"):
+        TokenStore(tmp_path / "store")
+
+
+def test_another_tokenizer_is_refused_with_both_names(make_store, tmp_path):
+    make_store(*SHARDS)
+    TokenStore(tmp_path / "store", tokenizer="tok")
+    with pytest.raises(UserError, match="made with tokenizer tok, not with another"):
+        TokenStore(tmp_path / "store", tokenizer="another")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"Could not write in .*/file/store: Not a directory"):
+        LocalFolder(str(tmp_path / "file/store")).write("a", b"")
+
+
+def test_a_bucket_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"Could not write in file://.*/file/store"):
+        open_folder(f"file://{tmp_path}/file/store").write("a", b"")
+
+
+def test_names_are_the_files_directly_below_a_prefix(tmp_path):
+    for name in ("t/b", "t/a", "t/deeper/c", "u/d"):
+        LocalFolder(str(tmp_path)).write(name, b"x")
+    assert open_folder(tmp_path).names("t/") == ["t/a", "t/b"]
+    assert open_folder(f"file://{tmp_path}").names("t/") == ["t/a", "t/b"]
+    assert Path(tmp_path, "t/deeper/c").read_bytes() == b"x"

@@ -1,0 +1,618 @@
+"""What is saved comes back bit for bit, or is refused by name."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp  # noqa: TID251
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from flax_transformers.errors import UserError
+from flax_transformers.training import digests, step_folders
+from flax_transformers.training.checkpoints import (
+    CheckpointConfig,
+    Checkpoints,
+    checkpoint_meta,
+    find_checkpoint,
+    restore_params,
+    verify_step,
+)
+
+Tree = Any
+
+
+def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+    devices = np.array(jax.devices()[: data * fsdp * tensor]).reshape(data, fsdp, tensor)
+    return Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def abstract_state(mesh: Mesh, width: int = 16) -> Tree:
+    def build() -> Tree:
+        params = {
+            "encoder": {"kernel": jnp.zeros((3, width, 32)), "bias": jnp.zeros((3, 32))},
+            "head": {"scale": jnp.zeros((width,), jnp.bfloat16)},
+        }
+        return {
+            "params": params,
+            "opt_state": optax.adamw(1e-3).init(params),
+            "step": jnp.zeros((), jnp.int32),
+            "rng": jnp.zeros((2,), jnp.uint32),
+        }
+
+    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = P(None, "fsdp", "tensor") if len(leaf.shape) == 3 else P()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, jax.eval_shape(build))
+
+
+def make_state(abstract: Tree, seed: int = 0) -> Tree:
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        values = np.asarray(rng.integers(0, 1000, leaf.shape)).astype(leaf.dtype)
+        return jax.device_put(values, leaf.sharding)
+
+    return jax.tree.map(draw, abstract)
+
+
+def fingerprint(tree: Tree) -> str:
+    whole = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        raw = np.asarray(leaf)
+        whole.update(f"{jax.tree_util.keystr(path)} {raw.dtype} {raw.shape}".encode())
+        whole.update(raw.tobytes())
+    return whole.hexdigest()
+
+
+def write_steps(directory: Path, *steps: int, **config: Any) -> dict[int, str]:
+    """Saves a different state at each step; their fingerprints."""
+    checkpoints = Checkpoints(directory, CheckpointConfig(**config))
+    abstract = abstract_state(make_mesh(1, 1, 1))
+    states = {step: make_state(abstract, step) for step in steps}
+    for step, state in states.items():
+        files = {"tokenizer/vocab.txt": b"[PAD]\nthe\n"}
+        assert checkpoints.save(step, state, {"config": "tiny", "position": 8 * step}, files)
+    checkpoints.close()
+    return {step: fingerprint(state) for step, state in states.items()}
+
+
+def restore_newest(directory: Path, **config: Any) -> Any:
+    checkpoints = Checkpoints(directory, CheckpointConfig(**config))
+    return checkpoints.restore_newest(abstract_state(make_mesh(1, 1, 1)))
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def flip_bit(path: Path, bit: int | None = None) -> None:
+    raw = bytearray(path.read_bytes())
+    bit = 8 * len(raw) // 2 if bit is None else bit
+    raw[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(raw)
+
+
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    abstract = abstract_state(make_mesh(1, 1, 1))
+    state = make_state(abstract)
+    meta = {"config": {"width": 16}, "position": 12345678901234, "metrics": {"eval/loss": 2.5}}
+    (tmp_path / "tokenizer" / "extra").mkdir(parents=True)
+    (tmp_path / "tokenizer" / "vocab.txt").write_text("[PAD]\n")
+    (tmp_path / "tokenizer" / "extra" / "merges.txt").write_text("a b\n")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointConfig())
+    assert checkpoints.restore_newest(abstract) is None
+
+    files = {"tokenizer": tmp_path / "tokenizer", "note.txt": b"hello"}
+    assert checkpoints.save(7, state, meta, files)
+    checkpoints.wait()
+    restored = checkpoints.restore_newest(abstract)
+    checkpoints.close()
+
+    assert (restored.step, restored.meta) == (7, meta)
+    assert jax.tree.structure(restored.state) == jax.tree.structure(state)
+    assert fingerprint(restored.state) == fingerprint(state)
+    assert (restored.folder / "tokenizer" / "vocab.txt").read_text() == "[PAD]\n"
+    assert (restored.folder / "tokenizer" / "extra" / "merges.txt").read_text() == "a b\n"
+    assert (restored.folder / "note.txt").read_text() == "hello"
+    assert verify_step(restored.folder) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 1, 1), (2, 1, 4)])
+def test_a_checkpoint_restores_onto_any_mesh(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    state = make_state(abstract_state(make_mesh(2, 2, 2)))
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    checkpoints.save(1, state, {})
+    checkpoints.close()
+
+    abstract = abstract_state(make_mesh(*shape))
+    restored = Checkpoints(tmp_path, CheckpointConfig()).restore_newest(abstract)
+
+    assert fingerprint(restored.state) == fingerprint(state)
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: a.sharding == b.sharding, restored.state, abstract)
+    )
+
+
+def test_a_flipped_bit_in_any_file_sets_the_step_aside_and_the_one_before_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = write_steps(tmp_path, 5, 7)
+    names = files_of(tmp_path / "7")
+    assert {"DIGESTS.json", "_CHECKPOINT_METADATA", "commit_success.txt"} < set(names)
+    for name in names:
+        flip_bit(tmp_path / "7" / name)
+        caplog.clear()
+        restored = restore_newest(tmp_path)
+        assert (restored.step, fingerprint(restored.state)) == (5, saved[5]), name
+        assert names_in(tmp_path) == ["5", "invalid-7-0"], name
+        assert f"{tmp_path}/7 is damaged ({name}" in caplog.text
+        assert "set aside as invalid-7-0" in caplog.text
+        (tmp_path / "invalid-7-0").rename(tmp_path / "7")
+        flip_bit(tmp_path / "7" / name)
+    assert fingerprint(restore_newest(tmp_path).state) == saved[7]
+
+
+def test_every_bit_of_the_digests_themselves_is_covered(tmp_path: Path) -> None:
+    write_steps(tmp_path, 1)
+    raw = (tmp_path / "1" / "DIGESTS.json").read_bytes()
+
+    def passes(bit: int) -> bool:
+        flipped = bytearray(raw)
+        flipped[bit // 8] ^= 1 << bit % 8
+        try:
+            digests._decode(bytes(flipped))
+        except ValueError:
+            return False
+        return True
+
+    assert [bit for bit in range(8 * len(raw)) if passes(bit)] == []
+
+
+def drop(folder: Path) -> None:
+    (folder / "tokenizer" / "vocab.txt").unlink()
+
+
+def add(folder: Path) -> None:
+    (folder / "state" / "d" / "stray").write_bytes(b"")
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "state" / "manifest.ocdbt"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(folder: Path) -> None:
+    subprocess.run(["rm", "-r", folder], check=True)
+    folder.mkdir()
+
+
+def lose_digests_and_arrays(folder: Path) -> None:
+    (folder / "DIGESTS.json").unlink()
+    (folder / "state" / "manifest.ocdbt").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (drop, "tokenizer/vocab.txt is missing"),
+        (add, "state/d/stray does not belong to it"),
+        (truncate, "state/manifest.ocdbt has changed"),
+        (empty, "state/_METADATA is missing"),
+        (lose_digests_and_arrays, "state/manifest.ocdbt is missing"),
+    ],
+)
+def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any, named: str
+) -> None:
+    saved = write_steps(tmp_path, 5, 7)
+    damage(tmp_path / "7")
+    restored = restore_newest(tmp_path)
+    assert (restored.step, fingerprint(restored.state)) == (5, saved[5])
+    assert named in caplog.text
+    assert names_in(tmp_path) == ["5", "invalid-7-0"]
+
+
+def test_a_step_set_aside_can_be_written_again_and_be_set_aside_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        write_steps(tmp_path, 7)
+        flip_bit(tmp_path / "7" / "meta" / "metadata")
+        assert restore_newest(tmp_path) is None
+    assert names_in(tmp_path) == ["invalid-7-0", "invalid-7-1"]
+
+
+def test_no_more_are_set_aside_than_allowed(tmp_path: Path) -> None:
+    write_steps(tmp_path, 5, 6, 7)
+    for step in ("6", "7"):
+        flip_bit(tmp_path / step / "meta" / "metadata")
+    with pytest.raises(UserError, match=r"6 is damaged .* beside invalid-7-0.*invalid_to_keep"):
+        restore_newest(tmp_path, invalid_to_keep=1)
+    assert names_in(tmp_path) == ["5", "6", "invalid-7-0"]
+
+
+def test_a_step_without_digests_is_not_used_when_another_passes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = write_steps(tmp_path, 5, 7)
+    (tmp_path / "7" / "DIGESTS.json").unlink()
+    restored = restore_newest(tmp_path)
+    assert (restored.step, fingerprint(restored.state)) == (5, saved[5])
+    assert "set aside as unverified-7-0" in caplog.text
+    assert names_in(tmp_path) == ["5", "unverified-7-0"]
+
+
+def test_the_newest_step_without_digests_is_used_if_none_passes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = write_steps(tmp_path, 5, 7, 9)
+    for step in ("5", "7"):
+        (tmp_path / step / "DIGESTS.json").unlink()
+    flip_bit(tmp_path / "9" / "DIGESTS.json")
+    restored = restore_newest(tmp_path)
+    assert (restored.step, fingerprint(restored.state)) == (7, saved[7])
+    assert "using 7 unverified" in caplog.text
+    assert names_in(tmp_path) == ["5", "7", "invalid-9-0"]
+
+
+def test_a_step_without_digests_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    write_steps(tmp_path, 7)
+    (tmp_path / "7" / "DIGESTS.json").unlink()
+    (tmp_path / "7" / "state" / "manifest.ocdbt").write_bytes(b"not a manifest")
+    with pytest.raises(UserError, match=rf"{tmp_path}/7 has no digests .* cannot be read"):
+        restore_newest(tmp_path)
+
+
+def rename_kernel(abstract: Tree) -> None:
+    abstract["params"]["encoder"]["weight"] = abstract["params"]["encoder"].pop("kernel")
+
+
+def halve_dtype(abstract: Tree) -> None:
+    bias = abstract["params"]["encoder"]["bias"]
+    abstract["params"]["encoder"]["bias"] = bias.update(dtype=jnp.bfloat16)
+
+
+def widen(abstract: Tree) -> None:
+    abstract.update(abstract_state(make_mesh(1, 1, 1), width=32))
+
+
+def use_sgd(abstract: Tree) -> None:
+    abstract["opt_state"] = optax.sgd(1e-3).init(abstract["params"])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (rename_kernel, r"lacks params/encoder/weight; also has params/encoder/kernel"),
+        (halve_dtype, r"has params/encoder/bias as float32\[3,32\], not bfloat16\[3,32\]"),
+        (widen, r"params/encoder/kernel as float32\[3,16,32\], not float32\[3,32,32\]"),
+        (use_sgd, r"also has opt_state/0/count; .*; 4 more"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused_before_any_array_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, named: str
+) -> None:
+    write_steps(tmp_path, 5, 7)
+    before = {name: (tmp_path / name).stat().st_mtime_ns for name in files_of(tmp_path)}
+    abstract = abstract_state(make_mesh(1, 1, 1))
+    change(abstract)
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(UserError, match=named):
+        Checkpoints(tmp_path, CheckpointConfig()).restore_newest(abstract)
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in files_of(tmp_path)} == before
+
+
+def test_the_caller_can_refuse_a_checkpoint_by_its_meta(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_steps(tmp_path, 7)
+
+    def refuse(meta: dict[str, Any]) -> None:
+        raise UserError(f"not this {meta['config']} one")
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", lambda *_, **__: pytest.fail("read"))
+    abstract = abstract_state(make_mesh(1, 1, 1))
+    with pytest.raises(UserError, match="not this tiny one"):
+        Checkpoints(tmp_path, CheckpointConfig()).restore_newest(abstract, check=refuse)
+
+
+def test_parameters_are_read_without_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = make_state(abstract_state(make_mesh(2, 2, 2)))
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    checkpoints.save(3, state, {"config": "tiny"})
+    checkpoints.close()
+    asked: list[list[str]] = []
+    restore = ocp.args.PyTreeRestore
+    monkeypatch.setattr(
+        ocp.args,
+        "PyTreeRestore",
+        lambda item, **kw: asked.append(list(item)) or restore(item, **kw),
+    )
+
+    abstract = abstract_state(make_mesh(1, 4, 2))["params"]
+    placed = restore_params(tmp_path, abstract)
+    on_host = restore_params(find_checkpoint(tmp_path / "3"))
+
+    assert asked == [["params"], ["params"]]
+    assert fingerprint(placed) == fingerprint(on_host) == fingerprint(state["params"])
+    assert placed["encoder"]["kernel"].sharding == abstract["encoder"]["kernel"].sharding
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(on_host))
+
+
+def test_parameters_of_another_model_are_refused(tmp_path: Path) -> None:
+    write_steps(tmp_path, 3)
+    abstract = abstract_state(make_mesh(1, 1, 1), width=8)["params"]
+    with pytest.raises(UserError, match=r"has params/encoder/kernel as float32\[3,16,32\]"):
+        restore_params(tmp_path, abstract)
+
+
+def test_a_checkpoint_is_found_from_the_run_its_checkpoints_or_the_step(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "checkpoints"
+    write_steps(directory, 5, 7, 9)
+    flip_bit(directory / "9" / "meta" / "metadata")
+    assert find_checkpoint(tmp_path).step == find_checkpoint(directory).step == 7
+    assert checkpoint_meta(tmp_path) == {"config": "tiny", "position": 56}
+    assert checkpoint_meta(directory / "5") == {"config": "tiny", "position": 40}
+    assert "9 is damaged (meta/metadata has changed): passed over" in caplog.text
+    assert names_in(directory) == ["5", "7", "9"]
+    with pytest.raises(UserError, match="9 is damaged"):
+        find_checkpoint(directory / "9")
+    with pytest.raises(UserError, match="there is no checkpoint in"):
+        find_checkpoint(tmp_path / "elsewhere")
+
+
+def test_saving_a_step_twice_changes_nothing(tmp_path: Path) -> None:
+    abstract = abstract_state(make_mesh(1, 1, 1))
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    first, second = make_state(abstract, 1), make_state(abstract, 2)
+    assert checkpoints.save(4, first, {})
+    assert not checkpoints.save(4, second, {})
+    checkpoints.close()
+    assert not Checkpoints(tmp_path, CheckpointConfig()).save(4, second, {})
+    again = Checkpoints(tmp_path, CheckpointConfig())
+    assert fingerprint(again.restore_newest(abstract).state) == fingerprint(first)
+    assert not again.save(4, second, {})
+
+
+def test_the_latest_the_regular_and_the_best_steps_are_kept(tmp_path: Path) -> None:
+    config = CheckpointConfig(keep_latest=2, keep_every=40, keep_best=1, best_metric="loss")
+    state = make_state(abstract_state(make_mesh(1, 1, 1)))
+    losses = {10: 5.0, 20: 1.0, 30: 4.0, 40: 4.0, 50: float("nan"), 60: 3.0, 70: 2.0}
+    for steps in ((10, 20, 30, 40), (50, 60, 70)):  # the second run learns of the best from disk
+        checkpoints = Checkpoints(tmp_path, config)
+        for step in steps:
+            checkpoints.save(step, state, {"metrics": {"loss": losses[step]}})
+        checkpoints.close()
+    assert Checkpoints(tmp_path, config).steps() == [20, 40, 60, 70]
+
+
+def test_what_a_killed_write_left_behind_is_removed_by_the_next_save(tmp_path: Path) -> None:
+    saved = write_steps(tmp_path, 5)
+    stale = tmp_path / "7.orbax-checkpoint-tmp" / "state"
+    stale.mkdir(parents=True)
+    (stale / "half").write_bytes(b"half")
+    assert fingerprint(restore_newest(tmp_path).state) == saved[5]
+    write_steps(tmp_path, 7)
+    assert names_in(tmp_path) == ["5", "7"]
+
+
+def test_training_goes_on_while_a_step_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proceed = threading.Event()
+    write_index = digests.write_index
+    monkeypatch.setattr(digests, "write_index", lambda f: proceed.wait(60) and write_index(f))
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    checkpoints.save(1, make_state(abstract_state(make_mesh(1, 1, 1))), {})
+    assert checkpoints.steps() == []
+    proceed.set()
+    checkpoints.close()
+    assert checkpoints.steps() == [1]
+
+
+def test_a_synchronous_save_is_finished_when_it_returns(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(asynchronous=False))
+    checkpoints.save(1, make_state(abstract_state(make_mesh(1, 1, 1))), {})
+    assert verify_step(tmp_path / "1") == []
+    checkpoints.close()
+
+
+def test_donating_the_state_right_after_a_save_does_not_change_what_is_saved(
+    tmp_path: Path,
+) -> None:
+    sharding = NamedSharding(make_mesh(1, 8, 1), P("fsdp"))
+    advance = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    state = jax.device_put({"params": {str(i): np.zeros((512, 512)) for i in range(4)}}, sharding)
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_latest=5))
+    for step in range(1, 41):
+        state = advance(state)
+        if step % 8 == 0:
+            checkpoints.save(step, state, {})
+    checkpoints.close()
+    assert checkpoints.steps() == [8, 16, 24, 32, 40]
+    for step in checkpoints.steps():
+        params = restore_params(tmp_path / str(step), abstract["params"])
+        assert {float(v) for leaf in params.values() for v in np.unique(leaf)} == {step}
+
+
+def test_a_write_beyond_the_limit_is_one_sentence_and_leaves_earlier_steps_intact(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    abstract = abstract_state(make_mesh(1, 1, 1), width=4096)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    states = {step: make_state(abstract, step) for step in (1, 2, 3)}
+    checkpoints.save(1, states[1], {})
+    checkpoints.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        checkpoints.save(2, states[2], {})
+        with pytest.raises(UserError, match=rf"written to {tmp_path} .File too large.*intact"):
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names_in(tmp_path) == ["1"]
+    assert "Traceback" not in capfd.readouterr().err + caplog.text
+
+    checkpoints.save(3, states[3], {})
+    checkpoints.close()
+    assert checkpoints.steps() == [1, 3]
+    assert verify_step(tmp_path / "1") == verify_step(tmp_path / "3") == []
+
+
+@pytest.mark.parametrize("surfaces_in", ["save", "wait", "close", "reached_preemption"])
+def test_a_full_disk_in_the_background_surfaces_at_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, surfaces_in: str
+) -> None:
+    def fail(folder: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+    state = make_state(abstract_state(make_mesh(1, 1, 1)))
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    monkeypatch.setattr(digests, "write_index", fail)
+    checkpoints.save(2, state, {})
+    checkpoints._watcher.join()
+    calls = {
+        "save": lambda: checkpoints.save(3, state, {}),
+        "wait": checkpoints.wait,
+        "close": checkpoints.close,
+        "reached_preemption": lambda: checkpoints.reached_preemption(3),
+    }
+    with pytest.raises(UserError, match=r"No space left on device.*free some space"):
+        calls[surfaces_in]()
+    checkpoints.close()
+    assert names_in(tmp_path) == ["1"]
+
+
+def test_an_error_that_is_not_the_disk_s_keeps_its_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "write_index", lambda folder: 1 // 0)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    checkpoints.save(1, make_state(abstract_state(make_mesh(1, 1, 1))), {})
+    with pytest.raises(ZeroDivisionError):
+        checkpoints.wait()
+    assert names_in(tmp_path) == []
+
+
+def test_a_directory_that_cannot_be_written_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot be written to .*file/checkpoints"):
+        Checkpoints(tmp_path / "file" / "checkpoints", CheckpointConfig())
+
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(type(step_folders.absolute(tmp_path)), "write_text", read_only)
+    with pytest.raises(UserError, match=r"Read-only file system.*--workdir"):
+        Checkpoints(tmp_path, CheckpointConfig())
+
+
+def test_a_relative_directory_means_the_one_it_was_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoints = Checkpoints("run/checkpoints", CheckpointConfig())
+    monkeypatch.chdir("/")
+    checkpoints.save(1, make_state(abstract_state(make_mesh(1, 1, 1))), {})
+    checkpoints.close()
+    assert verify_step(tmp_path / "run" / "checkpoints" / "1") == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"keep_latest": 0}, {"every_steps": -1}, {"keep_best": -1}, {"keep_every": 0}]
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=f"checkpoints: {next(iter(wrong))}"):
+        CheckpointConfig(**wrong)
+
+
+KILLED_WHILE_SAVING = """
+import json, os, signal, sys
+import jax, jax.numpy as jnp
+from flax_transformers.training import digests
+from flax_transformers.training.checkpoints import CheckpointConfig, Checkpoints
+
+directory, where = sys.argv[1:]
+state = {"params": {str(i): jnp.full((64, 64), i, jnp.float32) for i in range(3)}}
+checkpoints = Checkpoints(directory, CheckpointConfig())
+checkpoints.save(1, state, {})
+checkpoints.wait()
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+write_index, seal = digests.write_index, digests.seal
+if where == "before the digests":
+    digests.write_index = lambda folder: die()
+elif where == "before the commit":
+    digests.write_index = lambda folder: (write_index(folder), die())
+elif where == "after the commit":
+    digests.seal = lambda folder: die()
+checkpoints.save(2, jax.tree.map(lambda x: x + 10, state), {})
+checkpoints.wait()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "newest"),
+    [("before the digests", 1), ("before the commit", 1), ("after the commit", 2)],
+)
+def test_after_a_kill_in_the_middle_of_a_save_the_newest_committed_step_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, where: str, newest: int
+) -> None:
+    command = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path), where]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+
+    abstract = {"params": {str(i): jax.ShapeDtypeStruct((64, 64), jnp.float32) for i in range(3)}}
+    placed = jax.tree.map(
+        lambda leaf: leaf.update(sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
+        abstract,
+    )
+    with caplog.at_level(logging.WARNING):
+        restored = Checkpoints(tmp_path, CheckpointConfig()).restore_newest(placed)
+    assert restored.step == newest
+    assert caplog.text == ""
+    values = [float(np.unique(leaf).item()) for leaf in restored.state["params"].values()]
+    assert values == [10 * (newest - 1) + i for i in range(3)]
+
+
+def test_digests_are_json_that_people_can_read(tmp_path: Path) -> None:
+    write_steps(tmp_path, 1)
+    files = json.loads((tmp_path / "1" / "DIGESTS.json").read_text())["files"]
+    assert sorted([*files, "DIGESTS.json"]) == files_of(tmp_path / "1")
+    raw = (tmp_path / "1" / "tokenizer" / "vocab.txt").read_bytes()
+    assert files["tokenizer/vocab.txt"] == [len(raw), hashlib.sha256(raw).hexdigest()]
