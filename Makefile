@@ -11,19 +11,30 @@ NEW_PYTHON ?= python3.12
 .PHONY: help demo demo-clean test test-fast lint format install constraints clean
 
 # $(call environment,EXTRA): $(VENV) holds the package, editable, with that extra (none when empty).
+# The stamp in $(VENV) says for which PYTHON, folder, pyproject.toml and constraints.txt it was made.
 define environment
 set -e; \
 stamp="$(VENV)/.installed$(if $(1),-$(1))"; \
-state="$$(cat pyproject.toml constraints.txt | cksum) $$PWD"; \
-if [ "$$(cat "$$stamp" 2>/dev/null)" != "$$state" ] || ! "$(VENV)/bin/python" -c "" 2>/dev/null; then \
-	"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || { \
-		echo "flax_transformers needs Python 3.11 or newer, and $(PYTHON) is" \
-			"$$("$(PYTHON)" --version 2>&1 | head -n 1); name another one: make $@ PYTHON=python3.12" >&2; \
+state="$(PYTHON) $$PWD $$(cat pyproject.toml constraints.txt | cksum)"; \
+if [ "$$(cat "$$stamp" 2>/dev/null)" != "$$state" ]; then \
+	command -v "$(PYTHON)" >/dev/null || { \
+		echo "There is no $(PYTHON) here; name a Python 3.11 or newer: make $@ PYTHON=/path/to/python" >&2; \
 		exit 1; }; \
+	"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
+		echo "flax_transformers needs Python 3.11 or newer, and $(PYTHON) is $$("$(PYTHON)" --version 2>&1);" \
+			"name another one: make $@ PYTHON=/path/to/python" >&2; \
+		exit 1; }; \
+	if [ -e "$(VENV)" ] && [ ! -f "$(VENV)/pyvenv.cfg" ]; then \
+		echo "$(VENV) is there and is not a virtual environment; name another folder: make $@ VENV=.venv2" >&2; \
+		exit 1; \
+	fi; \
 	echo "Installing flax_transformers$(if $(1), and what '$(1)' needs) into $(VENV)," \
 		"with $$("$(PYTHON)" --version) (about a minute) ..."; \
+	if [ "$$("$(VENV)/bin/python" --version 2>/dev/null)" != "$$("$(PYTHON)" --version)" ]; then \
+		rm -rf "$(VENV)"; \
+	fi; \
 	if command -v uv >/dev/null; then \
-		"$(VENV)/bin/python" -c "" 2>/dev/null || uv venv --quiet --clear --python "$(PYTHON)" "$(VENV)"; \
+		[ -d "$(VENV)" ] || uv venv --quiet --python "$(PYTHON)" "$(VENV)"; \
 		uv pip install --quiet --python "$(VENV)/bin/python" -c constraints.txt -e ".$(if $(1),[$(1)])"; \
 	else \
 		"$(VENV)/bin/python" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear "$(VENV)" || { \
@@ -45,9 +56,8 @@ demo: ## Train a tiny BERT on text that is already on this machine (under six mi
 	@echo "Training configs/bert_tiny.py in $(DEMO) ..."
 	@"$(VENV)/bin/flax-transformers" train configs/bert_tiny.py --workdir "$(DEMO)"
 	@echo
-	@echo "In $(DEMO): checkpoints/, metrics.jsonl, plots/loss.png, samples/, tensorboard/"
-	@echo "Ask it yourself: $(VENV)/bin/flax-transformers fill-mask $(DEMO) --text 'The [MASK] statement is used to'"
-	@echo "Start afresh:    make demo-clean demo"
+	@echo "Next: $(VENV)/bin/flax-transformers fill-mask $(DEMO) --text 'The [MASK] statement is used to'"
+	@echo "      make demo-clean demo   starts afresh"
 
 demo-clean: ## Remove what `make demo` trained
 	rm -rf "$(DEMO)"
@@ -64,7 +74,7 @@ lint: ## Check style, format, types, and which folder imports which
 	@$(call environment,dev)
 	@"$(VENV)/bin/ruff" check .
 	@"$(VENV)/bin/ruff" format --check .
-	@"$(VENV)/bin/lint-imports" --no-logo 2>/dev/null || "$(VENV)/bin/lint-imports"
+	@"$(VENV)/bin/lint-imports" --no-logo
 	@"$(VENV)/bin/mypy"
 
 format: ## Rewrite the code in the project's format

@@ -10,3 +10,6 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 # Adding a [D] to a [B, D] without saying so hides shape mistakes.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Many tests compile the same small programs.
+jax.config.update("jax_compilation_cache_dir", ".pytest_cache/compiled")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -101,14 +101,13 @@ def _concrete_type(config: TrainConfig) -> type:
 
 
 def _first_sentence(panel: str) -> str:
-    """What tyro's box says, without the box and what follows its first rule."""
-    lines = [line.strip("│╭╮╰╯ ") for line in panel.splitlines() if line.startswith("│")]
-    text = []
-    for line in lines:
-        if not line.strip("─ "):
-            break
-        text.append(line.strip())
-    return " ".join(text) or "the command line does not fit the config; see --help"
+    """What tyro's panel says: the lines between its title and the rule that follows."""
+    lines = [line.strip(" │╭╮╰╯") for line in panel.splitlines()][1:]
+    if lines and not lines[0].strip("-─"):
+        del lines[0]
+    rules = [i for i, line in enumerate(lines) if not line.strip("-─")]
+    text = " ".join(lines[: rules[0]] if rules else lines)
+    return text or "the command line does not fit the config; see --help"
 
 
 def _unknown_field(argument: str, config: TrainConfig) -> str:

@@ -35,13 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     # Imported here, so that a spawned data worker that imports this module stays light.
-    from flax_transformers.cli import evaluate, fill_mask, prepare, train
+    from flax_transformers.cli import doctor, evaluate, fill_mask, inspect, prepare, train
 
     parser = argparse.ArgumentParser(
         prog="flax-transformers", description="Pretrain transformers in JAX/Flax."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (train, prepare, evaluate, fill_mask):
+    for module in (train, prepare, evaluate, fill_mask, inspect, doctor):
         name = module.__name__.rpartition(".")[2].replace("_", "-")
         summary = (module.__doc__ or "").splitlines()[0]
         command = commands.add_parser(

@@ -35,9 +35,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli.report import finish, introduce, sample_evaluator
     from flax_transformers.evaluation.held_out import held_out_evaluator
     from flax_transformers.parallel.distributed import PREEMPTED
-    from flax_transformers.training.loop import train
+    from flax_transformers.training.loop import checked_mesh, train
 
     runtime.start(config.platform)
+    checked_mesh(config)  # before the data is prepared, which can take hours
     workdir = epath.Path(arguments.workdir)
     prepared = runtime.prepared_text(config.data)
     runtime.check_vocabulary(config, prepared)

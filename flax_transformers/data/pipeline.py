@@ -3,8 +3,8 @@
 Training reads a pure function of one integer: position i of the global stream is example
 ``shuffle(i)`` of its epoch, prepared with random numbers keyed by i. So the position is the only
 state, every example comes once an epoch, masks are drawn anew each epoch, and host p of P takes
-its contiguous rows of each global batch. Built on grain's MapDataset, which shuffles without a
-table (up to 2**32 examples), and on its worker processes.
+its contiguous rows of each global batch. grain gives the shuffle, which needs no table (up to
+2**32 examples), and the worker processes.
 
 Text and images alike: anything with `Examples` and an objective's ``prepare`` will do.
 """
@@ -12,9 +12,8 @@ Text and images alike: anything with `Examples` and an objective's ``prepare`` w
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import grain
@@ -43,6 +42,7 @@ class Examples(Protocol):
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """What the objective's ``prepare`` takes."""
+        ...
 
 
 class TextExamples:
@@ -72,7 +72,7 @@ class TextExamples:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._windows is None:
+        if state["_windows"] is None:
             self._windows = cached_window_index(self.store, self.spec)
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class _Prepare:
         rng = np.random.Generator(np.random.Philox(key=np.array([self.key, position], np.uint64)))
         example = self.examples[number]
         row = self.objective.prepare(example, rng, self.vocab, self.sequence_length)
-        return {**row, "example_id": np.int64(number)}
+        return {**row, "example_id": np.array(number, np.int64)}
 
 
 def _key(purpose: str, seed: Seed) -> int:
@@ -112,32 +112,38 @@ def _key(purpose: str, seed: Seed) -> int:
     return int.from_bytes(digest, "little")
 
 
-class _HostRows(grain.MapDataset):
-    """This host's rows of the global batches from ``position`` on, in order.
+def _stack(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    Row r of batch b is element ``b * rows + r``, with ``rows`` the host's share of a batch. Hosts
-    take contiguous rows, so their batches side by side are the global batch for any host count.
+
+@dataclass(frozen=True)
+class _HostBatches:
+    """One host's rows of the global batches from ``first`` on: batch b is element b.
+
+    Hosts take contiguous rows, so their batches side by side are the global batch for any host
+    count.
     """
 
-    def __init__(
-        self,
-        parent: grain.MapDataset,
-        position: int,
-        batch_size: int,
-        shard_index: int,
-        shard_count: int,
-    ) -> None:
-        super().__init__(parent)
-        self._rows = batch_size // shard_count
-        self._batch_size = batch_size
-        self._first = position + shard_index * self._rows
+    prepare: _Prepare
+    first: int
+    batch_size: int
+    shard_index: int
+    shard_count: int
 
     def __len__(self) -> int:
-        return (sys.maxsize - self._first) // self._batch_size * self._rows
+        return 1 << 60  # endless
 
-    def __getitem__(self, index: int) -> Any:
-        batch, row = divmod(index, self._rows)
-        return self._parent[self._first + batch * self._batch_size + row]
+    def __getitem__(self, batch: int) -> dict[str, np.ndarray]:
+        rows = self.batch_size // self.shard_count
+        start = self.first + batch * self.batch_size + self.shard_index * rows
+        return _stack([self.prepare(i, self._shuffled(i)) for i in range(start, start + rows)])
+
+    def _shuffled(self, position: int) -> int:
+        """The example at a position of the stream: each epoch is a permutation of its own."""
+        epoch, place = divmod(position, len(self.prepare.examples))
+        seed = _key("shuffle", (self.prepare.key, epoch)) % 2**32
+        last = len(self.prepare.examples) - 1
+        return grain.experimental.index_shuffle(place, max_index=last, seed=seed, rounds=4)
 
 
 def _check_batch(batch_size: int, shard_index: int, shard_count: int) -> None:
@@ -181,16 +187,9 @@ class TrainStream(Iterator[dict[str, np.ndarray]]):
         _check_batch(batch_size, shard_index, shard_count)
         if len(examples) == 0:
             raise UserError("There are no training examples; check the data source.")
-        key = _key("train", seed)
-        prepare = _Prepare(examples, objective, vocab, sequence_length, key)
-        self._rows = (
-            grain.MapDataset.source(range(len(examples)))
-            .shuffle(seed=_key("shuffle", seed) % 2**32)
-            .repeat()
-            .map_with_index(prepare)
-        )
-        self._shard = (batch_size, shard_index, shard_count)
-        self._threads, self._workers = examples.read_threads, workers
+        prepare = _Prepare(examples, objective, vocab, sequence_length, _key("train", seed))
+        self._batches = _HostBatches(prepare, position, batch_size, shard_index, shard_count)
+        self._workers = workers
         self._iterator: Any = None
         self._position = position
 
@@ -208,17 +207,17 @@ class TrainStream(Iterator[dict[str, np.ndarray]]):
         if self._iterator is None:
             self._iterator = self._open()
         batch = next(self._iterator)
-        self._position += self._shard[0]
+        self._position += self._batches.batch_size
         return batch
 
     def _open(self) -> Any:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads absl flags, also in programs without absl
-        batch_size, _, shard_count = self._shard
-        rows = _HostRows(self._rows, self._position, *self._shard)
-        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._threads)
-        batches = rows.batch(batch_size // shard_count, drop_remainder=True)
-        stream = batches.to_iter_dataset(options)
+        batches = replace(self._batches, first=self._position)
+        threads = batches.prepare.examples.read_threads
+        stream = grain.MapDataset.source(batches).to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        )
         if self._workers:
             stream = stream.mp_prefetch(
                 grain.MultiprocessingOptions(self._workers, _BATCHES_AHEAD),
@@ -269,6 +268,6 @@ def evaluation_batches(
         found = [prepare(number, number) for number in numbers]
         if len(found) < rows:
             filler = {name: np.zeros_like(array) for name, array in prepare(0, 0).items()}
-            filler["example_id"] = np.int64(-1)
+            filler["example_id"] = np.array(-1, np.int64)
             found += [filler] * (rows - len(found))
-        yield {name: np.stack([row[name] for row in found]) for name in found[0]}
+        yield _stack(found)

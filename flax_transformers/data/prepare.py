@@ -235,7 +235,10 @@ def _only_one(folder: Folder) -> Iterator[None]:
             yield
             return
         folder.remove_temporaries()
-        yield
+        try:
+            yield
+        finally:
+            folder.remove_temporaries()  # a killed run's processes may have lived a moment longer
 
 
 def _tokenizer(folder: Folder, data: TextData) -> Tokenizer:
@@ -268,10 +271,12 @@ def _write(
         corpus=corpus,
     )
     tokens = {split: sum(shard.tokens for shard in shards[split]) for split in SPLITS}
+    empty = sum(shard.empty for shard in finished)
+    empty += sum(shard.skipped for split in SPLITS for shard in shards[split])
     print(
         f"Prepared {tokens['train']:,} training and {tokens['validation']:,} held-out tokens of "
         f"{documents['train']:,} and {documents['validation']:,} documents in {folder.path} (left "
-        f"out: {sum(shard.empty for shard in finished):,} empty documents, "
+        f"out: {empty:,} empty documents, "
         f"{sum(shard.invalid for shard in finished):,} invalid ones)",
         file=sys.stderr,
     )

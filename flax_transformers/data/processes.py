@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
-import time
 
 
 def end_with_parent() -> None:
-    """Ends this process within a second of its parent's end, also when that was killed.
+    """Ends this process when its parent has ended, also when that was killed.
 
-    Otherwise the worker of a killed run would wait for ever on a queue that nobody fills.
+    Otherwise the worker of a killed run would wait for ever on a queue that nobody reads.
     """
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

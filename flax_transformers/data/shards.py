@@ -77,26 +77,40 @@ def write_shards(
 
     A finished shard whose files do not agree with its record is made once more.
     """
-    for attempt in (1, 2):
-        finished = finished_shards(folder, data.shards, tokenizer.fingerprint)
-        missing = [shard for shard in range(data.shards) if shard not in finished]
-        with _Reporter(data.shards, len(finished)) as reporter:
-            if processes == 1 or len(missing) <= 1:
-                for shard in missing:
-                    tokenise_shard(folder, data, tokenizer, shard, reporter.note)
-                    reporter.shard_done()
-            else:
-                _in_processes(folder, data, tokenizer, missing, processes, reporter)
-        finished = finished_shards(folder, data.shards, tokenizer.fingerprint)
-        for shard, record in finished.items():
-            try:
-                for split in SPLITS:
-                    check_files(folder, record.splits[split])
-            except UserError:
-                if attempt == 2:
-                    raise
-                folder.delete(_record_name(shard))
+    _write_missing(folder, data, tokenizer, processes)
+    damaged = _damaged_shards(folder, data, tokenizer)
+    if damaged:
+        for shard, error in damaged.items():
+            print(f"Tokenising shard {shard + 1} again: {error}", file=sys.stderr)
+            folder.delete(_record_name(shard))
+        _write_missing(folder, data, tokenizer, processes)
+        for error in _damaged_shards(folder, data, tokenizer).values():
+            raise error
+    finished = finished_shards(folder, data.shards, tokenizer.fingerprint)
     return [finished[shard] for shard in range(data.shards)]
+
+
+def _write_missing(folder: Folder, data: TextData, tokenizer: Tokenizer, processes: int) -> None:
+    finished = finished_shards(folder, data.shards, tokenizer.fingerprint)
+    missing = [shard for shard in range(data.shards) if shard not in finished]
+    with _Reporter(data.shards, len(finished)) as reporter:
+        if processes == 1 or len(missing) <= 1:
+            for shard in missing:
+                tokenise_shard(folder, data, tokenizer, shard, reporter.note)
+                reporter.shard_done()
+        else:
+            _in_processes(folder, data, tokenizer, missing, processes, reporter)
+
+
+def _damaged_shards(folder: Folder, data: TextData, tokenizer: Tokenizer) -> dict[int, UserError]:
+    damaged = {}
+    for shard, record in finished_shards(folder, data.shards, tokenizer.fingerprint).items():
+        try:
+            for split in SPLITS:
+                check_files(folder, record.splits[split])
+        except UserError as error:
+            damaged[shard] = error
+    return damaged
 
 
 def tokenise_shard(
@@ -118,7 +132,10 @@ def tokenise_shard(
             documents = sources.read_documents(data.validation_source, shard, data.shards, counts)
             for texts in _chunks(documents):
                 note(len(texts), sum(map(validation.add_document, _encode(tokenizer, texts))))
-        splits = {"train": train.finish(), "validation": validation.finish()}
+        splits: dict[Split, ShardRecord] = {
+            "train": train.finish(),
+            "validation": validation.finish(),
+        }
     finished = FinishedShard(tokenizer.fingerprint, counts.empty, counts.invalid, splits)
     folder.write(_record_name(shard), to_json(asdict(finished)))
 

@@ -93,7 +93,8 @@ class _HashedFile:
         return FileRecord(self._bytes, self._hash.hexdigest())
 
     def discard(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # closing writes what is buffered, which may fail too
+            self._file.close()
         self.path.unlink(missing_ok=True)
 
 
@@ -127,8 +128,7 @@ class ShardWriter:
     ) -> None:
         if kind is not None:
             for file in self._files.values():
-                with contextlib.suppress(OSError):
-                    file.discard()
+                file.discard()
 
     def add_document(self, sentences: Sequence[np.ndarray]) -> int:
         """Appends the token ids of each sentence (integers [n]); returns how many tokens."""

@@ -105,9 +105,9 @@ def cached_window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray:
     name = f"windows/{spec.length}-{kind}-{store.fingerprint[:16]}"
     path = Path(store.directory, name)
     with contextlib.suppress(OSError, ValueError):
-        windows = np.memmap(path, WINDOW, "r")
-        if _covers(windows, store.num_tokens):
-            return windows
+        mapped = np.memmap(path, WINDOW, "r")
+        if _covers(mapped, store.num_tokens):
+            return mapped
     windows = window_index(store, spec)
     try:
         _keep(store.directory, name, windows)

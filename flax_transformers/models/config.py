@@ -46,6 +46,10 @@ class TransformerConfig:
     """Standard deviation of the truncated normal that kernels and tables start from."""
 
     def __post_init__(self) -> None:
+        sizes = ("hidden_size", "num_heads", "intermediate_size", "max_positions")
+        for name in ("vocab_size", "num_layers", *sizes):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"model.hidden_size {self.hidden_size} does not divide by model.num_heads "
@@ -54,9 +58,6 @@ class TransformerConfig:
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be in [0, 1)")
-        for name in ("vocab_size", "num_layers", "intermediate_size", "max_positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
 
     @property
     def head_dim(self) -> int:

@@ -37,9 +37,7 @@ class InputEmbeddings(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        table = partial(
-            Embedding, features=c.hidden_size, dtype=self.dtype, init_std=c.init_std
-        )
+        table = partial(Embedding, features=c.hidden_size, dtype=self.dtype, init_std=c.init_std)
         self.word = table(c.padded_vocab_size)
         if c.positions == "learned":
             self.position = table(c.max_positions, axes=("positions", "embed"))

@@ -29,7 +29,7 @@ class MaskedLMHead(nn.Module):
         transform = Linear(
             "BMD,DE->BME",
             (width, width),
-            ("embed", None),
+            ("embed", "features"),
             dtype=self.dtype,
             init_std=c.init_std,
             name="transform",

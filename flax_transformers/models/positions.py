@@ -8,7 +8,7 @@ import numpy as np
 
 
 def positions_from_segments(segment_ids_BT: jax.Array) -> jax.Array:
-    """Position within its own segment, int32 [B, T]: counting restarts where the segment changes."""
+    """Position within its own segment, int32 [B, T]: counting restarts where it changes."""
     index_T = jnp.arange(segment_ids_BT.shape[1], dtype=jnp.int32)
     changed_BT = segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]
     starts_BT = jnp.pad(changed_BT, ((0, 0), (1, 0)), constant_values=True)

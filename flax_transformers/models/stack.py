@@ -82,11 +82,9 @@ class Stack(nn.Module):
             count = len(pattern) * repeats
             if count == 0:
                 continue
+            rows, grid = slice(start, start + count), (repeats, len(pattern))
             part = jax.tree.map(
-                lambda leaf, at=start, n=count, r=repeats, p=len(pattern): leaf[
-                    at : at + n
-                ].reshape(r, p, *leaf.shape[1:]),
-                own,
+                lambda leaf, rows=rows, grid=grid: leaf[rows].reshape(*grid, *leaf.shape[1:]), own
             )
             scanned = self._scanned(pattern, repeats, deterministic, name)
             hidden, out = scanned(hidden, shared, part)

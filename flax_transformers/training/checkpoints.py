@@ -8,7 +8,6 @@ never deleted. All of orbax that the package uses is in this file.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import logging
@@ -272,14 +271,13 @@ class Checkpoints:
             # This manager would raise the same again and again; the next save makes a new one.
             self._failure, self._last_step, self._manager = error, None, None
             if jax.process_count() == 1:
-                with contextlib.suppress(OSError):  # give a full disk its space back
-                    self._unfinished(step).rmtree(missing_ok=True)
+                step_folders.remove(self._unfinished(step))  # gives a full disk its space back
             return
         folder = self.directory / str(step)
         if jax.process_index() == 0 and digests.has_index(folder):
             try:
                 digests.seal(folder)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 logger.warning("checkpoint %s could not be sealed (%s)", folder, error)
 
     def _raise_failure(self) -> None:
@@ -353,7 +351,9 @@ def _read_state(found: Found, abstract: Any | None, *, partial: bool) -> Any:
         if partial:
             saved = {"params": saved.get("params", {})}
         if abstract is None:
-            item = jax.tree.map(_abstract_array, saved, is_leaf=is_array)
+            item = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), saved, is_leaf=is_array
+            )
             how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         else:
             require_same_structure(found.folder, saved, abstract)
@@ -370,10 +370,6 @@ def _read_state(found: Found, abstract: Any | None, *, partial: bool) -> Any:
             f"checkpoint {found.folder} has no digests to check it by and cannot be read "
             f"({str(error).splitlines()[0]}); move it away to go on without it"
         ) from error
-
-
-def _abstract_array(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 def _as_json(found: Found | None) -> list[Any] | None:

@@ -122,9 +122,7 @@ def train(
 
     Raises UserError for what the user can mend, before anything in ``workdir`` is overwritten.
     """
-    mesh = make_mesh(config.mesh)
-    for phase in config.phases:
-        check_batch(phase.batch_size, phase.micro_batches, mesh)
+    mesh = checked_mesh(config)
     with jax.set_mesh(mesh):
         run, state, position = start(config, prepared, epath.Path(workdir), mesh, evaluators)
         writer = MetricsWriter(run.workdir, run.is_writer, start_step=position.step)
@@ -138,6 +136,14 @@ def train(
         finally:
             run.checkpoints.close()
     return Outcome(position.step, position.step < total, dict(run.latest))
+
+
+def checked_mesh(config: TrainConfig) -> Mesh:
+    """The mesh of a run. Raises UserError if it does not fit the devices, or a batch the mesh."""
+    mesh = make_mesh(config.mesh)
+    for phase in config.phases:
+        check_batch(phase.batch_size, phase.micro_batches, mesh)
+    return mesh
 
 
 def start(

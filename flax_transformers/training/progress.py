@@ -74,9 +74,12 @@ class Progress:
         if not self._enabled or self._live is not None:
             return
         due = self._last_line is None or now - self._last_line >= self._line_seconds
-        if due or step >= self._total:
+        if due and step < self._total:
             self._last_line = now
-            self._print("  ".join([f"step {self._position()}", *self._fields()]))
+            self._print_line()
+
+    def _print_line(self) -> None:
+        self._print("  ".join([f"step {self._position()}", *self._fields()]))
 
     def message(self, text: str) -> None:
         """Prints a line (or several) that stays, above the bar if there is one."""
@@ -145,6 +148,8 @@ class Progress:
             self._time = f"stopped after {format_duration(self._clock() - self._started)}"
         if self._live is not None:
             self._live.stop()
+        elif self._enabled:
+            self._print_line()
 
 
 class Pace:

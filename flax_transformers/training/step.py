@@ -72,7 +72,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         grads, sums = _gradients(objective, functions, state.params, batch, key, micro_batches)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

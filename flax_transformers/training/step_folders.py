@@ -5,12 +5,14 @@ Only one process should call these at a time; `checkpoints` sees to it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
 import logging
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,8 +50,8 @@ def is_local(path: epath.Path) -> bool:
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """As an absolute path, whether local or in a bucket."""
-    path = epath.Path(path)
-    return epath.Path(os.path.abspath(path.expanduser())) if is_local(path) else path
+    given = epath.Path(path)
+    return epath.Path(os.path.abspath(given.expanduser())) if is_local(given) else given
 
 
 def require_writable(directory: epath.Path) -> None:
@@ -60,7 +62,7 @@ def require_writable(directory: epath.Path) -> None:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        remedy = "free some space" if error.errno == errno.ENOSPC else "choose a --workdir that is"
+        remedy = "free some space" if error.errno == errno.ENOSPC else "choose another --workdir"
         raise UserError(
             f"checkpoints cannot be written to {directory} ({error.strerror or error}); {remedy}"
         ) from error
@@ -102,6 +104,16 @@ def write_files(folder: epath.Path, files: Files) -> None:
         for path, raw in copies.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(raw)
+
+
+def remove(folder: epath.Path, attempts: int = 10) -> None:
+    """Removes a folder as far as it can be, also while a failed write still adds files to it."""
+    for _ in range(attempts):
+        with contextlib.suppress(OSError):
+            folder.rmtree(missing_ok=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def choose_newest(directory: epath.Path, set_aside_at_most: int | None) -> Found | None:

@@ -24,7 +24,8 @@ _STORAGE_SIGNS = {
 
 def raise_write_error(error: Exception, directory: epath.Path) -> NoReturn:
     """As a UserError if the storage is at fault, otherwise as it is."""
-    chain, seen = "", error
+    chain = ""
+    seen: BaseException | None = error
     while seen is not None:
         chain, seen = f"{chain} {seen}", seen.__cause__ or seen.__context__
     sign = next((sign for sign in _STORAGE_SIGNS if sign.lower() in chain.lower()), None)

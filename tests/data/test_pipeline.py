@@ -1,6 +1,12 @@
 import copy
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,7 +51,9 @@ class Numbers:
 
 def stream(examples=None, objective=None, **settings):
     chosen = {"sequence_length": 4, "batch_size": 4, "seed": 7, **settings}
-    return TrainStream(examples or Numbers(10), objective or RandomTags(), VOCAB, **chosen)
+    return TrainStream(
+        Numbers(10) if examples is None else examples, objective or RandomTags(), VOCAB, **chosen
+    )
 
 
 def take(stream, batches):
@@ -67,7 +75,9 @@ def assert_equal(one, other):
 
 def over_hosts(hosts, batches, **settings):
     """The global batches, put together from what each host reads."""
-    each = [take(stream(shard_index=h, shard_count=hosts, **settings), batches) for h in range(hosts)]
+    each = [
+        take(stream(shard_index=h, shard_count=hosts, **settings), batches) for h in range(hosts)
+    ]
     return joined([joined(parts) for parts in zip(*each, strict=True)])
 
 
@@ -185,10 +195,11 @@ def test_threads_change_nothing():
     assert_equal(joined(take(threaded, 9)), over_hosts(1, 9))
 
 
-def test_a_batch_larger_than_the_corpus_holds_several_epochs():
-    (batch,) = take(stream(Numbers(3), batch_size=9), 1)
-    for epoch in batch["example_id"].reshape(3, 3):
-        assert sorted(epoch) == [0, 1, 2]
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_batch_larger_than_the_corpus_holds_several_epochs(count):
+    (batch,) = take(stream(Numbers(count), batch_size=4 * count), 1)
+    for epoch in batch["example_id"].reshape(4, count):
+        assert sorted(epoch) == list(range(count))
 
 
 def test_shuffling_a_hundred_million_examples_needs_no_table():
@@ -257,7 +268,10 @@ DOCUMENTS = [[[1, 2], [3, 4]], [[5]], [[6, 7, 8]]]
 
 def test_text_examples_are_windows_with_their_document_ends(make_store):
     examples = TextExamples(make_store(DOCUMENTS), WindowSpec(6, True))
-    found = [(e["tokens"].tolist(), e["document_ends"].tolist()) for e in map(examples.__getitem__, range(2))]
+    found = [
+        (e["tokens"].tolist(), e["document_ends"].tolist())
+        for e in map(examples.__getitem__, range(2))
+    ]
     assert len(examples) == 2
     assert found == [([1, 2, 3, 4, 5], [4, 5]), ([6, 7, 8], [3])]
     assert examples[0]["tokens"].dtype == examples[0]["document_ends"].dtype == np.int32
@@ -300,3 +314,47 @@ def test_short_documents_are_fine_where_windows_stay_within_them(make_store):
 def test_a_validation_split_smaller_than_one_window_is_fine(make_store):
     store = make_store(DOCUMENTS, split="validation")
     assert len(TextExamples(store, WindowSpec(512, True))) == 1
+
+
+KILLED_WHILE_TRAINING = """
+import multiprocessing, os, pathlib, signal, sys
+sys.path.insert(0, sys.argv[1])
+import test_pipeline
+
+if __name__ == "__main__":
+    stream = test_pipeline.stream(workers=2)
+    next(stream)
+    pids = [str(child.pid) for child in multiprocessing.active_children()]
+    pathlib.Path(sys.argv[2]).write_text(" ".join(pids))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def is_running(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.multi_process
+def test_workers_end_when_the_training_process_is_killed(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED_WHILE_TRAINING)
+    pids = tmp_path / "pids"
+    killed = subprocess.run(
+        [sys.executable, script, Path(__file__).parent, pids],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    workers = [int(pid) for pid in pids.read_text().split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 20
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = [pid for pid in workers if is_running(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left

@@ -121,11 +121,13 @@ def test_unigram_cross_entropy_is_that_of_smoothed_training_frequencies(make_sto
 
 
 def test_a_writer_that_fails_leaves_no_file(tmp_path):
-    folder = open_folder(tmp_path)
-    writer = ShardWriter(folder, "train", 0, 10)
-    with pytest.raises(RuntimeError), writer:
-        writer.add_document([np.array([1])])
-        raise RuntimeError
+    def fail():
+        with ShardWriter(open_folder(tmp_path), "train", 0, 10) as writer:
+            writer.add_document([np.array([1])])
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -143,7 +145,7 @@ def test_two_splits_of_a_store_have_different_fingerprints(make_store):
 
 
 def test_a_missing_store_says_how_to_make_one(tmp_path):
-    with pytest.raises(UserError, match="no token store in .*/absent; .* prepare"):
+    with pytest.raises(UserError, match=r"no token store in .*/absent; .* prepare"):
         TokenStore(tmp_path / "absent")
 
 
@@ -164,7 +166,7 @@ def test_a_truncated_file_is_named_on_opening(make_store, tmp_path, kind):
 def test_a_lost_file_is_named_on_opening(make_store, tmp_path):
     make_store(*SHARDS)
     (tmp_path / "store/train/00000.tokens").unlink()
-    with pytest.raises(UserError, match="train/00000.tokens .*no bytes instead of 12"):
+    with pytest.raises(UserError, match=r"train/00000.tokens .*no bytes instead of 12"):
         TokenStore(tmp_path / "store")
 
 
@@ -172,7 +174,7 @@ def test_a_truncated_file_in_a_bucket_is_named_on_reading(make_store, tmp_path):
     make_store(*SHARDS)
     path = tmp_path / "store/train/00002.tokens"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match="train/00002.tokens .*damaged"):
+    with pytest.raises(UserError, match=r"train/00002.tokens .*damaged"):
         TokenStore(f"file://{tmp_path}/store").tokens(6, 4)
 
 
@@ -194,7 +196,7 @@ def test_bytes_added_to_a_file_are_found_by_verify(make_store, tmp_path):
     store = make_store(*SHARDS)
     path = tmp_path / "store/train/00000.tokens"
     path.write_bytes(path.read_bytes() + b"\0\0")
-    with pytest.raises(UserError, match="00000.tokens"):
+    with pytest.raises(UserError, match=r"00000.tokens"):
         store.verify()
 
 
@@ -204,14 +206,14 @@ def test_any_changed_figure_in_the_manifest_is_found_on_opening(make_store, tmp_
     manifest = json.loads(path.read_text())
     manifest["splits"]["train"][0]["tokens"] += 1
     path.write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="manifest.json .*damaged"):
+    with pytest.raises(UserError, match=r"manifest.json .*damaged"):
         TokenStore(tmp_path / "store")
 
 
 def test_a_manifest_that_is_no_json_is_found_on_opening(make_store, tmp_path):
     make_store(*SHARDS)
     (tmp_path / "store/manifest.json").write_bytes(b"\xff[]")
-    with pytest.raises(UserError, match="manifest.json .*damaged"):
+    with pytest.raises(UserError, match=r"manifest.json .*damaged"):
         TokenStore(tmp_path / "store")
 
 

@@ -31,7 +31,7 @@ def greedy(store, spec):
         stop = min(start + spec.length, next(end for end in sentences if end > start))
         for end in (end for end in sentences if end > stop):
             inside = sum(start < document < end for document in documents)
-            if inside and not spec.cross_documents or end - start + inside > spec.length:
+            if (inside and not spec.cross_documents) or end - start + inside > spec.length:
                 break
             stop = end
         found.append((start, stop))
@@ -116,7 +116,7 @@ def test_a_corpus_smaller_than_a_window_has_one_window(make_store):
 
 def test_a_split_without_tokens_is_refused(make_store):
     empty = TokenStore(make_store(corpus([3])).directory, "validation")
-    with pytest.raises(UserError, match="validation split .* holds no tokens"):
+    with pytest.raises(UserError, match=r"validation split .* holds no tokens"):
         window_index(empty, WindowSpec(4, True))
 
 

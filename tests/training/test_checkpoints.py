@@ -242,6 +242,19 @@ def test_a_step_set_aside_can_be_written_again_and_be_set_aside_again(tmp_path: 
     assert names_in(tmp_path) == ["invalid-7-0", "invalid-7-1"]
 
 
+def test_a_run_that_went_back_writes_the_later_steps_again(tmp_path: Path) -> None:
+    abstract = abstract_state(make_mesh(1, 1, 1))
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    for step in (5, 7):
+        checkpoints.save(step, make_state(abstract, step), {})
+    checkpoints.wait()
+    flip_bit(tmp_path / "7" / "meta" / "metadata")
+    assert checkpoints.restore_newest(abstract).step == 5
+    assert checkpoints.save(7, make_state(abstract, 7), {})
+    checkpoints.close()
+    assert names_in(tmp_path) == ["5", "7", "invalid-7-0"]
+
+
 def test_no_more_are_set_aside_than_allowed(tmp_path: Path) -> None:
     write_steps(tmp_path, 5, 6, 7)
     for step in ("6", "7"):
@@ -401,7 +414,7 @@ def test_saving_a_step_twice_changes_nothing(tmp_path: Path) -> None:
 def test_the_latest_the_regular_and_the_best_steps_are_kept(tmp_path: Path) -> None:
     config = CheckpointConfig(keep_latest=2, keep_every=40, keep_best=1, best_metric="loss")
     state = make_state(abstract_state(make_mesh(1, 1, 1)))
-    losses = {10: 5.0, 20: 1.0, 30: 4.0, 40: 4.0, 50: float("nan"), 60: 3.0, 70: 2.0}
+    losses = {10: float("nan"), 20: 1.0, 30: 4.0, 40: 4.0, 50: 5.0, 60: 3.0, 70: 2.0}
     for steps in ((10, 20, 30, 40), (50, 60, 70)):  # the second run learns of the best from disk
         checkpoints = Checkpoints(tmp_path, config)
         for step in steps:
@@ -412,7 +425,7 @@ def test_the_latest_the_regular_and_the_best_steps_are_kept(tmp_path: Path) -> N
 
 def test_what_a_killed_write_left_behind_is_removed_by_the_next_save(tmp_path: Path) -> None:
     saved = write_steps(tmp_path, 5)
-    stale = tmp_path / "7.orbax-checkpoint-tmp" / "state"
+    stale = tmp_path / "6.orbax-checkpoint-tmp" / "state"
     stale.mkdir(parents=True)
     (stale / "half").write_bytes(b"half")
     assert fingerprint(restore_newest(tmp_path).state) == saved[5]
@@ -425,9 +438,11 @@ def test_training_goes_on_while_a_step_is_written(
 ) -> None:
     proceed = threading.Event()
     write_index = digests.write_index
-    monkeypatch.setattr(digests, "write_index", lambda f: proceed.wait(60) and write_index(f))
+    monkeypatch.setattr(digests, "write_index", lambda f: proceed.wait(20) and write_index(f))
+    state = make_state(abstract_state(make_mesh(1, 1, 1)))
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
-    checkpoints.save(1, make_state(abstract_state(make_mesh(1, 1, 1))), {})
+    assert checkpoints.save(1, state, {})
+    assert not checkpoints.save(1, state, {})
     assert checkpoints.steps() == []
     proceed.set()
     checkpoints.close()

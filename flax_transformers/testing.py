@@ -1,0 +1,103 @@
+"""What tests on a CPU need, yours included: tiny configs, text to train on, comparisons.
+
+Set the devices up before jax is used, as tests/conftest.py does::
+
+    jax.config.update("jax_num_cpu_devices", 8)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.sources import TextSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.families.bert import BertConfig
+from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+_WORDS = "the a of to and model layer token row batch reads writes holds returns each one".split()
+
+
+def write_corpus(path: str | os.PathLike[str], documents: int = 60, seed: int = 0) -> None:
+    """A text file of ``documents`` short documents, empty lines between them."""
+    rng = np.random.default_rng(seed)
+    texts = []
+    for _ in range(documents):
+        sentences = [
+            " ".join(rng.choice(_WORDS, rng.integers(4, 12))).capitalize() + "."
+            for _ in range(rng.integers(1, 8))
+        ]
+        texts.append(" ".join(sentences))
+    Path(path).write_text("\n\n".join(texts) + "\n")
+
+
+def tiny_bert(**changes: Any) -> BertConfig:
+    """A BERT of two layers, 32 wide, over bytes, with dropout on."""
+    small = BertConfig(
+        vocab_size=262,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        intermediate_size=64,
+        max_positions=64,
+    )
+    return dataclasses.replace(small, **changes)
+
+
+def tiny_config(
+    corpus: str | os.PathLike[str],
+    store: str | os.PathLike[str],
+    *,
+    steps: int = 20,
+    batch_size: int = 16,
+    sequence_length: int = 32,
+    micro_batches: int = 1,
+    **changes: Any,
+) -> TrainConfig:
+    """A run of seconds on ``corpus``, tokenised into ``store``; ``changes`` replace sections."""
+    config = TrainConfig(
+        model=tiny_bert(),
+        objective=MaskedLM(),
+        data=TextData(
+            source=TextSource(str(corpus)),
+            tokenizer=TokenizerConfig("bytes"),
+            validation_fraction=0.2,
+            store=str(store),
+            shards=2,
+            prepare_processes=1,
+        ),
+        optimizer=AdamW(learning_rate=1e-2, schedule=Schedule("linear", warmup_steps=2)),
+        phases=(Phase(steps, sequence_length, batch_size, micro_batches),),
+        checkpoints=CheckpointConfig(every_steps=5),
+        evaluation=Evaluation(every_steps=0, batch_size=16),
+        logging=Logging(every_steps=1, tensorboard=False, ledger=True),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def assert_bit_equal(found: Any, expected: Any) -> None:
+    """Two pytrees of arrays are the same to the last bit; names what differs."""
+    different = []
+    expected_leaves = jax.tree_util.tree_leaves_with_path(expected)
+    found_leaves = jax.tree_util.tree_leaves_with_path(found)
+    assert [path for path, _ in found_leaves] == [path for path, _ in expected_leaves]
+    for (path, a), (_, b) in zip(found_leaves, expected_leaves, strict=True):
+        if np.asarray(a).tobytes() != np.asarray(b).tobytes():
+            different.append(jax.tree_util.keystr(path))
+    assert not different, f"not bit-equal: {', '.join(different)}"
+
+
+def relative_difference(found: Any, expected: Any) -> float:
+    """Largest absolute difference over the largest absolute value expected."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    return float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))

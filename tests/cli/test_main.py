@@ -1,0 +1,166 @@
+"""What people type, and what they are told when it is wrong: one sentence, exit code 2."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flax_transformers.cli.main import main
+from flax_transformers.testing import write_corpus
+
+ROOT = Path(__file__).parents[2]
+TINY = str(ROOT / "configs" / "bert_tiny.py")
+
+
+def refused(capsys, *arguments):
+    """Runs a command that must fail politely, and returns its one line."""
+    assert main(list(arguments)) == 2
+    error = capsys.readouterr().err.strip()
+    assert "Traceback" not in error
+    last = error.splitlines()[-1]
+    assert last.startswith("flax-transformers: ")
+    return last
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Overrides for a run of a second on a small text file."""
+    write_corpus(tmp_path / "text.txt")
+    return [
+        *("--data.source.path", str(tmp_path / "text.txt")),
+        *("--data.store", str(tmp_path / "store")),
+        *("--data.tokenizer.kind", "bytes", "--data.tokenizer.lowercase", "False"),
+        *("--data.validation-fraction", "0.2"),
+        *("--model.vocab-size", "262", "--model.hidden-size", "32"),
+        *("--model.num-layers", "1", "--model.intermediate-size", "32"),
+        *("--phases.0.steps", "3", "--phases.0.sequence-length", "32"),
+        *("--phases.0.batch-size", "16", "--evaluation.batch-size", "16"),
+        *("--optimizer.schedule.warmup-steps", "1"),
+    ]
+
+
+def test_an_unknown_field_names_the_nearest(capsys):
+    said = refused(capsys, "train", TINY, "--optimizer.lerning-rate", "1")
+    assert said.endswith("no config field --optimizer.lerning-rate; "
+                         "did you mean --optimizer.learning-rate?")  # fmt: skip
+
+
+def test_a_value_of_the_wrong_kind_is_refused(capsys):
+    assert "could not convert string to float: 'abc'" in refused(
+        capsys, "train", TINY, "--optimizer.learning-rate", "abc"
+    )
+
+
+def test_a_value_out_of_range_is_refused(capsys):
+    assert "num_heads 3" in refused(capsys, "train", TINY, "--model.num-heads", "3")
+
+
+def test_a_missing_config_file_names_the_nearest(capsys):
+    said = refused(capsys, "train", str(ROOT / "configs" / "bert_tny.py"))
+    assert "did you mean" in said and "bert_tiny.py" in said
+
+
+def test_a_config_file_that_fails_is_named_with_its_error(capsys, tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config():\n    return 1 / 0\n")
+    assert "fails with ZeroDivisionError" in refused(capsys, "train", str(broken))
+
+
+def test_print_config_shows_overrides_and_starts_nothing(capsys):
+    assert main(["train", TINY, "--print-config", "--optimizer.learning-rate", "3e-4"]) == 0
+    config = json.loads(capsys.readouterr().out)
+    assert config["optimizer"]["learning_rate"] == 3e-4
+
+
+def test_train_needs_a_workdir(capsys):
+    assert "--workdir is missing" in refused(capsys, "train", TINY)
+
+
+def test_a_missing_corpus_is_named(capsys, small, tmp_path):
+    missing = str(tmp_path / "nowhere.txt")
+    small[1] = missing
+    assert missing in refused(capsys, "train", TINY, "--workdir", str(tmp_path / "w"), *small)
+
+
+def test_an_empty_corpus_is_refused(capsys, small, tmp_path):
+    (tmp_path / "text.txt").write_text("\n\n \n")
+    assert "empty" in refused(capsys, "train", TINY, "--workdir", str(tmp_path / "w"), *small)
+
+
+def test_a_corpus_smaller_than_a_window_is_refused(capsys, small, tmp_path):
+    (tmp_path / "text.txt").write_text("\n\n".join(f"a{i}" for i in range(9)))
+    small[small.index("0.2")] = "0.3"
+    assert "one training window needs 30" in refused(
+        capsys, "train", TINY, "--workdir", str(tmp_path / "w"), *small
+    )
+
+
+def test_invalid_utf8_is_refused_with_its_place(capsys, small, tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"Good text.\n\nBad \xff text.\n")
+    said = refused(capsys, "train", TINY, "--workdir", str(tmp_path / "w"), *small)
+    assert "text.txt" in said and "UTF-8" in said and "on_invalid" in said
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused(capsys, small, tmp_path):
+    small[small.index("--phases.0.batch-size") + 1] = "12"
+    assert "such as 8 or 16" in refused(
+        capsys, "train", TINY, "--workdir", str(tmp_path / "w"), *small
+    )
+
+
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(capsys, small, tmp_path):
+    said = refused(
+        capsys, "train", TINY, "--workdir", str(tmp_path / "w"), *small, "--mesh.fsdp", "3"
+    )
+    assert "does not fit 8 devices" in said
+
+
+def test_an_absent_platform_is_refused(capsys, small, tmp_path, monkeypatch):
+    """In a process that has not started its backend; here one has, so only the name is checked."""
+    said = refused(
+        capsys, "train", TINY, "--workdir", str(tmp_path / "w"), *small, "--platform", "tpuu"
+    )
+    assert "choose cpu, gpu or tpu" in said
+
+
+def test_a_read_only_workdir_is_refused(capsys, small, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    said = refused(capsys, "train", TINY, "--workdir", str(tmp_path / "file" / "w"), *small)
+    assert str(tmp_path / "file") in said
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(capsys, tmp_path):
+    assert "no checkpoint" in refused(capsys, "fill-mask", str(tmp_path), "--text", "A [MASK].")
+
+
+def test_train_then_evaluate_then_fill_mask(capsys, small, tmp_path):
+    workdir = str(tmp_path / "run")
+    assert main(["train", TINY, "--workdir", workdir, *small]) == 0
+    assert "held-out loss" in capsys.readouterr().out
+    assert (tmp_path / "run" / "plots" / "loss.png").stat().st_size > 1000
+    assert (tmp_path / "run" / "samples" / "step_00000003.txt").exists()
+
+    assert main(["evaluate", workdir]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["step"] == 3 and scores["eval/loss"] > 0
+
+    assert main(["fill-mask", workdir, "--text", "a [MASK] of", "--top", "4"]) == 0
+    candidates = capsys.readouterr().out.splitlines()
+    assert len(candidates) == 4
+    assert "no [MASK]" in refused(capsys, "fill-mask", workdir, "--text", "no gap")
+
+
+def test_another_model_in_the_same_workdir_is_refused(capsys, small, tmp_path):
+    workdir = str(tmp_path / "run")
+    assert main(["train", TINY, "--workdir", workdir, *small]) == 0
+    capsys.readouterr()
+    said = refused(
+        capsys, "train", TINY, "--workdir", workdir, *small, "--model.intermediate-size", "64"
+    )
+    assert "belongs to another run" in said
+
+
+def test_inspect_shows_what_is_masked(capsys, small):
+    assert main(["inspect", TINY, *small, "--examples", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("example ") == 2 and "→" in shown

@@ -1,0 +1,193 @@
+"""Encoders as a whole: names of axes, inputs, vocabulary padding, dropout and dtypes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_transformers.models.config import Execution, TransformerConfig
+from flax_transformers.models.encoder import EncoderForMaskedLM
+from flax_transformers.models.positions import sinusoidal_table
+from flax_transformers.parallel.rules import mesh_axes
+from tests.models import reference
+
+POST_NORM = TransformerConfig(
+    vocab_size=11,
+    hidden_size=6,
+    num_layers=2,
+    num_heads=3,
+    intermediate_size=5,
+    max_positions=8,
+    norm_place="post",
+    token_types=2,
+    embedding_norm=True,
+    dropout=0.1,
+    attention_dropout=0.1,
+)
+PRE_NORM = TransformerConfig(
+    vocab_size=11,
+    hidden_size=6,
+    num_layers=2,
+    num_heads=3,
+    intermediate_size=5,
+    max_positions=8,
+    norm="rms",
+    activation="silu",
+    gated=True,
+    use_bias=False,
+    positions="sinusoidal",
+    dropout=0.1,
+)
+IDS = jnp.array([[1, 2, 3, 4, 5], [6, 7, 8, 0, 0]])
+MASK = jnp.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+CONFIGS = pytest.mark.parametrize("config", [POST_NORM, PRE_NORM], ids=["post_norm", "pre_norm"])
+
+
+def build(config, **execution):
+    model = EncoderForMaskedLM(config, Execution(**execution))
+    boxed = jax.eval_shape(model.init, jax.random.key(0), IDS)["params"]
+    return model, boxed, reference.randomize(nn.meta.unbox(boxed))
+
+
+@CONFIGS
+def test_every_parameter_has_axis_names_that_the_rules_know(config):
+    _, boxed, _ = build(config)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+        boxed, is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
+    ):
+        assert isinstance(leaf, nn.LogicallyPartitioned), path
+        assert len(leaf.names) == leaf.value.ndim
+        assert None not in leaf.names, path
+        assert (leaf.names[0] == "layers") == (path[0].key == "encoder")
+        mesh_axes(leaf.get_partition_spec())
+
+
+@CONFIGS
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_training_step_never_sums_in_bfloat16(config, dtype):
+    # Tracing it also shows that no operation needs rank promotion, which tests forbid.
+    model, _, params = build(config, dtype=dtype)
+
+    def loss(params):
+        rngs = {"dropout": jax.random.key(0)}
+        output = model.apply({"params": params}, IDS, MASK, deterministic=False, rngs=rngs)
+        return jnp.sum(output.logits)
+
+    dtypes = {"dot_general": set(), "reduce_sum": set(), "scatter-add": set()}
+    for equation in reference.equations(jax.grad(loss), params):
+        if equation.primitive.name in dtypes:
+            dtypes[equation.primitive.name].add(str(equation.outvars[0].aval.dtype))
+    assert dtypes == {name: {"float32"} for name in dtypes}
+
+
+@CONFIGS
+def test_logits_have_the_real_vocabulary_and_unembedding_the_padded_one(config):
+    model, _, params = build(config)
+    output = jax.jit(model.apply)({"params": params}, IDS, MASK)
+    assert output.logits.shape == (2, 5, 11)
+    assert output.last_hidden_state.shape == (2, 5, 6)
+    unembed = jax.jit(partial(model.apply, method="unembed"))
+    logits = unembed({"params": params}, output.last_hidden_state)
+    assert logits.shape == (2, 5, 128)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits[..., :11], output.logits, rtol=1e-5, atol=1e-6)
+    assert np.count_nonzero(jax.nn.softmax(logits, axis=-1)[..., 11:]) == 0
+
+
+@CONFIGS
+def test_what_stands_at_padding_does_not_reach_the_tokens(config):
+    model, _, params = build(config)
+    apply = jax.jit(lambda ids: model.apply({"params": params}, ids, MASK).logits)
+    before, after = apply(IDS), apply(IDS.at[1, 3:].set(9))
+    np.testing.assert_array_equal(after[0], before[0])
+    np.testing.assert_array_equal(after[1, :3], before[1, :3])
+    assert not np.array_equal(after[1, 3:], before[1, 3:])
+
+
+def test_inputs_left_out_have_the_usual_meaning():
+    model, _, params = build(POST_NORM)
+    apply = jax.jit(lambda inputs: model.apply({"params": params}, **inputs).logits)
+    explicit = {
+        "input_ids": IDS,
+        "attention_mask": jnp.ones_like(IDS),
+        "token_type_ids": jnp.zeros_like(IDS),
+        "position_ids": jnp.broadcast_to(jnp.arange(5), (2, 5)),
+    }
+    np.testing.assert_allclose(apply({"input_ids": IDS}), apply(explicit), rtol=1e-6)
+    for name in ("token_type_ids", "position_ids"):
+        other = explicit | {name: 1 - jnp.minimum(explicit[name], 1)}
+        assert not np.allclose(apply(other), apply(explicit), rtol=1e-3)
+
+
+def test_segments_of_one_example_are_its_attention_mask():
+    model, _, params = build(POST_NORM)
+    apply = jax.jit(lambda inputs: model.apply({"params": params}, IDS, **inputs).logits)
+    by_mask, by_segment = apply({"attention_mask": MASK}), apply({"segment_ids": 3 * MASK})
+    np.testing.assert_array_equal(by_segment[MASK == 1], by_mask[MASK == 1])
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+def test_input_embeddings_are_the_sum_of_their_tables(positions):
+    config = replace(POST_NORM, positions=positions, norm_eps=1e-3)
+    model, _, params = build(config)
+    types = jnp.array([[0, 0, 1, 1, 1], [0, 1, 1, 1, 1]])
+    places = jnp.array([[0, 1, 0, 1, 2], [7, 6, 5, 4, 3]])
+    ours = model.apply(
+        {"params": params},
+        method=lambda model: model.embeddings(IDS, places, types, deterministic=True),
+    )
+    p = params["embeddings"]
+    table = p["position"]["embedding"] if positions == "learned" else sinusoidal_table(8, 6)
+    total = p["word"]["embedding"][IDS] + p["token_type"]["embedding"][types] + table[places]
+    expected = reference.layer_norm(total, p["norm"]["scale"], p["norm"]["bias"], 1e-3)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+@CONFIGS
+def test_a_pre_norm_stack_ends_in_a_norm_and_a_post_norm_stack_does_not(config):
+    _, boxed, _ = build(config)
+    assert ("final_norm" in boxed) == (config.norm_place == "pre")
+
+
+def test_dropout_is_off_unless_asked_for_and_differs_between_steps():
+    model, _, params = build(POST_NORM)
+
+    @jax.jit
+    def train(key):
+        rngs = {"dropout": key}
+        return model.apply({"params": params}, IDS, MASK, deterministic=False, rngs=rngs).logits
+
+    plain = jax.jit(model.apply)({"params": params}, IDS, MASK).logits
+    one, again, other = train(jax.random.key(1)), train(jax.random.key(1)), train(jax.random.key(2))
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, other)
+    assert not np.array_equal(one, plain)
+    assert np.isfinite(one).all()
+
+
+def test_scanned_and_unrolled_models_agree_with_dropout_on():
+    def run(scan):
+        model, _, params = build(POST_NORM, scan_layers=scan)
+        rngs = {"dropout": jax.random.key(1)}
+        apply = jax.jit(partial(model.apply, deterministic=False, rngs=rngs))
+        return apply({"params": params}, IDS, MASK).logits
+
+    np.testing.assert_allclose(run(True), run(False), rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_computes_nearly_what_float32_does():
+    # Rounding to eight binary digits, some ten times in a row, stays within a few percent.
+    outputs = []
+    for dtype in ("float32", "bfloat16"):
+        model, _, params = build(POST_NORM, dtype=dtype)
+        output = jax.jit(model.apply)({"params": params}, IDS, MASK)
+        assert output.last_hidden_state.dtype == dtype
+        assert output.logits.dtype == jnp.float32
+        outputs.append(output.last_hidden_state.astype(jnp.float32))
+    assert float(jnp.abs(outputs[0] - outputs[1]).max() / jnp.abs(outputs[0]).max()) < 0.03

@@ -1,0 +1,54 @@
+"""Activations by value, and plain and gated feed-forward layers against numpy."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_transformers.models.feed_forward import ACTIVATIONS, FeedForward
+from tests.models import reference
+
+NUMPY = {
+    "gelu": reference.gelu,
+    "gelu_tanh": reference.gelu_tanh,
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": reference.silu,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "at_one", "at_minus_two"),
+    [
+        ("gelu", 0.8413447, -0.0455003),
+        ("gelu_tanh", 0.8411920, -0.0454023),
+        ("relu", 1.0, 0.0),
+        ("silu", 0.7310586, -0.2384058),
+    ],
+)
+def test_activations_have_their_published_values(name, at_one, at_minus_two):
+    values = ACTIVATIONS[name](jnp.array([1.0, -2.0, 0.0]))
+    np.testing.assert_allclose(values, [at_one, at_minus_two, 0.0], rtol=2e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_follow_their_formulas(name):
+    x = np.linspace(-6, 6, 201, dtype=np.float32)
+    np.testing.assert_allclose(ACTIVATIONS[name](x), NUMPY[name](x.astype(np.float64)), atol=1e-6)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize(
+    ("gated", "activation"),
+    [(False, "gelu"), (True, "gelu"), (True, "silu")],
+    ids=["plain", "geglu", "swiglu"],
+)
+def test_feed_forward_is_that_of_the_paper(gated, activation, use_bias):
+    x = np.random.default_rng(0).standard_normal((2, 3, 6)).astype(np.float32)
+    module = FeedForward(5, activation, gated, jnp.float32, use_bias=use_bias)
+    params = reference.randomize(nn.meta.unbox(module.init(jax.random.key(0), x)["params"]))
+    assert params.keys() == ({"up", "gate", "down"} if gated else {"up", "down"})
+    expected = reference.feed_forward(params, x, NUMPY[activation])
+    np.testing.assert_allclose(module.apply({"params": params}, x), expected, rtol=1e-5, atol=1e-6)

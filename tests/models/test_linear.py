@@ -1,0 +1,135 @@
+"""Products that accumulate in float32 both ways, and the linear layer."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_transformers.models.linear import Linear, einsum, truncated_normal
+from tests.models.reference import equations, randomize
+
+SPECS = {
+    "BTD,DF->BTF": ((2, 3, 4), (4, 5)),
+    "BTD,DNH->BTNH": ((2, 3, 4), (4, 2, 3)),
+    "BTNH,NHD->BTD": ((2, 3, 2, 3), (2, 3, 4)),
+    "BTNH,BSNH->BNTS": ((2, 3, 2, 4), (2, 5, 2, 4)),
+    "BNTS,BSNH->BTNH": ((2, 2, 3, 5), (2, 5, 2, 4)),
+    "BMD,VD->BMV": ((2, 3, 4), (7, 4)),
+}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_values_and_gradients_are_those_of_jax_in_float32(spec):
+    random = np.random.default_rng(0)
+    a, b = (random.standard_normal(shape).astype(np.float32) for shape in SPECS[spec])
+    weight = random.standard_normal(jnp.einsum(spec, a, b).shape).astype(np.float32)
+
+    def both(product):
+        def weighed(a, b):
+            return jnp.sum(product(spec, a, b) * weight)
+
+        return jax.jit(lambda a, b: (product(spec, a, b), jax.grad(weighed, (0, 1))(a, b)))(a, b)
+
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6),
+        both(einsum),
+        both(jnp.einsum),
+    )
+
+
+def ones(*shape):
+    return jnp.ones(shape, jnp.bfloat16)
+
+
+def in_bfloat16(count):
+    """What adding up ``count`` ones gives if the running sum is kept in bfloat16: at most 256."""
+    return float(jax.lax.fori_loop(0, count, lambda _, total: total + 1, jnp.bfloat16(0)))
+
+
+def test_a_sum_kept_in_bfloat16_would_be_visible_here():
+    assert in_bfloat16(2048) == 256
+
+
+def test_bfloat16_products_are_summed_in_float32_forward():
+    assert einsum("BD,DF->BF", ones(1, 2048), ones(2048, 1)).item() == 2048
+    # 2,049 is no bfloat16: a float32 result was never rounded to one.
+    assert einsum("BD,DF->BF", ones(1, 2049), ones(2049, 1), jnp.float32).item() == 2049
+
+
+@pytest.mark.parametrize("out_dtype", [None, jnp.float32], ids=["bfloat16", "float32"])
+def test_bfloat16_products_are_summed_in_float32_backward(out_dtype):
+    def total(a, b):
+        return jnp.sum(einsum("BD,DF->BF", a, b, out_dtype).astype(jnp.float32))
+
+    # d total / da sums over F, d total / db over B.
+    to_a, to_b = jax.jit(jax.grad(total, (0, 1)))(ones(1024, 2), ones(2, 2048))
+    assert to_a.dtype == to_b.dtype == jnp.bfloat16
+    assert set(np.asarray(to_a, np.float32).ravel()) == {2048}
+    assert set(np.asarray(to_b, np.float32).ravel()) == {1024}
+
+
+@pytest.mark.parametrize("out_dtype", [None, jnp.float32], ids=["bfloat16", "float32"])
+def test_all_three_products_read_bfloat16_and_write_float32(out_dtype):
+    # Some devices sum in float32 whatever is asked; this holds what is asked.
+    def total(a, b):
+        return jnp.sum(einsum("BD,DF->BF", a, b, out_dtype).astype(jnp.float32))
+
+    traced = equations(jax.grad(total, (0, 1)), ones(2, 3), ones(3, 4))
+    products = [equation for equation in traced if equation.primitive.name == "dot_general"]
+    for product in products:
+        assert [operand.aval.dtype for operand in product.invars] == [jnp.bfloat16] * 2
+        assert product.outvars[0].aval.dtype == jnp.float32
+    assert len(products) == 3
+
+
+def make(spec, shape, axes, x, **options):
+    layer = Linear(spec, shape, axes, dtype=jnp.float32, **options)
+    return layer, layer.init(jax.random.key(0), x)["params"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "axes", "bias_shape", "bias_axes"),
+    [
+        ("BTD,DNH->BTNH", (4, 2, 3), ("embed", "heads", "head_dim"), (2, 3), ("heads", "head_dim")),
+        ("BTNH,NHD->BTD", (2, 3, 4), ("heads", "head_dim", "embed"), (4,), ("embed",)),
+        ("BTD,DF->BTF", (4, 5), ("embed", "mlp"), (5,), ("mlp",)),
+    ],
+)
+def test_a_bias_covers_the_kernel_axes_that_remain(spec, shape, axes, bias_shape, bias_axes):
+    x = np.random.default_rng(0).standard_normal((2, 3, *shape[: -len(bias_shape)]))
+    layer, boxed = make(spec, shape, axes, jnp.asarray(x, jnp.float32))
+    assert boxed["kernel"].names == axes
+    assert boxed["bias"].names == bias_axes
+    params = randomize(nn.meta.unbox(boxed))
+    assert params["bias"].shape == bias_shape
+    expected = np.einsum(spec, x, params["kernel"]) + params["bias"]
+    ours = layer.apply({"params": params}, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_without_bias_there_is_a_kernel_alone():
+    _, params = make("BTD,DF->BTF", (2, 3), ("embed", "mlp"), jnp.ones((1, 1, 2)), use_bias=False)
+    assert params.keys() == {"kernel"}
+
+
+def test_the_gradient_of_a_bias_is_summed_over_tokens_in_float32():
+    x = jnp.ones((2, 3, 4))
+    layer = Linear("BTD,DF->BTF", (4, 5), ("embed", "mlp"), dtype=jnp.bfloat16)
+    params = layer.init(jax.random.key(0), x)
+
+    def total(params):
+        return jnp.sum(layer.apply(params, x).astype(jnp.float32))
+
+    sums = [e for e in equations(jax.grad(total), params) if e.primitive.name == "reduce_sum"]
+    assert {e.outvars[0].aval.dtype for e in sums} == {jnp.dtype(jnp.float32)}
+
+
+def test_kernels_start_from_a_normal_cut_at_two_deviations():
+    values = np.asarray(truncated_normal(0.02)(jax.random.key(0), (100_000,)))
+    assert np.abs(values).max() <= 0.04
+    # The cut takes 12 % off the deviation.
+    assert values.std() == pytest.approx(0.02 * 0.8796, rel=0.01)
+    assert values.mean() == pytest.approx(0, abs=2e-4)

@@ -1,0 +1,227 @@
+"""Stacks: order of layers, scanned and written out alike, dropout, rematerialisation."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_transformers.models.block import TransformerBlock
+from flax_transformers.models.config import TransformerConfig
+from flax_transformers.models.linear import Linear
+from flax_transformers.models.stack import Stack
+from tests.models.reference import equations, randomize
+
+SCAN = pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+BOTH = (True, False)
+POLICIES = ("dots", "full")
+
+
+class Digit(nn.Module):
+    """Appends a digit to a decimal number; hands back its own slice and what it has written."""
+
+    digit: int
+    deterministic: bool = True
+
+    @nn.compact
+    def __call__(self, hidden, shared, own):
+        hidden = hidden * shared["base"] + self.digit
+        return hidden, {"own": own["rate"], "number": hidden}
+
+
+@SCAN
+def test_layers_run_first_then_pattern_by_pattern_then_remainder(scan):
+    one, two, three, four, five = (partial(Digit, digit) for digit in range(1, 6))
+    stack = Stack(first=(one,), pattern=(two, three), repeats=2, remainder=(four, five), scan=scan)
+    assert stack.num_layers == 7
+    own = {"rate": jnp.arange(7.0) / 10}
+    number, outs = stack.apply({}, jnp.float32(0), {"base": jnp.float32(10)}, own)
+    assert number.item() == 1232345
+    # Each part: a tuple over its pattern, stacked over repeats.
+    numbers = [[out["number"].tolist() for out in part] for part in outs]
+    assert numbers == [[[1]], [[12, 1232], [123, 12323]], [[123234], [1232345]]]
+    slices = [[np.round(10 * out["own"]).tolist() for out in part] for part in outs]
+    assert slices == [[[0]], [[1, 3], [2, 4]], [[5], [6]]]
+
+
+class Layer(nn.Module):
+    """A layer with parameters and dropout; hands back its dropout mask."""
+
+    width: int
+    deterministic: bool = True
+
+    @nn.compact
+    def __call__(self, hidden, shared, own):
+        shape, axes = (self.width, self.width), ("embed", "mlp")
+        update = Linear("BTD,DF->BTF", shape, axes, dtype=jnp.float32, name="linear")(hidden)
+        mask = nn.Dropout(0.5, deterministic=self.deterministic)(jnp.ones_like(update))
+        return hidden + jnp.tanh(update) * mask, mask
+
+
+def make(scan):
+    layer = partial(Layer, 4)
+    return Stack(first=(layer,), pattern=(layer, layer), repeats=3, remainder=(layer,), scan=scan)
+
+
+X = np.random.default_rng(0).standard_normal((2, 8, 4)).astype(np.float32)
+
+
+def masks_of(outs):
+    """Dropout masks [8 layers, B, T, D] in the order of layers."""
+    first, (a, b), remainder = outs
+    pattern = np.stack([a, b], axis=1).reshape(6, *a.shape[1:])
+    return np.concatenate([first[0], pattern, remainder[0]])
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """Parameters as they are initialised."""
+    return jax.jit(lambda: nn.meta.unbox(make(True).init(jax.random.key(0), X)["params"]))()
+
+
+@pytest.fixture(scope="module")
+def results(fresh):
+    """By way of execution: outputs, gradients, and the dropout masks of two steps."""
+    params = randomize(fresh)
+    found = {}
+    for scan in BOTH:
+        stack = make(scan)
+
+        def run(params, key, stack=stack):
+            rngs = {"dropout": key}
+            out, masks = stack.apply({"params": params}, X, deterministic=False, rngs=rngs)
+            return jnp.sum(jnp.square(out)), (out, masks)
+
+        step = jax.jit(jax.value_and_grad(run, has_aux=True))
+        (_, (out, masks)), grads = step(params, jax.random.key(1))
+        (_, (_, other)), _ = step(params, jax.random.key(2))
+        found[scan] = {
+            "out": np.asarray(out),
+            "grads": grads,
+            "masks": masks_of(masks),
+            "masks of another step": masks_of(other),
+        }
+    return found
+
+
+def test_parameters_are_stacked_whether_scanned_or_not():
+    for scan in BOTH:
+        boxed = jax.eval_shape(make(scan).init, jax.random.key(0), X)["params"]
+        assert jax.tree.map(np.shape, nn.meta.unbox(boxed)) == {
+            "first": {"block_0": {"linear": {"kernel": (1, 4, 4), "bias": (1, 4)}}},
+            "layers": {
+                "block_0": {"linear": {"kernel": (3, 4, 4), "bias": (3, 4)}},
+                "block_1": {"linear": {"kernel": (3, 4, 4), "bias": (3, 4)}},
+            },
+            "remainder": {"block_0": {"linear": {"kernel": (1, 4, 4), "bias": (1, 4)}}},
+        }
+        kernel = boxed["layers"]["block_0"]["linear"]["kernel"]
+        assert kernel.names == ("layers", "embed", "mlp")
+
+
+def test_layers_start_from_different_numbers(fresh):
+    kernels = np.concatenate(
+        [block["linear"]["kernel"] for part in fresh.values() for block in part.values()]
+    )
+    assert len({kernel.tobytes() for kernel in kernels}) == 8
+
+
+def test_scanned_and_unrolled_give_equal_outputs_and_gradients(results):
+    scanned, unrolled = results[True], results[False]
+    np.testing.assert_allclose(scanned["out"], unrolled["out"], rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        scanned["grads"],
+        unrolled["grads"],
+    )
+
+
+def test_scanned_and_unrolled_drop_the_same_units(results):
+    for name in ("masks", "masks of another step"):
+        np.testing.assert_array_equal(results[True][name], results[False][name])
+
+
+@SCAN
+def test_each_layer_and_each_step_drops_other_units(results, scan):
+    masks = [*results[scan]["masks"], *results[scan]["masks of another step"]]
+    assert set(np.unique(masks)) == {0, 2}
+    assert len({mask.tobytes() for mask in masks}) == 16
+
+
+def test_a_stack_is_deterministic_unless_told_otherwise(fresh):
+    _, masks = jax.jit(make(True).apply)({"params": fresh}, X)
+    assert set(np.unique(masks_of(masks))) == {1}
+
+
+CONFIG = TransformerConfig(
+    vocab_size=8,
+    hidden_size=8,
+    num_layers=3,
+    num_heads=2,
+    intermediate_size=12,
+    max_positions=8,
+)
+HIDDEN = np.random.default_rng(0).standard_normal((2, 4, 8)).astype(np.float32)
+
+
+def make_gradient(remat, scan=True, repeats=3):
+    """The gradient of a sum over a small transformer as a function of its parameters, and these."""
+    block = partial(TransformerBlock, CONFIG, jnp.float32)
+    stack = Stack(pattern=(block,), repeats=repeats, scan=scan, remat=remat)
+    shared = {"mask_BTS": None}
+    shapes = jax.eval_shape(stack.init, jax.random.key(0), HIDDEN, shared)["params"]
+    params = randomize(nn.meta.unbox(shapes))
+
+    def loss(params):
+        return jnp.sum(jnp.square(stack.apply({"params": params}, HIDDEN, shared)[0]))
+
+    return jax.grad(loss), params
+
+
+def count_products(remat):
+    """Matrix products in the gradient, those of a loop counted once."""
+    return sum(e.primitive.name == "dot_general" for e in equations(*make_gradient(remat)))
+
+
+def test_dots_keeps_projections_and_full_keeps_nothing():
+    # Six projections and two products inside attention: one forward and two backward for each.
+    assert count_products("none") == 8 * 3
+    assert count_products("dots") == 8 * 3 + 2
+    # The result of the last projection is the next layer's input, which is kept.
+    assert count_products("full") == 8 * 3 + 7
+
+
+def test_recomputing_does_not_change_gradients():
+    plain, dots, full = (
+        jax.jit(gradient)(params) for gradient, params in map(make_gradient, ("none", *POLICIES))
+    )
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain))
+    for again in (dots, full):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * largest),
+            plain,
+            again,
+        )
+
+
+@pytest.mark.parametrize("remat", POLICIES)
+@pytest.mark.parametrize(
+    ("scan", "repeats", "fenced"), [(True, 3, False), (False, 3, True), (True, 1, True)]
+)
+def test_the_compiler_may_not_merge_the_recomputation_unless_a_loop_divides_them(
+    scan, repeats, fenced, remat
+):
+    traced = equations(*make_gradient(remat, scan, repeats))
+    assert {e.params["prevent_cse"] for e in traced if "prevent_cse" in e.params} == {fenced}
+
+
+def test_a_single_layer_is_recomputed_by_the_compiled_program():
+    products = {}
+    for remat in ("none", "full"):
+        gradient, params = make_gradient(remat, repeats=1)
+        products[remat] = jax.jit(gradient).lower(params).compile().as_text().count(" dot(")
+    assert products["full"] - products["none"] == 7

@@ -1,0 +1,99 @@
+"""The mesh and the number of micro-batches change where things are computed, not what."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from flax_transformers.data.pipeline import TextExamples, TrainStream
+from flax_transformers.data.prepare import prepare_text
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.parallel.rules import batch_sharding
+from flax_transformers.testing import relative_difference, tiny_bert, tiny_config, write_corpus
+from flax_transformers.training.optimizers import make_optimizer
+from flax_transformers.training.state import abstract_state, initialize_state
+from flax_transformers.training.step import compile_train_step, make_train_step, model_functions
+
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """A config and ten batches whose rows have different numbers of masked tokens."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder / "text.txt")
+    config = tiny_config(folder / "text.txt", folder / "store")
+    # One document a row: rows are short and long, so masks are uneven.
+    objective = dataclasses.replace(config.objective, cross_documents=False)
+    config = dataclasses.replace(config, objective=objective)
+    prepared = prepare_text(config.data)
+    stream = TrainStream(
+        TextExamples(prepared.train, objective.window_spec(32)),
+        objective,
+        prepared.tokenizer.vocabulary,
+        sequence_length=32,
+        batch_size=16,
+        seed=0,
+    )
+    batches = [next(stream) for _ in range(STEPS)]
+    for batch in batches:
+        del batch["example_id"]
+    assert len({int(row.sum()) for row in batches[0]["masked_weights"]}) > 1
+    return config, batches
+
+
+def losses(setting, mesh_config, micro_batches=1, **model):
+    config, batches = setting
+    mesh = make_mesh(mesh_config)
+    network = tiny_bert(**model).build(config.execution.resolve("cpu"))
+    optimizer = make_optimizer(config.optimizer, STEPS)
+    functions = model_functions(network)
+    found = []
+    with jax.set_mesh(mesh):
+        abstract = abstract_state(network, optimizer, 0, 32, mesh)
+        state = initialize_state(network, optimizer, 0, 32, abstract)
+        step = compile_train_step(
+            make_train_step(config.objective, functions, optimizer, micro_batches), abstract, mesh
+        )
+        for batch in batches:
+            state, report = step(state, jax.device_put(batch, batch_sharding(mesh)))
+            total, count = report.sums["loss"]
+            found.append(float(total / count))
+    return np.array(found), state
+
+
+@pytest.fixture(scope="module")
+def by_data(setting):
+    return losses(setting, MeshConfig(data=8))
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [MeshConfig(1, 8, 1), MeshConfig(2, 2, 2)],
+    ids=lambda mesh: f"{mesh.data}x{mesh.fsdp}x{mesh.tensor}",
+)
+def test_meshes_agree_with_dropout_on(setting, by_data, mesh):
+    found, state = losses(setting, mesh)
+    assert relative_difference(found, by_data[0]) < 1e-5
+    kernel = state.params["encoder"]["layers"]["block_0"]["attention"]["query"]["kernel"]
+    share = kernel.addressable_shards[0].data.size / kernel.size
+    assert share == 1 / (mesh.fsdp * mesh.tensor), "the parameter is not divided"
+
+
+def test_optimizer_statistics_are_divided_like_their_parameters(setting):
+    _, state = losses(setting, MeshConfig(1, 4, 2))
+    sizes = {
+        leaf.shape: leaf.addressable_shards[0].data.size / leaf.size
+        for leaf in jax.tree.leaves(state.opt_state)
+        if leaf.ndim == 4
+    }
+    assert set(sizes.values()) == {1 / 8}
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4])
+def test_micro_batches_agree_with_dropout_off(setting, micro_batches):
+    still = {"dropout": 0.0, "attention_dropout": 0.0}
+    whole, _ = losses(setting, MeshConfig(data=2, fsdp=2, tensor=2), **still)
+    parts, _ = losses(setting, MeshConfig(data=2, fsdp=2, tensor=2), micro_batches, **still)
+    assert relative_difference(parts, whole) < 1e-5

@@ -1,0 +1,41 @@
+"""A training run for test_resume.py: ``interrupted_run.py FOLDER WORKDIR STOP [SIGNAL]``.
+
+Trains 20 steps on FOLDER/text.txt, checkpoints every 7. At step STOP, with the last checkpoint
+before it on disk, it sends itself SIGNAL (a name such as SIGKILL).
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from flax_transformers.data.prepare import prepare_text
+from flax_transformers.testing import tiny_config
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation
+from flax_transformers.training.loop import train
+
+
+def main() -> int:
+    folder, workdir, stop = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    config = dataclasses.replace(
+        tiny_config(folder / "text.txt", folder / "store", steps=20),
+        checkpoints=CheckpointConfig(every_steps=7, keep_latest=5),
+        evaluation=Evaluation(every_steps=stop),
+    )
+
+    def interrupt(snapshot):
+        if snapshot.step == stop and len(sys.argv) > 4:
+            while not (workdir / "checkpoints" / str(stop // 7 * 7)).exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), getattr(signal, sys.argv[4]))
+        return {}
+
+    outcome = train(config, prepare_text(config.data), workdir, [interrupt])
+    return 42 if outcome.preempted else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""The loop end to end on a tiny corpus, in this process."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from flax_transformers.data.prepare import prepare_text
+from flax_transformers.errors import UserError
+from flax_transformers.evaluation.held_out import held_out_evaluator
+from flax_transformers.parallel.mesh import MeshConfig
+from flax_transformers.testing import assert_bit_equal, tiny_bert, tiny_config, write_corpus
+from flax_transformers.training.checkpoints import find_checkpoint, restore_params
+from flax_transformers.training.config import Phase
+from flax_transformers.training.loop import train
+from flax_transformers.training.metrics import read_metrics
+from flax_transformers.training.optimizers import AdamW
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder / "text.txt", documents=20)
+    return folder
+
+
+def config_for(corpus, **changes):
+    return tiny_config(corpus / "text.txt", corpus / "store", **changes)
+
+
+def run(config, workdir, evaluate=False):
+    prepared = prepare_text(config.data)
+    evaluators = [held_out_evaluator(config, prepared)] if evaluate else []
+    return train(config, prepared, workdir, evaluators)
+
+
+@pytest.fixture(scope="module")
+def straight(corpus, tmp_path_factory):
+    """Twelve steps without a stop, with held-out scores."""
+    workdir = tmp_path_factory.mktemp("straight")
+    outcome = run(config_for(corpus, steps=12), workdir, evaluate=True)
+    return workdir, outcome
+
+
+def test_the_loss_falls_and_every_step_has_a_row(straight):
+    workdir, outcome = straight
+    losses = [row["train/loss"] for row in read_metrics(workdir) if "train/loss" in row]
+    assert outcome.step == 12 and not outcome.preempted
+    assert len(losses) == 12
+    assert losses[-1] < losses[0] - 1.0
+
+
+def test_held_out_scores_are_logged_at_the_end(straight):
+    _, outcome = straight
+    assert 0.0 < outcome.metrics["eval/loss"] < 6.0
+    assert 0.0 <= outcome.metrics["eval/accuracy"] <= 1.0
+
+
+def test_a_run_that_is_longer_goes_on_from_its_checkpoint(straight, corpus, tmp_path):
+    """Two phases of six steps end with the parameters of none other than themselves."""
+    config = config_for(corpus, steps=12)
+    two = dataclasses.replace(config, phases=(Phase(6, 32, 16), Phase(6, 48, 8)))
+    first = run(two, tmp_path)
+    again = run(two, tmp_path)
+    assert first.step == again.step == 12
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 13))
+
+
+def test_a_finished_run_is_not_trained_further(straight, corpus):
+    workdir, _ = straight
+    before = restore_params(workdir)
+    outcome = run(config_for(corpus, steps=12), workdir)
+    assert outcome.step == 12
+    assert_bit_equal(restore_params(workdir), before)
+
+
+def test_another_model_is_refused_before_anything_is_overwritten(straight, corpus):
+    workdir, _ = straight
+    saved = (workdir / "config.json").read_text()
+    other = config_for(corpus, steps=12, model=tiny_bert(hidden_size=48))
+    with pytest.raises(UserError, match=r"belongs to another run \(model.hidden_size 32 -> 48\)"):
+        run(other, workdir)
+    assert (workdir / "config.json").read_text() == saved
+
+
+def test_a_rate_may_change_when_a_run_goes_on(straight, corpus, caplog):
+    workdir, _ = straight
+    caplog.set_level("INFO", "flax_transformers")
+    changed = dataclasses.replace(config_for(corpus, steps=12).optimizer, learning_rate=5e-3)
+    run(config_for(corpus, steps=12, optimizer=changed), workdir)
+    assert "optimizer.learning_rate 0.01 -> 0.005" in caplog.text
+
+
+def test_too_many_skipped_steps_end_the_run_and_keep_the_checkpoint(corpus, tmp_path):
+    broken = AdamW(learning_rate=1e30, max_grad_norm=None)
+    config = config_for(corpus, steps=40, optimizer=broken, max_skipped_in_a_row=3)
+    with pytest.raises(UserError, match="4 steps in a row are not finite"):
+        run(config, tmp_path)
+
+
+def test_a_batch_the_mesh_does_not_divide_is_refused(corpus, tmp_path):
+    config = config_for(corpus, batch_size=12, mesh=MeshConfig(data=8))
+    with pytest.raises(UserError, match="batch_size 12 does not divide .* such as 8 or 16"):
+        run(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_checkpoint_holds_config_position_and_tokenizer(straight):
+    workdir, _ = straight
+    found = find_checkpoint(workdir)
+    assert found.meta["position"] == {"step": 12, "phase": 1, "examples": 0}
+    assert found.meta["config"]["model"]["hidden_size"] == 32
+    assert (found.folder / "tokenizer" / "tokenizer_config.json").exists()
+
+
+def test_the_ledger_shows_each_example_once_an_epoch(corpus, tmp_path):
+    config = config_for(corpus, steps=12)
+    run(config, tmp_path)
+    lines = (tmp_path / f"ledger-{jax.process_index()}.jsonl").read_text().splitlines()
+    ids = [i for line in lines for i in json.loads(line)["ids"]]
+    epoch = max(ids) + 1
+    assert len(ids) == 12 * 16 and len(ids) > epoch
+    for start in range(0, len(ids) - epoch + 1, epoch):
+        assert sorted(ids[start : start + epoch]) == list(range(epoch))
