@@ -44,6 +44,7 @@ def _get_config(path: Path) -> TrainConfig:
     if spec is None or spec.loader is None:
         raise UserError(f"config file {path} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent.resolve()))  # a recipe may import its neighbours
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
@@ -53,6 +54,8 @@ def _get_config(path: Path) -> TrainConfig:
         raise UserError(
             f"config file {path} fails with {type(error).__name__}: {error}; mend the file"
         ) from error
+    finally:
+        sys.path.pop(0)
     if not isinstance(config, TrainConfig):
         raise UserError(f"get_config() of {path} must return a TrainConfig, not {type(config)}")
     return config

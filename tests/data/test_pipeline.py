@@ -3,10 +3,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -190,9 +192,22 @@ def test_a_closed_stream_can_be_read_on():
         assert_equal(joined([first, next(one)]), over_hosts(1, 2))
 
 
-def test_threads_change_nothing():
-    threaded = stream(Numbers(10, read_threads=3))
-    assert_equal(joined(take(threaded, 9)), over_hosts(1, 9))
+class Threaded(Numbers):
+    """Numbers that note which threads read them."""
+
+    readers: ClassVar[set[int]] = set()
+
+    def __getitem__(self, index):
+        self.readers.add(threading.get_ident())
+        return super().__getitem__(index)
+
+
+def test_threads_read_where_examples_ask_for_them_and_change_nothing():
+    Threaded.readers.clear()
+    threaded = take(stream(Threaded(10, read_threads=3)), 9)
+    assert_equal(joined(threaded), over_hosts(1, 9))
+    assert threading.get_ident() not in Threaded.readers
+    assert 1 <= len(Threaded.readers) <= 3
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

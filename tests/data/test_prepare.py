@@ -36,7 +36,7 @@ def data(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     return TextData(
         source=TextSource(str(tmp_path / "corpus.jsonl")),
-        tokenizer=TokenizerConfig("bytes"),
+        tokenizer=TokenizerConfig("bytes", vocab_size=60),
         validation_fraction=0.2,
         store=str(tmp_path / "store"),
         shards=3,
@@ -175,7 +175,7 @@ from flax_transformers.data.prepare import prepare_text
 from flax_transformers.data.sources import TextSource
 from flax_transformers.data.tokenizers import TokenizerConfig
 
-corpus, store, last = sys.argv[1], sys.argv[2], int(sys.argv[3])
+corpus, store, kind, last = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 publish = folders.LocalFolder.publish
 done = 0
 
@@ -188,16 +188,16 @@ def publish_and_die(folder, temporary, name):
 
 folders.LocalFolder.publish = publish_and_die
 prepare_text(
-    TextData(TextSource(corpus), TokenizerConfig("bytes"), None, 0.2, store, 3), processes=1
+    TextData(TextSource(corpus), TokenizerConfig(kind, 60), None, 0.2, store, 3), processes=1
 )
 """
 
 
 def run_killed(data, last):
     """Prepares in another process, which is killed instead of giving its name to one more file."""
-    arguments = [sys.executable, "-c", KILLED, data.source.path, data.store, str(last)]
+    arguments = [data.source.path, data.store, data.tokenizer.kind, str(last)]
     return subprocess.run(
-        arguments,
+        [sys.executable, "-c", KILLED, *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stderr=subprocess.DEVNULL,
         check=False,
@@ -214,6 +214,15 @@ def test_after_being_killed_the_store_is_that_of_an_uninterrupted_run(data, tmp_
     assert files(data.store) == files(tmp_path / "uninterrupted")
 
 
+@pytest.mark.parametrize("last", [1, 2, 3])  # the corpus, then the tokenizer's three files
+def test_a_tokenizer_that_was_not_saved_whole_is_trained_again(data, last):
+    data = replace(data, tokenizer=TokenizerConfig("wordpiece", vocab_size=60))
+    assert run_killed(data, last) == -signal.SIGKILL
+    prepared = prepare_text(data)
+    assert prepared.tokenizer.fingerprint == prepared.train.tokenizer
+    assert prepared.train.num_documents + prepared.validation.num_documents == 60
+
+
 def test_the_shards_finished_before_the_kill_are_not_made_again(data, monkeypatch):
     assert run_killed(data, 2 + 9 + 4) == -signal.SIGKILL
     made = []
@@ -225,6 +234,21 @@ def test_the_shards_finished_before_the_kill_are_not_made_again(data, monkeypatc
     assert made == [1, 2]
 
 
+def test_what_a_killed_run_left_unfinished_is_cleared_away_before_the_work_goes_on(
+    data, monkeypatch
+):
+    def left():
+        return [name for name in files(data.store) if ".tmp-" in name]
+
+    run_killed(data, 6)
+    assert left()
+    seen = []
+    write = prepare_module.write_shards
+    monkeypatch.setattr(prepare_module, "write_shards", lambda *a: seen.append(left()) or write(*a))
+    prepare_text(data)
+    assert seen == [[]]
+
+
 KILLED_WITH_CHILDREN = """
 import sys
 from flax_transformers.data.config import TextData
@@ -234,7 +258,7 @@ from flax_transformers.data.tokenizers import TokenizerConfig
 
 if __name__ == "__main__":
     prepare_text(
-        TextData(TextSource(sys.argv[1]), TokenizerConfig("bytes"), None, 0.2, sys.argv[2], 12),
+        TextData(TextSource(sys.argv[1]), TokenizerConfig("bytes", 60), None, 0.2, sys.argv[2], 12),
         processes=2,
     )
 """

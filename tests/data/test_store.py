@@ -232,6 +232,15 @@ def test_another_tokenizer_is_refused_with_both_names(make_store, tmp_path):
         TokenStore(tmp_path / "store", tokenizer="another")
 
 
+def test_a_file_is_replaced_as_a_whole_under_its_readers(tmp_path):
+    folder = LocalFolder(str(tmp_path))
+    folder.write("a", b"the old content")
+    with (tmp_path / "a").open("rb") as reader:
+        folder.write("a", b"new")
+        assert reader.read() == b"the old content"
+    assert folder.read("a") == b"new"
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"Could not write in .*/file/store: Not a directory"):

@@ -171,16 +171,6 @@ def test_dropout_is_off_unless_asked_for_and_differs_between_steps():
     assert np.isfinite(one).all()
 
 
-def test_scanned_and_unrolled_models_agree_with_dropout_on():
-    def run(scan):
-        model, _, params = build(POST_NORM, scan_layers=scan)
-        rngs = {"dropout": jax.random.key(1)}
-        apply = jax.jit(partial(model.apply, deterministic=False, rngs=rngs))
-        return apply({"params": params}, IDS, MASK).logits
-
-    np.testing.assert_allclose(run(True), run(False), rtol=1e-5, atol=1e-5)
-
-
 def test_bfloat16_computes_nearly_what_float32_does():
     # Rounding to eight binary digits, some ten times in a row, stays within a few percent.
     outputs = []

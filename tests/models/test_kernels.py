@@ -61,6 +61,14 @@ def test_a_masked_key_cannot_reach_the_output_by_a_single_bit():
     assert not np.array_equal(after[:, 3:], before[:, 3:])
 
 
+def test_a_masked_key_has_no_share_however_low_the_scores_of_the_others():
+    # A mask of -10,000, as in the first BERT, would lose to scores of -1,000,000.
+    q, k = jnp.full((1, 1, 1, 4), 1e3), jnp.full((1, 2, 1, 4), -1e3).at[:, 1].set(0)
+    v = jnp.arange(2.0)[None, :, None, None] * jnp.ones((1, 2, 1, 4))
+    mask = jnp.array([[[True, False]]])
+    assert dot_product_attention(q, k, v, mask_BTS=mask).ravel().tolist() == [0, 0, 0, 0]
+
+
 def test_a_query_that_sees_nothing_gets_the_mean_and_stays_finite():
     q, k, v = draw()
     output = dot_product_attention(q, k, v, mask_BTS=jnp.zeros((2, 5, 5), bool))
