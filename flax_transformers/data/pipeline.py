@@ -118,25 +118,20 @@ def _stack(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class _HostBatches:
-    """One host's rows of the global batches from ``first`` on: batch b is element b.
-
-    Hosts take contiguous rows, so their batches side by side are the global batch for any host
-    count.
-    """
+    """One host's rows of the global batches from ``first`` on: batch b is element b."""
 
     prepare: _Prepare
     first: int
     batch_size: int
-    shard_index: int
-    shard_count: int
+    rows: np.ndarray
 
     def __len__(self) -> int:
         return 1 << 60  # endless
 
     def __getitem__(self, batch: int) -> dict[str, np.ndarray]:
-        rows = self.batch_size // self.shard_count
-        start = self.first + batch * self.batch_size + self.shard_index * rows
-        return _stack([self.prepare(i, self._shuffled(i)) for i in range(start, start + rows)])
+        start = self.first + batch * self.batch_size
+        positions = (start + int(row) for row in self.rows)
+        return _stack([self.prepare(position, self._shuffled(position)) for position in positions])
 
     def _shuffled(self, position: int) -> int:
         """The example at a position of the stream: each epoch is a permutation of its own."""
@@ -146,18 +141,19 @@ class _HostBatches:
         return grain.experimental.index_shuffle(place, max_index=last, seed=seed, rounds=4)
 
 
-def _check_batch(batch_size: int, shard_index: int, shard_count: int) -> None:
-    if batch_size < 1 or batch_size % shard_count:
-        raise UserError(
-            f"A batch of {batch_size} examples does not divide among {shard_count} hosts; choose "
-            f"a multiple of {shard_count}."
-        )
-    if not 0 <= shard_index < shard_count:
-        raise UserError(f"Host {shard_index} of {shard_count} does not exist; hosts count from 0.")
+def _rows(rows: np.ndarray | None, batch_size: int) -> np.ndarray:
+    """The row numbers asked for, by default all of a batch."""
+    rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+    if not len(rows) or rows.min() < 0 or rows.max() >= batch_size:
+        raise UserError(f"a batch of {batch_size} rows cannot give rows {rows.tolist()}")
+    return rows
 
 
 class TrainStream(Iterator[dict[str, np.ndarray]]):
-    """Endless training batches of one host: arrays [batch_size // shard_count, ...].
+    """Endless training batches of one host: arrays [number of its rows, ...].
+
+    ``rows`` are the numbers of the rows of each global batch that this host has to make, by
+    default all: row r of a batch is the same for any division of the rows among hosts.
 
     Besides the objective's arrays a batch holds ``example_id`` int64, the examples' numbers.
     ``position`` counts examples that all hosts together have consumed since the stream began; set
@@ -179,16 +175,14 @@ class TrainStream(Iterator[dict[str, np.ndarray]]):
         sequence_length: int,
         batch_size: int,
         seed: Seed,
-        shard_index: int = 0,
-        shard_count: int = 1,
+        rows: np.ndarray | None = None,
         workers: int = 0,
         position: int = 0,
     ) -> None:
-        _check_batch(batch_size, shard_index, shard_count)
         if len(examples) == 0:
             raise UserError("There are no training examples; check the data source.")
         prepare = _Prepare(examples, objective, vocab, sequence_length, _key("train", seed))
-        self._batches = _HostBatches(prepare, position, batch_size, shard_index, shard_count)
+        self._batches = _HostBatches(prepare, position, batch_size, _rows(rows, batch_size))
         self._workers = workers
         self._iterator: Any = None
         self._position = position
@@ -250,8 +244,7 @@ def evaluation_batches(
     sequence_length: int,
     batch_size: int,
     seed: Seed,
-    shard_index: int = 0,
-    shard_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every example exactly once over all hosts, in order; the same rows on every call.
 
@@ -259,15 +252,10 @@ def evaluation_batches(
     example's number alone, so masks stay fixed. Rows that fill the last batch up are all zeros,
     with ``example_id`` -1: an objective has to give a row of zeros the weight 0.
     """
-    _check_batch(batch_size, shard_index, shard_count)
+    rows = _rows(rows, batch_size)
     prepare = _Prepare(examples, objective, vocab, sequence_length, _key("evaluation", seed))
-    rows = batch_size // shard_count
+    zeros = {name: np.zeros_like(array) for name, array in prepare(0, 0).items()}
+    zeros["example_id"] = np.array(-1, np.int64)
     for first in range(0, len(examples), batch_size):
-        start = first + shard_index * rows
-        numbers = range(start, min(start + rows, len(examples)))
-        found = [prepare(number, number) for number in numbers]
-        if len(found) < rows:
-            filler = {name: np.zeros_like(array) for name, array in prepare(0, 0).items()}
-            filler["example_id"] = np.array(-1, np.int64)
-            found += [filler] * (rows - len(found))
-        yield _stack(found)
+        numbers = (first + int(row) for row in rows)
+        yield _stack([prepare(n, n) if n < len(examples) else zeros for n in numbers])

@@ -39,12 +39,14 @@ def held_out_evaluator(config: TrainConfig, prepared: PreparedText) -> Evaluator
             prepared.tokenizer.vocabulary,
             sequence_length=length,
             batch_size=settings.batch_size,
+            rows=rows,
             seed=EVALUATION_SEED,
         )
         totals = Accumulator()
         for local in batches:
             local.pop("example_id")
-            batch = place_rows(local, rows, sharding, settings.batch_size)
+            own = {name: values[rows] for name, values in local.items()}
+            batch = place_rows(own, rows, sharding, settings.batch_size)
             totals.add(jax.device_get(snapshot.evaluation_step(snapshot.params, batch)))
         return {f"eval/{name}": value for name, value in totals.means().items()}
 

@@ -9,12 +9,7 @@ from typing import Any, Literal
 import flax.linen as nn
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.huggingface import (
-    activation_from,
-    activation_to,
-    read_numbers,
-    refuse,
-)
+from flax_transformers.families import huggingface
 from flax_transformers.families.weights import Weight, WeightTable, linear, norm
 from flax_transformers.models.config import Execution, TransformerConfig
 from flax_transformers.models.encoder import EncoderForMaskedLM
@@ -90,34 +85,31 @@ _SUPPORTED = {
 
 def from_huggingface(config: Mapping[str, Any]) -> BertConfig:
     """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
-    refuse(config, _SUPPORTED)
-    numbers = read_numbers(config, _NUMBERS, BertConfig())
+    huggingface.refuse(config, _SUPPORTED)
+    numbers = huggingface.read_numbers(config, _NUMBERS, BertConfig())
+    activation = huggingface.activation_from(config.get("hidden_act", "gelu"))
     try:
-        return BertConfig(activation=activation_from(config.get("hidden_act", "gelu")), **numbers)
+        return BertConfig(activation=activation, **numbers)
     except ValueError as error:
         raise UserError(f"config.json describes no BERT: {error}") from None
 
 
 def to_huggingface(config: BertConfig) -> dict[str, Any]:
     """The config.json that `transformers` reads. Raises UserError if its BERT cannot do this."""
-    for name in ("norm", "norm_place", "gated", "use_bias", "positions", "embedding_norm"):
-        value, published = getattr(config, name), getattr(BertConfig(), name)
-        if value != published:
-            raise UserError(
-                f"model.{name} is {value!r}, but BERT in Hugging Face format always has "
-                f"{published!r}; keep this model in our own checkpoint format"
-            )
-    if config.token_types == 0:
+    names = ("norm", "norm_place", "gated", "use_bias", "positions", "embedding_norm")
+    wrong = [name for name in names if getattr(config, name) != getattr(BertConfig(), name)]
+    wrong += ["token_types"] * (config.token_types == 0)
+    if wrong:
         raise UserError(
-            "model.token_types is 0, but BERT in Hugging Face format always has a token-type "
-            "table; keep this model in our own checkpoint format"
+            f"model.{wrong[0]} is {getattr(config, wrong[0])!r}, which BERT in Hugging Face format "
+            "cannot be; keep this model in our own checkpoint format"
         )
     numbers = {theirs: getattr(config, ours) for ours, theirs in _NUMBERS.items()}
     return {
         "architectures": ["BertForMaskedLM"],
         "model_type": "bert",
         "tie_word_embeddings": True,
-        "hidden_act": activation_to(config.activation),
+        "hidden_act": huggingface.activation_to(config.activation),
         **numbers,
     }
 

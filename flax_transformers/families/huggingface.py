@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from flax_transformers.errors import UserError
+from flax_transformers.models.config import Activation
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -19,7 +20,7 @@ ACTIVATIONS = {
 """Their names for an activation to ours; of several, the first is the one that we write."""
 
 
-def activation_from(name: Any) -> str:
+def activation_from(name: Any) -> Activation:
     """Our name for their ``hidden_act``. Raises UserError if there is none."""
     if name not in ACTIVATIONS:
         raise UserError(
@@ -29,7 +30,7 @@ def activation_from(name: Any) -> str:
     return ACTIVATIONS[name]
 
 
-def activation_to(name: str) -> str:
+def activation_to(name: Activation) -> str:
     """Their name for our activation."""
     return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == name)
 

@@ -47,8 +47,10 @@ def fill_mask(
 ) -> Filled:
     """The ``top`` likeliest pieces for every ``[MASK]`` in ``text``.
 
-    Raises UserError if there is no [MASK], or more tokens than ``max_length``.
+    Raises UserError if there is no [MASK], more tokens than ``max_length``, or ``top`` below 1.
     """
+    if top < 1:
+        raise UserError(f"the {top} likeliest pieces are none; ask for at least 1")
     parts = text.split(MASK)
     if len(parts) == 1:
         raise UserError(f'the text has no {MASK}; mark the gap, as in "The capital is {MASK}."')
@@ -62,17 +64,22 @@ def fill_mask(
             f"the text has {len(ids) + 2} tokens, but the model takes {max_length}; shorten it"
         )
     ids = np.array([vocabulary.cls_id, *ids, vocabulary.sep_id], np.int32)
-    return Filled(text, _fill(functions, params, tokenizer, ids, top))
+    return Filled(text, _fill(functions, params, tokenizer, ids, top, max_length))
 
 
 def _fill(
-    functions: ModelFunctions, params: Params, tokenizer: Tokenizer, ids: np.ndarray, top: int
+    functions: ModelFunctions,
+    params: Params,
+    tokenizer: Tokenizer,
+    ids: np.ndarray,
+    top: int,
+    max_length: int,
 ) -> list[Gap]:
     """Candidates for every mask in a row of ids [T]."""
     vocabulary = tokenizer.vocabulary
     positions = np.flatnonzero(ids == vocabulary.mask_id)
-    # Rows are filled up to a power of two: few shapes, few compilations.
-    length = 1 << max(4, int(np.ceil(np.log2(len(ids)))))
+    # Rows are filled up to a power of two that the model takes: few shapes, few compilations.
+    length = min(1 << max(4, int(np.ceil(np.log2(len(ids))))), max_length)
     padded = np.full((1, length), vocabulary.pad_id, np.int32)
     padded[0, : len(ids)] = ids
     mask = (np.arange(length) < len(ids)).astype(np.int32)[None, :]
@@ -82,6 +89,7 @@ def _fill(
     special[list(vocabulary.special_ids)] = True
     special[vocabulary.size :] = True
     logits = jnp.where(special[None, None, :], jnp.finfo(jnp.float32).min, logits)
+    top = min(top, int((~special).sum()))
     values, best = jax.lax.top_k(jax.nn.softmax(logits, axis=-1)[0], top)
     values, best = jax.device_get((values, best))
     return [
@@ -102,7 +110,8 @@ def held_out_samples(
 ) -> list[Filled]:
     """Held-out sentences with one piece masked each, and what the model puts there.
 
-    Sentences and gaps are drawn by ``seed``; up to ``count`` come back.
+    The piece is a whole word in sentences that have such. Sentences and gaps are drawn by
+    ``seed``; up to ``count`` come back.
     """
     vocabulary = tokenizer.vocabulary
     rng = np.random.default_rng(seed)
@@ -113,18 +122,31 @@ def held_out_samples(
     samples = []
     for number in rng.permutation(fitting)[:count]:
         tokens = store.tokens(int(starts[number]), int(lengths[number]))
-        ordinary = np.flatnonzero(~np.isin(tokens, vocabulary.special_ids))
-        if not len(ordinary):
+        places = _gap_places(tokenizer, tokens)
+        if not len(places):
             continue
-        place = int(rng.choice(ordinary))
+        place = int(rng.choice(places))
         ids = np.array([vocabulary.cls_id, *tokens, vocabulary.sep_id], np.int32)
         ids[place + 1] = vocabulary.mask_id
-        gaps = _fill(functions, params, tokenizer, ids, top=3)
+        gaps = _fill(functions, params, tokenizer, ids, 3, max_length)
         truth = tokenizer.pieces(tokens[place : place + 1])[0]
         before, after = tokenizer.decode(tokens[:place]), tokenizer.decode(tokens[place + 1 :])
         text = f"{before} {MASK} {after}".strip()
         samples.append(Filled(text, [Gap(gaps[0].candidates, truth)]))
     return samples
+
+
+def _gap_places(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
+    """Places of pieces that are words, between two starts of words; if none, of ordinary pieces."""
+    vocabulary = tokenizer.vocabulary
+    ordinary = ~np.isin(tokens, vocabulary.special_ids)
+    if vocabulary.word_start is not None:
+        starts = np.append(vocabulary.word_start[tokens], True)
+        spelt = [any(map(str.isalnum, piece)) for piece in tokenizer.pieces(tokens)]
+        words = ordinary & starts[:-1] & starts[1:] & spelt
+        if words.any():
+            return np.flatnonzero(words)
+    return np.flatnonzero(ordinary)
 
 
 def format_samples(samples: Sequence[Filled]) -> str:

@@ -39,13 +39,9 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array, mask_BTS: jax.Array | None = None) -> jax.Array:
         width, heads, head_dim = x_BTD.shape[-1], self.num_heads, self.head_dim
-        options = {"dtype": self.dtype, "use_bias": self.use_bias, "init_std": self.init_std}
+        linear = partial(Linear, dtype=self.dtype, use_bias=self.use_bias, init_std=self.init_std)
         project = partial(
-            Linear,
-            "BTD,DNH->BTNH",
-            (width, heads, head_dim),
-            ("embed", "heads", "head_dim"),
-            **options,
+            linear, "BTD,DNH->BTNH", (width, heads, head_dim), ("embed", "heads", "head_dim")
         )
         q_BTNH = constrain(project(name="query")(x_BTD), HEADS)
         k_BTNH = constrain(project(name="key")(x_BTD), HEADS)
@@ -59,11 +55,10 @@ class Attention(nn.Module):
             dropout_rate=self.dropout if dropping else 0.0,
             dropout_key=self.make_rng("dropout") if dropping else None,
         )
-        output = Linear(
+        output = linear(
             "BTNH,NHD->BTD",
             (heads, head_dim, width),
             ("heads", "head_dim", "embed"),
-            **options,
             name="output",
         )
         return output(constrain(attended_BTNH, HEADS))

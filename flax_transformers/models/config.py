@@ -8,6 +8,8 @@ from typing import Literal
 # TPU lanes are 128 wide, and 128 divides over every mesh people use.
 VOCABULARY_MULTIPLE = 128
 
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -27,7 +29,7 @@ class TransformerConfig:
     norm_place: Literal["pre", "post"] = "pre"
     """Norm before each sub-layer (with one more after the last layer), or after each residual."""
     norm_eps: float = 1e-6
-    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
+    activation: Activation = "gelu"
     """``gelu`` is the exact form, ``gelu_tanh`` its tanh approximation."""
     gated: bool = False
     """Gated feed-forward: SwiGLU with silu, GEGLU with gelu (arXiv:2002.05202)."""

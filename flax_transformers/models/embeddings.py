@@ -20,11 +20,15 @@ def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     return jnp.take(table, ids, axis=0)
 
 
-def _lookup_forward(table, ids):
+def _lookup_forward(
+    table: jax.Array, ids: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return lookup(table, ids), (table, ids)
 
 
-def _lookup_backward(operands, cotangent):
+def _lookup_backward(
+    operands: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, None]:
     table, ids = operands
     total = jnp.zeros(table.shape, jnp.float32).at[ids].add(cotangent.astype(jnp.float32))
     return total.astype(table.dtype), None

@@ -36,13 +36,13 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         width, inner = x_BTD.shape[-1], self.intermediate_size
-        options = {"dtype": self.dtype, "use_bias": self.use_bias, "init_std": self.init_std}
-        into = partial(Linear, "BTD,DF->BTF", (width, inner), ("embed", "mlp"), **options)
+        linear = partial(Linear, dtype=self.dtype, use_bias=self.use_bias, init_std=self.init_std)
+        into = partial(linear, "BTD,DF->BTF", (width, inner), ("embed", "mlp"))
         act = ACTIVATIONS[self.activation]
         up_BTF = constrain(into(name="up")(x_BTD), INTERMEDIATE)
         if self.gated:
             up_BTF = act(constrain(into(name="gate")(x_BTD), INTERMEDIATE)) * up_BTF
         else:
             up_BTF = act(up_BTF)
-        down = Linear("BTF,FD->BTD", (inner, width), ("mlp", "embed"), **options, name="down")
+        down = linear("BTF,FD->BTD", (inner, width), ("mlp", "embed"), name="down")
         return down(up_BTF)

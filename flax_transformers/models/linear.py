@@ -44,11 +44,18 @@ def einsum(spec: str, a: jax.Array, b: jax.Array, out_dtype: jnp.dtype | None = 
     return _einsum(spec, a, b, out_dtype or a.dtype)
 
 
-def _einsum_forward(spec, a, b, out_dtype):
+def _einsum_forward(
+    spec: str, a: jax.Array, b: jax.Array, out_dtype: jnp.dtype | None
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return einsum(spec, a, b, out_dtype), (a, b)
 
 
-def _einsum_backward(spec, out_dtype, operands, cotangent):
+def _einsum_backward(
+    spec: str,
+    out_dtype: jnp.dtype | None,
+    operands: tuple[jax.Array, jax.Array],
+    cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     a, b = operands
     (a_axes, b_axes), out_axes = spec.split("->")[0].split(","), spec.split("->")[1]
     cotangent = cotangent.astype(a.dtype)

@@ -39,7 +39,7 @@ class MaskedLM:
                 f"objective.mask_fraction is {self.mask_fraction}; it must be between 0 and 1"
             )
         shares = (self.mask_share, self.random_share)
-        if min(shares) < 0.0 or sum(shares) > 1.0:
+        if not (min(shares) >= 0.0 and sum(shares) <= 1.0):
             raise ValueError(
                 f"objective.mask_share {self.mask_share} and objective.random_share "
                 f"{self.random_share} must not be negative and must add up to at most 1"

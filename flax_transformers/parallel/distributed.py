@@ -18,20 +18,24 @@ PEER_LOST = 75
 HEARTBEAT_SECONDS = 20
 
 
-
 def start_processes() -> None:
     """Joins this process to the others of the job, if there are others. Call before any array.
 
     A job is told by ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, or
-    found by JAX itself (SLURM, Open MPI, GKE, TPU slices). One process alone starts nothing.
-    Raises UserError if only some of the three variables are set.
+    found by JAX itself (SLURM, Open MPI, GKE, TPU slices; the address may then be set alone). One
+    process alone starts nothing. Raises UserError if only some of the three variables are set.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = [name for name in names if os.environ.get(name)]
     if len(given) == len(names):
         address, count, index = (os.environ[name] for name in names)
+        if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+            raise UserError(
+                f"JAX_PROCESS_ID {index} of JAX_NUM_PROCESSES {count} is no process; number them "
+                "from 0 to one less than their count"
+            )
         _initialize(address, int(count), int(index))
-    elif any(name in given for name in names[1:]):
+    elif given and not (given == [names[0]] and _launched_with_others()):
         missing = ", ".join(name for name in names if name not in given)
         raise UserError(f"{', '.join(given)} set but not {missing}; set all three or none")
     elif _launched_with_others():
@@ -76,10 +80,22 @@ def check_platform(wanted: str | None) -> str:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(wanted, wanted))
     try:
         found = jax.default_backend()
-    except RuntimeError as error:
-        extra = {"gpu": "cuda"}.get(wanted or "", wanted)
-        raise UserError(
-            f"platform {wanted} is not there ({str(error).splitlines()[0]}); install "
-            f"flax-transformers[{extra}] on a machine that has the device, or leave --platform out"
-        ) from None
+    except (RuntimeError, AssertionError) as error:  # the latter where JAX has no such plugin
+        reason = str(error).partition(" (set JAX_PLATFORMS")[0].partition("\n")[0]
+        raise UserError(_absent(wanted, reason or "JAX has no plugin for it")) from None
+    if wanted not in (None, found):
+        raise UserError(f"platform {wanted} comes too late: JAX already runs on {found}")
     return found
+
+
+def _absent(wanted: str | None, reason: str) -> str:
+    if wanted is None:
+        return (
+            f"platform {jax.config.jax_platforms} is not there ({reason}); set JAX_PLATFORMS to "
+            "one that is, or unset it"
+        )
+    extra = {"gpu": "cuda"}.get(wanted, wanted)
+    return (
+        f"platform {wanted} is not there ({reason}); install flax-transformers[{extra}] on a "
+        "machine that has the device, or leave --platform out"
+    )

@@ -69,7 +69,7 @@ def _check(
         if axis is None:
             continue
         for one in (axis,) if isinstance(axis, str) else axis:
-            if mesh.shape[one] > 1 and one in used:
+            if one in used:
                 raise UserError(
                     f"parameter {name} has both {used[one]!r} and {logical_name!r} on mesh axis "
                     f"{one!r}; give one of them another axis in the sharding rules"

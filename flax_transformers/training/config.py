@@ -116,6 +116,8 @@ def from_json(value: Any) -> Any:
         if module.split(".")[0] != __package__.split(".")[0]:
             raise ImportError(module)
         kind = getattr(importlib.import_module(module), name)
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+            raise TypeError(f"{name} is no config")
         return kind(**{key: from_json(item) for key, item in value.items() if key != "type"})
     except (ImportError, AttributeError, TypeError) as error:
         raise UserError(

@@ -289,6 +289,7 @@ def _batches(
         run.prepared.tokenizer.vocabulary,
         sequence_length=phase.sequence_length,
         batch_size=phase.batch_size,
+        rows=rows,
         seed=(config.seed, position.phase),
         workers=config.data.workers,
         position=position.examples,

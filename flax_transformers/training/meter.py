@@ -85,7 +85,7 @@ class Meter:
         if report.skipped_in_a_row == 0:
             sums["optimizer/grad_norm"] = (report.grad_norm, 1.0)
         self._sums.add(sums)
-        if report.skipped > self._skipped:
+        if report.skipped_in_a_row:
             log.warning("a step was skipped: its gradients are not finite")
         self._skipped = int(report.skipped)
         limit = self._config.max_skipped_in_a_row

@@ -156,7 +156,8 @@ def total_loss(terms: Terms, weights: dict[str, jax.Array] | None = None) -> jax
     loss = jnp.zeros(())
     for name, (value, weight, coefficient) in terms.losses.items():
         total = weight if weights is None else weights[name]
-        loss += coefficient * value / jnp.where(total == 0, 1.0, total)
+        mean = value / jnp.where(total == 0, 1.0, total)
+        loss += coefficient * jnp.where(total == 0, 0.0, mean)
     return loss
 
 

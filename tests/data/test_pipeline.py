@@ -75,10 +75,17 @@ def assert_equal(one, other):
         assert one[name].dtype == other[name].dtype
 
 
+def share(host, hosts, batch_size):
+    """The rows of one host where hosts hold equal, contiguous shares."""
+    rows = batch_size // hosts
+    return range(host * rows, (host + 1) * rows)
+
+
 def over_hosts(hosts, batches, **settings):
     """The global batches, put together from what each host reads."""
     each = [
-        take(stream(shard_index=h, shard_count=hosts, **settings), batches) for h in range(hosts)
+        take(stream(rows=share(h, hosts, settings.get("batch_size", 4)), **settings), batches)
+        for h in range(hosts)
     ]
     return joined([joined(parts) for parts in zip(*each, strict=True)])
 
@@ -93,8 +100,7 @@ def evaluate(count, batch_size, hosts=1, seed=7):
                 sequence_length=4,
                 batch_size=batch_size,
                 seed=seed,
-                shard_index=host,
-                shard_count=hosts,
+                rows=share(host, hosts, batch_size),
             )
         )
         for host in range(hosts)
@@ -170,7 +176,7 @@ def test_neighbouring_seeds_are_not_each_other_one_epoch_on():
 
 
 def test_position_counts_examples_of_all_hosts():
-    with stream(shard_index=1, shard_count=2, position=8) as one:
+    with stream(rows=[2, 3], position=8) as one:
         next(one)
         assert one.position == 12
 
@@ -230,11 +236,15 @@ def test_what_prepare_raises_reaches_the_caller(workers):
         take(stream(objective=Failing(), workers=workers), 1)
 
 
-def test_a_batch_that_the_hosts_cannot_share_is_refused():
-    with pytest.raises(UserError, match="batch of 6 examples does not divide among 4 hosts"):
-        stream(batch_size=6, shard_count=4)
-    with pytest.raises(UserError, match="does not divide"):
-        evaluate(3, 6, hosts=4)
+def test_hosts_may_hold_rows_that_are_not_neighbours():
+    whole, some = take(stream(), 1)[0], take(stream(rows=[0, 3]), 1)[0]
+    for name in whole:
+        np.testing.assert_array_equal(some[name], whole[name][[0, 3]])
+
+
+def test_rows_that_a_batch_does_not_have_are_refused():
+    with pytest.raises(UserError, match=r"a batch of 6 rows cannot give rows \[5, 6\]"):
+        stream(batch_size=6, rows=[5, 6])
 
 
 def test_no_examples_are_refused():

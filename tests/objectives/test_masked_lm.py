@@ -1,0 +1,278 @@
+"""What masked language modelling does to a row, and what it makes of a model's answers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_transformers.objectives.contract import ModelFunctions, Vocabulary
+from flax_transformers.objectives.masked_lm import MaskedLM, random_ordinary
+
+# Special ids at both ends and scattered between ordinary ones.
+VOCAB = Vocabulary(
+    size=60,
+    pad_id=0,
+    unk_id=31,
+    cls_id=7,
+    sep_id=8,
+    mask_id=59,
+    special_ids=(59, 0, 31, 7, 8),
+)
+ORDINARY = np.setdiff1d(np.arange(VOCAB.size), VOCAB.special_ids)
+LENGTH = 40
+
+
+def example(tokens, ends=()):
+    return {"tokens": np.array(tokens, np.int32), "document_ends": np.array(ends, np.int32)}
+
+
+def random_window(rng, spec, unknown=0.0):
+    """As long as ``spec`` allows or shorter, with document ends and some unknown tokens."""
+    used = int(rng.choice([spec.length, rng.integers(1, spec.length + 1)]))
+    separators = int(rng.integers(0, min(5, (used + 1) // 2))) if spec.cross_documents else 0
+    count = used - separators
+    ends = rng.choice(np.arange(1, count), separators, replace=False)
+    if rng.random() < 0.5:
+        ends = np.append(ends, count)  # an end at the window's end needs no further separator
+    tokens = rng.choice(ORDINARY, count)
+    tokens[rng.random(count) < unknown] = VOCAB.unk_id
+    return example(tokens, np.sort(ends))
+
+
+def prepare(raw, rng=0, length=LENGTH, **settings):
+    return MaskedLM(**settings).prepare(raw, np.random.default_rng(rng), VOCAB, length)
+
+
+def chosen_of(row):
+    """Positions, labels and what stands there now."""
+    real = row["masked_weights"] == 1
+    positions = row["masked_positions"][real]
+    return positions, row["masked_labels"][real], row["input_ids"][positions]
+
+
+def framed(raw):
+    """The row before masking, put together the slow way."""
+    row, count = [VOCAB.cls_id], len(raw["tokens"])
+    for place, token in enumerate(raw["tokens"].tolist(), 1):
+        row.append(token)
+        if place in raw["document_ends"] and place < count:
+            row.append(VOCAB.sep_id)
+    return [*row, VOCAB.sep_id]
+
+
+def within(successes, trials, share):
+    """Whether a count is within five standard deviations of a binomial's mean."""
+    return abs(successes - trials * share) < 5 * np.sqrt(trials * share * (1 - share))
+
+
+def test_rows_have_fixed_shapes_and_dtypes():
+    row = prepare(example([3, 4, 5, 6]))
+    assert {name: (value.shape, value.dtype.name) for name, value in row.items()} == {
+        "input_ids": ((40,), "int32"),
+        "attention_mask": ((40,), "int32"),
+        "masked_positions": ((6,), "int32"),  # round(0.15 * 38)
+        "masked_labels": ((6,), "int32"),
+        "masked_weights": ((6,), "float32"),
+    }
+
+
+def test_an_exact_share_of_the_ordinary_tokens_is_chosen():
+    rng, spec = np.random.default_rng(1), MaskedLM().window_spec(LENGTH)
+    counts = set()
+    for _ in range(300):
+        raw = random_window(rng, spec, unknown=rng.choice([0.0, 0.1, 1.0]))
+        ordinary = int(np.isin(raw["tokens"], ORDINARY).sum())
+        row = prepare(raw, rng)
+        expected = max(1, round(0.15 * ordinary)) if ordinary else 0
+        assert row["masked_weights"].sum() == expected
+        assert len(set(chosen_of(row)[0])) == expected
+        counts.add(expected)
+    assert counts == {0, 1, 2, 3, 4, 5, 6}
+
+
+@pytest.mark.parametrize("cross_documents", [True, False])
+def test_labels_put_back_give_the_framed_window(cross_documents):
+    rng = np.random.default_rng(2)
+    objective = MaskedLM(cross_documents=cross_documents)
+    spec = objective.window_spec(LENGTH)
+    longest = 0
+    for _ in range(300):
+        raw = random_window(rng, spec, unknown=0.1)
+        before = raw["tokens"].copy()
+        row = objective.prepare(raw, rng, VOCAB, LENGTH)
+        positions, labels, _ = chosen_of(row)
+        restored = row["input_ids"].copy()
+        restored[positions] = labels
+        expected = framed(raw)
+        assert restored.tolist() == expected + [VOCAB.pad_id] * (LENGTH - len(expected))
+        np.testing.assert_array_equal(row["attention_mask"], np.arange(LENGTH) < len(expected))
+        np.testing.assert_array_equal(raw["tokens"], before)
+        longest = max(longest, len(expected))
+    assert longest == LENGTH
+
+
+def test_special_tokens_and_padding_are_never_chosen():
+    rng, spec = np.random.default_rng(3), MaskedLM().window_spec(LENGTH)
+    for _ in range(300):
+        raw = random_window(rng, spec, unknown=0.4)
+        positions, labels, _ = chosen_of(prepare(raw, rng, mask_fraction=0.9))
+        assert not set(labels.tolist()) & set(VOCAB.special_ids)
+        assert (positions < len(framed(raw))).all()
+
+
+def test_every_position_is_chosen_equally_often():
+    count, draws = 38, 4000
+    raw, rng = example(np.full(count, 5)), np.random.default_rng(4)
+    found = np.zeros(LENGTH)
+    for _ in range(draws):
+        found[chosen_of(prepare(raw, rng))[0]] += 1
+    assert found[0] == found[-1] == 0
+    found = found[1:-1]
+    share = 6 / count
+    # Draws without replacement: each position is a binomial, their sum is fixed.
+    chi_square = np.sum((found - draws * share) ** 2) / (draws * share * (1 - share))
+    degrees = count - 1
+    statistic = chi_square * degrees / count
+    assert abs(statistic - degrees) < 4 * np.sqrt(2 * degrees)
+
+
+def test_chosen_tokens_are_masked_replaced_and_kept_eight_one_one():
+    rng = np.random.default_rng(5)
+    found = np.zeros(3, int)
+    raw = example(rng.choice(ORDINARY, 38))
+    for _ in range(2000):
+        _, labels, now = chosen_of(prepare(raw, rng))
+        masked, kept = now == VOCAB.mask_id, now == labels
+        found += [masked.sum(), kept.sum(), (~masked & ~kept).sum()]
+    trials = found.sum()
+    assert trials == 12_000
+    # One replacement in as many as there are ordinary ids is the token itself.
+    same = 0.1 / len(ORDINARY)
+    assert within(found[0], trials, 0.8)
+    assert within(found[1], trials, 0.1 + same)
+    assert within(found[2], trials, 0.1 - same)
+
+
+def test_replacements_are_never_special_and_all_ordinary_ids_equally_likely():
+    rng, counts = np.random.default_rng(6), np.zeros(VOCAB.size)
+    raw = example(np.full(38, 5))
+    for _ in range(400):
+        row = prepare(raw, rng, mask_fraction=0.9, mask_share=0.0, random_share=1.0)
+        np.add.at(counts, chosen_of(row)[2], 1)
+    assert not counts[list(VOCAB.special_ids)].any()
+    assert all(within(n, counts.sum(), 1 / len(ORDINARY)) for n in counts[ORDINARY])
+
+
+@pytest.mark.parametrize("special_ids", [(), (0, 1, 2), (17, 18, 19), (0, 5, 6, 19)])
+def test_replacements_step_over_special_ids_wherever_they_stand(special_ids):
+    vocab = Vocabulary(size=20, pad_id=0, special_ids=special_ids)
+    found = random_ordinary(np.random.default_rng(7), 600, vocab)
+    assert set(found.tolist()) == set(range(20)) - set(special_ids)
+
+
+def test_with_a_mask_share_of_one_every_chosen_token_is_masked():
+    _, _, now = chosen_of(prepare(example(np.full(38, 5)), mask_share=1.0, random_share=0.0))
+    assert now.tolist() == [VOCAB.mask_id] * 6
+
+
+def test_with_shares_of_zero_every_chosen_token_stays():
+    raw = example(np.arange(9, 30))
+    row = prepare(raw, mask_share=0.0, random_share=0.0)
+    assert row["input_ids"][: len(framed(raw))].tolist() == framed(raw)
+    assert row["masked_weights"].sum() == 3
+
+
+def test_an_empty_example_is_two_framing_tokens_without_a_choice():
+    row = prepare(example([]))
+    assert row["input_ids"].tolist() == [VOCAB.cls_id, VOCAB.sep_id] + [VOCAB.pad_id] * 38
+    assert row["attention_mask"].sum() == 2
+    assert row["masked_weights"].sum() == 0
+
+
+def test_equal_random_numbers_give_equal_rows_and_others_do_not():
+    raw = example(np.full(38, 5))
+    one, same, other = prepare(raw, 8), prepare(raw, 8), prepare(raw, 9)
+    assert all((one[name] == same[name]).all() for name in one)
+    assert (one["masked_positions"] != other["masked_positions"]).any()
+
+
+def test_windows_leave_room_for_the_framing_tokens():
+    spec = MaskedLM(cross_documents=False).window_spec(128)
+    assert (spec.length, spec.cross_documents) == (126, False)
+    assert MaskedLM().predictions(128) == 19  # round(0.15 * 126)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"mask_fraction": 0.0}, "objective.mask_fraction is 0.0"),
+        ({"mask_fraction": 1.0}, "objective.mask_fraction is 1.0"),
+        ({"mask_fraction": float("nan")}, "objective.mask_fraction is nan"),
+        ({"mask_share": 0.95}, "mask_share 0.95 and objective.random_share 0.1 must not be"),
+        ({"random_share": -0.1}, "random_share -0.1 must not be negative"),
+        ({"mask_share": float("nan")}, "mask_share nan"),
+        ({"random_share": float("nan")}, "random_share nan"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, named):
+    with pytest.raises(ValueError, match=named):
+        MaskedLM(**settings)
+
+
+@dataclasses.dataclass
+class Spy:
+    """A model whose hidden state is the position and whose logits favour it, as told."""
+
+    unembedded: list = dataclasses.field(default_factory=list)
+
+    def functions(self):
+        return ModelFunctions(self.hidden_states, self.unembed)
+
+    def hidden_states(self, params, batch, rngs):
+        rows, length = batch["input_ids"].shape
+        return jnp.broadcast_to(jnp.arange(length, dtype=jnp.float32), (rows, length))[..., None]
+
+    def unembed(self, params, hidden):
+        self.unembedded.append(hidden.shape)
+        return 4.0 * (hidden == jnp.arange(10, dtype=jnp.float32)[None, None, :])
+
+
+def batch_of(positions, labels, weights):
+    return {
+        "input_ids": np.zeros((len(positions), 12), np.int32),
+        "masked_positions": np.array(positions, np.int32),
+        "masked_labels": np.array(labels, np.int32),
+        "masked_weights": np.array(weights, np.float32),
+    }
+
+
+def terms_of(batch, spy):
+    """Losses and metrics, compiled."""
+
+    def terms(batch):
+        found = MaskedLM().terms(spy.functions(), {}, batch, {})
+        return found.losses, found.metrics
+
+    return jax.device_get(jax.jit(terms)(batch))
+
+
+def test_terms_are_sums_over_chosen_places_and_only_these_get_logits():
+    spy = Spy()
+    # Right twice (positions 3 and 7 favour the ids 3 and 7), wrong once; the last place is filler.
+    batch = batch_of([[3, 5], [7, 0]], [[3, 1], [7, 0]], [[1, 1], [1, 0]])
+    losses, metrics = terms_of(batch, spy)
+    assert spy.unembedded == [(2, 2, 1)]
+    normalizer = np.log(np.exp(4.0) + 9)
+    loss = pytest.approx(2 * (normalizer - 4.0) + normalizer, rel=1e-6)
+    assert losses == {"masked_lm": (loss, 3.0, 1.0)}
+    assert metrics == {"loss": (loss, 3.0), "accuracy": (2.0, 3.0)}
+
+
+def test_a_row_of_zeros_weighs_nothing():
+    one = batch_of([[3, 5]], [[3, 1]], [[1, 1]])
+    both = {name: np.concatenate([value, np.zeros_like(value)]) for name, value in one.items()}
+    assert terms_of(both, Spy()) == terms_of(one, Spy())
