@@ -21,10 +21,11 @@ def get_config() -> TrainConfig:
         model=BertConfig(
             vocab_size=4096,
             hidden_size=256,
-            num_layers=4,
+            num_layers=2,
             num_heads=4,
             intermediate_size=1024,
-            max_positions=128,
+            max_positions=64,
+            activation="gelu_tanh",
             norm_place="pre",
             norm_eps=1e-6,
             token_types=0,
@@ -35,16 +36,16 @@ def get_config() -> TrainConfig:
         objective=MaskedLM(),
         data=TextData(
             tokenizer=TokenizerConfig("wordpiece", vocab_size=4096, lowercase=True),
-            validation_fraction=0.02,
+            validation_fraction=0.05,
             shards=1,
         ),
         optimizer=AdamW(
-            learning_rate=1e-3, schedule=Schedule("linear", warmup_steps=100), weight_decay=0.01
+            learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=50)
         ),
-        phases=(Phase(steps=900, sequence_length=128, batch_size=32),),
+        phases=(Phase(steps=600, sequence_length=64, batch_size=32),),
         execution=Execution(dtype="auto"),
-        checkpoints=CheckpointConfig(every_steps=300),
-        evaluation=Evaluation(every_steps=300, batch_size=32),
+        checkpoints=CheckpointConfig(every_steps=200),
+        evaluation=Evaluation(every_steps=200, batch_size=64),
         logging=Logging(every_steps=10),
         seed=0,
     )

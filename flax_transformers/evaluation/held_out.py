@@ -45,8 +45,7 @@ def held_out_evaluator(config: TrainConfig, prepared: PreparedText) -> Evaluator
         totals = Accumulator()
         for local in batches:
             local.pop("example_id")
-            own = {name: values[rows] for name, values in local.items()}
-            batch = place_rows(own, rows, sharding, settings.batch_size)
+            batch = place_rows(local, rows, sharding, settings.batch_size)
             totals.add(jax.device_get(snapshot.evaluation_step(snapshot.params, batch)))
         return {f"eval/{name}": value for name, value in totals.means().items()}
 

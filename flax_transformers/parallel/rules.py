@@ -54,6 +54,8 @@ def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
 
     def shard(path, shape: jax.ShapeDtypeStruct, spec: PartitionSpec) -> NamedSharding:
         name = "/".join(str(key.key) for key in path)
+        if len(spec) != len(shape.shape):
+            raise ValueError(f"parameter {name} {shape.shape} has logical axes {tuple(spec)}")
         axes = mesh_axes(spec, rules)
         _check(name, shape.shape, spec, axes, mesh)
         return NamedSharding(mesh, axes)
@@ -68,7 +70,7 @@ def _check(
     for size, logical_name, axis in zip(shape, logical, axes, strict=True):
         if axis is None:
             continue
-        for one in (axis,) if isinstance(axis, str) else axis:
+        for one in _names(axis):
             if one in used:
                 raise UserError(
                     f"parameter {name} has both {used[one]!r} and {logical_name!r} on mesh axis "
@@ -85,7 +87,11 @@ def _check(
 
 
 def _size(mesh: Mesh, axis: str | tuple[str, ...]) -> int:
-    return math.prod(mesh.shape[one] for one in ((axis,) if isinstance(axis, str) else axis))
+    return math.prod(mesh.shape[one] for one in _names(axis))
+
+
+def _names(axis: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (axis,) if isinstance(axis, str) else axis
 
 
 def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
@@ -129,7 +135,7 @@ def check_batch(batch_size: int, micro_batches: int, mesh: Mesh, rules: Rules = 
     if batch_size % parts:
         lower = batch_size // parts * parts
         near = f"{lower} or {lower + parts}" if lower else f"{parts}"
-        shape = " x ".join(f"{n}={mesh.shape[n]}" for n in axis)
+        shape = " x ".join(f"{n}={mesh.shape[n]}" for n in _names(axis))
         raise UserError(
             f"batch_size {batch_size} does not divide over mesh {shape} and micro_batches="
             f"{micro_batches} ({parts} parts); use a multiple of {parts}, such as {near}"

@@ -1,0 +1,155 @@
+"""Starting with others, starting alone, and platforms that are not there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from flax_transformers.errors import UserError
+from flax_transformers.parallel.distributed import check_platform, start_processes
+
+NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+LAUNCHERS = (
+    "SLURM_NTASKS",
+    "OMPI_COMM_WORLD_SIZE",
+    "TPU_WORKER_HOSTNAMES",
+    "MEGASCALE_COORDINATOR_ADDRESS",
+)
+
+
+@pytest.fixture
+def start(monkeypatch):
+    """Starts under an environment; returns what JAX was told, or None if nothing was started."""
+    for name in (*NAMES, *LAUNCHERS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # put back at the end
+    told = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kw: told.append((args, kw)))
+
+    def started(**environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        start_processes()
+        return told[0][0] if told else None
+
+    return started
+
+
+def test_nothing_is_started_alone(start):
+    hook = sys.excepthook
+    assert start() is None
+    assert sys.excepthook is hook
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_NTASKS": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "1"},
+        {"TPU_WORKER_HOSTNAMES": "localhost"},
+        {"JAX_NUM_PROCESSES": ""},
+    ],
+)
+def test_a_launcher_of_one_process_starts_nothing(start, environment):
+    assert start(**environment) is None
+
+
+def test_three_variables_name_a_process_of_a_job(start):
+    told = start(
+        JAX_COORDINATOR_ADDRESS="10.0.0.1:1234", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="2"
+    )
+    assert told == ("10.0.0.1:1234", 4, 2)
+    assert sys.excepthook.__name__ == "_leave_at_once"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_NTASKS": "2"},
+        {"OMPI_COMM_WORLD_SIZE": "16"},
+        {"TPU_WORKER_HOSTNAMES": "a,b"},
+        {"MEGASCALE_COORDINATOR_ADDRESS": "a"},
+        {"SLURM_NTASKS": "2", "JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"},
+    ],
+)
+def test_jax_finds_the_job_of_a_launcher_it_knows(start, environment):
+    assert start(**environment) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        (NAMES[:1], "JAX_NUM_PROCESSES, JAX_PROCESS_ID"),
+        (NAMES[1:2], "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID"),
+        (NAMES[1:], "JAX_COORDINATOR_ADDRESS"),
+        (NAMES[:2], "JAX_PROCESS_ID"),
+        (NAMES[::2], "JAX_NUM_PROCESSES"),
+    ],
+)
+def test_some_variables_without_the_others_are_refused(start, given, missing):
+    said = f"^{', '.join(given)} set but not {missing}; set all three or none$"
+    with pytest.raises(UserError, match=said):
+        start(**dict.fromkeys(given, "1"))
+
+
+@pytest.mark.parametrize(("count", "index"), [("two", "0"), ("2", "2"), ("2", "-1")])
+def test_a_process_that_is_none_of_the_job_is_refused(start, count, index):
+    with pytest.raises(UserError, match=f"JAX_PROCESS_ID {index} of JAX_NUM_PROCESSES {count}"):
+        start(JAX_COORDINATOR_ADDRESS="a:1", JAX_NUM_PROCESSES=count, JAX_PROCESS_ID=index)
+
+
+def test_the_platform_in_use_is_returned():
+    assert check_platform(None) == "cpu"
+    assert check_platform("cpu") == "cpu"
+
+
+def test_an_unknown_platform_is_refused():
+    with pytest.raises(UserError, match="platform 'cuda' is unknown; choose cpu, gpu or tpu"):
+        check_platform("cuda")
+
+
+def test_another_platform_than_the_one_already_in_use_is_refused():
+    before = jax.config.jax_platforms
+    jax.devices()
+    try:
+        with pytest.raises(UserError, match="tpu comes too late: JAX already runs on cpu"):
+            check_platform("tpu")
+    finally:
+        jax.config.update("jax_platforms", before)
+
+
+def refused(arguments, platforms):
+    """What a command on a machine without accelerators says; it has to end with code 2."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TPU_SKIP_MDS_QUERY": "1"}
+    environment.pop("JAX_PLATFORMS")
+    if platforms is not None:
+        environment["JAX_PLATFORMS"] = platforms
+    ended = subprocess.run(
+        [sys.executable, "-m", "flax_transformers", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+    (line,) = ended.stderr.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize("platforms", [None, "cpu"])
+@pytest.mark.parametrize(("platform", "extra"), [("tpu", "tpu"), ("gpu", "cuda")])
+def test_an_absent_platform_is_refused_and_the_cpu_not_used_instead(platform, extra, platforms):
+    line = refused(["doctor", "--platform", platform], platforms)
+    assert line.startswith(f"flax-transformers: platform {platform} is not there (")
+    assert f"install flax-transformers[{extra}] on a machine that has the device" in line
+    assert "JAX_PLATFORMS" not in line
+
+
+def test_an_absent_platform_in_the_environment_is_named():
+    line = refused(["doctor"], "tpu")
+    assert line.startswith("flax-transformers: platform tpu is not there (")
+    assert line.endswith("; set JAX_PLATFORMS to one that is, or unset it")

@@ -1,0 +1,154 @@
+"""From logical axes to places on the mesh, for parameters and for batches."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from flax_transformers.errors import UserError
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.parallel.rules import (
+    RULES,
+    batch_sharding,
+    check_batch,
+    host_rows,
+    mesh_axes,
+    parameter_shardings,
+    place_rows,
+    replicated,
+)
+
+
+def mesh_of(data=1, fsdp=1, tensor=1):
+    return make_mesh(MeshConfig(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor])
+
+
+def boxed(shape, names):
+    """A tree with one abstract parameter, layer/kernel, that carries its axis names."""
+    array = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return {"layer": {"kernel": nn.LogicallyPartitioned(array, names)}}
+
+
+def test_logical_names_become_mesh_axes():
+    assert mesh_axes(PartitionSpec("batch", None, "embed", "mlp", "layers")) == PartitionSpec(
+        ("data", "fsdp"), None, "fsdp", "tensor", None
+    )
+
+
+def test_a_name_without_a_rule_is_a_mistake_in_the_model():
+    with pytest.raises(KeyError, match="no sharding rule for logical axis 'experts'"):
+        parameter_shardings(boxed((4, 8), ("embed", "experts")), mesh_of())
+
+
+def test_a_parameter_is_divided_as_its_names_say():
+    tree = boxed((3, 8, 6), ("layers", "embed", "mlp"))
+    sharding = parameter_shardings(tree, mesh_of(2, 2, 2))["layer"]["kernel"]
+    assert sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    assert sharding.shard_shape((3, 8, 6)) == (3, 4, 3)
+
+
+def test_a_parameter_without_names_is_a_mistake_in_the_model():
+    tree = {"scale": jax.ShapeDtypeStruct((5,), jnp.float32)}
+    with pytest.raises(ValueError, match=r"parameter scale \(5,\) has logical axes \(\)"):
+        parameter_shardings(tree, mesh_of())
+
+
+def test_a_size_that_does_not_divide_is_refused_with_the_sizes_that_fit():
+    with pytest.raises(
+        UserError,
+        match="parameter layer/kernel: its 'heads' axis of 6 does not divide over mesh axis "
+        "tensor=4; sizes that fit are 1, 2, 3, 6$",
+    ):
+        parameter_shardings(boxed((8, 6), ("embed", "heads")), mesh_of(1, 2, 4))
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_two_axes_of_a_parameter_on_one_mesh_axis_are_refused(tensor):
+    with pytest.raises(
+        UserError,
+        match="parameter layer/kernel has both 'heads' and 'mlp' on mesh axis 'tensor'",
+    ):
+        parameter_shardings(boxed((8, 8), ("heads", "mlp")), mesh_of(tensor=tensor))
+
+
+def test_other_rules_may_be_given():
+    rules = (*RULES, ("experts", ("data", "tensor")))
+    tree = boxed((8, 4), ("experts", "embed"))
+    sharding = parameter_shardings(tree, mesh_of(2, 2, 2), rules)["layer"]["kernel"]
+    assert sharding.shard_shape((8, 4)) == (2, 2)
+    with pytest.raises(UserError, match="'experts' axis of 6 does not divide"):
+        parameter_shardings(boxed((6, 4), ("experts", "embed")), mesh_of(2, 2, 2), rules)
+
+
+def test_a_batch_that_divides_is_accepted():
+    check_batch(16, 4, mesh_of(2, 2, 2))
+    check_batch(7, 1, mesh_of(tensor=2))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batches", "near"),
+    [
+        (12, 2, r"\(8 parts\); use a multiple of 8, such as 8 or 16$"),
+        (6, 1, r"\(4 parts\); use a multiple of 4, such as 4 or 8$"),
+        (3, 1, r"\(4 parts\); use a multiple of 4, such as 4$"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused_with_those_that_do(
+    batch_size, micro_batches, near
+):
+    said = (
+        f"batch_size {batch_size} does not divide over mesh data=2 x fsdp=2 and "
+        f"micro_batches={micro_batches} {near}"
+    )
+    with pytest.raises(UserError, match=said):
+        check_batch(batch_size, micro_batches, mesh_of(2, 2, 2))
+
+
+def test_rules_may_put_a_batch_on_one_axis():
+    rules = (("batch", "data"),)
+    check_batch(2, 1, mesh_of(2, 2), rules)
+    with pytest.raises(UserError, match="batch_size 3 does not divide over mesh data=2 and"):
+        check_batch(3, 1, mesh_of(2, 2), rules)
+
+
+def test_one_process_loads_all_rows():
+    rows = host_rows(batch_sharding(mesh_of(2, 1, 2)), 8)
+    assert rows.tolist() == list(range(8))
+    assert host_rows(replicated(mesh_of(2, 1, 2)), 3).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 2), (2, 2, 2), (1, 1, 4)])
+def test_each_device_holds_its_rows_of_the_batch(sizes):
+    mesh = mesh_of(*sizes)
+    sharding = batch_sharding(mesh)
+    local = {"ids": np.arange(24).reshape(8, 3), "weights": np.arange(8, dtype=np.float32)}
+    placed = place_rows(local, host_rows(sharding, 8), sharding, 8)
+    parts = sizes[0] * sizes[1]
+    for name, values in local.items():
+        assert placed[name].sharding == sharding
+        np.testing.assert_array_equal(placed[name], values)
+        divided = np.split(values, parts)
+        for shard in placed[name].addressable_shards:
+            data, fsdp, _ = np.argwhere(mesh.devices == shard.device)[0]
+            np.testing.assert_array_equal(shard.data, divided[data * sizes[1] + fsdp])
+
+
+def test_rows_of_a_process_are_found_by_their_number():
+    """As on a process whose devices hold rows 2, 3, 6 and 7 of eight."""
+    mesh = mesh_of(4)
+    sharding = batch_sharding(mesh)
+    rows = np.array([2, 3, 6, 7])
+    asked = {}
+
+    def remember(shape, sharding, part):
+        indices = sharding.addressable_devices_indices_map(shape).values()
+        asked.update({i[0].start: part(i).tolist() for i in indices if i[0].start in (2, 6)})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "make_array_from_callback", remember)
+        place_rows({"ids": rows * 10}, rows, sharding, 8)
+    assert asked == {2: [20, 30], 6: [60, 70]}

@@ -1,0 +1,256 @@
+"""One step: its gradient by hand, what a bad gradient leaves alone, and what costs nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flax_transformers.data.tokenizer_kinds import ByteTokenizer
+from flax_transformers.models.config import Execution
+from flax_transformers.objectives.contract import ModelFunctions, Terms
+from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.parallel.rules import batch_sharding, replicated
+from flax_transformers.testing import assert_bit_equal, tiny_bert
+from flax_transformers.training.optimizers import AdamW, make_optimizer
+from flax_transformers.training.schedules import Schedule
+from flax_transformers.training.state import TrainState, abstract_state
+from flax_transformers.training.step import (
+    compile_train_step,
+    make_evaluation_step,
+    make_train_step,
+    model_functions,
+    total_loss,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTerms:
+    """Half a squared error with coefficient 1, and the model's output itself with 0.25.
+
+    ``noise_k`` reports the random number that the rows marked k were computed with.
+    """
+
+    def terms(self, model, params, batch, rngs):
+        output = model.hidden_states(params, batch, rngs)
+        square = jnp.sum(batch["weight"] * (output - batch["target"]) ** 2 / 2)
+        plain = jnp.sum(batch["other"] * output)
+        weight, other = jnp.sum(batch["weight"]), jnp.sum(batch["other"])
+        metrics = {"square": (square, weight), "plain": (plain, other)}
+        if "dropout" in rngs:
+            drawn = jax.random.uniform(rngs["dropout"])
+            for k in range(4):
+                rows = jnp.sum(batch["mark"] == k)
+                metrics[f"noise_{k}"] = (drawn * rows, rows)
+        return Terms({"square": (square, weight, 1.0), "plain": (plain, other, 0.25)}, metrics)
+
+
+LINE = ModelFunctions(
+    hidden_states=lambda params, batch, rngs: batch["x"] @ params["w"],
+    unembed=lambda params, hidden: hidden,
+)
+# Small integers, and totals that are powers of two: every sum and quotient is exact in float32,
+# so that any order of adding up gives the same bits.
+BATCH = {
+    "x": np.array([[1, 0], [2, 1], [0, 3], [1, 1], [4, 0], [1, 2], [3, 1], [0, 1]], np.float32),
+    "target": np.array([1, 0, 2, 5, 3, 1, 0, 4], np.float32),
+    "weight": np.array([1, 0, 2, 3, 0, 0, 2, 0], np.float32),
+    "other": np.array([0, 0, 0, 1, 0, 2, 1, 0], np.float32),
+    "mark": np.array([0, 1, 2, 3, 0, 1, 2, 3], np.int32),
+}
+START = np.array([1, 2], np.float32)
+
+
+def state_of(optimizer, step=0, seed=0):
+    params = {"w": jnp.array(START)}
+    key = jax.random.key_data(jax.random.key(seed))
+    counts = [jnp.array(count, jnp.int32) for count in (step, 0, 0)]
+    return TrainState(counts[0], params, optimizer.init(params), key, *counts[1:])
+
+
+def take(batches=(BATCH,), micro_batches=1, optimizer=None, **state):
+    """The state and the last report after a step on each batch."""
+    optimizer = optimizer or optax.sgd(1.0)
+    step = jax.jit(make_train_step(TwoTerms(), LINE, optimizer, micro_batches))
+    reached = state_of(optimizer, **state)
+    for batch in batches:
+        reached, report = step(reached, batch)
+    return jax.device_get((reached, report))
+
+
+def gradient(batch):
+    """By hand: each term's sum over its total weight."""
+    error = batch["x"] @ START - batch["target"]
+    square = (batch["weight"] * error) @ batch["x"] / batch["weight"].sum()
+    plain = batch["other"] @ batch["x"] / batch["other"].sum() if batch["other"].any() else 0.0
+    return square + 0.25 * plain
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 4])
+def test_each_term_is_divided_by_its_weight_in_the_whole_batch(micro_batches):
+    state, report = take(micro_batches=micro_batches)
+    found = START - state.params["w"]  # gradient descent with a rate of one
+    assert found.tolist() == gradient(BATCH).tolist() == [3.375, 3.875]
+    assert float(report.grad_norm) == pytest.approx(np.hypot(*found), rel=1e-6)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 4])
+def test_a_term_without_weight_contributes_nothing(micro_batches):
+    batch = BATCH | {"other": np.zeros(8, np.float32)}
+    state, report = take([batch], micro_batches)
+    assert (START - state.params["w"]).tolist() == gradient(batch).tolist()
+    assert (report.sums["plain"], report.skipped) == ((0.0, 0.0), 0)
+
+
+def test_a_sum_without_weight_is_not_trained():
+    terms = Terms({"a": (jnp.array(6.0), jnp.array(4.0), 2.0), "b": (3.0, jnp.zeros(()), 1.0)}, {})
+    assert float(total_loss(terms)) == 3.0
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 4])
+def test_metrics_are_sums_and_counts_over_the_whole_batch(micro_batches):
+    _, report = take(micro_batches=micro_batches)
+    output = BATCH["x"] @ START
+    square = np.sum(BATCH["weight"] * (output - BATCH["target"]) ** 2 / 2)
+    assert report.sums["square"] == (square, 8.0)
+    assert report.sums["plain"] == (BATCH["other"] @ output, 4.0)
+
+
+def bad_batch():
+    x = BATCH["x"].copy()
+    x[2, 1] = np.inf
+    return BATCH | {"x": x}
+
+
+def adam():
+    schedule = Schedule("linear", warmup_steps=4)
+    return make_optimizer(AdamW(learning_rate=0.1, schedule=schedule), total_steps=10)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(micro_batches):
+    before, _ = take([BATCH, BATCH], micro_batches, adam())
+    after, report = take([BATCH, BATCH, bad_batch(), bad_batch()], micro_batches, adam())
+    assert_bit_equal((after.params, after.opt_state), (before.params, before.opt_state))
+    assert (after.step, after.skipped, after.skipped_in_a_row) == (4, 2, 2)
+    assert (report.skipped, report.skipped_in_a_row) == (2, 2)
+    assert not np.isfinite(report.grad_norm)
+    assert all(pair == (0.0, 0.0) for pair in report.sums.values())
+
+
+def test_after_a_skipped_step_the_next_update_is_the_one_that_was_due():
+    """The rate rises in these steps, so a count that went on would show."""
+    straight, _ = take([BATCH, BATCH, BATCH], optimizer=adam())
+    after, report = take([BATCH, bad_batch(), BATCH, bad_batch(), BATCH], optimizer=adam())
+    assert_bit_equal((after.params, after.opt_state), (straight.params, straight.opt_state))
+    assert (after.params["w"] != START).all()
+    assert (after.step, after.skipped, after.skipped_in_a_row) == (5, 2, 0)
+    assert (report.skipped, report.skipped_in_a_row) == (2, 0)
+
+
+def noise(micro_batches=4, **state):
+    _, report = take(micro_batches=micro_batches, **state)
+    return [float(report.sums[f"noise_{k}"][0]) for k in range(4)]
+
+
+def test_dropout_differs_between_steps_and_micro_batches_and_repeats_exactly():
+    first, again = noise(step=5), noise(step=5)
+    assert first == again
+    drawn = [*first, *noise(step=6), *noise(step=5, seed=1)]
+    assert len(set(drawn)) == 12
+    assert len(set(noise(1))) == 1
+
+
+def test_a_micro_batch_takes_every_kth_row():
+    """Then a device splits the rows it has, whatever the mesh."""
+    _, report = take(micro_batches=4)
+    # The marks are row numbers modulo 4: each micro-batch has both rows of one mark.
+    assert [report.sums[f"noise_{k}"][1] for k in range(4)] == [2, 2, 2, 2]
+    assert len(set(noise(2))) == 2
+
+
+def test_the_evaluation_step_draws_nothing_and_gives_sums():
+    sums = jax.jit(make_evaluation_step(TwoTerms(), LINE))({"w": START}, BATCH)
+    assert set(sums) == {"square", "plain"}
+    assert tuple(map(float, sums["plain"])) == (BATCH["other"] @ BATCH["x"] @ START, 4.0)
+
+
+class Noisy(nn.Module):
+    """Keeps or drops its one input; ``unembed`` doubles."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("x", "mask")
+
+    @nn.compact
+    def hidden_states(self, x: Any, mask: Any = None, *, deterministic: bool = True):
+        scale = self.param("scale", nn.initializers.ones, ())
+        x = nn.Dropout(0.5)(x * scale, deterministic=deterministic)
+        return x if mask is None else x * mask
+
+    def unembed(self, hidden: Any):
+        return 2 * hidden
+
+
+def test_model_functions_hand_over_what_the_model_takes_and_drop_only_with_a_key():
+    functions, params = model_functions(Noisy()), {"scale": jnp.array(3.0)}
+    x, key = jnp.ones(64), jax.random.key(0)
+    batch = {"x": x, "labels": jnp.zeros(64)}
+    assert (functions.hidden_states(params, batch, {}) == 3 * x).all()
+    masked = functions.hidden_states(params, batch | {"mask": jnp.zeros(64)}, {})
+    assert not masked.any()
+    assert set(functions.hidden_states(params, batch, {"dropout": key}).tolist()) == {0.0, 6.0}
+    assert (functions.unembed(params, x) == 2 * x).all()
+
+
+def one_device():
+    return make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+
+
+def test_the_compiled_step_donates_its_state():
+    mesh, optimizer = one_device(), adam()
+    state = jax.device_put(state_of(optimizer), replicated(mesh))
+    batch = jax.device_put(BATCH, batch_sharding(mesh))
+    step = compile_train_step(make_train_step(TwoTerms(), LINE, optimizer, 1), state, mesh)
+    with jax.set_mesh(mesh):
+        new, _ = step(state, batch)
+    old = jax.tree.leaves((state.params, state.opt_state))
+    assert old and all(leaf.is_deleted() for leaf in old)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((new, batch)))
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsByHand(MaskedLM):
+    """The weights pass, known by its lack of random numbers, touches no model at all."""
+
+    def terms(self, model, params, batch, rngs):
+        if rngs:
+            return super().terms(model, params, batch, rngs)
+        return Terms({"masked_lm": (0.0, jnp.sum(batch["masked_weights"]), 1.0)}, {})
+
+
+def flops(objective, micro_batches=2):
+    """Of a compiled step, by the compiler's own count."""
+    mesh, optimizer = one_device(), optax.sgd(1.0)
+    model = tiny_bert(hidden_size=16, num_heads=2, intermediate_size=16).build(Execution())
+    abstract = abstract_state(model, optimizer, 0, 16, mesh)
+    rows = objective.prepare(
+        {"tokens": np.arange(9, dtype=np.int32), "document_ends": np.zeros(0, np.int32)},
+        np.random.default_rng(0),
+        ByteTokenizer().vocabulary,
+        16,
+    )
+    batch = {name: np.stack([value] * 4) for name, value in rows.items()}
+    step = make_train_step(objective, model_functions(model), optimizer, micro_batches)
+    with jax.set_mesh(mesh):
+        program = compile_train_step(step, abstract, mesh).lower(abstract, batch).compile()
+    return program.cost_analysis()["flops"]
+
+
+def test_adding_up_the_weights_first_computes_no_model():
+    assert flops(MaskedLM()) == flops(WeightsByHand())
