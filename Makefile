@@ -87,7 +87,7 @@ install: ## Make the environment for working on the code, and the pre-commit hoo
 	@"$(VENV)/bin/pre-commit" install
 
 constraints: ## Pin the newest releases: PYTHON is 3.11, NEW_PYTHON is 3.12 or newer
-	"$(PYTHON)" .ci/pin_constraints.py "$(PYTHON)" "$(NEW_PYTHON)" > constraints.new
+	"$(PYTHON)" .ci/pin_constraints.py "$(PYTHON)" "$(NEW_PYTHON)" > constraints.new || { rm -f constraints.new; exit 1; }
 	mv constraints.new constraints.txt
 
 clean: demo-clean ## Remove the environment and all caches, too

@@ -39,9 +39,7 @@ def get_config() -> TrainConfig:
             validation_fraction=0.05,
             shards=1,
         ),
-        optimizer=AdamW(
-            learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=50)
-        ),
+        optimizer=AdamW(learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=50)),
         phases=(Phase(steps=600, sequence_length=64, batch_size=32),),
         execution=Execution(dtype="auto"),
         checkpoints=CheckpointConfig(every_steps=200),

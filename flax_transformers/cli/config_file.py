@@ -68,6 +68,7 @@ def override(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            parsed: Any
             parsed, unknown = tyro.cli(
                 _concrete_type(config),
                 args=list(overrides),

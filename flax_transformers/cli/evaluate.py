@@ -35,6 +35,11 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     config = load_config(arguments.config) if arguments.config else restored.config
     config = override(config, overrides)
     prepared = runtime.prepared_text(config.data)
+    if prepared.validation is None:
+        raise UserError(
+            f"the token store {prepared.directory} holds nothing out to score on; set "
+            "--data.validation-fraction, or a validation_source in the config"
+        )
     if prepared.tokenizer.fingerprint != restored.tokenizer.fingerprint:
         raise UserError(
             f"the token store {prepared.train.directory} has another tokenizer than the "

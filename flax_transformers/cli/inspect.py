@@ -5,6 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+import numpy as np
+from rich.text import Text
+
+from flax_transformers.data.tokenizer_kinds import Tokenizer
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a file such as configs/bert_tiny.py")
@@ -40,15 +45,15 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     for i in range(arguments.examples):
         row = {name: values[i] for name, values in batch.items()}
         console.print(f"[bold]example {row['example_id']}[/]", _readable(row, prepared.tokenizer))
-        shapes = ", ".join(f"{name} {values.dtype}{list(values.shape)}" for name, values in row.items())
+        shapes = ", ".join(
+            f"{name} {values.dtype}{list(values.shape)}" for name, values in row.items()
+        )
         console.print(f"[dim]{shapes}[/]\n", markup=True)
     return 0
 
 
-def _readable(row, tokenizer):
+def _readable(row: dict[str, np.ndarray], tokenizer: Tokenizer) -> Text:
     """The row's pieces, with what was masked beside what has to be predicted, as rich text."""
-    from rich.text import Text
-
     labels = {
         int(position): int(label)
         for position, label, weight in zip(

@@ -44,9 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     for module in (train, prepare, evaluate, fill_mask, inspect, doctor):
         name = module.__name__.rpartition(".")[2].replace("_", "-")
         summary = (module.__doc__ or "").splitlines()[0]
-        command = commands.add_parser(
-            name, help=summary, description=summary, allow_abbrev=False
-        )
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser

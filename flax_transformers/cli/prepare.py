@@ -17,7 +17,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     config = load_config(arguments.config, overrides)
     prepared = prepare_text(config.data, arguments.output)
-    for store in (prepared.train, prepared.validation):
+    for store in filter(None, (prepared.train, prepared.validation)):
         print(
             f"{store.split}: {store.num_documents:,} documents, {store.num_sentences:,} sentences, "
             f"{store.num_tokens:,} tokens"

@@ -11,7 +11,7 @@ from flax_transformers.data.prepare import PreparedText
 from flax_transformers.data.store import unigram_cross_entropy
 from flax_transformers.generation.fill_mask import format_samples, held_out_samples
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.loop import Outcome, Snapshot
+from flax_transformers.training.loop import Evaluator, Outcome, Snapshot
 from flax_transformers.training.metrics import read_metrics
 from flax_transformers.training.plots import plot_metrics
 from flax_transformers.training.progress import format_number
@@ -50,7 +50,7 @@ def unigram_baseline(prepared: PreparedText) -> float | None:
     return unigram_cross_entropy(prepared.train, prepared.validation)
 
 
-def sample_evaluator(config: TrainConfig, prepared: PreparedText, workdir: epath.Path):
+def sample_evaluator(prepared: PreparedText, workdir: epath.Path) -> Evaluator:
     """Writes held-out sentences with a gap, and what the model fills in, at each evaluation."""
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     introduce(config, prepared, workdir)
     evaluators = [
         held_out_evaluator(config, prepared),
-        sample_evaluator(config, prepared, workdir),
+        sample_evaluator(prepared, workdir),
     ]
     outcome = train(config, prepared, workdir, evaluators)
     finish(config, prepared, workdir, outcome)

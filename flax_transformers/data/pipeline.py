@@ -34,9 +34,10 @@ _BUCKET_THREADS = 16  # reads in flight per process, where a read waits for the 
 class Examples(Protocol):
     """Raw examples at random. Picklable, and quick to pickle: workers receive a copy."""
 
-    read_threads: int
-    """Threads per process that hide the latency of reads; 0 where reads are quick, as threads
-    slow Python code down."""
+    @property
+    def read_threads(self) -> int:
+        """Threads per process that hide the latency of reads; 0 where reads are quick, as threads
+        slow Python code down."""
 
     def __len__(self) -> int: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import numpy as np
 
 from flax_transformers.data.pipeline import Examples, TextExamples, evaluation_batches
 from flax_transformers.data.prepare import PreparedText
@@ -66,5 +67,5 @@ class _First:
     def __len__(self) -> int:
         return min(len(self.examples), self.count or len(self.examples))
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return self.examples[index]

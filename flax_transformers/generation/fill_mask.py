@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from flax_transformers.data.store import TokenStore
 from flax_transformers.data.tokenizers import Tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import ModelFunctions, Params
+from flax_transformers.objectives.contract import Batch, ModelFunctions, Params
 
 MASK = "[MASK]"
 
@@ -54,17 +56,24 @@ def fill_mask(
     parts = text.split(MASK)
     if len(parts) == 1:
         raise UserError(f'the text has no {MASK}; mark the gap, as in "The capital is {MASK}."')
-    vocabulary = tokenizer.vocabulary
-    encoded = tokenizer.encode_batch(parts)
-    ids = list(encoded[0])
-    for part in encoded[1:]:
-        ids += [vocabulary.mask_id, *part]
-    if len(ids) + 2 > max_length:
+    ids = _row(tokenizer, tokenizer.encode_batch(parts))
+    if len(ids) > max_length:
         raise UserError(
-            f"the text has {len(ids) + 2} tokens, but the model takes {max_length}; shorten it"
+            f"the text has {len(ids)} tokens, but the model takes {max_length}; shorten it"
         )
-    ids = np.array([vocabulary.cls_id, *ids, vocabulary.sep_id], np.int32)
     return Filled(text, _fill(functions, params, tokenizer, ids, top, max_length))
+
+
+def _row(tokenizer: Tokenizer, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """[CLS] part [MASK] part ... [SEP], int32 [T]."""
+    vocabulary = tokenizer.vocabulary
+    if vocabulary.cls_id is None or vocabulary.sep_id is None or vocabulary.mask_id is None:
+        raise UserError("the checkpoint's tokenizer has no [MASK]: it was not trained to fill gaps")
+    pieces: list[np.ndarray] = [np.array([vocabulary.cls_id])]
+    for part in parts:
+        pieces += [part, np.array([vocabulary.mask_id])]
+    pieces[-1] = np.array([vocabulary.sep_id])
+    return np.concatenate(pieces).astype(np.int32)
 
 
 def _fill(
@@ -83,19 +92,34 @@ def _fill(
     padded = np.full((1, length), vocabulary.pad_id, np.int32)
     padded[0, : len(ids)] = ids
     mask = (np.arange(length) < len(ids)).astype(np.int32)[None, :]
-    hidden = functions.hidden_states(params, {"input_ids": padded, "attention_mask": mask}, {})
-    logits = functions.unembed(params, jnp.take(hidden, positions, axis=1))
-    special = np.zeros(logits.shape[-1], bool)
-    special[list(vocabulary.special_ids)] = True
-    special[vocabulary.size :] = True
-    logits = jnp.where(special[None, None, :], jnp.finfo(jnp.float32).min, logits)
-    top = min(top, int((~special).sum()))
-    values, best = jax.lax.top_k(jax.nn.softmax(logits, axis=-1)[0], top)
-    values, best = jax.device_get((values, best))
+    batch = {"input_ids": padded, "attention_mask": mask}
+    ordinary = np.setdiff1d(np.arange(vocabulary.size), vocabulary.special_ids)
+    found = _likeliest(functions, params, batch, positions, ordinary, min(top, len(ordinary)))
+    values, best = jax.device_get(found)
     return [
         Gap(list(zip(tokenizer.pieces(row), map(float, probabilities), strict=True)))
         for row, probabilities in zip(best, values, strict=True)
     ]
+
+
+@partial(jax.jit, static_argnums=(0, 5))
+def _likeliest(
+    functions: ModelFunctions,
+    params: Params,
+    batch: Batch,
+    positions: jax.Array,
+    ordinary: jax.Array,
+    top: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Probabilities and ids [G, top] of the likeliest of the ids ``ordinary``, best first."""
+    hidden_BTD = functions.hidden_states(params, batch, {})
+    logits_BGV = functions.unembed(params, jnp.take(hidden_BTD, positions, axis=1))
+    probabilities = jax.nn.softmax(jnp.take(logits_BGV[0], ordinary, axis=-1), axis=-1)
+    values, best = jax.lax.top_k(probabilities, top)
+    found = values, ordinary[best]
+    if jax.sharding.get_abstract_mesh().empty:
+        return found
+    return jax.lax.with_sharding_constraint(found, PartitionSpec())  # whole on every process
 
 
 def held_out_samples(
@@ -113,7 +137,6 @@ def held_out_samples(
     The piece is a whole word in sentences that have such. Sentences and gaps are drawn by
     ``seed``; up to ``count`` come back.
     """
-    vocabulary = tokenizer.vocabulary
     rng = np.random.default_rng(seed)
     ends = store.sentence_ends
     starts = np.concatenate([[0], ends[:-1]])
@@ -126,8 +149,7 @@ def held_out_samples(
         if not len(places):
             continue
         place = int(rng.choice(places))
-        ids = np.array([vocabulary.cls_id, *tokens, vocabulary.sep_id], np.int32)
-        ids[place + 1] = vocabulary.mask_id
+        ids = _row(tokenizer, [tokens[:place], tokens[place + 1 :]])
         gaps = _fill(functions, params, tokenizer, ids, 3, max_length)
         truth = tokenizer.pieces(tokens[place : place + 1])[0]
         before, after = tokenizer.decode(tokens[:place]), tokenizer.decode(tokens[place + 1 :])

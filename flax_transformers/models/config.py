@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import flax.linen as nn
+
 # TPU lanes are 128 wide, and 128 divides over every mesh people use.
 VOCABULARY_MULTIPLE = 128
 
@@ -60,6 +62,10 @@ class TransformerConfig:
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be in [0, 1)")
+
+    def build(self, execution: Execution) -> nn.Module:
+        """The module that a family's config describes; this class alone describes none."""
+        raise TypeError(f"{type(self).__name__} is not a family's config, such as BertConfig")
 
     @property
     def head_dim(self) -> int:

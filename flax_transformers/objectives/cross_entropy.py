@@ -14,9 +14,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
     comparison stays on each device, where a gather would collect all logits first.
     """
     vocabulary = jnp.arange(logits.shape[-1])
-    chosen = jnp.expand_dims(labels, -1) == jnp.expand_dims(
-        vocabulary, tuple(range(labels.ndim))
-    )
+    chosen = jnp.expand_dims(labels, -1) == jnp.expand_dims(vocabulary, tuple(range(labels.ndim)))
     label_logit = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
     highest = jnp.max(logits, axis=-1)
     nll = jax.nn.logsumexp(logits, axis=-1) - label_logit

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import (
     Array,
     Batch,
@@ -65,6 +66,10 @@ class MaskedLM:
     ) -> dict[str, np.ndarray]:
         """One row: ``input_ids``, ``attention_mask`` int32 [T]; ``masked_positions``,
         ``masked_labels`` int32 [M] and ``masked_weights`` float32 [M], 0 where M is not filled."""
+        if vocab.mask_id is None:
+            raise UserError(
+                "the tokenizer has no [MASK], which masked language modelling needs; choose another"
+            )
         row = frame(example, vocab)
         ordinary = np.flatnonzero(~np.isin(row, vocab.special_ids))
         chosen = np.sort(rng.permutation(ordinary)[: self._count(len(ordinary))])
@@ -111,6 +116,11 @@ class MaskedLM:
 
 def frame(example: dict[str, np.ndarray], vocab: Vocabulary) -> np.ndarray:
     """[CLS] tokens [SEP], with a further [SEP] after each document that ends inside; int32."""
+    if vocab.cls_id is None or vocab.sep_id is None:
+        raise UserError(
+            "the tokenizer has no [CLS] and [SEP], which rows of this objective begin and end "
+            "with; choose another"
+        )
     tokens, ends = example["tokens"], example["document_ends"]
     inside = ends[ends < len(tokens)]
     body = np.insert(tokens, inside, vocab.sep_id)

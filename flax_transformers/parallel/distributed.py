@@ -43,9 +43,7 @@ def start_processes() -> None:
 
 
 def _initialize(address: str | None, count: int | None, index: int | None) -> None:
-    jax.distributed.initialize(
-        address, count, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
-    )
+    jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     sys.excepthook = _leave_at_once
 
 
@@ -91,8 +89,8 @@ def check_platform(wanted: str | None) -> str:
 def _absent(wanted: str | None, reason: str) -> str:
     if wanted is None:
         return (
-            f"platform {jax.config.jax_platforms} is not there ({reason}); set JAX_PLATFORMS to "
-            "one that is, or unset it"
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} is not there ({reason}); set it to "
+            "a platform that is, or unset it"
         )
     extra = {"gpu": "cuda"}.get(wanted, wanted)
     return (

@@ -52,7 +52,7 @@ def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     logical = nn.get_partition_spec(boxed)
     shapes = nn.meta.unbox(boxed)
 
-    def shard(path, shape: jax.ShapeDtypeStruct, spec: PartitionSpec) -> NamedSharding:
+    def shard(path: Any, shape: jax.ShapeDtypeStruct, spec: PartitionSpec) -> NamedSharding:
         name = "/".join(str(key.key) for key in path)
         if len(spec) != len(shape.shape):
             raise ValueError(f"parameter {name} {shape.shape} has logical axes {tuple(spec)}")
@@ -114,8 +114,8 @@ def place_rows(
     """The global batch [batch_size, ...] from this process's ``rows`` of it, on the mesh."""
 
     def place(values: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = index[0].indices(batch_size)
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            start, stop, _ = (index or (slice(None),))[0].indices(batch_size)
             first = np.searchsorted(rows, start)
             return values[first : first + stop - start]
 
@@ -130,7 +130,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def check_batch(batch_size: int, micro_batches: int, mesh: Mesh, rules: Rules = RULES) -> None:
     """Raises UserError unless every micro-batch divides evenly over the mesh."""
-    axis = dict(rules)["batch"]
+    axis = dict(rules)["batch"] or ()
     parts = _size(mesh, axis) * micro_batches
     if batch_size % parts:
         lower = batch_size // parts * parts

@@ -71,7 +71,7 @@ class TrainConfig:
     evaluation: Evaluation = field(default_factory=Evaluation)
     logging: Logging = field(default_factory=Logging)
     max_skipped_in_a_row: int = 20
-    """Steps in a row that may be skipped for gradients that are not finite; one more is an error."""
+    """Steps in a row that may be skipped for gradients that are not finite."""
     seed: int = 0
     platform: str | None = None
     """"cpu", "gpu" or "tpu": fail if it is not there. None: use what is there."""

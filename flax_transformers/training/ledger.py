@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ class Ledger:
 
     def __init__(self, workdir: epath.Path, start_step: int) -> None:
         self._path = Path(workdir) / f"ledger-{jax.process_index()}.jsonl"
-        self._file = None
+        self._file: IO[str] | None = None
         if self._path.exists():
             kept = [
                 line

@@ -14,8 +14,7 @@ from jax.sharding import Mesh
 from flax_transformers.parallel.rules import parameter_shardings, replicated
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything that a checkpoint holds and a step renews.
 
     ``step`` counts steps taken, ``skipped`` those whose gradients were not finite and

@@ -8,7 +8,7 @@ and each device divides by the same totals and the result does not depend on how
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -43,16 +43,17 @@ def model_functions(model: nn.Module) -> ModelFunctions:
 
     def hidden_states(params: Params, batch: Batch, rngs: Any) -> jax.Array:
         inputs = {name: batch[name] for name in model.inputs if name in batch}
-        return model.apply(
+        hidden = model.apply(
             {"params": params},
             **inputs,
             deterministic="dropout" not in rngs,
             rngs=rngs,
             method="hidden_states",
         )
+        return cast(jax.Array, hidden)
 
     def unembed(params: Params, hidden: jax.Array) -> jax.Array:
-        return model.apply({"params": params}, hidden, method="unembed")
+        return cast(jax.Array, model.apply({"params": params}, hidden, method="unembed"))
 
     return ModelFunctions(hidden_states, unembed)
 

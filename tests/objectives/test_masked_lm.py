@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import ModelFunctions, Vocabulary
 from flax_transformers.objectives.masked_lm import MaskedLM, random_ordinary
 
@@ -221,6 +222,13 @@ def test_windows_leave_room_for_the_framing_tokens():
 def test_settings_out_of_range_are_refused(settings, named):
     with pytest.raises(ValueError, match=named):
         MaskedLM(**settings)
+
+
+@pytest.mark.parametrize("name", ["mask", "cls", "sep"])
+def test_a_tokenizer_without_the_tokens_it_takes_is_refused(name):
+    vocab = dataclasses.replace(VOCAB, **{f"{name}_id": None})
+    with pytest.raises(UserError, match=rf"the tokenizer has no .*\[{name.upper()}\]"):
+        MaskedLM().prepare(example([3, 4]), np.random.default_rng(0), vocab, LENGTH)
 
 
 @dataclasses.dataclass

@@ -59,9 +59,7 @@ def test_a_launcher_of_one_process_starts_nothing(start, environment):
 
 
 def test_three_variables_name_a_process_of_a_job(start):
-    told = start(
-        JAX_COORDINATOR_ADDRESS="10.0.0.1:1234", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="2"
-    )
+    told = start(JAX_COORDINATOR_ADDRESS="10.0.0.1:1234", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="2")
     assert told == ("10.0.0.1:1234", 4, 2)
     assert sys.excepthook.__name__ == "_leave_at_once"
 

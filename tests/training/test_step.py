@@ -12,16 +12,14 @@ import numpy as np
 import optax
 import pytest
 
-from flax_transformers.data.tokenizer_kinds import ByteTokenizer
-from flax_transformers.models.config import Execution
 from flax_transformers.objectives.contract import ModelFunctions, Terms
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding, replicated
-from flax_transformers.testing import assert_bit_equal, tiny_bert
+from flax_transformers.testing import assert_bit_equal
 from flax_transformers.training.optimizers import AdamW, make_optimizer
 from flax_transformers.training.schedules import Schedule
-from flax_transformers.training.state import TrainState, abstract_state
+from flax_transformers.training.state import TrainState
 from flax_transformers.training.step import (
     compile_train_step,
     make_evaluation_step,
@@ -234,22 +232,24 @@ class WeightsByHand(MaskedLM):
         return Terms({"masked_lm": (0.0, jnp.sum(batch["masked_weights"]), 1.0)}, {})
 
 
-def flops(objective, micro_batches=2):
-    """Of a compiled step, by the compiler's own count."""
-    mesh, optimizer = one_device(), optax.sgd(1.0)
-    model = tiny_bert(hidden_size=16, num_heads=2, intermediate_size=16).build(Execution())
-    abstract = abstract_state(model, optimizer, 0, 16, mesh)
-    rows = objective.prepare(
-        {"tokens": np.arange(9, dtype=np.int32), "document_ends": np.zeros(0, np.int32)},
-        np.random.default_rng(0),
-        ByteTokenizer().vocabulary,
-        16,
-    )
-    batch = {name: np.stack([value] * 4) for name, value in rows.items()}
-    step = make_train_step(objective, model_functions(model), optimizer, micro_batches)
-    with jax.set_mesh(mesh):
-        program = compile_train_step(step, abstract, mesh).lower(abstract, batch).compile()
-    return program.cost_analysis()["flops"]
+def layers(params, batch, rngs):
+    """Hidden states of a stack of two layers, scanned as the real ones are."""
+    hidden = params["table"][batch["input_ids"]]
+    return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), hidden, params["stack"])[0]
+
+
+STACK = ModelFunctions(layers, lambda params, hidden: hidden @ params["table"].T)
+
+
+def flops(objective):
+    """Of a compiled step in two micro-batches, by the compiler's own count."""
+    params = {"table": jnp.zeros((60, 8)), "stack": jnp.zeros((2, 8, 8))}
+    optimizer = optax.sgd(1.0)
+    state = state_of(optimizer).replace(params=params, opt_state=optimizer.init(params))
+    batch = {"input_ids": jnp.zeros((4, 16), jnp.int32), "masked_weights": jnp.ones((4, 2))}
+    batch |= dict.fromkeys(("masked_positions", "masked_labels"), jnp.zeros((4, 2), jnp.int32))
+    step = jax.jit(make_train_step(objective, STACK, optimizer, 2))
+    return step.lower(state, batch).compile().cost_analysis()["flops"]
 
 
 def test_adding_up_the_weights_first_computes_no_model():

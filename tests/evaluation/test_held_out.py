@@ -1,0 +1,144 @@
+"""Held-out scores: each example once, whatever the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_transformers.data.pipeline import TextExamples
+from flax_transformers.data.prepare import PreparedText, prepare_text
+from flax_transformers.data.sources import TextSource
+from flax_transformers.errors import UserError
+from flax_transformers.evaluation.held_out import held_out_evaluator
+from flax_transformers.objectives.contract import ModelFunctions, Terms, WindowSpec
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.testing import tiny_config, write_corpus
+from flax_transformers.training.config import Evaluation, Phase
+from flax_transformers.training.loop import Snapshot
+from flax_transformers.training.step import compile_evaluation_step, make_evaluation_step
+
+LENGTH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """Of each window: how many tokens it has, and how many of them are an "e"."""
+
+    def window_spec(self, sequence_length):
+        return WindowSpec(sequence_length, cross_documents=False)
+
+    def prepare(self, example, rng, vocab, sequence_length):
+        tokens = example["tokens"]
+        # A share of the tokens is drawn, as masks are: scores show whether draws are fixed.
+        drawn = rng.random(len(tokens)) < 0.5
+        counts = [len(tokens), np.sum(tokens == ord("e") + 3), drawn.sum()]
+        return {"counts": np.array(counts, np.float32)}
+
+    def terms(self, model, params, batch, rngs):
+        tokens, es, drawn = jnp.split(model.hidden_states(params, batch, rngs), 3, axis=-1)
+        rows = jnp.sum(tokens > 0)
+        total = jnp.sum(tokens)
+        return Terms(
+            losses={},
+            metrics={
+                "rows": (rows, 1.0 * (rows > 0)),
+                "e": (jnp.sum(es), total),
+                "drawn": (jnp.sum(drawn), total),
+            },
+        )
+
+
+FUNCTIONS = ModelFunctions(
+    lambda params, batch, rngs: params["one"] * batch["counts"], lambda params, hidden: hidden
+)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    for name, documents in (("text", 6), ("held_out", 5)):
+        write_corpus(folder / f"{name}.txt", documents)
+    data = tiny_config(folder / "text.txt", folder / "store").data
+    held_out = TextSource(str(folder / "held_out.txt"))
+    return prepare_text(dataclasses.replace(data, validation_source=held_out))
+
+
+def score(prepared: PreparedText, mesh=(1, 1, 1), length=LENGTH, **evaluation):
+    config = tiny_config(
+        "text.txt", "store", objective=Shares(), evaluation=Evaluation(0, **evaluation)
+    )
+    devices = jax.devices()[: int(np.prod(mesh))]
+    mesh = make_mesh(MeshConfig(*mesh), devices)
+    params = jax.device_put({"one": jnp.ones(())}, jax.NamedSharding(mesh, jax.P()))
+    step = make_evaluation_step(config.objective, FUNCTIONS)
+    calls = []
+
+    def counted(params, batch):
+        calls.append(batch["counts"].shape)
+        return compiled(params, batch)
+
+    with jax.set_mesh(mesh):
+        compiled = compile_evaluation_step(step, params, mesh)
+        snapshot = Snapshot(7, params, Phase(1, length, 8), mesh, FUNCTIONS, counted)
+        return held_out_evaluator(config, prepared)(snapshot), calls
+
+
+def by_hand(prepared, count=None, length=LENGTH):
+    """The share of "e" among the tokens of the first windows."""
+    examples = TextExamples(prepared.validation, Shares().window_spec(length))
+    windows = [examples[i]["tokens"] for i in range(len(examples))][:count]
+    return np.mean(np.concatenate(windows) == ord("e") + 3), len(windows)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 64])
+def test_each_example_counts_once_whatever_the_batch(prepared, batch_size):
+    expected, count = by_hand(prepared)
+    assert 8 < count < 64
+    assert count % 8, "the last batch has to be filled up"
+    found, calls = score(prepared, batch_size=batch_size)
+    assert found["eval/e"] == pytest.approx(expected, rel=1e-6)
+    assert calls == [(batch_size, 3)] * -(-count // batch_size)
+
+
+def test_the_mesh_changes_nothing(prepared):
+    assert score(prepared, (2, 1, 2), batch_size=8)[0] == score(prepared, batch_size=8)[0]
+
+
+def test_random_choices_are_the_same_every_time_and_for_every_batch_size(prepared):
+    first, again = score(prepared, batch_size=8)[0], score(prepared, batch_size=8)[0]
+    assert first == again
+    assert first["eval/drawn"] == score(prepared, batch_size=5)[0]["eval/drawn"]
+    assert 0.3 < first["eval/drawn"] < 0.7
+
+
+@pytest.mark.parametrize("count", [1, 8, 11])
+def test_max_examples_takes_the_first_so_many(prepared, count):
+    found, calls = score(prepared, batch_size=8, max_examples=count)
+    assert found["eval/e"] == pytest.approx(by_hand(prepared, count)[0], rel=1e-6)
+    assert len(calls) == -(-count // 8)
+
+
+def test_more_examples_than_there_are_can_be_asked_for(prepared):
+    few = score(prepared, batch_size=8)[0]
+    assert score(prepared, batch_size=8, max_examples=10_000)[0] == few
+
+
+def test_rows_are_as_long_as_those_of_the_phase(prepared):
+    found, _ = score(prepared, length=16, batch_size=64)
+    expected, count = by_hand(prepared, length=16)
+    assert count > by_hand(prepared)[1]
+    assert found["eval/e"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_without_held_out_text_there_are_no_scores(prepared):
+    nothing = dataclasses.replace(prepared, validation=None)
+    assert score(nothing, batch_size=8) == ({}, [])
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused(prepared):
+    with pytest.raises(UserError, match="batch_size 5 does not divide over mesh data=2 x fsdp=1"):
+        score(prepared, (2, 1, 1), batch_size=5)

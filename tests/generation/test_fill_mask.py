@@ -1,0 +1,228 @@
+"""What is put in the gaps of a text, with models that answer as told."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_transformers.data.tokenizer_kinds import ByteTokenizer
+from flax_transformers.errors import UserError
+from flax_transformers.generation.fill_mask import (
+    Filled,
+    Gap,
+    fill_mask,
+    format_samples,
+    held_out_samples,
+)
+from flax_transformers.objectives.contract import ModelFunctions, Vocabulary
+
+PIECES = ["<pad>", "[CLS]", "the", "cat", "##s", "sat", "[MASK]", "on", "a", "mat", ".", "[SEP]"]
+PADDED = 16  # rows of the model's table
+
+
+class Words:
+    """Texts are pieces with spaces between them."""
+
+    def __init__(self, word_start=True):
+        starts = np.array([not piece.startswith("##") for piece in PIECES])
+        self.vocabulary = Vocabulary(
+            size=len(PIECES),
+            pad_id=0,
+            cls_id=1,
+            sep_id=11,
+            mask_id=6,
+            special_ids=(0, 1, 6, 11),
+            word_start=starts if word_start else None,
+        )
+
+    def encode_batch(self, texts):
+        return [np.array([PIECES.index(p) for p in t.split()], np.int32) for t in texts]
+
+    def pieces(self, ids):
+        return [PIECES[int(i)] for i in ids]
+
+    def decode(self, ids):
+        return " ".join(self.pieces(ids)).replace(" ##", "")
+
+
+class Told:
+    """A model that finds ``answers[position]`` likeliest: a dict of id to logit, others at 0."""
+
+    def __init__(self, answers):
+        self.table = np.zeros((64, PADDED), np.float32)
+        for position, logits in answers.items():
+            for piece, logit in logits.items():
+                self.table[position, piece] = logit
+        self.seen = []
+        self.functions = ModelFunctions(self.hidden_states, self.unembed)
+
+    def hidden_states(self, params, batch, rngs):
+        assert not rngs, "no dropout"
+        self.seen.append({name: np.asarray(value)[0] for name, value in batch.items()})
+        return jnp.asarray(self.table)[None, : batch["input_ids"].shape[1]]
+
+    def unembed(self, params, hidden):
+        return hidden
+
+
+def fill(text, answers, top=2, max_length=64):
+    model = Told(answers)
+    with jax.disable_jit():  # the model looks at its input
+        found = fill_mask(model.functions, {}, Words(), text, top=top, max_length=max_length)
+    return found, model
+
+
+def test_the_likeliest_pieces_come_first_with_their_probabilities():
+    filled, _ = fill("the [MASK] sat", {2: {3: 4.0, 9: 3.0}})
+    (gap,) = filled.gaps
+    assert [piece for piece, _ in gap.candidates] == ["cat", "mat"]
+    # Of twelve pieces four are special: eight can be told, six of them with logit 0.
+    total = np.exp(4) + np.exp(3) + 6
+    np.testing.assert_allclose(
+        [p for _, p in gap.candidates], [np.exp(4) / total, np.exp(3) / total], rtol=1e-5
+    )
+    assert (filled.text, gap.truth) == ("the [MASK] sat", None)
+
+
+def test_special_and_padded_ids_are_never_told():
+    logits = dict.fromkeys((0, 1, 6, 11, *range(12, PADDED)), 50.0) | {9: 1.0}
+    filled, _ = fill("the [MASK]", {2: logits}, top=100)
+    (gap,) = filled.gaps
+    assert gap.candidates[0][0] == "mat"
+    assert {piece for piece, _ in gap.candidates} == set(PIECES) - {
+        "<pad>", "[CLS]", "[MASK]", "[SEP]",
+    }  # fmt: skip
+    assert sum(p for _, p in gap.candidates) == pytest.approx(1.0)
+
+
+def test_several_gaps_are_answered_in_order():
+    answers = {1: {2: 9.0}, 3: {5: 9.0}, 4: {7: 9.0}, 7: {10: 9.0}}
+    filled, _ = fill("[MASK] cat [MASK][MASK] the mat [MASK]", answers, top=1)
+    assert [gap.candidates[0][0] for gap in filled.gaps] == ["the", "sat", "on", "."]
+
+
+def test_the_model_sees_a_framed_row_with_its_padding_masked():
+    _, model = fill("the [MASK] sat", {})
+    (batch,) = model.seen
+    assert batch["input_ids"].tolist() == [1, 2, 6, 5, 11] + [0] * 11
+    assert batch["attention_mask"].tolist() == [1] * 5 + [0] * 11
+
+
+@pytest.mark.parametrize(("words", "rows"), [(13, 16), (14, 32), (29, 32), (30, 40), (37, 40)])
+def test_rows_are_filled_up_to_a_power_of_two_that_the_model_takes(words, rows):
+    """Positions that the model has no vectors for would be NaN, and spread from the padding."""
+    _, model = fill("cat " * words + "[MASK]", {}, max_length=40)
+    assert len(model.seen[0]["input_ids"]) == rows
+
+
+def test_a_text_without_a_gap_is_refused():
+    with pytest.raises(UserError, match=r"the text has no \[MASK\]; mark the gap"):
+        fill("the cat", {})
+
+
+def test_a_text_that_is_too_long_is_refused_with_both_lengths():
+    with pytest.raises(UserError, match="the text has 41 tokens, but the model takes 40; shorten"):
+        fill("cat " * 38 + "[MASK]", {}, max_length=40)
+
+
+@pytest.mark.parametrize("top", [0, -1])
+def test_no_candidates_cannot_be_asked_for(top):
+    with pytest.raises(UserError, match=f"the {top} likeliest pieces are none"):
+        fill("[MASK]", {}, top=top)
+
+
+class Store:
+    """Held-out sentences, one after the other."""
+
+    def __init__(self, *sentences):
+        parts = Words().encode_batch(sentences)
+        self._tokens = np.concatenate(parts)
+        self.sentence_ends = np.cumsum([len(part) for part in parts]).astype(np.int64)
+
+    def tokens(self, start, length):
+        return self._tokens[start : start + length].copy()
+
+
+LONG = "the cat ##s sat on a mat . . the"
+SENTENCES = [LONG, "the cat .", "a mat ##s ##s . on the cat sat on the mat", "cat " * 25]
+
+
+def samples(*sentences, count=10, max_length=32, seed=0, tokenizer=None):
+    model, store = Told({}), Store(*(sentences or SENTENCES))
+    settings = {"count": count, "max_length": max_length, "seed": seed}
+    with jax.disable_jit():
+        found = held_out_samples(model.functions, {}, tokenizer or Words(), store, **settings)
+    return found, model
+
+
+def test_samples_are_sentences_of_fitting_length_with_the_piece_that_stood_there():
+    found, model = samples()
+    assert len(found) == 2  # the second is too short, the last too long
+    for sample, row in zip(found, model.seen, strict=True):
+        (gap,) = sample.gaps
+        assert sample.text.count("[MASK]") == 1
+        whole = sample.text.replace("[MASK]", gap.truth)
+        assert whole in [Words().decode(Words().encode_batch([s])[0]) for s in SENTENCES]
+        assert len(gap.candidates) == 3
+        (place,) = np.flatnonzero(row["input_ids"] == 6)
+        assert row["input_ids"][0] == 1 and place > 0
+
+
+def test_samples_are_drawn_by_the_seed_alone():
+    many = [LONG] + [" ".join(np.roll(LONG.split()[3:], k)) + " the cat" for k in range(5)]
+    drawn = [[s.text for s in samples(*many, seed=seed, count=3)[0]] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(drawn[0]) == 3
+
+
+def truths(sentence, **settings):
+    return {samples(sentence, seed=s, **settings)[0][0].gaps[0].truth for s in range(60)}
+
+
+def test_gaps_are_whole_words():
+    # "cat ##s" is a word of two pieces, "." no word.
+    assert truths(LONG) == {"the", "sat", "on", "a", "mat"}
+
+
+def test_where_no_word_is_whole_any_ordinary_piece_is_a_gap():
+    assert truths("[CLS] cat ##s sat ##s mat ##s .") == {"cat", "##s", "sat", "mat", "."}
+    assert truths(LONG, tokenizer=Words(word_start=False)) == set(LONG.split())
+
+
+def test_gaps_in_bytes_are_not_always_spaces():
+    store = Store("cat")
+    store._tokens = ByteTokenizer().encode_batch(["a row of bytes.  "])[0]
+    store.sentence_ends = np.array([len(store._tokens)])
+    nothing = ModelFunctions(
+        lambda params, batch, rngs: jnp.zeros((*batch["input_ids"].shape, 384)),
+        lambda params, hidden: hidden,
+    )
+    settings = {"count": 1, "max_length": 32}
+    found = set()
+    for seed in range(20):
+        drawn = held_out_samples(nothing, {}, ByteTokenizer(), store, seed=seed, **settings)
+        found.add(drawn[0].gaps[0].truth)
+    assert len(found - {" "}) > 3
+
+
+def test_a_sentence_of_special_pieces_is_left_out():
+    assert samples("[CLS] " * 9)[0] == []
+
+
+def test_an_empty_store_has_no_samples():
+    store = Store("cat")
+    store.sentence_ends = np.zeros(0, np.int64)
+    assert held_out_samples(Told({}).functions, {}, Words(), store, count=3, max_length=9) == []
+
+
+def test_samples_are_shown_with_percentages_and_the_truth():
+    gap = Gap([("cat", 0.5), ("mat", 0.256)], truth="sat")
+    shown = format_samples([Filled("a [MASK].", [gap]), Filled("[MASK]", [Gap([("on", 1.0)])])])
+    assert shown.splitlines() == [
+        "a [MASK].",
+        "    cat 50%  mat 26%  (was: sat)",
+        "[MASK]",
+        "    on 100%",
+    ]

@@ -1,0 +1,48 @@
+"""The comparisons and the corpus that tests rely on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flax_transformers.testing import assert_bit_equal, relative_difference, write_corpus
+
+TREE = {"a": {"b": np.array([1.0, 0.0], np.float32)}, "c": np.array([np.nan], np.float32)}
+
+
+def test_equal_trees_are_bit_equal():
+    assert_bit_equal({"c": TREE["c"].copy(), "a": {"b": TREE["a"]["b"].copy()}}, TREE)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        np.array([np.nextafter(np.float32(1), np.float32(2)), 0], np.float32),
+        np.array([1.0, -0.0], np.float32),
+        np.array([1.0, 0.0], np.float32).view(np.int32),
+        np.array([[1.0, 0.0]], np.float32),
+    ],
+    ids=["last bit", "sign of zero", "dtype", "shape"],
+)
+def test_what_differs_in_any_bit_is_named(other):
+    with pytest.raises(AssertionError, match=r"not bit-equal: \['a'\]\['b'\]$"):
+        assert_bit_equal({"a": {"b": other}, "c": TREE["c"]}, TREE)
+
+
+def test_trees_of_other_names_are_not_bit_equal():
+    with pytest.raises(AssertionError):
+        assert_bit_equal({"a": TREE["a"], "d": TREE["c"]}, TREE)
+
+
+def test_a_difference_is_relative_to_the_largest_value():
+    assert relative_difference([1.0, -7.5], [1.0, -8.0]) == 0.0625
+    assert not relative_difference([np.nan], [1.0]) < 1.0
+
+
+def test_a_corpus_is_documents_with_empty_lines_between_and_repeats_exactly(tmp_path):
+    for name in ("one", "again"):
+        write_corpus(tmp_path / name, documents=7)
+    write_corpus(tmp_path / "other", documents=7, seed=1)
+    one, again, other = ((tmp_path / n).read_text() for n in ("one", "again", "other"))
+    assert one == again != other
+    assert len(one.split("\n\n")) == 7

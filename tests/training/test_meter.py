@@ -1,0 +1,169 @@
+"""From step reports to rows of metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_transformers.errors import UserError
+from flax_transformers.models.config import Execution
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.testing import tiny_bert, tiny_config
+from flax_transformers.training import meter as meter_module
+from flax_transformers.training.meter import Meter, step_flops
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+from flax_transformers.training.step import StepReport
+
+CONFIG = tiny_config(
+    "text.txt",
+    "store",
+    optimizer=AdamW(learning_rate=1.0, schedule=Schedule("linear", warmup_steps=10)),
+    max_skipped_in_a_row=2,
+)
+
+
+def make_meter(config=CONFIG):
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    return Meter(config, config.phases[0], {}, mesh)
+
+
+def good(loss=(2.0, 1.0), grad_norm=1.0, skipped=0):
+    sums = {"loss": tuple(map(np.float32, loss))}
+    return StepReport(sums, np.float32(grad_norm), np.int32(skipped), np.int32(0))
+
+
+def bad(skipped, in_a_row):
+    sums = {"loss": (np.float32(0), np.float32(0))}
+    return StepReport(sums, np.float32(np.nan), np.int32(skipped), np.int32(in_a_row))
+
+
+def feed(meter, *reports):
+    """As the loop does: the report before is fetched after the next step is sent."""
+    for report in reports:
+        meter.fetch_previous()
+        meter.sent(report)
+
+
+def test_a_row_is_total_over_total_since_the_row_before():
+    meter = make_meter()
+    feed(meter, good((10.0, 4.0), grad_norm=1.0), good((2.0, 8.0), grad_norm=4.0))
+    row = meter.row(2)
+    assert (row["train/loss"], row["optimizer/grad_norm"]) == (1.0, 2.5)
+    feed(meter, good((6.0, 2.0), grad_norm=3.0))
+    row = meter.row(3)
+    assert (row["train/loss"], row["optimizer/grad_norm"]) == (3.0, 3.0)
+
+
+def test_a_skipped_step_counts_in_no_mean_and_is_told(caplog):
+    meter = make_meter()
+    feed(meter, good((2.0, 4.0)), bad(1, 1), bad(2, 2), good((6.0, 4.0), grad_norm=3.0, skipped=2))
+    row = meter.row(4)
+    assert (row["train/loss"], row["optimizer/grad_norm"]) == (1.0, 2.0)
+    assert row["optimizer/skipped_steps"] == 2
+    assert caplog.messages == ["a step was skipped: its gradients are not finite"] * 2
+
+
+def test_steps_skipped_before_a_restart_are_not_told_again(caplog):
+    meter = make_meter()
+    feed(meter, good(skipped=5))
+    assert meter.row(9)["optimizer/skipped_steps"] == 5
+    assert not caplog.messages
+
+
+def test_a_row_of_skipped_steps_alone_has_no_loss():
+    meter = make_meter()
+    feed(meter, bad(1, 1))
+    assert not {"train/loss", "optimizer/grad_norm"} & meter.row(1).keys()
+
+
+def test_one_skipped_step_in_a_row_more_than_allowed_ends_the_run():
+    meter = make_meter()
+    feed(meter, bad(1, 1), bad(2, 2), good(skipped=2), bad(3, 1), bad(4, 2), bad(5, 3))
+    with pytest.raises(UserError, match="gradients of 3 steps in a row are not finite; lower"):
+        meter.row(6)
+
+
+def test_the_learning_rate_is_that_of_the_last_update_made():
+    """It rises by a tenth an update; the first update has rate 0."""
+    meter = make_meter()
+    feed(meter, good())
+    assert meter.row(1)["optimizer/learning_rate"] == 0.0
+    feed(meter, good(), good())
+    assert meter.row(3)["optimizer/learning_rate"] == pytest.approx(0.2)
+    feed(meter, bad(1, 1))
+    assert meter.row(4)["optimizer/learning_rate"] == pytest.approx(0.2)
+    feed(meter, good(skipped=1))
+    assert meter.row(5)["optimizer/learning_rate"] == pytest.approx(0.3)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes when told."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(meter_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
+
+
+def test_speed_leaves_out_the_compiling_step_and_pauses(clock):
+    meter = make_meter()  # batches of 16 rows of 32
+
+    def step(seconds):
+        clock.now += seconds
+        feed(meter, good())
+
+    step(0)
+    step(30)  # the compiling step is over when the second has been sent
+    step(2)
+    clock.now += 2
+    with meter.paused():
+        clock.now += 50
+    row = meter.row(3)
+    assert row["perf/step_time_s"] == 2.0
+    assert row["perf/examples_per_second"] == 8.0
+    assert row["perf/tokens_per_second"] == 256.0
+    assert "perf/mfu" not in row  # a CPU's peak is not known
+    step(4)
+    clock.now += 4
+    assert meter.row(4)["perf/step_time_s"] == 8.0
+
+
+def test_the_compiling_step_alone_has_no_speed():
+    meter = make_meter()
+    feed(meter, good())
+    assert not any(name.startswith("perf/") for name in meter.row(1))
+
+
+def test_mfu_is_there_where_the_peak_is_known(clock):
+    meter = make_meter()
+    device = SimpleNamespace(device_kind="TPU v4")
+    meter._mesh = SimpleNamespace(devices=np.array([device, device]))
+    feed(meter, good(), good())
+    clock.now += 2
+    assert meter.row(2)["perf/mfu"] == meter._flops_per_step / (2 * 2 * 275e12)
+
+
+def shapes(config):
+    model = config.model.build(Execution())
+    boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+    return nn.meta.unbox(boxed)["params"]
+
+
+@pytest.mark.parametrize("norm_place", ["pre", "post"])
+def test_flops_of_a_step_are_those_counted_by_hand(norm_place):
+    # 384 words need no padding rows.
+    model = tiny_bert(vocab_size=384, norm_place=norm_place)
+    config = dataclasses.replace(CONFIG, model=model)
+    rows, length, width, inner, chosen = 16, 32, 32, 64, 4  # round(0.15 * 30) are chosen
+    per_layer = 4 * 2 * rows * length * width * width  # query, key, value, output
+    per_layer += 2 * 2 * rows * length * width * inner
+    per_layer += 2 * 2 * rows * length * length * width  # scores, and sums of values
+    head = 2 * rows * chosen * width * (width + 384)
+    forward = 2 * per_layer + head
+    assert step_flops(config, config.phases[0], shapes(config)) == 3 * forward

@@ -1,0 +1,103 @@
+"""A fresh state, and where its parts lie."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from flax_transformers.errors import UserError
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.testing import assert_bit_equal
+from flax_transformers.training.optimizers import AdamW, make_optimizer
+from flax_transformers.training.state import abstract_state, initialize_state, new_state
+
+OPTIMIZER = make_optimizer(AdamW(), total_steps=10)
+LENGTH = 4
+
+
+class Small(nn.Module):
+    """A table of 6 words, 8 wide, and a kernel [8, 4]."""
+
+    @nn.compact
+    def __call__(self, ids):
+        normal = nn.initializers.normal(1.0)
+        table = nn.with_logical_partitioning(normal, ("vocab", "embed"))
+        kernel = nn.with_logical_partitioning(normal, ("embed", "mlp"))
+        hidden = self.param("table", table, (6, 8), jnp.float32)[ids]
+        return hidden @ self.param("kernel", kernel, (8, 4), jnp.float32)
+
+
+def mesh_of(*sizes):
+    return make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+
+
+def states(mesh, seed=0):
+    abstract = abstract_state(Small(), OPTIMIZER, seed, LENGTH, mesh)
+    with jax.set_mesh(mesh):
+        return abstract, initialize_state(Small(), OPTIMIZER, seed, LENGTH, abstract)
+
+
+@pytest.fixture(scope="module")
+def divided():
+    return states(mesh_of(2, 2, 2))
+
+
+def test_optimizer_statistics_lie_where_their_parameters_lie(divided):
+    abstract, _ = divided
+    kinds = {
+        (leaf.shape, leaf.sharding.spec)
+        for leaf in jax.tree.leaves((abstract.params, abstract.opt_state))
+    }
+    assert kinds == {
+        ((6, 8), PartitionSpec("tensor", "fsdp")),
+        ((8, 4), PartitionSpec("fsdp", "tensor")),
+        ((), PartitionSpec()),  # the counts of updates
+    }
+    moments = [leaf for leaf in jax.tree.leaves(abstract.opt_state) if leaf.ndim]
+    assert len(moments) == 2 * len(jax.tree.leaves(abstract.params))
+
+
+def test_the_abstract_state_says_what_the_fresh_one_is(divided):
+    abstract, state = divided
+
+    def kinds(tree):
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), tree)
+
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(abstract))
+    assert kinds(abstract) == kinds(state)
+
+
+def test_a_fresh_state_has_taken_no_steps(divided):
+    _, state = divided
+    for count in (state.step, state.skipped, state.skipped_in_a_row):
+        assert (int(count), count.shape, count.dtype) == (0, (), jnp.int32)
+    assert (state.rng.shape, state.rng.dtype) == ((2,), jnp.uint32)
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_the_numbers_do_not_depend_on_the_mesh(divided):
+    _, alone = states(mesh_of(1, 1, 1))
+    assert_bit_equal(divided[1], alone)
+
+
+def test_each_seed_has_parameters_and_a_key_of_its_own(divided):
+    _, other = states(mesh_of(1, 1, 1), seed=1)
+    _, state = divided
+    assert (np.asarray(other.params["kernel"]) != state.params["kernel"]).all()
+    assert (np.asarray(other.rng) != state.rng).any()
+
+
+def test_the_key_of_the_run_is_not_the_one_the_parameters_came_from():
+    state = new_state(Small(), OPTIMIZER, 0, LENGTH)
+    again = Small().init(jax.random.wrap_key_data(state.rng), jnp.zeros((1, LENGTH), jnp.int32))
+    fresh = nn.meta.unbox(state.params)["kernel"]
+    assert (nn.meta.unbox(again)["params"]["kernel"] != fresh).all()
+
+
+def test_a_parameter_that_the_mesh_does_not_divide_is_refused_before_anything_is_made():
+    with pytest.raises(UserError, match="parameter table: its 'vocab' axis of 6 does not divide"):
+        abstract_state(Small(), OPTIMIZER, 0, LENGTH, mesh_of(1, 2, 4))

@@ -1,0 +1,28 @@
+"""Requests to stop, in this process alone."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from flax_transformers.training.stop import StopRequest
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_for_a_stop_and_handlers_are_put_back(number):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.requested
+        signal.raise_signal(number)
+        assert stop.requested
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_interrupt_interrupts_at_once():
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
