@@ -59,9 +59,7 @@ def _say(text: str) -> None:
 def _say_missing() -> None:
     for package, (purpose, extra) in OPTIONAL.items():
         if importlib.util.find_spec(package) is None:
-            _say(
-                f"not installed: {package}, for {purpose} (pip install 'flax_transformers[{extra}]')"
-            )
+            _say(f"not installed: {package}, for {purpose} (extra: {extra})")
 
 
 def _check_equal(what: str, value: str) -> None:

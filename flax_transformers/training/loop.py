@@ -267,7 +267,7 @@ def _save(run: Run, state: TrainState, position: Position) -> None:
     meta = {
         "config": to_json(run.config),
         "tokenizer": run.prepared.tokenizer.fingerprint,
-        "position": asdict(position.normalized(run.config)),
+        "position": asdict(position),
         "metrics": run.latest,
     }
     run.checkpoints.save(position.step, state, meta, files={"tokenizer": run.workdir / "tokenizer"})

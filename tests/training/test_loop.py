@@ -68,6 +68,15 @@ def test_a_run_that_is_longer_goes_on_from_its_checkpoint(straight, corpus, tmp_
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 13))
 
 
+def test_a_finished_run_that_is_given_more_steps_goes_on_in_its_phase(corpus, tmp_path):
+    run(config_for(corpus, steps=3), tmp_path)
+    assert run(config_for(corpus, steps=5), tmp_path).step == 5
+    lines = (tmp_path / "ledger-0.jsonl").read_text().splitlines()
+    run(config_for(corpus, steps=5), tmp_path / "straight")
+    straight = (tmp_path / "straight" / "ledger-0.jsonl").read_text().splitlines()
+    assert lines == straight
+
+
 def test_a_finished_run_is_not_trained_further(straight, corpus):
     workdir, _ = straight
     before = restore_params(workdir)
@@ -110,7 +119,7 @@ def test_a_batch_the_mesh_does_not_divide_is_refused(corpus, tmp_path):
 def test_the_checkpoint_holds_config_position_and_tokenizer(straight):
     workdir, _ = straight
     found = find_checkpoint(workdir)
-    assert found.meta["position"] == {"step": 12, "phase": 1, "examples": 0}
+    assert found.meta["position"] == {"step": 12, "phase": 0, "examples": 192}
     assert found.meta["config"]["model"]["hidden_size"] == 32
     assert (found.folder / "tokenizer" / "tokenizer_config.json").exists()
 
