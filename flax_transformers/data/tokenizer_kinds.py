@@ -268,7 +268,7 @@ def _model_kind(serialized: str) -> Kind:
 
 def parse_sentencepiece(model: bytes) -> Any:
     """The model as a protocol buffer message (generated code, without types)."""
-    return sentencepiece_proto.ModelProto.FromString(model)  # type: ignore[attr-defined]
+    return sentencepiece_proto.ModelProto.FromString(model)
 
 
 def _sentencepiece_kind(model: bytes) -> Kind:

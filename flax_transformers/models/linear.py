@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -107,7 +108,7 @@ def truncated_normal(std: float) -> nn.initializers.Initializer:
     ``std`` is that of the normal before the cut, the convention of TensorFlow's initializer.
     """
 
-    def init(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         return std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
 
     return init

@@ -26,8 +26,8 @@ class Progress:
     """Shows how far a run is: step, loss, accuracy, tokens per second and the time left.
 
     On a terminal it is one line that redraws itself, with messages scrolling above it. Elsewhere
-    (a file, a pipe, a batch system's log) it is one plain line every ``line_seconds`` and one for
-    the last step. With ``enabled`` False (every process but one) nothing is shown.
+    (a file, a pipe, a batch system's log) it is one plain line every ``line_seconds`` and one at
+    the end. With ``enabled`` False (every process but one) nothing is shown.
 
     Used as a context manager around the loop. ``update`` may come after every step or less often.
     """
@@ -148,7 +148,7 @@ class Progress:
             self._time = f"stopped after {format_duration(self._clock() - self._started)}"
         if self._live is not None:
             self._live.stop()
-        elif self._enabled:
+        elif self._enabled and self._pace.started:
             self._print_line()
 
 

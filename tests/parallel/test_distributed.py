@@ -149,5 +149,5 @@ def test_an_absent_platform_is_refused_and_the_cpu_not_used_instead(platform, ex
 
 def test_an_absent_platform_in_the_environment_is_named():
     line = refused(["doctor"], "tpu")
-    assert line.startswith("flax-transformers: platform tpu is not there (")
-    assert line.endswith("; set JAX_PLATFORMS to one that is, or unset it")
+    assert line.startswith("flax-transformers: JAX_PLATFORMS=tpu is not there (")
+    assert line.endswith("; set it to a platform that is, or unset it")

@@ -49,8 +49,8 @@ def test_without_a_terminal_lines_are_plain():
         "step 1/4  loss 6.253  acc  8.2%  85.3k tok/s",
         "note [MASK] [red] 1",
         "note [MASK] [red] 2",
-        "step 4/4  loss 6.253  acc  8.2%  85.3k tok/s  done in 32s",
         "note [MASK] [red] 4",
+        "step 4/4  loss 6.253  acc  8.2%  85.3k tok/s  done in 32s",
     ]
 
 
