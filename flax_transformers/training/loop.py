@@ -180,7 +180,11 @@ def start(
     else:
         state = restored.state
         position = Position(**restored.meta["position"])
-        log.info("going on from step %d", position.step)
+        run.latest.update(restored.meta["metrics"])
+        if position.step < config.total_steps:
+            log.info("going on from step %d", position.step)
+        else:
+            log.info("already trained to step %d; more phases.*.steps go on", position.step)
     if run.is_writer:
         (workdir / "config.json").write_text(json.dumps(to_json(config), indent=1))
         prepared.tokenizer.save(workdir / "tokenizer")
