@@ -90,7 +90,7 @@ def initialize_state(
 ) -> TrainState:
     """A fresh state, each part computed where ``abstract`` says it lies.
 
-    The numbers do not depend on the mesh.
+    The numbers do not depend on the mesh, but for rounding in the last bit.
     """
 
     def init() -> TrainState:

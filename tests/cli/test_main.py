@@ -133,6 +133,7 @@ def test_a_checkpoint_that_is_not_there_is_refused(capsys, tmp_path):
     assert "no checkpoint" in refused(capsys, "fill-mask", str(tmp_path), "--text", "A [MASK].")
 
 
+@pytest.mark.slow
 def test_train_then_evaluate_then_fill_mask(capsys, small, tmp_path):
     workdir = str(tmp_path / "run")
     assert main(["train", TINY, "--workdir", workdir, *small]) == 0
@@ -150,6 +151,7 @@ def test_train_then_evaluate_then_fill_mask(capsys, small, tmp_path):
     assert "no [MASK]" in refused(capsys, "fill-mask", workdir, "--text", "no gap")
 
 
+@pytest.mark.slow
 def test_another_model_in_the_same_workdir_is_refused(capsys, small, tmp_path):
     workdir = str(tmp_path / "run")
     assert main(["train", TINY, "--workdir", workdir, *small]) == 0

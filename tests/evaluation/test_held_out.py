@@ -128,10 +128,9 @@ def test_more_examples_than_there_are_can_be_asked_for(prepared):
 
 
 def test_rows_are_as_long_as_those_of_the_phase(prepared):
-    found, _ = score(prepared, length=16, batch_size=64)
-    expected, count = by_hand(prepared, length=16)
-    assert count > by_hand(prepared)[1]
-    assert found["eval/e"] == pytest.approx(expected, rel=1e-6)
+    _, calls = score(prepared, length=16, batch_size=1)
+    count = by_hand(prepared, length=16)[1]
+    assert len(calls) == count > by_hand(prepared)[1]
 
 
 def test_without_held_out_text_there_are_no_scores(prepared):

@@ -104,6 +104,7 @@ def difference(ours, theirs):
 WAYS = [*((case, True) for case in golden.CASES), ("exact", False), ("tanh", False)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "scan"), WAYS)
 @pytest.mark.parametrize("what", ["logits", "last_hidden_state", "loss"])
 def test_the_forward_pass_is_that_of_hugging_face(what, case, scan):

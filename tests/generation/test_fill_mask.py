@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,6 +129,13 @@ def test_a_text_that_is_too_long_is_refused_with_both_lengths():
         fill("cat " * 38 + "[MASK]", {}, max_length=40)
 
 
+def test_a_tokenizer_without_a_mask_is_refused():
+    tokenizer = Words()
+    tokenizer.vocabulary = dataclasses.replace(tokenizer.vocabulary, mask_id=None)
+    with pytest.raises(UserError, match=r"the checkpoint's tokenizer has no \[MASK\]"):
+        fill_mask(Told({}).functions, {}, tokenizer, "a [MASK]", max_length=9)
+
+
 @pytest.mark.parametrize("top", [0, -1])
 def test_no_candidates_cannot_be_asked_for(top):
     with pytest.raises(UserError, match=f"the {top} likeliest pieces are none"):
@@ -160,14 +169,14 @@ def samples(*sentences, count=10, max_length=32, seed=0, tokenizer=None):
 def test_samples_are_sentences_of_fitting_length_with_the_piece_that_stood_there():
     found, model = samples()
     assert len(found) == 2  # the second is too short, the last too long
-    for sample, row in zip(found, model.seen, strict=True):
+    rows = {tuple([1, *Words().encode_batch([s])[0].tolist(), 11]) for s in SENTENCES}
+    for sample, seen in zip(found, model.seen, strict=True):
         (gap,) = sample.gaps
-        assert sample.text.count("[MASK]") == 1
-        whole = sample.text.replace("[MASK]", gap.truth)
-        assert whole in [Words().decode(Words().encode_batch([s])[0]) for s in SENTENCES]
+        row = seen["input_ids"][seen["attention_mask"] == 1]
+        assert (row == 6).sum() == sample.text.count("[MASK]") == 1
+        assert Words().decode(row[1:-1]) == sample.text
+        assert tuple(np.where(row == 6, PIECES.index(gap.truth), row).tolist()) in rows
         assert len(gap.candidates) == 3
-        (place,) = np.flatnonzero(row["input_ids"] == 6)
-        assert row["input_ids"][0] == 1 and place > 0
 
 
 def test_samples_are_drawn_by_the_seed_alone():

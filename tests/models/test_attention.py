@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from flax_transformers.models.attention import Attention, segment_mask
 from tests.models import reference
@@ -33,6 +34,7 @@ def test_the_layer_with_an_odd_number_of_heads_is_that_of_the_paper():
     np.testing.assert_allclose(ours, reference.attention(params, x, mask), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_works_in_training_alone():
     x = np.random.default_rng(0).standard_normal((2, 4, 6)).astype(np.float32)
 

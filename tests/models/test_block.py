@@ -64,6 +64,7 @@ def test_without_biases_no_parameter_is_one():
     }
 
 
+@pytest.mark.slow
 def test_each_drop_rate_acts_in_training_alone():
     plain, _ = run(CONFIG)
     both = replace(CONFIG, dropout=0.5, attention_dropout=0.5)

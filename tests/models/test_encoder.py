@@ -155,6 +155,7 @@ def test_a_pre_norm_stack_ends_in_a_norm_and_a_post_norm_stack_does_not(config):
     assert ("final_norm" in boxed) == (config.norm_place == "pre")
 
 
+@pytest.mark.slow
 def test_dropout_is_off_unless_asked_for_and_differs_between_steps():
     model, _, params = build(POST_NORM)
 
@@ -171,6 +172,7 @@ def test_dropout_is_off_unless_asked_for_and_differs_between_steps():
     assert np.isfinite(one).all()
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_nearly_what_float32_does():
     # Rounding to eight binary digits, some ten times in a row, stays within a few percent.
     outputs = []

@@ -15,6 +15,8 @@ from flax_transformers.training.optimizers import make_optimizer
 from flax_transformers.training.state import abstract_state, initialize_state
 from flax_transformers.training.step import compile_train_step, make_train_step, model_functions
 
+pytestmark = pytest.mark.slow
+
 STEPS = 10
 
 

@@ -68,6 +68,14 @@ def test_a_type_that_is_no_config_of_this_package_is_refused(kind, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_other_code_is_not_even_imported(tmp_path, monkeypatch):
+    made = tmp_path / "made"
+    (tmp_path / "other_code.py").write_text(f"open({str(made)!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    refused({"type": "other_code.Config"})
+    assert not made.exists()
+
+
 def test_a_dict_without_a_type_is_refused():
     assert "the saved config names None" in refused({"hidden_size": 3})
 

@@ -17,6 +17,8 @@ from flax_transformers.training.loop import train
 from flax_transformers.training.metrics import read_metrics
 from flax_transformers.training.optimizers import AdamW
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):

@@ -12,6 +12,8 @@ import pytest
 from flax_transformers.testing import assert_bit_equal, write_corpus
 from flax_transformers.training import checkpoints
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("interrupted_run.py")
 
 
