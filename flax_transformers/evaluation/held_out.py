@@ -29,7 +29,7 @@ def held_out_evaluator(config: TrainConfig, prepared: PreparedText) -> Evaluator
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
         if prepared.validation is None:
             return {}
-        check_batch(settings.batch_size, 1, snapshot.mesh)
+        check_batch(settings.batch_size, 1, snapshot.mesh, name="evaluation.batch_size")
         length = snapshot.phase.sequence_length
         examples = TextExamples(prepared.validation, config.objective.window_spec(length))
         sharding = batch_sharding(snapshot.mesh)

@@ -128,7 +128,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(batch_size: int, micro_batches: int, mesh: Mesh, rules: Rules = RULES) -> None:
+def check_batch(
+    batch_size: int,
+    micro_batches: int,
+    mesh: Mesh,
+    rules: Rules = RULES,
+    name: str = "batch_size",
+) -> None:
     """Raises UserError unless every micro-batch divides evenly over the mesh."""
     axis = dict(rules)["batch"] or ()
     parts = _size(mesh, axis) * micro_batches
@@ -137,6 +143,6 @@ def check_batch(batch_size: int, micro_batches: int, mesh: Mesh, rules: Rules = 
         near = f"{lower} or {lower + parts}" if lower else f"{parts}"
         shape = " x ".join(f"{n}={mesh.shape[n]}" for n in _names(axis))
         raise UserError(
-            f"batch_size {batch_size} does not divide over mesh {shape} and micro_batches="
+            f"{name} {batch_size} does not divide over mesh {shape} and micro_batches="
             f"{micro_batches} ({parts} parts); use a multiple of {parts}, such as {near}"
         )

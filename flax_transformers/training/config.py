@@ -44,6 +44,12 @@ class Evaluation:
     max_examples: int | None = None
     """Use only the first so many held-out rows; None: all of them."""
 
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_examples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"evaluation.{name} is {value}; it must be at least 1")
+
 
 @dataclass(frozen=True)
 class Logging:

@@ -143,6 +143,7 @@ def checked_mesh(config: TrainConfig) -> Mesh:
     mesh = make_mesh(config.mesh)
     for phase in config.phases:
         check_batch(phase.batch_size, phase.micro_batches, mesh)
+    check_batch(config.evaluation.batch_size, 1, mesh, name="evaluation.batch_size")
     return mesh
 
 

@@ -169,7 +169,7 @@ def samples(*sentences, count=10, max_length=32, seed=0, tokenizer=None):
 def test_samples_are_sentences_of_fitting_length_with_the_piece_that_stood_there():
     found, model = samples()
     assert len(found) == 2  # the second is too short, the last too long
-    rows = {tuple([1, *Words().encode_batch([s])[0].tolist(), 11]) for s in SENTENCES}
+    rows = {(1, *Words().encode_batch([s])[0].tolist(), 11) for s in SENTENCES}
     for sample, seen in zip(found, model.seen, strict=True):
         (gap,) = sample.gaps
         row = seen["input_ids"][seen["attention_mask"] == 1]
