@@ -50,9 +50,10 @@ def _get_config(path: Path) -> TrainConfig:
         config = module.get_config()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        said = " ".join(str(error).split())
         raise UserError(
-            f"config file {path} fails with {type(error).__name__}: {error}; mend the file"
+            f"config file {path} fails with {type(error).__name__}: {said}; mend the file"
         ) from error
     finally:
         sys.path.pop(0)

@@ -116,7 +116,8 @@ def _check_storage(workdir: str) -> None:
             "choose a workdir that every machine can write to"
         ) from error
     multihost_utils.sync_global_devices("doctor wrote")
-    seen = len(list(folder.iterdir()))
+    # By name: files may be left from a check that did not end.
+    seen = sum((folder / str(index)).exists() for index in range(jax.process_count()))
     multihost_utils.sync_global_devices("doctor looked")
     own.unlink()
     if seen != jax.process_count():
@@ -126,5 +127,5 @@ def _check_storage(workdir: str) -> None:
         )
     multihost_utils.sync_global_devices("doctor is done")
     if jax.process_index() == 0:
-        folder.rmdir()
+        folder.rmtree()
     _say(f"{workdir} can be written by every process")

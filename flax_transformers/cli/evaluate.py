@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
+
+from etils import epath
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,11 +30,18 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         make_evaluation_step,
         model_functions,
     )
+    from flax_transformers.training.workdir import write_text
 
     runtime.start(None)
     restored = restore_model(arguments.checkpoint)
     config = load_config(arguments.config) if arguments.config else restored.config
     config = override(config, overrides)
+    length, limit = config.phases[-1].sequence_length, restored.config.model.max_positions
+    if length > limit:
+        raise UserError(
+            f"the last phase has sequence_length {length}, the checkpoint's model takes {limit}; "
+            f"set --phases.{len(config.phases) - 1}.sequence-length {limit}"
+        )
     prepared = runtime.prepared_text(config.data)
     if prepared.validation is None:
         raise UserError(
@@ -64,5 +72,5 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if jax.process_index() == 0:
         print(text)
         if arguments.output:
-            Path(arguments.output).write_text(text + "\n")
+            write_text(epath.Path(arguments.output), text + "\n")
     return 0

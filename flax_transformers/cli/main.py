@@ -10,8 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from flax_transformers.errors import UserError
+from flax_transformers.parallel.distributed import leave_if_not_alone
 
 USER_ERROR = 2
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return known.run(known, rest) or 0
     except UserError as error:
         print(f"flax-transformers: {error}", file=sys.stderr)
+        leave_if_not_alone(USER_ERROR)
         return USER_ERROR
+    except KeyboardInterrupt:
+        print("flax-transformers: interrupted; the same command begins again", file=sys.stderr)
+        leave_if_not_alone(INTERRUPTED)
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe, such as head, has had enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nothing to close at exit)
         return 0

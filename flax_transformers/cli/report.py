@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 
 import jax
@@ -15,6 +17,7 @@ from flax_transformers.training.loop import Evaluator, Outcome, Snapshot
 from flax_transformers.training.metrics import read_metrics
 from flax_transformers.training.plots import plot_metrics
 from flax_transformers.training.progress import format_number
+from flax_transformers.training.workdir import write_text
 
 SAMPLES = 6
 
@@ -25,12 +28,12 @@ def introduce(config: TrainConfig, prepared: PreparedText, workdir: epath.Path) 
         return
     devices = jax.devices()
     batch = config.phases[0]
-    print(
+    _say(
         f"{type(config.model).__name__.removesuffix('Config')} {config.model.num_layers} layers x "
         f"{config.model.hidden_size} wide, {type(config.objective).__name__}, on "
         f"{len(devices)} x {devices[0].device_kind} in {jax.process_count()} process(es)"
     )
-    print(
+    _say(
         f"{format_number(prepared.train.num_tokens)} training tokens in "
         f"{prepared.train.num_documents:,} documents, {prepared.tokenizer.kind} of "
         f"{prepared.tokenizer.vocabulary.size:,} pieces; batches of {batch.batch_size} x "
@@ -38,9 +41,8 @@ def introduce(config: TrainConfig, prepared: PreparedText, workdir: epath.Path) 
     )
     baseline = unigram_baseline(prepared)
     if baseline is not None:
-        print(f"unigram cross-entropy of the held-out text: {baseline:.3f} nats, the line to beat")
-    print(f"workdir: {workdir}")
-    sys.stdout.flush()
+        _say(f"unigram cross-entropy of the held-out text: {baseline:.3f} nats, the line to beat")
+    _say(f"workdir: {workdir}")
 
 
 def unigram_baseline(prepared: PreparedText) -> float | None:
@@ -65,10 +67,8 @@ def sample_evaluator(prepared: PreparedText, workdir: epath.Path) -> Evaluator:
             max_length=snapshot.phase.sequence_length,
         )
         if jax.process_index() == 0:
-            folder = workdir / "samples"
-            folder.mkdir(parents=True, exist_ok=True)
-            text = format_samples(samples) + "\n"
-            (folder / f"step_{snapshot.step:08d}.txt").write_text(text)
+            path = workdir / "samples" / f"step_{snapshot.step:08d}.txt"
+            write_text(path, format_samples(samples) + "\n")
         return {}
 
     return evaluate
@@ -82,22 +82,33 @@ def finish(
         return
     baseline = unigram_baseline(prepared)
     baselines = {} if baseline is None else {"unigram cross-entropy": baseline}
-    plot_metrics(read_metrics(workdir), workdir / "plots", baselines)
+    try:
+        plot_metrics(read_metrics(workdir), workdir / "plots", baselines)
+    except OSError as error:  # the run itself is saved
+        logging.getLogger(__name__).warning("no plots could be written: %s", error)
     if outcome.preempted:
-        print(
+        _say(
             f"stopped on request after step {outcome.step:,}; all is saved: the same command "
             "goes on from here"
         )
         return
     samples = workdir / "samples" / f"step_{outcome.step:08d}.txt"
     if samples.exists():
-        print("\nHeld-out sentences, a gap, and the model's three likeliest pieces:\n")
-        print(samples.read_text())
+        _say("\nHeld-out sentences, a gap, and the model's three likeliest pieces:\n")
+        _say(samples.read_text())
     loss = outcome.metrics.get("eval/loss")
     if loss is not None and baseline is not None:
-        print(
+        _say(
             f"held-out loss {loss:.3f}, unigram cross-entropy {baseline:.3f}: "
-            f"{baseline - loss:.3f} nats better"
+            f"{abs(baseline - loss):.3f} nats {'better' if loss <= baseline else 'worse'}"
         )
-    print(f"checkpoint {workdir / 'checkpoints' / str(outcome.step)}")
-    print(f"plots      {workdir / 'plots'}")
+    _say(f"checkpoint {workdir / 'checkpoints' / str(outcome.step)}")
+    _say(f"plots      {workdir / 'plots'}")
+
+
+def _say(text: str) -> None:
+    """Prints; a reader that went away must not end a training run."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (closed with the process)

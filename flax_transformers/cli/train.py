@@ -6,8 +6,6 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from etils import epath
-
 from flax_transformers.errors import UserError
 
 
@@ -36,10 +34,11 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.evaluation.held_out import held_out_evaluator
     from flax_transformers.parallel.distributed import PREEMPTED
     from flax_transformers.training.loop import checked_mesh, train
+    from flax_transformers.training.workdir import open_workdir
 
     runtime.start(config.platform)
     checked_mesh(config)  # before the data is prepared, which can take hours
-    workdir = epath.Path(arguments.workdir)
+    workdir = open_workdir(arguments.workdir)
     prepared = runtime.prepared_text(config.data)
     runtime.check_vocabulary(config, prepared)
     introduce(config, prepared, workdir)

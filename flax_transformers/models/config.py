@@ -54,6 +54,9 @@ class TransformerConfig:
         for name in ("vocab_size", "num_layers", *sizes):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("token_types", "norm_eps", "init_std"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; it must not be negative")
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"model.hidden_size {self.hidden_size} does not divide by model.num_heads "

@@ -57,14 +57,30 @@ def _launched_with_others() -> bool:
     )
 
 
+def leave_if_not_alone(code: int) -> None:
+    """Ends this process now if it belongs to a job of several.
+
+    An ordinary exit would wait minutes for the others, who wait for this one in a collective;
+    seeing it gone, they end too.
+    """
+    if jax.distributed.is_initialized():
+        _flush()
+        os._exit(code)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
 def _leave_at_once(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """Ends without the exit barrier, which would wait for the lost peer until a time-out."""
     traceback.print_exception(kind, error, trace)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(PEER_LOST)
+    _flush()
+    # A lost peer shows as an error of the runtime; anything else is a fault of this process.
+    os._exit(PEER_LOST if issubclass(kind, jax.errors.JaxRuntimeError) else 1)
 
 
 def check_platform(wanted: str | None) -> str:

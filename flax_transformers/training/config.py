@@ -83,6 +83,15 @@ class TrainConfig:
     """"cpu", "gpu" or "tpu": fail if it is not there. None: use what is there."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**32 - 1")
+        for name, value in (
+            ("max_skipped_in_a_row", self.max_skipped_in_a_row),
+            ("logging.every_steps", self.logging.every_steps - 1),
+            ("evaluation.every_steps", self.evaluation.every_steps),
+        ):
+            if value < 0:
+                raise ValueError(f"{name} is too small; see its help for what it may be")
         if not self.phases:
             raise ValueError("phases is empty; give at least one Phase(steps=..., ...)")
         longest = max(phase.sequence_length for phase in self.phases)
@@ -125,7 +134,7 @@ def from_json(value: Any) -> Any:
         if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
             raise TypeError(f"{name} is no config")
         return kind(**{key: from_json(item) for key, item in value.items() if key != "type"})
-    except (ImportError, AttributeError, TypeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"the saved config names {value.get('type')!r}, which this version of "
             f"flax_transformers cannot read ({error}); use the version that wrote it"

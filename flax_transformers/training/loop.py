@@ -44,6 +44,7 @@ from flax_transformers.training.step import (
     model_functions,
 )
 from flax_transformers.training.stop import StopRequest
+from flax_transformers.training.workdir import only_one, open_workdir, write_text
 
 log = logging.getLogger(__name__)
 
@@ -123,14 +124,15 @@ def train(
     Raises UserError for what the user can mend, before anything in ``workdir`` is overwritten.
     """
     mesh = checked_mesh(config)
-    with jax.set_mesh(mesh):
-        run, state, position = start(config, prepared, epath.Path(workdir), mesh, evaluators)
+    workdir = open_workdir(workdir)
+    with jax.set_mesh(mesh), only_one(workdir):
+        run, state, position = start(config, prepared, workdir, mesh, evaluators)
         writer = MetricsWriter(run.workdir, run.is_writer, start_step=position.step)
         total = config.total_steps
         progress = Progress(total, position.step, enabled=run.is_writer)
         try:
             with writer, progress, StopRequest() as stop:
-                while position.step < total and not stop.requested:
+                while position.step < total and not stop.obeyed:
                     position = position.normalized(config)
                     state, position = _run_phase(run, state, position, writer, progress, stop)
         finally:
@@ -187,7 +189,7 @@ def start(
         else:
             log.info("already trained to step %d; more phases.*.steps go on", position.step)
     if run.is_writer:
-        (workdir / "config.json").write_text(json.dumps(to_json(config), indent=1))
+        write_text(workdir / "config.json", json.dumps(to_json(config), indent=1))
         prepared.tokenizer.save(workdir / "tokenizer")
     return run, state, position
 
@@ -201,6 +203,27 @@ def _check_meta(run: Run, meta: dict[str, Any]) -> None:
         raise UserError(
             f"{where} was trained with another tokenizer than that of the token store "
             f"{run.prepared.train.directory}; set --data.store to the store it was trained on"
+        )
+    if meta["store"] != run.prepared.train.fingerprint:
+        raise UserError(
+            f"{where} was trained on other text than the token store "
+            f"{run.prepared.train.directory} holds, which would shift its place in the data; set "
+            "--data.store to the store it was trained on, or choose another --workdir"
+        )
+    position, phases = Position(**meta["position"]), run.config.phases
+    if position.normalized(run.config).phase >= len(phases) and position.step < sum(
+        phase.steps for phase in phases
+    ):
+        raise UserError(
+            f"{where} stands in phase {position.phase}, but the config has {len(phases)} phase(s); "
+            "keep the phases that are done, and add to the last one"
+        )
+    saved = meta["config"]["phases"][position.phase]["sequence_length"]
+    if not position.done(run.config) and phases[position.phase].sequence_length != saved:
+        raise UserError(
+            f"{where} is in the middle of a phase with sequence_length {saved}, the config has "
+            f"{phases[position.phase].sequence_length}; finish the phase, or choose another "
+            "--workdir"
         )
 
 
@@ -230,7 +253,8 @@ def _run_phase(
         progress.update(position.step, run.latest)
 
     with _batches(run, phase, position) as batches, Ledger(run.workdir, position.step) as ledger:
-        while not position.done(config) and not stop.requested:
+        stopping = False
+        while not position.done(config) and not stopping:
             batch, ids = next(batches)
             with jax.transfer_guard("disallow"):
                 state, report = train_step(state, batch)
@@ -247,8 +271,8 @@ def _run_phase(
             if last or _due(position.step, config.evaluation.every_steps):
                 with meter.paused():
                     record(_evaluate(run, state, position, phase, evaluation_step))
-            stop.check(run.checkpoints, position.step)
-            if last or stop.requested or _due(position.step, config.checkpoints.every_steps):
+            stopping = stop.check(run.checkpoints, position.step)
+            if last or stopping or _due(position.step, config.checkpoints.every_steps):
                 with meter.paused():
                     _save(run, state, position)
     return state, position
@@ -272,6 +296,7 @@ def _save(run: Run, state: TrainState, position: Position) -> None:
     meta = {
         "config": to_json(run.config),
         "tokenizer": run.prepared.tokenizer.fingerprint,
+        "store": run.prepared.train.fingerprint,
         "position": asdict(position),
         "metrics": run.latest,
     }

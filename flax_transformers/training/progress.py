@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -88,7 +89,10 @@ class Progress:
 
     def _print(self, text: str) -> None:
         # Text such as "[MASK]" must not be taken for markup, and a log's lines must not be wrapped.
-        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        # A reader that went away (head, a closed terminal) must not end a training run: rich turns
+        # itself off and raises SystemExit.
+        with contextlib.suppress(SystemExit):
+            self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def _position(self) -> str:
         total = f"{self._total:,}"

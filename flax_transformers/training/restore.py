@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from flax_transformers.data.tokenizers import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.parallel.mesh import make_mesh
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import parameter_shardings
 from flax_transformers.training.checkpoints import find_checkpoint, restore_params
 from flax_transformers.training.config import TrainConfig, from_json
@@ -39,10 +39,10 @@ def restore_model(path: str | os.PathLike[str], mesh: Mesh | None = None) -> Res
     """
     found = find_checkpoint(path)
     meta, folder = found.meta, found.folder
-    config = from_json(meta["config"])
+    config = from_json(meta.get("config"))
     if not isinstance(config, TrainConfig):
         raise UserError(f"{folder} is not a training checkpoint of flax_transformers")
-    mesh = mesh or make_mesh(config.mesh)
+    mesh = mesh or make_mesh(MeshConfig())  # what is here, not what it was trained on
     model = config.model.build(config.execution.resolve(mesh.devices.flat[0].platform))
     boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
     shardings = parameter_shardings(boxed, mesh)

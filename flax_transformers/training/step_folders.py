@@ -70,7 +70,7 @@ def require_writable(directory: epath.Path) -> None:
 
 def finished_steps(directory: epath.Path) -> list[int]:
     """Steps that were committed, oldest first, whether or not they would pass their check."""
-    if not directory.exists():
+    if not directory.is_dir():
         return []
     folders = [path for path in directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()]
     if not is_local(directory):  # written in place, finished with the file of the commit
@@ -87,8 +87,16 @@ def problems(folder: epath.Path) -> list[str] | None:
 
 
 def read_meta(folder: epath.Path) -> dict[str, Any]:
-    """The JSON item of a step folder."""
-    return json.loads((folder / "meta" / "metadata").read_text())
+    """The JSON item of a step folder. Raises UserError if it is not what training writes."""
+    try:
+        meta = json.loads((folder / "meta" / "metadata").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"checkpoint {folder} has no meta to read ({error}); use another"
+        ) from error
+    if not isinstance(meta, dict):
+        raise UserError(f"checkpoint {folder} has a meta that is no record; use another")
+    return meta
 
 
 def write_files(folder: epath.Path, files: Files) -> None:
@@ -120,7 +128,7 @@ def choose_newest(directory: epath.Path, set_aside_at_most: int | None) -> Found
     """The newest step that passes its check; one without digests only if none passes.
 
     Newer steps that fail are set aside, or with `set_aside_at_most=None` passed over; either way
-    a warning names them. Raises UserError if more would be set aside than allowed.
+    a warning names them. Raises UserError if more would be set aside than allowed, or if all are.
     """
 
     def reject(kind: str, step: int, reason: str) -> None:
@@ -141,12 +149,25 @@ def choose_newest(directory: epath.Path, set_aside_at_most: int | None) -> Found
                 reject("unverified", newer, f"has no digests to check it by, and {step} has")
             return Found(step, directory / str(step), verified=True)
     if not unverified:
+        if set_aside_at_most is not None:
+            _refuse_to_start_over(directory)
         return None
     newest = unverified[0]
     logger.warning(
         "no checkpoint in %s has digests to check it by: using %d unverified", directory, newest
     )
     return Found(newest, directory / str(newest), verified=False)
+
+
+def _refuse_to_start_over(directory: epath.Path) -> None:
+    """Raises UserError if there were checkpoints and all are set aside."""
+    names = sorted(p.name for p in directory.iterdir()) if directory.exists() else []
+    aside = [name for name in names if _SET_ASIDE.fullmatch(name)]
+    if aside:
+        raise UserError(
+            f"no checkpoint in {directory} passes its check ({few(aside)} set aside): look at why, "
+            "then restore one from a copy, or move those folders away to start from the beginning"
+        )
 
 
 def find_step(path: epath.Path) -> Found:

@@ -21,12 +21,19 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self.obeyed = False
         self._previous: dict[int, Any] = {}
 
-    def check(self, checkpoints: Checkpoints, step: int) -> None:
-        """Asks the other processes; call after every step on every process."""
+    def check(self, checkpoints: Checkpoints, step: int) -> bool:
+        """Whether to save and end after ``step``; call after every step on every process.
+
+        The answer is kept in ``obeyed``: a request that comes a moment later waits for the next
+        step, so that nothing ends without having been saved.
+        """
         if jax.process_count() > 1:
             self.requested = checkpoints.reached_preemption(step)
+        self.obeyed = self.requested
+        return self.obeyed
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
