@@ -87,6 +87,7 @@ def test_an_empty_corpus_is_refused(capsys, small, tmp_path):
     assert "empty" in refused(capsys, "train", TINY, "--workdir", str(tmp_path / "w"), *small)
 
 
+@pytest.mark.slow
 def test_a_corpus_smaller_than_a_window_is_refused(capsys, small, tmp_path):
     (tmp_path / "text.txt").write_text("\n\n".join(f"a{i}" for i in range(9)))
     small[small.index("0.2")] = "0.3"

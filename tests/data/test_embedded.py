@@ -11,6 +11,7 @@ from flax_transformers.data.sources import TextSource, fingerprint, read_documen
 from flax_transformers.errors import UserError
 
 
+@pytest.mark.slow
 def test_embedded_text_is_about_two_megabytes_of_distinct_documents():
     documents = list(embedded.documents())
     assert len(documents) > 4000
@@ -25,6 +26,7 @@ def test_help_topics_come_first_in_order_of_their_names():
     assert first == distinct
 
 
+@pytest.mark.slow
 def test_reading_imports_none_of_the_modules_read():
     code = (
         "import sys; from flax_transformers.data import embedded; before = set(sys.modules);"
@@ -70,6 +72,7 @@ def test_a_python_without_sources_is_told_in_words(tmp_path):
         embedded._documents(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_embedded_source_reads_them_all_with_a_stable_fingerprint():
     assert [text for _, text in read_documents(TextSource())] == list(embedded.documents())
     assert fingerprint(TextSource()) == fingerprint(TextSource())

@@ -111,6 +111,7 @@ def test_the_forward_pass_is_that_of_hugging_face(what, case, scan):
     assert difference(run(case, scan)[what], reference(case)[what]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "scan"), [way for way in WAYS if way[0] in golden.GRADIENT_CASES])
 def test_the_gradients_of_the_loss_are_those_of_torch(case, scan):
     ours, theirs = run(case, scan), reference(case)
@@ -132,6 +133,7 @@ def pack():
     return ids, segments, [slice(0, 6), slice(6, 9), slice(9, 14)]
 
 
+@pytest.mark.slow
 def test_a_packed_row_gives_each_example_the_logits_it_has_alone():
     model, params, _ = load("exact")
     ids, segments, spans = pack()

@@ -110,6 +110,7 @@ def test_what_stands_at_padding_does_not_reach_the_tokens(config):
     assert not np.array_equal(after[1, 3:], before[1, 3:])
 
 
+@pytest.mark.slow
 def test_inputs_left_out_have_the_usual_meaning():
     model, _, params = build(POST_NORM)
     apply = jax.jit(lambda inputs: model.apply({"params": params}, **inputs).logits)
@@ -125,6 +126,7 @@ def test_inputs_left_out_have_the_usual_meaning():
         assert not np.allclose(apply(other), apply(explicit), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_segments_of_one_example_are_its_attention_mask():
     model, _, params = build(POST_NORM)
     apply = jax.jit(lambda inputs: model.apply({"params": params}, IDS, **inputs).logits)

@@ -131,6 +131,7 @@ def test_layers_start_from_different_numbers(fresh):
     assert len({kernel.tobytes() for kernel in kernels}) == 8
 
 
+@pytest.mark.slow
 def test_scanned_and_unrolled_give_equal_outputs_and_gradients(results):
     scanned, unrolled = results[True], results[False]
     np.testing.assert_allclose(scanned["out"], unrolled["out"], rtol=1e-6)
@@ -196,6 +197,7 @@ def test_dots_keeps_projections_and_full_keeps_nothing():
     assert count_products("full") == 8 * 3 + 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", POLICIES)
 def test_recomputing_does_not_change_gradients_with_dropout_on(fresh, results, remat):
     stack = make(True, remat)
@@ -224,6 +226,7 @@ def test_the_compiler_may_not_merge_the_recomputation_unless_a_loop_divides_them
     assert {e.params["prevent_cse"] for e in traced if "prevent_cse" in e.params} == {fenced}
 
 
+@pytest.mark.slow
 def test_a_single_layer_is_recomputed_by_the_compiled_program():
     products = {}
     for remat in ("none", "full"):
