@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     from flax_transformers.cli import runtime
     from flax_transformers.cli.config_file import refuse
+    from flax_transformers.parallel.distributed import check_equal
 
     refuse(overrides)
     runtime.start(arguments.platform)
@@ -41,7 +42,11 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         f"{jax.device_count()} device(s) of kind {', '.join(kinds)} in {jax.process_count()} "
         f"process(es), {jax.local_device_count()} here"
     )
-    _check_equal("package versions", "  ".join(versions.values()))
+    check_equal(
+        "package versions",
+        "  ".join(versions.values()),
+        "install the same constraints.txt on every machine",
+    )
     _check_collective()
     if arguments.workdir:
         _check_storage(arguments.workdir)
@@ -60,23 +65,6 @@ def _say_missing() -> None:
     for package, (purpose, extra) in OPTIONAL.items():
         if importlib.util.find_spec(package) is None:
             _say(f"not installed: {package}, for {purpose} (extra: {extra})")
-
-
-def _check_equal(what: str, value: str) -> None:
-    """Raises UserError unless every process has the same ``value``."""
-    import zlib
-
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    checksum = np.array([zlib.crc32(value.encode())], np.uint32)
-    everywhere = multihost_utils.process_allgather(checksum, tiled=True)
-    different = np.flatnonzero(everywhere != everywhere[0])
-    if len(different):
-        raise UserError(
-            f"{what} differ between process 0 and {', '.join(map(str, different))}; install the "
-            "same constraints.txt on every machine"
-        )
 
 
 def _check_collective() -> None:

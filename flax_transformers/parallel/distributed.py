@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import zlib
 from types import TracebackType
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from flax_transformers.errors import UserError
 
@@ -55,6 +58,16 @@ def _launched_with_others() -> bool:
     return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or (
         "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
     )
+
+
+def check_equal(what: str, value: str, remedy: str) -> None:
+    """Raises UserError, ending with ``remedy``, unless every process has the same ``value``."""
+    checksum = np.array([zlib.crc32(value.encode())], np.uint32)
+    everywhere = multihost_utils.process_allgather(checksum, tiled=True)
+    different = np.flatnonzero(everywhere != everywhere[0])
+    if len(different):
+        others = ", ".join(map(str, different))
+        raise UserError(f"{what} of process 0 and of {others} differ; {remedy}")
 
 
 def leave_if_not_alone(code: int) -> None:

@@ -22,13 +22,12 @@ class Ledger:
     def __init__(self, workdir: epath.Path, start_step: int) -> None:
         self._path = Path(workdir) / f"ledger-{jax.process_index()}.jsonl"
         self._file: IO[str] | None = None
-        if self._path.exists():
-            kept = [
-                line
-                for line in self._path.read_text().splitlines(keepends=True)
-                if line.endswith("\n") and json.loads(line)["step"] <= start_step
-            ]
-            self._path.write_text("".join(kept))
+        for path in Path(workdir).glob("ledger-*.jsonl"):
+            process = int(path.stem.removeprefix("ledger-"))
+            # The first process also looks after those of processes that there are no longer.
+            orphan = process >= jax.process_count() and jax.process_index() == 0
+            if process == jax.process_index() or orphan:
+                _drop_after(path, start_step)
 
     def write(self, step: int, ids: np.ndarray) -> None:
         """Records the example ids (integers [B]) that this process fed to ``step``."""
@@ -48,3 +47,12 @@ class Ledger:
     ) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    kept = [
+        line
+        for line in path.read_text().splitlines(keepends=True)
+        if line.endswith("\n") and json.loads(line)["step"] <= step
+    ]
+    path.write_text("".join(kept))

@@ -26,6 +26,7 @@ from flax_transformers.data.pipeline import TextExamples, TrainStream
 from flax_transformers.data.prepare import PreparedText
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import ModelFunctions
+from flax_transformers.parallel.distributed import check_equal
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import batch_sharding, check_batch, host_rows, place_rows
 from flax_transformers.training.checkpoints import Checkpoints
@@ -157,6 +158,11 @@ def start(
     evaluators: Sequence[Evaluator],
 ) -> tuple[Run, TrainState, Position]:
     """Builds everything, and the state: the newest checkpoint's, or a fresh one."""
+    check_equal(
+        "the token stores",
+        prepared.train.fingerprint,
+        "prepare the text once, into a --data.store that all machines share",
+    )
     execution = config.execution.resolve(mesh.devices.flat[0].platform)
     model = config.model.build(execution)
     optimizer = make_optimizer(config.optimizer, config.total_steps)

@@ -44,3 +44,11 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
 def test_nothing_is_written_before_the_first_step(tmp_path):
     write(tmp_path, [])
     assert not list(tmp_path.iterdir())
+
+
+def test_files_of_processes_that_are_gone_are_cut_too(tmp_path):
+    write(tmp_path, [1, 2, 3])
+    (tmp_path / "ledger-0.jsonl").rename(tmp_path / "ledger-3.jsonl")
+    write(tmp_path, [3], start_step=2)
+    kept = (tmp_path / "ledger-3.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in kept] == [1, 2]

@@ -96,6 +96,46 @@ def test_another_model_is_refused_before_anything_is_overwritten(straight, corpu
     assert (workdir / "config.json").read_text() == saved
 
 
+def test_other_text_under_the_same_path_is_refused(tmp_path, monkeypatch):
+    """The place in the data would mean something else."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_corpus(tmp_path / "text.txt", documents=20)
+    run(config_for(tmp_path, steps=3), tmp_path / "run")
+    write_corpus(tmp_path / "text.txt", documents=21)
+    again = config_for(tmp_path, steps=3)
+    moved = dataclasses.replace(again, data=dataclasses.replace(again.data, store=None))
+    with pytest.raises(UserError, match="was trained on other text"):
+        run(moved, tmp_path / "run")
+
+
+def test_a_row_length_may_not_change_within_a_phase(corpus, tmp_path):
+    run(config_for(corpus, steps=3), tmp_path)
+    longer = config_for(corpus, steps=6, sequence_length=48)
+    with pytest.raises(UserError, match="in the middle of a phase with sequence_length 32"):
+        run(longer, tmp_path)
+
+
+def test_phases_that_are_done_may_not_be_merged(corpus, tmp_path):
+    config = config_for(corpus, steps=3)
+    two = dataclasses.replace(config, phases=(Phase(3, 32, 16), Phase(3, 32, 8)))
+    run(two, tmp_path)
+    one = dataclasses.replace(config, phases=(Phase(9, 32, 16),))
+    with pytest.raises(UserError, match=r"stands in phase 1, but the config has 1 phase"):
+        run(one, tmp_path)
+
+
+def test_when_all_checkpoints_are_damaged_nothing_starts_over(corpus, tmp_path):
+    config = config_for(corpus, steps=3)
+    run(config, tmp_path)
+    for file in (tmp_path / "checkpoints" / "3" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes() + b"!")
+    for _ in range(2):
+        with pytest.raises(UserError, match="no checkpoint in .* passes its check"):
+            run(config, tmp_path)
+    assert len(read_metrics(tmp_path)) >= 3
+
+
 def test_a_rate_may_change_when_a_run_goes_on(straight, corpus, caplog):
     workdir, _ = straight
     caplog.set_level("INFO", "flax_transformers")
