@@ -21,7 +21,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flax_transformers.errors import UserError
@@ -34,84 +34,18 @@ from flax_transformers.training.checkpoints import (
     restore_params,
     verify_step,
 )
-
-Tree = Any
-
-
-def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
-    devices = np.array(jax.devices()[: data * fsdp * tensor]).reshape(data, fsdp, tensor)
-    return Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-
-
-def abstract_state(mesh: Mesh, width: int = 16) -> Tree:
-    def build() -> Tree:
-        params = {
-            "encoder": {"kernel": jnp.zeros((3, width, 32)), "bias": jnp.zeros((3, 32))},
-            "head": {"scale": jnp.zeros((width,), jnp.bfloat16)},
-        }
-        return {
-            "params": params,
-            "opt_state": optax.adamw(1e-3).init(params),
-            "step": jnp.zeros((), jnp.int32),
-            "rng": jnp.zeros((2,), jnp.uint32),
-        }
-
-    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        spec = P(None, "fsdp", "tensor") if len(leaf.shape) == 3 else P()
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-
-    return jax.tree.map(place, jax.eval_shape(build))
-
-
-def make_state(abstract: Tree, seed: int = 0) -> Tree:
-    rng = np.random.default_rng(seed)
-
-    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        values = np.asarray(rng.integers(0, 1000, leaf.shape)).astype(leaf.dtype)
-        return jax.device_put(values, leaf.sharding)
-
-    return jax.tree.map(draw, abstract)
-
-
-def fingerprint(tree: Tree) -> str:
-    whole = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        raw = np.asarray(leaf)
-        whole.update(f"{jax.tree_util.keystr(path)} {raw.dtype} {raw.shape}".encode())
-        whole.update(raw.tobytes())
-    return whole.hexdigest()
-
-
-def write_steps(directory: Path, *steps: int, **config: Any) -> dict[int, str]:
-    """Saves a different state at each step; their fingerprints."""
-    checkpoints = Checkpoints(directory, CheckpointConfig(**config))
-    abstract = abstract_state(make_mesh(1, 1, 1))
-    states = {step: make_state(abstract, step) for step in steps}
-    for step, state in states.items():
-        files = {"tokenizer/vocab.txt": b"[PAD]\nthe\n"}
-        assert checkpoints.save(step, state, {"config": "tiny", "position": 8 * step}, files)
-    checkpoints.close()
-    return {step: fingerprint(state) for step, state in states.items()}
-
-
-def restore_newest(directory: Path, **config: Any) -> Any:
-    checkpoints = Checkpoints(directory, CheckpointConfig(**config))
-    return checkpoints.restore_newest(abstract_state(make_mesh(1, 1, 1)))
-
-
-def files_of(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-
-
-def names_in(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
-
-
-def flip_bit(path: Path, bit: int | None = None) -> None:
-    raw = bytearray(path.read_bytes())
-    bit = 8 * len(raw) // 2 if bit is None else bit
-    raw[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(raw)
+from tests.training.checkpointing import (
+    Tree,
+    abstract_state,
+    files_of,
+    fingerprint,
+    flip_bit,
+    make_mesh,
+    make_state,
+    names_in,
+    restore_newest,
+    write_steps,
+)
 
 
 def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
@@ -153,147 +87,6 @@ def test_a_checkpoint_restores_onto_any_mesh(tmp_path: Path, shape: tuple[int, i
     assert jax.tree.all(
         jax.tree.map(lambda a, b: a.sharding == b.sharding, restored.state, abstract)
     )
-
-
-def test_a_flipped_bit_in_any_file_sets_the_step_aside_and_the_one_before_is_used(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    saved = write_steps(tmp_path, 5, 7)
-    names = files_of(tmp_path / "7")
-    assert {"DIGESTS.json", "_CHECKPOINT_METADATA", "commit_success.txt"} < set(names)
-    for name in names:
-        flip_bit(tmp_path / "7" / name)
-        caplog.clear()
-        restored = restore_newest(tmp_path)
-        assert (restored.step, fingerprint(restored.state)) == (5, saved[5]), name
-        assert names_in(tmp_path) == ["5", "invalid-7-0"], name
-        assert f"{tmp_path}/7 is damaged ({name}" in caplog.text
-        assert "set aside as invalid-7-0" in caplog.text
-        (tmp_path / "invalid-7-0").rename(tmp_path / "7")
-        flip_bit(tmp_path / "7" / name)
-    assert fingerprint(restore_newest(tmp_path).state) == saved[7]
-
-
-def test_every_bit_of_the_digests_themselves_is_covered(tmp_path: Path) -> None:
-    write_steps(tmp_path, 1)
-    raw = (tmp_path / "1" / "DIGESTS.json").read_bytes()
-
-    def passes(bit: int) -> bool:
-        flipped = bytearray(raw)
-        flipped[bit // 8] ^= 1 << bit % 8
-        try:
-            digests._decode(bytes(flipped))
-        except ValueError:
-            return False
-        return True
-
-    assert [bit for bit in range(8 * len(raw)) if passes(bit)] == []
-
-
-def drop(folder: Path) -> None:
-    (folder / "tokenizer" / "vocab.txt").unlink()
-
-
-def add(folder: Path) -> None:
-    (folder / "state" / "d" / "stray").write_bytes(b"")
-
-
-def truncate(folder: Path) -> None:
-    path = folder / "state" / "manifest.ocdbt"
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def empty(folder: Path) -> None:
-    subprocess.run(["rm", "-r", folder], check=True)
-    folder.mkdir()
-
-
-def lose_digests_and_arrays(folder: Path) -> None:
-    (folder / "DIGESTS.json").unlink()
-    (folder / "state" / "manifest.ocdbt").unlink()
-
-
-@pytest.mark.parametrize(
-    ("damage", "named"),
-    [
-        (drop, "tokenizer/vocab.txt is missing"),
-        (add, "state/d/stray does not belong to it"),
-        (truncate, "state/manifest.ocdbt has changed"),
-        (empty, "state/_METADATA is missing"),
-        (lose_digests_and_arrays, "state/manifest.ocdbt is missing"),
-    ],
-)
-def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any, named: str
-) -> None:
-    saved = write_steps(tmp_path, 5, 7)
-    damage(tmp_path / "7")
-    restored = restore_newest(tmp_path)
-    assert (restored.step, fingerprint(restored.state)) == (5, saved[5])
-    assert named in caplog.text
-    assert names_in(tmp_path) == ["5", "invalid-7-0"]
-
-
-def test_a_step_set_aside_can_be_written_again_and_be_set_aside_again(tmp_path: Path) -> None:
-    for _ in range(2):
-        write_steps(tmp_path, 7)
-        flip_bit(tmp_path / "7" / "meta" / "metadata")
-        assert restore_newest(tmp_path) is None
-    assert names_in(tmp_path) == ["invalid-7-0", "invalid-7-1"]
-
-
-def test_a_run_that_went_back_writes_the_later_steps_again(tmp_path: Path) -> None:
-    abstract = abstract_state(make_mesh(1, 1, 1))
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
-    for step in (5, 7):
-        checkpoints.save(step, make_state(abstract, step), {})
-    checkpoints.wait()
-    flip_bit(tmp_path / "7" / "meta" / "metadata")
-    assert checkpoints.restore_newest(abstract).step == 5
-    assert checkpoints.save(7, make_state(abstract, 7), {})
-    checkpoints.close()
-    assert names_in(tmp_path) == ["5", "7", "invalid-7-0"]
-
-
-def test_no_more_are_set_aside_than_allowed(tmp_path: Path) -> None:
-    write_steps(tmp_path, 5, 6, 7)
-    for step in ("6", "7"):
-        flip_bit(tmp_path / step / "meta" / "metadata")
-    with pytest.raises(UserError, match=r"6 is damaged .* beside invalid-7-0.*invalid_to_keep"):
-        restore_newest(tmp_path, invalid_to_keep=1)
-    assert names_in(tmp_path) == ["5", "6", "invalid-7-0"]
-
-
-def test_a_step_without_digests_is_not_used_when_another_passes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    saved = write_steps(tmp_path, 5, 7)
-    (tmp_path / "7" / "DIGESTS.json").unlink()
-    restored = restore_newest(tmp_path)
-    assert (restored.step, fingerprint(restored.state)) == (5, saved[5])
-    assert "set aside as unverified-7-0" in caplog.text
-    assert names_in(tmp_path) == ["5", "unverified-7-0"]
-
-
-def test_the_newest_step_without_digests_is_used_if_none_passes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    saved = write_steps(tmp_path, 5, 7, 9)
-    for step in ("5", "7"):
-        (tmp_path / step / "DIGESTS.json").unlink()
-    flip_bit(tmp_path / "9" / "DIGESTS.json")
-    restored = restore_newest(tmp_path)
-    assert (restored.step, fingerprint(restored.state)) == (7, saved[7])
-    assert "using 7 unverified" in caplog.text
-    assert names_in(tmp_path) == ["5", "7", "invalid-9-0"]
-
-
-def test_a_step_without_digests_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    write_steps(tmp_path, 7)
-    (tmp_path / "7" / "DIGESTS.json").unlink()
-    (tmp_path / "7" / "state" / "manifest.ocdbt").write_bytes(b"not a manifest")
-    with pytest.raises(UserError, match=rf"{tmp_path}/7 has no digests .* cannot be read"):
-        restore_newest(tmp_path)
 
 
 def rename_kernel(abstract: Tree) -> None:
