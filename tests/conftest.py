@@ -3,6 +3,8 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Threads for the collectives of eight devices, which otherwise can come to a standstill.
+os.environ["NPROC"] = "64"
 
 import jax
 

@@ -16,12 +16,24 @@ from flax_transformers.training.config import TrainConfig
 
 def start(platform: str | None) -> None:
     """Joins the other processes, checks the platform, and turns on the compilation cache."""
+    _allow_virtual_devices()
     start_processes()
     check_platform(platform)
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or _cache_directory()
     jax.config.update("jax_compilation_cache_dir", cache)
     # By default JAX keeps only what took more than a second to compile.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _allow_virtual_devices() -> None:
+    """Gives XLA's CPU backend threads enough for several virtual devices.
+
+    Each collective in flight holds a thread, and a device can have several in flight: with one
+    thread per device, the default, such programs can come to a standstill. XLA reads NPROC.
+    """
+    devices = os.environ.get("JAX_NUM_CPU_DEVICES", "")
+    if devices.isdigit() and int(devices) > 1:
+        os.environ.setdefault("NPROC", str(8 * int(devices)))
 
 
 def _cache_directory() -> str:
