@@ -66,7 +66,7 @@ test: ## Run the whole test suite
 	@$(call environment,test)
 	@"$(VENV)/bin/python" -m pytest
 
-test-fast: ## Run the tests that are quick: under a minute
+test-fast: ## Run the tests that are quick: about a minute
 	@$(call environment,test)
 	@"$(VENV)/bin/python" -m pytest -m "not slow and not multi_process"
 
