@@ -229,11 +229,11 @@ def weights(config: BartConfig) -> WeightTable:
         rows += norm(f"{side}/embeddings/norm", f"{theirs}.layernorm_embedding")
         rows += layer_rows(side)
         rows += norm(f"{side}/norm", f"{theirs}.layer_norm")
-    if config.architecture.endswith("QuestionAnswering"):
-        rows += linear("classification_head", "qa_outputs", "D", "C")
-    else:
-        rows += linear("classification_head/dense", "classification_head.dense", "D", "E")
-        rows += linear("classification_head/output", "classification_head.out_proj", "D", "C")
+    rows += linear("pooler/dense", "classification_head.dense", "D", "E")
+    asks = config.architecture.endswith("QuestionAnswering")
+    rows += linear(
+        "classification_head", "qa_outputs" if asks else "classification_head.out_proj", "D", "C"
+    )
     table = WeightTable(
         weights=tuple(rows),
         copies=copies,

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from flax_transformers.families import huggingface
 from flax_transformers.families.family import Family
@@ -19,7 +18,8 @@ from flax_transformers.models.encoder import (
     EncoderForSequenceClassification,
     EncoderWithPooler,
 )
-from flax_transformers.models.heads import Pooler, label_layer
+from flax_transformers.models.heads import Pooler, label_layer, label_rows
+from flax_transformers.models.outputs import ModelOutput
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
     TextForTokenClassification,
@@ -37,23 +37,38 @@ class BertForNextSentencePrediction(TextModel):
 
     def next_sentence(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """Logits float32 [B, 2] of "follows" and "is from elsewhere"."""
-        pooled_BTD = self.pooler(hidden_BTD)[:, None, :]
-        return self.next_sentence_head(pooled_BTD)[:, 0].astype(jnp.float32)
+        return label_rows(self.next_sentence_head, self.pooler(hidden_BTD))
 
     def head_outputs(
-        self, hidden_BTD: jax.Array, attention_mask: jax.Array | None, deterministic: bool
+        self,
+        hidden_BTD: jax.Array,
+        input_ids: jax.Array | None,
+        attention_mask: jax.Array | None,
+        deterministic: bool,
     ) -> dict[str, jax.Array]:
         return {"logits": self.next_sentence(hidden_BTD)}
+
+
+class BertPreTrainingOutput(ModelOutput):
+    """``logits`` are those of the words; ``next_sentence_logits`` float32 [B, 2]."""
+
+    next_sentence_logits: jax.Array | None = None
 
 
 class BertForPreTraining(EncoderForMaskedLM, BertForNextSentencePrediction):
     """Both of BERT's pretraining heads."""
 
+    output = BertPreTrainingOutput
+
     def head_outputs(
-        self, hidden_BTD: jax.Array, attention_mask: jax.Array | None, deterministic: bool
+        self,
+        hidden_BTD: jax.Array,
+        input_ids: jax.Array | None,
+        attention_mask: jax.Array | None,
+        deterministic: bool,
     ) -> dict[str, jax.Array]:
-        words = EncoderForMaskedLM.head_outputs(self, hidden_BTD, attention_mask, deterministic)
-        return words | {"next_sentence_logits": self.next_sentence(hidden_BTD)}
+        logits_BTV = self.unembed(hidden_BTD)[..., : self.config.vocab_size]
+        return {"logits": logits_BTV, "next_sentence_logits": self.next_sentence(hidden_BTD)}
 
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {

@@ -8,12 +8,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from flax_transformers.families import huggingface, vit
 from flax_transformers.families.family import Family
 from flax_transformers.families.weights import Weight, WeightTable, linear, norm
-from flax_transformers.models.heads import label_layer
+from flax_transformers.models.heads import label_layer, label_rows
+from flax_transformers.models.outputs import ModelOutput
 from flax_transformers.models.vision import (
     VisionConfig,
     VisionForClassification,
@@ -22,27 +22,42 @@ from flax_transformers.models.vision import (
 )
 
 
+class DeiTOutput(ModelOutput):
+    """``logits`` are the mean of the two others, float32 [B, labels]."""
+
+    cls_logits: jax.Array | None = None
+    distillation_logits: jax.Array | None = None
+
+
 class DeiTWithTeacher(VisionModel):
     """Two classifiers, of the class token and of the distillation token."""
+
+    output = DeiTOutput
 
     def setup(self) -> None:
         super().setup()
         self.classification_head = label_layer(self.config, self.dtype, self.config.num_labels)
         self.distillation_head = label_layer(self.config, self.dtype, self.config.num_labels)
 
-    def classify_both(self, hidden_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def classify_both(
+        self, hidden_BTD: jax.Array, *, deterministic: bool = True
+    ) -> tuple[jax.Array, jax.Array]:
         """Logits float32 [B, labels] of the classifier and of the pupil of the teacher.
 
         Training has a loss on each (§3, "distillation through attention").
         """
-        class_BC = self.classification_head(hidden_BTD[:, :1])[:, 0]
-        distilled_BC = self.distillation_head(hidden_BTD[:, 1:2])[:, 0]
-        return class_BC.astype(jnp.float32), distilled_BC.astype(jnp.float32)
+        class_BC = label_rows(self.classification_head, hidden_BTD[:, 0])
+        return class_BC, label_rows(self.distillation_head, hidden_BTD[:, 1])
+
+    def classify(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Logits float32 [B, labels] to predict by: the mean of both."""
+        class_BC, distilled_BC = self.classify_both(hidden_BTD)
+        return (class_BC + distilled_BC) / 2
 
     def head_outputs(self, hidden_BTD: jax.Array, deterministic: bool) -> dict[str, jax.Array]:
         class_BC, distilled_BC = self.classify_both(hidden_BTD)
         return {
-            "logits": (class_BC + distilled_BC) / 2,
+            "logits": self.classify(hidden_BTD),
             "cls_logits": class_BC,
             "distillation_logits": distilled_BC,
         }

@@ -171,7 +171,7 @@ def weights(config: GPT2Config) -> WeightTable:
             *_conv1d(f"{_LAYER}/mlp/up", f"{_THEIR_LAYER}.mlp.c_fc", "DF"),
             *_conv1d(f"{_LAYER}/mlp/down", f"{_THEIR_LAYER}.mlp.c_proj", "FD"),
             *norm("final_norm", "transformer.ln_f"),
-            Weight("lm_head/kernel", "lm_head.weight", "DV->VD"),
+            Weight("lm_head/words/kernel", "lm_head.weight", "DV->VD"),
             *linear("classification_head", _HEADS.get(config.architecture, "score"), "D", "C"),
         ),
         copies={"lm_head.weight": "transformer.wte.weight"},

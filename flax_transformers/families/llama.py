@@ -325,7 +325,7 @@ def decoder_table(
             *norm(f"{LAYER}/mlp_norm", f"{THEIR_LAYER}.post_attention_layernorm"),
             *feed_forward,
             *norm("final_norm", "model.norm"),
-            Weight("lm_head/kernel", "lm_head.weight", "DV->VD"),
+            Weight("lm_head/words/kernel", "lm_head.weight", "DV->VD"),
             *linear("classification_head", head, "D", "C"),
         ),
         copies={"lm_head.weight": "model.embed_tokens.weight"},

@@ -42,6 +42,14 @@ class VisibleStates(HiddenStates):
     ids_restore: Any = None
 
 
+class MaeOutput(ModelOutput):
+    """``logits`` float32 [B, T, P * Q * C]: pixels of all patches. The others are those of
+    ``VisibleStates``."""
+
+    mask: jax.Array | None = None
+    ids_restore: jax.Array | None = None
+
+
 def hide_patches(noise_BT: jax.Array, mask_ratio: float) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Which patches are visible: those with the least noise.
 
@@ -117,7 +125,7 @@ class MaeModel(VisionModel):
         *,
         interpolate_pos_encoding: bool = False,
         deterministic: bool = True,
-    ) -> ModelOutput:
+    ) -> MaeOutput:
         """Both halves at once; see ``hidden_states`` for the inputs."""
         states = self.hidden_states(
             pixel_values,
@@ -125,7 +133,7 @@ class MaeModel(VisionModel):
             interpolate_pos_encoding=interpolate_pos_encoding,
             deterministic=deterministic,
         )
-        return ModelOutput(
+        return MaeOutput(
             last_hidden_state=states.last_hidden_state,
             mask=states.mask,
             ids_restore=states.ids_restore,
@@ -201,7 +209,7 @@ class MaeForPreTraining(MaeModel):
             states.last_hidden_state, states.ids_restore, deterministic=deterministic
         )
 
-    def targets(self, pixel_values: jax.Array) -> jax.Array:
+    def targets(self, pixel_values: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """``patch_targets`` of this model."""
         return patch_targets(self.config, pixel_values)
 

@@ -12,10 +12,15 @@ import jax.numpy as jnp
 from flax_transformers.models.attention import KeyValues
 from flax_transformers.models.block import LayerInputs, TransformerBlock
 from flax_transformers.models.encoder import EncoderForMaskedLM
-from flax_transformers.models.heads import MaskedLMHead, Transform
+from flax_transformers.models.heads import LanguageHead, MaskedLMHead, Transform
 from flax_transformers.models.kernels import AttentionMask
+from flax_transformers.models.labels import (
+    QuestionAnswering,
+    SequenceClassification,
+    TokenClassification,
+)
 from flax_transformers.models.sharding import HIDDEN, constrain
-from flax_transformers.models.text import TextForQuestionAnswering, TextForTokenClassification
+from flax_transformers.models.text import TextModel
 
 if TYPE_CHECKING:
     from flax_transformers.families.modernbert import ModernBertConfig
@@ -54,9 +59,14 @@ class ModernBertBlock(TransformerBlock):
         return constrain(x_BTD + y_BTD, HIDDEN)
 
 
-def _transform(config: ModernBertConfig, dtype: jnp.dtype, name: str | None = None) -> Transform:
+class ModernBertTransform(Transform):
     """What every head begins with."""
-    return Transform(config, dtype, config.head_activation, config.head_bias, name=name)
+
+    config: ModernBertConfig
+
+    @property
+    def use_bias(self) -> bool:
+        return self.config.head_bias
 
 
 class ModernBertMaskedLMHead(MaskedLMHead):
@@ -65,10 +75,11 @@ class ModernBertMaskedLMHead(MaskedLMHead):
     config: ModernBertConfig
 
     def make_transform(self) -> Transform:
-        return _transform(self.config, self.dtype, name="transform")
+        c = self.config
+        return ModernBertTransform(c, self.dtype, c.head_activation, name="transform")
 
-    def add_bias(self, logits_BMV: jax.Array) -> jax.Array:
-        return super().add_bias(logits_BMV) if self.config.decoder_bias else logits_BMV
+    def after_words(self, logits_BMV: jax.Array) -> jax.Array:
+        return super().after_words(logits_BMV) if self.config.decoder_bias else logits_BMV
 
 
 class ModernBertForMaskedLM(EncoderForMaskedLM):
@@ -76,50 +87,55 @@ class ModernBertForMaskedLM(EncoderForMaskedLM):
 
     config: ModernBertConfig
 
-    def make_mlm_head(self) -> nn.Module:
+    def make_mlm_head(self) -> LanguageHead:
         return ModernBertMaskedLMHead(self.config, self.dtype)
 
 
-class ModernBertForTokenClassification(TextForTokenClassification):
-    """Labels every token, after a transform."""
+class ModernBertWithTransform(TextModel):
+    """What the classifiers below have in common."""
 
     config: ModernBertConfig
 
     def setup(self) -> None:
         super().setup()
-        self.transform_head = _transform(self.config, self.dtype)
+        c = self.config
+        self.transform_head = ModernBertTransform(c, self.dtype, c.head_activation)
 
-    def classify(
+
+class ModernBertForTokenClassification(TokenClassification, ModernBertWithTransform):
+    """Labels every token, after a transform."""
+
+    def tag(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        return super().tag(self.transform_head(hidden_BTD), deterministic=deterministic)
+
+
+class ModernBertForQuestionAnswering(QuestionAnswering, ModernBertWithTransform):
+    """Marks the first and the last token of an answer, after a transform and dropout."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.head_dropout = nn.Dropout(self.config.head_dropout)
+
+    def answer_spans(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        hidden_BTD = self.transform_head(hidden_BTD)
+        return super().answer_spans(self.head_dropout(hidden_BTD, deterministic=deterministic))
+
+
+class ModernBertForSequenceClassification(SequenceClassification, ModernBertWithTransform):
+    """Labels the row by its first token or the mean of all tokens, after a transform."""
+
+    def pool(
         self,
         hidden_BTD: jax.Array,
-        attention_mask: jax.Array | None = None,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None,
         *,
-        deterministic: bool = True,
+        deterministic: bool,
     ) -> jax.Array:
-        transformed_BTD = self.transform_head(hidden_BTD)
-        return super().classify(transformed_BTD, attention_mask, deterministic=deterministic)
-
-
-class ModernBertForQuestionAnswering(ModernBertForTokenClassification, TextForQuestionAnswering):
-    """Marks the first and the last token of an answer, after a transform."""
-
-
-class ModernBertForSequenceClassification(ModernBertForTokenClassification):
-    """Labels the row by its first token or the mean of all tokens."""
-
-    def classify(
-        self,
-        hidden_BTD: jax.Array,
-        attention_mask: jax.Array | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> jax.Array:
-        """Logits float32 [B, labels]."""
         if self.config.pooling == "cls":
-            pooled_BTD = hidden_BTD[:, :1]
-        elif attention_mask is None:
-            pooled_BTD = jnp.mean(hidden_BTD, axis=1, keepdims=True)
+            pooled_B1D = hidden_BTD[:, :1]
         else:
-            token_BTD = (attention_mask > 0)[:, :, None]
-            pooled_BTD = jnp.mean(hidden_BTD, axis=1, keepdims=True, where=token_BTD)
-        return super().classify(pooled_BTD, deterministic=deterministic)[:, 0]
+            token_BT1 = None if attention_mask is None else (attention_mask > 0)[:, :, None]
+            pooled_B1D = jnp.mean(hidden_BTD, axis=1, keepdims=True, where=token_BT1)
+        transformed_B1D = self.transform_head(pooled_B1D)
+        return self.head_dropout(transformed_B1D, deterministic=deterministic)[:, 0]

@@ -25,7 +25,7 @@ from flax_transformers.models.encoder import (
     EncoderForSequenceClassification,
     EncoderWithPooler,
 )
-from flax_transformers.models.heads import MaskedLMHead, Transform
+from flax_transformers.models.heads import LanguageHead, MaskedLMHead, Transform
 from flax_transformers.models.text import TextForQuestionAnswering, TextForTokenClassification
 
 
@@ -39,22 +39,23 @@ class RobertaMaskedLMHead(MaskedLMHead):
 class RobertaForMaskedLM(EncoderForMaskedLM):
     """Fills gaps."""
 
-    def make_mlm_head(self) -> nn.Module:
+    def make_mlm_head(self) -> LanguageHead:
         return RobertaMaskedLMHead(self.config, self.dtype)
 
 
 class RobertaForSequenceClassification(EncoderForSequenceClassification):
     """BERT's, with dropout before the pooler as well, which belongs to the head here."""
 
-    def classify(
+    def pool(
         self,
         hidden_BTD: jax.Array,
-        attention_mask: jax.Array | None = None,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None,
         *,
-        deterministic: bool = True,
+        deterministic: bool,
     ) -> jax.Array:
         first_BTD = self.head_dropout(hidden_BTD[:, :1], deterministic=deterministic)
-        return super().classify(first_BTD, attention_mask, deterministic=deterministic)
+        return super().pool(first_BTD, input_ids, attention_mask, deterministic=deterministic)
 
 
 _CLASSES: dict[str, type[nn.Module]] = {

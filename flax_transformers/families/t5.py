@@ -19,6 +19,7 @@ from flax_transformers.families import huggingface
 from flax_transformers.families.family import Family
 from flax_transformers.families.model_types import model_type_of
 from flax_transformers.families.t5_layers import (
+    T5EncoderModel,
     T5ForConditionalGeneration,
     T5ForTokenClassification,
     T5Side,
@@ -30,7 +31,6 @@ from flax_transformers.models.config import Execution
 from flax_transformers.models.encoder_decoder import (
     EncoderDecoder,
     EncoderDecoderConfig,
-    EncoderModel,
     Side,
 )
 from flax_transformers.models.encoder_decoder_heads import (
@@ -44,7 +44,7 @@ _CLASSES: dict[str, type[nn.Module]] = {
     "ForSequenceClassification": EncoderDecoderForSequenceClassification,
     "ForQuestionAnswering": EncoderDecoderForQuestionAnswering,
     "ForTokenClassification": T5ForTokenClassification,
-    "EncoderModel": EncoderModel,
+    "EncoderModel": T5EncoderModel,
     "Model": EncoderDecoder,
 }
 _PREFIXES = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
@@ -286,7 +286,12 @@ def settle(config: T5Config, tensors: Mapping[str, Any]) -> T5Config:
     return replace(config, tie_embeddings=np.array_equal(np.asarray(words), np.asarray(head)))
 
 
-_CLASSIFIERS = {"TokenClassification": "classifier", "QuestionAnswering": "qa_outputs"}
+_HEADS = {
+    "SequenceClassification": "classification_head.out_proj",
+    "TokenClassification": "classifier",
+    "QuestionAnswering": "qa_outputs",
+}
+"""What each architecture calls its last layer."""
 
 
 def _side(side: str, cross_attention: bool, bias_in_every_layer: bool) -> tuple[Weight, ...]:
@@ -332,9 +337,8 @@ def weights(config: T5Config) -> WeightTable:
         *_side("encoder", False, config.bias_in_every_layer),
         *_side("decoder", True, config.bias_in_every_layer),
         Weight("lm_head/words/kernel", "lm_head.weight", "DV->VD"),
-        *linear("classification_head/dense", "classification_head.dense", "D", "E"),
-        *linear("classification_head/output", "classification_head.out_proj", "D", "C"),
-        *linear("classification_head", _CLASSIFIERS.get(kind, "classifier"), "D", "C"),
+        *linear("pooler/dense", "classification_head.dense", "D", "E"),
+        *linear("classification_head", _HEADS.get(kind, ""), "D", "C"),
     )
     copies = {f"transformer.{side}.embed_tokens.weight": words for side in ("encoder", "decoder")}
     if kind == "ConditionalGeneration" and config.tie_embeddings:

@@ -12,10 +12,11 @@ import numpy as np
 from flax_transformers.models.attention import KeyValues
 from flax_transformers.models.block import LayerCache, LayerInputs, TransformerBlock
 from flax_transformers.models.embeddings import Embedding
-from flax_transformers.models.encoder_decoder import EncoderModel, Side
+from flax_transformers.models.encoder_decoder import Side, WithEncoder
 from flax_transformers.models.encoder_decoder_heads import EncoderDecoderForConditionalGeneration
-from flax_transformers.models.heads import label_layer
 from flax_transformers.models.kernels import AttentionMask
+from flax_transformers.models.labels import TokenClassification
+from flax_transformers.models.outputs import HiddenStates, ModelOutput
 
 if TYPE_CHECKING:
     from flax_transformers.families.t5 import T5Config
@@ -112,6 +113,45 @@ class T5Side(Side):
         return self.dropout(x_BTD, deterministic=deterministic), out
 
 
+class T5EncoderModel(WithEncoder):
+    """The encoder alone."""
+
+    inputs = ("input_ids", "attention_mask", "position_ids", "segment_ids")
+
+    def hidden_states(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> HiddenStates:
+        """``encode`` as other models have it."""
+        hidden_BTD = self.encode(
+            input_ids, attention_mask, position_ids, segment_ids, deterministic=deterministic
+        )
+        return HiddenStates(hidden_BTD)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> ModelOutput:
+        """Both halves at once; see ``encode`` for the inputs."""
+        hidden_BTD = self.encode(
+            input_ids, attention_mask, position_ids, segment_ids, deterministic=deterministic
+        )
+        return self.output(
+            last_hidden_state=hidden_BTD,
+            **self.head_outputs(hidden_BTD, input_ids, attention_mask, deterministic),
+        )
+
+
 class T5ForConditionalGeneration(EncoderDecoderForConditionalGeneration):
     """Predicts the decoder's next token; T5 1.0 makes hidden states small before that."""
 
@@ -123,20 +163,5 @@ class T5ForConditionalGeneration(EncoderDecoderForConditionalGeneration):
         return super().unembed(hidden_BMD * jnp.asarray(scale, hidden_BMD.dtype))
 
 
-class T5ForTokenClassification(EncoderModel):
+class T5ForTokenClassification(TokenClassification, T5EncoderModel):
     """Labels every token, by the encoder alone."""
-
-    def setup(self) -> None:
-        super().setup()
-        self.classification_head = label_layer(self.config, self.dtype, self.config.num_labels)
-        self.head_dropout = nn.Dropout(self.config.head_dropout)
-
-    def classify(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Logits float32 [B, T, labels]."""
-        hidden_BTD = self.head_dropout(hidden_BTD, deterministic=deterministic)
-        return self.classification_head(hidden_BTD).astype(jnp.float32)
-
-    def head_outputs(
-        self, hidden_BTD: jax.Array, input_ids: jax.Array | None, deterministic: bool
-    ) -> dict[str, jax.Array]:
-        return {"logits": self.classify(hidden_BTD, deterministic=deterministic)}

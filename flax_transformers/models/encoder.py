@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from flax_transformers.models.heads import MaskedLMHead, Pooler, label_layer
+from flax_transformers.models.heads import LanguageHead, MaskedLMHead, Pooler
+from flax_transformers.models.labels import SequenceClassification
 from flax_transformers.models.text import TextModel
 
 
@@ -18,7 +17,11 @@ class EncoderWithPooler(TextModel):
         self.pooler = Pooler(self.config, self.dtype)
 
     def head_outputs(
-        self, hidden_BTD: jax.Array, attention_mask: jax.Array | None, deterministic: bool
+        self,
+        hidden_BTD: jax.Array,
+        input_ids: jax.Array | None,
+        attention_mask: jax.Array | None,
+        deterministic: bool,
     ) -> dict[str, jax.Array]:
         return {"pooler_output": self.pooler(hidden_BTD)}
 
@@ -30,8 +33,7 @@ class EncoderForMaskedLM(TextModel):
         super().setup()
         self.mlm_head = self.make_mlm_head()
 
-    def make_mlm_head(self) -> nn.Module:
-        """Called with hidden states [B, M, D] and the word table, it gives logits [B, M, V]."""
+    def make_mlm_head(self) -> LanguageHead:
         return MaskedLMHead(self.config, self.dtype)
 
     def unembed(self, hidden_BMD: jax.Array) -> jax.Array:
@@ -39,32 +41,28 @@ class EncoderForMaskedLM(TextModel):
         return self.mlm_head(hidden_BMD, self.words)
 
     def head_outputs(
-        self, hidden_BTD: jax.Array, attention_mask: jax.Array | None, deterministic: bool
+        self,
+        hidden_BTD: jax.Array,
+        input_ids: jax.Array | None,
+        attention_mask: jax.Array | None,
+        deterministic: bool,
     ) -> dict[str, jax.Array]:
         return {"logits": self.unembed(hidden_BTD)[..., : self.config.vocab_size]}
 
 
-class EncoderForSequenceClassification(TextModel):
+class EncoderForSequenceClassification(SequenceClassification, TextModel):
     """Labels the row by its pooled first token."""
 
     def setup(self) -> None:
         super().setup()
         self.pooler = Pooler(self.config, self.dtype)
-        self.classification_head = label_layer(self.config, self.dtype, self.config.num_labels)
-        self.head_dropout = nn.Dropout(self.config.head_dropout)
 
-    def classify(
+    def pool(
         self,
         hidden_BTD: jax.Array,
-        attention_mask: jax.Array | None = None,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None,
         *,
-        deterministic: bool = True,
+        deterministic: bool,
     ) -> jax.Array:
-        """Logits float32 [B, labels]."""
-        pooled_BD = self.head_dropout(self.pooler(hidden_BTD), deterministic=deterministic)
-        return self.classification_head(pooled_BD[:, None, :])[:, 0].astype(jnp.float32)
-
-    def head_outputs(
-        self, hidden_BTD: jax.Array, attention_mask: jax.Array | None, deterministic: bool
-    ) -> dict[str, jax.Array]:
-        return {"logits": self.classify(hidden_BTD, attention_mask, deterministic=deterministic)}
+        return self.head_dropout(self.pooler(hidden_BTD), deterministic=deterministic)

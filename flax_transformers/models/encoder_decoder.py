@@ -19,6 +19,7 @@ from flax_transformers.models.cache import Cache, causal_inputs, empty_cache, ne
 from flax_transformers.models.config import Execution, TextConfig
 from flax_transformers.models.embeddings import Embedding, InputEmbeddings, word_table
 from flax_transformers.models.kernels import AttentionMask, combined_segments
+from flax_transformers.models.model import WordModel
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 
 IGNORED = -100
@@ -157,25 +158,13 @@ class Side(nn.Module):
         return self.norm(x_BTD) if c.norm_place == "pre" else x_BTD, out
 
 
-class WithEncoder(nn.Module):
-    """The encoder that the models below have.
-
-    Deterministic unless called with ``deterministic=False`` and ``rngs={"dropout": key}``.
-    """
+class WithEncoder(WordModel):
+    """The encoder that the models below have."""
 
     config: EncoderDecoderConfig
-    execution: Execution = Execution()
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        return jnp.dtype(self.execution.dtype)
-
-    def example_inputs(self) -> dict[str, jax.Array]:
-        """The smallest input that makes every parameter."""
-        return {"input_ids": jnp.zeros((1, 2), jnp.int32)}
 
     def setup(self) -> None:
-        self.words = word_table(self.config, self.dtype)
+        super().setup()
         self.encoder = self.config.make_side(self.execution)
 
     def encode(
@@ -198,56 +187,6 @@ class WithEncoder(nn.Module):
         inputs = LayerInputs(mask=AttentionMask.within(segments))
         words_BSD = self.words(input_ids)
         return self.encoder(words_BSD, position_ids, inputs, deterministic=deterministic)[0]
-
-    def head_outputs(
-        self, hidden_BTD: jax.Array, input_ids: jax.Array | None, deterministic: bool
-    ) -> dict[str, jax.Array]:
-        """What this architecture adds to its ``ModelOutput``, by field."""
-        return {}
-
-
-class EncoderModel(WithEncoder):
-    """The encoder alone (T5EncoderModel)."""
-
-    inputs: ClassVar[tuple[str, ...]] = (
-        "input_ids",
-        "attention_mask",
-        "position_ids",
-        "segment_ids",
-    )
-    """The names in a batch that ``hidden_states`` takes."""
-
-    def hidden_states(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> HiddenStates:
-        """``encode`` as other models have it."""
-        return HiddenStates(
-            self.encode(
-                input_ids, attention_mask, position_ids, segment_ids, deterministic=deterministic
-            )
-        )
-
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> ModelOutput:
-        """Both halves at once; see ``encode`` for the inputs."""
-        hidden_BSD = self.encode(
-            input_ids, attention_mask, position_ids, segment_ids, deterministic=deterministic
-        )
-        outputs = self.head_outputs(hidden_BSD, input_ids, deterministic)
-        return ModelOutput(last_hidden_state=hidden_BSD, **outputs)
 
 
 class EncoderDecoder(WithEncoder):
@@ -373,12 +312,12 @@ class EncoderDecoder(WithEncoder):
             cache=cache,
             deterministic=deterministic,
         )
-        return ModelOutput(
+        return self.output(
             last_hidden_state=states.last_hidden_state,
             encoder_last_hidden_state=states.encoder_last_hidden_state,
             auxiliary=states.auxiliary,
             cache=states.cache,
-            **self.head_outputs(states.last_hidden_state, input_ids, deterministic),
+            **self.head_outputs(states.last_hidden_state, input_ids, attention_mask, deterministic),
         )
 
 

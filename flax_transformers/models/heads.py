@@ -26,35 +26,45 @@ def is_head(name: str) -> bool:
     return name == "pooler" or name.endswith("_head")
 
 
+def square_layer(
+    config: TransformerConfig, dtype: jnp.dtype, *, use_bias: bool = True, name: str | None = None
+) -> Linear:
+    """The first layer of a head that has two, [B, T, D] to [B, T, D]."""
+    return Linear(
+        "BTD,DE->BTE",
+        (config.hidden_size, config.hidden_size),
+        ("embed", "features"),
+        dtype=dtype,
+        use_bias=use_bias,
+        init_std=config.initial_std("dense"),
+        name=name,
+    )
+
+
 class Transform(nn.Module):
     """Linear, activation, norm, [B, M, D] to [B, M, D]: what BERT and its kin put before logits."""
 
     config: TransformerConfig
     dtype: jnp.dtype
     activation: Activation
-    use_bias: bool = True
 
     @nn.compact
     def __call__(self, hidden_BMD: jax.Array) -> jax.Array:
-        c = self.config
-        dense = Linear(
-            "BMD,DE->BME",
-            (c.hidden_size, c.hidden_size),
-            ("embed", "features"),
-            dtype=self.dtype,
-            use_bias=self.use_bias,
-            init_std=c.init_std,
-            name="dense",
-        )
+        dense = square_layer(self.config, self.dtype, use_bias=self.use_bias, name="dense")
         hidden_BMD = ACTIVATIONS[self.activation](dense(hidden_BMD))
-        return c.make_norm(self.dtype, name="norm")(hidden_BMD)
+        return self.config.make_norm(self.dtype, name="norm")(hidden_BMD)
+
+    @property
+    def use_bias(self) -> bool:
+        """Whether the linear layer has a bias vector."""
+        return True
 
 
-class MaskedLMHead(nn.Module):
-    """BERT's head: a transform, then the word table again and a bias per word.
+class LanguageHead(nn.Module):
+    """Hidden states to logits, by the word table or, where that is not tied, by one of its own.
 
-    [B, M, D] to logits float32 [B, M, V]; padded vocabulary entries get the lowest float32.
-    Families whose head differs override one of the methods.
+    [B, M, D] to float32 [B, M, V]; padded vocabulary entries get the lowest float32. Heads that
+    do more override one of the methods.
     """
 
     config: TextConfig
@@ -63,22 +73,39 @@ class MaskedLMHead(nn.Module):
     @nn.compact
     def __call__(self, hidden_BMD: jax.Array, words: Embedding) -> jax.Array:
         c = self.config
-        hidden_BMD = self.make_transform()(hidden_BMD)
+        hidden_BMD = self.before_words(hidden_BMD)
         if c.tie_embeddings:
             logits_BMV = words.attend(hidden_BMD)
         else:
             logits_BMV = WordProjection(c, self.dtype, name="words")(hidden_BMD)
-        return mask_padded_vocabulary(self.add_bias(logits_BMV), c.vocab_size)
+        return mask_padded_vocabulary(self.after_words(logits_BMV), c.vocab_size)
+
+    def before_words(self, hidden_BMD: jax.Array) -> jax.Array:
+        """What stands before the word table: nothing."""
+        return hidden_BMD
+
+    def after_words(self, logits_BMV: jax.Array) -> jax.Array:
+        """What stands after it: nothing, or ``word_bias``."""
+        return logits_BMV
+
+    def word_bias(self, size: int) -> jax.Array:
+        """A number for each word, float32 [1, 1, V]; it starts at zero."""
+        init = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("vocab",))
+        return self.param("bias", init, (size,), jnp.float32)[None, None, :]
+
+
+class MaskedLMHead(LanguageHead):
+    """BERT's: a transform before the word table, and a bias per word after it."""
+
+    def before_words(self, hidden_BMD: jax.Array) -> jax.Array:
+        return self.make_transform()(hidden_BMD)
 
     def make_transform(self) -> Transform:
-        """What stands before the word table."""
+        """Called ``transform``."""
         return Transform(self.config, self.dtype, self.config.activation, name="transform")
 
-    def add_bias(self, logits_BMV: jax.Array) -> jax.Array:
-        """Adds the bias of each word."""
-        bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("vocab",))
-        bias_V = self.param("bias", bias_init, logits_BMV.shape[-1:], jnp.float32)
-        return logits_BMV + bias_V[None, None, :]
+    def after_words(self, logits_BMV: jax.Array) -> jax.Array:
+        return logits_BMV + self.word_bias(logits_BMV.shape[-1])
 
 
 class WordProjection(nn.Module):
@@ -104,16 +131,8 @@ class Pooler(nn.Module):
 
     @nn.compact
     def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
-        width = self.config.hidden_size
-        dense = Linear(
-            "BD,DE->BE",
-            (width, width),
-            ("embed", "features"),
-            dtype=self.dtype,
-            init_std=self.config.init_std,
-            name="dense",
-        )
-        return jnp.tanh(dense(hidden_BTD[:, 0]))
+        dense = square_layer(self.config, self.dtype, name="dense")
+        return jnp.tanh(dense(hidden_BTD[:, :1]))[:, 0]
 
 
 def label_layer(
@@ -130,7 +149,17 @@ def label_layer(
     )
 
 
+def label_rows(layer: Linear, vector_BD: jax.Array) -> jax.Array:
+    """Logits float32 [B, labels] of one vector for each row."""
+    return layer(vector_BD[:, None])[:, 0].astype(jnp.float32)
+
+
 def last_token(attention_mask: jax.Array) -> jax.Array:
     """Place int32 [B] of the last 1 in each row of a mask [B, T]; 0 where there is none."""
     index_T = jnp.arange(attention_mask.shape[1], dtype=jnp.int32)
     return jnp.max(jnp.where(attention_mask > 0, index_T[None, :], 0), axis=1)
+
+
+def take_token(hidden_BTD: jax.Array, place_B: jax.Array) -> jax.Array:
+    """The hidden states [B, 1, D] at one place of each row."""
+    return jnp.take_along_axis(hidden_BTD, place_B[:, None, None], axis=1)

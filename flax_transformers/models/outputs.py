@@ -28,23 +28,15 @@ class ModelOutput(struct.PyTreeNode):
 
     ``logits`` float32: [B, T, vocab_size] of language models, [B, T, labels] of taggers,
     [B, labels] of classifiers. ``start_logits`` and ``end_logits`` [B, T] of span predictors.
-    ``pooler_output`` [B, D]. ``next_sentence_logits`` [B, 2]. ``cache`` where one was given.
-    ``cls_logits`` and ``distillation_logits`` [B, labels], whose mean are the ``logits`` of DeiT.
-    Of a masked autoencoder ``logits`` [B, T, pixels of a patch], ``mask`` float32 [B, T], 1 at
-    hidden patches, and ``ids_restore`` int32 [B, T], where each patch stands when the visible ones
-    come first.
+    ``pooler_output`` [B, D]. ``cache`` where one was given. A family that has more to give adds
+    fields in a subclass.
     """
 
     last_hidden_state: jax.Array | None = None
     encoder_last_hidden_state: jax.Array | None = None
     logits: jax.Array | None = None
     pooler_output: jax.Array | None = None
-    next_sentence_logits: jax.Array | None = None
     start_logits: jax.Array | None = None
     end_logits: jax.Array | None = None
-    cls_logits: jax.Array | None = None
-    distillation_logits: jax.Array | None = None
-    mask: jax.Array | None = None
-    ids_restore: jax.Array | None = None
     auxiliary: Any = None
     cache: Any = None

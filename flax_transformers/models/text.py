@@ -1,26 +1,23 @@
 """Models over one sequence of tokens: words, positions, one stack of layers, a final norm.
 
-Encoders and decoders are the same here but for the config's ``causal``. The heads that both can
-carry follow; ``encoder.py`` and ``decoder.py`` hold the others. A head's method, such as
-``classify``, takes hidden states, so that an objective computes no more than it needs;
-``__call__`` puts both halves together.
+Encoders and decoders are the same here but for the config's ``causal``; ``encoder.py`` and
+``decoder.py`` hold the heads that only one of them can carry.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.block import LayerInputs
 from flax_transformers.models.cache import Cache, causal_inputs, empty_cache, next_positions
-from flax_transformers.models.config import Execution, TextConfig
-from flax_transformers.models.embeddings import InputEmbeddings, word_table
-from flax_transformers.models.heads import label_layer
+from flax_transformers.models.embeddings import InputEmbeddings
 from flax_transformers.models.kernels import AttentionMask, combined_segments
+from flax_transformers.models.labels import QuestionAnswering, TokenClassification
+from flax_transformers.models.model import WordModel
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 
 
@@ -33,14 +30,8 @@ def _encoder_mask(attention_mask: jax.Array | None, segment_ids: jax.Array | Non
     return AttentionMask.within(segment_ids)
 
 
-class TextModel(nn.Module):
-    """The layers alone, with no head (GPT2Model, ModernBertModel).
-
-    Deterministic unless called with ``deterministic=False`` and ``rngs={"dropout": key}``.
-    """
-
-    config: TextConfig
-    execution: Execution = Execution()
+class TextModel(WordModel):
+    """The layers alone, with no head (GPT2Model, ModernBertModel)."""
 
     inputs: ClassVar[tuple[str, ...]] = (
         "input_ids",
@@ -50,19 +41,10 @@ class TextModel(nn.Module):
         "segment_ids",
         "prefix_mask",
     )
-    """The names in a batch that ``hidden_states`` takes."""
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        return jnp.dtype(self.execution.dtype)
-
-    def example_inputs(self) -> dict[str, jax.Array]:
-        """The smallest input that makes every parameter."""
-        return {"input_ids": jnp.zeros((1, 2), jnp.int32)}
 
     def setup(self) -> None:
+        super().setup()
         c = self.config
-        self.words = word_table(c, self.dtype)
         self.embeddings = InputEmbeddings(c, self.dtype)
         self.stack = c.make_stack(self.execution)
         if c.norm_place == "pre":
@@ -150,76 +132,22 @@ class TextModel(nn.Module):
             cache=cache,
             deterministic=deterministic,
         )
-        return ModelOutput(
+        return self.output(
             last_hidden_state=states.last_hidden_state,
             auxiliary=states.auxiliary,
             cache=states.cache,
             **self.head_outputs(
                 states.last_hidden_state,
-                self._tokens(input_ids, attention_mask, segment_ids),
+                input_ids,
+                combined_segments(attention_mask, segment_ids),
                 deterministic,
             ),
         )
 
-    def _tokens(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None,
-        segment_ids: jax.Array | None,
-    ) -> jax.Array | None:
-        """Where a head finds tokens: above 0 in [B, T]; None: everywhere.
 
-        Hugging Face's decoders know padding by its id where nothing else says it.
-        """
-        c = self.config
-        if attention_mask is None and segment_ids is None and c.causal and c.pad_id >= 0:
-            return (input_ids != c.pad_id).astype(jnp.int32)
-        return combined_segments(attention_mask, segment_ids)
-
-    def head_outputs(
-        self, hidden_BTD: jax.Array, attention_mask: jax.Array | None, deterministic: bool
-    ) -> dict[str, jax.Array]:
-        """What this architecture adds to its ``ModelOutput``, by field."""
-        return {}
-
-
-class TextForTokenClassification(TextModel):
+class TextForTokenClassification(TokenClassification, TextModel):
     """Labels every token."""
 
-    def setup(self) -> None:
-        super().setup()
-        self.classification_head = label_layer(self.config, self.dtype, self.outputs)
-        self.head_dropout = nn.Dropout(self.config.head_dropout)
 
-    @property
-    def outputs(self) -> int:
-        """Logits for each token."""
-        return self.config.num_labels
-
-    def classify(
-        self,
-        hidden_BTD: jax.Array,
-        attention_mask: jax.Array | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> jax.Array:
-        """Logits float32 [B, T, labels]."""
-        hidden_BTD = self.head_dropout(hidden_BTD, deterministic=deterministic)
-        return self.classification_head(hidden_BTD).astype(jnp.float32)
-
-    def head_outputs(
-        self, hidden_BTD: jax.Array, attention_mask: jax.Array | None, deterministic: bool
-    ) -> dict[str, jax.Array]:
-        return {"logits": self.classify(hidden_BTD, attention_mask, deterministic=deterministic)}
-
-
-class TextForQuestionAnswering(TextForTokenClassification):
-    """Marks the first and the last token of an answer (BERT, arXiv:1810.04805 §4.2)."""
-
-    outputs = 2
-
-    def head_outputs(
-        self, hidden_BTD: jax.Array, attention_mask: jax.Array | None, deterministic: bool
-    ) -> dict[str, jax.Array]:
-        logits_BTC = self.classify(hidden_BTD, deterministic=deterministic)
-        return {"start_logits": logits_BTC[..., 0], "end_logits": logits_BTC[..., 1]}
+class TextForQuestionAnswering(QuestionAnswering, TextModel):
+    """Marks the first and the last token of an answer."""

@@ -19,9 +19,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.block import LayerInputs, TransformerBlock
-from flax_transformers.models.config import Execution, TransformerConfig
-from flax_transformers.models.heads import Pooler, label_layer
+from flax_transformers.models.config import TransformerConfig
+from flax_transformers.models.heads import Pooler, label_layer, label_rows
 from flax_transformers.models.linear import Linear, truncated_normal
+from flax_transformers.models.model import Model
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.patches import (
     cut_patches,
@@ -260,21 +261,12 @@ class PatchEmbeddings(nn.Module):
         return constrain(self.dropout(x_BTD, deterministic=deterministic), HIDDEN)
 
 
-class VisionModel(nn.Module):
-    """The layers alone, with no head.
-
-    Deterministic unless called with ``deterministic=False`` and ``rngs={"dropout": key}``.
-    """
+class VisionModel(Model):
+    """The layers alone, with no head."""
 
     config: VisionConfig
-    execution: Execution = Execution()
 
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
-    """The names in a batch that ``hidden_states`` takes."""
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        return jnp.dtype(self.execution.dtype)
 
     def example_inputs(self) -> dict[str, jax.Array]:
         """The smallest input that makes every parameter."""
@@ -327,12 +319,12 @@ class VisionModel(nn.Module):
             deterministic=deterministic,
         )
         hidden_BTD = states.last_hidden_state
-        return ModelOutput(
+        return self.output(
             last_hidden_state=hidden_BTD, **self.head_outputs(hidden_BTD, deterministic)
         )
 
     def head_outputs(self, hidden_BTD: jax.Array, deterministic: bool) -> dict[str, jax.Array]:
-        """What this architecture adds to its ``ModelOutput``, by field."""
+        """What this architecture adds to its ``output``, by field."""
         return {}
 
 
@@ -356,14 +348,14 @@ class VisionForClassification(VisionModel):
         self.head_dropout = nn.Dropout(self.config.head_dropout)
 
     def classify(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Logits float32 [B, labels]."""
+        """Logits float32 [B, labels] of hidden states [B, T, D], the tokens first."""
         if self.config.pooling == "average":
             patches_BTD = hidden_BTD[:, len(self.config.tokens) :]
             pooled_BD = patches_BTD.mean(axis=1, dtype=jnp.float32).astype(hidden_BTD.dtype)
         else:
             pooled_BD = hidden_BTD[:, 0]
         pooled_BD = self.head_dropout(pooled_BD, deterministic=deterministic)
-        return self.classification_head(pooled_BD[:, None])[:, 0].astype(jnp.float32)
+        return label_rows(self.classification_head, pooled_BD)
 
     def head_outputs(self, hidden_BTD: jax.Array, deterministic: bool) -> dict[str, jax.Array]:
         return {"logits": self.classify(hidden_BTD, deterministic=deterministic)}

@@ -27,3 +27,17 @@ def test_every_size_is_of_its_family_and_every_architecture_of_one_alone():
 def test_an_architecture_that_is_not_supported_is_refused_with_those_that_are():
     with pytest.raises(UserError, match="'OPTForCausalLM'.*not supported.*BertForMaskedLM"):
         family_of_json({"architectures": ["OPTForCausalLM"], "model_type": "opt"})
+
+
+def test_a_model_has_the_method_of_its_own_head_and_of_no_other():
+    methods = {
+        "SequenceClassification": "classify",
+        "ImageClassification": "classify",
+        "ImageClassificationWithTeacher": "classify",
+        "TokenClassification": "tag",
+        "QuestionAnswering": "answer_spans",
+    }
+    for family in all_families():
+        for name, kind in family.config.architectures.items():
+            wanted = {methods[head] for head in methods if name.endswith(f"For{head}")}
+            assert {method for method in methods.values() if hasattr(kind, method)} == wanted, name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -193,7 +192,11 @@ def test_rows_are_labelled_by_their_first_token_or_the_mean_of_all(pooling):
     )
     model = config.build(Execution())
     params = randomize(parameter_shapes(model, IDS))
-    classify = partial(model.apply, {"params": params}, method="classify")
+
+    def classify(hidden, mask=None):
+        ids = np.ones(hidden.shape[:2], np.int32)
+        return model.apply({"params": params}, hidden, ids, mask, method="classify")
+
     hidden = np.random.default_rng(1).standard_normal((2, 5, 12)).astype(np.float32)
     mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     rows = (

@@ -25,6 +25,7 @@ from flax_transformers.families.t5 import (
 from flax_transformers.families.t5_layers import buckets_by_distance
 from flax_transformers.families.weights import export_weights
 from flax_transformers.models.config import Execution
+from flax_transformers.models.heads import is_head
 from flax_transformers.testing import assert_bit_equal, relative_difference
 from tests.families.parity import (
     TOLERANCE,
@@ -276,7 +277,8 @@ def test_classifiers_start_at_the_size_that_the_width_asks_for(architecture):
         params = model.init(jax.random.key(0), **model.example_inputs())["params"]
         sides = [params[side] for side in ("encoder", "decoder") if side in params]
         biases = [side["relative_bias"]["table"]["embedding"] for side in sides]
-        return nn.meta.unbox((params["classification_head"], biases))
+        head = {name: tree for name, tree in params.items() if is_head(name)}
+        return nn.meta.unbox((head, biases))
 
     head, _ = jax.jit(init)()
     kernels = [leaf for leaf in jax.tree.leaves(head) if leaf.ndim == 2]

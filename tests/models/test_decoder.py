@@ -153,7 +153,7 @@ def test_a_row_is_labelled_by_its_last_token():
     model = DecoderForSequenceClassification(replace(TINY, num_labels=3), Execution())
     hidden = jax.random.normal(jax.random.key(1), (2, 5, 6))
     params = jax.jit(model.init)(jax.random.key(0), IDS)["params"]
-    classify = partial(model.apply, {"params": params}, hidden, method="classify")
+    classify = partial(model.apply, {"params": params}, hidden, IDS, method="classify")
     kernel = np.asarray(nn.meta.unbox(params)["classification_head"]["kernel"])
     mask = np.array([[1, 1, 0, 0, 0], [0, 1, 1, 1, 1]])
     expected = np.stack([hidden[0, 1], hidden[1, 4]]) @ kernel

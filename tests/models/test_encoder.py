@@ -202,14 +202,16 @@ def test_architectures_differ_in_what_counts_as_a_head_alone(kind):
 @pytest.mark.slow
 def test_a_classifier_drops_at_its_own_rate_in_training_alone():
     config = replace(POST_NORM, dropout=0.0, attention_dropout=0.0, classifier_dropout=0.5)
-    for kind in (EncoderForSequenceClassification, TextForTokenClassification):
+    hidden = np.random.default_rng(0).standard_normal((2, 5, 6)).astype(np.float32)
+    for kind, method, inputs in (
+        (EncoderForSequenceClassification, "classify", (hidden, IDS)),
+        (TextForTokenClassification, "tag", (hidden,)),
+    ):
         model, _, params = build(config, kind)
-        classify = partial(model.apply, {"params": params}, method="classify")
-        hidden = np.random.default_rng(0).standard_normal((2, 5, 6)).astype(np.float32)
+        label = partial(model.apply, {"params": params}, *inputs, method=method)
         rngs = {"dropout": jax.random.key(0)}
-        plain = classify(hidden)
-        np.testing.assert_array_equal(classify(hidden, rngs=rngs), plain)
-        assert not np.array_equal(classify(hidden, deterministic=False, rngs=rngs), plain)
+        np.testing.assert_array_equal(label(rngs=rngs), label())
+        assert not np.array_equal(label(deterministic=False, rngs=rngs), label())
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from flax_transformers.models.encoder_decoder import EncoderDecoderConfig, shift
 from flax_transformers.models.encoder_decoder_heads import (
     EncoderDecoderForConditionalGeneration,
     EncoderDecoderForSequenceClassification,
-    LanguageHead,
+    ShiftedLanguageHead,
 )
 from tests.models.encoder_decoders import (
     assert_packed_examples_are_as_alone,
@@ -169,7 +169,9 @@ def test_an_id_beyond_the_vocabulary_is_refused(field):
 
 @pytest.mark.slow
 def test_the_bias_of_the_logits_is_added_and_not_trained():
-    head = LanguageHead(dataclasses.replace(CONFIG, logits_bias=True), jnp.dtype(jnp.float32))
+    head = ShiftedLanguageHead(
+        dataclasses.replace(CONFIG, logits_bias=True), jnp.dtype(jnp.float32)
+    )
     words = word_table(CONFIG, jnp.dtype(jnp.float32)).bind(
         {"params": {"embedding": jnp.zeros((128, 12))}}
     )
