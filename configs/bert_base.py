@@ -13,7 +13,7 @@ its moments' bias.
 """
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.sources import TextSource
+from flax_transformers.data.text import TextSource
 from flax_transformers.data.tokenizers import TokenizerConfig
 from flax_transformers.families.bert import SIZES
 from flax_transformers.objectives.masked_lm import MaskedLM

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.sources import TextSource
+from flax_transformers.data.text import TextSource
 from flax_transformers.data.tokenizers import TokenizerConfig
 from flax_transformers.families.bert import BertConfig
 from flax_transformers.families.family import family_of_json

@@ -5,8 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from etils import epath
+
+from flax_transformers.errors import UserError
+
+if TYPE_CHECKING:  # the command line answers --help without waiting for jax
+    from flax_transformers.data.dataset import Dataset
+    from flax_transformers.training.config import TrainConfig
+    from flax_transformers.training.loop import Snapshot
+    from flax_transformers.training.restore import Restored
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,16 +29,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     from flax_transformers.cli import runtime
     from flax_transformers.cli.config_file import load_config, override
-    from flax_transformers.data.store import unigram_cross_entropy
-    from flax_transformers.errors import UserError
-    from flax_transformers.evaluation.held_out import held_out_evaluator
-    from flax_transformers.training.loop import Snapshot
+    from flax_transformers.cli.report import evaluators, unigram_baseline
     from flax_transformers.training.restore import restore_model
-    from flax_transformers.training.step import (
-        compile_evaluation_step,
-        make_evaluation_step,
-        model_functions,
-    )
     from flax_transformers.training.workdir import write_text
 
     runtime.start(None)
@@ -41,6 +42,26 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             "whose data it is to be scored on"
         )
     config = override(config, overrides)
+    _check_length(config, restored)
+    prepared = runtime.prepared_data(config.data)
+    _check_data(config, prepared, restored, arguments.checkpoint)
+    snapshot = _snapshot(config, restored)
+    result: dict[str, float] = {"step": restored.step}
+    with jax.set_mesh(restored.mesh):
+        for evaluator in evaluators(config, prepared, workdir=None):
+            result |= evaluator(snapshot)
+    baseline = unigram_baseline(config, prepared)
+    if baseline is not None:
+        result["unigram_cross_entropy"] = baseline
+    text = json.dumps(result, indent=2)
+    if jax.process_index() == 0:
+        print(text)
+        if arguments.output:
+            write_text(epath.Path(arguments.output), text + "\n")
+    return 0
+
+
+def _check_length(config: TrainConfig, restored: Restored) -> None:
     length = config.phases[-1].sequence_length
     limit = getattr(restored.model_config, "max_positions", None)
     if limit is not None and length > limit:
@@ -48,35 +69,44 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             f"the last phase has sequence_length {length}, the checkpoint's model takes {limit}; "
             f"set --phases.{len(config.phases) - 1}.sequence-length {limit}"
         )
-    prepared = runtime.prepared_text(config.data)
-    if prepared.validation is None:
+
+
+def _check_data(
+    config: TrainConfig, prepared: Dataset, restored: Restored, checkpoint: str
+) -> None:
+    spec = config.objective.window_spec(config.phases[-1].sequence_length)
+    if prepared.examples("validation", spec) is None:
         raise UserError(
-            f"the token store {prepared.directory} holds nothing out to score on; set "
+            f"the data in {prepared.directory} holds nothing out to score on; set "
             "--data.validation-fraction, or a validation_source in the config"
         )
-    if prepared.tokenizer.fingerprint != restored.tokenizer.fingerprint:
+    theirs, ours = (
+        tokenizer and tokenizer.fingerprint
+        for tokenizer in (prepared.tokenizer, restored.tokenizer)
+    )
+    if theirs != ours:
         raise UserError(
-            f"the token store {prepared.train.directory} has another tokenizer than the "
-            f"checkpoint; set --data.tokenizer.path to {arguments.checkpoint}/tokenizer"
+            f"the data in {prepared.directory} has another tokenizer than the checkpoint; set "
+            f"--data.tokenizer.path to {checkpoint}/tokenizer"
         )
+
+
+def _snapshot(config: TrainConfig, restored: Restored) -> Snapshot:
+    """The checkpoint as evaluators see a run."""
+    import jax
+
+    from flax_transformers.training.loop import Snapshot
+    from flax_transformers.training.step import (
+        compile_evaluation_step,
+        make_evaluation_step,
+        model_functions,
+    )
+
     functions = model_functions(restored.model)
     with jax.set_mesh(restored.mesh):
         step = compile_evaluation_step(
             make_evaluation_step(config.objective, functions), restored.params, restored.mesh
         )
-        scores = held_out_evaluator(config, prepared)(
-            Snapshot(
-                restored.step, restored.params, config.phases[-1], restored.mesh, functions, step
-            )
-        )
-    result = {
-        "step": restored.step,
-        **scores,
-        "unigram_cross_entropy": unigram_cross_entropy(prepared.train, prepared.validation),
-    }
-    text = json.dumps(result, indent=2)
-    if jax.process_index() == 0:
-        print(text)
-        if arguments.output:
-            write_text(epath.Path(arguments.output), text + "\n")
-    return 0
+    return Snapshot(
+        restored.step, restored.params, config.phases[-1], restored.mesh, functions, step
+    )

@@ -27,14 +27,13 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from rich.console import Console
 
     from flax_transformers.cli.config_file import load_config
-    from flax_transformers.data.dataset import training_examples
+    from flax_transformers.data.dataset import prepare, training_examples
     from flax_transformers.data.pipeline import TrainStream
-    from flax_transformers.data.prepare import prepare_text
 
     if arguments.examples < 1:
         raise UserError(f"--examples is {arguments.examples}; ask for at least one")
     config = load_config(arguments.config, overrides)
-    prepared = prepare_text(config.data)
+    prepared = prepare(config.data)
     phase = config.phases[0]
     spec = config.objective.window_spec(phase.sequence_length)
     examples = training_examples(prepared, spec)
@@ -55,7 +54,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         row = {name: values[i] for name, values in batch.items()}
         console.print(f"[bold]example {row.pop('example_id')}[/]")
         for shown in config.objective.show(row):
-            console.print(readable(shown, prepared.tokenizer))
+            if prepared.tokenizer is not None:
+                console.print(readable(shown, prepared.tokenizer))
         shapes = ", ".join(
             f"{name} {values.dtype}{list(values.shape)}" for name, values in row.items()
         )

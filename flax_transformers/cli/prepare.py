@@ -13,16 +13,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli.config_file import load_config
-    from flax_transformers.data.prepare import prepare_text
+    from flax_transformers.data.dataset import prepare
 
     config = load_config(arguments.config, overrides)
-    prepared = prepare_text(config.data, arguments.output)
-    for store in filter(None, (prepared.train, prepared.validation)):
-        print(
-            f"{store.split}: {store.num_documents:,} documents, {store.num_sentences:,} sentences, "
-            f"{store.num_tokens:,} tokens"
-        )
-    vocabulary = prepared.tokenizer.vocabulary
-    print(f"tokenizer: {prepared.tokenizer.kind}, {vocabulary.size:,} pieces")
-    print(f"store: {prepared.train.directory}")
+    prepared = prepare(config.data, arguments.output)
+    print(prepared.summary)
+    print(f"store: {prepared.directory}")
     return 0

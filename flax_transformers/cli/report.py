@@ -9,8 +9,10 @@ import sys
 import jax
 from etils import epath
 
+from flax_transformers.data.dataset import Dataset
 from flax_transformers.data.prepare import PreparedText
-from flax_transformers.data.store import unigram_cross_entropy
+from flax_transformers.data.store import TokenStore, unigram_cross_entropy
+from flax_transformers.evaluation.held_out import held_out_evaluator
 from flax_transformers.generation.fill_mask import format_samples, held_out_samples
 from flax_transformers.objectives.masked_lm import Masking
 from flax_transformers.objectives.sequences import SequenceLoss
@@ -18,13 +20,12 @@ from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Evaluator, Outcome, Snapshot
 from flax_transformers.training.metrics import read_metrics
 from flax_transformers.training.plots import plot_metrics
-from flax_transformers.training.progress import format_number
 from flax_transformers.training.workdir import write_text
 
 SAMPLES = 6
 
 
-def introduce(config: TrainConfig, prepared: PreparedText, workdir: epath.Path) -> None:
+def introduce(config: TrainConfig, prepared: Dataset, workdir: epath.Path) -> None:
     """Says what is about to be trained, on what, and the baseline to beat."""
     if jax.process_index() != 0:
         return
@@ -36,10 +37,8 @@ def introduce(config: TrainConfig, prepared: PreparedText, workdir: epath.Path) 
         f"{len(devices)} x {devices[0].device_kind} in {jax.process_count()} process(es)"
     )
     _say(
-        f"{format_number(prepared.train.num_tokens)} training tokens in "
-        f"{prepared.train.num_documents:,} documents, {prepared.tokenizer.kind} of "
-        f"{prepared.tokenizer.vocabulary.size:,} pieces; batches of {batch.batch_size} x "
-        f"{batch.sequence_length}, {config.total_steps:,} steps"
+        f"{prepared.summary}; batches of {batch.batch_size} x {batch.sequence_length}, "
+        f"{config.total_steps:,} steps"
     )
     baseline = unigram_baseline(config, prepared)
     if baseline is not None:
@@ -47,31 +46,39 @@ def introduce(config: TrainConfig, prepared: PreparedText, workdir: epath.Path) 
     _say(f"workdir: {workdir}")
 
 
-def unigram_baseline(config: TrainConfig, prepared: PreparedText) -> float | None:
+def unigram_baseline(config: TrainConfig, prepared: Dataset) -> float | None:
     """Nats per token that knowing how common each piece is would give.
 
     None without held-out text, and where what is predicted is not simply pieces of the text.
     """
-    if prepared.validation is None or isinstance(config.objective, SequenceLoss):
+    if not isinstance(prepared, PreparedText) or prepared.validation is None:
+        return None
+    if isinstance(config.objective, SequenceLoss):
         return None
     return unigram_cross_entropy(prepared.train, prepared.validation)
 
 
-def sample_evaluator(config: TrainConfig, prepared: PreparedText, workdir: epath.Path) -> Evaluator:
-    """Writes held-out sentences with a gap, and what the model fills in, at each evaluation.
+def evaluators(
+    config: TrainConfig, prepared: Dataset, workdir: epath.Path | None
+) -> list[Evaluator]:
+    """What looks at a run of this config: held-out scores, and samples if there is a workdir."""
+    chosen = [held_out_evaluator(config, prepared)]
+    if workdir is None or not isinstance(prepared, PreparedText) or prepared.validation is None:
+        return chosen
+    if isinstance(config.objective, Masking):
+        chosen.append(_gap_filler(prepared, prepared.validation, workdir))
+    return chosen
 
-    Does nothing where filling gaps is not what is trained.
-    """
-    fills_gaps = isinstance(config.objective, Masking)
+
+def _gap_filler(prepared: PreparedText, validation: TokenStore, workdir: epath.Path) -> Evaluator:
+    """Writes held-out sentences with a gap, and what the model fills in, at each evaluation."""
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
-        if prepared.validation is None or not fills_gaps:
-            return {}
         samples = held_out_samples(
             snapshot.functions,
             snapshot.params,
             prepared.tokenizer,
-            prepared.validation,
+            validation,
             count=SAMPLES,
             max_length=snapshot.phase.sequence_length,
         )
@@ -83,9 +90,7 @@ def sample_evaluator(config: TrainConfig, prepared: PreparedText, workdir: epath
     return evaluate
 
 
-def finish(
-    config: TrainConfig, prepared: PreparedText, workdir: epath.Path, outcome: Outcome
-) -> None:
+def finish(config: TrainConfig, prepared: Dataset, workdir: epath.Path, outcome: Outcome) -> None:
     """Draws the plots and says how it went and where things are."""
     if jax.process_index() != 0:
         return

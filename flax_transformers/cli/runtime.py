@@ -10,8 +10,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from flax_transformers.data.config import TextData
-from flax_transformers.data.prepare import PreparedText, open_prepared, prepare_text
+from flax_transformers.data.config import DataConfig
+from flax_transformers.data.dataset import Dataset, open_dataset, prepare
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import TextConfig
 from flax_transformers.parallel.distributed import check_platform, start_processes
@@ -48,9 +48,9 @@ def _cache_directory() -> str:
     return str(Path(base) / "flax_transformers" / "compiled")
 
 
-def prepared_text(data: TextData) -> PreparedText:
-    """The token store of a config: made first if this is the only process."""
-    return prepare_text(data) if jax.process_count() == 1 else open_prepared(data)
+def prepared_data(data: DataConfig) -> Dataset:
+    """What a config's run reads: made first if this is the only process."""
+    return prepare(data) if jax.process_count() == 1 else open_dataset(data)
 
 
 def initial_weights(config: TrainConfig) -> Callable[[Mesh], Any] | None:
@@ -61,11 +61,18 @@ def initial_weights(config: TrainConfig) -> Callable[[Mesh], Any] | None:
     return lambda mesh: initial_parameters(path, config.model, mesh, config.seed)
 
 
-def check_vocabulary(config: TrainConfig, prepared: PreparedText) -> None:
-    """Raises UserError if the tokenizer has ids that the model's table has not."""
-    size = prepared.tokenizer.vocabulary.size
-    if isinstance(config.model, TextConfig) and size > config.model.vocab_size:
+def check_fits_data(config: TrainConfig, prepared: Dataset) -> None:
+    """Raises UserError if the data has ids or classes that the model has no place for."""
+    model = config.model
+    size = prepared.vocabulary.size
+    if isinstance(model, TextConfig) and size > model.vocab_size:
         raise UserError(
-            f"the tokenizer has {size} pieces, but model.vocab_size is {config.model.vocab_size}; "
+            f"the tokenizer has {size} pieces, but model.vocab_size is {model.vocab_size}; "
             f"set --model.vocab-size {size}"
+        )
+    classes = len(prepared.label_names)
+    if classes and classes != model.num_labels:
+        raise UserError(
+            f"the data has {classes} classes, but model.num_labels is {model.num_labels}; "
+            f"set --model.num-labels {classes}"
         )

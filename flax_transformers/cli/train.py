@@ -30,8 +30,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise UserError("--workdir is missing; name a folder for checkpoints, metrics and plots")
 
     from flax_transformers.cli import runtime
-    from flax_transformers.cli.report import finish, introduce, sample_evaluator
-    from flax_transformers.evaluation.held_out import held_out_evaluator
+    from flax_transformers.cli.report import evaluators, finish, introduce
     from flax_transformers.parallel.distributed import PREEMPTED
     from flax_transformers.training.loop import checked_mesh, train
     from flax_transformers.training.workdir import open_workdir
@@ -39,13 +38,15 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     runtime.start(config.platform)
     checked_mesh(config)  # before the data is prepared, which can take hours
     workdir = open_workdir(arguments.workdir)
-    prepared = runtime.prepared_text(config.data)
-    runtime.check_vocabulary(config, prepared)
+    prepared = runtime.prepared_data(config.data)
+    runtime.check_fits_data(config, prepared)
     introduce(config, prepared, workdir)
-    evaluators = [
-        held_out_evaluator(config, prepared),
-        sample_evaluator(config, prepared, workdir),
-    ]
-    outcome = train(config, prepared, workdir, evaluators, runtime.initial_weights(config))
+    outcome = train(
+        config,
+        prepared,
+        workdir,
+        evaluators(config, prepared, workdir),
+        runtime.initial_weights(config),
+    )
     finish(config, prepared, workdir, outcome)
     return PREEMPTED if outcome.preempted else 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
+from flax_transformers.data.config import DataConfig, TextData
 from flax_transformers.data.pipeline import Examples
+from flax_transformers.data.prepare import open_prepared, prepare_text
 from flax_transformers.data.store import Split
 from flax_transformers.data.tokenizers import Tokenizer
 from flax_transformers.errors import UserError
@@ -23,6 +26,10 @@ class Dataset(Protocol):
         """Hash of the training examples: a run goes on only with the data it began with."""
 
     @property
+    def summary(self) -> str:
+        """How much there is of what, in a few words."""
+
+    @property
     def tokenizer(self) -> Tokenizer | None:
         """Kept with every checkpoint; None for data without text."""
 
@@ -30,11 +37,37 @@ class Dataset(Protocol):
     def vocabulary(self) -> Vocabulary:
         """What objectives know of the tokenizer."""
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The classes of labelled data, in the order of their numbers; else none."""
+
     def examples(self, split: Split, spec: WindowSpec) -> Examples | None:
         """Raw examples as an objective asks for them; None where nothing is held out.
 
         Raises UserError where the data cannot give such examples.
         """
+
+
+def prepare(data: DataConfig, output: str | os.PathLike[str] | None = None) -> Dataset:
+    """Makes what a run reads, in ``output`` or ``data.store``, or opens it where it is finished.
+
+    Raises UserError for data that is missing, damaged or empty.
+    """
+    return prepare_text(_text(data), output)
+
+
+def open_dataset(data: DataConfig) -> Dataset:
+    """What ``prepare`` has finished. Raises UserError where it has not.
+
+    For several processes at once, none of which may start to write.
+    """
+    return open_prepared(_text(data))
+
+
+def _text(data: DataConfig) -> TextData:
+    if not isinstance(data, TextData):
+        raise UserError(f"the config's data is a {type(data).__name__}; give a TextData")
+    return data
 
 
 def training_examples(prepared: Dataset, spec: WindowSpec) -> Examples:

@@ -1,42 +1,42 @@
 """Pairs of texts, a source and its target: where they come from, and rows of them.
 
 A pair is a document of a token store whose two sentences are the source and the target, so stores
-of pairs are made, resumed, checked and read like those of any text. Until it is tokenised a pair
-travels as one string, the sides joined by NUL, which no text has (see `sources`).
+of pairs are made, resumed, checked and read like those of any text.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flax_transformers.data import sources
-from flax_transformers.data.sources import Counts, TextSource
+from flax_transformers.data.documents import Decoder, Document, DocumentOf, Invalid, Source
+from flax_transformers.data.files import (
+    corpus_files,
+    ending,
+    lines,
+    open_file,
+    parquet_rows,
+    reading,
+)
 from flax_transformers.data.store import TokenStore
+from flax_transformers.data.tfds_data import PREFIX, tfds_rows, tfds_text
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.sequence_to_sequence import PairSpec
-
-SIDES = "\0"
-"""Stands between the source and the target of a pair."""
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".tsv", ".tsv.gz", ".parquet")
 _OPEN_ROWS = 64  # rows that are looked through for room; more of them pack no tighter
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: multiples of it lie apart
 _BUCKET_THREADS = 16
 
-PairOf = Callable[[], tuple[str, str]]  # decodes one pair, when it is ours to read
-
 
 @dataclass(frozen=True)
-class PairSource(TextSource):
+class PairSource(Source):
     """A corpus of pairs; goes where a `TextSource` goes (``TextData.source``).
 
     ``path``: a file, a folder or a glob of jsonl (also as .json, one object a line), tsv (no
@@ -54,155 +54,96 @@ class PairSource(TextSource):
     target_field: str = "target"
     target_path: str | None = None
 
-
-def read_pairs(
-    source: PairSource, shard: int, shards: int, counts: Counts
-) -> Iterator[tuple[int, str]]:
-    """(number, source + SIDES + target) of this shard's pairs, as `sources.read_documents`."""
-    decoder = sources._Decoder("", source.on_invalid == "replace")
-    for number, pair_of in _numbered(source, decoder, shard, shards):
-        decoder.replaced = False
-        try:
-            sides = [side.replace("\0", " ").strip() for side in pair_of()]
-            if any(sides) and not all(sides):
-                missing = "source" if not sides[0] else "target"
-                raise sources._Invalid(f"Pair {number} of {source.path} has no {missing}")
-        except sources._Invalid as problem:
-            if source.on_invalid == "error":
-                raise UserError(
-                    f"{problem}; mend it, or set on_invalid to skip or replace."
-                ) from problem
-            counts.invalid += 1
-            continue
-        counts.invalid += decoder.replaced
-        if not any(sides):
-            counts.empty += 1
-            continue
-        counts.documents += 1
-        yield number, SIDES.join(sides)
+    def files(self) -> list[tuple[str, Path]]:
+        """(name, path) of the files that are read, in order."""
+        if self.target_path is None:
+            return corpus_files(self.path, ENDINGS)
+        found = [Path(path).expanduser() for path in (self.path, self.target_path)]
+        for path in found:
+            if not path.is_file():
+                raise UserError(f"There is no file {path}; check the path.")
+        return [(path.name, path) for path in found]
 
 
-def fingerprint(source: PairSource) -> str:
-    """sha256 of what the corpus is, as `sources.fingerprint`."""
-    digest = hashlib.sha256()
-    fields = (source.source_field, source.target_field, source.on_invalid)
-    digest.update(repr(("pairs", *fields)).encode())
-    if source.path.startswith("tfds:"):
-        plain = TextSource(**{name: getattr(source, name) for name in _TEXT_FIELDS})
-        digest.update(sources.fingerprint(plain).encode())
-    else:
-        for name, path in _files(source):
-            status = path.stat()
-            digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode())
-    return digest.hexdigest()
-
-
-_TEXT_FIELDS = tuple(TextSource.__dataclass_fields__)
-
-
-def _files(source: PairSource) -> list[tuple[str, Path]]:
-    if source.target_path is None:
-        return sources._files(source.path, ENDINGS)
-    found = [Path(path).expanduser() for path in (source.path, source.target_path)]
-    for path in found:
-        if not path.is_file():
-            raise UserError(f"There is no file {path}; check the path.")
-    return [(path.name, path) for path in found]
-
-
-def _numbered(
-    source: PairSource, decoder: Any, shard: int, shards: int
-) -> Iterator[tuple[int, PairOf]]:
-    if source.path.startswith("tfds:"):
-        sides = (
-            sources._tfds_items(replace(source, text_field=field), decoder, shard, shards)
-            for field in (source.source_field, source.target_field)
-        )
-        for (number, one), (_, other) in zip(*sides, strict=True):
-            yield number, partial(_both, one, other)
+def numbered_pairs(
+    source: PairSource, decoder: Decoder, shard: int, shards: int
+) -> Iterator[tuple[int, DocumentOf]]:
+    """(number, what decodes it) of the pairs whose number % shards == shard."""
+    fields = source.source_field, source.target_field
+    if source.path.startswith(PREFIX):
+        for number, row in tfds_rows(source, fields, shard, shards):
+            cells = [tfds_text(row, field, source) for field in fields]
+            yield number, partial(_cells, decoder, cells, f"Example {number} of {source.path}")
         return
-    files = _files(source)
+    files = source.files()
     if source.target_path is not None:
         items = _parallel_items(files[0][1], files[1][1], decoder)
     else:
-        items = (item for _, path in files for item in _file_items(path, source, decoder))
-    for number, pair_of in enumerate(items):
+        items = (item for _, path in files for item in _file_items(path, fields, decoder))
+    for number, document_of in enumerate(items):
         if number % shards == shard:
-            yield number, pair_of
+            yield number, document_of
 
 
-def _both(one: sources.TextOf, other: sources.TextOf) -> tuple[str, str]:
-    return one() or "", other() or ""
-
-
-def _file_items(path: Path, source: PairSource, decoder: Any) -> Iterator[PairOf]:
-    fields = source.source_field, source.target_field
-    ending = sources._ending(path, ENDINGS)
-    if ending == ".parquet":
-        columns = [sources._parquet_items(path, replace(decoder, field=field)) for field in fields]
-        for one, other in zip(*columns, strict=True):
-            yield partial(_both, one, other)
+def _file_items(path: Path, fields: tuple[str, str], decoder: Decoder) -> Iterator[DocumentOf]:
+    kind = ending(path, ENDINGS)
+    if kind == ".parquet":
+        for where, cells in parquet_rows(path, fields):
+            yield partial(_cells, decoder, cells, where)
         return
-    read = _tsv_pair if ending == ".tsv" else _json_pair
-    with sources._reading(path), sources._open(path) as stream:
-        for line, raw in enumerate(stream, 1):
-            if not raw.isspace():
-                yield partial(read, raw, f"{path}:{line}", fields, decoder)
+    read = _tsv_pair if kind == ".tsv" else _json_pair
+    for where, raw in lines(path):
+        yield partial(read, decoder, raw, fields, where)
 
 
-def _tsv_pair(raw: bytes, where: str, fields: tuple[str, str], decoder: Any) -> tuple[str, str]:
+def _pair(one: str, other: str, where: str) -> Document:
+    sides = one.strip(), other.strip()
+    if any(sides) and not all(sides):
+        raise Invalid(f"{where} has no {'target' if sides[0] else 'source'}")
+    return Document(sides)
+
+
+def _cells(decoder: Decoder, cells: Sequence[bytes | None], where: str) -> Document:
+    one, other = (decoder.text(cell or b"", where) for cell in cells)
+    return _pair(one, other, where)
+
+
+def _tsv_pair(decoder: Decoder, raw: bytes, fields: tuple[str, str], where: str) -> Document:
     cells = decoder.text(raw, where).rstrip("\r\n").split("\t")
     columns = [int(field) if field.isdigit() else i for i, field in enumerate(fields)]
     if max(columns) >= len(cells):
-        raise sources._Invalid(
+        raise Invalid(
             f"{where} has {len(cells)} columns, but column {max(columns)} (from 0) is asked for"
         )
-    return cells[columns[0]], cells[columns[1]]
+    return _pair(cells[columns[0]], cells[columns[1]], where)
 
 
-def _json_pair(raw: bytes, where: str, fields: tuple[str, str], decoder: Any) -> tuple[str, str]:
-    try:
-        row = json.loads(decoder.text(raw, where).removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as error:
-        raise sources._Invalid(f"{where} is not valid JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise sources._Invalid(f"{where} holds a JSON {type(row).__name__}, not an object per line")
-    one, other = (_json_side(row, field, where, decoder) for field in fields)
-    return one, other
+def _json_pair(decoder: Decoder, raw: bytes, fields: tuple[str, str], where: str) -> Document:
+    row = decoder.json_row(raw, where)
+    one, other = (decoder.field(row, field, where) or "" for field in fields)
+    return _pair(one, other, where)
 
 
-def _json_side(row: dict[str, Any], field: str, where: str, decoder: Any) -> str:
-    value: Any = row
-    for key in [field] if field in row else field.split("."):
-        if not isinstance(value, dict) or key not in value:
-            raise sources._Invalid(f"{where} has no {field!r}, it has {sources._listed(row)}")
-        value = value[key]
-    if value is not None and not isinstance(value, str):
-        raise sources._Invalid(f"{where} has a {type(value).__name__} in {field!r}, not text")
-    # Escapes can bring lone surrogates in, which are no text.
-    return decoder.text((value or "").encode("utf-8", "surrogatepass"), f"The text of {where}")
-
-
-def _parallel_items(one: Path, other: Path, decoder: Any) -> Iterator[PairOf]:
+def _parallel_items(one: Path, other: Path, decoder: Decoder) -> Iterator[DocumentOf]:
     with (
-        sources._reading(one), sources._open(one) as left,
-        sources._reading(other), sources._open(other) as right,
+        reading(one), open_file(one) as left,
+        reading(other), open_file(other) as right,
     ):  # fmt: skip
         for line, raws in enumerate(itertools.zip_longest(left, right), 1):
             yield partial(_parallel_pair, raws, line, (one, other), decoder)
 
 
 def _parallel_pair(
-    raws: tuple[bytes | None, bytes | None], line: int, paths: tuple[Path, Path], decoder: Any
-) -> tuple[str, str]:
+    raws: tuple[bytes | None, bytes | None], line: int, paths: tuple[Path, Path], decoder: Decoder
+) -> Document:
     for raw, path, longer in zip(raws, paths, reversed(paths), strict=True):
         if raw is None:
-            raise sources._Invalid(f"{path} ends before line {line}, which {longer} has")
+            raise Invalid(f"{path} ends before line {line}, which {longer} has")
     one, other = (
-        decoder.text(raw, f"{path}:{line}").removeprefix("\ufeff" if line == 1 else "")
+        decoder.text(raw or b"", f"{path}:{line}").removeprefix("\ufeff" if line == 1 else "")
         for raw, path in zip(raws, paths, strict=True)
     )
-    return one, other
+    return _pair(one, other, f"{paths[0]}:{line}")
 
 
 class PairExamples:

@@ -25,7 +25,7 @@ from typing import Any
 from flax_transformers.data import sources
 from flax_transformers.data.config import TextData
 from flax_transformers.data.folders import Folder, LocalFolder, open_folder, writing
-from flax_transformers.data.pairs import SIDES, PairExamples
+from flax_transformers.data.pairs import PairExamples
 from flax_transformers.data.pipeline import Examples, TextExamples
 from flax_transformers.data.shards import is_held_out, write_shards
 from flax_transformers.data.store import (
@@ -61,8 +61,20 @@ class PreparedText:
         return self.train.fingerprint
 
     @property
+    def summary(self) -> str:
+        held_out = self.validation.num_tokens if self.validation else 0
+        return (
+            f"{self.train.num_tokens:,} training tokens in {self.train.num_documents:,} documents, "
+            f"{held_out:,} held out, {self.tokenizer.kind} of {self.vocabulary.size:,} pieces"
+        )
+
+    @property
     def vocabulary(self) -> Vocabulary:
         return self.tokenizer.vocabulary
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return ()
 
     def examples(self, split: Split, spec: WindowSpec) -> Examples | None:
         store = self.train if split == "train" else self.validation
@@ -205,10 +217,10 @@ def _check_beginning(data: TextData) -> bool:
     """Whether there is so little text that it could be read here; then checks that it will do."""
     fraction = data.held_out_fraction
     characters = documents = held_out = 0
-    for _, text in sources.read_documents(data.source):
+    for _, document in sources.read_documents(data.source):
         documents += 1
-        held_out += is_held_out(text, fraction)
-        characters += len(text)
+        held_out += is_held_out(document, fraction)
+        characters += len(document.whole)
         if characters > _LITTLE_TEXT:
             return False
     _check_split(data, documents - held_out, held_out)
@@ -267,8 +279,8 @@ def _tokenizer(folder: Folder, data: TextData) -> Tokenizer:
     if not folder.exists(f"tokenizer/{CONFIG_FILE}"):
         fraction = data.held_out_fraction
         documents = sources.read_documents(data.source)
-        kept = (text for _, text in documents if not is_held_out(text, fraction))
-        texts = (text.replace(SIDES, "\n") for text in kept)
+        kept = (document for _, document in documents if not is_held_out(document, fraction))
+        texts = (document.whole.replace("\0", "\n") for document in kept)
         tokenizer = train_tokenizer(data.tokenizer, texts)
         with tempfile.TemporaryDirectory() as scratch:
             tokenizer.save(scratch)

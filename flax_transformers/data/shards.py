@@ -22,8 +22,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from flax_transformers.data import sources
 from flax_transformers.data.config import TextData
+from flax_transformers.data.documents import Counts, Document
 from flax_transformers.data.folders import Folder, open_folder
-from flax_transformers.data.pairs import SIDES
 from flax_transformers.data.processes import end_with_parent
 from flax_transformers.data.sentences import split_sentences
 from flax_transformers.data.store import (
@@ -119,20 +119,20 @@ def tokenise_shard(
 ) -> None:
     """Writes one shard of both splits, and its record last."""
     size = tokenizer.vocabulary.size
-    counts = sources.Counts()
+    counts = Counts()
     fraction = data.held_out_fraction
     train, validation = (ShardWriter(folder, split, shard, size) for split in SPLITS)
     with train, validation:
-        for texts in _chunks(sources.read_documents(data.source, shard, data.shards, counts)):
+        for chunk in _chunks(sources.read_documents(data.source, shard, data.shards, counts)):
             tokens = 0
-            for text, sentences in zip(texts, _encode(tokenizer, texts), strict=True):
-                writer = validation if is_held_out(text, fraction) else train
+            for document, sentences in zip(chunk, _encode(tokenizer, chunk), strict=True):
+                writer = validation if is_held_out(document, fraction) else train
                 tokens += writer.add_document(sentences)
-            note(len(texts), tokens)
+            note(len(chunk), tokens)
         if data.validation_source is not None:
             documents = sources.read_documents(data.validation_source, shard, data.shards, counts)
-            for texts in _chunks(documents):
-                note(len(texts), sum(map(validation.add_document, _encode(tokenizer, texts))))
+            for chunk in _chunks(documents):
+                note(len(chunk), sum(map(validation.add_document, _encode(tokenizer, chunk))))
         splits: dict[Split, ShardRecord] = {
             "train": train.finish(),
             "validation": validation.finish(),
@@ -141,18 +141,19 @@ def tokenise_shard(
     folder.write(_record_name(shard), to_json(asdict(finished)))
 
 
-def is_held_out(text: str, fraction: float) -> bool:
-    """Whether a document goes to "validation"; its text alone decides, not its place or shard."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+def is_held_out(document: Document, fraction: float) -> bool:
+    """Whether a document goes to "validation"; its group or text decides, not place or shard."""
+    key = document.whole if document.group is None else document.group
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") < fraction * 2.0**64
 
 
-def _chunks(documents: Iterable[tuple[int, str]]) -> Iterator[list[str]]:
-    chunk: list[str] = []
+def _chunks(documents: Iterable[tuple[int, Document]]) -> Iterator[list[Document]]:
+    chunk: list[Document] = []
     characters = 0
-    for _, text in documents:
-        chunk.append(text)
-        characters += len(text)
+    for _, document in documents:
+        chunk.append(document)
+        characters += len(document.whole)
         if characters >= _CHUNK:
             yield chunk
             chunk, characters = [], 0
@@ -160,16 +161,20 @@ def _chunks(documents: Iterable[tuple[int, str]]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[list[np.ndarray]]:
-    """The token ids of each sentence of each text, all encoded in one call.
+def _encode(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[list[np.ndarray]]:
+    """The token ids of each sentence of each document, all encoded in one call.
 
-    Those of a pair are its sides; none where a side has no token.
+    Texts that stand apart count as sentences; there are none where one of them has no token.
     """
-    sentences = [text.split(SIDES) if SIDES in text else split_sentences(text) for text in texts]
+    sentences = [
+        split_sentences(document.text) if isinstance(document.text, str) else document.text
+        for document in documents
+    ]
     encoded = iter(tokenizer.encode_batch([one for several in sentences for one in several]))
-    for text, several in zip(texts, sentences, strict=True):
+    for document, several in zip(documents, sentences, strict=True):
         ids = list(itertools.islice(encoded, len(several)))
-        yield [] if SIDES in text and not all(map(len, ids)) else ids
+        apart = not isinstance(document.text, str)
+        yield [] if apart and not all(map(len, ids)) else ids
 
 
 @dataclass(frozen=True)

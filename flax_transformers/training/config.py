@@ -7,7 +7,7 @@ import importlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from flax_transformers.data.config import TextData
+from flax_transformers.data.config import DataConfig
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import Execution, TransformerConfig
 from flax_transformers.objectives.contract import Objective
@@ -69,7 +69,7 @@ class TrainConfig:
 
     model: TransformerConfig
     objective: Objective
-    data: TextData
+    data: DataConfig
     optimizer: OptimizerConfig
     phases: tuple[Phase, ...]
     mesh: MeshConfig = field(default_factory=MeshConfig)

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from flax_transformers.data import embedded
-from flax_transformers.data.sources import TextSource, fingerprint, read_documents
+from flax_transformers.data.sources import fingerprint, read_documents
+from flax_transformers.data.text import TextSource
 from flax_transformers.errors import UserError
 
 
@@ -74,5 +75,6 @@ def test_a_python_without_sources_is_told_in_words(tmp_path):
 
 @pytest.mark.slow
 def test_the_embedded_source_reads_them_all_with_a_stable_fingerprint():
-    assert [text for _, text in read_documents(TextSource())] == list(embedded.documents())
+    found = [document.text for _, document in read_documents(TextSource())]
+    assert found == list(embedded.documents())
     assert fingerprint(TextSource()) == fingerprint(TextSource())

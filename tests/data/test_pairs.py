@@ -11,10 +11,11 @@ import pytest
 
 from flax_transformers.data import sources
 from flax_transformers.data.config import TextData
-from flax_transformers.data.pairs import SIDES, PairExamples, PairSource, pack
+from flax_transformers.data.documents import Counts
+from flax_transformers.data.pairs import PairExamples, PairSource, pack
 from flax_transformers.data.pipeline import TrainStream
 from flax_transformers.data.prepare import prepare_text
-from flax_transformers.data.sources import Counts, TextSource
+from flax_transformers.data.text import TextSource
 from flax_transformers.data.tokenizers import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import WindowSpec
@@ -26,7 +27,7 @@ PAIRS = [("ein Hund", "a dog"), ("zwei Katzen", "two cats"), ("drei", "three")]
 def read(source, shard=0, shards=1):
     counts = Counts()
     found = list(sources.read_documents(source, shard, shards, counts))
-    return [(number, *text.split(SIDES)) for number, text in found], counts
+    return [(number, *document.text) for number, document in found], counts
 
 
 def jsonl(path, rows):
@@ -82,16 +83,16 @@ def test_shards_divide_the_pairs_among_them(kind, tmp_path):
 
 
 UNPAIRED = {
-    "jsonl": (lambda p: jsonl(p / "a.jsonl", [{"source": "x"}]), "a.jsonl:1 has no 'target'"),
+    "jsonl": (lambda p: jsonl(p / "a.jsonl", [{"source": "x"}]), "a.jsonl:1 has no field 'target'"),
     "null": (
         lambda p: jsonl(p / "a.jsonl", [{"source": None, "target": "y"}]),
-        "Pair 0 of .* has no source",
+        "a.jsonl:1 has no source",
     ),
     "number": (
         lambda p: jsonl(p / "a.jsonl", [{"source": 3, "target": "y"}]),
         "a int in 'source', not text",
     ),
-    "list": (lambda p: jsonl(p / "a.jsonl", [["x", "y"]]), "a JSON list, not an object"),
+    "list": (lambda p: jsonl(p / "a.jsonl", [["x", "y"]]), "a JSON list, not one object"),
     "surrogate": (
         lambda p: jsonl(p / "a.jsonl", [{"source": "\ud800", "target": "y"}]),
         "The text of .* is not valid UTF-8",

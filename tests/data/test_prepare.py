@@ -16,7 +16,7 @@ from flax_transformers.data import shards as shards_module
 from flax_transformers.data.config import TextData
 from flax_transformers.data.prepare import default_directory, open_prepared, prepare_text
 from flax_transformers.data.sentences import split_sentences
-from flax_transformers.data.sources import TextSource
+from flax_transformers.data.text import TextSource
 from flax_transformers.data.tokenizers import TokenizerConfig
 from flax_transformers.errors import UserError
 
@@ -172,7 +172,7 @@ import json, os, signal, sys
 from flax_transformers.data import folders
 from flax_transformers.data.config import TextData
 from flax_transformers.data.prepare import prepare_text
-from flax_transformers.data.sources import TextSource
+from flax_transformers.data.text import TextSource
 from flax_transformers.data.tokenizers import TokenizerConfig
 
 corpus, store, kind, last = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
@@ -188,7 +188,14 @@ def publish_and_die(folder, temporary, name):
 
 folders.LocalFolder.publish = publish_and_die
 prepare_text(
-    TextData(TextSource(corpus), TokenizerConfig(kind, 60), None, 0.2, store, 3), processes=1
+    TextData(
+            source=TextSource(corpus),
+            tokenizer=TokenizerConfig(kind, 60),
+            validation_fraction=0.2,
+            store=store,
+            shards=3,
+        ),
+        processes=1,
 )
 """
 
@@ -257,12 +264,18 @@ KILLED_WITH_CHILDREN = """
 import sys
 from flax_transformers.data.config import TextData
 from flax_transformers.data.prepare import prepare_text
-from flax_transformers.data.sources import TextSource
+from flax_transformers.data.text import TextSource
 from flax_transformers.data.tokenizers import TokenizerConfig
 
 if __name__ == "__main__":
     prepare_text(
-        TextData(TextSource(sys.argv[1]), TokenizerConfig("bytes", 60), None, 0.2, sys.argv[2], 12),
+        TextData(
+            source=TextSource(sys.argv[1]),
+            tokenizer=TokenizerConfig("bytes", 60),
+            validation_fraction=0.2,
+            store=sys.argv[2],
+            shards=12,
+        ),
         processes=2,
     )
 """

@@ -11,13 +11,15 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from flax_transformers.data.sources import Counts, TextSource, fingerprint, read_documents
+from flax_transformers.data.documents import Counts, Document
+from flax_transformers.data.sources import fingerprint, read_documents
+from flax_transformers.data.text import TextSource
 from flax_transformers.errors import UserError
 
 
 def texts(path: Path | str, counts: Counts | None = None, **fields: str) -> list[str]:
     source = TextSource(path=str(path), **fields)
-    return [text for _, text in read_documents(source, counts=counts)]
+    return [document.text for _, document in read_documents(source, counts=counts)]
 
 
 def write_parquet(path: Path, columns: dict[str, list], rows_per_group: int = 2) -> Path:
@@ -55,7 +57,8 @@ def test_empty_documents_are_skipped_counted_and_keep_their_number(tmp_path):
     rows = ["a", "", " \n", None, "b"]
     path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     counts = Counts()
-    assert list(read_documents(TextSource(str(path)), counts=counts)) == [(0, "a"), (4, "b")]
+    found = list(read_documents(TextSource(str(path)), counts=counts))
+    assert found == [(0, Document("a")), (4, Document("b"))]
     assert counts == Counts(documents=2, empty=3, invalid=0)
 
 
@@ -161,7 +164,7 @@ def test_invalid_utf8_in_parquet_names_the_row(tmp_path):
         ('{"text": "cut', r"a\.jsonl:2 is not valid JSON"),
         ("[" * 100_000, r"a\.jsonl:2 is not valid JSON"),
         ('["x"]', r"a\.jsonl:2 holds a JSON list"),
-        ('{"body": "x", "id": 1}', r"a\.jsonl:2 has no text_field 'text', it has 'body', 'id'"),
+        ('{"body": "x", "id": 1}', r"a\.jsonl:2 has no field 'text', it has 'body', 'id'"),
         ('{"text": 7}', r"a\.jsonl:2 has a int in 'text'"),
         (r'{"text": "a\ud800b"}', r"The text of .*a\.jsonl:2 is not valid UTF-8"),
     ],
@@ -247,7 +250,7 @@ def test_reading_streams_within_a_file(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\nnot json at all\n')
     documents = read_documents(TextSource(str(path)))
-    assert next(documents) == (0, "one")
+    assert next(documents) == (0, Document("one"))
 
 
 def test_the_fingerprint_follows_files_and_document_rules(notes):

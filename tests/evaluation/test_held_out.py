@@ -11,7 +11,7 @@ import pytest
 
 from flax_transformers.data.pipeline import TextExamples
 from flax_transformers.data.prepare import PreparedText, prepare_text
-from flax_transformers.data.sources import TextSource
+from flax_transformers.data.text import TextSource
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.held_out import held_out_evaluator
 from flax_transformers.models.outputs import HiddenStates

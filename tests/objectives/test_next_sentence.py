@@ -13,7 +13,7 @@ import pytest
 from flax_transformers.data.config import TextData
 from flax_transformers.data.pipeline import TextExamples
 from flax_transformers.data.prepare import prepare_text
-from flax_transformers.data.sources import TextSource
+from flax_transformers.data.text import TextSource
 from flax_transformers.data.tokenizers import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.models.outputs import HiddenStates

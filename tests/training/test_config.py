@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flax_transformers.cli.config_file import load_config
-from flax_transformers.data.sources import TextSource
+from flax_transformers.data.text import TextSource
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.testing import tiny_bert, tiny_config

@@ -1,0 +1,119 @@
+"""A document as every source gives it, and what holds of the valid and the invalid ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus, described by plain values; each kind of source adds the fields it needs.
+
+    ``path``: a file, a folder (all known endings below it, sorted) or a glob; or
+    "tfds:NAME[/CONFIG][:VERSION]", or "tfds:/folder/of/a/prepared/builder".
+    ``split``: TFDS only, slices as "train[:10%]" included.
+    ``on_invalid``: what becomes of documents that are not valid: "error" stops with file and place,
+    "skip" leaves the document out, "replace" puts U+FFFD for bad bytes and leaves out the rest.
+    """
+
+    path: str = "embedded"
+    split: str = "train"
+    on_invalid: Literal["error", "skip", "replace"] = "error"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document. ``text`` is one text, which is cut into sentences when it is tokenised, or
+    several that stay as they are: the sides of a pair, the words of a tagged sentence.
+
+    ``labels`` are what has to be learned of it, names or numbers. Documents of one ``group`` are
+    held out together; without one the text itself decides.
+    """
+
+    text: str | tuple[str, ...]
+    labels: tuple[str, ...] | tuple[float, ...] = ()
+    group: str | None = None
+
+    @property
+    def whole(self) -> str:
+        """All of the text as one string; texts that stand apart are joined by NUL."""
+        return self.text if isinstance(self.text, str) else "\0".join(self.text)
+
+
+DocumentOf = Callable[[], Document]  # decodes one document, when it is ours to read
+
+
+@dataclass
+class Counts:
+    """What a reader saw: documents given out, empty ones skipped, invalid ones (any policy)."""
+
+    documents: int = 0
+    empty: int = 0
+    invalid: int = 0
+
+
+class Invalid(Exception):
+    """A document that is not valid; the message says where and why."""
+
+
+@dataclass
+class Decoder:
+    """Turns stored bytes into text by the source's policy; raises `Invalid`.
+
+    ``replaced`` becomes True when bytes had to be replaced.
+    """
+
+    replace: bool
+    replaced: bool = False
+
+    def text(self, raw: bytes, where: str, offset: int = 0) -> str:
+        """``raw`` as UTF-8; ``offset`` is its first byte's place in what ``where`` names."""
+        try:
+            return raw.decode()
+        except UnicodeDecodeError as error:
+            if not self.replace:
+                raise Invalid(
+                    f"{where} is not valid UTF-8 at byte {offset + error.start}"
+                ) from error
+            self.replaced = True
+            return raw.decode(errors="replace")
+
+    def json_row(self, raw: bytes, where: str) -> dict[str, Any]:
+        """The object that a line of JSON holds."""
+        try:
+            row = json.loads(self.text(raw, where).removeprefix("\ufeff"))
+        except (ValueError, RecursionError) as error:
+            raise Invalid(f"{where} is not valid JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise Invalid(f"{where} holds a JSON {type(row).__name__}, not one object per line")
+        return row
+
+    def field(self, row: dict[str, Any], field: str, where: str) -> str | None:
+        """The text in a field of a row, or in "a.b" of the object in a; None for null.
+
+        A list of texts counts as the lines of one.
+        """
+        value: Any = row
+        for key in [field] if field in row else field.split("."):
+            if not isinstance(value, dict) or key not in value:
+                raise Invalid(f"{where} has no field {field!r}, it has {listed(row)}")
+            value = value[key]
+        if isinstance(value, list) and all(isinstance(line, str) for line in value):
+            value = "\n".join(value)
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise Invalid(f"{where} has a {type(value).__name__} in {field!r}, not text")
+        if value.isascii():
+            return value
+        # Escapes can bring lone surrogates in, which are no text.
+        return self.text(value.encode("utf-8", "surrogatepass"), f"The text of {where}")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message, the first twenty of them."""
+    shown = [repr(name) for name in names]
+    return ", ".join(shown[:20] + ["..."] * (len(shown) > 20)) or "none"
