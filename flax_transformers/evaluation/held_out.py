@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -28,29 +29,40 @@ def held_out_evaluator(config: TrainConfig, prepared: Dataset) -> Evaluator:
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
         check_batch(settings.batch_size, 1, snapshot.mesh, name="evaluation.batch_size")
-        length = snapshot.phase.sequence_length
-        examples = prepared.examples("validation", config.objective.window_spec(length))
-        if examples is None:
-            return {}
         sharding = batch_sharding(snapshot.mesh)
         rows = host_rows(sharding, settings.batch_size)
-        batches = evaluation_batches(
-            _First(examples, settings.max_examples),
-            config.objective,
-            prepared.vocabulary,
-            sequence_length=length,
-            batch_size=settings.batch_size,
-            rows=rows,
-            seed=EVALUATION_SEED,
-        )
+        length = snapshot.phase.sequence_length
         totals = Accumulator()
-        for local in batches:
+        for local in held_out_batches(config, prepared, length, rows):
             local.pop("example_id")
             batch = place_rows(local, rows, sharding, settings.batch_size)
             totals.add(jax.device_get(snapshot.evaluation_step(snapshot.params, batch)))
         return {f"eval/{name}": value for name, value in totals.means().items()}
 
     return evaluate
+
+
+def held_out_batches(
+    config: TrainConfig, prepared: Dataset, length: int, rows: np.ndarray | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """What evaluation reads, in rows of ``length``; none where nothing is held out.
+
+    ``rows`` are those of each batch that this host makes, by default all; see
+    `evaluation_batches`.
+    """
+    settings = config.evaluation
+    examples = prepared.examples("validation", config.objective.window_spec(length))
+    if examples is None:
+        return
+    yield from evaluation_batches(
+        _First(examples, settings.max_examples),
+        config.objective,
+        prepared.vocabulary,
+        sequence_length=length,
+        batch_size=settings.batch_size,
+        rows=rows,
+        seed=EVALUATION_SEED,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
