@@ -1,0 +1,235 @@
+"""Images for training: the settings, the prepared data, and examples cut out of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from flax_transformers.data.augmentation import Augmentation, augmented, centre_crop
+from flax_transformers.data.config import DataConfig
+from flax_transformers.data.folders import LocalFolder
+from flax_transformers.data.image_kinds import ImageSource
+from flax_transformers.data.image_sources import open_images, own_held_out
+from flax_transformers.data.image_store import (
+    MANIFEST,
+    ImageSplit,
+    read_manifest,
+    source_json,
+    write_store,
+)
+from flax_transformers.data.store import Split, to_json
+from flax_transformers.errors import UserError
+from flax_transformers.objectives.contract import Vocabulary, WindowSpec
+from flax_transformers.objectives.images import ImageSpec
+
+DEFAULT_FRACTION = 0.02
+"""Held out where the source has no split for it and nothing else is said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData(DataConfig):
+    """Images for training and for evaluation. Large collections are read where they lie."""
+
+    source: ImageSource
+    """The images."""
+
+    validation_source: ImageSource | None = None
+    """Images of their own for evaluation; then none of ``source`` are held out."""
+
+    validation_fraction: float | None = None
+    """Share of images held out for evaluation, drawn by a hash of their bytes: exact duplicates
+    stay on one side. None: the source's own "validation" or "test" split, and 0.02 of the images
+    where it has neither. 0 holds out nothing."""
+
+    channels: int = 3
+    """3 for colour, 1 for grey; images of the other kind are converted."""
+
+    crop_fraction: float = 0.875
+    """How much of an image's shorter side evaluation sees, resized to the model's size; 1 for
+    images that have that size already."""
+
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Random changes to training images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.channels not in (1, 3):
+            raise UserError(f"channels is {self.channels}; give 3 for colour or 1 for grey.")
+        if not 0 < self.crop_fraction <= 1:
+            raise UserError(
+                f"crop_fraction is {self.crop_fraction}; give a share above 0, up to 1."
+            )
+        fraction = self.validation_fraction
+        if fraction is not None and not 0 <= fraction < 1:
+            raise UserError(
+                f"validation_fraction is {fraction}; give a share of the images from 0 up to, but "
+                "not including, 1."
+            )
+
+
+@dataclass(frozen=True)
+class PreparedImages:
+    """Images in an image store (a `Dataset`). ``validation`` is None where nothing is held out."""
+
+    directory: str
+    data: ImageData
+    classes: tuple[str, ...]
+    train: ImageSplit
+    validation: ImageSplit | None
+
+    @property
+    def fingerprint(self) -> str:
+        return self.train.fingerprint
+
+    @property
+    def tokenizer(self) -> None:
+        return None
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """As many entries as there are classes."""
+        return Vocabulary(size=len(self.classes), pad_id=0)
+
+    def examples(self, split: Split, spec: WindowSpec) -> ImageExamples | None:
+        images = self.train if split == "train" else self.validation
+        if images is None:
+            return None
+        if not isinstance(spec, ImageSpec):
+            raise UserError(
+                "the objective learns from text, but data are images; choose an objective for "
+                "images, such as ImageClassification, or other data"
+            )
+        return ImageExamples(images, spec, self.data, training=split == "train")
+
+
+@dataclass(frozen=True)
+class ImageExamples:
+    """One split as raw examples: ``image`` uint8 [side, side, channels] and ``label`` int32 [].
+
+    In training images are augmented, and with ``ImageSpec.other`` come ``other_image`` and
+    ``other_label``, any image of the split, drawn and augmented with the same generator.
+    """
+
+    images: ImageSplit
+    spec: ImageSpec
+    data: ImageData
+    training: bool
+    read_threads: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        example = {"image": self._image(index, rng), "label": self._label(index)}
+        if self.training and self.spec.other:
+            other = int(rng.integers(len(self.images)))
+            example["other_image"] = self._image(other, rng)
+            example["other_label"] = self._label(other)
+        return example
+
+    def _image(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        pixels = self.images.pixels(index, self.data.channels)
+        side, fraction = self.spec.length, self.data.crop_fraction
+        if not self.training:
+            return centre_crop(pixels, side, fraction)
+        return augmented(pixels, side, self.data.augmentation, fraction, rng)
+
+    def _label(self, index: int) -> np.ndarray:
+        return np.array(self.images.labels[index], np.int32)
+
+
+def prepare_images(
+    data: ImageData, output: str | None = None, *, processes: int | None = None
+) -> PreparedImages:
+    """Checks every image of ``data`` once and notes where it is, or opens what was prepared.
+
+    ``output`` goes before ``data.store``, ``processes`` before ``data.prepare_processes``. Safe to
+    kill and to call again; a store is finished when its manifest is there. Images that cannot be
+    decoded or have no label are left out, counted and named. A store named by ``data.store`` is not
+    compared with files that may have changed since. Raises UserError for a source that is not
+    there, nothing to hold out, and a folder that holds another store.
+    """
+    folder = _folder(data, output)
+    if not os.path.exists(os.path.join(folder.path, MANIFEST)):
+        validation, fraction = _held_out(data)
+        count = processes or data.prepare_processes
+        write_store(folder, data.source, validation, fraction, count, _origin(data))
+    open_images.cache_clear()  # what was opened to prepare is not needed to train
+    return _open(folder, data)
+
+
+def open_images_store(data: ImageData) -> PreparedImages:
+    """The finished store of ``data``. Raises UserError where there is none."""
+    folder = _folder(data, None)
+    if not folder.exists(MANIFEST):
+        raise UserError(
+            f"There is no finished image store in {folder.path}; run `flax-transformers prepare` "
+            "with the same config first, in one process."
+        )
+    return _open(folder, data)
+
+
+def _folder(data: ImageData, output: str | None) -> LocalFolder:
+    path = output or data.store or _default_directory(data)
+    if "://" in path:
+        raise UserError(f"An image store is a local folder, which {path} is not; name another.")
+    return LocalFolder(os.path.abspath(path))
+
+
+def _default_directory(data: ImageData) -> str:
+    """Below the user's cache directory, named after the images' identity and the settings."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    validation, _ = _held_out(data)
+    sources = [data.source, *([validation] if validation is not None else [])]
+    identity = [_origin(data), *(open_images(source).identity() for source in sources)]
+    name = hashlib.sha256(to_json(identity)).hexdigest()[:16]
+    return os.path.join(cache, "flax_transformers", "stores", name)
+
+
+def _held_out(data: ImageData) -> tuple[ImageSource | None, float]:
+    """The source of images for evaluation, or else the share of ``source`` that is held out."""
+    if data.validation_source is not None:
+        return data.validation_source, 0.0
+    if data.validation_fraction is not None:
+        return None, data.validation_fraction
+    own = own_held_out(data.source)
+    if own is None:
+        return None, DEFAULT_FRACTION
+    fields = {**vars(data.source), "split": own}
+    return ImageSource(**fields), 0.0
+
+
+def _origin(data: ImageData) -> dict[str, Any]:
+    """The settings that what a store holds depends on."""
+    other = data.validation_source
+    return {
+        "source": source_json(data.source),
+        "validation_source": None if other is None else source_json(other),
+        "validation_fraction": data.validation_fraction,
+    }
+
+
+def _open(folder: LocalFolder, data: ImageData) -> PreparedImages:
+    manifest = read_manifest(folder)
+    theirs, ours = manifest["origin"], _origin(data)
+    for name in ours:
+        if theirs.get(name) != ours[name]:
+            raise UserError(
+                f"The image store in {folder.path} was made with {name} {theirs.get(name)}; this "
+                f"run asks for {ours[name]}; choose another store, or delete that one to make it "
+                "anew."
+            )
+    splits = manifest["splits"]
+    train = ImageSplit(folder.path, "train", splits["train"])
+    validation = ImageSplit(folder.path, "validation", splits["validation"])
+    return PreparedImages(
+        folder.path,
+        data,
+        tuple(manifest["classes"]),
+        train,
+        validation if len(validation) else None,
+    )
