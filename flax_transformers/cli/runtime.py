@@ -19,6 +19,10 @@ from flax_transformers.pretrained import initial_parameters
 from flax_transformers.training.config import TrainConfig
 
 
+LABEL_HEADS = frozenset({"classify", "tag"})
+"""What an objective needs of a model if it learns the labels of the data."""
+
+
 def start(platform: str | None) -> None:
     """Joins the other processes, checks the platform, and turns on the compilation cache."""
     _allow_virtual_devices()
@@ -71,6 +75,8 @@ def check_fits_data(config: TrainConfig, prepared: Dataset) -> None:
             f"set --model.vocab-size {size}"
         )
     classes = len(prepared.label_names)
+    if LABEL_HEADS.isdisjoint(config.objective.needs.heads):
+        return
     if classes and classes != model.num_labels:
         raise UserError(
             f"the data has {classes} classes, but model.num_labels is {model.num_labels}; "

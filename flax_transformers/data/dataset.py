@@ -6,6 +6,7 @@ import os
 from typing import Protocol
 
 from flax_transformers.data.config import DataConfig, TextData
+from flax_transformers.data.images import ImageData, open_prepared_images, prepare_images
 from flax_transformers.data.pipeline import Examples
 from flax_transformers.data.prepare import open_prepared, prepare_text
 from flax_transformers.data.store import Split
@@ -53,6 +54,8 @@ def prepare(data: DataConfig, output: str | os.PathLike[str] | None = None) -> D
 
     Raises UserError for data that is missing, damaged or empty.
     """
+    if isinstance(data, ImageData):
+        return prepare_images(data, output)
     return prepare_text(_text(data), output)
 
 
@@ -61,12 +64,16 @@ def open_dataset(data: DataConfig) -> Dataset:
 
     For several processes at once, none of which may start to write.
     """
+    if isinstance(data, ImageData):
+        return open_prepared_images(data)
     return open_prepared(_text(data))
 
 
 def _text(data: DataConfig) -> TextData:
     if not isinstance(data, TextData):
-        raise UserError(f"the config's data is a {type(data).__name__}; give a TextData")
+        raise UserError(
+            f"the config's data is a {type(data).__name__}; give a TextData or an ImageData"
+        )
     return data
 
 

@@ -20,7 +20,8 @@ _IDX = re.compile(r"(?:.*-)?(train|test|t10k)-(images|labels)[-.]idx[13]-ubyte(\
 class FolderImages:
     """A subfolder of files for each class."""
 
-    shape, in_place = None, True
+    shape: tuple[int, ...] | None = None
+    in_place = True
 
     def __init__(self, source: ImageSource, root: Path) -> None:
         parts = {path.name: path for path in sorted(root.iterdir()) if path.is_dir()}

@@ -16,7 +16,9 @@ from flax_transformers.errors import UserError
 class ParquetImages:
     """A column of encoded images, as Hugging Face's data sets are stored, and one of labels."""
 
-    shape, in_place = None, False
+    classes: tuple[str, ...] = ()
+    shape: tuple[int, ...] | None = None
+    in_place = False
 
     def __init__(self, source: ImageSource, files: Sequence[Path]) -> None:
         named = [(split_of_file(path.name), path) for path in files]
@@ -29,7 +31,6 @@ class ParquetImages:
                 f"{listed(splits)}; check data.source."
             )
         self._files, self._source = list(files), source
-        self.classes = ()
         self._groups: list[tuple[Path, int, int]] = []  # file, row group, rows
         for path in files:
             with _parquet(path) as file:
@@ -37,7 +38,7 @@ class ParquetImages:
                 self.classes = self.classes or _class_names(file.schema_arrow, source.label_field)
                 groups = range(file.num_row_groups)
                 self._groups += [(path, n, file.metadata.row_group(n).num_rows) for n in groups]
-        self._names = {name: number for number, name in enumerate(self.classes)}
+        self._names: dict[str, int] = {name: number for number, name in enumerate(self.classes)}
         if not self.classes:
             self._number_labels()
 
@@ -128,7 +129,8 @@ def _class_names(schema: Any, column: str) -> tuple[str, ...]:
 class RecordImages:
     """What TFDS has prepared, as encoded bytes."""
 
-    shape, in_place = None, True
+    shape: tuple[int, ...] | None = None
+    in_place = True
 
     def __init__(self, source: ImageSource) -> None:
         import tensorflow_datasets as tfds

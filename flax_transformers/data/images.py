@@ -77,7 +77,7 @@ class PreparedImages:
 
     directory: str
     data: ImageData
-    classes: tuple[str, ...]
+    label_names: tuple[str, ...]
     train: ImageSplit
     validation: ImageSplit | None
 
@@ -86,13 +86,21 @@ class PreparedImages:
         return self.train.fingerprint
 
     @property
+    def summary(self) -> str:
+        held_out = "none" if self.validation is None else f"{len(self.validation):,}"
+        return (
+            f"{len(self.train):,} training images of {len(self.label_names):,} classes, "
+            f"{held_out} held out"
+        )
+
+    @property
     def tokenizer(self) -> None:
         return None
 
     @property
     def vocabulary(self) -> Vocabulary:
         """As many entries as there are classes."""
-        return Vocabulary(size=len(self.classes), pad_id=0)
+        return Vocabulary(size=len(self.label_names), pad_id=0)
 
     def examples(self, split: Split, spec: WindowSpec) -> ImageExamples | None:
         images = self.train if split == "train" else self.validation
@@ -143,7 +151,7 @@ class ImageExamples:
 
 
 def prepare_images(
-    data: ImageData, output: str | None = None, *, processes: int | None = None
+    data: ImageData, output: str | os.PathLike[str] | None = None, *, processes: int | None = None
 ) -> PreparedImages:
     """Checks every image of ``data`` once and notes where it is, or opens what was prepared.
 
@@ -162,7 +170,7 @@ def prepare_images(
     return _open(folder, data)
 
 
-def open_images_store(data: ImageData) -> PreparedImages:
+def open_prepared_images(data: ImageData) -> PreparedImages:
     """The finished store of ``data``. Raises UserError where there is none."""
     folder = _folder(data, None)
     if not folder.exists(MANIFEST):
@@ -173,8 +181,8 @@ def open_images_store(data: ImageData) -> PreparedImages:
     return _open(folder, data)
 
 
-def _folder(data: ImageData, output: str | None) -> LocalFolder:
-    path = output or data.store or _default_directory(data)
+def _folder(data: ImageData, output: str | os.PathLike[str] | None) -> LocalFolder:
+    path = os.fspath(output or data.store or _default_directory(data))
     if "://" in path:
         raise UserError(f"An image store is a local folder, which {path} is not; name another.")
     return LocalFolder(os.path.abspath(path))
@@ -185,7 +193,7 @@ def _default_directory(data: ImageData) -> str:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     validation, _ = _held_out(data)
     sources = [data.source, *([validation] if validation is not None else [])]
-    identity = [_origin(data), *(open_images(source).identity() for source in sources)]
+    identity = _origin(data) | {"content": [open_images(one).identity() for one in sources]}
     name = hashlib.sha256(to_json(identity)).hexdigest()[:16]
     return os.path.join(cache, "flax_transformers", "stores", name)
 

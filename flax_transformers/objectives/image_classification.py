@@ -18,7 +18,7 @@ from flax_transformers.objectives.contract import (
     Terms,
     Vocabulary,
 )
-from flax_transformers.objectives.images import ImageSpec, PixelInput, pixels_of
+from flax_transformers.objectives.images import ImageSpec, PixelInput, hidden_states, pixels_of
 
 TOP = 5
 
@@ -108,8 +108,8 @@ class ImageClassification(PixelInput):
 
         from flax_transformers.objectives.cross_entropy import cross_entropy
 
-        images = {"pixel_values": self.normalized(batch["pixel_values"])}
-        hidden_BTD = model.hidden_states(params, images, rngs).last_hidden_state
+        pixel_values = self.normalized(batch["pixel_values"])
+        hidden_BTD = hidden_states(model, params, rngs, pixel_values).last_hidden_state
         logits_B1C = model.head("classify", params, rngs, hidden_BTD)[:, None]
         labels_BM, weights_BM = batch["labels"], batch["label_weights"]
         count = jnp.sum(jnp.any(weights_BM > 0.0, axis=1).astype(jnp.float32))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import Array, WindowSpec
+from flax_transformers.objectives.contract import Array, ModelFunctions, Params, WindowSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -72,3 +74,10 @@ def pixels_of(example: dict[str, np.ndarray], name: str = "image") -> np.ndarray
     if name not in example:
         raise UserError("this objective learns from images; set data to an ImageData")
     return np.ascontiguousarray(example[name].transpose(2, 0, 1))
+
+
+def hidden_states(
+    model: ModelFunctions, params: Params, rngs: Mapping[str, Array], *images: Array
+) -> Any:
+    """The model's, for images of any size: a phase may show others than the model was made for."""
+    return model.head("hidden_states", params, rngs, *images, interpolate_pos_encoding=True)

@@ -18,7 +18,7 @@ from flax_transformers.objectives.contract import (
     Terms,
     Vocabulary,
 )
-from flax_transformers.objectives.images import ImageSpec, PixelInput, pixels_of
+from flax_transformers.objectives.images import ImageSpec, PixelInput, hidden_states, pixels_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,7 @@ class MaskedImage(PixelInput):
         pixel_values = self.normalized(batch["pixel_values"])
         target_BTK = model.head("targets", params, {}, pixel_values)
         noise_BT = mask_noise(batch["mask_key"], target_BTK.shape[1])
-        inputs = {"pixel_values": pixel_values, "noise": noise_BT}
-        states = model.hidden_states(params, inputs, rngs)
+        states = hidden_states(model, params, rngs, pixel_values, noise_BT)
         predicted_BTK = model.head("reconstruct", params, rngs, states)
         return Painted(target_BTK, predicted_BTK, states.mask)
 

@@ -30,9 +30,37 @@ class Phase:
     """Parts a batch is worked off in, to save memory; the gradient is that of the whole batch."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "sequence_length", "batch_size", "micro_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"phases: {name} is {getattr(self, name)}; it must be at least 1")
+        _check_phase(self, "sequence_length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePhase:
+    """A stretch of training on square images of one size, which a later phase may change."""
+
+    steps: int
+    image_size: int
+    """Pixels of a side. Where it is not the model's, its positions are interpolated."""
+    batch_size: int
+    """Images in a step, over all devices and processes."""
+    micro_batches: int = 1
+    """As in ``Phase``."""
+
+    def __post_init__(self) -> None:
+        _check_phase(self, "image_size")
+
+    @property
+    def sequence_length(self) -> int:
+        """What objectives are told of the size of a row: the side of its image."""
+        return self.image_size
+
+
+AnyPhase = Phase | ImagePhase
+
+
+def _check_phase(phase: AnyPhase, length: str) -> None:
+    for name in ("steps", length, "batch_size", "micro_batches"):
+        if getattr(phase, name) < 1:
+            raise ValueError(f"phases: {name} is {getattr(phase, name)}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -71,7 +99,7 @@ class TrainConfig:
     objective: Objective
     data: DataConfig
     optimizer: OptimizerConfig
-    phases: tuple[Phase, ...]
+    phases: tuple[AnyPhase, ...]
     mesh: MeshConfig = field(default_factory=MeshConfig)
     execution: Execution = field(default_factory=lambda: Execution(dtype="auto"))
     ema: WeightAverage = field(default_factory=WeightAverage)

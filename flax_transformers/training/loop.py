@@ -30,7 +30,13 @@ from flax_transformers.parallel.distributed import check_equal
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import batch_sharding, check_batch, host_rows, place_rows
 from flax_transformers.training.checkpoints import Checkpoints
-from flax_transformers.training.config import Phase, TrainConfig, check_resumable, to_json
+from flax_transformers.training.config import (
+    AnyPhase,
+    TrainConfig,
+    check_resumable,
+    from_json,
+    to_json,
+)
 from flax_transformers.training.ledger import Ledger
 from flax_transformers.training.meter import Meter
 from flax_transformers.training.metrics import MetricsWriter
@@ -58,7 +64,7 @@ class Snapshot:
     step: int
     params: Any
     """Their average where one is kept (``config.ema``)."""
-    phase: Phase
+    phase: AnyPhase
     mesh: Mesh
     functions: ModelFunctions
     evaluation_step: Callable[..., Any]
@@ -234,7 +240,7 @@ def _check_meta(run: Run, meta: dict[str, Any]) -> None:
             f"{where} stands in phase {position.phase}, but the config has {len(phases)} phase(s); "
             "keep the phases that are done, and add to the last one"
         )
-    saved = meta["config"]["phases"][position.phase]["sequence_length"]
+    saved = from_json(meta["config"]["phases"][position.phase]).sequence_length
     if not position.done(run.config) and phases[position.phase].sequence_length != saved:
         raise UserError(
             f"{where} is in the middle of a phase with sequence_length {saved}, the config has "
@@ -306,7 +312,7 @@ def _due(step: int, every: int) -> bool:
 
 
 def _evaluate(
-    run: Run, state: TrainState, position: Position, phase: Phase, step: Callable[..., Any]
+    run: Run, state: TrainState, position: Position, phase: AnyPhase, step: Callable[..., Any]
 ) -> dict[str, float]:
     snapshot = Snapshot(position.step, state.best_params, phase, run.mesh, run.functions, step)
     row: dict[str, float] = {}
@@ -333,7 +339,7 @@ def _tokenizer_fingerprint(prepared: Dataset) -> str | None:
 
 @contextlib.contextmanager
 def _batches(
-    run: Run, phase: Phase, position: Position
+    run: Run, phase: AnyPhase, position: Position
 ) -> Iterator[Iterator[tuple[dict[str, jax.Array], np.ndarray]]]:
     """Batches on the mesh from ``position`` on, each with the ids of this process's examples.
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import TextConfig
-from flax_transformers.training.config import Phase, TrainConfig
+from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.flops import mfu, transformer_matmul_flops
 from flax_transformers.training.metrics import Accumulator
 from flax_transformers.training.optimizers import learning_rate_at
@@ -22,7 +22,7 @@ from flax_transformers.training.step import StepReport
 log = logging.getLogger(__name__)
 
 
-def step_flops(config: TrainConfig, phase: Phase, params: Any) -> float:
+def step_flops(config: TrainConfig, phase: AnyPhase, params: Any) -> float:
     """Matmul FLOPs of one step by the convention of ``flops``.
 
     ``params`` is the tree of (abstract) parameters: kernels below a stack, which alone have a
@@ -57,7 +57,7 @@ class Meter:
     the first step, which compiles, do not count.
     """
 
-    def __init__(self, config: TrainConfig, phase: Phase, params: Any, mesh: Mesh) -> None:
+    def __init__(self, config: TrainConfig, phase: AnyPhase, params: Any, mesh: Mesh) -> None:
         self._config, self._phase, self._mesh = config, phase, mesh
         self._flops_per_step = step_flops(config, phase, params)
         self._learning_rate = learning_rate_at(config.optimizer, config.total_steps)
