@@ -18,7 +18,6 @@ from flax_transformers.parallel.distributed import check_platform, start_process
 from flax_transformers.pretrained import initial_parameters
 from flax_transformers.training.config import TrainConfig
 
-
 LABEL_HEADS = frozenset({"classify", "tag"})
 """What an objective needs of a model if it learns the labels of the data."""
 
