@@ -21,6 +21,9 @@ _LEGEND = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a file such as configs/bert_tiny.py")
     parser.add_argument("--examples", type=int, default=3, help="how many to show")
+    parser.add_argument(
+        "--picture", default="examples.png", help="where images go (default: %(default)s)"
+    )
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -49,6 +52,11 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     with stream:
         batch = next(stream)
     console = Console(highlight=False, soft_wrap=True)
+    if "pixel_values" in batch:
+        from flax_transformers.cli.inspect_images import show_images
+
+        show_images(console, batch, prepared.label_names, arguments.picture)
+        return 0
     console.print(f"{len(examples):,} windows an epoch; rows of {phase.sequence_length}; {_LEGEND}")
     for i in range(arguments.examples):
         row = {name: values[i] for name, values in batch.items()}

@@ -1,0 +1,47 @@
+"""Grids of small pictures, written as PNG."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import numpy as np
+from etils import epath
+
+from flax_transformers.errors import UserError
+
+_GAP = 2  # white pixels between pictures
+_SHOWN = 84  # pictures with a shorter side than this are enlarged
+
+
+def picture_grid(pictures: np.ndarray) -> np.ndarray:
+    """Numbers in [0, 1], [rows, columns, height, width, 1 or 3], as one picture uint8 [.., .., 3].
+
+    Small pictures are enlarged a whole number of times.
+    """
+    rows, columns, height, width, channels = pictures.shape
+    times = max(1, round(_SHOWN / min(height, width)))
+    large = pictures.repeat(times, axis=2).repeat(times, axis=3)
+    gaps = ((0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0))
+    apart = np.pad(large, gaps, constant_values=1.0)
+    grid = apart.transpose(0, 2, 1, 3, 4).reshape(
+        rows * (height * times + _GAP), columns * (width * times + _GAP), channels
+    )
+    grid = np.pad(grid, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=1.0)
+    return np.rint(np.broadcast_to(grid, (*grid.shape[:2], 3)) * 255.0).astype(np.uint8)
+
+
+def write_png(path: epath.Path, pixels: np.ndarray) -> None:
+    """Writes a picture uint8 [height, width, 3]. Raises UserError where that cannot be done."""
+    from matplotlib.image import imsave  # here, as it takes long to import
+
+    content = io.BytesIO()
+    imsave(content, pixels, format="png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.getvalue())
+    except OSError as error:
+        raise UserError(
+            f"{os.fspath(path)} cannot be written ({error.strerror or error}); make room there or "
+            "choose another folder"
+        ) from error
