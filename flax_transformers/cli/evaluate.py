@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     from flax_transformers.cli import runtime
     from flax_transformers.cli.config_file import load_config, override
-    from flax_transformers.cli.report import evaluators, unigram_baseline
+    from flax_transformers.cli.scores import baselines, evaluators
     from flax_transformers.training.restore import restore_model
     from flax_transformers.training.workdir import write_text
 
@@ -48,11 +48,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     snapshot = _snapshot(config, restored)
     result: dict[str, float] = {"step": restored.step}
     with jax.set_mesh(restored.mesh):
-        for evaluator in evaluators(config, prepared, workdir=None):
+        for evaluator in evaluators(config, prepared, restored.model, workdir=None):
             result |= evaluator(snapshot)
-    baseline = unigram_baseline(config, prepared)
-    if baseline is not None:
-        result["unigram_cross_entropy"] = baseline
+    for baseline in baselines(config, prepared):
+        result[baseline.key] = baseline.score
     text = json.dumps(result, indent=2)
     if jax.process_index() == 0:
         print(text)

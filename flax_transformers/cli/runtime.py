@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
@@ -62,6 +63,11 @@ def initial_weights(config: TrainConfig) -> Callable[[Mesh], Any] | None:
     if path is None:
         return None
     return lambda mesh: initial_parameters(path, config.model, mesh, config.seed)
+
+
+def built(config: TrainConfig) -> nn.Module:
+    """The model of a config, for the devices that there are."""
+    return config.model.build(config.execution.resolve(jax.devices()[0].platform))
 
 
 def check_fits_data(config: TrainConfig, prepared: Dataset) -> None:

@@ -30,7 +30,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise UserError("--workdir is missing; name a folder for checkpoints, metrics and plots")
 
     from flax_transformers.cli import runtime
-    from flax_transformers.cli.report import evaluators, finish, introduce
+    from flax_transformers.cli.report import finish, introduce
+    from flax_transformers.cli.scores import baselines, evaluators
     from flax_transformers.parallel.distributed import PREEMPTED
     from flax_transformers.training.loop import checked_mesh, train
     from flax_transformers.training.workdir import open_workdir
@@ -40,13 +41,14 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     workdir = open_workdir(arguments.workdir)
     prepared = runtime.prepared_data(config.data)
     runtime.check_fits_data(config, prepared)
-    introduce(config, prepared, workdir)
+    to_beat = baselines(config, prepared)
+    introduce(config, prepared, workdir, to_beat)
     outcome = train(
         config,
         prepared,
         workdir,
-        evaluators(config, prepared, workdir),
+        evaluators(config, prepared, runtime.built(config), workdir),
         runtime.initial_weights(config),
     )
-    finish(config, prepared, workdir, outcome)
+    finish(workdir, outcome, to_beat)
     return PREEMPTED if outcome.preempted else 0

@@ -1,0 +1,160 @@
+"""What a model writes during a run, beside what stands in the held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from flax_transformers.data.prepare import PreparedText
+from flax_transformers.data.tokenizers import Tokenizer
+from flax_transformers.evaluation.baselines import sentinels_in_turn
+from flax_transformers.evaluation.held_out import held_out_batches
+from flax_transformers.generation.decode import generate
+from flax_transformers.generation.translate import generate_target
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.sequences import SequenceLoss, end_id
+from flax_transformers.training.config import TrainConfig
+
+TEMPERATURE = 0.8
+"""At which continuations are drawn; the likeliest text of a small model repeats itself."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """``given`` to the model, what it ``wrote``, and what stands there in ``truth``."""
+
+    given: str
+    wrote: str
+    truth: str
+
+
+def written_samples(
+    config: TrainConfig, prepared: PreparedText, model: nn.Module, params: Any, count: int
+) -> list[Written]:
+    """Held-out rows that a causal model goes on with, or that an encoder-decoder answers.
+
+    A causal model has the first half of a row's first document and draws what follows; a decoder
+    takes the likeliest token at a time. None for other objectives.
+    """
+    length = config.phases[-1].sequence_length
+    batch = next(held_out_batches(config, prepared, length), None)
+    if batch is None:
+        return []
+    rows = [{name: batch[name][row] for name in batch} for row in _spread(batch, count)]
+    if isinstance(config.objective, CausalLM):
+        return _continued(prepared, model, params, rows)
+    if isinstance(config.objective, SequenceLoss):
+        return _answered(prepared, model, params, rows)
+    return []
+
+
+def _spread(batch: dict[str, np.ndarray], count: int) -> list[int]:
+    """Rows of a batch that are not there to fill it up, far from one another."""
+    real = np.flatnonzero(batch["example_id"] >= 0)
+    places = np.linspace(0, len(real) - 1, min(count, len(real)))
+    return [int(real[int(place)]) for place in places]
+
+
+def _continued(
+    prepared: PreparedText, model: nn.Module, params: Any, rows: Sequence[dict[str, np.ndarray]]
+) -> list[Written]:
+    vocabulary, tokenizer = prepared.vocabulary, prepared.tokenizer
+    texts = [row["input_ids"][row["segment_ids"] == 1] for row in rows]
+    labels = [row["labels"][row["segment_ids"] == 1] for row in rows]
+    length = len(rows[0]["input_ids"])
+    half = length // 2
+    ids = np.full((len(rows), half), vocabulary.pad_id, np.int32)
+    mask = np.zeros_like(ids)
+    for row, text in enumerate(texts):
+        kept = text[: max(1, min(half, len(text) // 2))]
+        ids[row, : len(kept)], mask[row, : len(kept)] = kept, 1
+    end = vocabulary.sep_id if vocabulary.eos_id is None else vocabulary.eos_id
+    new = jax.device_get(
+        generate(
+            model,
+            params,
+            ids,
+            mask,
+            max_new_tokens=length - half,
+            eos_id=() if end is None else end,
+            pad_id=vocabulary.pad_id,
+            temperature=TEMPERATURE,
+            key=jax.random.key(0),
+        )
+    )
+    return [
+        Written(
+            readable(tokenizer, label[: used - 1]),
+            readable(tokenizer, row),
+            readable(tokenizer, label[used - 1 :]),
+        )
+        for label, row, used in zip(labels, new, mask.sum(axis=1), strict=True)
+    ]
+
+
+def _answered(
+    prepared: PreparedText, model: nn.Module, params: Any, rows: Sequence[dict[str, np.ndarray]]
+) -> list[Written]:
+    vocabulary, tokenizer = prepared.vocabulary, prepared.tokenizer
+    ids = np.stack([row["input_ids"] for row in rows])
+    inputs = np.stack([_first_part(row, "") for row in rows])
+    targets = np.stack([_first_part(row, "decoder_") for row in rows])
+    labels = np.stack([row["labels"] for row in rows])
+    new = jax.device_get(
+        generate_target(
+            model,
+            params,
+            np.where(inputs, ids, vocabulary.pad_id),
+            inputs,
+            max_new_tokens=targets.shape[1] - 1,
+            start_ids=[int(rows[0]["decoder_input_ids"][0])],
+            eos_id=end_id(vocabulary),
+            pad_id=vocabulary.pad_id,
+        )
+    )
+    return [
+        Written(
+            readable(tokenizer, ids[row][inputs[row] > 0]),
+            readable(tokenizer, new[row]),
+            readable(tokenizer, labels[row][targets[row] > 0]),
+        )
+        for row in range(len(rows))
+    ]
+
+
+def _first_part(row: dict[str, np.ndarray], side: str) -> np.ndarray:
+    """1 at the tokens of a side's first text: int32 [T]."""
+    segments = row.get(f"{side}segment_ids")
+    mask = row[f"{side}attention_mask"] if segments is None else segments == 1
+    return np.asarray(mask, np.int32)
+
+
+def readable(tokenizer: Tokenizer, ids: np.ndarray) -> str:
+    """Text with special tokens by their names, but for padding and what ends a sequence."""
+    vocabulary = tokenizer.vocabulary
+    hidden = {vocabulary.pad_id, vocabulary.eos_id, vocabulary.sep_id, vocabulary.cls_id}
+    first = vocabulary.sentinel_ids[:1]
+    in_turn = sentinels_in_turn(ids, vocabulary)
+    text = ""
+    run: list[int] = []
+    for token, turned in zip(map(int, ids), in_turn.tolist(), strict=True):
+        if turned in first or token in vocabulary.special_ids:
+            text += tokenizer.decode(run)
+            run = []
+            text += "" if token in hidden else f" {tokenizer.pieces([token])[0]} "
+        else:
+            run.append(token)
+    return " ".join((text + tokenizer.decode(run)).split())
+
+
+def format_written(samples: Sequence[Written]) -> str:
+    """Samples as plain text, three lines each."""
+    return "\n".join(
+        f"{sample.given}\n    wrote: {sample.wrote}\n    truth: {sample.truth}"
+        for sample in samples
+    )
