@@ -91,8 +91,8 @@ _MBART = BartConfig(
 SIZES: dict[str, BartConfig] = {
     "bart-base": BartConfig(hidden_size=768, num_layers=6, num_heads=12, intermediate_size=3072),
     "bart-large": BartConfig(),
-    "mbart-large-cc25": replace(_MBART, vocab_size=250027, embedding_scale=None),
-    "mbart-large-50": replace(_MBART, vocab_size=250054, embedding_scale=None),
+    "mbart-large-cc25": replace(_MBART, vocab_size=250027, scale_embeddings=True),
+    "mbart-large-50": replace(_MBART, vocab_size=250054, scale_embeddings=True),
 }
 """The published sizes."""
 
@@ -133,7 +133,7 @@ def read_fields(config: Mapping[str, Any], default: EncoderDecoderConfig) -> dic
     fields["activation"] = huggingface.activation_from(
         config.get("activation_function", huggingface.activation_to(default.activation))
     )
-    fields["embedding_scale"] = None if config.get("scale_embedding", False) else 1.0
+    fields["scale_embeddings"] = config.get("scale_embedding", False)
     fields["tie_embeddings"] = config.get("tie_word_embeddings", True) is not False
     return fields
 
@@ -149,7 +149,7 @@ def write_fields(config: EncoderDecoderConfig) -> dict[str, Any]:
         "decoder_ffn_dim": config.decoder.intermediate_size,
         "decoder_start_token_id": config.decoder_start_id,
         "activation_function": huggingface.activation_to(config.activation),
-        "scale_embedding": config.word_scale != 1.0,
+        "scale_embedding": config.scale_embeddings,
         "tie_word_embeddings": config.tie_embeddings,
         "classifier_dropout": config.head_dropout,
     }

@@ -41,10 +41,15 @@ class GemmaConfig(LlamaConfig):
     max_positions: int | None = 8192
     activation: Activation = "gelu_tanh"
     tie_embeddings: bool = True
-    embedding_scale: float | None = None
+    scale_embeddings: bool = True
     pad_id: int = 0
     bos_id: int | None = 2
     eos_ids: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.norm != "rms":
+            raise ValueError(f"model.norm is {self.norm!r}; Gemma has only 'rms'")
 
     def make_norm(self, dtype: jnp.dtype, name: str | None = None) -> nn.Module:
         return NormAroundOne(self.norm_eps, dtype, name=name)

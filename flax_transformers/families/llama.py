@@ -58,7 +58,7 @@ class LlamaConfig(TextConfig):
     intermediate_size: int = 11008
     max_positions: int | None = 2048
     causal: bool = True
-    positions: Literal["learned", "sinusoidal", "none"] = "none"
+    positions: Literal["learned", "none"] = "none"
     rope: Rope | None = PLAIN_ROPE
     norm: Literal["layer", "rms"] = "rms"
     activation: Activation = "silu"

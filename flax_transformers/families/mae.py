@@ -21,7 +21,6 @@ from flax_transformers.models.linear import Linear
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.patches import cut_patches
 from flax_transformers.models.vision import (
-    Positions,
     VisionConfig,
     VisionForClassification,
     VisionModel,
@@ -162,7 +161,7 @@ class MaeDecoder(nn.Module):
             init_std=c.init_std,
         )
         self.mask_token = token(inner, dtype)
-        self.position = Positions(inner, dtype)
+        self.position = inner.make_positions(dtype)
         self.stack = inner.make_stack(self.execution)
         self.norm = inner.make_norm(dtype)
         self.predict = Linear(
@@ -234,7 +233,7 @@ class MaeConfig(VisionConfig):
     num_heads: int = 12
     intermediate_size: int = 3072
     norm_eps: float = 1e-12
-    positions: Literal["learned", "learned_2d", "sincos_2d"] = "sincos_2d"
+    positions: Literal["learned", "sincos_2d"] = "sincos_2d"
     pooling: Literal["class", "average"] = "average"
     decoder_hidden_size: int = 512
     decoder_layers: int = 8

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from flax_transformers.families import huggingface
 from flax_transformers.families.bart import layer_rows, read_fields, word_tables, write_fields
@@ -18,6 +21,33 @@ from flax_transformers.families.weights import WeightTable
 from flax_transformers.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from flax_transformers.models.encoder_decoder_heads import EncoderDecoderForConditionalGeneration
 from flax_transformers.models.feed_forward import Activation
+
+
+def sinusoidal_table(max_positions: int, width: int) -> np.ndarray:
+    """Fixed positions of the 2017 Transformer, float32 [max_positions, width].
+
+    The first half of the width holds sines and the second half cosines, as in tensor2tensor and
+    Marian; arXiv:1706.03762 §3.5 interleaves the two, which is a permutation of the width.
+    """
+    frequency = 10000.0 ** (-2.0 * np.arange(width // 2) / width)
+    angle = np.arange(max_positions)[:, None] * frequency[None, :]
+    table = np.zeros((max_positions, width), np.float32)
+    table[:, : width // 2] = np.sin(angle)
+    table[:, width // 2 : 2 * (width // 2)] = np.cos(angle)
+    return table
+
+
+class Sinusoids(nn.Module):
+    """Vectors [B, T, D] of integer positions [B, T], without parameters; NaN beyond the last."""
+
+    config: MarianConfig
+    dtype: jnp.dtype
+
+    def __call__(self, position_ids: jax.Array) -> jax.Array:
+        c = self.config
+        table_SD = jnp.asarray(sinusoidal_table(c.max_positions or 0, c.hidden_size), self.dtype)
+        return jnp.take(table_SD, position_ids, axis=0)
+
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "MarianMTModel": EncoderDecoderForConditionalGeneration,
@@ -39,11 +69,12 @@ class MarianConfig(EncoderDecoderConfig):
     num_heads: int = 8
     intermediate_size: int = 2048
     max_positions: int | None = 1024
-    positions: Literal["learned", "sinusoidal", "none"] = "sinusoidal"
+    sinusoidal: bool = True
+    """Fixed sines and cosines (§3.5) in the place of learned positions."""
     norm_place: Literal["pre", "post"] = "post"
     norm_eps: float = 1e-5
     activation: Activation = "relu"
-    embedding_scale: float | None = None
+    scale_embeddings: bool = True
     logits_bias: bool = True
     dropout: float = 0.1
     classifier_dropout: float | None = 0.0
@@ -57,6 +88,9 @@ class MarianConfig(EncoderDecoderConfig):
                 f"{self.vocab_size}; set model.share_embeddings to False or make them equal"
             )
         super().__post_init__()
+
+    def make_positions(self, dtype: jnp.dtype) -> nn.Module:
+        return Sinusoids(self, dtype) if self.sinusoidal else super().make_positions(dtype)
 
     def decoder_sizes(self) -> dict[str, Any]:
         words = {
@@ -73,7 +107,7 @@ _PUBLISHED = MarianConfig(
     num_heads=16,
     intermediate_size=4096,
     activation="gelu",
-    embedding_scale=1.0,
+    scale_embeddings=False,
     pad_id=58100,
     eos_ids=(0,),
     decoder_start_id=58100,

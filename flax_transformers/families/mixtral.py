@@ -18,9 +18,9 @@ from flax_transformers.families.llama import (
     write_fields,
 )
 from flax_transformers.families.mistral import MistralConfig, WindowedBlock, read_windowed
+from flax_transformers.families.mixtral_layers import MixtureOfExperts, Routing, balance_of
 from flax_transformers.families.weights import Weight, WeightTable
 from flax_transformers.models.block import LayerCache, LayerInputs, TransformerBlock
-from flax_transformers.models.mixture_of_experts import MixtureOfExperts, Routing, balance_of
 from flax_transformers.models.positions import Rope
 
 ARCHITECTURES = architectures("Mixtral")

@@ -28,7 +28,6 @@ from flax_transformers.families.modernbert_layers import (
 from flax_transformers.families.weights import Weight, WeightTable, fused, linear, norm
 from flax_transformers.models.config import Execution, TextConfig
 from flax_transformers.models.feed_forward import Activation
-from flax_transformers.models.norms import make_norm
 from flax_transformers.models.positions import Rope, rotary_tables
 from flax_transformers.models.stack import Stack
 from flax_transformers.models.text import TextModel
@@ -60,7 +59,7 @@ class ModernBertConfig(TextConfig):
     num_heads: int = 12
     intermediate_size: int = 1152
     max_positions: int | None = 8192
-    positions: Literal["learned", "sinusoidal", "none"] = "none"
+    positions: Literal["learned", "none"] = "none"
     rope: Rope | None = _GLOBAL_ROPE
     """Rotary positions of global layers."""
     local_rope: Rope = _LOCAL_ROPE
@@ -93,6 +92,8 @@ class ModernBertConfig(TextConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.norm_place != "pre":
+            raise ValueError(f"model.norm_place is {self.norm_place!r}; ModernBERT has only 'pre'")
         if self.rope is None:
             raise ValueError("model.rope is None; ModernBERT has no other positions")
         for name in ("local_attention", "global_every"):
@@ -119,7 +120,16 @@ class ModernBertConfig(TextConfig):
         }
 
     def make_norm(self, dtype: jnp.dtype, name: str | None = None) -> nn.Module:
-        return make_norm(self.norm, self.norm_eps, dtype, use_bias=self.norm_bias, name=name)
+        if self.norm_bias or self.norm != "layer":
+            return super().make_norm(dtype, name)
+        return nn.LayerNorm(
+            epsilon=self.norm_eps,
+            dtype=dtype,
+            use_bias=False,
+            use_fast_variance=False,
+            scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",)),
+            name=name,
+        )
 
     def make_stack(
         self, execution: Execution, *, cross_attention: bool = False, name: str | None = None

@@ -67,7 +67,7 @@ class T5Config(EncoderDecoderConfig):
     num_heads: int = 8
     head_dim: int | None = 64
     intermediate_size: int = 2048
-    positions: Literal["learned", "sinusoidal", "none"] = "none"
+    positions: Literal["learned", "none"] = "none"
     norm: Literal["layer", "rms"] = "rms"
     activation: Activation = "relu"
     qkv_bias: bool = False

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from flax_transformers.errors import UserError
 from flax_transformers.families import huggingface
 from flax_transformers.families.family import Family
 from flax_transformers.families.weights import Weight, WeightTable, linear, norm
+from flax_transformers.models.linear import truncated_normal
+from flax_transformers.models.patches import resize_positions
 from flax_transformers.models.vision import (
+    Vectors,
     VisionConfig,
     VisionForClassification,
     VisionWithPooler,
@@ -25,6 +31,25 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "ViTForImageClassification": VisionForClassification,
     "ViTModel": VisionWithPooler,
 }
+
+
+class RowsAndColumns(nn.Module):
+    """Positions of which one half is learned for each row and the other for each column."""
+
+    config: ViTConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, grid: tuple[int, int]) -> jax.Array:
+        c = self.config
+        (rows, columns), half = c.grid, c.hidden_size // 2
+        axes, start = ("positions", "embed"), truncated_normal(c.init_std)
+        table = partial(Vectors, axes=axes, start=start, dtype=jnp.dtype(jnp.float32))
+        row_RD = table((rows, half), name="rows")()
+        column_CD = table((columns, half), name="columns")()
+        both = (jnp.repeat(row_RD, columns, axis=0), jnp.tile(column_CD, (rows, 1)))
+        position_TD = jnp.concatenate(both, axis=1)
+        return resize_positions(position_TD, c.grid, grid).astype(self.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +67,31 @@ class ViTConfig(VisionConfig):
     num_heads: int = 12
     intermediate_size: int = 3072
     norm_eps: float = 1e-12
+    rows_and_columns: bool = False
+    """Learned positions are those of the row beside those of the column (appendix D.4), and the
+    class token has none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rows_and_columns and (self.positions != "learned" or self.hidden_size % 2):
+            raise ValueError(
+                "model.rows_and_columns needs learned model.positions and an even "
+                f"model.hidden_size, not {self.positions!r} and {self.hidden_size}"
+            )
+
+    @property
+    def token_positions(self) -> int:
+        return 0 if self.rows_and_columns else super().token_positions
+
+    def make_positions(self, dtype: jnp.dtype) -> nn.Module:
+        return (
+            RowsAndColumns(self, dtype) if self.rows_and_columns else super().make_positions(dtype)
+        )
+
+    def position_grids(self) -> dict[tuple[str, str], tuple[int, int]]:
+        rows, columns = self.grid
+        of_halves = {("rows", "embedding"): (rows, 1), ("columns", "embedding"): (columns, 1)}
+        return of_halves if self.rows_and_columns else super().position_grids()
 
 
 WIDTHS = {

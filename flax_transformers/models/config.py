@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.block import TransformerBlock
+from flax_transformers.models.embeddings import Embedding
 from flax_transformers.models.feed_forward import Activation
 from flax_transformers.models.norms import make_norm
 from flax_transformers.models.positions import Rope, positions_from_segments, rotary_tables
@@ -185,7 +186,7 @@ class TransformerConfig:
 
     def make_norm(self, dtype: jnp.dtype, name: str | None = None) -> nn.Module:
         """The norm that stands everywhere in the model."""
-        return make_norm(self.norm, self.norm_eps, dtype, name=name)
+        return make_norm(self.norm, self.norm_eps, dtype, name)
 
     def make_stack(
         self, execution: Execution, *, cross_attention: bool = False, name: str | None = None
@@ -209,7 +210,7 @@ class TextConfig(TransformerConfig):
     """Number of real vocabulary entries; tables are padded up to a multiple of 128."""
     causal: bool = False
     """Tokens see only what came before."""
-    positions: Literal["learned", "sinusoidal", "none"] = "learned"
+    positions: Literal["learned", "none"] = "learned"
     """Vectors added to the word vectors; "none" where attention knows positions itself."""
     position_offset: int = 0
     """Row of the learned table that the first position has (2 in RoBERTa and BART)."""
@@ -217,8 +218,8 @@ class TextConfig(TransformerConfig):
     """Rotary positions inside attention (arXiv:2104.09864)."""
     token_types: int = 0
     """Rows of the token-type table (2 in BERT: sentence A and B), 0 for none."""
-    embedding_scale: float | None = 1.0
-    """What word vectors are multiplied with; None: ``sqrt(hidden_size)`` (2017's Transformer)."""
+    scale_embeddings: bool = False
+    """Word vectors are multiplied with ``sqrt(hidden_size)`` (arXiv:1706.03762 §3.4)."""
     embedding_norm: bool = False
     """Norm after the sum of embeddings."""
     tie_embeddings: bool = True
@@ -234,17 +235,16 @@ class TextConfig(TransformerConfig):
             raise ValueError(f"model.token_types is {self.token_types}; it must not be negative")
         if self.positions != "none" and self.max_positions is None:
             raise ValueError(f"model.max_positions is None, but positions are {self.positions}")
-        if self.embedding_scale == self.hidden_size**0.5:  # one spelling for one model
-            object.__setattr__(self, "embedding_scale", None)
-
-    @property
-    def word_scale(self) -> float:
-        """What word vectors are multiplied with."""
-        return self.hidden_size**0.5 if self.embedding_scale is None else self.embedding_scale
 
     @property
     def padded_vocab_size(self) -> int:
         return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+    def make_positions(self, dtype: jnp.dtype) -> nn.Module:
+        """Called with integers [B, T], from ``position_offset`` on, it gives the vectors [B, T, D]
+        that are added to the words'; NaN beyond the last."""
+        rows, axes = (self.max_positions or 0) + self.position_offset, ("positions", "embed")
+        return Embedding(rows, self.hidden_size, dtype, axes, self.init_std)
 
     def position_ids(self, input_ids: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         """Positions int32 [B, T] where none are given: from 0, starting anew in each segment."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import flax.linen as nn
@@ -10,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.models.linear import einsum, truncated_normal
-from flax_transformers.models.positions import sinusoidal_table
 from flax_transformers.models.sharding import HIDDEN, LOGITS, constrain
 
 if TYPE_CHECKING:
@@ -87,12 +85,11 @@ class InputEmbeddings(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        table = partial(Embedding, features=c.hidden_size, dtype=self.dtype, init_std=c.init_std)
         if c.positions == "learned":
-            rows = (c.max_positions or 0) + c.position_offset
-            self.position = table(rows, axes=("positions", "embed"))
+            self.position = c.make_positions(self.dtype)
         if c.token_types:
-            self.token_type = table(c.token_types, axes=("token_types", "embed"))
+            axes = ("token_types", "embed")
+            self.token_type = Embedding(c.token_types, c.hidden_size, self.dtype, axes, c.init_std)
         if c.embedding_norm:
             self.norm = c.make_norm(self.dtype)
         self.dropout = nn.Dropout(c.dropout)
@@ -108,16 +105,13 @@ class InputEmbeddings(nn.Module):
         """[B, T, D] of word vectors and integer ids [B, T]; NaN beyond the last position."""
         c = self.config
         x_BTD = words_BTD
-        if c.word_scale != 1.0:
-            x_BTD = x_BTD * jnp.asarray(c.word_scale, x_BTD.dtype)
+        if c.scale_embeddings:
+            x_BTD = x_BTD * jnp.asarray(c.hidden_size**0.5, x_BTD.dtype)
         if c.token_types:
             types_BT = jnp.zeros_like(position_ids) if token_type_ids is None else token_type_ids
             x_BTD = x_BTD + self.token_type(types_BT)
         if c.positions == "learned":
             x_BTD = x_BTD + self.position(position_ids + c.position_offset)
-        elif c.positions == "sinusoidal":
-            table = jnp.asarray(sinusoidal_table(c.max_positions or 0, c.hidden_size), self.dtype)
-            x_BTD = x_BTD + jnp.take(table, position_ids, axis=0)
         if c.embedding_norm:
             x_BTD = self.norm(x_BTD)
         return constrain(self.dropout(x_BTD, deterministic=deterministic), HIDDEN)

@@ -118,8 +118,8 @@ class EncoderDecoderConfig(TextConfig):
 
     def initial_std(self, name: str) -> float:
         # Tables start so that scaled vectors are of size one, and the logits with them.
-        if name in ("words", "logits") and self.word_scale != 1.0:
-            return 1.0 / self.word_scale
+        if name in ("words", "logits") and self.scale_embeddings:
+            return self.hidden_size**-0.5
         return super().initial_std(name)
 
     def make_side(self, execution: Execution, *, cross_attention: bool = False) -> Side:

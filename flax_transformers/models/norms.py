@@ -9,12 +9,7 @@ import jax.numpy as jnp
 
 
 def make_norm(
-    kind: Literal["layer", "rms"],
-    eps: float,
-    dtype: jnp.dtype,
-    *,
-    use_bias: bool = True,
-    name: str | None = None,
+    kind: Literal["layer", "rms"], eps: float, dtype: jnp.dtype, name: str | None = None
 ) -> nn.Module:
     """A norm over the last axis with parameters ``scale`` and, for layer norm, ``bias``.
 
@@ -28,7 +23,6 @@ def make_norm(
     return nn.LayerNorm(
         epsilon=eps,
         dtype=dtype,
-        use_bias=use_bias,
         use_fast_variance=False,
         scale_init=scale_init,
         bias_init=bias_init,

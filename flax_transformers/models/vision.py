@@ -6,6 +6,7 @@ the tokens in front of the patches, and the patches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -72,9 +73,8 @@ class VisionConfig(TransformerConfig):
     pooling: Literal["class", "average"] = "class"
     """What a classifier looks at: the class token, or the mean of all patches (then, unless a
     family says otherwise, there is no class token)."""
-    positions: Literal["learned", "learned_2d", "sincos_2d"] = "learned"
-    """A vector for every place; half a vector for every row and half for every column
-    (arXiv:2010.11929 appendix D.4); or fixed sines and cosines (``sincos_table``)."""
+    positions: Literal["learned", "sincos_2d"] = "learned"
+    """A vector for every place, or fixed sines and cosines (``sincos_table``)."""
     drop_path: float = 0.0
     """How often the last layer's sub-layers are skipped in training; earlier ones less."""
 
@@ -90,11 +90,10 @@ class VisionConfig(TransformerConfig):
             )
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"model.drop_path is {self.drop_path}; it must be in [0, 1)")
-        parts = {"learned": 1, "learned_2d": 2, "sincos_2d": 4}[self.positions]
-        if self.hidden_size % parts:
+        if self.positions == "sincos_2d" and self.hidden_size % 4:
             raise ValueError(
-                f"model.hidden_size {self.hidden_size} does not divide by {parts}, as "
-                f"{self.positions} positions need"
+                f"model.hidden_size {self.hidden_size} does not divide by 4, as sincos_2d "
+                "positions need"
             )
 
     @property
@@ -116,11 +115,20 @@ class VisionConfig(TransformerConfig):
     @property
     def token_positions(self) -> int:
         """Rows at the start of the table of positions that belong to these tokens."""
-        return len(self.tokens) if self.positions != "learned_2d" else 0
+        return len(self.tokens)
 
     @property
     def block(self) -> type[TransformerBlock]:
         return VisionBlock
+
+    def make_positions(self, dtype: jnp.dtype) -> nn.Module:
+        """Called with a grid (rows, columns), it gives the table [T, D] of positions, first those
+        of tokens that have any, interpolated if the grid is not the config's."""
+        return Positions(self, dtype)
+
+    def position_grids(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """The grids (rows, columns) of tables of positions, by the ends of their paths."""
+        return {("position", "embedding"): self.grid}
 
     def drop_path_rates(self) -> np.ndarray:
         """Drop rate of each layer, float32 [num_layers]: rising evenly from 0 to ``drop_path``."""
@@ -138,16 +146,11 @@ def change_image_size(
     Positions are resized by ``resize_positions``, as in arXiv:2010.11929 §3.2.
     """
     changed = replace(config, image_size=image_size)
-    old, new = config.grid, changed.grid
-    grids = {
-        ("position", "embedding"): (old, new),
-        ("rows", "embedding"): ((old[0], 1), (new[0], 1)),
-        ("columns", "embedding"): ((old[1], 1), (new[1], 1)),
-    }
+    old, new = config.position_grids(), changed.position_grids()
     leaves = flatten_dict(params)
     for path, leaf in leaves.items():
-        if path[-2:] in grids:
-            leaves[path] = resize_positions(leaf, *grids[path[-2:]])
+        if path[-2:] in old:
+            leaves[path] = resize_positions(leaf, old[path[-2:]], new[path[-2:]])
     return changed, unflatten_dict(leaves)
 
 
@@ -172,35 +175,22 @@ def token(config: VisionConfig, dtype: jnp.dtype, name: str | None = None) -> Ve
 
 
 class Positions(nn.Module):
-    """The table of positions [T, D], first the rows of tokens if they have any.
-
-    A fixed table is kept with the parameters, as published files do, but has no gradient.
-    """
+    """The table of positions; a fixed one is kept with the parameters, as published files do, but
+    has no gradient."""
 
     config: VisionConfig
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, grid: tuple[int, int]) -> jax.Array:
-        """The table for ``grid`` (rows, columns), interpolated if that is not the config's."""
         c = self.config
-        (rows, columns), width = c.grid, c.hidden_size
-        init, axes = truncated_normal(c.init_std), ("positions", "embed")
-        if c.positions == "learned_2d":
-            table = partial(Vectors, axes=axes, start=init, dtype=jnp.dtype(jnp.float32))
-            row_RD = table((rows, width // 2), name="rows")()
-            column_CD = table((columns, width // 2), name="columns")()
-            both = (jnp.repeat(row_RD, columns, axis=0), jnp.tile(column_CD, (rows, 1)))
-            position_TD = jnp.concatenate(both, axis=1)
-        else:
-            fixed = c.positions == "sincos_2d"
-            if fixed:
-                init = partial(_sincos_init, c)
-            shape = (c.token_positions + rows * columns, width)
-            boxed = nn.with_logical_partitioning(init, axes)
-            position_TD = self.param("embedding", boxed, shape, jnp.float32)
-            if fixed:
-                position_TD = jax.lax.stop_gradient(position_TD)
+        fixed = c.positions == "sincos_2d"
+        start = partial(_sincos_init, c) if fixed else truncated_normal(c.init_std)
+        init = nn.with_logical_partitioning(start, ("positions", "embed"))
+        shape = (c.token_positions + math.prod(c.grid), c.hidden_size)
+        position_TD = self.param("embedding", init, shape, jnp.float32)
+        if fixed:
+            position_TD = jax.lax.stop_gradient(position_TD)
         return resize_positions(position_TD, c.grid, grid).astype(self.dtype)
 
 
@@ -223,7 +213,7 @@ class PatchEmbeddings(nn.Module):
             dtype=self.dtype,
             init_std=c.init_std,
         )
-        self.position = Positions(c, self.dtype)
+        self.position = c.make_positions(self.dtype)
         for name in c.tokens:
             setattr(self, name, token(c, self.dtype))
         self.dropout = nn.Dropout(c.dropout)

@@ -152,7 +152,7 @@ def test_the_configuration_survives_the_way_in_and_out(name):
         {"architecture": "BartModel", "activation": "relu", "dropout": 0.25},
         {"architecture": "MBartModel", "norm_place": "pre", "pad_id": 7},
         {"architecture": "BartForQuestionAnswering", "num_labels": 2},
-        {"embedding_scale": 12**0.5, "decoder_start_id": 4, "eos_ids": (5,), "bos_id": None},
+        {"scale_embeddings": True, "decoder_start_id": 4, "eos_ids": (5,), "bos_id": None},
         {"tie_embeddings": False, "share_embeddings": False, "init_std": 0.5},
     ],
 )
@@ -206,9 +206,8 @@ def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names)
     [
         ("norm_place", "pre"),
         ("norm", "rms"),
-        ("positions", "sinusoidal"),
+        ("positions", "none"),
         ("embedding_norm", False),
-        ("embedding_scale", 2.0),
         ("share_embeddings", False),
         ("logits_bias", False),
     ],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,12 +41,7 @@ def test_a_fresh_norm_does_not_scale_and_its_parameter_is_zero():
 def test_the_configuration_survives_the_way_in_and_out(name):
     config = from_huggingface(CASES[name].config)
     assert from_huggingface(config_json(config)) == config
-    assert config.word_scale == config.hidden_size**0.5
-
-
-def test_the_scale_of_words_follows_the_width():
-    assert GemmaConfig(hidden_size=64).word_scale == 8.0
-    assert dataclasses.replace(SIZES["gemma-2b"], hidden_size=64).word_scale == 8.0
+    assert config.scale_embeddings
 
 
 @pytest.mark.parametrize(
@@ -84,7 +77,7 @@ def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names)
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("activation", "gelu"), ("embedding_scale", 1.0), ("mlp_bias", True)]
+    ("field", "value"), [("activation", "gelu"), ("scale_embeddings", False), ("mlp_bias", True)]
 )
 def test_a_model_that_hugging_face_has_no_gemma_for_is_not_written(field, value):
     with pytest.raises(UserError, match=f"model.{field} is {value!r}.*checkpoint format"):

@@ -273,7 +273,7 @@ def test_half_a_head_in_the_file_is_not_made_up_for(saved):
 @pytest.mark.parametrize(
     ("architecture", "changes"),
     [
-        ("GPT2LMHeadModel", {"embedding_scale": 3.0}),
+        ("GPT2LMHeadModel", {"scale_embeddings": True}),
         ("LlamaForCausalLM", {"norm": "layer"}),
         ("BertForMaskedLM", {"causal": True}),
         ("BertForMaskedLM", {"norm_place": "pre"}),

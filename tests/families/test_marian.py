@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from flax_transformers.families.marian import (
     SIZES,
     MarianConfig,
     from_huggingface,
+    sinusoidal_table,
     to_huggingface,
 )
 from flax_transformers.families.weights import parameter_shapes
@@ -63,7 +66,7 @@ def test_cached_steps_give_the_logits_of_the_full_pass():
 def test_pre_norm_and_learned_positions_are_options():
     plain = parameter_shapes(TINY.build(Execution()), np.zeros((1, 2), np.int32))
     assert set(plain["encoder"]) == {"stack"}
-    ours = dataclasses.replace(TINY, norm_place="pre", positions="learned")
+    ours = dataclasses.replace(TINY, norm_place="pre", sinusoidal=False)
     shapes = parameter_shapes(ours.build(Execution()), np.zeros((1, 2), np.int32))
     assert set(shapes["encoder"]) == set(shapes["decoder"]) == {"embeddings", "norm", "stack"}
 
@@ -118,7 +121,7 @@ def test_the_configuration_survives_the_way_in_and_out(name):
     "changes",
     [
         {},
-        {"architecture": "MarianModel", "embedding_scale": 1.0, "num_decoder_layers": 3},
+        {"architecture": "MarianModel", "scale_embeddings": False, "num_decoder_layers": 3},
         {"share_embeddings": False, "decoder_vocab_size": 44, "activation": "silu"},
         {"share_embeddings": False, "tie_embeddings": False, "pad_id": 49},
     ],
@@ -129,18 +132,36 @@ def test_the_configuration_survives_the_way_out_and_back(changes):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("norm_place", "pre"), ("positions", "learned"), ("gated", True)]
+    ("field", "value"), [("norm_place", "pre"), ("sinusoidal", False), ("gated", True)]
 )
 def test_a_model_that_marian_cannot_be_is_not_written(field, value):
     with pytest.raises(UserError, match=rf"model\.{field} is {value!r}.*checkpoint format"):
         config_json(dataclasses.replace(TINY, **{field: value}))
 
 
-def test_the_scale_of_words_follows_the_width():
-    assert TINY.word_scale == 12**0.5
-    assert dataclasses.replace(TINY, hidden_size=48).word_scale == 48**0.5
-    assert dataclasses.replace(TINY, embedding_scale=12**0.5) == TINY
-    assert SIZES["transformer-big"].word_scale == 32.0
+def test_sinusoids_are_sines_then_cosines_from_one_radian_down():
+    table = sinusoidal_table(50, 8)
+    assert table.dtype == np.float32
+    for position in (0, 1, 49):
+        for i in range(4):
+            angle = position / 10000 ** (2 * i / 8)
+            assert math.isclose(table[position, i], math.sin(angle), abs_tol=1e-6)
+            assert math.isclose(table[position, 4 + i], math.cos(angle), abs_tol=1e-6)
+
+
+def test_an_odd_width_ends_in_a_column_of_zeros():
+    table = sinusoidal_table(4, 5)
+    assert table.shape == (4, 5)
+    assert not table[:, 4].any()
+    assert table[0].tolist() == [0, 0, 1, 1, 0]
+
+
+def test_positions_are_added_to_the_words_and_are_nan_beyond_the_last():
+    sinusoids = TINY.make_positions(jnp.dtype(jnp.float32))
+    last = TINY.max_positions
+    found = sinusoids.apply({}, jnp.array([[0, last - 1, last]]))
+    np.testing.assert_array_equal(found[0, :2], sinusoidal_table(last, 12)[[0, last - 1]])
+    assert np.isnan(found[0, 2]).all()
 
 
 def test_a_published_file_with_the_dropout_of_a_classifier_is_read():
@@ -157,7 +178,7 @@ def test_padding_is_in_the_vocabulary_of_the_decoder():
 def test_fields_that_files_leave_out_are_those_of_the_format():
     config = from_huggingface({"model_type": "marian"})
     assert (config.vocab_size, config.hidden_size, config.num_layers) == (58101, 1024, 12)
-    assert (config.activation, config.embedding_scale, config.pad_id) == ("gelu", 1.0, 58100)
+    assert (config.activation, config.scale_embeddings, config.pad_id) == ("gelu", False, 58100)
 
 
 # Parameters of MarianMTModel; the constants added to the logits are none. The paper rounds those of

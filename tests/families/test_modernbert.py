@@ -312,11 +312,16 @@ def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names)
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("norm_place", "post"), ("gated", False), ("qkv_bias", True), ("norm", "rms")],
+    [("gated", False), ("qkv_bias", True), ("norm", "rms")],
 )
 def test_a_model_that_hugging_face_has_no_modernbert_for_is_not_written(field, value):
     with pytest.raises(UserError, match=f"model.{field} is {value!r}.*checkpoint format"):
         config_json(dataclasses.replace(TINY, **{field: value}))
+
+
+def test_a_norm_after_each_sub_layer_is_refused():
+    with pytest.raises(ValueError, match=r"model\.norm_place is 'post'; ModernBERT has only 'pre'"):
+        dataclasses.replace(TINY, norm_place="post")
 
 
 # Parameters of ModernBertForMaskedLM; the paper states 149M and 395M.

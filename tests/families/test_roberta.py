@@ -268,7 +268,7 @@ def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names)
         from_huggingface({"model_type": "roberta"} | {field: value})
 
 
-@pytest.mark.parametrize(("field", "value"), [("norm_place", "pre"), ("positions", "sinusoidal")])
+@pytest.mark.parametrize(("field", "value"), [("norm_place", "pre"), ("positions", "none")])
 def test_a_model_that_hugging_face_has_no_roberta_for_is_not_written(field, value):
     with pytest.raises(UserError, match=f"model.{field} is {value!r}.*checkpoint format"):
         config_json(dataclasses.replace(TINY, **{field: value}))

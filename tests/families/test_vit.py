@@ -171,7 +171,12 @@ def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, messag
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("pooling", "average"), ("positions", "sincos_2d"), ("norm", "rms"), ("gated", True)],
+    [
+        ("pooling", "average"),
+        ("positions", "sincos_2d"),
+        ("rows_and_columns", True),
+        ("norm", "rms"),
+    ],
 )
 def test_a_model_that_hugging_face_has_no_vit_for_is_not_written(field, value):
     with pytest.raises(UserError, match=f"model.{field} is {value!r}.*checkpoint format"):

@@ -17,7 +17,6 @@ from flax_transformers.models.embeddings import (
     lookup,
     mask_padded_vocabulary,
 )
-from flax_transformers.models.positions import sinusoidal_table
 from flax_transformers.objectives.cross_entropy import cross_entropy
 from tests.models.reference import equations, layer_norm, randomize, softmax
 
@@ -98,7 +97,7 @@ CONFIG = TextConfig(
     max_positions=8,
     token_types=3,
     embedding_norm=True,
-    embedding_scale=2.5,
+    scale_embeddings=True,
     norm_eps=1e-3,
 )
 WORDS = np.random.default_rng(0).standard_normal((2, 5, 6)).astype(np.float32)
@@ -118,16 +117,14 @@ def embed(config, places=PLACES, types=TYPES):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "none"])
+@pytest.mark.parametrize("positions", ["learned", "none"])
 def test_the_input_of_the_layers_is_the_sum_of_tables_and_then_a_norm(positions):
     ours, p = embed(replace(CONFIG, positions=positions))
     assert ("position" in p) == (positions == "learned")
-    total = 2.5 * WORDS + p["token_type"]["embedding"][TYPES]
+    total = 6**0.5 * WORDS + p["token_type"]["embedding"][TYPES]
     if positions == "learned":
         assert p["position"]["embedding"].shape == (8, 6)
         total = total + p["position"]["embedding"][PLACES]
-    elif positions == "sinusoidal":
-        total = total + sinusoidal_table(8, 6)[PLACES]
     expected = layer_norm(total, p["norm"]["scale"], p["norm"]["bias"], 1e-3)
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
@@ -135,14 +132,12 @@ def test_the_input_of_the_layers_is_the_sum_of_tables_and_then_a_norm(positions)
 def test_the_table_of_positions_may_have_rows_before_the_first_position():
     ours, p = embed(replace(CONFIG, position_offset=2, token_types=0, embedding_norm=False))
     assert p["position"]["embedding"].shape == (10, 6)
-    expected = 2.5 * WORDS + p["position"]["embedding"][PLACES + 2]
+    expected = 6**0.5 * WORDS + p["position"]["embedding"][PLACES + 2]
     np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
-def test_beyond_the_last_position_all_is_nan(positions):
-    config = replace(CONFIG, positions=positions)
-    ours, _ = embed(config, places=PLACES.at[0, 4].set(8))
+def test_beyond_the_last_position_all_is_nan():
+    ours, _ = embed(CONFIG, places=PLACES.at[0, 4].set(8))
     assert np.isnan(ours[0, 4]).all()
     assert np.isfinite(ours[0, :4]).all()
     assert np.isfinite(ours[1]).all()

@@ -54,7 +54,7 @@ PRE_NORM = TextConfig(
     output_bias=False,
     mlp_bias=False,
     tie_embeddings=False,
-    positions="sinusoidal",
+    positions="none",
     dropout=0.1,
 )
 IDS = jnp.array([[1, 2, 3, 4, 5], [6, 7, 8, 0, 0]])

@@ -55,8 +55,3 @@ def test_bfloat16_input_is_normalised_in_float32(kind):
         expected = rms_norm(x, params["scale"], 1e-6)
     # One rounding, at the end: half a unit in the last of eight binary digits.
     np.testing.assert_allclose(ours.astype(np.float64), expected, rtol=2**-8, atol=1e-6)
-
-
-def test_a_layer_norm_without_bias_has_a_scale_alone():
-    module = make_norm("layer", 1e-6, jnp.float32, use_bias=False)
-    assert module.init(jax.random.key(0), jnp.ones((1, 4)))["params"].keys() == {"scale"}

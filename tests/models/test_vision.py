@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
+from flax_transformers.families.vit import ViTConfig
 from flax_transformers.models.block import LayerInputs
 from flax_transformers.models.config import Execution
 from flax_transformers.models.patches import resize_positions, sincos_table
@@ -26,15 +27,19 @@ from flax_transformers.models.vision import (
 )
 from flax_transformers.parallel.rules import mesh_axes
 
-CONFIG = VisionConfig(
-    hidden_size=12,
-    num_layers=2,
-    num_heads=3,
-    intermediate_size=8,
-    image_size=(4, 6),
-    patch_size=2,
-    num_labels=5,
-)
+SIZES = {
+    "hidden_size": 12,
+    "num_layers": 2,
+    "num_heads": 3,
+    "intermediate_size": 8,
+    "image_size": (4, 6),
+    "patch_size": 2,
+    "num_labels": 5,
+    "norm_eps": 1e-6,
+}
+CONFIG = VisionConfig(**SIZES)
+IN_TWO_HALVES = ViTConfig(**SIZES, rows_and_columns=True)
+POSITIONS = pytest.mark.parametrize("config", [CONFIG, IN_TWO_HALVES], ids=["one", "two_halves"])
 
 
 def images(*shape):
@@ -66,9 +71,9 @@ def run(model, params, x, rngs=None, **options):
 
 
 @pytest.mark.parametrize("kind", [VisionForClassification, VisionWithPooler])
-@pytest.mark.parametrize("positions", ["learned", "learned_2d"])
-def test_every_parameter_has_axes_that_the_rules_know(kind, positions):
-    model = kind(replace(CONFIG, positions=positions))
+@POSITIONS
+def test_every_parameter_has_axes_that_the_rules_know(kind, config):
+    model = kind(config)
     boxed = jax.eval_shape(partial(model.init, **model.example_inputs()), jax.random.key(0))
     specs, shapes = nn.get_partition_spec(boxed["params"]), nn.meta.unbox(boxed["params"])
 
@@ -100,14 +105,14 @@ def test_a_classifier_looks_at_the_class_token_or_at_the_mean_of_all_patches():
 
 @pytest.mark.slow
 def test_two_dimensional_positions_are_a_row_vector_beside_a_column_vector():
-    config = replace(CONFIG, positions="learned_2d", pooling="average")
+    config = replace(IN_TWO_HALVES, pooling="average")
     model, params = start(config, VisionModel)
     table = params["embeddings"]["position"]
     rows, columns = table["rows"]["embedding"], table["columns"]["embedding"]
     assert rows.shape == (2, 6) and columns.shape == (3, 6)
     joined = [[np.concatenate([row, column]) for column in columns] for row in rows]
     params["embeddings"]["position"] = {"embedding": np.reshape(joined, (6, 12))}
-    plain = VisionModel(replace(config, positions="learned"))
+    plain = VisionModel(replace(CONFIG, pooling="average"))
     x = images(1, 3, 4, 6)
     expected = run(plain, params, x).last_hidden_state
     params["embeddings"]["position"] = table
@@ -133,9 +138,9 @@ def test_fixed_positions_have_no_gradient():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("positions", ["learned", "learned_2d"])
-def test_changing_the_image_size_is_interpolating_positions_ahead(positions):
-    model, params = start(replace(CONFIG, positions=positions))
+@POSITIONS
+def test_changing_the_image_size_is_interpolating_positions_ahead(config):
+    model, params = start(config)
     x = images(2, 3, 8, 6)
     expected = run(model, params, x, interpolate_pos_encoding=True).logits
     config, resized = change_image_size(model.config, params, (8, 6))

@@ -183,29 +183,25 @@ def balance_of(routing: Routing, segments_BT: jax.Array | None) -> Balance:
     )
 
 
-def load_balancing_loss(balance: Balance) -> jax.Array:
-    """The load-balancing loss of the Switch Transformer (arXiv:2101.03961 §2.2), as in Mixtral.
-
-    ``E * sum_e f_e P_e``, with f_e the tokens that expert e got for each token there was, P_e its
-    mean probability, both over all tokens of all sequences and layers of ``balance`` [L, B, ...].
-    It is the number of choices at perfect balance, float32. As a product of two means over the
-    batch it changes when a batch is divided; see ``balancing_by_sequence``.
-    """
-    return _balance_loss(jax.tree.map(lambda leaf: jnp.sum(leaf, axis=(0, 1)), balance))
-
-
 def balancing_by_sequence(balance: Balance) -> tuple[jax.Array, jax.Array]:
-    """The sum over sequences of ``load_balancing_loss`` of each, times its tokens; and all tokens.
+    """The sum over sequences of the ``balance_loss`` of each, times its tokens; and all tokens.
 
-    Both add up over micro-batches and devices, and their quotient, the mean over tokens, is the
-    same however a batch was divided. For a single sequence it is ``load_balancing_loss``.
+    ``balance`` is that of a model, [L, B, ...]. Both results add up over micro-batches and devices,
+    and their quotient, the mean over tokens, is the same however a batch was divided. The originals
+    have ``balance_loss`` of the whole batch, which for a single sequence is the same.
     """
     each = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), balance)
     tokens_B = balance.tokens[0]
-    return jnp.sum(_balance_loss(each) * tokens_B), jnp.sum(tokens_B)
+    return jnp.sum(balance_loss(each) * tokens_B), jnp.sum(tokens_B)
 
 
-def _balance_loss(sums: Balance) -> jax.Array:
+def balance_loss(sums: Balance) -> jax.Array:
+    """The load-balancing loss of the Switch Transformer (arXiv:2101.03961 §2.2), as in Mixtral.
+
+    ``E * sum_e f_e P_e`` float32 [...], with f_e the tokens that expert e got for each token there
+    was, and P_e its mean probability, of sums over tokens and layers [..., E]. At perfect balance
+    it is the number of choices.
+    """
     tokens = jnp.maximum(sums.tokens, 1.0)[..., None]
     share, probability = sums.chosen / tokens, sums.probability / tokens
     return sums.chosen.shape[-1] * jnp.sum(share * probability, axis=-1)
