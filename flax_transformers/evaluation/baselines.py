@@ -26,6 +26,7 @@ FITTED_ROWS, FITTED_LABELS = 20_000, 2_000_000
 """A guess is fitted on so many training rows or labels at most, whichever come first."""
 _BYTES_ORDER = 3
 _ROWS_AT_ONCE = 64
+_CALLED = {"eval/bleu": "BLEU", "eval/chrf": "chrF"}
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,21 @@ class Baseline:
 
     def line(self) -> str:
         """What there is to beat."""
-        return f"{self.name} {self._shown(self.score)} on {self.counted}"
+        return f"{self._measured} {self._shown(self.score)} on {self.counted} ({self.name})"
 
     def verdict(self, score: float) -> str:
         """The model's ``score`` beside it, and by how much that is better or worse."""
         gain = self.score - score if self.is_loss else score - self.score
         return (
-            f"held-out {self.metric.removeprefix('eval/').replace('_', ' ')} {self._shown(score)}, "
-            f"{self.name} {self._shown(self.score)}: {self._shown(abs(gain))} "
+            f"held-out {self._measured} {self._shown(score)}, {self.name} "
+            f"{self._shown(self.score)}: {self._shown(abs(gain))} "
             f"{'better' if gain >= 0 else 'worse'} on {self.counted}"
         )
+
+    @property
+    def _measured(self) -> str:
+        """The metric as people call it."""
+        return _CALLED.get(self.metric, self.metric.removeprefix("eval/").replace("_", " "))
 
     def _shown(self, score: float) -> str:
         """A score in the unit of its metric."""
