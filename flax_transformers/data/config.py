@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from flax_transformers.data.gates import Gates
 from flax_transformers.data.sources import AnySource
 from flax_transformers.data.text import TextSource
 from flax_transformers.data.tokenizers import TokenizerConfig
@@ -47,6 +48,9 @@ class TextData(DataConfig):
     validation_fraction: float = 0.01
     """Share of documents held out for evaluation, drawn by a hash of their text: exact duplicates
     stay on one side. 0 holds out nothing."""
+
+    gates: Gates = field(default_factory=Gates)
+    """Which documents are let in: length limits, and exact duplicates only once."""
 
     shards: int = 8
     """Files per kind that the store is divided into, and so the unit of resumption. What the store

@@ -12,6 +12,7 @@ import functools
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -127,10 +128,15 @@ class LocalFolder:
                 os.close(directory)
 
     def remove_temporaries(self) -> None:
-        """Removes what killed writers left; only where no other writer is at work."""
+        """Removes what killed writers left; only where no other writer of this machine is at work.
+
+        A writer of another machine may be, without us seeing its lock: its files stay for a week.
+        """
+        own, long_ago = f"{_TEMPORARY}{socket.gethostname()}-", time.time() - 7 * 24 * 3600
         for path in Path(self.path).rglob(f"*{_TEMPORARY}*"):
-            if path.is_file():
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file() and (own in path.name or path.stat().st_mtime < long_ago):
+                    path.unlink()
 
 
 class BucketFolder:

@@ -62,6 +62,18 @@ class TokenizerConfig:
     training_documents: int | None = 1_000_000
     sentinels: int = 0
 
+    def __post_init__(self) -> None:
+        if self.training_documents is not None and self.training_documents < 1:
+            raise UserError(
+                f"The tokenizer's training_documents is {self.training_documents}; give 1 or more, "
+                "or None for all of them."
+            )
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether it is made of the corpus; what is not is the same wherever it is made."""
+        return self.path is None and self.kind != "bytes"
+
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     """The tokenizer that ``config`` asks for; ``texts`` are read only if it has to be trained.

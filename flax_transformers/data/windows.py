@@ -11,6 +11,7 @@ exactly one window, in order.
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,8 @@ def _keep(directory: str, name: str, windows: np.ndarray) -> None:
     try:
         with open(temporary, "wb") as file:
             windows.tofile(file)
+            file.flush()
+            os.fsync(file.fileno())
         folder.publish(temporary, name)
     finally:
         temporary.unlink(missing_ok=True)

@@ -238,7 +238,7 @@ def test_the_shards_finished_before_the_kill_are_not_made_again(data, monkeypatc
     made = []
     tokenise = shards_module.tokenise_shard
     monkeypatch.setattr(
-        shards_module, "tokenise_shard", lambda *a: made.append(a[3]) or tokenise(*a)
+        shards_module, "tokenise_shard", lambda *a: made.append(a[1]) or tokenise(*a)
     )
     prepare_text(data, processes=1)
     assert made == [1, 2]
@@ -321,11 +321,11 @@ def test_shards_of_another_tokenizer_are_made_again(data, monkeypatch):
     store = Path(data.store)
     (store / "manifest.json").unlink()
     record = json.loads((store / "shards/00001.json").read_text())
-    (store / "shards/00001.json").write_text(json.dumps({**record, "tokenizer": "another"}))
+    (store / "shards/00001.json").write_text(json.dumps({**record, "made_from": "another"}))
     made = []
     tokenise = shards_module.tokenise_shard
     monkeypatch.setattr(
-        shards_module, "tokenise_shard", lambda *a: made.append(a[3]) or tokenise(*a)
+        shards_module, "tokenise_shard", lambda *a: made.append(a[1]) or tokenise(*a)
     )
     prepare_text(data)
     assert made == [1]

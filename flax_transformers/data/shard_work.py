@@ -1,0 +1,151 @@
+"""Does one piece of work for each shard, in this process or in several, and shows how far it is."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from flax_transformers.data.processes import end_with_parent
+from flax_transformers.errors import UserError
+
+Note = Callable[[int, int], None]  # told of (documents, tokens) now and then; may raise to stop
+Work = Callable[[int, Note], None]  # does one shard; picklable
+
+
+def for_each_shard(
+    work: Work, shards: Sequence[int], processes: int, *, done: str, total: int
+) -> None:
+    """Calls ``work`` for each of ``shards``, which are what is missing of ``total``.
+
+    ``done`` is what has happened to a shard then ("tokenised"). Raises what ``work`` raises.
+    """
+    with _Reporter(done, total, total - len(shards)) as reporter:
+        if processes == 1 or len(shards) <= 1:
+            for shard in shards:
+                work(shard, reporter.note)
+                reporter.shard_done()
+        else:
+            _in_processes(work, shards, processes, reporter)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker process needs, handed over once."""
+
+    work: Work
+    progress: Any  # shared array of int64: documents, tokens
+    stop: Any  # shared event
+
+
+_job: _Job | None = None
+
+
+class _Stopped(Exception):
+    """Another process failed; this one gives up."""
+
+
+def _start_worker(job: _Job) -> None:
+    global _job
+    _job = job
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which tells us
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each
+
+
+def _run_in_worker(shard: int) -> None:
+    job = _job
+    assert job is not None
+
+    def note(documents: int, tokens: int) -> None:
+        if job.stop.is_set():
+            raise _Stopped
+        with job.progress.get_lock():
+            job.progress[0] += documents
+            job.progress[1] += tokens
+
+    job.work(shard, note)
+
+
+def _in_processes(work: Work, shards: Sequence[int], processes: int, reporter: _Reporter) -> None:
+    context = multiprocessing.get_context("spawn")
+    job = _Job(work, context.Array("q", 2), context.Event())
+    pool = ProcessPoolExecutor(min(processes, len(shards)), context, _start_worker, (job,))
+    try:
+        waiting: set[Future[None]] = {pool.submit(_run_in_worker, shard) for shard in shards}
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            reporter.set(*job.progress[:])
+            for future in done:
+                future.result()
+                reporter.shard_done()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A process that prepares died, perhaps for want of memory; run the same command again "
+            "to go on, with fewer prepare_processes. (A script that prepares needs its "
+            '`if __name__ == "__main__"`.)'
+        ) from error
+    finally:
+        job.stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+class _Reporter:
+    """A progress bar where stderr is a terminal, else a line for every finished shard."""
+
+    def __init__(self, what: str, shards: int, done: int) -> None:
+        self._what, self._shards, self._done, self._missing = what, shards, done, shards - done
+        self._documents = self._tokens = 0
+        console = Console(stderr=True)
+        self._lines = not console.is_terminal
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn(what),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} shards  {task.fields[counts]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=self._lines,
+        )
+        self._task = self._bar.add_task("", total=shards, completed=done, counts="")
+
+    def __enter__(self) -> _Reporter:
+        if self._missing:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def note(self, documents: int, tokens: int) -> None:
+        self.set(self._documents + documents, self._tokens + tokens)
+
+    def set(self, documents: int, tokens: int) -> None:
+        self._documents, self._tokens = documents, tokens
+        self._bar.update(self._task, counts=self._counts())
+
+    def _counts(self) -> str:
+        tokens = f", {self._tokens:,} tokens" if self._tokens else ""
+        return f"{self._documents:,} documents{tokens}"
+
+    def shard_done(self) -> None:
+        self._done += 1
+        self._bar.update(self._task, completed=self._done)
+        if self._lines:
+            line = f"{self._what} shard {self._done} of {self._shards}: {self._counts()}"
+            print(line, file=sys.stderr, flush=True)
