@@ -1,0 +1,48 @@
+"""BART base (arXiv:1910.13461): text infilling and sentence permutation.
+
+Command:   flax-transformers prepare configs/bart_base.py
+           flax-transformers train configs/bart_base.py --workdir gs://bucket/bart_base
+Hardware:  written for a TPU v5e slice of 256 chips: batches of 8,000 rows of 512
+Data:      the original has RoBERTa's 160 GB; TFDS c4/en stands for them
+Expected:  not run; the paper gives no loss for it
+
+Steps and batches are those of the large model (§5.1). The paper is silent on rates: they are
+RoBERTa's for base size. The vocabulary is a sentencepiece BPE trained on the corpus.
+"""
+
+import dataclasses
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.text import TextSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.families.bart import SIZES
+from flax_transformers.objectives.denoising import Denoising
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=dataclasses.replace(
+            SIZES["bart-base"], pad_id=0, bos_id=3, eos_ids=(1,), decoder_start_id=1
+        ),
+        objective=Denoising(),
+        data=TextData(
+            source=TextSource("tfds:c4/en"),
+            tokenizer=TokenizerConfig("bpe", vocab_size=50265),
+            validation_fraction=0.0001,
+            shards=1024,
+            workers=8,
+        ),
+        optimizer=AdamW(
+            learning_rate=6e-4,
+            b2=0.98,
+            schedule=Schedule("linear", warmup_steps=24_000),
+        ),
+        phases=(Phase(steps=500_000, sequence_length=512, batch_size=8000),),
+        checkpoints=CheckpointConfig(every_steps=2_000, keep_every=50_000),
+        evaluation=Evaluation(every_steps=10_000, batch_size=256, max_examples=25_600),
+        logging=Logging(every_steps=100),
+    )

@@ -1,0 +1,50 @@
+"""A small BART, text infilling and sentence permutation, on 19 English novels.
+
+Command:   flax-transformers train configs/bart_small_books.py --workdir runs/bart_small_books
+           with --data.source.path where the file lies elsewhere
+Data:      19 books of Standard Ebooks (CC0), a JSON line per chapter: book, author, doc, paragraphs
+Hardware:  2 CPU cores
+Expected:  not measured yet
+"""
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.text import TextSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.families.bart import BartConfig
+from flax_transformers.objectives.denoising import Denoising
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=BartConfig(
+            vocab_size=4096,
+            hidden_size=128,
+            num_layers=2,
+            num_heads=4,
+            intermediate_size=512,
+            max_positions=64,
+            norm_place="pre",
+            dropout=0.0,
+            pad_id=0,
+            bos_id=2,
+            eos_ids=(3,),
+            decoder_start_id=3,
+            init_std=0.05,
+        ),
+        objective=Denoising(),
+        data=TextData(
+            source=TextSource("data/standardebooks_en/books.jsonl.gz", text_field="paragraphs"),
+            tokenizer=TokenizerConfig("wordpiece", vocab_size=4096),
+            validation_fraction=0.02,
+            shards=1,
+        ),
+        optimizer=AdamW(learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
+        phases=(Phase(steps=1500, sequence_length=64, batch_size=32),),
+        checkpoints=CheckpointConfig(every_steps=750),
+        evaluation=Evaluation(every_steps=375, max_examples=1024),
+        logging=Logging(every_steps=20),
+    )

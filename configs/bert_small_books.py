@@ -1,0 +1,53 @@
+"""A small BERT with both of its losses, masked words and next sentences, on 19 English novels.
+
+Command:   flax-transformers train configs/bert_small_books.py --workdir runs/bert_books
+           with --data.source.path where the file lies elsewhere
+Data:      19 books of Standard Ebooks (CC0), a JSON line per chapter: book, author, doc, paragraphs
+Hardware:  2 CPU cores
+Expected:  not measured yet
+"""
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.text import TextSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.families.bert import BertConfig
+from flax_transformers.models.positions import Rope
+from flax_transformers.objectives.next_sentence import NextSentence
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=BertConfig(
+            architecture="BertForPreTraining",
+            vocab_size=4096,
+            hidden_size=128,
+            num_layers=2,
+            num_heads=4,
+            intermediate_size=512,
+            max_positions=128,
+            positions="none",
+            rope=Rope(),
+            norm_place="pre",
+            norm_eps=1e-6,
+            embedding_norm=False,
+            dropout=0.0,
+            attention_dropout=0.0,
+            init_std=0.05,
+        ),
+        objective=NextSentence(),
+        data=TextData(
+            source=TextSource("data/standardebooks_en/books.jsonl.gz", text_field="paragraphs"),
+            tokenizer=TokenizerConfig("wordpiece", vocab_size=4096, lowercase=True),
+            validation_fraction=0.02,
+            shards=1,
+        ),
+        optimizer=AdamW(learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
+        phases=(Phase(steps=2000, sequence_length=128, batch_size=16),),
+        checkpoints=CheckpointConfig(every_steps=1000),
+        evaluation=Evaluation(every_steps=500, max_examples=1024),
+        logging=Logging(every_steps=20),
+    )

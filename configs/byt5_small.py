@@ -1,0 +1,40 @@
+"""ByT5 small: spans of twenty bytes (arXiv:2105.13626).
+
+Command:   flax-transformers prepare configs/byt5_small.py
+           flax-transformers train configs/byt5_small.py --workdir gs://bucket/byt5_small
+Hardware:  written for a TPU v5e slice of 128 chips: batches of 1,024 rows of 1,024 bytes
+Data:      one language of mC4, TFDS c4/multilingual, split "de" say; the paper mixes all of them
+Expected:  not run
+"""
+
+import dataclasses
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.text import TextSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.families.t5 import SIZES
+from flax_transformers.objectives.span_corruption import BYT5_MEAN_SPAN, SpanCorruption
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import Adafactor
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=dataclasses.replace(
+            SIZES["byt5-small"], dropout=0.0, attention_dropout=0.0, activation_dropout=0.0
+        ),
+        objective=SpanCorruption(mean_span=BYT5_MEAN_SPAN),
+        data=TextData(
+            source=TextSource("tfds:c4/en"),
+            tokenizer=TokenizerConfig("bytes"),
+            validation_fraction=0.0001,
+            shards=1024,
+            workers=8,
+        ),
+        optimizer=Adafactor(),
+        phases=(Phase(steps=1_000_000, sequence_length=1024, batch_size=1024),),
+        checkpoints=CheckpointConfig(every_steps=2_000, keep_every=100_000),
+        evaluation=Evaluation(every_steps=10_000, batch_size=256, max_examples=25_600),
+        logging=Logging(every_steps=100),
+    )

@@ -1,0 +1,47 @@
+"""GPT-2 small as nanoGPT trains it, with the rates of GPT-3 (arXiv:2005.14165, table 2.1).
+
+Command:   flax-transformers prepare configs/gpt2_small.py
+           flax-transformers train configs/gpt2_small.py --workdir gs://bucket/gpt2
+Hardware:  written for a TPU v5e slice of 16 chips: batches of 480 rows of 1,024
+Data:      the pages of OpenWebText, a JSON line each with the key "text", in data/openwebtext
+Expected:  not run. nanoGPT's README gives 2.85 after 600,000 steps, for GPT-2's own pieces
+
+Differences: the vocabulary is a sentencepiece BPE trained on the corpus, where GPT-2 has
+byte-level pieces.
+"""
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.text import TextSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.families.gpt2 import GPT2Config
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=GPT2Config(dropout=0.0, attention_dropout=0.0, pad_id=0, bos_id=1, eos_ids=(1,)),
+        objective=CausalLM(attend_across=True),
+        data=TextData(
+            source=TextSource("data/openwebtext"),
+            tokenizer=TokenizerConfig("bpe", vocab_size=50257),
+            validation_fraction=0.0005,
+            shards=256,
+            workers=4,
+        ),
+        optimizer=AdamW(
+            learning_rate=6e-4,
+            b2=0.95,
+            eps=1e-8,
+            weight_decay=0.1,
+            no_decay=("bias", "scale"),
+            schedule=Schedule("cosine", warmup_steps=2_000, end_fraction=0.1),
+        ),
+        phases=(Phase(steps=600_000, sequence_length=1024, batch_size=480),),
+        checkpoints=CheckpointConfig(every_steps=2_000, keep_every=100_000),
+        evaluation=Evaluation(every_steps=10_000, batch_size=256, max_examples=25_600),
+        logging=Logging(every_steps=100),
+    )

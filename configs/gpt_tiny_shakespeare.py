@@ -1,0 +1,56 @@
+"""A GPT on the bytes of tinyshakespeare, in the shape that nanoGPT trains on a laptop's CPU.
+
+Command:   head -c 1003854 input.txt > train.txt; tail -c +1003855 input.txt > validation.txt
+           flax-transformers train configs/gpt_tiny_shakespeare.py --workdir runs/shakespeare
+           with --data.source.path and --data.validation-source.path where the files lie elsewhere
+Data:      data/tinyshakespeare/input.txt of github.com/karpathy/char-rnn (public domain),
+           divided as nanoGPT does: the last tenth is held out
+Hardware:  2 CPU cores
+Expected:  not measured yet
+"""
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.text import TextSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.families.gpt2 import GPT2Config
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=GPT2Config(
+            vocab_size=262,
+            hidden_size=128,
+            num_layers=4,
+            num_heads=4,
+            intermediate_size=512,
+            max_positions=64,
+            dropout=0.0,
+            attention_dropout=0.0,
+            init_std=0.05,
+            pad_id=0,
+            bos_id=1,
+            eos_ids=(1,),
+        ),
+        objective=CausalLM(),
+        data=TextData(
+            source=TextSource("data/tinyshakespeare/train.txt", documents="file"),
+            validation_source=TextSource("data/tinyshakespeare/validation.txt", documents="file"),
+            tokenizer=TokenizerConfig("bytes"),
+            shards=1,
+        ),
+        optimizer=AdamW(
+            learning_rate=4e-3,
+            b2=0.99,
+            weight_decay=0.05,
+            schedule=Schedule("cosine", warmup_steps=100, end_fraction=0.1),
+        ),
+        phases=(Phase(steps=2000, sequence_length=64, batch_size=16),),
+        checkpoints=CheckpointConfig(every_steps=1000),
+        evaluation=Evaluation(every_steps=500),
+        logging=Logging(every_steps=20),
+    )

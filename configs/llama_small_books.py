@@ -1,0 +1,48 @@
+"""A small prefix language model in the shape of Llama, on 19 English novels.
+
+Command:   flax-transformers train configs/llama_small_books.py --workdir runs/llama_small_books
+           with --data.source.path where the file lies elsewhere
+Data:      19 books of Standard Ebooks (CC0), a JSON line per chapter: book, author, doc, paragraphs
+Hardware:  2 CPU cores
+Expected:  not measured yet
+"""
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.text import TextSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.families.llama import LlamaConfig
+from flax_transformers.objectives.prefix_lm import PrefixLM
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=LlamaConfig(
+            vocab_size=4096,
+            hidden_size=128,
+            num_layers=2,
+            num_heads=4,
+            intermediate_size=384,
+            max_positions=64,
+            tie_embeddings=True,
+            pad_id=0,
+            bos_id=None,
+            eos_ids=(1,),
+            init_std=0.05,
+        ),
+        objective=PrefixLM(),
+        data=TextData(
+            source=TextSource("data/standardebooks_en/books.jsonl.gz", text_field="paragraphs"),
+            tokenizer=TokenizerConfig("unigram", vocab_size=4096, training_documents=400),
+            validation_fraction=0.02,
+            shards=1,
+        ),
+        optimizer=AdamW(learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
+        phases=(Phase(steps=1000, sequence_length=64, batch_size=32),),
+        checkpoints=CheckpointConfig(every_steps=500),
+        evaluation=Evaluation(every_steps=250, max_examples=1024),
+        logging=Logging(every_steps=20),
+    )

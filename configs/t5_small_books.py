@@ -1,0 +1,50 @@
+"""A small T5, span corruption, on 19 English novels.
+
+Command:   flax-transformers train configs/t5_small_books.py --workdir runs/t5_small_books
+           with --data.source.path where the file lies elsewhere
+Data:      19 books of Standard Ebooks (CC0), a JSON line per chapter: book, author, doc, paragraphs
+Hardware:  2 CPU cores
+Expected:  not measured yet
+"""
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.text import TextSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.families.t5 import T5Config
+from flax_transformers.objectives.span_corruption import SpanCorruption
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=T5Config(
+            vocab_size=4096,
+            hidden_size=128,
+            num_layers=2,
+            num_heads=4,
+            head_dim=32,
+            intermediate_size=256,
+            gated=True,
+            activation="gelu_tanh",
+            dropout=0.0,
+            attention_dropout=0.0,
+            activation_dropout=0.0,
+        ),
+        objective=SpanCorruption(),
+        data=TextData(
+            source=TextSource("data/standardebooks_en/books.jsonl.gz", text_field="paragraphs"),
+            tokenizer=TokenizerConfig(
+                "unigram", vocab_size=4096, training_documents=400, sentinels=16
+            ),
+            validation_fraction=0.02,
+            shards=1,
+        ),
+        optimizer=AdamW(learning_rate=3e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
+        phases=(Phase(steps=600, sequence_length=64, batch_size=32),),
+        checkpoints=CheckpointConfig(every_steps=300),
+        evaluation=Evaluation(every_steps=200, max_examples=1024),
+        logging=Logging(every_steps=20),
+    )

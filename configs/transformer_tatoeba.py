@@ -1,0 +1,55 @@
+"""A small Transformer of 2017 that translates Kabyle into English, learnt from 1,000 pairs.
+
+Command:   flax-transformers train configs/transformer_tatoeba.py --workdir runs/tatoeba
+           with --data.source.path and --data.source.target-path where the files lie elsewhere
+Data:      sentences of Tatoeba (CC BY 2.0 FR) as in data/tatoeba/v1 of
+           github.com/facebookresearch/LASER, line by line in two files
+Hardware:  2 CPU cores
+Expected:  not measured yet
+"""
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.pairs import PairSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.families.marian import MarianConfig
+from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=MarianConfig(
+            vocab_size=1500,
+            hidden_size=128,
+            num_layers=2,
+            num_heads=4,
+            intermediate_size=512,
+            max_positions=128,
+            norm_place="pre",
+            dropout=0.3,
+            pad_id=0,
+            eos_ids=(1,),
+            decoder_start_id=0,
+            init_std=0.05,
+        ),
+        objective=SequenceToSequence(),
+        data=TextData(
+            source=PairSource(
+                "data/tatoeba/tatoeba.kab-eng.kab",
+                target_path="data/tatoeba/tatoeba.kab-eng.eng",
+            ),
+            tokenizer=TokenizerConfig("unigram", vocab_size=1500),
+            validation_fraction=0.1,
+            shards=1,
+        ),
+        optimizer=AdamW(
+            learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)
+        ),
+        phases=(Phase(steps=500, sequence_length=64, batch_size=16),),
+        checkpoints=CheckpointConfig(every_steps=250),
+        evaluation=Evaluation(every_steps=100),
+        logging=Logging(every_steps=20),
+    )

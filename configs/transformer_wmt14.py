@@ -1,0 +1,53 @@
+"""The base model of "Attention Is All You Need" (arXiv:1706.03762), English to German.
+
+Command:   flax-transformers prepare configs/transformer_wmt14.py
+           flax-transformers train configs/transformer_wmt14.py --workdir gs://bucket/wmt14
+Hardware:  written for a TPU v5e slice of 8 chips: about 25,000 tokens a side in a batch, packed
+Data:      TFDS wmt14_translate/de-en, prepared with the ``prepare`` extra
+Expected:  not run. Table 2 of the paper gives 27.3 BLEU on newstest2014, with a beam of four and
+           averaged checkpoints; here the validation split is translated greedily
+
+For the big model: --model.hidden-size 1024 --model.num-heads 16 --model.intermediate-size 4096
+--model.dropout 0.3, a rate of 4.94e-4 and 300,000 steps.
+"""
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.pairs import PairSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.families.marian import MarianConfig
+from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=MarianConfig(vocab_size=37000, pad_id=0, eos_ids=(1,), decoder_start_id=0),
+        objective=SequenceToSequence(long_pairs="skip"),
+        data=TextData(
+            source=PairSource("tfds:wmt14_translate/de-en", source_field="en", target_field="de"),
+            validation_source=PairSource(
+                "tfds:wmt14_translate/de-en",
+                split="validation",
+                source_field="en",
+                target_field="de",
+            ),
+            tokenizer=TokenizerConfig("bpe", vocab_size=37000),
+            shards=64,
+            workers=4,
+        ),
+        optimizer=AdamW(
+            learning_rate=6.99e-4,  # (512 * 4,000) ** -0.5
+            b2=0.98,
+            eps=1e-9,
+            weight_decay=0.0,
+            max_grad_norm=None,
+            schedule=Schedule("inverse_sqrt", warmup_steps=4_000),
+        ),
+        phases=(Phase(steps=100_000, sequence_length=256, batch_size=96),),
+        checkpoints=CheckpointConfig(every_steps=1_000, keep_every=10_000),
+        evaluation=Evaluation(every_steps=5_000, batch_size=96),
+        logging=Logging(every_steps=100),
+    )
