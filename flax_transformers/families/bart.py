@@ -114,6 +114,16 @@ _NUMBERS = {
     "init_std": "init_std",
 }
 
+_SWITCHES = {"scale_embeddings": "scale_embedding", "tie_embeddings": "tie_word_embeddings"}
+
+_ALIASES = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "encoder_layers",
+    "num_attention_heads": "encoder_attention_heads",
+}
+
+_PLAIN = BartConfig()
+
 
 def read_fields(config: Mapping[str, Any], default: EncoderDecoderConfig) -> dict[str, Any]:
     """Fields of a config.json like BART's (Marian's is). What it leaves out is as in ``default``.
@@ -121,6 +131,7 @@ def read_fields(config: Mapping[str, Any], default: EncoderDecoderConfig) -> dic
     Raises UserError for what we do not have.
     """
     huggingface.refuse(config, {"is_decoder": False})
+    config = huggingface.without_aliases(config, _ALIASES)
     decoder = {
         "decoder_layers": default.decoder.num_layers,
         "decoder_attention_heads": default.decoder.num_heads,
@@ -133,8 +144,8 @@ def read_fields(config: Mapping[str, Any], default: EncoderDecoderConfig) -> dic
     fields["activation"] = huggingface.activation_from(
         config.get("activation_function", huggingface.activation_to(default.activation))
     )
-    fields["scale_embeddings"] = config.get("scale_embedding", False)
-    fields["tie_embeddings"] = config.get("tie_word_embeddings", True) is not False
+    # What files leave out is not scaled, and tied, whatever the default model is.
+    fields |= huggingface.read_switches(config, _SWITCHES, _PLAIN)
     return fields
 
 
@@ -142,15 +153,14 @@ def write_fields(config: EncoderDecoderConfig) -> dict[str, Any]:
     """The inverse of ``read_fields``."""
     return {
         **huggingface.common_json(config),
-        **huggingface.write_numbers(config, _NUMBERS),
+        **huggingface.write_fields(config, _NUMBERS),
         **huggingface.write_special_ids(config),
         "decoder_layers": config.decoder.num_layers,
         "decoder_attention_heads": config.decoder.num_heads,
         "decoder_ffn_dim": config.decoder.intermediate_size,
         "decoder_start_token_id": config.decoder_start_id,
         "activation_function": huggingface.activation_to(config.activation),
-        "scale_embedding": config.scale_embeddings,
-        "tie_word_embeddings": config.tie_embeddings,
+        **huggingface.write_fields(config, _SWITCHES),
         "classifier_dropout": config.head_dropout,
     }
 

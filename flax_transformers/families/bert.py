@@ -143,6 +143,9 @@ NUMBERS = {
 }
 """Numeric fields, ours to theirs, as RoBERTa has them too."""
 
+SWITCHES = {"tie_embeddings": "tie_word_embeddings"}
+"""Those that are true or false."""
+
 _SUPPORTED = {
     "model_type": "bert",
     "position_embedding_type": "absolute",
@@ -157,8 +160,8 @@ def from_huggingface(config: Mapping[str, Any]) -> BertConfig:
     fields = huggingface.common_fields(config, BertConfig())
     fields |= huggingface.read_numbers(config, NUMBERS, BertConfig())
     fields["activation"] = huggingface.activation_from(config.get("hidden_act", "gelu"))
-    fields["tie_embeddings"] = config.get("tie_word_embeddings", True)
-    fields["classifier_dropout"] = config.get("classifier_dropout")
+    fields |= huggingface.read_switches(config, SWITCHES, BertConfig())
+    fields["classifier_dropout"] = huggingface.read_classifier_dropout(config, None)
     if config.get("pad_token_id") is not None:
         fields |= huggingface.read_numbers(config, {"pad_id": "pad_token_id"}, BertConfig())
     return huggingface.make_config(BertConfig, fields)
@@ -173,7 +176,7 @@ def to_huggingface(config: BertConfig) -> dict[str, Any]:
         "classifier_dropout": config.classifier_dropout,
         "pad_token_id": config.pad_id,
         **huggingface.common_json(config),
-        **huggingface.write_numbers(config, NUMBERS),
+        **huggingface.write_fields(config, NUMBERS),
     }
 
 

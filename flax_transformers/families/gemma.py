@@ -14,6 +14,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.families import huggingface
 from flax_transformers.families.family import Family
 from flax_transformers.families.llama import (
+    ATTENTION_BIAS,
     LlamaConfig,
     architectures,
     decoder_table,
@@ -103,7 +104,7 @@ def from_huggingface(config: Mapping[str, Any]) -> GemmaConfig:
     huggingface.refuse(given, {"model_type": "gemma", "use_bidirectional_attention": False})
     fields = read_fields(config, GemmaConfig())
     fields["activation"] = _activation(config)
-    fields["qkv_bias"] = fields["output_bias"] = config.get("attention_bias", False)
+    fields |= huggingface.read_switches(config, ATTENTION_BIAS, GemmaConfig())
     return huggingface.make_config(GemmaConfig, fields)
 
 
@@ -116,7 +117,7 @@ def to_huggingface(config: GemmaConfig) -> dict[str, Any]:
     second = {} if config.activation == "gelu" else {"hidden_activation": activation}
     return {
         "model_type": "gemma",
-        "attention_bias": config.qkv_bias,
+        **huggingface.write_fields(config, ATTENTION_BIAS),
         **write_fields(config),
         "hidden_act": activation,
         **second,

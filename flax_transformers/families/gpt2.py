@@ -86,6 +86,13 @@ _NUMBERS = {
     "init_std": "initializer_range",
 }
 
+_ALIASES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}
+
 _SUPPORTED = {
     "model_type": "gpt2",
     "scale_attn_weights": True,
@@ -98,6 +105,7 @@ _SUPPORTED = {
 def from_huggingface(config: Mapping[str, Any]) -> GPT2Config:
     """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
     huggingface.refuse(config, _SUPPORTED)
+    config = huggingface.without_aliases(config, _ALIASES)
     defaults = GPT2Config()
     fields = huggingface.common_fields(config, defaults)
     fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
@@ -108,8 +116,8 @@ def from_huggingface(config: Mapping[str, Any]) -> GPT2Config:
     fields["activation"] = huggingface.activation_from(
         config.get("activation_function", "gelu_new")
     )
-    fields["tie_embeddings"] = config.get("tie_word_embeddings", True)
-    fields["classifier_dropout"] = config.get("classifier_dropout")
+    fields |= huggingface.read_switches(config, {"tie_embeddings": "tie_word_embeddings"}, defaults)
+    fields["classifier_dropout"] = huggingface.read_classifier_dropout(config, None)
     return huggingface.make_config(GPT2Config, fields)
 
 
@@ -124,7 +132,7 @@ def to_huggingface(config: GPT2Config) -> dict[str, Any]:
         "classifier_dropout": config.classifier_dropout,
         "tie_word_embeddings": config.tie_embeddings,
         **huggingface.common_json(config),
-        **huggingface.write_numbers(config, _NUMBERS),
+        **huggingface.write_fields(config, _NUMBERS),
         **huggingface.write_special_ids(config),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -52,16 +53,54 @@ def read_numbers(
         value = config.get(theirs, default)
         if value is None and default is None:
             continue
-        kinds = (int, float) if isinstance(default, float) else (int,)
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            raise UserError(f"config.json has {theirs} {value!r}; it must be a number")
+        require_number(theirs, value, whole=not isinstance(default, float))
         numbers[ours] = value if default is None else type(default)(value)
     return numbers
 
 
-def write_numbers(config: object, names: Mapping[str, str]) -> dict[str, Any]:
-    """The inverse of ``read_numbers``."""
+def require_number(name: str, value: Any, *, whole: bool) -> None:
+    """Raises UserError unless the field ``name`` holds a number that is finite and not negative."""
+    if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool):
+        raise UserError(f"config.json has {name} {value!r}; it must be a number")
+    if not 0 <= value < math.inf:
+        raise UserError(f"config.json has {name} {value!r}; it must be finite and not negative")
+
+
+def read_classifier_dropout(config: Mapping[str, Any], default: float | None) -> float | None:
+    """The drop rate before a classifier, where there is one; null leaves it to the family."""
+    value = config.get("classifier_dropout")
+    if value is None:
+        return default
+    require_number("classifier_dropout", value, whole=False)
+    return float(value)
+
+
+def read_switches(
+    config: Mapping[str, Any], names: Mapping[str, str], defaults: object
+) -> dict[str, bool]:
+    """Fields that are true or false, as ``read_numbers`` reads numbers.
+
+    Raises UserError for anything else: a "no" or a 0 could be meant either way.
+    """
+    switches = {}
+    for ours, theirs in names.items():
+        value = config.get(theirs, getattr(defaults, ours))
+        if not isinstance(value, bool):
+            raise UserError(f"config.json has {theirs} {value!r}; it must be true or false")
+        switches[ours] = value
+    return switches
+
+
+def write_fields(config: object, names: Mapping[str, str]) -> dict[str, Any]:
+    """The inverse of ``read_numbers`` and of ``read_switches``."""
     return {theirs: getattr(config, ours) for ours, theirs in names.items()}
+
+
+def without_aliases(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """A config.json with the family's own names in the place of those that transformers reads as
+    well, such as GPT-2's ``n_embd`` for ``hidden_size``; where both are there, its own count."""
+    given = {own: config[alias] for alias, own in aliases.items() if alias in config}
+    return given | dict(config)
 
 
 def common_fields(config: Mapping[str, Any], defaults: TransformerConfig) -> dict[str, Any]:
@@ -76,6 +115,7 @@ def common_fields(config: Mapping[str, Any], defaults: TransformerConfig) -> dic
         if labels != _unnamed(len(labels)):
             fields["label_names"] = labels
     elif "num_labels" in config:
+        require_number("num_labels", config["num_labels"], whole=True)
         fields["num_labels"] = config["num_labels"]
     return fields
 

@@ -7,6 +7,7 @@ few points each: their files build on the functions here.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -181,6 +182,10 @@ _NUMBERS = {
 }
 
 
+ATTENTION_BIAS = {"qkv_bias": "attention_bias", "output_bias": "attention_bias"}
+_MLP_BIAS = {"mlp_bias": "mlp_bias"}
+
+
 def read_fields(config: Mapping[str, Any], defaults: LlamaConfig) -> dict[str, Any]:
     """What the config.json of every descendant of Llama says alike, by our names.
 
@@ -194,12 +199,13 @@ def read_fields(config: Mapping[str, Any], defaults: LlamaConfig) -> dict[str, A
         if number is not None:
             number = huggingface.read_numbers(config, {ours: theirs}, defaults)[ours]
         fields[ours] = number
-    dropout = config.get("classifier_dropout")
-    fields["classifier_dropout"] = defaults.classifier_dropout if dropout is None else dropout
+    fields["classifier_dropout"] = huggingface.read_classifier_dropout(
+        config, defaults.classifier_dropout
+    )
     fields["activation"] = huggingface.activation_from(
         config.get("hidden_act", huggingface.activation_to(defaults.activation))
     )
-    fields["tie_embeddings"] = config.get("tie_word_embeddings", defaults.tie_embeddings)
+    fields |= huggingface.read_switches(config, {"tie_embeddings": "tie_word_embeddings"}, defaults)
     theta = (defaults.rope or PLAIN_ROPE).theta
     fields["rope"] = read_rope(config, theta, fields["max_positions"])
     return fields
@@ -209,7 +215,7 @@ def write_fields(config: LlamaConfig) -> dict[str, Any]:
     """The inverse of ``read_fields``."""
     return {
         **huggingface.common_json(config),
-        **huggingface.write_numbers(config, _NUMBERS),
+        **huggingface.write_fields(config, _NUMBERS),
         **huggingface.write_special_ids(config),
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_width,
@@ -236,7 +242,11 @@ def read_rope(config: Mapping[str, Any], theta: float, max_positions: int) -> Ro
 
     def number(name: str, default: float | None = None) -> float:
         value = given.get(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not 0 < value < math.inf
+        ):
             raise UserError(
                 f"config.json has {name} {value!r} in its rotary positions of type {kind!r}; it "
                 "must be a positive number"
@@ -250,14 +260,15 @@ def read_rope(config: Mapping[str, Any], theta: float, max_positions: int) -> Ro
         return Rope(theta=rope_theta, scaling="linear", factor=number("factor"))
     # Some files have it beside the other parameters of the model, where it wins.
     original = config.get("original_max_position_embeddings")
+    if original is not None:
+        given = given | {"original_max_position_embeddings": original}
     return Rope(
         theta=rope_theta,
         scaling="llama3",
         factor=number("factor"),
         low_frequency_factor=number("low_freq_factor"),
         high_frequency_factor=number("high_freq_factor"),
-        original_max_positions=original
-        or int(number("original_max_position_embeddings", max_positions)),
+        original_max_positions=int(number("original_max_position_embeddings", max_positions)),
     )
 
 
@@ -283,8 +294,7 @@ def from_huggingface(config: Mapping[str, Any]) -> LlamaConfig:
     """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
     huggingface.refuse(config, {"model_type": "llama"})
     fields = read_fields(config, LlamaConfig())
-    fields["qkv_bias"] = fields["output_bias"] = config.get("attention_bias", False)
-    fields["mlp_bias"] = config.get("mlp_bias", False)
+    fields |= huggingface.read_switches(config, ATTENTION_BIAS | _MLP_BIAS, LlamaConfig())
     return huggingface.make_config(LlamaConfig, fields)
 
 
@@ -292,8 +302,7 @@ def to_huggingface(config: LlamaConfig) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
     return {
         "model_type": "llama",
-        "attention_bias": config.qkv_bias,
-        "mlp_bias": config.mlp_bias,
+        **huggingface.write_fields(config, ATTENTION_BIAS | _MLP_BIAS),
         **write_fields(config),
     }
 

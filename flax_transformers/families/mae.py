@@ -296,7 +296,7 @@ def from_huggingface(config: Mapping[str, Any]) -> MaeConfig:
     """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
     huggingface.refuse(config, {"model_type": "vit_mae"})
     fields = vit.read_vision(config, _NUMBERS, MaeConfig())
-    fields["norm_pix_loss"] = config.get("norm_pix_loss", False)
+    fields |= huggingface.read_switches(config, {"norm_pix_loss": "norm_pix_loss"}, MaeConfig())
     return huggingface.make_config(MaeConfig, fields)
 
 

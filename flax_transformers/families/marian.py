@@ -142,15 +142,19 @@ SIZES: dict[str, MarianConfig] = {
 """Those of the paper, for English to German, and some that Marian translated with."""
 
 
+_SHARED = {"share_embeddings": "share_encoder_decoder_embeddings"}
+
+
 def from_huggingface(config: Mapping[str, Any]) -> MarianConfig:
     """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
     huggingface.refuse(config, {"model_type": "marian"})
     fields = read_fields(config, _PUBLISHED)
-    fields["share_embeddings"] = bool(
-        fields["tie_embeddings"] and config.get("share_encoder_decoder_embeddings", True)
-    )
+    shared = huggingface.read_switches(config, _SHARED, _PUBLISHED)["share_embeddings"]
+    fields["share_embeddings"] = fields["tie_embeddings"] and shared
+    number = {"decoder_vocab_size": "decoder_vocab_size"}
+    other = huggingface.read_numbers(config, number, _PUBLISHED)
     if not fields["share_embeddings"]:
-        fields["decoder_vocab_size"] = config.get("decoder_vocab_size")
+        fields |= other
     return huggingface.make_config(MarianConfig, fields)
 
 
@@ -160,7 +164,7 @@ def to_huggingface(config: MarianConfig) -> dict[str, Any]:
         "model_type": "marian",
         **write_fields(config),
         "decoder_vocab_size": config.decoder.vocab_size,
-        "share_encoder_decoder_embeddings": config.share_embeddings,
+        **huggingface.write_fields(config, _SHARED),
     }
 
 

@@ -97,6 +97,7 @@ _NUMBERS = {
 def from_huggingface(config: Mapping[str, Any]) -> MixtralConfig:
     """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
     huggingface.refuse(config, {"model_type": "mixtral", "router_jitter_noise": 0.0})
+    config = huggingface.without_aliases(config, {"num_experts": "num_local_experts"})
     fields = read_windowed(config, MixtralConfig())
     fields |= huggingface.read_numbers(config, _NUMBERS, MixtralConfig())
     return huggingface.make_config(MixtralConfig, fields)
@@ -108,7 +109,7 @@ def to_huggingface(config: MixtralConfig) -> dict[str, Any]:
         "model_type": "mixtral",
         "sliding_window": config.sliding_window,
         **write_fields(config),
-        **huggingface.write_numbers(config, _NUMBERS),
+        **huggingface.write_fields(config, _NUMBERS),
     }
 
 

@@ -211,10 +211,7 @@ def from_huggingface(config: Mapping[str, Any]) -> ModernBertConfig:
     huggingface.refuse(config, {"model_type": "modernbert"})
     fields = huggingface.common_fields(config, defaults)
     fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
-    for ours, theirs in _SWITCHES.items():
-        fields[ours] = config.get(theirs, getattr(defaults, ours))
-        if not isinstance(fields[ours], bool):
-            raise UserError(f"config.json has {theirs} {fields[ours]!r}; it must be true or false")
+    fields |= huggingface.read_switches(config, _SWITCHES, defaults)
     fields["activation"] = huggingface.activation_from(config.get("hidden_activation", "gelu"))
     fields["head_activation"] = huggingface.activation_from(
         config.get("classifier_activation", "gelu")
@@ -278,9 +275,9 @@ def to_huggingface(config: ModernBertConfig) -> dict[str, Any]:
         },
         "global_rope_theta": ropes[FULL].theta,
         "local_rope_theta": ropes[SLIDING].theta,
-        **{theirs: getattr(config, ours) for ours, theirs in _SWITCHES.items()},
+        **huggingface.write_fields(config, _SWITCHES),
         **huggingface.common_json(config),
-        **huggingface.write_numbers(config, _NUMBERS),
+        **huggingface.write_fields(config, _NUMBERS),
         "classifier_dropout": config.head_dropout,
     }
 

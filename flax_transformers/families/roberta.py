@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.families import huggingface
-from flax_transformers.families.bert import NUMBERS, body_weights, word_weights
+from flax_transformers.families.bert import NUMBERS, SWITCHES, body_weights, word_weights
 from flax_transformers.families.family import Family
 from flax_transformers.families.model_types import model_type_of
 from flax_transformers.families.weights import WeightTable, linear, norm
@@ -163,8 +163,8 @@ def from_huggingface(config: Mapping[str, Any]) -> RobertaConfig:
     fields["position_offset"] = fields["pad_id"] + 1
     fields["max_positions"] = table["max_positions"] - fields["position_offset"]
     fields["activation"] = huggingface.activation_from(config.get("hidden_act", "gelu"))
-    fields["tie_embeddings"] = config.get("tie_word_embeddings", True)
-    fields["classifier_dropout"] = config.get("classifier_dropout")
+    fields |= huggingface.read_switches(config, SWITCHES, _BASE)
+    fields["classifier_dropout"] = huggingface.read_classifier_dropout(config, None)
     return huggingface.make_config(RobertaConfig, fields)
 
 
@@ -178,7 +178,7 @@ def to_huggingface(config: RobertaConfig) -> dict[str, Any]:
         "classifier_dropout": config.classifier_dropout,
         "max_position_embeddings": (config.max_positions or 0) + config.position_offset,
         **huggingface.common_json(config),
-        **huggingface.write_numbers(config, _NUMBERS),
+        **huggingface.write_fields(config, _NUMBERS),
     }
 
 

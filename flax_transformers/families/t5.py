@@ -4,6 +4,10 @@ T5 1.0 (arXiv:1910.10683) ties the logits to the word table and scales them; T5 
 (arXiv:2010.11934), ByT5 (arXiv:2105.13626) and umT5 (arXiv:2304.09151) have a gated feed-forward
 and a table of their own for the logits. umT5 has relative positions in every layer, the others in
 the first one for all.
+
+The published umT5 files have a table of their own for the logits too, and were trained without the
+scaling: so they are read here, and so transformers 4 ran them. transformers 5.23 overwrites their
+``tie_word_embeddings`` and scales the logits, which are then smaller by ``hidden_size ** -0.5``.
 """
 
 from __future__ import annotations
@@ -192,6 +196,8 @@ SIZES: dict[str, T5Config] = {
 }
 """The published sizes; vocabulary rows as published, some of them spare."""
 
+_ORIGINAL = T5Config()
+
 _NUMBERS = {
     "vocab_size": "vocab_size",
     "hidden_size": "d_model",
@@ -209,6 +215,14 @@ _NUMBERS = {
 }
 
 
+_ALIASES = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "head_dim": "d_kv",
+}
+
+
 def _model_type(config: T5Config) -> str:
     return next(
         kind for kind, prefix in _PREFIXES.items() if config.architecture.startswith(prefix)
@@ -223,6 +237,7 @@ def from_huggingface(config: Mapping[str, Any]) -> T5Config:
         architecture=f"{_PREFIXES[model_type]}ForConditionalGeneration",
         vocab_size=32128 if model_type == "t5" else 250112,
     )
+    config = huggingface.without_aliases(config, _ALIASES)
     fields = huggingface.common_fields(config, default)
     fields |= huggingface.read_numbers(config, _NUMBERS, default)
     fields |= dict.fromkeys(("attention_dropout", "activation_dropout"), fields["dropout"])
@@ -230,12 +245,12 @@ def from_huggingface(config: Mapping[str, Any]) -> T5Config:
     if config.get("decoder_start_token_id") is not None:
         fields["decoder_start_id"] = huggingface.read_decoder_start(config, None)
     fields["gated"], fields["activation"] = _read_feed_forward(config, default)
-    tied = config.get("tie_word_embeddings", True) is not False
-    fields["tie_embeddings"] = tied
+    tied = huggingface.read_switches(config, {"tie_embeddings": "tie_word_embeddings"}, _ORIGINAL)
+    fields |= tied
     # mT5 never scales. Files of transformers 5 call all these models tied, and the field that says
     # whether logits are scaled stands for itself.
-    scaled = tied and model_type != "mt5"
-    fields["scale_logits"] = bool(config.get("scale_decoder_outputs", scaled))
+    scaled = replace(_ORIGINAL, scale_logits=fields["tie_embeddings"] and model_type != "mt5")
+    fields |= huggingface.read_switches(config, {"scale_logits": "scale_decoder_outputs"}, scaled)
     fields["bias_in_every_layer"] = model_type == "umt5"
     return huggingface.make_config(T5Config, fields)
 
@@ -247,7 +262,8 @@ def _read_feed_forward(config: Mapping[str, Any], default: T5Config) -> tuple[bo
         name = "gelu_new"
     if gate not in ("", "gated"):
         name = str(kind)
-    gated = bool(config.get("is_gated_act", gate == "gated"))
+    named = replace(_ORIGINAL, gated=gate == "gated")
+    gated = huggingface.read_switches(config, {"gated": "is_gated_act"}, named)["gated"]
     return gated, huggingface.activation_from(config.get("dense_act_fn", name))
 
 
@@ -266,7 +282,7 @@ def to_huggingface(config: T5Config) -> dict[str, Any]:
         "decoder_start_token_id": config.decoder_start_id,
         **huggingface.common_json(config),
         **huggingface.write_special_ids(config),
-        **huggingface.write_numbers(config, _NUMBERS),
+        **huggingface.write_fields(config, _NUMBERS),
         "num_decoder_layers": config.decoder.num_layers,
         "classifier_dropout": config.head_dropout,
     }

@@ -173,7 +173,7 @@ def read_vision(
     fields = huggingface.common_fields(config, defaults)
     fields |= huggingface.read_numbers(config, names, defaults)
     fields["activation"] = huggingface.activation_from(config.get("hidden_act", "gelu"))
-    fields["qkv_bias"] = config.get("qkv_bias", True)
+    fields |= huggingface.read_switches(config, {"qkv_bias": "qkv_bias"}, defaults)
     fields |= huggingface.read_numbers(config, {"head_dim": "head_dim"}, defaults)
     height, width = _pair(config, "image_size", defaults.image_size)
     fields["image_size"] = height if height == width else (height, width)
@@ -208,7 +208,7 @@ def write_vision(config: VisionConfig, names: Mapping[str, str]) -> dict[str, An
         "patch_size": config.patch_size,
         **({} if config.head_dim is None else {"head_dim": config.head_dim}),
         **huggingface.common_json(config),
-        **huggingface.write_numbers(config, names),
+        **huggingface.write_fields(config, names),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -94,6 +95,15 @@ def test_the_gradients_of_the_loss_are_those_of_torch(name):
     assert all(np.any(found[name]) for name in biases)
     far = {name: relative_difference(found[name], theirs[f"gradients/{name}"]) for name in found}
     assert {name: value for name, value in far.items() if value >= TOLERANCE} == {}
+
+
+@pytest.mark.slow
+def test_the_logits_of_published_umt5_files_are_those_of_hugging_face_before_it_scales_them():
+    _, model, params, _ = load_case(case := golden.PUBLISHED_UMT5)
+    output = jax.jit(partial(model.apply, {"params": params}))(**case.inputs)
+    scaled = case.attended("logits", np.asarray(output.logits)) * case.config["d_model"] ** -0.5
+    expected = read_golden(golden.__file__, case)["logits"]
+    assert relative_difference(scaled, expected) < TOLERANCE
 
 
 @pytest.mark.slow
@@ -428,7 +438,7 @@ def test_sizes_have_the_published_number_of_parameters(name):
     ("field", "value", "message"),
     [
         ("decoder_start_token_id", "0", "'0' as the id of a token; it must be a number"),
-        ("d_kv", -2, "head_dim is -2; it must be at least 1"),
+        ("d_kv", 0, "head_dim is 0; it must be at least 1"),
     ],
 )
 def test_numbers_that_are_none_are_refused(field, value, message):

@@ -114,5 +114,14 @@ CASES = (
     *others(),
 )
 
+PUBLISHED_UMT5 = generation(
+    "published_umt5",
+    "UMT5ForConditionalGeneration",
+    "gated-gelu",
+    head=True,
+    tie_word_embeddings=False,
+)
+"""The original scales these logits, against what the model was trained to."""
+
 if __name__ == "__main__":
-    write_goldens(CASES, __file__)
+    write_goldens((*CASES, PUBLISHED_UMT5), __file__)
