@@ -10,10 +10,12 @@ import jax
 from etils import epath
 
 from flax_transformers.data.dataset import Dataset
+from flax_transformers.data.images import PreparedImages
 from flax_transformers.data.prepare import PreparedText
 from flax_transformers.data.store import TokenStore
 from flax_transformers.evaluation.baselines import Baseline, text_baselines
 from flax_transformers.evaluation.held_out import held_out_evaluator
+from flax_transformers.evaluation.images import image_baselines, image_samplers
 from flax_transformers.evaluation.samples import format_written, written_samples
 from flax_transformers.evaluation.translation import (
     can_score,
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 
 def baselines(config: TrainConfig, prepared: Dataset) -> list[Baseline]:
     """The guesses that a model of this config has to beat; none without held-out data."""
+    if isinstance(prepared, PreparedImages):
+        return image_baselines(config, prepared)
     if not isinstance(prepared, PreparedText):
         return []
     return [*text_baselines(config, prepared), *translation_baselines(config, prepared)]
@@ -46,6 +50,8 @@ def evaluators(
 ) -> list[Evaluator]:
     """Held-out scores of a run; and samples, where there is a workdir to write them to."""
     chosen = [held_out_evaluator(config, prepared)]
+    if isinstance(prepared, PreparedImages) and workdir is not None:
+        return chosen + image_samplers(config, prepared, workdir)
     if not isinstance(prepared, PreparedText) or prepared.validation is None:
         return chosen
     if isinstance(config.objective, SequenceToSequence):

@@ -1,0 +1,158 @@
+"""What a masked autoencoder paints, as pictures, and what it has to beat."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from flax_transformers.data.dataset import Dataset, training_examples
+from flax_transformers.data.pipeline import TrainStream
+from flax_transformers.evaluation.baselines import Baseline
+from flax_transformers.evaluation.held_out import held_out_batches
+from flax_transformers.evaluation.pictures import picture_grid, write_png
+from flax_transformers.families.mae import NORM_PIX_EPS, MaeConfig, hide_patches, patch_targets
+from flax_transformers.objectives.contract import Batch, Params
+from flax_transformers.objectives.masked_image import MaskedImage, mask_noise
+from flax_transformers.parallel.rules import batch_sharding, host_rows, place_rows
+from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.loop import Evaluator, Snapshot
+from flax_transformers.training.step import compile_evaluation_step
+
+PICTURES = 12
+GREY = 0.5
+MOST_IMAGES, MOST_VALUES = 10_000, 200_000_000
+"""A guess is fitted and scored on so many images, or values of their pixels, at most."""
+
+
+def reconstruction_evaluator(
+    config: TrainConfig, prepared: Dataset, workdir: epath.Path
+) -> Evaluator:
+    """Writes samples/step_N.png at each evaluation: held-out images, what the encoder sees of them,
+    and what comes out, visible patches as they are."""
+    objective, model = config.objective, config.model
+    assert isinstance(objective, MaskedImage) and isinstance(model, MaeConfig)
+
+    def evaluate(snapshot: Snapshot) -> dict[str, float]:
+        size = config.evaluation.batch_size
+        sharding = batch_sharding(snapshot.mesh)
+        rows = host_rows(sharding, size)
+        local = next(held_out_batches(config, prepared, snapshot.phase.sequence_length, rows), None)
+        if local is None:
+            return {}
+        local.pop("example_id")
+
+        def paint(params: Params, batch: Batch) -> Any:
+            painted = objective.paint(snapshot.functions, params, batch, {})
+            pixels = objective.normalized(batch["pixel_values"])
+            found = pixels, painted.predicted_BTK, painted.hidden_BT, batch["weights"]
+            return tuple(values[:PICTURES] for values in found)
+
+        step = compile_evaluation_step(paint, snapshot.params, snapshot.mesh)
+        batch = place_rows(local, rows, sharding, size)
+        pixels, predicted_BTK, hidden_BT, weights = jax.device_get(step(snapshot.params, batch))
+        if jax.process_index() == 0:
+            real = weights > 0
+            rows_of = three_rows(
+                objective, model, pixels[real], predicted_BTK[real], hidden_BT[real]
+            )
+            path = workdir / "samples" / f"step_{snapshot.step:08d}.png"
+            write_png(path, picture_grid(rows_of))
+        return {}
+
+    return evaluate
+
+
+def three_rows(
+    objective: MaskedImage,
+    model: MaeConfig,
+    pixel_values: np.ndarray,
+    predicted_BTK: np.ndarray,
+    hidden_BT: np.ndarray,
+) -> np.ndarray:
+    """Original, visible part and reconstruction of B images, [3, B, height, width, C] in [0, 1].
+
+    ``pixel_values`` float32 [B, C, height, width] are normalised as the model sees them; what does
+    not fill a patch at the right and bottom is left out.
+    """
+    plain = replace(model, norm_pix_loss=False)
+    patches_BTK = np.asarray(patch_targets(plain, jnp.asarray(pixel_values)))
+    if model.norm_pix_loss:  # the spread and mean of each patch, which the model does not predict
+        mean_BT1 = patches_BTK.mean(axis=-1, keepdims=True)
+        variance_BT1 = patches_BTK.var(axis=-1, ddof=1, keepdims=True)
+        predicted_BTK = predicted_BTK * np.sqrt(variance_BT1 + NORM_PIX_EPS) + mean_BT1
+    hidden_BTK = np.broadcast_to(hidden_BT[:, :, None] > 0, patches_BTK.shape)
+    columns = pixel_values.shape[3] // model.patch_size
+    seen, hidden, painted = (
+        _joined(model, columns, values)
+        for values in (patches_BTK, hidden_BTK, np.where(hidden_BTK, predicted_BTK, patches_BTK))
+    )
+    seen, painted = objective.pixels(seen), objective.pixels(painted)
+    return np.stack([seen, np.where(hidden, GREY, seen), painted]).transpose(0, 1, 3, 4, 2)
+
+
+def _joined(model: MaeConfig, columns: int, patches_BTK: np.ndarray) -> np.ndarray:
+    """Patches as images [B, C, height, width]."""
+    batch, side, channels = len(patches_BTK), model.patch_size, model.num_channels
+    split = patches_BTK.reshape(batch, -1, columns, side, side, channels)
+    return split.transpose(0, 5, 1, 3, 2, 4).reshape(batch, channels, -1, columns * side)
+
+
+def reconstruction_baselines(config: TrainConfig, prepared: Dataset) -> list[Baseline]:
+    """Guesses for the patches that ``eval/loss`` is of; none where nothing is held out.
+
+    They are the mean of all training patches, pixel by pixel, and the mean of those at the same
+    place: the mean image. Of large images only the first thousands count.
+    """
+    objective, model, length = config.objective, config.model, config.phases[-1].sequence_length
+    assert isinstance(objective, MaskedImage) and isinstance(model, MaeConfig)
+
+    @jax.jit
+    def targets(pixel_values: jax.Array) -> jax.Array:
+        return patch_targets(model, objective.normalized(pixel_values))
+
+    @jax.jit
+    def errors(batch: Batch, guess_TK: jax.Array) -> tuple[jax.Array, jax.Array]:
+        target_BTK = targets(batch["pixel_values"])
+        _, hidden_BT, _ = hide_patches(
+            mask_noise(batch["mask_key"], target_BTK.shape[1]), model.mask_ratio
+        )
+        hidden_BT = hidden_BT * batch["weights"][:, None]
+        error_BT = jnp.mean((target_BTK - guess_TK[None]) ** 2, axis=-1)
+        return jnp.sum(error_BT * hidden_BT), jnp.sum(hidden_BT)
+
+    most = min(MOST_IMAGES, MOST_VALUES // (length**2 * model.num_channels))
+    held_out = held_out_batches(config, prepared, length)
+    batches = list(itertools.islice(held_out, -(-most // config.evaluation.batch_size)))
+    if not batches:
+        return []
+    total, count = np.zeros(1), 0
+    examples = training_examples(prepared, objective.window_spec(length))
+    with TrainStream(
+        examples,
+        objective,
+        prepared.vocabulary,
+        sequence_length=length,
+        batch_size=config.evaluation.batch_size,
+        workers=config.data.workers,
+        seed=(config.seed, "baseline"),
+    ) as stream:
+        while stream.position < min(most, len(examples)):
+            target_BTK = np.asarray(targets(next(stream)["pixel_values"]), np.float64)
+            total, count = total + target_BTK.sum(axis=0), count + len(target_BTK)
+    mean_TK = (total / count).astype(np.float32)
+    guesses = {
+        "mean patch": np.broadcast_to(mean_TK.mean(axis=0), mean_TK.shape),
+        "mean image": mean_TK,
+    }
+    found = []
+    for name, guess_TK in guesses.items():
+        sums = np.sum([errors(batch, guess_TK) for batch in batches], axis=0, dtype=np.float64)
+        counted = f"{sums[1]:,.0f} hidden patches"
+        found.append(Baseline(name, "eval/loss", float(sums[0] / sums[1]), counted, unit=""))
+    return found
