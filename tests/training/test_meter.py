@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
+from flax_transformers.families.t5 import T5Config
 from flax_transformers.models.config import Execution
+from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.testing import tiny_bert, tiny_config
 from flax_transformers.training import meter as meter_module
@@ -167,4 +169,32 @@ def test_flops_of_a_step_are_those_counted_by_hand(norm_place):
     per_layer += 2 * 2 * rows * length * length * width  # scores, and sums of values
     head = 2 * rows * chosen * width * (width + 384)
     forward = 2 * per_layer + head
+    assert step_flops(config, config.phases[0], shapes(config)) == 3 * forward
+
+
+def test_flops_of_an_encoder_decoder_are_those_counted_by_hand():
+    """Sources of 32 tokens and targets of 10; the decoder has a layer more and half the width."""
+    model = T5Config(
+        vocab_size=256,
+        hidden_size=16,
+        num_layers=2,
+        num_decoder_layers=3,
+        num_heads=2,
+        head_dim=4,
+        intermediate_size=24,
+        decoder_intermediate_size=12,
+        gated=True,
+    )
+    objective = SequenceToSequence(target_length=10)
+    config = dataclasses.replace(CONFIG, model=model, objective=objective)
+    rows, source, target, width, heads = 16, 32, 10, 16, 2 * 4
+    projection = 2 * rows * width * heads  # of one token of each row, in query, key, value, output
+    encoder = source * (4 * projection + 3 * 2 * rows * width * 24)
+    encoder += 2 * 2 * rows * source * source * heads  # scores, and sums of values
+    decoder = target * (6 * projection + 3 * 2 * rows * width * 12)
+    decoder += 2 * 2 * rows * target * target * heads // 2  # half of the pairs lie behind
+    decoder += source * 2 * projection  # keys and values of the source
+    decoder += 2 * 2 * rows * target * source * heads
+    logits = 2 * rows * target * width * 256
+    forward = 2 * encoder + 3 * decoder + logits
     assert step_flops(config, config.phases[0], shapes(config)) == 3 * forward
