@@ -14,7 +14,8 @@ from flax_transformers.objectives.contract import Shown
 
 _LEGEND = (
     "[bold green]green[/] has to be predicted, [bold red]shown[/]→[bold green]predicted[/] where "
-    "something else stands there, [bold cyan]«n»[/] begins a segment; padding is left out\n"
+    "something else stands there, [bold cyan]«n»[/] begins a segment, [bold green]/name[/] is a "
+    "class; padding is left out\n"
 )
 
 
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         console.print(f"[bold]example {row.pop('example_id')}[/]")
         for shown in config.objective.show(row):
             if prepared.tokenizer is not None:
-                console.print(readable(shown, prepared.tokenizer))
+                console.print(readable(shown, prepared.tokenizer, prepared.label_names))
         shapes = ", ".join(
             f"{name} {values.dtype}{list(values.shape)}" for name, values in row.items()
         )
@@ -71,8 +72,11 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
-def readable(shown: Shown, tokenizer: Tokenizer) -> Text:
-    """A sequence's pieces, with what has to be predicted, as rich text on one line."""
+def readable(shown: Shown, tokenizer: Tokenizer, names: Sequence[str] = ()) -> Text:
+    """A sequence's pieces, with what has to be predicted, as rich text on one line.
+
+    ``names`` are those of the classes.
+    """
     text = Text()
     text.append(f"{shown.name}: ", "bold")
     nothing = np.full(len(shown.ids), -1)
@@ -91,7 +95,11 @@ def readable(shown: Shown, tokenizer: Tokenizer) -> Text:
                 text.append(piece, "bold red")
                 text.append("→")
             text.append(label, "bold green")
+        if shown.classes is not None and shown.classes[place] >= 0:
+            text.append(f"/{names[shown.classes[place]]}", "bold green")
         text.append(" ")
+    if shown.label is not None:
+        text.append(names[shown.label], "bold green")
     if shown.note:
         text.append(f"({shown.note})", "italic")
     return text

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+LabelKind = Literal["classes", "numbers", "spans"]
+"""What labels are: names of classes, numbers to come near to, or stretches of a text."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -22,6 +25,11 @@ class Source:
     path: str = "embedded"
     split: str = "train"
     on_invalid: Literal["error", "skip", "replace"] = "error"
+
+    @property
+    def label_kind(self) -> LabelKind | None:
+        """What its documents have to be learned of them besides their text."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -48,11 +56,21 @@ DocumentOf = Callable[[], Document]  # decodes one document, when it is ours to 
 
 @dataclass
 class Counts:
-    """What a reader saw: documents given out, empty ones skipped, invalid ones (any policy)."""
+    """What a reader saw: documents given out, empty ones skipped, invalid ones (any policy).
+
+    And what the gates kept out of those given out: too short, too long, repeats.
+    """
 
     documents: int = 0
     empty: int = 0
     invalid: int = 0
+    short: int = 0
+    long: int = 0
+    duplicates: int = 0
+
+    def left_out(self) -> dict[str, int]:
+        """All but the documents, by name."""
+        return {name: count for name, count in vars(self).items() if name != "documents"}
 
 
 class Invalid(Exception):

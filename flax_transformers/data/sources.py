@@ -16,17 +16,23 @@ from dataclasses import fields, replace
 from typing import Any
 
 from flax_transformers.data import embedded
+from flax_transformers.data.conllu import TaggedSource, numbered_tagged
 from flax_transformers.data.documents import Counts, Decoder, Document, DocumentOf, Invalid
+from flax_transformers.data.labelled import LabelledSource, numbered_labelled
 from flax_transformers.data.pairs import PairSource, numbered_pairs
+from flax_transformers.data.squad import QuestionSource, numbered_questions
 from flax_transformers.data.text import TextSource, numbered_texts
 from flax_transformers.data.tfds_data import PREFIX, tfds_identity
 from flax_transformers.errors import UserError
 
-AnySource = TextSource | PairSource
+AnySource = TextSource | PairSource | LabelledSource | TaggedSource | QuestionSource
 
 _READERS: dict[type, Callable[[Any, Decoder, int, int], Iterator[tuple[int, DocumentOf]]]] = {
     TextSource: numbered_texts,
     PairSource: numbered_pairs,
+    LabelledSource: numbered_labelled,
+    TaggedSource: numbered_tagged,
+    QuestionSource: numbered_questions,
 }
 
 
@@ -55,7 +61,8 @@ def read_documents(
             counts.invalid += 1
             continue
         counts.invalid += decoder.replaced
-        if not document.text or document.whole.replace("\0", " ").isspace():
+        whole = document.whole.replace("\0", " ")
+        if not whole or whole.isspace():
             counts.empty += 1
             continue
         counts.documents += 1

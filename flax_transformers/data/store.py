@@ -3,9 +3,11 @@
 A store is a folder. Each split ("train", "validation") is a row of shards, and each shard four
 flat little-endian files: ``tokens`` (uint16, or uint32 above 65,536 ids), ``documents`` and
 ``sentences`` (int64, positions in the shard after which one ends) and ``unigrams`` (int64
-[vocabulary], how often each id occurs). ``manifest.json``, written last, holds counts and digests:
-a folder without it is no store yet. Readers see one array of tokens per split, in global
-positions, and never the shards.
+[vocabulary], how often each id occurs). Labelled documents add ``labels`` (int32) or ``numbers``
+(float32) and ``label_ends`` (int64, entries of the former after which a document's end), and those
+whose scores take their text ``records`` (bytes) and ``record_ends``. ``manifest.json``, written
+last, holds counts and digests: a folder without it is no store yet. Readers see one array of tokens
+per split, in global positions, and never the shards.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from flax_transformers.data.documents import LabelKind
 from flax_transformers.data.folders import Folder, LocalFolder, open_folder, writing
 from flax_transformers.errors import UserError
 
@@ -33,6 +36,15 @@ Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 _BUFFER = 1 << 20
 _BLOCK = 1 << 26
+_TEXT_KINDS = ("tokens", "documents", "sentences", "unigrams")
+_LABEL_DTYPES = {"labels": "<i4", "numbers": "<f4", "records": "u1"}
+LABELS: dict[LabelKind | None, tuple[str, ...]] = {
+    None: (),
+    "classes": ("labels", "label_ends"),
+    "numbers": ("numbers", "label_ends"),
+    "spans": ("labels", "label_ends", "records", "record_ends"),
+}
+"""Files that labels of each kind take besides those of the text."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,13 @@ class ShardRecord:
     sentences: int
     skipped: int
     files: dict[str, FileRecord]
+
+    @property
+    def labels(self) -> int:
+        """How many labels its documents have."""
+        kinds = ("labels", "numbers")
+        found = (r.bytes for name, r in self.files.items() if name.rpartition(".")[2] in kinds)
+        return sum(found) // 4
 
     @staticmethod
     def from_json(record: dict[str, Any]) -> ShardRecord:
@@ -104,14 +123,21 @@ class ShardWriter:
     Used as a context manager: left with an exception, it removes what it wrote.
     """
 
-    def __init__(self, folder: Folder, split: Split, shard: int, vocab_size: int) -> None:
-        self._folder, self._dtype = folder, token_dtype(vocab_size)
+    def __init__(
+        self,
+        folder: Folder,
+        split: Split,
+        shard: int,
+        vocab_size: int,
+        label_kind: LabelKind | None = None,
+    ) -> None:
+        self._folder, self._dtype, self.split = folder, token_dtype(vocab_size), split
         self._unigrams = np.zeros(vocab_size, np.int64)
         self._tokens = self._documents = self._sentences = self._skipped = 0
         self._names = {
-            kind: shard_file(split, shard, kind)
-            for kind in ("tokens", "documents", "sentences", "unigrams")
+            kind: shard_file(split, shard, kind) for kind in (*_TEXT_KINDS, *LABELS[label_kind])
         }
+        self._extras = {kind: 0 for kind in _LABEL_DTYPES if kind in self._names}
         with writing(folder.path):
             self._files = {
                 kind: _HashedFile(folder.temporary(name)) for kind, name in self._names.items()
@@ -130,8 +156,14 @@ class ShardWriter:
             for file in self._files.values():
                 file.discard()
 
-    def add_document(self, sentences: Sequence[np.ndarray]) -> int:
-        """Appends the token ids of each sentence (integers [n]); returns how many tokens."""
+    def add_document(
+        self, sentences: Sequence[np.ndarray], labels: Sequence[np.ndarray] = ()
+    ) -> int:
+        """Appends the token ids of each sentence (integers [n]); returns how many tokens.
+
+        ``labels`` are the arrays that a store with labels takes of each document, in the order of
+        `LABELS`.
+        """
         lengths = np.array([len(sentence) for sentence in sentences if len(sentence)], np.int64)
         if not len(lengths):
             self._skipped += 1
@@ -142,6 +174,11 @@ class ShardWriter:
             self._files["tokens"].write(tokens.astype(self._dtype))
             self._files["sentences"].write(ends.astype("<i8"))
             self._files["documents"].write(ends[-1:].astype("<i8"))
+            for kind, values in zip(self._extras, labels, strict=True):
+                self._extras[kind] += len(values)
+                self._files[kind].write(values.astype(_LABEL_DTYPES[kind]))
+                end = np.array([self._extras[kind]], "<i8")
+                self._files["record_ends" if kind == "records" else "label_ends"].write(end)
         np.add.at(self._unigrams, tokens, 1)
         self._tokens += len(tokens)
         self._sentences += len(lengths)
@@ -168,14 +205,19 @@ def write_manifest(
     vocab_size: int,
     tokenizer: str,
     corpus: dict[str, Any],
+    left_out: dict[str, int] | None = None,
+    label_names: Sequence[str] = (),
 ) -> None:
-    """Makes a store of the folder. ``tokenizer``: its fingerprint; ``corpus``: what was read."""
+    """Makes a store of the folder. ``tokenizer``: its fingerprint; ``corpus``: what was read;
+    ``left_out``: how many documents were not let in, by reason."""
     body = {
         "format": FORMAT,
         "vocab_size": vocab_size,
         "tokenizer": tokenizer,
         "corpus": corpus,
+        "left_out": left_out or {},
         "splits": {split: [asdict(shard) for shard in shards[split]] for split in SPLITS},
+        **({"label_names": list(label_names)} if label_names else {}),
     }
     folder.write(MANIFEST, to_json({**body, "fingerprint": _digest(body)}))
 
@@ -264,6 +306,7 @@ class TokenStore:
         self.tokenizer: str = manifest["tokenizer"]
         self.vocab_size: int = manifest["vocab_size"]
         self.corpus: dict[str, Any] = manifest["corpus"]
+        self.label_names: tuple[str, ...] = tuple(manifest.get("label_names", ()))
         self.fingerprint: str = _digest({"store": manifest["fingerprint"], "split": split})
         self._shards = [ShardRecord.from_json(record) for record in manifest["splits"][split]]
         self.num_tokens = sum(shard.tokens for shard in self._shards)
@@ -271,6 +314,9 @@ class TokenStore:
         self.num_sentences = sum(shard.sentences for shard in self._shards)
         self._dtype = token_dtype(self.vocab_size)
         self._starts = [0, *itertools.accumulate(shard.tokens for shard in self._shards)]
+        self.num_labels = sum(shard.labels for shard in self._shards)
+        self.label_kind = _label_kind(self._shards[0])
+        self._first_documents = [0, *itertools.accumulate(s.documents for s in self._shards)][:-1]
         self._arrays: dict[tuple[str, int], np.ndarray] = {}
         if self.is_local:
             self._check_sizes()
@@ -333,10 +379,25 @@ class TokenStore:
     def _array(self, kind: str, shard: int) -> np.ndarray:
         array = self._arrays.get((kind, shard))
         if array is None:
-            dtype = self._dtype if kind == "tokens" else "<i8"
+            dtype = self._dtype if kind == "tokens" else _LABEL_DTYPES.get(kind, "<i8")
             array = self._folder.array(shard_file(self.split, shard, kind), dtype)
             self._arrays[kind, shard] = array
         return array
+
+    def labels(self, document: int) -> np.ndarray:
+        """The labels of a document by its number, int32 or float32 [n]."""
+        return self._of_document("numbers" if self.label_kind == "numbers" else "labels", document)
+
+    def record(self, document: int) -> bytes:
+        """What is kept of a document besides its tokens."""
+        return self._of_document("records", document).tobytes()
+
+    def _of_document(self, kind: str, document: int) -> np.ndarray:
+        shard = bisect.bisect_right(self._first_documents, document) - 1
+        place = document - self._first_documents[shard]
+        ends = self._array("record_ends" if kind == "records" else "label_ends", shard)
+        start = ends[place - 1] if place else 0
+        return np.array(self._array(kind, shard)[start : ends[place]])
 
     def document_ends_within(self, start: int, stop: int) -> np.ndarray:
         """Global positions e, start < e <= stop, after which a document ends: int64 [k]."""
@@ -384,6 +445,16 @@ class TokenStore:
         for shard in range(len(self._shards)):
             counts += self._array("unigrams", shard)
         return counts
+
+
+def _label_kind(shard: ShardRecord) -> LabelKind | None:
+    """What the labels of a shard's documents are; None where they have none."""
+    kinds = {name.rpartition(".")[2] for name in shard.files}
+    if "records" in kinds:
+        return "spans"
+    if "numbers" in kinds:
+        return "numbers"
+    return "classes" if "labels" in kinds else None
 
 
 def unigram_cross_entropy(train: TokenStore, held_out: TokenStore) -> float:

@@ -26,6 +26,7 @@ import sentencepiece
 import tokenizers
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_proto
+from sentencepiece import sentencepiece_pb2 as sentencepiece_text
 
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Vocabulary
@@ -56,6 +57,10 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """One int32 array [n] per text, without special tokens."""
+
+    def offsets(self, text: str) -> np.ndarray:
+        """Where each token that ``encode_batch`` makes of a text begins and ends in it, int32
+        [n, 2] in characters; a token that is a part of a character touches all of it."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; special ids other than the unknown one are left out."""
@@ -96,6 +101,11 @@ class ByteTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = (text.encode("utf-8", "surrogatepass") for text in texts)
         return [np.frombuffer(b, np.uint8).astype(np.int32) + self._offset for b in encoded]
+
+    def offsets(self, text: str) -> np.ndarray:
+        lengths = [len(character.encode("utf-8", "surrogatepass")) for character in text]
+        start = np.repeat(np.arange(len(text), dtype=np.int32), lengths)
+        return np.stack([start, start + 1], axis=1)
 
     def decode(self, ids: Iterable[int]) -> str:
         data = bytes(int(i) - self._offset for i in ids if int(i) not in self._names)
@@ -159,10 +169,24 @@ class PieceTokenizer:
 
     def _encode_cutting_literals(self, text: str) -> np.ndarray:
         """For models (unigram) whose own pieces include "</s>": cut such text in two."""
-        cuts = [match.start() + 1 for match in self._literals.finditer(text)]
-        parts = [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
-        ids = np.concatenate([np.array(ids, np.int32) for ids in self._ids(parts)])
+        ids = np.concatenate([np.array(ids, np.int32) for ids in self._ids(self._cut(text))])
         return ids[~self._forbidden[ids]]
+
+    def _cut(self, text: str) -> list[str]:
+        cuts = [match.start() + 1 for match in self._literals.finditer(text)]
+        return [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
+
+    def offsets(self, text: str) -> np.ndarray:
+        whole = self._backend.encode(text, add_special_tokens=False)
+        if not self._forbidden[np.array(whole.ids, np.int32)].any():
+            return np.array(whole.offsets, np.int32).reshape(-1, 2)
+        found, start = [], 0
+        for part in self._cut(text):
+            encoding = self._backend.encode(part, add_special_tokens=False)
+            kept = ~self._forbidden[np.array(encoding.ids, np.int32)]
+            found.append(start + np.array(encoding.offsets, np.int32).reshape(-1, 2)[kept])
+            start += len(part)
+        return np.concatenate(found)
 
     def decode(self, ids: Iterable[int]) -> str:
         kept = [int(i) for i in ids if not self._forbidden[int(i)]]
@@ -224,6 +248,18 @@ class SentencePieceTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.array(ids, np.int32) for ids in self._processor.encode(list(texts))]
+
+    def offsets(self, text: str) -> np.ndarray:
+        serialized = self._processor.encode(text, out_type="serialized_proto")
+        pieces = sentencepiece_text.SentencePieceText.FromString(serialized).pieces
+        found = np.array([(piece.begin, piece.end) for piece in pieces], np.int32).reshape(-1, 2)
+        # Of a character in several pieces, the last has all of it and the others have nothing.
+        for place in range(len(found) - 2, -1, -1):
+            if found[place, 0] == found[place, 1]:
+                found[place] = found[place + 1]
+        lengths = [len(character.encode()) for character in text]
+        character_of = np.repeat(np.arange(len(text), dtype=np.int32), lengths)
+        return np.append(character_of, np.int32(len(text)))[found]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._processor.decode([int(i) for i in ids if int(i) not in self._skipped])

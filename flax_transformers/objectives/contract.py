@@ -122,7 +122,11 @@ class Shown:
     labels: np.ndarray | None = None
     segments: np.ndarray | None = None
     note: str = ""
-    """What else there is to say, such as the label of the whole row."""
+    """What else there is to say of the row."""
+    classes: np.ndarray | None = None
+    """The class of each place by its number, int32 [n], -1 where it has none."""
+    label: int | None = None
+    """The class of the whole row by its number."""
 
 
 class Objective(Protocol):

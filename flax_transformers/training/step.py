@@ -75,7 +75,8 @@ def check_fits(objective: Objective, model: nn.Module) -> None:
             f"objective {name} needs {lacking[0]}, which {architecture} does not have; choose "
             "another model.architecture, or another objective"
         )
-    if "decoder_input_ids" in model.inputs and "decoder_input_ids" not in needs.inputs:
+    takes_targets = "decoder_input_ids" in model.inputs and "unembed" in needs.heads
+    if takes_targets and "decoder_input_ids" not in needs.inputs:
         raise UserError(
             f"objective {name} gives no targets to the decoder of {architecture}; choose an "
             "objective for encoder-decoders, such as SpanCorruption"

@@ -1,0 +1,106 @@
+"""Tagged sentences: words, each with a tag, in CoNLL-U and the other formats of columns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from flax_transformers.data.documents import (
+    Decoder,
+    Document,
+    DocumentOf,
+    Invalid,
+    LabelKind,
+    Source,
+)
+from flax_transformers.data.files import corpus_files, open_file, reading
+from flax_transformers.data.labelled import class_name
+
+ENDINGS = tuple(
+    name + gz for name in (".conllu", ".iob2", ".conll", ".tsv", ".txt") for gz in ("", ".gz")
+)
+_NO_WORD = re.compile(r"\d+[-.]\d+")  # "3-4" spans two words, "3.1" is left out of the text
+
+
+@dataclass(frozen=True)
+class TaggedSource(Source):
+    """A corpus of tagged sentences; goes where a `TextSource` goes (``TextData.source``).
+
+    ``path``: a file, a folder or a glob of CoNLL-U (also .gz) or any files with a word a line,
+    columns divided by tabs or, where there is none, by blanks, and an empty line after a sentence.
+    ``word_column``, ``tag_column``: from 0, or from the end below it. The defaults are the form and
+    the universal tag of CoNLL-U; for entities (IOB2) with the word's number in front 1 and 2, for
+    CoNLL-2003 0 and 3.
+    ``label_names``: the tags in the order of their numbers; by default those of the training
+    sentences, sorted.
+
+    Words count as in the evaluation of Universal Dependencies: ranges of words ("3-4") and empty
+    nodes ("3.1") are left out. Comments before a sentence, and -DOCSTART-, are too. A sentence with
+    a line that lacks a column, or an unknown tag, is not valid. Each word but the first has a space
+    before it, as in running text.
+    """
+
+    word_column: int = 1
+    tag_column: int = 3
+    label_names: tuple[str, ...] = ()
+
+    label_kind: ClassVar[LabelKind] = "classes"
+
+    def files(self) -> list[tuple[str, Path]]:
+        """(name, path) of the files that are read, in order."""
+        return corpus_files(self.path, ENDINGS)
+
+
+def numbered_tagged(
+    source: TaggedSource, decoder: Decoder, shard: int, shards: int
+) -> Iterator[tuple[int, DocumentOf]]:
+    """(number, what decodes it) of the sentences whose number % shards == shard."""
+    items = (item for _, path in source.files() for item in _blocks(path))
+    for number, (path, line, block) in enumerate(items):
+        if number % shards == shard:
+            yield number, partial(_sentence, block, path, line, source, decoder)
+
+
+def _blocks(path: Path) -> Iterator[tuple[Path, int, list[bytes]]]:
+    """(path, number of the first line, lines) between empty lines."""
+    with reading(path), open_file(path) as stream:
+        block: list[bytes] = []
+        for number, raw in enumerate(stream, 1):
+            if raw.isspace():
+                if block:
+                    yield path, number - len(block), block
+                    block = []
+            else:
+                block.append(raw)
+        if block:
+            yield path, number - len(block) + 1, block
+
+
+def _sentence(
+    block: Sequence[bytes], path: Path, line: int, source: TaggedSource, decoder: Decoder
+) -> Document:
+    words: list[str] = []
+    tags: list[str] = []
+    numbered = source.word_column != 0
+    for number, raw in enumerate(block, line):
+        where = f"{path}:{number}"
+        text = decoder.text(raw, where).removeprefix("\ufeff").rstrip("\r\n")
+        if not words and numbered and text.startswith("#") and "\t" not in text:
+            continue
+        columns = text.split("\t") if "\t" in text else text.split()
+        if columns[0] == "-DOCSTART-" or (numbered and _NO_WORD.fullmatch(columns[0])):
+            continue
+        try:
+            word, tag = columns[source.word_column], columns[source.tag_column]
+        except IndexError:
+            raise Invalid(
+                f"{where} has {len(columns)} columns, but {source.word_column} and "
+                f"{source.tag_column} (from 0) are asked for"
+            ) from None
+        words.append(f" {word}" if words else word)
+        tags.append(class_name(tag, where))
+    return Document(tuple(words), tuple(tags))
