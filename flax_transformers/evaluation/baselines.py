@@ -50,7 +50,7 @@ class Baseline:
     def key(self) -> str:
         """Its name in the output of ``evaluate``, such as "unigram_cross_entropy"."""
         measured = [] if self.is_loss else [self.metric.removeprefix("eval/")]
-        return "_".join([*self.name.split(), *measured])
+        return "_".join([*self.name.replace("-", " ").split(), *measured])
 
     def line(self) -> str:
         """What there is to beat."""

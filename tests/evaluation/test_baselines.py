@@ -1,0 +1,147 @@
+"""Guesses that need no model, on the tokens that the model is scored on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.prepare import prepare_text
+from flax_transformers.data.text import TextSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.evaluation.baselines import (
+    Baseline,
+    grams,
+    ngram_cross_entropy,
+    sentinels_in_turn,
+    text_baselines,
+)
+from flax_transformers.evaluation.held_out import held_out_batches
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.contract import Vocabulary
+from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.objectives.next_sentence import NextSentence
+from flax_transformers.objectives.span_corruption import SpanCorruption
+from flax_transformers.testing import tiny_config, write_corpus
+
+VOCABULARY = Vocabulary(size=12, pad_id=0, sentinel_ids=(9, 8, 7))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Text of fourteen words: (bytes, sentence pieces)."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder / "text.txt", 80)
+    data = TextData(
+        source=TextSource(str(folder / "text.txt")),
+        tokenizer=TokenizerConfig("bytes"),
+        validation_fraction=0.2,
+        shards=1,
+    )
+    pieces = TokenizerConfig("unigram", vocab_size=330, sentinels=12)
+    return (
+        prepare_text(data, folder / "bytes", processes=1),
+        prepare_text(dataclasses.replace(data, tokenizer=pieces), folder / "pieces", processes=1),
+    )
+
+
+def found(prepared, objective):
+    config = tiny_config("text.txt", "store", objective=objective)
+    return config, text_baselines(config, prepared)
+
+
+def test_ngrams_mix_orders_as_witten_and_bell_do():
+    train = np.array([[-1, 0], [0, 1], [1, 0], [0, 0]])
+    held_out = np.array([[0, 1], [2, 1]])
+    # Four tokens of two kinds: 3 of id 0, 1 of id 1; of three ids in all.
+    unigram = (1 + 2 / 3) / (4 + 2)
+    bigram = (1 + 2 * unigram) / (2 + 2)  # 0 was seen twice, and two kinds came after it
+    expected = -np.log([bigram, unigram]).mean()
+    assert ngram_cross_entropy(train, held_out, 3) == pytest.approx(expected, rel=1e-12)
+
+
+def test_an_ngram_guess_is_a_distribution():
+    rng = np.random.default_rng(0)
+    train = rng.integers(0, 4, (60, 3))
+    every = np.array([[2, 3, last] for last in range(4)])
+    shares = [np.exp(-ngram_cross_entropy(train, row[None], 4)) for row in every]
+    assert sum(shares) == pytest.approx(1.0, rel=1e-12)
+
+
+def test_sentinels_that_come_in_turn_count_as_one_piece():
+    labels = np.array([9, 3, 8, 4, 7, 5, 1])
+    assert sentinels_in_turn(labels, VOCABULARY).tolist() == [9, 3, 9, 4, 9, 5, 1]
+
+
+def test_a_sentinel_out_of_turn_is_a_piece_like_any_other():
+    assert sentinels_in_turn(np.array([9, 3, 7, 4]), VOCABULARY).tolist() == [9, 3, 7, 4]
+
+
+def test_contexts_end_where_a_document_begins_and_weightless_labels_are_only_context():
+    batch = {
+        "input_ids": np.zeros((1, 6), np.int32),
+        "labels": np.array([[3, 4, 5, 6, 5, 0]], np.int32),
+        "segment_ids": np.array([[1, 1, 1, 2, 2, 0]], np.int32),
+        "label_weights": np.array([[0, 1, 1, 1, 1, 0]], np.float32),
+    }
+    expected = [[-1, 3, 4], [3, 4, 5], [-1, -1, 6], [-1, 6, 5]]
+    assert grams(batch, VOCABULARY, 3).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("objective", "kind", "name"),
+    [
+        (MaskedLM(), 1, "unigram"),
+        (CausalLM(), 1, "unigram"),
+        (CausalLM(), 0, "trigram"),
+        (SpanCorruption(), 1, "unigram"),
+        (SpanCorruption(mean_span=8.0), 0, "trigram"),
+    ],
+)
+def test_guesses_are_scored_on_the_labels_that_have_a_weight(prepared, objective, kind, name):
+    config, (baseline,) = found(prepared[kind], objective)
+    weights = {"MaskedLM": "masked_weights", "CausalLM": "label_weights"}
+    key = weights.get(type(objective).__name__, "weights")
+    labels = sum(int(batch[key].sum()) for batch in held_out_batches(config, prepared[kind], 32))
+    assert baseline.name == f"{name} cross-entropy"
+    assert baseline.counted == f"{labels:,} held-out tokens"
+    # Words of a small vocabulary: every guess is far better than an even one.
+    assert 0.5 < baseline.score < 0.8 * np.log(prepared[kind].vocabulary.size)
+
+
+def test_the_unigram_guess_is_that_of_the_training_text(prepared):
+    config, (baseline,) = found(prepared[1], MaskedLM())
+    counts = prepared[1].train.unigram_counts + 1
+    labels = np.concatenate(
+        [
+            batch["masked_labels"][batch["masked_weights"] > 0]
+            for batch in held_out_batches(config, prepared[1], 32)
+        ]
+    )
+    expected = -np.log(counts / counts.sum())[labels].mean()
+    assert baseline.score == pytest.approx(expected, rel=1e-12)
+
+
+def test_next_sentences_are_guessed_right_half_of_the_time(prepared):
+    config, (_, chance) = found(prepared[1], NextSentence())
+    pairs = sum(
+        batch["next_sentence_weights"].sum() for batch in held_out_batches(config, prepared[1], 32)
+    )
+    assert (chance.metric, chance.score) == ("eval/next_sentence_accuracy", 0.5)
+    assert chance.counted == f"{int(pairs):,} held-out pairs"
+
+
+def test_a_verdict_says_by_how_much_the_model_is_better_or_worse():
+    loss = Baseline("unigram cross-entropy", "eval/loss", 5.968, "3,566 held-out tokens")
+    assert loss.line() == "loss 5.968 nats on 3,566 held-out tokens (unigram cross-entropy)"
+    assert loss.verdict(5.241) == (
+        "held-out loss 5.241 nats, unigram cross-entropy 5.968 nats: 0.727 nats better on 3,566 "
+        "held-out tokens"
+    )
+    bleu = Baseline("word lookup", "eval/bleu", 2.5, "97 held-out pairs")
+    assert bleu.verdict(2.0) == (
+        "held-out BLEU 2.0, word lookup 2.5: 0.5 worse on 97 held-out pairs"
+    )
+    assert (loss.key, bleu.key) == ("unigram_cross_entropy", "word_lookup_bleu")
