@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,11 +67,16 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _write_checkpoint(target: Path, model: Any, params: Any, source: Path) -> None:
     """Step 0 of a workdir: weights, the model's config and the tokenizer, and no optimizer."""
-    from flax_transformers.families.hub import carried_files
+    from flax_transformers.families import hub
     from flax_transformers.training.checkpoints import CheckpointConfig, Checkpoints
     from flax_transformers.training.restore import converted_meta
 
     checkpoints = Checkpoints(target / "checkpoints", CheckpointConfig(asynchronous=False))
-    files = {f"tokenizer/{name}": file for name, file in carried_files(source).items()}
-    checkpoints.save(0, {"params": params}, converted_meta(model.config), files)
-    checkpoints.wait()
+    files = {f"tokenizer/{name}": file for name, file in hub.carried_files(source).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        if settings := hub.generation_settings(source):
+            written = Path(folder) / hub.GENERATION
+            written.write_text(json.dumps(settings) + "\n", "utf-8")
+            files[f"tokenizer/{hub.GENERATION}"] = written
+        checkpoints.save(0, {"params": params}, converted_meta(model.config), files)
+        checkpoints.wait()

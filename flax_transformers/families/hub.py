@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import logging
 import math
@@ -39,6 +40,7 @@ from flax_transformers.parallel.rules import parameter_shardings
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 MAX_SHARD_BYTES = 5 * 10**9
 PLAIN = Execution()
 
@@ -46,7 +48,7 @@ CARRIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
     "tokenizer.model", "source.spm", "target.spm", "target_vocab.json", "chat_template.jinja",
-    "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    GENERATION, "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 """Files that belong to a model beside its weights; they are copied as they are."""
 
@@ -233,6 +235,8 @@ def save_directory(
             tensor_files.write_index(folder, shards)
         for name, file in carried_files(tokenizer_from).items():
             shutil.copyfile(file, folder / name)
+        if settings := generation_settings(tokenizer_from):
+            (folder / GENERATION).write_text(json.dumps(settings) + "\n", "utf-8")
         text = json.dumps(described, indent=2, sort_keys=True) + "\n"
         (folder / CONFIG).write_text(text, "utf-8")
 
@@ -243,6 +247,16 @@ def carried_files(directory: str | os.PathLike[str] | None) -> dict[str, Path]:
         return {}
     files = {name: Path(directory) / name for name in CARRIED}
     return {name: file for name, file in files.items() if file.is_file()}
+
+
+def generation_settings(directory: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """What older files say of writing in config.json alone, which is not carried along."""
+    if directory is None or (Path(directory) / GENERATION).is_file():
+        return {}
+    file = Path(directory) / CONFIG
+    described = tensor_files.read_json(file) if file.is_file() else {}
+    forced = described.get("forced_bos_token_id")
+    return {} if forced is None else {"forced_bos_token_id": forced}
 
 
 def published_parameters(model: nn.Module) -> int:
@@ -266,6 +280,7 @@ def require_new(directory: Path) -> None:
 def _appearing(directory: Path) -> Iterator[Path]:
     """A folder to write to, which takes its name when all is written."""
     require_new(directory)
+    _remove_abandoned(directory)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -278,6 +293,24 @@ def _appearing(directory: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Removes what processes left beside ``directory`` that were killed as they wrote it."""
+    for folder in directory.parent.glob(f".{glob.escape(directory.name)}.*.tmp"):
+        process = folder.name.split(".")[-2]
+        if process.isdecimal() and not _is_running(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # which does nothing to it
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 @contextlib.contextmanager

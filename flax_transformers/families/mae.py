@@ -21,6 +21,7 @@ from flax_transformers.models.linear import Linear
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.patches import cut_patches
 from flax_transformers.models.vision import (
+    Passage,
     VisionConfig,
     VisionForClassification,
     VisionModel,
@@ -256,6 +257,20 @@ class MaeConfig(VisionConfig):
     @property
     def tokens(self) -> tuple[str, ...]:
         return ("class_token",)
+
+    def passages(self, grid: tuple[int, int]) -> tuple[Passage, ...]:
+        """The encoder sees the visible patches, the decoder a token in place of each other one."""
+        if self.architecture == "ViTMAEForImageClassification":
+            return super().passages(grid)
+        patches, head = grid[0] * grid[1], "reconstruction_head"
+        visible = int(patches * (1 - self.mask_ratio))
+        return (
+            Passage("embeddings", patches),
+            Passage("stack", 1 + visible, self.attention_width),
+            Passage(f"{head}/embed", 1 + visible),
+            Passage(f"{head}/stack", 1 + patches, self.decoder.attention_width),
+            Passage(f"{head}/predict", patches),
+        )
 
     @property
     def decoder(self) -> VisionConfig:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flax_transformers.errors import UserError
 from flax_transformers.families import huggingface
 from flax_transformers.families.bart import layer_rows, read_fields, word_tables, write_fields
 from flax_transformers.families.family import Family
@@ -168,6 +169,25 @@ def to_huggingface(config: MarianConfig) -> dict[str, Any]:
     }
 
 
+def settle(config: MarianConfig, tensors: Mapping[str, Any]) -> MarianConfig:
+    """The config as it is. Files hold the tables of positions, which are computed here: more exact
+    than in a file of half precision, by up to 1e-3. Raises UserError for a table of anything else.
+    """
+    table = sinusoidal_table(config.max_positions or 0, config.hidden_size)
+    for side in ("encoder", "decoder"):
+        for name in (f"{prefix}{side}.embed_positions.weight" for prefix in ("model.", "")):
+            found = tensors.get(name)
+            if found is None or found.shape != table.shape:
+                continue
+            rounding = float(jnp.finfo(found.dtype).eps) + 1e-6
+            if np.abs(np.asarray(found, np.float32) - table).max() > rounding:
+                raise UserError(
+                    f"tensor {name} holds other positions than sines and cosines, which this model "
+                    "cannot have; it was trained by another program than Marian"
+                )
+    return config
+
+
 def weights(config: MarianConfig) -> WeightTable:
     """The names of Marian's tensors."""
     words, copies = word_tables(config, config.decoder_vocab_size)
@@ -192,4 +212,5 @@ FAMILY = Family(
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
     weights=weights,
+    settle=settle,
 )

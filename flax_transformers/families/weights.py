@@ -11,11 +11,9 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from flax_transformers.errors import UserError
 from flax_transformers.families.weight_table import (
@@ -38,24 +36,15 @@ __all__ = [
     "Weight",
     "WeightTable",
     "export_tensors",
-    "export_weights",
     "fused",
-    "import_weights",
     "known_names",
     "layer_places",
     "linear",
     "norm",
-    "parameter_shapes",
     "read_parameters",
     "tensor_dtypes",
     "tensor_shapes",
 ]
-
-
-def parameter_shapes(model: nn.Module, *inputs: Any) -> dict[str, Any]:
-    """The parameters of ``model`` as nested ``jax.ShapeDtypeStruct``; nothing is allocated."""
-    boxed = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
-    return nn.meta.unbox(boxed)
 
 
 def tensor_shapes(
@@ -87,22 +76,6 @@ def known_names(
     """Those names in a file that mean something to the table of ``params``."""
     slots = find_slots(table, params)
     return frozenset(name for name in tensors if _meaning(table, name, slots)[0] != "extra")
-
-
-def import_weights(
-    table: WeightTable,
-    tensors: Mapping[str, Any],
-    params: Mapping[str, Any],
-    vocab_size: int,
-    *,
-    ignored: Collection[str] = (),
-    fresh_heads: bool = False,
-) -> dict[str, Any]:
-    """The parameters of ``read_parameters`` as one nested dict of numpy arrays."""
-    read = read_parameters(
-        table, tensors, params, vocab_size, ignored=ignored, fresh_heads=fresh_heads
-    )
-    return unflatten_dict(dict(read), sep="/")
 
 
 def read_parameters(
@@ -156,20 +129,16 @@ def read_parameters(
             yield path, result.pop(path)
 
 
-def export_weights(
-    table: WeightTable, params: Mapping[str, Any], vocab_size: int
-) -> dict[str, np.ndarray]:
-    """The published tensors, by name, without copies and without padded vocabulary rows."""
-    return dict(export_tensors(table, params, vocab_size))
-
-
 def export_tensors(
     table: WeightTable,
     params: Mapping[str, Any],
     vocab_size: int,
     names: Iterable[str] | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """``export_weights`` one tensor after another: those in ``names``, in that order, or all."""
+    """The published tensors one after another: those in ``names``, in that order, or all.
+
+    There are no copies among them, and no padded vocabulary rows.
+    """
     leaves = flatten_dict(params, sep="/")
     slots = find_slots(table, params)
     for name in slots if names is None else names:

@@ -26,6 +26,13 @@ class KeyValues(struct.PyTreeNode):
     values: jax.Array
 
 
+def _written(old_BSKH: jax.Array, new_BTKH: jax.Array, index: jax.Array) -> jax.Array:
+    """``old`` with ``new`` from place ``index`` on; where that is too many, NaN from then on."""
+    fits = index + new_BTKH.shape[1] <= old_BSKH.shape[1]
+    new_BTKH = jnp.where(fits, new_BTKH.astype(old_BSKH.dtype), jnp.nan)
+    return jax.lax.dynamic_update_slice_in_dim(old_BSKH, new_BTKH, index, axis=1)
+
+
 class Attention(nn.Module):
     """Multi-head attention (arXiv:1706.03762 §3.2.2), grouped if the config says so.
 
@@ -63,13 +70,7 @@ class Attention(nn.Module):
         else:
             seen = self._keys_and_values(x_BTD if context_BSD is None else context_BSD, rotary)
             if cache is not None and index is not None:
-                seen = jax.tree.map(
-                    lambda old, new: jax.lax.dynamic_update_slice_in_dim(
-                        old, new.astype(old.dtype), index, axis=1
-                    ),
-                    cache,
-                    seen,
-                )
+                seen = jax.tree.map(partial(_written, index=index), cache, seen)
         dropping = c.attention_dropout > 0.0 and not self.deterministic
         attended_BTNH = dot_product_attention(
             q_BTNH,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from flax_transformers.errors import UserError
 from flax_transformers.models.attention import KeyValues
 from flax_transformers.models.block import LayerCache, LayerInputs
 from flax_transformers.models.kernels import AttentionMask
@@ -55,8 +56,10 @@ def causal_inputs(
     """What layers of a causal stack need for ``shape`` (B, T) new tokens, with or without a cache.
 
     With one, the tokens take the next T slots and see what is in the slots before; it comes back
-    with all but its layers renewed. ``position_ids`` matter to the mask where they are given.
-    ``prefix_mask`` [B, T] is 1 at new tokens that those before them in their segment see as well.
+    with all but its layers renewed. Tokens that its slots have no room for make all that follows
+    NaN, or raise UserError if they never had. ``position_ids`` matter to the mask where they are
+    given. ``prefix_mask`` [B, T] is 1 at new tokens that those before them in their segment see as
+    well.
     """
     prefix = None if prefix_mask is None else prefix_mask > 0
     if cache is None:
@@ -64,6 +67,11 @@ def causal_inputs(
             segment_ids, segment_ids, position_ids, position_ids, prefix, causal=True
         )
         return LayerInputs(mask=mask), None
+    if shape[1] > cache.segments.shape[1]:
+        raise UserError(
+            f"{shape[1]} tokens do not fit into a cache of {cache.segments.shape[1]} slots; make "
+            "it with empty_cache(batch, slots) for all tokens there will be"
+        )
     segments = jnp.ones(shape, jnp.int32) if segment_ids is None else segment_ids
     positions = next_positions(shape, cache) if position_ids is None else position_ids
 

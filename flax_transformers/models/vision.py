@@ -61,6 +61,18 @@ class VisionBlock(TransformerBlock):
         return jnp.where(kept_B[:, None, None], y_BTD / keep.astype(y_BTD.dtype), 0)
 
 
+@dataclass(frozen=True)
+class Passage:
+    """How many tokens of an image pass through the kernels below ``path``; "" is all the rest.
+
+    ``attention``: heads times their width, over all layers there.
+    """
+
+    path: str
+    tokens: int
+    attention: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig(TransformerConfig):
     """A transformer over the patches of an image."""
@@ -129,6 +141,20 @@ class VisionConfig(TransformerConfig):
     def position_grids(self) -> dict[tuple[str, str], tuple[int, int]]:
         """The grids (rows, columns) of tables of positions, by the ends of their paths."""
         return {("position", "embedding"): self.grid}
+
+    @property
+    def attention_width(self) -> int:
+        """Heads times their width, over all layers."""
+        return self.num_layers * self.num_heads * self.head_width
+
+    def passages(self, grid: tuple[int, int]) -> tuple[Passage, ...]:
+        """What an image of ``grid`` (rows, columns) patches costs: the first that fits counts."""
+        patches = grid[0] * grid[1]
+        return (
+            Passage("embeddings", patches),
+            Passage("stack", len(self.tokens) + patches, self.attention_width),
+            Passage("", 1),  # heads look at one vector
+        )
 
     def drop_path_rates(self) -> np.ndarray:
         """Drop rate of each layer, float32 [num_layers]: rising evenly from 0 to ``drop_path``."""

@@ -20,8 +20,8 @@ from flax_transformers.families.bert import BertConfig
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.marian import MarianConfig
 from flax_transformers.families.t5 import T5Config
-from flax_transformers.families.weights import parameter_shapes
 from flax_transformers.models.config import Execution
+from tests.families.tensors import parameter_shapes
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(20))]
 CONFIG = BertConfig(
@@ -84,6 +84,14 @@ def test_there_and_back_is_bit_equal(published, ours, tmp_path, capsys):
     ]
     for file in published.iterdir():
         assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_what_config_json_alone_says_of_writing_comes_along(published, tmp_path):
+    described = json.loads((published / "config.json").read_text())
+    (published / "config.json").write_text(json.dumps(described | {"forced_bos_token_id": 7}))
+    assert main(["convert", str(published), str(tmp_path / "ours")]) == 0
+    (written,) = (tmp_path / "ours").rglob("generation_config.json")
+    assert json.loads(written.read_text()) == {"forced_bos_token_id": 7}
 
 
 def test_it_says_what_it_converted(published, tmp_path, capsys):

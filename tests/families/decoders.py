@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from flax_transformers.families.weights import export_weights
 from flax_transformers.testing import relative_difference
 from tests.families.parity import TOLERANCE, load_case
+from tests.families.tensors import export_weights
 from tests.golden.hub import read_golden
 
 

@@ -10,13 +10,11 @@ import numpy as np
 
 from flax_transformers.families.family import family_of, family_of_json
 from flax_transformers.families.weights import (
-    export_weights,
-    import_weights,
-    parameter_shapes,
     tensor_shapes,
 )
 from flax_transformers.models.config import Execution
 from flax_transformers.testing import relative_difference
+from tests.families.tensors import export_weights, import_weights, parameter_shapes
 from tests.golden.draw import draw_weights
 from tests.golden.hub import Case, read_golden
 

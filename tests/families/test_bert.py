@@ -13,7 +13,6 @@ import pytest
 from flax_transformers.errors import UserError
 from flax_transformers.families.bert import SIZES, BertConfig, from_huggingface, to_huggingface
 from flax_transformers.families.family import config_json
-from flax_transformers.families.weights import export_weights
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.testing import assert_bit_equal, relative_difference
 from flax_transformers.training.step import model_functions, total_loss
@@ -25,6 +24,7 @@ from tests.families.parity import (
     import_case,
     load_case,
 )
+from tests.families.tensors import export_weights
 from tests.golden import bert as golden
 from tests.golden.hub import read_golden
 

@@ -9,8 +9,8 @@ import pytest
 from flax_transformers.errors import UserError
 from flax_transformers.families.deit import SIZES, DeiTConfig, from_huggingface, weights
 from flax_transformers.families.family import config_json
-from flax_transformers.families.weights import export_weights, import_weights
 from tests.families.parity import assert_parity, load_case
+from tests.families.tensors import export_weights, import_weights
 from tests.families.vision import published_count, without_prefix
 from tests.golden import deit as golden
 

@@ -15,8 +15,8 @@ from flax_transformers.families.deit3 import (
     weights,
 )
 from flax_transformers.families.family import config_json
-from flax_transformers.families.weights import export_weights, import_weights
 from tests.families.parity import assert_parity, load_case
+from tests.families.tensors import export_weights, import_weights
 from tests.families.vision import published_count
 from tests.golden import deit3 as golden
 

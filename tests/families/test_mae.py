@@ -21,10 +21,10 @@ from flax_transformers.families.mae import (
     patch_targets,
     weights,
 )
-from flax_transformers.families.weights import export_weights, import_weights
 from flax_transformers.models.config import Execution
 from flax_transformers.testing import relative_difference
 from tests.families.parity import TOLERANCE, assert_parity, load_case
+from tests.families.tensors import export_weights, import_weights
 from tests.families.test_vit import in_file
 from tests.families.vision import published_count, without_prefix
 from tests.golden import mae as golden

@@ -15,10 +15,10 @@ from flax_transformers.families.marian import (
     SIZES,
     MarianConfig,
     from_huggingface,
+    settle,
     sinusoidal_table,
     to_huggingface,
 )
-from flax_transformers.families.weights import parameter_shapes
 from flax_transformers.models.config import Execution
 from flax_transformers.testing import assert_bit_equal
 from tests.families.parity import (
@@ -29,6 +29,7 @@ from tests.families.parity import (
     import_case,
     load_case,
 )
+from tests.families.tensors import parameter_shapes
 from tests.golden import marian as golden
 from tests.models.encoder_decoders import assert_steps_are_as_the_full_pass
 
@@ -106,6 +107,15 @@ def test_two_vocabularies_have_tables_of_their_own_lengths():
     assert tensors["final_logits_bias"].shape == (1, 37)
     with pytest.raises(ValueError, match=r"model\.decoder_vocab_size is 40.*share_embeddings"):
         dataclasses.replace(TINY, decoder_vocab_size=40)
+
+
+@pytest.mark.parametrize(("dtype", "difference"), [(np.float16, 4e-4), (np.float32, 1e-6)])
+def test_positions_of_a_file_are_sines_and_cosines_to_its_precision(dtype, difference):
+    table = sinusoidal_table(16, 12)
+    name = "model.encoder.embed_positions.weight"
+    assert settle(TINY, {name: (table + difference).astype(dtype)}) is TINY
+    with pytest.raises(UserError, match=f"{name} holds other positions"):
+        settle(TINY, {name: (table + 4 * difference).astype(dtype)})
 
 
 @EACH

@@ -19,7 +19,6 @@ from flax_transformers.families.modernbert import (
     from_huggingface,
     to_huggingface,
 )
-from flax_transformers.families.weights import parameter_shapes
 from flax_transformers.models.config import Execution
 from flax_transformers.models.positions import Rope
 from flax_transformers.testing import assert_bit_equal, relative_difference
@@ -31,6 +30,7 @@ from tests.families.parity import (
     import_case,
     load_case,
 )
+from tests.families.tensors import parameter_shapes
 from tests.golden import modernbert as golden
 from tests.models.reference import randomize
 

@@ -18,7 +18,6 @@ from flax_transformers.families.roberta import (
     from_huggingface,
     to_huggingface,
 )
-from flax_transformers.families.weights import parameter_shapes
 from flax_transformers.models.config import Execution
 from flax_transformers.testing import assert_bit_equal, relative_difference
 from tests.families.parity import (
@@ -29,6 +28,7 @@ from tests.families.parity import (
     import_case,
     load_case,
 )
+from tests.families.tensors import parameter_shapes
 from tests.golden import roberta as golden
 
 CASES = {case.name: case for case in golden.CASES}

@@ -24,7 +24,6 @@ from flax_transformers.families.t5 import (
     to_huggingface,
 )
 from flax_transformers.families.t5_layers import buckets_by_distance
-from flax_transformers.families.weights import export_weights
 from flax_transformers.models.config import Execution
 from flax_transformers.models.heads import is_head
 from flax_transformers.testing import assert_bit_equal, relative_difference
@@ -37,6 +36,7 @@ from tests.families.parity import (
     import_case,
     load_case,
 )
+from tests.families.tensors import export_weights
 from tests.golden import t5 as golden
 from tests.golden.hub import read_golden
 from tests.models.encoder_decoders import (

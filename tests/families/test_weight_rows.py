@@ -12,14 +12,13 @@ from flax_transformers.errors import UserError
 from flax_transformers.families.weights import (
     Weight,
     WeightTable,
-    export_weights,
     fused,
-    import_weights,
     known_names,
     linear,
     read_parameters,
     tensor_shapes,
 )
+from tests.families.tensors import export_weights, import_weights
 
 VOCAB, D, N, K, H, E, F = 5, 6, 4, 2, 3, 3, 8
 HEADS = tuple(f"encoder/{{layer}}/{name}" for name in ("query", "key", "value"))
@@ -249,3 +248,8 @@ def test_what_is_wrong_is_said_before_anything_is_read():
     with pytest.raises(UserError, match=r"model.pooler.bias"):
         next(read_parameters(TABLE, tensors, SHAPES, VOCAB))
     assert not any(tensor.reads for tensor in tensors.values())
+
+
+def test_a_tensor_that_is_ignored_may_have_any_shape():
+    tensors = make_tensors()
+    assert_equal(read(tensors | {"scratch": np.ones((7, 0, 3))}), read(tensors))

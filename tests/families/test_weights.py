@@ -13,13 +13,12 @@ from flax_transformers.errors import UserError
 from flax_transformers.families.weights import (
     Weight,
     WeightTable,
-    export_weights,
-    import_weights,
     layer_places,
     linear,
     norm,
     tensor_shapes,
 )
+from tests.families.tensors import export_weights, import_weights
 
 VOCAB, PADDED, D, N, H = 5, 8, 6, 3, 2
 TABLE = WeightTable(

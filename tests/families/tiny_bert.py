@@ -11,8 +11,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from flax_transformers.families.bert import BertConfig
-from flax_transformers.families.weights import parameter_shapes
 from flax_transformers.models.config import Execution
+from tests.families.tensors import parameter_shapes
 
 CONFIG = BertConfig(
     architecture="BertForMaskedLM",

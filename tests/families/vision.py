@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
-from flax_transformers.families.weights import parameter_shapes, tensor_shapes
+from flax_transformers.families.weights import (
+    tensor_shapes,
+)
 from flax_transformers.models.config import Execution
+from tests.families.tensors import parameter_shapes
 
 
 def published_count(config, weights):

@@ -161,6 +161,15 @@ def test_a_row_is_labelled_by_its_last_token():
     np.testing.assert_allclose(classify(), hidden[:, 4] @ kernel, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_a_token_too_many_for_the_cache_makes_nan_and_many_at_once_are_refused():
+    inputs = plain(CASES["llama_tied"].inputs)
+    logits = stepwise("llama_tied", inputs, (6, 1, 6), slots=12)
+    assert np.isfinite(logits[:, :7]).all() and np.isnan(logits[:, 7:]).all()
+    with pytest.raises(UserError, match="13 tokens do not fit into a cache of 12 slots"):
+        stepwise("llama_tied", inputs, (13,), slots=12)
+
+
 def test_an_encoder_takes_no_cache():
     model = tiny_bert().build(Execution())
     ids = np.ones((1, 2), np.int32)
