@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import os
 import sys
@@ -16,6 +18,10 @@ from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Outcome
 from flax_transformers.training.metrics import read_metrics
 from flax_transformers.training.plots import plot_metrics
+from flax_transformers.training.workdir import write_text
+
+BASELINES = "baselines.json"
+"""The file of a workdir that holds what its run has to beat."""
 
 
 def introduce(
@@ -32,11 +38,13 @@ def introduce(
         f"{len(devices)} x {devices[0].device_kind} in {jax.process_count()} process(es)"
     )
     _say(
-        f"{prepared.summary}; batches of {batch.batch_size} x {batch.sequence_length}, "
+        f"{prepared.summary}; batches of {' x '.join(map(str, batch.batch_shape))}, "
         f"{config.total_steps:,} steps"
     )
     for baseline in to_beat:
         _say(f"to beat: {baseline.line()}")
+    rows = [dataclasses.asdict(baseline) for baseline in to_beat]
+    write_text(workdir / BASELINES, json.dumps(rows, indent=1) + "\n")
     _say(f"workdir: {workdir}")
 
 

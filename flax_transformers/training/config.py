@@ -32,6 +32,11 @@ class Phase:
     def __post_init__(self) -> None:
         _check_phase(self, "sequence_length")
 
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Rows and tokens."""
+        return self.batch_size, self.sequence_length
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePhase:
@@ -52,6 +57,11 @@ class ImagePhase:
     def sequence_length(self) -> int:
         """What objectives are told of the size of a row: the side of its image."""
         return self.image_size
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Images, and their height and width."""
+        return self.batch_size, self.image_size, self.image_size
 
 
 AnyPhase = Phase | ImagePhase

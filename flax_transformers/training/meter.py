@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,9 @@ from jax.sharding import Mesh
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import TextConfig, TransformerConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
-from flax_transformers.training.config import AnyPhase, TrainConfig
+from flax_transformers.models.patches import patch_grid
+from flax_transformers.models.vision import Passage, VisionConfig
+from flax_transformers.training.config import AnyPhase, ImagePhase, TrainConfig
 from flax_transformers.training.flops import mfu, transformer_matmul_flops
 from flax_transformers.training.metrics import Accumulator
 from flax_transformers.training.optimizers import learning_rate_at
@@ -30,8 +32,11 @@ def step_flops(config: TrainConfig, phase: AnyPhase, params: Any) -> float:
 
     ``params`` is the tree of (abstract) parameters: kernels below a stack, which alone have a
     leading axis of layers, work on every token; other kernels, and the word table where it is
-    tied, make logits.
+    tied, make logits. A model of images says itself what passes where.
     """
+    if isinstance(config.model, VisionConfig):
+        grid = patch_grid((phase.sequence_length,) * 2, config.model.patch_size)
+        return phase.batch_size * vision_flops(config.model.passages(grid), params)
     model, tokens = config.model, phase.batch_size * phase.sequence_length
     predicted = phase.batch_size * config.objective.predictions(phase.sequence_length)
     sizes = _kernel_sizes(params, model)
@@ -50,6 +55,17 @@ def step_flops(config: TrainConfig, phase: AnyPhase, params: Any) -> float:
         + decoder(predicted, phase.sequence_length, 0, causal=False)
         + 6 * (tokens * sizes["context"] + predicted * sizes["head"])
     )
+
+
+def vision_flops(passages: Sequence[Passage], params: Any) -> float:
+    """Matmul FLOPs of one image, forward and backward."""
+    flops = 0.0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = "/".join(key.key for key in path)
+        if name.endswith("/kernel"):
+            through = next(one for one in passages if name.startswith(one.path))
+            flops += 6 * leaf.size * through.tokens
+    return flops + sum(12 * one.tokens**2 * one.attention for one in passages)
 
 
 def _stack_flops(
@@ -153,12 +169,10 @@ class Meter:
         if not self._steps or self._since is None:
             return {}
         step_time = (time.perf_counter() - self._since) / self._steps
-        rows, length = self._phase.batch_size, self._phase.sequence_length
-        speed = {
-            "perf/step_time_s": step_time,
-            "perf/tokens_per_second": rows * length / step_time,
-            "perf/examples_per_second": rows / step_time,
-        }
+        rows = self._phase.batch_size
+        speed = {"perf/step_time_s": step_time, "perf/examples_per_second": rows / step_time}
+        if not isinstance(self._phase, ImagePhase):
+            speed["perf/tokens_per_second"] = rows * self._phase.sequence_length / step_time
         device = self._mesh.devices.flat[0]
         utilisation = mfu(
             self._flops_per_step, step_time, device.device_kind, self._mesh.devices.size

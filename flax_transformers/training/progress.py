@@ -61,8 +61,8 @@ class Progress:
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Says that ``step`` steps are done; ``metrics`` replace those of the same name.
 
-        Shown are ``train/loss``, ``train/accuracy`` and ``perf/tokens_per_second``; others are
-        ignored. Host numbers only.
+        Shown are ``train/loss``, ``train/accuracy`` and ``perf/tokens_per_second``, or where there
+        are no tokens ``perf/examples_per_second``; others are ignored. Host numbers only.
         """
         self._step = step
         self._metrics.update(metrics)
@@ -109,6 +109,8 @@ class Progress:
             fields.append(f"acc {100 * accuracy:4.1f}%")
         if (speed := self._metrics.get("perf/tokens_per_second")) is not None:
             fields.append(f"{format_number(speed):>5} tok/s")
+        elif (speed := self._metrics.get("perf/examples_per_second")) is not None:
+            fields.append(f"{format_number(speed):>5} examples/s")
         return [*fields, self._time] if self._time else fields
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
