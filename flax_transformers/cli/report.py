@@ -43,8 +43,6 @@ def introduce(
     )
     for baseline in to_beat:
         _say(f"to beat: {baseline.line()}")
-    rows = [dataclasses.asdict(baseline) for baseline in to_beat]
-    write_text(workdir / BASELINES, json.dumps(rows, indent=1) + "\n")
     _say(f"workdir: {workdir}")
 
 
@@ -52,6 +50,8 @@ def finish(workdir: epath.Path, outcome: Outcome, to_beat: Sequence[Baseline]) -
     """Draws the plots and says how it went and where things are."""
     if jax.process_index() != 0:
         return
+    rows = [dataclasses.asdict(baseline) for baseline in to_beat]
+    write_text(workdir / BASELINES, json.dumps(rows, indent=1) + "\n")
     losses = {baseline.name: baseline.score for baseline in to_beat if baseline.is_loss}
     try:
         plot_metrics(read_metrics(workdir), workdir / "plots", losses)

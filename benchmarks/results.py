@@ -1,0 +1,71 @@
+"""The table of docs/results.md, from the workdirs of finished runs.
+
+    python benchmarks/results.py runs/bert_books_0 runs/bert_books_1 runs/bert_books_2 ...
+
+Runs whose configs differ in nothing but the seed share a row. Each says what it scored on held-out
+text, the mean and the range over the seeds, what a guess without a model scores there (see
+``baselines.json`` in a workdir), and the margin of the worst seed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HEADINGS = ("recipe", "steps", "tokens", "minutes", "held-out", "to beat", "margin")
+
+
+def main(workdirs: list[Path]) -> None:
+    runs: dict[str, list[Path]] = {}
+    for workdir in workdirs:
+        config = json.loads((workdir / "config.json").read_text())
+        runs.setdefault(json.dumps(config | {"seed": None}), []).append(workdir)
+    print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
+    for config_text, alike in runs.items():
+        for cells in rows_of(json.loads(config_text), alike):
+            print(f"| {' | '.join(cells)} |")
+
+
+def rows_of(config: dict[str, Any], workdirs: list[Path]) -> list[list[str]]:
+    """A row of cells for each metric that something is known to score."""
+    every = [_rows(workdir / "metrics.jsonl") for workdir in workdirs]
+    steps = sum(phase["steps"] for phase in config["phases"])
+    tokens = sum(p["steps"] * p["batch_size"] * p["sequence_length"] for p in config["phases"])
+    minutes = [(rows[-1]["time"] - rows[0]["time"]) / 60 for rows in every]
+    cells = [
+        recipe_of(config, workdirs),
+        f"{steps:,}",
+        f"{tokens / 1e6:.1f}M",
+        f"{min(minutes):.1f}–{max(minutes):.1f}",
+    ]
+    table = []
+    for baseline in json.loads((workdirs[0] / "baselines.json").read_text()):
+        metric = baseline["metric"]
+        scores = [next(row[metric] for row in reversed(rows) if metric in row) for rows in every]
+        sign = -1 if metric == "eval/loss" else 1
+        margin = min(sign * (score - baseline["score"]) for score in scores)
+        mean, spread = sum(scores) / len(scores), (max(scores) - min(scores)) / 2
+        unit = metric.removeprefix("eval/").replace("_", " ")
+        held_out = f"{unit} {mean:.3f} ± {spread:.3f} ({len(scores)} seeds)"
+        beaten = f"{baseline['name']} {baseline['score']:.3f} on {baseline['counted']}"
+        table.append([*cells, held_out, beaten, f"{margin:+.3f}"])
+        cells = [""] * len(cells)
+    return table
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def recipe_of(config: dict[str, Any], workdirs: list[Path]) -> str:
+    """The name that the workdirs share, without the seed, and what was learned."""
+    objective = config["objective"]["type"].rpartition(".")[2]
+    return f"`{workdirs[0].name.rstrip('0123456789').rstrip('_')}` ({objective})"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: python benchmarks/results.py WORKDIR ...")
+    main([Path(argument) for argument in sys.argv[1:]])
