@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     _check_length(config, restored)
     prepared = runtime.prepared_data(config.data)
     _check_data(config, prepared, restored, arguments.checkpoint)
+    runtime.check_label_names(restored.model_config, prepared)
     snapshot = _snapshot(config, restored)
     result: dict[str, float] = {"step": restored.step}
     with jax.set_mesh(restored.mesh):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from flax_transformers.data.config import DataConfig
 from flax_transformers.data.dataset import Dataset, open_dataset, prepare
 from flax_transformers.errors import UserError
-from flax_transformers.models.config import TextConfig
+from flax_transformers.models.config import TextConfig, TransformerConfig
 from flax_transformers.parallel.distributed import check_platform, start_processes
 from flax_transformers.pretrained import initial_parameters
 from flax_transformers.training.config import TrainConfig
@@ -87,3 +88,25 @@ def check_fits_data(config: TrainConfig, prepared: Dataset) -> None:
             f"the data has {classes} classes, but model.num_labels is {model.num_labels}; "
             f"set --model.num-labels {classes}"
         )
+    check_label_names(model, prepared)
+
+
+def check_label_names(model: TransformerConfig, prepared: Dataset) -> None:
+    """Raises UserError if the model calls its classes by other names than the data, or in another
+    order."""
+    for ours, theirs in zip(model.label_names, prepared.label_names, strict=False):
+        if ours != theirs:
+            raise UserError(
+                f"the data has the class {theirs!r} where the model has {ours!r}; give "
+                "--data.source.label-names, in the model's order"
+            )
+
+
+def with_label_names(config: TrainConfig, prepared: Dataset) -> TrainConfig:
+    """``config`` with the names of the data's classes in its model, if it learns them: they go
+    with every checkpoint, and into what is exported."""
+    learns = not LABEL_HEADS.isdisjoint(config.objective.needs.heads)
+    if not learns or not prepared.label_names or config.model.label_names:
+        return config
+    model = replace(config.model, label_names=prepared.label_names)
+    return replace(config, model=model)

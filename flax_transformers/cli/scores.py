@@ -14,9 +14,15 @@ from flax_transformers.data.images import PreparedImages
 from flax_transformers.data.prepare import PreparedText
 from flax_transformers.data.store import TokenStore
 from flax_transformers.evaluation.baselines import Baseline, text_baselines
+from flax_transformers.evaluation.classification import (
+    classification_baselines,
+    classification_evaluator,
+)
 from flax_transformers.evaluation.held_out import held_out_evaluator
 from flax_transformers.evaluation.images import image_baselines, image_samplers
+from flax_transformers.evaluation.question_answering import question_baselines, question_evaluator
 from flax_transformers.evaluation.samples import format_written, written_samples
+from flax_transformers.evaluation.tagging import entity_evaluator, tagging_baselines
 from flax_transformers.evaluation.translation import (
     can_score,
     translation_baselines,
@@ -25,8 +31,11 @@ from flax_transformers.evaluation.translation import (
 from flax_transformers.generation.fill_mask import format_samples, held_out_samples
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.masked_lm import Masking
+from flax_transformers.objectives.question_answering import QuestionAnswering
+from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.sequences import SequenceLoss
+from flax_transformers.objectives.token_classification import TokenClassification
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Evaluator, Snapshot
 from flax_transformers.training.workdir import write_text
@@ -42,7 +51,13 @@ def baselines(config: TrainConfig, prepared: Dataset) -> list[Baseline]:
         return image_baselines(config, prepared)
     if not isinstance(prepared, PreparedText):
         return []
-    return [*text_baselines(config, prepared), *translation_baselines(config, prepared)]
+    return [
+        *text_baselines(config, prepared),
+        *translation_baselines(config, prepared),
+        *classification_baselines(config, prepared),
+        *tagging_baselines(config, prepared),
+        *question_baselines(config, prepared),
+    ]
 
 
 def evaluators(
@@ -60,6 +75,12 @@ def evaluators(
             chosen.append(translation_evaluator(config, prepared, model, last))
         else:
             log.info("BLEU and chrF are left out, as sacrebleu is not installed")
+    if isinstance(config.objective, SequenceClassification):
+        chosen.append(classification_evaluator(config, prepared))
+    elif isinstance(config.objective, TokenClassification):
+        chosen.append(entity_evaluator(config, prepared))
+    elif isinstance(config.objective, QuestionAnswering):
+        chosen.append(question_evaluator(config, prepared, workdir))
     if workdir is None:
         return chosen
     if isinstance(config.objective, Masking):

@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     workdir = open_workdir(arguments.workdir)
     prepared = runtime.prepared_data(config.data)
     runtime.check_fits_data(config, prepared)
+    config = runtime.with_label_names(config, prepared)
     to_beat = baselines(config, prepared)
     introduce(config, prepared, workdir, to_beat)
     outcome = train(

@@ -74,7 +74,8 @@ class Baseline:
         """A score in the unit of its metric."""
         if self.is_loss:
             return f"{score:.3f} {self.unit}".rstrip()
-        return f"{100 * score:.1f}%" if self.metric.endswith("accuracy") else f"{score:.1f}"
+        shares = ("accuracy", "f1", "exact_match")
+        return f"{100 * score:.1f}%" if self.metric.endswith(shares) else f"{score:.1f}"
 
 
 def text_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseline]:
@@ -88,8 +89,10 @@ def text_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseline
 
     Sentinels count as one piece, "the next sentinel": anybody knows their order.
     """
+    if not isinstance(config.objective, Masking | WordLoss):
+        return []
     batches = list(held_out_batches(config, prepared, config.phases[-1].sequence_length))
-    if not batches or not isinstance(config.objective, Masking | WordLoss):
+    if not batches:
         return []
     order = _BYTES_ORDER if _has_contexts(config, prepared) else 1
     held_out = np.concatenate([grams(batch, prepared.vocabulary, order) for batch in batches])
