@@ -3,20 +3,61 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
+
+from flax_transformers.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a file such as configs/bert_base.py")
     parser.add_argument("--output", help="folder or bucket of the store (default: data.store)")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument(
+        "--begin",
+        action="store_true",
+        help="only what --shard jobs need: the tokenizer, and which documents repeat others",
+    )
+    part.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="only the share of job I of N, from 0, such as $SLURM_ARRAY_TASK_ID/100; the job that "
+        "ends last finishes the store, and so does the command without --shard",
+    )
+    part.add_argument(
+        "--verify", action="store_true", help="read every byte of a finished store and check it"
+    )
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli.config_file import load_config
-    from flax_transformers.data.dataset import prepare
+    from flax_transformers.data import dataset
 
-    config = load_config(arguments.config, overrides)
-    prepared = prepare(config.data, arguments.output)
+    data = load_config(arguments.config, overrides).data
+    if arguments.begin:
+        dataset.begin(data, arguments.output)
+        print("begun; now every --shard job can run, and in the end the command without --shard")
+        return 0
+    if arguments.shard is not None:
+        job, jobs = _job(arguments.shard)
+        prepared = dataset.prepare_share(data, arguments.output, job, jobs)
+        if prepared is None:
+            print(f"share {job}/{jobs} is done, others are not yet")
+            return 0
+    else:
+        prepared = dataset.prepare(data, arguments.output)
+    if arguments.verify:
+        dataset.verify(prepared)
+        print("every file is as it was written")
     print(prepared.summary)
     print(f"store: {prepared.directory}")
     return 0
+
+
+def _job(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise UserError(
+            f"--shard {text} is no job; give its number from 0 and how many there are, 0/8 to 7/8"
+        )
+    return int(match[1]), int(match[2])

@@ -7,8 +7,22 @@ from typing import Protocol
 
 from flax_transformers.data.config import DataConfig, TextData
 from flax_transformers.data.images import ImageData, open_prepared_images, prepare_images
+from flax_transformers.data.mixture import (
+    MixedText,
+    PreparedMixture,
+    begin_mixture,
+    open_mixture,
+    prepare_mixture,
+    prepare_mixture_shards,
+)
 from flax_transformers.data.pipeline import Examples
-from flax_transformers.data.prepare import open_prepared, prepare_text
+from flax_transformers.data.prepare import (
+    PreparedText,
+    begin_text,
+    open_prepared,
+    prepare_shards,
+    prepare_text,
+)
 from flax_transformers.data.store import Split
 from flax_transformers.data.tokenizers import Tokenizer
 from flax_transformers.errors import UserError
@@ -56,7 +70,52 @@ def prepare(data: DataConfig, output: str | os.PathLike[str] | None = None) -> D
     """
     if isinstance(data, ImageData):
         return prepare_images(data, output)
+    if isinstance(data, MixedText):
+        return prepare_mixture(data, output)
     return prepare_text(_text(data), output)
+
+
+def begin(data: DataConfig, output: str | os.PathLike[str] | None = None) -> None:
+    """Makes what all jobs of `prepare_share` need, such as the tokenizer, in one process."""
+    if isinstance(data, MixedText):
+        begin_mixture(data, output)
+    else:
+        begin_text(_text(data), output)
+
+
+def prepare_share(
+    data: DataConfig, output: str | os.PathLike[str] | None, job: int, jobs: int
+) -> Dataset | None:
+    """One job's share of the work, jobs counting from 0; the last one to finish has it all.
+
+    Raises UserError where `begin` has not run, and for a job that does not exist.
+    """
+    if output is None and data.store is None:
+        raise UserError(
+            "Jobs that prepare a store together need one place for it; set data.store or --output"
+        )
+    if isinstance(data, MixedText):
+        return prepare_mixture_shards(data, output, job, jobs)
+    return prepare_shards(_text(data), output, job, jobs)
+
+
+def verify(prepared: Dataset) -> None:
+    """Reads every file of token stores and compares digests. Raises UserError naming a damaged one.
+
+    Opening compares sizes alone.
+    """
+    if isinstance(prepared, PreparedMixture):
+        parts = prepared.parts
+    elif isinstance(prepared, PreparedText):
+        parts = (prepared,)
+    else:
+        raise UserError(
+            f"What lies in {prepared.directory} is no token store, and only those have digests."
+        )
+    for part in parts:
+        for store in (part.train, part.validation):
+            if store is not None:
+                store.verify()
 
 
 def open_dataset(data: DataConfig) -> Dataset:
@@ -66,13 +125,15 @@ def open_dataset(data: DataConfig) -> Dataset:
     """
     if isinstance(data, ImageData):
         return open_prepared_images(data)
+    if isinstance(data, MixedText):
+        return open_mixture(data)
     return open_prepared(_text(data))
 
 
 def _text(data: DataConfig) -> TextData:
     if not isinstance(data, TextData):
         raise UserError(
-            f"the config's data is a {type(data).__name__}; give a TextData or an ImageData"
+            f"the config's data is a {type(data).__name__}; this wants a TextData or a MixedText"
         )
     return data
 

@@ -2,48 +2,32 @@
 
 Training reads a pure function of one integer: position i of the global stream is example
 ``shuffle(i)`` of its epoch, prepared with random numbers keyed by i. So the position is the only
-state, every example comes once an epoch, masks are drawn anew each epoch, and host p of P takes
-its contiguous rows of each global batch. grain gives the shuffle, which needs no table (up to
-2**32 examples), and the worker processes.
+state, every example comes once an epoch (in a mixture, once an epoch of its part), masks are drawn
+anew each epoch, and host p of P takes its contiguous rows of each global batch. grain gives the
+shuffle, which needs no table (up to 2**32 examples), and the worker processes.
 
 Text and images alike: anything with `Examples` and an objective's ``prepare`` will do.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
+from flax_transformers.data.examples import Examples, Seed, at, key_of
 from flax_transformers.data.processes import end_with_parent
 from flax_transformers.data.store import TokenStore
 from flax_transformers.data.windows import cached_window_index
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Objective, Vocabulary, WindowSpec
 
-Seed = int | tuple[int | str, ...]
 _BATCHES_AHEAD = 2  # per worker process
 _BUCKET_THREADS = 16  # reads in flight per process, where a read waits for the network
-
-
-class Examples(Protocol):
-    """Raw examples at random. Picklable, and quick to pickle: workers receive a copy."""
-
-    @property
-    def read_threads(self) -> int:
-        """Threads per process that hide the latency of reads; 0 where reads are quick, as threads
-        slow Python code down."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """What the objective's ``prepare`` takes; what is random in it comes from ``rng``."""
-        ...
 
 
 class TextExamples:
@@ -131,13 +115,6 @@ class _Prepare:
         return {**row, "example_id": np.array(number, np.int64)}
 
 
-def _key(purpose: str, seed: Seed) -> int:
-    """64 bits that differ for every purpose and seed."""
-    parts = seed if isinstance(seed, tuple) else (seed,)
-    digest = hashlib.blake2b(repr((purpose, *parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
-
-
 def _stack(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -161,18 +138,11 @@ class _HostBatches:
         return _stack([self._row(position) for position in positions])
 
     def _row(self, position: int) -> dict[str, np.ndarray]:
-        number = self._shuffled(position)
+        examples = self.prepare.examples
+        epoch, number = at(examples, position, self.prepare.key)
         if self.static_epochs is None:
             return self.prepare(position, number)
-        examples = len(self.prepare.examples)
-        return self.prepare(position // examples % self.static_epochs * examples + number, number)
-
-    def _shuffled(self, position: int) -> int:
-        """The example at a position of the stream: each epoch is a permutation of its own."""
-        epoch, place = divmod(position, len(self.prepare.examples))
-        seed = _key("shuffle", (self.prepare.key, epoch)) % 2**32
-        last = len(self.prepare.examples) - 1
-        return grain.experimental.index_shuffle(place, max_index=last, seed=seed, rounds=4)
+        return self.prepare(epoch % self.static_epochs * len(examples) + number, number)
 
 
 def _rows(rows: np.ndarray | None, batch_size: int) -> np.ndarray:
@@ -219,7 +189,7 @@ class TrainStream(Iterator[dict[str, np.ndarray]]):
     ) -> None:
         if len(examples) == 0:
             raise UserError("There are no training examples; check the data source.")
-        prepare = _Prepare(examples, objective, vocab, sequence_length, _key("train", seed))
+        prepare = _Prepare(examples, objective, vocab, sequence_length, key_of("train", seed))
         rows = _rows(rows, batch_size)
         self._batches = _HostBatches(prepare, position, batch_size, rows, static_epochs)
         self._workers = workers
@@ -292,7 +262,7 @@ def evaluation_batches(
     with ``example_id`` -1: an objective has to give a row of zeros the weight 0.
     """
     rows = _rows(rows, batch_size)
-    prepare = _Prepare(examples, objective, vocab, sequence_length, _key("evaluation", seed))
+    prepare = _Prepare(examples, objective, vocab, sequence_length, key_of("evaluation", seed))
     zeros = {name: np.zeros_like(array) for name, array in prepare(0, 0).items()}
     zeros["example_id"] = np.array(-1, np.int64)
     for first in range(0, len(examples), batch_size):

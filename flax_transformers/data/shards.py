@@ -1,31 +1,27 @@
-"""Tokenises the shards of a store, in this process or in several, with progress on stderr."""
+"""Tokenises the shards of a store, and reads them again to compare them with their digests."""
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import itertools
 import json
-import multiprocessing
-import os
-import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from types import TracebackType
-from typing import Any
+from functools import partial
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from flax_transformers.data import sources
 from flax_transformers.data.config import TextData
 from flax_transformers.data.documents import Counts, Document
-from flax_transformers.data.folders import Folder, open_folder
-from flax_transformers.data.processes import end_with_parent
+from flax_transformers.data.duplicates import repeated
+from flax_transformers.data.folders import Folder
+from flax_transformers.data.gates import let_in
+from flax_transformers.data.labels import Labeller, kept_label_names
 from flax_transformers.data.sentences import split_sentences
+from flax_transformers.data.shard_work import Note, for_each_shard
 from flax_transformers.data.store import (
     SPLITS,
     ShardRecord,
@@ -39,30 +35,45 @@ from flax_transformers.errors import UserError
 
 _CHUNK = 1 << 18  # characters tokenised at once
 
-Note = Callable[[int, int], None]  # told of (documents, tokens) now and then; may raise to stop
-
 
 @dataclass(frozen=True)
 class FinishedShard:
-    """One shard of every split; ``empty`` and ``invalid`` documents were left out of it."""
+    """One shard of every split. ``made_from`` is `StoreJob.made_from`.
 
-    tokenizer: str
-    empty: int
-    invalid: int
+    ``left_out``: how many documents were not let in, by reason; see `Counts`.
+    """
+
+    made_from: str
+    left_out: dict[str, int]
     splits: dict[Split, ShardRecord]
 
 
-def finished_shards(folder: Folder, count: int, tokenizer: str) -> dict[int, FinishedShard]:
-    """The shards that are done, by number, with this tokenizer's fingerprint."""
+@dataclass(frozen=True)
+class StoreJob:
+    """All that tokenising a shard takes; ``corpus`` is what the store was claimed for."""
+
+    folder: Folder
+    data: TextData
+    tokenizer: Tokenizer
+    corpus: str
+
+    @property
+    def made_from(self) -> str:
+        """What a shard has to be made from to count as finished."""
+        return f"tokenizer {self.tokenizer.fingerprint}, corpus {self.corpus}"
+
+
+def finished_shards(job: StoreJob) -> dict[int, FinishedShard]:
+    """The shards that are done, by number; those of another tokenizer or corpus are not."""
     found = {}
-    for shard in range(count):
+    for shard in range(job.data.shards):
         try:
-            record = json.loads(folder.read(_record_name(shard)))
+            record = json.loads(job.folder.read(_record_name(shard)))
             splits = {split: ShardRecord.from_json(record["splits"][split]) for split in SPLITS}
             finished = FinishedShard(**{**record, "splits": splits})
         except (FileNotFoundError, ValueError, TypeError, KeyError):  # absent or damaged: not done
             continue
-        if finished.tokenizer == tokenizer:
+        if finished.made_from == job.made_from:
             found[shard] = finished
     return found
 
@@ -71,74 +82,94 @@ def _record_name(shard: int) -> str:
     return f"shards/{shard:05d}.json"
 
 
-def write_shards(
-    folder: Folder, data: TextData, tokenizer: Tokenizer, processes: int
-) -> list[FinishedShard]:
-    """Brings all shards into being and reads every file again to compare it with its digest.
+def write_shards(job: StoreJob, shards: Sequence[int], processes: int) -> None:
+    """Brings those of ``shards`` into being that are missing."""
+    finished = finished_shards(job)
+    missing = [shard for shard in shards if shard not in finished]
+    work = partial(tokenise_shard, job)
+    for_each_shard(work, missing, processes, done="tokenised", total=len(shards))
+
+
+def checked_shards(job: StoreJob, processes: int) -> list[FinishedShard]:
+    """All shards, after every file was read again and compared with its digest.
 
     A finished shard whose files do not agree with its record is made once more.
     """
-    _write_missing(folder, data, tokenizer, processes)
-    damaged = _damaged_shards(folder, data, tokenizer)
+    damaged = _damaged_shards(job)
     if damaged:
         for shard, error in damaged.items():
             print(f"Tokenising shard {shard + 1} again: {error}", file=sys.stderr)
-            folder.delete(_record_name(shard))
-        _write_missing(folder, data, tokenizer, processes)
-        for error in _damaged_shards(folder, data, tokenizer).values():
+            job.folder.delete(_record_name(shard))
+        write_shards(job, range(job.data.shards), processes)
+        for error in _damaged_shards(job).values():
             raise error
-    finished = finished_shards(folder, data.shards, tokenizer.fingerprint)
-    return [finished[shard] for shard in range(data.shards)]
+    finished = finished_shards(job)
+    return [finished[shard] for shard in range(job.data.shards)]
 
 
-def _write_missing(folder: Folder, data: TextData, tokenizer: Tokenizer, processes: int) -> None:
-    finished = finished_shards(folder, data.shards, tokenizer.fingerprint)
-    missing = [shard for shard in range(data.shards) if shard not in finished]
-    with _Reporter(data.shards, len(finished)) as reporter:
-        if processes == 1 or len(missing) <= 1:
-            for shard in missing:
-                tokenise_shard(folder, data, tokenizer, shard, reporter.note)
-                reporter.shard_done()
-        else:
-            _in_processes(folder, data, tokenizer, missing, processes, reporter)
-
-
-def _damaged_shards(folder: Folder, data: TextData, tokenizer: Tokenizer) -> dict[int, UserError]:
+def _damaged_shards(job: StoreJob) -> dict[int, UserError]:
     damaged = {}
-    for shard, record in finished_shards(folder, data.shards, tokenizer.fingerprint).items():
+    for shard, record in finished_shards(job).items():
         try:
             for split in SPLITS:
-                check_files(folder, record.splits[split])
+                check_files(job.folder, record.splits[split])
         except UserError as error:
             damaged[shard] = error
     return damaged
 
 
-def tokenise_shard(
-    folder: Folder, data: TextData, tokenizer: Tokenizer, shard: int, note: Note
-) -> None:
+def tokenise_shard(job: StoreJob, shard: int, note: Note) -> None:
     """Writes one shard of both splits, and its record last."""
-    size = tokenizer.vocabulary.size
+    data, tokenizer = job.data, job.tokenizer
     counts = Counts()
     fraction = data.held_out_fraction
-    train, validation = (ShardWriter(folder, split, shard, size) for split in SPLITS)
+    train, validation = (
+        ShardWriter(job.folder, split, shard, tokenizer.vocabulary.size, data.source.label_kind)
+        for split in SPLITS
+    )
+    names = kept_label_names(job.folder)
     with train, validation:
-        for chunk in _chunks(sources.read_documents(data.source, shard, data.shards, counts)):
+        for chunk in _chunks(_documents(job, "train", shard, counts)):
             tokens = 0
+            labeller = Labeller(data.source, names, tokenizer, counts)
             for document, sentences in zip(chunk, _encode(tokenizer, chunk), strict=True):
                 writer = validation if is_held_out(document, fraction) else train
-                tokens += writer.add_document(sentences)
+                tokens += _add(writer, document, sentences, labeller)
             note(len(chunk), tokens)
         if data.validation_source is not None:
-            documents = sources.read_documents(data.validation_source, shard, data.shards, counts)
-            for chunk in _chunks(documents):
-                note(len(chunk), sum(map(validation.add_document, _encode(tokenizer, chunk))))
+            for chunk in _chunks(_documents(job, "validation", shard, counts)):
+                labeller = Labeller(data.validation_source, names, tokenizer, counts)
+                encoded = zip(chunk, _encode(tokenizer, chunk), strict=True)
+                tokens = sum(_add(validation, *one, labeller) for one in encoded)
+                note(len(chunk), tokens)
         splits: dict[Split, ShardRecord] = {
             "train": train.finish(),
             "validation": validation.finish(),
         }
-    finished = FinishedShard(tokenizer.fingerprint, counts.empty, counts.invalid, splits)
-    folder.write(_record_name(shard), to_json(asdict(finished)))
+    left_out = counts.left_out()
+    left_out["empty"] += sum(record.skipped for record in splits.values())
+    finished = FinishedShard(job.made_from, left_out, splits)
+    job.folder.write(_record_name(shard), to_json(asdict(finished)))
+
+
+def _add(
+    writer: ShardWriter, document: Document, sentences: Sequence[np.ndarray], labeller: Labeller
+) -> int:
+    labels = labeller.arrays(document, scored=writer.split == "validation")
+    return 0 if labels is None else writer.add_document(sentences, labels)
+
+
+def _documents(
+    job: StoreJob, split: Split, shard: int, counts: Counts
+) -> Iterator[tuple[int, Document]]:
+    """What gets through the gates of one shard of the source, or the validation source."""
+    data = job.data
+    source = data.source if split == "train" else data.validation_source
+    assert source is not None
+    documents = sources.read_documents(source, shard, data.shards, counts)
+    return let_in(
+        documents, data.gates, counts, repeated(job.folder, data, split, shard, data.shards)
+    )
 
 
 def is_held_out(document: Document, fraction: float) -> bool:
@@ -162,136 +193,31 @@ def _chunks(documents: Iterable[tuple[int, Document]]) -> Iterator[list[Document
 
 
 def _encode(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[list[np.ndarray]]:
-    """The token ids of each sentence of each document, all encoded in one call.
+    """The token ids of each sentence of each document.
 
-    Texts that stand apart count as sentences; there are none where one of them has no token.
+    Texts that stand apart count as sentences; there are none where one of them has no token, but
+    such a text of a labelled document, whose place counts, becomes the unknown token.
     """
     sentences = [
         split_sentences(document.text) if isinstance(document.text, str) else document.text
         for document in documents
     ]
-    encoded = iter(tokenizer.encode_batch([one for several in sentences for one in several]))
+    encoded = _encoded(tokenizer, [one for several in sentences for one in several])
     for document, several in zip(documents, sentences, strict=True):
         ids = list(itertools.islice(encoded, len(several)))
         apart = not isinstance(document.text, str)
+        unknown = tokenizer.vocabulary.unk_id
+        if document.labels and unknown is not None:
+            ids = [one if len(one) else np.array([unknown], np.int32) for one in ids]
         yield [] if apart and not all(map(len, ids)) else ids
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a worker process needs, handed over once."""
-
-    folder: str
-    data: TextData
-    tokenizer: Tokenizer
-    progress: Any  # shared array of int64: documents, tokens
-    stop: Any  # shared event
-
-
-_job: _Job | None = None
-
-
-class _Stopped(Exception):
-    """Another process failed; this one gives up."""
-
-
-def _start_worker(job: _Job) -> None:
-    global _job
-    _job = job
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which tells us
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each
-
-
-def _run_in_worker(shard: int) -> None:
-    job = _job
-    assert job is not None
-
-    def note(documents: int, tokens: int) -> None:
-        if job.stop.is_set():
-            raise _Stopped
-        with job.progress.get_lock():
-            job.progress[0] += documents
-            job.progress[1] += tokens
-
-    tokenise_shard(open_folder(job.folder), job.data, job.tokenizer, shard, note)
-
-
-def _in_processes(
-    folder: Folder,
-    data: TextData,
-    tokenizer: Tokenizer,
-    shards: list[int],
-    processes: int,
-    reporter: _Reporter,
-) -> None:
-    context = multiprocessing.get_context("spawn")
-    job = _Job(folder.path, data, tokenizer, context.Array("q", 2), context.Event())
-    pool = ProcessPoolExecutor(min(processes, len(shards)), context, _start_worker, (job,))
-    try:
-        waiting: set[Future[None]] = {pool.submit(_run_in_worker, shard) for shard in shards}
-        while waiting:
-            done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-            reporter.set(*job.progress[:])
-            for future in done:
-                future.result()
-                reporter.shard_done()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "A process that tokenises died, perhaps for want of memory; run the same command again "
-            "to go on, with fewer prepare_processes. (A script that prepares needs its "
-            '`if __name__ == "__main__"`.)'
-        ) from error
-    finally:
-        job.stop.set()
-        pool.shutdown(cancel_futures=True)
-
-
-class _Reporter:
-    """A progress bar where stderr is a terminal, else a line for every finished shard."""
-
-    def __init__(self, shards: int, done: int) -> None:
-        self._shards, self._done, self._missing = shards, done, shards - done
-        self._documents = self._tokens = 0
-        console = Console(stderr=True)
-        self._lines = not console.is_terminal
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("tokenising"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total} shards  {task.fields[counts]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=self._lines,
-        )
-        self._task = self._bar.add_task("", total=shards, completed=done, counts="")
-
-    def __enter__(self) -> _Reporter:
-        if self._missing:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-    def note(self, documents: int, tokens: int) -> None:
-        self.set(self._documents + documents, self._tokens + tokens)
-
-    def set(self, documents: int, tokens: int) -> None:
-        self._documents, self._tokens = documents, tokens
-        self._bar.update(self._task, counts=self._counts())
-
-    def _counts(self) -> str:
-        return f"{self._documents:,} documents, {self._tokens:,} tokens"
-
-    def shard_done(self) -> None:
-        self._done += 1
-        self._bar.update(self._task, completed=self._done)
-        if self._lines:
-            line = f"tokenised shard {self._done} of {self._shards}: {self._counts()}"
-            print(line, file=sys.stderr, flush=True)
+def _encoded(tokenizer: Tokenizer, sentences: Sequence[str]) -> Iterator[np.ndarray]:
+    """The ids of each sentence; a long document is not encoded in one call, for the memory."""
+    ends = list(itertools.accumulate(map(len, sentences)))
+    first = 0
+    while first < len(sentences):
+        limit = ends[first] + _CHUNK
+        last = bisect.bisect_right(ends, limit, lo=first)
+        yield from tokenizer.encode_batch(sentences[first:last])
+        first = last

@@ -1,0 +1,138 @@
+"""Examples at random, and in which order a stream takes them.
+
+An order is a pure function of the position in the stream, so it needs no state and no table of the
+size of the data.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import grain
+import numpy as np
+
+Seed = int | tuple[int | str, ...]
+_CYCLE = 1 << 16  # a mixture's shares are whole parts of this many examples
+
+
+class Examples(Protocol):
+    """Raw examples at random. Picklable, and quick to pickle: workers receive a copy."""
+
+    @property
+    def read_threads(self) -> int:
+        """Threads per process that hide the latency of reads; 0 where reads are quick, as threads
+        slow Python code down."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """What the objective's ``prepare`` takes; what is random in it comes from ``rng``."""
+        ...
+
+
+def key_of(purpose: str, seed: Seed) -> int:
+    """64 bits that differ for every purpose and seed."""
+    parts = seed if isinstance(seed, tuple) else (seed,)
+    digest = hashlib.blake2b(repr((purpose, *parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def at(examples: Examples, position: int, key: int) -> tuple[int, int]:
+    """(epoch, number) of the example at a position of the endless stream that ``key`` shuffles.
+
+    Each epoch is a permutation of its own; in a mixture, each epoch of each of its parts.
+    """
+    if not isinstance(examples, MixedExamples):
+        return _shuffled(position, len(examples), key)
+    part, place = _place(position, examples.weights)
+    name, count = examples.names[part], len(examples.parts[part])
+    epoch, number = _shuffled(place, count, key_of(f"part {name}", key))
+    return epoch, examples.starts[part] + number
+
+
+def _shuffled(position: int, count: int, key: int) -> tuple[int, int]:
+    epoch, place = divmod(position, count)
+    seed = key_of("shuffle", (key, epoch)) % 2**32
+    return epoch, grain.experimental.index_shuffle(place, max_index=count - 1, seed=seed, rounds=4)
+
+
+@dataclass(frozen=True)
+class MixedExamples:
+    """Several kinds of examples as one: ``names`` and ``weights`` are those of ``parts``.
+
+    Numbered part after part. A stream takes them in proportion to the weights, rounded to 1/65536
+    (but never to nothing) and evenly spread: any stretch holds its share of each part, but for a
+    few examples. A part that comes to its end begins anew, in another order.
+    """
+
+    names: tuple[str, ...]
+    parts: tuple[Examples, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def read_threads(self) -> int:
+        return max(part.read_threads for part in self.parts)
+
+    @functools.cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The number of each part's first example, and how many there are in all."""
+        return (0, *itertools.accumulate(len(part) for part in self.parts))
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def part_of(self, number: int) -> int:
+        """Which part an example is of."""
+        return bisect.bisect_right(self.starts, number) - 1
+
+    def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        part = self.part_of(index)
+        return self.parts[part].read(index - self.starts[part], rng)
+
+    def consumed(self, position: int) -> dict[str, int]:
+        """How many examples of each part come before a position of the stream, by name."""
+        parts, _, counts = _cycle(self.weights)
+        cycles, place = divmod(position, _CYCLE)
+        within = np.bincount(parts[:place], minlength=len(counts))
+        totals = (cycles * counts + within).tolist()
+        return dict(zip(self.names, totals, strict=True))
+
+
+def _place(position: int, weights: tuple[float, ...]) -> tuple[int, int]:
+    """(part, how many examples of it came before) of a position in a mixture's stream."""
+    parts, before, counts = _cycle(weights)
+    cycles, place = divmod(position, _CYCLE)
+    part = int(parts[place])
+    return part, cycles * int(counts[part]) + int(before[place])
+
+
+@functools.lru_cache(maxsize=8)
+def _cycle(weights: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The stretch of places that a mixture repeats for ever.
+
+    The part at each place and how many places of it come before, int64 [_CYCLE]; and how many
+    places each part has, int64 [parts]. The j-th of a part's n places lies near (j + 1/2) / n.
+    """
+    counts = _whole(np.array(weights) / sum(weights))
+    parts = np.repeat(np.arange(len(counts)), counts)
+    before = np.arange(_CYCLE) - np.repeat(np.cumsum(counts) - counts, counts)
+    order = np.argsort((before + 0.5) / counts[parts], kind="stable")
+    return parts[order], before[order], counts
+
+
+def _whole(shares: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Shares as whole parts of _CYCLE, each at least 1, by largest remainders: int64 [n]."""
+    exact = np.asarray(shares) * _CYCLE
+    counts = np.maximum(1, np.floor(exact)).astype(np.int64)
+    missing = _CYCLE - int(counts.sum())
+    for part in np.argsort(counts - exact, kind="stable")[: max(0, missing)]:
+        counts[part] += 1
+    while counts.sum() > _CYCLE:  # where many shares were rounded up to 1
+        counts[counts.argmax()] -= 1
+    return counts
