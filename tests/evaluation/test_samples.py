@@ -1,0 +1,78 @@
+"""What a model writes during a run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flax_transformers.data.tokenizer_kinds import ByteTokenizer
+from flax_transformers.evaluation import samples
+from flax_transformers.evaluation.samples import Written, format_written, readable, written_samples
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.objectives.span_corruption import SpanCorruption
+from flax_transformers.testing import tiny_config, write_corpus
+
+TOKENIZER = ByteTokenizer()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    from flax_transformers.data.prepare import prepare_text
+
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder / "text.txt", 40)
+    data = tiny_config(folder / "text.txt", folder / "store").data
+    return prepare_text(data, processes=1)
+
+
+def config(objective):
+    return tiny_config("text.txt", "store", objective=objective)
+
+
+def test_a_causal_model_goes_on_with_half_of_a_held_out_row(prepared, monkeypatch):
+    asked = {}
+
+    def echo(model, params, ids, mask, *, max_new_tokens, **settings):
+        asked.update(settings, ids=ids, mask=mask)
+        return np.repeat(TOKENIZER.encode_batch(["x"])[0][None], len(ids), 0).repeat(
+            max_new_tokens, 1
+        )
+
+    monkeypatch.setattr(samples, "generate", echo)
+    found = written_samples(config(CausalLM()), prepared, None, None, 3)
+    assert len(found) == 3
+    assert asked["temperature"] == samples.TEMPERATURE and asked["eos_id"] == 1
+    for sample, ids, mask in zip(found, asked["ids"], asked["mask"], strict=True):
+        prompt = ids[mask > 0]
+        assert prompt[0] == 1  # the end of a text stands for the beginning of the next
+        assert " ".join(TOKENIZER.decode(prompt).split()) == sample.given
+        assert sample.wrote == 16 * "x" and sample.truth
+
+
+def test_an_encoder_decoder_answers_held_out_rows(prepared, monkeypatch):
+    asked = {}
+
+    def echo(model, params, ids, mask, *, start_ids, **settings):
+        asked.update(settings, start_ids=start_ids, ids=ids, mask=mask)
+        return ids
+
+    monkeypatch.setattr(samples, "generate_target", echo)
+    found = written_samples(config(SpanCorruption()), prepared, None, None, 2)
+    assert asked["start_ids"] == [0] and asked["eos_id"] == 1
+    for sample in found:
+        assert sample.wrote == sample.given
+        assert "<0xFF>" in sample.given and sample.truth.startswith("<0xFF>")
+
+
+def test_objectives_that_write_nothing_have_no_samples(prepared):
+    assert written_samples(config(MaskedLM()), prepared, None, None, 2) == []
+
+
+def test_sentinels_are_shown_by_name_and_the_same_bytes_elsewhere_are_text():
+    ids = np.array([258, *TOKENIZER.encode_batch(["“so”"])[0], 257, 1, 0])
+    assert readable(TOKENIZER, ids) == "<0xFF> “so” <0xFE>"
+
+
+def test_a_sample_is_three_lines():
+    assert format_written([Written("a", "b", "c")]) == "a\n    wrote: b\n    truth: c"

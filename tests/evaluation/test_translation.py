@@ -1,0 +1,118 @@
+"""Scores of translations, and the guesses that they have to beat."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.pairs import PairSource
+from flax_transformers.data.prepare import prepare_text
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.errors import UserError
+from flax_transformers.evaluation import translation
+from flax_transformers.evaluation.translation import (
+    pairs_of,
+    scores,
+    translate,
+    translation_baselines,
+    word_lookup,
+)
+from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
+from flax_transformers.testing import tiny_config
+
+NUMBERS = {"eins": "one", "zwei": "two", "drei": "three", "und": "and", "mal": "times"}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Pairs that a word lookup translates without a fault, in bytes; and their config."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
+    lines = []
+    for _ in range(90):
+        words = rng.choice(list(NUMBERS), 5)
+        lines.append(f"{' '.join(words)}\t{' '.join(NUMBERS[word] for word in words)}")
+    (folder / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    data = TextData(
+        source=PairSource(str(folder / "pairs.tsv")),
+        tokenizer=TokenizerConfig("bytes"),
+        validation_fraction=0.2,
+        shards=1,
+    )
+    config = tiny_config("pairs.tsv", "store", objective=SequenceToSequence())
+    return config, prepare_text(data, folder / "store", processes=1)
+
+
+def test_a_word_lookup_finds_which_word_stands_for_which():
+    pairs = [("a b", "x y"), ("a c", "x z"), ("b c", "y z"), ("a", "x")]
+    assert word_lookup((one.split(), other.split()) for one, other in pairs) == {
+        "a": "x",
+        "b": "y",
+        "c": "z",
+    }
+
+
+def test_each_guess_is_scored_on_the_held_out_pairs(prepared):
+    found = {baseline.key: baseline for baseline in translation_baselines(*prepared)}
+    held_out = len(pairs_of(*prepared, "validation", 1000))
+    assert set(found) == {
+        "copying_bleu", "copying_chrf", "word_lookup_bleu", "word_lookup_chrf"
+    }  # fmt: skip
+    assert {baseline.counted for baseline in found.values()} == {f"{held_out} held-out pairs"}
+    assert found["word_lookup_bleu"].score == pytest.approx(100.0)
+    assert found["copying_bleu"].score < 1.0
+
+
+def test_pairs_are_those_of_the_text_one_by_one(prepared):
+    decode = prepared[1].tokenizer.decode
+    for source, target in pairs_of(*prepared, "validation", 5):
+        assert [NUMBERS[word] for word in decode(source).split()] == decode(target).split()
+
+
+def test_scores_of_equal_texts_are_full_marks():
+    text = ["the cat sat on the mat", "and went away again"]
+    assert scores(text, text) == pytest.approx({"bleu": 100.0, "chrf": 100.0})
+
+
+def test_scores_without_sacrebleu_name_the_extra(monkeypatch):
+    monkeypatch.setattr(translation, "can_score", lambda: False)
+    with pytest.raises(UserError, match=r"pip install 'flax_transformers\[evaluation\]'"):
+        scores(["a"], ["a"])
+
+
+def test_every_pair_is_translated_once_up_to_its_end(prepared, monkeypatch):
+    """By a model that says the source; batches of four, of which the last is not full."""
+
+    def say_the_source(model, params, ids, mask, *, max_new_tokens, **_):
+        return ids[:, :max_new_tokens]
+
+    monkeypatch.setattr(translation, "generate_target", say_the_source)
+    monkeypatch.setattr(translation, "_ROWS_AT_ONCE", 4)
+    pairs = pairs_of(*prepared, "validation", 10)
+    found = list(translate(*prepared, None, None, pairs))
+    assert [text.tolist() for text in found] == [source.tolist() for source, _ in pairs]
+
+
+def test_the_start_of_the_decoder_is_the_objectives(prepared, monkeypatch):
+    config, data = prepared
+    asked = []
+
+    def written(model, params, ids, mask, *, start_ids, max_new_tokens, **_):
+        asked.append((start_ids, ids[0, : int(mask[0].sum())].tolist()))
+        return np.full((len(ids), max_new_tokens), 1, np.int32)
+
+    monkeypatch.setattr(translation, "generate_target", written)
+    source, _ = (pair := pairs_of(config, data, "validation", 1))[0]
+    for objective, start in (
+        (SequenceToSequence(), [0]),
+        (SequenceToSequence(start="end"), [1]),
+        (SequenceToSequence(decoder_start_id=7), [7]),
+    ):
+        (text,) = translate(
+            dataclasses.replace(config, objective=objective), data, None, None, pair
+        )
+        assert len(text) == 0
+        assert asked.pop() == (start, [*source.tolist(), 1])
