@@ -40,7 +40,10 @@ def plot_metrics(
         "loss.png": _loss(rows, baselines or {}),
         "learning_rate.png": _single(rows, "optimizer/learning_rate", "learning rate"),
         "grad_norm.png": _single(rows, "optimizer/grad_norm", "gradient norm"),
-        "throughput.png": _single(rows, "perf/tokens_per_second", "tokens per second"),
+        "throughput.png": (
+            _single(rows, "perf/tokens_per_second", "tokens per second")
+            or _single(rows, "perf/examples_per_second", "examples per second")
+        ),
     }
     written = []
     for name, figure in figures.items():
