@@ -80,6 +80,12 @@ def check_fits_data(config: TrainConfig, prepared: Dataset) -> None:
             f"the tokenizer has {size} pieces, but model.vocab_size is {model.vocab_size}; "
             f"set --model.vocab-size {size}"
         )
+    pad_id = prepared.vocabulary.pad_id
+    if isinstance(model, TextConfig) and model.pad_id not in (-1, pad_id):
+        raise UserError(
+            f"the tokenizer pads with id {pad_id}, but model.pad_id is {model.pad_id}, so the model "
+            f"would take padding for text; set --model.pad-id {pad_id}"
+        )
     classes = len(prepared.label_names)
     if LABEL_HEADS.isdisjoint(config.objective.needs.heads):
         return

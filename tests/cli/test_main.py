@@ -55,6 +55,13 @@ def test_a_value_out_of_range_is_refused(capsys):
     assert "num_heads 3" in refused(capsys, "train", TINY, "--model.num-heads", "3")
 
 
+def test_padding_that_the_model_takes_for_text_is_refused(capsys, small, tmp_path):
+    said = refused(
+        capsys, "train", TINY, "--workdir", str(tmp_path / "w"), *small, "--model.pad-id", "5"
+    )
+    assert "pads with id 0, but model.pad_id is 5" in said
+
+
 def test_a_missing_config_file_names_the_nearest(capsys):
     said = refused(capsys, "train", str(ROOT / "configs" / "bert_tny.py"))
     assert "did you mean" in said and "bert_tiny.py" in said
