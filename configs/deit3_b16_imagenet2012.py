@@ -1,0 +1,56 @@
+"""DeiT III, B/16, on ImageNet: 800 epochs at 192 pixels, then 20 at 224 (arXiv:2204.07118).
+
+Command:   flax-transformers prepare configs/deit3_b16_imagenet2012.py
+           flax-transformers train configs/deit3_b16_imagenet2012.py --workdir runs/deit3_b16
+Data:      see vit_s16_imagenet2012.py
+Hardware:  one host of 8 accelerators
+Expected:  83.8 % top-1 on the validation images (published; not run here)
+
+A yes or no to every class, mixtures by mixup and CutMix, 3-Augment, stochastic depth, LAMB. The
+second phase has larger images: positions are interpolated while images are small. In the paper the
+20 epochs are a run of their own with AdamW, a rate of 1e-5 and RandAugment, and images of a batch
+come three times (repeated augmentation), which is not done here.
+"""
+
+import dataclasses
+
+from flax_transformers.data.augmentation import Augmentation
+from flax_transformers.data.image_kinds import ImageSource
+from flax_transformers.data.images import ImageData
+from flax_transformers.families.deit3 import SIZES
+from flax_transformers.objectives.image_classification import ImageClassification
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, ImagePhase, TrainConfig
+from flax_transformers.training.optimizers import LAMB
+from flax_transformers.training.schedules import Schedule
+
+BATCH = 2048
+EPOCH = 1_281_167 // BATCH
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=dataclasses.replace(
+            SIZES["deit3-b16"], drop_path=0.2, dropout=0.0, attention_dropout=0.0
+        ),
+        objective=ImageClassification(loss="sigmoid", mixup=0.8, cutmix=1.0),
+        data=ImageData(
+            source=ImageSource("tfds:imagenet2012"),
+            crop_fraction=1.0,
+            augmentation=Augmentation(
+                crop="resized", flip=0.5, policy="three_augment", color_jitter=0.3
+            ),
+            workers=64,
+        ),
+        optimizer=LAMB(
+            learning_rate=3e-3,
+            weight_decay=0.05,
+            schedule=Schedule("cosine", warmup_steps=5 * EPOCH),
+        ),
+        phases=(
+            ImagePhase(steps=800 * EPOCH, image_size=192, batch_size=BATCH),
+            ImagePhase(steps=20 * EPOCH, image_size=224, batch_size=BATCH, micro_batches=2),
+        ),
+        checkpoints=CheckpointConfig(every_steps=2500),
+        evaluation=Evaluation(every_steps=5000, batch_size=BATCH),
+    )

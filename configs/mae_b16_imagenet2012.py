@@ -1,0 +1,56 @@
+"""MAE, ViT-B/16, on ImageNet for 800 epochs (arXiv:2111.06377).
+
+Command:   flax-transformers prepare configs/mae_b16_imagenet2012.py
+           flax-transformers train configs/mae_b16_imagenet2012.py --workdir runs/mae_b16
+Data:      see vit_s16_imagenet2012.py; labels are not looked at
+Hardware:  one host of 8 accelerators
+Expected:  what it is for comes after: fine-tuned on the labels, 83.3 % top-1 (published; not run
+           here). The workdir's samples/ show what it paints.
+
+Three quarters of the patches are hidden, the others go through the encoder, and each patch to be
+painted has mean 0 and variance 1. Crops and flips are all the augmentation there is.
+"""
+
+import dataclasses
+
+from flax_transformers.data.augmentation import Augmentation
+from flax_transformers.data.image_kinds import ImageSource
+from flax_transformers.data.images import ImageData
+from flax_transformers.families.mae import SIZES
+from flax_transformers.objectives.masked_image import MaskedImage
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, ImagePhase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+BATCH = 4096
+EPOCH = 1_281_167 // BATCH
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=dataclasses.replace(
+            SIZES["mae-base"],
+            norm_eps=1e-6,
+            norm_pix_loss=True,
+            dropout=0.0,
+            attention_dropout=0.0,
+        ),
+        objective=MaskedImage(),
+        data=ImageData(
+            source=ImageSource("tfds:imagenet2012"),
+            augmentation=Augmentation(crop="resized", scale=(0.2, 1.0), flip=0.5),
+            workers=64,
+        ),
+        optimizer=AdamW(
+            learning_rate=1.5e-4 * BATCH / 256,
+            b2=0.95,
+            eps=1e-8,
+            weight_decay=0.05,
+            max_grad_norm=None,
+            schedule=Schedule("cosine", warmup_steps=40 * EPOCH),
+        ),
+        phases=(ImagePhase(steps=800 * EPOCH, image_size=224, batch_size=BATCH),),
+        checkpoints=CheckpointConfig(every_steps=2500),
+        evaluation=Evaluation(every_steps=5000, batch_size=1024),
+    )
