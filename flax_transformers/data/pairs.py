@@ -46,6 +46,7 @@ class PairSource(Source):
     ``target_path``: the file with the targets, line by line beside the sources in the file
     ``path``; any ending will do, also .gz.
 
+    Pairs with the same target are held out together: corpora of many languages repeat them.
     A row with one side only is not valid, and one with none is empty; ``on_invalid`` says what
     becomes of those that are not valid ("replace" leaves out what is unpaired).
     """
@@ -100,7 +101,7 @@ def _pair(one: str, other: str, where: str) -> Document:
     sides = one.strip(), other.strip()
     if any(sides) and not all(sides):
         raise Invalid(f"{where} has no {'target' if sides[0] else 'source'}")
-    return Document(sides)
+    return Document(sides, group=sides[1])
 
 
 def _cells(decoder: Decoder, cells: Sequence[bytes | None], where: str) -> Document:

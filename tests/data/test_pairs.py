@@ -15,6 +15,7 @@ from flax_transformers.data.documents import Counts
 from flax_transformers.data.pairs import PairExamples, PairSource, pack
 from flax_transformers.data.pipeline import TrainStream
 from flax_transformers.data.prepare import prepare_text
+from flax_transformers.data.store import SPLITS
 from flax_transformers.data.text import TextSource
 from flax_transformers.data.tokenizers import TokenizerConfig
 from flax_transformers.errors import UserError
@@ -234,8 +235,8 @@ def test_long_pairs_are_cut_or_left_out(prepared):
     assert max(lengths) == 10 and cut.skipped == 0
     assert max(len(cut.read(i, None)["target_tokens"]) for i in range(len(cut))) == 4
     assert len(skip) + skip.skipped == len(cut) and 0 < len(skip) < len(cut)
-    with pytest.raises(UserError, match="None of the .* pairs of .* fits into rows of 3 and 3"):
-        text.examples("train", PairSpec(3, True, target_length=3, long_pairs="skip"))
+    with pytest.raises(UserError, match="None of the .* pairs of .* fits into rows of 2 and 2"):
+        text.examples("train", PairSpec(2, True, target_length=2, long_pairs="skip"))
     with pytest.raises(UserError, match="Rows of 1 and 9 tokens hold no text"):
         text.examples("train", PairSpec(1, True, target_length=9))
 
@@ -265,6 +266,25 @@ def test_a_side_without_a_token_makes_no_pair(tmp_path):
     )  # fmt: skip
     text = prepare_text(data, processes=1)
     assert (text.train.num_documents, text.train.num_sentences) == (3, 6)
+
+
+def test_pairs_with_the_same_target_are_held_out_together(tmp_path):
+    rows = [{"source": f"{i}", "target": f"{i % 20}"} for i in range(200)]
+    data = TextData(
+        source=PairSource(jsonl(tmp_path / "pairs.jsonl", rows)),
+        tokenizer=TokenizerConfig("bytes"), validation_fraction=0.3,
+        store=str(tmp_path / "store"),
+    )  # fmt: skip
+    text = prepare_text(data, processes=1)
+    train, held_out = (
+        {
+            text.tokenizer.decode(examples.read(number, None)["target_tokens"])
+            for number in range(len(examples))
+        }
+        for examples in (text.examples(s, PairSpec(8, False, target_length=8)) for s in SPLITS)
+    )
+    assert len(train) + len(held_out) == 20 and len(held_out) > 0
+    assert text.validation.num_documents == 10 * len(held_out)
 
 
 def test_settings_of_a_store_tell_pairs_from_text(prepared, tmp_path):
