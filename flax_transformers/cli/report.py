@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 from etils import epath
@@ -66,12 +66,28 @@ def finish(workdir: epath.Path, outcome: Outcome, to_beat: Sequence[Baseline]) -
     samples = workdir / "samples" / f"step_{outcome.step:08d}.txt"
     if samples.exists():
         _say(f"\nHeld-out text and what the model makes of it:\n\n{samples.read_text()}")
+    for line in _parts(outcome.metrics):
+        _say(line)
     for baseline in to_beat:
         score = outcome.metrics.get(baseline.metric)
         if score is not None:
             _say(baseline.verdict(score))
     _say(f"checkpoint {workdir / 'checkpoints' / str(outcome.step)}")
     _say(f"plots      {workdir / 'plots'}")
+
+
+def _parts(metrics: Mapping[str, float]) -> Iterator[str]:
+    """A line for each part of a mixture: what was trained on, and its own held-out loss."""
+    for metric, examples in metrics.items():
+        name = metric.removeprefix("train/examples_")
+        if name == metric:
+            continue
+        loss = metrics.get(f"eval/loss_{name}")
+        yield (
+            f"{name}: {examples:,.0f} examples, {metrics[f'train/tokens_{name}']:,.0f} tokens, "
+            f"{metrics[f'train/epochs_{name}']:.2f} epochs"
+            + ("" if loss is None else f", held-out loss {loss:.3f}")
+        )
 
 
 def _say(text: str) -> None:

@@ -158,13 +158,13 @@ class PreparedMixture:
         total = sum(part.train.num_tokens for part in self.parts)
         shares = zip(self.names, self.parts, self.weights, strict=True)
         rows = [
-            f"\n  {name}: {part.train.num_tokens:,} training tokens ("
-            f"{part.train.num_tokens / total:.2%}), {weight:.2%} of the examples"
+            f"{name}: {part.train.num_tokens:,} training tokens ("
+            f"{part.train.num_tokens / total:.2%}), {weight:.2%} of the examples\n"
             for name, part, weight in shares
         ]
         return (
-            f"{total:,} training tokens in {len(self.parts)} components, {self.tokenizer.kind} of "
-            f"{self.vocabulary.size:,} pieces{''.join(rows)}"
+            f"{''.join(rows)}{total:,} training tokens in {len(self.parts)} components, "
+            f"{self.tokenizer.kind} of {self.vocabulary.size:,} pieces"
         )
 
     @property

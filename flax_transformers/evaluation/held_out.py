@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from flax_transformers.data.dataset import Dataset
-from flax_transformers.data.pipeline import Examples, evaluation_batches
+from flax_transformers.data.examples import Examples, MixedExamples
+from flax_transformers.data.pipeline import evaluation_batches
 from flax_transformers.parallel.rules import batch_sharding, check_batch, host_rows, place_rows
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Evaluator, Snapshot
@@ -22,8 +23,8 @@ EVALUATION_SEED = 0
 def held_out_evaluator(config: TrainConfig, prepared: Dataset) -> Evaluator:
     """A function that scores a snapshot on the validation split, as ``{"eval/loss": ...}``.
 
-    Masks are fixed, the last batch is filled up with rows of weight zero, and all processes get
-    the same numbers.
+    In a mixture each part is also scored by itself, ``"eval/loss_NAME"``. Masks are fixed, the last
+    batch is filled up with rows of weight zero, and all processes get the same numbers.
     """
     settings = config.evaluation
 
@@ -32,12 +33,19 @@ def held_out_evaluator(config: TrainConfig, prepared: Dataset) -> Evaluator:
         sharding = batch_sharding(snapshot.mesh)
         rows = host_rows(sharding, settings.batch_size)
         length = snapshot.phase.sequence_length
-        totals = Accumulator()
-        for local in held_out_batches(config, prepared, length, rows):
-            local.pop("example_id")
-            batch = place_rows(local, rows, sharding, settings.batch_size)
-            totals.add(jax.device_get(snapshot.evaluation_step(snapshot.params, batch)))
-        return {f"eval/{name}": value for name, value in totals.means().items()}
+        whole = Accumulator()
+        found: dict[str, float] = {}
+        for part, examples in _held_out_parts(config, prepared, length):
+            totals = Accumulator()
+            for local in _batches(config, prepared, examples, length, rows):
+                local.pop("example_id")
+                batch = place_rows(local, rows, sharding, settings.batch_size)
+                sums = jax.device_get(snapshot.evaluation_step(snapshot.params, batch))
+                totals.add(sums)
+                whole.add(sums)
+            if part:
+                found |= {f"eval/{name}_{part}": mean for name, mean in totals.means().items()}
+        return {f"eval/{name}": mean for name, mean in whole.means().items()} | found
 
     return evaluate
 
@@ -48,18 +56,36 @@ def held_out_batches(
     """What evaluation reads, in rows of ``length``; none where nothing is held out.
 
     ``rows`` are those of each batch that this host makes, by default all; see
-    `evaluation_batches`.
+    `evaluation_batches`. No batch holds examples of two parts of a mixture.
     """
-    settings = config.evaluation
+    for _, examples in _held_out_parts(config, prepared, length):
+        yield from _batches(config, prepared, examples, length, rows)
+
+
+def _held_out_parts(
+    config: TrainConfig, prepared: Dataset, length: int
+) -> Iterator[tuple[str, Examples]]:
+    """The parts of a mixture by name, or all of what is held out under no name."""
     examples = prepared.examples("validation", config.objective.window_spec(length))
-    if examples is None:
-        return
-    yield from evaluation_batches(
-        _First(examples, settings.max_examples),
+    if isinstance(examples, MixedExamples):
+        yield from zip(examples.names, examples.parts, strict=True)
+    elif examples is not None:
+        yield "", examples
+
+
+def _batches(
+    config: TrainConfig,
+    prepared: Dataset,
+    examples: Examples,
+    length: int,
+    rows: np.ndarray | None,
+) -> Iterator[dict[str, np.ndarray]]:
+    return evaluation_batches(
+        _First(examples, config.evaluation.max_examples),
         config.objective,
         prepared.vocabulary,
         sequence_length=length,
-        batch_size=settings.batch_size,
+        batch_size=config.evaluation.batch_size,
         rows=rows,
         seed=EVALUATION_SEED,
     )

@@ -52,6 +52,7 @@ from flax_transformers.training.step import (
     model_functions,
 )
 from flax_transformers.training.stop import StopRequest
+from flax_transformers.training.taken import PartsTaken
 from flax_transformers.training.workdir import only_one, open_workdir, write_text
 
 log = logging.getLogger(__name__)
@@ -275,6 +276,7 @@ def _run_phase(
         make_evaluation_step(config.objective, run.functions), run.abstract.params, run.mesh
     )
     meter = Meter(config, phase, run.abstract.params, run.mesh)
+    parts = PartsTaken(config, run.prepared, position.phase)
 
     def record(row: dict[str, float]) -> None:
         run.latest.update(row)
@@ -296,7 +298,7 @@ def _run_phase(
             progress.update(position.step, run.latest)
             last = position.done(config)
             if last or position.step % config.logging.every_steps == 0:
-                record(meter.row(position.step))
+                record(meter.row(position.step) | parts.row(position.examples))
             if last or _due(position.step, config.evaluation.every_steps):
                 with meter.paused():
                     record(_evaluate(run, state, position, phase, evaluation_step))
