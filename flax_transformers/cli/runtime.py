@@ -14,8 +14,10 @@ from jax.sharding import Mesh
 
 from flax_transformers.data.config import DataConfig
 from flax_transformers.data.dataset import Dataset, open_dataset, prepare
+from flax_transformers.data.images import ImageData
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import TextConfig, TransformerConfig
+from flax_transformers.models.vision import VisionConfig
 from flax_transformers.parallel.distributed import check_platform, start_processes
 from flax_transformers.pretrained import initial_parameters
 from flax_transformers.training.config import TrainConfig
@@ -86,6 +88,13 @@ def check_fits_data(config: TrainConfig, prepared: Dataset) -> None:
             f"the tokenizer pads with id {pad_id}, but model.pad_id is {model.pad_id}, so the model "
             f"would take padding for text; set --model.pad-id {pad_id}"
         )
+    if isinstance(model, VisionConfig) and isinstance(config.data, ImageData):
+        channels = config.data.channels
+        if channels != model.num_channels:
+            raise UserError(
+                f"data.channels is {channels}, but model.num_channels is {model.num_channels}; "
+                f"set --data.channels {model.num_channels}"
+            )
     classes = len(prepared.label_names)
     if LABEL_HEADS.isdisjoint(config.objective.needs.heads):
         return

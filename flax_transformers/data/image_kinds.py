@@ -26,12 +26,15 @@ class ImageSource:
     ``split``: "train", "validation" or "test", and what TFDS understands ("train[:10%]"). Where a
     source is not divided, "train" is all of it.
     ``image_field`` and ``label_field``: names of parquet columns and TFDS features.
+    ``label_names``: what to call the classes, in the order of their numbers; by default what the
+    source calls them.
     """
 
     path: str
     split: str = "train"
     image_field: str = "image"
     label_field: str = "label"
+    label_names: tuple[str, ...] = ()
 
 
 class Found(NamedTuple):

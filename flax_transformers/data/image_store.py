@@ -240,8 +240,8 @@ class _SplitWriter:
 
 
 def source_json(source: ImageSource) -> dict[str, str]:
-    """A source's fields, a folder's as an absolute path: a run may start elsewhere."""
-    fields = dict(vars(source))
+    """The fields that a store depends on; a path is absolute, as a run may start elsewhere."""
+    fields = {name: value for name, value in vars(source).items() if name != "label_names"}
     if not source.path.startswith("tfds:"):
         fields["path"] = os.path.abspath(os.path.expanduser(source.path))
     return fields

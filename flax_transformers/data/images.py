@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from flax_transformers.data.augmentation import Augmentation, augmented, centre_crop
+from flax_transformers.data.claims import only_one
 from flax_transformers.data.config import DataConfig
 from flax_transformers.data.folders import LocalFolder
 from flax_transformers.data.image_kinds import ImageSource
@@ -162,10 +163,12 @@ def prepare_images(
     there, nothing to hold out, and a folder that holds another store.
     """
     folder = _folder(data, output)
-    if not os.path.exists(os.path.join(folder.path, MANIFEST)):
-        validation, fraction = _held_out(data)
-        count = processes or data.prepare_processes
-        write_store(folder, data.source, validation, fraction, count, _origin(data))
+    if not folder.exists(MANIFEST):
+        with only_one(folder):
+            if not folder.exists(MANIFEST):
+                validation, fraction = _held_out(data)
+                count = processes or data.prepare_processes
+                write_store(folder, data.source, validation, fraction, count, _origin(data))
     open_images.cache_clear()  # what was opened to prepare is not needed to train
     return _open(folder, data)
 
@@ -231,13 +234,19 @@ def _open(folder: LocalFolder, data: ImageData) -> PreparedImages:
                 f"run asks for {ours[name]}; choose another store, or delete that one to make it "
                 "anew."
             )
-    splits = manifest["splits"]
+    splits, classes = manifest["splits"], tuple(manifest["classes"])
+    names = data.source.label_names or classes
+    if len(names) != len(classes):
+        raise UserError(
+            f"data.source.label_names has {len(names)} names, but there are {len(classes)} "
+            "classes; name them all."
+        )
     train = ImageSplit(folder.path, "train", splits["train"])
     validation = ImageSplit(folder.path, "validation", splits["validation"])
     return PreparedImages(
         folder.path,
         data,
-        tuple(manifest["classes"]),
+        names,
         train,
         validation if len(validation) else None,
     )
