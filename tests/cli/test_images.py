@@ -1,0 +1,132 @@
+"""Images through the command line: inspect, train, resume at another size, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from flax_transformers.cli.main import main
+from tests.data.test_images import write_idx
+
+COMMON = """
+from flax_transformers.data.augmentation import Augmentation
+from flax_transformers.data.image_kinds import ImageSource
+from flax_transformers.data.images import ImageData
+from flax_transformers.families.mae import MaeConfig
+from flax_transformers.families.vit import ViTConfig
+from flax_transformers.objectives.image_classification import ImageClassification
+from flax_transformers.objectives.masked_image import MaskedImage
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, ImagePhase, Logging, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+SMALL = dict(image_size=8, patch_size=2, num_channels=1, num_labels=3, hidden_size=8, num_layers=1,
+             num_heads=2, intermediate_size=8)
+PIXELS = dict(mean=(0.5,), std=(0.5,))
+
+
+def get_config():
+    return TrainConfig(
+        model={model},
+        objective={objective},
+        data=ImageData(source=ImageSource("{data}"), channels=1, crop_fraction=1.0,
+                       augmentation=Augmentation(crop="shift", padding=1)),
+        optimizer=AdamW(learning_rate=1e-3, schedule=Schedule("constant")),
+        phases={phases},
+        checkpoints=CheckpointConfig(every_steps=2),
+        evaluation=Evaluation(batch_size=8),
+        logging=Logging(every_steps=1, tensorboard=False, ledger=True),
+    )
+"""
+VIT = {
+    "model": "ViTConfig(**SMALL)",
+    "objective": "ImageClassification(**PIXELS, mixup=0.8, cutmix=1.0)",
+    "phases": "(ImagePhase(steps=3, image_size=6, batch_size=8), "
+    "ImagePhase(steps=3, image_size=8, batch_size=8, micro_batches=1))",
+}
+MAE = {
+    "model": "MaeConfig(**SMALL, decoder_hidden_size=4, decoder_layers=1, decoder_heads=1, "
+    "decoder_intermediate_size=4)",
+    "objective": "MaskedImage(**PIXELS)",
+    "phases": "(ImagePhase(steps=2, image_size=8, batch_size=8),)",
+}
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = write_idx(tmp_path / "mnist", count=(48, 10))
+
+    def write(**fields):
+        path = tmp_path / "config.py"
+        text = COMMON.replace("{data}", str(data))
+        for name, value in fields.items():
+            text = text.replace("{" + name + "}", value)
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def metrics(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {(row["step"], name): value for row in rows for name, value in row.items()}
+
+
+@pytest.mark.slow
+def test_a_run_changes_its_image_size_and_goes_on_exactly_where_it_stopped(
+    tmp_path, config, capsys
+):
+    path = config(**VIT)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(["train", path, "--workdir", str(whole)]) == 0
+    said = capsys.readouterr().out
+    assert "48 training images of 3 classes, 10 held out; batches of 8 x 6 x 6" in said
+    assert "to beat: accuracy 40.0% on 10 held-out images (the commonest class)" in said
+    assert main(["train", path, "--workdir", str(parts), "--phases.1.steps", "1"]) == 0
+    assert main(["train", path, "--workdir", str(parts)]) == 0
+    ours, theirs = metrics(whole), metrics(parts)
+    for step in range(1, 7):
+        for name in ("train/loss", "train/accuracy", "train/top_5"):
+            assert ours[step, name] == theirs[step, name]
+    for name in ("eval/loss", "eval/accuracy", "eval/top_5"):
+        assert ours[6, name] == theirs[6, name]
+
+
+@pytest.mark.slow
+def test_a_masked_autoencoder_writes_what_it_paints(tmp_path, config, capsys):
+    workdir = tmp_path / "run"
+    assert main(["train", config(**MAE), "--workdir", str(workdir)]) == 0
+    assert "hidden patches (mean image)" in capsys.readouterr().out
+    picture = imread(workdir / "samples" / "step_00000002.png")
+    assert picture.shape[0] == 3 * 82 + 2  # three rows of images of 8 pixels, ten times as large
+    assert np.isfinite(metrics(workdir)[2, "eval/loss"])
+
+
+def test_inspect_writes_a_picture_and_prints_labels(tmp_path, config, capsys):
+    picture = tmp_path / "examples.png"
+    arguments = ["inspect", config(**VIT), "--examples", "9", "--picture", str(picture)]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"9 prepared images, row by row, are in {picture}" in " ".join(said.split())
+    assert said.count("%") >= 9 and "2.1  image" in said
+    assert imread(picture).ndim == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["--model.num-labels", "5"], "the data has 3 classes, but model.num_labels is 5"),
+        (["--data.channels", "3"], "data.channels is 3, but model.num_channels is 1"),
+        (["--data.source.path", "nowhere"], "There is no file or folder nowhere"),
+        (["--data.source.label-names", "a", "b"], "has 2 names, but there are 3 classes"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_training(tmp_path, config, capsys, overrides, says):
+    arguments = ["train", config(**VIT), "--workdir", str(tmp_path / "run"), *overrides]
+    assert main(arguments) == 2
+    assert says in capsys.readouterr().err

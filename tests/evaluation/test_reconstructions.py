@@ -1,0 +1,121 @@
+"""Pictures of what a masked autoencoder paints, and the guesses it has to beat."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+from etils import epath
+
+from flax_transformers.data.image_kinds import ImageSource
+from flax_transformers.data.images import ImageData, prepare_images
+from flax_transformers.evaluation.images import image_baselines
+from flax_transformers.evaluation.pictures import picture_grid, write_png
+from flax_transformers.evaluation.reconstructions import three_rows
+from flax_transformers.families.mae import MaeConfig, patch_targets
+from flax_transformers.families.vit import ViTConfig
+from flax_transformers.objectives.image_classification import ImageClassification
+from flax_transformers.objectives.masked_image import MaskedImage
+from flax_transformers.testing import tiny_config
+from flax_transformers.training.config import Evaluation, ImagePhase
+from tests.data.test_images import write_idx
+
+OBJECTIVE = MaskedImage(mean=(0.25,), std=(0.5,))
+MODEL = MaeConfig(
+    image_size=8,
+    patch_size=2,
+    num_channels=1,
+    hidden_size=8,
+    num_layers=1,
+    num_heads=2,
+    intermediate_size=8,
+    decoder_hidden_size=4,
+    decoder_layers=1,
+    decoder_heads=1,
+    decoder_intermediate_size=4,
+)
+
+
+def masked_config(path, **changes):
+    data = ImageData(source=ImageSource(str(path)), channels=1, crop_fraction=1.0)
+    phases = (ImagePhase(steps=1, image_size=8, batch_size=8),)
+    fields = {
+        "model": MODEL,
+        "objective": OBJECTIVE,
+        "data": data,
+        "phases": phases,
+        "evaluation": Evaluation(batch_size=8),
+    }
+    return dataclasses.replace(tiny_config("text.txt", "store"), **(fields | changes))
+
+
+@pytest.fixture
+def mnist(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return write_idx(tmp_path / "mnist", count=(48, 10))
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_three_rows_are_the_image_its_visible_part_and_the_image_painted(normalised):
+    model = dataclasses.replace(MODEL, norm_pix_loss=normalised)
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8)) / 255
+    values = ((images - 0.25) / 0.5).astype(np.float32)
+    perfect = np.asarray(patch_targets(model, jnp.asarray(values)))
+    hidden = np.zeros((3, 16), np.float32)
+    hidden[:, 5] = 1  # row 1, column 1 of the patches
+    rows = three_rows(OBJECTIVE, model, values, perfect, hidden)
+    assert rows.shape == (3, 3, 8, 8, 1)
+    expected = images.transpose(0, 2, 3, 1)
+    assert np.allclose(rows[0], expected, atol=1e-6)
+    assert np.allclose(rows[2], expected, atol=1e-5)
+    assert (rows[1][:, 2:4, 2:4] == 0.5).all()
+    visible = np.ones((8, 8), bool)
+    visible[2:4, 2:4] = False
+    assert np.allclose(rows[1][:, visible], expected[:, visible], atol=1e-6)
+
+
+def test_the_guesses_are_the_mean_of_all_patches_and_of_those_at_the_same_place(mnist):
+    config = masked_config(mnist)
+    prepared = prepare_images(config.data)
+    patch, image = image_baselines(config, prepared)
+
+    def patches(split):
+        pixels = np.stack([split.pixels(i, 1)[:, :, 0] for i in range(len(split))])
+        cut = pixels.reshape(-1, 4, 2, 4, 2).transpose(0, 1, 3, 2, 4).reshape(-1, 16, 4)
+        return (cut / 255 - 0.25) / 0.5
+
+    train, held_out = patches(prepared.train), patches(prepared.validation)
+    # Noise has no structure: on 10 images of 12 hidden patches each the guesses are about as good
+    # on hidden patches as on all of them.
+    everywhere = ((held_out - train.mean((0, 1))) ** 2).mean()
+    assert patch.score == pytest.approx(everywhere, rel=0.1)
+    assert image.score == pytest.approx(((held_out - train.mean(0)) ** 2).mean(), rel=0.1)
+    assert patch.metric == "eval/loss" and patch.counted == "120 hidden patches"
+
+
+def test_what_a_classifier_has_to_beat_is_the_commonest_class(mnist):
+    config = masked_config(
+        mnist,
+        objective=ImageClassification(mean=(0.0,), std=(1.0,)),
+        model=ViTConfig(image_size=8, patch_size=2, num_channels=1, num_labels=3),
+    )
+    prepared = prepare_images(config.data)
+    (found,) = image_baselines(config, prepared)
+    assert (found.metric, found.score) == ("eval/accuracy", 0.4)  # labels are 0, 1, 2, 0 ...
+
+
+def test_small_pictures_are_enlarged_and_stand_apart(tmp_path):
+    pictures = np.zeros((2, 3, 28, 28, 1))
+    pictures[1, 2] = 0.5
+    grid = picture_grid(pictures)
+    assert grid.shape == (2 * 86 + 2, 3 * 86 + 2, 3)
+    assert (grid[:2] == 255).all() and (grid[2:86, 2:86] == 0).all()
+    assert (grid[88:172, 174:258] == 128).all()
+    path = epath.Path(tmp_path) / "deep" / "grid.png"
+    write_png(path, grid)
+    read = PIL.Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
+    assert (np.asarray(read) == grid).all()
