@@ -455,12 +455,3 @@ def _label_kind(shard: ShardRecord) -> LabelKind | None:
     if "numbers" in kinds:
         return "numbers"
     return "classes" if "labels" in kinds else None
-
-
-def unigram_cross_entropy(train: TokenStore, held_out: TokenStore) -> float:
-    """Nats per token of ``held_out`` under the token frequencies of ``train``, add-one smoothed.
-
-    What a model scores that knows how common each token is and nothing else: the line to beat.
-    """
-    counts, truth = train.unigram_counts + 1.0, held_out.unigram_counts
-    return float(-(truth @ np.log(counts / counts.sum())) / truth.sum())

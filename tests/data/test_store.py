@@ -8,7 +8,7 @@ import pytest
 
 from flax_transformers.data import store as store_module
 from flax_transformers.data.folders import LocalFolder, open_folder
-from flax_transformers.data.store import ShardWriter, TokenStore, unigram_cross_entropy
+from flax_transformers.data.store import ShardWriter, TokenStore
 from flax_transformers.errors import UserError
 
 # Two documents, an empty shard, one document: tokens 0..9 in global positions.
@@ -111,13 +111,6 @@ def test_an_opened_store_travels_to_another_process_without_its_arrays(
 def test_unigram_counts_are_how_often_each_id_occurs(make_store):
     counts = make_store([[[1, 2, 2]]], [[[2, 0]]], vocab_size=4).unigram_counts
     assert counts.tolist() == [1, 1, 3, 0]
-
-
-def test_unigram_cross_entropy_is_that_of_smoothed_training_frequencies(make_store, tmp_path):
-    train = make_store([[[1, 2, 2, 0]]], vocab_size=4, directory=tmp_path / "a")
-    held_out = make_store([[[2, 3]]], vocab_size=4, directory=tmp_path / "b")
-    expected = -(np.log(3 / 8) + np.log(1 / 8)) / 2
-    assert unigram_cross_entropy(train, held_out) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_writer_that_fails_leaves_no_file(tmp_path):
