@@ -12,6 +12,7 @@ from flax_transformers.data.config import TextData
 from flax_transformers.data.conllu import TaggedSource
 from flax_transformers.data.tokenizers import TokenizerConfig
 from flax_transformers.families.bert import BertConfig
+from flax_transformers.models.positions import Rope
 from flax_transformers.objectives.token_classification import TokenClassification
 from flax_transformers.training.checkpoints import CheckpointConfig
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
@@ -24,16 +25,19 @@ def get_config() -> TrainConfig:
         model=BertConfig(
             architecture="BertForTokenClassification",
             vocab_size=8192,
-            hidden_size=128,
+            hidden_size=96,
             num_layers=2,
             num_heads=4,
-            intermediate_size=512,
+            intermediate_size=192,
             max_positions=128,
+            positions="none",
+            rope=Rope(),
             norm_place="pre",
             norm_eps=1e-6,
             embedding_norm=False,
-            dropout=0.3,
-            attention_dropout=0.1,
+            dropout=0.1,
+            attention_dropout=0.0,
+            init_std=0.05,
             num_labels=17,
         ),
         objective=TokenClassification(),
@@ -43,11 +47,9 @@ def get_config() -> TrainConfig:
             tokenizer=TokenizerConfig("wordpiece", vocab_size=8192, lowercase=False),
             shards=1,
         ),
-        optimizer=AdamW(
-            learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)
-        ),
-        phases=(Phase(steps=2000, sequence_length=64, batch_size=32),),
-        checkpoints=CheckpointConfig(every_steps=1000),
-        evaluation=Evaluation(every_steps=500, batch_size=64),
+        optimizer=AdamW(learning_rate=3e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
+        phases=(Phase(steps=1400, sequence_length=40, batch_size=16),),
+        checkpoints=CheckpointConfig(every_steps=700),
+        evaluation=Evaluation(every_steps=700, batch_size=64),
         logging=Logging(every_steps=50),
     )

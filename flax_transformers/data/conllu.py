@@ -48,7 +48,7 @@ class TaggedSource(Source):
     tag_column: int = 3
     label_names: tuple[str, ...] = ()
 
-    label_kind: ClassVar[LabelKind] = "classes"
+    label_kind: ClassVar[LabelKind] = "tags"
 
     def files(self) -> list[tuple[str, Path]]:
         """(name, path) of the files that are read, in order."""

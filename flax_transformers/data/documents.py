@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-LabelKind = Literal["classes", "numbers", "spans"]
-"""What labels are: names of classes, numbers to come near to, or stretches of a text."""
+LabelKind = Literal["classes", "tags", "numbers", "spans"]
+"""What labels are: the name of a class, or one for each word, a number to come near to, or
+stretches of a text."""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _json_rows(path: Path, source: LabelledSource) -> Sequence[Row] | None:
     first = next(lines(path), None)
     if first is None:
         return []
-    if _is_row(first[1], source.split):
+    if _is_row(first[1]):
         return None
     with reading(path), open_file(path) as stream:
         raw = stream.read()
@@ -144,13 +144,14 @@ def _json_rows(path: Path, source: LabelledSource) -> Sequence[Row] | None:
     return rows
 
 
-def _is_row(line: bytes, split: str) -> bool:
-    """Whether the first line of a file is an object of its own that is a row."""
+def _is_row(line: bytes) -> bool:
+    """Whether the first line of a file is a row of its own, and not the file's beginning or whole:
+    what holds splits holds nothing but lists."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
-        return line.lstrip().startswith(b"{") and line.rstrip() != b"{"
-    return isinstance(value, dict) and not isinstance(value.get(split), list)
+        return False
+    return isinstance(value, dict) and not all(isinstance(rows, list) for rows in value.values())
 
 
 def _table_rows(path: Path, kind: str, source: LabelledSource) -> Iterator[tuple[str, Row]]:

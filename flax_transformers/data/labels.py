@@ -18,10 +18,15 @@ from flax_transformers.errors import UserError
 NAMES = "labels.json"
 
 
+def has_names(source: Source) -> bool:
+    """Whether the labels of a source are names."""
+    return source.label_kind in ("classes", "tags")
+
+
 def keep_label_names(folder: Folder, source: Source, training: Iterable[Document]) -> None:
     """Writes the names of the classes beside the tokenizer, if there are any and they are not there
     yet: those that ``source`` gives, else those of the ``training`` documents, sorted."""
-    if source.label_kind != "classes" or folder.exists(NAMES):
+    if not has_names(source) or folder.exists(NAMES):
         return
     names = list(getattr(source, "label_names", ()))
     if not names:

@@ -40,7 +40,7 @@ from flax_transformers.data.duplicates import FOUND, find_duplicates, hash_shard
 from flax_transformers.data.folders import Folder, LocalFolder, open_folder
 from flax_transformers.data.gates import let_in
 from flax_transformers.data.labelled_examples import LabelledExamples
-from flax_transformers.data.labels import NAMES, keep_label_names, kept_label_names
+from flax_transformers.data.labels import NAMES, has_names, keep_label_names, kept_label_names
 from flax_transformers.data.pairs import PairExamples
 from flax_transformers.data.pipeline import Examples, TextExamples
 from flax_transformers.data.shards import (
@@ -310,7 +310,7 @@ def _begun_tokenizer(folder: Folder, data: TextData, given: Tokenizer | None) ->
     wanted = [FOUND] if data.gates.drop_duplicates else []
     if given is None and data.tokenizer.needs_training:
         wanted.append(f"tokenizer/{CONFIG_FILE}")
-    if data.source.label_kind == "classes":
+    if has_names(data.source):
         wanted.append(NAMES)
     if not all(map(folder.exists, wanted)):
         raise UserError(

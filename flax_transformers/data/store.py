@@ -3,11 +3,11 @@
 A store is a folder. Each split ("train", "validation") is a row of shards, and each shard four
 flat little-endian files: ``tokens`` (uint16, or uint32 above 65,536 ids), ``documents`` and
 ``sentences`` (int64, positions in the shard after which one ends) and ``unigrams`` (int64
-[vocabulary], how often each id occurs). Labelled documents add ``labels`` (int32) or ``numbers``
-(float32) and ``label_ends`` (int64, entries of the former after which a document's end), and those
-whose scores take their text ``records`` (bytes) and ``record_ends``. ``manifest.json``, written
-last, holds counts and digests: a folder without it is no store yet. Readers see one array of tokens
-per split, in global positions, and never the shards.
+[vocabulary], how often each id occurs). Labelled documents add ``labels`` or ``tags`` (int32) or
+``numbers`` (float32), and ``label_ends`` (int64, entries of the former after which a document's
+end), and those whose scores take their text ``records`` (bytes) and ``record_ends``.
+``manifest.json``, written last, holds counts and digests: a folder without it is no store yet.
+Readers see one array of tokens per split, in global positions, and never the shards.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 _BUFFER = 1 << 20
 _BLOCK = 1 << 26
 _TEXT_KINDS = ("tokens", "documents", "sentences", "unigrams")
-_LABEL_DTYPES = {"labels": "<i4", "numbers": "<f4", "records": "u1"}
+_LABEL_DTYPES = {"labels": "<i4", "tags": "<i4", "numbers": "<f4", "records": "u1"}
 LABELS: dict[LabelKind | None, tuple[str, ...]] = {
     None: (),
     "classes": ("labels", "label_ends"),
+    "tags": ("tags", "label_ends"),
     "numbers": ("numbers", "label_ends"),
     "spans": ("labels", "label_ends", "records", "record_ends"),
 }
@@ -71,7 +72,7 @@ class ShardRecord:
     @property
     def labels(self) -> int:
         """How many labels its documents have."""
-        kinds = ("labels", "numbers")
+        kinds = ("labels", "tags", "numbers")
         found = (r.bytes for name, r in self.files.items() if name.rpartition(".")[2] in kinds)
         return sum(found) // 4
 
@@ -386,7 +387,7 @@ class TokenStore:
 
     def labels(self, document: int) -> np.ndarray:
         """The labels of a document by its number, int32 or float32 [n]."""
-        return self._of_document("numbers" if self.label_kind == "numbers" else "labels", document)
+        return self._of_document(LABELS[self.label_kind][0], document)
 
     def record(self, document: int) -> bytes:
         """What is kept of a document besides its tokens."""
@@ -452,6 +453,5 @@ def _label_kind(shard: ShardRecord) -> LabelKind | None:
     kinds = {name.rpartition(".")[2] for name in shard.files}
     if "records" in kinds:
         return "spans"
-    if "numbers" in kinds:
-        return "numbers"
-    return "classes" if "labels" in kinds else None
+    found: dict[str, LabelKind] = {"labels": "classes", "tags": "tags", "numbers": "numbers"}
+    return next((kind for name, kind in found.items() if name in kinds), None)

@@ -30,7 +30,7 @@ from flax_transformers.training.workdir import write_text
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _WORDS = re.compile(r"\w+")
-_WINDOW = 10
+_WINDOW = 15
 """Words that the window-overlap guess looks at."""
 
 

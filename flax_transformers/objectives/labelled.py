@@ -37,7 +37,7 @@ class LabelledSpec(WindowSpec):
     """
 
     rows: Literal["document", "words", "answers"] = "document"
-    labels: Literal["classes", "numbers", "spans"] = "classes"
+    labels: Literal["classes", "tags", "numbers", "spans"] = "classes"
     stride: int = 0
     question_length: int = 0
 

@@ -56,7 +56,7 @@ class TokenClassification:
         length = sequence_length - overhead(self.framing, 1)
         if length < 1:
             raise UserError(f"rows of {sequence_length} tokens hold no word; use longer sequences")
-        return LabelledSpec(length, cross_documents=False, rows="words")
+        return LabelledSpec(length, cross_documents=False, rows="words", labels="tags")
 
     def predictions(self, sequence_length: int) -> int:
         """Every place may have a tag."""

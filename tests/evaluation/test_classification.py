@@ -1,0 +1,24 @@
+"""Scores of classes and numbers, against definitions written out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flax_transformers.evaluation.classification import macro_f1, pearson, ranks
+
+
+def test_macro_f1_is_the_mean_over_the_classes_that_are_there():
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    predicted = np.array([0, 0, 1, 1, 2, 1])
+    # Class 0: precision 1, recall 2/3; class 1: 1/3 and 1/2; class 2: nothing right.
+    expected = (0.8 + 0.4 + 0.0) / 3
+    np.testing.assert_allclose(macro_f1(predicted, labels, 5), expected)
+
+
+def test_correlations_of_numbers_and_of_their_ranks():
+    a = np.array([1.0, 2.0, 2.0, 4.0], np.float32)
+    b = np.array([-3.0, 0.0, 1.0, 100.0], np.float32)
+    np.testing.assert_allclose(pearson(a, b), np.corrcoef(a, b)[0, 1], rtol=1e-6)
+    assert ranks(a).tolist() == [1.0, 2.5, 2.5, 4.0]
+    np.testing.assert_allclose(pearson(ranks(a), ranks(a**3)), 1.0)
+    assert pearson(a, np.ones(4, np.float32)) == 0.0
