@@ -68,10 +68,9 @@ def find_duplicates(folder: Folder, shards: int) -> None:
     """Compares the hashes of all shards and writes which documents are repeats, the last step."""
     hashes = [_unsealed(folder, _hashes(shard), HASH) for shard in range(shards)]
     slices = 1 + sum(map(len, hashes)) // _AT_ONCE
-    width = (1 << 64) // slices + 1
     found = []
     for number in range(slices):
-        within = [one[one["high"] // width == number] for one in hashes]
+        within = [one[one["high"] % slices == number] for one in hashes]
         found.append(_repeats(np.concatenate(within)))
     folder.write(FOUND, _sealed(np.sort(np.concatenate(found))))
     for shard in range(shards):

@@ -18,6 +18,7 @@ import grain
 import numpy as np
 
 Seed = int | tuple[int | str, ...]
+_FEW = 1024
 _CYCLE = 1 << 16  # a mixture's shares are whole parts of this many examples
 
 
@@ -58,8 +59,19 @@ def at(examples: Examples, position: int, key: int) -> tuple[int, int]:
 
 def _shuffled(position: int, count: int, key: int) -> tuple[int, int]:
     epoch, place = divmod(position, count)
-    seed = key_of("shuffle", (key, epoch)) % 2**32
-    return epoch, grain.experimental.index_shuffle(place, max_index=count - 1, seed=seed, rounds=4)
+    seed = key_of("shuffle", (key, epoch))
+    if count <= _FEW:
+        return epoch, int(_permutation(count, seed)[place])
+    number = grain.experimental.index_shuffle(
+        place, max_index=count - 1, seed=seed % 2**32, rounds=4
+    )
+    return epoch, number
+
+
+@functools.lru_cache(maxsize=64)
+def _permutation(count: int, seed: int) -> np.ndarray:
+    """Of few examples, where grain's shuffle, made for many, takes milliseconds a number."""
+    return np.argsort(np.random.Philox(key=seed).random_raw(count), kind="stable")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+"""A tiny BERT on one declaration in twelve languages: what came of each is in the log.
+
+Command:   flax-transformers train configs/bert_tiny_multilingual.py --workdir runs/multilingual
+Data:      the Universal Declaration of Human Rights, one text file a language, as in the corpus
+           udhr2 of NLTK (public domain), in data/udhr2; some languages have several versions
+Hardware:  2 CPU cores
+Expected:  not measured yet
+
+Languages are drawn in proportion to size**0.7, as for the published multilingual BERT
+(github.com/google-research/bert/blob/master/multilingual.md).
+"""
+
+from flax_transformers.data.mixture import Component, MixedText
+from flax_transformers.data.text import TextSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.families.bert import BertConfig
+from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+LANGUAGES = "arb deu ell eng fra hin jpn kor rus spa swh tur".split()
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=BertConfig(
+            vocab_size=4000,
+            hidden_size=128,
+            num_layers=2,
+            num_heads=4,
+            intermediate_size=512,
+            max_positions=64,
+            norm_place="pre",
+            norm_eps=1e-6,
+            token_types=0,
+            embedding_norm=False,
+            dropout=0.0,
+            attention_dropout=0.0,
+        ),
+        objective=MaskedLM(),
+        data=MixedText(
+            components=tuple(
+                Component(name=name, source=TextSource(f"data/udhr2/{name}*.txt", documents="line"))
+                for name in LANGUAGES
+            ),
+            exponent=0.7,
+            tokenizer=TokenizerConfig("unigram", vocab_size=4000),
+            validation_fraction=0.1,
+            shards=1,
+        ),
+        optimizer=AdamW(learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=50)),
+        phases=(Phase(steps=400, sequence_length=64, batch_size=32),),
+        checkpoints=CheckpointConfig(every_steps=200),
+        evaluation=Evaluation(every_steps=100),
+        logging=Logging(every_steps=20),
+    )

@@ -1,0 +1,199 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flax_transformers.data.dataset import open_dataset, prepare
+from flax_transformers.data.examples import MixedExamples
+from flax_transformers.data.mixture import Component, MixedText, in_proportion
+from flax_transformers.data.pairs import PairSource
+from flax_transformers.data.pipeline import TrainStream
+from flax_transformers.data.text import TextSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.errors import UserError
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
+from tests.data.test_pipeline import Numbers, joined, over_hosts, stream, take
+from tests.data.test_prepare import write_corpus
+
+
+def mixed(*counts, weights):
+    names = "abcdefgh"[: len(counts)]
+    return MixedExamples(tuple(names), tuple(map(Numbers, counts)), tuple(weights))
+
+
+def test_any_stretch_of_the_stream_holds_its_share_of_each_part():
+    examples = mixed(7, 500, 30, weights=(0.1, 0.65, 0.25))
+    ids = joined(take(stream(examples, batch_size=50), 40))["example_id"]
+    parts = np.array([examples.part_of(number) for number in ids])
+    for start in range(0, 2000, 125):
+        for part, weight in enumerate(examples.weights):
+            assert abs((parts[start : start + 125] == part).sum() - 125 * weight) <= 3
+
+
+def test_shares_are_exact_over_a_cycle_and_no_part_is_left_out():
+    weights = (1e-9, 2e-9, 0.2, 0.8)
+    counts = list(mixed(3, 3, 3, 3, weights=weights).consumed(1 << 16).values())
+    assert sum(counts) == 1 << 16
+    assert counts[:2] == [1, 1]
+    assert counts[2] == pytest.approx(0.2 * (1 << 16), abs=2)
+
+
+def test_each_part_gives_every_example_once_in_an_epoch_of_its_own_order():
+    examples = mixed(10, 40, weights=(0.5, 0.5))
+    ids = joined(take(stream(examples, batch_size=40), 2))["example_id"]
+    small, large = ids[ids < 10], ids[ids >= 10]
+    epochs = small.reshape(4, 10)
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert sorted(large) == list(range(10, 50))
+
+
+def test_what_was_consumed_is_what_the_stream_gave():
+    examples = mixed(5, 9, weights=(0.3, 0.7))
+    position = (1 << 16) + 37
+    counts = dict.fromkeys("ab", 0)
+    ids = joined(take(stream(examples, batch_size=37, position=1 << 16), 1))["example_id"]
+    for number in ids:
+        counts["ab"[examples.part_of(number)]] += 1
+    cycle = examples.consumed(1 << 16)
+    assert examples.consumed(position) == {name: cycle[name] + counts[name] for name in counts}
+
+
+def test_a_mixture_is_the_same_stream_on_any_hosts_and_after_a_stop():
+    examples = mixed(7, 23, 4, weights=(0.2, 0.5, 0.3))
+    expected = over_hosts(1, 9, examples=examples)
+    parts = [
+        over_hosts(2, 3, examples=examples),
+        over_hosts(4, 6, examples=examples, position=12),
+    ]
+    for name, array in joined(parts).items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+def test_another_part_does_not_change_the_order_of_the_others():
+    def order(examples, name):
+        ids = joined(take(stream(examples, batch_size=60), 1))["example_id"]
+        part = examples.names.index(name)
+        return [n - examples.starts[part] for n in ids if examples.part_of(n) == part][:15]
+
+    two, three = mixed(20, 30, weights=(1, 1)), mixed(20, 30, 5, weights=(1, 1, 1))
+    assert order(two, "b") == order(three, "b")
+
+
+@pytest.fixture
+def data(tmp_path):
+    for name, documents in (("de", 40), ("en", 120)):
+        write_corpus(tmp_path / f"{name}.jsonl", documents=documents, seed=documents)
+    return MixedText(
+        components=tuple(
+            Component(name=name, source=TextSource(str(tmp_path / f"{name}.jsonl")))
+            for name in ("de", "en")
+        ),
+        exponent=0.5,
+        tokenizer=TokenizerConfig("wordpiece", vocab_size=60, lowercase=True),
+        validation_fraction=0.2,
+        store=str(tmp_path / "store"),
+        shards=1,
+    )
+
+
+def test_components_are_drawn_by_their_smoothed_sizes_or_given_weights(data):
+    prepared = prepare(data)
+    sizes = np.array([part.train.num_tokens for part in prepared.parts])
+    np.testing.assert_allclose(prepared.weights, sizes**0.5 / (sizes**0.5).sum())
+    assert sizes[1] > 2 * sizes[0]
+    one, other = data.components
+    given = replace(data, components=(replace(one, weight=1.0), replace(other, weight=3.0)))
+    reweighted = open_dataset(given)
+    assert reweighted.weights == (0.25, 0.75)
+    assert reweighted.fingerprint != prepared.fingerprint
+
+
+def test_a_component_more_makes_no_other_store_anew_and_keeps_the_tokenizer(data, tmp_path, capsys):
+    before = prepare(data)
+    written = {path: path.stat().st_mtime_ns for path in Path(data.store).rglob("*.tokens")}
+    write_corpus(tmp_path / "fr.jsonl", documents=50, seed=5)
+    more = Component(name="fr", source=TextSource(str(tmp_path / "fr.jsonl")))
+    after = prepare(replace(data, components=(*data.components, more)))
+    assert after.tokenizer.fingerprint == before.tokenizer.fingerprint
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert "has not seen fr" in capsys.readouterr().err
+    assert [part.fingerprint for part in after.parts[:2]] == [p.fingerprint for p in before.parts]
+
+
+def test_another_tokenizer_in_the_same_place_is_refused(data):
+    prepare(data)
+    with pytest.raises(UserError, match="was made with .* this run asks for"):
+        prepare(replace(data, tokenizer=replace(data.tokenizer, vocab_size=61)))
+    Path(data.store, "mixture.json").write_text("[]")
+    with pytest.raises(UserError, match=r"mixture.json in .* is damaged"):
+        prepare(data)
+
+
+def test_held_out_rows_are_those_of_every_component_once(data):
+    prepared = prepare(data)
+    spec = CausalLM().window_spec(16)
+    held_out = prepared.examples("validation", spec)
+    assert len(held_out) == sum(len(p.examples("validation", spec)) for p in prepared.parts)
+    assert held_out.names == ("de", "en")
+
+
+def test_pairs_of_many_languages_are_mixed_too(tmp_path):
+    for name in ("de", "fr"):
+        lines = [json.dumps({name: f"{name} {i}", "en": f"text {i}"}) + "\n" for i in range(30)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    data = MixedText(
+        components=tuple(
+            Component(
+                name=name,
+                source=PairSource(f"{tmp_path}/{name}.jsonl", source_field=name, target_field="en"),
+            )
+            for name in ("de", "fr")
+        ),
+        tokenizer=TokenizerConfig("bytes"),
+        validation_fraction=0.0,
+        store=str(tmp_path / "store"),
+        shards=1,
+    )
+    prepared = prepare(data)
+    objective = SequenceToSequence(pack=False)
+    examples = prepared.examples("train", objective.window_spec(16))
+    with TrainStream(
+        examples, objective, prepared.vocabulary, sequence_length=16, batch_size=20, seed=0
+    ) as batches:
+        batch = next(batches)
+    starts = [prepared.tokenizer.decode(row)[:2] for row in batch["input_ids"]]
+    assert (starts.count("de"), starts.count("fr")) == (10, 10)
+
+
+def test_training_texts_keep_to_the_shares_and_small_corpora_are_repeated():
+    readers = [lambda: iter(["aa"] * 3), lambda: iter(["bbbb"] * 30)]
+    texts = list(in_proportion(readers, (0.25, 0.75)))
+    assert texts.count("bbbb") == 30
+    assert texts.count("aa") == pytest.approx(20, abs=1)  # 40 of 160 characters
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda parts: {"components": ()}, "components is empty"),
+        (lambda parts: {"exponent": 1.5}, "exponent is 1.5"),
+        (lambda parts: {"shards": 0}, "shards is 0"),
+        (lambda parts: {"components": (parts[0], parts[0])}, "name is 'de'"),
+        (lambda parts: {"components": (replace(parts[0], name="b/c"),)}, "name is 'b/c'"),
+        (
+            lambda parts: {"components": (replace(parts[0], weight=1.0), parts[1])},
+            "'en' has no weight",
+        ),
+        (
+            lambda parts: {"components": (replace(parts[0], weight=-2.0),)},
+            r"weights are \[-2.0\]",
+        ),
+    ],
+)
+def test_mixtures_that_cannot_be_are_refused(data, change, message):
+    with pytest.raises(UserError, match=message):
+        replace(data, **change(data.components))
