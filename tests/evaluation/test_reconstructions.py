@@ -5,23 +5,31 @@ from __future__ import annotations
 import dataclasses
 import io
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 from etils import epath
+from matplotlib.image import imread
 
 from flax_transformers.data.image_kinds import ImageSource
 from flax_transformers.data.images import ImageData, prepare_images
 from flax_transformers.evaluation.images import image_baselines
 from flax_transformers.evaluation.pictures import picture_grid, write_png
-from flax_transformers.evaluation.reconstructions import three_rows
+from flax_transformers.evaluation.reconstructions import reconstruction_evaluator, three_rows
 from flax_transformers.families.mae import MaeConfig, patch_targets
 from flax_transformers.families.vit import ViTConfig
+from flax_transformers.models.config import Execution
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.masked_image import MaskedImage
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.parallel.rules import replicated
 from flax_transformers.testing import tiny_config
 from flax_transformers.training.config import Evaluation, ImagePhase
+from flax_transformers.training.loop import Snapshot
+from flax_transformers.training.step import model_functions
 from tests.data.test_images import write_idx
 
 OBJECTIVE = MaskedImage(mean=(0.25,), std=(0.5,))
@@ -76,6 +84,24 @@ def test_the_three_rows_are_the_image_its_visible_part_and_the_image_painted(nor
     visible = np.ones((8, 8), bool)
     visible[2:4, 2:4] = False
     assert np.allclose(rows[1][:, visible], expected[:, visible], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_held_out_images_are_painted_while_a_run_goes_on(mnist, tmp_path):
+    config = masked_config(mnist)
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    model = MODEL.build(Execution())
+    boxed = jax.jit(model.init)(jax.random.key(0), **model.example_inputs())["params"]
+    params = jax.device_put(nn.meta.unbox(boxed), replicated(mesh))
+    snapshot = Snapshot(7, params, config.phases[0], mesh, model_functions(model), None)
+    prepared = prepare_images(config.data)
+    with jax.set_mesh(mesh):
+        assert reconstruction_evaluator(config, prepared, epath.Path(tmp_path))(snapshot) == {}
+    picture = imread(tmp_path / "samples" / "step_00000007.png")[:, :, 0]
+    assert picture.shape == (3 * 82 + 2, 8 * 82 + 2)
+    first = prepared.validation.pixels(0, 1)[:, :, 0] / 255
+    assert np.allclose(picture[2:82:10, 2:82:10], first, atol=1 / 255)
+    assert np.isclose(picture[84:164:10, 2:82:10], 128 / 255).sum() >= 12 * 4  # hidden is grey
 
 
 def test_the_guesses_are_the_mean_of_all_patches_and_of_those_at_the_same_place(mnist):
