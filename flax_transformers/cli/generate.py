@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     source = arguments.checkpoint
     mesh = make_mesh(MeshConfig())
     model, params = load_pretrained(source, execution=Execution(dtype="auto"), mesh=mesh)
-    answers = hasattr(model, "encode")
+    answers = "decoder_input_ids" in model.inputs
     if not answers:
         require_writer(model)
         if start_ids:
@@ -85,12 +86,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             top_p=arguments.top_p,
             key=jax.random.key(arguments.seed),
         )
-    text = [] if answers else prompt
-    for token in map(int, jax.device_get(tokens)[0]):
-        if token in prompts.eos_ids:
-            break
-        text.append(token)
-    print(prompts.decode(text))
+    written = takewhile(
+        lambda token: token not in prompts.eos_ids, jax.device_get(tokens)[0].tolist()
+    )
+    print(prompts.decode([*([] if answers else prompt), *written]))
     return 0
 
 

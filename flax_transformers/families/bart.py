@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax_transformers.families import huggingface
 from flax_transformers.families.family import Family
 from flax_transformers.families.model_types import model_type_of
-from flax_transformers.families.weights import Weight, WeightTable, linear, norm
+from flax_transformers.families.weights import Weight, WeightTable, attention, linear, norm
 from flax_transformers.models.encoder_decoder import (
     IGNORED,
     EncoderDecoder,
@@ -190,10 +190,8 @@ def layer_rows(side: str) -> list[Weight]:
         parts["cross_attention"] = "encoder_attn"
     rows: list[Weight] = []
     for part, name in parts.items():
-        for kernel in ("query", "key", "value"):
-            their_kernel = f"{theirs}.{name}.{kernel[0]}_proj"
-            rows += linear(f"{ours}/{part}/{kernel}", their_kernel, "D", "NH")
-        rows += linear(f"{ours}/{part}/output", f"{theirs}.{name}.out_proj", "NH", "D")
+        names = "q_proj k_proj v_proj out_proj"
+        rows += attention(f"{ours}/{part}", f"{theirs}.{name}", names)
         rows += norm(f"{ours}/{part}_norm", f"{theirs}.{name}_layer_norm")
     rows += linear(f"{ours}/mlp/up", f"{theirs}.fc1", "D", "F")
     rows += linear(f"{ours}/mlp/down", f"{theirs}.fc2", "F", "D")

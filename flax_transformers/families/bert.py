@@ -11,7 +11,7 @@ import jax
 
 from flax_transformers.families import huggingface
 from flax_transformers.families.family import Family
-from flax_transformers.families.weights import Weight, WeightTable, linear, norm
+from flax_transformers.families.weights import Weight, WeightTable, attention, linear, norm
 from flax_transformers.models.config import TextConfig
 from flax_transformers.models.encoder import (
     EncoderForMaskedLM,
@@ -19,6 +19,7 @@ from flax_transformers.models.encoder import (
     EncoderWithPooler,
 )
 from flax_transformers.models.heads import Pooler, label_layer, label_rows
+from flax_transformers.models.model import Tokens
 from flax_transformers.models.outputs import ModelOutput
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
@@ -40,11 +41,7 @@ class BertForNextSentencePrediction(TextModel):
         return label_rows(self.next_sentence_head, self.pooler(hidden_BTD))
 
     def head_outputs(
-        self,
-        hidden_BTD: jax.Array,
-        input_ids: jax.Array | None,
-        attention_mask: jax.Array | None,
-        deterministic: bool,
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
     ) -> dict[str, jax.Array]:
         return {"logits": self.next_sentence(hidden_BTD)}
 
@@ -61,11 +58,7 @@ class BertForPreTraining(EncoderForMaskedLM, BertForNextSentencePrediction):
     output = BertPreTrainingOutput
 
     def head_outputs(
-        self,
-        hidden_BTD: jax.Array,
-        input_ids: jax.Array | None,
-        attention_mask: jax.Array | None,
-        deterministic: bool,
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
     ) -> dict[str, jax.Array]:
         logits_BTV = self.unembed(hidden_BTD)[..., : self.config.vocab_size]
         return {"logits": logits_BTV, "next_sentence_logits": self.next_sentence(hidden_BTD)}
@@ -199,14 +192,11 @@ def body_weights(model: str) -> tuple[Weight, ...]:
             for ours, name in tables.items()
         ),
         *norm("embeddings/norm", f"{model}.embeddings.LayerNorm"),
-        *(
-            row
-            for part in ("query", "key", "value")
-            for row in linear(
-                f"{layer}/attention/{part}", f"{theirs}.attention.self.{part}", "D", "NH"
-            )
+        *attention(
+            f"{layer}/attention",
+            f"{theirs}.attention",
+            "self.query self.key self.value output.dense",
         ),
-        *linear(f"{layer}/attention/output", f"{theirs}.attention.output.dense", "NH", "D"),
         *norm(f"{layer}/attention_norm", f"{theirs}.attention.output.LayerNorm"),
         *linear(f"{layer}/mlp/up", f"{theirs}.intermediate.dense", "D", "F"),
         *linear(f"{layer}/mlp/down", f"{theirs}.output.dense", "F", "D"),

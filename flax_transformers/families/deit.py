@@ -89,7 +89,10 @@ class DeiTConfig(VisionConfig):
 
 SIZES: dict[str, DeiTConfig] = {
     vit.size_name("deit", letters, 16, image_size): DeiTConfig(
-        image_size=image_size, num_labels=vit.IMAGENET_LABELS, **vit.dimensions(letters)
+        image_size=image_size,
+        num_labels=vit.IMAGENET_LABELS,
+        drop_path=0.1,  # table 9
+        **vit.dimensions(letters),
     )
     for letters, image_size in (("ti", 224), ("s", 224), ("b", 224), ("b", 384))
 }

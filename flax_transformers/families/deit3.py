@@ -17,7 +17,7 @@ import numpy as np
 
 from flax_transformers.families import huggingface, vit
 from flax_transformers.families.family import Family
-from flax_transformers.families.weights import Weight, WeightTable, fused, linear, norm
+from flax_transformers.families.weights import Weight, WeightTable, fused_linear, linear, norm
 from flax_transformers.models.attention import KeyValues
 from flax_transformers.models.block import LayerInputs, TransformerBlock
 from flax_transformers.models.vision import VisionBlock, VisionConfig, VisionForClassification
@@ -119,21 +119,14 @@ def to_huggingface(config: DeiT3Config) -> dict[str, Any]:
 def weights(config: DeiT3Config) -> WeightTable:
     """The names of timm's ``VisionTransformer``, as DeiT III is published."""
     ours, theirs = "stack/{layer}", "blocks.{layer}"
-    projections = [f"{ours}/attention/{name}" for name in ("query", "key", "value")]
+    qkv = tuple(f"{ours}/attention/{name}" for name in ("query", "key", "value"))
     return WeightTable(
         weights=(
             Weight("embeddings/class_token/embedding", "cls_token", "D->11D"),
             Weight("embeddings/position/embedding", "pos_embed", "TD->1TD"),
             *vit.patch_weights("patch_embed.proj"),
             *norm(f"{ours}/attention_norm", f"{theirs}.norm1"),
-            fused(
-                tuple(f"{name}/kernel" for name in projections),
-                f"{theirs}.attn.qkv.weight",
-                "DNH->(NH)D",
-            ),
-            fused(
-                tuple(f"{name}/bias" for name in projections), f"{theirs}.attn.qkv.bias", "NH->(NH)"
-            ),
+            *fused_linear(qkv, f"{theirs}.attn.qkv", "D", "NH"),
             *linear(f"{ours}/attention/output", f"{theirs}.attn.proj", "NH", "D"),
             Weight(f"{ours}/attention_layer_scale/scale", f"{theirs}.ls1.gamma"),
             *norm(f"{ours}/mlp_norm", f"{theirs}.norm2"),

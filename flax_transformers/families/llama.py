@@ -18,7 +18,7 @@ import flax.linen as nn
 from flax_transformers.errors import UserError
 from flax_transformers.families import huggingface
 from flax_transformers.families.family import Family
-from flax_transformers.families.weights import Weight, WeightTable, linear, norm
+from flax_transformers.families.weights import Weight, WeightTable, attention, linear, norm
 from flax_transformers.models.config import TextConfig
 from flax_transformers.models.decoder import DecoderForCausalLM, DecoderForSequenceClassification
 from flax_transformers.models.feed_forward import Activation
@@ -321,16 +321,14 @@ def decoder_table(
     config: LlamaConfig, feed_forward: tuple[Weight, ...] = FEED_FORWARD
 ) -> WeightTable:
     """The names of the tensors of Llama and its descendants."""
-    attention, their_attention = f"{LAYER}/attention", f"{THEIR_LAYER}.self_attn"
     head = "qa_outputs" if config.architecture.endswith("QuestionAnswering") else "score"
     table = WeightTable(
         weights=(
             Weight("words/embedding", "model.embed_tokens.weight", "VD"),
             *norm(f"{LAYER}/attention_norm", f"{THEIR_LAYER}.input_layernorm"),
-            *linear(f"{attention}/query", f"{their_attention}.q_proj", "D", "NH"),
-            *linear(f"{attention}/key", f"{their_attention}.k_proj", "D", "NH"),
-            *linear(f"{attention}/value", f"{their_attention}.v_proj", "D", "NH"),
-            *linear(f"{attention}/output", f"{their_attention}.o_proj", "NH", "D"),
+            *attention(
+                f"{LAYER}/attention", f"{THEIR_LAYER}.self_attn", "q_proj k_proj v_proj o_proj"
+            ),
             *norm(f"{LAYER}/mlp_norm", f"{THEIR_LAYER}.post_attention_layernorm"),
             *feed_forward,
             *norm("final_norm", "model.norm"),

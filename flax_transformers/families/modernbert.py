@@ -25,7 +25,7 @@ from flax_transformers.families.modernbert_layers import (
     ModernBertForSequenceClassification,
     ModernBertForTokenClassification,
 )
-from flax_transformers.families.weights import Weight, WeightTable, fused, linear, norm
+from flax_transformers.families.weights import Weight, WeightTable, fused_linear, linear, norm
 from flax_transformers.models.config import Execution, TextConfig
 from flax_transformers.models.feed_forward import Activation
 from flax_transformers.models.positions import Rope, rotary_tables
@@ -289,23 +289,15 @@ def weights(config: ModernBertConfig) -> WeightTable:
     # The half that goes through the activation comes first.
     halves = tuple(f"{layer}/mlp/{part}" for part in ("gate", "up"))
     head = "mlm_head/transform" if config.architecture.endswith("MaskedLM") else "transform_head"
-
-    def both(ours: tuple[str, ...], name: str, ins: str, outs: str) -> tuple[Weight, Weight]:
-        kernel, bias = linear("", name, ins, outs)
-        return (
-            fused(tuple(f"{part}/kernel" for part in ours), kernel.theirs, kernel.axes),
-            fused(tuple(f"{part}/bias" for part in ours), bias.theirs, bias.axes),
-        )
-
     table = WeightTable(
         weights=(
             Weight("words/embedding", "model.embeddings.tok_embeddings.weight", "VD"),
             *norm("embeddings/norm", "model.embeddings.norm"),
             *norm(f"{layer}/attention_norm", f"{theirs}.attn_norm"),
-            *both(qkv, f"{theirs}.attn.Wqkv", "D", "NH"),
+            *fused_linear(qkv, f"{theirs}.attn.Wqkv", "D", "NH"),
             *linear(f"{layer}/attention/output", f"{theirs}.attn.Wo", "NH", "D"),
             *norm(f"{layer}/mlp_norm", f"{theirs}.mlp_norm"),
-            *both(halves, f"{theirs}.mlp.Wi", "D", "F"),
+            *fused_linear(halves, f"{theirs}.mlp.Wi", "D", "F"),
             *linear(f"{layer}/mlp/down", f"{theirs}.mlp.Wo", "F", "D"),
             *norm("final_norm", "model.final_norm"),
             *linear(f"{head}/dense", "head.dense", "D", "E"),

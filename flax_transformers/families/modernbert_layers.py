@@ -19,6 +19,7 @@ from flax_transformers.models.labels import (
     SequenceClassification,
     TokenClassification,
 )
+from flax_transformers.models.model import Tokens
 from flax_transformers.models.sharding import HIDDEN, constrain
 from flax_transformers.models.text import TextModel
 
@@ -124,18 +125,11 @@ class ModernBertForQuestionAnswering(QuestionAnswering, ModernBertWithTransform)
 class ModernBertForSequenceClassification(SequenceClassification, ModernBertWithTransform):
     """Labels the row by its first token or the mean of all tokens, after a transform."""
 
-    def pool(
-        self,
-        hidden_BTD: jax.Array,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None,
-        *,
-        deterministic: bool,
-    ) -> jax.Array:
+    def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
         if self.config.pooling == "cls":
             pooled_B1D = hidden_BTD[:, :1]
         else:
-            token_BT1 = None if attention_mask is None else (attention_mask > 0)[:, :, None]
+            token_BT1 = None if tokens.mask is None else (tokens.mask > 0)[:, :, None]
             pooled_B1D = jnp.mean(hidden_BTD, axis=1, keepdims=True, where=token_BT1)
         transformed_B1D = self.transform_head(pooled_B1D)
         return self.head_dropout(transformed_B1D, deterministic=deterministic)[:, 0]

@@ -26,6 +26,7 @@ from flax_transformers.models.encoder import (
     EncoderWithPooler,
 )
 from flax_transformers.models.heads import LanguageHead, MaskedLMHead, Transform
+from flax_transformers.models.model import Tokens
 from flax_transformers.models.text import TextForQuestionAnswering, TextForTokenClassification
 
 
@@ -46,16 +47,9 @@ class RobertaForMaskedLM(EncoderForMaskedLM):
 class RobertaForSequenceClassification(EncoderForSequenceClassification):
     """BERT's, with dropout before the pooler as well, which belongs to the head here."""
 
-    def pool(
-        self,
-        hidden_BTD: jax.Array,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None,
-        *,
-        deterministic: bool,
-    ) -> jax.Array:
+    def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
         first_BTD = self.head_dropout(hidden_BTD[:, :1], deterministic=deterministic)
-        return super().pool(first_BTD, input_ids, attention_mask, deterministic=deterministic)
+        return super().pool(first_BTD, tokens, deterministic)
 
 
 _CLASSES: dict[str, type[nn.Module]] = {

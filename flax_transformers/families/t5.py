@@ -29,7 +29,7 @@ from flax_transformers.families.t5_layers import (
     T5Side,
     UMT5Block,
 )
-from flax_transformers.families.weights import Weight, WeightTable, linear
+from flax_transformers.families.weights import Weight, WeightTable, attention, linear
 from flax_transformers.models.block import TransformerBlock
 from flax_transformers.models.config import Execution
 from flax_transformers.models.encoder_decoder import (
@@ -318,9 +318,7 @@ def _side(side: str, cross_attention: bool, bias_in_every_layer: bool) -> tuple[
         parts["cross_attention"] = f"{theirs}.1.EncDecAttention"
     rows: list[Weight] = []
     for index, (part, name) in enumerate(parts.items()):
-        for our_kernel, their_kernel in (("query", "q"), ("key", "k"), ("value", "v")):
-            rows += linear(f"{ours}/{part}/{our_kernel}", f"{name}.{their_kernel}", "D", "NH")
-        rows += linear(f"{ours}/{part}/output", f"{name}.o", "NH", "D")
+        rows += attention(f"{ours}/{part}", name, "q k v o")
         rows.append(Weight(f"{ours}/{part}_norm/scale", f"{theirs}.{index}.layer_norm.weight"))
     bias = "SelfAttention.relative_attention_bias.weight"
     if bias_in_every_layer:

@@ -16,6 +16,7 @@ from flax_transformers.models.encoder_decoder import Side, WithEncoder
 from flax_transformers.models.encoder_decoder_heads import EncoderDecoderForConditionalGeneration
 from flax_transformers.models.kernels import AttentionMask
 from flax_transformers.models.labels import TokenClassification
+from flax_transformers.models.model import Tokens
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class T5EncoderModel(WithEncoder):
         )
         return self.output(
             last_hidden_state=hidden_BTD,
-            **self.head_outputs(hidden_BTD, input_ids, attention_mask, deterministic),
+            **self.head_outputs(hidden_BTD, Tokens(input_ids, attention_mask), deterministic),
         )
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax_transformers.errors import UserError
 from flax_transformers.families import huggingface
 from flax_transformers.families.family import Family
-from flax_transformers.families.weights import Weight, WeightTable, linear, norm
+from flax_transformers.families.weights import Weight, WeightTable, attention, linear, norm
 from flax_transformers.models.linear import truncated_normal
 from flax_transformers.models.patches import resize_positions
 from flax_transformers.models.vision import (
@@ -245,10 +245,11 @@ def layer_weights(stack: str, theirs: str) -> tuple[Weight, ...]:
     ours, theirs = f"{stack}/{{layer}}", f"{theirs}.{{layer}}"
     return (
         *norm(f"{ours}/attention_norm", f"{theirs}.layernorm_before"),
-        *linear(f"{ours}/attention/query", f"{theirs}.attention.attention.query", "D", "NH"),
-        *linear(f"{ours}/attention/key", f"{theirs}.attention.attention.key", "D", "NH"),
-        *linear(f"{ours}/attention/value", f"{theirs}.attention.attention.value", "D", "NH"),
-        *linear(f"{ours}/attention/output", f"{theirs}.attention.output.dense", "NH", "D"),
+        *attention(
+            f"{ours}/attention",
+            f"{theirs}.attention",
+            "attention.query attention.key attention.value output.dense",
+        ),
         *norm(f"{ours}/mlp_norm", f"{theirs}.layernorm_after"),
         *linear(f"{ours}/mlp/up", f"{theirs}.intermediate.dense", "D", "F"),
         *linear(f"{ours}/mlp/down", f"{theirs}.output.dense", "F", "D"),

@@ -57,6 +57,18 @@ def linear(ours: str, theirs: str, ins: str, outs: str) -> tuple[Weight, Weight]
     )
 
 
+def attention(ours: str, theirs: str, names: str) -> tuple[Weight, ...]:
+    """The projections of an attention, not fused: ``names`` are theirs of queries, keys, values and
+    output, with spaces between them."""
+    query, key, value, output = (f"{theirs}.{name}" for name in names.split())
+    return (
+        *linear(f"{ours}/query", query, "D", "NH"),
+        *linear(f"{ours}/key", key, "D", "NH"),
+        *linear(f"{ours}/value", value, "D", "NH"),
+        *linear(f"{ours}/output", output, "NH", "D"),
+    )
+
+
 def norm(ours: str, theirs: str) -> tuple[Weight, Weight]:
     """Scale and bias of a norm."""
     return Weight(f"{ours}/scale", f"{theirs}.weight"), Weight(f"{ours}/bias", f"{theirs}.bias")
@@ -68,6 +80,15 @@ def fused(ours: tuple[str, ...], theirs: str, axes: str, axis: int = 0) -> Weigh
     ``axes`` holds for each of them; their sizes along ``axis`` may differ (fewer key heads).
     """
     return Weight(ours, theirs, axes, axis)
+
+
+def fused_linear(ours: tuple[str, ...], theirs: str, ins: str, outs: str) -> tuple[Weight, Weight]:
+    """Kernels and biases of linear layers that are one in the file; see ``linear``."""
+    kernel, bias = linear("", theirs, ins, outs)
+    return (
+        fused(tuple(f"{layer}/kernel" for layer in ours), kernel.theirs, kernel.axes),
+        fused(tuple(f"{layer}/bias" for layer in ours), bias.theirs, bias.axes),
+    )
 
 
 @dataclass(frozen=True)

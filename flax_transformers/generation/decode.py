@@ -84,6 +84,11 @@ class Endings(NamedTuple):
     eos: jax.Array
     pad: jax.Array
 
+    @classmethod
+    def of(cls, eos_id: int | Sequence[int], pad_id: int) -> Endings:
+        """A row ends with any of ``eos_id``."""
+        return cls(jnp.atleast_1d(jnp.asarray(eos_id, jnp.int32)), jnp.int32(pad_id))
+
 
 def generate(
     model: nn.Module,
@@ -110,25 +115,53 @@ def generate(
     model has positions for.
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    if temperature > 0.0 and key is None:
-        raise UserError("sampling needs a random key; give key=jax.random.key(seed)")
+    key = require_settings(max_new_tokens, sampling, key)
     require_writer(model)
-    ids_BT = np.asarray(input_ids, np.int32)
-    mask_BT = np.ones_like(ids_BT) if attention_mask is None else np.asarray(attention_mask)
-    _check_lengths(model, mask_BT, max_new_tokens)
-    endings = Endings(jnp.atleast_1d(jnp.asarray(eos_id, jnp.int32)), jnp.int32(pad_id))
+    ids_BT, mask_BT = ids_and_mask(input_ids, attention_mask)
+    lengths = mask_BT.sum(axis=1)
+    if lengths.min() < 1:
+        raise UserError("a prompt has no tokens; give at least one, such as the start of a text")
+    longest = int(lengths.max()) + max_new_tokens
+    require_positions(model, longest, f"{longest} tokens of prompt and text")
     return _generate(
         model,
         params,
         jnp.asarray(ids_BT),
-        jnp.asarray(mask_BT, jnp.int32),
-        endings,
-        jax.random.key(0) if key is None else key,
+        jnp.asarray(mask_BT),
+        Endings.of(eos_id, pad_id),
+        key,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
     )
+
+
+def require_settings(max_new_tokens: int, sampling: Sampling, key: jax.Array | None) -> jax.Array:
+    """The key to sample with, any where nothing is drawn. Raises UserError for what cannot be."""
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    if sampling.temperature > 0.0 and key is None:
+        raise UserError("sampling needs a random key; give key=jax.random.key(seed)")
+    return jax.random.key(0) if key is None else key
+
+
+def ids_and_mask(
+    input_ids: ArrayLike, attention_mask: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both as int32 [B, T]; without a mask all are tokens."""
+    ids_BT = np.asarray(input_ids, np.int32)
+    if attention_mask is None:
+        return ids_BT, np.ones_like(ids_BT)
+    return ids_BT, np.asarray(attention_mask, np.int32)
+
+
+def require_positions(model: Any, longest: int, what: str) -> None:
+    """Raises UserError, which begins with ``what``, for more tokens than there are positions."""
+    limit = model.config.max_positions
+    if model.config.positions != "none" and limit is not None and longest > limit:
+        raise UserError(
+            f"{what} are more than the model's {limit} positions; shorten what is given to it or "
+            "ask for fewer new tokens"
+        )
 
 
 def require_writer(model: Any) -> None:
@@ -137,18 +170,6 @@ def require_writer(model: Any) -> None:
         raise UserError(
             f"{model.config.architecture} does not write text; use a causal model with a "
             "language-modelling head"
-        )
-
-
-def _check_lengths(model: Any, mask_BT: np.ndarray, max_new_tokens: int) -> None:
-    lengths = mask_BT.sum(axis=1)
-    if lengths.min() < 1:
-        raise UserError("a prompt has no tokens; give at least one, such as the start of a text")
-    longest, limit = int(lengths.max()) + max_new_tokens, model.config.max_positions
-    if model.config.positions != "none" and limit is not None and longest > limit:
-        raise UserError(
-            f"{longest} tokens of prompt and text are more than the model's {limit} positions; "
-            "shorten the prompt or ask for fewer new tokens"
         )
 
 

@@ -13,11 +13,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from flax_transformers.errors import UserError
-from flax_transformers.generation.decode import Endings, Sampling, continue_text
+from flax_transformers.generation.decode import (
+    Endings,
+    Sampling,
+    continue_text,
+    ids_and_mask,
+    require_positions,
+    require_settings,
+)
 
 
 def generate_target(
@@ -47,27 +53,24 @@ def generate_target(
     Raises UserError for settings out of range and more tokens than the model has positions for.
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    if temperature > 0.0 and key is None:
-        raise UserError("sampling needs a random key; give key=jax.random.key(seed)")
-    ids_BS = np.asarray(input_ids, np.int32)
-    mask_BS = np.ones_like(ids_BS) if attention_mask is None else np.asarray(attention_mask)
+    key = require_settings(max_new_tokens, sampling, key)
     _require_translator(model)
+    ids_BS, mask_BS = ids_and_mask(input_ids, attention_mask)
     start = tuple(start_ids) or (_first_id(model),)
     _check_ids(model, start if forced_first_id is None else (*start, forced_first_id))
     # An empty batch has no longest source.
-    _check_lengths(model, int(mask_BS.sum(axis=1).max(initial=0)), len(start) + max_new_tokens)
-    endings = Endings(jnp.atleast_1d(jnp.asarray(eos_id, jnp.int32)), jnp.int32(pad_id))
+    source, target = int(mask_BS.sum(axis=1).max(initial=0)), len(start) + max_new_tokens
+    both = f"{source} tokens of source and {target} of target"
+    require_positions(model, max(source, target), both)
     return _generate(
         model,
         params,
         jnp.asarray(ids_BS),
-        jnp.asarray(mask_BS, jnp.int32),
+        jnp.asarray(mask_BS),
         jnp.asarray(start, jnp.int32),
         None if forced_first_id is None else jnp.int32(forced_first_id),
-        endings,
-        jax.random.key(0) if key is None else key,
+        Endings.of(eos_id, pad_id),
+        key,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
     )
@@ -98,15 +101,6 @@ def _check_ids(model: Any, ids: Sequence[int]) -> None:
         raise UserError(
             f"the text is to begin with id {wrong}, but the decoder's ids go from 0 to {size - 1}; "
             "give ids of this model"
-        )
-
-
-def _check_lengths(model: Any, source: int, target: int) -> None:
-    limit = model.config.max_positions
-    if model.config.positions != "none" and limit is not None and max(source, target) > limit:
-        raise UserError(
-            f"{source} tokens of source and {target} of target are more than the model's {limit} "
-            "positions; shorten the source or ask for fewer new tokens"
         )
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.block import TransformerBlock
+from flax_transformers.models.cache import Cache, next_positions
 from flax_transformers.models.embeddings import Embedding
 from flax_transformers.models.feed_forward import Activation
 from flax_transformers.models.norms import make_norm
@@ -250,6 +251,14 @@ class TextConfig(TransformerConfig):
         """Positions int32 [B, T] where none are given: from 0, starting anew in each segment."""
         one_segment = jnp.ones_like(input_ids)
         return positions_from_segments(one_segment if segment_ids is None else segment_ids)
+
+    def next_position_ids(
+        self, input_ids: jax.Array, segment_ids: jax.Array | None, cache: Cache | None
+    ) -> jax.Array:
+        """``position_ids``, or after what a cache holds the places of its slots."""
+        if cache is None:
+            return self.position_ids(input_ids, segment_ids)
+        return next_positions(input_ids.shape, cache)
 
     def rotary_tables(self, position_ids: jax.Array) -> Any:
         """What layers need of rotary positions, for their ``LayerInputs.rotary``."""

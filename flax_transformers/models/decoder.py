@@ -6,6 +6,7 @@ import jax
 
 from flax_transformers.models.heads import LanguageHead, last_token, take_token
 from flax_transformers.models.labels import SequenceClassification
+from flax_transformers.models.model import Tokens
 from flax_transformers.models.text import TextModel
 
 
@@ -21,11 +22,7 @@ class DecoderForCausalLM(TextModel):
         return self.lm_head(hidden_BMD, self.words)
 
     def head_outputs(
-        self,
-        hidden_BTD: jax.Array,
-        input_ids: jax.Array | None,
-        attention_mask: jax.Array | None,
-        deterministic: bool,
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
     ) -> dict[str, jax.Array]:
         return {"logits": self.unembed(hidden_BTD)[..., : self.config.vocab_size]}
 
@@ -35,15 +32,8 @@ class DecoderForSequenceClassification(SequenceClassification, TextModel):
 
     label_bias = False
 
-    def pool(
-        self,
-        hidden_BTD: jax.Array,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None,
-        *,
-        deterministic: bool,
-    ) -> jax.Array:
+    def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
         """The last token, which Hugging Face knows by its id where no mask says where padding is;
         -1 is nowhere."""
-        tokens_BT = input_ids != self.config.pad_id if attention_mask is None else attention_mask
-        return take_token(hidden_BTD, last_token(tokens_BT))[:, 0]
+        mask = tokens.ids != self.config.pad_id if tokens.mask is None else tokens.mask
+        return take_token(hidden_BTD, last_token(mask))[:, 0]

@@ -6,6 +6,7 @@ import jax
 
 from flax_transformers.models.heads import LanguageHead, MaskedLMHead, Pooler
 from flax_transformers.models.labels import SequenceClassification
+from flax_transformers.models.model import Tokens
 from flax_transformers.models.text import TextModel
 
 
@@ -17,11 +18,7 @@ class EncoderWithPooler(TextModel):
         self.pooler = Pooler(self.config, self.dtype)
 
     def head_outputs(
-        self,
-        hidden_BTD: jax.Array,
-        input_ids: jax.Array | None,
-        attention_mask: jax.Array | None,
-        deterministic: bool,
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
     ) -> dict[str, jax.Array]:
         return {"pooler_output": self.pooler(hidden_BTD)}
 
@@ -41,11 +38,7 @@ class EncoderForMaskedLM(TextModel):
         return self.mlm_head(hidden_BMD, self.words)
 
     def head_outputs(
-        self,
-        hidden_BTD: jax.Array,
-        input_ids: jax.Array | None,
-        attention_mask: jax.Array | None,
-        deterministic: bool,
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
     ) -> dict[str, jax.Array]:
         return {"logits": self.unembed(hidden_BTD)[..., : self.config.vocab_size]}
 
@@ -57,12 +50,5 @@ class EncoderForSequenceClassification(SequenceClassification, TextModel):
         super().setup()
         self.pooler = Pooler(self.config, self.dtype)
 
-    def pool(
-        self,
-        hidden_BTD: jax.Array,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None,
-        *,
-        deterministic: bool,
-    ) -> jax.Array:
+    def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
         return self.head_dropout(self.pooler(hidden_BTD), deterministic=deterministic)

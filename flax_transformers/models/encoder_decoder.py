@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.models.block import LayerCache, LayerInputs
-from flax_transformers.models.cache import Cache, causal_inputs, empty_cache, next_positions
+from flax_transformers.models.cache import Cache, causal_inputs, empty_cache
 from flax_transformers.models.config import Execution, TextConfig
 from flax_transformers.models.embeddings import Embedding, InputEmbeddings, word_table
 from flax_transformers.models.kernels import AttentionMask, combined_segments
-from flax_transformers.models.model import WordModel
+from flax_transformers.models.model import Tokens, WordModel
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 
 IGNORED = -100
@@ -242,7 +242,6 @@ class EncoderDecoder(WithEncoder):
         ``input_ids``; later ones leave them out, and the encoder is not run again.
         """
         encoded_BSD: jax.Array | None = None
-        context_segments: jax.Array | None
         if input_ids is None:
             context_segments = _remembered(cache)
         else:
@@ -250,35 +249,34 @@ class EncoderDecoder(WithEncoder):
                 input_ids, attention_mask, position_ids, segment_ids, deterministic=deterministic
             )
             context_segments = combined_segments(attention_mask, segment_ids)
-            if decoder_input_ids is None:
-                decoder_input_ids = self.config.decoder_inputs(input_ids)
-        if decoder_input_ids is None:
-            raise ValueError("decoder_input_ids are needed in every call after the first")
+        ids = self._decoder_ids(decoder_input_ids, input_ids)
+        places = decoder_position_ids
+        if places is None:
+            places = self.config.decoder.next_position_ids(ids, decoder_segment_ids, cache)
         segments = combined_segments(decoder_attention_mask, decoder_segment_ids)
-        shape = decoder_input_ids.shape
-        inputs, cache = causal_inputs(segments, decoder_position_ids, shape, cache)
-        if decoder_position_ids is None:
-            decoder_position_ids = (
-                self.config.decoder.position_ids(decoder_input_ids, decoder_segment_ids)
-                if cache is None
-                else next_positions(shape, cache.replace(index=inputs.index))
-            )
+        inputs, cache = causal_inputs(segments, decoder_position_ids, ids.shape, cache)
         if not (segments is None and context_segments is None and cache is None):
-            segments = _or_ones(segments, decoder_input_ids)
+            segments = _or_ones(segments, ids)
             context_segments = _or_ones(context_segments, input_ids)
         inputs = inputs.replace(
             context_BSD=encoded_BSD, context_mask=AttentionMask(segments, context_segments)
         )
+        own = None if cache is None else cache.layers
         x_BTD, out = self.decoder(
-            self.target_words(decoder_input_ids),
-            decoder_position_ids,
-            inputs,
-            None if cache is None else cache.layers,
-            deterministic=deterministic,
+            self.target_words(ids), places, inputs, own, deterministic=deterministic
         )
         if cache is not None:
             cache = cache.replace(layers=out["cache"], context_segments=context_segments)
         return HiddenStates(x_BTD, encoded_BSD, auxiliary=out.get("auxiliary"), cache=cache)
+
+    def _decoder_ids(
+        self, decoder_input_ids: jax.Array | None, input_ids: jax.Array | None
+    ) -> jax.Array:
+        if decoder_input_ids is not None:
+            return decoder_input_ids
+        if input_ids is None:
+            raise ValueError("decoder_input_ids are needed in every call after the first")
+        return self.config.decoder_inputs(input_ids)
 
     def empty_cache(self, batch: int, slots: int) -> Cache:
         """A cache for generation, of ``batch`` rows of at most ``slots`` tokens of the decoder."""
@@ -317,11 +315,13 @@ class EncoderDecoder(WithEncoder):
             encoder_last_hidden_state=states.encoder_last_hidden_state,
             auxiliary=states.auxiliary,
             cache=states.cache,
-            **self.head_outputs(states.last_hidden_state, input_ids, attention_mask, deterministic),
+            **self.head_outputs(
+                states.last_hidden_state, Tokens(input_ids, attention_mask), deterministic
+            ),
         )
 
 
-def _remembered(cache: Cache | None) -> jax.Array:
+def _remembered(cache: Cache | None) -> jax.Array | None:
     if cache is None or cache.context_segments is None:
         raise ValueError("input_ids are needed, in the first call at least")
     return cache.context_segments

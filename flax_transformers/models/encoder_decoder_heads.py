@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax_transformers.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from flax_transformers.models.heads import LanguageHead, Pooler, last_token, take_token
 from flax_transformers.models.labels import QuestionAnswering, SequenceClassification
+from flax_transformers.models.model import Tokens
 
 
 class ShiftedLanguageHead(LanguageHead):
@@ -33,11 +34,7 @@ class EncoderDecoderForConditionalGeneration(EncoderDecoder):
         return self.lm_head(hidden_BMD, self.target_words)
 
     def head_outputs(
-        self,
-        hidden_BTD: jax.Array,
-        input_ids: jax.Array | None,
-        attention_mask: jax.Array | None,
-        deterministic: bool,
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
     ) -> dict[str, jax.Array]:
         logits_BTV = self.unembed(hidden_BTD)
         return {"logits": logits_BTV[..., : self.config.decoder.vocab_size]}
@@ -53,15 +50,8 @@ class EncoderDecoderForSequenceClassification(SequenceClassification, EncoderDec
         super().setup()
         self.pooler = Pooler(self.config, self.dtype)
 
-    def pool(
-        self,
-        hidden_BTD: jax.Array,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None,
-        *,
-        deterministic: bool,
-    ) -> jax.Array:
-        ends_BT = jnp.isin(input_ids, jnp.asarray(self.config.eos_ids))
+    def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
+        ends_BT = jnp.isin(tokens.ids, jnp.asarray(self.config.eos_ids))
         last_B1D = take_token(hidden_BTD, last_token(ends_BT))
         dropped_B1D = self.head_dropout(last_B1D, deterministic=deterministic)
         return self.head_dropout(self.pooler(dropped_B1D), deterministic=deterministic)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.models.heads import label_layer, label_rows
-from flax_transformers.models.model import WordModel
+from flax_transformers.models.model import Tokens, WordModel
 
 
 class SequenceClassification(WordModel):
@@ -30,15 +30,8 @@ class SequenceClassification(WordModel):
         )
         self.head_dropout = nn.Dropout(c.head_dropout)
 
-    def pool(
-        self,
-        hidden_BTD: jax.Array,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None,
-        *,
-        deterministic: bool,
-    ) -> jax.Array:
-        """[B, D] of hidden states and the inputs they belong to."""
+    def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
+        """[B, D]: what the last layer gets of each row."""
         raise NotImplementedError
 
     def classify(
@@ -50,22 +43,15 @@ class SequenceClassification(WordModel):
         deterministic: bool = True,
     ) -> jax.Array:
         """Logits float32 [B, labels] of hidden states and the inputs [B, T] they belong to."""
-        pooled_BD = self.pool(hidden_BTD, input_ids, attention_mask, deterministic=deterministic)
+        pooled_BD = self.pool(hidden_BTD, Tokens(input_ids, attention_mask), deterministic)
         return label_rows(self.classification_head, pooled_BD)
 
     def head_outputs(
-        self,
-        hidden_BTD: jax.Array,
-        input_ids: jax.Array | None,
-        attention_mask: jax.Array | None,
-        deterministic: bool,
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
     ) -> dict[str, jax.Array]:
-        if input_ids is None:
+        if tokens.ids is None:
             raise ValueError("a classifier of rows needs their input_ids")
-        logits_BC = self.classify(
-            hidden_BTD, input_ids, attention_mask, deterministic=deterministic
-        )
-        return {"logits": logits_BC}
+        return {"logits": self.classify(hidden_BTD, *tokens, deterministic=deterministic)}
 
 
 class TokenClassification(WordModel):
@@ -83,11 +69,7 @@ class TokenClassification(WordModel):
         return self.classification_head(hidden_BTD).astype(jnp.float32)
 
     def head_outputs(
-        self,
-        hidden_BTD: jax.Array,
-        input_ids: jax.Array | None,
-        attention_mask: jax.Array | None,
-        deterministic: bool,
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
     ) -> dict[str, jax.Array]:
         return {"logits": self.tag(hidden_BTD, deterministic=deterministic)}
 
@@ -104,11 +86,7 @@ class QuestionAnswering(WordModel):
         return self.classification_head(hidden_BTD).astype(jnp.float32)
 
     def head_outputs(
-        self,
-        hidden_BTD: jax.Array,
-        input_ids: jax.Array | None,
-        attention_mask: jax.Array | None,
-        deterministic: bool,
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
     ) -> dict[str, jax.Array]:
         logits_BT2 = self.answer_spans(hidden_BTD, deterministic=deterministic)
         return {"start_logits": logits_BT2[..., 0], "end_logits": logits_BT2[..., 1]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -35,6 +35,14 @@ class Model(nn.Module):
         return jnp.dtype(self.execution.dtype)
 
 
+class Tokens(NamedTuple):
+    """What hidden states belong to: ``ids`` int32 [B, T], None where a cache holds them; ``mask``
+    [B, T], above 0 at tokens, None where all are."""
+
+    ids: Any
+    mask: Any
+
+
 class WordModel(Model):
     """A model over tokens; the parameters begin with the table ``words``."""
 
@@ -48,11 +56,7 @@ class WordModel(Model):
         self.words = word_table(self.config, self.dtype)
 
     def head_outputs(
-        self,
-        hidden_BTD: jax.Array,
-        input_ids: jax.Array | None,
-        attention_mask: jax.Array | None,
-        deterministic: bool,
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
     ) -> dict[str, jax.Array]:
         """What this architecture adds to its ``output``, by field."""
         return {}

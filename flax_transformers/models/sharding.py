@@ -1,7 +1,7 @@
 """Logical names of activation axes. The rules that map them to a mesh come from outside.
 
-Parameters use the names ``vocab embed heads key_heads head_dim mlp positions norm labels layers
-expert router channels patch_height patch_width``;
+Parameters use the names ``vocab embed features heads key_heads head_dim mlp positions token_types
+norm labels layers expert router channels patch_height patch_width``;
 activations use ``batch length features heads key_heads head_dim mlp vocab``.
 ``parallel/rules.py`` holds the table.
 """

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.block import LayerInputs
-from flax_transformers.models.cache import Cache, causal_inputs, empty_cache, next_positions
+from flax_transformers.models.cache import Cache, causal_inputs, empty_cache
 from flax_transformers.models.embeddings import InputEmbeddings
 from flax_transformers.models.kernels import AttentionMask, combined_segments
 from flax_transformers.models.labels import QuestionAnswering, TokenClassification
-from flax_transformers.models.model import WordModel
+from flax_transformers.models.model import Tokens, WordModel
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 
 
@@ -73,6 +73,9 @@ class TextModel(WordModel):
         """
         c = self.config
         segments = combined_segments(attention_mask, segment_ids)
+        places = position_ids
+        if places is None:
+            places = c.next_position_ids(input_ids, segment_ids, cache)
         if c.causal:
             inputs, cache = causal_inputs(
                 segments, position_ids, input_ids.shape, cache, prefix_mask
@@ -89,16 +92,10 @@ class TextModel(WordModel):
                     "Llama; this one sees the text that it would have to predict"
                 )
             inputs = LayerInputs(mask=_encoder_mask(attention_mask, segment_ids))
-        if position_ids is None:
-            position_ids = (
-                c.position_ids(input_ids, segment_ids)
-                if cache is None
-                else next_positions(input_ids.shape, cache.replace(index=inputs.index))
-            )
         x_BTD = self.embeddings(
-            self.words(input_ids), position_ids, token_type_ids, deterministic=deterministic
+            self.words(input_ids), places, token_type_ids, deterministic=deterministic
         )
-        inputs = inputs.replace(rotary=c.rotary_tables(position_ids))
+        inputs = inputs.replace(rotary=c.rotary_tables(places))
         own = None if cache is None else cache.layers
         x_BTD, out = self.stack(x_BTD, inputs, own, deterministic=deterministic)
         if c.norm_place == "pre":
@@ -138,8 +135,7 @@ class TextModel(WordModel):
             cache=states.cache,
             **self.head_outputs(
                 states.last_hidden_state,
-                input_ids,
-                combined_segments(attention_mask, segment_ids),
+                Tokens(input_ids, combined_segments(attention_mask, segment_ids)),
                 deterministic,
             ),
         )

@@ -39,7 +39,7 @@ def load_case(case: Case, **execution):
 def assert_parity(case: Case, script: str, **execution) -> None:
     """The forward pass of a case is that of the original, at all places that count."""
     _, model, params, _ = load_case(case, **execution)
-    output = jax.jit(partial(model.apply, {"params": params}))(**case.inputs)
+    output = jax.jit(partial(model.apply, {"params": params}, **case.extra))(**case.inputs)
     expected = read_golden(script, case)
     for name in case.outputs:
         found = case.attended(name, np.asarray(getattr(output, name)))

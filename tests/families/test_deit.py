@@ -9,16 +9,10 @@ import pytest
 from flax_transformers.errors import UserError
 from flax_transformers.families.deit import SIZES, DeiTConfig, from_huggingface, weights
 from flax_transformers.families.family import config_json
-from tests.families.parity import assert_parity, load_case
+from tests.families.parity import load_case
 from tests.families.tensors import export_weights, import_weights
 from tests.families.vision import published_count, without_prefix
 from tests.golden import deit as golden
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", golden.CASES, ids=lambda case: case.name)
-def test_the_forward_pass_is_that_of_hugging_face(case):
-    assert_parity(case, golden.__file__)
 
 
 def test_a_file_without_prefix_is_read():

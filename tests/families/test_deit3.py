@@ -15,15 +15,10 @@ from flax_transformers.families.deit3 import (
     weights,
 )
 from flax_transformers.families.family import config_json
-from tests.families.parity import assert_parity, load_case
+from tests.families.parity import load_case
 from tests.families.tensors import export_weights, import_weights
 from tests.families.vision import published_count
 from tests.golden import deit3 as golden
-
-
-@pytest.mark.slow
-def test_the_forward_pass_is_that_of_the_paper():
-    assert_parity(golden.CASE, golden.__file__)
 
 
 def test_tensors_have_the_names_and_shapes_of_timm():

@@ -23,18 +23,12 @@ from flax_transformers.families.mae import (
 )
 from flax_transformers.models.config import Execution
 from flax_transformers.testing import relative_difference
-from tests.families.parity import TOLERANCE, assert_parity, load_case
+from tests.families.parity import TOLERANCE, load_case
 from tests.families.tensors import export_weights, import_weights
 from tests.families.test_vit import in_file
 from tests.families.vision import published_count, without_prefix
 from tests.golden import mae as golden
 from tests.golden.hub import read_golden
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", golden.CASES, ids=lambda case: case.name)
-def test_the_forward_pass_is_that_of_hugging_face(case):
-    assert_parity(case, golden.__file__)
 
 
 def masked_loss(model, params, images, noise):

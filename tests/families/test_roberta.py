@@ -21,8 +21,6 @@ from flax_transformers.families.roberta import (
 from flax_transformers.models.config import Execution
 from flax_transformers.testing import assert_bit_equal, relative_difference
 from tests.families.parity import (
-    assert_parity,
-    assert_weights_come_back,
     count_parameters,
     drawn_tensors,
     import_case,
@@ -42,17 +40,6 @@ TINY = RobertaConfig(
     intermediate_size=8,
     max_positions=16,
 )
-
-
-@pytest.mark.slow
-@EACH
-def test_the_forward_pass_is_that_of_hugging_face(name):
-    assert_parity(CASES[name], golden.__file__)
-
-
-@EACH
-def test_weights_survive_the_way_in_and_out(name):
-    assert_weights_come_back(CASES[name])
 
 
 def test_positions_count_what_is_not_padding():

@@ -18,6 +18,7 @@ from tests.golden.vit import draw_config, draw_images
 NAME = "deit3/classifier"
 CONFIG = draw_config(NAME, model_type="deit3", architectures=["DeiT3ForImageClassification"])
 CASE = Case(NAME, CONFIG, {"pixel_values": draw_images(NAME, 3, 12, 12)}, {"logits": None})
+CASES = (CASE,)
 
 
 def shapes() -> dict[str, tuple[int, ...]]:

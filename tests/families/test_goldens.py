@@ -1,0 +1,31 @@
+"""Every family against the original, through the goldens in tests/golden."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from flax_transformers.families.family import all_families
+from tests.families.parity import assert_parity, assert_weights_come_back
+
+NAMES = [family.config.__module__.rpartition(".")[2] for family in all_families()]
+GOLDENS = {name: importlib.import_module(f"tests.golden.{name}") for name in NAMES}
+CASES = {
+    f"{name}/{case.name}": (case, golden.__file__)
+    for name, golden in GOLDENS.items()
+    for case in golden.CASES
+}
+EACH = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.mark.slow
+@EACH
+def test_the_forward_pass_is_that_of_the_original(name):
+    assert_parity(*CASES[name])
+
+
+@pytest.mark.slow
+@EACH
+def test_weights_survive_the_way_in_and_out(name):
+    assert_weights_come_back(CASES[name][0])
