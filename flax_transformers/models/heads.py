@@ -101,7 +101,7 @@ class MaskedLMHead(LanguageHead):
         return self.make_transform()(hidden_BMD)
 
     def make_transform(self) -> Transform:
-        """Called ``transform``."""
+        """What stands before the word table, under the name ``transform``."""
         return Transform(self.config, self.dtype, self.config.activation, name="transform")
 
     def after_words(self, logits_BMV: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """Models that label rows and tokens, encoders, decoders and encoder-decoders alike.
 
-Each class is the head alone: inherited before a model, as in ``class TextForTokenClassification(
-TokenClassification, TextModel)``, it makes of it one with that head.
+Each class is a head alone. A model that inherits it before the model without head has both, such as
+``class TextForTokenClassification(TokenClassification, TextModel)``.
 """
 
 from __future__ import annotations
