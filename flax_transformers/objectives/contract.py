@@ -152,6 +152,10 @@ class Objective(Protocol):
         Text arrives as ``tokens`` int32 [n], with ``document_ends`` and ``sentence_ends`` int32,
         positions in (0, n] after which one ends. With ``WindowSpec.other``, ``other_tokens`` and
         ``other_sentence_ends`` are those of the second window.
+
+        Images arrive as ``image`` uint8 [side, side, channels] and ``label`` int32 []; with
+        ``WindowSpec.other``, in training, ``other_image`` and ``other_label`` are of the second
+        one. ``sequence_length`` is then the side.
         """
 
     def terms(

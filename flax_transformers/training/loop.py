@@ -173,9 +173,9 @@ def start(
 ) -> tuple[Run, TrainState, Position]:
     """Builds everything, and the state: the newest checkpoint's, or a fresh one."""
     check_equal(
-        "the token stores",
+        "the prepared data",
         prepared.fingerprint,
-        "prepare the text once, into a --data.store that all machines share",
+        "prepare it once, into a --data.store that all machines share",
     )
     execution = config.execution.resolve(mesh.devices.flat[0].platform)
     model = config.model.build(execution)
@@ -229,7 +229,7 @@ def _check_meta(run: Run, meta: dict[str, Any]) -> None:
         )
     if meta["store"] != run.prepared.fingerprint:
         raise UserError(
-            f"{where} was trained on other text than the token store "
+            f"{where} was trained on other data than the store "
             f"{run.prepared.directory} holds, which would shift its place in the data; set "
             "--data.store to the store it was trained on, or choose another --workdir"
         )

@@ -68,7 +68,7 @@ def _loss(rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> 
     train, held_out = _series(rows, "train/loss"), _series(rows, "eval/loss")
     if not (_has_numbers(train) or _has_numbers(held_out)):
         return None
-    figure, axes = _figure("loss (nats)")
+    figure, axes = _figure("loss")
     if _has_numbers(train):
         _line(axes, train, BLUE, "training")
     if _has_numbers(held_out):

@@ -104,7 +104,7 @@ def test_other_text_under_the_same_path_is_refused(tmp_path, monkeypatch):
     write_corpus(tmp_path / "text.txt", documents=21)
     again = config_for(tmp_path, steps=3)
     moved = dataclasses.replace(again, data=dataclasses.replace(again.data, store=None))
-    with pytest.raises(UserError, match="was trained on other text"):
+    with pytest.raises(UserError, match="was trained on other data"):
         run(moved, tmp_path / "run")
 
 
