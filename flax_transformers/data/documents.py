@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+LONGEST = 1 << 24
+"""Bytes of a document or a row at most, so that none needs much memory."""
+
 LabelKind = Literal["classes", "tags", "numbers", "spans"]
 """What labels are: the name of a class, or one for each word, a number to come near to, or
 stretches of a text."""
@@ -90,6 +93,8 @@ class Decoder:
 
     def text(self, raw: bytes, where: str, offset: int = 0) -> str:
         """``raw`` as UTF-8; ``offset`` is its first byte's place in what ``where`` names."""
+        if len(raw) > LONGEST:
+            raise Invalid(f"{where} is longer than {LONGEST >> 20} MiB")
         try:
             return raw.decode()
         except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
-from flax_transformers.data.documents import listed
+from flax_transformers.data.documents import LONGEST, listed
 from flax_transformers.errors import UserError
 
 _PARQUET_ROWS = 256
@@ -78,10 +78,44 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(f"Cannot read {path}: {error}.") from error
 
 
+def raw_lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file. Of one longer than LONGEST only the first LONGEST + 1 bytes are kept:
+    then `Decoder.text` finds that it is not valid."""
+    while raw := stream.readline(LONGEST + 1):
+        yield raw
+        while len(raw) > LONGEST and not raw.endswith(b"\n"):
+            raw = stream.readline(LONGEST + 1)
+
+
+def cut_lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a text; those longer than LONGEST in pieces, cut at spaces where there are any.
+
+    Together they are the text.
+    """
+    rest = b""
+    while raw := rest + stream.readline(LONGEST - len(rest)):
+        rest = b""
+        if len(raw) == LONGEST and not raw.endswith(b"\n"):
+            end = _cut(raw)
+            raw, rest = raw[:end], raw[end:]
+        yield raw
+
+
+def _cut(raw: bytes) -> int:
+    """Behind the last space, or else before the last character, which may not be whole."""
+    end = max(raw.rfind(b" "), raw.rfind(b"\t")) + 1
+    if end:
+        return end
+    start = len(raw) - 1
+    while start > len(raw) - 4 and raw[start] & 0xC0 == 0x80:
+        start -= 1
+    return start
+
+
 def lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """("path:line number", bytes) of the lines that are not empty."""
     with reading(path), open_file(path) as stream:
-        for number, raw in enumerate(stream, 1):
+        for number, raw in enumerate(raw_lines(stream), 1):
             if not raw.isspace():
                 yield f"{path}:{number}", raw
 

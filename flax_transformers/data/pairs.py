@@ -22,6 +22,7 @@ from flax_transformers.data.files import (
     lines,
     open_file,
     parquet_rows,
+    raw_lines,
     reading,
 )
 from flax_transformers.data.store import TokenStore
@@ -130,7 +131,7 @@ def _parallel_items(one: Path, other: Path, decoder: Decoder) -> Iterator[Docume
         reading(one), open_file(one) as left,
         reading(other), open_file(other) as right,
     ):  # fmt: skip
-        for line, raws in enumerate(itertools.zip_longest(left, right), 1):
+        for line, raws in enumerate(itertools.zip_longest(raw_lines(left), raw_lines(right)), 1):
             yield partial(_parallel_pair, raws, line, (one, other), decoder)
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from flax_transformers.data import embedded
-from flax_transformers.data.documents import Decoder, Document, DocumentOf, Source
+from flax_transformers.data.documents import LONGEST, Decoder, Document, DocumentOf, Source
 from flax_transformers.data.files import (
     corpus_files,
+    cut_lines,
     ending,
     lines,
     open_file,
@@ -35,7 +36,7 @@ class TextSource(Source):
     ``text_field``: the JSON key, parquet column or TFDS feature that holds the text; a list of
     texts in JSON counts as its lines.
     ``documents``: how .txt files divide into documents; empty lines between documents is the
-    format of the original BERT.
+    format of the original BERT. Documents of a .txt file that are longer than 16 MiB are cut.
     """
 
     text_field: str = "text"
@@ -77,11 +78,11 @@ def _items(path: Path, source: TextSource, decoder: Decoder) -> Iterator[Documen
     elif kind in (".json", ".jsonl"):
         for where, line in lines(path):
             yield partial(_json_document, decoder, line, source.text_field, where)
-    elif source.documents == "file":
+    elif source.documents == "file" and path.stat().st_size <= LONGEST:
         yield partial(_whole_file, path, decoder)
     else:
         with reading(path), open_file(path) as stream:
-            for offset, block in _blocks(stream, single_lines=source.documents == "line"):
+            for offset, block in _blocks(stream, source.documents):
                 yield partial(_txt, decoder, block, path, offset)
 
 
@@ -96,7 +97,7 @@ def _json_document(decoder: Decoder, raw: bytes, field: str, where: str) -> Docu
 
 def _whole_file(path: Path, decoder: Decoder) -> Document:
     with reading(path), open_file(path) as stream:
-        return _txt(decoder, stream.read(), path, 0)
+        return _txt(decoder, stream.read(LONGEST + 1), path, 0)
 
 
 def _txt(decoder: Decoder, raw: bytes, path: Path, offset: int) -> Document:
@@ -106,20 +107,22 @@ def _txt(decoder: Decoder, raw: bytes, path: Path, offset: int) -> Document:
     return Document(text.replace("\r\n", "\n").strip("\n"))
 
 
-def _blocks(stream: IO[bytes], single_lines: bool) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of lines, or of runs of lines between empty ones."""
-    offset = start = 0
+def _blocks(stream: IO[bytes], divided: str) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of lines, of runs of lines between empty ones, or of all there is.
+
+    What would be longer than LONGEST is cut between lines, and lines at spaces.
+    """
+    offset = start = size = 0
     block: list[bytes] = []
-    for line in stream:
-        if line.isspace() and not single_lines:
-            if block:
-                yield start, b"".join(block)
-                block = []
-        else:
+    for line in cut_lines(stream):
+        ends = divided == "blank_line" and line.isspace()
+        if block and (ends or divided == "line" or size + len(line) > LONGEST):
+            yield start, b"".join(block)
+            block, size = [], 0
+        if not ends:
             start = start if block else offset
             block.append(line)
-            if single_lines:
-                yield start, block.pop()
+            size += len(line)
         offset += len(line)
     if block:
         yield start, b"".join(block)
