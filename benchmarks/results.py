@@ -2,9 +2,10 @@
 
     python benchmarks/results.py runs/bert_books_0 runs/bert_books_1 runs/bert_books_2 ...
 
-Runs whose configs differ in nothing but the seed share a row. Each says what it scored on held-out
-text, the mean and the range over the seeds, what a guess without a model scores there (see
-``baselines.json`` in a workdir), and the margin of the worst seed.
+Runs whose configs differ in nothing but the seed share a row, under the name of the first workdir
+without the seed at its end. Each says what it scored on held-out data, the mean and half the range
+over the seeds, what a guess without a model scores there (``baselines.json`` in a workdir), and
+the margin of the worst seed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HEADINGS = ("recipe", "steps", "tokens", "minutes", "held-out", "to beat", "margin")
+HEADINGS = (
+    "recipe",
+    "objective",
+    "data",
+    "steps",
+    "examples",
+    "minutes",
+    "held-out",
+    "to beat",
+    "margin",
+)
 
 
 def main(workdirs: list[Path]) -> None:
@@ -32,12 +43,14 @@ def rows_of(config: dict[str, Any], workdirs: list[Path]) -> list[list[str]]:
     """A row of cells for each metric that something is known to score."""
     every = [_rows(workdir / "metrics.jsonl") for workdir in workdirs]
     steps = sum(phase["steps"] for phase in config["phases"])
-    tokens = sum(p["steps"] * p["batch_size"] * p["sequence_length"] for p in config["phases"])
+    examples = sum(phase["steps"] * phase["batch_size"] for phase in config["phases"])
     minutes = [(rows[-1]["time"] - rows[0]["time"]) / 60 for rows in every]
     cells = [
-        recipe_of(config, workdirs),
+        f"`{workdirs[0].name.rstrip('0123456789').rstrip('_')}`",
+        config["objective"]["type"].rpartition(".")[2],
+        Path(config["data"]["source"]["path"]).name,
         f"{steps:,}",
-        f"{tokens / 1e6:.1f}M",
+        f"{examples:,}",
         f"{min(minutes):.1f}–{max(minutes):.1f}",
     ]
     table = []
@@ -57,12 +70,6 @@ def rows_of(config: dict[str, Any], workdirs: list[Path]) -> list[list[str]]:
 
 def _rows(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def recipe_of(config: dict[str, Any], workdirs: list[Path]) -> str:
-    """The name that the workdirs share, without the seed, and what was learned."""
-    objective = config["objective"]["type"].rpartition(".")[2]
-    return f"`{workdirs[0].name.rstrip('0123456789').rstrip('_')}` ({objective})"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from flax_transformers.data.config import TextData
 from flax_transformers.data.text import TextSource
 from flax_transformers.data.tokenizers import TokenizerConfig
 from flax_transformers.families.bart import BartConfig
+from flax_transformers.models.positions import Rope
 from flax_transformers.objectives.denoising import Denoising
 from flax_transformers.training.checkpoints import CheckpointConfig
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
@@ -27,6 +28,8 @@ def get_config() -> TrainConfig:
             num_heads=4,
             intermediate_size=512,
             max_positions=64,
+            positions="none",
+            rope=Rope(),
             norm_place="pre",
             dropout=0.0,
             pad_id=0,
@@ -43,8 +46,8 @@ def get_config() -> TrainConfig:
             shards=1,
         ),
         optimizer=AdamW(learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
-        phases=(Phase(steps=1500, sequence_length=64, batch_size=32),),
-        checkpoints=CheckpointConfig(every_steps=750),
-        evaluation=Evaluation(every_steps=375, max_examples=1024),
+        phases=(Phase(steps=600, sequence_length=64, batch_size=32),),
+        checkpoints=CheckpointConfig(every_steps=300),
+        evaluation=Evaluation(every_steps=200, max_examples=1024),
         logging=Logging(every_steps=20),
     )

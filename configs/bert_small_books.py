@@ -46,8 +46,8 @@ def get_config() -> TrainConfig:
             shards=1,
         ),
         optimizer=AdamW(learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
-        phases=(Phase(steps=2000, sequence_length=128, batch_size=16),),
-        checkpoints=CheckpointConfig(every_steps=1000),
-        evaluation=Evaluation(every_steps=500, max_examples=1024),
+        phases=(Phase(steps=600, sequence_length=128, batch_size=16),),
+        checkpoints=CheckpointConfig(every_steps=300),
+        evaluation=Evaluation(every_steps=300, max_examples=1024),
         logging=Logging(every_steps=20),
     )

@@ -23,7 +23,8 @@ def get_config() -> TrainConfig:
         model=T5Config(
             vocab_size=384,
             hidden_size=128,
-            num_layers=2,
+            num_layers=1,
+            num_decoder_layers=3,
             num_heads=4,
             head_dim=32,
             intermediate_size=256,
@@ -41,8 +42,8 @@ def get_config() -> TrainConfig:
             shards=1,
         ),
         optimizer=AdamW(learning_rate=3e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
-        phases=(Phase(steps=1500, sequence_length=128, batch_size=16),),
-        checkpoints=CheckpointConfig(every_steps=750),
-        evaluation=Evaluation(every_steps=375, max_examples=1024),
+        phases=(Phase(steps=1200, sequence_length=128, batch_size=32),),
+        checkpoints=CheckpointConfig(every_steps=600),
+        evaluation=Evaluation(every_steps=400, max_examples=1024),
         logging=Logging(every_steps=20),
     )

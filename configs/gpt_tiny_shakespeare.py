@@ -13,6 +13,7 @@ from flax_transformers.data.config import TextData
 from flax_transformers.data.text import TextSource
 from flax_transformers.data.tokenizers import TokenizerConfig
 from flax_transformers.families.gpt2 import GPT2Config
+from flax_transformers.models.positions import Rope
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.training.checkpoints import CheckpointConfig
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
@@ -29,6 +30,8 @@ def get_config() -> TrainConfig:
             num_heads=4,
             intermediate_size=512,
             max_positions=64,
+            positions="none",
+            rope=Rope(),
             dropout=0.0,
             attention_dropout=0.0,
             init_std=0.05,
@@ -49,8 +52,8 @@ def get_config() -> TrainConfig:
             weight_decay=0.05,
             schedule=Schedule("cosine", warmup_steps=100, end_fraction=0.1),
         ),
-        phases=(Phase(steps=2000, sequence_length=64, batch_size=16),),
-        checkpoints=CheckpointConfig(every_steps=1000),
-        evaluation=Evaluation(every_steps=500),
+        phases=(Phase(steps=1100, sequence_length=64, batch_size=16),),
+        checkpoints=CheckpointConfig(every_steps=550),
+        evaluation=Evaluation(every_steps=550),
         logging=Logging(every_steps=20),
     )
