@@ -29,6 +29,7 @@ from flax_transformers.data.folders import LocalFolder, writing
 from flax_transformers.data.image_decode import UnreadableImage, decode_image, pillow
 from flax_transformers.data.image_kinds import ImageSource
 from flax_transformers.data.image_sources import open_images, reader
+from flax_transformers.data.prepare import cores
 from flax_transformers.data.processes import end_with_parent
 from flax_transformers.data.store import SPLITS, Split, to_json
 from flax_transformers.errors import UserError
@@ -144,8 +145,8 @@ def write_store(
     fraction: float,
     processes: int | None,
     origin: dict[str, Any],
-) -> dict[str, Any]:
-    """Checks all images and writes the store; returns its manifest.
+) -> None:
+    """Checks all images and writes the store.
 
     ``validation`` is a source of its own for evaluation; without it, ``fraction`` of the images
     are held out by a hash of their bytes, so that equal ones stay on one side. The store does not
@@ -154,40 +155,25 @@ def write_store(
     classes = open_images(source).classes
     with writing(folder.path):
         writers = {split: _SplitWriter(folder, split) for split in SPLITS}
-    skipped: list[str] = []
-
-    def take(found: Iterator[_Checked], split_of: Callable[[bytes], Split]) -> None:
-        for one in found:
-            if one.problem is not None:
-                skipped.append(f"{one.place} {one.problem}")
-                continue
-            with writing(folder.path):
-                writers[split_of(one.digest)].add(one)
-
     try:
-        limit = 0.0 if validation is not None else fraction * 2.0**64
-        take(
-            _checked(source, processes),
-            lambda digest: (
-                "validation" if int.from_bytes(digest[:8], "little") < limit else "train"
-            ),
-        )
+        skipped = _sort(writers, _checked(source, processes), fraction if not validation else 0.0)
         if validation is not None:
             _check_classes(source, validation)
-            take(_checked(validation, processes), lambda digest: "validation")
+            skipped += _sort(writers, _checked(validation, processes), 1.0)
         counts = {split: len(writer.labels) for split, writer in writers.items()}
-        _check_counts(source, counts, len(skipped), held_out=bool(limit) or validation is not None)
+        _check_counts(source, counts, len(skipped), held_out=validation is not None or fraction > 0)
         origins = {"train": source, "validation": validation or source}
-        manifest = {
-            "format": FORMAT,
-            "origin": origin,
-            "classes": list(classes),
-            "skipped": len(skipped),
-            "splits": {split: writers[split].finish(origins[split]) for split in SPLITS},
-        }
+        splits = {split: writers[split].finish(origins[split]) for split in SPLITS}
     finally:
         for writer in writers.values():
             writer.close()
+    manifest = {
+        "format": FORMAT,
+        "origin": origin,
+        "classes": list(classes),
+        "skipped": len(skipped),
+        "splits": splits,
+    }
     folder.write(SKIPPED, "".join(f"{line}\n" for line in skipped).encode("utf-8", "replace"))
     folder.write(MANIFEST, to_json(manifest))
     print(
@@ -196,7 +182,21 @@ def write_store(
         f"{'; see ' + SKIPPED + ' there' if skipped else ''})",
         file=sys.stderr,
     )
-    return manifest
+
+
+def _sort(
+    writers: dict[Split, _SplitWriter], found: Iterator[_Checked], held_out: float
+) -> list[str]:
+    """Hands the images to the writers, a share to "validation"; returns those left out, and why."""
+    skipped = []
+    for one in found:
+        if one.problem is not None:
+            skipped.append(f"{one.place} {one.problem}")
+        elif int.from_bytes(one.digest[:8], "little") < held_out * 2.0**64:
+            writers["validation"].add(one)
+        else:
+            writers["train"].add(one)
+    return skipped
 
 
 class _SplitWriter:
@@ -212,7 +212,8 @@ class _SplitWriter:
         self._end = 0
 
     def add(self, one: _Checked) -> None:
-        self._file.write(one.item)
+        with writing(self._folder.path):
+            self._file.write(one.item)
         self._end += len(one.item)
         self._ends.append(self._end)
         self.labels.append(one.label)
@@ -274,7 +275,7 @@ def _checked(source: ImageSource, processes: int | None) -> Iterator[_Checked]:
     if images.shape is None:
         pillow()  # without it every image would be left out
     if processes is None:
-        processes = 1 if total <= _FEW or images.shape is not None else len(os.sched_getaffinity(0))
+        processes = 1 if total <= _FEW or images.shape is not None else cores()
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("checking images", total=total)
