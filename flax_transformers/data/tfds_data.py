@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flax_transformers.data.documents import Source, listed
+from flax_transformers.data.tfds_needs import how_to_prepare
 from flax_transformers.errors import UserError
 
 PREFIX = "tfds:"
@@ -77,11 +78,14 @@ def tfds_builder(path: str) -> Any:
         else:
             dataset, options = tfds.core.naming.parse_builder_name_kwargs(name)
             builder = tfds.core.read_only_builder.builder_from_files(str(dataset), **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # protobuf and TFDS have errors of their own for damaged files
+        if _is_there(name):
+            raise UserError(
+                f"The data in {name} is damaged ({' '.join(str(error).split())}); prepare it again."
+            ) from error
         raise UserError(
             f"{path} is not prepared here (TFDS looks in {tfds.core.constants.DATA_DIR}; "
-            "TFDS_DATA_DIR sets another folder); install the extra 'prepare' and run "
-            f"`tfds build {name} --file_format=array_record`."
+            f"TFDS_DATA_DIR sets another folder); {how_to_prepare(name)}."
         ) from error
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
@@ -89,3 +93,7 @@ def tfds_builder(path: str) -> Any:
             "at random without TensorFlow or loss; prepare it with --file_format=array_record."
         )
     return builder
+
+
+def _is_there(folder: str) -> bool:
+    return os.path.exists(os.path.join(os.path.expanduser(folder), "dataset_info.json"))

@@ -102,7 +102,6 @@ def test_of_any_bytes_a_reader_makes_documents_or_one_sentence(name, tmp_path):
         except UserError as error:
             sentences.append(str(error))
     assert read > 0
-    assert sentences
     assert all(str(tmp_path) in sentence and sentence.endswith(".") for sentence in sentences)
 
 

@@ -1,0 +1,121 @@
+"""Builders of the shapes that public ones have, prepared here and read without TensorFlow."""
+
+import random
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from flax_transformers.data.labelled import LabelledSource
+from flax_transformers.data.pairs import PairSource
+from flax_transformers.data.sources import read_documents
+from flax_transformers.data.text import TextSource
+from flax_transformers.data.tfds_needs import how_to_prepare
+from flax_transformers.errors import UserError
+from tests.data.test_hostile import spoilt
+
+SENTENCES = ["Der Hund schläft.", "Es regnet.", "Guten Tag!"]
+
+
+class Made(tfds.core.GeneratorBasedBuilder):
+    """Prepared from ``rows`` as they are."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    rows: list[dict]
+    features: tfds.features.FeaturesDict
+
+    def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=self.features)
+
+    def _split_generators(self, manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        yield from enumerate(self.rows)
+
+
+def prepared(folder, name, features, rows):
+    kind = type(name, (Made,), {"features": features, "rows": rows, "__module__": __name__})
+    tfds.disable_progress_bar()
+    builder = kind(data_dir=str(folder), file_format="array_record")
+    builder.download_and_prepare()
+    return f"tfds:{builder.data_dir}"
+
+
+def documents(source):
+    return sorted((document.text, document.labels) for _, document in read_documents(source))
+
+
+def test_translations_as_of_wmt_are_pairs(tmp_path):
+    rows = [{"de": text, "en": f"{text} (en)"} for text in SENTENCES]
+    path = prepared(tmp_path, "Wmt", tfds.features.Translation(languages=("de", "en")), rows)
+    found = documents(PairSource(path, source_field="de", target_field="en"))
+    assert found == sorted(((row["de"], row["en"]), ()) for row in rows)
+
+
+def test_rows_as_of_glue_are_texts_with_the_names_of_their_classes(tmp_path):
+    features = tfds.features.FeaturesDict(
+        {
+            "premise": tfds.features.Text(),
+            "hypothesis": tfds.features.Text(),
+            "label": tfds.features.ClassLabel(names=["entailment", "neutral"]),
+            "idx": tfds.features.Scalar(np.int32),
+        }
+    )
+    rows = [
+        {"premise": text, "hypothesis": "Ja.", "label": i % 2, "idx": i}
+        for i, text in enumerate(SENTENCES)
+    ]
+    path = prepared(tmp_path, "Mnli", features, rows)
+    found = documents(LabelledSource(path, text_field="premise", second_field="hypothesis"))
+    names = [("entailment",), ("neutral",), ("entailment",)]
+    assert found == sorted(
+        ((text, "Ja."), name) for text, name in zip(SENTENCES, names, strict=True)
+    )
+    assert [text for text, _ in documents(TextSource(path, text_field="premise"))] == sorted(
+        SENTENCES
+    )
+    assert "tensorflow" not in sys.modules
+
+
+def test_a_damaged_folder_gives_documents_or_one_sentence(tmp_path):
+    features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+    path = prepared(tmp_path, "Spoilt", features, [{"text": text} for text in SENTENCES])
+    chance, sentences = random.Random(0), []
+    files = sorted((tmp_path / "spoilt/1.0.0").iterdir())
+    for _ in range(40):
+        file = chance.choice(files)
+        whole = file.read_bytes()
+        file.write_bytes(spoilt(whole, chance))
+        try:
+            assert {document.text for _, document in read_documents(TextSource(path))} <= set(
+                SENTENCES
+            )
+        except UserError as error:
+            sentences.append(str(error))
+        file.write_bytes(whole)
+    assert len(sentences) > 10
+    assert all("prepare it again." in one or "has no " in one for one in sentences)
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [
+        ("wikipedia/20230601.en", "TensorFlow and a Beam pipeline: .*`tfds build wikipedia/2023"),
+        ("c4/en", "TensorFlow and a Beam pipeline"),
+        ("imagenet2012", "ILSVRC2012_img_train.tar and .*_val.tar in the folder downloads/manual"),
+        ("cifar10", "it may need TensorFlow: install the extra 'prepare' .*`tfds build cifar10 "),
+        ("mnist", "it may need TensorFlow"),
+        ("glue/mnli", r"without TensorFlow: `python -c \"import tensorflow_datasets.text.glue, "),
+        ("squad", r"`python -c \"import tensorflow_datasets; .*builder\('squad', file_format="),
+        ("xnli:1.1.0", r"without TensorFlow: .*builder\('xnli:1.1.0', file_format='array_record'"),
+        ("wmt14_translate/de-en", "without TensorFlow: .*tensorflow_datasets.translate.wmt14, "),
+        ("wmt16_translate/de-en", "without TensorFlow: .*tensorflow_datasets.translate.wmt16, "),
+    ],
+)
+def test_what_a_builder_needs_is_said_in_one_sentence(name, needs):
+    with pytest.raises(UserError, match=f"tfds:{name} is not prepared here .*{needs}") as refusal:
+        list(read_documents(TextSource(f"tfds:{name}")))
+    assert how_to_prepare(name) in str(refusal.value)
+    assert str(refusal.value).count(". ") == 0
