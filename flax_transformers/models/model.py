@@ -16,10 +16,10 @@ from flax_transformers.models.outputs import ModelOutput
 class Model(nn.Module):
     """What ``config`` describes, carried out as ``execution`` says.
 
-    It has two halves: ``hidden_states`` runs the layers, and the methods of a head, such as ``classify``,
-    take what comes out, so that an objective computes no more than it needs. ``__call__`` puts both
-    together. All are deterministic unless called with ``deterministic=False`` and
-    ``rngs={"dropout": key}``.
+    It has two halves: ``hidden_states`` runs the layers, and the methods of a head, such as
+    ``classify``, take what comes out, so that an objective computes no more than it needs.
+    ``__call__`` puts both together. All are deterministic unless called with
+    ``deterministic=False`` and ``rngs={"dropout": key}``.
     """
 
     config: TransformerConfig
