@@ -3,8 +3,9 @@
 Command:   flax-transformers train configs/bert_tiny_multilingual.py --workdir runs/multilingual
 Data:      the Universal Declaration of Human Rights, one text file a language, as in the corpus
            udhr2 of NLTK (public domain), in data/udhr2; some languages have several versions
-Hardware:  2 CPU cores
-Expected:  not measured yet
+Hardware:  2 CPU cores, 11 min 47 s (measured while they had other work)
+Expected:  held-out loss 5.87 over all languages; 12,800 examples, from 736 of Japanese, which has
+           a quarter of the tokens of Greek, to 1,966 of Greek (measured on 2026-11-23)
 
 Languages are drawn in proportion to size**0.7, as for the published multilingual BERT
 (github.com/google-research/bert/blob/master/multilingual.md).

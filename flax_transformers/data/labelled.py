@@ -201,7 +201,8 @@ def _parquet_values(path: Path, column: str) -> Iterator[Any]:
 def _tfds_items(
     source: LabelledSource, decoder: Decoder, shard: int, shards: int
 ) -> Iterator[tuple[int, DocumentOf]]:
-    feature = tfds_builder(source.path).info.features.get(source.label_field)
+    features = tfds_builder(source.path).info.features
+    feature = features[source.label_field] if source.label_field in list(features) else None
     names = getattr(feature, "names", None)
     for number, row in tfds_rows(source, source.fields, shard, shards):
         cells = [tfds_text(row, field, source) for field in source.fields[:-1]]
