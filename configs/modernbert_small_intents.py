@@ -46,8 +46,8 @@ def get_config() -> TrainConfig:
             shards=1,
         ),
         optimizer=AdamW(learning_rate=3e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
-        phases=(Phase(steps=1200, sequence_length=24, batch_size=32),),
-        checkpoints=CheckpointConfig(every_steps=600),
-        evaluation=Evaluation(every_steps=600, batch_size=100),
+        phases=(Phase(steps=1500, sequence_length=28, batch_size=32),),
+        checkpoints=CheckpointConfig(every_steps=750),
+        evaluation=Evaluation(every_steps=750, batch_size=100),
         logging=Logging(every_steps=50),
     )

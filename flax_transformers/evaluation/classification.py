@@ -62,6 +62,9 @@ def classification_baselines(config: TrainConfig, prepared: PreparedText) -> lis
     objective, held_out = config.objective, prepared.validation
     if not isinstance(objective, SequenceClassification) or held_out is None:
         return []
+    wanted = "numbers" if objective.loss == "mse" else "classes"
+    if held_out.label_kind != wanted:  # refused when the run begins
+        return []
     if objective.loss == "mse":
         numbers, truth = (_labels(store) for store in (prepared.train, held_out))
         error = float(np.mean((truth - numbers.mean()) ** 2))

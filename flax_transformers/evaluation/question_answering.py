@@ -177,6 +177,8 @@ def question_baselines(config: TrainConfig, prepared: PreparedText) -> list[Base
     held_out = prepared.validation
     if not isinstance(config.objective, QuestionAnswering) or held_out is None:
         return []
+    if held_out.label_kind != "spans":  # refused when the run begins
+        return []
     questions = [read_record(held_out.record(number)) for number in range(held_out.num_documents)]
     scores = answer_scores([(window_overlap(*one.text), one) for one in questions])
     counted = f"{len(questions):,} held-out questions"

@@ -94,6 +94,8 @@ def tagging_baselines(config: TrainConfig, prepared: PreparedText) -> list[Basel
     """
     if not isinstance(config.objective, TokenClassification) or prepared.validation is None:
         return []
+    if prepared.train.label_kind != "tags":  # refused when the run begins
+        return []
     counts: dict[bytes, Counter[int]] = defaultdict(Counter)
     overall: Counter[int] = Counter()
     for words, tags in _sentences(prepared.train):

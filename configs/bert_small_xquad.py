@@ -1,0 +1,39 @@
+"""Answers to questions on articles of Wikipedia, by a small BERT.
+
+Command:   flax-transformers train configs/bert_small_xquad.py --workdir runs/xquad
+           with --data.source.path where the file lies elsewhere, and --init-from a checkpoint of
+           configs/bert_small_books.py to start from a model that has read some books
+Data:      XQuAD English (CC BY-SA 4.0), 1,190 questions on 48 articles; of every fourth article
+           all questions are held out
+Hardware:  1 CPU core
+Expected:  not measured yet
+"""
+
+import bert_small_cloze
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.squad import QuestionSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.objectives.question_answering import QuestionAnswering
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=bert_small_cloze.get_config().model,
+        objective=QuestionAnswering(doc_stride=64, max_question_length=40),
+        data=TextData(
+            source=QuestionSource("data/xquad/xquad.en.json.gz"),
+            tokenizer=TokenizerConfig("wordpiece", vocab_size=4096, lowercase=True),
+            validation_fraction=0.25,
+            shards=1,
+        ),
+        optimizer=AdamW(learning_rate=5e-4, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
+        phases=(Phase(steps=400, sequence_length=128, batch_size=16),),
+        checkpoints=CheckpointConfig(every_steps=400),
+        evaluation=Evaluation(every_steps=400, batch_size=64),
+        logging=Logging(every_steps=20),
+    )
