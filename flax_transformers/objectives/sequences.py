@@ -44,19 +44,30 @@ class SequenceLoss(WordLoss):
         return self.word_terms(self.loss_name, model, params, hidden_BTD, labels_BT, weights_BT)
 
     def show(self, row: dict[str, np.ndarray]) -> list[Shown]:
-        """What the encoder reads, and what the decoder reads and has to say."""
-        shown = []
-        for name, prefix in (("encoder", ""), ("decoder", "decoder_")):
-            segments = row.get(f"{prefix}segment_ids")
-            mask = row[f"{prefix}attention_mask"] if segments is None else segments
-            used = int(np.count_nonzero(mask))
-            labels = None
-            if prefix:
-                labels = np.where(row["weights"] > 0, row["labels"], -1)[:used]
-            if segments is not None:
-                segments = segments[:used]
-            shown.append(Shown(name, row[f"{prefix}input_ids"][:used], labels, segments))
-        return shown
+        """What the encoder reads; and what the decoder begins with and has to say."""
+        segments, used = _parts(row, "")
+        encoder = Shown("encoder", row["input_ids"][:used], segments=segments)
+        segments, used = _parts(row, "decoder_")
+        labels = row["labels"][:used]
+        first = np.arange(min(used, 1))
+        if segments is not None:
+            first = np.flatnonzero(np.diff(segments, prepend=0))
+            segments = np.insert(segments, first, segments[first])
+        predicted = np.where(row["weights"][:used] > 0, labels, -1)
+        decoder = Shown(
+            "decoder",
+            ids=np.insert(labels, first, row["decoder_input_ids"][first]),
+            labels=np.insert(predicted, first, -1),
+            segments=segments,
+        )
+        return [encoder, decoder]
+
+
+def _parts(row: dict[str, np.ndarray], side: str) -> tuple[np.ndarray | None, int]:
+    """The segments of one side of a row, if it has any, and how many of its places are used."""
+    segments = row.get(f"{side}segment_ids")
+    used = int(np.count_nonzero(row[f"{side}attention_mask"] if segments is None else segments))
+    return None if segments is None else segments[:used], used
 
 
 def encoder_decoder_row(

@@ -151,9 +151,9 @@ def test_people_see_both_sides_and_their_pairs():
     encoder, decoder = SequenceToSequence().show(prepare())
     assert encoder.ids.tolist() == [10, 11, 12, 1, 13, 1]
     assert encoder.segments.tolist() == [1, 1, 1, 1, 2, 2]
-    assert decoder.ids.tolist() == [0, 20, 21, 0, 22, 23, 24]
-    assert decoder.labels.tolist() == [20, 21, 1, 22, 23, 24, 1]
-    assert decoder.segments.tolist() == [1, 1, 1, 2, 2, 2, 2]
+    assert decoder.ids.tolist() == [0, 20, 21, 1, 0, 22, 23, 24, 1]
+    assert decoder.labels.tolist() == [-1, 20, 21, 1, -1, 22, 23, 24, 1]
+    assert decoder.segments.tolist() == [1, 1, 1, 1, 2, 2, 2, 2, 2]
 
 
 def test_settings_survive_a_change_of_one():

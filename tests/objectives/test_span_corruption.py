@@ -263,8 +263,8 @@ def test_people_see_both_sides_without_padding():
     encoder, decoder = SpanCorruption().show(row)
     assert (encoder.name, decoder.name) == ("encoder", "decoder")
     assert encoder.ids.tolist() == used(row, "input_ids")
-    assert decoder.ids.tolist() == used(row, "decoder_input_ids")
-    assert decoder.labels.tolist() == labels_of(row)
+    assert decoder.ids.tolist() == [*used(row, "decoder_input_ids"), labels_of(row)[-1]]
+    assert decoder.labels.tolist() == [-1, *labels_of(row)]
 
 
 def test_labels_and_inputs_pair_up_place_by_place():
