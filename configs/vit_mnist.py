@@ -1,0 +1,58 @@
+"""A small ViT that reads handwritten digits.
+
+Command:   flax-transformers train configs/vit_mnist.py --workdir runs/vit_mnist \\
+               --data.source.path MNIST, the folder of train-images-idx3-ubyte.gz and so on
+Hardware:  1 CPU core, 5 minutes (4 min 47 s of computing, measured beside other work)
+Expected:  98.65 % of the 10,000 test images, cross-entropy 0.042 (measured, seed 0)
+
+Patches are 7 x 7 pixels, as with 4 x 4 a step takes four times as long (205 ms instead of 51).
+Weights start at a spread of 0.1; the usual 0.02 is for models twelve times as wide.
+"""
+
+from flax_transformers.data.augmentation import Augmentation
+from flax_transformers.data.image_kinds import ImageSource
+from flax_transformers.data.images import ImageData
+from flax_transformers.families.vit import ViTConfig
+from flax_transformers.objectives.image_classification import ImageClassification
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, ImagePhase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+MEAN, STD = 0.1307, 0.3081  # of the training images
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=ViTConfig(
+            image_size=28,
+            patch_size=7,
+            num_channels=1,
+            num_labels=10,
+            hidden_size=64,
+            num_layers=4,
+            num_heads=4,
+            intermediate_size=256,
+            norm_eps=1e-6,
+            dropout=0.0,
+            attention_dropout=0.0,
+            pooling="average",
+            init_std=0.1,
+        ),
+        objective=ImageClassification(mean=(MEAN,), std=(STD,)),
+        data=ImageData(
+            source=ImageSource("data/mnist"),
+            channels=1,
+            crop_fraction=1.0,
+            augmentation=Augmentation(crop="shift", padding=2),
+        ),
+        optimizer=AdamW(
+            learning_rate=2e-3,
+            weight_decay=0.05,
+            schedule=Schedule("cosine", warmup_steps=200),
+        ),
+        phases=(ImagePhase(steps=4000, image_size=28, batch_size=64),),
+        checkpoints=CheckpointConfig(every_steps=2000),
+        evaluation=Evaluation(every_steps=1000, batch_size=250),
+        seed=0,
+    )
