@@ -31,9 +31,9 @@ def get_config() -> TrainConfig:
             validation_fraction=0.25,
             shards=1,
         ),
-        optimizer=AdamW(learning_rate=5e-4, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
-        phases=(Phase(steps=400, sequence_length=128, batch_size=16),),
-        checkpoints=CheckpointConfig(every_steps=400),
-        evaluation=Evaluation(every_steps=400, batch_size=64),
+        optimizer=AdamW(learning_rate=5e-4, b2=0.98, schedule=Schedule("linear", warmup_steps=25)),
+        phases=(Phase(steps=250, sequence_length=128, batch_size=16),),
+        checkpoints=CheckpointConfig(every_steps=250),
+        evaluation=Evaluation(every_steps=250, batch_size=64),
         logging=Logging(every_steps=20),
     )
