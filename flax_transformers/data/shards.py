@@ -22,10 +22,10 @@ from flax_transformers.data.gates import let_in
 from flax_transformers.data.labels import Labeller, kept_label_names
 from flax_transformers.data.sentences import split_sentences
 from flax_transformers.data.shard_work import Note, for_each_shard
+from flax_transformers.data.shard_writer import ShardWriter
 from flax_transformers.data.store import (
     SPLITS,
     ShardRecord,
-    ShardWriter,
     Split,
     check_files,
     to_json,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.folders import open_folder
-from flax_transformers.data.store import SPLITS, ShardWriter, Split, TokenStore, write_manifest
+from flax_transformers.data.shard_writer import ShardWriter
+from flax_transformers.data.store import SPLITS, Split, TokenStore, write_manifest
 
 Documents = Sequence[Sequence[Sequence[int]]]  # documents of sentences of ids
 

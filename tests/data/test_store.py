@@ -8,7 +8,8 @@ import pytest
 
 from flax_transformers.data import store as store_module
 from flax_transformers.data.folders import LocalFolder, open_folder
-from flax_transformers.data.store import ShardWriter, TokenStore
+from flax_transformers.data.shard_writer import ShardWriter
+from flax_transformers.data.store import TokenStore
 from flax_transformers.errors import UserError
 
 # Two documents, an empty shard, one document: tokens 0..9 in global positions.
