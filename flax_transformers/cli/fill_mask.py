@@ -28,6 +28,11 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     refuse(overrides)
     runtime.start(None)
     restored = restore_model(arguments.checkpoint)
+    if restored.tokenizer is None:
+        raise UserError(
+            f"{arguments.checkpoint} has no tokenizer, so there are no words to fill in; give a "
+            "checkpoint of a model of text"
+        )
     if not hasattr(restored.model, "unembed"):
         raise UserError(
             f"{arguments.checkpoint} holds a {restored.model_config.architecture}, which has no "

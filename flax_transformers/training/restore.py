@@ -29,7 +29,8 @@ class Restored:
     model_config: TransformerConfig
     model: nn.Module
     params: Any
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
+    """None for a model that was not trained on text."""
     mesh: Mesh
     step: int
 
@@ -44,7 +45,7 @@ def restore_model(
     Raises UserError for what is missing or damaged.
     """
     found = find_checkpoint(path)
-    meta, folder = found.meta, found.folder
+    meta = found.meta
     model_config = saved_model(found)
     config = from_json(meta["config"]) if "config" in meta else None
     execution = Execution(dtype="auto") if config is None else config.execution
@@ -57,10 +58,17 @@ def restore_model(
         params=restore_params(
             found, Placement.of(model, jnp.float32, mesh).shapes, averaged=averaged
         ),
-        tokenizer=load_tokenizer(folder / "tokenizer"),
+        tokenizer=_tokenizer(found),
         mesh=mesh,
         step=meta["position"]["step"],
     )
+
+
+def _tokenizer(found: Found) -> Tokenizer | None:
+    folder = found.folder / "tokenizer"
+    if found.meta.get("tokenizer") is None and not folder.exists():
+        return None
+    return load_tokenizer(folder)
 
 
 def saved_model(found: Found) -> TransformerConfig:

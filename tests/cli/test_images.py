@@ -54,7 +54,8 @@ VIT = {
 def config(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     one = lambda config: make_mesh(config, jax.devices()[:1])  # noqa: E731 (compiles faster)
-    monkeypatch.setattr("flax_transformers.training.loop.make_mesh", one)
+    for module in ("loop", "restore"):
+        monkeypatch.setattr(f"flax_transformers.training.{module}.make_mesh", one)
     data = write_idx(tmp_path / "mnist", count=(48, 10))
 
     def write(**fields):
@@ -85,6 +86,13 @@ def test_a_run_changes_its_image_size_and_goes_on_in_the_larger_one(tmp_path, co
     for name in ("train/loss", "train/accuracy", "train/top_5", "eval/loss", "eval/top_5"):
         assert np.isfinite(found[3, name])
     assert len((workdir / "ledger-0.jsonl").read_text().splitlines()) == 3
+    capsys.readouterr()
+    assert main(["evaluate", str(workdir), "--phases.1.steps", "2"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["eval/accuracy"] == pytest.approx(found[3, "eval/accuracy"])
+    assert scores["the_commonest_class_accuracy"] == 0.4
+    assert main(["fill-mask", str(workdir), "--text", "a [MASK]"]) == 2
+    assert "has no tokenizer" in capsys.readouterr().err
 
 
 def test_inspect_writes_a_picture_and_prints_labels(tmp_path, config, capsys):
