@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -203,9 +204,14 @@ def shown_masks(row: dict[str, np.ndarray]) -> Shown:
 
 def is_special(row: np.ndarray, vocab: Vocabulary) -> np.ndarray:
     """bool [n], True at special ids."""
-    special = np.zeros(vocab.size, bool)
-    special[list(vocab.special_ids)] = True
-    return special[row]
+    return _special(vocab.size, vocab.special_ids)[row]
+
+
+@functools.lru_cache(maxsize=16)
+def _special(size: int, special_ids: tuple[int, ...]) -> np.ndarray:
+    special = np.zeros(size, bool)
+    special[list(special_ids)] = True
+    return special
 
 
 def _word_edges(row: np.ndarray, ordinary: np.ndarray, vocab: Vocabulary) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from flax_transformers.errors import UserError
@@ -40,12 +42,15 @@ def document_end_id(vocab: Vocabulary) -> int:
 
 def random_ordinary(rng: np.random.Generator, count: int, vocab: Vocabulary) -> np.ndarray:
     """``count`` ids drawn evenly from those that are not special, int32."""
-    special = np.sort(np.asarray(vocab.special_ids, np.int64))
-    ids = rng.integers(0, vocab.size - len(special), count)
-    # Step over the special ids below each draw, in rising order.
-    for special_id in special:
-        ids += ids >= special_id
-    return ids.astype(np.int32)
+    below = _ordinary_below(vocab.special_ids)
+    ids = rng.integers(0, vocab.size - len(below), count)
+    return (ids + np.searchsorted(below, ids, side="right")).astype(np.int32)
+
+
+@functools.lru_cache(maxsize=16)
+def _ordinary_below(special_ids: tuple[int, ...]) -> np.ndarray:
+    """How many ids that are not special lie below each that is, in rising order: int64 [n]."""
+    return np.sort(np.asarray(special_ids, np.int64)) - np.arange(len(special_ids))
 
 
 def pad(values: np.ndarray, length: int, fill: int) -> np.ndarray:

@@ -1,0 +1,330 @@
+"""How fast one process makes training examples, and where its time goes.
+
+    python benchmarks/data.py [--text FILE_OR_FOLDER] [--seconds 2] > result.md
+
+Every figure is of one process, in seconds of its CPU time, the median of three measurements; so
+other work on the machine matters little. By default the text is that which every Python carries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import itertools
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from flax_transformers.data.augmentation import Augmentation, augmented
+from flax_transformers.data.config import TextData
+from flax_transformers.data.pairs import PairSource
+from flax_transformers.data.pipeline import Examples, TrainStream
+from flax_transformers.data.prepare import PreparedText, prepare_text
+from flax_transformers.data.sentences import split_sentences
+from flax_transformers.data.sources import read_documents
+from flax_transformers.data.text import TextSource
+from flax_transformers.data.tokenizers import TokenizerConfig, train_tokenizer
+from flax_transformers.models.config import Execution
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.contract import Objective, Vocabulary
+from flax_transformers.objectives.denoising import Denoising
+from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.objectives.mixture_of_denoisers import MixtureOfDenoisers
+from flax_transformers.objectives.next_sentence import NextSentence
+from flax_transformers.objectives.prefix_lm import PrefixLM
+from flax_transformers.objectives.rows import pad
+from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
+from flax_transformers.objectives.span_corruption import BYT5_MEAN_SPAN, SpanCorruption
+from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.flops import PEAK_FLOPS_PER_SECOND
+from flax_transformers.training.meter import step_flops
+
+LENGTH, BATCH = 512, 64
+MFU, DEVICES, DEVICE = 0.4, 8, "TPU v5e"
+OBJECTIVES: dict[str, tuple[str, Objective]] = {
+    "masked tokens (RoBERTa)": ("pieces", MaskedLM()),
+    "whole words (BERT)": ("pieces", MaskedLM(choose="word")),
+    "spans masked (SpanBERT)": ("pieces", MaskedLM(choose="span")),
+    "masked tokens and next sentence (BERT)": ("pieces", NextSentence()),
+    "causal (GPT)": ("pieces", CausalLM()),
+    "prefix": ("pieces", PrefixLM()),
+    "span corruption (T5)": ("pieces", SpanCorruption()),
+    "span corruption of bytes (ByT5)": ("bytes", SpanCorruption(mean_span=BYT5_MEAN_SPAN)),
+    "mixture of denoisers (UL2)": ("pieces", MixtureOfDenoisers()),
+    "denoising (BART)": ("pieces", Denoising()),
+    "pairs (Transformer)": ("pairs", SequenceToSequence()),
+}
+RECIPES = {
+    "bert_base": "pieces",
+    "roberta_base": "pieces",
+    "gpt2_small": "pieces",
+    "t5_v1_1_base_c4": "pieces",
+    "byt5_small": "bytes",
+    "ul2_base": "pieces",
+    "bart_base": "pieces",
+    "transformer_wmt14": "pairs",
+}
+POLICIES = {
+    "centre crop": Augmentation(),
+    "random part, flip (MAE)": Augmentation(crop="resized", flip=0.5),
+    "and RandAugment": Augmentation(crop="resized", flip=0.5, policy="rand_augment"),
+    "and 3-Augment (DeiT III)": Augmentation(
+        crop="resized", flip=0.5, policy="three_augment", color_jitter=0.3
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class NoObjective:
+    """The ids of an example as they are, in a row of fixed length."""
+
+    def prepare(
+        self,
+        example: dict[str, np.ndarray],
+        rng: np.random.Generator,
+        vocab: Vocabulary,
+        sequence_length: int,
+    ) -> dict[str, np.ndarray]:
+        names = [name for name in example if name.endswith("tokens")]
+        return {name: pad(example[name][: 2 * LENGTH], 2 * LENGTH, 0) for name in names}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", default="embedded", help="a file or folder of text")
+    parser.add_argument("--seconds", type=float, default=2.0, help="CPU time of a measurement")
+    arguments = parser.parse_args()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core, as in a process that prepares
+    print(f"# Making training examples, {time.strftime('%Y-%m-%d')}\n\n{_machine()}\n")
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = _stores(Path(scratch), arguments.text)
+        _objectives(prepared, arguments.seconds)
+        _tokenisation(prepared, arguments.text, arguments.seconds)
+        _augmentation(arguments.seconds)
+        _recipes(prepared, arguments.seconds)
+
+
+def _machine() -> str:
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    ).stdout.strip()
+    names = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return (
+        f"{len(names)} x {names[0] if names else platform.processor()}, Python "
+        f"{platform.python_version()}, commit {commit}. One process; CPU time, median of three. "
+        f"Rows of {LENGTH}, batches of {BATCH}."
+    )
+
+
+def _stores(scratch: Path, path: str) -> dict[str, PreparedText]:
+    """The text in pieces, in bytes, and as pairs of neighbouring sentences."""
+    source = TextSource(path)
+    pairs = scratch / "pairs.jsonl"
+    with pairs.open("w") as file:
+        for _, document in itertools.islice(read_documents(source), 20_000):
+            for one, other in itertools.pairwise(split_sentences(document.whole)):
+                file.write(json.dumps({"source": one, "target": other}) + "\n")
+    pieces = TokenizerConfig("unigram", 8000, sentinels=100, training_documents=20_000)
+    data = {
+        "pieces": TextData(source=source, tokenizer=pieces),
+        "bytes": TextData(source=source, tokenizer=TokenizerConfig("bytes")),
+        "pairs": TextData(source=PairSource(str(pairs)), tokenizer=pieces),
+    }
+    return {name: prepare_text(one, scratch / name, processes=1) for name, one in data.items()}
+
+
+def _rate(step: Callable[[], object], seconds: float) -> float:
+    """Calls of ``step`` per second of CPU time: the median of three measurements."""
+    step()
+    rates = []
+    for _ in range(3):
+        count, start = 0, time.process_time()
+        while (spent := time.process_time() - start) < seconds / 3:
+            step()
+            count += 1
+        rates.append(count / spent)
+    return statistics.median(rates)
+
+
+def _rows_per_second(
+    prepared: PreparedText, objective: Objective, length: int, seconds: float
+) -> float:
+    examples = _examples(prepared, objective, length)
+    return _stream_rate(examples, objective, prepared, length, seconds)
+
+
+def _examples(prepared: PreparedText, objective: Objective, length: int) -> Examples:
+    examples = prepared.examples("train", objective.window_spec(length))
+    assert examples is not None
+    return examples
+
+
+def _stream_rate(
+    examples: Examples, objective: Any, prepared: PreparedText, length: int, seconds: float
+) -> float:
+    with TrainStream(
+        examples, objective, prepared.vocabulary, sequence_length=length, batch_size=BATCH, seed=0
+    ) as stream:
+        return BATCH * _rate(lambda: next(stream), seconds)
+
+
+def _objectives(stores: dict[str, PreparedText], seconds: float) -> None:
+    rows = []
+    for name, (store, objective) in OBJECTIVES.items():
+        prepared = stores[store]
+        examples = _examples(prepared, objective, LENGTH)
+        plain = _stream_rate(examples, NoObjective(), prepared, LENGTH, seconds)
+        whole = _stream_rate(examples, objective, prepared, LENGTH, seconds)
+        read = _rate(_each(lambda i, rng, e=examples: e.read(i, rng), len(examples)), seconds)
+        some = [examples.read(i % len(examples), np.random.default_rng(i)) for i in range(256)]
+        prepare = _rate(
+            _each(
+                lambda i, rng, o=objective, p=prepared, s=some: o.prepare(
+                    s[i % 256], rng, p.vocabulary, LENGTH
+                ),
+                256,
+            ),
+            seconds,
+        )
+        rest = 1 / whole - 1 / read - 1 / prepare
+        shares = [1 / read * whole, 1 / prepare * whole, rest * whole]
+        rows.append(
+            (
+                name,
+                f"{whole * LENGTH / 1e6:.2f} M",
+                f"{whole / plain:.2f}",
+                f"{1e6 / whole:.0f}",
+                *(f"{share:.0%}" for share in shares),
+            )
+        )
+    print("## From the token store\n")
+    heads = ("objective", "tokens/s", "of reading alone", "µs a row", "read", "prepare", "stream")
+    _table(heads, rows)
+    print(
+        "\nTokens count as places of a row. *Of reading alone*: beside the same windows read, "
+        "shuffled and stacked with no objective. *Stream*: order, random generators, stacking.\n"
+    )
+
+
+def _each(call: Callable[[int, np.random.Generator], object], count: int) -> Callable[[], object]:
+    numbers = itertools.cycle(range(count))
+    rng = np.random.default_rng(0)
+    return lambda: call(next(numbers), rng)
+
+
+def _tokenisation(stores: dict[str, PreparedText], path: str, seconds: float) -> None:
+    texts = [d.whole for _, d in itertools.islice(read_documents(TextSource(path)), 2000)]
+    word_pieces = train_tokenizer(TokenizerConfig("wordpiece", 8000), texts)
+    kinds = {"unigram": stores["pieces"].tokenizer, "wordpiece": word_pieces}
+    kinds["bytes"] = stores["bytes"].tokenizer
+    sentences = [split_sentences(text) for text in texts]
+    rows = []
+    for name, tokenizer in kinds.items():
+        tokens = np.mean([sum(map(len, tokenizer.encode_batch(parts))) for parts in sentences])
+
+        def alone(i: int, rng: np.random.Generator, encode: Any = tokenizer.encode_batch) -> Any:
+            return encode(sentences[i])
+
+        documents = _for_ever(path)
+
+        def online(encode: Any = tokenizer.encode_batch, read: Any = documents) -> Any:
+            return encode(split_sentences(next(read)))
+
+        encode = _rate(_each(alone, len(texts)), seconds)
+        whole = _rate(online, seconds)
+        rows.append((name, f"{whole * tokens / 1e6:.2f} M", f"{whole / encode:.2f}"))
+    print("## Tokenising, a document at a time\n")
+    _table(("tokenizer", "tokens/s", "of the tokenizer alone"), rows)
+    print("\nReading, checking and splitting into sentences included.\n")
+
+
+def _for_ever(path: str) -> Iterator[str]:
+    while True:
+        for _, document in itertools.islice(read_documents(TextSource(path)), 2000):
+            yield document.whole
+
+
+def _augmentation(seconds: float) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
+    rows = []
+    for name, policy in POLICIES.items():
+        rate = _rate(
+            _each(lambda i, rng, p=policy: augmented(pixels, 224, p, 0.875, rng), 1), seconds
+        )
+        rows.append((name, f"{rate:.0f}"))
+    print("## Augmentation\n")
+    _table(("of a picture of 500 x 375, to 224 x 224", "images/s"), rows)
+    print("\nDecoding is not in it.\n")
+
+
+def _recipes(stores: dict[str, PreparedText], seconds: float) -> None:
+    speed = PEAK_FLOPS_PER_SECOND[DEVICE] * DEVICES * MFU
+    rows = []
+    for name, store in RECIPES.items():
+        config = _config(name)
+        phase = config.phases[-1]
+        flops = step_flops(config, phase, _parameters(config)) / phase.batch_size
+        made = _rows_per_second(stores[store], config.objective, phase.sequence_length, seconds)
+        needed = speed / flops
+        rows.append(
+            (
+                name,
+                str(phase.sequence_length),
+                f"{needed:,.0f}",
+                f"{made:,.0f}",
+                str(math.ceil(needed / made)),
+            )
+        )
+    print(f"## Cores for a host with {DEVICES} chips of {DEVICE} (estimated)\n")
+    _table(("recipe", "row length", "rows/s trained", "rows/s a core makes", "cores"), rows)
+    print(
+        f"\n*Rows/s trained* is no measurement: the recipe's FLOPs at an assumed {MFU:.0%} of the "
+        f"chips' {PEAK_FLOPS_PER_SECOND[DEVICE] / 1e12:.0f} TFLOP/s. Cores are of this machine."
+    )
+
+
+def _config(name: str) -> TrainConfig:
+    path = Path(__file__).parents[1] / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def _parameters(config: TrainConfig) -> Any:
+    """Shapes of the parameters."""
+    model = config.model.build(Execution().resolve("cpu"))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), **model.example_inputs()))
+    return nn.meta.unbox(shapes)["params"]
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    for row in (heads, ("---", *["---:"] * (len(heads) - 1)), *rows):
+        print(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
