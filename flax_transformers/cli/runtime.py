@@ -85,7 +85,7 @@ def check_fits_data(config: TrainConfig, prepared: Dataset) -> None:
     pad_id = prepared.vocabulary.pad_id
     if isinstance(model, TextConfig) and model.pad_id not in (-1, pad_id):
         raise UserError(
-            f"the tokenizer pads with id {pad_id}, but model.pad_id is {model.pad_id}, so the model "
+            f"the tokenizer pads with id {pad_id}, but model.pad_id is {model.pad_id}: the model "
             f"would take padding for text; set --model.pad-id {pad_id}"
         )
     if isinstance(model, VisionConfig) and isinstance(config.data, ImageData):
