@@ -1,10 +1,17 @@
 """A small BERT with both of its losses, masked words and next sentences, on 19 English novels.
 
-Command:   flax-transformers train configs/bert_small_books.py --workdir runs/bert_books
+Command:   flax-transformers train configs/bert_small_books.py --workdir runs/bert_small_books
            with --data.source.path where the file lies elsewhere
 Data:      19 books of Standard Ebooks (CC0), a JSON line per chapter: book, author, doc, paragraphs
 Hardware:  2 CPU cores
 Expected:  not measured yet
+
+Pre-norm and rotary positions, because a small BERT with learned ones guesses frequencies for a
+thousand steps before it looks at the words around; bert_base.py is the published shape.
+
+The rows of the paper's masking ablation (arXiv:1810.04805, table 8) are two settings, such as
+--objective.mask-share 1 --objective.random-share 0 for "always [MASK]", 0.8 and 0.2 for "80, 0, 20"
+or 0 and 1 for "always a random word"; what is neither stays as it is.
 """
 
 from flax_transformers.data.config import TextData

@@ -41,9 +41,9 @@ def get_config() -> TrainConfig:
             validation_fraction=0.02,
             shards=1,
         ),
-        optimizer=AdamW(learning_rate=3e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
-        phases=(Phase(steps=1200, sequence_length=128, batch_size=32),),
-        checkpoints=CheckpointConfig(every_steps=600),
-        evaluation=Evaluation(every_steps=400, max_examples=1024),
+        optimizer=AdamW(learning_rate=4e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
+        phases=(Phase(steps=1000, sequence_length=128, batch_size=16),),
+        checkpoints=CheckpointConfig(every_steps=500),
+        evaluation=Evaluation(every_steps=500, max_examples=1024),
         logging=Logging(every_steps=20),
     )

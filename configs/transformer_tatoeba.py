@@ -46,8 +46,8 @@ def get_config() -> TrainConfig:
             shards=1,
         ),
         optimizer=AdamW(learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
-        phases=(Phase(steps=450, sequence_length=64, batch_size=24),),
-        checkpoints=CheckpointConfig(every_steps=225),
-        evaluation=Evaluation(every_steps=150),
+        phases=(Phase(steps=900, sequence_length=64, batch_size=24),),
+        checkpoints=CheckpointConfig(every_steps=450),
+        evaluation=Evaluation(every_steps=300),
         logging=Logging(every_steps=20),
     )
