@@ -17,7 +17,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.objectives.question_answering import QuestionAnswering
 
 CONTEXT = (
-    "  In 1870 Zoë\u2019s ﬁne café — 中国 — opened;\n\n it closed in 1939. A naïve </s> [SEP] end"
+    "  In 1870 Zoë\u2019s ﬁne café — 中国 — opened;\n\n it closed in (1939). A naïve </s> [SEP] end"
 )
 ANSWERS = ("1870", "Zoë\u2019s", "ﬁne café", "中国", "closed", "1939", "naïve", "end")
 
@@ -61,6 +61,9 @@ def test_tokens_of_an_answer_give_back_its_text(kind):
     spans = token_spans([(s, s + len(a)) for s, a in zip(starts, ANSWERS, strict=True)], offsets)
     found = [CONTEXT[offsets[a, 0] : offsets[b, 1]].strip() for a, b in spans]
     assert found == list(ANSWERS)
+    first, last = spans[ANSWERS.index("中国")]
+    ids = tokenizer.encode_batch([CONTEXT])[0][first : last + 1]
+    assert "中国" in tokenizer.decode(ids).replace(" ", "")
 
 
 def prepared(source, folder, pieces=90, **settings):

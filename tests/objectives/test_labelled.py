@@ -176,7 +176,13 @@ def test_halves_of_a_batch_add_up_to_the_whole_and_empty_rows_count_for_nothing(
     (batch,) = evaluation_batches(
         examples, objective, prepared.vocabulary, sequence_length=LENGTH, batch_size=size, seed=0
     )
-    sums = jax.jit(lambda batch: objective.terms(functions, {}, batch, {}).metrics)
+
+    @jax.jit
+    def sums(batch):
+        terms = objective.terms(functions, {}, batch, {})
+        losses = {name: (total, weight) for name, (total, weight, _) in terms.losses.items()}
+        return {**terms.metrics, **losses}
+
     real = {name: values[: len(examples)] for name, values in batch.items()}
     halves = [{name: v[half::2] for name, v in batch.items()} for half in range(2)]
     whole, alone, parts = sums(batch), sums(real), [sums(half) for half in halves]
