@@ -51,9 +51,10 @@ QUESTIONS = [(f"what is number {i}?", (answer,)) for i, answer in enumerate(ANSW
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe", "bytes"])
 def test_tokens_of_an_answer_give_back_its_text(kind):
-    size = 94 if kind == "wordpiece" else 300
+    size = 90 if kind == "wordpiece" else 296
     config = TokenizerConfig(kind, vocab_size=size, lowercase=kind != "bytes")
-    tokenizer = train_tokenizer(config, [CONTEXT, "in the of it was café ﬁne naïve " * 3])
+    known = CONTEXT.replace("中国", "")  # characters of several pieces, or of an unknown one
+    tokenizer = train_tokenizer(config, [known, "in the of it was café ﬁne naïve " * 3])
     offsets = tokenizer.offsets(CONTEXT)
     assert len(offsets) == len(tokenizer.encode_batch([CONTEXT])[0])
     assert (np.diff(offsets[:, 0]) >= 0).all() and (offsets[:, 1] <= len(CONTEXT)).all()
@@ -63,7 +64,9 @@ def test_tokens_of_an_answer_give_back_its_text(kind):
     assert found == list(ANSWERS)
     first, last = spans[ANSWERS.index("中国")]
     ids = tokenizer.encode_batch([CONTEXT])[0][first : last + 1]
-    assert "中国" in tokenizer.decode(ids).replace(" ", "")
+    assert tokenizer.decode(ids).replace(" ", "") == (
+        "[UNK]" * 2 if kind == "wordpiece" else "中国"
+    )
 
 
 def prepared(source, folder, pieces=90, **settings):
