@@ -1,0 +1,46 @@
+import pytest
+
+from flax_transformers.cli.main import main
+from flax_transformers.testing import write_corpus
+
+CONFIG = """
+from flax_transformers.testing import tiny_config
+
+def get_config():
+    return tiny_config({text!r}, {store!r})
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    write_corpus(tmp_path / "text.txt", 20)
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG.format(text=str(tmp_path / "text.txt"), store=str(tmp_path / "store")))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_a_store_is_begun_made_in_shares_and_verified(config, tmp_path, capsys):
+    shards = ("--data.shards", "2")
+    assert main(["prepare", config, "--begin", *shards]) == 0
+    assert main(["prepare", config, "--shard", "1/2", *shards]) == 0
+    assert "share 1/2 is done, others are not yet" in capsys.readouterr().out
+    assert main(["prepare", config, "--shard", "0/2", *shards]) == 0
+    assert "training tokens in" in capsys.readouterr().out
+    assert main(["prepare", config, "--verify", *shards]) == 0
+    path = tmp_path / "store/train/00001.tokens"
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    assert main(["prepare", config, *shards]) == 0  # sizes alone
+    assert main(["prepare", config, "--verify", *shards]) == 2
+    assert "train/00001.tokens of the token store" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("job", ["2/2", "1", "a/b", "-1/2"])
+def test_shares_that_do_not_exist_are_refused(config, capsys, job):
+    assert main(["prepare", config, f"--shard={job}"]) == 2
+    assert f"--shard {job} is no job; give its number from 0" in capsys.readouterr().err
+
+
+def test_shares_need_a_place_that_all_jobs_know(config, capsys):
+    assert main(["prepare", config, "--shard", "0/1", "--data.store", "None"]) == 2
+    assert "set data.store or --output" in capsys.readouterr().err
