@@ -5,9 +5,8 @@ Command:   flax-transformers train configs/bert_small_upos.py --workdir runs/upo
 Data:      Universal Dependencies English EWT (CC BY-SA 4.0), 12,544 sentences to train on, scored
            on its test file of 2,077
 Hardware:  a share of one CPU core, 2 min 17 s to 3 min (49 to 60 s of its time)
-Expected:  92.0 % of the words right (seeds 0 to 2: 92.1, 91.9, 92.1), where the most frequent tag of
-           each word gets 86.2 %. UDPipe 1 has 94.4 %, UDify, which starts from multilingual BERT,
-           96.3 %
+Expected:  92.0 % of the words right (seeds 0 to 2: 92.1, 91.9, 92.1); the most frequent tag of each
+           word gets 86.2 %, UDPipe 1 94.4 %, UDify, out of multilingual BERT, 96.3 %
 """
 
 from flax_transformers.data.config import TextData
