@@ -4,8 +4,9 @@ Command:   flax-transformers train configs/modernbert_small_intents.py --workdir
            with --data.source.path and --data.validation-source.path where the file lies elsewhere
 Data:      CLINC150 (CC BY 3.0), data_full.json: 15,000 sentences to train on, scored on the 4,500
            of its test split; the sentences out of scope are not used
-Hardware:  1 CPU core
-Expected:  not measured yet
+Hardware:  a share of one CPU core, 2 min 27 s to 2 min 47 s (44 to 54 s of its time)
+Expected:  91.5 % right (seeds 0 to 2: 91.3, 91.8, 91.6), where TF-IDF and logistic regression get
+           91.6 % (benchmarks/tfidf_intents.py), so no better than these; BERT base has some 96.9 %
 """
 
 from flax_transformers.data.config import TextData
