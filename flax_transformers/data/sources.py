@@ -1,11 +1,15 @@
 """Documents out of any kind of source, in order and by one policy.
 
-Three things hold for every source:
+What holds for every source:
 
 * NUL characters become spaces, because C code below treats them as ends of strings.
 * Documents without any visible character are skipped and counted as empty.
 * Documents that are not valid (bytes that are not UTF-8, lone surrogates, bad JSON, a missing or
-  non-text field, half of a pair) follow the source's ``on_invalid`` and are counted.
+  non-text field, half of a pair, a row of more than 16 MiB) follow the source's ``on_invalid`` and
+  are counted.
+* Longer documents of .txt files are cut, between lines or at spaces, so nothing needs much memory.
+* A damaged file (a parquet or gzip file that is cut short, a TFDS folder that does not read) is
+  refused by name whatever the policy: what it has lost cannot be counted.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def test_what_is_too_short_or_too_long_is_left_out_counted_and_told(data, capsys
 
 @pytest.mark.parametrize("shards", [1, 2, 5])
 def test_of_equal_texts_the_first_stays_whatever_the_shards(data, tmp_path, shards):
-    texts = ["b c", "a", " b\n\tc ", "d", "a", "bc", "b c"]
+    texts = ["b c", "a", " b\n\tc ", "d", "a", "bc", "b\tc"]
     source = write(tmp_path / "corpus.jsonl", texts)
     data = replace(data, source=source, shards=shards, gates=Gates(drop_duplicates=True))
     prepared = prepare_text(data)
