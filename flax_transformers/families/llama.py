@@ -182,7 +182,7 @@ _NUMBERS = {
 }
 
 
-ATTENTION_BIAS = {"qkv_bias": "attention_bias", "output_bias": "attention_bias"}
+ATTENTION_BIAS = {"output_bias": "attention_bias", "qkv_bias": "attention_bias"}
 _MLP_BIAS = {"mlp_bias": "mlp_bias"}
 
 

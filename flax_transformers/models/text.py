@@ -30,6 +30,19 @@ def _encoder_mask(attention_mask: jax.Array | None, segment_ids: jax.Array | Non
     return AttentionMask.within(segment_ids)
 
 
+def _refuse_to_look_back(cache: Cache | None, prefix_mask: jax.Array | None) -> None:
+    if cache is not None:
+        raise UserError(
+            "a cache is for models that look back, such as GPT-2 or Llama; this one sees the whole "
+            "text, and has to be given it"
+        )
+    if prefix_mask is not None:
+        raise UserError(
+            "a prefix language model needs a model that looks back, such as GPT-2 or Llama; this "
+            "one sees the text that it would have to predict"
+        )
+
+
 class TextModel(WordModel):
     """The layers alone, with no head (GPT2Model, ModernBertModel)."""
 
@@ -73,6 +86,8 @@ class TextModel(WordModel):
         """
         c = self.config
         segments = combined_segments(attention_mask, segment_ids)
+        if not c.causal:
+            _refuse_to_look_back(cache, prefix_mask)
         places = position_ids
         if places is None:
             places = c.next_position_ids(input_ids, segment_ids, cache)
@@ -81,16 +96,6 @@ class TextModel(WordModel):
                 segments, position_ids, input_ids.shape, cache, prefix_mask
             )
         else:
-            if cache is not None:
-                raise UserError(
-                    "a cache is for models that look back, such as GPT-2 or Llama; this one sees "
-                    "the whole text, and has to be given it"
-                )
-            if prefix_mask is not None:
-                raise UserError(
-                    "a prefix language model needs a model that looks back, such as GPT-2 or "
-                    "Llama; this one sees the text that it would have to predict"
-                )
             inputs = LayerInputs(mask=_encoder_mask(attention_mask, segment_ids))
         x_BTD = self.embeddings(
             self.words(input_ids), places, token_type_ids, deterministic=deterministic
