@@ -24,15 +24,14 @@ from flax_transformers.data.prepare import (
     PreparedText,
     begin_text,
     cache_directory,
-    load_saved_tokenizer,
     open_prepared,
     prepare_shards,
     prepare_text,
-    save_tokenizer,
 )
 from flax_transformers.data.shards import is_held_out
 from flax_transformers.data.sources import AnySource
 from flax_transformers.data.store import Split, to_json
+from flax_transformers.data.store_tokenizer import load_saved_tokenizer, save_tokenizer
 from flax_transformers.data.tokenizer_kinds import CONFIG_FILE
 from flax_transformers.data.tokenizers import Tokenizer, TokenizerConfig, train_tokenizer
 from flax_transformers.errors import UserError

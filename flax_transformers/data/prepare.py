@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flax_transformers.data import sources
@@ -37,7 +35,7 @@ from flax_transformers.data.claims import (
 from flax_transformers.data.config import TextData
 from flax_transformers.data.documents import Counts, Document
 from flax_transformers.data.duplicates import FOUND, find_duplicates, hash_shards, repeated
-from flax_transformers.data.folders import Folder, LocalFolder, open_folder
+from flax_transformers.data.folders import Folder, open_folder
 from flax_transformers.data.gates import let_in
 from flax_transformers.data.labelled_examples import LabelledExamples
 from flax_transformers.data.labels import NAMES, has_names, keep_label_names, kept_label_names
@@ -59,8 +57,9 @@ from flax_transformers.data.store import (
     read_manifest,
     write_manifest,
 )
+from flax_transformers.data.store_tokenizer import load_saved_tokenizer, save_tokenizer
 from flax_transformers.data.tokenizer_kinds import CONFIG_FILE
-from flax_transformers.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from flax_transformers.data.tokenizers import Tokenizer, train_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Vocabulary, WindowSpec
 from flax_transformers.objectives.labelled import LabelledSpec
@@ -322,15 +321,6 @@ def _begun_tokenizer(folder: Folder, data: TextData, given: Tokenizer | None) ->
     return _saved_tokenizer(folder, data, given)
 
 
-def save_tokenizer(folder: Folder, tokenizer: Tokenizer) -> None:
-    """Into a store's folder; its config file is written last."""
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizer.save(scratch)
-        files = sorted(Path(scratch).iterdir(), key=lambda file: file.name == CONFIG_FILE)
-        for file in files:
-            folder.write(f"tokenizer/{file.name}", file.read_bytes())
-
-
 def _saved_tokenizer(folder: Folder, data: TextData, given: Tokenizer | None) -> Tokenizer:
     """The store's own tokenizer. Raises UserError if another one is given, or lies at the path."""
     tokenizer = load_saved_tokenizer(folder)
@@ -345,16 +335,6 @@ def _saved_tokenizer(folder: Folder, data: TextData, given: Tokenizer | None) ->
             "choose another store directory or the tokenizer it was made with."
         )
     return tokenizer
-
-
-def load_saved_tokenizer(folder: Folder) -> Tokenizer:
-    """The tokenizer in a store's folder."""
-    if isinstance(folder, LocalFolder):
-        return load_tokenizer(os.path.join(folder.path, "tokenizer"))
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in folder.names("tokenizer/"):
-            Path(scratch, os.path.basename(name)).write_bytes(folder.read(name))
-        return load_tokenizer(scratch)
 
 
 def _finish(job: StoreJob, corpus: dict[str, Any], processes: int) -> None:
