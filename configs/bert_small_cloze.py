@@ -6,7 +6,8 @@ Command:   python benchmarks/cloze_questions.py data/standardebooks_en/books.jso
 Data:      15,535 sentences with a gap of 19 books of Standard Ebooks (CC0), in paragraphs of 20 to
            45 words
 Hardware:  1 CPU core
-Expected:  not measured yet
+Expected:  after 600 steps (a minute of one core's time) F1 14.4 % on 729 held-out questions, where
+           window overlap gets 25.7 %; all of its steps were not run
 """
 
 from flax_transformers.data.config import TextData
