@@ -3,8 +3,8 @@
 Command:   flax-transformers train configs/bart_small_books.py --workdir runs/bart_small_books
            with --data.source.path where the file lies elsewhere
 Data:      19 books of Standard Ebooks (CC0), a JSON line per chapter: book, author, doc, paragraphs
-Hardware:  2 CPU cores
-Expected:  not measured yet
+Hardware:  2 CPU cores, 20 minutes (measured among much other work)
+Expected:  held-out loss 2.89, unigram 6.57 (measured, seed 0)
 """
 
 from flax_transformers.data.config import TextData

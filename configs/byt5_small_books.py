@@ -4,7 +4,8 @@ Command:   flax-transformers train configs/byt5_small_books.py --workdir runs/by
            with --data.source.path where the file lies elsewhere
 Data:      19 books of Standard Ebooks (CC0), a JSON line per chapter: book, author, doc, paragraphs
 Hardware:  2 CPU cores
-Expected:  not measured yet
+Expected:  not measured yet with the settings below; after 1,000 steps of 16 rows, with one layer
+           and three, held-out loss was 2.31 nats a byte, still above the 2.09 of a byte trigram
 """
 
 from flax_transformers.data.config import TextData
@@ -23,8 +24,7 @@ def get_config() -> TrainConfig:
         model=T5Config(
             vocab_size=384,
             hidden_size=128,
-            num_layers=1,
-            num_decoder_layers=3,
+            num_layers=2,
             num_heads=4,
             head_dim=32,
             intermediate_size=256,
@@ -41,9 +41,9 @@ def get_config() -> TrainConfig:
             validation_fraction=0.02,
             shards=1,
         ),
-        optimizer=AdamW(learning_rate=4e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
-        phases=(Phase(steps=1000, sequence_length=128, batch_size=16),),
-        checkpoints=CheckpointConfig(every_steps=500),
-        evaluation=Evaluation(every_steps=500, max_examples=1024),
+        optimizer=AdamW(learning_rate=3e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
+        phases=(Phase(steps=2500, sequence_length=128, batch_size=32),),
+        checkpoints=CheckpointConfig(every_steps=1250),
+        evaluation=Evaluation(every_steps=1250, max_examples=1024),
         logging=Logging(every_steps=20),
     )

@@ -1,12 +1,13 @@
-"""A GPT on the bytes of tinyshakespeare, in the shape that nanoGPT trains on a laptop's CPU.
+"""A small GPT with rotary positions on the bytes of tinyshakespeare.
 
 Command:   head -c 1003854 input.txt > train.txt; tail -c +1003855 input.txt > validation.txt
            flax-transformers train configs/gpt_tiny_shakespeare.py --workdir runs/shakespeare
            with --data.source.path and --data.validation-source.path where the files lie elsewhere
 Data:      data/tinyshakespeare/input.txt of github.com/karpathy/char-rnn (public domain),
            divided as nanoGPT does: the last tenth is held out
-Hardware:  2 CPU cores
-Expected:  not measured yet
+Hardware:  2 CPU cores, 8 minutes (measured among much other work)
+Expected:  held-out loss 1.76 nats a byte, where a byte trigram has 2.08 (measured, seed 0);
+           nanoGPT's README gives 1.88 a character for its own of this size on a CPU
 """
 
 from flax_transformers.data.config import TextData
