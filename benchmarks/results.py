@@ -51,7 +51,7 @@ def rows_of(config: dict[str, Any], workdirs: list[Path]) -> list[list[str]]:
         Path(config["data"]["source"]["path"]).name,
         f"{steps:,}",
         f"{examples:,}",
-        f"{min(minutes):.1f}–{max(minutes):.1f}",
+        "–".join(sorted({f"{few:.0f}" for few in (min(minutes), max(minutes))}, key=float)),
     ]
     table = []
     for baseline in json.loads((workdirs[0] / "baselines.json").read_text()):
@@ -61,7 +61,8 @@ def rows_of(config: dict[str, Any], workdirs: list[Path]) -> list[list[str]]:
         margin = min(sign * (score - baseline["score"]) for score in scores)
         mean, spread = sum(scores) / len(scores), (max(scores) - min(scores)) / 2
         unit = metric.removeprefix("eval/").replace("_", " ")
-        held_out = f"{unit} {mean:.3f} ± {spread:.3f} ({len(scores)} seeds)"
+        held_out = f"{unit} {mean:.3f}"
+        held_out += f" ± {spread:.3f} ({len(scores)} seeds)" if len(scores) > 1 else " (one seed)"
         beaten = f"{baseline['name']} {baseline['score']:.3f} on {baseline['counted']}"
         table.append([*cells, held_out, beaten, f"{margin:+.3f}"])
         cells = [""] * len(cells)
