@@ -152,7 +152,8 @@ def reconstruction_baselines(config: TrainConfig, prepared: Dataset) -> list[Bas
     }
     found = []
     for name, guess_TK in guesses.items():
-        sums = np.sum([errors(batch, guess_TK) for batch in batches], axis=0, dtype=np.float64)
-        counted = f"{sums[1]:,.0f} hidden patches"
-        found.append(Baseline(name, "eval/loss", float(sums[0] / sums[1]), counted, unit=""))
+        sums = np.array([errors(batch, guess_TK) for batch in batches], np.float64)
+        error, hidden = sums.sum(axis=0).tolist()
+        counted = f"{hidden:,.0f} hidden patches"
+        found.append(Baseline(name, "eval/loss", error / hidden, counted, unit=""))
     return found
