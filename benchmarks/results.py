@@ -32,7 +32,7 @@ def main(workdirs: list[Path]) -> None:
     runs: dict[str, list[Path]] = {}
     for workdir in workdirs:
         config = json.loads((workdir / "config.json").read_text())
-        runs.setdefault(json.dumps(config | {"seed": None}), []).append(workdir)
+        runs.setdefault(json.dumps(config | {"seed": None, "init_from": None}), []).append(workdir)
     print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
     for config_text, alike in runs.items():
         for cells in rows_of(json.loads(config_text), alike):
@@ -48,22 +48,24 @@ def rows_of(config: dict[str, Any], workdirs: list[Path]) -> list[list[str]]:
     cells = [
         f"`{workdirs[0].name.rstrip('0123456789').rstrip('_')}`",
         config["objective"]["type"].rpartition(".")[2],
-        Path(config["data"]["source"]["path"]).name,
+        Path(config["data"].get("source", {}).get("path", "mixture")).name,
         f"{steps:,}",
         f"{examples:,}",
         "–".join(sorted({f"{few:.0f}" for few in (min(minutes), max(minutes))}, key=float)),
     ]
     table = []
-    for baseline in json.loads((workdirs[0] / "baselines.json").read_text()):
-        metric = baseline["metric"]
+    guesses = [json.loads((workdir / "baselines.json").read_text()) for workdir in workdirs]
+    for alike in zip(*guesses, strict=True):  # those that are fitted differ a little by seed
+        baseline, metric = alike[0], alike[0]["metric"]
         scores = [next(row[metric] for row in reversed(rows) if metric in row) for rows in every]
         sign = -1 if metric == "eval/loss" else 1
-        margin = min(sign * (score - baseline["score"]) for score in scores)
+        margin = min(sign * (s - g["score"]) for s, g in zip(scores, alike, strict=True))
+        guess = sum(one["score"] for one in alike) / len(alike)
         mean, spread = sum(scores) / len(scores), (max(scores) - min(scores)) / 2
         unit = metric.removeprefix("eval/").replace("_", " ")
         held_out = f"{unit} {mean:.3f}"
         held_out += f" ± {spread:.3f} ({len(scores)} seeds)" if len(scores) > 1 else " (one seed)"
-        beaten = f"{baseline['name']} {baseline['score']:.3f} on {baseline['counted']}"
+        beaten = f"{baseline['name']} {guess:.3f} on {baseline['counted']}"
         table.append([*cells, held_out, beaten, f"{margin:+.3f}"])
         cells = [""] * len(cells)
     return table

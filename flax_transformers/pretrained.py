@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,8 @@ from flax_transformers.models.vision import VisionConfig, change_image_size
 from flax_transformers.training.checkpoints import find_checkpoint, restore_params
 from flax_transformers.training.restore import saved_model
 from flax_transformers.training.step_folders import absolute, finished_steps
+
+log = logging.getLogger(__name__)
 
 
 def load_pretrained(
@@ -97,7 +100,23 @@ def initial_parameters(
                 f"{os.fspath(path)} holds a model whose {field.name} is {found!r}, the config's "
                 f"model.{field.name} is {wanted!r}; describe in the config the model that is there"
             )
+    _check_order_of_classes(model.config, config, os.fspath(path))
     return params
+
+
+def _check_order_of_classes(found: TransformerConfig, wanted: TransformerConfig, path: str) -> None:
+    """Raises UserError if a head that is taken over has the same classes in another order."""
+    theirs, ours = found.label_names, wanted.label_names
+    if theirs != ours and sorted(map(str.lower, theirs)) == sorted(map(str.lower, ours)):
+        raise UserError(
+            f"the head in {path} has its classes in the order {', '.join(theirs)}, the data in the "
+            f"order {', '.join(ours)}; give the data source's label_names in the first order"
+        )
+    if theirs and ours and theirs != ours:
+        log.warning(
+            "the head in %s knows the classes %s, it goes on as one for %s",
+            path, ", ".join(theirs[:5]), ", ".join(ours[:5]),
+        )  # fmt: skip
 
 
 def save_pretrained(

@@ -1,6 +1,8 @@
-"""What ``load_pretrained`` does besides reading: images of another size."""
+"""What is done with weights besides reading them: images of another size, classes in an order."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 import flax_transformers as ft
 from flax_transformers.errors import UserError
 from flax_transformers.models.vision import change_image_size
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.pretrained import initial_parameters
 from flax_transformers.testing import assert_bit_equal, tiny_model
 
 
@@ -30,3 +34,14 @@ def test_a_text_model_has_no_image_size(tmp_path):
     ft.save_pretrained(tmp_path / "gpt2", *tiny_model("GPT2LMHeadModel"))
     with pytest.raises(UserError, match="GPT2LMHeadModel, which sees no images"):
         ft.load_pretrained(tmp_path / "gpt2", image_size=32)
+
+
+@pytest.mark.slow
+def test_a_head_is_not_taken_over_for_its_classes_in_another_order(tmp_path):
+    model, params = tiny_model(
+        "BertForSequenceClassification", num_labels=3, label_names=("no", "maybe", "yes")
+    )
+    ft.save_pretrained(tmp_path / "bert", model, params)
+    other = dataclasses.replace(model.config, label_names=("maybe", "no", "yes"))
+    with pytest.raises(UserError, match="in the order no, maybe, yes, the data in the order maybe"):
+        initial_parameters(tmp_path / "bert", other, make_mesh(MeshConfig()), seed=0)

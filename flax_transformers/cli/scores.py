@@ -11,6 +11,7 @@ from etils import epath
 
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.data.images import PreparedImages
+from flax_transformers.data.mixture import PreparedMixture
 from flax_transformers.data.prepare import PreparedText
 from flax_transformers.data.store import TokenStore
 from flax_transformers.evaluation.baselines import Baseline, text_baselines
@@ -67,6 +68,8 @@ def evaluators(
     chosen = [held_out_evaluator(config, prepared)]
     if isinstance(prepared, PreparedImages) and workdir is not None:
         return chosen + image_samplers(config, prepared, workdir)
+    if isinstance(prepared, PreparedMixture):
+        log.info("a mixture is scored by the objective's own metrics, for each part and for all")
     if not isinstance(prepared, PreparedText) or prepared.validation is None:
         return chosen
     if isinstance(config.objective, SequenceToSequence):

@@ -92,6 +92,8 @@ def _sentence(
         if not words and numbered and text.startswith("#") and "\t" not in text:
             continue
         columns = text.split("\t") if "\t" in text else text.split()
+        if not columns:  # nothing but a byte order mark, or spaces that are no ASCII
+            continue
         if columns[0] == "-DOCSTART-" or (numbered and _NO_WORD.fullmatch(columns[0])):
             continue
         try:

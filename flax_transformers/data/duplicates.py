@@ -66,11 +66,14 @@ def _hash(document: Document) -> tuple[int, int]:
 
 def find_duplicates(folder: Folder, shards: int) -> None:
     """Compares the hashes of all shards and writes which documents are repeats, the last step."""
-    hashes = [_unsealed(folder, _hashes(shard), HASH) for shard in range(shards)]
-    slices = 1 + sum(map(len, hashes)) // _AT_ONCE
+    documents = sum(len(_unsealed(folder, _hashes(shard), HASH)) for shard in range(shards))
+    slices = 1 + documents // _AT_ONCE
     found = []
     for number in range(slices):
-        within = [one[one["high"] % slices == number] for one in hashes]
+        within = []
+        for shard in range(shards):
+            hashes = _unsealed(folder, _hashes(shard), HASH)
+            within.append(hashes[hashes["high"] % slices == number])
         found.append(_repeats(np.concatenate(within)))
     folder.write(FOUND, _sealed(np.sort(np.concatenate(found))))
     for shard in range(shards):

@@ -17,7 +17,8 @@ class Gates:
     together; None is no limit.
     ``drop_duplicates``: of documents with the same text, whitespace aside, and the same labels,
     only the first of the corpus stays; one that is also in the validation source does not stay at
-    all. It takes one more pass over the corpus, and some 24 bytes of disk a document meanwhile.
+    all. It takes one more pass over the corpus, and some 24 bytes of disk a document meanwhile. The
+    tokenizer of a mixture is trained before they are looked for.
     """
 
     min_characters: int = 0

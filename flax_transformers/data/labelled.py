@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flax_transformers.data.documents import (
+    LONGEST,
     Decoder,
     Document,
     DocumentOf,
@@ -157,6 +158,7 @@ def _is_row(line: bytes) -> bool:
 def _table_rows(path: Path, kind: str, source: LabelledSource) -> Iterator[tuple[str, Row]]:
     """("path:line", row) of a csv or tsv file: by name where its first row is names."""
     numbered = all(field.isdigit() for field in source.fields)
+    csv.field_size_limit(LONGEST)
     with reading(path), open_file(path) as stream:
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
         if kind == ".csv":
@@ -259,6 +261,8 @@ def class_name(label: Any, where: str) -> str:
     """The name of a class as the store keeps it. Raises `Invalid` for what is none."""
     if isinstance(label, bool):
         return str(label).lower()
+    if isinstance(label, float):  # tables write whole numbers so where a label is missing
+        label = int(label) if label.is_integer() else label if math.isfinite(label) else None
     name = str(label).strip() if isinstance(label, (str, int, float)) else ""
     if not name or not name.isprintable():
         raise Invalid(f"{where} has no label: {label!r} is not the name of a class")

@@ -26,7 +26,7 @@ from flax_transformers.objectives.sequences import end_id, start_id
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Evaluator, Snapshot
 
-MOST_SCORED, MOST_FITTED = 2_000, 100_000
+MOST_SCORED, MOST_FITTED = 2_000, 20_000
 """Held-out pairs that are translated, and training pairs that the word lookup is made from."""
 _ROWS_AT_ONCE = 64
 

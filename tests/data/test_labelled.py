@@ -69,6 +69,11 @@ def test_labels_are_names_whole_numbers_or_numbers(tmp_path):
         ("3",),
         ("1",),
     ]
+    rows = [("a", "b", 3.0), ("c", "d", 1.0)]  # as tables write them where a label is missing
+    assert [labels for _, labels in read(source_of("parquet", tmp_path, rows))[0]] == [
+        ("3",),
+        ("1",),
+    ]
     rows = [("a", "b", 2.5), ("c", "d", "-1e-2")]
     found = read(source_of("jsonl", tmp_path, rows, label="number"))[0]
     assert [labels for _, labels in found] == [(2.5,), (-0.01,)]
@@ -80,6 +85,7 @@ def test_labels_are_names_whole_numbers_or_numbers(tmp_path):
         ('{"text": "a"}', "rows.jsonl:2 has no field 'label'"),
         ('{"text": "a", "label": null}', "rows.jsonl:2 has no label"),
         ('{"text": "a", "label": " "}', "rows.jsonl:2 has no label"),
+        ('{"text": "a", "label": NaN}', "rows.jsonl:2 has no label"),
         ('{"label": "x"}', "rows.jsonl:2 has no field 'text'"),
         ("[1, 2]", "rows.jsonl:2 holds a JSON list"),
         ('{"text": "\\ud800", "label": "x"}', "rows.jsonl:2 is not valid UTF-8"),
@@ -101,6 +107,11 @@ def test_empty_texts_are_left_out_and_nul_becomes_a_space(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     found, counts = read(LabelledSource(str(tmp_path)))
     assert (found, counts.empty) == ([(("a b",), ("x",))], 1)
+
+
+def test_a_table_may_hold_long_texts(tmp_path):
+    rows = [("long " * 40_000, "other", "x")]
+    assert read(source_of("csv", tmp_path, rows))[0][0][0][0] == rows[0][0].strip()
 
 
 def test_a_split_that_is_not_there_is_named(tmp_path):
