@@ -4,8 +4,8 @@ Command:   flax-transformers train configs/mae_mnist.py --workdir runs/mae_mnist
                --data.source.path MNIST, the folder of train-images-idx3-ubyte.gz and so on
 Hardware:  1 CPU core, 3 to 4 minutes (its computing time, measured beside other work)
 Expected:  held-out loss 0.416 on the hidden patches of the 10,000 test images (seeds 0 to 2: 0.411,
-           0.424, 0.412), where the mean image has 0.711 and the mean patch 1.015; samples/ shows the
-           digits, what is seen of them and what is painted (docs/mae_mnist.png)
+           0.424, 0.412), where the mean image has 0.711 and the mean patch 1.015; samples/ shows
+           the digits, what is seen of them and what is painted (docs/mae_mnist.png)
 
 The loss is the squared error of pixels of mean 0 and spread 1 over the data set, not of patches
 normalised one by one (norm_pix_loss), so that it compares with these guesses.
