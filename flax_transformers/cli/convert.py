@@ -47,18 +47,25 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     model: Any
     model, params = load_pretrained(source, dtype=arguments.dtype or "float32")
     if from_ours:
-        beside: Path = find_checkpoint(source).folder / "tokenizer"
+        published, folder = target, find_checkpoint(source).folder
+        # Two tokenizers have no files that transformers would read, and one of them is not enough.
+        beside: Path | None = (
+            None if (folder / "target_tokenizer").is_dir() else folder / "tokenizer"
+        )
         save_pretrained(target, model, params, tokenizer_from=beside)
     else:
-        beside = hub.find_directory(source) or Path(source)
-        _write_checkpoint(target, model, params, beside)
+        beside = published = hub.find_directory(source) or Path(source)
+        _write_checkpoint(target, model, params, published)
     for label, value in (
         ("family", family_of(model.config).model_types[0]),
         ("architecture", model.config.architecture),
         ("parameters", f"{hub.published_parameters(model):,}"),
         ("dtype", str(jax.tree.leaves(params)[0].dtype)),
-        ("carried along", ", ".join(hub.carried_files(beside)) or "nothing: no tokenizer there"),
-        ("difference", comparison.describe(model, params, target if from_ours else beside)),
+        (
+            "carried along",
+            ", ".join(hub.carried_files(beside)) or "nothing: no tokenizer to carry",
+        ),
+        ("difference", comparison.describe(model, params, published)),
         ("written to", str(target)),
     ):
         print(f"{label:<14}{value}")

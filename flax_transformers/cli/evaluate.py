@@ -80,15 +80,17 @@ def _check_data(
             f"the data in {prepared.directory} holds nothing out to score on; set "
             "--data.validation-fraction, or a validation_source in the config"
         )
-    theirs, ours = (
-        tokenizer and tokenizer.fingerprint
-        for tokenizer in (prepared.tokenizer, restored.tokenizer)
-    )
-    if theirs != ours:
-        raise UserError(
-            f"the data in {prepared.directory} has another tokenizer than the checkpoint; set "
-            f"--data.tokenizer.path to {checkpoint}/tokenizer"
+    for name in ("tokenizer", "target_tokenizer"):
+        theirs, ours = (
+            tokenizer and tokenizer.fingerprint
+            for tokenizer in (getattr(prepared, name), getattr(restored, name))
         )
+        if theirs != ours:
+            words, option = name.replace("_", " "), name.replace("_", "-")
+            raise UserError(
+                f"the data in {prepared.directory} has another {words} than the checkpoint; set "
+                f"--data.{option}.path to {checkpoint}/{name}"
+            )
 
 
 def _snapshot(config: TrainConfig, restored: Restored) -> Snapshot:

@@ -60,11 +60,12 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
                 f"--start-ids is for encoder-decoders, and {source} holds a "
                 f"{model.config.architecture}; leave it out"
             )
-    prompts = read_prompts(_tokenizer_folder(source), model.config)
+    folder, target = _tokenizer_folders(source)
+    prompts = read_prompts(folder, model.config, target)
     prompt = list(prompts.encode(arguments.prompt))
-    if answers and prompts.eos_ids and not set(prompt) & set(prompts.eos_ids):
+    if answers and prompts.prompt_eos_ids and not set(prompt) & set(prompts.prompt_eos_ids):
         # A source has it, in training too; mBART's tokenizer puts the language after it.
-        prompt.append(prompts.eos_ids[0])
+        prompt.append(prompts.prompt_eos_ids[0])
     pad_id = max(model.config.pad_id, 0)
     ids, mask = rows_of([prompt], pad_id, padded="right" if answers else "left")
     write: Any = generate
@@ -104,12 +105,15 @@ def _ids(text: str | None) -> tuple[int, ...]:
         ) from None
 
 
-def _tokenizer_folder(source: str) -> Any:
-    """Where the tokenizer of a model lies that could be loaded."""
+def _tokenizer_folders(source: str) -> tuple[Any, Any]:
+    """Where the tokenizer of a model lies that could be loaded; and where that of the targets, if
+    they have one of their own."""
     from flax_transformers.families import hub
     from flax_transformers.pretrained import is_checkpoint
     from flax_transformers.training.checkpoints import find_checkpoint
 
     if is_checkpoint(source):
-        return find_checkpoint(source).folder / "tokenizer"
-    return hub.find_directory(source)
+        folder = find_checkpoint(source).folder
+        target = folder / "target_tokenizer"
+        return folder / "tokenizer", target if target.is_dir() else None
+    return hub.find_directory(source), None

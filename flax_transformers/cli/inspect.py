@@ -63,8 +63,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         row = {name: values[i] for name, values in batch.items()}
         console.print(f"[bold]example {row.pop('example_id')}[/]")
         for shown in config.objective.show(row):
-            if prepared.tokenizer is not None:
-                console.print(readable(shown, prepared.tokenizer, prepared.label_names))
+            tokenizer = (shown.written and prepared.target_tokenizer) or prepared.tokenizer
+            if tokenizer is not None:
+                console.print(readable(shown, tokenizer, prepared.label_names))
         shapes = ", ".join(
             f"{name} {values.dtype}{list(values.shape)}" for name, values in row.items()
         )

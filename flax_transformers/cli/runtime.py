@@ -17,7 +17,9 @@ from flax_transformers.data.dataset import Dataset, open_dataset, prepare
 from flax_transformers.data.images import ImageData
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import TextConfig, TransformerConfig
+from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
 from flax_transformers.models.vision import VisionConfig
+from flax_transformers.objectives.contract import Vocabulary
 from flax_transformers.parallel.distributed import check_platform, start_processes
 from flax_transformers.pretrained import initial_parameters
 from flax_transformers.training.config import TrainConfig
@@ -88,6 +90,8 @@ def check_fits_data(config: TrainConfig, prepared: Dataset) -> None:
             f"the tokenizer pads with id {pad_id}, but model.pad_id is {model.pad_id}: the model "
             f"would take padding for text; set --model.pad-id {pad_id}"
         )
+    if isinstance(model, EncoderDecoderConfig):
+        _check_target_vocabulary(model, prepared.vocabulary)
     if isinstance(model, VisionConfig) and isinstance(config.data, ImageData):
         channels = config.data.channels
         if channels != model.num_channels:
@@ -104,6 +108,27 @@ def check_fits_data(config: TrainConfig, prepared: Dataset) -> None:
             f"set --model.num-labels {classes}"
         )
     check_label_names(model, prepared)
+
+
+def _check_target_vocabulary(model: EncoderDecoderConfig, vocabulary: Vocabulary) -> None:
+    """Raises UserError if the decoder has no place for the ids of targets."""
+    target, words = vocabulary.of_targets, model.decoder.vocab_size
+    if vocabulary.target is not None and model.share_embeddings:
+        raise UserError(
+            "the targets have a tokenizer of their own, but the model has one table of words for "
+            "both sides; set --model.share-embeddings False and --model.decoder-vocab-size "
+            f"{target.size}, or leave out data.target_tokenizer"
+        )
+    if target.size > words:
+        raise UserError(
+            f"the tokenizer of the targets has {target.size} pieces, but model.decoder_vocab_size "
+            f"is {words}; set --model.decoder-vocab-size {target.size}"
+        )
+    if vocabulary.pad_id != target.pad_id:
+        raise UserError(
+            f"the tokenizer of the sources pads with id {vocabulary.pad_id} and that of the "
+            f"targets with {target.pad_id}, but a model has one id for it; choose two that agree"
+        )
 
 
 def check_label_names(model: TransformerConfig, prepared: Dataset) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from flax_transformers.data.gates import Gates
+from flax_transformers.data.pairs import PairSource
 from flax_transformers.data.sources import AnySource
 from flax_transformers.data.text import TextSource
 from flax_transformers.data.tokenizers import TokenizerConfig
@@ -42,6 +43,10 @@ class TextData(DataConfig):
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """Which tokenizer to train on the training documents, or to load."""
 
+    target_tokenizer: TokenizerConfig | None = None
+    """One of their own for the targets of a `PairSource`; ``tokenizer`` then reads the sources
+    alone. Its vocabulary is that of ``model.decoder_vocab_size``."""
+
     validation_source: AnySource | None = None
     """A corpus of its own for evaluation; then none of ``source`` is held out."""
 
@@ -65,6 +70,14 @@ class TextData(DataConfig):
             )
         if self.shards < 1 or self.shards > 99_999:
             raise UserError(f"shards is {self.shards}; give a number from 1 to 99999.")
+        if self.target_tokenizer is not None and not all(
+            isinstance(source, PairSource | None)
+            for source in (self.source, self.validation_source)
+        ):
+            raise UserError(
+                "target_tokenizer is for pairs of a source and a target; leave it out, or give a "
+                "PairSource."
+            )
 
     @property
     def held_out_fraction(self) -> float:

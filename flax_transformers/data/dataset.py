@@ -49,8 +49,12 @@ class Dataset(Protocol):
         """Kept with every checkpoint; None for data without text."""
 
     @property
+    def target_tokenizer(self) -> Tokenizer | None:
+        """That of the targets of pairs, where ``tokenizer`` is of the sources alone; kept too."""
+
+    @property
     def vocabulary(self) -> Vocabulary:
-        """What objectives know of the tokenizer."""
+        """What objectives know of the tokenizers."""
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -99,6 +99,10 @@ class PreparedImages:
         return None
 
     @property
+    def target_tokenizer(self) -> None:
+        return None
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """As many entries as there are classes."""
         return Vocabulary(size=len(self.label_names), pad_id=0)

@@ -60,6 +60,7 @@ class Component:
 @dataclass(frozen=True, kw_only=True)
 class MixedText(DataConfig):
     """Several corpora with one tokenizer, mixed example by example; goes where a TextData goes.
+    The two sides of pairs share it, too.
 
     Each component has a token store of its own below ``store``: one more makes no other anew, and
     the tokenizer that is there stays. ``evaluation.max_examples`` are those of each component.
@@ -147,6 +148,10 @@ class PreparedMixture:
     def weights(self) -> tuple[float, ...]:
         """How often examples of each component come in training; their sum is 1."""
         return self.data.weights([part.train.num_tokens for part in self.parts])
+
+    @property
+    def target_tokenizer(self) -> None:
+        return None
 
     @property
     def fingerprint(self) -> str:

@@ -6,11 +6,12 @@ it stopped, and its store is byte for byte that of an uninterrupted run:
     corpus.json       what the store is made from; anything else is refused from then on
     duplicates/found  only if they are to be dropped
     tokenizer/        trained on the training documents alone
+    target_tokenizer/ only if the targets of pairs have one of their own
     shards/N.json     counts and digests of shard N, written when its files are in place
     manifest.json     last, after every file was read again and compared
 
-The first three are ``begin_text``. Then shards can be made by any number of processes on any number
-of machines that share the folder (``prepare_shards``). ``prepare_text`` does it all.
+All before the shards is ``begin_text``. Then shards can be made by any number of processes on any
+number of machines that share the folder (``prepare_shards``). ``prepare_text`` does it all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flax_transformers.data import sources
@@ -57,7 +58,7 @@ from flax_transformers.data.store import (
     read_manifest,
     write_manifest,
 )
-from flax_transformers.data.store_tokenizer import load_saved_tokenizer, save_tokenizer
+from flax_transformers.data.store_tokenizer import TARGET, is_saved, own_tokenizer, save_tokenizer
 from flax_transformers.data.tokenizer_kinds import CONFIG_FILE
 from flax_transformers.data.tokenizers import Tokenizer, train_tokenizer
 from flax_transformers.errors import UserError
@@ -76,6 +77,7 @@ class PreparedText:
     tokenizer: Tokenizer
     train: TokenStore
     validation: TokenStore | None
+    target_tokenizer: Tokenizer | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -84,14 +86,18 @@ class PreparedText:
     @property
     def summary(self) -> str:
         held_out = self.validation.num_tokens if self.validation else 0
+        target = self.target_tokenizer
         return (
             f"{self.train.num_tokens:,} training tokens in {self.train.num_documents:,} documents, "
             f"{held_out:,} held out, {self.tokenizer.kind} of {self.vocabulary.size:,} pieces"
+            + (f", for targets {target.kind} of {target.vocabulary.size:,}" if target else "")
         )
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return self.tokenizer.vocabulary
+        if self.target_tokenizer is None:
+            return self.tokenizer.vocabulary
+        return replace(self.tokenizer.vocabulary, target=self.target_tokenizer.vocabulary)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -103,6 +109,12 @@ class PreparedText:
             return None
         if isinstance(spec, PairSpec):
             return PairExamples(store, spec)
+        if self.target_tokenizer is not None:
+            raise UserError(
+                f"The token store in {self.directory} has a tokenizer for sources and one for "
+                "targets, which no objective but SequenceToSequence can take; choose that one, or "
+                "leave out data.target_tokenizer."
+            )
         if isinstance(spec, LabelledSpec):
             return LabelledExamples(store, spec)
         return TextExamples(store, spec)
@@ -224,12 +236,19 @@ def _open(
     folder: Folder, data: TextData, content: str | None, given: Tokenizer | None
 ) -> PreparedText:
     refuse_other(folder, read_manifest(folder)["corpus"], settings_of(data), content)
-    tokenizer = given or _saved_tokenizer(folder, data, None)
+    tokenizer = given or own_tokenizer(folder, data.tokenizer)
+    target = _own_target_tokenizer(folder, data)
     train, validation = (
-        TokenStore(folder.path, split, tokenizer=tokenizer.fingerprint) for split in SPLITS
+        TokenStore(
+            folder.path,
+            split,
+            tokenizer=tokenizer.fingerprint,
+            target_tokenizer=None if target is None else target.fingerprint,
+        )
+        for split in SPLITS
     )
     return PreparedText(
-        folder.path, tokenizer, train, validation if validation.num_tokens else None
+        folder.path, tokenizer, train, validation if validation.num_tokens else None, target
     )
 
 
@@ -275,24 +294,26 @@ def _begun(
     if data.gates.drop_duplicates and not folder.exists(FOUND):
         hash_shards(folder, data, processes)
         find_duplicates(folder, data.shards)
-    if not folder.exists(f"tokenizer/{CONFIG_FILE}"):
-        save_tokenizer(
-            folder, given or train_tokenizer(data.tokenizer, _training_texts(folder, data))
-        )
+    if not is_saved(folder):
+        texts = _training_texts(folder, data, None if data.target_tokenizer is None else 0)
+        save_tokenizer(folder, given or train_tokenizer(data.tokenizer, texts))
+    if data.target_tokenizer is not None and not is_saved(folder, TARGET):
+        texts = _training_texts(folder, data, 1)
+        save_tokenizer(folder, train_tokenizer(data.target_tokenizer, texts), TARGET)
     keep_label_names(folder, data.source, _training_documents(folder, data))
-    return _store_job(folder, data, corpus, _saved_tokenizer(folder, data, given))
+    return _store_job(folder, data, corpus, own_tokenizer(folder, data.tokenizer, given))
 
 
 def _store_job(
     folder: Folder, data: TextData, corpus: dict[str, Any], tokenizer: Tokenizer
 ) -> StoreJob:
-    return StoreJob(folder, data, tokenizer, digest(corpus))
+    return StoreJob(folder, data, digest(corpus), tokenizer, _own_target_tokenizer(folder, data))
 
 
-def _training_texts(folder: Folder, data: TextData) -> Iterator[str]:
-    """Texts of the training documents, both sides of a pair on lines of their own."""
+def _training_texts(folder: Folder, data: TextData, side: int | None) -> Iterator[str]:
+    """Texts of the training documents: one side of a pair, or both on lines of their own."""
     for document in _training_documents(folder, data):
-        yield document.whole.replace("\0", "\n")
+        yield document.whole.replace("\0", "\n") if side is None else document.text[side]
 
 
 def _training_documents(folder: Folder, data: TextData) -> Iterator[Document]:
@@ -306,9 +327,12 @@ def _training_documents(folder: Folder, data: TextData) -> Iterator[Document]:
 
 def _begun_tokenizer(folder: Folder, data: TextData, given: Tokenizer | None) -> Tokenizer:
     """What ``begin_text`` left. What needs no training is also made here: it is always the same."""
+    target = data.target_tokenizer
     wanted = [FOUND] if data.gates.drop_duplicates else []
     if given is None and data.tokenizer.needs_training:
         wanted.append(f"tokenizer/{CONFIG_FILE}")
+    if target is not None and target.needs_training:
+        wanted.append(f"{TARGET}/{CONFIG_FILE}")
     if has_names(data.source):
         wanted.append(NAMES)
     if not all(map(folder.exists, wanted)):
@@ -316,30 +340,22 @@ def _begun_tokenizer(folder: Folder, data: TextData, given: Tokenizer | None) ->
             f"The token store in {folder.path} is not begun; run `flax-transformers prepare` with "
             "the same config and --begin first, in one process."
         )
-    if not folder.exists(f"tokenizer/{CONFIG_FILE}"):
+    if not is_saved(folder):
         save_tokenizer(folder, given or train_tokenizer(data.tokenizer, ()))
-    return _saved_tokenizer(folder, data, given)
+    if target is not None and not is_saved(folder, TARGET):
+        save_tokenizer(folder, train_tokenizer(target, ()), TARGET)
+    return own_tokenizer(folder, data.tokenizer, given)
 
 
-def _saved_tokenizer(folder: Folder, data: TextData, given: Tokenizer | None) -> Tokenizer:
-    """The store's own tokenizer. Raises UserError if another one is given, or lies at the path."""
-    tokenizer = load_saved_tokenizer(folder)
-    path = data.tokenizer.path
-    where = "this run"
-    if given is None and path is not None and os.path.exists(path):
-        given, where = train_tokenizer(data.tokenizer, ()), path
-    if given is not None and given.fingerprint != tokenizer.fingerprint:
-        raise UserError(
-            f"The token store in {folder.path} was made with tokenizer "
-            f"{tokenizer.fingerprint[:12]}, while {where} holds {given.fingerprint[:12]}; "
-            "choose another store directory or the tokenizer it was made with."
-        )
-    return tokenizer
+def _own_target_tokenizer(folder: Folder, data: TextData) -> Tokenizer | None:
+    """The store's own tokenizer of targets, where they have one."""
+    config = data.target_tokenizer
+    return None if config is None else own_tokenizer(folder, config, name=TARGET)
 
 
 def _finish(job: StoreJob, corpus: dict[str, Any], processes: int) -> None:
     """Reads all shards again and makes a store of the folder."""
-    folder, data = job.folder, job.data
+    folder, data, target = job.folder, job.data, job.target_tokenizer
     finished = checked_shards(job, processes)
     shards = {split: [shard.splits[split] for shard in finished] for split in SPLITS}
     documents = {split: sum(shard.documents for shard in shards[split]) for split in SPLITS}
@@ -348,8 +364,9 @@ def _finish(job: StoreJob, corpus: dict[str, Any], processes: int) -> None:
     write_manifest(
         folder,
         shards,
-        vocab_size=job.tokenizer.vocabulary.size,
+        vocab_size=job.vocab_size,
         tokenizer=job.tokenizer.fingerprint,
+        target_tokenizer=None if target is None else target.fingerprint,
         corpus=corpus,
         label_names=kept_label_names(folder),
         left_out=left_out,

@@ -50,17 +50,30 @@ class FinishedShard:
 
 @dataclass(frozen=True)
 class StoreJob:
-    """All that tokenising a shard takes; ``corpus`` is what the store was claimed for."""
+    """All that tokenising a shard takes; ``corpus`` is what the store was claimed for.
+
+    ``target_tokenizer`` is that of the second side of pairs, where it is another one.
+    """
 
     folder: Folder
     data: TextData
-    tokenizer: Tokenizer
     corpus: str
+    tokenizer: Tokenizer
+    target_tokenizer: Tokenizer | None = None
 
     @property
     def made_from(self) -> str:
         """What a shard has to be made from to count as finished."""
-        return f"tokenizer {self.tokenizer.fingerprint}, corpus {self.corpus}"
+        target = self.target_tokenizer
+        targets = "" if target is None else f", target tokenizer {target.fingerprint}"
+        return f"tokenizer {self.tokenizer.fingerprint}, corpus {self.corpus}{targets}"
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the larger vocabulary, where there are two."""
+        target = self.target_tokenizer
+        size = self.tokenizer.vocabulary.size
+        return size if target is None else max(size, target.vocabulary.size)
 
 
 def finished_shards(job: StoreJob) -> dict[int, FinishedShard]:
@@ -124,7 +137,7 @@ def tokenise_shard(job: StoreJob, shard: int, note: Note) -> None:
     counts = Counts()
     fraction = data.held_out_fraction
     train, validation = (
-        ShardWriter(job.folder, split, shard, tokenizer.vocabulary.size, data.source.label_kind)
+        ShardWriter(job.folder, split, shard, job.vocab_size, data.source.label_kind)
         for split in SPLITS
     )
     names = kept_label_names(job.folder)
@@ -132,14 +145,14 @@ def tokenise_shard(job: StoreJob, shard: int, note: Note) -> None:
         for chunk in _chunks(_documents(job, "train", shard, counts)):
             tokens = 0
             labeller = Labeller(data.source, names, tokenizer, counts)
-            for document, sentences in zip(chunk, _encode(tokenizer, chunk), strict=True):
+            for document, sentences in zip(chunk, _encode(job, chunk), strict=True):
                 writer = validation if is_held_out(document, fraction) else train
                 tokens += _add(writer, document, sentences, labeller)
             note(len(chunk), tokens)
         if data.validation_source is not None:
             for chunk in _chunks(_documents(job, "validation", shard, counts)):
                 labeller = Labeller(data.validation_source, names, tokenizer, counts)
-                encoded = zip(chunk, _encode(tokenizer, chunk), strict=True)
+                encoded = zip(chunk, _encode(job, chunk), strict=True)
                 tokens = sum(_add(validation, *one, labeller) for one in encoded)
                 note(len(chunk), tokens)
         splits: dict[Split, ShardRecord] = {
@@ -192,7 +205,7 @@ def _chunks(documents: Iterable[tuple[int, Document]]) -> Iterator[list[Document
         yield chunk
 
 
-def _encode(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[list[np.ndarray]]:
+def _encode(job: StoreJob, documents: list[Document]) -> Iterator[list[np.ndarray]]:
     """The token ids of each sentence of each document.
 
     Texts that stand apart count as sentences; there are none where one of them has no token, but
@@ -202,11 +215,16 @@ def _encode(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[list[np
         split_sentences(document.text) if isinstance(document.text, str) else document.text
         for document in documents
     ]
-    encoded = _encoded(tokenizer, [one for several in sentences for one in several])
+    if job.target_tokenizer is None:
+        encoded = _encoded(job.tokenizer, [one for several in sentences for one in several])
+    else:
+        sources, targets = zip(*sentences, strict=True)
+        sides = _encoded(job.tokenizer, sources), _encoded(job.target_tokenizer, targets)
+        encoded = itertools.chain.from_iterable(zip(*sides, strict=True))
     for document, several in zip(documents, sentences, strict=True):
         ids = list(itertools.islice(encoded, len(several)))
         apart = not isinstance(document.text, str)
-        unknown = tokenizer.vocabulary.unk_id
+        unknown = job.tokenizer.vocabulary.unk_id
         if document.labels and unknown is not None:
             ids = [one if len(one) else np.array([unknown], np.int32) for one in ids]
         yield [] if apart and not all(map(len, ids)) else ids

@@ -3,9 +3,11 @@
 A store is a folder. Each split ("train", "validation") is a row of shards, and each shard four
 flat little-endian files: ``tokens`` (uint16, or uint32 above 65,536 ids), ``documents`` and
 ``sentences`` (int64, positions in the shard after which one ends) and ``unigrams`` (int64
-[vocabulary], how often each id occurs). Labelled documents add ``labels`` or ``tags`` (int32) or
-``numbers`` (float32), and ``label_ends`` (int64, entries of the former after which a document's
-end), and those whose scores take their text ``records`` (bytes) and ``record_ends``.
+[vocabulary], how often each id occurs). Pairs whose sides have a vocabulary each take the dtype
+and the size of the larger, and an id counts for either. Labelled documents add ``labels`` or
+``tags`` (int32) or ``numbers`` (float32), and ``label_ends`` (int64, entries of the former after
+which a document's end), and those whose scores take their text ``records`` (bytes) and
+``record_ends``.
 ``manifest.json``, written last, holds counts and digests: a folder without it is no store yet.
 Readers see one array of tokens per split, in global positions, and never the shards.
 """
@@ -99,9 +101,11 @@ def write_manifest(
     corpus: dict[str, Any],
     left_out: dict[str, int] | None = None,
     label_names: Sequence[str] = (),
+    target_tokenizer: str | None = None,
 ) -> None:
-    """Makes a store of the folder. ``tokenizer``: its fingerprint; ``corpus``: what was read;
-    ``left_out``: how many documents were not let in, by reason."""
+    """Makes a store of the folder. ``tokenizer``: its fingerprint, and ``target_tokenizer`` that of
+    the targets' own; ``corpus``: what was read; ``left_out``: how many documents were not let in,
+    by reason."""
     body = {
         "format": FORMAT,
         "vocab_size": vocab_size,
@@ -110,6 +114,7 @@ def write_manifest(
         "left_out": left_out or {},
         "splits": {split: [asdict(shard) for shard in shards[split]] for split in SPLITS},
         **({"label_names": list(label_names)} if label_names else {}),
+        **({} if target_tokenizer is None else {"target_tokenizer": target_tokenizer}),
     }
     folder.write(MANIFEST, to_json({**body, "fingerprint": _digest(body)}))
 
@@ -172,9 +177,10 @@ class TokenStore:
     """One split of a store, read at random in global positions 0 .. num_tokens.
 
     Opening reads the manifest and, on a local disk, compares file sizes; arrays are opened on
-    first use, so an instance pickles small. ``tokenizer``, where given, is the fingerprint that
-    the store must have been made with. Local files are mapped into memory; from a bucket, tokens
-    come as byte ranges, while the ends of documents and sentences are read whole, once.
+    first use, so an instance pickles small. ``tokenizer`` and ``target_tokenizer``, where
+    given, are the fingerprints that the store must have been made with. Local files are mapped into
+    memory; from a bucket, tokens come as byte ranges, while the ends of documents and sentences are
+    read whole, once.
 
     Raises UserError for a missing, damaged or truncated store, another format, another tokenizer.
     """
@@ -185,16 +191,19 @@ class TokenStore:
         split: Split = "train",
         *,
         tokenizer: str | None = None,
+        target_tokenizer: str | None = None,
     ) -> None:
         self._folder = open_folder(directory)
         self.split = split
         manifest = read_manifest(self._folder)
-        if tokenizer not in (None, manifest["tokenizer"]):
-            raise UserError(
-                f"The token store in {self.directory} was made with tokenizer "
-                f"{manifest['tokenizer'][:12]}, not with {str(tokenizer)[:12]}; use the tokenizer "
-                "saved inside the store, or prepare another store."
-            )
+        given = {"tokenizer": tokenizer, "target_tokenizer": target_tokenizer}
+        for name, asked in given.items():
+            if asked not in (None, manifest.get(name)):
+                raise UserError(
+                    f"The token store in {self.directory} was made with {name.replace('_', ' ')} "
+                    f"{str(manifest.get(name))[:12]}, not with {str(asked)[:12]}; use the one "
+                    "saved inside the store, or prepare another store."
+                )
         self.tokenizer: str = manifest["tokenizer"]
         self.vocab_size: int = manifest["vocab_size"]
         self.corpus: dict[str, Any] = manifest["corpus"]

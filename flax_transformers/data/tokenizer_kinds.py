@@ -296,7 +296,8 @@ def _vocabulary(
     starts[special_ids] = True
     return Vocabulary(
         size=size, pad_id=pad, special_ids=tuple(special_ids), word_start=starts,
-        sentinel_ids=sentinels, **{f"{role}_id": i for role, i in roles.items()},
+        sentinel_ids=sentinels, unk_id=roles["unk"], cls_id=roles["cls"], sep_id=roles["sep"],
+        mask_id=roles["mask"], bos_id=roles["bos"], eos_id=roles["eos"],
     )  # fmt: skip
 
 

@@ -95,13 +95,13 @@ def text_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseline
     if not batches:
         return []
     order = _BYTES_ORDER if _has_contexts(config, prepared) else 1
-    held_out = np.concatenate([grams(batch, prepared.vocabulary, order) for batch in batches])
+    vocabulary = prepared.vocabulary.of_targets
+    held_out = np.concatenate([grams(batch, vocabulary, order) for batch in batches])
     if order == 1 and not isinstance(config.objective, SequenceLoss):
         counts = _text_counts(config, prepared)
         nats = _add_one(counts, held_out[:, 0])
     else:
-        size = prepared.vocabulary.size
-        nats = ngram_cross_entropy(_fitted(config, prepared, order), held_out, size)
+        nats = ngram_cross_entropy(_fitted(config, prepared, order), held_out, vocabulary.size)
     name = "trigram" if order > 1 else "unigram"
     counted = f"{len(held_out):,} held-out tokens"
     found = [Baseline(f"{name} cross-entropy", "eval/loss", nats, counted)]
@@ -114,7 +114,8 @@ def text_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseline
 
 def _has_contexts(config: TrainConfig, prepared: PreparedText) -> bool:
     """Whether labels are bytes that follow one another."""
-    return prepared.tokenizer.kind == "bytes" and isinstance(config.objective, WordLoss)
+    tokenizer = prepared.target_tokenizer or prepared.tokenizer
+    return tokenizer.kind == "bytes" and isinstance(config.objective, WordLoss)
 
 
 def _text_counts(config: TrainConfig, prepared: PreparedText) -> np.ndarray:
@@ -195,7 +196,7 @@ def _fitted(config: TrainConfig, prepared: PreparedText, order: int) -> np.ndarr
     rows = min(FITTED_ROWS, len(examples))
     with stream:
         while stream.position < rows and sum(map(len, found)) < FITTED_LABELS:
-            found.append(grams(next(stream), prepared.vocabulary, order))
+            found.append(grams(next(stream), prepared.vocabulary.of_targets, order))
     return np.concatenate(found)
 
 

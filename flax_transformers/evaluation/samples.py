@@ -100,7 +100,8 @@ def _continued(
 def _answered(
     prepared: PreparedText, model: nn.Module, params: Any, rows: Sequence[dict[str, np.ndarray]]
 ) -> list[Written]:
-    vocabulary, tokenizer = prepared.vocabulary, prepared.tokenizer
+    vocabulary, target = prepared.vocabulary, prepared.vocabulary.of_targets
+    tokenizer = prepared.target_tokenizer or prepared.tokenizer
     ids = np.stack([row["input_ids"] for row in rows])
     inputs = np.stack([_first_part(row, "") for row in rows])
     targets = np.stack([_first_part(row, "decoder_") for row in rows])
@@ -113,13 +114,13 @@ def _answered(
             inputs,
             max_new_tokens=targets.shape[1] - 1,
             start_ids=[int(rows[0]["decoder_input_ids"][0])],
-            eos_id=end_id(vocabulary),
-            pad_id=vocabulary.pad_id,
+            eos_id=end_id(target),
+            pad_id=target.pad_id,
         )
     )
     return [
         Written(
-            readable(tokenizer, ids[row][inputs[row] > 0]),
+            readable(prepared.tokenizer, ids[row][inputs[row] > 0]),
             readable(tokenizer, new[row]),
             readable(tokenizer, labels[row][targets[row] > 0]),
         )

@@ -1,7 +1,7 @@
 """Translations of held-out pairs: their scores, and the guesses that they have to beat.
 
 BLEU (Papineni et al., 2002) and chrF (Popović, 2015) are sacrebleu's, of whole corpora, in points
-of a hundred. Texts are what the tokenizer gives back of what is in the store.
+of a hundred. Texts are what the tokenizers give back of what is in the store.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -71,21 +71,27 @@ def translation_baselines(config: TrainConfig, prepared: PreparedText) -> list[B
     """
     if not isinstance(config.objective, SequenceToSequence) or not can_score():
         return []
-    decode = prepared.tokenizer.decode
+    decodes = prepared.tokenizer.decode, _decode_target(prepared)
     held_out = pairs_of(config, prepared, "validation", MOST_SCORED)
     if not held_out:
         return []
     sources, references = (
-        [decode(side) for side in sides] for sides in zip(*held_out, strict=True)
+        list(map(decode, sides))
+        for decode, sides in zip(decodes, zip(*held_out, strict=True), strict=True)
     )
     known = pairs_of(config, prepared, "train", MOST_FITTED)
-    lookup = word_lookup((decode(a).split(), decode(b).split()) for a, b in known)
+    lookup = word_lookup((decodes[0](a).split(), decodes[1](b).split()) for a, b in known)
     looked_up = [" ".join(lookup.get(word, word) for word in text.split()) for text in sources]
     return [
         Baseline(name, f"eval/{metric}", score, f"{len(sources):,} held-out pairs")
         for name, guesses in (("copying", sources), ("word lookup", looked_up))
         for metric, score in scores(guesses, references).items()
     ]
+
+
+def _decode_target(prepared: PreparedText) -> Callable[[Iterable[int]], str]:
+    """What makes text of the ids of a target."""
+    return (prepared.target_tokenizer or prepared.tokenizer).decode
 
 
 def word_lookup(
@@ -121,17 +127,18 @@ def translate(
     """What the model writes for the sources of ``pairs``, greedily: int32 ids without the end."""
     objective, vocabulary = _objective(config), prepared.vocabulary
     length = config.phases[-1].sequence_length
-    end = end_id(vocabulary)
-    first = vocabulary.pad_id if objective.start == "pad" else end
-    start = [first if objective.decoder_start_id is None else objective.decoder_start_id]
-    begin = [start_id(vocabulary)] if objective.begin else []
+    target = vocabulary.of_targets
+    end, start = end_id(target), [objective.first_id(target)]
+    begin, target_begin = (
+        [start_id(side)] if objective.begin else [] for side in (vocabulary, target)
+    )
     for number in range(0, len(pairs), _ROWS_AT_ONCE):
         some = pairs[number : number + _ROWS_AT_ONCE]
         ids = np.full((_ROWS_AT_ONCE, length), vocabulary.pad_id, np.int32)
         mask = np.zeros_like(ids)
         mask[:, 0] = 1  # rows that fill the last batch up have to have a token
         for row, (source, _) in enumerate(some):
-            text = np.concatenate([begin, source, [end]]).astype(np.int32)
+            text = np.concatenate([begin, source, [end_id(vocabulary)]]).astype(np.int32)
             ids[row, : len(text)], mask[row, : len(text)] = text, 1
         written = generate_target(
             model,
@@ -141,12 +148,12 @@ def translate(
             max_new_tokens=objective.predictions(length) - len(start),
             start_ids=start,
             eos_id=end,
-            pad_id=vocabulary.pad_id,
+            pad_id=target.pad_id,
         )
         for row in jax.device_get(written)[: len(some)]:
             ends = np.flatnonzero(row == end)
             kept = row[: ends[0]] if len(ends) else row
-            yield kept[kept != begin[0]] if begin else kept
+            yield kept[kept != target_begin[0]] if target_begin else kept
 
 
 def _objective(config: TrainConfig) -> SequenceToSequence:
@@ -168,7 +175,7 @@ def translation_evaluator(
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
         if not held_out or at_step not in (None, snapshot.step):
             return {}
-        decode = prepared.tokenizer.decode
+        decode = _decode_target(prepared)
         texts = map(decode, translate(config, prepared, model, snapshot.params, held_out))
         found = scores(list(texts), [decode(target) for _, target in held_out])
         return {f"eval/{name}": score for name, score in found.items()}

@@ -12,36 +12,38 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from flax_transformers.data.tokenizers import load_tokenizer
+from flax_transformers.data.tokenizers import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import TextConfig
+from flax_transformers.objectives.sequences import end_id
 
 
 @dataclass(frozen=True)
 class Prompts:
     """``encode`` gives the ids of a prompt, with the token that texts begin with where the model
-    has one; ``decode`` leaves special tokens out. ``eos_ids`` end a text; ``forced_first_id`` is
-    what an encoder-decoder has to write first, where the files beside it say so."""
+    has one; ``decode`` leaves special tokens out. ``eos_ids`` end a text that is written, and one
+    of ``prompt_eos_ids`` the source of an encoder-decoder; ``forced_first_id`` is what that has to
+    write first, where the files beside it say so."""
 
     encode: Callable[[str], Sequence[int]]
     decode: Callable[[Iterable[int]], str]
     eos_ids: tuple[int, ...]
+    prompt_eos_ids: tuple[int, ...]
     forced_first_id: int | None = None
 
 
-def read_prompts(folder: Path, config: TextConfig) -> Prompts:
+def read_prompts(folder: Path, config: TextConfig, target: Path | None = None) -> Prompts:
     """The tokenizer in a folder: tokenizer.json, the two files of an old GPT-2, a sentencepiece
-    model, the files of Marian, or one of ours.
+    model, the files of Marian, or one of ours. ``target``: the folder of another one of ours, which
+    texts that answer a prompt are written with.
 
     Raises UserError if there is none, if its ids are not the model's, and for the kinds of files
     that do not tell what ids their pieces have.
     """
+    if target is not None:
+        return _of_two(folder, target, config)
     published = _published(folder) or _sentencepiece(folder) or _marian(folder) or _ours(folder)
-    if published.size > config.vocab_size:
-        raise UserError(
-            f"the tokenizer in {folder} has {published.size} pieces, but the model only "
-            f"{config.vocab_size}; take the tokenizer that belongs to the model"
-        )
+    _require_room(published, config.vocab_size, folder)
     eos = set(getattr(config, "eos_ids", ())) | set(published.eos_ids)
     eos |= set(_described(folder / "generation_config.json", "eos_token_id"))
     # Older files have it in config.json alone.
@@ -50,9 +52,19 @@ def read_prompts(folder: Path, config: TextConfig) -> Prompts:
         for name in ("generation_config.json", "config.json")
         for first in _described(folder / name, "forced_bos_token_id")
     ]
-    return Prompts(
-        published.encode, published.decode, tuple(sorted(eos)), forced[0] if forced else None
-    )
+    ends = tuple(sorted(eos))
+    return Prompts(published.encode, published.decode, ends, ends, forced[0] if forced else None)
+
+
+def _of_two(source: Path, target: Path, config: TextConfig) -> Prompts:
+    """Prompts with one tokenizer of ours, and what answers them with another."""
+    sides = [load_tokenizer(folder) for folder in (source, target)]
+    read, written = map(_found, sides)
+    _require_room(read, config.vocab_size, source)
+    _require_room(written, getattr(config, "decoder", config).vocab_size, target)
+    read_end, written_end = (end_id(side.vocabulary) for side in sides)
+    eos = {*getattr(config, "eos_ids", ()), written_end}
+    return Prompts(read.encode, written.decode, tuple(sorted(eos)), (read_end,))
 
 
 def rows_of(
@@ -79,6 +91,14 @@ class _Found(NamedTuple):
     decode: Callable[[Iterable[int]], str]
     eos_ids: tuple[int, ...]
     size: int
+
+
+def _require_room(found: _Found, size: int, folder: Path) -> None:
+    if found.size > size:
+        raise UserError(
+            f"the tokenizer in {folder} has {found.size} pieces, but the model only {size}; take "
+            "the tokenizer that belongs to the model"
+        )
 
 
 def _published(folder: Path) -> _Found | None:
@@ -165,7 +185,10 @@ def _processor(file: Path) -> Any:
 
 
 def _ours(folder: Path) -> _Found:
-    tokenizer = load_tokenizer(folder)
+    return _found(load_tokenizer(folder))
+
+
+def _found(tokenizer: Tokenizer) -> _Found:
     vocabulary = tokenizer.vocabulary
     start = [] if vocabulary.bos_id is None else [vocabulary.bos_id]
     return _Found(

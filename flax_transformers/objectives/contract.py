@@ -25,6 +25,7 @@ class Vocabulary:
     ``word_start[i]`` is True where piece ``i`` begins a word (bool, shape [size]).
     An id is None where the tokenizer has no such token. ``sentinel_ids`` are those that stand for
     missing spans, in the order of use (T5's ``<extra_id_0>``, ``<extra_id_1>`` ...).
+    ``target``, where the targets of pairs have a tokenizer of their own, is what to know of that.
     """
 
     size: int
@@ -38,6 +39,12 @@ class Vocabulary:
     special_ids: tuple[int, ...] = ()
     sentinel_ids: tuple[int, ...] = ()
     word_start: np.ndarray | None = field(default=None, compare=False, repr=False)
+    target: Vocabulary | None = None
+
+    @property
+    def of_targets(self) -> Vocabulary:
+        """That of what has to be written: their own, or the one for all text."""
+        return self if self.target is None else self.target
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,8 @@ class Shown:
     """The class of each place by its number, int32 [n], -1 where it has none."""
     label: int | None = None
     """The class of the whole row by its number."""
+    written: bool = False
+    """Whether it is what the decoder writes: ids of the targets' vocabulary, if they have one."""
 
 
 class Objective(Protocol):

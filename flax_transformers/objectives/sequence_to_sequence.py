@@ -41,7 +41,7 @@ class SequenceToSequence(SequenceLoss):
     pack: bool = True
     """Put as many pairs into a row as fit."""
     begin: bool = False
-    """Begin both sides with the tokenizer's token for it, as BART does."""
+    """Begin both sides with their tokenizer's token for it, as BART does."""
     start: Literal["pad", "end"] = "pad"
     """What the decoder reads first, if ``decoder_start_id`` does not say it: padding, as in T5 and
     Marian, or the end of a sequence, as in BART."""
@@ -82,7 +82,7 @@ class SequenceToSequence(SequenceLoss):
 
         ``input_ids`` and ``segment_ids`` int32 [S]; ``decoder_input_ids``, ``decoder_segment_ids``,
         ``labels`` int32 [T] and ``weights`` float32 [T]. Segments count the pairs from 1; 0 is
-        padding.
+        padding. Each side has the special ids of its own vocabulary.
         """
         if "source_ends" not in example:
             raise UserError(
@@ -90,25 +90,30 @@ class SequenceToSequence(SequenceLoss):
                 "PairSource"
             )
         width = self.predictions(sequence_length)
-        end, first_id = end_id(vocab), vocab.pad_id if self.start == "pad" else end_id(vocab)
-        if self.decoder_start_id is not None:
-            first_id = self.decoder_start_id
-        begin = self._begin(vocab)
-        inputs, segments = _joined(example["source_tokens"], example["source_ends"], begin, end)
+        inputs, segments = _joined(
+            example["source_tokens"], example["source_ends"], self._begin(vocab), end_id(vocab)
+        )
+        target = vocab.of_targets
         labels, decoder_segments = _joined(
-            example["target_tokens"], example["target_ends"], begin, end
+            example["target_tokens"], example["target_ends"], self._begin(target), end_id(target)
         )
         decoder_inputs = np.empty_like(labels)
         decoder_inputs[1:] = labels[:-1]
-        decoder_inputs[np.diff(decoder_segments, prepend=0) > 0] = first_id
+        decoder_inputs[np.diff(decoder_segments, prepend=0) > 0] = self.first_id(target)
         return {
             "input_ids": pad(inputs, sequence_length, vocab.pad_id),
             "segment_ids": pad(segments, sequence_length, 0),
-            "decoder_input_ids": pad(decoder_inputs, width, vocab.pad_id),
+            "decoder_input_ids": pad(decoder_inputs, width, target.pad_id),
             "decoder_segment_ids": pad(decoder_segments, width, 0),
-            "labels": pad(labels, width, vocab.pad_id),
+            "labels": pad(labels, width, target.pad_id),
             "weights": pad(np.ones(len(labels), np.float32), width, 0),
         }
+
+    def first_id(self, target: Vocabulary) -> int:
+        """What the decoder reads first."""
+        if self.decoder_start_id is not None:
+            return self.decoder_start_id
+        return target.pad_id if self.start == "pad" else end_id(target)
 
     def _begin(self, vocab: Vocabulary) -> int | None:
         begin = start_id(vocab) if self.begin else None

@@ -59,6 +59,7 @@ class SequenceLoss(WordLoss):
             ids=np.insert(labels, first, row["decoder_input_ids"][first]),
             labels=np.insert(predicted, first, -1),
             segments=segments,
+            written=True,
         )
         return [encoder, decoder]
 

@@ -1,8 +1,8 @@
 """Checkpoints: written in the background, checked before they are read, restored onto any mesh.
 
 A step folder `checkpoints/<step>/` holds `state/` (arrays), `meta/` (JSON), whatever small files
-the run needs beside them (its tokenizer) and `DIGESTS.json` (see `digests`). A step is committed by
-one rename, digests included. Folders that fail the check are set aside as `invalid-<step>-<n>`,
+the run needs beside them (its tokenizers) and `DIGESTS.json` (see `digests`). A step is committed
+by one rename, digests included. Folders that fail the check are set aside as `invalid-<step>-<n>`,
 never deleted. All of orbax that the package uses is in this file.
 """
 

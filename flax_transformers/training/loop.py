@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 
 from flax_transformers.data.dataset import Dataset, training_examples
 from flax_transformers.data.pipeline import TrainStream
+from flax_transformers.data.tokenizers import Tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import ModelFunctions
 from flax_transformers.parallel.distributed import check_equal
@@ -56,6 +57,8 @@ from flax_transformers.training.taken import PartsTaken
 from flax_transformers.training.workdir import only_one, open_workdir, write_text
 
 log = logging.getLogger(__name__)
+
+_TOKENIZERS = ("tokenizer", "target_tokenizer")
 
 
 @dataclass(frozen=True)
@@ -212,8 +215,8 @@ def start(
             log.info("already trained to step %d; more phases.*.steps go on", position.step)
     if run.is_writer:
         write_text(workdir / "config.json", json.dumps(to_json(config), indent=1))
-        if prepared.tokenizer is not None:
-            prepared.tokenizer.save(workdir / "tokenizer")
+        for name, tokenizer in _tokenizers(prepared).items():
+            tokenizer.save(workdir / name)
     return run, state, position
 
 
@@ -222,7 +225,8 @@ def _check_meta(run: Run, meta: dict[str, Any]) -> None:
     where = f"the checkpoint in {run.workdir}"
     for change in check_resumable(meta["config"], run.config, where):
         log.info("changed since the checkpoint: %s", change)
-    if meta["tokenizer"] != _tokenizer_fingerprint(run.prepared):
+    trained_with = {name: meta[name] for name in _TOKENIZERS if meta.get(name) is not None}
+    if trained_with != _fingerprints(run.prepared):
         raise UserError(
             f"{where} was trained with another tokenizer than that of the token store "
             f"{run.prepared.directory}; set --data.store to the store it was trained on"
@@ -326,17 +330,24 @@ def _evaluate(
 def _save(run: Run, state: TrainState, position: Position) -> None:
     meta = {
         "config": to_json(run.config),
-        "tokenizer": _tokenizer_fingerprint(run.prepared),
+        "tokenizer": None,
+        **_fingerprints(run.prepared),
         "store": run.prepared.fingerprint,
         "position": asdict(position),
         "metrics": run.latest,
     }
-    files = {} if run.prepared.tokenizer is None else {"tokenizer": run.workdir / "tokenizer"}
+    files = {name: run.workdir / name for name in _tokenizers(run.prepared)}
     run.checkpoints.save(position.step, state, meta, files=files)
 
 
-def _tokenizer_fingerprint(prepared: Dataset) -> str | None:
-    return None if prepared.tokenizer is None else prepared.tokenizer.fingerprint
+def _tokenizers(prepared: Dataset) -> dict[str, Tokenizer]:
+    """Those that there are, by name: of a folder in a checkpoint, and of an entry in its meta."""
+    both = zip(_TOKENIZERS, (prepared.tokenizer, prepared.target_tokenizer), strict=True)
+    return {name: tokenizer for name, tokenizer in both if tokenizer is not None}
+
+
+def _fingerprints(prepared: Dataset) -> dict[str, str]:
+    return {name: tokenizer.fingerprint for name, tokenizer in _tokenizers(prepared).items()}
 
 
 @contextlib.contextmanager

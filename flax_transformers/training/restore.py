@@ -31,6 +31,8 @@ class Restored:
     params: Any
     tokenizer: Tokenizer | None
     """None for a model that was not trained on text."""
+    target_tokenizer: Tokenizer | None
+    """That of the targets, where they had one of their own."""
     mesh: Mesh
     step: int
 
@@ -38,7 +40,7 @@ class Restored:
 def restore_model(
     path: str | os.PathLike[str], mesh: Mesh | None = None, *, averaged: bool = True
 ) -> Restored:
-    """Reads the parameters (not the optimizer), config and tokenizer of a checkpoint.
+    """Reads the parameters (not the optimizer), config and tokenizers of a checkpoint.
 
     The parameters are their average, if the run kept one, unless ``averaged`` is False.
     ``path`` is a workdir, its checkpoints folder or one step; the newest valid step counts.
@@ -58,15 +60,16 @@ def restore_model(
         params=restore_params(
             found, Placement.of(model, jnp.float32, mesh).shapes, averaged=averaged
         ),
-        tokenizer=_tokenizer(found),
+        tokenizer=_tokenizer(found, "tokenizer"),
+        target_tokenizer=_tokenizer(found, "target_tokenizer"),
         mesh=mesh,
         step=meta["position"]["step"],
     )
 
 
-def _tokenizer(found: Found) -> Tokenizer | None:
-    folder = found.folder / "tokenizer"
-    if found.meta.get("tokenizer") is None and not folder.exists():
+def _tokenizer(found: Found, name: str) -> Tokenizer | None:
+    folder = found.folder / name
+    if found.meta.get(name) is None and not folder.exists():
         return None
     return load_tokenizer(folder)
 

@@ -57,6 +57,15 @@ def test_the_decoder_can_start_with_any_id():
     assert row["decoder_input_ids"].tolist() == [7, 20, 21, 7, 22, 23, 24, 0, 0]
 
 
+def test_targets_have_the_special_ids_of_their_own_vocabulary():
+    target = Vocabulary(size=30, pad_id=0, eos_id=8, bos_id=9)
+    vocab = dataclasses.replace(VOCAB, target=target)
+    row = prepare(length=11, vocab=vocab, begin=True, start="end")
+    assert row["input_ids"].tolist() == [4, 10, 11, 12, 1, 4, 13, 1, 0, 0, 0]
+    assert row["labels"].tolist() == [9, 20, 21, 8, 9, 22, 23, 24, 8, 0, 0]
+    assert row["decoder_input_ids"].tolist() == [8, 9, 20, 21, 8, 9, 22, 23, 24, 0, 0]
+
+
 def test_rows_have_fixed_shapes_and_dtypes():
     for raw in (TWO, pairs(([10], [20])), pairs(([10] * 8, [20] * 6))):
         row = prepare(raw, target_length=7)

@@ -1,0 +1,114 @@
+"""A translator whose sides have a vocabulary each, from training to what it writes."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
+from flax_transformers.cli import runtime
+from flax_transformers.cli.main import main
+from flax_transformers.errors import UserError
+from flax_transformers.families.marian import MarianConfig
+from flax_transformers.objectives.contract import Vocabulary
+from flax_transformers.testing import tiny_config
+from flax_transformers.training.checkpoints import find_checkpoint
+from flax_transformers.training.restore import restore_model
+
+CONFIG = """
+from flax_transformers.data.config import TextData
+from flax_transformers.data.pairs import PairSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.families.marian import MarianConfig
+from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
+from flax_transformers.testing import tiny_config
+from flax_transformers.training.checkpoints import CheckpointConfig
+
+def get_config():
+    return tiny_config(
+        "", "", steps=40, batch_size=16, sequence_length=16,
+        model=MarianConfig(
+            vocab_size=262, decoder_vocab_size=285, share_embeddings=False, hidden_size=32,
+            num_layers=1, num_heads=2, intermediate_size=64, max_positions=64,
+            dropout=0.0, pad_id=0, eos_ids=(1,), decoder_start_id=0,
+        ),
+        objective=SequenceToSequence(pack=False, label_smoothing=0.0),
+        data=TextData(
+            source=PairSource(PAIRS), tokenizer=TokenizerConfig("bytes"),
+            target_tokenizer=TokenizerConfig("unigram", vocab_size=285),
+            validation_fraction=0.2, store=STORE, shards=1, prepare_processes=1,
+        ),
+        checkpoints=CheckpointConfig(every_steps=0),
+    )
+"""
+
+
+@pytest.mark.slow
+def test_a_run_trains_scores_shows_and_writes_targets_with_their_own_tokenizer(tmp_path, capsys):
+    pairs, config, run = (tmp_path / name for name in ("pairs.tsv", "config.py", "run"))
+    pairs.write_text("".join(f"{n:02d} Hunde\tThe dogs {n}\n" for n in range(60)))
+    places = str(pairs), str(tmp_path / "store")
+    config.write_text(f"PAIRS, STORE = {places}\n{CONFIG}")
+    assert main(["train", str(config), "--workdir", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "bytes of 262 pieces, for targets unigram of 285" in said
+    assert "(unigram cross-entropy)" in said and "BLEU" in said
+    restored = restore_model(run)
+    assert (restored.tokenizer.kind, restored.target_tokenizer.kind) == ("bytes", "unigram")
+    meta = find_checkpoint(run).meta
+    assert meta["target_tokenizer"] == restored.target_tokenizer.fingerprint
+    sample = sorted((run / "samples").iterdir())[-1].read_text()
+    assert " Hunde\n" in sample and "truth: The dogs" in sample
+
+    assert main(["generate", str(run), "--prompt", "07 Hunde", "--max-new-tokens", "12"]) == 0
+    assert capsys.readouterr().out.startswith("The dogs")
+
+    assert main(["inspect", str(config), "--examples", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "H u n d e" in shown and "▁" in shown.split("decoder")[1]
+
+    assert main(["evaluate", str(run), "--data.target-tokenizer.vocab-size", "284",
+                 "--data.store", str(tmp_path / "other")]) == 2  # fmt: skip
+    assert "another target tokenizer than the checkpoint" in capsys.readouterr().err
+
+    assert main(["convert", str(run), str(tmp_path / "hf")]) == 0
+    assert "nothing: no tokenizer to carry" in capsys.readouterr().out
+
+
+MODEL = MarianConfig(
+    vocab_size=60,
+    decoder_vocab_size=30,
+    share_embeddings=False,
+    hidden_size=8,
+    num_layers=1,
+    num_heads=2,
+    intermediate_size=8,
+    pad_id=0,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "target", "said"),
+    [
+        (
+            {"share_embeddings": True, "decoder_vocab_size": None},
+            Vocabulary(30, 0),
+            "one table of words for both sides; set --model.share-embeddings False",
+        ),
+        ({}, Vocabulary(31, 0), "31 pieces, but model.decoder_vocab_size is 30; set"),
+        ({}, None, "60 pieces, but model.decoder_vocab_size is 30; set"),
+        ({}, Vocabulary(30, 5), "pads with id 0 and that of the targets with 5"),
+    ],
+)
+def test_vocabularies_that_do_not_fit_the_model_are_refused(changes, target, said):
+    prepared = SimpleNamespace(vocabulary=Vocabulary(60, 0, target=target), label_names=())
+    config = tiny_config("", "", model=dataclasses.replace(MODEL, **changes))
+    with pytest.raises(UserError, match=said):
+        runtime.check_fits_data(config, prepared)
+
+
+def test_vocabularies_that_fit_are_taken():
+    vocabulary = Vocabulary(60, 0, target=Vocabulary(30, 0))
+    prepared = SimpleNamespace(vocabulary=vocabulary, label_names=())
+    runtime.check_fits_data(tiny_config("", "", model=MODEL), prepared)
