@@ -13,6 +13,7 @@ from flax_transformers.data.prepare import prepare_text
 from flax_transformers.data.tokenizers import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation import translation
+from flax_transformers.evaluation.baselines import text_baselines
 from flax_transformers.evaluation.translation import (
     pairs_of,
     scores,
@@ -64,6 +65,23 @@ def test_each_guess_is_scored_on_the_held_out_pairs(prepared):
     assert {baseline.counted for baseline in found.values()} == {f"{held_out} held-out pairs"}
     assert found["word_lookup_bleu"].score == pytest.approx(100.0)
     assert found["copying_bleu"].score < 1.0
+
+
+def test_guesses_read_targets_with_a_tokenizer_of_their_own(prepared, tmp_path):
+    """Sources are in bytes still, of which a guess would know what is before them."""
+    config, one = prepared
+    data = TextData(
+        source=PairSource(f"{one.directory}/../pairs.tsv"),
+        tokenizer=TokenizerConfig("bytes"),
+        target_tokenizer=TokenizerConfig("unigram", vocab_size=280),
+        validation_fraction=0.2,
+        shards=1,
+    )
+    two = prepare_text(data, tmp_path / "store", processes=1)
+    found = {baseline.key: baseline.score for baseline in translation_baselines(config, two)}
+    assert found["word_lookup_bleu"] == pytest.approx(100.0)
+    (guess,) = text_baselines(config, two)
+    assert guess.name == "unigram cross-entropy" and guess.score < np.log(20)  # pieces in use
 
 
 def test_pairs_are_those_of_the_text_one_by_one(prepared):
