@@ -22,6 +22,15 @@ class MeshConfig:
     """Examples divided likewise, and parameters and optimizer state divided too (ZeRO-3)."""
     tensor: int = 1
     """Heads, feed-forward and vocabulary divided within a layer (Megatron-LM)."""
+    context: int = 1
+    """Places of a row divided, for long text; attention gathers keys and values."""
+    expert: int = 1
+    """Experts of a mixture divided, and examples divided likewise."""
+
+
+AXES = ("data", "fsdp", "expert", "context", "tensor")
+"""Names of the mesh axes, from the slowest link to the fastest: devices that are neighbours differ
+in the last."""
 
 
 def resolve_mesh(config: MeshConfig, device_count: int) -> MeshConfig:
@@ -30,7 +39,8 @@ def resolve_mesh(config: MeshConfig, device_count: int) -> MeshConfig:
     Raises UserError if the axes do not multiply to the number of devices.
     """
     sizes = {field.name: getattr(config, field.name) for field in fields(config)}
-    shown = " x ".join(f"{name}={size}" for name, size in sizes.items())
+    used = {name: size for name, size in sizes.items() if size != 1} or {"data": 1}
+    shown = " x ".join(f"{name}={size}" for name, size in used.items())
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise UserError(
@@ -49,7 +59,6 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """The mesh of ``config`` over ``devices``, by default all of this job's."""
     devices = jax.devices() if devices is None else devices
     config = resolve_mesh(config, len(devices))
-    names = tuple(field.name for field in fields(config))
-    shape = tuple(getattr(config, name) for name in names)
+    shape = tuple(getattr(config, name) for name in AXES)
     # Linen places arrays by constraints, so the compiler must be free to choose (Auto axes).
-    return jax.make_mesh(shape, names, (AxisType.Auto,) * len(names), devices=devices)
+    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices)

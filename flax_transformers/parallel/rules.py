@@ -17,8 +17,8 @@ Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 RULES: Rules = (
     # activations
-    ("batch", ("data", "fsdp")),
-    ("length", None),
+    ("batch", ("data", "fsdp", "expert")),
+    ("length", "context"),
     ("features", None),
     # parameters and activations
     ("heads", "tensor"),
@@ -28,7 +28,7 @@ RULES: Rules = (
     ("vocab", "tensor"),
     # parameters
     ("embed", "fsdp"),
-    ("expert", None),
+    ("expert", "expert"),
     ("router", None),
     ("positions", None),
     ("channels", None),
@@ -148,8 +148,9 @@ def check_batch(
     if batch_size % parts:
         lower = batch_size // parts * parts
         near = f"{lower} or {lower + parts}" if lower else f"{parts}"
-        shape = " x ".join(f"{n}={mesh.shape[n]}" for n in _names(axis))
+        shape = " x ".join(f"{n}={mesh.shape[n]}" for n in _names(axis) if mesh.shape[n] > 1)
         raise UserError(
-            f"{name} {batch_size} does not divide over mesh {shape} and micro_batches="
-            f"{micro_batches} ({parts} parts); use a multiple of {parts}, such as {near}"
+            f"{name} {batch_size} does not divide over mesh {shape or 'of one device'} and "
+            f"micro_batches={micro_batches} ({parts} parts); use a multiple of {parts}, such as "
+            f"{near}"
         )

@@ -35,7 +35,7 @@ def boxed(shape, names):
 
 def test_logical_names_become_mesh_axes():
     assert mesh_axes(PartitionSpec("batch", None, "embed", "mlp", "layers")) == PartitionSpec(
-        ("data", "fsdp"), None, "fsdp", "tensor", None
+        ("data", "fsdp", "expert"), None, "fsdp", "tensor", None
     )
 
 
@@ -133,7 +133,7 @@ def test_each_device_holds_its_rows_of_the_batch(sizes):
         np.testing.assert_array_equal(placed[name], values)
         divided = np.split(values, parts)
         for shard in placed[name].addressable_shards:
-            data, fsdp, _ = np.argwhere(mesh.devices == shard.device)[0]
+            data, fsdp, *_ = np.argwhere(mesh.devices == shard.device)[0]
             np.testing.assert_array_equal(shard.data, divided[data * sizes[1] + fsdp])
 
 

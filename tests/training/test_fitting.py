@@ -19,6 +19,7 @@ from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.next_sentence import NextSentence
 from flax_transformers.objectives.span_corruption import SpanCorruption
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.pretrained import initial_parameters
 from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
 from flax_transformers.training.checkpoints import find_checkpoint, restore_params
@@ -93,6 +94,6 @@ def test_a_run_starts_from_the_weights_it_is_given_and_draws_the_heads_they_lack
 @pytest.mark.slow
 def test_weights_of_another_model_are_refused_by_field(tmp_path):
     save(tmp_path / "bert", tiny_bert().build(Execution()))
-    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with pytest.raises(UserError, match="num_layers is 2, the config's model.num_layers is 3"):
         initial_parameters(tmp_path / "bert", tiny_bert(num_layers=3), mesh, seed=0)
