@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_transformers.models.linear import einsum, truncated_normal
-from flax_transformers.models.sharding import HIDDEN, LOGITS, constrain
+from flax_transformers.models.linear import truncated_normal
+from flax_transformers.models.sharding import HIDDEN, constrain
+from flax_transformers.partitioning import gradient_dtype
 
 if TYPE_CHECKING:
     from flax_transformers.models.config import TextConfig
 
 
-@jax.custom_vjp
-def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows of ``table`` [rows, features] at ``ids`` [...]; an id out of range gives NaN.
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def lookup(axes: tuple[str, str], dtype: jnp.dtype, table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of ``table`` [rows, features] at ``ids`` [...], rounded to ``dtype``; an id out of range
+    gives NaN.
 
-    The derivative of a row is summed over all its uses, thousands for a frequent word, in float32
-    whatever the dtype of the table.
+    ``axes`` are the logical names of the table's. Rows are gathered whole, where a mesh divides
+    them. The derivative of a row is summed over all its uses, thousands for a frequent word, in
+    float32 on each device, and over the mesh in ``partitioning.gradient_dtype``.
     """
-    return jnp.take(table, ids, axis=0)
+    whole = constrain(table.astype(dtype), (axes[0], "features"))
+    return jnp.take(whole, ids, axis=0)
 
 
 def _lookup_forward(
-    table: jax.Array, ids: jax.Array
+    axes: tuple[str, str], dtype: jnp.dtype, table: jax.Array, ids: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return lookup(table, ids), (table, ids)
+    return lookup(axes, dtype, table, ids), (table, ids)
 
 
 def _lookup_backward(
-    operands: tuple[jax.Array, jax.Array], cotangent: jax.Array
+    axes: tuple[str, str],
+    dtype: jnp.dtype,
+    operands: tuple[jax.Array, jax.Array],
+    cotangent: jax.Array,
 ) -> tuple[jax.Array, None]:
     table, ids = operands
     total = jnp.zeros(table.shape, jnp.float32).at[ids].add(cotangent.astype(jnp.float32))
+    total = constrain(total.astype(gradient_dtype(dtype)), axes)
     return total.astype(table.dtype), None
 
 
@@ -60,15 +69,7 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Vectors [..., features] of integer ``ids`` [...]."""
-        # Whole rows first, where a mesh divides them: the lookup then keeps its rows in place.
-        table = constrain(self.embedding.astype(self.dtype), (self.axes[0], "features"))
-        return lookup(table, ids)
-
-    def attend(self, hidden_BMD: jax.Array) -> jax.Array:
-        """Inner products with every row, float32 [B, M, rows]."""
-        table_VD = self.embedding.astype(self.dtype)
-        logits = einsum("BMD,VD->BMV", hidden_BMD.astype(self.dtype), table_VD, jnp.float32)
-        return constrain(logits, LOGITS)
+        return lookup(self.axes, self.dtype, self.embedding, ids)
 
 
 def word_table(config: TextConfig, dtype: jnp.dtype) -> Embedding:

@@ -272,6 +272,7 @@ def _run_phase(
             phase.micro_batches,
             frozen=config.optimizer.frozen,
             ema=config.ema,
+            gradient_reduce_dtype=config.execution.gradient_reduce_dtype,
         ),
         run.abstract,
         run.mesh,

@@ -17,26 +17,28 @@ from flax_transformers.models.embeddings import (
     lookup,
     mask_padded_vocabulary,
 )
+from flax_transformers.models.heads import Unembedding
 from flax_transformers.objectives.cross_entropy import cross_entropy
 from tests.models.reference import equations, layer_norm, randomize, softmax
 
 TABLE = np.arange(12, dtype=np.float32).reshape(4, 3)
+AXES, FLOAT32 = ("vocab", "embed"), jnp.dtype(jnp.float32)
 
 
 def test_a_lookup_gives_rows():
     ids = np.array([[3, 0], [1, 1]])
-    np.testing.assert_array_equal(lookup(TABLE, ids), TABLE[ids])
+    np.testing.assert_array_equal(lookup(AXES, FLOAT32, TABLE, ids), TABLE[ids])
 
 
 def test_an_id_out_of_range_is_loud():
-    assert np.isnan(lookup(TABLE, jnp.array([4]))).all()
+    assert np.isnan(lookup(AXES, FLOAT32, TABLE, jnp.array([4]))).all()
 
 
 @pytest.mark.slow
 def test_the_gradient_of_a_row_is_the_sum_over_its_uses():
     ids = np.array([[3, 0, 3], [1, 3, 1]])
     weight = np.random.default_rng(0).standard_normal((2, 3, 3)).astype(np.float32)
-    ours = jax.grad(lambda table: jnp.sum(lookup(table, ids) * weight))(TABLE)
+    ours = jax.grad(lambda table: jnp.sum(lookup(AXES, FLOAT32, table, ids) * weight))(TABLE)
     expected = np.zeros((4, 3))
     np.add.at(expected, ids, weight)
     np.testing.assert_allclose(ours, expected, rtol=1e-6)
@@ -58,10 +60,9 @@ def test_a_frequent_word_does_not_lose_its_gradient_in_bfloat16():
     assert {e.outvars[0].aval.dtype for e in scatters} == {jnp.dtype(jnp.float32)}
 
 
-def test_attend_gives_float32_inner_products_with_every_row():
-    embedding = Embedding(rows=4, features=3, dtype=jnp.bfloat16)
+def test_logits_are_float32_inner_products_with_every_row():
     hidden = np.random.default_rng(0).standard_normal((2, 5, 3)).astype(jnp.bfloat16)
-    logits = embedding.apply({"params": {"embedding": TABLE}}, hidden, method="attend")
+    logits = Unembedding(jnp.asarray(hidden), jnp.asarray(TABLE), None, size=4).logits()
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, hidden.astype(np.float64) @ TABLE.T, rtol=1e-5, atol=1e-5)
 
