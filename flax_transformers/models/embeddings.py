@@ -26,7 +26,7 @@ def lookup(axes: tuple[str, str], dtype: jnp.dtype, table: jax.Array, ids: jax.A
     them. The derivative of a row is summed over all its uses, thousands for a frequent word, in
     float32 on each device, and over the mesh in ``partitioning.gradient_dtype``.
     """
-    whole = constrain(table.astype(dtype), (axes[0], "features"))
+    whole = constrain(table.astype(dtype), (axes[0], None))
     return jnp.take(whole, ids, axis=0)
 
 

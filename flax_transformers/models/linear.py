@@ -111,7 +111,7 @@ def weighted(
 
 
 def _gathered(axes: tuple[str, ...], x: jax.Array, weight: jax.Array) -> jax.Array:
-    whole = tuple("features" if axis == "embed" else axis for axis in axes)
+    whole = tuple(None if axis == "embed" else axis for axis in axes)
     return constrain(weight.astype(x.dtype), whole)
 
 

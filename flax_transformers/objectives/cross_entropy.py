@@ -108,7 +108,7 @@ def _block_logits(
 ) -> tuple[jax.Array, jax.Array]:
     """Logits float32 [B, M, t, v] of one block, and its whole table in the dtype of ``hidden``."""
     table_tvD = words.table.astype(hidden_BMD.dtype)
-    table_tvD = nn.with_logical_constraint(table_tvD, ("vocab", None, "features"))
+    table_tvD = nn.with_logical_constraint(table_tvD, ("vocab", None, None))
     logits = _einsum("BMD,tvD->BMtv", hidden_BMD, table_tvD) + words.bias[None, None]
     logits = jnp.where(number_tv[None, None] >= 0, logits, _LOWEST)
     return nn.with_logical_constraint(logits, ("batch", "length", "vocab", None)), table_tvD
