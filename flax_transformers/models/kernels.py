@@ -15,6 +15,7 @@ from flax_transformers.models.distance_bias import DistanceBias
 from flax_transformers.models.linear import einsum
 from flax_transformers.models.local import LANES
 from flax_transformers.models.masks import AttentionMask
+from flax_transformers.models.sharding import SCORES, constrain
 from flax_transformers.models.splash import splash_attention
 from flax_transformers.partitioning import mesh_axes_of, parts
 
@@ -131,7 +132,8 @@ def _xla_attention(
         scores_BNTS = scores_BKGTS.reshape(batch, heads, queries, keys)
     else:
         scores_BNTS = einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSKH, jnp.float32)
-    scores_BNTS *= scale
+    # Divided by queries: where a mesh divides the length, keys and values are gathered over it.
+    scores_BNTS = constrain(scores_BNTS, SCORES) * scale
     if bias is not None:
         scores_BNTS += jnp.broadcast_to(bias, scores_BNTS.shape)
     allowed_BTS = mask.dense(queries, keys)
