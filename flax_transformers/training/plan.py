@@ -180,7 +180,7 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, i
         return lowered.compile(), None
     except jax.errors.JaxRuntimeError as error:
         needed = re.search(r"memory required[^(]*\(([\d.]+)([KMGT])\)", str(error))
-        if "HbmOom" not in str(error) or needed is None:
+        if "Ran out of memory on HBM" not in str(error) or needed is None:
             raise
         return None, int(float(needed[1]) * 1024 ** ("KMGT".index(needed[2]) + 1))
 
