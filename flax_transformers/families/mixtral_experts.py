@@ -54,27 +54,26 @@ class Tokens(NamedTuple):
 
 
 def mix_experts(
-    x_BTD: jax.Array,
-    experts_BTC: jax.Array,
-    weights_BTC: jax.Array,
-    kernels: Kernels,
-    activation: str,
-) -> jax.Array:
-    """The weighted sum of what the chosen experts make of each token, [B, T, D] as ``x_BTD``.
+    x_BTD: jax.Array, probabilities_BTE: jax.Array, kernels: Kernels, choices: int, activation: str
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What the most probable experts make of each token, weighted: [B, T, D] as ``x_BTD``.
+
+    Also gives the ``choices`` experts, int32 [B, T, C], the best first, and their weights float32
+    [B, T, C], which are their ``probabilities_BTE`` scaled to sum to one.
 
     Divided as the logical axis rules in force say for "batch", "length", "expert", "embed" and
     "mlp" over the mesh in force. Without one, or where a size does not divide (a batch of one in
     decoding), the partitioner decides.
     """
     layout = _layout(x_BTD.shape, kernels["up"].shape)
-    local = partial(_mix, activation=activation, layout=layout)
+    local = partial(_mix, choices=choices, activation=activation, layout=layout)
     if layout is None:
-        return local(x_BTD, experts_BTC, weights_BTC, kernels)
+        return local(x_BTD, probabilities_BTE, kernels)
     return jax.shard_map(
         local,
-        in_specs=(layout.tokens, layout.tokens, layout.tokens, layout.kernels),
-        out_specs=layout.tokens,
-    )(x_BTD, experts_BTC, weights_BTC, kernels)
+        in_specs=(layout.tokens, layout.tokens, layout.kernels),
+        out_specs=(layout.tokens, layout.tokens, layout.tokens),
+    )(x_BTD, probabilities_BTE, kernels)
 
 
 class _Layout(NamedTuple):
@@ -139,17 +138,20 @@ def _layout(tokens: tuple[int, ...], kernel: tuple[int, ...]) -> _Layout | None:
 
 def _mix(
     x_BTD: jax.Array,
-    experts_BTC: jax.Array,
-    weights_BTC: jax.Array,
+    probabilities_BTE: jax.Array,
     kernels: Kernels,
+    choices: int,
     activation: str,
     layout: _Layout | None,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """``mix_experts`` on one device, whose shares of tokens and kernels these are."""
+    best_BTC, experts_BTC = jax.lax.top_k(probabilities_BTE, choices)
+    weights_BTC = best_BTC / jnp.sum(best_BTC, axis=-1, keepdims=True)
     arrays = (x_BTD, experts_BTC, weights_BTC)
     tokens = Tokens(*(array.reshape(-1, array.shape[-1]) for array in arrays))
     if layout is None:
-        return _own_experts(tokens, kernels, activation).reshape(x_BTD.shape)
+        y_MD = _own_experts(tokens, kernels, activation)
+        return y_MD.reshape(x_BTD.shape), experts_BTC, weights_BTC
     # What a device has in common with others gets a derivative from each of them: to say so here
     # has them summed, of kernels after each device kept its share of the width.
     tokens = _varying(tokens, layout.common_to_tokens)
@@ -160,10 +162,10 @@ def _mix(
     if layout.peers == 1:
         y_MD = _own_experts(tokens, kernels, activation)
     else:
-        y_MD = _round_trip(_Trip(activation, layout.expert, layout.all, layout.peers))(
-            tokens, kernels
-        )
-    return jax.lax.psum(y_MD, layout.mlp).reshape(x_BTD.shape)
+        trip = _Trip(activation, layout.expert, layout.all, layout.peers)
+        y_MD = _round_trip(trip)(tokens, kernels)
+    y_MD = jax.lax.psum(y_MD, layout.mlp)
+    return y_MD.reshape(x_BTD.shape), experts_BTC, weights_BTC
 
 
 def _varying(tree: Any, axes: tuple[str, ...]) -> Any:

@@ -65,26 +65,10 @@ class MixtureOfExperts(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, Routing]:
-        c = self.config
-        routing = self._route(x_BTD)
-        sizes = {"expert": self.experts, "embed": x_BTD.shape[-1], "mlp": c.intermediate_size}
-        kernels = {
-            name: _Kernels(
-                tuple(sizes[axis] for axis in axes), axes, c.initial_std(name), name=name
-            )()
-            for name, axes in AXES.items()
-        }
-        kernels = {name: kernel.astype(self.dtype) for name, kernel in kernels.items()}
-        y_BTD = mix_experts(
-            x_BTD.astype(self.dtype), routing.experts, routing.weights, kernels, c.activation
-        )
-        return y_BTD, routing
-
-    def _route(self, x_BTD: jax.Array) -> Routing:
-        c = self.config
+        c, width = self.config, x_BTD.shape[-1]
         router = Linear(
             "BTD,DE->BTE",
-            (x_BTD.shape[-1], self.experts),
+            (width, self.experts),
             ("embed", "router"),
             dtype=jnp.dtype(jnp.float32),
             use_bias=False,
@@ -92,9 +76,16 @@ class MixtureOfExperts(nn.Module):
             name="router",
         )
         probabilities_BTE = jax.nn.softmax(router(x_BTD), axis=-1)
-        best_BTC, experts_BTC = jax.lax.top_k(probabilities_BTE, self.choices)
-        weights_BTC = best_BTC / jnp.sum(best_BTC, axis=-1, keepdims=True)
-        return Routing(probabilities_BTE, experts_BTC, weights_BTC)
+        sizes = {"expert": self.experts, "embed": width, "mlp": c.intermediate_size}
+        kernels = {}
+        for name, axes in AXES.items():
+            shape = tuple(sizes[axis] for axis in axes)
+            kernel = _Kernels(shape, axes, c.initial_std(name), name=name)()
+            kernels[name] = kernel.astype(self.dtype)
+        y_BTD, experts_BTC, weights_BTC = mix_experts(
+            x_BTD.astype(self.dtype), probabilities_BTE, kernels, self.choices, c.activation
+        )
+        return y_BTD, Routing(probabilities_BTE, experts_BTC, weights_BTC)
 
 
 class _Kernels(nn.Module):
