@@ -13,12 +13,12 @@ from flax_transformers.models.attention import KeyValues
 from flax_transformers.models.block import LayerInputs, TransformerBlock
 from flax_transformers.models.encoder import EncoderForMaskedLM
 from flax_transformers.models.heads import LanguageHead, MaskedLMHead, Transform
-from flax_transformers.models.kernels import AttentionMask
 from flax_transformers.models.labels import (
     QuestionAnswering,
     SequenceClassification,
     TokenClassification,
 )
+from flax_transformers.models.masks import AttentionMask
 from flax_transformers.models.model import Tokens
 from flax_transformers.models.sharding import HIDDEN, constrain
 from flax_transformers.models.text import TextModel
