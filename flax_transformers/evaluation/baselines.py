@@ -123,9 +123,7 @@ def _text_counts(config: TrainConfig, prepared: PreparedText) -> np.ndarray:
     they are predicted."""
     counts = prepared.train.unigram_counts.copy()
     if not isinstance(config.objective, Masking):
-        vocabulary = prepared.vocabulary
-        end = vocabulary.sep_id if vocabulary.eos_id is None else vocabulary.eos_id
-        counts[end] += prepared.train.num_documents
+        counts[prepared.vocabulary.end_id] += prepared.train.num_documents
     return counts
 
 

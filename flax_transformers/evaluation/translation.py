@@ -21,8 +21,8 @@ from flax_transformers.data.store import Split
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.generation.translate import generate_target
+from flax_transformers.objectives.rows import end_id, start_id
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
-from flax_transformers.objectives.sequences import end_id, start_id
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Evaluator, Snapshot
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from flax_transformers.models.heads import LanguageHead, MaskedLMHead, Pooler
-from flax_transformers.models.labels import SequenceClassification
+from flax_transformers.models.labels import SequenceClassificationHead
 from flax_transformers.models.model import Tokens
 from flax_transformers.models.text import TextModel
 
@@ -43,7 +43,7 @@ class EncoderForMaskedLM(TextModel):
         return {"logits": self.unembed(hidden_BTD)[..., : self.config.vocab_size]}
 
 
-class EncoderForSequenceClassification(SequenceClassification, TextModel):
+class EncoderForSequenceClassification(SequenceClassificationHead, TextModel):
     """Labels the row by its pooled first token."""
 
     def setup(self) -> None:
