@@ -158,6 +158,6 @@ def reconstruction_baselines(config: TrainConfig, prepared: Dataset) -> list[Bas
     for name, guess_TK in guesses.items():
         sums = np.array([errors(batch, guess_TK) for batch in batches], np.float64)
         error, hidden = sums.sum(axis=0).tolist()
-        counted = f"{hidden:,.0f} hidden patches"
-        found.append(Baseline(name, "eval/loss", error / hidden, counted, unit=""))
+        counted = round(hidden), "hidden patches"
+        found.append(Baseline(name, "eval/loss", error / hidden, *counted, unit=""))
     return found

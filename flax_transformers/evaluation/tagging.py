@@ -117,15 +117,15 @@ def tagging_baselines(config: TrainConfig, prepared: PreparedText) -> list[Basel
         for pair in zip(guess, tags, strict=True)
     ]
     share = sum(guess == tag for guess, tag in pairs) / len(pairs)
-    name, counted = "most frequent tag of each word", f"{len(pairs):,} held-out words"
-    found = [Baseline(name, "eval/accuracy", share, counted)]
+    name, counted = "most frequent tag of each word", (len(pairs), "held-out words")
+    found = [Baseline(name, "eval/accuracy", share, *counted)]
     if is_iob2(prepared.label_names):
         named = prepared.label_names
         scores = entity_scores(
             [[named[tag] for tag in guess] for guess in guesses],
             [[named[tag] for tag in tags] for _, tags in held_out],
         )
-        found.append(Baseline(name, "eval/entity_f1", scores["f1"], counted))
+        found.append(Baseline(name, "eval/entity_f1", scores["f1"], *counted))
     return found
 
 
@@ -134,9 +134,7 @@ def _most_frequent(tags: Counter[int]) -> int:
     return min(tags, key=lambda tag: (-tags[tag], tag))
 
 
-def _sentences(
-    store: TokenStore, tokenizer: Tokenizer
-) -> Iterator[tuple[list[str], list[int]]]:
+def _sentences(store: TokenStore, tokenizer: Tokenizer) -> Iterator[tuple[list[str], list[int]]]:
     """The words of each sentence, as their tokens read, and their tags."""
 
     @functools.lru_cache(maxsize=1 << 16)

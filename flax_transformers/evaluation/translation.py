@@ -83,7 +83,7 @@ def translation_baselines(config: TrainConfig, prepared: PreparedText) -> list[B
     lookup = word_lookup((decodes[0](a).split(), decodes[1](b).split()) for a, b in known)
     looked_up = [" ".join(lookup.get(word, word) for word in text.split()) for text in sources]
     return [
-        Baseline(name, f"eval/{metric}", score, f"{len(sources):,} held-out pairs")
+        Baseline(name, f"eval/{metric}", score, len(sources), "held-out pairs")
         for name, guesses in (("copying", sources), ("word lookup", looked_up))
         for metric, score in scores(guesses, references).items()
     ]
