@@ -79,8 +79,8 @@ class ModernBertMaskedLMHead(MaskedLMHead):
         c = self.config
         return ModernBertTransform(c, self.dtype, c.head_activation, name="transform")
 
-    def after_words(self, logits_BMV: jax.Array) -> jax.Array:
-        return super().after_words(logits_BMV) if self.config.decoder_bias else logits_BMV
+    def word_bias(self, size: int) -> jax.Array | None:
+        return super().word_bias(size) if self.config.decoder_bias else None
 
 
 class ModernBertForMaskedLM(EncoderForMaskedLM):

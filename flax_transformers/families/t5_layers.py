@@ -14,6 +14,7 @@ from flax_transformers.models.block import LayerCache, LayerInputs, TransformerB
 from flax_transformers.models.embeddings import Embedding
 from flax_transformers.models.encoder_decoder import Side, WithEncoder
 from flax_transformers.models.encoder_decoder_heads import EncoderDecoderForConditionalGeneration
+from flax_transformers.models.heads import Unembedding
 from flax_transformers.models.kernels import AttentionMask
 from flax_transformers.models.labels import TokenClassification
 from flax_transformers.models.model import Tokens
@@ -158,10 +159,10 @@ class T5ForConditionalGeneration(EncoderDecoderForConditionalGeneration):
 
     config: T5Config
 
-    def unembed(self, hidden_BMD: jax.Array) -> jax.Array:
+    def unembedding(self, hidden_BMD: jax.Array) -> Unembedding:
         c = self.config
         scale = c.hidden_size**-0.5 if c.scale_logits else 1.0
-        return super().unembed(hidden_BMD * jnp.asarray(scale, hidden_BMD.dtype))
+        return super().unembedding(hidden_BMD * jnp.asarray(scale, hidden_BMD.dtype))
 
 
 class T5ForTokenClassification(TokenClassification, T5EncoderModel):

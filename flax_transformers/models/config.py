@@ -31,15 +31,18 @@ VOCABULARY_MULTIPLE = 128
 
 @dataclass(frozen=True)
 class Execution:
-    """How a model is run. Only ``dtype`` changes the numbers, and only by rounding."""
+    """How a model is run. Only the dtypes change the numbers, and only by rounding."""
 
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """Activations and matmul inputs; ``auto`` is bfloat16 on accelerators, float32 on CPU."""
     scan_layers: bool = True
     """One compiled layer in a loop (short compiles) or all layers written out (a little faster)."""
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Literal["none", "full", "dots", "offload"] = "none"
     """What the backward pass recomputes: nothing, whole layers, or all but what linear layers and
-    experts give."""
+    experts give, which is kept on the device (``dots``) or in the host's memory (``offload``)."""
+    gradient_reduce_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """What gradients of weights cross the mesh in, in training with bfloat16 activations; they add
+    up over micro-batches in float32. With float32 activations they are float32 too."""
 
     def resolve(self, platform: str) -> Execution:
         """Settles ``auto`` for a platform ("cpu", "gpu", "tpu"); models need it settled."""

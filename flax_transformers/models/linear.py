@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from flax_transformers.models.sharding import constrain
+from flax_transformers.partitioning import gradient_dtype
+
 PROJECTION = "projection"
 """The name under which a rematerialisation policy finds the product of every linear layer."""
 
@@ -29,6 +32,26 @@ def _einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Arra
         # of bfloat16 numbers are exact in float32, so widening them changes nothing but the time.
         return jax.lax.platform_dependent(a, b, cpu=widened, default=product)
     return product(a, b)
+
+
+def _gradient_einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The gradient of a weight, in the dtype it has to cross the mesh in.
+
+    The partitioner adds up the devices' parts of a product right behind it, in the dtype that it
+    comes out in: so it has to come out in that dtype. Accelerators still sum in float32 inside.
+    """
+    dtype = gradient_dtype(a.dtype)
+
+    def summed(a: jax.Array, b: jax.Array) -> jax.Array:
+        return _einsum(spec, a, b, dtype)
+
+    def narrow(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.einsum(spec, a, b, preferred_element_type=dtype)
+
+    if dtype == jnp.float32:
+        return summed(a, b)
+    # XLA's CPU backend is slow at bfloat16 results, and no wire is saved there.
+    return jax.lax.platform_dependent(a, b, cpu=summed, default=narrow)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -69,6 +92,59 @@ def _einsum_backward(
 einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 4))
+def weighted(
+    spec: str,
+    axes: tuple[str, ...],
+    x: jax.Array,
+    weight: jax.Array,
+    out_dtype: jnp.dtype | None = None,
+) -> jax.Array:
+    """``einsum`` of ``x`` and a float32 ``weight``, which is first rounded to the dtype of ``x``.
+
+    ``axes`` are the logical names of the weight's axes. Where a mesh divides "embed", the rounded
+    weight is gathered and used whole, and its gradient is reduced onto the parts (ZeRO-3,
+    arXiv:1910.02054); it crosses the mesh in ``partitioning.gradient_dtype`` and is float32 from
+    then on.
+    """
+    return _einsum(spec, x, _gathered(axes, x, weight), out_dtype or x.dtype)
+
+
+def _gathered(axes: tuple[str, ...], x: jax.Array, weight: jax.Array) -> jax.Array:
+    whole = tuple(None if axis == "embed" else axis for axis in axes)
+    return constrain(weight.astype(x.dtype), whole)
+
+
+def _weighted_forward(
+    spec: str,
+    axes: tuple[str, ...],
+    x: jax.Array,
+    weight: jax.Array,
+    out_dtype: jnp.dtype | None,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return weighted(spec, axes, x, weight, out_dtype), (x, weight)
+
+
+def _weighted_backward(
+    spec: str,
+    axes: tuple[str, ...],
+    out_dtype: jnp.dtype | None,
+    operands: tuple[jax.Array, jax.Array],
+    cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    x, weight = operands
+    (x_axes, weight_axes), out_axes = spec.split("->")[0].split(","), spec.split("->")[1]
+    cotangent, whole = cotangent.astype(x.dtype), _gathered(axes, x, weight)
+    gradient = _gradient_einsum(f"{out_axes},{x_axes}->{weight_axes}", cotangent, x)
+    return (
+        _einsum(f"{out_axes},{weight_axes}->{x_axes}", cotangent, whole, x.dtype),
+        constrain(gradient, axes).astype(weight.dtype),
+    )
+
+
+weighted.defvjp(_weighted_forward, _weighted_backward)
+
+
 class Linear(nn.Module):
     """An affine map over named axes: ``einsum(spec, x, kernel) + bias``.
 
@@ -87,7 +163,7 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel_init = nn.with_logical_partitioning(truncated_normal(self.init_std), self.axes)
         kernel = self.param("kernel", kernel_init, tuple(self.shape), jnp.float32)
-        y = einsum(self.spec, x.astype(self.dtype), kernel.astype(self.dtype))
+        y = weighted(self.spec, tuple(self.axes), x.astype(self.dtype), kernel)
         y = checkpoint_name(y, PROJECTION)
         if not self.use_bias:
             return y

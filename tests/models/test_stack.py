@@ -189,9 +189,17 @@ def count_products(remat):
 def test_dots_keeps_projections_and_full_keeps_nothing():
     # Six projections and two products inside attention: one forward and two backward for each.
     assert count_products("none") == 8 * 3
-    assert count_products("dots") == 8 * 3 + 2
+    assert count_products("dots") == count_products("offload") == 8 * 3 + 2
     # The result of the last projection is the next layer's input, which is kept.
     assert count_products("full") == 8 * 3 + 7
+
+
+@pytest.mark.slow
+def test_offload_keeps_projections_in_the_memory_of_the_host():
+    gradient, params = make_gradient("offload")
+    moved = [e for e in equations(gradient, params) if e.primitive.name == "device_put"]
+    kept = [e for e in moved if "host" in str(e.outvars[0].aval.memory_space).lower()]
+    assert len(kept) == 5  # of six projections; the last one's result is the next layer's input
 
 
 @pytest.mark.slow
