@@ -16,7 +16,7 @@ from flax_transformers.models.embeddings import Embedding
 from flax_transformers.models.encoder_decoder import Side, WithEncoder
 from flax_transformers.models.encoder_decoder_heads import EncoderDecoderForConditionalGeneration
 from flax_transformers.models.heads import Unembedding
-from flax_transformers.models.labels import TokenClassification
+from flax_transformers.models.labels import TokenClassificationHead
 from flax_transformers.models.model import Tokens
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.sharding import constrain
@@ -162,5 +162,5 @@ class T5ForConditionalGeneration(EncoderDecoderForConditionalGeneration):
         return super().unembedding(hidden_BMD * jnp.asarray(scale, hidden_BMD.dtype))
 
 
-class T5ForTokenClassification(TokenClassification, T5EncoderModel):
+class T5ForTokenClassification(TokenClassificationHead, T5EncoderModel):
     """Labels every token, by the encoder alone."""

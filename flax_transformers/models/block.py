@@ -116,7 +116,7 @@ class TransformerBlock(nn.Module):
 
     def feed_forward(self, x_BTD: jax.Array) -> tuple[jax.Array, Any]:
         """The feed-forward sub-layer, without norm and residual, and its auxiliary sums or None."""
-        mlp = FeedForward(self.config, self.dtype, self.deterministic, name="mlp")
+        mlp = FeedForward(self.config, self.execution, self.deterministic, name="mlp")
         return mlp(x_BTD), None
 
     def residual(

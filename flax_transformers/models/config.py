@@ -52,6 +52,10 @@ class Execution:
     gradient_reduce_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """What gradients of weights cross the mesh in, in training with bfloat16 activations; they add
     up over micro-batches in float32. With float32 activations they are float32 too."""
+    feed_forward_chunk: int | None = None
+    """Places of a row on a device that go through a feed-forward at once; the backward pass
+    computes each chunk anew, whatever ``remat`` says. None: all at once. A row that this does not
+    divide goes through whole, and so does one in which activations drop out."""
     attention: Kernel = "auto"
     """What computes attention; ``auto`` is splash on TPUs and cuDNN on NVIDIA, where they can do
     what a call needs, and else XLA. What is used, and why, is logged."""

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from flax_transformers.models.linear import truncated_normal
 from flax_transformers.models.sharding import HIDDEN, constrain
-from flax_transformers.partitioning import gradient_dtype
+from flax_transformers.partitioning import gradient_dtype, mesh_axes_of, parts
 
 if TYPE_CHECKING:
     from flax_transformers.models.config import TextConfig
@@ -22,12 +23,35 @@ def lookup(axes: tuple[str, str], dtype: jnp.dtype, table: jax.Array, ids: jax.A
     """Rows of ``table`` [rows, features] at ``ids`` [...], rounded to ``dtype``; an id out of range
     gives NaN.
 
-    ``axes`` are the logical names of the table's. Rows are gathered whole, where a mesh divides
-    them. The derivative of a row is summed over all its uses, thousands for a frequent word, in
-    float32 on each device, and over the mesh in ``partitioning.gradient_dtype``.
+    ``axes`` are the logical names of the table's. The derivative of a row is summed over all its
+    uses, thousands for a frequent word, in float32 on each device, and over the mesh in
+    ``partitioning.gradient_dtype``.
+
+    Where a mesh divides the rows' features among devices that have different ids, either the table
+    crosses the mesh, and its gradient on the way back, or the vectors do: each device looks its
+    part of the features up for all ids of its group. The lesser of the two is done.
     """
-    whole = constrain(table.astype(dtype), (axes[0], None))
-    return jnp.take(whole, ids, axis=0)
+    if not _vectors_cross(axes, table, ids):
+        return jnp.take(constrain(table.astype(dtype), (axes[0], None)), ids, axis=0)
+    return jax.lax.with_sharding_constraint(
+        jnp.take(table.astype(dtype), ids, axis=0), _spec(axes, ids)
+    )
+
+
+def _vectors_cross(axes: tuple[str, str], table: jax.Array, ids: jax.Array) -> bool:
+    """Whether the vectors of ``ids`` [B, T] are less to send than the table [V, D]: both ways in
+    two bytes, against the table there in two and its float32 gradient all-reduced."""
+    if ids.ndim != 2 or parts(axes[1]) == 1 or ids.shape[0] % parts("batch"):
+        return False
+    return 2 * ids.size < 5 * len(table) * parts("batch") * parts("length")
+
+
+def _spec(axes: tuple[str, str], ids: jax.Array) -> PartitionSpec:
+    """Vectors [B, T, D] divided along their features as the table is, and along the batch by the
+    axes that remain."""
+    features = mesh_axes_of(axes[1])
+    batch = tuple(axis for axis in mesh_axes_of("batch") if axis not in features)
+    return PartitionSpec(batch, mesh_axes_of("length"), features)
 
 
 def _lookup_forward(
@@ -43,6 +67,8 @@ def _lookup_backward(
     cotangent: jax.Array,
 ) -> tuple[jax.Array, None]:
     table, ids = operands
+    if _vectors_cross(axes, table, ids):
+        cotangent = jax.lax.with_sharding_constraint(cotangent, _spec(axes, ids))
     total = jnp.zeros(table.shape, jnp.float32).at[ids].add(cotangent.astype(jnp.float32))
     total = constrain(total.astype(gradient_dtype(dtype)), axes)
     return total.astype(table.dtype), None

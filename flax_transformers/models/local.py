@@ -28,18 +28,20 @@ LANES = 128
 
 
 def on_each_device(
-    local: Callable[..., Any], operands: tuple[Any, ...], axes: tuple[Any, ...], out: Axes
+    local: Callable[..., Any], operands: tuple[Any, ...], axes: tuple[Any, ...], out: Any
 ) -> Any:
     """``local(*operands)``, on each device with its own parts of them.
 
-    ``axes`` has the axes of each operand, a prefix of its tree. Along an axis that is None an
-    operand is whole everywhere, and its gradient is summed over the mesh.
+    ``axes`` has the axes of each operand, a prefix of its tree, and ``out`` those of the result.
+    Along an axis that is None an operand is whole everywhere, and its gradient is summed over the
+    mesh.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return local(*operands)
     specs = tuple(jax.tree.map(_spec, one, is_leaf=_is_axes) for one in axes)
-    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=_spec(out), check_vma=False)(
+    result = jax.tree.map(_spec, out, is_leaf=_is_axes)
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=result, check_vma=False)(
         *operands
     )
 

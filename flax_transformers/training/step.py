@@ -227,7 +227,7 @@ def make_evaluation_step(
 
 def compile_train_step(
     step: Callable[..., Any], abstract: TrainState, mesh: Mesh, rules: Rules = RULES
-) -> Callable[..., Any]:
+) -> jax.stages.Wrapped:
     """``step`` under ``jax.jit`` with its shardings; it donates its state.
 
     Call (or lower) it under ``jax.set_mesh(mesh)``.
@@ -243,7 +243,7 @@ def compile_train_step(
 
 def compile_evaluation_step(
     step: Callable[..., Any], params: Params, mesh: Mesh, rules: Rules = RULES
-) -> Callable[..., Any]:
+) -> jax.stages.Wrapped:
     """``step`` under ``jax.jit``, for parameters that lie as ``params`` (abstract or real) do."""
     placed = jax.tree.map(lambda leaf: leaf.sharding, params)
     return jax.jit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from flax_transformers.models.config import TextConfig
 from flax_transformers.models.embeddings import (
@@ -18,7 +20,10 @@ from flax_transformers.models.embeddings import (
     mask_padded_vocabulary,
 )
 from flax_transformers.models.heads import Unembedding
+from flax_transformers.models.sharding import HIDDEN, constrain
 from flax_transformers.objectives.cross_entropy import cross_entropy
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.parallel.rules import RULES, batch_sharding, replicated
 from tests.models.reference import equations, layer_norm, randomize, softmax
 
 TABLE = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -58,6 +63,39 @@ def test_a_frequent_word_does_not_lose_its_gradient_in_bfloat16():
     assert grad.ravel().tolist() == [4096, 0]
     scatters = [e for e in equations(jax.grad(total), params) if "scatter" in e.primitive.name]
     assert {e.outvars[0].aval.dtype for e in scatters} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rows", "length", "crosses", "stays"),
+    [(256, 4, "all-to-all", "all-gather"), (16, 64, "all-gather", "all-to-all")],
+    ids=["vectors", "table"],
+)
+def test_the_lesser_of_vectors_and_table_crosses_the_mesh(rows, length, crosses, stays):
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((rows, 16)).astype(np.float32)
+    ids = rng.integers(0, rows, (8, length)).astype(np.int32)
+    weight = rng.standard_normal((8, length, 16)).astype(np.float32)
+
+    @jax.value_and_grad
+    def total(table, ids):
+        return jnp.sum(constrain(lookup(AXES, FLOAT32, table, ids), HIDDEN) * weight)
+
+    def ruled(*operands):
+        with nn.logical_axis_rules(RULES):
+            return total(*operands)
+
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    placed = [NamedSharding(mesh, PartitionSpec(None, "fsdp")), batch_sharding(mesh)]
+    with jax.set_mesh(mesh):
+        outputs = (replicated(mesh), placed[0])
+        program = jax.jit(ruled, in_shardings=placed, out_shardings=outputs)
+        program = program.lower(table, ids).compile()
+        found = program(*map(jax.device_put, (table, ids), placed))
+    for a, b in zip(found, total(table, ids), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    moved = re.findall(r"= \(?f32\[.* (all-to-all|all-gather)\(", program.as_text())
+    assert crosses in moved and stays not in moved
 
 
 def test_logits_are_float32_inner_products_with_every_row():
