@@ -77,8 +77,8 @@ class Attention(nn.Module):
             seen = self._keys_and_values(x_BTD if context_BSD is None else context_BSD, rotary)
             if cache is not None and index is not None:
                 seen = jax.tree.map(partial(_written, index=index), cache, seen)
-        # Few queries look at what a cache holds, and parameters are drawn with tiny inputs: no other
-        # kernel is made for that.
+        # Few queries look at what a cache holds, and parameters are drawn with tiny inputs: no
+        # other kernel is made for that.
         small = cache is not None or self.is_initializing()
         dropping = c.attention_dropout > 0.0 and not self.deterministic
         attended_BTNH = dot_product_attention(

@@ -21,10 +21,10 @@ from flax_transformers.parallel.chips import Chip, chip_of
 from flax_transformers.parallel.hlo import Account, Collective, KernelCall, account
 from flax_transformers.parallel.hlo_text import Array
 from flax_transformers.parallel.mesh import make_mesh
-from flax_transformers.parallel.rules import batch_sharding, check_batch
+from flax_transformers.parallel.rules import batch_sharding
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.model_flops import step_flops
-from flax_transformers.training.program import Program, build_program
+from flax_transformers.training.program import Program, build_program, check_phase
 from flax_transformers.training.stand_in import abstract_batch
 
 GIB = 2**30
@@ -127,7 +127,7 @@ def plan(
     is comes back as a plan that does not fit.
     """
     mesh = make_mesh(config.mesh, devices)
-    check_batch(phase.batch_size, phase.micro_batches, mesh)
+    check_phase(phase, mesh)
     program = build_program(config, mesh)
     chip = chip_of(devices[0].device_kind)
     started = time.perf_counter()
@@ -249,7 +249,8 @@ def attention_kernel_flops(call: KernelCall, density: float) -> float:
         return 0.0
     queries, keys = inputs[:2]
     if "dkv" in name or "backward" in name:
-        products = 5 if len(results) > 2 else 4
+        gradients = [one for one in results if one.shape in (queries.shape, keys.shape)]
+        products = 5 if len(gradients) > 2 else 4
     elif "dq" in name:
         products = 3
     else:
