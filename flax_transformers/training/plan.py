@@ -193,7 +193,10 @@ def _memory(
     chip: Chip | None,
 ) -> Memory:
     state, sharding = program.abstract, batch_sharding(program.mesh)
-    parameters, optimizer = _bytes(state.params), _bytes((state.opt_state, state.ema))
+    parameters, optimizer = (
+        bytes_on_device(state.params),
+        bytes_on_device((state.opt_state, state.ema)),
+    )
     rows = sum(
         math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in batch.values()
     )
@@ -218,8 +221,8 @@ def _memory(
     )
 
 
-def _bytes(tree: Any) -> int:
-    """Of one device's share of abstract arrays."""
+def bytes_on_device(tree: Any) -> int:
+    """Of one device's share of abstract arrays that know their shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
