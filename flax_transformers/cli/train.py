@@ -31,7 +31,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     from flax_transformers.cli import runtime
     from flax_transformers.cli.report import finish, introduce
-    from flax_transformers.cli.scores import baselines, evaluators
+    from flax_transformers.cli.scores import evaluators
+    from flax_transformers.cli.to_beat import baselines_of_run, keep_baselines
     from flax_transformers.parallel.distributed import PREEMPTED
     from flax_transformers.training.loop import checked_mesh, train
     from flax_transformers.training.workdir import open_workdir
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     prepared = runtime.prepared_data(config.data)
     runtime.check_fits_data(config, prepared)
     config = runtime.with_label_names(config, prepared)
-    to_beat = baselines(config, prepared)
+    to_beat = baselines_of_run(config, prepared, workdir)
     introduce(config, prepared, workdir, to_beat)
     outcome = train(
         config,
@@ -51,5 +52,6 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         evaluators(config, prepared, runtime.built(config), workdir),
         runtime.initial_weights(config),
     )
+    keep_baselines(config, prepared, workdir, to_beat)
     finish(workdir, outcome, to_beat)
     return PREEMPTED if outcome.preempted else 0

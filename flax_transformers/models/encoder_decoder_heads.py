@@ -6,8 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
-from flax_transformers.models.heads import LanguageHead, Pooler, last_token, take_token
-from flax_transformers.models.labels import QuestionAnswering, SequenceClassification
+from flax_transformers.models.heads import (
+    LanguageHead,
+    Pooler,
+    Unembedding,
+    WritesWords,
+    last_token,
+    take_token,
+)
+from flax_transformers.models.labels import QuestionAnsweringHead, SequenceClassificationHead
 from flax_transformers.models.model import Tokens
 
 
@@ -16,21 +23,20 @@ class ShiftedLanguageHead(LanguageHead):
 
     config: EncoderDecoderConfig
 
-    def after_words(self, logits_BMV: jax.Array) -> jax.Array:
+    def word_bias(self, size: int) -> jax.Array | None:
         if not self.config.logits_bias:
-            return logits_BMV
-        return logits_BMV + jax.lax.stop_gradient(self.word_bias(logits_BMV.shape[-1]))
+            return None
+        return jax.lax.stop_gradient(self.make_word_bias(size))
 
 
-class EncoderDecoderForConditionalGeneration(EncoderDecoder):
+class EncoderDecoderForConditionalGeneration(WritesWords, EncoderDecoder):
     """Predicts the decoder's next token."""
 
     def setup(self) -> None:
         super().setup()
         self.lm_head = ShiftedLanguageHead(self.config.decoder, self.dtype)
 
-    def unembed(self, hidden_BMD: jax.Array) -> jax.Array:
-        """Logits float32 [B, M, padded_vocab_size] of any chosen hidden states [B, M, D]."""
+    def unembedding(self, hidden_BMD: jax.Array) -> Unembedding:
         return self.lm_head(hidden_BMD, self.target_words)
 
     def head_outputs(
@@ -40,7 +46,7 @@ class EncoderDecoderForConditionalGeneration(EncoderDecoder):
         return {"logits": logits_BTV[..., : self.config.decoder.vocab_size]}
 
 
-class EncoderDecoderForSequenceClassification(SequenceClassification, EncoderDecoder):
+class EncoderDecoderForSequenceClassification(SequenceClassificationHead, EncoderDecoder):
     """Labels the row by the decoder's state at the last end-of-sequence token (arXiv:1910.13461).
 
     The decoder reads the input, shifted; ``decoder_input_ids`` are left out.
@@ -57,5 +63,5 @@ class EncoderDecoderForSequenceClassification(SequenceClassification, EncoderDec
         return self.head_dropout(self.pooler(dropped_B1D), deterministic=deterministic)
 
 
-class EncoderDecoderForQuestionAnswering(QuestionAnswering, EncoderDecoder):
+class EncoderDecoderForQuestionAnswering(QuestionAnsweringHead, EncoderDecoder):
     """Marks the first and the last token of an answer, on the decoder's states."""

@@ -51,6 +51,7 @@ class Program:
             phase.micro_batches,
             frozen=self.config.optimizer.frozen,
             ema=self.config.ema,
+            gradient_reduce_dtype=self.config.execution.gradient_reduce_dtype,
         )
         return compile_train_step(step, self.abstract, self.mesh)
 

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flax_transformers.parallel.hlo import account, oversized
-from flax_transformers.parallel.hlo_text import Array, arrays, parse
+from flax_transformers.parallel.hlo_text import Array, Instruction, arrays, device_groups, parse
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
@@ -44,6 +44,24 @@ def test_a_collective_that_overlaps_matmuls_counts_once():
     assert gather.bytes == 2 * 8 * 8
     assert gather.wire_bytes == 6 * gather.bytes / 2
     assert sum(c.kind == "all-gather" for c in account(TPU, MESH).collectives) == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "groups"),
+    [
+        ("replica_groups={{0,3},{1,2}}", [[0, 3], [1, 2]]),
+        ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=3] {'b'}", [[0, 1, 2], [3, 4, 5]]),
+        ("replica_groups=mesh['a'=4] {'a':(2)2}", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=3], device_ids=([3,2]T(1,0)) {'a'}",
+         [[0, 1], [2, 3], [4, 5]]),
+    ],
+)  # fmt: skip
+def test_groups_of_devices_are_read_however_they_are_written(written, groups):
+    devices = 1 + max(place for group in groups for place in group)
+    one = Instruction("x", "f32[]", "all-reduce", (), "", written, False)
+    assert sorted(device_groups(one, devices)) == groups
 
 
 def test_an_all_reduce_of_which_a_slice_is_kept_is_a_reduce_scatter():
