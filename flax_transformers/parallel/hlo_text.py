@@ -150,7 +150,7 @@ def parse(text: str) -> Module:
     """Raises ValueError for a text without an entry computation."""
     computations: dict[str, Computation] = {}
     entry = current = None
-    for line in text.splitlines():
+    for line in _whole_lines(text):
         if current is not None and line[:1].isspace():
             instruction = _instruction(line)
             if instruction is not None:
@@ -161,6 +161,18 @@ def parse(text: str) -> Module:
     if entry is None:
         raise ValueError("this is no HLO module: it has no ENTRY computation")
     return Module(computations, entry)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """Lines, those that go on put together: what kernels say of themselves has lines of its own."""
+    whole = ""
+    for line in text.splitlines():
+        if whole and not line[:1].isspace() and line[:1] in ('"', "}") and line != "}":
+            whole += line
+        else:
+            yield whole
+            whole = line
+    yield whole
 
 
 def _instruction(line: str) -> Instruction | None:

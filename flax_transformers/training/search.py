@@ -95,7 +95,7 @@ def candidates(
     whole = build_program(config, make_mesh(MeshConfig(), devices)).abstract
     held = bytes_on_device(whole.params), bytes_on_device((whole.opt_state, whole.ema))
     flops = step_flops(config, phase, whole.params) / len(devices)
-    found = []
+    found: list[Candidate] = []
     for mesh in _meshes(config.model, len(devices)):
         parts = mesh.data * mesh.fsdp * mesh.expert
         if phase.batch_size % parts:

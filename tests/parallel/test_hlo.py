@@ -31,6 +31,20 @@ def test_a_text_that_is_no_program_is_refused():
         parse("HloModule nothing")
 
 
+def test_a_kernel_whose_settings_have_lines_of_their_own_is_one_instruction():
+    text = """
+ENTRY %main (q: bf16[2,8,4]) -> bf16[2,8,4] {
+  %q = bf16[2,8,4]{2,1,0} parameter(0)
+  ROOT %flash.1 = bf16[2,8,4]{2,1,0} custom-call(%q, %q), custom_call_target="tpu_custom_call", a={{
+"settings":"{}"
+}}, metadata={op_name="step/attention"}, backend_config={"cost_estimate":{"flops":"99"}}
+}
+"""
+    (call,) = account(text, {"data": 1}).kernels
+    assert (call.name, call.op_name, call.estimate) == ("flash.1", "step/attention", 99)
+    assert call.operands == (Array("bf16", (2, 8, 4)),) * 2
+
+
 def test_a_loop_of_a_tpu_program_counts_as_often_as_it_runs():
     found = account(TPU, MESH)
     assert found.loops == {"while.1": 6} and not found.unknown
