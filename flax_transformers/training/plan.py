@@ -32,10 +32,8 @@ from flax_transformers.training.stand_in import abstract_batch
 GIB = 2**30
 
 # By what the names of attention kernels hold: JAX's splash attention, and models/biased_flash.py.
-_PRODUCTS = {
-    **{"_fwd": 2, "_dkv": 4, "_dq": 3},
-    **{"flash_kernel": 2, "other_kernel": 4, "query_kernel": 3},
-}
+_PRODUCTS = {"_fwd": 2, "_dkv": 4, "_dq": 3}
+_PRODUCTS |= {"flash_kernel": 2, "other_kernel": 4, "query_kernel": 3}
 
 
 @dataclass(frozen=True)
