@@ -77,6 +77,9 @@ class Attention(nn.Module):
             seen = self._keys_and_values(x_BTD if context_BSD is None else context_BSD, rotary)
             if cache is not None and index is not None:
                 seen = jax.tree.map(partial(_written, index=index), cache, seen)
+        # Few queries look at what a cache holds, and parameters are drawn with tiny inputs: no
+        # other kernel is made for that.
+        small = cache is not None or self.is_initializing()
         dropping = c.attention_dropout > 0.0 and not self.deterministic
         attended_BTNH = dot_product_attention(
             q_BTNH,
@@ -87,8 +90,7 @@ class Attention(nn.Module):
             scale=c.attention_scale,
             dropout_rate=c.attention_dropout if dropping else 0.0,
             dropout_key=self.make_rng("dropout") if dropping else None,
-            # What a cache holds is looked at by a few queries, which no other kernel is made for.
-            kernel="xla" if cache is not None else self.execution.attention,
+            kernel="xla" if small else self.execution.attention,
         )
         output = Linear(
             "BTNH,NHD->BTD",

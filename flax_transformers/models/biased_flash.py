@@ -146,7 +146,8 @@ def _call(
     out_shape = [jax.ShapeDtypeStruct(shapes[name], dtype) for name, dtype in outputs.items()]
     scores = batch * heads * queries * keys // (1 + causal)
     moved = sum(x.size * x.dtype.itemsize for x in operands)
-    found: list[jax.Array] = pl.pallas_call(
+    name = kernel.__name__.strip("_")
+    call = pl.pallas_call(
         partial(kernel, causal, order),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
@@ -162,9 +163,11 @@ def _call(
         cost_estimate=pl.CostEstimate(
             flops=2 * products * scores * width, transcendentals=scores, bytes_accessed=moved
         ),
-        name=kernel.__name__.strip("_"),
+        name=name,
         interpret=on_cpu(),
-    )(*operands)
+    )
+    with jax.named_scope(name):
+        found: list[jax.Array] = call(*operands)
     return found
 
 
@@ -221,7 +224,9 @@ def _scores(causal: bool, off: jax.Array, *operands: Any) -> jax.Array:
 
 def _product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
     dimensions = (((axis_a,), (axis_b,)), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+    # The compiler refuses bfloat16 at any other precision, whatever the default is set to.
+    precision = jax.lax.Precision.DEFAULT if a.dtype == jnp.bfloat16 else None
+    return jax.lax.dot_general(a, b, dimensions, precision, preferred_element_type=jnp.float32)
 
 
 def _off(order: str, first_ref: Any) -> jax.Array:
@@ -233,11 +238,11 @@ def _forward(causal: bool, *operands: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The output, and the log-sum-exp of the scores float32 [B, N, 1, T]."""
     outputs = {"q": operands[1].dtype, "row": jnp.dtype(jnp.float32)}
     scratch = (False, False, True)
-    out, lse = _call(_flash_kernel, "bnij", causal, operands, outputs, scratch, products=2)
+    out, lse = _call(_attention_fwd, "bnij", causal, operands, outputs, scratch, products=2)
     return out, lse
 
 
-def _flash_kernel(causal: bool, order: str, first_ref: Any, *refs: Any) -> None:
+def _attention_fwd(causal: bool, order: str, first_ref: Any, *refs: Any) -> None:
     *operands, out, lse, highest, total, weighted = refs
     j, off = pl.program_id(3), _off(order, first_ref)
 
@@ -274,10 +279,10 @@ def _probabilities_and_gradient(
 
 def _query_gradient(causal: bool, *operands: jax.Array) -> jax.Array:
     outputs = {"q": operands[1].dtype}
-    return _call(_query_kernel, "bnij", causal, operands, outputs, (True,), products=3)[0]
+    return _call(_attention_dq, "bnij", causal, operands, outputs, (True,), products=3)[0]
 
 
-def _query_kernel(causal: bool, order: str, first_ref: Any, *refs: Any) -> None:
+def _attention_dq(causal: bool, order: str, first_ref: Any, *refs: Any) -> None:
     *operands, dq, total = refs
     j, off = pl.program_id(3), _off(order, first_ref)
 
@@ -300,10 +305,10 @@ def _other_gradients(causal: bool, *operands: jax.Array) -> tuple[jax.Array, ...
     """Those of keys, values and all blocks of bias."""
     outputs = {"k": operands[2].dtype, "v": operands[3].dtype, "biases": jnp.dtype(jnp.float32)}
     scratch = (True, True)
-    return tuple(_call(_other_kernel, "nbji", causal, operands, outputs, scratch, products=4))
+    return tuple(_call(_attention_dkv, "nbji", causal, operands, outputs, scratch, products=4))
 
 
-def _other_kernel(causal: bool, order: str, first_ref: Any, *refs: Any) -> None:
+def _attention_dkv(causal: bool, order: str, first_ref: Any, *refs: Any) -> None:
     *operands, dk, dv, dbias, k_total, v_total = refs
     b, j, i, off = pl.program_id(1), pl.program_id(2), pl.program_id(3), _off(order, first_ref)
 

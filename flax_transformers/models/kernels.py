@@ -11,10 +11,12 @@ import jax.numpy as jnp
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.biased_flash import biased_flash_attention
+from flax_transformers.models.cudnn import WIDEST, cudnn_attention, goes_by_form_alone
 from flax_transformers.models.distance_bias import DistanceBias
 from flax_transformers.models.linear import einsum
 from flax_transformers.models.local import LANES
 from flax_transformers.models.masks import AttentionMask
+from flax_transformers.models.sharding import SCORES, constrain
 from flax_transformers.models.splash import splash_attention
 from flax_transformers.partitioning import mesh_axes_of, parts
 
@@ -52,7 +54,12 @@ def dot_product_attention(
     obstacle = None
     if kernel.startswith("splash"):
         obstacle = _splash_cannot(q_BTNH, k_BSKH, mask, bias, dropping)
-    if _chosen(kernel, obstacle) == "splash":
+    elif kernel.startswith("cudnn"):
+        obstacle = _cudnn_cannot(q_BTNH, k_BSKH, mask, bias, dropping)
+    chosen = _chosen(kernel, obstacle)
+    if chosen == "cudnn":
+        return cudnn_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale)
+    if chosen == "splash":
         if isinstance(bias, DistanceBias):
             return biased_flash_attention(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale)
         return splash_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale)
@@ -60,6 +67,9 @@ def dot_product_attention(
         bias = bias.dense(mask, q_BTNH.shape[1], k_BSKH.shape[1])
     rate = dropout_rate if dropping else 0.0
     return _xla_attention(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, rate, dropout_key)
+
+
+_DROPPING = "drop probabilities, as model.attention_dropout asks for"
 
 
 def _splash_cannot(
@@ -70,10 +80,10 @@ def _splash_cannot(
     dropping: bool,
 ) -> str | None:
     """What of a call the TPU kernels cannot do, or None."""
-    batch, queries, heads, _ = q_BTNH.shape
+    queries, heads = q_BTNH.shape[1:3]
     keys, key_heads = k_BSKH.shape[1:3]
     if dropping:
-        return "drop probabilities, as model.attention_dropout asks for"
+        return _DROPPING
     if mask.has_positions:
         return "mask by positions other than the places in a row"
     if mask.key_prefix is not None:
@@ -85,7 +95,37 @@ def _splash_cannot(
             return "take a bias that does not go by distance"
         if queries != keys or key_heads != heads or mask.window is not None:
             return "take a bias for other rows, grouped heads or windows"
-    for name, size in (("batch", batch), ("heads", heads), ("key_heads", key_heads)):
+    return _mesh_cannot(q_BTNH, k_BSKH)
+
+
+def _cudnn_cannot(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    mask: AttentionMask,
+    bias: jax.Array | DistanceBias | None,
+    dropping: bool,
+) -> str | None:
+    """What of a call NVIDIA's kernel cannot do, or None."""
+    width, lengths = q_BTNH.shape[3], (q_BTNH.shape[1], k_BSKH.shape[1])
+    if dropping:
+        return _DROPPING
+    if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"compute in {q_BTNH.dtype}"
+    if width % 8 or width > WIDEST:
+        return f"take heads of width {width}, no multiple of 8 up to {WIDEST}"
+    if bias is not None:
+        return "be trusted with the gradient of a bias (jax#30593)"
+    if parts("length") > 1:
+        return "divide the places of a row over the mesh"
+    if not goes_by_form_alone(mask) and any(length % 2 for length in lengths):
+        return f"mask rows of an odd number of places, {lengths[0]} and {lengths[1]}"
+    return _mesh_cannot(q_BTNH, k_BSKH)
+
+
+def _mesh_cannot(q_BTNH: jax.Array, k_BSKH: jax.Array) -> str | None:
+    """What of a call the mesh in force cannot give to one device, or None."""
+    sizes = {"batch": q_BTNH.shape[0], "heads": q_BTNH.shape[2], "key_heads": k_BSKH.shape[2]}
+    for name, size in sizes.items():
         if size % parts(name):
             return f"divide {size} {name} over a mesh axis of {parts(name)}"
     if mesh_axes_of("heads") != mesh_axes_of("key_heads"):
@@ -131,7 +171,8 @@ def _xla_attention(
         scores_BNTS = scores_BKGTS.reshape(batch, heads, queries, keys)
     else:
         scores_BNTS = einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSKH, jnp.float32)
-    scores_BNTS *= scale
+    # Divided by queries: where a mesh divides the length, keys and values are gathered over it.
+    scores_BNTS = constrain(scores_BNTS, SCORES) * scale
     if bias is not None:
         scores_BNTS += jnp.broadcast_to(bias, scores_BNTS.shape)
     allowed_BTS = mask.dense(queries, keys)

@@ -211,3 +211,25 @@ def check_batch(
             f"micro_batches={micro_batches} ({parts} parts); use a multiple of {parts}, such as "
             f"{near}"
         )
+
+
+def check_length(sequence_length: int | None, mesh: Mesh, rules: Rules = RULES) -> None:
+    """Raises UserError unless the places of a row divide evenly over the mesh.
+
+    None is the length of an image, whose tokens are as many as they happen to be.
+    """
+    axis = dict(rules)["length"] or ()
+    parts = _size(mesh, axis)
+    if parts == 1:
+        return
+    if sequence_length is None:
+        raise UserError(
+            f"mesh {_shown(mesh, axis)} divides the places of text, and images have none; set it "
+            "to 1, and divide the batch or the parameters"
+        )
+    if sequence_length % parts:
+        near = max(sequence_length // parts * parts, parts)
+        raise UserError(
+            f"sequence_length {sequence_length} does not divide over mesh {_shown(mesh, axis)}; "
+            f"use a multiple of {parts}, such as {near}"
+        )

@@ -23,17 +23,16 @@ from flax_transformers.parallel.chips import Chip, chip_of
 from flax_transformers.parallel.hlo import Account, Collective, KernelCall, account
 from flax_transformers.parallel.hlo_text import Array
 from flax_transformers.parallel.mesh import make_mesh
-from flax_transformers.parallel.rules import batch_sharding, check_batch
+from flax_transformers.parallel.rules import batch_sharding
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.model_flops import step_flops
-from flax_transformers.training.program import Program, build_program
+from flax_transformers.training.program import Program, build_program, check_phase
 from flax_transformers.training.stand_in import abstract_batch
 
 GIB = 2**30
 
 # By what the names of attention kernels hold: JAX's splash attention, and models/biased_flash.py.
 _PRODUCTS = {"_fwd": 2, "_dkv": 4, "_dq": 3}
-_PRODUCTS |= {"flash_kernel": 2, "other_kernel": 4, "query_kernel": 3}
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def plan(
     is comes back as a plan that does not fit.
     """
     mesh = make_mesh(config.mesh, devices)
-    check_batch(phase.batch_size, phase.micro_batches, mesh)
+    check_phase(phase, mesh)
     program = build_program(config, mesh)
     chip = chip_of(devices[0].device_kind)
     started = time.perf_counter()
@@ -261,9 +260,10 @@ def attention_kernel_flops(call: KernelCall, *, causal: bool) -> float:
     inputs = _heads(call.operands)
     if not products or len(inputs) < 2:
         return 0.0
-    if products == 4 and len(_heads(call.results)) > 2 and "splash" in call.name:
-        products = 5  # with the derivative of queries among its results
     queries, keys = inputs[:2]
+    of_operands = [one for one in call.results if one.shape in (queries.shape, keys.shape)]
+    if products == 4 and len(of_operands) > 2:
+        products = 5  # with the derivative of queries among its results
     return products * 2.0 * queries.size * keys.shape[-2] * (0.5 if causal else 1.0)
 
 

@@ -13,6 +13,7 @@ from flax_transformers.models.kernels import dot_product_attention
 from flax_transformers.models.masks import AttentionMask
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import RULES
+from flax_transformers.parallel.topology import devices_of
 from tests.models.kernel_cases import assert_equal, draw, found
 
 pytestmark = pytest.mark.slow
@@ -53,3 +54,19 @@ def test_it_is_the_same_over_a_mesh_that_divides_rows_places_and_heads():
     plain = found(attention("xla", mask), given)
     with jax.set_mesh(make_mesh(MeshConfig(2, context=2, tensor=2))), nn.logical_axis_rules(RULES):
         assert_equal(found(attention("splash", mask), given), plain)
+
+
+def test_a_long_row_on_a_tpu_holds_nothing_as_large_as_all_scores():
+    heads, length = 8, 8192
+    mesh = make_mesh(MeshConfig(), devices_of("v5e:2x2")[:1])
+    row = jax.ShapeDtypeStruct((1, length, heads, 64), jnp.bfloat16)
+    values = jax.ShapeDtypeStruct((heads, 257), jnp.float32)
+
+    def loss(q, k, v, values):
+        attended = attention("splash", AttentionMask(causal=True))(q, k, v, values)
+        return jnp.sum(attended.astype(jnp.float32) ** 2)
+
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 3))).lower(row, row, row, values).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < heads * length**2 / 8
+    assert "attention_dkv" in compiled.as_text()

@@ -19,6 +19,7 @@ from flax_transformers.parallel.rules import (
     RULES,
     batch_sharding,
     check_batch,
+    check_length,
     host_rows,
     mesh_axes,
     parameter_shardings,
@@ -172,6 +173,27 @@ def test_rules_may_put_a_batch_on_one_axis():
     check_batch(2, 1, mesh_of(2, 2), other)
     with pytest.raises(UserError, match="batch_size 3 does not divide over mesh data=2 and"):
         check_batch(3, 1, mesh_of(2, 2), other)
+
+
+def mesh_with_context(parts):
+    return make_mesh(MeshConfig(data=8 // parts, context=parts))
+
+
+def test_a_length_that_divides_is_accepted():
+    check_length(32, mesh_with_context(4))
+    check_length(33, mesh_of(2, 2, 2))
+    check_length(None, mesh_of(2, 2, 2))
+
+
+def test_a_length_that_does_not_divide_is_refused_with_one_that_does():
+    said = "sequence_length 30 does not divide over mesh axis context=4; .*, such as 28$"
+    with pytest.raises(UserError, match=said):
+        check_length(30, mesh_with_context(4))
+
+
+def test_images_have_no_places_to_divide():
+    with pytest.raises(UserError, match="mesh axis context=2 divides the places of text, and ima"):
+        check_length(None, mesh_with_context(2))
 
 
 def test_one_process_loads_all_rows():

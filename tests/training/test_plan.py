@@ -181,9 +181,9 @@ def test_attention_kernels_are_counted_by_their_shapes():
     assert flops("splash_mha_dq_no_residuals.1", (queries,)) == 3 * one
     assert flops("splash_mha_dkv_no_residuals", (keys, keys)) == 4 * one
     assert flops("splash_mha_dkv_no_residuals", (queries, keys, keys)) == 5 * one
-    assert flops("flash_kernel.3", (queries,)) == 2 * one
-    assert flops("query_kernel", (queries,)) == 3 * one
-    assert flops("other_kernel", (keys, keys, Array("f32", (12, 3, 128, 128)))) == 4 * one
+    assert flops("attention_fwd.3", (queries,)) == 2 * one
+    assert flops("attention_dq", (queries,)) == 3 * one
+    assert flops("attention_dkv", (keys, keys, Array("f32", (12, 3, 128, 128)))) == 4 * one
     assert flops("some_other_matter", (queries,)) == 0
 
 
