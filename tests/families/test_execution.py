@@ -1,0 +1,32 @@
+"""How a model is run reaches the layers of every family."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from flax_transformers.families.family import all_families
+from flax_transformers.models import attention
+from flax_transformers.models.config import Execution
+from flax_transformers.testing import tiny_model
+
+FIRST = sorted(family.architectures[0] for family in all_families())
+
+
+@pytest.mark.parametrize("architecture", [*FIRST, "UMT5ForConditionalGeneration"])
+def test_attention_is_computed_by_the_kernel_that_was_chosen(architecture, monkeypatch):
+    original, kernels = attention.dot_product_attention, []
+
+    def noted(*operands, kernel, **options):
+        kernels.append(kernel)
+        return original(*operands, **options)
+
+    def run():
+        model, params = tiny_model(architecture)
+        model = model.config.build(Execution(attention="splash"))
+        monkeypatch.setattr(attention, "dot_product_attention", noted)
+        inputs = {name: jax.numpy.asarray(value) for name, value in model.example_inputs().items()}
+        return jax.tree.leaves(model.apply({"params": params}, **inputs))
+
+    jax.eval_shape(run)
+    assert set(kernels) == {"splash"}
