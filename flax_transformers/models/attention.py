@@ -90,7 +90,7 @@ class Attention(nn.Module):
             scale=c.attention_scale,
             dropout_rate=c.attention_dropout if dropping else 0.0,
             dropout_key=self.make_rng("dropout") if dropping else None,
-            kernel="xla" if small else self.execution.attention,
+            kernel="auto" if small else self.execution.attention,
         )
         output = Linear(
             "BTNH,NHD->BTD",

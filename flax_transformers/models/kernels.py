@@ -135,7 +135,9 @@ def _mesh_cannot(q_BTNH: jax.Array, k_BSKH: jax.Array) -> str | None:
 
 def _chosen(kernel: Kernel, obstacle: str | None) -> str:
     """The kernel of a call; ``obstacle`` says what the first choice cannot do."""
-    first, _, otherwise = ("xla" if kernel == "auto" else kernel).partition(" or ")
+    if kernel == "auto":  # nothing was chosen
+        return "xla"
+    first, _, otherwise = kernel.partition(" or ")
     if obstacle is None:
         _say(f"attention: {first}")
         return first

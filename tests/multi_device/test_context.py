@@ -1,18 +1,22 @@
-"""A mesh that divides the places of a row divides the activations, by the TPU's own compiler."""
+"""Flash attention over a mesh that divides the places of a row."""
 
 from __future__ import annotations
 
 import dataclasses
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from flax_transformers.families.llama import LlamaConfig
 from flax_transformers.models.config import Execution
 from flax_transformers.objectives.causal_lm import CausalLM
-from flax_transformers.parallel.mesh import MeshConfig
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.parallel.rules import RULES
 from flax_transformers.parallel.topology import devices_of
-from flax_transformers.testing import tiny_config
+from flax_transformers.testing import assert_parity, tiny_config, tiny_model
 from flax_transformers.training.config import Phase
 from flax_transformers.training.plan import plan
 
@@ -58,3 +62,28 @@ def test_each_chip_holds_its_part_of_the_activations_and_gathers_keys_and_values
     assert sent["reduce-scatter"] == keys_and_values, "gradients do not go back to their parts"
     assert sent["all-gather"] > keys_and_values
     assert sum(sent.values()) < 3.1 * keys_and_values, "something else is gathered too"
+
+
+def test_a_model_with_a_bias_by_distance_learns_the_same_from_its_divided_rows():
+    model, params = tiny_model("T5ForConditionalGeneration")
+    rng = np.random.default_rng(0)
+    ids = rng.integers(10, 80, (4, 256)).astype(np.int32)
+    segments = np.sort(rng.integers(1, 4, ids.shape), axis=1).astype(np.int32)
+    rows = {"input_ids": ids, "segment_ids": segments}
+    rows |= {f"decoder_{name}": row for name, row in rows.items()}
+
+    def gradients(**execution):
+        network = model.config.build(Execution(**execution))
+
+        def loss(params):
+            states = network.apply({"params": params}, **rows, method="hidden_states")
+            return jnp.sum(jnp.sin(states.last_hidden_state))
+
+        return jax.device_get(jax.jit(jax.grad(loss))(params))
+
+    plain = gradients()
+    mesh = make_mesh(MeshConfig(data=2, context=2, tensor=2))
+    params = jax.device_get(params)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        found = gradients(attention="splash", remat="full")
+    jax.tree.map(lambda ours, theirs: assert_parity(ours, theirs), found, plain)
