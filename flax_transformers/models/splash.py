@@ -3,6 +3,7 @@
 Scores are made, and made again in the backward pass, a block at a time (FlashAttention,
 arXiv:2205.14135). Over a mesh whose axes divide the length, each device keeps its queries and
 gathers the keys and values of its rows (all-gather; Llama 3 trains so, arXiv:2407.21783 §3.3.2).
+Under a causal mask the devices with the last queries have most to do, and set the pace.
 """
 
 from __future__ import annotations
