@@ -174,7 +174,7 @@ def test_images_of_another_shape_are_refused(shape, message):
 
 @pytest.mark.slow
 def test_an_image_skips_a_sub_layer_or_gets_more_of_it():
-    block = VisionBlock(CONFIG, jnp.dtype(jnp.float32), deterministic=False)
+    block = VisionBlock(CONFIG, Execution(), deterministic=False)
     x = images(64, 2, 12)
     init = jax.eval_shape(block.init, jax.random.key(0), x, LayerInputs(), None)
     params = random_like(nn.meta.unbox(init["params"]))

@@ -15,6 +15,7 @@ from flax_transformers.models.config import Execution
 from flax_transformers.models.outputs import HiddenStates
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.contract import ModelFunctions, Vocabulary
+from flax_transformers.testing import GivenLogits
 from flax_transformers.training.step import model_functions
 
 VOCAB = Vocabulary(size=50, pad_id=0, bos_id=1, eos_id=2, sep_id=3, special_ids=(0, 1, 2, 3))
@@ -133,7 +134,9 @@ def copying_model():
     def hidden_states(params, batch, rngs):
         return HiddenStates(jax.nn.one_hot(batch["input_ids"], 50))
 
-    return ModelFunctions(hidden_states, lambda params, hidden: 3.0 * hidden, head=None)
+    return ModelFunctions(
+        hidden_states, lambda params, hidden: GivenLogits(3.0 * hidden), head=None
+    )
 
 
 def test_terms_are_sums_over_all_tokens():
