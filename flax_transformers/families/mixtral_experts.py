@@ -206,8 +206,10 @@ class _Trip(NamedTuple):
         self, visit: Callable[[Any, Any, Any], Any], guests: Any, sums: Any, own: Any
     ) -> tuple[Any, Any]:
         """``guests`` visit every device, where ``visit`` renews ``sums``, which come home with
-        them, and ``own``, which stay. What is handed on does not wait for the visit beside it."""
+        them, and ``own``, which stay. What is handed on does not wait for the visit beside it, but
+        for the one before: the next guests are at the door, and no more of them."""
         for step in range(self.peers):
+            guests, sums = jax.lax.optimization_barrier((guests, sums))
             ahead = self.hand_on(guests) if step < self.peers - 1 else None
             sums, own = visit(guests, self.hand_on(sums) if step else sums, own)
             guests = ahead
