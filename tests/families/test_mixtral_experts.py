@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from flax_transformers.families.mixtral_experts import grouped_product
+from flax_transformers.families.mixtral_experts import SLACK, grouped_product
 from flax_transformers.families.mixtral_layers import MixtureOfExperts
 from flax_transformers.parallel.hlo import account
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -143,12 +143,12 @@ def test_on_tpus_activations_shrink_as_experts_are_divided_further():
         mesh = make_mesh(MeshConfig(data=1, expert=peers), devices_of(topology))
         program = compiled(layer(512, 1024, "bfloat16"), mesh, (32, 512, 512), jnp.bfloat16)
         temporaries[peers] = program.memory_analysis().temp_size_in_bytes
-        permuted = {
-            one.axes
-            for one in account(program.as_text(), mesh.shape).collectives
-            if one.kind == "collective-permute"
-        }
+        found = account(program.as_text(), mesh.shape)
+        permuted = {one.axes for one in found.collectives if one.kind == "collective-permute"}
         assert permuted == {("expert",)}
+        # Three products forward, two of them anew and six backward, of the rows of all visits.
+        rows = SLACK * 32 * 512 * CHOICES / peers
+        assert found.matmul_flops == pytest.approx(11 * 2 * rows * 512 * 1024, rel=0.01)
     assert temporaries[8] < 1.1 * temporaries[2] / 4
 
 
