@@ -137,6 +137,7 @@ def test_a_batch_that_does_not_divide_is_left_to_the_partitioner(params):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_on_tpus_activations_shrink_as_experts_are_divided_further():
     temporaries = {}
     for topology, peers in (("v5e:1x2", 2), ("v5e:2x4", 8)):
