@@ -66,14 +66,21 @@ def mix_experts(
     decoding), the partitioner decides.
     """
     layout = _layout(x_BTD.shape, kernels["up"].shape)
-    local = partial(_mix, choices=choices, activation=activation, layout=layout)
     if layout is None:
-        return local(x_BTD, probabilities_BTE, kernels)
+        return _mix(x_BTD, probabilities_BTE, kernels, choices, activation, None)
+    local: Callable[..., Any] = partial(_mix, choices=choices, activation=activation, layout=layout)
+    if layout.embed:
+        local = jax.checkpoint(local, policy=_kept)
     return jax.shard_map(
         local,
         in_specs=(layout.tokens, layout.tokens, layout.kernels),
         out_specs=(layout.tokens, layout.tokens, layout.tokens),
     )(x_BTD, probabilities_BTE, kernels)
+
+
+def _kept(primitive: Any, *_: Any, **__: Any) -> bool:
+    """All but whole kernels, for those of all layers are many: the backward pass gathers anew."""
+    return primitive is not jax.lax.all_gather_p
 
 
 class _Layout(NamedTuple):

@@ -128,6 +128,32 @@ def test_tokens_stay_where_they_are_but_for_what_is_handed_on(mesh):
 
 
 @pytest.mark.slow
+def test_whole_kernels_of_all_layers_are_not_kept_for_the_backward_pass(params):
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+
+    def loss(stacked, x):
+        def one(x, params):
+            return x + layer().apply({"params": params}, x)[0], None
+
+        return jnp.sum(jax.lax.scan(one, x, stacked)[0])
+
+    def ruled(stacked, x):
+        with nn.logical_axis_rules(RULES):
+            return jax.grad(loss)(stacked, x)
+
+    def two(leaf):
+        axes = [None, *("fsdp" if size == 32 else None for size in leaf.shape)]
+        placed = NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype, sharding=placed)
+
+    stacked = jax.tree.map(two, params)
+    with jax.set_mesh(mesh):
+        text = jax.jit(ruled).lower(stacked, X).compile().as_text()
+    assert f"f32[{EXPERTS},32,48]" in text
+    assert f"f32[2,{EXPERTS},32,48]" not in text
+
+
+@pytest.mark.slow
 def test_a_batch_that_does_not_divide_is_left_to_the_partitioner(params):
     expected = jax.jit(derivatives(layer()))(params, X[:1])
     mesh = make_mesh(MeshConfig(data=2, expert=4))
