@@ -103,14 +103,14 @@ def test_outputs_choices_and_derivatives_are_those_of_one_device(params, crowded
 
 def flops(mesh_config, count):
     mesh = make_mesh(mesh_config, jax.devices()[:count])
-    return compiled(layer(), mesh, X.shape).cost_analysis()["flops"]
+    return account(compiled(layer(), mesh, X.shape).as_text(), mesh.shape).matmul_flops
 
 
 @pytest.mark.slow
 def test_a_device_computes_its_share():
     whole = flops(MeshConfig(), 1)
     for mesh in (MeshConfig(data=8), MeshConfig(data=1, fsdp=8)):
-        assert flops(mesh, 8) < 1.02 * whole / 8
+        assert flops(mesh, 8) == whole / 8
     # The products of visits that are counted here are of a device's own experts.
     assert flops(MeshConfig(data=1, expert=8), 8) < flops(MeshConfig(data=8), 8)
 
