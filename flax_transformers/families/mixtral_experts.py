@@ -9,10 +9,10 @@ make of them to sums that travel along, and hands both on (a collective-permute)
 back home. An exchange of rows by expert (all-to-all) would move less, ``2 C (X - 1) / X`` times the
 tokens against ``2 (X - 1)``, but with fixed shapes it has to hold X times a device's rows for the
 case that all go to one peer, or drop some. Here nothing is larger than a device's own tokens, no
-collective depends on the data, and each one runs beside the products of a step: by
-Mixtral's sizes, with 8 peers these are 6,000 operations for each byte moved, and a TPU v5e computes
-4,400 (197 TFLOP/s) while one of its links sends a byte (45 GB/s). The backward pass goes round once more and computes inner activations anew, so that the
-activations of X visits never lie side by side.
+collective depends on the data, and each one runs beside the products of a step: by Mixtral's sizes,
+with 8 peers, these are 6,000 operations for each byte moved, and a TPU v5e computes 4,400 (197
+TFLOP/s) while one of its links sends a byte (45 GB/s). The backward pass goes round once more and
+computes inner activations anew, so that those of X visits never lie side by side.
 """
 
 from __future__ import annotations
