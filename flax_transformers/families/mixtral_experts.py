@@ -9,20 +9,18 @@ make of them to sums that travel along, and hands both on (a collective-permute)
 back home. An exchange of rows by expert (all-to-all) would move less, ``2 C (X - 1) / X`` times the
 tokens against ``2 (X - 1)``, but with fixed shapes it has to hold X times a device's rows for the
 case that all go to one peer, or drop some. Here nothing is larger than a device's own tokens, no
-collective depends on the data, and each one runs beside the products of a step: with Mixtral's
-sizes and 8 peers these are 6,000 operations for each byte moved, and a TPU v5e needs 4,400 to be
-busy. The backward pass goes round once more and computes inner activations anew, so that the
-activations of X visits never lie side by side.
+collective depends on the data, and each one runs beside the products of a step: by Mixtral's sizes,
+with 8 peers, these are 6,000 operations for each byte moved, and a TPU v5e computes 4,400 (197
+TFLOP/s) while one of its links sends a byte (45 GB/s). The backward pass goes round once more and
+computes inner activations anew, so that those of X visits never lie side by side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from math import prod
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -30,6 +28,7 @@ from jax.sharding import PartitionSpec
 
 from flax_transformers.models.feed_forward import ACTIVATIONS
 from flax_transformers.models.linear import PROJECTION
+from flax_transformers.partitioning import mesh_axes_of, parts
 
 AXES = {
     "up": ("expert", "embed", "mlp"),
@@ -42,7 +41,8 @@ SLACK = 1.25
 """Rows that are taken at once, over what a device's experts get of visiting tokens on average."""
 
 Kernels = dict[str, jax.Array]
-"""``up`` and ``gate`` [E, D, F], ``down`` [E, F, D], in the dtype of the products."""
+"""``up`` and ``gate`` [E, D, F], ``down`` [E, F, D], in the dtype that their derivatives are to
+cross the mesh in."""
 
 
 class Tokens(NamedTuple):
@@ -66,14 +66,21 @@ def mix_experts(
     decoding), the partitioner decides.
     """
     layout = _layout(x_BTD.shape, kernels["up"].shape)
-    local = partial(_mix, choices=choices, activation=activation, layout=layout)
     if layout is None:
-        return local(x_BTD, probabilities_BTE, kernels)
+        return _mix(x_BTD, probabilities_BTE, kernels, choices, activation, None)
+    local: Callable[..., Any] = partial(_mix, choices=choices, activation=activation, layout=layout)
+    if layout.embed:
+        local = jax.checkpoint(local, policy=_kept)
     return jax.shard_map(
         local,
         in_specs=(layout.tokens, layout.tokens, layout.kernels),
         out_specs=(layout.tokens, layout.tokens, layout.tokens),
     )(x_BTD, probabilities_BTE, kernels)
+
+
+def _kept(primitive: Any, *_: Any, **__: Any) -> bool:
+    """All but whole kernels, for those of all layers are many: the backward pass gathers anew."""
+    return primitive is not jax.lax.all_gather_p
 
 
 class _Layout(NamedTuple):
@@ -96,34 +103,22 @@ class _Layout(NamedTuple):
 
 def _layout(tokens: tuple[int, ...], kernel: tuple[int, ...]) -> _Layout | None:
     """None where there is no mesh to divide over, or a size does not divide over it."""
-    mesh, rules = jax.sharding.get_abstract_mesh(), dict(nn.get_logical_axis_rules())
-    if mesh.empty or not rules:
-        return None
-
-    def axes(name: str) -> tuple[str, ...]:
-        found = rules.get(name) or ()
-        found = (found,) if isinstance(found, str) else tuple(found)
-        return tuple(axis for axis in found if mesh.shape[axis] > 1)
-
     names = ("batch", "length", "expert", "embed", "mlp")
-    sizes = dict(zip(names, (*tokens[:2], *kernel), strict=True))
-    divided = {name: axes(name) for name in names}
-    parts = {name: prod(mesh.shape[axis] for axis in axes) for name, axes in divided.items()}
-    if all(count == 1 for count in parts.values()):
-        return None
-    if any(sizes[name] % count for name, count in parts.items()):
+    divided = {name: mesh_axes_of(name) for name in names}
+    every = tuple(dict.fromkeys(axis for axes in divided.values() for axis in axes))
+    sizes = zip(names, (*tokens[:2], *kernel), strict=True)
+    if not every or any(size % parts(name) for name, size in sizes):
         return None
     # The experts' peers hold different tokens, or there would be nothing to hand on.
     if not set(divided["expert"]) <= set(divided["batch"] + divided["length"]):
         return None
-    every = tuple(dict.fromkeys(axis for axes in divided.values() for axis in axes))
     return _Layout(
         tokens=PartitionSpec(divided["batch"], divided["length"], None),
         kernels={key: PartitionSpec(*(divided[name] for name in AXES[key])) for key in AXES},
         expert=divided["expert"],
         embed=divided["embed"],
         mlp=divided["mlp"],
-        peers=parts["expert"],
+        peers=parts("expert"),
         all=every,
         common_to_tokens=tuple(
             axis for axis in every if axis not in divided["batch"] + divided["length"]
@@ -218,8 +213,10 @@ class _Trip(NamedTuple):
         self, visit: Callable[[Any, Any, Any], Any], guests: Any, sums: Any, own: Any
     ) -> tuple[Any, Any]:
         """``guests`` visit every device, where ``visit`` renews ``sums``, which come home with
-        them, and ``own``, which stay. What is handed on does not wait for the visit beside it."""
+        them, and ``own``, which stay. What is handed on does not wait for the visit beside it, but
+        for the one before: the next guests are at the door, and no more of them."""
         for step in range(self.peers):
+            guests, sums = jax.lax.optimization_barrier((guests, sums))
             ahead = self.hand_on(guests) if step < self.peers - 1 else None
             sums, own = visit(guests, self.hand_on(sums) if step else sums, own)
             guests = ahead
@@ -312,7 +309,7 @@ def _feed_forward(
 
 def _visit(trip: _Trip, tokens: Tokens, kernels: Kernels) -> jax.Array:
     """What a device's experts make of visiting tokens, float32 [M, D]."""
-    parts, part = _parts(trip, tokens, kernels["up"].shape[0])
+    count, part = _parts(trip, tokens, kernels["up"].shape[0])
     weights_R1 = tokens.weights_MC.reshape(-1, 1)
 
     def add(index: jax.Array, y_MD: jax.Array) -> jax.Array:
@@ -322,7 +319,7 @@ def _visit(trip: _Trip, tokens: Tokens, kernels: Kernels) -> jax.Array:
         )
         return y_MD.at[token_S].add(jnp.where(real_S1, y_SD, 0).astype(jnp.float32))
 
-    return jax.lax.fori_loop(0, parts, add, trip.zeros(tokens.x_MD, jnp.float32))
+    return jax.lax.fori_loop(0, count, add, trip.zeros(tokens.x_MD, jnp.float32))
 
 
 def _visit_backward(
@@ -330,7 +327,7 @@ def _visit_backward(
 ) -> tuple[tuple[jax.Array, jax.Array], Kernels]:
     """Derivatives by visiting tokens, float32 [M, D], and weights [M, C]; ``own``, the float32 sums
     of those by the kernels, with more added."""
-    parts, part = _parts(trip, tokens, kernels["up"].shape[0])
+    count, part = _parts(trip, tokens, kernels["up"].shape[0])
     weights_R1 = tokens.weights_MC.reshape(-1, 1)
 
     def add(index: jax.Array, sums: Any) -> Any:
@@ -353,7 +350,7 @@ def _visit_backward(
         )
 
     sums = (*trip.zeros((tokens.x_MD, weights_R1), jnp.float32), own)
-    dx_MD, dweights_R1, own = jax.lax.fori_loop(0, parts, add, sums)
+    dx_MD, dweights_R1, own = jax.lax.fori_loop(0, count, add, sums)
     return (dx_MD, dweights_R1.reshape(tokens.weights_MC.shape)), own
 
 
@@ -361,10 +358,12 @@ def _visit_backward(
 def grouped_product(x_RD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """The first ``sizes_E[0]`` rows of x times the first kernel, the next times the second ...
 
-    [R, F] in the dtype of ``x_RD``; sums run in float32, in the backward pass too, where the
-    cotangent is first cast to the dtype of the operands (as in ``linear.einsum``). What stands in
-    rows that belong to no group is not said; on TPUs they cost nothing.
+    [R, F] in the dtype of ``x_RD``, to which kernels are rounded; sums run in float32, in the
+    backward pass too, where the cotangent is first cast to that dtype (as in ``linear.einsum``) and
+    the derivative by the kernels has theirs. What stands in rows that belong to no group is not
+    said; on TPUs they cost nothing.
     """
+    kernel_EDF = kernel_EDF.astype(x_RD.dtype)
     product = jax.lax.ragged_dot(x_RD, kernel_EDF, sizes_E, preferred_element_type=jnp.float32)
     return product.astype(x_RD.dtype)
 

@@ -16,6 +16,7 @@ from flax import struct
 
 from flax_transformers.families.mixtral_experts import AXES, mix_experts
 from flax_transformers.models.linear import Linear, truncated_normal
+from flax_transformers.partitioning import gradient_dtype
 
 if TYPE_CHECKING:
     from flax_transformers.models.config import TransformerConfig
@@ -81,7 +82,7 @@ class MixtureOfExperts(nn.Module):
         for name, axes in AXES.items():
             shape = sizes[axes[0]], sizes[axes[1]], sizes[axes[2]]
             kernel = _Kernels(shape, axes, c.initial_std(name), name=name)()
-            kernels[name] = kernel.astype(self.dtype)
+            kernels[name] = kernel.astype(gradient_dtype(self.dtype))
         y_BTD, experts_BTC, weights_BTC = mix_experts(
             x_BTD.astype(self.dtype), probabilities_BTE, kernels, self.choices, c.activation
         )

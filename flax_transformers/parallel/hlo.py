@@ -188,7 +188,7 @@ class _Walk:
         if one.opcode == "dot":
             self.found.matmul_flops += runs * _dot_flops(one, inside)
         elif one.opcode == "convolution":
-            self.found.matmul_flops += runs * _convolution_flops(one, inside)
+            self.found.matmul_flops += runs * _convolution_flops(one, inside) / _groups(one)
         elif one.opcode.removesuffix("-start") in COLLECTIVES:
             self._collective(one, inside, runs, fused=False)
         elif one.opcode == "custom-call":
@@ -372,6 +372,18 @@ def _convolution_flops(one: Instruction, inside: Computation) -> float:
     summed = right.shape[of_right.index("i")]
     kept = result.shape[of_result.index("b")] * result.shape[of_result.index("f")]
     return 2.0 * pairs * summed * kept
+
+
+def _groups(one: Instruction) -> int:
+    """Kernels among which the rows of a product are divided, each of which meets one of them.
+
+    On a TPU such a product is written as that of all rows with all kernels, places in the window;
+    when it runs, the blocks of it in which no row meets its own kernel are skipped.
+    """
+    if re.search(r'op_name="[^"]*ragged_dot', one.attributes) is None:
+        return 1
+    window = re.search(r"window=\{size=([\dx]+)", one.attributes)
+    return 1 if window is None else math.prod(map(int, window[1].split("x")))
 
 
 def _window_pairs(

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.families.mixtral_experts import grouped_product
 from flax_transformers.families.mixtral_layers import (
     Balance,
     MixtureOfExperts,
@@ -111,14 +110,6 @@ def test_bfloat16_rounds_the_experts_but_not_the_router():
     plain = jax.jit(jax.grad(loss), static_argnums=1)(params, make()[0])
     worst = jax.tree.map(relative_difference, rounded, plain)
     assert max(jax.tree.leaves(worst)) < 5e-2
-
-
-@pytest.mark.slow
-def test_grouped_products_leave_out_groups_without_rows():
-    x, kernels = jnp.arange(6.0).reshape(3, 2), jnp.arange(12.0).reshape(3, 2, 2)
-    product = grouped_product(x, kernels, jnp.array([2, 0, 1], jnp.int32))
-    expected = np.stack([x[0] @ kernels[0], x[1] @ kernels[0], x[2] @ kernels[2]])
-    np.testing.assert_array_equal(product, expected)
 
 
 def test_parameters_have_logical_axes_with_a_rule():
