@@ -4,7 +4,7 @@ Command:   flax-transformers prepare configs/byt5_xxl.py
            flax-transformers train configs/byt5_xxl.py --workdir gs://bucket/byt5_xxl
 Hardware:  a TPU v5e slice of 256 chips, 16x16: shards of 146 of the width of 4,672
 Data:      as byt5_small.py, and the same token store
-Expected:  not run. Not planned yet: flax-transformers plan configs/byt5_xxl.py --topology v5e:16x16
+Expected:  not run. Not planned yet.
 """
 
 import dataclasses

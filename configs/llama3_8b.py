@@ -26,19 +26,24 @@ from flax_transformers.training.optimizers import AdamW
 from flax_transformers.training.schedules import Schedule
 
 
+def web_text(vocab_size: int) -> TextData:
+    """The corpus, in so many pieces."""
+    return TextData(
+        source=TextSource("data/web"),
+        tokenizer=TokenizerConfig("bpe", vocab_size=vocab_size),
+        validation_fraction=0.0001,
+        shards=4096,
+        workers=8,
+    )
+
+
 def get_config() -> TrainConfig:
     return TrainConfig(
         model=dataclasses.replace(
             SIZES["llama-3-8b"], pad_id=0, bos_id=None, eos_ids=(1,), attention_dropout=0.0
         ),
         objective=CausalLM(),
-        data=TextData(
-            source=TextSource("data/web"),
-            tokenizer=TokenizerConfig("bpe", vocab_size=128_256),
-            validation_fraction=0.0001,
-            shards=4096,
-            workers=8,
-        ),
+        data=web_text(vocab_size=128_256),
         optimizer=AdamW(
             learning_rate=3e-4,
             b2=0.95,

@@ -15,7 +15,6 @@ import dataclasses
 
 import llama3_8b  # a recipe may build on another in its folder
 
-from flax_transformers.data.tokenizers import TokenizerConfig
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.parallel.mesh import MeshConfig
@@ -44,7 +43,7 @@ def get_config() -> TrainConfig:
             eos_ids=(1,),
         ),
         objective=CausalLM(attend_across=True),
-        data=dataclasses.replace(config.data, tokenizer=TokenizerConfig("bpe", vocab_size=50257)),
+        data=llama3_8b.web_text(vocab_size=50_257),
         optimizer=AdamW(
             learning_rate=5e-5,
             b2=0.95,

@@ -2,9 +2,9 @@
 
 Command:   flax-transformers prepare configs/mt5_xxl.py
            flax-transformers train configs/mt5_xxl.py --workdir gs://bucket/mt5_xxl
-Hardware:  a TPU v5e slice of 256 chips, 16x16: shards of 128 of the width of 4,096, the lanes of a TPU
+Hardware:  a TPU v5e slice of 256 chips, 16x16: shards of 128 of the width of 4,096
 Data:      as mt5_small_mc4.py, and the same token store
-Expected:  not run. Not planned yet: flax-transformers plan configs/mt5_xxl.py --topology v5e:16x16
+Expected:  not run. Not planned yet.
 """
 
 import dataclasses

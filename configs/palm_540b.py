@@ -17,7 +17,6 @@ import dataclasses
 
 import llama3_8b  # a recipe may build on another in its folder
 
-from flax_transformers.data.tokenizers import TokenizerConfig
 from flax_transformers.families.llama import LlamaConfig
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.parallel.mesh import MeshConfig
@@ -43,7 +42,7 @@ def get_config() -> TrainConfig:
             eos_ids=(1,),
         ),
         objective=CausalLM(z_loss=1e-4),
-        data=dataclasses.replace(config.data, tokenizer=TokenizerConfig("bpe", vocab_size=256_000)),
+        data=llama3_8b.web_text(vocab_size=256_000),
         optimizer=Adafactor(),
         phases=(Phase(steps=255_000, sequence_length=2048, batch_size=2048),),
         mesh=MeshConfig(data=-1, fsdp=128),
