@@ -1,0 +1,28 @@
+"""ByT5 XXL: 13 billion parameters over bytes, 36 layers of them in the encoder (arXiv:2105.13626).
+
+Command:   flax-transformers prepare configs/byt5_xxl.py
+           flax-transformers train configs/byt5_xxl.py --workdir gs://bucket/byt5_xxl
+Hardware:  a TPU v5e slice of 256 chips, 16x16: shards of 146 of the width of 4,672
+Data:      as byt5_small.py, and the same token store
+Expected:  not run. Not planned yet.
+"""
+
+import dataclasses
+
+import byt5_small  # a recipe may build on another in its folder
+
+from flax_transformers.families.t5 import SIZES
+from flax_transformers.models.config import Execution
+from flax_transformers.parallel.mesh import MeshConfig
+from flax_transformers.training.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return dataclasses.replace(
+        byt5_small.get_config(),
+        model=dataclasses.replace(
+            SIZES["byt5-xxl"], dropout=0.0, attention_dropout=0.0, activation_dropout=0.0
+        ),
+        mesh=MeshConfig(data=-1, fsdp=32),
+        execution=Execution("auto", remat="full"),
+    )

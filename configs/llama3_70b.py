@@ -1,0 +1,27 @@
+"""Llama 3 70B from nothing (arXiv:2407.21783): the recipe of llama3_8b.py at 80 layers of width
+8,192.
+
+Command:   flax-transformers prepare configs/llama3_70b.py
+           flax-transformers train configs/llama3_70b.py --workdir gs://bucket/llama3_70b
+Hardware:  a TPU v5p slice of 512 chips, 8x8x8: shards of 128 of the width
+Data:      as llama3_8b.py, and the same token store
+Expected:  not run. Not planned yet.
+"""
+
+import dataclasses
+
+import llama3_8b  # a recipe may build on another in its folder
+
+from flax_transformers.families.llama import SIZES
+from flax_transformers.parallel.mesh import MeshConfig
+from flax_transformers.training.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    config = llama3_8b.get_config()
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(SIZES["llama-3-70b"], pad_id=0, bos_id=None, eos_ids=(1,)),
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=1.5e-4),
+        mesh=MeshConfig(data=-1, fsdp=64),
+    )

@@ -1,0 +1,61 @@
+"""Llama 3 8B from nothing (arXiv:2407.21783): rows of 8,192, four million tokens a step.
+
+Command:   flax-transformers prepare configs/llama3_8b.py
+           flax-transformers train configs/llama3_8b.py --workdir gs://bucket/llama3_8b
+Hardware:  a TPU v5p slice of 64 chips, 4x4x4: shards of 256 of the width of 4,096
+Data:      documents as JSON lines with the key "text", in data/web; the paper's 15 trillion tokens
+           are not public
+Expected:  not run. Not planned yet.
+
+The rate, its schedule and the batch are those that the paper gives for 8B, without the ramps of
+batch and length. The vocabulary is as large as the paper's, trained on the corpus.
+"""
+
+import dataclasses
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.text import TextSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.families.llama import SIZES
+from flax_transformers.models.config import Execution
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.parallel.mesh import MeshConfig
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+
+def web_text(vocab_size: int) -> TextData:
+    """The corpus, in so many pieces."""
+    return TextData(
+        source=TextSource("data/web"),
+        tokenizer=TokenizerConfig("bpe", vocab_size=vocab_size),
+        validation_fraction=0.0001,
+        shards=4096,
+        workers=8,
+    )
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=dataclasses.replace(
+            SIZES["llama-3-8b"], pad_id=0, bos_id=None, eos_ids=(1,), attention_dropout=0.0
+        ),
+        objective=CausalLM(),
+        data=web_text(vocab_size=128_256),
+        optimizer=AdamW(
+            learning_rate=3e-4,
+            b2=0.95,
+            eps=1e-8,
+            weight_decay=0.1,
+            no_decay=("scale",),
+            schedule=Schedule("cosine", warmup_steps=8_000, end_fraction=0.01),
+        ),
+        phases=(Phase(steps=1_200_000, sequence_length=8192, batch_size=512),),
+        mesh=MeshConfig(data=-1, fsdp=16),
+        execution=Execution("auto", remat="full"),
+        checkpoints=CheckpointConfig(every_steps=1_000, keep_every=100_000),
+        evaluation=Evaluation(every_steps=10_000, batch_size=512, max_examples=5_120),
+        logging=Logging(every_steps=10),
+    )

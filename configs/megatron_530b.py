@@ -1,0 +1,59 @@
+"""The shape of Megatron-Turing NLG 530B (arXiv:2201.11990): 105 layers of width 20,480, 128 heads.
+
+Command:   flax-transformers prepare configs/megatron_530b.py
+           flax-transformers train configs/megatron_530b.py --workdir gs://bucket/megatron_530b
+Hardware:  a TPU v5p slice of 2,048 chips, 8x16x16; the paper had 4,480 A100
+Data:      as llama3_8b.py, with GPT-2's number of pieces
+Expected:  not run. Not planned yet.
+
+Rate, batch (1,920 rows of 2,048, without its ramp) and number of tokens (270 billion) are the
+paper's. Differences: no pipeline, parameters are divided over all chips instead; a vocabulary
+trained on the corpus.
+"""
+
+import dataclasses
+
+import llama3_8b  # a recipe may build on another in its folder
+
+from flax_transformers.families.gpt2 import GPT2Config
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.parallel.mesh import MeshConfig
+from flax_transformers.training.config import Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+ROWS, LENGTH, TOKENS = 1920, 2048, 270e9
+STEPS = round(TOKENS / (ROWS * LENGTH))
+
+
+def get_config() -> TrainConfig:
+    config = llama3_8b.get_config()
+    return dataclasses.replace(
+        config,
+        model=GPT2Config(
+            hidden_size=20480,
+            num_layers=105,
+            num_heads=128,
+            intermediate_size=81920,
+            max_positions=LENGTH,
+            dropout=0.0,
+            attention_dropout=0.0,
+            pad_id=0,
+            bos_id=1,
+            eos_ids=(1,),
+        ),
+        objective=CausalLM(attend_across=True),
+        data=llama3_8b.web_text(vocab_size=50_257),
+        optimizer=AdamW(
+            learning_rate=5e-5,
+            b2=0.95,
+            eps=1e-8,
+            weight_decay=0.1,
+            no_decay=("bias", "scale"),
+            schedule=Schedule(
+                "cosine", warmup_steps=round(1e9 / (ROWS * LENGTH)), end_fraction=0.1
+            ),
+        ),
+        phases=(Phase(steps=STEPS, sequence_length=LENGTH, batch_size=ROWS, micro_batches=3),),
+        mesh=MeshConfig(data=1, fsdp=128, tensor=16),
+    )

@@ -1,0 +1,31 @@
+"""Mixtral 8x7B from nothing (arXiv:2401.04088): 47 billion parameters, of which a token uses 13.
+
+Command:   flax-transformers prepare configs/mixtral_8x7b.py
+           flax-transformers train configs/mixtral_8x7b.py --workdir gs://bucket/mixtral_8x7b
+Hardware:  a TPU v5p slice of 128 chips, 4x4x8: an expert on every eighth of them
+Data:      as llama3_8b.py, with a vocabulary of 32,000
+Expected:  not run; the paper does not say how it was trained, and rates are those of llama3_70b.py.
+           Not planned yet.
+"""
+
+import dataclasses
+
+import llama3_8b  # a recipe may build on another in its folder
+
+from flax_transformers.families.mixtral import SIZES
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.parallel.mesh import MeshConfig
+from flax_transformers.training.config import Phase, TrainConfig
+
+
+def get_config() -> TrainConfig:
+    config = llama3_8b.get_config()
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(SIZES["mixtral-8x7b"], pad_id=0, bos_id=None, eos_ids=(1,)),
+        objective=CausalLM(balance_weight=0.02),
+        data=llama3_8b.web_text(vocab_size=32_000),
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=1.5e-4),
+        phases=(Phase(steps=1_000_000, sequence_length=4096, batch_size=1024),),
+        mesh=MeshConfig(data=-1, fsdp=16, expert=8),
+    )

@@ -1,0 +1,28 @@
+"""mT5 XXL on mC4: 13 billion parameters, 101 languages (arXiv:2010.11934).
+
+Command:   flax-transformers prepare configs/mt5_xxl.py
+           flax-transformers train configs/mt5_xxl.py --workdir gs://bucket/mt5_xxl
+Hardware:  a TPU v5e slice of 256 chips, 16x16: shards of 128 of the width of 4,096
+Data:      as mt5_small_mc4.py, and the same token store
+Expected:  not run. Not planned yet.
+"""
+
+import dataclasses
+
+import mt5_small_mc4  # a recipe may build on another in its folder
+
+from flax_transformers.families.t5 import SIZES
+from flax_transformers.models.config import Execution
+from flax_transformers.parallel.mesh import MeshConfig
+from flax_transformers.training.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return dataclasses.replace(
+        mt5_small_mc4.get_config(),
+        model=dataclasses.replace(
+            SIZES["mt5-xxl"], dropout=0.0, attention_dropout=0.0, activation_dropout=0.0
+        ),
+        mesh=MeshConfig(data=-1, fsdp=32),
+        execution=Execution("auto", remat="full"),
+    )

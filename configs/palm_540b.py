@@ -1,0 +1,49 @@
+"""The shape of PaLM 540B (arXiv:2204.02311): 118 layers of width 18,432, 48 heads of 256.
+
+Command:   flax-transformers prepare configs/palm_540b.py
+           flax-transformers train configs/palm_540b.py --workdir gs://bucket/palm_540b
+Hardware:  a TPU v5p slice of 2,048 chips, 8x16x16; the paper had two slices of 3,072 v4
+Data:      as llama3_8b.py, with a vocabulary of 256,000
+Expected:  not run. Not planned yet.
+
+A Llama of these widths: SwiGLU, rotary positions, no biases, one head of keys and values for all of
+the queries, a shared table of words, Adafactor with a rate of 1e-2 that falls as 1 / sqrt(step).
+Differences from the paper: attention and feed-forward follow each other, where the paper's work
+side by side; RMS norm; batches of 2,048 rows from the beginning, which the paper reaches; no
+momentum in Adafactor, and no z-loss but the objective's.
+"""
+
+import dataclasses
+
+import llama3_8b  # a recipe may build on another in its folder
+
+from flax_transformers.families.llama import LlamaConfig
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.parallel.mesh import MeshConfig
+from flax_transformers.training.config import Phase, TrainConfig
+from flax_transformers.training.optimizers import Adafactor
+
+
+def get_config() -> TrainConfig:
+    config = llama3_8b.get_config()
+    return dataclasses.replace(
+        config,
+        model=LlamaConfig(
+            vocab_size=256_000,
+            hidden_size=18432,
+            num_layers=118,
+            num_heads=48,
+            num_key_value_heads=1,
+            head_dim=256,
+            intermediate_size=73728,
+            tie_embeddings=True,
+            pad_id=0,
+            bos_id=None,
+            eos_ids=(1,),
+        ),
+        objective=CausalLM(z_loss=1e-4),
+        data=llama3_8b.web_text(vocab_size=256_000),
+        optimizer=Adafactor(),
+        phases=(Phase(steps=255_000, sequence_length=2048, batch_size=2048),),
+        mesh=MeshConfig(data=-1, fsdp=128),
+    )

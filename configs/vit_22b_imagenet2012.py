@@ -1,0 +1,33 @@
+"""A ViT of 22 billion parameters, the shape of arXiv:2302.05442: 48 layers of width 6,144, patches
+of 14.
+
+Command:   flax-transformers prepare configs/vit_22b_imagenet2012.py
+           flax-transformers train configs/vit_22b_imagenet2012.py --workdir gs://bucket/vit_22b
+Data:      as vit_s16_imagenet2012.py; the paper's 4 billion images are not public
+Hardware:  a TPU v5e slice of 256 chips, 16x16
+Expected:  not run: this many parameters learn nothing worth having of 1.3 million images. It is
+           here for its size. Not planned yet.
+
+Differences from the paper: attention and feed-forward follow each other, where the paper's work
+side by side; queries and keys are not normalised, and have biases; the mean of all patches is
+classified, where the paper has attention pooling; batches of 4,096, where the paper has 65,536.
+"""
+
+import dataclasses
+
+import vit_h14_imagenet2012  # a recipe may build on another in its folder
+
+from flax_transformers.parallel.mesh import MeshConfig
+from flax_transformers.training.config import ImagePhase, TrainConfig
+
+
+def get_config() -> TrainConfig:
+    config = vit_h14_imagenet2012.get_config()
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            config.model, hidden_size=6144, num_layers=48, num_heads=48, intermediate_size=24576
+        ),
+        phases=(ImagePhase(steps=177_000, image_size=224, batch_size=4096),),
+        mesh=MeshConfig(data=-1, fsdp=32),
+    )

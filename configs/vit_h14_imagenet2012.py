@@ -1,0 +1,35 @@
+"""ViT-H/14 on ImageNet: the plain baseline of vit_s16_imagenet2012.py at 32 layers of width 1,280.
+
+Command:   flax-transformers prepare configs/vit_h14_imagenet2012.py
+           flax-transformers train configs/vit_h14_imagenet2012.py --workdir gs://bucket/vit_h14
+Data:      as vit_s16_imagenet2012.py
+Hardware:  a TPU v5e slice of 64 chips, 8x8
+Expected:  not run; a model of this size, from nothing, wants more images than these or more
+           regularisation. Not planned yet.
+"""
+
+import dataclasses
+
+import vit_s16_imagenet2012  # a recipe may build on another in its folder
+
+from flax_transformers.families.vit import SIZES
+from flax_transformers.models.config import Execution
+from flax_transformers.parallel.mesh import MeshConfig
+from flax_transformers.training.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    config = vit_s16_imagenet2012.get_config()
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            SIZES["vit-h14"],
+            pooling="average",
+            positions="sincos_2d",
+            norm_eps=1e-6,
+            dropout=0.0,
+            attention_dropout=0.0,
+        ),
+        mesh=MeshConfig(data=-1, fsdp=8),
+        execution=Execution("auto", remat="full"),
+    )
