@@ -60,12 +60,13 @@ from flax_transformers.objectives.sequence_classification import SequenceClassif
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.span_corruption import BYT5_MEAN_SPAN, SpanCorruption
 from flax_transformers.objectives.token_classification import TokenClassification
+from flax_transformers.parallel.chips import chip_of
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.flops import PEAK_FLOPS_PER_SECOND
-from flax_transformers.training.meter import step_flops
+from flax_transformers.training.model_flops import step_flops
 
 LENGTH, BATCH = 512, 64
 MFU, DEVICES, DEVICE = 0.4, 8, "TPU v5e"
+PEAK = chip_of(DEVICE).peak_flops
 OBJECTIVES: dict[str, tuple[str, Objective]] = {
     "masked tokens (RoBERTa)": ("pieces", MaskedLM()),
     "whole words (BERT)": ("pieces", MaskedLM(choose="word")),
@@ -285,8 +286,9 @@ def _objectives(stores: dict[str, PreparedText], seconds: float) -> None:
     heads = ("objective", "tokens/s", "of reading alone", "µs a row", "read", "prepare", "stream")
     _table(heads, rows)
     print(
-        "\nTokens count as places of a row, padding of short texts too. *Of reading alone*: beside the same windows read, "
-        "shuffled and stacked with no objective. *Stream*: order, random generators, stacking.\n"
+        "\nTokens count as places of a row, padding of short texts too. *Of reading alone*: beside "
+        "the same windows read, shuffled and stacked with no objective. *Stream*: order, random "
+        "generators, stacking.\n"
     )
 
 
@@ -346,7 +348,7 @@ def _augmentation(pictures: Path, seconds: float) -> None:
 
 
 def _recipes(stores: dict[str, PreparedText], pictures: Path, seconds: float) -> None:
-    speed = PEAK_FLOPS_PER_SECOND[DEVICE] * DEVICES * MFU
+    speed = PEAK * DEVICES * MFU
     rows = []
     for name, store in RECIPES.items():
         config = _config(name)
@@ -371,7 +373,7 @@ def _recipes(stores: dict[str, PreparedText], pictures: Path, seconds: float) ->
     _table(("recipe", "row length or side", "rows/s trained", "rows/s a core makes", "cores"), rows)
     print(
         f"\n*Rows/s trained* is no measurement: the recipe's FLOPs at an assumed {MFU:.0%} of the "
-        f"chips' {PEAK_FLOPS_PER_SECOND[DEVICE] / 1e12:.0f} TFLOP/s. Cores are of this machine."
+        f"chips' {PEAK / 1e12:.0f} TFLOP/s. Cores are of this machine."
     )
 
 

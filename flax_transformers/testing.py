@@ -32,6 +32,17 @@ from flax_transformers.training.schedules import Schedule
 _WORDS = "the a of to and model layer token row reads writes holds returns each"
 
 
+class GivenLogits:
+    """Stands for a model's ``Unembedding``: its logits float32 [B, M, V] are what is given."""
+
+    def __init__(self, logits_BMV: jax.Array) -> None:
+        self._logits_BMV = logits_BMV
+        self.table_VD = np.empty((logits_BMV.shape[-1], 0), np.float32)
+
+    def logits(self) -> jax.Array:
+        return self._logits_BMV
+
+
 def write_corpus(path: str | os.PathLike[str], documents: int = 60, seed: int = 0) -> None:
     """A text file of ``documents`` short documents, empty lines between them."""
     rng = np.random.default_rng(seed)

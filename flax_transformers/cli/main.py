@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         fill_mask,
         generate,
         inspect,
+        plan,
         prepare,
         train,
     )
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="flax-transformers", description="Pretrain transformers in JAX/Flax."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (train, prepare, evaluate, generate, fill_mask, convert, inspect, doctor):
+    for module in (train, prepare, evaluate, generate, fill_mask, convert, inspect, plan, doctor):
         name = module.__name__.rpartition(".")[2].replace("_", "-")
         summary = (module.__doc__ or "").splitlines()[0]
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)

@@ -1,8 +1,7 @@
 """A mixture of experts: each token goes to the few feed-forwards that a router picks for it.
 
-Nothing is dropped: every token gets all the experts it was given, however full they are
-(MegaBlocks, arXiv:2211.15841). The tokens are sorted by expert, and one product over groups of
-rows takes each group through its own kernel.
+The router stands here, and how evenly its choices fall; ``mixtral_experts.py`` takes each token
+through its experts, over a mesh if there is one.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.ad_checkpoint import checkpoint_name
 
-from flax_transformers.models.feed_forward import ACTIVATIONS
-from flax_transformers.models.linear import PROJECTION, Linear, truncated_normal
+from flax_transformers.families.mixtral_experts import AXES, mix_experts
+from flax_transformers.models.linear import Linear, truncated_normal
 
 if TYPE_CHECKING:
     from flax_transformers.models.config import TransformerConfig
@@ -67,31 +65,10 @@ class MixtureOfExperts(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, Routing]:
-        c = self.config
-        batch, length, width = x_BTD.shape
-        routing = self._route(x_BTD)
-        up_EDF = self._kernels("up", (width, c.intermediate_size), ("embed", "mlp"))
-        gate_EDF = self._kernels("gate", (width, c.intermediate_size), ("embed", "mlp"))
-        down_EFD = self._kernels("down", (c.intermediate_size, width), ("mlp", "embed"))
-        # Rows: each token once per choice, those of expert 0 first.
-        expert_R = routing.experts.reshape(-1)
-        order_R = jnp.argsort(expert_R)
-        sizes_E = jnp.bincount(expert_R, length=self.experts).astype(jnp.int32)
-        x_RD = x_BTD.astype(self.dtype).reshape(-1, width)[order_R // self.choices]
-        up_RF = _named(grouped_product(x_RD, up_EDF, sizes_E))
-        gate_RF = _named(grouped_product(x_RD, gate_EDF, sizes_E))
-        inner_RF = ACTIVATIONS[c.activation](gate_RF) * up_RF
-        y_RD = _named(grouped_product(inner_RF, down_EFD, sizes_E))
-        y_RD = y_RD[jnp.argsort(order_R)]  # back to the order of tokens
-        y_BTCD = y_RD.reshape(batch, length, self.choices, width).astype(jnp.float32)
-        y_BTD = jnp.sum(y_BTCD * routing.weights[..., None], axis=2)
-        return y_BTD.astype(self.dtype), routing
-
-    def _route(self, x_BTD: jax.Array) -> Routing:
-        c = self.config
+        c, width = self.config, x_BTD.shape[-1]
         router = Linear(
             "BTD,DE->BTE",
-            (x_BTD.shape[-1], self.experts),
+            (width, self.experts),
             ("embed", "router"),
             dtype=jnp.dtype(jnp.float32),
             use_bias=False,
@@ -99,19 +76,16 @@ class MixtureOfExperts(nn.Module):
             name="router",
         )
         probabilities_BTE = jax.nn.softmax(router(x_BTD), axis=-1)
-        best_BTC, experts_BTC = jax.lax.top_k(probabilities_BTE, self.choices)
-        weights_BTC = best_BTC / jnp.sum(best_BTC, axis=-1, keepdims=True)
-        return Routing(probabilities_BTE, experts_BTC, weights_BTC)
-
-    def _kernels(self, name: str, shape: tuple[int, int], axes: tuple[str, str]) -> jax.Array:
-        std = self.config.initial_std(name)
-        return _Kernels((self.experts, *shape), ("expert", *axes), std, name=name)().astype(
-            self.dtype
+        sizes = {"expert": self.experts, "embed": width, "mlp": c.intermediate_size}
+        kernels = {}
+        for name, axes in AXES.items():
+            shape = sizes[axes[0]], sizes[axes[1]], sizes[axes[2]]
+            kernel = _Kernels(shape, axes, c.initial_std(name), name=name)()
+            kernels[name] = kernel.astype(self.dtype)
+        y_BTD, experts_BTC, weights_BTC = mix_experts(
+            x_BTD.astype(self.dtype), probabilities_BTE, kernels, self.choices, c.activation
         )
-
-
-def _named(x: jax.Array) -> jax.Array:
-    return checkpoint_name(x, PROJECTION)
+        return y_BTD, Routing(probabilities_BTE, experts_BTC, weights_BTC)
 
 
 class _Kernels(nn.Module):
@@ -125,45 +99,6 @@ class _Kernels(nn.Module):
     def __call__(self) -> jax.Array:
         init = nn.with_logical_partitioning(truncated_normal(self.init_std), self.axes)
         return self.param("kernel", init, self.shape, jnp.float32)
-
-
-@jax.custom_vjp
-def grouped_product(x_RD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """The first ``sizes_E[0]`` rows of x times the first kernel, the next times the second ...
-
-    [R, F] in the dtype of ``x_RD``; sums run in float32, in the backward pass too, where the
-    cotangent is first cast to the dtype of the operands (as in ``linear.einsum``).
-    """
-    product = jax.lax.ragged_dot(x_RD, kernel_EDF, sizes_E, preferred_element_type=jnp.float32)
-    return product.astype(x_RD.dtype)
-
-
-def _grouped_product_forward(
-    x_RD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    return grouped_product(x_RD, kernel_EDF, sizes_E), (x_RD, kernel_EDF, sizes_E)
-
-
-_KERNEL_GRADIENT = jax.lax.RaggedDotDimensionNumbers(
-    dot_dimension_numbers=(((0,), (0,)), ((), ())),
-    lhs_ragged_dimensions=[0],
-    rhs_group_dimensions=[],
-)
-"""Rows are summed over, group by group: [R, D] and [R, F] give [E, D, F]."""
-
-
-def _grouped_product_backward(
-    operands: tuple[jax.Array, jax.Array, jax.Array], cotangent_RF: jax.Array
-) -> tuple[jax.Array, jax.Array, None]:
-    x_RD, kernel_EDF, sizes_E = operands
-    x_gradient = grouped_product(cotangent_RF, kernel_EDF.swapaxes(1, 2), sizes_E)
-    kernel_gradient = jax.lax.ragged_dot_general(
-        x_RD, cotangent_RF, sizes_E, _KERNEL_GRADIENT, preferred_element_type=jnp.float32
-    )
-    return x_gradient, kernel_gradient.astype(kernel_EDF.dtype), None
-
-
-grouped_product.defvjp(_grouped_product_forward, _grouped_product_backward)
 
 
 def balance_of(routing: Routing, segments_BT: jax.Array | None) -> Balance:

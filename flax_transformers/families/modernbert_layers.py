@@ -13,12 +13,12 @@ from flax_transformers.models.attention import KeyValues
 from flax_transformers.models.block import LayerInputs, TransformerBlock
 from flax_transformers.models.encoder import EncoderForMaskedLM
 from flax_transformers.models.heads import LanguageHead, MaskedLMHead, Transform
-from flax_transformers.models.kernels import AttentionMask
 from flax_transformers.models.labels import (
     QuestionAnsweringHead,
     SequenceClassificationHead,
     TokenClassificationHead,
 )
+from flax_transformers.models.masks import AttentionMask
 from flax_transformers.models.model import Tokens
 from flax_transformers.models.sharding import HIDDEN, constrain
 from flax_transformers.models.text import TextModel
@@ -79,8 +79,8 @@ class ModernBertMaskedLMHead(MaskedLMHead):
         c = self.config
         return ModernBertTransform(c, self.dtype, c.head_activation, name="transform")
 
-    def after_words(self, logits_BMV: jax.Array) -> jax.Array:
-        return super().after_words(logits_BMV) if self.config.decoder_bias else logits_BMV
+    def word_bias(self, size: int) -> jax.Array | None:
+        return super().word_bias(size) if self.config.decoder_bias else None
 
 
 class ModernBertForMaskedLM(EncoderForMaskedLM):

@@ -114,7 +114,7 @@ def _likeliest(
 ) -> tuple[jax.Array, jax.Array]:
     """Probabilities and ids [G, top] of the likeliest of the ids ``ordinary``, best first."""
     hidden_BTD = functions.hidden_states(params, batch, {}).last_hidden_state
-    logits_BGV = functions.unembed(params, jnp.take(hidden_BTD, positions, axis=1))
+    logits_BGV = functions.unembedding(params, jnp.take(hidden_BTD, positions, axis=1)).logits()
     probabilities = jax.nn.softmax(jnp.take(logits_BGV[0], ordinary, axis=-1), axis=-1)
     values, best = jax.lax.top_k(probabilities, top)
     found = values, ordinary[best]

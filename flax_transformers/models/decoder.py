@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import jax
 
-from flax_transformers.models.heads import LanguageHead, last_token, take_token
+from flax_transformers.models.heads import (
+    LanguageHead,
+    Unembedding,
+    WritesWords,
+    last_token,
+    take_token,
+)
 from flax_transformers.models.labels import SequenceClassificationHead
 from flax_transformers.models.model import Tokens
 from flax_transformers.models.text import TextModel
 
 
-class DecoderForCausalLM(TextModel):
+class DecoderForCausalLM(WritesWords, TextModel):
     """Predicts the next token."""
 
     def setup(self) -> None:
         super().setup()
         self.lm_head = LanguageHead(self.config, self.dtype)
 
-    def unembed(self, hidden_BMD: jax.Array) -> jax.Array:
-        """Logits float32 [B, M, padded_vocab_size] of any chosen hidden states [B, M, D]."""
+    def unembedding(self, hidden_BMD: jax.Array) -> Unembedding:
         return self.lm_head(hidden_BMD, self.words)
 
     def head_outputs(

@@ -2,40 +2,75 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from flax_transformers.models.linear import einsum, truncated_normal
-from flax_transformers.models.sharding import HIDDEN, LOGITS, constrain
+from flax_transformers.models.linear import truncated_normal
+from flax_transformers.models.sharding import HIDDEN, constrain
+from flax_transformers.partitioning import gradient_dtype, mesh_axes_of, parts
 
 if TYPE_CHECKING:
     from flax_transformers.models.config import TextConfig
 
 
-@jax.custom_vjp
-def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows of ``table`` [rows, features] at ``ids`` [...]; an id out of range gives NaN.
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def lookup(axes: tuple[str, str], dtype: jnp.dtype, table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of ``table`` [rows, features] at ``ids`` [...], rounded to ``dtype``; an id out of range
+    gives NaN.
 
-    The derivative of a row is summed over all its uses, thousands for a frequent word, in float32
-    whatever the dtype of the table.
+    ``axes`` are the logical names of the table's. The derivative of a row is summed over all its
+    uses, thousands for a frequent word, in float32 on each device, and over the mesh in
+    ``partitioning.gradient_dtype``.
+
+    Where a mesh divides the rows' features among devices that have different ids, either the table
+    crosses the mesh, and its gradient on the way back, or the vectors do: each device looks its
+    part of the features up for all ids of its group. The lesser of the two is done.
     """
-    return jnp.take(table, ids, axis=0)
+    if not _vectors_cross(axes, table, ids):
+        return jnp.take(constrain(table.astype(dtype), (axes[0], None)), ids, axis=0)
+    return jax.lax.with_sharding_constraint(
+        jnp.take(table.astype(dtype), ids, axis=0), _spec(axes, ids)
+    )
+
+
+def _vectors_cross(axes: tuple[str, str], table: jax.Array, ids: jax.Array) -> bool:
+    """Whether the vectors of ``ids`` [B, T] are less to send than the table [V, D]: both ways in
+    two bytes, against the table there in two and its float32 gradient all-reduced."""
+    if ids.ndim != 2 or parts(axes[1]) == 1 or ids.shape[0] % parts("batch"):
+        return False
+    return 2 * ids.size < 5 * len(table) * parts("batch") * parts("length")
+
+
+def _spec(axes: tuple[str, str], ids: jax.Array) -> PartitionSpec:
+    """Vectors [B, T, D] divided along their features as the table is, and along the batch by the
+    axes that remain."""
+    features = mesh_axes_of(axes[1])
+    batch = tuple(axis for axis in mesh_axes_of("batch") if axis not in features)
+    return PartitionSpec(batch, mesh_axes_of("length"), features)
 
 
 def _lookup_forward(
-    table: jax.Array, ids: jax.Array
+    axes: tuple[str, str], dtype: jnp.dtype, table: jax.Array, ids: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return lookup(table, ids), (table, ids)
+    return lookup(axes, dtype, table, ids), (table, ids)
 
 
 def _lookup_backward(
-    operands: tuple[jax.Array, jax.Array], cotangent: jax.Array
+    axes: tuple[str, str],
+    dtype: jnp.dtype,
+    operands: tuple[jax.Array, jax.Array],
+    cotangent: jax.Array,
 ) -> tuple[jax.Array, None]:
     table, ids = operands
+    if _vectors_cross(axes, table, ids):
+        cotangent = jax.lax.with_sharding_constraint(cotangent, _spec(axes, ids))
     total = jnp.zeros(table.shape, jnp.float32).at[ids].add(cotangent.astype(jnp.float32))
+    total = constrain(total.astype(gradient_dtype(dtype)), axes)
     return total.astype(table.dtype), None
 
 
@@ -60,15 +95,7 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Vectors [..., features] of integer ``ids`` [...]."""
-        # Whole rows first, where a mesh divides them: the lookup then keeps its rows in place.
-        table = constrain(self.embedding.astype(self.dtype), (self.axes[0], "features"))
-        return lookup(table, ids)
-
-    def attend(self, hidden_BMD: jax.Array) -> jax.Array:
-        """Inner products with every row, float32 [B, M, rows]."""
-        table_VD = self.embedding.astype(self.dtype)
-        logits = einsum("BMD,VD->BMV", hidden_BMD.astype(self.dtype), table_VD, jnp.float32)
-        return constrain(logits, LOGITS)
+        return lookup(self.axes, self.dtype, self.embedding, ids)
 
 
 def word_table(config: TextConfig, dtype: jnp.dtype) -> Embedding:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import jax
 
-from flax_transformers.models.heads import LanguageHead, MaskedLMHead, Pooler
+from flax_transformers.models.heads import (
+    LanguageHead,
+    MaskedLMHead,
+    Pooler,
+    Unembedding,
+    WritesWords,
+)
 from flax_transformers.models.labels import SequenceClassificationHead
 from flax_transformers.models.model import Tokens
 from flax_transformers.models.text import TextModel
@@ -23,7 +29,7 @@ class EncoderWithPooler(TextModel):
         return {"pooler_output": self.pooler(hidden_BTD)}
 
 
-class EncoderForMaskedLM(TextModel):
+class EncoderForMaskedLM(WritesWords, TextModel):
     """Fills gaps (BERT, arXiv:1810.04805 §3.1)."""
 
     def setup(self) -> None:
@@ -33,8 +39,7 @@ class EncoderForMaskedLM(TextModel):
     def make_mlm_head(self) -> LanguageHead:
         return MaskedLMHead(self.config, self.dtype)
 
-    def unembed(self, hidden_BMD: jax.Array) -> jax.Array:
-        """Logits float32 [B, M, padded_vocab_size] of any chosen hidden states [B, M, D]."""
+    def unembedding(self, hidden_BMD: jax.Array) -> Unembedding:
         return self.mlm_head(hidden_BMD, self.words)
 
     def head_outputs(

@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
-from flax_transformers.models.heads import LanguageHead, Pooler, last_token, take_token
+from flax_transformers.models.heads import (
+    LanguageHead,
+    Pooler,
+    Unembedding,
+    WritesWords,
+    last_token,
+    take_token,
+)
 from flax_transformers.models.labels import QuestionAnsweringHead, SequenceClassificationHead
 from flax_transformers.models.model import Tokens
 
@@ -16,21 +23,20 @@ class ShiftedLanguageHead(LanguageHead):
 
     config: EncoderDecoderConfig
 
-    def after_words(self, logits_BMV: jax.Array) -> jax.Array:
+    def word_bias(self, size: int) -> jax.Array | None:
         if not self.config.logits_bias:
-            return logits_BMV
-        return logits_BMV + jax.lax.stop_gradient(self.word_bias(logits_BMV.shape[-1]))
+            return None
+        return jax.lax.stop_gradient(self.make_word_bias(size))
 
 
-class EncoderDecoderForConditionalGeneration(EncoderDecoder):
+class EncoderDecoderForConditionalGeneration(WritesWords, EncoderDecoder):
     """Predicts the decoder's next token."""
 
     def setup(self) -> None:
         super().setup()
         self.lm_head = ShiftedLanguageHead(self.config.decoder, self.dtype)
 
-    def unembed(self, hidden_BMD: jax.Array) -> jax.Array:
-        """Logits float32 [B, M, padded_vocab_size] of any chosen hidden states [B, M, D]."""
+    def unembedding(self, hidden_BMD: jax.Array) -> Unembedding:
         return self.lm_head(hidden_BMD, self.target_words)
 
     def head_outputs(

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from flax_transformers.models.embeddings import Embedding, mask_padded_vocabulary
 from flax_transformers.models.feed_forward import ACTIVATIONS, Activation
-from flax_transformers.models.linear import Linear, einsum, truncated_normal
+from flax_transformers.models.linear import Linear, truncated_normal, weighted
 from flax_transformers.models.sharding import LOGITS, constrain
 
 if TYPE_CHECKING:
@@ -60,38 +61,57 @@ class Transform(nn.Module):
         return True
 
 
-class LanguageHead(nn.Module):
-    """Hidden states to logits, by the word table or, where that is not tied, by one of its own.
+class Unembedding(struct.PyTreeNode):
+    """The last affine map of a language model, not carried out yet.
 
-    [B, M, D] to float32 [B, M, V]; padded vocabulary entries get the lowest float32. Heads that
-    do more override one of the methods.
+    Whoever needs logits can have them whole, or so many words at a time. ``hidden_BMD`` is what
+    the words are compared with, ``table_VD`` float32 has a row for each entry of the padded
+    vocabulary, of which the first ``size`` are real, and ``bias_V`` float32 is None where there is
+    none.
     """
+
+    hidden_BMD: jax.Array
+    table_VD: jax.Array
+    bias_V: jax.Array | None
+    size: int = struct.field(pytree_node=False)
+
+    def logits(self) -> jax.Array:
+        """float32 [B, M, V]; entries that only pad the vocabulary get the lowest float32."""
+        logits_BMV = weighted(
+            "BMD,VD->BMV", ("vocab", "embed"), self.hidden_BMD, self.table_VD, jnp.float32
+        )
+        logits_BMV = constrain(logits_BMV, LOGITS)
+        if self.bias_V is not None:
+            logits_BMV = logits_BMV + self.bias_V[None, None, :]
+        return mask_padded_vocabulary(logits_BMV, self.size)
+
+
+class LanguageHead(nn.Module):
+    """From hidden states [B, M, D] to an ``Unembedding`` by the word table or, where that is not
+    tied, by one of its own. Heads that do more override one of the methods."""
 
     config: TextConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, hidden_BMD: jax.Array, words: Embedding) -> jax.Array:
+    def __call__(self, hidden_BMD: jax.Array, words: Embedding) -> Unembedding:
         c = self.config
-        hidden_BMD = self.before_words(hidden_BMD)
-        if c.tie_embeddings:
-            logits_BMV = words.attend(hidden_BMD)
-        else:
-            logits_BMV = WordProjection(c, self.dtype, name="words")(hidden_BMD)
-        return mask_padded_vocabulary(self.after_words(logits_BMV), c.vocab_size)
+        hidden_BMD = self.before_words(hidden_BMD).astype(self.dtype)
+        table_VD = words.embedding if c.tie_embeddings else WordProjection(c, name="words")()
+        return Unembedding(hidden_BMD, table_VD, self.word_bias(len(table_VD)), c.vocab_size)
 
     def before_words(self, hidden_BMD: jax.Array) -> jax.Array:
         """What stands before the word table: nothing."""
         return hidden_BMD
 
-    def after_words(self, logits_BMV: jax.Array) -> jax.Array:
-        """What stands after it: nothing, or ``word_bias``."""
-        return logits_BMV
+    def word_bias(self, size: int) -> jax.Array | None:
+        """A number for each word, float32 [V]: none, or ``make_word_bias``."""
+        return None
 
-    def word_bias(self, size: int) -> jax.Array:
-        """A number for each word, float32 [1, 1, V]; it starts at zero."""
+    def make_word_bias(self, size: int) -> jax.Array:
+        """The parameter ``bias`` float32 [V]; it starts at zero."""
         init = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("vocab",))
-        return self.param("bias", init, (size,), jnp.float32)[None, None, :]
+        return self.param("bias", init, (size,), jnp.float32)
 
 
 class MaskedLMHead(LanguageHead):
@@ -104,23 +124,32 @@ class MaskedLMHead(LanguageHead):
         """What stands before the word table, under the name ``transform``."""
         return Transform(self.config, self.dtype, self.config.activation, name="transform")
 
-    def after_words(self, logits_BMV: jax.Array) -> jax.Array:
-        return logits_BMV + self.word_bias(logits_BMV.shape[-1])
+    def word_bias(self, size: int) -> jax.Array | None:
+        return self.make_word_bias(size)
 
 
 class WordProjection(nn.Module):
-    """A word table of its own for the logits: [B, M, D] to float32 [B, M, V], nothing masked."""
+    """A word table of its own for the logits, float32 [V, D]; the parameter is a kernel [D, V]."""
 
     config: TextConfig
-    dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, hidden_BMD: jax.Array) -> jax.Array:
+    def __call__(self) -> jax.Array:
         c, std = self.config, self.config.initial_std("logits")
         init = nn.with_logical_partitioning(truncated_normal(std), ("embed", "vocab"))
-        kernel = self.param("kernel", init, (c.hidden_size, c.padded_vocab_size), jnp.float32)
-        kernel_DV, hidden_BMD = kernel.astype(self.dtype), hidden_BMD.astype(self.dtype)
-        return constrain(einsum("BMD,DV->BMV", hidden_BMD, kernel_DV, jnp.float32), LOGITS)
+        return self.param("kernel", init, (c.hidden_size, c.padded_vocab_size), jnp.float32).T
+
+
+class WritesWords(nn.Module):
+    """What models with a language head have in common."""
+
+    def unembedding(self, hidden_BMD: jax.Array) -> Unembedding:
+        """What any chosen hidden states [B, M, D] say of the words, not carried out."""
+        raise NotImplementedError
+
+    def unembed(self, hidden_BMD: jax.Array) -> jax.Array:
+        """Logits float32 [B, M, padded_vocab_size] of any chosen hidden states [B, M, D]."""
+        return self.unembedding(hidden_BMD).logits()
 
 
 class Pooler(nn.Module):

@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from flax_transformers.models.sharding import constrain
+from flax_transformers.partitioning import gradient_dtype
+
 PROJECTION = "projection"
 """The name under which a rematerialisation policy finds the product of every linear layer."""
 
@@ -29,6 +32,26 @@ def _einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Arra
         # of bfloat16 numbers are exact in float32, so widening them changes nothing but the time.
         return jax.lax.platform_dependent(a, b, cpu=widened, default=product)
     return product(a, b)
+
+
+def _gradient_einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The gradient of a weight, in the dtype it has to cross the mesh in.
+
+    The partitioner adds up the devices' parts of a product right behind it, in the dtype that it
+    comes out in: so it has to come out in that dtype. Accelerators still sum in float32 inside.
+    """
+    dtype = gradient_dtype(a.dtype)
+
+    def summed(a: jax.Array, b: jax.Array) -> jax.Array:
+        return _einsum(spec, a, b, dtype)
+
+    def narrow(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.einsum(spec, a, b, preferred_element_type=dtype)
+
+    if dtype == jnp.float32:
+        return summed(a, b)
+    # XLA's CPU backend is slow at bfloat16 results, and no wire is saved there.
+    return jax.lax.platform_dependent(a, b, cpu=summed, default=narrow)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -69,6 +92,59 @@ def _einsum_backward(
 einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 4))
+def weighted(
+    spec: str,
+    axes: tuple[str, ...],
+    x: jax.Array,
+    weight: jax.Array,
+    out_dtype: jnp.dtype | None = None,
+) -> jax.Array:
+    """``einsum`` of ``x`` and a float32 ``weight``, which is first rounded to the dtype of ``x``.
+
+    ``axes`` are the logical names of the weight's axes. Where a mesh divides "embed", the rounded
+    weight is gathered and used whole, and its gradient is reduced onto the parts (ZeRO-3,
+    arXiv:1910.02054); it crosses the mesh in ``partitioning.gradient_dtype`` and is float32 from
+    then on.
+    """
+    return _einsum(spec, x, _gathered(axes, x, weight), out_dtype or x.dtype)
+
+
+def _gathered(axes: tuple[str, ...], x: jax.Array, weight: jax.Array) -> jax.Array:
+    whole = tuple(None if axis == "embed" else axis for axis in axes)
+    return constrain(weight.astype(x.dtype), whole)
+
+
+def _weighted_forward(
+    spec: str,
+    axes: tuple[str, ...],
+    x: jax.Array,
+    weight: jax.Array,
+    out_dtype: jnp.dtype | None,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return weighted(spec, axes, x, weight, out_dtype), (x, weight)
+
+
+def _weighted_backward(
+    spec: str,
+    axes: tuple[str, ...],
+    out_dtype: jnp.dtype | None,
+    operands: tuple[jax.Array, jax.Array],
+    cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    x, weight = operands
+    (x_axes, weight_axes), out_axes = spec.split("->")[0].split(","), spec.split("->")[1]
+    cotangent, whole = cotangent.astype(x.dtype), _gathered(axes, x, weight)
+    gradient = _gradient_einsum(f"{out_axes},{x_axes}->{weight_axes}", cotangent, x)
+    return (
+        _einsum(f"{out_axes},{weight_axes}->{x_axes}", cotangent, whole, x.dtype),
+        constrain(gradient, axes).astype(weight.dtype),
+    )
+
+
+weighted.defvjp(_weighted_forward, _weighted_backward)
+
+
 class Linear(nn.Module):
     """An affine map over named axes: ``einsum(spec, x, kernel) + bias``.
 
@@ -83,21 +159,25 @@ class Linear(nn.Module):
     use_bias: bool = True
     init_std: float = 0.02
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def setup(self) -> None:
         kernel_init = nn.with_logical_partitioning(truncated_normal(self.init_std), self.axes)
-        kernel = self.param("kernel", kernel_init, tuple(self.shape), jnp.float32)
-        y = einsum(self.spec, x.astype(self.dtype), kernel.astype(self.dtype))
-        y = checkpoint_name(y, PROJECTION)
+        self.kernel = self.param("kernel", kernel_init, tuple(self.shape), jnp.float32)
+        if self.use_bias:
+            operands, result = self.spec.split("->")
+            kept = [i for i, letter in enumerate(operands.split(",")[1]) if letter in result]
+            axes, shape = (tuple(of[i] for i in kept) for of in (self.axes, self.shape))
+            bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
+            self.bias = self.param("bias", bias_init, shape, jnp.float32)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = weighted(self.spec, tuple(self.axes), x.astype(self.dtype), self.kernel)
+        return self.add_bias(checkpoint_name(y, PROJECTION))
+
+    def add_bias(self, y: jax.Array) -> jax.Array:
+        """``y`` and the bias, where there is one."""
         if not self.use_bias:
             return y
-        operands, result = self.spec.split("->")
-        kept = [i for i, letter in enumerate(operands.split(",")[1]) if letter in result]
-        bias_init = nn.with_logical_partitioning(
-            nn.initializers.zeros_init(), tuple(self.axes[i] for i in kept)
-        )
-        bias = self.param("bias", bias_init, tuple(self.shape[i] for i in kept), jnp.float32)
-        bias = jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
+        bias = jnp.expand_dims(self.bias, tuple(range(y.ndim - self.bias.ndim)))
         # Spread out first and rounded after: its derivative then sums over tokens in float32.
         return y + jnp.broadcast_to(bias, y.shape).astype(self.dtype)
 

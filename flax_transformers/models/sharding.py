@@ -14,10 +14,12 @@ import jax
 HIDDEN = ("batch", "length", "features")
 HEADS = ("batch", "length", "heads", "head_dim")
 KEY_HEADS = ("batch", "length", "key_heads", "head_dim")
+SCORES = ("batch", "heads", "length", None)
 INTERMEDIATE = ("batch", "length", "mlp")
 LOGITS = ("batch", "length", "vocab")
 
 
-def constrain(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Asks the partitioner to lay ``x`` out by logical ``axes``; does nothing without a mesh."""
+def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Asks the partitioner to lay ``x`` out by logical ``axes``, whole along those that are None;
+    does nothing without a mesh."""
     return nn.with_logical_constraint(x, axes)

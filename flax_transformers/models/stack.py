@@ -21,6 +21,12 @@ from flax_transformers.models.linear import PROJECTION
 REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_only_these_names(PROJECTION),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[PROJECTION],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 Block = Callable[..., nn.Module]

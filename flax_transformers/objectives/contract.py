@@ -83,14 +83,14 @@ class ModelFunctions:
     ``hidden_states(params, batch, rngs)`` has ``last_hidden_state`` [B, T, D] and ``auxiliary``:
     None, or what layers add up for a loss of their own, whose ``by_sequence()`` gives its sum and
     weight (the balance of experts). Dropout is on when ``rngs`` has "dropout".
-    ``unembed(params, hidden) -> [B, M, V]`` logits in float32, V the padded vocabulary, padded
-    entries at a large negative value.
+    ``unembedding(params, hidden)`` is what hidden states [B, M, D] say of the words, before any
+    logit is made: the record ``models.heads.Unembedding``, whose ``logits()`` makes them all.
     ``head(name, params, rngs, *arrays)`` is the model's method ``name`` ("next_sentence",
     "classify"), for models that have it.
     """
 
     hidden_states: Callable[[Params, Batch, Mapping[str, Array]], Any]
-    unembed: Callable[[Params, Array], Array]
+    unembedding: Callable[[Params, Array], Any]
     head: Callable[..., Array]
 
 

@@ -22,6 +22,7 @@ from flax_transformers.objectives.contract import (
     WindowSpec,
 )
 from flax_transformers.objectives.rows import frame, pad, random_ordinary
+from flax_transformers.objectives.word_loss import LOGITS_HELD
 
 SPAN_STOP = 0.2
 SPAN_LONGEST = 10
@@ -127,12 +128,12 @@ class Masking:
         """Cross-entropy and accuracy at the chosen positions; only their logits are computed."""
         import jax.numpy as jnp  # here, so that data workers start without jax
 
-        from flax_transformers.objectives.cross_entropy import cross_entropy
+        from flax_transformers.objectives.cross_entropy import word_scores
 
         positions_BM = batch["masked_positions"]
         chosen_BMD = jnp.take_along_axis(hidden_BTD, positions_BM[:, :, None], axis=1)
-        logits_BMV = model.unembed(params, chosen_BMD)
-        scores = cross_entropy(logits_BMV, batch["masked_labels"])
+        words = model.unembedding(params, chosen_BMD)
+        scores = word_scores(words, batch["masked_labels"], LOGITS_HELD)
         weights_BM = batch["masked_weights"]
         count = jnp.sum(weights_BM)
         loss = jnp.sum(scores.nll * weights_BM)

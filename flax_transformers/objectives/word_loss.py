@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from flax_transformers.objectives.contract import Array, ModelFunctions, Params, Terms
 
+LOGITS_HELD = 2**28
+"""Logits that a device holds at once, unless told otherwise: 1 GiB in float32."""
+
 PALM_Z_LOSS = 1e-4
 """Coefficient of the z-loss in PaLM (arXiv:2204.02311 §5) and T5X."""
 
@@ -23,8 +26,8 @@ class WordLoss:
     z_loss: float = 0.0
     """Coefficient of the mean of ``log(Z) ** 2``, Z the sum of the exponentials of the logits;
     PaLM has 1e-4 (`PALM_Z_LOSS`)."""
-    logits_chunk: int = 512
-    """Places of a row whose logits are held at once; longer rows go in so many steps."""
+    logits_held: int = LOGITS_HELD
+    """Logits that a device holds at once, four bytes each; more are made some words at a time."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
@@ -33,10 +36,8 @@ class WordLoss:
             )
         if not self.z_loss >= 0.0:
             raise ValueError(f"objective.z_loss is {self.z_loss}; it must not be negative")
-        if self.logits_chunk < 1:
-            raise ValueError(
-                f"objective.logits_chunk is {self.logits_chunk}; it must be at least 1"
-            )
+        if self.logits_held < 1:
+            raise ValueError(f"objective.logits_held is {self.logits_held}; it must be at least 1")
 
     def word_terms(
         self,
@@ -50,18 +51,16 @@ class WordLoss:
         """The trained loss ``name`` and perhaps ``z_loss``; the metrics "loss" and "accuracy"."""
         import jax.numpy as jnp  # here, so that data workers start without jax
 
-        from flax_transformers.objectives.cross_entropy import chunked_sums
+        from flax_transformers.objectives.cross_entropy import word_scores
 
-        sums = chunked_sums(
-            lambda hidden_BCD: model.unembed(params, hidden_BCD),
-            hidden_BTD,
-            labels_BT,
-            weights_BT,
-            label_smoothing=self.label_smoothing,
-            chunk=self.logits_chunk,
-        )
+        scores = word_scores(model.unembedding(params, hidden_BTD), labels_BT, self.logits_held)
+
+        def total(values_BT: Array) -> Array:
+            return jnp.sum(values_BT * weights_BT)
+
         count = jnp.sum(weights_BT)
-        losses = {name: (sums.smoothed, count, 1.0)}
+        losses = {name: (total(scores.smoothed(self.label_smoothing)), count, 1.0)}
         if self.z_loss:
-            losses["z_loss"] = (sums.squared_log_z, count, self.z_loss)
-        return Terms(losses, {"loss": (sums.nll, count), "accuracy": (sums.correct, count)})
+            losses["z_loss"] = (total(scores.log_z**2), count, self.z_loss)
+        metrics = {"loss": (total(scores.nll), count), "accuracy": (total(scores.correct), count)}
+        return Terms(losses, metrics)

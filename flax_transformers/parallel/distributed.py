@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 import zlib
@@ -18,7 +19,11 @@ PREEMPTED = 42
 """Exit code after a requested stop: everything is saved, start again to go on."""
 PEER_LOST = 75
 """Exit code of a process whose peer died: restart all of them."""
-HEARTBEAT_SECONDS = 20
+HEARTBEAT_VARIABLE = "FLAX_TRANSFORMERS_HEARTBEAT_SECONDS"
+HEARTBEAT_SECONDS = 10
+"""Without a sign of life for so long a process counts as lost, and the others abort."""
+
+_LOST = re.compile("Gloo|NCCL|coordination service|Connection (reset|closed) by peer")
 
 
 def start_processes() -> None:
@@ -26,7 +31,9 @@ def start_processes() -> None:
 
     A job is told by ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, or
     found by JAX itself (SLURM, Open MPI, GKE, TPU slices; the address may then be set alone). One
-    process alone starts nothing. Raises UserError if only some of the three variables are set.
+    process alone starts nothing. ``FLAX_TRANSFORMERS_HEARTBEAT_SECONDS`` replaces the 10 seconds
+    after which a silent process counts as lost. Raises UserError if only some of the three
+    variables are set.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = [name for name in names if os.environ.get(name)]
@@ -51,7 +58,10 @@ def start_processes() -> None:
 
 
 def _initialize(address: str | None, count: int | None, index: int | None) -> None:
-    jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    heartbeat = os.environ.get(HEARTBEAT_VARIABLE) or str(HEARTBEAT_SECONDS)
+    if not heartbeat.isdigit() or int(heartbeat) < 1:
+        raise UserError(f"{HEARTBEAT_VARIABLE} is {heartbeat!r}; give whole seconds, or unset it")
+    jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=int(heartbeat))
     sys.excepthook = _leave_at_once
 
 
@@ -97,8 +107,19 @@ def _leave_at_once(
     """Ends without the exit barrier, which would wait for the lost peer until a time-out."""
     traceback.print_exception(kind, error, trace)
     _flush()
-    # A lost peer shows as an error of the runtime; anything else is a fault of this process.
-    os._exit(PEER_LOST if issubclass(kind, jax.errors.JaxRuntimeError) else 1)
+    os._exit(PEER_LOST if _tells_of_a_lost_peer(error) else 1)
+
+
+def _tells_of_a_lost_peer(error: BaseException | None) -> bool:
+    """Whether it, or what it came from, is an error of the runtime and not of this process.
+
+    What a compiled program raises from its second call on is a ValueError, known by what it says.
+    """
+    if error is None:
+        return False
+    if isinstance(error, jax.errors.JaxRuntimeError) or _LOST.search(str(error)):
+        return True
+    return _tells_of_a_lost_peer(error.__cause__ or error.__context__)
 
 
 def check_platform(wanted: str | None) -> str:

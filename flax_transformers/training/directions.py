@@ -18,8 +18,13 @@ import optax
 from flax_transformers.training.parameters import MatrixAxes, Name, map_named, matrix_axes
 
 
-def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """``m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`` with float32 moments and optax's state.
+def scale_by_adam(
+    b1: float, b2: float, eps: float, first_moment_dtype: str = "float32"
+) -> optax.GradientTransformation:
+    """``m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`` with optax's state.
+
+    All is computed in float32. The first moment m may be kept in bfloat16; the second is float32,
+    for its steps of ``1 - b2`` are lost in less.
 
     ``optax.scale_by_adam`` forms ``1 - b2^t`` as a float32 difference, which is 3e-5 off at t = 1
     for b2 = 0.999; here it comes from ``expm1`` and the float64 logarithm.
@@ -27,7 +32,8 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
     log_b1, log_b2 = (math.log(b) if b else -math.inf for b in (b1, b2))
 
     def init(params: Any) -> optax.ScaleByAdamState:
-        mu, nu = (optax.tree.zeros_like(params, dtype=jnp.float32) for _ in range(2))
+        mu = optax.tree.zeros_like(params, dtype=jnp.dtype(first_moment_dtype))
+        nu = optax.tree.zeros_like(params, dtype=jnp.float32)
         return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu, nu)
 
     def update(
@@ -35,12 +41,15 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
     ) -> tuple[Any, optax.ScaleByAdamState]:
         del params
         count = optax.safe_increment(state.count)
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
+        mu = jax.tree.map(
+            lambda m, g: b1 * m.astype(jnp.float32) + (1 - b1) * g, state.mu, gradients
+        )
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, gradients)
         correction1, correction2 = -jnp.expm1(count * log_b1), -jnp.expm1(count * log_b2)
         updates = jax.tree.map(
             lambda m, v: m / correction1 / (jnp.sqrt(v / correction2) + eps), mu, nu
         )
+        mu = jax.tree.map(lambda new, old: new.astype(old.dtype), mu, state.mu)
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)

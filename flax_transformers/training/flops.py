@@ -15,40 +15,12 @@ appendix B, with the two refinements at the end):
 - Refinement 2: a weight counts for the tokens that need it. Logits for masked positions only cost
   6 FLOPs per weight and *masked* position; a router's unused experts cost nothing.
 
-Peaks are dense bfloat16 peaks from the makers' data sheets, for one device as JAX counts devices.
+Peaks are those of ``parallel.chips``.
 """
 
 from __future__ import annotations
 
-TERA = 1e12
-
-# Looked up in this order: a kind is the first whose name occurs in ``device_kind``. JAX calls the
-# v5p "TPU v5" and the v5e "TPU v5 lite"; a TPU7x chip (2,307 TFLOP/s) is two JAX devices.
-PEAK_FLOPS_PER_SECOND: dict[str, float] = {
-    "TPU v4 lite": 138 * TERA,
-    "TPU v4": 275 * TERA,
-    "TPU v5 lite": 197 * TERA,
-    "TPU v5e": 197 * TERA,
-    "TPU v5": 459 * TERA,
-    "TPU v6": 918 * TERA,
-    "TPU7x": 2307 / 2 * TERA,
-    "GB200": 2500 * TERA,
-    "B200": 2250 * TERA,
-    "H200 NVL": 836 * TERA,
-    "H200": 989 * TERA,
-    "H100 NVL": 835 * TERA,
-    "H100 PCIe": 756 * TERA,
-    "H100": 989 * TERA,
-    "A100": 312 * TERA,
-}
-
-
-def peak_flops_per_second(device_kind: str) -> float | None:
-    """Dense bf16 FLOP/s of one device, from ``jax.Device.device_kind``; None where not known."""
-    kind = device_kind.lower()
-    return next(
-        (peak for name, peak in PEAK_FLOPS_PER_SECOND.items() if name.lower() in kind), None
-    )
+from flax_transformers.parallel.chips import chip_of
 
 
 def mfu(
@@ -58,10 +30,10 @@ def mfu(
 
     ``flops_per_step`` are those of the whole global batch, ``n_devices`` the devices it runs on.
     """
-    peak = peak_flops_per_second(device_kind)
-    if peak is None or step_time_s <= 0:
+    chip = chip_of(device_kind)
+    if chip is None or step_time_s <= 0:
         return None
-    return flops_per_step / (step_time_s * peak * n_devices)
+    return flops_per_step / (step_time_s * chip.peak_flops * n_devices)
 
 
 def transformer_matmul_flops(

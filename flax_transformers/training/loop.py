@@ -15,10 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
-import optax
 from etils import epath
 from jax.sharding import Mesh
 
@@ -41,17 +39,9 @@ from flax_transformers.training.config import (
 from flax_transformers.training.ledger import Ledger
 from flax_transformers.training.meter import Meter
 from flax_transformers.training.metrics import MetricsWriter
-from flax_transformers.training.optimizers import make_optimizer
+from flax_transformers.training.program import Program, build_program, check_phase
 from flax_transformers.training.progress import Progress
-from flax_transformers.training.state import TrainState, abstract_state, initialize_state
-from flax_transformers.training.step import (
-    check_fits,
-    compile_evaluation_step,
-    compile_train_step,
-    make_evaluation_step,
-    make_train_step,
-    model_functions,
-)
+from flax_transformers.training.state import TrainState
 from flax_transformers.training.stop import StopRequest
 from flax_transformers.training.taken import PartsTaken
 from flax_transformers.training.workdir import only_one, open_workdir, write_text
@@ -96,10 +86,7 @@ class Run:
     prepared: Dataset
     workdir: epath.Path
     mesh: Mesh
-    model: nn.Module
-    functions: ModelFunctions
-    optimizer: optax.GradientTransformation
-    abstract: TrainState
+    program: Program
     checkpoints: Checkpoints
     evaluators: Sequence[Evaluator]
     latest: dict[str, float]
@@ -161,7 +148,7 @@ def checked_mesh(config: TrainConfig) -> Mesh:
     """The mesh of a run. Raises UserError if it does not fit the devices, or a batch the mesh."""
     mesh = make_mesh(config.mesh)
     for phase in config.phases:
-        check_batch(phase.batch_size, phase.micro_batches, mesh)
+        check_phase(phase, mesh)
     check_batch(config.evaluation.batch_size, 1, mesh, name="evaluation.batch_size")
     return mesh
 
@@ -180,28 +167,23 @@ def start(
         prepared.fingerprint,
         "prepare it once, into a --data.store that all machines share",
     )
-    execution = config.execution.resolve(mesh.devices.flat[0].platform)
-    model = config.model.build(execution)
-    check_fits(config.objective, model)
-    optimizer = make_optimizer(config.optimizer, config.total_steps)
-    abstract = abstract_state(model, optimizer, config.seed, mesh, ema=config.ema.is_on)
+    program = build_program(config, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoints)
     run = Run(
         config=config,
         prepared=prepared,
         workdir=workdir,
         mesh=mesh,
-        model=model,
-        functions=model_functions(model),
-        optimizer=optimizer,
-        abstract=abstract,
+        program=program,
         checkpoints=checkpoints,
         evaluators=evaluators,
         latest={},
     )
-    restored = checkpoints.restore_newest(abstract, check=lambda meta: _check_meta(run, meta))
+    restored = checkpoints.restore_newest(
+        program.abstract, check=lambda meta: _check_meta(run, meta)
+    )
     if restored is None:
-        state = initialize_state(model, optimizer, config.seed, abstract)
+        state = program.initial_state()
         if initial is not None:
             state = state.starting_from(initial(mesh))
         position = Position()
@@ -264,22 +246,9 @@ def _run_phase(
 ) -> tuple[TrainState, Position]:
     """Trains to the end of the phase at ``position``, or to a requested stop."""
     config, phase = run.config, run.config.phases[position.phase]
-    train_step = compile_train_step(
-        make_train_step(
-            config.objective,
-            run.functions,
-            run.optimizer,
-            phase.micro_batches,
-            frozen=config.optimizer.frozen,
-            ema=config.ema,
-        ),
-        run.abstract,
-        run.mesh,
-    )
-    evaluation_step = compile_evaluation_step(
-        make_evaluation_step(config.objective, run.functions), run.abstract.params, run.mesh
-    )
-    meter = Meter(config, phase, run.abstract.params, run.mesh)
+    train_step = run.program.train_step(phase)
+    evaluation_step = run.program.evaluation_step()
+    meter = Meter(config, phase, run.program.abstract.params, run.mesh)
     parts = PartsTaken(config, run.prepared, position.phase)
 
     def record(row: dict[str, float]) -> None:
@@ -320,7 +289,9 @@ def _due(step: int, every: int) -> bool:
 def _evaluate(
     run: Run, state: TrainState, position: Position, phase: AnyPhase, step: Callable[..., Any]
 ) -> dict[str, float]:
-    snapshot = Snapshot(position.step, state.best_params, phase, run.mesh, run.functions, step)
+    snapshot = Snapshot(
+        position.step, state.best_params, phase, run.mesh, run.program.functions, step
+    )
     row: dict[str, float] = {}
     for evaluator in run.evaluators:
         row |= evaluator(snapshot)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -70,9 +70,9 @@ class OptimizerConfig:
 class AdamW(OptimizerConfig):
     """Adam with decoupled weight decay (arXiv:1412.6980, arXiv:1711.05101), as torch computes it.
 
-    The decay is multiplied by the learning rate and moments are bias-corrected. Moments are
-    float32. Defaults are those of BERT (arXiv:1810.04805 §A.2), whose original code leaves out
-    the bias correction and lets embeddings decay: ``no_decay=("bias", "scale")`` for the latter.
+    The decay is multiplied by the learning rate and moments are bias-corrected. Defaults are those
+    of BERT (arXiv:1810.04805 §A.2), whose original code leaves out the bias correction and lets
+    embeddings decay: ``no_decay=("bias", "scale")`` for the latter.
     """
 
     learning_rate: float = 1e-4
@@ -81,12 +81,16 @@ class AdamW(OptimizerConfig):
     eps: float = 1e-6
     weight_decay: float = 0.01
     max_grad_norm: float | None = 1.0
+    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the first moment is kept in; bfloat16 saves two bytes a parameter. The second is
+    float32."""
 
     def direction(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
         """``m / (sqrt(v) + eps) + weight_decay * parameter``, moments bias-corrected."""
         _check_moments(self.b1, self.b2)
         _check_positive("eps", self.eps)
-        return optax.chain(directions.scale_by_adam(self.b1, self.b2, self.eps), decay)
+        adam = directions.scale_by_adam(self.b1, self.b2, self.eps, self.first_moment_dtype)
+        return optax.chain(adam, decay)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ and each device divides by the same totals and the result does not depend on how
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Batch, ModelFunctions, Objective, Params, Terms
 from flax_transformers.parallel.rules import RULES, Rules, batch_sharding, replicated
+from flax_transformers.partitioning import gradients_reduced_in
 from flax_transformers.training.average import WeightAverage, renew_average
 from flax_transformers.training.parameters import fill, without
 from flax_transformers.training.state import TrainState
@@ -58,10 +59,10 @@ def model_functions(model: nn.Module) -> ModelFunctions:
         inputs = {name: batch[name] for name in model.inputs if name in batch}
         return head("hidden_states", params, rngs, **inputs)
 
-    def unembed(params: Params, hidden: jax.Array) -> jax.Array:
-        return cast(jax.Array, model.apply({"params": params}, hidden, method="unembed"))
+    def unembedding(params: Params, hidden: jax.Array) -> Any:
+        return model.apply({"params": params}, hidden, method="unembedding")
 
-    return ModelFunctions(hidden_states, unembed, head)
+    return ModelFunctions(hidden_states, unembedding, head)
 
 
 def check_fits(objective: Objective, model: nn.Module) -> None:
@@ -98,13 +99,15 @@ def make_train_step(
     *,
     frozen: tuple[str, ...] = (),
     ema: WeightAverage | None = None,
+    gradient_reduce_dtype: str = "float32",
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
     """The step ``(state, batch) -> (state, report)``, not yet compiled.
 
     A step whose gradients are not all finite changes neither parameters nor optimizer state; it is
     counted in the new state. The learning rate follows the number of updates made. ``frozen`` are
     the optimizer's patterns: no gradient of those parameters is computed, so that none counts in
-    the norm. ``ema`` renews the state's average, if it has one.
+    the norm. ``ema`` renews the state's average, if it has one. ``gradient_reduce_dtype`` is that
+    of ``Execution``.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
@@ -114,7 +117,8 @@ def make_train_step(
         def terms(trained: Params, batch: Batch, rngs: Any) -> Terms:
             return objective.terms(functions, fill(trained, state.params), batch, rngs)
 
-        grads, sums = _gradients(terms, trained, batch, key, micro_batches)
+        with gradients_reduced_in(gradient_reduce_dtype):
+            grads, sums = _gradients(terms, trained, batch, key, micro_batches)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -223,7 +227,7 @@ def make_evaluation_step(
 
 def compile_train_step(
     step: Callable[..., Any], abstract: TrainState, mesh: Mesh, rules: Rules = RULES
-) -> Callable[..., Any]:
+) -> jax.stages.Wrapped:
     """``step`` under ``jax.jit`` with its shardings; it donates its state.
 
     Call (or lower) it under ``jax.set_mesh(mesh)``.
@@ -239,7 +243,7 @@ def compile_train_step(
 
 def compile_evaluation_step(
     step: Callable[..., Any], params: Params, mesh: Mesh, rules: Rules = RULES
-) -> Callable[..., Any]:
+) -> jax.stages.Wrapped:
     """``step`` under ``jax.jit``, for parameters that lie as ``params`` (abstract or real) do."""
     placed = jax.tree.map(lambda leaf: leaf.sharding, params)
     return jax.jit(

@@ -56,7 +56,7 @@ class Shares:
 
 FUNCTIONS = ModelFunctions(
     hidden_states=lambda params, batch, rngs: HiddenStates(params["one"] * batch["counts"]),
-    unembed=lambda params, hidden: hidden,
+    unembedding=lambda params, hidden: hidden,
     head=lambda *_: None,
 )
 
@@ -145,5 +145,5 @@ def test_without_held_out_text_there_are_no_scores(prepared):
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused(prepared):
-    with pytest.raises(UserError, match="batch_size 5 does not divide over mesh data=2 x fsdp=1"):
+    with pytest.raises(UserError, match="batch_size 5 does not divide over mesh data=2 and"):
         score(prepared, (2, 1, 1), batch_size=5)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flax_transformers.families.mixtral_experts import grouped_product
 from flax_transformers.families.mixtral_layers import (
     Balance,
     MixtureOfExperts,
@@ -17,7 +18,6 @@ from flax_transformers.families.mixtral_layers import (
     balance_loss,
     balance_of,
     balancing_by_sequence,
-    grouped_product,
 )
 from flax_transformers.models.config import TransformerConfig
 from flax_transformers.models.feed_forward import ACTIVATIONS

@@ -20,6 +20,7 @@ from flax_transformers.generation.fill_mask import (
 )
 from flax_transformers.models.outputs import HiddenStates
 from flax_transformers.objectives.contract import ModelFunctions, Vocabulary
+from flax_transformers.testing import GivenLogits
 
 PIECES = ["<pad>", "[CLS]", "the", "cat", "##s", "sat", "[MASK]", "on", "a", "mat", ".", "[SEP]"]
 PADDED = 16  # rows of the model's table
@@ -59,15 +60,15 @@ class Told:
             for piece, logit in logits.items():
                 self.table[position, piece] = logit
         self.seen = []
-        self.functions = ModelFunctions(self.hidden_states, self.unembed, head=None)
+        self.functions = ModelFunctions(self.hidden_states, self.unembedding, head=None)
 
     def hidden_states(self, params, batch, rngs):
         assert not rngs, "no dropout"
         self.seen.append({name: np.asarray(value)[0] for name, value in batch.items()})
         return HiddenStates(jnp.asarray(self.table)[None, : batch["input_ids"].shape[1]])
 
-    def unembed(self, params, hidden):
-        return hidden
+    def unembedding(self, params, hidden):
+        return GivenLogits(hidden)
 
 
 def fill(text, answers, top=2, max_length=64):
@@ -209,7 +210,7 @@ def test_gaps_in_bytes_are_not_always_spaces():
     store.sentence_ends = np.array([len(store._tokens)])
     nothing = ModelFunctions(
         lambda params, batch, rngs: HiddenStates(jnp.zeros((*batch["input_ids"].shape, 384))),
-        lambda params, hidden: hidden,
+        lambda params, hidden: GivenLogits(hidden),
         head=None,
     )
     settings = {"count": 1, "max_length": 32}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from flax_transformers.models.config import TextConfig
 from flax_transformers.models.embeddings import (
@@ -17,26 +19,31 @@ from flax_transformers.models.embeddings import (
     lookup,
     mask_padded_vocabulary,
 )
+from flax_transformers.models.heads import Unembedding
+from flax_transformers.models.sharding import HIDDEN, constrain
 from flax_transformers.objectives.cross_entropy import cross_entropy
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.parallel.rules import RULES, batch_sharding, replicated
 from tests.models.reference import equations, layer_norm, randomize, softmax
 
 TABLE = np.arange(12, dtype=np.float32).reshape(4, 3)
+AXES, FLOAT32 = ("vocab", "embed"), jnp.dtype(jnp.float32)
 
 
 def test_a_lookup_gives_rows():
     ids = np.array([[3, 0], [1, 1]])
-    np.testing.assert_array_equal(lookup(TABLE, ids), TABLE[ids])
+    np.testing.assert_array_equal(lookup(AXES, FLOAT32, TABLE, ids), TABLE[ids])
 
 
 def test_an_id_out_of_range_is_loud():
-    assert np.isnan(lookup(TABLE, jnp.array([4]))).all()
+    assert np.isnan(lookup(AXES, FLOAT32, TABLE, jnp.array([4]))).all()
 
 
 @pytest.mark.slow
 def test_the_gradient_of_a_row_is_the_sum_over_its_uses():
     ids = np.array([[3, 0, 3], [1, 3, 1]])
     weight = np.random.default_rng(0).standard_normal((2, 3, 3)).astype(np.float32)
-    ours = jax.grad(lambda table: jnp.sum(lookup(table, ids) * weight))(TABLE)
+    ours = jax.grad(lambda table: jnp.sum(lookup(AXES, FLOAT32, table, ids) * weight))(TABLE)
     expected = np.zeros((4, 3))
     np.add.at(expected, ids, weight)
     np.testing.assert_allclose(ours, expected, rtol=1e-6)
@@ -58,10 +65,42 @@ def test_a_frequent_word_does_not_lose_its_gradient_in_bfloat16():
     assert {e.outvars[0].aval.dtype for e in scatters} == {jnp.dtype(jnp.float32)}
 
 
-def test_attend_gives_float32_inner_products_with_every_row():
-    embedding = Embedding(rows=4, features=3, dtype=jnp.bfloat16)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rows", "length", "crosses", "stays"),
+    [(256, 4, "all-to-all", "all-gather"), (16, 64, "all-gather", "all-to-all")],
+    ids=["vectors", "table"],
+)
+def test_the_lesser_of_vectors_and_table_crosses_the_mesh(rows, length, crosses, stays):
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((rows, 16)).astype(np.float32)
+    ids = rng.integers(0, rows, (8, length)).astype(np.int32)
+    weight = rng.standard_normal((8, length, 16)).astype(np.float32)
+
+    @jax.value_and_grad
+    def total(table, ids):
+        return jnp.sum(constrain(lookup(AXES, FLOAT32, table, ids), HIDDEN) * weight)
+
+    def ruled(*operands):
+        with nn.logical_axis_rules(RULES):
+            return total(*operands)
+
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    placed = [NamedSharding(mesh, PartitionSpec(None, "fsdp")), batch_sharding(mesh)]
+    with jax.set_mesh(mesh):
+        outputs = (replicated(mesh), placed[0])
+        program = jax.jit(ruled, in_shardings=placed, out_shardings=outputs)
+        program = program.lower(table, ids).compile()
+        found = program(*map(jax.device_put, (table, ids), placed))
+    for a, b in zip(found, total(table, ids), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    moved = re.findall(r"= \(?f32\[.* (all-to-all|all-gather)\(", program.as_text())
+    assert crosses in moved and stays not in moved
+
+
+def test_logits_are_float32_inner_products_with_every_row():
     hidden = np.random.default_rng(0).standard_normal((2, 5, 3)).astype(jnp.bfloat16)
-    logits = embedding.apply({"params": {"embedding": TABLE}}, hidden, method="attend")
+    logits = Unembedding(jnp.asarray(hidden), jnp.asarray(TABLE), None, size=4).logits()
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, hidden.astype(np.float64) @ TABLE.T, rtol=1e-5, atol=1e-5)
 

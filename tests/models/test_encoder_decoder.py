@@ -176,7 +176,7 @@ def test_the_bias_of_the_logits_is_added_and_not_trained():
     )
 
     def logits(bias):
-        return head.apply({"params": {"bias": bias}}, jnp.ones((1, 2, 12)), words)
+        return head.apply({"params": {"bias": bias}}, jnp.ones((1, 2, 12)), words).logits()
 
     found = logits(jnp.arange(128.0))
     np.testing.assert_array_equal(found[0, 1, :50], np.arange(50.0))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from flax_transformers.models.linear import Linear, einsum, truncated_normal
+from flax_transformers.models.linear import Linear, einsum, truncated_normal, weighted
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.parallel.rules import RULES
+from flax_transformers.partitioning import gradients_reduced_in
 from tests.models.reference import equations, randomize
 
 SPECS = {
@@ -85,6 +91,58 @@ def test_all_three_products_read_bfloat16_and_write_float32(out_dtype):
         assert [operand.aval.dtype for operand in product.invars] == [jnp.bfloat16] * 2
         assert product.outvars[0].aval.dtype == jnp.float32
     assert len(products) == 3
+
+
+WEIGHT = ("BTD,DF->BTF", ("embed", "mlp"))
+
+
+def gradients_of(weight, x):
+    def total(weight, x):
+        return jnp.sum(weighted(*WEIGHT, x, weight).astype(jnp.float32) ** 2)
+
+    return jax.grad(total, (0, 1))(weight, x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradient_of_a_weight_crosses_the_mesh_in_the_dtype_in_force(dtype):
+    rng = np.random.default_rng(0)
+    weight = jnp.asarray(rng.standard_normal((16, 8)), jnp.float32)
+    x = jnp.asarray(rng.standard_normal((8, 4, 16)), jnp.bfloat16)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+
+    def ruled(weight, x):
+        with nn.logical_axis_rules(RULES), gradients_reduced_in(dtype):
+            return gradients_of(weight, x)
+
+    divided = NamedSharding(mesh, PartitionSpec("fsdp"))
+    with jax.set_mesh(mesh):
+        placed = jax.jit(ruled, in_shardings=divided, out_shardings=divided)
+        lowered = placed.trace(weight, x).lower(lowering_platforms=("tpu",)).as_text()
+        found, _ = placed(weight, x)
+    products = re.findall(r"dot_general.*-> tensor<([\dx]+x\w+)>", lowered)
+    short = {"float32": "f32", "bfloat16": "bf16"}[dtype]
+    assert [p for p in products if p.count("x") == 2] == [f"16x8x{short}"]
+    assert found.dtype == jnp.float32
+    exact = gradients_of(weight, x.astype(jnp.float32))[0]
+    np.testing.assert_allclose(found, exact, rtol=0.03, atol=0.3)
+
+
+def test_without_a_choice_the_gradient_of_a_weight_is_never_rounded_to_bfloat16():
+    gradient, _ = gradients_of(jnp.ones((1, 1)), jnp.ones((1, 257, 1), jnp.bfloat16))
+    assert gradient.item() == 2 * 257  # no bfloat16
+
+
+def test_in_float32_a_weight_is_multiplied_as_einsum_does():
+    rng = np.random.default_rng(0)
+    weight, x = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, 5), (2, 3, 6)))
+
+    def total(weight, x):
+        return jnp.sum(einsum(WEIGHT[0], x, weight) ** 2)
+
+    for ours, theirs in zip(
+        gradients_of(weight, x), jax.grad(total, (0, 1))(weight, x), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def make(spec, shape, axes, x, **options):

@@ -168,7 +168,7 @@ def test_layers_that_give_nothing_back_give_nothing_back(scan):
 
 def make_gradient(remat, scan=True, repeats=3):
     """The gradient of a sum over a small transformer as a function of its parameters, and these."""
-    block = partial(TransformerBlock, CONFIG, jnp.float32)
+    block = partial(TransformerBlock, CONFIG, Execution())
     stack = Stack(pattern=(block,), repeats=repeats, scan=scan, remat=remat)
     shared = LayerInputs()
     shapes = jax.eval_shape(stack.init, jax.random.key(0), HIDDEN, shared)["params"]
@@ -189,9 +189,17 @@ def count_products(remat):
 def test_dots_keeps_projections_and_full_keeps_nothing():
     # Six projections and two products inside attention: one forward and two backward for each.
     assert count_products("none") == 8 * 3
-    assert count_products("dots") == 8 * 3 + 2
+    assert count_products("dots") == count_products("offload") == 8 * 3 + 2
     # The result of the last projection is the next layer's input, which is kept.
     assert count_products("full") == 8 * 3 + 7
+
+
+@pytest.mark.slow
+def test_offload_keeps_projections_in_the_memory_of_the_host():
+    gradient, params = make_gradient("offload")
+    moved = [e for e in equations(gradient, params) if e.primitive.name == "device_put"]
+    kept = [e for e in moved if "host" in str(e.outvars[0].aval.memory_space).lower()]
+    assert len(kept) == 5  # of six projections; the last one's result is the next layer's input
 
 
 @pytest.mark.slow

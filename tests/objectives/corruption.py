@@ -10,6 +10,7 @@ import numpy as np
 
 from flax_transformers.models.outputs import HiddenStates
 from flax_transformers.objectives.contract import ModelFunctions, Vocabulary
+from flax_transformers.testing import GivenLogits
 
 SENTINELS = tuple(range(32099, 31999, -1))
 VOCAB = Vocabulary(
@@ -82,10 +83,11 @@ def terms_of(objective, batch, vocabulary=12):
     def hidden_states(params, batch, rngs):
         return HiddenStates(batch["decoder_input_ids"][..., None].astype(jnp.float32))
 
-    def unembed(params, hidden):
-        return 4.0 * (hidden == jnp.arange(vocabulary, dtype=jnp.float32)[None, None, :])
+    def unembedding(params, hidden):
+        ids = jnp.arange(vocabulary, dtype=jnp.float32)
+        return GivenLogits(4.0 * (hidden == ids[None, None, :]))
 
-    functions = ModelFunctions(hidden_states, unembed, head=None)
+    functions = ModelFunctions(hidden_states, unembedding, head=None)
 
     def terms(batch):
         found = objective.terms(functions, {}, batch, {})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import flax.linen as nn
 import jax
 import jax.extend
 import jax.numpy as jnp
@@ -9,10 +12,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from flax_transformers.models.heads import Unembedding
 from flax_transformers.objectives.contract import ModelFunctions, Terms
-from flax_transformers.objectives.cross_entropy import chunked_sums, cross_entropy
+from flax_transformers.objectives.cross_entropy import cross_entropy, word_scores
 from flax_transformers.objectives.word_loss import PALM_Z_LOSS, WordLoss
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.parallel.rules import RULES
 
 LOWEST = np.finfo(np.float32).min
 
@@ -126,60 +131,77 @@ def test_logits_over_a_divided_vocabulary_stay_where_they_are():
     assert "all-gather" not in program
 
 
-WIDTH, VOCABULARY = 8, 40
+WIDTH, VOCABULARY, PADDED = 8, 600, 640
 
 
-def linear_model(seed=0):
-    """A word table, and functions of a model whose hidden states come in the batch."""
-    table = np.random.default_rng(seed).normal(0, 1, (WIDTH, VOCABULARY)).astype(np.float32)
-    unembed = lambda table, hidden: jnp.einsum("BTD,DV->BTV", hidden, table)  # noqa: E731
-    return table, ModelFunctions(None, unembed, None)
-
-
-def rows(length, batch=2, seed=1):
-    rng = np.random.default_rng(seed)
+def draw_words(batch=2, length=12):
+    """Hidden states, a table and a bias of its words, labels."""
+    rng = np.random.default_rng(1)
     hidden = rng.normal(0, 1, (batch, length, WIDTH)).astype(np.float32)
-    labels = rng.integers(0, VOCABULARY, (batch, length)).astype(np.int32)
-    weights = (rng.random((batch, length)) < 0.7).astype(np.float32)
-    return hidden, labels, weights
+    table = rng.normal(0, 1, (PADDED, WIDTH)).astype(np.float32)
+    bias = rng.normal(0, 1, PADDED).astype(np.float32)
+    return hidden, table, bias, rng.integers(0, VOCABULARY, (batch, length)).astype(np.int32)
 
 
-def summed(chunk):
-    """Sums by chunks of so many places, as a function that also differentiates."""
-    _, functions = linear_model()
+def weighed(held, with_bias=True):
+    """All scores, and a loss of all of them that differs by place, as a function that also
+    differentiates."""
 
-    def loss(table, hidden, labels, weights):
-        unembed = lambda part: functions.unembed(table, part)  # noqa: E731
-        sums = chunked_sums(unembed, hidden, labels, weights, label_smoothing=0.1, chunk=chunk)
-        return sums.smoothed + 0.01 * sums.squared_log_z, sums
+    def loss(hidden, table, bias, labels):
+        words = Unembedding(hidden, table, bias if with_bias else None, VOCABULARY)
+        scores = word_scores(words, labels, held)
+        each = jnp.arange(labels.size, dtype=jnp.float32).reshape(labels.shape) / labels.size
+        loss = scores.smoothed(0.1) * each + 0.01 * scores.log_z**2 + scores.mean_nll * each**2
+        return jnp.sum(loss), scores
 
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+
+
+@pytest.mark.parametrize("held", [24 * 128, 24 * 256, 24 * 639])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_blocks_of_words_give_the_scores_and_gradients_of_the_whole(held, with_bias):
+    arrays = draw_words()
+    arrays[3][0, :2] = np.argmax(arrays[0][0, :2] @ arrays[1][:VOCABULARY].T + arrays[2][:600], -1)
+    whole = jax.jit(weighed(24 * PADDED, with_bias))(*arrays)
+    blocks = jax.jit(weighed(held, with_bias))(*arrays)
+    assert sum(np.asarray(whole[0][1].correct).ravel()) >= (2 if with_bias else 0)
+    for found, expected in zip(jax.tree.leaves(blocks), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
+
+
+def test_a_tie_between_blocks_is_not_correct():
+    table = np.zeros((PADDED, 1), np.float32)
+    table[[3, 7, 500, 599]] = [[2.0], [1.0], [2.0], [3.0]]
+    hidden = np.array([[[1.0], [-1.0]], [[1.0], [1.0]]], np.float32)
+    labels = np.array([[3, 3], [599, 500]], np.int32)
+    words = Unembedding(hidden, table, None, VOCABULARY)
+    assert word_scores(words, labels, 4 * 128).correct.tolist() == [[0, 0], [1, 0]]
+    words = words.replace(table_VD=np.where(table == 3.0, 2.0, table))
+    assert word_scores(words, labels, 4 * 128).correct.tolist() == [[0, 0], [0, 0]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("length", "chunk"), [(12, 4), (13, 5)])
-def test_chunks_give_the_sums_and_gradients_of_the_whole(length, chunk):
-    table, _ = linear_model()
-    whole = summed(length)(table, *rows(length))
-    chunked = summed(chunk)(table, *rows(length))
-    for a, b in zip(jax.tree.leaves(chunked), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+def test_blocks_of_a_divided_vocabulary_stay_where_they_are():
+    mesh, arrays = make_mesh(MeshConfig(1, 2, 4), jax.devices()), draw_words(length=24)
+    by_word, by_row = PartitionSpec("tensor", "fsdp"), PartitionSpec("fsdp")
+    specs = by_row, by_word, PartitionSpec("tensor"), by_row
+    placed = [NamedSharding(mesh, spec) for spec in specs]
 
+    def ruled(*arrays):
+        with nn.logical_axis_rules(RULES):
+            return weighed(24 * 128)(*arrays)
 
-@pytest.mark.slow
-def test_chunks_over_a_divided_vocabulary_stay_where_they_are():
-    table, _ = linear_model()
-    mesh = make_mesh(MeshConfig(1, 2, 4), jax.devices())
-    by_word = NamedSharding(mesh, PartitionSpec(None, "tensor"))
-    by_row = NamedSharding(mesh, PartitionSpec("fsdp"))
-    function = summed(4).__wrapped__
-    placed = jax.jit(function, in_shardings=(by_word, by_row, by_row, by_row))
-    program = placed.lower(table, *rows(12)).compile()
-    assert "all-gather" not in program.as_text()
-    expected = summed(12)(table, *rows(12))
-    found = program(*jax.device_put((table, *rows(12)), (by_word, by_row, by_row, by_row)))
+    with jax.set_mesh(mesh):
+        program = jax.jit(ruled, in_shardings=placed).lower(*arrays).compile()
+    gathered = re.findall(r"= f32\[([\d,]*)\]\S* all-gather", program.as_text())
+    # One block of a division's words at a time, whole rows: [1, 128, 8]. Never logits.
+    assert gathered and all(np.prod([int(n) for n in g.split(",")]) <= 128 * 8 for g in gathered)
+    expected = jax.jit(weighed(48 * PADDED))(*arrays)
+    found = program(
+        *(jax.device_put(a, sharding) for a, sharding in zip(arrays, placed, strict=True))
+    )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
 
 
 def shapes_in(jaxpr):
@@ -191,43 +213,45 @@ def shapes_in(jaxpr):
             yield from shapes_in(inner)
 
 
-def logits_held(length, chunk):
-    """Most places, over the batch, that a value over the whole vocabulary has."""
-    table, _ = linear_model()
-    program = jax.make_jaxpr(summed(chunk))(table, *rows(length))
-    wide = [shape for shape in shapes_in(program.jaxpr) if shape[-1:] == (VOCABULARY,)]
-    return max(int(np.prod(shape[:-1])) for shape in wide)
-
-
-def test_the_logits_of_all_places_are_never_held_at_once():
-    assert logits_held(length=64, chunk=64) == 2 * 64
-    assert logits_held(length=64, chunk=8) == 2 * 8
+@pytest.mark.parametrize(("held", "words"), [(24 * PADDED, PADDED), (24 * 128, 128)])
+def test_logits_of_all_words_are_never_held_at_once(held, words):
+    program = jax.make_jaxpr(weighed(held))(*draw_words())
+    places = [shape for shape in shapes_in(program.jaxpr) if shape[:2] == (2, 12)]
+    assert max(int(np.prod(shape[2:])) for shape in places) == words
 
 
 @pytest.mark.slow
-def test_short_chunks_take_less_memory():
-    table, _ = linear_model()
-    whole, chunked = (
-        summed(chunk).lower(table, *rows(1024)).compile().memory_analysis().temp_size_in_bytes
-        for chunk in (1024, 32)
+def test_blocks_of_words_take_less_memory():
+    arrays = draw_words(batch=64, length=64)
+    whole, blocks = (
+        jax.jit(weighed(held)).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+        for held in (64 * 64 * PADDED, 64 * 64 * 128)
     )
-    assert chunked < whole / 4
+    assert blocks < whole / 2
+
+
+WEIGHTS = (np.random.default_rng(2).random((2, 12)) < 0.7).astype(np.float32)
+
+
+def linear_model():
+    """Functions of a model whose hidden states come in the batch and whose parameter is a table."""
+    return ModelFunctions(None, lambda table, hidden: Unembedding(hidden, table, None, 600), None)
 
 
 def terms_of(loss):
-    table, functions = linear_model()
+    hidden, table, _, labels = draw_words()
 
-    def terms(table, *row):
-        found = loss.word_terms("words", functions, table, *row)
+    def terms(table, hidden, labels):
+        found = loss.word_terms("words", linear_model(), table, hidden, labels, WEIGHTS)
         return found.losses, found.metrics
 
-    return Terms(*jax.device_get(jax.jit(terms)(table, *rows(12))))
+    return Terms(*jax.device_get(jax.jit(terms)(table, hidden, labels)))
 
 
 @pytest.mark.slow
 def test_what_is_logged_is_the_plain_loss_whatever_is_trained():
     plain = terms_of(WordLoss())
-    trained = terms_of(WordLoss(label_smoothing=0.1, z_loss=PALM_Z_LOSS, logits_chunk=4))
+    trained = terms_of(WordLoss(label_smoothing=0.1, z_loss=PALM_Z_LOSS, logits_held=24 * 128))
     assert set(plain.losses) == {"words"} and set(trained.losses) == {"words", "z_loss"}
     np.testing.assert_allclose(trained.metrics["loss"], plain.metrics["loss"], rtol=1e-6)
     np.testing.assert_array_equal(trained.metrics["accuracy"], plain.metrics["accuracy"])
@@ -235,17 +259,17 @@ def test_what_is_logged_is_the_plain_loss_whatever_is_trained():
 
 
 def test_the_z_loss_is_the_mean_of_the_squared_log_of_z():
-    (table, _), (hidden, _, weights) = linear_model(), rows(12)
+    hidden, table, *_ = draw_words()
     total, weight, coefficient = terms_of(WordLoss(z_loss=PALM_Z_LOSS)).losses["z_loss"]
-    log_z = np.log(np.exp(hidden.astype(np.float64) @ table).sum(-1))
-    np.testing.assert_allclose(total, (log_z**2 * weights).sum(), rtol=1e-5)
-    assert weight == weights.sum()
+    log_z = np.log(np.exp(hidden.astype(np.float64) @ table[:VOCABULARY].T).sum(-1))
+    np.testing.assert_allclose(total, (log_z**2 * WEIGHTS).sum(), rtol=1e-5)
+    assert weight == WEIGHTS.sum()
     assert coefficient == pytest.approx(1e-4)
 
 
 @pytest.mark.parametrize(
     "settings", [{"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"z_loss": -1.0},
-                 {"z_loss": float("nan")}, {"logits_chunk": 0}],
+                 {"z_loss": float("nan")}, {"logits_held": 0}],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(settings):
     with pytest.raises(ValueError, match=f"objective.{next(iter(settings))} is"):

@@ -31,7 +31,7 @@ def _terms(objective, logits, batch):
     def head(name, params, rngs, *arrays, **inputs):
         return HiddenStates(arrays[0]) if name == "hidden_states" else params
 
-    model = ModelFunctions(hidden_states=None, unembed=None, head=head)
+    model = ModelFunctions(hidden_states=None, unembedding=None, head=head)
     found = objective.terms(model, logits, batch, {})
     return found.losses["classification"], found.metrics
 

@@ -164,7 +164,7 @@ def made_up_model(outputs):
     def hidden_states(params, batch, rngs):
         return HiddenStates(batch["input_ids"][..., None].astype(jnp.float32))
 
-    return ModelFunctions(hidden_states, unembed=None, head=head)
+    return ModelFunctions(hidden_states, unembedding=None, head=head)
 
 
 def test_halves_of_a_batch_add_up_to_the_whole_and_empty_rows_count_for_nothing(kind, prepared):

@@ -14,6 +14,7 @@ from flax_transformers.models.outputs import HiddenStates
 from flax_transformers.objectives.contract import ModelFunctions, Vocabulary
 from flax_transformers.objectives.masked_lm import MaskedLM, span_lengths
 from flax_transformers.objectives.rows import random_ordinary
+from flax_transformers.testing import GivenLogits
 
 # Special ids at both ends and scattered between ordinary ones.
 VOCAB = Vocabulary(
@@ -357,16 +358,16 @@ class Spy:
     unembedded: list = dataclasses.field(default_factory=list)
 
     def functions(self):
-        return ModelFunctions(self.hidden_states, self.unembed, head=None)
+        return ModelFunctions(self.hidden_states, self.unembedding, head=None)
 
     def hidden_states(self, params, batch, rngs):
         rows, length = batch["input_ids"].shape
         index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.float32), (rows, length))
         return HiddenStates(index[..., None])
 
-    def unembed(self, params, hidden):
+    def unembedding(self, params, hidden):
         self.unembedded.append(hidden.shape)
-        return 4.0 * (hidden == jnp.arange(10, dtype=jnp.float32)[None, None, :])
+        return GivenLogits(4.0 * (hidden == jnp.arange(10, dtype=jnp.float32)[None, None, :]))
 
 
 def batch_of(positions, labels, weights):

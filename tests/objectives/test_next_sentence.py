@@ -19,6 +19,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.models.outputs import HiddenStates
 from flax_transformers.objectives.contract import ModelFunctions, Vocabulary
 from flax_transformers.objectives.next_sentence import NextSentence
+from flax_transformers.testing import GivenLogits
 
 VOCAB = Vocabulary(
     size=1000, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4, special_ids=(0, 1, 2, 3, 4)
@@ -244,13 +245,13 @@ class Spy:
     heads: list = dataclasses.field(default_factory=list)
 
     def functions(self):
-        return ModelFunctions(self.hidden_states, self.unembed, self.head)
+        return ModelFunctions(self.hidden_states, self.unembedding, self.head)
 
     def hidden_states(self, params, batch, rngs):
         return HiddenStates(jnp.zeros((*batch["input_ids"].shape, 1)))
 
-    def unembed(self, params, hidden):
-        return jnp.zeros((*hidden.shape[:2], 10))
+    def unembedding(self, params, hidden):
+        return GivenLogits(jnp.zeros((*hidden.shape[:2], 10)))
 
     def head(self, name, params, rngs, hidden):
         self.heads.append((name, hidden.shape))

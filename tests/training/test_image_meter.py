@@ -16,7 +16,8 @@ from flax_transformers.models.config import Execution
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.testing import tiny_config
 from flax_transformers.training.config import ImagePhase
-from flax_transformers.training.meter import Meter, step_flops
+from flax_transformers.training.meter import Meter
+from flax_transformers.training.model_flops import step_flops
 from flax_transformers.training.step import StepReport
 
 BATCH, SIDE, PATCH, CHANNELS, WIDTH, INNER, LAYERS, LABELS = 5, 16, 4, 3, 8, 24, 3, 7

@@ -18,7 +18,8 @@ from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.testing import tiny_bert, tiny_config
 from flax_transformers.training import meter as meter_module
-from flax_transformers.training.meter import Meter, step_flops
+from flax_transformers.training.meter import Meter
+from flax_transformers.training.model_flops import step_flops
 from flax_transformers.training.optimizers import AdamW
 from flax_transformers.training.schedules import Schedule
 from flax_transformers.training.step import StepReport

@@ -171,6 +171,23 @@ def test_moments_are_float32_and_shaped_like_the_parameters():
         )
 
 
+def test_a_first_moment_in_bfloat16_takes_half_the_room_and_nearly_the_same_steps():
+    params = {"kernel": jnp.linspace(-1, 1, 64)}
+    ends, states = [], []
+    for dtype in ("float32", "bfloat16"):
+        optimizer = make_optimizer(AdamW(learning_rate=0.1, first_moment_dtype=dtype), 10)
+        now, state = params, optimizer.init(params)
+        for k in range(10):
+            updates, state = optimizer.update({"kernel": jnp.cos(now["kernel"] + k)}, state, now)
+            now = optax.apply_updates(now, updates)
+        ends.append(now["kernel"])
+        states.append(adam_state(state))
+    assert [s.mu["kernel"].dtype for s in states] == [jnp.float32, jnp.bfloat16]
+    assert {s.nu["kernel"].dtype for s in states} == {jnp.dtype(jnp.float32)}
+    moved = jnp.abs(ends[0] - params["kernel"]).max()
+    assert 0 < jnp.abs(ends[1] - ends[0]).max() < 0.02 * moved
+
+
 def test_switching_clipping_or_decay_off_keeps_the_tree_of_the_state():
     params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
 

@@ -17,7 +17,7 @@ from flax_transformers.objectives.contract import ModelFunctions, Terms
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding, replicated
-from flax_transformers.testing import assert_bit_equal
+from flax_transformers.testing import GivenLogits, assert_bit_equal
 from flax_transformers.training.optimizers import AdamW, make_optimizer
 from flax_transformers.training.schedules import Schedule
 from flax_transformers.training.state import TrainState
@@ -53,7 +53,7 @@ class TwoTerms:
 
 LINE = ModelFunctions(
     hidden_states=lambda params, batch, rngs: HiddenStates(batch["x"] @ params["w"]),
-    unembed=lambda params, hidden: hidden,
+    unembedding=lambda params, hidden: hidden,
     head=lambda *_: None,
 )
 # Small integers, and totals that are powers of two: every sum and quotient is exact in float32,
@@ -186,7 +186,7 @@ def test_the_evaluation_step_draws_nothing_and_gives_sums():
 
 
 class Noisy(nn.Module):
-    """Keeps or drops its one input; ``unembed`` doubles, ``classify`` trebles and may drop."""
+    """Keeps or drops its one input; ``unembedding`` doubles, ``classify`` trebles and may drop."""
 
     inputs: ClassVar[tuple[str, ...]] = ("x", "mask")
 
@@ -196,7 +196,7 @@ class Noisy(nn.Module):
         x = nn.Dropout(0.5)(x * scale, deterministic=deterministic)
         return x if mask is None else x * mask
 
-    def unembed(self, hidden: Any):
+    def unembedding(self, hidden: Any):
         return 2 * hidden
 
     @nn.compact
@@ -213,7 +213,7 @@ def test_model_functions_hand_over_what_the_model_takes_and_drop_only_with_a_key
     masked = functions.hidden_states(params, batch | {"mask": jnp.zeros(64)}, {})
     assert not masked.any()
     assert set(functions.hidden_states(params, batch, {"dropout": key}).tolist()) == {0.0, 6.0}
-    assert (functions.unembed(params, x) == 2 * x).all()
+    assert (functions.unembedding(params, x) == 2 * x).all()
     assert (functions.head("classify", params, {}, x, 2 * x) == 6 * x).all()
     dropped = functions.head("classify", params, {"dropout": key}, x, 2 * x)
     assert set(dropped.tolist()) == {0.0, 12.0}
@@ -254,7 +254,7 @@ def layers(params, batch, rngs):
 
 STACK = ModelFunctions(
     hidden_states=lambda params, batch, rngs: HiddenStates(layers(params, batch, rngs)),
-    unembed=lambda params, hidden: hidden @ params["table"].T,
+    unembedding=lambda params, hidden: GivenLogits(hidden @ params["table"].T),
     head=lambda *_: None,
 )
 

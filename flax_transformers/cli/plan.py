@@ -1,0 +1,173 @@
+"""Compile a run's step for devices that are not here: memory, FLOPs, traffic, speed at best."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flax_transformers.errors import UserError
+
+if TYPE_CHECKING:
+    from flax_transformers.training.plan import Plan
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a file such as configs/gpt2_small.py")
+    parser.add_argument(
+        "--topology", required=True, help="such as v5e:4x4, v5p:8x8x8, 2xv5e:16x16, h100:8, cpu:8"
+    )
+    parser.add_argument("--slices", type=int, default=1, help="so many of them (default: 1)")
+    parser.add_argument(
+        "--phase", type=int, default=-1, help="number of the phase from 0 (default: the last)"
+    )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="try meshes, recomputation and micro-batches for this batch, and rank them",
+    )
+    parser.add_argument(
+        "--search-limit", type=int, default=6, help="compile so many of them (default: 6)"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there")
+    parser.epilog = "Any field of the config can be set, as in --mesh.fsdp 16."
+
+
+def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    # This machine's own accelerators are left alone. Set before jax finds out what there is.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    from flax_transformers.cli.config_file import load_config
+    from flax_transformers.parallel.topology import devices_of
+    from flax_transformers.training.plan import advice, plan
+    from flax_transformers.training.search import search
+
+    config = load_config(arguments.config, overrides)
+    devices = devices_of(arguments.topology, arguments.slices)
+    try:
+        phase = config.phases[arguments.phase]
+    except IndexError:
+        raise UserError(
+            f"there is no phase {arguments.phase}; the config has {len(config.phases)}, from 0"
+        ) from None
+    if arguments.search:
+        ranked = search(
+            config, phase, devices, arguments.topology, limit=arguments.search_limit, on_plan=say
+        )
+        show_ranked(ranked)
+    else:
+        ranked = [plan(config, phase, devices, arguments.topology)]
+    show(ranked[0])
+    if arguments.json is not None:
+        figures = [as_json(one) for one in ranked]
+        arguments.json.write_text(json.dumps(figures if arguments.search else figures[0], indent=1))
+    if not ranked[0].fits:
+        raise UserError(advice(ranked[0]))
+    return 0
+
+
+def say(found: Plan) -> None:
+    """One line for each plan of a search, as it comes."""
+    print(f"{settings(found)}: {outcome(found)}", flush=True)
+
+
+def settings(found: Plan) -> str:
+    """What tells plans of one search apart, as it is set on the command line."""
+    mesh = {"data": 1, "fsdp": 1} | found.mesh
+    axes = " ".join(f"--mesh.{name} {size}" for name, size in mesh.items())
+    micro = f" micro_batches {found.micro_batches}" if found.micro_batches > 1 else ""
+    return f"{axes} --execution.remat {found.remat}{micro}"
+
+
+def outcome(found: Plan) -> str:
+    total = f"{found.memory.total / 2**30:.2f} GiB"
+    if found.roofline is None or not found.fits:
+        return f"{total}, does not fit"
+    return f"{total}, {found.roofline.step * 1e3:.1f} ms at least (by {found.roofline.bound_by})"
+
+
+def show_ranked(ranked: Sequence[Plan]) -> None:
+    """Prints the plans of a search, the best first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "settings", "memory, time", "MFU at most", box=None, pad_edge=False)
+    for place, one in enumerate(ranked, 1):
+        bound = "" if one.mfu_bound is None or not one.fits else f"{one.mfu_bound:.1%}"
+        table.add_row(str(place), settings(one), outcome(one), bound)
+    Console().print(table, highlight=False)
+
+
+def as_json(found: Plan) -> dict:
+    """All figures; see ``Plan`` for what they mean."""
+    values = dataclasses.asdict(found)
+    if found.roofline is not None:
+        values["roofline"] |= {"step": found.roofline.step, "bound_by": found.roofline.bound_by}
+    return values | {"recomputation": found.recomputation}
+
+
+def show(found: Plan) -> None:
+    """Prints a plan as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    gib, console = 2**30, Console()
+    mesh = " x ".join(f"{name}={size}" for name, size in found.mesh.items()) or "one device"
+    console.print(
+        f"{found.topology}: {found.devices} devices ({found.chip}), mesh {mesh}; "
+        f"batch {'x'.join(map(str, found.batch_shape))}, micro-batches {found.micro_batches}, "
+        f"remat {found.remat}",
+        highlight=False,
+    )
+    table = Table("on each device", "", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    m = found.memory
+    for name, value in (
+        ("parameters", m.parameters),
+        ("optimizer", m.optimizer),
+        ("batch", m.batch),
+        ("padding of these", m.padding),
+        ("temporaries", m.temporaries),
+        ("output", m.output),
+        ("program", m.program),
+        ("total", m.total),
+        ("available", m.available),
+    ):
+        if value is not None:
+            table.add_row(name, f"{value / gib:.2f} GiB")
+    table.add_section()
+    table.add_row("model", f"{found.model_flops / 1e12:.3f} TFLOP")
+    if found.program_flops is not None:
+        table.add_row(
+            f"program ({found.recomputation:.2f} of the model)",
+            f"{found.program_flops / 1e12:.3f} TFLOP",
+        )
+    for row in found.traffic:
+        table.add_row(
+            f"{row.kind} over {'+'.join(row.axes)}, {row.runs} runs",
+            f"{row.wire_bytes / 1e9:.3f} GB",
+        )
+    if found.roofline is not None:
+        r = found.roofline
+        table.add_section()
+        table.add_row("matmuls at peak", f"{r.compute * 1e3:.1f} ms")
+        table.add_row("main memory", f"{r.memory * 1e3:.1f} ms")
+        for axes, seconds in sorted(r.wire.items(), key=lambda item: -item[1]):
+            table.add_row(f"links of {axes}", f"{seconds * 1e3:.1f} ms")
+        table.add_row(f"step at least (by {r.bound_by})", f"{r.step * 1e3:.1f} ms")
+        table.add_row("MFU at most", f"{found.mfu_bound:.1%}")
+    console.print(table, highlight=False)
+    instructions = "" if found.instructions is None else f", {found.instructions:,} instructions"
+    console.print(
+        f"lowered in {found.lower_seconds:.1f} s, compiled in {found.compile_seconds:.1f} s"
+        f"{instructions}",
+        highlight=False,
+    )
+    for note in found.notes:
+        console.print(f"note: {note}", highlight=False)

@@ -1,0 +1,91 @@
+"""Devices that are not there: what a compiler has to know of them, from a name such as v5e:4x4."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from flax_transformers.errors import UserError
+
+EXAMPLES = "v4:4x4x4, v5e:4x4, v5p:8x8x8, v6e:16x16, tpu7x:4x4x4, 2xv5e:16x16, h100:8, cpu:8"
+# By dimensions of the torus. JAX counts a v4 chip as two devices unless told of its megacore.
+_TPUS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
+_TPU_SETTINGS: dict[str, dict[str, Any]] = {"v4": {"chip_config_name": "megacore"}}
+_NAME = re.compile(r"(?:(\d+)x)?(\w+):(\d+(?:x\d+)*)")
+
+
+def devices_of(topology: str, slices: int = 1) -> list[jax.Device]:
+    """Devices to compile for, none of which has to be there.
+
+    ``topology`` is a kind of chip and its grid, ``v5e:4x4``, or several such slices,
+    ``2xv5e:4x4``, which ``slices`` says likewise; ``cpu:8`` are virtual devices of this process.
+
+    Raises UserError for a name that is none, and where the compiler for it is not installed.
+    """
+    match = _NAME.fullmatch(topology)
+    if match is None:
+        raise UserError(f"there is no topology {topology!r}; name one such as {EXAMPLES}")
+    count = int(match[1] or 1) * slices
+    kind, grid = match[2], tuple(int(size) for size in match[3].split("x"))
+    if kind == "cpu":
+        return _virtual_devices(math.prod(grid) * count)
+    if kind in _TPUS:
+        return _tpu_devices(topology, kind, grid, count)
+    raise UserError(f"no chip is called {kind!r}; name a topology such as {EXAMPLES}")
+
+
+def _virtual_devices(count: int) -> list[jax.Device]:
+    if len(jax.devices("cpu")) < count:
+        raise UserError(
+            f"this process has {len(jax.devices('cpu'))} CPU devices, not {count}; start it with "
+            f"JAX_NUM_CPU_DEVICES={count}"
+        )
+    return jax.devices("cpu")[:count]
+
+
+def _tpu_devices(topology: str, kind: str, grid: tuple[int, ...], slices: int) -> list[jax.Device]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "the compiler for TPUs is not installed, which runs on any Linux machine; install it "
+            "with: pip install 'flax-transformers[plan]'"
+        )
+    if len(grid) != _TPUS[kind]:
+        sides = "x".join("4" * _TPUS[kind])
+        raise UserError(f"{kind} is a torus of {_TPUS[kind]} dimensions; name it as {kind}:{sides}")
+    # Nothing of this machine is asked for, and several compilers may be loaded at once.
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+    name = f"{kind}:{'x'.join(map(str, grid))}"
+    try:
+        with _silenced():
+            found = topologies.get_topology_desc(
+                platform="tpu", topology_name=name, num_slices=slices, **_TPU_SETTINGS.get(kind, {})
+            )
+    except Exception as error:  # whatever libtpu raises for a grid that cannot be
+        said = str(error).partition("\n")[0]
+        raise UserError(
+            f"topology {topology} cannot be ({said}); name one such as {EXAMPLES}"
+        ) from error
+    return list(found.devices)
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Without what C++ libraries write to stderr: libtpu misses a TPU, which nothing here needs."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,0 +1,62 @@
+"""Planning from the command line: what is printed, written, and said where a run would not fit."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from flax_transformers.cli.main import main
+
+TINY = str(Path(__file__).parents[2] / "configs" / "bert_tiny.py")
+SMALL = [
+    *("--model.num-layers", "1", "--model.hidden-size", "32", "--model.intermediate-size", "32"),
+    *("--phases.0.sequence-length", "32", "--execution.remat", "full"),
+]
+
+
+@pytest.mark.slow
+def test_a_plan_is_printed_and_written(capsys, tmp_path):
+    file = tmp_path / "plan.json"
+    command = ["plan", TINY, "--topology", "v5e:2x2", "--json", str(file), *SMALL]
+    assert main([*command, "--mesh.fsdp", "4"]) == 0
+    printed = capsys.readouterr().out
+    for part in ("v5e:2x2: 4 devices (TPU v5 lite), mesh fsdp=4", "parameters", "MFU at most"):
+        assert part in printed
+    found = json.loads(file.read_text())
+    assert found["fits"] and found["mesh"] == {"fsdp": 4} and found["remat"] == "full"
+    assert found["recomputation"] == found["program_flops"] / found["model_flops"]
+    assert found["roofline"]["step"] * found["mfu_bound"] * 197e12 == pytest.approx(
+        found["model_flops"]
+    )
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_ends_with_2_and_what_would(capsys):
+    rows = ["--phases.0.batch-size", str(2**20)]
+    assert main(["plan", TINY, "--topology", "v5e:2x2", *SMALL, *rows]) == 2
+    streams = capsys.readouterr()
+    said = streams.err.strip().splitlines()[-1]
+    assert said.startswith("flax-transformers: it does not fit: ")
+    assert "of 15.75 on each device" in said and "use phases.*.micro_batches" in said
+    assert "available" in streams.out
+
+
+def refused(capsys, *arguments):
+    assert main(["plan", TINY, *arguments]) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_phase_that_there_is_not_is_refused(capsys):
+    assert "there is no phase 3; the config has 1" in refused(
+        capsys, "--topology", "cpu:8", "--phase", "3"
+    )
+
+
+def test_without_the_compiler_the_command_that_installs_it_is_named(capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name)
+    )
+    said = refused(capsys, "--topology", "v5e:2x2")
+    assert said.endswith("with: pip install 'flax-transformers[plan]'")

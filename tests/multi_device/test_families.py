@@ -1,0 +1,172 @@
+"""Every family trains alike on any mesh: ten losses, to a hundred-thousandth."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_transformers.families.family import all_families, family_of_json
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.image_classification import ImageClassification
+from flax_transformers.objectives.masked_image import MaskedImage
+from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.objectives.span_corruption import SpanCorruption
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.parallel.rules import batch_sharding
+from flax_transformers.testing import relative_difference, tiny_model
+from flax_transformers.training.optimizers import AdamW, make_optimizer
+from flax_transformers.training.schedules import Schedule
+from flax_transformers.training.state import TrainState, abstract_state
+from flax_transformers.training.step import compile_train_step, make_train_step, model_functions
+
+STEPS, ROWS, LENGTH, WORDS = 10, 8, 16, 96
+
+OBJECTIVES = {
+    MaskedLM(): ("BertForMaskedLM", "RobertaForMaskedLM", "ModernBertForMaskedLM"),
+    CausalLM(): (
+        "GPT2LMHeadModel",
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "MixtralForCausalLM",
+        "GemmaForCausalLM",
+    ),
+    SpanCorruption(): (
+        "MarianMTModel",
+        "BartForConditionalGeneration",
+        "MBartForConditionalGeneration",
+        "T5ForConditionalGeneration",
+        "UMT5ForConditionalGeneration",
+    ),
+    ImageClassification(): (
+        "ViTForImageClassification",
+        "DeiTForImageClassificationWithTeacher",
+        "DeiT3ForImageClassification",
+    ),
+    MaskedImage(): ("ViTMAEForPreTraining",),
+}
+OBJECTIVE_OF = {name: objective for objective, names in OBJECTIVES.items() for name in names}
+"""An architecture of each family, and what it learns."""
+
+ONE_OF_A_SHAPE = (
+    "BertForMaskedLM",
+    "LlamaForCausalLM",
+    "T5ForConditionalGeneration",
+    "ViTForImageClassification",
+)
+MESHES = (MeshConfig(fsdp=8), MeshConfig(data=2, tensor=4), MeshConfig(2, 2, 2))
+CONTEXT_MESHES = (MeshConfig(data=2, tensor=2, context=2), MeshConfig(fsdp=2, data=1, context=4))
+EXPERT_MESHES = (
+    MeshConfig(data=2, expert=4),
+    MeshConfig(data=1, fsdp=2, tensor=2, expert=2),
+    MeshConfig(data=1, tensor=2, context=2, expert=2),
+)
+CHANGES = {"ViTMAEForPreTraining": {"decoder_heads": 4}, "MixtralForCausalLM": {"experts": 8}}
+
+
+ADAMW = AdamW(learning_rate=3e-3, schedule=Schedule("constant"))
+
+
+@cache
+def start(architecture):
+    """A model and its first parameters, on one device."""
+    return tiny_model(architecture, **CHANGES.get(architecture, {}))
+
+
+def batch(objective):
+    """Rows of different lengths, with what the objective reads of them."""
+    rng = np.random.default_rng(0)
+    if isinstance(objective, ImageClassification | MaskedImage):
+        rows = {"pixel_values": rng.integers(0, 256, (ROWS, 3, 32, 32)).astype(np.uint8)}
+        if isinstance(objective, MaskedImage):
+            key = rng.integers(0, 2**31, (ROWS, 2)).astype(np.uint32)
+            return rows | {"mask_key": key, "weights": np.ones(ROWS, np.float32)}
+        labels = rng.integers(0, 2, (ROWS, 1)).astype(np.int32)
+        return rows | {"labels": labels, "label_weights": np.ones((ROWS, 1), np.float32)}
+    used = np.arange(LENGTH)[None] < rng.integers(3, LENGTH + 1, ROWS)[:, None]
+    mask, weights = used.astype(np.int32), used.astype(np.float32)
+    ids = [rng.integers(10, WORDS - 10, (ROWS, LENGTH)).astype(np.int32) for _ in range(3)]
+    if isinstance(objective, MaskedLM):
+        names = ("masked_positions", "masked_labels", "masked_weights")
+        places = np.broadcast_to(np.array([0, 2, 4], np.int32), (ROWS, 3))
+        masked = dict(zip(names, (places, ids[1][:, :3], weights[:, 0:6:2]), strict=True))
+        return {"input_ids": ids[0], "attention_mask": mask} | masked
+    if isinstance(objective, CausalLM):
+        words = {"input_ids": ids[0], "segment_ids": mask, "labels": ids[1]}
+        return words | {"label_weights": weights}
+    words = {"input_ids": ids[0], "decoder_input_ids": ids[1], "labels": ids[2]}
+    return words | {"attention_mask": mask, "weights": weights}
+
+
+def losses(architecture, mesh_config):
+    """Of ten steps on the mesh, and the state they reach."""
+    objective, optimizer = OBJECTIVE_OF[architecture], make_optimizer(ADAMW, STEPS)
+    model, params = start(architecture)
+    key, counts = jax.random.key_data(jax.random.key(1)), jnp.zeros(3, jnp.int32)
+    state = TrainState(counts[0], params, optimizer.init(params), key, counts[1], counts[2])
+    mesh = make_mesh(mesh_config)
+    with jax.set_mesh(mesh):
+        abstract = abstract_state(model, optimizer, 0, mesh)
+        # From the host, for a step donates its state, and these parameters start on every mesh.
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        state = jax.device_put(jax.device_get(state), shardings)
+        step = make_train_step(objective, model_functions(model), optimizer, 1)
+        step = compile_train_step(step, abstract, mesh)
+        rows, found = jax.device_put(batch(objective), batch_sharding(mesh)), []
+        for _ in range(STEPS):
+            state, report = step(state, rows)
+            total, count = report.sums["loss"]
+            found.append(float(total / count))
+    assert found[-1] < 0.9 * found[0], "nothing was learnt"
+    return np.array(found), state
+
+
+@cache
+def by_data(architecture):
+    """Losses where only the rows are divided."""
+    return losses(architecture, MeshConfig(data=8))[0]
+
+
+def check(architecture, meshes):
+    for mesh in meshes:
+        found, state = losses(architecture, mesh)
+        assert relative_difference(found, by_data(architecture)) < 1e-5, mesh
+        shares = {
+            leaf.addressable_shards[0].data.size / leaf.size
+            for leaf in jax.tree.leaves(state.params)
+        }
+        parts = mesh.fsdp * mesh.tensor * mesh.expert
+        assert min(shares) == 1 / parts, f"no parameter is divided by {parts}"
+
+
+def test_every_family_is_here():
+    here = {family_of_json({"architectures": [name]}).config for name in OBJECTIVE_OF}
+    assert here == {family.config for family in all_families()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ONE_OF_A_SHAPE)
+def test_a_family_of_each_shape_trains_alike_on_any_mesh(architecture):
+    check(architecture, MESHES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ONE_OF_A_SHAPE[:3])
+def test_text_of_each_shape_trains_alike_where_the_places_of_a_row_are_divided(architecture):
+    check(architecture, CONTEXT_MESHES)
+
+
+@pytest.mark.slow
+def test_experts_train_alike_wherever_they_are():
+    check("MixtralForCausalLM", EXPERT_MESHES)
+
+
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.parametrize("architecture", sorted(set(OBJECTIVE_OF) - set(ONE_OF_A_SHAPE)))
+def test_every_family_trains_alike_on_any_mesh(architecture):
+    images = isinstance(OBJECTIVE_OF[architecture], ImageClassification | MaskedImage)
+    check(architecture, MESHES if images else MESHES + CONTEXT_MESHES)
