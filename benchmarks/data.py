@@ -27,15 +27,23 @@ from typing import Any
 
 import jax
 import numpy as np
+import PIL.Image
 from flax import linen as nn
 
 from flax_transformers.data.augmentation import Augmentation, augmented
 from flax_transformers.data.config import TextData
+from flax_transformers.data.conllu import TaggedSource
+from flax_transformers.data.dataset import Dataset
+from flax_transformers.data.image_decode import decode_image
+from flax_transformers.data.image_kinds import ImageSource
+from flax_transformers.data.images import ImageData, PreparedImages, prepare_images
+from flax_transformers.data.labelled import LabelledSource
 from flax_transformers.data.pairs import PairSource
 from flax_transformers.data.pipeline import Examples, TrainStream
 from flax_transformers.data.prepare import PreparedText, prepare_text
 from flax_transformers.data.sentences import split_sentences
 from flax_transformers.data.sources import read_documents
+from flax_transformers.data.squad import QuestionSource
 from flax_transformers.data.text import TextSource
 from flax_transformers.data.tokenizers import TokenizerConfig, train_tokenizer
 from flax_transformers.models.config import Execution
@@ -46,9 +54,12 @@ from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.mixture_of_denoisers import MixtureOfDenoisers
 from flax_transformers.objectives.next_sentence import NextSentence
 from flax_transformers.objectives.prefix_lm import PrefixLM
+from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.rows import pad
+from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.span_corruption import BYT5_MEAN_SPAN, SpanCorruption
+from flax_transformers.objectives.token_classification import TokenClassification
 from flax_transformers.parallel.chips import chip_of
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.model_flops import step_flops
@@ -68,6 +79,9 @@ OBJECTIVES: dict[str, tuple[str, Objective]] = {
     "mixture of denoisers (UL2)": ("pieces", MixtureOfDenoisers()),
     "denoising (BART)": ("pieces", Denoising()),
     "pairs (Transformer)": ("pairs", SequenceToSequence()),
+    "classes of two texts (BERT)": ("classes", SequenceClassification()),
+    "tags of words (BERT)": ("tags", TokenClassification()),
+    "answers in a text (BERT)": ("questions", QuestionAnswering()),
 }
 RECIPES = {
     "bert_base": "pieces",
@@ -78,7 +92,13 @@ RECIPES = {
     "ul2_base": "pieces",
     "bart_base": "pieces",
     "transformer_wmt14": "pairs",
+    "bert_base_mnli": "classes",
+    "bert_base_squad": "questions",
+    "vit_s16_imagenet2012": "images",
+    "deit3_b16_imagenet2012": "images",
+    "mae_b16_imagenet2012": "images",
 }
+PICTURES, PICTURE_SIDES = 128, (375, 500)
 POLICIES = {
     "centre crop": Augmentation(),
     "random part, flip (MAE)": Augmentation(crop="resized", flip=0.5),
@@ -113,10 +133,11 @@ def main() -> None:
     print(f"# Making training examples, {time.strftime('%Y-%m-%d')}\n\n{_machine()}\n")
     with tempfile.TemporaryDirectory() as scratch:
         prepared = _stores(Path(scratch), arguments.text)
+        pictures = _pictures(Path(scratch) / "pictures")
         _objectives(prepared, arguments.seconds)
         _tokenisation(prepared, arguments.text, arguments.seconds)
-        _augmentation(arguments.seconds)
-        _recipes(prepared, arguments.seconds)
+        _augmentation(pictures, arguments.seconds)
+        _recipes(prepared, pictures, arguments.seconds)
 
 
 def _machine() -> str:
@@ -140,20 +161,63 @@ def _machine() -> str:
 
 
 def _stores(scratch: Path, path: str) -> dict[str, PreparedText]:
-    """The text in pieces, in bytes, and as pairs of neighbouring sentences."""
+    """The text in pieces and in bytes; neighbouring sentences as pairs, with a class of two, and
+    with a tag of two for each word; and questions after three words of a document."""
     source = TextSource(path)
-    pairs = scratch / "pairs.jsonl"
-    with pairs.open("w") as file:
+    pairs, tags, questions = (scratch / name for name in ("pairs.jsonl", "tags.tsv", "squad.json"))
+    articles = []
+    with pairs.open("w") as file, tags.open("w") as tagged:
         for _, document in itertools.islice(read_documents(source), 20_000):
-            for one, other in itertools.pairwise(split_sentences(document.whole)):
-                file.write(json.dumps({"source": one, "target": other}) + "\n")
+            sentences = split_sentences(document.whole)
+            for number, (one, other) in enumerate(itertools.pairwise(sentences)):
+                row = {"source": one, "target": other, "label": number % 2}
+                file.write(json.dumps(row) + "\n")
+                words = [
+                    f"{place}\t{word}\t{place % 2}\n" for place, word in enumerate(one.split())
+                ]
+                tagged.write("".join(words) + "\n")
+            articles.append(_question(document.whole, len(articles)))
+    questions.write_text(json.dumps({"data": articles}))
     pieces = TokenizerConfig("unigram", 8000, sentinels=100, training_documents=20_000)
     data = {
         "pieces": TextData(source=source, tokenizer=pieces),
         "bytes": TextData(source=source, tokenizer=TokenizerConfig("bytes")),
         "pairs": TextData(source=PairSource(str(pairs)), tokenizer=pieces),
+        "classes": TextData(
+            source=LabelledSource(str(pairs), text_field="source", second_field="target"),
+            tokenizer=pieces,
+        ),
+        "tags": TextData(
+            source=TaggedSource(str(tags), word_column=1, tag_column=2), tokenizer=pieces
+        ),
+        "questions": TextData(
+            source=QuestionSource(str(questions), on_invalid="skip"), tokenizer=pieces
+        ),
     }
     return {name: prepare_text(one, scratch / name, processes=1) for name, one in data.items()}
+
+
+def _question(text: str, number: int) -> dict[str, Any]:
+    """An article of SQuAD's format, whose answer is what stands in the middle of it."""
+    text = text[:3000]  # twice the length of SQuAD's longest
+    middle = len(text) // 2
+    answer = {"text": text[middle : middle + 12], "answer_start": middle}
+    asked = {"id": str(number), "question": "What stands in the middle?", "answers": [answer]}
+    return {"title": str(number), "paragraphs": [{"context": text, "qas": [asked]}]}
+
+
+def _pictures(folder: Path) -> Path:
+    """Smooth shapes with noise, as JPEG files of about the size and length of ImageNet's."""
+    height, width = PICTURE_SIDES
+    rng = np.random.default_rng(0)
+    for number in range(PICTURES):
+        rough = PIL.Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8))
+        smooth = np.asarray(rough.resize((width, height), PIL.Image.Resampling.BICUBIC), np.int16)
+        noisy = np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
+        path = folder / "train" / str(number % 2) / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(noisy).save(path, quality=90)
+    return folder
 
 
 def _rate(step: Callable[[], object], seconds: float) -> float:
@@ -169,21 +233,19 @@ def _rate(step: Callable[[], object], seconds: float) -> float:
     return statistics.median(rates)
 
 
-def _rows_per_second(
-    prepared: PreparedText, objective: Objective, length: int, seconds: float
-) -> float:
+def _rows_per_second(prepared: Dataset, objective: Objective, length: int, seconds: float) -> float:
     examples = _examples(prepared, objective, length)
     return _stream_rate(examples, objective, prepared, length, seconds)
 
 
-def _examples(prepared: PreparedText, objective: Objective, length: int) -> Examples:
+def _examples(prepared: Dataset, objective: Objective, length: int) -> Examples:
     examples = prepared.examples("train", objective.window_spec(length))
     assert examples is not None
     return examples
 
 
 def _stream_rate(
-    examples: Examples, objective: Any, prepared: PreparedText, length: int, seconds: float
+    examples: Examples, objective: Any, prepared: Dataset, length: int, seconds: float
 ) -> float:
     with TrainStream(
         examples, objective, prepared.vocabulary, sequence_length=length, batch_size=BATCH, seed=0
@@ -224,8 +286,9 @@ def _objectives(stores: dict[str, PreparedText], seconds: float) -> None:
     heads = ("objective", "tokens/s", "of reading alone", "µs a row", "read", "prepare", "stream")
     _table(heads, rows)
     print(
-        "\nTokens count as places of a row. *Of reading alone*: beside the same windows read, "
-        "shuffled and stacked with no objective. *Stream*: order, random generators, stacking.\n"
+        "\nTokens count as places of a row, padding of short texts too. *Of reading alone*: beside "
+        "the same windows read, shuffled and stacked with no objective. *Stream*: order, random "
+        "generators, stacking.\n"
     )
 
 
@@ -267,27 +330,35 @@ def _for_ever(path: str) -> Iterator[str]:
             yield document.whole
 
 
-def _augmentation(seconds: float) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
-    rows = []
+def _augmentation(pictures: Path, seconds: float) -> None:
+    files = sorted(path.read_bytes() for path in pictures.rglob("*.jpg"))
+    decoding = _rate(_each(lambda i, rng: decode_image(files[i], 3), len(files)), seconds)
+    pixels = decode_image(files[0], 3)
+    rows = [("decoding", f"{decoding:.0f}")]
     for name, policy in POLICIES.items():
         rate = _rate(
             _each(lambda i, rng, p=policy: augmented(pixels, 224, p, 0.875, rng), 1), seconds
         )
         rows.append((name, f"{rate:.0f}"))
     print("## Augmentation\n")
-    _table(("of a picture of 500 x 375, to 224 x 224", "images/s"), rows)
-    print("\nDecoding is not in it.\n")
+    height, width = PICTURE_SIDES
+    _table((f"of a picture of {width} x {height}, to 224 x 224", "images/s"), rows)
+    size = sum(map(len, files)) / len(files) / 1000
+    print(f"\nPictures are JPEG files of {size:.0f} kB. Decoding is in its own row alone.\n")
 
 
-def _recipes(stores: dict[str, PreparedText], seconds: float) -> None:
+def _recipes(stores: dict[str, PreparedText], pictures: Path, seconds: float) -> None:
     speed = PEAK * DEVICES * MFU
     rows = []
     for name, store in RECIPES.items():
         config = _config(name)
         phase = config.phases[-1]
         flops = step_flops(config, phase, _parameters(config)) / phase.batch_size
-        made = _rows_per_second(stores[store], config.objective, phase.sequence_length, seconds)
+        if isinstance(config.data, ImageData):
+            prepared: Dataset = _images(config.data, pictures)
+        else:
+            prepared = stores[store]
+        made = _rows_per_second(prepared, config.objective, phase.sequence_length, seconds)
         needed = speed / flops
         rows.append(
             (
@@ -299,11 +370,18 @@ def _recipes(stores: dict[str, PreparedText], seconds: float) -> None:
             )
         )
     print(f"## Cores for a host with {DEVICES} chips of {DEVICE} (estimated)\n")
-    _table(("recipe", "row length", "rows/s trained", "rows/s a core makes", "cores"), rows)
+    _table(("recipe", "row length or side", "rows/s trained", "rows/s a core makes", "cores"), rows)
     print(
         f"\n*Rows/s trained* is no measurement: the recipe's FLOPs at an assumed {MFU:.0%} of the "
         f"chips' {PEAK / 1e12:.0f} TFLOP/s. Cores are of this machine."
     )
+
+
+def _images(data: ImageData, pictures: Path) -> PreparedImages:
+    """Our pictures, read and augmented as a recipe says."""
+    source = ImageSource(str(pictures))
+    local = dataclasses.replace(data, source=source, validation_fraction=0.0, store=None)
+    return prepare_images(local, pictures.parent / "images", processes=1)
 
 
 def _config(name: str) -> TrainConfig:

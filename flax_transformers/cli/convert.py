@@ -46,12 +46,12 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     runtime.start(None)
     model: Any
     model, params = load_pretrained(source, dtype=arguments.dtype or "float32")
+    folder = find_checkpoint(source).folder if from_ours else Path(source)
+    # Of two tokenizers, one alone would write the target side wrongly.
+    two_tokenizers = from_ours and (folder / "target_tokenizer").is_dir()
     if from_ours:
-        published, folder = target, find_checkpoint(source).folder
-        # Two tokenizers have no files that transformers would read, and one of them is not enough.
-        beside: Path | None = (
-            None if (folder / "target_tokenizer").is_dir() else folder / "tokenizer"
-        )
+        published = target
+        beside: Path | None = None if two_tokenizers else folder / "tokenizer"
         save_pretrained(target, model, params, tokenizer_from=beside)
     else:
         beside = published = hub.find_directory(source) or Path(source)
@@ -63,13 +63,23 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         ("dtype", str(jax.tree.leaves(params)[0].dtype)),
         (
             "carried along",
-            ", ".join(hub.carried_files(beside)) or "nothing: no tokenizer to carry",
+            _two_tokenizers(folder)
+            if two_tokenizers
+            else ", ".join(hub.carried_files(beside)) or "nothing: no tokenizer to carry",
         ),
         ("difference", comparison.describe(model, params, published)),
         ("written to", str(target)),
     ):
         print(f"{label:<14}{value}")
     return 0
+
+
+def _two_tokenizers(folder: Path) -> str:
+    """Where they stay."""
+    return (
+        "nothing: a tokenizer for each side is not written in the format of transformers; encode "
+        f"sources with {folder / 'tokenizer'}, decode with {folder / 'target_tokenizer'}"
+    )
 
 
 def _write_checkpoint(target: Path, model: Any, params: Any, source: Path) -> None:

@@ -135,6 +135,11 @@ def open_dataset(data: DataConfig) -> Dataset:
 
 
 def _text(data: DataConfig) -> TextData:
+    if isinstance(data, ImageData):
+        raise UserError(
+            "Images are prepared by one job, which reads each of them once; leave out --begin and "
+            "--shard, and set data.prepare_processes to the cores it may use."
+        )
     if not isinstance(data, TextData):
         raise UserError(
             f"the config's data is a {type(data).__name__}; this wants a TextData or a MixedText"

@@ -66,6 +66,9 @@ def get_config():
         ("next_sentence", "NextSentence", ["row: «0» [CLS]", "«1»", "(B "]),
         ("causal_lm", "CausalLM", ["row: «1» </s>"]),
         ("prefix_lm", "PrefixLM", ["prefix: </s>", "rest: "]),
+        ("span_corruption", "SpanCorruption", ["encoder: ", "decoder: <pad> <0xFF>"]),
+        ("mixture_of_denoisers", "MixtureOfDenoisers", ["encoder: ", "decoder: "]),
+        ("denoising", "Denoising", ["encoder: ", "decoder: ", "[MASK]"]),
     ],
 )
 def test_any_objective_shows_its_rows(capsys, tmp_path, module, name, shown):

@@ -73,7 +73,9 @@ def test_a_run_trains_scores_shows_and_writes_targets_with_their_own_tokenizer(t
     assert "another target tokenizer than the checkpoint" in capsys.readouterr().err
 
     assert main(["convert", str(run), str(tmp_path / "hf")]) == 0
-    assert "nothing: no tokenizer to carry" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nothing: a tokenizer for each side is not written in the format of trans" in said
+    assert f"decode with {run}" in said
 
 
 MODEL = MarianConfig(
