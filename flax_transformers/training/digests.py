@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from etils import epath
+
+from flax_transformers.training.buckets import is_bucket
 
 INDEX_NAME = "DIGESTS.json"
 PART_NAME = "DIGESTS.part"
@@ -78,6 +79,9 @@ def seal(folder: epath.Path) -> None:
     """Adds the files of the commit itself to the index of a step just committed, atomically."""
     files = _decode((folder / INDEX_NAME).read_bytes())
     late = [name for name in COMMIT_FILES if (folder / name).exists()]
+    if is_bucket(folder):  # where an object is replaced whole
+        _write(folder / INDEX_NAME, _encode(files | _hash_files(folder, late)))
+        return
     # Beside the step folder, so that a process killed here leaves no stray file in it.
     temporary = folder.parent / f".{INDEX_NAME}.tmp"
     _write(temporary, _encode(files | _hash_files(folder, late)))
@@ -150,5 +154,5 @@ def _write(path: epath.Path, contents: bytes) -> None:
     with path.open("wb") as file:
         file.write(contents)
         file.flush()
-        if "://" not in os.fspath(path):
+        if not is_bucket(path):
             os.fsync(file.fileno())
