@@ -1,4 +1,4 @@
-"""Buckets (gs://, s3://): whether their clients are here, and what a lock is where files have none."""
+"""Workdirs in buckets: whether their client is here, and what a lock is where files have none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 60.0
 """A lock that nobody has renewed for so long is free."""
-_SCHEMES = ("gs", "gcs", "s3")
 
 
 def is_bucket(path: str | os.PathLike[str]) -> bool:
@@ -30,19 +29,24 @@ def is_bucket(path: str | os.PathLike[str]) -> bool:
 
 
 def bucket_path(url: str | os.PathLike[str]) -> epath.Path:
-    """``url`` as a path. Raises UserError if its client is not installed or it cannot be reached."""
+    """``url`` as a path. Raises UserError for what is not in Google Cloud Storage, if the client is
+    not installed, or if nothing can be reached there."""
     text = os.fspath(url).rstrip("/")
+    if not text.startswith("gs://"):
+        raise UserError(
+            f"{text} cannot be reached: orbax reads and writes checkpoints on disks and in gs:// "
+            "alone; use one of these (token stores may be in s3:// all the same)"
+        )
     try:
         import fsspec
 
-        for scheme in _SCHEMES:  # orbax writes past the client, which would not see it
-            fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
+        # Orbax writes past this client, which would go on listing what was there before.
+        fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
         folder = epath.Path(text)
         folder.exists()
     except ImportError as error:
         raise UserError(
-            f"{text} cannot be reached ({error}); for gs:// and s3:// run "
-            "pip install 'flax-transformers[buckets]'"
+            f"{text} cannot be reached ({error}); run pip install 'flax-transformers[buckets]'"
         ) from error
     except Exception as error:  # each client has errors of its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
