@@ -32,6 +32,7 @@ def settings(tmp_path, bucket):
         *("--data.tokenizer.kind", "bytes", "--data.tokenizer.lowercase", "False"),
         *("--data.validation-fraction", "0.2"),
         *("--model.vocab-size", "262", "--model.hidden-size", "32"),
+        *("--model.norm-place", "post", "--model.embedding-norm", "True"),
         *("--model.num-layers", "1", "--model.intermediate-size", "32"),
         *("--phases.0.steps", "4", "--phases.0.sequence-length", "32"),
         *("--phases.0.batch-size", "16", "--evaluation.batch-size", "16"),
@@ -85,6 +86,7 @@ def test_a_run_in_a_bucket_is_whole_goes_on_and_can_be_used(bucket, settings, tm
     assert main(["doctor", "--workdir", str(workdir)]) == 0
     assert main(["convert", str(workdir), str(tmp_path / "published")]) == 0
     assert (tmp_path / "published" / "model.safetensors").exists()
+    assert (tmp_path / "published" / "tokenizer_config.json").exists()
     again = ["train", TINY, "--workdir", str(tmp_path / "tuned"), *settings]
     assert main([*again, "--init-from", str(workdir), "--phases.0.steps", "1"]) == 0
 
