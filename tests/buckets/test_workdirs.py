@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,26 @@ def test_a_run_in_a_bucket_is_whole_goes_on_and_can_be_used(bucket, settings, tm
     assert (tmp_path / "published" / "tokenizer_config.json").exists()
     again = ["train", TINY, "--workdir", str(tmp_path / "tuned"), *settings]
     assert main([*again, "--init-from", str(workdir), "--phases.0.steps", "1"]) == 0
+
+
+def test_a_killed_run_goes_on_with_nothing_lost_or_twice(bucket, settings, environment):
+    workdir = open_workdir(f"{bucket}/run")
+    train = ["train", TINY, "--workdir", str(workdir), *settings]
+    command = [sys.executable, "-m", "flax_transformers", *train, "--phases.0.steps", "100000"]
+    first = subprocess.Popen(command, env=environment)
+    try:
+        while not finished_steps(workdir / "checkpoints"):
+            assert first.poll() is None
+            time.sleep(0.1)
+    finally:
+        first.kill()
+        first.wait()
+    assert (workdir / ".lock").exists()
+    last = finished_steps(workdir / "checkpoints")[-1] + 2
+    assert main([*train, "--phases.0.steps", str(last)]) == 0
+    assert steps(workdir / "ledger-0.jsonl") == list(range(1, last + 1))
+    rows = read_metrics(workdir)
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, last + 1))
 
 
 HOLD = """
