@@ -3,12 +3,13 @@
 # have changed, so later runs start at once. uv is used where it is installed, pip otherwise.
 
 PYTHON ?= python3
+CONSTRAINTS = constraints.txt
 VENV ?= .venv
 DEMO ?= runs/demo
 NEW_PYTHON ?= python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean test test-fast test-full parity lint format install constraints clean
+.PHONY: help demo demo-clean test test-fast test-full test-buckets parity lint format install constraints clean
 
 # $(call environment,EXTRA): $(VENV) holds the package, editable, with that extra (none when empty).
 # The stamp in $(VENV) says for which PYTHON, folder, pyproject.toml and constraints.txt it was made.
@@ -35,14 +36,14 @@ if [ "$$(cat "$$stamp" 2>/dev/null)" != "$$state" ]; then \
 	fi; \
 	if command -v uv >/dev/null; then \
 		[ -d "$(VENV)" ] || uv venv --quiet --python "$(PYTHON)" "$(VENV)"; \
-		uv pip install --quiet --python "$(VENV)/bin/python" -c constraints.txt -e ".$(if $(1),[$(1)])"; \
+		uv pip install --quiet --python "$(VENV)/bin/python" -c $(CONSTRAINTS) -e ".$(if $(1),[$(1)])"; \
 	else \
 		"$(VENV)/bin/python" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear "$(VENV)" || { \
 			echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu 'apt install" \
 				"python3-venv' mends it, and so does installing uv" >&2; \
 			exit 1; }; \
 		"$(VENV)/bin/python" -m pip install -qq --disable-pip-version-check \
-			-c constraints.txt -e ".$(if $(1),[$(1)])"; \
+			-c $(CONSTRAINTS) -e ".$(if $(1),[$(1)])"; \
 	fi; \
 	printf '%s' "$$state" > "$$stamp"; \
 fi
@@ -79,6 +80,13 @@ parity: ## Compare every family with the original, live: needs torch and transfo
 	@$(call environment,parity)
 	@"$(VENV)/bin/python" -m pytest tests/parity
 
+test-buckets: VENV = .venv-buckets
+test-buckets: CONSTRAINTS = .constraints-buckets.txt
+test-buckets: ## Test workdirs and token stores in buckets, against emulators, which it installs
+	@grep -v '^python-dateutil==' constraints.txt > $(CONSTRAINTS)
+	@$(call environment,bucket-tests)
+	@"$(VENV)/bin/python" -m pytest tests/buckets
+
 lint: ## Check style, format, types, and which folder imports which
 	@$(call environment,dev)
 	@"$(VENV)/bin/ruff" check .
@@ -100,4 +108,4 @@ constraints: ## Pin the newest releases: PYTHON is 3.11, NEW_PYTHON is 3.12 or n
 	mv constraints.new constraints.txt
 
 clean: demo-clean ## Remove the environment and all caches, too
-	rm -rf "$(VENV)" .venv-parity .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf "$(VENV)" .venv-parity .venv-buckets .constraints-buckets.txt .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

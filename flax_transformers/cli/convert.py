@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     import jax
+    from etils import epath
 
     from flax_transformers.cli import comparison, runtime
     from flax_transformers.cli.config_file import refuse
@@ -33,9 +34,15 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.families import hub
     from flax_transformers.families.family import family_of
     from flax_transformers.pretrained import is_checkpoint, load_pretrained, save_pretrained
+    from flax_transformers.training.buckets import is_bucket
     from flax_transformers.training.checkpoints import find_checkpoint
+    from flax_transformers.training.step_folders import write_files
 
     refuse(overrides)
+    if "://" in arguments.target:
+        raise UserError(
+            f"{arguments.target} is no folder of this machine; convert into one, then copy"
+        )
     source, target = arguments.source, Path(arguments.target).expanduser().absolute()
     hub.require_new(target)
     from_ours = is_checkpoint(source)
@@ -51,10 +58,16 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     two_tokenizers = from_ours and (folder / "target_tokenizer").is_dir()
     if from_ours:
         published = target
-        beside: Path | None = None if two_tokenizers else folder / "tokenizer"
-        save_pretrained(target, model, params, tokenizer_from=beside)
+        with tempfile.TemporaryDirectory() as scratch:
+            beside = None if two_tokenizers else folder / "tokenizer"
+            if beside is not None and is_bucket(beside):
+                write_files(epath.Path(scratch), {"tokenizer": beside})
+                beside = epath.Path(scratch) / "tokenizer"
+            carried = hub.carried_files(beside)
+            save_pretrained(target, model, params, tokenizer_from=beside)
     else:
-        beside = published = hub.find_directory(source) or Path(source)
+        published = hub.find_directory(source) or Path(source)
+        carried = hub.carried_files(published)
         _write_checkpoint(target, model, params, published)
     for label, value in (
         ("family", family_of(model.config).model_types[0]),
@@ -65,7 +78,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             "carried along",
             _two_tokenizers(folder)
             if two_tokenizers
-            else ", ".join(hub.carried_files(beside)) or "nothing: no tokenizer to carry",
+            else ", ".join(carried) or "nothing: no tokenizer to carry",
         ),
         ("difference", comparison.describe(model, params, published)),
         ("written to", str(target)),

@@ -90,10 +90,11 @@ def _check_collective() -> None:
 def _check_storage(workdir: str) -> None:
     """Every process writes a file, and sees those of all the others."""
     import jax
-    from etils import epath
     from jax.experimental import multihost_utils
 
-    folder = epath.Path(workdir) / ".doctor"
+    from flax_transformers.training.workdir import open_workdir
+
+    folder = open_workdir(workdir) / ".doctor"
     own = folder / f"{jax.process_index()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,5 +116,5 @@ def _check_storage(workdir: str) -> None:
         )
     multihost_utils.sync_global_devices("doctor is done")
     if jax.process_index() == 0:
-        folder.rmtree()
+        folder.rmtree(missing_ok=True)  # an emptied folder of a bucket is gone by itself
     _say(f"{workdir} can be written by every process")

@@ -139,6 +139,21 @@ class LocalFolder:
                     path.unlink()
 
 
+def _kvstore_spec(url: str) -> Any:
+    """``url`` for tensorstore, which does not itself look for an end point in AWS_ENDPOINT_URL."""
+    end_point = os.environ.get("AWS_ENDPOINT_URL")
+    if not end_point or not url.startswith("s3://"):
+        return url
+    bucket, _, path = url.removeprefix("s3://").partition("/")
+    return {
+        "driver": "s3",
+        "bucket": bucket,
+        "path": path,
+        "endpoint": end_point,
+        "aws_region": os.environ.get("AWS_DEFAULT_REGION", "us-east-1"),
+    }
+
+
 class BucketFolder:
     """See Folder. Opened on first use, so that it pickles. tensorstore raises ValueError."""
 
@@ -153,7 +168,7 @@ class BucketFolder:
         import tensorstore  # slow to import, and for buckets only
 
         try:
-            return tensorstore.KvStore.open(self.path.rstrip("/") + "/").result()
+            return tensorstore.KvStore.open(_kvstore_spec(self.path.rstrip("/") + "/")).result()
         except ValueError as error:
             raise UserError(f"Cannot open {self.path}: {error}") from error
 

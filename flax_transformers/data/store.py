@@ -166,7 +166,9 @@ def check_files(folder: Folder, shard: ShardRecord) -> None:
     for name, record in shard.files.items():
         digest, position = hashlib.sha256(), 0
         with contextlib.suppress(FileNotFoundError):
-            while block := folder.read(name, position, position + _BLOCK):
+            block = None
+            while block is None or len(block) == _BLOCK:
+                block = folder.read(name, position, position + _BLOCK)
                 digest.update(block)
                 position += len(block)
         if FileRecord(position, digest.hexdigest()) != record:

@@ -20,6 +20,8 @@ from typing import Any
 
 from etils import epath
 
+from flax_transformers.training.buckets import is_bucket
+
 INDEX_NAME = "DIGESTS.json"
 PART_NAME = "DIGESTS.part"
 COMMIT_FILES = ("_CHECKPOINT_METADATA", "commit_success.txt")
@@ -78,6 +80,9 @@ def seal(folder: epath.Path) -> None:
     """Adds the files of the commit itself to the index of a step just committed, atomically."""
     files = _decode((folder / INDEX_NAME).read_bytes())
     late = [name for name in COMMIT_FILES if (folder / name).exists()]
+    if is_bucket(folder):  # where an object is replaced whole
+        _write(folder / INDEX_NAME, _encode(files | _hash_files(folder, late)))
+        return
     # Beside the step folder, so that a process killed here leaves no stray file in it.
     temporary = folder.parent / f".{INDEX_NAME}.tmp"
     _write(temporary, _encode(files | _hash_files(folder, late)))
@@ -150,5 +155,5 @@ def _write(path: epath.Path, contents: bytes) -> None:
     with path.open("wb") as file:
         file.write(contents)
         file.flush()
-        if "://" not in os.fspath(path):
+        if not is_bucket(path):
             os.fsync(file.fileno())

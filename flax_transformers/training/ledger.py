@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import re
+import time
 from types import TracebackType
 from typing import IO, Self
 
@@ -11,30 +12,55 @@ import jax
 import numpy as np
 from etils import epath
 
+from flax_transformers.training.buckets import is_bucket
+
+_NAME = re.compile(r"ledger-(\d+)\.jsonl")
+_FLUSH_SECONDS = 30.0
+
 
 class Ledger:
-    """Appends ``{"step": n, "ids": [...]}`` to ``ledger-<process>.jsonl`` in a local workdir.
+    """Appends ``{"step": n, "ids": [...]}`` to ``ledger-<process>.jsonl`` in a workdir.
 
     Opened for a run that goes on after ``start_step``, it drops what an earlier attempt wrote
-    beyond. The file appears with the first step written.
+    beyond. The file appears with the first step written. Objects in a bucket cannot grow: there the
+    file is kept here and replaced whole every 30 seconds, at ``flush`` and at the end.
     """
 
     def __init__(self, workdir: epath.Path, start_step: int) -> None:
-        self._path = Path(workdir) / f"ledger-{jax.process_index()}.jsonl"
+        self._path = workdir / f"ledger-{jax.process_index()}.jsonl"
         self._file: IO[str] | None = None
-        for path in Path(workdir).glob("ledger-*.jsonl"):
-            process = int(path.stem.removeprefix("ledger-"))
+        self._lines: list[str] = []
+        self._written, self._last_flush = 0, time.monotonic()
+        for path in workdir.iterdir() if workdir.exists() else ():
+            name = _NAME.fullmatch(path.name)
+            if name is None:
+                continue
             # The first process also looks after those of processes that there are no longer.
-            orphan = process >= jax.process_count() and jax.process_index() == 0
-            if process == jax.process_index() or orphan:
-                _drop_after(path, start_step)
+            orphan = int(name[1]) >= jax.process_count() and jax.process_index() == 0
+            if int(name[1]) == jax.process_index() or orphan:
+                kept = _drop_after(path, start_step)
+                if is_bucket(path) and path.name == self._path.name:
+                    self._lines, self._written = kept, len(kept)
 
     def write(self, step: int, ids: np.ndarray) -> None:
         """Records the example ids (integers [B]) that this process fed to ``step``."""
+        line = json.dumps({"step": step, "ids": ids.tolist()}) + "\n"
+        if is_bucket(self._path):
+            self._lines.append(line)
+            if time.monotonic() - self._last_flush >= _FLUSH_SECONDS:
+                self.flush()
+            return
         if self._file is None:
             self._file = open(self._path, "a")  # noqa: SIM115 (closed by __exit__)
-        self._file.write(json.dumps({"step": step, "ids": ids.tolist()}) + "\n")
+        self._file.write(line)
         self._file.flush()
+
+    def flush(self) -> None:
+        """Brings everything written so far into the bucket; on a disk it is there already."""
+        self._last_flush = time.monotonic()
+        if len(self._lines) > self._written:
+            self._path.write_text("".join(self._lines))
+            self._written = len(self._lines)
 
     def __enter__(self) -> Self:
         return self
@@ -45,14 +71,16 @@ class Ledger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.flush()
         if self._file is not None:
             self._file.close()
 
 
-def _drop_after(path: Path, step: int) -> None:
+def _drop_after(path: epath.Path, step: int) -> list[str]:
     kept = [
         line
         for line in path.read_text().splitlines(keepends=True)
         if line.endswith("\n") and json.loads(line)["step"] <= step
     ]
     path.write_text("".join(kept))
+    return kept

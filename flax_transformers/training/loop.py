@@ -278,6 +278,8 @@ def _run_phase(
             stopping = stop.check(run.checkpoints, position.step)
             if last or stopping or _due(position.step, config.checkpoints.every_steps):
                 with meter.paused():
+                    writer.flush()  # what the checkpoint has seen outlives this process with it
+                    ledger.flush()
                     _save(run, state, position)
     return state, position
 

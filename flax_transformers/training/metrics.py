@@ -26,6 +26,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
 from flax_transformers.errors import UserError
+from flax_transformers.training.buckets import is_bucket
 
 FILE_NAME = "metrics.jsonl"
 
@@ -64,7 +65,7 @@ class MetricsWriter:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._lines = _kept_lines(self._path, start_step)
             _replace(self._path, "".join(self._lines))
-            if not _is_bucket(self._path):
+            if not is_bucket(self._path):
                 self._appended = open(self._path, "a")  # noqa: SIM115 (closed by _release)
                 self._open.append(self._appended)
             self._events = _Events(epath.Path(workdir) / "tensorboard", start_step)
@@ -146,7 +147,7 @@ class _Events:
 
     def __init__(self, directory: epath.Path, start_step: int) -> None:
         self._directory, self._temporary = directory, None
-        if _is_bucket(directory):
+        if is_bucket(directory):
             self._temporary = tempfile.TemporaryDirectory(prefix="tensorboard_")
         self._local = Path(self._temporary.name if self._temporary else directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -226,10 +227,6 @@ def _json_number(value: Any) -> int | float | None:
     return float(str(np.float32(value))) if math.isfinite(value) else None
 
 
-def _is_bucket(path: epath.Path) -> bool:
-    return "://" in os.fspath(path)
-
-
 def _read_lines(path: epath.Path) -> list[str]:
     if not path.exists():
         return []
@@ -255,7 +252,7 @@ def _kept_lines(path: epath.Path, start_step: int) -> list[str]:
 
 def _replace(path: epath.Path, text: str) -> None:
     """Writes a whole file in one go: renamed into place locally, one object in a bucket."""
-    if _is_bucket(path):
+    if is_bucket(path):
         path.write_text(text)
         return
     temporary = path.with_name(path.name + ".tmp")

@@ -21,6 +21,7 @@ from etils import epath
 
 from flax_transformers.errors import UserError
 from flax_transformers.training import digests
+from flax_transformers.training.buckets import bucket_path, is_bucket
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +46,14 @@ class Found:
 
 
 def is_local(path: epath.Path) -> bool:
-    return "://" not in os.fspath(path)
+    return not is_bucket(path)
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """As an absolute path, whether local or in a bucket."""
-    given = epath.Path(path)
-    return epath.Path(os.path.abspath(given.expanduser())) if is_local(given) else given
+    if is_bucket(path):
+        return bucket_path(path)
+    return epath.Path(os.path.abspath(epath.Path(path).expanduser()))
 
 
 def require_writable(directory: epath.Path) -> None:
@@ -209,5 +211,19 @@ def _set_aside(directory: epath.Path, kind: str, step: int, reason: str, at_most
         )
     names = (f"{kind}-{step}-{n}" for n in itertools.count())
     target = next(name for name in names if name not in present)
-    folder.rename(directory / target)
+    if is_local(directory):
+        folder.rename(directory / target)
+    else:
+        _move_objects(folder, directory / target)
     logger.warning("checkpoint %s %s: set aside as %s", folder, reason, target)
+
+
+def _move_objects(source: epath.Path, target: epath.Path) -> None:
+    """A bucket has no folders to rename. No step from the first moment on, nothing lost at any."""
+    commit = digests.COMMIT_FILES[1]
+    names = sorted(digests.list_files(source), key=lambda name: name != commit)
+    for name in names:
+        (source / name).copy(target / name, overwrite=True)
+        if name == commit:
+            (source / name).unlink()
+    source.rmtree()

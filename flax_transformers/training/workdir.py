@@ -11,6 +11,7 @@ import jax
 from etils import epath
 
 from flax_transformers.errors import UserError
+from flax_transformers.training.buckets import bucket_path, is_bucket, leased
 
 _UNSAFE = "[]*?\\"
 """Characters that file patterns give a meaning to; orbax then does not find its own files."""
@@ -26,27 +27,22 @@ def open_workdir(path: str | os.PathLike[str]) -> epath.Path:
         raise UserError(f"--workdir {text} names a user that is not there; give the whole path")
     if any(character in text for character in _UNSAFE):
         raise UserError(f"--workdir {text} has one of the characters {_UNSAFE}; rename the folder")
-    try:
-        if "://" not in text:
-            return epath.Path(os.path.abspath(text))
-        folder = epath.Path(text)
-        folder.exists()
-    except (ImportError, KeyError) as error:
-        raise UserError(
-            f"--workdir {text} cannot be reached ({error}); for gs:// and s3:// install the extra "
-            "'buckets', for anything else use a local folder"
-        ) from error
-    return folder
+    return bucket_path(text) if is_bucket(text) else epath.Path(os.path.abspath(text))
 
 
 @contextlib.contextmanager
 def only_one(workdir: epath.Path) -> Iterator[None]:
-    """Keeps a second training out of a local workdir while this one goes on.
+    """Keeps a second training out of a workdir while this one goes on.
 
-    Raises UserError if another process trains there. Disks without locks are left unguarded.
+    Raises UserError if another process trains there. Disks without locks are left unguarded; in a
+    bucket, see `buckets.leased`.
     """
-    if "://" in os.fspath(workdir) or jax.process_index() != 0:
+    if jax.process_index() != 0:
         yield
+        return
+    if is_bucket(workdir):
+        with leased(workdir):
+            yield
         return
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
@@ -72,7 +68,7 @@ def write_text(path: epath.Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if "://" in os.fspath(path):
+        if is_bucket(path):
             path.write_text(text)
         else:
             temporary.write_text(text)

@@ -36,6 +36,12 @@ def test_a_path_that_cannot_be_used_is_refused(path, reason):
         open_workdir(path)
 
 
+def test_a_bucket_without_its_client_names_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match=r"pip install 'flax-transformers\[buckets\]'"):
+        open_workdir("gs://bucket/run")
+
+
 @pytest.mark.slow
 def test_a_second_training_in_a_workdir_is_refused_until_the_first_ends(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]

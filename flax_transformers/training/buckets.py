@@ -1,0 +1,139 @@
+"""Workdirs in buckets: whether their client is here, and what a lock is where files have none."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+from etils import epath
+
+from flax_transformers.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 60.0
+"""A lock that nobody has renewed for so long is free."""
+
+
+def is_bucket(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is a URL rather than a file's name."""
+    return "://" in os.fspath(path)
+
+
+def bucket_path(url: str | os.PathLike[str]) -> epath.Path:
+    """``url`` as a path. Raises UserError for what is not in Google Cloud Storage, if the client is
+    not installed, or if nothing can be reached there."""
+    text = os.fspath(url).rstrip("/")
+    if not text.startswith("gs://"):
+        raise UserError(
+            f"{text} cannot be reached: orbax reads and writes checkpoints on disks and in gs:// "
+            "alone; use one of these (token stores may be in s3:// all the same)"
+        )
+    try:
+        import fsspec
+
+        # Orbax writes past this client, which would go on listing what was there before.
+        fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+        folder = epath.Path(text)
+        folder.exists()
+    except ImportError as error:
+        raise UserError(
+            f"{text} cannot be reached ({error}); run pip install 'flax-transformers[buckets]'"
+        ) from error
+    except Exception as error:  # each client has errors of its own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{text} cannot be reached ({reason}); check its name and your access, or use a local "
+            "folder"
+        ) from error
+    return folder
+
+
+@contextlib.contextmanager
+def leased(folder: epath.Path, seconds: float = LEASE_SECONDS) -> Iterator[None]:
+    """Keeps a second training out of ``folder`` while this one goes on.
+
+    The lock is an object ``.lock`` that its owner rewrites four times in ``seconds``. One that
+    stands still for ``seconds`` belonged to a process that was killed, and is taken over; so no two
+    clocks are compared. Raises UserError while another process renews it. Of two processes that
+    start in the same moment the one that wrote first finds out at its next renewal, and asks itself
+    to stop by SIGTERM.
+    """
+    lock = folder / ".lock"
+    own = {"host": socket.gethostname(), "process": os.getpid(), "id": uuid.uuid4().hex}
+    _wait_until_free(lock, seconds)
+    stop = threading.Event()
+
+    def renew() -> None:
+        renewals = 0
+        while not stop.wait(seconds / 4):
+            renewals += 1
+            with contextlib.suppress(OSError):  # the next one may get through
+                found = _read(lock)
+                if found is not None and found.get("id") != own["id"]:
+                    log.error("another process has begun to train in %s: stopping", folder)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+                lock.write_text(json.dumps(own | {"renewals": renewals}))
+
+    lock.write_text(json.dumps(own | {"renewals": 0}))
+    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        with contextlib.suppress(OSError):
+            if (_read(lock) or {}).get("id") == own["id"]:
+                lock.unlink()
+
+
+def _wait_until_free(lock: epath.Path, seconds: float) -> None:
+    first = _read(lock)
+    if first is None or _ended_here(first):
+        return
+    log.warning("%s is there: seeing for %.0f s whether its owner is alive", lock, seconds)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, seconds / 10))
+        found = _read(lock)
+        if found is None:
+            return
+        if found != first:
+            raise UserError(
+                f"another process trains in {lock.parent} ({found.get('process')} on "
+                f"{found.get('host')}); wait for it, or choose another --workdir"
+            )
+
+
+def _ended_here(owner: dict[str, object]) -> bool:
+    """Whether the owner was a process of this machine that is no longer there."""
+    process = owner.get("process")
+    if owner.get("host") != socket.gethostname() or not isinstance(process, int):
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _read(lock: epath.Path) -> dict[str, object] | None:
+    try:
+        found = json.loads(lock.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,154 @@
+"""Workdirs and token stores in buckets, from the command line, against emulators."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from etils import epath
+
+from flax_transformers.cli.main import main
+from flax_transformers.errors import UserError
+from flax_transformers.testing import write_corpus
+from flax_transformers.training import buckets
+from flax_transformers.training.metrics import read_metrics
+from flax_transformers.training.step_folders import finished_steps
+from flax_transformers.training.workdir import open_workdir
+
+pytestmark = [pytest.mark.slow, pytest.mark.multi_process]
+
+TINY = str(Path(__file__).parents[2] / "configs" / "bert_tiny.py")
+
+
+@pytest.fixture
+def settings(tmp_path, bucket):
+    """Overrides for a run of four steps whose store is in the bucket."""
+    write_corpus(tmp_path / "text.txt")
+    return [
+        *("--data.source.path", str(tmp_path / "text.txt"), "--data.store", f"{bucket}/store"),
+        *("--data.tokenizer.kind", "bytes", "--data.tokenizer.lowercase", "False"),
+        *("--data.validation-fraction", "0.2"),
+        *("--model.vocab-size", "262", "--model.hidden-size", "32"),
+        *("--model.norm-place", "post", "--model.embedding-norm", "True"),
+        *("--model.num-layers", "1", "--model.intermediate-size", "32"),
+        *("--phases.0.steps", "4", "--phases.0.sequence-length", "32"),
+        *("--phases.0.batch-size", "16", "--evaluation.batch-size", "16"),
+        *("--optimizer.schedule.warmup-steps", "1"),
+        *("--logging.every-steps", "1", "--logging.ledger", "True"),
+        *("--checkpoints.every-steps", "2"),
+    ]
+
+
+def names(folder: epath.Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def steps(path: epath.Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def damage(file: epath.Path) -> None:
+    """Flips one bit of the last byte."""
+    raw = file.read_bytes()
+    file.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+
+
+def test_a_run_in_a_bucket_is_whole_goes_on_and_can_be_used(bucket, settings, tmp_path, capsys):
+    assert main(["prepare", TINY, *settings]) == 0
+    workdir = open_workdir(f"{bucket}/run")
+    train = ["train", TINY, "--workdir", str(workdir), *settings]
+    assert main(train) == 0
+    assert names(workdir) >= {
+        *("config.json", "metrics.jsonl", "ledger-0.jsonl", "baselines.json"),
+        *("plots", "samples", "tensorboard", "tokenizer", "checkpoints"),
+    }
+    assert ".lock" not in names(workdir)
+    assert finished_steps(workdir / "checkpoints") == [2, 4]
+    assert steps(workdir / "ledger-0.jsonl") == [1, 2, 3, 4]
+    before = {row["step"]: row.get("train/loss") for row in read_metrics(workdir)[:3]}
+
+    # One bit of the newest checkpoint is wrong: the run goes on from the one before it.
+    damage(workdir / "checkpoints" / "4" / "state" / "manifest.ocdbt")
+    assert main([*train, "--phases.0.steps", "6"]) == 0
+    assert names(workdir / "checkpoints") == {"2", "4", "6", "invalid-4-0"}
+    assert steps(workdir / "ledger-0.jsonl") == [1, 2, 3, 4, 5, 6]
+    after = {row["step"]: row.get("train/loss") for row in read_metrics(workdir)}
+    assert sorted(after) == [1, 2, 3, 4, 5, 6]
+    assert {step: after[step] for step in before} == before
+
+    capsys.readouterr()
+    assert main(["evaluate", str(workdir)]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 6
+    assert main(["fill-mask", str(workdir), "--text", "the [MASK] reads"]) == 0
+    assert main(["doctor", "--workdir", str(workdir)]) == 0
+    assert main(["convert", str(workdir), str(tmp_path / "published")]) == 0
+    assert (tmp_path / "published" / "model.safetensors").exists()
+    assert (tmp_path / "published" / "tokenizer_config.json").exists()
+    again = ["train", TINY, "--workdir", str(tmp_path / "tuned"), *settings]
+    assert main([*again, "--init-from", str(workdir), "--phases.0.steps", "1"]) == 0
+
+
+def test_a_killed_run_goes_on_with_nothing_lost_or_twice(bucket, settings, environment):
+    workdir = open_workdir(f"{bucket}/run")
+    train = ["train", TINY, "--workdir", str(workdir), *settings]
+    command = [sys.executable, "-m", "flax_transformers", *train, "--phases.0.steps", "100000"]
+    first = subprocess.Popen(command, env=environment)
+    try:
+        while not finished_steps(workdir / "checkpoints"):
+            assert first.poll() is None
+            time.sleep(0.1)
+    finally:
+        first.kill()
+        first.wait()
+    assert (workdir / ".lock").exists()
+    last = finished_steps(workdir / "checkpoints")[-1] + 2
+    assert main([*train, "--phases.0.steps", str(last)]) == 0
+    assert steps(workdir / "ledger-0.jsonl") == list(range(1, last + 1))
+    rows = read_metrics(workdir)
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, last + 1))
+
+
+HOLD = """
+import sys, time
+from flax_transformers.training.buckets import bucket_path, leased
+with leased(bucket_path(sys.argv[1]), seconds=4):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_bucket_is_left_to_its_owner_until_that_is_killed(bucket, environment):
+    command = [sys.executable, "-c", HOLD, bucket]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    folder = buckets.bucket_path(bucket)
+    try:
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process trains in"):
+            buckets.leased(folder, seconds=4).__enter__()
+    finally:
+        first.kill()
+        first.wait()
+    with buckets.leased(folder, seconds=4):
+        assert names(folder) == {".lock"}
+    assert not (folder / ".lock").exists()
+
+
+def test_a_lock_of_another_machine_that_stands_still_is_taken_over(bucket):
+    folder = buckets.bucket_path(bucket)
+    (folder / ".lock").write_text(json.dumps({"host": "elsewhere", "process": 1, "id": "a"}))
+    with buckets.leased(folder, seconds=0.5):
+        assert json.loads((folder / ".lock").read_text())["id"] != "a"
+
+
+def test_a_bucket_that_is_not_there_is_named(emulators, capsys):
+    assert main(["doctor", "--workdir", "gs://nosuchbucket/run"]) == 2
+    assert "gs://nosuchbucket/run" in capsys.readouterr().err
+
+
+def test_a_workdir_in_s3_is_refused_with_the_reason(capsys):
+    assert main(["doctor", "--workdir", "s3://bucket/run"]) == 2
+    assert "checkpoints on disks and in gs:// alone" in capsys.readouterr().err
