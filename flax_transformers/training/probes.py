@@ -59,7 +59,7 @@ class Watch:
         elif self._tracing:
             self._end_trace(state)
         if self._hang_seconds and not self._is_first:
-            faulthandler.dump_traceback_later(self._hang_seconds, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(self._hang_seconds, file=sys.__stderr__ or 2)
         self._is_first = False
 
     @contextlib.contextmanager
