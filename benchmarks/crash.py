@@ -386,12 +386,12 @@ class Campaign:
             shutil.copytree(workdir, self.folder / f"failed-run-{len(self.lines)}")
         shutil.rmtree(workdir)
 
-    def flip(self, number: int, seed: int) -> None:
+    def flip(self, number: int, seed: int, layouts: list[int]) -> None:
         """One bit of the newest checkpoint of a reference; it must be named, and passed over."""
         from flax_transformers.training.checkpoints import verify_step
 
         rng = random.Random(f"{seed} {number}")
-        processes = 1 + number % 2
+        processes = layouts[number % len(layouts)]
         workdir = self.folder / f"reference-{processes}"
         newest = workdir / "checkpoints" / str(STEPS[processes])
         files = sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
@@ -472,7 +472,7 @@ def main() -> int:
         campaign.strike_all(left, processes)
     for number in range(counts["flip"]):
         if ("flip", number) not in done:
-            campaign.flip(number, arguments.seed)
+            campaign.flip(number, arguments.seed, arguments.processes)
     print(summary(campaign.lines))
     return int(any(line["problems"] for line in campaign.lines))
 
