@@ -135,6 +135,7 @@ def test_four_processes_have_the_losses_of_one(folder, one):
     assert_losses_agree(folder / "run-4", one)
 
 
+@pytest.mark.full
 def test_four_processes_then_two_one_and_four_are_the_run_of_one(folder, one):
     workdir = folder / "elastic"
     for processes, steps in ((4, 3), (2, 5), (1, 8), (4, STEPS)):
