@@ -8,7 +8,7 @@ DEMO ?= runs/demo
 NEW_PYTHON ?= python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean test test-fast parity lint format install constraints clean
+.PHONY: help demo demo-clean test test-fast test-full parity lint format install constraints clean
 
 # $(call environment,EXTRA): $(VENV) holds the package, editable, with that extra (none when empty).
 # The stamp in $(VENV) says for which PYTHON, folder, pyproject.toml and constraints.txt it was made.
@@ -65,6 +65,10 @@ demo-clean: ## Remove what `make demo` trained
 test: ## Run the whole test suite
 	@$(call environment,test)
 	@"$(VENV)/bin/python" -m pytest
+
+test-full: ## Run what `make test` has only examples of: every family on every mesh
+	@$(call environment,test)
+	@"$(VENV)/bin/python" -m pytest -m full
 
 test-fast: ## Run the tests that are quick: about a minute
 	@$(call environment,test)

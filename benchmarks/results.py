@@ -58,7 +58,7 @@ def rows_of(config: dict[str, Any], workdirs: list[Path]) -> list[list[str]]:
     for alike in zip(*guesses, strict=True):  # those that are fitted differ a little by seed
         baseline, metric = alike[0], alike[0]["metric"]
         scores = [next(row[metric] for row in reversed(rows) if metric in row) for rows in every]
-        sign = -1 if metric == "eval/loss" else 1
+        sign = -1 if metric.startswith("eval/loss") else 1
         margin = min(sign * (s - g["score"]) for s, g in zip(scores, alike, strict=True))
         guess = sum(one["score"] for one in alike) / len(alike)
         mean, spread = sum(scores) / len(scores), (max(scores) - min(scores)) / 2

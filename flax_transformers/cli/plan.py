@@ -25,6 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--phase", type=int, default=-1, help="number of the phase from 0 (default: the last)"
     )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="try meshes, recomputation and micro-batches for this batch, and rank them",
+    )
+    parser.add_argument(
+        "--search-limit", type=int, default=6, help="compile so many of them (default: 6)"
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there")
     parser.epilog = "Any field of the config can be set, as in --mesh.fsdp 16."
 
@@ -38,6 +46,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli.config_file import load_config
     from flax_transformers.parallel.topology import devices_of
     from flax_transformers.training.plan import advice, plan
+    from flax_transformers.training.search import search
 
     config = load_config(arguments.config, overrides)
     devices = devices_of(arguments.topology, arguments.slices)
@@ -47,13 +56,52 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise UserError(
             f"there is no phase {arguments.phase}; the config has {len(config.phases)}, from 0"
         ) from None
-    found = plan(config, phase, devices, arguments.topology)
-    show(found)
+    if arguments.search:
+        ranked = search(
+            config, phase, devices, arguments.topology, limit=arguments.search_limit, on_plan=say
+        )
+        show_ranked(ranked)
+    else:
+        ranked = [plan(config, phase, devices, arguments.topology)]
+    show(ranked[0])
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(as_json(found), indent=1))
-    if not found.fits:
-        raise UserError(advice(found))
+        figures = [as_json(one) for one in ranked]
+        arguments.json.write_text(json.dumps(figures if arguments.search else figures[0], indent=1))
+    if not ranked[0].fits:
+        raise UserError(advice(ranked[0]))
     return 0
+
+
+def say(found: Plan) -> None:
+    """One line for each plan of a search, as it comes."""
+    print(f"{settings(found)}: {outcome(found)}", flush=True)
+
+
+def settings(found: Plan) -> str:
+    """What tells plans of one search apart, as it is set on the command line."""
+    mesh = {"data": 1, "fsdp": 1} | found.mesh
+    axes = " ".join(f"--mesh.{name} {size}" for name, size in mesh.items())
+    micro = f" micro_batches {found.micro_batches}" if found.micro_batches > 1 else ""
+    return f"{axes} --execution.remat {found.remat}{micro}"
+
+
+def outcome(found: Plan) -> str:
+    total = f"{found.memory.total / 2**30:.2f} GiB"
+    if found.roofline is None or not found.fits:
+        return f"{total}, does not fit"
+    return f"{total}, {found.roofline.step * 1e3:.1f} ms at least (by {found.roofline.bound_by})"
+
+
+def show_ranked(ranked: Sequence[Plan]) -> None:
+    """Prints the plans of a search, the best first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "settings", "memory, time", "MFU at most", box=None, pad_edge=False)
+    for place, one in enumerate(ranked, 1):
+        bound = "" if one.mfu_bound is None or not one.fits else f"{one.mfu_bound:.1%}"
+        table.add_row(str(place), settings(one), outcome(one), bound)
+    Console().print(table, highlight=False)
 
 
 def as_json(found: Plan) -> dict:

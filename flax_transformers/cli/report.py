@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import os
 import sys
@@ -18,10 +16,6 @@ from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Outcome
 from flax_transformers.training.metrics import read_metrics
 from flax_transformers.training.plots import plot_metrics
-from flax_transformers.training.workdir import write_text
-
-BASELINES = "baselines.json"
-"""The file of a workdir that holds what its run has to beat."""
 
 
 def introduce(
@@ -50,9 +44,7 @@ def finish(workdir: epath.Path, outcome: Outcome, to_beat: Sequence[Baseline]) -
     """Draws the plots and says how it went and where things are."""
     if jax.process_index() != 0:
         return
-    rows = [dataclasses.asdict(baseline) for baseline in to_beat]
-    write_text(workdir / BASELINES, json.dumps(rows, indent=1) + "\n")
-    losses = {baseline.name: baseline.score for baseline in to_beat if baseline.is_loss}
+    losses = {one.name: one.score for one in to_beat if one.metric == "eval/loss"}
     try:
         plot_metrics(read_metrics(workdir), workdir / "plots", losses)
     except OSError as error:  # the run itself is saved

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from flax_transformers.data.images import PreparedImages
 from flax_transformers.data.mixture import PreparedMixture
 from flax_transformers.data.prepare import PreparedText
 from flax_transformers.data.store import TokenStore
-from flax_transformers.evaluation.baselines import Baseline, text_baselines
+from flax_transformers.evaluation.baselines import Baseline, of_all_parts, text_baselines
 from flax_transformers.evaluation.classification import (
     classification_baselines,
     classification_evaluator,
@@ -47,7 +47,15 @@ log = logging.getLogger(__name__)
 
 
 def baselines(config: TrainConfig, prepared: Dataset) -> list[Baseline]:
-    """The guesses that a model of this config has to beat; none without held-out data."""
+    """The guesses that a model of this config has to beat; none without held-out data.
+
+    Of a mixture those of each part, and what they come to for the whole.
+    """
+    if isinstance(prepared, PreparedMixture):
+        found = [
+            one.of_part(name) for name, part in _parts(prepared) for one in baselines(config, part)
+        ]
+        return of_all_parts(found) + found
     if isinstance(prepared, PreparedImages):
         return image_baselines(config, prepared)
     if not isinstance(prepared, PreparedText):
@@ -64,41 +72,86 @@ def baselines(config: TrainConfig, prepared: Dataset) -> list[Baseline]:
 def evaluators(
     config: TrainConfig, prepared: Dataset, model: nn.Module, workdir: epath.Path | None
 ) -> list[Evaluator]:
-    """Held-out scores of a run; and samples, where there is a workdir to write them to."""
+    """Held-out scores of a run; and samples, where there is a workdir to write them to.
+
+    Of a mixture each part has all that it has by itself, "eval/bleu_NAME".
+    """
     chosen = [held_out_evaluator(config, prepared)]
     if isinstance(prepared, PreparedImages) and workdir is not None:
         return chosen + image_samplers(config, prepared, workdir)
+    parts: list[tuple[str, PreparedText]] = []
     if isinstance(prepared, PreparedMixture):
-        log.info("a mixture is scored by the objective's own metrics, for each part and for all")
-    if not isinstance(prepared, PreparedText) or prepared.validation is None:
-        return chosen
-    if isinstance(config.objective, SequenceToSequence):
-        if can_score():
-            last = None if workdir is None else config.total_steps
-            chosen.append(translation_evaluator(config, prepared, model, last))
-        else:
-            log.info("BLEU and chrF are left out, as sacrebleu is not installed")
-    if isinstance(config.objective, SequenceClassification):
-        chosen.append(classification_evaluator(config, prepared))
-    elif isinstance(config.objective, TokenClassification):
-        chosen.append(entity_evaluator(config, prepared))
-    elif isinstance(config.objective, QuestionAnswering):
-        chosen.append(question_evaluator(config, prepared, workdir))
-    if workdir is None:
-        return chosen
-    if isinstance(config.objective, Masking):
-        chosen.append(_sampler(workdir, _gaps_filled(prepared, prepared.validation)))
-    elif isinstance(config.objective, CausalLM | SequenceLoss):
-        chosen.append(_sampler(workdir, _texts_written(config, prepared, model)))
+        parts = _parts(prepared)
+    elif isinstance(prepared, PreparedText) and prepared.validation is not None:
+        parts = [("", prepared)]
+    for name, part in parts:
+        own = _task_evaluators(config, part, model, workdir, name)
+        chosen += [_of_part(evaluate, name) if name else evaluate for evaluate in own]
+    samples = [(name, _sample(config, part, model)) for name, part in parts]
+    shown = [(name, sample) for name, sample in samples if sample is not None]
+    if workdir is not None and shown:
+        chosen.append(_sampler(workdir, shown))
     return chosen
 
 
-def _sampler(workdir: epath.Path, sample: Callable[[Snapshot], str]) -> Evaluator:
-    """Writes what ``sample`` shows of the model to a file for each evaluation."""
+def _parts(prepared: PreparedMixture) -> list[tuple[str, PreparedText]]:
+    """The parts of a mixture that hold something out."""
+    parts = zip(prepared.names, prepared.parts, strict=True)
+    return [(name, part) for name, part in parts if part.validation is not None]
+
+
+def _of_part(evaluate: Evaluator, name: str) -> Evaluator:
+    """Its scores under the name of a part of a mixture."""
+    return lambda snapshot: {
+        f"{metric}_{name}": score for metric, score in evaluate(snapshot).items()
+    }
+
+
+def _task_evaluators(
+    config: TrainConfig,
+    prepared: PreparedText,
+    model: nn.Module,
+    workdir: epath.Path | None,
+    part: str,
+) -> list[Evaluator]:
+    """What a task is scored by, beside the objective's own metrics."""
+    if isinstance(config.objective, SequenceToSequence):
+        if can_score():
+            last = None if workdir is None else config.total_steps
+            return [translation_evaluator(config, prepared, model, last)]
+        log.info("BLEU and chrF are left out, as sacrebleu is not installed")
+    if isinstance(config.objective, SequenceClassification):
+        return [classification_evaluator(config, prepared)]
+    if isinstance(config.objective, TokenClassification):
+        return [entity_evaluator(config, prepared)]
+    if isinstance(config.objective, QuestionAnswering):
+        folder = None if workdir is None else workdir / "predictions" / part
+        return [question_evaluator(config, prepared, folder)]
+    return []
+
+
+def _sample(
+    config: TrainConfig, prepared: PreparedText, model: nn.Module
+) -> Callable[[Snapshot], str] | None:
+    """What shows held-out text and what a model makes of it, for objectives that have that."""
+    assert prepared.validation is not None
+    if isinstance(config.objective, Masking):
+        return _gaps_filled(prepared, prepared.validation)
+    if isinstance(config.objective, CausalLM | SequenceLoss):
+        return _texts_written(config, prepared, model)
+    return None
+
+
+def _sampler(
+    workdir: epath.Path, samples: Sequence[tuple[str, Callable[[Snapshot], str]]]
+) -> Evaluator:
+    """Writes what ``samples`` show of the model to a file for each evaluation, under the names of
+    a mixture's parts."""
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
-        text = sample(snapshot)
+        found = [(name, sample(snapshot)) for name, sample in samples]
         if jax.process_index() == 0:
+            text = "\n\n".join(f"{name}:\n\n{shown}" if name else shown for name, shown in found)
             write_text(workdir / "samples" / f"step_{snapshot.step:08d}.txt", text + "\n")
         return {}
 

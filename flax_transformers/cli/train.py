@@ -40,7 +40,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     from flax_transformers.cli import runtime
     from flax_transformers.cli.report import finish, introduce
-    from flax_transformers.cli.scores import baselines, evaluators
+    from flax_transformers.cli.scores import evaluators
+    from flax_transformers.cli.to_beat import baselines_of_run, keep_baselines
     from flax_transformers.parallel.distributed import PREEMPTED
     from flax_transformers.training.loop import checked_mesh, train
     from flax_transformers.training.probes import Probes
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     prepared = runtime.prepared_data(config.data)
     runtime.check_fits_data(config, prepared)
     config = runtime.with_label_names(config, prepared)
-    to_beat = baselines(config, prepared)
+    to_beat = baselines_of_run(config, prepared, workdir)
     introduce(config, prepared, workdir, to_beat)
     outcome = train(
         config,
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         runtime.initial_weights(config),
         Probes(profile, arguments.dump_hlo),
     )
+    keep_baselines(config, prepared, workdir, to_beat)
     finish(workdir, outcome, to_beat)
     return PREEMPTED if outcome.preempted else 0
 

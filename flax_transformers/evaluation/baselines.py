@@ -7,15 +7,17 @@ that the objective makes of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from flax_transformers.data.pipeline import TrainStream
 from flax_transformers.data.prepare import PreparedText
+from flax_transformers.evaluation.copying import copied, mixed_cross_entropy, mixture_weights
 from flax_transformers.evaluation.held_out import held_out_batches
 from flax_transformers.objectives.contract import Batch, Vocabulary
+from flax_transformers.objectives.denoising import Denoising
 from flax_transformers.objectives.masked_lm import Masking
 from flax_transformers.objectives.next_sentence import NextSentence
 from flax_transformers.objectives.sequences import SequenceLoss
@@ -24,9 +26,11 @@ from flax_transformers.training.config import TrainConfig
 
 FITTED_ROWS, FITTED_LABELS = 20_000, 2_000_000
 """A guess is fitted on so many training rows or labels at most, whichever come first."""
+FITTED_COPIES = 100
+"""Batches of `_ROWS_AT_ONCE` that the weights of copying are fitted on at most."""
 _BYTES_ORDER = 3
 _ROWS_AT_ONCE = 64
-_CALLED = {"eval/bleu": "BLEU", "eval/chrf": "chrF"}
+_CALLED = {"bleu": "BLEU", "chrf": "chrF"}
 
 
 @dataclass(frozen=True)
@@ -35,22 +39,36 @@ class Baseline:
 
     name: str
     metric: str
+    """As in the metrics of a run, "eval/loss_de" for the part "de" of a mixture."""
     score: float
-    counted: str
-    """What it was scored on, such as "5,120 held-out tokens"."""
+    count: int
+    things: str
+    """What it was scored on ``count`` of, such as "held-out tokens"."""
     unit: str = "nats"
     """What a loss is counted in; empty where it has no name."""
+    part: str = ""
+    """Of a mixture, that was scored by itself."""
 
     @property
     def is_loss(self) -> bool:
-        """Whether less is better, and the score stands in a plot of losses."""
-        return self.metric == "eval/loss"
+        """Whether less is better."""
+        return self._kind == "loss"
+
+    @property
+    def counted(self) -> str:
+        """What it was scored on, such as "5,120 held-out tokens of de"."""
+        return f"{self.count:,} {self.things}" + (f" of {self.part}" if self.part else "")
 
     @property
     def key(self) -> str:
         """Its name in the output of ``evaluate``, such as "unigram_cross_entropy"."""
-        measured = [] if self.is_loss else [self.metric.removeprefix("eval/")]
-        return "_".join([*self.name.replace("-", " ").split(), *measured])
+        measured = [] if self.is_loss else [self._kind]
+        part = [self.part] if self.part else []
+        return "_".join([*self.name.replace("-", " ").split(), *measured, *part])
+
+    def of_part(self, part: str) -> Baseline:
+        """The same as what one part of a mixture has to beat."""
+        return replace(self, metric=f"{self.metric}_{part}", part=part)
 
     def line(self) -> str:
         """What there is to beat."""
@@ -66,16 +84,43 @@ class Baseline:
         )
 
     @property
+    def _kind(self) -> str:
+        """What is measured, without the part that it is measured on."""
+        return self.metric.removeprefix("eval/").removesuffix(f"_{self.part}")
+
+    @property
     def _measured(self) -> str:
         """The metric as people call it."""
-        return _CALLED.get(self.metric, self.metric.removeprefix("eval/").replace("_", " "))
+        return _CALLED.get(self._kind, self._kind.replace("_", " "))
 
     def _shown(self, score: float) -> str:
         """A score in the unit of its metric."""
         if self.is_loss:
             return f"{score:.3f} {self.unit}".rstrip()
         shares = ("accuracy", "f1", "exact_match")
-        return f"{100 * score:.1f}%" if self.metric.endswith(shares) else f"{score:.1f}"
+        return f"{100 * score:.1f}%" if self._kind.endswith(shares) else f"{score:.1f}"
+
+
+def of_all_parts(found: Sequence[Baseline]) -> list[Baseline]:
+    """What the whole of a mixture has to beat: the mean of what its parts have to, by their counts.
+
+    Of ``found``, one for each part, only losses and accuracies have such a mean.
+    """
+    alike: dict[tuple[str, str], list[Baseline]] = {}
+    for one in found:
+        kind = one.metric.removesuffix(f"_{one.part}")
+        if one.is_loss or kind.endswith("accuracy"):
+            alike.setdefault((one.name, kind), []).append(one)
+    return [
+        replace(
+            some[0],
+            metric=kind,
+            score=sum(one.score * one.count for one in some) / sum(one.count for one in some),
+            count=sum(one.count for one in some),
+            part="",
+        )
+        for (_, kind), some in alike.items()
+    ]
 
 
 def text_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseline]:
@@ -85,6 +130,8 @@ def text_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseline
     - "trigram": for bytes, what follows the two before, as far as they stand in the same row; a
       mixture of the orders one to three (Witten-Bell: an order weighs more the more often its
       context was seen, and the less various what followed).
+    - "copying": where a damaged text has to be restored, the tokens of the damaged one in turn,
+      mixed with the former (see `copying`).
     - "chance": for next sentences.
 
     Sentinels count as one piece, "the next sentinel": anybody knows their order.
@@ -96,19 +143,25 @@ def text_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseline
         return []
     order = _BYTES_ORDER if _has_contexts(config, prepared) else 1
     vocabulary = prepared.vocabulary.of_targets
-    held_out = np.concatenate([grams(batch, vocabulary, order) for batch in batches])
+    held_out = _all_grams(batches, vocabulary, order)
+    count, things = len(held_out), "held-out tokens"
+    training: list[Batch] = []
     if order == 1 and not isinstance(config.objective, SequenceLoss):
         counts = _text_counts(config, prepared)
         nats = _add_one(counts, held_out[:, 0])
     else:
-        nats = ngram_cross_entropy(_fitted(config, prepared, order), held_out, vocabulary.size)
+        training = list(_training_batches(config, prepared))
+        fitted = _all_grams(training, vocabulary, order)
+        nats = ngram_cross_entropy(fitted, held_out, vocabulary.size)
     name = "trigram" if order > 1 else "unigram"
-    counted = f"{len(held_out):,} held-out tokens"
-    found = [Baseline(f"{name} cross-entropy", "eval/loss", nats, counted)]
+    found = [Baseline(f"{name} cross-entropy", "eval/loss", nats, count, things)]
+    if isinstance(config.objective, Denoising):
+        nats = _copying_cross_entropy(training, batches, vocabulary, order)
+        found.append(Baseline("copying cross-entropy", "eval/loss", nats, count, things))
     if isinstance(config.objective, NextSentence):
         pairs = int(sum(batch["next_sentence_weights"].sum() for batch in batches))
         metric = "eval/next_sentence_accuracy"
-        found.append(Baseline("chance", metric, 0.5, f"{pairs:,} held-out pairs"))
+        found.append(Baseline("chance", metric, 0.5, pairs, "held-out pairs"))
     return found
 
 
@@ -123,9 +176,7 @@ def _text_counts(config: TrainConfig, prepared: PreparedText) -> np.ndarray:
     they are predicted."""
     counts = prepared.train.unigram_counts.copy()
     if not isinstance(config.objective, Masking):
-        vocabulary = prepared.vocabulary
-        end = vocabulary.sep_id if vocabulary.eos_id is None else vocabulary.eos_id
-        counts[end] += prepared.train.num_documents
+        counts[prepared.vocabulary.end_id] += prepared.train.num_documents
     return counts
 
 
@@ -140,13 +191,18 @@ def grams(batch: Batch, vocabulary: Vocabulary, order: int) -> np.ndarray:
     What lies before the row, or before a segment of it, is -1.
     """
     found = []
-    for row in range(len(batch["input_ids"])):
-        for labels, predicted in _label_runs({name: batch[name][row] for name in batch}):
-            labels = sentinels_in_turn(labels, vocabulary)
-            padded = np.concatenate([np.full(order - 1, -1, np.int64), labels])
-            columns = [padded[first : first + len(labels)] for first in range(order)]
-            found.append(np.stack(columns, axis=1)[predicted])
+    for labels, predicted in _batch_runs(batch):
+        labels = sentinels_in_turn(labels, vocabulary)
+        padded = np.concatenate([np.full(order - 1, -1, np.int64), labels])
+        columns = [padded[first : first + len(labels)] for first in range(order)]
+        found.append(np.stack(columns, axis=1)[predicted])
     return np.concatenate(found) if found else np.zeros((0, order), np.int64)
+
+
+def _batch_runs(batch: Batch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`_label_runs` of all rows."""
+    for row in range(len(batch["input_ids"])):
+        yield from _label_runs({name: batch[name][row] for name in batch})
 
 
 def _label_runs(row: Batch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -178,8 +234,13 @@ def sentinels_in_turn(labels: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     return labels
 
 
-def _fitted(config: TrainConfig, prepared: PreparedText, order: int) -> np.ndarray:
-    """`grams` of training rows, prepared as for training."""
+def _all_grams(batches: Sequence[Batch], vocabulary: Vocabulary, order: int) -> np.ndarray:
+    """`grams` of many batches."""
+    return np.concatenate([grams(batch, vocabulary, order) for batch in batches])
+
+
+def _training_batches(config: TrainConfig, prepared: PreparedText) -> Iterator[Batch]:
+    """Rows to fit guesses on, prepared as for training."""
     length = config.phases[-1].sequence_length
     spec = config.objective.window_spec(length)
     examples = prepared.examples("train", spec)
@@ -192,20 +253,51 @@ def _fitted(config: TrainConfig, prepared: PreparedText, order: int) -> np.ndarr
         batch_size=_ROWS_AT_ONCE,
         seed=(config.seed, "baseline"),
     )
-    found: list[np.ndarray] = []
-    rows = min(FITTED_ROWS, len(examples))
+    rows, labels = min(FITTED_ROWS, len(examples)), 0
     with stream:
-        while stream.position < rows and sum(map(len, found)) < FITTED_LABELS:
-            found.append(grams(next(stream), prepared.vocabulary.of_targets, order))
-    return np.concatenate(found)
+        while stream.position < rows and labels < FITTED_LABELS:
+            batch = next(stream)
+            labels += sum(int(predicted.sum()) for _, predicted in _batch_runs(batch))
+            yield batch
+
+
+def _copying_cross_entropy(
+    training: Sequence[Batch], held_out: Sequence[Batch], vocabulary: Vocabulary, order: int
+) -> float:
+    """Nats per held-out label of copying the source, mixed with n-grams; see `copying`.
+
+    The weights of the mixture are fitted on every second batch of training rows, with n-grams of
+    the others.
+    """
+    mask_id = vocabulary.mask_id
+    assert mask_id is not None  # as the objective puts it into every source
+
+    def chances(
+        batches: Sequence[Batch], counted: Sequence[Batch]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        known, asked = (_all_grams(some, vocabulary, order) for some in (counted, batches))
+        situations, right, share = map(
+            np.concatenate, zip(*(copied(batch, mask_id) for batch in batches), strict=True)
+        )
+        common = ngram_chances(known, asked, vocabulary.size)
+        return situations, np.stack([right, share, common], axis=1)
+
+    half = training[1::2] or training  # of few rows, all
+    weights = mixture_weights(*chances(half[:FITTED_COPIES], training[::2]))
+    return mixed_cross_entropy(*chances(held_out, training), weights)
 
 
 def ngram_cross_entropy(train: np.ndarray, held_out: np.ndarray, size: int) -> float:
-    """Nats per row of ``held_out`` int64 [m, order]: its last column, given those before it.
+    """Nats per row of ``held_out``: the mean of `ngram_chances`, as a cross-entropy."""
+    return float(-np.log(ngram_chances(train, held_out, size)).mean())
 
-    Fitted on ``train`` int64 [n, order]; ``size`` is how many different ids there are. Each order
-    is mixed with the one below by Witten and Bell's weights (IEEE Trans. Inf. Theory 37(4), 1991),
-    the lowest with an even guess.
+
+def ngram_chances(train: np.ndarray, held_out: np.ndarray, size: int) -> np.ndarray:
+    """Of each row of ``held_out`` int64 [m, order] its last column, given those before it.
+
+    Gives float64 [m]. Fitted on ``train`` int64 [n, order]; ``size`` is how many different ids
+    there are. Each order is mixed with the one below by Witten and Bell's weights (IEEE Trans. Inf.
+    Theory 37(4), 1991), the lowest with an even guess.
     """
     chance = np.full(len(held_out), 1.0 / size)
     for order in range(1, train.shape[1] + 1):
@@ -220,7 +312,7 @@ def ngram_cross_entropy(train: np.ndarray, held_out: np.ndarray, size: int) -> f
         known = total > 0
         mixed = (here + various * chance)[known] / (total + various)[known]
         chance[known] = mixed
-    return float(-np.log(chance).mean())
+    return chance
 
 
 def _keys(columns: np.ndarray, size: int) -> np.ndarray:

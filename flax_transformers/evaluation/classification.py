@@ -69,12 +69,12 @@ def classification_baselines(config: TrainConfig, prepared: PreparedText) -> lis
         numbers, truth = (_labels(store) for store in (prepared.train, held_out))
         truth = truth[: config.evaluation.max_examples]
         error = float(np.mean((truth - numbers.mean()) ** 2))
-        counted = f"{len(truth):,} held-out texts"
-        return [Baseline("mean of the training numbers", "eval/loss", error, counted, unit="")]
+        name, counted = "mean of the training numbers", (len(truth), "held-out texts")
+        return [Baseline(name, "eval/loss", error, *counted, unit="")]
     classes, truth = (_labels(store) for store in (prepared.train, held_out))
     truth = truth[: config.evaluation.max_examples]
     share = float(np.mean(truth == np.bincount(classes).argmax()))
-    return [Baseline("majority class", "eval/accuracy", share, f"{len(truth):,} held-out texts")]
+    return [Baseline("majority class", "eval/accuracy", share, len(truth), "held-out texts")]
 
 
 def _labels(store: TokenStore) -> np.ndarray:

@@ -44,12 +44,12 @@ class Span:
 
 
 def question_evaluator(
-    config: TrainConfig, prepared: PreparedText, workdir: epath.Path | None
+    config: TrainConfig, prepared: PreparedText, folder: epath.Path | None
 ) -> Evaluator:
     """``{"eval/exact_match", "eval/f1"}`` of held-out questions, and with ``no_answer`` the same
     of those that have one, and the accuracy of those that have none.
 
-    The likeliest answers to each go to ``predictions/step_....json`` in the ``workdir``.
+    The likeliest answers to each go to ``step_....json`` in the ``folder``.
     """
     objective = config.objective
     assert isinstance(objective, QuestionAnswering)
@@ -79,8 +79,8 @@ def question_evaluator(
             ]
             refused = nothing[document] - best[0].score > objective.null_threshold
             answers[document] = "" if objective.no_answer and refused else texts[0]
-        if workdir is not None and jax.process_index() == 0:
-            path = workdir / "predictions" / f"step_{snapshot.step:08d}.json"
+        if folder is not None and jax.process_index() == 0:
+            path = folder / f"step_{snapshot.step:08d}.json"
             write_text(path, json.dumps(likeliest, ensure_ascii=False, indent=1) + "\n")
         scored = [(answers[document], questions[document]) for document in questions]
         return {f"eval/{name}": score for name, score in answer_scores(scored).items()}
@@ -183,9 +183,9 @@ def question_baselines(config: TrainConfig, prepared: PreparedText) -> list[Base
         return []
     questions = [read_record(held_out.record(number)) for number in range(held_out.num_documents)]
     scores = answer_scores([(window_overlap(*one.text), one) for one in questions])
-    counted = f"{len(questions):,} held-out questions"
+    counted = len(questions), "held-out questions"
     return [
-        Baseline("window overlap", f"eval/{metric}", scores[metric], counted)
+        Baseline("window overlap", f"eval/{metric}", scores[metric], *counted)
         for metric in ("exact_match", "f1")
     ]
 

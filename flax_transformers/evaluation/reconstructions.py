@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +38,7 @@ def reconstruction_evaluator(
     and what comes out, visible patches as they are."""
     objective, model = config.objective, config.model
     assert isinstance(objective, MaskedImage) and isinstance(model, MaeConfig)
+    compiled: dict[Any, Callable[..., Any]] = {}  # once for a run
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
         size = config.evaluation.batch_size
@@ -53,9 +55,11 @@ def reconstruction_evaluator(
             found = pixels, painted.predicted_BTK, painted.hidden_BT, batch["weights"]
             return tuple(values[:PICTURES] for values in found)
 
-        step = compile_evaluation_step(paint, snapshot.params, snapshot.mesh)
+        if snapshot.mesh not in compiled:
+            compiled[snapshot.mesh] = compile_evaluation_step(paint, snapshot.params, snapshot.mesh)
         batch = place_rows(local, rows, sharding, size)
-        pixels, predicted_BTK, hidden_BT, weights = jax.device_get(step(snapshot.params, batch))
+        found = jax.device_get(compiled[snapshot.mesh](snapshot.params, batch))
+        pixels, predicted_BTK, hidden_BT, weights = found
         if jax.process_index() == 0:
             real = weights > 0
             rows_of = three_rows(
@@ -154,6 +158,6 @@ def reconstruction_baselines(config: TrainConfig, prepared: Dataset) -> list[Bas
     for name, guess_TK in guesses.items():
         sums = np.array([errors(batch, guess_TK) for batch in batches], np.float64)
         error, hidden = sums.sum(axis=0).tolist()
-        counted = f"{hidden:,.0f} hidden patches"
-        found.append(Baseline(name, "eval/loss", error / hidden, counted, unit=""))
+        counted = round(hidden), "hidden patches"
+        found.append(Baseline(name, "eval/loss", error / hidden, *counted, unit=""))
     return found

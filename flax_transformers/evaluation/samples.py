@@ -17,7 +17,8 @@ from flax_transformers.evaluation.held_out import held_out_batches
 from flax_transformers.generation.decode import generate
 from flax_transformers.generation.translate import generate_target
 from flax_transformers.objectives.causal_lm import CausalLM
-from flax_transformers.objectives.sequences import SequenceLoss, end_id
+from flax_transformers.objectives.rows import end_id
+from flax_transformers.objectives.sequences import SequenceLoss
 from flax_transformers.training.config import TrainConfig
 
 TEMPERATURE = 0.8
@@ -73,7 +74,7 @@ def _continued(
     for row, text in enumerate(texts):
         kept = text[: max(1, min(half, len(text) // 2))]
         ids[row, : len(kept)], mask[row, : len(kept)] = kept, 1
-    end = vocabulary.sep_id if vocabulary.eos_id is None else vocabulary.eos_id
+    end = vocabulary.end_id
     new = jax.device_get(
         generate(
             model,

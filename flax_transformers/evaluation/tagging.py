@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from flax_transformers.data.labelled_examples import LabelledExamples
 from flax_transformers.data.prepare import PreparedText
 from flax_transformers.data.store import TokenStore
+from flax_transformers.data.tokenizers import Tokenizer
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.predictions import held_out_predictions
 from flax_transformers.objectives.token_classification import TokenClassification
@@ -90,7 +92,8 @@ def entity_scores(
 def tagging_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseline]:
     """What each word's most frequent tag scores: of words that training never had, that of all.
 
-    Words are the same that have the same tokens. Of IOB2 tags also the F1 of entities.
+    Words are the same that read the same, wherever they stand in a sentence. Of IOB2 tags also the
+    F1 of entities.
     """
     if not isinstance(config.objective, TokenClassification) or prepared.validation is None:
         return []
@@ -98,15 +101,15 @@ def tagging_baselines(config: TrainConfig, prepared: PreparedText) -> list[Basel
         return []
     if config.evaluation.max_examples is not None:  # the model is scored on a part of these
         return []
-    counts: dict[bytes, Counter[int]] = defaultdict(Counter)
+    counts: dict[str, Counter[int]] = defaultdict(Counter)
     overall: Counter[int] = Counter()
-    for words, tags in _sentences(prepared.train):
+    for words, tags in _sentences(prepared.train, prepared.tokenizer):
         overall.update(tags)
         for word, tag in zip(words, tags, strict=True):
             counts[word][tag] += 1
     usual = {word: _most_frequent(tags) for word, tags in counts.items()}
     other = _most_frequent(overall)
-    held_out = list(_sentences(prepared.validation))
+    held_out = list(_sentences(prepared.validation, prepared.tokenizer))
     guesses = [[usual.get(word, other) for word in words] for words, _ in held_out]
     pairs = [
         pair
@@ -114,15 +117,15 @@ def tagging_baselines(config: TrainConfig, prepared: PreparedText) -> list[Basel
         for pair in zip(guess, tags, strict=True)
     ]
     share = sum(guess == tag for guess, tag in pairs) / len(pairs)
-    name, counted = "most frequent tag of each word", f"{len(pairs):,} held-out words"
-    found = [Baseline(name, "eval/accuracy", share, counted)]
+    name, counted = "most frequent tag of each word", (len(pairs), "held-out words")
+    found = [Baseline(name, "eval/accuracy", share, *counted)]
     if is_iob2(prepared.label_names):
         named = prepared.label_names
         scores = entity_scores(
             [[named[tag] for tag in guess] for guess in guesses],
             [[named[tag] for tag in tags] for _, tags in held_out],
         )
-        found.append(Baseline(name, "eval/entity_f1", scores["f1"], counted))
+        found.append(Baseline(name, "eval/entity_f1", scores["f1"], *counted))
     return found
 
 
@@ -131,11 +134,17 @@ def _most_frequent(tags: Counter[int]) -> int:
     return min(tags, key=lambda tag: (-tags[tag], tag))
 
 
-def _sentences(store: TokenStore) -> Iterable[tuple[list[bytes], list[int]]]:
-    """The words of each sentence, by their tokens, and their tags."""
+def _sentences(store: TokenStore, tokenizer: Tokenizer) -> Iterator[tuple[list[str], list[int]]]:
+    """The words of each sentence, as their tokens read, and their tags."""
+
+    @functools.lru_cache(maxsize=1 << 16)
+    def written(word: bytes) -> str:
+        # A space before it, which some tokenizers give tokens of its own, is no part of a word.
+        return tokenizer.decode(np.frombuffer(word, np.int32)).strip()
+
     start = 0
     for document, stop in enumerate(store.document_ends.tolist()):
         ends = store.sentence_ends_within(start, stop) - start
         words = np.split(store.tokens(start, stop - start), ends[:-1])
-        yield [word.tobytes() for word in words], store.labels(document).tolist()
+        yield [written(word.tobytes()) for word in words], store.labels(document).tolist()
         start = stop

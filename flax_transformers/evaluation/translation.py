@@ -21,8 +21,8 @@ from flax_transformers.data.store import Split
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.generation.translate import generate_target
+from flax_transformers.objectives.rows import end_id, start_id
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
-from flax_transformers.objectives.sequences import end_id, start_id
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Evaluator, Snapshot
 
@@ -83,7 +83,7 @@ def translation_baselines(config: TrainConfig, prepared: PreparedText) -> list[B
     lookup = word_lookup((decodes[0](a).split(), decodes[1](b).split()) for a, b in known)
     looked_up = [" ".join(lookup.get(word, word) for word in text.split()) for text in sources]
     return [
-        Baseline(name, f"eval/{metric}", score, f"{len(sources):,} held-out pairs")
+        Baseline(name, f"eval/{metric}", score, len(sources), "held-out pairs")
         for name, guesses in (("copying", sources), ("word lookup", looked_up))
         for metric, score in scores(guesses, references).items()
     ]

@@ -163,7 +163,7 @@ def _mix(
         y_MD = _own_experts(tokens, kernels, activation)
     else:
         trip = _Trip(activation, layout.expert, layout.all, layout.peers)
-        y_MD = _round_trip(trip)(tokens, kernels)
+        y_MD = _round_trip(trip)(*tokens, kernels)
     y_MD = jax.lax.psum(y_MD, layout.mlp)
     return y_MD.reshape(x_BTD.shape), experts_BTC, weights_BTC
 
@@ -214,7 +214,9 @@ class _Trip(NamedTuple):
         ring = [(peer, (peer + 1) % self.peers) for peer in range(self.peers)]
         return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, self.expert, ring), tree)
 
-    def go_round(self, visit: Callable[[Any, Any, Any], Any], guests: Any, sums: Any, own: Any):
+    def go_round(
+        self, visit: Callable[[Any, Any, Any], Any], guests: Any, sums: Any, own: Any
+    ) -> tuple[Any, Any]:
         """``guests`` visit every device, where ``visit`` renews ``sums``, which come home with
         them, and ``own``, which stay. What is handed on does not wait for the visit beside it."""
         for step in range(self.peers):
@@ -224,30 +226,34 @@ class _Trip(NamedTuple):
         return self.hand_on(sums), own
 
 
-def _round_trip(trip: _Trip) -> Callable[[Tokens, Kernels], jax.Array]:
-    """``_own_experts`` where a device has some of the experts: all of them, for its tokens."""
+def _round_trip(trip: _Trip) -> Callable[..., jax.Array]:
+    """``_own_experts`` of tokens' arrays and kernels, where a device has some of the experts."""
 
     @jax.custom_vjp
-    def mixed(tokens: Tokens, kernels: Kernels) -> jax.Array:
+    def mixed(
+        x_MD: jax.Array, experts_MC: jax.Array, weights_MC: jax.Array, kernels: Kernels
+    ) -> jax.Array:
         def visit(guests: Tokens, y_MD: jax.Array, own: None) -> tuple[jax.Array, None]:
             return y_MD + _visit(trip, guests, kernels).astype(y_MD.dtype), own
 
-        return trip.go_round(visit, tokens, trip.zeros(tokens.x_MD), None)[0]
+        tokens = Tokens(x_MD, experts_MC, weights_MC)
+        return trip.go_round(visit, tokens, trip.zeros(x_MD), None)[0]
 
-    def forward(tokens: Tokens, kernels: Kernels) -> tuple[jax.Array, Any]:
-        return mixed(tokens, kernels), (tokens, kernels)
+    def forward(*operands: Any) -> tuple[jax.Array, Any]:
+        return mixed(*operands), operands
 
-    def backward(operands: tuple[Tokens, Kernels], dy_MD: jax.Array) -> Any:
-        tokens, kernels = operands
+    def backward(operands: Any, dy_MD: jax.Array) -> Any:
+        *arrays, kernels = operands
+        tokens = Tokens(*arrays)
 
-        def visit(guests: Any, sums: Any, own: Kernels) -> Any:
-            found, own = _visit_backward(trip, *guests, kernels, own)
+        def visit(guests: tuple[Tokens, jax.Array], sums: Any, own: Kernels) -> tuple[Any, Kernels]:
+            found, own = _visit_backward(trip, guests[0], guests[1], kernels, own)
             return jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, found), own
 
         sums, own = trip.zeros((tokens.x_MD, tokens.weights_MC)), trip.zeros(kernels, jnp.float32)
         (dx_MD, dweights_MC), own = trip.go_round(visit, (tokens, dy_MD), sums, own)
-        dkernels = jax.tree.map(lambda sum, kernel: sum.astype(kernel.dtype), own, kernels)
-        return Tokens(dx_MD, None, dweights_MC), dkernels
+        dkernels = jax.tree.map(lambda total, kernel: total.astype(kernel.dtype), own, kernels)
+        return dx_MD, None, dweights_MC, dkernels
 
     mixed.defvjp(forward, backward)
     return mixed
@@ -331,7 +337,9 @@ def _visit_backward(
         dx_MD, dweights_R1, own = sums
         choice_S, token_S, sizes_E, real_S1 = part(index)
         _, derivatives = jax.vjp(
-            lambda *operands: _feed_forward(*operands, sizes_E, trip.activation),
+            lambda x, weights, kernels: _feed_forward(
+                x, weights, kernels, sizes_E, trip.activation
+            ),
             tokens.x_MD[token_S],
             weights_R1[choice_S],
             kernels,
@@ -341,7 +349,7 @@ def _visit_backward(
         return (
             dx_MD.at[token_S].add(dx_SD),
             dweights_R1.at[choice_S].add(jnp.where(real_S1, dweights_S1, 0)),
-            jax.tree.map(lambda sum, more: sum + more.astype(jnp.float32), own, dkernels),
+            jax.tree.map(lambda total, more: total + more.astype(jnp.float32), own, dkernels),
         )
 
     sums = (*trip.zeros((tokens.x_MD, weights_R1), jnp.float32), own)

@@ -79,7 +79,7 @@ class MixtureOfExperts(nn.Module):
         sizes = {"expert": self.experts, "embed": width, "mlp": c.intermediate_size}
         kernels = {}
         for name, axes in AXES.items():
-            shape = tuple(sizes[axis] for axis in axes)
+            shape = sizes[axes[0]], sizes[axes[1]], sizes[axes[2]]
             kernel = _Kernels(shape, axes, c.initial_std(name), name=name)()
             kernels[name] = kernel.astype(self.dtype)
         y_BTD, experts_BTC, weights_BTC = mix_experts(

@@ -136,13 +136,7 @@ class ModernBertConfig(TextConfig):
     ) -> Stack:
         """The first layer, which has no first norm, then as few layers as repeat."""
         first, *others = (
-            partial(
-                ModernBertBlock,
-                self,
-                jnp.dtype(execution.dtype),
-                kind=kind,
-                first=layer == 0,
-            )
+            partial(ModernBertBlock, self, execution, kind=kind, first=layer == 0)
             for layer, kind in enumerate(self.kinds)
         )
         period = _period(self.kinds[1:])

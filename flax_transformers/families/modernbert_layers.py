@@ -13,12 +13,12 @@ from flax_transformers.models.attention import KeyValues
 from flax_transformers.models.block import LayerInputs, TransformerBlock
 from flax_transformers.models.encoder import EncoderForMaskedLM
 from flax_transformers.models.heads import LanguageHead, MaskedLMHead, Transform
-from flax_transformers.models.kernels import AttentionMask
 from flax_transformers.models.labels import (
-    QuestionAnswering,
-    SequenceClassification,
-    TokenClassification,
+    QuestionAnsweringHead,
+    SequenceClassificationHead,
+    TokenClassificationHead,
 )
+from flax_transformers.models.masks import AttentionMask
 from flax_transformers.models.model import Tokens
 from flax_transformers.models.sharding import HIDDEN, constrain
 from flax_transformers.models.text import TextModel
@@ -103,14 +103,14 @@ class ModernBertWithTransform(TextModel):
         self.transform_head = ModernBertTransform(c, self.dtype, c.head_activation)
 
 
-class ModernBertForTokenClassification(TokenClassification, ModernBertWithTransform):
+class ModernBertForTokenClassification(TokenClassificationHead, ModernBertWithTransform):
     """Labels every token, after a transform."""
 
     def tag(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
         return super().tag(self.transform_head(hidden_BTD), deterministic=deterministic)
 
 
-class ModernBertForQuestionAnswering(QuestionAnswering, ModernBertWithTransform):
+class ModernBertForQuestionAnswering(QuestionAnsweringHead, ModernBertWithTransform):
     """Marks the first and the last token of an answer, after a transform and dropout."""
 
     def setup(self) -> None:
@@ -122,7 +122,7 @@ class ModernBertForQuestionAnswering(QuestionAnswering, ModernBertWithTransform)
         return super().answer_spans(self.head_dropout(hidden_BTD, deterministic=deterministic))
 
 
-class ModernBertForSequenceClassification(SequenceClassification, ModernBertWithTransform):
+class ModernBertForSequenceClassification(SequenceClassificationHead, ModernBertWithTransform):
     """Labels the row by its first token or the mean of all tokens, after a transform."""
 
     def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:

@@ -11,14 +11,15 @@ import numpy as np
 
 from flax_transformers.models.attention import KeyValues
 from flax_transformers.models.block import LayerCache, LayerInputs, TransformerBlock
+from flax_transformers.models.distance_bias import DistanceBias
 from flax_transformers.models.embeddings import Embedding
 from flax_transformers.models.encoder_decoder import Side, WithEncoder
 from flax_transformers.models.encoder_decoder_heads import EncoderDecoderForConditionalGeneration
 from flax_transformers.models.heads import Unembedding
-from flax_transformers.models.kernels import AttentionMask
-from flax_transformers.models.labels import TokenClassification
+from flax_transformers.models.labels import TokenClassificationHead
 from flax_transformers.models.model import Tokens
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
+from flax_transformers.models.sharding import constrain
 
 if TYPE_CHECKING:
     from flax_transformers.families.t5 import T5Config
@@ -51,8 +52,7 @@ class RelativeBias(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, inputs: LayerInputs, length: int) -> jax.Array:
-        """float32 [B or 1, N, T, S] for the mask of ``inputs`` and T queries."""
+    def __call__(self) -> DistanceBias:
         c = self.config
         table = Embedding(
             c.relative_buckets,
@@ -62,17 +62,14 @@ class RelativeBias(nn.Module):
             init_std=c.initial_std("bias"),
             name="table",
         )
-        mask = inputs.mask or AttentionMask()
-        keys = length if mask.key_segments is None else mask.key_segments.shape[1]
-        distance = mask.distance(length, keys)
+        distance = np.arange(-c.relative_max_distance, c.relative_max_distance + 1)
         # An encoder looks both ways and spends half of its buckets on what comes after.
         one_way = c.relative_buckets if c.causal else c.relative_buckets // 2
-        known = jnp.asarray(buckets_by_distance(one_way, c.relative_max_distance))
-        before = jnp.maximum(-distance, 0) if c.causal else jnp.abs(distance)
-        bucket = jnp.take(known, jnp.minimum(before, c.relative_max_distance), axis=0)
+        before = np.maximum(-distance, 0) if c.causal else np.abs(distance)
+        bucket = buckets_by_distance(one_way, c.relative_max_distance)[before]
         if not c.causal:
-            bucket = bucket + jnp.where(distance > 0, one_way, 0)
-        return jnp.transpose(table(bucket), (0, 3, 1, 2))
+            bucket = bucket + np.where(distance > 0, one_way, 0)
+        return DistanceBias(constrain(table(jnp.asarray(bucket)).T, ("heads", None)))
 
 
 class UMT5Block(TransformerBlock):
@@ -83,8 +80,8 @@ class UMT5Block(TransformerBlock):
     def self_attention(
         self, x_BTD: jax.Array, inputs: LayerInputs, cache: KeyValues | None
     ) -> tuple[jax.Array, KeyValues]:
-        bias_NTS = RelativeBias(self.config, name="relative_bias")(inputs, x_BTD.shape[1])
-        return super().self_attention(x_BTD, inputs.replace(bias_NTS=bias_NTS), cache)
+        bias = RelativeBias(self.config, name="relative_bias")()
+        return super().self_attention(x_BTD, inputs.replace(bias=bias), cache)
 
 
 class T5Side(Side):
@@ -108,7 +105,7 @@ class T5Side(Side):
         deterministic: bool,
     ) -> tuple[jax.Array, dict[str, Any]]:
         if not self.config.bias_in_every_layer:
-            inputs = inputs.replace(bias_NTS=self.relative_bias(inputs, words_BTD.shape[1]))
+            inputs = inputs.replace(bias=self.relative_bias())
         x_BTD, out = super().__call__(
             words_BTD, position_ids, inputs, own, deterministic=deterministic
         )
@@ -165,5 +162,5 @@ class T5ForConditionalGeneration(EncoderDecoderForConditionalGeneration):
         return super().unembedding(hidden_BMD * jnp.asarray(scale, hidden_BMD.dtype))
 
 
-class T5ForTokenClassification(TokenClassification, T5EncoderModel):
+class T5ForTokenClassification(TokenClassificationHead, T5EncoderModel):
     """Labels every token, by the encoder alone."""

@@ -15,7 +15,7 @@ import tokenizers
 from flax_transformers.data.tokenizers import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import TextConfig
-from flax_transformers.objectives.sequences import end_id
+from flax_transformers.objectives.rows import end_id
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from flax_transformers.models.kernels import AttentionMask, dot_product_attention
+from flax_transformers.models.distance_bias import DistanceBias
+from flax_transformers.models.kernels import dot_product_attention
 from flax_transformers.models.linear import Linear
+from flax_transformers.models.masks import AttentionMask
 from flax_transformers.models.positions import rotate
 from flax_transformers.models.sharding import HEADS, KEY_HEADS, constrain
 
 if TYPE_CHECKING:
-    from flax_transformers.models.config import TransformerConfig
+    from flax_transformers.models.config import Execution, TransformerConfig
 
 
 class KeyValues(struct.PyTreeNode):
@@ -40,8 +42,12 @@ class Attention(nn.Module):
     """
 
     config: TransformerConfig
-    dtype: jnp.dtype
+    execution: Execution
     deterministic: bool = True
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.execution.dtype)
 
     @nn.compact
     def __call__(
@@ -51,7 +57,7 @@ class Attention(nn.Module):
         *,
         context_BSD: jax.Array | None = None,
         rotary: tuple[jax.Array, jax.Array] | None = None,
-        bias_NTS: jax.Array | None = None,
+        bias: DistanceBias | None = None,
         cache: KeyValues | None = None,
         index: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValues]:
@@ -71,16 +77,20 @@ class Attention(nn.Module):
             seen = self._keys_and_values(x_BTD if context_BSD is None else context_BSD, rotary)
             if cache is not None and index is not None:
                 seen = jax.tree.map(partial(_written, index=index), cache, seen)
+        # Few queries look at what a cache holds, and parameters are drawn with tiny inputs: no
+        # other kernel is made for that.
+        small = cache is not None or self.is_initializing()
         dropping = c.attention_dropout > 0.0 and not self.deterministic
         attended_BTNH = dot_product_attention(
             q_BTNH,
             seen.keys,
             seen.values,
             mask=mask,
-            bias_NTS=bias_NTS,
+            bias=bias,
             scale=c.attention_scale,
             dropout_rate=c.attention_dropout if dropping else 0.0,
             dropout_key=self.make_rng("dropout") if dropping else None,
+            kernel="xla" if small else self.execution.attention,
         )
         output = Linear(
             "BTNH,NHD->BTD",

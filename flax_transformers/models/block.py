@@ -11,26 +11,27 @@ import jax.numpy as jnp
 from flax import struct
 
 from flax_transformers.models.attention import Attention, KeyValues
+from flax_transformers.models.distance_bias import DistanceBias
 from flax_transformers.models.feed_forward import FeedForward
-from flax_transformers.models.kernels import AttentionMask
+from flax_transformers.models.masks import AttentionMask
 from flax_transformers.models.sharding import HIDDEN, constrain
 
 if TYPE_CHECKING:
-    from flax_transformers.models.config import TransformerConfig
+    from flax_transformers.models.config import Execution, TransformerConfig
 
 
 class LayerInputs(struct.PyTreeNode):
     """What every layer of a stack gets, besides the hidden states.
 
     ``mask`` and ``context_mask`` say what self-attention and cross-attention may look at.
-    ``rotary``: what the config's ``rotary_tables`` made. ``bias_NTS`` [1, N, T, S] is added to the
-    scores of self-attention. ``context_BSD``: what cross-attention looks at; None once its keys and
+    ``rotary``: what the config's ``rotary_tables`` made. ``bias`` is added to the scores of
+    self-attention. ``context_BSD``: what cross-attention looks at; None once its keys and
     values are cached. ``index``: where new keys and values go in the cache, an int32 scalar.
     """
 
     mask: AttentionMask | None = None
     rotary: Any = None
-    bias_NTS: jax.Array | None = None
+    bias: DistanceBias | None = None
     context_BSD: jax.Array | None = None
     context_mask: AttentionMask | None = None
     index: jax.Array | None = None
@@ -51,9 +52,13 @@ class TransformerBlock(nn.Module):
     """
 
     config: TransformerConfig
-    dtype: jnp.dtype
+    execution: Execution
     cross_attention: bool = False
     deterministic: bool = True
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.execution.dtype)
 
     @nn.compact
     def __call__(
@@ -72,7 +77,7 @@ class TransformerBlock(nn.Module):
 
         def cross_attention(x_BTD: jax.Array) -> jax.Array:
             y_BTD, seen["cross"] = Attention(
-                self.config, self.dtype, self.deterministic, name="cross_attention"
+                self.config, self.execution, self.deterministic, name="cross_attention"
             )(
                 x_BTD,
                 inputs.context_mask,
@@ -99,19 +104,19 @@ class TransformerBlock(nn.Module):
         self, x_BTD: jax.Array, inputs: LayerInputs, cache: KeyValues | None
     ) -> tuple[jax.Array, KeyValues]:
         """The attention sub-layer, without norm and residual."""
-        attention = Attention(self.config, self.dtype, self.deterministic, name="attention")
+        attention = Attention(self.config, self.execution, self.deterministic, name="attention")
         return attention(
             x_BTD,
             inputs.mask,
             rotary=inputs.rotary,
-            bias_NTS=inputs.bias_NTS,
+            bias=inputs.bias,
             cache=cache,
             index=inputs.index,
         )
 
     def feed_forward(self, x_BTD: jax.Array) -> tuple[jax.Array, Any]:
         """The feed-forward sub-layer, without norm and residual, and its auxiliary sums or None."""
-        mlp = FeedForward(self.config, self.dtype, self.deterministic, name="mlp")
+        mlp = FeedForward(self.config, self.execution, self.deterministic, name="mlp")
         return mlp(x_BTD), None
 
     def residual(

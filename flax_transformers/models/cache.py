@@ -11,7 +11,7 @@ from flax import struct
 from flax_transformers.errors import UserError
 from flax_transformers.models.attention import KeyValues
 from flax_transformers.models.block import LayerCache, LayerInputs
-from flax_transformers.models.kernels import AttentionMask
+from flax_transformers.models.masks import AttentionMask
 
 if TYPE_CHECKING:
     from flax_transformers.models.config import TransformerConfig

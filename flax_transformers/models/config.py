@@ -21,6 +21,7 @@ from flax_transformers.models.block import TransformerBlock
 from flax_transformers.models.cache import Cache, next_positions
 from flax_transformers.models.embeddings import Embedding
 from flax_transformers.models.feed_forward import Activation
+from flax_transformers.models.kernels import Kernel
 from flax_transformers.models.norms import make_norm
 from flax_transformers.models.positions import Rope, positions_from_segments, rotary_tables
 from flax_transformers.models.stack import Stack
@@ -29,9 +30,17 @@ from flax_transformers.models.stack import Stack
 VOCABULARY_MULTIPLE = 128
 
 
+_KERNELS: dict[str, tuple[Kernel, ...]] = {
+    "cpu": ("xla", "splash or xla", "splash"),
+    "gpu": ("cudnn or xla", "cudnn", "xla"),
+    "tpu": ("splash or xla", "splash", "xla"),
+}
+"""What each platform has, the best first."""
+
+
 @dataclass(frozen=True)
 class Execution:
-    """How a model is run. Only the dtypes change the numbers, and only by rounding."""
+    """How a model is run. It changes the numbers by rounding alone, dtypes most."""
 
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """Activations and matmul inputs; ``auto`` is bfloat16 on accelerators, float32 on CPU."""
@@ -43,12 +52,31 @@ class Execution:
     gradient_reduce_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """What gradients of weights cross the mesh in, in training with bfloat16 activations; they add
     up over micro-batches in float32. With float32 activations they are float32 too."""
+    feed_forward_chunk: int | None = None
+    """Places of a row on a device that go through a feed-forward at once; the backward pass
+    computes each chunk anew, whatever ``remat`` says. None: all at once. A row that this does not
+    divide goes through whole, and so does one in which activations drop out."""
+    attention: Kernel = "auto"
+    """What computes attention; ``auto`` is splash on TPUs and cuDNN on NVIDIA, where they can do
+    what a call needs, and else XLA. What is used, and why, is logged."""
 
     def resolve(self, platform: str) -> Execution:
-        """Settles ``auto`` for a platform ("cpu", "gpu", "tpu"); models need it settled."""
-        if self.dtype != "auto":
-            return self
-        return replace(self, dtype="float32" if platform == "cpu" else "bfloat16")
+        """Settles ``auto`` for a platform ("cpu", "gpu", "tpu"); models need it settled.
+
+        Raises UserError for a kernel that the platform does not have. (A CPU interprets that for
+        TPUs, slowly: tests do.)
+        """
+        dtype, attention = self.dtype, self.attention
+        if dtype == "auto":
+            dtype = "float32" if platform == "cpu" else "bfloat16"
+        if attention == "auto":
+            attention = _KERNELS[platform][0]
+        if attention not in _KERNELS[platform]:
+            raise UserError(
+                f"execution.attention is {attention!r}, which there is not on {platform}; set it "
+                "to auto"
+            )
+        return replace(self, dtype=dtype, attention=attention)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +224,7 @@ class TransformerConfig:
         self, execution: Execution, *, cross_attention: bool = False, name: str | None = None
     ) -> Stack:
         """The layers; with ``cross_attention`` they also look at ``LayerInputs.context_BSD``."""
-        block = partial(self.block, self, jnp.dtype(execution.dtype), cross_attention)
+        block = partial(self.block, self, execution, cross_attention)
         return Stack(
             pattern=(block,),
             repeats=self.num_layers,

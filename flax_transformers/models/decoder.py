@@ -11,7 +11,7 @@ from flax_transformers.models.heads import (
     last_token,
     take_token,
 )
-from flax_transformers.models.labels import SequenceClassification
+from flax_transformers.models.labels import SequenceClassificationHead
 from flax_transformers.models.model import Tokens
 from flax_transformers.models.text import TextModel
 
@@ -32,7 +32,7 @@ class DecoderForCausalLM(WritesWords, TextModel):
         return {"logits": self.unembed(hidden_BTD)[..., : self.config.vocab_size]}
 
 
-class DecoderForSequenceClassification(SequenceClassification, TextModel):
+class DecoderForSequenceClassification(SequenceClassificationHead, TextModel):
     """Labels the row by its last token."""
 
     label_bias = False

@@ -11,7 +11,7 @@ from flax_transformers.models.heads import (
     Unembedding,
     WritesWords,
 )
-from flax_transformers.models.labels import SequenceClassification
+from flax_transformers.models.labels import SequenceClassificationHead
 from flax_transformers.models.model import Tokens
 from flax_transformers.models.text import TextModel
 
@@ -48,7 +48,7 @@ class EncoderForMaskedLM(WritesWords, TextModel):
         return {"logits": self.unembed(hidden_BTD)[..., : self.config.vocab_size]}
 
 
-class EncoderForSequenceClassification(SequenceClassification, TextModel):
+class EncoderForSequenceClassification(SequenceClassificationHead, TextModel):
     """Labels the row by its pooled first token."""
 
     def setup(self) -> None:

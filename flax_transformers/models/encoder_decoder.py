@@ -18,7 +18,7 @@ from flax_transformers.models.block import LayerCache, LayerInputs
 from flax_transformers.models.cache import Cache, causal_inputs, empty_cache
 from flax_transformers.models.config import Execution, TextConfig
 from flax_transformers.models.embeddings import Embedding, InputEmbeddings, word_table
-from flax_transformers.models.kernels import AttentionMask, combined_segments
+from flax_transformers.models.masks import AttentionMask, combined_segments
 from flax_transformers.models.model import Tokens, WordModel
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 

@@ -14,7 +14,7 @@ from flax_transformers.models.heads import (
     last_token,
     take_token,
 )
-from flax_transformers.models.labels import QuestionAnswering, SequenceClassification
+from flax_transformers.models.labels import QuestionAnsweringHead, SequenceClassificationHead
 from flax_transformers.models.model import Tokens
 
 
@@ -46,7 +46,7 @@ class EncoderDecoderForConditionalGeneration(WritesWords, EncoderDecoder):
         return {"logits": logits_BTV[..., : self.config.decoder.vocab_size]}
 
 
-class EncoderDecoderForSequenceClassification(SequenceClassification, EncoderDecoder):
+class EncoderDecoderForSequenceClassification(SequenceClassificationHead, EncoderDecoder):
     """Labels the row by the decoder's state at the last end-of-sequence token (arXiv:1910.13461).
 
     The decoder reads the input, shifted; ``decoder_input_ids`` are left out.
@@ -63,5 +63,5 @@ class EncoderDecoderForSequenceClassification(SequenceClassification, EncoderDec
         return self.head_dropout(self.pooler(dropped_B1D), deterministic=deterministic)
 
 
-class EncoderDecoderForQuestionAnswering(QuestionAnswering, EncoderDecoder):
+class EncoderDecoderForQuestionAnswering(QuestionAnsweringHead, EncoderDecoder):
     """Marks the first and the last token of an answer, on the decoder's states."""

@@ -10,11 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_transformers.models.chunked_feed_forward import can_be_chunked, chunked_feed_forward
 from flax_transformers.models.linear import Linear
 from flax_transformers.models.sharding import INTERMEDIATE, constrain
 
 if TYPE_CHECKING:
-    from flax_transformers.models.config import TransformerConfig
+    from flax_transformers.models.config import Execution, TransformerConfig
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
@@ -33,32 +34,48 @@ class FeedForward(nn.Module):
     """
 
     config: TransformerConfig
-    dtype: jnp.dtype
+    execution: Execution
     deterministic: bool = True
 
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        c, width = self.config, x_BTD.shape[-1]
-        inner, act = c.intermediate_size, ACTIVATIONS[c.activation]
-        linear = partial(Linear, dtype=self.dtype, use_bias=c.mlp_bias)
+    def setup(self) -> None:
+        c = self.config
+        inner = c.intermediate_size
+        linear = partial(Linear, dtype=jnp.dtype(self.execution.dtype), use_bias=c.mlp_bias)
         into = partial(
             linear,
             "BTD,DF->BTF",
-            (width, inner),
+            (c.hidden_size, inner),
             ("embed", "mlp"),
             init_std=c.initial_std("up"),
         )
-        up_BTF = constrain(into(name="up")(x_BTD), INTERMEDIATE)
+        self.up = into()
         if c.gated:
-            up_BTF = act(constrain(into(name="gate")(x_BTD), INTERMEDIATE)) * up_BTF
-        else:
-            up_BTF = act(up_BTF)
-        up_BTF = nn.Dropout(c.activation_dropout, deterministic=self.deterministic)(up_BTF)
-        down = linear(
+            self.gate = into()
+        self.down = linear(
             "BTF,FD->BTD",
-            (inner, width),
+            (inner, c.hidden_size),
             ("mlp", "embed"),
             init_std=c.initial_std("down"),
-            name="down",
         )
-        return down(up_BTF)
+        self.dropout = nn.Dropout(c.activation_dropout, deterministic=self.deterministic)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        c, chunk = self.config, self.execution.feed_forward_chunk
+        act = ACTIVATIONS[c.activation]
+        drops = c.activation_dropout > 0.0 and not self.deterministic
+        if chunk is not None and can_be_chunked(x_BTD, chunk) and not drops:
+            x_BTD = x_BTD.astype(self.execution.dtype)
+            return self.down.add_bias(chunked_feed_forward(act, chunk, x_BTD, self._weights()))
+        up_BTF = constrain(self.up(x_BTD), INTERMEDIATE)
+        if c.gated:
+            up_BTF = act(constrain(self.gate(x_BTD), INTERMEDIATE)) * up_BTF
+        else:
+            up_BTF = act(up_BTF)
+        return self.down(self.dropout(up_BTF))
+
+    def _weights(self) -> dict[str, jax.Array]:
+        into = {"up": self.up, "gate": self.gate} if self.config.gated else {"up": self.up}
+        weights = {name: layer.kernel for name, layer in into.items()}
+        if self.config.mlp_bias:
+            weights |= {f"{name}_bias": layer.bias for name, layer in into.items()}
+        return weights | {"down": self.down.kernel}

@@ -1,78 +1,32 @@
-"""Attention itself, behind one signature."""
+"""Attention itself, behind one signature, by one of several kernels."""
 
 from __future__ import annotations
 
+import functools
+import logging
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from flax_transformers.errors import UserError
+from flax_transformers.models.biased_flash import biased_flash_attention
+from flax_transformers.models.cudnn import WIDEST, cudnn_attention, goes_by_form_alone
+from flax_transformers.models.distance_bias import DistanceBias
 from flax_transformers.models.linear import einsum
+from flax_transformers.models.local import LANES
+from flax_transformers.models.masks import AttentionMask
+from flax_transformers.models.sharding import SCORES, constrain
+from flax_transformers.models.splash import splash_attention
+from flax_transformers.partitioning import mesh_axes_of, parts
 
+log = logging.getLogger(__name__)
 
-def combined_segments(
-    attention_mask: jax.Array | None, segment_ids: jax.Array | None
-) -> jax.Array | None:
-    """The segments int32 [B, T] that a mask of ones and zeros, segments, or both together mean."""
-    if attention_mask is None or segment_ids is None:
-        return attention_mask if segment_ids is None else segment_ids
-    return jnp.where(attention_mask > 0, segment_ids, 0)
-
-
-class AttentionMask(struct.PyTreeNode):
-    """Who may look at whom, described and not written out: some kernels never need the array.
-
-    A query sees a key of the same segment. Padding is segment 0, so an attention mask of ones and
-    zeros is the segments of a row that holds one example: tokens see tokens. ``causal``: no later
-    keys. ``window`` (left, right): no keys further away. Both go by positions where these are given
-    and else by the place in the row.
-    ``key_prefix``: keys that earlier queries of their segment see too (a prefix language model's).
-
-    Segments and positions are int32, [B, T] of queries and [B, S] of keys; ``key_prefix`` is bool
-    [B, S].
-    """
-
-    query_segments: jax.Array | None = None
-    key_segments: jax.Array | None = None
-    query_positions: jax.Array | None = None
-    key_positions: jax.Array | None = None
-    key_prefix: jax.Array | None = None
-    causal: bool = struct.field(pytree_node=False, default=False)
-    window: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
-
-    @classmethod
-    def within(cls, segments_BT: jax.Array | None, *, causal: bool = False) -> AttentionMask:
-        """Tokens that look at one another inside their segments; None: all are in one."""
-        return cls(segments_BT, segments_BT, causal=causal)
-
-    def distance(self, queries: int, keys: int) -> jax.Array:
-        """Position of the key less that of the query, int32 [B or 1, T, S]."""
-        q, k = self.query_positions, self.key_positions
-        q = jnp.arange(queries, dtype=jnp.int32)[None, :] if q is None else q
-        k = jnp.arange(keys, dtype=jnp.int32)[None, :] if k is None else k
-        return k[:, None, :] - q[:, :, None]
-
-    def dense(self, queries: int, keys: int) -> jax.Array | None:
-        """bool [B or 1, T, S], True where the query may look at the key; None if all may."""
-        allowed = None
-        if self.query_segments is not None and self.key_segments is not None:
-            allowed = self.query_segments[:, :, None] == self.key_segments[:, None, :]
-        if self.causal or self.window is not None:
-            distance = self.distance(queries, keys)
-            left, right = self.window or (None, None)
-
-            def at_most(right: int) -> jax.Array:
-                if self.key_prefix is None:
-                    return distance <= right
-                return (distance <= right) | self.key_prefix[:, None, :]
-
-            for near in (
-                at_most(0) if self.causal else None,
-                distance >= -left if left is not None else None,
-                at_most(right) if right is not None else None,
-            ):
-                if near is not None:
-                    allowed = near if allowed is None else allowed & near
-        return allowed
+Kernel = Literal["auto", "xla", "cudnn", "splash", "cudnn or xla", "splash or xla"]
+"""``xla`` is plain operations, and runs everywhere. ``cudnn`` is NVIDIA's flash attention.
+``splash`` is flash attention for TPUs: JAX's splash, and one of ours where distances have a bias.
+With "or xla" a kernel is used wherever it can do what is asked. ``auto`` is settled by
+``Execution.resolve``, and until then is ``xla``."""
 
 
 def dot_product_attention(
@@ -81,18 +35,133 @@ def dot_product_attention(
     v_BSKH: jax.Array,
     *,
     mask: AttentionMask | None = None,
-    bias_NTS: jax.Array | None = None,
+    bias: jax.Array | DistanceBias | None = None,
     scale: float | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
+    kernel: Kernel = "xla",
 ) -> jax.Array:
     """Scaled dot-product attention (arXiv:1706.03762 §3.2.1), [B, T, N, H] in the dtype of ``q``.
 
-    K heads of keys and values serve N query heads in groups of neighbours. ``bias_NTS`` [B or 1, N,
-    T, S] is added to the scores after ``scale``, by default ``H ** -0.5``. Scores and softmax are
-    float32. A masked key has probability exactly zero, so nothing in it can reach the output; a
-    query that may look at nothing at all gets the plain mean of all values.
+    K heads of keys and values serve N query heads in groups of neighbours. ``bias`` [B or 1, N, T,
+    S], or one by distance, is added to the scores after ``scale``, by default ``H ** -0.5``. Scores
+    and softmax are float32. A masked key has probability exactly zero, so nothing in it can reach
+    the output. Raises UserError for what a ``kernel`` that has no "or xla" cannot do.
     """
+    mask = AttentionMask() if mask is None else mask
+    scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
+    dropping = dropout_rate > 0.0 and dropout_key is not None
+    obstacle = None
+    if kernel.startswith("splash"):
+        obstacle = _splash_cannot(q_BTNH, k_BSKH, mask, bias, dropping)
+    elif kernel.startswith("cudnn"):
+        obstacle = _cudnn_cannot(q_BTNH, k_BSKH, mask, bias, dropping)
+    chosen = _chosen(kernel, obstacle)
+    if chosen == "cudnn":
+        return cudnn_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale)
+    if chosen == "splash":
+        if isinstance(bias, DistanceBias):
+            return biased_flash_attention(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale)
+        return splash_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale)
+    if isinstance(bias, DistanceBias):
+        bias = bias.dense(mask, q_BTNH.shape[1], k_BSKH.shape[1])
+    rate = dropout_rate if dropping else 0.0
+    return _xla_attention(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, rate, dropout_key)
+
+
+_DROPPING = "drop probabilities, as model.attention_dropout asks for"
+
+
+def _splash_cannot(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    mask: AttentionMask,
+    bias: jax.Array | DistanceBias | None,
+    dropping: bool,
+) -> str | None:
+    """What of a call the TPU kernels cannot do, or None."""
+    queries, heads = q_BTNH.shape[1:3]
+    keys, key_heads = k_BSKH.shape[1:3]
+    if dropping:
+        return _DROPPING
+    if mask.has_positions:
+        return "mask by positions other than the places in a row"
+    if mask.key_prefix is not None:
+        return "let a prefix be seen"
+    if min(queries, keys) < LANES * parts("length"):
+        return f"divide rows of {min(queries, keys)} places into blocks of {LANES} on each device"
+    if bias is not None:
+        if not isinstance(bias, DistanceBias):
+            return "take a bias that does not go by distance"
+        if queries != keys or key_heads != heads or mask.window is not None:
+            return "take a bias for other rows, grouped heads or windows"
+    return _mesh_cannot(q_BTNH, k_BSKH)
+
+
+def _cudnn_cannot(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    mask: AttentionMask,
+    bias: jax.Array | DistanceBias | None,
+    dropping: bool,
+) -> str | None:
+    """What of a call NVIDIA's kernel cannot do, or None."""
+    width, lengths = q_BTNH.shape[3], (q_BTNH.shape[1], k_BSKH.shape[1])
+    if dropping:
+        return _DROPPING
+    if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"compute in {q_BTNH.dtype}"
+    if width % 8 or width > WIDEST:
+        return f"take heads of width {width}, no multiple of 8 up to {WIDEST}"
+    if bias is not None:
+        return "be trusted with the gradient of a bias (jax#30593)"
+    if parts("length") > 1:
+        return "divide the places of a row over the mesh"
+    if not goes_by_form_alone(mask) and any(length % 2 for length in lengths):
+        return f"mask rows of an odd number of places, {lengths[0]} and {lengths[1]}"
+    return _mesh_cannot(q_BTNH, k_BSKH)
+
+
+def _mesh_cannot(q_BTNH: jax.Array, k_BSKH: jax.Array) -> str | None:
+    """What of a call the mesh in force cannot give to one device, or None."""
+    sizes = {"batch": q_BTNH.shape[0], "heads": q_BTNH.shape[2], "key_heads": k_BSKH.shape[2]}
+    for name, size in sizes.items():
+        if size % parts(name):
+            return f"divide {size} {name} over a mesh axis of {parts(name)}"
+    if mesh_axes_of("heads") != mesh_axes_of("key_heads"):
+        return "keep query heads with their key heads, which the mesh divides otherwise"
+    return None
+
+
+def _chosen(kernel: Kernel, obstacle: str | None) -> str:
+    """The kernel of a call; ``obstacle`` says what the first choice cannot do."""
+    first, _, otherwise = ("xla" if kernel == "auto" else kernel).partition(" or ")
+    if obstacle is None:
+        _say(f"attention: {first}")
+        return first
+    if not otherwise:
+        raise UserError(f"attention by {first} cannot {obstacle}; set execution.attention to auto")
+    _say(f"attention: {otherwise}, for {first} cannot {obstacle}")
+    return otherwise
+
+
+@functools.cache
+def _say(message: str) -> None:
+    """Logs what was chosen, once and not at every layer."""
+    log.info(message)
+
+
+def _xla_attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask: AttentionMask,
+    bias: jax.Array | None,
+    scale: float,
+    dropout_rate: float,
+    dropout_key: jax.Array | None,
+) -> jax.Array:
+    """In plain operations; a query that may look at nothing at all gets the mean of all values."""
     batch, queries, heads, width = q_BTNH.shape
     keys, key_heads = k_BSKH.shape[1:3]
     grouped = key_heads < heads
@@ -102,10 +171,11 @@ def dot_product_attention(
         scores_BNTS = scores_BKGTS.reshape(batch, heads, queries, keys)
     else:
         scores_BNTS = einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSKH, jnp.float32)
-    scores_BNTS *= q_BTNH.shape[-1] ** -0.5 if scale is None else scale
-    if bias_NTS is not None:
-        scores_BNTS += jnp.broadcast_to(bias_NTS, scores_BNTS.shape)
-    allowed_BTS = None if mask is None else mask.dense(q_BTNH.shape[1], k_BSKH.shape[1])
+    # Divided by queries: where a mesh divides the length, keys and values are gathered over it.
+    scores_BNTS = constrain(scores_BNTS, SCORES) * scale
+    if bias is not None:
+        scores_BNTS += jnp.broadcast_to(bias, scores_BNTS.shape)
+    allowed_BTS = mask.dense(queries, keys)
     if allowed_BTS is not None:
         lowest = jnp.finfo(jnp.float32).min
         scores_BNTS = jnp.where(allowed_BTS[:, None, :, :], scores_BNTS, lowest)

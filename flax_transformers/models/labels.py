@@ -1,7 +1,7 @@
 """Models that label rows and tokens, encoders, decoders and encoder-decoders alike.
 
 Each class is a head alone. A model that inherits it before the model without head has both, such as
-``class TextForTokenClassification(TokenClassification, TextModel)``.
+``class TextForTokenClassification(TokenClassificationHead, TextModel)``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flax_transformers.models.heads import label_layer, label_rows
 from flax_transformers.models.model import Tokens, WordModel
 
 
-class SequenceClassification(WordModel):
+class SequenceClassificationHead(WordModel):
     """Labels the row, by a vector that ``pool`` makes of it."""
 
     label_bias: ClassVar[bool] = True
@@ -54,7 +54,7 @@ class SequenceClassification(WordModel):
         return {"logits": self.classify(hidden_BTD, *tokens, deterministic=deterministic)}
 
 
-class TokenClassification(WordModel):
+class TokenClassificationHead(WordModel):
     """Labels every token."""
 
     def setup(self) -> None:
@@ -74,7 +74,7 @@ class TokenClassification(WordModel):
         return {"logits": self.tag(hidden_BTD, deterministic=deterministic)}
 
 
-class QuestionAnswering(WordModel):
+class QuestionAnsweringHead(WordModel):
     """Marks the first and the last token of an answer (BERT, arXiv:1810.04805 §4.2)."""
 
     def setup(self) -> None:

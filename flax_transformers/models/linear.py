@@ -159,21 +159,25 @@ class Linear(nn.Module):
     use_bias: bool = True
     init_std: float = 0.02
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def setup(self) -> None:
         kernel_init = nn.with_logical_partitioning(truncated_normal(self.init_std), self.axes)
-        kernel = self.param("kernel", kernel_init, tuple(self.shape), jnp.float32)
-        y = weighted(self.spec, tuple(self.axes), x.astype(self.dtype), kernel)
-        y = checkpoint_name(y, PROJECTION)
+        self.kernel = self.param("kernel", kernel_init, tuple(self.shape), jnp.float32)
+        if self.use_bias:
+            operands, result = self.spec.split("->")
+            kept = [i for i, letter in enumerate(operands.split(",")[1]) if letter in result]
+            axes, shape = (tuple(of[i] for i in kept) for of in (self.axes, self.shape))
+            bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
+            self.bias = self.param("bias", bias_init, shape, jnp.float32)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = weighted(self.spec, tuple(self.axes), x.astype(self.dtype), self.kernel)
+        return self.add_bias(checkpoint_name(y, PROJECTION))
+
+    def add_bias(self, y: jax.Array) -> jax.Array:
+        """``y`` and the bias, where there is one."""
         if not self.use_bias:
             return y
-        operands, result = self.spec.split("->")
-        kept = [i for i, letter in enumerate(operands.split(",")[1]) if letter in result]
-        bias_init = nn.with_logical_partitioning(
-            nn.initializers.zeros_init(), tuple(self.axes[i] for i in kept)
-        )
-        bias = self.param("bias", bias_init, tuple(self.shape[i] for i in kept), jnp.float32)
-        bias = jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
+        bias = jnp.expand_dims(self.bias, tuple(range(y.ndim - self.bias.ndim)))
         # Spread out first and rounded after: its derivative then sums over tokens in float32.
         return y + jnp.broadcast_to(bias, y.shape).astype(self.dtype)
 

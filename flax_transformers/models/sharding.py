@@ -14,6 +14,7 @@ import jax
 HIDDEN = ("batch", "length", "features")
 HEADS = ("batch", "length", "heads", "head_dim")
 KEY_HEADS = ("batch", "length", "key_heads", "head_dim")
+SCORES = ("batch", "heads", "length", None)
 INTERMEDIATE = ("batch", "length", "mlp")
 LOGITS = ("batch", "length", "vocab")
 

@@ -15,8 +15,8 @@ from flax_transformers.errors import UserError
 from flax_transformers.models.block import LayerInputs
 from flax_transformers.models.cache import Cache, causal_inputs, empty_cache
 from flax_transformers.models.embeddings import InputEmbeddings
-from flax_transformers.models.kernels import AttentionMask, combined_segments
-from flax_transformers.models.labels import QuestionAnswering, TokenClassification
+from flax_transformers.models.labels import QuestionAnsweringHead, TokenClassificationHead
+from flax_transformers.models.masks import AttentionMask, combined_segments
 from flax_transformers.models.model import Tokens, WordModel
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 
@@ -146,9 +146,9 @@ class TextModel(WordModel):
         )
 
 
-class TextForTokenClassification(TokenClassification, TextModel):
+class TextForTokenClassification(TokenClassificationHead, TextModel):
     """Labels every token."""
 
 
-class TextForQuestionAnswering(QuestionAnswering, TextModel):
+class TextForQuestionAnswering(QuestionAnsweringHead, TextModel):
     """Marks the first and the last token of an answer."""

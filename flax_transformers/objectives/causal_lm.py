@@ -19,7 +19,7 @@ from flax_transformers.objectives.contract import (
     Vocabulary,
     WindowSpec,
 )
-from flax_transformers.objectives.rows import document_end_id, pad
+from flax_transformers.objectives.rows import end_id, pad
 from flax_transformers.objectives.word_loss import WordLoss
 
 
@@ -91,7 +91,7 @@ def documents_in_turn(
     The labels are the tokens, with the end of each document behind it. An input is the label
     before it, or the beginning of text where a document, or the window, begins.
     """
-    end = document_end_id(vocab)
+    end = end_id(vocab)
     tokens, ends = example["tokens"], example["document_ends"]
     labels = np.insert(tokens, ends, end).astype(np.int32)
     after = ends + np.arange(1, len(ends) + 1)  # where the next document begins among the labels

@@ -42,6 +42,11 @@ class Vocabulary:
     target: Vocabulary | None = None
 
     @property
+    def end_id(self) -> int | None:
+        """What ends a text: </s> or the like, [SEP] in a tokenizer without it, or nothing."""
+        return self.sep_id if self.eos_id is None else self.eos_id
+
+    @property
     def of_targets(self) -> Vocabulary:
         """That of what has to be written: their own, or the one for all text."""
         return self if self.target is None else self.target

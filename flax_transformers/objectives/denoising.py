@@ -10,12 +10,8 @@ import numpy as np
 
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Vocabulary, WindowSpec
-from flax_transformers.objectives.sequences import (
-    SequenceLoss,
-    encoder_decoder_row,
-    end_id,
-    start_id,
-)
+from flax_transformers.objectives.rows import end_id, start_id
+from flax_transformers.objectives.sequences import SequenceLoss, encoder_decoder_row
 
 
 @dataclass(frozen=True)

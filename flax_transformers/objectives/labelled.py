@@ -9,8 +9,7 @@ from typing import Literal
 import numpy as np
 
 from flax_transformers.objectives.contract import Vocabulary, WindowSpec
-from flax_transformers.objectives.rows import framing_ids
-from flax_transformers.objectives.sequences import end_id, start_id
+from flax_transformers.objectives.rows import end_id, framing_ids, start_id
 
 Framing = Literal["bert", "roberta", "t5", "llama", "gpt2"]
 """What stands around one text, or two, as Hugging Face's tokenizers put it:

@@ -29,15 +29,19 @@ def framing_ids(vocab: Vocabulary) -> tuple[int, int]:
     return vocab.cls_id, vocab.sep_id
 
 
-def document_end_id(vocab: Vocabulary) -> int:
-    """The id that ends documents: </s> or the like, else [SEP]. Raises UserError without either."""
-    end = vocab.sep_id if vocab.eos_id is None else vocab.eos_id
-    if end is None:
+def end_id(vocab: Vocabulary) -> int:
+    """The id that ends a text. Raises UserError for a tokenizer that has none."""
+    if vocab.end_id is None:
         raise UserError(
-            "the tokenizer has neither </s> nor [SEP], which mark the end of a document; choose "
-            "another"
+            "the tokenizer has neither an end-of-sequence token nor [SEP], one of which marks the "
+            "end of a text; choose another"
         )
-    return end
+    return vocab.end_id
+
+
+def start_id(vocab: Vocabulary) -> int | None:
+    """The id that begins a sequence: the tokenizer's own, else [CLS], or None."""
+    return vocab.cls_id if vocab.bos_id is None else vocab.bos_id
 
 
 def random_ordinary(rng: np.random.Generator, count: int, vocab: Vocabulary) -> np.ndarray:

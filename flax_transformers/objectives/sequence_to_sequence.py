@@ -9,8 +9,8 @@ import numpy as np
 
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Vocabulary, WindowSpec
-from flax_transformers.objectives.rows import pad
-from flax_transformers.objectives.sequences import SequenceLoss, end_id, start_id
+from flax_transformers.objectives.rows import end_id, pad, start_id
+from flax_transformers.objectives.sequences import SequenceLoss
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import (
     Array,
     Batch,
@@ -17,7 +16,6 @@ from flax_transformers.objectives.contract import (
     Params,
     Shown,
     Terms,
-    Vocabulary,
 )
 from flax_transformers.objectives.rows import pad
 from flax_transformers.objectives.word_loss import WordLoss
@@ -98,19 +96,3 @@ def encoder_decoder_row(
         "labels": pad(targets, target_width, pad_id),
         "weights": filled.astype(np.float32),
     }
-
-
-def end_id(vocab: Vocabulary) -> int:
-    """The id that ends a sequence: the tokenizer's own, or [SEP] where it has none."""
-    found = vocab.sep_id if vocab.eos_id is None else vocab.eos_id
-    if found is None:
-        raise UserError(
-            "the tokenizer has neither an end-of-sequence token nor [SEP], one of which encoders "
-            "and decoders need at the end of a sequence; choose another"
-        )
-    return found
-
-
-def start_id(vocab: Vocabulary) -> int | None:
-    """The id that begins a sequence: the tokenizer's own, else [CLS], or None."""
-    return vocab.cls_id if vocab.bos_id is None else vocab.bos_id

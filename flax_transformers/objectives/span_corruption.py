@@ -18,7 +18,8 @@ import numpy as np
 
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Vocabulary, WindowSpec
-from flax_transformers.objectives.sequences import SequenceLoss, encoder_decoder_row, end_id
+from flax_transformers.objectives.rows import end_id
+from flax_transformers.objectives.sequences import SequenceLoss, encoder_decoder_row
 
 BYT5_MEAN_SPAN = 20.0
 """Mean length of a span of bytes in ByT5 (arXiv:2105.13626 §3.1)."""

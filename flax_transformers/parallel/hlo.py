@@ -76,7 +76,8 @@ class Collective:
 class KernelCall:
     """A call of a kernel that is no HLO, and how often a step runs it."""
 
-    target: str
+    name: str
+    """Of the instruction, which compilers make from the kernel's own."""
     op_name: str
     operands: tuple[Array, ...]
     results: tuple[Array, ...]
@@ -201,7 +202,7 @@ class _Walk:
         elif name == "tpu_custom_call" or "fmha" in name:
             estimate = re.search(r'cost_estimate":\s*\{[^}]*"flops":\s*"?(\d+)', one.attributes)
             call = KernelCall(
-                target=name,
+                name=one.name,
                 op_name=one.op_name,
                 operands=tuple(_operands(one, inside)),
                 results=tuple(one.arrays),

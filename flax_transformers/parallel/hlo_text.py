@@ -25,7 +25,10 @@ _NAME = re.compile(r"%([\w.\-]+)")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
+_NAMED = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:,\s*device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    r"\s*\{([^}]*)\}"
+)
 _UNSEEN = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done", "opt-barrier")
 
 
@@ -147,7 +150,7 @@ def parse(text: str) -> Module:
     """Raises ValueError for a text without an entry computation."""
     computations: dict[str, Computation] = {}
     entry = current = None
-    for line in text.splitlines():
+    for line in _whole_lines(text):
         if current is not None and line[:1].isspace():
             instruction = _instruction(line)
             if instruction is not None:
@@ -158,6 +161,18 @@ def parse(text: str) -> Module:
     if entry is None:
         raise ValueError("this is no HLO module: it has no ENTRY computation")
     return Module(computations, entry)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """Lines, those that go on put together: what kernels say of themselves has lines of its own."""
+    whole = ""
+    for line in text.splitlines():
+        if whole and not line[:1].isspace() and line[:1] in ('"', "}") and line != "}":
+            whole += line
+        else:
+            yield whole
+            whole = line
+    yield whole
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -266,7 +281,12 @@ def device_groups(instruction: Instruction, devices: int) -> list[list[int]]:
     if iota := _IOTA.search(text):
         return _regrouped(_numbers(iota[2]), _numbers(iota[3] or ""), _numbers(iota[1])[-1])
     if named := _NAMED.search(text):
-        return _named_groups(named[1], named[2])
+        groups = _named_groups(named[1], named[4])
+        if named[2] is None:
+            return groups
+        # The compiler's mesh holds the devices in another order.
+        order = _regrouped(_numbers(named[2]), _numbers(named[3] or ""), devices)[0]
+        return [[order[place] for place in group] for group in groups]
     return [list(range(devices))]
 
 

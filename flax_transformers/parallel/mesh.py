@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from flax_transformers.errors import UserError
@@ -56,9 +58,37 @@ def resolve_mesh(config: MeshConfig, device_count: int) -> MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of ``config`` over ``devices``, by default all of this job's."""
+    """The mesh of ``config`` over ``devices``, by default all of this job's.
+
+    Raises UserError as ``resolve_mesh`` and ``arrange`` do.
+    """
     devices = jax.devices() if devices is None else devices
     config = resolve_mesh(config, len(devices))
-    shape = tuple(getattr(config, name) for name in AXES)
+    grid = arrange(tuple(getattr(config, name) for name in AXES), devices)
     # Linen places arrays by constraints, so the compiler must be free to choose (Auto axes).
-    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arrange(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """``devices`` as a grid of ``shape``, sizes in the order of AXES, by the links between them.
+
+    Where there are several slices, which a slow network joins, "data" alone crosses it: of what a
+    step sends, that is the sum of gradients. Raises UserError if TPU slices do not divide "data".
+    Other hosts have faster networks, and any axis may cross these.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    data, *rest = shape
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if data % slices == 0:
+        within, across = (data // slices, *rest), (slices, *(1 for _ in rest))
+        return mesh_utils.create_hybrid_device_mesh(
+            within, across, devices, allow_split_physical_axes=True
+        )
+    if devices[0].platform == "tpu":
+        raise UserError(
+            f"mesh data={data} does not divide over {slices} slices, and no other axis may cross "
+            f"them; set data to a multiple of {slices}, and the other axes so that they fit the "
+            f"{len(devices) // slices} devices of a slice"
+        )
+    return np.array(devices).reshape(shape)

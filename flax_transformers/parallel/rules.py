@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flax_transformers.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LANES = 128
+"""Numbers side by side in a TPU's registers: what a narrower share of a row is gathered by fills
+them in part, and goes over the wire as an all-reduce of zeros."""
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
@@ -54,10 +61,13 @@ def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     """A NamedSharding per parameter, from a tree that still carries its logical axis names.
 
     ``boxed`` is ``jax.eval_shape(model.init, ...)["params"]``. Raises UserError if two axes of one
-    parameter go to the same mesh axis, or a size does not divide.
+    parameter go to the same mesh axis, or a size does not divide: key heads too, for more devices
+    than these on the tensor axis would only hold copies of them. Warns, once, if a TPU would hold
+    less than ``LANES`` of the model's width.
     """
     logical = nn.get_partition_spec(boxed)
     shapes = nn.meta.unbox(boxed)
+    narrow: dict[str, int] = {}
 
     def shard(path: Any, shape: jax.ShapeDtypeStruct, spec: PartitionSpec) -> NamedSharding:
         name = "/".join(str(key.key) for key in path)
@@ -65,9 +75,16 @@ def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
             raise ValueError(f"parameter {name} {shape.shape} has logical axes {tuple(spec)}")
         axes = mesh_axes(spec, rules)
         _check(name, shape.shape, spec, axes, mesh)
+        width = _narrow_width(shape.shape, spec, axes, mesh)
+        if width is not None:
+            narrow.setdefault(name, width)
         return NamedSharding(mesh, axes)
 
-    return jax.tree_util.tree_map_with_path(shard, shapes, logical)
+    shardings = jax.tree_util.tree_map_with_path(shard, shapes, logical)
+    if narrow:
+        name, width = next(iter(narrow.items()))
+        _warn_of_narrow(name, width, dict(rules)["embed"] or (), mesh)
+    return shardings
 
 
 def _check(
@@ -86,11 +103,51 @@ def _check(
             used[one] = logical_name
         parts = _size(mesh, axis)
         if size % parts:
-            fitting = [n for n in range(1, size + 1) if size % n == 0 and n <= mesh.size]
+            fitting = [n for n in _divisors(size) if n <= mesh.size]
             raise UserError(
                 f"parameter {name}: its {logical_name!r} axis of {size} does not divide over mesh "
-                f"axis {axis}={parts}; sizes that fit are {', '.join(map(str, fitting))}"
+                f"{_shown(mesh, axis)}; sizes that fit are {', '.join(map(str, fitting))}"
             )
+
+
+def _narrow_width(
+    shape: tuple[int, ...], logical: PartitionSpec, axes: PartitionSpec, mesh: Mesh
+) -> int | None:
+    """The parameter's width, if a TPU would hold less than a row of lanes of it."""
+    if mesh.devices.flat[0].platform == "tpu":
+        for size, logical_name, axis in zip(shape, logical, axes, strict=True):
+            parts = 1 if axis is None else _size(mesh, axis)
+            if logical_name == "embed" and parts > 1 and size // parts < LANES:
+                return size
+    return None
+
+
+def _warn_of_narrow(name: str, width: int, axis: str | tuple[str, ...], mesh: Mesh) -> None:
+    parts = _size(mesh, axis)
+    keeping = max(n for n in _divisors(parts) if n == 1 or width // n >= LANES)
+    log.warning(
+        "parameter %s: its width of %d over mesh %s leaves %d numbers a device, under the %d lanes "
+        "of a TPU, and collectives move far more than they need; divide it by %d, and the data by "
+        "%d times as much",
+        name,
+        width,
+        _shown(mesh, axis),
+        width // parts,
+        LANES,
+        keeping,
+        parts // keeping,
+    )
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _shown(mesh: Mesh, axis: str | tuple[str, ...]) -> str:
+    """As in "axis tensor=4", or "axes data=2 x fsdp=4" where several divide one dimension."""
+    names = _names(axis)
+    shown = " x ".join(f"{name}={mesh.shape[name]}" for name in names)
+    return f"ax{'i' if len(names) == 1 else 'e'}s {shown}"
 
 
 def _size(mesh: Mesh, axis: str | tuple[str, ...]) -> int:
@@ -153,4 +210,26 @@ def check_batch(
             f"{name} {batch_size} does not divide over mesh {shape or 'of one device'} and "
             f"micro_batches={micro_batches} ({parts} parts); use a multiple of {parts}, such as "
             f"{near}"
+        )
+
+
+def check_length(sequence_length: int | None, mesh: Mesh, rules: Rules = RULES) -> None:
+    """Raises UserError unless the places of a row divide evenly over the mesh.
+
+    None is the length of an image, whose tokens are as many as they happen to be.
+    """
+    axis = dict(rules)["length"] or ()
+    parts = _size(mesh, axis)
+    if parts == 1:
+        return
+    if sequence_length is None:
+        raise UserError(
+            f"mesh {_shown(mesh, axis)} divides the places of text, and images have none; set it "
+            "to 1, and divide the batch or the parameters"
+        )
+    if sequence_length % parts:
+        near = max(sequence_length // parts * parts, parts)
+        raise UserError(
+            f"sequence_length {sequence_length} does not divide over mesh {_shown(mesh, axis)}; "
+            f"use a multiple of {parts}, such as {near}"
         )

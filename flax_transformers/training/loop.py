@@ -37,7 +37,7 @@ from flax_transformers.training.position import (
     tokenizers,
 )
 from flax_transformers.training.probes import Probes, Watch
-from flax_transformers.training.program import Program, build_program
+from flax_transformers.training.program import Program, build_program, check_phase
 from flax_transformers.training.progress import Progress
 from flax_transformers.training.state import TrainState
 from flax_transformers.training.stop import StopRequest
@@ -148,7 +148,7 @@ def checked_mesh(config: TrainConfig) -> Mesh:
     """The mesh of a run. Raises UserError if it does not fit the devices, or a batch the mesh."""
     mesh = make_mesh(config.mesh)
     for phase in config.phases:
-        check_batch(phase.batch_size, phase.micro_batches, mesh)
+        check_phase(phase, mesh)
     check_batch(config.evaluation.batch_size, 1, mesh, name="evaluation.batch_size")
     return mesh
 

@@ -17,17 +17,22 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from flax_transformers.models.config import TransformerConfig
+from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
 from flax_transformers.parallel.chips import Chip, chip_of
 from flax_transformers.parallel.hlo import Account, Collective, KernelCall, account
 from flax_transformers.parallel.hlo_text import Array
 from flax_transformers.parallel.mesh import make_mesh
-from flax_transformers.parallel.rules import batch_sharding, check_batch
+from flax_transformers.parallel.rules import batch_sharding
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.model_flops import step_flops
-from flax_transformers.training.program import Program, build_program
+from flax_transformers.training.program import Program, build_program, check_phase
 from flax_transformers.training.stand_in import abstract_batch
 
 GIB = 2**30
+
+# By what the names of attention kernels hold: JAX's splash attention, and models/biased_flash.py.
+_PRODUCTS = {"_fwd": 2, "_dkv": 4, "_dq": 3}
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def plan(
     is comes back as a plan that does not fit.
     """
     mesh = make_mesh(config.mesh, devices)
-    check_batch(phase.batch_size, phase.micro_batches, mesh)
+    check_phase(phase, mesh)
     program = build_program(config, mesh)
     chip = chip_of(devices[0].device_kind)
     started = time.perf_counter()
@@ -193,7 +198,10 @@ def _memory(
     chip: Chip | None,
 ) -> Memory:
     state, sharding = program.abstract, batch_sharding(program.mesh)
-    parameters, optimizer = _bytes(state.params), _bytes((state.opt_state, state.ema))
+    parameters, optimizer = (
+        bytes_on_device(state.params),
+        bytes_on_device((state.opt_state, state.ema)),
+    )
     rows = sum(
         math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in batch.values()
     )
@@ -218,8 +226,8 @@ def _memory(
     )
 
 
-def _bytes(tree: Any) -> int:
-    """Of one device's share of abstract arrays."""
+def bytes_on_device(tree: Any) -> int:
+    """Of one device's share of abstract arrays that know their shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -228,33 +236,35 @@ def _bytes(tree: Any) -> int:
 
 def _kernel_flops(found: Account, config: TrainConfig) -> float:
     """Of the attention kernels, which are no matmuls to the compiler, counted by their shapes."""
-    density = 0.5 if getattr(config.model, "causal", False) else 1.0
-    return sum(one.runs * attention_kernel_flops(one, density) for one in found.kernels)
+    return sum(
+        one.runs * attention_kernel_flops(one, causal=_is_causal(one, config.model))
+        for one in found.kernels
+    )
 
 
-def attention_kernel_flops(call: KernelCall, density: float) -> float:
+def _is_causal(call: KernelCall, model: TransformerConfig) -> bool:
+    if isinstance(model, EncoderDecoderConfig):
+        return "decoder" in call.op_name and "cross_attention" not in call.op_name
+    return getattr(model, "causal", False)
+
+
+def attention_kernel_flops(call: KernelCall, *, causal: bool) -> float:
     """Matmul FLOPs of one run of an attention kernel; 0 for any other.
 
     The first two floating-point operands of rank 3 or more are queries [..., N, T, H] and keys
     [..., K, S, H]. A forward pass multiplies twice (scores, values), a backward pass for queries
     three times (scores again, and the derivatives of probabilities and queries), one for keys and
-    values four times, one for all three five times. ``density`` is the share of pairs that may look
-    at each other: half under a causal mask.
+    values four times, one for all three five times. A causal mask leaves half of the pairs.
     """
-    name = f"{call.target} {call.op_name}".lower()
-    if "attention" not in name and "splash" not in name and "fmha" not in name:
-        return 0.0
-    inputs, results = _heads(call.operands), _heads(call.results)
-    if len(inputs) < 2:
+    products = next((n for part, n in _PRODUCTS.items() if part in call.name), 0)
+    inputs = _heads(call.operands)
+    if not products or len(inputs) < 2:
         return 0.0
     queries, keys = inputs[:2]
-    if "dkv" in name or "backward" in name:
-        products = 5 if len(results) > 2 else 4
-    elif "dq" in name:
-        products = 3
-    else:
-        products = 2
-    return products * 2.0 * queries.size * keys.shape[-2] * density
+    of_operands = [one for one in call.results if one.shape in (queries.shape, keys.shape)]
+    if products == 4 and len(of_operands) > 2:
+        products = 5  # with the derivative of queries among its results
+    return products * 2.0 * queries.size * keys.shape[-2] * (0.5 if causal else 1.0)
 
 
 def _heads(several: Sequence[Array]) -> list[Array]:

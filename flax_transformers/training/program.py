@@ -13,7 +13,8 @@ import optax
 from jax.sharding import Mesh
 
 from flax_transformers.objectives.contract import ModelFunctions
-from flax_transformers.training.config import AnyPhase, TrainConfig
+from flax_transformers.parallel.rules import check_batch, check_length
+from flax_transformers.training.config import AnyPhase, ImagePhase, TrainConfig
 from flax_transformers.training.optimizers import make_optimizer
 from flax_transformers.training.state import TrainState, abstract_state, initialize_state
 from flax_transformers.training.step import (
@@ -59,6 +60,12 @@ class Program:
         """The jitted ``(params, batch) -> metric sums``."""
         step = make_evaluation_step(self.config.objective, self.functions)
         return compile_evaluation_step(step, self.abstract.params, self.mesh)
+
+
+def check_phase(phase: AnyPhase, mesh: Mesh) -> None:
+    """Raises UserError unless the rows of a phase, and their places, divide over the mesh."""
+    check_batch(phase.batch_size, phase.micro_batches, mesh)
+    check_length(None if isinstance(phase, ImagePhase) else phase.sequence_length, mesh)
 
 
 def build_program(config: TrainConfig, mesh: Mesh) -> Program:

@@ -15,12 +15,14 @@ from flax_transformers.evaluation.baselines import (
     Baseline,
     grams,
     ngram_cross_entropy,
+    of_all_parts,
     sentinels_in_turn,
     text_baselines,
 )
 from flax_transformers.evaluation.held_out import held_out_batches
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.contract import Vocabulary
+from flax_transformers.objectives.denoising import Denoising
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.next_sentence import NextSentence
 from flax_transformers.objectives.span_corruption import SpanCorruption
@@ -133,14 +135,42 @@ def test_next_sentences_are_guessed_right_half_of_the_time(prepared):
     assert chance.counted == f"{int(pairs):,} held-out pairs"
 
 
+def test_restoring_a_text_has_copying_to_beat(prepared):
+    objective = Denoising(infill_share=0.0, permute_sentences=False)
+    _, (trigram, copying) = found(prepared[0], objective)
+    assert (copying.name, copying.counted) == ("copying cross-entropy", trigram.counted)
+    assert copying.score < 0.01  # nothing was damaged
+    _, (trigram, damaged) = found(prepared[0], Denoising())
+    assert 0.1 < damaged.score < 0.8 * trigram.score
+    _, (_, lost) = found(prepared[0], Denoising(delete_share=0.3))
+    assert damaged.score < lost.score < trigram.score
+
+
+def test_the_whole_of_a_mixture_has_the_mean_of_its_parts_to_beat():
+    loss = Baseline("unigram cross-entropy", "eval/loss", 4.0, 300, "held-out tokens")
+    bleu = Baseline("copying", "eval/bleu", 2.0, 10, "held-out pairs")
+    parts = [
+        loss.of_part("de"),
+        bleu.of_part("de"),
+        dataclasses.replace(loss, score=2.0, count=100).of_part("en"),
+    ]
+    assert of_all_parts(parts) == [dataclasses.replace(loss, score=3.5, count=400)]
+    assert parts[0].metric == "eval/loss_de" and parts[0].is_loss
+    assert parts[0].key == "unigram_cross_entropy_de"
+    assert parts[0].line() == "loss 4.000 nats on 300 held-out tokens of de (unigram cross-entropy)"
+    assert parts[1].verdict(3.0) == (
+        "held-out BLEU 3.0, copying 2.0: 1.0 better on 10 held-out pairs of de"
+    )
+
+
 def test_a_verdict_says_by_how_much_the_model_is_better_or_worse():
-    loss = Baseline("unigram cross-entropy", "eval/loss", 5.968, "3,566 held-out tokens")
+    loss = Baseline("unigram cross-entropy", "eval/loss", 5.968, 3566, "held-out tokens")
     assert loss.line() == "loss 5.968 nats on 3,566 held-out tokens (unigram cross-entropy)"
     assert loss.verdict(5.241) == (
         "held-out loss 5.241 nats, unigram cross-entropy 5.968 nats: 0.727 nats better on 3,566 "
         "held-out tokens"
     )
-    bleu = Baseline("word lookup", "eval/bleu", 2.5, "97 held-out pairs")
+    bleu = Baseline("word lookup", "eval/bleu", 2.5, 97, "held-out pairs")
     assert bleu.verdict(2.0) == (
         "held-out BLEU 2.0, word lookup 2.5: 0.5 worse on 97 held-out pairs"
     )

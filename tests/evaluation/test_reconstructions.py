@@ -87,7 +87,7 @@ def test_the_three_rows_are_the_image_its_visible_part_and_the_image_painted(nor
 
 
 @pytest.mark.slow
-def test_held_out_images_are_painted_while_a_run_goes_on(mnist, tmp_path):
+def test_held_out_images_are_painted_while_a_run_goes_on(mnist, tmp_path, monkeypatch):
     config = masked_config(mnist)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     model = MODEL.build(Execution())
@@ -95,8 +95,14 @@ def test_held_out_images_are_painted_while_a_run_goes_on(mnist, tmp_path):
     params = jax.device_put(nn.meta.unbox(boxed), replicated(mesh))
     snapshot = Snapshot(7, params, config.phases[0], mesh, model_functions(model), None)
     prepared = prepare_images(config.data)
+    traced, paint = [], MaskedImage.paint
+    monkeypatch.setattr(MaskedImage, "paint", lambda *args: traced.append(1) or paint(*args))
+    evaluate = reconstruction_evaluator(config, prepared, epath.Path(tmp_path))
     with jax.set_mesh(mesh):
-        assert reconstruction_evaluator(config, prepared, epath.Path(tmp_path))(snapshot) == {}
+        assert evaluate(snapshot) == {}
+        evaluate(dataclasses.replace(snapshot, step=8))
+    assert len(traced) == 1  # one program for all evaluations
+    assert (tmp_path / "samples" / "step_00000008.png").exists()
     picture = imread(tmp_path / "samples" / "step_00000007.png")[:, :, 0]
     assert picture.shape == (3 * 82 + 2, 8 * 82 + 2)
     first = prepared.validation.pixels(0, 1)[:, :, 0] / 255

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from flax_transformers.models.attention import Attention, KeyValues
-from flax_transformers.models.config import TransformerConfig
-from flax_transformers.models.kernels import AttentionMask
+from flax_transformers.models.config import Execution, TransformerConfig
+from flax_transformers.models.masks import AttentionMask
 from flax_transformers.models.positions import Rope, rotary_tables
 from tests.models import reference
 
@@ -25,7 +25,7 @@ CONTEXT = random.standard_normal((2, 5, 6)).astype(np.float32)
 
 
 def make(config, **options):
-    layer = Attention(config, jnp.float32, **options)
+    layer = Attention(config, Execution(), **options)
     shapes = jax.eval_shape(layer.init, jax.random.key(0), X)["params"]
     return layer, reference.randomize(nn.meta.unbox(shapes))
 
@@ -174,7 +174,7 @@ def test_rotary_attention_knows_only_how_far_apart_tokens_are():
 @pytest.mark.slow
 def test_dropout_works_in_training_alone():
     def run(dropout, deterministic, key):
-        layer = Attention(replace(CONFIG, attention_dropout=dropout), jnp.float32, deterministic)
+        layer = Attention(replace(CONFIG, attention_dropout=dropout), Execution(), deterministic)
         rngs = {"dropout": jax.random.key(key)}
         return np.asarray(layer.apply({"params": params}, X, rngs=rngs)[0])
 

@@ -12,8 +12,8 @@ import pytest
 
 from flax_transformers.models.attention import KeyValues
 from flax_transformers.models.block import LayerCache, LayerInputs, TransformerBlock
-from flax_transformers.models.config import TransformerConfig
-from flax_transformers.models.kernels import AttentionMask
+from flax_transformers.models.config import Execution, TransformerConfig
+from flax_transformers.models.masks import AttentionMask
 from tests.models import reference
 
 CONFIG = TransformerConfig(
@@ -32,7 +32,7 @@ CONTEXT = np.random.default_rng(1).standard_normal((2, 5, 6)).astype(np.float32)
 def run(config, inputs=None, own=None, **options):
     """The new hidden states, what else comes back, and the parameters in float64."""
     inputs = LayerInputs() if inputs is None else inputs
-    block = TransformerBlock(config, jnp.float32, **options)
+    block = TransformerBlock(config, Execution(), **options)
     shapes = jax.eval_shape(block.init, jax.random.key(0), X, inputs, None)["params"]
     params = reference.randomize(nn.meta.unbox(shapes))
     rngs = {"dropout": jax.random.key(0)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from flax_transformers.errors import UserError
 from flax_transformers.models.config import Execution, TextConfig, TransformerConfig
 
 LAYERS = {"hidden_size": 6, "num_layers": 1, "num_heads": 3, "intermediate_size": 5}
@@ -65,6 +66,14 @@ def test_the_automatic_dtype_is_float32_on_cpu_and_bfloat16_elsewhere():
     dtypes = [Execution(dtype="auto").resolve(p).dtype for p in ("cpu", "gpu", "tpu")]
     assert dtypes == ["float32", "bfloat16", "bfloat16"]
     assert Execution(dtype="bfloat16").resolve("cpu").dtype == "bfloat16"
+
+
+def test_each_platform_has_kernels_of_its_own_for_attention():
+    found = [Execution().resolve(platform).attention for platform in ("cpu", "gpu", "tpu")]
+    assert found == ["xla", "cudnn or xla", "splash or xla"]
+    assert Execution(attention="splash").resolve("tpu").attention == "splash"
+    with pytest.raises(UserError, match="attention is 'cudnn', which there is not on tpu"):
+        Execution(attention="cudnn").resolve("tpu")
 
 
 def test_a_config_of_no_family_builds_no_model():

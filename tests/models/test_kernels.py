@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.models.kernels import (
-    AttentionMask,
-    combined_segments,
-    dot_product_attention,
-)
+from flax_transformers.errors import UserError
+from flax_transformers.models import kernels
+from flax_transformers.models.distance_bias import DistanceBias
+from flax_transformers.models.kernels import dot_product_attention
+from flax_transformers.models.masks import AttentionMask, combined_segments
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.parallel.rules import RULES
 from tests.models.reference import softmax
 
 
@@ -136,7 +140,7 @@ def test_a_bias_is_added_to_scores_that_are_scaled_as_asked():
     bias = np.random.default_rng(1).standard_normal((1, 3, 5, 5)).astype(np.float32)
     scores = 0.7 * np.einsum("BTNH,BSNH->BNTS", *(x.astype(np.float64) for x in (q, k))) + bias
     theirs = np.einsum("BNTS,BSNH->BTNH", softmax(scores), v)
-    ours = dot_product_attention(q, k, v, bias_NTS=bias, scale=0.7)
+    ours = dot_product_attention(q, k, v, bias=bias, scale=0.7)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -144,7 +148,7 @@ def test_a_bias_gets_a_gradient():
     q, k, v = draw()
 
     def total(bias):
-        return jnp.sum(dot_product_attention(q, k, v, bias_NTS=bias) ** 2)
+        return jnp.sum(dot_product_attention(q, k, v, bias=bias) ** 2)
 
     grad = jax.jit(jax.grad(total))(jnp.zeros((1, 3, 5, 5)))
     assert np.abs(grad).min(axis=(0, 2, 3)).shape == (3,)
@@ -220,3 +224,55 @@ def test_a_mask_and_segments_together_leave_out_what_either_leaves_out():
     assert combined_segments(mask, None) is mask
     assert combined_segments(None, segments) is segments
     assert combined_segments(mask, segments).tolist() == [[1, 0, 2, 2, 0]]
+
+
+def long(length=128):
+    return draw(length, heads=2)
+
+
+CANNOT = {
+    "drop probabilities": {"dropout_rate": 0.1, "dropout_key": jax.random.key(0)},
+    "positions other than the places": {
+        "mask": AttentionMask(query_positions=jnp.arange(128)[None], causal=True)
+    },
+    "let a prefix be seen": {
+        "mask": AttentionMask(key_prefix=jnp.ones((2, 128), bool), causal=True)
+    },
+    "a bias that does not go by distance": {"bias": jnp.zeros((1, 2, 128, 128))},
+    "other rows, grouped heads or windows": {
+        "mask": AttentionMask(window=(1, 1)),
+        "bias": DistanceBias(jnp.zeros((2, 3))),
+    },
+}
+
+
+@pytest.mark.parametrize("reason", CANNOT)
+def test_a_kernel_that_was_asked_for_says_what_it_cannot_do(reason):
+    with pytest.raises(UserError, match=f"splash cannot .*{reason}.*attention to auto"):
+        dot_product_attention(*long(), **CANNOT[reason], kernel="splash")
+
+
+def test_rows_that_are_shorter_than_a_block_are_for_plain_operations(caplog):
+    q, k, v = long(127)
+    with pytest.raises(UserError, match="splash cannot divide rows of 127 places"):
+        dot_product_attention(q, k, v, kernel="splash")
+    kernels._say.cache_clear()
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            ours = dot_product_attention(q, k, v, kernel="splash or xla")
+    np.testing.assert_array_equal(ours, dot_product_attention(q, k, v))
+    said = [message for message in caplog.messages if "127" in message]
+    assert said == [
+        "attention: xla, for splash cannot divide rows of 127 places into blocks of 128 on each "
+        "device"
+    ]
+
+
+def test_heads_that_the_mesh_does_not_divide_are_for_plain_operations():
+    q, k, v = draw(128, heads=6)
+    with (
+        jax.set_mesh(make_mesh(MeshConfig(2, tensor=4))),
+        nn.logical_axis_rules(RULES),
+        pytest.raises(UserError, match="splash cannot divide 6 heads over .* of 4"),
+    ):
+        dot_product_attention(q, k, v, kernel="splash")

@@ -168,7 +168,7 @@ def test_layers_that_give_nothing_back_give_nothing_back(scan):
 
 def make_gradient(remat, scan=True, repeats=3):
     """The gradient of a sum over a small transformer as a function of its parameters, and these."""
-    block = partial(TransformerBlock, CONFIG, jnp.float32)
+    block = partial(TransformerBlock, CONFIG, Execution())
     stack = Stack(pattern=(block,), repeats=repeats, scan=scan, remat=remat)
     shared = LayerInputs()
     shapes = jax.eval_shape(stack.init, jax.random.key(0), HIDDEN, shared)["params"]

@@ -58,6 +58,7 @@ ONE_OF_A_SHAPE = (
     "ViTForImageClassification",
 )
 MESHES = (MeshConfig(fsdp=8), MeshConfig(data=2, tensor=4), MeshConfig(2, 2, 2))
+CONTEXT_MESHES = (MeshConfig(data=2, tensor=2, context=2), MeshConfig(fsdp=2, data=1, context=4))
 EXPERT_MESHES = (
     MeshConfig(data=2, expert=4),
     MeshConfig(data=1, fsdp=2, tensor=2, expert=2),
@@ -123,11 +124,16 @@ def losses(architecture, mesh_config):
     return np.array(found), state
 
 
+@cache
+def by_data(architecture):
+    """Losses where only the rows are divided."""
+    return losses(architecture, MeshConfig(data=8))[0]
+
+
 def check(architecture, meshes):
-    expected, _ = losses(architecture, MeshConfig(data=8))
     for mesh in meshes:
         found, state = losses(architecture, mesh)
-        assert relative_difference(found, expected) < 1e-5, mesh
+        assert relative_difference(found, by_data(architecture)) < 1e-5, mesh
         shares = {
             leaf.addressable_shards[0].data.size / leaf.size
             for leaf in jax.tree.leaves(state.params)
@@ -148,6 +154,12 @@ def test_a_family_of_each_shape_trains_alike_on_any_mesh(architecture):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("architecture", ONE_OF_A_SHAPE[:3])
+def test_text_of_each_shape_trains_alike_where_the_places_of_a_row_are_divided(architecture):
+    check(architecture, CONTEXT_MESHES)
+
+
+@pytest.mark.slow
 def test_experts_train_alike_wherever_they_are():
     check("MixtralForCausalLM", EXPERT_MESHES)
 
@@ -156,4 +168,5 @@ def test_experts_train_alike_wherever_they_are():
 @pytest.mark.full
 @pytest.mark.parametrize("architecture", sorted(set(OBJECTIVE_OF) - set(ONE_OF_A_SHAPE)))
 def test_every_family_trains_alike_on_any_mesh(architecture):
-    check(architecture, MESHES)
+    images = isinstance(OBJECTIVE_OF[architecture], ImageClassification | MaskedImage)
+    check(architecture, MESHES if images else MESHES + CONTEXT_MESHES)

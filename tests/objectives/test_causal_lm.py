@@ -72,7 +72,7 @@ def test_without_a_token_for_the_beginning_the_end_of_documents_stands_there():
 
 
 def test_a_tokenizer_that_ends_nothing_is_refused():
-    with pytest.raises(UserError, match=r"neither </s> nor \[SEP\]"):
+    with pytest.raises(UserError, match=r"neither an end-of-sequence token nor \[SEP\]"):
         prepare(example([10]), dataclasses.replace(VOCAB, eos_id=None, sep_id=None))
 
 

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flax_transformers.parallel.hlo import account, oversized
-from flax_transformers.parallel.hlo_text import Array, arrays, parse
+from flax_transformers.parallel.hlo_text import Array, Instruction, arrays, device_groups, parse
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
@@ -31,6 +31,20 @@ def test_a_text_that_is_no_program_is_refused():
         parse("HloModule nothing")
 
 
+def test_a_kernel_whose_settings_have_lines_of_their_own_is_one_instruction():
+    text = """
+ENTRY %main (q: bf16[2,8,4]) -> bf16[2,8,4] {
+  %q = bf16[2,8,4]{2,1,0} parameter(0)
+  ROOT %flash.1 = bf16[2,8,4]{2,1,0} custom-call(%q, %q), custom_call_target="tpu_custom_call", a={{
+"settings":"{}"
+}}, metadata={op_name="step/attention"}, backend_config={"cost_estimate":{"flops":"99"}}
+}
+"""
+    (call,) = account(text, {"data": 1}).kernels
+    assert (call.name, call.op_name, call.estimate) == ("flash.1", "step/attention", 99)
+    assert call.operands == (Array("bf16", (2, 8, 4)),) * 2
+
+
 def test_a_loop_of_a_tpu_program_counts_as_often_as_it_runs():
     found = account(TPU, MESH)
     assert found.loops == {"while.1": 6} and not found.unknown
@@ -44,6 +58,24 @@ def test_a_collective_that_overlaps_matmuls_counts_once():
     assert gather.bytes == 2 * 8 * 8
     assert gather.wire_bytes == 6 * gather.bytes / 2
     assert sum(c.kind == "all-gather" for c in account(TPU, MESH).collectives) == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "groups"),
+    [
+        ("replica_groups={{0,3},{1,2}}", [[0, 3], [1, 2]]),
+        ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=3] {'b'}", [[0, 1, 2], [3, 4, 5]]),
+        ("replica_groups=mesh['a'=4] {'a':(2)2}", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=3], device_ids=([3,2]T(1,0)) {'a'}",
+         [[0, 1], [2, 3], [4, 5]]),
+    ],
+)  # fmt: skip
+def test_groups_of_devices_are_read_however_they_are_written(written, groups):
+    devices = 1 + max(place for group in groups for place in group)
+    one = Instruction("x", "f32[]", "all-reduce", (), "", written, False)
+    assert sorted(device_groups(one, devices)) == groups
 
 
 def test_an_all_reduce_of_which_a_slice_is_kept_is_a_reduce_scatter():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AxisType
 
 from flax_transformers.errors import UserError
-from flax_transformers.parallel.mesh import MeshConfig, make_mesh, resolve_mesh
+from flax_transformers.parallel.mesh import MeshConfig, arrange, make_mesh, resolve_mesh
 
 
 @pytest.mark.parametrize(
@@ -54,3 +57,33 @@ def test_a_mesh_holds_each_device_once_under_axes_left_to_the_compiler():
 def test_a_mesh_may_take_some_of_the_devices():
     mesh = make_mesh(MeshConfig(-1, 1, 1), jax.devices()[3:5])
     assert list(mesh.devices.flat) == jax.devices()[3:5]
+
+
+def slices(count, of, platform="tpu"):
+    """Devices of ``count`` slices of ``of`` each, in an order that mixes them."""
+    kind = {"platform": platform, "device_kind": platform, "core_on_chip": 0}
+    numbers = [(index, slice_index) for index in range(of) for slice_index in range(count)]
+    return [SimpleNamespace(id=i, slice_index=s, coords=(i, 0, 0), **kind) for i, s in numbers]
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 1, 1, 1), (4, 1, 1, 1, 2), (2, 1, 2, 2, 1)])
+def test_only_data_crosses_slices(shape):
+    grid = arrange(shape, slices(2, of=4))
+    found = np.vectorize(lambda device: device.slice_index)(grid)
+    assert grid.shape == shape and len({(d.id, d.slice_index) for d in grid.flat}) == 8
+    by_data = np.repeat([0, 1], shape[0] // 2).reshape(-1, 1, 1, 1, 1)
+    np.testing.assert_array_equal(found, np.broadcast_to(by_data, shape))
+
+
+def test_slices_that_do_not_divide_data_are_refused():
+    with pytest.raises(
+        UserError,
+        match="mesh data=1 does not divide over 2 slices, and no other axis may cross them; set "
+        "data to a multiple of 2, and the other axes so that they fit the 4 devices of a slice$",
+    ):
+        arrange((1, 8, 1, 1, 1), slices(2, of=4))
+
+
+def test_any_axis_may_cross_hosts_of_gpus():
+    grid = arrange((1, 8, 1, 1, 1), slices(2, of=4, platform="gpu"))
+    assert grid.shape == (1, 8, 1, 1, 1)

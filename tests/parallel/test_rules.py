@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,11 +13,13 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from flax_transformers.errors import UserError
+from flax_transformers.parallel import rules
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import (
     RULES,
     batch_sharding,
     check_batch,
+    check_length,
     host_rows,
     mesh_axes,
     parameter_shardings,
@@ -76,12 +81,67 @@ def test_two_axes_of_a_parameter_on_one_mesh_axis_are_refused(tensor):
 
 
 def test_other_rules_may_be_given():
-    rules = (*RULES, ("experts", ("data", "tensor")))
+    other = (*RULES, ("experts", ("data", "tensor")))
     tree = boxed((8, 4), ("experts", "embed"))
-    sharding = parameter_shardings(tree, mesh_of(2, 2, 2), rules)["layer"]["kernel"]
+    sharding = parameter_shardings(tree, mesh_of(2, 2, 2), other)["layer"]["kernel"]
     assert sharding.shard_shape((8, 4)) == (2, 2)
     with pytest.raises(UserError, match="'experts' axis of 6 does not divide"):
-        parameter_shardings(boxed((6, 4), ("experts", "embed")), mesh_of(2, 2, 2), rules)
+        parameter_shardings(boxed((6, 4), ("experts", "embed")), mesh_of(2, 2, 2), other)
+
+
+def test_several_mesh_axes_that_do_not_divide_a_dimension_are_all_named():
+    other = (*RULES, ("experts", ("data", "tensor")))
+    with pytest.raises(
+        UserError,
+        match="'experts' axis of 6 does not divide over mesh axes data=2 x tensor=2; sizes that "
+        "fit are 1, 2, 3, 6$",
+    ):
+        parameter_shardings(boxed((6, 4), ("experts", "embed")), mesh_of(2, 2, 2), other)
+
+
+def test_experts_that_do_not_divide_are_refused():
+    mesh = make_mesh(MeshConfig(data=1, expert=8))
+    with pytest.raises(
+        UserError,
+        match="'expert' axis of 6 does not divide over mesh axis expert=8; sizes that fit are 1, "
+        "2, 3, 6$",
+    ):
+        parameter_shardings(boxed((6, 4), ("expert", "embed")), mesh)
+
+
+class TPUs:
+    """A mesh of 64 TPU chips, as far as the rules look at one."""
+
+    shape: ClassVar[dict[str, int]] = {"data": 1, "fsdp": 64, "tensor": 1}
+    size = 64
+    devices = np.array([SimpleNamespace(platform="tpu")])
+
+
+@pytest.mark.parametrize(
+    ("width", "leaves", "mended"),
+    [
+        (4096, 64, "divide it by 32, and the data by 2"),
+        (64, 1, "divide it by 1, and the data by 64"),
+    ],
+)
+def test_less_than_a_row_of_lanes_is_warned_of_once(caplog, monkeypatch, width, leaves, mended):
+    monkeypatch.setattr(rules, "NamedSharding", lambda mesh, spec: spec)
+    tree = boxed((width, 8), ("embed", "heads"))
+    tree |= {"second": boxed((width, 8), ("embed", "heads"))["layer"]}
+    parameter_shardings(tree, TPUs())
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"parameter layer/kernel: its width of {width} over mesh axis fsdp=64 leaves {leaves} "
+        "numbers a device, under the 128 lanes of a TPU, and collectives move far more than they "
+        f"need; {mended} times as much"
+    )
+
+
+def test_a_full_row_of_lanes_and_other_platforms_are_not_warned_of(caplog, monkeypatch):
+    parameter_shardings(boxed((64, 8), ("embed", "heads")), mesh_of(fsdp=8))
+    monkeypatch.setattr(rules, "NamedSharding", lambda mesh, spec: spec)
+    parameter_shardings(boxed((8192, 8), ("embed", "heads")), TPUs())
+    assert not caplog.records
 
 
 def test_a_batch_that_divides_is_accepted():
@@ -109,10 +169,31 @@ def test_a_batch_that_does_not_divide_is_refused_with_those_that_do(
 
 
 def test_rules_may_put_a_batch_on_one_axis():
-    rules = (("batch", "data"),)
-    check_batch(2, 1, mesh_of(2, 2), rules)
+    other = (("batch", "data"),)
+    check_batch(2, 1, mesh_of(2, 2), other)
     with pytest.raises(UserError, match="batch_size 3 does not divide over mesh data=2 and"):
-        check_batch(3, 1, mesh_of(2, 2), rules)
+        check_batch(3, 1, mesh_of(2, 2), other)
+
+
+def mesh_with_context(parts):
+    return make_mesh(MeshConfig(data=8 // parts, context=parts))
+
+
+def test_a_length_that_divides_is_accepted():
+    check_length(32, mesh_with_context(4))
+    check_length(33, mesh_of(2, 2, 2))
+    check_length(None, mesh_of(2, 2, 2))
+
+
+def test_a_length_that_does_not_divide_is_refused_with_one_that_does():
+    said = "sequence_length 30 does not divide over mesh axis context=4; .*, such as 28$"
+    with pytest.raises(UserError, match=said):
+        check_length(30, mesh_with_context(4))
+
+
+def test_images_have_no_places_to_divide():
+    with pytest.raises(UserError, match="mesh axis context=2 divides the places of text, and ima"):
+        check_length(None, mesh_with_context(2))
 
 
 def test_one_process_loads_all_rows():

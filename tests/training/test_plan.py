@@ -170,22 +170,21 @@ def test_attention_kernels_are_counted_by_their_shapes():
     queries, keys = Array("bf16", (8, 12, 1024, 64)), Array("bf16", (8, 4, 512, 64))
     one = 2 * 8 * 12 * 1024 * 512 * 64
 
-    def flops(name, results, density=1.0):
-        call = KernelCall(
-            target="tpu_custom_call",
-            op_name=f"jit(step)/attention/splash_mha_{name}/pallas_call",
-            operands=(Array("s32", (1, 2, 2)), queries, keys, keys),
-            results=results,
-            estimate=None,
-            runs=1,
-        )
-        return attention_kernel_flops(call, density)
+    def flops(name, results, causal=False):
+        operands = (Array("s32", (1, 2, 2)), queries, keys, keys)
+        call = KernelCall(name, "attention", operands, results, estimate=None, runs=1)
+        return attention_kernel_flops(call, causal=causal)
 
-    assert flops("fwd_residuals", (queries,)) == 2 * one
-    assert flops("fwd_residuals", (queries,), density=0.5) == one
-    assert flops("dq_no_residuals", (queries,)) == 3 * one
-    assert flops("dkv_no_residuals", (keys, keys)) == 4 * one
-    assert flops("dkv_no_residuals", (queries, keys, keys)) == 5 * one
+    saved = Array("f32", (1, 512, 128)), queries, queries
+    assert flops("splash_mha_fwd_segmented_residuals.2", saved) == 2 * one
+    assert flops("splash_mha_fwd_segmented_residuals.2", saved, causal=True) == one
+    assert flops("splash_mha_dq_no_residuals.1", (queries,)) == 3 * one
+    assert flops("splash_mha_dkv_no_residuals", (keys, keys)) == 4 * one
+    assert flops("splash_mha_dkv_no_residuals", (queries, keys, keys)) == 5 * one
+    assert flops("attention_fwd.3", (queries,)) == 2 * one
+    assert flops("attention_dq", (queries,)) == 3 * one
+    assert flops("attention_dkv", (keys, keys, Array("f32", (12, 3, 128, 128)))) == 4 * one
+    assert flops("some_other_matter", (queries,)) == 0
 
 
 def test_a_topology_that_there_is_not_is_refused():

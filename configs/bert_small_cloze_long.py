@@ -1,0 +1,43 @@
+"""A small BERT that learns to find answers by questions made out of books, in longer texts.
+
+Command:   python benchmarks/cloze_questions.py long.json data/standardebooks_en/books.jsonl.gz \\
+               data/xquad/xquad.en.json.gz
+           flax-transformers train configs/bert_small_cloze_long.py --workdir runs/cloze_long \\
+               --init-from runs/cloze --data.tokenizer.path runs/cloze/tokenizer \\
+               --data.source.path long.json
+           after bert_small_cloze.py
+Data:      29,079 sentences with a gap of 19 books of Standard Ebooks (CC0), in texts of 16 to 72
+           words, and of the articles that XQuAD (CC BY-SA 4.0) asks about, without its questions;
+           the articles that bert_small_xquad.py holds out are held out here, too
+Hardware:  1 CPU core, 2 min 51 s
+Expected:  F1 74 % of the held-out questions, window overlap 25 % (measured, seed 0)
+"""
+
+import bert_small_cloze
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.squad import QuestionSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.objectives.question_answering import QuestionAnswering
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=bert_small_cloze.get_config().model,
+        objective=QuestionAnswering(doc_stride=32, max_question_length=24),
+        data=TextData(
+            source=QuestionSource("long.json"),
+            tokenizer=TokenizerConfig("wordpiece", vocab_size=4096, lowercase=True),
+            validation_fraction=0.25,
+            shards=1,
+        ),
+        optimizer=AdamW(learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
+        phases=(Phase(steps=800, sequence_length=112, batch_size=32),),
+        checkpoints=CheckpointConfig(every_steps=600),
+        evaluation=Evaluation(every_steps=400, max_examples=1000, batch_size=64),
+        logging=Logging(every_steps=50),
+    )
