@@ -4,11 +4,11 @@
 
 Runs of one and of two processes are killed, told to stop, stopped dead, robbed of their coordinator
 and of room on the disk, some at random, some while a checkpoint is being written. After each fault
-every process has to have ended by itself within 30 seconds (but for the one that was stopped; 120
-where it was told to save), and the same command has to go on from the newest checkpoint that
-verifies. When a run is through, its parameters and the example ids of every step have to be those
-of a run without faults, bit for bit. Bits of finished checkpoints are flipped too, and have to be
-noticed.
+every process has to have ended by itself within 30 seconds (120 where it was told to save), but for
+the one that was stopped and for those that wait for a peer that never came: these a launcher ends.
+The same command has to go on from the newest checkpoint that verifies. When a run is through, its
+parameters and the example ids of every step have to be those of a run without faults, bit for bit.
+Bits of finished checkpoints are flipped too, and have to be noticed.
 
 Everything follows from ``--seed``; each line of the log is one fault or one finished run, and the
 same command goes on behind the last line. Processes are forked from one that has imported all, so
@@ -286,6 +286,8 @@ def next_fault(fault: Fault, folder: Path, workdir: Path) -> dict[str, Any] | No
         if not struck:
             job.wait(PATIENCE_SECONDS)
             return None
+        if fault.processes > 1 and fault.moment == "start" and fault.kind != "term":
+            job.kill()  # as launchers do: they may still wait, for minutes, for one that never came
         patience = SAVING_SECONDS if fault.kind == "term" else PATIENCE_SECONDS
         seconds = job.wait(patience, besides=fault.victim if fault.kind == "stop" else None)
         found = problems_with(fault, job, expected)
@@ -322,7 +324,8 @@ class Campaign:
         self.lines: list[dict[str, Any]] = []
         if log.exists():
             self.lines = [json.loads(line) for line in log.read_text().splitlines()]
-        else:
+        commits = [line["commit"] for line in self.lines if "commit" in line]
+        if commits[-1:] != [_commit()]:
             self.write({"commit": _commit(), "cores": len(os.sched_getaffinity(0)), "problems": []})
         self.disk = folder / "disk"
         self.disk.mkdir(parents=True, exist_ok=True)
@@ -383,12 +386,12 @@ class Campaign:
             shutil.copytree(workdir, self.folder / f"failed-run-{len(self.lines)}")
         shutil.rmtree(workdir)
 
-    def flip(self, number: int, seed: int) -> None:
+    def flip(self, number: int, seed: int, layouts: list[int]) -> None:
         """One bit of the newest checkpoint of a reference; it must be named, and passed over."""
         from flax_transformers.training.checkpoints import verify_step
 
         rng = random.Random(f"{seed} {number}")
-        processes = 1 + number % 2
+        processes = layouts[number % len(layouts)]
         workdir = self.folder / f"reference-{processes}"
         newest = workdir / "checkpoints" / str(STEPS[processes])
         files = sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
@@ -469,7 +472,7 @@ def main() -> int:
         campaign.strike_all(left, processes)
     for number in range(counts["flip"]):
         if ("flip", number) not in done:
-            campaign.flip(number, arguments.seed)
+            campaign.flip(number, arguments.seed, arguments.processes)
     print(summary(campaign.lines))
     return int(any(line["problems"] for line in campaign.lines))
 

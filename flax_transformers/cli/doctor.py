@@ -8,9 +8,16 @@ import importlib.util
 import platform
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from flax_transformers.errors import UserError
 
+if TYPE_CHECKING:
+    from flax_transformers.training.config import TrainConfig
+
+PAYLOAD_BYTES = 4 * 2**20
+"""Of each device: what a bucket of gradients comes to."""
+TIMES = 5
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 OPTIONAL = {
     "tensorflow": ("preparing large TFDS corpora", "prepare"),
@@ -22,17 +29,26 @@ OPTIONAL = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--platform", help='"cpu", "gpu" or "tpu": fail if it is not there')
     parser.add_argument("--workdir", help="also check that every process can write there")
+    parser.add_argument(
+        "--config",
+        help="also check that this config fits the devices, that all processes have the same, and "
+        "that all find its data; fields can be set as for train",
+    )
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     import jax
 
     from flax_transformers.cli import runtime
-    from flax_transformers.cli.config_file import refuse
+    from flax_transformers.cli.config_file import load_config, refuse
     from flax_transformers.parallel.distributed import check_equal
 
-    refuse(overrides)
-    runtime.start(arguments.platform)
+    config = None
+    if arguments.config is None:
+        refuse(overrides)
+    else:
+        config = load_config(arguments.config, overrides)
+    runtime.start(arguments.platform or (None if config is None else config.platform))
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     _say(f"python {platform.python_version()} on {platform.platform()}")
     _say("  ".join(f"{name} {version}" for name, version in versions.items()))
@@ -44,10 +60,12 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     )
     check_equal(
         "package versions",
-        "  ".join(versions.values()),
-        "install the same constraints.txt on every machine",
+        "  ".join((platform.python_version(), *versions.values())),
+        "install the same Python and the same constraints.txt on every machine",
     )
     _check_collective()
+    if config is not None:
+        _check_config(config)
     if arguments.workdir:
         _check_storage(arguments.workdir)
     _say("ready to train")
@@ -68,23 +86,62 @@ def _say_missing() -> None:
 
 
 def _check_collective() -> None:
-    """Sums one number per device over all devices of all processes, and times it."""
+    """Sums ``PAYLOAD_BYTES`` of each device over all devices of all processes, and times it."""
     import jax
     import numpy as np
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-    count = jax.device_count()
+    count, width = jax.device_count(), PAYLOAD_BYTES // 4
     mesh = jax.make_mesh((count,), ("all",), (AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("all"))
-    ones = jax.make_array_from_callback((count,), sharding, lambda index: np.ones(1, np.float32))
-    total = jax.jit(lambda x: x.sum(), out_shardings=NamedSharding(mesh, PartitionSpec()))
-    total(ones).block_until_ready()  # compiles
-    start = time.perf_counter()
-    found = float(total(ones))
-    elapsed = 1000 * (time.perf_counter() - start)
-    if found != count:
-        raise UserError(f"a sum over {count} devices gave {found}; check the interconnect")
-    _say(f"a sum over all {count} device(s) is right and took {elapsed:.1f} ms")
+    own = np.arange(width, dtype=np.float32)[None]
+    rows = jax.make_array_from_callback((count, width), sharding, lambda index: own)
+    total = jax.jit(lambda x: x.sum(0), out_shardings=NamedSharding(mesh, PartitionSpec()))
+    found = np.asarray(total(rows))  # compiles
+    if not np.array_equal(found, count * own[0]):
+        raise UserError(
+            f"a sum over {count} devices is wrong on process {jax.process_index()}; check the "
+            "interconnect, and the machine of that process"
+        )
+    seconds = []
+    for _ in range(TIMES):
+        start = time.perf_counter()
+        total(rows).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    best = min(seconds)
+    _say(
+        f"a sum of {PAYLOAD_BYTES / 2**20:.0f} MiB over all {count} device(s) is right and took "
+        f"{1000 * best:.1f} ms, {PAYLOAD_BYTES / best / 1e9:.2f} GB/s"
+    )
+
+
+def _check_config(config: TrainConfig) -> None:
+    """The config is everywhere the same, fits the devices, and its data are there."""
+    import json
+
+    import jax
+
+    from flax_transformers.data.dataset import open_dataset
+    from flax_transformers.parallel.distributed import check_equal
+    from flax_transformers.training.config import to_json
+    from flax_transformers.training.loop import checked_mesh
+
+    check_equal(
+        "the config",
+        json.dumps(to_json(config), sort_keys=True),
+        "give every machine the same file and the same fields",
+    )
+    mesh = checked_mesh(config)
+    sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
+    _say(f"the config is the same everywhere and fits the devices ({sizes or 'one device'})")
+    if jax.process_count() > 1:  # one process alone prepares what is not there
+        prepared = open_dataset(config.data)
+        check_equal(
+            "the prepared data",
+            prepared.fingerprint,
+            "prepare it once, into a --data.store that all machines share",
+        )
+        _say(f"every process finds the data in {prepared.directory}")
 
 
 def _check_storage(workdir: str) -> None:

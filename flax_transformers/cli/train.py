@@ -15,6 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--print-config", action="store_true", help="show the resolved config and stop"
     )
+    parser.add_argument(
+        "--profile",
+        metavar="FIRST:LAST",
+        help="trace these steps, into profile/ of the workdir (TensorBoard, xprof, Perfetto)",
+    )
+    parser.add_argument(
+        "--dump-hlo", metavar="DIR", help="write the text of the step there, lowered and compiled"
+    )
     parser.epilog = "Any field of the config can be set, as in --optimizer.learning-rate 3e-4."
 
 
@@ -28,6 +36,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         return 0
     if arguments.workdir is None:
         raise UserError("--workdir is missing; name a folder for checkpoints, metrics and plots")
+    profile = _steps(arguments.profile)
 
     from flax_transformers.cli import runtime
     from flax_transformers.cli.report import finish, introduce
@@ -35,6 +44,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli.to_beat import baselines_of_run, keep_baselines
     from flax_transformers.parallel.distributed import PREEMPTED
     from flax_transformers.training.loop import checked_mesh, train
+    from flax_transformers.training.probes import Probes
     from flax_transformers.training.workdir import open_workdir
 
     runtime.start(config.platform)
@@ -51,7 +61,20 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         workdir,
         evaluators(config, prepared, runtime.built(config), workdir),
         runtime.initial_weights(config),
+        Probes(profile, arguments.dump_hlo),
     )
     keep_baselines(config, prepared, workdir, to_beat)
     finish(workdir, outcome, to_beat)
     return PREEMPTED if outcome.preempted else 0
+
+
+def _steps(text: str | None) -> tuple[int, int] | None:
+    """First and last step of ``FIRST:LAST``."""
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise UserError(
+            f"--profile {text} names no steps; give the first and the last, as in 10:15"
+        )
+    return int(first), int(last)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 import traceback
 import zlib
 from types import TracebackType
@@ -22,6 +23,7 @@ PEER_LOST = 75
 HEARTBEAT_VARIABLE = "FLAX_TRANSFORMERS_HEARTBEAT_SECONDS"
 HEARTBEAT_SECONDS = 10
 """Without a sign of life for so long a process counts as lost, and the others abort."""
+SLOW_START_SECONDS = 20.0
 
 _LOST = re.compile("Gloo|NCCL|coordination service|Connection (reset|closed) by peer")
 
@@ -61,7 +63,15 @@ def _initialize(address: str | None, count: int | None, index: int | None) -> No
     heartbeat = os.environ.get(HEARTBEAT_VARIABLE) or str(HEARTBEAT_SECONDS)
     if not heartbeat.isdigit() or int(heartbeat) < 1:
         raise UserError(f"{HEARTBEAT_VARIABLE} is {heartbeat!r}; give whole seconds, or unset it")
-    jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=int(heartbeat))
+    # JAX waits five minutes for all to come, silently, and then aborts.
+    others = f"the {count} processes of this job at {address}" if address else "the other processes"
+    patience = threading.Timer(SLOW_START_SECONDS, _say, [f"still waiting for {others}"])
+    patience.daemon = True
+    patience.start()
+    try:
+        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=int(heartbeat))
+    finally:
+        patience.cancel()
     sys.excepthook = _leave_at_once
 
 
@@ -94,6 +104,10 @@ def leave_if_not_alone(code: int) -> None:
     if jax.distributed.is_initialized():
         _flush()
         os._exit(code)
+
+
+def _say(text: str) -> None:
+    print(f"flax-transformers: {text}", file=sys.stderr, flush=True)
 
 
 def _flush() -> None:

@@ -195,7 +195,7 @@ class Checkpoints:
                 self._scores |= {step: self._saved_score(step) for step in self.steps()}
             in_place = not step_folders.is_local(self.directory)
             mode = ocp.options.AtomicityMode
-            self._manager = ocp.CheckpointManager(
+            self._manager = _Manager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
                     create=False,
@@ -327,6 +327,14 @@ def restore_params(
     found = source if isinstance(source, Found) else find_checkpoint(source)
     names = ("ema", "params") if averaged else ("params",)
     return _read_params(found, names, abstract_params)
+
+
+class _Manager(ocp.CheckpointManager):
+    """Told of a preemption, orbax would work out how long ago the step before was saved, and fail
+    where that was by another process: with a lightweight start it does not know when."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 @dataclass(frozen=True)

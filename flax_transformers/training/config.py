@@ -99,6 +99,9 @@ class Logging:
     ledger: bool = False
     """Append the ids of the examples of each step to ``ledger-<process>.jsonl``: an audit trail of
     what was trained on, for checking that a restarted run repeats and skips nothing."""
+    hang_dump_s: float = 600.0
+    """Where a step takes more seconds than this, the stacks of all threads go to stderr; 0: never.
+    Compiling, evaluating and saving may take as long as they like."""
 
 
 @dataclass(frozen=True)

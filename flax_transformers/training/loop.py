@@ -8,37 +8,35 @@ as functions of a ``Snapshot``.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from flax_transformers.data.dataset import Dataset, training_examples
-from flax_transformers.data.pipeline import TrainStream
-from flax_transformers.data.tokenizers import Tokenizer
-from flax_transformers.errors import UserError
+from flax_transformers.data.dataset import Dataset
 from flax_transformers.objectives.contract import ModelFunctions
 from flax_transformers.parallel.distributed import check_equal
 from flax_transformers.parallel.mesh import make_mesh
-from flax_transformers.parallel.rules import batch_sharding, check_batch, host_rows, place_rows
+from flax_transformers.parallel.rules import check_batch
+from flax_transformers.training.batches import batches_on_mesh
 from flax_transformers.training.checkpoints import Checkpoints
-from flax_transformers.training.config import (
-    AnyPhase,
-    TrainConfig,
-    check_resumable,
-    from_json,
-    to_json,
-)
+from flax_transformers.training.config import AnyPhase, TrainConfig, to_json
+from flax_transformers.training.goodput import Clock
 from flax_transformers.training.ledger import Ledger
 from flax_transformers.training.meter import Meter
-from flax_transformers.training.metrics import MetricsWriter
+from flax_transformers.training.metrics import MetricsWriter, read_metrics
+from flax_transformers.training.position import (
+    Position,
+    check_meta,
+    checkpoint_meta,
+    tokenizers,
+)
+from flax_transformers.training.probes import Probes, Watch
 from flax_transformers.training.program import Program, build_program, check_phase
 from flax_transformers.training.progress import Progress
 from flax_transformers.training.state import TrainState
@@ -47,8 +45,6 @@ from flax_transformers.training.taken import PartsTaken
 from flax_transformers.training.workdir import only_one, open_workdir, write_text
 
 log = logging.getLogger(__name__)
-
-_TOKENIZERS = ("tokenizer", "target_tokenizer")
 
 
 @dataclass(frozen=True)
@@ -89,28 +85,13 @@ class Run:
     program: Program
     checkpoints: Checkpoints
     evaluators: Sequence[Evaluator]
+    probes: Probes
+    clock: Clock
     latest: dict[str, float]
 
     @property
     def is_writer(self) -> bool:
         return jax.process_index() == 0
-
-
-@dataclass
-class Position:
-    """Where a run stands: steps taken, the phase, and examples of the phase consumed."""
-
-    step: int = 0
-    phase: int = 0
-    examples: int = 0
-
-    def done(self, config: TrainConfig) -> bool:
-        """Whether the phase is over."""
-        return self.step >= sum(phase.steps for phase in config.phases[: self.phase + 1])
-
-    def normalized(self, config: TrainConfig) -> Position:
-        """The same place, said as the start of the next phase where this one is over."""
-        return Position(self.step, self.phase + 1, 0) if self.done(config) else self
 
 
 def train(
@@ -119,18 +100,37 @@ def train(
     workdir: str | epath.Path,
     evaluators: Sequence[Evaluator] = (),
     initial: Callable[[Mesh], Any] | None = None,
+    probes: Probes | None = None,
 ) -> Outcome:
     """Trains to the end of the last phase, from the newest checkpoint in ``workdir`` if any.
 
     ``initial`` gives the parameters, on the mesh, that a run without a checkpoint starts from;
-    without it they are drawn.
+    without it they are drawn. ``probes`` look into the run and do not change it.
 
     Raises UserError for what the user can mend, before anything in ``workdir`` is overwritten.
     """
+    clock = Clock()
     mesh = checked_mesh(config)
     workdir = open_workdir(workdir)
     with jax.set_mesh(mesh), only_one(workdir):
-        run, state, position = start(config, prepared, workdir, mesh, evaluators, initial)
+        check_equal(
+            "the prepared data",
+            prepared.fingerprint,
+            "prepare it once, into a --data.store that all machines share",
+        )
+        run = Run(
+            config=config,
+            prepared=prepared,
+            workdir=workdir,
+            mesh=mesh,
+            program=build_program(config, mesh),
+            checkpoints=Checkpoints(workdir / "checkpoints", config.checkpoints),
+            evaluators=evaluators,
+            probes=probes or Probes(),
+            clock=clock,
+            latest={},
+        )
+        state, position = start(run, initial)
         writer = MetricsWriter(run.workdir, run.is_writer, start_step=position.step)
         total = config.total_steps
         progress = Progress(total, position.step, enabled=run.is_writer)
@@ -153,39 +153,16 @@ def checked_mesh(config: TrainConfig) -> Mesh:
     return mesh
 
 
-def start(
-    config: TrainConfig,
-    prepared: Dataset,
-    workdir: epath.Path,
-    mesh: Mesh,
-    evaluators: Sequence[Evaluator],
-    initial: Callable[[Mesh], Any] | None,
-) -> tuple[Run, TrainState, Position]:
-    """Builds everything, and the state: the newest checkpoint's, or a fresh one."""
-    check_equal(
-        "the prepared data",
-        prepared.fingerprint,
-        "prepare it once, into a --data.store that all machines share",
-    )
-    program = build_program(config, mesh)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoints)
-    run = Run(
-        config=config,
-        prepared=prepared,
-        workdir=workdir,
-        mesh=mesh,
-        program=program,
-        checkpoints=checkpoints,
-        evaluators=evaluators,
-        latest={},
-    )
-    restored = checkpoints.restore_newest(
-        program.abstract, check=lambda meta: _check_meta(run, meta)
+def start(run: Run, initial: Callable[[Mesh], Any] | None) -> tuple[TrainState, Position]:
+    """The newest checkpoint's state, or a fresh one; says in the workdir what is trained."""
+    config, prepared, workdir = run.config, run.prepared, run.workdir
+    restored = run.checkpoints.restore_newest(
+        run.program.abstract, check=lambda meta: check_meta(meta, config, prepared, workdir)
     )
     if restored is None:
-        state = program.initial_state()
+        state = run.program.initial_state()
         if initial is not None:
-            state = state.starting_from(initial(mesh))
+            state = state.starting_from(initial(run.mesh))
         position = Position()
     else:
         state = restored.state
@@ -196,44 +173,11 @@ def start(
         else:
             log.info("already trained to step %d; more phases.*.steps go on", position.step)
     if run.is_writer:
+        run.clock.go_on(read_metrics(workdir), position.step)
         write_text(workdir / "config.json", json.dumps(to_json(config), indent=1))
-        for name, tokenizer in _tokenizers(prepared).items():
+        for name, tokenizer in tokenizers(prepared).items():
             tokenizer.save(workdir / name)
-    return run, state, position
-
-
-def _check_meta(run: Run, meta: dict[str, Any]) -> None:
-    """Refuses a checkpoint of another run; says what changed in one that goes on."""
-    where = f"the checkpoint in {run.workdir}"
-    for change in check_resumable(meta["config"], run.config, where):
-        log.info("changed since the checkpoint: %s", change)
-    trained_with = {name: meta[name] for name in _TOKENIZERS if meta.get(name) is not None}
-    if trained_with != _fingerprints(run.prepared):
-        raise UserError(
-            f"{where} was trained with another tokenizer than that of the token store "
-            f"{run.prepared.directory}; set --data.store to the store it was trained on"
-        )
-    if meta["store"] != run.prepared.fingerprint:
-        raise UserError(
-            f"{where} was trained on other data than the store "
-            f"{run.prepared.directory} holds, which would shift its place in the data; set "
-            "--data.store to the store it was trained on, or choose another --workdir"
-        )
-    position, phases = Position(**meta["position"]), run.config.phases
-    if position.normalized(run.config).phase >= len(phases) and position.step < sum(
-        phase.steps for phase in phases
-    ):
-        raise UserError(
-            f"{where} stands in phase {position.phase}, but the config has {len(phases)} phase(s); "
-            "keep the phases that are done, and add to the last one"
-        )
-    saved = from_json(meta["config"]["phases"][position.phase]).sequence_length
-    if not position.done(run.config) and phases[position.phase].sequence_length != saved:
-        raise UserError(
-            f"{where} is in the middle of a phase with sequence_length {saved}, the config has "
-            f"{phases[position.phase].sequence_length}; finish the phase, or choose another "
-            "--workdir"
-        )
+    return state, position
 
 
 def _run_phase(
@@ -248,7 +192,7 @@ def _run_phase(
     config, phase = run.config, run.config.phases[position.phase]
     train_step = run.program.train_step(phase)
     evaluation_step = run.program.evaluation_step()
-    meter = Meter(config, phase, run.program.abstract.params, run.mesh)
+    meter = Meter(config, phase, run.program.abstract.params, run.mesh, run.clock)
     parts = PartsTaken(config, run.prepared, position.phase)
 
     def record(row: dict[str, float]) -> None:
@@ -256,10 +200,16 @@ def _run_phase(
         writer.write(position.step, row)
         progress.update(position.step, run.latest)
 
-    with _batches(run, phase, position) as batches, Ledger(run.workdir, position.step) as ledger:
+    with (
+        batches_on_mesh(config, run.prepared, run.mesh, position) as batches,
+        Ledger(run.workdir, position.step) as ledger,
+        Watch(run.probes, run.workdir, position.phase, config.logging.hang_dump_s) as watch,
+    ):
         stopping = False
         while not position.done(config) and not stopping:
-            batch, ids = next(batches)
+            with meter.waiting():
+                batch, ids = next(batches)
+            watch.before(position.step + 1, train_step, state, batch)
             with jax.transfer_guard("disallow"):
                 state, report = train_step(state, batch)
                 meter.fetch_previous()
@@ -273,11 +223,11 @@ def _run_phase(
             if last or position.step % config.logging.every_steps == 0:
                 record(meter.row(position.step) | parts.row(position.examples))
             if last or _due(position.step, config.evaluation.every_steps):
-                with meter.paused():
+                with meter.paused("evaluation"), watch.patient():
                     record(_evaluate(run, state, position, phase, evaluation_step))
             stopping = stop.check(run.checkpoints, position.step)
             if last or stopping or _due(position.step, config.checkpoints.every_steps):
-                with meter.paused():
+                with meter.paused("checkpoint"), watch.patient():
                     writer.flush()  # what the checkpoint has seen outlives this process with it
                     ledger.flush()
                     _save(run, state, position)
@@ -301,62 +251,6 @@ def _evaluate(
 
 
 def _save(run: Run, state: TrainState, position: Position) -> None:
-    meta = {
-        "config": to_json(run.config),
-        "tokenizer": None,
-        **_fingerprints(run.prepared),
-        "store": run.prepared.fingerprint,
-        "position": asdict(position),
-        "metrics": run.latest,
-    }
-    files = {name: run.workdir / name for name in _tokenizers(run.prepared)}
+    meta = checkpoint_meta(run.config, run.prepared, position, run.latest)
+    files = {name: run.workdir / name for name in tokenizers(run.prepared)}
     run.checkpoints.save(position.step, state, meta, files=files)
-
-
-def _tokenizers(prepared: Dataset) -> dict[str, Tokenizer]:
-    """Those that there are, by name: of a folder in a checkpoint, and of an entry in its meta."""
-    both = zip(_TOKENIZERS, (prepared.tokenizer, prepared.target_tokenizer), strict=True)
-    return {name: tokenizer for name, tokenizer in both if tokenizer is not None}
-
-
-def _fingerprints(prepared: Dataset) -> dict[str, str]:
-    return {name: tokenizer.fingerprint for name, tokenizer in _tokenizers(prepared).items()}
-
-
-@contextlib.contextmanager
-def _batches(
-    run: Run, phase: AnyPhase, position: Position
-) -> Iterator[Iterator[tuple[dict[str, jax.Array], np.ndarray]]]:
-    """Batches on the mesh from ``position`` on, each with the ids of this process's examples.
-
-    One batch is prepared and sent while the step before it runs.
-    """
-    config, sharding = run.config, batch_sharding(run.mesh)
-    rows = host_rows(sharding, phase.batch_size)
-    spec = config.objective.window_spec(phase.sequence_length)
-    stream = TrainStream(
-        training_examples(run.prepared, spec),
-        config.objective,
-        run.prepared.vocabulary,
-        sequence_length=phase.sequence_length,
-        batch_size=phase.batch_size,
-        rows=rows,
-        seed=(config.seed, position.phase),
-        workers=config.data.workers,
-        position=position.examples,
-        static_epochs=spec.static_epochs,
-    )
-
-    def placed() -> Iterator[tuple[dict[str, jax.Array], np.ndarray]]:
-        ahead = None
-        for local in stream:
-            ids = local.pop("example_id")
-            batch = place_rows(local, rows, sharding, phase.batch_size), ids
-            if ahead is not None:
-                yield ahead
-            ahead = batch
-
-    try:
-        yield placed()
-    finally:
-        stream.close()

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.sharding import Mesh
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from flax_transformers.errors import UserError
 from flax_transformers.training.config import AnyPhase, ImagePhase, TrainConfig
 from flax_transformers.training.flops import mfu
+from flax_transformers.training.goodput import Clock
 from flax_transformers.training.metrics import Accumulator
 from flax_transformers.training.model_flops import step_flops
 from flax_transformers.training.optimizers import learning_rate_at
@@ -26,21 +27,27 @@ class Meter:
     """Collects step reports, one step behind, and makes a row of metrics of them when asked.
 
     Tokens per second count every place of a row, padding included. Time spent in ``paused`` and
-    the first step, which compiles, do not count.
+    the first step, which compiles, do not count. What does not, ``clock`` is told.
     """
 
-    def __init__(self, config: TrainConfig, phase: AnyPhase, params: Any, mesh: Mesh) -> None:
-        self._config, self._phase, self._mesh = config, phase, mesh
+    def __init__(
+        self, config: TrainConfig, phase: AnyPhase, params: Any, mesh: Mesh, clock: Clock
+    ) -> None:
+        self._config, self._phase, self._mesh, self._clock = config, phase, mesh, clock
         self._flops_per_step = step_flops(config, phase, params)
         self._learning_rate = learning_rate_at(config.optimizer, config.total_steps)
         self._sums = Accumulator()
         self._pending: StepReport | None = None
         self._skipped = 0
+        self._is_first = True
         self._steps = 0
         self._since: float | None = None
 
     def sent(self, report: StepReport) -> None:
         """Takes the report of the step just sent to the device, without waiting for it."""
+        if self._is_first:
+            self._clock.lap("compile")
+            self._is_first = False
         self._pending = report
 
     def fetch_previous(self) -> None:
@@ -80,7 +87,8 @@ class Meter:
         }
         row["optimizer/learning_rate"] = float(self._learning_rate(step - 1 - self._skipped))
         row["optimizer/skipped_steps"] = self._skipped
-        row |= self._speed()
+        self._clock.lap("steps")
+        row |= self._speed() | self._clock.row()
         self._sums.reset()
         self._steps, self._since = 0, time.perf_counter()
         return row
@@ -97,13 +105,26 @@ class Meter:
         utilisation = mfu(
             self._flops_per_step, step_time, device.device_kind, self._mesh.devices.size
         )
-        return speed if utilisation is None else speed | {"perf/mfu": utilisation}
+        if utilisation is not None:
+            speed["perf/mfu"] = utilisation
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        return speed if memory is None else speed | {"perf/device_memory_gib": memory / 2**30}
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self, kind: str) -> Iterator[None]:
         """Leaves the time of what stands inside, such as an evaluation, out of the speed."""
         self.fetch_previous()
         start = time.perf_counter()
+        self._clock.lap("steps")
         yield
+        self._clock.lap(kind)
         if self._since is not None:
             self._since += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for a batch, which is lost time only if the device has nothing to do."""
+        self._clock.lap("start" if self._is_first else "steps")
+        yield
+        busy = self._pending is not None and not cast(Any, self._pending.grad_norm).is_ready()
+        self._clock.lap("steps" if busy else "data_wait")

@@ -174,3 +174,11 @@ def test_inspect_shows_what_is_masked(capsys, small):
     assert main(["inspect", TINY, *small, "--examples", "2"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("example ") == 2 and "→" in shown
+
+
+@pytest.mark.parametrize("steps", ["5", "7:5", "0:3", "a:b", ":4"])
+def test_a_profile_of_no_steps_is_refused(capsys, tmp_path, steps):
+    workdir = str(tmp_path / "run")
+    said = refused(capsys, "train", TINY, "--workdir", workdir, "--profile", steps)
+    assert said.endswith(f"--profile {steps} names no steps; give the first and the last, as in "
+                         "10:15")  # fmt: skip

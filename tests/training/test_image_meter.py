@@ -16,6 +16,7 @@ from flax_transformers.models.config import Execution
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.testing import tiny_config
 from flax_transformers.training.config import ImagePhase
+from flax_transformers.training.goodput import Clock
 from flax_transformers.training.meter import Meter
 from flax_transformers.training.model_flops import step_flops
 from flax_transformers.training.step import StepReport
@@ -89,7 +90,7 @@ def test_speed_over_images_is_told_in_examples():
     model = ViTConfig(**SMALL)
     config = dataclasses.replace(tiny_config("text.txt", "store"), model=model, phases=(phase,))
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    meter = Meter(config, phase, {}, mesh)
+    meter = Meter(config, phase, {}, mesh, Clock())
     for _ in range(3):
         meter.fetch_previous()
         sums = {"loss": (np.float32(1), np.float32(1))}

@@ -1,0 +1,55 @@
+"""The batches of a phase, on the mesh."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from flax_transformers.data.dataset import Dataset, training_examples
+from flax_transformers.data.pipeline import TrainStream
+from flax_transformers.parallel.rules import batch_sharding, host_rows, place_rows
+from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.position import Position
+
+
+@contextlib.contextmanager
+def batches_on_mesh(
+    config: TrainConfig, prepared: Dataset, mesh: Mesh, position: Position
+) -> Iterator[Iterator[tuple[dict[str, jax.Array], np.ndarray]]]:
+    """Batches from ``position`` on, each with the ids of this process's examples.
+
+    One batch is prepared and sent while the step before it runs.
+    """
+    phase, sharding = config.phases[position.phase], batch_sharding(mesh)
+    rows = host_rows(sharding, phase.batch_size)
+    spec = config.objective.window_spec(phase.sequence_length)
+    stream = TrainStream(
+        training_examples(prepared, spec),
+        config.objective,
+        prepared.vocabulary,
+        sequence_length=phase.sequence_length,
+        batch_size=phase.batch_size,
+        rows=rows,
+        seed=(config.seed, position.phase),
+        workers=config.data.workers,
+        position=position.examples,
+        static_epochs=spec.static_epochs,
+    )
+
+    def placed() -> Iterator[tuple[dict[str, jax.Array], np.ndarray]]:
+        ahead = None
+        for local in stream:
+            ids = local.pop("example_id")
+            batch = place_rows(local, rows, sharding, phase.batch_size), ids
+            if ahead is not None:
+                yield ahead
+            ahead = batch
+
+    try:
+        yield placed()
+    finally:
+        stream.close()

@@ -1,0 +1,95 @@
+"""Where a run stands, and what a checkpoint says of the run that it belongs to."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from etils import epath
+
+from flax_transformers.data.dataset import Dataset
+from flax_transformers.data.tokenizers import Tokenizer
+from flax_transformers.errors import UserError
+from flax_transformers.training.config import TrainConfig, check_resumable, from_json, to_json
+
+log = logging.getLogger(__name__)
+
+_TOKENIZERS = ("tokenizer", "target_tokenizer")
+
+
+@dataclass
+class Position:
+    """Where a run stands: steps taken, the phase, and examples of the phase consumed."""
+
+    step: int = 0
+    phase: int = 0
+    examples: int = 0
+
+    def done(self, config: TrainConfig) -> bool:
+        """Whether the phase is over."""
+        return self.step >= sum(phase.steps for phase in config.phases[: self.phase + 1])
+
+    def normalized(self, config: TrainConfig) -> Position:
+        """The same place, said as the start of the next phase where this one is over."""
+        return Position(self.step, self.phase + 1, 0) if self.done(config) else self
+
+
+def checkpoint_meta(
+    config: TrainConfig, prepared: Dataset, position: Position, metrics: dict[str, float]
+) -> dict[str, Any]:
+    """The JSON that goes with a checkpoint."""
+    return {
+        "config": to_json(config),
+        "tokenizer": None,
+        **_fingerprints(prepared),
+        "store": prepared.fingerprint,
+        "position": asdict(position),
+        "metrics": metrics,
+    }
+
+
+def check_meta(
+    meta: dict[str, Any], config: TrainConfig, prepared: Dataset, workdir: epath.Path
+) -> None:
+    """Refuses a checkpoint of another run; says what changed in one that goes on."""
+    where = f"the checkpoint in {workdir}"
+    for change in check_resumable(meta["config"], config, where):
+        log.info("changed since the checkpoint: %s", change)
+    trained_with = {name: meta[name] for name in _TOKENIZERS if meta.get(name) is not None}
+    if trained_with != _fingerprints(prepared):
+        raise UserError(
+            f"{where} was trained with another tokenizer than that of the token store "
+            f"{prepared.directory}; set --data.store to the store it was trained on"
+        )
+    if meta["store"] != prepared.fingerprint:
+        raise UserError(
+            f"{where} was trained on other data than the store "
+            f"{prepared.directory} holds, which would shift its place in the data; set "
+            "--data.store to the store it was trained on, or choose another --workdir"
+        )
+    position, phases = Position(**meta["position"]), config.phases
+    if position.normalized(config).phase >= len(phases) and position.step < sum(
+        phase.steps for phase in phases
+    ):
+        raise UserError(
+            f"{where} stands in phase {position.phase}, but the config has {len(phases)} phase(s); "
+            "keep the phases that are done, and add to the last one"
+        )
+    saved = from_json(meta["config"]["phases"][position.phase]).sequence_length
+    if not position.done(config) and phases[position.phase].sequence_length != saved:
+        raise UserError(
+            f"{where} is in the middle of a phase with sequence_length {saved}, the config has "
+            f"{phases[position.phase].sequence_length}; finish the phase, or choose another "
+            "--workdir"
+        )
+
+
+def tokenizers(prepared: Dataset) -> dict[str, Tokenizer]:
+    """Those that there are, by name: of a folder in a checkpoint, and of an entry in its meta."""
+    both = zip(_TOKENIZERS, (prepared.tokenizer, prepared.target_tokenizer), strict=True)
+    return {name: tokenizer for name, tokenizer in both if tokenizer is not None}
+
+
+def _fingerprints(prepared: Dataset) -> dict[str, str]:
+    return {name: tokenizer.fingerprint for name, tokenizer in tokenizers(prepared).items()}

@@ -1,0 +1,67 @@
+#!/bin/bash
+# A TPU slice by queued resources, set up and trained on until it is done:
+#
+#     launch/tpu_vm.sh NAME ZONE TYPE COMMAND ...
+#     launch/tpu_vm.sh bert us-central1-a v5litepod-16 \
+#         train configs/bert_base.py --workdir gs://BUCKET/runs/bert --data.store gs://BUCKET/stores/wiki
+#
+# Assumes gcloud with a project that has quota for TYPE; data prepared in the bucket; a service
+# account of the VMs that may write there. Copies this folder to every VM. Run it again for the same
+# NAME after a preemption: it makes a new slice, and training goes on from the newest checkpoint.
+# TPU7x is not offered this way: use jobset.yaml or xpk.
+
+set -eu
+if [ $# -lt 4 ]; then
+    sed -n 's/^# \{0,1\}//; 2,11p' "$0" >&2
+    exit 2
+fi
+NAME=$1 ZONE=$2 TYPE=$3
+shift 3
+SOFTWARE=${SOFTWARE:-v2-alpha-tpuv5-lite} # v6e: v2-alpha-tpuv6e; v5p: v2-alpha-tpuv5; v4: tpu-ubuntu2204-base
+MAX_RESTARTS=${MAX_RESTARTS:-20}
+# A v6e core has 128 MiB of VMEM, of which programs get 16 by default. The flags that overlap
+# collectives with compute are the compiler's own choice by now: they change no program.
+case $TYPE in v6e*) FLAGS=--xla_tpu_scoped_vmem_limit_kib=98304 ;; *) FLAGS= ;; esac
+
+on_all() {
+    gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="$1"
+}
+
+state() {
+    gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" \
+        --format='value(state.state)' 2>/dev/null || echo NONE
+}
+
+case $(state) in
+SUSPENDED | FAILED) # preempted, or never given
+    gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force --quiet ;;
+esac
+if [ "$(state)" = NONE ]; then
+    # shellcheck disable=SC2086 (several flags, or none)
+    gcloud compute tpus queued-resources create "$NAME" --node-id="$NAME" --zone="$ZONE" \
+        --accelerator-type="$TYPE" --runtime-version="$SOFTWARE" ${QUEUE_FLAGS:---spot}
+fi
+until [ "$(state)" = ACTIVE ]; do
+    echo "waiting for $NAME: $(state)"
+    sleep 30
+done
+
+folder=$(basename "$PWD")
+tar -C .. --exclude=.git --exclude='.venv*' --exclude=runs -czf "/tmp/$NAME.tar.gz" "$folder"
+gcloud compute tpus tpu-vm scp "/tmp/$NAME.tar.gz" "$NAME:code.tar.gz" --zone="$ZONE" --worker=all
+on_all "tar -xzf code.tar.gz && cd '$folder' && (command -v uv || curl -LsSf https://astral.sh/uv/install.sh | sh) \
+    && export PATH=\$HOME/.local/bin:\$PATH && uv venv --allow-existing --python 3.12 .venv \
+    && uv pip install --python .venv/bin/python -c constraints.txt -e '.[tpu,buckets]'"
+
+command=$(printf ' %q' "$@")
+restarts=0
+while true; do
+    code=0
+    on_all "cd '$folder' && JAX_PLATFORMS=tpu JAX_COMPILATION_CACHE_DIR=\$HOME/compiled \
+        LIBTPU_INIT_ARGS='$FLAGS' .venv/bin/flax-transformers$command" || code=$?
+    if [ "$code" = 0 ] || [ "$code" = 2 ] || [ "$restarts" = "$MAX_RESTARTS" ]; then exit "$code"; fi
+    restarts=$((restarts + 1))
+    echo "exit code $code; restart $restarts of $MAX_RESTARTS"
+    # Whoever still waits for a lost host holds its TPU.
+    on_all "pkill -TERM -f flax-transformers || true; sleep 10; pkill -KILL -f flax-transformers || true" || true
+done
