@@ -4,7 +4,7 @@ Command:   flax-transformers train configs/bart_small_books.py --workdir runs/ba
            with --data.source.path where the file lies elsewhere
 Data:      19 books of Standard Ebooks (CC0), a JSON line per chapter: book, author, doc, paragraphs
 Hardware:  2 CPU cores, 20 minutes (measured among much other work)
-Expected:  held-out loss 2.89, unigram 6.57 (measured, seed 0)
+Expected:  held-out loss 3.17 (measured, three seeds); unigram 6.57, but copying the source 2.26
 """
 
 from flax_transformers.data.config import TextData
