@@ -6,8 +6,8 @@ Command:   flax-transformers train configs/bert_small_xquad.py --workdir runs/xq
 Data:      XQuAD English (CC BY-SA 4.0), 1,190 questions on 48 articles; of about every fourth
            article all questions are held out, 402 in all
 Hardware:  1 CPU core, 41 s, after 5 minutes for the other two
-Expected:  F1 25.0, 27.9 and 28.4 % (measured, seeds 0 to 2), above the 16.3 % of a guess that counts
-           the words of the question (window overlap)
+Expected:  F1 25.0, 27.9 and 28.4 % (measured, seeds 0 to 2), above the 16.3 % of a guess that
+           counts the words of the question (window overlap)
 """
 
 import bert_small_cloze

@@ -141,7 +141,8 @@ def plan(
     compiled, needed = _compile(lowered)
     compiled_after = time.perf_counter() - started
     memory = _memory(program, abstract_batch(config, phase), compiled, needed, chip)
-    found = None if compiled is None else account(str(compiled.as_text()), dict(mesh.shape))
+    text = None if compiled is None else _text(compiled)
+    found = None if text is None else account(text, dict(mesh.shape))
     model_flops = step_flops(config, phase, program.abstract.params) / mesh.size
     program_flops = None if found is None else found.matmul_flops + _kernel_flops(found, config)
     roofline = None
@@ -168,7 +169,7 @@ def plan(
         instructions=None if found is None else found.num_instructions,
         lower_seconds=lowered_after,
         compile_seconds=compiled_after - lowered_after,
-        notes=() if found is None else _notes(found),
+        notes=_notes(found, unreadable=compiled is not None and text is None),
     )
 
 
@@ -188,6 +189,15 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, i
         if "Ran out of memory on HBM" not in str(error) or needed is None:
             raise
         return None, int(float(needed[1]) * 1024 ** ("KMGT".index(needed[2]) + 1))
+
+
+def _text(compiled: jax.stages.Compiled) -> str | None:
+    """The optimised program; None where the compiler cannot write down its own work, as libtpu
+    cannot some asynchronous collectives."""
+    try:
+        return str(compiled.as_text())
+    except jax.errors.JaxRuntimeError:
+        return None
 
 
 def _memory(
@@ -210,18 +220,19 @@ def _memory(
         return Memory(parameters, optimizer, rows, None, None, None, None, needed or 0, available)
     found: Any = compiled.memory_analysis()
     output = found.output_size_in_bytes - found.alias_size_in_bytes
+    temporaries, arguments = found.temp_size_in_bytes, found.argument_size_in_bytes
+    if arguments < found.peak_memory_in_bytes < arguments + temporaries:
+        # Older libtpu counts what takes the place of the donated state among the temporaries too.
+        temporaries = found.peak_memory_in_bytes - arguments
     return Memory(
         parameters=parameters,
         optimizer=optimizer,
         batch=rows,
         padding=max(0, found.argument_size_in_bytes - parameters - optimizer - rows),
-        temporaries=found.temp_size_in_bytes,
+        temporaries=temporaries,
         output=output,
         program=found.generated_code_size_in_bytes,
-        total=found.argument_size_in_bytes
-        + found.temp_size_in_bytes
-        + output
-        + found.generated_code_size_in_bytes,
+        total=arguments + temporaries + output + found.generated_code_size_in_bytes,
         available=available,
     )
 
@@ -304,9 +315,11 @@ def _crosses_slices(one: Collective, mesh: Mesh) -> bool:
     return len({getattr(device, "slice_index", 0) for device in joined}) > 1
 
 
-def _notes(found: Account) -> tuple[str, ...]:
+def _notes(found: Account | None, unreadable: bool) -> tuple[str, ...]:
     notes = []
-    if found.unknown:
+    if unreadable:
+        notes.append("the compiler cannot write this program down: no FLOPs, no traffic")
+    if found is not None and found.unknown:
         notes.append(f"loops of unknown length, counted once: {', '.join(found.unknown)}")
     return tuple(notes)
 
