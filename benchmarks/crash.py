@@ -467,6 +467,7 @@ def main() -> int:
     ]
     if not campaign.small:
         print("no full disks: a tmpfs cannot be mounted here", file=sys.stderr)
+    campaign.reference(1)  # which also prepares what several read
     for processes in arguments.processes:
         left = [f for f in faults if f.processes == processes and (f.kind, f.number) not in done]
         campaign.strike_all(left, processes)

@@ -117,7 +117,9 @@ def test_restarts_are_bounded_and_the_last_exit_code_is_told(launch, tmp_path):
 
 
 def test_a_mistake_of_the_user_is_not_tried_again(launch, tmp_path):
-    job = launch("sys.exit(2 if index else 75)")
+    # The other fails too, but later.
+    later = "while not pathlib.Path('started-1').exists(): time.sleep(0.1)\ntime.sleep(1)\n"
+    job = launch(f"if index: sys.exit(2)\n{later}sys.exit(75)")
     job.communicate(timeout=60)
     assert job.returncode == 2
     assert attempts(tmp_path) == 1
