@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from flax_transformers.testing import relative_difference, write_corpus
-from flax_transformers.training.checkpoints import find_checkpoint
 from flax_transformers.training.metrics import read_metrics
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
@@ -133,13 +132,3 @@ def test_two_processes_share_the_examples_of_one(one, two):
 def test_four_processes_have_the_losses_of_one(folder, one):
     run(folder, folder / "run-4", 4)
     assert_losses_agree(folder / "run-4", one)
-
-
-@pytest.mark.full
-def test_four_processes_then_two_one_and_four_are_the_run_of_one(folder, one):
-    workdir = folder / "elastic"
-    for processes, steps in ((4, 3), (2, 5), (1, 8), (4, STEPS)):
-        run(folder, workdir, processes, steps)
-        assert find_checkpoint(workdir).step == steps
-    assert_losses_agree(workdir, one)
-    assert examples(workdir) == examples(one)
