@@ -6,7 +6,7 @@ Command:   head -c 1003854 input.txt > train.txt; tail -c +1003855 input.txt > v
 Data:      data/tinyshakespeare/input.txt of github.com/karpathy/char-rnn (public domain),
            divided as nanoGPT does: the last tenth is held out
 Hardware:  2 CPU cores, 8 minutes (measured among much other work)
-Expected:  held-out loss 1.76 nats a byte, where a byte trigram has 2.08 (measured, seed 0);
+Expected:  held-out loss 1.76 nats a byte, where a byte trigram has 2.08 (measured, three seeds);
            nanoGPT's README gives 1.88 a character for its own of this size on a CPU
 """
 

@@ -4,7 +4,7 @@ Command:   flax-transformers train configs/llama_small_books.py --workdir runs/l
            with --data.source.path where the file lies elsewhere
 Data:      19 books of Standard Ebooks (CC0), a JSON line per chapter: book, author, doc, paragraphs
 Hardware:  2 CPU cores, 8 minutes (measured among much other work)
-Expected:  held-out loss 5.20, unigram 6.44 (measured, seed 0)
+Expected:  held-out loss 5.20, unigram 6.44 (measured, three seeds)
 """
 
 from flax_transformers.data.config import TextData
