@@ -117,9 +117,9 @@ def test_restarts_are_bounded_and_the_last_exit_code_is_told(launch, tmp_path):
 
 
 def test_a_mistake_of_the_user_is_not_tried_again(launch, tmp_path):
-    # The other fails too, but later.
-    later = "while not pathlib.Path('started-1').exists(): time.sleep(0.1)\ntime.sleep(1)\n"
-    job = launch(f"if index: sys.exit(2)\n{later}sys.exit(75)")
+    # Both run when one makes a mistake; the other would fail later in another way.
+    both = "while not pathlib.Path(f'started-{1 - index}').exists(): time.sleep(0.05)\n"
+    job = launch(f"{both}if index: sys.exit(2)\ntime.sleep(10)\nsys.exit(75)")
     job.communicate(timeout=60)
     assert job.returncode == 2
     assert attempts(tmp_path) == 1
