@@ -65,7 +65,7 @@ def _tpu_devices(topology: str, kind: str, grid: tuple[int, ...], slices: int) -
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     name = f"{kind}:{'x'.join(map(str, grid))}"
     try:
-        with _silenced():
+        with silenced():
             found = topologies.get_topology_desc(
                 platform="tpu", topology_name=name, num_slices=slices, **_TPU_SETTINGS.get(kind, {})
             )
@@ -78,8 +78,8 @@ def _tpu_devices(topology: str, kind: str, grid: tuple[int, ...], slices: int) -
 
 
 @contextlib.contextmanager
-def _silenced() -> Iterator[None]:
-    """Without what C++ libraries write to stderr: libtpu misses a TPU, which nothing here needs."""
+def silenced() -> Iterator[None]:
+    """Without what C++ libraries write to stderr, such as that libtpu finds no TPU here."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +26,7 @@ from flax_transformers.parallel.hlo import Account, Collective, KernelCall, acco
 from flax_transformers.parallel.hlo_text import Array
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import batch_sharding
+from flax_transformers.parallel.topology import silenced
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.model_flops import step_flops
 from flax_transformers.training.program import Program, build_program, check_phase
@@ -138,10 +141,9 @@ def plan(
     started = time.perf_counter()
     lowered = lower_train_step(program, phase)
     lowered_after = time.perf_counter() - started
-    compiled, needed = _compile(lowered)
+    compiled, text, needed = _compile(lowered)
     compiled_after = time.perf_counter() - started
     memory = _memory(program, abstract_batch(config, phase), compiled, needed, chip)
-    text = None if compiled is None else _text(compiled)
     found = None if text is None else account(text, dict(mesh.shape))
     model_flops = step_flops(config, phase, program.abstract.params) / mesh.size
     program_flops = None if found is None else found.matmul_flops + _kernel_flops(found, config)
@@ -180,24 +182,31 @@ def lower_train_step(program: Program, phase: AnyPhase) -> jax.stages.Lowered:
         return program.train_step(phase).lower(program.abstract, batch)
 
 
-def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int | None]:
-    """The compiled step, or the bytes it would have needed where these are too many."""
-    try:
-        return lowered.compile(), None
-    except jax.errors.JaxRuntimeError as error:
-        needed = re.search(r"memory required[^(]*\(([\d.]+)([KMGT])\)", str(error))
-        if "Ran out of memory on HBM" not in str(error) or needed is None:
-            raise
-        return None, int(float(needed[1]) * 1024 ** ("KMGT".index(needed[2]) + 1))
+def _compile(
+    lowered: jax.stages.Lowered,
+) -> tuple[jax.stages.Compiled | None, str | None, int | None]:
+    """The compiled step and its text, or the bytes it would need where these are too many."""
+    with tempfile.TemporaryDirectory() as folder:
+        written: dict[str, str | bool] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            compiled = lowered.compile(compiler_options=written)
+        except jax.errors.JaxRuntimeError as error:
+            needed = re.search(r"memory required[^(]*\(([\d.]+)([KMGT])\)", str(error))
+            if "Ran out of memory on HBM" not in str(error) or needed is None:
+                raise
+            return None, None, int(float(needed[1]) * 1024 ** ("KMGT".index(needed[2]) + 1))
+        return compiled, _text(compiled, Path(folder)), None
 
 
-def _text(compiled: jax.stages.Compiled) -> str | None:
-    """The optimised program; None where the compiler cannot write down its own work, as libtpu
-    cannot some asynchronous collectives."""
+def _text(compiled: jax.stages.Compiled, folder: Path) -> str | None:
+    """The optimised program, from the compiler's dump where JAX cannot read it: libtpu writes some
+    asynchronous collectives in a form that jaxlib does not take. None where there is no dump."""
     try:
-        return str(compiled.as_text())
+        with silenced():
+            return str(compiled.as_text())
     except jax.errors.JaxRuntimeError:
-        return None
+        dumped = sorted(folder.glob("*after_optimizations.txt"))
+        return dumped[-1].read_text() if dumped else None
 
 
 def _memory(

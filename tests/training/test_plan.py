@@ -104,6 +104,18 @@ def test_a_plan_counts_what_a_hand_counts(config):
     assert found.mesh == {"data": 4, "fsdp": 2}
 
 
+@pytest.mark.slow
+def test_a_program_that_jax_cannot_read_is_read_from_the_compilers_dump(config, monkeypatch):
+    def unreadable(compiled):
+        raise jax.errors.JaxRuntimeError("async-update instruction should have 1 operands")
+
+    read = planned(config, "cpu:1")
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", unreadable)
+    dumped = planned(config, "cpu:1")
+    assert dumped.program_flops == read.program_flops > 0
+    assert dumped.instructions == read.instructions and not dumped.notes
+
+
 @pytest.fixture(scope="module")
 def on_tpu(tmp_path_factory):
     """A small model's plan for four TPU chips, its program by the real compiler."""
