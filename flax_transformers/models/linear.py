@@ -19,39 +19,36 @@ PROJECTION = "projection"
 
 
 def _einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The product in ``dtype``, summed in float32.
+
+    Where a mesh divides what is summed over, the partitioner adds up the devices' parts right
+    behind the product, in the dtype that it comes out in: so on accelerators, which sum in float32
+    inside, it comes out in ``dtype`` at once. Products of float32 are the same either way.
+    """
+
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32).astype(dtype)
 
     def widened(a: jax.Array, b: jax.Array) -> jax.Array:
         return product(a.astype(jnp.float32), b.astype(jnp.float32))
 
-    operands, result = spec.split("->")
-    batched = set.intersection(*map(set, operands.split(",")), result)
-    if batched and a.dtype == jnp.bfloat16:
-        # XLA's CPU backend lacks some batched bfloat16 products (as of jaxlib 0.12); the products
-        # of bfloat16 numbers are exact in float32, so widening them changes nothing but the time.
-        return jax.lax.platform_dependent(a, b, cpu=widened, default=product)
-    return product(a, b)
-
-
-def _gradient_einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """The gradient of a weight, in the dtype it has to cross the mesh in.
-
-    The partitioner adds up the devices' parts of a product right behind it, in the dtype that it
-    comes out in: so it has to come out in that dtype. Accelerators still sum in float32 inside.
-    """
-    dtype = gradient_dtype(a.dtype)
-
-    def summed(a: jax.Array, b: jax.Array) -> jax.Array:
-        return _einsum(spec, a, b, dtype)
-
     def narrow(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.einsum(spec, a, b, preferred_element_type=dtype)
 
-    if dtype == jnp.float32:
-        return summed(a, b)
-    # XLA's CPU backend is slow at bfloat16 results, and no wire is saved there.
-    return jax.lax.platform_dependent(a, b, cpu=summed, default=narrow)
+    if a.dtype != jnp.bfloat16:
+        return product(a, b)
+    operands, result = spec.split("->")
+    batched = set.intersection(*map(set, operands.split(",")), result)
+    # XLA's CPU backend is slow at bfloat16 results, and lacks some batched bfloat16 products (as of
+    # jaxlib 0.12); products of bfloat16 numbers are exact in float32, so widening them changes
+    # nothing but the time.
+    on_cpu = widened if batched else product
+    return jax.lax.platform_dependent(a, b, cpu=on_cpu, default=narrow)
+
+
+def _gradient_einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The gradient of a weight, in the dtype it has to cross the mesh in."""
+    return _einsum(spec, a, b, gradient_dtype(a.dtype))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))

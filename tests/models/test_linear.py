@@ -80,17 +80,21 @@ def test_bfloat16_products_are_summed_in_float32_backward(out_dtype):
 
 
 @pytest.mark.parametrize("out_dtype", [None, jnp.float32], ids=["bfloat16", "float32"])
-def test_all_three_products_read_bfloat16_and_write_float32(out_dtype):
-    # Some devices sum in float32 whatever is asked; this holds what is asked.
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_all_three_products_read_bfloat16_and_give_what_has_to_cross_a_mesh(platform, out_dtype):
+    """On a CPU float32, which it would not sum in else; on accelerators, which do, the result's
+    dtype, in which a mesh adds up the devices' parts."""
+
     def total(a, b):
         return jnp.sum(einsum("BD,DF->BF", a, b, out_dtype).astype(jnp.float32))
 
-    traced = equations(jax.grad(total, (0, 1)), ones(2, 3), ones(3, 4))
-    products = [equation for equation in traced if equation.primitive.name == "dot_general"]
-    for product in products:
-        assert [operand.aval.dtype for operand in product.invars] == [jnp.bfloat16] * 2
-        assert product.outvars[0].aval.dtype == jnp.float32
-    assert len(products) == 3
+    traced = jax.jit(jax.value_and_grad(total, (0, 1))).trace(ones(2, 3), ones(3, 4))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    types = [line.rpartition(" : ")[2] for line in text.splitlines() if "dot_general" in line]
+    dtypes = [re.findall(r"bf16|f32", one) for one in types]  # of both operands and the result
+    gradient = {"cpu": "f32", "tpu": "bf16"}[platform]
+    result = gradient if out_dtype is None else "f32"
+    assert sorted(dtypes) == sorted(["bf16", "bf16", one] for one in (result, gradient, gradient))
 
 
 WEIGHT = ("BTD,DF->BTF", ("embed", "mlp"))
