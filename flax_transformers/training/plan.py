@@ -255,11 +255,28 @@ def bytes_on_device(tree: Any) -> int:
 
 
 def _kernel_flops(found: Account, config: TrainConfig) -> float:
-    """Of the attention kernels, which are no matmuls to the compiler, counted by their shapes."""
+    """Of kernels, which are no matmuls to the compiler, counted by their shapes."""
     return sum(
-        one.runs * attention_kernel_flops(one, causal=_is_causal(one, config.model))
+        one.runs
+        * (
+            grouped_product_flops(one)
+            or attention_kernel_flops(one, causal=_is_causal(one, config.model))
+        )
         for one in found.kernels
     )
+
+
+def grouped_product_flops(call: KernelCall) -> float:
+    """Matmul FLOPs of one run of a grouped product (``jax.lax.ragged_dot``); 0 for any other.
+
+    Of rows [R, D] and a kernel for each group [E, D, F] come rows [R, F], and from rows on both
+    sides gradients [E, D, F]. Each row meets one kernel: 2 R D F, the rows that fill up included.
+    """
+    arrays = _floats((*call.operands, *call.results))
+    if "ragged-dot" not in call.name or len(arrays) != 3:
+        return 0.0
+    # Each of the three lengths is in two of the arrays.
+    return 2.0 * math.isqrt(math.prod(math.prod(array.shape[-2:]) for array in arrays))
 
 
 def _is_causal(call: KernelCall, model: TransformerConfig) -> bool:
@@ -288,7 +305,11 @@ def attention_kernel_flops(call: KernelCall, *, causal: bool) -> float:
 
 
 def _heads(several: Sequence[Array]) -> list[Array]:
-    return [a for a in several if a.dtype in ("bf16", "f16", "f32") and len(a.shape) > 2]
+    return [array for array in _floats(several) if len(array.shape) > 2]
+
+
+def _floats(several: Sequence[Array]) -> list[Array]:
+    return [array for array in several if array.dtype in ("bf16", "f16", "f32")]
 
 
 def _traffic(found: Account) -> tuple[Traffic, ...]:
@@ -329,7 +350,8 @@ def _notes(found: Account | None, unreadable: bool) -> tuple[str, ...]:
     if unreadable:
         notes.append("the compiler cannot write this program down: no FLOPs, no traffic")
     if found is not None and found.unknown:
-        notes.append(f"loops of unknown length, counted once: {', '.join(found.unknown)}")
+        # As experts that get more rows than their share work on them a chunk at a time.
+        notes.append(f"{len(found.unknown)} loops whose length the data decide, counted once")
     return tuple(notes)
 
 

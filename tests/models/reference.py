@@ -78,13 +78,19 @@ def randomize(params: Any, seed: int = 0, std: float = 0.3) -> Any:
 
 
 def equations(function: Callable[..., Any], *args: Any) -> Iterator[jax.extend.core.JaxprEqn]:
-    """All primitive operations in a traced function, those of loops and calls included."""
+    """All primitive operations in a traced function, those of loops and calls included; of what
+    differs by platform, those for the CPU."""
     pending = [jax.make_jaxpr(function)(*args).jaxpr]
     while pending:
         for equation in pending.pop().eqns:
             yield equation
+            params = dict(equation.params)
+            for number, platforms in enumerate(params.get("branches_platforms") or ()):
+                if platforms is None or "cpu" in platforms:
+                    params = {"branch": params["branches"][number]}
+                    break
             for value in jax.tree.leaves(
-                list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
+                list(params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
             ):
                 inner = getattr(value, "jaxpr", value)
                 if hasattr(inner, "eqns"):

@@ -23,6 +23,7 @@ from flax_transformers.training.plan import (
     Plan,
     advice,
     attention_kernel_flops,
+    grouped_product_flops,
     lower_train_step,
     plan,
 )
@@ -197,6 +198,20 @@ def test_attention_kernels_are_counted_by_their_shapes():
     assert flops("attention_dq", (queries,)) == 3 * one
     assert flops("attention_dkv", (keys, keys, Array("f32", (12, 3, 128, 128)))) == 4 * one
     assert flops("some_other_matter", (queries,)) == 0
+
+
+def test_grouped_products_are_counted_by_rows_whatever_the_number_of_groups():
+    rows, other = Array("bf16", (96, 32)), Array("bf16", (96, 80))
+    kernels, gradient = Array("bf16", (4, 32, 80)), Array("f32", (4, 32, 80))
+    sizes = Array("s32", (4,))
+
+    def flops(name, operands, result):
+        return grouped_product_flops(KernelCall(name, "", operands, (result,), None, 1))
+
+    assert flops("ragged-dot-none.7", (sizes, rows, kernels), other) == 2 * 96 * 32 * 80
+    assert flops("ragged-dot-none.7", (sizes, rows, other), gradient) == 2 * 96 * 32 * 80
+    assert flops("ragged-dot-metadata", (sizes,), sizes) == 0
+    assert flops("attention_fwd", (sizes, rows, kernels), other) == 0
 
 
 def test_a_topology_that_there_is_not_is_refused():
