@@ -44,6 +44,9 @@ COLLECTIVES = (
     "collective-broadcast",
 )
 
+SLICES = "slices"
+"""In place of mesh axes, for what crosses the network between the slices of a mesh."""
+
 
 @dataclass(frozen=True)
 class Collective:
@@ -51,7 +54,7 @@ class Collective:
 
     kind: str
     axes: tuple[str, ...]
-    """Mesh axes along which the devices that it joins differ."""
+    """Mesh axes along which the devices that it joins differ, or SLICES."""
     members: int
     """Devices in a group."""
     runs: int
@@ -193,6 +196,8 @@ class _Walk:
             self._collective(one, inside, runs, fused=False)
         elif one.opcode == "custom-call":
             self._custom_call(one, inside, runs)
+        elif one.opcode == "send":
+            self._between_slices(one, inside, runs)
 
     def _custom_call(self, one: Instruction, inside: Computation, runs: int) -> None:
         target = re.search(r'custom_call_target="([^"]*)"', one.attributes)
@@ -223,6 +228,20 @@ class _Walk:
             moved = [Array(a.dtype, (members, *a.shape), a.space) for a in moved]
         self.found.collectives.append(
             Collective(kind, self._axes(groups), members, runs, tuple(moved), one.op_name)
+        )
+
+    def _between_slices(self, one: Instruction, inside: Computation, runs: int) -> None:
+        """What libtpu makes of the part of a collective between slices: the hosts carry it out."""
+        kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.attributes)
+        target = re.search(r'_xla_megascale_target="\{([^}]*)\}', one.attributes)
+        if kind is None or target is None:
+            return
+        ranges = [[int(end) for end in part.split(":")] for part in target[1].split(",")]
+        members = sum(ends[-1] - ends[0] + 1 for ends in ranges)
+        moved = tuple(_operands(one, inside)[:1])
+        name = kind[1].lower().replace("_", "-")
+        self.found.collectives.append(
+            Collective(name, (SLICES,), members, runs, moved, one.op_name)
         )
 
     def _axes(self, groups: list[list[int]]) -> tuple[str, ...]:

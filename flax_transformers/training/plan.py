@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from flax_transformers.models.config import TransformerConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
 from flax_transformers.parallel.chips import Chip, chip_of
-from flax_transformers.parallel.hlo import Account, Collective, KernelCall, account
+from flax_transformers.parallel.hlo import SLICES, Account, Collective, KernelCall, account
 from flax_transformers.parallel.hlo_text import Array
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import batch_sharding
@@ -149,7 +148,7 @@ def plan(
     program_flops = None if found is None else found.matmul_flops + _kernel_flops(found, config)
     roofline = None
     if chip is not None and found is not None and program_flops is not None:
-        roofline = _roofline(found, program_flops, mesh, chip)
+        roofline = _roofline(found, program_flops, chip)
     return Plan(
         topology=topology,
         devices=mesh.size,
@@ -324,25 +323,17 @@ def _traffic(found: Account) -> tuple[Traffic, ...]:
     return tuple(sorted(rows, key=lambda row: -row.wire_bytes))
 
 
-def _roofline(found: Account, program_flops: float, mesh: Mesh, chip: Chip) -> Roofline:
+def _roofline(found: Account, program_flops: float, chip: Chip) -> Roofline:
     wire: dict[str, float] = {}
     for one in found.collectives:
         name = "+".join(one.axes)
-        slow = _crosses_slices(one, mesh)
-        bandwidth = chip.network_bandwidth if slow else chip.ring_bandwidth
+        bandwidth = chip.network_bandwidth if one.axes == (SLICES,) else chip.ring_bandwidth
         wire[name] = wire.get(name, 0.0) + one.wire_bytes / bandwidth
     return Roofline(
         compute=program_flops / chip.peak_flops,
         memory=found.memory_bytes / chip.memory_bandwidth,
         wire=wire,
     )
-
-
-def _crosses_slices(one: Collective, mesh: Mesh) -> bool:
-    """Whether devices that differ along the axes of a collective lie in different slices."""
-    places = tuple(slice(None) if name in one.axes else 0 for name in mesh.axis_names)
-    joined = mesh.devices[places].flat
-    return len({getattr(device, "slice_index", 0) for device in joined}) > 1
 
 
 def _notes(found: Account | None, unreadable: bool) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flax_transformers.parallel.hlo import account, oversized
+from flax_transformers.parallel.hlo import SLICES, account, oversized
 from flax_transformers.parallel.hlo_text import Array, Instruction, arrays, device_groups, parse
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -43,6 +43,24 @@ ENTRY %main (q: bf16[2,8,4]) -> bf16[2,8,4] {
     (call,) = account(text, {"data": 1}).kernels
     assert (call.name, call.op_name, call.estimate) == ("flash.1", "step/attention", 99)
     assert call.operands == (Array("bf16", (2, 8, 4)),) * 2
+
+
+def test_what_hosts_carry_between_slices_is_a_collective_of_its_own():
+    text = """
+ENTRY %main (g: bf16[8,4]) -> bf16[8,4] {
+  %g = bf16[8,4]{1,0} parameter(0)
+  %t = token[] after-all()
+  %s = (bf16[8,4]{1,0}, u32[], token[]) send(%g, %t), channel_id=2, ATTRIBUTES
+  ROOT %out = bf16[8,4]{1,0} copy(%g)
+}
+""".replace(
+        "ATTRIBUTES",
+        'frontend_attributes={_xla_megascale_target="{1,3:5}x{0:3}",'
+        '_xla_megascale_transfer_type="ALL_REDUCE"}',
+    )
+    (one,) = account(text, {"data": 4}).collectives
+    assert (one.kind, one.axes, one.members) == ("all-reduce", (SLICES,), 4)
+    assert one.wire_bytes == 2 * (2 * 8 * 4) * 3 / 4
 
 
 def test_a_loop_of_a_tpu_program_counts_as_often_as_it_runs():
