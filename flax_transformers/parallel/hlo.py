@@ -282,12 +282,31 @@ class _Walk:
             parameter = computation.parameter(number)
             if array.space != HBM or number in kept_operands or parameter is None:
                 continue
-            total += min(array.bytes, _read(parameter, computation))
+            total += min(array.bytes, self._read(parameter, computation))
         root = computation.root
         roots = root.operands if root.opcode == "tuple" else (root.name,)
         for number, (name, array) in enumerate(zip(roots, one.arrays, strict=False)):
             if array.space == HBM and number not in kept_results:
                 total += _written(computation.seen_through(name), array, computation)
+        return total
+
+    def _read(self, parameter: Instruction, computation: Computation) -> float:
+        """Bytes that a fused loop reads of one of its parameters; infinite where it reads all."""
+        total = 0.0
+        for one in computation:
+            for place, name in enumerate(one.operands):
+                if name != parameter.name:
+                    continue
+                if one.opcode in ("dynamic-slice", "slice", "gather"):
+                    total += _bytes(one.arrays)
+                elif one.opcode == "bitcast":
+                    total += self._read(one, computation)
+                elif one.opcode == "fusion":
+                    inner = self._called(one, "calls")
+                    inside = inner.parameter(place)
+                    total += math.inf if inside is None else self._read(inside, inner)
+                elif one.opcode != "dynamic-update-slice" or place > 0:
+                    return math.inf
         return total
 
 
@@ -319,23 +338,6 @@ def _bytes(several: list[Array]) -> float:
 
 def _in_hbm(several: list[Array]) -> float:
     return sum(array.bytes for array in several if array.space == HBM)
-
-
-def _read(parameter: Instruction, computation: Computation) -> float:
-    """Bytes that a fused loop reads of one of its parameters."""
-    total = 0.0
-    for one in computation:
-        if parameter.name not in one.operands:
-            continue
-        if one.opcode in ("dynamic-slice", "slice", "gather"):
-            total += _bytes(one.arrays)
-        elif one.opcode == "dynamic-update-slice" and one.operands[0] == parameter.name:
-            continue
-        elif one.opcode == "bitcast":
-            total += _read(one, computation)
-        else:
-            return math.inf
-    return total
 
 
 def _written(one: Instruction | None, array: Array, computation: Computation) -> float:

@@ -111,6 +111,31 @@ def test_traffic_leaves_out_what_stays_on_the_chip_and_what_is_not_read():
     assert account(TPU, MESH).memory_bytes == 6 * (2 * a + a + x + x) + scattered + scalars
 
 
+def test_of_a_stack_only_the_slice_is_read_however_deep_it_is_taken():
+    text = """
+%slicing (s: f32[9,4], i: s32[]) -> f32[1,4] {
+  %s = f32[9,4]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[1,4]{1,0} dynamic-slice(%s, %i, %zero), dynamic_slice_sizes={1,4}
+}
+
+%doubling (s: f32[9,4], i: s32[]) -> f32[1,4] {
+  %s = f32[9,4]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %one = f32[1,4]{1,0} fusion(%s, %i), kind=kLoop, calls=%slicing
+  ROOT %two = f32[1,4]{1,0} add(%one, %one)
+}
+
+ENTRY %main (s: f32[9,4], i: s32[]) -> f32[1,4] {
+  %s = f32[9,4]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %out = f32[1,4]{1,0} fusion(%s, %i), kind=kLoop, calls=%doubling
+}
+"""
+    assert account(text, {"data": 1}).memory_bytes == 4 * 4 + 4 + 4 * 4  # a slice, i, the result
+
+
 def test_what_moves_more_than_a_limit_is_named():
     found = account(TPU, MESH)
     assert [c.kind for c in oversized(found, 200)] == ["reduce-scatter"]
