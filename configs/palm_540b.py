@@ -4,7 +4,9 @@ Command:   flax-transformers prepare configs/palm_540b.py
            flax-transformers train configs/palm_540b.py --workdir gs://bucket/palm_540b
 Hardware:  a TPU v5p slice of 2,048 chips, 8x16x16; the paper had two slices of 3,072 v4
 Data:      as llama3_8b.py, with a vocabulary of 256,000
-Expected:  not run. Not planned yet.
+Expected:  not run
+Planned:   not run; --topology v5p:8x16x16: 57.4 of 95.7 GiB on each chip, a step takes 18.0 s at
+           least, MFU is 80.8 % at most
 
 A Llama of these widths: SwiGLU, rotary positions, no biases, one head of keys and values for all of
 the queries, a shared table of words, Adafactor with a rate of 1e-2 that falls as 1 / sqrt(step).

@@ -5,7 +5,9 @@ Command:   flax-transformers prepare configs/vit_h14_imagenet2012.py
 Data:      as vit_s16_imagenet2012.py
 Hardware:  a TPU v5e slice of 64 chips, 8x8
 Expected:  not run; a model of this size, from nothing, wants more images than these or more
-           regularisation. Not planned yet.
+           regularisation.
+Planned:   not run; --topology v5e:8x8: 2.1 of 15.75 GiB on each chip, a step takes 0.101 s at
+           least, MFU is 80.6 % at most
 """
 
 import dataclasses
