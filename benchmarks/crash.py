@@ -141,8 +141,24 @@ class Job:
 
 def training(folder: Path, workdir: Path, processes: int) -> list[str]:
     """The command: a model as small as they come, on text made up for it."""
-    settings = {
-        "workdir": workdir,
+    return ["train", *settings(folder, processes), "--workdir", str(workdir)]
+
+
+def prepare(folder: Path) -> None:
+    """Tokenises the text, which a job of several processes wants to find done."""
+    log = folder / "prepare.txt"
+    process = multiprocessing.Process(
+        target=run_command, args=(["prepare", *settings(folder, 1)], {}, str(log))
+    )
+    process.start()
+    process.join()
+    if process.exitcode != 0:
+        raise SystemExit(f"the text could not be prepared: {log.read_text()}")
+
+
+def settings(folder: Path, processes: int) -> list[str]:
+    """A config and what is changed of it."""
+    changes = {
         "data.source.path": folder / "text.txt",
         "data.store": folder / "store",
         "data.tokenizer.kind": "bytes",
@@ -164,8 +180,8 @@ def training(folder: Path, workdir: Path, processes: int) -> list[str]:
         "logging.ledger": True,
         "logging.tensorboard": False,
     }
-    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    return ["train", str(ROOT / "configs" / "bert_tiny.py"), *flags]
+    flags = [part for name, value in changes.items() for part in (f"--{name}", str(value))]
+    return [str(ROOT / "configs" / "bert_tiny.py"), *flags]
 
 
 def run_command(arguments: list[str], environment: dict[str, str], log: str) -> None:
@@ -467,7 +483,7 @@ def main() -> int:
     ]
     if not campaign.small:
         print("no full disks: a tmpfs cannot be mounted here", file=sys.stderr)
-    campaign.reference(1)  # which also prepares what several read
+    prepare(folder)
     for processes in arguments.processes:
         left = [f for f in faults if f.processes == processes and (f.kind, f.number) not in done]
         campaign.strike_all(left, processes)

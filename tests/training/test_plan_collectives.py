@@ -17,7 +17,7 @@ from flax_transformers.training.config import Phase
 from flax_transformers.training.plan import lower_train_step
 from flax_transformers.training.program import build_program
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full]
 
 ROWS, LENGTH, WIDTH, LAYERS = 16, 128, 1024, 2
 MODEL = LlamaConfig(

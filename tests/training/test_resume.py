@@ -19,7 +19,11 @@ SCRIPT = Path(__file__).with_name("interrupted_run.py")
 
 def run(folder, workdir, stop=20, signal_name=None):
     command = [sys.executable, str(SCRIPT), str(folder), str(workdir), str(stop)]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "2",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+    }
     return subprocess.run(
         command + ([signal_name] if signal_name else []),
         env=environment,
