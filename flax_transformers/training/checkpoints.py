@@ -329,6 +329,15 @@ def restore_params(
     return _read_params(found, names, abstract_params)
 
 
+def restore_arrays(source: str | os.PathLike[str] | Found) -> Any:
+    """All that a checkpoint's state holds, as numpy arrays: parameters, statistics of the
+    optimizer, random key and counters."""
+    found = source if isinstance(source, Found) else find_checkpoint(source)
+    with _readable(found) as folder:
+        item, how = _as_numpy(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
+        return _read_arrays(folder, item, how, partial=False)
+
+
 class _Manager(ocp.CheckpointManager):
     """Told of a preemption, orbax would work out how long ago the step before was saved, and fail
     where that was by another process: with a lightweight start it does not know when."""
@@ -371,12 +380,7 @@ def _read_params(found: Found, names: Sequence[str], abstract: Any | None) -> An
         saved = ocp.PyTreeCheckpointHandler().metadata(folder).tree
         name = next((n for n in names if jax.tree.leaves(saved.get(n), is_leaf=is_array)), "params")
         if abstract is None:
-            item = jax.tree.map(
-                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype),
-                saved.get(name, {}),
-                is_leaf=is_array,
-            )
-            how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+            item, how = _as_numpy(saved.get(name, {}))
         else:
             # Named as what is asked for, whichever of the two there is.
             require_same_structure(
@@ -384,6 +388,12 @@ def _read_params(found: Found, names: Sequence[str], abstract: Any | None) -> An
             )
             item, how = abstract, ocp.checkpoint_utils.construct_restore_args(abstract)
         return _read_arrays(folder, {name: item}, {name: how}, partial=True)[name]
+
+
+def _as_numpy(saved: Any) -> tuple[Any, Any]:
+    """What to ask for, and how, where arrays are wanted as they were saved."""
+    item = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), saved, is_leaf=is_array)
+    return item, jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
 
 
 def _read_arrays(folder: epath.Path, item: Any, how: Any, *, partial: bool) -> Any:

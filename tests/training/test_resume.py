@@ -51,9 +51,7 @@ def everything(workdir):
     """All arrays of the newest checkpoint: parameters, optimizer state, key, counters."""
     found = checkpoints.find_checkpoint(workdir)
     assert found.step == 20
-    import orbax.checkpoint as ocp
-
-    return ocp.PyTreeCheckpointer().restore(found.folder / "state")
+    return checkpoints.restore_arrays(found)
 
 
 def ledger(workdir):
