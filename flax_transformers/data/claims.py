@@ -71,7 +71,7 @@ def _claimed(folder: Folder) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError):
         pass
     raise UserError(
-        f"The file {CORPUS} of the unfinished token store in {folder.path} is damaged; delete the "
+        f"The file {CORPUS} of the unfinished store in {folder.path} is damaged; delete the "
         "store and prepare it again."
     )
 
@@ -92,7 +92,7 @@ def refuse_other(
     else:
         return
     raise UserError(
-        f"The token store in {folder.path} was made with {was}; this run asks for {asked}; choose "
+        f"The store in {folder.path} was made with {was}; this run asks for {asked}; choose "
         "another store directory, or delete that one to make it anew."
     )
 

@@ -6,7 +6,14 @@ import os
 from typing import Protocol
 
 from flax_transformers.data.config import DataConfig, TextData
-from flax_transformers.data.images import ImageData, open_prepared_images, prepare_images
+from flax_transformers.data.images import (
+    ImageData,
+    PreparedImages,
+    begin_images,
+    open_prepared_images,
+    prepare_image_parts,
+    prepare_images,
+)
 from flax_transformers.data.mixture import (
     MixedText,
     PreparedMixture,
@@ -81,7 +88,9 @@ def prepare(data: DataConfig, output: str | os.PathLike[str] | None = None) -> D
 
 def begin(data: DataConfig, output: str | os.PathLike[str] | None = None) -> None:
     """Makes what all jobs of `prepare_share` need, such as the tokenizer, in one process."""
-    if isinstance(data, MixedText):
+    if isinstance(data, ImageData):
+        begin_images(data, output)
+    elif isinstance(data, MixedText):
         begin_mixture(data, output)
     else:
         begin_text(_text(data), output)
@@ -98,25 +107,21 @@ def prepare_share(
         raise UserError(
             "Jobs that prepare a store together need one place for it; set data.store or --output"
         )
+    if isinstance(data, ImageData):
+        return prepare_image_parts(data, output, job, jobs)
     if isinstance(data, MixedText):
         return prepare_mixture_shards(data, output, job, jobs)
     return prepare_shards(_text(data), output, job, jobs)
 
 
 def verify(prepared: Dataset) -> None:
-    """Reads every file of token stores and compares digests. Raises UserError naming a damaged one.
+    """Reads every file of the stores and compares digests. Raises UserError naming a damaged one.
 
     Opening compares sizes alone.
     """
-    if isinstance(prepared, PreparedMixture):
-        parts = prepared.parts
-    elif isinstance(prepared, PreparedText):
-        parts = (prepared,)
-    else:
-        raise UserError(
-            f"What lies in {prepared.directory} is no token store, and only those have digests."
-        )
+    parts = prepared.parts if isinstance(prepared, PreparedMixture) else (prepared,)
     for part in parts:
+        assert isinstance(part, PreparedText | PreparedImages)
         for store in (part.train, part.validation):
             if store is not None:
                 store.verify()
@@ -135,11 +140,6 @@ def open_dataset(data: DataConfig) -> Dataset:
 
 
 def _text(data: DataConfig) -> TextData:
-    if isinstance(data, ImageData):
-        raise UserError(
-            "Images are prepared by one job, which reads each of them once; leave out --begin and "
-            "--shard, and set data.prepare_processes to the cores it may use."
-        )
     if not isinstance(data, TextData):
         raise UserError(
             f"the config's data is a {type(data).__name__}; this wants a TextData or a MixedText"

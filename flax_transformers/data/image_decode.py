@@ -61,6 +61,8 @@ def decode_image(raw: bytes, channels: int) -> np.ndarray:
                 return _pixels(image, "L" if channels == 1 else "RGB")
         except (UnreadableImage, UserError):
             raise
+        except PIL.UnidentifiedImageError as error:  # names an address in memory
+            raise UnreadableImage("cannot be decoded (no known format)") from error
         except Exception as error:  # damaged files raise whatever comes up in Pillow's readers
             raise UnreadableImage(f"cannot be decoded ({error})") from error
 

@@ -12,33 +12,23 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
-import sys
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
-from flax_transformers.data.folders import LocalFolder, writing
-from flax_transformers.data.image_decode import UnreadableImage, decode_image, pillow
+from flax_transformers.data.folders import LocalFolder
+from flax_transformers.data.image_decode import UnreadableImage, decode_image
 from flax_transformers.data.image_kinds import ImageSource
-from flax_transformers.data.image_sources import open_images, reader
-from flax_transformers.data.prepare import cores
-from flax_transformers.data.processes import end_with_parent
-from flax_transformers.data.store import SPLITS, Split, to_json
+from flax_transformers.data.image_sources import reader
+from flax_transformers.data.store import Split
 from flax_transformers.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 SKIPPED = "skipped.txt"
-_CHUNK = 512  # images that a process checks at a time
-_FEW = 8192  # images that are not worth starting processes for
+FILES = ("items", "labels", "ends")
 
 
 class ImageSplit:
@@ -50,6 +40,7 @@ class ImageSplit:
         self._count: int = record["images"]
         self._shape = tuple(record["shape"]) if record["shape"] else None
         self._source = ImageSource(**record["source"]) if record["in_place"] else None
+        self._digests: dict[str, str] = record["files"]
 
     def __len__(self) -> int:
         return self._count
@@ -85,6 +76,18 @@ class ImageSplit:
                 "prepare it again."
             ) from error
 
+    def verify(self) -> None:
+        """Reads the files of the split and compares digests. Raises UserError naming a damaged one.
+
+        Images that are read where they lie are not in them.
+        """
+        for kind in FILES:
+            if hashlib.sha256(self._array(kind, "u1").data).hexdigest() != self._digests[kind]:
+                raise UserError(
+                    f"The file {self.split}/{kind} of the image store in {self.directory} does not "
+                    "match its recorded sha256; delete the store and prepare it again."
+                )
+
     def pixels(self, index: int, channels: int) -> np.ndarray:
         """uint8 [height, width, channels] of image ``index``.
 
@@ -109,203 +112,12 @@ class ImageSplit:
             ) from error
 
 
-class _Checked(NamedTuple):
-    """An image, or why it is left out. ``item`` is what the store holds of it."""
-
-    place: str
-    item: bytes
-    label: int
-    digest: bytes
-    problem: str | None
-
-
-def check_images(source: ImageSource, start: int, stop: int) -> list[_Checked]:
-    """Reads and decodes images ``start`` to ``stop`` of a source."""
-    images = open_images(source)
-    checked = []
-    for place, raw, label in images.read(start, stop):
-        problem = None
-        if not 0 <= label < len(images.classes):
-            problem = "has no label"
-        elif images.shape is None:
-            try:
-                decode_image(raw, channels=3)
-            except UnreadableImage as error:
-                problem = str(error)
-        item = place.encode("utf-8", "surrogateescape") if images.in_place else raw
-        digest = hashlib.blake2b(raw, digest_size=16).digest()
-        checked.append(_Checked(place, b"" if problem else item, label, digest, problem))
-    return checked
-
-
-def write_store(
-    folder: LocalFolder,
-    source: ImageSource,
-    validation: ImageSource | None,
-    fraction: float,
-    processes: int | None,
-    origin: dict[str, Any],
-) -> None:
-    """Checks all images and writes the store.
-
-    ``validation`` is a source of its own for evaluation; without it, ``fraction`` of the images
-    are held out by a hash of their bytes, so that equal ones stay on one side. The store does not
-    depend on the number of ``processes``. Raises UserError where a split stays empty.
-    """
-    classes = open_images(source).classes
-    with writing(folder.path):
-        writers = {split: _SplitWriter(folder, split) for split in SPLITS}
-    try:
-        skipped = _sort(writers, _checked(source, processes), fraction if not validation else 0.0)
-        if validation is not None:
-            _check_classes(source, validation)
-            skipped += _sort(writers, _checked(validation, processes), 1.0)
-        counts = {split: len(writer.labels) for split, writer in writers.items()}
-        _check_counts(source, counts, len(skipped), held_out=validation is not None or fraction > 0)
-        origins = {"train": source, "validation": validation or source}
-        splits = {split: writers[split].finish(origins[split]) for split in SPLITS}
-    finally:
-        for writer in writers.values():
-            writer.close()
-    manifest = {
-        "format": FORMAT,
-        "origin": origin,
-        "classes": list(classes),
-        "skipped": len(skipped),
-        "splits": splits,
-    }
-    folder.write(SKIPPED, "".join(f"{line}\n" for line in skipped).encode("utf-8", "replace"))
-    folder.write(MANIFEST, to_json(manifest))
-    print(
-        f"Prepared {counts['train']:,} training and {counts['validation']:,} held-out images of "
-        f"{len(classes)} classes in {folder.path} (left out: {len(skipped):,}"
-        f"{'; see ' + SKIPPED + ' there' if skipped else ''})",
-        file=sys.stderr,
-    )
-
-
-def _sort(
-    writers: dict[Split, _SplitWriter], found: Iterator[_Checked], held_out: float
-) -> list[str]:
-    """Hands the images to the writers, a share to "validation"; returns those left out, and why."""
-    skipped = []
-    for one in found:
-        if one.problem is not None:
-            skipped.append(f"{one.place} {one.problem}")
-        elif int.from_bytes(one.digest[:8], "little") < held_out * 2.0**64:
-            writers["validation"].add(one)
-        else:
-            writers["train"].add(one)
-    return skipped
-
-
-class _SplitWriter:
-    """Writes the files of one split, item after item."""
-
-    def __init__(self, folder: LocalFolder, split: Split) -> None:
-        self._folder, self._split = folder, split
-        self._path = folder.temporary(f"{split}/items")
-        self._file = open(self._path, "wb")  # noqa: SIM115 (closed by close)
-        self._digest = hashlib.sha256()
-        self.labels: list[int] = []
-        self._ends: list[int] = []
-        self._end = 0
-
-    def add(self, one: _Checked) -> None:
-        with writing(self._folder.path):
-            self._file.write(one.item)
-        self._end += len(one.item)
-        self._ends.append(self._end)
-        self.labels.append(one.label)
-        self._digest.update(one.digest + one.label.to_bytes(4, "little"))
-
-    def finish(self, source: ImageSource) -> dict[str, Any]:
-        """Moves the files to their names; the fingerprint is of all images and labels in order."""
-        with writing(self._folder.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._folder.publish(self._path, f"{self._split}/items")
-        for kind, values, dtype in (("labels", self.labels, "<i4"), ("ends", self._ends, "<i8")):
-            self._folder.write(f"{self._split}/{kind}", np.array(values, dtype).tobytes())
-        images = open_images(source)
-        return {
-            "images": len(self.labels),
-            "fingerprint": self._digest.hexdigest(),
-            "shape": images.shape,
-            "in_place": images.in_place,
-            "source": source_json(source),
-        }
-
-    def close(self) -> None:
-        self._file.close()
-
-
 def source_json(source: ImageSource) -> dict[str, str]:
     """The fields that a store depends on; a path is absolute, as a run may start elsewhere."""
     fields = {name: value for name, value in vars(source).items() if name != "label_names"}
     if not source.path.startswith("tfds:"):
         fields["path"] = os.path.abspath(os.path.expanduser(source.path))
     return fields
-
-
-def _check_classes(source: ImageSource, validation: ImageSource) -> None:
-    train, held_out = open_images(source).classes, open_images(validation).classes
-    if held_out != train[: len(held_out)]:
-        raise UserError(
-            f"The classes of {validation.path} ({validation.split}) are not those of "
-            f"{source.path} ({source.split}); evaluate on images with the same classes."
-        )
-
-
-def _check_counts(
-    source: ImageSource, counts: dict[Split, int], skipped: int, *, held_out: bool
-) -> None:
-    empty = [split for split in SPLITS if counts[split] == 0]
-    if "train" in empty or (held_out and empty):
-        raise UserError(
-            f"No image of {source.path} is left for {empty[0]} ({sum(counts.values()):,} are "
-            f"usable, {skipped:,} are not); check data.source and data.validation_fraction."
-        )
-
-
-def _checked(source: ImageSource, processes: int | None) -> Iterator[_Checked]:
-    """All images of a source in order, with a bar on a terminal."""
-    images = open_images(source)
-    total = len(images)
-    if images.shape is None:
-        pillow()  # without it every image would be left out
-    if processes is None:
-        processes = 1 if total <= _FEW or images.shape is not None else cores()
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("checking images", total=total)
-        for chunk in _chunks(source, range(0, total, _CHUNK), processes):
-            yield from chunk
-            bar.advance(task, len(chunk))
-
-
-def _chunks(source: ImageSource, starts: range, processes: int) -> Iterator[list[_Checked]]:
-    if processes == 1:
-        for start in starts:
-            yield check_images(source, start, start + _CHUNK)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, end_with_parent)
-    waiting: deque[Future[list[_Checked]]] = deque()
-    try:
-        for start in starts:
-            waiting.append(pool.submit(check_images, source, start, start + _CHUNK))
-            if len(waiting) > 2 * processes:  # bounds what waits to be written
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "A process that checks images died, perhaps for want of memory; run the same command "
-            "again, with fewer prepare_processes."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def read_manifest(folder: LocalFolder) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,25 +9,29 @@ from typing import Any
 import numpy as np
 
 from flax_transformers.data.augmentation import Augmentation, augmented, centre_crop
-from flax_transformers.data.claims import only_one
+from flax_transformers.data.claims import claim, digest, one_of_several, only_one
 from flax_transformers.data.config import DataConfig
 from flax_transformers.data.folders import LocalFolder
 from flax_transformers.data.image_kinds import ImageSource
-from flax_transformers.data.image_sources import open_images, own_held_out
-from flax_transformers.data.image_store import (
-    MANIFEST,
-    ImageSplit,
-    read_manifest,
-    source_json,
-    write_store,
+from flax_transformers.data.image_parts import (
+    ImageJob,
+    check_classes,
+    finish,
+    missing_parts,
+    write_parts,
 )
-from flax_transformers.data.store import Split, to_json
+from flax_transformers.data.image_sources import open_images, own_held_out
+from flax_transformers.data.image_store import MANIFEST, ImageSplit, read_manifest, source_json
+from flax_transformers.data.prepare import cache_directory, cores
+from flax_transformers.data.shard_work import require_job
+from flax_transformers.data.store import Split
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Vocabulary, WindowSpec
 from flax_transformers.objectives.images import ImageSpec
 
 DEFAULT_FRACTION = 0.02
 """Held out where the source has no split for it and nothing else is said."""
+_FEW = 8192  # images that are not worth starting processes for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,10 @@ class ImageData(DataConfig):
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Random changes to training images."""
 
+    shards: int = 64
+    """Parts in which images are checked (fewer of few images), and so the unit of resumption. What
+    the store holds does not depend on it."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.channels not in (1, 3):
@@ -64,6 +71,8 @@ class ImageData(DataConfig):
             raise UserError(
                 f"crop_fraction is {self.crop_fraction}; give a share above 0, up to 1."
             )
+        if self.shards < 1 or self.shards > 99_999:
+            raise UserError(f"shards is {self.shards}; give a number from 1 to 99999.")
         fraction = self.validation_fraction
         if fraction is not None and not 0 <= fraction < 1:
             raise UserError(
@@ -170,11 +179,60 @@ def prepare_images(
     if not folder.exists(MANIFEST):
         with only_one(folder):
             if not folder.exists(MANIFEST):
-                validation, fraction = _held_out(data)
-                count = processes or data.prepare_processes
-                write_store(folder, data.source, validation, fraction, count, _origin(data))
-    open_images.cache_clear()  # what was opened to prepare is not needed to train
+                job = _begun(folder, data)
+                count = processes or _processes(job, data)
+                write_parts(job, range(len(job.parts())), count)
+                finish(job, count, _origin(data))
     return _open(folder, data)
+
+
+def begin_images(data: ImageData, output: str | os.PathLike[str] | None = None) -> None:
+    """Claims the folder for these images, so that jobs with others are refused."""
+    folder = _folder(data, output)
+    if not folder.exists(MANIFEST):
+        with only_one(folder):
+            _begun(folder, data)
+
+
+def prepare_image_parts(
+    data: ImageData, output: str | os.PathLike[str] | None, job: int, jobs: int
+) -> PreparedImages | None:
+    """One job's share of the parts in which images are checked: those whose number % jobs == job.
+
+    The job that finishes the last part also finishes the store, and it is given out; before, None.
+    A job may be killed and run again, or twice at once. Raises UserError where there are more jobs
+    than shards, and as `prepare_images` does.
+    """
+    require_job(job, jobs, data.shards)
+    folder = _folder(data, output)
+    if not folder.exists(MANIFEST):
+        with one_of_several(folder):
+            work = _begun(folder, data)
+            count = _processes(work, data)
+            write_parts(work, range(job, len(work.parts()), jobs), count)
+        if missing_parts(work):
+            return None
+        with only_one(folder):
+            if not folder.exists(MANIFEST):
+                finish(work, count, _origin(data))
+    return _open(folder, data)
+
+
+def _begun(folder: LocalFolder, data: ImageData) -> ImageJob:
+    """Claims the folder; all that checking a part takes."""
+    validation, fraction = _held_out(data)
+    if validation is not None:
+        check_classes(data.source, validation)
+    claimed = {"settings": _origin(data) | {"shards": data.shards}, "content": _content(data)}
+    claim(folder, claimed)
+    return ImageJob(folder, data.source, validation, fraction, data.shards, claimed)
+
+
+def _processes(job: ImageJob, data: ImageData) -> int:
+    """As many as asked for, or as there are cores where there is something to decode."""
+    encoded = any(open_images(source).shape is None for source, _, _ in job.parts())
+    many = sum(stop - start for _, start, stop in job.parts()) > _FEW
+    return data.prepare_processes or (cores() if encoded and many else 1)
 
 
 def open_prepared_images(data: ImageData) -> PreparedImages:
@@ -189,6 +247,7 @@ def open_prepared_images(data: ImageData) -> PreparedImages:
 
 
 def _folder(data: ImageData, output: str | os.PathLike[str] | None) -> LocalFolder:
+    open_images.cache_clear()  # files may have changed since they were opened
     path = os.fspath(output or data.store or _default_directory(data))
     if "://" in path:
         raise UserError(f"An image store is a local folder, which {path} is not; name another.")
@@ -197,12 +256,14 @@ def _folder(data: ImageData, output: str | os.PathLike[str] | None) -> LocalFold
 
 def _default_directory(data: ImageData) -> str:
     """Below the user's cache directory, named after the images' identity and the settings."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return cache_directory(digest(_origin(data) | {"content": _content(data)})[:16])
+
+
+def _content(data: ImageData) -> str:
+    """What changes when the images do, found without reading them."""
     validation, _ = _held_out(data)
     sources = [data.source, *([validation] if validation is not None else [])]
-    identity = _origin(data) | {"content": [open_images(one).identity() for one in sources]}
-    name = hashlib.sha256(to_json(identity)).hexdigest()[:16]
-    return os.path.join(cache, "flax_transformers", "stores", name)
+    return digest({"images": [open_images(one).identity() for one in sources]})
 
 
 def _held_out(data: ImageData) -> tuple[ImageSource | None, float]:
@@ -229,6 +290,7 @@ def _origin(data: ImageData) -> dict[str, Any]:
 
 
 def _open(folder: LocalFolder, data: ImageData) -> PreparedImages:
+    open_images.cache_clear()  # what was opened to prepare is not needed to train
     manifest = read_manifest(folder)
     theirs, ours = manifest["origin"], _origin(data)
     for name in ours:

@@ -42,6 +42,7 @@ from flax_transformers.data.labelled_examples import LabelledExamples
 from flax_transformers.data.labels import NAMES, has_names, keep_label_names, kept_label_names
 from flax_transformers.data.pairs import PairExamples
 from flax_transformers.data.pipeline import Examples, TextExamples
+from flax_transformers.data.shard_work import require_job
 from flax_transformers.data.shards import (
     FinishedShard,
     StoreJob,
@@ -179,11 +180,7 @@ def prepare_shards(
     A job may be killed and run again, or twice at once. Raises UserError where `begin_text` has not
     run, where there are more jobs than shards, and as `prepare_text` does.
     """
-    if not 0 <= job < jobs <= data.shards:
-        raise UserError(
-            f"Shard {job}/{jobs} does not exist: jobs count from 0, and there are data.shards, "
-            f"{data.shards}, for them to make."
-        )
+    require_job(job, jobs, data.shards)
     folder = open_folder(output or data.store or default_directory(data))
     if folder.exists(MANIFEST):
         return _open(folder, data, content_if_there(data), tokenizer)

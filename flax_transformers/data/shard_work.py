@@ -23,14 +23,30 @@ Note = Callable[[int, int], None]  # told of (documents, tokens) now and then; m
 Work = Callable[[int, Note], None]  # does one shard; picklable
 
 
+def require_job(job: int, jobs: int, shards: int) -> None:
+    """Raises UserError for a job that does not exist, or has no shard to make."""
+    if not 0 <= job < jobs <= shards:
+        raise UserError(
+            f"Shard {job}/{jobs} does not exist: jobs count from 0, and there are data.shards, "
+            f"{shards}, for them to make."
+        )
+
+
 def for_each_shard(
-    work: Work, shards: Sequence[int], processes: int, *, done: str, total: int
+    work: Work,
+    shards: Sequence[int],
+    processes: int,
+    *,
+    done: str,
+    total: int,
+    unit: str = "documents",
 ) -> None:
     """Calls ``work`` for each of ``shards``, which are what is missing of ``total``.
 
-    ``done`` is what has happened to a shard then ("tokenised"). Raises what ``work`` raises.
+    ``done`` is what has happened to a shard then ("tokenised"), ``unit`` what it holds. Raises what
+    ``work`` raises.
     """
-    with _Reporter(done, total, total - len(shards)) as reporter:
+    with _Reporter(done, total, total - len(shards), unit) as reporter:
         if processes == 1 or len(shards) <= 1:
             for shard in shards:
                 work(shard, reporter.note)
@@ -103,7 +119,8 @@ def _in_processes(work: Work, shards: Sequence[int], processes: int, reporter: _
 class _Reporter:
     """A progress bar where stderr is a terminal, else a line for every finished shard."""
 
-    def __init__(self, what: str, shards: int, done: int) -> None:
+    def __init__(self, what: str, shards: int, done: int, unit: str) -> None:
+        self._unit = unit
         self._what, self._shards, self._done, self._missing = what, shards, done, shards - done
         self._documents = self._tokens = 0
         console = Console(stderr=True)
@@ -141,7 +158,7 @@ class _Reporter:
 
     def _counts(self) -> str:
         tokens = f", {self._tokens:,} tokens" if self._tokens else ""
-        return f"{self._documents:,} documents{tokens}"
+        return f"{self._documents:,} {self._unit}{tokens}"
 
     def shard_done(self) -> None:
         self._done += 1

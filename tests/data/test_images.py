@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from flax_transformers.data.augmentation import Augmentation
-from flax_transformers.data.dataset import begin, open_dataset, prepare, prepare_share
+from flax_transformers.data.dataset import open_dataset, prepare
 from flax_transformers.data.image_kinds import ImageSource
 from flax_transformers.data.image_store import SKIPPED
 from flax_transformers.data.images import ImageData, prepare_images
@@ -311,13 +311,6 @@ def test_a_store_of_other_images_is_refused(tmp_path):
         prepare(data(tmp_path / "one", store=str(tmp_path / "store")))
     with pytest.raises(UserError, match="There is no finished image store"):
         open_dataset(data(tmp_path / "one", store=str(tmp_path / "nothing")))
-
-
-def test_jobs_that_share_the_images_are_refused(tmp_path):
-    asked = data(write_idx(tmp_path / "mnist"), store=str(tmp_path / "store"))
-    for prepared_in_parts in (begin, lambda data: prepare_share(data, None, 0, 2)):
-        with pytest.raises(UserError, match="by one job, .* leave out --begin and --shard"):
-            prepared_in_parts(asked)
 
 
 def test_images_are_not_given_to_objectives_for_text(tmp_path):

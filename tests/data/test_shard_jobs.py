@@ -143,5 +143,5 @@ def test_a_job_of_another_corpus_or_tokenizer_is_refused_and_its_shards_never_co
 def test_a_damaged_note_of_what_the_store_is_made_from_is_refused(data):
     begin_text(data)
     Path(data.store, "corpus.json").write_text('{"settings": 3')
-    with pytest.raises(UserError, match=r"corpus.json of the unfinished token store .* is damaged"):
+    with pytest.raises(UserError, match=r"corpus.json of the unfinished store .* is damaged"):
         prepare_text(data)
