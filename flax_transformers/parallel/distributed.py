@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
 import threading
 import traceback
 import zlib
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,6 +27,8 @@ HEARTBEAT_VARIABLE = "FLAX_TRANSFORMERS_HEARTBEAT_SECONDS"
 HEARTBEAT_SECONDS = 10
 """Without a sign of life for so long a process counts as lost, and the others abort."""
 SLOW_START_SECONDS = 20.0
+_PATIENCE_MS = 3_600_000  # hashing terabytes, or compiling a giant, takes minutes
+_barriers = itertools.count()
 
 _LOST = re.compile("Gloo|NCCL|coordination service|Connection (reset|closed) by peer")
 
@@ -93,6 +98,35 @@ def check_equal(what: str, value: str, remedy: str) -> None:
     if len(different):
         others = ", ".join(map(str, different))
         raise UserError(f"{what} of process 0 and of {others} differ; {remedy}")
+
+
+def wait_for_all() -> None:
+    """Returns when every process has come here, for an hour if need be.
+
+    Unlike a collective of devices, which is given up after seconds to minutes.
+    """
+    from orbax.checkpoint import multihost  # noqa: TID251 (JAX has no barrier that is public)
+
+    multihost.get_barrier_sync_fn()(key=f"together_{next(_barriers)}", timeout_ms=_PATIENCE_MS)
+
+
+def compiled_together(step: jax.stages.Wrapped) -> Callable[..., Any]:
+    """``step``, compiled in every process before any of them runs it.
+
+    Else the first to be done would wait for the others inside a collective, and give them up: after
+    30 seconds, on CPUs.
+    """
+    compiled = jax.process_count() == 1
+
+    def call(*args: Any) -> Any:
+        nonlocal compiled
+        if not compiled:
+            step.lower(*args).compile()  # which the call then finds done
+            wait_for_all()
+            compiled = True
+        return step(*args)
+
+    return call
 
 
 def leave_if_not_alone(code: int) -> None:

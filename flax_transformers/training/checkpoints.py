@@ -3,17 +3,17 @@
 A step folder `checkpoints/<step>/` holds `state/` (arrays), `meta/` (JSON), whatever small files
 the run needs beside them (its tokenizers) and `DIGESTS.json` (see `digests`). A step is committed
 by one rename, digests included. Folders that fail the check are set aside as `invalid-<step>-<n>`,
-never deleted. All of orbax that the package uses is in this file.
+never deleted. All of orbax that the package uses is in this file, but for its barrier.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import logging
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from flax_transformers.errors import UserError
+from flax_transformers.parallel.distributed import wait_for_all
 from flax_transformers.training import digests, step_folders
 from flax_transformers.training.step_folders import Files, Found
 from flax_transformers.training.structure import is_array, require_same_structure
@@ -33,10 +34,8 @@ from flax_transformers.training.write_errors import raise_write_error, report_fa
 
 logger = logging.getLogger(__name__)
 
-_PROCESS_ZERO_TIMEOUT_MS = 3_600_000  # hashing terabytes takes minutes
 _MESSAGE_BYTES = 8192
 _UNFINISHED = ".orbax-checkpoint-tmp"
-_calls = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -238,7 +237,14 @@ class Checkpoints:
             return math.nan
 
     def _barrier(self, *, key: str, timeout_ms: int) -> None:
-        """Orbax's barrier; a process about to report its arrays written hashes them first."""
+        """Orbax's barrier; a process about to report its arrays written hashes them first.
+
+        Orbax also comes here on its way out of a write that failed. The others are not there: they
+        wait for this process to have written, and see it end.
+        """
+        failure = sys.exception()
+        if failure is not None:
+            raise failure
         if "async_write_complete" in key and jax.process_index() != 0:
             for item in self._being_written().iterdir():
                 own = item / f"ocdbt.process_{jax.process_index()}"
@@ -438,10 +444,7 @@ def _on_process_zero(action: Callable[[], Any]) -> Any:
             answer = {"error": str(error)[: _MESSAGE_BYTES // 8]}
         raw = json.dumps(answer).encode()
         message[: len(raw)] = np.frombuffer(raw, np.uint8)
-    # Device collectives give up after seconds to minutes; hashing may take longer than that.
-    ocp.multihost.get_barrier_sync_fn()(
-        key=f"checkpoints_{next(_calls)}", timeout_ms=_PROCESS_ZERO_TIMEOUT_MS
-    )
+    wait_for_all()  # as hashing may take longer than collectives wait
     answer = json.loads(multihost_utils.broadcast_one_to_all(message).tobytes().rstrip(b"\0"))
     if "error" in answer:
         raise UserError(answer["error"])

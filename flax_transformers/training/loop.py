@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.objectives.contract import ModelFunctions
-from flax_transformers.parallel.distributed import check_equal
+from flax_transformers.parallel.distributed import check_equal, compiled_together
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import check_batch
 from flax_transformers.training.batches import batches_on_mesh
@@ -191,7 +191,8 @@ def _run_phase(
     """Trains to the end of the phase at ``position``, or to a requested stop."""
     config, phase = run.config, run.config.phases[position.phase]
     train_step = run.program.train_step(phase)
-    evaluation_step = run.program.evaluation_step()
+    take_step = compiled_together(train_step)
+    evaluation_step = compiled_together(run.program.evaluation_step())
     meter = Meter(config, phase, run.program.abstract.params, run.mesh, run.clock)
     parts = PartsTaken(config, run.prepared, position.phase)
 
@@ -211,7 +212,7 @@ def _run_phase(
                 batch, ids = next(batches)
             watch.before(position.step + 1, train_step, state, batch)
             with jax.transfer_guard("disallow"):
-                state, report = train_step(state, batch)
+                state, report = take_step(state, batch)
                 meter.fetch_previous()
             meter.sent(report)
             position.step += 1

@@ -19,11 +19,12 @@ directory, process, processes, port, action = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 4 // int(processes))
 if processes != "1":
     jax.distributed.initialize(
-        f"127.0.0.1:{port}", int(processes), int(process), heartbeat_timeout_seconds=20
+        f"127.0.0.1:{port}", int(processes), int(process), heartbeat_timeout_seconds=10 if action == "fail" else 20
     )
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from flax_transformers.errors import UserError
+from flax_transformers.parallel.distributed import leave_if_not_alone
 from flax_transformers.training import digests
 from flax_transformers.training.checkpoints import CheckpointConfig, Checkpoints, restore_params
 
@@ -65,6 +66,13 @@ def main():
             checkpoints.close()
             return {"digest": digest(params), "hashed": hashed,
                     "preempted": checkpoints.reached_preemption(3)}
+        if action == "fail":
+            if process == "1":
+                def refuse(folder):
+                    raise OSError(28, "No space left on device")
+                digests.write_part = refuse
+            checkpoints.save(1, {"params": place(values(1))}, {"step": 1})
+            checkpoints.wait()
         restored = checkpoints.restore_newest(abstract)
         params = restore_params(directory, abstract["params"])
         assert digest(params) == digest(restored.state["params"])
@@ -74,15 +82,16 @@ def main():
         return {"error": str(error)}
 
 print("RESULT " + json.dumps(main()), flush=True)
+if action == "fail":
+    leave_if_not_alone(2)
 """
 
 
-def run(directory: Path, processes: int, action: str) -> list[dict[str, Any]]:
-    """Runs the same action in so many processes; what each returned."""
+def start(directory: Path, processes: int, action: str) -> list[subprocess.Popen[str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    started = [
+    return [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, directory, str(i), str(processes), str(port), action],
             stdout=subprocess.PIPE,
@@ -91,6 +100,11 @@ def run(directory: Path, processes: int, action: str) -> list[dict[str, Any]]:
         )
         for i in range(processes)
     ]
+
+
+def run(directory: Path, processes: int, action: str) -> list[dict[str, Any]]:
+    """Runs the same action in so many processes; what each returned."""
+    started = start(directory, processes, action)
     try:
         results = []
         for process in started:
@@ -143,3 +157,19 @@ def test_two_processes_save_and_restore_together_and_agree_on_the_step(tmp_path:
     flip_bit(tmp_path / "2" / "meta" / "metadata")
     results = run(tmp_path, 2, "restore")
     assert all("2 is damaged (meta/metadata has changed)" in r["error"] for r in results)
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
+def test_a_process_that_cannot_write_says_so_and_the_others_do_not_wait_for_it(
+    tmp_path: Path,
+) -> None:
+    started = start(tmp_path, 2, "fail")
+    try:
+        out, err = started[1].communicate(timeout=60)
+        assert "could not be written" in out and "No space left on device" in out, err
+        assert started[1].returncode == 2
+        assert started[0].wait(timeout=60) not in (0, 2)
+    finally:
+        for process in started:
+            process.kill()

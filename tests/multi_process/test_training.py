@@ -132,3 +132,12 @@ def test_two_processes_share_the_examples_of_one(one, two):
 def test_four_processes_have_the_losses_of_one(folder, one):
     run(folder, folder / "run-4", 4)
     assert_losses_agree(folder / "run-4", one)
+
+
+@pytest.mark.full
+def test_a_run_goes_on_in_any_number_of_processes(folder, one):
+    """Each takes its rows of the same batches, and its parts of the same checkpoint."""
+    for processes, steps in ((4, 3), (2, 5), (1, 8), (4, STEPS)):
+        run(folder, folder / "elastic", processes, steps)
+    assert_losses_agree(folder / "elastic", one)
+    assert examples(folder / "elastic") == examples(one)
