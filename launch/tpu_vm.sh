@@ -63,5 +63,6 @@ while true; do
     restarts=$((restarts + 1))
     echo "exit code $code; restart $restarts of $MAX_RESTARTS"
     # Whoever still waits for a lost host holds its TPU.
-    on_all "pkill -TERM -f flax-transformers || true; sleep 10; pkill -KILL -f flax-transformers || true" || true
+    # (The brackets keep pkill from finding the shell that it runs in.)
+    on_all "pkill -TERM -f '[f]lax-transformers'; sleep 10; pkill -KILL -f '[f]lax-transformers'; true" || true
 done

@@ -14,6 +14,7 @@ from flax_transformers.parallel.distributed import leave_if_not_alone
 
 USER_ERROR = 2
 INTERRUPTED = 130
+BROKEN_PIPE = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe, such as head, has had enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nothing to close at exit)
-        return 0
+        leave_if_not_alone(BROKEN_PIPE)
+        return BROKEN_PIPE
 
 
 def _parser() -> argparse.ArgumentParser:

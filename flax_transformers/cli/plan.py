@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a file such as configs/gpt2_small.py")
     parser.add_argument(
-        "--topology", required=True, help="such as v5e:4x4, v5p:8x8x8, 2xv5e:16x16, h100:8, cpu:8"
+        "--topology", required=True, help="such as v5e:4x4, v5p:8x8x8, 2xv5e:16x16, cpu:8"
     )
     parser.add_argument("--slices", type=int, default=1, help="so many of them (default: 1)")
     parser.add_argument(
@@ -41,13 +41,22 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     # This machine's own accelerators are left alone. Set before jax finds out what there is.
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
+    from etils import epath
 
     jax.config.update("jax_platforms", "cpu")
     from flax_transformers.cli.config_file import load_config
     from flax_transformers.parallel.topology import devices_of
     from flax_transformers.training.plan import advice, plan
     from flax_transformers.training.search import search
+    from flax_transformers.training.workdir import write_text
 
+    for name in ("slices", "search_limit"):
+        if getattr(arguments, name) < 1:
+            raise UserError(
+                f"--{name.replace('_', '-')} is {getattr(arguments, name)}; give 1 or more"
+            )
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        raise UserError(f"--json {arguments.json} is in no folder that there is; make it first")
     config = load_config(arguments.config, overrides)
     devices = devices_of(arguments.topology, arguments.slices)
     try:
@@ -66,7 +75,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     show(ranked[0])
     if arguments.json is not None:
         figures = [as_json(one) for one in ranked]
-        arguments.json.write_text(json.dumps(figures if arguments.search else figures[0], indent=1))
+        text = json.dumps(figures if arguments.search else figures[0], indent=1)
+        write_text(epath.Path(arguments.json.absolute()), text)
     if not ranked[0].fits:
         raise UserError(advice(ranked[0]))
     return 0

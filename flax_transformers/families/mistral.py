@@ -44,6 +44,10 @@ class MistralConfig(LlamaConfig):
             )
 
     @property
+    def windows(self) -> tuple[int | None, ...]:
+        return (self.sliding_window,) * self.num_layers
+
+    @property
     def block(self) -> type[TransformerBlock]:
         return WindowedBlock
 

@@ -110,6 +110,11 @@ class ModernBertConfig(TextConfig):
         """What each layer sees."""
         return self.layer_types or every(self.global_every, self.num_layers)
 
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        side = self.local_attention // 2
+        return tuple(side if kind == SLIDING else None for kind in self.kinds)
+
     def rotary_tables(self, position_ids: jax.Array) -> Any:
         """Cosines and sines by kind of layer."""
         ropes = {FULL: self.rope, SLIDING: self.local_rope}

@@ -60,6 +60,12 @@ class Execution:
     """What computes attention; ``auto`` is splash on TPUs and cuDNN on NVIDIA, where they can do
     what a call needs, and else XLA. What is used, and why, is logged."""
 
+    def __post_init__(self) -> None:
+        if self.feed_forward_chunk is not None and self.feed_forward_chunk < 1:
+            raise ValueError(
+                f"execution.feed_forward_chunk is {self.feed_forward_chunk}; it must be at least 1"
+            )
+
     def resolve(self, platform: str) -> Execution:
         """Settles ``auto`` for a platform ("cpu", "gpu", "tpu"); models need it settled.
 
@@ -174,6 +180,12 @@ class TransformerConfig:
     def head_width(self) -> int:
         """Width of a head."""
         return self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """How far each layer's attention reaches: a causal one back, the token itself counted, any
+        other to each side; None: all the way."""
+        return (None,) * self.num_layers
 
     @property
     def head_dropout(self) -> float:

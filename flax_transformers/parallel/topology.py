@@ -15,7 +15,7 @@ from jax.experimental import topologies
 
 from flax_transformers.errors import UserError
 
-EXAMPLES = "v4:4x4x4, v5e:4x4, v5p:8x8x8, v6e:16x16, tpu7x:4x4x4, 2xv5e:16x16, h100:8, cpu:8"
+EXAMPLES = "v4:4x4x4, v5e:4x4, v5p:8x8x8, v6e:16x16, tpu7x:4x4x4, 2xv5e:16x16, cpu:8"
 # By dimensions of the torus. JAX counts a v4 chip as two devices unless told of its megacore.
 _TPUS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
 _TPU_SETTINGS: dict[str, dict[str, Any]] = {"v4": {"chip_config_name": "megacore"}}
@@ -35,6 +35,8 @@ def devices_of(topology: str, slices: int = 1) -> list[jax.Device]:
         raise UserError(f"there is no topology {topology!r}; name one such as {EXAMPLES}")
     count = int(match[1] or 1) * slices
     kind, grid = match[2], tuple(int(size) for size in match[3].split("x"))
+    if not count * math.prod(grid):
+        raise UserError(f"topology {topology!r} has no device; name one such as {EXAMPLES}")
     if kind == "cpu":
         return _virtual_devices(math.prod(grid) * count)
     if kind in _TPUS:

@@ -73,16 +73,22 @@ def leased(folder: epath.Path, seconds: float = LEASE_SECONDS) -> Iterator[None]
     stop = threading.Event()
 
     def renew() -> None:
-        renewals = 0
+        renewals, last = 0, time.monotonic()
         while not stop.wait(seconds / 4):
             renewals += 1
-            with contextlib.suppress(OSError):  # the next one may get through
+            try:
                 found = _read(lock)
                 if found is not None and found.get("id") != own["id"]:
                     log.error("another process has begun to train in %s: stopping", folder)
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
                 lock.write_text(json.dumps(own | {"renewals": renewals}))
+                last = time.monotonic()
+            except Exception as error:  # each client has errors of its own
+                if time.monotonic() - last >= seconds:  # others may hold it to be free by now
+                    log.error("%s cannot be renewed (%s): stopping", lock, error)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
 
     lock.write_text(json.dumps(own | {"renewals": 0}))
     thread = threading.Thread(target=renew, name="lease", daemon=True)
@@ -92,7 +98,7 @@ def leased(folder: epath.Path, seconds: float = LEASE_SECONDS) -> Iterator[None]
     finally:
         stop.set()
         thread.join()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # it is free in a minute all the same
             if (_read(lock) or {}).get("id") == own["id"]:
                 lock.unlink()
 

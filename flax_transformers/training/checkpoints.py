@@ -61,6 +61,10 @@ class CheckpointConfig:
             if getattr(self, name) < least:
                 value = getattr(self, name)
                 raise ValueError(f"checkpoints: {name} is {value}; it must be at least {least}")
+        if self.invalid_to_keep < 0:
+            raise ValueError(
+                f"checkpoints: invalid_to_keep is {self.invalid_to_keep}; it must be at least 0"
+            )
         if self.keep_every is not None and self.keep_every < 1:
             raise ValueError(f"checkpoints: keep_every is {self.keep_every}; use null for never")
 
@@ -233,7 +237,7 @@ class Checkpoints:
     def _saved_score(self, step: int) -> float:
         try:
             return _score(self.read_meta(step), self.config.best_metric)
-        except (OSError, ValueError):
+        except (UserError, OSError, ValueError):
             return math.nan
 
     def _barrier(self, *, key: str, timeout_ms: int) -> None:

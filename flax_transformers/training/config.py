@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 from dataclasses import dataclass, field
@@ -132,13 +133,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**32 - 1")
-        for name, value in (
-            ("max_skipped_in_a_row", self.max_skipped_in_a_row),
-            ("logging.every_steps", self.logging.every_steps - 1),
-            ("evaluation.every_steps", self.evaluation.every_steps),
+        for name, value, least in (
+            ("max_skipped_in_a_row", self.max_skipped_in_a_row, 0),
+            ("logging.every_steps", self.logging.every_steps, 1),
+            ("logging.hang_dump_s", self.logging.hang_dump_s, 0),
+            ("evaluation.every_steps", self.evaluation.every_steps, 0),
         ):
-            if value < 0:
-                raise ValueError(f"{name} is too small; see its help for what it may be")
+            if value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
         if not self.phases:
             raise ValueError("phases is empty; give at least one Phase(steps=..., ...)")
         longest = max(phase.sequence_length for phase in self.phases)
@@ -192,7 +194,14 @@ def from_json(value: Any) -> Any:
 _DEFINES_RUN = ("model", "objective", "data", "seed")
 """What makes a run that run. The rest (rates, mesh, logging ...) may change when it goes on."""
 
-_FREE_WITHIN = ("data.store", "data.prepare_processes", "data.workers")
+_FREE_WITHIN = (
+    "data.store",
+    "data.prepare_processes",
+    "data.workers",
+    # Which files they are, the fingerprint of the prepared data says.
+    "data.source.path",
+    "data.validation_source.path",
+)
 
 
 def differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
@@ -216,6 +225,8 @@ def check_resumable(saved: Any, config: TrainConfig, where: str) -> list[str]:
     Raises UserError if they describe different runs; otherwise returns a line per field that
     changed, to be shown.
     """
+    with contextlib.suppress(UserError):  # fields that are new since have their defaults
+        saved = to_json(from_json(saved))
     changed = differences(saved, to_json(config))
     shown = {field: f"{field} {old!r} -> {new!r}" for field, (old, new) in changed.items()}
     other_run = [

@@ -42,7 +42,7 @@ def transformer_matmul_flops(
     matmul_parameters: int,
     num_layers: int,
     attention_width: int,
-    key_length: int,
+    key_length: float,
     causal: bool,
     head_tokens: int = 0,
     head_parameters: int = 0,
@@ -52,7 +52,7 @@ def transformer_matmul_flops(
     ``tokens``: positions that pass through the layers, over the whole batch.
     ``matmul_parameters``: weights of the layers' matmuls; no biases, norms or embedding tables.
     ``attention_width``: query heads times head width. ``key_length``: positions that a query may
-    look at: the sequence length, or the window where that is shorter.
+    look at: the sequence length, or fewer where there is a window (the mean over layers).
     ``head_tokens``, ``head_parameters``: positions that get logits, and the weights of the
     unembedding (tied or not) with its transform.
 

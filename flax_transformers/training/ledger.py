@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -13,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from flax_transformers.training.buckets import is_bucket
+from flax_transformers.training.workdir import write_text, writing
 
 _NAME = re.compile(r"ledger-(\d+)\.jsonl")
 _FLUSH_SECONDS = 30.0
@@ -50,10 +52,11 @@ class Ledger:
             if time.monotonic() - self._last_flush >= _FLUSH_SECONDS:
                 self.flush()
             return
-        if self._file is None:
-            self._file = open(self._path, "a")  # noqa: SIM115 (closed by __exit__)
-        self._file.write(line)
-        self._file.flush()
+        with writing(self._path):
+            if self._file is None:
+                self._file = open(self._path, "a")  # noqa: SIM115 (closed by __exit__)
+            self._file.write(line)
+            self._file.flush()
 
     def flush(self) -> None:
         """Brings everything written so far into the bucket; on a disk it is there already."""
@@ -73,14 +76,20 @@ class Ledger:
     ) -> None:
         self.flush()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # on a full disk, once more after what was told
+                self._file.close()
 
 
 def _drop_after(path: epath.Path, step: int) -> list[str]:
-    kept = [
-        line
-        for line in path.read_text().splitlines(keepends=True)
-        if line.endswith("\n") and json.loads(line)["step"] <= step
-    ]
-    path.write_text("".join(kept))
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if 0 <= _step(line) <= step]
+    write_text(path, "".join(kept))
     return kept
+
+
+def _step(line: str) -> int:
+    """-1 for what a full disk has cut short."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith("\n") else -1
+    except (ValueError, TypeError, KeyError):
+        return -1

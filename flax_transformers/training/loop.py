@@ -131,7 +131,12 @@ def train(
             latest={},
         )
         state, position = start(run, initial)
-        writer = MetricsWriter(run.workdir, run.is_writer, start_step=position.step)
+        writer = MetricsWriter(
+            run.workdir,
+            run.is_writer,
+            start_step=position.step,
+            tensorboard=config.logging.tensorboard,
+        )
         total = config.total_steps
         progress = Progress(total, position.step, enabled=run.is_writer)
         try:

@@ -51,6 +51,7 @@ class MetricsWriter:
         enabled: bool = True,
         *,
         start_step: int = 0,
+        tensorboard: bool = True,
         flush_seconds: float = 30.0,
     ) -> None:
         self._enabled = enabled
@@ -68,8 +69,10 @@ class MetricsWriter:
             if not is_bucket(self._path):
                 self._appended = open(self._path, "a")  # noqa: SIM115 (closed by _release)
                 self._open.append(self._appended)
-            self._events = _Events(epath.Path(workdir) / "tensorboard", start_step)
-            self._open.append(self._events)
+            self._events: _Events | None = None
+            if tensorboard:
+                self._events = _Events(epath.Path(workdir) / "tensorboard", start_step)
+                self._open.append(self._events)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds one row of host numbers (Python or numpy scalars) for the state after ``step``."""
@@ -86,7 +89,8 @@ class MetricsWriter:
             else:
                 self._appended.write(line)
                 self._appended.flush()
-            self._events.write(step, now, values)
+            if self._events is not None:
+                self._events.write(step, now, values)
         if time.monotonic() - self._last_flush >= self._flush_seconds:
             self.flush()
 
@@ -100,7 +104,8 @@ class MetricsWriter:
                 _replace(self._path, "".join(self._lines))
             else:
                 os.fsync(self._appended.fileno())
-            self._events.flush()
+            if self._events is not None:
+                self._events.flush()
 
     def close(self) -> None:
         """Flushes; the writer is not used after it."""

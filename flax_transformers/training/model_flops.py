@@ -62,14 +62,25 @@ def vision_flops(passages: Sequence[Passage], params: Any) -> float:
 def _stack_flops(
     model: TransformerConfig, tokens: int, key_length: int, parameters: int, causal: bool
 ) -> float:
+    seen = [_keys_seen(key_length, window, causal) for window in model.windows]
     return transformer_matmul_flops(
         tokens=tokens,
         matmul_parameters=parameters,
         num_layers=model.num_layers,
         attention_width=model.num_heads * model.head_width,
-        key_length=key_length,
+        key_length=sum(seen) / len(seen),
         causal=causal,
     )
+
+
+def _keys_seen(length: int, window: int | None, causal: bool) -> float:
+    """Keys of a row that a query looks at in one layer, on average; twice that if ``causal``, of
+    which the convention counts half."""
+    if window is None or window >= length:
+        return length
+    if causal:
+        return 2 * window - window**2 / length
+    return min(length, 2 * window + 1 - window * (window + 1) / length)
 
 
 def _weights_used(names: Sequence[str], leaf: Any, model: TransformerConfig) -> int:

@@ -362,7 +362,8 @@ def advice(found: Plan) -> str:
     if memory.state > available / 2:
         fsdp = found.mesh.get("fsdp", 1)
         more = 2 ** math.ceil(math.log2(memory.state / (available / 2)))
-        if fsdp * more <= found.devices:
+        others = math.prod(found.mesh.values()) // (fsdp * found.mesh.get("data", 1))
+        if fsdp * more * others <= found.devices:
             return said + f"divide them further, with --mesh.fsdp {fsdp * more} --mesh.data -1"
         return said + f"use {more} times as many devices, and divide them over all with --mesh.fsdp"
     if found.remat == "none":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -22,6 +23,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.requested = False
         self.obeyed = False
+        self._interrupted = False
         self._previous: dict[int, Any] = {}
 
     def check(self, checkpoints: Checkpoints, step: int) -> bool:
@@ -36,15 +38,19 @@ class StopRequest:
         return self.obeyed
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+        if self._interrupted and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        self._interrupted |= number == signal.SIGINT
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # which the preemption service tells the others
+        else:
+            self.requested = True
 
     def __enter__(self) -> Self:
         # With several processes SIGTERM belongs to JAX's preemption service.
         alone = jax.process_count() == 1
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM) if alone else ():
+            for number in (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,):
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
 

@@ -66,13 +66,20 @@ def only_one(workdir: epath.Path) -> Iterator[None]:
 def write_text(path: epath.Path, text: str) -> None:
     """Replaces a file in one go. Raises UserError where it cannot be written."""
     temporary = path.with_name(path.name + ".tmp")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if is_bucket(path):
             path.write_text(text)
         else:
             temporary.write_text(text)
             temporary.replace(path)
+
+
+@contextlib.contextmanager
+def writing(path: epath.Path) -> Iterator[None]:
+    """Turns a failed write into a UserError."""
+    try:
+        yield
     except OSError as error:
         raise _cannot_write(path, error) from error
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flax_transformers.cli.main import main
+from flax_transformers.parallel.topology import EXAMPLES, devices_of
 
 TINY = str(Path(__file__).parents[2] / "configs" / "bert_tiny.py")
 SMALL = [
@@ -51,6 +52,25 @@ def test_a_phase_that_there_is_not_is_refused(capsys):
     assert "there is no phase 3; the config has 1" in refused(
         capsys, "--topology", "cpu:8", "--phase", "3"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--topology", "cpu:0"), "has no device"),
+        (("--topology", "cpu:1", "--slices", "0"), "--slices is 0; give 1 or more"),
+        (("--topology", "cpu:1", "--search-limit", "0"), "--search-limit is 0; give 1 or more"),
+        (("--topology", "cpu:1", "--json", "no/such/plan.json"), "is in no folder"),
+        (("--topology", "cpu:1", "--execution.feed-forward-chunk", "0"), "must be at least 1"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused_before_anything_is_compiled(capsys, arguments, says):
+    assert says in refused(capsys, *arguments)
+
+
+def test_every_topology_that_is_named_as_an_example_is_of_a_kind_that_there_is():
+    for example in EXAMPLES.split(", "):
+        assert len(devices_of(example)) > 1
 
 
 def test_without_the_compiler_the_command_that_installs_it_is_named(capsys, monkeypatch):

@@ -18,8 +18,9 @@ jax.config.update("jax_platforms", "cpu")
 directory, process, processes, port, action = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 4 // int(processes))
 if processes != "1":
+    patience = 10 if action == "fail" else 20
     jax.distributed.initialize(
-        f"127.0.0.1:{port}", int(processes), int(process), heartbeat_timeout_seconds=10 if action == "fail" else 20
+        f"127.0.0.1:{port}", int(processes), int(process), heartbeat_timeout_seconds=patience
     )
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P

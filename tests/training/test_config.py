@@ -107,6 +107,19 @@ def check(**changes):
     return check_resumable(SAVED, tiny_config("text.txt", "store", **changes), "the checkpoint")
 
 
+def test_a_field_that_is_newer_than_the_checkpoint_has_its_default():
+    older = json.loads(json.dumps(SAVED))
+    del older["data"]["gates"], older["logging"]["hang_dump_s"]
+    assert check_resumable(older, from_json(SAVED), "here") == []
+
+
+def test_the_path_of_the_same_data_may_be_spelt_otherwise():
+    config = from_json(SAVED)
+    data = dataclasses.replace(config.data, source=TextSource("./text.txt"))
+    changed = check_resumable(SAVED, dataclasses.replace(config, data=data), "here")
+    assert changed == ["data.source.path 'text.txt' -> './text.txt'"]
+
+
 def test_an_unchanged_run_goes_on_without_a_word():
     assert check() == []
     assert check_resumable(json.loads(json.dumps(SAVED)), from_json(SAVED), "here") == []
@@ -138,8 +151,8 @@ def test_what_may_change_in_a_run_is_told_line_by_line():
             {"objective": dataclasses.replace(from_json(SAVED["objective"]), mask_fraction=0.3)},
         ),
         (
-            "data.source.path 'text.txt' -> 'else.txt'",
-            {"data": dataclasses.replace(from_json(SAVED["data"]), source=TextSource("else.txt"))},
+            f"data.validation_fraction {SAVED['data']['validation_fraction']} -> 0.4",
+            {"data": dataclasses.replace(from_json(SAVED["data"]), validation_fraction=0.4)},
         ),
     ],
     ids=["model", "seed", "objective", "data"],

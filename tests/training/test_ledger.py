@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 
+from flax_transformers.errors import UserError
 from flax_transformers.training.ledger import Ledger
 
 
@@ -52,3 +54,10 @@ def test_files_of_processes_that_are_gone_are_cut_too(tmp_path):
     write(tmp_path, [3], start_step=2)
     kept = (tmp_path / "ledger-3.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in kept] == [1, 2]
+
+
+def test_a_full_disk_is_told_in_a_sentence(tmp_path):
+    with Ledger(tmp_path, 0) as ledger:
+        (tmp_path / "ledger-0.jsonl").symlink_to("/dev/full")
+        with pytest.raises(UserError, match=r"ledger-0.jsonl cannot be written \(No space left"):
+            ledger.write(1, np.array([7]))

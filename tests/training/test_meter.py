@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
+from flax_transformers.families.mistral import MistralConfig
+from flax_transformers.families.modernbert import ModernBertConfig
 from flax_transformers.families.t5 import T5Config
 from flax_transformers.models.config import Execution
+from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.testing import tiny_bert, tiny_config
@@ -200,3 +203,42 @@ def test_flops_of_an_encoder_decoder_are_those_counted_by_hand():
     logits = 2 * rows * target * width * 256
     forward = 2 * encoder + 3 * decoder + logits
     assert step_flops(config, config.phases[0], shapes(config)) == 3 * forward
+
+
+@pytest.mark.parametrize("window", [8, 32, None])
+def test_only_keys_within_a_window_count(window):
+    model = MistralConfig(
+        vocab_size=256,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=24,
+        sliding_window=window,
+    )
+    config = dataclasses.replace(CONFIG, model=model, objective=CausalLM())
+    rows, length = 16, 32
+    seen = np.tril(np.ones((length, length))) - np.tril(np.ones((length, length)), -(window or 99))
+    pairs = seen.sum() - 0.5 * min(length, window or 99)  # of a pair with itself half counts
+    weights = 2 * (2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24) + 16 * 256
+    forward = 2 * rows * length * weights + 2 * 2 * 2 * rows * pairs * 16
+    assert step_flops(config, config.phases[0], shapes(config)) == 3 * forward
+
+
+def test_layers_that_see_all_and_layers_with_a_window_to_each_side_add_up():
+    model = ModernBertConfig(
+        vocab_size=256,
+        hidden_size=16,
+        num_layers=4,
+        num_heads=2,
+        intermediate_size=24,
+        local_attention=8,
+        global_every=2,
+    )
+    config = dataclasses.replace(CONFIG, model=model)
+    wide = dataclasses.replace(config, model=dataclasses.replace(model, global_every=1))
+    length, params = 32, shapes(config)
+    distance = np.abs(np.arange(length)[:, None] - np.arange(length)[None, :])
+    hidden = 2 * (distance > 4).sum()  # pairs that two of four layers do not look at
+    saved = step_flops(wide, wide.phases[0], params) - step_flops(config, config.phases[0], params)
+    assert saved == 12 * 16 * hidden * 16

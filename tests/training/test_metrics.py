@@ -204,3 +204,9 @@ def test_after_a_reset_the_next_interval_starts_from_nothing():
     assert accumulator.means() == {}
     accumulator.add({"loss": (1.0, 1)})
     assert accumulator.means() == {"loss": 1.0}
+
+
+def test_no_events_are_written_where_nobody_wants_them(tmp_path):
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(1, {"train/loss": 2.0})
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

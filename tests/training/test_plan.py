@@ -200,6 +200,12 @@ def test_attention_kernels_are_counted_by_their_shapes():
     assert flops("some_other_matter", (queries,)) == 0
 
 
+def test_what_is_advised_is_a_mesh_that_there_can_be():
+    full = a_plan(state=50 * GIB, rest=GIB)
+    found = dataclasses.replace(full, devices=16, mesh={"data": 1, "fsdp": 2, "tensor": 8})
+    assert "as many devices" in advice(found)
+
+
 def test_grouped_products_are_counted_by_rows_whatever_the_number_of_groups():
     rows, other = Array("bf16", (96, 32)), Array("bf16", (96, 80))
     kernels, gradient = Array("bf16", (4, 32, 80)), Array("f32", (4, 32, 80))

@@ -26,3 +26,17 @@ def test_a_second_interrupt_interrupts_at_once():
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_with_other_processes_an_interrupt_becomes_what_the_preemption_service_hears(monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with StopRequest():
+            signal.raise_signal(signal.SIGINT)
+            assert heard == [signal.SIGTERM]
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
