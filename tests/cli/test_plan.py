@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flax_transformers.cli.main import main
+from flax_transformers.parallel.hlo import account
 
 TINY = str(Path(__file__).parents[2] / "configs" / "bert_tiny.py")
 SMALL = [
@@ -19,12 +20,16 @@ SMALL = [
 def test_a_plan_is_printed_and_written(capsys, tmp_path):
     file = tmp_path / "plan.json"
     command = ["plan", TINY, "--topology", "v5e:2x2", "--json", str(file), *SMALL]
+    command += ["--hlo", str(tmp_path / "plan.hlo")]
     assert main([*command, "--mesh.fsdp", "4"]) == 0
     printed = capsys.readouterr().out
     for part in ("v5e:2x2: 4 devices (TPU v5 lite), mesh fsdp=4", "parameters", "MFU at most"):
         assert part in printed
     found = json.loads(file.read_text())
     assert found["fits"] and found["mesh"] == {"fsdp": 4} and found["remat"] == "full"
+    counted = account((tmp_path / "plan.hlo").read_text(), {"data": 1, "fsdp": 4})
+    assert counted.num_instructions == found["instructions"]
+    assert counted.memory_bytes == found["memory_bytes"]
     assert found["recomputation"] == found["program_flops"] / found["model_flops"]
     assert found["roofline"]["step"] * found["mfu_bound"] * 197e12 == pytest.approx(
         found["model_flops"]
@@ -60,3 +65,14 @@ def test_without_the_compiler_the_command_that_installs_it_is_named(capsys, monk
     )
     said = refused(capsys, "--topology", "v5e:2x2")
     assert said.endswith("with: pip install 'flax-transformers[plan]'")
+
+
+def test_one_file_cannot_hold_the_programs_of_a_search(capsys, tmp_path):
+    said = refused(capsys, "--topology", "cpu:8", "--search", "--hlo", str(tmp_path / "x"))
+    assert "--hlo writes one program and --search compiles many" in said
+
+
+@pytest.mark.parametrize("shape", ["8x64", "8x0x8", "many"])
+def test_what_is_no_shape_of_prompts_is_refused(capsys, shape):
+    said = refused(capsys, "--topology", "cpu:8", "--decode", shape)
+    assert f"--decode {shape} is not three numbers from 1, as in 8x1024x128" in said
