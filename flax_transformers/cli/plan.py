@@ -112,9 +112,9 @@ def decode(config: TrainConfig, devices: Sequence[Device], arguments: argparse.N
         arguments.json.write_text(json.dumps(values, indent=1))
     if not found.fits:
         raise UserError(
-            f"it does not fit: {found.total / 2**30:.1f} GiB of {found.available / 2**30:.2f} on "
-            "each device; write to fewer prompts at once, or divide the model further, with "
-            "--mesh.tensor"
+            f"it does not fit: {found.total / 2**30:.1f} GiB of "
+            f"{(found.available or 0) / 2**30:.2f} on each device; write to fewer prompts "
+            "at once, or divide the model further, with --mesh.tensor"
         )
     return 0
 

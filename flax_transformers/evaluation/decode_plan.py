@@ -132,7 +132,9 @@ def lower_generate(
     sampling = decode.Sampling()
     decode.require_settings(new_tokens, sampling, None)
     # Under a mesh ``generate`` makes its arrays whole on every device.
-    whole = partial(jax.ShapeDtypeStruct, sharding=NamedSharding(program.mesh, PartitionSpec()))
+    whole: Any = partial(
+        jax.ShapeDtypeStruct, sharding=NamedSharding(program.mesh, PartitionSpec())
+    )
     ids = whole((batch, prompt_length), jnp.int32)
     key = whole((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
     endings = decode.Endings(eos=whole((1,), jnp.int32), pad=whole((), jnp.int32))

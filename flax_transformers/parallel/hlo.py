@@ -12,7 +12,8 @@ cross the wire (2 per weight where that is bfloat16), this gives
 - fsdp = n: 3 W (n-1)/n, as W is gathered for the forward and for the backward pass, and gradients
   are scattered;
 - tensor = n, each layer 4 all-reduces of its activations [rows, length, width] of A bytes: two
-  forward, two backward, 8 A (n-1)/n in all, and two more where the layer is recomputed.
+  forward, two backward, 8 A (n-1)/n in all, and one more where the layer is recomputed (nothing
+  needs its last product again).
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from flax_transformers.errors import UserError
 from flax_transformers.models.config import TransformerConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
 from flax_transformers.parallel.chips import Chip, chip_of
@@ -186,8 +187,16 @@ def plan(
 def lower_train_step(program: Program, phase: AnyPhase) -> jax.stages.Lowered:
     """The step of a phase, lowered for the devices of the program's mesh, without data."""
     batch = abstract_batch(program.config, phase)
-    with jax.set_mesh(program.mesh):
-        return program.train_step(phase).lower(program.abstract, batch)
+    try:
+        with jax.set_mesh(program.mesh):
+            return program.train_step(phase).lower(program.abstract, batch)
+    except RuntimeError as error:
+        if "cuDNN not found" not in str(error):
+            raise
+        raise UserError(
+            "attention by cuDNN cannot be compiled, for cuDNN is not installed; install "
+            "nvidia-cudnn-cu12, or plan with --execution.attention xla"
+        ) from error
 
 
 def compile_to_text(

@@ -76,3 +76,13 @@ def test_one_file_cannot_hold_the_programs_of_a_search(capsys, tmp_path):
 def test_what_is_no_shape_of_prompts_is_refused(capsys, shape):
     said = refused(capsys, "--topology", "cpu:8", "--decode", shape)
     assert f"--decode {shape} is not three numbers from 1, as in 8x1024x128" in said
+
+
+def test_without_the_compiler_for_gpus_the_command_that_installs_it_is_named(capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if "jax_cuda" in name else find(name)
+    )
+    said = refused(capsys, "--topology", "h100:8")
+    assert "the compiler for NVIDIA GPUs is not installed, which needs no GPU" in said
+    assert "pip install jax-cuda12-plugin jax-cuda12-pjrt" in said
