@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:
+    from jax import Device
+
+    from flax_transformers.evaluation.decode_plan import DecodePlan
+    from flax_transformers.training.config import TrainConfig
     from flax_transformers.training.plan import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a file such as configs/gpt2_small.py")
     parser.add_argument(
-        "--topology", required=True, help="such as v5e:4x4, v5p:8x8x8, 2xv5e:16x16, cpu:8"
+        "--topology", required=True, help="such as v5e:4x4, v5p:8x8x8, 2xv5e:16x16, h100:8, cpu:8"
     )
     parser.add_argument("--slices", type=int, default=1, help="so many of them (default: 1)")
     parser.add_argument(
@@ -33,7 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--search-limit", type=int, default=6, help="compile so many of them (default: 6)"
     )
+    parser.add_argument(
+        "--decode",
+        metavar="BATCHxPROMPTxNEW",
+        help="plan generation, not a training step: so many prompts, tokens of each, new tokens",
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there")
+    parser.add_argument(
+        "--hlo", metavar="FILE", type=Path, help="write the program that is counted there, as HLO"
+    )
     parser.epilog = "Any field of the config can be set, as in --mesh.fsdp 16."
 
 
@@ -65,13 +77,17 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise UserError(
             f"there is no phase {arguments.phase}; the config has {len(config.phases)}, from 0"
         ) from None
+    if arguments.decode is not None:
+        return decode(config, devices, arguments)
+    if arguments.search and arguments.hlo is not None:
+        raise UserError("--hlo writes one program and --search compiles many; give one of the two")
     if arguments.search:
         ranked = search(
             config, phase, devices, arguments.topology, limit=arguments.search_limit, on_plan=say
         )
         show_ranked(ranked)
     else:
-        ranked = [plan(config, phase, devices, arguments.topology)]
+        ranked = [plan(config, phase, devices, arguments.topology, hlo=arguments.hlo)]
     show(ranked[0])
     if arguments.json is not None:
         figures = [as_json(one) for one in ranked]
@@ -80,6 +96,72 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if not ranked[0].fits:
         raise UserError(advice(ranked[0]))
     return 0
+
+
+def decode(config: TrainConfig, devices: Sequence[Device], arguments: argparse.Namespace) -> int:
+    """Plans generation; see ``run``."""
+    from flax_transformers.evaluation.decode_plan import plan_decode
+
+    if arguments.search or arguments.hlo is not None:
+        raise UserError("--decode goes with neither --search nor --hlo; leave these out")
+    try:
+        batch, prompt, new = (int(number) for number in arguments.decode.split("x"))
+    except ValueError:
+        batch = prompt = new = 0
+    if min(batch, prompt, new) < 1:
+        raise UserError(
+            f"--decode {arguments.decode} is not three numbers from 1, as in 8x1024x128: prompts, "
+            "tokens of each, new tokens"
+        )
+    found = plan_decode(
+        config, devices, arguments.topology, batch=batch, prompt_length=prompt, new_tokens=new
+    )
+    show_decode(found)
+    if arguments.json is not None:
+        values = dataclasses.asdict(found) | {"tokens_per_second": found.tokens_per_second}
+        arguments.json.write_text(json.dumps(values, indent=1))
+    if not found.fits:
+        raise UserError(
+            f"it does not fit: {found.total / 2**30:.1f} GiB of "
+            f"{(found.available or 0) / 2**30:.2f} on each device; write to fewer prompts "
+            "at once, or divide the model further, with --mesh.tensor"
+        )
+    return 0
+
+
+def show_decode(found: DecodePlan) -> None:
+    """Prints a plan of generation as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    gib, console = 2**30, Console()
+    mesh = " x ".join(f"{name}={size}" for name, size in found.mesh.items()) or "one device"
+    console.print(
+        f"{found.topology}: {found.devices} devices ({found.chip}), mesh {mesh}; {found.batch} "
+        f"prompts of {found.prompt_length} tokens, {found.new_tokens} new ones of each",
+        highlight=False,
+    )
+    table = Table("on each device", "", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    for name, value in (
+        ("parameters", found.parameters),
+        ("temporaries, cache included", found.temporaries),
+        ("total", found.total),
+        ("available", found.available),
+        ("cache of all devices", found.cache),
+    ):
+        if value is not None:
+            table.add_row(name, f"{value / gib:.2f} GiB")
+    for name, flops in (("prompts", found.prompt_flops), ("a token", found.token_flops)):
+        if flops is not None:
+            table.add_row(name, f"{flops / 1e9:.3f} GFLOP")
+    for name, r in (("prompts", found.prompt_roofline), ("a token", found.token_roofline)):
+        if r is not None:
+            table.add_row(f"{name} at least (by {r.bound_by})", f"{r.step * 1e3:.3f} ms")
+    if found.tokens_per_second is not None:
+        table.add_row("tokens a second at most, of all rows", f"{found.tokens_per_second:,.0f}")
+    console.print(table, highlight=False)
+    console.print(f"compiled in {found.compile_seconds:.1f} s", highlight=False)
 
 
 def say(found: Plan) -> None:

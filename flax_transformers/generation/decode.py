@@ -123,7 +123,7 @@ def generate(
         raise UserError("a prompt has no tokens; give at least one, such as the start of a text")
     longest = int(lengths.max()) + max_new_tokens
     require_positions(model, longest, f"{longest} tokens of prompt and text")
-    return _generate(
+    return write_text(
         model,
         params,
         jnp.asarray(ids_BT),
@@ -174,7 +174,7 @@ def require_writer(model: Any) -> None:
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("max_new_tokens", "sampling"))
-def _generate(
+def write_text(
     model: Any,
     params: Mapping[str, Any],
     ids_BT: jax.Array,
@@ -185,6 +185,7 @@ def _generate(
     max_new_tokens: int,
     sampling: Sampling,
 ) -> jax.Array:
+    """The program of ``generate``, for what it has checked; compiled without data by plans."""
     batch, length = ids_BT.shape
     apply = partial(model.apply, {"params": params})
     cache = model.empty_cache(batch, length + max_new_tokens)

@@ -62,7 +62,7 @@ def generate_target(
     source, target = int(mask_BS.sum(axis=1).max(initial=0)), len(start) + max_new_tokens
     both = f"{source} tokens of source and {target} of target"
     require_positions(model, max(source, target), both)
-    return _generate(
+    return write_target(
         model,
         params,
         jnp.asarray(ids_BS),
@@ -105,7 +105,7 @@ def _check_ids(model: Any, ids: Sequence[int]) -> None:
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("max_new_tokens", "sampling"))
-def _generate(
+def write_target(
     model: Any,
     params: Mapping[str, Any],
     ids_BS: jax.Array,
@@ -118,6 +118,7 @@ def _generate(
     max_new_tokens: int,
     sampling: Sampling,
 ) -> jax.Array:
+    """The program of ``generate_target``, for what it has checked."""
     batch, prefix = ids_BS.shape[0], start.shape[0]
     apply = partial(model.apply, {"params": params})
     states = apply(

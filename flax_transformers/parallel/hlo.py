@@ -12,7 +12,8 @@ cross the wire (2 per weight where that is bfloat16), this gives
 - fsdp = n: 3 W (n-1)/n, as W is gathered for the forward and for the backward pass, and gradients
   are scattered;
 - tensor = n, each layer 4 all-reduces of its activations [rows, length, width] of A bytes: two
-  forward, two backward, 8 A (n-1)/n in all, and two more where the layer is recomputed.
+  forward, two backward, 8 A (n-1)/n in all, and one more where the layer is recomputed (nothing
+  needs its last product again).
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Account:
     """In the text, however often they run."""
     loops: dict[str, int] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
-    """Loops whose number of rounds cannot be read, counted once."""
+    """Loops whose number of rounds cannot be read."""
 
     def wire_bytes(self) -> Counter[tuple[str, tuple[str, ...]]]:
         """By kind and mesh axes."""
@@ -113,15 +114,15 @@ class Account:
         return total
 
 
-def account(text: str, mesh: Mapping[str, int]) -> Account:
+def account(text: str, mesh: Mapping[str, int], *, unknown_rounds: int = 1) -> Account:
     """Counts what ``text``, an optimised HLO module, does on each device of ``mesh``.
 
-    ``mesh`` gives the size of each axis, in the order of the devices. Raises ValueError for a text
-    that is no module.
+    ``mesh`` gives the size of each axis, in the order of the devices. Loops whose number of rounds
+    cannot be read count as ``unknown_rounds``. Raises ValueError for a text that is no module.
     """
     module = parse(text)
     found = Account(num_instructions=module.num_instructions)
-    _Walk(module, dict(mesh), found).computation(module.entry, 1)
+    _Walk(module, dict(mesh), found, unknown_rounds).computation(module.entry, 1)
     return found
 
 
@@ -142,6 +143,7 @@ class _Walk:
     module: Module
     mesh: dict[str, int]
     found: Account
+    unknown_rounds: int
 
     def computation(self, computation: Computation, runs: int) -> None:
         """One whose instructions read and write memory."""
@@ -151,8 +153,9 @@ class _Walk:
                 count = trip_count(one, computation, self.module)
                 if count is None:
                     self.found.unknown.append(one.name)
-                self.found.loops[one.name] = count or 1
-                self.computation(self._called(one, "body"), runs * (1 if count is None else count))
+                    count = self.unknown_rounds
+                self.found.loops[one.name] = count
+                self.computation(self._called(one, "body"), runs * count)
             elif one.opcode == "conditional":
                 for name in re.findall(r"%([\w.\-]+)", _branches(one)):
                     self.computation(self.module.computations[name], runs)

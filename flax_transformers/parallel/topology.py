@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -15,10 +16,28 @@ from jax.experimental import topologies
 
 from flax_transformers.errors import UserError
 
-EXAMPLES = "v4:4x4x4, v5e:4x4, v5p:8x8x8, v6e:16x16, tpu7x:4x4x4, 2xv5e:16x16, cpu:8"
+EXAMPLES = "v4:4x4x4, v5e:4x4, v5p:8x8x8, v6e:16x16, tpu7x:4x4x4, 2xv5e:16x16, h100:8, cpu:8"
 # By dimensions of the torus. JAX counts a v4 chip as two devices unless told of its megacore.
 _TPUS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
+_TPU7X_COMPILER = (0, 0, 50)
+"""The oldest libtpu that was seen to compile for it: 0.0.42 overflows its stack."""
 _TPU_SETTINGS: dict[str, dict[str, Any]] = {"v4": {"chip_config_name": "megacore"}}
+# What the compiler for NVIDIA asks of a GPU (``GpuTargetConfigProto``): published limits of the
+# SXM5 model and its compute capability, not read from a device.
+_H100 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 } core_count: 132 fpus_per_core: 128
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_core: 233472 shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448 l2_cache_size: 52428800
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 clock_rate_ghz: 1.98 device_memory_size: 84942979072
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 }
+runtime_version { major: 12 minor: 8 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
 _NAME = re.compile(r"(?:(\d+)x)?(\w+):(\d+(?:x\d+)*)")
 
 
@@ -41,6 +60,8 @@ def devices_of(topology: str, slices: int = 1) -> list[jax.Device]:
         return _virtual_devices(math.prod(grid) * count)
     if kind in _TPUS:
         return _tpu_devices(topology, kind, grid, count)
+    if kind == "h100":
+        return _gpu_devices(topology, math.prod(grid), count)
     raise UserError(f"no chip is called {kind!r}; name a topology such as {EXAMPLES}")
 
 
@@ -62,6 +83,12 @@ def _tpu_devices(topology: str, kind: str, grid: tuple[int, ...], slices: int) -
     if len(grid) != _TPUS[kind]:
         sides = "x".join("4" * _TPUS[kind])
         raise UserError(f"{kind} is a torus of {_TPUS[kind]} dimensions; name it as {kind}:{sides}")
+    version = importlib.metadata.version("libtpu")
+    if kind == "tpu7x" and tuple(map(int, version.split(".")[:3])) < _TPU7X_COMPILER:
+        raise UserError(
+            f"libtpu {version}, the compiler for TPUs that is installed here, crashes on tpu7x; "
+            "use one from 0.0.50 on, such as that of the newest JAX, on Python 3.12"
+        )
     # Nothing of this machine is asked for, and several compilers may be loaded at once.
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
@@ -72,6 +99,30 @@ def _tpu_devices(topology: str, kind: str, grid: tuple[int, ...], slices: int) -
                 platform="tpu", topology_name=name, num_slices=slices, **_TPU_SETTINGS.get(kind, {})
             )
     except Exception as error:  # whatever libtpu raises for a grid that cannot be
+        said = str(error).partition("\n")[0]
+        raise UserError(
+            f"topology {topology} cannot be ({said}); name one such as {EXAMPLES}"
+        ) from error
+    return list(found.devices)
+
+
+def _gpu_devices(topology: str, gpus: int, hosts: int) -> list[jax.Device]:
+    """H100s, ``gpus`` on each of so many hosts."""
+    plugins = (importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+    if not any(plugins):
+        raise UserError(
+            "the compiler for NVIDIA GPUs is not installed, which needs no GPU; install it with: "
+            "pip install jax-cuda12-plugin jax-cuda12-pjrt, of the version of jax"
+        )
+    try:
+        with silenced():
+            found = topologies.get_topology_desc(
+                platform="cuda",
+                topology_name="h100",
+                topology=f"1x{hosts}x{gpus}",
+                target_config=_H100,
+            )
+    except Exception as error:  # whatever the plugin raises
         said = str(error).partition("\n")[0]
         raise UserError(
             f"topology {topology} cannot be ({said}); name one such as {EXAMPLES}"

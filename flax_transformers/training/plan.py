@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from flax_transformers.errors import UserError
 from flax_transformers.models.config import TransformerConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
 from flax_transformers.parallel.chips import Chip, chip_of
@@ -125,9 +126,16 @@ class Plan:
 
 
 def plan(
-    config: TrainConfig, phase: AnyPhase, devices: Sequence[jax.Device], topology: str
+    config: TrainConfig,
+    phase: AnyPhase,
+    devices: Sequence[jax.Device],
+    topology: str,
+    *,
+    hlo: Path | None = None,
 ) -> Plan:
     """Compiles the training step of ``phase`` for ``devices``, which need not be there.
+
+    The optimised program, from which all is counted, is written to ``hlo``, if there is one.
 
     Raises UserError for a config that could not run: a mesh that does not fit the devices, a batch
     that does not divide, a model that is not for the objective. What needs more memory than there
@@ -140,15 +148,17 @@ def plan(
     started = time.perf_counter()
     lowered = lower_train_step(program, phase)
     lowered_after = time.perf_counter() - started
-    compiled, text, needed = _compile(lowered)
+    compiled, text, needed = compile_to_text(lowered)
     compiled_after = time.perf_counter() - started
+    if hlo is not None and text is not None:
+        hlo.write_text(text)
     memory = _memory(program, abstract_batch(config, phase), compiled, needed, chip)
     found = None if text is None else account(text, dict(mesh.shape))
     model_flops = step_flops(config, phase, program.abstract.params) / mesh.size
-    program_flops = None if found is None else found.matmul_flops + _kernel_flops(found, config)
-    roofline = None
+    program_flops = None if found is None else flops_of(found, config.model)
+    at_peak = None
     if chip is not None and found is not None and program_flops is not None:
-        roofline = _roofline(found, program_flops, chip)
+        at_peak = roofline(found, program_flops, chip)
     return Plan(
         topology=topology,
         devices=mesh.size,
@@ -163,10 +173,10 @@ def plan(
         program_flops=program_flops,
         memory_bytes=None if found is None else found.memory_bytes,
         traffic=() if found is None else _traffic(found),
-        roofline=roofline,
+        roofline=at_peak,
         mfu_bound=None
-        if chip is None or roofline is None
-        else model_flops / (roofline.step * chip.peak_flops),
+        if chip is None or at_peak is None
+        else model_flops / (at_peak.step * chip.peak_flops),
         instructions=None if found is None else found.num_instructions,
         lower_seconds=lowered_after,
         compile_seconds=compiled_after - lowered_after,
@@ -177,14 +187,22 @@ def plan(
 def lower_train_step(program: Program, phase: AnyPhase) -> jax.stages.Lowered:
     """The step of a phase, lowered for the devices of the program's mesh, without data."""
     batch = abstract_batch(program.config, phase)
-    with jax.set_mesh(program.mesh):
-        return program.train_step(phase).lower(program.abstract, batch)
+    try:
+        with jax.set_mesh(program.mesh):
+            return program.train_step(phase).lower(program.abstract, batch)
+    except RuntimeError as error:
+        if "cuDNN not found" not in str(error):
+            raise
+        raise UserError(
+            "attention by cuDNN cannot be compiled, for cuDNN is not installed; install "
+            "nvidia-cudnn-cu12, or plan with --execution.attention xla"
+        ) from error
 
 
-def _compile(
+def compile_to_text(
     lowered: jax.stages.Lowered,
 ) -> tuple[jax.stages.Compiled | None, str | None, int | None]:
-    """The compiled step and its text, or the bytes it would need where these are too many."""
+    """The compiled program and its text, or the bytes it would need where these are too many."""
     with tempfile.TemporaryDirectory() as folder:
         written: dict[str, str | bool] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
@@ -253,14 +271,11 @@ def bytes_on_device(tree: Any) -> int:
     )
 
 
-def _kernel_flops(found: Account, config: TrainConfig) -> float:
-    """Of kernels, which are no matmuls to the compiler, counted by their shapes."""
-    return sum(
+def flops_of(found: Account, model: TransformerConfig) -> float:
+    """Of matmuls and of kernels, which are no matmuls to the compiler, counted by their shapes."""
+    return found.matmul_flops + sum(
         one.runs
-        * (
-            grouped_product_flops(one)
-            or attention_kernel_flops(one, causal=_is_causal(one, config.model))
-        )
+        * (grouped_product_flops(one) or attention_kernel_flops(one, causal=_is_causal(one, model)))
         for one in found.kernels
     )
 
@@ -323,7 +338,8 @@ def _traffic(found: Account) -> tuple[Traffic, ...]:
     return tuple(sorted(rows, key=lambda row: -row.wire_bytes))
 
 
-def _roofline(found: Account, program_flops: float, chip: Chip) -> Roofline:
+def roofline(found: Account, program_flops: float, chip: Chip) -> Roofline:
+    """What one run of a program takes at least, with the FLOPs of its kernels among them."""
     wire: dict[str, float] = {}
     for one in found.collectives:
         name = "+".join(one.axes)
