@@ -284,7 +284,8 @@ def problems_with(fault: Fault, job: Job, expected: int | None) -> list[str]:
         if codes[fault.victim] not in (42, early, *((0,) if through else ())):
             found.append("the process told to stop did not end with 42")
     elif fault.kind == "disk":
-        if 2 not in codes or not re.search("(could not|cannot) be written", said):
+        through = set(codes) == {0}  # what was left to write found room
+        if not through and (2 not in codes or not re.search("(could not|cannot) be written", said)):
             found.append("a full disk was not told in a sentence")
         if "Traceback" in said and fault.processes == 1:
             found.append("a full disk left a traceback")

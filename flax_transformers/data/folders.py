@@ -139,7 +139,7 @@ class LocalFolder:
                     path.unlink()
 
 
-def _kvstore_spec(url: str) -> Any:
+def kvstore_spec(url: str) -> Any:
     """``url`` for tensorstore, which does not itself look for an end point in AWS_ENDPOINT_URL."""
     end_point = os.environ.get("AWS_ENDPOINT_URL")
     if not end_point or not url.startswith("s3://"):
@@ -168,7 +168,7 @@ class BucketFolder:
         import tensorstore  # slow to import, and for buckets only
 
         try:
-            return tensorstore.KvStore.open(_kvstore_spec(self.path.rstrip("/") + "/")).result()
+            return tensorstore.KvStore.open(kvstore_spec(self.path.rstrip("/") + "/")).result()
         except ValueError as error:
             raise UserError(f"Cannot open {self.path}: {error}") from error
 

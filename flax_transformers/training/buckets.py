@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from flax_transformers.errors import UserError
+from flax_transformers.training.s3_checkpoints import teach_orbax
 
 log = logging.getLogger(__name__)
 
@@ -29,19 +30,17 @@ def is_bucket(path: str | os.PathLike[str]) -> bool:
 
 
 def bucket_path(url: str | os.PathLike[str]) -> epath.Path:
-    """``url`` as a path. Raises UserError for what is not in Google Cloud Storage, if the client is
-    not installed, or if nothing can be reached there."""
+    """``url`` as a path. Raises UserError for what is neither gs:// nor s3://, if the client is not
+    installed, or if nothing can be reached there."""
     text = os.fspath(url).rstrip("/")
-    if not text.startswith("gs://"):
-        raise UserError(
-            f"{text} cannot be reached: orbax reads and writes checkpoints on disks and in gs:// "
-            "alone; use one of these (token stores may be in s3:// all the same)"
-        )
+    if not text.startswith(("gs://", "s3://")):
+        raise UserError(f"{text} cannot be reached; a workdir is a folder, or in gs:// or s3://")
     try:
         import fsspec
 
         # Orbax writes past this client, which would go on listing what was there before.
-        fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+        for client in ("gcs", "gs", "s3"):
+            fsspec.config.conf.setdefault(client, {})["use_listings_cache"] = False
         folder = epath.Path(text)
         folder.exists()
     except ImportError as error:
@@ -54,6 +53,8 @@ def bucket_path(url: str | os.PathLike[str]) -> epath.Path:
             f"{text} cannot be reached ({reason}); check its name and your access, or use a local "
             "folder"
         ) from error
+    if text.startswith("s3://"):
+        teach_orbax()
     return folder
 
 

@@ -88,10 +88,10 @@ def _wait_until_it_answers(url: str, process: subprocess.Popen, log: Path) -> No
     raise AssertionError(f"{url} does not answer: {log.read_text()}")
 
 
-@pytest.fixture
-def bucket(emulators: None) -> str:
-    """A folder of a bucket that nobody has used yet."""
-    return f"gs://bucket/{uuid.uuid4().hex}"
+@pytest.fixture(params=["gs", "s3"])
+def bucket(emulators: None, request: pytest.FixtureRequest) -> str:
+    """A folder of a bucket that nobody has used yet, in each cloud."""
+    return f"{request.param}://bucket/{uuid.uuid4().hex}"
 
 
 @pytest.fixture
