@@ -9,8 +9,8 @@ and a mistake in the command is not tried again. Says what it sees and exits wit
 stage that is missing. Everything it starts, and the folder, is gone when it ends (``--keep FOLDER``
 leaves the logs in one of yours).
 
-Assumes Linux, the programs of Debian's slurm-wlm and munge (tried with 22.05), and this package
-in the Python that runs it. Needs no root, no systemd and no configuration of SLURM.
+Assumes Linux, the programs of Debian's slurm-wlm and munge (run as root, with 22.05), and this
+package in the Python that runs it. Needs no systemd, and touches no SLURM that is there.
 """
 
 from __future__ import annotations
@@ -177,10 +177,17 @@ class Job:
         self.id = run("sbatch", *options, *script, *flags).strip()
         say(f"job {self.id}: sbatch {shlex.join(options[1:3])} launch/slurm.sh {config} ...")
 
+    def shown(self) -> dict[str, str]:
+        """What ``scontrol`` shows of it."""
+        return dict(re.findall(r"(\w+)=(\S+)", run("scontrol", "show", "job", self.id)))
+
     def has(self, **fields: str) -> bool:
-        """Whether ``scontrol show job`` has these."""
-        shown = dict(re.findall(r"(\w+)=(\S+)", run("scontrol", "show", "job", self.id)))
-        return fields.items() <= shown.items()
+        return fields.items() <= self.shown().items()
+
+    def minutes(self) -> int:
+        """Whole ones that it has run since it started last."""
+        hours, minutes, _ = self.shown()["RunTime"].split(":")
+        return 60 * int(hours) + int(minutes)
 
     def said(self, text: str) -> bool:
         return self.log.exists() and text in self.log.read_text()
@@ -308,8 +315,9 @@ def limited_and_lost(folder: Path) -> None:
     seen("  requeued: Restarts=1", lambda: job.has(Restarts="1"))
     starts(job)
 
-    run("scontrol", "update", f"JobId={job.id}", "TimeLimit=2")
-    say("  its time limit is now two minutes")
+    minutes = job.minutes() + 2  # SLURM looks at limits twice a minute
+    run("scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes}")
+    say(f"  its time limit is now {minutes} minutes, less than two from here")
     seen("  told before the limit: it saved and ended with 42", lambda: job.code(1) == 42)
     run("scontrol", "update", f"JobId={job.id}", "TimeLimit=60")
     goes_on(job, restarts=2)

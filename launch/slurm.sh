@@ -6,11 +6,13 @@
 #
 # Two minutes before the limit, and when it is preempted, the job saves, ends with 42 and is queued
 # again; so is one that failed, at most MAX_RESTARTS times. A mistake in the command (2) is not.
+# python launch/local_slurm.py shows all of it on one machine.
 #
 # Assumes one task per GPU; a file system (--workdir, --data.store, this folder) that all nodes
-# share; prepared data; partitions that allow requeueing; FLAX_TRANSFORMERS, if it is not on the
-# PATH of the nodes. JAX finds the other tasks through SLURM. Where nodes cannot resolve each
-# other's names, export JAX_COORDINATOR_ADDRESS=<address of the first node>:<free port>.
+# share; prepared data; partitions that allow requeueing, with a GraceTime that is enough to save;
+# FLAX_TRANSFORMERS, if it is not on the PATH of the nodes. PREFLIGHT=0 leaves doctor out, which
+# knows no --profile and no --dump-hlo. JAX finds the other tasks through SLURM. Where nodes cannot
+# resolve each other's names, export JAX_COORDINATOR_ADDRESS=<address of the first node>:<free port>.
 #SBATCH --job-name=flax_transformers
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:TERM@120
