@@ -192,6 +192,10 @@ class Job:
     def said(self, text: str) -> bool:
         return self.log.exists() and text in self.log.read_text()
 
+    def since(self, restarts: int) -> str:
+        """What stands in the log after the start before that restart has ended."""
+        return self.log.read_text().partition(f" after {restarts - 1} restart(s)\n")[2]
+
     def code(self, restarts: int) -> int | None:
         """What slurm.sh ended with after so many restarts; None before that."""
         text = self.log.read_text() if self.log.exists() else ""
@@ -286,8 +290,9 @@ def goes_on(job: Job, restarts: int) -> None:
     """After that restart it trains from the checkpoint that the start before has left."""
     newest = job.saved()[-1]
     seen(f"  requeued: Restarts={restarts}", lambda: job.has(Restarts=str(restarts)))
-    seen(f"  it goes on from step {newest}", lambda: job.said(f"going on from step {newest}"))
-    seen(f"  and comes to a later one than {newest}", lambda: job.step() > newest)
+    again = f"going on from step {newest}"
+    seen(f"  it goes on from step {newest}", lambda: again in job.since(restarts))
+    seen("  and trains", lambda: "loss" in job.since(restarts).partition(again)[2])
 
 
 def loses_a_task(job: Job, restarts: int) -> None:
