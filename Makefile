@@ -9,7 +9,7 @@ DEMO ?= runs/demo
 NEW_PYTHON ?= python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean test test-fast test-full test-buckets parity lint format install constraints clean
+.PHONY: help demo demo-clean test test-fast test-full test-buckets test-slurm parity lint format install constraints clean
 
 # $(call environment,EXTRA): $(VENV) holds the package, editable, with that extra (none when empty).
 # The stamp in $(VENV) says for which PYTHON, folder, pyproject.toml and constraints.txt it was made.
@@ -74,6 +74,10 @@ test-full: ## Run what `make test` has only examples of, as every family on ever
 test-fast: ## Run the tests that are quick: about a minute
 	@$(call environment,test)
 	@"$(VENV)/bin/python" -m pytest -m "not slow and not multi_process"
+
+test-slurm: ## Put launch/slurm.sh to the test on a SLURM of this machine: needs slurm-wlm and munge
+	@$(call environment,test)
+	@"$(VENV)/bin/python" launch/local_slurm.py
 
 parity: VENV = .venv-parity
 parity: ## Compare every family with the original, live: needs torch and transformers, which it installs

@@ -43,6 +43,10 @@ def bucket_path(url: str | os.PathLike[str]) -> epath.Path:
             fsspec.config.conf.setdefault(client, {})["use_listings_cache"] = False
         folder = epath.Path(text)
         folder.exists()
+        bucket = text.removeprefix("s3://").partition("/")[0]
+        if text.startswith("s3://") and not epath.Path(f"s3://{bucket}").exists():
+            # Its client would make a bucket of that name.
+            raise FileNotFoundError("there is no such bucket")
     except ImportError as error:
         raise UserError(
             f"{text} cannot be reached ({error}); run pip install 'flax-transformers[buckets]'"

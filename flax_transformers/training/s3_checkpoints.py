@@ -1,4 +1,4 @@
-"""Checkpoints in s3://: tensorstore writes there, but orbax (0.12) has addresses for gs:// alone."""
+"""Checkpoints in s3://: tensorstore writes there, but orbax (0.12) asks it to for gs:// alone."""
 
 from __future__ import annotations
 
