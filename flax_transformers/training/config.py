@@ -122,7 +122,10 @@ class TrainConfig:
     evaluation: Evaluation = field(default_factory=Evaluation)
     logging: Logging = field(default_factory=Logging)
     max_skipped_in_a_row: int = 20
-    """Steps in a row that may be skipped for gradients that are not finite."""
+    """Steps in a row that may be skipped for gradients that are not finite, or a spike."""
+    skip_spikes_above: float | None = None
+    """Skip a step whose gradients are more than so many times as large, in norm, as their mean over
+    about 100 steps; the run goes on with the next batch. None: skip none."""
     init_from: str | None = None
     """A checkpoint, or a folder in Hugging Face format, whose weights a new run starts from. Heads
     that it does not hold start afresh."""
@@ -141,6 +144,10 @@ class TrainConfig:
         ):
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
+        if self.skip_spikes_above is not None and self.skip_spikes_above <= 1:
+            raise ValueError(
+                f"skip_spikes_above is {self.skip_spikes_above}; it must be greater than 1, or None"
+            )
         if not self.phases:
             raise ValueError("phases is empty; give at least one Phase(steps=..., ...)")
         longest = max(phase.sequence_length for phase in self.phases)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from flax_transformers.errors import UserError
@@ -68,12 +69,13 @@ class Meter:
             sums["optimizer/grad_norm"] = (report.grad_norm, 1.0)
         self._sums.add(sums)
         if report.skipped_in_a_row:
-            log.warning("a step was skipped: its gradients are not finite")
+            log.warning("a step was skipped: its gradients are %s", _fault(report))
         self._skipped = int(report.skipped)
         limit = self._config.max_skipped_in_a_row
         if report.skipped_in_a_row > limit:
             raise UserError(
-                f"the gradients of {int(report.skipped_in_a_row)} steps in a row are not finite; "
+                f"the gradients of {int(report.skipped_in_a_row)} steps in a row are "
+                f"{_fault(report)}; "
                 "lower optimizer.learning_rate, lengthen the warm-up or use execution.dtype "
                 "float32, and start again: training goes on from the last checkpoint"
             )
@@ -128,3 +130,10 @@ class Meter:
         yield
         busy = self._pending is not None and not cast(Any, self._pending.grad_norm).is_ready()
         self._clock.lap("steps" if busy else "data_wait")
+
+
+def _fault(report: StepReport) -> str:
+    """Why a step was skipped."""
+    if not np.isfinite(report.grad_norm):
+        return "not finite"
+    return f"a spike (norm {float(report.grad_norm):.3g}; see skip_spikes_above)"

@@ -53,6 +53,7 @@ class Program:
             frozen=self.config.optimizer.frozen,
             ema=self.config.ema,
             gradient_reduce_dtype=self.config.execution.gradient_reduce_dtype,
+            skip_spikes_above=self.config.skip_spikes_above,
         )
         return compile_train_step(step, self.abstract, self.mesh)
 

@@ -19,8 +19,9 @@ from flax_transformers.training.parameters import name_of
 class TrainState(struct.PyTreeNode):
     """Everything that a checkpoint holds and a step renews.
 
-    ``step`` counts steps taken, ``skipped`` those whose gradients were not finite and
-    ``skipped_in_a_row`` the run of them that ends here (int32 scalars). ``rng`` is the raw data of
+    ``step`` counts steps taken, ``skipped`` those whose gradients were not finite, or a spike, and
+    ``skipped_in_a_row`` the run of them that ends here (int32 scalars). ``norm_mean`` is the mean
+    norm of the gradients lately (float32 scalar; see ``spikes``). ``rng`` is the raw data of
     the run's key (uint32 [2]); a step draws from ``fold_in(rng, step)``. ``ema`` is the average of
     the parameters, a tree like them, or None where none is kept.
     """
@@ -32,6 +33,7 @@ class TrainState(struct.PyTreeNode):
     skipped: jax.Array
     skipped_in_a_row: jax.Array
     ema: Any = None
+    norm_mean: Any = 0.0
 
     @property
     def best_params(self) -> Any:
@@ -62,6 +64,7 @@ def new_state(
         skipped=zero,
         skipped_in_a_row=zero,
         ema=nn.meta.unbox(params) if ema else None,
+        norm_mean=jnp.zeros((), jnp.float32),
     )
 
 

@@ -23,6 +23,7 @@ from flax_transformers.parallel.rules import RULES, Rules, batch_sharding, repli
 from flax_transformers.partitioning import gradients_reduced_in
 from flax_transformers.training.average import WeightAverage, renew_average
 from flax_transformers.training.parameters import fill, without
+from flax_transformers.training.spikes import is_spike, renewed_mean
 from flax_transformers.training.state import TrainState
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
@@ -100,14 +101,15 @@ def make_train_step(
     frozen: tuple[str, ...] = (),
     ema: WeightAverage | None = None,
     gradient_reduce_dtype: str = "float32",
+    skip_spikes_above: float | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
     """The step ``(state, batch) -> (state, report)``, not yet compiled.
 
-    A step whose gradients are not all finite changes neither parameters nor optimizer state; it is
-    counted in the new state. The learning rate follows the number of updates made. ``frozen`` are
-    the optimizer's patterns: no gradient of those parameters is computed, so that none counts in
-    the norm. ``ema`` renews the state's average, if it has one. ``gradient_reduce_dtype`` is that
-    of ``Execution``.
+    A step whose gradients are not all finite, or are more than ``skip_spikes_above`` times as large
+    as their mean, changes neither parameters nor optimizer state; it is counted in the new state.
+    The learning rate follows the number of updates made. ``frozen`` are the optimizer's patterns:
+    no gradient of those parameters is computed, so that none counts in the norm. ``ema`` renews the
+    state's average, if it has one. ``gradient_reduce_dtype`` is that of ``Execution``.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
@@ -120,23 +122,26 @@ def make_train_step(
         with gradients_reduced_in(gradient_reduce_dtype):
             grads, sums = _gradients(terms, trained, batch, key, micro_batches)
         grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(grad_norm)
+        usable, updates_made = jnp.isfinite(grad_norm), state.step - state.skipped
+        if skip_spikes_above is not None:
+            usable &= ~is_spike(grad_norm, state.norm_mean, updates_made, skip_spikes_above)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = fill(optax.apply_updates(trained, updates), state.params)
         average = state.ema
         if ema is not None and average is not None:
-            average = renew_average(ema, average, params, state.step - state.skipped)
+            average = renew_average(ema, average, params, updates_made)
 
         def keep(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+            return jax.tree.map(lambda a, b: jnp.where(usable, a, b), new, old)
 
         new_state = state.replace(
             step=state.step + 1,
             params=keep(params, state.params),
             opt_state=keep(opt_state, state.opt_state),
-            skipped=state.skipped + ~finite,
-            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+            skipped=state.skipped + ~usable,
+            skipped_in_a_row=jnp.where(usable, 0, state.skipped_in_a_row + 1),
             ema=keep(average, state.ema),
+            norm_mean=keep(renewed_mean(grad_norm, state.norm_mean, updates_made), state.norm_mean),
         )
         report = StepReport(
             sums=keep(sums, jax.tree.map(jnp.zeros_like, sums)),
