@@ -1,4 +1,5 @@
-"""A few faults of the campaign in ``benchmarks/crash.py``, of every kind."""
+"""A few faults of the campaign in ``benchmarks/crash.py``. (Those of one process that the suite
+always has are in ``training/test_resume.py``.)"""
 
 import json
 import os
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
+pytestmark = [pytest.mark.multi_process, pytest.mark.slow, pytest.mark.full]
 
 CAMPAIGN = Path(__file__).parents[2] / "benchmarks" / "crash.py"
 
@@ -41,7 +42,6 @@ def assert_survived(lines, code, **counts):
     assert found.count("run") >= 1
 
 
-@pytest.mark.full
 def test_one_process_that_is_killed_and_told_to_stop_ends_bit_equal(tmp_path):
     counts = {"kill": 4, "term": 2, "flip": 20}  # of both layouts, of which this is one
     lines, code = strike(tmp_path, 1, **counts)
