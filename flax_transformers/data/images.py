@@ -207,10 +207,12 @@ def prepare_image_parts(
     folder = _folder(data, output)
     if not folder.exists(MANIFEST):
         with one_of_several(folder):
+            if folder.exists(MANIFEST):  # finished by another while this one waited
+                return _open(folder, data)
             work = _begun(folder, data)
             count = _processes(work, data)
             write_parts(work, range(job, len(work.parts()), jobs), count)
-        if missing_parts(work):
+        if missing_parts(work) and not folder.exists(MANIFEST):
             return None
         with only_one(folder):
             if not folder.exists(MANIFEST):
