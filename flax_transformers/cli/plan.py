@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flax_transformers.errors import UserError
 
@@ -53,22 +53,21 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     # This machine's own accelerators are left alone. Set before jax finds out what there is.
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
-    from etils import epath
 
     jax.config.update("jax_platforms", "cpu")
     from flax_transformers.cli.config_file import load_config
     from flax_transformers.parallel.topology import devices_of
     from flax_transformers.training.plan import advice, plan
     from flax_transformers.training.search import search
-    from flax_transformers.training.workdir import write_text
 
-    for name in ("slices", "search_limit"):
-        if getattr(arguments, name) < 1:
-            raise UserError(
-                f"--{name.replace('_', '-')} is {getattr(arguments, name)}; give 1 or more"
-            )
-    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        raise UserError(f"--json {arguments.json} is in no folder that there is; make it first")
+    for name in ("slices", "search-limit"):
+        number = getattr(arguments, name.replace("-", "_"))
+        if number < 1:
+            raise UserError(f"--{name} is {number}; give 1 or more")
+    for name in ("json", "hlo"):
+        file = getattr(arguments, name)
+        if file is not None and not file.absolute().parent.is_dir():
+            raise UserError(f"--{name} {file} is in no folder that there is; make it first")
     config = load_config(arguments.config, overrides)
     devices = devices_of(arguments.topology, arguments.slices)
     try:
@@ -91,11 +90,18 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     show(ranked[0])
     if arguments.json is not None:
         figures = [as_json(one) for one in ranked]
-        text = json.dumps(figures if arguments.search else figures[0], indent=1)
-        write_text(epath.Path(arguments.json.absolute()), text)
+        write_json(arguments.json, figures if arguments.search else figures[0])
     if not ranked[0].fits:
         raise UserError(advice(ranked[0]))
     return 0
+
+
+def write_json(file: Path, figures: Any) -> None:
+    from etils import epath
+
+    from flax_transformers.training.workdir import write_text
+
+    write_text(epath.Path(file.absolute()), json.dumps(figures, indent=1))
 
 
 def decode(config: TrainConfig, devices: Sequence[Device], arguments: argparse.Namespace) -> int:
@@ -119,7 +125,7 @@ def decode(config: TrainConfig, devices: Sequence[Device], arguments: argparse.N
     show_decode(found)
     if arguments.json is not None:
         values = dataclasses.asdict(found) | {"tokens_per_second": found.tokens_per_second}
-        arguments.json.write_text(json.dumps(values, indent=1))
+        write_json(arguments.json, values)
     if not found.fits:
         raise UserError(
             f"it does not fit: {found.total / 2**30:.1f} GiB of "

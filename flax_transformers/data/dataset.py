@@ -101,7 +101,8 @@ def prepare_share(
 ) -> Dataset | None:
     """One job's share of the work, jobs counting from 0; the last one to finish has it all.
 
-    Raises UserError where `begin` has not run, and for a job that does not exist.
+    Raises UserError for a job that does not exist, and for text where `begin` has not run. (For
+    images it need not, but then jobs with other settings are not kept apart at the very start.)
     """
     if output is None and data.store is None:
         raise UserError(

@@ -205,14 +205,24 @@ def finish(job: ImageJob, processes: int, origin: dict[str, Any]) -> None:
         "splits": splits,
     }
     folder.write(MANIFEST, to_json(manifest))
-    for name in folder.names(_PARTS):
-        folder.delete(name)
+    remove_parts(folder)
     print(
         f"Prepared {counts['train']:,} training and {counts['validation']:,} held-out images of "
         f"{len(classes)} classes in {folder.path} (left out: {len(skipped):,}"
         f"{'; see ' + SKIPPED + ' there' if skipped else ''})",
         file=sys.stderr,
     )
+
+
+def has_parts(folder: LocalFolder) -> bool:
+    """Whether parts are there, which a finished store has only if its last job was killed."""
+    return bool(folder.names(_PARTS))
+
+
+def remove_parts(folder: LocalFolder) -> None:
+    """Gives back the room that parts took; a finished store does not need them."""
+    for name in folder.names(_PARTS):
+        folder.delete(name)
 
 
 def _read_or_make(job: ImageJob, number: int, processes: int) -> _Part:

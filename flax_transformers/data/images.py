@@ -17,7 +17,9 @@ from flax_transformers.data.image_parts import (
     ImageJob,
     check_classes,
     finish,
+    has_parts,
     missing_parts,
+    remove_parts,
     write_parts,
 )
 from flax_transformers.data.image_sources import open_images, own_held_out
@@ -183,6 +185,9 @@ def prepare_images(
                 count = processes or _processes(job, data)
                 write_parts(job, range(len(job.parts())), count)
                 finish(job, count, _origin(data))
+    elif has_parts(folder):
+        with only_one(folder):
+            remove_parts(folder)
     return _open(folder, data)
 
 

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import PIL.Image
 import pytest
 
-from flax_transformers.data import image_parts
+from flax_transformers.data import image_parts, images
+from flax_transformers.data.claims import one_of_several
 from flax_transformers.data.dataset import begin, prepare, prepare_share, verify
 from flax_transformers.data.image_store import SKIPPED
 from flax_transformers.errors import UserError
 from tests.data.test_images import data, pixels, png, write_folder, write_idx
 from tests.data.test_prepare import files
+from tests.data.test_shard_jobs import start
 
 JOB = """
 import sys, time
-from flax_transformers.data import image_parts
+from flax_transformers.data import image_parts, images
+from flax_transformers.data.claims import one_of_several
 from flax_transformers.data.dataset import prepare_share
 from tests.data.test_image_parts import parts_of
 
@@ -71,16 +73,6 @@ def made(store):
     return {name: content for name, content in files(str(store)).items() if name != "corpus.json"}
 
 
-def start(folder, job, rest=0.0):
-    script = Path(folder, "job.py")
-    script.write_text(JOB)
-    return subprocess.Popen(
-        [sys.executable, script, folder, job, str(rest)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])},
-        stderr=subprocess.PIPE,
-    )
-
-
 def test_the_job_that_ends_last_finishes_the_store_and_any_may_run_again(pets, tmp_path):
     begin(pets)
     found = [prepare_share(pets, None, job, 3) for job in (2, 0, 0, 1)]
@@ -101,14 +93,14 @@ def test_a_share_of_the_images_is_held_out_alike_however_they_are_divided(pets, 
 @pytest.mark.slow
 @pytest.mark.multi_process
 def test_a_job_that_is_killed_beside_another_and_run_again_makes_the_same(pets, tmp_path):
-    killed = start(tmp_path, "0/2", rest=200)
+    killed = start(tmp_path, "0/2", rest=200, code=JOB)
     while not Path(pets.store, "parts/00000.json").exists():
         time.sleep(0.02)
-    assert start(tmp_path, "1/2").wait(timeout=60) == 0  # beside the first, not behind it
+    assert start(tmp_path, "1/2", code=JOB).wait(timeout=60) == 0  # beside the first, not behind it
     killed.kill()
     assert killed.wait() == -signal.SIGKILL
     assert not Path(pets.store, "manifest.json").exists()
-    assert start(tmp_path, "0/2").wait() == 0  # and finishes what is now whole
+    assert start(tmp_path, "0/2", code=JOB).wait() == 0  # and finishes what is now whole
     assert made(pets.store) == whole(pets, tmp_path)
 
 
@@ -166,3 +158,36 @@ def test_a_damaged_file_of_a_finished_store_is_named(tmp_path):
     file.write_bytes(b"\x01" + file.read_bytes()[1:])
     with pytest.raises(UserError, match="validation/labels of the image store .* sha256"):
         verify(prepared)
+
+
+def test_a_job_that_waited_while_another_finished_finds_it_finished(pets, monkeypatch):
+    prepare_share(pets, None, 0, 2)
+
+    @contextlib.contextmanager
+    def behind_the_others(folder):
+        with monkeypatch.context() as others:
+            others.setattr(images, "one_of_several", one_of_several)
+            prepare_share(pets, None, 1, 2)
+        monkeypatch.setattr(images, "write_parts", None)  # there is nothing left to write
+        with one_of_several(folder):
+            yield
+
+    monkeypatch.setattr(images, "one_of_several", behind_the_others)
+    found = prepare_share(pets, None, 0, 2)
+    assert found is not None and len(found.train) + len(found.validation) > 10
+    assert not any(name.startswith("parts/") for name in files(pets.store))
+
+
+def test_parts_that_a_kill_left_beside_a_finished_store_are_removed(pets, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_parts.LocalFolder, "delete", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(pets)
+    assert Path(pets.store, "manifest.json").exists()
+    assert Path(pets.store, "parts/00000.items").exists()
+    prepare(pets)
+    assert made(pets.store) == whole(pets, tmp_path)
+
+
+def killed(folder, name):
+    raise KeyboardInterrupt

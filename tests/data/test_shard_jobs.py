@@ -56,9 +56,10 @@ def data(tmp_path):
     return corpus(tmp_path)
 
 
-def start(folder, job, rest=0.0):
+def start(folder, job, rest=0.0, code=JOB):
+    """A process with one job's share, which rests after each shard."""
     script = Path(folder, "job.py")
-    script.write_text(JOB)
+    script.write_text(code)
     return subprocess.Popen(
         [sys.executable, script, folder, job, str(rest)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])},

@@ -57,8 +57,7 @@ def run(folder, workdir, processes, steps=STEPS):
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
     }
     launcher = [sys.executable, str(ROOT / "launch" / "local.py"), str(processes)]
-    # On a busy machine some compile so much later than others that Gloo gives them up after 30 s.
-    options = ["--devices", str(DEVICES // processes), "--max-restarts", "3", "--"]
+    options = ["--devices", str(DEVICES // processes), "--max-restarts", "0", "--"]
     ended = subprocess.run(
         [*launcher, *options, *arguments(folder, workdir, steps)],
         env=environment,

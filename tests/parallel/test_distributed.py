@@ -7,9 +7,11 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from flax_transformers.errors import UserError
+from flax_transformers.parallel import distributed
 from flax_transformers.parallel.distributed import check_platform, start_processes
 
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -161,3 +163,25 @@ def test_an_absent_platform_in_the_environment_is_named():
 def test_a_coordinator_without_a_port_is_refused_with_an_example(start, address):
     with pytest.raises(UserError, match=f"{address}.*such as 10.0.0.1:1234"):
         start(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="0")
+
+
+def test_what_several_processes_run_is_compiled_by_all_of_them_before(monkeypatch):
+    events = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "wait_for_all", lambda: events.append("all are here"))
+
+    def double(x):
+        events.append("traced")  # so that the call is seen to find what was compiled
+        jax.debug.callback(lambda: events.append("runs"))
+        return 2 * x
+
+    step = distributed.compiled_together(jax.jit(double))
+    for _ in range(2):
+        assert step(jnp.float32(3)) == 6
+        jax.effects_barrier()
+    assert events == ["traced", "all are here", "runs", "runs"]
+
+
+def test_a_process_alone_waits_for_nobody(monkeypatch):
+    monkeypatch.setattr(distributed, "wait_for_all", None)
+    assert distributed.compiled_together(jax.jit(lambda x: 2 * x))(jnp.float32(3)) == 6

@@ -71,6 +71,14 @@ def test_tensor_parallelism_reduces_activations_four_times_a_layer(tensor_parall
     assert {axes for _, axes in tensor_parallel.wire_bytes()} == {("tensor",)}
 
 
+def test_recomputed_layers_reduce_one_more_activation():
+    """What attention gives; nothing needs what the feed-forward gives again."""
+    activations = 2 * ROWS * LENGTH * WIDTH
+    found = accounted(MeshConfig(data=1, tensor=4), remat="full")
+    sent = sum(found.wire_bytes().values())
+    assert sent == pytest.approx((10 * LAYERS + 4) * activations * 3 / 4, rel=0.03)
+
+
 def test_matmuls_are_those_of_the_mathematics_and_the_chosen_recomputation(
     fully_sharded, tensor_parallel
 ):
