@@ -23,6 +23,12 @@ jax.config.update("jax_disable_most_optimizations", not live)
 jax.config.update("jax_compilation_cache_dir", ".pytest_cache/compiled")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests of several processes wait now and then."""
+    return (os.cpu_count() or 1) + 1
+
+
 _LONG = {"multi_device", "multi_process", "training"}
 
 

@@ -95,7 +95,10 @@ def test_every_architecture_has_a_tiny_model_that_can_be_written(family, monkeyp
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture",
-    [family.config().architecture for family in all_families()]
+    [
+        pytest.param(family.config().architecture, marks=pytest.mark.full)
+        for family in all_families()
+    ]
     + ["UMT5ForSequenceClassification", "MBartModel", "XLMRobertaModel"],
 )
 def test_a_tiny_model_of_any_family_is_finite(architecture):

@@ -13,7 +13,7 @@ from etils import epath
 
 from flax_transformers.cli.main import main
 from flax_transformers.errors import UserError
-from flax_transformers.testing import write_corpus
+from flax_transformers.testing import relative_difference, write_corpus
 from flax_transformers.training import buckets
 from flax_transformers.training.metrics import read_metrics
 from flax_transformers.training.step_folders import finished_steps
@@ -21,7 +21,8 @@ from flax_transformers.training.workdir import open_workdir
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi_process]
 
-TINY = str(Path(__file__).parents[2] / "configs" / "bert_tiny.py")
+ROOT = Path(__file__).parents[2]
+TINY, LAUNCHER = str(ROOT / "configs" / "bert_tiny.py"), ROOT / "launch" / "local.py"
 
 
 @pytest.fixture
@@ -110,6 +111,34 @@ def test_a_killed_run_goes_on_with_nothing_lost_or_twice(bucket, settings, envir
     assert steps(workdir / "ledger-0.jsonl") == list(range(1, last + 1))
     rows = read_metrics(workdir)
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, last + 1))
+
+
+def test_two_processes_train_in_a_bucket_as_one_does(bucket, settings, environment, tmp_path):
+    settings = [*settings, "--optimizer.schedule.kind", "constant"]
+    assert main(["prepare", TINY, *settings]) == 0
+    alone, workdir = open_workdir(tmp_path / "alone"), open_workdir(f"{bucket}/run")
+    assert main(["train", TINY, "--workdir", str(alone), *settings]) == 0
+    two = [sys.executable, str(LAUNCHER), "2", "--devices", "1", "--max-restarts", "0", "--"]
+    # The second time they go on from what they saved together.
+    for last in ("2", "4"):
+        train = ["train", TINY, "--workdir", str(workdir), *settings, "--phases.0.steps", last]
+        assert subprocess.run([*two, *train], env=environment, timeout=300).returncode == 0
+    assert finished_steps(workdir / "checkpoints") == [2, 4]
+    assert ".lock" not in names(workdir)
+    examples = [ids(workdir / f"ledger-{process}.jsonl") for process in range(2)]
+    expected = ids(alone / "ledger-0.jsonl")
+    assert {step: sorted(examples[0][step] + examples[1][step]) for step in expected} == expected
+    assert examples[0].keys() == examples[1].keys() == expected.keys()
+    assert relative_difference(losses(workdir), losses(alone)) < 1e-5
+
+
+def ids(ledger: epath.Path) -> dict[int, list[int]]:
+    rows = map(json.loads, ledger.read_text().splitlines())
+    return {row["step"]: sorted(row["ids"]) for row in rows}
+
+
+def losses(workdir: epath.Path) -> list[float]:
+    return [row["train/loss"] for row in read_metrics(workdir) if "train/loss" in row]
 
 
 HOLD = """

@@ -60,7 +60,7 @@ ONE_OF_A_SHAPE = (
     "ViTForImageClassification",
 )
 MESHES = (MeshConfig(fsdp=8), MeshConfig(data=2, tensor=4), MeshConfig(2, 2, 2))
-CONTEXT_MESHES = (MeshConfig(data=2, tensor=2, context=2), MeshConfig(fsdp=2, data=1, context=4))
+CONTEXT_MESHES = (MeshConfig(data=2, tensor=2, context=2), MeshConfig(data=1, fsdp=2, context=4))
 EXPERT_MESHES = (
     MeshConfig(data=2, expert=4),
     MeshConfig(data=1, fsdp=2, tensor=2, expert=2),
@@ -157,9 +157,12 @@ def test_a_family_of_each_shape_trains_alike_on_any_mesh(architecture):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "mesh", [CONTEXT_MESHES[0], pytest.param(CONTEXT_MESHES[1], marks=pytest.mark.full)]
+)
 @pytest.mark.parametrize("architecture", ONE_OF_A_SHAPE[:3])
-def test_text_of_each_shape_trains_alike_where_the_places_of_a_row_are_divided(architecture):
-    check(architecture, CONTEXT_MESHES)
+def test_text_of_each_shape_trains_alike_where_the_places_of_a_row_are_divided(architecture, mesh):
+    check(architecture, (mesh,))
 
 
 @pytest.mark.slow

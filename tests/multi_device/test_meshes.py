@@ -18,6 +18,8 @@ from flax_transformers.training.step import compile_train_step, make_train_step,
 pytestmark = pytest.mark.slow
 
 STEPS = 10
+MIXED = MeshConfig(data=2, fsdp=2, tensor=2)
+STILL = {"dropout": 0.0, "attention_dropout": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -70,32 +72,42 @@ def by_data(setting):
     return losses(setting, MeshConfig(data=8))
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [MeshConfig(1, 8, 1), MeshConfig(2, 2, 2)],
-    ids=lambda mesh: f"{mesh.data}x{mesh.fsdp}x{mesh.tensor}",
-)
-def test_meshes_agree_with_dropout_on(setting, by_data, mesh):
-    found, state = losses(setting, mesh)
+@pytest.fixture(scope="module")
+def fully_sharded(setting):
+    return losses(setting, MeshConfig(data=1, fsdp=8))
+
+
+@pytest.fixture(scope="module")
+def mixed(setting):
+    return losses(setting, MIXED)
+
+
+@pytest.fixture(scope="module")
+def without_dropout(setting):
+    return losses(setting, MIXED, **STILL)
+
+
+@pytest.mark.parametrize(("mesh", "parts"), [("fully_sharded", 8), ("mixed", 4)])
+def test_meshes_agree_with_dropout_on(request, by_data, mesh, parts):
+    found, state = request.getfixturevalue(mesh)
     assert relative_difference(found, by_data[0]) < 1e-5
     kernel = state.params["stack"]["layers"]["block_0"]["attention"]["query"]["kernel"]
     share = kernel.addressable_shards[0].data.size / kernel.size
-    assert share == 1 / (mesh.fsdp * mesh.tensor), "the parameter is not divided"
+    assert share == 1 / parts, "the parameter is not divided"
 
 
-def test_optimizer_statistics_are_divided_like_their_parameters(setting):
-    _, state = losses(setting, MeshConfig(1, 4, 2))
-    sizes = {
-        leaf.shape: leaf.addressable_shards[0].data.size / leaf.size
+@pytest.mark.parametrize(("mesh", "parts"), [("fully_sharded", 8), ("mixed", 4)])
+def test_optimizer_statistics_are_divided_like_their_parameters(request, mesh, parts):
+    _, state = request.getfixturevalue(mesh)
+    shares = {
+        leaf.addressable_shards[0].data.size / leaf.size
         for leaf in jax.tree.leaves(state.opt_state)
         if leaf.ndim == 4
     }
-    assert set(sizes.values()) == {1 / 8}
+    assert shares == {1 / parts}
 
 
 @pytest.mark.parametrize("micro_batches", [2, 4])
-def test_micro_batches_agree_with_dropout_off(setting, micro_batches):
-    still = {"dropout": 0.0, "attention_dropout": 0.0}
-    whole, _ = losses(setting, MeshConfig(data=2, fsdp=2, tensor=2), **still)
-    parts, _ = losses(setting, MeshConfig(data=2, fsdp=2, tensor=2), micro_batches, **still)
-    assert relative_difference(parts, whole) < 1e-5
+def test_micro_batches_agree_with_dropout_off(setting, without_dropout, micro_batches):
+    parts, _ = losses(setting, MIXED, micro_batches, **STILL)
+    assert relative_difference(parts, without_dropout[0]) < 1e-5
