@@ -11,7 +11,7 @@ import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
@@ -62,8 +62,14 @@ def _get_config(path: Path) -> TrainConfig:
     return config
 
 
-def override(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
-    """``config`` with ``--section.field value`` pairs applied; raises UserError as above."""
+ConfigT = TypeVar("ConfigT")
+
+
+def override(config: ConfigT, overrides: Sequence[str]) -> ConfigT:
+    """``config``, a dataclass of dataclasses, with ``--section.field value`` pairs applied.
+
+    Raises UserError as above.
+    """
     if not overrides:
         return config
     printed = io.StringIO()
@@ -76,8 +82,8 @@ def override(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
                 return_unknown_args=True,
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
             )
-            values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(config)}
-            changed = TrainConfig(**values)
+            values = {f.name: getattr(parsed, f.name) for f in _fields(config)}
+            changed = type(config)(**values)
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             sys.stdout.write(printed.getvalue())
@@ -90,19 +96,23 @@ def override(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
     return changed
 
 
-def _concrete_type(config: TrainConfig) -> type:
-    """TrainConfig with every field typed as what ``config`` has there, and defaulting to it.
+def _fields(config: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(config)
+
+
+def _concrete_type(config: Any) -> type:
+    """The config's type with every field typed as what ``config`` has there, and defaulting to it.
 
     Which model, objective and optimizer there is was chosen in the file; the command line then
     knows exactly their fields.
     """
-    hints = typing.get_type_hints(TrainConfig)
+    hints = typing.get_type_hints(type(config))
     fields = []
-    for field in dataclasses.fields(config):
+    for field in _fields(config):
         value = getattr(config, field.name)
         kind = type(value) if dataclasses.is_dataclass(value) else hints[field.name]
         fields.append((field.name, kind, dataclasses.field(default=value)))
-    return dataclasses.make_dataclass("TrainConfig", fields, frozen=True)
+    return dataclasses.make_dataclass(type(config).__name__, fields, frozen=True)
 
 
 def _first_sentence(panel: str) -> str:
@@ -115,7 +125,7 @@ def _first_sentence(panel: str) -> str:
     return text or "the command line does not fit the config; see --help"
 
 
-def _unknown_field(argument: str, config: TrainConfig) -> str:
+def _unknown_field(argument: str, config: Any) -> str:
     name = argument.split("=")[0].lstrip("-")
     if not argument.startswith("--"):
         return f"unexpected argument {argument!r}; a config field is set as --section.field value"

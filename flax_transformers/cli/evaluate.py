@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -22,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CKPT", help="a workdir or a checkpoint step")
     parser.add_argument("--config", help="whose data to score on (default: the checkpoint's own)")
     parser.add_argument("--output", help="also write the JSON to this file")
+    parser.epilog = (
+        "Any field of the config can be set, as in --evaluation.batch-size 64; --mesh.fsdp -1 "
+        "--mesh.data 1 divides a model that one device does not hold."
+    )
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -30,18 +35,22 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli import runtime
     from flax_transformers.cli.config_file import load_config, override
     from flax_transformers.cli.scores import baselines, evaluators
-    from flax_transformers.training.restore import restore_model
+    from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+    from flax_transformers.training.checkpoints import find_checkpoint
+    from flax_transformers.training.restore import restore_model, saved_config
     from flax_transformers.training.workdir import write_text
 
     runtime.start(None)
-    restored = restore_model(arguments.checkpoint)
-    config = load_config(arguments.config) if arguments.config else restored.config
+    found = find_checkpoint(arguments.checkpoint)
+    config = load_config(arguments.config) if arguments.config else saved_config(found)
     if config is None:
         raise UserError(
             f"{arguments.checkpoint} was converted and belongs to no run; give --config CONFIG, "
             "whose data it is to be scored on"
         )
-    config = override(config, overrides)
+    # The devices that are here are not those it was trained on: their mesh is the caller's choice.
+    config = override(dataclasses.replace(config, mesh=MeshConfig()), overrides)
+    restored = restore_model(found, make_mesh(config.mesh), config.execution)
     _check_length(config, restored)
     prepared = runtime.prepared_data(config.data)
     _check_data(config, prepared, restored, arguments.checkpoint)

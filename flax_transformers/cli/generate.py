@@ -31,27 +31,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "by default what the model's files say",
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed, another sample")
+    parser.epilog = (
+        "--mesh.tensor 4 divides a model over devices (and so do --mesh.fsdp and --mesh.expert); "
+        "--execution.dtype and its neighbours say how it is computed."
+    )
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     import jax
 
     from flax_transformers.cli import runtime
-    from flax_transformers.cli.config_file import refuse
+    from flax_transformers.cli.config_file import override
     from flax_transformers.errors import UserError
     from flax_transformers.generation.decode import generate, require_writer
     from flax_transformers.generation.prompts import read_prompts, rows_of
     from flax_transformers.generation.translate import generate_target
-    from flax_transformers.models.config import Execution
-    from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+    from flax_transformers.parallel.mesh import make_mesh
     from flax_transformers.pretrained import load_pretrained
 
-    refuse(overrides)
+    placed = override(runtime.Placed(), overrides)
     start_ids = _ids(arguments.start_ids)
     runtime.start(None)
     source = arguments.checkpoint
-    mesh = make_mesh(MeshConfig())
-    model, params = load_pretrained(source, execution=Execution(dtype="auto"), mesh=mesh)
+    mesh = make_mesh(placed.mesh)
+    model, params = load_pretrained(source, execution=placed.execution, mesh=mesh)
     answers = "decoder_input_ids" in model.inputs
     if not answers:
         require_writer(model)

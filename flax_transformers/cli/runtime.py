@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,25 @@ from flax_transformers.data.config import DataConfig
 from flax_transformers.data.dataset import Dataset, open_dataset, prepare
 from flax_transformers.data.images import ImageData
 from flax_transformers.errors import UserError
-from flax_transformers.models.config import TextConfig, TransformerConfig
+from flax_transformers.models.config import Execution, TextConfig, TransformerConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
 from flax_transformers.models.vision import VisionConfig
 from flax_transformers.objectives.contract import Vocabulary
 from flax_transformers.parallel.distributed import check_platform, start_processes
+from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.pretrained import initial_parameters
 from flax_transformers.training.config import TrainConfig
 
 LABEL_HEADS = frozenset({"classify", "tag"})
 """What an objective needs of a model if it learns the labels of the data."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a model that belongs to no run is computed, and how."""
+
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    execution: Execution = field(default_factory=lambda: Execution(dtype="auto"))
 
 
 def start(platform: str | None) -> None:

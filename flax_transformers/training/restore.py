@@ -38,19 +38,24 @@ class Restored:
 
 
 def restore_model(
-    path: str | os.PathLike[str], mesh: Mesh | None = None, *, averaged: bool = True
+    path: str | os.PathLike[str] | Found,
+    mesh: Mesh | None = None,
+    execution: Execution | None = None,
+    *,
+    averaged: bool = True,
 ) -> Restored:
     """Reads the parameters (not the optimizer), config and tokenizers of a checkpoint.
 
     The parameters are their average, if the run kept one, unless ``averaged`` is False.
-    ``path`` is a workdir, its checkpoints folder or one step; the newest valid step counts.
-    Raises UserError for what is missing or damaged.
+    ``path`` is a workdir, its checkpoints folder or one step; the newest valid step counts. The
+    ``execution`` is by default that of the run. Raises UserError for what is missing or damaged.
     """
-    found = find_checkpoint(path)
+    found = path if isinstance(path, Found) else find_checkpoint(path)
     meta = found.meta
     model_config = saved_model(found)
-    config = from_json(meta["config"]) if "config" in meta else None
-    execution = Execution(dtype="auto") if config is None else config.execution
+    config = saved_config(found)
+    if execution is None:
+        execution = Execution(dtype="auto") if config is None else config.execution
     mesh = mesh or make_mesh(MeshConfig())  # what is here, not what it was trained on
     model = model_config.build(execution.resolve(mesh.devices.flat[0].platform))
     return Restored(
@@ -72,6 +77,11 @@ def _tokenizer(found: Found, name: str) -> Tokenizer | None:
     if found.meta.get(name) is None and not folder.exists():
         return None
     return load_tokenizer(folder)
+
+
+def saved_config(found: Found) -> TrainConfig | None:
+    """That of the run which saved a checkpoint; None for weights that were converted."""
+    return from_json(found.meta["config"]) if "config" in found.meta else None
 
 
 def saved_model(found: Found) -> TransformerConfig:

@@ -76,6 +76,35 @@ def directory(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_model_that_is_divided_over_devices_writes_the_same(directory, capsys, monkeypatch):
+    shares, plain = [], ft.load_pretrained
+
+    def load(*args, **how):
+        model, params = plain(*args, **how)
+        kernel = params["lm_head"]["words"]["kernel"]
+        shares.append(kernel.addressable_shards[0].data.size / kernel.size)
+        return model, params
+
+    monkeypatch.setattr("flax_transformers.pretrained.load_pretrained", load)
+    command = ["generate", str(directory), "--prompt", "b a b"]
+    assert main(command) == 0
+    alone = capsys.readouterr().out
+    assert main([*command, "--mesh.fsdp", "2", "--mesh.data", "4"]) == 0
+    assert capsys.readouterr().out == alone != ""
+    assert shares == [1, 1 / 2]
+
+
+def test_a_mesh_that_does_not_fit_and_an_unknown_flag_are_named(directory, capsys):
+    command = ["generate", str(directory), "--prompt", "b"]
+    assert main([*command, "--mesh.tensor", "3"]) == 2
+    assert "mesh data=-1 x tensor=3 does not fit 8 devices" in capsys.readouterr().err
+    assert main([*command, "--mesh.tensr", "2"]) == 2
+    assert "there is no config field --mesh.tensr; did you mean --mesh.tensor?" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.slow
 def test_a_directory_goes_on_until_the_end_of_the_text(directory, capsys):
     assert main(["generate", str(directory), "--prompt", "b a b"]) == 0
     assert capsys.readouterr().out == "b a b c d e\n"

@@ -152,6 +152,10 @@ def test_train_then_evaluate_then_fill_mask(capsys, small, tmp_path):
     assert main(["evaluate", workdir]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores["step"] == 3 and scores["eval/loss"] > 0
+    assert main(["evaluate", workdir, "--mesh.fsdp", "2", "--mesh.data", "4"]) == 0
+    divided = json.loads(capsys.readouterr().out)
+    assert divided["eval/loss"] == pytest.approx(scores["eval/loss"], rel=1e-5)
+    assert "tensor=3 does not fit" in refused(capsys, "evaluate", workdir, "--mesh.tensor", "3")
 
     assert main(["fill-mask", workdir, "--text", "a [MASK] of", "--top", "4"]) == 0
     candidates = capsys.readouterr().out.splitlines()
