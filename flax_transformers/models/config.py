@@ -47,8 +47,9 @@ class Execution:
     scan_layers: bool = True
     """One compiled layer in a loop (short compiles) or all layers written out (a little faster)."""
     remat: Literal["none", "full", "dots", "offload"] = "none"
-    """What the backward pass recomputes: nothing, whole layers, or all but what linear layers and
-    experts give, which is kept on the device (``dots``) or in the host's memory (``offload``)."""
+    """What the backward pass recomputes: nothing, whole layers, or all but what linear layers,
+    experts and attention kernels for TPUs give, which is kept on the device (``dots``) or in the
+    host's memory (``offload``)."""
     gradient_reduce_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """What gradients of weights cross the mesh in, in training with bfloat16 activations; they add
     up over micro-batches in float32. With float32 activations they are float32 too."""

@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.models.linear import PROJECTION
+from flax_transformers.models.local import ATTENDED
 
 REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_only_these_names(PROJECTION),
+    "dots": jax.checkpoint_policies.save_only_these_names(PROJECTION, ATTENDED),
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[PROJECTION],
+        names_which_can_be_offloaded=[PROJECTION, ATTENDED],
         offload_src="device",
         offload_dst="pinned_host",
     ),

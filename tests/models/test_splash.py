@@ -12,6 +12,7 @@ import pytest
 
 from flax_transformers.models.kernels import dot_product_attention
 from flax_transformers.models.masks import AttentionMask
+from flax_transformers.models.stack import REMAT_POLICIES
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import RULES
 from tests.models.kernel_cases import assert_equal, draw, found
@@ -54,3 +55,13 @@ def test_splash_attends_to_rows_of_another_length():
     mask = AttentionMask(SEGMENTS, jnp.concatenate([SEGMENTS, SEGMENTS[:, 100:228]], axis=1))
     ours, plain = (found(attention(kernel, mask), (q, k, v)) for kernel in ("splash", "xla"))
     assert_equal(ours, plain)
+
+
+@pytest.mark.parametrize(("remat", "forward_passes"), [("dots", 1), ("full", 2)])
+def test_what_the_kernel_gives_is_computed_anew_only_where_everything_is(remat, forward_passes):
+    attend = jax.checkpoint(
+        attention("splash", AttentionMask(causal=True)), policy=REMAT_POLICIES[remat]
+    )
+    gradient = jax.grad(lambda *operands: jnp.sum(attend(*operands)), argnums=(0, 1, 2))
+    traced = str(jax.make_jaxpr(gradient)(*draw(128)))
+    assert traced.count("name=splash_mha_fwd") == forward_passes
