@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flax_transformers.models.linear import einsum
+from flax_transformers.models.linear import einsum, rounded
 from flax_transformers.models.local import on_each_device
 from flax_transformers.models.sharding import HIDDEN
 from flax_transformers.partitioning import gradient_dtype, mesh_axes_of, parts
@@ -50,7 +50,7 @@ def chunked_feed_forward(
 
     def local(x_BTD: jax.Array, weights: Weights) -> jax.Array:
         through = partial(_through, act, _whole(weights, x_BTD.dtype))
-        y_BTD = _joined(jax.lax.map(through, _divided(x_BTD, chunk)))
+        y_BTD = jax.lax.map(through, _divided(x_BTD, chunk)).reshape(x_BTD.shape)
         return jax.lax.psum(y_BTD, mesh_axes_of("mlp"))
 
     return on_each_device(local, (x_BTD, weights), (HIDDEN, _axes(weights)), HIDDEN)
@@ -73,17 +73,21 @@ def _backward(
     def local(x_BTD: jax.Array, dy_BTD: jax.Array, weights: Weights) -> tuple[jax.Array, Weights]:
         whole = _whole(weights, x_BTD.dtype)
 
-        def add(sums: Weights, of_chunk: Any) -> tuple[Weights, jax.Array]:
-            x_BCD, dy_BCD = of_chunk
-            _, derivatives = jax.vjp(partial(_through, act), whole, x_BCD)
-            found, dx_BCD = derivatives(dy_BCD)
-            return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), sums, found), dx_BCD
+        def add(carry: tuple[Weights, jax.Array], of_chunk: Any) -> Any:
+            (sums, x_or_dx), (i, dy_CD) = carry, of_chunk
+            x_CD = jax.lax.dynamic_index_in_dim(x_or_dx, i, keepdims=False)
+            _, derivatives = jax.vjp(partial(_through, act), whole, x_CD)
+            found, dx_CD = derivatives(dy_CD)
+            sums = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), sums, found)
+            return (sums, jax.lax.dynamic_update_index_in_dim(x_or_dx, dx_CD, i, 0)), None
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), whole)
-        both = _divided(x_BTD, chunk), _divided(dy_BTD.astype(x_BTD.dtype), chunk)
-        sums, dx = jax.lax.scan(add, zeros, both)
+        dy = _divided(dy_BTD.astype(x_BTD.dtype), chunk)
+        # A chunk's gradient takes the place of the chunk, which nothing needs any more.
+        start = zeros, _divided(x_BTD, chunk)
+        (sums, dx), _ = jax.lax.scan(add, start, (jnp.arange(len(dy)), dy))
         reduced = {name: _reduced(name, total, x_BTD.dtype) for name, total in sums.items()}
-        return jax.lax.psum(_joined(dx), mesh_axes_of("mlp")), reduced
+        return jax.lax.psum(dx.reshape(x_BTD.shape), mesh_axes_of("mlp")), reduced
 
     axes = _axes(weights)
     return on_each_device(local, (x_BTD, dy_BTD, weights), (HIDDEN, HIDDEN, axes), (HIDDEN, axes))
@@ -96,37 +100,29 @@ def _axes(weights: Weights) -> dict[str, tuple[str, ...]]:
     return {name: _AXES[name] for name in weights}
 
 
-def _through(
-    act: Callable[[jax.Array], jax.Array], weights: Weights, x_BCD: jax.Array
-) -> jax.Array:
+def _through(act: Callable[[jax.Array], jax.Array], weights: Weights, x_CD: jax.Array) -> jax.Array:
     """One chunk, by this device's part of the inner width."""
 
     def into(name: str) -> jax.Array:
-        y_BCF = einsum("BCD,DF->BCF", x_BCD, weights[name])
+        y_CF = einsum("CD,DF->CF", x_CD, weights[name])
         bias_F = weights.get(f"{name}_bias")
-        return y_BCF if bias_F is None else y_BCF + bias_F[None, None]
+        return y_CF if bias_F is None else y_CF + bias_F[None]
 
-    inner_BCF = act(into("gate")) * into("up") if "gate" in weights else act(into("up"))
-    return einsum("BCF,FD->BCD", inner_BCF, weights["down"])
+    inner_CF = act(into("gate")) * into("up") if "gate" in weights else act(into("up"))
+    return einsum("CF,FD->CD", inner_CF, weights["down"])
 
 
 def _divided(x_BTD: jax.Array, chunk: int) -> jax.Array:
-    """[B, T, D] to [chunks, B, chunk, D]."""
+    """[B, T, D] to [chunks, B * chunk, D]: as the numbers lie, so that none is moved."""
     batch, _, width = x_BTD.shape
-    return x_BTD.reshape(batch, -1, chunk, width).swapaxes(0, 1)
-
-
-def _joined(x_CBcD: jax.Array) -> jax.Array:
-    """The way back."""
-    x_BCcD = x_CBcD.swapaxes(0, 1)
-    return x_BCcD.reshape(x_BCcD.shape[0], -1, x_BCcD.shape[-1])
+    return x_BTD.reshape(-1, batch * chunk, width)
 
 
 def _whole(weights: Weights, dtype: jnp.dtype) -> Weights:
     """Rounded, and gathered along "embed"."""
 
     def gather(name: str, weight: jax.Array) -> jax.Array:
-        weight = weight.astype(dtype)
+        weight = rounded(weight, dtype)
         if "embed" not in _AXES[name] or not mesh_axes_of("embed"):
             return weight
         place = _AXES[name].index("embed")
@@ -141,7 +137,10 @@ def _reduced(name: str, total: jax.Array, activations: jnp.dtype) -> jax.Array:
     embed = mesh_axes_of("embed") if "embed" in _AXES[name] else ()
     if embed:
         place = _AXES[name].index("embed")
-        total = jax.lax.psum_scatter(total, embed, scatter_dimension=place, tiled=True)
+        # Along rows, for the reason that ``linear._scattered_gradient`` gives.
+        rows = jnp.moveaxis(total, place, 0)
+        rows = jax.lax.psum_scatter(rows, embed, scatter_dimension=0, tiled=True)
+        total = jnp.moveaxis(rows, 0, place)
     others = (axis for axis in (*mesh_axes_of("batch"), *mesh_axes_of("length")))
     total = jax.lax.psum(total, tuple(axis for axis in others if axis not in embed))
     return total.astype(jnp.float32)

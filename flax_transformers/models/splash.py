@@ -69,8 +69,41 @@ def _attend(
         jnp.swapaxes(x, 1, 2) for x in (q_BTNH, gathered(k_BSKH), gathered(v_BSKH))
     )
     of_row = None if segments is None else splash.SegmentIds(*segments)
+    return jnp.swapaxes(_by_row(kernel, q_BNTH, k_BKSH, v_BKSH, of_row), 1, 2)
+
+
+@jax.custom_vjp
+def _by_row(
+    kernel: splash.SplashAttentionKernel,
+    q_BNTH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    segments: splash.SegmentIds | None,
+) -> jax.Array:
+    """``kernel`` on each row."""
     attend: Any = jax.vmap(kernel)  # typed as giving more than it does
-    return jnp.swapaxes(attend(q_BNTH, k_BKSH, v_BKSH, of_row), 1, 2)
+    return attend(q_BNTH, k_BKSH, v_BKSH, segments)
+
+
+def _by_row_forward(
+    kernel: splash.SplashAttentionKernel,
+    q_BNTH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    segments: splash.SegmentIds | None,
+) -> tuple[jax.Array, Any]:
+    attend: Any = jax.vmap(kernel)
+    kept = jax.vjp(lambda *operands: attend(*operands, segments), q_BNTH, k_BKSH, v_BKSH)
+    # The kernel writes each query's normaliser 128 times over. Unless what comes next has to wait
+    # for the one that is kept, all of them lie there until the backward pass.
+    return jax.lax.optimization_barrier(kept)
+
+
+def _by_row_backward(derivatives: Any, cotangent: jax.Array) -> tuple[Any, ...]:
+    return None, *derivatives(cotangent), None
+
+
+_by_row.defvjp(_by_row_forward, _by_row_backward)
 
 
 def _kernel(

@@ -31,7 +31,8 @@ MODEL = LlamaConfig(
 WEIGHTS = LAYERS * 16 * WIDTH**2  # four square ones in attention, three of 4 in the feed-forward
 
 
-def accounted(mesh, remat="full", **changes):
+def compiled(mesh, remat="full", topology="v5e:2x2", **changes):
+    """The text of the program, and the shape of its mesh."""
     config = dataclasses.replace(
         tiny_config("text.txt", "store"),
         model=dataclasses.replace(MODEL, **changes),
@@ -40,16 +41,25 @@ def accounted(mesh, remat="full", **changes):
         phases=(Phase(20, LENGTH, ROWS),),
         mesh=mesh,
     )
-    program = build_program(config, make_mesh(config.mesh, devices_of("v5e:2x2")))
+    program = build_program(config, make_mesh(config.mesh, devices_of(topology)))
     # In use, matmuls are not asked for more than bfloat16 products.
     with jax.default_matmul_precision("default"):
         text = lower_train_step(program, config.phases[0]).compile().as_text()
-    return account(text, dict(program.mesh.shape))
+    return text, dict(program.mesh.shape)
+
+
+def accounted(mesh, **changes):
+    return account(*compiled(mesh, **changes))
 
 
 @pytest.fixture(scope="module")
-def fully_sharded():
-    return accounted(MeshConfig(data=1, fsdp=4))
+def fully_sharded_program():
+    return compiled(MeshConfig(data=1, fsdp=4))
+
+
+@pytest.fixture(scope="module")
+def fully_sharded(fully_sharded_program):
+    return account(*fully_sharded_program)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +71,18 @@ def test_full_sharding_gathers_weights_twice_and_scatters_gradients_once(fully_s
     sent = sum(fully_sharded.wire_bytes().values())
     assert sent == pytest.approx(3 * 2 * WEIGHTS * 3 / 4, rel=0.1)
     assert {axes for _, axes in fully_sharded.wire_bytes()} == {("fsdp",)}
+
+
+def test_parts_of_128_columns_are_scattered_too():
+    found = accounted(MeshConfig(data=1, fsdp=8), topology="v5e:2x4")
+    assert sum(found.wire_bytes().values()) == pytest.approx(3 * 2 * WEIGHTS * 7 / 8, rel=0.1)
+
+
+def test_weights_of_all_layers_are_not_kept_rounded_beside_themselves(fully_sharded_program):
+    text, _ = fully_sharded_program
+    ours = f"[{LAYERS},{WIDTH // 4},{4 * WIDTH}]"
+    assert f"f32{ours}" in text
+    assert f"bf16{ours}" not in text
 
 
 def test_tensor_parallelism_reduces_activations_four_times_a_layer(tensor_parallel):
