@@ -57,7 +57,7 @@ CASES = {
     "gpt2": Case(GPT2, "v5e:4x4", V5E, 1024, 256, "levanter: 72 rows fit"),
     "llama": Case(LLAMA, "v5p:4x4x4", V5P, 4096, 52, "levanter: 42 rows fit, MaxText: 31"),
     "llama-chunked": Case(
-        LLAMA, "v5p:4x4x4", V5P, 4096, 60, "levanter: 42 rows fit", feed_forward_chunk=1024
+        LLAMA, "v5p:4x4x4", V5P, 4096, 60, "levanter: 42 rows fit", feed_forward_chunk=512
     ),
     "llama-small-batch": Case(
         LLAMA,
@@ -66,7 +66,7 @@ CASES = {
         4096,
         4,
         "levanter: 10.52 GiB of temporaries, 45.7 GB sent; MaxText: 13.17 GiB",
-        feed_forward_chunk=1024,
+        feed_forward_chunk=256,
         logits_held=2**26,
     ),
 }
