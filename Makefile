@@ -67,7 +67,7 @@ test: ## Run the whole test suite
 	@$(call environment,test)
 	@"$(VENV)/bin/python" -m pytest
 
-test-full: ## Run what `make test` has only examples of, as every family on every mesh (five minutes)
+test-full: ## Run what `make test` has only examples of, as every family on every mesh (ten minutes)
 	@$(call environment,test)
 	@"$(VENV)/bin/python" -m pytest -m full
 
