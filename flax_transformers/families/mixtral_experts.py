@@ -27,7 +27,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from flax_transformers.models.feed_forward import ACTIVATIONS
-from flax_transformers.models.linear import PROJECTION, rounded
+from flax_transformers.models.linear import PROJECTION
 from flax_transformers.partitioning import mesh_axes_of, parts
 
 AXES = {
@@ -364,7 +364,7 @@ def grouped_product(x_RD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) 
     said; on TPUs they cost nothing, but where there is one kernel: that product is a plain one, for
     libtpu 0.0.42 ends with an error of its own at some of one group.
     """
-    kernel_EDF = rounded(kernel_EDF, x_RD.dtype)
+    kernel_EDF = kernel_EDF.astype(x_RD.dtype)
     if len(kernel_EDF) == 1:
         product = jnp.dot(x_RD, kernel_EDF[0], preferred_element_type=jnp.float32)
     else:

@@ -53,13 +53,8 @@ def accounted(mesh, **changes):
 
 
 @pytest.fixture(scope="module")
-def fully_sharded_program():
-    return compiled(MeshConfig(data=1, fsdp=4))
-
-
-@pytest.fixture(scope="module")
-def fully_sharded(fully_sharded_program):
-    return account(*fully_sharded_program)
+def fully_sharded():
+    return accounted(MeshConfig(data=1, fsdp=4))
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +73,8 @@ def test_parts_of_128_columns_are_scattered_too():
     assert sum(found.wire_bytes().values()) == pytest.approx(3 * 2 * WEIGHTS * 7 / 8, rel=0.1)
 
 
-def test_weights_of_all_layers_are_not_kept_rounded_beside_themselves(fully_sharded_program):
-    text, _ = fully_sharded_program
+def test_weights_of_all_layers_are_not_kept_rounded_beside_themselves():
+    text, _ = compiled(MeshConfig(data=1, fsdp=4), remat="none")
     ours = f"[{LAYERS},{WIDTH // 4},{4 * WIDTH}]"
     assert f"f32{ours}" in text
     assert f"bf16{ours}" not in text
