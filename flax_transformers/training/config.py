@@ -126,6 +126,9 @@ class TrainConfig:
     skip_spikes_above: float | None = None
     """Skip a step whose gradients are more than so many times as large, in norm, as their mean over
     about 100 steps; the run goes on with the next batch. None: skip none."""
+    max_rewinds: int = 0
+    """How often a run may go back to its newest checkpoint, and past the data since, where more
+    steps in a row are skipped than ``max_skipped_in_a_row``. After that it ends."""
     init_from: str | None = None
     """A checkpoint, or a folder in Hugging Face format, whose weights a new run starts from. Heads
     that it does not hold start afresh."""
@@ -138,6 +141,7 @@ class TrainConfig:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**32 - 1")
         for name, value, least in (
             ("max_skipped_in_a_row", self.max_skipped_in_a_row, 0),
+            ("max_rewinds", self.max_rewinds, 0),
             ("logging.every_steps", self.logging.every_steps, 1),
             ("logging.hang_dump_s", self.logging.hang_dump_s, 0),
             ("evaluation.every_steps", self.evaluation.every_steps, 0),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from flax_transformers.data.dataset import Dataset
+from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import ModelFunctions
 from flax_transformers.parallel.distributed import check_equal, compiled_together
 from flax_transformers.parallel.mesh import make_mesh
@@ -39,6 +40,7 @@ from flax_transformers.training.position import (
 from flax_transformers.training.probes import Probes, Watch
 from flax_transformers.training.program import Program, build_program, check_phase
 from flax_transformers.training.progress import Progress
+from flax_transformers.training.spikes import TooManySkipped
 from flax_transformers.training.state import TrainState
 from flax_transformers.training.stop import StopRequest
 from flax_transformers.training.taken import PartsTaken
@@ -131,22 +133,15 @@ def train(
             latest={},
         )
         state, position = start(run, initial)
-        writer = MetricsWriter(
-            run.workdir,
-            run.is_writer,
-            start_step=position.step,
-            tensorboard=config.logging.tensorboard,
-        )
-        total = config.total_steps
-        progress = Progress(total, position.step, enabled=run.is_writer)
         try:
-            with writer, progress, StopRequest() as stop:
-                while position.step < total and not stop.obeyed:
-                    position = position.normalized(config)
-                    state, position = _run_phase(run, state, position, writer, progress, stop)
+            with StopRequest() as stop:
+                spoilt, position = _run_phases(run, state, position, stop)
+                while spoilt:
+                    state, position = _go_back(run, initial, position)
+                    spoilt, position = _run_phases(run, state, position, stop)
         finally:
             run.checkpoints.close()
-    return Outcome(position.step, position.step < total, dict(run.latest))
+    return Outcome(position.step, position.step < config.total_steps, dict(run.latest))
 
 
 def checked_mesh(config: TrainConfig) -> Mesh:
@@ -185,6 +180,49 @@ def start(run: Run, initial: Callable[[Mesh], Any] | None) -> tuple[TrainState, 
     return state, position
 
 
+def _go_back(
+    run: Run, initial: Callable[[Mesh], Any] | None, spoilt: Position
+) -> tuple[TrainState, Position]:
+    """The newest checkpoint's state, and the data behind ``spoilt``, where too many steps in a row
+    were skipped. Raises UserError if there is no checkpoint."""
+    if not run.checkpoints.steps():
+        raise UserError(
+            "too many steps in a row were skipped before there was a checkpoint to go back to; "
+            "lower optimizer.learning_rate, lengthen the warm-up, or save earlier, with "
+            "checkpoints.every_steps"
+        )
+    state, position = start(run, initial)
+    position = position.normalized(run.config)
+    left_out = spoilt.examples - position.examples
+    log.warning("went back to step %d, and leaves out %d examples", position.step, left_out)
+    position = replace(position, examples=spoilt.examples, rewinds=spoilt.rewinds + 1)
+    return state.replace(skipped_in_a_row=0 * state.skipped_in_a_row), position
+
+
+def _run_phases(
+    run: Run, state: TrainState, position: Position, stop: StopRequest
+) -> tuple[bool, Position]:
+    """Trains to the end, to a requested stop (False), or to where the run has to go back (True)."""
+    config = run.config
+    writer = MetricsWriter(
+        run.workdir,
+        run.is_writer,
+        start_step=position.step,
+        tensorboard=config.logging.tensorboard,
+    )
+    progress = Progress(config.total_steps, position.step, enabled=run.is_writer)
+    with writer, progress:
+        while position.step < config.total_steps and not stop.obeyed:
+            position = position.normalized(config)
+            try:
+                state = _run_phase(run, state, position, writer, progress, stop)
+            except TooManySkipped:
+                if position.rewinds >= config.max_rewinds:
+                    raise
+                return True, position
+    return False, position
+
+
 def _run_phase(
     run: Run,
     state: TrainState,
@@ -192,8 +230,8 @@ def _run_phase(
     writer: MetricsWriter,
     progress: Progress,
     stop: StopRequest,
-) -> tuple[TrainState, Position]:
-    """Trains to the end of the phase at ``position``, or to a requested stop."""
+) -> TrainState:
+    """Trains to the end of the phase at ``position``, which moves along, or to a requested stop."""
     config, phase = run.config, run.config.phases[position.phase]
     train_step = run.program.train_step(phase)
     take_step = compiled_together(train_step)
@@ -218,10 +256,10 @@ def _run_phase(
             watch.before(position.step + 1, train_step, state, batch)
             with jax.transfer_guard("disallow"):
                 state, report = take_step(state, batch)
+                position.examples += phase.batch_size
                 meter.fetch_previous()
             meter.sent(report)
             position.step += 1
-            position.examples += phase.batch_size
             if config.logging.ledger:
                 ledger.write(position.step, ids)
             progress.update(position.step, run.latest)
@@ -237,7 +275,7 @@ def _run_phase(
                     writer.flush()  # what the checkpoint has seen outlives this process with it
                     ledger.flush()
                     _save(run, state, position)
-    return state, position
+    return state
 
 
 def _due(step: int, every: int) -> bool:

@@ -12,13 +12,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from flax_transformers.errors import UserError
 from flax_transformers.training.config import AnyPhase, ImagePhase, TrainConfig
 from flax_transformers.training.flops import mfu
 from flax_transformers.training.goodput import Clock
 from flax_transformers.training.metrics import Accumulator
 from flax_transformers.training.model_flops import step_flops
 from flax_transformers.training.optimizers import learning_rate_at
+from flax_transformers.training.spikes import TooManySkipped
 from flax_transformers.training.step import StepReport
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Meter:
     def fetch_previous(self) -> None:
         """Waits for the step before the one just sent, and adds up what it reports.
 
-        Raises UserError when too many steps in a row had gradients that are not finite.
+        Raises TooManySkipped when too many steps in a row were skipped.
         """
         if self._pending is None:
             return
@@ -73,7 +73,7 @@ class Meter:
         self._skipped = int(report.skipped)
         limit = self._config.max_skipped_in_a_row
         if report.skipped_in_a_row > limit:
-            raise UserError(
+            raise TooManySkipped(
                 f"the gradients of {int(report.skipped_in_a_row)} steps in a row are "
                 f"{_fault(report)}; "
                 "lower optimizer.learning_rate, lengthen the warm-up or use execution.dtype "

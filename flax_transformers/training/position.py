@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from etils import epath
@@ -20,11 +20,15 @@ _TOKENIZERS = ("tokenizer", "target_tokenizer")
 
 @dataclass
 class Position:
-    """Where a run stands: steps taken, the phase, and examples of the phase consumed."""
+    """Where a run stands: steps taken, the phase, and examples of the phase consumed.
+
+    A run that went back (``rewinds`` times) has consumed more examples than its steps took.
+    """
 
     step: int = 0
     phase: int = 0
     examples: int = 0
+    rewinds: int = 0
 
     def done(self, config: TrainConfig) -> bool:
         """Whether the phase is over."""
@@ -32,7 +36,7 @@ class Position:
 
     def normalized(self, config: TrainConfig) -> Position:
         """The same place, said as the start of the next phase where this one is over."""
-        return Position(self.step, self.phase + 1, 0) if self.done(config) else self
+        return replace(self, phase=self.phase + 1, examples=0) if self.done(config) else self
 
 
 def checkpoint_meta(

@@ -1,7 +1,9 @@
 """Spikes: steps whose gradients are many times as large as they have been, which can undo a run.
 
-PaLM went back a hundred steps and left out the batches around a spike (arXiv:2204.02311 §5.1); here
-the step itself is left out before it does any harm, and the run goes on with the next batch.
+The step itself is left out before it does any harm, and the run goes on with the next batch. Where
+that does not help, for many steps in a row, the run may go back to its newest checkpoint and past
+the data since, as PaLM went back a hundred steps and left out the batches around a spike
+(arXiv:2204.02311 §5.1).
 """
 
 from __future__ import annotations
@@ -9,8 +11,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from flax_transformers.errors import UserError
+
 WINDOW = 100
 """Updates that the mean remembers. Before there were so many, nothing is called a spike."""
+
+
+class TooManySkipped(UserError):
+    """More steps in a row were skipped than ``max_skipped_in_a_row``."""
 
 
 def is_spike(norm: jax.Array, mean: jax.Array, updates: jax.Array, above: float) -> jax.Array:

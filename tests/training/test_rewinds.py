@@ -1,0 +1,114 @@
+"""A run of which too many steps in a row are skipped goes back, and past the data since."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+
+import jax.numpy as jnp
+import pytest
+
+from flax_transformers.data.prepare import prepare_text
+from flax_transformers.errors import UserError
+from flax_transformers.testing import assert_bit_equal, tiny_config, write_corpus
+from flax_transformers.training import loop
+from flax_transformers.training.checkpoints import CheckpointConfig, find_checkpoint, restore_arrays
+from flax_transformers.training.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+
+STEPS, SAVED_EVERY = 12, 5
+
+
+@pytest.fixture
+def config(tmp_path):
+    write_corpus(tmp_path / "text.txt", documents=20)
+    found = tiny_config(tmp_path / "text.txt", tmp_path / "store", steps=STEPS)
+    return dataclasses.replace(
+        found,
+        max_skipped_in_a_row=2,
+        max_rewinds=1,
+        checkpoints=CheckpointConfig(every_steps=SAVED_EVERY),
+        logging=dataclasses.replace(found.logging, ledger=True),
+    )
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """Makes the loss of some batches, by their numbers in the stream, no number."""
+    plain, bad = loop.batches_on_mesh, set()
+
+    @contextlib.contextmanager
+    def spoilt(config, prepared, mesh, position):
+        first = position.examples // config.phases[0].batch_size
+
+        def marked(batches):
+            for number, (batch, ids) in enumerate(batches, first):
+                if number in bad:
+                    batch |= {"masked_weights": batch["masked_weights"] * jnp.nan}
+                yield batch, ids
+
+        with plain(config, prepared, mesh, position) as batches:
+            yield marked(batches)
+
+    monkeypatch.setattr(loop, "batches_on_mesh", spoilt)
+    return bad.update
+
+
+def train(config, workdir):
+    return loop.train(config, prepare_text(config.data), workdir)
+
+
+def trained_on(workdir):
+    """The examples of each step."""
+    rows = map(json.loads, (workdir / "ledger-0.jsonl").read_text().splitlines())
+    return {row["step"]: row["ids"] for row in rows}
+
+
+def test_a_run_goes_back_to_its_checkpoint_and_past_the_data_since(config, spoil, tmp_path, caplog):
+    train(config, tmp_path / "straight")
+    stream = list(trained_on(tmp_path / "straight").values())
+    spoil({7, 8, 9, 10})
+    outcome = train(config, tmp_path / "run")
+    assert (outcome.step, outcome.preempted) == (STEPS, False)
+    # Batches 7, 8 and 9 are skipped, after which steps 6 to 10 are taken anew, from batch 10 on.
+    taken = trained_on(tmp_path / "run")
+    assert list(taken) == list(range(1, STEPS + 1))
+    assert [taken[step] for step in (1, 5, 6, 7)] == [stream[i] for i in (0, 4, 10, 11)]
+    assert "went back to step 5, and leaves out 80 examples" in caplog.text
+    rows = [row["step"] for row in read_metrics(tmp_path / "run") if "train/loss" in row]
+    assert rows == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]  # batch 10, of step 6, is skipped as well
+    assert outcome.metrics["optimizer/skipped_steps"] == 1
+
+
+def test_a_run_that_went_back_and_was_killed_goes_on_where_it_was(config, spoil, tmp_path):
+    spoil({7, 8, 9})
+    train(config, tmp_path)
+    newest = find_checkpoint(tmp_path)
+    straight, rows = restore_arrays(newest), config.phases[0].batch_size
+    examples = (STEPS + 5) * rows  # those of five steps went unused, or were undone
+    assert newest.meta["position"] == {
+        "step": STEPS, "phase": 0, "examples": examples, "rewinds": 1
+    }  # fmt: skip
+    shutil.rmtree(newest.folder)
+    assert find_checkpoint(tmp_path).step == 2 * SAVED_EVERY
+    train(config, tmp_path)
+    assert_bit_equal(restore_arrays(find_checkpoint(tmp_path)), straight)
+    assert list(trained_on(tmp_path)) == list(range(1, STEPS + 1))
+
+
+def test_a_run_goes_back_no_more_often_than_it_may_and_keeps_its_checkpoint(
+    config, spoil, tmp_path
+):
+    spoil(range(7, 99))
+    with pytest.raises(UserError, match="gradients of 3 steps in a row are not finite"):
+        train(config, tmp_path)
+    assert find_checkpoint(tmp_path).step == SAVED_EVERY
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_back_to(config, spoil, tmp_path):
+    spoil({0, 1, 2})
+    with pytest.raises(UserError, match="before there was a checkpoint to go back to"):
+        train(config, tmp_path)
