@@ -161,7 +161,7 @@ def test_a_batch_the_mesh_does_not_divide_is_refused(corpus, tmp_path):
 def test_the_checkpoint_holds_config_position_and_tokenizer(straight):
     workdir, _ = straight
     found = find_checkpoint(workdir)
-    assert found.meta["position"] == {"step": 12, "phase": 0, "examples": 192}
+    assert found.meta["position"] == {"step": 12, "phase": 0, "examples": 192, "rewinds": 0}
     assert found.meta["config"]["model"]["hidden_size"] == 32
     assert (found.folder / "tokenizer" / "tokenizer_config.json").exists()
 
