@@ -65,6 +65,7 @@ def test_each_chip_holds_its_part_of_the_activations_and_gathers_keys_and_values
     assert sum(sent.values()) < 3.1 * keys_and_values, "something else is gathered too"
 
 
+@pytest.mark.full
 def test_a_model_with_a_bias_by_distance_learns_the_same_from_its_divided_rows():
     model, params = tiny_model("T5ForConditionalGeneration")
     rng = np.random.default_rng(0)

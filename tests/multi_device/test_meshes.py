@@ -107,7 +107,7 @@ def test_optimizer_statistics_are_divided_like_their_parameters(request, mesh, p
     assert shares == {1 / parts}
 
 
-@pytest.mark.parametrize("micro_batches", [2, 4])
+@pytest.mark.parametrize("micro_batches", [2, pytest.param(4, marks=pytest.mark.full)])
 def test_micro_batches_agree_with_dropout_off(setting, without_dropout, micro_batches):
     parts, _ = losses(setting, MIXED, micro_batches, **STILL)
     assert relative_difference(parts, without_dropout[0]) < 1e-5
