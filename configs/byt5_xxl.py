@@ -5,7 +5,7 @@ Command:   flax-transformers prepare configs/byt5_xxl.py
 Hardware:  a TPU v5e slice of 256 chips, 16x16: shards of 146 of the width of 4,672
 Data:      as byt5_small.py, and the same token store
 Expected:  not run
-Planned:   not run; --topology v5e:16x16: 7.6 of 15.75 GiB on each chip, a step takes 1.66 s at
+Planned:   not run; --topology v5e:16x16: 8.5 of 15.75 GiB on each chip, a step takes 1.66 s at
            least, MFU is 78.2 % at most
 """
 

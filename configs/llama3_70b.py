@@ -6,7 +6,7 @@ Command:   flax-transformers prepare configs/llama3_70b.py
 Hardware:  a TPU v5p slice of 512 chips, 8x8x8: shards of 128 of the width
 Data:      as llama3_8b.py, and the same token store
 Expected:  not run
-Planned:   not run; --topology v5p:8x8x8: 32.6 of 95.7 GiB on each chip, a step takes 10.3 s at
+Planned:   not run; --topology v5p:8x8x8: 31.0 of 95.7 GiB on each chip, a step takes 10.3 s at
            least, MFU is 77.8 % at most
 """
 

@@ -6,7 +6,7 @@ Hardware:  a TPU v5p slice of 64 chips, 4x4x4: shards of 256 of the width of 4,0
 Data:      documents as JSON lines with the key "text", in data/web; the paper's 15 trillion tokens
            are not public
 Expected:  not run
-Planned:   not run; --topology v5p:4x4x4: 35.0 of 95.7 GiB on each chip, a step takes 9.74 s at
+Planned:   not run; --topology v5p:4x4x4: 33.9 of 95.7 GiB on each chip, a step takes 9.74 s at
            least, MFU is 75.5 % at most
 
 The rate, its schedule and the batch are those that the paper gives for 8B, without the ramps of

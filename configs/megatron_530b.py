@@ -5,7 +5,7 @@ Command:   flax-transformers prepare configs/megatron_530b.py
 Hardware:  a TPU v5p slice of 2,048 chips, 8x16x16; the paper had 4,480 A100
 Data:      as llama3_8b.py, with GPT-2's number of pieces
 Expected:  not run
-Planned:   not run; --topology v5p:8x16x16: 50.2 of 95.7 GiB on each chip, a step takes 16.4 s at
+Planned:   not run; --topology v5p:8x16x16: 50.5 of 95.7 GiB on each chip, a step takes 16.4 s at
            least, MFU is 81.5 % at most
 
 Rate, batch (1,920 rows of 2,048, without its ramp) and number of tokens (270 billion) are the

@@ -5,7 +5,7 @@ Command:   flax-transformers prepare configs/mixtral_8x7b.py
 Hardware:  a TPU v5p slice of 128 chips, 4x4x8: an expert on every eighth of them
 Data:      as llama3_8b.py, with a vocabulary of 32,000
 Expected:  not run; the paper does not say how it was trained, and rates are those of llama3_70b.py.
-Planned:   not run; --topology v5p:4x4x8: 22.4 of 95.7 GiB on each chip, a step takes 8.64 s at
+Planned:   not run; --topology v5p:4x4x8: 22.2 of 95.7 GiB on each chip, a step takes 8.64 s at
            least, MFU is 65.8 % at most
 """
 

@@ -5,7 +5,7 @@ Command:   flax-transformers prepare configs/mt5_xxl.py
 Hardware:  a TPU v5e slice of 256 chips, 16x16: shards of 128 of the width of 4,096
 Data:      as mt5_small_mc4.py, and the same token store
 Expected:  not run
-Planned:   not run; --topology v5e:16x16: 8.1 of 15.75 GiB on each chip, a step takes 1.14 s at
+Planned:   not run; --topology v5e:16x16: 7.3 of 15.75 GiB on each chip, a step takes 1.14 s at
            least, MFU is 77.9 % at most
 """
 

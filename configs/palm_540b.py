@@ -5,7 +5,7 @@ Command:   flax-transformers prepare configs/palm_540b.py
 Hardware:  a TPU v5p slice of 2,048 chips, 8x16x16; the paper had two slices of 3,072 v4
 Data:      as llama3_8b.py, with a vocabulary of 256,000
 Expected:  not run
-Planned:   not run; --topology v5p:8x16x16: 57.4 of 95.7 GiB on each chip, a step takes 18.0 s at
+Planned:   not run; --topology v5p:8x16x16: 51.1 of 95.7 GiB on each chip, a step takes 18.0 s at
            least, MFU is 80.8 % at most
 
 A Llama of these widths: SwiGLU, rotary positions, no biases, one head of keys and values for all of

@@ -5,7 +5,7 @@ Command:   flax-transformers prepare configs/t5_v1_1_xxl.py
 Hardware:  a TPU v5e slice of 256 chips, 16x16: shards of 128 of the width of 4,096
 Data:      as t5_v1_1_base_c4.py, and the same token store
 Expected:  not run
-Planned:   not run; --topology v5e:16x16: 5.0 of 15.75 GiB on each chip, a step takes 1.09 s at
+Planned:   not run; --topology v5e:16x16: 4.7 of 15.75 GiB on each chip, a step takes 1.09 s at
            least, MFU is 78.2 % at most
 """
 

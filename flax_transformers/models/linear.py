@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from flax_transformers.models.sharding import constrain
-from flax_transformers.partitioning import gradient_dtype
+from flax_transformers.partitioning import gradient_dtype, mesh_axes_of
 
 PROJECTION = "projection"
 """The name under which a rematerialisation policy finds the product of every linear layer."""
@@ -115,11 +115,12 @@ def rounded(weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """A float32 weight in the dtype of the activations, for a pass that keeps no copy of it.
 
     Of a plain cast XLA makes a rounded copy of all layers' weights before the loop over them (its
-    pass ``bfloat16-propagation``, as of libtpu 0.0.52). Where text is written that copy is read for
-    every token, at half the bytes; in training it would lie beside the weights throughout. XLA does
-    not look through a rounding of its own name, which gives the same numbers.
+    pass ``bfloat16-propagation``, as of libtpu 0.0.52). That saves time where it is read often, as
+    in writing text, or is large, as where a mesh does not divide it. But a training step that has
+    to divide its weights has no room for it. XLA does not look through a rounding of its own name,
+    which gives the same numbers.
     """
-    if dtype == jnp.bfloat16:
+    if dtype == jnp.bfloat16 and mesh_axes_of("embed"):
         weight = jax.lax.reduce_precision(weight, exponent_bits=8, mantissa_bits=7)
     return weight.astype(dtype)
 
@@ -146,7 +147,7 @@ def _weighted_backward(
     (x_axes, weight_axes), out_axes = spec.split("->")[0].split(","), spec.split("->")[1]
     cotangent, whole = cotangent.astype(x.dtype), _gathered(axes, rounded(weight, x.dtype))
     dx = _einsum(f"{out_axes},{weight_axes}->{x_axes}", cotangent, whole, x.dtype)
-    if "embed" not in axes:
+    if "embed" not in axes or not mesh_axes_of("embed"):
         gradient = _gradient_einsum(f"{x_axes},{out_axes}->{weight_axes}", x, cotangent)
         return dx, constrain(gradient, axes).astype(weight.dtype)
     return dx, _scattered_gradient(spec, weight, axes, x, cotangent).astype(weight.dtype)
