@@ -185,16 +185,19 @@ def _go_back(
 ) -> tuple[TrainState, Position]:
     """The newest checkpoint's state, and the data behind ``spoilt``, where too many steps in a row
     were skipped. Raises UserError if there is no checkpoint."""
-    if not run.checkpoints.steps():
+    state, position = start(run, initial)
+    if position.step == 0:
         raise UserError(
             "too many steps in a row were skipped before there was a checkpoint to go back to; "
             "lower optimizer.learning_rate, lengthen the warm-up, or save earlier, with "
             "checkpoints.every_steps"
         )
-    state, position = start(run, initial)
     position = position.normalized(run.config)
-    left_out = spoilt.examples - position.examples
-    log.warning("went back to step %d, and leaves out %d examples", position.step, left_out)
+    log.warning(
+        "went back to step %d; the %d examples since are left out",
+        position.step,
+        spoilt.examples - position.examples,
+    )
     position = replace(position, examples=spoilt.examples, rewinds=spoilt.rewinds + 1)
     return state.replace(skipped_in_a_row=0 * state.skipped_in_a_row), position
 

@@ -23,8 +23,7 @@ from tests.data.test_shard_jobs import start
 
 JOB = """
 import sys, time
-from flax_transformers.data import image_parts, images
-from flax_transformers.data.claims import one_of_several
+from flax_transformers.data import image_parts
 from flax_transformers.data.dataset import prepare_share
 from tests.data.test_image_parts import parts_of
 
@@ -180,7 +179,7 @@ def test_a_job_that_waited_while_another_finished_finds_it_finished(pets, monkey
 
 def test_parts_that_a_kill_left_beside_a_finished_store_are_removed(pets, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_parts.LocalFolder, "delete", killed)
+        patch.setattr(image_parts.LocalFolder, "delete", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(pets)
     assert Path(pets.store, "manifest.json").exists()
@@ -189,5 +188,5 @@ def test_parts_that_a_kill_left_beside_a_finished_store_are_removed(pets, tmp_pa
     assert made(pets.store) == whole(pets, tmp_path)
 
 
-def killed(folder, name):
+def interrupted(folder, name):
     raise KeyboardInterrupt

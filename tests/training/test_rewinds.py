@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import time
 
 import jax.numpy as jnp
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from flax_transformers.data.prepare import prepare_text
 from flax_transformers.errors import UserError
 from flax_transformers.testing import assert_bit_equal, tiny_config, write_corpus
-from flax_transformers.training import loop
+from flax_transformers.training import checkpoints, loop
 from flax_transformers.training.checkpoints import CheckpointConfig, find_checkpoint, restore_arrays
 from flax_transformers.training.metrics import read_metrics
 
@@ -35,10 +36,10 @@ def config(tmp_path):
     )
 
 
-@pytest.fixture
-def spoil(monkeypatch):
-    """Makes the loss of some batches, by their numbers in the stream, no number."""
-    plain, bad = loop.batches_on_mesh, set()
+def spoiling(bad):
+    """``batches_on_mesh`` with batches whose loss is no number: ``bad`` are their places in the
+    stream."""
+    plain = loop.batches_on_mesh
 
     @contextlib.contextmanager
     def spoilt(config, prepared, mesh, position):
@@ -53,7 +54,13 @@ def spoil(monkeypatch):
         with plain(config, prepared, mesh, position) as batches:
             yield marked(batches)
 
-    monkeypatch.setattr(loop, "batches_on_mesh", spoilt)
+    return spoilt
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    bad = set()
+    monkeypatch.setattr(loop, "batches_on_mesh", spoiling(bad))
     return bad.update
 
 
@@ -77,7 +84,7 @@ def test_a_run_goes_back_to_its_checkpoint_and_past_the_data_since(config, spoil
     taken = trained_on(tmp_path / "run")
     assert list(taken) == list(range(1, STEPS + 1))
     assert [taken[step] for step in (1, 5, 6, 7)] == [stream[i] for i in (0, 4, 10, 11)]
-    assert "went back to step 5, and leaves out 80 examples" in caplog.text
+    assert "went back to step 5; the 80 examples since are left out" in caplog.text
     rows = [row["step"] for row in read_metrics(tmp_path / "run") if "train/loss" in row]
     assert rows == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]  # batch 10, of step 6, is skipped as well
     assert outcome.metrics["optimizer/skipped_steps"] == 1
@@ -106,6 +113,21 @@ def test_a_run_goes_back_no_more_often_than_it_may_and_keeps_its_checkpoint(
     with pytest.raises(UserError, match="gradients of 3 steps in a row are not finite"):
         train(config, tmp_path)
     assert find_checkpoint(tmp_path).step == SAVED_EVERY
+
+
+def test_a_checkpoint_that_is_still_being_written_is_waited_for(
+    config, spoil, tmp_path, monkeypatch, caplog
+):
+    commit = checkpoints.Checkpoints._before_commit
+
+    def slowly(self):
+        time.sleep(2)
+        commit(self)
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "_before_commit", slowly)
+    spoil({SAVED_EVERY, SAVED_EVERY + 1, SAVED_EVERY + 2})
+    assert train(config, tmp_path).step == STEPS
+    assert f"went back to step {SAVED_EVERY};" in caplog.text
 
 
 def test_without_a_checkpoint_there_is_nothing_to_go_back_to(config, spoil, tmp_path):
