@@ -1,13 +1,13 @@
 #!/bin/bash
-# A TPU slice by queued resources, set up and trained on until it is done:
+# Create a TPU slice as a queued resource, install this folder on it, and train until the run is done:
 #
 #     launch/tpu_vm.sh NAME ZONE TYPE COMMAND ...
 #     launch/tpu_vm.sh bert us-central1-a v5litepod-16 \
 #         train configs/bert_base.py --workdir gs://BUCKET/runs/bert --data.store gs://BUCKET/stores/wiki
 #
 # Assumes gcloud with a project that has quota for TYPE; data prepared in the bucket; a service
-# account of the VMs that may write there. Copies this folder to every VM. Run it again for the same
-# NAME after a preemption: it makes a new slice, and training goes on from the newest checkpoint.
+# account of the VMs that may write there. Copies the current folder to every VM. Run it again with
+# the same NAME after a preemption: it creates a new slice and resumes from the newest checkpoint.
 # TPU7x is not offered this way: use jobset.yaml or xpk.
 
 set -eu
@@ -46,23 +46,27 @@ until [ "$(state)" = ACTIVE ]; do
     sleep 30
 done
 
-folder=$(basename "$PWD")
-tar -C .. --exclude=.git --exclude='.venv*' --exclude=runs -czf "/tmp/$NAME.tar.gz" "$folder"
-gcloud compute tpus tpu-vm scp "/tmp/$NAME.tar.gz" "$NAME:code.tar.gz" --zone="$ZONE" --worker=all
-on_all "tar -xzf code.tar.gz && cd '$folder' && (command -v uv || curl -LsSf https://astral.sh/uv/install.sh | sh) \
-    && export PATH=\$HOME/.local/bin:\$PATH && uv venv --allow-existing --python 3.12 .venv \
-    && uv pip install --python .venv/bin/python -c constraints.txt -e '.[tpu,buckets]'"
+# No name chosen by the user stands in a remote command, so that no quote in one can end it.
+archive=$(mktemp)
+trap 'rm -f "$archive"' EXIT
+tar --exclude=./.git --exclude='./.venv*' --exclude=./runs -czf "$archive" .
+gcloud compute tpus tpu-vm scp "$archive" "$NAME:flax_transformers.tar.gz" --zone="$ZONE" --worker=all
+on_all "set -e; mkdir -p flax_transformers; tar -xzf flax_transformers.tar.gz -C flax_transformers; cd flax_transformers
+    export PATH=\$HOME/.local/bin:\$PATH
+    command -v uv || curl -LsSf https://astral.sh/uv/install.sh | sh
+    uv venv --allow-existing --python 3.12 .venv
+    uv pip install --python .venv/bin/python -c constraints.txt -e '.[tpu,buckets]'"
 
-command=$(printf ' %q' "$@")
+arguments=$(printf ' %q' "$@")
 restarts=0
 while true; do
     code=0
-    on_all "cd '$folder' && JAX_PLATFORMS=tpu JAX_COMPILATION_CACHE_DIR=\$HOME/compiled \
-        LIBTPU_INIT_ARGS='$FLAGS' .venv/bin/flax-transformers$command" || code=$?
+    on_all "cd flax_transformers && JAX_PLATFORMS=tpu JAX_COMPILATION_CACHE_DIR=\$HOME/compiled \
+        LIBTPU_INIT_ARGS='$FLAGS' .venv/bin/flax-transformers$arguments" || code=$?
     if [ "$code" = 0 ] || [ "$code" = 2 ] || [ "$restarts" = "$MAX_RESTARTS" ]; then exit "$code"; fi
     restarts=$((restarts + 1))
     echo "exit code $code; restart $restarts of $MAX_RESTARTS"
-    # Whoever still waits for a lost host holds its TPU.
+    # A process that still waits for a lost host holds its TPU.
     # (The brackets keep pkill from finding the shell that it runs in.)
-    on_all "pkill -TERM -f '[f]lax-transformers'; sleep 10; pkill -KILL -f '[f]lax-transformers'; true" || true
+    on_all "pkill -TERM -f '[.]venv/bin/flax-transformers'; sleep 10; pkill -KILL -f '[.]venv/bin/flax-transformers'; true" || true
 done

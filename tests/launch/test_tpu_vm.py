@@ -1,0 +1,99 @@
+"""launch/tpu_vm.sh against a stand-in for gcloud whose TPU VM is a folder of this machine."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "tpu_vm.sh"
+
+GCLOUD = """#!/bin/bash
+case "$*" in
+*describe*) echo ACTIVE ;;
+*scp*) cp -- "$5" "$VM/${6#*:}" ;;
+*ssh*) cd "$VM"; HOME=$VM bash -c "${8#--command=}" ;;
+esac
+"""
+
+UV = """#!/bin/bash
+case "$1" in
+venv) mkdir -p .venv/bin; cp "$TRAINER" .venv/bin/flax-transformers ;;
+esac
+"""
+
+TRAINER = """#!/bin/bash
+printf '%s\\n' "$@" >> "$HOME/arguments"
+ls >> "$HOME/files"
+exit "$(cat "$HOME/code" 2>/dev/null || echo 0)"
+"""
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Runs the script in a folder of any name; the process and what the VM holds afterwards."""
+    tools, vm, temporary = tmp_path / "tools", tmp_path / "vm", tmp_path / "tmp"
+    for folder in (tools, vm, temporary):
+        folder.mkdir()
+    for name, text in (("gcloud", GCLOUD), ("uv", UV), ("trainer", TRAINER)):
+        (tools / name).write_text(text)
+        (tools / name).chmod(stat.S_IRWXU)
+
+    def run(folder: str, *arguments: str, **environment: str):
+        code = tmp_path / folder
+        code.mkdir()
+        (code / "own.py").write_text("")
+        done = subprocess.run(
+            ["bash", SCRIPT, "bert", "zone", "v5litepod-16", *arguments],
+            cwd=code,
+            env=os.environ
+            | {"PATH": f"{tools}:{os.environ['PATH']}", "TMPDIR": str(temporary)}
+            | {"VM": str(vm), "TRAINER": str(tools / "trainer")}
+            | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert list(temporary.iterdir()) == []
+        return done, vm
+
+    return run
+
+
+@pytest.mark.parametrize("folder", ["plain", "it's mine", 'two "words"', "$HOME;touch x"])
+def test_the_folder_may_have_any_name(launch, folder):
+    done, vm = launch(folder, "train", "own.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (vm / "files").read_text().split() == ["own.py"]
+
+
+@pytest.mark.parametrize("argument", ["it's", 'a "b"', "$HOME", "two  spaces", "a;b|c"])
+def test_arguments_arrive_as_they_were_given(launch, argument):
+    done, vm = launch("plain", "train", "own.py", "--workdir", argument)
+    assert done.returncode == 0
+    assert (vm / "arguments").read_text() == f"train\nown.py\n--workdir\n{argument}\n"
+
+
+def test_a_user_error_is_not_retried(launch):
+    _, vm = launch("plain", "doctor")
+    (vm / "code").write_text("2")
+    (vm / "arguments").unlink()
+    done, _ = launch("other", "doctor")
+    assert (done.returncode, (vm / "arguments").read_text()) == (2, "doctor\n")
+
+
+def test_a_file_of_another_user_in_the_temporary_folder_is_left_alone(launch, tmp_path):
+    other = tmp_path / "other"
+    other.write_text("kept")
+    predictable = Path("/tmp/bert.tar.gz")
+    if not predictable.exists():
+        predictable.symlink_to(other)
+    try:
+        launch("plain", "train", "own.py")
+        assert other.read_text() == "kept"
+    finally:
+        if predictable.is_symlink() and predictable.resolve() == other.resolve():
+            predictable.unlink()
