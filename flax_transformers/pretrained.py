@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from flax_transformers.errors import UserError
-from flax_transformers.families import hub
+from flax_transformers.families import hub_read, hub_write, placement
 from flax_transformers.families.family import ONLY_IN_TRAINING
 from flax_transformers.models.config import Execution, TransformerConfig
 from flax_transformers.models.heads import is_head
@@ -37,7 +37,7 @@ def load_pretrained(
     image_size: int | tuple[int, int] | None = None,
     seed: int = 0,
     dtype: DTypeLike = jnp.float32,
-    execution: Execution = hub.PLAIN,
+    execution: Execution = hub_read.PLAIN,
     mesh: Mesh | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A model and its parameters: ``model.apply({"params": params}, input_ids=ids)``.
@@ -59,13 +59,13 @@ def load_pretrained(
     if is_checkpoint(path):
         model, params = _load_checkpoint(path, **how)
     else:
-        directory = hub.find_directory(path)
+        directory = hub_read.find_directory(path)
         if directory is None:
             raise UserError(
                 f"there is no directory {os.fspath(path)}, and no model of that name in the local "
                 "cache of Hugging Face; give the path, or download the model first"
             )
-        model, params = hub.load_directory(directory, **how)
+        model, params = hub_read.load_directory(directory, **how)
     if image_size is None:
         return model, params
     if not isinstance(model.config, VisionConfig):
@@ -124,7 +124,7 @@ def save_pretrained(
     model: nn.Module,
     params: Mapping[str, Any],
     *,
-    max_shard_bytes: int = hub.MAX_SHARD_BYTES,
+    max_shard_bytes: int = hub_write.MAX_SHARD_BYTES,
     tokenizer_from: str | os.PathLike[str] | None = None,
 ) -> None:
     """Writes a new directory that transformers loads unchanged, tensors in the dtype of ``params``.
@@ -134,7 +134,7 @@ def save_pretrained(
     Raises UserError if it holds files already or cannot be written, or if the Hugging Face class
     cannot be what the model's config says.
     """
-    hub.save_directory(
+    hub_write.save_directory(
         directory, model, params, max_shard_bytes=max_shard_bytes, tokenizer_from=tokenizer_from
     )
 
@@ -167,9 +167,9 @@ def _load_checkpoint(
     config = dataclasses.replace(own, **changes)
     platform = (mesh.devices.flat[0] if mesh else jax.devices()[0]).platform
     model = config.build(execution.resolve(platform))
-    place = hub.Placement.of(model, dtype, mesh)
+    place = placement.Placement.of(model, dtype, mesh)
     if config == own:
-        wanted = hub.Placement.of(model, jnp.float32, mesh).shapes  # as training saves them
+        wanted = placement.Placement.of(model, jnp.float32, mesh).shapes  # as training saves them
         params = restore_params(found, wanted)
         return model, jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     saved, wanted = (flatten_dict(tree, sep="/") for tree in (restore_params(found), place.shapes))
@@ -188,4 +188,4 @@ def _load_checkpoint(
         if name.partition("/")[0] not in fresh
     }
     params = unflatten_dict(leaves, sep="/")
-    return model, params | hub.fresh_heads(model, place, fresh, found.folder, seed)
+    return model, params | placement.fresh_heads(model, place, fresh, found.folder, seed)

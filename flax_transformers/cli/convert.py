@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli import comparison, runtime
     from flax_transformers.cli.config_file import refuse
     from flax_transformers.errors import UserError
-    from flax_transformers.families import hub
+    from flax_transformers.families import hub_read, hub_write, side_files
     from flax_transformers.families.family import family_of
     from flax_transformers.pretrained import is_checkpoint, load_pretrained, save_pretrained
     from flax_transformers.training.buckets import is_bucket
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             f"{arguments.target} is no folder of this machine; convert into one, then copy"
         )
     source, target = arguments.source, Path(arguments.target).expanduser().absolute()
-    hub.require_new(target)
+    hub_write.require_new(target)
     from_ours = is_checkpoint(source)
     if arguments.dtype and not from_ours:
         raise UserError(
@@ -63,16 +63,16 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             if beside is not None and is_bucket(beside):
                 write_files(epath.Path(scratch), {"tokenizer": beside})
                 beside = epath.Path(scratch) / "tokenizer"
-            carried = hub.carried_files(beside)
+            carried = side_files.carried_files(beside)
             save_pretrained(target, model, params, tokenizer_from=beside)
     else:
-        published = hub.find_directory(source) or Path(source)
-        carried = hub.carried_files(published)
+        published = hub_read.find_directory(source) or Path(source)
+        carried = side_files.carried_files(published)
         _write_checkpoint(target, model, params, published)
     for label, value in (
         ("family", family_of(model.config).model_types[0]),
         ("architecture", model.config.architecture),
-        ("parameters", f"{hub.published_parameters(model):,}"),
+        ("parameters", f"{hub_write.published_parameters(model):,}"),
         ("dtype", str(jax.tree.leaves(params)[0].dtype)),
         (
             "carried along",
@@ -97,16 +97,16 @@ def _two_tokenizers(folder: Path) -> str:
 
 def _write_checkpoint(target: Path, model: Any, params: Any, source: Path) -> None:
     """Step 0 of a workdir: weights, the model's config and the tokenizer, and no optimizer."""
-    from flax_transformers.families import hub
+    from flax_transformers.families import side_files
     from flax_transformers.training.checkpoints import CheckpointConfig, Checkpoints
     from flax_transformers.training.restore import converted_meta
 
     checkpoints = Checkpoints(target / "checkpoints", CheckpointConfig(asynchronous=False))
-    files = {f"tokenizer/{name}": file for name, file in hub.carried_files(source).items()}
+    files = {f"tokenizer/{name}": file for name, file in side_files.carried_files(source).items()}
     with tempfile.TemporaryDirectory() as folder:
-        if settings := hub.generation_settings(source):
-            written = Path(folder) / hub.GENERATION
+        if settings := side_files.generation_settings(source):
+            written = Path(folder) / side_files.GENERATION
             written.write_text(json.dumps(settings) + "\n", "utf-8")
-            files[f"tokenizer/{hub.GENERATION}"] = written
+            files[f"tokenizer/{side_files.GENERATION}"] = written
         checkpoints.save(0, {"params": params}, converted_meta(model.config), files)
         checkpoints.wait()

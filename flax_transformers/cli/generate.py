@@ -111,7 +111,7 @@ def _ids(text: str | None) -> tuple[int, ...]:
 def _tokenizer_folders(source: str) -> tuple[Any, Any]:
     """Where the tokenizer of a model lies that could be loaded; and where that of the targets, if
     they have one of their own."""
-    from flax_transformers.families import hub
+    from flax_transformers.families import hub_read
     from flax_transformers.pretrained import is_checkpoint
     from flax_transformers.training.checkpoints import find_checkpoint
 
@@ -119,4 +119,4 @@ def _tokenizer_folders(source: str) -> tuple[Any, Any]:
         folder = find_checkpoint(source).folder
         target = folder / "target_tokenizer"
         return folder / "tokenizer", target if target.is_dir() else None
-    return hub.find_directory(source), None
+    return hub_read.find_directory(source), None

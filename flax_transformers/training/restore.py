@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from flax_transformers.data.tokenizers import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.families.hub import Placement
+from flax_transformers.families.placement import Placement
 from flax_transformers.models.config import Execution, TransformerConfig
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.training.checkpoints import find_checkpoint, restore_params

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from flax_transformers import load_pretrained, save_pretrained
 from flax_transformers.errors import UserError
-from flax_transformers.families import hub
+from flax_transformers.families import hub_write
 from flax_transformers.families.family import family_of_json
 from flax_transformers.models.config import Execution
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -72,7 +72,7 @@ def test_large_models_are_written_in_shards_with_an_index(sharded):
 
 def test_the_published_number_of_parameters_leaves_padding_out(saved):
     tensors = load_file(saved / "model.safetensors")
-    assert hub.published_parameters(make_model()[0]) == sum(t.size for t in tensors.values())
+    assert hub_write.published_parameters(make_model()[0]) == sum(t.size for t in tensors.values())
 
 
 @pytest.mark.slow
@@ -214,7 +214,7 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hub.tensor_files, "write_file", full)
+    monkeypatch.setattr(hub_write.tensor_files, "write_file", full)
     with pytest.raises(UserError, match=r"out cannot be written \(No space left on device\)"):
         save_pretrained(tmp_path / "out", *make_model())
     assert list(tmp_path.iterdir()) == []

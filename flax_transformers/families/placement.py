@@ -1,0 +1,83 @@
+"""Shapes, placement and initial values of the parameters of a model that is read from files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from flax_transformers.parallel.rules import parameter_shardings
+
+logger = logging.getLogger(__name__)
+
+
+def boxed_shapes(model: nn.Module) -> Any:
+    """Shapes of the parameters with their logical axis names."""
+    return jax.eval_shape(partial(_initialise, model), jax.random.key(0))
+
+
+def _initialise(model: Any, key: jax.Array) -> Any:
+    return model.init(key, **model.example_inputs())["params"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Shapes, dtype and places of a model's parameters."""
+
+    shapes: dict[str, Any]
+    """Nested ``jax.ShapeDtypeStruct``, with shardings if they go onto a mesh."""
+
+    @staticmethod
+    def of(model: nn.Module, dtype: DTypeLike, mesh: Mesh | None) -> Placement:
+        boxed = boxed_shapes(model)
+        shapes = nn.meta.unbox(boxed)
+        if mesh is None:
+            device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            shardings = jax.tree.map(lambda _: device, shapes)
+        else:
+            shardings = parameter_shardings(boxed, mesh)
+        return Placement(
+            jax.tree.map(
+                lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding),
+                shapes,
+                shardings,
+            )
+        )
+
+    def put(self, path: str, value: np.ndarray) -> jax.Array:
+        """A parameter where it belongs; returns once nothing of ``value`` is needed any more."""
+        leaf: Any = self.shapes
+        for key in path.split("/"):
+            leaf = leaf[key]
+        array = jax.make_array_from_callback(leaf.shape, leaf.sharding, value.__getitem__)
+        return array.block_until_ready()
+
+
+def fresh_heads(
+    model: nn.Module, place: Placement, names: Collection[str], source: object, seed: int = 0
+) -> dict[str, Any]:
+    """Newly initialised parameters of the heads ``names``; a warning says which they are."""
+    if not names:
+        return {}
+    logger.warning("%s holds no weights for %s: started anew", source, ", ".join(sorted(names)))
+
+    def initialise(key: jax.Array) -> Any:
+        params = nn.meta.unbox(_initialise(model, key))
+        return jax.tree.map(
+            lambda leaf, wanted: leaf.astype(wanted.dtype),
+            {name: params[name] for name in names},
+            wanted,
+        )
+
+    wanted = {name: place.shapes[name] for name in names}
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+    # Compiled, so that nothing but the heads is ever computed.
+    return jax.jit(initialise, out_shardings=shardings)(jax.random.key(seed))
