@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import bisect
 import hashlib
-import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -17,10 +15,10 @@ from flax_transformers.data import sources
 from flax_transformers.data.config import TextData
 from flax_transformers.data.documents import Counts, Document
 from flax_transformers.data.duplicates import repeated
+from flax_transformers.data.encoding import encode_documents
 from flax_transformers.data.folders import Folder
 from flax_transformers.data.gates import let_in
 from flax_transformers.data.labels import Labeller, kept_label_names
-from flax_transformers.data.sentences import split_sentences
 from flax_transformers.data.shard_work import Note, for_each_shard
 from flax_transformers.data.shard_writer import ShardWriter
 from flax_transformers.data.store import (
@@ -32,8 +30,6 @@ from flax_transformers.data.store import (
 )
 from flax_transformers.data.tokenizers import Tokenizer
 from flax_transformers.errors import UserError
-
-_CHUNK = 1 << 18  # characters tokenised at once
 
 
 @dataclass(frozen=True)
@@ -142,19 +138,19 @@ def tokenise_shard(job: StoreJob, shard: int, note: Note) -> None:
     )
     names = kept_label_names(job.folder)
     with train, validation:
-        for chunk in _chunks(_documents(job, "train", shard, counts)):
+        documents = _documents(job, "train", shard, counts)
+        for chunk in encode_documents(documents, tokenizer, job.target_tokenizer):
             tokens = 0
             labeller = Labeller(data.source, names, tokenizer, counts)
-            for document, sentences in zip(chunk, _encode(job, chunk), strict=True):
+            for document, sentences in chunk:
                 writer = validation if is_held_out(document, fraction) else train
                 tokens += _add(writer, document, sentences, labeller)
             note(len(chunk), tokens)
         if data.validation_source is not None:
-            for chunk in _chunks(_documents(job, "validation", shard, counts)):
+            documents = _documents(job, "validation", shard, counts)
+            for chunk in encode_documents(documents, tokenizer, job.target_tokenizer):
                 labeller = Labeller(data.validation_source, names, tokenizer, counts)
-                encoded = zip(chunk, _encode(job, chunk), strict=True)
-                tokens = sum(_add(validation, *one, labeller) for one in encoded)
-                note(len(chunk), tokens)
+                note(len(chunk), sum(_add(validation, *one, labeller) for one in chunk))
         splits: dict[Split, ShardRecord] = {
             "train": train.finish(),
             "validation": validation.finish(),
@@ -190,52 +186,3 @@ def is_held_out(document: Document, fraction: float) -> bool:
     key = document.whole if document.group is None else document.group
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") < fraction * 2.0**64
-
-
-def _chunks(documents: Iterable[tuple[int, Document]]) -> Iterator[list[Document]]:
-    chunk: list[Document] = []
-    characters = 0
-    for _, document in documents:
-        chunk.append(document)
-        characters += len(document.whole)
-        if characters >= _CHUNK:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
-
-
-def _encode(job: StoreJob, documents: list[Document]) -> Iterator[list[np.ndarray]]:
-    """The token ids of each sentence of each document.
-
-    Texts that stand apart count as sentences; there are none where one of them has no token, but
-    such a text of a labelled document, whose place counts, becomes the unknown token.
-    """
-    sentences = [
-        split_sentences(document.text) if isinstance(document.text, str) else document.text
-        for document in documents
-    ]
-    if job.target_tokenizer is None:
-        encoded = _encoded(job.tokenizer, [one for several in sentences for one in several])
-    else:
-        sources, targets = zip(*sentences, strict=True)
-        sides = _encoded(job.tokenizer, sources), _encoded(job.target_tokenizer, targets)
-        encoded = itertools.chain.from_iterable(zip(*sides, strict=True))
-    for document, several in zip(documents, sentences, strict=True):
-        ids = list(itertools.islice(encoded, len(several)))
-        apart = not isinstance(document.text, str)
-        unknown = job.tokenizer.vocabulary.unk_id
-        if document.labels and unknown is not None:
-            ids = [one if len(one) else np.array([unknown], np.int32) for one in ids]
-        yield [] if apart and not all(map(len, ids)) else ids
-
-
-def _encoded(tokenizer: Tokenizer, sentences: Sequence[str]) -> Iterator[np.ndarray]:
-    """The ids of each sentence; a long document is not encoded in one call, for the memory."""
-    ends = list(itertools.accumulate(map(len, sentences)))
-    first = 0
-    while first < len(sentences):
-        limit = ends[first] + _CHUNK
-        last = bisect.bisect_right(ends, limit, lo=first)
-        yield from tokenizer.encode_batch(sentences[first:last])
-        first = last
