@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.data.augmentation_policies import color_jitter, rand_augment, three_augment
 from flax_transformers.data.image_decode import resize
+from flax_transformers.ranges import Ranges
 
 _CROP_TRIES = 10  # as in torchvision
 _LONGEST = 8  # times the shorter side; more would cost memory without end
@@ -52,37 +54,29 @@ class Augmentation:
     """Its share of the image, and ``erase_aspect`` its height over width (§3.2 of that paper)."""
     erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
 
+    RANGES: ClassVar[Ranges] = {
+        "padding": ranges.integers(0, 2**14),
+        "scale": ranges.numbers(0, 1, above=True),
+        "aspect": ranges.numbers(1e-6, 1e6),
+        "flip": ranges.SHARE,
+        "layers": ranges.integers(1, 1000),
+        "magnitude": ranges.numbers(0, 10),
+        "magnitude_std": ranges.numbers(0, 1000),
+        "color_jitter": ranges.SHARE,
+        "erase": ranges.SHARE,
+        "erase_area": ranges.numbers(0, 1, above=True),
+        "erase_aspect": ranges.numbers(1e-6, 1e6),
+    }
+
     def __post_init__(self) -> None:
-        choices = {
-            "crop": ("centre", "shift", "resized"),
-            "policy": ("none", "rand_augment", "three_augment"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"augmentation.{name} is {getattr(self, name)!r}; choose one of "
-                    f"{', '.join(known)}"
-                )
-        for name in ("flip", "erase", "color_jitter"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(
-                    f"augmentation.{name} is {getattr(self, name)}; it must lie in [0, 1]"
-                )
+        ranges.check_fields(self, "data.augmentation")
         for name in ("scale", "aspect", "erase_area", "erase_aspect"):
             low, high = getattr(self, name)
-            most = 1.0 if name in ("scale", "erase_area") else math.inf
-            if not 0.0 < low <= high <= most:
+            if low > high:
                 raise ValueError(
-                    f"augmentation.{name} is {low} to {high}; both must be positive, the first not "
-                    "above the second, and shares at most 1"
+                    f"data.augmentation.{name} is {low} to {high}; the first must not be above the "
+                    "second"
                 )
-        for name, least in (("padding", 0), ("layers", 1), ("magnitude_std", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"augmentation.{name} is {getattr(self, name)}; it must be at least {least}"
-                )
-        if not 0.0 <= self.magnitude <= 10.0:
-            raise ValueError(f"augmentation.magnitude is {self.magnitude}; it must lie in [0, 10]")
 
 
 def augmented(

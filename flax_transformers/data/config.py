@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
+from flax_transformers import ranges
 from flax_transformers.data.gates import Gates
 from flax_transformers.data.pairs import PairSource
 from flax_transformers.data.sources import AnySource
 from flax_transformers.data.text import TextSource
 from flax_transformers.data.tokenizers import TokenizerConfig
 from flax_transformers.errors import UserError
+from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +29,15 @@ class DataConfig:
     workers: int = 0
     """Processes per host that make training examples; 0 makes them in the training process."""
 
+    RANGES: ClassVar[Ranges] = {
+        "prepare_processes": ranges.integers(1, 4096),
+        "workers": ranges.integers(0, 4096),
+        "validation_fraction": ranges.RATE,
+        "shards": ranges.integers(1, 99_999),
+    }
+
     def __post_init__(self) -> None:
-        if self.prepare_processes is not None and self.prepare_processes < 1:
-            raise UserError(f"prepare_processes is {self.prepare_processes}; give 1 or more.")
-        if self.workers < 0:
-            raise UserError(f"workers is {self.workers}; give 0 or more.")
+        ranges.check_fields(self, "data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +70,6 @@ class TextData(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.validation_fraction < 1:
-            raise UserError(
-                f"validation_fraction is {self.validation_fraction}; give a share of the "
-                "documents from 0 up to, but not including, 1."
-            )
-        if self.shards < 1 or self.shards > 99_999:
-            raise UserError(f"shards is {self.shards}; give a number from 1 to 99999.")
         if self.target_tokenizer is not None and not all(
             isinstance(source, PairSource | None)
             for source in (self.source, self.validation_source)

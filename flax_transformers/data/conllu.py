@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+from flax_transformers import ranges
 from flax_transformers.data.documents import (
     Decoder,
     Document,
@@ -19,6 +20,7 @@ from flax_transformers.data.documents import (
 )
 from flax_transformers.data.files import corpus_files, open_file, reading
 from flax_transformers.data.labelled import class_name
+from flax_transformers.ranges import Ranges
 
 ENDINGS = tuple(
     name + gz for name in (".conllu", ".iob2", ".conll", ".tsv", ".txt") for gz in ("", ".gz")
@@ -47,6 +49,10 @@ class TaggedSource(Source):
     word_column: int = 1
     tag_column: int = 3
     label_names: tuple[str, ...] = ()
+
+    RANGES: ClassVar[Ranges] = dict.fromkeys(
+        ("word_column", "tag_column"), ranges.integers(-10_000, 10_000)
+    )
 
     label_kind: ClassVar[LabelKind] = "tags"
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flax_transformers import ranges
+
 LONGEST = 1 << 24
 """Bytes of a document or a row at most, so that none needs much memory."""
 
@@ -29,6 +31,9 @@ class Source:
     path: str = "embedded"
     split: str = "train"
     on_invalid: Literal["error", "skip", "replace"] = "error"
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "data.source")
 
     @property
     def label_kind(self) -> LabelKind | None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
+from flax_transformers import ranges
 from flax_transformers.data.documents import Counts, Document
 from flax_transformers.errors import UserError
+from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,17 @@ class Gates:
     max_characters: int | None = None
     drop_duplicates: bool = False
 
+    RANGES: ClassVar[Ranges] = {
+        "min_characters": ranges.integers(0),
+        "max_characters": ranges.integers(),
+    }
+
     def __post_init__(self) -> None:
-        if self.min_characters < 0:
-            raise UserError(f"min_characters is {self.min_characters}; give 0 or more.")
-        if self.max_characters is not None and self.max_characters < max(1, self.min_characters):
+        ranges.check_fields(self, "data.gates")
+        if self.max_characters is not None and self.max_characters < self.min_characters:
             raise UserError(
-                f"max_characters is {self.max_characters}; give at least 1, and no less than "
-                f"min_characters, {self.min_characters}, or None."
+                f"data.gates.max_characters is {self.max_characters}; it must be at least "
+                f"data.gates.min_characters, {self.min_characters}"
             )
 
 

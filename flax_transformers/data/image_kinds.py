@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from flax_transformers import ranges
+
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev"),
@@ -35,6 +37,9 @@ class ImageSource:
     image_field: str = "image"
     label_field: str = "label"
     label_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "data.source")
 
 
 class Found(NamedTuple):

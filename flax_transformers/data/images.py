@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.data.augmentation import Augmentation, augmented, centre_crop
 from flax_transformers.data.claims import claim, digest, one_of_several, only_one
 from flax_transformers.data.config import DataConfig
@@ -30,6 +31,7 @@ from flax_transformers.data.store import Split
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Vocabulary, WindowSpec
 from flax_transformers.objectives.images import ImageSpec
+from flax_transformers.ranges import Ranges
 
 DEFAULT_FRACTION = 0.02
 """Held out where the source has no split for it and nothing else is said."""
@@ -65,22 +67,12 @@ class ImageData(DataConfig):
     """Parts in which images are checked (fewer of few images), and so the unit of resumption. What
     the store holds does not depend on it."""
 
+    RANGES: ClassVar[Ranges] = {"crop_fraction": ranges.numbers(0, 1, above=True)}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.channels not in (1, 3):
-            raise UserError(f"channels is {self.channels}; give 3 for colour or 1 for grey.")
-        if not 0 < self.crop_fraction <= 1:
-            raise UserError(
-                f"crop_fraction is {self.crop_fraction}; give a share above 0, up to 1."
-            )
-        if self.shards < 1 or self.shards > 99_999:
-            raise UserError(f"shards is {self.shards}; give a number from 1 to 99999.")
-        fraction = self.validation_fraction
-        if fraction is not None and not 0 <= fraction < 1:
-            raise UserError(
-                f"validation_fraction is {fraction}; give a share of the images from 0 up to, but "
-                "not including, 1."
-            )
+            raise UserError(f"data.channels is {self.channels}; give 3 for colour or 1 for grey")
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,6 @@ class LabelledSource(Source):
     label: Literal["class", "number"] = "class"
     label_names: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.label not in ("class", "number"):
-            raise ValueError(f"data.source.label is {self.label!r}; it must be 'class' or 'number'")
-
     @property
     def label_kind(self) -> LabelKind:
         return "classes" if self.label == "class" else "numbers"

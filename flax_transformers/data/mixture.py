@@ -12,7 +12,9 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import ClassVar
 
+from flax_transformers import ranges
 from flax_transformers.data import sources
 from flax_transformers.data.claims import corpus_of, digest, only_one
 from flax_transformers.data.config import DataConfig, TextData
@@ -36,6 +38,7 @@ from flax_transformers.data.tokenizer_kinds import CONFIG_FILE
 from flax_transformers.data.tokenizers import Tokenizer, TokenizerConfig, train_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Vocabulary, WindowSpec
+from flax_transformers.ranges import Ranges
 
 MIXTURE = "mixture.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -55,6 +58,11 @@ class Component:
 
     weight: float | None = None
     """How often its examples come, beside the others' weights."""
+
+    RANGES: ClassVar[Ranges] = {"weight": ranges.numbers(0, 1e12, above=True)}
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "data.components")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +93,8 @@ class MixedText(DataConfig):
     shards: int = 8
     """Files per kind that each store is divided into; see `TextData`."""
 
+    RANGES: ClassVar[Ranges] = {"exponent": ranges.SHARE}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         names = [component.name for component in self.components]
@@ -102,10 +112,6 @@ class MixedText(DataConfig):
                 f"The component {names[weights.index(None)]!r} has no weight, but others have; "
                 "give all of them one, or none for weights by size."
             )
-        if any(weight is not None and not 0 < weight < float("inf") for weight in weights):
-            raise UserError(f"The components' weights are {weights}; give numbers above 0.")
-        if not 0 <= self.exponent <= 1:
-            raise UserError(f"exponent is {self.exponent}; give a number from 0 to 1.")
         self.part(self.components[0])  # what a TextData refuses is refused here
 
     def part(self, component: Component) -> TextData:

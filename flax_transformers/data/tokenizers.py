@@ -13,13 +13,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import sentencepiece
 import tokenizers
 from etils import epath
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from flax_transformers import ranges
 from flax_transformers.data.tokenizer_kinds import (
     CONFIG_FILE,
     ROLE_NAMES,
@@ -31,6 +32,7 @@ from flax_transformers.data.tokenizer_kinds import (
     parse_sentencepiece,
 )
 from flax_transformers.errors import UserError
+from flax_transformers.ranges import Ranges
 
 __all__ = ["Kind", "Tokenizer", "TokenizerConfig", "load_tokenizer", "train_tokenizer"]
 
@@ -62,12 +64,14 @@ class TokenizerConfig:
     training_documents: int | None = 1_000_000
     sentinels: int = 0
 
+    RANGES: ClassVar[Ranges] = {
+        "vocab_size": ranges.ENTRIES,
+        "training_documents": ranges.integers(),
+        "sentinels": ranges.integers(0, 2**24),
+    }
+
     def __post_init__(self) -> None:
-        if self.training_documents is not None and self.training_documents < 1:
-            raise UserError(
-                f"The tokenizer's training_documents is {self.training_documents}; give 1 or more, "
-                "or None for all of them."
-            )
+        ranges.check_fields(self, "data.tokenizer")
 
     @property
     def needs_training(self) -> bool:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.families import huggingface, vit
 from flax_transformers.families.family import Family
 from flax_transformers.families.weights import Weight, WeightTable, fused_linear, linear, norm
 from flax_transformers.models.attention import KeyValues
 from flax_transformers.models.block import LayerInputs, TransformerBlock
 from flax_transformers.models.vision import VisionBlock, VisionConfig, VisionForClassification
+from flax_transformers.ranges import Ranges
 
 
 class LayerScale(nn.Module):
@@ -67,6 +69,8 @@ class DeiT3Config(VisionConfig):
     norm_eps: float = 1e-6
     layer_scale_init: float = 1e-4
     """What LayerScale starts from."""
+
+    RANGES: ClassVar[Ranges] = {"layer_scale_init": ranges.numbers(0, 1000)}
 
     @property
     def block(self) -> type[TransformerBlock]:

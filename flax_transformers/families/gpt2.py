@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 
+from flax_transformers import ranges
 from flax_transformers.families import huggingface
 from flax_transformers.families.family import Family
 from flax_transformers.families.weights import Weight, WeightTable, fused, linear, norm
@@ -19,6 +20,7 @@ from flax_transformers.models.text import (
     TextForTokenClassification,
     TextModel,
 )
+from flax_transformers.ranges import Ranges
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "GPT2LMHeadModel": DecoderForCausalLM,
@@ -53,6 +55,8 @@ class GPT2Config(TextConfig):
     """Id of the token that texts begin with, if any."""
     eos_ids: tuple[int, ...] = (50256,)
     """Ids of tokens that end a text."""
+
+    RANGES: ClassVar[Ranges] = {"bos_id": ranges.TOKEN_ID, "eos_ids": ranges.TOKEN_ID}
 
 
 def _size(layers: int, width: int) -> GPT2Config:

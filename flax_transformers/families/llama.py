@@ -11,10 +11,11 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.families import huggingface
 from flax_transformers.families.family import Family
@@ -28,6 +29,7 @@ from flax_transformers.models.text import (
     TextForTokenClassification,
     TextModel,
 )
+from flax_transformers.ranges import Ranges
 
 
 def architectures(name: str) -> dict[str, type[nn.Module]]:
@@ -75,6 +77,8 @@ class LlamaConfig(TextConfig):
     """Id of the token that texts begin with, if any."""
     eos_ids: tuple[int, ...] = (2,)
     """Ids of tokens that end a text."""
+
+    RANGES: ClassVar[Ranges] = {"bos_id": ranges.TOKEN_ID, "eos_ids": ranges.TOKEN_ID}
 
     def __post_init__(self) -> None:
         super().__post_init__()

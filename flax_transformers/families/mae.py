@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.families import huggingface, vit
 from flax_transformers.families.family import Family
@@ -27,6 +28,7 @@ from flax_transformers.models.vision import (
     VisionModel,
     token,
 )
+from flax_transformers.ranges import Ranges
 
 NORM_PIX_EPS = 1e-6
 
@@ -245,10 +247,16 @@ class MaeConfig(VisionConfig):
     norm_pix_loss: bool = False
     """The decoder paints patches of mean 0 and variance 1."""
 
+    RANGES: ClassVar[Ranges] = {
+        "decoder_hidden_size": ranges.WIDTH,
+        "decoder_layers": ranges.LAYERS,
+        "decoder_heads": ranges.WIDTH,
+        "decoder_intermediate_size": ranges.WIDTH,
+        "mask_ratio": ranges.RATE,
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.mask_ratio < 1.0:
-            raise ValueError(f"model.mask_ratio is {self.mask_ratio}; it must be in [0, 1)")
         try:
             _ = self.decoder
         except ValueError as error:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.families import huggingface
 from flax_transformers.families.bart import layer_rows, read_fields, word_tables, write_fields
@@ -22,6 +23,7 @@ from flax_transformers.families.weights import WeightTable
 from flax_transformers.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from flax_transformers.models.encoder_decoder_heads import EncoderDecoderForConditionalGeneration
 from flax_transformers.models.feed_forward import Activation
+from flax_transformers.ranges import Ranges
 
 
 def sinusoidal_table(max_positions: int, width: int) -> np.ndarray:
@@ -79,6 +81,8 @@ class MarianConfig(EncoderDecoderConfig):
     logits_bias: bool = True
     dropout: float = 0.1
     classifier_dropout: float | None = 0.0
+
+    RANGES: ClassVar[Ranges] = {"decoder_vocab_size": ranges.ENTRIES}
 
     def __post_init__(self) -> None:
         if self.decoder_vocab_size == self.vocab_size:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 
+from flax_transformers import ranges
 from flax_transformers.families import huggingface
 from flax_transformers.families.family import Family
 from flax_transformers.families.llama import (
@@ -20,6 +21,7 @@ from flax_transformers.families.llama import (
 from flax_transformers.models.attention import KeyValues
 from flax_transformers.models.block import LayerInputs, TransformerBlock
 from flax_transformers.models.positions import Rope
+from flax_transformers.ranges import Ranges
 
 ARCHITECTURES = architectures("Mistral")
 
@@ -36,12 +38,7 @@ class MistralConfig(LlamaConfig):
     sliding_window: int | None = 4096
     """A token sees this many, itself and those just before it; None: all before it."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(
-                f"model.sliding_window is {self.sliding_window}; it must be at least 1, or None"
-            )
+    RANGES: ClassVar[Ranges] = {"sliding_window": ranges.POSITIONS}
 
     @property
     def windows(self) -> tuple[int | None, ...]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 
+from flax_transformers import ranges
 from flax_transformers.families import huggingface
 from flax_transformers.families.family import Family
 from flax_transformers.families.llama import (
@@ -22,6 +23,7 @@ from flax_transformers.families.mixtral_layers import MixtureOfExperts, Routing,
 from flax_transformers.families.weights import Weight, WeightTable
 from flax_transformers.models.block import LayerCache, LayerInputs, TransformerBlock
 from flax_transformers.models.positions import Rope
+from flax_transformers.ranges import Ranges
 
 ARCHITECTURES = architectures("Mixtral")
 
@@ -44,9 +46,15 @@ class MixtralConfig(MistralConfig):
     """What its authors multiplied the load-balancing loss with, for config.json alone: in training
     the objective's ``balance_weight`` counts."""
 
+    RANGES: ClassVar[Ranges] = {
+        "experts": ranges.integers(1, 2**16),
+        "experts_per_token": ranges.integers(1, 2**16),
+        "balance_coefficient": ranges.COEFFICIENT,
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.experts_per_token <= self.experts:
+        if self.experts_per_token > self.experts:
             raise ValueError(
                 f"model.experts_per_token is {self.experts_per_token}; it must be between 1 and "
                 f"model.experts, {self.experts}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.families import huggingface
 from flax_transformers.families.family import Family
@@ -31,6 +32,7 @@ from flax_transformers.models.feed_forward import Activation
 from flax_transformers.models.positions import Rope, rotary_tables
 from flax_transformers.models.stack import Stack
 from flax_transformers.models.text import TextModel
+from flax_transformers.ranges import Ranges
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "ModernBertForMaskedLM": ModernBertForMaskedLM,
@@ -90,15 +92,17 @@ class ModernBertConfig(TextConfig):
     """What a classifier of rows looks at: the first token or the mean of all."""
     classifier_dropout: float | None = 0.0
 
+    RANGES: ClassVar[Ranges] = {
+        "local_attention": ranges.POSITIONS,
+        "global_every": ranges.LAYERS,
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.norm_place != "pre":
             raise ValueError(f"model.norm_place is {self.norm_place!r}; ModernBERT has only 'pre'")
         if self.rope is None:
             raise ValueError("model.rope is None; ModernBERT has no other positions")
-        for name in ("local_attention", "global_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
         if self.layer_types and len(self.layer_types) != self.num_layers:
             raise ValueError(
                 f"model.layer_types names {len(self.layer_types)} layers, but model.num_layers is "

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.families import huggingface
 from flax_transformers.families.family import Family
 from flax_transformers.families.model_types import model_type_of
@@ -42,6 +43,7 @@ from flax_transformers.models.encoder_decoder_heads import (
     EncoderDecoderForSequenceClassification,
 )
 from flax_transformers.models.feed_forward import Activation
+from flax_transformers.ranges import Ranges
 
 _CLASSES: dict[str, type[nn.Module]] = {
     "ForConditionalGeneration": T5ForConditionalGeneration,
@@ -91,11 +93,16 @@ class T5Config(EncoderDecoderConfig):
     scale_logits: bool = True
     """Hidden states are multiplied with ``hidden_size ** -0.5`` on their way to the logits."""
 
+    RANGES: ClassVar[Ranges] = {
+        "relative_buckets": ranges.integers(4, 2**20),
+        "relative_max_distance": ranges.POSITIONS,
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.head_dim is None:  # always a number in a config.json
             object.__setattr__(self, "head_dim", self.head_width)
-        if self.relative_buckets < 4 or self.relative_buckets % 2:
+        if self.relative_buckets % 2:
             raise ValueError(
                 f"model.relative_buckets is {self.relative_buckets}; it must be even and at least 4"
             )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,8 +21,10 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.models.heads import last_token
+from flax_transformers.ranges import Ranges
 
 Step = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 """``step(ids, count, cache) -> (logits, cache)``: the new token int32 [B] of each row goes in, the
@@ -42,13 +44,14 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = None
 
+    RANGES: ClassVar[Ranges] = {
+        "temperature": ranges.numbers(0, 1e6),
+        "top_k": ranges.ENTRIES,
+        "top_p": ranges.numbers(0, 1, above=True),
+    }
+
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k is {self.top_k}; it must be at least 1")
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        ranges.check_fields(self, "")
         if not self.temperature and (self.top_k is not None or self.top_p is not None):
             raise UserError("top_k and top_p choose among samples; set a temperature, such as 1")
 

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.models.block import TransformerBlock
 from flax_transformers.models.cache import Cache, next_positions
@@ -25,6 +26,7 @@ from flax_transformers.models.kernels import Kernel
 from flax_transformers.models.norms import make_norm
 from flax_transformers.models.positions import Rope, positions_from_segments, rotary_tables
 from flax_transformers.models.stack import Stack
+from flax_transformers.ranges import Ranges
 
 # TPU lanes are 128 wide, and 128 divides over every mesh people use.
 VOCABULARY_MULTIPLE = 128
@@ -61,11 +63,10 @@ class Execution:
     """What computes attention; ``auto`` is splash on TPUs and cuDNN on NVIDIA, where they can do
     what a call needs, and else XLA. What is used, and why, is logged."""
 
+    RANGES: ClassVar[Ranges] = {"feed_forward_chunk": ranges.POSITIONS}
+
     def __post_init__(self) -> None:
-        if self.feed_forward_chunk is not None and self.feed_forward_chunk < 1:
-            raise ValueError(
-                f"execution.feed_forward_chunk is {self.feed_forward_chunk}; it must be at least 1"
-            )
+        ranges.check_fields(self, "execution")
 
     def resolve(self, platform: str) -> Execution:
         """Settles ``auto`` for a platform ("cpu", "gpu", "tpu"); models need it settled.
@@ -140,30 +141,35 @@ class TransformerConfig:
     label_names: tuple[str, ...] = ()
     """Names of these outputs, in order; empty if they have none."""
 
+    RANGES: ClassVar[Ranges] = {
+        "hidden_size": ranges.WIDTH,
+        "num_layers": ranges.LAYERS,
+        "num_heads": ranges.WIDTH,
+        "max_positions": ranges.POSITIONS,
+        "num_key_value_heads": ranges.WIDTH,
+        "head_dim": ranges.WIDTH,
+        "intermediate_size": ranges.WIDTH,
+        "norm_eps": ranges.SHARE,
+        "dropout": ranges.RATE,
+        "attention_dropout": ranges.RATE,
+        "activation_dropout": ranges.RATE,
+        "classifier_dropout": ranges.RATE,
+        "init_std": ranges.numbers(0, 1000),
+        "num_labels": ranges.ENTRIES,
+    }
+
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size", "num_labels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.max_positions is not None and self.max_positions < 1:
-            raise ValueError(f"model.max_positions is {self.max_positions}; it must be at least 1")
-        for name in ("norm_eps", "init_std"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; it must not be negative")
-        if self.head_dim is not None and self.head_dim < 1:
-            raise ValueError(f"model.head_dim is {self.head_dim}; it must be at least 1")
+        ranges.check_fields(self, "model")
         if self.head_dim is None and self.hidden_size % self.num_heads:
             raise ValueError(
                 f"model.hidden_size {self.hidden_size} does not divide by model.num_heads "
                 f"{self.num_heads}; choose a width that is a multiple of the number of heads"
             )
-        if self.kv_heads < 1 or self.num_heads % self.kv_heads:
+        if self.num_heads % self.kv_heads:
             raise ValueError(
                 f"model.num_heads {self.num_heads} does not divide by model.num_key_value_heads "
                 f"{self.kv_heads}; each key-value head serves the same number of heads"
             )
-        for name in ("dropout", "attention_dropout", "activation_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be in [0, 1)")
         if self.label_names == tuple(f"LABEL_{i}" for i in range(self.num_labels)):
             object.__setattr__(self, "label_names", ())  # one way to say that they have none
         if self.label_names and len(self.label_names) != self.num_labels:
@@ -272,12 +278,15 @@ class TextConfig(TransformerConfig):
     pad_id: int = 0
     """Id of padding tokens, where a model has to know it."""
 
+    RANGES: ClassVar[Ranges] = {
+        "vocab_size": ranges.ENTRIES,
+        "position_offset": ranges.integers(0, 2**20),
+        "token_types": ranges.integers(0, 2**20),
+        "pad_id": ranges.TOKEN_ID,
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.vocab_size < 1:
-            raise ValueError(f"model.vocab_size is {self.vocab_size}; it must be at least 1")
-        if self.token_types < 0:
-            raise ValueError(f"model.token_types is {self.token_types}; it must not be negative")
         if self.positions != "none" and self.max_positions is None:
             raise ValueError(f"model.max_positions is None, but positions are {self.positions}")
 

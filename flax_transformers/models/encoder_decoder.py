@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_transformers import ranges
 from flax_transformers.models.block import LayerCache, LayerInputs
 from flax_transformers.models.cache import Cache, causal_inputs, empty_cache
 from flax_transformers.models.config import Execution, TextConfig
@@ -21,6 +22,7 @@ from flax_transformers.models.embeddings import Embedding, InputEmbeddings, word
 from flax_transformers.models.masks import AttentionMask, combined_segments
 from flax_transformers.models.model import Tokens, WordModel
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
+from flax_transformers.ranges import Ranges
 
 IGNORED = -100
 """The label of places that are not predicted, by Hugging Face's convention."""
@@ -56,7 +58,17 @@ class EncoderDecoderConfig(TextConfig):
     eos_ids: tuple[int, ...] = (1,)
     """Ids that begin and end a sequence."""
 
+    RANGES: ClassVar[Ranges] = {
+        "num_decoder_layers": ranges.LAYERS,
+        "num_decoder_heads": ranges.WIDTH,
+        "decoder_intermediate_size": ranges.WIDTH,
+        "decoder_start_id": ranges.integers(0, 2**24),
+        "bos_id": ranges.TOKEN_ID,
+        "eos_ids": ranges.TOKEN_ID,
+    }
+
     def __post_init__(self) -> None:
+        ranges.check_fields(self, "model")
         if self.causal:
             raise ValueError(
                 "model.causal is True, but an encoder sees all of its text; leave it out, the "
@@ -72,8 +84,6 @@ class EncoderDecoderConfig(TextConfig):
             ("decoder_intermediate_size", self.intermediate_size),
         ):
             value = getattr(self, ours)
-            if value is not None and value < 1:
-                raise ValueError(f"model.{ours} is {value}; it must be at least 1")
             if value == of_encoder:  # one spelling for one model
                 object.__setattr__(self, ours, None)
         sizes = self.decoder_sizes()

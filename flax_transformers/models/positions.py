@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from flax_transformers import ranges
+from flax_transformers.ranges import Ranges
 
 
 def positions_from_segments(segment_ids_BT: jax.Array) -> jax.Array:
@@ -35,6 +38,17 @@ class Rope:
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     original_max_positions: int = 8192
+
+    RANGES: ClassVar[Ranges] = {
+        "theta": ranges.numbers(1, 1e12),
+        "factor": ranges.numbers(0, 1e6, above=True),
+        "low_frequency_factor": ranges.numbers(0, 1e6, above=True),
+        "high_frequency_factor": ranges.numbers(0, 1e6, above=True),
+        "original_max_positions": ranges.POSITIONS,
+    }
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "model.rope")
 
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Radians per position for each pair of a head's features, float32 [head_dim // 2]."""

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.models.block import LayerInputs, TransformerBlock
 from flax_transformers.models.config import TransformerConfig
@@ -32,6 +33,7 @@ from flax_transformers.models.patches import (
     sincos_table,
 )
 from flax_transformers.models.sharding import HIDDEN, constrain
+from flax_transformers.ranges import Ranges
 
 
 class VisionBlock(TransformerBlock):
@@ -90,18 +92,20 @@ class VisionConfig(TransformerConfig):
     drop_path: float = 0.0
     """How often the last layer's sub-layers are skipped in training; earlier ones less."""
 
+    RANGES: ClassVar[Ranges] = {
+        "image_size": ranges.PIXELS,
+        "patch_size": ranges.PIXELS,
+        "num_channels": ranges.integers(1, 1024),
+        "drop_path": ranges.RATE,
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("patch_size", "num_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
         if min(self.grid) < 1:
             raise ValueError(
                 f"model.image_size {self.image_size} is less than one patch of model.patch_size "
                 f"{self.patch_size}"
             )
-        if not 0.0 <= self.drop_path < 1.0:
-            raise ValueError(f"model.drop_path is {self.drop_path}; it must be in [0, 1)")
         if self.positions == "sincos_2d" and self.hidden_size % 4:
             raise ValueError(
                 f"model.hidden_size {self.hidden_size} does not divide by 4, as sincos_2d "

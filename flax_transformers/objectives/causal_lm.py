@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.objectives.contract import (
     Array,
     Batch,
@@ -21,6 +22,7 @@ from flax_transformers.objectives.contract import (
 )
 from flax_transformers.objectives.rows import end_id, pad
 from flax_transformers.objectives.word_loss import WordLoss
+from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +43,7 @@ class CausalLM(WordLoss):
     """Coefficient of the load-balancing loss of a mixture of experts (0.02 in Mixtral 8x7B's
     config.json); without effect on models that have none."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.balance_weight >= 0.0:
-            raise ValueError(
-                f"objective.balance_weight is {self.balance_weight}; it must not be negative"
-            )
+    RANGES: ClassVar[Ranges] = {"balance_weight": ranges.COEFFICIENT}
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
         # A document end at the end of the window takes a place too.

@@ -8,10 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Vocabulary, WindowSpec
 from flax_transformers.objectives.rows import end_id, start_id
 from flax_transformers.objectives.sequences import SequenceLoss, encoder_decoder_row
+from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,12 @@ class Denoising(SequenceLoss):
     """Fill rows with several documents, damaged each on its own, with the end of a sequence after
     each. BART keeps to one document a row, which leaves rows of short documents mostly empty."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("infill_share", "mask_share", "delete_share"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(
-                    f"objective.{name} is {getattr(self, name)}; it must be from 0 to below 1"
-                )
-        if not 0.0 < self.mean_span <= 100.0:
-            raise ValueError(
-                f"objective.mean_span is {self.mean_span}; it must be above 0 and at most 100"
-            )
+    RANGES: ClassVar[Ranges] = {
+        "infill_share": ranges.RATE,
+        "mean_span": ranges.numbers(0, 100, above=True),
+        "mask_share": ranges.RATE,
+        "delete_share": ranges.RATE,
+    }
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
         # One place for the token that begins a sequence, one for that which ends it.

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.objectives.contract import (
     Array,
     Batch,
@@ -19,6 +20,7 @@ from flax_transformers.objectives.contract import (
     Vocabulary,
 )
 from flax_transformers.objectives.images import ImageSpec, PixelInput, hidden_states, pixels_of
+from flax_transformers.ranges import Ranges
 
 TOP = 5
 
@@ -45,23 +47,18 @@ class ImageClassification(PixelInput):
     """Put a rectangle of another image into the image, its area from Beta(cutmix, cutmix)
     (arXiv:1905.04899); 0: never. With ``mixup`` too, each is done to half of the images."""
 
+    RANGES: ClassVar[Ranges] = {
+        "label_smoothing": ranges.RATE,
+        "mixup": ranges.numbers(0, 1000),
+        "cutmix": ranges.numbers(0, 1000),
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss not in ("softmax", "sigmoid"):
-            raise ValueError(f"objective.loss is {self.loss!r}; it must be 'softmax' or 'sigmoid'")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(
-                f"objective.label_smoothing is {self.label_smoothing}; it must be in [0, 1)"
-            )
         if self.label_smoothing and self.loss == "sigmoid":
             raise ValueError(
                 "objective.label_smoothing goes with loss='softmax' alone; set it to 0"
             )
-        for name in ("mixup", "cutmix"):
-            if not getattr(self, name) >= 0.0:
-                raise ValueError(
-                    f"objective.{name} is {getattr(self, name)}; it must not be negative"
-                )
 
     def window_spec(self, sequence_length: int) -> ImageSpec:
         return ImageSpec(sequence_length, other=self.mixup > 0.0 or self.cutmix > 0.0)

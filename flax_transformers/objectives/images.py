@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Array, ModelFunctions, Params, WindowSpec
+from flax_transformers.ranges import Ranges
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,9 +38,13 @@ class PixelInput:
     """Of each channel, or one for all."""
     std: tuple[float, ...] = IMAGENET_STD
 
+    RANGES: ClassVar[Ranges] = {
+        "mean": ranges.numbers(-1e6, 1e6),
+        "std": ranges.numbers(1e-6, 1e6),
+    }
+
     def __post_init__(self) -> None:
-        if not all(value > 0.0 for value in self.std):
-            raise ValueError(f"objective.std is {self.std}; every number must be positive")
+        ranges.check_fields(self, "objective")
 
     def predictions(self, sequence_length: int) -> int:
         """No places of a row get logits of their own."""

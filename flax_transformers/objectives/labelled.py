@@ -41,14 +41,6 @@ class LabelledSpec(WindowSpec):
     question_length: int = 0
 
 
-def check_framing(framing: str) -> None:
-    """Raises ValueError for a framing that there is not."""
-    if framing not in _OVERHEADS:
-        raise ValueError(
-            f"objective.framing is {framing!r}; it must be one of {', '.join(_OVERHEADS)}"
-        )
-
-
 def overhead(framing: Framing, texts: int) -> int:
     """Places that the framing of one text or two takes."""
     return _OVERHEADS[framing][texts - 1]

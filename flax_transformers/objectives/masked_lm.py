@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import (
     Array,
@@ -23,6 +24,7 @@ from flax_transformers.objectives.contract import (
 )
 from flax_transformers.objectives.rows import frame, pad, random_ordinary
 from flax_transformers.objectives.word_loss import LOGITS_HELD
+from flax_transformers.ranges import Ranges
 
 SPAN_STOP = 0.2
 SPAN_LONGEST = 10
@@ -50,20 +52,19 @@ class Masking:
     random_share: float = 0.1
     choose: Literal["token", "word", "span"] = "token"
 
+    RANGES: ClassVar[Ranges] = {
+        "mask_fraction": ranges.numbers(0, 1, above=True, below=True),
+        "mask_share": ranges.SHARE,
+        "random_share": ranges.SHARE,
+        "static_epochs": ranges.integers(),
+    }
+
     def __post_init__(self) -> None:
-        if not 0.0 < self.mask_fraction < 1.0:
+        ranges.check_fields(self, "objective")
+        if self.mask_share + self.random_share > 1.0:
             raise ValueError(
-                f"objective.mask_fraction is {self.mask_fraction}; it must be between 0 and 1"
-            )
-        shares = (self.mask_share, self.random_share)
-        if not (min(shares) >= 0.0 and sum(shares) <= 1.0):
-            raise ValueError(
-                f"objective.mask_share {self.mask_share} and objective.random_share "
-                f"{self.random_share} must not be negative and must add up to at most 1"
-            )
-        if self.choose not in ("token", "word", "span"):
-            raise ValueError(
-                f"objective.choose is {self.choose!r}; it must be 'token', 'word' or 'span'"
+                f"objective.mask_share is {self.mask_share} and objective.random_share is "
+                f"{self.random_share}; they must add up to at most 1"
             )
 
     def count(self, tokens: int) -> int:

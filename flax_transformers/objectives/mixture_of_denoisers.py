@@ -8,12 +8,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Vocabulary, WindowSpec
 from flax_transformers.objectives.rows import end_id
 from flax_transformers.objectives.sequences import SequenceLoss, encoder_decoder_row
 from flax_transformers.objectives.span_corruption import (
-    check_noise,
+    NOISE_RANGES,
     corrupt,
     corrupted_lengths,
     enough_sentinels,
@@ -21,6 +22,7 @@ from flax_transformers.objectives.span_corruption import (
     span_counts,
     span_mask,
 )
+from flax_transformers.ranges import Ranges
 
 Mode = Literal["R", "X", "S"]
 MODES: tuple[Mode, ...] = ("R", "X", "S")
@@ -39,6 +41,11 @@ class Denoiser:
     noise_density: float
     mean_span: float | None
     share: float
+
+    RANGES: ClassVar[Ranges] = {**NOISE_RANGES, "share": ranges.numbers(0, 1e6, above=True)}
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "objective.denoisers")
 
 
 UL2_DENOISERS = (
@@ -72,16 +79,12 @@ class MixtureOfDenoisers(SequenceLoss):
     cross_documents: bool = True
     """Fill rows across document ends, or keep to one document a row."""
 
+    RANGES: ClassVar[Ranges] = {"mode_ids": ranges.integers(0, 2**24)}
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.denoisers or not min(d.share for d in self.denoisers) > 0.0:
-            raise ValueError("objective.denoisers must be some, each with a share above 0")
-        for denoiser in self.denoisers:
-            if denoiser.mode not in MODES:
-                raise ValueError(
-                    f"objective.denoisers has mode {denoiser.mode!r}; it must be one of R, X, S"
-                )
-            check_noise(denoiser.noise_density, denoiser.mean_span or 1.0)
+        if not self.denoisers:
+            raise ValueError("objective.denoisers is empty; give at least one Denoiser(...)")
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
         return WindowSpec(

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.objectives.contract import (
     Array,
     Batch,
@@ -22,6 +23,7 @@ from flax_transformers.objectives.contract import (
 )
 from flax_transformers.objectives.masked_lm import Masking, shown_masks
 from flax_transformers.objectives.rows import framing_ids, pad
+from flax_transformers.ranges import Ranges
 
 _FRAMING = 3  # [CLS] A [SEP] B [SEP]
 
@@ -59,13 +61,7 @@ class NextSentence(Masking):
     """Static masking: the same pairs and masks come round again after so many epochs. None: always
     new ones."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.next_sentence_weight >= 0.0:
-            raise ValueError(
-                f"objective.next_sentence_weight is {self.next_sentence_weight}; it must not be "
-                "negative"
-            )
+    RANGES: ClassVar[Ranges] = {"next_sentence_weight": ranges.COEFFICIENT}
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
         return WindowSpec(

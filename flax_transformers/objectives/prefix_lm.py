@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.objectives.causal_lm import (
     causal_row,
     causal_terms,
@@ -26,6 +27,7 @@ from flax_transformers.objectives.contract import (
 )
 from flax_transformers.objectives.rows import pad
 from flax_transformers.objectives.word_loss import WordLoss
+from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class PrefixLM(WordLoss):
     """Several documents in a row, each with a division of its own, or one document a row."""
     balance_weight: float = 0.02
     """As in `CausalLM`."""
+
+    RANGES: ClassVar[Ranges] = {"balance_weight": ranges.COEFFICIENT}
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
         return WindowSpec(sequence_length - 1, self.cross_documents, whole_sentences=False)

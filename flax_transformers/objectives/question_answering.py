@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import (
     Array,
@@ -22,11 +23,11 @@ from flax_transformers.objectives.contract import (
 from flax_transformers.objectives.labelled import (
     Framing,
     LabelledSpec,
-    check_framing,
     framed,
     overhead,
 )
 from flax_transformers.objectives.rows import pad
+from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,16 @@ class QuestionAnswering:
     """In scoring: "no answer" has to be better than the best answer by more than this, in logits.
     """
 
+    RANGES: ClassVar[Ranges] = {
+        "doc_stride": ranges.POSITIONS,
+        "max_question_length": ranges.POSITIONS,
+        "max_answer_length": ranges.POSITIONS,
+        "best": ranges.integers(1, 10_000),
+        "null_threshold": ranges.numbers(-1e6, 1e6),
+    }
+
     def __post_init__(self) -> None:
-        check_framing(self.framing)
-        for name in ("doc_stride", "max_question_length", "max_answer_length", "best"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"objective.{name} is {getattr(self, name)}; it must be at least 1"
-                )
+        ranges.check_fields(self, "objective")
 
     def window_spec(self, sequence_length: int) -> LabelledSpec:
         length = sequence_length - overhead(self.framing, 2)

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import (
     Array,
@@ -22,12 +23,12 @@ from flax_transformers.objectives.contract import (
 from flax_transformers.objectives.labelled import (
     Framing,
     LabelledSpec,
-    check_framing,
     framed,
     longest_first,
     overhead,
 )
 from flax_transformers.objectives.rows import pad
+from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,14 @@ class SequenceClassification:
     framing: Framing = "bert"
     """What stands around the texts: that of the model's family."""
 
+    RANGES: ClassVar[Ranges] = {"label_smoothing": ranges.RATE}
+
     def __post_init__(self) -> None:
-        check_framing(self.framing)
-        if self.loss not in ("cross_entropy", "mse"):
+        ranges.check_fields(self, "objective")
+        if self.label_smoothing and self.loss == "mse":
             raise ValueError(
-                f"objective.loss is {self.loss!r}; it must be 'cross_entropy' or 'mse'"
-            )
-        if not 0.0 <= self.label_smoothing < 1.0 or (self.label_smoothing and self.loss == "mse"):
-            raise ValueError(
-                f"objective.label_smoothing is {self.label_smoothing}; it must be in [0, 1), and 0 "
-                "with the loss 'mse'"
+                f"objective.label_smoothing is {self.label_smoothing}; it must be 0 with the loss "
+                "'mse'"
             )
 
     def window_spec(self, sequence_length: int) -> LabelledSpec:

@@ -7,10 +7,12 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Vocabulary, WindowSpec
 from flax_transformers.objectives.rows import end_id, pad, start_id
 from flax_transformers.objectives.sequences import SequenceLoss
+from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,7 @@ class SequenceToSequence(SequenceLoss):
     long_pairs: Literal["cut", "skip"] = "cut"
     """Cut what is too long for a row, or leave such pairs out."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, choices in (("start", ("pad", "end")), ("long_pairs", ("cut", "skip"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"objective.{name} is {getattr(self, name)!r}; it must be {choices[0]!r} or "
-                    f"{choices[1]!r}"
-                )
+    RANGES: ClassVar[Ranges] = {"target_length": ranges.POSITIONS}
 
     def window_spec(self, sequence_length: int) -> PairSpec:
         return PairSpec(

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.objectives.contract import (
     Array,
     Batch,
@@ -19,6 +20,7 @@ from flax_transformers.objectives.contract import (
 )
 from flax_transformers.objectives.rows import pad
 from flax_transformers.objectives.word_loss import WordLoss
+from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class SequenceLoss(WordLoss):
 
     decoder_start_id: int | None = None
     """What the decoder reads first; None: padding, as in T5, or what the objective says of it."""
+
+    RANGES: ClassVar[Ranges] = {"decoder_start_id": ranges.integers(0, 2**24)}
 
     def terms(
         self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]

@@ -16,13 +16,20 @@ from typing import ClassVar
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Vocabulary, WindowSpec
 from flax_transformers.objectives.rows import end_id
 from flax_transformers.objectives.sequences import SequenceLoss, encoder_decoder_row
+from flax_transformers.ranges import Ranges
 
 BYT5_MEAN_SPAN = 20.0
 """Mean length of a span of bytes in ByT5 (arXiv:2105.13626 §3.1)."""
+
+NOISE_RANGES: Ranges = {
+    "noise_density": ranges.numbers(0, 1, above=True, below=True),
+    "mean_span": ranges.numbers(1, 2**20),
+}
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,7 @@ class SpanCorruption(SequenceLoss):
     cross_documents: bool = True
     """Fill rows across document ends, or keep to one document a row."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_noise(self.noise_density, self.mean_span)
+    RANGES: ClassVar[Ranges] = NOISE_RANGES
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
         return WindowSpec(
@@ -82,14 +87,6 @@ class SpanCorruption(SequenceLoss):
         inputs, targets = corrupt(tokens, mask, sentinels, end_id(vocab))
         first_id = vocab.pad_id if self.decoder_start_id is None else self.decoder_start_id
         return encoder_decoder_row(inputs, targets, sequence_length, width, first_id, vocab.pad_id)
-
-
-def check_noise(noise_density: float, mean_span: float) -> None:
-    """Raises ValueError for settings out of range."""
-    if not 0.0 < noise_density < 1.0:
-        raise ValueError(f"objective.noise_density is {noise_density}; it must be between 0 and 1")
-    if not mean_span >= 1.0:
-        raise ValueError(f"objective.mean_span is {mean_span}; it must be at least 1")
 
 
 def span_counts(tokens: int, noise_density: float, mean_span: float) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import (
     Array,
@@ -22,11 +23,11 @@ from flax_transformers.objectives.contract import (
 from flax_transformers.objectives.labelled import (
     Framing,
     LabelledSpec,
-    check_framing,
     framed,
     overhead,
 )
 from flax_transformers.objectives.rows import pad
+from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,10 @@ class TokenClassification:
     framing: Framing = "bert"
     """What stands around a sentence: that of the model's family."""
 
+    RANGES: ClassVar[Ranges] = {"label_smoothing": ranges.RATE}
+
     def __post_init__(self) -> None:
-        check_framing(self.framing)
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(
-                f"objective.label_smoothing is {self.label_smoothing}; it must be in [0, 1)"
-            )
+        ranges.check_fields(self, "objective")
 
     def window_spec(self, sequence_length: int) -> LabelledSpec:
         length = sequence_length - overhead(self.framing, 1)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from flax_transformers import ranges
 from flax_transformers.objectives.contract import Array, ModelFunctions, Params, Terms
+from flax_transformers.ranges import Ranges
 
 LOGITS_HELD = 2**28
 """Logits that a device holds at once, unless told otherwise: 1 GiB in float32."""
@@ -29,15 +32,14 @@ class WordLoss:
     logits_held: int = LOGITS_HELD
     """Logits that a device holds at once, four bytes each; more are made some words at a time."""
 
+    RANGES: ClassVar[Ranges] = {
+        "label_smoothing": ranges.RATE,
+        "z_loss": ranges.COEFFICIENT,
+        "logits_held": ranges.integers(1, 2**48),
+    }
+
     def __post_init__(self) -> None:
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(
-                f"objective.label_smoothing is {self.label_smoothing}; it must be in [0, 1)"
-            )
-        if not self.z_loss >= 0.0:
-            raise ValueError(f"objective.z_loss is {self.z_loss}; it must not be negative")
-        if self.logits_held < 1:
-            raise ValueError(f"objective.logits_held is {self.logits_held}; it must be at least 1")
+        ranges.check_fields(self, "objective")
 
     def word_terms(
         self,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
+from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,19 @@ class MeshConfig:
     expert: int = 1
     """Experts of a mixture divided, and examples divided likewise."""
 
+    RANGES: ClassVar[Ranges] = dict.fromkeys(
+        ("data", "fsdp", "tensor", "context", "expert"), ranges.integers(-1, 2**20)
+    )
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "mesh")
+        sizes = {field.name: getattr(self, field.name) for field in fields(self)}
+        if 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
+            raise ranges.OutOfRange(
+                f"mesh {_shown(sizes)} is not a grid; give every axis a positive size, at most one "
+                "of them -1"
+            )
+
 
 AXES = ("data", "fsdp", "expert", "context", "tensor")
 """Names of the mesh axes, from the slowest link to the fastest: devices that are neighbours differ
@@ -41,20 +57,20 @@ def resolve_mesh(config: MeshConfig, device_count: int) -> MeshConfig:
     Raises UserError if the axes do not multiply to the number of devices.
     """
     sizes = {field.name: getattr(config, field.name) for field in fields(config)}
-    used = {name: size for name, size in sizes.items() if size != 1} or {"data": 1}
-    shown = " x ".join(f"{name}={size}" for name, size in used.items())
     free = [name for name, size in sizes.items() if size == -1]
-    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise UserError(
-            f"mesh {shown} is not a grid; give every axis a positive size, at most one of them -1"
-        )
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if device_count % fixed or (not free and fixed != device_count):
         raise UserError(
-            f"mesh {shown} does not fit {device_count} device{'s' * (device_count != 1)}; "
+            f"mesh {_shown(sizes)} does not fit {device_count} device{'s' * (device_count != 1)}; "
             "set the axes so that they multiply to that number, or one of them to -1"
         )
     return replace(config, **{free[0]: device_count // fixed}) if free else config
+
+
+def _shown(sizes: Mapping[str, int]) -> str:
+    """The axes that divide something."""
+    used = {name: size for name, size in sizes.items() if size != 1} or {"data": 1}
+    return " x ".join(f"{name}={size}" for name, size in used.items())
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

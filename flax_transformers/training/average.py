@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+
+from flax_transformers import ranges
+from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,10 @@ class WeightAverage:
     warmup: bool = True
     """Keep ``min(decay, (1 + t) / (10 + t))`` after t updates, so that the first weights fade."""
 
+    RANGES: ClassVar[Ranges] = {"decay": ranges.RATE}
+
     def __post_init__(self) -> None:
-        if self.decay is not None and not 0 <= self.decay < 1:
-            raise ValueError(f"ema.decay is {self.decay}; it must lie in [0, 1), or be left out")
+        ranges.check_fields(self, "ema")
 
     @property
     def is_on(self) -> bool:

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -25,8 +25,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.distributed import wait_for_all
+from flax_transformers.ranges import Ranges
 from flax_transformers.training import digests, step_folders
 from flax_transformers.training.step_folders import Files, Found
 from flax_transformers.training.structure import is_array, require_same_structure
@@ -56,17 +58,16 @@ class CheckpointConfig:
     invalid_to_keep: int = 8
     """Damaged steps that may be set aside before training asks for them to be looked at."""
 
+    RANGES: ClassVar[Ranges] = {
+        "every_steps": ranges.integers(0),
+        "keep_latest": ranges.integers(),
+        "keep_every": ranges.integers(),
+        "keep_best": ranges.integers(0),
+        "invalid_to_keep": ranges.integers(0),
+    }
+
     def __post_init__(self) -> None:
-        for name, least in (("every_steps", 0), ("keep_latest", 1), ("keep_best", 0)):
-            if getattr(self, name) < least:
-                value = getattr(self, name)
-                raise ValueError(f"checkpoints: {name} is {value}; it must be at least {least}")
-        if self.invalid_to_keep < 0:
-            raise ValueError(
-                f"checkpoints: invalid_to_keep is {self.invalid_to_keep}; it must be at least 0"
-            )
-        if self.keep_every is not None and self.keep_every < 1:
-            raise ValueError(f"checkpoints: keep_every is {self.keep_every}; use null for never")
+        ranges.check_fields(self, "checkpoints")
 
 
 @dataclass(frozen=True)

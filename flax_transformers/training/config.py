@@ -6,13 +6,15 @@ import contextlib
 import dataclasses
 import importlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+from flax_transformers import ranges
 from flax_transformers.data.config import DataConfig
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import Execution, TransformerConfig
 from flax_transformers.objectives.contract import Objective
 from flax_transformers.parallel.mesh import MeshConfig
+from flax_transformers.ranges import Ranges
 from flax_transformers.training.average import WeightAverage
 from flax_transformers.training.checkpoints import CheckpointConfig
 from flax_transformers.training.optimizers import OptimizerConfig
@@ -30,8 +32,15 @@ class Phase:
     micro_batches: int = 1
     """Parts a batch is worked off in, to save memory; the gradient is that of the whole batch."""
 
+    RANGES: ClassVar[Ranges] = {
+        "steps": ranges.integers(),
+        "sequence_length": ranges.POSITIONS,
+        "batch_size": ranges.EXAMPLES,
+        "micro_batches": ranges.EXAMPLES,
+    }
+
     def __post_init__(self) -> None:
-        _check_phase(self, "sequence_length")
+        ranges.check_fields(self, "phases")
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -51,8 +60,15 @@ class ImagePhase:
     micro_batches: int = 1
     """As in ``Phase``."""
 
+    RANGES: ClassVar[Ranges] = {
+        "steps": ranges.integers(),
+        "image_size": ranges.PIXELS,
+        "batch_size": ranges.EXAMPLES,
+        "micro_batches": ranges.EXAMPLES,
+    }
+
     def __post_init__(self) -> None:
-        _check_phase(self, "image_size")
+        ranges.check_fields(self, "phases")
 
     @property
     def sequence_length(self) -> int:
@@ -68,12 +84,6 @@ class ImagePhase:
 AnyPhase = Phase | ImagePhase
 
 
-def _check_phase(phase: AnyPhase, length: str) -> None:
-    for name in ("steps", length, "batch_size", "micro_batches"):
-        if getattr(phase, name) < 1:
-            raise ValueError(f"phases: {name} is {getattr(phase, name)}; it must be at least 1")
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """How often held-out text is looked at."""
@@ -84,11 +94,14 @@ class Evaluation:
     max_examples: int | None = None
     """Use only the first so many held-out rows; None: all of them."""
 
+    RANGES: ClassVar[Ranges] = {
+        "every_steps": ranges.integers(0),
+        "batch_size": ranges.EXAMPLES,
+        "max_examples": ranges.integers(),
+    }
+
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_examples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"evaluation.{name} is {value}; it must be at least 1")
+        ranges.check_fields(self, "evaluation")
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,11 @@ class Logging:
     hang_dump_s: float = 600.0
     """Where a step takes more seconds than this, the stacks of all threads go to stderr; 0: never.
     Compiling, evaluating and saving may take as long as they like."""
+
+    RANGES: ClassVar[Ranges] = {"every_steps": ranges.integers(), "hang_dump_s": ranges.SECONDS}
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "logging")
 
 
 @dataclass(frozen=True)
@@ -136,22 +154,15 @@ class TrainConfig:
     platform: str | None = None
     """"cpu", "gpu" or "tpu": fail if it is not there. None: use what is there."""
 
+    RANGES: ClassVar[Ranges] = {
+        "max_skipped_in_a_row": ranges.integers(0),
+        "skip_spikes_above": ranges.numbers(1, 1e9, above=True),
+        "max_rewinds": ranges.integers(0),
+        "seed": ranges.integers(0, 2**32 - 1),
+    }
+
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**32 - 1")
-        for name, value, least in (
-            ("max_skipped_in_a_row", self.max_skipped_in_a_row, 0),
-            ("max_rewinds", self.max_rewinds, 0),
-            ("logging.every_steps", self.logging.every_steps, 1),
-            ("logging.hang_dump_s", self.logging.hang_dump_s, 0),
-            ("evaluation.every_steps", self.evaluation.every_steps, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
-        if self.skip_spikes_above is not None and self.skip_spikes_above <= 1:
-            raise ValueError(
-                f"skip_spikes_above is {self.skip_spikes_above}; it must be greater than 1, or None"
-            )
+        ranges.check_fields(self, "")
         if not self.phases:
             raise ValueError("phases is empty; give at least one Phase(steps=..., ...)")
         longest = max(phase.sequence_length for phase in self.phases)

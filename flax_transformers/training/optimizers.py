@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
+from flax_transformers.ranges import Ranges
 from flax_transformers.training import directions
 from flax_transformers.training.parameters import (
     Name,
@@ -29,7 +31,7 @@ from flax_transformers.training.parameters import (
     matches,
     without,
 )
-from flax_transformers.training.schedules import Schedule, make_schedule
+from flax_transformers.training.schedules import LEARNING_RATE, Schedule, make_schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,20 @@ class OptimizerConfig:
     """(pattern, factor): parameters with a learning rate of their own; the first that fits."""
     frozen: tuple[str, ...] = ()
     """Patterns of the parameters that stay as they are: no gradients, no statistics."""
+
+    RANGES: ClassVar[Ranges] = {
+        "learning_rate": LEARNING_RATE,
+        "weight_decay": ranges.numbers(0, 1000),
+        "max_grad_norm": ranges.numbers(0, above=True),
+        "layer_decay": ranges.numbers(0, 1, above=True),
+        "rate_factors": ranges.COEFFICIENT,
+        "b1": ranges.RATE,
+        "b2": ranges.RATE,
+        "eps": ranges.numbers(1e-37, 1),
+    }
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "optimizer")
 
     def direction(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
         """From (clipped) gradients to the step direction, before the learning rate.
@@ -87,8 +103,6 @@ class AdamW(OptimizerConfig):
 
     def direction(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
         """``m / (sqrt(v) + eps) + weight_decay * parameter``, moments bias-corrected."""
-        _check_moments(self.b1, self.b2)
-        _check_positive("eps", self.eps)
         adam = directions.scale_by_adam(self.b1, self.b2, self.eps, self.first_moment_dtype)
         return optax.chain(adam, decay)
 
@@ -113,8 +127,6 @@ class LAMB(OptimizerConfig):
 
     def direction(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
         """AdamW's direction u, weight decay included, times ``|parameter| / |u|``."""
-        _check_moments(self.b1, self.b2)
-        _check_positive("eps", self.eps)
         return optax.chain(
             directions.scale_by_adam(self.b1, self.b2, self.eps),
             decay,
@@ -137,7 +149,6 @@ class Lion(OptimizerConfig):
 
     def direction(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
         """``sign(b1 * m + (1 - b1) * gradient) + weight_decay * parameter``."""
-        _check_moments(self.b1, self.b2)
         return optax.chain(optax.scale_by_lion(self.b1, self.b2, mu_dtype=jnp.float32), decay)
 
 
@@ -166,15 +177,19 @@ class Adafactor(OptimizerConfig):
     """A matrix with fewer rows or columns keeps its whole second moment."""
     schedule: Schedule = field(default_factory=lambda: Schedule("inverse_sqrt", timescale=10_000))
 
+    RANGES: ClassVar[Ranges] = {
+        "decay_exponent": ranges.numbers(0, 10, above=True),
+        "clip_threshold": ranges.numbers(0, above=True),
+        "least_scale": ranges.numbers(0, 1000, above=True),
+        "min_factored": ranges.WIDTH,
+    }
+
     def direction(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
         """Gradient over the root of its factored second moment, clipped, scaled, then decay."""
-        for name in ("decay_exponent", "eps", "least_scale", "min_factored"):
-            _check_positive(name, getattr(self, name))
         links = [
             directions.scale_by_factored_moments(self.decay_exponent, self.eps, self.min_factored)
         ]
         if self.clip_threshold is not None:
-            _check_positive("clip_threshold", self.clip_threshold)
             links.append(directions.clip_by_rms(self.clip_threshold))
         if self.scale_parameter:
             links.append(directions.scale_by_parameter(self.least_scale))
@@ -190,17 +205,8 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     of range, and ``init`` for patterns that match nothing.
     """
     rate = learning_rate_at(config, total_steps)
-    if not 0 <= config.weight_decay < float("inf"):
-        raise UserError(
-            f"optimizer.weight_decay is {config.weight_decay}; it must be zero or positive."
-        )
     clip = optax.identity()
     if config.max_grad_norm is not None:
-        if not config.max_grad_norm > 0:
-            raise UserError(
-                f"optimizer.max_grad_norm is {config.max_grad_norm}; it must be positive, or None "
-                "for no clipping."
-            )
         clip = optax.clip_by_global_norm(config.max_grad_norm)
     decay = optax.add_decayed_weights(
         config.weight_decay, mask=lambda params: decay_mask(params, config.no_decay)
@@ -241,16 +247,6 @@ def _per_parameter(
     optimizer: optax.GradientTransformation, config: OptimizerConfig
 ) -> optax.GradientTransformation:
     """``optimizer`` without the frozen parameters, and with the others' factors on its updates."""
-    if not 0 < config.layer_decay <= 1:
-        raise UserError(
-            f"optimizer.layer_decay is {config.layer_decay}; it must be above 0 and at most 1."
-        )
-    for pattern, factor in config.rate_factors:
-        if not 0 <= factor < float("inf"):
-            raise UserError(
-                f"optimizer.rate_factors gives {pattern!r} the factor {factor}; it must be zero "
-                "or positive."
-            )
 
     def init(params: Any) -> Any:
         check_patterns(params, [pattern for pattern, _ in config.rate_factors], "rate_factors")
@@ -286,14 +282,3 @@ def _joined(links: Sequence[optax.GradientTransformation]) -> optax.GradientTran
         return updates, state
 
     return optax.GradientTransformation(first.init, update)
-
-
-def _check_moments(b1: float, b2: float) -> None:
-    for name, value in (("b1", b1), ("b2", b2)):
-        if not 0 <= value < 1:
-            raise UserError(f"optimizer.{name} is {value}; it must lie in [0, 1).")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise UserError(f"optimizer.{name} is {value}; it must be a positive number.")

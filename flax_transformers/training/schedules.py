@@ -9,13 +9,16 @@ step 0 is exactly 0, as in the original BERT code and in torch's ``LambdaLR`` dr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from flax_transformers.errors import UserError
+from flax_transformers import ranges
+from flax_transformers.ranges import Ranges
+
+LEARNING_RATE = ranges.numbers(0, 1000, above=True)
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,51 @@ class Schedule:
     end_fraction: float = 0.0
     timescale: int | None = None
 
+    RANGES: ClassVar[Ranges] = {
+        "warmup_steps": ranges.integers(0),
+        "end_fraction": ranges.SHARE,
+        "timescale": ranges.integers(),
+    }
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "optimizer.schedule")
+        if self.end_fraction and self.kind not in ("linear", "cosine"):
+            raise ranges.OutOfRange(
+                f"optimizer.schedule.end_fraction is {self.end_fraction}, but a {self.kind} "
+                "schedule has no end value; set it to 0, or choose linear or cosine"
+            )
+        if self.kind != "inverse_sqrt":
+            if self.timescale is not None:
+                raise ranges.OutOfRange(
+                    f"optimizer.schedule.timescale is {self.timescale}, but only the inverse_sqrt "
+                    f"schedule uses it; leave it out for {self.kind}"
+                )
+        elif (self.timescale or self.warmup_steps) < max(1, self.warmup_steps):
+            given = self.warmup_steps if self.timescale is None else self.timescale
+            raise ranges.OutOfRange(
+                "an inverse_sqrt schedule falls from step optimizer.schedule.timescale on, which "
+                f"is {given}; set it, or optimizer.schedule.warmup_steps when it is left out, to "
+                f"at least {max(1, self.warmup_steps)}"
+            )
+
+    def check_steps(self, total_steps: int) -> None:
+        """Raises OutOfRange for a warm-up that is longer than the run."""
+        if self.warmup_steps > total_steps:
+            raise ranges.OutOfRange(
+                f"optimizer.schedule.warmup_steps is {self.warmup_steps}, but the run has "
+                f"{total_steps} steps in all; lower it, or raise the steps of phases"
+            )
+
 
 def make_schedule(config: Schedule, peak: float, total_steps: int) -> optax.Schedule:
     """The function from step (int, Python or int32 array) to learning rate (float32 scalar).
 
-    Raises UserError for settings that contradict each other, are out of range, or that the kind
-    would ignore.
+    Raises OutOfRange for a peak or a number of steps that is out of range, and for a warm-up that
+    is longer than the run.
     """
-    _check(config, peak, total_steps)
+    ranges.check_number("the learning rate", peak, LEARNING_RATE)
+    ranges.check_number("the number of training steps", total_steps, ranges.integers())
+    config.check_steps(total_steps)
     warmup = config.warmup_steps
     # A warm-up as long as the run leaves nothing to decay over; one step keeps optax content.
     decay_steps = max(1, total_steps - warmup)
@@ -84,41 +124,3 @@ def _line(start: float, end: float, steps: int) -> optax.Schedule:
 def _inverse_sqrt(peak: float, timescale: int, offset: int) -> optax.Schedule:
     """``peak * sqrt(timescale / max(step, timescale))``, with ``step - offset`` handed in."""
     return lambda count: peak * jnp.sqrt(timescale / jnp.maximum(count + offset, timescale))
-
-
-def _check(config: Schedule, peak: float, total_steps: int) -> None:
-    kind, warmup, timescale = config.kind, config.warmup_steps, config.timescale
-    kinds = ("constant", "linear", "cosine", "inverse_sqrt")
-    if kind not in kinds:
-        raise UserError(f"schedule.kind is {kind!r}; choose one of {', '.join(kinds)}.")
-    if total_steps < 1:
-        raise UserError(f"the number of training steps is {total_steps}; it must be at least 1.")
-    if not 0 < peak < float("inf"):
-        raise UserError(f"the learning rate is {peak}; it must be a positive number.")
-    if not 0 <= warmup <= total_steps:
-        raise UserError(
-            f"schedule.warmup_steps is {warmup}; with {total_steps} training steps it must lie "
-            f"between 0 and {total_steps}."
-        )
-    if not 0 <= config.end_fraction <= 1:
-        raise UserError(
-            f"schedule.end_fraction is {config.end_fraction}; it is a fraction of the peak "
-            "learning rate and must lie between 0 and 1."
-        )
-    if config.end_fraction and kind not in ("linear", "cosine"):
-        raise UserError(
-            f"schedule.end_fraction is {config.end_fraction}, but a {kind} schedule has no end "
-            "value; set it to 0, or choose linear or cosine."
-        )
-    if kind != "inverse_sqrt":
-        if timescale is not None:
-            raise UserError(
-                f"schedule.timescale is {timescale}, but only the inverse_sqrt schedule uses it; "
-                f"leave it out for {kind}."
-            )
-    elif (timescale if timescale is not None else warmup) < max(1, warmup):
-        raise UserError(
-            f"an inverse_sqrt schedule falls from step schedule.timescale on, which is "
-            f"{warmup if timescale is None else timescale}; set it, or schedule.warmup_steps when "
-            f"it is left out, to at least {max(1, warmup)}."
-        )

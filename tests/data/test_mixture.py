@@ -190,7 +190,7 @@ def test_training_texts_keep_to_the_shares_and_small_corpora_are_repeated():
         ),
         (
             lambda parts: {"components": (replace(parts[0], weight=-2.0),)},
-            r"weights are \[-2.0\]",
+            "weight is -2.0; it must be positive",
         ),
     ],
 )

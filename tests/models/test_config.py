@@ -23,7 +23,7 @@ def test_the_vocabulary_is_padded_to_a_multiple_of_128(size, padded):
         *((name, 0, f"model.{name} is 0; it must be at least 1") for name in SIZES),
         ("num_labels", 0, "model.num_labels is 0"),
         ("num_key_value_heads", 2, "num_heads 3 does not divide by model.num_key_value_heads 2"),
-        ("num_key_value_heads", 0, "model.num_key_value_heads 0"),
+        ("num_key_value_heads", 0, "model.num_key_value_heads is 0; it must be at least 1"),
         ("dropout", 1.0, r"model.dropout is 1.0; it must be in \[0, 1\)"),
         ("attention_dropout", -0.1, "model.attention_dropout is -0.1"),
         ("activation_dropout", 1.5, "model.activation_dropout is 1.5"),

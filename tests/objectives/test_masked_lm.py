@@ -333,10 +333,13 @@ def test_people_are_shown_what_is_masked_without_the_padding():
         ({"mask_fraction": 0.0}, "objective.mask_fraction is 0.0"),
         ({"mask_fraction": 1.0}, "objective.mask_fraction is 1.0"),
         ({"mask_fraction": float("nan")}, "objective.mask_fraction is nan"),
-        ({"mask_share": 0.95}, "mask_share 0.95 and objective.random_share 0.1 must not be"),
-        ({"random_share": -0.1}, "random_share -0.1 must not be negative"),
-        ({"mask_share": float("nan")}, "mask_share nan"),
-        ({"random_share": float("nan")}, "random_share nan"),
+        (
+            {"mask_share": 0.95},
+            "mask_share is 0.95 and objective.random_share is 0.1; they must add up",
+        ),
+        ({"random_share": -0.1}, r"random_share is -0.1; it must be in \[0, 1\]"),
+        ({"mask_share": float("nan")}, "mask_share is nan"),
+        ({"random_share": float("nan")}, "random_share is nan"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, named):

@@ -180,18 +180,22 @@ def test_rows_that_are_too_short_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("denoisers", "named"),
+    ("settings", "named"),
     [
-        ((), "must be some"),
-        ((Denoiser("R", 0.15, 3.0, 0.0),), "share above 0"),
-        ((Denoiser("Y", 0.15, 3.0, 1.0),), "mode 'Y'"),
-        ((Denoiser("R", 1.5, 3.0, 1.0),), "noise_density is 1.5"),
-        ((Denoiser("R", 0.15, 0.5, 1.0),), "mean_span is 0.5"),
+        (("R", 0.15, 3.0, 0.0), "share is 0.0; it must be positive"),
+        (("Y", 0.15, 3.0, 1.0), "mode is 'Y'; it must be 'R', 'X' or 'S'"),
+        (("R", 1.5, 3.0, 1.0), r"noise_density is 1.5; it must be in \(0, 1\)"),
+        (("R", 0.15, 0.5, 1.0), "mean_span is 0.5; it must be at least 1"),
     ],
 )
-def test_settings_out_of_range_are_refused(denoisers, named):
+def test_settings_out_of_range_are_refused(settings, named):
     with pytest.raises(ValueError, match=named):
-        MixtureOfDenoisers(denoisers=denoisers)
+        Denoiser(*settings)
+
+
+def test_a_mixture_of_no_denoisers_is_refused():
+    with pytest.raises(ValueError, match="denoisers is empty"):
+        MixtureOfDenoisers(denoisers=())
 
 
 def test_terms_count_what_has_a_weight():

@@ -27,10 +27,17 @@ def test_minus_one_takes_the_devices_that_are_left(config, sizes):
     assert resolve_mesh(config, 8) == MeshConfig(*sizes)
 
 
-@pytest.mark.parametrize("config", [MeshConfig(-1, -1, 1), MeshConfig(0), MeshConfig(8, -2, 1)])
-def test_what_is_no_grid_is_refused(config):
-    with pytest.raises(UserError, match=f"mesh data={config.data}.* is not a grid"):
-        resolve_mesh(config, 8)
+@pytest.mark.parametrize(
+    ("sizes", "names"),
+    [
+        ((-1, -1, 1), "mesh data=-1 x fsdp=-1 is not a grid"),
+        ((0,), "mesh data=0 is not a grid"),
+        ((8, -2, 1), "mesh.fsdp is -2; it must be at least -1"),
+    ],
+)
+def test_what_is_no_grid_is_refused(sizes, names):
+    with pytest.raises(UserError, match=names):
+        MeshConfig(*sizes)
 
 
 @pytest.mark.parametrize(

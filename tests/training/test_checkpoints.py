@@ -365,7 +365,7 @@ def test_a_relative_directory_means_the_one_it_was_at_the_start(
     "wrong", [{"keep_latest": 0}, {"every_steps": -1}, {"keep_best": -1}, {"keep_every": 0}]
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=f"checkpoints: {next(iter(wrong))}"):
+    with pytest.raises(ValueError, match=f"checkpoints.{next(iter(wrong))}"):
         CheckpointConfig(**wrong)
 
 

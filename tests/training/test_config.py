@@ -182,7 +182,7 @@ def test_phases_follow_one_another():
 
 @pytest.mark.parametrize("name", ["steps", "sequence_length", "batch_size", "micro_batches"])
 def test_a_phase_of_nothing_is_refused(name):
-    with pytest.raises(ValueError, match=f"phases: {name} is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match=f"phases.{name} is 0; it must be at least 1"):
         Phase(**({"steps": 1, "sequence_length": 8, "batch_size": 1} | {name: 0}))
 
 

@@ -291,16 +291,16 @@ def test_lamb_takes_a_ratio_of_one_for_a_parameter_of_zeros():
 
 
 @pytest.mark.parametrize(
-    ("config", "says"),
+    ("kind", "settings", "says"),
     [
-        (Lion(b1=1.0), "optimizer.b1 is 1.0"),
-        (LAMB(eps=0.0), "optimizer.eps is 0.0"),
-        (Adafactor(decay_exponent=0.0), "optimizer.decay_exponent is 0.0"),
-        (Adafactor(clip_threshold=-1.0), "optimizer.clip_threshold is -1.0"),
-        (Adafactor(least_scale=0.0), "optimizer.least_scale is 0.0"),
-        (Adafactor(min_factored=0), "optimizer.min_factored is 0"),
+        (Lion, {"b1": 1.0}, "optimizer.b1 is 1.0"),
+        (LAMB, {"eps": 0.0}, "optimizer.eps is 0.0"),
+        (Adafactor, {"decay_exponent": 0.0}, "optimizer.decay_exponent is 0.0"),
+        (Adafactor, {"clip_threshold": -1.0}, "optimizer.clip_threshold is -1.0"),
+        (Adafactor, {"least_scale": 0.0}, "optimizer.least_scale is 0.0"),
+        (Adafactor, {"min_factored": 0}, "optimizer.min_factored is 0"),
     ],
 )
-def test_a_setting_out_of_range_is_named(config, says):
+def test_a_setting_out_of_range_is_named(kind, settings, says):
     with pytest.raises(UserError, match=says):
-        make_optimizer(config, 10)
+        kind(**settings)

@@ -205,7 +205,7 @@ def test_switching_clipping_or_decay_off_keeps_the_tree_of_the_state():
         ({"eps": 0.0}, "optimizer.eps is 0.0"),
         ({"weight_decay": -1.0}, "optimizer.weight_decay is -1.0"),
         ({"max_grad_norm": 0.0}, "optimizer.max_grad_norm is 0.0"),
-        ({"learning_rate": -1.0}, "learning rate is -1.0"),
+        ({"learning_rate": -1.0}, "optimizer.learning_rate is -1.0; it must be positive"),
         ({"schedule": Schedule(warmup_steps=11)}, "warmup_steps is 11"),
     ],
 )

@@ -219,7 +219,10 @@ def test_what_is_left_out_can_be_filled_in_again():
         ({"rate_factors": (("head", 2.0),)}, "optimizer.rate_factors: 'head' matches no parameter"),
         ({"frozen": ("*",)}, "optimizer.frozen matches every parameter"),
         ({"layer_decay": 0.0}, "optimizer.layer_decay is 0.0"),
-        ({"rate_factors": (("words", -1.0),)}, "optimizer.rate_factors gives 'words'"),
+        (
+            {"rate_factors": (("words", -1.0),)},
+            "optimizer.rate_factors is -1.0; it must not be neg",
+        ),
     ],
 )
 def test_a_setting_that_does_not_fit_is_named(settings, says):

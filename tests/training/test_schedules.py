@@ -85,19 +85,29 @@ def test_the_rate_is_float32_and_the_same_traced_or_not(kind):
 @pytest.mark.parametrize(
     ("schedule", "peak", "total", "names"),
     [
-        (Schedule("linear", warmup_steps=11), 1.0, 10, "warmup_steps is 11.*10"),
-        (Schedule("linear", warmup_steps=-1), 1.0, 10, "warmup_steps is -1"),
-        (Schedule("linear"), 0.0, 10, "learning rate is 0.0"),
-        (Schedule("linear"), math.nan, 10, "learning rate is nan"),
-        (Schedule("linear"), 1.0, 0, "training steps is 0"),
-        (Schedule("cosine", end_fraction=1.5), 1.0, 10, "end_fraction is 1.5"),
-        (Schedule("constant", end_fraction=0.1), 1.0, 10, "constant schedule has no end"),
-        (Schedule("inverse_sqrt"), 1.0, 10, "timescale on, which is 0"),
-        (Schedule("inverse_sqrt", 5, timescale=4), 1.0, 10, "which is 4; .* at least 5"),
-        (Schedule("cosine", timescale=4), 1.0, 10, "only the inverse_sqrt"),
-        (Schedule("polynomial"), 1.0, 10, "'polynomial'; choose one of constant"),
+        (
+            lambda: Schedule("linear", warmup_steps=11),
+            1.0,
+            10,
+            "warmup_steps is 11, but .* 10 steps",
+        ),
+        (lambda: Schedule("linear", warmup_steps=-1), 1.0, 10, "warmup_steps is -1"),
+        (lambda: Schedule("linear"), 0.0, 10, "learning rate is 0.0"),
+        (lambda: Schedule("linear"), math.nan, 10, "learning rate is nan"),
+        (lambda: Schedule("linear"), 1.0, 0, "training steps is 0"),
+        (lambda: Schedule("cosine", end_fraction=1.5), 1.0, 10, "end_fraction is 1.5"),
+        (lambda: Schedule("constant", end_fraction=0.1), 1.0, 10, "constant schedule has no end"),
+        (lambda: Schedule("inverse_sqrt"), 1.0, 10, "timescale on, which is 0"),
+        (lambda: Schedule("inverse_sqrt", 5, timescale=4), 1.0, 10, "which is 4; .* at least 5"),
+        (lambda: Schedule("cosine", timescale=4), 1.0, 10, "only the inverse_sqrt"),
+        (
+            lambda: Schedule("polynomial"),
+            1.0,
+            10,
+            "'polynomial'; it must be 'constant', ",
+        ),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(schedule, peak, total, names):
     with pytest.raises(UserError, match=names):
-        make_schedule(schedule, peak, total)
+        make_schedule(schedule(), peak, total)

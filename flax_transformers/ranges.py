@@ -1,0 +1,293 @@
+"""Which values a setting may have: the one check for configs, files and command lines.
+
+A config dataclass declares the ranges of its numbers in a table, ``RANGES``, and calls
+`check_fields` when it is made; types come from its annotations. NaN, infinity and integers beyond
+64 bits are in no range. Readers of files use `check_number`, the command line `argument`, and the
+environment `from_environment`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Literal
+
+from flax_transformers.errors import UserError
+
+
+class OutOfRange(UserError, ValueError):
+    """A setting has a value of the wrong type or out of range; the message names the setting."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from ``least`` to ``most``, which belong to it unless ``above`` or ``below``."""
+
+    least: float
+    most: float
+    whole: bool
+    above: bool = False
+    below: bool = False
+
+    def admits(self, value: Any) -> bool:
+        """Whether ``value`` is a number of this range."""
+        return not self.fault(value)
+
+    def fault(self, value: Any) -> str:
+        """What ``value`` must be and is not, such as "it must be at least 1"; "" if it is."""
+        if not _is_number(value, self.whole):
+            return f"it must be {'a whole number' if self.whole else 'a number'}"
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"it must be finite{self._where()}"
+        too_small = value <= self.least if self.above else value < self.least
+        too_large = value >= self.most if self.below else value > self.most
+        if not (too_small or too_large):
+            return ""
+        if self._is_short():
+            return f"it must be {self._interval()}"
+        if too_large:
+            return f"it must be {'below' if self.below else 'at most'} {_plain(self.most)}"
+        if self.above and not self.least:
+            return "it must be positive"
+        if self.above:
+            return f"it must be greater than {_plain(self.least)}"
+        if not self.whole and not self.least:
+            return "it must not be negative"
+        return f"it must be at least {_plain(self.least)}"
+
+    def _is_short(self) -> bool:
+        return self.most - self.least <= 10
+
+    def _where(self) -> str:
+        return f" and {self._interval()}" if self._is_short() else ""
+
+    def _interval(self) -> str:
+        opening, closing = "(" if self.above else "[", ")" if self.below else "]"
+        return f"in {opening}{_plain(self.least)}, {_plain(self.most)}{closing}"
+
+
+Ranges = Mapping[str, Range]
+
+INT32 = 2**31 - 1
+
+
+def integers(least: int = 1, most: int = INT32) -> Range:
+    """Whole numbers from ``least`` to ``most``."""
+    return Range(least, most, whole=True)
+
+
+def numbers(
+    least: float = 0.0, most: float = 1e30, *, above: bool = False, below: bool = False
+) -> Range:
+    """Finite numbers from ``least`` to ``most``; ``above`` and ``below`` leave out these two."""
+    return Range(least, most, whole=False, above=above, below=below)
+
+
+SHARE = numbers(0, 1)
+"""A part of a whole, all of it at most."""
+RATE = numbers(0, 1, below=True)
+"""A part of a whole, never all of it: dropout, moments, smoothing."""
+COEFFICIENT = numbers(0, 1e6)
+"""What a term is multiplied with."""
+SECONDS = numbers(0, 1e8)
+"""A time limit; three years at most, as timers of the operating system overflow."""
+WIDTH = integers(1, 2**20)
+"""Width of a layer, in features or heads."""
+LAYERS = integers(1, 10_000)
+ENTRIES = integers(1, 2**24)
+"""Entries of a vocabulary, or classes."""
+TOKEN_ID = integers(-1, 2**24)
+"""An id; -1 where there is none."""
+POSITIONS = integers(1, 2**25)
+"""Tokens of a sequence."""
+PIXELS = integers(1, 2**14)
+"""Side of an image."""
+EXAMPLES = integers(1, 2**24)
+"""Examples in a batch."""
+
+_ANY_INTEGER = integers(-(2**63), 2**63 - 1)
+_ANY_NUMBER = numbers(-1.7e308, 1.7e308)
+
+
+def check_fields(config: Any, where: str) -> None:
+    """Raises OutOfRange if a field of the dataclass ``config`` has a value of another type than
+    its annotation, or outside of the ``RANGES`` of its class and those it inherits from.
+
+    ``where`` goes before the name of the field: "model" gives "model.num_layers". Scalars of numpy
+    become Python's, so that every config can be written as JSON.
+    """
+    kind: type = type(config)
+    hints, table = _hints(kind), _table(kind)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, (Integral, Real)) and hasattr(value, "item"):
+            value = value.item()
+            object.__setattr__(config, field.name, value)
+        name = f"{where}.{field.name}" if where else field.name
+        hint = hints.get(field.name, Any)
+        if not _fits(value, hint):
+            raise OutOfRange(f"{name} is {shown(value)}; it must be {_described(hint)}")
+        _check_leaves(name, value, table.get(field.name))
+
+
+def check_number(name: str, value: Any, allowed: Range) -> Any:
+    """``value``; raises OutOfRange, beginning with ``name``, unless it is in the range."""
+    fault = allowed.fault(value)
+    if fault:
+        raise OutOfRange(f"{name} is {shown(value)}; {fault}")
+    return value
+
+
+def check_text(name: str, value: str) -> str:
+    """``value``; raises OutOfRange for a NUL character, or for what UTF-8 cannot encode."""
+    if "\0" in value:
+        raise OutOfRange(f"{name} is {shown(value)}; it must not contain a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise OutOfRange(f"{name} is {shown(value)}; it must be valid UTF-8") from None
+    return value
+
+
+def parse_integer(text: str) -> int | None:
+    """The number that ASCII digits write, at most 18 of them, with or without a sign; else None.
+
+    Python's ``int`` also takes underscores, blanks and digits of other scripts.
+    """
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= 18):
+        return None
+    return int(text)
+
+
+def argument(option: str, allowed: Range) -> Callable[[str], Any]:
+    """What reads a number for argparse's ``type``; out of range is one sentence with ``option``."""
+
+    def read(text: str) -> Any:
+        try:
+            value = parse_integer(text) if allowed.whole else float(text)
+        except ValueError:
+            value = None
+        fault = allowed.fault(value)
+        if fault:
+            # The caller's parser makes no sentence of a UserError.
+            raise argparse.ArgumentTypeError(f"{option} is {shown(text)}; {fault}")
+        return value
+
+    return read
+
+
+def from_environment(variable: str, allowed: Range, default: int) -> int:
+    """The whole number in an environment variable, ``default`` where it is unset or empty.
+
+    Raises OutOfRange naming the variable.
+    """
+    text = os.environ.get(variable)
+    if not text:
+        return default
+    value = parse_integer(text)
+    fault = allowed.fault(value)
+    if fault:
+        raise OutOfRange(f"{variable} is {shown(text)}; {fault}, or unset it")
+    assert value is not None
+    return value
+
+
+def shown(value: Any) -> str:
+    """``value`` for a message, shortened; Python refuses to print integers of 4,300 digits."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"a number of {value.bit_length()} bits"
+    if dataclasses.is_dataclass(value):
+        kind = value if isinstance(value, type) else type(value)
+        return f"a {kind.__name__}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _check_leaves(name: str, value: Any, allowed: Range | None) -> None:
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            _check_leaves(name, item, allowed)
+    elif isinstance(value, str):
+        check_text(name, value)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        default = _ANY_INTEGER if isinstance(value, int) else _ANY_NUMBER
+        check_number(name, value, allowed or default)
+
+
+@functools.cache
+def _table(kind: type) -> dict[str, Range]:
+    """The ranges of a class, its own before those it inherits."""
+    return {
+        name: allowed
+        for base in reversed(kind.__mro__)
+        for name, allowed in vars(base).get("RANGES", {}).items()
+    }
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Types of the fields; none where an annotation of a user's class cannot be evaluated."""
+    try:
+        return typing.get_type_hints(kind)
+    except Exception:  # an annotation is any expression
+        return {}
+
+
+def _is_number(value: Any, whole: bool) -> bool:
+    return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether ``value`` is of the type; True for types that cannot be told from outside."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in arguments)
+    if origin is Literal:
+        return any(type(value) is type(option) and value == option for option in arguments)
+    if origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            return False
+        if len(arguments) == 2 and arguments[1] is ...:
+            return all(_fits(item, arguments[0]) for item in value)
+        return len(value) == len(arguments) and all(map(_fits, value, arguments))
+    if hint in (int, float):
+        return _is_number(value, hint is int)
+    if hint is types.NoneType:
+        return value is None
+    if hint in (bool, str) or (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
+        return isinstance(value, hint)
+    return True
+
+
+def _described(hint: Any) -> str:
+    """A type in words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return _one_of([repr(option) for option in arguments])
+    if origin in (typing.Union, types.UnionType):
+        return _one_of([_described(option) for option in arguments])
+    if origin is tuple:
+        of = _described(arguments[0]) if arguments else "anything"
+        return f"a tuple, each item {of}" if arguments[-1:] == (...,) else f"{len(arguments)} items"
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
+    if hint in (None, types.NoneType):
+        return "None"
+    name = getattr(hint, "__name__", str(hint))
+    return words.get(hint) or f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def _one_of(options: list[str]) -> str:
+    return f"{', '.join(options[:-1])} or {options[-1]}" if len(options) > 1 else options[0]
+
+
+def _plain(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
