@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 from flax_transformers.data.records import Records
 
+DEALING = 2
+"""Goes up when other documents come into a shard: what is half prepared then begins anew."""
 _RUNS = 8
 """Runs per process, so that all of them end at about the same time."""
 

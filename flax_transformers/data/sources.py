@@ -66,7 +66,7 @@ class CorpusReader:
     def __init__(self, source: AnySource, run: Sequence[int], shards: int) -> None:
         if not 0 <= run[0] <= run[-1] < shards:
             raise UserError(f"Shard {run[-1]} of {shards} does not exist; shards count from 0.")
-        self._source, self._run = source, run
+        self.source, self._run = source, run
         self._parts = list(_PARTS[type(source)](source))
         self._dealing = Dealing([part.records for part in self._parts], shards)
         self._decoder = Decoder(source.on_invalid == "replace")
@@ -112,7 +112,7 @@ class CorpusReader:
         try:
             document = _without_nul(part.parse(decoder, record.content, record.where))
         except Invalid as problem:
-            if self._source.on_invalid == "error":
+            if self.source.on_invalid == "error":
                 raise UserError(
                     f"{problem}; fix it, or set on_invalid to skip or replace."
                 ) from problem
