@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -17,9 +18,15 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from flax_transformers.errors import UserError
-from flax_transformers.families import hub_read, hub_write, placement
+from flax_transformers.families import generation_settings, hub_read, hub_write, placement
 from flax_transformers.families.family import ONLY_IN_TRAINING
-from flax_transformers.models.config import Execution, TransformerConfig
+from flax_transformers.models.config import (
+    BESIDE_THE_MODEL,
+    Execution,
+    TextConfig,
+    TransformerConfig,
+)
+from flax_transformers.models.generation_settings import NO_SETTINGS
 from flax_transformers.models.heads import is_head
 from flax_transformers.models.vision import VisionConfig, change_image_size
 from flax_transformers.training.checkpoints import find_checkpoint, restore_params
@@ -95,7 +102,8 @@ def initial_parameters(
     )
     for field in dataclasses.fields(config):
         found, wanted = (getattr(c, field.name, None) for c in (model.config, config))
-        if found != wanted and field.name not in ONLY_IN_TRAINING | {"label_names"}:
+        ignored = ONLY_IN_TRAINING | BESIDE_THE_MODEL | {"label_names"}
+        if found != wanted and field.name not in ignored:
             raise UserError(
                 f"{os.fspath(path)} holds a model whose {field.name} is {found!r}, the config's "
                 f"model.{field.name} is {wanted!r}; describe in the config the model that is there"
@@ -149,6 +157,19 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def _with_settings(config: TransformerConfig, folder: Path) -> TransformerConfig:
+    """The config with the generation settings that checkpoints of earlier versions keep beside
+    their tokenizer."""
+    beside = folder / "tokenizer"
+    if not isinstance(config, TextConfig) or config.generation != NO_SETTINGS:
+        return config
+    if not (beside / generation_settings.FILE).is_file():
+        return config
+    settings = generation_settings.read_folder(beside, config)
+    settings = generation_settings.with_ids(settings, config)
+    return dataclasses.replace(config, generation=settings)
+
+
 def _load_checkpoint(
     path: str | os.PathLike[str],
     *,
@@ -160,7 +181,7 @@ def _load_checkpoint(
     mesh: Mesh | None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     found = find_checkpoint(path)
-    own = saved_model(found)
+    own = _with_settings(saved_model(found), Path(found.folder))
     changes: dict[str, Any] = {"architecture": architecture or own.architecture}
     if num_labels is not None and num_labels != own.num_labels:
         changes |= {"num_labels": num_labels, "label_names": ()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,10 +102,5 @@ def _write_checkpoint(target: Path, model: Any, params: Any, source: Path) -> No
 
     checkpoints = Checkpoints(target / "checkpoints", CheckpointConfig(asynchronous=False))
     files = {f"tokenizer/{name}": file for name, file in side_files.carried_files(source).items()}
-    with tempfile.TemporaryDirectory() as folder:
-        if settings := side_files.generation_settings(source):
-            written = Path(folder) / side_files.GENERATION
-            written.write_text(json.dumps(settings) + "\n", "utf-8")
-            files[f"tokenizer/{side_files.GENERATION}"] = written
-        checkpoints.save(0, {"params": params}, converted_meta(model.config), files)
-        checkpoints.wait()
+    checkpoints.save(0, {"params": params}, converted_meta(model.config), files)
+    checkpoints.wait()

@@ -16,9 +16,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a Hugging Face directory or an id in its local cache; or a workdir or step of ours",
     )
     parser.add_argument("--prompt", required=True, help="the beginning of the text, or the source")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="at most (default 64)")
     parser.add_argument(
-        "--temperature", type=float, default=0.0, help="0, the default: always the likeliest token"
+        "--max-new-tokens",
+        type=int,
+        help="at most; by default what the model's generation settings say, else 64",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        help="0: always the likeliest token; by default what the model's generation settings say, "
+        "else 0",
     )
     parser.add_argument("--top-k", type=int, help="sample among so many likeliest tokens")
     parser.add_argument(
@@ -43,7 +50,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli import runtime
     from flax_transformers.cli.config_file import override
     from flax_transformers.errors import UserError
-    from flax_transformers.generation.decode import generate, require_writer
+    from flax_transformers.generation.decode import generate, require_writer, settings_of
     from flax_transformers.generation.prompts import read_prompts, rows_of
     from flax_transformers.generation.translate import generate_target
     from flax_transformers.parallel.mesh import make_mesh
@@ -69,30 +76,31 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if answers and prompts.prompt_eos_ids and not set(prompt) & set(prompts.prompt_eos_ids):
         # A source has it, in training too; mBART's tokenizer puts the language after it.
         prompt.append(prompts.prompt_eos_ids[0])
+    settings = settings_of(model)
+    eos_ids = settings.eos_ids or prompts.eos_ids
     pad_id = max(model.config.pad_id, 0)
+    limit = arguments.max_new_tokens
+    if limit is None and settings.max_new_tokens is None and settings.max_length is None:
+        limit = 64
     ids, mask = rows_of([prompt], pad_id, padded="right" if answers else "left")
     write: Any = generate
     if answers:
-        # As in the originals, nothing is forced after a beginning of several ids.
-        forced = prompts.forced_first_id if len(start_ids) < 2 else None
-        write = partial(generate_target, start_ids=start_ids, forced_first_id=forced)
+        write = partial(generate_target, start_ids=start_ids)
     with jax.set_mesh(mesh):
         tokens = write(
             model,
             params,
             ids,
             mask,
-            max_new_tokens=arguments.max_new_tokens,
-            eos_id=prompts.eos_ids,
+            max_new_tokens=limit,
+            eos_id=eos_ids,
             pad_id=pad_id,
             temperature=arguments.temperature,
             top_k=arguments.top_k,
             top_p=arguments.top_p,
             key=jax.random.key(arguments.seed),
         )
-    written = takewhile(
-        lambda token: token not in prompts.eos_ids, jax.device_get(tokens)[0].tolist()
-    )
+    written = takewhile(lambda token: token not in eos_ids, jax.device_get(tokens)[0].tolist())
     print(prompts.decode([*([] if answers else prompt), *written]))
     return 0
 

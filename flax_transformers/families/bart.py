@@ -116,7 +116,7 @@ _NUMBERS = {
 
 _SWITCHES = {"scale_embeddings": "scale_embedding", "tie_embeddings": "tie_word_embeddings"}
 
-_ALIASES = {
+ALIASES = {
     "hidden_size": "d_model",
     "num_hidden_layers": "encoder_layers",
     "num_attention_heads": "encoder_attention_heads",
@@ -131,7 +131,7 @@ def read_fields(config: Mapping[str, Any], default: EncoderDecoderConfig) -> dic
     Raises UserError for what we do not have.
     """
     huggingface.refuse(config, {"is_decoder": False})
-    config = huggingface.without_aliases(config, _ALIASES)
+    config = huggingface.without_aliases(config, ALIASES)
     decoder = {
         "decoder_layers": default.decoder.num_layers,
         "decoder_attention_heads": default.decoder.num_heads,
@@ -259,4 +259,5 @@ FAMILY = Family(
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
     weights=weights,
+    aliases=ALIASES,
 )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
 from flax_transformers import families
 from flax_transformers.errors import UserError
+from flax_transformers.families.config_fields import with_kept
 from flax_transformers.families.weights import WeightTable
 from flax_transformers.models.config import TransformerConfig
 
@@ -26,6 +27,7 @@ class Family:
     UserError for what the other side does not have (use ``config_json``, which sees to the rest).
     ``weights`` is the table of weight names for one config. ``settle``, if there is one, takes a
     config and the tensors of its file by name and returns the config with what only they can tell.
+    ``aliases``: second names that a config.json may have for a field, to the family's own name.
     """
 
     config: type[TransformerConfig]
@@ -36,6 +38,7 @@ class Family:
     to_huggingface: Callable[[Any], dict[str, Any]]
     weights: Callable[[Any], WeightTable]
     settle: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
 
 @cache
@@ -90,17 +93,17 @@ def config_json(config: TransformerConfig) -> dict[str, Any]:
     family = family_of(config)
     written = family.to_huggingface(config)
     read = family.from_huggingface(written)
-    ignored = set(ONLY_IN_TRAINING)
+    ignored = ONLY_IN_TRAINING | {"hub_fields", "generation"}  # which are written beside
     if config.architecture.endswith("ForQuestionAnswering"):
         ignored |= {"num_labels", "label_names"}  # its head marks two places, whatever they say
-    for field in fields(config):
-        ours, theirs = getattr(config, field.name), getattr(read, field.name)
-        if ours != theirs and field.name not in ignored:
+    for each in fields(config):
+        ours, theirs = getattr(config, each.name), getattr(read, each.name)
+        if ours != theirs and each.name not in ignored:
             raise UserError(
-                f"model.{field.name} is {ours!r}, which {config.architecture} in Hugging Face "
+                f"model.{each.name} is {ours!r}, which {config.architecture} in Hugging Face "
                 "format cannot be; keep this model in our own checkpoint format"
             )
-    return written
+    return with_kept(written, config, family.aliases)
 
 
 def published_sizes() -> dict[str, TransformerConfig]:

@@ -202,4 +202,5 @@ FAMILY = Family(
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
     weights=weights,
+    aliases=_ALIASES,
 )

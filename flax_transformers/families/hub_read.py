@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from flax_transformers.errors import UserError
-from flax_transformers.families import tensor_files
+from flax_transformers.families import generation_settings, tensor_files
+from flax_transformers.families.config_fields import kept_fields
 from flax_transformers.families.family import Family, family_of_json
 from flax_transformers.families.placement import Placement, boxed_shapes, fresh_heads
 from flax_transformers.families.side_files import CONFIG
 from flax_transformers.families.weights import known_names, read_parameters
-from flax_transformers.models.config import Execution, TransformerConfig
+from flax_transformers.models.config import Execution, TextConfig, TransformerConfig
 
 PLAIN = Execution()
 
@@ -99,6 +101,7 @@ def _read_config(
         try:
             family = family_of_json(described)
             own = family.from_huggingface(described)
+            beside = _beside_the_model(directory, described, family, own)
             changed = dict(described)
             if architecture is not None:
                 if architecture not in family.architectures:
@@ -109,12 +112,24 @@ def _read_config(
                 changed["architectures"] = [architecture]
             if num_labels is not None and num_labels != own.num_labels:
                 changed |= {"id2label": None, "label2id": None, "num_labels": num_labels}
-            return family, own, family.from_huggingface(changed)
+            config = replace(family.from_huggingface(changed), **beside)
+            return family, replace(own, **beside), config
         except (TypeError, ValueError, AttributeError, LookupError) as error:
             raise UserError(
                 f"config.json has a field of a kind that cannot be read ({error}); compare it with "
                 "that of a published model"
             ) from error
+
+
+def _beside_the_model(
+    directory: Path, described: Mapping[str, Any], family: Family, config: TransformerConfig
+) -> dict[str, Any]:
+    """The fields of a config that do not come from the family's part of config.json."""
+    written = family.to_huggingface(config)
+    fields: dict[str, Any] = {"hub_fields": kept_fields(described, written, family.aliases)}
+    if isinstance(config, TextConfig):
+        fields["generation"] = generation_settings.read_folder(directory, config, described)
+    return fields
 
 
 @contextlib.contextmanager

@@ -17,15 +17,10 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from flax_transformers.errors import UserError
-from flax_transformers.families import tensor_files
+from flax_transformers.families import generation_settings, tensor_files
 from flax_transformers.families.family import config_json, family_of
 from flax_transformers.families.placement import boxed_shapes
-from flax_transformers.families.side_files import (
-    CONFIG,
-    GENERATION,
-    carried_files,
-    generation_settings,
-)
+from flax_transformers.families.side_files import CONFIG, carried_files
 from flax_transformers.families.tensor_files import TensorInfo
 from flax_transformers.families.weights import export_tensors, tensor_dtypes, tensor_shapes
 from flax_transformers.models.config import TransformerConfig
@@ -41,7 +36,8 @@ def save_directory(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     tokenizer_from: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Writes what transformers loads unchanged: config.json, weights, and CARRIED files.
+    """Writes what transformers loads unchanged: config.json, weights, generation settings, and
+    CARRIED files.
 
     ``tokenizer_from`` is a folder to copy those from. All is written beside ``directory``, which
     appears in one go, and one tensor at a time is on the host. Raises UserError if the directory
@@ -50,11 +46,14 @@ def save_directory(
     config = _config(model)
     family = family_of(config)
     described = config_json(config)
+    settings = generation_settings.settings_json(config, tokenizer_from)
     params = nn.meta.unbox(params)
     _require_complete(model, params)
     table, vocab_size = family.weights(config), getattr(config, "vocab_size", 0)
     dtypes = tensor_dtypes(table, params)
     described["dtype"] = str(next(iter(dtypes.values())))
+    if "torch_dtype" in described:  # the older name
+        described["torch_dtype"] = described["dtype"]
     shapes = tensor_shapes(table, params, vocab_size)
     tensors = [TensorInfo(name, dtypes[name], shape) for name, shape in shapes.items()]
     shards = tensor_files.plan_shards(tensors, max_shard_bytes)
@@ -69,10 +68,13 @@ def save_directory(
             tensor_files.write_index(folder, shards)
         for name, file in carried_files(tokenizer_from).items():
             shutil.copyfile(file, folder / name)
-        if settings := generation_settings(tokenizer_from):
-            (folder / GENERATION).write_text(json.dumps(settings) + "\n", "utf-8")
-        text = json.dumps(described, indent=2, sort_keys=True) + "\n"
-        (folder / CONFIG).write_text(text, "utf-8")
+        if settings is not None:
+            _write_json(folder / generation_settings.FILE, settings)
+        _write_json(folder / CONFIG, described)
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def published_parameters(model: nn.Module) -> int:

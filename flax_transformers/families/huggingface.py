@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_args
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.models.config import TransformerConfig
+from flax_transformers.models.config import ProblemType, TransformerConfig
 from flax_transformers.models.feed_forward import Activation
 
 C = TypeVar("C", bound=TransformerConfig)
@@ -119,6 +119,12 @@ def common_fields(config: Mapping[str, Any], defaults: TransformerConfig) -> dic
     elif "num_labels" in config:
         require_number("num_labels", config["num_labels"], whole=True)
         fields["num_labels"] = config["num_labels"]
+    fields["problem_type"] = config.get("problem_type")
+    if fields["problem_type"] not in (None, *get_args(ProblemType)):
+        raise UserError(
+            f"config.json has problem_type {fields['problem_type']!r}; it must be one of "
+            f"{', '.join(get_args(ProblemType))}"
+        )
     return fields
 
 
@@ -131,6 +137,7 @@ def common_json(config: TransformerConfig) -> dict[str, Any]:
         "architectures": [config.architecture],
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
+        **({} if config.problem_type is None else {"problem_type": config.problem_type}),
     }
 
 

@@ -17,7 +17,13 @@ import numpy as np
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.families import huggingface
-from flax_transformers.families.bart import layer_rows, read_fields, word_tables, write_fields
+from flax_transformers.families.bart import (
+    ALIASES,
+    layer_rows,
+    read_fields,
+    word_tables,
+    write_fields,
+)
 from flax_transformers.families.family import Family
 from flax_transformers.families.weights import WeightTable
 from flax_transformers.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
@@ -217,4 +223,5 @@ FAMILY = Family(
     to_huggingface=to_huggingface,
     weights=weights,
     settle=settle,
+    aliases=ALIASES,
 )

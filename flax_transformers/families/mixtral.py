@@ -101,11 +101,13 @@ _NUMBERS = {
     "balance_coefficient": "router_aux_loss_coef",
 }
 
+_ALIASES = {"num_experts": "num_local_experts"}
+
 
 def from_huggingface(config: Mapping[str, Any]) -> MixtralConfig:
     """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
     huggingface.refuse(config, {"model_type": "mixtral", "router_jitter_noise": 0.0})
-    config = huggingface.without_aliases(config, {"num_experts": "num_local_experts"})
+    config = huggingface.without_aliases(config, _ALIASES)
     fields = read_windowed(config, MixtralConfig())
     fields |= huggingface.read_numbers(config, _NUMBERS, MixtralConfig())
     return huggingface.make_config(MixtralConfig, fields)
@@ -145,4 +147,5 @@ FAMILY = Family(
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
     weights=weights,
+    aliases=_ALIASES,
 )

@@ -387,4 +387,5 @@ FAMILY = Family(
     to_huggingface=to_huggingface,
     weights=weights,
     settle=settle,
+    aliases=_ALIASES,
 )

@@ -9,9 +9,10 @@ starts in another way (with the states of an encoder) brings only that.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -23,8 +24,12 @@ from jax.typing import ArrayLike
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
+from flax_transformers.generation.logits import History, processed
+from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
 from flax_transformers.models.heads import last_token
 from flax_transformers.ranges import Ranges
+
+logger = logging.getLogger(__name__)
 
 Step = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 """``step(ids, count, cache) -> (logits, cache)``: the new token int32 [B] of each row goes in, the
@@ -99,13 +104,14 @@ def generate(
     input_ids: ArrayLike,
     attention_mask: ArrayLike | None = None,
     *,
-    max_new_tokens: int,
-    eos_id: int | Sequence[int] = (),
-    pad_id: int = 0,
-    temperature: float = 0.0,
+    max_new_tokens: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
+    pad_id: int | None = None,
+    temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     key: jax.Array | None = None,
+    settings: GenerationSettings | None = None,
 ) -> jax.Array:
     """What a causal model writes after its prompts: new tokens int32 [B, max_new_tokens].
 
@@ -114,14 +120,19 @@ def generate(
     with ``pad_id``; all stops when all rows have ended. For sampling (see ``Sampling``) a ``key``
     is needed. Compiled once for each shape, model and way of sampling.
 
+    ``settings`` are by default those of the model's config, which are those of the folder it was
+    loaded from; arguments override them. A warning names those that are not obeyed.
+
     Raises UserError for settings out of range, a prompt without tokens, and more tokens than the
     model has positions for.
     """
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    key = require_settings(max_new_tokens, sampling, key)
     require_writer(model)
+    settings = settings_of(model) if settings is None else settings
+    sampling = sampling_of(settings, temperature, top_k, top_p, key)
     ids_BT, mask_BT = ids_and_mask(input_ids, attention_mask)
     lengths = mask_BT.sum(axis=1)
+    max_new_tokens = new_tokens_of(settings, max_new_tokens, int(lengths.max()))
+    key = require_settings(max_new_tokens, sampling, key)
     if lengths.min() < 1:
         raise UserError("a prompt has no tokens; give at least one, such as the start of a text")
     longest = int(lengths.max()) + max_new_tokens
@@ -131,11 +142,84 @@ def generate(
         params,
         jnp.asarray(ids_BT),
         jnp.asarray(mask_BT),
-        Endings.of(eos_id, pad_id),
+        endings_of(model, settings, eos_id, pad_id),
         key,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
+        settings=settings,
     )
+
+
+def settings_of(model: Any) -> GenerationSettings:
+    """The generation settings of a model's config."""
+    settings: GenerationSettings = getattr(model.config, "generation", NO_SETTINGS)
+    return settings
+
+
+def endings_of(
+    model: Any,
+    settings: GenerationSettings,
+    eos_id: int | Sequence[int] | None,
+    pad_id: int | None,
+) -> Endings:
+    """What is given, or else what the settings say."""
+    if pad_id is None:
+        known = settings.pad_token_id
+        pad_id = max(model.config.pad_id, 0) if known is None else known
+    return Endings.of(settings.eos_ids if eos_id is None else eos_id, pad_id)
+
+
+def new_tokens_of(settings: GenerationSettings, given: int | None, prompt: int) -> int:
+    """How many tokens to write after ``prompt`` ones: what is given, or what the settings say."""
+    if given is not None:
+        return given
+    if settings.max_new_tokens is not None:
+        return settings.max_new_tokens
+    if settings.max_length is None:
+        raise UserError("the model's settings do not limit its texts; give max_new_tokens")
+    if settings.max_length <= prompt:
+        raise UserError(
+            f"the prompt has {prompt} tokens, and the model's max_length is {settings.max_length}; "
+            "give max_new_tokens"
+        )
+    return settings.max_length - prompt
+
+
+def sampling_of(
+    settings: GenerationSettings,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    key: jax.Array | None,
+) -> Sampling:
+    """What is given, or else what the settings say; greedy without a key to draw with.
+
+    A warning names the settings that are not obeyed.
+    """
+    given = not (temperature is None and top_k is None and top_p is None)
+    draws = bool(settings.do_sample) and not given and key is not None
+    _warn_of_settings(settings, drawing_without_key=bool(settings.do_sample) and key is None)
+    if draws:
+        # Where the settings leave top_k out, transformers takes 50.
+        temperature = 1.0 if settings.temperature is None else settings.temperature
+        top_k = 50 if settings.top_k is None else settings.top_k or None
+        top_p = settings.top_p
+    elif temperature:
+        top_k = settings.top_k or None if top_k is None else top_k
+        top_p = settings.top_p if top_p is None else top_p
+    if not temperature and not given:  # as settings may say, too
+        return Sampling()
+    return Sampling(temperature=temperature or 0.0, top_k=top_k, top_p=top_p)
+
+
+@lru_cache(maxsize=64)
+def _warn_of_settings(settings: GenerationSettings, *, drawing_without_key: bool) -> None:
+    """Names the settings that are not obeyed, once."""
+    ignored = [f"{name} {value!r}" for name, value in settings.not_obeyed.items()]
+    if drawing_without_key:
+        ignored.append("do_sample True, as no random key is given")
+    if ignored:
+        logger.warning("generation settings that are not obeyed: %s", "; ".join(ignored))
 
 
 def require_settings(max_new_tokens: int, sampling: Sampling, key: jax.Array | None) -> jax.Array:
@@ -176,7 +260,7 @@ def require_writer(model: Any) -> None:
         )
 
 
-@partial(jax.jit, static_argnums=0, static_argnames=("max_new_tokens", "sampling"))
+@partial(jax.jit, static_argnums=0, static_argnames=("max_new_tokens", "sampling", "settings"))
 def write_text(
     model: Any,
     params: Mapping[str, Any],
@@ -187,6 +271,7 @@ def write_text(
     *,
     max_new_tokens: int,
     sampling: Sampling,
+    settings: GenerationSettings = NO_SETTINGS,
 ) -> jax.Array:
     """The program of ``generate``, for what it has checked; compiled without data by plans."""
     batch, length = ids_BT.shape
@@ -217,7 +302,30 @@ def write_text(
         key,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
+        rules=Rules.of(settings, ids_BT, mask_BT, max_new_tokens, model.config.vocab_size),
     )
+
+
+class Rules(NamedTuple):
+    """What settings do to logits, and the tokens that they go by."""
+
+    history: History
+    settings: GenerationSettings
+    vocab_size: int
+
+    @classmethod
+    def of(
+        cls,
+        settings: GenerationSettings,
+        ids_BT: jax.Array,
+        mask_BT: jax.Array,
+        max_new_tokens: int,
+        vocab_size: int,
+    ) -> Rules | None:
+        """Those after prompts; None where logits stay as they are."""
+        if not settings.changes_logits:
+            return None
+        return cls(History.of(ids_BT, mask_BT, max_new_tokens), settings, vocab_size)
 
 
 def continue_text(
@@ -229,6 +337,7 @@ def continue_text(
     *,
     max_new_tokens: int,
     sampling: Sampling,
+    rules: Rules | None = None,
 ) -> jax.Array:
     """New tokens int32 [B, max_new_tokens], the first chosen by ``logits_BV`` float32 [B, V].
 
@@ -237,26 +346,42 @@ def continue_text(
     batch = logits_BV.shape[0]
     tokens_BM = jnp.full((batch, max_new_tokens), endings.pad, jnp.int32)
     ended_B = jnp.zeros((batch,), bool)
+    history = None if rules is None else rules.history
 
     def write(
-        tokens_BM: jax.Array, ended_B: jax.Array, logits_BV: jax.Array, count: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        tokens_BM: jax.Array,
+        ended_B: jax.Array,
+        history: History | None,
+        logits_BV: jax.Array,
+        count: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, History | None]:
+        if rules is not None and history is not None:
+            logits_BV = processed(
+                logits_BV,
+                history,
+                rules.settings,
+                eos=endings.eos,
+                vocab_size=rules.vocab_size,
+                max_new_tokens=max_new_tokens,
+            )
         ids_B = sampling.choose(logits_BV, jax.random.fold_in(key, count))
         ids_B = jnp.where(ended_B, endings.pad, ids_B)
         ends_B = jnp.any(ids_B[:, None] == endings.eos[None, :], axis=1)
-        return tokens_BM.at[:, count].set(ids_B), ended_B | ends_B
+        history = None if history is None else history.append(ids_B)
+        return tokens_BM.at[:, count].set(ids_B), ended_B | ends_B, history
 
     def going_on(state: tuple[Any, ...]) -> jax.Array:
-        count, _, ended_B, _ = state
+        count, _, ended_B, _, _ = state
         return (count < max_new_tokens) & ~jnp.all(ended_B)
 
     def one_more(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        count, tokens_BM, ended_B, cache = state
+        count, tokens_BM, ended_B, history, cache = state
         logits_BV, cache = step(tokens_BM[:, count - 1], count - 1, cache)
-        return (count + 1, *write(tokens_BM, ended_B, logits_BV, count), cache)
+        return (count + 1, *write(tokens_BM, ended_B, history, logits_BV, count), cache)
 
-    first = write(tokens_BM, ended_B, logits_BV, jnp.int32(0))
-    _, tokens_BM, _, _ = jax.lax.while_loop(going_on, one_more, (jnp.int32(1), *first, cache))
+    first = write(tokens_BM, ended_B, history, logits_BV, jnp.int32(0))
+    state = jax.lax.while_loop(going_on, one_more, (jnp.int32(1), *first, cache))
+    tokens_BM = state[1]
     if jax.sharding.get_abstract_mesh().empty:
         return tokens_BM
     return jax.lax.with_sharding_constraint(tokens_BM, PartitionSpec())  # whole on every process

@@ -22,14 +22,12 @@ from flax_transformers.objectives.rows import end_id
 class Prompts:
     """``encode`` gives the ids of a prompt, with the token that texts begin with where the model
     has one; ``decode`` leaves special tokens out. ``eos_ids`` end a text that is written, and one
-    of ``prompt_eos_ids`` the source of an encoder-decoder; ``forced_first_id`` is what that has to
-    write first, where the files beside it say so."""
+    of ``prompt_eos_ids`` the source of an encoder-decoder."""
 
     encode: Callable[[str], Sequence[int]]
     decode: Callable[[Iterable[int]], str]
     eos_ids: tuple[int, ...]
     prompt_eos_ids: tuple[int, ...]
-    forced_first_id: int | None = None
 
 
 def read_prompts(folder: Path, config: TextConfig, target: Path | None = None) -> Prompts:
@@ -46,14 +44,8 @@ def read_prompts(folder: Path, config: TextConfig, target: Path | None = None) -
     _require_room(published, config.vocab_size, folder)
     eos = set(getattr(config, "eos_ids", ())) | set(published.eos_ids)
     eos |= set(_described(folder / "generation_config.json", "eos_token_id"))
-    # Older files have it in config.json alone.
-    forced = [
-        first
-        for name in ("generation_config.json", "config.json")
-        for first in _described(folder / name, "forced_bos_token_id")
-    ]
     ends = tuple(sorted(eos))
-    return Prompts(published.encode, published.decode, ends, ends, forced[0] if forced else None)
+    return Prompts(published.encode, published.decode, ends, ends)
 
 
 def _of_two(source: Path, target: Path, config: TextConfig) -> Prompts:

@@ -7,6 +7,7 @@ on, and the loop is that of ``decode``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,12 +19,18 @@ from jax.typing import ArrayLike
 from flax_transformers.errors import UserError
 from flax_transformers.generation.decode import (
     Endings,
+    Rules,
     Sampling,
     continue_text,
+    endings_of,
     ids_and_mask,
+    new_tokens_of,
     require_positions,
     require_settings,
+    sampling_of,
+    settings_of,
 )
+from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
 
 
 def generate_target(
@@ -32,15 +39,16 @@ def generate_target(
     input_ids: ArrayLike,
     attention_mask: ArrayLike | None = None,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | None = None,
     start_ids: Sequence[int] = (),
     forced_first_id: int | None = None,
-    eos_id: int | Sequence[int] = (),
-    pad_id: int = 0,
-    temperature: float = 0.0,
+    eos_id: int | Sequence[int] | None = None,
+    pad_id: int | None = None,
+    temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     key: jax.Array | None = None,
+    settings: GenerationSettings | None = None,
 ) -> jax.Array:
     """What an encoder-decoder writes for its sources: new tokens int32 [B, max_new_tokens].
 
@@ -48,15 +56,20 @@ def generate_target(
     either side. The decoder begins with ``start_ids`` (mBART: end of sequence and language), or
     else with the model's own first id; they are not in the result. ``forced_first_id``, where it is
     given, is the first new token whatever the model thinks of it, and is in the result
-    (``forced_bos_token_id`` of published models). The rest is as in ``decode.generate``.
+    (``forced_bos_token_id`` of published models). The rest, ``settings`` too, is as in
+    ``decode.generate``.
 
     Raises UserError for settings out of range and more tokens than the model has positions for.
     """
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    key = require_settings(max_new_tokens, sampling, key)
     _require_translator(model)
+    settings = settings_of(model) if settings is None else settings
+    if forced_first_id is not None:
+        settings = replace(settings, forced_bos_token_id=None)
+    sampling = sampling_of(settings, temperature, top_k, top_p, key)
     ids_BS, mask_BS = ids_and_mask(input_ids, attention_mask)
-    start = tuple(start_ids) or (_first_id(model),)
+    start = tuple(start_ids) or (_first_id(model, settings),)
+    max_new_tokens = new_tokens_of(settings, max_new_tokens, len(start))
+    key = require_settings(max_new_tokens, sampling, key)
     _check_ids(model, start if forced_first_id is None else (*start, forced_first_id))
     # An empty batch has no longest source.
     source, target = int(mask_BS.sum(axis=1).max(initial=0)), len(start) + max_new_tokens
@@ -69,10 +82,11 @@ def generate_target(
         jnp.asarray(mask_BS),
         jnp.asarray(start, jnp.int32),
         None if forced_first_id is None else jnp.int32(forced_first_id),
-        Endings.of(eos_id, pad_id),
+        endings_of(model, settings, eos_id, pad_id),
         key,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
+        settings=settings,
     )
 
 
@@ -84,9 +98,11 @@ def _require_translator(model: Any) -> None:
         )
 
 
-def _first_id(model: Any) -> int:
-    first: int | None = model.config.decoder_start_id
+def _first_id(model: Any, settings: GenerationSettings) -> int:
+    first = settings.decoder_start_token_id
     if first is None:
+        first = model.config.decoder_start_id
+    if not isinstance(first, int):
         raise UserError(
             "this model's decoder has no first id of its own; give start_ids, such as the end of a "
             "sequence and the language to write"
@@ -104,7 +120,7 @@ def _check_ids(model: Any, ids: Sequence[int]) -> None:
         )
 
 
-@partial(jax.jit, static_argnums=0, static_argnames=("max_new_tokens", "sampling"))
+@partial(jax.jit, static_argnums=0, static_argnames=("max_new_tokens", "sampling", "settings"))
 def write_target(
     model: Any,
     params: Mapping[str, Any],
@@ -117,16 +133,18 @@ def write_target(
     *,
     max_new_tokens: int,
     sampling: Sampling,
+    settings: GenerationSettings = NO_SETTINGS,
 ) -> jax.Array:
     """The program of ``generate_target``, for what it has checked."""
     batch, prefix = ids_BS.shape[0], start.shape[0]
+    start_BT = jnp.broadcast_to(start[None, :], (batch, prefix))
     apply = partial(model.apply, {"params": params})
     states = apply(
         ids_BS,
         mask_BS,
         # Counted over tokens alone, whichever side the padding is on.
         position_ids=jnp.maximum(jnp.cumsum(mask_BS, axis=1) - 1, 0),
-        decoder_input_ids=jnp.broadcast_to(start[None, :], (batch, prefix)),
+        decoder_input_ids=start_BT,
         cache=model.empty_cache(batch, prefix + max_new_tokens),
         method="hidden_states",
     )
@@ -147,4 +165,11 @@ def write_target(
         key,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
+        rules=Rules.of(
+            settings,
+            start_BT,
+            jnp.ones_like(start_BT),
+            max_new_tokens,
+            model.config.decoder.vocab_size,
+        ),
     )

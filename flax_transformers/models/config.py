@@ -22,6 +22,7 @@ from flax_transformers.models.block import TransformerBlock
 from flax_transformers.models.cache import Cache, next_positions
 from flax_transformers.models.embeddings import Embedding
 from flax_transformers.models.feed_forward import Activation
+from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
 from flax_transformers.models.kernels import Kernel
 from flax_transformers.models.norms import make_norm
 from flax_transformers.models.positions import Rope, positions_from_segments, rotary_tables
@@ -87,6 +88,12 @@ class Execution:
         return replace(self, dtype=dtype, attention=attention)
 
 
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+
+BESIDE_THE_MODEL = frozenset({"problem_type", "hub_fields", "generation"})
+"""Fields of a config that change no output of the model itself, but what is made of it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """The layers, whatever goes into them. Changing any field changes the numbers."""
@@ -140,6 +147,12 @@ class TransformerConfig:
     """Outputs of a classification head, where the architecture has one."""
     label_names: tuple[str, ...] = ()
     """Names of these outputs, in order; empty if they have none."""
+    problem_type: ProblemType | None = None
+    """What the outputs of a classifier of sequences mean. transformers applies a sigmoid to each
+    for "multi_label_classification", nothing for "regression", else a softmax."""
+    hub_fields: tuple[tuple[str, str], ...] = ()
+    """Fields of the config.json that the model was read from which describe no layer, and their
+    JSON text; they are written back unchanged."""
 
     RANGES: ClassVar[Ranges] = {
         "hidden_size": ranges.WIDTH,
@@ -277,6 +290,8 @@ class TextConfig(TransformerConfig):
     """The word table also makes the logits."""
     pad_id: int = 0
     """Id of padding tokens, where a model has to know it."""
+    generation: GenerationSettings = NO_SETTINGS
+    """How the model writes text unless a call says otherwise: its generation_config.json."""
 
     RANGES: ClassVar[Ranges] = {
         "vocab_size": ranges.ENTRIES,

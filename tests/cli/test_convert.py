@@ -86,14 +86,6 @@ def test_there_and_back_is_bit_equal(published, ours, tmp_path, capsys):
         assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_what_config_json_alone_says_of_writing_comes_along(published, tmp_path):
-    described = json.loads((published / "config.json").read_text())
-    (published / "config.json").write_text(json.dumps(described | {"forced_bos_token_id": 7}))
-    assert main(["convert", str(published), str(tmp_path / "ours")]) == 0
-    (written,) = (tmp_path / "ours").rglob("generation_config.json")
-    assert json.loads(written.read_text()) == {"forced_bos_token_id": 7}
-
-
 def test_it_says_what_it_converted(published, tmp_path, capsys):
     assert main(["convert", str(published), str(tmp_path / "out")]) == 0
     tensors = load_file(published / "model.safetensors").values()

@@ -283,15 +283,6 @@ def test_pieces_of_mbart_without_their_ids_are_refused(tmp_path):
         read_prompts(tmp_path, BartConfig())
 
 
-def test_the_first_id_that_is_forced_is_read_from_the_newer_file_first(tmp_path):
-    published_tokenizer(tmp_path)
-    assert read_prompts(tmp_path, TINY).forced_first_id is None
-    (tmp_path / "config.json").write_text('{"forced_bos_token_id": 0}')
-    assert read_prompts(tmp_path, TINY).forced_first_id == 0
-    (tmp_path / "generation_config.json").write_text('{"forced_bos_token_id": 3}')
-    assert read_prompts(tmp_path, TINY).forced_first_id == 3
-
-
 @pytest.fixture
 def answering(tmp_path, monkeypatch):
     """A saved BART with a tokenizer, and a list of what ``generate_target`` was called with."""
@@ -332,7 +323,8 @@ def test_an_answer_begins_with_what_the_files_force_unless_it_is_given_a_beginni
     assert calls[0]["ids"].tolist() == [[0, 2, 3, 4, 1, 6, 6, 6]]
     assert calls[0]["mask"].tolist() == [[1, 1, 1, 1, 1, 0, 0, 0]]
     assert main([*command, "--start-ids", "1,5"]) == 0
-    assert calls[1]["start_ids"] == (1, 5) and calls[1]["forced_first_id"] is None
+    assert calls[1]["start_ids"] == (1, 5)
+    assert capsys.readouterr().out != "c\n"  # nothing is forced after a beginning of two ids
     assert main([*command[:3], "a </s> b", *command[4:]]) == 0
     assert calls[2]["ids"].tolist() == [[0, 2, 1, 3]]  # as mBART's, which has the language last
 

@@ -100,16 +100,6 @@ def test_what_a_killed_save_left_behind_is_gone_after_the_next(tmp_path):
     ]
 
 
-def test_what_config_json_alone_says_of_writing_is_carried_along(tmp_path):
-    (tmp_path / "config.json").write_text('{"forced_bos_token_id": 3}')
-    save_pretrained(tmp_path / "one", *make_model(), tokenizer_from=tmp_path)
-    written = json.loads((tmp_path / "one" / "generation_config.json").read_text())
-    assert written == {"forced_bos_token_id": 3}
-    (tmp_path / "generation_config.json").write_text("{}")
-    save_pretrained(tmp_path / "two", *make_model(), tokenizer_from=tmp_path)
-    assert (tmp_path / "two" / "generation_config.json").read_text() == "{}"
-
-
 def test_tensors_of_mixed_types_begin_at_multiples_of_their_size(tmp_path):
     model, params = make_model(architecture="BertForPreTraining")
     params["mlm_head"] = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params["mlm_head"])

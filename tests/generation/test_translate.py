@@ -41,6 +41,7 @@ def test_greedy_text_is_that_of_hugging_face(name):
         case.inputs["attention_mask"],
         max_new_tokens=golden.NEW_TOKENS,
         eos_id=eos,
+        pad_id=0,
     )
     # The original stops when all rows have ended, and then has no more columns.
     padded = np.pad(expected, ((0, 0), (0, golden.NEW_TOKENS - expected.shape[1])))
