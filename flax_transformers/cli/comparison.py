@@ -14,15 +14,15 @@ import numpy as np
 from flax_transformers.models.config import Execution
 
 _ROWS, _LENGTH = 2, 8
-_COMPARED = {
-    "logits": ("logits", "prediction_logits"),
-    "start_logits": ("start_logits",),
-    "end_logits": ("end_logits",),
-    "next_sentence_logits": ("seq_relationship_logits", "logits"),
-    "last_hidden_state": ("last_hidden_state",),
-    "pooler_output": ("pooler_output",),
-}
-"""Fields of our output, each with what theirs calls it; the first that both have is compared."""
+_COMPARED = (
+    "logits",
+    "prediction_logits",
+    "start_logits",
+    "end_logits",
+    "last_hidden_state",
+    "pooler_output",
+)
+"""Fields of the output, as both sides call them; the first that both have is compared."""
 
 
 def describe(model: Any, params: Any, directory: Path) -> str:
@@ -50,9 +50,9 @@ def largest_difference(model: Any, params: Any, directory: Path) -> tuple[float,
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     with jax.default_matmul_precision("highest"):
         ours = jax.jit(exact.apply)({"params": params}, **inputs)
-    for field, names in _COMPARED.items():
+    for field in _COMPARED:
         mine = getattr(ours, field, None)
-        other = next((theirs[name] for name in names if name in theirs), None)
+        other = theirs.get(field)
         if mine is not None and other is not None and mine.shape == tuple(other.shape):
             expected = other.numpy()
             return float(np.abs(mine - expected).max() / np.abs(expected).max()), field

@@ -47,9 +47,11 @@ class BertForNextSentencePrediction(TextModel):
 
 
 class BertPreTrainingOutput(ModelOutput):
-    """``logits`` are those of the words; ``next_sentence_logits`` float32 [B, 2]."""
+    """``prediction_logits`` float32 [B, T, vocab_size] of the tokens, ``seq_relationship_logits``
+    float32 [B, 2] of the next sentence; ``logits`` stays None."""
 
-    next_sentence_logits: jax.Array | None = None
+    prediction_logits: jax.Array | None = None
+    seq_relationship_logits: jax.Array | None = None
 
 
 class BertForPreTraining(EncoderForMaskedLM, BertForNextSentencePrediction):
@@ -61,7 +63,10 @@ class BertForPreTraining(EncoderForMaskedLM, BertForNextSentencePrediction):
         self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
     ) -> dict[str, jax.Array]:
         logits_BTV = self.unembed(hidden_BTD)[..., : self.config.vocab_size]
-        return {"logits": logits_BTV, "next_sentence_logits": self.next_sentence(hidden_BTD)}
+        return {
+            "prediction_logits": logits_BTV,
+            "seq_relationship_logits": self.next_sentence(hidden_BTD),
+        }
 
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {

@@ -67,7 +67,7 @@ def make(
     outputs: dict[str, str | None],
     *,
     labels: bool = False,
-    theirs: Mapping[str, str] | None = None,
+    stored: Mapping[str, str] | None = None,
     **fields: Any,
 ) -> Case:
     """A case of one architecture; ``fields`` are those of its config.json."""
@@ -82,11 +82,13 @@ def make(
     }
     inputs = draw_rows(name, config["vocab_size"], types=config["type_vocab_size"])
     expected = draw_labels(name, inputs, config["vocab_size"]) if labels else None
-    return Case(name, config, inputs, outputs, labels=expected, theirs=theirs or {})
+    return Case(name, config, inputs, outputs, labels=expected, stored=stored or {})
 
 
 SMALL = {"hidden_size": 18, "num_attention_heads": 3, "num_hidden_layers": 2}
 """Where gradients are kept too."""
+
+PRETRAINING = {"prediction_logits": "logits", "seq_relationship_logits": "next_sentence_logits"}
 
 CASES = (
     make("exact", "BertForMaskedLM", TOKENS, labels=True, hidden_act="gelu", **SMALL),
@@ -102,15 +104,15 @@ CASES = (
     make(
         "pretraining",
         "BertForPreTraining",
-        {"logits": "attention_mask", "next_sentence_logits": None},
-        theirs={"logits": "prediction_logits", "next_sentence_logits": "seq_relationship_logits"},
+        {"prediction_logits": "attention_mask", "seq_relationship_logits": None},
+        stored=PRETRAINING,
         hidden_act="gelu_new",
     ),
     make(
         "untied_pretraining",
         "BertForPreTraining",
-        {"logits": "attention_mask", "next_sentence_logits": None},
-        theirs={"logits": "prediction_logits", "next_sentence_logits": "seq_relationship_logits"},
+        {"prediction_logits": "attention_mask", "seq_relationship_logits": None},
+        stored=PRETRAINING,
         hidden_act="silu",
         tie_word_embeddings=False,
     ),

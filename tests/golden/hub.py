@@ -40,8 +40,8 @@ class Case:
     labels: np.ndarray | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of the forward call, which are no arrays."""
-    theirs: Mapping[str, str] = field(default_factory=dict)
-    """The original's names of outputs that are called otherwise there."""
+    stored: Mapping[str, str] = field(default_factory=dict)
+    """Names that the file of goldens has for outputs, where it was written under older ones."""
     renames: Mapping[str, str] = field(default_factory=dict)
     """Patterns of names in the saved file, and what published files have in their place."""
     added: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -110,10 +110,7 @@ def run_original(case: Case, dtype: str = "float64") -> dict[str, np.ndarray]:
         inputs["labels"] = torch.tensor(case.labels).long()
     with full_precision_softmax():
         output = model(**inputs, **case.extra)
-    results = {
-        name: case.attended(name, output[case.theirs.get(name, name)].detach().numpy())
-        for name in case.outputs
-    }
+    results = {name: case.attended(name, output[name].detach().numpy()) for name in case.outputs}
     if case.labels is not None:
         output.loss.backward()
         results["loss"] = output.loss.detach().numpy()
@@ -126,7 +123,7 @@ def run_original(case: Case, dtype: str = "float64") -> dict[str, np.ndarray]:
 def write_goldens(cases: Sequence[Case], script: str) -> None:
     """Runs all cases and writes the results beside the golden script (its ``__file__``)."""
     results = {
-        f"{case.name}/{name}": value.astype(np.float32)
+        f"{case.name}/{case.stored.get(name, name)}": value.astype(np.float32)
         for case in cases
         for name, value in run_original(case).items()
     }
@@ -135,9 +132,11 @@ def write_goldens(cases: Sequence[Case], script: str) -> None:
 
 def read_golden(script: str, case: Case) -> dict[str, np.ndarray]:
     """What ``write_goldens`` stored for one case."""
+    ours = {stored: name for name, stored in case.stored.items()}
     with np.load(Path(script).with_suffix(".npz")) as file:
-        return {
-            name.removeprefix(f"{case.name}/"): file[name]
+        names = {
+            name: name.removeprefix(f"{case.name}/")
             for name in file.files
             if name.startswith(f"{case.name}/")
         }
+        return {ours.get(stored, stored): file[name] for name, stored in names.items()}

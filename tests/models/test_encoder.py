@@ -173,7 +173,7 @@ HEADS = {
     EncoderWithPooler: {"pooler_output": (2, 6)},
     EncoderForMaskedLM: {"logits": (2, 5, 11)},
     BertForNextSentencePrediction: {"logits": (2, 2)},
-    BertForPreTraining: {"logits": (2, 5, 11), "next_sentence_logits": (2, 2)},
+    BertForPreTraining: {"prediction_logits": (2, 5, 11), "seq_relationship_logits": (2, 2)},
     EncoderForSequenceClassification: {"logits": (2, 4)},
     TextForTokenClassification: {"logits": (2, 5, 4)},
     TextForQuestionAnswering: {"start_logits": (2, 5), "end_logits": (2, 5)},
