@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from flax_transformers import ranges
-from flax_transformers.data.documents import (
-    Decoder,
-    Document,
-    DocumentOf,
-    Invalid,
-    LabelKind,
-    Source,
-)
-from flax_transformers.data.files import corpus_files, open_file, reading
+from flax_transformers.data.documents import Decoder, Document, Invalid, LabelKind, Source
+from flax_transformers.data.files import Place, corpus_files
 from flax_transformers.data.labelled import class_name
+from flax_transformers.data.records import Part, TextFile, too_long
 from flax_transformers.ranges import Ranges
 
 ENDINGS = tuple(
@@ -61,40 +55,22 @@ class TaggedSource(Source):
         return corpus_files(self.path, ENDINGS)
 
 
-def numbered_tagged(
-    source: TaggedSource, decoder: Decoder, shard: int, shards: int
-) -> Iterator[tuple[int, DocumentOf]]:
-    """(number, what decodes it) of the sentences whose number % shards == shard."""
-    items = (item for _, path in source.files() for item in _blocks(path))
-    for number, (path, line, block) in enumerate(items):
-        if number % shards == shard:
-            yield number, partial(_sentence, block, path, line, source, decoder)
+def tagged_parts(source: TaggedSource) -> Iterator[Part]:
+    """The parts of a corpus of tagged sentences, in order."""
+    for _, path in source.files():
+        yield Part(TextFile(path, "blank_line", cut=False), partial(_sentence, source))
 
 
-def _blocks(path: Path) -> Iterator[tuple[Path, int, list[bytes]]]:
-    """(path, number of the first line, lines) between empty lines."""
-    with reading(path), open_file(path) as stream:
-        block: list[bytes] = []
-        for number, raw in enumerate(stream, 1):
-            if raw.isspace():
-                if block:
-                    yield path, number - len(block), block
-                    block = []
-            else:
-                block.append(raw)
-        if block:
-            yield path, number - len(block) + 1, block
-
-
-def _sentence(
-    block: Sequence[bytes], path: Path, line: int, source: TaggedSource, decoder: Decoder
-) -> Document:
+def _sentence(source: TaggedSource, decoder: Decoder, raw: bytes, place: Place) -> Document:
+    too_long(raw, place)
     words: list[str] = []
     tags: list[str] = []
     numbered = source.word_column != 0
-    for number, raw in enumerate(block, line):
-        where = f"{path}:{number}"
-        text = decoder.text(raw, where).removeprefix("\ufeff").rstrip("\r\n")
+    offset = place.offset
+    for line in raw.split(b"\n"):
+        where = Place(place.path, offset)
+        offset += len(line) + 1
+        text = decoder.text(line, where).removeprefix("\ufeff").rstrip("\r")
         if not words and numbered and text.startswith("#") and "\t" not in text:
             continue
         columns = text.split("\t") if "\t" in text else text.split()
@@ -106,8 +82,9 @@ def _sentence(
             word, tag = columns[source.word_column], columns[source.tag_column]
         except IndexError:
             raise Invalid(
-                f"{where} has {len(columns)} columns, but {source.word_column} and "
-                f"{source.tag_column} (from 0) are asked for"
+                where,
+                f"has {len(columns)} columns, but {source.word_column} and {source.tag_column} "
+                "(from 0) are asked for",
             ) from None
         words.append(f" {word}" if words else word)
         tags.append(class_name(tag, where))

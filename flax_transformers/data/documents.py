@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -60,9 +60,6 @@ class Document:
         return self.text if isinstance(self.text, str) else "\0".join(self.text)
 
 
-DocumentOf = Callable[[], Document]  # decodes one document, when it is ours to read
-
-
 @dataclass
 class Counts:
     """What a reader saw: documents given out, empty ones skipped, invalid ones (any policy).
@@ -82,8 +79,30 @@ class Counts:
         return {name: count for name, count in vars(self).items() if name != "documents"}
 
 
+Where = object
+"""Where a record is; ``str`` of it is for people, and may have to count lines in a file."""
+
+
 class Invalid(Exception):
-    """A document that is not valid; the message says where and why."""
+    """A document that is not valid: where it is, and what is wrong.
+
+    The message is only put together when it is asked for.
+    """
+
+    def __init__(self, where: Where, problem: str) -> None:
+        super().__init__(where, problem)
+        self.where, self.problem = where, problem
+
+    def __str__(self) -> str:
+        return f"{self.where} {self.problem}"
+
+
+@dataclass(frozen=True)
+class _TextOf:
+    where: Where
+
+    def __str__(self) -> str:
+        return f"The text of {self.where}"
 
 
 @dataclass
@@ -96,31 +115,31 @@ class Decoder:
     replace: bool
     replaced: bool = False
 
-    def text(self, raw: bytes, where: str, offset: int = 0) -> str:
+    def text(self, raw: bytes, where: Where, offset: int = 0) -> str:
         """``raw`` as UTF-8; ``offset`` is its first byte's place in what ``where`` names."""
         if len(raw) > LONGEST:
-            raise Invalid(f"{where} is longer than {LONGEST >> 20} MiB")
+            raise Invalid(where, f"is longer than {LONGEST >> 20} MiB")
         try:
             return raw.decode()
         except UnicodeDecodeError as error:
             if not self.replace:
                 raise Invalid(
-                    f"{where} is not valid UTF-8 at byte {offset + error.start}"
+                    where, f"is not valid UTF-8 at byte {offset + error.start}"
                 ) from error
             self.replaced = True
             return raw.decode(errors="replace")
 
-    def json_row(self, raw: bytes, where: str) -> dict[str, Any]:
+    def json_row(self, raw: bytes, where: Where) -> dict[str, Any]:
         """The object that a line of JSON holds."""
         try:
             row = json.loads(self.text(raw, where).removeprefix("\ufeff"))
         except (ValueError, RecursionError) as error:
-            raise Invalid(f"{where} is not valid JSON ({error})") from error
+            raise Invalid(where, f"is not valid JSON ({error})") from error
         if not isinstance(row, dict):
-            raise Invalid(f"{where} holds a JSON {type(row).__name__}, not one object per line")
+            raise Invalid(where, f"holds a JSON {type(row).__name__}, not one object per line")
         return row
 
-    def field(self, row: dict[str, Any], field: str, where: str) -> str | None:
+    def field(self, row: dict[str, Any], field: str, where: Where) -> str | None:
         """The text in a field of a row, or in "a.b" of the object in a; None for null.
 
         A list of texts counts as the lines of one.
@@ -128,18 +147,18 @@ class Decoder:
         value: Any = row
         for key in [field] if field in row else field.split("."):
             if not isinstance(value, dict) or key not in value:
-                raise Invalid(f"{where} has no field {field!r}, it has {listed(row)}")
+                raise Invalid(where, f"has no field {field!r}, it has {listed(row)}")
             value = value[key]
         if isinstance(value, list) and all(isinstance(line, str) for line in value):
             value = "\n".join(value)
         if value is None:
             return None
         if not isinstance(value, str):
-            raise Invalid(f"{where} has a {type(value).__name__} in {field!r}, not text")
+            raise Invalid(where, f"has a {type(value).__name__} in {field!r}, not text")
         if value.isascii():
             return value
         # Escapes can bring lone surrogates in, which are no text.
-        return self.text(value.encode("utf-8", "surrogatepass"), f"The text of {where}")
+        return self.text(value.encode("utf-8", "surrogatepass"), _TextOf(where))
 
 
 def listed(names: Iterable[str]) -> str:

@@ -1,20 +1,26 @@
-"""Files of a corpus: which there are, in which order, and how their bytes are read."""
+"""Files of a corpus: which there are, in which order, and how their bytes and lines are read."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
-import gzip
+import io
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from types import TracebackType
+from typing import IO, Any
 
-from flax_transformers.data.documents import LONGEST, listed
+from flax_transformers.data.documents import LONGEST
 from flax_transformers.errors import UserError
 
-_PARQUET_ROWS = 256
+_BLOCK = 1 << 12
+"""Compressed bytes decompressed at once. Stores depend on it: it decides which records of a
+compressed file have the same position."""
+_BUFFER = 1 << 16
+_DECOMPRESSORS: dict[str, Callable[[], Any]] = {".gz": lambda: zlib.decompressobj(wbits=31)}
 
 
 def corpus_files(path: str, endings: Sequence[str]) -> list[tuple[str, Path]]:
@@ -58,11 +64,103 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
+def is_compressed(path: Path) -> bool:
+    """Whether a file can only be read from its beginning."""
+    return path.suffix.lower() in _DECOMPRESSORS
+
+
 def open_file(path: Path) -> IO[bytes]:
     """The file's bytes, decompressed if its name ends in .gz."""
-    if path.name.lower().endswith(".gz"):
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    return path.open("rb")
+    return Stream(path).file
+
+
+class Stream:
+    """The bytes of a file, decompressed, and the position in the stored file of each of them.
+
+    ``file`` has the bytes. Used as a context manager, which closes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        make = _DECOMPRESSORS.get(path.suffix.lower())
+        raw = path.open("rb", buffering=_BUFFER)
+        self._inflated = None if make is None else _Inflated(raw, make)
+        self.file: IO[bytes] = (
+            raw if self._inflated is None else io.BufferedReader(self._inflated, _BUFFER)
+        )
+
+    def position(self, offset: int) -> int:
+        """Where in the stored file the byte at ``offset`` of ``file`` is.
+
+        For a compressed file where the block begins that the byte came out of; then ``offset`` must
+        have been read, and may only increase from call to call.
+        """
+        return offset if self._inflated is None else self._inflated.position(offset)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.file.close()
+
+
+class _Inflated(io.RawIOBase):
+    """Decompresses a file a block at a time; one member after another, with zeros between them."""
+
+    def __init__(self, raw: IO[bytes], make: Callable[[], Any]) -> None:
+        self._raw, self._make = raw, make
+        self._decompressor: Any = None
+        self._begun = False
+        self._left = memoryview(b"")
+        self._read = self._given = 0
+        self._blocks: deque[tuple[int, int]] = deque([(0, 0)])  # (first offset, position)
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+    def position(self, offset: int) -> int:
+        while len(self._blocks) > 1 and self._blocks[1][0] <= offset:
+            self._blocks.popleft()
+        return self._blocks[0][1]
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            block = self._raw.read(_BLOCK)
+            if not block:
+                if self._decompressor is not None:
+                    raise EOFError("it ends before its end-of-stream marker")
+                return 0
+            self._left = memoryview(self._decompressed(block))
+            if self._left:
+                self._blocks.append((self._given, self._read))
+            self._read += len(block)
+        count = min(len(buffer), len(self._left))
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
+        self._given += count
+        return count
+
+    def _decompressed(self, block: bytes) -> bytes:
+        found = []
+        while block:
+            if self._decompressor is None:
+                block = block.lstrip(b"\0") if self._begun else block
+                if not block:
+                    break
+                self._decompressor, self._begun = self._make(), True
+            found.append(self._decompressor.decompress(block))
+            block = b""
+            if self._decompressor.eof:
+                block, self._decompressor = self._decompressor.unused_data, None
+        return b"".join(found)
 
 
 @contextlib.contextmanager
@@ -70,7 +168,7 @@ def reading(path: Path) -> Iterator[None]:
     """Errors of reading as one sentence with the file's name."""
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error) as error:
         raise UserError(
             f"The gzip file {path} is cut short or damaged ({error}); copy it again."
         ) from error
@@ -78,27 +176,90 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(f"Cannot read {path}: {error}.") from error
 
 
-def raw_lines(stream: IO[bytes]) -> Iterator[bytes]:
-    """The lines of a file. Of one longer than LONGEST only the first LONGEST + 1 bytes are kept:
-    then `Decoder.text` finds that it is not valid."""
-    while raw := stream.readline(LONGEST + 1):
-        yield raw
+class Place:
+    """A record in a file of lines: its path, and the offset of its first byte."""
+
+    __slots__ = ("offset", "path")
+
+    def __init__(self, path: Path, offset: int) -> None:
+        self.path, self.offset = path, offset
+
+    def __str__(self) -> str:
+        """With the number of the line, for which the file is read up to there."""
+        try:
+            with reading(self.path), Stream(self.path) as stream:
+                line, left = 1, self.offset
+                while block := stream.file.read(min(left, 1 << 20)):
+                    line += block.count(b"\n")
+                    left -= len(block)
+        except UserError:  # it could be read a moment ago
+            return f"{self.path}, byte {self.offset},"
+        return f"{self.path}:{line}"
+
+
+def line_start(file: IO[bytes], start: int, stop: int | None) -> int | None:
+    """Moves to the first line that begins in [start, stop) and returns its offset, if there is one.
+
+    Reads no further than to the end of a block behind ``stop``.
+    """
+    if start == 0:
+        return 0
+    file.seek(start - 1)
+    offset = start - 1
+    while stop is None or offset < stop - 1:
+        piece = file.readline(_BUFFER)
+        offset += len(piece)
+        if piece.endswith(b"\n"):
+            return offset if stop is None or offset < stop else None
+        if not piece:
+            break
+    return None
+
+
+def is_blank_before(file: IO[bytes], offset: int) -> bool:
+    """Whether the line that ends before ``offset`` has no visible character; moves there again."""
+    end = offset - 1  # its line end
+    blank = True
+    while blank and end > 0:
+        start = max(0, end - 256)
+        file.seek(start)
+        piece = file.read(end - start)
+        line = piece[piece.rfind(b"\n") + 1 :]
+        blank = not line or line.isspace()
+        if b"\n" in piece:
+            break
+        end = start
+    file.seek(offset)
+    return blank
+
+
+def raw_lines(file: IO[bytes], offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """(offset, line) of the lines of a file that stands at ``offset``.
+
+    Of one longer than LONGEST only the first LONGEST + 1 bytes are kept: then `Decoder.text` finds
+    that it is not valid.
+    """
+    while raw := file.readline(LONGEST + 1):
+        yield offset, raw
+        offset += len(raw)
         while len(raw) > LONGEST and not raw.endswith(b"\n"):
-            raw = stream.readline(LONGEST + 1)
+            raw = file.readline(LONGEST + 1)
+            offset += len(raw)
 
 
-def cut_lines(stream: IO[bytes]) -> Iterator[bytes]:
-    """The lines of a text; those longer than LONGEST in pieces, cut at spaces where there are any.
+def cut_lines(stream: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """(bytes, whether a line ends here) of the lines of a text, and together they are the text.
 
-    Together they are the text.
+    Lines longer than LONGEST come in pieces, cut at spaces where there are any.
     """
     rest = b""
     while raw := rest + stream.readline(LONGEST - len(rest)):
         rest = b""
-        if len(raw) == LONGEST and not raw.endswith(b"\n"):
+        ends = raw.endswith(b"\n") or len(raw) < LONGEST
+        if not ends:
             end = _cut(raw)
             raw, rest = raw[:end], raw[end:]
-        yield raw
+        yield raw, ends
 
 
 def _cut(raw: bytes) -> int:
@@ -110,58 +271,3 @@ def _cut(raw: bytes) -> int:
     while start > len(raw) - 4 and raw[start] & 0xC0 == 0x80:
         start -= 1
     return start
-
-
-def lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """("path:line number", bytes) of the lines that are not empty."""
-    with reading(path), open_file(path) as stream:
-        for number, raw in enumerate(raw_lines(stream), 1):
-            if not raw.isspace():
-                yield f"{path}:{number}", raw
-
-
-def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[bytes | None]]]:
-    """("Row n of path", bytes of each column) of the rows. Raises UserError for other columns."""
-    import pyarrow  # here, so that other sources do not wait for it
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            for column in columns:
-                if column not in names:
-                    raise UserError(
-                        f"The parquet file {path} has no column {column!r}, it has "
-                        f"{listed(names)}; name one of them in the source's fields."
-                    )
-            row = 0
-            for batch in file.iter_batches(_PARQUET_ROWS, columns=list(columns)):
-                cells = [_as_bytes(batch.column(column), column, path) for column in columns]
-                for values in zip(*cells, strict=True):
-                    yield f"Row {row} of {path}", list(values)
-                    row += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(
-            f"The parquet file {path} is cut short or damaged ({error}); copy it again."
-        ) from error
-
-
-def _as_bytes(column: Any, name: str, path: Path) -> list[bytes | None]:
-    """A column of text. As bytes: pyarrow itself would stop at invalid UTF-8 and not say where."""
-    import pyarrow
-
-    if pyarrow.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if not _is_text(column.type):
-        raise UserError(
-            f"The column {name!r} of {path} is of type {column.type}, not text; name a text "
-            "column in the source's fields."
-        )
-    return column.cast(pyarrow.large_binary()).to_pylist()
-
-
-def _is_text(kind: Any) -> bool:
-    from pyarrow import types
-
-    checks = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
-    return any(check(kind) for check in (*checks, types.is_null))

@@ -30,7 +30,7 @@ from flax_transformers.data.image_decode import UnreadableImage, decode_image, p
 from flax_transformers.data.image_kinds import ImageSource
 from flax_transformers.data.image_sources import open_images
 from flax_transformers.data.image_store import FORMAT, MANIFEST, SKIPPED, source_json
-from flax_transformers.data.shard_work import Note, for_each_shard
+from flax_transformers.data.shard_work import Note, for_each_run
 from flax_transformers.data.store import SPLITS, Split, to_json
 from flax_transformers.errors import UserError
 
@@ -168,8 +168,14 @@ def write_parts(job: ImageJob, parts: Sequence[int], processes: int) -> None:
     if any(open_images(source).shape is None for source, _, _ in job.parts()):
         pillow()  # without it every image would be left out
     missing = [number for number in missing_parts(job) if number in set(parts)]
-    work = partial(check_part, job)
-    for_each_shard(work, missing, processes, done="checked", total=len(parts), unit="images")
+    work, runs = partial(_check_parts, job), [[number] for number in missing]
+    for_each_run(work, runs, processes, done="checked", total=len(parts), unit="images")
+
+
+def _check_parts(job: ImageJob, numbers: Sequence[int], note: Note) -> None:
+    for number in numbers:
+        check_part(job, number, note)
+        note(shards=1)
 
 
 def finish(job: ImageJob, processes: int, origin: dict[str, Any]) -> None:

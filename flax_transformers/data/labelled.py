@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from flax_transformers.data.documents import (
-    LONGEST,
     Decoder,
     Document,
-    DocumentOf,
     Invalid,
     LabelKind,
     Source,
+    Where,
     listed,
 )
-from flax_transformers.data.files import (
-    corpus_files,
-    ending,
-    lines,
-    open_file,
-    parquet_rows,
-    reading,
+from flax_transformers.data.files import corpus_files, ending, open_file, reading
+from flax_transformers.data.parquet_file import ParquetFile
+from flax_transformers.data.records import (
+    LineFile,
+    Part,
+    Record,
+    Records,
+    TableFile,
+    ValueFile,
 )
-from flax_transformers.data.tfds_data import PREFIX, tfds_builder, tfds_rows, tfds_text
+from flax_transformers.data.tfds_data import PREFIX, Examples, tfds_text
 from flax_transformers.errors import UserError
 
 ENDINGS = (
@@ -82,54 +81,65 @@ class LabelledSource(Source):
 Row = Mapping[str, Any] | Sequence[Any]
 
 
-def numbered_labelled(
-    source: LabelledSource, decoder: Decoder, shard: int, shards: int
-) -> Iterator[tuple[int, DocumentOf]]:
-    """(number, what decodes it) of the rows whose number % shards == shard."""
+def labelled_parts(source: LabelledSource) -> Iterator[Part]:
+    """The parts of a corpus of labelled texts, in order."""
     if source.path.startswith(PREFIX):
-        yield from _tfds_items(source, decoder, shard, shards)
+        examples = Examples(source, source.fields)
+        yield Part(examples, partial(_example, source, examples))
         return
-    items = (item for _, path in source.files() for item in _file_items(path, source, decoder))
-    for number, document_of in enumerate(items):
-        if number % shards == shard:
-            yield number, document_of
+    for _, path in source.files():
+        yield _file_part(path, source)
 
 
-def _file_items(path: Path, source: LabelledSource, decoder: Decoder) -> Iterator[DocumentOf]:
+def _file_part(path: Path, source: LabelledSource) -> Part:
     kind = ending(path, ENDINGS)
     if kind == ".parquet":
-        labels = _parquet_values(path, source.label_field)
-        rows = parquet_rows(path, source.fields[:-1])
-        for (where, cells), label in zip(rows, labels, strict=True):
-            yield partial(_cells, decoder, cells, label, source, where)
-        return
+        table = ParquetFile(path, source.fields[:-1], source.fields[-1:])
+        return Part(table, partial(_cells, source))
     if kind in (".csv", ".tsv"):
-        for where, row in _table_rows(path, kind, source):
-            yield partial(_row, decoder, row, source, where)
-        return
-    whole = _json_rows(path, source) if kind == ".json" else None
-    if whole is not None:
-        for number, row in enumerate(whole):
-            yield partial(_row, decoder, row, source, f"Row {number} of {path}")
-        return
-    for where, raw in lines(path):
-        yield partial(_json_line, decoder, raw, source, where)
+        names = not all(field.isdigit() for field in source.fields)
+        delimiter = "," if kind == ".csv" else "\t"
+        return Part(TableFile(path, delimiter, kind == ".csv", names), partial(_row, source))
+    if kind == ".json":
+        return Part(_JsonFile(path, source), partial(_json, source))
+    return Part(LineFile(path), partial(_json, source))
 
 
-def _json_rows(path: Path, source: LabelledSource) -> Sequence[Row] | None:
-    """The rows of a file that is one JSON value; None for one with an object on each line."""
-    first = next(lines(path), None)
-    if first is None:
-        return []
-    if _is_row(first[1]):
-        return None
+@dataclass(frozen=True)
+class _JsonFile:
+    """A record is a line, or a row of the one value that the file holds."""
+
+    path: Path
+    source: LabelledSource
+
+    @cached_property
+    def _records(self) -> Records:
+        lines = LineFile(self.path)
+        first = next(lines.read(0, None), None)
+        if first is None or _is_row(first.content):
+            return lines
+        return ValueFile(self.path, partial(_json_rows, self.source))
+
+    @property
+    def size(self) -> int:
+        return LineFile(self.path).size
+
+    def solid(self, position: int) -> tuple[int, int]:
+        return self._records.solid(position)
+
+    def read(self, start: int, stop: int | None) -> Iterator[Record]:
+        return self._records.read(start, stop)
+
+
+def _json_rows(source: LabelledSource, path: Path) -> Sequence[Row]:
+    """The rows of a file that is one JSON value."""
     with reading(path), open_file(path) as stream:
         raw = stream.read()
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is neither one JSON value nor one on each line ({error}); mend the file."
+            f"{path} is neither one JSON value nor one on each line ({error}); fix the file."
         ) from error
     if isinstance(value, dict) and source.split not in value:
         raise UserError(
@@ -151,109 +161,63 @@ def _is_row(line: bytes) -> bool:
     return isinstance(value, dict) and not all(isinstance(rows, list) for rows in value.values())
 
 
-def _table_rows(path: Path, kind: str, source: LabelledSource) -> Iterator[tuple[str, Row]]:
-    """("path:line", row) of a csv or tsv file: by name where its first row is names."""
-    numbered = all(field.isdigit() for field in source.fields)
-    csv.field_size_limit(LONGEST)
-    with reading(path), open_file(path) as stream:
-        text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-        if kind == ".csv":
-            table = csv.reader(text)
-        else:
-            table = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
-        names: list[str] | None = None
-        try:
-            for cells in table:
-                if not cells:
-                    continue
-                if names is None and not numbered:
-                    names = cells
-                    continue
-                where = f"{path}:{table.line_num}"
-                yield where, cells if names is None else dict(zip(names, cells, strict=False))
-        except csv.Error as error:
-            raise UserError(
-                f"{path}:{table.line_num} is no row of a table ({error}); mend the file."
-            ) from error
+def _example(
+    source: LabelledSource, examples: Examples, decoder: Decoder, row: dict[str, Any], where: Where
+) -> Document:
+    cells = [tfds_text(row, field, source) for field in source.fields[:-1]]
+    label = row[source.label_field]
+    names = getattr(examples.builder.info.features[source.label_field], "names", None)
+    if names is not None:
+        label = names[int(label)] if label >= 0 else None  # -1: not labelled
+    elif isinstance(label, bytes):
+        label = label.decode(errors="replace")
+    else:
+        label = label.item()
+    return _cells(source, decoder, [*cells, label], where)
 
 
-def _parquet_values(path: Path, column: str) -> Iterator[Any]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            if column not in file.schema_arrow.names:
-                raise UserError(
-                    f"The parquet file {path} has no column {column!r}, it has "
-                    f"{listed(file.schema_arrow.names)}; name one of them in the source's fields."
-                )
-            for batch in file.iter_batches(columns=[column]):
-                yield from batch.column(column).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(
-            f"The parquet file {path} is cut short or damaged ({error}); copy it again."
-        ) from error
+def _json(source: LabelledSource, decoder: Decoder, content: Any, where: Where) -> Document:
+    row = decoder.json_row(content, where) if isinstance(content, bytes) else content
+    return _row(source, decoder, row, where)
 
 
-def _tfds_items(
-    source: LabelledSource, decoder: Decoder, shard: int, shards: int
-) -> Iterator[tuple[int, DocumentOf]]:
-    features = tfds_builder(source.path).info.features
-    feature = features[source.label_field] if source.label_field in list(features) else None
-    names = getattr(feature, "names", None)
-    for number, row in tfds_rows(source, source.fields, shard, shards):
-        cells = [tfds_text(row, field, source) for field in source.fields[:-1]]
-        label = row[source.label_field]
-        if names is not None:
-            label = names[int(label)] if label >= 0 else None  # -1: not labelled
-        elif isinstance(label, bytes):
-            label = label.decode(errors="replace")
-        else:
-            label = label.item()
-        where = f"Example {number} of {source.path}"
-        yield number, partial(_cells, decoder, cells, label, source, where)
-
-
-def _json_line(decoder: Decoder, raw: bytes, source: LabelledSource, where: str) -> Document:
-    return _row(decoder, decoder.json_row(raw, where), source, where)
-
-
-def _row(decoder: Decoder, row: Row, source: LabelledSource, where: str) -> Document:
+def _row(source: LabelledSource, decoder: Decoder, row: Row, where: Where) -> Document:
     """A row by name or, where it is a list, by place."""
     if not isinstance(row, dict):
         if not isinstance(row, list):
-            raise Invalid(f"{where} holds a {type(row).__name__}, not a row")
+            raise Invalid(where, f"holds a {type(row).__name__}, not a row")
         row = {str(place): value for place, value in enumerate(row)}
     texts = [decoder.field(row, field, where) or "" for field in source.fields[:-1]]
     value: Any = row
     keys = [source.label_field] if source.label_field in row else source.label_field.split(".")
     for key in keys:
         if not isinstance(value, dict) or key not in value:
-            raise Invalid(f"{where} has no field {source.label_field!r}, it has {listed(row)}")
+            raise Invalid(where, f"has no field {source.label_field!r}, it has {listed(row)}")
         value = value[key]
     return _document(texts, value, source, where)
 
 
 def _cells(
-    decoder: Decoder, cells: Sequence[bytes | None], label: Any, source: LabelledSource, where: str
+    source: LabelledSource, decoder: Decoder, cells: Sequence[Any], where: Where
 ) -> Document:
-    texts = [decoder.text(cell or b"", where) for cell in cells]
+    """The bytes of the texts, and a label behind them."""
+    *raws, label = cells
+    texts = [decoder.text(raw or b"", where) for raw in raws]
     if isinstance(label, bytes):
         label = decoder.text(label, where)
     return _document(texts, label, source, where)
 
 
-def _document(texts: Sequence[str], label: Any, source: LabelledSource, where: str) -> Document:
+def _document(texts: Sequence[str], label: Any, source: LabelledSource, where: Where) -> Document:
     sides = tuple(text.strip() for text in texts)
     if any(sides) and not all(sides):
-        raise Invalid(f"{where} has one text of two")
+        raise Invalid(where, "has one text of two")
     if source.label == "number":
         return Document(sides, (_number(label, where),))
     return Document(sides, (class_name(label, where),))
 
 
-def class_name(label: Any, where: str) -> str:
+def class_name(label: Any, where: Where) -> str:
     """The name of a class as the store keeps it. Raises `Invalid` for what is none."""
     if isinstance(label, bool):
         return str(label).lower()
@@ -261,15 +225,15 @@ def class_name(label: Any, where: str) -> str:
         label = int(label) if label.is_integer() else label if math.isfinite(label) else None
     name = str(label).strip() if isinstance(label, (str, int, float)) else ""
     if not name or not name.isprintable():
-        raise Invalid(f"{where} has no label: {label!r} is not the name of a class")
+        raise Invalid(where, f"has no label: {label!r} is not the name of a class")
     return name
 
 
-def _number(label: Any, where: str) -> float:
+def _number(label: Any, where: Where) -> float:
     try:
         number = float(label)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise Invalid(f"{where} has no label: {label!r} is not a number")
+        raise Invalid(where, f"has no label: {label!r} is not a number")
     return number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,17 +23,33 @@ def has_names(source: Source) -> bool:
     return source.label_kind in ("classes", "tags")
 
 
-def keep_label_names(folder: Folder, source: Source, training: Iterable[Document]) -> None:
-    """Writes the names of the classes beside the tokenizer, if there are any and they are not there
-    yet: those that ``source`` gives, else those of the ``training`` documents, sorted."""
-    if not has_names(source) or folder.exists(NAMES):
-        return
-    names = list(getattr(source, "label_names", ()))
-    if not names:
-        found = {str(label) for document in training for label in document.labels}
-        numbers = all(name.removeprefix("-").isdecimal() for name in found)
-        names = sorted(found, key=(lambda name: (int(name), name)) if numbers else None)
-    folder.write(NAMES, to_json({"names": names}))
+class LabelNames:
+    """The names of the classes of a store: those that the source gives, else those of the training
+    documents, sorted. They are kept beside the tokenizer, if the labels have names."""
+
+    def __init__(self, folder: Folder, source: Source) -> None:
+        self._folder = folder
+        self._wanted = has_names(source) and not folder.exists(NAMES)
+        self._given: tuple[str, ...] = getattr(source, "label_names", ())
+        self._found: set[str] = set()
+
+    def seen(self, training: Iterable[Document]) -> Iterator[Document]:
+        """The documents, whose labels are noted on the way."""
+        for document in training:
+            self._found.update(map(str, document.labels))
+            yield document
+
+    def keep(self, rest: Iterable[Document]) -> None:
+        """Writes the names, if they are wanted, when ``rest`` are the documents not yet seen."""
+        if not self._wanted:
+            return
+        names = list(self._given)
+        if not names:
+            for _ in self.seen(rest):
+                pass
+            numbers = all(name.removeprefix("-").isdecimal() for name in self._found)
+            names = sorted(self._found, key=(lambda n: (int(n), n)) if numbers else None)
+        self._folder.write(NAMES, to_json({"names": names}))
 
 
 def kept_label_names(folder: Folder) -> tuple[str, ...]:
@@ -72,7 +88,7 @@ class Labeller:
         if self.source.on_invalid == "error":
             raise UserError(
                 f"{self.source.path} has a document of class {unknown[0]!r} ({_begin(document)}), "
-                "which is not among the classes of the training documents; mend it, name all "
+                "which is not among the classes of the training documents; fix it, name all "
                 "classes in the source's label_names, or set on_invalid to skip."
             )
         self.counts.invalid += 1

@@ -6,7 +6,6 @@ of pairs are made, resumed, checked and read like those of any text.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,18 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from flax_transformers.data.documents import Decoder, Document, DocumentOf, Invalid, Source
-from flax_transformers.data.files import (
-    corpus_files,
-    ending,
-    lines,
-    open_file,
-    parquet_rows,
-    raw_lines,
-    reading,
-)
+from flax_transformers.data.documents import Decoder, Document, Invalid, Source, Where
+from flax_transformers.data.files import corpus_files, ending
+from flax_transformers.data.parquet_file import ParquetFile
+from flax_transformers.data.records import LineFile, PairOfLines, Part, TwoFiles
 from flax_transformers.data.store import TokenStore
-from flax_transformers.data.tfds_data import PREFIX, tfds_rows, tfds_text
+from flax_transformers.data.tfds_data import PREFIX, Examples, tfds_text
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.sequence_to_sequence import PairSpec
 
@@ -67,85 +60,73 @@ class PairSource(Source):
         return [(path.name, path) for path in found]
 
 
-def numbered_pairs(
-    source: PairSource, decoder: Decoder, shard: int, shards: int
-) -> Iterator[tuple[int, DocumentOf]]:
-    """(number, what decodes it) of the pairs whose number % shards == shard."""
+def pair_parts(source: PairSource) -> Iterator[Part]:
+    """The parts of a corpus of pairs, in order."""
     fields = source.source_field, source.target_field
     if source.path.startswith(PREFIX):
-        for number, row in tfds_rows(source, fields, shard, shards):
-            cells = [tfds_text(row, field, source) for field in fields]
-            yield number, partial(_cells, decoder, cells, f"Example {number} of {source.path}")
-        return
-    files = source.files()
-    if source.target_path is not None:
-        items = _parallel_items(files[0][1], files[1][1], decoder)
+        yield Part(Examples(source, fields), partial(_example, source))
+    elif source.target_path is not None:
+        (_, one), (_, other) = source.files()
+        yield Part(TwoFiles(one, other), _parallel_pair)
     else:
-        items = (item for _, path in files for item in _file_items(path, fields, decoder))
-    for number, document_of in enumerate(items):
-        if number % shards == shard:
-            yield number, document_of
+        for _, path in source.files():
+            yield _file_part(path, fields)
 
 
-def _file_items(path: Path, fields: tuple[str, str], decoder: Decoder) -> Iterator[DocumentOf]:
+def _file_part(path: Path, fields: tuple[str, str]) -> Part:
     kind = ending(path, ENDINGS)
     if kind == ".parquet":
-        for where, cells in parquet_rows(path, fields):
-            yield partial(_cells, decoder, cells, where)
-        return
-    read = _tsv_pair if kind == ".tsv" else _json_pair
-    for where, raw in lines(path):
-        yield partial(read, decoder, raw, fields, where)
+        return Part(ParquetFile(path, fields), _cells)
+    return Part(LineFile(path), partial(_tsv_pair if kind == ".tsv" else _json_pair, fields))
 
 
-def _pair(one: str, other: str, where: str) -> Document:
+def _pair(one: str, other: str, where: Where) -> Document:
     sides = one.strip(), other.strip()
     if any(sides) and not all(sides):
-        raise Invalid(f"{where} has no {'target' if sides[0] else 'source'}")
+        raise Invalid(where, f"has no {'target' if sides[0] else 'source'}")
     return Document(sides, group=sides[1])
 
 
-def _cells(decoder: Decoder, cells: Sequence[bytes | None], where: str) -> Document:
+def _example(source: PairSource, decoder: Decoder, row: dict[str, Any], where: Where) -> Document:
+    fields = source.source_field, source.target_field
+    return _cells(decoder, [tfds_text(row, field, source) for field in fields], where)
+
+
+def _cells(decoder: Decoder, cells: Sequence[bytes | None], where: Where) -> Document:
     one, other = (decoder.text(cell or b"", where) for cell in cells)
     return _pair(one, other, where)
 
 
-def _tsv_pair(decoder: Decoder, raw: bytes, fields: tuple[str, str], where: str) -> Document:
+def _tsv_pair(fields: tuple[str, str], decoder: Decoder, raw: bytes, where: Where) -> Document:
     cells = decoder.text(raw, where).rstrip("\r\n").split("\t")
     columns = [int(field) if field.isdigit() else i for i, field in enumerate(fields)]
     if max(columns) >= len(cells):
         raise Invalid(
-            f"{where} has {len(cells)} columns, but column {max(columns)} (from 0) is asked for"
+            where, f"has {len(cells)} columns, but column {max(columns)} (from 0) is asked for"
         )
     return _pair(cells[columns[0]], cells[columns[1]], where)
 
 
-def _json_pair(decoder: Decoder, raw: bytes, fields: tuple[str, str], where: str) -> Document:
+def _json_pair(fields: tuple[str, str], decoder: Decoder, raw: bytes, where: Where) -> Document:
     row = decoder.json_row(raw, where)
     one, other = (decoder.field(row, field, where) or "" for field in fields)
     return _pair(one, other, where)
 
 
-def _parallel_items(one: Path, other: Path, decoder: Decoder) -> Iterator[DocumentOf]:
-    with (
-        reading(one), open_file(one) as left,
-        reading(other), open_file(other) as right,
-    ):  # fmt: skip
-        for line, raws in enumerate(itertools.zip_longest(raw_lines(left), raw_lines(right)), 1):
-            yield partial(_parallel_pair, raws, line, (one, other), decoder)
-
-
 def _parallel_pair(
-    raws: tuple[bytes | None, bytes | None], line: int, paths: tuple[Path, Path], decoder: Decoder
+    decoder: Decoder, raws: tuple[bytes | None, bytes | None], where: PairOfLines
 ) -> Document:
+    paths = where.path, where.other
     for raw, path, longer in zip(raws, paths, reversed(paths), strict=True):
         if raw is None:
-            raise Invalid(f"{path} ends before line {line}, which {longer} has")
+            raise Invalid(path, f"ends before line {where.line}, which {longer} has")
     one, other = (
-        decoder.text(raw or b"", f"{path}:{line}").removeprefix("\ufeff" if line == 1 else "")
+        decoder.text(raw or b"", f"{path}:{where.line}").removeprefix(
+            "\ufeff" if where.line == 1 else ""
+        )
         for raw, path in zip(raws, paths, strict=True)
     )
-    return _pair(one, other, f"{paths[0]}:{line}")
+    return _pair(one, other, where)
 
 
 class PairExamples:

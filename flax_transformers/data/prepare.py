@@ -1,14 +1,20 @@
 """Text to token store: train or load the tokenizer once, then tokenise every shard once.
 
-Every step ends in a rename and is skipped when found done, so a run that was killed goes on where
+Every step ends in a rename and is skipped when found done, so a run that was killed resumes where
 it stopped, and its store is byte for byte that of an uninterrupted run:
 
     corpus.json       what the store is made from; anything else is refused from then on
-    duplicates/found  only if they are to be dropped
+    duplicates/       only if they are to be dropped
     tokenizer/        trained on the training documents alone
     target_tokenizer/ only if the targets of pairs have one of their own
+    labels.json       only if documents have labels with names
     shards/N.json     counts and digests of shard N, written when its files are in place
     manifest.json     last, after every file was read again and compared
+
+How often the corpus is read does not depend on the number of shards: once to tokenize it; once more
+for duplicates, if they are to be dropped; as far as training a tokenizer asks for
+(``training_documents``), and so for the targets' own; and to its end in that same pass if the
+names of labels are not given. Before, the first few megabytes are read to see that there is text.
 
 All before the shards is ``begin_text``. Then shards can be made by any number of processes on any
 number of machines that share the folder (``prepare_shards``). ``prepare_text`` does it all.
@@ -18,7 +24,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,12 +40,13 @@ from flax_transformers.data.claims import (
     settings_of,
 )
 from flax_transformers.data.config import TextData
+from flax_transformers.data.dealing import share
 from flax_transformers.data.documents import Counts, Document
 from flax_transformers.data.duplicates import FOUND, find_duplicates, hash_shards, repeated
 from flax_transformers.data.folders import Folder, open_folder
 from flax_transformers.data.gates import let_in
 from flax_transformers.data.labelled_examples import LabelledExamples
-from flax_transformers.data.labels import NAMES, has_names, keep_label_names, kept_label_names
+from flax_transformers.data.labels import NAMES, LabelNames, has_names, kept_label_names
 from flax_transformers.data.pairs import PairExamples
 from flax_transformers.data.pipeline import Examples, TextExamples
 from flax_transformers.data.shard_work import require_job
@@ -49,6 +56,7 @@ from flax_transformers.data.shards import (
     checked_shards,
     finished_shards,
     is_held_out,
+    tied_shards_of,
     write_shards,
 )
 from flax_transformers.data.store import (
@@ -174,7 +182,8 @@ def prepare_shards(
     *,
     tokenizer: Tokenizer | None = None,
 ) -> PreparedText | None:
-    """One job's share of the store's shards: those whose number % jobs == job.
+    """One job's share of the store's shards, which are neighbours and so take one job's share of
+    the corpus to read; see `dealing.share`.
 
     The job that finishes the last shard also finishes the store, and it is given out; before, None.
     A job may be killed and run again, or twice at once. Raises UserError where `begin_text` has not
@@ -189,7 +198,7 @@ def prepare_shards(
     with one_of_several(folder):
         claim(folder, corpus)
         work = _store_job(folder, data, corpus, _begun_tokenizer(folder, data, tokenizer))
-        write_shards(work, range(job, data.shards, jobs), processes)
+        write_shards(work, share(job, jobs, tied_shards_of(data)), processes)
     if len(finished_shards(work)) < data.shards:
         return None
     with only_one(folder):
@@ -289,15 +298,17 @@ def _begun(
     """Claims the folder and makes what all shards need; only one process may."""
     claim(folder, corpus)
     if data.gates.drop_duplicates and not folder.exists(FOUND):
-        hash_shards(folder, data, processes)
+        hash_shards(folder, data, tied_shards_of(data), processes)
         find_duplicates(folder, data.shards)
+    documents = _training_documents(folder, data)
+    names = LabelNames(folder, data.source)
     if not is_saved(folder):
-        texts = _training_texts(folder, data, None if data.target_tokenizer is None else 0)
+        texts = _texts(names.seen(documents), None if data.target_tokenizer is None else 0)
         save_tokenizer(folder, given or train_tokenizer(data.tokenizer, texts))
     if data.target_tokenizer is not None and not is_saved(folder, TARGET):
-        texts = _training_texts(folder, data, 1)
+        texts = _texts(_training_documents(folder, data), 1)
         save_tokenizer(folder, train_tokenizer(data.target_tokenizer, texts), TARGET)
-    keep_label_names(folder, data.source, _training_documents(folder, data))
+    names.keep(documents)
     return _store_job(folder, data, corpus, own_tokenizer(folder, data.tokenizer, given))
 
 
@@ -307,19 +318,21 @@ def _store_job(
     return StoreJob(folder, data, digest(corpus), tokenizer, _own_target_tokenizer(folder, data))
 
 
-def _training_texts(folder: Folder, data: TextData, side: int | None) -> Iterator[str]:
-    """Texts of the training documents: one side of a pair, or both on lines of their own."""
-    for document in _training_documents(folder, data):
+def _texts(documents: Iterable[Document], side: int | None) -> Iterator[str]:
+    """Texts to train a tokenizer on: one side of a pair, or both on lines of their own."""
+    for document in documents:
         yield document.whole.replace("\0", "\n") if side is None else document.text[side]
 
 
 def _training_documents(folder: Folder, data: TextData) -> Iterator[Document]:
     """The documents that nobody holds out."""
-    documents = sources.read_documents(data.source)
-    repeats = repeated(folder, data, "train", 0, 1)
-    for _, document in let_in(documents, data.gates, Counts(), repeats):
-        if not is_held_out(document, data.held_out_fraction):
-            yield document
+    reader = sources.CorpusReader(data.source, range(data.shards), data.shards)
+    for shard in range(data.shards):
+        repeats = repeated(folder, data, "train", shard)
+        documents = let_in(reader.documents(shard, Counts()), data.gates, Counts(), repeats)
+        for _, document in documents:
+            if not is_held_out(document, data.held_out_fraction):
+                yield document
 
 
 def _begun_tokenizer(folder: Folder, data: TextData, given: Tokenizer | None) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Does one piece of work for each shard, in this process or in several, and shows how far it is."""
+"""Does one piece of work for runs of shards, in this process or in several, and shows progress."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -19,8 +19,14 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from flax_transformers.data.processes import end_with_parent
 from flax_transformers.errors import UserError
 
-Note = Callable[[int, int], None]  # told of (documents, tokens) now and then; may raise to stop
-Work = Callable[[int, Note], None]  # does one shard; picklable
+Work = Callable[[Sequence[int], "Note"], None]  # does a run of shards, in order; picklable
+
+
+class Note(Protocol):
+    """Told of progress now and then; may raise to stop the work."""
+
+    def __call__(self, documents: int = 0, tokens: int = 0, shards: int = 0) -> None:
+        """What has been done since the last call."""
 
 
 def require_job(job: int, jobs: int, shards: int) -> None:
@@ -32,27 +38,26 @@ def require_job(job: int, jobs: int, shards: int) -> None:
         )
 
 
-def for_each_shard(
+def for_each_run(
     work: Work,
-    shards: Sequence[int],
+    runs: Sequence[Sequence[int]],
     processes: int,
     *,
     done: str,
     total: int,
     unit: str = "documents",
 ) -> None:
-    """Calls ``work`` for each of ``shards``, which are what is missing of ``total``.
+    """Calls ``work`` for each run of the shards that are missing of ``total``.
 
     ``done`` is what has happened to a shard then ("tokenised"), ``unit`` what it holds. Raises what
     ``work`` raises.
     """
-    with _Reporter(done, total, total - len(shards), unit) as reporter:
-        if processes == 1 or len(shards) <= 1:
-            for shard in shards:
-                work(shard, reporter.note)
-                reporter.shard_done()
+    with _Reporter(done, total, total - sum(map(len, runs)), unit) as reporter:
+        if processes == 1 or len(runs) <= 1:
+            for run in runs:
+                work(run, reporter.note)
         else:
-            _in_processes(work, shards, processes, reporter)
+            _in_processes(work, runs, processes, reporter)
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class _Job:
     """What a worker process needs, handed over once."""
 
     work: Work
-    progress: Any  # shared array of int64: documents, tokens
+    progress: Any  # shared array of int64: documents, tokens, shards
     stop: Any  # shared event
 
 
@@ -79,32 +84,34 @@ def _start_worker(job: _Job) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each
 
 
-def _run_in_worker(shard: int) -> None:
+def _run_in_worker(run: Sequence[int]) -> None:
     job = _job
     assert job is not None
 
-    def note(documents: int, tokens: int) -> None:
+    def note(documents: int = 0, tokens: int = 0, shards: int = 0) -> None:
         if job.stop.is_set():
             raise _Stopped
         with job.progress.get_lock():
             job.progress[0] += documents
             job.progress[1] += tokens
+            job.progress[2] += shards
 
-    job.work(shard, note)
+    job.work(run, note)
 
 
-def _in_processes(work: Work, shards: Sequence[int], processes: int, reporter: _Reporter) -> None:
+def _in_processes(
+    work: Work, runs: Sequence[Sequence[int]], processes: int, reporter: _Reporter
+) -> None:
     context = multiprocessing.get_context("spawn")
-    job = _Job(work, context.Array("q", 2), context.Event())
-    pool = ProcessPoolExecutor(min(processes, len(shards)), context, _start_worker, (job,))
+    job = _Job(work, context.Array("q", 3), context.Event())
+    pool = ProcessPoolExecutor(min(processes, len(runs)), context, _start_worker, (job,))
     try:
-        waiting: set[Future[None]] = {pool.submit(_run_in_worker, shard) for shard in shards}
+        waiting: set[Future[None]] = {pool.submit(_run_in_worker, run) for run in runs}
         while waiting:
             done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
             reporter.set(*job.progress[:])
             for future in done:
                 future.result()
-                reporter.shard_done()
     except BrokenProcessPool as error:
         raise UserError(
             "A process that prepares died, perhaps for want of memory; run the same command again "
@@ -122,7 +129,7 @@ class _Reporter:
     def __init__(self, what: str, shards: int, done: int, unit: str) -> None:
         self._unit = unit
         self._what, self._shards, self._done, self._missing = what, shards, done, shards - done
-        self._documents = self._tokens = 0
+        self._documents = self._tokens = self._new = 0
         console = Console(stderr=True)
         self._lines = not console.is_terminal
         self._bar = Progress(
@@ -149,20 +156,21 @@ class _Reporter:
     ) -> None:
         self._bar.stop()
 
-    def note(self, documents: int, tokens: int) -> None:
-        self.set(self._documents + documents, self._tokens + tokens)
+    def note(self, documents: int = 0, tokens: int = 0, shards: int = 0) -> None:
+        self.set(self._documents + documents, self._tokens + tokens, self._new + shards)
 
-    def set(self, documents: int, tokens: int) -> None:
+    def set(self, documents: int, tokens: int, new: int) -> None:
+        """How many documents, tokens and shards have been done in all."""
         self._documents, self._tokens = documents, tokens
         self._bar.update(self._task, counts=self._counts())
+        while self._new < new:
+            self._new += 1
+            done = self._done + self._new
+            self._bar.update(self._task, completed=done)
+            if self._lines:
+                line = f"{self._what} shard {done} of {self._shards}: {self._counts()}"
+                print(line, file=sys.stderr, flush=True)
 
     def _counts(self) -> str:
         tokens = f", {self._tokens:,} tokens" if self._tokens else ""
         return f"{self._documents:,} {self._unit}{tokens}"
-
-    def shard_done(self) -> None:
-        self._done += 1
-        self._bar.update(self._task, completed=self._done)
-        if self._lines:
-            line = f"{self._what} shard {self._done} of {self._shards}: {self._counts()}"
-            print(line, file=sys.stderr, flush=True)

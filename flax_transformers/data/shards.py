@@ -5,22 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
 import numpy as np
 
-from flax_transformers.data import sources
 from flax_transformers.data.config import TextData
+from flax_transformers.data.dealing import DEALING, runs
 from flax_transformers.data.documents import Counts, Document
 from flax_transformers.data.duplicates import repeated
 from flax_transformers.data.encoding import encode_documents
 from flax_transformers.data.folders import Folder
 from flax_transformers.data.gates import let_in
 from flax_transformers.data.labels import Labeller, kept_label_names
-from flax_transformers.data.shard_work import Note, for_each_shard
+from flax_transformers.data.shard_work import Note, for_each_run
 from flax_transformers.data.shard_writer import ShardWriter
+from flax_transformers.data.sources import CorpusReader, tied_shards
 from flax_transformers.data.store import (
     SPLITS,
     ShardRecord,
@@ -62,7 +63,8 @@ class StoreJob:
         """What a shard has to be made from to count as finished."""
         target = self.target_tokenizer
         targets = "" if target is None else f", target tokenizer {target.fingerprint}"
-        return f"tokenizer {self.tokenizer.fingerprint}, corpus {self.corpus}{targets}"
+        made_of = f"tokenizer {self.tokenizer.fingerprint}, corpus {self.corpus}{targets}"
+        return f"{made_of}, dealt as in version {DEALING}"
 
     @property
     def vocab_size(self) -> int:
@@ -95,8 +97,18 @@ def write_shards(job: StoreJob, shards: Sequence[int], processes: int) -> None:
     """Brings those of ``shards`` into being that are missing."""
     finished = finished_shards(job)
     missing = [shard for shard in shards if shard not in finished]
-    work = partial(tokenise_shard, job)
-    for_each_shard(work, missing, processes, done="tokenised", total=len(shards))
+    work = partial(tokenise_run, job)
+    dealt = runs(missing, tied_shards_of(job.data), processes) if missing else []
+    for_each_run(work, dealt, processes, done="tokenised", total=len(shards))
+
+
+def tied_shards_of(data: TextData) -> list[bool]:
+    """Of every shard, whether writing it takes reading over the one before in either source."""
+    tied = tied_shards(data.source, data.shards)
+    if data.validation_source is not None:
+        also = tied_shards(data.validation_source, data.shards)
+        tied = [one or other for one, other in zip(tied, also, strict=True)]
+    return tied
 
 
 def checked_shards(job: StoreJob, processes: int) -> list[FinishedShard]:
@@ -104,21 +116,22 @@ def checked_shards(job: StoreJob, processes: int) -> list[FinishedShard]:
 
     A finished shard whose files do not agree with its record is made once more.
     """
-    damaged = _damaged_shards(job)
+    finished = finished_shards(job)
+    damaged = _damaged(job, finished)
     if damaged:
         for shard, error in damaged.items():
             print(f"Tokenising shard {shard + 1} again: {error}", file=sys.stderr)
             job.folder.delete(_record_name(shard))
         write_shards(job, range(job.data.shards), processes)
-        for error in _damaged_shards(job).values():
+        finished = finished_shards(job)
+        for error in _damaged(job, {shard: finished[shard] for shard in damaged}).values():
             raise error
-    finished = finished_shards(job)
     return [finished[shard] for shard in range(job.data.shards)]
 
 
-def _damaged_shards(job: StoreJob) -> dict[int, UserError]:
+def _damaged(job: StoreJob, finished: Mapping[int, FinishedShard]) -> dict[int, UserError]:
     damaged = {}
-    for shard, record in finished_shards(job).items():
+    for shard, record in finished.items():
         try:
             for split in SPLITS:
                 check_files(job.folder, record.splits[split])
@@ -127,8 +140,24 @@ def _damaged_shards(job: StoreJob) -> dict[int, UserError]:
     return damaged
 
 
-def tokenise_shard(job: StoreJob, shard: int, note: Note) -> None:
-    """Writes one shard of both splits, and its record last."""
+def tokenise_run(job: StoreJob, run: Sequence[int], note: Note) -> None:
+    """Writes some shards, in order, reading what they hold in one pass."""
+    data = job.data
+    readers: dict[Split, CorpusReader] = {"train": CorpusReader(data.source, run, data.shards)}
+    if data.validation_source is not None:
+        readers["validation"] = CorpusReader(data.validation_source, run, data.shards)
+    for shard in run:
+        tokenise_shard(job, shard, readers, note)
+        note(shards=1)
+
+
+def tokenise_shard(
+    job: StoreJob, shard: int, readers: Mapping[Split, CorpusReader], note: Note
+) -> None:
+    """Writes one shard of both splits, and its record last.
+
+    ``readers`` are those of the source, and of the validation source if there is one.
+    """
     data, tokenizer = job.data, job.tokenizer
     counts = Counts()
     fraction = data.held_out_fraction
@@ -138,19 +167,21 @@ def tokenise_shard(job: StoreJob, shard: int, note: Note) -> None:
     )
     names = kept_label_names(job.folder)
     with train, validation:
-        documents = _documents(job, "train", shard, counts)
-        for chunk in encode_documents(documents, tokenizer, job.target_tokenizer):
-            tokens = 0
-            labeller = Labeller(data.source, names, tokenizer, counts)
-            for document, sentences in chunk:
-                writer = validation if is_held_out(document, fraction) else train
-                tokens += _add(writer, document, sentences, labeller)
-            note(len(chunk), tokens)
-        if data.validation_source is not None:
-            documents = _documents(job, "validation", shard, counts)
+        for split, reader in readers.items():
+            documents = let_in(
+                reader.documents(shard, counts),
+                data.gates,
+                counts,
+                repeated(job.folder, data, split, shard),
+            )
+            labeller = Labeller(reader.source, names, tokenizer, counts)
             for chunk in encode_documents(documents, tokenizer, job.target_tokenizer):
-                labeller = Labeller(data.validation_source, names, tokenizer, counts)
-                note(len(chunk), sum(_add(validation, *one, labeller) for one in chunk))
+                tokens = 0
+                for document, sentences in chunk:
+                    held_out = split == "validation" or is_held_out(document, fraction)
+                    writer = validation if held_out else train
+                    tokens += _add(writer, document, sentences, labeller)
+                note(len(chunk), tokens)
         splits: dict[Split, ShardRecord] = {
             "train": train.finish(),
             "validation": validation.finish(),
@@ -166,19 +197,6 @@ def _add(
 ) -> int:
     labels = labeller.arrays(document, scored=writer.split == "validation")
     return 0 if labels is None else writer.add_document(sentences, labels)
-
-
-def _documents(
-    job: StoreJob, split: Split, shard: int, counts: Counts
-) -> Iterator[tuple[int, Document]]:
-    """What gets through the gates of one shard of the source, or the validation source."""
-    data = job.data
-    source = data.source if split == "train" else data.validation_source
-    assert source is not None
-    documents = sources.read_documents(source, shard, data.shards, counts)
-    return let_in(
-        documents, data.gates, counts, repeated(job.folder, data, split, shard, data.shards)
-    )
 
 
 def is_held_out(document: Document, fraction: float) -> bool:

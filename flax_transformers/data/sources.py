@@ -15,62 +15,116 @@ What holds for every source:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from flax_transformers.data import embedded
-from flax_transformers.data.conllu import TaggedSource, numbered_tagged
-from flax_transformers.data.documents import Counts, Decoder, Document, DocumentOf, Invalid
-from flax_transformers.data.labelled import LabelledSource, numbered_labelled
-from flax_transformers.data.pairs import PairSource, numbered_pairs
-from flax_transformers.data.squad import QuestionSource, numbered_questions
-from flax_transformers.data.text import TextSource, numbered_texts
+from flax_transformers.data.conllu import TaggedSource, tagged_parts
+from flax_transformers.data.dealing import Dealing
+from flax_transformers.data.documents import Counts, Decoder, Document, Invalid
+from flax_transformers.data.labelled import LabelledSource, labelled_parts
+from flax_transformers.data.pairs import PairSource, pair_parts
+from flax_transformers.data.records import Part, Record
+from flax_transformers.data.squad import QuestionSource, question_parts
+from flax_transformers.data.text import TextSource, text_parts
 from flax_transformers.data.tfds_data import PREFIX, tfds_identity
 from flax_transformers.errors import UserError
 
 AnySource = TextSource | PairSource | LabelledSource | TaggedSource | QuestionSource
 
-_READERS: dict[type, Callable[[Any, Decoder, int, int], Iterator[tuple[int, DocumentOf]]]] = {
-    TextSource: numbered_texts,
-    PairSource: numbered_pairs,
-    LabelledSource: numbered_labelled,
-    TaggedSource: numbered_tagged,
-    QuestionSource: numbered_questions,
+_PARTS: dict[type, Callable[[Any], Iterator[Part]]] = {
+    TextSource: text_parts,
+    PairSource: pair_parts,
+    LabelledSource: labelled_parts,
+    TaggedSource: tagged_parts,
+    QuestionSource: question_parts,
 }
 
 
 def read_documents(
     source: AnySource, shard: int = 0, shards: int = 1, counts: Counts | None = None
 ) -> Iterator[tuple[int, Document]]:
-    """(document number, document) of the documents whose number % shards == shard.
+    """The (number, document) of one shard; see `CorpusReader`."""
+    reader = CorpusReader(source, range(shard, shard + 1), shards)
+    return reader.documents(shard, Counts() if counts is None else counts)
 
-    Numbers count every document of the source in order, also empty and invalid ones, and do not
-    depend on ``shards``; each shard counts only its own in ``counts``. Raises UserError for what
-    is missing, damaged or (on_invalid="error") not valid.
+
+def tied_shards(source: AnySource, shards: int) -> list[bool]:
+    """Of every shard, whether writing it takes reading over the one before; see `dealing`."""
+    dealing = Dealing([part.records for part in _PARTS[type(source)](source)], shards)
+    return [dealing.tied(shard) for shard in range(shards)]
+
+
+class CorpusReader:
+    """Reads the shards ``run``, in order, in one pass over no more than what they hold.
+
+    Raises UserError for what is missing, damaged or (on_invalid="error") not valid.
     """
-    if not 0 <= shard < shards:
-        raise UserError(f"Shard {shard} of {shards} does not exist; shards count from 0.")
-    counts = counts if counts is not None else Counts()
-    decoder = Decoder(source.on_invalid == "replace")
-    for number, document_of in _READERS[type(source)](source, decoder, shard, shards):
+
+    def __init__(self, source: AnySource, run: Sequence[int], shards: int) -> None:
+        if not 0 <= run[0] <= run[-1] < shards:
+            raise UserError(f"Shard {run[-1]} of {shards} does not exist; shards count from 0.")
+        self.source, self._run = source, run
+        self._parts = list(_PARTS[type(source)](source))
+        self._dealing = Dealing([part.records for part in self._parts], shards)
+        self._decoder = Decoder(source.on_invalid == "replace")
+        self._records = self._found()
+        self._next = next(self._records, None)
+
+    def documents(self, shard: int, counts: Counts) -> Iterator[tuple[int, Document]]:
+        """(number, document) of a shard of the run; a later one than in the call before.
+
+        Numbers count the documents of the shard in order, also empty and invalid ones, which are
+        counted in ``counts``.
+        """
+        for number, (part, record) in enumerate(self._of(shard)):
+            document = self._document(part, record, counts)
+            if document is not None:
+                yield number, document
+
+    def _of(self, shard: int) -> Iterator[tuple[Part, Record]]:
+        while self._next is not None and self._next[0] <= shard:
+            of, part, record = self._next
+            self._next = next(self._records, None)
+            if of == shard:
+                yield part, record
+
+    def _found(self) -> Iterator[tuple[int, Part, Record]]:
+        """(shard, part, record) of the records of the run."""
+        dealing, shard = self._dealing, self._run[0]
+        start, stop = dealing.start(shard), dealing.start(self._run[-1] + 1)
+        for part, (first, end) in zip(self._parts, itertools.pairwise(dealing.starts), strict=True):
+            if first >= stop or (end <= start and first < start):
+                continue
+            last = stop - first if stop < end else None
+            border = dealing.start(shard + 1)
+            for record in part.records.read(max(0, start - first), last):
+                while first + record.position >= border:
+                    shard += 1
+                    border = dealing.start(shard + 1)
+                yield shard, part, record
+
+    def _document(self, part: Part, record: Record, counts: Counts) -> Document | None:
+        decoder = self._decoder
         decoder.replaced = False
         try:
-            document = _without_nul(document_of())
+            document = _without_nul(part.parse(decoder, record.content, record.where))
         except Invalid as problem:
-            if source.on_invalid == "error":
+            if self.source.on_invalid == "error":
                 raise UserError(
-                    f"{problem}; mend it, or set on_invalid to skip or replace."
+                    f"{problem}; fix it, or set on_invalid to skip or replace."
                 ) from problem
             counts.invalid += 1
-            continue
+            return None
         counts.invalid += decoder.replaced
         whole = document.whole.replace("\0", " ")
         if not whole or whole.isspace():
             counts.empty += 1
-            continue
+            return None
         counts.documents += 1
-        yield number, document
+        return document
 
 
 def _without_nul(document: Document) -> Document:

@@ -14,13 +14,14 @@ import numpy as np
 from flax_transformers.data.documents import (
     Decoder,
     Document,
-    DocumentOf,
     Invalid,
     LabelKind,
     Source,
+    Where,
 )
 from flax_transformers.data.files import corpus_files, open_file, reading
-from flax_transformers.data.tfds_data import PREFIX, tfds_rows
+from flax_transformers.data.records import Part, ValueFile
+from flax_transformers.data.tfds_data import PREFIX, Examples
 from flax_transformers.errors import UserError
 
 ENDINGS = (".json", ".json.gz")
@@ -72,62 +73,54 @@ def read_record(record: bytes) -> Question:
     )
 
 
-def numbered_questions(
-    source: QuestionSource, decoder: Decoder, shard: int, shards: int
-) -> Iterator[tuple[int, DocumentOf]]:
-    """(number, what decodes it) of the questions whose number % shards == shard."""
+def question_parts(source: QuestionSource) -> Iterator[Part]:
+    """The parts of a corpus of questions, in order."""
     if source.path.startswith(PREFIX):
-        for number, row in tfds_rows(source, _FEATURES, shard, shards):
-            yield number, partial(_example, decoder, row, f"Example {number} of {source.path}")
+        yield Part(Examples(source, _FEATURES), _example)
         return
-    items = (item for _, path in source.files() for item in _file_items(path, decoder))
-    for number, document_of in enumerate(items):
-        if number % shards == shard:
-            yield number, document_of
+    for _, path in source.files():
+        yield Part(ValueFile(path, partial(_rows, source), "Question"), _question)
 
 
-def _file_items(path: Path, decoder: Decoder) -> Iterator[DocumentOf]:
+def _rows(
+    source: QuestionSource, path: Path
+) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """(title, paragraph, question) of all questions of a file."""
     with reading(path), open_file(path) as stream:
         raw = stream.read()
     try:
-        articles = json.loads(decoder.text(raw, str(path)))["data"]
-        rows = [
+        text = raw.decode(errors="replace" if source.on_invalid == "replace" else "strict")
+        articles = json.loads(text)["data"]
+        return [
             (str(article.get("title", f"{path.name} {place}")), paragraph, question)
             for place, article in enumerate(articles)
             for paragraph in article["paragraphs"]
             for question in paragraph["qas"]
         ]
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError, Invalid) as error:
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not in the format of SQuAD, data > paragraphs > qas "
-            f"({type(error).__name__}: {error}); mend the file."
+            f"({type(error).__name__}: {error}); fix the file."
         ) from error
-    for number, (title, paragraph, question) in enumerate(rows):
-        yield partial(
-            _question, decoder, title, paragraph, question, f"Question {number} of {path}"
-        )
 
 
 def _question(
-    decoder: Decoder,
-    title: str,
-    paragraph: Mapping[str, Any],
-    question: Mapping[str, Any],
-    where: str,
+    decoder: Decoder, row: tuple[str, Mapping[str, Any], Mapping[str, Any]], where: Where
 ) -> Question:
+    title, paragraph, question = row
     if not isinstance(question, dict):
-        raise Invalid(f"{where} is a JSON {type(question).__name__}, not an object")
+        raise Invalid(where, f"is a JSON {type(question).__name__}, not an object")
     context = decoder.field(dict(paragraph), "context", where) or ""
     asked = decoder.field(dict(question), "question", where) or ""
     answers = () if question.get("is_impossible") else question.get("answers") or ()
     try:
         found = [(answer["answer_start"], answer["text"]) for answer in answers]
     except (TypeError, KeyError) as error:
-        raise Invalid(f"{where} has an answer without answer_start or text") from error
+        raise Invalid(where, "has an answer without answer_start or text") from error
     return _checked(asked, context, found, title, str(question.get("id", "")), where)
 
 
-def _example(decoder: Decoder, row: Mapping[str, Any], where: str) -> Question:
+def _example(decoder: Decoder, row: Mapping[str, Any], where: Where) -> Question:
     name, title, context, asked = (decoder.text(row[field], where) for field in _FEATURES[:-1])
     starts, texts = row["answers"]["answer_start"], row["answers"]["text"]
     found = [
@@ -142,16 +135,16 @@ def _checked(
     answers: Sequence[tuple[Any, Any]],
     title: str,
     name: str,
-    where: str,
+    where: Where,
 ) -> Question:
     if not question.strip() or not context.strip():
-        raise Invalid(f"{where} has no question, or no text to answer it")
+        raise Invalid(where, "has no question, or no text to answer it")
     spans = []
     for start, text in answers:
         if not isinstance(start, int) or not isinstance(text, str) or not text.strip():
-            raise Invalid(f"{where} has an answer whose answer_start or text is not valid")
+            raise Invalid(where, "has an answer whose answer_start or text is not valid")
         if start < 0 or context[start : start + len(text)] != text:
-            raise Invalid(f"{where}: its answer {text!r} does not stand at character {start}")
+            raise Invalid(where, f"is not valid: its answer {text!r} does not stand at character {start}")
         spans.append((start, start + len(text)))
     return Question((question, context), group=title, answers=tuple(spans), name=name)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from flax_transformers.data.documents import Source, listed
+from flax_transformers.data.records import Record
 from flax_transformers.data.tfds_needs import how_to_prepare
 from flax_transformers.errors import UserError
 
@@ -14,39 +17,60 @@ PREFIX = "tfds:"
 _ROWS = 64
 
 
-def tfds_rows(
-    source: Source, features: Sequence[str], shard: int = 0, shards: int = 1
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, row) of the rows whose number % shards == shard; it reads no others.
+@dataclass(frozen=True)
+class Examples:
+    """A record is an example: a dict of its features. Positions are numbers of examples.
 
     Raises UserError for data that is not prepared, a split or one of ``features`` it lacks, and
     what cannot be read.
     """
-    builder = tfds_builder(source.path)
-    present = list(builder.info.features or ())
-    for feature in features:
-        if feature not in present:
-            raise UserError(
-                f"{source.path} has no feature {feature!r}, it has {listed(present)}; name one of "
-                "them in the source's fields."
-            )
-    try:
-        data = builder.as_data_source(split=source.split)
-    except ValueError as error:
-        raise UserError(
-            f"{source.path} has no split {source.split!r}; its splits are "
-            f"{listed(builder.info.splits)}, and slices such as 'train[:10%]' work."
-        ) from error
-    numbers = range(shard, len(data), shards)
-    for first in range(0, len(numbers), _ROWS):
-        chosen = list(numbers[first : first + _ROWS])
+
+    source: Source
+    features: tuple[str, ...]
+
+    @cached_property
+    def builder(self) -> Any:
+        """TFDS's reader of the data."""
+        return tfds_builder(self.source.path)
+
+    @cached_property
+    def _data(self) -> Any:
+        path, split, info = self.source.path, self.source.split, self.builder.info
+        present = list(info.features or ())
+        for feature in self.features:
+            if feature not in present:
+                raise UserError(
+                    f"{path} has no feature {feature!r}, it has {listed(present)}; name one of "
+                    "them in the source's fields."
+                )
         try:
-            rows = data.__getitems__(chosen)
-        except (OSError, RuntimeError, ValueError) as error:
+            return self.builder.as_data_source(split=split)
+        except ValueError as error:
             raise UserError(
-                f"Cannot read {source.path} near example {chosen[0]} ({error}); prepare it again."
+                f"{path} has no split {split!r}; its splits are {listed(info.splits)}, and slices "
+                "such as 'train[:10%]' work."
             ) from error
-        yield from zip(chosen, rows, strict=True)
+
+    @property
+    def size(self) -> int:
+        return len(self._data)
+
+    def solid(self, position: int) -> tuple[int, int]:
+        return position, position
+
+    def read(self, start: int, stop: int | None) -> Iterator[Record]:
+        path = self.source.path
+        stop = self.size if stop is None else min(stop, self.size)
+        for first in range(start, stop, _ROWS):
+            chosen = range(first, min(first + _ROWS, stop))
+            try:
+                rows = self._data.__getitems__(list(chosen))
+            except (OSError, RuntimeError, ValueError) as error:
+                raise UserError(
+                    f"Cannot read {path} near example {first} ({error}); prepare it again."
+                ) from error
+            for number, row in zip(chosen, rows, strict=True):
+                yield Record(number, row, f"Example {number} of {path}")
 
 
 def tfds_text(row: dict[str, Any], feature: str, source: Source) -> bytes:

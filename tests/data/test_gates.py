@@ -63,7 +63,8 @@ def test_of_equal_texts_the_first_stays_whatever_the_shards(data, tmp_path, shar
     prepared = prepare_text(data)
     assert sorted(texts_of(prepared, prepared.train)) == ["a", "b c", "bc", "d"]
     assert manifest(data)["left_out"]["duplicates"] == 3
-    assert sorted(path.name for path in Path(data.store, "duplicates").iterdir()) == ["found"]
+    left = sorted(path.name for path in Path(data.store, "duplicates").iterdir())
+    assert left == [*(f"{shard:05d}.repeats" for shard in range(shards)), "by_shard"]
 
 
 def test_what_is_in_the_validation_source_is_not_trained_on(data, tmp_path):
@@ -86,9 +87,9 @@ def test_a_damaged_list_of_duplicates_is_refused(data):
     prepare_text(data)
     Path(data.store, "manifest.json").unlink()
     Path(data.store, "shards/00001.json").unlink()
-    path = Path(data.store, "duplicates/found")
+    path = Path(data.store, "duplicates/00001.repeats")
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match=r"duplicates/found in .* was damaged"):
+    with pytest.raises(UserError, match=r"duplicates/00001.repeats in .* was damaged"):
         prepare_text(data)
     assert prepare_text(data).train.num_documents == 5
 

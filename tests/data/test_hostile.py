@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from flax_transformers.data import documents as documents_module
 from flax_transformers.data import files as files_module
-from flax_transformers.data import text as text_module
+from flax_transformers.data import records as records_module
 from flax_transformers.data.documents import Counts
 from flax_transformers.data.labelled import LabelledSource
 from flax_transformers.data.pairs import PairSource
@@ -116,7 +116,7 @@ def test_a_file_of_nothing_has_no_documents(tmp_path, ending):
 
 @pytest.fixture
 def short(monkeypatch):
-    for module in (documents_module, files_module, text_module):
+    for module in (documents_module, files_module, records_module):
         monkeypatch.setattr(module, "LONGEST", 20)
 
 

@@ -95,7 +95,7 @@ def test_a_row_that_is_not_valid_is_named_or_skipped_and_counted(line, said, tmp
     path = tmp_path / "rows.jsonl"
     good = '{"text": "b", "label": "x"}'
     path.write_text(f"{good}\n{line}\n{good}\n")
-    with pytest.raises(UserError, match="mend it, or set on_invalid") as error:
+    with pytest.raises(UserError, match="fix it, or set on_invalid") as error:
         read(LabelledSource(str(path)))
     assert said in str(error.value)
     found, counts = read(LabelledSource(str(path), on_invalid="skip"))
@@ -133,8 +133,7 @@ def test_classes_are_those_of_the_training_texts_in_order(tmp_path):
     store = prepared(tmp_path, ROWS)
     assert store.label_names == ("down", "up")
     found = [store.train.labels(document).tolist() for document in range(3)]
-    # Documents stand shard by shard: the first and the third, then the second.
-    assert found == [[1], [1], [0]]
+    assert found == [[1], [0], [1]]
 
 
 def test_whole_numbers_stand_in_the_order_of_their_values(tmp_path):
