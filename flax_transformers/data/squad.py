@@ -144,7 +144,9 @@ def _checked(
         if not isinstance(start, int) or not isinstance(text, str) or not text.strip():
             raise Invalid(where, "has an answer whose answer_start or text is not valid")
         if start < 0 or context[start : start + len(text)] != text:
-            raise Invalid(where, f"is not valid: its answer {text!r} does not stand at character {start}")
+            raise Invalid(
+                where, f"is not valid: its answer {text!r} does not stand at character {start}"
+            )
         spans.append((start, start + len(text)))
     return Question((question, context), group=title, answers=tuple(spans), name=name)
 
