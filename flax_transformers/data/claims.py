@@ -37,8 +37,9 @@ def settings_of(data: TextData) -> dict[str, Any]:
     """The fields that a store's bytes depend on, as JSON."""
     names = ("source", "validation_source", "validation_fraction", "tokenizer", "gates", "shards")
     chosen = {name: value for name, value in asdict(data).items() if name in names}
+    chosen["tokenizer"] = data.tokenizer.settings
     if data.target_tokenizer is not None:
-        chosen["target_tokenizer"] = asdict(data.target_tokenizer)
+        chosen["target_tokenizer"] = data.target_tokenizer.settings
     return json.loads(to_json(chosen))
 
 

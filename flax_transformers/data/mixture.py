@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from flax_transformers import ranges
@@ -34,7 +34,7 @@ from flax_transformers.data.shards import is_held_out
 from flax_transformers.data.sources import AnySource
 from flax_transformers.data.store import Split, to_json
 from flax_transformers.data.store_tokenizer import load_saved_tokenizer, save_tokenizer
-from flax_transformers.data.tokenizer_kinds import CONFIG_FILE
+from flax_transformers.data.tokenizer_facts import CONFIG_FILE
 from flax_transformers.data.tokenizers import Tokenizer, TokenizerConfig, train_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Vocabulary, WindowSpec
@@ -281,7 +281,7 @@ def _weight_settings(data: MixedText) -> list[float | None]:
 
 def _tokenizer(folder: Folder, data: MixedText) -> Tokenizer:
     """The one tokenizer of all components, trained if it is not there; noted last."""
-    asked = json.loads(to_json(asdict(data.tokenizer)))
+    asked = json.loads(to_json(data.tokenizer.settings))
     if not folder.exists(MIXTURE):
         with only_one(folder):
             if not folder.exists(MIXTURE):

@@ -68,7 +68,7 @@ from flax_transformers.data.store import (
     write_manifest,
 )
 from flax_transformers.data.store_tokenizer import TARGET, is_saved, own_tokenizer, save_tokenizer
-from flax_transformers.data.tokenizer_kinds import CONFIG_FILE
+from flax_transformers.data.tokenizer_facts import CONFIG_FILE
 from flax_transformers.data.tokenizers import Tokenizer, train_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Vocabulary, WindowSpec

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from flax_transformers.data.folders import Folder, LocalFolder
-from flax_transformers.data.tokenizer_kinds import CONFIG_FILE
+from flax_transformers.data.tokenizer_facts import CONFIG_FILE
 from flax_transformers.data.tokenizers import (
     Tokenizer,
     TokenizerConfig,

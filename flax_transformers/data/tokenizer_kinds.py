@@ -18,34 +18,34 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import sentencepiece
 import tokenizers
 from etils import epath
-from sentencepiece import sentencepiece_model_pb2 as sentencepiece_proto
-from sentencepiece import sentencepiece_pb2 as sentencepiece_text
 
+from flax_transformers.data.tokenizer_facts import (
+    CONFIG_FILE,
+    NO_FACTS,
+    RECORD,
+    ROLES,
+    TRAINED_HERE,
+    Facts,
+)
+from flax_transformers.data.tokenizer_roles import (
+    Kind,
+    never_from_text,
+    sentinel_ids,
+    starts_word,
+    vocabulary_of,
+)
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import Vocabulary
+from flax_transformers.objectives.contract import Frame, Vocabulary
 
-Kind = Literal["wordpiece", "unigram", "bpe", "bytes"]
+Files = Mapping[str, bytes]
 
-CONFIG_FILE = "tokenizer_config.json"
-_SENTINEL = re.compile(r"▁?<extra_id_(\d+)>")  # T5 (arXiv:1910.10683); mT5's file has the "▁"
 _BYTE_SENTINELS = 100  # of ByT5
-# Which pieces play a role, by the names that published vocabularies use, first found wins.
-ROLE_NAMES = {
-    "pad": ("[PAD]", "<pad>"),
-    "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
-    "mask": ("[MASK]", "<mask>"),
-    "bos": ("<s>", "[BOS]"),
-    "eos": ("</s>", "[EOS]", "<|endoftext|>"),
-}
 
 
 class Tokenizer(Protocol):
@@ -54,9 +54,14 @@ class Tokenizer(Protocol):
     kind: Kind
     vocabulary: Vocabulary
     fingerprint: str
+    facts: Facts
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """One int32 array [n] per text, without special tokens."""
+
+    def encode_prompt(self, text: str) -> np.ndarray:
+        """The ids of a text in which special tokens may be written by name, as `transformers`
+        reads it: int32 [n], without the frame."""
 
     def offsets(self, text: str) -> np.ndarray:
         """Where each token that ``encode_batch`` makes of a text begins and ends in it, int32
@@ -68,8 +73,9 @@ class Tokenizer(Protocol):
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """One readable string per id, specials included."""
 
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write what ``load_tokenizer`` reads; the config file comes last."""
+    def save(self, directory: str | os.PathLike[str], frame: Frame | None = None) -> None:
+        """Write what ``load_tokenizer`` reads; the config file comes last. ``frame`` is what a run
+        puts around its texts, noted for those who prompt its model."""
 
 
 class ByteTokenizer:
@@ -79,28 +85,49 @@ class ByteTokenizer:
     exactly. A word begins at a whitespace byte, as it does at "▁" in sentencepiece. The sentinels
     are the ids of the last 100 bytes, from 258 down, as in the paper: the first eleven of these
     bytes are in no UTF-8 text, the others may be.
+
+    The published ByT5 has further tokens behind the bytes instead, ``<extra_id_0>`` first, which
+    no model was trained with: ``names`` are those of all special ids.
     """
 
     kind: Kind = "bytes"
     _offset = 3
-    _names: ClassVar[dict[int, str]] = {
+    NAMES: ClassVar[dict[int, str]] = {
         0: "<pad>", 1: "</s>", 2: "<unk>", 259: "[CLS]", 260: "[SEP]", 261: "[MASK]"
     }  # fmt: skip
 
-    def __init__(self) -> None:
-        specials = tuple(self._names)
-        word_start = np.zeros(262, bool)
+    def __init__(
+        self,
+        names: Mapping[int, str] | None = None,
+        facts: Facts = TRAINED_HERE,
+        files: Files | None = None,
+    ) -> None:
+        self._names = dict(names or self.NAMES)
+        self.facts, self._files = facts, dict(files or {})
+        trained = names is None
+        specials = tuple(sorted(self._names))
+        size = max(specials) + 1
+        word_start = np.zeros(size, bool)
         word_start[list(specials) + [byte + self._offset for byte in b" \t\n\v\f\r"]] = True
         self.vocabulary = Vocabulary(
-            size=262, pad_id=0, eos_id=1, unk_id=2, cls_id=259, sep_id=260, mask_id=261,
+            size=size, pad_id=0, eos_id=1, unk_id=2, cls_id=259 if trained else None,
+            sep_id=260 if trained else None, mask_id=261 if trained else None,
             special_ids=specials, word_start=word_start,
             sentinel_ids=tuple(range(258, 258 - _BYTE_SENTINELS, -1)),
+            frame=None if trained else Frame(after=(1,)),
         )  # fmt: skip
-        self.fingerprint = _fingerprint("bytes", b"byte+3 " + repr(self._names).encode())
+        self.fingerprint = fingerprint_of("bytes", b"byte+3 " + repr(self._names).encode())
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        names = None if self._names == self.NAMES else self._names
+        return (type(self), (names, self.facts, self._files))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = (text.encode("utf-8", "surrogatepass") for text in texts)
         return [np.frombuffer(b, np.uint8).astype(np.int32) + self._offset for b in encoded]
+
+    def encode_prompt(self, text: str) -> np.ndarray:
+        return prompt_ids(self.encode_batch, text, {name: i for i, name in self._names.items()})
 
     def offsets(self, text: str) -> np.ndarray:
         lengths = [len(character.encode("utf-8", "surrogatepass")) for character in text]
@@ -108,7 +135,8 @@ class ByteTokenizer:
         return np.stack([start, start + 1], axis=1)
 
     def decode(self, ids: Iterable[int]) -> str:
-        data = bytes(int(i) - self._offset for i in ids if int(i) not in self._names)
+        ordinary = (i - self._offset for i in map(int, ids) if i not in self._names)
+        data = bytes(byte for byte in ordinary if 0 <= byte < 256)
         try:
             return data.decode("utf-8", "surrogatepass")
         except UnicodeDecodeError:  # a model may write any bytes
@@ -117,8 +145,8 @@ class ByteTokenizer:
     def pieces(self, ids: Iterable[int]) -> list[str]:
         return [self._names.get(int(i)) or _readable_byte(int(i) - self._offset) for i in ids]
 
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        _save(self, directory, {}, {})
+    def save(self, directory: str | os.PathLike[str], frame: Frame | None = None) -> None:
+        save_files(self, directory, self._files, {}, frame)
 
 
 def _readable_byte(byte: int) -> str:
@@ -132,29 +160,55 @@ class PieceTokenizer:
     separates, punctuation and CJK characters stand alone; words over 100 characters are unknown.
     """
 
-    def __init__(self, serialized: str) -> None:
+    def __init__(
+        self, serialized: str, facts: Facts = NO_FACTS, files: Files | None = None
+    ) -> None:
         self._serialized = serialized
+        self.facts, self._files = facts, dict(files or {})
         self._backend = backend = tokenizers.Tokenizer.from_str(serialized)
-        backend.no_truncation()
+        backend.no_truncation()  # both may be stored in the file, by a call that padded once
         backend.no_padding()
         backend.encode_special_tokens = True  # read special tokens in the text as plain text
         self.kind: Kind = _model_kind(serialized)
-        self.fingerprint = _fingerprint(self.kind, serialized.encode())
+        self.fingerprint = fingerprint_of(self.kind, serialized.encode())
         size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         added = backend.get_added_tokens_decoder()
         special = {i for i, token in added.items() if token.special}
         names = [backend.id_to_token(i) or "" for i in range(size)]
-        starts = [_starts_word(self.kind, name) for name in names]
-        sentinels = _sentinel_ids(names[i] if i in special else "" for i in range(size))
-        self.vocabulary = _vocabulary(backend.token_to_id, size, special, starts, sentinels)
+        starts = [starts_word(self.kind, name) for name in names]
+        sentinels = sentinel_ids(names[i] if i in special else "" for i in range(size))
+        self.vocabulary = vocabulary_of(
+            facts, backend.token_to_id, size, special, starts, sentinels, frame=self._frame()
+        )
         # The unknown id may come from text: it stands for characters that are not in the model.
-        forbidden = set(self.vocabulary.special_ids) - {self.vocabulary.unk_id}
+        forbidden = never_from_text(self.vocabulary)
         self._forbidden = np.isin(np.arange(size), list(forbidden))
         literals = "|".join(re.escape(names[i]) for i in sorted(forbidden) if names[i])
         self._literals = re.compile(literals or r"(?!)")
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-        return (type(self), (self._serialized,))
+    def _frame(self) -> Frame | None:
+        """What the file's post-processor puts around a text."""
+        if self.facts.trained_here:
+            return None
+        for probe in ("a", "1", ".", *self._backend.get_vocab()):
+            encoding = self._backend.encode(probe, add_special_tokens=True)
+            inside = [n for n, one in enumerate(encoding.sequence_ids) if one is not None]
+            if inside:
+                return Frame(
+                    tuple(encoding.ids[: inside[0]]), tuple(encoding.ids[inside[-1] + 1 :])
+                )
+        return Frame()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return (type(self), (self._serialized, self.facts, self._files))
+
+    def encode_prompt(self, text: str) -> np.ndarray:
+        self._backend.encode_special_tokens = False
+        try:
+            encoding = self._backend.encode(text, add_special_tokens=False)
+        finally:
+            self._backend.encode_special_tokens = True
+        return np.array(encoding.ids, np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = [np.array(ids, np.int32) for ids in self._ids(texts)]
@@ -189,165 +243,103 @@ class PieceTokenizer:
         return np.concatenate(found)
 
     def decode(self, ids: Iterable[int]) -> str:
-        kept = [int(i) for i in ids if not self._forbidden[int(i)]]
-        return self._backend.decode(kept, skip_special_tokens=False)
+        size = len(self._forbidden)  # a model may have more rows than there are tokens
+        kept = [i for i in map(int, ids) if 0 <= i < size and not self._forbidden[i]]
+        text = self._backend.decode(kept, skip_special_tokens=False)
+        # As in transformers, which leaves BPE's spaces alone whatever the file says.
+        clean = self.kind != "bpe" and self.facts.flag("clean_up_tokenization_spaces")
+        return _cleaned_up(text) if clean else text
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         return [self._backend.id_to_token(int(i)) or f"<id {int(i)}>" for i in ids]
 
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        files = {"tokenizer.json": self._serialized.encode()}
-        hugging_face: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        for role in ("pad", "unk", "cls", "sep", "mask", "bos", "eos"):
-            token_id = getattr(self.vocabulary, f"{role}_id")
+    def save(self, directory: str | os.PathLike[str], frame: Frame | None = None) -> None:
+        files = {**self._files, "tokenizer.json": self._serialized.encode()}
+        hugging_face: dict[str, Any] = {}
+        if self.facts.trained_here:
+            hugging_face = self._described()
+            if self.kind == "wordpiece":
+                lines = self.pieces(range(self.vocabulary.size))
+                files["vocab.txt"] = "".join(f"{line}\n" for line in lines).encode()
+        save_files(self, directory, files, hugging_face, frame)
+
+    def _described(self) -> dict[str, Any]:
+        """tokenizer_config.json of a tokenizer trained here."""
+        fields: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        for role in ROLES:
+            token_id = self.vocabulary.roles.get(role)
             if token_id is not None:
-                hugging_face[f"{role}_token"] = self._backend.id_to_token(token_id)
+                fields[f"{role}_token"] = self._backend.id_to_token(token_id)
         if self.kind == "wordpiece":
             normalizer = json.loads(self._serialized).get("normalizer") or {}
-            hugging_face["tokenizer_class"] = "BertTokenizer"
-            hugging_face["do_lower_case"] = bool(normalizer.get("lowercase", False))
-            lines = self.pieces(range(self.vocabulary.size))
-            files["vocab.txt"] = "".join(f"{line}\n" for line in lines).encode()
-        _save(self, directory, files, hugging_face)
+            fields["tokenizer_class"] = "BertTokenizer"
+            fields["do_lower_case"] = bool(normalizer.get("lowercase", False))
+        return fields
 
 
-def _starts_word(kind: Kind, piece: str) -> bool:
-    return not piece.startswith("##") if kind == "wordpiece" else piece.startswith(("▁", "Ġ", "Ċ"))
+def _cleaned_up(text: str) -> str:
+    """Without the spaces that decoding leaves before punctuation and in English contractions."""
+    for ending in (".", "?", "!", ","):
+        text = text.replace(f" {ending}", ending)
+    text = text.replace(" ' ", "'")
+    for ending in ("n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(f" {ending}", ending)
+    return text
 
 
-class SentencePieceTokenizer:
-    """A sentencepiece model, unigram (arXiv:1804.10959) or BPE (arXiv:1508.07909).
-
-    Trained here: pad 0, eos 1, unk 2, then [CLS] [SEP] [MASK] as control symbols and the 256
-    byte-fallback pieces. Text is first normalised as T5's is (nmt_nfkc): compatibility characters
-    are replaced (the ligature ﬁ by fi), each run of whitespace, line ends included, becomes one
-    space and none is left at either end, U+2581 reads as a space. No character of the normalised
-    text is lost: ``decode(encode(text))`` is exactly that text.
-    """
-
-    def __init__(self, model: bytes) -> None:
-        self._model = model
-        self._processor = processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.kind: Kind = _sentencepiece_kind(model)
-        self.fingerprint = _fingerprint(self.kind, model)
-        size = processor.get_piece_size()
-        names = processor.id_to_piece(list(range(size)))
-        ids = {name: i for i, name in enumerate(names)}
-        special = {i for i in range(size) if processor.is_control(i) or processor.is_unknown(i)}
-        starts = [_starts_word(self.kind, name) for name in names]
-        declared = {
-            "pad": processor.pad_id(), "unk": processor.unk_id(),
-            "bos": processor.bos_id(), "eos": processor.eos_id(),
-        }  # fmt: skip
-        sentinels = _sentinel_ids(names[i] if i in special else "" for i in range(size))
-        self.vocabulary = _vocabulary(ids.get, size, special, starts, sentinels, declared)
-        self._skipped = set(self.vocabulary.special_ids) - {self.vocabulary.unk_id}
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[bytes]]:
-        return (type(self), (self._model,))
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.array(ids, np.int32) for ids in self._processor.encode(list(texts))]
-
-    def offsets(self, text: str) -> np.ndarray:
-        serialized = self._processor.encode(text, out_type="serialized_proto")
-        pieces = sentencepiece_text.SentencePieceText.FromString(serialized).pieces
-        found = np.array([(piece.begin, piece.end) for piece in pieces], np.int32).reshape(-1, 2)
-        # Of a character in several pieces, the last has all of it and the others have nothing.
-        for place in range(len(found) - 2, -1, -1):
-            if found[place, 0] == found[place, 1]:
-                found[place] = found[place + 1]
-        lengths = [len(character.encode()) for character in text]
-        character_of = np.repeat(np.arange(len(text), dtype=np.int32), lengths)
-        return np.append(character_of, np.int32(len(text)))[found]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return self._processor.decode([int(i) for i in ids if int(i) not in self._skipped])
-
-    def pieces(self, ids: Iterable[int]) -> list[str]:
-        return [self._processor.id_to_piece(int(i)) for i in ids]
-
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        hugging_face = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
-        _save(self, directory, {"spiece.model": self._model}, hugging_face)
-
-
-def _vocabulary(
-    find: Callable[[str], int | None],
-    size: int,
-    special: set[int],
-    word_start: list[bool],
-    sentinels: tuple[int, ...],
-    declared: dict[str, int] | None = None,
-) -> Vocabulary:
-    """Roles by name, or as ``declared`` (-1: by name); every special begins a word."""
-    roles: dict[str, int | None] = {}
-    for role, names in ROLE_NAMES.items():
-        found = (i for i in map(find, names) if i is not None)
-        known = (declared or {}).get(role, -1)
-        roles[role] = known if known >= 0 else next(found, None)
-    pad = roles.pop("pad")
-    if pad is None:
-        raise UserError(
-            "The tokenizer has no padding token ([PAD] or <pad>); add one to its vocabulary."
-        )
-    special_ids = sorted(special | {pad} | {i for i in roles.values() if i is not None})
-    starts = np.array(word_start, bool)
-    starts[special_ids] = True
-    return Vocabulary(
-        size=size, pad_id=pad, special_ids=tuple(special_ids), word_start=starts,
-        sentinel_ids=sentinels, unk_id=roles["unk"], cls_id=roles["cls"], sep_id=roles["sep"],
-        mask_id=roles["mask"], bos_id=roles["bos"], eos_id=roles["eos"],
-    )  # fmt: skip
-
-
-def _sentinel_ids(names: Iterable[str]) -> tuple[int, ...]:
-    """Ids of the pieces named ``<extra_id_0>``, ``<extra_id_1>`` and so on, up to the first gap."""
-    matches = ((i, _SENTINEL.fullmatch(name)) for i, name in enumerate(names))
-    found = {int(match[1]): i for i, match in matches if match}
-    return tuple(found[n] for n in itertools.takewhile(found.__contains__, itertools.count()))
+def prompt_ids(
+    encode_batch: Callable[[list[str]], list[np.ndarray]], text: str, special: Mapping[str, int]
+) -> np.ndarray:
+    """A text cut at the names of special tokens, its parts encoded each by itself."""
+    names = sorted(filter(None, special), key=len, reverse=True)
+    cuts = re.compile("(" + "|".join(map(re.escape, names)) + ")" if names else r"(?!)")
+    parts = [part for part in cuts.split(text) if part]
+    ids = [
+        np.array([special[part]], np.int32) if part in special else encode_batch([part])[0]
+        for part in parts
+    ]
+    return np.concatenate([np.zeros(0, np.int32), *ids])
 
 
 def _model_kind(serialized: str) -> Kind:
     """The kind of a tokenizer.json: its model's type in our words."""
     model = json.loads(serialized)["model"]
     name = str(model.get("type") or ("WordPiece" if "continuing_subword_prefix" in model else "?"))
-    kinds: dict[str, Kind] = {"WordPiece": "wordpiece", "Unigram": "unigram", "BPE": "bpe"}
+    kinds: dict[str, Kind] = {
+        "WordPiece": "wordpiece", "Unigram": "unigram", "BPE": "bpe", "WordLevel": "wordlevel"
+    }  # fmt: skip
     if name not in kinds:
         raise UserError(f"A {name} model is no tokenizer we read; use one of {', '.join(kinds)}.")
     return kinds[name]
 
 
-def parse_sentencepiece(model: bytes) -> Any:
-    """The model as a protocol buffer message (generated code, without types)."""
-    return sentencepiece_proto.ModelProto.FromString(model)
-
-
-def _sentencepiece_kind(model: bytes) -> Kind:
-    trainer = parse_sentencepiece(model).trainer_spec
-    kinds: dict[int, Kind] = {trainer.UNIGRAM: "unigram", trainer.BPE: "bpe"}
-    if trainer.model_type not in kinds:
-        raise UserError("The sentencepiece model is neither unigram nor BPE; train one of these.")
-    return kinds[trainer.model_type]
-
-
-def _fingerprint(kind: Kind, content: bytes) -> str:
+def fingerprint_of(kind: Kind, content: bytes) -> str:
     return hashlib.sha256(kind.encode() + b"\0" + content).hexdigest()
 
 
-def _save(
+def save_files(
     tokenizer: Tokenizer,
     directory: str | os.PathLike[str],
-    files: dict[str, bytes],
-    hugging_face: dict[str, Any],
+    files: Files,
+    described: Mapping[str, Any],
+    frame: Frame | None,
 ) -> None:
+    """Writes the files as they came, with a record in CONFIG_FILE, which comes last."""
     folder = epath.Path(directory)
-    ours = {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint}
-    text = json.dumps({**hugging_face, "flax_transformers": ours}, indent=2) + "\n"
+    config = dict(described)
+    if CONFIG_FILE in files:
+        config = json.loads(files[CONFIG_FILE])
+    record: dict[str, Any] = {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint}
+    if not tokenizer.facts.trained_here:
+        record |= {"published": True, "model": dict(tokenizer.facts.model)}
+    if frame is not None:
+        record["frame"] = [list(frame.before), list(frame.after)]
+    text = json.dumps({**config, RECORD: record}, indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            (folder / name).write_bytes(content)
+            if name != CONFIG_FILE:
+                (folder / name).write_bytes(content)
         (folder / CONFIG_FILE).write_text(text)
     except OSError as error:
         raise UserError(f"Cannot save the tokenizer in {folder}: {error}.") from error

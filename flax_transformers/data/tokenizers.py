@@ -8,36 +8,47 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import sentencepiece
-import tokenizers
 from etils import epath
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import models, trainers
 
 from flax_transformers import ranges
-from flax_transformers.data.tokenizer_kinds import (
+from flax_transformers.data.tokenizer_facts import (
     CONFIG_FILE,
-    ROLE_NAMES,
+    FACT_FILES,
+    MODEL_FILES,
+    TRAINED_HERE,
+    read_facts,
+)
+from flax_transformers.data.tokenizer_kinds import (
     ByteTokenizer,
     Kind,
     PieceTokenizer,
-    SentencePieceTokenizer,
     Tokenizer,
-    parse_sentencepiece,
 )
+from flax_transformers.data.tokenizer_layouts import (
+    VOCABULARY_FILES,
+    WORDPIECE_SPECIALS,
+    bert_backend,
+    frame_bert,
+    tokenizer_of,
+    with_sentinels,
+)
+from flax_transformers.data.tokenizer_sentencepiece import SentencePieceTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.ranges import Ranges
 
 __all__ = ["Kind", "Tokenizer", "TokenizerConfig", "load_tokenizer", "train_tokenizer"]
 
-_WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-_FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "tokenizer.model")
+log = logging.getLogger(__name__)
+
 _LINE_CHARACTERS = 1000  # sentencepiece silently drops training lines longer than 4192 bytes
 _THREADS = 4  # fixed: sentencepiece models are byte-identical only at equal thread counts
 
@@ -46,20 +57,21 @@ _THREADS = 4  # fixed: sentencepiece models are byte-identical only at equal thr
 class TokenizerConfig:
     """Which tokenizer to train, or to load when ``path`` is set.
 
-    ``vocab_size``: pieces, specials included; bytes always has 262 and does not look at it.
+    ``kind``: None is WordPiece, or with a ``path`` whatever the files there are.
+    ``vocab_size``: tokens, specials included; bytes always has 262, and files have their own.
     ``lowercase``: WordPiece also strips accents then (as BERT uncased), sentencepiece folds case
-    (nmt_nfkc_cf instead of nmt_nfkc); bytes keeps every character and refuses it. A loaded file
-    knows its own case, except vocab.txt, which takes it from here.
+    (nmt_nfkc_cf instead of nmt_nfkc); bytes keeps every character and refuses it. None is False, or
+    with a ``path`` whatever the files there do.
     ``path``: a directory saved by ``Tokenizer.save`` or by Hugging Face, or a file:
     tokenizer.json, vocab.txt, a sentencepiece .model. ``kind`` must agree with it.
     ``training_documents``: train on the first so many texts, None for all of them.
-    ``sentinels``: so many of the ``vocab_size`` pieces, the last ones, stand for missing spans (T5
+    ``sentinels``: so many of the ``vocab_size`` tokens, the last ones, stand for missing spans (T5
     has 100); for sentencepiece alone, as bytes has its own and a loaded file knows them.
     """
 
-    kind: Kind = "wordpiece"
+    kind: Kind | None = None
     vocab_size: int = 30_522
-    lowercase: bool = False
+    lowercase: bool | None = None
     path: str | None = None
     training_documents: int | None = 1_000_000
     sentinels: int = 0
@@ -78,6 +90,12 @@ class TokenizerConfig:
         """Whether it is made of the corpus; what is not is the same wherever it is made."""
         return self.path is None and self.kind != "bytes"
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its fields, with what None stands for where a tokenizer is trained."""
+        trained = {"kind": self.kind or "wordpiece", "lowercase": bool(self.lowercase)}
+        return {**asdict(self), **trained}
+
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     """The tokenizer that ``config`` asks for; ``texts`` are read only if it has to be trained.
@@ -90,14 +108,20 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     _check_sentinels(config)
     if config.path is not None:
         tokenizer = load_tokenizer(config.path, lowercase=config.lowercase)
-        if tokenizer.kind != config.kind:
+        if config.kind is not None and tokenizer.kind != config.kind:
             raise UserError(
                 f"The tokenizer at {config.path} is of kind {tokenizer.kind}, the configuration "
-                f"says {config.kind}; set kind to {tokenizer.kind} or choose another path."
+                f"says {config.kind}; set the tokenizer's kind to None, which takes it from the "
+                "files, or choose another path."
             )
         return tokenizer
     if config.kind == "bytes":
         return ByteTokenizer()
+    if config.kind == "wordlevel":
+        raise UserError(
+            "A tokenizer of whole words is only loaded, never trained; set the tokenizer's path, "
+            "or another kind."
+        )
     lines = _training_lines(itertools.islice(texts, config.training_documents))
     first = next(lines, None)
     if first is None:
@@ -106,12 +130,14 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
             "read was empty) or set the tokenizer's path to a trained one."
         )
     lines = itertools.chain([first], lines)
-    train = _train_wordpiece if config.kind == "wordpiece" else _train_sentencepiece
+    train = _train_wordpiece if config.kind in (None, "wordpiece") else _train_sentencepiece
     return train(config, lines)
 
 
 def _check_sentinels(config: TokenizerConfig) -> None:
-    if config.sentinels and (config.kind in ("wordpiece", "bytes") or config.path is not None):
+    if config.sentinels and (
+        config.kind in (None, "wordpiece", "bytes") or config.path is not None
+    ):
         raise UserError(
             "Sentinels are added when a sentencepiece tokenizer (unigram or bpe) is trained; leave "
             "the tokenizer's sentinels at 0 for other kinds and for those that are loaded."
@@ -137,9 +163,9 @@ def _training_lines(texts: Iterable[str]) -> Iterator[str]:
 
 def _train_wordpiece(config: TokenizerConfig, lines: Iterator[str]) -> Tokenizer:
     """BERT's normaliser and word splitting; specials get ids 0 to 4."""
-    backend = _bert_backend(models.WordPiece(unk_token="[UNK]"), config.lowercase)
+    backend = bert_backend(models.WordPiece(unk_token="[UNK]"), bool(config.lowercase))
     trainer = trainers.WordPieceTrainer(
-        vocab_size=config.vocab_size, special_tokens=_WORDPIECE_SPECIALS, show_progress=False
+        vocab_size=config.vocab_size, special_tokens=WORDPIECE_SPECIALS, show_progress=False
     )
     backend.train_from_iterator(lines, trainer)
     found = backend.get_vocab_size()
@@ -147,23 +173,8 @@ def _train_wordpiece(config: TokenizerConfig, lines: Iterator[str]) -> Tokenizer
         raise UserError(_too_large(config.vocab_size, found))
     if found > config.vocab_size:
         raise UserError(_too_small(config.vocab_size, found))
-    return _finished_bert(backend)
-
-
-def _bert_backend(model: models.WordPiece, lowercase: bool) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(model)
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece()
-    return backend
-
-
-def _finished_bert(backend: tokenizers.Tokenizer) -> Tokenizer:
-    """Adds what other programs need from the saved file: [CLS] and [SEP] around the text."""
-    cls_id, sep_id = backend.token_to_id("[CLS]"), backend.token_to_id("[SEP]")
-    if cls_id is not None and sep_id is not None:
-        backend.post_processor = processors.BertProcessing(("[SEP]", sep_id), ("[CLS]", cls_id))
-    return PieceTokenizer(backend.to_str())
+    frame_bert(backend)
+    return PieceTokenizer(backend.to_str(), TRAINED_HERE)
 
 
 def _train_sentencepiece(config: TokenizerConfig, lines: Iterator[str]) -> Tokenizer:
@@ -196,22 +207,7 @@ def _train_sentencepiece(config: TokenizerConfig, lines: Iterator[str]) -> Token
             smallest = int(low[1]) + config.sentinels
             raise UserError(_too_small(config.vocab_size, smallest)) from error
         raise UserError(f"sentencepiece cannot train on this text: {message}") from error
-    return SentencePieceTokenizer(_with_sentinels(model.getvalue(), config.sentinels))
-
-
-def _with_sentinels(model: bytes, count: int) -> bytes:
-    """The model with pieces ``<extra_id_0>`` at the highest id and further ones below it, as T5's.
-
-    They are control symbols: text never yields them.
-    """
-    if not count:
-        return model
-    proto = parse_sentencepiece(model)
-    for number in reversed(range(count)):
-        piece = proto.pieces.add(piece=f"<extra_id_{number}>", score=0.0)
-        piece.type = piece.CONTROL
-    proto.trainer_spec.vocab_size = len(proto.pieces)
-    return proto.SerializeToString()
+    return SentencePieceTokenizer(with_sentinels(model.getvalue(), config.sentinels), TRAINED_HERE)
 
 
 def _too_large(asked: int, largest: int) -> str:
@@ -228,102 +224,85 @@ def _too_small(asked: int, smallest: int) -> str:
     )
 
 
-def load_tokenizer(path: str | os.PathLike[str], lowercase: bool = False) -> Tokenizer:
+def load_tokenizer(path: str | os.PathLike[str], lowercase: bool | None = None) -> Tokenizer:
     """A saved directory of ours or of Hugging Face, a tokenizer.json, vocab.txt or .model file.
 
-    Our own directories are verified against their recorded fingerprint. ``lowercase`` matters for
-    a bare vocab.txt only. Raises UserError for what is missing, damaged or unreadable.
+    What plays which role is read from the files beside the vocabulary. Our own directories are
+    verified against their recorded fingerprint. ``lowercase`` settles a vocab.txt whose folder does
+    not say; other files know their own case, and a contradiction is an error or a warning. Raises
+    UserError for what is missing, damaged or unreadable.
     """
     location = epath.Path(path)
     if not location.exists():
         raise UserError(f"There is no tokenizer at {location}; check the path.")
-    if not location.is_dir():
-        return _load_file(location, lowercase)
-    config_path = location / CONFIG_FILE
-    ours = _read_json(config_path).get("flax_transformers") if config_path.exists() else None
-    file = next((location / name for name in _FILES if (location / name).exists()), None)
-    if ours and ours.get("kind") == "bytes":
-        tokenizer: Tokenizer = ByteTokenizer()
-    elif file is None:
-        raise UserError(
-            f"The folder {location} holds no tokenizer: none of {', '.join(_FILES)} is there."
-        )
+    folder = location if location.is_dir() else location.parent
+    names = VOCABULARY_FILES if location.is_dir() else (_canonical(location),)
+    files = {name: _read(folder / name) for name in FACT_FILES if (folder / name).is_file()}
+    facts = read_facts(files, folder)
+    if location.is_dir():
+        files |= {name: _read(folder / name) for name in names if (folder / name).is_file()}
     else:
-        tokenizer = _load_file(file, lowercase)
-    if ours and (tokenizer.kind, tokenizer.fingerprint) != (ours["kind"], ours["fingerprint"]):
+        files[names[0]] = _read(location)
+    kept = {name: files[name] for name in files if name not in MODEL_FILES}
+    try:
+        tokenizer = tokenizer_of(kept, facts, lowercase)
+    except UserError as error:
+        raise UserError(f"Cannot use the tokenizer {location}: {error}") from error
+    except Exception as error:  # the libraries raise bare Exception, RuntimeError, ValueError
+        raise UserError(
+            f"The tokenizer {location} is damaged or of an unknown format: {error}"
+        ) from error
+    if tokenizer is None:
+        raise UserError(
+            f"The folder {location} holds no tokenizer: none of {', '.join(VOCABULARY_FILES)} is "
+            "there."
+        )
+    recorded = facts.record if location.is_dir() else {}
+    if recorded and (tokenizer.kind, tokenizer.fingerprint) != (
+        recorded.get("kind"), recorded.get("fingerprint"),
+    ):  # fmt: skip
         raise UserError(
             f"The tokenizer in {location} is damaged: its content does not match the fingerprint "
             f"in {CONFIG_FILE}; restore the folder or train the tokenizer again."
         )
+    _check_case(tokenizer, location, lowercase)
     return tokenizer
 
 
-def _load_file(file: epath.Path, lowercase: bool) -> Tokenizer:
-    try:
-        if file.suffix == ".json":
-            return PieceTokenizer(file.read_text())
-        if file.suffix == ".txt":
-            return _load_vocab_txt(file, lowercase)
-        if file.suffix == ".model":
-            return _load_sentencepiece(file)
-    except UserError as error:
-        raise UserError(f"Cannot use the tokenizer {file}: {error}") from error
-    except Exception as error:  # the libraries raise bare Exception, RuntimeError, ValueError
+def _canonical(file: epath.Path) -> str:
+    """The name that a file of its ending has in a folder."""
+    names = {".json": "tokenizer.json", ".txt": "vocab.txt", ".model": "tokenizer.model"}
+    if file.name in VOCABULARY_FILES and file.suffix in names and file.stem != "vocab":
+        return file.name
+    if file.suffix not in names:
         raise UserError(
-            f"The tokenizer file {file} is damaged or of an unknown format: {error}"
-        ) from error
-    raise UserError(
-        f"The tokenizer file {file} has an unknown ending; it should be a tokenizer.json, "
-        "a vocab.txt or a sentencepiece .model."
-    )
+            f"The tokenizer file {file} has an unknown ending; it should be a tokenizer.json, "
+            "a vocab.txt or a sentencepiece .model."
+        )
+    return names[file.suffix]
 
 
-def _load_sentencepiece(file: epath.Path) -> Tokenizer:
-    """Published T5 models lack the sentinels; the file beside them says how many there are."""
-    model = _with_special_pieces_hidden(file.read_bytes())
-    tokenizer = SentencePieceTokenizer(model)
-    config = file.parent / CONFIG_FILE
-    asked = _read_json(config).get("extra_ids") if config.exists() else None
-    if not asked or tokenizer.vocabulary.sentinel_ids:
-        return tokenizer
-    return SentencePieceTokenizer(_with_sentinels(model, int(asked)))
-
-
-def _load_vocab_txt(file: epath.Path, lowercase: bool) -> Tokenizer:
-    """One WordPiece per line, its id the line number from 0 (the original BERT release)."""
-    lines = file.read_text().removesuffix("\n").split("\n")
-    vocabulary = {line.removesuffix("\r"): i for i, line in enumerate(lines)}
-    if len(vocabulary) != len(lines):
-        raise UserError("it has a piece twice; every line must differ.")
-    if "[UNK]" not in vocabulary:
-        raise UserError("it has no [UNK] line, as a WordPiece vocabulary must.")
-    backend = _bert_backend(models.WordPiece(vocabulary, unk_token="[UNK]"), lowercase)
-    backend.add_special_tokens([name for name in _WORDPIECE_SPECIALS if name in vocabulary])
-    return _finished_bert(backend)
-
-
-def _with_special_pieces_hidden(model: bytes) -> bytes:
-    """The model with special pieces out of reach of user text.
-
-    Published models declare some of them ("[MASK]", "<extra_id_0>") as user-defined symbols,
-    which match in the text; as control symbols they keep their ids and never do.
-    """
-    proto = parse_sentencepiece(model)
-    special = {name for names in ROLE_NAMES.values() for name in names}
-    exposed = [
-        piece
-        for piece in proto.pieces
-        if piece.type == piece.USER_DEFINED
-        and (piece.piece in special or re.fullmatch(r"▁?<extra_id_\d+>", piece.piece))
-    ]
-    for piece in exposed:
-        piece.type = piece.CONTROL
-    return proto.SerializeToString() if exposed else model
-
-
-def _read_json(path: epath.Path) -> dict[str, Any]:
+def _read(file: epath.Path) -> bytes:
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"The file {path} is damaged: it is not JSON ({error}).") from error
-    return content if isinstance(content, dict) else {}
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"The file {file} cannot be read ({error.strerror or error}).") from error
+
+
+def _check_case(tokenizer: Tokenizer, location: epath.Path, lowercase: bool | None) -> None:
+    """Raises UserError if lower-casing is asked for and the files do not do it; the other way round
+    it is a warning."""
+    if lowercase is None or (tokenizer.facts.trained_here and not lowercase):
+        return
+    probe = "QUICK"
+    lowers = (
+        tokenizer.encode_batch([probe])[0].tolist()
+        == tokenizer.encode_batch([probe.lower()])[0].tolist()
+    )
+    if lowercase and not lowers:
+        raise UserError(
+            f"The tokenizer at {location} keeps capital letters, while its lowercase is asked to "
+            "be True; set it to None, or choose a tokenizer that folds case."
+        )
+    if lowers and not lowercase:
+        log.warning("the tokenizer at %s makes all text lower-case, as its files say", location)

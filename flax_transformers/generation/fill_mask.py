@@ -14,9 +14,11 @@ from jax.sharding import PartitionSpec
 from flax_transformers.data.store import TokenStore
 from flax_transformers.data.tokenizers import Tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import Batch, ModelFunctions, Params
+from flax_transformers.objectives.contract import Batch, Frame, ModelFunctions, Params
+from flax_transformers.objectives.rows import framing_ids
 
 MASK = "[MASK]"
+"""What marks a gap, beside the tokenizer's own name for it."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,26 @@ def fill_mask(
     """
     if top < 1:
         raise UserError(f"the {top} likeliest pieces are none; ask for at least 1")
-    parts = text.split(MASK)
-    if len(parts) == 1:
-        raise UserError(f'the text has no {MASK}; mark the gap, as in "The capital is {MASK}."')
-    ids = _row(tokenizer, tokenizer.encode_batch(parts))
+    ids = _prompt(tokenizer, text)
     if max_length is not None and len(ids) > max_length:
         raise UserError(
             f"the text has {len(ids)} tokens, but the model takes {max_length}; shorten it"
         )
     return Filled(text, _fill(functions, params, tokenizer, ids, top, max_length))
+
+
+def _prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """A text with gaps, framed as in training, int32 [T]."""
+    vocabulary = tokenizer.vocabulary
+    if vocabulary.mask_id is None:
+        raise UserError("the model's tokenizer has no mask token: it was not trained to fill gaps")
+    name = tokenizer.pieces([vocabulary.mask_id])[0]
+    marked = text.replace(MASK, name)
+    if name not in marked:
+        raise UserError(f'the text has no {name}; mark the gap, as in "The capital is {name}."')
+    frame = vocabulary.frame or Frame(*((i,) for i in framing_ids(vocabulary)))
+    ids = tokenizer.encode_prompt(marked).tolist()
+    return np.array([*frame.before, *ids, *frame.after], np.int32)
 
 
 def _row(tokenizer: Tokenizer, parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -12,6 +12,7 @@ from flax_transformers import ranges
 from flax_transformers.objectives.contract import (
     Array,
     Batch,
+    Frame,
     ModelFunctions,
     ModelNeeds,
     Params,
@@ -20,7 +21,7 @@ from flax_transformers.objectives.contract import (
     Vocabulary,
     WindowSpec,
 )
-from flax_transformers.objectives.rows import end_id, pad
+from flax_transformers.objectives.rows import document_start, end_id, pad
 from flax_transformers.objectives.word_loss import WordLoss
 from flax_transformers.ranges import Ranges
 
@@ -52,6 +53,10 @@ class CausalLM(WordLoss):
     def predictions(self, sequence_length: int) -> int:
         """Every place gets logits."""
         return sequence_length
+
+    def frame(self, vocab: Vocabulary) -> Frame:
+        """What a document begins with."""
+        return Frame(before=(document_start(vocab),))
 
     def prepare(
         self,
@@ -94,7 +99,7 @@ def documents_in_turn(
     after = ends + np.arange(1, len(ends) + 1)  # where the next document begins among the labels
     first = np.append(0, after[after < len(labels)])[: len(labels)]
     inputs = np.append(np.int32(0), labels[:-1])[: len(labels)]
-    inputs[first] = end if vocab.bos_id is None else vocab.bos_id
+    inputs[first] = document_start(vocab)
     begins = np.zeros(len(labels), np.int32)
     begins[first] = 1
     return inputs, labels, np.cumsum(begins, dtype=np.int32)

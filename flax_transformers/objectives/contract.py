@@ -8,7 +8,7 @@ The data pipeline knows only the first half, the training step only the second.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -19,12 +19,24 @@ Batch = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
+class Frame:
+    """Special tokens around one text: ``before`` it and ``after`` it."""
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Vocabulary:
     """All that an objective knows of a tokenizer: its size and its special ids.
 
-    ``word_start[i]`` is True where piece ``i`` begins a word (bool, shape [size]).
-    An id is None where the tokenizer has no such token. ``sentinel_ids`` are those that stand for
-    missing spans, in the order of use (T5's ``<extra_id_0>``, ``<extra_id_1>`` ...).
+    ``word_start[i]`` is True where token ``i`` begins a word (bool, shape [size]).
+    A role's id is None where the tokenizer has no such token. ``sentinel_ids`` are those that stand
+    for missing spans, in the order of use (T5's ``<extra_id_0>``, ``<extra_id_1>`` ...).
+    ``pad_id`` fills rows up. Where the tokenizer has no padding token (GPT-2, Llama, Mistral),
+    ``has_pad`` is False and ``pad_id`` is another id, which masks alone tell from text.
+    ``frame``: what the tokenizer's own files put around one text; None for a tokenizer trained
+    here, whose texts are framed as the objective says.
     ``target``, where the targets of pairs have a tokenizer of their own, is what to know of that.
     """
 
@@ -40,6 +52,8 @@ class Vocabulary:
     sentinel_ids: tuple[int, ...] = ()
     word_start: np.ndarray | None = field(default=None, compare=False, repr=False)
     target: Vocabulary | None = None
+    has_pad: bool = True
+    frame: Frame | None = None
 
     @property
     def end_id(self) -> int | None:
@@ -50,6 +64,38 @@ class Vocabulary:
     def of_targets(self) -> Vocabulary:
         """That of what has to be written: their own, or the one for all text."""
         return self if self.target is None else self.target
+
+    @property
+    def roles(self) -> dict[str, int]:
+        """The ids of the roles that the tokenizer has a token for: "pad", "unk", "cls" ..."""
+        names = ("unk", "cls", "sep", "mask", "bos", "eos")
+        found = {name: getattr(self, f"{name}_id") for name in names}
+        found |= {"pad": self.pad_id if self.has_pad else None}
+        return {name: i for name, i in found.items() if i is not None}
+
+    def within(self, rows: int, pad_id: int = -1) -> Vocabulary:
+        """The part of it that a model with ``rows`` token embeddings knows.
+
+        A role beyond them is left out. Padding that the tokenizer does not have, or that is beyond
+        them, becomes the model's ``pad_id``, or without one (-1) a special token's.
+        """
+        lost: dict[str, Any] = {
+            f"{name}_id": None for name, i in self.roles.items() if i >= rows and name != "pad"
+        }
+        kept = replace(self, **lost) if lost else self
+        fill, has_pad = self.pad_id, self.has_pad and self.pad_id < rows
+        if not has_pad:
+            spare = (pad_id if pad_id >= 0 else None, kept.end_id, kept.bos_id, kept.unk_id, 0)
+            fill = next(i for i in spare if i is not None)
+        return replace(
+            kept,
+            size=min(self.size, rows),
+            pad_id=fill,
+            has_pad=has_pad,
+            special_ids=tuple(i for i in self.special_ids if i < rows),
+            sentinel_ids=tuple(i for i in self.sentinel_ids if i < rows),
+            word_start=None if self.word_start is None else self.word_start[:rows],
+        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import Vocabulary, WindowSpec
+from flax_transformers.objectives.contract import Frame, Vocabulary, WindowSpec
 from flax_transformers.objectives.rows import end_id, start_id
 from flax_transformers.objectives.sequences import SequenceLoss, encoder_decoder_row
 from flax_transformers.ranges import Ranges
@@ -58,6 +58,11 @@ class Denoising(SequenceLoss):
     def predictions(self, sequence_length: int) -> int:
         """Width of the targets: the whole row."""
         return sequence_length
+
+    def frame(self, vocab: Vocabulary) -> Frame:
+        """What a source begins and ends with."""
+        begin = start_id(vocab)
+        return Frame(() if begin is None else (begin,), (end_id(vocab),))
 
     def prepare(
         self,

@@ -10,7 +10,7 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import Vocabulary, WindowSpec
+from flax_transformers.objectives.contract import Frame, Vocabulary, WindowSpec
 from flax_transformers.objectives.rows import end_id
 from flax_transformers.objectives.sequences import SequenceLoss, encoder_decoder_row
 from flax_transformers.objectives.span_corruption import (
@@ -97,6 +97,10 @@ class MixtureOfDenoisers(SequenceLoss):
 
     def _lengths(self, sequence_length: int) -> tuple[int, int]:
         return _mixture_lengths(self.denoisers, sequence_length, int(self.roll))
+
+    def frame(self, vocab: Vocabulary) -> Frame:
+        """What a source ends with."""
+        return Frame(after=(end_id(vocab),))
 
     def prepare(
         self,

@@ -17,6 +17,7 @@ from flax_transformers.objectives.causal_lm import (
 from flax_transformers.objectives.contract import (
     Array,
     Batch,
+    Frame,
     ModelFunctions,
     ModelNeeds,
     Params,
@@ -25,7 +26,7 @@ from flax_transformers.objectives.contract import (
     Vocabulary,
     WindowSpec,
 )
-from flax_transformers.objectives.rows import pad
+from flax_transformers.objectives.rows import document_start, pad
 from flax_transformers.objectives.word_loss import WordLoss
 from flax_transformers.ranges import Ranges
 
@@ -55,6 +56,10 @@ class PrefixLM(WordLoss):
     def predictions(self, sequence_length: int) -> int:
         """Every place gets logits."""
         return sequence_length
+
+    def frame(self, vocab: Vocabulary) -> Frame:
+        """What a document begins with."""
+        return Frame(before=(document_start(vocab),))
 
     def prepare(
         self,

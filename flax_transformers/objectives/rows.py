@@ -7,7 +7,7 @@ import functools
 import numpy as np
 
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import Vocabulary
+from flax_transformers.objectives.contract import Frame, Vocabulary
 
 
 def frame(example: dict[str, np.ndarray], vocab: Vocabulary) -> np.ndarray:
@@ -37,6 +37,27 @@ def end_id(vocab: Vocabulary) -> int:
             "end of a text; choose another"
         )
     return vocab.end_id
+
+
+def run_frame(objective: object, vocab: Vocabulary) -> Frame | None:
+    """What an objective puts around one text, as its method ``frame`` says; None where it has none
+    or lacks a token for it."""
+    method = getattr(objective, "frame", None)
+    try:
+        return None if method is None else method(vocab)
+    except UserError:
+        return None
+
+
+def document_start(vocab: Vocabulary) -> int:
+    """What a decoder reads before a document, in training and as the beginning of a prompt.
+
+    What the tokenizer's own files put there, else its token for it, else what ends the document
+    before (GPT-2).
+    """
+    if vocab.frame is not None and vocab.frame.before:
+        return vocab.frame.before[-1]
+    return end_id(vocab) if vocab.bos_id is None else vocab.bos_id
 
 
 def start_id(vocab: Vocabulary) -> int | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import Vocabulary, WindowSpec
+from flax_transformers.objectives.contract import Frame, Vocabulary, WindowSpec
 from flax_transformers.objectives.rows import end_id, pad, start_id
 from flax_transformers.objectives.sequences import SequenceLoss
 from flax_transformers.ranges import Ranges
@@ -64,6 +64,11 @@ class SequenceToSequence(SequenceLoss):
     def predictions(self, sequence_length: int) -> int:
         """Length of the decoder's rows."""
         return sequence_length if self.target_length is None else self.target_length
+
+    def frame(self, vocab: Vocabulary) -> Frame:
+        """What a source begins and ends with, and a target in its own vocabulary."""
+        begin = self._begin(vocab)
+        return Frame(() if begin is None else (begin,), (end_id(vocab),))
 
     def prepare(
         self,

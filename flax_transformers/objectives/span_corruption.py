@@ -18,7 +18,7 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import Vocabulary, WindowSpec
+from flax_transformers.objectives.contract import Frame, Vocabulary, WindowSpec
 from flax_transformers.objectives.rows import end_id
 from flax_transformers.objectives.sequences import SequenceLoss, encoder_decoder_row
 from flax_transformers.ranges import Ranges
@@ -67,6 +67,10 @@ class SpanCorruption(SequenceLoss):
 
     def _lengths(self, sequence_length: int) -> tuple[int, int]:
         return row_lengths(sequence_length, self.noise_density, self.mean_span, int(self.roll))
+
+    def frame(self, vocab: Vocabulary) -> Frame:
+        """What a source ends with."""
+        return Frame(after=(end_id(vocab),))
 
     def prepare(
         self,

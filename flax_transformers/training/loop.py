@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import ModelFunctions
+from flax_transformers.objectives.rows import run_frame
 from flax_transformers.parallel.distributed import check_equal, compiled_together
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import check_batch
@@ -175,8 +176,9 @@ def start(run: Run, initial: Callable[[Mesh], Any] | None) -> tuple[TrainState, 
     if run.is_writer:
         run.clock.go_on(read_metrics(workdir), position.step)
         write_text(workdir / "config.json", json.dumps(to_json(config), indent=1))
+        frame = run_frame(config.objective, prepared.vocabulary)
         for name, tokenizer in tokenizers(prepared).items():
-            tokenizer.save(workdir / name)
+            tokenizer.save(workdir / name, frame if name == "tokenizer" else None)
     return state, position
 
 

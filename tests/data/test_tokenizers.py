@@ -253,7 +253,6 @@ def test_a_hugging_face_folder_loads_without_our_config(tmp_path):
     [
         ([*PUBLISHED, "fox"], "has a piece twice"),
         (PUBLISHED[3:], r"no \[UNK\] line"),
-        (PUBLISHED[2:], "no padding token"),
     ],
 )
 def test_a_vocab_txt_that_cannot_serve_is_refused_in_words(tmp_path, lines, message):

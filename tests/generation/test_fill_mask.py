@@ -44,6 +44,9 @@ class Words:
     def encode_batch(self, texts):
         return [np.array([PIECES.index(p) for p in t.split()], np.int32) for t in texts]
 
+    def encode_prompt(self, text):
+        return self.encode_batch([text.replace("[MASK]", " [MASK] ")])[0]
+
     def pieces(self, ids):
         return [PIECES[int(i)] for i in ids]
 
@@ -136,7 +139,7 @@ def test_a_text_that_is_too_long_is_refused_with_both_lengths():
 def test_a_tokenizer_without_a_mask_is_refused():
     tokenizer = Words()
     tokenizer.vocabulary = dataclasses.replace(tokenizer.vocabulary, mask_id=None)
-    with pytest.raises(UserError, match=r"the checkpoint's tokenizer has no \[MASK\]"):
+    with pytest.raises(UserError, match="the model's tokenizer has no mask token"):
         fill_mask(Told({}).functions, {}, tokenizer, "a [MASK]", max_length=9)
 
 
