@@ -50,22 +50,25 @@ def load_pretrained(
     """A model and its parameters: ``model.apply({"params": params}, input_ids=ids)``.
 
     ``path`` is a directory in Hugging Face format (config.json and safetensors), a Hugging Face id
-    that is already in the local cache, or a workdir or step folder of ours. Its own
-    ``architecture`` is made, unless another Hugging Face class name of the same family is given:
-    then heads that it does not hold are initialised anew, and so are those whose size another
-    ``num_labels`` changes; a warning names them, and ``seed`` draws them. For another
-    ``image_size`` (pixels, or height and width) positions are resized as the originals do, by
-    bicubic interpolation. Parameters are of ``dtype``, on the first device or, with a ``mesh``,
-    placed by the sharding rules one by one.
+    that is already in the local cache, or a workdir or step folder of ours. ``architecture``, a
+    Hugging Face class name, says what it is read as; without it the names in config.json do. Heads
+    that it does not hold are newly initialised, and so are those whose size another ``num_labels``
+    changes; a warning names them, and ``seed`` draws them. For another ``image_size`` (pixels, or
+    height and width) positions are resized as the originals do, by bicubic interpolation.
+    Parameters are of ``dtype``, on the first device or, with a ``mesh``, placed by the sharding
+    rules one by one.
 
     Raises UserError, naming it, for a tensor that is missing, extra or mis-shaped, an architecture
-    or activation that is not supported, a file that is missing or damaged, and for pickles.
+    or activation that is not supported, a file that is missing or damaged, and for folders of
+    another kind (adapters, quantised weights, pickles), with what to do about them.
     """
     how: dict[str, Any] = {"architecture": architecture, "num_labels": num_labels}
     how |= {"seed": seed, "dtype": dtype, "execution": execution, "mesh": mesh}
     if is_checkpoint(path):
         model, params = _load_checkpoint(path, **how)
     else:
+        if Path(path).is_file():
+            raise UserError(f"{os.fspath(path)} is a file; give the folder that it is in")
         directory = hub_read.find_directory(path)
         if directory is None:
             raise UserError(

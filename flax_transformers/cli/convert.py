@@ -17,6 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("target", metavar="DST", help="a new folder for the other kind")
     parser.add_argument(
+        "--architecture",
+        metavar="CLASS",
+        help="read SRC as this class of Hugging Face, such as BertModel (default: what SRC says)",
+    )
+    parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         help="of the tensors in a Hugging Face directory (default float32, as ours always are)",
@@ -51,7 +56,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         )
     runtime.start(None)
     model: Any
-    model, params = load_pretrained(source, dtype=arguments.dtype or "float32")
+    model, params = load_pretrained(
+        source, architecture=arguments.architecture, dtype=arguments.dtype or "float32"
+    )
     folder = find_checkpoint(source).folder if from_ours else Path(source)
     # Of two tokenizers, one alone would write the target side wrongly.
     two_tokenizers = from_ours and (folder / "target_tokenizer").is_dir()
@@ -79,7 +86,12 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             if two_tokenizers
             else ", ".join(carried) or "nothing: no tokenizer to carry",
         ),
-        ("difference", comparison.describe(model, params, published)),
+        (
+            "difference",
+            "not compared: --architecture may ask for heads that the source does not hold"
+            if arguments.architecture
+            else comparison.describe(model, params, published),
+        ),
         ("written to", str(target)),
     ):
         print(f"{label:<14}{value}")

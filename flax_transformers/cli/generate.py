@@ -15,6 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CKPT",
         help="a Hugging Face directory or an id in its local cache; or a workdir or step of ours",
     )
+    parser.add_argument(
+        "--architecture",
+        metavar="CLASS",
+        help="read CKPT as this class of Hugging Face, such as GPT2LMHeadModel (default: what CKPT "
+        "says)",
+    )
     parser.add_argument("--prompt", required=True, help="the beginning of the text, or the source")
     parser.add_argument(
         "--max-new-tokens",
@@ -61,7 +67,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     runtime.start(None)
     source = arguments.checkpoint
     mesh = make_mesh(placed.mesh)
-    model, params = load_pretrained(source, execution=placed.execution, mesh=mesh)
+    model, params = load_pretrained(
+        source, architecture=arguments.architecture, execution=placed.execution, mesh=mesh
+    )
     answers = "decoder_input_ids" in model.inputs
     if not answers:
         require_writer(model)

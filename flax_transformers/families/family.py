@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -14,6 +15,10 @@ from flax_transformers.errors import UserError
 from flax_transformers.families.config_fields import with_kept
 from flax_transformers.families.weights import WeightTable
 from flax_transformers.models.config import TransformerConfig
+
+logger = logging.getLogger(__name__)
+
+_ARGUMENT = "architecture= (--architecture on the command line)"
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Family:
     ``weights`` is the table of weight names for one config. ``settle``, if there is one, takes a
     config and the tensors of its file by name and returns the config with what only they can tell.
     ``aliases``: second names that a config.json may have for a field, to the family's own name.
+    ``older_names`` are the names that its architectures had before, to those of today.
     """
 
     config: type[TransformerConfig]
@@ -39,6 +45,13 @@ class Family:
     weights: Callable[[Any], WeightTable]
     settle: Callable[[Any, Mapping[str, Any]], Any] | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
+    older_names: Mapping[str, str] = field(default_factory=dict)
+
+    def model_type(self, architecture: str) -> str:
+        """The ``model_type`` that goes with one of the architectures."""
+        name = architecture.lower()
+        own = [kind for kind in self.model_types if name.startswith(kind.replace("-", ""))]
+        return own[0] if own else self.model_types[0]
 
 
 @cache
@@ -57,22 +70,141 @@ def family_of(config: TransformerConfig) -> Family:
     raise UserError(f"{type(config).__name__} belongs to no family with a Hugging Face format")
 
 
-def family_of_json(config: Mapping[str, Any]) -> Family:
-    """The family of a config.json: by ``architectures``, else by ``model_type``.
+def family_of_architecture(name: str) -> Family:
+    """The family that has an architecture, by its name of today."""
+    return next(family for family in all_families() if name in family.architectures)
 
-    Raises UserError, naming what is supported, if no family knows either.
+
+def family_of_json(config: Mapping[str, Any]) -> Family:
+    """The family of a config.json; see ``identify``."""
+    return identify(config).family
+
+
+@cache
+def _names() -> dict[str, str]:
+    """Every name of an architecture in lower case, older ones too, to that of today."""
+    names = {name: name for family in all_families() for name in family.architectures}
+    older = {old: new for family in all_families() for old, new in family.older_names.items()}
+    return {name.lower(): own for name, own in (older | names).items()}
+
+
+def _name_of_today(name: str) -> str | None:
+    """Our name for an architecture: of any spelling (``LLaMAForCausalLM``), of an earlier release,
+    or of TensorFlow's or Flax's class; None for one that is not supported."""
+    lower = name.lower()
+    tries = (lower, lower.removeprefix("tf"), lower.removeprefix("flax"))
+    return next((_names()[each] for each in tries if each in _names()), None)
+
+
+def _architecture_names(config: Mapping[str, Any]) -> list[str]:
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise UserError(
+            f"config.json has architectures {names!r:.80}; it must be a list of names, such as "
+            '["BertForMaskedLM"]'
+        )
+    return names
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A family, and the content of a config.json under the names that the family has today."""
+
+    family: Family
+    wanted: dict[str, Any]
+    """``architectures`` and ``model_type`` are those of the model to make."""
+    own: dict[str, Any] | None
+    """The same with the architecture of the file; None if that is none of ours."""
+
+
+def identify(config: Mapping[str, Any], architecture: str | None = None) -> Identity:
+    """The family and the architecture of a config.json.
+
+    ``architecture``, if given, decides; else the first of ``architectures`` that is known; else
+    ``model_type``, which stands for the family's usual architecture. Files of 2019 have neither.
+    Raises UserError, naming the line or the argument to add, if none of them is known, and for an
+    ``architecture`` that contradicts a file whose names are known.
     """
-    architecture = (config.get("architectures") or [None])[0]
+    named = _architecture_names(config)
+    known = next(filter(None, map(_name_of_today, named)), None)
     model_type = config.get("model_type")
-    for family in all_families():
-        if architecture in family.architectures or (
-            architecture is None and model_type in family.model_types
-        ):
-            return family
+    typed = next((each for each in all_families() if model_type in each.model_types), None)
+    if architecture is not None:
+        wanted = _asked(architecture, known, model_type if typed else None)
+        if not known and not typed and (named or model_type):
+            logger.warning(
+                "config.json describes %s, which is not known here; it is read as %s, as asked",
+                ", ".join(named) or model_type, wanted,
+            )  # fmt: skip
+    elif known:
+        wanted = known
+        own_type = family_of_architecture(known).model_type(known)
+        if model_type not in (None, own_type):
+            raise UserError(
+                f"config.json has model_type {model_type!r}, which does not go with architecture "
+                f"{named[0]!r}; say with {_ARGUMENT} which of both it is"
+            )
+    elif named:
+        raise UserError(_unknown(named[0], model_type, typed))
+    elif typed:
+        wanted = typed.from_huggingface({"model_type": model_type}).architecture
+    else:
+        raise UserError(_unnamed(model_type))
+    family = family_of_architecture(wanted)
+    changes = {"model_type": family.model_type(wanted)}
+    own = known if known or named else wanted
+    if own not in family.architectures or family.model_type(own) != family.model_type(wanted):
+        own = None
+    return Identity(
+        family,
+        {**config, **changes, "architectures": [wanted]},
+        None if own is None else {**config, **changes, "architectures": [own]},
+    )
+
+
+def _asked(architecture: str, known: str | None, model_type: str | None) -> str:
+    """Our name for the architecture that the caller gave, checked against those of the file."""
+    of_file = {} if known is None else {family_of_architecture(known).model_type(known): known}
+    types = set(of_file) | ({model_type} if model_type else set())
+    wanted = _name_of_today(architecture)
+    if wanted is None or (types and family_of_architecture(wanted).model_type(wanted) not in types):
+        families = [family for family in all_families() if types & set(family.model_types)]
+        names = [
+            name
+            for family in families or all_families()
+            for name in family.architectures
+            if not types or family.model_type(name) in types
+        ]
+        problem = "is not one of this family" if types else "is not supported"
+        raise UserError(f"architecture {architecture!r} {problem}; choose among {', '.join(names)}")
+    return wanted
+
+
+def _unknown(name: str, model_type: object, typed: Family | None) -> str:
+    if typed:
+        choices = [n for n in typed.architectures if typed.model_type(n) == model_type]
+        return (
+            f"config.json names architecture {name!r}, which is not supported; to read its layers "
+            f"as another {model_type} model, give {_ARGUMENT}: one of {', '.join(choices)}"
+        )
     known = sorted(name for family in all_families() for name in family.architectures)
-    raise UserError(
-        f"config.json names architecture {architecture!r} (model_type {model_type!r}), which is "
-        f"not supported; supported are {', '.join(known)}"
+    return (
+        f"config.json names architecture {name!r} (model_type {model_type!r}), which is not "
+        f"supported; supported are {', '.join(known)}"
+    )
+
+
+def _unnamed(model_type: object) -> str:
+    known = sorted(kind for family in all_families() for kind in family.model_types)
+    if model_type is None:
+        return (
+            'config.json has neither "architectures" nor "model_type"; add a line that names the '
+            'model, such as "architectures": ["BertForMaskedLM"], or give '
+            f"{_ARGUMENT}; supported model types are {', '.join(known)}"
+        )
+    return (
+        f"config.json has model_type {model_type!r}, which is not supported; supported are "
+        f"{', '.join(known)}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -17,25 +18,33 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from flax_transformers.errors import UserError
-from flax_transformers.families import generation_settings, tensor_files
+from flax_transformers.families import (
+    folder_kinds,
+    generation_settings,
+    tensor_files,
+    tensor_names,
+)
 from flax_transformers.families.config_fields import kept_fields
-from flax_transformers.families.family import Family, family_of_json
+from flax_transformers.families.family import Identity, identify
 from flax_transformers.families.placement import Placement, boxed_shapes, fresh_heads
-from flax_transformers.families.side_files import CONFIG
+from flax_transformers.families.weight_table import some
 from flax_transformers.families.weights import known_names, read_parameters
 from flax_transformers.models.config import Execution, TextConfig, TransformerConfig
+
+logger = logging.getLogger(__name__)
 
 PLAIN = Execution()
 
 
 def find_directory(path: str | os.PathLike[str]) -> Path | None:
-    """A directory at ``path``, or the newest snapshot of a Hugging Face id in the local cache.
+    """A directory at ``path``, or the newest snapshot of a Hugging Face id in the local cache; of
+    one that sentence-transformers wrote, the folder inside that holds the transformer.
 
     None if there is neither. Nothing is downloaded.
     """
     local = Path(path).expanduser()
     if local.is_dir():
-        return local
+        return folder_kinds.inner_folder(local)
     parts = os.fspath(path).split("/")
     if len(parts) > 2 or not all(parts) or any(part in (".", "..") for part in parts):
         return None
@@ -46,7 +55,7 @@ def find_directory(path: str | os.PathLike[str]) -> Path | None:
     if not reference.is_file():
         return None
     snapshot = entry / "snapshots" / reference.read_text().strip()
-    return snapshot if snapshot.is_dir() else None
+    return folder_kinds.inner_folder(snapshot) if snapshot.is_dir() else None
 
 
 def load_directory(
@@ -62,74 +71,111 @@ def load_directory(
     """The model in a Hugging Face directory and its parameters, of ``dtype``.
 
     Another ``architecture`` of the same family, or another ``num_labels``, takes the layers from
-    the file and makes the heads that the file does not hold anew. One parameter at a time is on the
-    host; with a ``mesh`` each goes where the sharding rules put it. Raises UserError for whatever
-    is missing, extra, mis-shaped, damaged or unknown.
+    the file. Heads that the file does not hold are initialised, and those that the model does not
+    have are passed over; both are logged by name. Not so the table that a decoder's logits come
+    from: without it a file is not whole, unless the caller gave the ``architecture``. One parameter
+    at a time is on the host; with a ``mesh`` each goes where the sharding rules put it.
+
+    Raises UserError for whatever is missing, extra, mis-shaped, damaged or unknown, and for folders
+    of another kind, saying what they are.
     """
-    family, own, config = _read_config(directory, architecture, num_labels)
-    tensors = tensor_files.open_tensors(directory)
-    if family.settle is not None:
-        own, config = family.settle(own, tensors), family.settle(config, tensors)
+    folder = folder_kinds.inner_folder(directory)
+    folder_kinds.require_model(folder)
+    identity, own, config = _read_config(folder, architecture, num_labels)
+    family = identity.family
+    tensors: Mapping[str, Any] = tensor_files.open_tensors(folder)
+    with _naming(folder):
+        tensor_names.require_sizes(config, tensors)
+        tensors = tensor_names.unwrapped(tensors, family.weights(config))
+        if family.settle is not None:
+            own, config = family.settle(own, tensors), family.settle(config, tensors)
     platform = (mesh.devices.flat[0] if mesh else jax.devices()[0]).platform
     model = config.build(execution.resolve(platform))
     place = Placement.of(model, dtype, mesh)
-    ignored: frozenset[str] = frozenset()
-    if config != own:  # what only its own heads need
-        own_params = nn.meta.unbox(boxed_shapes(own.build(Execution())))
-        ignored = known_names(family.weights(own), tensors, own_params)
-    reading = read_parameters(
-        family.weights(config),
-        tensors,
-        place.shapes,
-        getattr(config, "vocab_size", 0),
-        ignored=ignored,
-        fresh_heads=config != own,
-    )
-    with _naming(directory):
+    with _naming(folder):
+        reading = read_parameters(
+            family.weights(config),
+            tensors,
+            place.shapes,
+            getattr(config, "vocab_size", 0),
+            ignored=_other_heads(identity, own, config, tensors, place, architecture is not None),
+            fresh_heads=True,
+            resized_heads=config != own or identity.own is None,
+            required=() if architecture else ("lm_head",),
+        )
         leaves = {path: place.put(path, value) for path, value in reading}
     params = unflatten_dict(leaves, sep="/")
     absent = set(place.shapes) - set(params)
-    return model, params | fresh_heads(model, place, absent, directory, seed)
+    return model, params | fresh_heads(model, place, absent, folder, seed)
 
 
 def _read_config(
     directory: Path, architecture: str | None, num_labels: int | None
-) -> tuple[Family, TransformerConfig, TransformerConfig]:
-    """The family, the config that the file describes, and the one that is asked for."""
-    described = tensor_files.read_json(directory / CONFIG)
+) -> tuple[Identity, TransformerConfig, TransformerConfig]:
+    """What a config.json describes, the config of the file's own model, and the one asked for."""
+    described = folder_kinds.read_config(directory)
     with _naming(directory):
         try:
-            family = family_of_json(described)
-            own = family.from_huggingface(described)
-            beside = _beside_the_model(directory, described, family, own)
-            changed = dict(described)
-            if architecture is not None:
-                if architecture not in family.architectures:
-                    raise UserError(
-                        f"architecture {architecture!r} is not one of this family; choose among "
-                        f"{', '.join(family.architectures)}"
-                    )
-                changed["architectures"] = [architecture]
+            identity = identify(described, architecture)
+            read = identity.family.from_huggingface
+            own = read(identity.own or identity.wanted)
+            beside = _beside_the_model(directory, identity, own)
+            wanted = identity.wanted
             if num_labels is not None and num_labels != own.num_labels:
-                changed |= {"id2label": None, "label2id": None, "num_labels": num_labels}
-            config = replace(family.from_huggingface(changed), **beside)
-            return family, replace(own, **beside), config
-        except (TypeError, ValueError, AttributeError, LookupError) as error:
+                wanted = wanted | {"id2label": None, "label2id": None, "num_labels": num_labels}
+            return identity, replace(own, **beside), replace(read(wanted), **beside)
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
             raise UserError(
-                f"config.json has a field of a kind that cannot be read ({error}); compare it with "
-                "that of a published model"
+                f"config.json has a field of a kind that cannot be read ({error!s:.200}); compare "
+                "it with that of a published model"
             ) from error
 
 
 def _beside_the_model(
-    directory: Path, described: Mapping[str, Any], family: Family, config: TransformerConfig
+    directory: Path, identity: Identity, config: TransformerConfig
 ) -> dict[str, Any]:
     """The fields of a config that do not come from the family's part of config.json."""
+    family, described = identity.family, identity.own or identity.wanted
     written = family.to_huggingface(config)
     fields: dict[str, Any] = {"hub_fields": kept_fields(described, written, family.aliases)}
     if isinstance(config, TextConfig):
         fields["generation"] = generation_settings.read_folder(directory, config, described)
     return fields
+
+
+def _other_heads(
+    identity: Identity,
+    own: TransformerConfig,
+    config: TransformerConfig,
+    tensors: Mapping[str, Any],
+    place: Placement,
+    asked: bool,
+) -> frozenset[str]:
+    """Tensors in the file that belong to heads which ``config`` does not have; they are logged.
+
+    They are what the file's own model has, the heads of the family's other architectures, and, if
+    the caller has ``asked`` for an architecture, whatever lies outside the layers.
+    """
+    family, table = identity.family, identity.family.weights(config)
+    unknown = set(tensors) - known_names(table, tensors, place.shapes)
+    if not unknown:
+        return frozenset()
+    found: set[str] = set()
+    if config != own:
+        shapes = nn.meta.unbox(boxed_shapes(own.build(PLAIN)))
+        found |= known_names(family.weights(own), unknown, shapes)
+    for architecture in family.architectures if unknown - found else ():
+        if family.model_type(architecture) == family.model_type(config.architecture):
+            other = family.weights(replace(config, architecture=architecture))
+            found |= tensor_names.head_names(other, unknown)
+    if asked and any(name.startswith(table.prefix) for name in tensors) and table.prefix:
+        found |= {name for name in unknown if not name.startswith(table.prefix)}
+    if found:
+        logger.info(
+            "%s has no use for %s in the file: left out",
+            config.architecture, some(sorted({name.rpartition(".")[0] for name in found})),
+        )  # fmt: skip
+    return frozenset(found)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar, get_args
 
@@ -9,6 +10,8 @@ from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import ProblemType, TransformerConfig
 from flax_transformers.models.feed_forward import Activation
+
+logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=TransformerConfig)
 
@@ -110,15 +113,20 @@ def common_fields(config: Mapping[str, Any], defaults: TransformerConfig) -> dic
     fields: dict[str, Any] = {
         "architecture": (config.get("architectures") or [defaults.architecture])[0]
     }
-    names = config.get("id2label")
-    if names:
-        labels = tuple(names[key] for key in sorted(names, key=int))
-        fields["num_labels"] = len(labels)
-        if labels != _unnamed(len(labels)):
-            fields["label_names"] = labels
-    elif "num_labels" in config:
-        require_number("num_labels", config["num_labels"], whole=True)
-        fields["num_labels"] = config["num_labels"]
+    names, number = _label_names(config.get("id2label")), config.get("num_labels")
+    if number is not None:
+        require_number("num_labels", number, whole=True)
+    if names is not None:
+        if number not in (None, len(names)):
+            logger.warning(
+                "config.json has num_labels %s, but %s names in id2label; the names count",
+                number, len(names),
+            )  # fmt: skip
+        fields["num_labels"] = len(names)
+        if names != _unnamed(len(names)):
+            fields["label_names"] = names
+    elif number is not None:
+        fields["num_labels"] = number
     fields["problem_type"] = config.get("problem_type")
     if fields["problem_type"] not in (None, *get_args(ProblemType)):
         raise UserError(
@@ -126,6 +134,44 @@ def common_fields(config: Mapping[str, Any], defaults: TransformerConfig) -> dic
             f"{', '.join(get_args(ProblemType))}"
         )
     return fields
+
+
+def _label_names(labels: Any) -> tuple[str, ...] | None:
+    """The names in ``id2label``, in order: a record from numbers to names (its keys are strings in
+    JSON), from names to numbers, or a list. Names that are numbers become strings.
+
+    None if there are none. Where the order cannot be told, outputs keep their number and no names.
+    Raises UserError for what is no record.
+    """
+    if not labels:
+        return None
+    if isinstance(labels, list):
+        labels = dict(enumerate(labels))
+    if not isinstance(labels, Mapping):
+        raise UserError(
+            f"config.json has id2label {labels!r:.80}; it must give a name to each number from 0 "
+            'on, such as {"0": "no", "1": "yes"}'
+        )
+    keys, values = list(labels), list(labels.values())
+    for numbers, names in ((keys, values), (values, keys)):
+        order = _label_order(numbers)
+        if order and all(isinstance(name, str | int | float) for name in names):
+            return tuple(str(names[index]) for index in order)
+    logger.warning(
+        "config.json has id2label %.80s, which does not number names from 0 on; they are not used",
+        labels,
+    )
+    return _unnamed(len(labels))
+
+
+def _label_order(values: list[Any]) -> list[int] | None:
+    """Where each number from 0 on stands among ``values``; None if these are not the numbers."""
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    return order if [numbers[index] for index in order] == list(range(len(numbers))) else None
 
 
 def common_json(config: TransformerConfig) -> dict[str, Any]:

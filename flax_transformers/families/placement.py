@@ -67,7 +67,9 @@ def fresh_heads(
     """Newly initialised parameters of the heads ``names``; a warning says which they are."""
     if not names:
         return {}
-    logger.warning("%s holds no weights for %s: started anew", source, ", ".join(sorted(names)))
+    logger.warning(
+        "%s holds no weights for %s: newly initialised", source, ", ".join(sorted(names))
+    )
 
     def initialise(key: jax.Array) -> Any:
         params = nn.meta.unbox(_initialise(model, key))

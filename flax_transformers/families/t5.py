@@ -386,6 +386,7 @@ FAMILY = Family(
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
     weights=weights,
+    older_names={"T5WithLMHeadModel": "T5ForConditionalGeneration"},
     settle=settle,
     aliases=_ALIASES,
 )

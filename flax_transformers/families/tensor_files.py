@@ -11,10 +11,11 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,9 +25,12 @@ from flax_transformers.errors import UserError
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _DIGEST = "sha256"
 _CHUNK_BYTES = 4 * 2**20
+_MAX_JSON_BYTES = 256 * 2**20
+_LFS_POINTER = "version https://git-lfs.github.com/spec"
+
+T = TypeVar("T", dict[str, Any], list[Any])
 
 _DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -81,28 +85,29 @@ def open_tensors(directory: Path) -> dict[str, FileTensor]:
     """All tensors of a directory's model.safetensors, or of the shards that its index names.
 
     Only headers are read, and files with a digest once to check it. Raises UserError, naming the
-    file, if one is missing, damaged or at odds with the index, or if there are only pickles.
+    file, if one is missing, damaged or at odds with the index.
     """
-    if (directory / WEIGHTS).exists():
+    if os.path.lexists(directory / WEIGHTS):
         return {tensor.name: tensor for tensor in _open_file(directory / WEIGHTS)}
-    if not (directory / INDEX).exists():
-        pickle = next((name for name in _PICKLES if (directory / name).exists()), None)
-        if pickle:
-            raise UserError(
-                f"{directory / pickle} is a pickle, which can run any code and is never read; load "
-                f"it in transformers and save_pretrained it, which writes {WEIGHTS}"
-            )
-        raise UserError(f"{directory} has neither {WEIGHTS} nor {INDEX}; check the path")
-    index = read_json(directory / INDEX)
-    places = index.get("weight_map")
-    if not isinstance(places, dict) or not places:
+    places = read_json(directory / INDEX).get("weight_map")
+    if (
+        not isinstance(places, dict)
+        or not places
+        or not all(isinstance(file, str) for file in places.values())
+    ):
         raise UserError(f"{directory / INDEX} has no weight_map; download it again")
+    shards = sorted(set(places.values()))
+    absent = [
+        file for file in shards if Path(file).name != file or not (directory / file).is_file()
+    ]
+    if absent:
+        raise UserError(
+            f"{directory / INDEX} names the shard {absent[0]!r}"
+            f"{f' and {len(absent) - 1} more' if len(absent) > 1 else ''}, of {len(shards)}, which "
+            "is not there; copy all shards"
+        )
     tensors: dict[str, FileTensor] = {}
-    for file in sorted({str(name) for name in places.values()}):
-        if Path(file).name != file or not (directory / file).exists():
-            raise UserError(
-                f"{directory / INDEX} names the shard {file!r}, which is not there; copy all shards"
-            )
+    for file in shards:
         for tensor in _open_file(directory / file):
             if places.get(tensor.name, file) != file or tensor.name in tensors:
                 raise UserError(
@@ -119,21 +124,59 @@ def open_tensors(directory: Path) -> dict[str, FileTensor]:
     return tensors
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file that holds a record. Raises UserError if it is not there or is something else."""
+def read_json(file: Path, kind: type[T] = dict) -> T:  # type: ignore[assignment]
+    """A JSON file that holds a record, or another ``kind``.
+
+    Raises UserError if it is not there, is something else or is longer than such files are.
+    """
+    require_file(file)
     try:
-        content = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing; give the folder that it is in") from None
+        if file.stat().st_size > _MAX_JSON_BYTES:
+            raise UserError(
+                f"{file} is longer than {_MAX_JSON_BYTES // 2**20} MiB; it is not what "
+                "transformers writes"
+            )
+        text = file.read_text("utf-8-sig")
+        if text.startswith(_LFS_POINTER):
+            raise UserError(_is_pointer(file))
+        content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({error}); it should be JSON") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds no JSON object; it is not what transformers writes")
+        raise UserError(f"{file} cannot be read ({error!s:.200}); it should be JSON") from error
+    if not isinstance(content, kind):
+        kinds = {dict: "object", list: "array"}
+        raise UserError(f"{file} holds no JSON {kinds[kind]}; it is not what transformers writes")
     return content
 
 
-def _open_file(file: Path) -> Iterator[FileTensor]:
+def require_file(file: Path) -> None:
+    """Raises UserError unless ``file`` is a file: a folder, a pipe or a link to nothing is not, and
+    to open a pipe would wait for ever."""
     try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        dangling = " (a link to nothing)" if file.is_symlink() else ""
+        raise UserError(f"{file} is missing{dangling}; give the folder that it is in") from None
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be read ({error.strerror or error}); copy it again"
+        ) from None
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{file} is no regular file; copy the model's folder again")
+
+
+def _is_pointer(file: Path) -> str:
+    return (
+        f"{file} is a pointer of git-lfs and not the file itself; run `git lfs pull` in its "
+        "repository, or download the file again"
+    )
+
+
+def _open_file(file: Path) -> Iterator[FileTensor]:
+    require_file(file)
+    try:
+        with file.open("rb") as raw:
+            if raw.read(len(_LFS_POINTER)) == _LFS_POINTER.encode():
+                raise UserError(_is_pointer(file))
         # The library checks that sizes, offsets and the length of the file agree.
         with safetensors.safe_open(file, framework="np") as opened:
             metadata = opened.metadata() or {}
@@ -147,7 +190,7 @@ def _open_file(file: Path) -> Iterator[FileTensor]:
                 )
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(
-            f"{file} is damaged or no safetensors file ({error}); download or copy it again"
+            f"{file} is damaged or no safetensors file ({error!s:.200}); download or copy it again"
         ) from error
     header.pop("__metadata__", None)
     for name, entry in header.items():

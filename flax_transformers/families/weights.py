@@ -90,6 +90,8 @@ def read_parameters(
     *,
     ignored: Collection[str] = (),
     fresh_heads: bool = False,
+    resized_heads: bool = False,
+    required: Collection[str] = (),
 ) -> Iterator[tuple[str, np.ndarray]]:
     """One parameter after another, as its path and a numpy array of the shape and dtype in params.
 
@@ -97,7 +99,8 @@ def read_parameters(
     turn comes, so that memory is needed for one parameter at a time. Every tensor is read once.
     Padded vocabulary rows are zero. ``ignored``: names in the file to pass over. With
     ``fresh_heads``, a head (a group of params named ``..._head`` or ``pooler``) that the file
-    lacks, or holds in another shape, is left out of what comes back.
+    lacks is left out of what comes back, unless it is among ``required``; with ``resized_heads``
+    also one that the file holds in another shape.
 
     Raises UserError, with names, before anything is read, for tensors that are missing, extra, of
     another shape or not floating point; and for copies that differ from the original.
@@ -107,9 +110,10 @@ def read_parameters(
     shapes = tensor_shapes(table, params, vocab_size)
     sources, copies, unknown, twice = _sources(table, tensors, slots, ignored)
     views = {source: tensors[source] for source in (*sources, *copies)}
-    if fresh_heads:
+    if fresh_heads or resized_heads:
         wrong = [name for source, name in sources.items() if views[source].shape != shapes[name]]
-        fresh = _fresh_heads(slots, set(sources.values()), wrong)
+        fresh = _fresh_heads(slots, set(sources.values()), wrong if resized_heads else ())
+        fresh -= set(required)
         slots = {name: slot for name, slot in slots.items() if _group(slot) not in fresh}
         sources = {source: name for source, name in sources.items() if name in slots}
         copies = {source: name for source, name in copies.items() if name in slots}

@@ -141,7 +141,7 @@ def test_a_checkpoint_of_ours_can_be_given_another_head(ours, caplog):
     )
     assert model.config.architecture == "BertForSequenceClassification"
     assert params["classification_head"]["bias"].shape == (4,)
-    assert "no weights for classification_head, pooler: started anew" in caplog.text
+    assert "no weights for classification_head, pooler: newly initialised" in caplog.text
     backbone = load_pretrained(ours)[1]
     del backbone["mlm_head"], params["classification_head"], params["pooler"]
     jax.tree.map(

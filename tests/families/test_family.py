@@ -6,7 +6,7 @@ import pytest
 
 import flax_transformers as ft
 from flax_transformers.errors import UserError
-from flax_transformers.families.family import all_families, family_of, family_of_json
+from flax_transformers.families.family import all_families, family_of, family_of_json, identify
 
 
 def test_published_sizes_have_names_of_their_own():
@@ -41,3 +41,62 @@ def test_a_model_has_the_method_of_its_own_head_and_of_no_other():
         for name, kind in family.config.architectures.items():
             wanted = {methods[head] for head in methods if name.endswith(f"For{head}")}
             assert {method for method in methods.values() if hasattr(kind, method)} == wanted, name
+
+
+@pytest.mark.parametrize(
+    ("described", "asked", "expected"),
+    [
+        # The argument comes first,
+        ({}, "BertForMaskedLM", ("BertForMaskedLM", "bert")),
+        ({}, "XLMRobertaModel", ("XLMRobertaModel", "xlm-roberta")),
+        ({"architectures": ["BertForChat"]}, "BertModel", ("BertModel", "bert")),
+        ({"model_type": "camembert"}, "RobertaModel", ("RobertaModel", "roberta")),
+        ({"model_type": "bert"}, "BertModel", ("BertModel", "bert")),
+        (
+            {"model_type": "xlm-roberta", "architectures": ["RobertaForMaskedLM"]},
+            "XLMRobertaForMaskedLM",
+            ("XLMRobertaForMaskedLM", "xlm-roberta"),
+        ),
+        # then the first architecture that is known, under any of its names,
+        ({"architectures": ["LLaMAForCausalLM"]}, None, ("LlamaForCausalLM", "llama")),
+        ({"architectures": ["TFBertForMaskedLM"]}, None, ("BertForMaskedLM", "bert")),
+        ({"architectures": ["FlaxGPT2LMHeadModel"]}, None, ("GPT2LMHeadModel", "gpt2")),
+        ({"architectures": ["T5WithLMHeadModel"]}, None, ("T5ForConditionalGeneration", "t5")),
+        ({"architectures": ["MyBert", "BertModel"]}, None, ("BertModel", "bert")),
+        # then the model type.
+        ({"model_type": "umt5"}, None, ("UMT5ForConditionalGeneration", "umt5")),
+        ({"model_type": "mbart"}, None, ("MBartForConditionalGeneration", "mbart")),
+        ({"model_type": "gpt2", "architectures": []}, None, ("GPT2LMHeadModel", "gpt2")),
+    ],
+)
+def test_the_caller_decides_then_the_architectures_then_the_model_type(described, asked, expected):
+    found = identify(described, asked)
+    assert (found.wanted["architectures"][0], found.wanted["model_type"]) == expected
+    assert found.family.from_huggingface(found.wanted).architecture == expected[0]
+
+
+@pytest.mark.parametrize(
+    ("described", "asked", "said"),
+    [
+        ({}, None, r'neither "architectures" nor "model_type"; add a line .*"architectures": \["B'),
+        ({"model_type": "opt"}, None, r"model_type 'opt', which is not supported; .* bart, bert"),
+        (
+            {"model_type": "bert", "architectures": ["BertForMultipleChoice"]},
+            None,
+            "'BertForMultipleChoice'.*as another bert model, give architecture= .*one of BertForM",
+        ),
+        ({"model_type": "bert", "architectures": ["GPT2Model"]}, None, "does not go with .*'GPT2M"),
+        (
+            {"model_type": "bert"},
+            "GPT2Model",
+            "'GPT2Model' is not one of this family; .* BertModel",
+        ),
+        ({"architectures": ["MBartModel"]}, "BartModel", "'BartModel' is not one .* MBartModel$"),
+        ({}, "OPTModel", "'OPTModel' is not supported; choose among .*BertForMaskedLM"),
+        ({"architectures": "BertModel"}, None, "architectures 'BertModel'; it must be a list"),
+        ({"architectures": [5]}, "BertModel", r"architectures \[5\]; it must be a list of names"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused_with_what_to_add(described, asked, said):
+    with pytest.raises(UserError, match=said):
+        identify(described, asked)

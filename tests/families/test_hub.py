@@ -19,7 +19,14 @@ from flax_transformers.families import hub_write
 from flax_transformers.families.family import family_of_json
 from flax_transformers.models.config import Execution
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
-from tests.families.tiny_bert import assert_same, change_tensors, make_model, without
+from flax_transformers.testing import tiny_model
+from tests.families.tiny_bert import (
+    assert_same,
+    change_json,
+    change_tensors,
+    make_model,
+    without,
+)
 
 
 @pytest.fixture
@@ -134,7 +141,7 @@ def test_another_head_is_started_anew_and_named(saved, caplog):
         )
     assert model.config.num_labels == 5
     assert params["classification_head"]["bias"].shape == (5,)
-    assert "holds no weights for classification_head, pooler: started anew" in caplog.text
+    assert "holds no weights for classification_head, pooler: newly initialised" in caplog.text
     assert_same(
         without(params, "classification_head", "pooler"), without(make_model()[1], "mlm_head")
     )
@@ -302,3 +309,81 @@ def test_a_model_that_the_original_cannot_be_is_not_written(tmp_path, architectu
     with pytest.raises(UserError, match=f"model.{field} is .* in Hugging Face format cannot be"):
         save_pretrained(tmp_path / "out", model, {})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [None, "BertForMaskedLM"])
+def test_a_config_of_2019_is_read_as_what_the_caller_says(saved, asked):
+    change_json(saved / "config.json", architectures=None, model_type=None)
+    if asked is None:
+        with pytest.raises(UserError, match=r'saved: config.json has neither "architectures" nor'):
+            load_pretrained(saved)
+    else:
+        assert_same(load_pretrained(saved, architecture=asked)[1], make_model()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "lost", "group"),
+    [
+        ("BertModel", "pooler.", "pooler"),
+        ("BertForPreTraining", "cls.seq_relationship.", "next_sentence_head"),
+        ("BertForMaskedLM", "cls.", "mlm_head"),
+        ("BertForSequenceClassification", "classifier.", "classification_head"),
+    ],
+)
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_head_that_the_file_lacks_is_initialised_and_named(
+    tmp_path, caplog, architecture, lost, group, asked
+):
+    model, params = make_model(architecture=architecture)
+    save_pretrained(tmp_path / "saved", model, params)
+    change_tensors(
+        tmp_path / "saved",
+        lambda tensors: {n: t for n, t in tensors.items() if not n.startswith(lost)},
+    )
+    loaded, back = load_pretrained(tmp_path / "saved", architecture=architecture if asked else None)
+    assert f"holds no weights for {group}: newly initialised" in caplog.text
+    assert loaded.config == model.config and back.keys() == params.keys()
+    assert_same(without(back, group), without(params, group))
+
+
+@pytest.mark.slow
+def test_the_table_of_a_decoders_logits_is_no_head_to_make_up_for(tmp_path, caplog):
+    model, params = tiny_model("LlamaForCausalLM")
+    save_pretrained(tmp_path / "saved", model, params)
+    params = load_pretrained(tmp_path / "saved")[1]
+    change_tensors(tmp_path / "saved", lambda tensors: without(tensors, "lm_head.weight"))
+    with pytest.raises(UserError, match=r"missing from the file: lm_head.weight"):
+        load_pretrained(tmp_path / "saved")
+    back = load_pretrained(tmp_path / "saved", architecture="LlamaForCausalLM")[1]
+    assert_same(without(back, "lm_head"), without(params, "lm_head"))
+    assert "no weights for lm_head: newly initialised" in caplog.text
+
+
+@pytest.mark.slow
+def test_heads_that_the_model_does_not_have_are_left_out_and_named(saved, caplog):
+    more = {"classifier.weight": np.ones((3, 8), np.float32), "classifier.bias": np.ones(3)}
+    change_tensors(saved, lambda tensors: tensors | more)
+    with caplog.at_level(logging.INFO, logger="flax_transformers"):
+        assert_same(load_pretrained(saved)[1], make_model()[1])
+    assert "BertForMaskedLM has no use for classifier in the file: left out" in caplog.text
+
+
+@pytest.mark.slow
+def test_an_architecture_that_is_not_here_is_read_as_another_of_its_family(saved, caplog):
+    change_json(saved / "config.json", architectures=["BertForMultipleChoice"])
+    scores = {"classifier.weight": np.ones((1, 8), np.float32), "classifier.bias": np.ones(1)}
+    change_tensors(saved, lambda tensors: tensors | scores | {"router.bias": np.ones(1)})
+    with pytest.raises(UserError, match="as another bert model, give architecture="):
+        load_pretrained(saved)
+    with caplog.at_level(logging.INFO, logger="flax_transformers"):
+        _, params = load_pretrained(saved, architecture="BertForSequenceClassification")
+    assert params["classification_head"]["bias"].shape == (2,)
+    assert "no weights for classification_head, pooler: newly initialised" in caplog.text
+    assert (
+        "no use for cls.predictions, cls.predictions.transform.LayerNorm, "
+        "cls.predictions.transform.dense, router in the file: left out" in caplog.text
+    )
+    body = without(params, "classification_head", "pooler")
+    assert_same(body, without(make_model()[1], "mlm_head"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -65,3 +66,40 @@ def test_names_that_the_original_reads_as_well_mean_the_same(architecture, alias
     read = family_of_json(described).from_huggingface
     assert read(described | {alias: 48}) == read(described | {own: 48}) != read(described)
     assert read(described | {alias: 48, own: 96}) == read(described | {own: 96})
+
+
+@pytest.mark.parametrize(
+    ("described", "labels", "names"),
+    [
+        ({"id2label": {"0": 1, "1": 2}}, 2, ("1", "2")),
+        ({"id2label": {"1": "b", "0": "a"}}, 2, ("a", "b")),
+        ({"id2label": {0: "a", 1: 2.5, 2: True}}, 3, ("a", "2.5", "True")),
+        ({"id2label": {"0.0": "a", "1.0": "b"}}, 2, ("a", "b")),
+        ({"id2label": ["a", "b", 3]}, 3, ("a", "b", "3")),
+        ({"id2label": {"no": 0, "yes": "1"}}, 2, ("no", "yes")),
+        ({"id2label": {"yes": 1, "no": 0}}, 2, ("no", "yes")),
+        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, 2, ()),
+        ({"id2label": {"0": "a", "1": "b"}, "num_labels": 5}, 2, ("a", "b")),
+        ({"id2label": {}, "num_labels": 5}, 5, ()),
+        ({"num_labels": 5}, 5, ()),
+        # Without an order there are no names.
+        ({"id2label": {"1": "a", "2": "b"}}, 2, ()),
+        ({"id2label": {"0": None, "1": "b"}}, 2, ()),
+        ({"id2label": {"a": "b"}}, 1, ()),
+    ],
+)
+def test_labels_are_strings_whatever_the_file_says_they_are(described, labels, names):
+    config = read_bert(described)
+    assert (config.num_labels, config.label_names) == (labels, names)
+    assert read_bert(json.loads(json.dumps(config_json(config)))) == config
+
+
+@pytest.mark.parametrize("labels", [5, "no", True])
+def test_what_is_no_record_of_labels_is_refused(labels):
+    with pytest.raises(UserError, match="has id2label .*; it must give a name to each number from"):
+        read_bert({"id2label": labels})
+
+
+def read_bert(described):
+    described = {"architectures": ["BertForSequenceClassification"]} | described
+    return family_of_json(described).from_huggingface(described)

@@ -208,7 +208,7 @@ def test_a_bare_untied_model_gets_a_new_table_for_the_logits_and_says_so(tmp_pat
     )
     assert not model.config.tie_embeddings
     assert params["lm_head"]["words"]["kernel"].shape == (12, 128)
-    assert "lm_head: started anew" in caplog.text
+    assert "lm_head: newly initialised" in caplog.text
 
 
 def test_a_bare_tied_model_makes_logits_with_its_words(tmp_path, caplog):

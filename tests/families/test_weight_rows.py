@@ -201,8 +201,17 @@ def test_a_head_of_another_shape_is_left_out_only_if_it_may_be_fresh():
     tensors, shapes = make_tensors(), make_shapes(labels=2)
     with pytest.raises(UserError, match=r"score.weight is \[4, 6\], not \[2, 6\]"):
         read(tensors, shapes=shapes)
-    params = read(tensors, shapes=shapes, fresh_heads=True)
+    with pytest.raises(UserError, match=r"score.weight is \[4, 6\], not \[2, 6\]"):
+        read(tensors, shapes=shapes, fresh_heads=True)
+    params = read(tensors, shapes=shapes, resized_heads=True)
     assert_equal(params, without(read(tensors), "classification_head"))
+
+
+def test_a_head_that_is_required_may_not_be_absent():
+    bare = without(make_tensors(), "model.pooler.weight", "model.pooler.bias")
+    assert_equal(read(bare, fresh_heads=True), without(read(make_tensors()), "pooler"))
+    with pytest.raises(UserError, match=r"2 tensor\(s\) missing from the file: model.pooler"):
+        read(bare, fresh_heads=True, required=("pooler",))
 
 
 @pytest.mark.parametrize("name", ["score.bias", "model.e.0.qkv.bias"])
