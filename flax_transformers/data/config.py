@@ -29,6 +29,10 @@ class DataConfig:
     workers: int = 0
     """Processes per host that make training examples; 0 makes them in the training process."""
 
+    verify: bool = True
+    """Read the whole store once when a run opens it, and compare it with its digests (about a
+    second per GB). False compares sizes alone."""
+
     RANGES: ClassVar[Ranges] = {
         "prepare_processes": ranges.integers(1, 4096),
         "workers": ranges.integers(0, 4096),

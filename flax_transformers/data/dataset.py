@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from types import MappingProxyType
 from typing import Protocol
 
+from flax_transformers.data.cached_stores import Tokenizers
 from flax_transformers.data.config import DataConfig, TextData
 from flax_transformers.data.images import (
     ImageData,
@@ -48,6 +50,10 @@ class Dataset(Protocol):
         """Hash of the training examples: a run goes on only with the data it began with."""
 
     @property
+    def known_as(self) -> tuple[str, ...]:
+        """Fingerprints that earlier versions gave the same examples."""
+
+    @property
     def summary(self) -> str:
         """How much there is of what, in a few words."""
 
@@ -74,16 +80,24 @@ class Dataset(Protocol):
         """
 
 
-def prepare(data: DataConfig, output: str | os.PathLike[str] | None = None) -> Dataset:
+def prepare(
+    data: DataConfig,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    of_run: Tokenizers = MappingProxyType({}),
+    compare: bool = True,
+) -> Dataset:
     """Makes what a run reads, in ``output`` or ``data.store``, or opens it where it is finished.
 
-    Raises UserError for data that is missing, damaged or empty.
+    Where text has to be tokenized, the tokenizers ``of_run`` are used instead of training others. A
+    finished store is enough; with ``compare`` its source, if at hand, must have files of the sizes
+    that it was made from. Raises UserError for data that is missing, damaged or empty.
     """
     if isinstance(data, ImageData):
-        return prepare_images(data, output)
+        return prepare_images(data, output, compare=compare)
     if isinstance(data, MixedText):
-        return prepare_mixture(data, output)
-    return prepare_text(_text(data), output)
+        return prepare_mixture(data, output, of_run=of_run, compare=compare)
+    return prepare_text(_text(data), output, of_run=of_run, compare=compare)
 
 
 def begin(data: DataConfig, output: str | os.PathLike[str] | None = None) -> None:
@@ -118,7 +132,7 @@ def prepare_share(
 def verify(prepared: Dataset) -> None:
     """Reads every file of the stores and compares digests. Raises UserError naming a damaged one.
 
-    Opening compares sizes alone.
+    Opening does so too, unless ``data.verify`` is False.
     """
     parts = prepared.parts if isinstance(prepared, PreparedMixture) else (prepared,)
     for part in parts:
@@ -128,16 +142,17 @@ def verify(prepared: Dataset) -> None:
                 store.verify()
 
 
-def open_dataset(data: DataConfig) -> Dataset:
+def open_dataset(data: DataConfig, *, of_run: Tokenizers = MappingProxyType({})) -> Dataset:
     """What ``prepare`` has finished. Raises UserError where it has not.
 
-    For several processes at once, none of which may start to write.
+    For several processes at once, none of which may start to write. Nothing is compared with the
+    source.
     """
     if isinstance(data, ImageData):
         return open_prepared_images(data)
     if isinstance(data, MixedText):
-        return open_mixture(data)
-    return open_prepared(_text(data))
+        return open_mixture(data, of_run=of_run)
+    return open_prepared(_text(data), of_run=of_run)
 
 
 def _text(data: DataConfig) -> TextData:

@@ -13,15 +13,21 @@ import os
 import socket
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from flax_transformers.errors import UserError
 
 _TEMPORARY = ".tmp-"
+
+
+class RandomFile(Protocol):
+    """A file that is read at random."""
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes [start, stop); fewer if the file ends before. Raises OSError."""
 
 
 class Folder(Protocol):
@@ -35,8 +41,8 @@ class Folder(Protocol):
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes [start, stop); fewer if the file ends before."""
 
-    def array(self, name: str, dtype: str) -> np.ndarray:
-        """The whole file as a flat array, mapped into memory where the folder is local."""
+    def open(self, name: str) -> RandomFile:
+        """The file, for many reads at random."""
 
     def write(self, name: str, content: bytes) -> None:
         """Replaces the file as a whole."""
@@ -73,6 +79,23 @@ def writing(path: str, failure: type[Exception] = OSError) -> Iterator[None]:
         ) from error
 
 
+class LocalFile:
+    """See RandomFile."""
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, start: int, stop: int) -> bytes:
+        content = os.pread(self._descriptor, stop - start, start)
+        while content and len(content) < stop - start:  # one call gives at most 2 GiB
+            more = os.pread(self._descriptor, stop - start - len(content), start + len(content))
+            if not more:
+                break
+            content += more
+        return content
+
+
 class LocalFolder:
     """See Folder."""
 
@@ -87,11 +110,8 @@ class LocalFolder:
             file.seek(start)
             return file.read(-1 if stop is None else max(0, stop - start))
 
-    def array(self, name: str, dtype: str) -> np.ndarray:
-        path = os.path.join(self.path, name)
-        if os.path.getsize(path) == 0:  # an empty file cannot be mapped
-            return np.zeros(0, dtype)
-        return np.asarray(np.memmap(path, dtype, "r"))
+    def open(self, name: str) -> LocalFile:
+        return LocalFile(os.path.join(self.path, name))
 
     def write(self, name: str, content: bytes) -> None:
         with writing(self.path):
@@ -194,8 +214,8 @@ class BucketFolder:
         whole = start == 0 and stop is None  # an empty file has no valid range
         return self._store.read(name, byte_range=None if whole else slice(start, stop)).result()
 
-    def array(self, name: str, dtype: str) -> np.ndarray:
-        return np.frombuffer(self.read(name), dtype)
+    def open(self, name: str) -> _BucketFile:
+        return _BucketFile(self, name)
 
     def write(self, name: str, content: bytes) -> None:
         with writing(self.path, ValueError):
@@ -220,3 +240,13 @@ class BucketFolder:
             self.write(name, temporary.read_bytes())
         finally:
             temporary.unlink(missing_ok=True)
+
+
+class _BucketFile:
+    """See RandomFile."""
+
+    def __init__(self, folder: BucketFolder, name: str) -> None:
+        self._folder, self._name = folder, name
+
+    def read(self, start: int, stop: int) -> bytes:
+        return self._folder.read(self._name, start, stop)

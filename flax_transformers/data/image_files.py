@@ -10,7 +10,7 @@ import numpy as np
 
 from flax_transformers.data.documents import listed
 from flax_transformers.data.files import open_file, reading
-from flax_transformers.data.image_kinds import SPLIT_NAMES, Found, ImageSource, files_identity
+from flax_transformers.data.image_kinds import SPLIT_NAMES, Found, ImageSource
 from flax_transformers.errors import UserError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -78,12 +78,8 @@ class FolderImages:
                 raw = b""
             yield Found(name, raw, label)
 
-    def identity(self) -> str:
-        sizes = []
-        for name, _ in self._files:
-            status = (self._top / name).stat()
-            sizes.append((name, status.st_size, status.st_mtime_ns))
-        return repr(sizes)
+    def files(self) -> list[tuple[str, Path]]:
+        return [(name, self._top / name) for name, _ in self._files]
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
@@ -139,8 +135,8 @@ class IdxImages:
             raw, label = self._images[number].tobytes(), int(self._labels[number])
             yield Found(f"image {number}", raw, label)
 
-    def identity(self) -> str:
-        return files_identity(list(self._files.values()))
+    def files(self) -> list[tuple[str, Path]]:
+        return [(kind, path) for kind, path in sorted(self._files.items())]
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:

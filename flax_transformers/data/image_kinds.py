@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -65,8 +65,8 @@ class Images(Protocol):
         """Images ``start`` to ``stop`` in order; empty bytes for one that cannot be read."""
         ...
 
-    def identity(self) -> str:
-        """What changes when the data do, found without reading them."""
+    def files(self) -> list[tuple[str, Path]]:
+        """(name, path) of the files that hold the images, in order."""
         ...
 
 
@@ -74,8 +74,3 @@ def split_of_file(name: str) -> str | None:
     """The split that a file's name begins with, as in train-00000-of-00001.parquet."""
     first = re.split(r"[-_.]", name)[0]
     return next((split for split, names in SPLIT_NAMES.items() if first in names), None)
-
-
-def files_identity(files: Sequence[Path]) -> str:
-    stats = ((path.name, path.stat()) for path in files)
-    return repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])

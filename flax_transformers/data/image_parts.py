@@ -24,14 +24,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flax_transformers.data.claims import digest
+from flax_transformers.data.claims import Corpus, require_unchanged
 from flax_transformers.data.folders import LocalFolder, writing
 from flax_transformers.data.image_decode import UnreadableImage, decode_image, pillow
 from flax_transformers.data.image_kinds import ImageSource
 from flax_transformers.data.image_sources import open_images
-from flax_transformers.data.image_store import FORMAT, MANIFEST, SKIPPED, source_json
+from flax_transformers.data.image_store import (
+    FORMAT,
+    MANIFEST,
+    SKIPPED,
+    image_digest,
+    source_json,
+)
 from flax_transformers.data.shard_work import Note, for_each_run
-from flax_transformers.data.store import SPLITS, Split, to_json
+from flax_transformers.data.store import SPLITS, Split
+from flax_transformers.data.store_files import StoreArray, StoreReader, digest, sealed, to_json
 from flax_transformers.errors import UserError
 
 _PARTS = "parts/"
@@ -41,7 +48,7 @@ _BLOCK = 64  # images between two looks at the progress
 
 @dataclass(frozen=True)
 class ImageJob:
-    """All that checking a part takes. ``claimed`` is what the folder was claimed for.
+    """All that checking a part takes. ``claimed`` is the record of what the folder was claimed for.
 
     ``validation`` is a source of its own for evaluation; without it, ``fraction`` of the images
     are held out by a hash of their bytes, so that equal ones stay on one side.
@@ -74,7 +81,7 @@ class ImageJob:
 class _Part(NamedTuple):
     """A part that is done: images in order; those left out have a problem and an empty item."""
 
-    items: np.ndarray
+    items: StoreArray
     ends: np.ndarray
     labels: np.ndarray
     digests: np.ndarray
@@ -86,7 +93,7 @@ class _Part(NamedTuple):
         """Item, label and digest of those that are not left out."""
         starts = np.concatenate([np.zeros(1, np.int64), self.ends])
         for number in np.flatnonzero(self.usable):
-            item = self.items[starts[number] : starts[number + 1]]
+            item = self.items.read(int(starts[number]), int(starts[number + 1]))
             yield item, int(self.labels[number]), self.digests[number].tobytes()
 
 
@@ -110,7 +117,7 @@ def check_part(job: ImageJob, number: int, note: Note) -> None:
             ends.append(end)
             labels.append(label)
             usable.append(problem is None)
-            digests.append(np.frombuffer(hashlib.blake2b(raw, digest_size=16).digest(), np.uint8))
+            digests.append(np.frombuffer(image_digest(raw), np.uint8))
             if count % _BLOCK == 0 or start + count == stop:
                 note((count - 1) % _BLOCK + 1, 0)
         file.flush()
@@ -178,8 +185,9 @@ def _check_parts(job: ImageJob, numbers: Sequence[int], note: Note) -> None:
         note(shards=1)
 
 
-def finish(job: ImageJob, processes: int, origin: dict[str, Any]) -> None:
-    """Reads all parts again and makes a store of them. Raises UserError where a split stays empty.
+def finish(job: ImageJob, processes: int, corpus: Corpus, origin: dict[str, Any]) -> None:
+    """Reads all parts again and makes a store of them. Raises UserError where a split stays empty,
+    and where the images are no longer those of ``corpus``.
 
     A part whose files do not agree with their digests is made once more.
     """
@@ -197,6 +205,7 @@ def finish(job: ImageJob, processes: int, origin: dict[str, Any]) -> None:
             skipped += part.skipped
         counts = {split: len(writer.labels) for split, writer in writers.items()}
         _check_counts(job, counts, len(skipped))
+        require_unchanged(folder, corpus, job.claimed)
         origins = {"train": job.source, "validation": job.validation or job.source}
         splits = {split: writers[split].finish(origins[split]) for split in SPLITS}
     finally:
@@ -206,11 +215,12 @@ def finish(job: ImageJob, processes: int, origin: dict[str, Any]) -> None:
     manifest = {
         "format": FORMAT,
         "origin": origin,
+        "corpus": {"sizes": job.claimed["sizes"]},
         "classes": list(classes),
         "skipped": len(skipped),
         "splits": splits,
     }
-    folder.write(MANIFEST, to_json(manifest))
+    folder.write(MANIFEST, sealed(manifest))
     remove_parts(folder)
     print(
         f"Prepared {counts['train']:,} training and {counts['validation']:,} held-out images of "
@@ -244,16 +254,19 @@ def _read_or_make(job: ImageJob, number: int, processes: int) -> _Part:
 def _read(job: ImageJob, number: int) -> _Part:
     """A part, compared with its digests. Raises UserError where it is missing or differs."""
     record, name = _record(job, number), _name(number)
+    store = StoreReader(job.folder, "unfinished image store")
     try:
         if record is None:
             raise FileNotFoundError(f"{job.folder.path}/{name}.json")
-        items, arrays = job.folder.array(f"{name}.items", "u1"), job.folder.read(f"{name}.npz")
+        arrays = job.folder.read(f"{name}.npz")
     except OSError as error:
         raise UserError(f"{job.folder.path}/{name} cannot be read ({error}).") from error
-    found = {"items": hashlib.sha256(items.data), "arrays": hashlib.sha256(arrays)}
-    for kind, digested in found.items():
-        if digested.hexdigest() != record[kind]:
+    written = store.record(f"{name}.items")
+    found = {"items": written.sha256, "arrays": hashlib.sha256(arrays).hexdigest()}
+    for kind, sha256 in found.items():
+        if sha256 != record[kind]:
             raise UserError(f"{job.folder.path}/{name} does not match its recorded sha256.")
+    items = store.array(f"{name}.items", "u1", written.bytes)
     with np.load(io.BytesIO(arrays)) as loaded:
         skipped = json.loads(loaded["skipped"].tobytes())
         named = {kind: loaded[kind] for kind in ("ends", "labels", "digests", "usable")}
@@ -270,6 +283,7 @@ class _SplitWriter:
         self._content, self._digest = hashlib.sha256(), hashlib.sha256()
         self.labels: list[int] = []
         self._ends: list[int] = []
+        self._digests = bytearray()
         self._end = 0
 
     def add(self, item: np.ndarray, label: int, digest: bytes) -> None:
@@ -279,6 +293,7 @@ class _SplitWriter:
         self._end += len(item)
         self._ends.append(self._end)
         self.labels.append(label)
+        self._digests += digest
         self._digest.update(digest + label.to_bytes(4, "little"))
 
     def finish(self, source: ImageSource) -> dict[str, Any]:
@@ -287,12 +302,16 @@ class _SplitWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
         self._folder.publish(self._path, f"{self._split}/items")
-        files = {"items": self._content.hexdigest()}
-        for kind, values, dtype in (("labels", self.labels, "<i4"), ("ends", self._ends, "<i8")):
-            content = np.array(values, dtype).tobytes()
-            self._folder.write(f"{self._split}/{kind}", content)
-            files[kind] = hashlib.sha256(content).hexdigest()
         images = open_images(source)
+        files = {"items": {"bytes": self._end, "sha256": self._content.hexdigest()}}
+        contents = {
+            "labels": np.array(self.labels, "<i4").tobytes(),
+            "ends": np.array(self._ends, "<i8").tobytes(),
+            **({"digests": bytes(self._digests)} if images.in_place else {}),
+        }
+        for kind, content in contents.items():
+            self._folder.write(f"{self._split}/{kind}", content)
+            files[kind] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         return {
             "images": len(self.labels),
             "fingerprint": self._digest.hexdigest(),

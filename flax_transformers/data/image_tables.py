@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from flax_transformers.data.documents import listed
-from flax_transformers.data.image_kinds import Found, ImageSource, files_identity, split_of_file
-from flax_transformers.data.tfds_data import tfds_builder
+from flax_transformers.data.image_kinds import Found, ImageSource, split_of_file
+from flax_transformers.data.tfds_data import tfds_builder, tfds_files
 from flax_transformers.errors import UserError
 
 
@@ -85,8 +85,8 @@ class ParquetImages:
                     )
             first += rows
 
-    def identity(self) -> str:
-        return files_identity(self._files)
+    def files(self) -> list[tuple[str, Path]]:
+        return [(path.suffix, path) for path in self._files]
 
 
 class _parquet:
@@ -158,8 +158,6 @@ class RecordImages:
                 f"{source.path} has no split {source.split!r}; its splits are "
                 f"{listed(builder.info.splits)}, and slices such as 'train[:10%]' work."
             ) from error
-        lengths = {name: part.shard_lengths for name, part in sorted(builder.info.splits.items())}
-        self._identity = repr((builder.info.full_name, source.split, lengths))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -178,5 +176,5 @@ class RecordImages:
         raw: bytes = self._rows[int(place)][self._source.image_field]
         return raw
 
-    def identity(self) -> str:
-        return self._identity
+    def files(self) -> list[tuple[str, Path]]:
+        return tfds_files(self._source.path, self._source.split)

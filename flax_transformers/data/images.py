@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.data.augmentation import Augmentation, augmented, centre_crop
-from flax_transformers.data.claims import claim, digest, one_of_several, only_one
+from flax_transformers.data.cached_stores import cache_directory
+from flax_transformers.data.claims import (
+    Corpus,
+    claim,
+    one_of_several,
+    only_one,
+    refuse_changed,
+    refuse_other,
+    source_settings,
+    without_paths,
+)
 from flax_transformers.data.config import DataConfig
+from flax_transformers.data.content import NamedFiles, content_digest, sizes_digest
 from flax_transformers.data.folders import LocalFolder
 from flax_transformers.data.image_kinds import ImageSource
 from flax_transformers.data.image_parts import (
@@ -24,10 +37,11 @@ from flax_transformers.data.image_parts import (
     write_parts,
 )
 from flax_transformers.data.image_sources import open_images, own_held_out
-from flax_transformers.data.image_store import MANIFEST, ImageSplit, read_manifest, source_json
-from flax_transformers.data.prepare import cache_directory, cores
+from flax_transformers.data.image_store import KIND, MANIFEST, ImageSplit, read_manifest
+from flax_transformers.data.prepare import cores
 from flax_transformers.data.shard_work import require_job
 from flax_transformers.data.store import Split
+from flax_transformers.data.store_files import StoreReader, digest
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Vocabulary, WindowSpec
 from flax_transformers.objectives.images import ImageSpec
@@ -88,6 +102,10 @@ class PreparedImages:
     @property
     def fingerprint(self) -> str:
         return self.train.fingerprint
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def summary(self) -> str:
@@ -159,28 +177,33 @@ class ImageExamples:
 
 
 def prepare_images(
-    data: ImageData, output: str | os.PathLike[str] | None = None, *, processes: int | None = None
+    data: ImageData,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    processes: int | None = None,
+    compare: bool = True,
 ) -> PreparedImages:
     """Checks every image of ``data`` once and notes where it is, or opens what was prepared.
 
     ``output`` goes before ``data.store``, ``processes`` before ``data.prepare_processes``. Safe to
     kill and to call again; a store is finished when its manifest is there. Images that cannot be
-    decoded or have no label are left out, counted and named. A store named by ``data.store`` is not
-    compared with files that may have changed since. Raises UserError for a source that is not
-    there, nothing to hold out, and a folder that holds another store.
+    decoded or have no label are left out, counted and named. A finished store is enough; with
+    ``compare`` images that are at hand must have the same names and sizes. Raises UserError for a
+    source that is not there, nothing to hold out, and a folder that holds another store.
     """
-    folder = _folder(data, output)
+    folder, made = _folder(data, output), False
     if not folder.exists(MANIFEST):
         with only_one(folder):
-            if not folder.exists(MANIFEST):
+            made = not folder.exists(MANIFEST)
+            if made:
                 job = _begun(folder, data)
                 count = processes or _processes(job, data)
                 write_parts(job, range(len(job.parts())), count)
-                finish(job, count, _origin(data))
-    elif has_parts(folder):
+                finish(job, count, _corpus_of(data), _origin(data))
+    if not made and has_parts(folder):
         with only_one(folder):
             remove_parts(folder)
-    return _open(folder, data)
+    return _open(folder, data, verified=made, compare=compare and not made)
 
 
 def begin_images(data: ImageData, output: str | os.PathLike[str] | None = None) -> None:
@@ -206,24 +229,23 @@ def prepare_image_parts(
         with one_of_several(folder):
             if folder.exists(MANIFEST):  # finished by another while this one waited
                 return _open(folder, data)
-            work = _begun(folder, data)
+            work = _begun(folder, data, by_size=True)
             count = _processes(work, data)
             write_parts(work, range(job, len(work.parts()), jobs), count)
         if missing_parts(work) and not folder.exists(MANIFEST):
             return None
         with only_one(folder):
             if not folder.exists(MANIFEST):
-                finish(work, count, _origin(data))
+                finish(work, count, _corpus_of(data), _origin(data))
     return _open(folder, data)
 
 
-def _begun(folder: LocalFolder, data: ImageData) -> ImageJob:
+def _begun(folder: LocalFolder, data: ImageData, *, by_size: bool = False) -> ImageJob:
     """Claims the folder; all that checking a part takes."""
     validation, fraction = _held_out(data)
     if validation is not None:
         check_classes(data.source, validation)
-    claimed = {"settings": _origin(data) | {"shards": data.shards}, "content": _content(data)}
-    claim(folder, claimed)
+    claimed = claim(folder, _corpus_of(data), by_size=by_size)
     return ImageJob(folder, data.source, validation, fraction, data.shards, claimed)
 
 
@@ -254,15 +276,34 @@ def _folder(data: ImageData, output: str | os.PathLike[str] | None) -> LocalFold
 
 
 def _default_directory(data: ImageData) -> str:
-    """Below the user's cache directory, named after the images' identity and the settings."""
-    return cache_directory(digest(_origin(data) | {"content": _content(data)})[:16])
+    """Below the user's cache directory, named after the images and the settings."""
+    corpus = _corpus_of(data)
+
+    def identity() -> str:
+        return digest({"settings": _origin(data), "content": corpus.content()})
+
+    return cache_directory({"images": corpus}, identity)
 
 
-def _content(data: ImageData) -> str:
-    """What changes when the images do, found without reading them."""
+def _corpus_of(data: ImageData) -> Corpus:
+    """What the image store of ``data`` is made from."""
+    defaults = ImageData(
+        source=ImageSource(""),
+        validation_source=None if data.validation_source is None else ImageSource(""),
+    )
+    return Corpus(
+        path=data.source.path,
+        settings=_origin(data) | {"shards": data.shards},
+        defaults=_origin(defaults) | {"shards": defaults.shards},
+        sizes=partial(_of_sources, data, sizes_digest),
+        content=partial(_of_sources, data, content_digest),
+    )
+
+
+def _of_sources(data: ImageData, find: Callable[[NamedFiles], str]) -> str:
     validation, _ = _held_out(data)
     sources = [data.source, *([validation] if validation is not None else [])]
-    return digest({"images": [open_images(one).identity() for one in sources]})
+    return digest({"images": [find(open_images(one).files()) for one in sources]})
 
 
 def _held_out(data: ImageData) -> tuple[ImageSource | None, float]:
@@ -281,33 +322,42 @@ def _held_out(data: ImageData) -> tuple[ImageSource | None, float]:
 def _origin(data: ImageData) -> dict[str, Any]:
     """The settings that what a store holds depends on."""
     other = data.validation_source
-    return {
-        "source": source_json(data.source),
-        "validation_source": None if other is None else source_json(other),
+    settings: dict[str, Any] = {
+        "source": source_settings(data.source),
+        "validation_source": None if other is None else source_settings(other),
         "validation_fraction": data.validation_fraction,
     }
+    for source in (settings["source"], settings["validation_source"]):
+        if source is not None:
+            del source["label_names"]
+    return without_paths(settings)
 
 
-def _open(folder: LocalFolder, data: ImageData) -> PreparedImages:
+def _open(
+    folder: LocalFolder, data: ImageData, *, verified: bool = False, compare: bool = False
+) -> PreparedImages:
     open_images.cache_clear()  # what was opened to prepare is not needed to train
     manifest = read_manifest(folder)
-    theirs, ours = manifest["origin"], _origin(data)
-    for name in ours:
-        if theirs.get(name) != ours[name]:
-            raise UserError(
-                f"The image store in {folder.path} was made with {name} {theirs.get(name)}; this "
-                f"run asks for {ours[name]}; choose another store, or delete that one to make it "
-                "anew."
-            )
-    splits, classes = manifest["splits"], tuple(manifest["classes"])
+    try:
+        origin = {"settings": {**manifest["origin"], "shards": data.shards}}
+        classes = tuple(map(str, manifest["classes"]))
+    except (KeyError, TypeError) as error:
+        raise StoreReader(folder, KIND).damaged(MANIFEST, f"it has no {error}") from error
+    refuse_other(folder, origin, _corpus_of(data))
+    if compare:
+        refuse_changed(folder, manifest.get("corpus", {}), _corpus_of(data))
     names = data.source.label_names or classes
     if len(names) != len(classes):
         raise UserError(
             f"data.source.label_names has {len(names)} names, but there are {len(classes)} "
             "classes; name them all."
         )
-    train = ImageSplit(folder.path, "train", splits["train"])
-    validation = ImageSplit(folder.path, "validation", splits["validation"])
+    held_out = data.validation_source or data.source
+    train = ImageSplit(folder.path, "train", manifest, data.source.path)
+    validation = ImageSplit(folder.path, "validation", manifest, held_out.path)
+    if data.verify and not verified:
+        train.verify()
+        validation.verify()
     return PreparedImages(
         folder.path,
         data,

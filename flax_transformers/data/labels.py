@@ -11,7 +11,7 @@ import numpy as np
 from flax_transformers.data.documents import Counts, Document, Source
 from flax_transformers.data.folders import Folder
 from flax_transformers.data.squad import Question, token_spans
-from flax_transformers.data.store import to_json
+from flax_transformers.data.store_files import to_json
 from flax_transformers.data.tokenizer_kinds import Tokenizer
 from flax_transformers.errors import UserError
 

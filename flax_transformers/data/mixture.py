@@ -12,11 +12,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from flax_transformers import ranges
 from flax_transformers.data import sources
-from flax_transformers.data.claims import corpus_of, digest, only_one
+from flax_transformers.data.cached_stores import Tokenizers, beside_others, cache_directory
+from flax_transformers.data.claims import corpus_of, only_one, without_paths
 from flax_transformers.data.config import DataConfig, TextData
 from flax_transformers.data.documents import Counts, listed
 from flax_transformers.data.examples import MixedExamples
@@ -25,15 +27,15 @@ from flax_transformers.data.gates import Gates, let_in
 from flax_transformers.data.prepare import (
     PreparedText,
     begin_text,
-    cache_directory,
     open_prepared,
     prepare_shards,
     prepare_text,
 )
 from flax_transformers.data.shards import is_held_out
 from flax_transformers.data.sources import AnySource
-from flax_transformers.data.store import Split, to_json
-from flax_transformers.data.store_tokenizer import load_saved_tokenizer, save_tokenizer
+from flax_transformers.data.store import Split
+from flax_transformers.data.store_files import digest, to_json
+from flax_transformers.data.store_tokenizer import at_hand, own_tokenizer, save_tokenizer
 from flax_transformers.data.tokenizer_facts import CONFIG_FILE
 from flax_transformers.data.tokenizers import Tokenizer, TokenizerConfig, train_tokenizer
 from flax_transformers.errors import UserError
@@ -124,6 +126,7 @@ class MixedText(DataConfig):
             gates=self.gates,
             shards=self.shards,
             prepare_processes=self.prepare_processes,
+            verify=self.verify,
         )
 
     def weights(self, sizes: Sequence[int]) -> tuple[float, ...]:
@@ -162,6 +165,11 @@ class PreparedMixture:
     @property
     def fingerprint(self) -> str:
         return digest({"parts": [part.fingerprint for part in self.parts], "weights": self.weights})
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        parts = [part.train.former_fingerprint for part in self.parts]
+        return (digest({"parts": parts, "weights": self.weights}),)
 
     @property
     def summary(self) -> str:
@@ -206,16 +214,22 @@ class PreparedMixture:
 
 
 def prepare_mixture(
-    data: MixedText, output: str | os.PathLike[str] | None = None
+    data: MixedText,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    of_run: Tokenizers = MappingProxyType({}),
+    compare: bool = True,
 ) -> PreparedMixture:
     """Makes the token stores of all components, or opens those that are finished.
 
     As `prepare_text`, and raises UserError also for a tokenizer that is not the one asked for.
     """
-    folder = _folder(data, output)
-    tokenizer = _tokenizer(folder, data)
+    folder = _folder(data, output, of_run)
+    tokenizer = _tokenizer(folder, data, of_run)
     parts = [
-        prepare_text(data.part(one), f"{folder.path}/{one.name}", tokenizer=tokenizer)
+        prepare_text(
+            data.part(one), f"{folder.path}/{one.name}", tokenizer=tokenizer, compare=compare
+        )
         for one in data.components
     ]
     return PreparedMixture(folder.path, data, tokenizer, tuple(parts))
@@ -250,9 +264,9 @@ def prepare_mixture_shards(
     return PreparedMixture(folder.path, data, tokenizer, finished)
 
 
-def open_mixture(data: MixedText) -> PreparedMixture:
+def open_mixture(data: MixedText, *, of_run: Tokenizers = MappingProxyType({})) -> PreparedMixture:
     """The finished stores of ``data``. Raises UserError where one is not there."""
-    folder = _folder(data, None)
+    folder = _folder(data, None, of_run)
     if not folder.exists(MIXTURE):
         raise UserError(
             f"There are no finished token stores in {folder.path}; run `flax-transformers prepare` "
@@ -266,38 +280,54 @@ def open_mixture(data: MixedText) -> PreparedMixture:
     return PreparedMixture(folder.path, data, tokenizer, tuple(parts))
 
 
-def _folder(data: MixedText, output: str | os.PathLike[str] | None) -> Folder:
-    return open_folder(output or data.store or _default_directory(data))
+def _folder(
+    data: MixedText,
+    output: str | os.PathLike[str] | None,
+    of_run: Tokenizers = MappingProxyType({}),
+) -> Folder:
+    path = output or data.store
+    return open_folder(path or beside_others(_default_directory(data), of_run))
 
 
 def _default_directory(data: MixedText) -> str:
-    made_of = {one.name: corpus_of(data.part(one)) for one in data.components}
-    return cache_directory(digest(made_of | {"weights": _weight_settings(data)})[:16])
+    corpora = {one.name: corpus_of(data.part(one)) for one in data.components}
+
+    def identity() -> str:
+        made_of: dict[str, Any] = {name: one.identity for name, one in corpora.items()}
+        return digest(made_of | {"weights": _weight_settings(data)})
+
+    return cache_directory(corpora, identity)
 
 
 def _weight_settings(data: MixedText) -> list[float | None]:
     return [data.exponent, *(component.weight for component in data.components)]
 
 
-def _tokenizer(folder: Folder, data: MixedText) -> Tokenizer:
+def _tokenizer(
+    folder: Folder, data: MixedText, of_run: Tokenizers = MappingProxyType({})
+) -> Tokenizer:
     """The one tokenizer of all components, trained if it is not there; noted last."""
-    asked = json.loads(to_json(data.tokenizer.settings))
+    asked = without_paths({"tokenizer": data.tokenizer.settings})["tokenizer"]
     if not folder.exists(MIXTURE):
         with only_one(folder):
             if not folder.exists(MIXTURE):
                 if not folder.exists(f"tokenizer/{CONFIG_FILE}"):
-                    save_tokenizer(folder, train_tokenizer(data.tokenizer, _training_texts(data)))
+                    given = of_run.get("tokenizer") if data.tokenizer.needs_training else None
+                    save_tokenizer(
+                        folder, given or train_tokenizer(data.tokenizer, _training_texts(data))
+                    )
                 names = [component.name for component in data.components]
                 folder.write(MIXTURE, to_json({"tokenizer": asked, "trained_on": names}))
     try:
         found = json.loads(folder.read(MIXTURE))
-        theirs, names = dict(found["tokenizer"]), list(found["trained_on"])
+        theirs = without_paths({"tokenizer": dict(found["tokenizer"])})["tokenizer"]
+        names = list(found["trained_on"])
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"The file {MIXTURE} in {folder.path} is damaged; delete the folder and prepare it "
             "again."
         ) from error
-    if theirs != asked:
+    if theirs != asked and not at_hand(data.tokenizer):
         raise UserError(
             f"The tokenizer in {folder.path} was made with {theirs}, this run asks for {asked}; "
             "choose another store directory, or delete that one to make it anew."
@@ -305,7 +335,7 @@ def _tokenizer(folder: Folder, data: MixedText) -> Tokenizer:
     new = [component.name for component in data.components if component.name not in names]
     if new and data.tokenizer.needs_training:
         print(f"The tokenizer in {folder.path} has not seen {', '.join(new)}", file=sys.stderr)
-    return load_saved_tokenizer(folder)
+    return own_tokenizer(folder, data.tokenizer)
 
 
 def _training_texts(data: MixedText) -> Iterator[str]:

@@ -22,6 +22,7 @@ from absl import flags
 from flax_transformers.data.examples import Examples, Seed, at, key_of
 from flax_transformers.data.processes import end_with_parent
 from flax_transformers.data.store import TokenStore
+from flax_transformers.data.store_files import StoreArray
 from flax_transformers.data.windows import cached_window_index
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Objective, Vocabulary, WindowSpec
@@ -56,8 +57,8 @@ class TextExamples:
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        mapped = isinstance(self._windows, np.memmap)  # open the file again instead of copying it
-        return {**self.__dict__, "_windows": None if mapped else self._windows}
+        kept = isinstance(self._windows, StoreArray)  # open the file again instead of copying it
+        return {**self.__dict__, "_windows": None if kept else self._windows}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

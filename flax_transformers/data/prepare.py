@@ -26,18 +26,20 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from flax_transformers.data import sources
+from flax_transformers.data.cached_stores import Tokenizers, beside_others, cache_directory
 from flax_transformers.data.claims import (
+    Corpus,
     claim,
-    content_if_there,
     corpus_of,
-    digest,
     one_of_several,
     only_one,
+    refuse_changed,
     refuse_other,
-    settings_of,
+    require_unchanged,
 )
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dealing import share
@@ -67,6 +69,7 @@ from flax_transformers.data.store import (
     read_manifest,
     write_manifest,
 )
+from flax_transformers.data.store_files import digest
 from flax_transformers.data.store_tokenizer import TARGET, is_saved, own_tokenizer, save_tokenizer
 from flax_transformers.data.tokenizer_facts import CONFIG_FILE
 from flax_transformers.data.tokenizers import Tokenizer, train_tokenizer
@@ -91,6 +94,10 @@ class PreparedText:
     @property
     def fingerprint(self) -> str:
         return self.train.fingerprint
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        return (self.train.former_fingerprint,)
 
     @property
     def summary(self) -> str:
@@ -135,27 +142,32 @@ def prepare_text(
     *,
     processes: int | None = None,
     tokenizer: Tokenizer | None = None,
+    of_run: Tokenizers = MappingProxyType({}),
+    compare: bool = True,
 ) -> PreparedText:
     """Makes the token store of ``data``, or opens it where it is finished.
 
     ``output`` goes before ``data.store``, ``processes`` before ``data.prepare_processes``, and a
-    ``tokenizer`` before the one that would be made of ``data.tokenizer``. Safe to kill at any time
-    and to call again, also while another process does the same. Prints progress on stderr. Raises
-    UserError for an empty corpus, nothing held out although asked for, a directory that holds
-    another store, and a disk that is full or read-only.
+    ``tokenizer`` before the one that would be made of ``data.tokenizer``. The tokenizers ``of_run``
+    are used instead of training others, where the store has to be made. A finished store is enough;
+    with ``compare`` a corpus that is at hand must have files of the same sizes. Safe to kill at any
+    time and to call again, also while another process does the same. Prints progress on stderr.
+    Raises UserError for an empty corpus, nothing held out although asked for, a directory that
+    holds another store, and a disk that is full or read-only.
     """
-    folder = open_folder(output or data.store or default_directory(data))
+    folder, corpus = _folder(data, output, of_run), corpus_of(data)
     if folder.exists(MANIFEST):
-        return _open(folder, data, content_if_there(data), tokenizer)
-    corpus = corpus_of(data)
+        return _open(folder, data, tokenizer, compare=compare)
     little = _check_beginning(data)
     processes = processes or data.prepare_processes or (1 if little else cores())
     with only_one(folder):
-        if not folder.exists(MANIFEST):
-            job = _begun(folder, data, corpus, processes, tokenizer)
+        made = not folder.exists(MANIFEST)
+        if made:
+            claimed = claim(folder, corpus)
+            job = _begun(folder, data, claimed, processes, tokenizer, of_run)
             write_shards(job, range(data.shards), processes)
-            _finish(job, corpus, processes)
-    return _open(folder, data, corpus["content"], tokenizer)
+            _finish(job, corpus, claimed, processes)
+    return _open(folder, data, tokenizer, verified=made)
 
 
 def begin_text(
@@ -165,13 +177,12 @@ def begin_text(
     tokenizer: Tokenizer | None = None,
 ) -> None:
     """What has to be there before `prepare_shards`: the tokenizer, and which documents repeat."""
-    folder = open_folder(output or data.store or default_directory(data))
+    folder = _folder(data, output)
     if not folder.exists(MANIFEST):
-        corpus = corpus_of(data)
         little = _check_beginning(data)
         with only_one(folder):
             processes = data.prepare_processes or (1 if little else cores())
-            _begun(folder, data, corpus, processes, tokenizer)
+            _begun(folder, data, claim(folder, corpus_of(data)), processes, tokenizer)
 
 
 def prepare_shards(
@@ -190,21 +201,21 @@ def prepare_shards(
     run, where there are more jobs than shards, and as `prepare_text` does.
     """
     require_job(job, jobs, data.shards)
-    folder = open_folder(output or data.store or default_directory(data))
+    folder, corpus = _folder(data, output), corpus_of(data)
     if folder.exists(MANIFEST):
-        return _open(folder, data, content_if_there(data), tokenizer)
-    corpus = corpus_of(data)
+        return _open(folder, data, tokenizer)
     processes = data.prepare_processes or cores()
     with one_of_several(folder):
-        claim(folder, corpus)
-        work = _store_job(folder, data, corpus, _begun_tokenizer(folder, data, tokenizer))
+        claimed = claim(folder, corpus, by_size=True)
+        work = _store_job(folder, data, claimed, _begun_tokenizer(folder, data, tokenizer))
         write_shards(work, share(job, jobs, tied_shards_of(data)), processes)
     if len(finished_shards(work)) < data.shards:
         return None
     with only_one(folder):
-        if not folder.exists(MANIFEST):
-            _finish(work, corpus, processes)
-    return _open(folder, data, corpus["content"], tokenizer)
+        made = not folder.exists(MANIFEST)
+        if made:
+            _finish(work, corpus, claimed, processes)
+    return _open(folder, data, tokenizer, verified=made)
 
 
 def open_prepared(
@@ -212,36 +223,53 @@ def open_prepared(
     directory: str | os.PathLike[str] | None = None,
     *,
     tokenizer: Tokenizer | None = None,
+    of_run: Tokenizers = MappingProxyType({}),
 ) -> PreparedText:
     """The finished store of ``data``; reads nothing of the corpus where ``data.store`` is set.
 
     For several processes at once, none of which may start to write. Raises UserError where there
     is no finished store.
     """
-    folder = open_folder(directory or data.store or default_directory(data))
+    folder = _folder(data, directory, of_run)
     if not folder.exists(MANIFEST):
         raise UserError(
             f"There is no finished token store in {folder.path}; run `flax-transformers prepare` "
             "with the same config first, in one process."
         )
-    return _open(folder, data, None, tokenizer)
+    return _open(folder, data, tokenizer)
 
 
 def default_directory(data: TextData) -> str:
     """Below the user's cache directory, named after the corpus's content and the settings."""
-    return cache_directory(digest(corpus_of(data))[:16])
+    corpus = corpus_of(data)
+    return cache_directory({"text": corpus}, lambda: corpus.identity)
 
 
-def cache_directory(name: str) -> str:
-    """Where stores lie that the config gives no place to."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(cache, "flax_transformers", "stores", name)
+def _folder(
+    data: TextData,
+    directory: str | os.PathLike[str] | None,
+    of_run: Tokenizers = MappingProxyType({}),
+) -> Folder:
+    """Where the store is: as asked for, or else the default, but beside a store that was made with
+    another tokenizer than that ``of_run``."""
+    path = directory or data.store
+    if path:
+        return open_folder(path)
+    return open_folder(beside_others(default_directory(data), of_run))
 
 
 def _open(
-    folder: Folder, data: TextData, content: str | None, given: Tokenizer | None
+    folder: Folder,
+    data: TextData,
+    given: Tokenizer | None,
+    *,
+    verified: bool = False,
+    compare: bool = False,
 ) -> PreparedText:
-    refuse_other(folder, read_manifest(folder)["corpus"], settings_of(data), content)
+    made_from, corpus = read_manifest(folder)["corpus"], corpus_of(data)
+    refuse_other(folder, made_from, corpus)
+    if compare:
+        refuse_changed(folder, made_from, corpus)
     tokenizer = given or own_tokenizer(folder, data.tokenizer)
     target = _own_target_tokenizer(folder, data)
     train, validation = (
@@ -253,6 +281,9 @@ def _open(
         )
         for split in SPLITS
     )
+    if data.verify and not verified:
+        train.verify()
+        validation.verify()
     return PreparedText(
         folder.path, tokenizer, train, validation if validation.num_tokens else None, target
     )
@@ -293,10 +324,19 @@ def _check_split(data: TextData, train: int, held_out: int, left_out: dict[str, 
 
 
 def _begun(
-    folder: Folder, data: TextData, corpus: dict[str, Any], processes: int, given: Tokenizer | None
+    folder: Folder,
+    data: TextData,
+    claimed: dict[str, Any],
+    processes: int,
+    given: Tokenizer | None,
+    of_run: Tokenizers = MappingProxyType({}),
 ) -> StoreJob:
-    """Claims the folder and makes what all shards need; only one process may."""
-    claim(folder, corpus)
+    """Makes what all shards need in a folder that is claimed; only one process may."""
+    if given is None and data.tokenizer.needs_training:
+        given = of_run.get("tokenizer")
+    target, given_target = data.target_tokenizer, None
+    if target is not None and target.needs_training:
+        given_target = of_run.get(TARGET)
     if data.gates.drop_duplicates and not folder.exists(FOUND):
         hash_shards(folder, data, tied_shards_of(data), processes)
         find_duplicates(folder, data.shards)
@@ -305,17 +345,23 @@ def _begun(
     if not is_saved(folder):
         texts = _texts(names.seen(documents), None if data.target_tokenizer is None else 0)
         save_tokenizer(folder, given or train_tokenizer(data.tokenizer, texts))
-    if data.target_tokenizer is not None and not is_saved(folder, TARGET):
+    if target is not None and not is_saved(folder, TARGET):
         texts = _texts(_training_documents(folder, data), 1)
-        save_tokenizer(folder, train_tokenizer(data.target_tokenizer, texts), TARGET)
+        save_tokenizer(folder, given_target or train_tokenizer(target, texts), TARGET)
     names.keep(documents)
-    return _store_job(folder, data, corpus, own_tokenizer(folder, data.tokenizer, given))
+    tokenizer = own_tokenizer(folder, data.tokenizer, given)
+    return _store_job(folder, data, claimed, tokenizer, given_target)
 
 
 def _store_job(
-    folder: Folder, data: TextData, corpus: dict[str, Any], tokenizer: Tokenizer
+    folder: Folder,
+    data: TextData,
+    claimed: dict[str, Any],
+    tokenizer: Tokenizer,
+    given_target: Tokenizer | None = None,
 ) -> StoreJob:
-    return StoreJob(folder, data, digest(corpus), tokenizer, _own_target_tokenizer(folder, data))
+    target = _own_target_tokenizer(folder, data, given_target)
+    return StoreJob(folder, data, digest(claimed), tokenizer, target)
 
 
 def _texts(documents: Iterable[Document], side: int | None) -> Iterator[str]:
@@ -357,27 +403,30 @@ def _begun_tokenizer(folder: Folder, data: TextData, given: Tokenizer | None) ->
     return own_tokenizer(folder, data.tokenizer, given)
 
 
-def _own_target_tokenizer(folder: Folder, data: TextData) -> Tokenizer | None:
+def _own_target_tokenizer(
+    folder: Folder, data: TextData, given: Tokenizer | None = None
+) -> Tokenizer | None:
     """The store's own tokenizer of targets, where they have one."""
     config = data.target_tokenizer
-    return None if config is None else own_tokenizer(folder, config, name=TARGET)
+    return None if config is None else own_tokenizer(folder, config, given, name=TARGET)
 
 
-def _finish(job: StoreJob, corpus: dict[str, Any], processes: int) -> None:
-    """Reads all shards again and makes a store of the folder."""
+def _finish(job: StoreJob, corpus: Corpus, claimed: dict[str, Any], processes: int) -> None:
+    """Reads all shards again and makes a store of the folder, if the corpus is what it was."""
     folder, data, target = job.folder, job.data, job.target_tokenizer
     finished = checked_shards(job, processes)
     shards = {split: [shard.splits[split] for shard in finished] for split in SPLITS}
     documents = {split: sum(shard.documents for shard in shards[split]) for split in SPLITS}
     left_out = _added_up(finished)
     _check_split(data, documents["train"], documents["validation"], left_out)
+    require_unchanged(folder, corpus, claimed)
     write_manifest(
         folder,
         shards,
         vocab_size=job.vocab_size,
         tokenizer=job.tokenizer.fingerprint,
         target_tokenizer=None if target is None else target.fingerprint,
-        corpus=corpus,
+        corpus={**claimed, "content": corpus.content()},
         label_names=kept_label_names(folder),
         left_out=left_out,
     )

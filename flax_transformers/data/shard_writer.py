@@ -17,12 +17,12 @@ from flax_transformers.data.store import (
     LABEL_DTYPES,
     LABELS,
     TEXT_KINDS,
-    FileRecord,
     ShardRecord,
     Split,
     shard_file,
     token_dtype,
 )
+from flax_transformers.data.store_files import FileRecord
 
 _BUFFER = 1 << 20
 

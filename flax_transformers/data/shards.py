@@ -27,8 +27,8 @@ from flax_transformers.data.store import (
     ShardRecord,
     Split,
     check_files,
-    to_json,
 )
+from flax_transformers.data.store_files import to_json
 from flax_transformers.data.tokenizers import Tokenizer
 from flax_transformers.errors import UserError
 
@@ -131,10 +131,11 @@ def checked_shards(job: StoreJob, processes: int) -> list[FinishedShard]:
 
 def _damaged(job: StoreJob, finished: Mapping[int, FinishedShard]) -> dict[int, UserError]:
     damaged = {}
+    classes = len(kept_label_names(job.folder))
     for shard, record in finished.items():
         try:
             for split in SPLITS:
-                check_files(job.folder, record.splits[split])
+                check_files(job.folder, record.splits[split], job.vocab_size, classes)
         except UserError as error:
             damaged[shard] = error
     return damaged

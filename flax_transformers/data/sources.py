@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from flax_transformers.data import embedded
 from flax_transformers.data.conllu import TaggedSource, tagged_parts
+from flax_transformers.data.content import content_digest, sizes_digest
 from flax_transformers.data.dealing import Dealing
 from flax_transformers.data.documents import Counts, Decoder, Document, Invalid
 from flax_transformers.data.labelled import LabelledSource, labelled_parts
@@ -29,7 +32,7 @@ from flax_transformers.data.pairs import PairSource, pair_parts
 from flax_transformers.data.records import Part, Record
 from flax_transformers.data.squad import QuestionSource, question_parts
 from flax_transformers.data.text import TextSource, text_parts
-from flax_transformers.data.tfds_data import PREFIX, tfds_identity
+from flax_transformers.data.tfds_data import PREFIX, tfds_files, tfds_identity
 from flax_transformers.errors import UserError
 
 AnySource = TextSource | PairSource | LabelledSource | TaggedSource | QuestionSource
@@ -136,20 +139,37 @@ def _without_nul(document: Document) -> Document:
 
 
 def fingerprint(source: AnySource) -> str:
-    """sha256 of what the corpus is, without reading it through.
+    """sha256 of what the corpus holds, wherever it lies and however old it is.
 
-    Files count by name, size and modification time, TFDS data by its name, version and split
-    sizes, the embedded text by its content; the fields that decide what a document is count too.
+    Reads the files, unless that was done before. Their order and endings count, and the fields that
+    decide what a document is.
     """
-    chosen = {f.name: getattr(source, f.name) for f in fields(source) if "path" not in f.name}
-    digest = hashlib.sha256(repr((type(source).__name__, chosen)).encode())
     if source.path == "embedded":
-        for text in embedded.documents():
-            digest.update(hashlib.sha256(text.encode()).digest())
-    elif source.path.startswith(PREFIX):
-        digest.update(tfds_identity(source).encode())
+        content = repr([hashlib.sha256(t.encode()).hexdigest() for t in embedded.documents()])
     else:
-        for name, path in source.files():
-            status = path.stat()
-            digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode())
-    return digest.hexdigest()
+        content = content_digest(_identifying(source))
+    return _digest(source, content)
+
+
+def sizes(source: AnySource) -> str:
+    """sha256 of the sizes of the corpus's files, which are found without reading them."""
+    if source.path == "embedded":
+        return fingerprint(source)
+    return _digest(source, sizes_digest(_identifying(source)))
+
+
+def _digest(source: AnySource, content: str) -> str:
+    chosen = {
+        f.name: value
+        for f in fields(source)
+        if "path" not in f.name and (value := getattr(source, f.name)) != f.default
+    }
+    facts = tfds_identity(source) if source.path.startswith(PREFIX) else ""
+    made_of = (type(source).__name__, chosen, facts, content)
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()
+
+
+def _identifying(source: AnySource) -> list[tuple[str, Path]]:
+    if source.path.startswith(PREFIX):
+        return tfds_files(source.path, source.split)
+    return [(os.path.splitext(path.name.lower())[1], path) for _, path in source.files()]

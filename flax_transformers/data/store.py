@@ -15,10 +15,7 @@ Readers see one array of tokens per split, in global positions, and never the sh
 from __future__ import annotations
 
 import bisect
-import contextlib
-import hashlib
 import itertools
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,13 +25,23 @@ import numpy as np
 
 from flax_transformers.data.documents import LabelKind
 from flax_transformers.data.folders import Folder, LocalFolder, open_folder
+from flax_transformers.data.store_files import (
+    DIGEST,
+    Content,
+    FileRecord,
+    StoreArray,
+    StoreFiles,
+    StoreReader,
+    digest,
+    sealed,
+)
 from flax_transformers.errors import UserError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+KIND = "token store"
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
-_BLOCK = 1 << 26
 TEXT_KINDS = ("tokens", "documents", "sentences", "unigrams")
 """Files that every shard has."""
 LABEL_DTYPES = {"labels": "<i4", "tags": "<i4", "numbers": "<f4", "records": "u1"}
@@ -46,14 +53,6 @@ LABELS: dict[LabelKind | None, tuple[str, ...]] = {
     "spans": ("labels", "label_ends", "records", "record_ends"),
 }
 """Files that labels of each kind take besides those of the text."""
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """Size and hexadecimal digest of one file."""
-
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,26 @@ class ShardRecord:
     def from_json(record: dict[str, Any]) -> ShardRecord:
         files = {name: FileRecord(**file) for name, file in record["files"].items()}
         return ShardRecord(**{**record, "files": files})
+
+    def contents(self, vocab_size: int, classes: int = 0) -> StoreFiles:
+        """What each of its files holds, for `StoreReader`. ``classes``: how many there are, where
+        labels are classes."""
+        by_kind = {name.rpartition(".")[2]: name for name in self.files}
+        records = self.files[by_kind["records"]].bytes if "records" in by_kind else 0
+        below = classes if classes and "records" not in by_kind else None
+        known = {
+            "tokens": Content(token_dtype(vocab_size), self.tokens, below=vocab_size),
+            "documents": Content("<i8", self.documents, last=self.tokens, strictly=True),
+            "sentences": Content("<i8", self.sentences, last=self.tokens, strictly=True),
+            "unigrams": Content("<i8", vocab_size, below=self.tokens + 1),
+            "labels": Content(LABEL_DTYPES["labels"], below=below),
+            "tags": Content(LABEL_DTYPES["tags"], below=below),
+            "numbers": Content(LABEL_DTYPES["numbers"]),
+            "records": Content(LABEL_DTYPES["records"]),
+            "label_ends": Content("<i8", self.documents, last=self.labels),
+            "record_ends": Content("<i8", self.documents, last=records),
+        }
+        return {name: (self.files[name], known[kind]) for kind, name in by_kind.items()}
 
 
 def shard_file(split: Split, shard: int, kind: str) -> str:
@@ -116,73 +135,29 @@ def write_manifest(
         **({"label_names": list(label_names)} if label_names else {}),
         **({} if target_tokenizer is None else {"target_tokenizer": target_tokenizer}),
     }
-    folder.write(MANIFEST, to_json({**body, "fingerprint": _digest(body)}))
+    folder.write(MANIFEST, sealed(body))
 
 
 def read_manifest(folder: Folder) -> dict[str, Any]:
     """The manifest, checked against its own digest. Raises UserError when missing or damaged."""
-    try:
-        manifest = json.loads(folder.read(MANIFEST))
-        body = {key: value for key, value in manifest.items() if key != "fingerprint"}
-        found = manifest.get("format")
-        intact = manifest.get("fingerprint") == _digest(body)
-    except FileNotFoundError:
-        raise UserError(
-            f"There is no token store in {folder.path}; make one with `flax-transformers prepare`."
-        ) from None
-    except (ValueError, AttributeError):
-        found, intact = FORMAT, False
-    if found != FORMAT:
-        raise UserError(
-            f"The token store in {folder.path} has format {found}, this version reads format "
-            f"{FORMAT}; prepare it again in another directory."
-        )
-    if not intact:
-        raise UserError(f"{_damaged(folder, MANIFEST)} (it does not match its own digest).")
-    return manifest
+    return StoreReader(folder, KIND).manifest(MANIFEST, FORMAT)
 
 
-def to_json(record: dict[str, Any]) -> bytes:
-    """The one spelling of a record: equal records give equal bytes."""
-    return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _digest(record: dict[str, Any]) -> str:
-    return hashlib.sha256(to_json(record)).hexdigest()
-
-
-def _damaged(folder: Folder, name: str) -> str:
-    return (
-        f"The file {name} of the token store in {folder.path} is damaged; restore it, or delete "
-        "the store and prepare it again"
-    )
-
-
-def check_files(folder: Folder, shard: ShardRecord) -> None:
+def check_files(folder: Folder, shard: ShardRecord, vocab_size: int, classes: int = 0) -> None:
     """Reads every byte of a shard and compares it with its record.
 
     Raises UserError naming the first file that is missing or differs.
     """
-    for name, record in shard.files.items():
-        digest, position = hashlib.sha256(), 0
-        with contextlib.suppress(FileNotFoundError):
-            block = None
-            while block is None or len(block) == _BLOCK:
-                block = folder.read(name, position, position + _BLOCK)
-                digest.update(block)
-                position += len(block)
-        if FileRecord(position, digest.hexdigest()) != record:
-            raise UserError(f"{_damaged(folder, name)} (it does not match its recorded sha256).")
+    StoreReader(folder, KIND).check_contents(shard.contents(vocab_size, classes))
 
 
 class TokenStore:
     """One split of a store, read at random in global positions 0 .. num_tokens.
 
-    Opening reads the manifest and, on a local disk, compares file sizes; arrays are opened on
+    Opening reads the manifest and compares sizes (`verify` reads the rest); arrays are opened on
     first use, so an instance pickles small. ``tokenizer`` and ``target_tokenizer``, where
-    given, are the fingerprints that the store must have been made with. Local files are mapped into
-    memory; from a bucket, tokens come as byte ranges, while the ends of documents and sentences are
-    read whole, once.
+    given, are the fingerprints that the store must have been made with. Tokens are read as byte
+    ranges; from a bucket, the ends of documents and sentences are read whole, once.
 
     Raises UserError for a missing, damaged or truncated store, another format, another tokenizer.
     """
@@ -195,9 +170,9 @@ class TokenStore:
         tokenizer: str | None = None,
         target_tokenizer: str | None = None,
     ) -> None:
-        self._folder = open_folder(directory)
+        self._reader = StoreReader(open_folder(directory), KIND)
         self.split = split
-        manifest = read_manifest(self._folder)
+        manifest = read_manifest(self._reader.folder)
         given = {"tokenizer": tokenizer, "target_tokenizer": target_tokenizer}
         for name, asked in given.items():
             if asked not in (None, manifest.get(name)):
@@ -206,23 +181,38 @@ class TokenStore:
                     f"{str(manifest.get(name))[:12]}, not with {str(asked)[:12]}; use the one "
                     "saved inside the store, or prepare another store."
                 )
+        try:
+            self._read_records(manifest)
+            self._reader.check_sizes(self._files)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise self._reader.damaged(MANIFEST, f"an entry is not valid: {error}") from error
+
+    def _read_records(self, manifest: dict[str, Any]) -> None:
+        split = self.split
         self.tokenizer: str = manifest["tokenizer"]
         self.vocab_size: int = manifest["vocab_size"]
         self.corpus: dict[str, Any] = manifest["corpus"]
         self.label_names: tuple[str, ...] = tuple(manifest.get("label_names", ()))
-        self.fingerprint: str = _digest({"store": manifest["fingerprint"], "split": split})
         self._shards = [ShardRecord.from_json(record) for record in manifest["splits"][split]]
+        hashes = {n: file.sha256 for shard in self._shards for n, file in shard.files.items()}
+        self.fingerprint: str = digest({"files": hashes, "label_names": self.label_names})
+        """Of what the split holds: equal for equal bytes, whatever they were made from."""
+        self.former_fingerprint: str = digest({"store": manifest[DIGEST], "split": split})
+        """What earlier versions noted in checkpoints."""
         self.num_tokens = sum(shard.tokens for shard in self._shards)
         self.num_documents = sum(shard.documents for shard in self._shards)
         self.num_sentences = sum(shard.sentences for shard in self._shards)
-        self._dtype = token_dtype(self.vocab_size)
         self._starts = [0, *itertools.accumulate(shard.tokens for shard in self._shards)]
         self.num_labels = sum(shard.labels for shard in self._shards)
         self.label_kind = _label_kind(self._shards[0])
         self._first_documents = [0, *itertools.accumulate(s.documents for s in self._shards)][:-1]
-        self._arrays: dict[tuple[str, int], np.ndarray] = {}
-        if self.is_local:
-            self._check_sizes()
+        self._arrays: dict[tuple[str, int], StoreArray] = {}
+
+    @property
+    def _files(self) -> StoreFiles:
+        classes = len(self.label_names)
+        files = [shard.contents(self.vocab_size, classes) for shard in self._shards]
+        return {name: file for shard in files for name, file in shard.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": {}}
@@ -230,28 +220,16 @@ class TokenStore:
     @property
     def directory(self) -> str:
         """Absolute path or URL of the store."""
-        return self._folder.path
+        return self._reader.folder.path
 
     @property
     def is_local(self) -> bool:
         """Whether reads are quick (memory) or wait for a network."""
-        return isinstance(self._folder, LocalFolder)
-
-    def _check_sizes(self) -> None:
-        for shard in self._shards:
-            for name, record in shard.files.items():
-                path = os.path.join(self.directory, name)
-                found = os.path.getsize(path) if os.path.exists(path) else "no"
-                if found != record.bytes:
-                    raise UserError(
-                        f"{_damaged(self._folder, name)} (it has {found} bytes instead of "
-                        f"{record.bytes})."
-                    )
+        return isinstance(self._reader.folder, LocalFolder)
 
     def verify(self) -> None:
         """Reads the whole split and compares digests. Raises UserError naming a damaged file."""
-        for shard in self._shards:
-            check_files(self._folder, shard)
+        self._reader.check_contents(self._files)
 
     def tokens(self, start: int, length: int) -> np.ndarray:
         """Token ids [start, start + length) as a new int32 array [length], over shard borders.
@@ -271,19 +249,16 @@ class TokenStore:
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.int32), *parts])
 
     def _read_tokens(self, shard: int, start: int, stop: int) -> np.ndarray:
-        if self.is_local:
-            return self._array("tokens", shard)[start:stop].astype(np.int32)
-        name, width = shard_file(self.split, shard, "tokens"), np.dtype(self._dtype).itemsize
-        content = self._folder.read(name, start * width, stop * width)
-        if len(content) != (stop - start) * width:
-            raise UserError(f"{_damaged(self._folder, name)} (it ends too early).")
-        return np.frombuffer(content, self._dtype).astype(np.int32)
+        return self._array("tokens", shard).read(start, stop).astype(np.int32)
 
-    def _array(self, kind: str, shard: int) -> np.ndarray:
+    def _array(self, kind: str, shard: int) -> StoreArray:
         array = self._arrays.get((kind, shard))
         if array is None:
-            dtype = self._dtype if kind == "tokens" else LABEL_DTYPES.get(kind, "<i8")
-            array = self._folder.array(shard_file(self.split, shard, kind), dtype)
+            name = shard_file(self.split, shard, kind)
+            record, content = self._shards[shard].contents(self.vocab_size)[name]
+            length = record.bytes // np.dtype(content.dtype).itemsize
+            whole = not self.is_local and kind != "tokens"
+            array = self._reader.array(name, content.dtype, length, in_memory=whole)
             self._arrays[kind, shard] = array
         return array
 
@@ -299,8 +274,8 @@ class TokenStore:
         shard = bisect.bisect_right(self._first_documents, document) - 1
         place = document - self._first_documents[shard]
         ends = self._array("record_ends" if kind == "records" else "label_ends", shard)
-        start = ends[place - 1] if place else 0
-        return np.array(self._array(kind, shard)[start : ends[place]])
+        start = int(ends[place - 1]) if place else 0
+        return np.array(self._array(kind, shard).read(start, int(ends[place])))
 
     def document_ends_within(self, start: int, stop: int) -> np.ndarray:
         """Global positions e, start < e <= stop, after which a document ends: int64 [k]."""
@@ -315,15 +290,14 @@ class TokenStore:
         shard = max(0, bisect.bisect_right(self._starts, position) - 1)
         before = sum(record.documents for record in self._shards[:shard])
         ends = self._array("documents", shard)
-        return before + int(np.searchsorted(ends, position - self._starts[shard], side="right"))
+        return before + ends.count_up_to(position - self._starts[shard])
 
     def _ends_within(self, kind: str, start: int, stop: int) -> np.ndarray:
         shard = max(0, bisect.bisect_right(self._starts, start) - 1)
         found = []
         while shard < len(self._shards) and self._starts[shard] < stop:
             ends, first = self._array(kind, shard), self._starts[shard]
-            low, high = np.searchsorted(ends, (start - first, stop - first), side="right")
-            found.append(ends[low:high] + first)
+            found.append(ends.between(start - first, stop - first) + first)
             shard += 1
         return found[0] if len(found) == 1 else np.concatenate([np.zeros(0, np.int64), *found])
 
@@ -338,7 +312,8 @@ class TokenStore:
         return self._global_ends("sentences")
 
     def _global_ends(self, kind: str) -> np.ndarray:
-        ends = [self._array(kind, i) + self._starts[i] for i in range(len(self._shards))]
+        arrays = [self._array(kind, i) for i in range(len(self._shards))]
+        ends = [array.read(0, len(array)) + self._starts[i] for i, array in enumerate(arrays)]
         return np.concatenate([np.zeros(0, np.int64), *ends])
 
     @property
@@ -346,7 +321,7 @@ class TokenStore:
         """How often each id occurs: int64 [vocab_size]."""
         counts = np.zeros(self.vocab_size, np.int64)
         for shard in range(len(self._shards)):
-            counts += self._array("unigrams", shard)
+            counts += self._array("unigrams", shard).read(0, self.vocab_size)
         return counts
 
 

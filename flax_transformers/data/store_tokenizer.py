@@ -6,6 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from etils import epath
+
 from flax_transformers.data.folders import Folder, LocalFolder
 from flax_transformers.data.tokenizer_facts import CONFIG_FILE
 from flax_transformers.data.tokenizers import (
@@ -44,6 +46,16 @@ def load_saved_tokenizer(folder: Folder, name: str = "tokenizer") -> Tokenizer:
         return load_tokenizer(scratch)
 
 
+def at_hand(config: TokenizerConfig) -> bool:
+    """Whether a tokenizer that is to be loaded is there."""
+    return config.path is not None and epath.Path(config.path).expanduser().exists()
+
+
+def load(config: TokenizerConfig) -> Tokenizer:
+    """One that needs no training. Raises UserError if it is not there."""
+    return train_tokenizer(config, ())
+
+
 def own_tokenizer(
     folder: Folder,
     config: TokenizerConfig,
@@ -52,10 +64,9 @@ def own_tokenizer(
 ) -> Tokenizer:
     """A store's own tokenizer. Raises UserError if another one is given, or lies at the path."""
     tokenizer = load_saved_tokenizer(folder, name)
-    path = config.path
     where = "this run"
-    if given is None and path is not None and os.path.exists(path):
-        given, where = train_tokenizer(config, ()), path
+    if given is None and at_hand(config):
+        given, where = load(config), str(config.path)
     if given is not None and given.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"The token store in {folder.path} was made with tokenizer "

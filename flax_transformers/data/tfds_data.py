@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from flax_transformers.data.documents import Source, listed
@@ -85,10 +86,23 @@ def tfds_text(row: dict[str, Any], feature: str, source: Source) -> bytes:
 
 
 def tfds_identity(source: Source) -> str:
-    """What changes when the data does: its full name, the split asked for and all sizes."""
+    """The full name of the data, the split asked for and all sizes."""
     info = tfds_builder(source.path).info
     lengths = {name: split.shard_lengths for name, split in sorted(info.splits.items())}
     return repr((info.full_name, source.split, lengths))
+
+
+def tfds_files(path: str, split: str) -> list[tuple[str, Path]]:
+    """(name, path) of the files that hold the splits named in ``split``, sorted; none of those in
+    a bucket, which are known by `tfds_identity` alone."""
+    builder = tfds_builder(path)
+    folder = os.fspath(builder.data_path)
+    if "://" in folder:
+        return []
+    files = sorted(file for file in Path(folder).iterdir() if ".array_record" in file.name)
+    names = [name for name in builder.info.splits if name in split]
+    chosen = [file for file in files if any(f"-{name}.array_record" in file.name for name in names)]
+    return [(file.name, file) for file in chosen or files]
 
 
 def tfds_builder(path: str) -> Any:

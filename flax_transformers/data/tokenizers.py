@@ -232,7 +232,7 @@ def load_tokenizer(path: str | os.PathLike[str], lowercase: bool | None = None) 
     not say; other files know their own case, and a contradiction is an error or a warning. Raises
     UserError for what is missing, damaged or unreadable.
     """
-    location = epath.Path(path)
+    location = epath.Path(path).expanduser()
     if not location.exists():
         raise UserError(f"There is no tokenizer at {location}; check the path.")
     folder = location if location.is_dir() else location.parent

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 
 import numpy as np
 
 from flax_transformers.data.folders import LocalFolder
 from flax_transformers.data.store import TokenStore
+from flax_transformers.data.store_files import StoreArray, StoreReader
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import WindowSpec
 
@@ -114,8 +114,8 @@ def _chain(
     return np.append(edges, units[-1]) if last_block else edges
 
 
-def cached_window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray:
-    """`window_index`, kept in the folder ``windows`` of a local store and mapped from there.
+def cached_window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray | StoreArray:
+    """`window_index`, kept in the folder ``windows`` of a local store and read from there.
 
     Thirty million windows take half a minute and 360 MB: the data workers of a machine share
     them. Where nothing can be written the index stays in memory.
@@ -126,17 +126,21 @@ def cached_window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray:
     kind += "" if spec.sentences is None else f"-{spec.sentences}"
     kind += "" if spec.whole_sentences else "-filled"
     name = f"windows/{spec.length}-{kind}-{store.fingerprint[:16]}"
-    path = Path(store.directory, name)
-    with contextlib.suppress(OSError, ValueError):
-        mapped = np.memmap(path, WINDOW, "r")
-        if _covers(mapped, store.num_tokens):
-            return mapped
+    reader = StoreReader(LocalFolder(store.directory), "token store")
+    with contextlib.suppress(UserError, OSError):
+        kept = reader.array(name, WINDOW, _kept_windows(store, name))
+        if _covers(kept.read(0, len(kept)), store.num_tokens):
+            return kept
     windows = window_index(store, spec)
     try:
         _keep(store.directory, name, windows)
-        return np.memmap(path, WINDOW, "r")
+        return reader.array(name, WINDOW, len(windows))
     except (UserError, OSError):  # a read-only or full disk is no reason to stop
         return windows
+
+
+def _kept_windows(store: TokenStore, name: str) -> int:
+    return os.path.getsize(os.path.join(store.directory, name)) // WINDOW.itemsize
 
 
 def _keep(directory: str, name: str, windows: np.ndarray) -> None:

@@ -304,10 +304,12 @@ def test_readers_of_garbage_raise_nothing_but_user_errors(tmp_path):
 
 def test_a_store_of_other_images_is_refused(tmp_path):
     prepare(data(write_idx(tmp_path / "one"), store=str(tmp_path / "store")))
-    with pytest.raises(UserError, match="was made with source"):
-        prepare(data(write_idx(tmp_path / "two"), store=str(tmp_path / "store")))
+    with pytest.raises(UserError, match="the same files have changed since"):
+        prepare(data(write_idx(tmp_path / "two", count=(41, 10)), store=str(tmp_path / "store")))
+    with pytest.raises(UserError, match="was made with validation_fraction=None; .* for .*=0.5"):
+        prepare(data(tmp_path / "one", store=str(tmp_path / "store"), validation_fraction=0.5))
     (tmp_path / "store/manifest.json").write_text("{}")
-    with pytest.raises(UserError, match="is no image store"):
+    with pytest.raises(UserError, match="image store in .* has format None, .* reads format 3"):
         prepare(data(tmp_path / "one", store=str(tmp_path / "store")))
     with pytest.raises(UserError, match="There is no finished image store"):
         open_dataset(data(tmp_path / "one", store=str(tmp_path / "nothing")))

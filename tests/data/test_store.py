@@ -81,8 +81,9 @@ def test_a_bucket_reads_as_a_local_folder_does(make_store, tmp_path):
 def test_a_bucket_is_read_by_ranges_not_whole(make_store, tmp_path, monkeypatch):
     make_store([[list(range(900))]])
     bucket = TokenStore(f"file://{tmp_path}/store")
-    read, asked = bucket._folder.read, []
-    monkeypatch.setattr(bucket._folder, "read", lambda *a: asked.append(a) or read(*a))
+    folder = bucket._reader.folder
+    read, asked = folder.read, []
+    monkeypatch.setattr(folder, "read", lambda *a: asked.append(a) or read(*a))
     assert bucket.tokens(100, 3).tolist() == [100, 101, 102]
     assert asked == [("train/00000.tokens", 200, 206)]
 

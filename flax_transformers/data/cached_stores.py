@@ -1,0 +1,50 @@
+"""Where stores lie that the config gives no place to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from flax_transformers.data.claims import Corpus
+from flax_transformers.data.content import cache_root, keep
+from flax_transformers.data.folders import open_folder
+from flax_transformers.data.store_files import digest
+from flax_transformers.data.store_tokenizer import is_saved, load_saved_tokenizer
+from flax_transformers.data.tokenizers import Tokenizer
+from flax_transformers.errors import UserError
+
+Tokenizers = Mapping[str, Tokenizer]
+"""Tokenizers by the names of their folders, "tokenizer" and "target_tokenizer"."""
+
+
+def cache_directory(corpora: Mapping[str, Corpus], identity: Callable[[], str]) -> str:
+    """A folder named after the ``identity`` of what the store is made from.
+
+    Where a corpus is no longer at hand, the folder that was named for its path before.
+    """
+    stores = os.path.join(cache_root(), "stores")
+    places = {
+        name: [os.path.abspath(os.path.expanduser(one.path)), one.settings]
+        for name, one in corpora.items()
+    }
+    known = os.path.join(stores, "known", digest(places)[:16])
+    try:
+        name = identity()[:16]
+    except UserError:
+        with contextlib.suppress(OSError):
+            return os.path.join(stores, os.path.basename(Path(known).read_text()))
+        raise
+    keep(known, name)
+    return os.path.join(stores, name)
+
+
+def beside_others(directory: str, of_run: Tokenizers) -> str:
+    """``directory``, or one beside it if the store there has another tokenizer than the run's."""
+    folder, given = open_folder(directory), of_run.get("tokenizer")
+    if given is None or not is_saved(folder):
+        return directory
+    if load_saved_tokenizer(folder).fingerprint == given.fingerprint:
+        return directory
+    return f"{directory}-{given.fingerprint[:12]}"
