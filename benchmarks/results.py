@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flax_transformers.training.config_json import from_json
+
 HEADINGS = (
     "recipe",
     "objective",
@@ -47,7 +49,7 @@ def rows_of(config: dict[str, Any], workdirs: list[Path]) -> list[list[str]]:
     minutes = [(rows[-1]["time"] - rows[0]["time"]) / 60 for rows in every]
     cells = [
         f"`{workdirs[0].name.rstrip('0123456789').rstrip('_')}`",
-        config["objective"]["type"].rpartition(".")[2],
+        type(from_json(config["objective"])).__name__,
         Path(config["data"].get("source", {}).get("path", "mixture")).name,
         f"{steps:,}",
         f"{examples:,}",

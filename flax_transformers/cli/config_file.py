@@ -5,18 +5,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import importlib
 import importlib.util
 import io
+import logging
+import os
 import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import tyro
 
 from flax_transformers.errors import UserError
-from flax_transformers.training.config import TrainConfig, to_json
+from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.config_json import (
+    UnregisteredType,
+    register,
+    register_types_of,
+    to_json,
+)
+from flax_transformers.training.restore import saved_config
+from flax_transformers.training.step_folders import Found
+
+log = logging.getLogger(__name__)
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -40,26 +54,117 @@ def _get_config(path: Path) -> TrainConfig:
         near = difflib.get_close_matches(str(path), others, 1, 0.3)
         hint = f"did you mean {near[0]}?" if near else "give the path of a config file"
         raise UserError(f"there is no config file {path}; {hint}")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"config file {path} is not a Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))  # a recipe may import its neighbours
+    module = _import_file(path)
     try:
-        spec.loader.exec_module(module)
         config = module.get_config()
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        said = " ".join(str(error).split())
-        raise UserError(
-            f"config file {path} fails with {type(error).__name__}: {said}; mend the file"
-        ) from error
-    finally:
-        sys.path.pop(0)
+        raise _failing(path, error) from error
     if not isinstance(config, TrainConfig):
         raise UserError(f"get_config() of {path} must return a TrainConfig, not {type(config)}")
+    register_types_of(config)
     return config
+
+
+_folders: dict[str, str] = {}
+"""Folders that config files have put at the end of ``sys.path``, by the file's module."""
+
+
+def _import_file(path: Path) -> ModuleType:
+    """The module of a config file, under the file's name, so that data workers find its classes.
+
+    Its folder comes first on ``sys.path`` while it is loaded, as for ``python FILE``, and stays at
+    the end: a neighbour that the file imports must be found by the workers too. Raises UserError
+    for a file that fails, and for one with classes of its own under the name of another module.
+    """
+    folder, name = str(path.parent.resolve()), path.stem
+    if name in _folders:  # this file, or another of the same name
+        sys.modules.pop(name, None)
+        with contextlib.suppress(ValueError):
+            sys.path.remove(_folders.pop(name))
+    taken = "." in name or _is_another_module(name, path)
+    name = f"config_{name}" if taken else name
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"config file {path} is not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their annotations up there
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _failing(path, error) from error
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
+            _folders[name] = folder
+    own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == name]
+    if taken and own:
+        raise UserError(
+            f"config file {path} defines the class {own[0].__name__}, which data workers import by "
+            f"the file's name, and {path.stem!r} cannot be imported or is another module's name; "
+            "rename the file"
+        )
+    return module
+
+
+def _is_another_module(name: str, path: Path) -> bool:
+    """Whether ``import name`` gives something else than this file."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ValueError:  # __main__ and the like
+        return True
+    if spec is None:
+        return False
+    return spec.origin is None or Path(spec.origin).resolve() != path.resolve()
+
+
+def _failing(path: Path, error: BaseException) -> UserError:
+    said = " ".join(str(error).split())
+    return UserError(
+        f"config file {path} fails with {type(error).__name__}: {said}; correct the file"
+    )
+
+
+def config_of_run(found: Found) -> TrainConfig | None:
+    """The config of the run that saved a checkpoint; None for weights that were converted.
+
+    A type of the user's own is looked for in the current folder, as by ``python -m``: a file there
+    with the name of its module is the user's program, whatever the checkpoint says. Raises
+    UnregisteredType where there is no such file.
+    """
+    looked_for: set[str] = set()
+    while True:
+        try:
+            return saved_config(found)
+        except UnregisteredType as missing:
+            module = missing.type_id.partition(":")[0]
+            file = Path(*module.split(".")).with_suffix(".py")
+            if module in looked_for or not file.is_file():
+                raise
+            looked_for.add(module)
+            log.info("reading %s of this folder, which the run used", file)
+            _register_from(file, missing.type_id)
+
+
+def _register_from(file: Path, type_id: str) -> None:
+    module, _, name = type_id.partition(":")
+    if len(file.parts) == 1:
+        kind = getattr(_import_file(file), name, None)
+    else:
+        sys.path.insert(0, os.getcwd())
+        try:
+            kind = getattr(importlib.import_module(module), name, None)
+        except Exception as error:
+            raise _failing(file, error) from error
+        finally:
+            sys.path.remove(os.getcwd())
+    if kind is not None:
+        register(kind)
 
 
 ConfigT = TypeVar("ConfigT")

@@ -123,7 +123,7 @@ def _check_config(config: TrainConfig) -> None:
 
     from flax_transformers.data.dataset import open_dataset
     from flax_transformers.parallel.distributed import check_equal
-    from flax_transformers.training.config import to_json
+    from flax_transformers.training.config_json import to_json
     from flax_transformers.training.loop import checked_mesh
 
     check_equal(

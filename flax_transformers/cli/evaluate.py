@@ -33,16 +33,16 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     import jax
 
     from flax_transformers.cli import runtime
-    from flax_transformers.cli.config_file import load_config, override
+    from flax_transformers.cli.config_file import config_of_run, load_config, override
     from flax_transformers.cli.scores import baselines, evaluators
     from flax_transformers.parallel.mesh import MeshConfig, make_mesh
     from flax_transformers.training.checkpoints import find_checkpoint
-    from flax_transformers.training.restore import restore_model, saved_config
+    from flax_transformers.training.restore import restore_model
     from flax_transformers.training.workdir import write_text
 
     runtime.start(None)
     found = find_checkpoint(arguments.checkpoint)
-    config = load_config(arguments.config) if arguments.config else saved_config(found)
+    config = load_config(arguments.config) if arguments.config else config_of_run(found)
     if config is None:
         raise UserError(
             f"{arguments.checkpoint} was converted and belongs to no run; give --config CONFIG, "

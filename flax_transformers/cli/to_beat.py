@@ -17,7 +17,8 @@ from flax_transformers.data.images import PreparedImages
 from flax_transformers.data.mixture import PreparedMixture
 from flax_transformers.data.prepare import PreparedText
 from flax_transformers.evaluation.baselines import Baseline
-from flax_transformers.training.config import TrainConfig, to_json
+from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.config_json import to_json
 from flax_transformers.training.workdir import write_text
 
 BASELINES = "baselines.json"

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli.config_file import load_config
-    from flax_transformers.training.config import to_json
+    from flax_transformers.training.config_json import to_json
 
     config = load_config(arguments.config, overrides)
     if arguments.print_config:

@@ -1,10 +1,8 @@
-"""The typed description of a run, its JSON form, and what may change when a run is resumed."""
+"""The typed description of a run, and what may change when a run is resumed."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import importlib
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,6 +15,7 @@ from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.ranges import Ranges
 from flax_transformers.training.average import WeightAverage
 from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config_json import from_json, to_json
 from flax_transformers.training.optimizers import OptimizerConfig
 
 
@@ -176,41 +175,6 @@ class TrainConfig:
     @property
     def total_steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
-
-
-def to_json(value: Any) -> Any:
-    """A config as plain JSON; every dataclass carries its ``type``, so that it reads back."""
-    if dataclasses.is_dataclass(value):
-        kind = type(value)
-        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": f"{kind.__module__}.{kind.__qualname__}"} | fields
-    if isinstance(value, (list, tuple)):
-        return [to_json(item) for item in value]
-    return value
-
-
-def from_json(value: Any) -> Any:
-    """The inverse of ``to_json``. Raises UserError for a type or field this version lacks.
-
-    Only dataclasses of this package are made: a config file cannot name other code.
-    """
-    if isinstance(value, list):
-        return tuple(from_json(item) for item in value)
-    if not isinstance(value, dict):
-        return value
-    module, _, name = str(value.get("type")).rpartition(".")
-    try:
-        if module.split(".")[0] != __package__.split(".")[0]:
-            raise ImportError(module)
-        kind = getattr(importlib.import_module(module), name)
-        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-            raise TypeError(f"{name} is no config")
-        return kind(**{key: from_json(item) for key, item in value.items() if key != "type"})
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the saved config names {value.get('type')!r}, which this version of "
-            f"flax_transformers cannot read ({error}); use the version that wrote it"
-        ) from error
 
 
 _DEFINES_RUN = ("model", "objective", "data", "seed")

@@ -27,7 +27,8 @@ from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import check_batch
 from flax_transformers.training.batches import batches_on_mesh
 from flax_transformers.training.checkpoints import Checkpoints
-from flax_transformers.training.config import AnyPhase, TrainConfig, to_json
+from flax_transformers.training.config import AnyPhase, TrainConfig
+from flax_transformers.training.config_json import to_json
 from flax_transformers.training.goodput import Clock
 from flax_transformers.training.ledger import Ledger
 from flax_transformers.training.meter import Meter

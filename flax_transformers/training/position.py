@@ -11,7 +11,8 @@ from etils import epath
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.data.tokenizers import Tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.training.config import TrainConfig, check_resumable, from_json, to_json
+from flax_transformers.training.config import TrainConfig, check_resumable
+from flax_transformers.training.config_json import from_json, to_json
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from flax_transformers.families.placement import Placement
 from flax_transformers.models.config import Execution, TransformerConfig
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.training.checkpoints import find_checkpoint, restore_params
-from flax_transformers.training.config import TrainConfig, from_json, to_json
+from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.config_json import from_json, to_json
 from flax_transformers.training.step_folders import Found
 
 
@@ -24,8 +25,6 @@ from flax_transformers.training.step_folders import Found
 class Restored:
     """A model as a checkpoint left it."""
 
-    config: TrainConfig | None
-    """None for weights that were converted: they come from no run of ours."""
     model_config: TransformerConfig
     model: nn.Module
     params: Any
@@ -51,15 +50,12 @@ def restore_model(
     ``execution`` is by default that of the run. Raises UserError for what is missing or damaged.
     """
     found = path if isinstance(path, Found) else find_checkpoint(path)
-    meta = found.meta
     model_config = saved_model(found)
-    config = saved_config(found)
     if execution is None:
-        execution = Execution(dtype="auto") if config is None else config.execution
+        execution = _saved_execution(found)
     mesh = mesh or make_mesh(MeshConfig())  # what is here, not what it was trained on
     model = model_config.build(execution.resolve(mesh.devices.flat[0].platform))
     return Restored(
-        config=config,
         model_config=model_config,
         model=model,
         params=restore_params(
@@ -68,7 +64,7 @@ def restore_model(
         tokenizer=_tokenizer(found, "tokenizer"),
         target_tokenizer=_tokenizer(found, "target_tokenizer"),
         mesh=mesh,
-        step=meta["position"]["step"],
+        step=found.meta["position"]["step"],
     )
 
 
@@ -80,20 +76,33 @@ def _tokenizer(found: Found, name: str) -> Tokenizer | None:
 
 
 def saved_config(found: Found) -> TrainConfig | None:
-    """That of the run which saved a checkpoint; None for weights that were converted."""
+    """That of the run which saved a checkpoint; None for weights that were converted.
+
+    Raises UnregisteredType if the run used a type of the user's own that is not registered.
+    """
     return from_json(found.meta["config"]) if "config" in found.meta else None
 
 
 def saved_model(found: Found) -> TransformerConfig:
-    """The model of a checkpoint. Raises UserError if its meta describes none."""
-    if "config" in found.meta:
-        config = from_json(found.meta["config"])
-        model = config.model if isinstance(config, TrainConfig) else None
-    else:
-        model = from_json(found.meta.get("model"))
+    """The model of a checkpoint; the rest of the run's config is not read.
+
+    Raises UserError if its meta describes none.
+    """
+    model = from_json(_described(found).get("model"))
     if not isinstance(model, TransformerConfig):
         raise UserError(f"{found.folder} is not a checkpoint of flax_transformers")
     return model
+
+
+def _saved_execution(found: Found) -> Execution:
+    execution = from_json(_described(found).get("execution"))
+    return execution if isinstance(execution, Execution) else Execution(dtype="auto")
+
+
+def _described(found: Found) -> dict[str, Any]:
+    """The JSON of the run's config; of weights that were converted, what stands in for it."""
+    described = found.meta.get("config", found.meta)
+    return described if isinstance(described, dict) else {}
 
 
 def converted_meta(model: TransformerConfig) -> dict[str, Any]:

@@ -1,0 +1,199 @@
+"""Config files of the user's own: their classes, their neighbours, and what reads them later."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from flax_transformers.cli.config_file import config_of_run, load_config
+from flax_transformers.cli.main import main
+from flax_transformers.errors import UserError
+from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
+from flax_transformers.training import config_json
+from flax_transformers.training.checkpoints import find_checkpoint
+from flax_transformers.training.config_json import UnregisteredType, from_json, register, to_json
+
+OWN = """
+from dataclasses import dataclass
+from flax_transformers.objectives.masked_lm import MaskedLM
+
+@dataclass(frozen=True)
+class Mine(MaskedLM):
+    strength: float = 0.5
+"""
+
+CONFIG = """
+import dataclasses
+from flax_transformers.testing import tiny_config
+{imports}
+
+def get_config():
+    config = tiny_config({corpus!r}, {store!r}, steps=2, objective=Mine())
+    return dataclasses.replace(
+        config, checkpoints=dataclasses.replace(config.checkpoints, every_steps=2)
+    )
+"""
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch):
+    """What a config file leaves in this process is taken back."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(config_json, "_registered", {})
+    modules = set(sys.modules)
+    yield
+    for name in set(sys.modules) - modules:
+        if "." not in name:
+            del sys.modules[name]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes files of a user's folder, whose config trains on a corpus beside it."""
+    write_corpus(tmp_path / "text.txt")
+    places = {"corpus": str(tmp_path / "text.txt"), "store": str(tmp_path / "store")}
+
+    def write(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+        return str(path)
+
+    write.config = lambda imports: CONFIG.format(imports=imports, **places)
+    return write
+
+
+@pytest.mark.parametrize("future", ["", "from __future__ import annotations\n"])
+def test_a_class_of_the_file_takes_options_of_the_command_line(write, future):
+    path = write("mine_in_file.py", future + write.config(OWN))
+    config = load_config(path, ["--objective.strength", "0.25", "--objective.mask-fraction", "0.3"])
+    assert (config.objective.strength, config.objective.mask_fraction) == (0.25, 0.3)
+
+
+def test_types_of_a_config_file_read_back_from_json(write):
+    write("neighbour_of_mine.py", OWN)
+    for name, imports in (
+        ("first_of_mine", OWN),
+        ("second_of_mine", "from neighbour_of_mine import Mine"),
+    ):
+        config = load_config(write(f"{name}.py", write.config(imports)))
+        saved = json.loads(json.dumps(to_json(config)))
+        module = "neighbour_of_mine" if name.startswith("second") else name
+        assert saved["objective"]["type"] == f"{module}:Mine"
+        assert from_json(saved) == config
+
+
+def test_another_process_imports_the_classes_of_a_config_file(write):
+    write("neighbour_of_mine.py", OWN)
+    sent = []
+    for name, imports in (
+        ("first_of_mine", OWN),
+        ("second_of_mine", "from neighbour_of_mine import Mine"),
+    ):
+        sent.append(load_config(write(f"{name}.py", write.config(imports))).objective)
+    program = (
+        "import pickle, sys\n"
+        "sys.path = pickle.load(sys.stdin.buffer)\n"
+        "print(pickle.load(sys.stdin.buffer))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=pickle.dumps(sys.path) + pickle.dumps([own.strength for own in sent] + sent),
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode().startswith("[0.5, 0.5, Mine(")
+
+
+@pytest.mark.parametrize("name", ["json.py", "pytest.py", "a.b.py", "sys.py"])
+def test_a_config_named_as_another_module_works_until_workers_would_import_from_it(write, name):
+    plain = write.config("from flax_transformers.objectives.masked_lm import MaskedLM as Mine")
+    assert load_config(write(name, plain)).objective.mask_fraction == 0.15
+    assert json is sys.modules["json"]
+    with pytest.raises(UserError, match="defines the class Mine.*rename the file"):
+        load_config(write(name, write.config(OWN)))
+
+
+def test_two_configs_of_one_name_are_told_apart(write):
+    first = load_config(write("one/mine_twice.py", write.config(OWN)))
+    second = load_config(write("two/mine_twice.py", write.config(OWN.replace("0.5", "0.75"))))
+    assert (first.objective.strength, second.objective.strength) == (0.5, 0.75)
+    assert pickle.loads(pickle.dumps(second.objective)) == second.objective
+
+
+@dataclasses.dataclass(frozen=True)
+class Elsewhere:
+    value: int = 1
+
+
+def test_a_registered_type_reads_back_and_one_that_is_not_is_named():
+    saved = to_json(Elsewhere(3))
+    with pytest.raises(UnregisteredType, match=f"uses Elsewhere of the module {__name__}"):
+        from_json(saved)
+    assert register(Elsewhere) is Elsewhere
+    assert from_json(saved) == Elsewhere(3)
+    with pytest.raises(UserError, match="cannot be registered; give a dataclass"):
+        register(print)
+
+
+def test_an_installed_package_offers_its_types_as_entry_points(tmp_path, monkeypatch):
+    (tmp_path / "offered_types.py").write_text(OWN)
+    info = tmp_path / "offered-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: offered\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[flax_transformers]\nmine = offered_types:Mine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert from_json({"type": "offered_types:Mine", "strength": 2.0}).strength == 2.0
+    with pytest.raises(UnregisteredType):
+        from_json({"type": "offered_types:MaskedLM"})
+
+
+def test_a_config_of_a_later_format_is_refused():
+    saved = to_json(tiny_config("text.txt", "store")) | {"format": config_json.FORMAT + 1}
+    with pytest.raises(UserError, match="has format 3, and this version .* formats up to 2"):
+        from_json(saved)
+
+
+def test_every_id_names_a_dataclass_that_has_this_id():
+    for name in config_json._TYPES:
+        assert config_json.type_id(config_json._type_of(name)) == name
+    places = list(config_json._TYPES.values())
+    assert len(places) == len(set(places))
+
+
+@pytest.mark.slow
+@pytest.mark.multi_process
+def test_a_run_with_an_own_objective_is_trained_resumed_and_used(
+    write, tmp_path, monkeypatch, capsys
+):
+    write("neighbour_of_mine.py", OWN)
+    path = write("mine_trained.py", write.config("from neighbour_of_mine import Mine"))
+    workdir = str(tmp_path / "run")
+    options = ["--workdir", workdir, "--data.workers", "1"]
+    assert main(["train", path, *options]) == 0
+    assert main(["train", path, *options, "--phases.0.steps", "3"]) == 0
+    assert find_checkpoint(workdir).step == 3
+    # The model alone is needed for these, so nothing of the user's is looked for.
+    config_json._registered.clear()
+    monkeypatch.chdir("/")
+    assert main(["fill-mask", workdir, "--text", "the [MASK]", "--top", "1"]) == 0
+    assert main(["convert", workdir, str(tmp_path / "hf")]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", workdir]) == 2
+    assert (
+        "neighbour_of_mine, which is not part of flax_transformers; name the"
+        in capsys.readouterr().err
+    )
+    # The file that the user names, or one in the folder that the user works in, defines it.
+    assert main(["evaluate", workdir, "--config", path]) == 0
+    config_json._registered.clear()
+    monkeypatch.chdir(tmp_path)
+    assert type(config_of_run(find_checkpoint(workdir)).objective).__name__ == "Mine"
+    assert config_of_run(find_checkpoint(workdir)).model == tiny_bert()

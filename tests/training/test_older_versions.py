@@ -1,0 +1,98 @@
+"""Runs, stores and configs that version 0.1.0 wrote: `tests/fixtures/make_format_1.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from flax_transformers.cli import runtime
+from flax_transformers.data.dataset import open_dataset, verify
+from flax_transformers.pretrained import load_pretrained
+from flax_transformers.testing import relative_difference
+from flax_transformers.training.checkpoints import find_checkpoint
+from flax_transformers.training.config_json import FORMAT, from_json, to_json
+from flax_transformers.training.loop import train
+from flax_transformers.training.metrics import read_metrics
+from flax_transformers.training.restore import saved_config
+from tests.fixtures.make_format_1 import STEPS, digest_of_state
+
+ARCHIVE = Path(__file__).parents[1] / "fixtures" / "format_1.tar.xz"
+RUNS = ("encoder", "decoder", "encoder_decoder", "classifier")
+EACH = pytest.mark.parametrize("name", RUNS)
+
+
+@pytest.fixture
+def old(tmp_path):
+    """The unpacked archive, somewhere else than where it was written, and without the corpora."""
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    for corpus in ("text.txt", "other.txt", "pairs.tsv", "labelled.jsonl"):
+        (tmp_path / corpus).unlink()
+    return tmp_path
+
+
+def config_of(old, name):
+    """The run's config with its store where it is now (and its images, which the store is of)."""
+    config = from_json(json.loads((old / name / "config.json").read_text()))
+    data = dataclasses.replace(config.data, store=str(old / name / "store"))
+    if name == "images":
+        source = dataclasses.replace(data.source, path=str(old / "digits"))
+        data = dataclasses.replace(data, source=source)
+    return dataclasses.replace(config, data=data)
+
+
+def expected(old, name):
+    return json.loads((old / "expected.json").read_text())[name]
+
+
+def test_configs_of_every_recipe_read_back_and_are_written_in_the_new_format(old):
+    recipes = json.loads((old / "recipes.json").read_text())
+    assert len(recipes) > 15
+    for recipe in recipes:
+        assert recipe["type"] == "flax_transformers.training.config.TrainConfig"
+        config = from_json(recipe)
+        written = to_json(config)
+        assert (written["type"], written["format"]) == ("train_config", FORMAT)
+        assert from_json(json.loads(json.dumps(written))) == config
+
+
+@EACH
+def test_the_state_is_restored_bit_for_bit(old, name):
+    workdir = old / name / "run"
+    assert digest_of_state(workdir) == expected(old, name)["state"]
+    found = find_checkpoint(workdir)
+    assert found.step == STEPS
+    assert saved_config(found).phases == config_of(old, name).phases
+
+
+@EACH
+def test_the_store_opens_where_it_was_moved_to_and_is_intact(old, name):
+    prepared = open_dataset(config_of(old, name).data)
+    verify(prepared)
+    assert prepared.fingerprint == find_checkpoint(old / name / "run").meta["store"]
+
+
+@pytest.mark.slow
+@EACH
+def test_the_run_resumes_with_the_losses_of_that_version(old, name):
+    config = config_of(old, name)
+    longer = dataclasses.replace(config.phases[0], steps=2 * STEPS)
+    config = dataclasses.replace(config, phases=(longer,))
+    prepared = open_dataset(config.data)
+    config = runtime.with_label_names(config, prepared)
+    workdir = old / name / "run"
+    assert train(config, prepared, workdir).step == 2 * STEPS
+    losses = [row["train/loss"] for row in read_metrics(workdir) if "train/loss" in row]
+    assert relative_difference(losses[STEPS:], expected(old, name)["losses"]) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["encoder", "images"])
+def test_the_model_is_loaded(old, name):
+    model, params = load_pretrained(old / name / "run")
+    assert type(model.config) is type(config_of(old, name).model)
+    assert params
