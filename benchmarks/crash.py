@@ -139,7 +139,7 @@ class Job:
         )
 
     def resumed_from(self) -> int | None:
-        found = re.search(r"going on from step (\d+)", self.said())
+        found = re.search(r"resuming from step (\d+)", self.said())
         return int(found.group(1)) if found else None
 
 

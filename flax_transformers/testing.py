@@ -7,13 +7,16 @@ Set the devices up before jax is used, as tests/conftest.py does::
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flax_transformers.data.config import TextData
@@ -24,6 +27,7 @@ from flax_transformers.families.family import family_of_json
 from flax_transformers.models.config import Execution
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
 from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.training.batches import batches_on_mesh
 from flax_transformers.training.checkpoints import CheckpointConfig
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
 from flax_transformers.training.optimizers import AdamW
@@ -154,6 +158,33 @@ def tiny_config(
         logging=Logging(every_steps=1, tensorboard=False, ledger=True),
     )
     return dataclasses.replace(config, **changes)
+
+
+def batches_with_nan(bad: Container[int]) -> Callable[..., Any]:
+    """What to replace ``batches_on_mesh`` of ``training.loop`` with to see a run diverge.
+
+    All floating-point values of the batches ``bad`` (places in the stream, from 0) are NaN.
+    """
+
+    @contextlib.contextmanager
+    def spoilt(config: TrainConfig, prepared: Any, mesh: Any, position: Any) -> Iterator[Any]:
+        phase = config.phases[position.phase]
+        first = position.examples // phase.batch_size
+
+        def marked(batches: Any) -> Iterator[Any]:
+            for number, (batch, ids) in enumerate(batches, first):
+                if number in bad:
+                    batch = {name: _as_nan(leaf) for name, leaf in batch.items()}
+                yield batch, ids
+
+        with batches_on_mesh(config, prepared, mesh, position) as batches:
+            yield marked(batches)
+
+    return spoilt
+
+
+def _as_nan(leaf: jax.Array) -> jax.Array:
+    return leaf * jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def assert_bit_equal(found: Any, expected: Any) -> None:

@@ -290,7 +290,7 @@ def goes_on(job: Job, restarts: int) -> None:
     """After that restart it trains from the checkpoint that the start before has left."""
     newest = job.saved()[-1]
     seen(f"  requeued: Restarts={restarts}", lambda: job.has(Restarts=str(restarts)))
-    again = f"going on from step {newest}"
+    again = f"resuming from step {newest}"
     seen(f"  it goes on from step {newest}", lambda: again in job.since(restarts))
     seen("  and trains", lambda: "loss" in job.since(restarts).partition(again)[2])
 

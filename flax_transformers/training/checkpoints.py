@@ -30,6 +30,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.parallel.distributed import wait_for_all
 from flax_transformers.ranges import Ranges
 from flax_transformers.training import digests, step_folders
+from flax_transformers.training.retention import Retention
 from flax_transformers.training.step_folders import Files, Found
 from flax_transformers.training.structure import is_array, require_same_structure
 from flax_transformers.training.write_errors import raise_write_error, report_failed_writes_once
@@ -94,7 +95,7 @@ class Checkpoints:
         self._failure: Exception | None = None
         self._last_step: int | None = None  # being written, or written last
         self._files: Files = {}
-        self._scores: dict[int, float] = {}
+        self._retention = self._new_retention()
         report_failed_writes_once()
         _on_process_zero(lambda: step_folders.require_writable(self.directory))
 
@@ -103,7 +104,8 @@ class Checkpoints:
 
         Returns once the arrays are copied to the host: `state` may be donated to the next step
         right away. Waits for the write before it, if that is still going on. `meta` must be JSON;
-        `meta["metrics"][best_metric]` decides which steps are best. `files` maps a name in the
+        `meta["metrics"][best_metric]` decides which steps are best, and a step with
+        `meta["consecutive_skips"]` is kept only while it is the newest. `files` maps a name in the
         step folder to its bytes, or to a local file or folder to copy. Raises UserError if an
         earlier write failed for want of space or permission.
         """
@@ -113,9 +115,13 @@ class Checkpoints:
         self.wait()
         manager = self._open_manager()
         if step in manager.all_steps():
-            return False
+            if step not in self._retention.foreign:
+                return False
+            self._close_manager()
+            self._set_aside(step, "is not of this run", kind="foreign")
+            manager = self._open_manager()
         self._files, self._last_step = dict(files or {}), step
-        self._scores[step] = _score(meta, self.config.best_metric)
+        self._note(step, meta)
         # As it will be read back; what is not JSON fails here rather than in the background.
         plain = json.loads(json.dumps(meta))
         items = ocp.args.Composite(
@@ -137,7 +143,10 @@ class Checkpoints:
         return True
 
     def restore_newest(
-        self, abstract_state: Any, check: Callable[[dict[str, Any]], None] | None = None
+        self,
+        abstract_state: Any,
+        check: Callable[[dict[str, Any]], None] | None = None,
+        refuse: Callable[[Any, dict[str, Any]], str | None] | None = None,
     ) -> Restored | None:
         """The newest step that passes its check, placed as `abstract_state` says; None if none.
 
@@ -145,22 +154,44 @@ class Checkpoints:
         are set aside and named in a warning. A step without digests is used only if no step has
         passed. Before any array is read, `check` gets the step's meta, to refuse it by raising, and
         UserError is raised if arrays are missing, unexpected, or of another shape or dtype; also
-        if too many steps have been set aside.
+        if too many steps have been set aside. `refuse` gets state and meta, and returns why they
+        are not to be used (a phrase after "step 5"), or None: then older steps are tried, and once
+        one is found those refused are set aside. Raises UserError if all are refused.
         """
         self.wait()
         self._close_manager()
+        self._retention = self._new_retention()
+        refused: dict[int, str] = {}
+        while True:
+            found = self._choose(min(refused, default=None))
+            if found is None and refused:
+                raise _all_refused(self.directory, refused)
+            if found is None:
+                return None
+            meta = found.meta
+            if check is not None:
+                check(meta)
+            state = _read_state(found, abstract_state)
+            reason = None if refuse is None else refuse(state, meta)
+            if reason is None:
+                break
+            refused[found.step] = reason
+        for step, reason in refused.items():
+            self._set_aside(step, reason)
+        self._last_step = found.step
+        return Restored(found.step, state, meta, found.folder)
+
+    def _choose(self, before: int | None) -> Found | None:
+        """The newest step that passes its check, of those older than `before`."""
         limit = self.config.invalid_to_keep
         choice = _on_process_zero(
-            lambda: _as_json(step_folders.choose_newest(self.directory, limit))
+            lambda: _as_json(step_folders.choose_newest(self.directory, limit, before))
         )
-        if choice is None:
-            return None
-        found = _found(choice)
-        if check is not None:
-            check(found.meta)
-        state = _read_state(found, abstract_state)
-        self._last_step = found.step
-        return Restored(found.step, state, found.meta, found.folder)
+        return None if choice is None else _found(choice)
+
+    def _set_aside(self, step: int, reason: str, kind: str = "unused") -> None:
+        limit = self.config.invalid_to_keep
+        _on_process_zero(lambda: step_folders.set_aside(self.directory, kind, step, reason, limit))
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """The JSON saved with `step`."""
@@ -195,8 +226,8 @@ class Checkpoints:
 
     def _open_manager(self) -> ocp.CheckpointManager:
         if self._manager is None:
-            if self.config.keep_best:
-                self._scores |= {step: self._saved_score(step) for step in self.steps()}
+            for step in self.steps():
+                self._note_saved(step)
             in_place = not step_folders.is_local(self.directory)
             mode = ocp.options.AtomicityMode
             self._manager = _Manager(
@@ -209,7 +240,7 @@ class Checkpoints:
                     lightweight_initialize=True,
                     # ... and let no process see an outdated listing on a shared file system.
                     single_host_load_and_broadcast=True,
-                    preservation_policy=self._preservation_policy(),
+                    preservation_policy=self._retention,
                     atomicity_options=ocp.options.AtomicityOptions(
                         mode=mode.COMMIT_FILE if in_place else mode.ATOMIC_RENAME
                     ),
@@ -226,20 +257,36 @@ class Checkpoints:
             self._manager.close()
             self._manager = None
 
-    def _preservation_policy(self) -> Any:
-        policies = ocp.checkpoint_managers
-        kept: list[Any] = [policies.LatestN(self.config.keep_latest)]
-        if self.config.keep_every is not None:
-            kept.append(policies.EveryNSteps(self.config.keep_every))
-        if self.config.keep_best:
-            kept.append(_KeepBest(self._scores, self.config.keep_best, self.config.best_mode))
-        return policies.AnyPreservationPolicy(kept)
+    def _new_retention(self) -> Retention:
+        config = self.config
+        return Retention(config.keep_latest, config.keep_every, config.keep_best, config.best_mode)
 
-    def _saved_score(self, step: int) -> float:
+    def _note(self, step: int, meta: dict[str, Any]) -> None:
+        """Tells the retention what it has to know of a step of this run."""
+        self._retention.scores[step] = _score(meta, self.config.best_metric)
+        if meta.get("consecutive_skips"):
+            self._retention.unproven.add(step)
+
+    def _note_saved(self, step: int) -> None:
+        """As `_note`, of a step on disk, which may be damaged or not of this run."""
+        folder = self.directory / str(step)
+        if step_folders.is_link(folder):
+            self._retention.links.add(step)
         try:
-            return _score(self.read_meta(step), self.config.best_metric)
-        except (UserError, OSError, ValueError):
-            return math.nan
+            meta = step_folders.read_meta(folder)
+        except UserError:
+            return
+        if step_folders.named_step(meta) not in (None, step):
+            self._retention.foreign.add(step)
+        else:
+            self._note(step, meta)
+
+    def _unlink_old(self) -> None:
+        """Removes links to steps that are not kept, and leaves what they point to."""
+        steps = self.steps()
+        for step in self._retention.links & (set(steps) - self._retention.kept(steps)):
+            step_folders.unlink(self.directory / str(step))
+            self._retention.links.discard(step)
 
     def _barrier(self, *, key: str, timeout_ms: int) -> None:
         """Orbax's barrier; a process about to report its arrays written hashes them first.
@@ -291,6 +338,7 @@ class Checkpoints:
                 digests.seal(folder)
             except (OSError, ValueError) as error:
                 logger.warning("checkpoint %s could not be sealed (%s)", folder, error)
+            self._unlink_old()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -357,23 +405,19 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
-@dataclass(frozen=True)
-class _KeepBest:
-    """Orbax's preservation policy for the best steps; steps without a score are not among them."""
-
-    scores: dict[int, float]
-    count: int
-    mode: str
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        scores = {c.step: self.scores.get(c.step, math.nan) for c in checkpoints}
-        scored = [step for step, score in scores.items() if not math.isnan(score)]
-        best = sorted(scored, key=lambda step: scores[step], reverse=self.mode == "max")
-        return [c.step in best[: self.count] for c in checkpoints]
-
-
 def _score(meta: dict[str, Any], metric: str) -> float:
-    return float(meta.get("metrics", {}).get(metric, math.nan))
+    try:
+        return float(meta.get("metrics", {}).get(metric, math.nan))
+    except (TypeError, ValueError, AttributeError):
+        return math.nan
+
+
+def _all_refused(directory: epath.Path, refused: dict[int, str]) -> UserError:
+    which = step_folders.few([f"step {step} {reason}" for step, reason in refused.items()])
+    return UserError(
+        f"no checkpoint in {directory} can be used: {which}, and there is none before; start again "
+        "in another --workdir, with a lower optimizer.learning_rate or a longer warm-up"
+    )
 
 
 def _read_state(found: Found, abstract: Any) -> Any:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -38,16 +39,41 @@ def list_files(folder: epath.Path) -> list[str]:
     while pending:
         parent, prefix = pending.pop()
         for child in parent.iterdir():
-            if child.is_dir():
+            if is_folder(child):
                 pending.append((child, f"{prefix}{child.name}/"))
             else:
                 names.append(prefix + child.name)
     return sorted(names)
 
 
+def exists(path: epath.Path) -> bool:
+    """Whether there is such a file or folder. Unlike `Path.exists`, raises OSError, or what the
+    client of a bucket raises, where the storage does not tell."""
+    return _is_folder(path) is not None
+
+
+def is_folder(path: epath.Path) -> bool:
+    """Whether there is such a folder. Raises as `exists`."""
+    return bool(_is_folder(path))
+
+
+def _is_folder(path: epath.Path) -> bool | None:
+    """None where nothing is."""
+    try:
+        if not is_bucket(path):
+            return stat.S_ISDIR(os.stat(path).st_mode)
+        import fsspec
+
+        # Its own `exists` takes any failure for a no.
+        client, name = fsspec.core.url_to_fs(os.fspath(path))
+        return client.info(name)["type"] == "directory"
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def has_index(folder: epath.Path) -> bool:
     """Whether `folder` was written with digests."""
-    return (folder / INDEX_NAME).exists()
+    return exists(folder / INDEX_NAME)
 
 
 def write_part(folder: epath.Path) -> None:
@@ -93,13 +119,14 @@ def verify(folder: epath.Path) -> list[str]:
     """What is wrong with a step folder, one phrase per file; an empty list if all is well.
 
     Detects a file that is missing, added, truncated or changed by as little as one bit, the index
-    itself included.
+    itself included. Raises OSError, or what the client of a bucket raises, for a file that is there
+    and cannot be read: that says nothing of what is in it.
     """
     if not has_index(folder):
         return [f"{INDEX_NAME} is missing"]
     try:
         expected = _decode((folder / INDEX_NAME).read_bytes())
-    except (ValueError, OSError):
+    except (ValueError, RecursionError, IsADirectoryError):
         return [f"{INDEX_NAME} is damaged"]
     present = set(list_files(folder)) - {INDEX_NAME}
     missing = [f"{name} is missing" for name in sorted(expected.keys() - present)]
@@ -114,8 +141,8 @@ def verify(folder: epath.Path) -> list[str]:
 def _problem(folder: epath.Path, name: str, expected: list[Any]) -> str | None:
     try:
         found = _hash_file(folder / name)
-    except OSError as error:
-        return f"{name} cannot be read ({error})"
+    except FileNotFoundError:
+        return f"{name} is missing"
     return None if found == expected else f"{name} has changed"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,6 @@ from jax.sharding import Mesh
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import ModelFunctions
-from flax_transformers.objectives.rows import run_frame
 from flax_transformers.parallel.distributed import check_equal, compiled_together
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import check_batch
@@ -29,21 +29,23 @@ from flax_transformers.training.batches import batches_on_mesh
 from flax_transformers.training.checkpoints import Checkpoints
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.config_json import to_json
+from flax_transformers.training.finite import is_finite
 from flax_transformers.training.goodput import Clock
 from flax_transformers.training.ledger import Ledger
-from flax_transformers.training.meter import Meter
-from flax_transformers.training.metrics import MetricsWriter, read_metrics
+from flax_transformers.training.meter import REMEDY, Meter
+from flax_transformers.training.metrics import MetricsWriter, Totals, read_metrics
 from flax_transformers.training.position import (
     Position,
     check_meta,
     checkpoint_meta,
-    tokenizers,
+    tokenizer_files,
 )
 from flax_transformers.training.probes import Probes, Watch
 from flax_transformers.training.program import Program, build_program, check_phase
 from flax_transformers.training.progress import Progress
 from flax_transformers.training.spikes import TooManySkipped
 from flax_transformers.training.state import TrainState
+from flax_transformers.training.step_folders import write_files
 from flax_transformers.training.stop import StopRequest
 from flax_transformers.training.taken import PartsTaken
 from flax_transformers.training.workdir import only_one, open_workdir, write_text
@@ -91,6 +93,7 @@ class Run:
     evaluators: Sequence[Evaluator]
     probes: Probes
     clock: Clock
+    tokenizer_files: dict[str, bytes]
     latest: dict[str, float]
 
     @property
@@ -132,18 +135,20 @@ def train(
             evaluators=evaluators,
             probes=probes or Probes(),
             clock=clock,
+            tokenizer_files=tokenizer_files(config, prepared),
             latest={},
         )
-        state, position = start(run, initial)
+        begun = start(run, initial)
         try:
             with StopRequest() as stop:
-                spoilt, position = _run_phases(run, state, position, stop)
-                while spoilt:
-                    state, position = _go_back(run, initial, position)
-                    spoilt, position = _run_phases(run, state, position, stop)
+                ended = _run_phases(run, begun, stop)
+                while ended.diverged:
+                    ended = _run_phases(run, _roll_back(run, ended), stop)
         finally:
             run.checkpoints.close()
-    return Outcome(position.step, position.step < config.total_steps, dict(run.latest))
+        outcome = Outcome(ended.step, ended.step < config.total_steps, dict(run.latest))
+        _require_finite_end(run, outcome, ended)
+    return outcome
 
 
 def checked_mesh(config: TrainConfig) -> Mesh:
@@ -155,61 +160,94 @@ def checked_mesh(config: TrainConfig) -> Mesh:
     return mesh
 
 
-def start(run: Run, initial: Callable[[Mesh], Any] | None) -> tuple[TrainState, Position]:
+@dataclass(frozen=True)
+class Begun:
+    """Where a run starts or resumes."""
+
+    state: TrainState
+    position: Position
+    totals: Totals
+    """Sums and counts of the steps that no row of metrics holds yet."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Where a run stopped, and what it has to know to roll back."""
+
+    position: Position
+    diverged: bool
+    """Whether more steps in a row were skipped than may be, so that it has to roll back."""
+    last_skipped: bool
+    """Whether the last step was skipped for values that are not finite."""
+    consumed: dict[int, int]
+    """Examples consumed by phase, of the phases that were trained in."""
+
+    @property
+    def step(self) -> int:
+        return self.position.step
+
+
+def start(run: Run, initial: Callable[[Mesh], Any] | None) -> Begun:
     """The newest checkpoint's state, or a fresh one; says in the workdir what is trained."""
-    config, prepared, workdir = run.config, run.prepared, run.workdir
-    restored = run.checkpoints.restore_newest(
-        run.program.abstract, check=lambda meta: check_meta(meta, config, prepared, workdir)
-    )
-    if restored is None:
+    begun = _restore(run, is_not_finite)
+    if begun is None:
         state = run.program.initial_state()
         if initial is not None:
             state = state.starting_from(initial(run.mesh))
-        position = Position()
+        begun = Begun(state, Position(), {})
+    elif begun.position.step < run.config.total_steps:
+        log.info("resuming from step %d", begun.position.step)
     else:
-        state = restored.state
-        position = Position(**restored.meta["position"])
-        run.latest.update(restored.meta["metrics"])
-        if position.step < config.total_steps:
-            log.info("going on from step %d", position.step)
-        else:
-            log.info("already trained to step %d; more phases.*.steps go on", position.step)
+        log.info(
+            "already trained to step %d; raise phases.*.steps to train further", begun.position.step
+        )
     if run.is_writer:
-        run.clock.go_on(read_metrics(workdir), position.step)
-        write_text(workdir / "config.json", json.dumps(to_json(config), indent=1))
-        frame = run_frame(config.objective, prepared.vocabulary)
-        for name, tokenizer in tokenizers(prepared).items():
-            tokenizer.save(workdir / name, frame if name == "tokenizer" else None)
-    return state, position
+        run.clock.go_on(read_metrics(run.workdir), begun.position.step)
+        write_text(run.workdir / "config.json", json.dumps(to_json(run.config), indent=1))
+        write_files(run.workdir, run.tokenizer_files)
+    return begun
 
 
-def _go_back(
-    run: Run, initial: Callable[[Mesh], Any] | None, spoilt: Position
-) -> tuple[TrainState, Position]:
-    """The newest checkpoint's state, and the data behind ``spoilt``, where too many steps in a row
-    were skipped. Raises UserError if there is no checkpoint."""
-    state, position = start(run, initial)
-    if position.step == 0:
+def _restore(run: Run, refuse: Callable[[TrainState, dict[str, Any]], str | None]) -> Begun | None:
+    """From the newest checkpoint that is not refused."""
+    restored = run.checkpoints.restore_newest(
+        run.program.abstract,
+        check=lambda meta: check_meta(meta, run.config, run.prepared, run.workdir),
+        refuse=refuse,
+    )
+    if restored is None:
+        return None
+    meta = restored.meta
+    run.latest.update(meta["metrics"])
+    return Begun(restored.state, Position(**meta["position"]), meta.get("totals", {}))
+
+
+def _roll_back(run: Run, ended: Ended) -> Begun:
+    """The newest checkpoint from before the streak of skipped steps that ``ended`` the run, and the
+    data behind it. Raises UserError if there is no checkpoint."""
+    begun = _restore(run, is_unproven)
+    if begun is None:
         raise UserError(
             "too many steps in a row were skipped before there was a checkpoint to go back to; "
-            "lower optimizer.learning_rate, lengthen the warm-up, or save earlier, with "
-            "checkpoints.every_steps"
+            f"{REMEDY}, or save earlier, with checkpoints.every_steps"
         )
-    position = position.normalized(run.config)
+    position = begun.position.normalized(run.config)
+    # Where the streak spans two phases, the first one continues behind what it had consumed.
+    examples = max(position.examples, ended.consumed.get(position.phase, 0))
     log.warning(
         "went back to step %d; the %d examples since are left out",
         position.step,
-        spoilt.examples - position.examples,
+        examples - position.examples,
     )
-    position = replace(position, examples=spoilt.examples, rewinds=spoilt.rewinds + 1)
-    return state.replace(skipped_in_a_row=0 * state.skipped_in_a_row), position
+    if run.is_writer:
+        run.clock.go_on(read_metrics(run.workdir), position.step)
+    position = replace(position, examples=examples, rewinds=ended.position.rewinds + 1)
+    return replace(begun, position=position)
 
 
-def _run_phases(
-    run: Run, state: TrainState, position: Position, stop: StopRequest
-) -> tuple[bool, Position]:
-    """Trains to the end, to a requested stop (False), or to where the run has to go back (True)."""
-    config = run.config
+def _run_phases(run: Run, begun: Begun, stop: StopRequest) -> Ended:
+    """Trains to the end, to a requested stop, or to where the run has to roll back."""
+    config, state, position, totals = run.config, begun.state, begun.position, begun.totals
     writer = MetricsWriter(
         run.workdir,
         run.is_writer,
@@ -217,32 +255,45 @@ def _run_phases(
         tensorboard=config.logging.tensorboard,
     )
     progress = Progress(config.total_steps, position.step, enabled=run.is_writer)
+    last_skipped = False
+    consumed: dict[int, int] = {}
     with writer, progress:
         while position.step < config.total_steps and not stop.obeyed:
             position = position.normalized(config)
+            outputs = Outputs(writer, progress, totals)
             try:
-                state = _run_phase(run, state, position, writer, progress, stop)
+                state, last_skipped = _run_phase(run, state, position, outputs, stop)
             except TooManySkipped:
                 if position.rewinds >= config.max_rewinds:
                     raise
-                return True, position
-    return False, position
+                return Ended(position, True, True, consumed | {position.phase: position.examples})
+            consumed[position.phase], totals = position.examples, {}
+    return Ended(position, False, last_skipped, consumed)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where metrics go, and those that come first."""
+
+    writer: MetricsWriter
+    progress: Progress
+    totals: Totals
 
 
 def _run_phase(
-    run: Run,
-    state: TrainState,
-    position: Position,
-    writer: MetricsWriter,
-    progress: Progress,
-    stop: StopRequest,
-) -> TrainState:
-    """Trains to the end of the phase at ``position``, which moves along, or to a requested stop."""
+    run: Run, state: TrainState, position: Position, outputs: Outputs, stop: StopRequest
+) -> tuple[TrainState, bool]:
+    """Trains to the end of the phase at ``position``, which moves along, or to a requested stop.
+
+    Returns the state, and whether the last step was skipped for values that are not finite.
+    """
     config, phase = run.config, run.config.phases[position.phase]
+    writer, progress = outputs.writer, outputs.progress
     train_step = run.program.train_step(phase)
     take_step = compiled_together(train_step)
     evaluation_step = compiled_together(run.program.evaluation_step())
-    meter = Meter(config, phase, run.program.abstract.params, run.mesh, run.clock)
+    abstract = run.program.abstract.params
+    meter = Meter(config, phase, abstract, run.mesh, run.clock, outputs.totals)
     parts = PartsTaken(config, run.prepared, position.phase)
 
     def record(row: dict[str, float]) -> None:
@@ -280,8 +331,8 @@ def _run_phase(
                 with meter.paused("checkpoint"), watch.patient():
                     writer.flush()  # what the checkpoint has seen outlives this process with it
                     ledger.flush()
-                    _save(run, state, position)
-    return state
+                    _save(run, state, position, meter, stopping)
+    return state, meter.is_diverging
 
 
 def _due(step: int, every: int) -> bool:
@@ -300,7 +351,51 @@ def _evaluate(
     return row
 
 
-def _save(run: Run, state: TrainState, position: Position) -> None:
-    meta = checkpoint_meta(run.config, run.prepared, position, run.latest)
-    files = {name: run.workdir / name for name in tokenizers(run.prepared)}
-    run.checkpoints.save(position.step, state, meta, files=files)
+def _save(run: Run, state: TrainState, position: Position, meter: Meter, stopping: bool) -> None:
+    """Saves, but while steps are being skipped only what the run stops at.
+
+    A streak of skipped steps leaves the state as it was before: there is nothing to save but the
+    place in the data, and it may be the start of a divergence.
+    """
+    skips, ends = meter.consecutive_skips, position.step == run.config.total_steps
+    if skips and (meter.is_diverging if ends else not stopping):
+        log.warning("step %d is not saved: the last %d step(s) were skipped", position.step, skips)
+        return
+    meta = checkpoint_meta(run.config, run.prepared, position, run.latest, meter.totals, skips)
+    run.checkpoints.save(position.step, state, meta, files=run.tokenizer_files)
+
+
+def is_not_finite(state: TrainState, meta: dict[str, Any]) -> str | None:
+    """Why a run cannot resume from a checkpoint, if so."""
+    if meta.get("consecutive_skips") == 0:  # tested by the step before it was saved
+        return None
+    finite = jax.jit(is_finite)(state.params, state.opt_state, state.ema)
+    return None if finite else "holds values that are not finite"
+
+
+def is_unproven(state: TrainState, meta: dict[str, Any]) -> str | None:
+    """Why a run cannot roll back to a checkpoint, if so."""
+    if int(state.skipped_in_a_row):
+        return "was saved while steps were being skipped"
+    return is_not_finite(state, meta)
+
+
+def _require_finite_end(run: Run, outcome: Outcome, ended: Ended) -> None:
+    """Raises UserError if a run is through and has no finite loss at its end."""
+    if outcome.preempted:
+        return
+    if ended.last_skipped:
+        saved = run.checkpoints.steps()
+        again = f"resumes from step {saved[-1]}" if saved else "starts from the beginning"
+        raise UserError(
+            f"the run in {run.workdir} ended at step {ended.step} without a finite loss: the last "
+            f"step was skipped, as its values are not finite; {REMEDY}, and run the same command "
+            f"again, which {again}"
+        )
+    losses = ("train/loss", "eval/loss")
+    wrong = [name for name in losses if not math.isfinite(outcome.metrics.get(name, 0.0))]
+    if wrong:
+        raise UserError(
+            f"the run in {run.workdir} ended at step {ended.step} with {' and '.join(wrong)} not "
+            f"finite: do not use its last checkpoint; {REMEDY}, and train in another --workdir"
+        )

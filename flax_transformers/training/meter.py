@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from flax_transformers.training.config import AnyPhase, ImagePhase, TrainConfig
 from flax_transformers.training.flops import mfu
 from flax_transformers.training.goodput import Clock
-from flax_transformers.training.metrics import Accumulator
+from flax_transformers.training.metrics import Accumulator, Totals
 from flax_transformers.training.model_flops import step_flops
 from flax_transformers.training.optimizers import learning_rate_at
 from flax_transformers.training.spikes import TooManySkipped
@@ -23,26 +23,53 @@ from flax_transformers.training.step import StepReport
 
 log = logging.getLogger(__name__)
 
+REMEDY = "lower optimizer.learning_rate, lengthen the warm-up or use execution.dtype float32"
+
 
 class Meter:
     """Collects step reports, one step behind, and makes a row of metrics of them when asked.
 
     Tokens per second count every place of a row, padding included. Time spent in ``paused`` and
     the first step, which compiles, do not count. What does not, ``clock`` is told.
+
+    ``totals`` are those of the steps between the last row and the checkpoint that the run resumes
+    from, so that its first row averages the same steps as that of an uninterrupted run.
     """
 
     def __init__(
-        self, config: TrainConfig, phase: AnyPhase, params: Any, mesh: Mesh, clock: Clock
+        self,
+        config: TrainConfig,
+        phase: AnyPhase,
+        params: Any,
+        mesh: Mesh,
+        clock: Clock,
+        totals: Totals | None = None,
     ) -> None:
         self._config, self._phase, self._mesh, self._clock = config, phase, mesh, clock
         self._flops_per_step = step_flops(config, phase, params)
         self._learning_rate = learning_rate_at(config.optimizer, config.total_steps)
-        self._sums = Accumulator()
+        self._sums = Accumulator(totals)
         self._pending: StepReport | None = None
-        self._skipped = 0
+        self._skipped, self._consecutive_skips = 0, 0
+        self._fault = ("", "")
         self._is_first = True
         self._steps = 0
         self._since: float | None = None
+
+    @property
+    def totals(self) -> Totals:
+        """Of the steps fetched since the last row."""
+        return self._sums.totals
+
+    @property
+    def consecutive_skips(self) -> int:
+        """How many steps in a row, up to the last one fetched, were skipped."""
+        return self._consecutive_skips
+
+    @property
+    def is_diverging(self) -> bool:
+        """Whether the last step fetched was skipped for values that are not finite."""
+        return self._consecutive_skips > 0 and self._fault[1] == "not finite"
 
     def sent(self, report: StepReport) -> None:
         """Takes the report of the step just sent to the device, without waiting for it."""
@@ -68,20 +95,26 @@ class Meter:
         if report.skipped_in_a_row == 0:
             sums["optimizer/grad_norm"] = (report.grad_norm, 1.0)
         self._sums.add(sums)
-        if report.skipped_in_a_row:
-            log.warning("a step was skipped: its gradients are %s", _fault(report))
         self._skipped = int(report.skipped)
+        self._consecutive_skips, self._fault = int(report.skipped_in_a_row), _fault(report)
+        if self._consecutive_skips:
+            log.warning("a step was skipped: its %s", " are ".join(self._fault))
         limit = self._config.max_skipped_in_a_row
-        if report.skipped_in_a_row > limit:
+        if self._consecutive_skips > limit:
+            what, wrong = self._fault
             raise TooManySkipped(
-                f"the gradients of {int(report.skipped_in_a_row)} steps in a row are "
-                f"{_fault(report)}; "
-                "lower optimizer.learning_rate, lengthen the warm-up or use execution.dtype "
-                "float32, and start again: training goes on from the last checkpoint"
+                f"the {what} of {self._consecutive_skips} steps in a row are {wrong}; {REMEDY}, "
+                f"and run the same command again: {limit} steps in a row may be skipped "
+                "(max_skipped_in_a_row), and training resumes from the newest checkpoint before "
+                "them"
             )
 
     def row(self, step: int) -> dict[str, float]:
-        """Metrics of all steps up to ``step`` since the last row; waits for the last of them."""
+        """Metrics of all steps up to ``step`` since the last row; waits for the last of them.
+
+        Also after a resume: the steps before the checkpoint are among them. Speed is of the steps
+        of this process alone.
+        """
         self.fetch_previous()
         row = {
             name if "/" in name else f"train/{name}": value
@@ -132,8 +165,10 @@ class Meter:
         self._clock.lap("steps" if busy else "data_wait")
 
 
-def _fault(report: StepReport) -> str:
-    """Why a step was skipped."""
+def _fault(report: StepReport) -> tuple[str, str]:
+    """Why a step was skipped: what of it was wrong, and how."""
     if not np.isfinite(report.grad_norm):
-        return "not finite"
-    return f"a spike (norm {float(report.grad_norm):.3g}; see skip_spikes_above)"
+        return "gradients", "not finite"
+    if not report.update_is_finite:
+        return "new parameters or optimizer statistics", "not finite"
+    return "gradients", f"a spike (norm {float(report.grad_norm):.3g}; see skip_spikes_above)"

@@ -30,6 +30,9 @@ from flax_transformers.training.buckets import is_bucket
 
 FILE_NAME = "metrics.jsonl"
 
+Totals = Mapping[str, tuple[float, float]]
+"""Metric name to (sum, count), on the host."""
+
 
 class MetricsWriter:
     """Writes rows of scalars for a run that starts, or goes on, after ``start_step``.
@@ -203,8 +206,13 @@ class Accumulator:
     devices with more masked tokens weigh more, as they should.
     """
 
-    def __init__(self) -> None:
-        self._totals: dict[str, tuple[float, float]] = {}
+    def __init__(self, totals: Totals | None = None) -> None:
+        self._totals = {name: (float(a), float(b)) for name, (a, b) in (totals or {}).items()}
+
+    @property
+    def totals(self) -> Totals:
+        """Everything added since the last ``reset``: what another accumulator continues from."""
+        return dict(self._totals)
 
     def add(self, metrics: Mapping[str, tuple[Any, Any]]) -> None:
         """Adds one step's ``{name: (sum, count)}``, host or device scalars.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,8 +12,11 @@ from etils import epath
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.data.tokenizers import Tokenizer
 from flax_transformers.errors import UserError
+from flax_transformers.objectives.rows import run_frame
 from flax_transformers.training.config import TrainConfig, check_resumable
 from flax_transformers.training.config_json import from_json, to_json
+from flax_transformers.training.digests import list_files
+from flax_transformers.training.metrics import Totals
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +45,18 @@ class Position:
 
 
 def checkpoint_meta(
-    config: TrainConfig, prepared: Dataset, position: Position, metrics: dict[str, float]
+    config: TrainConfig,
+    prepared: Dataset,
+    position: Position,
+    metrics: dict[str, float],
+    totals: Totals,
+    consecutive_skips: int,
 ) -> dict[str, Any]:
-    """The JSON that goes with a checkpoint."""
+    """The JSON that goes with a checkpoint.
+
+    ``totals`` are the sums and counts of metrics that no row holds yet, ``consecutive_skips`` the
+    steps in a row, up to this one, that were skipped.
+    """
     return {
         "config": to_json(config),
         "tokenizer": None,
@@ -51,6 +64,8 @@ def checkpoint_meta(
         "store": prepared.fingerprint,
         "position": asdict(position),
         "metrics": metrics,
+        "totals": {name: list(pair) for name, pair in totals.items()},
+        "consecutive_skips": consecutive_skips,
     }
 
 
@@ -94,6 +109,19 @@ def tokenizers(prepared: Dataset) -> dict[str, Tokenizer]:
     """Those that there are, by name: of a folder in a checkpoint, and of an entry in its meta."""
     both = zip(_TOKENIZERS, (prepared.tokenizer, prepared.target_tokenizer), strict=True)
     return {name: tokenizer for name, tokenizer in both if tokenizer is not None}
+
+
+def tokenizer_files(config: TrainConfig, prepared: Dataset) -> dict[str, bytes]:
+    """The files of the run's tokenizers by path in a checkpoint, made from what is in memory."""
+    files: dict[str, bytes] = {}
+    frame = run_frame(config.objective, prepared.vocabulary)
+    for name, tokenizer in tokenizers(prepared).items():
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = epath.Path(scratch)
+            tokenizer.save(folder, frame if name == "tokenizer" else None)
+            for file in list_files(folder):
+                files[f"{name}/{file}"] = (folder / file).read_bytes()
+    return files
 
 
 def _fingerprints(prepared: Dataset) -> dict[str, str]:

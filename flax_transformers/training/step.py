@@ -22,6 +22,7 @@ from flax_transformers.objectives.contract import Batch, ModelFunctions, Objecti
 from flax_transformers.parallel.rules import RULES, Rules, batch_sharding, replicated
 from flax_transformers.partitioning import gradients_reduced_in
 from flax_transformers.training.average import WeightAverage, renew_average
+from flax_transformers.training.finite import is_finite
 from flax_transformers.training.parameters import fill, without
 from flax_transformers.training.spikes import is_spike, renewed_mean
 from flax_transformers.training.state import TrainState
@@ -35,12 +36,14 @@ class StepReport:
     """What a step tells about itself, all scalars on the device.
 
     ``sums`` are zero for a skipped step. ``grad_norm`` is the norm before clipping.
+    ``update_is_finite`` is False where the new parameters or statistics would not be finite.
     """
 
     sums: Sums
     grad_norm: jax.Array
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    update_is_finite: Any = True
 
 
 def model_functions(model: nn.Module) -> ModelFunctions:
@@ -105,8 +108,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
     """The step ``(state, batch) -> (state, report)``, not yet compiled.
 
-    A step whose gradients are not all finite, or are more than ``skip_spikes_above`` times as large
-    as their mean, changes neither parameters nor optimizer state; it is counted in the new state.
+    A step changes neither parameters nor optimizer state, and is counted as skipped in the new
+    state, if its gradients are not all finite, if they are more than ``skip_spikes_above`` times as
+    large as their mean, or if the new parameters, optimizer state or average would not be finite.
     The learning rate follows the number of updates made. ``frozen`` are the optimizer's patterns:
     no gradient of those parameters is computed, so that none counts in the norm. ``ema`` renews the
     state's average, if it has one. ``gradient_reduce_dtype`` is that of ``Execution``.
@@ -126,10 +130,13 @@ def make_train_step(
         if skip_spikes_above is not None:
             usable &= ~is_spike(grad_norm, state.norm_mean, updates_made, skip_spikes_above)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = fill(optax.apply_updates(trained, updates), state.params)
+        updated = optax.apply_updates(trained, updates)
+        params = fill(updated, state.params)
         average = state.ema
         if ema is not None and average is not None:
             average = renew_average(ema, average, params, updates_made)
+        update_is_finite = is_finite(updated, opt_state, average)
+        usable &= update_is_finite
 
         def keep(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda a, b: jnp.where(usable, a, b), new, old)
@@ -148,6 +155,7 @@ def make_train_step(
             grad_norm=grad_norm,
             skipped=new_state.skipped,
             skipped_in_a_row=new_state.skipped_in_a_row,
+            update_is_finite=update_is_finite,
         )
         return new_state, report
 

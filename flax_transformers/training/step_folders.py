@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ Files = Mapping[str, bytes | str | os.PathLike[str]]
 
 _NEEDED = ("state/_METADATA", "state/manifest.ocdbt", "meta/metadata")
 _STEP = re.compile(r"0|[1-9]\d*")
-_SET_ASIDE = re.compile(r"(invalid|unverified)-\d+-\d+")
+_SET_ASIDE = re.compile(r"(invalid|unverified|unused|foreign)-\d+-\d+")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
 
 def require_writable(directory: epath.Path) -> None:
     """Makes `directory` and tries it out. Raises UserError if that fails."""
-    probe = directory / ".writable"
+    probe = directory / f".writable-{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
@@ -72,33 +72,68 @@ def require_writable(directory: epath.Path) -> None:
 
 def finished_steps(directory: epath.Path) -> list[int]:
     """Steps that were committed, oldest first, whether or not they would pass their check."""
-    if not directory.is_dir():
+    if not digests.exists(directory):
         return []
-    folders = [path for path in directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()]
+    named = [path for path in directory.iterdir() if _STEP.fullmatch(path.name)]
+    folders = [path for path in named if digests.is_folder(path)]
     if not is_local(directory):  # written in place, finished with the file of the commit
-        folders = [path for path in folders if (path / digests.COMMIT_FILES[1]).exists()]
+        folders = [path for path in folders if digests.exists(path / digests.COMMIT_FILES[1])]
     return sorted(int(path.name) for path in folders)
 
 
 def problems(folder: epath.Path) -> list[str] | None:
-    """What is wrong with a step folder, a phrase per file; None if it has no digests to tell."""
-    if digests.has_index(folder):
-        return digests.verify(folder)
-    missing = [f"{name} is missing" for name in _NEEDED if not (folder / name).exists()]
-    return missing or None
+    """What is wrong with a step folder, a phrase per file; None if it has no digests to tell.
+
+    Raises UserError if it cannot be read, which is not held against what is in it.
+    """
+    with reading(folder):
+        if digests.has_index(folder):
+            return digests.verify(folder)
+        missing = [f"{name} is missing" for name in _NEEDED if not digests.exists(folder / name)]
+        return missing or None
+
+
+@contextlib.contextmanager
+def reading(folder: epath.Path) -> Iterator[None]:
+    """Turns a failure of the storage into a UserError. A file that is not there is no failure."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # the clients of buckets have errors of their own
+        if is_local(folder) and not isinstance(error, OSError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        where = getattr(error, "filename", None) or folder
+        raise UserError(
+            f"checkpoint {folder} cannot be read ({reason or type(error).__name__}: {where}); "
+            "nothing was changed: make it readable, or wait until the storage is back, and run the "
+            "same command again"
+        ) from error
 
 
 def read_meta(folder: epath.Path) -> dict[str, Any]:
     """The JSON item of a step folder. Raises UserError if it is not what training writes."""
     try:
-        meta = json.loads((folder / "meta" / "metadata").read_text())
-    except (OSError, ValueError) as error:
+        meta = json.loads((folder / "meta" / "metadata").read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"checkpoint {folder} has no meta to read ({error}); use another"
         ) from error
     if not isinstance(meta, dict):
         raise UserError(f"checkpoint {folder} has a meta that is no record; use another")
     return meta
+
+
+def named_step(meta: dict[str, Any]) -> int | None:
+    """The step that a run says its checkpoint is of; None where the meta is not a run's."""
+    position = meta.get("position")
+    step = position.get("step") if isinstance(position, dict) else None
+    return step if isinstance(step, int) else None
+
+
+def is_link(folder: epath.Path) -> bool:
+    return is_local(folder) and os.path.islink(folder)
 
 
 def write_files(folder: epath.Path, files: Files) -> None:
@@ -126,32 +161,41 @@ def remove(folder: epath.Path, attempts: int = 10) -> None:
         time.sleep(0.1)
 
 
-def choose_newest(directory: epath.Path, set_aside_at_most: int | None) -> Found | None:
+def choose_newest(
+    directory: epath.Path, set_aside_at_most: int | None, before: int | None = None
+) -> Found | None:
     """The newest step that passes its check; one without digests only if none passes.
 
     Newer steps that fail are set aside, or with `set_aside_at_most=None` passed over; either way
-    a warning names them. Raises UserError if more would be set aside than allowed, or if all are.
+    a warning names them. A step whose meta names another step, as that of a copied folder does, is
+    named and passed over. With `before` only older steps count. Raises UserError if more would be
+    set aside than allowed, if all are, or if a step cannot be read.
     """
 
     def reject(kind: str, step: int, reason: str) -> None:
         if set_aside_at_most is None:
             logger.warning("checkpoint %s %s: passed over", directory / str(step), reason)
         else:
-            _set_aside(directory, kind, step, reason, set_aside_at_most)
+            set_aside(directory, kind, step, reason, set_aside_at_most)
 
+    with reading(directory):
+        steps = [s for s in finished_steps(directory) if before is None or s < before]
     unverified: list[int] = []
-    for step in reversed(finished_steps(directory)):
-        wrong = problems(directory / str(step))
-        if wrong is None:
-            unverified.append(step)
-        elif wrong:
+    for step in reversed(steps):
+        folder = directory / str(step)
+        wrong = problems(folder)
+        if wrong:
             reject("invalid", step, f"is damaged ({few(wrong)})")
+        elif _is_foreign(folder, step):
+            continue
+        elif wrong is None:
+            unverified.append(step)
         else:
             for newer in unverified:
                 reject("unverified", newer, f"has no digests to check it by, and {step} has")
-            return Found(step, directory / str(step), verified=True)
+            return Found(step, folder, verified=True)
     if not unverified:
-        if set_aside_at_most is not None:
+        if set_aside_at_most is not None and before is None:
             _refuse_to_start_over(directory)
         return None
     newest = unverified[0]
@@ -159,6 +203,21 @@ def choose_newest(directory: epath.Path, set_aside_at_most: int | None) -> Found
         "no checkpoint in %s has digests to check it by: using %d unverified", directory, newest
     )
     return Found(newest, directory / str(newest), verified=False)
+
+
+def _is_foreign(folder: epath.Path, step: int) -> bool:
+    try:
+        named = named_step(read_meta(folder))
+    except UserError:  # without digests; what reads it will say so
+        return False
+    if named in (None, step):
+        return False
+    logger.warning(
+        "checkpoint %s is not used: it holds step %d, and folders are named by their step",
+        folder,
+        named,
+    )
+    return True
 
 
 def _refuse_to_start_over(directory: epath.Path) -> None:
@@ -177,7 +236,9 @@ def find_step(path: epath.Path) -> Found:
 
     Changes nothing. Raises UserError if there is none, or if the step folder given is damaged.
     """
-    if (path / "state").exists():
+    with reading(path):
+        is_step = digests.exists(path / "state")
+    if is_step:
         wrong = problems(path)
         if wrong:
             raise UserError(f"checkpoint {path} is damaged ({few(wrong)}); use another step")
@@ -186,7 +247,9 @@ def find_step(path: epath.Path) -> Found:
         step = int(path.name) if _STEP.fullmatch(path.name) else -1
         return Found(step, path, verified=wrong is not None)
     inner = path / "checkpoints"
-    found = choose_newest(inner if inner.exists() else path, set_aside_at_most=None)
+    with reading(path):
+        directory = inner if digests.exists(inner) else path
+    found = choose_newest(directory, set_aside_at_most=None)
     if found is None:
         raise UserError(
             f"there is no checkpoint in {path}; give a run's --workdir or one of its step folders"
@@ -200,7 +263,14 @@ def few(names: Sequence[str], separator: str = ", ") -> str:
     return separator.join(names[:3]) + rest
 
 
-def _set_aside(directory: epath.Path, kind: str, step: int, reason: str, at_most: int) -> None:
+def unlink(folder: epath.Path) -> None:
+    """Removes a link, not what it points to."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(folder)
+
+
+def set_aside(directory: epath.Path, kind: str, step: int, reason: str, at_most: int) -> None:
+    """Renames a step, and says why. Raises UserError if `at_most` others were before."""
     folder = directory / str(step)
     present = {path.name for path in directory.iterdir()}
     before = sorted(name for name in present if _SET_ASIDE.fullmatch(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -36,9 +37,12 @@ CONFIG = tiny_config(
 )
 
 
-def make_meter(config=CONFIG):
+MEANS = {"train/loss", "optimizer/grad_norm"}
+
+
+def make_meter(config=CONFIG, totals=None):
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    return Meter(config, config.phases[0], {}, mesh, Clock())
+    return Meter(config, config.phases[0], {}, mesh, Clock(), totals)
 
 
 def good(loss=(2.0, 1.0), grad_norm=1.0, skipped=0):
@@ -95,6 +99,58 @@ def test_one_skipped_step_in_a_row_more_than_allowed_ends_the_run():
     feed(meter, bad(1, 1), bad(2, 2), good(skipped=2), bad(3, 1), bad(4, 2), bad(5, 3))
     with pytest.raises(UserError, match="gradients of 3 steps in a row are not finite; lower"):
         meter.row(6)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 20])
+def test_as_many_steps_in_a_row_as_the_limit_may_be_skipped_and_one_more_may_not(limit):
+    meter = make_meter(dataclasses.replace(CONFIG, max_skipped_in_a_row=limit))
+    feed(meter, *(bad(n, n) for n in range(1, limit + 1)), good(skipped=limit))
+    meter.row(limit + 1)
+    feed(meter, *(bad(limit + n, n) for n in range(1, limit + 2)))
+    with pytest.raises(UserError, match=(
+        f"gradients of {limit + 1} steps in a row are not finite; .*: {limit} steps in a row may "
+        r"be skipped \(max_skipped_in_a_row\)"
+    )):  # fmt: skip
+        meter.fetch_previous()
+
+
+def test_an_update_that_would_not_be_finite_is_told_apart_from_gradients(caplog):
+    meter = make_meter()
+    report = dataclasses.replace(bad(1, 1), grad_norm=np.float32(1), update_is_finite=False)
+    feed(meter, report)
+    meter.row(1)
+    assert caplog.messages == [
+        "a step was skipped: its new parameters or optimizer statistics are not finite"
+    ]
+    assert (meter.consecutive_skips, meter.is_diverging) == (1, True)
+
+
+def test_a_spike_is_skipped_and_is_no_divergence():
+    meter = make_meter()
+    feed(meter, dataclasses.replace(bad(1, 1), grad_norm=np.float32(70)))
+    meter.row(1)
+    assert (meter.consecutive_skips, meter.is_diverging) == (1, False)
+    feed(meter, good(skipped=1))
+    meter.row(2)
+    assert (meter.consecutive_skips, meter.is_diverging) == (0, False)
+
+
+def test_a_meter_that_resumes_averages_what_the_one_before_had_collected():
+    reports = [good((0.1, 4.0), 0.3), bad(1, 1), good((2.3, 8.0), 4.0, 1), good((5.7, 1.0), 2.0, 1)]
+    straight, first = make_meter(), make_meter()
+    feed(straight, *reports)
+    feed(first, *reports[:2])
+    first.fetch_previous()
+    totals = json.loads(json.dumps(first.totals))
+    assert make_meter().totals == {}
+    second = make_meter(totals=totals)
+    feed(second, *reports[2:])
+    means = [
+        {name: value for name, value in meter.row(4).items() if name in MEANS}
+        for meter in (straight, second)
+    ]
+    assert means[0] == means[1]
+    assert means[0].keys() == MEANS
 
 
 def test_the_learning_rate_is_that_of_the_last_update_made():

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import shutil
 import time
 
-import jax.numpy as jnp
 import pytest
 
 from flax_transformers.data.prepare import prepare_text
 from flax_transformers.errors import UserError
-from flax_transformers.testing import assert_bit_equal, tiny_config, write_corpus
+from flax_transformers.testing import (
+    assert_bit_equal,
+    batches_with_nan,
+    tiny_config,
+    write_corpus,
+)
 from flax_transformers.training import checkpoints, loop
 from flax_transformers.training.checkpoints import CheckpointConfig, find_checkpoint, restore_arrays
 from flax_transformers.training.metrics import read_metrics
@@ -36,31 +39,11 @@ def config(tmp_path):
     )
 
 
-def spoiling(bad):
-    """``batches_on_mesh`` with batches whose loss is no number: ``bad`` are their places in the
-    stream."""
-    plain = loop.batches_on_mesh
-
-    @contextlib.contextmanager
-    def spoilt(config, prepared, mesh, position):
-        first = position.examples // config.phases[0].batch_size
-
-        def marked(batches):
-            for number, (batch, ids) in enumerate(batches, first):
-                if number in bad:
-                    batch |= {"masked_weights": batch["masked_weights"] * jnp.nan}
-                yield batch, ids
-
-        with plain(config, prepared, mesh, position) as batches:
-            yield marked(batches)
-
-    return spoilt
-
-
 @pytest.fixture
 def spoil(monkeypatch):
+    """Makes the batches of these places in the stream NaN."""
     bad = set()
-    monkeypatch.setattr(loop, "batches_on_mesh", spoiling(bad))
+    monkeypatch.setattr(loop, "batches_on_mesh", batches_with_nan(bad))
     return bad.update
 
 

@@ -18,6 +18,7 @@ from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding, replicated
 from flax_transformers.testing import GivenLogits, assert_bit_equal
+from flax_transformers.training.average import WeightAverage
 from flax_transformers.training.optimizers import AdamW, make_optimizer
 from flax_transformers.training.schedules import Schedule
 from flax_transformers.training.state import TrainState
@@ -145,6 +146,52 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(micro_batc
     assert (report.skipped, report.skipped_in_a_row) == (2, 2)
     assert not np.isfinite(report.grad_norm)
     assert all(pair == (0.0, 0.0) for pair in report.sums.values())
+
+
+def take_from(state, optimizer, **options):
+    step = jax.jit(make_train_step(TwoTerms(), LINE, optimizer, 1, **options))
+    return jax.device_get(step(state, BATCH))
+
+
+def with_statistic(state, name, value):
+    """The state, with one value in a statistic of Adam replaced."""
+    adam_state, *rest = state.opt_state
+    spoilt = jax.tree.map(lambda leaf: leaf.at[0].set(value), getattr(adam_state, name))
+    return state.replace(opt_state=(adam_state._replace(**{name: spoilt}), *rest))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value"), [("mu", np.nan), ("mu", np.inf), ("nu", np.nan), ("nu", np.inf)]
+)
+def test_a_statistic_that_is_not_finite_reaches_no_parameter_and_the_step_is_counted(name, value):
+    optimizer = optax.adam(0.1)
+    before = with_statistic(state_of(optimizer), name, value)
+    after, report = take_from(before, optimizer)
+    assert_bit_equal((after.params, after.opt_state), jax.device_get((before.params,
+                     before.opt_state)))  # fmt: skip
+    assert np.isfinite(report.grad_norm) and not report.update_is_finite
+    assert (report.skipped, report.skipped_in_a_row) == (1, 1)
+    assert all(pair == (0.0, 0.0) for pair in report.sums.values())
+
+
+@pytest.mark.slow
+def test_an_update_that_overflows_changes_nothing():
+    optimizer = optax.chain(optax.sgd(1e38), optax.scale(1e3))
+    after, report = take_from(state_of(optimizer), optimizer)
+    assert after.params["w"].tolist() == START.tolist()
+    assert (report.skipped, bool(report.update_is_finite)) == (1, False)
+
+
+@pytest.mark.slow
+def test_an_average_that_is_not_finite_stops_the_update_too():
+    optimizer, ema = optax.sgd(1.0), WeightAverage(0.9)
+    state = state_of(optimizer)
+    for value, skipped in ((1.0, 0), (np.nan, 1)):
+        average = {"w": jnp.array([value, 1.0])}
+        after, report = take_from(state.replace(ema=average), optimizer, ema=ema)
+        assert report.skipped == skipped
+        assert (after.params["w"].tolist() == START.tolist()) is bool(skipped)
 
 
 def test_after_a_skipped_step_the_next_update_is_the_one_that_was_due():
