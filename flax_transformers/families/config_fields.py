@@ -47,7 +47,7 @@ _HARMLESS = frozenset(
     "add_cross_attention cross_attention_hidden_size tie_encoder_decoder feed_forward_proj "
     "rope_scaling rope_theta rope_parameters partial_rotary_factor router_jitter_noise "
     "original_max_position_embeddings use_bidirectional_attention decoder_vocab_size".split()
-) | {"architectures", "model_type", "pruned_heads", "force_bos_token_to_be_generated"}
+) | {"pruned_heads", "force_bos_token_to_be_generated"}
 """Fields that change no output, or that a family checks before they get here."""
 
 
@@ -64,7 +64,7 @@ def kept_fields(
             f"config.json has pruned_heads {described['pruned_heads']!r}, and models with some of "
             "their heads removed are not supported; choose the model before pruning"
         )
-    written_later = {"dtype"}
+    written_later = {"dtype", "architectures", "model_type"}
     kept = {n: value for n, value in described.items() if n not in written_later | written.keys()}
     silent = _HARMLESS | OWN_FIELDS | IN_CONFIG_JSON | aliases.keys()
     if unknown := sorted(kept.keys() - silent):

@@ -1,11 +1,12 @@
 """DeiT III (Touvron, Cord and Jégou, arXiv:2204.07118): ViT with LayerScale and stochastic depth.
 
-`transformers` has no such model. The weights are published under the names of timm, which are those
-of the table here; the config.json is one of our own.
+`transformers` has no such model: it is published for timm, whose tensor names and config.json are
+those read and written here.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_transformers import ranges
+from flax_transformers.errors import UserError
 from flax_transformers.families import huggingface, vit
 from flax_transformers.families.family import Family
 from flax_transformers.families.weights import Weight, WeightTable, fused_linear, linear, norm
@@ -107,17 +109,98 @@ SIZES: dict[str, DeiT3Config] = {
 
 _NUMBERS = vit.NUMBERS | {"drop_path": "drop_path_rate", "layer_scale_init": "layer_scale_init"}
 
+_TIMM_SIZES = {"s": "small", "m": "medium", "b": "base", "l": "large", "h": "huge"}
+_TIMM_NAME = re.compile(r"deit3_(small|medium|base|large|huge)_patch(\d+)_(\d+)(?:\..*)?")
+_MODEL_ARGS = {
+    "hidden_size": "embed_dim",
+    "num_layers": "depth",
+    "num_heads": "num_heads",
+    "patch_size": "patch_size",
+    "num_channels": "in_chans",
+    "layer_scale_init": "init_values",
+    "drop_path": "drop_path_rate",
+}
+"""Numbers by our names, to the arguments of timm's ``VisionTransformer``."""
+_OTHER_ARGS = {"img_size", "mlp_ratio", "qkv_bias", "no_embed_class", "num_classes"}
+
 
 def from_huggingface(config: Mapping[str, Any]) -> DeiT3Config:
-    """The configuration in a config.json. Raises UserError for what we do not have."""
+    """The configuration in timm's config.json, or in one of ours from before it was written so.
+
+    Raises UserError for what we do not have.
+    """
+    if isinstance(config.get("architecture"), str):
+        return huggingface.make_config(DeiT3Config, _read_timm(config))
     huggingface.refuse(config, {"model_type": "deit3"})
     fields = vit.read_vision(config, _NUMBERS, DeiT3Config())
     return huggingface.make_config(DeiT3Config, fields)
 
 
+def _read_timm(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config.json of timm: the size's name, and arguments that differ from it."""
+    name = _TIMM_NAME.fullmatch(config["architecture"])
+    if name is None:
+        raise UserError(
+            f"config.json is timm's, for {config['architecture']!r:.80}; of timm's models only "
+            "those named deit3_SIZE_patchN_N are read"
+        )
+    letters = next(short for short, size in _TIMM_SIZES.items() if size == name[1])
+    arguments = config.get("model_args") or {}
+    unknown = sorted(set(arguments) - set(_MODEL_ARGS.values()) - _OTHER_ARGS)
+    if unknown:
+        raise UserError(f"config.json has model_args {', '.join(unknown)}, not supported here")
+    huggingface.refuse(config, {"global_pool": "token"})
+    huggingface.refuse(arguments, {"no_embed_class": True})
+    size = DeiT3Config(patch_size=int(name[2]), **vit.dimensions(letters))
+    fields: dict[str, Any] = huggingface.read_numbers(arguments, _MODEL_ARGS, size)
+    fields |= huggingface.read_switches(arguments, {"qkv_bias": "qkv_bias"}, size)
+    fields |= vit.read_image_size(arguments, "img_size", int(name[3]))
+    ratio = arguments.get("mlp_ratio", 4)
+    huggingface.require_number("mlp_ratio", ratio, whole=False)
+    fields["intermediate_size"] = int(fields["hidden_size"] * ratio)
+    labels = arguments.get("num_classes", config.get("num_classes", vit.IMAGENET_LABELS))
+    names = config.get("label_names")
+    described = {"id2label": names} if names else {"num_labels": labels}
+    return fields | huggingface.common_fields(described, size)
+
+
 def to_huggingface(config: DeiT3Config) -> dict[str, Any]:
-    """The config.json that ``from_huggingface`` reads."""
-    return {"model_type": "deit3", **vit.write_vision(config, _NUMBERS)}
+    """The config.json that timm reads: the nearest published size, and what differs from it."""
+    height, width = config.image_shape
+    letters = next((k for k, (w, _) in vit.WIDTHS.items() if w == config.hidden_size), "b")
+    letters = letters if letters in _TIMM_SIZES else "b"
+    size = DeiT3Config(**vit.dimensions(letters))
+    patch, side = (14, 224) if letters == "h" else (16, 384 if height == 384 else 224)
+    published = {**huggingface.write_fields(size, _MODEL_ARGS), "patch_size": patch}
+    published |= {"qkv_bias": True, "mlp_ratio": 4.0, "img_size": side}
+    arguments = huggingface.write_fields(config, _MODEL_ARGS) | {
+        "qkv_bias": config.qkv_bias,
+        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "img_size": height if height == width else [height, width],
+    }
+    arguments = {name: value for name, value in arguments.items() if value != published[name]}
+    return {
+        "architecture": f"deit3_{_TIMM_SIZES[letters]}_patch{patch}_{side}",
+        "num_classes": config.num_labels,
+        "num_features": config.hidden_size,
+        "global_pool": "token",
+        **({"label_names": list(config.label_names)} if config.label_names else {}),
+        **({"model_args": arguments} if arguments else {}),
+        "pretrained_cfg": _PRETRAINED
+        | {"input_size": [config.num_channels, height, width], "num_classes": config.num_labels},
+    }
+
+
+_PRETRAINED = {
+    "fixed_input_size": True,
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "first_conv": "patch_embed.proj",
+    "classifier": "head",
+}
+"""What timm's config.json says of the images that the published models were trained on."""
 
 
 def weights(config: DeiT3Config) -> WeightTable:
@@ -149,6 +232,7 @@ FAMILY = Family(
     config=DeiT3Config,
     model_types=("deit3",),
     architectures=tuple(ARCHITECTURES),
+    timm_prefix="deit3_",
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

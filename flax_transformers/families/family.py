@@ -34,6 +34,8 @@ class Family:
     config and the tensors of its file by name and returns the config with what only they can tell.
     ``aliases``: second names that a config.json may have for a field, to the family's own name.
     ``older_names`` are the names that its architectures had before, to those of today.
+    ``timm_prefix``: how the names of its models in timm begin, if timm's config.json is read.
+    ``only_here``: architectures of ours that no other library has a class for.
     """
 
     config: type[TransformerConfig]
@@ -46,6 +48,8 @@ class Family:
     settle: Callable[[Any, Mapping[str, Any]], Any] | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     older_names: Mapping[str, str] = field(default_factory=dict)
+    timm_prefix: str = ""
+    only_here: tuple[str, ...] = ()
 
     def model_type(self, architecture: str) -> str:
         """The ``model_type`` that goes with one of the architectures."""
@@ -125,7 +129,7 @@ def identify(config: Mapping[str, Any], architecture: str | None = None) -> Iden
     Raises UserError, naming the line or the argument to add, if none of them is known, and for an
     ``architecture`` that contradicts a file whose names are known.
     """
-    named = _architecture_names(config)
+    named = _architecture_names(config) or _timm_architecture(config)
     known = next(filter(None, map(_name_of_today, named)), None)
     model_type = config.get("model_type")
     typed = next((each for each in all_families() if model_type in each.model_types), None)
@@ -159,6 +163,22 @@ def identify(config: Mapping[str, Any], architecture: str | None = None) -> Iden
         family,
         {**config, **changes, "architectures": [wanted]},
         None if own is None else {**config, **changes, "architectures": [own]},
+    )
+
+
+def _timm_architecture(config: Mapping[str, Any]) -> list[str]:
+    """The architecture of ours that a config.json of timm describes; none if it is not timm's."""
+    name = config.get("architecture")
+    if not isinstance(name, str) or "model_type" in config:
+        return []
+    families = [each for each in all_families() if each.timm_prefix]
+    for family in families:
+        if name.startswith(family.timm_prefix):
+            return [family.architectures[0]]
+    raise UserError(
+        f"config.json is timm's, for {name!r:.80}; of timm's models only those whose names begin "
+        f"with {' or '.join(f.timm_prefix for f in families)} are read: for others give the model "
+        "in the format of transformers"
     )
 
 
@@ -223,6 +243,11 @@ ONLY_IN_TRAINING = {
 def config_json(config: TransformerConfig) -> dict[str, Any]:
     """The config.json of a model. Raises UserError if reading it would give another model."""
     family = family_of(config)
+    if config.architecture in family.only_here:
+        raise UserError(
+            f"transformers has no class {config.architecture}, so there is nothing to write that "
+            "it could load; keep this model in our own checkpoint format"
+        )
     written = family.to_huggingface(config)
     read = family.from_huggingface(written)
     ignored = ONLY_IN_TRAINING | {"hub_fields", "generation"}  # which are written beside

@@ -359,6 +359,7 @@ FAMILY = Family(
     config=MaeConfig,
     model_types=("vit_mae",),
     architectures=tuple(ARCHITECTURES),
+    only_here=("ViTMAEForImageClassification",),
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

@@ -175,8 +175,7 @@ def read_vision(
     fields["activation"] = huggingface.activation_from(config.get("hidden_act", "gelu"))
     fields |= huggingface.read_switches(config, {"qkv_bias": "qkv_bias"}, defaults)
     fields |= huggingface.read_numbers(config, {"head_dim": "head_dim"}, defaults)
-    height, width = _pair(config, "image_size", defaults.image_size)
-    fields["image_size"] = height if height == width else (height, width)
+    fields |= read_image_size(config, "image_size", defaults.image_size)
     patch_height, patch_width = _pair(config, "patch_size", defaults.patch_size)
     if patch_height != patch_width:
         raise UserError(
@@ -188,6 +187,12 @@ def read_vision(
     if config.get("pooler_output_size") is not None:
         huggingface.refuse(config, {"pooler_output_size": fields["hidden_size"]})
     return fields
+
+
+def read_image_size(config: Mapping[str, Any], name: str, default: Any) -> dict[str, Any]:
+    """The field ``image_size``: a number, or height and width."""
+    height, width = _pair(config, name, default)
+    return {"image_size": height if height == width else (height, width)}
 
 
 def _pair(config: Mapping[str, Any], name: str, default: Any) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from flax_transformers.families.mae import (
     weights,
 )
 from flax_transformers.models.config import Execution
-from flax_transformers.testing import relative_difference
+from flax_transformers.testing import relative_difference, tiny_model
 from tests.families.parity import TOLERANCE, load_case
 from tests.families.tensors import export_weights, import_weights
 from tests.families.test_vit import in_file
@@ -191,3 +191,10 @@ PUBLISHED = {"mae-base": 111_907_840, "mae-large": 329_541_888, "mae-huge": 657_
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_have_the_published_number_of_parameters(name):
     assert published_count(SIZES[name], weights) == PUBLISHED[name]
+
+
+def test_a_classifier_that_transformers_does_not_have_is_not_written(tmp_path):
+    model, params = tiny_model("ViTMAEForImageClassification")
+    with pytest.raises(UserError, match="transformers has no class ViTMAEForImageClassification"):
+        save_pretrained(tmp_path / "out", model, params)
+    assert not (tmp_path / "out").exists()
