@@ -36,8 +36,8 @@ class TaggedSource(Source):
 
     Words count as in the evaluation of Universal Dependencies: ranges of words ("3-4") and empty
     nodes ("3.1") are left out. Comments before a sentence, and -DOCSTART-, are too. A sentence with
-    a line that lacks a column, or an unknown tag, is not valid. Each word but the first has a space
-    before it, as in running text.
+    a line that lacks a column, or an unknown tag, is not valid. A word is tokenized as the first
+    of a text is, or behind a space (`Tokenizer.encode_words`).
     """
 
     word_column: int = 1
@@ -86,6 +86,6 @@ def _sentence(source: TaggedSource, decoder: Decoder, raw: bytes, place: Place) 
                 f"has {len(columns)} columns, but {source.word_column} and {source.tag_column} "
                 "(from 0) are asked for",
             ) from None
-        words.append(f" {word}" if words else word)
+        words.append(word)
         tags.append(class_name(tag, where))
-    return Document(tuple(words), tuple(tags))
+    return Document(tuple(words), tuple(tags), words=True)

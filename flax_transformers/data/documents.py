@@ -44,7 +44,7 @@ class Source:
 @dataclass(frozen=True)
 class Document:
     """One document. ``text`` is one text, which is cut into sentences when it is tokenised, or
-    several that stay as they are: the sides of a pair, the words of a tagged sentence.
+    several that stay as they are: the sides of a pair, or, with ``words``, the words of a sentence.
 
     ``labels`` are what has to be learned of it, names or numbers. Documents of one ``group`` are
     held out together; without one the text itself decides.
@@ -53,11 +53,14 @@ class Document:
     text: str | tuple[str, ...]
     labels: tuple[str, ...] | tuple[float, ...] = ()
     group: str | None = None
+    words: bool = False
 
     @property
     def whole(self) -> str:
         """All of the text as one string; texts that stand apart are joined by NUL."""
-        return self.text if isinstance(self.text, str) else "\0".join(self.text)
+        if isinstance(self.text, str):
+            return self.text
+        return ("\0 " if self.words else "\0").join(self.text)
 
 
 @dataclass

@@ -77,7 +77,8 @@ class Labeller:
         if self.source.label_kind is None:
             return []
         if isinstance(document, Question):
-            spans = token_spans(document.answers, self.tokenizer.offsets(document.text[1]))
+            ((_, offsets),) = self.tokenizer.encode_with_offsets([document.text[1]])
+            spans = token_spans(document.answers, offsets)
             record = document.record if scored else b""
             return [spans.ravel(), np.frombuffer(record, np.uint8)]
         if self.source.label_kind == "numbers":

@@ -8,6 +8,7 @@ one. A single line end does not either: text is often wrapped at a width.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -38,28 +39,33 @@ def split_sentences(text: str) -> list[str]:
 
     Whitespace after a sentence stays with it, whitespace before the first goes with the first.
     """
-    return list(_spans(text))
+    return [text[start:end] for start, end in itertools.pairwise([0, *sentence_ends(text)])]
 
 
-def _spans(text: str) -> Iterator[str]:
+def sentence_ends(text: str) -> list[int]:
+    """The characters behind which sentences end, increasing; the last is the text's length."""
+    return list(_ends(text))
+
+
+def _ends(text: str) -> Iterator[int]:
     start = 0
     for candidate in _CANDIDATE.finditer(text):
         end = candidate.end()
         if end == len(text) or not _ends_sentence(text, candidate):
             continue
-        span = text[start:end]
-        if not span.isspace():
-            yield from _bounded(span)
+        if not text[start:end].isspace():
+            yield from _bounded(text, start, end)
             start = end
     if start < len(text):
-        yield from _bounded(text[start:])
+        yield from _bounded(text, start, len(text))
 
 
-def _bounded(span: str) -> Iterator[str]:
-    if len(span) <= MAX_CHARACTERS:
-        yield span
+def _bounded(text: str, start: int, end: int) -> Iterator[int]:
+    """The end of a sentence, after those that a very long one is given."""
+    if end - start > MAX_CHARACTERS:
+        yield from (match.end() for match in _BOUNDED.finditer(text, start, end))
     else:
-        yield from _BOUNDED.findall(span)
+        yield end
 
 
 def _ends_sentence(text: str, candidate: re.Match[str]) -> bool:

@@ -23,6 +23,7 @@ from flax_transformers.data.shard_work import Note, for_each_run
 from flax_transformers.data.shard_writer import ShardWriter
 from flax_transformers.data.sources import CorpusReader, tied_shards
 from flax_transformers.data.store import (
+    FORMAT,
     SPLITS,
     ShardRecord,
     Split,
@@ -64,7 +65,7 @@ class StoreJob:
         target = self.target_tokenizer
         targets = "" if target is None else f", target tokenizer {target.fingerprint}"
         made_of = f"tokenizer {self.tokenizer.fingerprint}, corpus {self.corpus}{targets}"
-        return f"{made_of}, dealt as in version {DEALING}"
+        return f"format {FORMAT}, {made_of}, dealt as in version {DEALING}"
 
     @property
     def vocab_size(self) -> int:

@@ -37,7 +37,9 @@ from flax_transformers.data.store_files import (
 )
 from flax_transformers.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
+"""Of new stores. In format 1 every sentence was tokenized apart, so the ids of byte-level BPE and
+sentencepiece are not those of the whole text; such a store can still be read."""
 MANIFEST = "manifest.json"
 KIND = "token store"
 Split = Literal["train", "validation"]
@@ -140,7 +142,7 @@ def write_manifest(
 
 def read_manifest(folder: Folder) -> dict[str, Any]:
     """The manifest, checked against its own digest. Raises UserError when missing or damaged."""
-    return StoreReader(folder, KIND).manifest(MANIFEST, FORMAT)
+    return StoreReader(folder, KIND).manifest(MANIFEST, FORMAT, also=(1,))
 
 
 def check_files(folder: Folder, shard: ShardRecord, vocab_size: int, classes: int = 0) -> None:

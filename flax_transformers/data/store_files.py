@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -80,10 +80,15 @@ class StoreReader:
     kind: str
 
     def manifest(
-        self, name: str, format: int, converters: Mapping[int, Convert] = MappingProxyType({})
+        self,
+        name: str,
+        format: int,
+        converters: Mapping[int, Convert] = MappingProxyType({}),
+        also: Sequence[int] = (),
     ) -> dict[str, Any]:
         """A manifest that `sealed` wrote. Raises UserError if it is missing, of another format, or
-        changed since. ``converters`` bring older formats, which had no digest, into this one."""
+        changed since. ``converters`` bring older formats, which had no digest, into this one;
+        ``also`` are older formats that are read as they are."""
         try:
             manifest = json.loads(self.folder.read(name))
             found = manifest.get("format")
@@ -100,7 +105,7 @@ class StoreReader:
             raise self.unreadable(name, error) from error
         except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
             found, intact = format, False
-        if found != format:
+        if found != format and found not in also:
             raise UserError(
                 f"The {self.kind} in {self.folder.path} has format {found}, this version reads "
                 f"format {format}; prepare it again in another directory."

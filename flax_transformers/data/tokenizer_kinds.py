@@ -13,11 +13,13 @@ Strings with lone surrogates are no Unicode text: bytes takes them, the other ki
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -25,6 +27,13 @@ import numpy as np
 import tokenizers
 from etils import epath
 
+from flax_transformers.data.token_offsets import (
+    byte_ends,
+    byte_level_lengths,
+    character_spans,
+    is_byte_level,
+    safe_cut,
+)
 from flax_transformers.data.tokenizer_facts import (
     CONFIG_FILE,
     NO_FACTS,
@@ -63,9 +72,18 @@ class Tokenizer(Protocol):
         """The ids of a text in which special tokens may be written by name, as `transformers`
         reads it: int32 [n], without the frame."""
 
-    def offsets(self, text: str) -> np.ndarray:
-        """Where each token that ``encode_batch`` makes of a text begins and ends in it, int32
-        [n, 2] in characters; a token that is a part of a character touches all of it."""
+    @property
+    def safe_cut(self) -> re.Pattern[str] | None:
+        """Matches, empty, where a text may be cut: the ids of both parts joined are those of the
+        whole. None where no such position is known."""
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The ids of each text as of ``encode_batch``, and where each token begins and ends in it,
+        int32 [n, 2] in characters; a token that is a part of a character touches all of it."""
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
+        """The ids of each word of each sentence, as ``is_split_into_words`` of Hugging Face gives
+        them: what begins a word in a text begins each of these."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; special ids other than the unknown one are left out."""
@@ -91,6 +109,7 @@ class ByteTokenizer:
     """
 
     kind: Kind = "bytes"
+    safe_cut: ClassVar[re.Pattern[str]] = re.compile("")
     _offset = 3
     NAMES: ClassVar[dict[int, str]] = {
         0: "<pad>", 1: "</s>", 2: "<unk>", 259: "[CLS]", 260: "[SEP]", 261: "[MASK]"
@@ -129,10 +148,12 @@ class ByteTokenizer:
     def encode_prompt(self, text: str) -> np.ndarray:
         return prompt_ids(self.encode_batch, text, {name: i for i, name in self._names.items()})
 
-    def offsets(self, text: str) -> np.ndarray:
-        lengths = [len(character.encode("utf-8", "surrogatepass")) for character in text]
-        start = np.repeat(np.arange(len(text), dtype=np.int32), lengths)
-        return np.stack([start, start + 1], axis=1)
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        return list(zip(self.encode_batch(texts), map(_byte_offsets, texts), strict=True))
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
+        """A space is put between words, where ByT5 in Hugging Face puts nothing."""
+        return encode_apart(self, [spaced(words) for words in sentences])
 
     def decode(self, ids: Iterable[int]) -> str:
         ordinary = (i - self._offset for i in map(int, ids) if i not in self._names)
@@ -147,6 +168,24 @@ class ByteTokenizer:
 
     def save(self, directory: str | os.PathLike[str], frame: Frame | None = None) -> None:
         save_files(self, directory, self._files, {}, frame)
+
+
+def _byte_offsets(text: str) -> np.ndarray:
+    content = text.encode("utf-8", "surrogatepass")
+    return character_spans(np.arange(1, len(content) + 1), content).astype(np.int32)
+
+
+def encode_apart(
+    tokenizer: Tokenizer, sentences: Sequence[Sequence[str]]
+) -> list[list[np.ndarray]]:
+    """The ids of each text of each list."""
+    encoded = iter(tokenizer.encode_batch([text for texts in sentences for text in texts]))
+    return [list(itertools.islice(encoded, len(texts))) for texts in sentences]
+
+
+def spaced(words: Sequence[str]) -> list[str]:
+    """Words of running text: a space before each but the first."""
+    return [f" {word}" if i else word for i, word in enumerate(words)]
 
 
 def _readable_byte(byte: int) -> str:
@@ -230,17 +269,64 @@ class PieceTokenizer:
         cuts = [match.start() + 1 for match in self._literals.finditer(text)]
         return [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
 
-    def offsets(self, text: str) -> np.ndarray:
-        whole = self._backend.encode(text, add_special_tokens=False)
-        if not self._forbidden[np.array(whole.ids, np.int32)].any():
-            return np.array(whole.offsets, np.int32).reshape(-1, 2)
-        found, start = [], 0
-        for part in self._cut(text):
-            encoding = self._backend.encode(part, add_special_tokens=False)
-            kept = ~self._forbidden[np.array(encoding.ids, np.int32)]
-            found.append(start + np.array(encoding.offsets, np.int32).reshape(-1, 2)[kept])
-            start += len(part)
-        return np.concatenate(found)
+    @functools.cached_property
+    def safe_cut(self) -> re.Pattern[str] | None:
+        return safe_cut(json.loads(self._serialized))
+
+    @functools.cached_property
+    def _byte_lengths(self) -> np.ndarray | None:
+        """How many bytes of a text each id stands for."""
+        names = [self._backend.id_to_token(i) or "" for i in range(self.vocabulary.size)]
+        return byte_level_lengths(json.loads(self._serialized), names)
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        if self._byte_lengths is None:
+            return self._encode_with_own_offsets(texts)
+        encoded = self.encode_batch(texts)
+        spans = [self._summed_offsets(*one) for one in zip(texts, encoded, strict=True)]
+        return [
+            (ids, span) if span is not None else self._encode_with_own_offsets([text])[0]
+            for text, ids, span in zip(texts, encoded, spans, strict=True)
+        ]
+
+    def _summed_offsets(self, text: str, ids: np.ndarray) -> np.ndarray | None:
+        """Offsets from the lengths of byte-level tokens; None where they do not add up."""
+        assert self._byte_lengths is not None
+        if self._backend.normalizer is not None and not unicodedata.is_normalized("NFC", text):
+            return None
+        content = text.encode()
+        ends = byte_ends(self._byte_lengths[ids], len(content), prefix=not text.startswith(" "))
+        return None if ends is None else character_spans(ends, content).astype(np.int32)
+
+    def _encode_with_own_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        found = []
+        for text, encoding in zip(texts, self._encodings(texts), strict=True):
+            ids, offsets = _ids_and_offsets(encoding)
+            if self._forbidden[ids].any():
+                ids, offsets = self._offsets_cutting_literals(text)
+            found.append((ids, offsets))
+        return found
+
+    def _encodings(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        return self._backend.encode_batch(list(texts), add_special_tokens=False)
+
+    def _offsets_cutting_literals(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        parts = self._cut(text)
+        starts = itertools.accumulate(map(len, parts), initial=0)
+        found = [
+            (ids, offsets + start)
+            for (ids, offsets), start in zip(
+                map(_ids_and_offsets, self._encodings(parts)), starts, strict=False
+            )
+        ]
+        ids, offsets = (np.concatenate(one) for one in zip(*found, strict=True))
+        kept = ~self._forbidden[ids]
+        return ids[kept], offsets[kept]
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
+        """Byte-level pieces have a space before every word, as with add_prefix_space."""
+        before = " " if is_byte_level(json.loads(self._serialized)) else ""
+        return encode_apart(self, [[f"{before}{word}" for word in words] for words in sentences])
 
     def decode(self, ids: Iterable[int]) -> str:
         size = len(self._forbidden)  # a model may have more rows than there are tokens
@@ -277,6 +363,11 @@ class PieceTokenizer:
         return fields
 
 
+def _ids_and_offsets(encoding: tokenizers.Encoding) -> tuple[np.ndarray, np.ndarray]:
+    offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+    return np.array(encoding.ids, np.int32), offsets
+
+
 def _cleaned_up(text: str) -> str:
     """Without the spaces that decoding leaves before punctuation and in English contractions."""
     for ending in (".", "?", "!", ","):
@@ -291,14 +382,21 @@ def prompt_ids(
     encode_batch: Callable[[list[str]], list[np.ndarray]], text: str, special: Mapping[str, int]
 ) -> np.ndarray:
     """A text cut at the names of special tokens, its parts encoded each by itself."""
-    names = sorted(filter(None, special), key=len, reverse=True)
-    cuts = re.compile("(" + "|".join(map(re.escape, names)) + ")" if names else r"(?!)")
-    parts = [part for part in cuts.split(text) if part]
+    parts = split_at(special, text)
     ids = [
         np.array([special[part]], np.int32) if part in special else encode_batch([part])[0]
         for part in parts
     ]
     return np.concatenate([np.zeros(0, np.int32), *ids])
+
+
+def split_at(names: Iterable[str], text: str) -> list[str]:
+    """A text in parts, of which those that are among the names stand alone."""
+    longest_first = sorted(filter(None, names), key=len, reverse=True)
+    if not longest_first:
+        return [text] if text else []
+    cuts = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+    return [part for part in cuts.split(text) if part]
 
 
 def _model_kind(serialized: str) -> Kind:

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_proto
 from sentencepiece import sentencepiece_pb2 as sentencepiece_text
 
+from flax_transformers.data.token_offsets import (
+    byte_ends,
+    character_spans,
+    safe_sentencepiece_cut,
+    spread,
+)
 from flax_transformers.data.tokenizer_facts import NO_FACTS, AddedToken, Facts
-from flax_transformers.data.tokenizer_kinds import Files, fingerprint_of, prompt_ids, save_files
+from flax_transformers.data.tokenizer_kinds import (
+    Files,
+    encode_apart,
+    fingerprint_of,
+    prompt_ids,
+    save_files,
+    spaced,
+    split_at,
+)
 from flax_transformers.data.tokenizer_roles import (
     Kind,
     class_frame,
@@ -106,8 +122,49 @@ class SentencePieceTokenizer:
     def encode_prompt(self, text: str) -> np.ndarray:
         return prompt_ids(self.encode_unsplit, text, {**self._plain, **self._special})
 
-    def offsets(self, text: str) -> np.ndarray:
-        return piece_offsets(self._processor, text)
+    @functools.cached_property
+    def safe_cut(self) -> re.Pattern[str] | None:
+        """Of BPE alone: a unigram model adds up the scores of a whole text, and their rounding
+        decides between pieces of nearly equal ones."""
+        if self.kind != "bpe" or self._plain:
+            return None
+        return safe_sentencepiece_cut(parse_sentencepiece(self._model))
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        if self._plain:
+            return [self._joined_at_added_tokens(text) for text in texts]
+        return self._unsplit_with_offsets(texts)
+
+    def _unsplit_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        found = []
+        for text, pieces in zip(texts, self._processor.encode(list(texts)), strict=True):
+            spans = summed_offsets(self._processor, self._byte_lengths[pieces], text)
+            spans = piece_offsets(self._processor, text) if spans is None else spans
+            found.append((self._ids[np.array(pieces, np.int32)], spans))
+        return found
+
+    def _joined_at_added_tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """As ``encode_batch`` has it: tokens that were added, and the text between them apart."""
+        start, ids, spans = 0, [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
+        for part in split_at(self._plain, text):
+            if part in self._plain:
+                one = np.array([self._plain[part]], np.int32), np.array([[0, len(part)]], np.int32)
+            else:
+                (one,) = self._unsplit_with_offsets([part])
+            ids.append(one[0])
+            spans.append(one[1] + np.int32(start))
+            start += len(part)
+        return np.concatenate(ids), np.concatenate(spans)
+
+    @functools.cached_property
+    def _byte_lengths(self) -> np.ndarray:
+        """How many bytes of the normalized text each piece stands for; -1 where that varies."""
+        return piece_byte_lengths(self._processor)
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
+        """A model that puts no space before a text by itself is given it between words."""
+        prefixed = parse_sentencepiece(self._model).normalizer_spec.add_dummy_prefix
+        return encode_apart(self, sentences if prefixed else [spaced(w) for w in sentences])
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the model's pieces, and of added tokens that are not special by their names."""
@@ -129,18 +186,35 @@ class SentencePieceTokenizer:
         save_files(self, directory, self._files, described, frame)
 
 
+def piece_byte_lengths(processor: Any) -> np.ndarray:
+    """How many bytes of the normalized text each piece stands for, int64; -1 where that varies."""
+    lengths = []
+    for i, name in enumerate(processor.id_to_piece(list(range(processor.get_piece_size())))):
+        varies = processor.is_control(i) or processor.is_unknown(i)
+        lengths.append(-1 if varies else 1 if processor.is_byte(i) else len(name.encode()))
+    return np.array(lengths, np.int64)
+
+
+def summed_offsets(processor: Any, lengths: np.ndarray, text: str) -> np.ndarray | None:
+    """What `piece_offsets` gives, from the lengths of the text's pieces in bytes of the normalized
+    text; None where they do not add up."""
+    normalized, origin = processor.normalize(text, with_offsets=True)
+    content = normalized.encode()
+    ends = byte_ends(lengths, len(content))
+    if ends is None:
+        return None
+    return spread(np.array(origin, np.int32)[character_spans(ends, content)])
+
+
 def piece_offsets(processor: Any, text: str) -> np.ndarray:
-    """Where each piece of a text begins and ends in it, int32 [n, 2] in characters."""
+    """Where each piece of a text begins and ends in it, int32 [n, 2] in characters, as
+    sentencepiece says it; this is slow, as every piece becomes an object."""
     serialized = processor.encode(text, out_type="serialized_proto")
     pieces = sentencepiece_text.SentencePieceText.FromString(serialized).pieces
     found = np.array([(piece.begin, piece.end) for piece in pieces], np.int32).reshape(-1, 2)
-    # Of a character in several pieces, the last has all of it and the others have nothing.
-    for place in range(len(found) - 2, -1, -1):
-        if found[place, 0] == found[place, 1]:
-            found[place] = found[place + 1]
     lengths = [len(character.encode()) for character in text]
     character_of = np.repeat(np.arange(len(text), dtype=np.int32), lengths)
-    return np.append(character_of, np.int32(len(text)))[found]
+    return spread(np.append(character_of, np.int32(len(text)))[found])
 
 
 def _processor(model: bytes, name: str) -> Any:
@@ -216,11 +290,19 @@ class MarianTokenizer:
             self.encode_batch, text, {n: i for n, i in named.items() if not _is_language(n)}
         )
 
-    def offsets(self, text: str) -> np.ndarray:
+    safe_cut: ClassVar[re.Pattern[str] | None] = None
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        return list(zip(self.encode_batch(texts), map(self._offsets, texts), strict=True))
+
+    def _offsets(self, text: str) -> np.ndarray:
         language, rest = _without_language(text)
         first = len(text) - len(rest)
         inner = first + piece_offsets(self._source, rest)
         return np.concatenate([np.array([[0, first]], np.int32), inner]) if language else inner
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
+        return encode_apart(self, sentences)
 
     def decode(self, ids: Iterable[int]) -> str:
         known = [self._names[i] for i in map(int, ids) if i in self._names]

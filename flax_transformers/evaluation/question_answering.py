@@ -117,10 +117,9 @@ def best_spans(logits: np.ndarray, count: int, longest: int) -> list[Span]:
 
 def _offsets(prepared: PreparedText, questions: Iterable[Question]) -> dict[str, np.ndarray]:
     """Where the tokens of each text begin and end; many questions are about the same."""
-    return {
-        context: prepared.tokenizer.offsets(context)
-        for context in dict.fromkeys(question.text[1] for question in questions)
-    }
+    contexts = list(dict.fromkeys(question.text[1] for question in questions))
+    encoded = prepared.tokenizer.encode_with_offsets(contexts)
+    return {context: offsets for context, (_, offsets) in zip(contexts, encoded, strict=True)}
 
 
 def _text(span: Span, context: str, offsets: np.ndarray) -> str:

@@ -55,7 +55,7 @@ def test_tokens_of_an_answer_give_back_its_text(kind):
     config = TokenizerConfig(kind, vocab_size=size, lowercase=kind != "bytes")
     known = CONTEXT.replace("中国", "")  # characters of several pieces, or of an unknown one
     tokenizer = train_tokenizer(config, [known, "in the of it was café ﬁne naïve " * 3])
-    offsets = tokenizer.offsets(CONTEXT)
+    ((_, offsets),) = tokenizer.encode_with_offsets([CONTEXT])
     assert len(offsets) == len(tokenizer.encode_batch([CONTEXT])[0])
     assert (np.diff(offsets[:, 0]) >= 0).all() and (offsets[:, 1] <= len(CONTEXT)).all()
     starts = [CONTEXT.index(answer) for answer in ANSWERS]

@@ -216,7 +216,7 @@ def test_another_format_is_refused_with_both_numbers(make_store, tmp_path, monke
     monkeypatch.setattr(store_module, "FORMAT", 7)
     make_store(*SHARDS)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="has format 7, this version reads format 1"):
+    with pytest.raises(UserError, match="has format 7, this version reads format 2"):
         TokenStore(tmp_path / "store")
 
 
@@ -254,3 +254,13 @@ def test_names_are_the_files_directly_below_a_prefix(tmp_path):
     assert open_folder(tmp_path).names("t/") == ["t/a", "t/b"]
     assert open_folder(f"file://{tmp_path}").names("t/") == ["t/a", "t/b"]
     assert Path(tmp_path, "t/deeper/c").read_bytes() == b"x"
+
+
+def test_a_store_of_format_1_is_still_read(make_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "FORMAT", 1)
+    written = make_store(*SHARDS)
+    monkeypatch.undo()
+    store = TokenStore(tmp_path / "store")
+    assert json.loads((tmp_path / "store/manifest.json").read_text())["format"] == 1
+    assert store.fingerprint == written.fingerprint
+    assert store.document_ends.tolist() == written.document_ends.tolist()
