@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
+    known.tokens = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("flax_transformers").setLevel(logging.INFO)
     try:

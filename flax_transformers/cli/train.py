@@ -5,12 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from flax_transformers.errors import UserError
 
+if TYPE_CHECKING:  # the command line answers --help without waiting for jax
+    from flax_transformers.training.config import TrainConfig
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a file such as configs/bert_tiny.py")
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?",
+        help="a file such as configs/bert_tiny.py; without it, the run in the workdir is resumed",
+    )
     parser.add_argument("--workdir", help="folder or bucket for all that the run writes")
     parser.add_argument(
         "--print-config", action="store_true", help="show the resolved config and stop"
@@ -27,10 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from flax_transformers.cli.config_file import load_config
     from flax_transformers.training.config_json import to_json
 
-    config = load_config(arguments.config, overrides)
+    config = _config(arguments, overrides)
     if arguments.print_config:
         print(json.dumps(to_json(config), indent=2))
         return 0
@@ -66,6 +74,50 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     keep_baselines(config, prepared, workdir, to_beat)
     finish(workdir, outcome, to_beat)
     return PREEMPTED if outcome.preempted else 0
+
+
+def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainConfig:
+    """That of the file, or else of the run whose newest checkpoint is in the workdir."""
+    from flax_transformers.cli.config_file import config_of_run, load_config, override
+
+    name, overrides = _file_and_overrides(arguments, overrides)
+    if name is not None:
+        return load_config(name, overrides)
+    if arguments.workdir is None:
+        raise UserError(
+            "CONFIG is missing; name a config file, or the --workdir of a run to resume"
+        )
+
+    from flax_transformers.cli import runtime
+    from flax_transformers.training.checkpoints import find_checkpoint
+
+    runtime.start(None)
+    config = config_of_run(find_checkpoint(arguments.workdir))
+    if config is None:
+        raise UserError(
+            f"--workdir {arguments.workdir} holds converted weights and no run to resume; name a "
+            f"CONFIG and another --workdir, and start from the weights with --init-from "
+            f"{arguments.workdir}"
+        )
+    return override(config, overrides)
+
+
+def _file_and_overrides(
+    arguments: argparse.Namespace, overrides: Sequence[str]
+) -> tuple[str | None, list[str]]:
+    """CONFIG and the config's fields on the command line.
+
+    Where CONFIG is left out, argparse takes the value after the first option that it does not know
+    for it; such a value goes back behind its option.
+    """
+    name, fields = arguments.config, list(overrides)
+    if name is None or name.endswith(".py"):
+        return name, fields
+    before = arguments.tokens[arguments.tokens.index(name) - 1]
+    if before not in fields:
+        return name, fields
+    fields.insert(fields.index(before) + 1, name)
+    return None, fields
 
 
 def _steps(text: str | None) -> tuple[int, int] | None:
