@@ -107,12 +107,17 @@ def _two_tokenizers(folder: Path) -> str:
 
 
 def _write_checkpoint(target: Path, model: Any, params: Any, source: Path) -> None:
-    """Step 0 of a workdir: weights, the model's config and the tokenizer, and no optimizer."""
+    """Step 0 of a workdir: weights, the model's config and the tokenizer, and no optimizer.
+
+    It is written beside ``target``, which appears when all is there.
+    """
     from flax_transformers.families import side_files
+    from flax_transformers.families.hub_write import appearing
     from flax_transformers.training.checkpoints import CheckpointConfig, Checkpoints
     from flax_transformers.training.restore import converted_meta
 
-    checkpoints = Checkpoints(target / "checkpoints", CheckpointConfig(asynchronous=False))
     files = {f"tokenizer/{name}": file for name, file in side_files.carried_files(source).items()}
-    checkpoints.save(0, {"params": params}, converted_meta(model.config), files)
-    checkpoints.wait()
+    with appearing(target) as folder:
+        checkpoints = Checkpoints(folder / "checkpoints", CheckpointConfig(asynchronous=False))
+        checkpoints.save(0, {"params": params}, converted_meta(model.config), files)
+        checkpoints.close()

@@ -59,7 +59,7 @@ def save_directory(
     shards = tensor_files.plan_shards(tensors, max_shard_bytes)
     if jax.process_index() != 0:
         return
-    with _appearing(Path(os.path.abspath(Path(directory).expanduser()))) as folder:
+    with appearing(Path(os.path.abspath(Path(directory).expanduser()))) as folder:
         for name, shard in shards.items():
             names = [tensor.name for tensor in shard]
             values = export_tensors(table, params, vocab_size, names)
@@ -95,7 +95,7 @@ def require_new(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _appearing(directory: Path) -> Iterator[Path]:
+def appearing(directory: Path) -> Iterator[Path]:
     """A folder to write to, which takes its name when all is written."""
     require_new(directory)
     _remove_abandoned(directory)

@@ -33,7 +33,11 @@ from flax_transformers.training import digests, step_folders
 from flax_transformers.training.retention import Retention
 from flax_transformers.training.step_folders import Files, Found
 from flax_transformers.training.structure import is_array, require_same_structure
-from flax_transformers.training.write_errors import raise_write_error, report_failed_writes_once
+from flax_transformers.training.write_errors import (
+    raise_read_error,
+    raise_write_error,
+    report_failed_writes_once,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +123,7 @@ class Checkpoints:
                 return False
             self._close_manager()
             self._set_aside(step, "is not of this run", kind="foreign")
+            self._retention = self._new_retention()
             manager = self._open_manager()
         self._files, self._last_step = dict(files or {}), step
         self._note(step, meta)
@@ -466,7 +471,7 @@ def _readable(found: Found) -> Iterator[epath.Path]:
         raise
     except Exception as error:
         if found.verified:
-            raise
+            raise_read_error(error, found.folder)
         raise UserError(
             f"checkpoint {found.folder} has no digests to check it by and cannot be read "
             f"({str(error).splitlines()[0]}); move it away to go on without it"

@@ -1,4 +1,4 @@
-"""A failed write of a checkpoint, said once and in one sentence."""
+"""A write or read of a checkpoint that failed, said once and in one sentence."""
 
 from __future__ import annotations
 
@@ -19,22 +19,39 @@ _STORAGE_SIGNS = {
     "Read-only file system": "make it writable",
     "Permission denied": "make it writable",
     "Input/output error": "check the disk",
+    "Stale file handle": "mount it again",
 }
 
 
 def raise_write_error(error: Exception, directory: epath.Path) -> NoReturn:
     """As a UserError if the storage is at fault, otherwise as it is."""
-    chain = ""
-    seen: BaseException | None = error
-    while seen is not None:
-        chain, seen = f"{chain} {seen}", seen.__cause__ or seen.__context__
-    sign = next((sign for sign in _STORAGE_SIGNS if sign.lower() in chain.lower()), None)
+    sign = _storage_sign(error)
     if sign is None:
         raise error
     raise UserError(
         f"a checkpoint could not be written to {directory} ({sign}); earlier ones are intact: "
         f"{_STORAGE_SIGNS[sign]}, and run the same command again to go on from the last of them"
     ) from error
+
+
+def raise_read_error(error: Exception, folder: epath.Path) -> NoReturn:
+    """As `raise_write_error`, for a checkpoint that passed its check and then could not be read."""
+    sign = _storage_sign(error)
+    if sign is None:
+        raise error
+    raise UserError(
+        f"checkpoint {folder} cannot be read ({sign}); nothing was changed: make it readable, or "
+        "wait until the storage is back, and run the same command again"
+    ) from error
+
+
+def _storage_sign(error: Exception) -> str | None:
+    """What the storage says in an error or in its causes, if it is at fault."""
+    chain = ""
+    seen: BaseException | None = error
+    while seen is not None:
+        chain, seen = f"{chain} {seen}", seen.__cause__ or seen.__context__
+    return next((sign for sign in _STORAGE_SIGNS if sign.lower() in chain.lower()), None)
 
 
 @functools.cache

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,8 @@ from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.marian import MarianConfig
 from flax_transformers.families.t5 import T5Config
 from flax_transformers.models.config import Execution
+from flax_transformers.training import digests
+from flax_transformers.training.checkpoints import find_checkpoint
 from tests.families.tensors import parameter_shapes
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(20))]
@@ -186,6 +190,30 @@ def test_a_source_that_is_not_whole_is_refused_and_leaves_nothing(
     spoil(published)
     assert said in refused(capsys, "convert", published, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("moment", ["write_index", "seal"])
+def test_a_checkpoint_that_was_not_written_to_its_end_is_not_there(
+    published, tmp_path, monkeypatch, moment
+):
+    """Killed before or right after the commit: neither is there a target, nor does it stand in
+    the way of the next try."""
+    target, there = tmp_path / "out", []
+
+    def interrupt(folder):
+        there.append(target.exists())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(digests, moment, interrupt)
+        patch.setattr(threading, "excepthook", lambda *_: None)
+        with contextlib.suppress(Exception):
+            main(["convert", str(published), str(target)])
+    assert there == [False]
+    if not target.exists():
+        assert main(["convert", str(published), str(target)]) == 0
+    assert find_checkpoint(target).step == 0
+    assert [p.name for p in tmp_path.iterdir() if ".tmp" in p.name] == []
 
 
 @pytest.mark.slow
