@@ -52,7 +52,7 @@ def _hash_run(folder: Folder, data: TextData, run: Sequence[int], note: Note) ->
             for reader, before in readers
             for row in _rows(reader, data, shard, shard * _OF_SHARD - before, note)
         )
-        folder.write(_hashes(shard), _sealed(np.fromiter(rows, HASH)))
+        folder.write(_hashes(shard), _sealed(np.fromiter(rows, HASH)), lasting=False)
         note(shards=1)
 
 
@@ -92,7 +92,7 @@ def find_duplicates(folder: Folder, shards: int) -> None:
     repeats = np.sort(np.concatenate(found))
     for shard in range(shards):
         mine = [_of_shard(repeats, shard, before) for before in (_BEFORE, 0)]
-        folder.write(_repeats_of(shard), _sealed(np.concatenate(mine)))
+        folder.write(_repeats_of(shard), _sealed(np.concatenate(mine)), lasting=False)
     folder.write(FOUND, f"{len(repeats)}\n".encode())
     for shard in range(shards):
         folder.delete(_hashes(shard))

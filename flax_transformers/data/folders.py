@@ -1,19 +1,23 @@
 """A folder of finished files, on a local disk or in a bucket (gs://, s3://, file://).
 
 Files appear whole or not at all: written under a temporary name, synced, renamed (a bucket does
-this by itself). Reads are byte ranges. Bucket traffic goes through tensorstore's key-value store,
-which needs no cloud SDK. Failed writes raise UserError, a missing file FileNotFoundError.
+this by itself). Syncing can be put off for files that are checked before anybody relies on them.
+Reads are byte ranges. Bucket traffic goes through tensorstore's key-value store, which needs no
+cloud SDK. Failed writes raise UserError, a missing file FileNotFoundError.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import functools
 import os
 import socket
 import tempfile
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,8 +48,9 @@ class Folder(Protocol):
     def open(self, name: str) -> RandomFile:
         """The file, for many reads at random."""
 
-    def write(self, name: str, content: bytes) -> None:
-        """Replaces the file as a whole."""
+    def write(self, name: str, content: bytes, *, lasting: bool = True) -> None:
+        """Replaces the file as a whole. If it is not ``lasting`` it may be lost or damaged in a
+        power cut until `sync`."""
 
     def names(self, prefix: str) -> list[str]:
         """Names of the files directly below ``prefix`` (which ends in "/"), sorted."""
@@ -56,8 +61,11 @@ class Folder(Protocol):
     def temporary(self, name: str) -> Path:
         """Where this process may write the file that `publish` then moves into place."""
 
-    def publish(self, temporary: Path, name: str) -> None:
-        """Moves a finished local file, already synced, to its name."""
+    def publish(self, temporary: Path, name: str, *, lasting: bool = True) -> None:
+        """Moves a finished local file, already synced if it is to be ``lasting``, to its name."""
+
+    def sync(self) -> None:
+        """Makes all that was written lasting: at once, as that takes long for file after file."""
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:
@@ -79,17 +87,51 @@ def writing(path: str, failure: type[Exception] = OSError) -> Iterator[None]:
         ) from error
 
 
-class LocalFile:
-    """See RandomFile."""
+_OPEN_FILES = 256
+"""Of stores at once in a process: a store has a few files for each of thousands of shards."""
+_open_files: deque[weakref.ref[LocalFile]] = deque()
+
+
+class _Descriptor:
+    """An open file, which closes when nobody uses it any more."""
 
     def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        weakref.finalize(self, os.close, self._descriptor)
+        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+class LocalFile:
+    """See RandomFile. Closed when many others are opened, and opened again when it is read."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._identity: tuple[int, int] | None = None
+        self._descriptor: _Descriptor | None = None
+        self._open()
+
+    def _open(self) -> _Descriptor:
+        descriptor = _Descriptor(self._path)
+        stat = os.fstat(descriptor.number)
+        identity = stat.st_dev, stat.st_ino
+        if self._identity not in (None, identity):
+            raise OSError(errno.ESTALE, "it was replaced by another file")
+        self._identity, self._descriptor = identity, descriptor
+        _open_files.append(weakref.ref(self))
+        while len(_open_files) > _OPEN_FILES:
+            oldest = _open_files.popleft()()
+            if oldest is not None and oldest is not self:
+                oldest._descriptor = None
+        return descriptor
 
     def read(self, start: int, stop: int) -> bytes:
-        content = os.pread(self._descriptor, stop - start, start)
+        descriptor = self._descriptor or self._open()  # stays open until the end of this call
+        content = os.pread(descriptor.number, stop - start, start)
         while content and len(content) < stop - start:  # one call gives at most 2 GiB
-            more = os.pread(self._descriptor, stop - start - len(content), start + len(content))
+            at = start + len(content)
+            more = os.pread(descriptor.number, stop - at, at)
             if not more:
                 break
             content += more
@@ -113,14 +155,15 @@ class LocalFolder:
     def open(self, name: str) -> LocalFile:
         return LocalFile(os.path.join(self.path, name))
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes, *, lasting: bool = True) -> None:
         with writing(self.path):
             temporary = self.temporary(name)
             with open(temporary, "wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
-        self.publish(temporary, name)
+                if lasting:
+                    os.fsync(file.fileno())
+        self.publish(temporary, name, lasting=lasting)
 
     def names(self, prefix: str) -> list[str]:
         root = Path(self.path, prefix)
@@ -137,13 +180,23 @@ class LocalFolder:
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def publish(self, temporary: Path, name: str) -> None:
+    def publish(self, temporary: Path, name: str, *, lasting: bool = True) -> None:
         with writing(self.path):
             target = Path(self.path, name)
             os.replace(temporary, target)
+            if not lasting:
+                return
             directory = os.open(target.parent, os.O_RDONLY)
             try:
                 os.fsync(directory)  # the new name itself survives a power cut
+            finally:
+                os.close(directory)
+
+    def sync(self) -> None:
+        with writing(self.path):
+            directory = os.open(self.path, os.O_RDONLY)
+            try:
+                _sync_file_system(directory)
             finally:
                 os.close(directory)
 
@@ -157,6 +210,16 @@ class LocalFolder:
             with contextlib.suppress(FileNotFoundError):
                 if path.is_file() and (own in path.name or path.stat().st_mtime < long_ago):
                     path.unlink()
+
+
+def _sync_file_system(descriptor: int) -> None:
+    """Writes to disk what the file system of an open file still has in memory."""
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None:  # not Linux
+        os.sync()
+    elif syncfs(descriptor) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def kvstore_spec(url: str) -> Any:
@@ -217,7 +280,7 @@ class BucketFolder:
     def open(self, name: str) -> _BucketFile:
         return _BucketFile(self, name)
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes, *, lasting: bool = True) -> None:
         with writing(self.path, ValueError):
             self._store.write(name, content).result()
 
@@ -235,7 +298,10 @@ class BucketFolder:
         os.close(handle)
         return Path(path)
 
-    def publish(self, temporary: Path, name: str) -> None:
+    def sync(self) -> None:
+        """Buckets lose nothing."""
+
+    def publish(self, temporary: Path, name: str, *, lasting: bool = True) -> None:
         try:
             self.write(name, temporary.read_bytes())
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -42,8 +41,6 @@ class _HashedFile:
         self._bytes += len(content)
 
     def finish(self) -> FileRecord:
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
         return FileRecord(self._bytes, self._hash.hexdigest())
 
@@ -122,12 +119,12 @@ class ShardWriter:
         return len(tokens)
 
     def finish(self) -> ShardRecord:
-        """Syncs the files and gives them their names."""
+        """Gives the files their names. They are lasting after `Folder.sync`."""
         with writing(self._folder.path):
             self._files["unigrams"].write(self._unigrams.astype("<i8"))
             records = {kind: file.finish() for kind, file in self._files.items()}
         for kind, file in self._files.items():
-            self._folder.publish(file.path, self._names[kind])
+            self._folder.publish(file.path, self._names[kind], lasting=False)
         return ShardRecord(
             self._tokens, self._documents, self._sentences, self._skipped,
             {self._names[kind]: record for kind, record in records.items()},

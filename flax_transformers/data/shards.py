@@ -117,6 +117,7 @@ def checked_shards(job: StoreJob, processes: int) -> list[FinishedShard]:
 
     A finished shard whose files do not agree with its record is made once more.
     """
+    job.folder.sync()
     finished = finished_shards(job)
     damaged = _damaged(job, finished)
     if damaged:
@@ -191,7 +192,7 @@ def tokenise_shard(
     left_out = counts.left_out()
     left_out["empty"] += sum(record.skipped for record in splits.values())
     finished = FinishedShard(job.made_from, left_out, splits)
-    job.folder.write(_record_name(shard), to_json(asdict(finished)))
+    job.folder.write(_record_name(shard), to_json(asdict(finished)), lasting=False)
 
 
 def _add(

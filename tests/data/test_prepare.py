@@ -179,12 +179,12 @@ corpus, store, kind, last = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[
 publish = folders.LocalFolder.publish
 done = 0
 
-def publish_and_die(folder, temporary, name):
+def publish_and_die(folder, temporary, name, **options):
     global done
     done += 1
     if done > last:
         os.kill(os.getpid(), signal.SIGKILL)
-    publish(folder, temporary, name)
+    publish(folder, temporary, name, **options)
 
 folders.LocalFolder.publish = publish_and_die
 prepare_text(
