@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax_transformers.errors import UserError
@@ -35,6 +35,7 @@ _HARMLESS = frozenset(
     "output_router_logits sparse_prediction sparse_pred_ignore_index initializer_cutoff_factor "
     "initializer_range summary_first_dropout keys_to_ignore_at_inference embd_pdrop "
     # Of heads that there are not here.
+    "n_special predict_special_tokens scalable_attention "
     "summary_activation summary_proj_to_labels summary_type summary_use_proj encoder_stride "
     "pooler_act pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
     "pooler_output_size pooler_size_per_head pooler_type "
@@ -51,44 +52,56 @@ _HARMLESS = frozenset(
 """Fields that change no output, or that a family checks before they get here."""
 
 
+_WRITTEN_ANYWAY = {"dtype", "architectures", "model_type"}
+
+
 def kept_fields(
     described: Mapping[str, Any], written: Mapping[str, Any], aliases: Mapping[str, str]
 ) -> tuple[tuple[str, str], ...]:
-    """The fields of the config.json ``described`` that are not in ``written``, for ``hub_fields``.
+    """The fields of the config.json ``described`` that differ from ``written``, for ``hub_fields``.
 
-    ``written`` is what the family writes of the model. A warning names the fields that are not
-    known here. Raises UserError for those that change what a model computes.
+    ``written`` is what the family writes of the model: "silu" for "swish". A warning names the
+    fields that are neither
+    there nor known here. Raises UserError for those that change what a model computes.
     """
     if described.get("pruned_heads"):
         raise UserError(
             f"config.json has pruned_heads {described['pruned_heads']!r}, and models with some of "
             "their heads removed are not supported; choose the model before pruning"
         )
-    written_later = {"dtype", "architectures", "model_type"}
-    kept = {n: value for n, value in described.items() if n not in written_later | written.keys()}
-    silent = _HARMLESS | OWN_FIELDS | IN_CONFIG_JSON | aliases.keys()
-    if unknown := sorted(kept.keys() - silent):
+    known = written.keys() | _HARMLESS | OWN_FIELDS | IN_CONFIG_JSON | aliases.keys()
+    if unknown := sorted(described.keys() - known):
         logger.warning(
             "config.json has fields that are not known here: %s; they are written back as they "
             "are, and change nothing that the model computes here",
             ", ".join(unknown),
         )
-    return tuple((name, json.dumps(value)) for name, value in sorted(kept.items()))
+    kept = {
+        name: json.dumps(value)
+        for name, value in described.items()
+        if name not in _WRITTEN_ANYWAY and not (name in written and written[name] == value)
+    }
+    return tuple(sorted(kept.items()))
 
 
 def with_kept(
-    written: Mapping[str, Any], config: TransformerConfig, aliases: Mapping[str, str]
+    written: Mapping[str, Any],
+    config: TransformerConfig,
+    aliases: Mapping[str, str],
+    read: Callable[[Mapping[str, Any]], TransformerConfig],
 ) -> dict[str, Any]:
     """The config.json that a family writes, with the ``hub_fields`` of the config.
 
-    What says a field a second time follows the field.
+    While the model is what they describe, all are written as they were. Where it has been changed,
+    what the family writes comes first, and what says a field a second time follows it. ``read`` is
+    the family's reader.
     """
-    kept: dict[str, Any] = {}
-    for name, text in config.hub_fields:
+    kept = {name: json.loads(text) for name, text in config.hub_fields}
+    for name in kept:
         if name in aliases:
             kept[name] = written[aliases[name]]
         elif name in ("num_labels", "_num_labels"):
             kept[name] = len(written["id2label"])
-        else:
-            kept[name] = json.loads(text)
-    return kept | dict(written)
+    if kept and read({**written, **kept}) == read(written):
+        return {**written, **kept}
+    return {**kept, **written}

@@ -260,7 +260,7 @@ def config_json(config: TransformerConfig) -> dict[str, Any]:
                 f"model.{each.name} is {ours!r}, which {config.architecture} in Hugging Face "
                 "format cannot be; keep this model in our own checkpoint format"
             )
-    return with_kept(written, config, family.aliases)
+    return with_kept(written, config, family.aliases, family.from_huggingface)
 
 
 def published_sizes() -> dict[str, TransformerConfig]:

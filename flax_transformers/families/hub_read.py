@@ -117,13 +117,16 @@ def _read_config(
     with _naming(directory):
         try:
             identity = identify(described, architecture)
-            read = identity.family.from_huggingface
-            own = read(identity.own or identity.wanted)
-            beside = _beside_the_model(directory, identity, own)
-            wanted = identity.wanted
+            family, wanted = identity.family, identity.wanted
+            own = family.from_huggingface(identity.own or wanted)
+            kept = kept_fields(identity.own or wanted, family.to_huggingface(own), family.aliases)
             if num_labels is not None and num_labels != own.num_labels:
                 wanted = wanted | {"id2label": None, "label2id": None, "num_labels": num_labels}
-            return identity, replace(own, **beside), replace(read(wanted), **beside)
+            own, config = (
+                _with_settings(replace(each, hub_fields=kept), directory, described)
+                for each in (own, family.from_huggingface(wanted))
+            )
+            return identity, own, config
         except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
             raise UserError(
                 f"config.json has a field of a kind that cannot be read ({error!s:.200}); compare "
@@ -131,16 +134,14 @@ def _read_config(
             ) from error
 
 
-def _beside_the_model(
-    directory: Path, identity: Identity, config: TransformerConfig
-) -> dict[str, Any]:
-    """The fields of a config that do not come from the family's part of config.json."""
-    family, described = identity.family, identity.own or identity.wanted
-    written = family.to_huggingface(config)
-    fields: dict[str, Any] = {"hub_fields": kept_fields(described, written, family.aliases)}
-    if isinstance(config, TextConfig):
-        fields["generation"] = generation_settings.read_folder(directory, config, described)
-    return fields
+def _with_settings(
+    config: TransformerConfig, directory: Path, described: Mapping[str, Any]
+) -> TransformerConfig:
+    """A model of text with the generation settings of its folder."""
+    if not isinstance(config, TextConfig):
+        return config
+    settings = generation_settings.read_folder(directory, config, described)
+    return replace(config, generation=settings)
 
 
 def _other_heads(
