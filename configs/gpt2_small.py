@@ -6,8 +6,8 @@ Hardware:  written for a TPU v5e slice of 16 chips: batches of 480 rows of 1,024
 Data:      the pages of OpenWebText, a JSON line each with the key "text", in data/openwebtext
 Expected:  not run. nanoGPT's README gives 2.85 after 600,000 steps, for GPT-2's own pieces
 
-Differences: the vocabulary is a sentencepiece BPE trained on the corpus, where GPT-2 has
-byte-level pieces.
+The vocabulary is byte-level BPE of GPT-2's size, trained on the corpus. GPT-2's own takes its place
+with tokenizer=TokenizerConfig(path=...), the folder of its files.
 """
 
 from flax_transformers.data.config import TextData
@@ -23,11 +23,11 @@ from flax_transformers.training.schedules import Schedule
 
 def get_config() -> TrainConfig:
     return TrainConfig(
-        model=GPT2Config(dropout=0.0, attention_dropout=0.0, pad_id=0, bos_id=1, eos_ids=(1,)),
+        model=GPT2Config(dropout=0.0, attention_dropout=0.0),
         objective=CausalLM(attend_across=True),
         data=TextData(
             source=TextSource("data/openwebtext"),
-            tokenizer=TokenizerConfig("bpe", vocab_size=50257),
+            tokenizer=TokenizerConfig("byte_level_bpe", vocab_size=50257),
             validation_fraction=0.0005,
             shards=256,
             workers=4,

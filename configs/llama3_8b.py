@@ -17,7 +17,7 @@ import dataclasses
 
 from flax_transformers.data.config import TextData
 from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.tokenizers import Kind, TokenizerConfig
 from flax_transformers.families.llama import SIZES
 from flax_transformers.models.config import Execution
 from flax_transformers.objectives.causal_lm import CausalLM
@@ -28,11 +28,11 @@ from flax_transformers.training.optimizers import AdamW
 from flax_transformers.training.schedules import Schedule
 
 
-def web_text(vocab_size: int) -> TextData:
-    """The corpus, in so many pieces."""
+def web_text(kind: Kind, vocab_size: int) -> TextData:
+    """The corpus, in so many tokens of a kind."""
     return TextData(
         source=TextSource("data/web"),
-        tokenizer=TokenizerConfig("bpe", vocab_size=vocab_size),
+        tokenizer=TokenizerConfig(kind, vocab_size=vocab_size),
         validation_fraction=0.0001,
         shards=4096,
         workers=8,
@@ -45,7 +45,7 @@ def get_config() -> TrainConfig:
             SIZES["llama-3-8b"], pad_id=0, bos_id=None, eos_ids=(1,), attention_dropout=0.0
         ),
         objective=CausalLM(),
-        data=web_text(vocab_size=128_256),
+        data=web_text("bpe", vocab_size=128_256),
         optimizer=AdamW(
             learning_rate=3e-4,
             b2=0.95,

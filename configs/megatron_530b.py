@@ -3,7 +3,7 @@
 Command:   flax-transformers prepare configs/megatron_530b.py
            flax-transformers train configs/megatron_530b.py --workdir gs://bucket/megatron_530b
 Hardware:  a TPU v5p slice of 2,048 chips, 8x16x16; the paper had 4,480 A100
-Data:      as llama3_8b.py, with GPT-2's number of pieces
+Data:      as llama3_8b.py, in byte-level BPE of GPT-2's size
 Expected:  not run
 Planned:   not run; --topology v5p:8x16x16: 50.5 of 95.7 GiB on each chip, a step takes 16.4 s at
            least, MFU is 81.5 % at most
@@ -40,12 +40,9 @@ def get_config() -> TrainConfig:
             max_positions=LENGTH,
             dropout=0.0,
             attention_dropout=0.0,
-            pad_id=0,
-            bos_id=1,
-            eos_ids=(1,),
         ),
         objective=CausalLM(attend_across=True),
-        data=llama3_8b.web_text(vocab_size=50_257),
+        data=llama3_8b.web_text("byte_level_bpe", vocab_size=50_257),
         optimizer=AdamW(
             learning_rate=5e-5,
             b2=0.95,

@@ -25,7 +25,7 @@ def get_config() -> TrainConfig:
         config,
         model=dataclasses.replace(SIZES["mixtral-8x7b"], pad_id=0, bos_id=None, eos_ids=(1,)),
         objective=CausalLM(balance_weight=0.02),
-        data=llama3_8b.web_text(vocab_size=32_000),
+        data=llama3_8b.web_text("bpe", vocab_size=32_000),
         optimizer=dataclasses.replace(config.optimizer, learning_rate=1.5e-4),
         phases=(Phase(steps=1_000_000, sequence_length=4096, batch_size=1024),),
         mesh=MeshConfig(data=-1, fsdp=16, expert=8),

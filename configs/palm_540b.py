@@ -44,7 +44,7 @@ def get_config() -> TrainConfig:
             eos_ids=(1,),
         ),
         objective=CausalLM(z_loss=1e-4),
-        data=llama3_8b.web_text(vocab_size=256_000),
+        data=llama3_8b.web_text("bpe", vocab_size=256_000),
         optimizer=Adafactor(),
         phases=(Phase(steps=255_000, sequence_length=2048, batch_size=2048),),
         mesh=MeshConfig(data=-1, fsdp=128),

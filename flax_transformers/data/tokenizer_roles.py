@@ -13,7 +13,8 @@ import numpy as np
 from flax_transformers.data.tokenizer_facts import ROLES, Facts
 from flax_transformers.objectives.contract import Frame, Vocabulary
 
-Kind = Literal["wordpiece", "unigram", "bpe", "bytes", "wordlevel"]
+Kind = Literal["wordpiece", "unigram", "bpe", "byte_level_bpe", "bytes", "wordlevel"]
+"""A tokenizer that was trained as "byte_level_bpe" is of kind "bpe", as published ones are."""
 Find = Callable[[str], int | None]
 """The id of a token by its name."""
 
@@ -26,7 +27,7 @@ ROLE_NAMES = {
     "cls": ("[CLS]", "<s>"),
     "sep": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
-    "bos": ("<s>", "[BOS]"),
+    "bos": ("<s>", "[BOS]", "<|endoftext|>"),
     "eos": ("</s>", "[EOS]", "<|endoftext|>"),
 }
 

@@ -48,7 +48,8 @@ class SentencePieceTokenizer:
     byte-fallback pieces. Text is first normalised as T5's is (nmt_nfkc): compatibility characters
     are replaced (the ligature ﬁ by fi), each run of whitespace, line ends included, becomes one
     space and none is left at either end, U+2581 reads as a space. No character of the normalised
-    text is lost: ``decode(encode(text))`` is exactly that text.
+    text is lost: ``decode(encode(text))`` is exactly that text. With ``keep_whitespace`` nothing is
+    normalised, and it is the text itself, but that U+2581 reads as a space.
     """
 
     def __init__(
@@ -181,9 +182,15 @@ class SentencePieceTokenizer:
         return [self._names.get(int(i), f"<id {int(i)}>") for i in ids]
 
     def save(self, directory: str | os.PathLike[str], frame: Frame | None = None) -> None:
-        described = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
-        described = described if self.facts.trained_here else {}
-        save_files(self, directory, self._files, described, frame)
+        if not self.facts.trained_here:
+            save_files(self, directory, self._files, {}, frame)
+        elif parse_sentencepiece(self._model).normalizer_spec.remove_extra_whitespaces:
+            described = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
+            save_files(self, directory, self._files, described, frame)
+        else:  # T5's class would drop whitespace; the name of the file makes `transformers` read it
+            roles = {f"{role}_token": self._names[i] for role, i in self.vocabulary.roles.items()}
+            described = {"tokenizer_class": "PreTrainedTokenizerFast", **roles}
+            save_files(self, directory, {"tokenizer.model": self._model}, described, frame)
 
 
 def piece_byte_lengths(processor: Any) -> np.ndarray:

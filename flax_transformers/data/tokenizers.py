@@ -20,6 +20,7 @@ from etils import epath
 from tokenizers import models, trainers
 
 from flax_transformers import ranges
+from flax_transformers.data.byte_level_training import train_byte_level, training_blocks
 from flax_transformers.data.tokenizer_facts import (
     CONFIG_FILE,
     FACT_FILES,
@@ -50,6 +51,11 @@ __all__ = ["Kind", "Tokenizer", "TokenizerConfig", "load_tokenizer", "train_toke
 log = logging.getLogger(__name__)
 
 _LINE_CHARACTERS = 1000  # sentencepiece silently drops training lines longer than 4192 bytes
+_KEEP_WHITESPACE = {
+    "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
+    "add_dummy_prefix": False, "allow_whitespace_only_pieces": True,
+    "user_defined_symbols": ["\n", "\t", "\r"],
+}  # fmt: skip
 _THREADS = 4  # fixed: sentencepiece models are byte-identical only at equal thread counts
 
 
@@ -67,6 +73,8 @@ class TokenizerConfig:
     ``training_documents``: train on the first so many texts, None for all of them.
     ``sentinels``: so many of the ``vocab_size`` tokens, the last ones, stand for missing spans (T5
     has 100); for sentencepiece alone, as bytes has its own and a loaded file knows them.
+    ``keep_whitespace``: for sentencepiece alone: every text but U+2581 comes back exactly, with its
+    line ends, tabs and runs of spaces, as byte_level_bpe and bytes always have it.
     """
 
     kind: Kind | None = None
@@ -75,6 +83,7 @@ class TokenizerConfig:
     path: str | None = None
     training_documents: int | None = 1_000_000
     sentinels: int = 0
+    keep_whitespace: bool = False
 
     RANGES: ClassVar[Ranges] = {
         "vocab_size": ranges.ENTRIES,
@@ -94,7 +103,10 @@ class TokenizerConfig:
     def settings(self) -> dict[str, Any]:
         """Its fields, with what None stands for where a tokenizer is trained."""
         trained = {"kind": self.kind or "wordpiece", "lowercase": bool(self.lowercase)}
-        return {**asdict(self), **trained}
+        fields = asdict(self)
+        if not self.keep_whitespace:  # as older stores have it
+            del fields["keep_whitespace"]
+        return {**fields, **trained}
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
@@ -103,12 +115,14 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     Raises UserError for an empty corpus, a vocabulary that the corpus does not support, and a
     ``path`` that holds another kind.
     """
-    if config.kind == "bytes" and config.lowercase:
-        raise UserError("The bytes tokenizer keeps text as it is; set lowercase to False.")
+    if config.kind in ("bytes", "byte_level_bpe") and config.lowercase:
+        raise UserError(f"The {config.kind} tokenizer keeps text as it is; set lowercase to False.")
     _check_sentinels(config)
+    _check_keep_whitespace(config)
     if config.path is not None:
         tokenizer = load_tokenizer(config.path, lowercase=config.lowercase)
-        if config.kind is not None and tokenizer.kind != config.kind:
+        kind = "bpe" if config.kind == "byte_level_bpe" else config.kind
+        if kind is not None and tokenizer.kind != kind:
             raise UserError(
                 f"The tokenizer at {config.path} is of kind {tokenizer.kind}, the configuration "
                 f"says {config.kind}; set the tokenizer's kind to None, which takes it from the "
@@ -122,7 +136,11 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
             "A tokenizer of whole words is only loaded, never trained; set the tokenizer's path, "
             "or another kind."
         )
-    lines = _training_lines(itertools.islice(texts, config.training_documents))
+    texts = itertools.islice(texts, config.training_documents)
+    if config.kind == "byte_level_bpe":
+        lines = training_blocks(texts)
+    else:
+        lines = _training_lines(texts, keep_ends=config.keep_whitespace)
     first = next(lines, None)
     if first is None:
         raise UserError(
@@ -130,13 +148,26 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
             "read was empty) or set the tokenizer's path to a trained one."
         )
     lines = itertools.chain([first], lines)
+    if config.kind == "byte_level_bpe":
+        return _train_byte_level(config, lines)
     train = _train_wordpiece if config.kind in (None, "wordpiece") else _train_sentencepiece
     return train(config, lines)
 
 
+def _check_keep_whitespace(config: TokenizerConfig) -> None:
+    if config.keep_whitespace and (
+        config.kind not in ("unigram", "bpe") or config.path is not None or config.lowercase
+    ):
+        raise UserError(
+            "keep_whitespace is for a sentencepiece tokenizer (unigram or bpe) that is trained and "
+            "not lower-cased; leave it False for other kinds and for those that are loaded, or set "
+            "lowercase to False."
+        )
+
+
 def _check_sentinels(config: TokenizerConfig) -> None:
     if config.sentinels and (
-        config.kind in (None, "wordpiece", "bytes") or config.path is not None
+        config.kind in (None, "wordpiece", "bytes", "byte_level_bpe") or config.path is not None
     ):
         raise UserError(
             "Sentinels are added when a sentencepiece tokenizer (unigram or bpe) is trained; leave "
@@ -149,11 +180,12 @@ def _check_sentinels(config: TokenizerConfig) -> None:
         )
 
 
-def _training_lines(texts: Iterable[str]) -> Iterator[str]:
-    """Lines of bounded length, cut at whitespace where there is any."""
+def _training_lines(texts: Iterable[str], keep_ends: bool = False) -> Iterator[str]:
+    """Lines of bounded length, cut at whitespace where there is any; with ``keep_ends`` stretches
+    of text with the line ends in them."""
     bounded = re.compile(rf".{{1,{_LINE_CHARACTERS}}}(?!\S)|.{{1,{_LINE_CHARACTERS}}}", re.S)
     for text in texts:
-        for line in text.splitlines():
+        for line in [text] if keep_ends else text.splitlines():
             if len(line) <= _LINE_CHARACTERS:
                 if not line.isspace() and line:
                     yield line
@@ -177,8 +209,18 @@ def _train_wordpiece(config: TokenizerConfig, lines: Iterator[str]) -> Tokenizer
     return PieceTokenizer(backend.to_str(), TRAINED_HERE)
 
 
+def _train_byte_level(config: TokenizerConfig, texts: Iterator[str]) -> Tokenizer:
+    backend, found = train_byte_level(config.vocab_size, texts)
+    if found < config.vocab_size:
+        raise UserError(_too_large(config.vocab_size, found))
+    if found > config.vocab_size:
+        raise UserError(_too_small(config.vocab_size, found))
+    return PieceTokenizer(backend, TRAINED_HERE)
+
+
 def _train_sentencepiece(config: TokenizerConfig, lines: Iterator[str]) -> Tokenizer:
     model = io.BytesIO()
+    rule = {"normalization_rule_name": "nmt_nfkc_cf" if config.lowercase else "nmt_nfkc"}
     failures: list[Exception] = []
 
     def remembered() -> Iterator[str]:
@@ -194,7 +236,7 @@ def _train_sentencepiece(config: TokenizerConfig, lines: Iterator[str]) -> Token
             vocab_size=config.vocab_size - config.sentinels, num_threads=_THREADS, minloglevel=2,
             pad_id=0, eos_id=1, unk_id=2, bos_id=-1, byte_fallback=True,
             control_symbols=["[CLS]", "[SEP]", "[MASK]"],
-            normalization_rule_name="nmt_nfkc_cf" if config.lowercase else "nmt_nfkc",
+            **(_KEEP_WHITESPACE if config.keep_whitespace else rule),
         )  # fmt: skip
     except RuntimeError as error:
         if failures:
