@@ -52,7 +52,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     config = override(dataclasses.replace(config, mesh=MeshConfig()), overrides)
     restored = restore_model(found, make_mesh(config.mesh), config.execution)
     _check_length(config, restored)
-    prepared = runtime.prepared_data(config.data)
+    trained_with = {"tokenizer": restored.tokenizer, "target_tokenizer": restored.target_tokenizer}
+    prepared = runtime.prepared_data(
+        config.data, {name: one for name, one in trained_with.items() if one is not None}
+    )
     _check_data(config, prepared, restored, arguments.checkpoint)
     runtime.check_label_names(restored.model_config, prepared)
     snapshot = _snapshot(config, restored)

@@ -6,12 +6,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
+from flax_transformers.data.cached_stores import Tokenizers
 from flax_transformers.data.config import DataConfig
 from flax_transformers.data.dataset import Dataset, open_dataset, prepare
 from flax_transformers.data.images import ImageData
@@ -66,9 +68,15 @@ def _cache_directory() -> str:
     return str(Path(base) / "flax_transformers" / "compiled")
 
 
-def prepared_data(data: DataConfig) -> Dataset:
-    """What a config's run reads: made first if this is the only process."""
-    return prepare(data) if jax.process_count() == 1 else open_dataset(data)
+def prepared_data(data: DataConfig, of_run: Tokenizers = MappingProxyType({})) -> Dataset:
+    """What a config's run reads: made first if this is the only process.
+
+    A finished store is enough, whatever became of its source. Where it has to be made for a run
+    that has trained already, the tokenizers ``of_run`` are not trained again.
+    """
+    if jax.process_count() > 1:
+        return open_dataset(data, of_run=of_run)
+    return prepare(data, of_run=of_run, compare=False)
 
 
 def initial_weights(config: TrainConfig) -> Callable[[Mesh], Any] | None:

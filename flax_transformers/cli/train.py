@@ -52,13 +52,14 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli.to_beat import baselines_of_run, keep_baselines
     from flax_transformers.parallel.distributed import PREEMPTED
     from flax_transformers.training.loop import checked_mesh, train
+    from flax_transformers.training.position import tokenizers_of_run
     from flax_transformers.training.probes import Probes
     from flax_transformers.training.workdir import open_workdir
 
     runtime.start(config.platform)
     checked_mesh(config)  # before the data is prepared, which can take hours
     workdir = open_workdir(arguments.workdir)
-    prepared = runtime.prepared_data(config.data)
+    prepared = runtime.prepared_data(config.data, tokenizers_of_run(workdir))
     runtime.check_fits_data(config, prepared)
     config = runtime.with_label_names(config, prepared)
     to_beat = baselines_of_run(config, prepared, workdir)

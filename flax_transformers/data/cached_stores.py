@@ -9,10 +9,10 @@ from pathlib import Path
 
 from flax_transformers.data.claims import Corpus
 from flax_transformers.data.content import cache_root, keep
-from flax_transformers.data.folders import open_folder
+from flax_transformers.data.folders import Folder, open_folder
 from flax_transformers.data.store_files import digest
 from flax_transformers.data.store_tokenizer import is_saved, load_saved_tokenizer
-from flax_transformers.data.tokenizers import Tokenizer
+from flax_transformers.data.tokenizers import Tokenizer, TokenizerConfig
 from flax_transformers.errors import UserError
 
 Tokenizers = Mapping[str, Tokenizer]
@@ -38,6 +38,18 @@ def cache_directory(corpora: Mapping[str, Corpus], identity: Callable[[], str]) 
         raise
     keep(known, name)
     return os.path.join(stores, name)
+
+
+def no_store(kind: str, folder: Folder, config: TokenizerConfig, of_run: Tokenizers) -> str:
+    """What to say where there is none yet, and several processes are to read it."""
+    resumed = (
+        " and, as this run has trained already, with --data.tokenizer.path set to the folder "
+        "`tokenizer` of its newest checkpoint"
+    )
+    return (
+        f"There is no finished {kind} in {folder.path}; run `flax-transformers prepare` with the "
+        f"same config first, in one process{resumed if of_run and config.needs_training else ''}."
+    )
 
 
 def beside_others(directory: str, of_run: Tokenizers) -> str:

@@ -17,7 +17,12 @@ from typing import Any, ClassVar
 
 from flax_transformers import ranges
 from flax_transformers.data import sources
-from flax_transformers.data.cached_stores import Tokenizers, beside_others, cache_directory
+from flax_transformers.data.cached_stores import (
+    Tokenizers,
+    beside_others,
+    cache_directory,
+    no_store,
+)
 from flax_transformers.data.claims import corpus_of, only_one, without_paths
 from flax_transformers.data.config import DataConfig, TextData
 from flax_transformers.data.documents import Counts, listed
@@ -268,10 +273,7 @@ def open_mixture(data: MixedText, *, of_run: Tokenizers = MappingProxyType({})) 
     """The finished stores of ``data``. Raises UserError where one is not there."""
     folder = _folder(data, None, of_run)
     if not folder.exists(MIXTURE):
-        raise UserError(
-            f"There are no finished token stores in {folder.path}; run `flax-transformers prepare` "
-            "with the same config first, in one process."
-        )
+        raise UserError(no_store("mixture", folder, data.tokenizer, of_run))
     tokenizer = _tokenizer(folder, data)
     parts = [
         open_prepared(data.part(one), f"{folder.path}/{one.name}", tokenizer=tokenizer)

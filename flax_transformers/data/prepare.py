@@ -30,7 +30,12 @@ from types import MappingProxyType
 from typing import Any
 
 from flax_transformers.data import sources
-from flax_transformers.data.cached_stores import Tokenizers, beside_others, cache_directory
+from flax_transformers.data.cached_stores import (
+    Tokenizers,
+    beside_others,
+    cache_directory,
+    no_store,
+)
 from flax_transformers.data.claims import (
     Corpus,
     claim,
@@ -232,10 +237,7 @@ def open_prepared(
     """
     folder = _folder(data, directory, of_run)
     if not folder.exists(MANIFEST):
-        raise UserError(
-            f"There is no finished token store in {folder.path}; run `flax-transformers prepare` "
-            "with the same config first, in one process."
-        )
+        raise UserError(no_store("token store", folder, data.tokenizer, of_run))
     return _open(folder, data, tokenizer)
 
 

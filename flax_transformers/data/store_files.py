@@ -94,7 +94,7 @@ class StoreReader:
             found = manifest.get("format")
             body = {key: value for key, value in manifest.items() if key != DIGEST}
             intact = manifest.get(DIGEST) == digest(body)
-            if found in converters and DIGEST not in manifest:
+            if isinstance(found, int) and found in converters and DIGEST not in manifest:
                 return converters[found](manifest)
         except FileNotFoundError:
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -180,13 +181,14 @@ class TrainConfig:
 _DEFINES_RUN = ("model", "objective", "data", "seed")
 """What makes a run that run. The rest (rates, mesh, logging ...) may change when it goes on."""
 
-_FREE_WITHIN = (
-    "data.store",
-    "data.prepare_processes",
-    "data.workers",
-    # Which files they are, the fingerprint of the prepared data says.
-    "data.source.path",
-    "data.validation_source.path",
+_FREE_WITHIN = re.compile(
+    r"""data\.( store | prepare_processes | workers | verify
+    # What the fingerprints of the training examples and of the tokenizers tell, wherever they lie:
+    | (components\.\d+\.)?source\.(\w+_)?path
+    | (target_)?tokenizer(\..*)?
+    # What is not trained on:
+    | (components\.\d+\.)?validation_source(\..*)? )""",
+    re.VERBOSE,
 )
 
 
@@ -218,7 +220,7 @@ def check_resumable(saved: Any, config: TrainConfig, where: str) -> list[str]:
     other_run = [
         text
         for field, text in shown.items()
-        if field.split(".")[0] in _DEFINES_RUN and field not in _FREE_WITHIN
+        if field.split(".")[0] in _DEFINES_RUN and not _FREE_WITHIN.fullmatch(field)
     ]
     if other_run:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -10,13 +11,14 @@ from typing import Any
 from etils import epath
 
 from flax_transformers.data.dataset import Dataset
-from flax_transformers.data.tokenizers import Tokenizer
+from flax_transformers.data.tokenizers import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.rows import run_frame
 from flax_transformers.training.config import TrainConfig, check_resumable
 from flax_transformers.training.config_json import from_json, to_json
 from flax_transformers.training.digests import list_files
 from flax_transformers.training.metrics import Totals
+from flax_transformers.training.step_folders import finished_steps
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +82,10 @@ def check_meta(
     if trained_with != _fingerprints(prepared):
         raise UserError(
             f"{where} was trained with another tokenizer than that of the token store "
-            f"{prepared.directory}; set --data.store to the store it was trained on"
+            f"{prepared.directory}; set --data.store to the store it was trained on, or to a new "
+            "folder: a store that is made there gets the tokenizer of the checkpoint"
         )
-    if meta["store"] != prepared.fingerprint:
+    if meta["store"] not in (prepared.fingerprint, *prepared.known_as):
         raise UserError(
             f"{where} was trained on other data than the store "
             f"{prepared.directory} holds, which would shift its place in the data; set "
@@ -122,6 +125,18 @@ def tokenizer_files(config: TrainConfig, prepared: Dataset) -> dict[str, bytes]:
             for file in list_files(folder):
                 files[f"{name}/{file}"] = (folder / file).read_bytes()
     return files
+
+
+def tokenizers_of_run(workdir: epath.Path) -> dict[str, Tokenizer]:
+    """Those in the newest checkpoint that has some intact; none where there is no checkpoint."""
+    directory = workdir / "checkpoints"
+    for step in reversed(finished_steps(directory)):
+        folders = {name: directory / str(step) / name for name in _TOKENIZERS}
+        with contextlib.suppress(UserError):
+            found = {name: load_tokenizer(at) for name, at in folders.items() if at.exists()}
+            if found:
+                return found
+    return {}
 
 
 def _fingerprints(prepared: Dataset) -> dict[str, str]:

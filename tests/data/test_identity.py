@@ -1,0 +1,396 @@
+"""A store belongs to what its corpus holds, wherever either of them lies and however old it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flax_transformers.data import content as content_module
+from flax_transformers.data import images as images_module
+from flax_transformers.data import prepare as prepare_module
+from flax_transformers.data import store_tokenizer as store_tokenizer_module
+from flax_transformers.data.config import TextData
+from flax_transformers.data.content import content_digest
+from flax_transformers.data.dataset import begin, open_dataset, prepare, prepare_share
+from flax_transformers.data.mixture import Component, MixedText
+from flax_transformers.data.prepare import default_directory
+from flax_transformers.data.sources import CorpusReader, fingerprint
+from flax_transformers.data.store_files import DIGEST, sealed
+from flax_transformers.data.text import TextSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.errors import UserError
+from tests.data.test_images import data as image_data
+from tests.data.test_images import read_all, write_folder, write_idx
+from tests.data.test_prepare import files
+
+WORDPIECE = TokenizerConfig("wordpiece", vocab_size=60)
+
+
+@pytest.fixture(autouse=True)
+def _places(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    root = tmp_path / "corpus"
+    root.mkdir()
+    for part in range(2):
+        lines = [f"A model reads text {n} and learns.\n\n" for n in range(part, 60, 2)]
+        (root / f"part{part}.txt").write_text("".join(lines))
+    return root
+
+
+def data_of(path, tokenizer=WORDPIECE, **changes):
+    settings = {"validation_fraction": 0.2, "shards": 2, "prepare_processes": 1, **changes}
+    return TextData(source=TextSource(str(path)), tokenizer=tokenizer, **settings)
+
+
+def mixed(root, tokenizer=WORDPIECE):
+    """The two files of the corpus as components of a mixture."""
+    components = tuple(
+        Component(name=name, source=TextSource(f"{root}/{name}.txt")) for name in ("part0", "part1")
+    )
+    return MixedText(
+        components=components,
+        tokenizer=tokenizer,
+        store="store",
+        shards=1,
+        validation_fraction=0.0,
+    )
+
+
+def _touched(root):
+    for file in root.iterdir():
+        os.utime(file, (1, 1))
+    return root
+
+
+def _linked(root):
+    os.symlink(root, root.parent / "link")
+    return root.parent / "link"
+
+
+def _moved(root):
+    return root.rename(root.parent / "elsewhere")
+
+
+def _renamed_files(root):
+    for file in sorted(root.iterdir()):
+        file.rename(root / f"renamed_{file.name}")
+    return root
+
+
+SPELLINGS = {
+    "touched": _touched,
+    "copied": lambda root: shutil.copytree(root, root.parent / "copy"),
+    "moved": _moved,
+    "linked": _linked,
+    "relative": lambda root: root.name,
+    "with a slash": lambda root: f"{root}/",
+    "from above": lambda root: root.parent / "x" / ".." / root.name,
+    "below home": lambda root: f"~/{root.name}",
+    "as a pattern": lambda root: root / "*.txt",
+    "with renamed files": _renamed_files,
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_corpus_of_the_same_bytes_is_the_same_corpus(corpus, tmp_path, spelling):
+    given, default = (prepare(data_of(corpus, store=store)) for store in ("store", None))
+    (tmp_path / "x").mkdir()
+    path = SPELLINGS[spelling](corpus)
+    for opening in (prepare, open_dataset):
+        for store, made in (("store", given), (None, default)):
+            again = opening(data_of(path, store=store))
+            assert again.directory == made.directory
+            assert again.fingerprint == made.fingerprint
+            assert again.tokenizer.fingerprint == made.tokenizer.fingerprint
+
+
+def test_a_single_file_may_have_another_name(tmp_path):
+    (tmp_path / "a.txt").write_text("One text.\n\nAnd another.\n")
+    first = default_directory(data_of("a.txt"))
+    (tmp_path / "a.txt").rename(tmp_path / "b.txt")
+    assert default_directory(data_of("b.txt")) == first
+    (tmp_path / "b.txt").rename(tmp_path / "b.jsonl")  # is read in another way
+    assert fingerprint(TextSource("b.jsonl")) != fingerprint(TextSource("embedded"))
+    assert default_directory(data_of("b.jsonl")) != first
+
+
+def test_other_bytes_of_the_same_size_and_time_are_another_corpus(corpus):
+    made = prepare(data_of(corpus))
+    file = corpus / "part0.txt"
+    status = file.stat()
+    file.write_text(file.read_text().replace("model", "robot"))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    again = prepare(data_of(corpus))
+    assert again.directory != made.directory
+    assert again.fingerprint != made.fingerprint
+
+
+@pytest.mark.parametrize("store", ["store", None])
+def test_a_finished_store_is_enough_when_its_corpus_is_gone(corpus, store):
+    made = prepare(data_of(corpus, store=store))
+    shutil.rmtree(corpus)
+    for opening in (prepare, open_dataset):
+        assert opening(data_of(corpus, store=store)).fingerprint == made.fingerprint
+
+
+def test_opening_a_finished_store_reads_nothing_of_the_corpus(corpus, monkeypatch):
+    data = data_of(corpus, store="store")
+    made = prepare(data)
+    monkeypatch.delattr(content_module, "_sha256")
+    monkeypatch.delattr(CorpusReader, "__init__")
+    for opening in (prepare, open_dataset):
+        assert opening(data).fingerprint == made.fingerprint
+
+
+def test_a_corpus_that_grew_is_refused_by_prepare_and_no_reason_for_a_run_to_stop(corpus):
+    data = data_of(corpus, store="store")
+    made = prepare(data)
+    with (corpus / "part1.txt").open("a") as file:
+        file.write("One text more.\n")
+    with pytest.raises(UserError, match=rf"made with corpus .*{corpus}.* have changed since"):
+        prepare(data)
+    assert prepare(data, compare=False).fingerprint == open_dataset(data).fingerprint
+    assert open_dataset(data).fingerprint == made.fingerprint
+
+
+def test_a_store_may_be_copied_or_moved(corpus, tmp_path):
+    made = prepare(data_of(corpus, store="store"))
+    shutil.copytree("store", "copy")
+    assert prepare(data_of(corpus, store="copy")).fingerprint == made.fingerprint
+    os.rename("store", "moved")
+    for store in ("moved", str(tmp_path / "moved") + "/", f"file://{tmp_path}/moved"):
+        for opening in (prepare, open_dataset):
+            assert opening(data_of(corpus, store=store)).fingerprint == made.fingerprint
+
+
+def test_a_store_made_again_elsewhere_has_the_same_bytes(corpus, tmp_path):
+    one = prepare(data_of(corpus, TokenizerConfig("bytes"), store="one"))
+    copy = _touched(shutil.copytree(corpus, tmp_path / "machine" / "text"))
+    other = prepare(data_of(copy, TokenizerConfig("bytes"), store="other"))
+    assert files("one") == files("other")
+    assert one.fingerprint == other.fingerprint
+
+
+def test_unfinished_work_goes_on_when_the_corpus_has_moved(corpus, tmp_path):
+    data = data_of(corpus, TokenizerConfig("bytes"), store="store")
+    begin(data)
+    assert prepare_share(data, None, 0, 2) is None
+    moved = data_of(_touched(_moved(corpus)), TokenizerConfig("bytes"), store="store")
+    before = Path("store/shards/00000.json").stat().st_mtime_ns
+    assert prepare_share(moved, None, 1, 2) is not None
+    assert Path("store/shards/00000.json").stat().st_mtime_ns == before
+    prepare(replace(moved, store="whole"))
+    assert files("store") == files("whole")
+
+
+@pytest.mark.parametrize("jobs", [None, 2])
+def test_a_corpus_that_changes_while_it_is_prepared_makes_no_store(corpus, monkeypatch, jobs):
+    data = data_of(corpus, store="store")
+    write = prepare_module.write_shards
+
+    def replaced(*arguments):
+        write(*arguments)
+        file = corpus / "part1.txt"
+        status = file.stat()
+        file.write_text(file.read_text().replace("learns", "forget"))  # of the same size
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    begin(data)
+    if jobs:
+        prepare_share(data, None, 0, jobs)
+    monkeypatch.setattr(prepare_module, "write_shards", replaced)
+    with pytest.raises(UserError, match=f"{corpus} changed while it was prepared, .*delete that"):
+        prepare(data) if jobs is None else prepare_share(data, None, 1, jobs)
+    assert not Path("store/manifest.json").exists()
+
+
+def files_hashed(monkeypatch):
+    read, hashed = [], content_module._sha256
+    monkeypatch.setattr(content_module, "_sha256", lambda path: read.append(path) or hashed(path))
+    return read
+
+
+def test_jobs_read_the_corpus_for_its_identity_once(corpus, monkeypatch):
+    data, read = data_of(corpus, store="store"), files_hashed(monkeypatch)
+    begin(data)
+    assert len(read) == 2  # each file
+    prepare_share(data, None, 0, 2)
+    assert len(read) == 2
+    prepare_share(data, None, 1, 2)
+    assert len(read) == 6  # when the store is finished: compared, and noted
+
+
+def test_content_is_hashed_again_only_when_a_file_changed(corpus, monkeypatch):
+    paths = [(path.name, path) for path in sorted(corpus.iterdir())]
+    read = files_hashed(monkeypatch)
+    monkeypatch.setattr(content_module, "_SETTLED_S", 3600.0)
+    first = content_digest(paths)
+    assert content_digest(paths) == first
+    assert len(read) == 4  # files so young could have changed since
+    monkeypatch.setattr(content_module, "_SETTLED_S", -1.0)
+    assert [content_digest(paths) for _ in range(3)] == [first] * 3
+    assert len(read) == 6
+    os.utime(paths[0][1])
+    assert content_digest(paths) == first
+    assert len(read) == 8
+    shutil.copyfile(paths[1][1], paths[0][1])
+    assert content_digest(paths) != first
+
+
+@pytest.fixture
+def saved_tokenizer(corpus, tmp_path):
+    tokenizer = prepare(data_of(corpus, store="first")).tokenizer
+    tokenizer.save(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_a_tokenizer_is_known_by_its_content_not_its_path(corpus, saved_tokenizer, tmp_path):
+    def at(path):
+        return data_of(corpus, TokenizerConfig("wordpiece", path=str(path)), store="store")
+
+    made = prepare(at(saved_tokenizer))
+    shutil.copytree(saved_tokenizer, tmp_path / "copy")
+    _touched(saved_tokenizer)
+    paths = (saved_tokenizer, "saved", "~/saved", "copy/tokenizer.json", "copy/", "not/there")
+    for opening in (prepare, open_dataset):
+        assert {opening(at(path)).fingerprint for path in paths} == {made.fingerprint}
+
+
+def test_the_tokenizer_that_a_store_trained_may_be_given_by_its_path(corpus, saved_tokenizer):
+    given = TokenizerConfig("wordpiece", path=str(saved_tokenizer))
+    made = open_dataset(data_of(corpus, store="first"))
+    assert open_dataset(data_of(corpus, given, store="first")).fingerprint == made.fingerprint
+    other = prepare(data_of(corpus, replace(WORDPIECE, vocab_size=61), store="other"))
+    other.tokenizer.save(saved_tokenizer)
+    with pytest.raises(UserError, match=f"while {saved_tokenizer} holds"):
+        open_dataset(data_of(corpus, given, store="first"))
+
+
+def test_default_stores_of_two_tokenizers_at_one_path_are_two(corpus, saved_tokenizer):
+    data = data_of(corpus, TokenizerConfig("wordpiece", path=str(saved_tokenizer)))
+    first = prepare(data)
+    prepare(data_of(corpus, replace(WORDPIECE, vocab_size=61), store="other")).tokenizer.save(
+        saved_tokenizer
+    )
+    second = prepare(data)
+    assert second.directory != first.directory
+    assert second.tokenizer.fingerprint != first.tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["text", "mixture"])
+def test_a_store_made_again_for_a_run_gets_the_tokenizer_of_the_run(corpus, monkeypatch, kind):
+    data = data_of(corpus, store="store")
+    if kind == "mixture":
+        data = mixed(corpus)
+    made = prepare(data)
+    shutil.rmtree("store")
+    monkeypatch.delattr(store_tokenizer_module, "train_tokenizer")
+    monkeypatch.setattr(prepare_module, "train_tokenizer", None)
+    again = prepare(data, of_run={"tokenizer": made.tokenizer})
+    assert again.fingerprint == made.fingerprint
+    assert again.tokenizer.fingerprint == made.tokenizer.fingerprint
+    with pytest.raises(UserError, match=r"no finished .*; run .*--data.tokenizer.path"):
+        open_dataset(replace(data, store="none"), of_run={"tokenizer": made.tokenizer})
+
+
+def test_a_run_does_not_share_the_default_store_of_another_tokenizer(corpus):
+    mine = prepare(data_of(corpus, replace(WORDPIECE, vocab_size=61), store="mine"))
+    others = prepare(data_of(corpus))  # the default store, whose tokenizer another run trained
+    of_run = {"tokenizer": mine.tokenizer}
+    again = prepare(data_of(corpus), of_run=of_run)
+    assert again.directory == f"{others.directory}-{mine.tokenizer.fingerprint[:12]}"
+    assert again.tokenizer.fingerprint == mine.tokenizer.fingerprint
+    assert open_dataset(data_of(corpus), of_run=of_run).directory == again.directory
+    assert open_dataset(data_of(corpus)).directory == others.directory
+
+
+def test_the_components_of_a_mixture_may_move(corpus, tmp_path):
+    made = prepare(mixed(corpus))
+    made.tokenizer.save(tmp_path / "saved")
+    moved = _touched(_moved(corpus))
+    at = TokenizerConfig("wordpiece", path="saved")
+    for opening in (prepare, open_dataset):
+        assert opening(mixed(moved)).fingerprint == made.fingerprint
+        assert opening(mixed(moved, at)).fingerprint == made.fingerprint
+    shutil.rmtree(moved)
+    assert prepare(mixed(moved)).fingerprint == made.fingerprint
+
+
+def test_images_are_read_where_they_are_now(tmp_path):
+    def at(path):
+        return image_data(path, store="store")
+
+    write_folder(tmp_path / "pets")
+    made = prepare(at("pets"))
+    expected = [image.tobytes() for _, image in read_all(made)]
+    shutil.copytree("pets", "copy")
+    os.rename("pets", "moved")
+    for path in ("moved", "copy/", tmp_path / "moved", "~/copy"):
+        for opening in (prepare, open_dataset):
+            again = opening(at(path))
+            assert again.fingerprint == made.fingerprint
+            assert [image.tobytes() for _, image in read_all(again)] == expected
+            assert len(read_all(again, "validation")) == 12
+    with pytest.raises(UserError, match=r"nothing at pets; set data.source.path to where they are"):
+        open_dataset(at("pets"))
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_images_that_a_store_holds_itself_may_move_or_go(tmp_path, gone):
+    write_idx(tmp_path / "mnist")
+    given = prepare(image_data("mnist", store="store"))
+    default = prepare(image_data("mnist"))
+    if gone:
+        shutil.rmtree("mnist")
+    else:
+        os.rename("mnist", "moved")
+    path = "mnist" if gone else _touched(tmp_path / "moved")
+    for opening in (prepare, open_dataset):
+        assert opening(image_data(path, store="store")).fingerprint == given.fingerprint
+        assert opening(image_data(path)).directory == default.directory
+
+
+def test_images_that_change_while_they_are_prepared_make_no_store(tmp_path, monkeypatch):
+    write_folder(tmp_path / "pets")
+    write = images_module.write_parts
+
+    def replaced(*arguments):
+        write(*arguments)
+        image = tmp_path / "pets/train/dog/1.png"
+        image.write_bytes(image.read_bytes()[:-1] + b"!")
+
+    monkeypatch.setattr(images_module, "write_parts", replaced)
+    with pytest.raises(UserError, match="pets changed while it was prepared"):
+        prepare(image_data("pets", store="store"))
+    assert not Path("store/manifest.json").exists()
+
+
+def test_a_store_of_the_version_before_is_opened_and_keeps_its_name(corpus):
+    """It noted paths, and a digest of modification times; a field may be newer than it."""
+    data = data_of(corpus, store="store")
+    made = prepare(data)
+    path = Path("store/manifest.json")
+    manifest = json.loads(path.read_text())
+    settings = manifest["corpus"]["settings"]
+    del settings["source"]["type"], settings["gates"]["drop_duplicates"]
+    settings["source"]["path"] = "/data/corpus"
+    settings["tokenizer"]["path"] = None
+    manifest["corpus"] = {"settings": settings, "content": "of names, sizes and times"}
+    path.write_bytes(sealed({key: v for key, v in manifest.items() if key != DIGEST}))
+    for opening in (prepare, open_dataset):
+        again = opening(data)
+        assert again.fingerprint == made.fingerprint
+        assert again.known_as != made.known_as  # what its checkpoints have noted
+    with pytest.raises(UserError, match="made with shards=2; this run asks for shards=3"):
+        prepare(replace(data, shards=3))
