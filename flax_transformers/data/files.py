@@ -217,20 +217,26 @@ def line_start(file: IO[bytes], start: int, stop: int | None) -> int | None:
 
 
 def is_blank_before(file: IO[bytes], offset: int) -> bool:
-    """Whether the line that ends before ``offset`` has no visible character; moves there again."""
-    end = offset - 1  # its line end
-    blank = True
-    while blank and end > 0:
-        start = max(0, end - 256)
-        file.seek(start)
-        piece = file.read(end - start)
-        line = piece[piece.rfind(b"\n") + 1 :]
-        blank = not line or line.isspace()
-        if b"\n" in piece:
-            break
-        end = start
+    """Whether the line that ends before ``offset`` is one that `cut_lines` gives whole, and has no
+    visible character; moves to ``offset`` again."""
+    blank = _is_blank(file, offset)
     file.seek(offset)
     return blank
+
+
+def _is_blank(file: IO[bytes], offset: int) -> bool:
+    start = offset - 1  # what is behind it has been looked at
+    while start > 0 and offset - start <= LONGEST:
+        first = max(0, start - 256)
+        file.seek(first)
+        piece = file.read(start - first)
+        line = piece.rpartition(b"\n")[2]
+        if line and not line.isspace():
+            return False
+        start -= len(line)
+        if len(line) < len(piece):
+            break
+    return offset - start <= LONGEST
 
 
 def raw_lines(file: IO[bytes], offset: int = 0) -> Iterator[tuple[int, bytes]]:

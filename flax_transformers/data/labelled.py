@@ -78,6 +78,7 @@ class LabelledSource(Source):
         return corpus_files(self.path, ENDINGS)
 
 
+_BEGIN = 1 << 12  # bytes that tell a list of rows from rows
 Row = Mapping[str, Any] | Sequence[Any]
 
 
@@ -114,11 +115,13 @@ class _JsonFile:
 
     @cached_property
     def _records(self) -> Records:
-        lines = LineFile(self.path)
+        lines, value = LineFile(self.path), ValueFile(self.path, partial(_json_rows, self.source))
+        with reading(self.path), open_file(self.path) as stream:
+            begin = stream.read(_BEGIN).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if begin.startswith(b"["):
+            return value
         first = next(lines.read(0, None), None)
-        if first is None or _is_row(first.content):
-            return lines
-        return ValueFile(self.path, partial(_json_rows, self.source))
+        return lines if first is None or _is_row(first.content) else value
 
     @property
     def size(self) -> int:

@@ -416,7 +416,7 @@ def _own_target_tokenizer(
 def _finish(job: StoreJob, corpus: Corpus, claimed: dict[str, Any], processes: int) -> None:
     """Reads all shards again and makes a store of the folder, if the corpus is what it was."""
     folder, data, target = job.folder, job.data, job.target_tokenizer
-    finished = checked_shards(job, processes)
+    finished, unigrams = checked_shards(job, processes)
     shards = {split: [shard.splits[split] for shard in finished] for split in SPLITS}
     documents = {split: sum(shard.documents for shard in shards[split]) for split in SPLITS}
     left_out = _added_up(finished)
@@ -431,6 +431,7 @@ def _finish(job: StoreJob, corpus: Corpus, claimed: dict[str, Any], processes: i
         corpus={**claimed, "content": corpus.content()},
         label_names=kept_label_names(folder),
         left_out=left_out,
+        unigrams=unigrams,
     )
     tokens = {split: sum(shard.tokens for shard in shards[split]) for split in SPLITS}
     print(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from flax_transformers.data.processes import end_with_parent
 from flax_transformers.errors import UserError
 
+_THREADS = "TOKENIZERS_PARALLELISM"
 Work = Callable[[Sequence[int], "Note"], None]  # does a run of shards, in order; picklable
 
 
@@ -47,17 +49,32 @@ def for_each_run(
     total: int,
     unit: str = "documents",
 ) -> None:
-    """Calls ``work`` for each run of the shards that are missing of ``total``.
+    """Calls ``work`` for each run of the shards that are missing of ``total``; each process takes
+    one core.
 
     ``done`` is what has happened to a shard then ("tokenised"), ``unit`` what it holds. Raises what
     ``work`` raises.
     """
     with _Reporter(done, total, total - sum(map(len, runs)), unit) as reporter:
-        if processes == 1 or len(runs) <= 1:
+        if processes > 1 and len(runs) > 1:
+            _in_processes(work, runs, processes, reporter)
+            return
+        with _one_core() if processes == 1 else contextlib.nullcontext():
             for run in runs:
                 work(run, reporter.note)
-        else:
-            _in_processes(work, runs, processes, reporter)
+
+
+@contextlib.contextmanager
+def _one_core() -> Iterator[None]:
+    """The tokenizers library would take them all; it looks at this on every call."""
+    before = os.environ.get(_THREADS)
+    os.environ[_THREADS] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[_THREADS]
+        if before is not None:
+            os.environ[_THREADS] = before
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,7 @@ def _start_worker(job: _Job) -> None:
     _job = job
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which tells us
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each
+    os.environ[_THREADS] = "false"  # one core each
 
 
 def _run_in_worker(run: Sequence[int]) -> None:

@@ -65,7 +65,6 @@ class ShardWriter:
         label_kind: LabelKind | None = None,
     ) -> None:
         self._folder, self._dtype, self.split = folder, token_dtype(vocab_size), split
-        self._unigrams = np.zeros(vocab_size, np.int64)
         self._tokens = self._documents = self._sentences = self._skipped = 0
         self._names = {
             kind: shard_file(split, shard, kind) for kind in (*TEXT_KINDS, *LABELS[label_kind])
@@ -112,7 +111,6 @@ class ShardWriter:
                 self._files[kind].write(values.astype(LABEL_DTYPES[kind]))
                 end = np.array([self._extras[kind]], "<i8")
                 self._files["record_ends" if kind == "records" else "label_ends"].write(end)
-        np.add.at(self._unigrams, tokens, 1)
         self._tokens += len(tokens)
         self._sentences += len(lengths)
         self._documents += 1
@@ -121,7 +119,6 @@ class ShardWriter:
     def finish(self) -> ShardRecord:
         """Gives the files their names. They are lasting after `Folder.sync`."""
         with writing(self._folder.path):
-            self._files["unigrams"].write(self._unigrams.astype("<i8"))
             records = {kind: file.finish() for kind, file in self._files.items()}
         for kind, file in self._files.items():
             self._folder.publish(file.path, self._names[kind], lasting=False)

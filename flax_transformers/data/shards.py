@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,12 +25,13 @@ from flax_transformers.data.shard_writer import ShardWriter
 from flax_transformers.data.sources import CorpusReader, tied_shards
 from flax_transformers.data.store import (
     FORMAT,
+    KIND,
     SPLITS,
     ShardRecord,
     Split,
-    check_files,
+    add_counts,
 )
-from flax_transformers.data.store_files import to_json
+from flax_transformers.data.store_files import StoreReader, to_json
 from flax_transformers.data.tokenizers import Tokenizer
 from flax_transformers.errors import UserError
 
@@ -112,35 +114,63 @@ def tied_shards_of(data: TextData) -> list[bool]:
     return tied
 
 
-def checked_shards(job: StoreJob, processes: int) -> list[FinishedShard]:
-    """All shards, after every file was read again and compared with its digest.
+def checked_shards(
+    job: StoreJob, processes: int
+) -> tuple[list[FinishedShard], dict[Split, np.ndarray]]:
+    """All shards, after every file was read again and compared with its digest, and how often each
+    id occurs in each split.
 
     A finished shard whose files do not agree with its record is made once more.
     """
     job.folder.sync()
     finished = finished_shards(job)
-    damaged = _damaged(job, finished)
+    damaged, unigrams = _checked(job, finished)
     if damaged:
         for shard, error in damaged.items():
             print(f"Tokenising shard {shard + 1} again: {error}", file=sys.stderr)
             job.folder.delete(_record_name(shard))
         write_shards(job, range(job.data.shards), processes)
+        job.folder.sync()
         finished = finished_shards(job)
-        for error in _damaged(job, {shard: finished[shard] for shard in damaged}).values():
+        damaged, unigrams = _checked(job, finished)
+        for error in damaged.values():
             raise error
-    return [finished[shard] for shard in range(job.data.shards)]
+    return [finished[shard] for shard in range(job.data.shards)], unigrams
 
 
-def _damaged(job: StoreJob, finished: Mapping[int, FinishedShard]) -> dict[int, UserError]:
-    damaged = {}
+def _checked(
+    job: StoreJob, finished: Mapping[int, FinishedShard]
+) -> tuple[dict[int, UserError], dict[Split, np.ndarray]]:
+    """What is wrong with damaged shards, and how often each id occurs in each split."""
     classes = len(kept_label_names(job.folder))
+    owners, files = {}, {}
     for shard, record in finished.items():
-        try:
-            for split in SPLITS:
-                check_files(job.folder, record.splits[split], job.vocab_size, classes)
-        except UserError as error:
-            damaged[shard] = error
-    return damaged
+        for split in SPLITS:
+            for name, file in record.splits[split].contents(job.vocab_size, classes).items():
+                owners[name], files[name] = shard, file
+    counter = _UnigramCounter(job.vocab_size)
+    problems = StoreReader(job.folder, KIND).problems(files, counter.add)
+    return {owners[name]: error for name, error in problems}, counter.counts
+
+
+class _UnigramCounter:
+    """Counts ids while files are read, by several threads."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.counts: dict[Split, np.ndarray] = {
+            split: np.zeros(vocab_size, np.int64) for split in SPLITS
+        }
+        self._lock = threading.Lock()
+
+    def add(self, name: str, values: np.ndarray) -> None:
+        """Counts the values if the file holds tokens; other ids than there are do not count."""
+        if not name.endswith(".tokens"):
+            return
+        split = next(split for split in SPLITS if name.startswith(f"{split}/"))
+        counts = np.zeros_like(self.counts[split])
+        add_counts(counts, values[values < len(counts)])
+        with self._lock:
+            self.counts[split] += counts
 
 
 def tokenise_run(job: StoreJob, run: Sequence[int], note: Note) -> None:

@@ -1,13 +1,13 @@
 """The token store: a corpus tokenised once, as flat arrays that are read at random.
 
-A store is a folder. Each split ("train", "validation") is a row of shards, and each shard four
+A store is a folder. Each split ("train", "validation") is a row of shards, and each shard three
 flat little-endian files: ``tokens`` (uint16, or uint32 above 65,536 ids), ``documents`` and
-``sentences`` (int64, positions in the shard after which one ends) and ``unigrams`` (int64
-[vocabulary], how often each id occurs). Pairs whose sides have a vocabulary each take the dtype
-and the size of the larger, and an id counts for either. Labelled documents add ``labels`` or
-``tags`` (int32) or ``numbers`` (float32), and ``label_ends`` (int64, entries of the former after
-which a document's end), and those whose scores take their text ``records`` (bytes) and
-``record_ends``.
+``sentences`` (int64, positions in the shard after which one ends). A split has ``unigrams`` (int64
+[vocabulary], how often each id occurs); in format 1 every shard has. Pairs whose sides have a
+vocabulary each take the dtype and the size of the larger, and an id counts for either. Labelled
+documents add ``labels`` or ``tags`` (int32) or ``numbers`` (float32), and ``label_ends`` (int64,
+entries of the former after which a document's end), and those whose scores take their text
+``records`` (bytes) and ``record_ends``.
 ``manifest.json``, written last, holds counts and digests: a folder without it is no store yet.
 Readers see one array of tokens per split, in global positions, and never the shards.
 """
@@ -15,9 +15,10 @@ Readers see one array of tokens per split, in global positions, and never the sh
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -44,8 +45,10 @@ MANIFEST = "manifest.json"
 KIND = "token store"
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
-TEXT_KINDS = ("tokens", "documents", "sentences", "unigrams")
+UNIGRAMS = "unigrams"
+TEXT_KINDS = ("tokens", "documents", "sentences")
 """Files that every shard has."""
+_COUNTED = 1 << 22  # tokens counted at once
 LABEL_DTYPES = {"labels": "<i4", "tags": "<i4", "numbers": "<f4", "records": "u1"}
 LABELS: dict[LabelKind | None, tuple[str, ...]] = {
     None: (),
@@ -123,10 +126,14 @@ def write_manifest(
     left_out: dict[str, int] | None = None,
     label_names: Sequence[str] = (),
     target_tokenizer: str | None = None,
+    unigrams: Mapping[Split, np.ndarray] | None = None,
 ) -> None:
     """Makes a store of the folder. ``tokenizer``: its fingerprint, and ``target_tokenizer`` that of
     the targets' own; ``corpus``: what was read; ``left_out``: how many documents were not let in,
-    by reason."""
+    by reason; ``unigrams``: how often each id occurs, int64 [vocab_size]."""
+    counted = {split: counts.astype("<i8").tobytes() for split, counts in (unigrams or {}).items()}
+    for split, content in counted.items():
+        folder.write(f"{split}/{UNIGRAMS}", content)
     body = {
         "format": FORMAT,
         "vocab_size": vocab_size,
@@ -136,6 +143,10 @@ def write_manifest(
         "splits": {split: [asdict(shard) for shard in shards[split]] for split in SPLITS},
         **({"label_names": list(label_names)} if label_names else {}),
         **({} if target_tokenizer is None else {"target_tokenizer": target_tokenizer}),
+        UNIGRAMS: {
+            split: asdict(FileRecord(len(content), hashlib.sha256(content).hexdigest()))
+            for split, content in counted.items()
+        },
     }
     folder.write(MANIFEST, sealed(body))
 
@@ -143,14 +154,6 @@ def write_manifest(
 def read_manifest(folder: Folder) -> dict[str, Any]:
     """The manifest, checked against its own digest. Raises UserError when missing or damaged."""
     return StoreReader(folder, KIND).manifest(MANIFEST, FORMAT, also=(1,))
-
-
-def check_files(folder: Folder, shard: ShardRecord, vocab_size: int, classes: int = 0) -> None:
-    """Reads every byte of a shard and compares it with its record.
-
-    Raises UserError naming the first file that is missing or differs.
-    """
-    StoreReader(folder, KIND).check_contents(shard.contents(vocab_size, classes))
 
 
 class TokenStore:
@@ -209,12 +212,18 @@ class TokenStore:
         self.label_kind = _label_kind(self._shards[0])
         self._first_documents = [0, *itertools.accumulate(s.documents for s in self._shards)][:-1]
         self._arrays: dict[tuple[str, int], StoreArray] = {}
+        counted = manifest.get(UNIGRAMS, {}).get(split)
+        self._unigrams = None if counted is None else FileRecord(**counted)
 
     @property
     def _files(self) -> StoreFiles:
         classes = len(self.label_names)
         files = [shard.contents(self.vocab_size, classes) for shard in self._shards]
-        return {name: file for shard in files for name, file in shard.items()}
+        found = {name: file for shard in files for name, file in shard.items()}
+        if self._unigrams is not None:
+            counts = Content("<i8", self.vocab_size, below=self.num_tokens + 1)
+            found[f"{self.split}/{UNIGRAMS}"] = self._unigrams, counts
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": {}}
@@ -321,10 +330,22 @@ class TokenStore:
     @property
     def unigram_counts(self) -> np.ndarray:
         """How often each id occurs: int64 [vocab_size]."""
+        if self._unigrams is not None:
+            name = f"{self.split}/{UNIGRAMS}"
+            return self._reader.array(name, "<i8", self.vocab_size).read(0, self.vocab_size)
         counts = np.zeros(self.vocab_size, np.int64)
-        for shard in range(len(self._shards)):
-            counts += self._array("unigrams", shard).read(0, self.vocab_size)
+        for shard, record in enumerate(self._shards):
+            if shard_file(self.split, shard, UNIGRAMS) in record.files:
+                counts += self._array(UNIGRAMS, shard).read(0, self.vocab_size)
+            else:
+                add_counts(counts, self._array("tokens", shard).read(0, record.tokens))
         return counts
+
+
+def add_counts(counts: np.ndarray, tokens: np.ndarray) -> None:
+    """Adds to ``counts``, int64 [vocabulary], how often each id occurs, a few at a time."""
+    for start in range(0, len(tokens), _COUNTED):
+        counts += np.bincount(tokens[start : start + _COUNTED], minlength=len(counts))
 
 
 def _label_kind(shard: ShardRecord) -> LabelKind | None:

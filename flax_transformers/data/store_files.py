@@ -53,6 +53,7 @@ class Content:
 
 
 Convert = Callable[[dict[str, Any]], dict[str, Any]]
+Seen = Callable[[str, np.ndarray], None]
 StoreFiles = Mapping[str, tuple[FileRecord, Content]]
 """The files of a store by name."""
 
@@ -90,10 +91,10 @@ class StoreReader:
         changed since. ``converters`` bring older formats, which had no digest, into this one;
         ``also`` are older formats that are read as they are."""
         try:
-            manifest = json.loads(self.folder.read(name))
+            content = self.folder.read(name)
+            manifest = json.loads(content)
             found = manifest.get("format")
-            body = {key: value for key, value in manifest.items() if key != DIGEST}
-            intact = manifest.get(DIGEST) == digest(body)
+            intact = _is_intact(manifest, content)
             if isinstance(found, int) and found in converters and DIGEST not in manifest:
                 return converters[found](manifest)
         except FileNotFoundError:
@@ -137,16 +138,34 @@ class StoreReader:
 
     def check_contents(self, files: StoreFiles) -> None:
         """Reads every file and compares it with its record and with what it should hold."""
+        for _, error in self.problems(files):
+            raise error
+
+    def problems(
+        self, files: StoreFiles, seen: Seen | None = None
+    ) -> Iterator[tuple[str, UserError]]:
+        """(name, error) of the files that are not as they were written; reads all of them.
+
+        ``seen`` is called with the name and the numbers of each block that is read, by any thread.
+        """
         with ThreadPoolExecutor(_THREADS) as threads:
-            checks = [threads.submit(self._check_content, name, *files[name]) for name in files]
+            checks = {
+                name: threads.submit(self._check_content, name, *files[name], seen)
+                for name in files
+            }
             try:
-                for check in checks:
-                    check.result()
+                for name, check in checks.items():
+                    try:
+                        check.result()
+                    except UserError as error:
+                        yield name, error
             except BaseException:
                 threads.shutdown(cancel_futures=True)
                 raise
 
-    def _check_content(self, name: str, record: FileRecord, content: Content) -> None:
+    def _check_content(
+        self, name: str, record: FileRecord, content: Content, seen: Seen | None
+    ) -> None:
         hashed, position, previous, problem = hashlib.sha256(), 0, 0, ""
         for block in self._blocks(name):
             hashed.update(block)
@@ -154,6 +173,8 @@ class StoreReader:
             if not problem and len(block) % np.dtype(content.dtype).itemsize == 0:
                 values = np.frombuffer(block, content.dtype)
                 problem, previous = _problem(values, content, previous)
+                if seen is not None:
+                    seen(name, values)
         if FileRecord(position, hashed.hexdigest()) != record:
             raise self.damaged(name, "it does not match its recorded sha256")
         if not problem and content.last not in (None, previous):
@@ -221,6 +242,15 @@ class StoreReader:
             f"The file {name} of the {self.kind} in {self.folder.path} cannot be read "
             f"({error.strerror or error}); make it readable, then run the same command again."
         )
+
+
+def _is_intact(manifest: dict[str, Any], content: bytes) -> bool:
+    """Whether a manifest, which is read from ``content``, matches its own digest."""
+    noted = manifest.get(DIGEST)
+    rest = content.replace(f' "{DIGEST}": "{noted}",\n'.encode(), b"", 1)
+    if hashlib.sha256(rest).hexdigest() == noted:  # as it was written; no need to spell it again
+        return True
+    return noted == digest({key: value for key, value in manifest.items() if key != DIGEST})
 
 
 class _InMemory:

@@ -8,7 +8,7 @@ import pytest
 
 from flax_transformers.data.folders import open_folder
 from flax_transformers.data.shard_writer import ShardWriter
-from flax_transformers.data.store import SPLITS, Split, TokenStore, write_manifest
+from flax_transformers.data.store import SPLITS, Split, TokenStore, add_counts, write_manifest
 
 Documents = Sequence[Sequence[Sequence[int]]]  # documents of sentences of ids
 
@@ -22,6 +22,11 @@ def make_store(tmp_path: Path) -> Callable[..., TokenStore]:
     ) -> TokenStore:
         folder = open_folder(str(directory or tmp_path / "store"))
         records: dict[Split, list] = {split: [] for split in SPLITS}
+        ids = [
+            i for documents in shards for sentences in documents for ids in sentences for i in ids
+        ]
+        counts = {name: np.zeros(vocab_size, np.int64) for name in SPLITS}
+        add_counts(counts[split], np.array(ids, np.int64))
         for number, documents in enumerate(shards):
             for name in SPLITS:
                 with ShardWriter(folder, name, number, vocab_size) as writer:
@@ -29,7 +34,12 @@ def make_store(tmp_path: Path) -> Callable[..., TokenStore]:
                         writer.add_document([np.array(ids, np.int32) for ids in document])
                     records[name].append(writer.finish())
         write_manifest(
-            folder, records, vocab_size=vocab_size, tokenizer="tok", corpus={"settings": {}}
+            folder,
+            records,
+            vocab_size=vocab_size,
+            tokenizer="tok",
+            corpus={"settings": {}},
+            unigrams=counts,
         )
         return TokenStore(folder.path, split)
 

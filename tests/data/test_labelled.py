@@ -173,4 +173,4 @@ def test_other_stores_have_no_files_for_labels(tmp_path):
     plain = prepare_text(data, tmp_path / "plain")
     assert plain.train.label_kind is None
     endings = {path.suffix for path in (tmp_path / "plain" / "train").iterdir()}
-    assert endings == {".tokens", ".documents", ".sentences", ".unigrams"}
+    assert endings == {".tokens", ".documents", ".sentences", ""}  # and the file unigrams

@@ -156,7 +156,7 @@ def test_two_processes_write_the_same_bytes_as_one(data, tmp_path):
     prepare_text(data, tmp_path / "two", processes=2)
     one, two = files(tmp_path / "one"), files(tmp_path / "two")
     assert one == two
-    assert len(one) == 3 * 9 + 3  # shards, and corpus.json, tokenizer, manifest.json
+    assert len(one) == 3 * 7 + 5  # shards; corpus.json, tokenizer, unigrams, manifest.json
 
 
 def test_a_store_in_a_bucket_has_the_bytes_of_a_local_one(data, tmp_path):
@@ -211,9 +211,9 @@ def run_killed(data, last):
     ).returncode
 
 
-# 0: nothing, 1: the corpus, 2: the tokenizer, then 9 files a shard, the manifest last.
+# 0: nothing, 1: the corpus, 2: the tokenizer, then 7 files a shard, unigrams, the manifest last.
 @pytest.mark.slow
-@pytest.mark.parametrize("last", [0, 1, 2, 6, 10, 11, 24, 28, 29])
+@pytest.mark.parametrize("last", [0, 1, 2, 6, 8, 9, 22, 24, 25])
 def test_after_being_killed_the_store_is_that_of_an_uninterrupted_run(data, tmp_path, last):
     assert run_killed(data, last) == -signal.SIGKILL
     assert "manifest.json" not in files(data.store)
@@ -234,7 +234,7 @@ def test_a_tokenizer_that_was_not_saved_whole_is_trained_again(data, last):
 
 @pytest.mark.slow
 def test_the_shards_finished_before_the_kill_are_not_made_again(data, monkeypatch):
-    assert run_killed(data, 2 + 9 + 4) == -signal.SIGKILL
+    assert run_killed(data, 2 + 7 + 4) == -signal.SIGKILL
     made = []
     tokenise = shards_module.tokenise_shard
     monkeypatch.setattr(
@@ -305,7 +305,7 @@ def test_a_parallel_run_killed_in_the_middle_goes_on_to_the_same_bytes(data, tmp
 
 @pytest.mark.slow
 def test_a_finished_shard_that_is_damaged_is_found_and_made_again(data, tmp_path, capsys):
-    assert run_killed(data, 2 + 3 * 9) == -signal.SIGKILL  # all but the manifest
+    assert run_killed(data, 4 + 3 * 7) == -signal.SIGKILL  # all but the manifest
     path = Path(data.store, "train/00001.tokens")
     damaged = bytearray(path.read_bytes())
     damaged[5] ^= 4

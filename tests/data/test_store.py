@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import json
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from flax_transformers.data import store as store_module
 from flax_transformers.data.folders import LocalFolder, open_folder
 from flax_transformers.data.shard_writer import ShardWriter
-from flax_transformers.data.store import TokenStore
+from flax_transformers.data.store import TokenStore, add_counts
+from flax_transformers.data.store_files import sealed
 from flax_transformers.errors import UserError
 
 # Two documents, an empty shard, one document: tokens 0..9 in global positions.
@@ -96,7 +98,7 @@ def test_a_store_written_to_a_bucket_has_the_same_bytes(make_store, tmp_path):
         for root in (tmp_path / "local", tmp_path / "bucket")
     )
     assert local == bucket
-    assert len(local) == 3 * 2 * 4 + 1
+    assert len(local) == 3 * 2 * 3 + 2 + 1
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
@@ -111,8 +113,27 @@ def test_an_opened_store_travels_to_another_process_without_its_arrays(
 
 
 def test_unigram_counts_are_how_often_each_id_occurs(make_store):
-    counts = make_store([[[1, 2, 2]]], [[[2, 0]]], vocab_size=4).unigram_counts
-    assert counts.tolist() == [1, 1, 3, 0]
+    store = make_store([[[1, 2, 2]]], [[[2, 0]]], vocab_size=4)
+    assert store.unigram_counts.tolist() == [1, 1, 3, 0]
+    counts = np.array([5, 0], np.int64)
+    add_counts(counts, np.array([1, 0, 1, 1], np.uint16))
+    assert counts.tolist() == [6, 3]
+
+
+def test_in_format_1_every_shard_has_its_unigram_counts(make_store, tmp_path):
+    made = make_store([[[1, 2, 2]]], [[[2, 0]]], vocab_size=4)
+    manifest = json.loads((tmp_path / "store/manifest.json").read_text())
+    (tmp_path / "store/train/unigrams").unlink()
+    for shard, counts in enumerate(([0, 1, 2, 0], [1, 0, 1, 0])):
+        content = np.array(counts, "<i8").tobytes()
+        (tmp_path / f"store/train/{shard:05d}.unigrams").write_bytes(content)
+        record = {"bytes": 32, "sha256": hashlib.sha256(content).hexdigest()}
+        manifest["splits"]["train"][shard]["files"][f"train/{shard:05d}.unigrams"] = record
+    body = {k: v for k, v in manifest.items() if k not in ("unigrams", "fingerprint")}
+    (tmp_path / "store/manifest.json").write_bytes(sealed({**body, "format": 1}))
+    store = TokenStore(made.directory)
+    store.verify()
+    assert store.unigram_counts.tolist() == [1, 1, 3, 0]
 
 
 def test_a_writer_that_fails_leaves_no_file(tmp_path):
@@ -149,12 +170,15 @@ def test_a_missing_store_in_a_bucket_says_so_too(tmp_path):
         TokenStore(f"file://{tmp_path}/absent")
 
 
-@pytest.mark.parametrize("kind", ["tokens", "documents", "sentences", "unigrams"])
-def test_a_truncated_file_is_named_on_opening(make_store, tmp_path, kind):
+FILES = ["00002.tokens", "00002.documents", "00002.sentences", "unigrams"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_named_on_opening(make_store, tmp_path, name):
     make_store(*SHARDS)
-    path = tmp_path / f"store/train/00002.{kind}"
+    path = tmp_path / f"store/train/{name}"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=rf"train/00002.{kind} .*damaged"):
+    with pytest.raises(UserError, match=rf"train/{name} .*damaged"):
         TokenStore(tmp_path / "store")
 
 
@@ -173,17 +197,17 @@ def test_a_truncated_file_in_a_bucket_is_named_on_reading(make_store, tmp_path):
         TokenStore(f"file://{tmp_path}/store").tokens(6, 4)
 
 
-@pytest.mark.parametrize("kind", ["tokens", "documents", "sentences", "unigrams"])
-def test_any_flipped_bit_is_found_by_verify(make_store, tmp_path, kind):
+@pytest.mark.parametrize("name", FILES)
+def test_any_flipped_bit_is_found_by_verify(make_store, tmp_path, name):
     store = make_store(*SHARDS)
     store.verify()
-    path = tmp_path / f"store/train/00000.{kind}"
+    path = tmp_path / f"store/train/{name}"
     whole = path.read_bytes()
     for position in range(0, len(whole), max(1, len(whole) // 16)):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << (position % 8)
         path.write_bytes(bytes(damaged))
-        with pytest.raises(UserError, match=f"train/00000.{kind} .*damaged"):
+        with pytest.raises(UserError, match=f"train/{name} .*damaged"):
             store.verify()
 
 

@@ -1,0 +1,268 @@
+"""What it takes to prepare a token store: bytes read, seconds and memory, by shards and processes.
+
+    python benchmarks/prepare.py --folder /tmp/prepare [--gigabytes 10] > result.md
+
+Corpora of ``--gigabytes`` of text each are made by chance, in every one of ``--formats``. The first
+is prepared by one process with each number of ``--shards``, bytes as tokens; then each corpus with
+``--parallel-shards`` by one process and by two, with a WordPiece tokenizer that was trained before,
+and the bytes of both stores are compared. Every measurement is a process of its own, with an empty
+cache. Bytes read are those of all system calls of the process and its children (``rchar`` in
+/proc/self/io): hashing the corpus, tokenizing it, and reading the store again to check it. CPU
+seconds tell more than seconds where other work runs on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.prepare import open_prepared, prepare_text
+from flax_transformers.data.sources import read_documents
+from flax_transformers.data.text import TextSource
+from flax_transformers.data.tokenizers import TokenizerConfig, train_tokenizer
+
+FORMATS = ("jsonl", "parquet", "txt", "jsonl.gz")
+_ROW_GROUP = 10_000
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One store. Megabytes are of 10^6 bytes; ``open_seconds`` is without the check of contents."""
+
+    format: str
+    shards: int
+    processes: int
+    tokenizer: str
+    corpus_mb: float
+    read_mb: float
+    store_mb: float
+    seconds: float
+    cpu_seconds: float
+    peak_mb: float
+    open_seconds: float
+    tokens: int
+    sha256: str
+
+
+def main() -> None:
+    options = _options()
+    if options.measure:
+        print(json.dumps(asdict(_measured(**json.loads(options.measure)))))
+        return
+    folder = Path(options.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in options.formats:
+        _make_corpus(_corpus(folder, kind), kind, int(options.gigabytes * 1e9))
+    _make_tokenizer(folder, options.formats[0])
+    by_shards = [
+        _measure(folder, options.formats[0], shards, 1, "bytes") for shards in options.shards
+    ]
+    by_processes = [
+        _measure(folder, kind, options.parallel_shards, processes, "wordpiece")
+        for kind in options.formats
+        for processes in (1, 2)
+    ]
+    if options.json:
+        rows = [json.dumps(asdict(row)) + "\n" for row in (*by_shards, *by_processes)]
+        Path(options.json).write_text("".join(rows))
+    _report(options.gigabytes, by_shards, by_processes)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--folder", required=True, help="for corpora and stores")
+    parser.add_argument("--gigabytes", type=float, default=0.1, help="of text in each corpus")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["jsonl", "parquet"])
+    parser.add_argument("--shards", nargs="+", type=int, default=[1, 10, 100, 1000])
+    parser.add_argument("--parallel-shards", type=int, default=64)
+    parser.add_argument("--json", help="also write a line of JSON for each measurement there")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _corpus(folder: Path, kind: str) -> Path:
+    return folder / f"corpus.{kind}"
+
+
+def _texts(size: int) -> Iterator[str]:
+    """Documents of words by Zipf's law, in sentences; together so many bytes."""
+    rng = np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    words = np.array(["".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(30_000)])
+    while size > 0:
+        chosen = words[np.minimum(rng.zipf(1.3, int(rng.integers(50, 600))), len(words)) - 1]
+        sentences = [" ".join(chosen[i : i + 12]).capitalize() for i in range(0, len(chosen), 12)]
+        text = ". ".join(sentences) + "."
+        size -= len(text)
+        yield text
+
+
+def _make_corpus(path: Path, kind: str, size: int) -> None:
+    if path.exists():
+        return
+    print(f"Making {path}", file=sys.stderr)
+    temporary = path.with_name(f"{path.name}.part")
+    if kind == "parquet":
+        _write_parquet(temporary, size)
+    else:
+        opened = gzip.open if kind.endswith(".gz") else open
+        with opened(temporary, "wt") as file:
+            for text in _texts(size):
+                file.write(f"{text}\n\n" if kind == "txt" else json.dumps({"text": text}) + "\n")
+    os.replace(temporary, path)
+
+
+def _write_parquet(path: Path, size: int) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    schema = pyarrow.schema([("text", pyarrow.string())])
+    with parquet.ParquetWriter(path, schema) as writer:
+        rows: list[str] = []
+        for text in _texts(size):
+            rows.append(text)
+            if len(rows) == _ROW_GROUP:
+                writer.write_table(pyarrow.table({"text": rows}, schema))
+                rows = []
+        writer.write_table(pyarrow.table({"text": rows}, schema))
+
+
+def _make_tokenizer(folder: Path, kind: str) -> None:
+    if (folder / "wordpiece").exists():
+        return
+    documents = read_documents(TextSource(str(_corpus(folder, kind))))
+    config = TokenizerConfig("wordpiece", 8000, training_documents=5000)
+    train_tokenizer(config, (document.whole for _, document in documents)).save(
+        folder / "wordpiece"
+    )
+
+
+def _measure(folder: Path, kind: str, shards: int, processes: int, tokenizer: str) -> Measured:
+    """In a process of its own, without anything in its cache."""
+    print(f"{kind}: {shards} shards, {processes} processes, {tokenizer}", file=sys.stderr)
+    cache = folder / "cache"
+    asked = {
+        "folder": str(folder),
+        "kind": kind,
+        "shards": shards,
+        "processes": processes,
+        "tokenizer": tokenizer,
+    }
+    done = subprocess.run(
+        [sys.executable, __file__, "--folder", str(folder), "--measure", json.dumps(asked)],
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    shutil.rmtree(cache, ignore_errors=True)
+    return Measured(**json.loads(done.stdout))
+
+
+def _measured(folder: str, kind: str, shards: int, processes: int, tokenizer: str) -> Measured:
+    store = Path(folder, "store")
+    shutil.rmtree(store, ignore_errors=True)
+    path = _corpus(Path(folder), kind)
+    saved = str(Path(folder, tokenizer)) if tokenizer == "wordpiece" else None
+    data = TextData(
+        source=TextSource(str(path)),
+        tokenizer=TokenizerConfig("wordpiece" if saved else "bytes", path=saved),
+        shards=shards,
+        store=str(store),
+    )
+    read, cpu, began = _read(), _cpu(), time.monotonic()
+    prepared = prepare_text(data, processes=processes)
+    seconds, cpu, read = time.monotonic() - began, _cpu() - cpu, _read() - read
+    peak = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    began = time.monotonic()
+    open_prepared(replace(data, verify=False))
+    opened = time.monotonic() - began
+    files = [file for file in store.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    digest = _digest(store, files)
+    shutil.rmtree(store)
+    return Measured(
+        kind, shards, processes, tokenizer, path.stat().st_size / 1e6, read / 1e6, size / 1e6,
+        seconds, cpu, peak / 1e3, opened, prepared.train.num_tokens, digest,
+    )  # fmt: skip
+
+
+def _read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def _cpu() -> float:
+    found = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in found)
+
+
+def _digest(store: Path, files: list[Path]) -> str:
+    hashed = hashlib.sha256()
+    for file in sorted(files):
+        if file.name != ".lock":
+            hashed.update(str(file.relative_to(store)).encode())
+            with file.open("rb") as stream:
+                while block := stream.read(_BLOCK):
+                    hashed.update(block)
+    return hashed.hexdigest()
+
+
+def _report(gigabytes: float, by_shards: list[Measured], by_processes: list[Measured]) -> None:
+    print(
+        f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, load "
+        f"{os.getloadavg()[0]:.1f} at the end; {gigabytes:g} GB of text in each corpus.\n"
+    )
+    print(f"## By shards: {by_shards[0].format}, bytes as tokens, one process\n")
+    rows = [
+        (
+            f"{row.shards:,}", f"{row.read_mb:,.0f}", f"{row.read_mb / by_shards[0].read_mb:.2f}",
+            f"{row.store_mb:,.0f}", f"{row.seconds:.1f}", f"{row.cpu_seconds:.1f}",
+            f"{row.peak_mb:.0f}", f"{row.open_seconds:.2f}",
+        )
+        for row in by_shards
+    ]  # fmt: skip
+    heads = ("shards", "MB read", "of those at the first", "MB of store", "s", "CPU s", "peak MB")
+    _table((*heads, "s to open"), rows)
+    print(f"\n## By processes: {by_processes[0].shards} shards, WordPiece\n")
+    pairs = zip(by_processes[::2], by_processes[1::2], strict=True)
+    rows = [
+        (
+            one.format, f"{one.corpus_mb:,.0f}", f"{one.seconds:.1f}", f"{two.seconds:.1f}",
+            f"{one.seconds / two.seconds:.2f}", f"{one.cpu_seconds:.1f}", f"{two.cpu_seconds:.1f}",
+            f"{two.read_mb / one.read_mb:.2f}", "yes" if one.sha256 == two.sha256 else "NO",
+        )
+        for one, two in pairs
+    ]  # fmt: skip
+    _table(
+        ("corpus", "MB", "s, one", "s, two", "times as fast", "CPU s, one", "CPU s, two",
+         "MB read, two to one", "equal bytes"), rows
+    )  # fmt: skip
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    for row in (heads, ("---", *["---:"] * (len(heads) - 1)), *rows):
+        print(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()
