@@ -34,12 +34,14 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     from flax_transformers.cli import comparison, runtime
     from flax_transformers.cli.config_file import refuse
+    from flax_transformers.cli.run_files import run_files, with_ids_of
     from flax_transformers.errors import UserError
     from flax_transformers.families import hub_read, hub_write, side_files
     from flax_transformers.families.family import family_of
-    from flax_transformers.pretrained import is_checkpoint, load_pretrained, save_pretrained
+    from flax_transformers.pretrained import is_checkpoint, load_pretrained
     from flax_transformers.training.buckets import is_bucket
     from flax_transformers.training.checkpoints import find_checkpoint
+    from flax_transformers.training.restore import saved_config
     from flax_transformers.training.step_folders import write_files
 
     refuse(overrides)
@@ -69,8 +71,15 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             if beside is not None and is_bucket(beside):
                 write_files(epath.Path(scratch), {"tokenizer": beside})
                 beside = epath.Path(scratch) / "tokenizer"
-            carried = side_files.carried_files(beside)
-            save_pretrained(target, model, params, tokenizer_from=beside)
+            carried = dict(side_files.carried_files(beside))
+            trained = saved_config(find_checkpoint(source))
+            files = {}
+            if trained is not None:
+                local = None if beside is None else Path(beside)
+                files = run_files(trained, model.config, local)
+                model = with_ids_of(model, local)
+            carried |= dict.fromkeys(files, target)
+            hub_write.save_directory(target, model, params, tokenizer_from=beside, files=files)
     else:
         published = hub_read.find_directory(source) or Path(source)
         carried = side_files.carried_files(published)

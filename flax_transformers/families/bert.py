@@ -98,6 +98,11 @@ class BertConfig(TextConfig):
     embedding_norm: bool = True
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    pooling: Literal["cls", "mean"] = "cls"
+    """What a classifier of sequences and a sentence embedding look at: the first token, or the mean
+    of all."""
+    normalize_embeddings: bool | None = None
+    """Whether sentence embeddings have length 1; None for a model that is no sentence encoder."""
 
 
 def _size(layers: int, width: int, vocab_size: int = 30522) -> BertConfig:

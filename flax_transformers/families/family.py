@@ -6,7 +6,7 @@ import importlib
 import logging
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any
 
@@ -240,6 +240,19 @@ ONLY_IN_TRAINING = {
 """Fields that may be lost on the way out: they do not change what a trained model computes."""
 
 
+def within_vocabulary(config: TransformerConfig) -> TransformerConfig:
+    """The config without ids of a beginning or an end that its vocabulary does not have, such as
+    the defaults of GPT-2 in a smaller model."""
+    size = getattr(getattr(config, "decoder", config), "vocab_size", None)
+    changes: dict[str, Any] = {}
+    if size is not None:
+        bos, ends = getattr(config, "bos_id", None), getattr(config, "eos_ids", ())
+        kept = tuple(i for i in ends if i < size)
+        changes |= {"bos_id": None} if bos is not None and bos >= size else {}
+        changes |= {"eos_ids": kept} if kept != ends else {}
+    return replace(config, **changes) if changes else config
+
+
 def config_json(config: TransformerConfig) -> dict[str, Any]:
     """The config.json of a model. Raises UserError if reading it would give another model."""
     family = family_of(config)
@@ -253,6 +266,8 @@ def config_json(config: TransformerConfig) -> dict[str, Any]:
     ignored = ONLY_IN_TRAINING | {"hub_fields", "generation"}  # which are written beside
     if config.architecture.endswith("ForQuestionAnswering"):
         ignored |= {"num_labels", "label_names"}  # its head marks two places, whatever they say
+    if config.architecture.endswith("Model"):
+        ignored |= {"pooling", "normalize_embeddings"}  # which sentence_files writes
     for each in fields(config):
         ours, theirs = getattr(config, each.name), getattr(read, each.name)
         if ours != theirs and each.name not in ignored:

@@ -27,6 +27,7 @@ from flax_transformers.families import (
 from flax_transformers.families.config_fields import kept_fields
 from flax_transformers.families.family import Identity, identify
 from flax_transformers.families.placement import Placement, boxed_shapes, fresh_heads
+from flax_transformers.families.sentence_files import read_sentence_files
 from flax_transformers.families.weight_table import some
 from flax_transformers.families.weights import known_names, read_parameters
 from flax_transformers.models.config import Execution, TextConfig, TransformerConfig
@@ -82,6 +83,7 @@ def load_directory(
     folder = folder_kinds.inner_folder(directory)
     folder_kinds.require_model(folder)
     identity, own, config = _read_config(folder, architecture, num_labels)
+    own, config = (replace(each, **read_sentence_files(directory, each)) for each in (own, config))
     family = identity.family
     tensors: Mapping[str, Any] = tensor_files.open_tensors(folder)
     with _naming(folder):

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -18,8 +19,9 @@ from flax.traverse_util import flatten_dict
 
 from flax_transformers.errors import UserError
 from flax_transformers.families import generation_settings, tensor_files
-from flax_transformers.families.family import config_json, family_of
+from flax_transformers.families.family import config_json, family_of, within_vocabulary
 from flax_transformers.families.placement import boxed_shapes
+from flax_transformers.families.sentence_files import sentence_files, sentence_limit
 from flax_transformers.families.side_files import CONFIG, carried_files
 from flax_transformers.families.tensor_files import TensorInfo
 from flax_transformers.families.weights import export_tensors, tensor_dtypes, tensor_shapes
@@ -35,15 +37,17 @@ def save_directory(
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     tokenizer_from: str | os.PathLike[str] | None = None,
+    files: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> None:
     """Writes what transformers loads unchanged: config.json, weights, generation settings, and
     CARRIED files.
 
-    ``tokenizer_from`` is a folder to copy those from. All is written beside ``directory``, which
+    ``tokenizer_from`` is a folder to copy those from; ``files`` are further JSON files by name,
+    which replace copied ones. All is written beside ``directory``, which
     appears in one go, and one tensor at a time is on the host. Raises UserError if the directory
     holds files already or cannot be written, or if the family cannot be what the config says.
     """
-    config = _config(model)
+    config = within_vocabulary(_config(model))
     family = family_of(config)
     described = config_json(config)
     settings = generation_settings.settings_json(config, tokenizer_from)
@@ -68,12 +72,17 @@ def save_directory(
             tensor_files.write_index(folder, shards)
         for name, file in carried_files(tokenizer_from).items():
             shutil.copyfile(file, folder / name)
+        carried = carried_files(tokenizer_from)
+        beside = {**sentence_files(config), **sentence_limit(config, carried), **files}
+        for name, content in beside.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            _write_json(folder / name, content)
         if settings is not None:
             _write_json(folder / generation_settings.FILE, settings)
         _write_json(folder / CONFIG, described)
 
 
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+def _write_json(file: Path, content: Any) -> None:
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
 
 

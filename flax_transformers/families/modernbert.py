@@ -28,10 +28,10 @@ from flax_transformers.families.modernbert_layers import (
 )
 from flax_transformers.families.weights import Weight, WeightTable, fused_linear, linear, norm
 from flax_transformers.models.config import Execution, TextConfig
+from flax_transformers.models.encoder import EncoderWithoutHead
 from flax_transformers.models.feed_forward import Activation
 from flax_transformers.models.positions import Rope, rotary_tables
 from flax_transformers.models.stack import Stack
-from flax_transformers.models.text import TextModel
 from flax_transformers.ranges import Ranges
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
@@ -39,7 +39,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "ModernBertForSequenceClassification": ModernBertForSequenceClassification,
     "ModernBertForTokenClassification": ModernBertForTokenClassification,
     "ModernBertForQuestionAnswering": ModernBertForQuestionAnswering,
-    "ModernBertModel": TextModel,
+    "ModernBertModel": EncoderWithoutHead,
 }
 
 _GLOBAL_ROPE, _LOCAL_ROPE = Rope(theta=160000.0), Rope(theta=10000.0)
@@ -90,6 +90,8 @@ class ModernBertConfig(TextConfig):
     """Bias vector of that linear layer."""
     pooling: Literal["cls", "mean"] = "cls"
     """What a classifier of rows looks at: the first token or the mean of all."""
+    normalize_embeddings: bool | None = None
+    """Whether sentence embeddings have length 1; None for a model that is no sentence encoder."""
     classifier_dropout: float | None = 0.0
 
     RANGES: ClassVar[Ranges] = {

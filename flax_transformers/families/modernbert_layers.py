@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from flax_transformers.models.attention import KeyValues
 from flax_transformers.models.block import LayerInputs, TransformerBlock
 from flax_transformers.models.encoder import EncoderForMaskedLM
-from flax_transformers.models.heads import LanguageHead, MaskedLMHead, Transform
+from flax_transformers.models.heads import LanguageHead, MaskedLMHead, Transform, mean_of_tokens
 from flax_transformers.models.labels import (
     QuestionAnsweringHead,
     SequenceClassificationHead,
@@ -129,7 +128,6 @@ class ModernBertForSequenceClassification(SequenceClassificationHead, ModernBert
         if self.config.pooling == "cls":
             pooled_B1D = hidden_BTD[:, :1]
         else:
-            token_BT1 = None if tokens.mask is None else (tokens.mask > 0)[:, :, None]
-            pooled_B1D = jnp.mean(hidden_BTD, axis=1, keepdims=True, where=token_BT1)
+            pooled_B1D = mean_of_tokens(hidden_BTD, tokens.mask)[:, None]
         transformed_B1D = self.transform_head(pooled_B1D)
         return self.head_dropout(transformed_B1D, deterministic=deterministic)[:, 0]

@@ -48,6 +48,8 @@ class RobertaForSequenceClassification(EncoderForSequenceClassification):
     """BERT's, with dropout before the pooler as well, which belongs to the head here."""
 
     def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
+        if not self.pools_first:
+            return super().pool(hidden_BTD, tokens, deterministic)
         first_BTD = self.head_dropout(hidden_BTD[:, :1], deterministic=deterministic)
         return super().pool(first_BTD, tokens, deterministic)
 
@@ -93,6 +95,11 @@ class RobertaConfig(TextConfig):
     embedding_norm: bool = True
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    pooling: Literal["cls", "mean"] = "cls"
+    """What a classifier of sequences and a sentence embedding look at: the first token, or the mean
+    of all."""
+    normalize_embeddings: bool | None = None
+    """Whether sentence embeddings have length 1; None for a model that is no sentence encoder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,8 @@ CARRIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
     "tokenizer.model", "source.spm", "target.spm", "target_vocab.json", "chat_template.jinja",
-    "preprocessor_config.json", "processor_config.json",
+    "preprocessor_config.json", "processor_config.json", "sentence_bert_config.json",
+    "config_sentence_transformers.json",
 )  # fmt: skip
 """Files of the tokenizer and of preprocessing."""
 

@@ -90,7 +90,7 @@ class Execution:
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
-BESIDE_THE_MODEL = frozenset({"problem_type", "hub_fields", "generation"})
+BESIDE_THE_MODEL = frozenset({"problem_type", "hub_fields", "generation", "normalize_embeddings"})
 """Fields of a config that change no output of the model itself, but what is made of it."""
 
 

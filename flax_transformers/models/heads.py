@@ -164,6 +164,12 @@ class Pooler(nn.Module):
         return jnp.tanh(dense(hidden_BTD[:, :1]))[:, 0]
 
 
+def mean_of_tokens(hidden_BTD: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
+    """The mean [B, D] over the tokens of each row; over all positions without a mask."""
+    token_BT1 = None if attention_mask is None else (attention_mask > 0)[:, :, None]
+    return jnp.mean(hidden_BTD, axis=1, where=token_BT1)
+
+
 def label_layer(
     config: TransformerConfig, dtype: jnp.dtype, outputs: int, *, use_bias: bool = True
 ) -> Linear:

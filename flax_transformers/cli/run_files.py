@@ -1,0 +1,78 @@
+"""What transformers needs beside a run's weights that a run keeps elsewhere: how its images are
+prepared, and how long its texts may be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flax_transformers.data.images import ImageData
+from flax_transformers.data.tokenizers import load_tokenizer
+from flax_transformers.families.family import within_vocabulary
+from flax_transformers.models.config import TextConfig, TransformerConfig
+from flax_transformers.models.vision import VisionConfig
+from flax_transformers.objectives.images import PixelInput
+from flax_transformers.training.config import TrainConfig
+
+PREPROCESSOR = "preprocessor_config.json"
+TOKENIZER = "tokenizer_config.json"
+_BICUBIC = 3
+"""Pillow's number for the filter that images are resized with here."""
+
+
+def run_files(
+    config: TrainConfig, model: TransformerConfig, tokenizer: Path | None
+) -> dict[str, dict[str, Any]]:
+    """JSON files by name, to be written beside the weights of a run.
+
+    ``tokenizer`` is the folder of its tokenizer.
+    """
+    if isinstance(model, VisionConfig):
+        if isinstance(config.data, ImageData) and isinstance(config.objective, PixelInput):
+            return {PREPROCESSOR: preprocessor(config.data, config.objective, model)}
+        return {}
+    file = None if tokenizer is None else tokenizer / TOKENIZER
+    limit = model.max_positions if isinstance(model, TextConfig) else None
+    if file is None or limit is None or not file.is_file():
+        return {}
+    return {TOKENIZER: {"model_max_length": limit, **json.loads(file.read_text("utf-8"))}}
+
+
+def preprocessor(data: ImageData, pixels: PixelInput, model: VisionConfig) -> dict[str, Any]:
+    """A preprocessor_config.json that prepares an image as evaluation does: the middle square of
+    ``data.crop_fraction`` of the shorter side, resized, scaled to [0, 1] and normalised."""
+    height, width = model.image_shape
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": model.num_channels == 3,
+        "do_resize": True,
+        "size": {"shortest_edge": round(min(height, width) / data.crop_fraction)},
+        "resample": _BICUBIC,
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": _of_each(pixels.mean, model.num_channels),
+        "image_std": _of_each(pixels.std, model.num_channels),
+    }
+
+
+def _of_each(values: tuple[float, ...], channels: int) -> list[float]:
+    return list(values) * channels if len(values) == 1 else list(values)
+
+
+def with_ids_of(model: Any, tokenizer: Path | None) -> Any:
+    """The model with the ids of its tokenizer where the config has none of its vocabulary."""
+    config: Any = within_vocabulary(model.config)
+    if tokenizer is None or not tokenizer.is_dir() or config == model.config:
+        return model
+    vocabulary = load_tokenizer(tokenizer).vocabulary
+    changes: dict[str, Any] = {}
+    if config.bos_id is None and config.bos_id != model.config.bos_id:
+        changes["bos_id"] = vocabulary.bos_id
+    if not config.eos_ids and vocabulary.end_id is not None:
+        changes["eos_ids"] = (vocabulary.end_id,)
+    return replace(config, **changes).build(model.execution)

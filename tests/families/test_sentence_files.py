@@ -1,0 +1,131 @@
+"""Sentence encoders: the files of sentence-transformers, and pooling by the mean of the tokens."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from flax_transformers import load_pretrained, save_pretrained
+from flax_transformers.errors import UserError
+from tests.families.tiny_bert import make_model
+
+IDS = np.array([[3, 4, 5, 6], [7, 8, 0, 0]], np.int32)
+MASK = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], np.int32)
+
+
+def published(folder, modes=("mean_tokens",), modules=("Normalize",)):
+    """A folder as sentence-transformers publishes it."""
+    save_pretrained(folder, *make_model(architecture="BertModel"))
+    steps = ["Transformer", "Pooling", *modules]
+    (folder / "modules.json").write_text(
+        json.dumps(
+            [
+                {
+                    "idx": i,
+                    "name": str(i),
+                    "path": f"{i}_{step}" if i else "",
+                    "type": f"sentence_transformers.models.{step}",
+                }
+                for i, step in enumerate(steps)
+            ]
+        )
+    )
+    (folder / "1_Pooling").mkdir()
+    flags = {f"pooling_mode_{mode}": True for mode in modes}
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": 8, "pooling_mode_max_tokens": False} | flags)
+    )
+    return folder
+
+
+def embed(folder, ids=IDS, mask=MASK):
+    model, params = load_pretrained(folder)
+    output = model.apply({"params": params}, ids, mask)
+    return np.asarray(output.sentence_embedding), np.asarray(output.last_hidden_state)
+
+
+def test_an_embedding_is_the_normalised_mean_of_the_tokens(tmp_path):
+    found, hidden = embed(published(tmp_path / "a"))
+    means = np.stack([hidden[0].mean(0), hidden[1, :2].mean(0)])
+    expected = means / np.linalg.norm(means, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_token_and_no_normalisation_are_obeyed_too(tmp_path):
+    found, hidden = embed(published(tmp_path / "a", modes=("cls_token",), modules=()))
+    np.testing.assert_allclose(found, hidden[:, 0], rtol=1e-6)
+
+
+def test_the_newer_spelling_is_read(tmp_path):
+    folder = published(tmp_path / "a")
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    assert load_pretrained(folder)[0].config.pooling == "cls"
+
+
+@pytest.mark.parametrize("modules", [(), ("Normalize",)])
+@pytest.mark.parametrize("mode", ["cls_token", "mean_tokens"])
+def test_the_files_come_back(tmp_path, mode, modules):
+    folder = published(tmp_path / "a", modes=(mode,), modules=modules)
+    save_pretrained(tmp_path / "b", *load_pretrained(folder))
+    assert json.loads((tmp_path / "b" / "modules.json").read_text()) == json.loads(
+        (folder / "modules.json").read_text()
+    )
+    pooling = json.loads((tmp_path / "b" / "1_Pooling" / "config.json").read_text())
+    assert [name for name, value in pooling.items() if value is True] == [f"pooling_mode_{mode}"]
+    limit = json.loads((tmp_path / "b" / "sentence_bert_config.json").read_text())
+    assert limit == {"max_seq_length": 16, "do_lower_case": False}
+    assert load_pretrained(tmp_path / "b")[0].config == load_pretrained(folder)[0].config
+
+
+def test_a_model_that_is_no_sentence_encoder_has_no_such_files(tmp_path):
+    save_pretrained(tmp_path / "a", *make_model(architecture="BertModel"))
+    assert not (tmp_path / "a" / "modules.json").exists()
+    model, params = load_pretrained(tmp_path / "a")
+    assert model.apply({"params": params}, IDS, MASK).sentence_embedding is None
+
+
+def test_a_classifier_on_a_sentence_encoder_pools_as_it_does(tmp_path):
+    folder = published(tmp_path / "a")
+    model, params = load_pretrained(
+        folder, architecture="BertForSequenceClassification", num_labels=3
+    )
+    assert "pooler" not in params and model.config.pooling == "mean"
+    hidden = model.apply({"params": params}, IDS, MASK, method="hidden_states").last_hidden_state
+    means = np.stack([hidden[0].mean(0), hidden[1, :2].mean(0)])
+    head = jax.device_get(params["classification_head"])
+    logits = model.apply({"params": params}, IDS, MASK).logits
+    np.testing.assert_allclose(logits, means @ head["kernel"] + head["bias"], atol=1e-5)
+    short = model.apply({"params": params}, IDS[1:, :2]).logits
+    np.testing.assert_allclose(logits[1:], short, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("modes", "said"),
+    [
+        (("max_tokens",), "asks for pooling_mode_max_tokens, which is not supported"),
+        (("mean_tokens", "cls_token"), "asks for cls and mean, which is not supported"),
+        ((), "asks for no pooling"),
+    ],
+)
+def test_another_pooling_is_refused(tmp_path, modes, said):
+    with pytest.raises(UserError, match=rf"1_Pooling/config.json {said}"):
+        load_pretrained(published(tmp_path / "a", modes=modes))
+
+
+def test_modules_that_are_not_read_are_named(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="flax_transformers"):
+        load_pretrained(published(tmp_path / "a", modules=("Dense",)))
+    assert "modules.json has modules that are not read: Dense;" in caplog.text
+
+
+def test_a_classifier_of_means_is_none_of_transformers(tmp_path):
+    model, params = make_model(
+        architecture="BertForSequenceClassification", pooling="mean", num_labels=2
+    )
+    with pytest.raises(UserError, match=r"model.pooling is 'mean', which BertForSequenceClass"):
+        save_pretrained(tmp_path / "a", model, params)
+    assert jax.tree.leaves(params)
