@@ -55,6 +55,7 @@ from flax_transformers.objectives.contract import Frame, Vocabulary
 Files = Mapping[str, bytes]
 
 _BYTE_SENTINELS = 100  # of ByT5
+_MAX_GAPS = 100_000  # ids that no token has
 
 
 class Tokenizer(Protocol):
@@ -210,7 +211,13 @@ class PieceTokenizer:
         backend.encode_special_tokens = True  # read special tokens in the text as plain text
         self.kind: Kind = _model_kind(serialized)
         self.fingerprint = fingerprint_of(self.kind, serialized.encode())
-        size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        ids = backend.get_vocab(with_added_tokens=True).values()
+        size = max(ids) + 1
+        if size > 2 * len(ids) + _MAX_GAPS:
+            raise UserError(
+                f"it gives a token the id {size - 1}, but has only {len(ids)} tokens; ids count "
+                "from 0"
+            )
         added = backend.get_added_tokens_decoder()
         special = {i for i, token in added.items() if token.special}
         names = [backend.id_to_token(i) or "" for i in range(size)]

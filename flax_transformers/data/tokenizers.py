@@ -325,6 +325,9 @@ def _canonical(file: epath.Path) -> str:
 
 
 def _read(file: epath.Path) -> bytes:
+    path = os.fspath(file)
+    if os.path.lexists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise UserError(f"The file {file} is no regular file; copy the tokenizer again.")
     try:
         return file.read_bytes()
     except OSError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any
 
-from flax_transformers import families
+from flax_transformers import families, ranges
 from flax_transformers.errors import UserError
 from flax_transformers.families.config_fields import with_kept
 from flax_transformers.families.weights import WeightTable
@@ -145,8 +145,8 @@ def identify(config: Mapping[str, Any], architecture: str | None = None) -> Iden
         own_type = family_of_architecture(known).model_type(known)
         if model_type not in (None, own_type):
             raise UserError(
-                f"config.json has model_type {model_type!r}, which does not go with architecture "
-                f"{named[0]!r}; say with {_ARGUMENT} which of both it is"
+                f"config.json has model_type {ranges.shown(model_type)}, which does not "
+                f"go with architecture {named[0]!r}; say with {_ARGUMENT} which of both it is"
             )
     elif named:
         raise UserError(_unknown(named[0], model_type, typed))
@@ -204,13 +204,15 @@ def _unknown(name: str, model_type: object, typed: Family | None) -> str:
     if typed:
         choices = [n for n in typed.architectures if typed.model_type(n) == model_type]
         return (
-            f"config.json names architecture {name!r}, which is not supported; to read its layers "
-            f"as another {model_type} model, give {_ARGUMENT}: one of {', '.join(choices)}"
+            f"config.json names architecture {ranges.shown(name)}, which is not "
+            f"supported; to read its layers as another {model_type} model, give {_ARGUMENT}: one "
+            f"of {', '.join(choices)}"
         )
     known = sorted(name for family in all_families() for name in family.architectures)
     return (
-        f"config.json names architecture {name!r} (model_type {model_type!r}), which is not "
-        f"supported; supported are {', '.join(known)}"
+        f"config.json names architecture {ranges.shown(name)} "
+        f"(model_type {ranges.shown(model_type)}), which is not supported; "
+        f"supported are {', '.join(known)}"
     )
 
 
@@ -223,8 +225,8 @@ def _unnamed(model_type: object) -> str:
             f"{_ARGUMENT}; supported model types are {', '.join(known)}"
         )
     return (
-        f"config.json has model_type {model_type!r}, which is not supported; supported are "
-        f"{', '.join(known)}"
+        f"config.json has model_type {ranges.shown(model_type)}, which is not "
+        f"supported; supported are {', '.join(known)}"
     )
 
 

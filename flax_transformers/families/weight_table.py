@@ -220,8 +220,10 @@ def read_out(slot: Slot, leaves: Mapping[str, Any], vocab_size: int) -> np.ndarr
 
 
 def some(names: list[str], separator: str = ", ") -> str:
-    """The first four, and how many more there are."""
-    shown = separator.join(names[:4])
+    """The first four, and how many more there are. Names from a file may be anything: long ones are
+    cut, and line breaks are written as escapes."""
+    short = (name if len(name) <= 200 else f"{name[:200]}..." for name in names[:4])
+    shown = separator.join(name if name.isprintable() else repr(name) for name in short)
     return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -451,3 +452,18 @@ def test_sentinels_for_other_kinds_are_refused(kind):
 def test_more_sentinels_than_pieces_are_refused():
     with pytest.raises(UserError, match=f"sentinels are {SIZE}; give a number from 0"):
         train_tokenizer(TokenizerConfig("unigram", SIZE, sentinels=SIZE), CORPUS)
+
+
+def test_an_id_far_beyond_the_number_of_tokens_is_refused_before_a_table_is_made(tmp_path):
+    vocabulary = {"[UNK]": 0, "a": 1, "far": 10**8}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    with pytest.raises(UserError, match="gives a token the id 100000000, but has only 3 tokens"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_vocabulary_that_is_no_regular_file_is_not_read(tmp_path, make):
+    make(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match=r"tokenizer.json is no regular file"):
+        load_tokenizer(tmp_path)
