@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     prepared = runtime.prepared_data(
         config.data, {name: one for name, one in trained_with.items() if one is not None}
     )
+    prepared = runtime.fitted_data(config, prepared)
     _check_data(config, prepared, restored, arguments.checkpoint)
     runtime.check_label_names(restored.model_config, prepared)
     snapshot = _snapshot(config, restored)

@@ -16,7 +16,10 @@ from jax.sharding import Mesh
 from flax_transformers.data.cached_stores import Tokenizers
 from flax_transformers.data.config import DataConfig
 from flax_transformers.data.dataset import Dataset, open_dataset, prepare
+from flax_transformers.data.fitting import fitted
 from flax_transformers.data.images import ImageData
+from flax_transformers.data.mixture import PreparedMixture
+from flax_transformers.data.prepare import PreparedText
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import Execution, TextConfig, TransformerConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
@@ -92,17 +95,27 @@ def built(config: TrainConfig) -> nn.Module:
     return config.model.build(config.execution.resolve(jax.devices()[0].platform))
 
 
+def fitted_data(config: TrainConfig, prepared: Dataset) -> Dataset:
+    """``prepared`` with the part of its vocabulary that the config's model knows.
+
+    Raises UserError if the text holds a token that the model has no embedding for.
+    """
+    model = config.model
+    if not isinstance(model, TextConfig) or not isinstance(
+        prepared, PreparedText | PreparedMixture
+    ):
+        return prepared
+    own = model.decoder if isinstance(model, EncoderDecoderConfig) else model
+    return fitted(prepared, model.vocab_size, model.pad_id, own.vocab_size)
+
+
 def check_fits_data(config: TrainConfig, prepared: Dataset) -> None:
     """Raises UserError if the data has ids or classes that the model has no place for."""
     model = config.model
-    size = prepared.vocabulary.size
-    if isinstance(model, TextConfig) and size > model.vocab_size:
-        raise UserError(
-            f"the tokenizer has {size} pieces, but model.vocab_size is {model.vocab_size}; "
-            f"set --model.vocab-size {size}"
-        )
     pad_id = prepared.vocabulary.pad_id
-    if isinstance(model, TextConfig) and model.pad_id not in (-1, pad_id):
+    # Rows of a causal objective say by their segments where padding is.
+    by_segment = config.objective.needs.causal is True
+    if isinstance(model, TextConfig) and not by_segment and model.pad_id not in (-1, pad_id):
         raise UserError(
             f"the tokenizer pads with id {pad_id}, but model.pad_id is {model.pad_id}: the model "
             f"would take padding for text; set --model.pad-id {pad_id}"

@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     checked_mesh(config)  # before the data is prepared, which can take hours
     workdir = open_workdir(arguments.workdir)
     prepared = runtime.prepared_data(config.data, tokenizers_of_run(workdir))
+    prepared = runtime.fitted_data(config, prepared)
     runtime.check_fits_data(config, prepared)
     config = runtime.with_label_names(config, prepared)
     to_beat = baselines_of_run(config, prepared, workdir)

@@ -152,6 +152,8 @@ class PreparedMixture:
     data: MixedText
     tokenizer: Tokenizer
     parts: tuple[PreparedText, ...]
+    known: Vocabulary | None = None
+    """As in `PreparedText`."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -192,7 +194,7 @@ class PreparedMixture:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return self.tokenizer.vocabulary
+        return self.tokenizer.vocabulary if self.known is None else self.known
 
     @property
     def label_names(self) -> tuple[str, ...]:

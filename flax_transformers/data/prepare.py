@@ -95,6 +95,8 @@ class PreparedText:
     train: TokenStore
     validation: TokenStore | None
     target_tokenizer: Tokenizer | None = None
+    known: Vocabulary | None = None
+    """The part of the vocabulary that the run's model has, where that is not all (`fitting`)."""
 
     @property
     def fingerprint(self) -> str:
@@ -116,6 +118,8 @@ class PreparedText:
 
     @property
     def vocabulary(self) -> Vocabulary:
+        if self.known is not None:
+            return self.known
         if self.target_tokenizer is None:
             return self.tokenizer.vocabulary
         return replace(self.tokenizer.vocabulary, target=self.target_tokenizer.vocabulary)
