@@ -66,6 +66,10 @@ class Tokenizer(Protocol):
     fingerprint: str
     facts: Facts
 
+    @property
+    def files(self) -> Files:
+        """As they were read, by name; none for a tokenizer trained in this process."""
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """One int32 array [n] per text, without special tokens."""
 
@@ -111,7 +115,7 @@ class ByteTokenizer:
 
     kind: Kind = "bytes"
     safe_cut: ClassVar[re.Pattern[str]] = re.compile("")
-    _offset = 3
+    OFFSET: ClassVar[int] = 3
     NAMES: ClassVar[dict[int, str]] = {
         0: "<pad>", 1: "</s>", 2: "<unk>", 259: "[CLS]", 260: "[SEP]", 261: "[MASK]"
     }  # fmt: skip
@@ -122,13 +126,13 @@ class ByteTokenizer:
         facts: Facts = TRAINED_HERE,
         files: Files | None = None,
     ) -> None:
-        self._names = dict(names or self.NAMES)
-        self.facts, self._files = facts, dict(files or {})
+        self.names = dict(names or self.NAMES)
+        self.facts, self.files = facts, dict(files or {})
         trained = names is None
-        specials = tuple(sorted(self._names))
+        specials = tuple(sorted(self.names))
         size = max(specials) + 1
         word_start = np.zeros(size, bool)
-        word_start[list(specials) + [byte + self._offset for byte in b" \t\n\v\f\r"]] = True
+        word_start[list(specials) + [byte + self.OFFSET for byte in b" \t\n\v\f\r"]] = True
         self.vocabulary = Vocabulary(
             size=size, pad_id=0, eos_id=1, unk_id=2, cls_id=259 if trained else None,
             sep_id=260 if trained else None, mask_id=261 if trained else None,
@@ -136,18 +140,18 @@ class ByteTokenizer:
             sentinel_ids=tuple(range(258, 258 - _BYTE_SENTINELS, -1)),
             frame=None if trained else Frame(after=(1,)),
         )  # fmt: skip
-        self.fingerprint = fingerprint_of("bytes", b"byte+3 " + repr(self._names).encode())
+        self.fingerprint = fingerprint_of("bytes", b"byte+3 " + repr(self.names).encode())
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        names = None if self._names == self.NAMES else self._names
-        return (type(self), (names, self.facts, self._files))
+        names = None if self.names == self.NAMES else self.names
+        return (type(self), (names, self.facts, self.files))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = (text.encode("utf-8", "surrogatepass") for text in texts)
-        return [np.frombuffer(b, np.uint8).astype(np.int32) + self._offset for b in encoded]
+        return [np.frombuffer(b, np.uint8).astype(np.int32) + self.OFFSET for b in encoded]
 
     def encode_prompt(self, text: str) -> np.ndarray:
-        return prompt_ids(self.encode_batch, text, {name: i for i, name in self._names.items()})
+        return prompt_ids(self.encode_batch, text, {name: i for i, name in self.names.items()})
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         return list(zip(self.encode_batch(texts), map(_byte_offsets, texts), strict=True))
@@ -157,7 +161,7 @@ class ByteTokenizer:
         return encode_apart(self, [spaced(words) for words in sentences])
 
     def decode(self, ids: Iterable[int]) -> str:
-        ordinary = (i - self._offset for i in map(int, ids) if i not in self._names)
+        ordinary = (i - self.OFFSET for i in map(int, ids) if i not in self.names)
         data = bytes(byte for byte in ordinary if 0 <= byte < 256)
         try:
             return data.decode("utf-8", "surrogatepass")
@@ -165,10 +169,10 @@ class ByteTokenizer:
             return data.decode("utf-8", "replace")
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        return [self._names.get(int(i)) or _readable_byte(int(i) - self._offset) for i in ids]
+        return [self.names.get(int(i)) or _readable_byte(int(i) - self.OFFSET) for i in ids]
 
     def save(self, directory: str | os.PathLike[str], frame: Frame | None = None) -> None:
-        save_files(self, directory, self._files, {}, frame)
+        save_files(self, directory, self.files, {}, frame)
 
 
 def _byte_offsets(text: str) -> np.ndarray:
@@ -203,8 +207,8 @@ class PieceTokenizer:
     def __init__(
         self, serialized: str, facts: Facts = NO_FACTS, files: Files | None = None
     ) -> None:
-        self._serialized = serialized
-        self.facts, self._files = facts, dict(files or {})
+        self.serialized = serialized
+        self.facts, self.files = facts, dict(files or {})
         self._backend = backend = tokenizers.Tokenizer.from_str(serialized)
         backend.no_truncation()  # both may be stored in the file, by a call that padded once
         backend.no_padding()
@@ -246,7 +250,7 @@ class PieceTokenizer:
         return Frame()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return (type(self), (self._serialized, self.facts, self._files))
+        return (type(self), (self.serialized, self.facts, self.files))
 
     def encode_prompt(self, text: str) -> np.ndarray:
         self._backend.encode_special_tokens = False
@@ -278,13 +282,13 @@ class PieceTokenizer:
 
     @functools.cached_property
     def safe_cut(self) -> re.Pattern[str] | None:
-        return safe_cut(json.loads(self._serialized))
+        return safe_cut(json.loads(self.serialized))
 
     @functools.cached_property
     def _byte_lengths(self) -> np.ndarray | None:
         """How many bytes of a text each id stands for."""
         names = [self._backend.id_to_token(i) or "" for i in range(self.vocabulary.size)]
-        return byte_level_lengths(json.loads(self._serialized), names)
+        return byte_level_lengths(json.loads(self.serialized), names)
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         if self._byte_lengths is None:
@@ -310,7 +314,7 @@ class PieceTokenizer:
         for text, encoding in zip(texts, self._encodings(texts), strict=True):
             ids, offsets = _ids_and_offsets(encoding)
             if self._forbidden[ids].any():
-                ids, offsets = self._offsets_cutting_literals(text)
+                ids, offsets = self.OFFSETs_cutting_literals(text)
             found.append((ids, offsets))
         return found
 
@@ -332,7 +336,7 @@ class PieceTokenizer:
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
         """Byte-level pieces have a space before every word, as with add_prefix_space."""
-        before = " " if is_byte_level(json.loads(self._serialized)) else ""
+        before = " " if is_byte_level(json.loads(self.serialized)) else ""
         return encode_apart(self, [[f"{before}{word}" for word in words] for words in sentences])
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -347,7 +351,7 @@ class PieceTokenizer:
         return [self._backend.id_to_token(int(i)) or f"<id {int(i)}>" for i in ids]
 
     def save(self, directory: str | os.PathLike[str], frame: Frame | None = None) -> None:
-        files = {**self._files, "tokenizer.json": self._serialized.encode()}
+        files = {**self.files, "tokenizer.json": self.serialized.encode()}
         hugging_face: dict[str, Any] = {}
         if self.facts.trained_here:
             hugging_face = self._described()
@@ -364,7 +368,7 @@ class PieceTokenizer:
             if token_id is not None:
                 fields[f"{role}_token"] = self._backend.id_to_token(token_id)
         if self.kind == "wordpiece":
-            normalizer = json.loads(self._serialized).get("normalizer") or {}
+            normalizer = json.loads(self.serialized).get("normalizer") or {}
             fields["tokenizer_class"] = "BertTokenizer"
             fields["do_lower_case"] = bool(normalizer.get("lowercase", False))
         return fields

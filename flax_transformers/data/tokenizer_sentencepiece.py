@@ -60,8 +60,8 @@ class SentencePieceTokenizer:
         ids: Sequence[int] | None = None,
         added: Mapping[int, AddedToken] | None = None,
     ) -> None:
-        self._model = model
-        self.facts, self._files = facts, dict(files or {"spiece.model": model})
+        self.model = model
+        self.facts, self.files = facts, dict(files or {"spiece.model": model})
         self._processor = processor = _processor(model, "the sentencepiece model")
         self.kind: Kind = _sentencepiece_kind(model)
         count = processor.get_piece_size()
@@ -108,7 +108,7 @@ class SentencePieceTokenizer:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         ids = self._ids.tolist() if self._is_mapped else None
-        return (type(self), (self._model, self.facts, self._files, ids, self._added))
+        return (type(self), (self.model, self.facts, self.files, ids, self._added))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         if self._plain:
@@ -129,7 +129,7 @@ class SentencePieceTokenizer:
         decides between pieces of nearly equal ones."""
         if self.kind != "bpe" or self._plain:
             return None
-        return safe_sentencepiece_cut(parse_sentencepiece(self._model))
+        return safe_sentencepiece_cut(parse_sentencepiece(self.model))
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         if self._plain:
@@ -164,7 +164,7 @@ class SentencePieceTokenizer:
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
         """A model that puts no space before a text by itself is given it between words."""
-        prefixed = parse_sentencepiece(self._model).normalizer_spec.add_dummy_prefix
+        prefixed = parse_sentencepiece(self.model).normalizer_spec.add_dummy_prefix
         return encode_apart(self, sentences if prefixed else [spaced(w) for w in sentences])
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -183,14 +183,14 @@ class SentencePieceTokenizer:
 
     def save(self, directory: str | os.PathLike[str], frame: Frame | None = None) -> None:
         if not self.facts.trained_here:
-            save_files(self, directory, self._files, {}, frame)
-        elif parse_sentencepiece(self._model).normalizer_spec.remove_extra_whitespaces:
+            save_files(self, directory, self.files, {}, frame)
+        elif parse_sentencepiece(self.model).normalizer_spec.remove_extra_whitespaces:
             described = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
-            save_files(self, directory, self._files, described, frame)
+            save_files(self, directory, self.files, described, frame)
         else:  # T5's class would drop whitespace; the name of the file makes `transformers` read it
             roles = {f"{role}_token": self._names[i] for role, i in self.vocabulary.roles.items()}
             described = {"tokenizer_class": "PreTrainedTokenizerFast", **roles}
-            save_files(self, directory, {"tokenizer.model": self._model}, described, frame)
+            save_files(self, directory, {"tokenizer.model": self.model}, described, frame)
 
 
 def piece_byte_lengths(processor: Any) -> np.ndarray:
@@ -260,7 +260,7 @@ class MarianTokenizer:
         files: Files | None = None,
     ) -> None:
         self._sides, self._id_of = sides, dict(ids)
-        self.facts, self._files = facts, dict(files or {})
+        self.facts, self.files = facts, dict(files or {})
         self._source = _processor(sides[0], "source.spm")
         self._target = _processor(sides[1], "target.spm")
         self.kind: Kind = _sentencepiece_kind(sides[0])
@@ -277,11 +277,11 @@ class MarianTokenizer:
         self._skipped = never_from_text(self.vocabulary)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return (type(self), (self._sides, self._id_of, self.facts, self._files))
+        return (type(self), (self._sides, self._id_of, self.facts, self.files))
 
     @property
     def of_targets(self) -> MarianTokenizer:
-        return MarianTokenizer((self._sides[1],) * 2, self._id_of, self.facts, self._files)
+        return MarianTokenizer((self._sides[1],) * 2, self._id_of, self.facts, self.files)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self._encoded(*_without_language(text)) for text in texts]
@@ -300,7 +300,7 @@ class MarianTokenizer:
     safe_cut: ClassVar[re.Pattern[str] | None] = None
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        return list(zip(self.encode_batch(texts), map(self._offsets, texts), strict=True))
+        return list(zip(self.encode_batch(texts), map(self.OFFSETs, texts), strict=True))
 
     def _offsets(self, text: str) -> np.ndarray:
         language, rest = _without_language(text)
@@ -320,7 +320,7 @@ class MarianTokenizer:
         return [self._names.get(int(i), f"<id {int(i)}>") for i in ids]
 
     def save(self, directory: str | os.PathLike[str], frame: Frame | None = None) -> None:
-        save_files(self, directory, self._files, {}, frame)
+        save_files(self, directory, self.files, {}, frame)
 
 
 def _is_language(name: str) -> bool:
