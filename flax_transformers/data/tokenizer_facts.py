@@ -46,6 +46,7 @@ _FAIRSEQ = {
     "bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>",
     "mask": "<mask>",
 }  # fmt: skip
+_MBART50 = {role: name for role, name in _FAIRSEQ.items() if role != "bos"}
 _GPT2 = {"unk": "<|endoftext|>", "bos": "<|endoftext|>", "eos": "<|endoftext|>"}
 _T5 = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 _LLAMA = {"unk": "<unk>", "bos": "<s>", "eos": "</s>"}
@@ -62,7 +63,7 @@ CLASSES: dict[str, TokenizerClass] = {
     "XLMRobertaTokenizer": TokenizerClass(_FAIRSEQ, ("cls",), ("sep",)),
     "CamembertTokenizer": TokenizerClass(_FAIRSEQ, ("cls",), ("sep",)),
     "MBartTokenizer": TokenizerClass(_FAIRSEQ, (), ("eos", "language")),
-    "MBart50Tokenizer": TokenizerClass(_FAIRSEQ, ("language",), ("eos",)),
+    "MBart50Tokenizer": TokenizerClass(_MBART50, ("language",), ("eos",)),
     "T5Tokenizer": TokenizerClass(_T5, (), ("eos",)),
     "ByT5Tokenizer": TokenizerClass(_T5, (), ("eos",)),
     "MarianTokenizer": TokenizerClass(_T5, (), ("eos",)),

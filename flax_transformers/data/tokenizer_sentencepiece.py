@@ -62,7 +62,8 @@ class SentencePieceTokenizer:
     ) -> None:
         self.model = model
         self.facts, self.files = facts, dict(files or {"spiece.model": model})
-        self._processor = processor = _processor(model, "the sentencepiece model")
+        readable = model if facts.trained_here else _naming_unknown(model)
+        self._processor = processor = _processor(readable, "the sentencepiece model")
         self.kind: Kind = _sentencepiece_kind(model)
         count = processor.get_piece_size()
         self._added = dict(added or {})
@@ -224,6 +225,14 @@ def piece_offsets(processor: Any, text: str) -> np.ndarray:
     return spread(np.append(character_of, np.int32(len(text)))[found])
 
 
+def _naming_unknown(model: bytes) -> bytes:
+    """The model, which decodes its unknown id to the name of that as `transformers` does."""
+    proto = parse_sentencepiece(model)
+    unknown = [piece.piece for piece in proto.pieces if piece.type == piece.UNKNOWN]
+    proto.trainer_spec.unk_surface = unknown[0] if unknown else " "
+    return proto.SerializeToString()
+
+
 def _processor(model: bytes, name: str) -> Any:
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -312,9 +321,15 @@ class MarianTokenizer:
         return encode_apart(self, sentences)
 
     def decode(self, ids: Iterable[int]) -> str:
-        known = [self._names[i] for i in map(int, ids) if i in self._names]
-        kept = [name for name in known if self._id_of[name] not in self._skipped]
-        return str(self._target.decode_pieces(kept)).replace("▁", " ").strip()
+        text, run = "", []
+        for i in map(int, ids):
+            if i == self.vocabulary.unk_id:  # by its name, as in transformers
+                text += f"{self._target.decode_pieces(run)}{self._names[i]} "
+                run = []
+            elif i in self._names and i not in self._skipped:
+                run.append(self._names[i])
+        text += str(self._target.decode_pieces(run))
+        return text.replace("▁", " ").strip()
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         return [self._names.get(int(i), f"<id {int(i)}>") for i in ids]

@@ -1,0 +1,54 @@
+"""Every tokenizer layout, live: 200 texts in each of twenty languages, and batches of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flax_transformers.data.tokenizers import load_tokenizer
+from flax_transformers.generation.prompts import rows_of
+from tests.golden.tokenizer_layouts import LAYOUTS, ROLES, expected, given_texts, write
+
+transformers = pytest.importorskip("transformers")
+
+TEXTS = 200
+
+
+@pytest.fixture(scope="module", params=LAYOUTS, ids=lambda layout: layout.__name__)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("layout") / request.param.__name__
+    write(path, request.param())
+    return path
+
+
+def test_ids_roles_frames_and_decoded_texts_are_those_of_transformers(folder):
+    given = given_texts(folder.name, TEXTS)
+    wanted, tokenizer = expected(folder, given), load_tokenizer(folder)
+    vocabulary = tokenizer.vocabulary
+    assert {role: vocabulary.roles.get(role) for role in ROLES} == wanted["roles"]
+    assert vocabulary.size == wanted["size"]
+    assert vocabulary.frame is not None
+    assert [list(vocabulary.frame.before), list(vocabulary.frame.after)] == [
+        wanted["before"],
+        wanted["after"],
+    ]
+    encoded = [ids.tolist() for ids in tokenizer.encode_batch(given)]
+    assert encoded == wanted["ids"]
+    assert [tokenizer.decode(ids) for ids in encoded] == wanted["decoded"]
+
+
+def test_a_padded_batch_is_that_of_transformers(folder):
+    given = given_texts(folder.name, 1)[:8]
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    vocabulary, frame = tokenizer.vocabulary, tokenizer.vocabulary.frame
+    if theirs.pad_token is None:
+        theirs.pad_token = theirs.eos_token
+    rows = [[*frame.before, *ids, *frame.after] for ids in tokenizer.encode_batch(given)]
+    ids, mask = rows_of(rows, vocabulary.pad_id, padded="right")
+    theirs.padding_side = "right"
+    wanted = theirs(given, padding="max_length", max_length=ids.shape[1], return_tensors="np")
+    np.testing.assert_array_equal(ids, wanted["input_ids"])
+    np.testing.assert_array_equal(mask, wanted["attention_mask"])
