@@ -314,7 +314,7 @@ class PieceTokenizer:
         for text, encoding in zip(texts, self._encodings(texts), strict=True):
             ids, offsets = _ids_and_offsets(encoding)
             if self._forbidden[ids].any():
-                ids, offsets = self.OFFSETs_cutting_literals(text)
+                ids, offsets = self._offsets_cutting_literals(text)
             found.append((ids, offsets))
         return found
 

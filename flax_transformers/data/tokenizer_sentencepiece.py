@@ -309,7 +309,7 @@ class MarianTokenizer:
     safe_cut: ClassVar[re.Pattern[str] | None] = None
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        return list(zip(self.encode_batch(texts), map(self.OFFSETs, texts), strict=True))
+        return list(zip(self.encode_batch(texts), map(self._offsets, texts), strict=True))
 
     def _offsets(self, text: str) -> np.ndarray:
         language, rest = _without_language(text)
@@ -321,7 +321,8 @@ class MarianTokenizer:
         return encode_apart(self, sentences)
 
     def decode(self, ids: Iterable[int]) -> str:
-        text, run = "", []
+        text = ""
+        run: list[str] = []
         for i in map(int, ids):
             if i == self.vocabulary.unk_id:  # by its name, as in transformers
                 text += f"{self._target.decode_pieces(run)}{self._names[i]} "

@@ -147,12 +147,10 @@ def test_files_whose_class_is_not_known_are_refused(root, tmp_path, name, kind, 
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "added_tokens.json"])
-@pytest.mark.parametrize("text", ["{", '{"bos_token": 5}', "[1]", '{"a": "b"}'])
+@pytest.mark.parametrize("text", ["{", '{"bos_token": 5, "a": "b"}'])
 def test_a_side_file_that_cannot_be_read_is_named(root, tmp_path, name, text):
     for file in (root / "gpt2_json").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / name).write_text(text)
-    try:
+    with pytest.raises(UserError, match=r"added_tokens\.json|tokenizer_config\.json"):
         load_tokenizer(tmp_path)
-    except UserError as error:
-        assert "json" in str(error)

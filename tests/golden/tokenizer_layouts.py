@@ -1,4 +1,4 @@
-# ruff: noqa: E501, RUF001
+# ruff: noqa: E501
 """Tokenizer folders in the very layouts in which they are published, small.
 
 Each has the files of the published folder, with its config texts, around a vocabulary that is
