@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from flax_transformers.data.files import lines, open_file
+from flax_transformers.data.files import open_file
+from flax_transformers.data.records import LineFile
 from flax_transformers.data.sentences import split_sentences
 
 WORD = re.compile(r"\w[\w'’,.-]*\w|\w")
@@ -59,8 +60,9 @@ def contexts(
             for paragraph in article["paragraphs"]:
                 yield article["title"], paragraph["context"]
         return
-    for number, (_, line) in enumerate(lines(path)):
-        text = " ".join(" ".join(paragraph.split()) for paragraph in json.loads(line)["paragraphs"])
+    for number, row in enumerate(LineFile(path).read(0, None)):
+        paragraphs = json.loads(row.content)["paragraphs"]
+        text = " ".join(" ".join(paragraph.split()) for paragraph in paragraphs)
         joined, count, wanted = "", 0, rng.integers(*words)
         for sentence in split_sentences(text):
             joined, count = joined + sentence, count + len(sentence.split())

@@ -53,7 +53,7 @@ class LabelNames:
 
 
 def kept_label_names(folder: Folder) -> tuple[str, ...]:
-    """What `keep_label_names` wrote; none where it did not."""
+    """What `LabelNames` wrote; none where it did not."""
     if not folder.exists(NAMES):
         return ()
     return tuple(json.loads(folder.read(NAMES))["names"])
