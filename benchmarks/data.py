@@ -34,6 +34,7 @@ from flax_transformers.data.augmentation import Augmentation, augmented
 from flax_transformers.data.config import TextData
 from flax_transformers.data.conllu import TaggedSource
 from flax_transformers.data.dataset import Dataset
+from flax_transformers.data.encoding import encode_sentences
 from flax_transformers.data.image_decode import decode_image
 from flax_transformers.data.image_kinds import ImageSource
 from flax_transformers.data.images import ImageData, PreparedImages, prepare_images
@@ -45,7 +46,7 @@ from flax_transformers.data.sentences import split_sentences
 from flax_transformers.data.sources import read_documents
 from flax_transformers.data.squad import QuestionSource
 from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig, train_tokenizer
+from flax_transformers.data.tokenizers import Kind, TokenizerConfig, train_tokenizer
 from flax_transformers.models.config import Execution
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.contract import Objective, Vocabulary
@@ -300,28 +301,27 @@ def _each(call: Callable[[int, np.random.Generator], object], count: int) -> Cal
 
 def _tokenisation(stores: dict[str, PreparedText], path: str, seconds: float) -> None:
     texts = [d.whole for _, d in itertools.islice(read_documents(TextSource(path)), 2000)]
-    word_pieces = train_tokenizer(TokenizerConfig("wordpiece", 8000), texts)
-    kinds = {"unigram": stores["pieces"].tokenizer, "wordpiece": word_pieces}
-    kinds["bytes"] = stores["bytes"].tokenizer
-    sentences = [split_sentences(text) for text in texts]
+    kinds = {"unigram": stores["pieces"].tokenizer, "bytes": stores["bytes"].tokenizer}
+    trained: tuple[Kind, ...] = ("wordpiece", "byte_level_bpe")
+    kinds |= {kind: train_tokenizer(TokenizerConfig(kind, 8000), texts) for kind in trained}
     rows = []
     for name, tokenizer in kinds.items():
-        tokens = np.mean([sum(map(len, tokenizer.encode_batch(parts))) for parts in sentences])
+        tokens = np.mean([len(ids) for ids in tokenizer.encode_batch(texts)])
 
         def alone(i: int, rng: np.random.Generator, encode: Any = tokenizer.encode_batch) -> Any:
-            return encode(sentences[i])
+            return encode([texts[i]])
 
         documents = _for_ever(path)
 
-        def online(encode: Any = tokenizer.encode_batch, read: Any = documents) -> Any:
-            return encode(split_sentences(next(read)))
+        def online(tokenizer: Any = tokenizer, read: Any = documents) -> Any:
+            return list(encode_sentences(tokenizer, [next(read)]))
 
         encode = _rate(_each(alone, len(texts)), seconds)
         whole = _rate(online, seconds)
         rows.append((name, f"{whole * tokens / 1e6:.2f} M", f"{whole / encode:.2f}"))
     print("## Tokenising, a document at a time\n")
     _table(("tokenizer", "tokens/s", "of the tokenizer alone"), rows)
-    print("\nReading, checking and splitting into sentences included.\n")
+    print("\nReading, checking and finding the ends of sentences included.\n")
 
 
 def _for_ever(path: str) -> Iterator[str]:
