@@ -67,6 +67,7 @@ from flax_transformers.data.shards import (
     write_shards,
 )
 from flax_transformers.data.store import (
+    FORMAT,
     MANIFEST,
     SPLITS,
     Split,
@@ -272,12 +273,20 @@ def _open(
     verified: bool = False,
     compare: bool = False,
 ) -> PreparedText:
-    made_from, corpus = read_manifest(folder)["corpus"], corpus_of(data)
+    manifest = read_manifest(folder)
+    made_from, corpus = manifest["corpus"], corpus_of(data)
     refuse_other(folder, made_from, corpus)
     if compare:
         refuse_changed(folder, made_from, corpus)
     tokenizer = given or own_tokenizer(folder, data.tokenizer)
     target = _own_target_tokenizer(folder, data)
+    if manifest["format"] < FORMAT and tokenizer.kind in ("unigram", "bpe"):
+        print(
+            f"The token store in {folder.path} has format {manifest['format']}: each sentence was "
+            "tokenized apart, so its ids are not quite the tokenizer's own. Runs that began on it "
+            "can use it; prepare another directory for new ones.",
+            file=sys.stderr,
+        )
     train, validation = (
         TokenStore(
             folder.path,

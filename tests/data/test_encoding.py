@@ -10,10 +10,13 @@ import pytest
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
-from flax_transformers.data import encoding, token_offsets
+from flax_transformers.data import encoding, store, token_offsets
+from flax_transformers.data.config import TextData
 from flax_transformers.data.documents import Document
 from flax_transformers.data.encoding import encode_documents, encode_sentences
+from flax_transformers.data.prepare import prepare_text
 from flax_transformers.data.sentences import MAX_CHARACTERS, split_sentences
+from flax_transformers.data.text import TextSource
 from flax_transformers.data.tokenizer_kinds import PieceTokenizer
 from flax_transformers.data.tokenizer_sentencepiece import SentencePieceTokenizer, piece_offsets
 from flax_transformers.data.tokenizers import Tokenizer, TokenizerConfig, train_tokenizer
@@ -264,10 +267,6 @@ def test_texts_that_stand_apart_are_whole_texts(name):
 
 
 def test_a_store_of_many_documents_is_the_tokenizers_own(tmp_path: Path):
-    from flax_transformers.data.config import TextData
-    from flax_transformers.data.prepare import prepare_text
-    from flax_transformers.data.text import TextSource
-
     backend = byte_level()
     backend.save(str(tmp_path / "tokenizer.json"))
     texts = [text.replace("\n", " ") for text in [*TEXTS.values(), *HARD_TEXTS] if text.strip()]
@@ -278,10 +277,25 @@ def test_a_store_of_many_documents_is_the_tokenizers_own(tmp_path: Path):
         tokenizer=TokenizerConfig("bpe", path=str(tmp_path / "tokenizer.json")),
         validation_fraction=0.0,
     )  # fmt: skip
-    store = prepare_text(data, tmp_path / "store").train
-    stops = store.document_ends.tolist()
+    made = prepare_text(data, tmp_path / "store").train
+    stops = made.document_ends.tolist()
     for text, start, stop in zip(texts, [0, *stops], stops, strict=False):
         ids = backend.encode(text, add_special_tokens=False).ids
         if "endoftext" not in text and "</s>" not in text:
-            assert store.tokens(start, stop - start).tolist() == ids
+            assert made.tokens(start, stop - start).tolist() == ids
     assert len(stops) == len(texts)
+
+
+def test_an_older_store_is_used_and_its_difference_said(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.txt").write_text(TEXTS["English"] * 20)
+    data = TextData(
+        source=TextSource(str(tmp_path / "a.txt")),
+        tokenizer=TokenizerConfig("byte_level_bpe", 270),
+        validation_fraction=0.0, shards=1, prepare_processes=1,
+    )  # fmt: skip
+    with monkeypatch.context() as older:
+        older.setattr(store, "FORMAT", 1)
+        fingerprint = prepare_text(data, tmp_path / "store").fingerprint
+    capsys.readouterr()
+    assert prepare_text(data, tmp_path / "store").fingerprint == fingerprint
+    assert "has format 1: each sentence was tokenized apart" in capsys.readouterr().err
