@@ -1,0 +1,41 @@
+"""Work for runs of shards, in this process."""
+
+import os
+
+import pytest
+
+from flax_transformers.data.shard_work import for_each_run
+
+THREADS = "TOKENIZERS_PARALLELISM"
+
+
+@pytest.mark.parametrize("before", [None, "true"])
+def test_one_process_tokenizes_on_one_core(monkeypatch, before):
+    if before is None:
+        monkeypatch.delenv(THREADS, raising=False)
+    else:
+        monkeypatch.setenv(THREADS, before)
+    seen = []
+
+    def work(run, note):
+        seen.append((list(run), os.environ.get(THREADS)))
+
+    for_each_run(work, [[0, 1], [2]], 1, done="made", total=3)
+    assert seen == [([0, 1], "false"), ([2], "false")]
+    assert os.environ.get(THREADS) == before
+    for_each_run(work, [[0]], 2, done="made", total=1)  # there is nothing for the second to do
+    assert seen[-1] == ([0], before)
+
+
+def test_each_shard_of_a_run_is_told_of(capsys):
+    def work(run, note):
+        for _ in run:
+            note(10, 70)
+            note(shards=1)
+
+    for_each_run(work, [[0, 1], [4]], 1, done="made", total=5)
+    assert capsys.readouterr().err.splitlines() == [
+        "made shard 3 of 5: 10 documents, 70 tokens",
+        "made shard 4 of 5: 20 documents, 140 tokens",
+        "made shard 5 of 5: 30 documents, 210 tokens",
+    ]
