@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from flax_transformers.errors import UserError
+
+if TYPE_CHECKING:
+    from flax_transformers.data.claims import Compare
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "ends last finishes the store, and so does the command without --shard",
     )
     part.add_argument(
-        "--verify", action="store_true", help="read every byte of a finished store and check it"
+        "--verify",
+        action="store_true",
+        help="read every byte of a finished store, and of its text where that is still there",
     )
 
 
@@ -45,7 +51,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             print(f"share {job}/{jobs} is done, others are not yet")
             return 0
     else:
-        prepared = dataset.prepare(data, arguments.output)
+        compare: Compare = "content" if arguments.verify else "sizes"
+        prepared = dataset.prepare(data, arguments.output, compare=compare)
     if arguments.verify:
         dataset.verify(prepared)
         print("every file is as it was written")

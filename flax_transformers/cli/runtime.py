@@ -79,7 +79,7 @@ def prepared_data(data: DataConfig, of_run: Tokenizers = MappingProxyType({})) -
     """
     if jax.process_count() > 1:
         return open_dataset(data, of_run=of_run)
-    return prepare(data, of_run=of_run, compare=False)
+    return prepare(data, of_run=of_run, compare="nothing")
 
 
 def initial_weights(config: TrainConfig) -> Callable[[Mesh], Any] | None:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from flax_transformers.data import sources
 from flax_transformers.data.config import TextData
@@ -26,6 +26,8 @@ from flax_transformers.data.tokenizers import TokenizerConfig
 from flax_transformers.errors import UserError
 
 CORPUS = "corpus.json"
+Compare = Literal["nothing", "sizes", "content"]
+"""What of a corpus is compared with a finished store: its content is read for it."""
 
 
 @dataclass(frozen=True)
@@ -195,14 +197,20 @@ def refuse_other(folder: Folder, found: Mapping[str, Any], corpus: Corpus) -> No
         )
 
 
-def refuse_changed(folder: Folder, found: Mapping[str, Any], corpus: Corpus) -> None:
-    """Raises UserError if the corpus is at hand and has files of other sizes than ``found``."""
-    try:
-        sizes = corpus.sizes()
-    except UserError:  # a finished store can be used where its corpus is not at hand
-        return
-    if found.get("sizes", sizes) != sizes:
-        raise UserError(_changed(folder, found, corpus))
+def refuse_changed(
+    folder: Folder, found: Mapping[str, Any], corpus: Corpus, compare: Compare
+) -> None:
+    """Raises UserError if the corpus is at hand and is not what ``found`` says."""
+    names = {"nothing": (), "sizes": ("sizes",), "content": ("sizes", "content")}[compare]
+    for name in names:
+        if name not in found or (name == "content" and "sizes" not in found):
+            continue  # of an earlier version, which noted no sizes and another content
+        try:
+            now = getattr(corpus, name)()
+        except UserError:  # a finished store can be used where its corpus is not at hand
+            return
+        if now != found[name]:
+            raise UserError(_changed(folder, found, corpus))
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

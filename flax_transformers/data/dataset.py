@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from flax_transformers.data.cached_stores import Tokenizers
+from flax_transformers.data.claims import Compare
 from flax_transformers.data.config import DataConfig, TextData
 from flax_transformers.data.images import (
     ImageData,
@@ -85,13 +86,14 @@ def prepare(
     output: str | os.PathLike[str] | None = None,
     *,
     of_run: Tokenizers = MappingProxyType({}),
-    compare: bool = True,
+    compare: Compare = "sizes",
 ) -> Dataset:
     """Makes what a run reads, in ``output`` or ``data.store``, or opens it where it is finished.
 
     Where text has to be tokenized, the tokenizers ``of_run`` are used instead of training others. A
-    finished store is enough; with ``compare`` its source, if at hand, must have files of the sizes
-    that it was made from. Raises UserError for data that is missing, damaged or empty.
+    finished store is enough; with ``compare`` its source, if at hand, must have the sizes, or for
+    text the content, that it was made from. Raises UserError for data that is missing, damaged or
+    empty.
     """
     if isinstance(data, ImageData):
         return prepare_images(data, output, compare=compare)

@@ -14,6 +14,7 @@ from flax_transformers import ranges
 from flax_transformers.data.augmentation import Augmentation, augmented, centre_crop
 from flax_transformers.data.cached_stores import cache_directory
 from flax_transformers.data.claims import (
+    Compare,
     Corpus,
     claim,
     one_of_several,
@@ -181,7 +182,7 @@ def prepare_images(
     output: str | os.PathLike[str] | None = None,
     *,
     processes: int | None = None,
-    compare: bool = True,
+    compare: Compare = "sizes",
 ) -> PreparedImages:
     """Checks every image of ``data`` once and notes where it is, or opens what was prepared.
 
@@ -203,7 +204,7 @@ def prepare_images(
     if not made and has_parts(folder):
         with only_one(folder):
             remove_parts(folder)
-    return _open(folder, data, verified=made, compare=compare and not made)
+    return _open(folder, data, verified=made, compare="nothing" if made else compare)
 
 
 def begin_images(data: ImageData, output: str | os.PathLike[str] | None = None) -> None:
@@ -334,7 +335,7 @@ def _origin(data: ImageData) -> dict[str, Any]:
 
 
 def _open(
-    folder: LocalFolder, data: ImageData, *, verified: bool = False, compare: bool = False
+    folder: LocalFolder, data: ImageData, *, verified: bool = False, compare: Compare = "nothing"
 ) -> PreparedImages:
     open_images.cache_clear()  # what was opened to prepare is not needed to train
     manifest = read_manifest(folder)
@@ -344,8 +345,7 @@ def _open(
     except (KeyError, TypeError) as error:
         raise StoreReader(folder, KIND).damaged(MANIFEST, f"it has no {error}") from error
     refuse_other(folder, origin, _corpus_of(data))
-    if compare:
-        refuse_changed(folder, manifest.get("corpus", {}), _corpus_of(data))
+    refuse_changed(folder, manifest.get("corpus", {}), _corpus_of(data), compare)
     names = data.source.label_names or classes
     if len(names) != len(classes):
         raise UserError(

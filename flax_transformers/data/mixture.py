@@ -23,7 +23,7 @@ from flax_transformers.data.cached_stores import (
     cache_directory,
     no_store,
 )
-from flax_transformers.data.claims import corpus_of, only_one, without_paths
+from flax_transformers.data.claims import Compare, corpus_of, only_one, without_paths
 from flax_transformers.data.config import DataConfig, TextData
 from flax_transformers.data.documents import Counts, listed
 from flax_transformers.data.examples import MixedExamples
@@ -225,7 +225,7 @@ def prepare_mixture(
     output: str | os.PathLike[str] | None = None,
     *,
     of_run: Tokenizers = MappingProxyType({}),
-    compare: bool = True,
+    compare: Compare = "sizes",
 ) -> PreparedMixture:
     """Makes the token stores of all components, or opens those that are finished.
 

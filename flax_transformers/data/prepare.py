@@ -37,6 +37,7 @@ from flax_transformers.data.cached_stores import (
     no_store,
 )
 from flax_transformers.data.claims import (
+    Compare,
     Corpus,
     claim,
     corpus_of,
@@ -153,15 +154,15 @@ def prepare_text(
     processes: int | None = None,
     tokenizer: Tokenizer | None = None,
     of_run: Tokenizers = MappingProxyType({}),
-    compare: bool = True,
+    compare: Compare = "sizes",
 ) -> PreparedText:
     """Makes the token store of ``data``, or opens it where it is finished.
 
     ``output`` goes before ``data.store``, ``processes`` before ``data.prepare_processes``, and a
     ``tokenizer`` before the one that would be made of ``data.tokenizer``. The tokenizers ``of_run``
     are used instead of training others, where the store has to be made. A finished store is enough;
-    with ``compare`` a corpus that is at hand must have files of the same sizes. Safe to kill at any
-    time and to call again, also while another process does the same. Prints progress on stderr.
+    with ``compare`` a corpus that is at hand must have the same sizes, or content. Safe to kill at
+    any time and to call again, also while another process does the same. Prints progress on stderr.
     Raises UserError for an empty corpus, nothing held out although asked for, a directory that
     holds another store, and a disk that is full or read-only.
     """
@@ -271,13 +272,12 @@ def _open(
     given: Tokenizer | None,
     *,
     verified: bool = False,
-    compare: bool = False,
+    compare: Compare = "nothing",
 ) -> PreparedText:
     manifest = read_manifest(folder)
     made_from, corpus = manifest["corpus"], corpus_of(data)
     refuse_other(folder, made_from, corpus)
-    if compare:
-        refuse_changed(folder, made_from, corpus)
+    refuse_changed(folder, made_from, corpus, compare)
     tokenizer = given or own_tokenizer(folder, data.tokenizer)
     target = _own_target_tokenizer(folder, data)
     if manifest["format"] < FORMAT and tokenizer.kind in ("unigram", "bpe"):

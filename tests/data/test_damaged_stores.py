@@ -21,10 +21,12 @@ from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import Dataset, open_dataset, prepare
 from flax_transformers.data.image_store import FORMAT as IMAGE_FORMAT
 from flax_transformers.data.labelled import LabelledSource
+from flax_transformers.data.pipeline import TrainStream
 from flax_transformers.data.store import FORMAT as TOKEN_FORMAT
 from flax_transformers.data.store_files import DIGEST, sealed
 from flax_transformers.data.tokenizers import TokenizerConfig
 from flax_transformers.errors import UserError
+from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.images import ImageSpec
 from flax_transformers.objectives.labelled import LabelledSpec
 from tests.data.test_images import data as image_data
@@ -368,6 +370,27 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_an_error(copied, kind, lef
     os.truncate(store.file("content"), left)
     with pytest.raises(UserError, match=f"{store.names['content']} of the .* ends too early"):
         [examples.read(index, rng) for index in range(len(examples))]
+
+
+@pytest.mark.multi_process
+def test_a_file_that_is_cut_short_is_told_by_a_worker_too(copied):
+    store = copied("images")
+    prepared = prepare(store.data)
+    objective = ImageClassification(mean=(0.5,), std=(0.5,))
+    stream = TrainStream(
+        prepared.examples("train", objective.window_spec(8)),
+        objective,
+        prepared.vocabulary,
+        sequence_length=8,
+        batch_size=8,
+        seed=0,
+        workers=1,
+    )
+    with stream:
+        next(stream)
+        os.truncate(store.file("content"), 0)
+        with pytest.raises(UserError, match="train/items of the .* ends too early"):
+            [next(stream) for _ in range(20)]
 
 
 @pytest.mark.parametrize("damage", ["recoded", "swapped", "gone"])

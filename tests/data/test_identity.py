@@ -19,7 +19,7 @@ from flax_transformers.data.content import content_digest
 from flax_transformers.data.dataset import begin, open_dataset, prepare, prepare_share
 from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.prepare import default_directory
-from flax_transformers.data.sources import CorpusReader, fingerprint
+from flax_transformers.data.sources import CorpusReader
 from flax_transformers.data.store_files import DIGEST, sealed
 from flax_transformers.data.text import TextSource
 from flax_transformers.data.tokenizers import TokenizerConfig
@@ -121,7 +121,6 @@ def test_a_single_file_may_have_another_name(tmp_path):
     (tmp_path / "a.txt").rename(tmp_path / "b.txt")
     assert default_directory(data_of("b.txt")) == first
     (tmp_path / "b.txt").rename(tmp_path / "b.jsonl")  # is read in another way
-    assert fingerprint(TextSource("b.jsonl")) != fingerprint(TextSource("embedded"))
     assert default_directory(data_of("b.jsonl")) != first
 
 
@@ -160,8 +159,21 @@ def test_a_corpus_that_grew_is_refused_by_prepare_and_no_reason_for_a_run_to_sto
         file.write("One text more.\n")
     with pytest.raises(UserError, match=rf"made with corpus .*{corpus}.* have changed since"):
         prepare(data)
-    assert prepare(data, compare=False).fingerprint == open_dataset(data).fingerprint
+    assert prepare(data, compare="nothing").fingerprint == open_dataset(data).fingerprint
     assert open_dataset(data).fingerprint == made.fingerprint
+
+
+def test_prepare_compares_the_content_when_it_is_asked_to(corpus):
+    data = data_of(corpus, store="store")
+    made = prepare(data)
+    assert prepare(data, compare="content").fingerprint == made.fingerprint
+    file = corpus / "part1.txt"
+    file.write_text(file.read_text().replace("learns", "forget"))  # of the same size
+    assert prepare(data).fingerprint == made.fingerprint
+    with pytest.raises(UserError, match=rf"made with corpus .*{corpus}.* have changed since"):
+        prepare(data, compare="content")
+    shutil.rmtree(corpus)
+    assert prepare(data, compare="content").fingerprint == made.fingerprint
 
 
 def test_a_store_may_be_copied_or_moved(corpus, tmp_path):

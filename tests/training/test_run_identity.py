@@ -45,7 +45,7 @@ def saved(config: TrainConfig, tmp_path, step: int = 5) -> tuple[dict, Dataset]:
 
 
 def resume(meta: dict, config: TrainConfig, tmp_path, of_run: Tokenizers | None = None) -> Dataset:
-    prepared = prepare(config.data, of_run=of_run or {}, compare=False)
+    prepared = prepare(config.data, of_run=of_run or {}, compare="nothing")
     check_meta(meta, config, prepared, epath.Path(tmp_path / "run"))
     return prepared
 
