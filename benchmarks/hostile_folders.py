@@ -257,6 +257,7 @@ def main() -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import flax_transformers.cli.convert
     import flax_transformers.cli.main
+    import flax_transformers.cli.runtime
     import flax_transformers.data.tokenizers
     import flax_transformers.pretrained  # noqa: F401 (imported once, before the forks)
     from flax_transformers.families.family import all_families
