@@ -16,6 +16,7 @@ from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Outcome
 from flax_transformers.training.metrics import read_metrics
 from flax_transformers.training.plots import plot_metrics
+from flax_transformers.training.workdir import read_side_file
 
 
 def introduce(
@@ -47,7 +48,7 @@ def finish(workdir: epath.Path, outcome: Outcome, to_beat: Sequence[Baseline]) -
     losses = {one.name: one.score for one in to_beat if one.metric == "eval/loss"}
     try:
         plot_metrics(read_metrics(workdir), workdir / "plots", losses)
-    except OSError as error:  # the run itself is saved
+    except Exception as error:  # such as numbers that no axis holds; the run itself is saved
         logging.getLogger(__name__).warning("no plots could be written: %s", error)
     if outcome.preempted:
         _say(
@@ -56,8 +57,8 @@ def finish(workdir: epath.Path, outcome: Outcome, to_beat: Sequence[Baseline]) -
         )
         return
     samples = workdir / "samples" / f"step_{outcome.step:08d}.txt"
-    if samples.exists():
-        _say(f"\nHeld-out text and what the model makes of it:\n\n{samples.read_text()}")
+    if samples.exists() and (shown := read_side_file(samples)) is not None:
+        _say(f"\nHeld-out text and what the model makes of it:\n\n{shown}")
     for line in _parts(outcome.metrics):
         _say(line)
     for baseline in to_beat:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from etils import epath
@@ -19,7 +20,7 @@ from flax_transformers.data.prepare import PreparedText
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.config_json import to_json
-from flax_transformers.training.workdir import write_text
+from flax_transformers.training.workdir import read_side_file, write_text
 
 BASELINES = "baselines.json"
 _FIELDS = [field.name for field in dataclasses.fields(Baseline)]
@@ -31,18 +32,24 @@ def baselines_of_run(config: TrainConfig, prepared: Dataset, workdir: epath.Path
     A first run leaves them there at once, for when it is stopped; `keep_baselines` replaces those
     of another run once this one has been let into the workdir.
     """
-    path, asked = workdir / BASELINES, _fingerprint(config, prepared)
-    if path.exists():
-        try:
-            rows = json.loads(path.read_text())
-            if rows and all(row["of"] == asked for row in rows):
-                return [Baseline(**{name: row[name] for name in _FIELDS}) for row in rows]
-        except (ValueError, TypeError, KeyError):
-            pass  # written by another version, or damaged
-        return baselines(config, prepared)
-    found = baselines(config, prepared)
-    keep_baselines(config, prepared, workdir, found)
-    return found
+    asked = _fingerprint(config, prepared)
+    text = read_side_file(workdir / BASELINES)
+    if text is None:
+        found = baselines(config, prepared)
+        keep_baselines(config, prepared, workdir, found)
+        return found
+    return _saved(text, asked) or baselines(config, prepared)
+
+
+def _saved(text: str, asked: str) -> list[Baseline]:
+    """Those that were written down; none of another run, of another version, or damaged ones."""
+    try:
+        rows = json.loads(text)
+        if all(row["of"] == asked and row["checksum"] == _checksum(row) for row in rows):
+            return [Baseline(**{name: row[name] for name in _FIELDS}) for row in rows]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    return []
 
 
 def keep_baselines(
@@ -53,7 +60,15 @@ def keep_baselines(
         return
     of = _fingerprint(config, prepared)
     rows = [{**dataclasses.asdict(one), "counted": one.counted, "of": of} for one in found]
+    for row in rows:
+        row["checksum"] = _checksum(row)
     write_text(workdir / BASELINES, json.dumps(rows, indent=1) + "\n")
+
+
+def _checksum(row: dict[str, Any]) -> str:
+    """Of a row without its checksum."""
+    rest = {name: value for name, value in row.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _fingerprint(config: TrainConfig, prepared: Dataset) -> str:

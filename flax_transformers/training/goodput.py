@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ class Clock:
         ``rows`` are those of ``read_metrics``, also the ones beyond ``step``. All between the last
         one that still counts and now is ``start``.
         """
-        told = [row for row in rows if _name(KINDS[0]) in row]
+        told = [row for row in rows if _is_whole(row)]
         kept = [row for row in told if row["step"] <= step]
         if kept:
             self._seconds = {kind: kept[-1][_name(kind)] for kind in KINDS}
@@ -47,3 +48,9 @@ class Clock:
 
 def _name(kind: str) -> str:
     return f"goodput/{kind}_s"
+
+
+def _is_whole(row: Mapping[str, Any]) -> bool:
+    """Whether a row tells the time and what it was spent on, as those of `Clock.row` do."""
+    names = ("step", "time", *map(_name, KINDS))
+    return all(math.isfinite(row.get(name, math.nan)) for name in names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import time
 from types import TracebackType
@@ -14,7 +15,9 @@ import numpy as np
 from etils import epath
 
 from flax_transformers.training.buckets import is_bucket
-from flax_transformers.training.workdir import write_text, writing
+from flax_transformers.training.workdir import read_side_file, write_text, writing
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"ledger-(\d+)\.jsonl")
 _FLUSH_SECONDS = 30.0
@@ -81,15 +84,22 @@ class Ledger:
 
 
 def _drop_after(path: epath.Path, step: int) -> list[str]:
-    lines = path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if 0 <= _step(line) <= step]
+    lines = (read_side_file(path) or "").splitlines(keepends=True)
+    steps = [_step(line) for line in lines]
+    # The last one may have been cut off by a kill or a full disk, which is no damage.
+    damaged = sum(s < 0 and line.endswith("\n") for line, s in zip(lines, steps, strict=True))
+    if damaged:
+        log.warning("%s: %d line(s) cannot be read and are left out", path, damaged)
+    kept = [line for line, s in zip(lines, steps, strict=True) if 0 <= s <= step]
     write_text(path, "".join(kept))
     return kept
 
 
 def _step(line: str) -> int:
-    """-1 for what a full disk has cut short."""
+    """-1 for what is no line of a ledger."""
     try:
-        return int(json.loads(line)["step"]) if line.endswith("\n") else -1
-    except (ValueError, TypeError, KeyError):
+        row = json.loads(line) if line.endswith("\n") else {}
+        step = row["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
         return -1
+    return step if isinstance(step, int) and isinstance(row.get("ids"), list) else -1

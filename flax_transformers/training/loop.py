@@ -48,7 +48,14 @@ from flax_transformers.training.state import TrainState
 from flax_transformers.training.step_folders import write_files
 from flax_transformers.training.stop import StopRequest
 from flax_transformers.training.taken import PartsTaken
-from flax_transformers.training.workdir import only_one, open_workdir, write_text
+from flax_transformers.training.workdir import (
+    clear_side_files,
+    only_one,
+    open_workdir,
+    set_aside,
+    write_text,
+    writing,
+)
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +127,8 @@ def train(
     mesh = checked_mesh(config)
     workdir = open_workdir(workdir)
     with jax.set_mesh(mesh), only_one(workdir):
+        if jax.process_index() == 0:
+            clear_side_files(workdir)
         check_equal(
             "the prepared data",
             prepared.fingerprint,
@@ -204,8 +213,19 @@ def start(run: Run, initial: Callable[[Mesh], Any] | None) -> Begun:
     if run.is_writer:
         run.clock.go_on(read_metrics(run.workdir), begun.position.step)
         write_text(run.workdir / "config.json", json.dumps(to_json(run.config), indent=1))
-        write_files(run.workdir, run.tokenizer_files)
+        _write_tokenizers(run)
     return begun
+
+
+def _write_tokenizers(run: Run) -> None:
+    """For people and other programs: checkpoints have their own copies."""
+    try:
+        write_files(run.workdir, run.tokenizer_files)
+    except OSError as error:
+        for name in {name.partition("/")[0] for name in run.tokenizer_files}:
+            set_aside(run.workdir / name, f"cannot be written ({error.strerror or error})")
+        with writing(run.workdir / "tokenizer"):
+            write_files(run.workdir, run.tokenizer_files)
 
 
 def _restore(run: Run, refuse: Callable[[TrainState, dict[str, Any]], str | None]) -> Begun | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import tempfile
@@ -27,6 +28,9 @@ from tensorboardX.proto import event_pb2, summary_pb2
 
 from flax_transformers.errors import UserError
 from flax_transformers.training.buckets import is_bucket
+from flax_transformers.training.workdir import read_side_file
+
+log = logging.getLogger(__name__)
 
 FILE_NAME = "metrics.jsonl"
 
@@ -189,10 +193,16 @@ class _Events:
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl in the order written, null as NaN; none if there is no file.
 
-    Lines that are not whole, such as the last one of a process killed while writing, are left out.
+    Lines that are not whole rows of numbers are left out: the last one of a process killed while
+    writing, or one that was damaged. So are all if the file cannot be read, with a warning.
     """
-    rows = []
-    for line in _read_lines(epath.Path(workdir) / FILE_NAME):
+    rows, path = [], epath.Path(workdir) / FILE_NAME
+    try:
+        text = path.read_bytes().decode("utf-8", errors="replace") if path.exists() else ""
+    except Exception as error:  # each client of buckets has errors of its own
+        log.warning("%s cannot be read (%s)", path, getattr(error, "strerror", None) or error)
+        text = ""
+    for line in text.splitlines(keepends=True):
         row = _parse(line)
         if row is not None:
             rows.append({key: math.nan if value is None else value for key, value in row.items()})
@@ -240,26 +250,36 @@ def _json_number(value: Any) -> int | float | None:
     return float(str(np.float32(value))) if math.isfinite(value) else None
 
 
-def _read_lines(path: epath.Path) -> list[str]:
-    if not path.exists():
-        return []
-    return path.read_bytes().decode("utf-8", errors="replace").splitlines(keepends=True)
-
-
 def _parse(line: str) -> dict[str, Any] | None:
-    """The row on a line, or None for a line that is not one whole row."""
+    """The row on a line, or None for a line that is not one whole row of numbers."""
     try:
         row = json.loads(line) if line.endswith("\n") else None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    if not isinstance(row, dict) or not all(map(_is_number, row.values())):
+        return None
+    return row if isinstance(row.get("step"), int) and row["step"] >= 0 else None
+
+
+def _is_number(value: Any) -> bool:
+    """As a row holds them; an integer beyond all floats is a damaged one."""
+    if isinstance(value, bool):
+        return False
+    return (
+        value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+    )
 
 
 def _kept_lines(path: epath.Path, start_step: int) -> list[str]:
     """The whole lines of a run that goes on after ``start_step``; none for one that starts."""
     if not start_step:
         return []
-    rows = ((line, _parse(line)) for line in _read_lines(path))
+    lines = (read_side_file(path) or "").splitlines(keepends=True)
+    rows = [(line, _parse(line)) for line in lines]
+    # The last one may have been cut off by a kill, which is no damage.
+    damaged = sum(row is None and line.endswith("\n") for line, row in rows)
+    if damaged:
+        log.warning("%s: %d line(s) cannot be read and are left out", path, damaged)
     return [line for line, row in rows if row is not None and row["step"] <= start_step]
 
 

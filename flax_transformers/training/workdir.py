@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import os
+import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +17,10 @@ from etils import epath
 from flax_transformers.errors import UserError
 from flax_transformers.training.buckets import bucket_path, is_bucket, leased
 
+log = logging.getLogger(__name__)
+
+_SIDE_FILES = re.compile(r"(config\.json|metrics\.jsonl|baselines\.json|ledger-\d+\.jsonl)(\.tmp)?")
+_SIDE_FOLDERS = re.compile(r"tokenizer|target_tokenizer|samples|predictions|plots|tensorboard")
 _UNSAFE = "[]*?\\"
 """Characters that file patterns give a meaning to; orbax then does not find its own files."""
 
@@ -46,6 +54,7 @@ def only_one(workdir: epath.Path) -> Iterator[None]:
         return
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
+        set_aside_unusable(workdir / ".lock")
         lock = open(Path(workdir) / ".lock", "a")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise _cannot_write(workdir, error) from error
@@ -61,6 +70,65 @@ def only_one(workdir: epath.Path) -> Iterator[None]:
         except (ImportError, OSError):
             pass
         yield
+
+
+def clear_side_files(workdir: epath.Path) -> None:
+    """Sets aside what is unusable of all that a run writes beside its checkpoints.
+
+    None of it is needed to resume. In a bucket there are neither folders nor permissions to be in
+    the way.
+    """
+    if is_bucket(workdir) or not workdir.is_dir():
+        return
+    for path in sorted(workdir.iterdir()):
+        if _SIDE_FILES.fullmatch(path.name):
+            set_aside_unusable(path)
+        elif _SIDE_FOLDERS.fullmatch(path.name):
+            set_aside_unusable(path, folder=True)
+
+
+def set_aside_unusable(path: epath.Path, *, folder: bool = False) -> None:
+    """Renames `path` if it is there and is no readable file, or no readable folder."""
+    if is_bucket(path) or not os.path.lexists(path):
+        return
+    try:
+        is_right = (stat.S_ISDIR if folder else stat.S_ISREG)(os.stat(path).st_mode)
+        if is_right and folder:
+            os.listdir(path)
+        elif is_right:
+            with open(path, "rb") as file:
+                file.read(1)
+    except OSError as error:
+        set_aside(path, f"cannot be read ({error.strerror or error})")
+        return
+    if not is_right:
+        set_aside(path, f"is no {'folder' if folder else 'file'}")
+
+
+def set_aside(path: epath.Path, reason: str) -> None:
+    """Renames a side file to ``NAME.unusable-N``, and says why. Never raises."""
+    names = (f"{path.name}.unusable-{number}" for number in itertools.count())
+    target = next(path.parent / name for name in names if not (path.parent / name).exists())
+    try:
+        path.rename(target)
+    except Exception as error:  # each client of buckets has errors of its own
+        log.warning("%s %s, and cannot be renamed (%s)", path, reason, error)
+    else:
+        log.warning("%s %s: set aside as %s", path, reason, target.name)
+
+
+def read_side_file(path: epath.Path) -> str | None:
+    """The text of a side file, what is not UTF-8 replaced; None if there is none.
+
+    One that cannot be read is set aside. Never raises.
+    """
+    try:
+        return path.read_bytes().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # each client of buckets has errors of its own
+        set_aside(path, f"cannot be read ({getattr(error, 'strerror', None) or error})")
+        return None
 
 
 def write_text(path: epath.Path, text: str) -> None:

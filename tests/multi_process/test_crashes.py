@@ -1,4 +1,4 @@
-"""A few faults of the campaign in ``benchmarks/crash.py``. (Those of one process that the suite
+"""A few faults of the campaign in ``benchmarks/crash``. (Those of one process that the suite
 always has are in ``training/test_resume.py``.)"""
 
 import json
@@ -11,12 +11,13 @@ import pytest
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.slow, pytest.mark.full]
 
-CAMPAIGN = Path(__file__).parents[2] / "benchmarks" / "crash.py"
+KINDS = ("kill", "term", "stop", "disk", "coordinator", "flip", "side", "unreadable", "nan")
+CAMPAIGN = Path(__file__).parents[2] / "benchmarks" / "crash"
 
 
 def strike(folder, processes, **counts):
     """The lines of a campaign with so many faults of each kind, and its exit code."""
-    kinds = dict.fromkeys(("kill", "term", "stop", "disk", "coordinator", "flip"), 0) | counts
+    kinds = dict.fromkeys(KINDS, 0) | counts
     numbers = [part for kind, count in kinds.items() for part in (f"--{kind}", str(count))]
     log = folder / "log.jsonl"
     ended = subprocess.run(
@@ -46,6 +47,13 @@ def test_one_process_that_is_killed_and_told_to_stop_ends_bit_equal(tmp_path):
     counts = {"kill": 4, "term": 2, "flip": 20}  # of both layouts, of which this is one
     lines, code = strike(tmp_path, 1, **counts)
     assert_survived(lines, code, kill=2, term=1, flip=20)
+
+
+def test_damaged_side_files_storage_that_fails_and_streaks_of_nan_leave_no_trace(tmp_path):
+    counts = {"side": 3, "unreadable": 1, "nan": 3}
+    lines, code = strike(tmp_path, 1, **counts)
+    assert [line["problems"] for line in lines if line["problems"]] == []
+    assert (code, len(lines)) == (0, 7)
 
 
 def test_two_processes_of_which_one_stops_dead_or_is_lost_end_bit_equal(tmp_path):

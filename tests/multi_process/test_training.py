@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flax_transformers.testing import relative_difference, write_corpus
+from flax_transformers.training.checkpoints import find_checkpoint
 from flax_transformers.training.metrics import read_metrics
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
@@ -67,6 +69,56 @@ def run(folder, workdir, processes, steps=STEPS):
         timeout=400,
     )
     assert ended.returncode == 0, ended.stdout
+
+
+DIVERGING = """
+import sys
+from flax_transformers.cli.main import main
+from flax_transformers.testing import batches_with_nan
+from flax_transformers.training import loop
+loop.batches_on_mesh = batches_with_nan(range(5, 9))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def run_diverging(folder, workdir, processes):
+    """Runs the command with batches 5 to 8 of the stream NaN, of which two may be skipped, and a
+    rollback; what the processes said."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--max-skipped-in-a-row", "2", "--max-rewinds", "1", "--checkpoints.every-steps"]
+    command = [*arguments(folder, workdir, STEPS), *options, "2", "--evaluation.every-steps", "0"]
+    started = []
+    for index in range(processes):
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "JAX_NUM_CPU_DEVICES": str(DEVICES // processes),
+        }
+        if processes > 1:
+            environment |= {
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(index),
+            }
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", DIVERGING, *command],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        said = [process.communicate(timeout=400)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * processes, said
+    return said
 
 
 def losses(workdir):
@@ -131,6 +183,22 @@ def test_two_processes_share_the_examples_of_one(one, two):
 def test_four_processes_have_the_losses_of_one(folder, one):
     run(folder, folder / "run-4", 4)
     assert_losses_agree(folder / "run-4", one)
+
+
+@pytest.mark.full
+def test_two_processes_roll_back_together_and_do_what_one_does(folder, one):
+    """Batches 5, 6 and 7 are skipped, batch 8 once more after the rollback to step 4."""
+    said = run_diverging(folder, folder / "back-1", 1) + run_diverging(folder, folder / "back-2", 2)
+    assert all("went back to step 4; the " in text for text in said)
+    alone, together = folder / "back-1", folder / "back-2"
+    rows = [
+        [row["step"] for row in read_metrics(w) if "train/loss" in row] for w in (alone, together)
+    ]
+    assert rows[0] == rows[1] == [1, 2, 3, 4, 6, 7, 8, 9, 10]
+    assert relative_difference(losses(together), losses(alone)) < 1e-5
+    assert examples(together) == examples(alone)
+    assert find_checkpoint(together).meta["position"] == find_checkpoint(alone).meta["position"]
+    assert find_checkpoint(together).meta["position"]["rewinds"] == 1
 
 
 @pytest.mark.full

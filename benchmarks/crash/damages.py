@@ -1,0 +1,176 @@
+"""Damage to what a finished run has left: a table of kinds, each with what has to follow.
+
+A kind is a function of the campaign, a generator and the number of processes that returns what was
+done and what went wrong. To add one, add a line to DAMAGES.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from campaign import Campaign, fingerprint, newest_valid
+from jobs import SAVE_EVERY, STEPS, Job
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Damage:
+    count: int
+    do: Callable[[Campaign, random.Random, int], Line]
+
+
+@contextlib.contextmanager
+def _copy(campaign: Campaign, processes: int) -> Iterator[Path]:
+    """A copy of the run without faults."""
+    workdir = campaign.folder / f"copy-{processes}"
+    shutil.rmtree(workdir, ignore_errors=True)
+    campaign.reference(processes)
+    shutil.copytree(campaign.folder / f"reference-{processes}", workdir, symlinks=True)
+    yield workdir
+    shutil.rmtree(workdir)
+
+
+def _run(campaign: Campaign, workdir: Path, processes: int, **how: Any) -> Job:
+    job = Job(campaign.folder, workdir, processes, **how)
+    try:
+        job.wait(120)
+        job.ended = job.codes()
+    finally:
+        job.kill()
+    return job
+
+
+def _flip_bit(path: Path, rng: random.Random) -> Line:
+    raw = bytearray(path.read_bytes())
+    place, bit = rng.randrange(len(raw)), rng.randrange(8)
+    raw[place] ^= 1 << bit
+    path.write_bytes(raw)
+    return {"byte": place, "bit": bit}
+
+
+def flip(campaign: Campaign, rng: random.Random, processes: int) -> Line:
+    """One bit of the newest checkpoint; it must be named, and passed over."""
+    from flax_transformers.training.checkpoints import verify_step
+
+    workdir = campaign.folder / f"reference-{processes}"
+    campaign.reference(processes)
+    newest = workdir / "checkpoints" / str(STEPS[processes])
+    files = sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
+    path = rng.choice(files)
+    original = path.read_bytes()
+    try:
+        where = _flip_bit(path, rng)
+        said, other = verify_step(newest), newest_valid(workdir)
+    finally:
+        path.write_bytes(original)
+    passed = said and other == STEPS[processes] - SAVE_EVERY[processes]
+    file = str(path.relative_to(newest))
+    return {"file": file, **where, "said": said, "problems": [] if passed else ["missed"]}
+
+
+def side(campaign: Campaign, rng: random.Random, processes: int) -> Line:
+    """A file beside the checkpoints is flipped, cut, removed, a folder, or cannot be read. The run,
+    without its last checkpoint, has to end in the same state all the same."""
+    ways: dict[str, Callable[[Path], Any]] = {
+        "flip": lambda path: _flip_bit(path, rng),
+        "cut": lambda path: path.write_bytes(path.read_bytes()[: rng.randrange(99)]),
+        "remove": lambda path: path.unlink(),
+        "folder": lambda path: (path.unlink(), path.mkdir(), (path / "stray").touch()),
+        "loop": lambda path: (path.unlink(), path.symlink_to(path.name)),
+    }
+    with _copy(campaign, processes) as workdir:
+        shutil.rmtree(workdir / "checkpoints" / str(STEPS[processes]))
+        files = [path for path in workdir.rglob("*") if path.is_file() and path.stat().st_size]
+        files = [p for p in files if "checkpoints" not in p.relative_to(workdir).parts]
+        path, way = rng.choice(sorted(files)), rng.choice(sorted(ways))
+        ways[way](path)
+        job = _run(campaign, workdir, processes)
+        problems = []
+        if job.codes() != [0] * processes:
+            problems = [f"exit codes {job.codes()}: {job.said()[-400:]}"]
+        elif fingerprint(workdir)[0] != campaign.reference(processes)[0]:
+            problems = ["states differ"]
+        return {"file": str(path.relative_to(workdir)), "way": way, "problems": problems}
+
+
+def unreadable(campaign: Campaign, rng: random.Random, processes: int) -> Line:
+    """The newest checkpoint cannot be read for a while: an error that changes nothing."""
+    number = rng.choice([errno.EACCES, errno.EIO, errno.ESTALE])
+    with _copy(campaign, processes) as workdir:
+        before = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+        value = f"{number}:checkpoints/{STEPS[processes]}/"
+        job = _run(campaign, workdir, processes, hooks={"CRASH_UNREADABLE": value})
+        problems = []
+        if 2 not in job.codes() or "cannot be read" not in job.said():
+            problems.append(f"not told: exit codes {job.codes()}: {job.said()[-400:]}")
+        if sorted(path.name for path in (workdir / "checkpoints").iterdir()) != before:
+            problems.append("checkpoints were changed")
+        again = _run(campaign, workdir, processes)
+        if again.codes() != [0] * processes or fingerprint(workdir) != campaign.reference(
+            processes
+        ):
+            problems.append(f"not well afterwards: {again.said()[-400:]}")
+        return {"errno": number, "problems": problems}
+
+
+def nan(campaign: Campaign, rng: random.Random, processes: int) -> Line:
+    """A streak of batches that are NaN, of which so many may be skipped, and one rollback made."""
+    limit, rollbacks, steps = 5, rng.randrange(2), STEPS[processes]
+    first, length = rng.randrange(1, steps - 10), rng.choice([1, 4, 5, 6, 9, 2 * limit])
+    options = {"max-skipped-in-a-row": limit, "max-rewinds": rollbacks}
+    workdir = campaign.folder / f"nan-{processes}"
+    shutil.rmtree(workdir, ignore_errors=True)
+    hooks = {"CRASH_NAN": f"{first}:{first + length}"}
+    job = _run(campaign, workdir, processes, hooks=hooks, options=options)
+    problems = _spoilt(workdir)
+    newest = newest_valid(workdir)
+    # A rollback skips what is left of the streak, but for a last step that may be under way.
+    may_end = length <= limit or (rollbacks and newest_before(first, processes) > 0)
+    if may_end and (job.codes() != [0] * processes or newest != steps):
+        problems.append(f"exit codes {job.codes()} at {newest}: {job.said()[-400:]}")
+    if not may_end and (2 not in job.codes() or (newest or 0) > first):
+        problems.append(f"exit codes {job.codes()}, newest {newest}: {job.said()[-400:]}")
+    shutil.rmtree(workdir)
+    return {
+        "first": first, "length": length, "rollbacks": rollbacks, "exit_codes": job.codes(),
+        "newest": newest, "problems": problems,
+    }  # fmt: skip
+
+
+def newest_before(step: int, processes: int) -> int:
+    return step // SAVE_EVERY[processes] * SAVE_EVERY[processes]
+
+
+def _spoilt(workdir: Path) -> list[str]:
+    """Checkpoints that hold values that are not finite, or were saved in a streak."""
+    import jax
+
+    from flax_transformers.training.checkpoints import checkpoint_meta, restore_arrays
+
+    found = []
+    for folder in (workdir / "checkpoints").iterdir():
+        if not folder.name.isdigit():
+            continue
+        leaves = jax.tree.leaves(restore_arrays(folder))
+        if not all(math.isfinite(float(abs(leaf).max())) for leaf in leaves if leaf.size):
+            found.append(f"step {folder.name} holds values that are not finite")
+        if checkpoint_meta(folder)["consecutive_skips"]:
+            found.append(f"step {folder.name} was saved in a streak")
+    return found
+
+
+DAMAGES = {
+    "flip": Damage(500, flip),
+    "side": Damage(40, side),
+    "unreadable": Damage(10, unreadable),
+    "nan": Damage(20, nan),
+}
