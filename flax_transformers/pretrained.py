@@ -35,6 +35,10 @@ from flax_transformers.training.step_folders import absolute, finished_steps
 
 log = logging.getLogger(__name__)
 
+NEW_IN_A_RUN = frozenset({"architecture", "num_labels", "label_names", "image_size"})
+"""Fields of a model in which a run may differ from the weights it starts from: heads are new then,
+and positions resized."""
+
 
 def load_pretrained(
     path: str | os.PathLike[str],
@@ -87,6 +91,45 @@ def load_pretrained(
     return config.build(model.execution), params
 
 
+def check_initial(path: str | os.PathLike[str], config: TransformerConfig) -> None:
+    """Raises UserError if a run of ``config`` cannot start from what is in ``path``.
+
+    Reads configs and no weights: ``initial_parameters`` checks the rest.
+    """
+    place = f"--init-from {os.fspath(path)}"
+    if is_checkpoint(path):
+        found = saved_model(find_checkpoint(path))
+    else:
+        directory = hub_read.find_directory(path)
+        if directory is None:
+            raise UserError(
+                f"{place} is no directory, and no model of that name is in the local cache of "
+                "Hugging Face; give the path, or download the model first"
+            )
+        found = hub_read.described_model(directory, config.architecture)
+    if config.architecture not in type(found).architectures:
+        raise UserError(
+            f"{place} holds a {found.architecture}, but the config's model is a "
+            f"{config.architecture}; choose weights of that family, or make the config's model a "
+            f"{type(found).__name__}"
+        )
+    _require_same(found, config, place)
+
+
+def _require_same(found: TransformerConfig, config: TransformerConfig, place: str) -> None:
+    """Raises UserError, naming the field, if the models differ in more than training."""
+    ignored = ONLY_IN_TRAINING | BESIDE_THE_MODEL | NEW_IN_A_RUN
+    for field in dataclasses.fields(config):
+        theirs, ours = (getattr(c, field.name, None) for c in (found, config))
+        if theirs != ours and field.name not in ignored:
+            option = field.name.replace("_", "-")
+            raise UserError(
+                f"{place} holds a model whose {field.name} is {theirs!r}, but model.{field.name} "
+                f"is {ours!r}; set --model.{option} {theirs}, or the model in the config to the "
+                "one that is there"
+            )
+
+
 def initial_parameters(
     path: str | os.PathLike[str], config: TransformerConfig, mesh: Mesh, seed: int
 ) -> dict[str, Any]:
@@ -103,14 +146,7 @@ def initial_parameters(
         seed=seed,
         mesh=mesh,
     )
-    for field in dataclasses.fields(config):
-        found, wanted = (getattr(c, field.name, None) for c in (model.config, config))
-        ignored = ONLY_IN_TRAINING | BESIDE_THE_MODEL | {"label_names"}
-        if found != wanted and field.name not in ignored:
-            raise UserError(
-                f"{os.fspath(path)} holds a model whose {field.name} is {found!r}, the config's "
-                f"model.{field.name} is {wanted!r}; describe in the config the model that is there"
-            )
+    _require_same(model.config, config, f"--init-from {os.fspath(path)}")
     _check_order_of_classes(model.config, config, os.fspath(path))
     return params
 

@@ -179,7 +179,8 @@ def argument(option: str, allowed: Range) -> Callable[[str], Any]:
         fault = allowed.fault(value)
         if fault:
             # The caller's parser makes no sentence of a UserError.
-            raise argparse.ArgumentTypeError(f"{option} is {shown(text)}; {fault}")
+            given = shown(text) if value is None else text
+            raise argparse.ArgumentTypeError(f"{option} is {given}; {fault}")
         return value
 
     return read

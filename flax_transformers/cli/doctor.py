@@ -121,8 +121,11 @@ def _check_config(config: TrainConfig) -> None:
 
     import jax
 
+    from flax_transformers.cli.runtime import fitted_data
     from flax_transformers.data.dataset import open_dataset
     from flax_transformers.parallel.distributed import check_equal
+    from flax_transformers.pretrained import check_initial
+    from flax_transformers.training.check_run import check_config, check_run
     from flax_transformers.training.config_json import to_json
     from flax_transformers.training.loop import checked_mesh
 
@@ -132,6 +135,9 @@ def _check_config(config: TrainConfig) -> None:
         "give every machine the same file and the same fields",
     )
     mesh = checked_mesh(config)
+    check_config(config)
+    if config.init_from is not None:
+        check_initial(config.init_from, config.model)
     sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
     _say(f"the config is the same everywhere and fits the devices ({sizes or 'one device'})")
     if jax.process_count() > 1:  # one process alone prepares what is not there
@@ -141,6 +147,7 @@ def _check_config(config: TrainConfig) -> None:
             prepared.fingerprint,
             "prepare it once, into a --data.store that all machines share",
         )
+        check_run(config, fitted_data(config, prepared))
         _say(f"every process finds the data in {prepared.directory}")
 
 

@@ -36,6 +36,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli.config_file import config_of_run, load_config, override
     from flax_transformers.cli.scores import baselines, evaluators
     from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+    from flax_transformers.training.check_run import check_config, check_run
     from flax_transformers.training.checkpoints import find_checkpoint
     from flax_transformers.training.restore import restore_model
     from flax_transformers.training.workdir import write_text
@@ -52,13 +53,14 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     config = override(dataclasses.replace(config, mesh=MeshConfig()), overrides)
     restored = restore_model(found, make_mesh(config.mesh), config.execution)
     _check_length(config, restored)
+    check_config(dataclasses.replace(config, model=restored.model_config))
     trained_with = {"tokenizer": restored.tokenizer, "target_tokenizer": restored.target_tokenizer}
     prepared = runtime.prepared_data(
         config.data, {name: one for name, one in trained_with.items() if one is not None}
     )
     prepared = runtime.fitted_data(config, prepared)
     _check_data(config, prepared, restored, arguments.checkpoint)
-    runtime.check_label_names(restored.model_config, prepared)
+    check_run(dataclasses.replace(config, model=restored.model_config), prepared)
     snapshot = _snapshot(config, restored)
     result: dict[str, float] = {"step": restored.step}
     with jax.set_mesh(restored.mesh):

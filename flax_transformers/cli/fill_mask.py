@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from flax_transformers.ranges import ENTRIES, argument
+
 _LONGEST = 8192
 """Tokens of a text where the model sets no limit."""
 
@@ -12,7 +14,9 @@ _LONGEST = 8192
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CKPT", help="a workdir or a checkpoint step")
     parser.add_argument("--text", required=True, help='for example "Return a [MASK] object."')
-    parser.add_argument("--top", type=int, default=5, help="how many candidates a gap")
+    parser.add_argument(
+        "--top", type=argument("--top", ENTRIES), default=5, help="how many candidates a gap"
+    )
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:

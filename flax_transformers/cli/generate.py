@@ -8,6 +8,8 @@ from functools import partial
 from itertools import takewhile
 from typing import Any
 
+from flax_transformers.ranges import ENTRIES, INT32, POSITIONS, argument, integers, numbers
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -24,18 +26,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", required=True, help="the beginning of the text, or the source")
     parser.add_argument(
         "--max-new-tokens",
-        type=int,
+        type=argument("--max-new-tokens", POSITIONS),
         help="at most; by default what the model's generation settings say, else 64",
     )
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=argument("--temperature", numbers(0, 1e6)),
         help="0: always the likeliest token; by default what the model's generation settings say, "
         "else 0",
     )
-    parser.add_argument("--top-k", type=int, help="sample among so many likeliest tokens")
     parser.add_argument(
-        "--top-p", type=float, help="sample among the likeliest that have this probability together"
+        "--top-k", type=argument("--top-k", ENTRIES), help="sample among so many likeliest tokens"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=argument("--top-p", numbers(0, 1, above=True)),
+        help="sample among the likeliest that have this probability together",
     )
     parser.add_argument(
         "--start-ids",
@@ -43,7 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what an encoder-decoder's text begins with (mBART: end of sequence and language); "
         "by default what the model's files say",
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another sample")
+    parser.add_argument(
+        "--seed",
+        type=argument("--seed", integers(0, INT32)),
+        default=0,
+        help="another seed, another sample",
+    )
     parser.epilog = (
         "--mesh.tensor 4 divides a model over devices (and so do --mesh.fsdp and --mesh.expert); "
         "--execution.dtype and its neighbours say how it is computed."

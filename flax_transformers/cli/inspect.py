@@ -9,8 +9,8 @@ import numpy as np
 from rich.text import Text
 
 from flax_transformers.data.tokenizer_kinds import Tokenizer
-from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Shown
+from flax_transformers.ranges import argument, integers
 
 _LEGEND = (
     "[bold green]green[/] has to be predicted, [bold red]shown[/]→[bold green]predicted[/] where "
@@ -21,7 +21,12 @@ _LEGEND = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a file such as configs/bert_tiny.py")
-    parser.add_argument("--examples", type=int, default=3, help="how many to show")
+    parser.add_argument(
+        "--examples",
+        type=argument("--examples", integers(1, 10_000)),
+        default=3,
+        help="how many to show",
+    )
     parser.add_argument(
         "--picture", default="examples.png", help="where images go (default: %(default)s)"
     )
@@ -34,8 +39,6 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.data.dataset import prepare, training_examples
     from flax_transformers.data.pipeline import TrainStream
 
-    if arguments.examples < 1:
-        raise UserError(f"--examples is {arguments.examples}; ask for at least one")
     config = load_config(arguments.config, overrides)
     prepared = prepare(config.data, compare="nothing")
     phase = config.phases[0]

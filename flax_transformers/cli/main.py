@@ -6,11 +6,15 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.distributed import leave_if_not_alone
+from flax_transformers.ranges import check_text
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -22,12 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Worker processes and C++ libraries talk too much by default.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    parser = _parser()
-    known, rest = parser.parse_known_args(arguments)
-    known.tokens = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("flax_transformers").setLevel(logging.INFO)
     try:
+        known, rest = _parser().parse_known_args(arguments)
+        _check_texts(known, rest)
+        known.tokens = list(sys.argv[1:] if arguments is None else arguments)
         return known.run(known, rest) or 0
     except UserError as error:
         print(f"flax-transformers: {error}", file=sys.stderr)
@@ -41,6 +45,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nothing to close at exit)
         leave_if_not_alone(BROKEN_PIPE)
         return BROKEN_PIPE
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose errors become one sentence, as all of the user's."""
+
+    def error(self, message: str) -> NoReturn:
+        # What `ranges.argument` says names the option itself.
+        said = re.sub(r"^argument [^:]*: (?=--)", "", message)
+        raise UserError(f"{said}; see {self.prog} --help")
+
+
+_POSITIONAL = frozenset({"checkpoint", "source", "target"})
+
+_MAY_BE_EMPTY = frozenset({"prompt", "text"})
+"""Options for a text. All others with a string name a file, a folder or the like."""
+
+
+def _check_texts(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Raises UserError for arguments that no file can be called."""
+    for name, value in vars(known).items():
+        option = name.upper() if name in _POSITIONAL else f"--{name.replace('_', '-')}"
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, (str, Path)):
+                check_text(option, str(text))
+            if text == "" and name not in _MAY_BE_EMPTY:
+                raise UserError(f"{option} is empty; give it a value, or leave it out")
+    for text in rest:
+        check_text("an argument", text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,9 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         train,
     )
 
-    parser = argparse.ArgumentParser(
-        prog="flax-transformers", description="Pretrain transformers in JAX/Flax."
-    )
+    parser = _Parser(prog="flax-transformers", description="Pretrain transformers in JAX/Flax.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in (train, prepare, evaluate, generate, fill_mask, convert, inspect, plan, doctor):
         name = module.__name__.rpartition(".")[2].replace("_", "-")

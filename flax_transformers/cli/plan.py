@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flax_transformers.errors import UserError
+from flax_transformers.ranges import argument, integers, parse_integer
 
 if TYPE_CHECKING:
     from jax import Device
@@ -25,9 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--topology", required=True, help="such as v5e:4x4, v5p:8x8x8, 2xv5e:16x16, h100:8, cpu:8"
     )
-    parser.add_argument("--slices", type=int, default=1, help="so many of them (default: 1)")
     parser.add_argument(
-        "--phase", type=int, default=-1, help="number of the phase from 0 (default: the last)"
+        "--slices",
+        type=argument("--slices", integers(1, 2**16)),
+        default=1,
+        help="so many of them (default: 1)",
+    )
+    parser.add_argument(
+        "--phase",
+        type=argument("--phase", integers(-1000, 1000)),
+        default=-1,
+        help="number of the phase from 0 (default: the last)",
     )
     parser.add_argument(
         "--search",
@@ -35,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="try meshes, recomputation and micro-batches for this batch, and rank them",
     )
     parser.add_argument(
-        "--search-limit", type=int, default=6, help="compile so many of them (default: 6)"
+        "--search-limit",
+        type=argument("--search-limit", integers(1, 10_000)),
+        default=6,
+        help="compile so many of them (default: 6)",
     )
     parser.add_argument(
         "--decode",
@@ -57,18 +69,16 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     jax.config.update("jax_platforms", "cpu")
     from flax_transformers.cli.config_file import load_config
     from flax_transformers.parallel.topology import devices_of
+    from flax_transformers.training.check_run import check_config
     from flax_transformers.training.plan import advice, plan
     from flax_transformers.training.search import search
 
-    for name in ("slices", "search-limit"):
-        number = getattr(arguments, name.replace("-", "_"))
-        if number < 1:
-            raise UserError(f"--{name} is {number}; give 1 or more")
     for name in ("json", "hlo"):
         file = getattr(arguments, name)
         if file is not None and not file.absolute().parent.is_dir():
             raise UserError(f"--{name} {file} is in no folder that there is; make it first")
     config = load_config(arguments.config, overrides)
+    check_config(config)
     devices = devices_of(arguments.topology, arguments.slices)
     try:
         phase = config.phases[arguments.phase]
@@ -110,15 +120,14 @@ def decode(config: TrainConfig, devices: Sequence[Device], arguments: argparse.N
 
     if arguments.search or arguments.hlo is not None:
         raise UserError("--decode goes with neither --search nor --hlo; leave these out")
-    try:
-        batch, prompt, new = (int(number) for number in arguments.decode.split("x"))
-    except ValueError:
-        batch = prompt = new = 0
-    if min(batch, prompt, new) < 1:
+    numbers = [parse_integer(number) for number in arguments.decode.split("x")]
+    sizes = [number for number in numbers if number is not None and integers().admits(number)]
+    if len(numbers) != 3 or len(sizes) != 3:
         raise UserError(
             f"--decode {arguments.decode} is not three numbers from 1, as in 8x1024x128: prompts, "
             "tokens of each, new tokens"
         )
+    batch, prompt, new = sizes
     found = plan_decode(
         config, devices, arguments.topology, batch=batch, prompt_length=prompt, new_tokens=new
     )

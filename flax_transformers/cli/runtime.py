@@ -13,25 +13,20 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
+from flax_transformers import ranges
 from flax_transformers.data.cached_stores import Tokenizers
 from flax_transformers.data.config import DataConfig
 from flax_transformers.data.dataset import Dataset, open_dataset, prepare
 from flax_transformers.data.fitting import fitted
-from flax_transformers.data.images import ImageData
 from flax_transformers.data.mixture import PreparedMixture
 from flax_transformers.data.prepare import PreparedText
-from flax_transformers.errors import UserError
-from flax_transformers.models.config import Execution, TextConfig, TransformerConfig
+from flax_transformers.models.config import Execution, TextConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
-from flax_transformers.models.vision import VisionConfig
-from flax_transformers.objectives.contract import Vocabulary
 from flax_transformers.parallel.distributed import check_platform, start_processes
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.pretrained import initial_parameters
+from flax_transformers.training.check_run import LABEL_HEADS
 from flax_transformers.training.config import TrainConfig
-
-LABEL_HEADS = frozenset({"classify", "tag"})
-"""What an objective needs of a model if it learns the labels of the data."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +54,9 @@ def _allow_virtual_devices() -> None:
     Each collective in flight holds a thread, and a device can have several in flight: with one
     thread per device, the default, such programs can come to a standstill. XLA reads NPROC.
     """
-    devices = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
-    if not devices.isdigit() or int(devices) < 1:
-        raise UserError(f"JAX_NUM_CPU_DEVICES is {devices!r}; give a number from 1, or unset it")
-    if int(devices) > 1:
-        os.environ.setdefault("NPROC", str(8 * int(devices)))
+    devices = ranges.from_environment("JAX_NUM_CPU_DEVICES", ranges.integers(1, 1024), 1)
+    if devices > 1:
+        os.environ.setdefault("NPROC", str(8 * devices))
 
 
 def _cache_directory() -> str:
@@ -107,69 +100,6 @@ def fitted_data(config: TrainConfig, prepared: Dataset) -> Dataset:
         return prepared
     own = model.decoder if isinstance(model, EncoderDecoderConfig) else model
     return fitted(prepared, model.vocab_size, model.pad_id, own.vocab_size)
-
-
-def check_fits_data(config: TrainConfig, prepared: Dataset) -> None:
-    """Raises UserError if the data has ids or classes that the model has no place for."""
-    model = config.model
-    pad_id = prepared.vocabulary.pad_id
-    # Rows of a causal objective say by their segments where padding is.
-    by_segment = config.objective.needs.causal is True
-    if isinstance(model, TextConfig) and not by_segment and model.pad_id not in (-1, pad_id):
-        raise UserError(
-            f"the tokenizer pads with id {pad_id}, but model.pad_id is {model.pad_id}: the model "
-            f"would take padding for text; set --model.pad-id {pad_id}"
-        )
-    if isinstance(model, EncoderDecoderConfig):
-        _check_target_vocabulary(model, prepared.vocabulary)
-    if isinstance(model, VisionConfig) and isinstance(config.data, ImageData):
-        channels = config.data.channels
-        if channels != model.num_channels:
-            raise UserError(
-                f"data.channels is {channels}, but model.num_channels is {model.num_channels}; "
-                f"set --data.channels {model.num_channels}"
-            )
-    classes = len(prepared.label_names)
-    if LABEL_HEADS.isdisjoint(config.objective.needs.heads):
-        return
-    if classes and classes != model.num_labels:
-        raise UserError(
-            f"the data has {classes} classes, but model.num_labels is {model.num_labels}; "
-            f"set --model.num-labels {classes}"
-        )
-    check_label_names(model, prepared)
-
-
-def _check_target_vocabulary(model: EncoderDecoderConfig, vocabulary: Vocabulary) -> None:
-    """Raises UserError if the decoder has no place for the ids of targets."""
-    target, words = vocabulary.of_targets, model.decoder.vocab_size
-    if vocabulary.target is not None and model.share_embeddings:
-        raise UserError(
-            "the targets have a tokenizer of their own, but the model has one table of words for "
-            "both sides; set --model.share-embeddings False and --model.decoder-vocab-size "
-            f"{target.size}, or leave out data.target_tokenizer"
-        )
-    if target.size > words:
-        raise UserError(
-            f"the tokenizer of the targets has {target.size} pieces, but model.decoder_vocab_size "
-            f"is {words}; set --model.decoder-vocab-size {target.size}"
-        )
-    if vocabulary.pad_id != target.pad_id:
-        raise UserError(
-            f"the tokenizer of the sources pads with id {vocabulary.pad_id} and that of the "
-            f"targets with {target.pad_id}, but a model has one id for it; choose two that agree"
-        )
-
-
-def check_label_names(model: TransformerConfig, prepared: Dataset) -> None:
-    """Raises UserError if the model calls its classes by other names than the data, or in another
-    order."""
-    for ours, theirs in zip(model.label_names, prepared.label_names, strict=False):
-        if ours != theirs:
-            raise UserError(
-                f"the data has the class {theirs!r} where the model has {ours!r}; give "
-                "--data.source.label-names, in the model's order"
-            )
 
 
 def with_label_names(config: TrainConfig, prepared: Dataset) -> TrainConfig:

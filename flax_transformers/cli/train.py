@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flax_transformers.errors import UserError
+from flax_transformers.ranges import parse_integer
 
 if TYPE_CHECKING:  # the command line answers --help without waiting for jax
     from flax_transformers.training.config import TrainConfig
@@ -51,17 +52,22 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli.scores import evaluators
     from flax_transformers.cli.to_beat import baselines_of_run, keep_baselines
     from flax_transformers.parallel.distributed import PREEMPTED
+    from flax_transformers.pretrained import check_initial, is_checkpoint
+    from flax_transformers.training.check_run import check_config, check_run
     from flax_transformers.training.loop import checked_mesh, train
     from flax_transformers.training.position import tokenizers_of_run
     from flax_transformers.training.probes import Probes
     from flax_transformers.training.workdir import open_workdir
 
     runtime.start(config.platform)
-    checked_mesh(config)  # before the data is prepared, which can take hours
+    checked_mesh(config)  # these before the data are prepared, which can take hours
+    check_config(config)
     workdir = open_workdir(arguments.workdir)
+    if config.init_from is not None and not is_checkpoint(workdir):
+        check_initial(config.init_from, config.model)
     prepared = runtime.prepared_data(config.data, tokenizers_of_run(workdir))
     prepared = runtime.fitted_data(config, prepared)
-    runtime.check_fits_data(config, prepared)
+    check_run(config, prepared)
     config = runtime.with_label_names(config, prepared)
     to_beat = baselines_of_run(config, prepared, workdir)
     introduce(config, prepared, workdir, to_beat)
@@ -126,9 +132,9 @@ def _steps(text: str | None) -> tuple[int, int] | None:
     """First and last step of ``FIRST:LAST``."""
     if text is None:
         return None
-    first, _, last = text.partition(":")
-    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+    first, last = (parse_integer(part) for part in text.partition(":")[::2])
+    if first is None or last is None or not 1 <= first <= last:
         raise UserError(
             f"--profile {text} names no steps; give the first and the last, as in 10:15"
         )
-    return int(first), int(last)
+    return first, last

@@ -84,6 +84,12 @@ class TextData(DataConfig):
             )
 
     @property
+    def sources(self) -> tuple[AnySource, ...]:
+        """All corpora that are read."""
+        given = (self.source, self.validation_source)
+        return tuple(source for source in given if source is not None)
+
+    @property
     def held_out_fraction(self) -> float:
         """Share of ``source`` that is held out."""
         return 0.0 if self.validation_source is not None else self.validation_fraction

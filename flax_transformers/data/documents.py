@@ -40,6 +40,11 @@ class Source:
         """What its documents have to be learned of them besides their text."""
         return None
 
+    @property
+    def texts(self) -> int:
+        """How many texts a labelled document has that stand apart in a row."""
+        return 1
+
 
 @dataclass(frozen=True)
 class Document:

@@ -64,6 +64,10 @@ class LabelledSource(Source):
     label_names: tuple[str, ...] = ()
 
     @property
+    def texts(self) -> int:
+        return 1 if self.second_field is None else 2
+
+    @property
     def label_kind(self) -> LabelKind:
         return "classes" if self.label == "class" else "numbers"
 

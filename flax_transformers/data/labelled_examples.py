@@ -10,7 +10,6 @@ from flax_transformers.objectives.labelled import LabelledSpec
 
 _ROW = np.dtype([("document", "<i8"), ("begin", "<i8"), ("start", "<i8"), ("stop", "<i8")])
 _BUCKET_THREADS = 16
-_SOURCES = {"document": "LabelledSource", "words": "TaggedSource", "answers": "QuestionSource"}
 
 
 class LabelledExamples:
@@ -25,7 +24,7 @@ class LabelledExamples:
         if store.label_kind != spec.labels:
             raise UserError(
                 f"The documents of the token store in {store.directory} have other labels than "
-                f"the objective asks for, or none; set data.source to a {_SOURCES[spec.rows]} "
+                f"the objective asks for, or none; set data.source to a {spec.source_kind} "
                 f"whose labels are {spec.labels}, or choose another objective."
             )
         rows = {"document": _documents, "words": _words, "answers": _windows}[spec.rows]

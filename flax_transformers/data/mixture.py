@@ -121,6 +121,11 @@ class MixedText(DataConfig):
             )
         self.part(self.components[0])  # what a TextData refuses is refused here
 
+    @property
+    def sources(self) -> tuple[AnySource, ...]:
+        """All corpora that are read."""
+        return tuple(source for one in self.components for source in self.part(one).sources)
+
     def part(self, component: Component) -> TextData:
         """One component's data."""
         return TextData(
@@ -315,6 +320,8 @@ def _tokenizer(
     if not folder.exists(MIXTURE):
         with only_one(folder):
             if not folder.exists(MIXTURE):
+                for source in data.sources:
+                    sources.check_first_records(source)
                 if not folder.exists(f"tokenizer/{CONFIG_FILE}"):
                     given = of_run.get("tokenizer") if data.tokenizer.needs_training else None
                     save_tokenizer(

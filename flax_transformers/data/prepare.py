@@ -306,6 +306,8 @@ def _open(
 
 def _check_beginning(data: TextData) -> bool:
     """Whether there is so little text that it could be read here; then checks that it will do."""
+    for source in data.sources:
+        sources.check_first_records(source)
     fraction, counts = data.held_out_fraction, Counts()
     characters = documents = held_out = 0
     for _, document in let_in(sources.read_documents(data.source), data.gates, counts):

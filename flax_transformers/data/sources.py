@@ -37,6 +37,8 @@ from flax_transformers.errors import UserError
 
 AnySource = TextSource | PairSource | LabelledSource | TaggedSource | QuestionSource
 
+_FIRST_RECORDS = 20
+
 _PARTS: dict[type, Callable[[Any], Iterator[Part]]] = {
     TextSource: text_parts,
     PairSource: pair_parts,
@@ -52,6 +54,36 @@ def read_documents(
     """The (number, document) of one shard; see `CorpusReader`."""
     reader = CorpusReader(source, range(shard, shard + 1), shards)
     return reader.documents(shard, Counts() if counts is None else counts)
+
+
+def check_first_records(source: AnySource) -> None:
+    """Raises UserError if none of the first records is a valid document, which is a wrong setting
+    and not a bad record; leaving such documents out would leave nothing."""
+    decoder = Decoder(source.on_invalid == "replace")
+    records = (
+        (part, record)
+        for part in _PARTS[type(source)](source)
+        for record in part.records.read(0, None)
+    )
+    problems = []
+    for part, record in itertools.islice(records, _FIRST_RECORDS):
+        try:
+            part.parse(decoder, record.content, record.where)
+        except Invalid as problem:
+            problems.append(problem)
+        else:
+            return
+    if problems:
+        raise UserError(
+            f"None of the first {len(problems)} records of {source.path} is valid ({problems[0]}); "
+            f"set data.source.{_field_settings(source)} to what is there, or give another path"
+        )
+
+
+def _field_settings(source: AnySource) -> str:
+    """The settings that say where in a record the text is."""
+    names = [f.name for f in fields(source) if f.name.endswith(("_field", "_column"))]
+    return ", ".join(names) or "split"
 
 
 def tied_shards(source: AnySource, shards: int) -> list[bool]:

@@ -111,6 +111,19 @@ def load_directory(
     return model, params | fresh_heads(model, place, absent, folder, seed)
 
 
+def described_model(directory: Path, architecture: str) -> TransformerConfig:
+    """The model in a Hugging Face directory, from its config.json alone: as ``architecture`` where
+    its family has that, else as the file's own."""
+    folder = folder_kinds.inner_folder(directory)
+    folder_kinds.require_model(folder)
+    try:
+        own = _read_config(folder, None, None)[1]
+    except UserError:  # a file without a name that is known
+        return _read_config(folder, architecture, None)[2]
+    known = architecture in type(own).architectures
+    return _read_config(folder, architecture, None)[2] if known else own
+
+
 def _read_config(
     directory: Path, architecture: str | None, num_labels: int | None
 ) -> tuple[Identity, TransformerConfig, TransformerConfig]:

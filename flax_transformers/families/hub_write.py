@@ -8,13 +8,14 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from flax_transformers.errors import UserError
@@ -67,7 +68,7 @@ def save_directory(
         for name, shard in shards.items():
             names = [tensor.name for tensor in shard]
             values = export_tensors(table, params, vocab_size, names)
-            tensor_files.write_file(folder / name, shard, (value for _, value in values))
+            tensor_files.write_file(folder / name, shard, _finite(values))
         if len(shards) > 1:
             tensor_files.write_index(folder, shards)
         for name, file in carried_files(tokenizer_from).items():
@@ -80,6 +81,18 @@ def save_directory(
         if settings is not None:
             _write_json(folder / generation_settings.FILE, settings)
         _write_json(folder / CONFIG, described)
+
+
+def _finite(values: Iterable[tuple[str, np.ndarray]]) -> Iterator[np.ndarray]:
+    """The tensors without their names. Raises UserError for one with a value that is not finite, as
+    numbers beyond 65,504 become in float16."""
+    for name, value in values:
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"the tensor {name} has values that are not finite, or that {value.dtype} cannot "
+                "hold; write it with --dtype float32, or choose a step before the run diverged"
+            )
+        yield value
 
 
 def _write_json(file: Path, content: Any) -> None:

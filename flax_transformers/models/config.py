@@ -94,6 +94,17 @@ BESIDE_THE_MODEL = frozenset({"problem_type", "hub_fields", "generation", "norma
 """Fields of a config that change no output of the model itself, but what is made of it."""
 
 
+@dataclass(frozen=True)
+class InputLimit:
+    """What an input of integers [B, T] must keep to: ids below ``below``, at most ``length``
+    tokens, None where anything goes; and the fields of the config that say so."""
+
+    below: int | None
+    below_field: str
+    length: int | None = None
+    length_field: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """The layers, whatever goes into them. Changing any field changes the numbers."""
@@ -232,6 +243,10 @@ class TransformerConfig:
         """What attention scores are multiplied with."""
         return self.head_width**-0.5
 
+    def input_limits(self) -> Mapping[str, InputLimit]:
+        """What inputs must keep to, by name: beyond it a table gives NaN."""
+        return {}
+
     def build(self, execution: Execution) -> nn.Module:
         """The module of the ``architecture``. Raises UserError, naming what there is, for none."""
         if not self.architectures:
@@ -308,6 +323,14 @@ class TextConfig(TransformerConfig):
     @property
     def padded_vocab_size(self) -> int:
         return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+    def input_limits(self) -> Mapping[str, InputLimit]:
+        words = InputLimit(
+            self.vocab_size, "model.vocab_size", self.max_positions, "model.max_positions"
+        )
+        # Without a table, token types are read by nobody.
+        types = InputLimit(self.token_types or None, "model.token_types")
+        return {"input_ids": words, "token_type_ids": types}
 
     def make_positions(self, dtype: jnp.dtype) -> nn.Module:
         """Called with integers [B, T], from ``position_offset`` on, it gives the vectors [B, T, D]

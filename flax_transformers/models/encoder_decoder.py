@@ -7,6 +7,7 @@ heads, ``lm_head`` or ``classification_head`` (``encoder_decoder_heads.py``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from flax_transformers import ranges
 from flax_transformers.models.block import LayerCache, LayerInputs
 from flax_transformers.models.cache import Cache, causal_inputs, empty_cache
-from flax_transformers.models.config import Execution, TextConfig
+from flax_transformers.models.config import Execution, InputLimit, TextConfig
 from flax_transformers.models.embeddings import Embedding, InputEmbeddings, word_table
 from flax_transformers.models.masks import AttentionMask, combined_segments
 from flax_transformers.models.model import Tokens, WordModel
@@ -100,6 +101,16 @@ class EncoderDecoderConfig(TextConfig):
                     f"model.{name} is {value}, but the decoder has words for ids below "
                     f"{self.vocab_size} only; choose one of these"
                 )
+
+    def input_limits(self) -> Mapping[str, InputLimit]:
+        limits = dict(super().input_limits())
+        if not self.causal:
+            field = "model.vocab_size"
+            if self.decoder.vocab_size != self.vocab_size:
+                field = "model.decoder_vocab_size"
+            words = self.decoder.input_limits()["input_ids"]
+            limits["decoder_input_ids"] = replace(words, below_field=field)
+        return limits
 
     def decoder_sizes(self) -> dict[str, Any]:
         """Fields that the decoder has of its own, under the names that the encoder has them."""

@@ -6,9 +6,11 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
+from flax_transformers.ranges import Ranges
 
 Ids = int | tuple[int, ...]
 
@@ -54,6 +56,14 @@ class GenerationSettings:
     """What a decoder's text begins with."""
     other: tuple[tuple[str, str], ...] = ()
     """Every other field of the file and its JSON text, kept as it is."""
+
+    RANGES: ClassVar[Ranges] = {
+        "temperature": ranges.numbers(0, 1e6),
+        "repetition_penalty": ranges.numbers(0, 1e6, above=True),
+    }
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "model.generation")
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

@@ -40,6 +40,12 @@ class LabelledSpec(WindowSpec):
     stride: int = 0
     question_length: int = 0
 
+    @property
+    def source_kind(self) -> str:
+        """The kind of source that has such documents."""
+        kinds = {"document": "LabelledSource", "words": "TaggedSource", "answers": "QuestionSource"}
+        return kinds[self.rows]
+
 
 def overhead(framing: Framing, texts: int) -> int:
     """Places that the framing of one text or two takes."""

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 
 PREEMPTED = 42
@@ -28,6 +29,8 @@ HEARTBEAT_SECONDS = 10
 """Without a sign of life for so long a process counts as lost, and the others abort."""
 SLOW_START_SECONDS = 20.0
 _PATIENCE_MS = 3_600_000  # hashing terabytes, or compiling a giant, takes minutes
+_MOST_PROCESSES = 2**20
+_PORTS = ranges.integers(1, 65_535)
 _barriers = itertools.count()
 
 _LOST = re.compile("Gloo|NCCL|coordination service|Connection (reset|closed) by peer")
@@ -45,18 +48,21 @@ def start_processes() -> None:
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = [name for name in names if os.environ.get(name)]
     if len(given) == len(names):
-        address, count, index = (os.environ[name] for name in names)
-        if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+        address = os.environ[names[0]]
+        count, index = (ranges.parse_integer(os.environ[name]) for name in names[1:])
+        if count is None or index is None or not 0 <= index < count <= _MOST_PROCESSES:
             raise UserError(
-                f"JAX_PROCESS_ID {index} of JAX_NUM_PROCESSES {count} is no process; number them "
-                "from 0 to one less than their count"
+                f"JAX_PROCESS_ID {os.environ[names[2]]} of JAX_NUM_PROCESSES "
+                f"{os.environ[names[1]]} is no process; number them from 0 to one less than their "
+                "count"
             )
-        if not address.rpartition(":")[2].isdigit():
+        host, _, port = address.rpartition(":")
+        if not host or not _PORTS.admits(ranges.parse_integer(port)):
             raise UserError(
                 f"JAX_COORDINATOR_ADDRESS is {address!r}; give the host of process 0 and a free "
                 "port, such as 10.0.0.1:1234"
             )
-        _initialize(address, int(count), int(index))
+        _initialize(address, count, index)
     elif given and not (given == [names[0]] and _launched_with_others()):
         missing = ", ".join(name for name in names if name not in given)
         raise UserError(f"{', '.join(given)} set but not {missing}; set all three or none")
@@ -65,24 +71,26 @@ def start_processes() -> None:
 
 
 def _initialize(address: str | None, count: int | None, index: int | None) -> None:
-    heartbeat = os.environ.get(HEARTBEAT_VARIABLE) or str(HEARTBEAT_SECONDS)
-    if not heartbeat.isdigit() or int(heartbeat) < 1:
-        raise UserError(f"{HEARTBEAT_VARIABLE} is {heartbeat!r}; give whole seconds, or unset it")
+    heartbeat = ranges.from_environment(
+        HEARTBEAT_VARIABLE, ranges.integers(1, 86_400), HEARTBEAT_SECONDS
+    )
     # JAX waits five minutes for all to come, silently, and then aborts.
     others = f"the {count} processes of this job at {address}" if address else "the other processes"
     patience = threading.Timer(SLOW_START_SECONDS, _say, [f"still waiting for {others}"])
     patience.daemon = True
     patience.start()
     try:
-        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=int(heartbeat))
+        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=heartbeat)
     finally:
         patience.cancel()
     sys.excepthook = _leave_at_once
 
 
 def _launched_with_others() -> bool:
-    counts = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    if any(count.isdigit() and int(count) > 1 for count in counts):
+    # srun sets SLURM_STEP_NUM_TASKS for the tasks that it starts. SLURM_NTASKS is also in the shell
+    # of sbatch and salloc, where nobody else is started.
+    counts = (os.environ.get(n, "1") for n in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    if any((ranges.parse_integer(count) or 0) > 1 for count in counts):
         return True
     # TPU slices and GKE jobs name all their hosts.
     return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or (

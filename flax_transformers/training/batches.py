@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from flax_transformers.data.dataset import Dataset, training_examples
 from flax_transformers.data.pipeline import TrainStream
 from flax_transformers.parallel.rules import batch_sharding, host_rows, place_rows
+from flax_transformers.training.check_run import check_batch
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.position import Position
 
@@ -44,6 +45,8 @@ def batches_on_mesh(
         ahead = None
         for local in stream:
             ids = local.pop("example_id")
+            if ahead is None:
+                check_batch(config, phase, local)
             batch = place_rows(local, rows, sharding, phase.batch_size), ids
             if ahead is not None:
                 yield ahead

@@ -28,17 +28,31 @@ def abstract_batch(config: TrainConfig, phase: AnyPhase) -> dict[str, jax.ShapeD
 
     Raises UserError where the objective finds fault with the config.
     """
-    spec = config.objective.window_spec(phase.sequence_length)
-    row = config.objective.prepare(
-        _example(spec, config),
-        np.random.default_rng(0),
-        _vocabulary(config, phase),
-        phase.sequence_length,
-    )
     return {
         name: jax.ShapeDtypeStruct((phase.batch_size, *array.shape), array.dtype)
-        for name, array in row.items()
+        for name, array in dummy_row(config, phase).items()
     }
+
+
+def dummy_row(config: TrainConfig, phase: AnyPhase, vocabulary: Vocabulary | None = None) -> Arrays:
+    """What the objective makes of a made-up example, with the ids of ``vocabulary`` or of one that
+    has every kind of token. Raises UserError as ``abstract_batch`` does, and where the vocabulary
+    lacks a token that the objective needs."""
+    spec = config.objective.window_spec(phase.sequence_length)
+    vocabulary = vocabulary or _vocabulary(config, phase)
+    return config.objective.prepare(
+        _example(spec, config, _ordinary_id(vocabulary)),
+        np.random.default_rng(0),
+        vocabulary,
+        phase.sequence_length,
+    )
+
+
+def _ordinary_id(vocabulary: Vocabulary) -> int:
+    """The first id that stands for text; of the targets too, where they have a vocabulary."""
+    special = {*vocabulary.special_ids, *vocabulary.of_targets.special_ids}
+    size = min(vocabulary.size, vocabulary.of_targets.size)
+    return next((i for i in range(size) if i not in special), 0)
 
 
 def _vocabulary(config: TrainConfig, phase: AnyPhase) -> Vocabulary:
@@ -59,15 +73,16 @@ def _vocabulary(config: TrainConfig, phase: AnyPhase) -> Vocabulary:
     )
 
 
-def _example(spec: WindowSpec, config: TrainConfig) -> Arrays:
+def _example(spec: WindowSpec, config: TrainConfig, token: int) -> Arrays:
     """A raw example as the data would give it; see ``Objective.prepare`` and its kinds."""
     if isinstance(spec, ImageSpec):
         channels = config.data.channels if isinstance(config.data, ImageData) else 3
         image = np.zeros((spec.length, spec.length, channels), np.uint8)
         example: Arrays = {"image": image, "label": np.zeros((), np.int32)}
         return _with_other(example) if spec.other else example
-    tokens = np.full(min(_TOKENS, spec.length), _SPECIALS, np.int32)
+    tokens = np.full(min(_TOKENS, spec.length), token, np.int32)
     end = np.array([len(tokens)], np.int32)
+    halves = np.array([len(tokens) // 2, len(tokens)] if len(tokens) > 1 else end, np.int32)
     if isinstance(spec, PairSpec):
         return {
             "source_tokens": tokens[:1],
@@ -76,8 +91,10 @@ def _example(spec: WindowSpec, config: TrainConfig) -> Arrays:
             "target_ends": end // end,
         }
     if isinstance(spec, LabelledSpec):
-        return _labelled(spec, tokens, end)
-    text: Arrays = {"tokens": tokens, "sentence_ends": end}
+        sources = getattr(config.data, "sources", ())
+        two = any(source.texts > 1 for source in sources) and spec.rows == "document"
+        return _labelled(spec, tokens, halves if two else end)
+    text: Arrays = {"tokens": tokens, "sentence_ends": halves}
     return (_with_other(text) if spec.other else text) | {"document_ends": end}
 
 
@@ -85,7 +102,7 @@ def _with_other(example: Arrays) -> Arrays:
     return example | {f"other_{name}": array for name, array in example.items()}
 
 
-def _labelled(spec: LabelledSpec, tokens: np.ndarray, end: np.ndarray) -> Arrays:
+def _labelled(spec: LabelledSpec, tokens: np.ndarray, ends: np.ndarray) -> Arrays:
     if spec.rows == "answers":
         return {
             "question_tokens": tokens[:1],
@@ -94,4 +111,4 @@ def _labelled(spec: LabelledSpec, tokens: np.ndarray, end: np.ndarray) -> Arrays
             "spans": np.zeros((1, 2), np.int32),
         }
     label = np.zeros(1, np.float32 if spec.labels == "numbers" else np.int32)
-    return {"tokens": tokens, "text_ends": end, "labels": label}
+    return {"tokens": tokens, "text_ends": ends, "labels": label}

@@ -55,6 +55,37 @@ def test_a_value_out_of_range_is_refused(capsys):
     assert "num_heads 3" in refused(capsys, "train", TINY, "--model.num-heads", "3")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("train", TINY, "--workdir", ""), "--workdir is empty; give it a value, or leave it out"),
+        (("train", TINY, "--workdir", "a\0b"), "--workdir is 'a\\x00b'; it must not contain a NUL"),
+        (
+            ("train", TINY, "--workdir", "a\udcff"),
+            "--workdir is 'a\\udcff'; it must be valid UTF-8",
+        ),
+        (("train", TINY, "--data.source.path", "a\0b"), "it must not contain a NUL character"),
+        (("train", TINY, "--workdir", "w", "--profile", "²:3"), "--profile ²:3 names no steps"),
+        (("train", TINY, "--workdir", "w", "--phases.0.steps", "1e20"), "invalid literal for int"),
+        (
+            ("train", TINY, "--workdir", "w", "--logging.hang-dump-s", "nan"),
+            "logging.hang_dump_s is nan; it must be finite",
+        ),
+        (("evaluate", ""), "CHECKPOINT is empty; give it a value, or leave it out"),
+        (
+            ("fill-mask", "x", "--text", "y", "--top", "²"),
+            "--top is '²'; it must be a whole number",
+        ),
+        (("generate", "x", "--prompt", "y", "--top-p", "nan"), "--top-p is nan; it must be finite"),
+        (("generate", "x", "--prompt", "y", "--seed", "9" * 30), "it must be a whole number; see"),
+        (("plan", TINY, "--topology", "cpu:1", "--phase", "1_0"), "--phase is '1_0'; it must be a"),
+        (("no-such-command",), "invalid choice: 'no-such-command'"),
+    ],
+)
+def test_arguments_that_nobody_means_are_refused_in_one_sentence(capsys, arguments, says):
+    assert says in refused(capsys, *arguments)
+
+
 def test_padding_that_the_model_takes_for_text_is_refused(capsys, small, tmp_path):
     said = refused(
         capsys, "train", TINY, "--workdir", str(tmp_path / "w"), *small, "--model.pad-id", "5"

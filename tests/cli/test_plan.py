@@ -66,8 +66,11 @@ def test_a_phase_that_there_is_not_is_refused(capsys):
     ("arguments", "says"),
     [
         (("--topology", "cpu:0"), "has no device"),
-        (("--topology", "cpu:1", "--slices", "0"), "--slices is 0; give 1 or more"),
-        (("--topology", "cpu:1", "--search-limit", "0"), "--search-limit is 0; give 1 or more"),
+        (("--topology", "cpu:1", "--slices", "0"), "--slices is 0; it must be at least 1"),
+        (
+            ("--topology", "cpu:1", "--search-limit", "0"),
+            "--search-limit is 0; it must be at least 1",
+        ),
         (("--topology", "cpu:1", "--json", "no/such/plan.json"), "is in no folder"),
         (("--topology", "cpu:1", "--hlo", "no/such/step.hlo"), "is in no folder"),
         (("--topology", "cpu:1", "--execution.feed-forward-chunk", "0"), "must be at least 1"),

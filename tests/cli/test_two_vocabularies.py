@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from types import SimpleNamespace
-
 import pytest
 
-from flax_transformers.cli import runtime
 from flax_transformers.cli.main import main
-from flax_transformers.errors import UserError
-from flax_transformers.families.marian import MarianConfig
-from flax_transformers.objectives.contract import Vocabulary
-from flax_transformers.testing import tiny_config
 from flax_transformers.training.checkpoints import find_checkpoint
 from flax_transformers.training.restore import restore_model
 
@@ -76,41 +68,3 @@ def test_a_run_trains_scores_shows_and_writes_targets_with_their_own_tokenizer(t
     said = capsys.readouterr().out
     assert "nothing: a tokenizer for each side is not written in the format of trans" in said
     assert f"decode with {run}" in said
-
-
-MODEL = MarianConfig(
-    vocab_size=60,
-    decoder_vocab_size=30,
-    share_embeddings=False,
-    hidden_size=8,
-    num_layers=1,
-    num_heads=2,
-    intermediate_size=8,
-    pad_id=0,
-)
-
-
-@pytest.mark.parametrize(
-    ("changes", "target", "said"),
-    [
-        (
-            {"share_embeddings": True, "decoder_vocab_size": None},
-            Vocabulary(30, 0),
-            "one table of words for both sides; set --model.share-embeddings False",
-        ),
-        ({}, Vocabulary(31, 0), "31 pieces, but model.decoder_vocab_size is 30; set"),
-        ({}, None, "60 pieces, but model.decoder_vocab_size is 30; set"),
-        ({}, Vocabulary(30, 5), "pads with id 0 and that of the targets with 5"),
-    ],
-)
-def test_vocabularies_that_do_not_fit_the_model_are_refused(changes, target, said):
-    prepared = SimpleNamespace(vocabulary=Vocabulary(60, 0, target=target), label_names=())
-    config = tiny_config("", "", model=dataclasses.replace(MODEL, **changes))
-    with pytest.raises(UserError, match=said):
-        runtime.check_fits_data(config, prepared)
-
-
-def test_vocabularies_that_fit_are_taken():
-    vocabulary = Vocabulary(60, 0, target=Vocabulary(30, 0))
-    prepared = SimpleNamespace(vocabulary=vocabulary, label_names=())
-    runtime.check_fits_data(tiny_config("", "", model=MODEL), prepared)

@@ -121,6 +121,16 @@ def test_tensors_of_mixed_types_begin_at_multiples_of_their_size(tmp_path):
     assert set(load_file(tmp_path / "mixed" / "model.safetensors")) == set(header)
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(3e38, jnp.float16), (jnp.nan, jnp.float32)])
+def test_a_tensor_that_would_not_be_finite_is_named_and_nothing_is_written(tmp_path, value, dtype):
+    model, params = make_model()
+    params["words"]["embedding"] = params["words"]["embedding"].at[3, 2].set(value)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    with pytest.raises(UserError, match=r"bert.embeddings.word_embeddings.weight has values that"):
+        save_pretrained(tmp_path / "half", model, params)
+    assert not (tmp_path / "half").exists()
+
+
 @pytest.mark.slow
 def test_files_of_bare_models_have_no_prefix_and_are_read_by_other_architectures(tmp_path):
     model, params = make_model(architecture="BertModel")

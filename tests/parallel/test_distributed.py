@@ -17,6 +17,7 @@ from flax_transformers.parallel.distributed import check_platform, start_process
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 LAUNCHERS = (
     "SLURM_NTASKS",
+    "SLURM_STEP_NUM_TASKS",
     "OMPI_COMM_WORLD_SIZE",
     "TPU_WORKER_HOSTNAMES",
     "MEGASCALE_COORDINATOR_ADDRESS",
@@ -50,7 +51,10 @@ def test_nothing_is_started_alone(start):
 @pytest.mark.parametrize(
     "environment",
     [
-        {"SLURM_NTASKS": "1"},
+        {"SLURM_STEP_NUM_TASKS": "1"},
+        # The shell of sbatch or salloc, without srun.
+        {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0"},
+        {"SLURM_STEP_NUM_TASKS": "²"},
         {"OMPI_COMM_WORLD_SIZE": "1"},
         {"TPU_WORKER_HOSTNAMES": "localhost"},
         {"JAX_NUM_PROCESSES": ""},
@@ -69,11 +73,11 @@ def test_three_variables_name_a_process_of_a_job(start):
 @pytest.mark.parametrize(
     "environment",
     [
-        {"SLURM_NTASKS": "2"},
+        {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"},
         {"OMPI_COMM_WORLD_SIZE": "16"},
         {"TPU_WORKER_HOSTNAMES": "a,b"},
         {"MEGASCALE_COORDINATOR_ADDRESS": "a"},
-        {"SLURM_NTASKS": "2", "JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"},
+        {"SLURM_STEP_NUM_TASKS": "2", "JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"},
     ],
 )
 def test_jax_finds_the_job_of_a_launcher_it_knows(start, environment):
@@ -96,7 +100,9 @@ def test_some_variables_without_the_others_are_refused(start, given, missing):
         start(**dict.fromkeys(given, "1"))
 
 
-@pytest.mark.parametrize(("count", "index"), [("two", "0"), ("2", "2"), ("2", "-1")])
+@pytest.mark.parametrize(
+    ("count", "index"), [("two", "0"), ("2", "2"), ("2", "-1"), ("²", "0"), ("1" * 30, "0")]
+)
 def test_a_process_that_is_none_of_the_job_is_refused(start, count, index):
     with pytest.raises(UserError, match=f"JAX_PROCESS_ID {index} of JAX_NUM_PROCESSES {count}"):
         start(JAX_COORDINATOR_ADDRESS="a:1", JAX_NUM_PROCESSES=count, JAX_PROCESS_ID=index)

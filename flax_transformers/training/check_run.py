@@ -1,0 +1,325 @@
+"""What the config, the model and the data of a run must agree in, checked before its first step.
+
+`check_config` takes what the config alone says, in seconds and before any data are prepared;
+`check_run` takes the prepared data too. Both make an example of the kind that the objective asks
+for into a row and compare that with what the model takes, so that an objective or a family of the
+user's own is checked like the others. `check_batch` compares the first batch in the same way: it
+sees all the data's ids and is a backstop for what a made-up example does not show.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flax_transformers import ranges
+from flax_transformers.data.config import TextData
+from flax_transformers.data.dataset import Dataset
+from flax_transformers.data.images import ImageData
+from flax_transformers.data.mixture import MixedText
+from flax_transformers.data.pairs import PairSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.errors import UserError
+from flax_transformers.models.config import Execution, TextConfig, TransformerConfig
+from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
+from flax_transformers.models.vision import VisionConfig
+from flax_transformers.objectives.contract import Vocabulary
+from flax_transformers.objectives.images import ImageSpec
+from flax_transformers.objectives.labelled import LabelledSpec
+from flax_transformers.objectives.sequence_to_sequence import PairSpec
+from flax_transformers.training.config import AnyPhase, TrainConfig
+from flax_transformers.training.stand_in import Arrays, dummy_row
+from flax_transformers.training.step import check_fits
+
+LABEL_HEADS = frozenset({"classify", "tag"})
+"""What an objective needs of a model if it learns the labels of the data."""
+
+
+def check_config(config: TrainConfig) -> None:
+    """Raises UserError for contradictions that show without the data."""
+    if not all(hasattr(config.objective, name) for name in ("needs", "window_spec", "prepare")):
+        raise UserError(
+            f"objective is {ranges.shown(config.objective)}; it must be an objective, such as "
+            "MaskedLM()"
+        )
+    _check_places(config)
+    config.optimizer.schedule.check_steps(config.total_steps)
+    check_fits(config.objective, config.model.build(Execution()))
+    _check_kind_of_data(config)
+    _check_tokenizers(config)
+    _check_outputs(config)
+    for phase in config.phases:
+        _check_image_size(config.model, phase)
+        _check_row(config, phase, dummy_row(config, phase))
+
+
+def check_run(config: TrainConfig, prepared: Dataset) -> None:
+    """Raises UserError unless the model and the objective fit the data. Reads no data."""
+    check_fits(config.objective, config.model.build(Execution()))
+    _check_outputs(config)
+    if isinstance(config.model, TextConfig):
+        _check_vocabulary(config.model, prepared.vocabulary, config.objective.needs.causal is True)
+        _check_ends_of_text(config, prepared.vocabulary)
+        for phase in config.phases:
+            row = dummy_row(config, phase, prepared.vocabulary)
+            _check_row(config, phase, row)
+            _check_decoder_start(config.model, row)
+    _check_classes(config, prepared)
+
+
+def check_batch(config: TrainConfig, phase: AnyPhase, batch: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError if a batch, as `TrainStream` gives it, has an id or a length that the model
+    has no place for, or a number that is not finite."""
+    _check_row(config, phase, batch, batched=True)
+
+
+def check_label_names(model: TransformerConfig, prepared: Dataset) -> None:
+    """Raises UserError if the model calls its classes by other names than the data, or in another
+    order."""
+    for ours, theirs in zip(model.label_names, prepared.label_names, strict=False):
+        if ours != theirs:
+            raise UserError(
+                f"the data has the class {theirs!r} where the model has {ours!r}; give "
+                "--data.source.label-names, in the model's order"
+            )
+
+
+_PLACES = frozenset({"path", "target_path", "store", "init_from"})
+"""Fields that name a file or a folder."""
+
+
+def _check_places(config: Any, where: str = "") -> None:
+    """No file or folder has an empty name."""
+    if isinstance(config, tuple):
+        for item in config:
+            _check_places(item, where)
+    elif dataclasses.is_dataclass(config):
+        for field in dataclasses.fields(config):
+            value, name = getattr(config, field.name), f"{where}{field.name}"
+            if field.name in _PLACES and value == "":
+                raise UserError(f"{name} is empty; give the path, or leave it out")
+            _check_places(value, f"{name}.")
+
+
+def _check_kind_of_data(config: TrainConfig) -> None:
+    spec, data = config.objective.window_spec(config.phases[0].sequence_length), config.data
+    objective = type(config.objective).__name__
+    if isinstance(spec, ImageSpec) != isinstance(data, ImageData):
+        kind = "images" if isinstance(spec, ImageSpec) else "text"
+        raise UserError(
+            f"objective {objective} learns from {kind}, but data is a {type(data).__name__}; "
+            "choose another objective, or other data"
+        )
+    if not isinstance(data, TextData | MixedText):
+        return
+    for source in data.sources:
+        given = "pairs" if isinstance(source, PairSource) else source.label_kind
+        if isinstance(spec, PairSpec) and given != "pairs":
+            wanted, kind = "pairs", "PairSource"
+        elif isinstance(spec, LabelledSpec) and given != spec.labels:
+            wanted, kind = f"the labels {spec.labels!r}", spec.source_kind
+        else:
+            continue
+        raise UserError(
+            f"objective {objective} learns {wanted}, which the {type(source).__name__} of "
+            f"{source.path} does not give; set data.source to a {kind}, or choose another objective"
+        )
+
+
+def _check_tokenizers(config: TrainConfig) -> None:
+    """The sizes of tokenizers that are trained for the run, before they are."""
+    model, data = config.model, config.data
+    if not isinstance(model, TextConfig) or not isinstance(data, TextData | MixedText):
+        return
+    _check_size("tokenizer", data.tokenizer, model.vocab_size, "vocab_size")
+    target = data.target_tokenizer if isinstance(data, TextData) else None
+    if isinstance(model, EncoderDecoderConfig) and target is not None:
+        _check_size("target_tokenizer", target, model.decoder.vocab_size, "decoder_vocab_size")
+
+
+def _check_size(name: str, tokenizer: TokenizerConfig, entries: int, field: str) -> None:
+    if tokenizer.needs_training and tokenizer.vocab_size > entries:
+        raise UserError(
+            f"data.{name}.vocab_size is {tokenizer.vocab_size}, but model.{field} is {entries}; "
+            f"set --data.{name.replace('_', '-')}.vocab-size {entries}, or a larger model.{field}"
+        )
+
+
+def _check_outputs(config: TrainConfig) -> None:
+    spec = config.objective.window_spec(config.phases[0].sequence_length)
+    outputs = config.model.num_labels
+    if isinstance(spec, LabelledSpec) and spec.labels == "numbers" and outputs != 1:
+        raise UserError(
+            f"objective.loss is 'mse', of one number, but model.num_labels is {outputs}; set "
+            "--model.num-labels 1"
+        )
+    model, data = config.model, config.data
+    if not (isinstance(model, VisionConfig) and isinstance(data, ImageData)):
+        return
+    if data.channels != model.num_channels:
+        raise UserError(
+            f"data.channels is {data.channels}, but model.num_channels is {model.num_channels}; "
+            f"set --data.channels {model.num_channels}"
+        )
+
+
+def _check_image_size(model: TransformerConfig, phase: AnyPhase) -> None:
+    """Images of a phase consist of whole patches, or have the size that the model was made for."""
+    if not isinstance(model, VisionConfig):
+        return
+    size, patch = phase.sequence_length, model.patch_size
+    if size < patch:
+        raise UserError(
+            f"phases.image_size is {size}, less than one patch of model.patch_size {patch}; set it "
+            f"to {patch} or more"
+        )
+    if size % patch and (size, size) != model.image_shape:
+        raise UserError(
+            f"phases.image_size is {size}, of which patches of model.patch_size {patch} leave out "
+            f"{size % patch} pixels at two edges; set it to {size - size % patch} or "
+            f"{size - size % patch + patch}"
+        )
+
+
+def _check_row(
+    config: TrainConfig, phase: AnyPhase, row: Mapping[str, np.ndarray], *, batched: bool = False
+) -> None:
+    """``row``, or a batch of rows, against what the model takes and what its heads give."""
+    objective = type(config.objective).__name__
+    limits = dict(config.model.input_limits())
+    heads = config.objective.needs.heads
+    for name, value in row.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise UserError(
+                f"{name} of the rows that objective {objective} makes are not all finite; check "
+                "the numbers in the data"
+            )
+    if "unembed" in heads:
+        words = limits.get("decoder_input_ids", limits.get("input_ids"))
+        if words is not None:
+            limits |= dict.fromkeys(("labels", "masked_labels"), words)
+    for name, limit in limits.items():
+        if name not in row or row[name].dtype.kind not in "iu":
+            continue
+        ids = row[name]
+        length = ids.shape[1] if batched and ids.ndim > 1 else ids.shape[0] if ids.ndim else 1
+        if limit.length is not None and length > limit.length:
+            raise UserError(
+                f"objective {objective} makes {name} of {length} tokens at sequence_length "
+                f"{phase.sequence_length}, but {limit.length_field} is {limit.length}; set "
+                "--phases.N.sequence-length (or objective.target_length, where there is one) lower"
+            )
+        largest = int(ids.max(initial=0))
+        if limit.below is not None and largest >= limit.below:
+            raise UserError(
+                f"objective {objective} makes {name} up to {largest}, but {limit.below_field} is "
+                f"{limit.below}; {_remedy(config, name, largest)}"
+            )
+        if name in config.model.input_limits() and int(ids.min(initial=0)) < 0:
+            raise UserError(
+                f"objective {objective} makes {name} down to {int(ids.min())}, which are no ids; "
+                "check the data and the tokenizer"
+            )
+    if LABEL_HEADS.intersection(heads) and "labels" in row and row["labels"].dtype.kind in "iu":
+        largest = int(row["labels"].max(initial=0))
+        if largest >= config.model.num_labels:
+            raise UserError(
+                f"the data have a class of number {largest}, but model.num_labels is "
+                f"{config.model.num_labels}; set --model.num-labels {largest + 1}"
+            )
+
+
+def _remedy(config: TrainConfig, name: str, largest: int) -> str:
+    if name == "token_type_ids" and hasattr(config.objective, "framing"):
+        return "set --objective.framing roberta, which has no token types, or model.token_types"
+    if name == "token_type_ids":
+        return f"set --model.token-types {largest + 1}, or choose an objective without pairs"
+    return f"set --model.vocab-size {largest + 1} or more, or choose another tokenizer"
+
+
+def _check_vocabulary(model: TextConfig, vocabulary: Vocabulary, by_segment: bool) -> None:
+    """The tables of words have a row for each id, and one id stands for padding."""
+    if vocabulary.size > model.vocab_size:
+        raise UserError(
+            f"the tokenizer has {vocabulary.size} pieces, but model.vocab_size is "
+            f"{model.vocab_size}; set --model.vocab-size {vocabulary.size}"
+        )
+    # Rows of a causal objective say by their segments where padding is.
+    if not by_segment and model.pad_id not in (-1, vocabulary.pad_id):
+        raise UserError(
+            f"the tokenizer pads with id {vocabulary.pad_id}, but model.pad_id is {model.pad_id}: "
+            f"the model would take padding for text; set --model.pad-id {vocabulary.pad_id}"
+        )
+    if isinstance(model, EncoderDecoderConfig):
+        _check_target_vocabulary(model, vocabulary)
+
+
+def _check_target_vocabulary(model: EncoderDecoderConfig, vocabulary: Vocabulary) -> None:
+    target, words = vocabulary.of_targets, model.decoder.vocab_size
+    if vocabulary.target is not None and model.share_embeddings:
+        raise UserError(
+            "the targets have a tokenizer of their own, but the model has one table of words for "
+            "both sides; set --model.share-embeddings False and --model.decoder-vocab-size "
+            f"{target.size}, or leave out data.target_tokenizer"
+        )
+    if target.size > words:
+        raise UserError(
+            f"the tokenizer of the targets has {target.size} pieces, but model.decoder_vocab_size "
+            f"is {words}; set --model.decoder-vocab-size {target.size}"
+        )
+    if vocabulary.pad_id != target.pad_id:
+        raise UserError(
+            f"the tokenizer of the sources pads with id {vocabulary.pad_id} and that of the "
+            f"targets with {target.pad_id}, but a model has one id for it; choose two that agree"
+        )
+
+
+def _check_ends_of_text(config: TrainConfig, vocabulary: Vocabulary) -> None:
+    """Text that the model learns to write begins and ends where its config says."""
+    model, needs = config.model, config.objective.needs
+    if "unembed" not in needs.heads or not (needs.causal or "decoder_input_ids" in needs.inputs):
+        return
+    written = vocabulary.of_targets
+    ends, end, begin = getattr(model, "eos_ids", ()), written.end_id, getattr(model, "bos_id", None)
+    if ends and end is not None and end not in ends:
+        raise UserError(
+            f"the tokenizer ends a text with id {end}, but model.eos_ids is {ends}: no text would "
+            f"end there; set --model.eos-ids {end}"
+        )
+    if begin is not None and begin >= written.size:
+        raise UserError(
+            f"model.bos_id is {begin}, but the tokenizer has {written.size} pieces; set "
+            f"--model.bos-id {written.bos_id}"
+        )
+    if begin is not None and written.bos_id is not None and begin != written.bos_id:
+        raise UserError(
+            f"the tokenizer begins a text with id {written.bos_id}, but model.bos_id is {begin}; "
+            f"set --model.bos-id {written.bos_id}"
+        )
+
+
+def _check_decoder_start(model: TransformerConfig, row: Arrays) -> None:
+    start = getattr(model, "decoder_start_id", None)
+    if start is None or "decoder_input_ids" not in row:
+        return
+    first = int(row["decoder_input_ids"].reshape(-1)[0])
+    if first != start:
+        raise UserError(
+            f"the decoder's rows begin with id {first}, but model.decoder_start_id is {start}; set "
+            f"--model.decoder-start-id {first}, or objective.decoder_start_id"
+        )
+
+
+def _check_classes(config: TrainConfig, prepared: Dataset) -> None:
+    if LABEL_HEADS.isdisjoint(config.objective.needs.heads):
+        return
+    classes = len(prepared.label_names)
+    if classes and classes != config.model.num_labels:
+        raise UserError(
+            f"the data has {classes} classes, but model.num_labels is {config.model.num_labels}; "
+            f"set --model.num-labels {classes}"
+        )
+    check_label_names(config.model, prepared)
