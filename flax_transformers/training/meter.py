@@ -24,6 +24,12 @@ from flax_transformers.training.step import StepReport
 log = logging.getLogger(__name__)
 
 REMEDY = "lower optimizer.learning_rate, lengthen the warm-up or use execution.dtype float32"
+LOOK_AT = (
+    "look at the rows with `flax-transformers inspect`, at ids beyond model.vocab_size or "
+    "model.token_types, positions beyond model.max_positions, the weights of init_from, "
+    "model.init_std, model.norm_eps and execution.dtype"
+)
+"""What can be wrong where the very first step is not finite."""
 
 
 class Meter:
@@ -102,6 +108,11 @@ class Meter:
         limit = self._config.max_skipped_in_a_row
         if self._consecutive_skips > limit:
             what, wrong = self._fault
+            if not report.updates:
+                raise TooManySkipped(
+                    f"the {what} of the first {self._consecutive_skips} steps are {wrong}, and no "
+                    f"update has been made: this is no divergence; {LOOK_AT}"
+                )
             raise TooManySkipped(
                 f"the {what} of {self._consecutive_skips} steps in a row are {wrong}; {REMEDY}, "
                 f"and run the same command again: {limit} steps in a row may be skipped "

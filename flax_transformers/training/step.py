@@ -44,6 +44,8 @@ class StepReport:
     skipped: jax.Array
     skipped_in_a_row: jax.Array
     update_is_finite: Any = True
+    updates: Any = 1
+    """Steps since the run began that were not skipped."""
 
 
 def model_functions(model: nn.Module) -> ModelFunctions:
@@ -156,6 +158,7 @@ def make_train_step(
             skipped=new_state.skipped,
             skipped_in_a_row=new_state.skipped_in_a_row,
             update_is_finite=update_is_finite,
+            updates=new_state.step - new_state.skipped,
         )
         return new_state, report
 

@@ -101,6 +101,13 @@ def test_one_skipped_step_in_a_row_more_than_allowed_ends_the_run():
         meter.row(6)
 
 
+def test_a_run_whose_first_steps_are_not_finite_is_told_from_one_that_diverges():
+    meter = make_meter()
+    feed(meter, *(dataclasses.replace(bad(n, n), updates=0) for n in (1, 2, 3)))
+    with pytest.raises(UserError, match="of the first 3 steps are not finite, and no update .* at"):
+        meter.row(3)
+
+
 @pytest.mark.parametrize("limit", [0, 1, 20])
 def test_as_many_steps_in_a_row_as_the_limit_may_be_skipped_and_one_more_may_not(limit):
     meter = make_meter(dataclasses.replace(CONFIG, max_skipped_in_a_row=limit))
