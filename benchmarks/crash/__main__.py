@@ -77,3 +77,7 @@ def main() -> int:
             campaign.write(line | damage.do(campaign, rng, processes))
     print(summary(campaign.lines))
     return int(any(line["problems"] for line in campaign.lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
