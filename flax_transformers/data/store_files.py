@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -275,7 +276,7 @@ class StoreArray:
     ) -> None:
         self._reader, self._name, self._file = reader, name, file
         self._dtype, self._length = dtype, length
-        self._page_ends: np.ndarray | None = None
+        self._page_ends: array[int] | None = None
 
     def __len__(self) -> int:
         return self._length
@@ -297,14 +298,14 @@ class StoreArray:
         start = page * _PAGE
         if start >= self._length:
             return self._length
-        return start + int(np.searchsorted(self._page(page), value, side="right"))
+        return start + int(self._page(page).searchsorted(value, "right"))
 
     def between(self, low: int, high: int) -> np.ndarray:
         """The entries v of an increasing array with low < v <= high."""
         page, found = self._page_after(low), []
         while page * _PAGE < self._length:
             entries = self._page(page)
-            first, last = np.searchsorted(entries, (low, high), side="right")
+            first, last = (entries.searchsorted(value, "right") for value in (low, high))
             found.append(entries[first:last])
             if last < len(entries):
                 break
@@ -319,14 +320,14 @@ class StoreArray:
         of which a search needs the same ones again and again."""
         pages = -(-self._length // _PAGE)
         if self._page_ends is None:
-            self._page_ends = np.full(pages, -1, np.int64)
+            self._page_ends = array("q", [-1]) * pages  # unlike numpy's, quick entry by entry
         low, high = 0, pages
         while low < high:
             page = (low + high) // 2
             end = self._page_ends[page]
             if end < 0:
                 last = min((page + 1) * _PAGE, self._length) - 1
-                end = self._page_ends[page] = self.read(last, last + 1)[0]
+                end = self._page_ends[page] = int(self[last])
             if end > value:
                 high = page
             else:
