@@ -52,10 +52,10 @@ endef
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## Train a tiny BERT on text that is already on this machine (under six minutes on two cores)
+demo: ## Train a tiny ModernBERT on text that is already on this machine (under six minutes on two cores)
 	@$(call environment,)
-	@echo "Training configs/bert_tiny.py in $(DEMO) ..."
-	@"$(VENV)/bin/flax-transformers" train configs/bert_tiny.py --workdir "$(DEMO)"
+	@echo "Training configs/modernbert_tiny.py in $(DEMO) ..."
+	@"$(VENV)/bin/flax-transformers" train configs/modernbert_tiny.py --workdir "$(DEMO)"
 	@echo
 	@echo "Next: $(VENV)/bin/flax-transformers fill-mask $(DEMO) --text 'The [MASK] statement is used to'"
 	@echo "      make demo-clean demo   starts afresh"

@@ -1,13 +1,13 @@
-"""A tiny pre-norm BERT on the text that every Python carries: the demo.
+"""A tiny BERT on the text that every Python carries.
 
-Command:   flax-transformers train configs/bert_tiny.py --workdir runs/demo   (or: make demo)
-Hardware:  2 CPU cores, 2 min 30 s
-Expected:  held-out loss 5.19 to 5.23, where the unigram cross-entropy is 5.94 (two runs on CPython
+Command:   flax-transformers train configs/bert_tiny.py --workdir runs/bert_tiny
+Hardware:  2 CPU cores, 7 minutes (measured beside much other work)
+Expected:  held-out loss 5.08, where the unigram cross-entropy is 5.94 (measured, one run on CPython
            3.11.7: training WordPiece is not deterministic, and the text is the documentation of the
            Python that runs it)
 
-Pre-norm, a high rate and short rows, because the point is to see a model use context within
-minutes; bert_base.py is the published shape.
+A high rate and short sequences; bert_base.py is the published shape. modernbert_tiny.py, which has
+rotary positions, reaches 4.17 in the same time.
 """
 
 from flax_transformers.data.config import TextData
@@ -31,10 +31,6 @@ def get_config() -> TrainConfig:
             intermediate_size=1024,
             max_positions=64,
             activation="gelu_tanh",
-            norm_place="pre",
-            norm_eps=1e-6,
-            token_types=0,
-            embedding_norm=False,
             dropout=0.0,
             attention_dropout=0.0,
         ),
@@ -44,7 +40,7 @@ def get_config() -> TrainConfig:
             validation_fraction=0.05,
             shards=1,
         ),
-        optimizer=AdamW(learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=50)),
+        optimizer=AdamW(learning_rate=1e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
         phases=(Phase(steps=600, sequence_length=64, batch_size=32),),
         execution=Execution(dtype="auto"),
         checkpoints=CheckpointConfig(every_steps=200),

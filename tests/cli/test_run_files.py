@@ -66,7 +66,7 @@ def test_a_tokenizer_says_how_long_texts_may_be_unless_it_does_already(tmp_path)
 def test_no_id_beyond_the_vocabulary_is_written(config):
     config = within_vocabulary(config)
     described = config_json(config)
-    settings = settings_json(config, None)
+    settings = settings_json(config, None) or {}
     assert described["eos_token_id"] is None and "eos_token_id" not in settings
     size = config.vocab_size
     assert (described["bos_token_id"] or 0) < size and settings.get("bos_token_id", 0) < size

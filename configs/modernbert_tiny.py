@@ -1,0 +1,49 @@
+"""A tiny ModernBERT on the text that every Python carries: the demo.
+
+Command:   flax-transformers train configs/modernbert_tiny.py --workdir runs/demo   (or: make demo)
+Hardware:  2 CPU cores, 6 minutes (measured beside much other work)
+Expected:  held-out loss 4.17, where the unigram cross-entropy is 5.94 (measured, one run on CPython
+           3.11.7: training WordPiece is not deterministic, and the text is the documentation of the
+           Python that runs it)
+
+A high rate and short sequences, because the point is to see a model use context within minutes.
+"flax-transformers convert runs/demo DIR" writes it for the fill-mask pipeline of transformers.
+"""
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.families.modernbert import ModernBertConfig
+from flax_transformers.models.config import Execution
+from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=ModernBertConfig(
+            vocab_size=4096,
+            hidden_size=256,
+            num_layers=2,
+            num_heads=4,
+            intermediate_size=512,
+            max_positions=64,
+            init_std=0.05,
+            pad_id=0,
+        ),
+        objective=MaskedLM(),
+        data=TextData(
+            tokenizer=TokenizerConfig("wordpiece", vocab_size=4096, lowercase=True),
+            validation_fraction=0.05,
+            shards=1,
+        ),
+        optimizer=AdamW(learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=50)),
+        phases=(Phase(steps=600, sequence_length=64, batch_size=32),),
+        execution=Execution(dtype="auto"),
+        checkpoints=CheckpointConfig(every_steps=200),
+        evaluation=Evaluation(every_steps=200, batch_size=64),
+        logging=Logging(every_steps=10),
+        seed=0,
+    )
