@@ -25,7 +25,6 @@ from flax_transformers.training.config_json import (
     UnregisteredType,
     register,
     register_types_of,
-    to_json,
 )
 from flax_transformers.training.restore import saved_config
 from flax_transformers.training.step_folders import Found
@@ -234,17 +233,18 @@ def _unknown_field(argument: str, config: Any) -> str:
     name = argument.split("=")[0].lstrip("-")
     if not argument.startswith("--"):
         return f"unexpected argument {argument!r}; a config field is set as --section.field value"
-    known = _field_names(to_json(config))
+    known = _field_names(config)
     near = difflib.get_close_matches(name.replace("-", "_"), known, 1, 0.4)
     hint = f"did you mean --{near[0].replace('_', '-')}?" if near else "see --print-config"
     return f"there is no config field --{name}; {hint}"
 
 
 def _field_names(value: Any, path: str = "") -> list[str]:
-    """Dotted names of all leaves of a JSON config."""
-    if isinstance(value, dict):
-        items = [(key, item) for key, item in value.items() if key != "type"]
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+    """Dotted names of all fields that are no dataclasses themselves."""
+    items: list[tuple[str, Any]]
+    if dataclasses.is_dataclass(value):
+        items = [(field.name, getattr(value, field.name)) for field in _fields(value)]
+    elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
         items = [(str(i), item) for i, item in enumerate(value)]
     else:
         return [path]
