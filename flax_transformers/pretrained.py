@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +91,15 @@ def load_pretrained(
     return config.build(model.execution), params
 
 
-def check_initial(path: str | os.PathLike[str], config: TransformerConfig) -> None:
-    """Raises UserError if a run of ``config`` cannot start from what is in ``path``.
+def initial_model(
+    path: str | os.PathLike[str], config: TransformerConfig, given: Collection[str] = ()
+) -> TransformerConfig:
+    """The model of a run that starts from the weights in ``path``: described there, and by
+    ``config`` only in its heads, its image size and what matters in training alone.
 
-    Reads configs and no weights: ``initial_parameters`` checks the rest.
+    A log line names the fields in which the two differ. Raises UserError if ``path`` holds another
+    family, or contradicts one of the fields that the user has ``given`` on the command line. Reads
+    configs and no weights.
     """
     place = f"--init-from {os.fspath(path)}"
     if is_checkpoint(path):
@@ -113,7 +118,28 @@ def check_initial(path: str | os.PathLike[str], config: TransformerConfig) -> No
             f"{config.architecture}; choose weights of that family, or make the config's model a "
             f"{type(found).__name__}"
         )
-    _require_same(found, config, place)
+    return _combined(found, config, given, place)
+
+
+def _combined(
+    found: TransformerConfig, config: TransformerConfig, given: Collection[str], place: str
+) -> TransformerConfig:
+    own = ONLY_IN_TRAINING | NEW_IN_A_RUN
+    names = [field.name for field in dataclasses.fields(config) if field.name not in own]
+    theirs = {name: getattr(found, name) for name in names if hasattr(found, name)}
+    differ = [name for name in theirs if theirs[name] != getattr(config, name)]
+    for name in differ:
+        if name in given:
+            option = f"--model.{name.replace('_', '-')}"
+            raise UserError(
+                f"{place} holds a model whose {name} is {theirs[name]!r}, but {option} asks for "
+                f"{getattr(config, name)!r}; leave {option} out, or start from other weights"
+            )
+    if shown := [name for name in differ if name not in BESIDE_THE_MODEL]:
+        fields = ", ".join(f"{name} {theirs[name]!r}" for name in shown[:8])
+        more = f" and {len(shown) - 8} more fields" if len(shown) > 8 else ""
+        log.info("the model is that of %s, not the config's: %s%s", place, fields, more)
+    return dataclasses.replace(config, **theirs)
 
 
 def _require_same(found: TransformerConfig, config: TransformerConfig, place: str) -> None:

@@ -45,3 +45,53 @@ def test_a_head_is_not_taken_over_for_its_classes_in_another_order(tmp_path):
     other = dataclasses.replace(model.config, label_names=("maybe", "no", "yes"))
     with pytest.raises(UserError, match="in the order no, maybe, yes, the data in the order maybe"):
         initial_parameters(tmp_path / "bert", other, make_mesh(MeshConfig()), seed=0)
+
+
+def described(**changes):
+    return dataclasses.replace(tiny_bert(), **changes)
+
+
+@pytest.fixture
+def wider(tmp_path):
+    """A folder with a published model that is wider than the config's."""
+    model, params = tiny_model("BertForMaskedLM", hidden_size=48, num_heads=6, vocab_size=262)
+    ft.save_pretrained(tmp_path / "hf", model, params)
+    return str(tmp_path / "hf")
+
+
+def test_a_run_takes_its_model_from_the_weights_that_it_starts_from(wider, caplog):
+    caplog.set_level("INFO", "flax_transformers")
+    config = described(
+        architecture="BertForSequenceClassification", num_labels=5, dropout=0.3, num_layers=7
+    )
+    model = initial_model(wider, config)
+    assert (model.hidden_size, model.num_heads, model.num_layers) == (48, 6, 2)
+    assert (model.architecture, model.num_labels, model.dropout) == (config.architecture, 5, 0.3)
+    assert f"the model is that of --init-from {wider}, not the config's: " in caplog.text
+    assert "hidden_size 48" in caplog.text and "num_layers 2" in caplog.text
+
+
+def test_a_field_of_the_command_line_must_agree_with_the_weights(wider):
+    assert initial_model(wider, described(hidden_size=48), {"hidden_size"}).num_heads == 6
+    with pytest.raises(UserError) as caught:
+        initial_model(wider, described(hidden_size=64), {"hidden_size"})
+    assert str(caught.value) == (
+        f"--init-from {wider} holds a model whose hidden_size is 48, but --model.hidden-size asks "
+        "for 64; leave --model.hidden-size out, or start from other weights"
+    )
+
+
+def test_weights_of_another_family_are_refused_by_the_option(wider):
+    gpt2, _ = tiny_model("GPT2LMHeadModel")
+    with pytest.raises(UserError, match=f"--init-from {wider} holds a BertForMaskedLM, but the"):
+        initial_model(wider, gpt2.config)
+    with pytest.raises(UserError, match="--init-from /no/such is no directory"):
+        initial_model("/no/such", tiny_bert())
+
+
+def test_what_only_tensors_tell_is_part_of_the_model(tmp_path):
+    model, params = tiny_model("T5ForConditionalGeneration", tie_embeddings=False)
+    ft.save_pretrained(tmp_path / "hf", model, params)
+    described = dataclasses.replace(model.config, tie_embeddings=True, num_layers=5)
+    found = initial_model(tmp_path / "hf", described)
+    assert (found.tie_embeddings, found.num_layers) == (False, 2)

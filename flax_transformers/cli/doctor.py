@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     )
     _check_collective()
     if config is not None:
-        _check_config(config)
+        _check_config(config, overrides)
     if arguments.workdir:
         _check_storage(arguments.workdir)
     _say("ready to train")
@@ -115,16 +115,15 @@ def _check_collective() -> None:
     )
 
 
-def _check_config(config: TrainConfig) -> None:
+def _check_config(config: TrainConfig, overrides: Sequence[str]) -> None:
     """The config is everywhere the same, fits the devices, and its data are there."""
     import json
 
     import jax
 
-    from flax_transformers.cli.runtime import fitted_data
+    from flax_transformers.cli.runtime import fitted_data, with_initial_model
     from flax_transformers.data.dataset import open_dataset
     from flax_transformers.parallel.distributed import check_equal
-    from flax_transformers.pretrained import check_initial
     from flax_transformers.training.check_run import check_config, check_run
     from flax_transformers.training.config_json import to_json
     from flax_transformers.training.loop import checked_mesh
@@ -134,10 +133,9 @@ def _check_config(config: TrainConfig) -> None:
         json.dumps(to_json(config), sort_keys=True),
         "give every machine the same file and the same fields",
     )
+    config = with_initial_model(config, overrides)
     mesh = checked_mesh(config)
     check_config(config)
-    if config.init_from is not None:
-        check_initial(config.init_from, config.model)
     sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
     _say(f"the config is the same everywhere and fits the devices ({sizes or 'one device'})")
     if jax.process_count() > 1:  # one process alone prepares what is not there

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +25,7 @@ from flax_transformers.models.config import Execution, TextConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
 from flax_transformers.parallel.distributed import check_platform, start_processes
 from flax_transformers.parallel.mesh import MeshConfig
-from flax_transformers.pretrained import initial_parameters
+from flax_transformers.pretrained import initial_model, initial_parameters, is_checkpoint
 from flax_transformers.training.check_run import LABEL_HEADS
 from flax_transformers.training.config import TrainConfig
 
@@ -73,6 +74,23 @@ def prepared_data(data: DataConfig, of_run: Tokenizers = MappingProxyType({})) -
     if jax.process_count() > 1:
         return open_dataset(data, of_run=of_run)
     return prepare(data, of_run=of_run, compare="nothing")
+
+
+def with_initial_model(
+    config: TrainConfig, overrides: Sequence[str], workdir: PathLike[str] | None = None
+) -> TrainConfig:
+    """``config`` with the model of ``config.init_from``, so that nobody has to describe it twice.
+
+    A run that has a checkpoint in ``workdir`` goes on with the model that is there. Fields among
+    the ``overrides`` of the command line must agree: UserError.
+    """
+    if config.init_from is None:
+        return config
+    options = [part.partition("=")[0] for part in overrides if part.startswith("--model.")]
+    given = {option.removeprefix("--model.").replace("-", "_") for option in options}
+    resumed = workdir is not None and is_checkpoint(workdir)
+    source = workdir if resumed and workdir is not None else config.init_from
+    return replace(config, model=initial_model(source, config.model, given))
 
 
 def initial_weights(config: TrainConfig) -> Callable[[Mesh], Any] | None:

@@ -52,7 +52,6 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli.scores import evaluators
     from flax_transformers.cli.to_beat import baselines_of_run, keep_baselines
     from flax_transformers.parallel.distributed import PREEMPTED
-    from flax_transformers.pretrained import check_initial, is_checkpoint
     from flax_transformers.training.check_run import check_config, check_run
     from flax_transformers.training.loop import checked_mesh, train
     from flax_transformers.training.position import tokenizers_of_run
@@ -60,11 +59,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.training.workdir import open_workdir
 
     runtime.start(config.platform)
+    workdir = open_workdir(arguments.workdir)
+    config = runtime.with_initial_model(config, overrides, workdir)
     checked_mesh(config)  # these before the data are prepared, which can take hours
     check_config(config)
-    workdir = open_workdir(arguments.workdir)
-    if config.init_from is not None and not is_checkpoint(workdir):
-        check_initial(config.init_from, config.model)
     prepared = runtime.prepared_data(config.data, tokenizers_of_run(workdir))
     prepared = runtime.fitted_data(config, prepared)
     check_run(config, prepared)

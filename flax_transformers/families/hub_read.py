@@ -112,16 +112,24 @@ def load_directory(
 
 
 def described_model(directory: Path, architecture: str) -> TransformerConfig:
-    """The model in a Hugging Face directory, from its config.json alone: as ``architecture`` where
-    its family has that, else as the file's own."""
+    """The model in a Hugging Face directory, without its weights: as ``architecture`` where its
+    family has that, else as the file's own."""
     folder = folder_kinds.inner_folder(directory)
     folder_kinds.require_model(folder)
     try:
-        own = _read_config(folder, None, None)[1]
+        identity, model, _ = _read_config(folder, None, None)
     except UserError:  # a file without a name that is known
-        return _read_config(folder, architecture, None)[2]
-    known = architecture in type(own).architectures
-    return _read_config(folder, architecture, None)[2] if known else own
+        identity, _, model = _read_config(folder, architecture, None)
+    else:
+        if architecture in type(model).architectures:
+            identity, _, model = _read_config(folder, architecture, None)
+    model = replace(model, **read_sentence_files(directory, model))
+    family = identity.family
+    if family.settle is None:
+        return model
+    tensors: Mapping[str, Any] = tensor_files.open_tensors(folder)
+    with _naming(folder):
+        return family.settle(model, tensor_names.unwrapped(tensors, family.weights(model)))
 
 
 def _read_config(
