@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -12,8 +13,8 @@ import flax_transformers as ft
 from flax_transformers.errors import UserError
 from flax_transformers.models.vision import change_image_size
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
-from flax_transformers.pretrained import initial_parameters
-from flax_transformers.testing import assert_bit_equal, tiny_model
+from flax_transformers.pretrained import initial_model, initial_parameters
+from flax_transformers.testing import assert_bit_equal, tiny_bert, tiny_model
 
 
 @pytest.mark.slow
@@ -92,6 +93,8 @@ def test_weights_of_another_family_are_refused_by_the_option(wider):
 def test_what_only_tensors_tell_is_part_of_the_model(tmp_path):
     model, params = tiny_model("T5ForConditionalGeneration", tie_embeddings=False)
     ft.save_pretrained(tmp_path / "hf", model, params)
+    file = tmp_path / "hf" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
     described = dataclasses.replace(model.config, tie_embeddings=True, num_layers=5)
     found = initial_model(tmp_path / "hf", described)
     assert (found.tie_embeddings, found.num_layers) == (False, 2)

@@ -8,19 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flax_transformers.cli.shared_arguments import MODEL_HELP, add_architecture
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SRC",
-        help="a Hugging Face directory or an id in its local cache; or a workdir or step of ours",
+        help=MODEL_HELP,
     )
     parser.add_argument("target", metavar="DST", help="a new folder for the other kind")
-    parser.add_argument(
-        "--architecture",
-        metavar="CLASS",
-        help="read SRC as this class of Hugging Face, such as BertModel (default: what SRC says)",
-    )
+    add_architecture(parser, "SRC", "BertModel")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from etils import epath
 
+from flax_transformers.cli.shared_arguments import MODEL_HELP, add_architecture
 from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:  # the command line answers --help without waiting for jax
@@ -20,8 +21,13 @@ if TYPE_CHECKING:  # the command line answers --help without waiting for jax
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="a workdir or a checkpoint step")
-    parser.add_argument("--config", help="whose data to score on (default: the checkpoint's own)")
+    parser.add_argument("checkpoint", metavar="CKPT", help=MODEL_HELP)
+    parser.add_argument(
+        "--config",
+        help="whose data and objective to score with (default: the run's own; a Hugging Face "
+        "directory has none)",
+    )
+    add_architecture(parser, "CKPT", "BertForMaskedLM")
     parser.add_argument("--output", help="also write the JSON to this file")
     parser.epilog = (
         "Any field of the config can be set, as in --evaluation.batch-size 64; --mesh.fsdp -1 "
@@ -36,22 +42,25 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli.config_file import config_of_run, load_config, override
     from flax_transformers.cli.scores import baselines, evaluators
     from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+    from flax_transformers.pretrained import is_checkpoint
     from flax_transformers.training.check_run import check_config, check_run
     from flax_transformers.training.checkpoints import find_checkpoint
-    from flax_transformers.training.restore import restore_model
     from flax_transformers.training.workdir import write_text
 
     runtime.start(None)
-    found = find_checkpoint(arguments.checkpoint)
-    config = load_config(arguments.config) if arguments.config else config_of_run(found)
+    config = load_config(arguments.config) if arguments.config else None
+    if config is None and is_checkpoint(arguments.checkpoint):
+        config = config_of_run(find_checkpoint(arguments.checkpoint))
     if config is None:
         raise UserError(
-            f"{arguments.checkpoint} was converted and belongs to no run; give --config CONFIG, "
-            "whose data it is to be scored on"
+            f"{arguments.checkpoint} belongs to no run; give --config CONFIG, whose data it is to "
+            "be scored on"
         )
     # The devices that are here are not those it was trained on: their mesh is the caller's choice.
     config = override(dataclasses.replace(config, mesh=MeshConfig()), overrides)
-    restored = restore_model(found, make_mesh(config.mesh), config.execution)
+    restored = runtime.restored_model(
+        arguments.checkpoint, make_mesh(config.mesh), config.execution, arguments.architecture
+    )
     _check_length(config, restored)
     check_config(dataclasses.replace(config, model=restored.model_config))
     trained_with = {"tokenizer": restored.tokenizer, "target_tokenizer": restored.target_tokenizer}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from flax_transformers.cli.shared_arguments import MODEL_HELP, add_architecture
 from flax_transformers.ranges import ENTRIES, argument
 
 _LONGEST = 8192
@@ -12,7 +13,8 @@ _LONGEST = 8192
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help="a workdir or a checkpoint step")
+    parser.add_argument("checkpoint", metavar="CKPT", help=MODEL_HELP)
+    add_architecture(parser, "CKPT", "BertForMaskedLM")
     parser.add_argument("--text", required=True, help='for example "Return a [MASK] object."')
     parser.add_argument(
         "--top", type=argument("--top", ENTRIES), default=5, help="how many candidates a gap"
@@ -26,12 +28,11 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli.config_file import refuse
     from flax_transformers.errors import UserError
     from flax_transformers.generation.fill_mask import fill_mask
-    from flax_transformers.training.restore import restore_model
     from flax_transformers.training.step import model_functions
 
     refuse(overrides)
     runtime.start(None)
-    restored = restore_model(arguments.checkpoint)
+    restored = runtime.restored_model(arguments.checkpoint, architecture=arguments.architecture)
     if restored.tokenizer is None:
         raise UserError(
             f"{arguments.checkpoint} has no tokenizer, so there are no words to fill in; give a "

@@ -8,22 +8,19 @@ from functools import partial
 from itertools import takewhile
 from typing import Any
 
+from flax_transformers.cli.shared_arguments import MODEL_HELP, add_architecture
 from flax_transformers.ranges import ENTRIES, INT32, POSITIONS, argument, integers, numbers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CKPT", help=MODEL_HELP)
+    add_architecture(parser, "CKPT", "GPT2LMHeadModel")
     parser.add_argument(
-        "checkpoint",
-        metavar="CKPT",
-        help="a Hugging Face directory or an id in its local cache; or a workdir or step of ours",
+        "--prompt",
+        action="append",
+        required=True,
+        help="the beginning of the text, or the source; may be given several times",
     )
-    parser.add_argument(
-        "--architecture",
-        metavar="CLASS",
-        help="read CKPT as this class of Hugging Face, such as GPT2LMHeadModel (default: what CKPT "
-        "says)",
-    )
-    parser.add_argument("--prompt", required=True, help="the beginning of the text, or the source")
     parser.add_argument(
         "--max-new-tokens",
         type=argument("--max-new-tokens", POSITIONS),
@@ -91,17 +88,18 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             )
     folder, target = _tokenizer_folders(source)
     prompts = read_prompts(folder, model.config, target)
-    prompt = list(prompts.encode(arguments.prompt))
-    if answers and prompts.prompt_eos_ids and not set(prompt) & set(prompts.prompt_eos_ids):
-        # A source has it, in training too; mBART's tokenizer puts the language after it.
-        prompt.append(prompts.prompt_eos_ids[0])
+    encoded = [list(prompts.encode(text)) for text in arguments.prompt]
+    for prompt in encoded if answers and prompts.prompt_eos_ids else ():
+        if not set(prompt) & set(prompts.prompt_eos_ids):
+            # A source has it, in training too; mBART's tokenizer puts the language after it.
+            prompt.append(prompts.prompt_eos_ids[0])
     settings = settings_of(model)
     eos_ids = settings.eos_ids or prompts.eos_ids
     pad_id = max(model.config.pad_id, 0)
     limit = arguments.max_new_tokens
     if limit is None and settings.max_new_tokens is None and settings.max_length is None:
         limit = 64
-    ids, mask = rows_of([prompt], pad_id, padded="right" if answers else "left")
+    ids, mask = rows_of(encoded, pad_id, padded="right" if answers else "left")
     write: Any = generate
     if answers:
         write = partial(generate_target, start_ids=start_ids)
@@ -119,8 +117,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             top_p=arguments.top_p,
             key=jax.random.key(arguments.seed),
         )
-    written = takewhile(lambda token: token not in eos_ids, jax.device_get(tokens)[0].tolist())
-    print(prompts.decode([*([] if answers else prompt), *written]))
+    for prompt, row in zip(encoded, jax.device_get(tokens).tolist(), strict=True):
+        written = takewhile(lambda token: token not in eos_ids, row)
+        print(prompts.decode([*([] if answers else prompt), *written]))
     return 0
 
 

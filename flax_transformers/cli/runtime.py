@@ -21,13 +21,22 @@ from flax_transformers.data.dataset import Dataset, open_dataset, prepare
 from flax_transformers.data.fitting import fitted
 from flax_transformers.data.mixture import PreparedMixture
 from flax_transformers.data.prepare import PreparedText
+from flax_transformers.data.tokenizers import load_tokenizer
+from flax_transformers.errors import UserError
+from flax_transformers.families.hub_read import find_directory
 from flax_transformers.models.config import Execution, TextConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
 from flax_transformers.parallel.distributed import check_platform, start_processes
-from flax_transformers.parallel.mesh import MeshConfig
-from flax_transformers.pretrained import initial_model, initial_parameters, is_checkpoint
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.pretrained import (
+    initial_model,
+    initial_parameters,
+    is_checkpoint,
+    load_pretrained,
+)
 from flax_transformers.training.check_run import LABEL_HEADS
 from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.restore import Restored, restore_model
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,31 @@ def prepared_data(data: DataConfig, of_run: Tokenizers = MappingProxyType({})) -
     if jax.process_count() > 1:
         return open_dataset(data, of_run=of_run)
     return prepare(data, of_run=of_run, compare="nothing")
+
+
+def restored_model(
+    path: str,
+    mesh: Mesh | None = None,
+    execution: Execution | None = None,
+    architecture: str | None = None,
+) -> Restored:
+    """A model with its tokenizers: of a run, or of a folder in Hugging Face format.
+
+    ``architecture``: what that folder is read as, where it is not its own. Raises UserError for
+    what is missing or damaged.
+    """
+    if is_checkpoint(path):
+        if architecture is not None:
+            raise UserError(f"{path} is a run, whose architecture is known; omit --architecture")
+        return restore_model(path, mesh, execution)
+    mesh = mesh or make_mesh(MeshConfig())
+    model, params = load_pretrained(
+        path, architecture=architecture, execution=execution or Execution(dtype="auto"), mesh=mesh
+    )
+    folder = find_directory(path)
+    assert folder is not None  # the model was there
+    tokenizer = load_tokenizer(folder) if isinstance(model.config, TextConfig) else None
+    return Restored(model.config, model, params, tokenizer, None, mesh, step=0)
 
 
 def with_initial_model(

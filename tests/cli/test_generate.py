@@ -113,6 +113,18 @@ def test_a_directory_goes_on_until_the_end_of_the_text(directory, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_prompts_given_together_are_continued_as_those_given_alone(directory, capsys):
+    alone = []
+    for prompt in ("b a b", "c", ""):
+        assert main(["generate", str(directory), "--prompt", prompt]) == 0
+        alone.append(capsys.readouterr().out)
+    prompts = ["--prompt", "b a b", "--prompt", "c", "--prompt", ""]
+    assert main(["generate", str(directory), *prompts]) == 0
+    assert capsys.readouterr().out == "".join(alone)
+    assert len(set(alone)) == 3
+
+
 def test_a_checkpoint_of_ours_goes_on_alike(directory, tmp_path, capsys):
     assert main(["convert", str(directory), str(tmp_path / "ours")]) == 0
     capsys.readouterr()
