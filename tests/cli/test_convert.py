@@ -127,8 +127,50 @@ def test_fill_mask_reads_what_was_converted(ours, capsys):
 
 
 @pytest.mark.slow
-def test_evaluate_asks_whose_data_it_is_to_score(ours, capsys):
-    assert "give --config CONFIG" in refused(capsys, "evaluate", ours)
+def test_fill_mask_reads_a_published_folder_as_what_was_converted_from_it(published, ours, capsys):
+    said = []
+    for folder in (ours, published):
+        assert main(["fill-mask", str(folder), "--text", "w1 [MASK] w2", "--top", "3"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    command = ["fill-mask", str(published), "--text", "w1 [MASK] w2"]
+    assert main([*command, "--architecture", "BertForPreTraining"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert "omit --architecture" in refused(
+        capsys, "fill-mask", ours, *command[2:], "--architecture", "BertForMaskedLM"
+    )
+
+
+@pytest.mark.slow
+def test_evaluate_scores_a_published_folder_as_what_was_converted_from_it(
+    published, ours, capsys, tmp_path
+):
+    lines = [f"w{n % 20} w{(3 * n) % 20} w{(7 * n) % 20}" for n in range(400)]
+    (tmp_path / "text.txt").write_text("\n\n".join(lines))
+    (tmp_path / "scored.py").write_text(f"""
+import dataclasses
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.testing import tiny_config
+
+def get_config():
+    config = tiny_config(
+        {str(tmp_path / "text.txt")!r}, {str(tmp_path / "store")!r}, sequence_length=16
+    )
+    tokenizer = TokenizerConfig("wordpiece", path={str(published)!r})
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))
+""")
+    scores = []
+    for folder in (ours, published):
+        assert main(["evaluate", str(folder), "--config", str(tmp_path / "scored.py")]) == 0
+        scores.append(json.loads(capsys.readouterr().out))
+    assert scores[0] == scores[1]
+    assert scores[0]["eval/loss"] > 0
+
+
+@pytest.mark.slow
+def test_evaluate_asks_whose_data_it_is_to_score(published, ours, capsys):
+    for folder in (published, ours):
+        assert "give --config CONFIG" in refused(capsys, "evaluate", folder)
 
 
 @pytest.mark.slow

@@ -182,7 +182,11 @@ def test_what_does_not_fit_is_refused_in_a_sentence(tmp_path, capsys):
         ("4", "SequenceClassification()", "set --model.num-labels 3"),
         ('3, label_names=("a", "c", "b")', "SequenceClassification()", "the class 'b' where the"),
         ("3", "QuestionAnswering()", "needs answer_spans, which BertForSequenceClassification"),
-        ("3", "SequenceClassification(loss='mse')", "have other labels than the objective asks"),
+        (
+            "3",
+            "SequenceClassification(loss='mse')",
+            "learns the labels 'numbers', which the LabelledSource of",
+        ),
     ):
         config = write_config(tmp_path, source, model.format(labels), objective)
         assert main(["train", config, "--workdir", str(tmp_path / "run")]) == 2

@@ -126,7 +126,7 @@ def made(name: str) -> Tokenizer:
 def own_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """What the library behind a tokenizer makes of a text."""
     if isinstance(tokenizer, PieceTokenizer):
-        backend = tokenizers.Tokenizer.from_str(tokenizer._serialized)
+        backend = tokenizers.Tokenizer.from_str(tokenizer.serialized)
         backend.encode_special_tokens = True
         return backend.encode(text, add_special_tokens=False).ids
     if isinstance(tokenizer, SentencePieceTokenizer):
@@ -156,7 +156,7 @@ def test_offsets_agree_with_those_of_the_library(tokenizer):
         assert ids.tolist() == tokenizer.encode_batch([text])[0].tolist()
         assert offsets.shape == (len(ids), 2) and offsets.dtype == np.int32
         if isinstance(tokenizer, PieceTokenizer):
-            backend = tokenizers.Tokenizer.from_str(tokenizer._serialized)
+            backend = tokenizers.Tokenizer.from_str(tokenizer.serialized)
             backend.encode_special_tokens = True
             if tokenizer._byte_lengths is not None:
                 backend.post_processor = None  # it takes spaces out of the offsets
@@ -241,8 +241,8 @@ def test_words_given_apart_are_those_of_a_running_text(tokenizer):
     found = encoded(Document(words, words, words=True), tokenizer)
     assert len(found) == len(words)
     if isinstance(tokenizer, PieceTokenizer) and tokenizer.kind != "wordpiece":
-        backend = tokenizers.Tokenizer.from_str(tokenizer._serialized)
-        if token_offsets.is_byte_level(json.loads(tokenizer._serialized)):
+        backend = tokenizers.Tokenizer.from_str(tokenizer.serialized)
+        if token_offsets.is_byte_level(json.loads(tokenizer.serialized)):
             words = tuple(f" {word}" for word in words)  # add_prefix_space
         whole = backend.encode(words, is_pretokenized=True, add_special_tokens=False)
         assert [i for ids in found for i in ids] == whole.ids
