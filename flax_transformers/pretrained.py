@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from flax_transformers.data.tokenizer_export import export_folder
 from flax_transformers.errors import UserError
 from flax_transformers.families import generation_settings, hub_read, hub_write, placement
 from flax_transformers.families.family import ONLY_IN_TRAINING
@@ -203,13 +205,19 @@ def save_pretrained(
     """Writes a new directory that transformers loads unchanged, tensors in the dtype of ``params``.
 
     Files of more than ``max_shard_bytes`` are divided. ``tokenizer_from`` is a folder whose
-    tokenizer and preprocessor files are copied along. The directory appears when it is complete.
+    tokenizer and preprocessor files are copied along; a tokenizer that a run saved is written as
+    transformers reads it. The directory appears when it is complete.
     Raises UserError if it holds files already or cannot be written, or if the Hugging Face class
     cannot be what the model's config says.
     """
-    hub_write.save_directory(
-        directory, model, params, max_shard_bytes=max_shard_bytes, tokenizer_from=tokenizer_from
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        if tokenizer_from is not None:
+            config: Any = model.config
+            limit = getattr(config, "max_positions", None)
+            tokenizer_from = export_folder(Path(tokenizer_from), Path(scratch) / "exported", limit)
+        hub_write.save_directory(
+            directory, model, params, max_shard_bytes=max_shard_bytes, tokenizer_from=tokenizer_from
+        )
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:

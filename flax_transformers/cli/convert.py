@@ -69,13 +69,12 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             if beside is not None and is_bucket(beside):
                 write_files(epath.Path(scratch), {"tokenizer": beside})
                 beside = epath.Path(scratch) / "tokenizer"
-            carried = dict(side_files.carried_files(beside))
             trained = saved_config(find_checkpoint(source))
-            files = {}
             if trained is not None:
-                local = None if beside is None else Path(beside)
-                files = run_files(trained, model.config, local)
-                model = with_ids_of(model, local)
+                model = with_ids_of(model, None if beside is None else Path(beside))
+            beside = _as_transformers_reads_it(beside, model.config, Path(scratch))
+            files = {} if trained is None else run_files(trained, model.config, beside)
+            carried = dict(side_files.carried_files(beside))
             carried |= dict.fromkeys(files, target)
             hub_write.save_directory(target, model, params, tokenizer_from=beside, files=files)
     else:
@@ -103,6 +102,16 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     ):
         print(f"{label:<14}{value}")
     return 0
+
+
+def _as_transformers_reads_it(tokenizer: Any, config: Any, scratch: Path) -> Path | None:
+    """The folder of a checkpoint's tokenizer, or what is to be exported in its place."""
+    from flax_transformers.data.tokenizer_export import export_folder
+
+    if tokenizer is None or not Path(tokenizer).is_dir():
+        return None
+    limit = getattr(config, "max_positions", None)
+    return export_folder(Path(tokenizer), scratch / "exported", limit)
 
 
 def _two_tokenizers(folder: Path) -> str:

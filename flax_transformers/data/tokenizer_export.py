@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -17,10 +18,12 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from flax_transformers.data.tokenizer_facts import CONFIG_FILE, RECORD, ROLES
 from flax_transformers.data.tokenizer_kinds import ByteTokenizer, PieceTokenizer, Tokenizer
+from flax_transformers.data.tokenizer_layouts import VOCABULARY_FILES
 from flax_transformers.data.tokenizer_sentencepiece import (
     SentencePieceTokenizer,
     parse_sentencepiece,
 )
+from flax_transformers.data.tokenizers import load_tokenizer
 from flax_transformers.objectives.contract import Frame
 
 _SPACE = "▁"
@@ -179,3 +182,23 @@ def merges_of(model: bytes) -> list[tuple[str, str]]:
             if left in scores and right in scores:
                 merges.append((-score, -scores[left], -scores[right], left, right))
     return [(left, right) for *_, left, right in sorted(merges)]
+
+
+def export_folder(source: Path, target: Path, max_length: int | None) -> Path:
+    """A folder with the files of ``source`` as `transformers` reads them.
+
+    That is ``source``, or ``target`` where a run of this package saved the tokenizer: what lies
+    beside it is copied there.
+    """
+    config = source / CONFIG_FILE
+    if not config.is_file() or RECORD not in json.loads(config.read_text("utf-8")):
+        return source
+    files = exported_files(load_tokenizer(source), None, max_length)
+    target.mkdir(parents=True)
+    kept = {file.name: file for file in source.iterdir() if file.is_file()}
+    for name, file in kept.items():
+        if name not in files and name not in (*VOCABULARY_FILES, CONFIG_FILE):
+            (target / name).write_bytes(file.read_bytes())
+    for name, content in files.items():
+        (target / name).write_bytes(content)
+    return target
