@@ -162,7 +162,7 @@ def _missing(facts: Facts, known: Iterable[str]) -> list[AddedToken]:
 
 def _bytes(files: Files, facts: Facts) -> Tokenizer:
     if facts.trained_here:
-        return ByteTokenizer()
+        return ByteTokenizer(facts=facts, files=files)
     names = {0: "<pad>", 1: "</s>", 2: "<unk>"}
     listed = {i: token.content for i, token in facts.added.items() if i >= 259}
     extra = facts.options.get("extra_ids", 125)

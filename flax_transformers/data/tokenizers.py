@@ -166,12 +166,12 @@ def _check_keep_whitespace(config: TokenizerConfig) -> None:
 
 
 def _check_sentinels(config: TokenizerConfig) -> None:
-    if config.sentinels and (
-        config.kind in (None, "wordpiece", "bytes", "byte_level_bpe") or config.path is not None
-    ):
+    if config.path is not None:  # files have their own
+        return
+    if config.sentinels and config.kind not in ("unigram", "bpe"):
         raise UserError(
             "Sentinels are added when a sentencepiece tokenizer (unigram or bpe) is trained; leave "
-            "the tokenizer's sentinels at 0 for other kinds and for those that are loaded."
+            "the tokenizer's sentinels at 0 for other kinds."
         )
     if not 0 <= config.sentinels < config.vocab_size:
         raise UserError(

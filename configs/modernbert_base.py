@@ -1,0 +1,42 @@
+"""ModernBERT base (arXiv:2412.13663), to train on from published weights: 30 % of tokens masked.
+
+Command:   flax-transformers train configs/modernbert_base.py --workdir runs/modernbert \\
+               --init-from answerdotai/ModernBERT-base --data.tokenizer.path DIR \\
+               --data.source.path data/text
+Hardware:  one GPU or TPU chip: batches of 32 rows of 1,024
+Data:      text of the user's own, in data/text
+Expected:  not run at this size
+"""
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.text import TextSource
+from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.families.modernbert import SIZES
+from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.optimizers import AdamW
+from flax_transformers.training.schedules import Schedule
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=SIZES["modernbert-base"],
+        objective=MaskedLM(mask_fraction=0.3),
+        data=TextData(
+            source=TextSource("data/text"),
+            tokenizer=TokenizerConfig("byte_level_bpe", vocab_size=50_368),
+            validation_fraction=0.005,
+            shards=64,
+            workers=4,
+        ),
+        optimizer=AdamW(
+            learning_rate=1e-4,
+            b2=0.98,
+            schedule=Schedule("linear", warmup_steps=500),
+        ),
+        phases=(Phase(steps=20_000, sequence_length=1024, batch_size=32),),
+        checkpoints=CheckpointConfig(every_steps=1_000),
+        evaluation=Evaluation(every_steps=1_000, batch_size=32, max_examples=3_200),
+        logging=Logging(every_steps=50),
+    )

@@ -1,0 +1,59 @@
+"""Prompts begin as documents did in training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flax_transformers.data.tokenizers import TokenizerConfig, train_tokenizer
+from flax_transformers.families.bart import BartConfig
+from flax_transformers.families.gpt2 import GPT2Config
+from flax_transformers.generation.prompts import read_prompts
+from flax_transformers.objectives.causal_lm import CausalLM, documents_in_turn
+from flax_transformers.objectives.denoising import Denoising
+from flax_transformers.objectives.rows import run_frame
+from tests.golden.multilingual import corpus
+from tests.golden.tokenizer_layouts import bert_cased_vocab, gpt2, llama3, write
+
+CONFIG = GPT2Config(vocab_size=2_000, bos_id=None, eos_ids=())
+
+
+def inputs_of(tokenizer, text):
+    """What `CausalLM` reads of a document."""
+    tokens = tokenizer.encode_batch([text])[0]
+    example = {"tokens": tokens, "document_ends": np.array([len(tokens)])}
+    return documents_in_turn(example, tokenizer.vocabulary)[0].tolist()
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe", "bytes", "byte_level_bpe"])
+def test_a_prompt_of_a_trained_tokenizer_is_what_training_reads(tmp_path, kind):
+    tokenizer = train_tokenizer(TokenizerConfig(kind, 1_500), corpus())
+    tokenizer.save(tmp_path)
+    prompts = read_prompts(tmp_path, CONFIG)
+    assert list(prompts.encode("All human")) == inputs_of(tokenizer, "All human")
+    assert list(prompts.encode("")) == inputs_of(tokenizer, "All")[:1]
+
+
+@pytest.mark.parametrize("layout", [gpt2, llama3, bert_cased_vocab])
+def test_a_run_with_a_published_tokenizer_notes_how_its_texts_begin(tmp_path, layout):
+    write(tmp_path / "published", layout())
+    config = TokenizerConfig(path=str(tmp_path / "published"))
+    tokenizer = train_tokenizer(config, ())
+    tokenizer.save(tmp_path / "run", run_frame(CausalLM(), tokenizer.vocabulary))
+    prompts = read_prompts(tmp_path / "run", CONFIG)
+    assert list(prompts.encode("All human")) == inputs_of(tokenizer, "All human")
+
+
+def test_a_published_gpt2_is_prompted_as_it_stands_and_empty_from_the_end_of_a_text(tmp_path):
+    write(tmp_path / "published", gpt2())
+    tokenizer = train_tokenizer(TokenizerConfig(path=str(tmp_path / "published")), ())
+    prompts = read_prompts(tmp_path / "published", CONFIG)
+    assert list(prompts.encode("All")) == tokenizer.encode_batch(["All"])[0].tolist()
+    assert list(prompts.encode("")) == [400]
+
+
+def test_a_source_is_framed_as_denoising_frames_it(tmp_path):
+    tokenizer = train_tokenizer(TokenizerConfig("wordpiece", 1_500), corpus())
+    tokenizer.save(tmp_path, run_frame(Denoising(), tokenizer.vocabulary))
+    ids = list(read_prompts(tmp_path, BartConfig(vocab_size=1_500)).encode("All human"))
+    assert ids[0] == tokenizer.vocabulary.cls_id and ids[-1] == tokenizer.vocabulary.sep_id
