@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli.config_file import config_of_run, load_config, override
     from flax_transformers.cli.scores import baselines, evaluators
     from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+    from flax_transformers.parallel.watchdog import watchdog
     from flax_transformers.pretrained import is_checkpoint
     from flax_transformers.training.check_run import check_config, check_run
     from flax_transformers.training.checkpoints import find_checkpoint
@@ -72,7 +73,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     check_run(dataclasses.replace(config, model=restored.model_config), prepared)
     snapshot = _snapshot(config, restored)
     result: dict[str, float] = {"step": restored.step}
-    with jax.set_mesh(restored.mesh):
+    watchdog.start(config.limits)
+    with jax.set_mesh(restored.mesh), watchdog.phase("evaluation"):
         for evaluator in evaluators(config, prepared, restored.model, workdir=None):
             result |= evaluator(snapshot)
     for baseline in baselines(config, prepared):

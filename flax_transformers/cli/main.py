@@ -14,11 +14,20 @@ from typing import NoReturn
 
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.distributed import leave_if_not_alone
+from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.ranges import check_text
 
 USER_ERROR = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+
+
+def program() -> int:
+    """``main``, for a process that ends with it: the watchdog limits how long that takes."""
+    try:
+        return main()
+    finally:
+        watchdog.enter("exit")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,4 +110,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

@@ -27,6 +27,7 @@ from flax_transformers.families.hub_read import find_directory
 from flax_transformers.models.config import Execution, TextConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
 from flax_transformers.parallel.distributed import check_platform, start_processes
+from flax_transformers.parallel.limits import Limits
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.pretrained import (
     initial_model,
@@ -47,10 +48,10 @@ class Placed:
     execution: Execution = field(default_factory=lambda: Execution(dtype="auto"))
 
 
-def start(platform: str | None) -> None:
+def start(platform: str | None, limits: Limits | None = None) -> None:
     """Joins the other processes, checks the platform, and turns on the compilation cache."""
     _allow_virtual_devices()
-    start_processes()
+    start_processes(limits)
     check_platform(platform)
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or _cache_directory()
     jax.config.update("jax_compilation_cache_dir", cache)

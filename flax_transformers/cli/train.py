@@ -52,23 +52,26 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli.scores import evaluators
     from flax_transformers.cli.to_beat import baselines_of_run, keep_baselines
     from flax_transformers.parallel.distributed import PREEMPTED
+    from flax_transformers.parallel.watchdog import watchdog
     from flax_transformers.training.check_run import check_config, check_run
     from flax_transformers.training.loop import checked_mesh, train
     from flax_transformers.training.position import tokenizers_of_run
     from flax_transformers.training.probes import Probes
     from flax_transformers.training.workdir import open_workdir
 
-    runtime.start(config.platform)
-    workdir = open_workdir(arguments.workdir)
-    config = runtime.with_initial_model(config, overrides, workdir)
-    checked_mesh(config)  # these before the data are prepared, which can take hours
-    check_config(config)
-    prepared = runtime.prepared_data(config.data, tokenizers_of_run(workdir))
-    prepared = runtime.fitted_data(config, prepared)
-    check_run(config, prepared)
-    config = runtime.with_label_names(config, prepared)
-    to_beat = baselines_of_run(config, prepared, workdir)
-    introduce(config, prepared, workdir, to_beat)
+    runtime.start(config.platform, config.limits)
+    watchdog.start(config.limits, config.logging.hang_dump_s)
+    with watchdog.phase("prepare"):
+        workdir = open_workdir(arguments.workdir)
+        config = runtime.with_initial_model(config, overrides, workdir)
+        checked_mesh(config)  # these before the data are prepared, which can take hours
+        check_config(config)
+        prepared = runtime.prepared_data(config.data, tokenizers_of_run(workdir))
+        prepared = runtime.fitted_data(config, prepared)
+        check_run(config, prepared)
+        config = runtime.with_label_names(config, prepared)
+        to_beat = baselines_of_run(config, prepared, workdir)
+        introduce(config, prepared, workdir, to_beat)
     outcome = train(
         config,
         prepared,
@@ -77,8 +80,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         runtime.initial_weights(config),
         Probes(profile, arguments.dump_hlo),
     )
-    keep_baselines(config, prepared, workdir, to_beat)
-    finish(workdir, outcome, to_beat)
+    with watchdog.phase("evaluation"):  # plots and samples
+        keep_baselines(config, prepared, workdir, to_beat)
+        finish(workdir, outcome, to_beat)
     return PREEMPTED if outcome.preempted else 0
 
 

@@ -26,6 +26,7 @@ from flax_transformers.data.store_files import StoreArray
 from flax_transformers.data.windows import cached_window_index
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Objective, Vocabulary, WindowSpec
+from flax_transformers.parallel.watchdog import watchdog
 
 _BATCHES_AHEAD = 2  # per worker process
 _BUCKET_THREADS = 16  # reads in flight per process, where a read waits for the network
@@ -267,5 +268,6 @@ def evaluation_batches(
     zeros = {name: np.zeros_like(array) for name, array in prepare(0, 0).items()}
     zeros["example_id"] = np.array(-1, np.int64)
     for first in range(0, len(examples), batch_size):
+        watchdog.progress()
         numbers = (first + int(row) for row in rows)
         yield _stack([prepare(n, n) if n < len(examples) else zeros for n in numbers])

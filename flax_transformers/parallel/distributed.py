@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
+import socket
 import sys
 import threading
 import traceback
@@ -15,36 +17,47 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed as jax_distributed  # its key-value store has no public name
 from jax.experimental import multihost_utils
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
+from flax_transformers.parallel.limits import Limits
+from flax_transformers.parallel.watchdog import RESTART, watchdog
 
 PREEMPTED = 42
 """Exit code after a requested stop: everything is saved, start again to go on."""
-PEER_LOST = 75
-"""Exit code of a process whose peer died: restart all of them."""
+PEER_LOST = RESTART
+"""Exit code of a process whose peer died, or that was stuck: restart all of them."""
 HEARTBEAT_VARIABLE = "FLAX_TRANSFORMERS_HEARTBEAT_SECONDS"
 HEARTBEAT_SECONDS = 10
 """Without a sign of life for so long a process counts as lost, and the others abort."""
 SLOW_START_SECONDS = 20.0
-_PATIENCE_MS = 3_600_000  # hashing terabytes, or compiling a giant, takes minutes
+_PATIENCE_SECONDS = 7 * 24 * 3600  # of barriers and of JAX's start: the watchdog ends what hangs
 _MOST_PROCESSES = 2**20
 _PORTS = ranges.integers(1, 65_535)
 _barriers = itertools.count()
 
+_FOLDER = "flax_transformers"
+_ESTABLISHED = "01"  # in /proc/net/tcp
+
 _LOST = re.compile("Gloo|NCCL|coordination service|Connection (reset|closed) by peer")
 
 
-def start_processes() -> None:
+def start_processes(limits: Limits | None = None) -> None:
     """Joins this process to the others of the job, if there are others. Call before any array.
+
+    With others, the watchdog is started: the job ends with code 75 if they have not all come within
+    ``limits.start_s``.
 
     A job is told by ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, or
     found by JAX itself (SLURM, Open MPI, GKE, TPU slices; the address may then be set alone). One
-    process alone starts nothing. ``FLAX_TRANSFORMERS_HEARTBEAT_SECONDS`` replaces the 10 seconds
-    after which a silent process counts as lost. Raises UserError if only some of the three
-    variables are set.
+    process alone starts nothing, and a second call does nothing.
+    ``FLAX_TRANSFORMERS_HEARTBEAT_SECONDS`` replaces the 10 seconds after which a silent process
+    counts as lost. Raises UserError if only some of the three variables are set.
     """
+    if jax.distributed.is_initialized():
+        return
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = [name for name in names if os.environ.get(name)]
     if len(given) == len(names):
@@ -62,28 +75,88 @@ def start_processes() -> None:
                 f"JAX_COORDINATOR_ADDRESS is {address!r}; give the host of process 0 and a free "
                 "port, such as 10.0.0.1:1234"
             )
-        _initialize(address, count, index)
+        _initialize(address, count, index, limits or Limits())
     elif given and not (given == [names[0]] and _launched_with_others()):
         missing = ", ".join(name for name in names if name not in given)
         raise UserError(f"{', '.join(given)} set but not {missing}; set all three or none")
     elif _launched_with_others():
-        _initialize(None, None, None)
+        _initialize(None, None, None, limits or Limits())
 
 
-def _initialize(address: str | None, count: int | None, index: int | None) -> None:
+def _initialize(address: str | None, count: int | None, index: int | None, limits: Limits) -> None:
     heartbeat = ranges.from_environment(
         HEARTBEAT_VARIABLE, ranges.integers(1, 86_400), HEARTBEAT_SECONDS
     )
-    # JAX waits five minutes for all to come, silently, and then aborts.
+    # JAX would wait silently, and then abort without saying for whom.
     others = f"the {count} processes of this job at {address}" if address else "the other processes"
     patience = threading.Timer(SLOW_START_SECONDS, _say, [f"still waiting for {others}"])
     patience.daemon = True
     patience.start()
+    watchdog.start(limits, watchdog.dump_seconds)
+    watchdog.be_deaf()  # JAX installs a handler of its own
     try:
-        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=heartbeat)
+        with watchdog.phase("start", lambda: _who_came(address, count, index)):
+            jax.distributed.initialize(
+                address,
+                count,
+                index,
+                heartbeat_timeout_seconds=int(heartbeat),
+                initialization_timeout=_PATIENCE_SECONDS,
+            )
     finally:
         patience.cancel()
+        watchdog.listen()
+    watchdog.join(_KeyValueStore())
     sys.excepthook = _leave_at_once
+
+
+class _KeyValueStore:
+    """The store that process 0 keeps for all, as the watchdog wants it."""
+
+    def __init__(self) -> None:
+        state = jax_distributed.global_state
+        self.index, self.count = state.process_id, state.num_processes
+        self._client: Any = state.client
+
+    def put(self, folder: str, value: str) -> None:
+        key = f"{_FOLDER}/{folder}/{self.index}"
+        self._client.key_value_set(key, value, allow_overwrite=True)
+
+    def values(self, folder: str) -> dict[int, str]:
+        found = self._client.key_value_dir_get(f"{_FOLDER}/{folder}/")
+        return {int(key.rpartition("/")[2]): value for key, value in found}
+
+
+def _who_came(address: str | None, count: int | None, index: int | None) -> str:
+    """For a job that never became complete: what this process can tell, and what to check."""
+    remedy = (
+        "check that every process was started and reaches the host and port of "
+        "JAX_COORDINATOR_ADDRESS, and that JAX_NUM_PROCESSES is their number"
+    )
+    if address is None or count is None:
+        return f"not all processes of the job came; {remedy}"
+    host, _, port = address.rpartition(":")
+    if index == 0:
+        came = min(count, max(1, _connections_to(int(port))))
+        return f"{came} of {count} processes came to {address}; {remedy}"
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=3):
+            return f"process 0 is at {address}, but not all {count} processes came; {remedy}"
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return f"process 0 of {count} does not answer at {address} ({reason}); {remedy}"
+
+
+def _connections_to(port: int) -> int:
+    """Open connections to a port of this machine, of which each process of a job has one."""
+    found = 0
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError), open(table) as lines:
+            rows = [line.split() for line in lines][1:]
+            found += sum(
+                int(row[1].rpartition(":")[2], 16) == port for row in rows if row[3] == _ESTABLISHED
+            )
+    return found
 
 
 def _launched_with_others() -> bool:
@@ -109,13 +182,14 @@ def check_equal(what: str, value: str, remedy: str) -> None:
 
 
 def wait_for_all() -> None:
-    """Returns when every process has come here, for an hour if need be.
+    """Returns when every process has come here, within the limits of the watchdog.
 
     Unlike a collective of devices, which is given up after seconds to minutes.
     """
     from orbax.checkpoint import multihost  # noqa: TID251 (JAX has no barrier that is public)
 
-    multihost.get_barrier_sync_fn()(key=f"together_{next(_barriers)}", timeout_ms=_PATIENCE_MS)
+    key = f"together_{next(_barriers)}"
+    multihost.get_barrier_sync_fn()(key=key, timeout_ms=_PATIENCE_SECONDS * 1000)
 
 
 def compiled_together(step: jax.stages.Wrapped) -> Callable[..., Any]:
@@ -124,15 +198,18 @@ def compiled_together(step: jax.stages.Wrapped) -> Callable[..., Any]:
     Else the first to be done would wait for the others inside a collective, and give them up: after
     30 seconds, on CPUs.
     """
-    compiled = jax.process_count() == 1
+    compiled = False
 
     def call(*args: Any) -> Any:
         nonlocal compiled
-        if not compiled:
-            step.lower(*args).compile()  # which the call then finds done
-            wait_for_all()
+        if compiled:
+            return step(*args)
+        with watchdog.phase("compile"):
+            if jax.process_count() > 1:
+                step.lower(*args).compile()  # which the call then finds done
+                wait_for_all()
             compiled = True
-        return step(*args)
+            return step(*args)
 
     return call
 

@@ -61,7 +61,8 @@ class _Current:
     since: float
     """Monotonic time of its beginning, or of the last sign of progress."""
     number: int
-    """Phases entered so far: equal code enters equal phases, so the lowest number is behind."""
+    """Phases begun or returned to so far. Equal code does so equally often in all processes, so the
+    one with the lowest number is behind."""
     explain: Callable[[], str] | None = None
 
 
@@ -109,6 +110,17 @@ class Watchdog:
                 for end in pipe:
                     os.close(end)
 
+    @contextlib.contextmanager
+    def running(self, limits: Limits, dump_seconds: float = 0.0) -> Iterator[None]:
+        """Around what is to be watched: stops afterwards if it did not run before."""
+        ran = self.is_running
+        self.start(limits, dump_seconds)
+        try:
+            yield
+        finally:
+            if not ran:
+                self.stop()
+
     def join(self, peers: Peers) -> None:
         """Publishes the phases of this process to the others from now on."""
         self._peers = peers
@@ -124,11 +136,17 @@ class Watchdog:
         try:
             yield
         finally:
-            self._current = before and replace(before, since=time.monotonic())
+            if before is None:
+                self._current = None
+            else:
+                self._enter(before.name, before.explain)
 
     def enter(self, name: str, explain: Callable[[], str] | None = None) -> None:
         """As ``phase``, for good."""
         assert name in DOING
+        self._enter(name, explain)
+
+    def _enter(self, name: str, explain: Callable[[], str] | None) -> None:
         self._entered += 1
         self._current = _Current(name, time.monotonic(), self._entered, explain)
 
@@ -177,7 +195,7 @@ class Watchdog:
                 self._check(current, time.monotonic())
             if self._peers is not None and now >= next_exchange:
                 self._exchange(self._peers, current, now)
-                next_exchange = now + max(1.0, self._peers.count / 200)
+                next_exchange = now + _exchange_seconds(self._peers)
             expected = time.monotonic() + TICK_SECONDS
 
     def _hear(self, seconds: float) -> None:
@@ -209,13 +227,12 @@ class Watchdog:
                 f"{limit:g}, to be raised if this was no hang"
             )
         told, grace = self._told, self.limits.grace_s
-        if told and grace and current.name != "save":
-            if now - max(told[1], current.since) > grace:
-                self._end(
-                    f"{self._me()} was told to stop ({told[0]}) {now - told[1]:.0f} s ago and "
-                    f"cannot save: it has been {_in_phase(current.name, seconds)}"
-                    f"{self._who_is_behind(current)}; the limit is limits.grace_s = {grace:g}"
-                )
+        if told and grace and current.name != "save" and now - max(told[1], current.since) > grace:
+            self._end(
+                f"{self._me()} was told to stop ({told[0]}) {now - told[1]:.0f} s ago and cannot "
+                f"save: it has been {_in_phase(current.name, seconds)}"
+                f"{self._who_is_behind(current)}; the limit is limits.grace_s = {grace:g}"
+            )
         if (
             self.dump_seconds
             and seconds > self.dump_seconds
@@ -259,6 +276,7 @@ class Watchdog:
         """The processes that this one waits for, or that it holds up the others itself."""
         if self._peers is None:
             return ""
+        time.sleep(2 * _exchange_seconds(self._peers))  # until all have told where they are now
         records: dict[int, dict[str, Any]] = {}
         with contextlib.suppress(Exception):
             records = {i: json.loads(text) for i, text in self._peers.values("phase").items()}
@@ -275,6 +293,11 @@ class Watchdog:
         ]
         more = len(behind) - len(named)
         return f"; it waits for {' and '.join(named)}{f' and {more} more' if more else ''}"
+
+
+def _exchange_seconds(peers: Peers) -> float:
+    """Seconds between two messages of a process, so that the store gets at most 400 a second."""
+    return max(1.0, peers.count / 200)
 
 
 def _end_together(peers: Peers, reason: str) -> None:

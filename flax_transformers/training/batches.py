@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from flax_transformers.data.dataset import Dataset, training_examples
 from flax_transformers.data.pipeline import TrainStream
 from flax_transformers.parallel.rules import batch_sharding, host_rows, place_rows
+from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.training.check_run import check_batch
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.position import Position
@@ -28,22 +29,26 @@ def batches_on_mesh(
     phase, sharding = config.phases[position.phase], batch_sharding(mesh)
     rows = host_rows(sharding, phase.batch_size)
     spec = config.objective.window_spec(phase.sequence_length)
-    stream = TrainStream(
-        training_examples(prepared, spec),
-        config.objective,
-        prepared.vocabulary,
-        sequence_length=phase.sequence_length,
-        batch_size=phase.batch_size,
-        rows=rows,
-        seed=(config.seed, position.phase),
-        workers=config.data.workers,
-        position=position.examples,
-        static_epochs=spec.static_epochs,
-    )
+    with watchdog.phase("first_batch"):
+        stream = TrainStream(
+            training_examples(prepared, spec),
+            config.objective,
+            prepared.vocabulary,
+            sequence_length=phase.sequence_length,
+            batch_size=phase.batch_size,
+            rows=rows,
+            seed=(config.seed, position.phase),
+            workers=config.data.workers,
+            position=position.examples,
+            static_epochs=spec.static_epochs,
+        )
 
     def placed() -> Iterator[tuple[dict[str, jax.Array], np.ndarray]]:
-        ahead = None
-        for local in stream:
+        ahead, waiting_for = None, "first_batch"
+        while True:
+            with watchdog.phase(waiting_for):
+                local = next(stream)
+            waiting_for = "data"
             ids = local.pop("example_id")
             if ahead is None:
                 check_batch(config, phase, local)

@@ -12,6 +12,7 @@ from flax_transformers.data.config import DataConfig
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import Execution, TransformerConfig
 from flax_transformers.objectives.contract import Objective
+from flax_transformers.parallel.limits import Limits
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.ranges import Ranges
 from flax_transformers.training.average import WeightAverage
@@ -114,8 +115,8 @@ class Logging:
     """Append the ids of the examples of each step to ``ledger-<process>.jsonl``: an audit trail of
     what was trained on, for checking that a restarted run repeats and skips nothing."""
     hang_dump_s: float = 600.0
-    """Where a step takes more seconds than this, the stacks of all threads go to stderr; 0: never.
-    Compiling, evaluating and saving may take as long as they like."""
+    """Where a step, or the wait for a batch, takes more seconds than this, the stacks of all
+    threads go to stderr; 0: never. The run goes on; ``limits`` says when it ends."""
 
     RANGES: ClassVar[Ranges] = {"every_steps": ranges.integers(), "hang_dump_s": ranges.SECONDS}
 
@@ -139,6 +140,8 @@ class TrainConfig:
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: Evaluation = field(default_factory=Evaluation)
     logging: Logging = field(default_factory=Logging)
+    limits: Limits = field(default_factory=Limits)
+    """How long each phase may take before the job ends as stuck, with exit code 75."""
     max_skipped_in_a_row: int = 20
     """Steps in a row that may be skipped for gradients that are not finite, or a spike."""
     skip_spikes_above: float | None = None

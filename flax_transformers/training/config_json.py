@@ -31,6 +31,7 @@ _TYPES = {
     "checkpoints": "training.checkpoints.CheckpointConfig",
     "ema": "training.average.WeightAverage",
     "mesh": "parallel.mesh.MeshConfig",
+    "limits": "parallel.limits.Limits",
     "execution": "models.config.Execution",
     # Optimizers.
     "adamw": "training.optimizers.AdamW",

@@ -25,6 +25,7 @@ from flax_transformers.objectives.contract import ModelFunctions
 from flax_transformers.parallel.distributed import check_equal, compiled_together
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import check_batch
+from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.training.batches import batches_on_mesh
 from flax_transformers.training.checkpoints import Checkpoints
 from flax_transformers.training.config import AnyPhase, TrainConfig
@@ -126,7 +127,12 @@ def train(
     clock = Clock()
     mesh = checked_mesh(config)
     workdir = open_workdir(workdir)
-    with jax.set_mesh(mesh), only_one(workdir):
+    with (
+        watchdog.running(config.limits, config.logging.hang_dump_s),
+        watchdog.phase("prepare"),
+        jax.set_mesh(mesh),
+        only_one(workdir),
+    ):
         if jax.process_index() == 0:
             clear_side_files(workdir)
         check_equal(
@@ -147,14 +153,18 @@ def train(
             tokenizer_files=tokenizer_files(config, prepared),
             latest={},
         )
-        begun = start(run, initial)
+        with watchdog.phase("restore"):
+            begun = start(run, initial)
         try:
-            with StopRequest() as stop:
+            with StopRequest() as stop, watchdog.phase("step"):
                 ended = _run_phases(run, begun, stop)
                 while ended.diverged:
-                    ended = _run_phases(run, _roll_back(run, ended), stop)
+                    with watchdog.phase("restore"):
+                        begun = _roll_back(run, ended)
+                    ended = _run_phases(run, begun, stop)
         finally:
-            run.checkpoints.close()
+            with watchdog.phase("save"):
+                run.checkpoints.close()
         outcome = Outcome(ended.step, ended.step < config.total_steps, dict(run.latest))
         _require_finite_end(run, outcome, ended)
     return outcome
@@ -324,7 +334,7 @@ def _run_phase(
     with (
         batches_on_mesh(config, run.prepared, run.mesh, position) as batches,
         Ledger(run.workdir, position.step) as ledger,
-        Watch(run.probes, run.workdir, position.phase, config.logging.hang_dump_s) as watch,
+        Watch(run.probes, run.workdir, position.phase) as watch,
     ):
         stopping = False
         while not position.done(config) and not stopping:
@@ -344,11 +354,11 @@ def _run_phase(
             if last or position.step % config.logging.every_steps == 0:
                 record(meter.row(position.step) | parts.row(position.examples))
             if last or _due(position.step, config.evaluation.every_steps):
-                with meter.paused("evaluation"), watch.patient():
+                with meter.paused("evaluation"), watchdog.phase("evaluation"):
                     record(_evaluate(run, state, position, phase, evaluation_step))
             stopping = stop.check(run.checkpoints, position.step)
             if last or stopping or _due(position.step, config.checkpoints.every_steps):
-                with meter.paused("checkpoint"), watch.patient():
+                with meter.paused("checkpoint"), watchdog.phase("save"):
                     writer.flush()  # what the checkpoint has seen outlives this process with it
                     ledger.flush()
                     _save(run, state, position, meter, stopping)
@@ -367,6 +377,7 @@ def _evaluate(
     )
     row: dict[str, float] = {}
     for evaluator in run.evaluators:
+        watchdog.progress()
         row |= evaluator(snapshot)
     return row
 

@@ -1,12 +1,8 @@
-"""Looking into a run without a part in what it computes: traces, programs, stacks of what hangs."""
+"""Looking into a run without changing what it computes: traces and programs."""
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
 import os
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +10,7 @@ from typing import Any, Self
 import jax
 from etils import epath
 
+from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.training.workdir import write_text
 
 
@@ -30,16 +27,11 @@ class Probes:
 class Watch:
     """The probes of one phase, in ``workdir``; used as a context manager around its steps.
 
-    Traces and texts are left by process 0. Where a step hangs for ``hang_seconds`` (0: never), the
-    stacks of all threads go to stderr, on every process; the first step, which compiles, may take
-    as long as it likes.
+    Traces and texts are left by process 0.
     """
 
-    def __init__(
-        self, probes: Probes, workdir: epath.Path, phase: int, hang_seconds: float
-    ) -> None:
+    def __init__(self, probes: Probes, workdir: epath.Path, phase: int) -> None:
         self._probes, self._workdir, self._phase = probes, workdir, phase
-        self._hang_seconds = hang_seconds
         self._is_first, self._tracing = True, False
 
     def before(self, step: int, train_step: jax.stages.Wrapped, state: Any, batch: Any) -> None:
@@ -47,8 +39,9 @@ class Watch:
         profile, is_writer = self._probes.profile, jax.process_index() == 0
         if self._is_first and self._probes.hlo is not None:
             # By all processes, as some backends compile together; written by one.
-            lowered = train_step.lower(state, batch)
-            texts = {"lowered": lowered.as_text(), "compiled": lowered.compile().as_text()}
+            with watchdog.phase("compile"):
+                lowered = train_step.lower(state, batch)
+                texts = {"lowered": lowered.as_text(), "compiled": lowered.compile().as_text()}
             for name, text in texts.items() if is_writer else ():
                 file = f"train_step_phase{self._phase}_{name}.txt"
                 write_text(epath.Path(self._probes.hlo) / file, str(text))
@@ -58,15 +51,7 @@ class Watch:
                 self._tracing = True
         elif self._tracing:
             self._end_trace(state)
-        if self._hang_seconds and not self._is_first:
-            faulthandler.dump_traceback_later(self._hang_seconds, file=sys.__stderr__ or 2)
         self._is_first = False
-
-    @contextlib.contextmanager
-    def patient(self) -> Iterator[None]:
-        """Around what may take long between two steps."""
-        faulthandler.cancel_dump_traceback_later()
-        yield
 
     def _end_trace(self, state: Any) -> None:
         jax.block_until_ready(state)  # the last step may still run
@@ -82,6 +67,5 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        faulthandler.cancel_dump_traceback_later()
         if self._tracing:
             self._end_trace(None)

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import jax
 
+from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.training.checkpoints import Checkpoints
 
 
@@ -17,7 +18,8 @@ class StopRequest:
     """While active, SIGTERM and the first Ctrl-C ask the loop to save and end.
 
     In a job of several processes the scheduler may tell only some of them; JAX's preemption
-    service then makes all stop after the same step. A second Ctrl-C interrupts at once.
+    service then makes all stop after the same step. A second Ctrl-C interrupts at once. Where the
+    loop does not come to its next step any more, the watchdog ends the job.
     """
 
     def __init__(self) -> None:
@@ -35,6 +37,8 @@ class StopRequest:
         if jax.process_count() > 1:
             self.requested = checkpoints.reached_preemption(step)
         self.obeyed = self.requested
+        if self.obeyed:
+            watchdog.obeyed()
         return self.obeyed
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -49,9 +53,11 @@ class StopRequest:
     def __enter__(self) -> Self:
         # With several processes SIGTERM belongs to JAX's preemption service.
         alone = jax.process_count() == 1
+        watchdog.be_deaf()  # until the handlers that it calls are there
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,):
                 self._previous[number] = signal.signal(number, self._on_signal)
+            watchdog.listen()
         return self
 
     def __exit__(
@@ -60,5 +66,7 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        watchdog.be_deaf()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        watchdog.listen()

@@ -13,6 +13,7 @@ import pytest
 from flax_transformers.errors import UserError
 from flax_transformers.parallel import distributed
 from flax_transformers.parallel.distributed import check_platform, start_processes
+from flax_transformers.parallel.watchdog import Watchdog
 
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 LAUNCHERS = (
@@ -30,6 +31,8 @@ def start(monkeypatch):
     for name in (*NAMES, *LAUNCHERS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # put back at the end
+    watchdog = Watchdog()
+    monkeypatch.setattr(distributed, "watchdog", watchdog)
     told = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kw: told.append((args, kw)))
 
@@ -39,7 +42,8 @@ def start(monkeypatch):
         start_processes()
         return told[0][0] if told else None
 
-    return started
+    yield started
+    watchdog.stop()
 
 
 def test_nothing_is_started_alone(start):

@@ -1,8 +1,7 @@
-"""Traces, programs and stacks, on request and when something hangs."""
+"""Traces and programs, on request."""
 
 from __future__ import annotations
 
-import time
 from contextlib import contextmanager
 
 import jax
@@ -26,8 +25,8 @@ def traced(monkeypatch):
 
 
 @contextmanager
-def watching(folder, hang_seconds=0.0, **probes):
-    with Watch(Probes(**probes), epath.Path(folder), 2, hang_seconds) as watch:
+def watching(folder, **probes):
+    with Watch(Probes(**probes), epath.Path(folder), 2) as watch:
         yield lambda step: watch.before(step, STEP, STATE, BATCH)
 
 
@@ -58,29 +57,3 @@ def test_the_program_of_a_phase_is_written_once_before_and_after_compiling(tmp_p
         (tmp_path / "hlo" / "train_step_phase2_compiled.txt").unlink()
         before(2)
         assert len(list((tmp_path / "hlo").iterdir())) == 1
-
-
-def stacks(capfd):
-    return capfd.readouterr().err.count("most recent call first")
-
-
-def test_a_step_that_hangs_shows_where(capfd, tmp_path):
-    with watching(tmp_path, hang_seconds=0.1) as before:
-        before(1)
-        time.sleep(0.2)
-        assert stacks(capfd) == 0  # the first one compiles
-        before(2)
-        time.sleep(0.2)
-        assert stacks(capfd) >= 1
-
-
-def test_steps_that_go_on_and_what_may_take_long_show_nothing(capfd, tmp_path):
-    with Watch(Probes(), epath.Path(tmp_path), 0, 0.2) as watch:
-        for step in range(1, 5):
-            watch.before(step, STEP, STATE, BATCH)
-            time.sleep(0.1)
-        with watch.patient():
-            time.sleep(0.3)
-        watch.before(5, STEP, STATE, BATCH)
-    time.sleep(0.3)
-    assert stacks(capfd) == 0
