@@ -13,6 +13,9 @@ Planned:   not run; --topology v5e:16x16: 14.9 of 15.75 GiB on each chip, a step
 Differences from the paper: attention and feed-forward follow each other, where the paper's work
 side by side; queries and keys are not normalised, and have biases; the mean of all patches is
 classified, where the paper has attention pooling; batches of 4,096, where the paper has 65,536.
+
+Cannot be exported: the ViT of transformers classifies the class token, and this one the mean of all
+patches.
 """
 
 import dataclasses

@@ -8,6 +8,9 @@ Expected:  not run; a model of this size, from nothing, wants more images than t
            regularisation.
 Planned:   not run; --topology v5e:8x8: 2.1 of 15.75 GiB on each chip, a step takes 0.101 s at
            least, MFU is 80.6 % at most
+
+Cannot be exported: the ViT of transformers classifies the class token, and this one the mean of all
+patches.
 """
 
 import dataclasses

@@ -10,6 +10,9 @@ Expected:  76.5 % top-1 on the validation images (published; not run here)
 Average pooling, fixed positions, RandAugment and a little mixup; every image is mixed by a share of
 its own, where the original draws one for a batch. Weight decay is multiplied by the learning rate
 here and is not there: 0.1 is their 1e-4 at the peak.
+
+Cannot be exported: the ViT of transformers classifies the class token, and this one the mean of all
+patches.
 """
 
 import dataclasses

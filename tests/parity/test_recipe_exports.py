@@ -1,127 +1,151 @@
-"""A run of each small recipe's shape, after one step, in the pipeline of transformers."""
+"""A run of every small recipe's shape, after one step, in what transformers has for its task."""
 
 from __future__ import annotations
 
-import gzip
-import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 import transformers
 
+from flax_transformers.cli.config_file import load_config
 from flax_transformers.cli.main import main
+from tests.parity.recipe_data import TAGS, WORDS, data_arguments
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-WORDS = "the cat saw a small dog near old trees and ran home before rain fell on it again".split()
+WIDEST = 256
+"""Width of the largest models that a recipe trains in minutes on two CPU cores."""
 ONE_STEP = (
     *("--phases.0.steps", "1", "--phases.0.batch-size", "8", "--evaluation.batch-size", "8"),
     *("--optimizer.schedule.warmup-steps", "0", "--evaluation.max-examples", "8"),
 )
-
-FEW_PIECES = ("--model.vocab-size", "70", "--data.tokenizer.vocab-size", "70")
-
-
-def sentence(random):
-    return " ".join(random.choice(WORDS, 9)).capitalize() + "."
-
-
-def books(folder):
-    """JSON lines of paragraphs."""
-    random = np.random.default_rng(0)
-    rows = [{"paragraphs": [sentence(random) for _ in range(9)]} for _ in range(60)]
-    file = folder / "books.jsonl.gz"
-    file.write_bytes(gzip.compress("".join(f"{json.dumps(row)}\n" for row in rows).encode()))
-    return ["--data.source.path", str(file), *FEW_PIECES]
+TEXT = f"{WORDS[0].capitalize()} {WORDS[1]} {WORDS[2]} {WORDS[3]}."
+TASKS = {
+    "fill-mask": ("ForMaskedLM", "BertForPreTraining"),
+    "text-generation": ("ForCausalLM", "LMHeadModel"),
+    "sequence-to-sequence": ("ForConditionalGeneration", "MTModel"),
+    "token-classification": ("ForTokenClassification",),
+    "text-classification": ("ForSequenceClassification",),
+    "question-answering": ("ForQuestionAnswering",),
+    "image-classification": ("ForImageClassification",),
+    "image-feature-extraction": ("MAEForPreTraining",),
+}
+"""Ends of names of architectures by task; transformers 5 has pipelines for all but two of them."""
 
 
-def tagged(folder):
-    """Words and their tags."""
-    random = np.random.default_rng(0)
-    lines = []
-    for _ in range(40):
-        for number, word in enumerate(random.choice(WORDS, 7), 1):
-            tag = ("DET", "NOUN", "VERB")[WORDS.index(word) % 3]
-            lines.append(f"{number}\t{word}\t{word}\t{tag}\t_\t_\t0\t_\t_\t_")
-        lines.append("")
-    file = folder / "words.conllu"
-    file.write_text("\n".join(lines) + "\n")
-    return [
-        *("--data.source.path", str(file), "--data.validation-source.path", str(file)),
-        *("--model.num-labels", "3"),
-        *FEW_PIECES,
-    ]
+def small_recipes():
+    """The configs of recipes of small models by name."""
+    before = list(sys.path)
+    configs = {file.stem: load_config(str(file), []) for file in sorted(CONFIGS.glob("*.py"))}
+    sys.path[:] = before  # where config files put their folder
+    return {name: one for name, one in configs.items() if one.model.hidden_size <= WIDEST}
 
 
-def shakespeare(folder):
-    random = np.random.default_rng(0)
-    for name in ("train", "validation"):
-        text = "\n".join(sentence(random) for _ in range(200))
-        (folder / f"{name}.txt").write_text(text)
-    return [
-        *("--data.source.path", str(folder / "train.txt")),
-        *("--data.validation-source.path", str(folder / "validation.txt")),
-    ]
+RECIPES = small_recipes()
 
 
-def digits(folder):
-    """28 x 28 grey images of ten classes."""
-    random = np.random.default_rng(0)
-    for label in range(10):
-        (folder / "images" / str(label)).mkdir(parents=True)
-        for number in range(8):
-            pixels = random.integers(0, 255, (28, 28), np.uint8)
-            file = folder / "images" / str(label) / f"{number}.png"
-            PIL.Image.fromarray(pixels).save(file)
-    return ["--data.source.path", str(folder / "images"), "--data.validation-fraction", "0.2"]
+def recipes(task):
+    """Names of the small recipes of a task."""
+    return [name for name, one in RECIPES.items() if one.model.architecture.endswith(TASKS[task])]
 
 
-def convert(folder, recipe, arguments):
-    """The folder that a run of a recipe is converted to."""
-    store = ["--data.store", str(folder / "store")]
+def exported(recipe, folder):
+    """The folder that a run of a recipe is converted to, with transformers' own outputs."""
+    config = RECIPES[recipe]
     run = ["train", str(CONFIGS / f"{recipe}.py"), "--workdir", str(folder / "run")]
-    assert main([*run, *arguments, *store, *ONE_STEP]) == 0
+    assert main([*run, *data_arguments(config, folder), *ONE_STEP]) == 0
     assert main(["convert", str(folder / "run"), str(folder / "out")]) == 0
     return str(folder / "out")
 
 
-@pytest.mark.parametrize(
-    ("recipe", "more"),
-    [
-        ("modernbert_tiny", ()),
-        ("bert_tiny", ()),
-        ("roberta_small_books", books),
-        ("bert_small_books", books),
-    ],
-)
-def test_a_masked_language_model_fills_masks(tmp_path, recipe, more):
-    out = convert(tmp_path, recipe, more(tmp_path) if more else [])
-    fill = transformers.pipeline("fill-mask", model=out)
-    found = fill(f"The cat saw a {fill.tokenizer.mask_token} dog.", top_k=3)
-    assert len(found) == 3 and all(isinstance(one["token_str"], str) for one in found)
-    assert fill.tokenizer.model_max_length == fill.model.config.max_position_embeddings - (
-        1 if recipe.startswith("roberta") else 0  # the row of padding
+def assert_limits_texts(tokenizer, recipe):
+    """The tokenizer knows how many positions the model has."""
+    limit = RECIPES[recipe].model.max_positions
+    assert limit is None or tokenizer.model_max_length == limit
+
+
+def test_every_small_recipe_has_a_task_and_every_task_a_recipe():
+    found = [recipes(task) for task in TASKS]
+    assert all(found)
+    assert sorted(name for names in found for name in names) == sorted(RECIPES)
+
+
+@pytest.mark.parametrize("recipe", recipes("fill-mask"))
+def test_a_masked_language_model_fills_masks(tmp_path, recipe):
+    fill = transformers.pipeline("fill-mask", model=exported(recipe, tmp_path))
+    found = fill(f"{WORDS[0]} {fill.tokenizer.mask_token} {WORDS[1]}", top_k=3)
+    assert len(found) == 3 and all(one["token_str"] for one in found)
+    assert_limits_texts(fill.tokenizer, recipe)
+
+
+@pytest.mark.parametrize("recipe", recipes("text-generation"))
+def test_a_language_model_continues_a_text(tmp_path, recipe):
+    write = transformers.pipeline("text-generation", model=exported(recipe, tmp_path))
+    [found] = write(TEXT, max_new_tokens=6, do_sample=False)
+    assert found["generated_text"].startswith(TEXT)
+    assert_limits_texts(write.tokenizer, recipe)
+
+
+@pytest.mark.parametrize("recipe", recipes("sequence-to-sequence"))
+def test_an_encoder_decoder_writes_a_text(tmp_path, recipe):
+    out = exported(recipe, tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(out)
+    inputs = tokenizer(TEXT, return_tensors="pt")
+    assert tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True).strip() == TEXT
+    written = model.generate(
+        inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=6
     )
+    assert written[0, 0] == model.config.decoder_start_token_id
+    assert isinstance(tokenizer.decode(written[0], skip_special_tokens=True), str)
+    assert_limits_texts(tokenizer, recipe)
 
 
-def test_a_tagger_tags(tmp_path):
-    out = convert(tmp_path, "bert_small_upos", tagged(tmp_path))
-    found = transformers.pipeline("token-classification", model=out)("the cat ran home")
-    assert {one["entity"] for one in found} <= {"DET", "NOUN", "VERB"} and len(found) >= 4
+@pytest.mark.parametrize("recipe", recipes("token-classification"))
+def test_a_tagger_tags_every_token(tmp_path, recipe):
+    tag = transformers.pipeline("token-classification", model=exported(recipe, tmp_path))
+    found = tag(TEXT)
+    assert {one["entity"] for one in found} <= set(TAGS) and len(found) >= 4
+    assert_limits_texts(tag.tokenizer, recipe)
 
 
-@pytest.mark.parametrize("recipe", ["gpt_tiny_shakespeare"])
-def test_a_language_model_writes(tmp_path, recipe):
-    out = convert(tmp_path, recipe, shakespeare(tmp_path))
-    model = transformers.AutoModelForCausalLM.from_pretrained(out)
-    assert model.generation_config.eos_token_id == 1
-    assert model.config.eos_token_id == 1 and model.config.bos_token_id == 1
+@pytest.mark.parametrize("recipe", recipes("text-classification"))
+def test_a_classifier_names_the_class_of_a_text(tmp_path, recipe):
+    classify = transformers.pipeline("text-classification", model=exported(recipe, tmp_path))
+    found = classify(TEXT, top_k=None)
+    assert {one["label"] for one in found} == set(TAGS)
+    assert_limits_texts(classify.tokenizer, recipe)
 
 
-def test_an_image_classifier_sees_an_image(tmp_path):
-    out = convert(tmp_path, "vit_mnist", digits(tmp_path))
-    classify = transformers.pipeline("image-classification", model=out)
-    found = classify(PIL.Image.fromarray(np.full((40, 30), 90, np.uint8)), top_k=10)
+@pytest.mark.parametrize("recipe", recipes("question-answering"))
+def test_a_reader_marks_an_answer(tmp_path, recipe):
+    out = exported(recipe, tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(out)
+    inputs = tokenizer(WORDS[0], TEXT, return_tensors="pt")
+    with torch.no_grad():
+        found = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    assert found.start_logits.shape == found.end_logits.shape == inputs["input_ids"].shape
+    assert_limits_texts(tokenizer, recipe)
+
+
+@pytest.mark.parametrize("recipe", recipes("image-classification"))
+def test_an_image_classifier_sees_an_image(tmp_path, recipe):
+    classify = transformers.pipeline("image-classification", model=exported(recipe, tmp_path))
+    found = classify(grey_image(), top_k=10)
     assert len(found) == 10 and abs(sum(one["score"] for one in found) - 1) < 1e-5
-    assert classify.image_processor.size["shortest_edge"] == 28
+    assert classify.image_processor.size["shortest_edge"] == RECIPES[recipe].model.image_size
+
+
+@pytest.mark.parametrize("recipe", recipes("image-feature-extraction"))
+def test_an_autoencoder_gives_features_of_an_image(tmp_path, recipe):
+    extract = transformers.pipeline("image-feature-extraction", model=exported(recipe, tmp_path))
+    [found] = extract(grey_image())
+    assert len(found[0]) == RECIPES[recipe].model.hidden_size
+
+
+def grey_image():
+    return PIL.Image.fromarray(np.full((40, 30), 90, np.uint8))

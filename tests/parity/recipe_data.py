@@ -1,0 +1,137 @@
+"""Files in the format of a recipe's own, for runs of one step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import PIL.Image
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.conllu import TaggedSource
+from flax_transformers.data.image_kinds import ImageSource
+from flax_transformers.data.images import ImageData
+from flax_transformers.data.labelled import LabelledSource
+from flax_transformers.data.mixture import MixedText
+from flax_transformers.data.pairs import PairSource
+from flax_transformers.data.squad import QuestionSource
+from flax_transformers.data.text import TextSource
+
+VOCABULARY = "300"
+TAGS = ("DET", "NOUN", "VERB")
+
+
+def words():
+    random = np.random.default_rng(0)
+    syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
+    return ["".join(random.choice(syllables, random.integers(1, 4))) for _ in range(150)]
+
+
+WORDS = words()
+RANDOM = np.random.default_rng(1)
+
+
+def sentence():
+    return " ".join(RANDOM.choice(WORDS, 9)).capitalize() + "."
+
+
+def texts(source, folder):
+    if ".json" in source.path:
+        file = folder / "text.jsonl"
+        rows = [{source.text_field: [sentence() for _ in range(9)]} for _ in range(60)]
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    else:
+        file = folder / "text.txt"
+        between = "\n" if source.documents == "line" else "\n\n"
+        file.write_text(between.join(" ".join(sentence() for _ in range(9)) for _ in range(60)))
+    return file
+
+
+def pairs(source, folder):
+    file = folder / "pairs.tsv"
+    file.write_text("".join(f"{sentence()}\t{sentence()}\n" for _ in range(300)))
+    return file
+
+
+def tagged(source, folder):
+    lines = []
+    for _ in range(80):
+        for number, word in enumerate(RANDOM.choice(WORDS, 7), 1):
+            tag = TAGS[WORDS.index(word) % 3]
+            lines.append(f"{number}\t{word}\t{word}\t{tag}\t_\t_\t0\t_\t_\t_")
+        lines.append("")
+    file = folder / "words.conllu"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def labelled(source, folder):
+    file = folder / "labelled.json"
+    rows = [[sentence(), TAGS[number % 3]] for number in range(200)]
+    file.write_text(json.dumps({"train": rows, "test": rows[:40]}))
+    return file
+
+
+def questions(source, folder):
+    articles = []
+    for number in range(60):
+        context = " ".join(RANDOM.choice(WORDS, 20))
+        answer = context.split()[number % 20]
+        asked = {
+            "id": str(number),
+            "question": " ".join(RANDOM.choice(WORDS, 5)),
+            "answers": [{"text": answer, "answer_start": context.index(answer)}],
+        }
+        articles.append(
+            {"title": str(number), "paragraphs": [{"context": context, "qas": [asked]}]}
+        )
+    file = folder / "questions.json"
+    file.write_text(json.dumps({"version": "1.1", "data": articles}))
+    return file
+
+
+def images(source, folder):
+    for label in range(10):
+        (folder / "images" / str(label)).mkdir(parents=True)
+        for number in range(8):
+            pixels = RANDOM.integers(0, 255, (28, 28), np.uint8)
+            file = folder / "images" / str(label) / f"{number}.png"
+            PIL.Image.fromarray(pixels).save(file)
+    return folder / "images"
+
+
+WRITERS: dict[type, Callable] = {
+    TextSource: texts,
+    PairSource: pairs,
+    TaggedSource: tagged,
+    LabelledSource: labelled,
+    QuestionSource: questions,
+    ImageSource: images,
+}
+
+
+def data_arguments(config, folder):
+    """Options that give a recipe files written here, and a vocabulary that fits them."""
+    data = config.data
+    options = ["--data.store", str(folder / "store")]
+    for option, source in sources(data):
+        place = folder / option
+        place.mkdir()
+        options += [f"--data.{option}.path", str(WRITERS[type(source)](source, place))]
+    if isinstance(data, ImageData):
+        return [*options, "--data.validation-fraction", "0.2"]
+    if data.tokenizer.kind != "bytes":
+        options += ["--data.tokenizer.vocab-size", VOCABULARY, "--model.vocab-size", VOCABULARY]
+    if isinstance(data, TextData) and isinstance(data.source, TaggedSource | LabelledSource):
+        options += ["--model.num-labels", str(len(TAGS))]
+    return options
+
+
+def sources(data):
+    """The corpora of a recipe by their option."""
+    if isinstance(data, MixedText):
+        return [(f"components.{n}.source", one.source) for n, one in enumerate(data.components)]
+    if isinstance(data, ImageData) or data.validation_source is None:
+        return [("source", data.source)]
+    return [("source", data.source), ("validation-source", data.validation_source)]

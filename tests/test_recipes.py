@@ -1,0 +1,50 @@
+"""Every recipe in configs/ can be exported, or says in its docstring that it cannot."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+from flax_transformers.cli.config_file import load_config
+from flax_transformers.errors import UserError
+from flax_transformers.families.family import config_json
+from flax_transformers.families.vit import ViTConfig
+
+RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+CANNOT_BE_EXPORTED = {"vit_s16_imagenet2012", "vit_h14_imagenet2012", "vit_22b_imagenet2012"}
+SENTENCE = "Cannot be exported: "
+
+
+@pytest.fixture(autouse=True)
+def unchanged_path(monkeypatch):
+    """Take back what a config file adds to ``sys.path``."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def docstring(recipe):
+    return ast.get_docstring(ast.parse(recipe.read_text())) or ""
+
+
+def test_the_folder_of_recipes_is_found():
+    assert {"modernbert_tiny", "bart_small_books"} <= {recipe.stem for recipe in RECIPES}
+    assert {recipe.stem for recipe in RECIPES} >= CANNOT_BE_EXPORTED
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_a_recipe_can_be_exported_or_says_why_not(recipe):
+    model = load_config(str(recipe), []).model
+    assert (SENTENCE in docstring(recipe)) == (recipe.stem in CANNOT_BE_EXPORTED)
+    if recipe.stem in CANNOT_BE_EXPORTED:
+        with pytest.raises(UserError, match=r"^model\.pooling is 'average'"):
+            config_json(model)
+        assert isinstance(model, ViTConfig)
+    else:
+        assert config_json(model)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_a_recipe_names_itself_in_its_command(recipe):
+    assert f" configs/{recipe.name}" in docstring(recipe)
