@@ -7,6 +7,7 @@ import numpy as np
 from flax_transformers.data.prepare import PreparedText
 from flax_transformers.data.store import TokenStore
 from flax_transformers.evaluation.baselines import Baseline
+from flax_transformers.evaluation.held_out import evenly_spread
 from flax_transformers.evaluation.predictions import held_out_predictions
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.training.config import TrainConfig
@@ -67,12 +68,12 @@ def classification_baselines(config: TrainConfig, prepared: PreparedText) -> lis
         return []
     if objective.loss == "mse":
         numbers, truth = (_labels(store) for store in (prepared.train, held_out))
-        truth = truth[: config.evaluation.max_examples]
+        truth = truth[evenly_spread(len(truth), config.evaluation.max_examples)]
         error = float(np.mean((truth - numbers.mean()) ** 2))
         name, counted = "mean of the training numbers", (len(truth), "held-out texts")
         return [Baseline(name, "eval/loss", error, *counted, unit="")]
     classes, truth = (_labels(store) for store in (prepared.train, held_out))
-    truth = truth[: config.evaluation.max_examples]
+    truth = truth[evenly_spread(len(truth), config.evaluation.max_examples)]
     share = float(np.mean(truth == np.bincount(classes).argmax()))
     return [Baseline("majority class", "eval/accuracy", share, len(truth), "held-out texts")]
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.data.examples import Examples, MixedExamples
+from flax_transformers.data.labelled_examples import LabelledExamples
 from flax_transformers.data.pipeline import evaluation_batches
 from flax_transformers.parallel.rules import batch_sharding, check_batch, host_rows, place_rows
 from flax_transformers.training.config import TrainConfig
@@ -80,8 +81,9 @@ def _batches(
     length: int,
     rows: np.ndarray | None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    return evaluation_batches(
-        _First(examples, config.evaluation.max_examples),
+    chosen = scored_examples(examples, config.evaluation.max_examples)
+    batches = evaluation_batches(
+        _Chosen(examples, chosen),
         config.objective,
         prepared.vocabulary,
         sequence_length=length,
@@ -89,21 +91,41 @@ def _batches(
         rows=rows,
         seed=EVALUATION_SEED,
     )
+    for batch in batches:
+        numbers = batch["example_id"]
+        yield {**batch, "example_id": np.where(numbers < 0, -1, chosen[numbers])}
+
+
+def scored_examples(examples: Examples, count: int | None) -> np.ndarray:
+    """Numbers of the examples that are scored: all, or ``count`` evenly spread over them.
+
+    A store keeps the order of its corpus, which may be sorted by class or by book. Windows of one
+    long question belong together: of these it is the first ``count``. int64 [n], increasing.
+    """
+    if isinstance(examples, LabelledExamples) and examples.store.label_kind == "spans":
+        return np.arange(len(examples))[:count]
+    return evenly_spread(len(examples), count)
+
+
+def evenly_spread(total: int, count: int | None) -> np.ndarray:
+    """``count`` of the numbers below ``total`` at equal distances, or all of them: int64 [n]."""
+    count = min(total, count or total)
+    return np.arange(count) * total // max(count, 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class _First:
-    """The first ``count`` of ``examples``, or all of them."""
+class _Chosen:
+    """The examples with the numbers ``chosen``, int64 [n]."""
 
     examples: Examples
-    count: int | None
+    chosen: np.ndarray
 
     @property
     def read_threads(self) -> int:
         return self.examples.read_threads
 
     def __len__(self) -> int:
-        return min(len(self.examples), self.count or len(self.examples))
+        return len(self.chosen)
 
     def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return self.examples.read(index, rng)
+        return self.examples.read(int(self.chosen[index]), rng)

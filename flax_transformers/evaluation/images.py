@@ -7,6 +7,7 @@ from etils import epath
 
 from flax_transformers.data.images import PreparedImages
 from flax_transformers.evaluation.baselines import Baseline
+from flax_transformers.evaluation.held_out import evenly_spread
 from flax_transformers.evaluation.reconstructions import (
     reconstruction_baselines,
     reconstruction_evaluator,
@@ -25,7 +26,8 @@ def image_baselines(config: TrainConfig, prepared: PreparedImages) -> list[Basel
         return reconstruction_baselines(config, prepared)
     if not isinstance(config.objective, ImageClassification):
         return []
-    held_out = prepared.validation.labels[: config.evaluation.max_examples]
+    held_out = prepared.validation.labels
+    held_out = held_out[evenly_spread(len(held_out), config.evaluation.max_examples)]
     commonest = np.bincount(prepared.train.labels).argmax()
     score = float((held_out == commonest).mean())
     counted = len(held_out), "held-out images"

@@ -93,7 +93,7 @@ class Evaluation:
     """0: only at the end."""
     batch_size: int = 64
     max_examples: int | None = None
-    """Use only the first so many held-out rows; None: all of them."""
+    """Score so many held-out examples, evenly spread over all of them; None: all."""
 
     RANGES: ClassVar[Ranges] = {
         "every_steps": ranges.integers(0),

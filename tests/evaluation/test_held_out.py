@@ -13,7 +13,11 @@ from flax_transformers.data.pipeline import TextExamples
 from flax_transformers.data.prepare import PreparedText, prepare_text
 from flax_transformers.data.text import TextSource
 from flax_transformers.errors import UserError
-from flax_transformers.evaluation.held_out import held_out_evaluator
+from flax_transformers.evaluation.held_out import (
+    evenly_spread,
+    held_out_batches,
+    held_out_evaluator,
+)
 from flax_transformers.models.outputs import HiddenStates
 from flax_transformers.objectives.contract import ModelFunctions, Terms, WindowSpec
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -92,11 +96,11 @@ def score(prepared: PreparedText, mesh=(1, 1, 1), length=LENGTH, **evaluation):
 
 
 def by_hand(prepared, count=None, length=LENGTH):
-    """The share of "e" among the tokens of the first windows."""
+    """The share of "e" among the tokens of so many windows, evenly spread."""
     examples = TextExamples(prepared.validation, Shares().window_spec(length))
-    windows = [examples.read(i, np.random.default_rng(0))["tokens"] for i in range(len(examples))][
-        :count
-    ]
+    total = len(examples)
+    taken = range(total) if count is None else [i * total // count for i in range(count)]
+    windows = [examples.read(i, np.random.default_rng(0))["tokens"] for i in taken]
     return np.mean(np.concatenate(windows) == ord("e") + 3), len(windows)
 
 
@@ -122,10 +126,29 @@ def test_random_choices_are_the_same_every_time_and_for_every_batch_size(prepare
 
 
 @pytest.mark.parametrize("count", [1, 8, 11])
-def test_max_examples_takes_the_first_so_many(prepared, count):
+def test_max_examples_takes_so_many_evenly_spread(prepared, count):
     found, calls = score(prepared, batch_size=8, max_examples=count)
     assert found["eval/e"] == pytest.approx(by_hand(prepared, count)[0], rel=1e-6)
     assert len(calls) == -(-count // 8)
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "chosen"),
+    [(10, None, range(10)), (10, 3, [0, 3, 6]), (10, 5, range(0, 10, 2)), (3, 9, range(3)),
+     (10, 1, [0]), (0, 4, [])],
+)  # fmt: skip
+def test_examples_are_chosen_at_equal_distances(total, count, chosen):
+    assert evenly_spread(total, count).tolist() == list(chosen)
+
+
+@pytest.mark.parametrize("count", [None, 3])
+def test_examples_that_are_scored_keep_their_numbers(prepared, count):
+    evaluation = Evaluation(0, batch_size=2, max_examples=count)
+    config = tiny_config("text.txt", "store", objective=Shares(), evaluation=evaluation)
+    batches = list(held_out_batches(config, prepared, LENGTH))
+    numbers = np.concatenate([batch["example_id"] for batch in batches])
+    total = by_hand(prepared)[1]
+    assert numbers[numbers >= 0].tolist() == evenly_spread(total, count).tolist()
 
 
 def test_more_examples_than_there_are_can_be_asked_for(prepared):
