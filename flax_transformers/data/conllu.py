@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from flax_transformers import ranges
+from flax_transformers.data.corpus_files import corpus_files
 from flax_transformers.data.documents import Decoder, Document, Invalid, LabelKind, Source
-from flax_transformers.data.files import Place, corpus_files
+from flax_transformers.data.files import Place
 from flax_transformers.data.labelled import class_name
 from flax_transformers.data.records import Part, TextFile, too_long
 from flax_transformers.ranges import Ranges
 
-ENDINGS = tuple(
-    name + gz for name in (".conllu", ".iob2", ".conll", ".tsv", ".txt") for gz in ("", ".gz")
-)
+ENDINGS = (".conllu", ".iob2", ".conll", ".tsv", ".txt")
 _NO_WORD = re.compile(r"\d+[-.]\d+")  # "3-4" spans two words, "3.1" is left out of the text
 
 
@@ -26,8 +25,9 @@ _NO_WORD = re.compile(r"\d+[-.]\d+")  # "3-4" spans two words, "3.1" is left out
 class TaggedSource(Source):
     """A corpus of tagged sentences; goes where a `TextSource` goes (``TextData.source``).
 
-    ``path``: a file, a folder or a glob of CoNLL-U (also .gz) or any files with a word a line,
-    columns divided by tabs or, where there is none, by blanks, and an empty line after a sentence.
+    ``path``: a file, a folder or a glob of CoNLL-U or any files with a word a line, columns
+    divided by tabs or, where there is none, by blanks, and an empty line after a sentence;
+    compressed or not.
     ``word_column``, ``tag_column``: from 0, or from the end below it. The defaults are the form and
     the universal tag of CoNLL-U; for entities (IOB2) with the word's number in front 1 and 2, for
     CoNLL-2003 0 and 3.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from flax_transformers import ranges
 
@@ -105,14 +104,6 @@ class Invalid(Exception):
         return f"{self.where} {self.problem}"
 
 
-@dataclass(frozen=True)
-class _TextOf:
-    where: Where
-
-    def __str__(self) -> str:
-        return f"The text of {self.where}"
-
-
 @dataclass
 class Decoder:
     """Turns stored bytes into text by the source's policy; raises `Invalid`.
@@ -136,37 +127,6 @@ class Decoder:
                 ) from error
             self.replaced = True
             return raw.decode(errors="replace")
-
-    def json_row(self, raw: bytes, where: Where) -> dict[str, Any]:
-        """The object that a line of JSON holds."""
-        try:
-            row = json.loads(self.text(raw, where).removeprefix("\ufeff"))
-        except (ValueError, RecursionError) as error:
-            raise Invalid(where, f"is not valid JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise Invalid(where, f"holds a JSON {type(row).__name__}, not one object per line")
-        return row
-
-    def field(self, row: dict[str, Any], field: str, where: Where) -> str | None:
-        """The text in a field of a row, or in "a.b" of the object in a; None for null.
-
-        A list of texts counts as the lines of one.
-        """
-        value: Any = row
-        for key in [field] if field in row else field.split("."):
-            if not isinstance(value, dict) or key not in value:
-                raise Invalid(where, f"has no field {field!r}, it has {listed(row)}")
-            value = value[key]
-        if isinstance(value, list) and all(isinstance(line, str) for line in value):
-            value = "\n".join(value)
-        if value is None:
-            return None
-        if not isinstance(value, str):
-            raise Invalid(where, f"has a {type(value).__name__} in {field!r}, not text")
-        if value.isascii():
-            return value
-        # Escapes can bring lone surrogates in, which are no text.
-        return self.text(value.encode("utf-8", "surrogatepass"), _TextOf(where))
 
 
 def listed(names: Iterable[str]) -> str:

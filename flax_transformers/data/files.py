@@ -1,14 +1,14 @@
-"""Files of a corpus: which there are, in which order, and how their bytes and lines are read."""
+"""How the bytes and lines of a corpus file are read, also of compressed ones."""
 
 from __future__ import annotations
 
+import bz2
 import contextlib
-import glob
 import io
-import os
+import lzma
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -20,48 +20,28 @@ _BLOCK = 1 << 12
 """Compressed bytes decompressed at once. Stores depend on it: it decides which records of a
 compressed file have the same position."""
 _BUFFER = 1 << 16
-_DECOMPRESSORS: dict[str, Callable[[], Any]] = {".gz": lambda: zlib.decompressobj(wbits=31)}
+_WINDOW = 1 << 31  # the largest that `zstd --long` writes; memory is only taken as a file needs it
 
 
-def corpus_files(path: str, endings: Sequence[str]) -> list[tuple[str, Path]]:
-    """(name, path) of the corpus's files in order; names do not depend on where a folder lies.
+def _zstd() -> Any:
+    import zstandard
 
-    Raises UserError where there is none, and for a file whose ending is not one of ``endings``.
-    """
-    if "://" in path:
-        raise UserError(f"Text is read from local files or TFDS, not from {path}; copy it first.")
-    root = Path(os.path.expanduser(path))
-    if root.is_file():
-        found = [(root.name, root)]
-    elif root.is_dir():
-        found = [
-            (file.relative_to(root).as_posix(), file)
-            for file in root.rglob("*")
-            if ending(file, endings) and file.is_file() and not _hidden(file.relative_to(root))
-        ]
-        if not found:
-            raise UserError(f"The folder {path} has no text files ({', '.join(endings)}) in it.")
-    elif glob.has_magic(path):
-        matches = glob.glob(str(root), recursive=True)
-        found = [(name, Path(name)) for name in matches if Path(name).is_file()]
-        if not found:
-            raise UserError(f"No file matches the pattern {path}; check the path.")
-    else:
-        raise UserError(f"There is no file or folder {path}; check the path.")
-    for _, file in found:
-        if not ending(file, endings):
-            raise UserError(f"The ending of {file} is not known; use one of {', '.join(endings)}.")
-    return sorted(found)
+    return zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj()
 
 
-def ending(path: Path, endings: Sequence[str]) -> str | None:
-    """The longest known ending of a file's name, without .gz."""
-    name = path.name.lower()
-    return next((e.removesuffix(".gz") for e in endings if name.endswith(e)), None)
+_DECOMPRESSORS: dict[str, tuple[str, Callable[[], Any]]] = {
+    ".gz": ("gzip", lambda: zlib.decompressobj(wbits=31)),
+    ".bz2": ("bzip2", bz2.BZ2Decompressor),
+    ".xz": ("xz", lzma.LZMADecompressor),
+    ".zst": ("zstd", _zstd),
+}
+"""The name of a format, and a decompressor of one member of it, by ending."""
+COMPRESSED = tuple(_DECOMPRESSORS)
+"""Endings of compressed files."""
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+class _Damaged(Exception):
+    """Compressed data that cannot be decompressed."""
 
 
 def is_compressed(path: Path) -> bool:
@@ -70,7 +50,7 @@ def is_compressed(path: Path) -> bool:
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """The file's bytes, decompressed if its name ends in .gz."""
+    """The file's bytes, decompressed if its name ends in one of COMPRESSED."""
     return Stream(path).file
 
 
@@ -81,9 +61,9 @@ class Stream:
     """
 
     def __init__(self, path: Path) -> None:
-        make = _DECOMPRESSORS.get(path.suffix.lower())
+        known = _DECOMPRESSORS.get(path.suffix.lower())
         raw = path.open("rb", buffering=_BUFFER)
-        self._inflated = None if make is None else _Inflated(raw, make)
+        self._inflated = None if known is None else _Inflated(raw, known[1])
         self.file: IO[bytes] = (
             raw if self._inflated is None else io.BufferedReader(self._inflated, _BUFFER)
         )
@@ -136,9 +116,12 @@ class _Inflated(io.RawIOBase):
             block = self._raw.read(_BLOCK)
             if not block:
                 if self._decompressor is not None:
-                    raise EOFError("it ends before its end-of-stream marker")
+                    raise _Damaged("it ends before its end-of-stream marker")
                 return 0
-            self._left = memoryview(self._decompressed(block))
+            try:
+                self._left = memoryview(self._decompressed(block))
+            except Exception as error:  # every library has errors of its own, some OSError
+                raise _Damaged(str(error)) from error
             if self._left:
                 self._blocks.append((self._given, self._read))
             self._read += len(block)
@@ -168,9 +151,10 @@ def reading(path: Path) -> Iterator[None]:
     """Errors of reading as one sentence with the file's name."""
     try:
         yield
-    except (EOFError, zlib.error) as error:
+    except _Damaged as error:
+        name, _ = _DECOMPRESSORS[path.suffix.lower()]
         raise UserError(
-            f"The gzip file {path} is cut short or damaged ({error}); copy it again."
+            f"The {name} file {path} is cut short or damaged ({error}); copy it again."
         ) from error
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error}.") from error

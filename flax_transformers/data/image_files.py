@@ -14,7 +14,9 @@ from flax_transformers.data.image_kinds import SPLIT_NAMES, Found, ImageSource
 from flax_transformers.errors import UserError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-_IDX = re.compile(r"(?:.*-)?(train|test|t10k)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
+_IDX = re.compile(
+    r"(?:.*-)?(train|test|t10k)-(images|labels)[-.]idx[13]-ubyte(\.gz|\.bz2|\.xz|\.zst)?"
+)
 
 
 class FolderImages:

@@ -6,7 +6,7 @@ of pairs are made, resumed, checked and read like those of any text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,16 +14,25 @@ from typing import Any
 
 import numpy as np
 
+from flax_transformers.data import row_files
+from flax_transformers.data.corpus_files import corpus_files, ending
 from flax_transformers.data.documents import Decoder, Document, Invalid, Source, Where
-from flax_transformers.data.files import corpus_files, ending
-from flax_transformers.data.parquet_file import ParquetFile
-from flax_transformers.data.records import LineFile, PairOfLines, Part, TwoFiles
+from flax_transformers.data.fields import row_of, text_in
+from flax_transformers.data.records import (
+    LineFile,
+    PairOfLines,
+    Part,
+    Records,
+    TableFile,
+    TwoFiles,
+)
+from flax_transformers.data.row_files import ChosenFile, first_lines, row_file
 from flax_transformers.data.store import TokenStore
-from flax_transformers.data.tfds_data import PREFIX, Examples, tfds_text
+from flax_transformers.data.tfds_data import PREFIX, Examples
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.sequence_to_sequence import PairSpec
 
-ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".tsv", ".tsv.gz", ".parquet")
+ENDINGS = row_files.ENDINGS
 _OPEN_ROWS = 64  # rows that are looked through for room; more of them pack no tighter
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: multiples of it lie apart
 _BUCKET_THREADS = 16
@@ -33,12 +42,14 @@ _BUCKET_THREADS = 16
 class PairSource(Source):
     """A corpus of pairs; goes where a `TextSource` goes (``TextData.source``).
 
-    ``path``: a file, a folder or a glob of jsonl (also as .json, one object a line), tsv (no
-    header, no quotes) and parquet files, jsonl and tsv also with .gz; or "tfds:..." as for text.
-    ``source_field``, ``target_field``: the JSON keys ("translation.de" reaches into an object),
-    parquet columns or TFDS features; in tsv the column's number from 0, else the first two.
+    ``path``: a file, a folder or a glob of the formats of records that `LabelledSource` names; or
+    "tfds:..." as for text.
+    ``split``: of TFDS, or of a json file that names its splits.
+    ``source_field``, ``target_field``: named as for a `LabelledSource` ("translation.de" reaches
+    into an object). A tsv file whose first line does not name both has no such line: then numbers
+    are columns from 0, and with other names its first two are read.
     ``target_path``: the file with the targets, line by line beside the sources in the file
-    ``path``; any ending will do, also .gz.
+    ``path``; any ending will do, compressed or not.
 
     Pairs with the same target are held out together: corpora of many languages repeat them.
     A row with one side only is not valid, and one with none is empty; ``on_invalid`` says what
@@ -64,20 +75,18 @@ def pair_parts(source: PairSource) -> Iterator[Part]:
     """The parts of a corpus of pairs, in order."""
     fields = source.source_field, source.target_field
     if source.path.startswith(PREFIX):
-        yield Part(Examples(source, fields), partial(_example, source))
+        yield Part(Examples(source, fields), partial(_row, fields))
     elif source.target_path is not None:
         (_, one), (_, other) = source.files()
         yield Part(TwoFiles(one, other), _parallel_pair)
     else:
         for _, path in source.files():
-            yield _file_part(path, fields)
-
-
-def _file_part(path: Path, fields: tuple[str, str]) -> Part:
-    kind = ending(path, ENDINGS)
-    if kind == ".parquet":
-        return Part(ParquetFile(path, fields), _cells)
-    return Part(LineFile(path), partial(_tsv_pair if kind == ".tsv" else _json_pair, fields))
+            if ending(path, ENDINGS) == ".tsv":
+                yield Part(
+                    ChosenFile(path, partial(_tsv_file, path, fields)), partial(_tsv, fields)
+                )
+            else:
+                yield Part(row_file(path, source.split, fields), partial(_row, fields))
 
 
 def _pair(one: str, other: str, where: Where) -> Document:
@@ -87,30 +96,31 @@ def _pair(one: str, other: str, where: Where) -> Document:
     return Document(sides, group=sides[1])
 
 
-def _example(source: PairSource, decoder: Decoder, row: dict[str, Any], where: Where) -> Document:
-    fields = source.source_field, source.target_field
-    return _cells(decoder, [tfds_text(row, field, source) for field in fields], where)
-
-
-def _cells(decoder: Decoder, cells: Sequence[bytes | None], where: Where) -> Document:
-    one, other = (decoder.text(cell or b"", where) for cell in cells)
+def _row(fields: tuple[str, str], decoder: Decoder, content: Any, where: Where) -> Document:
+    row = row_of(decoder, content, where)
+    one, other = (text_in(decoder, row, field, where) for field in fields)
     return _pair(one, other, where)
 
 
-def _tsv_pair(fields: tuple[str, str], decoder: Decoder, raw: bytes, where: Where) -> Document:
-    cells = decoder.text(raw, where).rstrip("\r\n").split("\t")
-    columns = [int(field) if field.isdigit() else i for i, field in enumerate(fields)]
+def _tsv_file(path: Path, fields: tuple[str, str]) -> Records:
+    """A record is a row by name, if the first line names both fields; else a line."""
+    for line in first_lines(path, 1):
+        names = line.removeprefix(b"\xef\xbb\xbf").decode(errors="replace").rstrip("\r\n")
+        if set(fields) <= set(names.split("\t")):
+            return TableFile(path, "\t", quoted=False, names=fields)
+    return LineFile(path)
+
+
+def _tsv(fields: tuple[str, str], decoder: Decoder, content: Any, where: Where) -> Document:
+    if not isinstance(content, bytes):
+        return _row(fields, decoder, content, where)
+    cells = decoder.text(content, where).rstrip("\r\n").split("\t")
+    columns = [int(field) if field.isdecimal() else i for i, field in enumerate(fields)]
     if max(columns) >= len(cells):
         raise Invalid(
             where, f"has {len(cells)} columns, but column {max(columns)} (from 0) is asked for"
         )
     return _pair(cells[columns[0]], cells[columns[1]], where)
-
-
-def _json_pair(fields: tuple[str, str], decoder: Decoder, raw: bytes, where: Where) -> Document:
-    row = decoder.json_row(raw, where)
-    one, other = (decoder.field(row, field, where) or "" for field in fields)
-    return _pair(one, other, where)
 
 
 def _parallel_pair(

@@ -20,16 +20,17 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class ParquetFile:
-    """A record is a row: the bytes of each of ``columns``, None for null, and then the values of
-    ``values`` as Python has them.
+    """A record is a row: a dict of the columns that hold ``texts`` and ``others``, with the values
+    that Python has for them, but bytes for text.
 
-    Row groups are spread over the file by their numbers of rows, and each of them is solid. Raises
-    UserError for columns that are not there, or hold no text.
+    Fields are named as `fields.value_in` takes them. Row groups are spread over the file by their
+    numbers of rows, and each of them is solid. Raises UserError for fields that are not there, and
+    ``texts`` that hold none.
     """
 
     path: Path
-    columns: tuple[str, ...]
-    values: tuple[str, ...] = ()
+    texts: tuple[str, ...]
+    others: tuple[str, ...] = ()
 
     @cached_property
     def size(self) -> int:
@@ -42,12 +43,18 @@ class ParquetFile:
 
         with _in_words(self.path):
             metadata = parquet.read_metadata(self.path)
-            names = metadata.schema.to_arrow_schema().names
-        for column in (*self.columns, *self.values):
-            if column not in names:
+            schema = metadata.schema.to_arrow_schema()
+        for field in (*self.texts, *self.others):
+            kind, names = _found(schema, field)
+            if kind is None:
                 raise UserError(
-                    f"The parquet file {self.path} has no column {column!r}, it has "
+                    f"The parquet file {self.path} has no column {field!r}, it has "
                     f"{listed(names)}; name one of them in the source's fields."
+                )
+            if field in self.texts and not _is_text(kind):
+                raise UserError(
+                    f"The column {field!r} of {self.path} is of type {kind}, not text; name a text "
+                    "column in the source's fields."
                 )
         return metadata
 
@@ -84,12 +91,23 @@ class ParquetFile:
                     if position >= start:
                         yield Record(position, cells, f"Row {row} of {self.path}")
 
-    def _cells(self, file: Any, group: int) -> Iterator[tuple[Any, ...]]:
-        asked = list(dict.fromkeys((*self.columns, *self.values)))
-        for batch in file.iter_batches(_ROWS, row_groups=[group], columns=asked):
-            texts = [_as_bytes(batch.column(name), name, self.path) for name in self.columns]
-            values = [batch.column(name).to_pylist() for name in self.values]
-            yield from zip(*texts, *values, strict=True)
+    @cached_property
+    def _columns(self) -> list[str]:
+        """The paths of the columns that hold the fields, and no others of the same struct."""
+        schema = self._metadata.schema
+        paths = [schema.column(number).path for number in range(len(schema.names))]
+        found = []
+        for field in (*self.texts, *self.others):
+            exact = [path for path in paths if path == field or path.startswith(f"{field}.")]
+            below = [path for path in paths if path.split(".")[0] == field.split(".")[0]]
+            found += exact or below
+        return list(dict.fromkeys(found))
+
+    def _cells(self, file: Any, group: int) -> Iterator[dict[str, Any]]:
+        for batch in file.iter_batches(_ROWS, row_groups=[group], columns=self._columns):
+            columns = [column.cast(_with_bytes(column.type)) for column in batch.columns]
+            for values in zip(*(column.to_pylist() for column in columns), strict=True):
+                yield dict(zip(batch.schema.names, values, strict=True))
 
 
 @contextlib.contextmanager
@@ -105,22 +123,65 @@ def _in_words(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _as_bytes(column: Any, name: str, path: Path) -> list[bytes | None]:
-    """A column of text. As bytes: pyarrow itself would stop at invalid UTF-8 and not say where."""
-    import pyarrow
+def _found(schema: Any, field: str) -> tuple[Any, list[str]]:
+    """The type of a field, or None, and the names that it could have."""
+    from pyarrow import types
 
-    if pyarrow.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if not _is_text(column.type):
-        raise UserError(
-            f"The column {name!r} of {path} is of type {column.type}, not text; name a text "
-            "column in the source's fields."
-        )
-    return column.cast(pyarrow.large_binary()).to_pylist()
+    names = list(schema.names)
+    if field in names:
+        return schema.field(field).type, names
+    first, *rest = field.split(".")
+    if not rest or first not in names:
+        return None, names
+    kind = schema.field(first).type
+    for key in rest:
+        while _is_list(kind):
+            kind = kind.value_type
+        if not types.is_struct(kind):
+            return None, names
+        index = kind.get_field_index(key)
+        if index < 0:
+            return None, [f"{first}.{kind.field(i).name}" for i in range(kind.num_fields)]
+        kind, first = kind.field(index).type, f"{first}.{key}"
+    return kind, names
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    names = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
+    return any(getattr(types, f"is_{name}")(kind) for name in names)
 
 
 def _is_text(kind: Any) -> bool:
+    """Whether values of a type are texts, lists of them, or null."""
     from pyarrow import types
 
-    checks = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
-    return any(check(kind) for check in (*checks, types.is_null))
+    while _is_list(kind) or types.is_dictionary(kind):
+        kind = kind.value_type
+    return types.is_null(kind) or _is_bytes(kind)
+
+
+def _is_bytes(kind: Any) -> bool:
+    from pyarrow import types
+
+    names = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+    checks = [getattr(types, f"is_{name}") for name in (*names, "fixed_size_binary")]
+    return any(check(kind) for check in checks)
+
+
+def _with_bytes(kind: Any) -> Any:
+    """A type with bytes for text: pyarrow would stop at invalid UTF-8 and not say where."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        return _with_bytes(kind.value_type)
+    if _is_bytes(kind):
+        return pyarrow.large_binary()
+    if _is_list(kind):
+        return pyarrow.large_list(_with_bytes(kind.value_type))
+    if types.is_struct(kind):
+        fields = (kind.field(number) for number in range(kind.num_fields))
+        return pyarrow.struct([field.with_type(_with_bytes(field.type)) for field in fields])
+    return kind

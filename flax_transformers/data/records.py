@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from flax_transformers.data.documents import LONGEST, Decoder, Document, Invalid, Where
+from flax_transformers.data.documents import LONGEST, Decoder, Document, Invalid, Where, listed
 from flax_transformers.data.files import (
     Place,
     Stream,
@@ -193,8 +193,8 @@ class PairOfLines:
 
 @dataclass(frozen=True)
 class TableFile(_File):
-    """A record is a row of a table: a list of cells or, where the first row holds ``names``, a dict
-    by name.
+    """A record is a row of a table: a list of cells or, where ``names`` are asked for, a dict by
+    the names in the first row. Raises UserError where that lacks one of them.
 
     Bytes that are not UTF-8 become surrogates, as with errors="surrogateescape". A row whose cells
     are ``quoted`` may go over several lines, so it cannot be found from the middle of the file.
@@ -202,7 +202,7 @@ class TableFile(_File):
 
     delimiter: str
     quoted: bool
-    names: bool
+    names: tuple[str, ...] = ()
 
     def solid(self, position: int) -> tuple[int, int]:
         return (0, self.size) if self.quoted else super().solid(position)
@@ -214,7 +214,9 @@ class TableFile(_File):
             first: int | None = 0
             if start and self.solid(start) == (start, start):
                 if self.names:
-                    names = next(filter(None, self._table(_TextLines(stream, 0))), [])
+                    names = self._checked(
+                        next(filter(None, self._table(_TextLines(stream, 0))), [])
+                    )
                 first = line_start(stream.file, start, stop)
             if first is None:
                 return
@@ -228,7 +230,7 @@ class TableFile(_File):
                 if not cells:
                     continue
                 if names is None and self.names:
-                    names = cells
+                    names = self._checked(cells)
                     continue
                 position = stream.position(place.offset)
                 if stop is not None and position >= stop:
@@ -236,6 +238,15 @@ class TableFile(_File):
                 if position >= start:
                     row = cells if names is None else dict(zip(names, cells, strict=False))
                     yield Record(position, row, place)
+
+    def _checked(self, names: list[str]) -> list[str]:
+        for name in self.names:
+            if name not in names:
+                raise UserError(
+                    f"The table {self.path} has no column {name!r}, it has {listed(names)}; name "
+                    "one of them in the source's fields, or leave the file out."
+                )
+        return names
 
     def _table(self, lines: Iterator[str]) -> Iterator[list[str]]:
         csv.field_size_limit(LONGEST)

@@ -25,6 +25,7 @@ from typing import Any
 from flax_transformers.data import embedded
 from flax_transformers.data.conllu import TaggedSource, tagged_parts
 from flax_transformers.data.content import content_digest, sizes_digest
+from flax_transformers.data.corpus_files import plain_suffix
 from flax_transformers.data.dealing import Dealing
 from flax_transformers.data.documents import Counts, Decoder, Document, Invalid
 from flax_transformers.data.labelled import LabelledSource, labelled_parts
@@ -57,27 +58,34 @@ def read_documents(
 
 
 def check_first_records(source: AnySource) -> None:
-    """Raises UserError if none of the first records is a valid document, which is a wrong setting
-    and not a bad record; leaving such documents out would leave nothing."""
+    """Raises UserError if none of the first records of files of one ending is a valid document,
+    which is a wrong setting and not a bad record; leaving such documents out would leave none."""
     decoder = Decoder(source.on_invalid == "replace")
-    records = (
-        (part, record)
-        for part in _PARTS[type(source)](source)
-        for record in part.records.read(0, None)
-    )
-    problems = []
+    kinds: dict[str, list[Part]] = {}
+    for part in _PARTS[type(source)](source):
+        path = getattr(part.records, "path", None)
+        kinds.setdefault("" if path is None else plain_suffix(path), []).append(part)
+    for parts in kinds.values():
+        problems = list(_problems(decoder, parts))
+        if problems and None not in problems:
+            raise UserError(
+                f"None of the first {len(problems)} records of {source.path} is valid "
+                f"({problems[0]}); set data.source.{_field_settings(source)} to what is there, or "
+                "give another path."
+            )
+
+
+def _problems(decoder: Decoder, parts: Sequence[Part]) -> Iterator[Invalid | None]:
+    """What is wrong with each of the first records, up to one that is valid."""
+    records = ((part, record) for part in parts for record in part.records.read(0, None))
     for part, record in itertools.islice(records, _FIRST_RECORDS):
         try:
             part.parse(decoder, record.content, record.where)
         except Invalid as problem:
-            problems.append(problem)
+            yield problem
         else:
+            yield None
             return
-    if problems:
-        raise UserError(
-            f"None of the first {len(problems)} records of {source.path} is valid ({problems[0]}); "
-            f"set data.source.{_field_settings(source)} to what is there, or give another path"
-        )
 
 
 def _field_settings(source: AnySource) -> str:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from flax_transformers.data.corpus_files import corpus_files
 from flax_transformers.data.documents import (
     Decoder,
     Document,
@@ -19,21 +20,22 @@ from flax_transformers.data.documents import (
     Source,
     Where,
 )
-from flax_transformers.data.files import corpus_files, open_file, reading
+from flax_transformers.data.fields import text_in
+from flax_transformers.data.files import open_file, reading
 from flax_transformers.data.records import Part, ValueFile
 from flax_transformers.data.tfds_data import PREFIX, Examples
 from flax_transformers.errors import UserError
 
-ENDINGS = (".json", ".json.gz")
-_FEATURES = ("id", "title", "context", "question", "answers")
+ENDINGS = (".json",)
+_TEXTS = ("id", "title", "context", "question")
 
 
 @dataclass(frozen=True)
 class QuestionSource(Source):
     """A corpus of questions; goes where a `TextSource` goes (``TextData.source``).
 
-    ``path``: a file, a folder or a glob of json files in the format of SQuAD 1.1 or 2.0 (also
-    .gz), or "tfds:squad/...".
+    ``path``: a file, a folder or a glob of json files in the format of SQuAD 1.1 or 2.0,
+    compressed or not, or "tfds:squad/...".
 
     Questions on articles of one title are held out together. A question without an answer is one
     that the text does not answer. One whose answer does not stand where it says is not valid.
@@ -76,7 +78,7 @@ def read_record(record: bytes) -> Question:
 def question_parts(source: QuestionSource) -> Iterator[Part]:
     """The parts of a corpus of questions, in order."""
     if source.path.startswith(PREFIX):
-        yield Part(Examples(source, _FEATURES), _example)
+        yield Part(Examples(source, _TEXTS, ("answers",)), _example)
         return
     for _, path in source.files():
         yield Part(ValueFile(path, partial(_rows, source), "Question"), _question)
@@ -110,8 +112,8 @@ def _question(
     title, paragraph, question = row
     if not isinstance(question, dict):
         raise Invalid(where, f"is a JSON {type(question).__name__}, not an object")
-    context = decoder.field(dict(paragraph), "context", where) or ""
-    asked = decoder.field(dict(question), "question", where) or ""
+    context = text_in(decoder, dict(paragraph), "context", where)
+    asked = text_in(decoder, question, "question", where)
     answers = () if question.get("is_impossible") else question.get("answers") or ()
     try:
         found = [(answer["answer_start"], answer["text"]) for answer in answers]
@@ -121,7 +123,7 @@ def _question(
 
 
 def _example(decoder: Decoder, row: Mapping[str, Any], where: Where) -> Question:
-    name, title, context, asked = (decoder.text(row[field], where) for field in _FEATURES[:-1])
+    name, title, context, asked = (decoder.text(row[field], where) for field in _TEXTS)
     starts, texts = row["answers"]["answer_start"], row["answers"]["text"]
     found = [
         (int(start), decoder.text(text, where)) for start, text in zip(starts, texts, strict=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from flax_transformers.data.documents import Source, listed
 from flax_transformers.data.records import Record
@@ -20,14 +22,16 @@ _ROWS = 64
 
 @dataclass(frozen=True)
 class Examples:
-    """A record is an example: a dict of its features. Positions are numbers of examples.
+    """A record is an example: a dict of the features that hold ``texts`` and ``others``, with
+    values of Python. Positions are numbers of examples.
 
-    Raises UserError for data that is not prepared, a split or one of ``features`` it lacks, and
-    what cannot be read.
+    Raises UserError for data that is not prepared, a split or a feature it lacks, ``texts`` that
+    hold none, and what cannot be read.
     """
 
     source: Source
-    features: tuple[str, ...]
+    texts: tuple[str, ...]
+    others: tuple[str, ...] = ()
 
     @cached_property
     def builder(self) -> Any:
@@ -37,12 +41,13 @@ class Examples:
     @cached_property
     def _data(self) -> Any:
         path, split, info = self.source.path, self.source.split, self.builder.info
-        present = list(info.features or ())
-        for feature in self.features:
-            if feature not in present:
+        for feature in (*self.texts, *self.others):
+            found = self._feature(feature)
+            kind = found.np_dtype if isinstance(found.np_dtype, dict) else np.dtype(found.np_dtype)
+            if feature in self.texts and kind != np.dtype("O"):
                 raise UserError(
-                    f"{path} has no feature {feature!r}, it has {listed(present)}; name one of "
-                    "them in the source's fields."
+                    f"The feature {feature!r} of {path} is a {kind}, not text; "
+                    "name a text feature in the source's fields."
                 )
         try:
             return self.builder.as_data_source(split=split)
@@ -51,6 +56,24 @@ class Examples:
                 f"{path} has no split {split!r}; its splits are {listed(info.splits)}, and slices "
                 "such as 'train[:10%]' work."
             ) from error
+
+    def _feature(self, name: str) -> Any:
+        """The feature of a field, which may be inside others. Raises UserError."""
+        found = self.builder.info.features
+        present = list(found or ())
+        for key in [name] if name in present else name.split("."):
+            found = getattr(found, "feature", found)  # what a sequence is of
+            if key not in (found.keys() if hasattr(found, "keys") else ()):
+                raise UserError(
+                    f"{self.source.path} has no feature {name!r}, it has {listed(present)}; name "
+                    "one of them in the source's fields."
+                )
+            found = found[key]
+        return found
+
+    def class_names(self, name: str) -> list[str] | None:
+        """What the data calls the numbers of a feature's classes; None where they have no names."""
+        return getattr(self._feature(name), "names", None)
 
     @property
     def size(self) -> int:
@@ -61,6 +84,9 @@ class Examples:
 
     def read(self, start: int, stop: int | None) -> Iterator[Record]:
         path = self.source.path
+        fields = (*self.texts, *self.others)
+        present = self.builder.info.features
+        names = dict.fromkeys(f if f in present else f.split(".")[0] for f in fields)
         stop = self.size if stop is None else min(stop, self.size)
         for first in range(start, stop, _ROWS):
             chosen = range(first, min(first + _ROWS, stop))
@@ -71,18 +97,17 @@ class Examples:
                     f"Cannot read {path} near example {first} ({error}); prepare it again."
                 ) from error
             for number, row in zip(chosen, rows, strict=True):
-                yield Record(number, row, f"Example {number} of {path}")
+                found = {name: _as_python(row[name]) for name in names}
+                yield Record(number, found, f"Example {number} of {path}")
 
 
-def tfds_text(row: dict[str, Any], feature: str, source: Source) -> bytes:
-    """The text of a row. Raises UserError for a feature that is none."""
-    raw = row[feature]
-    if not isinstance(raw, bytes):
-        raise UserError(
-            f"The feature {feature!r} of {source.path} is a {type(raw).__name__}, not text; name "
-            "a text feature in the source's fields."
-        )
-    return raw
+def _as_python(value: Any) -> Any:
+    """Lists and numbers for the arrays of numpy."""
+    if isinstance(value, Mapping):
+        return {name: _as_python(one) for name, one in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return value
 
 
 def tfds_identity(source: Source) -> str:

@@ -1,9 +1,12 @@
 """How the bytes of a corpus file are read: compressed ones, and from the middle."""
 
+import bz2
 import gzip
+import lzma
 import os
 
 import pytest
+import zstandard
 
 from flax_transformers.data import files
 from flax_transformers.data.files import Stream, is_blank_before, line_start, open_file, reading
@@ -70,3 +73,48 @@ def test_a_blank_line_is_seen_from_behind_it(tmp_path):
     with path.open("rb") as file:
         assert [is_blank_before(file, start) for start in starts] == [True, True, False, True]
         assert file.read() == b"y"
+
+
+def in_blocks(content):
+    """As pzstd writes it: a frame that is skipped before each frame."""
+    skipped = (0x184D2A50).to_bytes(4, "little") + (4).to_bytes(4, "little") + b"size"
+    return skipped + zstandard.compress(content)
+
+
+def with_long_window(content):
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
+    return zstandard.ZstdCompressor(compression_params=parameters).compress(content)
+
+
+FORMATS = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstandard.compress,
+    "frames.zst": in_blocks,
+    "long.zst": with_long_window,
+}
+
+
+@pytest.mark.parametrize("block", [7, 4096])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_members_of_every_compressed_format_are_read_one_after_another(
+    kind, block, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(files, "_BLOCK", block)
+    path, compress = tmp_path / f"a.{kind}", FORMATS[kind]
+    one, two = os.urandom(9000), b"two" * 5000
+    path.write_bytes(compress(one) + compress(b"") + compress(two))
+    assert read(path) == one + two
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_compressed_file_that_is_cut_short_or_something_else_is_refused(kind, tmp_path):
+    name = {"gz": "gzip", "bz2": "bzip2", "xz": "xz"}.get(kind, "zstd")
+    path, content = tmp_path / f"a.{kind}", FORMATS[kind](os.urandom(9000))
+    for damaged in (content[: len(content) // 2], content[:-1], content + b"garbage", b"plain"):
+        path.write_bytes(damaged)
+        with pytest.raises(
+            UserError, match=rf"The {name} file .*a\.{kind} is cut short or damaged"
+        ):
+            read(path)
