@@ -95,12 +95,16 @@ class Launcher:
         )
 
     def _wait(self) -> None:
-        """Until all processes are done, one has failed, or they were told to stop long ago."""
+        """Until all processes are done, one has failed, or they were told to stop long ago.
+
+        Those that are left when the first is done get the same time: a process may be stopped dead.
+        """
         deadline = None
         while any(code is None for code in self._codes()):
             if any(code not in (None, DONE, PREEMPTED) for code in self._codes()):
                 return
-            if self.asked_to_stop and deadline is None:
+            one_is_done = any(code is not None for code in self._codes())
+            if (self.asked_to_stop or one_is_done) and deadline is None:
                 deadline = time.monotonic() + self._arguments.save_seconds
             if self._in_a_hurry or (deadline is not None and time.monotonic() > deadline):
                 return
@@ -192,7 +196,10 @@ def _parse() -> argparse.Namespace:
         "--grace-seconds", type=float, default=10, help="from TERM to KILL once one has failed"
     )
     parser.add_argument(
-        "--save-seconds", type=float, default=600, help="for saving, once the launcher got TERM"
+        "--save-seconds",
+        type=float,
+        default=600,
+        help="for saving, once the launcher got TERM; also for ending, once one process is done",
     )
     own, command = sys.argv[1:], []
     if "--" in own:

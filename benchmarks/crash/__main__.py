@@ -12,6 +12,9 @@ those of a run without faults, bit for bit.
 Then there is damage to what a run has left (``damages``): flipped bits of checkpoints, which have
 to be noticed, damaged side files, which have to stop nothing, storage that cannot be read for a
 while, which has to change nothing, and streaks of batches that are NaN, which leave no trace.
+There are processes that are alive and stuck (``hangs``): in data loading, with a stopped worker,
+without a peer; all have to end with 75. And there are damaged stores (``stores``), which a new run
+has to refuse in one sentence.
 
 Everything follows from ``--seed``; each line of the log is one fault or one finished run, and the
 same command goes on behind the last line. Processes are forked from one that has imported all, so
@@ -31,7 +34,9 @@ from pathlib import Path
 from campaign import Campaign, summary
 from damages import DAMAGES
 from faults import KINDS, plan
+from hangs import HANGS
 from jobs import PRELOAD, prepare
+from stores import STORES
 
 
 def main() -> int:
@@ -41,7 +46,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no fault after so long")
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2], choices=[1, 2])
-    kinds = KINDS | DAMAGES
+    afterwards = DAMAGES | HANGS | STORES
+    kinds = KINDS | afterwards
     for name, kind in kinds.items():
         parser.add_argument(f"--{name}", type=int, default=kind.count, metavar="TIMES")
     arguments = parser.parse_args()
@@ -67,7 +73,7 @@ def main() -> int:
     for processes in arguments.processes:
         left = [f for f in faults if f.processes == processes and (f.kind, f.number) not in done]
         campaign.strike_all(left, processes)
-    for name, damage in DAMAGES.items():
+    for name, damage in afterwards.items():
         for number in range(counts[name]):
             if (name, number) in done or time.monotonic() > campaign.deadline:
                 continue

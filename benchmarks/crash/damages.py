@@ -29,7 +29,7 @@ class Damage:
 
 
 @contextlib.contextmanager
-def _copy(campaign: Campaign, processes: int) -> Iterator[Path]:
+def copy_of_run(campaign: Campaign, processes: int) -> Iterator[Path]:
     """A copy of the run without faults."""
     workdir = campaign.folder / f"copy-{processes}"
     shutil.rmtree(workdir, ignore_errors=True)
@@ -39,7 +39,8 @@ def _copy(campaign: Campaign, processes: int) -> Iterator[Path]:
     shutil.rmtree(workdir)
 
 
-def _run(campaign: Campaign, workdir: Path, processes: int, **how: Any) -> Job:
+def run_to_its_end(campaign: Campaign, workdir: Path, processes: int, **how: Any) -> Job:
+    """The command in a workdir, which is given two minutes."""
     job = Job(campaign.folder, workdir, processes, **how)
     try:
         job.wait(120)
@@ -87,13 +88,13 @@ def side(campaign: Campaign, rng: random.Random, processes: int) -> Line:
         "folder": lambda path: (path.unlink(), path.mkdir(), (path / "stray").touch()),
         "loop": lambda path: (path.unlink(), path.symlink_to(path.name)),
     }
-    with _copy(campaign, processes) as workdir:
+    with copy_of_run(campaign, processes) as workdir:
         shutil.rmtree(workdir / "checkpoints" / str(STEPS[processes]))
         files = [path for path in workdir.rglob("*") if path.is_file() and path.stat().st_size]
         files = [p for p in files if "checkpoints" not in p.relative_to(workdir).parts]
         path, way = rng.choice(sorted(files)), rng.choice(sorted(ways))
         ways[way](path)
-        job = _run(campaign, workdir, processes)
+        job = run_to_its_end(campaign, workdir, processes)
         problems = []
         if job.codes() != [0] * processes:
             problems = [f"exit codes {job.codes()}: {job.said()[-400:]}"]
@@ -105,16 +106,16 @@ def side(campaign: Campaign, rng: random.Random, processes: int) -> Line:
 def unreadable(campaign: Campaign, rng: random.Random, processes: int) -> Line:
     """The newest checkpoint cannot be read for a while: an error that changes nothing."""
     number = rng.choice([errno.EACCES, errno.EIO, errno.ESTALE])
-    with _copy(campaign, processes) as workdir:
+    with copy_of_run(campaign, processes) as workdir:
         before = sorted(path.name for path in (workdir / "checkpoints").iterdir())
         value = f"{number}:checkpoints/{STEPS[processes]}/"
-        job = _run(campaign, workdir, processes, hooks={"CRASH_UNREADABLE": value})
+        job = run_to_its_end(campaign, workdir, processes, hooks={"CRASH_UNREADABLE": value})
         problems = []
         if 2 not in job.codes() or "cannot be read" not in job.said():
             problems.append(f"not told: exit codes {job.codes()}: {job.said()[-400:]}")
         if sorted(path.name for path in (workdir / "checkpoints").iterdir()) != before:
             problems.append("checkpoints were changed")
-        again = _run(campaign, workdir, processes)
+        again = run_to_its_end(campaign, workdir, processes)
         if again.codes() != [0] * processes or fingerprint(workdir) != campaign.reference(
             processes
         ):
@@ -130,7 +131,7 @@ def nan(campaign: Campaign, rng: random.Random, processes: int) -> Line:
     workdir = campaign.folder / f"nan-{processes}"
     shutil.rmtree(workdir, ignore_errors=True)
     hooks = {"CRASH_NAN": f"{first}:{first + length}"}
-    job = _run(campaign, workdir, processes, hooks=hooks, options=options)
+    job = run_to_its_end(campaign, workdir, processes, hooks=hooks, options=options)
     problems = _spoilt(workdir)
     newest = newest_valid(workdir)
     # A rollback skips what is left of the streak, but for a last step that may be under way.

@@ -7,6 +7,7 @@ process that is about to run the command, and a line in HOOKS.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,35 @@ def _unreadable(value: str) -> None:
     digests._hash_file = failing
 
 
+def _sleep(value: str) -> None:
+    """``1:30``: process 1 sleeps for ever in data loading at its 30th example."""
+    from flax_transformers.data import pipeline
+
+    index, _, example = value.partition(":")
+    prepare = pipeline._Prepare.__call__
+    seen = 0
+
+    def sleeping(self: Any, place: int, number: int) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == int(example):
+            print("sleeps in data loading", flush=True)
+            time.sleep(100_000)
+        return prepare(self, place, number)
+
+    if os.environ.get("JAX_PROCESS_ID", "0") == index:
+        pipeline._Prepare.__call__ = sleeping  # type: ignore[method-assign]
+
+
+def _absent(value: str) -> None:
+    """``1``: process 1 ends before it has joined the others."""
+    if os.environ["JAX_PROCESS_ID"] == value:
+        os._exit(0)
+
+
 HOOKS: dict[str, Callable[[str], None]] = {
     "CRASH_NAN": _batches_with_nan,
     "CRASH_UNREADABLE": _unreadable,
+    "CRASH_SLEEP": _sleep,
+    "CRASH_ABSENT": _absent,
 }

@@ -33,7 +33,8 @@ HEARTBEAT_VARIABLE = "FLAX_TRANSFORMERS_HEARTBEAT_SECONDS"
 HEARTBEAT_SECONDS = 10
 """Without a sign of life for so long a process counts as lost, and the others abort."""
 SLOW_START_SECONDS = 20.0
-_PATIENCE_SECONDS = 7 * 24 * 3600  # of barriers and of JAX's start: the watchdog ends what hangs
+PATIENCE_SECONDS = 7 * 24 * 3600
+"""Of barriers, and of JAX's start: it is the watchdog that ends what hangs."""
 _MOST_PROCESSES = 2**20
 _PORTS = ranges.integers(1, 65_535)
 _barriers = itertools.count()
@@ -93,6 +94,8 @@ def _initialize(address: str | None, count: int | None, index: int | None, limit
     patience.daemon = True
     patience.start()
     watchdog.start(limits, watchdog.dump_seconds)
+    if index is not None:
+        watchdog.name = f"process {index} of {count}"
     watchdog.be_deaf()  # JAX installs a handler of its own
     try:
         with watchdog.phase("start", lambda: _who_came(address, count, index)):
@@ -101,7 +104,7 @@ def _initialize(address: str | None, count: int | None, index: int | None, limit
                 count,
                 index,
                 heartbeat_timeout_seconds=int(heartbeat),
-                initialization_timeout=_PATIENCE_SECONDS,
+                initialization_timeout=PATIENCE_SECONDS,
             )
     finally:
         patience.cancel()
@@ -189,7 +192,7 @@ def wait_for_all() -> None:
     from orbax.checkpoint import multihost  # noqa: TID251 (JAX has no barrier that is public)
 
     key = f"together_{next(_barriers)}"
-    multihost.get_barrier_sync_fn()(key=key, timeout_ms=_PATIENCE_SECONDS * 1000)
+    multihost.get_barrier_sync_fn()(key=key, timeout_ms=PATIENCE_SECONDS * 1000)
 
 
 def compiled_together(step: jax.stages.Wrapped) -> Callable[..., Any]:

@@ -35,8 +35,8 @@ class Limits:
     need.
     """
 
-    start_s: float = 600.0
-    """Until all processes have joined. Nodes of a cluster start minutes apart."""
+    start_s: float = 300.0
+    """Until all processes have joined. Nodes start minutes apart; this is JAX's own default."""
     prepare_s: float = 86_400.0
     """To prepare, open and verify the data. A single process may tokenize a large corpus first."""
     restore_s: float = 7_200.0

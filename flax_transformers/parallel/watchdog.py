@@ -71,6 +71,7 @@ class Watchdog:
 
     def __init__(self) -> None:
         self.limits, self.dump_seconds = Limits(), 0.0
+        self.name = "this process"
         self._peers: Peers | None = None
         self._current: _Current | None = None
         self._entered = 0
@@ -123,6 +124,7 @@ class Watchdog:
 
     def join(self, peers: Peers) -> None:
         """Publishes the phases of this process to the others from now on."""
+        self.name = f"process {peers.index} of {peers.count}"
         self._peers = peers
 
     @contextlib.contextmanager
@@ -219,9 +221,9 @@ class Watchdog:
     def _check(self, current: _Current, now: float) -> None:
         seconds, limit = now - current.since, self.limits.of(current.name)
         if limit and seconds > limit:
-            reason = f"{self._me()} has been {_in_phase(current.name, seconds)}"
+            reason = f"{self.name} has been {_in_phase(current.name, seconds)}"
             if current.explain is not None:
-                reason = f"{self._me()} gave up after {seconds:.0f} s: {current.explain()}"
+                reason = f"{self.name} gave up after {seconds:.0f} s: {current.explain()}"
             self._end(
                 f"{reason}{self._who_is_behind(current)}; the limit is limits.{current.name}_s = "
                 f"{limit:g}, to be raised if this was no hang"
@@ -229,7 +231,7 @@ class Watchdog:
         told, grace = self._told, self.limits.grace_s
         if told and grace and current.name != "save" and now - max(told[1], current.since) > grace:
             self._end(
-                f"{self._me()} was told to stop ({told[0]}) {now - told[1]:.0f} s ago and cannot "
+                f"{self.name} was told to stop ({told[0]}) {now - told[1]:.0f} s ago and cannot "
                 f"save: it has been {_in_phase(current.name, seconds)}"
                 f"{self._who_is_behind(current)}; the limit is limits.grace_s = {grace:g}"
             )
@@ -240,7 +242,7 @@ class Watchdog:
             and self._dumped != current.number
         ):
             self._dumped = current.number
-            _write(f"{self._me()} has been {_in_phase(current.name, seconds)}; its stacks:")
+            _write(f"{self.name} has been {_in_phase(current.name, seconds)}; its stacks:")
             faulthandler.dump_traceback(file=2)
 
     def _exchange(self, peers: Peers, current: _Current | None, now: float) -> None:
@@ -253,7 +255,7 @@ class Watchdog:
             if ended:
                 index = min(ended, key=lambda i: (not ended[i], i))
                 where = _in_phase(current.name, now - current.since) if current else "in no phase"
-                self._end(f"{ended[index]}; {self._me()} was {where} and ends too", first=False)
+                self._end(f"{ended[index]}; {self.name} was {where} and ends too", first=False)
 
     def _end(self, reason: str, first: bool = True) -> None:
         """Says why, shows the stacks, and ends this process; all others do the same."""
@@ -266,11 +268,6 @@ class Watchdog:
         for child in multiprocessing.active_children():  # a stopped one would be left
             child.kill()
         os._exit(RESTART)
-
-    def _me(self) -> str:
-        if self._peers is None:
-            return "this process"
-        return f"process {self._peers.index} of {self._peers.count}"
 
     def _who_is_behind(self, current: _Current) -> str:
         """The processes that this one waits for, or that it holds up the others itself."""

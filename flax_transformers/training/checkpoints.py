@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.parallel.distributed import wait_for_all
+from flax_transformers.parallel.distributed import PATIENCE_SECONDS, wait_for_all
 from flax_transformers.ranges import Ranges
 from flax_transformers.training import digests, step_folders
 from flax_transformers.training.retention import Retention
@@ -250,6 +250,7 @@ class Checkpoints:
                         mode=mode.COMMIT_FILE if in_place else mode.ATOMIC_RENAME
                     ),
                     async_options=ocp.options.AsyncOptions(
+                        timeout_secs=PATIENCE_SECONDS,
                         barrier_sync_fn=self._barrier,
                         post_finalization_callback=self._before_commit,
                     ),

@@ -116,6 +116,18 @@ def test_restarts_are_bounded_and_the_last_exit_code_is_told(launch, tmp_path):
     assert attempts(tmp_path) == 2
 
 
+def test_a_process_that_does_not_end_when_the_others_are_done_is_ended(launch, tmp_path):
+    body = """
+if attempt == 0 and index == 1:
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+    job = launch(body, "--save-seconds", "1", "--grace-seconds", "1")
+    out, _ = job.communicate(timeout=60)
+    assert job.returncode == 0
+    assert "exit codes [0, -9]; restart 1 of 10" in out
+    assert_none_left(tmp_path)
+
+
 def test_a_mistake_of_the_user_is_not_tried_again(launch, tmp_path):
     # Both run when one makes a mistake; the other would fail later in another way.
     both = "while not pathlib.Path(f'started-{1 - index}').exists(): time.sleep(0.05)\n"

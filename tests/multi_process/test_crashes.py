@@ -11,7 +11,8 @@ import pytest
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.slow, pytest.mark.full]
 
-KINDS = ("kill", "term", "stop", "disk", "coordinator", "flip", "side", "unreadable", "nan")
+KINDS = ("kill", "term", "stop", "disk", "coordinator", "flip", "side", "unreadable", "nan",
+         "loader", "worker", "absent", "tokens", "images")  # fmt: skip
 CAMPAIGN = Path(__file__).parents[2] / "benchmarks" / "crash"
 
 
@@ -54,6 +55,13 @@ def test_damaged_side_files_storage_that_fails_and_streaks_of_nan_leave_no_trace
     lines, code = strike(tmp_path, 1, **counts)
     assert [line["problems"] for line in lines if line["problems"]] == []
     assert (code, len(lines)) == (0, 7)
+
+
+def test_stuck_jobs_end_and_damaged_stores_are_refused(tmp_path):
+    counts = {"loader": 2, "worker": 1, "absent": 1, "tokens": 3, "images": 3}
+    lines, code = strike(tmp_path, 1, **counts)
+    assert [line["problems"] for line in lines if line["problems"]] == []
+    assert (code, len(lines)) == (0, 10)
 
 
 def test_two_processes_of_which_one_stops_dead_or_is_lost_end_bit_equal(tmp_path):
