@@ -1,5 +1,5 @@
 """``flax-transformers COMMAND ...``: parse, call, print. Exit codes: 0 done, 2 the user can mend
-it, 42 stopped on request after saving, 75 another process of the job was lost."""
+it, 42 stopped on request after saving, 75 another process of the job was lost, or it was stuck."""
 
 from __future__ import annotations
 

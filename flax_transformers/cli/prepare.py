@@ -11,6 +11,7 @@ from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:
     from flax_transformers.data.claims import Compare
+    from flax_transformers.data.config import DataConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli.config_file import load_config
+    from flax_transformers.parallel.watchdog import watchdog
+
+    config = load_config(arguments.config, overrides)
+    watchdog.start(config.limits)
+    with watchdog.phase("prepare"):
+        return _prepare(arguments, config.data)
+
+
+def _prepare(arguments: argparse.Namespace, data: DataConfig) -> int:
     from flax_transformers.data import dataset
 
-    data = load_config(arguments.config, overrides).data
     if arguments.begin:
         dataset.begin(data, arguments.output)
         print("begun; now every --shard job can run, and in the end the command without --shard")

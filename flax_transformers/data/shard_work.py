@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from flax_transformers.data.processes import end_with_parent
 from flax_transformers.errors import UserError
+from flax_transformers.parallel.watchdog import watchdog
 
 _THREADS = "TOKENIZERS_PARALLELISM"
 Work = Callable[[Sequence[int], "Note"], None]  # does a run of shards, in order; picklable
@@ -178,6 +179,8 @@ class _Reporter:
 
     def set(self, documents: int, tokens: int, new: int) -> None:
         """How many documents, tokens and shards have been done in all."""
+        if (documents, tokens, new) != (self._documents, self._tokens, self._new):
+            watchdog.progress()
         self._documents, self._tokens = documents, tokens
         self._bar.update(self._task, counts=self._counts())
         while self._new < new:

@@ -34,7 +34,7 @@ HEARTBEAT_SECONDS = 10
 """Without a sign of life for so long a process counts as lost, and the others abort."""
 SLOW_START_SECONDS = 20.0
 PATIENCE_SECONDS = 7 * 24 * 3600
-"""Of barriers, and of JAX's start: it is the watchdog that ends what hangs."""
+"""Of barriers, and of JAX's start and end: it is the watchdog that ends what hangs."""
 _MOST_PROCESSES = 2**20
 _PORTS = ranges.integers(1, 65_535)
 _barriers = itertools.count()
@@ -105,6 +105,7 @@ def _initialize(address: str | None, count: int | None, index: int | None, limit
                 index,
                 heartbeat_timeout_seconds=int(heartbeat),
                 initialization_timeout=PATIENCE_SECONDS,
+                shutdown_timeout_seconds=PATIENCE_SECONDS,
             )
     finally:
         patience.cancel()

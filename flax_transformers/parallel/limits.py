@@ -37,8 +37,9 @@ class Limits:
 
     start_s: float = 300.0
     """Until all processes have joined. Nodes start minutes apart; this is JAX's own default."""
-    prepare_s: float = 86_400.0
-    """To prepare, open and verify the data. A single process may tokenize a large corpus first."""
+    prepare_s: float = 43_200.0
+    """To prepare, open and verify the data, without a document done. Training a tokenizer on a
+    large corpus, or hashing a store of some TB, takes hours."""
     restore_s: float = 7_200.0
     """To initialise the state, or to read a checkpoint: some TB from a bucket take an hour."""
     first_batch_s: float = 3_600.0
@@ -55,8 +56,8 @@ class Limits:
     """Between two batches of an evaluation, or for an evaluator that generates text."""
     save_s: float = 7_200.0
     """To write a checkpoint, which includes waiting for the one before it."""
-    exit_s: float = 900.0
-    """To end once all is done. JAX alone waits up to five minutes for the other processes."""
+    exit_s: float = 1_800.0
+    """To end once all is done; the others wait here while process 0 draws plots and samples."""
     grace_s: float = 120.0
     """After SIGTERM or Ctrl-C without any progress. A healthy run reaches its next step, saves, and
     exits with code 42; schedulers kill after 30 s to 10 minutes anyway."""

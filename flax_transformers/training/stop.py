@@ -53,8 +53,8 @@ class StopRequest:
     def __enter__(self) -> Self:
         # With several processes SIGTERM belongs to JAX's preemption service.
         alone = jax.process_count() == 1
-        watchdog.be_deaf()  # until the handlers that it calls are there
         if threading.current_thread() is threading.main_thread():
+            watchdog.be_deaf()  # until the handlers that it calls are there
             for number in (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,):
                 self._previous[number] = signal.signal(number, self._on_signal)
             watchdog.listen()
@@ -66,7 +66,8 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        watchdog.be_deaf()
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        watchdog.listen()
+        if self._previous:
+            watchdog.be_deaf()
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+            watchdog.listen()

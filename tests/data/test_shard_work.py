@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from flax_transformers.data import shard_work
 from flax_transformers.data.shard_work import for_each_run
 
 THREADS = "TOKENIZERS_PARALLELISM"
@@ -39,3 +40,16 @@ def test_each_shard_of_a_run_is_told_of(capsys):
         "made shard 4 of 5: 20 documents, 140 tokens",
         "made shard 5 of 5: 30 documents, 210 tokens",
     ]
+
+
+def test_documents_that_are_done_are_progress_to_the_watchdog(monkeypatch):
+    """Repeating the same counts, as while a worker is stopped, is none."""
+    seen = []
+    monkeypatch.setattr(shard_work.watchdog, "progress", lambda: seen.append(1))
+    with shard_work._Reporter("tokenised", 2, 0, "documents") as reporter:
+        reporter.set(0, 0, 0)
+        assert seen == []
+        reporter.set(3, 10, 0)
+        reporter.set(3, 10, 0)
+        reporter.note(documents=1)
+    assert len(seen) == 2

@@ -82,7 +82,7 @@ class Job:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self.workdir, self.processes, self._logs = workdir, {}, {}
+        self.processes, self._logs = {}, {}
         command = ["train", *settings(folder), "--workdir", str(workdir), *options]
         for index in range(processes):
             if index in absent:
