@@ -127,6 +127,7 @@ def settings(folder: Path, processes: int, options: dict[str, object] | None = N
         "phases.0.steps": STEPS[processes],
         "phases.0.sequence-length": 16,
         "phases.0.batch-size": 4,
+        "optimizer.schedule.warmup-steps": 10,
         "evaluation.batch-size": 16,
         "evaluation.max-examples": 16,
         "evaluation.every-steps": 0,

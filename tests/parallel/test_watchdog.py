@@ -317,3 +317,16 @@ def test_a_limit_is_a_finite_number_of_seconds(value):
 
 def test_who_waits_for_data_speaks_before_those_who_wait_for_the_step():
     assert Limits().data_s < Limits().step_s
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_nothing_handles_ends_the_process_as_always(start, number):
+    process = start("""
+    watchdog.start(Limits())
+    with watchdog.phase("prepare"):
+        print("on", flush=True)
+        time.sleep(60)
+    """)
+    process.stdout.readline()
+    process.send_signal(number)
+    assert ended(process)[0] == -number
