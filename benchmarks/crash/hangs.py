@@ -30,7 +30,7 @@ def loader(campaign: Campaign, rng: random.Random, processes: int) -> Line:
     index = rng.randrange(processes)
     ways = ["data", "grace"] + ["step"] * (processes > 1)
     way = rng.choice(ways)
-    hooks = {"CRASH_SLEEP": f"{index}:{rng.randrange(8, 40)}"}
+    hooks = {"CRASH_SLEEP": f"{index}:{rng.randrange(5, 11)}"}  # of the 12 that two have left
     options = {"limits.data-s": 600, "limits.step-s": 900, f"limits.{way}-s": LIMIT_SECONDS}
     named = "was told to stop" if way == "grace" else f"limits.{way}_s"
     with _shortened(campaign, processes) as workdir:
