@@ -48,7 +48,8 @@ def loader(campaign: Campaign, rng: random.Random, processes: int) -> Line:
 def worker(campaign: Campaign, rng: random.Random, processes: int) -> Line:
     """The data worker of a process is stopped."""
     options = {"limits.data-s": LIMIT_SECONDS, "data.workers": 1}
-    with _shortened(campaign, processes) as workdir:
+    with copy_of_run(campaign, processes) as workdir:
+        shutil.rmtree(workdir / "checkpoints")  # a worker is some batches ahead
         job = Job(campaign.folder, workdir, processes, options=options)
         _wait_for(job, "\nstep ")
         stopped = _workers_of(job.processes[rng.randrange(processes)].pid)

@@ -148,13 +148,13 @@ def run_command(arguments: list[str], environment: dict[str, str], log: str) -> 
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.update(environment)
-    from flax_transformers.cli.main import main
+    from flax_transformers.cli.main import program
 
     for name, install in HOOKS.items():
         if name in os.environ:
             install(os.environ[name])
     try:
-        code = main(arguments)
+        code = program(arguments)
         atexit._run_exitfuncs()
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)

@@ -22,10 +22,10 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 
-def program() -> int:
+def program(arguments: Sequence[str] | None = None) -> int:
     """``main``, for a process that ends with it: the watchdog limits how long that takes."""
     try:
-        return main()
+        return main(arguments)
     finally:
         watchdog.enter("exit")
 
