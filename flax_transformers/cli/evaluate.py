@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     )
     prepared = runtime.fitted_data(config, prepared)
     _check_data(config, prepared, restored, arguments.checkpoint)
-    check_run(dataclasses.replace(config, model=restored.model_config), prepared)
+    check_run(dataclasses.replace(config, model=restored.model_config), prepared, new=False)
     snapshot = _snapshot(config, restored)
     result: dict[str, float] = {"step": restored.step}
     watchdog.start(config.limits)

@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.training.loop import checked_mesh, train
     from flax_transformers.training.position import tokenizers_of_run
     from flax_transformers.training.probes import Probes
+    from flax_transformers.training.step_folders import has_checkpoint
     from flax_transformers.training.workdir import open_workdir
 
     runtime.start(config.platform, config.limits)
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         check_config(config)
         prepared = runtime.prepared_data(config.data, tokenizers_of_run(workdir))
         prepared = runtime.fitted_data(config, prepared)
-        check_run(config, prepared)
+        check_run(config, prepared, new=not has_checkpoint(workdir))
         config = runtime.with_label_names(config, prepared)
         to_beat = baselines_of_run(config, prepared, workdir)
         introduce(config, prepared, workdir, to_beat)

@@ -10,7 +10,8 @@ sees all the data's ids and is a backstop for what a made-up example does not sh
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.stand_in import Arrays, dummy_row
 from flax_transformers.training.step import check_fits
 
+log = logging.getLogger(__name__)
+
 LABEL_HEADS = frozenset({"classify", "tag"})
 """What an objective needs of a model if it learns the labels of the data."""
 
@@ -56,13 +59,20 @@ def check_config(config: TrainConfig) -> None:
         _check_row(config, phase, dummy_row(config, phase))
 
 
-def check_run(config: TrainConfig, prepared: Dataset) -> None:
-    """Raises UserError unless the model and the objective fit the data. Reads no data."""
+def check_run(config: TrainConfig, prepared: Dataset, *, new: bool = True) -> None:
+    """Raises UserError unless the model and the objective fit the data. Reads no data.
+
+    The model of a run that has a checkpoint (not ``new``) is what it is: where its ids of the
+    beginning and the end of a text are not the tokenizer's, a warning says so.
+    """
     check_fits(config.objective, config.model.build(Execution()))
     _check_outputs(config)
     if isinstance(config.model, TextConfig):
         _check_vocabulary(config.model, prepared.vocabulary, config.objective.needs.causal is True)
-        _check_ends_of_text(config, prepared.vocabulary)
+        for fault in _faults_of_ends(config, prepared.vocabulary):
+            if new:
+                raise UserError(fault)
+            log.warning("%s for a new run", fault)
         for phase in config.phases:
             row = dummy_row(config, phase, prepared.vocabulary)
             _check_row(config, phase, row)
@@ -277,25 +287,25 @@ def _check_target_vocabulary(model: EncoderDecoderConfig, vocabulary: Vocabulary
         )
 
 
-def _check_ends_of_text(config: TrainConfig, vocabulary: Vocabulary) -> None:
-    """Text that the model learns to write begins and ends where its config says."""
+def _faults_of_ends(config: TrainConfig, vocabulary: Vocabulary) -> Iterator[str]:
+    """Where text that the model learns to write does not begin or end as its config says."""
     model, needs = config.model, config.objective.needs
     if "unembed" not in needs.heads or not (needs.causal or "decoder_input_ids" in needs.inputs):
         return
     written = vocabulary.of_targets
     ends, end, begin = getattr(model, "eos_ids", ()), written.end_id, getattr(model, "bos_id", None)
     if ends and end is not None and end not in ends:
-        raise UserError(
+        yield (
             f"the tokenizer ends a text with id {end}, but model.eos_ids is {ends}: no text would "
             f"end there; set --model.eos-ids {end}"
         )
     if begin is not None and begin >= written.size:
-        raise UserError(
+        yield (
             f"model.bos_id is {begin}, but the tokenizer has {written.size} pieces; set "
             f"--model.bos-id {written.bos_id}"
         )
     if begin is not None and written.bos_id is not None and begin != written.bos_id:
-        raise UserError(
+        yield (
             f"the tokenizer begins a text with id {written.bos_id}, but model.bos_id is {begin}; "
             f"set --model.bos-id {written.bos_id}"
         )

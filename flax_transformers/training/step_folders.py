@@ -81,6 +81,14 @@ def finished_steps(directory: epath.Path) -> list[int]:
     return sorted(int(path.name) for path in folders)
 
 
+def has_checkpoint(workdir: str | os.PathLike[str]) -> bool:
+    """Whether a run has committed a step in its workdir. Before its first, the folder for
+    checkpoints can be there already."""
+    directory = absolute(workdir) / "checkpoints"
+    with reading(directory):
+        return bool(finished_steps(directory))
+
+
 def problems(folder: epath.Path) -> list[str] | None:
     """What is wrong with a step folder, a phrase per file; None if it has no digests to tell.
 

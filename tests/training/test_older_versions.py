@@ -8,20 +8,24 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from flax_transformers.cli import runtime
 from flax_transformers.data.dataset import open_dataset, verify
+from flax_transformers.errors import UserError
 from flax_transformers.pretrained import load_pretrained
 from flax_transformers.testing import relative_difference
+from flax_transformers.training.check_run import check_config, check_run
 from flax_transformers.training.checkpoints import find_checkpoint
 from flax_transformers.training.config_json import FORMAT, from_json, to_json
 from flax_transformers.training.loop import train
 from flax_transformers.training.metrics import read_metrics
+from flax_transformers.training.position import check_meta
 from flax_transformers.training.restore import saved_config
 from tests.fixtures.make_format_1 import STEPS, digest_of_state
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "format_1.tar.xz"
-RUNS = ("encoder", "decoder", "encoder_decoder", "classifier")
+RUNS = ("encoder", "decoder", "encoder_decoder", "classifier", "images")
 EACH = pytest.mark.parametrize("name", RUNS)
 
 
@@ -71,9 +75,28 @@ def test_the_state_is_restored_bit_for_bit(old, name):
 
 @EACH
 def test_the_store_opens_where_it_was_moved_to_and_is_intact(old, name):
-    prepared = open_dataset(config_of(old, name).data)
+    config = config_of(old, name)
+    prepared = open_dataset(config.data)
     verify(prepared)
-    assert prepared.fingerprint == find_checkpoint(old / name / "run").meta["store"]
+    workdir = old / name / "run"
+    meta = find_checkpoint(workdir).meta
+    check_meta(meta, runtime.with_label_names(config, prepared), prepared, epath.Path(workdir))
+
+
+@EACH
+def test_the_run_passes_the_checks_of_a_resume_and_of_an_evaluation(old, name):
+    config = config_of(old, name)
+    check_config(config)
+    check_run(config, open_dataset(config.data), new=False)
+
+
+def test_ids_of_text_ends_that_a_run_began_with_are_only_warned_of(old, caplog):
+    config = config_of(old, "decoder")
+    prepared = open_dataset(config.data)
+    with pytest.raises(UserError, match=r"model.eos_ids is \(50256,\).*set --model.eos-ids 1$"):
+        check_run(config, prepared)
+    check_run(config, prepared, new=False)
+    assert "model.eos_ids is (50256,)" in caplog.text
 
 
 @pytest.mark.slow
