@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from flax_transformers import ranges
 from flax_transformers.data.cached_stores import Tokenizers
 from flax_transformers.data.config import DataConfig
-from flax_transformers.data.dataset import Dataset, open_dataset, prepare
+from flax_transformers.data.dataset import Dataset, open_dataset, prepare, say_reports
 from flax_transformers.data.fitting import fitted
 from flax_transformers.data.mixture import PreparedMixture
 from flax_transformers.data.prepare import PreparedText
@@ -82,7 +82,10 @@ def prepared_data(data: DataConfig, of_run: Tokenizers = MappingProxyType({})) -
     that has trained already, the tokenizers ``of_run`` are not trained again.
     """
     if jax.process_count() > 1:
-        return open_dataset(data, of_run=of_run)
+        prepared = open_dataset(data, of_run=of_run)
+        if jax.process_index() == 0:
+            say_reports(prepared)
+        return prepared
     return prepare(data, of_run=of_run, compare="nothing")
 
 

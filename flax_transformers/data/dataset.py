@@ -9,6 +9,7 @@ from typing import Protocol
 from flax_transformers.data.cached_stores import Tokenizers
 from flax_transformers.data.claims import Compare
 from flax_transformers.data.config import DataConfig, TextData
+from flax_transformers.data.folders import open_folder
 from flax_transformers.data.images import (
     ImageData,
     PreparedImages,
@@ -34,6 +35,7 @@ from flax_transformers.data.prepare import (
     prepare_text,
 )
 from flax_transformers.data.store import Split
+from flax_transformers.data.text_report import say_report
 from flax_transformers.data.tokenizers import Tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Vocabulary, WindowSpec
@@ -142,6 +144,14 @@ def verify(prepared: Dataset) -> None:
         for store in (part.train, part.validation):
             if store is not None:
                 store.verify()
+
+
+def say_reports(prepared: Dataset) -> None:
+    """Prints what the reports of stores of text have to say, as `prepare` does."""
+    parts = prepared.parts if isinstance(prepared, PreparedMixture) else (prepared,)
+    for part in parts:
+        if isinstance(part, PreparedText):
+            say_report(open_folder(part.directory))
 
 
 def open_dataset(data: DataConfig, *, of_run: Tokenizers = MappingProxyType({})) -> Dataset:

@@ -71,7 +71,8 @@ class Document:
 class Counts:
     """What a reader saw: documents given out, empty ones skipped, invalid ones (any policy).
 
-    And what the gates kept out of those given out: too short, too long, repeats.
+    And what the gates kept out of those given out: too short, too long, repeats. ``cut``: how often
+    what was too long for one document went on as another.
     """
 
     documents: int = 0
@@ -80,10 +81,12 @@ class Counts:
     short: int = 0
     long: int = 0
     duplicates: int = 0
+    cut: int = 0
 
     def left_out(self) -> dict[str, int]:
-        """All but the documents, by name."""
-        return {name: count for name, count in vars(self).items() if name != "documents"}
+        """The documents that were left out, by reason."""
+        kept = ("documents", "cut")
+        return {name: count for name, count in vars(self).items() if name not in kept}
 
 
 Where = object

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from flax_transformers.data.store import TokenStore
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.labelled import LabelledSpec
 
+log = logging.getLogger(__name__)
 _ROW = np.dtype([("document", "<i8"), ("begin", "<i8"), ("start", "<i8"), ("stop", "<i8")])
 _BUCKET_THREADS = 16
 
@@ -29,6 +32,8 @@ class LabelledExamples:
             )
         rows = {"document": _documents, "words": _words, "answers": _windows}[spec.rows]
         self._rows = rows(store, spec)
+        if spec.rows == "document":
+            _say_longer(store, spec, self._rows["stop"] - self._rows["start"])
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -56,6 +61,22 @@ class LabelledExamples:
             first = len(self.store.sentence_ends_within(begin, start))
             labels = labels[first : first + len(ends)]
         return {"tokens": tokens, "text_ends": ends.astype(np.int32), "labels": labels}
+
+
+def _say_longer(store: TokenStore, spec: LabelledSpec, lengths: np.ndarray) -> None:
+    """Special tokens take some of a row besides, so a few more documents may be cut."""
+    longer = int((lengths > spec.length).sum())
+    if longer:
+        log.warning(
+            "%d of %d documents of %s (%s) have more tokens than a row, %d, and are cut to it; the "
+            "longest has %d",
+            longer,
+            len(lengths),
+            store.directory,
+            store.split,
+            spec.length,
+            lengths.max(),
+        )
 
 
 def _documents(store: TokenStore, spec: LabelledSpec) -> np.ndarray:

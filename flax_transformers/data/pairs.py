@@ -6,6 +6,7 @@ of pairs are made, resumed, checked and read like those of any text.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,7 @@ from flax_transformers.data.tfds_data import PREFIX, Examples
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.sequence_to_sequence import PairSpec
 
+log = logging.getLogger(__name__)
 ENDINGS = row_files.ENDINGS
 _OPEN_ROWS = 64  # rows that are looked through for room; more of them pack no tighter
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: multiples of it lie apart
@@ -162,6 +164,17 @@ class PairExamples:
         fits = (lengths <= self._rooms).all(axis=1)
         pairs = np.flatnonzero(fits) if spec.long_pairs == "skip" else np.arange(len(lengths))
         self.skipped = len(lengths) - len(pairs)
+        if not fits.all():
+            log.warning(
+                "%d of %d pairs of %s (%s) are longer than rows of %d and %d tokens and are %s",
+                len(lengths) - int(fits.sum()),
+                len(lengths),
+                store.directory,
+                store.split,
+                spec.length,
+                spec.target_length,
+                "left out" if spec.long_pairs == "skip" else "cut",
+            )
         if not len(pairs):
             raise UserError(
                 f"None of the {len(lengths)} pairs of {store.directory} fits into rows of "

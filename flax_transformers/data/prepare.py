@@ -9,6 +9,7 @@ it stopped, and its store is byte for byte that of an uninterrupted run:
     target_tokenizer/ only if the targets of pairs have one of their own
     labels.json       only if documents have labels with names
     shards/N.json     counts and digests of shard N, written when its files are in place
+    report.json       what was left out or changed, for people
     manifest.json     last, after every file was read again and compared
 
 How often the corpus is read does not depend on the number of shards: once to tokenize it; once more
@@ -78,6 +79,7 @@ from flax_transformers.data.store import (
 )
 from flax_transformers.data.store_files import digest
 from flax_transformers.data.store_tokenizer import TARGET, is_saved, own_tokenizer, save_tokenizer
+from flax_transformers.data.text_report import added_up, say_report, write_report
 from flax_transformers.data.tokenizer_facts import CONFIG_FILE
 from flax_transformers.data.tokenizers import Tokenizer, train_tokenizer
 from flax_transformers.errors import UserError
@@ -168,7 +170,7 @@ def prepare_text(
     """
     folder, corpus = _folder(data, output, of_run), corpus_of(data)
     if folder.exists(MANIFEST):
-        return _open(folder, data, tokenizer, compare=compare)
+        return _said(_open(folder, data, tokenizer, compare=compare))
     little = _check_beginning(data)
     processes = processes or data.prepare_processes or (1 if little else cores())
     with only_one(folder):
@@ -178,7 +180,13 @@ def prepare_text(
             job = _begun(folder, data, claimed, processes, tokenizer, of_run)
             write_shards(job, range(data.shards), processes)
             _finish(job, corpus, claimed, processes)
-    return _open(folder, data, tokenizer, verified=made)
+    return _said(_open(folder, data, tokenizer, verified=made))
+
+
+def _said(prepared: PreparedText) -> PreparedText:
+    """Prints what the store's report has to say."""
+    say_report(open_folder(prepared.directory))
+    return prepared
 
 
 def begin_text(
@@ -214,7 +222,7 @@ def prepare_shards(
     require_job(job, jobs, data.shards)
     folder, corpus = _folder(data, output), corpus_of(data)
     if folder.exists(MANIFEST):
-        return _open(folder, data, tokenizer)
+        return _said(_open(folder, data, tokenizer))
     processes = data.prepare_processes or cores()
     with one_of_several(folder):
         claimed = claim(folder, corpus, by_size=True)
@@ -226,7 +234,7 @@ def prepare_shards(
         made = not folder.exists(MANIFEST)
         if made:
             _finish(work, corpus, claimed, processes)
-    return _open(folder, data, tokenizer, verified=made)
+    return _said(_open(folder, data, tokenizer, verified=made))
 
 
 def open_prepared(
@@ -437,6 +445,7 @@ def _finish(job: StoreJob, corpus: Corpus, claimed: dict[str, Any], processes: i
     left_out = _added_up(finished)
     _check_split(data, documents["train"], documents["validation"], left_out)
     require_unchanged(folder, corpus, claimed)
+    write_report(folder, _report(data, finished, sum(documents.values()), left_out))
     write_manifest(
         folder,
         shards,
@@ -455,6 +464,28 @@ def _finish(job: StoreJob, corpus: Corpus, claimed: dict[str, Any], processes: i
         f"out: {_reasons(left_out)})",
         file=sys.stderr,
     )
+
+
+def _report(
+    data: TextData, shards: list[FinishedShard], documents: int, left_out: dict[str, int]
+) -> dict[str, Any]:
+    """See `write_report`."""
+    read, unread = 0, dict[str, list[int]]()
+    for source in data.sources:
+        size, others = sources.not_read(source)
+        read += size
+        for kind, counts in others.items():
+            unread[kind] = [
+                one + more for one, more in zip(unread.get(kind, (0, 0)), counts, strict=True)
+            ]
+    return {
+        "read": read,
+        "unread": unread,
+        "documents": documents,
+        "left_out": left_out,
+        "cut": sum(shard.cut for shard in shards),
+        "tokenizers": added_up(shard.tokenizers for shard in shards),
+    }
 
 
 def _added_up(shards: list[FinishedShard]) -> dict[str, int]:

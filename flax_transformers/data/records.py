@@ -32,11 +32,15 @@ from flax_transformers.errors import UserError
 
 
 class Record(NamedTuple):
-    """What was found, of a type that depends on the finder, and where."""
+    """What was found, of a type that depends on the finder, and where.
+
+    ``continues``: whether it is the rest of the record before, which was too long.
+    """
 
     position: int
     content: Any
     where: Where
+    continues: bool = False
 
 
 class Records(Protocol):
@@ -127,12 +131,13 @@ class TextFile(_File):
         block: list[bytes] = []
         size = first = position = 0
         ours = False  # whether the record that is being read is one of [start, stop)
-        at_line = True
+        at_line, continues = True, False
         for piece, ends_line in cut_lines(stream.file):
             empty = self.divided == "blank_line" and at_line and ends_line and piece.isspace()
             begins = at_line and not empty and (begins or self.divided == "line")
             if block and (empty or begins or (self.cut and size + len(piece) > LONGEST)):
-                yield Record(position, b"".join(block), Place(self.path, first))
+                yield Record(position, b"".join(block), Place(self.path, first), continues)
+                continues = not (empty or begins)
                 block, size = [], 0
             if begins:
                 position = stream.position(offset) if self.divided != "file" else 0
@@ -148,7 +153,7 @@ class TextFile(_File):
             begins, at_line = empty, ends_line
             offset += len(piece)
         if block:
-            yield Record(position, b"".join(block), Place(self.path, first))
+            yield Record(position, b"".join(block), Place(self.path, first), continues)
 
 
 @dataclass(frozen=True)

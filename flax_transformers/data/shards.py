@@ -7,8 +7,9 @@ import json
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,8 @@ from flax_transformers.data.store import (
     add_counts,
 )
 from flax_transformers.data.store_files import StoreReader, to_json
+from flax_transformers.data.store_tokenizer import TARGET
+from flax_transformers.data.text_report import TextFindings
 from flax_transformers.data.tokenizers import Tokenizer
 from flax_transformers.errors import UserError
 
@@ -40,12 +43,15 @@ from flax_transformers.errors import UserError
 class FinishedShard:
     """One shard of every split. ``made_from`` is `StoreJob.made_from`.
 
-    ``left_out``: how many documents were not let in, by reason; see `Counts`.
+    ``left_out``: how many documents were not let in, by reason; see `Counts`. ``cut``: as there.
+    ``tokenizers``: `TextFindings` of each tokenizer.
     """
 
     made_from: str
     left_out: dict[str, int]
     splits: dict[Split, ShardRecord]
+    cut: int = 0
+    tokenizers: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -199,6 +205,7 @@ def tokenise_shard(
         for split in SPLITS
     )
     names = kept_label_names(job.folder)
+    findings = _Findings(job)
     with train, validation:
         for split, reader in readers.items():
             documents = let_in(
@@ -214,6 +221,7 @@ def tokenise_shard(
                     held_out = split == "validation" or is_held_out(document, fraction)
                     writer = validation if held_out else train
                     tokens += _add(writer, document, sentences, labeller)
+                findings.add(chunk)
                 note(len(chunk), tokens)
         splits: dict[Split, ShardRecord] = {
             "train": train.finish(),
@@ -221,8 +229,32 @@ def tokenise_shard(
         }
     left_out = counts.left_out()
     left_out["empty"] += sum(record.skipped for record in splits.values())
-    finished = FinishedShard(job.made_from, left_out, splits)
+    finished = FinishedShard(job.made_from, left_out, splits, counts.cut, findings.records())
     job.folder.write(_record_name(shard), to_json(asdict(finished)), lasting=False)
+
+
+class _Findings:
+    """What the tokenizers of a job made of documents; the sides of pairs may have one each."""
+
+    def __init__(self, job: StoreJob) -> None:
+        target = job.target_tokenizer
+        self._source = TextFindings(job.tokenizer)
+        self._target = None if target is None else TextFindings(target)
+
+    def add(self, chunk: Sequence[tuple[Document, list[np.ndarray]]]) -> None:
+        """Documents with the ids of their sentences."""
+        if self._target is None:
+            ids = [one for _, sentences in chunk for one in sentences]
+            self._source.add((document.whole.replace("\0", "") for document, _ in chunk), ids)
+            return
+        whole = [(document.text, sides) for document, sides in chunk if sides]
+        for side, findings in enumerate((self._source, self._target)):
+            findings.add([texts[side] for texts, _ in whole], [ids[side] for _, ids in whole])
+
+    def records(self) -> dict[str, Any]:
+        """By the names of the tokenizers' folders."""
+        target = {} if self._target is None else {TARGET: self._target.record()}
+        return {"tokenizer": self._source.record(), **target}
 
 
 def _add(

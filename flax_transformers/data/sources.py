@@ -22,10 +22,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from flax_transformers.data import embedded
+from flax_transformers.data import conllu, embedded, labelled, pairs, squad, text
 from flax_transformers.data.conllu import TaggedSource, tagged_parts
 from flax_transformers.data.content import content_digest, sizes_digest
-from flax_transformers.data.corpus_files import plain_suffix
+from flax_transformers.data.corpus_files import Unread, list_corpus, plain_suffix
 from flax_transformers.data.dealing import Dealing
 from flax_transformers.data.documents import Counts, Decoder, Document, Invalid
 from flax_transformers.data.labelled import LabelledSource, labelled_parts
@@ -39,6 +39,14 @@ from flax_transformers.errors import UserError
 AnySource = TextSource | PairSource | LabelledSource | TaggedSource | QuestionSource
 
 _FIRST_RECORDS = 20
+
+_ENDINGS: dict[type, tuple[str, ...]] = {
+    TextSource: text.ENDINGS,
+    PairSource: pairs.ENDINGS,
+    LabelledSource: labelled.ENDINGS,
+    TaggedSource: conllu.ENDINGS,
+    QuestionSource: squad.ENDINGS,
+}
 
 _PARTS: dict[type, Callable[[Any], Iterator[Part]]] = {
     TextSource: text_parts,
@@ -167,6 +175,7 @@ class CorpusReader:
             counts.empty += 1
             return None
         counts.documents += 1
+        counts.cut += record.continues
         return document
 
 
@@ -207,6 +216,16 @@ def _digest(source: AnySource, content: str) -> str:
     facts = tfds_identity(source) if source.path.startswith(PREFIX) else ""
     made_of = (type(source).__name__, chosen, facts, content)
     return hashlib.sha256(repr(made_of).encode()).hexdigest()
+
+
+def not_read(source: AnySource) -> tuple[int, Unread]:
+    """How many bytes of files are read, and what lies beside them and is not."""
+    if source.path.startswith(PREFIX) or source.path == "embedded":
+        return 0, {}
+    if getattr(source, "target_path", None) is not None:
+        return sum(path.stat().st_size for _, path in source.files()), {}
+    listing = list_corpus(source.path, _ENDINGS[type(source)])
+    return sum(path.stat().st_size for _, path in listing.files), listing.unread
 
 
 def _identifying(source: AnySource) -> list[tuple[str, Path]]:

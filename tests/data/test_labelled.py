@@ -16,6 +16,7 @@ from flax_transformers.data.prepare import prepare_text
 from flax_transformers.data.text import TextSource
 from flax_transformers.data.tokenizers import TokenizerConfig
 from flax_transformers.errors import UserError
+from flax_transformers.objectives.labelled import LabelledSpec
 
 ROWS = [("good film", "quite", "up"), ("bad, bad film", "no", "down"), ("so so", "well", "up")]
 NAMES = ("text", "other", "label")
@@ -134,6 +135,18 @@ def test_classes_are_those_of_the_training_texts_in_order(tmp_path):
     assert store.label_names == ("down", "up")
     found = [store.train.labels(document).tolist() for document in range(3)]
     assert found == [[1], [0], [1]]
+
+
+def test_how_many_texts_are_longer_than_a_row_is_said(tmp_path, caplog):
+    store = prepared(tmp_path, ROWS)
+    store.examples("train", LabelledSpec(18, False))
+    assert caplog.records == []
+    store.examples("train", LabelledSpec(10, False))
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"2 of 3 documents of {store.directory} (train) have more tokens than a row, 10, and are "
+        "cut to it; the longest has 15"
+    )
 
 
 def test_whole_numbers_stand_in_the_order_of_their_values(tmp_path):

@@ -240,6 +240,18 @@ def test_long_pairs_are_cut_or_left_out(prepared):
         text.examples("train", PairSpec(1, True, target_length=9))
 
 
+def test_how_many_pairs_are_longer_than_a_row_is_said(prepared, caplog):
+    text, _ = prepared
+    whole = text.examples("train", PairSpec(500, False, target_length=500))
+    assert caplog.records == []
+    skip = text.examples("train", PairSpec(11, False, target_length=5, long_pairs="skip"))
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{skip.skipped} of {len(whole)} pairs of {text.directory} (train) are longer than rows of "
+        "11 and 5 tokens and are left out"
+    )
+
+
 def test_text_without_pairs_is_refused(make_store):
     with pytest.raises(UserError, match="texts and no pairs of them; set data.source"):
         PairExamples(make_store([[[1, 2], [3]], [[4]]]), PairSpec(8, True, target_length=8))
