@@ -44,6 +44,7 @@ from flax_transformers.training.position import (
 from flax_transformers.training.probes import Probes, Watch
 from flax_transformers.training.program import Program, build_program, check_phase
 from flax_transformers.training.progress import Progress
+from flax_transformers.training.save_schedule import SaveSchedule
 from flax_transformers.training.spikes import TooManySkipped
 from flax_transformers.training.state import TrainState
 from flax_transformers.training.step_folders import write_files
@@ -59,6 +60,8 @@ from flax_transformers.training.workdir import (
 )
 
 log = logging.getLogger(__name__)
+
+_ELSEWHERE = "train in another --workdir"
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,8 @@ class Begun:
     position: Position
     totals: Totals
     """Sums and counts of the steps that no row of metrics holds yet."""
+    diverging_steps: int = 0
+    """Steps in a row, up to this position, that were skipped for values that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -196,8 +201,8 @@ class Ended:
     position: Position
     diverged: bool
     """Whether more steps in a row were skipped than may be, so that it has to roll back."""
-    last_skipped: bool
-    """Whether the last step was skipped for values that are not finite."""
+    diverging_steps: int
+    """Steps in a row, up to the last one, that were skipped for values that are not finite."""
     consumed: dict[int, int]
     """Examples consumed by phase, of the phases that were trained in."""
 
@@ -249,7 +254,12 @@ def _restore(run: Run, refuse: Callable[[TrainState, dict[str, Any]], str | None
         return None
     meta = restored.meta
     run.latest.update(meta["metrics"])
-    return Begun(restored.state, Position(**meta["position"]), meta.get("totals", {}))
+    return Begun(
+        restored.state,
+        Position(**meta["position"]),
+        meta.get("totals", {}),
+        meta.get("diverging_steps", 0),
+    )
 
 
 def _roll_back(run: Run, ended: Ended) -> Begun:
@@ -285,37 +295,39 @@ def _run_phases(run: Run, begun: Begun, stop: StopRequest) -> Ended:
         tensorboard=config.logging.tensorboard,
     )
     progress = Progress(config.total_steps, position.step, enabled=run.is_writer)
-    last_skipped = False
+    diverging_steps, saves = begun.diverging_steps, SaveSchedule(config.checkpoints.every_steps)
     consumed: dict[int, int] = {}
     with writer, progress:
         while position.step < config.total_steps and not stop.obeyed:
             position = position.normalized(config)
-            outputs = Outputs(writer, progress, totals)
+            outputs = Outputs(writer, progress, totals, saves)
             try:
-                state, last_skipped = _run_phase(run, state, position, outputs, stop)
+                state, diverging_steps = _run_phase(run, state, position, outputs, stop)
             except TooManySkipped:
                 if position.rewinds >= config.max_rewinds:
                     raise
-                return Ended(position, True, True, consumed | {position.phase: position.examples})
+                return Ended(position, True, 0, consumed | {position.phase: position.examples})
             consumed[position.phase], totals = position.examples, {}
-    return Ended(position, False, last_skipped, consumed)
+    return Ended(position, False, diverging_steps, consumed)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where metrics go, and those that come first."""
+    """Where metrics go, those that come first, and when a checkpoint is due."""
 
     writer: MetricsWriter
     progress: Progress
     totals: Totals
+    saves: SaveSchedule
 
 
 def _run_phase(
     run: Run, state: TrainState, position: Position, outputs: Outputs, stop: StopRequest
-) -> tuple[TrainState, bool]:
+) -> tuple[TrainState, int]:
     """Trains to the end of the phase at ``position``, which moves along, or to a requested stop.
 
-    Returns the state, and whether the last step was skipped for values that are not finite.
+    Returns the state, and how many steps in a row, up to the last one, were skipped for values that
+    are not finite.
     """
     config, phase = run.config, run.config.phases[position.phase]
     writer, progress = outputs.writer, outputs.progress
@@ -357,12 +369,13 @@ def _run_phase(
                 with meter.paused("evaluation"), watchdog.phase("evaluation"):
                     record(_evaluate(run, state, position, phase, evaluation_step))
             stopping = stop.check(run.checkpoints, position.step)
-            if last or stopping or _due(position.step, config.checkpoints.every_steps):
+            if outputs.saves.is_due(position.step, end_of_phase=last) or stopping:
                 with meter.paused("checkpoint"), watchdog.phase("save"):
                     writer.flush()  # what the checkpoint has seen outlives this process with it
                     ledger.flush()
-                    _save(run, state, position, meter, stopping)
-    return state, meter.is_diverging
+                    if _save(run, state, position, meter, stopping):
+                        outputs.saves.saved()
+    return state, meter.diverging_steps
 
 
 def _due(step: int, every: int) -> bool:
@@ -382,18 +395,28 @@ def _evaluate(
     return row
 
 
-def _save(run: Run, state: TrainState, position: Position, meter: Meter, stopping: bool) -> None:
-    """Saves, but while steps are being skipped only what the run stops at.
+def _save(run: Run, state: TrainState, position: Position, meter: Meter, stopping: bool) -> bool:
+    """Saves, but while steps are being skipped only where the run stops or ends. Whether it saved.
 
     A streak of skipped steps leaves the state as it was before: there is nothing to save but the
-    place in the data, and it may be the start of a divergence.
+    position in the data, and it may be the start of a divergence. What is saved all the same says
+    so (``consecutive_skips``).
     """
     skips, ends = meter.consecutive_skips, position.step == run.config.total_steps
-    if skips and (meter.is_diverging if ends else not stopping):
+    if skips and not (ends or stopping):
         log.warning("step %d is not saved: the last %d step(s) were skipped", position.step, skips)
-        return
-    meta = checkpoint_meta(run.config, run.prepared, position, run.latest, meter.totals, skips)
+        return False
+    meta = checkpoint_meta(
+        run.config,
+        run.prepared,
+        position,
+        run.latest,
+        meter.totals,
+        consecutive_skips=skips,
+        diverging_steps=meter.diverging_steps,
+    )
     run.checkpoints.save(position.step, state, meta, files=run.tokenizer_files)
+    return True
 
 
 def is_not_finite(state: TrainState, meta: dict[str, Any]) -> str | None:
@@ -412,21 +435,36 @@ def is_unproven(state: TrainState, meta: dict[str, Any]) -> str | None:
 
 
 def _require_finite_end(run: Run, outcome: Outcome, ended: Ended) -> None:
-    """Raises UserError if a run is through and has no finite loss at its end."""
+    """Raises UserError if a run is through without a finite loss at its end.
+
+    That is: no step had a finite loss, more than the last step was skipped for values that are not
+    finite, or a loss in the last metrics is not finite. Where the last step alone was skipped, the
+    parameters are those of the step before, whose loss is finite: a warning says so. What the run
+    ended with is saved in every case, so that running it again ends the same way.
+    """
     if outcome.preempted:
         return
-    if ended.last_skipped:
-        saved = run.checkpoints.steps()
-        again = f"resumes from step {saved[-1]}" if saved else "starts from the beginning"
+    where, skips = f"the run in {run.workdir} ended at step {ended.step}", ended.diverging_steps
+    if skips and "train/loss" not in outcome.metrics:
         raise UserError(
-            f"the run in {run.workdir} ended at step {ended.step} without a finite loss: the last "
-            f"step was skipped, as its values are not finite; {REMEDY}, and run the same command "
-            f"again, which {again}"
+            f"{where} without a finite loss: every step was skipped; {REMEDY}, and {_ELSEWHERE}"
+        )
+    if skips > 1:
+        raise UserError(
+            f"{where} without a finite loss: the last {skips} steps were skipped, as their values "
+            "are not finite, and its last checkpoint holds the parameters from before them; "
+            f"{REMEDY}, and raise phases.*.steps to train further, or {_ELSEWHERE}"
         )
     losses = ("train/loss", "eval/loss")
     wrong = [name for name in losses if not math.isfinite(outcome.metrics.get(name, 0.0))]
     if wrong:
         raise UserError(
-            f"the run in {run.workdir} ended at step {ended.step} with {' and '.join(wrong)} not "
-            f"finite: do not use its last checkpoint; {REMEDY}, and train in another --workdir"
+            f"{where} with {' and '.join(wrong)} not finite: do not use its last checkpoint; "
+            f"{REMEDY}, and {_ELSEWHERE}"
+        )
+    if skips:
+        log.warning(
+            "the last step, %d, was skipped, as its values are not finite; the last checkpoint "
+            "holds the parameters from before it",
+            ended.step,
         )

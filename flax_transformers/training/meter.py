@@ -73,9 +73,10 @@ class Meter:
         return self._consecutive_skips
 
     @property
-    def is_diverging(self) -> bool:
-        """Whether the last step fetched was skipped for values that are not finite."""
-        return self._consecutive_skips > 0 and self._fault[1] == "not finite"
+    def diverging_steps(self) -> int:
+        """`consecutive_skips` where the last of them was skipped for values that are not finite,
+        else 0."""
+        return self._consecutive_skips if self._fault[1] == "not finite" else 0
 
     def sent(self, report: StepReport) -> None:
         """Takes the report of the step just sent to the device, without waiting for it."""

@@ -53,11 +53,13 @@ def checkpoint_meta(
     metrics: dict[str, float],
     totals: Totals,
     consecutive_skips: int,
+    diverging_steps: int,
 ) -> dict[str, Any]:
     """The JSON that goes with a checkpoint.
 
     ``totals`` are the sums and counts of metrics that no row holds yet, ``consecutive_skips`` the
-    steps in a row, up to this one, that were skipped.
+    steps in a row, up to this one, that were skipped, and ``diverging_steps`` the same where the
+    last was skipped for values that are not finite, else 0.
     """
     return {
         "config": to_json(config),
@@ -68,6 +70,7 @@ def checkpoint_meta(
         "metrics": metrics,
         "totals": {name: list(pair) for name, pair in totals.items()},
         "consecutive_skips": consecutive_skips,
+        "diverging_steps": diverging_steps,
     }
 
 

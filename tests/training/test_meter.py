@@ -129,17 +129,17 @@ def test_an_update_that_would_not_be_finite_is_told_apart_from_gradients(caplog)
     assert caplog.messages == [
         "a step was skipped: its new parameters or optimizer statistics are not finite"
     ]
-    assert (meter.consecutive_skips, meter.is_diverging) == (1, True)
+    assert (meter.consecutive_skips, meter.diverging_steps) == (1, 1)
 
 
 def test_a_spike_is_skipped_and_is_no_divergence():
     meter = make_meter()
     feed(meter, dataclasses.replace(bad(1, 1), grad_norm=np.float32(70)))
     meter.row(1)
-    assert (meter.consecutive_skips, meter.is_diverging) == (1, False)
+    assert (meter.consecutive_skips, meter.diverging_steps) == (1, 0)
     feed(meter, good(skipped=1))
     meter.row(2)
-    assert (meter.consecutive_skips, meter.is_diverging) == (0, False)
+    assert (meter.consecutive_skips, meter.diverging_steps) == (0, 0)
 
 
 def test_a_meter_that_resumes_averages_what_the_one_before_had_collected():

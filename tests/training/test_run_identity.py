@@ -41,7 +41,7 @@ def saved(config: TrainConfig, tmp_path, step: int = 5) -> tuple[dict, Dataset]:
     prepared = prepare(config.data)
     prepared.tokenizer.save(tmp_path / f"run/checkpoints/{step}/tokenizer")
     position = Position(step=step, examples=80)
-    return checkpoint_meta(config, prepared, position, {}, {}, 0), prepared
+    return checkpoint_meta(config, prepared, position, {}, {}, 0, 0), prepared
 
 
 def resume(meta: dict, config: TrainConfig, tmp_path, of_run: Tokenizers | None = None) -> Dataset:

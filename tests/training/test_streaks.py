@@ -134,14 +134,29 @@ def test_the_first_row_after_a_resume_averages_the_steps_before_it_too(config, t
     assert means(tmp_path / "stopped") == straight
 
 
-def test_a_run_whose_last_steps_are_skipped_does_not_end_well_however_often_it_is_started(
+def test_a_run_that_ends_in_a_streak_is_saved_and_does_not_end_well_however_often_it_is_started(
     config, spoil, tmp_path
 ):
     spoil({10, 11})
     for _ in range(2):
-        with pytest.raises(UserError, match=r"ended at step 12 without a finite loss: .* step 10$"):
+        with pytest.raises(UserError, match="ended at step 12 without a finite loss: the last 2"):
             train(config, tmp_path / "run")
-    assert steps_in(tmp_path / "run") == [8, 9, 10]
+    assert steps_in(tmp_path / "run") == [8, 9, 10, 12]
+    last, before = (
+        restore_arrays(tmp_path / "run" / "checkpoints" / str(step))["params"] for step in (12, 10)
+    )
+    assert_bit_equal(last, before)
+
+
+def test_a_run_whose_last_step_alone_is_skipped_keeps_its_result(config, spoil, tmp_path, caplog):
+    """Nothing but the end is saved."""
+    spoil({11})
+    config = dataclasses.replace(config, checkpoints=CheckpointConfig(every_steps=0))
+    for _ in range(2):
+        assert train(config, tmp_path / "run").step == STEPS
+    assert steps_in(tmp_path / "run") == [STEPS]
+    assert find_checkpoint(tmp_path / "run").meta["consecutive_skips"] == 1
+    assert caplog.text.count("the last step, 12, was skipped") == 2
 
 
 @pytest.mark.full
