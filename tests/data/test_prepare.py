@@ -156,7 +156,7 @@ def test_two_processes_write_the_same_bytes_as_one(data, tmp_path):
     prepare_text(data, tmp_path / "two", processes=2)
     one, two = files(tmp_path / "one"), files(tmp_path / "two")
     assert one == two
-    assert len(one) == 3 * 7 + 5  # shards; corpus.json, tokenizer, unigrams, manifest.json
+    assert len(one) == 3 * 7 + 6  # shards; corpus.json, tokenizer, unigrams, manifest.json
 
 
 def test_a_store_in_a_bucket_has_the_bytes_of_a_local_one(data, tmp_path):
