@@ -6,8 +6,8 @@ Command:   head -c 1003854 input.txt > train.txt; tail -c +1003855 input.txt > v
 Data:      data/tinyshakespeare/input.txt of github.com/karpathy/char-rnn (public domain),
            divided as nanoGPT does: the last tenth is held out
 Hardware:  2 CPU cores, 10 minutes (measured beside much other work)
-Expected:  held-out loss 1.82 nats a byte, where a byte trigram has 2.08 (measured, one seed);
-           nanoGPT's README gives 1.88 a character for its own of this size on a CPU
+Expected:  held-out loss 1.82 nats a byte, where a byte trigram has 2.08 (measured, one seed, 2 CPU
+           cores); nanoGPT's README gives 1.88 a character for its own of this size on a CPU
 """
 
 from flax_transformers.data.config import TextData

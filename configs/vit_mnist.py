@@ -2,9 +2,9 @@
 
 Command:   flax-transformers train configs/vit_mnist.py --workdir runs/vit_mnist \\
                --data.source.path MNIST, the folder of train-images-idx3-ubyte.gz and so on
-Hardware:  1 CPU core, 4 to 5 minutes (its computing time, measured beside other work)
-Expected:  not measured in this shape (one with average pooling of grey images read 98.75 % of the
-           10,000 test images)
+Hardware:  2 CPU cores, 12 minutes (beside much other work)
+Expected:  98.6 % of the 10,000 test images (measured, one seed, 2 CPU cores); the commonest class
+           is 11.3 %
 
 A class token, and three equal channels, so that the image-classification pipeline of transformers
 runs what "convert" writes.

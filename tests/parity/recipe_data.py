@@ -18,46 +18,47 @@ from flax_transformers.data.pairs import PairSource
 from flax_transformers.data.squad import QuestionSource
 from flax_transformers.data.text import TextSource
 
-VOCABULARY = "300"
+VOCABULARY = "400"
 TAGS = ("DET", "NOUN", "VERB")
 
 
 def words():
     random = np.random.default_rng(0)
     syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
-    return ["".join(random.choice(syllables, random.integers(1, 4))) for _ in range(150)]
+    return ["".join(random.choice(syllables, random.integers(1, 4))) for _ in range(300)]
 
 
 WORDS = words()
-RANDOM = np.random.default_rng(1)
 
 
-def sentence():
-    return " ".join(RANDOM.choice(WORDS, 9)).capitalize() + "."
+def sentence(random):
+    return " ".join(random.choice(WORDS, 9)).capitalize() + "."
 
 
-def texts(source, folder):
+def texts(source, folder, random):
     if ".json" in source.path:
         file = folder / "text.jsonl"
-        rows = [{source.text_field: [sentence() for _ in range(9)]} for _ in range(60)]
+        rows = [{source.text_field: [sentence(random) for _ in range(9)]} for _ in range(60)]
         file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     else:
         file = folder / "text.txt"
         between = "\n" if source.documents == "line" else "\n\n"
-        file.write_text(between.join(" ".join(sentence() for _ in range(9)) for _ in range(60)))
+        file.write_text(
+            between.join(" ".join(sentence(random) for _ in range(9)) for _ in range(60))
+        )
     return file
 
 
-def pairs(source, folder):
+def pairs(source, folder, random):
     file = folder / "pairs.tsv"
-    file.write_text("".join(f"{sentence()}\t{sentence()}\n" for _ in range(300)))
+    file.write_text("".join(f"{sentence(random)}\t{sentence(random)}\n" for _ in range(300)))
     return file
 
 
-def tagged(source, folder):
+def tagged(source, folder, random):
     lines = []
     for _ in range(80):
-        for number, word in enumerate(RANDOM.choice(WORDS, 7), 1):
+        for number, word in enumerate(random.choice(WORDS, 7), 1):
             tag = TAGS[WORDS.index(word) % 3]
             lines.append(f"{number}\t{word}\t{word}\t{tag}\t_\t_\t0\t_\t_\t_")
         lines.append("")
@@ -66,21 +67,21 @@ def tagged(source, folder):
     return file
 
 
-def labelled(source, folder):
+def labelled(source, folder, random):
     file = folder / "labelled.json"
-    rows = [[sentence(), TAGS[number % 3]] for number in range(200)]
+    rows = [[sentence(random), TAGS[number % 3]] for number in range(200)]
     file.write_text(json.dumps({"train": rows, "test": rows[:40]}))
     return file
 
 
-def questions(source, folder):
+def questions(source, folder, random):
     articles = []
     for number in range(60):
-        context = " ".join(RANDOM.choice(WORDS, 20))
+        context = " ".join(random.choice(WORDS, 20))
         answer = context.split()[number % 20]
         asked = {
             "id": str(number),
-            "question": " ".join(RANDOM.choice(WORDS, 5)),
+            "question": " ".join(random.choice(WORDS, 5)),
             "answers": [{"text": answer, "answer_start": context.index(answer)}],
         }
         articles.append(
@@ -91,11 +92,11 @@ def questions(source, folder):
     return file
 
 
-def images(source, folder):
+def images(source, folder, random):
     for label in range(10):
         (folder / "images" / str(label)).mkdir(parents=True)
         for number in range(8):
-            pixels = RANDOM.integers(0, 255, (28, 28), np.uint8)
+            pixels = random.integers(0, 255, (28, 28), np.uint8)
             file = folder / "images" / str(label) / f"{number}.png"
             PIL.Image.fromarray(pixels).save(file)
     return folder / "images"
@@ -113,14 +114,16 @@ WRITERS: dict[type, Callable] = {
 
 def data_arguments(config, folder):
     """Options that give a recipe files written here, and a vocabulary that fits them."""
-    data = config.data
+    data, random = config.data, np.random.default_rng(1)
     options = ["--data.store", str(folder / "store")]
     for option, source in sources(data):
         place = folder / option
         place.mkdir()
-        options += [f"--data.{option}.path", str(WRITERS[type(source)](source, place))]
+        options += [f"--data.{option}.path", str(WRITERS[type(source)](source, place, random))]
+    if getattr(data, "validation_source", None) is None:
+        options += ["--data.validation-fraction", "0.2"]
     if isinstance(data, ImageData):
-        return [*options, "--data.validation-fraction", "0.2"]
+        return options
     if data.tokenizer.kind != "bytes":
         options += ["--data.tokenizer.vocab-size", VOCABULARY, "--model.vocab-size", VOCABULARY]
     if isinstance(data, TextData) and isinstance(data.source, TaggedSource | LabelledSource):
