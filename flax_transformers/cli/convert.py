@@ -6,9 +6,12 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flax_transformers.cli.shared_arguments import MODEL_HELP, add_architecture
+
+if TYPE_CHECKING:
+    from flax_transformers.training.step_folders import Found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,20 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    import jax
-    from etils import epath
-
-    from flax_transformers.cli import comparison, runtime
+    from flax_transformers.cli import runtime
     from flax_transformers.cli.config_file import refuse
-    from flax_transformers.cli.run_files import run_files, with_ids_of
     from flax_transformers.errors import UserError
-    from flax_transformers.families import hub_read, hub_write, side_files
-    from flax_transformers.families.family import family_of
+    from flax_transformers.families import hub_read, hub_write
     from flax_transformers.pretrained import is_checkpoint, load_pretrained
-    from flax_transformers.training.buckets import is_bucket
     from flax_transformers.training.checkpoints import find_checkpoint
-    from flax_transformers.training.restore import saved_config
-    from flax_transformers.training.step_folders import write_files
 
     refuse(overrides)
     if "://" in arguments.target:
@@ -55,53 +50,74 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             f"{source} becomes a checkpoint of ours, which is float32; leave out --dtype"
         )
     runtime.start(None)
-    model: Any
     model, params = load_pretrained(
         source, architecture=arguments.architecture, dtype=arguments.dtype or "float32"
     )
-    folder = find_checkpoint(source).folder if from_ours else Path(source)
-    # Of two tokenizers, one alone would write the target side wrongly.
-    two_tokenizers = from_ours and (folder / "target_tokenizer").is_dir()
     if from_ours:
+        model, carried = _write_directory(target, model, params, find_checkpoint(source))
         published = target
-        with tempfile.TemporaryDirectory() as scratch:
-            beside = None if two_tokenizers else folder / "tokenizer"
-            if beside is not None and is_bucket(beside):
-                write_files(epath.Path(scratch), {"tokenizer": beside})
-                beside = epath.Path(scratch) / "tokenizer"
-            trained = saved_config(find_checkpoint(source))
-            if trained is not None:
-                model = with_ids_of(model, None if beside is None else Path(beside))
-            beside = _as_transformers_reads_it(beside, model.config, Path(scratch))
-            files = {} if trained is None else run_files(trained, model.config, beside)
-            carried = dict(side_files.carried_files(beside))
-            carried |= dict.fromkeys(files, target)
-            hub_write.save_directory(target, model, params, tokenizer_from=beside, files=files)
     else:
         published = hub_read.find_directory(source) or Path(source)
-        carried = side_files.carried_files(published)
-        _write_checkpoint(target, model, params, published)
+        carried = _write_checkpoint(target, model, params, published)
+    _print_summary(
+        model, params, published, carried=carried, target=target, asked=arguments.architecture
+    )
+    return 0
+
+
+def _print_summary(
+    model: Any, params: Any, published: Path, *, carried: str, target: Path, asked: str | None
+) -> None:
+    """What was converted; ``published`` is the directory in Hugging Face format."""
+    import jax
+
+    from flax_transformers.cli import comparison
+    from flax_transformers.families import hub_write
+    from flax_transformers.families.family import family_of
+
+    difference = (
+        "not compared: --architecture may ask for heads that the source does not hold"
+        if asked
+        else comparison.describe(model, params, published)
+    )
     for label, value in (
         ("family", family_of(model.config).model_types[0]),
         ("architecture", model.config.architecture),
         ("parameters", f"{hub_write.published_parameters(model):,}"),
         ("dtype", str(jax.tree.leaves(params)[0].dtype)),
-        (
-            "carried along",
-            _two_tokenizers(folder)
-            if two_tokenizers
-            else ", ".join(carried) or "nothing: no tokenizer to carry",
-        ),
-        (
-            "difference",
-            "not compared: --architecture may ask for heads that the source does not hold"
-            if arguments.architecture
-            else comparison.describe(model, params, published),
-        ),
+        ("carried along", carried or "nothing: no tokenizer to carry"),
+        ("difference", difference),
         ("written to", str(target)),
     ):
         print(f"{label:<14}{value}")
-    return 0
+
+
+def _write_directory(target: Path, model: Any, params: Any, found: Found) -> tuple[Any, str]:
+    """A checkpoint of ours in Hugging Face format: the model as written, and what was carried."""
+    from etils import epath
+
+    from flax_transformers.cli.run_files import run_files, with_ids_of
+    from flax_transformers.families import hub_write, side_files
+    from flax_transformers.training.buckets import is_bucket
+    from flax_transformers.training.step_folders import write_files
+
+    # Of two tokenizers, one alone would write the target side wrongly.
+    two_tokenizers = (found.folder / "target_tokenizer").is_dir()
+    trained = "config" in found.meta
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = None if two_tokenizers else found.folder / "tokenizer"
+        if tokenizer is not None and is_bucket(tokenizer):
+            write_files(epath.Path(scratch), {"tokenizer": tokenizer})
+            tokenizer = epath.Path(scratch) / "tokenizer"
+        if trained:
+            model = with_ids_of(model, None if tokenizer is None else Path(tokenizer))
+        beside = _as_transformers_reads_it(tokenizer, model.config, Path(scratch))
+        files = run_files(found, model.config, beside) if trained else {}
+        carried = [*side_files.carried_files(beside), *files]
+        hub_write.save_directory(target, model, params, tokenizer_from=beside, files=files)
+    if two_tokenizers:
+        return model, _two_tokenizers(found.folder)
+    return model, ", ".join(dict.fromkeys(carried))
 
 
 def _as_transformers_reads_it(tokenizer: Any, config: Any, scratch: Path) -> Path | None:
@@ -122,18 +138,20 @@ def _two_tokenizers(folder: Path) -> str:
     )
 
 
-def _write_checkpoint(target: Path, model: Any, params: Any, source: Path) -> None:
+def _write_checkpoint(target: Path, model: Any, params: Any, source: Path) -> str:
     """Step 0 of a workdir: weights, the model's config and the tokenizer, and no optimizer.
 
-    It is written beside ``target``, which appears when all is there.
+    It is written beside ``target``, which appears when all is there. Returns what was carried.
     """
     from flax_transformers.families import side_files
     from flax_transformers.families.hub_write import appearing
     from flax_transformers.training.checkpoints import CheckpointConfig, Checkpoints
     from flax_transformers.training.restore import converted_meta
 
-    files = {f"tokenizer/{name}": file for name, file in side_files.carried_files(source).items()}
+    carried = side_files.carried_files(source)
+    files = {f"tokenizer/{name}": file for name, file in carried.items()}
     with appearing(target) as folder:
         checkpoints = Checkpoints(folder / "checkpoints", CheckpointConfig(asynchronous=False))
         checkpoints.save(0, {"params": params}, converted_meta(model.config), files)
         checkpoints.close()
+    return ", ".join(carried)

@@ -4,17 +4,22 @@ prepared, and how long its texts may be."""
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flax_transformers.data.images import ImageData
 from flax_transformers.data.tokenizers import load_tokenizer
+from flax_transformers.errors import UserError
 from flax_transformers.families.family import within_vocabulary
 from flax_transformers.models.config import TextConfig, TransformerConfig
 from flax_transformers.models.vision import VisionConfig
 from flax_transformers.objectives.images import PixelInput
-from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.restore import saved_part
+from flax_transformers.training.step_folders import Found
+
+log = logging.getLogger(__name__)
 
 PREPROCESSOR = "preprocessor_config.json"
 TOKENIZER = "tokenizer_config.json"
@@ -23,15 +28,21 @@ _BICUBIC = 3
 
 
 def run_files(
-    config: TrainConfig, model: TransformerConfig, tokenizer: Path | None
+    run: Found, model: TransformerConfig, tokenizer: Path | None
 ) -> dict[str, dict[str, Any]]:
-    """JSON files by name, to be written beside the weights of a run.
+    """JSON files by name, to be written beside the weights of a run's checkpoint.
 
-    ``tokenizer`` is the folder of its tokenizer.
+    ``tokenizer`` is the folder of its tokenizer. Of the run's config only ``data`` and
+    ``objective`` of a vision model are read; where they cannot be, a warning says so.
     """
     if isinstance(model, VisionConfig):
-        if isinstance(config.data, ImageData) and isinstance(config.objective, PixelInput):
-            return {PREPROCESSOR: preprocessor(config.data, config.objective, model)}
+        try:
+            data, objective = saved_part(run, "data"), saved_part(run, "objective")
+        except UserError as error:
+            log.warning("%s is not written: %s", PREPROCESSOR, error)
+            return {}
+        if isinstance(data, ImageData) and isinstance(objective, PixelInput):
+            return {PREPROCESSOR: preprocessor(data, objective, model)}
         return {}
     file = None if tokenizer is None else tokenizer / TOKENIZER
     limit = model.max_positions if isinstance(model, TextConfig) else None

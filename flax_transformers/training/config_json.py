@@ -111,8 +111,9 @@ class UnregisteredType(UserError):
         module, _, name = type_id.partition(":")
         super().__init__(
             f"the saved config uses {name} of the module {module}, which is not part of "
-            "flax_transformers; name the config file that defines it (--config FILE), or call "
-            "flax_transformers.register in the program that reads it"
+            f"flax_transformers; run the command in the folder that {module.replace('.', '/')}.py "
+            "is in, give evaluate the config file that defines it (--config FILE), or call "
+            "flax_transformers.register in a program of your own"
         )
 
 

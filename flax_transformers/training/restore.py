@@ -83,6 +83,15 @@ def saved_config(found: Found) -> TrainConfig | None:
     return from_json(found.meta["config"]) if "config" in found.meta else None
 
 
+def saved_part(found: Found, name: str) -> Any:
+    """One field of the config of the run that saved a checkpoint; the rest is not read.
+
+    None for weights that were converted. Raises UserError for a part that cannot be read here, such
+    as a type of the user's own that is not registered.
+    """
+    return from_json(_described(found).get(name)) if "config" in found.meta else None
+
+
 def saved_model(found: Found) -> TransformerConfig:
     """The model of a checkpoint; the rest of the run's config is not read.
 

@@ -188,8 +188,8 @@ def test_a_run_with_an_own_objective_is_trained_resumed_and_used(
     capsys.readouterr()
     assert main(["evaluate", workdir]) == 2
     assert (
-        "neighbour_of_mine, which is not part of flax_transformers; name the"
-        in capsys.readouterr().err
+        "neighbour_of_mine, which is not part of flax_transformers; run the command in the folder "
+        "that neighbour_of_mine.py is in, give evaluate the config file" in capsys.readouterr().err
     )
     # The file that the user names, or one in the folder that the user works in, defines it.
     assert main(["evaluate", workdir, "--config", path]) == 0

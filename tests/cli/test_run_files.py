@@ -19,6 +19,7 @@ from flax_transformers.families.t5 import T5Config
 from flax_transformers.families.vit import ViTConfig
 from flax_transformers.models.config import Execution
 from flax_transformers.objectives.image_classification import ImageClassification
+from flax_transformers.training.config_json import to_json
 
 
 def test_images_are_prepared_as_evaluation_does():
@@ -48,8 +49,45 @@ def test_one_mean_for_all_channels_is_written_for_each():
     assert found["size"] == {"shortest_edge": 28}
 
 
+def run_of(data, objective):
+    """A checkpoint of a run, whose model, optimizer and phases cannot be read here."""
+    rest = {"type": "elsewhere:Model"}
+    return SimpleNamespace(
+        meta={
+            "config": {
+                "type": "train_config", "format": 2, "data": data, "objective": objective,
+                "model": rest, "optimizer": rest, "phases": [rest],
+            }
+        }
+    )  # fmt: skip
+
+
+def test_of_a_run_of_images_only_the_data_and_the_objective_are_read():
+    data = ImageData(source=ImageSource("x"), crop_fraction=0.875)
+    run = run_of(to_json(data), to_json(ImageClassification()))
+    model = ViTConfig(image_size=224)
+    assert run_files(run, model, None) == {
+        "preprocessor_config.json": preprocessor(data, ImageClassification(), model)
+    }
+
+
+def test_an_objective_of_the_users_own_leaves_the_preprocessor_out_with_a_warning(caplog):
+    data = to_json(ImageData(source=ImageSource("x")))
+    run = run_of(data, {"type": "mine:Own"})
+    assert run_files(run, ViTConfig(image_size=224), None) == {}
+    assert "preprocessor_config.json is not written: the saved config uses Own of" in caplog.text
+
+
+def test_no_part_of_a_run_of_text_is_read(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    run = run_of({"type": "mine:Data"}, {"type": "mine:Own"})
+    assert run_files(run, BertConfig(max_positions=64), tmp_path) == {
+        "tokenizer_config.json": {"model_max_length": 64}
+    }
+
+
 def test_a_tokenizer_says_how_long_texts_may_be_unless_it_does_already(tmp_path):
-    run = SimpleNamespace(data=None, objective=None)
+    run = SimpleNamespace(meta={})
     file = tmp_path / "tokenizer_config.json"
     assert run_files(run, BertConfig(max_positions=64), tmp_path) == {}
     file.write_text(json.dumps({"do_lower_case": True}))
