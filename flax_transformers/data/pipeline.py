@@ -23,7 +23,7 @@ from flax_transformers.data.examples import Examples, Seed, at, key_of
 from flax_transformers.data.processes import end_with_parent
 from flax_transformers.data.store import TokenStore
 from flax_transformers.data.store_files import StoreArray
-from flax_transformers.data.windows import cached_window_index
+from flax_transformers.data.windows import cached_window_index, shared_window_index
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Objective, Vocabulary, WindowSpec
 from flax_transformers.parallel.watchdog import watchdog
@@ -58,13 +58,14 @@ class TextExamples:
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = isinstance(self._windows, StoreArray)  # open the file again instead of copying it
-        return {**self.__dict__, "_windows": None if kept else self._windows}
+        """Of an index in a file the length alone: the file is opened again, not copied."""
+        kept = isinstance(self._windows, StoreArray)
+        return {**self.__dict__, "_windows": len(self._windows) if kept else self._windows}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if state["_windows"] is None:
-            self._windows = cached_window_index(self.store, self.spec)
+        if isinstance(state["_windows"], int):
+            self._windows = shared_window_index(self.store, self.spec, state["_windows"])
 
     def __len__(self) -> int:
         return len(self._windows)

@@ -23,6 +23,7 @@ from flax_transformers.objectives.contract import WindowSpec
 
 WINDOW = np.dtype([("start", "<i8"), ("length", "<i4")])
 _SENTENCES_AT_ONCE = 1 << 22  # bounds memory: some 200 MB of temporaries
+_CHECKED = 1 << 18  # windows read at once to check them
 
 
 def window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray:
@@ -118,18 +119,14 @@ def cached_window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray | Sto
     """`window_index`, kept in the folder ``windows`` of a local store and read from there.
 
     Thirty million windows take half a minute and 360 MB: the data workers of a machine share
-    them. Where nothing can be written the index stays in memory.
+    them (`shared_window_index`). Where nothing can be written the index stays in memory.
     """
     if not store.is_local:
         return window_index(store, spec)
-    kind = "across" if spec.cross_documents else "within"
-    kind += "" if spec.sentences is None else f"-{spec.sentences}"
-    kind += "" if spec.whole_sentences else "-filled"
-    name = f"windows/{spec.length}-{kind}-{store.fingerprint[:16]}"
-    reader = StoreReader(LocalFolder(store.directory), "token store")
+    reader, name = _place(store, spec)
     with contextlib.suppress(UserError, OSError):
         kept = reader.array(name, WINDOW, _kept_windows(store, name))
-        if _covers(kept.read(0, len(kept)), store.num_tokens):
+        if _covers(kept, store.num_tokens):
             return kept
     windows = window_index(store, spec)
     try:
@@ -137,6 +134,26 @@ def cached_window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray | Sto
         return reader.array(name, WINDOW, len(windows))
     except (UserError, OSError):  # a read-only or full disk is no reason to stop
         return windows
+
+
+def shared_window_index(
+    store: TokenStore, spec: WindowSpec, length: int
+) -> np.ndarray | StoreArray:
+    """The index of ``length`` windows that `cached_window_index` has checked in another process."""
+    reader, name = _place(store, spec)
+    try:
+        return reader.array(name, WINDOW, length)
+    except UserError:  # it was deleted since
+        return window_index(store, spec)
+
+
+def _place(store: TokenStore, spec: WindowSpec) -> tuple[StoreReader, str]:
+    """What reads the index that is kept in a local store, and the name of its file."""
+    kind = "across" if spec.cross_documents else "within"
+    kind += "" if spec.sentences is None else f"-{spec.sentences}"
+    kind += "" if spec.whole_sentences else "-filled"
+    name = f"windows/{spec.length}-{kind}-{store.fingerprint[:16]}"
+    return StoreReader(LocalFolder(store.directory), "token store"), name
 
 
 def _kept_windows(store: TokenStore, name: str) -> int:
@@ -156,7 +173,16 @@ def _keep(directory: str, name: str, windows: np.ndarray) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _covers(windows: np.ndarray, tokens: int) -> bool:
-    """Whether each window begins where the one before ends: no damaged figure passes this."""
-    starts, lengths = windows["start"], windows["length"]
-    return bool((np.append(starts, tokens) == np.append(0, starts + lengths)).all())
+def _covers(windows: StoreArray, tokens: int) -> bool:
+    """Whether each window begins where the one before ends: no damaged figure passes this.
+
+    Reads a block at a time.
+    """
+    end = 0
+    for first in range(0, len(windows), _CHECKED):
+        block = windows.read(first, min(first + _CHECKED, len(windows)))
+        ends = block["start"] + block["length"]
+        if (block["start"] != np.append(end, ends[:-1])).any():
+            return False
+        end = int(ends[-1])
+    return end == tokens

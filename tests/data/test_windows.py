@@ -1,9 +1,11 @@
+import copy
 from itertools import chain
 
 import numpy as np
 import pytest
 
 from flax_transformers.data import windows as windows_module
+from flax_transformers.data.pipeline import TextExamples
 from flax_transformers.data.store import TokenStore
 from flax_transformers.data.store_files import StoreArray
 from flax_transformers.data.windows import cached_window_index, window_index
@@ -197,6 +199,34 @@ def test_a_cached_index_with_any_flipped_bit_is_made_anew(make_store, tmp_path):
         assert spans(cached_window_index(store, spec)) == [(0, 3), (3, 6)]
     path.write_bytes(whole[:-5])
     assert spans(cached_window_index(store, spec)) == [(0, 3), (3, 6)]
+
+
+def test_a_kept_index_is_checked_in_blocks_and_not_in_the_processes_that_share_it(
+    make_store, monkeypatch
+):
+    store, spec = make_store(random_corpus(np.random.default_rng(3))), WindowSpec(20, True)
+    examples, read, asked = TextExamples(store, spec), StoreArray.read, []
+    expected = window_index(store, spec)
+    monkeypatch.setattr(windows_module, "_CHECKED", 7)
+    monkeypatch.setattr(StoreArray, "read", lambda self, *a: asked.append(a) or read(self, *a))
+    kept = cached_window_index(store, spec)
+    assert [stop - start for start, stop in asked][:-1] == [7] * (len(kept) // 7)
+    asked.clear()
+    shared = copy.deepcopy(examples)
+    assert asked == []
+    np.testing.assert_array_equal(shared._windows.read(0, len(shared)), expected)
+
+
+def test_an_index_that_is_gone_is_made_anew_by_the_process_that_would_share_it(
+    make_store, tmp_path
+):
+    examples = TextExamples(make_store(corpus([3, 3])), WindowSpec(4, True))
+    state = examples.__getstate__()
+    (path,) = (tmp_path / "store/windows").iterdir()
+    path.unlink()
+    shared = TextExamples.__new__(TextExamples)
+    shared.__setstate__(state)
+    assert spans(shared._windows) == [(0, 3), (3, 6)]
 
 
 def test_where_the_index_cannot_be_cached_it_stays_in_memory(make_store, tmp_path):
