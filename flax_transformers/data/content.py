@@ -18,6 +18,8 @@ NamedFiles = Sequence[tuple[str, Path]]
 """(name, path) of files in order. A name says what depends on it, such as the ending."""
 _BLOCK = 1 << 22
 _THREADS = 4
+_digests: dict[str, str] = {}
+"""Those found in this process, by the state of the files, for where the cache is read-only."""
 _SETTLED_S = 2.0
 """A file can change twice within the resolution of its time: younger ones are read again."""
 
@@ -40,7 +42,10 @@ def content_digest(files: NamedFiles) -> str:
     """
     began = time.time()
     state = _state(files)
-    kept = os.path.join(cache_root(), "contents", _digest(state))
+    key = _digest(state)
+    if key in _digests:
+        return _digests[key]
+    kept = os.path.join(cache_root(), "contents", key)
     with contextlib.suppress(OSError):
         found = Path(kept).read_text()
         if re.fullmatch("[0-9a-f]{64}", found):
@@ -50,6 +55,7 @@ def content_digest(files: NamedFiles) -> str:
         digest = _digest([(name, *hashed) for (name, _), hashed in zip(files, hashes, strict=True)])
     newest = max((max(times) for *_, times in state), default=0) / 1e9
     if newest < began - _SETTLED_S and _state(files) == state:
+        _digests[key] = digest
         keep(kept, digest)
     return digest
 

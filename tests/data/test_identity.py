@@ -243,6 +243,20 @@ def test_jobs_read_the_corpus_for_its_identity_once(corpus, monkeypatch):
     assert len(read) == 6  # when the store is finished: compared, and noted
 
 
+def test_content_is_hashed_once_in_a_process_where_the_cache_cannot_be_written(
+    corpus, tmp_path, monkeypatch
+):
+    (tmp_path / "cache").write_text("in the way")
+    read = files_hashed(monkeypatch)
+    monkeypatch.setattr(content_module, "_SETTLED_S", -1.0)
+    paths = [(path.name, path) for path in sorted(corpus.iterdir())]
+    assert len({content_digest(paths) for _ in range(3)}) == 1
+    assert len(read) == 2
+    os.utime(paths[0][1])
+    content_digest(paths)
+    assert len(read) == 4
+
+
 def test_content_is_hashed_again_only_when_a_file_changed(corpus, monkeypatch):
     paths = [(path.name, path) for path in sorted(corpus.iterdir())]
     read = files_hashed(monkeypatch)
