@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flax_transformers.errors import UserError
@@ -49,6 +50,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _prepare(arguments: argparse.Namespace, data: DataConfig) -> int:
     from flax_transformers.data import dataset
 
+    if arguments.verify:
+        data = replace(data, verify=False)  # everything is read below, once
     if arguments.begin:
         dataset.begin(data, arguments.output)
         print("begun; now every --shard job can run, and in the end the command without --shard")

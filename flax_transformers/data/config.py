@@ -31,7 +31,8 @@ class DataConfig:
 
     verify: bool = True
     """Read the whole store once when a run opens it, and compare it with its digests (about a
-    second per GB). False compares sizes alone."""
+    second per GB); of a store in a bucket, compare sizes alone (``prepare --verify`` reads it).
+    False compares sizes alone."""
 
     RANGES: ClassVar[Ranges] = {
         "prepare_processes": ranges.integers(1, 4096),

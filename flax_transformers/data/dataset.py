@@ -136,7 +136,7 @@ def prepare_share(
 def verify(prepared: Dataset) -> None:
     """Reads every file of the stores and compares digests. Raises UserError naming a damaged one.
 
-    Opening does so too, unless ``data.verify`` is False.
+    Opening a local store does so too, unless ``data.verify`` is False.
     """
     parts = prepared.parts if isinstance(prepared, PreparedMixture) else (prepared,)
     for part in parts:

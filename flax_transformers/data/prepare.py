@@ -12,8 +12,9 @@ it stopped, and its store is byte for byte that of an uninterrupted run:
     report.json       what was left out or changed, for people
     manifest.json     last, after every file was read again and compared
 
-How often the corpus is read does not depend on the number of shards: once to tokenize it; once more
-for duplicates, if they are to be dropped; as far as training a tokenizer asks for
+How often the corpus is read does not depend on the number of shards: once to hash its content,
+unless the cache has the hash (`content.content_digest`); once to tokenize it; once more for
+duplicates, if they are to be dropped; as far as training a tokenizer asks for
 (``training_documents``), and so for the targets' own; and to its end in that same pass if the
 names of labels are not given. Before, the first few megabytes are read to see that there is text.
 
@@ -62,8 +63,8 @@ from flax_transformers.data.shard_work import require_job
 from flax_transformers.data.shards import (
     FinishedShard,
     StoreJob,
+    all_finished,
     checked_shards,
-    finished_shards,
     is_held_out,
     tied_shards_of,
     write_shards,
@@ -228,7 +229,7 @@ def prepare_shards(
         claimed = claim(folder, corpus, by_size=True)
         work = _store_job(folder, data, claimed, _begun_tokenizer(folder, data, tokenizer))
         write_shards(work, share(job, jobs, tied_shards_of(data)), processes)
-    if len(finished_shards(work)) < data.shards:
+    if not all_finished(work):
         return None
     with only_one(folder):
         made = not folder.exists(MANIFEST)
@@ -305,8 +306,8 @@ def _open(
         for split in SPLITS
     )
     if data.verify and not verified:
-        train.verify()
-        validation.verify()
+        train.verify_on_opening()
+        validation.verify_on_opening()
     return PreparedText(
         folder.path, tokenizer, train, validation if validation.num_tokens else None, target
     )

@@ -83,10 +83,11 @@ class StoreJob:
         return size if target is None else max(size, target.vocabulary.size)
 
 
-def finished_shards(job: StoreJob) -> dict[int, FinishedShard]:
-    """The shards that are done, by number; those of another tokenizer or corpus are not."""
+def finished_shards(job: StoreJob, shards: Sequence[int] | None = None) -> dict[int, FinishedShard]:
+    """Those of ``shards``, by default all, that are done, by number; those of another tokenizer or
+    corpus are not."""
     found = {}
-    for shard in range(job.data.shards):
+    for shard in range(job.data.shards) if shards is None else shards:
         try:
             record = json.loads(job.folder.read(_record_name(shard)))
             splits = {split: ShardRecord.from_json(record["splits"][split]) for split in SPLITS}
@@ -98,13 +99,21 @@ def finished_shards(job: StoreJob) -> dict[int, FinishedShard]:
     return found
 
 
+def all_finished(job: StoreJob) -> bool:
+    """Whether all shards are done. Reads no record where one is missing."""
+    names = set(job.folder.names("shards/"))
+    if not all(_record_name(shard) in names for shard in range(job.data.shards)):
+        return False
+    return len(finished_shards(job)) == job.data.shards
+
+
 def _record_name(shard: int) -> str:
     return f"shards/{shard:05d}.json"
 
 
 def write_shards(job: StoreJob, shards: Sequence[int], processes: int) -> None:
     """Brings those of ``shards`` into being that are missing."""
-    finished = finished_shards(job)
+    finished = finished_shards(job, shards)
     missing = [shard for shard in shards if shard not in finished]
     work = partial(tokenise_run, job)
     dealt = runs(missing, tied_shards_of(job.data), processes) if missing else []

@@ -201,7 +201,8 @@ class TokenStore:
         self._shards = [ShardRecord.from_json(record) for record in manifest["splits"][split]]
         hashes = {n: file.sha256 for shard in self._shards for n, file in shard.files.items()}
         self.fingerprint: str = digest({"files": hashes, "label_names": self.label_names})
-        """Of what the split holds: equal for equal bytes, whatever they were made from."""
+        """Of the names and bytes of the split's files: equal for equal bytes in equally many
+        shards, whatever they were made from."""
         self.former_fingerprint: str = digest({"store": manifest[DIGEST], "split": split})
         """What earlier versions noted in checkpoints."""
         self.num_tokens = sum(shard.tokens for shard in self._shards)
@@ -241,6 +242,14 @@ class TokenStore:
     def verify(self) -> None:
         """Reads the whole split and compares digests. Raises UserError naming a damaged file."""
         self._reader.check_contents(self._files)
+
+    def verify_on_opening(self) -> None:
+        """`verify` on a local disk. Of a bucket, which every process would read whole over the
+        network, the sizes of all files alone. Raises UserError naming a damaged file."""
+        if self.is_local:
+            self.verify()
+        else:
+            self._reader.check_remote_sizes(self._files)
 
     def tokens(self, start: int, length: int) -> np.ndarray:
         """Token ids [start, start + length) as a new int32 array [length], over shard borders.
@@ -299,9 +308,8 @@ class TokenStore:
     def document_of(self, position: int) -> int:
         """The number of the document that holds the token at a global position."""
         shard = max(0, bisect.bisect_right(self._starts, position) - 1)
-        before = sum(record.documents for record in self._shards[:shard])
         ends = self._array("documents", shard)
-        return before + ends.count_up_to(position - self._starts[shard])
+        return self._first_documents[shard] + ends.count_up_to(position - self._starts[shard])
 
     def _ends_within(self, kind: str, start: int, stop: int) -> np.ndarray:
         shard = max(0, bisect.bisect_right(self._starts, start) - 1)

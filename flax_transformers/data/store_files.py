@@ -2,8 +2,8 @@
 
 Token stores and image stores share one rule. The manifest carries a digest of itself and the size
 and sha256 of every other file. Opening a store checks the manifest and all sizes; before the first
-example is read, the content of every file is compared with its digest and with what it is said to
-hold. Each error is one sentence that names the file.
+example is read, the content of every file of a local store is compared with its digest and with
+what it is said to hold. Each error is one sentence that names the file.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ DIGEST = "fingerprint"
 _BLOCK = 1 << 25  # bytes read at once; a multiple of every item size
 _PAGE = 512  # entries read at once by a search
 _THREADS = 4
+_REQUESTS = 32  # to a bucket at once, where each takes a few bytes
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,23 @@ class StoreReader:
                 )
             if isinstance(self.folder, LocalFolder):
                 self._check_size(name, record.bytes)
+
+    def check_remote_sizes(self, files: StoreFiles) -> None:
+        """Compares the sizes of the files of a bucket with the records: one small read of each."""
+
+        def check(name: str) -> None:
+            size = files[name][0].bytes
+            start = max(0, size - 1)
+            try:
+                found = len(self.folder.read(name, start))  # to the end, which is one byte away
+            except FileNotFoundError as error:
+                raise self.damaged(name, "it is missing") from error
+            if found != size - start:
+                wrong = "fewer" if found < size - start else "more"
+                raise self.damaged(name, f"it has {wrong} than {size} bytes")
+
+        with ThreadPoolExecutor(_REQUESTS) as threads:
+            list(threads.map(check, files))
 
     def _check_size(self, name: str, expected: int) -> None:
         path = os.path.join(self.folder.path, name)

@@ -1,6 +1,7 @@
 import pytest
 
 from flax_transformers.cli.main import main
+from flax_transformers.data.store_files import StoreReader
 from flax_transformers.testing import write_corpus
 
 CONFIG = """
@@ -33,6 +34,27 @@ def test_a_store_is_begun_made_in_shares_and_verified(config, tmp_path, capsys):
     assert main(["prepare", config, *shards]) == 0  # sizes alone
     assert main(["prepare", config, "--verify", *shards]) == 2
     assert "train/00001.tokens of the token store" in capsys.readouterr().err
+
+
+def test_verifying_a_finished_store_reads_every_file_once(config, capsys, monkeypatch):
+    verify = (
+        "--data.verify",
+        "True",
+        "--data.tokenizer.kind",
+        "bytes",
+        "--data.tokenizer.lowercase",
+        "False",
+    )
+    assert main(["prepare", config, *verify]) == 0
+    read, check = [], StoreReader._check_content
+    monkeypatch.setattr(
+        StoreReader,
+        "_check_content",
+        lambda self, name, *rest: read.append(name) or check(self, name, *rest),
+    )
+    assert main(["prepare", config, "--verify", *verify]) == 0
+    assert read and len(read) == len(set(read))
+    assert "every file is as it was written" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("job", ["2/2", "1", "a/b", "-1/2"])

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flax_transformers.data.config import TextData
+from flax_transformers.data.folders import LocalFolder
 from flax_transformers.data.gates import Gates
 from flax_transformers.data.prepare import begin_text, prepare_shards, prepare_text
 from flax_transformers.data.text import TextSource
@@ -101,6 +103,36 @@ def test_the_job_that_ends_last_finishes_the_store_and_any_may_run_again(data):
     again = prepare_shards(data, None, 2, 3)
     assert again.fingerprint == found[-1].fingerprint
     assert again.train.num_documents + again.validation.num_documents == 200
+
+
+def test_a_job_reads_the_records_of_its_own_shards_until_all_are_there(data, monkeypatch):
+    begin_text(data)
+    read, records = LocalFolder.read, []
+
+    def noted(folder, name, *part):
+        if name.startswith("shards/"):
+            records.append(int(name[len("shards/") : -len(".json")]))
+        return read(folder, name, *part)
+
+    monkeypatch.setattr(LocalFolder, "read", noted)
+    assert prepare_shards(data, None, 1, 4) is None
+    assert records == [1]
+    for job in (0, 2):
+        assert prepare_shards(data, None, job, 4) is None
+    assert sorted(records) == [0, 1, 2]
+    assert prepare_shards(data, None, 3, 4) is not None
+
+
+def test_records_of_another_corpus_do_not_finish_a_store(data):
+    begin_text(data)
+    for job in range(3):
+        prepare_shards(data, None, job, 4)
+    for number in (0, 3):
+        record = json.loads(Path(data.store, "shards/00001.json").read_text())
+        stale = json.dumps({**record, "made_from": "another"})
+        Path(data.store, f"shards/{number:05d}.json").write_text(stale)
+    assert prepare_shards(data, None, 3, 4) is None
+    assert prepare_shards(data, None, 0, 4) is not None
 
 
 def test_the_command_without_a_shard_does_what_jobs_have_left(data):

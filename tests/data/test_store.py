@@ -197,6 +197,47 @@ def test_a_truncated_file_in_a_bucket_is_named_on_reading(make_store, tmp_path):
         TokenStore(f"file://{tmp_path}/store").tokens(6, 4)
 
 
+def test_of_a_bucket_the_sizes_of_all_files_are_compared_and_no_content_is_read(
+    make_store, tmp_path, monkeypatch
+):
+    make_store(*SHARDS)
+    bucket = TokenStore(f"file://{tmp_path}/store")
+    folder, asked = bucket._reader.folder, []
+    read = folder.read
+    monkeypatch.setattr(folder, "read", lambda *a: asked.append(a) or read(*a))
+    bucket.verify_on_opening()
+    assert sorted(name for name, *_ in asked) == sorted(bucket._files)
+    sizes = {name: record.bytes for name, (record, _) in bucket._files.items()}
+    assert all(start == max(0, sizes[name] - 1) for name, start in asked)
+    (tmp_path / "store/train/00001.sentences").unlink()
+    with pytest.raises(UserError, match=r"train/00001.sentences .*damaged.*it is missing"):
+        bucket.verify_on_opening()
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [(lambda b: b[:-1], "fewer"), (lambda b: b + b"x", "more"), (lambda b: b"", "fewer")],
+    ids=["cut", "longer", "empty"],
+)
+@pytest.mark.parametrize("name", ["train/00002.tokens", "train/00000.documents"])
+def test_a_file_of_another_size_in_a_bucket_is_named_on_opening(
+    make_store, tmp_path, name, change, wrong
+):
+    make_store(*SHARDS)
+    path = tmp_path / "store" / name
+    size = len(path.read_bytes())
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UserError, match=rf"{name} .*damaged.*it has {wrong} than {size} bytes"):
+        TokenStore(f"file://{tmp_path}/store").verify_on_opening()
+
+
+def test_the_document_of_a_position_is_found_over_all_shards(make_store):
+    store = make_store([[[1, 2]], [[3]]], [], [[[4, 5, 6]]])
+    assert [store.document_of(position) for position in range(6)] == [0, 0, 1, 2, 2, 2]
+    store._shards = None  # no shard is looked at for it
+    assert store.document_of(5) == 2
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_any_flipped_bit_is_found_by_verify(make_store, tmp_path, name):
     store = make_store(*SHARDS)
