@@ -16,7 +16,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from flax_transformers.data.tokenizer_facts import CONFIG_FILE, RECORD, ROLES
+from flax_transformers.data.tokenizer_facts import CONFIG_FILE, RECORD, ROLES, parsed
 from flax_transformers.data.tokenizer_kinds import ByteTokenizer, PieceTokenizer, Tokenizer
 from flax_transformers.data.tokenizer_layouts import VOCABULARY_FILES
 from flax_transformers.data.tokenizer_sentencepiece import (
@@ -188,10 +188,12 @@ def export_folder(source: Path, target: Path, max_length: int | None) -> Path:
     """A folder with the files of ``source`` as `transformers` reads them.
 
     That is ``source``, or ``target`` where a run of this package saved the tokenizer: what lies
-    beside it is copied there.
+    beside it is copied there. Raises UserError for a file that is damaged.
     """
     config = source / CONFIG_FILE
-    if not config.is_file() or RECORD not in json.loads(config.read_text("utf-8")):
+    if not config.is_file():
+        return source
+    if RECORD not in parsed({CONFIG_FILE: config.read_bytes()}, CONFIG_FILE, source):
         return source
     files = exported_files(load_tokenizer(source), None, max_length)
     target.mkdir(parents=True)

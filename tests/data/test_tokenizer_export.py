@@ -9,6 +9,7 @@ import tokenizers
 
 from flax_transformers.data.tokenizer_export import export_folder, exported_files
 from flax_transformers.data.tokenizers import TokenizerConfig, load_tokenizer, train_tokenizer
+from flax_transformers.errors import UserError
 from flax_transformers.objectives.contract import Frame
 from tests.golden.multilingual import corpus, texts
 
@@ -42,3 +43,10 @@ def test_the_folder_of_a_run_is_exported_and_a_published_one_stays(trained, tmp_
     frame = load_tokenizer(out).vocabulary.frame
     assert frame == Frame(before=(trained.vocabulary.end_id,))
     assert export_folder(out, tmp_path / "again", None) == out
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000])
+def test_a_damaged_config_of_a_tokenizer_is_named(tmp_path, content):
+    (tmp_path / "tokenizer_config.json").write_bytes(content)
+    with pytest.raises(UserError, match="tokenizer_config.json is damaged: it is not JSON"):
+        export_folder(tmp_path, tmp_path / "out", None)
