@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli import runtime
     from flax_transformers.cli.config_file import refuse
     from flax_transformers.errors import UserError
-    from flax_transformers.families import hub_read, hub_write
+    from flax_transformers.families import folder_kinds, hub_read, hub_write
     from flax_transformers.pretrained import is_checkpoint, load_pretrained
     from flax_transformers.training.checkpoints import find_checkpoint
 
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         model, carried = _write_directory(target, model, params, find_checkpoint(source))
         published = target
     else:
-        published = hub_read.find_directory(source) or Path(source)
+        published = folder_kinds.inner_folder(hub_read.find_directory(source) or Path(source))
         carried = _write_checkpoint(target, model, params, published)
     _print_summary(
         model, params, published, carried=carried, target=target, asked=arguments.architecture
@@ -143,15 +143,19 @@ def _write_checkpoint(target: Path, model: Any, params: Any, source: Path) -> st
 
     It is written beside ``target``, which appears when all is there. Returns what was carried.
     """
+    from flax_transformers.data.tokenizers import published_files
     from flax_transformers.families import side_files
     from flax_transformers.families.hub_write import appearing
+    from flax_transformers.models.config import TextConfig
     from flax_transformers.training.checkpoints import CheckpointConfig, Checkpoints
     from flax_transformers.training.restore import converted_meta
 
     carried = side_files.carried_files(source)
-    files = {f"tokenizer/{name}": file for name, file in carried.items()}
+    # With config.json, which may be all that tells the tokenizer's class.
+    told = published_files(source) if isinstance(model.config, TextConfig) else {}
+    files = {f"tokenizer/{name}": Path(file) for name, file in {**told, **carried}.items()}
     with appearing(target) as folder:
         checkpoints = Checkpoints(folder / "checkpoints", CheckpointConfig(asynchronous=False))
         checkpoints.save(0, {"params": params}, converted_meta(model.config), files)
         checkpoints.close()
-    return ", ".join(carried)
+    return ", ".join(carried or told)

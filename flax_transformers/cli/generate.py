@@ -6,10 +6,13 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flax_transformers.cli.shared_arguments import MODEL_HELP, add_architecture
 from flax_transformers.ranges import ENTRIES, INT32, POSITIONS, argument, integers, numbers
+
+if TYPE_CHECKING:
+    from flax_transformers.generation.prompts import Prompts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "else 0",
     )
     parser.add_argument(
-        "--top-k", type=argument("--top-k", ENTRIES), help="sample among so many likeliest tokens"
+        "--top-k",
+        type=argument("--top-k", ENTRIES),
+        help="sample among so many likeliest tokens; by default what the model's generation "
+        "settings say, else 50",
     )
     parser.add_argument(
         "--top-p",
@@ -88,11 +94,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             )
     folder, target = _tokenizer_folders(source)
     prompts = read_prompts(folder, model.config, target)
-    encoded = [list(prompts.encode(text)) for text in arguments.prompt]
-    for prompt in encoded if answers and prompts.prompt_eos_ids else ():
-        if not set(prompt) & set(prompts.prompt_eos_ids):
-            # A source has it, in training too; mBART's tokenizer puts the language after it.
-            prompt.append(prompts.prompt_eos_ids[0])
+    encoded = _encoded(prompts, arguments.prompt, answers)
     settings = settings_of(model)
     eos_ids = settings.eos_ids or prompts.eos_ids
     pad_id = max(model.config.pad_id, 0)
@@ -123,6 +125,16 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
+def _encoded(prompts: Prompts, texts: Sequence[str], answers: bool) -> list[list[int]]:
+    """The ids of each text; those of a source with the end that it has in training."""
+    encoded = [list(prompts.encode(text)) for text in texts]
+    for prompt in encoded if answers and prompts.prompt_eos_ids else ():
+        if not set(prompt) & set(prompts.prompt_eos_ids):
+            # mBART's tokenizer puts the language after it.
+            prompt.append(prompts.prompt_eos_ids[0])
+    return encoded
+
+
 def _ids(text: str | None) -> tuple[int, ...]:
     from flax_transformers.errors import UserError
 
@@ -137,7 +149,7 @@ def _ids(text: str | None) -> tuple[int, ...]:
 def _tokenizer_folders(source: str) -> tuple[Any, Any]:
     """Where the tokenizer of a model lies that could be loaded; and where that of the targets, if
     they have one of their own."""
-    from flax_transformers.families import hub_read
+    from flax_transformers.families import folder_kinds, hub_read
     from flax_transformers.pretrained import is_checkpoint
     from flax_transformers.training.checkpoints import find_checkpoint
 
@@ -145,4 +157,6 @@ def _tokenizer_folders(source: str) -> tuple[Any, Any]:
         folder = find_checkpoint(source).folder
         target = folder / "target_tokenizer"
         return folder / "tokenizer", target if target.is_dir() else None
-    return hub_read.find_directory(source), None
+    directory = hub_read.find_directory(source)
+    assert directory is not None  # the model was there
+    return folder_kinds.inner_folder(directory), None

@@ -23,6 +23,7 @@ from flax_transformers.data.mixture import PreparedMixture
 from flax_transformers.data.prepare import PreparedText
 from flax_transformers.data.tokenizers import load_tokenizer
 from flax_transformers.errors import UserError
+from flax_transformers.families.folder_kinds import inner_folder
 from flax_transformers.families.hub_read import find_directory
 from flax_transformers.models.config import Execution, TextConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
@@ -110,7 +111,9 @@ def restored_model(
     )
     folder = find_directory(path)
     assert folder is not None  # the model was there
-    tokenizer = load_tokenizer(folder) if isinstance(model.config, TextConfig) else None
+    tokenizer = (
+        load_tokenizer(inner_folder(folder)) if isinstance(model.config, TextConfig) else None
+    )
     return Restored(model.config, model, params, tokenizer, None, mesh, step=0)
 
 

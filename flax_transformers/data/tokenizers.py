@@ -46,7 +46,9 @@ from flax_transformers.data.tokenizer_sentencepiece import SentencePieceTokenize
 from flax_transformers.errors import UserError
 from flax_transformers.ranges import Ranges
 
-__all__ = ["Kind", "Tokenizer", "TokenizerConfig", "load_tokenizer", "train_tokenizer"]
+__all__ = [
+    "Kind", "Tokenizer", "TokenizerConfig", "load_tokenizer", "published_files", "train_tokenizer",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -309,6 +311,19 @@ def load_tokenizer(path: str | os.PathLike[str], lowercase: bool | None = None) 
         )
     _check_case(tokenizer, location, lowercase)
     return tokenizer
+
+
+def published_files(folder: str | os.PathLike[str]) -> dict[str, epath.Path]:
+    """The files of a folder that say what its tokenizer is, by name: the vocabulary, the facts
+    beside it and, as they may name its class, config.json and generation_config.json.
+
+    None without a tokenizer. Raises UserError for facts that are damaged.
+    """
+    place = epath.Path(folder)
+    found = {n: place / n for n in (*FACT_FILES, *VOCABULARY_FILES) if (place / n).is_file()}
+    facts = read_facts({name: _read(found[name]) for name in FACT_FILES if name in found}, place)
+    known = facts.tokenizer_class == "ByT5Tokenizer" or found.keys() & set(VOCABULARY_FILES)
+    return found if known else {}
 
 
 def _canonical(file: epath.Path) -> str:

@@ -38,14 +38,14 @@ PLAIN = Execution()
 
 
 def find_directory(path: str | os.PathLike[str]) -> Path | None:
-    """A directory at ``path``, or the newest snapshot of a Hugging Face id in the local cache; of
-    one that sentence-transformers wrote, the folder inside that holds the transformer.
+    """A directory at ``path``, or the newest snapshot of a Hugging Face id in the local cache.
 
-    None if there is neither. Nothing is downloaded.
+    None if there is neither. Nothing is downloaded. Config, weights and tokenizer are in the
+    ``folder_kinds.inner_folder`` of it.
     """
     local = Path(path).expanduser()
     if local.is_dir():
-        return folder_kinds.inner_folder(local)
+        return local
     parts = os.fspath(path).split("/")
     if len(parts) > 2 or not all(parts) or any(part in (".", "..") for part in parts):
         return None
@@ -56,7 +56,7 @@ def find_directory(path: str | os.PathLike[str]) -> Path | None:
     if not reference.is_file():
         return None
     snapshot = entry / "snapshots" / reference.read_text().strip()
-    return folder_kinds.inner_folder(snapshot) if snapshot.is_dir() else None
+    return snapshot if snapshot.is_dir() else None
 
 
 def load_directory(

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from flax_transformers.data.tokenizers import TokenizerConfig, load_tokenizer, train_tokenizer
+from flax_transformers.data.tokenizers import (
+    TokenizerConfig,
+    load_tokenizer,
+    published_files,
+    train_tokenizer,
+)
 from flax_transformers.errors import UserError
 from tests.golden.tokenizer_layouts import ARCHIVE, EXPECTED, LAYOUTS, ROLES, TEXTS, given_texts
 
@@ -56,6 +61,23 @@ def test_a_published_folder_survives_saving_and_pickling(root, expected, name, t
             other.encode_batch(given), tokenizer.encode_batch(given), strict=True
         ):
             assert ours.tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_published_files_of_a_folder_are_all_that_its_tokenizer_is_read_from(
+    root, name, tmp_path
+):
+    for file, place in published_files(root / name).items():
+        (tmp_path / file).write_bytes(place.read_bytes())
+    found, tokenizer = load_tokenizer(tmp_path), load_tokenizer(root / name)
+    assert found.vocabulary == tokenizer.vocabulary
+    assert found.fingerprint == tokenizer.fingerprint
+
+
+def test_a_folder_without_a_tokenizer_has_no_published_files(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    assert published_files(tmp_path) == {}
 
 
 def test_padding_and_truncation_that_a_file_stores_are_never_applied(root):

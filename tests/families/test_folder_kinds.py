@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
 from flax_transformers import load_pretrained, save_pretrained
 from flax_transformers.errors import UserError
+from flax_transformers.families.family import config_json
+from flax_transformers.families.folder_kinds import inner_folder
 from flax_transformers.families.hub_read import find_directory
-from tests.families.tiny_bert import assert_same, change_json, make_model
+from flax_transformers.pretrained import initial_model
+from tests.families.tiny_bert import CONFIG, assert_same, change_json, make_model
 
 WEIGHTS = "model.safetensors"
 
@@ -158,8 +162,25 @@ def test_the_folder_of_the_transformer_in_a_sentence_transformers_folder_is_read
         (outer / "modules.json").write_text(json.dumps(modules))
     inner = outer / ("0_Encoder" if listed else "0_Transformer")
     saved.rename(inner)
-    assert find_directory(outer) == inner
+    assert find_directory(outer) == outer and inner_folder(outer) == inner
     assert_same(load_pretrained(outer)[1], make_model()[1])
+
+
+@pytest.mark.parametrize("name", ["0_Transformer", "0_Encoder"])
+def test_the_pooling_beside_an_inner_transformer_is_read(tmp_path, name):
+    inner, pooling = tmp_path / name, tmp_path / "1_Pooling"
+    inner.mkdir()
+    pooling.mkdir()
+    described = config_json(replace(CONFIG, architecture="BertModel"))
+    (inner / "config.json").write_text(json.dumps(described))
+    (inner / WEIGHTS).write_bytes(b"")
+    (pooling / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    kinds = {name: "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    (tmp_path / "modules.json").write_text(
+        json.dumps([{"path": path, "type": f"a.{kind}"} for path, kind in kinds.items()])
+    )
+    found = initial_model(tmp_path, replace(CONFIG, architecture="BertModel"))
+    assert (found.pooling, found.normalize_embeddings) == ("mean", True)
 
 
 @pytest.mark.parametrize("file", ["config.json", WEIGHTS])

@@ -1,0 +1,62 @@
+"""The tokenizer of a checkpoint that was converted from a Hugging Face directory."""
+
+from __future__ import annotations
+
+import tarfile
+
+import numpy as np
+import pytest
+
+from flax_transformers.cli.convert import _write_checkpoint
+from flax_transformers.data.tokenizers import load_tokenizer
+from flax_transformers.families.bert import BertConfig
+from flax_transformers.families.vit import ViTConfig
+from flax_transformers.models.config import Execution
+from flax_transformers.training.checkpoints import find_checkpoint
+from tests.golden.tokenizer_layouts import ARCHIVE, TEXTS, given_texts
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("layouts")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def converted(source, target, config):
+    """The folder of a checkpoint with one weight, and what was carried into it."""
+    model = config.build(Execution())
+    carried = _write_checkpoint(target, model, {"w": np.zeros(1, np.float32)}, source)
+    return find_checkpoint(target).folder, carried
+
+
+@pytest.mark.parametrize(
+    "name", ["t5_model", "xlm_roberta_model", "byt5", "gpt2", "bert_cased_vocab"]
+)
+def test_a_converted_checkpoint_reads_text_as_the_folder_does(root, tmp_path, name):
+    folder, _ = converted(root / name, tmp_path / "ours", BertConfig())
+    found, wanted = load_tokenizer(folder / "tokenizer"), load_tokenizer(root / name)
+    assert found.vocabulary == wanted.vocabulary
+    assert found.vocabulary.frame is not None
+    texts = given_texts(name, TEXTS)
+    for ours, theirs in zip(found.encode_batch(texts), wanted.encode_batch(texts), strict=True):
+        assert ours.tolist() == theirs.tolist()
+
+
+def test_a_tokenizer_that_is_only_a_class_is_carried(tmp_path):
+    (tmp_path / "byt5").mkdir()
+    (tmp_path / "byt5" / "config.json").write_text(
+        '{"model_type": "t5", "tokenizer_class": "ByT5Tokenizer"}'
+    )
+    folder, carried = converted(tmp_path / "byt5", tmp_path / "ours", BertConfig())
+    assert carried == "config.json"
+    assert load_tokenizer(folder / "tokenizer").kind == "bytes"
+
+
+@pytest.mark.parametrize("config", [BertConfig(), ViTConfig()])
+def test_nothing_is_carried_without_a_tokenizer(tmp_path, config):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text("{}")
+    folder, carried = converted(tmp_path / "source", tmp_path / "ours", config)
+    assert carried == "" and not (folder / "tokenizer").exists()
