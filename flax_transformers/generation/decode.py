@@ -37,6 +37,10 @@ logits float32 [B, V] of the one after it come out. ``count``, an int32 scalar, 
 tokens came before: the token's position is that many after the first new one."""
 
 
+_TOP_K = 50
+"""What transformers takes for ``top_k`` where nothing says otherwise."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How a token is chosen from its logits; greedily at temperature 0.
@@ -192,23 +196,19 @@ def sampling_of(
     top_p: float | None,
     key: jax.Array | None,
 ) -> Sampling:
-    """What is given, or else what the settings say; greedy without a key to draw with.
+    """Each of the three as given, else as the settings say, else as in transformers.
 
-    A warning names the settings that are not obeyed.
+    Without a temperature, tokens are drawn where the settings have ``do_sample`` and there is a
+    key; else the likeliest is taken. A warning names the settings that are not obeyed.
     """
-    given = not (temperature is None and top_k is None and top_p is None)
-    draws = bool(settings.do_sample) and not given and key is not None
-    _warn_of_settings(settings, drawing_without_key=bool(settings.do_sample) and key is None)
-    if draws:
-        # Where the settings leave top_k out, transformers takes 50.
+    draws = bool(settings.do_sample)
+    _warn_of_settings(settings, drawing_without_key=draws and key is None)
+    if temperature is None and draws and key is not None:
         temperature = 1.0 if settings.temperature is None else settings.temperature
-        top_k = 50 if settings.top_k is None else settings.top_k or None
-        top_p = settings.top_p
-    elif temperature:
-        top_k = settings.top_k or None if top_k is None else top_k
+    if temperature:  # else only what is given counts, and is refused
+        if top_k is None:
+            top_k = _TOP_K if settings.top_k is None else settings.top_k or None
         top_p = settings.top_p if top_p is None else top_p
-    if not temperature and not given:  # as settings may say, too
-        return Sampling()
     return Sampling(temperature=temperature or 0.0, top_k=top_k, top_p=top_p)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 
 import jax
@@ -10,7 +11,14 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.generation.decode import Endings, Sampling, continue_text, generate
+from flax_transformers.generation.decode import (
+    Endings,
+    Sampling,
+    continue_text,
+    generate,
+    sampling_of,
+)
+from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
 from tests.families.parity import load_case
 from tests.golden import bert
 from tests.golden import generate as golden
@@ -185,3 +193,33 @@ def test_a_model_that_does_not_write_is_refused():
     _, model, params, _ = load_case(bert.CASES[0])
     with pytest.raises(UserError, match=r"BertFor\w+ does not write text"):
         generate(model, params, np.ones((1, 2), np.int32), max_new_tokens=1)
+
+
+DRAWING = GenerationSettings(do_sample=True, temperature=0.6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "expected"),
+    [
+        (DRAWING, {"top_k": 40}, (0.6, 40, None)),
+        (DRAWING, {"top_p": 0.5}, (0.6, 50, 0.5)),
+        (DRAWING, {}, (0.6, 50, None)),
+        (DRAWING, {"temperature": 0.0}, (0.0, None, None)),
+        (replace(DRAWING, top_k=7, top_p=0.9), {"temperature": 1.0}, (1.0, 7, 0.9)),
+        (replace(DRAWING, top_k=0), {}, (0.6, None, None)),
+        (replace(DRAWING, top_k=7, temperature=None), {"top_k": 3}, (1.0, 3, None)),
+        (NO_SETTINGS, {"temperature": 1.0}, (1.0, 50, None)),
+        (NO_SETTINGS, {}, (0.0, None, None)),
+        (GenerationSettings(top_k=7, temperature=0.6), {}, (0.0, None, None)),
+        (GenerationSettings(top_k=7), {"temperature": 2.0, "top_p": 0.5}, (2.0, 7, 0.5)),
+    ],
+)
+def test_temperature_top_k_and_top_p_are_resolved_separately(settings, given, expected):
+    asked = {"temperature": None, "top_k": None, "top_p": None} | given
+    found = sampling_of(settings, **asked, key=object())
+    assert (found.temperature, found.top_k, found.top_p) == expected
+
+
+def test_top_k_without_a_temperature_anywhere_is_refused():
+    with pytest.raises(UserError, match="set a temperature"):
+        sampling_of(NO_SETTINGS, None, 40, None, object())
