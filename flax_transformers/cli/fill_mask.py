@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             restored.tokenizer,
             arguments.text,
             top=arguments.top,
+            vocab_size=getattr(restored.model_config, "vocab_size", None),
             max_length=getattr(restored.model_config, "max_positions", None) or _LONGEST,
         )
     for number, gap in enumerate(filled.gaps, 1):

@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec
 from flax_transformers.data.store import TokenStore
 from flax_transformers.data.tokenizers import Tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import Batch, Frame, ModelFunctions, Params
+from flax_transformers.generation.prompts import noted_frame, require_known
+from flax_transformers.objectives.contract import Batch, Frame, ModelFunctions, Params, Vocabulary
 from flax_transformers.objectives.rows import framing_ids
 
 MASK = "[MASK]"
@@ -48,19 +49,26 @@ def fill_mask(
     *,
     top: int = 5,
     max_length: int | None = None,
+    vocab_size: int | None = None,
 ) -> Filled:
     """The ``top`` likeliest pieces for every ``[MASK]`` in ``text``.
 
-    Raises UserError if there is no [MASK], more tokens than ``max_length``, or ``top`` below 1.
+    ``vocab_size`` is the model's, by default the tokenizer's. Raises UserError if there is no
+    [MASK], an id that the model does not have, more tokens than ``max_length``, or ``top`` below 1.
     """
     if top < 1:
         raise UserError(f"the {top} likeliest pieces are none; ask for at least 1")
     ids = _prompt(tokenizer, text)
+    vocabulary = tokenizer.vocabulary
+    if vocab_size is not None:
+        require_known(tokenizer, ids.tolist(), vocab_size, "text")
+        vocabulary = vocabulary.within(vocab_size)
     if max_length is not None and len(ids) > max_length:
         raise UserError(
             f"the text has {len(ids)} tokens, but the model takes {max_length}; shorten it"
         )
-    return Filled(text, _fill(functions, params, tokenizer, ids, top, max_length))
+    gaps = _fill(functions, params, tokenizer, ids, top, max_length, vocabulary)
+    return Filled(text, gaps)
 
 
 def _prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
@@ -72,7 +80,7 @@ def _prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
     marked = text.replace(MASK, name)
     if name not in marked:
         raise UserError(f'the text has no {name}; mark the gap, as in "The capital is {name}."')
-    frame = vocabulary.frame or Frame(*((i,) for i in framing_ids(vocabulary)))
+    frame = noted_frame(tokenizer) or Frame(*((i,) for i in framing_ids(vocabulary)))
     ids = tokenizer.encode_prompt(marked).tolist()
     return np.array([*frame.before, *ids, *frame.after], np.int32)
 
@@ -96,9 +104,9 @@ def _fill(
     ids: np.ndarray,
     top: int,
     max_length: int | None,
+    vocabulary: Vocabulary,
 ) -> list[Gap]:
-    """Candidates for every mask in a row of ids [T]."""
-    vocabulary = tokenizer.vocabulary
+    """Candidates, of the ``vocabulary``, for every mask in a row of ids [T]."""
     positions = np.flatnonzero(ids == vocabulary.mask_id)
     # Rows are filled up to a power of two that the model takes: few shapes, few compilations.
     length = 1 << max(4, int(np.ceil(np.log2(len(ids)))))
@@ -164,7 +172,7 @@ def held_out_samples(
             continue
         place = int(rng.choice(places))
         ids = _row(tokenizer, [tokens[:place], tokens[place + 1 :]])
-        gaps = _fill(functions, params, tokenizer, ids, 3, max_length)
+        gaps = _fill(functions, params, tokenizer, ids, 3, max_length, tokenizer.vocabulary)
         truth = tokenizer.pieces(tokens[place : place + 1])[0]
         before, after = tokenizer.decode(tokens[:place]), tokenizer.decode(tokens[place + 1 :])
         text = f"{before} {MASK} {after}".strip()

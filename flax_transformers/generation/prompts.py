@@ -56,6 +56,29 @@ def _of_two(
     return Prompts(encode, target.decode, tuple(sorted(eos)), (read_end,))
 
 
+def noted_frame(tokenizer: Tokenizer) -> Frame | None:
+    """What stands around a text as the run that trained the model noted it, else as the tokenizer's
+    own files say; None where neither does."""
+    return tokenizer.facts.run_frame or tokenizer.vocabulary.frame
+
+
+def require_known(
+    tokenizer: Tokenizer, ids: Iterable[int], vocab_size: int, what: str, where: object = "use"
+) -> None:
+    """Raises UserError for ids of a text that the model has no embedding for.
+
+    ``what`` names the text, and ``where`` the tokenizer's folder.
+    """
+    for token in ids:
+        if token >= vocab_size:
+            name = tokenizer.pieces([token])[0]
+            raise UserError(
+                f"the {what} has the token {name!r} with id {token}, but the model has only "
+                f"{vocab_size} tokens; leave it out, or take the tokenizer that belongs to the "
+                f"model instead of the one in {where}"
+            )
+
+
 def prompt_frame(tokenizer: Tokenizer, config: TextConfig) -> Frame:
     """What stands around a prompt: what the run that trained the model put around its texts, else
     what the tokenizer's own files do, else what this package's objectives do.
@@ -64,7 +87,7 @@ def prompt_frame(tokenizer: Tokenizer, config: TextConfig) -> Frame:
     """
     vocabulary = tokenizer.vocabulary
     answers = isinstance(config, EncoderDecoderConfig)
-    frame = tokenizer.facts.run_frame or vocabulary.frame
+    frame = noted_frame(tokenizer)
     if frame is None and answers:
         return Frame(after=(end_id(vocabulary),))
     if frame is None:
@@ -78,14 +101,7 @@ def _framed(tokenizer: Tokenizer, config: TextConfig, folder: Path) -> Callable[
     def encode(text: str) -> list[int]:
         frame = prompt_frame(tokenizer, config)
         ids = [*frame.before, *tokenizer.encode_prompt(text).tolist(), *frame.after]
-        for token in ids:
-            if token >= config.vocab_size:
-                name = tokenizer.pieces([token])[0]
-                raise UserError(
-                    f"the prompt has the token {name!r} with id {token}, but the model has only "
-                    f"{config.vocab_size} tokens; leave it out, or take the tokenizer that belongs "
-                    f"to the model instead of the one in {folder}"
-                )
+        require_known(tokenizer, ids, config.vocab_size, "prompt", folder)
         return ids or [_beginning(tokenizer, config)]
 
     return encode

@@ -44,7 +44,7 @@ def run_frame(objective: object, vocab: Vocabulary) -> Frame | None:
     or lacks a token for it."""
     method = getattr(objective, "frame", None)
     try:
-        return None if method is None else method(vocab)
+        return method(vocab) if callable(method) else None
     except UserError:
         return None
 

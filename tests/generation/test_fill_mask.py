@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flax_transformers.data.tokenizer_facts import NO_FACTS, Facts
 from flax_transformers.data.tokenizer_kinds import ByteTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.generation.fill_mask import (
@@ -19,7 +20,7 @@ from flax_transformers.generation.fill_mask import (
     held_out_samples,
 )
 from flax_transformers.models.outputs import HiddenStates
-from flax_transformers.objectives.contract import ModelFunctions, Vocabulary
+from flax_transformers.objectives.contract import Frame, ModelFunctions, Vocabulary
 from flax_transformers.testing import GivenLogits
 
 PIECES = ["<pad>", "[CLS]", "the", "cat", "##s", "sat", "[MASK]", "on", "a", "mat", ".", "[SEP]"]
@@ -28,6 +29,8 @@ PADDED = 16  # rows of the model's table
 
 class Words:
     """Texts are pieces with spaces between them."""
+
+    facts = NO_FACTS
 
     def __init__(self, word_start=True):
         starts = np.array([not piece.startswith("##") for piece in PIECES])
@@ -141,6 +144,37 @@ def test_a_tokenizer_without_a_mask_is_refused():
     tokenizer.vocabulary = dataclasses.replace(tokenizer.vocabulary, mask_id=None)
     with pytest.raises(UserError, match="the model's tokenizer has no mask token"):
         fill_mask(Told({}).functions, {}, tokenizer, "a [MASK]", max_length=9)
+
+
+def test_a_token_that_the_model_lacks_is_refused():
+    with pytest.raises(
+        UserError, match="the text has the token 'mat' with id 9, but the model has only 9"
+    ):
+        fill_mask(Told({}).functions, {}, Words(), "mat [MASK] mat", vocab_size=9)
+
+
+def test_no_token_that_the_model_lacks_is_a_candidate():
+    """Its logit would be NaN. With 10 tokens [SEP] is one too, but the text is framed with it."""
+    tokenizer = Words()
+    tokenizer.vocabulary = dataclasses.replace(
+        tokenizer.vocabulary, frame=Frame(before=(1,)), special_ids=(0, 1, 6)
+    )
+    model = Told({2: {3: 4.0}})
+    model.table = model.table[:, :10]
+    with jax.disable_jit():
+        filled = fill_mask(model.functions, {}, tokenizer, "the [MASK]", top=12, vocab_size=10)
+    (gap,) = filled.gaps
+    assert {piece for piece, _ in gap.candidates} == {*PIECES[2:6], *PIECES[7:10]}
+    assert sum(p for _, p in gap.candidates) == pytest.approx(1.0)
+
+
+def test_the_frame_that_a_run_noted_is_put_around_a_text():
+    tokenizer = Words()
+    tokenizer.facts = Facts(record={"frame": [[8], [10, 11]]})
+    model = Told({})
+    with jax.disable_jit():
+        fill_mask(model.functions, {}, tokenizer, "the [MASK]")
+    assert model.seen[0]["input_ids"].tolist()[:5] == [8, 2, 6, 10, 11]
 
 
 @pytest.mark.parametrize("top", [0, -1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -57,3 +59,8 @@ def test_a_source_is_framed_as_denoising_frames_it(tmp_path):
     tokenizer.save(tmp_path, run_frame(Denoising(), tokenizer.vocabulary))
     ids = list(read_prompts(tmp_path, BartConfig(vocab_size=1_500)).encode("All human"))
     assert ids[0] == tokenizer.vocabulary.cls_id and ids[-1] == tokenizer.vocabulary.sep_id
+
+
+@pytest.mark.parametrize("frame", [3, "around", None])
+def test_an_attribute_frame_that_is_no_method_is_no_frame(frame):
+    assert run_frame(SimpleNamespace(frame=frame), None) is None
