@@ -25,7 +25,7 @@ from flax_transformers.data.tokenizers import load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.families.folder_kinds import inner_folder
 from flax_transformers.families.hub_read import find_directory
-from flax_transformers.models.config import Execution, TextConfig
+from flax_transformers.models.config import Execution, TextConfig, TransformerConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
 from flax_transformers.parallel.distributed import check_platform, start_processes
 from flax_transformers.parallel.limits import Limits
@@ -39,6 +39,7 @@ from flax_transformers.pretrained import (
 from flax_transformers.training.check_run import LABEL_HEADS
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.restore import Restored, restore_model
+from flax_transformers.training.step_folders import has_checkpoint
 
 
 @dataclass(frozen=True)
@@ -122,16 +123,33 @@ def with_initial_model(
 ) -> TrainConfig:
     """``config`` with the model of ``config.init_from``, so that nobody has to describe it twice.
 
-    A run that has a checkpoint in ``workdir`` goes on with the model that is there. Fields among
-    the ``overrides`` of the command line must agree: UserError.
+    A run that has a checkpoint in ``workdir`` resumes with the model that is there. Raises
+    UserError for fields among the ``overrides`` of the command line that do not agree, and for a
+    phase that is too long for the model.
     """
     if config.init_from is None:
         return config
     options = [part.partition("=")[0] for part in overrides if part.startswith("--model.")]
     given = {option.removeprefix("--model.").replace("-", "_") for option in options}
-    resumed = workdir is not None and is_checkpoint(workdir)
-    source = workdir if resumed and workdir is not None else config.init_from
-    return replace(config, model=initial_model(source, config.model, given))
+    source = workdir if workdir is not None and has_checkpoint(workdir) else config.init_from
+    model = initial_model(source, config.model, given)
+    return with_model(config, model, f"--init-from {config.init_from}")
+
+
+def with_model(config: TrainConfig, model: TransformerConfig, place: str) -> TrainConfig:
+    """``config`` with a model that was found in ``place``.
+
+    Raises UserError, naming both, if a phase is longer than the model takes.
+    """
+    limit = model.max_positions
+    for number, phase in enumerate(config.phases):
+        if limit is not None and phase.sequence_length > limit:
+            raise UserError(
+                f"{place} holds a model of max_positions {limit}, but phases.{number} has "
+                f"sequence_length {phase.sequence_length}; set --phases.{number}.sequence-length "
+                f"{limit}"
+            )
+    return replace(config, model=model)
 
 
 def initial_weights(config: TrainConfig) -> Callable[[Mesh], Any] | None:

@@ -101,8 +101,15 @@ def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainCon
 
     from flax_transformers.cli import runtime
     from flax_transformers.training.checkpoints import find_checkpoint
+    from flax_transformers.training.step_folders import has_checkpoint
+    from flax_transformers.training.workdir import open_workdir
 
     runtime.start(None)
+    if not has_checkpoint(open_workdir(arguments.workdir)):
+        raise UserError(
+            f"--workdir {arguments.workdir} holds no checkpoint yet to resume from; name the "
+            "CONFIG of the run"
+        )
     config = config_of_run(find_checkpoint(arguments.workdir))
     if config is None:
         raise UserError(

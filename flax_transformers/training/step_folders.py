@@ -81,12 +81,14 @@ def finished_steps(directory: epath.Path) -> list[int]:
     return sorted(int(path.name) for path in folders)
 
 
-def has_checkpoint(workdir: str | os.PathLike[str]) -> bool:
-    """Whether a run has committed a step in its workdir. Before its first, the folder for
-    checkpoints can be there already."""
-    directory = absolute(workdir) / "checkpoints"
-    with reading(directory):
-        return bool(finished_steps(directory))
+def has_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a step folder or the folder of a run that has committed a step. Before the
+    first step, the folder for checkpoints can be there already."""
+    root = absolute(path)
+    with reading(root):
+        inner = root / "checkpoints"
+        directory = inner if digests.exists(inner) else root
+        return digests.exists(root / "state") or bool(finished_steps(directory))
 
 
 def problems(folder: epath.Path) -> list[str] | None:

@@ -1,0 +1,72 @@
+"""The model of a run that starts from the weights of another; nothing here is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from flax_transformers.cli import runtime
+from flax_transformers.cli.main import main
+from flax_transformers.errors import UserError
+from flax_transformers.testing import tiny_bert, tiny_config
+from flax_transformers.training.config import Phase
+from flax_transformers.training.config_json import to_json
+
+SMALLER = dataclasses.replace(tiny_bert(), num_layers=1, intermediate_size=16)
+
+
+def write_step(folder, model):
+    """A step folder as training leaves it, but for its weights."""
+    for name in ("state/_METADATA", "state/manifest.ocdbt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    meta = {"config": {"model": to_json(model)}, "position": {"step": int(folder.name)}}
+    (folder / "meta").mkdir()
+    (folder / "meta" / "metadata").write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.fixture
+def from_smaller(tmp_path):
+    """The config of a run that starts from the weights of a model with one layer."""
+    initial = write_step(tmp_path / "other" / "checkpoints" / "7", SMALLER)
+    return dataclasses.replace(tiny_config("text.txt", "store"), init_from=str(initial))
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_from_init_from_again(
+    from_smaller, tmp_path
+):
+    workdir = tmp_path / "run"
+    assert runtime.with_initial_model(from_smaller, [], workdir).model == SMALLER
+    (workdir / "checkpoints").mkdir(parents=True)
+    assert runtime.with_initial_model(from_smaller, [], workdir).model == SMALLER
+    trained = dataclasses.replace(SMALLER, intermediate_size=24)
+    write_step(workdir / "checkpoints" / "5", trained)
+    assert runtime.with_initial_model(from_smaller, [], workdir).model == trained
+
+
+@pytest.mark.parametrize("folder", [".", "checkpoints"])
+def test_a_workdir_without_a_checkpoint_cannot_be_resumed_without_a_config(
+    folder, tmp_path, capsys
+):
+    (tmp_path / "run" / folder).mkdir(parents=True)
+    assert main(["train", "--workdir", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == (
+        f"flax-transformers: --workdir {tmp_path}/run holds no checkpoint yet to resume from; name "
+        "the CONFIG of the run\n"
+    )
+
+
+def test_a_phase_too_long_for_the_initial_model_is_named(tmp_path):
+    short = dataclasses.replace(tiny_bert(), max_positions=16)
+    initial = write_step(tmp_path / "3", short)
+    config = tiny_config("text.txt", "store", phases=(Phase(1, 16, 8), Phase(1, 32, 8)))
+    config = dataclasses.replace(config, init_from=str(initial))
+    with pytest.raises(UserError) as caught:
+        runtime.with_initial_model(config, [])
+    assert str(caught.value) == (
+        f"--init-from {initial} holds a model of max_positions 16, but phases.1 has "
+        "sequence_length 32; set --phases.1.sequence-length 16"
+    )
