@@ -63,14 +63,15 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         arguments.checkpoint, make_mesh(config.mesh), config.execution, arguments.architecture
     )
     _check_length(config, restored)
-    check_config(dataclasses.replace(config, model=restored.model_config))
+    config = dataclasses.replace(config, model=restored.model_config, phases=config.phases[-1:])
+    check_config(config, trains=False)
     trained_with = {"tokenizer": restored.tokenizer, "target_tokenizer": restored.target_tokenizer}
     prepared = runtime.prepared_data(
         config.data, {name: one for name, one in trained_with.items() if one is not None}
     )
     prepared = runtime.fitted_data(config, prepared)
     _check_data(config, prepared, restored, arguments.checkpoint)
-    check_run(dataclasses.replace(config, model=restored.model_config), prepared, new=False)
+    check_run(config, prepared, new=False)
     snapshot = _snapshot(config, restored)
     result: dict[str, float] = {"step": restored.step}
     watchdog.start(config.limits)
@@ -100,6 +101,8 @@ def _check_length(config: TrainConfig, restored: Restored) -> None:
 def _check_data(
     config: TrainConfig, prepared: Dataset, restored: Restored, checkpoint: str
 ) -> None:
+    from flax_transformers.pretrained import is_checkpoint
+
     spec = config.objective.window_spec(config.phases[-1].sequence_length)
     if prepared.examples("validation", spec) is None:
         raise UserError(
@@ -113,9 +116,10 @@ def _check_data(
         )
         if theirs != ours:
             words, option = name.replace("_", " "), name.replace("_", "-")
+            place = f"{checkpoint}/{name}" if is_checkpoint(checkpoint) else checkpoint
             raise UserError(
                 f"the data in {prepared.directory} has another {words} than the checkpoint; set "
-                f"--data.{option}.path to {checkpoint}/{name}"
+                f"--data.{option}.path to {place}"
             )
 
 

@@ -142,7 +142,9 @@ def _no_config(directory: Path, names: list[str]) -> str:
             f"{missing}, and {weights} is a pickle, which can run any code and is never read; load "
             f"it with the program that wrote it and {_SAVE} the model"
         )
-    return f"{missing}; give the folder that it is in"
+    return (
+        f"{directory} holds no checkpoint and no {CONFIG}; give the folder of a run or of a model"
+    )
 
 
 def _no_weights(directory: Path, names: list[str], described: Mapping[str, Any]) -> str:

@@ -41,15 +41,17 @@ LABEL_HEADS = frozenset({"classify", "tag"})
 """What an objective needs of a model if it learns the labels of the data."""
 
 
-def check_config(config: TrainConfig) -> None:
-    """Raises UserError for contradictions that show without the data."""
+def check_config(config: TrainConfig, *, trains: bool = True) -> None:
+    """Raises UserError for contradictions that show without the data; where nothing is trained,
+    the schedule does not matter."""
     if not all(hasattr(config.objective, name) for name in ("needs", "window_spec", "prepare")):
         raise UserError(
             f"objective is {ranges.shown(config.objective)}; it must be an objective, such as "
             "MaskedLM()"
         )
     _check_places(config)
-    config.optimizer.schedule.check_steps(config.total_steps)
+    if trains:
+        config.optimizer.schedule.check_steps(config.total_steps)
     check_fits(config.objective, config.model.build(Execution()))
     _check_kind_of_data(config)
     _check_tokenizers(config)

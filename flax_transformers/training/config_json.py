@@ -187,6 +187,8 @@ def from_json(value: Any) -> Any:
     fields = {key: from_json(item) for key, item in value.items() if key not in ("type", "format")}
     try:
         return kind(**fields)
+    except UserError:  # a value that this version refuses: the sentence names the field
+        raise
     except (TypeError, ValueError) as error:
         raise _unreadable(value.get("type"), error) from error
 
@@ -211,6 +213,10 @@ def _type_of(name: Any) -> type:
     if place is None:
         if ":" in text and all(text.split(":", 1)):
             return _installed_type(text)
+        # Format 1 separated module and class of a type of the user's own by a dot.
+        for type_id, kind in _registered.items():
+            if type_id.replace(":", ".") == text:
+                return kind
         raise _unreadable(name, "there is no type of that name")
     module, _, attribute = place.rpartition(".")
     kind = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), attribute)

@@ -143,6 +143,21 @@ def test_a_registered_type_reads_back_and_one_that_is_not_is_named():
         register(print)
 
 
+def test_a_type_that_format_1_named_with_a_dot_reads_back_when_it_is_registered():
+    saved = {"type": f"{__name__}.Elsewhere", "value": 3}
+    with pytest.raises(UserError, match="cannot read"):
+        from_json(saved)
+    register(Elsewhere)
+    assert from_json(saved) == Elsewhere(3)
+
+
+def test_a_saved_value_that_is_refused_now_is_named_by_its_field():
+    saved = to_json(tiny_config("text.txt", "store"))
+    saved["phases"][0]["steps"] = 0
+    with pytest.raises(UserError, match="^phases.steps is 0; it must be at least 1$"):
+        from_json(saved)
+
+
 def test_an_installed_package_offers_its_types_as_entry_points(tmp_path, monkeypatch):
     (tmp_path / "offered_types.py").write_text(OWN)
     info = tmp_path / "offered-1.dist-info"

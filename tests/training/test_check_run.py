@@ -185,6 +185,7 @@ def test_a_warm_up_longer_than_the_run_is_refused():
     optimizer = AdamW(schedule=Schedule(warmup_steps=21))
     with pytest.raises(UserError, match="warmup_steps is 21, but the run has 20 steps in all"):
         check_config(config_of(BertConfig(**SMALL), MaskedLM(), optimizer=optimizer))
+    check_config(config_of(BertConfig(**SMALL), MaskedLM(), optimizer=optimizer), trains=False)
 
 
 @pytest.mark.parametrize(
