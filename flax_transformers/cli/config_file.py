@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import difflib
@@ -143,11 +144,28 @@ def config_of_run(found: Found) -> TrainConfig | None:
         except UnregisteredType as missing:
             module = missing.type_id.partition(":")[0]
             file = Path(*module.split(".")).with_suffix(".py")
-            if module in looked_for or not file.is_file():
+            name = missing.type_id.partition(":")[2]
+            if module in looked_for or not file.is_file() or not _defines(file, name):
                 raise
             looked_for.add(module)
             log.info("reading %s of this folder, which the run used", file)
             _register_from(file, missing.type_id)
+
+
+def _defines(file: Path, name: str) -> bool:
+    """Whether a file has a class or an import of that name at its top level; does not run it."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return False
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return True
+        if isinstance(node, ast.Import | ast.ImportFrom) and any(
+            (alias.asname or alias.name) == name for alias in node.names
+        ):
+            return True
+    return False
 
 
 def _register_from(file: Path, type_id: str) -> None:

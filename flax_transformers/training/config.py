@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -17,7 +16,7 @@ from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.ranges import Ranges
 from flax_transformers.training.average import WeightAverage
 from flax_transformers.training.checkpoints import CheckpointConfig
-from flax_transformers.training.config_json import from_json, to_json
+from flax_transformers.training.config_json import FORMAT, from_json, to_json
 from flax_transformers.training.optimizers import OptimizerConfig
 
 
@@ -216,8 +215,12 @@ def check_resumable(saved: Any, config: TrainConfig, where: str) -> list[str]:
     Raises UserError if they describe different runs; otherwise returns a line per field that
     changed, to be shown.
     """
-    with contextlib.suppress(UserError):  # fields that are new since have their defaults
-        saved = to_json(from_json(saved))
+    try:
+        saved = to_json(from_json(saved))  # fields that are new since have their defaults
+    except UserError:
+        # Names of types differ between formats: such a config cannot be compared as it is.
+        if not isinstance(saved, dict) or saved.get("format", 1) != FORMAT:
+            raise
     changed = differences(saved, to_json(config))
     shown = {field: f"{field} {old!r} -> {new!r}" for field, (old, new) in changed.items()}
     other_run = [

@@ -11,6 +11,7 @@ import textwrap
 
 import pytest
 
+from flax_transformers.cli import config_file
 from flax_transformers.cli.config_file import config_of_run, load_config
 from flax_transformers.cli.main import main
 from flax_transformers.errors import UserError
@@ -181,6 +182,33 @@ def test_every_id_names_a_dataclass_that_has_this_id():
         assert config_json.type_id(config_json._type_of(name)) == name
     places = list(config_json._TYPES.values())
     assert len(places) == len(set(places))
+
+
+@pytest.mark.parametrize(
+    ("text", "runs"),
+    [
+        ("", False),
+        ("# Mine\nMine = 1\n", False),
+        ("class Other: pass\n", False),
+        ("def f():\n    class Mine: pass\n", False),
+        ("class Mine(\n", False),
+        (OWN, True),
+        ("from flax_transformers.objectives.masked_lm import MaskedLM as Mine\n", True),
+    ],
+)
+def test_a_file_of_this_folder_is_run_only_if_it_defines_the_class(
+    text, runs, tmp_path, monkeypatch
+):
+    (tmp_path / "setup_of_mine.py").write_text(f"open('ran', 'w').close()\n{text}")
+    monkeypatch.chdir(tmp_path)
+
+    def saved_config(found):
+        raise UnregisteredType("setup_of_mine:Mine")
+
+    monkeypatch.setattr(config_file, "saved_config", saved_config)
+    with pytest.raises(UnregisteredType):
+        config_of_run(None)
+    assert (tmp_path / "ran").exists() == runs
 
 
 @pytest.mark.slow

@@ -184,6 +184,15 @@ def test_a_phase_of_nothing_is_refused(name):
         Phase(**({"steps": 1, "sequence_length": 8, "batch_size": 1} | {name: 0}))
 
 
+def test_a_config_of_format_1_that_cannot_be_read_is_not_compared_as_it_is():
+    config = tiny_config("text.txt", "store")
+    saved = to_json(config)
+    del saved["format"]
+    saved["objective"] = {"type": "my_module.MyObjective"}
+    with pytest.raises(UserError, match="names 'my_module.MyObjective', which this version"):
+        check_resumable(saved, config, "the checkpoint")
+
+
 def test_a_run_without_phases_is_refused():
     with pytest.raises(ValueError, match="phases is empty"):
         tiny_config("text.txt", "store", phases=())
