@@ -44,6 +44,20 @@ def test_a_converted_checkpoint_reads_text_as_the_folder_does(root, tmp_path, na
         assert ours.tolist() == theirs.tolist()
 
 
+@pytest.mark.parametrize("name", ["t5_model", "xlm_roberta_model"])
+def test_a_class_that_config_json_alone_tells_is_kept(root, tmp_path, name):
+    source = tmp_path / "source"
+    source.mkdir()
+    for file in ("spiece.model", "sentencepiece.bpe.model", "config.json"):
+        if (root / name / file).exists():
+            (source / file).write_bytes((root / name / file).read_bytes())
+    folder, _ = converted(source, tmp_path / "ours", BertConfig())
+    found, wanted = load_tokenizer(folder / "tokenizer"), load_tokenizer(source)
+    assert found.vocabulary == wanted.vocabulary
+    assert found.vocabulary.frame.after == (found.vocabulary.eos_id,)
+    assert found.facts.tokenizer_class == wanted.facts.tokenizer_class
+
+
 def test_a_tokenizer_that_is_only_a_class_is_carried(tmp_path):
     (tmp_path / "byt5").mkdir()
     (tmp_path / "byt5" / "config.json").write_text(

@@ -160,6 +160,8 @@ def test_the_folder_of_the_transformer_in_a_sentence_transformers_folder_is_read
             for i, (path, kind) in enumerate(kinds.items())
         ]
         (outer / "modules.json").write_text(json.dumps(modules))
+        (outer / "1_Pooling").mkdir()
+        (outer / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     inner = outer / ("0_Encoder" if listed else "0_Transformer")
     saved.rename(inner)
     assert find_directory(outer) == outer and inner_folder(outer) == inner
