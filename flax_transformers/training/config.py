@@ -166,11 +166,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         ranges.check_fields(self, "")
         if not self.phases:
-            raise ValueError("phases is empty; give at least one Phase(steps=..., ...)")
+            raise ranges.OutOfRange("phases is empty; give at least one Phase(steps=..., ...)")
         longest = max(phase.sequence_length for phase in self.phases)
         limit = self.model.max_positions
         if limit is not None and longest > limit:
-            raise ValueError(
+            raise ranges.OutOfRange(
                 f"a phase has sequence_length {longest}, but model.max_positions is {limit}; "
                 "shorten the phase or raise max_positions"
             )

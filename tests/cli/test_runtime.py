@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from flax_transformers.cli import runtime
+from flax_transformers.cli.evaluate import _check_data
 from flax_transformers.cli.main import main
 from flax_transformers.errors import UserError
 from flax_transformers.testing import tiny_bert, tiny_config
@@ -57,6 +59,22 @@ def test_a_workdir_without_a_checkpoint_cannot_be_resumed_without_a_config(
         f"flax-transformers: --workdir {tmp_path}/run holds no checkpoint yet to resume from; name "
         "the CONFIG of the run\n"
     )
+
+
+@pytest.mark.parametrize("of_run", [True, False])
+def test_the_tokenizer_to_set_for_an_evaluation_is_where_the_checkpoint_has_it(tmp_path, of_run):
+    folder = tmp_path / "1"
+    folder.mkdir()
+    if of_run:
+        write_step(folder, SMALLER)
+    theirs, ours = SimpleNamespace(fingerprint="a"), SimpleNamespace(fingerprint="b")
+    prepared = SimpleNamespace(
+        directory="store", tokenizer=theirs, target_tokenizer=None, examples=lambda part, spec: []
+    )
+    restored = SimpleNamespace(tokenizer=ours, target_tokenizer=None)
+    place = f"{folder}/tokenizer" if of_run else str(folder)
+    with pytest.raises(UserError, match=f"set --data.tokenizer.path to {place}$"):
+        _check_data(tiny_config("text.txt", "store"), prepared, restored, str(folder))
 
 
 def test_a_phase_too_long_for_the_initial_model_is_named(tmp_path):

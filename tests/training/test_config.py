@@ -203,3 +203,11 @@ def test_rows_longer_than_the_model_takes_are_refused():
         ValueError, match="a phase has sequence_length 65, but model.max_positions is 64;"
     ):
         tiny_config("text.txt", "store", phases=(Phase(1, 32, 8), Phase(1, 65, 8)))
+
+
+def test_a_model_too_short_for_a_phase_is_a_mistake_of_the_user_wherever_it_is_put():
+    with pytest.raises(UserError, match="sequence_length 32, but model.max_positions is 16;"):
+        dataclasses.replace(
+            tiny_config("text.txt", "store"),
+            model=dataclasses.replace(tiny_bert(), max_positions=16),
+        )
