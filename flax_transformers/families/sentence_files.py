@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.tensor_files import read_json, read_json_list
+from flax_transformers.families.tensor_files import read_json
 from flax_transformers.models.config import TransformerConfig
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def read_sentence_files(directory: Path, config: TransformerConfig) -> dict[str,
         return {}
     modules = {
         str(module.get("type", "")).rpartition(".")[2]: str(module.get("path", ""))
-        for module in read_json_list(file)
+        for module in read_json(file, list)
         if isinstance(module, dict)
     }
     if unread := sorted(modules.keys() - {"Transformer", "Pooling", "Normalize", "Module"}):

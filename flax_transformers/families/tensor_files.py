@@ -171,17 +171,6 @@ def _is_pointer(file: Path) -> str:
     )
 
 
-def read_json_list(file: Path) -> list[Any]:
-    """A JSON file that holds a list. Raises UserError if it is not there or is something else."""
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({error}); it should be JSON") from error
-    if not isinstance(content, list):
-        raise UserError(f"{file} holds no JSON list; it is not what sentence-transformers writes")
-    return content
-
-
 def _open_file(file: Path) -> Iterator[FileTensor]:
     require_file(file)
     try:
