@@ -60,8 +60,9 @@ def test_a_run_trains_scores_shows_and_writes_targets_with_their_own_tokenizer(t
     shown = capsys.readouterr().out
     assert "H u n d e" in shown and "▁" in shown.split("decoder")[1]
 
-    assert main(["evaluate", str(run), "--data.target-tokenizer.vocab-size", "284",
-                 "--data.store", str(tmp_path / "other")]) == 2  # fmt: skip
+    other = ("--data.target-tokenizer.vocab-size", "284", "--data.store", str(tmp_path / "other"))
+    assert main(["prepare", str(config), *other]) == 0
+    assert main(["evaluate", str(run), *other]) == 2
     assert "another target tokenizer than the checkpoint" in capsys.readouterr().err
 
     assert main(["convert", str(run), str(tmp_path / "hf")]) == 0

@@ -95,5 +95,5 @@ def test_a_run_starts_from_the_weights_it_is_given_and_draws_the_heads_they_lack
 def test_weights_of_another_model_are_refused_by_field(tmp_path):
     save(tmp_path / "bert", tiny_bert().build(Execution()))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    with pytest.raises(UserError, match="num_layers is 2, the config's model.num_layers is 3"):
+    with pytest.raises(UserError, match="num_layers is 2, but model.num_layers is 3"):
         initial_parameters(tmp_path / "bert", tiny_bert(num_layers=3), mesh, seed=0)
