@@ -25,7 +25,7 @@ HEADINGS = (
     "examples",
     "minutes",
     "held-out",
-    "to beat",
+    "baseline",
     "margin",
 )
 
