@@ -71,3 +71,4 @@ class StopRequest:
             for number, handler in self._previous.items():
                 signal.signal(number, handler)
             watchdog.listen()
+            watchdog.obeyed()  # the loop has ended: its request holds no longer

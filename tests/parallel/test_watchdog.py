@@ -196,17 +196,17 @@ def test_a_signal_that_is_ignored_is_no_request(start):
 
 def test_time_in_which_the_process_was_stopped_does_not_count(start):
     process = start("""
-    watchdog.start(Limits(step_s=4))
+    watchdog.start(Limits(step_s=7))
     with watchdog.phase("step"):
         print("on", flush=True)
-        end = time.monotonic() + 8
+        end = time.monotonic() + 11
         while time.monotonic() < end:
             time.sleep(0.1)
         print("through")
     """)
     process.stdout.readline()
     process.send_signal(signal.SIGSTOP)
-    time.sleep(7)
+    time.sleep(10)
     process.send_signal(signal.SIGCONT)
     code, out, _ = ended(process)
     assert (code, out) == (0, "through\n")

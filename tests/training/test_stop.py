@@ -6,7 +6,18 @@ import signal
 
 import pytest
 
+from flax_transformers.parallel.watchdog import Watchdog, watchdog
+from flax_transformers.training import stop as module
 from flax_transformers.training.stop import StopRequest
+
+
+@pytest.fixture(autouse=True)
+def no_watchdog(monkeypatch):
+    """Signals of these tests are not heard by the watchdog that other tests left running."""
+    watchdog.be_deaf()
+    monkeypatch.setattr(module, "watchdog", Watchdog())
+    yield
+    watchdog.listen()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -40,3 +51,11 @@ def test_with_other_processes_an_interrupt_becomes_what_the_preemption_service_h
                 signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_request_ends_with_the_loop_that_it_was_for(monkeypatch):
+    told = Watchdog()
+    monkeypatch.setattr(module, "watchdog", told)
+    with StopRequest():
+        told._told = ("SIGTERM", 0.0)
+    assert told._told is None
