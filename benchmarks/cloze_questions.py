@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from flax_transformers.data.files import open_file
-from flax_transformers.data.records import LineFile
-from flax_transformers.data.sentences import split_sentences
+from flax_transformers.data.sources.files import open_file
+from flax_transformers.data.sources.records import LineFile
+from flax_transformers.data.tokenizers.sentences import split_sentences
 
 WORD = re.compile(r"\w[\w'’,.-]*\w|\w")
 NUMBERS = frozenset(

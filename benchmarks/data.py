@@ -30,26 +30,26 @@ import numpy as np
 import PIL.Image
 from flax import linen as nn
 
-from flax_transformers.data.augmentation import Augmentation, augmented
 from flax_transformers.data.config import TextData
-from flax_transformers.data.conllu import TaggedSource
 from flax_transformers.data.dataset import Dataset
-from flax_transformers.data.encoding import encode_sentences
-from flax_transformers.data.image_decode import decode_image
-from flax_transformers.data.image_kinds import ImageSource
-from flax_transformers.data.images import ImageData, PreparedImages, prepare_images
-from flax_transformers.data.labelled import LabelledSource
-from flax_transformers.data.pairs import PairSource
-from flax_transformers.data.pipeline import Examples, TrainStream
-from flax_transformers.data.prepare import PreparedText, prepare_text
-from flax_transformers.data.sentences import split_sentences
-from flax_transformers.data.sources import read_documents
-from flax_transformers.data.squad import QuestionSource
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import Kind, TokenizerConfig, train_tokenizer
+from flax_transformers.data.images.augmentation import Augmentation, augmented
+from flax_transformers.data.images.dataset import ImageData, PreparedImages, prepare_images
+from flax_transformers.data.images.decode import decode_image
+from flax_transformers.data.images.kinds import ImageSource
+from flax_transformers.data.pipeline.loader import Examples, TrainStream
+from flax_transformers.data.prepare.text import PreparedText, prepare_text
+from flax_transformers.data.sources.conllu import TaggedSource
+from flax_transformers.data.sources.labelled import LabelledSource
+from flax_transformers.data.sources.pairs import PairSource
+from flax_transformers.data.sources.read import read_documents
+from flax_transformers.data.sources.squad import QuestionSource
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.encoding import encode_sentences
+from flax_transformers.data.tokenizers.load import Kind, TokenizerConfig, train_tokenizer
+from flax_transformers.data.tokenizers.sentences import split_sentences
 from flax_transformers.models.config import Execution
+from flax_transformers.objectives.base import Objective, Vocabulary
 from flax_transformers.objectives.causal_lm import CausalLM
-from flax_transformers.objectives.contract import Objective, Vocabulary
 from flax_transformers.objectives.denoising import Denoising
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.mixture_of_denoisers import MixtureOfDenoisers
@@ -61,9 +61,9 @@ from flax_transformers.objectives.sequence_classification import SequenceClassif
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.span_corruption import BYT5_MEAN_SPAN, SpanCorruption
 from flax_transformers.objectives.token_classification import TokenClassification
-from flax_transformers.parallel.chips import chip_of
+from flax_transformers.parallel.device_specs import chip_of
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.model_flops import step_flops
+from flax_transformers.training.setup import phase_flops
 
 LENGTH, BATCH = 512, 64
 MFU, DEVICES, DEVICE = 0.4, 8, "TPU v5e"
@@ -353,7 +353,7 @@ def _recipes(stores: dict[str, PreparedText], pictures: Path, seconds: float) ->
     for name, store in RECIPES.items():
         config = _config(name)
         phase = config.phases[-1]
-        flops = step_flops(config, phase, _parameters(config)) / phase.batch_size
+        flops = phase_flops(config, phase, _parameters(config)) / phase.batch_size
         if isinstance(config.data, ImageData):
             prepared: Dataset = _images(config.data, pictures)
         else:

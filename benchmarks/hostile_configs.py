@@ -38,13 +38,13 @@ TEXTS = (
 def recipes() -> dict[str, Any]:
     """Small runs of every kind of data and objective."""
     from flax_transformers.data.config import TextData
-    from flax_transformers.data.image_kinds import ImageSource
-    from flax_transformers.data.images import ImageData
-    from flax_transformers.data.labelled import LabelledSource
+    from flax_transformers.data.images.dataset import ImageData
+    from flax_transformers.data.images.kinds import ImageSource
     from flax_transformers.data.mixture import Component, MixedText
-    from flax_transformers.data.pairs import PairSource
-    from flax_transformers.data.text import TextSource
-    from flax_transformers.data.tokenizers import TokenizerConfig
+    from flax_transformers.data.sources.labelled import LabelledSource
+    from flax_transformers.data.sources.pairs import PairSource
+    from flax_transformers.data.sources.text import TextSource
+    from flax_transformers.data.tokenizers.load import TokenizerConfig
     from flax_transformers.families.bart import BartConfig
     from flax_transformers.families.bert import BertConfig
     from flax_transformers.families.gpt2 import GPT2Config
@@ -63,9 +63,9 @@ def recipes() -> dict[str, Any]:
     from flax_transformers.objectives.sequence_classification import SequenceClassification
     from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
     from flax_transformers.objectives.span_corruption import SpanCorruption
+    from flax_transformers.optim.optimizers import LAMB, Adafactor, Lion
     from flax_transformers.testing import tiny_config
     from flax_transformers.training.config import ImagePhase
-    from flax_transformers.training.optimizers import LAMB, Adafactor, Lion
 
     layers: dict[str, Any] = {
         "hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32,
@@ -141,8 +141,8 @@ def check(config: Any) -> None:
     """What ``train`` does with a config before it reads data."""
     import json
 
+    from flax_transformers.config_json import to_json
     from flax_transformers.training.check_run import check_config
-    from flax_transformers.training.config_json import to_json
     from flax_transformers.training.loop import checked_mesh
 
     json.dumps(to_json(config))
@@ -153,8 +153,8 @@ def check(config: Any) -> None:
 def run_case(seed: int) -> tuple[str, str]:
     """What happened in one case, and what it was or what was said."""
     from flax_transformers.cli.config_file import override
+    from flax_transformers.config_json import from_json, to_json
     from flax_transformers.errors import UserError
-    from flax_transformers.training.config_json import from_json, to_json
 
     draw = random.Random(seed)
     name, config = draw.choice(sorted(recipes().items()))

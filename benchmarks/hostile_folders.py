@@ -187,7 +187,7 @@ def _judged(case: Case, action: str, root: Path, folder: Path) -> tuple[str, str
 
 
 def _use_tokenizer(folder: Path) -> None:
-    from flax_transformers.data.tokenizers import load_tokenizer
+    from flax_transformers.data.tokenizers.load import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     tokenizer.encode_batch(["w1 w2 and more"])
@@ -258,9 +258,9 @@ def main() -> int:
     import flax_transformers.cli.convert
     import flax_transformers.cli.main
     import flax_transformers.cli.runtime
-    import flax_transformers.data.tokenizers
+    import flax_transformers.data.tokenizers.load
     import flax_transformers.pretrained  # noqa: F401 (imported once, before the forks)
-    from flax_transformers.families.family import all_families
+    from flax_transformers.huggingface.family import all_families
 
     all_families()
     cases = [c for c in all_cases() if arguments.only in f"{c.kind} {c.name} {c.family}"]

@@ -27,11 +27,11 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 from flax_transformers.families import gpt2, llama
 from flax_transformers.models.config import Execution, TextConfig
 from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.parallel.mesh import MeshConfig
-from flax_transformers.parallel.topology import devices_of
+from flax_transformers.planning.plan import Plan, plan
+from flax_transformers.planning.topology import devices_of
 from flax_transformers.training.config import Phase, TrainConfig
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.plan import Plan, plan
 
 GIB = 2**30
 

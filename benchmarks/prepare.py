@@ -32,10 +32,10 @@ from typing import Any
 import numpy as np
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.prepare import open_prepared, prepare_text
-from flax_transformers.data.sources import read_documents
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig, train_tokenizer
+from flax_transformers.data.prepare.text import open_prepared, prepare_text
+from flax_transformers.data.sources.read import read_documents
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig, train_tokenizer
 
 FORMATS = ("jsonl", "parquet", "txt", "jsonl.gz")
 _ROW_GROUP = 10_000

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flax_transformers.training.config_json import from_json
+from flax_transformers.config_json import from_json
 
 HEADINGS = (
     "recipe",

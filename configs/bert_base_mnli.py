@@ -11,15 +11,15 @@ Expected:  not run here. The paper gives 84.6 % on the matched test set
 
 from dataclasses import replace
 
+from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.data.config import TextData
-from flax_transformers.data.labelled import LabelledSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.sources.labelled import LabelledSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.bert import SIZES
 from flax_transformers.objectives.sequence_classification import SequenceClassification
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.schedules import Schedule
 
 
 def source(split: str) -> LabelledSource:

@@ -15,15 +15,15 @@ The rows of the paper's masking ablation (arXiv:1810.04805, table 8) are two set
 or 0 and 1 for "always a random word"; what is neither stays as it is.
 """
 
+from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.data.config import TextData
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.bert import BertConfig
 from flax_transformers.objectives.next_sentence import NextSentence
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.schedules import Schedule
 
 
 def get_config() -> TrainConfig:

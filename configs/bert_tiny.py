@@ -10,15 +10,15 @@ A high rate and short sequences; bert_base.py is the published shape. modernbert
 rotary positions, reaches 4.17 in the same time.
 """
 
+from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.data.config import TextData
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.bert import BertConfig
 from flax_transformers.models.config import Execution
 from flax_transformers.objectives.masked_lm import MaskedLM
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.schedules import Schedule
 
 
 def get_config() -> TrainConfig:

@@ -11,15 +11,15 @@ Languages are drawn in proportion to size**0.7, as for the published multilingua
 (github.com/google-research/bert/blob/master/multilingual.md).
 """
 
+from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.data.mixture import Component, MixedText
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.bert import BertConfig
 from flax_transformers.objectives.masked_lm import MaskedLM
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.schedules import Schedule
 
 LANGUAGES = "arb deu ell eng fra hin jpn kor rus spa swh tur".split()
 

@@ -14,15 +14,15 @@ come three times (repeated augmentation), which is not done here.
 
 import dataclasses
 
-from flax_transformers.data.augmentation import Augmentation
-from flax_transformers.data.image_kinds import ImageSource
-from flax_transformers.data.images import ImageData
+from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.data.images.augmentation import Augmentation
+from flax_transformers.data.images.dataset import ImageData
+from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.families.deit3 import SIZES
 from flax_transformers.objectives.image_classification import ImageClassification
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.optim.optimizers import LAMB
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.training.config import Evaluation, ImagePhase, TrainConfig
-from flax_transformers.training.optimizers import LAMB
-from flax_transformers.training.schedules import Schedule
 
 BATCH = 2048
 EPOCH = 1_281_167 // BATCH

@@ -10,15 +10,15 @@ The vocabulary is byte-level BPE of GPT-2's size, trained on the corpus. GPT-2's
 with tokenizer=TokenizerConfig(path=...), the folder of its files.
 """
 
+from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.data.config import TextData
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.objectives.causal_lm import CausalLM
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.schedules import Schedule
 
 
 def get_config() -> TrainConfig:

@@ -15,17 +15,17 @@ batch and length. The vocabulary is as large as the paper's, trained on the corp
 
 import dataclasses
 
+from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.data.config import TextData
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import Kind, TokenizerConfig
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import Kind, TokenizerConfig
 from flax_transformers.families.llama import SIZES
 from flax_transformers.models.config import Execution
 from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.parallel.mesh import MeshConfig
-from flax_transformers.training.checkpoints import CheckpointConfig
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.schedules import Schedule
 
 
 def web_text(kind: Kind, vocab_size: int) -> TextData:

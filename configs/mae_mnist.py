@@ -14,14 +14,14 @@ The loss is the squared error of pixels of mean 0 and spread 1 over the data set
 normalised one by one (norm_pix_loss), so that it compares with these guesses.
 """
 
-from flax_transformers.data.image_kinds import ImageSource
-from flax_transformers.data.images import ImageData
+from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.data.images.dataset import ImageData
+from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.families.mae import MaeConfig
 from flax_transformers.objectives.masked_image import MaskedImage
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.training.config import Evaluation, ImagePhase, TrainConfig
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.schedules import Schedule
 
 MEAN, STD = 0.1307, 0.3081  # of the training images
 

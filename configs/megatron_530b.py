@@ -19,10 +19,10 @@ import llama3_8b  # a recipe may build on another in its folder
 
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.training.config import Phase, TrainConfig
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.schedules import Schedule
 
 ROWS, LENGTH, TOKENS = 1920, 2048, 270e9
 STEPS = round(TOKENS / (ROWS * LENGTH))

@@ -9,15 +9,15 @@ Expected:  91.5 % right (seeds 0 to 2: 91.3, 91.8, 91.6), where TF-IDF and logis
            91.6 % (benchmarks/tfidf_intents.py), so no better than these; BERT base has some 96.9 %
 """
 
+from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.data.config import TextData
-from flax_transformers.data.labelled import LabelledSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.sources.labelled import LabelledSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.modernbert import ModernBertConfig
 from flax_transformers.objectives.sequence_classification import SequenceClassification
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.schedules import Schedule
 
 PATH = "data/clinc150/data_full.json.gz"
 

@@ -9,15 +9,15 @@ Expected:  91.8 % of the words right (measured, one seed, 2 CPU cores); the most
            each word gets 86.2 %. Published: UDPipe 1 94.4 %, UDify (from multilingual BERT) 96.3 %
 """
 
+from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.data.config import TextData
-from flax_transformers.data.conllu import TaggedSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.sources.conllu import TaggedSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.modernbert import ModernBertConfig
 from flax_transformers.objectives.token_classification import TokenClassification
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.schedules import Schedule
 
 
 def get_config() -> TrainConfig:

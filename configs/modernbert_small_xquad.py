@@ -13,14 +13,14 @@ Expected:  not measured since it was changed; a guess that counts the words of t
 
 import modernbert_small_cloze
 
+from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.data.config import TextData
-from flax_transformers.data.squad import QuestionSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.sources.squad import QuestionSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.objectives.question_answering import QuestionAnswering
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.schedules import Schedule
 
 
 def get_config() -> TrainConfig:

@@ -14,14 +14,14 @@ The paper draws a language with n pages in proportion to n**0.3; here n is its n
 
 import dataclasses
 
+from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.data.mixture import Component, MixedText
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.t5 import SIZES
 from flax_transformers.objectives.span_corruption import SpanCorruption
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.optim.optimizers import Adafactor
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
-from flax_transformers.training.optimizers import Adafactor
 
 LANGUAGES = (
     "af am ar az be bg bn ca ceb co cs cy da de el en eo es et eu fa fi fil fr fy ga gd gl gu ha "

@@ -21,9 +21,9 @@ import llama3_8b  # a recipe may build on another in its folder
 
 from flax_transformers.families.llama import LlamaConfig
 from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.optim.optimizers import Adafactor
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.training.config import Phase, TrainConfig
-from flax_transformers.training.optimizers import Adafactor
 
 
 def get_config() -> TrainConfig:

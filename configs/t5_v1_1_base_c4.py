@@ -9,14 +9,14 @@ Expected:  not run
 
 import dataclasses
 
+from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.data.config import TextData
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.t5 import SIZES
 from flax_transformers.objectives.span_corruption import SpanCorruption
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.optim.optimizers import Adafactor
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
-from flax_transformers.training.optimizers import Adafactor
 
 
 def get_config() -> TrainConfig:

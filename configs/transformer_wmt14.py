@@ -11,15 +11,15 @@ For the big model: --model.hidden-size 1024 --model.num-heads 16 --model.interme
 --model.dropout 0.3, a rate of 4.94e-4 and 300,000 steps.
 """
 
+from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.data.config import TextData
-from flax_transformers.data.pairs import PairSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.sources.pairs import PairSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.marian import MarianConfig
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.schedules import Schedule
 
 
 def get_config() -> TrainConfig:

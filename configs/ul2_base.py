@@ -12,14 +12,14 @@ cut out in spans of three.
 
 import dataclasses
 
+from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.data.config import TextData
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.t5 import SIZES
 from flax_transformers.objectives.mixture_of_denoisers import MixtureOfDenoisers
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.optim.optimizers import Adafactor
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
-from flax_transformers.training.optimizers import Adafactor
 
 
 def get_config() -> TrainConfig:

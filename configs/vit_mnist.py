@@ -13,15 +13,15 @@ Patches are 7 x 7 pixels, as with 4 x 4 a step takes four times as long (205 ms 
 Weights start at a spread of 0.1; the usual 0.02 is for models twelve times as wide.
 """
 
-from flax_transformers.data.augmentation import Augmentation
-from flax_transformers.data.image_kinds import ImageSource
-from flax_transformers.data.images import ImageData
+from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.data.images.augmentation import Augmentation
+from flax_transformers.data.images.dataset import ImageData
+from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.families.vit import ViTConfig
 from flax_transformers.objectives.image_classification import ImageClassification
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.training.config import Evaluation, ImagePhase, TrainConfig
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.schedules import Schedule
 
 MEAN, STD = 0.1307, 0.3081  # of the training images
 

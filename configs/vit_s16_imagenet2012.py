@@ -17,15 +17,15 @@ patches.
 
 import dataclasses
 
-from flax_transformers.data.augmentation import Augmentation
-from flax_transformers.data.image_kinds import ImageSource
-from flax_transformers.data.images import ImageData
+from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.data.images.augmentation import Augmentation
+from flax_transformers.data.images.dataset import ImageData
+from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.families.vit import SIZES
 from flax_transformers.objectives.image_classification import ImageClassification
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.training.config import Evaluation, ImagePhase, TrainConfig
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.schedules import Schedule
 
 BATCH = 1024
 STEPS = 90 * 1_281_167 // BATCH

@@ -6,17 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flax_transformers.families.family import published_sizes
+    from flax_transformers.config_json import register
+    from flax_transformers.huggingface.family import published_sizes
     from flax_transformers.pretrained import load_pretrained, save_pretrained
-    from flax_transformers.training.config_json import register
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_pretrained", "published_sizes", "register", "save_pretrained"]
 
 _WHERE = {
     "load_pretrained": "flax_transformers.pretrained",
-    "published_sizes": "flax_transformers.families.family",
-    "register": "flax_transformers.training.config_json",
+    "published_sizes": "flax_transformers.huggingface.family",
+    "register": "flax_transformers.config_json",
     "save_pretrained": "flax_transformers.pretrained",
 }
 

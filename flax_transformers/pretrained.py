@@ -18,10 +18,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from flax_transformers.data.tokenizer_export import export_folder
+from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
+from flax_transformers.checkpointing.step_directories import absolute, finished_steps
+from flax_transformers.data.tokenizers.export import export_folder
 from flax_transformers.errors import UserError
-from flax_transformers.families import generation_settings, hub_read, hub_write, placement
-from flax_transformers.families.family import ONLY_IN_TRAINING
+from flax_transformers.huggingface import generation_settings, placement
+from flax_transformers.huggingface import read as hub_read
+from flax_transformers.huggingface import write as hub_write
+from flax_transformers.huggingface.family import ONLY_IN_TRAINING
 from flax_transformers.models.config import (
     BESIDE_THE_MODEL,
     Execution,
@@ -31,9 +35,7 @@ from flax_transformers.models.config import (
 from flax_transformers.models.generation_settings import NO_SETTINGS
 from flax_transformers.models.heads import is_head
 from flax_transformers.models.vision import VisionConfig, change_image_size
-from flax_transformers.training.checkpoints import find_checkpoint, restore_params
 from flax_transformers.training.restore import saved_model
-from flax_transformers.training.step_folders import absolute, finished_steps
 
 log = logging.getLogger(__name__)
 

@@ -19,19 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.data.config import TextData
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.bert import BertConfig
-from flax_transformers.families.family import family_of_json
+from flax_transformers.huggingface.family import family_of_json
 from flax_transformers.models.config import Execution
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
 from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.training.batches import batches_on_mesh
-from flax_transformers.training.checkpoints import CheckpointConfig
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.schedules import Schedule
 
 _WORDS = "the a of to and model layer token row reads writes holds returns each"
 

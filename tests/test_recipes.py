@@ -10,8 +10,8 @@ import pytest
 
 from flax_transformers.cli.config_file import load_config
 from flax_transformers.errors import UserError
-from flax_transformers.families.family import config_json
 from flax_transformers.families.vit import ViTConfig
+from flax_transformers.huggingface.family import config_json
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 CANNOT_BE_EXPORTED = {"vit_s16_imagenet2012", "vit_h14_imagenet2012", "vit_22b_imagenet2012"}

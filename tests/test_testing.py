@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.family import all_families, config_json
+from flax_transformers.huggingface.family import all_families, config_json
 from flax_transformers.testing import (
     assert_bit_equal,
     assert_parity,

@@ -21,8 +21,8 @@ PATIENCE_SECONDS = 30.0
 
 
 def newest_valid(workdir: Path) -> int | None:
+    from flax_transformers.checkpointing.manager import find_checkpoint
     from flax_transformers.errors import UserError
-    from flax_transformers.training.checkpoints import find_checkpoint
 
     try:
         return find_checkpoint(workdir).step
@@ -34,7 +34,7 @@ def fingerprint(workdir: Path) -> tuple[str, str]:
     """Hashes of the final state, and of the example ids of every step."""
     import jax
 
-    from flax_transformers.training.checkpoints import restore_arrays
+    from flax_transformers.checkpointing.manager import restore_arrays
 
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(restore_arrays(workdir)):

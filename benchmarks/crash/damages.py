@@ -60,7 +60,7 @@ def _flip_bit(path: Path, rng: random.Random) -> Line:
 
 def flip(campaign: Campaign, rng: random.Random, processes: int) -> Line:
     """One bit of the newest checkpoint; it must be named, and passed over."""
-    from flax_transformers.training.checkpoints import verify_step
+    from flax_transformers.checkpointing.manager import verify_step
 
     workdir = campaign.folder / f"reference-{processes}"
     campaign.reference(processes)
@@ -155,7 +155,7 @@ def _spoilt(workdir: Path) -> list[str]:
     """Checkpoints that hold values that are not finite, or were saved in a streak."""
     import jax
 
-    from flax_transformers.training.checkpoints import checkpoint_meta, restore_arrays
+    from flax_transformers.checkpointing.manager import checkpoint_meta, restore_arrays
 
     found = []
     for folder in (workdir / "checkpoints").iterdir():

@@ -23,22 +23,22 @@ def _batches_with_nan(value: str) -> None:
 
 def _unreadable(value: str) -> None:
     """``13:checkpoints/60/``: hashing a file whose path has that in it fails with errno 13."""
-    from flax_transformers.training import digests
+    from flax_transformers.storage import checksums
 
     number, _, part = value.partition(":")
-    hash_file = digests._hash_file
+    hash_file = checksums._hash_file
 
     def failing(path: Any) -> Any:
         if part in os.fspath(path):
             raise OSError(int(number), os.strerror(int(number)), os.fspath(path))
         return hash_file(path)
 
-    digests._hash_file = failing
+    checksums._hash_file = failing
 
 
 def _sleep(value: str) -> None:
     """``1:30``: process 1 sleeps for ever in data loading at its 30th example."""
-    from flax_transformers.data import pipeline
+    from flax_transformers.data.pipeline import loader as pipeline
 
     index, _, example = value.partition(":")
     prepare = pipeline._Prepare.__call__

@@ -20,15 +20,15 @@ from typing import Any, TypeVar
 
 import tyro
 
-from flax_transformers.errors import UserError
-from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.config_json import (
+from flax_transformers.checkpointing.step_directories import Found
+from flax_transformers.config_json import (
     UnregisteredType,
     register,
     register_types_of,
 )
+from flax_transformers.errors import UserError
+from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.restore import saved_config
-from flax_transformers.training.step_folders import Found
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flax_transformers.cli.shared_arguments import MODEL_HELP, add_architecture
 
 if TYPE_CHECKING:
-    from flax_transformers.training.step_folders import Found
+    from flax_transformers.checkpointing.step_directories import Found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,12 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from flax_transformers.checkpointing.manager import find_checkpoint
     from flax_transformers.cli import runtime
     from flax_transformers.cli.config_file import refuse
     from flax_transformers.errors import UserError
-    from flax_transformers.families import folder_kinds, hub_read, hub_write
+    from flax_transformers.huggingface import folder_kinds
+    from flax_transformers.huggingface import read as hub_read
+    from flax_transformers.huggingface import write as hub_write
     from flax_transformers.pretrained import is_checkpoint, load_pretrained
-    from flax_transformers.training.checkpoints import find_checkpoint
 
     refuse(overrides)
     if "://" in arguments.target:
@@ -72,8 +74,8 @@ def _print_summary(
     import jax
 
     from flax_transformers.cli import comparison
-    from flax_transformers.families import hub_write
-    from flax_transformers.families.family import family_of
+    from flax_transformers.huggingface import write as hub_write
+    from flax_transformers.huggingface.family import family_of
 
     difference = (
         "not compared: --architecture may ask for heads that the source does not hold"
@@ -96,10 +98,11 @@ def _write_directory(target: Path, model: Any, params: Any, found: Found) -> tup
     """A checkpoint of ours in Hugging Face format: the model as written, and what was carried."""
     from etils import epath
 
+    from flax_transformers.checkpointing.step_directories import write_files
     from flax_transformers.cli.run_files import run_files, with_ids_of
-    from flax_transformers.families import hub_write, side_files
-    from flax_transformers.training.buckets import is_bucket
-    from flax_transformers.training.step_folders import write_files
+    from flax_transformers.huggingface import side_files
+    from flax_transformers.huggingface import write as hub_write
+    from flax_transformers.storage.remote import is_bucket
 
     # Of two tokenizers, one alone would write the target side wrongly.
     two_tokenizers = (found.folder / "target_tokenizer").is_dir()
@@ -122,7 +125,7 @@ def _write_directory(target: Path, model: Any, params: Any, found: Found) -> tup
 
 def _as_transformers_reads_it(tokenizer: Any, config: Any, scratch: Path) -> Path | None:
     """The folder of a checkpoint's tokenizer, or what is to be exported in its place."""
-    from flax_transformers.data.tokenizer_export import export_folder
+    from flax_transformers.data.tokenizers.export import export_folder
 
     if tokenizer is None or not Path(tokenizer).is_dir():
         return None
@@ -143,11 +146,11 @@ def _write_checkpoint(target: Path, model: Any, params: Any, source: Path) -> st
 
     It is written beside ``target``, which appears when all is there. Returns what was carried.
     """
-    from flax_transformers.data.tokenizers import published_files
-    from flax_transformers.families import side_files
-    from flax_transformers.families.hub_write import appearing
+    from flax_transformers.checkpointing.manager import CheckpointConfig, Checkpoints
+    from flax_transformers.data.tokenizers.load import published_files
+    from flax_transformers.huggingface import side_files
+    from flax_transformers.huggingface.write import appearing
     from flax_transformers.models.config import TextConfig
-    from flax_transformers.training.checkpoints import CheckpointConfig, Checkpoints
     from flax_transformers.training.restore import converted_meta
 
     carried = side_files.carried_files(source)

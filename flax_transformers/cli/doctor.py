@@ -122,10 +122,10 @@ def _check_config(config: TrainConfig, overrides: Sequence[str]) -> None:
     import jax
 
     from flax_transformers.cli.runtime import fitted_data, with_initial_model
+    from flax_transformers.config_json import to_json
     from flax_transformers.data.dataset import open_dataset
     from flax_transformers.parallel.distributed import check_equal
     from flax_transformers.training.check_run import check_config, check_run
-    from flax_transformers.training.config_json import to_json
     from flax_transformers.training.loop import checked_mesh
 
     check_equal(
@@ -154,7 +154,7 @@ def _check_storage(workdir: str) -> None:
     import jax
     from jax.experimental import multihost_utils
 
-    from flax_transformers.training.workdir import open_workdir
+    from flax_transformers.storage.workdir import open_workdir
 
     folder = open_workdir(workdir) / ".doctor"
     own = folder / f"{jax.process_index()}"

@@ -149,9 +149,10 @@ def _ids(text: str | None) -> tuple[int, ...]:
 def _tokenizer_folders(source: str) -> tuple[Any, Any]:
     """Where the tokenizer of a model lies that could be loaded; and where that of the targets, if
     they have one of their own."""
-    from flax_transformers.families import folder_kinds, hub_read
+    from flax_transformers.checkpointing.manager import find_checkpoint
+    from flax_transformers.huggingface import folder_kinds
+    from flax_transformers.huggingface import read as hub_read
     from flax_transformers.pretrained import is_checkpoint
-    from flax_transformers.training.checkpoints import find_checkpoint
 
     if is_checkpoint(source):
         folder = find_checkpoint(source).folder

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from rich.text import Text
 
-from flax_transformers.data.tokenizer_kinds import Tokenizer
-from flax_transformers.objectives.contract import Shown
+from flax_transformers.data.tokenizers.kinds import Tokenizer
+from flax_transformers.objectives.base import Shown
 from flax_transformers.ranges import argument, integers
 
 _LEGEND = (
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     from flax_transformers.cli.config_file import load_config
     from flax_transformers.data.dataset import prepare, training_examples
-    from flax_transformers.data.pipeline import TrainStream
+    from flax_transformers.data.pipeline.loader import TrainStream
 
     config = load_config(arguments.config, overrides)
     prepared = prepare(config.data, compare="nothing")

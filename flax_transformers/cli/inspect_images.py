@@ -9,7 +9,7 @@ from etils import epath
 from rich.console import Console
 
 from flax_transformers.evaluation.pictures import picture_grid, write_png
-from flax_transformers.objectives.contract import Batch
+from flax_transformers.objectives.base import Batch
 
 COLUMNS = 8
 

@@ -16,9 +16,9 @@ from flax_transformers.ranges import argument, integers, parse_integer
 if TYPE_CHECKING:
     from jax import Device
 
-    from flax_transformers.evaluation.decode_plan import DecodePlan
+    from flax_transformers.planning.decode import DecodePlan
+    from flax_transformers.planning.plan import Plan
     from flax_transformers.training.config import TrainConfig
-    from flax_transformers.training.plan import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,10 +68,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     jax.config.update("jax_platforms", "cpu")
     from flax_transformers.cli.config_file import load_config
-    from flax_transformers.parallel.topology import devices_of
+    from flax_transformers.planning.plan import advice, plan
+    from flax_transformers.planning.search import search
+    from flax_transformers.planning.topology import devices_of
     from flax_transformers.training.check_run import check_config
-    from flax_transformers.training.plan import advice, plan
-    from flax_transformers.training.search import search
 
     for name in ("json", "hlo"):
         file = getattr(arguments, name)
@@ -109,14 +109,14 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 def write_json(file: Path, figures: Any) -> None:
     from etils import epath
 
-    from flax_transformers.training.workdir import write_text
+    from flax_transformers.storage.workdir import write_text
 
     write_text(epath.Path(file.absolute()), json.dumps(figures, indent=1))
 
 
 def decode(config: TrainConfig, devices: Sequence[Device], arguments: argparse.Namespace) -> int:
     """Plans generation; see ``run``."""
-    from flax_transformers.evaluation.decode_plan import plan_decode
+    from flax_transformers.planning.decode import plan_decode
 
     if arguments.search or arguments.hlo is not None:
         raise UserError("--decode goes with neither --search nor --hlo; leave these out")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:
-    from flax_transformers.data.claims import Compare
     from flax_transformers.data.config import DataConfig
+    from flax_transformers.data.prepare.store_locks import Compare
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,11 +12,11 @@ from etils import epath
 
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.evaluation.baselines import Baseline
+from flax_transformers.monitoring.metrics import read_metrics
+from flax_transformers.monitoring.plots import plot_metrics
+from flax_transformers.storage.workdir import read_side_file
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Outcome
-from flax_transformers.training.metrics import read_metrics
-from flax_transformers.training.plots import plot_metrics
-from flax_transformers.training.workdir import read_side_file
 
 
 def introduce(

@@ -9,15 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flax_transformers.data.images import ImageData
-from flax_transformers.data.tokenizers import load_tokenizer
+from flax_transformers.checkpointing.step_directories import Found
+from flax_transformers.data.images.dataset import ImageData
+from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.families.family import within_vocabulary
+from flax_transformers.huggingface.family import within_vocabulary
 from flax_transformers.models.config import TextConfig, TransformerConfig
 from flax_transformers.models.vision import VisionConfig
 from flax_transformers.objectives.images import PixelInput
 from flax_transformers.training.restore import saved_part
-from flax_transformers.training.step_folders import Found
 
 log = logging.getLogger(__name__)
 

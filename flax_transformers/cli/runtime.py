@@ -15,16 +15,17 @@ import jax
 from jax.sharding import Mesh
 
 from flax_transformers import ranges
-from flax_transformers.data.cached_stores import Tokenizers
+from flax_transformers.checkpointing.step_directories import has_checkpoint
 from flax_transformers.data.config import DataConfig
 from flax_transformers.data.dataset import Dataset, open_dataset, prepare, say_reports
 from flax_transformers.data.fitting import fitted
 from flax_transformers.data.mixture import PreparedMixture
-from flax_transformers.data.prepare import PreparedText
-from flax_transformers.data.tokenizers import load_tokenizer
+from flax_transformers.data.prepare.cached_stores import Tokenizers
+from flax_transformers.data.prepare.text import PreparedText
+from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.families.folder_kinds import inner_folder
-from flax_transformers.families.hub_read import find_directory
+from flax_transformers.huggingface.folder_kinds import inner_folder
+from flax_transformers.huggingface.read import find_directory
 from flax_transformers.models.config import Execution, TextConfig, TransformerConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
 from flax_transformers.parallel.distributed import check_platform, start_processes
@@ -39,7 +40,6 @@ from flax_transformers.pretrained import (
 from flax_transformers.training.check_run import LABEL_HEADS
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.restore import Restored, restore_model
-from flax_transformers.training.step_folders import has_checkpoint
 
 
 @dataclass(frozen=True)

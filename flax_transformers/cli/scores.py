@@ -10,10 +10,10 @@ import jax
 from etils import epath
 
 from flax_transformers.data.dataset import Dataset
-from flax_transformers.data.images import PreparedImages
+from flax_transformers.data.images.dataset import PreparedImages
 from flax_transformers.data.mixture import PreparedMixture
-from flax_transformers.data.prepare import PreparedText
-from flax_transformers.data.store import TokenStore
+from flax_transformers.data.prepare.text import PreparedText
+from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.evaluation.baselines import Baseline, of_all_parts, text_baselines
 from flax_transformers.evaluation.classification import (
     classification_baselines,
@@ -37,9 +37,9 @@ from flax_transformers.objectives.sequence_classification import SequenceClassif
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.sequences import SequenceLoss
 from flax_transformers.objectives.token_classification import TokenClassification
+from flax_transformers.storage.workdir import write_text
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Evaluator, Snapshot
-from flax_transformers.training.workdir import write_text
 
 SAMPLES = 6
 

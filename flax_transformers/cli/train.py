@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from flax_transformers.training.config_json import to_json
+    from flax_transformers.config_json import to_json
 
     config = _config(arguments, overrides)
     if arguments.print_config:
@@ -47,18 +47,18 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise UserError("--workdir is missing; name a folder for checkpoints, metrics and plots")
     profile = _steps(arguments.profile)
 
+    from flax_transformers.checkpointing.step_directories import has_checkpoint
     from flax_transformers.cli import runtime
+    from flax_transformers.cli.baselines import baselines_of_run, keep_baselines
     from flax_transformers.cli.report import finish, introduce
     from flax_transformers.cli.scores import evaluators
-    from flax_transformers.cli.to_beat import baselines_of_run, keep_baselines
+    from flax_transformers.monitoring.profiling import Probes
     from flax_transformers.parallel.distributed import PREEMPTED
     from flax_transformers.parallel.watchdog import watchdog
+    from flax_transformers.storage.workdir import open_workdir
     from flax_transformers.training.check_run import check_config, check_run
     from flax_transformers.training.loop import checked_mesh, train
-    from flax_transformers.training.position import tokenizers_of_run
-    from flax_transformers.training.probes import Probes
-    from flax_transformers.training.step_folders import has_checkpoint
-    from flax_transformers.training.workdir import open_workdir
+    from flax_transformers.training.run_state import tokenizers_of_run
 
     runtime.start(config.platform, config.limits)
     watchdog.start(config.limits, config.logging.hang_dump_s)
@@ -99,10 +99,10 @@ def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainCon
             "CONFIG is missing; name a config file, or the --workdir of a run to resume"
         )
 
+    from flax_transformers.checkpointing.manager import find_checkpoint
+    from flax_transformers.checkpointing.step_directories import has_checkpoint
     from flax_transformers.cli import runtime
-    from flax_transformers.training.checkpoints import find_checkpoint
-    from flax_transformers.training.step_folders import has_checkpoint
-    from flax_transformers.training.workdir import open_workdir
+    from flax_transformers.storage.workdir import open_workdir
 
     runtime.start(None)
     if not has_checkpoint(open_workdir(arguments.workdir)):

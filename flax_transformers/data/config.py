@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from flax_transformers import ranges
-from flax_transformers.data.gates import Gates
-from flax_transformers.data.pairs import PairSource
-from flax_transformers.data.sources import AnySource
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.sources.filters import Gates
+from flax_transformers.data.sources.pairs import PairSource
+from flax_transformers.data.sources.read import AnySource
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.ranges import Ranges
 

@@ -6,11 +6,8 @@ import os
 from types import MappingProxyType
 from typing import Protocol
 
-from flax_transformers.data.cached_stores import Tokenizers
-from flax_transformers.data.claims import Compare
 from flax_transformers.data.config import DataConfig, TextData
-from flax_transformers.data.folders import open_folder
-from flax_transformers.data.images import (
+from flax_transformers.data.images.dataset import (
     ImageData,
     PreparedImages,
     begin_images,
@@ -26,19 +23,22 @@ from flax_transformers.data.mixture import (
     prepare_mixture,
     prepare_mixture_shards,
 )
-from flax_transformers.data.pipeline import Examples
-from flax_transformers.data.prepare import (
+from flax_transformers.data.pipeline.loader import Examples
+from flax_transformers.data.prepare.cached_stores import Tokenizers
+from flax_transformers.data.prepare.report import say_report
+from flax_transformers.data.prepare.store_locks import Compare
+from flax_transformers.data.prepare.text import (
     PreparedText,
     begin_text,
     open_prepared,
     prepare_shards,
     prepare_text,
 )
-from flax_transformers.data.store import Split
-from flax_transformers.data.text_report import say_report
-from flax_transformers.data.tokenizers import Tokenizer
+from flax_transformers.data.store.token_store import Split
+from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import Vocabulary, WindowSpec
+from flax_transformers.objectives.base import Vocabulary, WindowSpec
+from flax_transformers.storage.folders import open_folder
 
 
 class Dataset(Protocol):

@@ -8,10 +8,10 @@ import logging
 import numpy as np
 
 from flax_transformers.data.mixture import PreparedMixture
-from flax_transformers.data.prepare import PreparedText
-from flax_transformers.data.tokenizers import Tokenizer
+from flax_transformers.data.prepare.text import PreparedText
+from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import Vocabulary
+from flax_transformers.objectives.base import Vocabulary
 
 log = logging.getLogger(__name__)
 

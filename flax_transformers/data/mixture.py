@@ -16,36 +16,36 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from flax_transformers import ranges
-from flax_transformers.data import sources
-from flax_transformers.data.cached_stores import (
+from flax_transformers.data.config import DataConfig, TextData
+from flax_transformers.data.pipeline.examples import MixedExamples
+from flax_transformers.data.prepare.cached_stores import (
     Tokenizers,
     beside_others,
     cache_directory,
     no_store,
 )
-from flax_transformers.data.claims import Compare, corpus_of, only_one, without_paths
-from flax_transformers.data.config import DataConfig, TextData
-from flax_transformers.data.documents import Counts, listed
-from flax_transformers.data.examples import MixedExamples
-from flax_transformers.data.folders import Folder, open_folder
-from flax_transformers.data.gates import Gates, let_in
-from flax_transformers.data.prepare import (
+from flax_transformers.data.prepare.shards import is_held_out
+from flax_transformers.data.prepare.store_locks import Compare, corpus_of, only_one, without_paths
+from flax_transformers.data.prepare.text import (
     PreparedText,
     begin_text,
     open_prepared,
     prepare_shards,
     prepare_text,
 )
-from flax_transformers.data.shards import is_held_out
-from flax_transformers.data.sources import AnySource
-from flax_transformers.data.store import Split
-from flax_transformers.data.store_files import digest, to_json
-from flax_transformers.data.store_tokenizer import at_hand, own_tokenizer, save_tokenizer
-from flax_transformers.data.tokenizer_facts import CONFIG_FILE
-from flax_transformers.data.tokenizers import Tokenizer, TokenizerConfig, train_tokenizer
+from flax_transformers.data.sources import read as sources
+from flax_transformers.data.sources.documents import Counts, listed
+from flax_transformers.data.sources.filters import Gates, let_in
+from flax_transformers.data.sources.read import AnySource
+from flax_transformers.data.store.files import digest, to_json
+from flax_transformers.data.store.token_store import Split
+from flax_transformers.data.store.tokenizer import at_hand, own_tokenizer, save_tokenizer
+from flax_transformers.data.tokenizers.facts import CONFIG_FILE
+from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig, train_tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import Vocabulary, WindowSpec
+from flax_transformers.objectives.base import Vocabulary, WindowSpec
 from flax_transformers.ranges import Ranges
+from flax_transformers.storage.folders import Folder, open_folder
 
 MIXTURE = "mixture.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flax_transformers.data.pipeline import TrainStream
-from flax_transformers.data.prepare import PreparedText
+from flax_transformers.data.pipeline.loader import TrainStream
+from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.evaluation.copying import copied, mixed_cross_entropy, mixture_weights
 from flax_transformers.evaluation.held_out import held_out_batches
-from flax_transformers.objectives.contract import Batch, Vocabulary
+from flax_transformers.objectives.base import Batch, Vocabulary
 from flax_transformers.objectives.denoising import Denoising
+from flax_transformers.objectives.lm_loss import WordLoss
 from flax_transformers.objectives.masked_lm import Masking
 from flax_transformers.objectives.next_sentence import NextSentence
 from flax_transformers.objectives.sequences import SequenceLoss
-from flax_transformers.objectives.word_loss import WordLoss
 from flax_transformers.training.config import TrainConfig
 
 FITTED_ROWS, FITTED_LABELS = 20_000, 2_000_000

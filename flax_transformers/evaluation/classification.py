@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from flax_transformers.data.prepare import PreparedText
-from flax_transformers.data.store import TokenStore
+from flax_transformers.data.prepare.text import PreparedText
+from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.held_out import evenly_spread
 from flax_transformers.evaluation.predictions import held_out_predictions

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flax_transformers.objectives.contract import Batch
+from flax_transformers.objectives.base import Batch
 
 MOST_STEPS = 8
 """Tokens copied in a row, or written since a [MASK], are told apart up to so many."""

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 
 from flax_transformers.data.dataset import Dataset
-from flax_transformers.data.examples import Examples, MixedExamples
-from flax_transformers.data.labelled_examples import LabelledExamples
-from flax_transformers.data.pipeline import evaluation_batches
+from flax_transformers.data.pipeline.examples import Examples, MixedExamples
+from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
+from flax_transformers.data.pipeline.loader import evaluation_batches
+from flax_transformers.monitoring.metrics import Accumulator
 from flax_transformers.parallel.rules import batch_sharding, check_batch, host_rows, place_rows
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Evaluator, Snapshot
-from flax_transformers.training.metrics import Accumulator
 
 EVALUATION_SEED = 0
 """Not the run's seed: masks are the same for every run, so their scores compare."""

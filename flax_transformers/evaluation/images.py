@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from etils import epath
 
-from flax_transformers.data.images import PreparedImages
+from flax_transformers.data.images.dataset import PreparedImages
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.held_out import evenly_spread
 from flax_transformers.evaluation.reconstructions import (

@@ -17,15 +17,15 @@ import jax
 import numpy as np
 from etils import epath
 
-from flax_transformers.data.labelled_examples import LabelledExamples
-from flax_transformers.data.prepare import PreparedText
-from flax_transformers.data.squad import Question, read_record
+from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
+from flax_transformers.data.prepare.text import PreparedText
+from flax_transformers.data.sources.squad import Question, read_record
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.predictions import held_out_predictions
 from flax_transformers.objectives.question_answering import QuestionAnswering
+from flax_transformers.storage.workdir import write_text
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Evaluator, Snapshot
-from flax_transformers.training.workdir import write_text
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -13,12 +13,12 @@ import numpy as np
 from etils import epath
 
 from flax_transformers.data.dataset import Dataset, training_examples
-from flax_transformers.data.pipeline import TrainStream
+from flax_transformers.data.pipeline.loader import TrainStream
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.held_out import held_out_batches
 from flax_transformers.evaluation.pictures import picture_grid, write_png
 from flax_transformers.families.mae import NORM_PIX_EPS, MaeConfig, hide_patches, patch_targets
-from flax_transformers.objectives.contract import Batch, Params
+from flax_transformers.objectives.base import Batch, Params
 from flax_transformers.objectives.masked_image import MaskedImage, mask_noise
 from flax_transformers.parallel.rules import batch_sharding, host_rows, place_rows
 from flax_transformers.training.config import TrainConfig

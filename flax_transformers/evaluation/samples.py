@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from flax_transformers.data.prepare import PreparedText
-from flax_transformers.data.tokenizers import Tokenizer
+from flax_transformers.data.prepare.text import PreparedText
+from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.evaluation.baselines import sentinels_in_turn
 from flax_transformers.evaluation.held_out import held_out_batches
 from flax_transformers.generation.decode import generate

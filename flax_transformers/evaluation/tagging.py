@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from flax_transformers.data.labelled_examples import LabelledExamples
-from flax_transformers.data.prepare import PreparedText
-from flax_transformers.data.store import TokenStore
-from flax_transformers.data.tokenizers import Tokenizer
+from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
+from flax_transformers.data.prepare.text import PreparedText
+from flax_transformers.data.store.token_store import TokenStore
+from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.predictions import held_out_predictions
 from flax_transformers.objectives.token_classification import TokenClassification

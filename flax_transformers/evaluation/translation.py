@@ -16,8 +16,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from flax_transformers.data.prepare import PreparedText
-from flax_transformers.data.store import Split
+from flax_transformers.data.prepare.text import PreparedText
+from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.generation.translate import generate_target

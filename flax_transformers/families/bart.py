@@ -10,10 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_transformers.families import huggingface
-from flax_transformers.families.family import Family
-from flax_transformers.families.model_types import model_type_of
-from flax_transformers.families.weights import Weight, WeightTable, attention, linear, norm
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.model_types import model_type_of
+from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
 from flax_transformers.models.encoder_decoder import (
     IGNORED,
     EncoderDecoder,

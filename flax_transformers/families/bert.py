@@ -9,9 +9,10 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 
-from flax_transformers.families import huggingface
-from flax_transformers.families.family import Family
-from flax_transformers.families.weights import Weight, WeightTable, attention, linear, norm
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
+from flax_transformers.models.base import Tokens
 from flax_transformers.models.config import TextConfig
 from flax_transformers.models.encoder import (
     EncoderForMaskedLM,
@@ -19,7 +20,6 @@ from flax_transformers.models.encoder import (
     EncoderWithPooler,
 )
 from flax_transformers.models.heads import Pooler, label_layer, label_rows
-from flax_transformers.models.model import Tokens
 from flax_transformers.models.outputs import ModelOutput
 from flax_transformers.models.text import (
     TextForQuestionAnswering,

@@ -9,9 +9,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from flax_transformers.families import huggingface, vit
-from flax_transformers.families.family import Family
-from flax_transformers.families.weights import Weight, WeightTable, linear, norm
+from flax_transformers.families import vit
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm
 from flax_transformers.models.heads import label_layer, label_rows
 from flax_transformers.models.outputs import ModelOutput
 from flax_transformers.models.vision import (

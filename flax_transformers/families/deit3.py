@@ -18,11 +18,12 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.families import huggingface, vit
-from flax_transformers.families.family import Family
-from flax_transformers.families.weights import Weight, WeightTable, fused_linear, linear, norm
-from flax_transformers.models.attention import KeyValues
-from flax_transformers.models.block import LayerInputs, TransformerBlock
+from flax_transformers.families import vit
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.weights import Weight, WeightTable, fused_linear, linear, norm
+from flax_transformers.models.layers.attention import KeyValues
+from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
 from flax_transformers.models.vision import VisionBlock, VisionConfig, VisionForClassification
 from flax_transformers.ranges import Ranges
 

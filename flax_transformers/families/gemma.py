@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.errors import UserError
-from flax_transformers.families import huggingface
-from flax_transformers.families.family import Family
 from flax_transformers.families.llama import (
     ATTENTION_BIAS,
     LlamaConfig,
@@ -21,7 +19,9 @@ from flax_transformers.families.llama import (
     read_fields,
     write_fields,
 )
-from flax_transformers.models.feed_forward import Activation
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.models.layers.feed_forward import Activation
 
 ARCHITECTURES = architectures("Gemma")
 del ARCHITECTURES["GemmaForQuestionAnswering"]  # the original has none

@@ -17,13 +17,13 @@ import flax.linen as nn
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.families import huggingface
-from flax_transformers.families.family import Family
-from flax_transformers.families.weights import Weight, WeightTable, attention, linear, norm
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
 from flax_transformers.models.config import TextConfig
 from flax_transformers.models.decoder import DecoderForCausalLM, DecoderForSequenceClassification
-from flax_transformers.models.feed_forward import Activation
-from flax_transformers.models.positions import Rope
+from flax_transformers.models.layers.feed_forward import Activation
+from flax_transformers.models.layers.positions import Rope
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
     TextForTokenClassification,

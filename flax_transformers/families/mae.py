@@ -13,14 +13,15 @@ import jax.numpy as jnp
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.families import huggingface, vit
-from flax_transformers.families.family import Family
-from flax_transformers.families.weights import Weight, WeightTable, linear, norm
-from flax_transformers.models.block import LayerInputs
+from flax_transformers.families import vit
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm
 from flax_transformers.models.config import Execution
-from flax_transformers.models.linear import Linear
+from flax_transformers.models.layers.block import LayerInputs
+from flax_transformers.models.layers.linear import Linear
+from flax_transformers.models.layers.patches import cut_patches
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
-from flax_transformers.models.patches import cut_patches
 from flax_transformers.models.vision import (
     Passage,
     VisionConfig,

@@ -16,7 +16,6 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.families import huggingface
 from flax_transformers.families.bart import (
     ALIASES,
     layer_rows,
@@ -24,11 +23,12 @@ from flax_transformers.families.bart import (
     word_tables,
     write_fields,
 )
-from flax_transformers.families.family import Family
-from flax_transformers.families.weights import WeightTable
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.weights import WeightTable
 from flax_transformers.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from flax_transformers.models.encoder_decoder_heads import EncoderDecoderForConditionalGeneration
-from flax_transformers.models.feed_forward import Activation
+from flax_transformers.models.layers.feed_forward import Activation
 from flax_transformers.ranges import Ranges
 
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 
 from flax_transformers import ranges
-from flax_transformers.families import huggingface
-from flax_transformers.families.family import Family
 from flax_transformers.families.llama import (
     LlamaConfig,
     architectures,
@@ -18,9 +16,11 @@ from flax_transformers.families.llama import (
     read_fields,
     write_fields,
 )
-from flax_transformers.models.attention import KeyValues
-from flax_transformers.models.block import LayerInputs, TransformerBlock
-from flax_transformers.models.positions import Rope
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.models.layers.attention import KeyValues
+from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
+from flax_transformers.models.layers.positions import Rope
 from flax_transformers.ranges import Ranges
 
 ARCHITECTURES = architectures("Mistral")

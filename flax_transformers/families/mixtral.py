@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 
 from flax_transformers import ranges
-from flax_transformers.families import huggingface
-from flax_transformers.families.family import Family
 from flax_transformers.families.llama import (
     LAYER,
     THEIR_LAYER,
@@ -19,10 +17,12 @@ from flax_transformers.families.llama import (
     write_fields,
 )
 from flax_transformers.families.mistral import MistralConfig, WindowedBlock, read_windowed
-from flax_transformers.families.mixtral_layers import MixtureOfExperts, Routing, balance_of
-from flax_transformers.families.weights import Weight, WeightTable
-from flax_transformers.models.block import LayerCache, LayerInputs, TransformerBlock
-from flax_transformers.models.positions import Rope
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.weights import Weight, WeightTable
+from flax_transformers.models.layers.block import LayerCache, LayerInputs, TransformerBlock
+from flax_transformers.models.layers.mixture_of_experts import MixtureOfExperts, Routing, balance_of
+from flax_transformers.models.layers.positions import Rope
 from flax_transformers.ranges import Ranges
 
 ARCHITECTURES = architectures("Mixtral")

@@ -13,8 +13,6 @@ import jax.numpy as jnp
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.families import huggingface
-from flax_transformers.families.family import Family
 from flax_transformers.families.llama import read_rope, write_rope
 from flax_transformers.families.modernbert_layers import (
     FULL,
@@ -26,12 +24,14 @@ from flax_transformers.families.modernbert_layers import (
     ModernBertForSequenceClassification,
     ModernBertForTokenClassification,
 )
-from flax_transformers.families.weights import Weight, WeightTable, fused_linear, linear, norm
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.weights import Weight, WeightTable, fused_linear, linear, norm
 from flax_transformers.models.config import Execution, TextConfig
 from flax_transformers.models.encoder import EncoderWithoutHead
-from flax_transformers.models.feed_forward import Activation
-from flax_transformers.models.positions import Rope, rotary_tables
-from flax_transformers.models.stack import Stack
+from flax_transformers.models.layers.feed_forward import Activation
+from flax_transformers.models.layers.positions import Rope, rotary_tables
+from flax_transformers.models.layers.stack import Stack
 from flax_transformers.ranges import Ranges
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {

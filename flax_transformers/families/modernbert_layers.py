@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Literal
 import flax.linen as nn
 import jax
 
-from flax_transformers.models.attention import KeyValues
-from flax_transformers.models.block import LayerInputs, TransformerBlock
-from flax_transformers.models.encoder import EncoderForMaskedLM
-from flax_transformers.models.heads import LanguageHead, MaskedLMHead, Transform, mean_of_tokens
-from flax_transformers.models.labels import (
+from flax_transformers.models.base import Tokens
+from flax_transformers.models.classification_heads import (
     QuestionAnsweringHead,
     SequenceClassificationHead,
     TokenClassificationHead,
 )
-from flax_transformers.models.masks import AttentionMask
-from flax_transformers.models.model import Tokens
-from flax_transformers.models.sharding import HIDDEN, constrain
+from flax_transformers.models.encoder import EncoderForMaskedLM
+from flax_transformers.models.heads import LanguageHead, MaskedLMHead, Transform, mean_of_tokens
+from flax_transformers.models.layers.attention import KeyValues
+from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
+from flax_transformers.models.layers.masks import AttentionMask
+from flax_transformers.models.layers.sharding import HIDDEN, constrain
 from flax_transformers.models.text import TextModel
 
 if TYPE_CHECKING:

@@ -14,11 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_transformers.families import huggingface
 from flax_transformers.families.bert import NUMBERS, SWITCHES, body_weights, word_weights
-from flax_transformers.families.family import Family
-from flax_transformers.families.model_types import model_type_of
-from flax_transformers.families.weights import WeightTable, linear, norm
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.model_types import model_type_of
+from flax_transformers.huggingface.weights import WeightTable, linear, norm
+from flax_transformers.models.base import Tokens
 from flax_transformers.models.config import TextConfig
 from flax_transformers.models.encoder import (
     EncoderForMaskedLM,
@@ -26,7 +27,6 @@ from flax_transformers.models.encoder import (
     EncoderWithPooler,
 )
 from flax_transformers.models.heads import LanguageHead, MaskedLMHead, Transform
-from flax_transformers.models.model import Tokens
 from flax_transformers.models.text import TextForQuestionAnswering, TextForTokenClassification
 
 

@@ -20,9 +20,6 @@ import flax.linen as nn
 import numpy as np
 
 from flax_transformers import ranges
-from flax_transformers.families import huggingface
-from flax_transformers.families.family import Family
-from flax_transformers.families.model_types import model_type_of
 from flax_transformers.families.t5_layers import (
     T5EncoderModel,
     T5ForConditionalGeneration,
@@ -30,8 +27,10 @@ from flax_transformers.families.t5_layers import (
     T5Side,
     UMT5Block,
 )
-from flax_transformers.families.weights import Weight, WeightTable, attention, linear
-from flax_transformers.models.block import TransformerBlock
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.model_types import model_type_of
+from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear
 from flax_transformers.models.config import Execution
 from flax_transformers.models.encoder_decoder import (
     EncoderDecoder,
@@ -42,7 +41,8 @@ from flax_transformers.models.encoder_decoder_heads import (
     EncoderDecoderForQuestionAnswering,
     EncoderDecoderForSequenceClassification,
 )
-from flax_transformers.models.feed_forward import Activation
+from flax_transformers.models.layers.block import TransformerBlock
+from flax_transformers.models.layers.feed_forward import Activation
 from flax_transformers.ranges import Ranges
 
 _CLASSES: dict[str, type[nn.Module]] = {

@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_transformers.models.attention import KeyValues
-from flax_transformers.models.block import LayerCache, LayerInputs, TransformerBlock
-from flax_transformers.models.distance_bias import DistanceBias
-from flax_transformers.models.embeddings import Embedding
+from flax_transformers.models.base import Tokens
+from flax_transformers.models.classification_heads import TokenClassificationHead
 from flax_transformers.models.encoder_decoder import Side, WithEncoder
 from flax_transformers.models.encoder_decoder_heads import EncoderDecoderForConditionalGeneration
 from flax_transformers.models.heads import Unembedding
-from flax_transformers.models.labels import TokenClassificationHead
-from flax_transformers.models.model import Tokens
+from flax_transformers.models.layers.attention import KeyValues
+from flax_transformers.models.layers.block import LayerCache, LayerInputs, TransformerBlock
+from flax_transformers.models.layers.embeddings import Embedding
+from flax_transformers.models.layers.relative_position_bias import DistanceBias
+from flax_transformers.models.layers.sharding import constrain
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
-from flax_transformers.models.sharding import constrain
 
 if TYPE_CHECKING:
     from flax_transformers.families.t5 import T5Config

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.errors import UserError
-from flax_transformers.families import huggingface
-from flax_transformers.families.family import Family
-from flax_transformers.families.weights import Weight, WeightTable, attention, linear, norm
-from flax_transformers.models.linear import truncated_normal
-from flax_transformers.models.patches import resize_positions
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
+from flax_transformers.models.layers.linear import truncated_normal
+from flax_transformers.models.layers.patches import resize_positions
 from flax_transformers.models.vision import (
     Vectors,
     VisionConfig,

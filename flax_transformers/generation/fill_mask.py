@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from flax_transformers.data.store import TokenStore
-from flax_transformers.data.tokenizers import Tokenizer
+from flax_transformers.data.store.token_store import TokenStore
+from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.generation.prompts import noted_frame, require_known
-from flax_transformers.objectives.contract import Batch, Frame, ModelFunctions, Params, Vocabulary
+from flax_transformers.objectives.base import Batch, Frame, ModelFunctions, Params, Vocabulary
 from flax_transformers.objectives.rows import framing_ids
 
 MASK = "[MASK]"

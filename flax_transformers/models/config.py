@@ -18,15 +18,15 @@ import jax.numpy as jnp
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.models.block import TransformerBlock
-from flax_transformers.models.cache import Cache, next_positions
-from flax_transformers.models.embeddings import Embedding
-from flax_transformers.models.feed_forward import Activation
 from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
-from flax_transformers.models.kernels import Kernel
-from flax_transformers.models.norms import make_norm
-from flax_transformers.models.positions import Rope, positions_from_segments, rotary_tables
-from flax_transformers.models.stack import Stack
+from flax_transformers.models.kernels.dispatch import Kernel
+from flax_transformers.models.layers.block import TransformerBlock
+from flax_transformers.models.layers.embeddings import Embedding
+from flax_transformers.models.layers.feed_forward import Activation
+from flax_transformers.models.layers.kv_cache import Cache, next_positions
+from flax_transformers.models.layers.norms import make_norm
+from flax_transformers.models.layers.positions import Rope, positions_from_segments, rotary_tables
+from flax_transformers.models.layers.stack import Stack
 from flax_transformers.ranges import Ranges
 
 # TPU lanes are 128 wide, and 128 divides over every mesh people use.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import jax
 
+from flax_transformers.models.base import Tokens
+from flax_transformers.models.classification_heads import SequenceClassificationHead
 from flax_transformers.models.heads import (
     LanguageHead,
     Unembedding,
@@ -11,8 +13,6 @@ from flax_transformers.models.heads import (
     last_token,
     take_token,
 )
-from flax_transformers.models.labels import SequenceClassificationHead
-from flax_transformers.models.model import Tokens
 from flax_transformers.models.text import TextModel
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from flax_transformers.models.base import Tokens
+from flax_transformers.models.classification_heads import SequenceClassificationHead
 from flax_transformers.models.heads import (
     LanguageHead,
     MaskedLMHead,
@@ -13,8 +15,6 @@ from flax_transformers.models.heads import (
     WritesWords,
     mean_of_tokens,
 )
-from flax_transformers.models.labels import SequenceClassificationHead
-from flax_transformers.models.model import Tokens
 from flax_transformers.models.outputs import ModelOutput
 from flax_transformers.models.text import TextModel
 

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers import ranges
-from flax_transformers.models.block import LayerCache, LayerInputs
-from flax_transformers.models.cache import Cache, causal_inputs, empty_cache
+from flax_transformers.models.base import Tokens, WordModel
 from flax_transformers.models.config import Execution, InputLimit, TextConfig
-from flax_transformers.models.embeddings import Embedding, InputEmbeddings, word_table
-from flax_transformers.models.masks import AttentionMask, combined_segments
-from flax_transformers.models.model import Tokens, WordModel
+from flax_transformers.models.layers.block import LayerCache, LayerInputs
+from flax_transformers.models.layers.embeddings import Embedding, InputEmbeddings, word_table
+from flax_transformers.models.layers.kv_cache import Cache, causal_inputs, empty_cache
+from flax_transformers.models.layers.masks import AttentionMask, combined_segments
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.ranges import Ranges
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from flax_transformers.models.base import Tokens
+from flax_transformers.models.classification_heads import (
+    QuestionAnsweringHead,
+    SequenceClassificationHead,
+)
 from flax_transformers.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from flax_transformers.models.heads import (
     LanguageHead,
@@ -14,8 +19,6 @@ from flax_transformers.models.heads import (
     last_token,
     take_token,
 )
-from flax_transformers.models.labels import QuestionAnsweringHead, SequenceClassificationHead
-from flax_transformers.models.model import Tokens
 
 
 class ShiftedLanguageHead(LanguageHead):

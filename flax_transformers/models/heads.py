@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from flax_transformers.models.embeddings import Embedding, mask_padded_vocabulary
-from flax_transformers.models.feed_forward import ACTIVATIONS, Activation
-from flax_transformers.models.linear import Linear, truncated_normal, weighted
-from flax_transformers.models.sharding import LOGITS, constrain
+from flax_transformers.models.layers.embeddings import Embedding, mask_padded_vocabulary
+from flax_transformers.models.layers.feed_forward import ACTIVATIONS, Activation
+from flax_transformers.models.layers.linear import Linear, truncated_normal, weighted
+from flax_transformers.models.layers.sharding import LOGITS, constrain
 
 if TYPE_CHECKING:
     from flax_transformers.models.config import TextConfig, TransformerConfig

@@ -12,12 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.errors import UserError
-from flax_transformers.models.block import LayerInputs
-from flax_transformers.models.cache import Cache, causal_inputs, empty_cache
-from flax_transformers.models.embeddings import InputEmbeddings
-from flax_transformers.models.labels import QuestionAnsweringHead, TokenClassificationHead
-from flax_transformers.models.masks import AttentionMask, combined_segments
-from flax_transformers.models.model import Tokens, WordModel
+from flax_transformers.models.base import Tokens, WordModel
+from flax_transformers.models.classification_heads import (
+    QuestionAnsweringHead,
+    TokenClassificationHead,
+)
+from flax_transformers.models.layers.block import LayerInputs
+from flax_transformers.models.layers.embeddings import InputEmbeddings
+from flax_transformers.models.layers.kv_cache import Cache, causal_inputs, empty_cache
+from flax_transformers.models.layers.masks import AttentionMask, combined_segments
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 
 

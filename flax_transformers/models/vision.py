@@ -20,19 +20,19 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.models.block import LayerInputs, TransformerBlock
+from flax_transformers.models.base import Model
 from flax_transformers.models.config import TransformerConfig
 from flax_transformers.models.heads import Pooler, label_layer, label_rows
-from flax_transformers.models.linear import Linear, truncated_normal
-from flax_transformers.models.model import Model
-from flax_transformers.models.outputs import HiddenStates, ModelOutput
-from flax_transformers.models.patches import (
+from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
+from flax_transformers.models.layers.linear import Linear, truncated_normal
+from flax_transformers.models.layers.patches import (
     cut_patches,
     patch_grid,
     resize_positions,
     sincos_table,
 )
-from flax_transformers.models.sharding import HIDDEN, constrain
+from flax_transformers.models.layers.sharding import HIDDEN, constrain
+from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.ranges import Ranges
 
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_transformers.partitioning import gradient_dtype, parts
+from flax_transformers.parallel.partitioning import gradient_dtype, parts
 
 
 class Scores(NamedTuple):

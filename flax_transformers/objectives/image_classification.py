@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from flax_transformers import ranges
-from flax_transformers.objectives.contract import (
+from flax_transformers.objectives.base import (
     Array,
     Batch,
     ModelFunctions,

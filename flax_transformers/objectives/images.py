@@ -10,7 +10,7 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import Array, ModelFunctions, Params, WindowSpec
+from flax_transformers.objectives.base import Array, ModelFunctions, Params, WindowSpec
 from flax_transformers.ranges import Ranges
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from flax_transformers.objectives.contract import Vocabulary, WindowSpec
+from flax_transformers.objectives.base import Vocabulary, WindowSpec
 from flax_transformers.objectives.rows import end_id, framing_ids, start_id
 
 Framing = Literal["bert", "roberta", "t5", "llama", "gpt2"]

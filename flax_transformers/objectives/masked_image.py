@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from flax_transformers.objectives.contract import (
+from flax_transformers.objectives.base import (
     Array,
     Batch,
     ModelFunctions,

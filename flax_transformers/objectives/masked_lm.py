@@ -11,7 +11,7 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import (
+from flax_transformers.objectives.base import (
     Array,
     Batch,
     ModelFunctions,
@@ -22,8 +22,8 @@ from flax_transformers.objectives.contract import (
     Vocabulary,
     WindowSpec,
 )
+from flax_transformers.objectives.lm_loss import LOGITS_HELD
 from flax_transformers.objectives.rows import frame, pad, random_ordinary
-from flax_transformers.objectives.word_loss import LOGITS_HELD
 from flax_transformers.ranges import Ranges
 
 SPAN_STOP = 0.2

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from flax_transformers import ranges
-from flax_transformers.objectives.contract import (
+from flax_transformers.objectives.base import (
     Array,
     Batch,
     ModelFunctions,

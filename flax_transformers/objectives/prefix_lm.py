@@ -9,12 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from flax_transformers import ranges
-from flax_transformers.objectives.causal_lm import (
-    causal_row,
-    causal_terms,
-    documents_in_turn,
-)
-from flax_transformers.objectives.contract import (
+from flax_transformers.objectives.base import (
     Array,
     Batch,
     Frame,
@@ -26,8 +21,13 @@ from flax_transformers.objectives.contract import (
     Vocabulary,
     WindowSpec,
 )
+from flax_transformers.objectives.causal_lm import (
+    causal_row,
+    causal_terms,
+    documents_in_turn,
+)
+from flax_transformers.objectives.lm_loss import WordLoss
 from flax_transformers.objectives.rows import document_start, pad
-from flax_transformers.objectives.word_loss import WordLoss
 from flax_transformers.ranges import Ranges
 
 

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import Frame, Vocabulary
+from flax_transformers.objectives.base import Frame, Vocabulary
 
 
 def frame(example: dict[str, np.ndarray], vocab: Vocabulary) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import (
+from flax_transformers.objectives.base import (
     Array,
     Batch,
     ModelFunctions,

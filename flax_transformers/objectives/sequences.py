@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from flax_transformers import ranges
-from flax_transformers.objectives.contract import (
+from flax_transformers.objectives.base import (
     Array,
     Batch,
     ModelFunctions,
@@ -18,8 +18,8 @@ from flax_transformers.objectives.contract import (
     Shown,
     Terms,
 )
+from flax_transformers.objectives.lm_loss import WordLoss
 from flax_transformers.objectives.rows import pad
-from flax_transformers.objectives.word_loss import WordLoss
 from flax_transformers.ranges import Ranges
 
 

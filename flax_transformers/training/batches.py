@@ -10,12 +10,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flax_transformers.data.dataset import Dataset, training_examples
-from flax_transformers.data.pipeline import TrainStream
+from flax_transformers.data.pipeline.loader import TrainStream
 from flax_transformers.parallel.rules import batch_sharding, host_rows, place_rows
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.training.check_run import check_batch
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.position import Position
+from flax_transformers.training.run_state import Position
 
 
 @contextlib.contextmanager

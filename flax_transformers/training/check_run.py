@@ -19,20 +19,20 @@ import numpy as np
 from flax_transformers import ranges
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import Dataset
-from flax_transformers.data.images import ImageData
+from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.mixture import MixedText
-from flax_transformers.data.pairs import PairSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.sources.pairs import PairSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import Execution, TextConfig, TransformerConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
 from flax_transformers.models.vision import VisionConfig
-from flax_transformers.objectives.contract import Vocabulary
+from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.images import ImageSpec
 from flax_transformers.objectives.labelled import LabelledSpec
 from flax_transformers.objectives.sequence_to_sequence import PairSpec
 from flax_transformers.training.config import AnyPhase, TrainConfig
-from flax_transformers.training.stand_in import Arrays, dummy_row
+from flax_transformers.training.dummy_batch import Arrays, dummy_row
 from flax_transformers.training.step import check_fits
 
 log = logging.getLogger(__name__)

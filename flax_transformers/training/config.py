@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from flax_transformers import ranges
+from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.config_json import FORMAT, from_json, to_json
 from flax_transformers.data.config import DataConfig
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import Execution, TransformerConfig
-from flax_transformers.objectives.contract import Objective
+from flax_transformers.objectives.base import Objective
+from flax_transformers.optim.ema import WeightAverage
+from flax_transformers.optim.optimizers import OptimizerConfig
 from flax_transformers.parallel.limits import Limits
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.ranges import Ranges
-from flax_transformers.training.average import WeightAverage
-from flax_transformers.training.checkpoints import CheckpointConfig
-from flax_transformers.training.config_json import FORMAT, from_json, to_json
-from flax_transformers.training.optimizers import OptimizerConfig
 
 
 @dataclass(frozen=True)

@@ -19,38 +19,26 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
+from flax_transformers.checkpointing.manager import Checkpoints
+from flax_transformers.checkpointing.save_schedule import SaveSchedule
+from flax_transformers.checkpointing.step_directories import write_files
+from flax_transformers.config_json import to_json
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import ModelFunctions
+from flax_transformers.monitoring.example_log import Ledger
+from flax_transformers.monitoring.goodput import Clock
+from flax_transformers.monitoring.metrics import MetricsWriter, Totals, read_metrics
+from flax_transformers.monitoring.profiling import Probes, Watch
+from flax_transformers.monitoring.progress import Progress
+from flax_transformers.monitoring.throughput import REMEDY, Meter
+from flax_transformers.objectives.base import ModelFunctions
+from flax_transformers.optim.finite import is_finite
+from flax_transformers.optim.spike_detection import TooManySkipped
 from flax_transformers.parallel.distributed import check_equal, compiled_together
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import check_batch
 from flax_transformers.parallel.watchdog import watchdog
-from flax_transformers.training.batches import batches_on_mesh
-from flax_transformers.training.checkpoints import Checkpoints
-from flax_transformers.training.config import AnyPhase, TrainConfig
-from flax_transformers.training.config_json import to_json
-from flax_transformers.training.finite import is_finite
-from flax_transformers.training.goodput import Clock
-from flax_transformers.training.ledger import Ledger
-from flax_transformers.training.meter import REMEDY, Meter
-from flax_transformers.training.metrics import MetricsWriter, Totals, read_metrics
-from flax_transformers.training.position import (
-    Position,
-    check_meta,
-    checkpoint_meta,
-    tokenizer_files,
-)
-from flax_transformers.training.probes import Probes, Watch
-from flax_transformers.training.program import Program, build_program, check_phase
-from flax_transformers.training.progress import Progress
-from flax_transformers.training.save_schedule import SaveSchedule
-from flax_transformers.training.spikes import TooManySkipped
-from flax_transformers.training.state import TrainState
-from flax_transformers.training.step_folders import write_files
-from flax_transformers.training.stop import StopRequest
-from flax_transformers.training.taken import PartsTaken
-from flax_transformers.training.workdir import (
+from flax_transformers.storage.workdir import (
     clear_side_files,
     only_one,
     open_workdir,
@@ -58,6 +46,18 @@ from flax_transformers.training.workdir import (
     write_text,
     writing,
 )
+from flax_transformers.training.batches import batches_on_mesh
+from flax_transformers.training.config import AnyPhase, TrainConfig
+from flax_transformers.training.mixture_progress import PartsTaken
+from flax_transformers.training.run_state import (
+    Position,
+    check_meta,
+    checkpoint_meta,
+    tokenizer_files,
+)
+from flax_transformers.training.setup import Program, build_program, check_phase, make_meter
+from flax_transformers.training.state import TrainState
+from flax_transformers.training.stop import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -335,7 +335,7 @@ def _run_phase(
     take_step = compiled_together(train_step)
     evaluation_step = compiled_together(run.program.evaluation_step())
     abstract = run.program.abstract.params
-    meter = Meter(config, phase, abstract, run.mesh, run.clock, outputs.totals)
+    meter = make_meter(config, phase, abstract, run.mesh, run.clock, outputs.totals)
     parts = PartsTaken(config, run.prepared, position.phase)
 
     def record(row: dict[str, float]) -> None:

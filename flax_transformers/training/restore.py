@@ -10,15 +10,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from flax_transformers.data.tokenizers import Tokenizer, load_tokenizer
+from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
+from flax_transformers.checkpointing.step_directories import Found
+from flax_transformers.config_json import from_json, to_json
+from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.families.placement import Placement
+from flax_transformers.huggingface.placement import Placement
 from flax_transformers.models.config import Execution, TransformerConfig
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
-from flax_transformers.training.checkpoints import find_checkpoint, restore_params
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.config_json import from_json, to_json
-from flax_transformers.training.step_folders import Found
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flax_transformers.optim.selection import name_of
+from flax_transformers.optim.transforms import kept_axes
 from flax_transformers.parallel.rules import parameter_shardings, replicated
-from flax_transformers.training.directions import kept_axes
-from flax_transformers.training.parameters import name_of
 
 
 class TrainState(struct.PyTreeNode):

@@ -14,38 +14,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jax.sharding import Mesh
 
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import Batch, ModelFunctions, Objective, Params, Terms
+from flax_transformers.monitoring.throughput import StepReport, Sums
+from flax_transformers.objectives.base import Batch, ModelFunctions, Objective, Params, Terms
+from flax_transformers.optim.ema import WeightAverage, renew_average
+from flax_transformers.optim.finite import is_finite
+from flax_transformers.optim.selection import fill, without
+from flax_transformers.optim.spike_detection import is_spike, renewed_mean
+from flax_transformers.parallel.partitioning import gradients_reduced_in
 from flax_transformers.parallel.rules import RULES, Rules, batch_sharding, replicated
-from flax_transformers.partitioning import gradients_reduced_in
-from flax_transformers.training.average import WeightAverage, renew_average
-from flax_transformers.training.finite import is_finite
-from flax_transformers.training.parameters import fill, without
-from flax_transformers.training.spikes import is_spike, renewed_mean
 from flax_transformers.training.state import TrainState
-
-Sums = dict[str, tuple[jax.Array, jax.Array]]
-"""Metric name to (sum, count)."""
-
-
-@struct.dataclass
-class StepReport:
-    """What a step tells about itself, all scalars on the device.
-
-    ``sums`` are zero for a skipped step. ``grad_norm`` is the norm before clipping.
-    ``update_is_finite`` is False where the new parameters or statistics would not be finite.
-    """
-
-    sums: Sums
-    grad_norm: jax.Array
-    skipped: jax.Array
-    skipped_in_a_row: jax.Array
-    update_is_finite: Any = True
-    updates: Any = 1
-    """Steps since the run began that were not skipped."""
 
 
 def model_functions(model: nn.Module) -> ModelFunctions:

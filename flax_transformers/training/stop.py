@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import jax
 
+from flax_transformers.checkpointing.manager import Checkpoints
 from flax_transformers.parallel.watchdog import watchdog
-from flax_transformers.training.checkpoints import Checkpoints
 
 
 class StopRequest:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from flax_transformers.cli.main import main
-from flax_transformers.data.folders import open_folder
-from flax_transformers.data.store import TokenStore
+from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.errors import UserError
+from flax_transformers.storage.folders import open_folder
 from flax_transformers.testing import write_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi_process]

@@ -1,4 +1,4 @@
-"""Workdirs and token stores in buckets, from the command line, against emulators."""
+"""Workdirs and token stores in remote, from the command line, against emulators."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from etils import epath
 
+from flax_transformers.checkpointing.step_directories import finished_steps
 from flax_transformers.cli.main import main
 from flax_transformers.errors import UserError
+from flax_transformers.monitoring.metrics import read_metrics
+from flax_transformers.storage import remote
+from flax_transformers.storage.workdir import open_workdir
 from flax_transformers.testing import relative_difference, write_corpus
-from flax_transformers.training import buckets
-from flax_transformers.training.metrics import read_metrics
-from flax_transformers.training.step_folders import finished_steps
-from flax_transformers.training.workdir import open_workdir
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi_process]
 
@@ -143,7 +143,7 @@ def losses(workdir: epath.Path) -> list[float]:
 
 HOLD = """
 import sys, time
-from flax_transformers.training.buckets import bucket_path, leased
+from flax_transformers.storage.remote import bucket_path, leased
 with leased(bucket_path(sys.argv[1]), seconds=4):
     print("held", flush=True)
     time.sleep(600)
@@ -153,23 +153,23 @@ with leased(bucket_path(sys.argv[1]), seconds=4):
 def test_a_bucket_is_left_to_its_owner_until_that_is_killed(bucket, environment):
     command = [sys.executable, "-c", HOLD, bucket]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    folder = buckets.bucket_path(bucket)
+    folder = remote.bucket_path(bucket)
     try:
         assert first.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="another process trains in"):
-            buckets.leased(folder, seconds=4).__enter__()
+            remote.leased(folder, seconds=4).__enter__()
     finally:
         first.kill()
         first.wait()
-    with buckets.leased(folder, seconds=4):
+    with remote.leased(folder, seconds=4):
         assert names(folder) == {".lock"}
     assert not (folder / ".lock").exists()
 
 
 def test_a_lock_of_another_machine_that_stands_still_is_taken_over(bucket):
-    folder = buckets.bucket_path(bucket)
+    folder = remote.bucket_path(bucket)
     (folder / ".lock").write_text(json.dumps({"host": "elsewhere", "process": 1, "id": "a"}))
-    with buckets.leased(folder, seconds=0.5):
+    with remote.leased(folder, seconds=0.5):
         assert json.loads((folder / ".lock").read_text())["id"] != "a"
 
 

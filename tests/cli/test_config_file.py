@@ -11,14 +11,14 @@ import textwrap
 
 import pytest
 
+from flax_transformers import config_json
+from flax_transformers.checkpointing.manager import find_checkpoint
 from flax_transformers.cli import config_file
 from flax_transformers.cli.config_file import config_of_run, load_config
 from flax_transformers.cli.main import main
+from flax_transformers.config_json import UnregisteredType, from_json, register, to_json
 from flax_transformers.errors import UserError
 from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
-from flax_transformers.training import config_json
-from flax_transformers.training.checkpoints import find_checkpoint
-from flax_transformers.training.config_json import UnregisteredType, from_json, register, to_json
 
 OWN = """
 from dataclasses import dataclass

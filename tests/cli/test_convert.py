@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from flax_transformers import load_pretrained, save_pretrained
+from flax_transformers.checkpointing.manager import find_checkpoint
 from flax_transformers.cli import comparison
 from flax_transformers.cli.main import main
 from flax_transformers.families.bart import BartConfig
@@ -23,9 +24,8 @@ from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.marian import MarianConfig
 from flax_transformers.families.t5 import T5Config
 from flax_transformers.models.config import Execution
-from flax_transformers.training import digests
-from flax_transformers.training.checkpoints import find_checkpoint
-from tests.families.tensors import parameter_shapes
+from flax_transformers.storage import checksums
+from tests.huggingface.tensors import parameter_shapes
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(20))]
 CONFIG = BertConfig(
@@ -149,7 +149,7 @@ def test_evaluate_scores_a_published_folder_as_what_was_converted_from_it(
     (tmp_path / "text.txt").write_text("\n\n".join(lines))
     (tmp_path / "scored.py").write_text(f"""
 import dataclasses
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.testing import tiny_config
 
 def get_config():
@@ -247,7 +247,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_not_there(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(digests, moment, interrupt)
+        patch.setattr(checksums, moment, interrupt)
         patch.setattr(threading, "excepthook", lambda *_: None)
         with contextlib.suppress(Exception):
             main(["convert", str(published), str(target)])

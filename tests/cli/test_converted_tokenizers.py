@@ -7,12 +7,12 @@ import tarfile
 import numpy as np
 import pytest
 
+from flax_transformers.checkpointing.manager import find_checkpoint
 from flax_transformers.cli.convert import _write_checkpoint
-from flax_transformers.data.tokenizers import load_tokenizer
+from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.families.bert import BertConfig
 from flax_transformers.families.vit import ViTConfig
 from flax_transformers.models.config import Execution
-from flax_transformers.training.checkpoints import find_checkpoint
 from tests.golden.tokenizer_layouts import ARCHIVE, TEXTS, given_texts
 
 

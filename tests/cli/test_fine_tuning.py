@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 
 import flax_transformers as ft
+from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
 from flax_transformers.cli.main import main
 from flax_transformers.models.config import Execution
 from flax_transformers.testing import assert_bit_equal, tiny_bert, tiny_model, write_corpus
-from flax_transformers.training.checkpoints import find_checkpoint, restore_params
 
 pytestmark = pytest.mark.slow
 
 CONFIG = """
 from flax_transformers.data.config import TextData
-from flax_transformers.data.conllu import TaggedSource
-from flax_transformers.data.labelled import LabelledSource
-from flax_transformers.data.pairs import PairSource
-from flax_transformers.data.squad import QuestionSource
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.sources.conllu import TaggedSource
+from flax_transformers.data.sources.labelled import LabelledSource
+from flax_transformers.data.sources.pairs import PairSource
+from flax_transformers.data.sources.squad import QuestionSource
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.t5 import T5Config
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.question_answering import QuestionAnswering
@@ -32,7 +32,7 @@ from flax_transformers.objectives.sequence_classification import SequenceClassif
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.token_classification import TokenClassification
 from flax_transformers.testing import tiny_bert, tiny_config, tiny_model
-from flax_transformers.training.optimizers import AdamW
+from flax_transformers.optim.optimizers import AdamW
 
 
 def get_config():

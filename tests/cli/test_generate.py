@@ -16,7 +16,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 import flax_transformers as ft
 from flax_transformers.cli.main import main
-from flax_transformers.data.tokenizers import TokenizerConfig, train_tokenizer
+from flax_transformers.data.tokenizers.load import TokenizerConfig, train_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.families.bart import BartConfig
 from flax_transformers.families.gpt2 import GPT2Config

@@ -11,18 +11,18 @@ from matplotlib.image import imread
 
 from flax_transformers.cli.main import main
 from flax_transformers.parallel.mesh import make_mesh
-from tests.data.test_images import write_idx
+from tests.data.images.test_dataset import write_idx
 
 COMMON = """
-from flax_transformers.data.augmentation import Augmentation
-from flax_transformers.data.image_kinds import ImageSource
-from flax_transformers.data.images import ImageData
+from flax_transformers.data.images.augmentation import Augmentation
+from flax_transformers.data.images.kinds import ImageSource
+from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.families.vit import ViTConfig
 from flax_transformers.objectives.image_classification import ImageClassification
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.training.config import Evaluation, ImagePhase, Logging, TrainConfig
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.schedules import Schedule
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
 
 SMALL = dict(image_size=8, patch_size=2, num_channels=1, num_labels=3, hidden_size=8, num_layers=1,
              num_heads=2, intermediate_size=8)

@@ -7,8 +7,8 @@ import pytest
 
 from flax_transformers.cli.inspect import readable
 from flax_transformers.cli.main import main
-from flax_transformers.data.tokenizer_kinds import ByteTokenizer
-from flax_transformers.objectives.contract import Shown
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer
+from flax_transformers.objectives.base import Shown
 from flax_transformers.testing import write_corpus
 
 TOKENIZER = ByteTokenizer()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from flax_transformers.cli.main import main
-from flax_transformers.parallel.hlo import account
-from flax_transformers.parallel.topology import EXAMPLES, devices_of
+from flax_transformers.planning.hlo_cost import account
+from flax_transformers.planning.topology import EXAMPLES, devices_of
 
 LACKING = ("h100", "tpu7x")
 """What compilers are not for, or not in every version, that tests install."""

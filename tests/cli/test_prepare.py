@@ -1,7 +1,7 @@
 import pytest
 
 from flax_transformers.cli.main import main
-from flax_transformers.data.store_files import StoreReader
+from flax_transformers.data.store.files import StoreReader
 from flax_transformers.testing import write_corpus
 
 CONFIG = """

@@ -8,18 +8,18 @@ from types import SimpleNamespace
 import pytest
 
 from flax_transformers.cli.run_files import preprocessor, run_files, with_ids_of
-from flax_transformers.data.image_kinds import ImageSource
-from flax_transformers.data.images import ImageData
+from flax_transformers.config_json import to_json
+from flax_transformers.data.images.dataset import ImageData
+from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.families.bert import BertConfig
-from flax_transformers.families.family import config_json, within_vocabulary
-from flax_transformers.families.generation_settings import settings_json
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.llama import LlamaConfig
 from flax_transformers.families.t5 import T5Config
 from flax_transformers.families.vit import ViTConfig
+from flax_transformers.huggingface.family import config_json, within_vocabulary
+from flax_transformers.huggingface.generation_settings import settings_json
 from flax_transformers.models.config import Execution
 from flax_transformers.objectives.image_classification import ImageClassification
-from flax_transformers.training.config_json import to_json
 
 
 def test_images_are_prepared_as_evaluation_does():

@@ -11,10 +11,10 @@ import pytest
 from flax_transformers.cli import runtime
 from flax_transformers.cli.evaluate import _check_data
 from flax_transformers.cli.main import main
+from flax_transformers.config_json import to_json
 from flax_transformers.errors import UserError
 from flax_transformers.testing import tiny_bert, tiny_config
 from flax_transformers.training.config import Phase
-from flax_transformers.training.config_json import to_json
 
 SMALLER = dataclasses.replace(tiny_bert(), num_layers=1, intermediate_size=16)
 

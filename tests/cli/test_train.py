@@ -6,11 +6,11 @@ import argparse
 
 import pytest
 
+from flax_transformers.checkpointing.manager import find_checkpoint
 from flax_transformers.cli import train
 from flax_transformers.cli.main import main
+from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.testing import write_corpus
-from flax_transformers.training.checkpoints import find_checkpoint
-from flax_transformers.training.metrics import read_metrics
 from tests.cli.test_main import TINY, refused, small  # noqa: F401 (a fixture)
 
 

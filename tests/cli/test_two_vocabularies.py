@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from flax_transformers.checkpointing.manager import find_checkpoint
 from flax_transformers.cli.main import main
-from flax_transformers.training.checkpoints import find_checkpoint
 from flax_transformers.training.restore import restore_model
 
 CONFIG = """
 from flax_transformers.data.config import TextData
-from flax_transformers.data.pairs import PairSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.sources.pairs import PairSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.marian import MarianConfig
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.testing import tiny_config
-from flax_transformers.training.checkpoints import CheckpointConfig
+from flax_transformers.checkpointing.manager import CheckpointConfig
 
 def get_config():
     return tiny_config(

@@ -6,9 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flax_transformers.data.folders import open_folder
-from flax_transformers.data.shard_writer import ShardWriter
-from flax_transformers.data.store import SPLITS, Split, TokenStore, add_counts, write_manifest
+from flax_transformers.data.prepare.shard_writer import ShardWriter
+from flax_transformers.data.store.token_store import (
+    SPLITS,
+    Split,
+    TokenStore,
+    add_counts,
+    write_manifest,
+)
+from flax_transformers.storage.folders import open_folder
 
 Documents = Sequence[Sequence[Sequence[int]]]  # documents of sentences of ids
 

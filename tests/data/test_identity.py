@@ -10,23 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from flax_transformers.data import content as content_module
-from flax_transformers.data import images as images_module
-from flax_transformers.data import prepare as prepare_module
-from flax_transformers.data import store_tokenizer as store_tokenizer_module
 from flax_transformers.data.config import TextData
-from flax_transformers.data.content import content_digest
 from flax_transformers.data.dataset import begin, open_dataset, prepare, prepare_share
+from flax_transformers.data.images import dataset as images_module
 from flax_transformers.data.mixture import Component, MixedText
-from flax_transformers.data.prepare import default_directory
-from flax_transformers.data.sources import CorpusReader
-from flax_transformers.data.store_files import DIGEST, sealed
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.prepare import text as prepare_module
+from flax_transformers.data.prepare.text import default_directory
+from flax_transformers.data.sources import content as content_module
+from flax_transformers.data.sources.content import content_digest
+from flax_transformers.data.sources.read import CorpusReader
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.store import tokenizer as store_tokenizer_module
+from flax_transformers.data.store.files import DIGEST, sealed
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
-from tests.data.test_images import data as image_data
-from tests.data.test_images import read_all, write_folder, write_idx
-from tests.data.test_prepare import files
+from tests.data.images.test_dataset import data as image_data
+from tests.data.images.test_dataset import read_all, write_folder, write_idx
+from tests.data.prepare.test_text import files
 
 WORDPIECE = TokenizerConfig("wordpiece", vocab_size=60)
 

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.dataset import open_dataset, prepare
-from flax_transformers.data.examples import MixedExamples
 from flax_transformers.data.mixture import Component, MixedText, in_proportion
-from flax_transformers.data.pairs import PairSource
-from flax_transformers.data.pipeline import TrainStream
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.pipeline.examples import MixedExamples
+from flax_transformers.data.pipeline.loader import TrainStream
+from flax_transformers.data.sources.pairs import PairSource
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
-from tests.data.test_pipeline import Numbers, joined, over_hosts, stream, take
-from tests.data.test_prepare import write_corpus
+from tests.data.pipeline.test_loader import Numbers, joined, over_hosts, stream, take
+from tests.data.prepare.test_text import write_corpus
 
 
 def mixed(*counts, weights):

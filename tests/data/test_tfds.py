@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from flax_transformers.data.labelled import LabelledSource
-from flax_transformers.data.pairs import PairSource
-from flax_transformers.data.sources import read_documents
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tfds_needs import how_to_prepare
+from flax_transformers.data.sources.labelled import LabelledSource
+from flax_transformers.data.sources.pairs import PairSource
+from flax_transformers.data.sources.read import read_documents
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.sources.tfds_needs import how_to_prepare
 from flax_transformers.errors import UserError
-from tests.data.test_hostile import spoilt
+from tests.data.sources.test_hostile import spoilt
 
 SENTENCES = ["Der Hund schläft.", "Es regnet.", "Guten Tag!"]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.prepare import prepare_text
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.evaluation.baselines import (
     Baseline,
     grams,
@@ -20,8 +20,8 @@ from flax_transformers.evaluation.baselines import (
     text_baselines,
 )
 from flax_transformers.evaluation.held_out import held_out_batches
+from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.causal_lm import CausalLM
-from flax_transformers.objectives.contract import Vocabulary
 from flax_transformers.objectives.denoising import Denoising
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.next_sentence import NextSentence

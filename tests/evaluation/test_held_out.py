@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.data.pipeline import TextExamples
-from flax_transformers.data.prepare import PreparedText, prepare_text
-from flax_transformers.data.text import TextSource
+from flax_transformers.data.pipeline.loader import TextExamples
+from flax_transformers.data.prepare.text import PreparedText, prepare_text
+from flax_transformers.data.sources.text import TextSource
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.held_out import (
     evenly_spread,
@@ -19,7 +19,7 @@ from flax_transformers.evaluation.held_out import (
     held_out_evaluator,
 )
 from flax_transformers.models.outputs import HiddenStates
-from flax_transformers.objectives.contract import ModelFunctions, Terms, WindowSpec
+from flax_transformers.objectives.base import ModelFunctions, Terms, WindowSpec
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.testing import tiny_config, write_corpus
 from flax_transformers.training.config import Evaluation, Phase

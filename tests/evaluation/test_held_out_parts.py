@@ -6,11 +6,11 @@ import pytest
 
 from flax_transformers.data.dataset import prepare
 from flax_transformers.data.mixture import Component, MixedText
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.testing import tiny_config, write_corpus
 from flax_transformers.training.config import Phase
-from flax_transformers.training.taken import PartsTaken
+from flax_transformers.training.mixture_progress import PartsTaken
 from tests.evaluation.test_held_out import LENGTH, Shares, by_hand, score
 
 

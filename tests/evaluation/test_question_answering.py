@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from flax_transformers.data.squad import Question
+from flax_transformers.data.sources.squad import Question
 from flax_transformers.evaluation.question_answering import (
     answer_scores,
     best_spans,

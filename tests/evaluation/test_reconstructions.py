@@ -14,8 +14,8 @@ import pytest
 from etils import epath
 from matplotlib.image import imread
 
-from flax_transformers.data.image_kinds import ImageSource
-from flax_transformers.data.images import ImageData, prepare_images
+from flax_transformers.data.images.dataset import ImageData, prepare_images
+from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.evaluation.images import image_baselines
 from flax_transformers.evaluation.pictures import picture_grid, write_png
 from flax_transformers.evaluation.reconstructions import reconstruction_evaluator, three_rows
@@ -30,7 +30,7 @@ from flax_transformers.testing import tiny_config
 from flax_transformers.training.config import Evaluation, ImagePhase
 from flax_transformers.training.loop import Snapshot
 from flax_transformers.training.step import model_functions
-from tests.data.test_images import write_idx
+from tests.data.images.test_dataset import write_idx
 
 OBJECTIVE = MaskedImage(mean=(0.25,), std=(0.5,))
 MODEL = MaeConfig(

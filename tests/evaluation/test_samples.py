@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flax_transformers.data.tokenizer_kinds import ByteTokenizer
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.evaluation import samples
 from flax_transformers.evaluation.samples import Written, format_written, readable, written_samples
 from flax_transformers.objectives.causal_lm import CausalLM
@@ -18,7 +18,7 @@ TOKENIZER = ByteTokenizer()
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    from flax_transformers.data.prepare import prepare_text
+    from flax_transformers.data.prepare.text import prepare_text
 
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder / "text.txt", 40)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.conllu import TaggedSource
-from flax_transformers.data.prepare import prepare_text
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.sources.conllu import TaggedSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.evaluation.tagging import (
     entities,
     entity_scores,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.pairs import PairSource
-from flax_transformers.data.prepare import prepare_text
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.sources.pairs import PairSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation import translation
 from flax_transformers.evaluation.baselines import text_baselines

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from flax_transformers.testing import relative_difference
 from tests.families.parity import TOLERANCE, load_case
-from tests.families.tensors import export_weights
 from tests.golden.hub import read_golden
+from tests.huggingface.tensors import export_weights
 
 
 def assert_gradients(case, script: str, **execution) -> None:

@@ -8,15 +8,15 @@ from functools import partial
 import jax
 import numpy as np
 
-from flax_transformers.families.family import family_of, family_of_json
-from flax_transformers.families.weights import (
+from flax_transformers.huggingface.family import family_of, family_of_json
+from flax_transformers.huggingface.weights import (
     tensor_shapes,
 )
 from flax_transformers.models.config import Execution
 from flax_transformers.testing import relative_difference
-from tests.families.tensors import export_weights, import_weights, parameter_shapes
 from tests.golden.draw import draw_weights
 from tests.golden.hub import Case, read_golden
+from tests.huggingface.tensors import export_weights, import_weights, parameter_shapes
 
 TOLERANCE = 1e-5
 

@@ -16,7 +16,7 @@ from flax_transformers.families.bart import (
     to_huggingface,
     wrap_right,
 )
-from flax_transformers.families.family import config_json
+from flax_transformers.huggingface.family import config_json
 from flax_transformers.models.config import Execution
 from flax_transformers.testing import assert_bit_equal
 from tests.families.parity import (

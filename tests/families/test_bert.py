@@ -12,7 +12,7 @@ import pytest
 
 from flax_transformers.errors import UserError
 from flax_transformers.families.bert import SIZES, BertConfig, from_huggingface, to_huggingface
-from flax_transformers.families.family import config_json
+from flax_transformers.huggingface.family import config_json
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.testing import assert_bit_equal, relative_difference
 from flax_transformers.training.step import model_functions, total_loss
@@ -23,9 +23,9 @@ from tests.families.parity import (
     import_case,
     load_case,
 )
-from tests.families.tensors import export_weights
 from tests.golden import bert as golden
 from tests.golden.hub import read_golden
+from tests.huggingface.tensors import export_weights
 
 CASES = {case.name: case for case in golden.CASES}
 EACH = pytest.mark.parametrize("name", CASES)

@@ -8,11 +8,11 @@ import pytest
 
 from flax_transformers.errors import UserError
 from flax_transformers.families.deit import SIZES, DeiTConfig, from_huggingface, weights
-from flax_transformers.families.family import config_json
+from flax_transformers.huggingface.family import config_json
 from tests.families.parity import load_case
-from tests.families.tensors import export_weights, import_weights
 from tests.families.vision import published_count, without_prefix
 from tests.golden import deit as golden
+from tests.huggingface.tensors import export_weights, import_weights
 
 
 def test_a_file_without_prefix_is_read():

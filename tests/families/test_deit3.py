@@ -21,11 +21,11 @@ from flax_transformers.families.deit3 import (
     from_huggingface,
     weights,
 )
-from flax_transformers.families.family import config_json, identify
+from flax_transformers.huggingface.family import config_json, identify
 from tests.families.parity import load_case
-from tests.families.tensors import export_weights, import_weights
 from tests.families.vision import published_count
 from tests.golden import deit3 as golden
+from tests.huggingface.tensors import export_weights, import_weights
 
 
 def test_tensors_have_the_names_and_shapes_of_timm():

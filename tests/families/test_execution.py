@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import pytest
 
-from flax_transformers.families.family import all_families
-from flax_transformers.models import attention
+from flax_transformers.huggingface.family import all_families
 from flax_transformers.models.config import Execution
+from flax_transformers.models.layers import attention
 from flax_transformers.testing import tiny_model
 
 FIRST = sorted(family.architectures[0] for family in all_families())

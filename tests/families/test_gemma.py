@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.family import config_json
 from flax_transformers.families.gemma import SIZES, GemmaConfig, NormAroundOne, from_huggingface
+from flax_transformers.huggingface.family import config_json
 from tests.families.parity import count_parameters
 from tests.golden import gemma as golden
 

@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-from flax_transformers.families.family import all_families
+from flax_transformers.huggingface.family import all_families
 from tests.families.parity import assert_parity, assert_weights_come_back
 
 NAMES = [family.config.__module__.rpartition(".")[2] for family in all_families()]

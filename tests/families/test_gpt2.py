@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.family import config_json
 from flax_transformers.families.gpt2 import SIZES, GPT2Config, from_huggingface
+from flax_transformers.huggingface.family import config_json
 from flax_transformers.testing import assert_bit_equal
 from tests.families.decoders import assert_gradients
 from tests.families.parity import (

@@ -12,7 +12,6 @@ import pytest
 
 from flax_transformers import load_pretrained, save_pretrained
 from flax_transformers.errors import UserError
-from flax_transformers.families.family import config_json
 from flax_transformers.families.mae import (
     SIZES,
     MaeConfig,
@@ -21,14 +20,15 @@ from flax_transformers.families.mae import (
     patch_targets,
     weights,
 )
+from flax_transformers.huggingface.family import config_json
 from flax_transformers.models.config import Execution
 from flax_transformers.testing import relative_difference, tiny_model
 from tests.families.parity import TOLERANCE, load_case
-from tests.families.tensors import export_weights, import_weights
 from tests.families.test_vit import in_file
 from tests.families.vision import published_count, without_prefix
 from tests.golden import mae as golden
 from tests.golden.hub import read_golden
+from tests.huggingface.tensors import export_weights, import_weights
 
 
 def masked_loss(model, params, images, noise):

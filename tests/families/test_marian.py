@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.family import config_json
 from flax_transformers.families.marian import (
     SIZES,
     MarianConfig,
@@ -19,6 +18,7 @@ from flax_transformers.families.marian import (
     sinusoidal_table,
     to_huggingface,
 )
+from flax_transformers.huggingface.family import config_json
 from flax_transformers.models.config import Execution
 from flax_transformers.testing import assert_bit_equal
 from tests.families.parity import (
@@ -27,8 +27,8 @@ from tests.families.parity import (
     import_case,
     load_case,
 )
-from tests.families.tensors import parameter_shapes
 from tests.golden import marian as golden
+from tests.huggingface.tensors import parameter_shapes
 from tests.models.encoder_decoders import assert_steps_are_as_the_full_pass
 
 CASES = {case.name: case for case in golden.CASES}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.family import config_json
 from flax_transformers.families.mistral import SIZES, MistralConfig, from_huggingface
+from flax_transformers.huggingface.family import config_json
 from tests.families.parity import (
     count_parameters,
     load_case,

@@ -8,9 +8,9 @@ import jax
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.family import config_json
 from flax_transformers.families.mixtral import SIZES, MixtralConfig, from_huggingface
-from flax_transformers.families.mixtral_layers import balance_loss
+from flax_transformers.huggingface.family import config_json
+from flax_transformers.models.layers.mixture_of_experts import balance_loss
 from flax_transformers.testing import relative_difference
 from tests.families.parity import (
     TOLERANCE,

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.family import config_json
 from flax_transformers.families.modernbert import (
     FULL,
     SIZES,
@@ -19,8 +18,9 @@ from flax_transformers.families.modernbert import (
     from_huggingface,
     to_huggingface,
 )
+from flax_transformers.huggingface.family import config_json
 from flax_transformers.models.config import Execution
-from flax_transformers.models.positions import Rope
+from flax_transformers.models.layers.positions import Rope
 from flax_transformers.testing import assert_bit_equal, relative_difference
 from tests.families.parity import (
     assert_parity,
@@ -29,8 +29,8 @@ from tests.families.parity import (
     import_case,
     load_case,
 )
-from tests.families.tensors import parameter_shapes
 from tests.golden import modernbert as golden
+from tests.huggingface.tensors import parameter_shapes
 from tests.models.reference import randomize
 
 CASES = {case.name: case for case in golden.CASES}

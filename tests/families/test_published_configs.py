@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from flax_transformers.families.family import config_json
-from flax_transformers.families.generation_settings import settings_json
-from flax_transformers.families.hub_read import _read_config
+from flax_transformers.huggingface.family import config_json
+from flax_transformers.huggingface.generation_settings import settings_json
+from flax_transformers.huggingface.read import _read_config
 
 PUBLISHED = json.loads(Path(__file__).with_name("published_configs.json").read_text())
 

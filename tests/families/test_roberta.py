@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.family import config_json
 from flax_transformers.families.roberta import (
     SIZES,
     RobertaConfig,
     from_huggingface,
     to_huggingface,
 )
+from flax_transformers.huggingface.family import config_json
 from flax_transformers.models.config import Execution
 from flax_transformers.testing import assert_bit_equal, relative_difference
 from tests.families.parity import (
@@ -26,8 +26,8 @@ from tests.families.parity import (
     import_case,
     load_case,
 )
-from tests.families.tensors import parameter_shapes
 from tests.golden import roberta as golden
+from tests.huggingface.tensors import parameter_shapes
 
 CASES = {case.name: case for case in golden.CASES}
 EACH = pytest.mark.parametrize("name", CASES)

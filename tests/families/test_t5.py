@@ -14,7 +14,6 @@ import pytest
 
 import flax_transformers as ft
 from flax_transformers.errors import UserError
-from flax_transformers.families.family import config_json
 from flax_transformers.families.t5 import (
     SIZES,
     T5Config,
@@ -22,6 +21,7 @@ from flax_transformers.families.t5 import (
     settle,
     to_huggingface,
 )
+from flax_transformers.huggingface.family import config_json
 from flax_transformers.models.config import Execution
 from flax_transformers.testing import assert_bit_equal, relative_difference
 from tests.families.parity import (
@@ -32,9 +32,9 @@ from tests.families.parity import (
     import_case,
     load_case,
 )
-from tests.families.tensors import export_weights
 from tests.golden import t5 as golden
 from tests.golden.hub import read_golden
+from tests.huggingface.tensors import export_weights
 from tests.models.encoder_decoders import (
     assert_packed_examples_are_as_alone,
     assert_packed_examples_do_not_see_each_other,

@@ -13,15 +13,15 @@ import optax
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.family import config_json
 from flax_transformers.families.vit import SIZES, ViTConfig, from_huggingface, weights
+from flax_transformers.huggingface.family import config_json
 from flax_transformers.models.vision import change_image_size
 from flax_transformers.testing import relative_difference
 from tests.families.parity import TOLERANCE, assert_parity, load_case
-from tests.families.tensors import export_weights, import_weights
 from tests.families.vision import published_count, without_prefix
 from tests.golden import vit as golden
 from tests.golden.hub import read_golden
+from tests.huggingface.tensors import export_weights, import_weights
 
 
 @pytest.mark.slow

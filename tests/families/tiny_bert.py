@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from flax_transformers.families.bert import BertConfig
 from flax_transformers.models.config import Execution
-from tests.families.tensors import parameter_shapes
+from tests.huggingface.tensors import parameter_shapes
 
 CONFIG = BertConfig(
     architecture="BertForMaskedLM",

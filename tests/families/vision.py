@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from flax_transformers.families.weights import (
+from flax_transformers.huggingface.weights import (
     tensor_shapes,
 )
 from flax_transformers.models.config import Execution
-from tests.families.tensors import parameter_shapes
+from tests.huggingface.tensors import parameter_shapes
 
 
 def published_count(config, weights):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.data.tokenizer_facts import NO_FACTS, Facts
-from flax_transformers.data.tokenizer_kinds import ByteTokenizer
+from flax_transformers.data.tokenizers.facts import NO_FACTS, Facts
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.generation.fill_mask import (
     Filled,
@@ -20,7 +20,7 @@ from flax_transformers.generation.fill_mask import (
     held_out_samples,
 )
 from flax_transformers.models.outputs import HiddenStates
-from flax_transformers.objectives.contract import Frame, ModelFunctions, Vocabulary
+from flax_transformers.objectives.base import Frame, ModelFunctions, Vocabulary
 from flax_transformers.testing import GivenLogits
 
 PIECES = ["<pad>", "[CLS]", "the", "cat", "##s", "sat", "[MASK]", "on", "a", "mat", ".", "[SEP]"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from flax_transformers.data.tokenizers import TokenizerConfig, train_tokenizer
+from flax_transformers.data.tokenizers.load import TokenizerConfig, train_tokenizer
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.generation.prompts import read_prompts
-from tests.data.test_byte_level_training import CONFIGS, CORPUS
+from tests.data.tokenizers.test_byte_level_training import CONFIGS, CORPUS
 
 
 @pytest.mark.parametrize("name", CONFIGS)

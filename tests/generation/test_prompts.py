@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from flax_transformers.data.tokenizers import TokenizerConfig, train_tokenizer
+from flax_transformers.data.tokenizers.load import TokenizerConfig, train_tokenizer
 from flax_transformers.families.bart import BartConfig
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.generation.prompts import read_prompts

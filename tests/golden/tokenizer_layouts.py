@@ -28,7 +28,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer, WordPieceTrainer
 
-from flax_transformers.data.tokenizer_export import merges_of
+from flax_transformers.data.tokenizers.export import merges_of
 from tests.golden.multilingual import corpus, texts
 
 ARCHIVE = Path(__file__).with_suffix("").with_name("tokenizer_layouts.tar.xz")

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from flax_transformers.models.config import Execution
-from flax_transformers.models.embeddings import word_table
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig, shift_right
 from flax_transformers.models.encoder_decoder_heads import (
     EncoderDecoderForConditionalGeneration,
     EncoderDecoderForSequenceClassification,
     ShiftedLanguageHead,
 )
+from flax_transformers.models.layers.embeddings import word_table
 from tests.models.encoder_decoders import (
     assert_packed_examples_are_as_alone,
     assert_packed_examples_do_not_see_each_other,

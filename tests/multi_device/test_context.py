@@ -15,10 +15,10 @@ from flax_transformers.models.config import Execution
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import RULES
-from flax_transformers.parallel.topology import devices_of
+from flax_transformers.planning.plan import plan
+from flax_transformers.planning.topology import devices_of
 from flax_transformers.testing import assert_parity, tiny_config, tiny_model
 from flax_transformers.training.config import Phase
-from flax_transformers.training.plan import plan
 
 pytestmark = pytest.mark.slow
 

@@ -9,19 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.families.family import all_families, family_of_json
+from flax_transformers.huggingface.family import all_families, family_of_json
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.masked_image import MaskedImage
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.span_corruption import SpanCorruption
-from flax_transformers.parallel.hlo import SLICES, account
+from flax_transformers.optim.optimizers import AdamW, make_optimizer
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding
-from flax_transformers.parallel.topology import devices_of
+from flax_transformers.planning.hlo_cost import SLICES, account
+from flax_transformers.planning.topology import devices_of
 from flax_transformers.testing import relative_difference, tiny_model
-from flax_transformers.training.optimizers import AdamW, make_optimizer
-from flax_transformers.training.schedules import Schedule
 from flax_transformers.training.state import TrainState, abstract_state
 from flax_transformers.training.step import compile_train_step, make_train_step, model_functions
 

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from flax_transformers.data.pipeline import TextExamples, TrainStream
-from flax_transformers.data.prepare import prepare_text
+from flax_transformers.data.pipeline.loader import TextExamples, TrainStream
+from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.optim.optimizers import make_optimizer
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding
 from flax_transformers.testing import relative_difference, tiny_bert, tiny_config, write_corpus
-from flax_transformers.training.optimizers import make_optimizer
 from flax_transformers.training.state import abstract_state, initialize_state
 from flax_transformers.training.step import compile_train_step, make_train_step, model_functions
 

@@ -27,7 +27,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.distributed import leave_if_not_alone
 from flax_transformers.training import digests
-from flax_transformers.training.checkpoints import CheckpointConfig, Checkpoints, restore_params
+from flax_transformers.checkpointing.manager import CheckpointConfig, Checkpoints, restore_params
 
 logging.basicConfig(level=logging.WARNING)
 devices = np.array(jax.devices()).reshape(2, 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flax_transformers.data.prepare import prepare_text
+from flax_transformers.data.prepare.text import prepare_text
 from flax_transformers.testing import tiny_config, write_corpus
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.slow]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from flax_transformers.checkpointing.manager import find_checkpoint
+from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.testing import relative_difference, write_corpus
-from flax_transformers.training.checkpoints import find_checkpoint
-from flax_transformers.training.metrics import read_metrics
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
 

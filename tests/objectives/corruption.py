@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_transformers.models.outputs import HiddenStates
-from flax_transformers.objectives.contract import ModelFunctions, Vocabulary
+from flax_transformers.objectives.base import ModelFunctions, Vocabulary
 from flax_transformers.testing import GivenLogits
 
 SENTINELS = tuple(range(32099, 31999, -1))

@@ -13,8 +13,8 @@ from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.mixtral import MixtralConfig
 from flax_transformers.models.config import Execution
 from flax_transformers.models.outputs import HiddenStates
+from flax_transformers.objectives.base import ModelFunctions, Vocabulary
 from flax_transformers.objectives.causal_lm import CausalLM
-from flax_transformers.objectives.contract import ModelFunctions, Vocabulary
 from flax_transformers.testing import GivenLogits
 from flax_transformers.training.step import model_functions
 

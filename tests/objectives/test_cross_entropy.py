@@ -13,9 +13,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from flax_transformers.models.heads import Unembedding
-from flax_transformers.objectives.contract import ModelFunctions, Terms
+from flax_transformers.objectives.base import ModelFunctions, Terms
 from flax_transformers.objectives.cross_entropy import cross_entropy, word_scores
-from flax_transformers.objectives.word_loss import PALM_Z_LOSS, WordLoss
+from flax_transformers.objectives.lm_loss import PALM_Z_LOSS, WordLoss
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import RULES
 

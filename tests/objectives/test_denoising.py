@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import Vocabulary
+from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.denoising import Denoising, span_lengths
 from tests.objectives.corruption import (
     assert_shifted,

@@ -10,7 +10,7 @@ import pytest
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.outputs import HiddenStates
-from flax_transformers.objectives.contract import ModelFunctions, Vocabulary
+from flax_transformers.objectives.base import ModelFunctions, Vocabulary
 from flax_transformers.objectives.image_classification import (
     ImageClassification,
     cutmix,

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.conllu import TaggedSource
-from flax_transformers.data.labelled import LabelledSource
-from flax_transformers.data.pipeline import TrainStream, evaluation_batches
-from flax_transformers.data.prepare import prepare_text
-from flax_transformers.data.squad import QuestionSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.pipeline.loader import TrainStream, evaluation_batches
+from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.sources.conllu import TaggedSource
+from flax_transformers.data.sources.labelled import LabelledSource
+from flax_transformers.data.sources.squad import QuestionSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.models.outputs import HiddenStates
-from flax_transformers.objectives.contract import ModelFunctions, Vocabulary
+from flax_transformers.objectives.base import ModelFunctions, Vocabulary
 from flax_transformers.objectives.labelled import framed, longest_first
 from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.sequence_classification import SequenceClassification

@@ -9,7 +9,7 @@ import pytest
 
 from flax_transformers.families.mae import MaeConfig, hide_patches
 from flax_transformers.models.config import Execution
-from flax_transformers.objectives.contract import Vocabulary
+from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.masked_image import MaskedImage, mask_noise
 from flax_transformers.training.step import model_functions
 

@@ -11,7 +11,7 @@ import pytest
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.outputs import HiddenStates
-from flax_transformers.objectives.contract import ModelFunctions, Vocabulary
+from flax_transformers.objectives.base import ModelFunctions, Vocabulary
 from flax_transformers.objectives.masked_lm import MaskedLM, span_lengths
 from flax_transformers.objectives.rows import random_ordinary
 from flax_transformers.testing import GivenLogits

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.pipeline import TextExamples
-from flax_transformers.data.prepare import prepare_text
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.pipeline.loader import TextExamples
+from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.models.outputs import HiddenStates
-from flax_transformers.objectives.contract import ModelFunctions, Vocabulary
+from flax_transformers.objectives.base import ModelFunctions, Vocabulary
 from flax_transformers.objectives.next_sentence import NextSentence
 from flax_transformers.testing import GivenLogits
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.contract import Vocabulary
+from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from tests.objectives.corruption import example, terms_of, without
 

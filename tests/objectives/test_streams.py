@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.pairs import PairSource
-from flax_transformers.data.pipeline import TrainStream
-from flax_transformers.data.prepare import prepare_text
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.pipeline.loader import TrainStream
+from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.sources.pairs import PairSource
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.denoising import Denoising
 from flax_transformers.objectives.masked_lm import MaskedLM
@@ -21,7 +21,7 @@ from flax_transformers.objectives.next_sentence import NextSentence
 from flax_transformers.objectives.prefix_lm import PrefixLM
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.span_corruption import SpanCorruption
-from tests.data.test_prepare import write_corpus
+from tests.data.prepare.test_text import write_corpus
 
 LENGTH, BATCH = 64, 4
 OBJECTIVES = {

@@ -9,14 +9,14 @@ import numpy as np
 import PIL.Image
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.conllu import TaggedSource
-from flax_transformers.data.image_kinds import ImageSource
-from flax_transformers.data.images import ImageData
-from flax_transformers.data.labelled import LabelledSource
+from flax_transformers.data.images.dataset import ImageData
+from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.data.mixture import MixedText
-from flax_transformers.data.pairs import PairSource
-from flax_transformers.data.squad import QuestionSource
-from flax_transformers.data.text import TextSource
+from flax_transformers.data.sources.conllu import TaggedSource
+from flax_transformers.data.sources.labelled import LabelledSource
+from flax_transformers.data.sources.pairs import PairSource
+from flax_transformers.data.sources.squad import QuestionSource
+from flax_transformers.data.sources.text import TextSource
 
 VOCABULARY = "400"
 TAGS = ("DET", "NOUN", "VERB")

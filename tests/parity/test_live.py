@@ -20,7 +20,7 @@ import transformers
 
 import flax_transformers as ft
 import tests.golden
-from flax_transformers.families.family import family_of
+from flax_transformers.huggingface.family import family_of
 from flax_transformers.testing import relative_difference
 from tests.families.parity import TOLERANCE
 from tests.golden.hub import Case, load_original, run_original

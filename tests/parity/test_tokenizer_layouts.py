@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flax_transformers.data.tokenizers import load_tokenizer
+from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.generation.prompts import rows_of
 from tests.golden.tokenizer_layouts import LAYOUTS, ROLES, expected, given_texts, write
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import transformers
 
-from flax_transformers.data.tokenizers import TokenizerConfig, load_tokenizer, train_tokenizer
-from tests.data.languages import HARD_TEXTS, TEXTS
-from tests.data.test_byte_level_training import CODE, CORPUS
+from flax_transformers.data.tokenizers.load import TokenizerConfig, load_tokenizer, train_tokenizer
+from tests.data.tokenizers.languages import HARD_TEXTS, TEXTS
+from tests.data.tokenizers.test_byte_level_training import CODE, CORPUS
 
 KINDS = {
     "byte-level BPE": TokenizerConfig("byte_level_bpe", 500),

@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from flax_transformers.data.prepare import prepare_text
+from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.data.prepare.text import prepare_text
 from flax_transformers.testing import tiny_config
-from flax_transformers.training.checkpoints import CheckpointConfig
 from flax_transformers.training.config import Evaluation
 from flax_transformers.training.loop import train
 

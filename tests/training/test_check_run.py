@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.image_kinds import ImageSource
-from flax_transformers.data.images import ImageData
-from flax_transformers.data.labelled import LabelledSource
-from flax_transformers.data.pairs import PairSource
-from flax_transformers.data.squad import QuestionSource
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.images.dataset import ImageData
+from flax_transformers.data.images.kinds import ImageSource
+from flax_transformers.data.sources.labelled import LabelledSource
+from flax_transformers.data.sources.pairs import PairSource
+from flax_transformers.data.sources.squad import QuestionSource
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.families.bart import BartConfig
 from flax_transformers.families.bert import BertConfig
@@ -24,8 +24,8 @@ from flax_transformers.families.marian import MarianConfig
 from flax_transformers.families.roberta import RobertaConfig
 from flax_transformers.families.t5 import T5Config
 from flax_transformers.families.vit import ViTConfig
+from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.causal_lm import CausalLM
-from flax_transformers.objectives.contract import Vocabulary
 from flax_transformers.objectives.denoising import Denoising
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.masked_lm import MaskedLM
@@ -34,11 +34,11 @@ from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.span_corruption import SpanCorruption
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.testing import tiny_config
 from flax_transformers.training.check_run import check_batch, check_config, check_run
 from flax_transformers.training.config import ImagePhase, Phase
-from flax_transformers.training.optimizers import AdamW
-from flax_transformers.training.schedules import Schedule
 
 SMALL = {
     "hidden_size": 8, "num_layers": 1, "num_heads": 2, "intermediate_size": 8,

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from flax_transformers.cli.config_file import load_config
-from flax_transformers.data.text import TextSource
+from flax_transformers.config_json import from_json, to_json
+from flax_transformers.data.sources.text import TextSource
 from flax_transformers.errors import UserError
+from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.testing import tiny_bert, tiny_config
 from flax_transformers.training.config import Phase, check_resumable, differences
-from flax_transformers.training.config_json import from_json, to_json
-from flax_transformers.training.optimizers import AdamW
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 SAVED = to_json(tiny_config("text.txt", "store"))
@@ -49,7 +49,7 @@ def refused(saved):
         "builtins.eval",
         "flax_transformers_evil.Config",
         "flax_transformers.testing.write_corpus",  # ours, but no config
-        "flax_transformers.data.store.np.save",
+        "flax_transformers.data.store.token_store.np.save",
         "flax_transformers.errors.UserError",
         "flax_transformers.families.no_such_family.Config",
         "flax_transformers.families.bert.NoSuchConfig",

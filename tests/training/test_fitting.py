@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import flax_transformers as ft
-from flax_transformers.data.prepare import prepare_text
+from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
+from flax_transformers.data.prepare.text import prepare_text
 from flax_transformers.errors import UserError
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.t5 import T5Config
@@ -19,12 +20,11 @@ from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.next_sentence import NextSentence
 from flax_transformers.objectives.span_corruption import SpanCorruption
+from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.pretrained import initial_parameters
 from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
-from flax_transformers.training.checkpoints import find_checkpoint, restore_params
 from flax_transformers.training.loop import train
-from flax_transformers.training.optimizers import AdamW
 from flax_transformers.training.step import check_fits
 
 PRETRAINING = "BertForPreTraining"

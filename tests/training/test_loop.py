@@ -6,9 +6,11 @@ import json
 import jax
 import pytest
 
-from flax_transformers.data.prepare import prepare_text
+from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
+from flax_transformers.data.prepare.text import prepare_text
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.held_out import held_out_evaluator
+from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.testing import (
     assert_bit_equal,
@@ -18,10 +20,8 @@ from flax_transformers.testing import (
     write_corpus,
 )
 from flax_transformers.training import loop
-from flax_transformers.training.checkpoints import find_checkpoint, restore_params
 from flax_transformers.training.config import Phase
 from flax_transformers.training.loop import train
-from flax_transformers.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 from etils import epath
 
+from flax_transformers.checkpointing.manager import find_checkpoint
 from flax_transformers.cli import runtime
+from flax_transformers.config_json import FORMAT, from_json, to_json
 from flax_transformers.data.dataset import open_dataset, verify
 from flax_transformers.errors import UserError
+from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.pretrained import load_pretrained
 from flax_transformers.testing import relative_difference
 from flax_transformers.training.check_run import check_config, check_run
-from flax_transformers.training.checkpoints import find_checkpoint
-from flax_transformers.training.config_json import FORMAT, from_json, to_json
 from flax_transformers.training.loop import train
-from flax_transformers.training.metrics import read_metrics
-from flax_transformers.training.position import check_meta
 from flax_transformers.training.restore import saved_config
+from flax_transformers.training.run_state import check_meta
 from tests.fixtures.make_format_1 import STEPS, digest_of_state
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "format_1.tar.xz"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from flax_transformers.checkpointing import manager
 from flax_transformers.testing import assert_bit_equal, write_corpus
-from flax_transformers.training import checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -49,9 +49,9 @@ def straight(folder):
 
 def everything(workdir):
     """All arrays of the newest checkpoint: parameters, optimizer state, key, counters."""
-    found = checkpoints.find_checkpoint(workdir)
+    found = manager.find_checkpoint(workdir)
     assert found.step == 20
-    return checkpoints.restore_arrays(found)
+    return manager.restore_arrays(found)
 
 
 def ledger(workdir):
@@ -69,7 +69,7 @@ def test_killed_after_nine_steps_it_repeats_two_and_ends_equal(folder, straight)
     workdir = folder / "killed"
     killed = run(folder, workdir, 9, "SIGKILL")
     assert killed.returncode == -signal.SIGKILL
-    assert checkpoints.find_checkpoint(workdir).step == 7
+    assert manager.find_checkpoint(workdir).step == 7
     resumed = run(folder, workdir)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(workdir, straight)
@@ -79,7 +79,7 @@ def test_told_to_stop_it_saves_and_ends_equal(folder, straight):
     workdir = folder / "stopped"
     stopped = run(folder, workdir, 9, "SIGTERM")
     assert stopped.returncode == 42, stopped.stderr
-    assert checkpoints.find_checkpoint(workdir).step == 9
+    assert manager.find_checkpoint(workdir).step == 9
     assert run(folder, workdir).returncode == 0
     assert_same_run(workdir, straight)
 

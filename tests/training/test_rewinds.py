@@ -9,17 +9,22 @@ import time
 
 import pytest
 
-from flax_transformers.data.prepare import prepare_text
+from flax_transformers.checkpointing import manager
+from flax_transformers.checkpointing.manager import (
+    CheckpointConfig,
+    find_checkpoint,
+    restore_arrays,
+)
+from flax_transformers.data.prepare.text import prepare_text
 from flax_transformers.errors import UserError
+from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.testing import (
     assert_bit_equal,
     batches_with_nan,
     tiny_config,
     write_corpus,
 )
-from flax_transformers.training import checkpoints, loop
-from flax_transformers.training.checkpoints import CheckpointConfig, find_checkpoint, restore_arrays
-from flax_transformers.training.metrics import read_metrics
+from flax_transformers.training import loop
 
 pytestmark = pytest.mark.slow
 
@@ -101,13 +106,13 @@ def test_a_run_goes_back_no_more_often_than_it_may_and_keeps_its_checkpoint(
 def test_a_checkpoint_that_is_still_being_written_is_waited_for(
     config, spoil, tmp_path, monkeypatch, caplog
 ):
-    commit = checkpoints.Checkpoints._before_commit
+    commit = manager.Checkpoints._before_commit
 
     def slowly(self):
         time.sleep(2)
         commit(self)
 
-    monkeypatch.setattr(checkpoints.Checkpoints, "_before_commit", slowly)
+    monkeypatch.setattr(manager.Checkpoints, "_before_commit", slowly)
     spoil({SAVED_EVERY, SAVED_EVERY + 1, SAVED_EVERY + 2})
     assert train(config, tmp_path).step == STEPS
     assert f"went back to step {SAVED_EVERY};" in caplog.text

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from flax_transformers.checkpointing.save_schedule import SaveSchedule
 from flax_transformers.errors import UserError
 from flax_transformers.training import loop
-from flax_transformers.training.position import Position
-from flax_transformers.training.save_schedule import SaveSchedule
+from flax_transformers.training.run_state import Position
 
 TOTAL = 12
 

@@ -10,15 +10,15 @@ import pytest
 from etils import epath
 
 from flax_transformers.cli.main import main
-from flax_transformers.data.cached_stores import Tokenizers
+from flax_transformers.config_json import to_json
 from flax_transformers.data.dataset import Dataset, prepare
-from flax_transformers.data.text import TextSource
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.prepare.cached_stores import Tokenizers
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.testing import tiny_config, write_corpus
 from flax_transformers.training.config import TrainConfig, check_resumable
-from flax_transformers.training.config_json import to_json
-from flax_transformers.training.position import (
+from flax_transformers.training.run_state import (
     Position,
     check_meta,
     checkpoint_meta,
@@ -157,7 +157,7 @@ def test_what_does_not_change_the_training_examples_may_change(config, changes, 
 
 
 CONFIG = """
-from flax_transformers.data.tokenizers import TokenizerConfig
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.testing import tiny_bert, tiny_config
 from dataclasses import replace
 

@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 from etils import epath
 
-from flax_transformers.cli import to_beat
+from flax_transformers.checkpointing.manager import find_checkpoint
+from flax_transformers.cli import baselines as to_beat
 from flax_transformers.cli.main import main
-from flax_transformers.data.tokenizers import load_tokenizer
+from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.evaluation.baselines import Baseline
-from flax_transformers.testing import write_corpus
-from flax_transformers.training.checkpoints import find_checkpoint
-from flax_transformers.training.goodput import KINDS, Clock
-from flax_transformers.training.ledger import Ledger
-from flax_transformers.training.metrics import MetricsWriter, read_metrics
-from flax_transformers.training.workdir import (
+from flax_transformers.monitoring.example_log import Ledger
+from flax_transformers.monitoring.goodput import KINDS, Clock
+from flax_transformers.monitoring.metrics import MetricsWriter, read_metrics
+from flax_transformers.storage.workdir import (
     clear_side_files,
     only_one,
     read_side_file,
     write_text,
 )
+from flax_transformers.testing import write_corpus
 from tests.multi_process.test_training import arguments
 
 STEPS, RESUMED_AT = 20, 10

@@ -13,14 +13,14 @@ import optax
 import pytest
 
 from flax_transformers.models.outputs import HiddenStates
-from flax_transformers.objectives.contract import ModelFunctions, Terms
+from flax_transformers.objectives.base import ModelFunctions, Terms
 from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.optim.ema import WeightAverage
+from flax_transformers.optim.optimizers import AdamW, make_optimizer
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding, replicated
 from flax_transformers.testing import GivenLogits, assert_bit_equal
-from flax_transformers.training.average import WeightAverage
-from flax_transformers.training.optimizers import AdamW, make_optimizer
-from flax_transformers.training.schedules import Schedule
 from flax_transformers.training.state import TrainState
 from flax_transformers.training.step import (
     compile_train_step,

@@ -11,8 +11,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flax_transformers.data.prepare import prepare_text
+from flax_transformers.checkpointing.manager import (
+    CheckpointConfig,
+    Checkpoints,
+    find_checkpoint,
+    restore_arrays,
+)
+from flax_transformers.data.prepare.text import prepare_text
 from flax_transformers.errors import UserError
+from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.testing import (
     assert_bit_equal,
@@ -21,15 +28,8 @@ from flax_transformers.testing import (
     write_corpus,
 )
 from flax_transformers.training import loop
-from flax_transformers.training.checkpoints import (
-    CheckpointConfig,
-    Checkpoints,
-    find_checkpoint,
-    restore_arrays,
-)
 from flax_transformers.training.config import Evaluation
-from flax_transformers.training.metrics import read_metrics
-from flax_transformers.training.program import build_program
+from flax_transformers.training.setup import build_program
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,48 @@
+"""Whether the arrays in a checkpoint are those that are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from flax_transformers.checkpointing.step_directories import few
+from flax_transformers.errors import UserError
+
+
+def require_same_structure(folder: epath.Path, saved: Any, wanted: Any) -> None:
+    """Raises UserError naming what is missing, unexpected or of another shape or dtype."""
+    there, here = dict(_described(saved)), dict(_described(wanted))
+    lacks = [f"lacks {name}" for name in _sorted(here.keys() - there.keys())]
+    adds = [f"also has {name}" for name in _sorted(there.keys() - here.keys())]
+    other = [
+        f"has {name} as {there[name]}, not {here[name]}"
+        for name in _sorted(here.keys() & there.keys())
+        if there[name] != here[name]
+    ]
+    differences = [few(kind, "; ") for kind in (other, lacks, adds) if kind]
+    if differences:
+        raise UserError(
+            f"checkpoint {folder} is of another model or optimizer: it {'; '.join(differences)}; "
+            "nothing was changed: choose another --workdir, or the config it was written with"
+        )
+
+
+def _sorted(names: Iterable[str]) -> list[str]:
+    """Parameters first: the rest follows from them."""
+    return sorted(names, key=lambda name: (not name.startswith("params/"), name))
+
+
+def _described(tree: Any) -> Iterator[tuple[str, str]]:
+    """Each array's path and `dtype[shape]`, the same for a pytree and for orbax's record of it."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_array):
+        keys = [getattr(k, "key", getattr(k, "idx", getattr(k, "name", k))) for k in path]
+        shape = ",".join(str(size) for size in leaf.shape)
+        yield "/".join(str(key) for key in keys), f"{np.dtype(leaf.dtype).name}[{shape}]"
+
+
+def is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape")

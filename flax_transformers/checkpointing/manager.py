@@ -1,0 +1,509 @@
+"""Checkpoints: written in the background, checked before they are read, restored onto any mesh.
+
+A step folder `checkpoints/<step>/` holds `state/` (arrays), `meta/` (JSON), whatever small files
+the run needs beside them (its tokenizers) and `DIGESTS.json` (see `digests`). A step is committed
+by one rename, digests included. Folders that fail the check are set aside as `invalid-<step>-<n>`,
+never deleted. All of orbax that the package uses is in this file, but for its barrier.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from flax_transformers import ranges
+from flax_transformers.checkpointing import step_directories
+from flax_transformers.checkpointing.compatibility import is_array, require_same_structure
+from flax_transformers.checkpointing.retention import Retention
+from flax_transformers.checkpointing.step_directories import Files, Found
+from flax_transformers.errors import UserError
+from flax_transformers.parallel.distributed import PATIENCE_SECONDS, wait_for_all
+from flax_transformers.ranges import Ranges
+from flax_transformers.storage import checksums
+from flax_transformers.storage.write_errors import (
+    raise_read_error,
+    raise_write_error,
+    report_failed_writes_once,
+)
+
+logger = logging.getLogger(__name__)
+
+_MESSAGE_BYTES = 8192
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written and which of them are kept."""
+
+    every_steps: int = 1000
+    """0: only at the end."""
+    keep_latest: int = 3
+    keep_every: int | None = None
+    """Keep every step that is a multiple of this, for good."""
+    keep_best: int = 0
+    """Keep this many with the best ``best_metric``, besides the latest; 0: none."""
+    best_metric: str = "eval/loss"
+    best_mode: Literal["min", "max"] = "min"
+    asynchronous: bool = True
+    """Write in the background while training goes on."""
+    invalid_to_keep: int = 8
+    """Damaged steps that may be set aside before training asks for them to be looked at."""
+
+    RANGES: ClassVar[Ranges] = {
+        "every_steps": ranges.integers(0),
+        "keep_latest": ranges.integers(),
+        "keep_every": ranges.integers(),
+        "keep_best": ranges.integers(0),
+        "invalid_to_keep": ranges.integers(0),
+    }
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "checkpoints")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `Checkpoints.restore_newest` found."""
+
+    step: int
+    state: Any
+    meta: dict[str, Any]
+    folder: epath.Path
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every process makes one and calls its methods alike.
+
+    Raises UserError if `directory` cannot be written.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], config: CheckpointConfig) -> None:
+        self.directory = step_directories.absolute(directory)
+        self.config = config
+        self._manager: ocp.CheckpointManager | None = None
+        self._watcher: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._last_step: int | None = None  # being written, or written last
+        self._files: Files = {}
+        self._retention = self._new_retention()
+        report_failed_writes_once()
+        _on_process_zero(lambda: step_directories.require_writable(self.directory))
+
+    def save(self, step: int, state: Any, meta: dict[str, Any], files: Files | None = None) -> bool:
+        """Starts writing `step`; False if that step is there already or being written.
+
+        Returns once the arrays are copied to the host: `state` may be donated to the next step
+        right away. Waits for the write before it, if that is still going on. `meta` must be JSON;
+        `meta["metrics"][best_metric]` decides which steps are best, and a step with
+        `meta["consecutive_skips"]` is kept only while it is the newest. `files` maps a name in the
+        step folder to its bytes, or to a local file or folder to copy. Raises UserError if an
+        earlier write failed for want of space or permission.
+        """
+        self._raise_failure()
+        if step == self._last_step:
+            return False
+        self.wait()
+        manager = self._open_manager()
+        if step in manager.all_steps():
+            if step not in self._retention.foreign:
+                return False
+            self._close_manager()
+            self._set_aside(step, "is not of this run", kind="foreign")
+            self._retention = self._new_retention()
+            manager = self._open_manager()
+        self._files, self._last_step = dict(files or {}), step
+        self._note(step, meta)
+        # As it will be read back; what is not JSON fails here rather than in the background.
+        plain = json.loads(json.dumps(meta))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(plain)
+        )
+        try:
+            # Copying the arrays off the device is meant; the loop's guard is against other copies.
+            with jax.transfer_guard("allow"):
+                manager.save(step, args=items, force=True)
+        except Exception as error:
+            self._last_step = self._manager = None
+            raise_write_error(error, self.directory)
+        self._watcher = threading.Thread(
+            target=self._watch, args=(manager, step), name="checkpoint"
+        )
+        self._watcher.start()
+        if not self.config.asynchronous:
+            self.wait()
+        return True
+
+    def restore_newest(
+        self,
+        abstract_state: Any,
+        check: Callable[[dict[str, Any]], None] | None = None,
+        refuse: Callable[[Any, dict[str, Any]], str | None] | None = None,
+    ) -> Restored | None:
+        """The newest step that passes its check, placed as `abstract_state` says; None if none.
+
+        Takes a pytree of `jax.ShapeDtypeStruct` with shardings, on any mesh. Newer steps that fail
+        are set aside and named in a warning. A step without digests is used only if no step has
+        passed. Before any array is read, `check` gets the step's meta, to refuse it by raising, and
+        UserError is raised if arrays are missing, unexpected, or of another shape or dtype; also
+        if too many steps have been set aside. `refuse` gets state and meta, and returns why they
+        are not to be used (a phrase after "step 5"), or None: then older steps are tried, and once
+        one is found those refused are set aside. Raises UserError if all are refused.
+        """
+        self.wait()
+        self._close_manager()
+        self._retention = self._new_retention()
+        refused: dict[int, str] = {}
+        while True:
+            found = self._choose(min(refused, default=None))
+            if found is None and refused:
+                raise _all_refused(self.directory, refused)
+            if found is None:
+                return None
+            meta = found.meta
+            if check is not None:
+                check(meta)
+            state = _read_state(found, abstract_state)
+            reason = None if refuse is None else refuse(state, meta)
+            if reason is None:
+                break
+            refused[found.step] = reason
+        for step, reason in refused.items():
+            self._set_aside(step, reason)
+        self._last_step = found.step
+        return Restored(found.step, state, meta, found.folder)
+
+    def _choose(self, before: int | None) -> Found | None:
+        """The newest step that passes its check, of those older than `before`."""
+        limit = self.config.invalid_to_keep
+        choice = _on_process_zero(
+            lambda: _as_json(step_directories.choose_newest(self.directory, limit, before))
+        )
+        return None if choice is None else _found(choice)
+
+    def _set_aside(self, step: int, reason: str, kind: str = "unused") -> None:
+        limit = self.config.invalid_to_keep
+        _on_process_zero(
+            lambda: step_directories.set_aside(self.directory, kind, step, reason, limit)
+        )
+
+    def read_meta(self, step: int) -> dict[str, Any]:
+        """The JSON saved with `step`."""
+        return step_directories.read_meta(self.directory / str(step))
+
+    def steps(self) -> list[int]:
+        """The finished steps on disk, oldest first, whether or not they would pass their check."""
+        return step_directories.finished_steps(self.directory)
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether all processes should stop after `step`, because one was told to (SIGTERM).
+
+        Every process must ask at every step. Needs `jax.distributed.initialize`, also with one
+        process; without it the answer is always no. Raises like `save` if an earlier write failed.
+        """
+        self._raise_failure()
+        return bool(ocp.multihost.reached_preemption(step))
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more. Raises like `save`."""
+        if self._watcher is not None:
+            self._watcher.join()
+            self._watcher = None
+        self._raise_failure()
+
+    def close(self) -> None:
+        """Waits and lets go of everything. Raises like `save`."""
+        try:
+            self.wait()
+        finally:
+            self._close_manager()
+
+    def _open_manager(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            for step in self.steps():
+                self._note_saved(step)
+            in_place = not step_directories.is_local(self.directory)
+            mode = ocp.options.AtomicityMode
+            self._manager = _Manager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    create=False,
+                    save_root_metadata=False,
+                    cleanup_tmp_directories=True,
+                    # Read no file of the older steps, any of which may be damaged, ...
+                    lightweight_initialize=True,
+                    # ... and let no process see an outdated listing on a shared file system.
+                    single_host_load_and_broadcast=True,
+                    preservation_policy=self._retention,
+                    atomicity_options=ocp.options.AtomicityOptions(
+                        mode=mode.COMMIT_FILE if in_place else mode.ATOMIC_RENAME
+                    ),
+                    async_options=ocp.options.AsyncOptions(
+                        timeout_secs=PATIENCE_SECONDS,
+                        barrier_sync_fn=self._barrier,
+                        post_finalization_callback=self._before_commit,
+                    ),
+                ),
+            )
+        return self._manager
+
+    def _close_manager(self) -> None:
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def _new_retention(self) -> Retention:
+        config = self.config
+        return Retention(config.keep_latest, config.keep_every, config.keep_best, config.best_mode)
+
+    def _note(self, step: int, meta: dict[str, Any]) -> None:
+        """Tells the retention what it has to know of a step of this run."""
+        self._retention.scores[step] = _score(meta, self.config.best_metric)
+        if meta.get("consecutive_skips"):
+            self._retention.unproven.add(step)
+
+    def _note_saved(self, step: int) -> None:
+        """As `_note`, of a step on disk, which may be damaged or not of this run."""
+        folder = self.directory / str(step)
+        if step_directories.is_link(folder):
+            self._retention.links.add(step)
+        try:
+            meta = step_directories.read_meta(folder)
+        except UserError:
+            return
+        if step_directories.named_step(meta) not in (None, step):
+            self._retention.foreign.add(step)
+        else:
+            self._note(step, meta)
+
+    def _unlink_old(self) -> None:
+        """Removes links to steps that are not kept, and leaves what they point to."""
+        steps = self.steps()
+        for step in self._retention.links & (set(steps) - self._retention.kept(steps)):
+            step_directories.unlink(self.directory / str(step))
+            self._retention.links.discard(step)
+
+    def _barrier(self, *, key: str, timeout_ms: int) -> None:
+        """Orbax's barrier; a process about to report its arrays written hashes them first.
+
+        Orbax also comes here on its way out of a write that failed. The others are not there: they
+        wait for this process to have written, and see it end.
+        """
+        failure = sys.exception()
+        if failure is not None:
+            raise failure
+        if "async_write_complete" in key and jax.process_index() != 0:
+            for item in self._being_written().iterdir():
+                own = item / f"ocdbt.process_{jax.process_index()}"
+                if own.exists():
+                    checksums.write_part(own)
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+    def _before_commit(self) -> None:
+        """On process 0, when all processes have written and before the step gets its name.
+
+        (Orbax calls this hook "post finalization"; the rename comes after it.)
+        """
+        folder = self._being_written()
+        step_directories.write_files(folder, self._files)
+        checksums.write_index(folder)
+
+    def _being_written(self) -> epath.Path:
+        """Where orbax writes a step: under another name, or in a bucket in its place."""
+        assert self._last_step is not None
+        unfinished = self._unfinished(self._last_step)
+        return unfinished if unfinished.exists() else self.directory / str(self._last_step)
+
+    def _unfinished(self, step: int) -> epath.Path:
+        return self.directory / f"{step}{_UNFINISHED}"
+
+    def _watch(self, manager: ocp.CheckpointManager, step: int) -> None:
+        """In a thread of its own: follows one write to its end."""
+        try:
+            manager.wait_until_finished()
+        except Exception as error:
+            # This manager would raise the same again and again; the next save makes a new one.
+            self._failure, self._last_step, self._manager = error, None, None
+            if jax.process_count() == 1:
+                step_directories.remove(self._unfinished(step))  # gives a full disk its space back
+            return
+        folder = self.directory / str(step)
+        if jax.process_index() == 0 and checksums.has_index(folder):
+            try:
+                checksums.seal(folder)
+            except (OSError, ValueError) as error:
+                logger.warning("checkpoint %s could not be sealed (%s)", folder, error)
+            self._unlink_old()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            error, self._failure = self._failure, None
+            raise_write_error(error, self.directory)
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Found:
+    """The step folder meant by `path`: one itself, or the newest that passes in a run's folder.
+
+    Changes nothing: damaged steps are passed over with a warning. Every process must call it.
+    Raises UserError if there is none, or if the step folder given is damaged.
+    """
+    root = step_directories.absolute(path)
+    return _found(_on_process_zero(lambda: _as_json(step_directories.find_step(root))))
+
+
+def step_folder(path: str | os.PathLike[str]) -> epath.Path:
+    """The folder of `find_checkpoint`."""
+    return find_checkpoint(path).folder
+
+
+def checkpoint_meta(source: str | os.PathLike[str] | Found) -> dict[str, Any]:
+    """The JSON saved with a checkpoint."""
+    return (source if isinstance(source, Found) else find_checkpoint(source)).meta
+
+
+def verify_step(step_folder: str | os.PathLike[str]) -> list[str]:
+    """What is wrong with a step folder, a phrase per file; empty if it passes."""
+    return checksums.verify(step_directories.absolute(step_folder))
+
+
+def restore_params(
+    source: str | os.PathLike[str] | Found,
+    abstract_params: Any | None = None,
+    *,
+    averaged: bool = True,
+) -> Any:
+    """The parameters alone; optimizer statistics are not read.
+
+    Their average, if the run kept one, unless `averaged` is False. With `abstract_params`
+    (`jax.ShapeDtypeStruct` with shardings) placed as it says, checked as in
+    `Checkpoints.restore_newest`; without it, a nested dict of numpy arrays as they were saved.
+    """
+    found = source if isinstance(source, Found) else find_checkpoint(source)
+    names = ("ema", "params") if averaged else ("params",)
+    return _read_params(found, names, abstract_params)
+
+
+def restore_arrays(source: str | os.PathLike[str] | Found) -> Any:
+    """All that a checkpoint's state holds, as numpy arrays: parameters, statistics of the
+    optimizer, random key and counters."""
+    found = source if isinstance(source, Found) else find_checkpoint(source)
+    with _readable(found) as folder:
+        item, how = _as_numpy(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
+        return _read_arrays(folder, item, how, partial=False)
+
+
+class _Manager(ocp.CheckpointManager):
+    """Told of a preemption, orbax would work out how long ago the step before was saved, and fail
+    where that was by another process: with a lightweight start it does not know when."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
+def _score(meta: dict[str, Any], metric: str) -> float:
+    try:
+        return float(meta.get("metrics", {}).get(metric, math.nan))
+    except (TypeError, ValueError, AttributeError):
+        return math.nan
+
+
+def _all_refused(directory: epath.Path, refused: dict[int, str]) -> UserError:
+    which = step_directories.few([f"step {step} {reason}" for step, reason in refused.items()])
+    return UserError(
+        f"no checkpoint in {directory} can be used: {which}, and there is none before; start again "
+        "in another --workdir, with a lower optimizer.learning_rate or a longer warm-up"
+    )
+
+
+def _read_state(found: Found, abstract: Any) -> Any:
+    """`abstract` filled from `found`."""
+    with _readable(found) as folder:
+        saved = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+        require_same_structure(found.folder, saved, abstract)
+        how = ocp.checkpoint_utils.construct_restore_args(abstract)
+        return _read_arrays(folder, abstract, how, partial=False)
+
+
+def _read_params(found: Found, names: Sequence[str], abstract: Any | None) -> Any:
+    """The first of `names` that `found` has, placed as `abstract` says, or as numpy arrays."""
+    with _readable(found) as folder:
+        saved = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+        name = next((n for n in names if jax.tree.leaves(saved.get(n), is_leaf=is_array)), "params")
+        if abstract is None:
+            item, how = _as_numpy(saved.get(name, {}))
+        else:
+            # Named as what is asked for, whichever of the two there is.
+            require_same_structure(
+                found.folder, {"params": saved.get(name, {})}, {"params": abstract}
+            )
+            item, how = abstract, ocp.checkpoint_utils.construct_restore_args(abstract)
+        return _read_arrays(folder, {name: item}, {name: how}, partial=True)[name]
+
+
+def _as_numpy(saved: Any) -> tuple[Any, Any]:
+    """What to ask for, and how, where arrays are wanted as they were saved."""
+    item = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), saved, is_leaf=is_array)
+    return item, jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+
+
+def _read_arrays(folder: epath.Path, item: Any, how: Any, *, partial: bool) -> Any:
+    with jax.transfer_guard("allow"), ocp.PyTreeCheckpointer() as checkpointer:
+        args = ocp.args.PyTreeRestore(item, restore_args=how, partial_restore=partial)
+        return checkpointer.restore(folder, args=args)
+
+
+@contextlib.contextmanager
+def _readable(found: Found) -> Iterator[epath.Path]:
+    """The folder of the arrays; what goes wrong inside is blamed on a step without checksums."""
+    try:
+        yield found.folder / "state"
+    except UserError:
+        raise
+    except Exception as error:
+        if found.verified:
+            raise_read_error(error, found.folder)
+        raise UserError(
+            f"checkpoint {found.folder} has no digests to check it by and cannot be read "
+            f"({str(error).splitlines()[0]}); move it away to go on without it"
+        ) from error
+
+
+def _as_json(found: Found | None) -> list[Any] | None:
+    return None if found is None else [found.step, os.fspath(found.folder), found.verified]
+
+
+def _found(fields: list[Any]) -> Found:
+    return Found(fields[0], epath.Path(fields[1]), fields[2])
+
+
+def _on_process_zero(action: Callable[[], Any]) -> Any:
+    """Runs `action` on process 0; every process gets its result (JSON), or its UserError."""
+    if jax.process_count() == 1:
+        return action()
+    message = np.zeros(_MESSAGE_BYTES, np.uint8)
+    if jax.process_index() == 0:
+        try:
+            answer = {"result": action()}
+        except UserError as error:
+            answer = {"error": str(error)[: _MESSAGE_BYTES // 8]}
+        raw = json.dumps(answer).encode()
+        message[: len(raw)] = np.frombuffer(raw, np.uint8)
+    wait_for_all()  # as hashing may take longer than collectives wait
+    answer = json.loads(multihost_utils.broadcast_one_to_all(message).tobytes().rstrip(b"\0"))
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return answer["result"]

@@ -1,0 +1,309 @@
+"""Step folders of a run on disk: which there are, which to trust, and which to set aside.
+
+Only one process should call these at a time; `checkpoints` sees to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from flax_transformers.errors import UserError
+from flax_transformers.storage import checksums
+from flax_transformers.storage.remote import bucket_path, is_bucket
+
+logger = logging.getLogger(__name__)
+
+Files = Mapping[str, bytes | str | os.PathLike[str]]
+
+_NEEDED = ("state/_METADATA", "state/manifest.ocdbt", "meta/metadata")
+_STEP = re.compile(r"0|[1-9]\d*")
+_SET_ASIDE = re.compile(r"(invalid|unverified|unused|foreign)-\d+-\d+")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A step folder that passed its check (or, if `verified` is false, that has no checksums)."""
+
+    step: int
+    folder: epath.Path
+    verified: bool
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return read_meta(self.folder)
+
+
+def is_local(path: epath.Path) -> bool:
+    return not is_bucket(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+    """As an absolute path, whether local or in a bucket."""
+    if is_bucket(path):
+        return bucket_path(path)
+    return epath.Path(os.path.abspath(epath.Path(path).expanduser()))
+
+
+def require_writable(directory: epath.Path) -> None:
+    """Makes `directory` and tries it out. Raises UserError if that fails."""
+    probe = directory / f".writable-{os.getpid()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        remedy = "free some space" if error.errno == errno.ENOSPC else "choose another --workdir"
+        raise UserError(
+            f"checkpoints cannot be written to {directory} ({error.strerror or error}); {remedy}"
+        ) from error
+
+
+def finished_steps(directory: epath.Path) -> list[int]:
+    """Steps that were committed, oldest first, whether or not they would pass their check."""
+    if not checksums.exists(directory):
+        return []
+    named = [path for path in directory.iterdir() if _STEP.fullmatch(path.name)]
+    folders = [path for path in named if checksums.is_folder(path)]
+    if not is_local(directory):  # written in place, finished with the file of the commit
+        folders = [path for path in folders if checksums.exists(path / checksums.COMMIT_FILES[1])]
+    return sorted(int(path.name) for path in folders)
+
+
+def has_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a step folder or the folder of a run that has committed a step. Before the
+    first step, the folder for checkpoints can be there already."""
+    root = absolute(path)
+    with reading(root):
+        inner = root / "checkpoints"
+        directory = inner if checksums.exists(inner) else root
+        return checksums.exists(root / "state") or bool(finished_steps(directory))
+
+
+def problems(folder: epath.Path) -> list[str] | None:
+    """What is wrong with a step folder, a phrase per file; None if it has no digests to tell.
+
+    Raises UserError if it cannot be read, which is not held against what is in it.
+    """
+    with reading(folder):
+        if checksums.has_index(folder):
+            return checksums.verify(folder)
+        missing = [f"{name} is missing" for name in _NEEDED if not checksums.exists(folder / name)]
+        return missing or None
+
+
+@contextlib.contextmanager
+def reading(folder: epath.Path) -> Iterator[None]:
+    """Turns a failure of the storage into a UserError. A file that is not there is no failure."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # the clients of buckets have errors of their own
+        if is_local(folder) and not isinstance(error, OSError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        where = getattr(error, "filename", None) or folder
+        raise UserError(
+            f"checkpoint {folder} cannot be read ({reason or type(error).__name__}: {where}); "
+            "nothing was changed: make it readable, or wait until the storage is back, and run the "
+            "same command again"
+        ) from error
+
+
+def read_meta(folder: epath.Path) -> dict[str, Any]:
+    """The JSON item of a step folder. Raises UserError if it is not what training writes."""
+    try:
+        meta = json.loads((folder / "meta" / "metadata").read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"checkpoint {folder} has no meta to read ({error}); use another"
+        ) from error
+    if not isinstance(meta, dict):
+        raise UserError(f"checkpoint {folder} has a meta that is no record; use another")
+    return meta
+
+
+def named_step(meta: dict[str, Any]) -> int | None:
+    """The step that a run says its checkpoint is of; None where the meta is not a run's."""
+    position = meta.get("position")
+    step = position.get("step") if isinstance(position, dict) else None
+    return step if isinstance(step, int) else None
+
+
+def is_link(folder: epath.Path) -> bool:
+    return is_local(folder) and os.path.islink(folder)
+
+
+def write_files(folder: epath.Path, files: Files) -> None:
+    """Puts bytes, or copies of files and folders, under their names into `folder`."""
+    for name, contents in files.items():
+        target = folder / name
+        if isinstance(contents, bytes):
+            copies = {target: contents}
+        elif (source := epath.Path(contents)).is_dir():
+            copies = {target / n: (source / n).read_bytes() for n in checksums.list_files(source)}
+        else:
+            copies = {target: source.read_bytes()}
+        for path, raw in copies.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(raw)
+
+
+def remove(folder: epath.Path, attempts: int = 10) -> None:
+    """Removes a folder as far as it can be, also while a failed write still adds files to it."""
+    for _ in range(attempts):
+        with contextlib.suppress(OSError):
+            folder.rmtree(missing_ok=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+
+
+def choose_newest(
+    directory: epath.Path, set_aside_at_most: int | None, before: int | None = None
+) -> Found | None:
+    """The newest step that passes its check; one without digests only if none passes.
+
+    Newer steps that fail are set aside, or with `set_aside_at_most=None` passed over; either way
+    a warning names them. A step whose meta names another step, as that of a copied folder does, is
+    named and passed over. With `before` only older steps count. Raises UserError if more would be
+    set aside than allowed, if all are, or if a step cannot be read.
+    """
+
+    def reject(kind: str, step: int, reason: str) -> None:
+        if set_aside_at_most is None:
+            logger.warning("checkpoint %s %s: passed over", directory / str(step), reason)
+        else:
+            set_aside(directory, kind, step, reason, set_aside_at_most)
+
+    with reading(directory):
+        steps = [s for s in finished_steps(directory) if before is None or s < before]
+    unverified: list[int] = []
+    for step in reversed(steps):
+        folder = directory / str(step)
+        wrong = problems(folder)
+        if wrong:
+            reject("invalid", step, f"is damaged ({few(wrong)})")
+        elif _is_foreign(folder, step):
+            continue
+        elif wrong is None:
+            unverified.append(step)
+        else:
+            for newer in unverified:
+                reject("unverified", newer, f"has no digests to check it by, and {step} has")
+            return Found(step, folder, verified=True)
+    if not unverified:
+        if set_aside_at_most is not None and before is None:
+            _refuse_to_start_over(directory)
+        return None
+    newest = unverified[0]
+    logger.warning(
+        "no checkpoint in %s has digests to check it by: using %d unverified", directory, newest
+    )
+    return Found(newest, directory / str(newest), verified=False)
+
+
+def _is_foreign(folder: epath.Path, step: int) -> bool:
+    try:
+        named = named_step(read_meta(folder))
+    except UserError:  # without digests; what reads it will say so
+        return False
+    if named in (None, step):
+        return False
+    logger.warning(
+        "checkpoint %s is not used: it holds step %d, and folders are named by their step",
+        folder,
+        named,
+    )
+    return True
+
+
+def _refuse_to_start_over(directory: epath.Path) -> None:
+    """Raises UserError if there were checkpoints and all are set aside."""
+    names = sorted(p.name for p in directory.iterdir()) if directory.exists() else []
+    aside = [name for name in names if _SET_ASIDE.fullmatch(name)]
+    if aside:
+        raise UserError(
+            f"no checkpoint in {directory} passes its check ({few(aside)} set aside): look at why, "
+            "then restore one from a copy, or move those folders away to start from the beginning"
+        )
+
+
+def find_step(path: epath.Path) -> Found:
+    """The step folder meant by `path`: one itself, or the newest that passes in a run's folder.
+
+    Changes nothing. Raises UserError if there is none, or if the step folder given is damaged.
+    """
+    with reading(path):
+        is_step = checksums.exists(path / "state")
+    if is_step:
+        wrong = problems(path)
+        if wrong:
+            raise UserError(f"checkpoint {path} is damaged ({few(wrong)}); use another step")
+        if wrong is None:
+            logger.warning("checkpoint %s has no digests to check it by: using it unverified", path)
+        step = int(path.name) if _STEP.fullmatch(path.name) else -1
+        return Found(step, path, verified=wrong is not None)
+    inner = path / "checkpoints"
+    with reading(path):
+        directory = inner if checksums.exists(inner) else path
+    found = choose_newest(directory, set_aside_at_most=None)
+    if found is None:
+        raise UserError(
+            f"there is no checkpoint in {path}; give a run's --workdir or one of its step folders"
+        )
+    return found
+
+
+def few(names: Sequence[str], separator: str = ", ") -> str:
+    """The first three, and how many more there are."""
+    rest = f"{separator}{len(names) - 3} more" if len(names) > 3 else ""
+    return separator.join(names[:3]) + rest
+
+
+def unlink(folder: epath.Path) -> None:
+    """Removes a link, not what it points to."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(folder)
+
+
+def set_aside(directory: epath.Path, kind: str, step: int, reason: str, at_most: int) -> None:
+    """Renames a step, and says why. Raises UserError if `at_most` others were before."""
+    folder = directory / str(step)
+    present = {path.name for path in directory.iterdir()}
+    before = sorted(name for name in present if _SET_ASIDE.fullmatch(name))
+    if len(before) >= at_most:
+        raise UserError(
+            f"checkpoint {folder} {reason}, and no more may be set aside beside {few(before)}: "
+            "look at why, then move or delete those, or raise checkpoints.invalid_to_keep"
+        )
+    names = (f"{kind}-{step}-{n}" for n in itertools.count())
+    target = next(name for name in names if name not in present)
+    if is_local(directory):
+        folder.rename(directory / target)
+    else:
+        _move_objects(folder, directory / target)
+    logger.warning("checkpoint %s %s: set aside as %s", folder, reason, target)
+
+
+def _move_objects(source: epath.Path, target: epath.Path) -> None:
+    """A bucket has no folders to rename. No step from the first moment on, nothing lost at any."""
+    commit = checksums.COMMIT_FILES[1]
+    names = sorted(checksums.list_files(source), key=lambda name: name != commit)
+    for name in names:
+        (source / name).copy(target / name, overwrite=True)
+        if name == commit:
+            (source / name).unlink()
+    source.rmtree()

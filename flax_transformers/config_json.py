@@ -1,0 +1,260 @@
+"""Configs as JSON, with types named by stable ids.
+
+``{"type": "masked_lm", "mask_fraction": 0.15, ...}``: types of this package have the short ids of
+the table below, which do not change when a file is moved. A type of the user's own is named by
+module and class, ``"my_module:MyObjective"``, and is made only if the user's own config or program
+has registered it: reading a checkpoint never imports code that the checkpoint names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+import inspect
+from typing import Any, TypeVar
+
+from flax_transformers.errors import UserError
+
+FORMAT = 2
+"""Version of the JSON of a run's config. Format 1 named types by module and class."""
+
+_PACKAGE = __package__.partition(".")[0]
+_ENTRY_POINTS = "flax_transformers"
+
+_TYPES = {
+    "train_config": "training.config.TrainConfig",
+    "phase": "training.config.Phase",
+    "image_phase": "training.config.ImagePhase",
+    "evaluation": "training.config.Evaluation",
+    "logging": "training.config.Logging",
+    "checkpoints": "checkpointing.manager.CheckpointConfig",
+    "ema": "optim.ema.WeightAverage",
+    "mesh": "parallel.mesh.MeshConfig",
+    "limits": "parallel.limits.Limits",
+    "execution": "models.config.Execution",
+    # Optimizers.
+    "adamw": "optim.optimizers.AdamW",
+    "adafactor": "optim.optimizers.Adafactor",
+    "lamb": "optim.optimizers.LAMB",
+    "lion": "optim.optimizers.Lion",
+    "schedule": "optim.schedules.Schedule",
+    # Data.
+    "text": "data.config.TextData",
+    "mixed_text": "data.mixture.MixedText",
+    "mixture_component": "data.mixture.Component",
+    "images": "data.images.dataset.ImageData",
+    "text_source": "data.sources.text.TextSource",
+    "pair_source": "data.sources.pairs.PairSource",
+    "labelled_source": "data.sources.labelled.LabelledSource",
+    "tagged_source": "data.sources.conllu.TaggedSource",
+    "question_source": "data.sources.squad.QuestionSource",
+    "image_source": "data.images.kinds.ImageSource",
+    "tokenizer": "data.tokenizers.load.TokenizerConfig",
+    "filters": "data.sources.filters.Gates",
+    "augmentation": "data.images.augmentation.Augmentation",
+    # Objectives.
+    "masked_lm": "objectives.masked_lm.MaskedLM",
+    "masking": "objectives.masked_lm.Masking",
+    "next_sentence": "objectives.next_sentence.NextSentence",
+    "causal_lm": "objectives.causal_lm.CausalLM",
+    "prefix_lm": "objectives.prefix_lm.PrefixLM",
+    "span_corruption": "objectives.span_corruption.SpanCorruption",
+    "denoiser": "objectives.mixture_of_denoisers.Denoiser",
+    "mixture_of_denoisers": "objectives.mixture_of_denoisers.MixtureOfDenoisers",
+    "denoising": "objectives.denoising.Denoising",
+    "sequence_to_sequence": "objectives.sequence_to_sequence.SequenceToSequence",
+    "sequence_classification": "objectives.sequence_classification.SequenceClassification",
+    "token_classification": "objectives.token_classification.TokenClassification",
+    "question_answering": "objectives.question_answering.QuestionAnswering",
+    "image_classification": "objectives.image_classification.ImageClassification",
+    "masked_image": "objectives.masked_image.MaskedImage",
+    # Models, and parts of their configs.
+    "bart": "families.bart.BartConfig",
+    "bert": "families.bert.BertConfig",
+    "deit": "families.deit.DeiTConfig",
+    "deit3": "families.deit3.DeiT3Config",
+    "gemma": "families.gemma.GemmaConfig",
+    "gpt2": "families.gpt2.GPT2Config",
+    "llama": "families.llama.LlamaConfig",
+    "mae": "families.mae.MaeConfig",
+    "mae_decoder": "families.mae.MaeDecoder",
+    "marian": "families.marian.MarianConfig",
+    "mistral": "families.mistral.MistralConfig",
+    "mixtral": "families.mixtral.MixtralConfig",
+    "modernbert": "families.modernbert.ModernBertConfig",
+    "roberta": "families.roberta.RobertaConfig",
+    "t5": "families.t5.T5Config",
+    "vit": "families.vit.ViTConfig",
+    "rope": "models.layers.positions.Rope",
+    "generation_settings": "models.generation_settings.GenerationSettings",
+}
+"""Where each type of this package is today, below the package, by id."""
+
+_FORMER_IDS: dict[str, str] = {}
+"""Ids that saved configs may have for a type that has another one now."""
+
+_FORMER_PLACES = {
+    "training.checkpoints.CheckpointConfig": "checkpoints",
+    "training.average.WeightAverage": "ema",
+    "training.optimizers.AdamW": "adamw",
+    "training.optimizers.Adafactor": "adafactor",
+    "training.optimizers.LAMB": "lamb",
+    "training.optimizers.Lion": "lion",
+    "training.schedules.Schedule": "schedule",
+    "data.images.ImageData": "images",
+    "data.text.TextSource": "text_source",
+    "data.pairs.PairSource": "pair_source",
+    "data.labelled.LabelledSource": "labelled_source",
+    "data.conllu.TaggedSource": "tagged_source",
+    "data.squad.QuestionSource": "question_source",
+    "data.image_kinds.ImageSource": "image_source",
+    "data.tokenizers.TokenizerConfig": "tokenizer",
+    "data.gates.Gates": "filters",
+    "data.augmentation.Augmentation": "augmentation",
+    "models.positions.Rope": "rope",
+}
+"""Ids of types that format 1 knew in another file (``"training.old.Name": "name"``)."""
+
+_IDS = {place: name for name, place in _TYPES.items()} | _FORMER_PLACES
+
+_registered: dict[str, type] = {}
+TypeT = TypeVar("TypeT", bound=type)
+
+
+class UnregisteredType(UserError):
+    """A saved config has a type of somebody's own that nothing here has registered."""
+
+    def __init__(self, type_id: str) -> None:
+        self.type_id = type_id
+        module, _, name = type_id.partition(":")
+        super().__init__(
+            f"the saved config uses {name} of the module {module}, which is not part of "
+            f"flax_transformers; run the command in the folder that {module.replace('.', '/')}.py "
+            "is in, give evaluate the config file that defines it (--config FILE), or call "
+            "flax_transformers.register in a program of your own"
+        )
+
+
+def register(kind: TypeT) -> TypeT:
+    """Lets saved configs use a dataclass of the user's own; also a class decorator.
+
+    Types that a config file uses are registered when the file is loaded, and those of an installed
+    package by the entry-point group ``flax_transformers``, in which each entry names one class
+    (``my_objective = "my_package.my_module:MyObjective"``). Raises UserError for anything but a
+    dataclass.
+    """
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise UserError(f"{kind!r} cannot be registered; give a dataclass")
+    _registered[type_id(kind)] = kind
+    return kind
+
+
+def register_types_of(config: Any) -> None:
+    """Registers every dataclass that a config of the user's consists of."""
+    if isinstance(config, (list, tuple)):
+        for item in config:
+            register_types_of(item)
+    elif dataclasses.is_dataclass(config) and not isinstance(config, type):
+        if not _is_ours(type(config)):
+            register(type(config))
+        for field in dataclasses.fields(config):
+            register_types_of(getattr(config, field.name))
+
+
+def type_id(kind: type) -> str:
+    """The id by which saved configs name a type."""
+    if not _is_ours(kind):
+        return f"{kind.__module__}:{kind.__qualname__}"
+    place = f"{kind.__module__}.{kind.__qualname__}".removeprefix(f"{_PACKAGE}.")
+    if place not in _IDS:
+        raise TypeError(f"{place} has no id; give it one in the table of {__name__}")
+    return _IDS[place]
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == _PACKAGE
+
+
+def to_json(value: Any) -> Any:
+    """A config as plain JSON; every dataclass carries its ``type``, so that it reads back.
+
+    That of a whole run also has the ``format``.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        name = type_id(type(value))
+        version = {"format": FORMAT} if name == "train_config" else {}
+        return {"type": name} | version | fields
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(value: Any) -> Any:
+    """The inverse of ``to_json``, for every format up to this one.
+
+    Raises UnregisteredType for a type of the user's own that was not registered, and UserError for
+    a type, field or format that this version does not have.
+    """
+    if isinstance(value, list):
+        return tuple(from_json(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    _check_format(value)
+    kind = _type_of(value.get("type"))
+    fields = {key: from_json(item) for key, item in value.items() if key not in ("type", "format")}
+    try:
+        return kind(**fields)
+    except UserError:  # a value that this version refuses: the sentence names the field
+        raise
+    except (TypeError, ValueError) as error:
+        raise _unreadable(value.get("type"), error) from error
+
+
+def _check_format(value: dict[str, Any]) -> None:
+    found = value.get("format", 1)
+    if not isinstance(found, int) or not 1 <= found <= FORMAT:
+        raise UserError(
+            f"the saved config has format {found!r}, and this version of flax_transformers reads "
+            f"formats up to {FORMAT}; use the version that wrote it"
+        )
+
+
+def _type_of(name: Any) -> type:
+    """The type with an id of this format or of an older one."""
+    text = str(name)
+    if text in _registered:
+        return _registered[text]
+    place = _TYPES.get(_FORMER_IDS.get(text, text))
+    if place is None and text.startswith(f"{_PACKAGE}."):  # format 1
+        place = _TYPES.get(_IDS.get(text.removeprefix(f"{_PACKAGE}."), ""))
+    if place is None:
+        if ":" in text and all(text.split(":", 1)):
+            return _installed_type(text)
+        # Format 1 separated module and class of a type of the user's own by a dot.
+        for type_id, kind in _registered.items():
+            if type_id.replace(":", ".") == text:
+                return kind
+        raise _unreadable(name, "there is no type of that name")
+    module, _, attribute = place.rpartition(".")
+    kind = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), attribute)
+    assert inspect.isclass(kind)
+    return kind
+
+
+def _installed_type(name: str) -> type:
+    """A type that an installed package offers as an entry point."""
+    for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS):
+        if entry.value.replace(" ", "") == name:
+            register(entry.load())
+    if name not in _registered:
+        raise UnregisteredType(name)
+    return _registered[name]
+
+
+def _unreadable(name: Any, reason: object) -> UserError:
+    return UserError(
+        f"the saved config names {name!r}, which this version of flax_transformers cannot read "
+        f"({reason}); use the version that wrote it"
+    )

@@ -1,0 +1,166 @@
+"""Images in files of their own, and in MNIST's two files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from flax_transformers.data.images.kinds import SPLIT_NAMES, Found, ImageSource
+from flax_transformers.data.sources.documents import listed
+from flax_transformers.data.sources.files import open_file, reading
+from flax_transformers.errors import UserError
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+_IDX = re.compile(
+    r"(?:.*-)?(train|test|t10k)-(images|labels)[-.]idx[13]-ubyte(\.gz|\.bz2|\.xz|\.zst)?"
+)
+
+
+class FolderImages:
+    """A subfolder of files for each class."""
+
+    shape: tuple[int, ...] | None = None
+    in_place = True
+
+    def __init__(self, source: ImageSource, root: Path) -> None:
+        parts = {path.name: path for path in sorted(root.iterdir()) if path.is_dir()}
+        divided = any(name in parts for name in SPLIT_NAMES["train"])
+        self.root = self._top = root
+        if divided or source.split != "train":
+            names = SPLIT_NAMES.get(source.split, (source.split,))
+            found = next((parts[name] for name in names if name in parts), None)
+            if found is None:
+                raise UserError(
+                    f"The folder {source.path} has no subfolder for the split {source.split!r}, it "
+                    f"has {listed(parts)}; check data.source."
+                )
+            self.root = found
+        train = next((parts[n] for n in SPLIT_NAMES["train"] if n in parts), self.root)
+        self.classes = _class_folders(train) or (train.name,)
+        self._files = list(self._listed(source))
+        if not self._files:
+            raise UserError(
+                f"The folder {self.root} has no image files ({', '.join(ENDINGS)}) in it, nor "
+                "parquet files or those of MNIST; check data.source.path."
+            )
+
+    def _listed(self, source: ImageSource) -> Iterator[tuple[str, int]]:
+        here = _class_folders(self.root)
+        unknown = sorted(set(here) - set(self.classes))
+        if unknown:
+            raise UserError(
+                f"The folder {self.root} has a class {unknown[0]!r} that the training images do "
+                "not have; the subfolders of all splits must have the same names."
+            )
+        if not here:
+            if len(self.classes) > 1:
+                raise UserError(
+                    f"The folder {self.root} has no subfolder for each class, as the training "
+                    "images have; sort its images into such subfolders."
+                )
+            yield from ((self._name(file), 0) for file in _image_files(self.root))
+        for label, name in enumerate(self.classes):
+            if name in here:
+                yield from ((self._name(file), label) for file in _image_files(self.root / name))
+
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self._top).as_posix()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, start: int, stop: int) -> Iterator[Found]:
+        for name, label in self._files[start:stop]:
+            try:
+                raw = (self._top / name).read_bytes()
+            except OSError:
+                raw = b""
+            yield Found(name, raw, label)
+
+    def files(self) -> list[tuple[str, Path]]:
+        return [(name, self._top / name) for name, _ in self._files]
+
+
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    """Subfolders that hold image files, in the order that numbers the classes."""
+    return tuple(
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and not path.name.startswith(".") and any(_image_files(path))
+    )
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    """Image files anywhere below a folder, sorted."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file():
+            yield path
+
+
+class IdxImages:
+    """MNIST's format: all images in one array, all labels in another."""
+
+    in_place = False
+
+    def __init__(self, source: ImageSource, root: Path) -> None:
+        files = idx_files(root)
+        if source.split not in files:
+            raise UserError(
+                f"The folder {source.path} has no split {source.split!r}, it has "
+                f"{listed(files)}; check data.source."
+            )
+        missing = {"images", "labels"} - files[source.split].keys()
+        if missing:
+            raise UserError(
+                f"The folder {source.path} has no {missing.pop()} for the split {source.split!r}; "
+                "both files must be there."
+            )
+        self._files = files[source.split]
+        self._images = read_idx(self._files["images"], dimensions=3)
+        self._labels = read_idx(self._files["labels"], dimensions=1)
+        if len(self._images) != len(self._labels):
+            raise UserError(
+                f"{self._files['images']} holds {len(self._images)} images and "
+                f"{self._files['labels']} {len(self._labels)} labels; copy both files again."
+            )
+        self.shape: tuple[int, ...] | None = self._images.shape[1:]
+        self.classes = tuple(map(str, range(int(self._labels.max(initial=0)) + 1)))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, start: int, stop: int) -> Iterator[Found]:
+        for number in range(start, min(stop, len(self))):
+            raw, label = self._images[number].tobytes(), int(self._labels[number])
+            yield Found(f"image {number}", raw, label)
+
+    def files(self) -> list[tuple[str, Path]]:
+        return [(kind, path) for kind, path in sorted(self._files.items())]
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """An array of bytes in MNIST's format. Raises UserError where that is damaged."""
+    with reading(path), open_file(path) as file:
+        content = file.read()
+    header = 4 + 4 * dimensions
+    shape = tuple(np.frombuffer(content[4:header], ">u4").tolist())
+    size = int(np.prod(shape, dtype=object)) if len(shape) == dimensions else -1
+    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) - header != size:
+        raise UserError(
+            f"{path} is not a whole idx file of bytes in {dimensions} dimension(s); copy it again."
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def idx_files(root: Path) -> dict[str, dict[str, Path]]:
+    """Files of images and labels by split."""
+    found: dict[str, dict[str, Path]] = {}
+    for path in sorted(root.iterdir()):
+        match = _IDX.fullmatch(path.name)
+        if match:
+            split = "train" if match[1] == "train" else "test"
+            found.setdefault(split, {})[match[2]] = path
+    return found

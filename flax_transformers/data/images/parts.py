@@ -1,0 +1,345 @@
+"""Source to image store: images are checked in parts, by any number of processes and machines.
+
+Every step ends in a rename and is skipped when found done, so a run that was killed goes on where
+it stopped. What the store holds does not depend on who made which part, nor on how many there are:
+
+    corpus.json     what the parts are made from; anything else is refused from then on
+    parts/N.items   what the store holds of the images of part N, one behind the other
+    parts/N.npz     their labels, where each ends, digests of the images, and which are left out
+    parts/N.json    digests of both files, written when they are in place
+    manifest.json   last, after every part was read again and compared; then parts are removed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flax_transformers.data.images.decode import UnreadableImage, decode_image, pillow
+from flax_transformers.data.images.kinds import ImageSource
+from flax_transformers.data.images.sources import open_images
+from flax_transformers.data.images.store import (
+    FORMAT,
+    MANIFEST,
+    SKIPPED,
+    image_digest,
+    source_json,
+)
+from flax_transformers.data.prepare.store_locks import Corpus, require_unchanged
+from flax_transformers.data.prepare.workers import Note, for_each_run
+from flax_transformers.data.store.files import StoreArray, StoreReader, digest, sealed, to_json
+from flax_transformers.data.store.token_store import SPLITS, Split
+from flax_transformers.errors import UserError
+from flax_transformers.storage.folders import LocalFolder, writing
+
+_PARTS = "parts/"
+_LEAST = 512  # images that are worth a part of their own
+_BLOCK = 64  # images between two looks at the progress
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """All that checking a part takes. ``claimed`` is the record of what the folder was claimed for.
+
+    ``validation`` is a source of its own for evaluation; without it, ``fraction`` of the images
+    are held out by a hash of their bytes, so that equal ones stay on one side.
+    """
+
+    folder: LocalFolder
+    source: ImageSource
+    validation: ImageSource | None
+    fraction: float
+    shards: int
+    claimed: dict[str, Any]
+
+    @property
+    def made_from(self) -> str:
+        """What a part has to be made from to count as done."""
+        return digest(self.claimed)
+
+    def parts(self) -> list[tuple[ImageSource, int, int]]:
+        """Source, first and last but one image of each part; those for evaluation come last."""
+        sources = [self.source] if self.validation is None else [self.source, self.validation]
+        parts: list[tuple[ImageSource, int, int]] = []
+        for source in sources:
+            total = len(open_images(source))
+            count = min(self.shards, -(-total // _LEAST))
+            ends = [total * part // count for part in range(count + 1)] if count else []
+            parts += [(source, ends[part], ends[part + 1]) for part in range(count)]
+        return parts
+
+
+class _Part(NamedTuple):
+    """A part that is done: images in order; those left out have a problem and an empty item."""
+
+    items: StoreArray
+    ends: np.ndarray
+    labels: np.ndarray
+    digests: np.ndarray
+    skipped: list[str]
+    """A line for each that is left out."""
+    usable: np.ndarray
+
+    def images(self) -> Iterator[tuple[np.ndarray, int, bytes]]:
+        """Item, label and digest of those that are not left out."""
+        starts = np.concatenate([np.zeros(1, np.int64), self.ends])
+        for number in np.flatnonzero(self.usable):
+            item = self.items.read(int(starts[number]), int(starts[number + 1]))
+            yield item, int(self.labels[number]), self.digests[number].tobytes()
+
+
+def check_part(job: ImageJob, number: int, note: Note) -> None:
+    """Reads and decodes the images of one part, and writes what the store holds of them."""
+    source, start, stop = job.parts()[number]
+    images = open_images(source)
+    labels, ends, digests, usable, skipped, end = [], [], [], [], [], 0
+    path = job.folder.temporary(f"{_name(number)}.items")
+    content = hashlib.sha256()
+    with writing(job.folder.path), open(path, "wb") as file:
+        for count, (place, raw, label) in enumerate(images.read(start, stop), 1):
+            problem = _problem(raw, label, len(images.classes), images.shape is None)
+            item = place.encode("utf-8", "surrogateescape") if images.in_place else raw
+            if problem is not None:
+                skipped.append(f"{place} {problem}")
+                item = b""
+            file.write(item)
+            content.update(item)
+            end += len(item)
+            ends.append(end)
+            labels.append(label)
+            usable.append(problem is None)
+            digests.append(np.frombuffer(image_digest(raw), np.uint8))
+            if count % _BLOCK == 0 or start + count == stop:
+                note((count - 1) % _BLOCK + 1, 0)
+        file.flush()
+        os.fsync(file.fileno())
+    job.folder.publish(path, f"{_name(number)}.items")
+    arrays = io.BytesIO()
+    np.savez(
+        arrays,
+        labels=np.array(labels, np.int64),
+        ends=np.array(ends, np.int64),
+        digests=np.array(digests, np.uint8).reshape(-1, 16),
+        usable=np.array(usable, bool),
+        skipped=np.frombuffer(json.dumps(skipped).encode(), np.uint8),
+    )
+    job.folder.write(f"{_name(number)}.npz", arrays.getvalue())
+    record = {
+        "made_from": job.made_from,
+        "items": content.hexdigest(),
+        "arrays": hashlib.sha256(arrays.getvalue()).hexdigest(),
+    }
+    job.folder.write(f"{_name(number)}.json", to_json(record))
+
+
+def _problem(raw: bytes, label: int, classes: int, encoded: bool) -> str | None:
+    """Why an image is left out."""
+    if not 0 <= label < classes:
+        return "has no label"
+    if encoded:
+        try:
+            decode_image(raw, channels=3)
+        except UnreadableImage as error:
+            return str(error)
+    return None
+
+
+def _name(number: int) -> str:
+    return f"{_PARTS}{number:05d}"
+
+
+def missing_parts(job: ImageJob) -> list[int]:
+    """Numbers of the parts that are not done; those made from something else are not."""
+    return [number for number in range(len(job.parts())) if _record(job, number) is None]
+
+
+def _record(job: ImageJob, number: int) -> dict[str, str] | None:
+    try:
+        record = json.loads(job.folder.read(f"{_name(number)}.json"))
+        return record if record["made_from"] == job.made_from else None
+    except (FileNotFoundError, ValueError, TypeError, KeyError):  # absent or damaged: not done
+        return None
+
+
+def write_parts(job: ImageJob, parts: Sequence[int], processes: int) -> None:
+    """Brings those of ``parts`` into being that are missing."""
+    if any(open_images(source).shape is None for source, _, _ in job.parts()):
+        pillow()  # without it every image would be left out
+    missing = [number for number in missing_parts(job) if number in set(parts)]
+    work, runs = partial(_check_parts, job), [[number] for number in missing]
+    for_each_run(work, runs, processes, done="checked", total=len(parts), unit="images")
+
+
+def _check_parts(job: ImageJob, numbers: Sequence[int], note: Note) -> None:
+    for number in numbers:
+        check_part(job, number, note)
+        note(shards=1)
+
+
+def finish(job: ImageJob, processes: int, corpus: Corpus, origin: dict[str, Any]) -> None:
+    """Reads all parts again and makes a store of them. Raises UserError where a split stays empty,
+    and where the images are no longer those of ``corpus``.
+
+    A part whose files do not agree with their digests is made once more.
+    """
+    folder, classes = job.folder, open_images(job.source).classes
+    with writing(folder.path):
+        writers = {split: _SplitWriter(folder, split) for split in SPLITS}
+    skipped = []
+    try:
+        for number, (source, _, _) in enumerate(job.parts()):
+            part = _read_or_make(job, number, processes)
+            share = 1.0 if source is job.validation else job.fraction
+            for item, label, found in part.images():
+                held_out = int.from_bytes(found[:8], "little") < share * 2.0**64
+                writers["validation" if held_out else "train"].add(item, label, found)
+            skipped += part.skipped
+        counts = {split: len(writer.labels) for split, writer in writers.items()}
+        _check_counts(job, counts, len(skipped))
+        require_unchanged(folder, corpus, job.claimed)
+        origins = {"train": job.source, "validation": job.validation or job.source}
+        splits = {split: writers[split].finish(origins[split]) for split in SPLITS}
+    finally:
+        for writer in writers.values():
+            writer.close()
+    folder.write(SKIPPED, "".join(f"{line}\n" for line in skipped).encode("utf-8", "replace"))
+    manifest = {
+        "format": FORMAT,
+        "origin": origin,
+        "corpus": {"sizes": job.claimed["sizes"]},
+        "classes": list(classes),
+        "skipped": len(skipped),
+        "splits": splits,
+    }
+    folder.write(MANIFEST, sealed(manifest))
+    remove_parts(folder)
+    print(
+        f"Prepared {counts['train']:,} training and {counts['validation']:,} held-out images of "
+        f"{len(classes)} classes in {folder.path} (left out: {len(skipped):,}"
+        f"{'; see ' + SKIPPED + ' there' if skipped else ''})",
+        file=sys.stderr,
+    )
+
+
+def has_parts(folder: LocalFolder) -> bool:
+    """Whether parts are there, which a finished store has only if its last job was killed."""
+    return bool(folder.names(_PARTS))
+
+
+def remove_parts(folder: LocalFolder) -> None:
+    """Gives back the room that parts took; a finished store does not need them."""
+    for name in folder.names(_PARTS):
+        folder.delete(name)
+
+
+def _read_or_make(job: ImageJob, number: int, processes: int) -> _Part:
+    try:
+        return _read(job, number)
+    except UserError as error:
+        print(f"Checking part {number + 1} again: {error}", file=sys.stderr)
+        job.folder.delete(f"{_name(number)}.json")
+        write_parts(job, [number], processes)
+        return _read(job, number)
+
+
+def _read(job: ImageJob, number: int) -> _Part:
+    """A part, compared with its digests. Raises UserError where it is missing or differs."""
+    record, name = _record(job, number), _name(number)
+    store = StoreReader(job.folder, "unfinished image store")
+    try:
+        if record is None:
+            raise FileNotFoundError(f"{job.folder.path}/{name}.json")
+        arrays = job.folder.read(f"{name}.npz")
+    except OSError as error:
+        raise UserError(f"{job.folder.path}/{name} cannot be read ({error}).") from error
+    written = store.record(f"{name}.items")
+    found = {"items": written.sha256, "arrays": hashlib.sha256(arrays).hexdigest()}
+    for kind, sha256 in found.items():
+        if sha256 != record[kind]:
+            raise UserError(f"{job.folder.path}/{name} does not match its recorded sha256.")
+    items = store.array(f"{name}.items", "u1", written.bytes)
+    with np.load(io.BytesIO(arrays)) as loaded:
+        skipped = json.loads(loaded["skipped"].tobytes())
+        named = {kind: loaded[kind] for kind in ("ends", "labels", "digests", "usable")}
+    return _Part(items=items, skipped=skipped, **named)
+
+
+class _SplitWriter:
+    """Writes the files of one split, item after item."""
+
+    def __init__(self, folder: LocalFolder, split: Split) -> None:
+        self._folder, self._split = folder, split
+        self._path = folder.temporary(f"{split}/items")
+        self._file = open(self._path, "wb")  # noqa: SIM115 (closed by close)
+        self._content, self._digest = hashlib.sha256(), hashlib.sha256()
+        self.labels: list[int] = []
+        self._ends: list[int] = []
+        self._digests = bytearray()
+        self._end = 0
+
+    def add(self, item: np.ndarray, label: int, digest: bytes) -> None:
+        with writing(self._folder.path):
+            self._file.write(item.data)
+        self._content.update(item.data)
+        self._end += len(item)
+        self._ends.append(self._end)
+        self.labels.append(label)
+        self._digests += digest
+        self._digest.update(digest + label.to_bytes(4, "little"))
+
+    def finish(self, source: ImageSource) -> dict[str, Any]:
+        """Moves the files to their names; the fingerprint is of all images and labels in order."""
+        with writing(self._folder.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._folder.publish(self._path, f"{self._split}/items")
+        images = open_images(source)
+        files = {"items": {"bytes": self._end, "sha256": self._content.hexdigest()}}
+        contents = {
+            "labels": np.array(self.labels, "<i4").tobytes(),
+            "ends": np.array(self._ends, "<i8").tobytes(),
+            **({"digests": bytes(self._digests)} if images.in_place else {}),
+        }
+        for kind, content in contents.items():
+            self._folder.write(f"{self._split}/{kind}", content)
+            files[kind] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        return {
+            "images": len(self.labels),
+            "fingerprint": self._digest.hexdigest(),
+            "files": files,
+            "shape": images.shape,
+            "in_place": images.in_place,
+            "source": source_json(source),
+        }
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def check_classes(source: ImageSource, validation: ImageSource) -> None:
+    """Raises UserError where images for evaluation have other classes."""
+    train, held_out = open_images(source).classes, open_images(validation).classes
+    if held_out != train[: len(held_out)]:
+        raise UserError(
+            f"The classes of {validation.path} ({validation.split}) are not those of "
+            f"{source.path} ({source.split}); evaluate on images with the same classes."
+        )
+
+
+def _check_counts(job: ImageJob, counts: dict[Split, int], skipped: int) -> None:
+    held_out = job.validation is not None or job.fraction > 0
+    empty = [split for split in SPLITS if counts[split] == 0]
+    if "train" in empty or (held_out and empty):
+        raise UserError(
+            f"No image of {job.source.path} is left for {empty[0]} ({sum(counts.values()):,} are "
+            f"usable, {skipped:,} are not); check data.source and data.validation_fraction."
+        )

@@ -1,0 +1,199 @@
+"""The image store: every image checked once, and what finding it at random needs.
+
+A store is a folder. Each split ("train", "validation") has flat little-endian files: ``labels``
+(int32), ``items`` (bytes) and ``ends`` (int64, where each item ends). An item is the image file
+itself, its pixels where the source has arrays of these, or the image's place in the source: large
+collections are read where they lie, and ``digests`` (16 bytes each) tell whether an image there is
+still the one that was prepared. ``skipped.txt`` names what was left out and why. ``manifest.json``
+is written last: a folder without it is no store yet.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from flax_transformers.data.images.decode import UnreadableImage, decode_image
+from flax_transformers.data.images.kinds import ImageSource
+from flax_transformers.data.images.sources import reader
+from flax_transformers.data.sources.tfds import PREFIX
+from flax_transformers.data.store.files import (
+    Content,
+    FileRecord,
+    StoreArray,
+    StoreFiles,
+    StoreReader,
+)
+from flax_transformers.data.store.token_store import Split
+from flax_transformers.errors import UserError
+from flax_transformers.storage.folders import LocalFolder
+
+FORMAT = 3
+MANIFEST = "manifest.json"
+SKIPPED = "skipped.txt"
+KIND = "image store"
+_DIGEST_BYTES = 16
+_OPENED = ("labels", "_ends", "_items", "_digests", "_read")
+
+
+class ImageSplit:
+    """One split of a store, at random. Picklable: each process opens the files for itself.
+
+    ``path`` is where the source is now. Opening compares sizes; `verify` reads the files. Raises
+    UserError for files that are not as they were written, and for images that are read where they
+    lie if there is nothing at ``path``.
+    """
+
+    def __init__(self, directory: str, split: Split, manifest: dict[str, Any], path: str) -> None:
+        self.directory, self.split = directory, split
+        self._store = StoreReader(LocalFolder(directory), KIND)
+        try:
+            self._read_record(manifest["splits"][split], len(manifest["classes"]), path)
+            self._store.check_sizes(self._files)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._store.damaged(MANIFEST, f"an entry is not valid: {error}") from error
+
+    def _read_record(self, record: dict[str, Any], classes: int, path: str) -> None:
+        self.fingerprint: str = record["fingerprint"]
+        self._count: int = record["images"]
+        self._shape = tuple(record["shape"]) if record["shape"] else None
+        self._in_place: bool = record["in_place"]
+        self._source = ImageSource(**record["source"])
+        if self._in_place and self._count:
+            self._source = replace(self._source, path=self._found(path))
+        files = {kind: FileRecord(**file) for kind, file in record["files"].items()}
+        contents = {
+            "items": Content("u1"),
+            "labels": Content("<i4", self._count, below=classes),
+            "ends": Content("<i8", self._count, last=files["items"].bytes, strictly=True),
+            "digests": Content("u1", _DIGEST_BYTES * self._count),
+        }
+        self._files: StoreFiles = {
+            self._name(kind): (file, contents[kind]) for kind, file in files.items()
+        }
+
+    def _found(self, path: str) -> str:
+        """Where the source is: at ``path``, or where it was when the store was made."""
+        if path.startswith(PREFIX):
+            return path
+        for place in (path, self._source.path):
+            if os.path.exists(os.path.expanduser(place)):
+                return place
+        raise UserError(
+            f"The images of the store in {self.directory} are read where they lie, and there is "
+            f"nothing at {path}; set data.source.path to where they are now."
+        )
+
+    def _name(self, kind: str) -> str:
+        return f"{self.split}/{kind}"
+
+    def __len__(self) -> int:
+        return self._count
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """int32 [images]."""
+        return self._array("labels").read(0, self._count)
+
+    @functools.cached_property
+    def _ends(self) -> StoreArray:
+        return self._array("ends")
+
+    @functools.cached_property
+    def _items(self) -> StoreArray:
+        return self._array("items")
+
+    @functools.cached_property
+    def _digests(self) -> StoreArray:
+        return self._array("digests")
+
+    @functools.cached_property
+    def _read(self) -> Callable[[str], bytes]:
+        return reader(self._source)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in _OPENED}
+
+    def _array(self, kind: str) -> StoreArray:
+        record, content = self._files[self._name(kind)]
+        length = record.bytes // np.dtype(content.dtype).itemsize
+        return self._store.array(self._name(kind), content.dtype, length)
+
+    def verify(self) -> None:
+        """Reads the files of the split and compares digests. Raises UserError naming a damaged one.
+
+        Images that are read where they lie are compared when they are read.
+        """
+        self._store.check_contents(self._files)
+
+    def pixels(self, index: int, channels: int) -> np.ndarray:
+        """uint8 [height, width, channels] of image ``index``.
+
+        Raises UserError where an image that was there when the store was made is gone or changed.
+        """
+        start = int(self._ends[index - 1]) if index else 0
+        item = self._items.read(start, int(self._ends[index]))
+        if self._shape is not None:
+            pixels = item.reshape(*self._shape, -1)
+            return pixels if pixels.shape[2] == channels else np.repeat(pixels, channels, axis=2)
+        name = item.tobytes().decode("utf-8", "surrogateescape") if self._in_place else str(index)
+        try:
+            raw = self._intact(index, self._read(name)) if self._in_place else item.tobytes()
+            return decode_image(raw, channels)
+        except (UnreadableImage, OSError, RuntimeError, ValueError) as error:
+            where = self._source.path if self._in_place else self.directory
+            shown = name.encode("utf-8", "replace").decode()
+            raise UserError(
+                f"Image {shown} of {where} was readable when it was prepared and is no longer "
+                f"({error}); bring it back and run the same command again."
+            ) from error
+
+    def _intact(self, index: int, raw: bytes) -> bytes:
+        if self._name("digests") not in self._files:  # of format 2
+            return raw
+        expected = self._digests.read(_DIGEST_BYTES * index, _DIGEST_BYTES * (index + 1))
+        if image_digest(raw) != expected.tobytes():
+            raise UnreadableImage("its content has changed")
+        return raw
+
+
+def image_digest(raw: bytes) -> bytes:
+    """What tells an image from all others."""
+    return hashlib.blake2b(raw, digest_size=_DIGEST_BYTES).digest()
+
+
+def source_json(source: ImageSource) -> dict[str, str]:
+    """The fields that a store depends on; a path is absolute, as a run may start elsewhere."""
+    fields = {name: value for name, value in vars(source).items() if name != "label_names"}
+    if not source.path.startswith(PREFIX):
+        fields["path"] = os.path.abspath(os.path.expanduser(source.path))
+    return fields
+
+
+def read_manifest(folder: LocalFolder) -> dict[str, Any]:
+    """The manifest of a finished store. Raises UserError for one that is damaged or of another
+    format."""
+    converters = {2: functools.partial(_from_format_2, folder)}
+    return StoreReader(folder, KIND).manifest(MANIFEST, FORMAT, converters)
+
+
+def _from_format_2(folder: LocalFolder, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Format 2 had digests of the files alone: no sizes, no ``digests`` of images."""
+    for split, record in manifest["splits"].items():
+        items = os.path.join(folder.path, split, "items")
+        sizes = {
+            "items": os.path.getsize(items) if os.path.isfile(items) else 0,
+            "labels": 4 * record["images"],
+            "ends": 8 * record["images"],
+        }
+        record["files"] = {
+            kind: {"bytes": sizes[kind], "sha256": sha256}
+            for kind, sha256 in record["files"].items()
+        }
+    return manifest

@@ -1,0 +1,180 @@
+"""Images in tables: the rows of parquet files, and of what TFDS has prepared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flax_transformers.data.images.kinds import Found, ImageSource, split_of_file
+from flax_transformers.data.sources.documents import listed
+from flax_transformers.data.sources.tfds import tfds_builder, tfds_files
+from flax_transformers.errors import UserError
+
+
+class ParquetImages:
+    """A column of encoded images, as Hugging Face's data sets are stored, and one of labels."""
+
+    classes: tuple[str, ...] = ()
+    shape: tuple[int, ...] | None = None
+    in_place = False
+
+    def __init__(self, source: ImageSource, files: Sequence[Path]) -> None:
+        named = [(split_of_file(path.name), path) for path in files]
+        if any(split for split, _ in named) or source.split != "train":
+            files = [path for split, path in named if split == source.split]
+        if not files:
+            splits = {split for split, _ in named if split}
+            raise UserError(
+                f"{source.path} has no parquet files of the split {source.split!r}, only of "
+                f"{listed(splits)}; check data.source."
+            )
+        self._files, self._source = list(files), source
+        self._groups: list[tuple[Path, int, int]] = []  # file, row group, rows
+        for path in files:
+            with _parquet(path) as file:
+                self._check_columns(path, file.schema_arrow)
+                self.classes = self.classes or _class_names(file.schema_arrow, source.label_field)
+                groups = range(file.num_row_groups)
+                self._groups += [(path, n, file.metadata.row_group(n).num_rows) for n in groups]
+        self._names: dict[str, int] = {name: number for number, name in enumerate(self.classes)}
+        if not self.classes:
+            self._number_labels()
+
+    def _check_columns(self, path: Path, schema: Any) -> None:
+        for column in (self._source.image_field, self._source.label_field):
+            if column not in schema.names:
+                raise UserError(
+                    f"The parquet file {path} has no column {column!r}, it has "
+                    f"{listed(schema.names)}; set data.source.image_field and label_field."
+                )
+
+    def _number_labels(self) -> None:
+        """Classes from the labels themselves: numbers count from 0, names are sorted."""
+        values: set[Any] = set()
+        for path in self._files:
+            with _parquet(path) as file:
+                column = self._source.label_field
+                values |= set(file.read([column]).column(column).unique().to_pylist())
+        values.discard(None)
+        if all(isinstance(value, int) for value in values):
+            self.classes = tuple(map(str, range(max(values, default=-1) + 1)))
+        else:
+            self.classes = tuple(sorted(map(str, values)))
+            self._names = {name: number for number, name in enumerate(self.classes)}
+
+    def __len__(self) -> int:
+        return sum(rows for _, _, rows in self._groups)
+
+    def read(self, start: int, stop: int) -> Iterator[Found]:
+        columns = [self._source.image_field, self._source.label_field]
+        first = 0
+        for path, group, rows in self._groups:
+            wanted = range(max(start, first) - first, min(stop, first + rows) - first)
+            if wanted:
+                with _parquet(path) as file:
+                    images, labels = file.read_row_group(group, columns=columns).select(columns)
+                for row in wanted:
+                    raw, label = images[row].as_py(), labels[row].as_py()
+                    raw = raw.get("bytes") if isinstance(raw, dict) else raw
+                    yield Found(
+                        f"row {first + row}",
+                        raw if isinstance(raw, bytes) else b"",
+                        label if isinstance(label, int) else self._names.get(str(label), -1),
+                    )
+            first += rows
+
+    def files(self) -> list[tuple[str, Path]]:
+        return [(path.suffix, path) for path in self._files]
+
+
+class _parquet:
+    """An open parquet file, whose errors are a sentence."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Any:
+        from pyarrow import ArrowException, parquet  # here, so that other sources do not wait
+
+        try:
+            self._file = parquet.ParquetFile(self._path)
+        except (ArrowException, OSError) as error:
+            raise self._damaged(error) from error
+        return self._file
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        from pyarrow import ArrowException
+
+        self._file.close()
+        if isinstance(error, (ArrowException, OSError)):
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: BaseException) -> UserError:
+        return UserError(
+            f"The parquet file {self._path} is cut short or damaged ({error}); copy it again."
+        )
+
+
+def _class_names(schema: Any, column: str) -> tuple[str, ...]:
+    """Those that Hugging Face's `datasets` notes in a file."""
+    try:
+        noted = json.loads((schema.metadata or {})[b"huggingface"])
+        return tuple(map(str, noted["info"]["features"][column]["names"]))
+    except (KeyError, TypeError, ValueError):
+        return ()
+
+
+class RecordImages:
+    """What TFDS has prepared, as encoded bytes."""
+
+    shape: tuple[int, ...] | None = None
+    in_place = True
+
+    def __init__(self, source: ImageSource) -> None:
+        import tensorflow_datasets as tfds
+
+        self._source, builder = source, tfds_builder(source.path)
+        features = dict(builder.info.features or {})
+        for feature in (source.image_field, source.label_field):
+            if feature not in features:
+                raise UserError(
+                    f"{source.path} has no feature {feature!r}, it has {listed(features)}; set "
+                    "data.source.image_field and label_field."
+                )
+        label = features[source.label_field]
+        self.classes = tuple(getattr(label, "names", None) or ())
+        if not self.classes:
+            raise UserError(
+                f"The feature {source.label_field!r} of {source.path} is no class; set "
+                "data.source.label_field."
+            )
+        skip = {source.image_field: tfds.decode.SkipDecoding()}
+        try:
+            self._rows = builder.as_data_source(split=source.split, decoders=skip)
+        except ValueError as error:
+            raise UserError(
+                f"{source.path} has no split {source.split!r}; its splits are "
+                f"{listed(builder.info.splits)}, and slices such as 'train[:10%]' work."
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, start: int, stop: int) -> Iterator[Found]:
+        for number in range(start, min(stop, len(self))):
+            try:
+                row = self._rows[number]
+                raw, label = row[self._source.image_field], int(row[self._source.label_field])
+            except (OSError, RuntimeError, ValueError):
+                raw, label = b"", 0
+            yield Found(str(number), raw, label)
+
+    def bytes_at(self, place: str) -> bytes:
+        """The image of that number."""
+        raw: bytes = self._rows[int(place)][self._source.image_field]
+        return raw
+
+    def files(self) -> list[tuple[str, Path]]:
+        return tfds_files(self._source.path, self._source.split)

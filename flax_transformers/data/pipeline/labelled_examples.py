@@ -1,0 +1,123 @@
+"""Labelled documents of a token store as rows: whole, by words, or by windows of a long text."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from flax_transformers.data.store.token_store import TokenStore
+from flax_transformers.errors import UserError
+from flax_transformers.objectives.labelled import LabelledSpec
+
+log = logging.getLogger(__name__)
+_ROW = np.dtype([("document", "<i8"), ("begin", "<i8"), ("start", "<i8"), ("stop", "<i8")])
+_BUCKET_THREADS = 16
+
+
+class LabelledExamples:
+    """The documents of one split, in the form that the ``prepare`` of labelled objectives takes.
+
+    Raises UserError for a store whose documents have other labels, or none.
+    """
+
+    def __init__(self, store: TokenStore, spec: LabelledSpec) -> None:
+        self.store, self.spec = store, spec
+        self.read_threads = 0 if store.is_local else _BUCKET_THREADS
+        if store.label_kind != spec.labels:
+            raise UserError(
+                f"The documents of the token store in {store.directory} have other labels than "
+                f"the objective asks for, or none; set data.source to a {spec.source_kind} "
+                f"whose labels are {spec.labels}, or choose another objective."
+            )
+        rows = {"document": _documents, "words": _words, "answers": _windows}[spec.rows]
+        self._rows = rows(store, spec)
+        if spec.rows == "document":
+            _say_longer(store, spec, self._rows["stop"] - self._rows["start"])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def document_of(self, index: int) -> int:
+        """The number of the document that an example belongs to; it rises with the index."""
+        return int(self._rows[index]["document"])
+
+    def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        document, begin, start, stop = self._rows[index].tolist()
+        tokens = self.store.tokens(start, stop - start)
+        labels = self.store.labels(document)
+        if self.spec.rows == "answers":
+            context = int(self.store.sentence_ends_within(begin, start + 1)[0])
+            return {
+                "question_tokens": self.store.tokens(begin, context - begin),
+                "tokens": tokens,
+                "offset": np.array(start - context, np.int32),
+                "spans": labels.reshape(-1, 2),
+            }
+        ends = self.store.sentence_ends_within(start, stop) - start
+        if not len(ends) or ends[-1] < len(tokens):  # of a word that is cut
+            ends = np.append(ends, len(tokens))
+        if self.spec.rows == "words":
+            first = len(self.store.sentence_ends_within(begin, start))
+            labels = labels[first : first + len(ends)]
+        return {"tokens": tokens, "text_ends": ends.astype(np.int32), "labels": labels}
+
+
+def _say_longer(store: TokenStore, spec: LabelledSpec, lengths: np.ndarray) -> None:
+    """Special tokens take some of a row besides, so a few more documents may be cut."""
+    longer = int((lengths > spec.length).sum())
+    if longer:
+        log.warning(
+            "%d of %d documents of %s (%s) have more tokens than a row, %d, and are cut to it; the "
+            "longest has %d",
+            longer,
+            len(lengths),
+            store.directory,
+            store.split,
+            spec.length,
+            lengths.max(),
+        )
+
+
+def _documents(store: TokenStore, spec: LabelledSpec) -> np.ndarray:
+    """A row for each document."""
+    ends = store.document_ends
+    rows = np.zeros(len(ends), _ROW)
+    rows["document"] = np.arange(len(ends))
+    rows["begin"] = rows["start"] = np.append(0, ends[:-1])[: len(ends)]
+    rows["stop"] = ends
+    return rows
+
+
+def _words(store: TokenStore, spec: LabelledSpec) -> np.ndarray:
+    """Rows of whole words, as many as fit; a word that does not is cut."""
+    rows = _documents(store, spec)
+    if (rows["stop"] - rows["start"] <= spec.length).all():
+        return rows
+    found = []
+    for row in rows:
+        document, begin, _, stop = row.tolist()
+        start = begin
+        while stop - start > spec.length:
+            ends = store.sentence_ends_within(start, start + spec.length)
+            following = ends[-1] if len(ends) else store.sentence_ends_within(start, stop)[0]
+            found.append((document, begin, start, min(following, start + spec.length)))
+            start = int(following)
+        if start < stop:
+            found.append((document, begin, start, stop))
+    return np.array(found, _ROW)
+
+
+def _windows(store: TokenStore, spec: LabelledSpec) -> np.ndarray:
+    """Windows of the second text of each document; the last one ends where it does."""
+    edges = np.concatenate([np.zeros(1, np.int64), store.sentence_ends])
+    found = []
+    for document in range(store.num_documents):
+        begin, context, stop = edges[2 * document : 2 * document + 3].tolist()
+        room = spec.length - min(context - begin, spec.question_length)
+        start = context
+        while stop - start > room:
+            found.append((document, begin, start, start + room))
+            start += min(spec.stride, room)
+        found.append((document, begin, start, stop))
+    return np.array(found, _ROW)

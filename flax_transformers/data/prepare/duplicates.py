@@ -1,0 +1,153 @@
+"""Documents that repeat an earlier one, found in one pass over the corpus in bounded memory.
+
+First every shard writes the 128-bit hashes of its documents, in any order and by any process; then
+equal hashes are looked for, a slice of all hashes at a time, and the repeats of each shard written.
+The first of its kind in the corpus stays, so what is found depends on nothing but the corpus.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from flax_transformers.data.config import TextData
+from flax_transformers.data.prepare.dealing import runs
+from flax_transformers.data.prepare.workers import Note, for_each_run
+from flax_transformers.data.sources.documents import Counts, Document
+from flax_transformers.data.sources.filters import let_in
+from flax_transformers.data.sources.read import CorpusReader
+from flax_transformers.data.store.token_store import Split
+from flax_transformers.errors import UserError
+from flax_transformers.storage.folders import Folder
+
+FOUND = "duplicates/by_shard"
+"""The last file to be written. Its name is not that of versions that dealt documents otherwise."""
+HASH = np.dtype([("high", "<u8"), ("low", "<u8"), ("place", "<i8")])
+_BEFORE = 1 << 62  # places of validation documents are below 0, so that they come first
+_OF_SHARD = 1 << 40  # a place is the shard's number times this, and the number in the shard
+_NOTED = 1000  # documents between notes
+_AT_ONCE = 1 << 24  # hashes compared at once: some 800 MB with temporaries
+
+
+def hash_shards(folder: Folder, data: TextData, tied: Sequence[bool], processes: int) -> None:
+    """Writes the hashes of the documents of those shards that have none yet."""
+    missing = [shard for shard in range(data.shards) if not folder.exists(_hashes(shard))]
+    work = partial(_hash_run, folder, data)
+    for_each_run(work, runs(missing, tied, processes), processes, done="hashed", total=data.shards)
+
+
+def _hash_run(folder: Folder, data: TextData, run: Sequence[int], note: Note) -> None:
+    readers = [
+        (CorpusReader(source, run, data.shards), before)
+        for source, before in ((data.validation_source, _BEFORE), (data.source, 0))
+        if source is not None
+    ]
+    for shard in run:
+        rows = (
+            row
+            for reader, before in readers
+            for row in _rows(reader, data, shard, shard * _OF_SHARD - before, note)
+        )
+        folder.write(_hashes(shard), _sealed(np.fromiter(rows, HASH)), lasting=False)
+        note(shards=1)
+
+
+def _rows(
+    reader: CorpusReader, data: TextData, shard: int, first: int, note: Note
+) -> Iterator[tuple[int, int, int]]:
+    documents = let_in(reader.documents(shard, Counts()), data.gates, Counts())
+    for count, (number, document) in enumerate(documents, 1):
+        yield *_hash(document), first + number
+        if count % _NOTED == 0:
+            note(_NOTED)
+
+
+def _hash(document: Document) -> tuple[int, int]:
+    """128 bits of the text with each run of whitespace as one space, and of the labels."""
+    texts = [document.text] if isinstance(document.text, str) else document.text
+    content = "\0".join(" ".join(text.split()) for text in texts)
+    labels = repr(document.labels) if document.labels else ""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(content.encode("utf-8", "surrogatepass"))
+    digest.update(f"\0\0{labels}".encode())
+    raw = digest.digest()
+    return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
+
+
+def find_duplicates(folder: Folder, shards: int) -> None:
+    """Compares the hashes of all shards and writes which documents are repeats, the last step."""
+    documents = sum(len(_unsealed(folder, _hashes(shard), HASH)) for shard in range(shards))
+    slices = 1 + documents // _AT_ONCE
+    found = []
+    for number in range(slices):
+        within = []
+        for shard in range(shards):
+            hashes = _unsealed(folder, _hashes(shard), HASH)
+            within.append(hashes[hashes["high"] % slices == number])
+        found.append(_repeats(np.concatenate(within)))
+    repeats = np.sort(np.concatenate(found))
+    for shard in range(shards):
+        mine = [_of_shard(repeats, shard, before) for before in (_BEFORE, 0)]
+        folder.write(_repeats_of(shard), _sealed(np.concatenate(mine)), lasting=False)
+    folder.write(FOUND, f"{len(repeats)}\n".encode())
+    for shard in range(shards):
+        folder.delete(_hashes(shard))
+
+
+def _of_shard(places: np.ndarray, shard: int, before: int) -> np.ndarray:
+    """Those of the places, which are sorted, that are a shard's."""
+    borders = np.array([shard, shard + 1], np.int64) * _OF_SHARD - before
+    first, end = np.searchsorted(places, borders)
+    return places[first:end]
+
+
+def _repeats(rows: np.ndarray) -> np.ndarray:
+    """Places of the rows whose hash a row of an earlier place has too: int64 [n]."""
+    rows = rows[np.lexsort((rows["place"], rows["low"], rows["high"]))]
+    same = (rows["high"][1:] == rows["high"][:-1]) & (rows["low"][1:] == rows["low"][:-1])
+    return rows["place"][1:][same]
+
+
+def repeated(folder: Folder, data: TextData, split: Split, shard: int) -> frozenset[int]:
+    """Numbers, in a shard of the source or the validation source, of the repeats."""
+    if not data.gates.drop_duplicates:
+        return frozenset()
+    before = 0 if split == "train" else _BEFORE
+    try:
+        places = _unsealed(folder, _repeats_of(shard), np.dtype("<i8"))
+    except UserError:
+        folder.delete(FOUND)
+        raise
+    mine = places[(places >= 0) == (split == "train")]
+    return frozenset((mine + before - shard * _OF_SHARD).tolist())
+
+
+def _hashes(shard: int) -> str:
+    return f"duplicates/{shard:05d}.of_documents"
+
+
+def _repeats_of(shard: int) -> str:
+    return f"duplicates/{shard:05d}.repeats"
+
+
+def _sealed(array: np.ndarray) -> bytes:
+    content = array.tobytes()
+    return hashlib.sha256(content).digest() + content
+
+
+def _unsealed(folder: Folder, name: str, dtype: np.dtype) -> np.ndarray:
+    content = b""
+    with contextlib.suppress(FileNotFoundError):
+        content = folder.read(name)
+    seal, body = content[:32], content[32:]
+    if hashlib.sha256(body).digest() != seal:
+        folder.delete(name)
+        raise UserError(
+            f"The file {name} in {folder.path} was damaged and has been removed; run "
+            "`flax-transformers prepare` with --begin, or without --shard, to make it again."
+        )
+    return np.frombuffer(body, dtype)

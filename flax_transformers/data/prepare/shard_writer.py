@@ -1,0 +1,128 @@
+"""Writes the files of one shard of a token store; `store` says what is in them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from flax_transformers.data.sources.documents import LabelKind
+from flax_transformers.data.store.files import FileRecord
+from flax_transformers.data.store.token_store import (
+    LABEL_DTYPES,
+    LABELS,
+    TEXT_KINDS,
+    ShardRecord,
+    Split,
+    shard_file,
+    token_dtype,
+)
+from flax_transformers.storage.folders import Folder, writing
+
+_BUFFER = 1 << 20
+
+
+class _HashedFile:
+    """A new file that counts and digests what goes into it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open(path, "wb", buffering=_BUFFER)  # noqa: SIM115 (closed by ShardWriter)
+        self._hash, self._bytes = hashlib.sha256(), 0
+
+    def write(self, array: np.ndarray) -> None:
+        content = array.tobytes()
+        self._file.write(content)
+        self._hash.update(content)
+        self._bytes += len(content)
+
+    def finish(self) -> FileRecord:
+        self._file.close()
+        return FileRecord(self._bytes, self._hash.hexdigest())
+
+    def discard(self) -> None:
+        with contextlib.suppress(OSError):  # closing writes what is buffered, which may fail too
+            self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+class ShardWriter:
+    """Writes one shard of one split; nothing is visible before ``finish``.
+
+    Used as a context manager: left with an exception, it removes what it wrote.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        split: Split,
+        shard: int,
+        vocab_size: int,
+        label_kind: LabelKind | None = None,
+    ) -> None:
+        self._folder, self._dtype, self.split = folder, token_dtype(vocab_size), split
+        self._tokens = self._documents = self._sentences = self._skipped = 0
+        self._names = {
+            kind: shard_file(split, shard, kind) for kind in (*TEXT_KINDS, *LABELS[label_kind])
+        }
+        self._extras = {kind: 0 for kind in LABEL_DTYPES if kind in self._names}
+        with writing(folder.path):
+            self._files = {
+                kind: _HashedFile(folder.temporary(name)) for kind, name in self._names.items()
+            }
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            for file in self._files.values():
+                file.discard()
+
+    def add_document(
+        self, sentences: Sequence[np.ndarray], labels: Sequence[np.ndarray] = ()
+    ) -> int:
+        """Appends the token ids of each sentence (integers [n]); returns how many tokens.
+
+        ``labels`` are the arrays that a store with labels takes of each document, in the order of
+        `LABELS`.
+        """
+        lengths = np.array([len(sentence) for sentence in sentences if len(sentence)], np.int64)
+        if not len(lengths):
+            self._skipped += 1
+            return 0
+        tokens = np.concatenate(sentences)
+        ends = self._tokens + np.cumsum(lengths)
+        with writing(self._folder.path):
+            self._files["tokens"].write(tokens.astype(self._dtype))
+            self._files["sentences"].write(ends.astype("<i8"))
+            self._files["documents"].write(ends[-1:].astype("<i8"))
+            for kind, values in zip(self._extras, labels, strict=True):
+                self._extras[kind] += len(values)
+                self._files[kind].write(values.astype(LABEL_DTYPES[kind]))
+                end = np.array([self._extras[kind]], "<i8")
+                self._files["record_ends" if kind == "records" else "label_ends"].write(end)
+        self._tokens += len(tokens)
+        self._sentences += len(lengths)
+        self._documents += 1
+        return len(tokens)
+
+    def finish(self) -> ShardRecord:
+        """Gives the files their names. They are lasting after `Folder.sync`."""
+        with writing(self._folder.path):
+            records = {kind: file.finish() for kind, file in self._files.items()}
+        for kind, file in self._files.items():
+            self._folder.publish(file.path, self._names[kind], lasting=False)
+        return ShardRecord(
+            self._tokens, self._documents, self._sentences, self._skipped,
+            {self._names[kind]: record for kind, record in records.items()},
+        )  # fmt: skip

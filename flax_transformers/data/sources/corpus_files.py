@@ -1,0 +1,195 @@
+"""Which files of a corpus are read, in which order, and what else lies there that is not."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flax_transformers.data.sources.files import COMPRESSED, reading
+from flax_transformers.errors import UserError
+
+Unread = dict[str, tuple[int, int]]
+"""What is not read, by kind: how many there are, and their bytes. A kind is an ending (".csv") or
+a noun ("broken link")."""
+_SOLID = (".parquet",)
+"""Endings of files that are not read when they are compressed once more."""
+
+
+@dataclass
+class Listing:
+    """(name, path) of the ``files`` that are read, sorted by name, and what is ``unread``.
+
+    Names do not depend on where a folder lies.
+    """
+
+    files: list[tuple[str, Path]] = field(default_factory=list)
+    unread: Unread = field(default_factory=dict)
+
+    def leave_out(self, kind: str, size: int = 0) -> None:
+        """Counts something that is not read."""
+        count, total = self.unread.get(kind, (0, 0))
+        self.unread[kind] = count + 1, total + size
+
+
+def corpus_files(path: str, endings: Sequence[str]) -> list[tuple[str, Path]]:
+    """The files of `list_corpus`."""
+    return list_corpus(path, endings).files
+
+
+def list_corpus(path: str, endings: Sequence[str]) -> Listing:
+    """The files at ``path``: a file, all below a folder, or those that match a pattern.
+
+    Linked folders are read as others are, but each folder only once. Hidden files and folders are
+    not read. Raises UserError where there is no file, and for a file that was named, by its path or
+    by a pattern, whose ending is not one of ``endings``.
+    """
+    if "://" in path:
+        raise UserError(f"Text is read from local files or TFDS, not from {path}; copy it first.")
+    root = Path(os.path.expanduser(path))
+    listing = Listing()
+    if root.is_file():
+        listing.files.append((root.name, root))
+    elif root.is_dir():
+        _list_folder(root, endings, listing)
+        if not listing.files:
+            there = f"; there is {unread_text(listing.unread)}" if listing.unread else ""
+            raise UserError(
+                f"The folder {path} has no text files ({endings_text(endings)}) in it{there}."
+            )
+    elif glob.has_magic(path):
+        _list_pattern(root, listing)
+        if not listing.files:
+            raise UserError(f"No file matches the pattern {path}; check the path.")
+    else:
+        raise UserError(f"There is no file or folder {path}; check the path.")
+    for _, file in listing.files:
+        if not ending(file, endings):
+            raise UserError(
+                f"The ending of {file} is not known; use one of {endings_text(endings)}."
+            )
+    listing.files.sort()
+    return listing
+
+
+def ending(path: Path, endings: Sequence[str]) -> str | None:
+    """The known ending of a file's name, without that of its compression; None for another."""
+    plain = _plain_name(path)
+    found = next((e for e in endings if plain.endswith(e)), None)
+    return None if found in _SOLID and plain != path.name.lower() else found
+
+
+def plain_suffix(path: Path) -> str:
+    """The last ending of a file's name besides that of its compression."""
+    return os.path.splitext(_plain_name(path))[1]
+
+
+def _plain_name(path: Path) -> str:
+    name = path.name.lower()
+    return next((name.removesuffix(e) for e in COMPRESSED if name.endswith(e)), name)
+
+
+def endings_text(endings: Sequence[str]) -> str:
+    """Endings for a message."""
+    return f"{', '.join(endings)}; compressed: {', '.join(COMPRESSED)}"
+
+
+def unread_text(unread: Mapping[str, tuple[int, int]]) -> str:
+    """Counts for people, such as "3 .csv, 1 broken link"; the most frequent first."""
+    kinds = sorted(unread.items(), key=lambda item: (-item[1][0], item[0]))
+    return ", ".join(
+        f"{count:,} {kind}{'' if count == 1 or kind.startswith('.') else 's'}"
+        for kind, (count, _) in kinds
+    )
+
+
+def _list_folder(root: Path, endings: Sequence[str], listing: Listing) -> None:
+    seen: set[tuple[int, int]] = set()
+    links = deque([root])
+    while links:
+        top = links.popleft()
+        if _identity(top) in seen:
+            listing.leave_out("repeated linked folder")
+            continue
+        for entry in _entries_below(top, seen):
+            _list_entry(entry, root, endings, listing, links)
+
+
+def _entries_below(top: Path, seen: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder and in all below it that are not hidden, linked or ``seen``."""
+    pending = [top]
+    while pending:
+        folder = pending.pop()
+        identity = _identity(folder)
+        if identity in seen:
+            continue
+        seen.add(identity)
+        with reading(folder), os.scandir(folder) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
+        yield from entries
+        pending += [
+            Path(entry.path)
+            for entry in entries
+            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+        ]
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    with reading(folder):
+        found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
+def _list_entry(
+    entry: os.DirEntry[str],
+    root: Path,
+    endings: Sequence[str],
+    listing: Listing,
+    links: deque[Path],
+) -> None:
+    path = Path(entry.path)
+    try:
+        found = path.stat()
+    except OSError:  # links to nothing, and to themselves
+        listing.leave_out("broken link")
+        return
+    folder = stat.S_ISDIR(found.st_mode)
+    if entry.name.startswith("."):
+        listing.leave_out("hidden folder" if folder else "hidden file")
+    elif folder:
+        if entry.is_symlink():
+            links.append(path)
+    elif not stat.S_ISREG(found.st_mode):
+        listing.leave_out("special file")
+    elif ending(path, endings):
+        listing.files.append((path.relative_to(root).as_posix(), path))
+    else:
+        listing.leave_out(_kind(path.name.lower()), found.st_size)
+
+
+def _kind(name: str) -> str:
+    """The ending of a file that is not read, with that before it where it is compressed."""
+    suffixes = Path(name).suffixes
+    if not suffixes:
+        return "extensionless file"
+    return "".join(suffixes[-2:] if suffixes[-1] in COMPRESSED else suffixes[-1:])
+
+
+def _list_pattern(pattern: Path, listing: Listing) -> None:
+    """The files that match; each only once where several links lead to its folder."""
+    seen: set[str] = set()
+    for name in sorted(glob.glob(str(pattern), recursive=True), key=lambda n: (n.count("/"), n)):
+        path = Path(name)
+        if path.is_file():
+            place = os.path.join(os.path.realpath(path.parent), path.name)
+            if place in seen:
+                listing.leave_out("repeated linked file")
+            else:
+                seen.add(place)
+                listing.files.append((name, path))
+        elif path.is_dir() and "**" not in pattern.parts:
+            listing.leave_out("folder")

@@ -1,0 +1,348 @@
+"""Where the records of a corpus begin and end: lines, blocks of lines, rows; not what they mean.
+
+Every record has a position, at which it begins: from 0 up to the ``size`` of the file (or other
+part of a corpus) that holds it. So records are dealt out by dividing a range of positions, which
+needs no reading. Most files can be read from any position on. Where that is not so, as in a
+compressed file, a stretch is *solid*: to read a part of it takes reading it from its beginning.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from flax_transformers.data.sources.documents import (
+    LONGEST,
+    Decoder,
+    Document,
+    Invalid,
+    Where,
+    listed,
+)
+from flax_transformers.data.sources.files import (
+    Place,
+    Stream,
+    cut_lines,
+    is_blank_before,
+    is_compressed,
+    line_start,
+    raw_lines,
+    reading,
+)
+from flax_transformers.errors import UserError
+
+
+class Record(NamedTuple):
+    """What was found, of a type that depends on the finder, and where.
+
+    ``continues``: whether it is the rest of the record before, which was too long.
+    """
+
+    position: int
+    content: Any
+    where: Where
+    continues: bool = False
+
+
+class Records(Protocol):
+    """A file, or another part of a corpus that is read in order."""
+
+    @property
+    def size(self) -> int:
+        """How many positions there are; found without reading what is in it."""
+
+    def solid(self, position: int) -> tuple[int, int]:
+        """The stretch around a position that can only be read from its beginning.
+
+        Both ends are ``position`` itself where reading can begin there.
+        """
+
+    def read(self, start: int, stop: int | None) -> Iterator[Record]:
+        """The records whose position is in [start, stop), in order; without a stop, all others."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Records, and what makes a document of the content of each and of where it is.
+
+    The latter may raise `Invalid`.
+    """
+
+    records: Records
+    parse: Callable[[Decoder, Any, Any], Document]
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+
+    @cached_property
+    def size(self) -> int:
+        with reading(self.path):
+            return self.path.stat().st_size
+
+    def solid(self, position: int) -> tuple[int, int]:
+        return (0, self.size) if is_compressed(self.path) else (position, position)
+
+
+@dataclass(frozen=True)
+class LineFile(_File):
+    """A record is a line that is not empty: bytes, at a `Place`."""
+
+    def read(self, start: int, stop: int | None) -> Iterator[Record]:
+        path = self.path
+        with reading(path), Stream(path) as stream:
+            first = 0 if is_compressed(path) else line_start(stream.file, start, stop)
+            if first is None:
+                return
+            for offset, raw in raw_lines(stream.file, first):
+                position = stream.position(offset)
+                if stop is not None and position >= stop:
+                    return
+                if position >= start and not raw.isspace():
+                    yield Record(position, raw, Place(path, offset))
+
+
+@dataclass(frozen=True)
+class TextFile(_File):
+    """A record is a line, a block of lines between empty ones, or the whole file: bytes, at a
+    `Place`.
+
+    One that would be longer than LONGEST becomes several, cut between lines, or in lines at spaces,
+    all of them at the position of the first; or, if it must not be ``cut``, one that is too long.
+    """
+
+    divided: str
+    cut: bool = True
+
+    def read(self, start: int, stop: int | None) -> Iterator[Record]:
+        with reading(self.path), Stream(self.path) as stream:
+            if is_compressed(self.path) or start == 0:
+                yield from self._blocks(stream, 0, True, start, stop)
+            elif self.divided != "file":
+                first = line_start(stream.file, start, stop)
+                if first is not None:
+                    begins = self.divided == "line" or is_blank_before(stream.file, first)
+                    yield from self._blocks(stream, first, begins, start, stop)
+
+    def _blocks(
+        self, stream: Stream, offset: int, begins: bool, start: int, stop: int | None
+    ) -> Iterator[Record]:
+        """Reads from the line at ``offset`` on, where a record ``begins`` or not."""
+        block: list[bytes] = []
+        size = first = position = 0
+        ours = False  # whether the record that is being read is one of [start, stop)
+        at_line, continues = True, False
+        for piece, ends_line in cut_lines(stream.file):
+            empty = self.divided == "blank_line" and at_line and ends_line and piece.isspace()
+            begins = at_line and not empty and (begins or self.divided == "line")
+            if block and (empty or begins or (self.cut and size + len(piece) > LONGEST)):
+                yield Record(position, b"".join(block), Place(self.path, first), continues)
+                continues = not (empty or begins)
+                block, size = [], 0
+            if begins:
+                position = stream.position(offset) if self.divided != "file" else 0
+                ours = position >= start
+                if stop is not None and position >= stop:
+                    return
+            elif not ours and stop is not None and stream.position(offset) >= stop:
+                return
+            if not empty and ours and size <= LONGEST:
+                first = first if block else offset
+                block.append(piece)
+                size += len(piece)
+            begins, at_line = empty, ends_line
+            offset += len(piece)
+        if block:
+            yield Record(position, b"".join(block), Place(self.path, first), continues)
+
+
+@dataclass(frozen=True)
+class TwoFiles(_File):
+    """A record is a line of ``path`` and one of ``other``: a tuple of bytes, at the former's place.
+
+    None stands for a line that one of them lacks. Which lines belong together only counting tells.
+    """
+
+    other: Path
+
+    def solid(self, position: int) -> tuple[int, int]:
+        return 0, self.size
+
+    def read(self, start: int, stop: int | None) -> Iterator[Record]:
+        one, other = self.path, self.other
+        with (
+            reading(one), Stream(one) as left,
+            reading(other), Stream(other) as right,
+        ):  # fmt: skip
+            lines = itertools.zip_longest(raw_lines(left.file), raw_lines(right.file))
+            for number, (first, second) in enumerate(lines, 1):
+                position = max(0, self.size - 1) if first is None else left.position(first[0])
+                if stop is not None and position >= stop:
+                    return
+                if position >= start:
+                    raws = first and first[1], second and second[1]
+                    yield Record(position, raws, PairOfLines(one, other, number))
+
+
+@dataclass(frozen=True)
+class PairOfLines:
+    """Where a record of `TwoFiles` is."""
+
+    path: Path
+    other: Path
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+@dataclass(frozen=True)
+class TableFile(_File):
+    """A record is a row of a table: a list of cells or, where ``names`` are asked for, a dict by
+    the names in the first row. Raises UserError where that lacks one of them.
+
+    Bytes that are not UTF-8 become surrogates, as with errors="surrogateescape". A row whose cells
+    are ``quoted`` may go over several lines, so it cannot be found from the middle of the file.
+    """
+
+    delimiter: str
+    quoted: bool
+    names: tuple[str, ...] = ()
+
+    def solid(self, position: int) -> tuple[int, int]:
+        return (0, self.size) if self.quoted else super().solid(position)
+
+    def read(self, start: int, stop: int | None) -> Iterator[Record]:
+        path = self.path
+        with reading(path), Stream(path) as stream:
+            names: list[str] | None = None
+            first: int | None = 0
+            if start and self.solid(start) == (start, start):
+                if self.names:
+                    names = self._checked(
+                        next(filter(None, self._table(_TextLines(stream, 0))), [])
+                    )
+                first = line_start(stream.file, start, stop)
+            if first is None:
+                return
+            lines = _TextLines(stream, first)
+            table = self._table(lines)
+            while True:
+                place = Place(path, lines.upcoming)
+                cells = self._row(table, place)
+                if cells is None:
+                    return
+                if not cells:
+                    continue
+                if names is None and self.names:
+                    names = self._checked(cells)
+                    continue
+                position = stream.position(place.offset)
+                if stop is not None and position >= stop:
+                    return
+                if position >= start:
+                    row = cells if names is None else dict(zip(names, cells, strict=False))
+                    yield Record(position, row, place)
+
+    def _checked(self, names: list[str]) -> list[str]:
+        for name in self.names:
+            if name not in names:
+                raise UserError(
+                    f"The table {self.path} has no column {name!r}, it has {listed(names)}; name "
+                    "one of them in the source's fields, or leave the file out."
+                )
+        return names
+
+    def _table(self, lines: Iterator[str]) -> Iterator[list[str]]:
+        csv.field_size_limit(LONGEST)
+        if self.quoted:
+            return csv.reader(lines, delimiter=self.delimiter)
+        return csv.reader(lines, delimiter=self.delimiter, quoting=csv.QUOTE_NONE)
+
+    def _row(self, table: Iterator[list[str]], place: Place) -> list[str] | None:
+        try:
+            return next(table, None)
+        except csv.Error as error:
+            raise UserError(f"{place} is no row of a table ({error}); fix the file.") from error
+
+
+class _TextLines:
+    """The lines of a table as text. ``upcoming``: where the next one begins."""
+
+    def __init__(self, stream: Stream, offset: int) -> None:
+        self._lines = raw_lines(stream.file, offset)
+        self._parts: list[str] = []
+        self._start = self._end = offset
+
+    @property
+    def upcoming(self) -> int:
+        return self._start if self._parts else self._end
+
+    def __iter__(self) -> _TextLines:
+        return self
+
+    def __next__(self) -> str:
+        if not self._parts:
+            offset, raw = next(self._lines)
+            if len(raw) > LONGEST:
+                raise csv.Error(f"longer than {LONGEST >> 20} MiB")
+            self._start, self._end = offset, offset + len(raw)
+            text = raw.decode("utf-8", "surrogateescape")
+            text = text.removeprefix("\ufeff") if offset == 0 else text
+            self._parts = [*io.StringIO(text, newline="")][::-1] or [""]  # "\r" ends a line, too
+        return self._parts.pop()
+
+
+@dataclass(frozen=True)
+class ValueFile(_File):
+    """A record is one of the rows that ``load`` makes of the whole file, spread evenly over it."""
+
+    load: Callable[[Path], Sequence[Any]]
+    name: str = "Row"
+
+    def solid(self, position: int) -> tuple[int, int]:
+        return 0, self.size
+
+    def read(self, start: int, stop: int | None) -> Iterator[Record]:
+        rows = self.load(self.path)
+        for number, row in enumerate(rows):
+            position = self.size * number // len(rows)
+            if position >= start and (stop is None or position < stop):
+                yield Record(position, row, f"{self.name} {number} of {self.path}")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A record is a text of a sequence in memory."""
+
+    texts: Sequence[str]
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """The position of each text, and the end."""
+        return [0, *itertools.accumulate(map(len, self.texts))]
+
+    @property
+    def size(self) -> int:
+        return self.starts[-1]
+
+    def solid(self, position: int) -> tuple[int, int]:
+        return position, position
+
+    def read(self, start: int, stop: int | None) -> Iterator[Record]:
+        for number, (position, text) in enumerate(zip(self.starts, self.texts, strict=False)):
+            if position >= start and (stop is None or position < stop):
+                yield Record(position, text, f"Text {number}")
+
+
+def too_long(raw: bytes, where: Where) -> None:
+    """Raises `Invalid` for a record that is longer than LONGEST."""
+    if len(raw) > LONGEST:
+        raise Invalid(where, f"is longer than {LONGEST >> 20} MiB")

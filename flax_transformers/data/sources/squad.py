@@ -1,0 +1,167 @@
+"""Questions about texts, answered by stretches of them (SQuAD, arXiv:1606.05250, 1806.03822)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from flax_transformers.data.sources.corpus_files import corpus_files
+from flax_transformers.data.sources.documents import (
+    Decoder,
+    Document,
+    Invalid,
+    LabelKind,
+    Source,
+    Where,
+)
+from flax_transformers.data.sources.fields import text_in
+from flax_transformers.data.sources.files import open_file, reading
+from flax_transformers.data.sources.records import Part, ValueFile
+from flax_transformers.data.sources.tfds import PREFIX, Examples
+from flax_transformers.errors import UserError
+
+ENDINGS = (".json",)
+_TEXTS = ("id", "title", "context", "question")
+
+
+@dataclass(frozen=True)
+class QuestionSource(Source):
+    """A corpus of questions; goes where a `TextSource` goes (``TextData.source``).
+
+    ``path``: a file, a folder or a glob of json files in the format of SQuAD 1.1 or 2.0,
+    compressed or not, or "tfds:squad/...".
+
+    Questions on articles of one title are held out together. A question without an answer is one
+    that the text does not answer. One whose answer does not stand where it says is not valid.
+    """
+
+    label_kind: ClassVar[LabelKind] = "spans"
+
+    def files(self) -> list[tuple[str, Path]]:
+        """(name, path) of the files that are read, in order."""
+        return corpus_files(self.path, ENDINGS)
+
+
+@dataclass(frozen=True)
+class Question(Document):
+    """A question and the text that answers it, which are its two texts.
+
+    ``answers``: first character of each answer in the second text, and the one behind its last.
+    """
+
+    answers: tuple[tuple[int, int], ...] = ()
+    name: str = ""
+    """The question's id in the corpus."""
+
+    @property
+    def record(self) -> bytes:
+        """What scoring an answer takes; see `read_record`."""
+        fields = {"id": self.name, "question": self.text[0], "context": self.text[1]}
+        return json.dumps({**fields, "answers": self.answers}, ensure_ascii=False).encode()
+
+
+def read_record(record: bytes) -> Question:
+    """The inverse of `Question.record`."""
+    fields = json.loads(record)
+    answers = tuple((start, end) for start, end in fields["answers"])
+    return Question(
+        (fields["question"], fields["context"]), answers=answers, name=str(fields["id"])
+    )
+
+
+def question_parts(source: QuestionSource) -> Iterator[Part]:
+    """The parts of a corpus of questions, in order."""
+    if source.path.startswith(PREFIX):
+        yield Part(Examples(source, _TEXTS, ("answers",)), _example)
+        return
+    for _, path in source.files():
+        yield Part(ValueFile(path, partial(_rows, source), "Question"), _question)
+
+
+def _rows(
+    source: QuestionSource, path: Path
+) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """(title, paragraph, question) of all questions of a file."""
+    with reading(path), open_file(path) as stream:
+        raw = stream.read()
+    try:
+        text = raw.decode(errors="replace" if source.on_invalid == "replace" else "strict")
+        articles = json.loads(text)["data"]
+        return [
+            (str(article.get("title", f"{path.name} {place}")), paragraph, question)
+            for place, article in enumerate(articles)
+            for paragraph in article["paragraphs"]
+            for question in paragraph["qas"]
+        ]
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not in the format of SQuAD, data > paragraphs > qas "
+            f"({type(error).__name__}: {error}); fix the file."
+        ) from error
+
+
+def _question(
+    decoder: Decoder, row: tuple[str, Mapping[str, Any], Mapping[str, Any]], where: Where
+) -> Question:
+    title, paragraph, question = row
+    if not isinstance(question, dict):
+        raise Invalid(where, f"is a JSON {type(question).__name__}, not an object")
+    context = text_in(decoder, dict(paragraph), "context", where)
+    asked = text_in(decoder, question, "question", where)
+    answers = () if question.get("is_impossible") else question.get("answers") or ()
+    try:
+        found = [(answer["answer_start"], answer["text"]) for answer in answers]
+    except (TypeError, KeyError) as error:
+        raise Invalid(where, "has an answer without answer_start or text") from error
+    return _checked(asked, context, found, title, str(question.get("id", "")), where)
+
+
+def _example(decoder: Decoder, row: Mapping[str, Any], where: Where) -> Question:
+    name, title, context, asked = (decoder.text(row[field], where) for field in _TEXTS)
+    starts, texts = row["answers"]["answer_start"], row["answers"]["text"]
+    found = [
+        (int(start), decoder.text(text, where)) for start, text in zip(starts, texts, strict=True)
+    ]
+    return _checked(asked, context, found, title, name, where)
+
+
+def _checked(
+    question: str,
+    context: str,
+    answers: Sequence[tuple[Any, Any]],
+    title: str,
+    name: str,
+    where: Where,
+) -> Question:
+    if not question.strip() or not context.strip():
+        raise Invalid(where, "has no question, or no text to answer it")
+    spans = []
+    for start, text in answers:
+        if not isinstance(start, int) or not isinstance(text, str) or not text.strip():
+            raise Invalid(where, "has an answer whose answer_start or text is not valid")
+        if start < 0 or context[start : start + len(text)] != text:
+            raise Invalid(
+                where, f"is not valid: its answer {text!r} does not stand at character {start}"
+            )
+        spans.append((start, start + len(text)))
+    return Question((question, context), group=title, answers=tuple(spans), name=name)
+
+
+def token_spans(spans: Sequence[tuple[int, int]], offsets: np.ndarray) -> np.ndarray:
+    """The tokens that touch stretches of characters: first and last, int32 [spans, 2].
+
+    ``offsets`` int [tokens, 2] are where each token begins and ends in the text. Stretches that no
+    token touches are left out.
+    """
+    found = []
+    for start, end in spans:
+        touching = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
+        if len(touching):
+            found.append((touching[0], touching[-1]))
+    return np.array(found, np.int32).reshape(-1, 2)

@@ -1,0 +1,190 @@
+"""Documents to token ids: the step of preparing a store that calls the tokenizer.
+
+A document is tokenized whole, so that its ids are the tokenizer's own; where its sentences end
+among the tokens follows from character offsets. It is cut only where that changes no id
+(`Tokenizer.safe_cut`), which bounds the memory and spares the offsets.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from flax_transformers.data.sources.documents import Document
+from flax_transformers.data.tokenizers.load import Tokenizer
+from flax_transformers.data.tokenizers.sentences import sentence_ends
+
+_CHUNK = 1 << 18  # characters tokenized at once
+_PART = 1 << 16  # a longer stretch of text is cut where that changes no id
+
+
+def encode_documents(
+    documents: Iterable[tuple[int, Document]],
+    tokenizer: Tokenizer,
+    target_tokenizer: Tokenizer | None = None,
+) -> Iterator[list[tuple[Document, list[np.ndarray]]]]:
+    """Numbered documents with the token ids of each of their sentences, many at a time.
+
+    The sentences of a text together are its ids: a token belongs to the sentence in which it ends,
+    so a sentence may have none. ``target_tokenizer`` is that of the second texts of pairs, where it
+    is another one. Texts that stand apart count as sentences; there are none where one of them has
+    no token, but such a text of a labelled document, whose place counts, becomes the unknown token.
+    """
+    for chunk in _chunks(documents):
+        yield list(zip(chunk, _encode(chunk, tokenizer, target_tokenizer), strict=True))
+
+
+def encode_sentences(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[np.ndarray]]:
+    """The token ids of each sentence of each text; joined they are ``encode_batch([text])``."""
+    counts, parts = [], []
+    for text in texts:
+        several = _parts(tokenizer, text)
+        counts.append(len(several))
+        parts += several
+    encoded = _encode_parts(tokenizer, parts)
+    for count in counts:
+        yield _sentences(list(itertools.islice(encoded, count)))
+
+
+def _chunks(documents: Iterable[tuple[int, Document]]) -> Iterator[list[Document]]:
+    chunk: list[Document] = []
+    characters = 0
+    for _, document in documents:
+        chunk.append(document)
+        characters += len(document.whole)
+        if characters >= _CHUNK:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _encode(
+    documents: list[Document], tokenizer: Tokenizer, target_tokenizer: Tokenizer | None
+) -> Iterator[list[np.ndarray]]:
+    whole = (document.text for document in documents if isinstance(document.text, str))
+    sentences = encode_sentences(tokenizer, whole)
+    several = [document for document in documents if not isinstance(document.text, str)]
+    apart = _encode_apart(several, tokenizer, target_tokenizer)
+    unknown = tokenizer.vocabulary.unk_id
+    for document in documents:
+        if isinstance(document.text, str):
+            yield next(sentences)
+            continue
+        ids = next(apart)
+        if document.labels and unknown is not None:
+            ids = [one if len(one) else np.array([unknown], np.int32) for one in ids]
+        yield ids if all(map(len, ids)) else []
+
+
+def _encode_apart(
+    documents: list[Document], tokenizer: Tokenizer, target_tokenizer: Tokenizer | None
+) -> Iterator[list[np.ndarray]]:
+    """The ids of each text of documents that have several."""
+    if target_tokenizer is not None:
+        sources, targets = zip(*(document.text for document in documents), strict=True)
+        sides = tokenizer.encode_batch(sources), target_tokenizer.encode_batch(targets)
+        yield from map(list, zip(*sides, strict=True))
+        return
+    texts = [text for document in documents if not document.words for text in document.text]
+    encoded = iter(tokenizer.encode_batch(texts))
+    words = iter(tokenizer.encode_words([d.text for d in documents if d.words]))
+    for document in documents:
+        if document.words:
+            yield next(words)
+        else:
+            yield list(itertools.islice(encoded, len(document.text)))
+
+
+class _Part(NamedTuple):
+    """A stretch of a text that is tokenized apart, and the characters where sentences end in it."""
+
+    text: str
+    ends: list[int]
+
+    @property
+    def needs_offsets(self) -> bool:
+        return bool(self.ends) and self.ends[0] < len(self.text)
+
+
+def _parts(tokenizer: Tokenizer, text: str) -> list[_Part]:
+    ends = sentence_ends(text)
+    if not ends:
+        return []
+    if tokenizer.safe_cut is None:
+        return [_Part(text, ends)]
+    found, first = [], 0
+    for start, stop in itertools.pairwise(_cuts(tokenizer, text, ends)):
+        last = first
+        while last < len(ends) and ends[last] <= stop:
+            last += 1
+        found.append(_Part(text[start:stop], [end - start for end in ends[first:last]]))
+        first = last
+    return found
+
+
+def _cuts(tokenizer: Tokenizer, text: str, ends: Sequence[int]) -> Iterator[int]:
+    """0, the positions at which a text is cut, and its length."""
+    cut = tokenizer.safe_cut
+    assert cut is not None
+    start = 0
+    yield start
+    for end in ends:
+        if end < len(text) and not cut.match(text, end):
+            continue
+        while end - start > _PART:
+            match = cut.search(text, start + _PART, end)
+            if match is None or match.start() == end:
+                break
+            start = match.start()
+            yield start
+        start = end
+        yield start
+
+
+def _encode_parts(
+    tokenizer: Tokenizer, parts: Sequence[_Part]
+) -> Iterator[tuple[np.ndarray, list[int]]]:
+    """The ids of each part, and after how many of them sentences end."""
+    for batch in _batches(parts):
+        plain = iter(tokenizer.encode_batch([p.text for p in batch if not p.needs_offsets]))
+        located = iter(tokenizer.encode_with_offsets([p.text for p in batch if p.needs_offsets]))
+        for part in batch:
+            if part.needs_offsets:
+                ids, offsets = next(located)
+                # Offsets rise; that two tokens touch the same character does no harm.
+                yield ids, np.searchsorted(offsets[:, 1], part.ends, side="right").tolist()
+            else:
+                ids = next(plain)
+                yield ids, [len(ids)] * len(part.ends)
+
+
+def _batches(parts: Sequence[_Part]) -> Iterator[list[_Part]]:
+    """Parts in groups of a bounded number of characters."""
+    batch: list[_Part] = []
+    characters = 0
+    for part in parts:
+        if batch and characters + len(part.text) > _CHUNK:
+            yield batch
+            batch, characters = [], 0
+        batch.append(part)
+        characters += len(part.text)
+    if batch:
+        yield batch
+
+
+def _sentences(encoded: Sequence[tuple[np.ndarray, list[int]]]) -> list[np.ndarray]:
+    """The ids of a text's parts as those of its sentences."""
+    if not encoded:
+        return []
+    ends: list[int] = []
+    total = 0
+    for ids, counts in encoded:
+        ends += [total + count for count in counts]
+        total += len(ids)
+    ids = np.concatenate([ids for ids, _ in encoded])
+    ends[-1] = total  # trailing characters that the last token does not cover
+    return np.split(ids, ends[:-1])

@@ -1,0 +1,206 @@
+"""Files with which `transformers` reads a tokenizer trained here exactly as it is.
+
+Its own classes for sentencepiece know no byte fallback together with unigram pieces, and ByT5's
+appends the end of a sequence to every prompt: so what is written is a tokenizer.json of the
+`tokenizers` library, which holds for every model, with the frame that the model was trained with.
+Published tokenizers keep the files that they came with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from flax_transformers.data.tokenizers.facts import CONFIG_FILE, RECORD, ROLES, parsed
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer, PieceTokenizer, Tokenizer
+from flax_transformers.data.tokenizers.layouts import VOCABULARY_FILES
+from flax_transformers.data.tokenizers.load import load_tokenizer
+from flax_transformers.data.tokenizers.sentencepiece import (
+    SentencePieceTokenizer,
+    parse_sentencepiece,
+)
+from flax_transformers.objectives.base import Frame
+
+_SPACE = "▁"
+
+
+def exported_files(
+    tokenizer: Tokenizer, frame: Frame | None, max_length: int | None
+) -> dict[str, bytes]:
+    """The files of a tokenizer beside an exported model, by name.
+
+    ``frame``: what the model was trained with around its texts; None: what the tokenizer has, if
+    anything. ``max_length``: the most positions that the model takes, None without a limit.
+    """
+    if not tokenizer.facts.trained_here:
+        return _published(tokenizer, max_length)
+    backend = _backend(tokenizer)
+    frame = frame or tokenizer.facts.run_frame
+    if frame is not None:
+        backend.post_processor = _processor(tokenizer, frame)
+    described: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    is_bert = isinstance(tokenizer, PieceTokenizer) and tokenizer.kind == "wordpiece"
+    framed_as_bert = frame is None or _names(tokenizer, frame) == (["[CLS]"], ["[SEP]"])
+    files = {}
+    if is_bert and framed_as_bert:
+        described = {"tokenizer_class": "BertTokenizer"}
+        normalizer = json.loads(backend.to_str()).get("normalizer") or {}
+        described["do_lower_case"] = bool(normalizer.get("lowercase", False))
+        lines = tokenizer.pieces(range(tokenizer.vocabulary.size))
+        files["vocab.txt"] = "".join(f"{line}\n" for line in lines).encode()
+    roles = tokenizer.vocabulary.roles
+    described |= {
+        f"{role}_token": tokenizer.pieces([roles[role]])[0] for role in ROLES if role in roles
+    }
+    described["clean_up_tokenization_spaces"] = False
+    if max_length is not None:
+        described["model_max_length"] = max_length
+    files["tokenizer.json"] = backend.to_str().encode()
+    files[CONFIG_FILE] = _json(described)
+    return files
+
+
+def _published(tokenizer: Tokenizer, max_length: int | None) -> dict[str, bytes]:
+    """The files as they came, without this package's record."""
+    files = dict(tokenizer.files)
+    config = json.loads(files.get(CONFIG_FILE, b"{}"))
+    config.pop(RECORD, None)
+    if max_length is not None:
+        config.setdefault("model_max_length", max_length)
+    if tokenizer.facts.tokenizer_class is not None:
+        config.setdefault("tokenizer_class", tokenizer.facts.tokenizer_class)
+    files[CONFIG_FILE] = _json(config)
+    return files
+
+
+def _json(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _names(tokenizer: Tokenizer, frame: Frame) -> tuple[list[str], list[str]]:
+    return tokenizer.pieces(frame.before), tokenizer.pieces(frame.after)
+
+
+def _processor(tokenizer: Tokenizer, frame: Frame) -> Any:
+    """A post-processor that puts a frame around one text, and around each of two."""
+    before, after = _names(tokenizer, frame)
+    ids = dict(zip([*before, *after], [*frame.before, *frame.after], strict=True))
+    return processors.TemplateProcessing(
+        single=[*before, "$A", *after],
+        pair=[*before, "$A", *after, *(f"{name}:1" for name in before), "$B:1"]
+        + [f"{name}:1" for name in after],
+        special_tokens=list(ids.items()),
+    )
+
+
+def _backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    if isinstance(tokenizer, PieceTokenizer):
+        return tokenizers.Tokenizer.from_str(tokenizer.serialized)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return sentencepiece_backend(tokenizer.model)
+    assert isinstance(tokenizer, ByteTokenizer)  # of Marian's none is trained here
+    return _byte_backend(tokenizer)
+
+
+def _byte_backend(tokenizer: ByteTokenizer) -> tokenizers.Tokenizer:
+    """Bytes as byte-level BPE without merges: a byte's id is its number + 3."""
+    letters = _letters_of_bytes()
+    vocabulary = {letter: byte + tokenizer.OFFSET for byte, letter in enumerate(letters)}
+    special = {name: i for i, name in tokenizer.names.items()}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary | special, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(sorted(special, key=special.__getitem__))
+    return backend
+
+
+def _letters_of_bytes() -> list[str]:
+    """The character that byte-level BPE writes for each byte (GPT-2's table)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    further = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(further)) for byte in range(256)]
+
+
+def sentencepiece_backend(model: bytes) -> tokenizers.Tokenizer:
+    """A sentencepiece model as a tokenizer of the `tokenizers` library, with the same ids."""
+    proto = parse_sentencepiece(model)
+    pieces, spec = proto.pieces, proto.trainer_spec
+    unknown = next(i for i, piece in enumerate(pieces) if piece.type == piece.UNKNOWN)
+    if spec.model_type == spec.BPE:
+        ids = {piece.piece: i for i, piece in enumerate(pieces)}
+        built: Any = models.BPE(
+            ids, merges_of(model), unk_token=pieces[unknown].piece, fuse_unk=True,
+            byte_fallback=spec.byte_fallback,
+        )  # fmt: skip
+    else:
+        scored = [(piece.piece, piece.score) for piece in pieces]
+        built = models.Unigram(scored, unknown, spec.byte_fallback)
+    backend = tokenizers.Tokenizer(built)
+    steps: list[Any] = []
+    if proto.normalizer_spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
+    if proto.normalizer_spec.remove_extra_whitespaces:
+        steps += [
+            normalizers.Strip(),
+            normalizers.Replace(tokenizers.Regex(" {2,}"), " "),
+        ]
+    if steps:
+        backend.normalizer = normalizers.Sequence(steps)
+    scheme = "always" if proto.normalizer_spec.add_dummy_prefix else "never"
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, scheme, split=False)
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace(_SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            *([decoders.Strip(" ", 1, 0)] if scheme == "always" else []),
+        ]
+    )
+    backend.add_special_tokens(
+        [piece.piece for piece in pieces if piece.type in (piece.CONTROL, piece.UNKNOWN)]
+    )
+    return backend
+
+
+def merges_of(model: bytes) -> list[tuple[str, str]]:
+    """The merges of a sentencepiece BPE model, first the one that is made first.
+
+    The model holds the pieces alone: the better a piece's score, the earlier it is merged, from any
+    two pieces that make it up.
+    """
+    proto = parse_sentencepiece(model)
+    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
+    merges = []
+    for whole, score in scores.items():
+        for cut in range(1, len(whole)):
+            left, right = whole[:cut], whole[cut:]
+            if left in scores and right in scores:
+                merges.append((-score, -scores[left], -scores[right], left, right))
+    return [(left, right) for *_, left, right in sorted(merges)]
+
+
+def export_folder(source: Path, target: Path, max_length: int | None) -> Path:
+    """A folder with the files of ``source`` as `transformers` reads them.
+
+    That is ``source``, or ``target`` where a run of this package saved the tokenizer: what lies
+    beside it is copied there. Raises UserError for a file that is damaged.
+    """
+    config = source / CONFIG_FILE
+    if not config.is_file():
+        return source
+    if RECORD not in parsed({CONFIG_FILE: config.read_bytes()}, CONFIG_FILE, source):
+        return source
+    files = exported_files(load_tokenizer(source), None, max_length)
+    target.mkdir(parents=True)
+    kept = {file.name: file for file in source.iterdir() if file.is_file()}
+    for name, file in kept.items():
+        if name not in files and name not in (*VOCABULARY_FILES, CONFIG_FILE):
+            (target / name).write_bytes(file.read_bytes())
+    for name, content in files.items():
+        (target / name).write_bytes(content)
+    return target

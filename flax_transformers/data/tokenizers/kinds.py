@@ -1,0 +1,454 @@
+"""The kinds of tokenizer behind one interface: WordPiece, sentencepiece and bytes.
+
+Made by `tokenizers.train_tokenizer` and `tokenizers.load_tokenizer`. What holds for every kind:
+
+* ``encode_batch`` adds no special tokens, and user text never yields a special id: "[MASK]" or
+  "</s>" written in a document is encoded as ordinary characters. (Characters that WordPiece does
+  not know become the unknown id; bytes and sentencepiece with byte fallback know them all.)
+* A tokenizer pickles as its serialized model, so spawned data workers can receive one.
+* ``fingerprint`` is the sha256 of what defines the mapping from text to ids.
+
+Strings with lone surrogates are no Unicode text: bytes takes them, the other kinds raise.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import tokenizers
+from etils import epath
+
+from flax_transformers.data.tokenizers.facts import (
+    CONFIG_FILE,
+    NO_FACTS,
+    RECORD,
+    ROLES,
+    TRAINED_HERE,
+    Facts,
+)
+from flax_transformers.data.tokenizers.offsets import (
+    byte_ends,
+    byte_level_lengths,
+    character_spans,
+    is_byte_level,
+    safe_cut,
+)
+from flax_transformers.data.tokenizers.roles import (
+    Kind,
+    never_from_text,
+    sentinel_ids,
+    starts_word,
+    vocabulary_of,
+)
+from flax_transformers.errors import UserError
+from flax_transformers.objectives.base import Frame, Vocabulary
+
+Files = Mapping[str, bytes]
+
+_BYTE_SENTINELS = 100  # of ByT5
+_MAX_GAPS = 100_000  # ids that no token has
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. Objects are immutable and picklable."""
+
+    kind: Kind
+    vocabulary: Vocabulary
+    fingerprint: str
+    facts: Facts
+
+    @property
+    def files(self) -> Files:
+        """As they were read, by name; none for a tokenizer trained in this process."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One int32 array [n] per text, without special tokens."""
+
+    def encode_prompt(self, text: str) -> np.ndarray:
+        """The ids of a text in which special tokens may be written by name, as `transformers`
+        reads it: int32 [n], without the frame."""
+
+    @property
+    def safe_cut(self) -> re.Pattern[str] | None:
+        """Matches, empty, where a text may be cut: the ids of both parts joined are those of the
+        whole. None where no such position is known."""
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The ids of each text as of ``encode_batch``, and where each token begins and ends in it,
+        int32 [n, 2] in characters; a token that is a part of a character touches all of it."""
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
+        """The ids of each word of each sentence, as ``is_split_into_words`` of Hugging Face gives
+        them: what begins a word in a text begins each of these."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; special ids other than the unknown one are left out."""
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """One readable string per id, specials included."""
+
+    def save(self, directory: str | os.PathLike[str], frame: Frame | None = None) -> None:
+        """Write what ``load_tokenizer`` reads; the config file comes last. ``frame`` is what a run
+        puts around its texts, noted for those who prompt its model."""
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids (ByT5, arXiv:2105.13626): byte + 3; pad 0, eos 1, unk 2.
+
+    259 [CLS], 260 [SEP] and 261 [MASK] follow the bytes, 262 ids in all. Every string comes back
+    exactly. A word begins at a whitespace byte, as it does at "▁" in sentencepiece. The sentinels
+    are the ids of the last 100 bytes, from 258 down, as in the paper: the first eleven of these
+    bytes are in no UTF-8 text, the others may be.
+
+    The published ByT5 has further tokens behind the bytes instead, ``<extra_id_0>`` first, which
+    no model was trained with: ``names`` are those of all special ids.
+    """
+
+    kind: Kind = "bytes"
+    safe_cut: ClassVar[re.Pattern[str]] = re.compile("")
+    OFFSET: ClassVar[int] = 3
+    NAMES: ClassVar[dict[int, str]] = {
+        0: "<pad>", 1: "</s>", 2: "<unk>", 259: "[CLS]", 260: "[SEP]", 261: "[MASK]"
+    }  # fmt: skip
+
+    def __init__(
+        self,
+        names: Mapping[int, str] | None = None,
+        facts: Facts = TRAINED_HERE,
+        files: Files | None = None,
+    ) -> None:
+        self.names = dict(names or self.NAMES)
+        self.facts, self.files = facts, dict(files or {})
+        trained = names is None
+        specials = tuple(sorted(self.names))
+        size = max(specials) + 1
+        word_start = np.zeros(size, bool)
+        word_start[list(specials) + [byte + self.OFFSET for byte in b" \t\n\v\f\r"]] = True
+        self.vocabulary = Vocabulary(
+            size=size, pad_id=0, eos_id=1, unk_id=2, cls_id=259 if trained else None,
+            sep_id=260 if trained else None, mask_id=261 if trained else None,
+            special_ids=specials, word_start=word_start,
+            sentinel_ids=tuple(range(258, 258 - _BYTE_SENTINELS, -1)),
+            frame=None if trained else Frame(after=(1,)),
+        )  # fmt: skip
+        self.fingerprint = fingerprint_of("bytes", b"byte+3 " + repr(self.names).encode())
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        names = None if self.names == self.NAMES else self.names
+        return (type(self), (names, self.facts, self.files))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encoded = (text.encode("utf-8", "surrogatepass") for text in texts)
+        return [np.frombuffer(b, np.uint8).astype(np.int32) + self.OFFSET for b in encoded]
+
+    def encode_prompt(self, text: str) -> np.ndarray:
+        return prompt_ids(self.encode_batch, text, {name: i for i, name in self.names.items()})
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        return list(zip(self.encode_batch(texts), map(_byte_offsets, texts), strict=True))
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
+        """A space is put between words, where ByT5 in Hugging Face puts nothing."""
+        return encode_apart(self, [spaced(words) for words in sentences])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        ordinary = (i - self.OFFSET for i in map(int, ids) if i not in self.names)
+        data = bytes(byte for byte in ordinary if 0 <= byte < 256)
+        try:
+            return data.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:  # a model may write any bytes
+            return data.decode("utf-8", "replace")
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        return [self.names.get(int(i)) or _readable_byte(int(i) - self.OFFSET) for i in ids]
+
+    def save(self, directory: str | os.PathLike[str], frame: Frame | None = None) -> None:
+        save_files(self, directory, self.files, {}, frame)
+
+
+def _byte_offsets(text: str) -> np.ndarray:
+    content = text.encode("utf-8", "surrogatepass")
+    return character_spans(np.arange(1, len(content) + 1), content).astype(np.int32)
+
+
+def encode_apart(
+    tokenizer: Tokenizer, sentences: Sequence[Sequence[str]]
+) -> list[list[np.ndarray]]:
+    """The ids of each text of each list."""
+    encoded = iter(tokenizer.encode_batch([text for texts in sentences for text in texts]))
+    return [list(itertools.islice(encoded, len(texts))) for texts in sentences]
+
+
+def spaced(words: Sequence[str]) -> list[str]:
+    """Words of running text: a space before each but the first."""
+    return [f" {word}" if i else word for i, word in enumerate(words)]
+
+
+def _readable_byte(byte: int) -> str:
+    return chr(byte) if 0x20 <= byte < 0x7F else f"<0x{byte:02X}>"
+
+
+class PieceTokenizer:
+    """A model of the `tokenizers` library: WordPiece as trained here, or any tokenizer.json.
+
+    WordPiece splits words as BERT does (arXiv:1810.04805): control characters go, whitespace
+    separates, punctuation and CJK characters stand alone; words over 100 characters are unknown.
+    """
+
+    def __init__(
+        self, serialized: str, facts: Facts = NO_FACTS, files: Files | None = None
+    ) -> None:
+        self.serialized = serialized
+        self.facts, self.files = facts, dict(files or {})
+        self._backend = backend = tokenizers.Tokenizer.from_str(serialized)
+        backend.no_truncation()  # both may be stored in the file, by a call that padded once
+        backend.no_padding()
+        backend.encode_special_tokens = True  # read special tokens in the text as plain text
+        self.kind: Kind = _model_kind(serialized)
+        self.fingerprint = fingerprint_of(self.kind, serialized.encode())
+        ids = backend.get_vocab(with_added_tokens=True).values()
+        size = max(ids) + 1
+        if size > 2 * len(ids) + _MAX_GAPS:
+            raise UserError(
+                f"it gives a token the id {size - 1}, but has only {len(ids)} tokens; ids count "
+                "from 0"
+            )
+        added = backend.get_added_tokens_decoder()
+        special = {i for i, token in added.items() if token.special}
+        names = [backend.id_to_token(i) or "" for i in range(size)]
+        starts = [starts_word(self.kind, name) for name in names]
+        sentinels = sentinel_ids(names[i] if i in special else "" for i in range(size))
+        self.vocabulary = vocabulary_of(
+            facts, backend.token_to_id, size, special, starts, sentinels, frame=self._frame()
+        )
+        # The unknown id may come from text: it stands for characters that are not in the model.
+        forbidden = never_from_text(self.vocabulary)
+        self._forbidden = np.isin(np.arange(size), list(forbidden))
+        literals = "|".join(re.escape(names[i]) for i in sorted(forbidden) if names[i])
+        self._literals = re.compile(literals or r"(?!)")
+
+    def _frame(self) -> Frame | None:
+        """What the file's post-processor puts around a text."""
+        if self.facts.trained_here:
+            return None
+        for probe in ("a", "1", ".", *self._backend.get_vocab()):
+            encoding = self._backend.encode(probe, add_special_tokens=True)
+            inside = [n for n, one in enumerate(encoding.sequence_ids) if one is not None]
+            if inside:
+                return Frame(
+                    tuple(encoding.ids[: inside[0]]), tuple(encoding.ids[inside[-1] + 1 :])
+                )
+        return Frame()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return (type(self), (self.serialized, self.facts, self.files))
+
+    def encode_prompt(self, text: str) -> np.ndarray:
+        self._backend.encode_special_tokens = False
+        try:
+            encoding = self._backend.encode(text, add_special_tokens=False)
+        finally:
+            self._backend.encode_special_tokens = True
+        return np.array(encoding.ids, np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encoded = [np.array(ids, np.int32) for ids in self._ids(texts)]
+        if encoded and self._forbidden[np.concatenate(encoded)].any():
+            for i, ids in enumerate(encoded):
+                if self._forbidden[ids].any():
+                    encoded[i] = self._encode_cutting_literals(texts[i])
+        return encoded
+
+    def _ids(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        return (e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=False))
+
+    def _encode_cutting_literals(self, text: str) -> np.ndarray:
+        """For models (unigram) whose own pieces include "</s>": cut such text in two."""
+        ids = np.concatenate([np.array(ids, np.int32) for ids in self._ids(self._cut(text))])
+        return ids[~self._forbidden[ids]]
+
+    def _cut(self, text: str) -> list[str]:
+        cuts = [match.start() + 1 for match in self._literals.finditer(text)]
+        return [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
+
+    @functools.cached_property
+    def safe_cut(self) -> re.Pattern[str] | None:
+        return safe_cut(json.loads(self.serialized))
+
+    @functools.cached_property
+    def _byte_lengths(self) -> np.ndarray | None:
+        """How many bytes of a text each id stands for."""
+        names = [self._backend.id_to_token(i) or "" for i in range(self.vocabulary.size)]
+        return byte_level_lengths(json.loads(self.serialized), names)
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        if self._byte_lengths is None:
+            return self._encode_with_own_offsets(texts)
+        encoded = self.encode_batch(texts)
+        spans = [self._summed_offsets(*one) for one in zip(texts, encoded, strict=True)]
+        return [
+            (ids, span) if span is not None else self._encode_with_own_offsets([text])[0]
+            for text, ids, span in zip(texts, encoded, spans, strict=True)
+        ]
+
+    def _summed_offsets(self, text: str, ids: np.ndarray) -> np.ndarray | None:
+        """Offsets from the lengths of byte-level tokens; None where they do not add up."""
+        assert self._byte_lengths is not None
+        if self._backend.normalizer is not None and not unicodedata.is_normalized("NFC", text):
+            return None
+        content = text.encode()
+        ends = byte_ends(self._byte_lengths[ids], len(content), prefix=not text.startswith(" "))
+        return None if ends is None else character_spans(ends, content).astype(np.int32)
+
+    def _encode_with_own_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        found = []
+        for text, encoding in zip(texts, self._encodings(texts), strict=True):
+            ids, offsets = _ids_and_offsets(encoding)
+            if self._forbidden[ids].any():
+                ids, offsets = self._offsets_cutting_literals(text)
+            found.append((ids, offsets))
+        return found
+
+    def _encodings(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        return self._backend.encode_batch(list(texts), add_special_tokens=False)
+
+    def _offsets_cutting_literals(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        parts = self._cut(text)
+        starts = itertools.accumulate(map(len, parts), initial=0)
+        found = [
+            (ids, offsets + start)
+            for (ids, offsets), start in zip(
+                map(_ids_and_offsets, self._encodings(parts)), starts, strict=False
+            )
+        ]
+        ids, offsets = (np.concatenate(one) for one in zip(*found, strict=True))
+        kept = ~self._forbidden[ids]
+        return ids[kept], offsets[kept]
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
+        """Byte-level pieces have a space before every word, as with add_prefix_space."""
+        before = " " if is_byte_level(json.loads(self.serialized)) else ""
+        return encode_apart(self, [[f"{before}{word}" for word in words] for words in sentences])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        size = len(self._forbidden)  # a model may have more rows than there are tokens
+        kept = [i for i in map(int, ids) if 0 <= i < size and not self._forbidden[i]]
+        text = self._backend.decode(kept, skip_special_tokens=False)
+        # As in transformers, which leaves BPE's spaces alone whatever the file says.
+        clean = self.kind != "bpe" and self.facts.flag("clean_up_tokenization_spaces")
+        return _cleaned_up(text) if clean else text
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        return [self._backend.id_to_token(int(i)) or f"<id {int(i)}>" for i in ids]
+
+    def save(self, directory: str | os.PathLike[str], frame: Frame | None = None) -> None:
+        files = {**self.files, "tokenizer.json": self.serialized.encode()}
+        hugging_face: dict[str, Any] = {}
+        if self.facts.trained_here:
+            hugging_face = self._described()
+            if self.kind == "wordpiece":
+                lines = self.pieces(range(self.vocabulary.size))
+                files["vocab.txt"] = "".join(f"{line}\n" for line in lines).encode()
+        save_files(self, directory, files, hugging_face, frame)
+
+    def _described(self) -> dict[str, Any]:
+        """tokenizer_config.json of a tokenizer trained here."""
+        fields: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        for role in ROLES:
+            token_id = self.vocabulary.roles.get(role)
+            if token_id is not None:
+                fields[f"{role}_token"] = self._backend.id_to_token(token_id)
+        if self.kind == "wordpiece":
+            normalizer = json.loads(self.serialized).get("normalizer") or {}
+            fields["tokenizer_class"] = "BertTokenizer"
+            fields["do_lower_case"] = bool(normalizer.get("lowercase", False))
+        return fields
+
+
+def _ids_and_offsets(encoding: tokenizers.Encoding) -> tuple[np.ndarray, np.ndarray]:
+    offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+    return np.array(encoding.ids, np.int32), offsets
+
+
+def _cleaned_up(text: str) -> str:
+    """Without the spaces that decoding leaves before punctuation and in English contractions."""
+    for ending in (".", "?", "!", ","):
+        text = text.replace(f" {ending}", ending)
+    text = text.replace(" ' ", "'")
+    for ending in ("n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(f" {ending}", ending)
+    return text
+
+
+def prompt_ids(
+    encode_batch: Callable[[list[str]], list[np.ndarray]], text: str, special: Mapping[str, int]
+) -> np.ndarray:
+    """A text cut at the names of special tokens, its parts encoded each by itself."""
+    parts = split_at(special, text)
+    ids = [
+        np.array([special[part]], np.int32) if part in special else encode_batch([part])[0]
+        for part in parts
+    ]
+    return np.concatenate([np.zeros(0, np.int32), *ids])
+
+
+def split_at(names: Iterable[str], text: str) -> list[str]:
+    """A text in parts, of which those that are among the names stand alone."""
+    longest_first = sorted(filter(None, names), key=len, reverse=True)
+    if not longest_first:
+        return [text] if text else []
+    cuts = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+    return [part for part in cuts.split(text) if part]
+
+
+def _model_kind(serialized: str) -> Kind:
+    """The kind of a tokenizer.json: its model's type in our words."""
+    model = json.loads(serialized)["model"]
+    name = str(model.get("type") or ("WordPiece" if "continuing_subword_prefix" in model else "?"))
+    kinds: dict[str, Kind] = {
+        "WordPiece": "wordpiece", "Unigram": "unigram", "BPE": "bpe", "WordLevel": "wordlevel"
+    }  # fmt: skip
+    if name not in kinds:
+        raise UserError(f"A {name} model is no tokenizer we read; use one of {', '.join(kinds)}.")
+    return kinds[name]
+
+
+def fingerprint_of(kind: Kind, content: bytes) -> str:
+    return hashlib.sha256(kind.encode() + b"\0" + content).hexdigest()
+
+
+def save_files(
+    tokenizer: Tokenizer,
+    directory: str | os.PathLike[str],
+    files: Files,
+    described: Mapping[str, Any],
+    frame: Frame | None,
+) -> None:
+    """Writes the files as they came, with a record in CONFIG_FILE, which comes last."""
+    folder = epath.Path(directory)
+    config = dict(described)
+    if CONFIG_FILE in files:
+        config = json.loads(files[CONFIG_FILE])
+    record: dict[str, Any] = {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint}
+    if not tokenizer.facts.trained_here:
+        record |= {"published": True, "model": dict(tokenizer.facts.model)}
+    if frame is not None:
+        record["frame"] = [list(frame.before), list(frame.after)]
+    text = json.dumps({**config, RECORD: record}, indent=2) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            if name != CONFIG_FILE:
+                (folder / name).write_bytes(content)
+        (folder / CONFIG_FILE).write_text(text)
+    except OSError as error:
+        raise UserError(f"Cannot save the tokenizer in {folder}: {error}.") from error

@@ -1,0 +1,415 @@
+"""Tokenizers from the files they are published as.
+
+Which file holds the vocabulary, and how its pieces get their ids, is told by the tokenizer's class
+(tokenizer_config.json) or the model's type (config.json):
+
+    tokenizer.json                 any tokenizer of the `tokenizers` library, as it stands there
+    vocab.txt                      BERT's WordPiece, the id of a line is its number
+    vocab.json, merges.txt         byte-level BPE of GPT-2, RoBERTa, BART, Qwen2
+    tokenizer.model, spiece.model  sentencepiece, a piece's place is its id (Llama 2, Gemma, T5)
+    sentencepiece.bpe.model        sentencepiece with fairseq's ids (XLM-R, mBART)
+    source.spm, target.spm         sentencepiece on both sides, ids in vocab.json (Marian)
+    nothing but a class            bytes (ByT5)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from flax_transformers.data.tokenizers.facts import AddedToken, Facts
+from flax_transformers.data.tokenizers.kinds import (
+    ByteTokenizer,
+    Files,
+    PieceTokenizer,
+    Tokenizer,
+)
+from flax_transformers.data.tokenizers.roles import ROLE_NAMES
+from flax_transformers.data.tokenizers.sentencepiece import (
+    MarianTokenizer,
+    SentencePieceTokenizer,
+    parse_sentencepiece,
+)
+from flax_transformers.errors import UserError
+
+log = logging.getLogger(__name__)
+
+JSON = "tokenizer.json"
+MODEL_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+VOCABULARY_FILES = (
+    JSON, "vocab.txt", "vocab.json", "merges.txt", *MODEL_FILES, "source.spm", "target.spm",
+    "target_vocab.json",
+)  # fmt: skip
+_BYTE_LEVEL = ("GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "Qwen2Tokenizer")
+_WORDPIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
+_FAIRSEQ = ("XLMRobertaTokenizer", "MBartTokenizer", "MBart50Tokenizer")
+# In the order of their ids, behind the pieces (arXiv:2001.08210; the second list arXiv:2008.00401).
+_MBART_LANGUAGES = (
+    "ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT "
+    "lv_LV my_MM ne_NP nl_XX ro_RO ru_RU si_LK tr_TR vi_VN zh_CN"
+).split()
+_MBART50_FURTHER = (
+    "af_ZA az_AZ bn_IN fa_IR he_IL hr_HR id_ID ka_GE km_KH mk_MK ml_IN mn_MN mr_IN pl_PL ps_AF "
+    "pt_XX sv_SE sw_KE ta_IN te_IN th_TH tl_XX uk_UA ur_PK xh_ZA gl_ES sl_SI"
+).split()
+# Qwen2's own division of a text into words, from its tokenizer.json.
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def tokenizer_of(files: Files, facts: Facts, lowercase: bool | None) -> Tokenizer | None:
+    """The tokenizer that files make together; None where there is no vocabulary among them.
+
+    ``lowercase`` is for a vocab.txt whose folder does not say. The libraries' own exceptions pass.
+    """
+    byte_class = facts.tokenizer_class == "ByT5Tokenizer"
+    if byte_class or (facts.trained_here and facts.record.get("kind") == "bytes"):
+        return _bytes(files, facts)
+    if "source.spm" in files and (JSON not in files or facts.tokenizer_class == "MarianTokenizer"):
+        return _marian(files, dataclasses.replace(facts, tokenizer_class="MarianTokenizer"))
+    if JSON in files:
+        return PieceTokenizer(_settled(files[JSON].decode("utf-8"), facts), facts, files)
+    if "vocab.txt" in files:
+        return _wordpiece(files, facts, lowercase)
+    if "vocab.json" in files and "merges.txt" in files:
+        return _byte_level(files, facts)
+    name = next((name for name in MODEL_FILES if name in files), None)
+    return None if name is None else _sentencepiece(files, facts, name)
+
+
+def _settled(serialized: str, facts: Facts) -> str:
+    """A tokenizer.json with the case, the space before a text and the further tokens that the
+    files beside it ask for; unchanged where they ask for nothing else."""
+    if facts.trained_here:
+        return serialized
+    content = json.loads(serialized)
+    changed = _settle_case(content, facts) | _settle_prefix(content, facts)
+    vocabulary = content["model"]["vocab"]
+    if not isinstance(vocabulary, dict):  # a unigram's pieces with their scores
+        vocabulary = {piece: n for n, (piece, _) in enumerate(vocabulary)}
+    added = content.setdefault("added_tokens", [])
+    ids = vocabulary | {token["content"]: token["id"] for token in added}
+    free = 1 + max(ids.values(), default=-1)
+    for token in _missing(facts, ids):
+        added.append(
+            {
+                "id": free, "content": token.content, "single_word": token.single_word,
+                "lstrip": token.lstrip, "rstrip": token.rstrip, "normalized": token.normalized,
+                "special": token.special,
+            }
+        )  # fmt: skip
+        free, changed = free + 1, True
+    return json.dumps(content, ensure_ascii=False) if changed else serialized
+
+
+def _settle_case(content: dict[str, Any], facts: Facts) -> bool:
+    """BERT's own options count before those that its tokenizer.json was written with."""
+    normalizer = content.get("normalizer") or {}
+    if normalizer.get("type") != "BertNormalizer" or facts.tokenizer_class not in _WORDPIECE:
+        return False
+    wanted = {
+        "lowercase": facts.flag("do_lower_case"),
+        "strip_accents": facts.flag("strip_accents"),
+        "handle_chinese_chars": facts.flag("tokenize_chinese_chars"),
+    }
+    return _overwrite(normalizer, wanted)
+
+
+def _settle_prefix(content: dict[str, Any], facts: Facts) -> bool:
+    """The same for whether a byte-level text begins with a space."""
+    if facts.tokenizer_class not in _BYTE_LEVEL:
+        return False
+    wanted = {"add_prefix_space": facts.flag("add_prefix_space")}
+    step = content.get("pre_tokenizer") or {}
+    steps = step.get("pretokenizers", [step])
+    changed = [_overwrite(one, wanted) for one in steps if one.get("type") == "ByteLevel"]
+    return any(changed)
+
+
+def _overwrite(record: dict[str, Any], wanted: Mapping[str, bool | None]) -> bool:
+    other = {k: v for k, v in wanted.items() if v is not None and v != record.get(k)}
+    for name, value in other.items():
+        log.warning(
+            "tokenizer.json has %s=%s, tokenizer_config.json asks for %s, which is done",
+            name, record.get(name), value,
+        )  # fmt: skip
+        record[name] = value
+    return bool(other)
+
+
+def _missing(facts: Facts, known: Iterable[str]) -> list[AddedToken]:
+    """Tokens that the files name and the vocabulary lacks; they get the next ids, in this order."""
+    have = set(known)
+    listed = [token for _, token in sorted(facts.added.items())]
+    roles = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+    named = [AddedToken(name) for role in roles if (name := facts.named.get(role)) is not None]
+    found = []
+    for token in [*listed, *named, *map(AddedToken, facts.extra)]:
+        if token.content and token.content not in have:
+            have.add(token.content)
+            found.append(token)
+    return found
+
+
+def _bytes(files: Files, facts: Facts) -> Tokenizer:
+    if facts.trained_here:
+        return ByteTokenizer(facts=facts, files=files)
+    names = {0: "<pad>", 1: "</s>", 2: "<unk>"}
+    listed = {i: token.content for i, token in facts.added.items() if i >= 259}
+    extra = facts.options.get("extra_ids", 125)
+    count = extra if isinstance(extra, int) and 0 <= extra < 10_000 else 125
+    given = [name for name in facts.extra if name not in names.values()]
+    further = given or [f"<extra_id_{n}>" for n in range(count)]
+    names |= listed or {259 + n: name for n, name in enumerate(further)}
+    return ByteTokenizer(names, facts, files)
+
+
+def _marian(files: Files, facts: Facts) -> Tokenizer:
+    if "target_vocab.json" in files:
+        raise UserError(
+            "it has a target_vocab.json, and Marian with two vocabularies is not read; put a "
+            "tokenizer.json there, or give the ids to generate_target yourself"
+        )
+    for name in ("target.spm", "vocab.json"):
+        if name not in files:
+            raise UserError(f"it has a source.spm and no {name}; put it there")
+    ids = _ids(json.loads(files["vocab.json"].decode("utf-8")))
+    for name in ("<unk>", "</s>", "<pad>"):
+        if name not in ids:
+            raise UserError(f"vocab.json has no {name}")
+    return MarianTokenizer((files["source.spm"], files["target.spm"]), ids, facts, files)
+
+
+def _ids(content: Any) -> dict[str, int]:
+    """A vocab.json: the id of each piece."""
+    if not isinstance(content, dict) or not content:
+        raise UserError("vocab.json is not a table of ids by piece")
+    for piece, i in content.items():
+        if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < 10_000_000:
+            raise UserError(f"vocab.json gives {piece!r} the id {i!r}")
+    return content
+
+
+def bert_backend(model: models.WordPiece, lowercase: bool) -> tokenizers.Tokenizer:
+    """BERT's normaliser and word splitting."""
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return backend
+
+
+def frame_bert(backend: tokenizers.Tokenizer) -> None:
+    """[CLS] and [SEP] around the text, for other programs that read the saved file."""
+    cls_id, sep_id = backend.token_to_id("[CLS]"), backend.token_to_id("[SEP]")
+    if cls_id is not None and sep_id is not None:
+        backend.post_processor = processors.BertProcessing(("[SEP]", sep_id), ("[CLS]", cls_id))
+
+
+WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def _wordpiece(files: Files, facts: Facts, lowercase: bool | None) -> Tokenizer:
+    """One WordPiece per line, its id the line number from 0 (the original BERT release)."""
+    if facts.tokenizer_class not in (None, "PreTrainedTokenizerFast", *_WORDPIECE):
+        raise UserError(
+            f"vocab.txt is of a {facts.tokenizer_class}, whose format is not known; put the "
+            "tokenizer.json of the same tokenizer beside it"
+        )
+    lines = files["vocab.txt"].decode("utf-8").removesuffix("\n").split("\n")
+    vocabulary = {line.removesuffix("\r"): i for i, line in enumerate(lines)}
+    if len(vocabulary) != len(lines):
+        raise UserError("it has a piece twice; every line must differ.")
+    unknown = facts.role("unk") or "[UNK]"
+    if unknown not in vocabulary:
+        raise UserError(f"it has no {unknown} line, as a WordPiece vocabulary must.")
+    backend = bert_backend(
+        models.WordPiece(vocabulary, unk_token=unknown), _lowers(vocabulary, facts, lowercase)
+    )
+    backend.add_special_tokens([name for name in WORDPIECE_SPECIALS if name in vocabulary])
+    frame_bert(backend)
+    serialized = backend.to_str()
+    return PieceTokenizer(_settled(serialized, facts), facts, files)
+
+
+def _lowers(vocabulary: Iterable[str], facts: Facts, asked: bool | None) -> bool:
+    """Whether a vocab.txt is uncased: as its folder says, as is asked, or as its pieces are.
+
+    Raises UserError where capital letters are asked for and the vocabulary has none: every word
+    with one would be unknown.
+    """
+    said = facts.flag("do_lower_case")
+    if said is not None:
+        return said
+    ordinary = [piece for piece in vocabulary if not re.fullmatch(r"\[.*\]", piece)]
+    cased = any(piece != piece.lower() for piece in ordinary)
+    if asked is False and not cased and any(map(str.isalpha, "".join(ordinary))):
+        raise UserError(
+            "its pieces have no capital letters, so that every word with one would be unknown; "
+            "set the tokenizer's lowercase to True"
+        )
+    return not cased if asked is None else asked
+
+
+def _byte_level(files: Files, facts: Facts) -> Tokenizer:
+    """The two files of GPT-2's BPE, which further families took over."""
+    name = facts.tokenizer_class
+    if name not in (None, "PreTrainedTokenizerFast", *_BYTE_LEVEL):
+        raise UserError(
+            f"vocab.json and merges.txt are of a {name}, whose format is not known; put the "
+            "tokenizer.json of the same tokenizer beside them"
+        )
+    vocabulary = _ids(json.loads(files["vocab.json"].decode("utf-8")))
+    lines = files["merges.txt"].decode("utf-8").split("\n")
+    if lines and lines[0].startswith("#version"):
+        lines = lines[1:]
+    pairs = [line.rstrip("\r").split(" ") for line in lines if line.strip()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UserError("merges.txt has a line that is not two pieces with a space between them")
+    merges = [(left, right) for left, right in pairs]
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="")
+    )
+    prefix = bool(facts.flag("add_prefix_space"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    if name == "Qwen2Tokenizer":
+        backend.normalizer = normalizers.NFC()
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(tokenizers.Regex(_QWEN2_WORDS), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False),
+            ]
+        )
+    backend.decoder = decoders.ByteLevel()
+    names = [facts.role(role) for role in ROLE_NAMES]
+    if facts.known_class is None and not facts.named:
+        names = [one for several in ROLE_NAMES.values() for one in several]
+    special = {name: AddedToken(name) for name in names if name in vocabulary}
+    special |= {t.content: t for t in facts.added.values() if t.content in vocabulary}
+    backend.add_tokens([_library_token(token) for token in special.values()])
+    backend.post_processor = _processor(facts, vocabulary, prefix)
+    return PieceTokenizer(_settled(backend.to_str(), facts), facts, files)
+
+
+def _library_token(token: AddedToken) -> tokenizers.AddedToken:
+    return tokenizers.AddedToken(
+        token.content, single_word=token.single_word, lstrip=token.lstrip, rstrip=token.rstrip,
+        normalized=token.normalized, special=token.special,
+    )  # fmt: skip
+
+
+def _processor(facts: Facts, vocabulary: Mapping[str, int], prefix: bool) -> Any:
+    """What the class puts around a text."""
+    if facts.tokenizer_class in ("RobertaTokenizer", "BartTokenizer"):
+        cls, sep = (str(facts.role(role)) for role in ("cls", "sep"))
+        if cls in vocabulary and sep in vocabulary:
+            return processors.RobertaProcessing(
+                (sep, vocabulary[sep]), (cls, vocabulary[cls]), add_prefix_space=prefix
+            )
+    bos = facts.role("bos")
+    if bos is not None and facts.flag("add_bos_token") and bos in vocabulary:
+        return processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, vocabulary[bos])]
+        )
+    return processors.ByteLevel(trim_offsets=False)
+
+
+def _sentencepiece(files: Files, facts: Facts, name: str) -> Tokenizer:
+    model = _with_special_pieces_hidden(files[name], facts)
+    if name == "sentencepiece.bpe.model" or facts.tokenizer_class in _FAIRSEQ:
+        return _fairseq(model, files, facts)
+    sampling = facts.options.get("sp_model_kwargs") or {}
+    if isinstance(sampling, dict) and sampling.get("enable_sampling"):
+        raise UserError(
+            "tokenizer_config.json asks for sampled pieces (sp_model_kwargs.enable_sampling), and "
+            "a store holds one choice of them; take that option out"
+        )
+    proto = parse_sentencepiece(model)
+    prefix = facts.flag("add_prefix_space")
+    if prefix is not None and prefix != proto.normalizer_spec.add_dummy_prefix:
+        proto.normalizer_spec.add_dummy_prefix = prefix
+        model = proto.SerializeToString()
+    pieces = {piece.piece for piece in proto.pieces}
+    has_sentinels = any(re.fullmatch(r"▁?<extra_id_\d+>", piece) for piece in pieces)
+    count = facts.options.get("extra_ids")
+    if count is None:
+        published_t5 = facts.tokenizer_class == "T5Tokenizer" and not facts.trained_here
+        count = 100 if published_t5 else 0
+    if count and not has_sentinels:
+        model = with_sentinels(model, int(count))
+        pieces |= {f"<extra_id_{n}>" for n in range(int(count))}
+    if facts.trained_here:
+        return SentencePieceTokenizer(model, facts, files)
+    added = {i: token for i, token in facts.added.items() if token.content not in pieces}
+    free = max([len(pieces) - 1, *added]) + 1
+    have = pieces | {token.content for token in added.values()}
+    added |= {free + n: token for n, token in enumerate(_missing(facts, have))}
+    return SentencePieceTokenizer(model, facts, files, added=added)
+
+
+def _fairseq(model: bytes, files: Files, facts: Facts) -> Tokenizer:
+    """fairseq's ids: <s> 0, <pad> 1, </s> 2, <unk> 3, then pieces; languages and <mask> last."""
+    languages = {
+        "XLMRobertaTokenizer": [],
+        "MBartTokenizer": _MBART_LANGUAGES,
+        "MBart50Tokenizer": [*_MBART_LANGUAGES, *_MBART50_FURTHER],
+    }.get(facts.tokenizer_class or "")
+    if languages is None:
+        raise UserError(
+            "sentencepiece.bpe.model does not tell what ids its pieces have in the model, and no "
+            "tokenizer_config.json or config.json beside it says that it is XLM-R's or mBART's; "
+            "put the model's tokenizer.json beside it"
+        )
+    names = [piece.piece for piece in parse_sentencepiece(model).pieces]
+    first = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
+    ids = [first.get(name, n + 1) for n, name in enumerate(names)]
+    added = {} if "<pad>" in names else {1: AddedToken("<pad>")}
+    behind = [*languages, "<mask>"]
+    added |= {len(names) + 1 + n: AddedToken(name) for n, name in enumerate(behind)}
+    have = {*names, *(token.content for token in added.values())}
+    added |= {i: token for i, token in facts.added.items() if token.content not in have}
+    return SentencePieceTokenizer(model, facts, files, ids, added)
+
+
+def with_sentinels(model: bytes, count: int) -> bytes:
+    """The model with pieces ``<extra_id_0>`` at the highest id and further ones below it, as T5's.
+
+    They are control symbols: text never yields them.
+    """
+    if not count:
+        return model
+    proto = parse_sentencepiece(model)
+    for number in reversed(range(count)):
+        piece = proto.pieces.add(piece=f"<extra_id_{number}>", score=0.0)
+        piece.type = piece.CONTROL
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    return proto.SerializeToString()
+
+
+def _with_special_pieces_hidden(model: bytes, facts: Facts) -> bytes:
+    """The model with special pieces out of reach of user text.
+
+    Published models declare some of them ("[MASK]", "<extra_id_0>") as user-defined symbols,
+    which match in the text; as control symbols they keep their ids and never do.
+    """
+    proto = parse_sentencepiece(model)
+    special = {name for names in ROLE_NAMES.values() for name in names}
+    special |= {name for name in map(facts.role, ROLE_NAMES) if name is not None}
+    exposed = [
+        piece
+        for piece in proto.pieces
+        if piece.type == piece.USER_DEFINED
+        and (piece.piece in special or re.fullmatch(r"▁?<extra_id_\d+>", piece.piece))
+    ]
+    for piece in exposed:
+        piece.type = piece.CONTROL
+    return proto.SerializeToString() if exposed else model

@@ -1,0 +1,288 @@
+"""What a family's file tells the rest of the package, and how a family is found by name."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from typing import Any
+
+from flax_transformers import ranges
+from flax_transformers.errors import UserError
+from flax_transformers.huggingface.config_fields import with_kept
+from flax_transformers.huggingface.weights import WeightTable
+from flax_transformers.models.config import TransformerConfig
+
+logger = logging.getLogger(__name__)
+
+_FAMILIES = "flax_transformers.families"
+"""Every module of it is imported by name: the families import this file."""
+_ARGUMENT = "architecture= (--architecture on the command line)"
+
+
+@dataclass(frozen=True)
+class Family:
+    """One published family; every file in ``families/`` that has one calls it ``FAMILY``.
+
+    ``config``: its class of configs, whose ``architecture`` names one of ``architectures``, the
+    Hugging Face classes (``BertForMaskedLM``) that it can be. ``model_types``: the values of
+    ``model_type`` in a config.json that belong to it. ``sizes``: the published ones by name.
+    ``from_huggingface`` reads a config.json as a dict; ``to_huggingface`` writes one. Both raise
+    UserError for what the other side does not have (use ``config_json``, which sees to the rest).
+    ``weights`` is the table of weight names for one config. ``settle``, if there is one, takes a
+    config and the tensors of its file by name and returns the config with what only they can tell.
+    ``aliases``: second names that a config.json may have for a field, to the family's own name.
+    ``older_names`` are the names that its architectures had before, to those of today.
+    ``timm_prefix``: how the names of its models in timm begin, if timm's config.json is read.
+    ``only_here``: architectures of ours that no other library has a class for.
+    """
+
+    config: type[TransformerConfig]
+    model_types: tuple[str, ...]
+    architectures: tuple[str, ...]
+    sizes: Mapping[str, TransformerConfig]
+    from_huggingface: Callable[[Mapping[str, Any]], TransformerConfig]
+    to_huggingface: Callable[[Any], dict[str, Any]]
+    weights: Callable[[Any], WeightTable]
+    settle: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    older_names: Mapping[str, str] = field(default_factory=dict)
+    timm_prefix: str = ""
+    only_here: tuple[str, ...] = ()
+
+    def model_type(self, architecture: str) -> str:
+        """The ``model_type`` that goes with one of the architectures."""
+        name = architecture.lower()
+        own = [kind for kind in self.model_types if name.startswith(kind.replace("-", ""))]
+        return own[0] if own else self.model_types[0]
+
+
+@cache
+def all_families() -> tuple[Family, ...]:
+    """Every family: a new file in the folder is enough."""
+    package = importlib.import_module(_FAMILIES)
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    modules = [importlib.import_module(f"{_FAMILIES}.{name}") for name in names]
+    return tuple(module.FAMILY for module in modules if hasattr(module, "FAMILY"))
+
+
+def family_of(config: TransformerConfig) -> Family:
+    """The family that a config belongs to. Raises UserError if it is none's."""
+    for family in all_families():
+        if type(config) is family.config:
+            return family
+    raise UserError(f"{type(config).__name__} belongs to no family with a Hugging Face format")
+
+
+def family_of_architecture(name: str) -> Family:
+    """The family that has an architecture, by its name of today."""
+    return next(family for family in all_families() if name in family.architectures)
+
+
+def family_of_json(config: Mapping[str, Any]) -> Family:
+    """The family of a config.json; see ``identify``."""
+    return identify(config).family
+
+
+@cache
+def _names() -> dict[str, str]:
+    """Every name of an architecture in lower case, older ones too, to that of today."""
+    names = {name: name for family in all_families() for name in family.architectures}
+    older = {old: new for family in all_families() for old, new in family.older_names.items()}
+    return {name.lower(): own for name, own in (older | names).items()}
+
+
+def _name_of_today(name: str) -> str | None:
+    """Our name for an architecture: of any spelling (``LLaMAForCausalLM``), of an earlier release,
+    or of TensorFlow's or Flax's class; None for one that is not supported."""
+    lower = name.lower()
+    tries = (lower, lower.removeprefix("tf"), lower.removeprefix("flax"))
+    return next((_names()[each] for each in tries if each in _names()), None)
+
+
+def _architecture_names(config: Mapping[str, Any]) -> list[str]:
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise UserError(
+            f"config.json has architectures {names!r:.80}; it must be a list of names, such as "
+            '["BertForMaskedLM"]'
+        )
+    return names
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A family, and the content of a config.json under the names that the family has today."""
+
+    family: Family
+    wanted: dict[str, Any]
+    """``architectures`` and ``model_type`` are those of the model to make."""
+    own: dict[str, Any] | None
+    """The same with the architecture of the file; None if that is none of ours."""
+
+
+def identify(config: Mapping[str, Any], architecture: str | None = None) -> Identity:
+    """The family and the architecture of a config.json.
+
+    ``architecture``, if given, decides; else the first of ``architectures`` that is known; else
+    ``model_type``, which stands for the family's usual architecture. Files of 2019 have neither.
+    Raises UserError, naming the line or the argument to add, if none of them is known, and for an
+    ``architecture`` that contradicts a file whose names are known.
+    """
+    named = _architecture_names(config) or _timm_architecture(config)
+    known = next(filter(None, map(_name_of_today, named)), None)
+    model_type = config.get("model_type")
+    typed = next((each for each in all_families() if model_type in each.model_types), None)
+    if architecture is not None:
+        wanted = _asked(architecture, known, model_type if typed else None)
+        if not known and not typed and (named or model_type):
+            logger.warning(
+                "config.json describes %s, which is not known here; it is read as %s, as asked",
+                ", ".join(named) or model_type, wanted,
+            )  # fmt: skip
+    elif known:
+        wanted = known
+        own_type = family_of_architecture(known).model_type(known)
+        if model_type not in (None, own_type):
+            raise UserError(
+                f"config.json has model_type {ranges.shown(model_type)}, which does not "
+                f"go with architecture {named[0]!r}; say with {_ARGUMENT} which of both it is"
+            )
+    elif named:
+        raise UserError(_unknown(named[0], model_type, typed))
+    elif typed:
+        wanted = typed.from_huggingface({"model_type": model_type}).architecture
+    else:
+        raise UserError(_unnamed(model_type))
+    family = family_of_architecture(wanted)
+    changes = {"model_type": family.model_type(wanted)}
+    own = known if known or named else wanted
+    if own not in family.architectures or family.model_type(own) != family.model_type(wanted):
+        own = None
+    return Identity(
+        family,
+        {**config, **changes, "architectures": [wanted]},
+        None if own is None else {**config, **changes, "architectures": [own]},
+    )
+
+
+def _timm_architecture(config: Mapping[str, Any]) -> list[str]:
+    """The architecture of ours that a config.json of timm describes; none if it is not timm's."""
+    name = config.get("architecture")
+    if not isinstance(name, str) or "model_type" in config:
+        return []
+    families = [each for each in all_families() if each.timm_prefix]
+    for family in families:
+        if name.startswith(family.timm_prefix):
+            return [family.architectures[0]]
+    raise UserError(
+        f"config.json is timm's, for {name!r:.80}; of timm's models only those whose names begin "
+        f"with {' or '.join(f.timm_prefix for f in families)} are read: for others give the model "
+        "in the format of transformers"
+    )
+
+
+def _asked(architecture: str, known: str | None, model_type: str | None) -> str:
+    """Our name for the architecture that the caller gave, checked against those of the file."""
+    of_file = {} if known is None else {family_of_architecture(known).model_type(known): known}
+    types = set(of_file) | ({model_type} if model_type else set())
+    wanted = _name_of_today(architecture)
+    if wanted is None or (types and family_of_architecture(wanted).model_type(wanted) not in types):
+        families = [family for family in all_families() if types & set(family.model_types)]
+        names = [
+            name
+            for family in families or all_families()
+            for name in family.architectures
+            if not types or family.model_type(name) in types
+        ]
+        problem = "is not one of this family" if types else "is not supported"
+        raise UserError(f"architecture {architecture!r} {problem}; choose among {', '.join(names)}")
+    return wanted
+
+
+def _unknown(name: str, model_type: object, typed: Family | None) -> str:
+    if typed:
+        choices = [n for n in typed.architectures if typed.model_type(n) == model_type]
+        return (
+            f"config.json names architecture {ranges.shown(name)}, which is not "
+            f"supported; to read its layers as another {model_type} model, give {_ARGUMENT}: one "
+            f"of {', '.join(choices)}"
+        )
+    known = sorted(name for family in all_families() for name in family.architectures)
+    return (
+        f"config.json names architecture {ranges.shown(name)} "
+        f"(model_type {ranges.shown(model_type)}), which is not supported; "
+        f"supported are {', '.join(known)}"
+    )
+
+
+def _unnamed(model_type: object) -> str:
+    known = sorted(kind for family in all_families() for kind in family.model_types)
+    if model_type is None:
+        return (
+            'config.json has neither "architectures" nor "model_type"; add a line that names the '
+            'model, such as "architectures": ["BertForMaskedLM"], or give '
+            f"{_ARGUMENT}; supported model types are {', '.join(known)}"
+        )
+    return (
+        f"config.json has model_type {ranges.shown(model_type)}, which is not "
+        f"supported; supported are {', '.join(known)}"
+    )
+
+
+ONLY_IN_TRAINING = {
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "drop_path",
+    "classifier_dropout",
+    "init_std",
+    "scaled_residual_init",
+}
+"""Fields that may be lost on the way out: they do not change what a trained model computes."""
+
+
+def within_vocabulary(config: TransformerConfig) -> TransformerConfig:
+    """The config without ids of a beginning or an end that its vocabulary does not have, such as
+    the defaults of GPT-2 in a smaller model."""
+    size = getattr(getattr(config, "decoder", config), "vocab_size", None)
+    changes: dict[str, Any] = {}
+    if size is not None:
+        bos, ends = getattr(config, "bos_id", None), getattr(config, "eos_ids", ())
+        kept = tuple(i for i in ends if i < size)
+        changes |= {"bos_id": None} if bos is not None and bos >= size else {}
+        changes |= {"eos_ids": kept} if kept != ends else {}
+    return replace(config, **changes) if changes else config
+
+
+def config_json(config: TransformerConfig) -> dict[str, Any]:
+    """The config.json of a model. Raises UserError if reading it would give another model."""
+    family = family_of(config)
+    if config.architecture in family.only_here:
+        raise UserError(
+            f"transformers has no class {config.architecture}, so there is nothing to write that "
+            "it could load; keep this model in our own checkpoint format"
+        )
+    written = family.to_huggingface(config)
+    read = family.from_huggingface(written)
+    ignored = ONLY_IN_TRAINING | {"hub_fields", "generation"}  # which are written beside
+    if config.architecture.endswith("ForQuestionAnswering"):
+        ignored |= {"num_labels", "label_names"}  # its head marks two places, whatever they say
+    if config.architecture.endswith("Model"):
+        ignored |= {"pooling", "normalize_embeddings"}  # which sentence_files writes
+    for each in fields(config):
+        ours, theirs = getattr(config, each.name), getattr(read, each.name)
+        if ours != theirs and each.name not in ignored:
+            raise UserError(
+                f"model.{each.name} is {ours!r}, which {config.architecture} in Hugging Face "
+                "format cannot be; keep this model in our own checkpoint format"
+            )
+    return with_kept(written, config, family.aliases, family.from_huggingface)
+
+
+def published_sizes() -> dict[str, TransformerConfig]:
+    """Every published size of every family by name, such as ``bert-base``."""
+    return {name: config for family in all_families() for name, config in family.sizes.items()}

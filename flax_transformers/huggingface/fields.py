@@ -1,0 +1,254 @@
+"""What the config.json files of Hugging Face have in common, whatever the family."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar, get_args
+
+from flax_transformers import ranges
+from flax_transformers.errors import UserError
+from flax_transformers.models.config import ProblemType, TransformerConfig
+from flax_transformers.models.layers.feed_forward import Activation
+
+logger = logging.getLogger(__name__)
+
+C = TypeVar("C", bound=TransformerConfig)
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""Their names for an activation to ours; of several, the first is the one that we write."""
+
+
+def activation_from(name: Any) -> Activation:
+    """Our name for their ``hidden_act``. Raises UserError if there is none."""
+    if name not in ACTIVATIONS:
+        raise UserError(
+            f"config.json asks for activation {name!r}, which is not supported; "
+            f"supported are {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name]
+
+
+def activation_to(name: Activation) -> str:
+    """Their name for our activation."""
+    return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == name)
+
+
+def read_numbers(
+    config: Mapping[str, Any], names: Mapping[str, str], defaults: object
+) -> dict[str, Any]:
+    """Numeric fields by our names. ``names`` maps ours to theirs.
+
+    Older files leave out what is default: such a field is taken from ``defaults``. Raises UserError
+    for a value that is not a number of the right kind.
+    """
+    numbers = {}
+    for ours, theirs in names.items():
+        default = getattr(defaults, ours)
+        value = config.get(theirs, default)
+        if value is None and default is None:
+            continue
+        require_number(theirs, value, whole=not isinstance(default, float))
+        numbers[ours] = value if default is None else type(default)(value)
+    return numbers
+
+
+def require_number(name: str, value: Any, *, whole: bool) -> None:
+    """Raises UserError unless the field ``name`` holds a number that is finite and not negative.
+
+    The ranges of our configs, which are narrower, are checked when one is made of it.
+    """
+    fault = (ranges.integers(0) if whole else ranges.numbers()).fault(value)
+    if fault:
+        raise UserError(f"config.json has {name} {ranges.shown(value)}; {fault}")
+
+
+def read_classifier_dropout(config: Mapping[str, Any], default: float | None) -> float | None:
+    """The drop rate before a classifier, where there is one; null leaves it to the family."""
+    value = config.get("classifier_dropout")
+    if value is None:
+        return default
+    require_number("classifier_dropout", value, whole=False)
+    return float(value)
+
+
+def read_switches(
+    config: Mapping[str, Any], names: Mapping[str, str], defaults: object
+) -> dict[str, bool]:
+    """Fields that are true or false, as ``read_numbers`` reads numbers.
+
+    Raises UserError for anything else: a "no" or a 0 could be meant either way.
+    """
+    switches = {}
+    for ours, theirs in names.items():
+        value = config.get(theirs, getattr(defaults, ours))
+        if not isinstance(value, bool):
+            raise UserError(f"config.json has {theirs} {value!r}; it must be true or false")
+        switches[ours] = value
+    return switches
+
+
+def write_fields(config: object, names: Mapping[str, str]) -> dict[str, Any]:
+    """The inverse of ``read_numbers`` and of ``read_switches``."""
+    return {theirs: getattr(config, ours) for ours, theirs in names.items()}
+
+
+def without_aliases(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """A config.json with the family's own names in the place of those that transformers reads as
+    well, such as GPT-2's ``n_embd`` for ``hidden_size``; where both are there, its own count."""
+    given = {own: config[alias] for alias, own in aliases.items() if alias in config}
+    return given | dict(config)
+
+
+def common_fields(config: Mapping[str, Any], defaults: TransformerConfig) -> dict[str, Any]:
+    """What every config.json says alike: the architecture and the labels of a classifier."""
+    fields: dict[str, Any] = {
+        "architecture": (config.get("architectures") or [defaults.architecture])[0]
+    }
+    names, number = _label_names(config.get("id2label")), config.get("num_labels")
+    if number is not None:
+        require_number("num_labels", number, whole=True)
+    if names is not None:
+        if number not in (None, len(names)):
+            logger.warning(
+                "config.json has num_labels %s, but %s names in id2label; the names count",
+                number, len(names),
+            )  # fmt: skip
+        fields["num_labels"] = len(names)
+        if names != _unnamed(len(names)):
+            fields["label_names"] = names
+    elif number is not None:
+        fields["num_labels"] = number
+    fields["problem_type"] = config.get("problem_type")
+    if fields["problem_type"] not in (None, *get_args(ProblemType)):
+        raise UserError(
+            f"config.json has problem_type {fields['problem_type']!r}; it must be one of "
+            f"{', '.join(get_args(ProblemType))}"
+        )
+    return fields
+
+
+def _label_names(labels: Any) -> tuple[str, ...] | None:
+    """The names in ``id2label``, in order: a record from numbers to names (its keys are strings in
+    JSON), from names to numbers, or a list. Names that are numbers become strings.
+
+    None if there are none. Where the order cannot be told, outputs keep their number and no names.
+    Raises UserError for what is no record.
+    """
+    if not labels:
+        return None
+    if isinstance(labels, list):
+        labels = dict(enumerate(labels))
+    if not isinstance(labels, Mapping):
+        raise UserError(
+            f"config.json has id2label {labels!r:.80}; it must give a name to each number from 0 "
+            'on, such as {"0": "no", "1": "yes"}'
+        )
+    keys, values = list(labels), list(labels.values())
+    for numbers, names in ((keys, values), (values, keys)):
+        order = _label_order(numbers)
+        if order and all(isinstance(name, str | int | float) for name in names):
+            return tuple(str(names[index]) for index in order)
+    logger.warning(
+        "config.json has id2label %.80s, which does not number names from 0 on; they are not used",
+        labels,
+    )
+    return _unnamed(len(labels))
+
+
+def _label_order(values: list[Any]) -> list[int] | None:
+    """Where each number from 0 on stands among ``values``; None if these are not the numbers."""
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    return order if [numbers[index] for index in order] == list(range(len(numbers))) else None
+
+
+def common_json(config: TransformerConfig) -> dict[str, Any]:
+    """The inverse of ``common_fields``."""
+    # The labels of a span are its first and its last token.
+    spans = config.architecture.endswith("ForQuestionAnswering")
+    names = _unnamed(2) if spans else config.label_names or _unnamed(config.num_labels)
+    return {
+        "architectures": [config.architecture],
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+        **({} if config.problem_type is None else {"problem_type": config.problem_type}),
+    }
+
+
+class _SpecialIds(Protocol):
+    """A config that knows the tokens at the edges of a text; no padding token is -1."""
+
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
+
+
+def read_special_ids(config: Mapping[str, Any], defaults: _SpecialIds) -> dict[str, Any]:
+    """Ids of padding and of the ends of a text. Raises UserError for what is not an id."""
+    no_padding = None if defaults.pad_id < 0 else defaults.pad_id
+    pad, bos = config.get("pad_token_id", no_padding), config.get("bos_token_id", defaults.bos_id)
+    eos = config.get("eos_token_id", list(defaults.eos_ids))
+    ends = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+    for value in (pad, bos, *ends):
+        _require_id(value)
+    return {"pad_id": -1 if pad is None else pad, "bos_id": bos, "eos_ids": ends}
+
+
+def read_decoder_start(config: Mapping[str, Any], default: int | None) -> int | None:
+    """Id of what a decoder begins with, if it is always the same. Raises UserError for no id."""
+    start = config.get("decoder_start_token_id", default)
+    _require_id(start)
+    return start
+
+
+def _require_id(value: Any) -> None:
+    fault = "" if value is None else ranges.TOKEN_ID.fault(value)
+    if fault:
+        raise UserError(f"config.json has {ranges.shown(value)} as the id of a token; {fault}")
+
+
+def write_special_ids(config: _SpecialIds) -> dict[str, Any]:
+    """The inverse of ``read_special_ids``."""
+    ends = config.eos_ids
+    return {
+        "pad_token_id": None if config.pad_id < 0 else config.pad_id,
+        "bos_token_id": config.bos_id,
+        "eos_token_id": list(ends) if len(ends) > 1 else ends[0] if ends else None,
+    }
+
+
+def _unnamed(labels: int) -> tuple[str, ...]:
+    return tuple(f"LABEL_{i}" for i in range(labels))
+
+
+def make_config(kind: type[C], fields: Mapping[str, Any]) -> C:
+    """``kind(**fields)``, with what it does not accept said of the file. Raises UserError."""
+    try:
+        return kind(**fields)
+    except ValueError as error:
+        raise UserError(f"config.json describes no {kind.__name__}: {error}") from None
+
+
+def refuse(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises UserError if a field of ``config`` is there and is not as ``wanted``."""
+    for name, value in wanted.items():
+        if config.get(name, value) != value:
+            raise UserError(
+                f"config.json has {name} {config[name]!r}, which is not supported; "
+                f"only {value!r} is"
+            )

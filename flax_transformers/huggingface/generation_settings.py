@@ -1,0 +1,105 @@
+"""Generation settings in a folder in Hugging Face format: generation_config.json, or else those
+that older folders have in config.json."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flax_transformers.huggingface import tensor_files
+from flax_transformers.models.config import TextConfig, TransformerConfig
+from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
+from flax_transformers.models.generation_settings import (
+    IN_CONFIG_JSON,
+    NO_SETTINGS,
+    OWN_FIELDS,
+    GenerationSettings,
+    read_settings,
+    write_settings,
+)
+from flax_transformers.models.heads import WritesWords
+
+FILE = "generation_config.json"
+
+_FORCED_END = {"bart": 2, "mbart": 2, "marian": 0}
+"""What transformers takes for ``forced_eos_token_id`` where a config.json leaves it out."""
+
+
+def writes_text(config: TransformerConfig) -> bool:
+    """Whether the model generates text, so that transformers has settings for it."""
+    kind = config.architectures.get(config.architecture, object)
+    return issubclass(kind, WritesWords) and (
+        isinstance(config, EncoderDecoderConfig) or getattr(config, "causal", False)
+    )
+
+
+def read_folder(
+    folder: str | os.PathLike[str],
+    config: TransformerConfig | None,
+    described: Mapping[str, Any] | None = None,
+) -> GenerationSettings:
+    """The settings of a folder: those of its generation_config.json, or else of its config.json.
+
+    As in transformers, the second counts only where the first is missing. ``described`` is the
+    config.json if it was read already; ``config`` is the model's, None for any that writes text.
+    Raises UserError for a file that is damaged and for a value of the wrong kind.
+    """
+    file = Path(folder) / FILE
+    if file.is_file():
+        return read_settings(tensor_files.read_json(file), file)
+    if config is not None and not writes_text(config):
+        return NO_SETTINGS
+    file = Path(folder) / "config.json"
+    if described is None:
+        if not file.is_file():
+            return NO_SETTINGS
+        described = tensor_files.read_json(file)
+    given = {
+        name: value
+        for name, value in described.items()
+        if name in OWN_FIELDS | IN_CONFIG_JSON and value is not None
+    }
+    if described.get("force_bos_token_to_be_generated"):  # as files of 2020 spell it
+        given.setdefault("forced_bos_token_id", described.get("bos_token_id", 0))
+    default = _FORCED_END.get(str(described.get("model_type")))
+    if default is not None and "forced_eos_token_id" not in described:
+        given["forced_eos_token_id"] = default
+    settings = read_settings(given, file)
+    return settings if config is None else with_ids(settings, config)
+
+
+def with_ids(settings: GenerationSettings, config: TransformerConfig) -> GenerationSettings:
+    """The settings with the ids of special tokens that the model's config knows and they do not."""
+    if not isinstance(config, TextConfig):
+        return settings
+    ends: tuple[int, ...] = getattr(config, "eos_ids", ())
+    known: dict[str, Any] = {
+        "bos_token_id": getattr(config, "bos_id", None),
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        "pad_token_id": None if config.pad_id < 0 else config.pad_id,
+        "decoder_start_token_id": getattr(config, "decoder_start_id", None),
+    }
+    missing: dict[str, Any] = {
+        name: value for name, value in known.items() if getattr(settings, name) is None
+    }
+    return replace(settings, **missing)
+
+
+def settings_json(
+    config: TransformerConfig, beside: str | os.PathLike[str] | None
+) -> dict[str, Any] | None:
+    """The generation_config.json of a model; None where it has none.
+
+    The model's own settings count, or else those of the folder ``beside`` (that of its tokenizer),
+    or else the ids that the config knows.
+    """
+    settings: GenerationSettings = getattr(config, "generation", NO_SETTINGS)
+    if settings == NO_SETTINGS:
+        if beside is not None:
+            settings = read_folder(beside, config)
+        if writes_text(config):
+            settings = with_ids(settings, config)
+    return None if settings == NO_SETTINGS else write_settings(settings)

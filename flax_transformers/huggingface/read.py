@@ -1,0 +1,212 @@
+"""Reads directories in Hugging Face format: config.json and safetensors."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from flax_transformers.errors import UserError
+from flax_transformers.huggingface import (
+    folder_kinds,
+    generation_settings,
+    tensor_files,
+    tensor_names,
+)
+from flax_transformers.huggingface.config_fields import kept_fields
+from flax_transformers.huggingface.family import Identity, identify
+from flax_transformers.huggingface.placement import Placement, boxed_shapes, fresh_heads
+from flax_transformers.huggingface.sentence_transformers import read_sentence_files
+from flax_transformers.huggingface.weight_table import some
+from flax_transformers.huggingface.weights import known_names, read_parameters
+from flax_transformers.models.config import Execution, TextConfig, TransformerConfig
+
+logger = logging.getLogger(__name__)
+
+PLAIN = Execution()
+
+
+def find_directory(path: str | os.PathLike[str]) -> Path | None:
+    """A directory at ``path``, or the newest snapshot of a Hugging Face id in the local cache.
+
+    None if there is neither. Nothing is downloaded. Config, weights and tokenizer are in the
+    ``folder_kinds.inner_folder`` of it.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local
+    parts = os.fspath(path).split("/")
+    if len(parts) > 2 or not all(parts) or any(part in (".", "..") for part in parts):
+        return None
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    entry = cache / "--".join(("models", *parts))
+    reference = entry / "refs" / "main"
+    if not reference.is_file():
+        return None
+    snapshot = entry / "snapshots" / reference.read_text().strip()
+    return snapshot if snapshot.is_dir() else None
+
+
+def load_directory(
+    directory: Path,
+    *,
+    architecture: str | None = None,
+    num_labels: int | None = None,
+    seed: int = 0,
+    dtype: DTypeLike = jnp.float32,
+    execution: Execution = PLAIN,
+    mesh: Mesh | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model in a Hugging Face directory and its parameters, of ``dtype``.
+
+    Another ``architecture`` of the same family, or another ``num_labels``, takes the layers from
+    the file. Heads that the file does not hold are initialised, and those that the model does not
+    have are passed over; both are logged by name. Not so the table that a decoder's logits come
+    from: without it a file is not whole, unless the caller gave the ``architecture``. One parameter
+    at a time is on the host; with a ``mesh`` each goes where the sharding rules put it.
+
+    Raises UserError for whatever is missing, extra, mis-shaped, damaged or unknown, and for folders
+    of another kind, saying what they are.
+    """
+    folder = folder_kinds.inner_folder(directory)
+    folder_kinds.require_model(folder)
+    identity, own, config = _read_config(folder, architecture, num_labels)
+    own, config = (replace(each, **read_sentence_files(directory, each)) for each in (own, config))
+    family = identity.family
+    tensors: Mapping[str, Any] = tensor_files.open_tensors(folder)
+    with _naming(folder):
+        tensor_names.require_sizes(config, tensors)
+        tensors = tensor_names.unwrapped(tensors, family.weights(config))
+        if family.settle is not None:
+            own, config = family.settle(own, tensors), family.settle(config, tensors)
+    platform = (mesh.devices.flat[0] if mesh else jax.devices()[0]).platform
+    model = config.build(execution.resolve(platform))
+    place = Placement.of(model, dtype, mesh)
+    with _naming(folder):
+        reading = read_parameters(
+            family.weights(config),
+            tensors,
+            place.shapes,
+            getattr(config, "vocab_size", 0),
+            ignored=_other_heads(identity, own, config, tensors, place, architecture is not None),
+            fresh_heads=True,
+            resized_heads=config != own or identity.own is None,
+            required=() if architecture else ("lm_head",),
+        )
+        leaves = {path: place.put(path, value) for path, value in reading}
+    params = unflatten_dict(leaves, sep="/")
+    absent = set(place.shapes) - set(params)
+    return model, params | fresh_heads(model, place, absent, folder, seed)
+
+
+def described_model(directory: Path, architecture: str) -> TransformerConfig:
+    """The model in a Hugging Face directory, without its weights: as ``architecture`` where its
+    family has that, else as the file's own."""
+    folder = folder_kinds.inner_folder(directory)
+    folder_kinds.require_model(folder)
+    try:
+        identity, model, _ = _read_config(folder, None, None)
+    except UserError:  # a file without a name that is known
+        identity, _, model = _read_config(folder, architecture, None)
+    else:
+        if architecture in type(model).architectures:
+            identity, _, model = _read_config(folder, architecture, None)
+    model = replace(model, **read_sentence_files(directory, model))
+    family = identity.family
+    if family.settle is None:
+        return model
+    tensors: Mapping[str, Any] = tensor_files.open_tensors(folder)
+    with _naming(folder):
+        return family.settle(model, tensor_names.unwrapped(tensors, family.weights(model)))
+
+
+def _read_config(
+    directory: Path, architecture: str | None, num_labels: int | None
+) -> tuple[Identity, TransformerConfig, TransformerConfig]:
+    """What a config.json describes, the config of the file's own model, and the one asked for."""
+    described = folder_kinds.read_config(directory)
+    with _naming(directory):
+        try:
+            identity = identify(described, architecture)
+            family, wanted = identity.family, identity.wanted
+            own = family.from_huggingface(identity.own or wanted)
+            kept = kept_fields(identity.own or wanted, family.to_huggingface(own), family.aliases)
+            if num_labels is not None and num_labels != own.num_labels:
+                wanted = wanted | {"id2label": None, "label2id": None, "num_labels": num_labels}
+            own, config = (
+                _with_settings(replace(each, hub_fields=kept), directory, described)
+                for each in (own, family.from_huggingface(wanted))
+            )
+            return identity, own, config
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+            raise UserError(
+                f"config.json has a field of a kind that cannot be read ({error!s:.200}); compare "
+                "it with that of a published model"
+            ) from error
+
+
+def _with_settings(
+    config: TransformerConfig, directory: Path, described: Mapping[str, Any]
+) -> TransformerConfig:
+    """A model of text with the generation settings of its folder."""
+    if not isinstance(config, TextConfig):
+        return config
+    settings = generation_settings.read_folder(directory, config, described)
+    return replace(config, generation=settings)
+
+
+def _other_heads(
+    identity: Identity,
+    own: TransformerConfig,
+    config: TransformerConfig,
+    tensors: Mapping[str, Any],
+    place: Placement,
+    asked: bool,
+) -> frozenset[str]:
+    """Tensors in the file that belong to heads which ``config`` does not have; they are logged.
+
+    They are what the file's own model has, the heads of the family's other architectures, and, if
+    the caller has ``asked`` for an architecture, whatever lies outside the layers.
+    """
+    family, table = identity.family, identity.family.weights(config)
+    unknown = set(tensors) - known_names(table, tensors, place.shapes)
+    if not unknown:
+        return frozenset()
+    found: set[str] = set()
+    if config != own:
+        shapes = nn.meta.unbox(boxed_shapes(own.build(PLAIN)))
+        found |= known_names(family.weights(own), unknown, shapes)
+    for architecture in family.architectures if unknown - found else ():
+        if family.model_type(architecture) == family.model_type(config.architecture):
+            other = family.weights(replace(config, architecture=architecture))
+            found |= tensor_names.head_names(other, unknown)
+    if asked and any(name.startswith(table.prefix) for name in tensors) and table.prefix:
+        found |= {name for name in unknown if not name.startswith(table.prefix)}
+    if found:
+        logger.info(
+            "%s has no use for %s in the file: left out",
+            config.architecture, some(sorted({name.rpartition(".")[0] for name in found})),
+        )  # fmt: skip
+    return frozenset(found)
+
+
+@contextlib.contextmanager
+def _naming(directory: Path) -> Iterator[None]:
+    """Puts the directory before what is wrong with it."""
+    try:
+        yield
+    except UserError as error:
+        known = str(directory) in str(error)
+        raise error if known else UserError(f"{directory}: {error}") from None

@@ -1,0 +1,102 @@
+"""The files of sentence-transformers that say how a sentence's tokens become one vector.
+
+``modules.json`` lists the steps: the transformer, a pooling (``1_Pooling/config.json``) and maybe a
+normalisation. They are the fields ``pooling`` and ``normalize_embeddings`` of a config.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from flax_transformers.errors import UserError
+from flax_transformers.huggingface.tensor_files import read_json
+from flax_transformers.models.config import TransformerConfig
+
+logger = logging.getLogger(__name__)
+
+MODULES = "modules.json"
+POOLING = "1_Pooling"
+_SUPPORTED = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
+
+
+def read_sentence_files(directory: Path, config: TransformerConfig) -> dict[str, Any]:
+    """The fields of ``config`` that the files of a folder set; none without modules.json.
+
+    Raises UserError for a pooling that is not supported; a warning names modules that are not read.
+    """
+    file = directory / MODULES
+    if not file.is_file() or not describes_sentences(config):
+        return {}
+    modules = {
+        str(module.get("type", "")).rpartition(".")[2]: str(module.get("path", ""))
+        for module in read_json(file, list)
+        if isinstance(module, dict)
+    }
+    if unread := sorted(modules.keys() - {"Transformer", "Pooling", "Normalize", "Module"}):
+        logger.warning(
+            "%s has modules that are not read: %s; embeddings of sentences are those before them",
+            file, ", ".join(unread),
+        )  # fmt: skip
+    found: dict[str, Any] = {"normalize_embeddings": "Normalize" in modules}
+    if "Pooling" in modules:
+        found["pooling"] = _pooling(directory / modules["Pooling"] / "config.json")
+    return found
+
+
+def describes_sentences(config: TransformerConfig) -> bool:
+    """Whether a config can say how sentences become vectors."""
+    return any(field.name == "normalize_embeddings" for field in fields(config))
+
+
+def _pooling(file: Path) -> str:
+    given = read_json(file)
+    if isinstance(mode := given.get("pooling_mode"), str):  # as newer releases say it
+        asked = {mode}
+    else:
+        names = {flag: name for name, flag in _SUPPORTED.items()}
+        asked = {names.get(n, n) for n, value in given.items() if "pooling_mode" in n and value}
+    if len(asked) != 1 or not asked <= _SUPPORTED.keys():
+        raise UserError(
+            f"{file} asks for {' and '.join(sorted(asked)) or 'no pooling'}, which is not "
+            "supported; only one of cls and mean is"
+        )
+    return asked.pop()
+
+
+def sentence_files(config: TransformerConfig) -> dict[str, Any]:
+    """JSON files by path for a model that was read as a sentence encoder, or was made one."""
+    normalize: bool | None = getattr(config, "normalize_embeddings", None)
+    if normalize is None or not config.architecture.endswith("Model"):
+        return {}
+    steps = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
+    pooling: str = getattr(config, "pooling", "cls")
+    flags = {flag: name == pooling for name, flag in _SUPPORTED.items()}
+    return {
+        MODULES: [
+            {
+                "idx": number,
+                "name": str(number),
+                "path": f"{number}_{step}" if number else "",
+                "type": f"sentence_transformers.models.{step}",
+            }
+            for number, step in enumerate(steps)
+        ],
+        f"{POOLING}/config.json": {
+            "word_embedding_dimension": config.hidden_size,
+            **flags,
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        },
+    }
+
+
+def sentence_limit(config: TransformerConfig, carried: Mapping[str, Path]) -> dict[str, Any]:
+    """The file with the longest sentence, unless it is carried along."""
+    name = "sentence_bert_config.json"
+    if not sentence_files(config) or name in carried or config.max_positions is None:
+        return {}
+    return {name: {"max_seq_length": config.max_positions, "do_lower_case": False}}

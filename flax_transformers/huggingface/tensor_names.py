@@ -1,0 +1,116 @@
+"""Names and sizes of the tensors in a file, against what its config.json describes."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from flax_transformers.errors import UserError
+from flax_transformers.huggingface.weights import Weight, WeightTable
+from flax_transformers.models.config import TransformerConfig
+from flax_transformers.models.heads import is_head
+
+logger = logging.getLogger(__name__)
+
+_INNER_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+"""What torch.compile, FSDP and activation checkpointing put into a name, anywhere."""
+
+_AXES = {"vocab_size", "hidden_size", "intermediate_size", "decoder_vocab_size", "token_types"}
+"""Fields that are the length of an axis of some tensor."""
+
+
+def require_sizes(config: TransformerConfig, tensors: Mapping[str, Any]) -> None:
+    """Raises UserError for sizes that the tensors of a file cannot have.
+
+    Only numbers are compared: nothing is built or looped over yet, whatever the config says.
+    """
+    longest = max((max(tensor.shape, default=1) for tensor in tensors.values()), default=0)
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            continue
+        counted = field.name.endswith("layers") or field.name.endswith("experts")
+        bound = len(tensors) if counted else longest if field.name in _AXES else value
+        if value > bound:
+            problem = "holds only" if counted else "has no axis longer than"
+            raise UserError(
+                f"config.json gives the model {field.name} {value}, but the file {problem} {bound}"
+                f"{' tensors' if counted else ''}; use the config.json that belongs to these "
+                "weights"
+            )
+
+
+def unwrapped(tensors: Mapping[str, Any], table: WeightTable) -> Mapping[str, Any]:
+    """Tensors by the names that they have without what wrappers of the model put before them.
+
+    These are torch.compile (``_orig_mod.``), DistributedDataParallel (``module.``), FSDP, and the
+    attribute of a Lightning module or a training script that holds the model (``model.``): any
+    beginning that all names share, if without it more of them are known to the ``table``.
+    """
+    inner = {name: _INNER_WRAPPERS.sub("", name) for name in tensors}
+    known = _recogniser(table)
+    best, most = 0, -1
+    for depth in range(_shared_depth(inner.values()) + 1):
+        count = sum(known(_without(name, depth)) for name in inner.values())
+        if count > most:
+            best, most = depth, count
+    names = {name: _without(short, best) for name, short in inner.items()}
+    changed = [name for name, short in names.items() if name != short]
+    if not changed:
+        return tensors
+    if len(set(names.values())) < len(names):
+        raise UserError(
+            f"the file holds tensors with and without a wrapper's name, such as {changed[0]}; save "
+            "the state_dict of the model alone"
+        )
+    logger.info("tensor names are read without wrappers: %s as %s", changed[0], names[changed[0]])
+    return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def head_names(table: WeightTable, names: Iterable[str]) -> set[str]:
+    """Those of the names that are a head's in the table, whether or not the model has this head."""
+    known = _recogniser(
+        replace(table, weights=tuple(filter(_of_head, table.weights)), copies={}, ignorable=())
+    )
+    return set(filter(known, names))
+
+
+def _of_head(row: Weight) -> bool:
+    ours = row.ours if isinstance(row.ours, str) else row.ours[0]
+    return is_head(ours.partition("/")[0])
+
+
+def _shared_depth(names: Any) -> int:
+    """How many components at the beginning all names share, the last one of a name not counted."""
+    parts = [name.split(".")[:-1] for name in names]
+    shared = 0
+    for column in zip(*parts, strict=False):
+        if len(set(column)) > 1:
+            break
+        shared += 1
+    return shared
+
+
+def _without(name: str, depth: int) -> str:
+    return name.split(".", depth)[-1]
+
+
+def _recogniser(table: WeightTable) -> Callable[[str], bool]:
+    """Whether a name means something to a table, of whatever layer."""
+    rows = [re.escape(row.theirs) for row in table.weights]
+    rows += [re.escape(copy) for copy in table.copies]
+    rows = [row.replace(r"\{layer\}", r"\d+").replace(r"\{expert\}", r"\d+") for row in rows]
+    pattern = re.compile("|".join([*rows, *table.ignorable]))
+
+    def known(name: str) -> bool:
+        for old, new in table.renames:
+            name = re.sub(old, new, name)
+        tries = (name, table.prefix + name, name.removeprefix(table.prefix))
+        return any(pattern.fullmatch(each) for each in tries)
+
+    return known

@@ -1,0 +1,174 @@
+"""Writes directories in Hugging Face format: config.json, safetensors and what stands beside."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from flax_transformers.errors import UserError
+from flax_transformers.huggingface import generation_settings, tensor_files
+from flax_transformers.huggingface.family import config_json, family_of, within_vocabulary
+from flax_transformers.huggingface.placement import boxed_shapes
+from flax_transformers.huggingface.sentence_transformers import sentence_files, sentence_limit
+from flax_transformers.huggingface.side_files import CONFIG, carried_files
+from flax_transformers.huggingface.tensor_files import TensorInfo
+from flax_transformers.huggingface.weights import export_tensors, tensor_dtypes, tensor_shapes
+from flax_transformers.models.config import TransformerConfig
+
+MAX_SHARD_BYTES = 5 * 10**9
+
+
+def save_directory(
+    directory: str | os.PathLike[str],
+    model: nn.Module,
+    params: Mapping[str, Any],
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    tokenizer_from: str | os.PathLike[str] | None = None,
+    files: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> None:
+    """Writes what transformers loads unchanged: config.json, weights, generation settings, and
+    CARRIED files.
+
+    ``tokenizer_from`` is a folder to copy those from; ``files`` are further JSON files by name,
+    which replace copied ones. All is written beside ``directory``, which
+    appears in one go, and one tensor at a time is on the host. Raises UserError if the directory
+    holds files already or cannot be written, or if the family cannot be what the config says.
+    """
+    config = within_vocabulary(_config(model))
+    family = family_of(config)
+    described = config_json(config)
+    settings = generation_settings.settings_json(config, tokenizer_from)
+    params = nn.meta.unbox(params)
+    _require_complete(model, params)
+    table, vocab_size = family.weights(config), getattr(config, "vocab_size", 0)
+    dtypes = tensor_dtypes(table, params)
+    described["dtype"] = str(next(iter(dtypes.values())))
+    if "torch_dtype" in described:  # the older name
+        described["torch_dtype"] = described["dtype"]
+    shapes = tensor_shapes(table, params, vocab_size)
+    tensors = [TensorInfo(name, dtypes[name], shape) for name, shape in shapes.items()]
+    shards = tensor_files.plan_shards(tensors, max_shard_bytes)
+    if jax.process_index() != 0:
+        return
+    with appearing(Path(os.path.abspath(Path(directory).expanduser()))) as folder:
+        for name, shard in shards.items():
+            names = [tensor.name for tensor in shard]
+            values = export_tensors(table, params, vocab_size, names)
+            tensor_files.write_file(folder / name, shard, _finite(values))
+        if len(shards) > 1:
+            tensor_files.write_index(folder, shards)
+        for name, file in carried_files(tokenizer_from).items():
+            shutil.copyfile(file, folder / name)
+        carried = carried_files(tokenizer_from)
+        beside = {**sentence_files(config), **sentence_limit(config, carried), **files}
+        for name, content in beside.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            _write_json(folder / name, content)
+        if settings is not None:
+            _write_json(folder / generation_settings.FILE, settings)
+        _write_json(folder / CONFIG, described)
+
+
+def _finite(values: Iterable[tuple[str, np.ndarray]]) -> Iterator[np.ndarray]:
+    """The tensors without their names. Raises UserError for one with a value that is not finite, as
+    numbers beyond 65,504 become in float16."""
+    for name, value in values:
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"the tensor {name} has values that are not finite, or that {value.dtype} cannot "
+                "hold; write it with --dtype float32, or choose a step before the run diverged"
+            )
+        yield value
+
+
+def _write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def published_parameters(model: nn.Module) -> int:
+    """The number of parameters as it is published: without padding of the vocabulary."""
+    config = _config(model)
+    shapes = tensor_shapes(
+        family_of(config).weights(config),
+        nn.meta.unbox(boxed_shapes(model)),
+        getattr(config, "vocab_size", 0),
+    )
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def require_new(directory: Path) -> None:
+    """Raises UserError if there is something at ``directory`` already."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} already holds files; choose a new directory")
+
+
+@contextlib.contextmanager
+def appearing(directory: Path) -> Iterator[Path]:
+    """A folder to write to, which takes its name when all is written."""
+    require_new(directory)
+    _remove_abandoned(directory)
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(directory)
+    except OSError as error:
+        raise UserError(
+            f"{directory} cannot be written ({error.strerror or error}); make room there or choose "
+            "another directory"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Removes what processes left beside ``directory`` that were killed as they wrote it."""
+    for folder in directory.parent.glob(f".{glob.escape(directory.name)}.*.tmp"):
+        process = folder.name.split(".")[-2]
+        if process.isdecimal() and not _is_running(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # which does nothing to it
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def _require_complete(model: nn.Module, params: Mapping[str, Any]) -> None:
+    wanted = flatten_dict(nn.meta.unbox(boxed_shapes(model)), sep="/")
+    given = flatten_dict(params, sep="/")
+    for path in sorted(wanted.keys() | given.keys()):
+        shapes = [tree[path].shape if path in tree else None for tree in (given, wanted)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"params has {path} as {shapes[0]}, but the model as {shapes[1]}; give the params "
+                "that belong to the model"
+            )
+        if not getattr(given[path], "is_fully_addressable", True):
+            raise UserError(
+                f"{path} is spread over several processes; write a checkpoint, and convert it in "
+                "one process"
+            )
+
+
+def _config(model: Any) -> TransformerConfig:
+    return model.config

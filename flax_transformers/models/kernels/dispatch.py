@@ -1,0 +1,194 @@
+"""Attention itself, behind one signature, by one of several kernels."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from flax_transformers.errors import UserError
+from flax_transformers.models.kernels.cudnn import WIDEST, cudnn_attention, goes_by_form_alone
+from flax_transformers.models.kernels.flash_relative_bias import biased_flash_attention
+from flax_transformers.models.kernels.local import LANES
+from flax_transformers.models.kernels.splash import splash_attention
+from flax_transformers.models.layers.linear import einsum
+from flax_transformers.models.layers.masks import AttentionMask
+from flax_transformers.models.layers.relative_position_bias import DistanceBias
+from flax_transformers.models.layers.sharding import SCORES, constrain
+from flax_transformers.parallel.partitioning import mesh_axes_of, parts
+
+log = logging.getLogger(__name__)
+
+Kernel = Literal["auto", "xla", "cudnn", "splash", "cudnn or xla", "splash or xla"]
+"""``xla`` is plain operations, and runs everywhere. ``cudnn`` is NVIDIA's flash attention.
+``splash`` is flash attention for TPUs: JAX's splash, and one of ours where distances have a bias.
+With "or xla" a kernel is used wherever it can do what is asked. ``auto`` is settled by
+``Execution.resolve``, and until then is ``xla``."""
+
+
+def dot_product_attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    mask: AttentionMask | None = None,
+    bias: jax.Array | DistanceBias | None = None,
+    scale: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    kernel: Kernel = "xla",
+) -> jax.Array:
+    """Scaled dot-product attention (arXiv:1706.03762 §3.2.1), [B, T, N, H] in the dtype of ``q``.
+
+    K heads of keys and values serve N query heads in groups of neighbours. ``bias`` [B or 1, N, T,
+    S], or one by distance, is added to the scores after ``scale``, by default ``H ** -0.5``. Scores
+    and softmax are float32. A masked key has probability exactly zero, so nothing in it can reach
+    the output. Raises UserError for what a ``kernel`` that has no "or xla" cannot do.
+    """
+    mask = AttentionMask() if mask is None else mask
+    scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
+    dropping = dropout_rate > 0.0 and dropout_key is not None
+    obstacle = None
+    if kernel.startswith("splash"):
+        obstacle = _splash_cannot(q_BTNH, k_BSKH, mask, bias, dropping)
+    elif kernel.startswith("cudnn"):
+        obstacle = _cudnn_cannot(q_BTNH, k_BSKH, mask, bias, dropping)
+    chosen = _chosen(kernel, obstacle)
+    if chosen == "cudnn":
+        return cudnn_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale)
+    if chosen == "splash":
+        if isinstance(bias, DistanceBias):
+            return biased_flash_attention(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale)
+        return splash_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale)
+    if isinstance(bias, DistanceBias):
+        bias = bias.dense(mask, q_BTNH.shape[1], k_BSKH.shape[1])
+    rate = dropout_rate if dropping else 0.0
+    return _xla_attention(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, rate, dropout_key)
+
+
+_DROPPING = "drop probabilities, as model.attention_dropout asks for"
+
+
+def _splash_cannot(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    mask: AttentionMask,
+    bias: jax.Array | DistanceBias | None,
+    dropping: bool,
+) -> str | None:
+    """What of a call the TPU kernels cannot do, or None."""
+    queries, heads = q_BTNH.shape[1:3]
+    keys, key_heads = k_BSKH.shape[1:3]
+    if dropping:
+        return _DROPPING
+    if mask.has_positions:
+        return "mask by positions other than the places in a row"
+    if mask.key_prefix is not None:
+        return "let a prefix be seen"
+    if min(queries, keys) < LANES * parts("length"):
+        return f"divide rows of {min(queries, keys)} places into blocks of {LANES} on each device"
+    if bias is not None:
+        if not isinstance(bias, DistanceBias):
+            return "take a bias that does not go by distance"
+        if queries != keys or key_heads != heads or mask.window is not None:
+            return "take a bias for other rows, grouped heads or windows"
+    return _mesh_cannot(q_BTNH, k_BSKH)
+
+
+def _cudnn_cannot(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    mask: AttentionMask,
+    bias: jax.Array | DistanceBias | None,
+    dropping: bool,
+) -> str | None:
+    """What of a call NVIDIA's kernel cannot do, or None."""
+    width, lengths = q_BTNH.shape[3], (q_BTNH.shape[1], k_BSKH.shape[1])
+    if dropping:
+        return _DROPPING
+    if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"compute in {q_BTNH.dtype}"
+    if width % 8 or width > WIDEST:
+        return f"take heads of width {width}, no multiple of 8 up to {WIDEST}"
+    if bias is not None:
+        return "be trusted with the gradient of a bias (jax#30593)"
+    if parts("length") > 1:
+        return "divide the places of a row over the mesh"
+    if not goes_by_form_alone(mask) and any(length % 2 for length in lengths):
+        return f"mask rows of an odd number of places, {lengths[0]} and {lengths[1]}"
+    return _mesh_cannot(q_BTNH, k_BSKH)
+
+
+def _mesh_cannot(q_BTNH: jax.Array, k_BSKH: jax.Array) -> str | None:
+    """What of a call the mesh in force cannot give to one device, or None."""
+    sizes = {"batch": q_BTNH.shape[0], "heads": q_BTNH.shape[2], "key_heads": k_BSKH.shape[2]}
+    for name, size in sizes.items():
+        if size % parts(name):
+            return f"divide {size} {name} over a mesh axis of {parts(name)}"
+    if mesh_axes_of("heads") != mesh_axes_of("key_heads"):
+        return "keep query heads with their key heads, which the mesh divides otherwise"
+    return None
+
+
+def _chosen(kernel: Kernel, obstacle: str | None) -> str:
+    """The kernel of a call; ``obstacle`` says what the first choice cannot do."""
+    if kernel == "auto":  # nothing was chosen
+        return "xla"
+    first, _, otherwise = kernel.partition(" or ")
+    if obstacle is None:
+        _say(f"attention: {first}")
+        return first
+    if not otherwise:
+        raise UserError(f"attention by {first} cannot {obstacle}; set execution.attention to auto")
+    _say(f"attention: {otherwise}, for {first} cannot {obstacle}")
+    return otherwise
+
+
+@functools.cache
+def _say(message: str) -> None:
+    """Logs what was chosen, once and not at every layer."""
+    log.info(message)
+
+
+def _xla_attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask: AttentionMask,
+    bias: jax.Array | None,
+    scale: float,
+    dropout_rate: float,
+    dropout_key: jax.Array | None,
+) -> jax.Array:
+    """In plain operations; a query that may look at nothing at all gets the mean of all values."""
+    batch, queries, heads, width = q_BTNH.shape
+    keys, key_heads = k_BSKH.shape[1:3]
+    grouped = key_heads < heads
+    if grouped:  # the queries are divided, for repeating the keys would copy a whole cache
+        q_BTKGH = q_BTNH.reshape(batch, queries, key_heads, -1, width)
+        scores_BKGTS = einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, jnp.float32)
+        scores_BNTS = scores_BKGTS.reshape(batch, heads, queries, keys)
+    else:
+        scores_BNTS = einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSKH, jnp.float32)
+    # Divided by queries: where a mesh divides the length, keys and values are gathered over it.
+    scores_BNTS = constrain(scores_BNTS, SCORES) * scale
+    if bias is not None:
+        scores_BNTS += jnp.broadcast_to(bias, scores_BNTS.shape)
+    allowed_BTS = mask.dense(queries, keys)
+    if allowed_BTS is not None:
+        lowest = jnp.finfo(jnp.float32).min
+        scores_BNTS = jnp.where(allowed_BTS[:, None, :, :], scores_BNTS, lowest)
+    probabilities_BNTS = jax.nn.softmax(scores_BNTS, axis=-1)
+    if dropout_rate > 0.0 and dropout_key is not None:
+        keep = 1.0 - dropout_rate
+        kept_BNTS = jax.random.bernoulli(dropout_key, keep, probabilities_BNTS.shape)
+        probabilities_BNTS = jnp.where(kept_BNTS, probabilities_BNTS / keep, 0.0)
+    probabilities_BNTS = probabilities_BNTS.astype(v_BSKH.dtype)
+    if grouped:
+        probabilities_BKGTS = probabilities_BNTS.reshape(batch, key_heads, -1, queries, keys)
+        attended_BTKGH = einsum("BKGTS,BSKH->BTKGH", probabilities_BKGTS, v_BSKH)
+        return attended_BTKGH.reshape(batch, queries, heads, width)
+    return einsum("BNTS,BSNH->BTNH", probabilities_BNTS, v_BSKH)

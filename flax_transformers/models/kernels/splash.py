@@ -1,0 +1,155 @@
+"""Splash attention: JAX's flash attention for TPUs, which leaves out blocks that a mask empties.
+
+Scores are made, and made again in the backward pass, a block at a time (FlashAttention,
+arXiv:2205.14135). Over a mesh whose axes divide the length, each device keeps its queries and
+gathers the keys and values of its rows (all-gather; Llama 3 trains so, arXiv:2407.21783 §3.3.2).
+Under a causal mask the devices with the last queries have most to do, and set the pace.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import NamedSharding, PartitionSpec
+
+from flax_transformers.models.kernels.local import (
+    ATTENDED,
+    SEGMENTS,
+    block_size,
+    gathered,
+    gathering,
+    on_cpu,
+    on_each_device,
+    padded,
+)
+from flax_transformers.models.layers.masks import AttentionMask
+from flax_transformers.models.layers.sharding import HEADS, KEY_HEADS
+from flax_transformers.parallel.partitioning import mesh_axes_of, parts
+
+LARGEST_BLOCK = 512
+
+
+def splash_attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask: AttentionMask,
+    scale: float,
+) -> jax.Array:
+    """``dot_product_attention`` where the mask goes by places in the row; heads may be grouped.
+
+    A query that may look at nothing gets some mean of values, and wrong gradients: nothing that
+    counts may come of it.
+    """
+    length = q_BTNH.shape[1]
+    q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
+    q_BTNH, k_BSKH, v_BSKH, segments = padded(q_BTNH, k_BSKH, v_BSKH, mask)
+    kernel = _kernel(mask, q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[2] // parts("heads"))
+    attended_BTNH = on_each_device(
+        gathering(_attend),
+        (kernel, q_BTNH, k_BSKH, v_BSKH, segments),
+        (_divided(kernel, mask), HEADS, KEY_HEADS, KEY_HEADS, segments and SEGMENTS),
+        HEADS,
+    )
+    return attended_BTNH[:, :length]
+
+
+def _attend(
+    kernel: splash.SplashAttentionKernel,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    segments: tuple[jax.Array, jax.Array] | None,
+) -> jax.Array:
+    q_BNTH, k_BKSH, v_BKSH = (
+        jnp.swapaxes(x, 1, 2) for x in (q_BTNH, gathered(k_BSKH), gathered(v_BSKH))
+    )
+    of_row = None if segments is None else splash.SegmentIds(*segments)
+    return jnp.swapaxes(_by_row(kernel, q_BNTH, k_BKSH, v_BKSH, of_row), 1, 2)
+
+
+@jax.custom_vjp
+def _by_row(
+    kernel: splash.SplashAttentionKernel,
+    q_BNTH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    segments: splash.SegmentIds | None,
+) -> jax.Array:
+    """``kernel`` on each row."""
+    attend: Any = jax.vmap(kernel)  # typed as giving more than it does
+    return attend(q_BNTH, k_BKSH, v_BKSH, segments)
+
+
+def _by_row_forward(
+    kernel: splash.SplashAttentionKernel,
+    q_BNTH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    segments: splash.SegmentIds | None,
+) -> tuple[jax.Array, Any]:
+    attend: Any = jax.vmap(kernel)
+    kept = jax.vjp(lambda *operands: attend(*operands, segments), q_BNTH, k_BKSH, v_BKSH)
+    # The kernel writes each query's normaliser 128 times over. Unless what comes next has to wait
+    # for the one that is kept, all of them lie there until the backward pass.
+    return jax.lax.optimization_barrier(kept)
+
+
+def _by_row_backward(derivatives: Any, cotangent: jax.Array) -> tuple[Any, ...]:
+    return None, *derivatives(cotangent), None
+
+
+_by_row.defvjp(_by_row_forward, _by_row_backward)
+
+
+def _kernel(
+    mask: AttentionMask, queries: int, keys: int, heads: int
+) -> splash.SplashAttentionKernel:
+    """The kernel of a device with ``heads`` heads and its part of the queries."""
+    block_q = block_size(queries // parts("length"), LARGEST_BLOCK)
+    block_k = block_size(keys, LARGEST_BLOCK)
+    shards = _shards(mask)
+    of_head = _mask((queries * shards // parts("length"), keys), mask)
+    return splash.make_splash_mha(
+        masks.MultiHeadMask([of_head] * heads),
+        block_sizes=splash.BlockSizes(
+            block_q=block_q,
+            block_kv=block_k,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_k,
+            block_q_dq=block_q,
+            block_kv_dq=block_k,
+        ),
+        head_shards=1,
+        q_seq_shards=shards,
+        residual_checkpoint_name=ATTENDED,
+        interpret=on_cpu(),
+    )
+
+
+def _shards(mask: AttentionMask) -> int:
+    """How many parts of the length have a mask of their own; all are alike where it has no form."""
+    return parts("length") if mask.causal or mask.window is not None else 1
+
+
+def _mask(shape: tuple[int, int], mask: AttentionMask) -> masks.Mask:
+    """What of the mask does not depend on the data."""
+    if mask.window is None:
+        return masks.CausalMask(shape) if mask.causal else masks.FullMask(shape)
+    left, right = mask.window
+    return masks.LocalMask(shape, (left, min(right, 0) if mask.causal else right), offset=0)
+
+
+def _divided(
+    kernel: splash.SplashAttentionKernel, mask: AttentionMask
+) -> splash.SplashAttentionKernel | None:
+    """Which parts of the kernel's mask lie on which device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return None
+    spec = PartitionSpec(None, mesh_axes_of("length") if _shards(mask) > 1 else None)
+    return kernel.manual_sharding_spec(NamedSharding(mesh, spec))

@@ -1,0 +1,125 @@
+"""Multi-head attention: to oneself or to another sequence, at once or token by token."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from flax_transformers.models.kernels.dispatch import dot_product_attention
+from flax_transformers.models.layers.linear import Linear
+from flax_transformers.models.layers.masks import AttentionMask
+from flax_transformers.models.layers.positions import rotate
+from flax_transformers.models.layers.relative_position_bias import DistanceBias
+from flax_transformers.models.layers.sharding import HEADS, KEY_HEADS, constrain
+
+if TYPE_CHECKING:
+    from flax_transformers.models.config import Execution, TransformerConfig
+
+
+class KeyValues(struct.PyTreeNode):
+    """Keys (rotated) and values [B, S, K, H] that later queries look at."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
+def _written(old_BSKH: jax.Array, new_BTKH: jax.Array, index: jax.Array) -> jax.Array:
+    """``old`` with ``new`` from place ``index`` on; where that is too many, NaN from then on."""
+    fits = index + new_BTKH.shape[1] <= old_BSKH.shape[1]
+    new_BTKH = jnp.where(fits, new_BTKH.astype(old_BSKH.dtype), jnp.nan)
+    return jax.lax.dynamic_update_slice_in_dim(old_BSKH, new_BTKH, index, axis=1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention (arXiv:1706.03762 §3.2.2), grouped if the config says so.
+
+    Kernels keep heads apart ([D, N, H] and [N, H, D]), so that a mesh axis can divide the heads.
+    """
+
+    config: TransformerConfig
+    execution: Execution
+    deterministic: bool = True
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.execution.dtype)
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        mask: AttentionMask | None = None,
+        *,
+        context_BSD: jax.Array | None = None,
+        rotary: tuple[jax.Array, jax.Array] | None = None,
+        bias: DistanceBias | None = None,
+        cache: KeyValues | None = None,
+        index: jax.Array | None = None,
+    ) -> tuple[jax.Array, KeyValues]:
+        """[B, T, D] to [B, T, D], and the keys and values that were looked at.
+
+        These come from ``context_BSD``, if given, and else from ``x_BTD``. With a ``cache`` and an
+        ``index`` (int32 scalar) they are first written into the cache at that place; a ``cache``
+        alone is looked at as it is.
+        """
+        c = self.config
+        q_BTNH = constrain(self._project("query", c.num_heads, x_BTD), HEADS)
+        if rotary is not None:
+            q_BTNH = rotate(q_BTNH, rotary)
+        if cache is not None and index is None:
+            seen = cache
+        else:
+            seen = self._keys_and_values(x_BTD if context_BSD is None else context_BSD, rotary)
+            if cache is not None and index is not None:
+                seen = jax.tree.map(partial(_written, index=index), cache, seen)
+        # Few queries look at what a cache holds, and parameters are drawn with tiny inputs: no
+        # other kernel is made for that.
+        small = cache is not None or self.is_initializing()
+        dropping = c.attention_dropout > 0.0 and not self.deterministic
+        attended_BTNH = dot_product_attention(
+            q_BTNH,
+            seen.keys,
+            seen.values,
+            mask=mask,
+            bias=bias,
+            scale=c.attention_scale,
+            dropout_rate=c.attention_dropout if dropping else 0.0,
+            dropout_key=self.make_rng("dropout") if dropping else None,
+            kernel="auto" if small else self.execution.attention,
+        )
+        output = Linear(
+            "BTNH,NHD->BTD",
+            (c.num_heads, c.head_width, x_BTD.shape[-1]),
+            ("heads", "head_dim", "embed"),
+            dtype=self.dtype,
+            use_bias=c.output_bias,
+            init_std=c.initial_std("output"),
+            name="output",
+        )
+        return output(constrain(attended_BTNH, HEADS)), seen
+
+    def _keys_and_values(
+        self, x_BSD: jax.Array, rotary: tuple[jax.Array, jax.Array] | None
+    ) -> KeyValues:
+        project = partial(self._project, heads=self.config.kv_heads, x_BTD=x_BSD)
+        k_BSKH = constrain(project("key"), KEY_HEADS)
+        if rotary is not None:
+            k_BSKH = rotate(k_BSKH, rotary)
+        return KeyValues(k_BSKH, constrain(project("value"), KEY_HEADS))
+
+    def _project(self, name: str, heads: int, x_BTD: jax.Array) -> jax.Array:
+        c = self.config
+        return Linear(
+            "BTD,DNH->BTNH",
+            (x_BTD.shape[-1], heads, c.head_width),
+            ("embed", "heads" if name == "query" else "key_heads", "head_dim"),
+            dtype=self.dtype,
+            use_bias=c.qkv_bias,
+            init_std=c.initial_std(name),
+            name=name,
+        )(x_BTD)

@@ -1,0 +1,156 @@
+"""Lookup tables, and the way back from hidden states to vocabulary logits."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from flax_transformers.models.layers.linear import truncated_normal
+from flax_transformers.models.layers.sharding import HIDDEN, constrain
+from flax_transformers.parallel.partitioning import gradient_dtype, mesh_axes_of, parts
+
+if TYPE_CHECKING:
+    from flax_transformers.models.config import TextConfig
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def lookup(axes: tuple[str, str], dtype: jnp.dtype, table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of ``table`` [rows, features] at ``ids`` [...], rounded to ``dtype``; an id out of range
+    gives NaN.
+
+    ``axes`` are the logical names of the table's. The derivative of a row is summed over all its
+    uses, thousands for a frequent word, in float32 on each device, and over the mesh in
+    ``partitioning.gradient_dtype``.
+
+    Where a mesh divides the rows' features among devices that have different ids, either the table
+    crosses the mesh, and its gradient on the way back, or the vectors do: each device looks its
+    part of the features up for all ids of its group. The lesser of the two is done.
+    """
+    if not _vectors_cross(axes, table, ids):
+        return jnp.take(constrain(table.astype(dtype), (axes[0], None)), ids, axis=0)
+    return jax.lax.with_sharding_constraint(
+        jnp.take(table.astype(dtype), ids, axis=0), _spec(axes, ids)
+    )
+
+
+def _vectors_cross(axes: tuple[str, str], table: jax.Array, ids: jax.Array) -> bool:
+    """Whether the vectors of ``ids`` [B, T] are less to send than the table [V, D]: both ways in
+    two bytes, against the table there in two and its float32 gradient all-reduced."""
+    if ids.ndim != 2 or parts(axes[1]) == 1 or ids.shape[0] % parts("batch"):
+        return False
+    return 2 * ids.size < 5 * len(table) * parts("batch") * parts("length")
+
+
+def _spec(axes: tuple[str, str], ids: jax.Array) -> PartitionSpec:
+    """Vectors [B, T, D] divided along their features as the table is, and along the batch by the
+    axes that remain."""
+    features = mesh_axes_of(axes[1])
+    batch = tuple(axis for axis in mesh_axes_of("batch") if axis not in features)
+    return PartitionSpec(batch, mesh_axes_of("length"), features)
+
+
+def _lookup_forward(
+    axes: tuple[str, str], dtype: jnp.dtype, table: jax.Array, ids: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return lookup(axes, dtype, table, ids), (table, ids)
+
+
+def _lookup_backward(
+    axes: tuple[str, str],
+    dtype: jnp.dtype,
+    operands: tuple[jax.Array, jax.Array],
+    cotangent: jax.Array,
+) -> tuple[jax.Array, None]:
+    table, ids = operands
+    if _vectors_cross(axes, table, ids):
+        cotangent = jax.lax.with_sharding_constraint(cotangent, _spec(axes, ids))
+    total = jnp.zeros(table.shape, jnp.float32).at[ids].add(cotangent.astype(jnp.float32))
+    total = constrain(total.astype(gradient_dtype(dtype)), axes)
+    return total.astype(table.dtype), None
+
+
+lookup.defvjp(_lookup_forward, _lookup_backward)
+
+
+class Embedding(nn.Module):
+    """A table of ``rows`` vectors; the parameter is ``embedding`` [rows, features] in float32.
+
+    ``axes`` are the logical names of rows and features. An id out of range gives NaN.
+    """
+
+    rows: int
+    features: int
+    dtype: jnp.dtype
+    axes: tuple[str, str] = ("vocab", "embed")
+    init_std: float = 0.02
+
+    def setup(self) -> None:
+        init = nn.with_logical_partitioning(truncated_normal(self.init_std), self.axes)
+        self.embedding = self.param("embedding", init, (self.rows, self.features), jnp.float32)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Vectors [..., features] of integer ``ids`` [...]."""
+        return lookup(self.axes, self.dtype, self.embedding, ids)
+
+
+def word_table(config: TextConfig, dtype: jnp.dtype) -> Embedding:
+    """The table of word vectors, padded, that a text model has one of."""
+    rows, init_std = config.padded_vocab_size, config.initial_std("words")
+    return Embedding(rows, config.hidden_size, dtype, init_std=init_std)
+
+
+class InputEmbeddings(nn.Module):
+    """From word vectors to the input of the layers: scaled, plus positions and token types."""
+
+    config: TextConfig
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        c = self.config
+        if c.positions == "learned":
+            self.position = c.make_positions(self.dtype)
+        if c.token_types:
+            axes = ("token_types", "embed")
+            self.token_type = Embedding(c.token_types, c.hidden_size, self.dtype, axes, c.init_std)
+        if c.embedding_norm:
+            self.norm = c.make_norm(self.dtype)
+        self.dropout = nn.Dropout(c.dropout)
+
+    def __call__(
+        self,
+        words_BTD: jax.Array,
+        position_ids: jax.Array,
+        token_type_ids: jax.Array | None = None,
+        *,
+        deterministic: bool,
+    ) -> jax.Array:
+        """[B, T, D] of word vectors and integer ids [B, T]; NaN beyond the last position."""
+        c = self.config
+        x_BTD = words_BTD
+        if c.scale_embeddings:
+            x_BTD = x_BTD * jnp.asarray(c.hidden_size**0.5, x_BTD.dtype)
+        if c.token_types:
+            types_BT = jnp.zeros_like(position_ids) if token_type_ids is None else token_type_ids
+            x_BTD = x_BTD + self.token_type(types_BT)
+        if c.positions == "learned":
+            x_BTD = x_BTD + self.position(position_ids + c.position_offset)
+        if c.embedding_norm:
+            x_BTD = self.norm(x_BTD)
+        return constrain(self.dropout(x_BTD, deterministic=deterministic), HIDDEN)
+
+
+def mask_padded_vocabulary(logits: jax.Array, vocab_size: int) -> jax.Array:
+    """Sets logits [..., V] of the rows that only pad the table to the lowest float32.
+
+    Their probability is then exactly zero in the loss and in decoding.
+    """
+    if logits.shape[-1] == vocab_size:
+        return logits
+    real_V = jnp.arange(logits.shape[-1]) < vocab_size
+    lowest = jnp.finfo(logits.dtype).min
+    return jnp.where(jnp.expand_dims(real_V, tuple(range(logits.ndim - 1))), logits, lowest)

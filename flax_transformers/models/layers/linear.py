@@ -1,0 +1,231 @@
+"""Matrix products that accumulate in float32 in both passes, and the linear layer built on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from flax_transformers.models.layers.sharding import constrain
+from flax_transformers.parallel.partitioning import gradient_dtype, mesh_axes_of
+
+PROJECTION = "projection"
+"""The name under which a rematerialisation policy finds the product of every linear layer."""
+
+
+def _einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The product in ``dtype``, summed in float32.
+
+    Where a mesh divides what is summed over, the partitioner adds up the devices' parts right
+    behind the product, in the dtype that it comes out in: so on accelerators, which sum in float32
+    inside, it comes out in ``dtype`` at once. Products of float32 are the same either way.
+    """
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32).astype(dtype)
+
+    def widened(a: jax.Array, b: jax.Array) -> jax.Array:
+        return product(a.astype(jnp.float32), b.astype(jnp.float32))
+
+    def narrow(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.einsum(spec, a, b, preferred_element_type=dtype)
+
+    if a.dtype != jnp.bfloat16:
+        return product(a, b)
+    operands, result = spec.split("->")
+    batched = set.intersection(*map(set, operands.split(",")), result)
+    # XLA's CPU backend is slow at bfloat16 results, and lacks some batched bfloat16 products (as of
+    # jaxlib 0.12); products of bfloat16 numbers are exact in float32, so widening them changes
+    # nothing but the time.
+    on_cpu = widened if batched else product
+    return jax.lax.platform_dependent(a, b, cpu=on_cpu, default=narrow)
+
+
+def _gradient_einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The gradient of a weight, in the dtype it has to cross the mesh in."""
+    return _einsum(spec, a, b, gradient_dtype(a.dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def einsum(spec: str, a: jax.Array, b: jax.Array, out_dtype: jnp.dtype | None = None) -> jax.Array:
+    """``jnp.einsum`` of two operands of one dtype, summed in float32 whatever that dtype is.
+
+    The derivative of a bfloat16 product would otherwise multiply a float32 cotangent by a bfloat16
+    operand; here the cotangent is first cast to the operands' dtype, so that the two products of
+    the backward pass run at the speed of the forward one and also sum in float32.
+
+    ``spec`` names every axis by a letter ("BTD,DF->BTF"); each letter of an operand must occur in
+    the other operand or in the result. The result has ``out_dtype``, by default that of ``a``.
+    """
+    return _einsum(spec, a, b, out_dtype or a.dtype)
+
+
+def _einsum_forward(
+    spec: str, a: jax.Array, b: jax.Array, out_dtype: jnp.dtype | None
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return einsum(spec, a, b, out_dtype), (a, b)
+
+
+def _einsum_backward(
+    spec: str,
+    out_dtype: jnp.dtype | None,
+    operands: tuple[jax.Array, jax.Array],
+    cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    a, b = operands
+    (a_axes, b_axes), out_axes = spec.split("->")[0].split(","), spec.split("->")[1]
+    cotangent = cotangent.astype(a.dtype)
+    return (
+        _einsum(f"{out_axes},{b_axes}->{a_axes}", cotangent, b, a.dtype),
+        _einsum(f"{out_axes},{a_axes}->{b_axes}", cotangent, a, b.dtype),
+    )
+
+
+einsum.defvjp(_einsum_forward, _einsum_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 4))
+def weighted(
+    spec: str,
+    axes: tuple[str, ...],
+    x: jax.Array,
+    weight: jax.Array,
+    out_dtype: jnp.dtype | None = None,
+) -> jax.Array:
+    """``einsum`` of ``x`` and a float32 ``weight``, which is first rounded to the dtype of ``x``.
+
+    ``axes`` are the logical names of the weight's axes. Where a mesh divides "embed", the rounded
+    weight is gathered and used whole, and its gradient is reduced onto the parts (ZeRO-3,
+    arXiv:1910.02054); it crosses the mesh in ``partitioning.gradient_dtype`` and is float32 from
+    then on.
+    """
+    return _einsum(spec, x, _gathered(axes, weight.astype(x.dtype)), out_dtype or x.dtype)
+
+
+def _gathered(axes: tuple[str, ...], weight: jax.Array) -> jax.Array:
+    return constrain(weight, tuple(None if axis == "embed" else axis for axis in axes))
+
+
+def rounded(weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """A float32 weight in the dtype of the activations, for a pass that keeps no copy of it.
+
+    Of a plain cast XLA makes a rounded copy of all layers' weights before the loop over them (its
+    pass ``bfloat16-propagation``, as of libtpu 0.0.52). That saves time where it is read often, as
+    in writing text, or is large, as where a mesh does not divide it. But a training step that has
+    to divide its weights has no room for it. XLA does not look through a rounding of its own name,
+    which gives the same numbers.
+    """
+    if dtype == jnp.bfloat16 and mesh_axes_of("embed"):
+        weight = jax.lax.reduce_precision(weight, exponent_bits=8, mantissa_bits=7)
+    return weight.astype(dtype)
+
+
+def _weighted_forward(
+    spec: str,
+    axes: tuple[str, ...],
+    x: jax.Array,
+    weight: jax.Array,
+    out_dtype: jnp.dtype | None,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    whole = _gathered(axes, rounded(weight, x.dtype))
+    return _einsum(spec, x, whole, out_dtype or x.dtype), (x, weight)
+
+
+def _weighted_backward(
+    spec: str,
+    axes: tuple[str, ...],
+    out_dtype: jnp.dtype | None,
+    operands: tuple[jax.Array, jax.Array],
+    cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    x, weight = operands
+    (x_axes, weight_axes), out_axes = spec.split("->")[0].split(","), spec.split("->")[1]
+    cotangent, whole = cotangent.astype(x.dtype), _gathered(axes, rounded(weight, x.dtype))
+    dx = _einsum(f"{out_axes},{weight_axes}->{x_axes}", cotangent, whole, x.dtype)
+    if "embed" not in axes or not mesh_axes_of("embed"):
+        gradient = _gradient_einsum(f"{x_axes},{out_axes}->{weight_axes}", x, cotangent)
+        return dx, constrain(gradient, axes).astype(weight.dtype)
+    return dx, _scattered_gradient(spec, weight, axes, x, cotangent).astype(weight.dtype)
+
+
+def _scattered_gradient(
+    spec: str, weight: jax.Array, axes: tuple[str, ...], x: jax.Array, cotangent: jax.Array
+) -> jax.Array:
+    """That of a weight, reduced onto its parts along "embed".
+
+    It is made as a matrix whose rows are "embed". libtpu scatters rows; of 128 columns on each
+    device, and of what has more axes, it sends all sums everywhere (as of 0.0.52), twice the bytes.
+    """
+    (x_axes, weight_axes), out_axes = spec.split("->")[0].split(","), spec.split("->")[1]
+    place = axes.index("embed")
+    row, columns = weight_axes[place], weight_axes.replace(weight_axes[place], "")
+
+    def merged(array: jax.Array, letters: str) -> tuple[jax.Array, str]:
+        if not letters.endswith(columns):
+            return array, letters
+        kept = array.ndim - len(columns)
+        return array.reshape(*array.shape[:kept], -1), letters[:kept] + columns[0]
+
+    (x, x_axes), (cotangent, out_axes) = merged(x, x_axes), merged(cotangent, out_axes)
+    gradient = _gradient_einsum(f"{x_axes},{out_axes}->{row}{columns[0]}", x, cotangent)
+    gradient = constrain(gradient, ("embed", axes[weight_axes.index(columns[0])]))
+    sizes = dict(zip(weight_axes, weight.shape, strict=True))
+    parts = gradient.reshape([sizes[letter] for letter in row + columns])
+    return constrain(jnp.moveaxis(parts, 0, place), axes)
+
+
+weighted.defvjp(_weighted_forward, _weighted_backward)
+
+
+class Linear(nn.Module):
+    """An affine map over named axes: ``einsum(spec, x, kernel) + bias``.
+
+    ``spec`` such as "BTD,DNH->BTNH"; ``shape`` is the kernel's, ``axes`` its logical axis names.
+    The bias covers the kernel axes that remain in the result.
+    """
+
+    spec: str
+    shape: Sequence[int]
+    axes: Sequence[str]
+    dtype: jnp.dtype
+    use_bias: bool = True
+    init_std: float = 0.02
+
+    def setup(self) -> None:
+        kernel_init = nn.with_logical_partitioning(truncated_normal(self.init_std), self.axes)
+        self.kernel = self.param("kernel", kernel_init, tuple(self.shape), jnp.float32)
+        if self.use_bias:
+            operands, result = self.spec.split("->")
+            kept = [i for i, letter in enumerate(operands.split(",")[1]) if letter in result]
+            axes, shape = (tuple(of[i] for i in kept) for of in (self.axes, self.shape))
+            bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
+            self.bias = self.param("bias", bias_init, shape, jnp.float32)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = weighted(self.spec, tuple(self.axes), x.astype(self.dtype), self.kernel)
+        return self.add_bias(checkpoint_name(y, PROJECTION))
+
+    def add_bias(self, y: jax.Array) -> jax.Array:
+        """``y`` and the bias, where there is one."""
+        if not self.use_bias:
+            return y
+        bias = jnp.expand_dims(self.bias, tuple(range(y.ndim - self.bias.ndim)))
+        # Spread out first and rounded after: its derivative then sums over tokens in float32.
+        return y + jnp.broadcast_to(bias, y.shape).astype(self.dtype)
+
+
+def truncated_normal(std: float) -> nn.initializers.Initializer:
+    """Normal cut at two standard deviations, as BERT's ``truncated_normal_initializer``.
+
+    ``std`` is that of the normal before the cut, the convention of TensorFlow's initializer.
+    """
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        return std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
+
+    return init

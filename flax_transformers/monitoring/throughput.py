@@ -1,0 +1,213 @@
+"""From what steps report to the rows that people read: means, rates and speed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any, cast
+
+import jax
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from flax_transformers.monitoring.goodput import Clock
+from flax_transformers.monitoring.metrics import Accumulator, Totals
+from flax_transformers.monitoring.mfu import mfu
+from flax_transformers.optim.spike_detection import TooManySkipped
+
+log = logging.getLogger(__name__)
+
+REMEDY = "lower optimizer.learning_rate, lengthen the warm-up or use execution.dtype float32"
+LOOK_AT = (
+    "look at the rows with `flax-transformers inspect`, at ids beyond model.vocab_size or "
+    "model.token_types, positions beyond model.max_positions, the weights of init_from, "
+    "model.init_std, model.norm_eps and execution.dtype"
+)
+"""What can be wrong where the very first step is not finite."""
+
+
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+"""Metric name to (sum, count)."""
+
+
+@struct.dataclass
+class StepReport:
+    """What a step tells about itself, all scalars on the device.
+
+    ``sums`` are zero for a skipped step. ``grad_norm`` is the norm before clipping.
+    ``update_is_finite`` is False where the new parameters or statistics would not be finite.
+    """
+
+    sums: Sums
+    grad_norm: jax.Array
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+    update_is_finite: Any = True
+    updates: Any = 1
+    """Steps since the run began that were not skipped."""
+
+
+class Meter:
+    """Collects step reports, one step behind, and makes a row of metrics of them when asked.
+
+    Tokens per second count every place of a row, padding included. Time spent in ``paused`` and
+    the first step, which compiles, do not count. What does not, ``clock`` is told.
+
+    ``sequence_length`` is in tokens, and None for images. ``flops_per_step`` are the matmul FLOPs
+    of a whole step (see `model_flops`). More than ``max_consecutive_skips`` skipped steps in a row
+    raise TooManySkipped.
+
+    ``totals`` are those of the steps between the last row and the checkpoint that the run resumes
+    from, so that its first row averages the same steps as that of an uninterrupted run.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        clock: Clock,
+        totals: Totals | None = None,
+        *,
+        batch_size: int,
+        sequence_length: int | None,
+        flops_per_step: float,
+        learning_rate: optax.Schedule,
+        max_consecutive_skips: int,
+    ) -> None:
+        self._mesh, self._clock = mesh, clock
+        self._batch_size, self._sequence_length = batch_size, sequence_length
+        self._flops_per_step, self._learning_rate = flops_per_step, learning_rate
+        self._max_consecutive_skips = max_consecutive_skips
+        self._sums = Accumulator(totals)
+        self._pending: StepReport | None = None
+        self._skipped, self._consecutive_skips = 0, 0
+        self._fault = ("", "")
+        self._is_first = True
+        self._steps = 0
+        self._since: float | None = None
+
+    @property
+    def totals(self) -> Totals:
+        """Of the steps fetched since the last row."""
+        return self._sums.totals
+
+    @property
+    def consecutive_skips(self) -> int:
+        """How many steps in a row, up to the last one fetched, were skipped."""
+        return self._consecutive_skips
+
+    @property
+    def diverging_steps(self) -> int:
+        """`consecutive_skips` where the last of them was skipped for values that are not finite,
+        else 0."""
+        return self._consecutive_skips if self._fault[1] == "not finite" else 0
+
+    def sent(self, report: StepReport) -> None:
+        """Takes the report of the step just sent to the device, without waiting for it."""
+        if self._is_first:
+            self._clock.lap("compile")
+            self._is_first = False
+        self._pending = report
+
+    def fetch_previous(self) -> None:
+        """Waits for the step before the one just sent, and adds up what it reports.
+
+        Raises TooManySkipped when too many steps in a row were skipped.
+        """
+        if self._pending is None:
+            return
+        report = jax.device_get(self._pending)
+        self._pending = None
+        if self._since is None:
+            self._since = time.perf_counter()  # the compiling step is over
+        else:
+            self._steps += 1
+        sums = dict(report.sums)
+        if report.skipped_in_a_row == 0:
+            sums["optimizer/grad_norm"] = (report.grad_norm, 1.0)
+        self._sums.add(sums)
+        self._skipped = int(report.skipped)
+        self._consecutive_skips, self._fault = int(report.skipped_in_a_row), _fault(report)
+        if self._consecutive_skips:
+            log.warning("a step was skipped: its %s", " are ".join(self._fault))
+        limit = self._max_consecutive_skips
+        if self._consecutive_skips > limit:
+            what, wrong = self._fault
+            if not report.updates:
+                raise TooManySkipped(
+                    f"the {what} of the first {self._consecutive_skips} steps are {wrong}, and no "
+                    f"update has been made: this is no divergence; {LOOK_AT}"
+                )
+            raise TooManySkipped(
+                f"the {what} of {self._consecutive_skips} steps in a row are {wrong}; {REMEDY}, "
+                f"and run the same command again: {limit} steps in a row may be skipped "
+                "(max_skipped_in_a_row), and training resumes from the newest checkpoint before "
+                "them"
+            )
+
+    def row(self, step: int) -> dict[str, float]:
+        """Metrics of all steps up to ``step`` since the last row; waits for the last of them.
+
+        Also after a resume: the steps before the checkpoint are among them. Speed is of the steps
+        of this process alone.
+        """
+        self.fetch_previous()
+        row = {
+            name if "/" in name else f"train/{name}": value
+            for name, value in self._sums.means().items()
+        }
+        row["optimizer/learning_rate"] = float(self._learning_rate(step - 1 - self._skipped))
+        row["optimizer/skipped_steps"] = self._skipped
+        self._clock.lap("steps")
+        row |= self._speed() | self._clock.row()
+        self._sums.reset()
+        self._steps, self._since = 0, time.perf_counter()
+        return row
+
+    def _speed(self) -> dict[str, float]:
+        if not self._steps or self._since is None:
+            return {}
+        step_time = (time.perf_counter() - self._since) / self._steps
+        rows = self._batch_size
+        speed = {"perf/step_time_s": step_time, "perf/examples_per_second": rows / step_time}
+        if self._sequence_length is not None:
+            speed["perf/tokens_per_second"] = rows * self._sequence_length / step_time
+        device = self._mesh.devices.flat[0]
+        utilisation = mfu(
+            self._flops_per_step, step_time, device.device_kind, self._mesh.devices.size
+        )
+        if utilisation is not None:
+            speed["perf/mfu"] = utilisation
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        return speed if memory is None else speed | {"perf/device_memory_gib": memory / 2**30}
+
+    @contextlib.contextmanager
+    def paused(self, kind: str) -> Iterator[None]:
+        """Leaves the time of what stands inside, such as an evaluation, out of the speed."""
+        self.fetch_previous()
+        start = time.perf_counter()
+        self._clock.lap("steps")
+        yield
+        self._clock.lap(kind)
+        if self._since is not None:
+            self._since += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for a batch, which is lost time only if the device has nothing to do."""
+        self._clock.lap("start" if self._is_first else "steps")
+        yield
+        busy = self._pending is not None and not cast(Any, self._pending.grad_norm).is_ready()
+        self._clock.lap("steps" if busy else "data_wait")
+
+
+def _fault(report: StepReport) -> tuple[str, str]:
+    """Why a step was skipped: what of it was wrong, and how."""
+    if not np.isfinite(report.grad_norm):
+        return "gradients", "not finite"
+    if not report.update_is_finite:
+        return "new parameters or optimizer statistics", "not finite"
+    return "gradients", f"a spike (norm {float(report.grad_norm):.3g}; see skip_spikes_above)"

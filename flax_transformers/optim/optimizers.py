@@ -1,0 +1,284 @@
+"""Optimizers: one small frozen dataclass per kind, and the chain that all kinds share.
+
+The chain is: clip by global norm -> the kind's own direction, with decoupled weight decay at the
+place the kind wants it -> times minus the scheduled learning rate and the parameter's own factor.
+A further kind is a dataclass with its own fields and ``direction``; nothing else changes. Settings
+that switch a link off (no clipping, no decay, no factors) leave the optimizer state's tree as it
+is, so that a checkpoint restores with them changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from flax_transformers import ranges
+from flax_transformers.errors import UserError
+from flax_transformers.optim import transforms
+from flax_transformers.optim.schedules import LEARNING_RATE, Schedule, make_schedule
+from flax_transformers.optim.selection import (
+    Name,
+    check_patterns,
+    depths,
+    fill,
+    map_named,
+    matches,
+    without,
+)
+from flax_transformers.ranges import Ranges
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """What every optimizer has, whatever its kind.
+
+    Patterns mean parameters by their path or a folder of it: "words", "*/attention", "*_head".
+    """
+
+    learning_rate: float
+    """Peak of the schedule."""
+    weight_decay: float = 0.0
+    """Decay per update, times the learning rate."""
+    no_decay: tuple[str, ...] = ("bias", "scale", "embedding")
+    """Last names of the parameters that do not decay."""
+    max_grad_norm: float | None = None
+    """Gradients of a larger global norm are scaled down to it; None: never."""
+    schedule: Schedule = field(default_factory=Schedule)
+    layer_decay: float = 1.0
+    """The learning rate falls by this factor from each layer to the one below it: heads have all
+    of it, the last layer ``layer_decay`` of it, embeddings ``layer_decay ** (layers + 1)``. BEiT
+    and MAE count so; in ELECTRA (arXiv:2003.10555) everything below the heads has a power more."""
+    rate_factors: tuple[tuple[str, float], ...] = ()
+    """(pattern, factor): parameters with a learning rate of their own; the first that fits."""
+    frozen: tuple[str, ...] = ()
+    """Patterns of the parameters that stay as they are: no gradients, no statistics."""
+
+    RANGES: ClassVar[Ranges] = {
+        "learning_rate": LEARNING_RATE,
+        "weight_decay": ranges.numbers(0, 1000),
+        "max_grad_norm": ranges.numbers(0, above=True),
+        "layer_decay": ranges.numbers(0, 1, above=True),
+        "rate_factors": ranges.COEFFICIENT,
+        "b1": ranges.RATE,
+        "b2": ranges.RATE,
+        "eps": ranges.numbers(1e-37, 1),
+    }
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "optimizer")
+
+    def direction(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+        """From (clipped) gradients to the step direction, before the learning rate.
+
+        ``decay`` adds the masked weight decay to what reaches it. Raises UserError for settings
+        out of range.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is no optimizer; choose AdamW, Lion ...")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(OptimizerConfig):
+    """Adam with decoupled weight decay (arXiv:1412.6980, arXiv:1711.05101), as torch computes it.
+
+    The decay is multiplied by the learning rate and moments are bias-corrected. Defaults are those
+    of BERT (arXiv:1810.04805 §A.2), whose original code leaves out the bias correction and lets
+    embeddings decay: ``no_decay=("bias", "scale")`` for the latter.
+    """
+
+    learning_rate: float = 1e-4
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    max_grad_norm: float | None = 1.0
+    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the first moment is kept in; bfloat16 saves two bytes a parameter. The second is
+    float32."""
+
+    def direction(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+        """``m / (sqrt(v) + eps) + weight_decay * parameter``, moments bias-corrected."""
+        adam = transforms.scale_by_adam(self.b1, self.b2, self.eps, self.first_moment_dtype)
+        return optax.chain(adam, decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LAMB(OptimizerConfig):
+    """AdamW's direction, as long as the parameter itself in each layer (arXiv:1904.00962).
+
+    For large batches. Biases and scales neither decay nor are adapted, as in the authors' code.
+    A fixed table of positions (MAE's) has no gradient but decays: freeze it.
+    """
+
+    learning_rate: float = 2e-3
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    no_decay: tuple[str, ...] = ("bias", "scale")
+    no_adaptation: tuple[str, ...] = ("bias", "scale")
+    """Last names of the parameters whose step is not scaled by their norm."""
+    max_grad_norm: float | None = 1.0
+
+    def direction(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+        """AdamW's direction u, weight decay included, times ``|parameter| / |u|``."""
+        return optax.chain(
+            transforms.scale_by_adam(self.b1, self.b2, self.eps),
+            decay,
+            transforms.scale_by_trust_ratio(self.no_adaptation),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lion(OptimizerConfig):
+    """The sign of a momentum (arXiv:2302.06675): one float32 statistic where Adam has two.
+
+    The paper takes a rate 3 to 10 times lower than AdamW's, and a decay as much higher.
+    """
+
+    learning_rate: float = 1e-4
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.1
+    max_grad_norm: float | None = 1.0
+
+    def direction(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+        """``sign(b1 * m + (1 - b1) * gradient) + weight_decay * parameter``."""
+        return optax.chain(optax.scale_by_lion(self.b1, self.b2, mu_dtype=jnp.float32), decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adafactor(OptimizerConfig):
+    """Second moments of rows and columns alone, and no first moment (arXiv:1804.04235).
+
+    Defaults are T5's (arXiv:1910.10683 §3.1.2): a rate of ``1 / sqrt(max(step, 10,000))`` times
+    the parameter's root mean square, steps counted from 0. The factors of a kernel are those of its
+    [input, output] matrix, so of [D, N * H] and [N * H, D] in attention, as in T5X (which, unlike
+    this, factors small ones too). The weight decay is multiplied by the learning rate, not by the
+    parameter's root mean square.
+    """
+
+    learning_rate: float = 1e-2
+    decay_exponent: float = 0.8
+    eps: float = 1e-30
+    """Added to squared gradients."""
+    clip_threshold: float | None = 1.0
+    """Largest root mean square of a parameter's direction."""
+    scale_parameter: bool = True
+    """Whether the rate is relative to the parameter's root mean square."""
+    least_scale: float = 1e-3
+    """Taken for that root mean square where it is smaller."""
+    min_factored: int = 128
+    """A matrix with fewer rows or columns keeps its whole second moment."""
+    schedule: Schedule = field(default_factory=lambda: Schedule("inverse_sqrt", timescale=10_000))
+
+    RANGES: ClassVar[Ranges] = {
+        "decay_exponent": ranges.numbers(0, 10, above=True),
+        "clip_threshold": ranges.numbers(0, above=True),
+        "least_scale": ranges.numbers(0, 1000, above=True),
+        "min_factored": ranges.WIDTH,
+    }
+
+    def direction(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+        """Gradient over the root of its factored second moment, clipped, scaled, then decay."""
+        links = [
+            transforms.scale_by_factored_moments(self.decay_exponent, self.eps, self.min_factored)
+        ]
+        if self.clip_threshold is not None:
+            links.append(transforms.clip_by_rms(self.clip_threshold))
+        if self.scale_parameter:
+            links.append(transforms.scale_by_parameter(self.least_scale))
+        return optax.chain(_joined(links), decay)
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """The whole update rule: float32 gradients and parameters in, float32 updates to add out.
+
+    Clipping happens inside, so the norm of the gradients handed in is the unclipped one. Frozen
+    parameters may be left out of the gradients (``parameters.without``), not of the parameters;
+    gradients of theirs count in no norm and give updates of zero. Raises UserError for settings out
+    of range, and ``init`` for patterns that match nothing.
+    """
+    rate = learning_rate_at(config, total_steps)
+    clip = optax.identity()
+    if config.max_grad_norm is not None:
+        clip = optax.clip_by_global_norm(config.max_grad_norm)
+    decay = optax.add_decayed_weights(
+        config.weight_decay, mask=lambda params: decay_mask(params, config.no_decay)
+    )
+    optimizer = optax.chain(clip, config.direction(decay), optax.scale_by_learning_rate(rate))
+    return _per_parameter(optimizer, config)
+
+
+def learning_rate_at(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """The function from step, counted from 0, to the learning rate of that step's update.
+
+    It is that of parameters whose own factor (``rate_factors``, ``layer_decay``) is one.
+    """
+    return make_schedule(config.schedule, config.learning_rate, total_steps)
+
+
+def decay_mask(params: Any, no_decay: Sequence[str]) -> Any:
+    """A tree like ``params`` of bools: True where the weight decay applies.
+
+    A parameter is known by its own name, the last dict key on its path, never by its shape or its
+    layer: a bias stacked over layers, [L, D], is as much a bias as a single one, [D].
+    """
+    return map_named(lambda name, _: not name or name[-1] not in no_decay, params)
+
+
+def rate_factors(config: OptimizerConfig, params: Any) -> Any:
+    """A tree like ``params`` of factors on the learning rate, float64 [] or [L] where stacked."""
+    depth, head = depths(params)
+
+    def factor(name: Name, depth: np.ndarray) -> np.ndarray:
+        own = next((f for p, f in config.rate_factors if matches(name, p)), 1.0)
+        return np.asarray(own * np.power(config.layer_decay, head - depth.astype(np.float64)))
+
+    return map_named(factor, depth)
+
+
+def _per_parameter(
+    optimizer: optax.GradientTransformation, config: OptimizerConfig
+) -> optax.GradientTransformation:
+    """``optimizer`` without the frozen parameters, and with the others' factors on its updates."""
+
+    def init(params: Any) -> Any:
+        check_patterns(params, [pattern for pattern, _ in config.rate_factors], "rate_factors")
+        check_patterns(params, config.frozen, "frozen")
+        trained = without(params, config.frozen)
+        if not jax.tree.leaves(trained):
+            raise UserError("optimizer.frozen matches every parameter; leave some to train.")
+        return optimizer.init(trained)
+
+    def scale(update: jax.Array, factor: np.ndarray) -> jax.Array:
+        over_layers = np.asarray(factor, np.float32).reshape(-1, *[1] * (update.ndim - factor.ndim))
+        return update * (over_layers if factor.ndim else np.float32(factor))
+
+    def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        trained = without(params, config.frozen)
+        updates, state = optimizer.update(without(gradients, config.frozen), state, trained)
+        if config.layer_decay != 1 or config.rate_factors:
+            factors = without(rate_factors(config, params), config.frozen)
+            updates = jax.tree.map(scale, updates, factors)
+        return fill(updates, jax.tree.map(jnp.zeros_like, gradients)), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _joined(links: Sequence[optax.GradientTransformation]) -> optax.GradientTransformation:
+    """The links in turn, of which only the first has a state: that state is the whole."""
+    first, *rest = links
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = first.update(updates, state, params)
+        for link in rest:
+            updates, _ = link.update(updates, optax.EmptyState(), params)
+        return updates, state
+
+    return optax.GradientTransformation(first.init, update)

@@ -1,0 +1,177 @@
+"""What writing text would need of devices that are not there, its program compiled ahead of time.
+
+The program is the very one that ``generate`` runs: the prompts at once, then a loop of one token a
+round. How often that goes round depends on where texts end, so that rounds are what tells both
+apart: counted without any, the program is the prompts alone; with one, a token comes to it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from flax_transformers.generation import decode, translate
+from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
+from flax_transformers.parallel.device_specs import chip_of
+from flax_transformers.parallel.mesh import make_mesh
+from flax_transformers.planning.hlo_cost import account
+from flax_transformers.planning.plan import (
+    GIB,
+    Roofline,
+    bytes_on_device,
+    compile_to_text,
+    flops_of,
+    roofline,
+)
+from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.setup import Program, build_program
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodePlan:
+    """Writing ``new_tokens`` after ``batch`` prompts. FLOPs and bytes are of one device."""
+
+    topology: str
+    devices: int
+    chip: str
+    mesh: dict[str, int]
+    batch: int
+    prompt_length: int
+    new_tokens: int
+    parameters: int
+    cache: int
+    """Of all rows and layers, whole: how it is divided is the compiler's choice."""
+    temporaries: int | None
+    """With this device's part of the cache; None where the compiler gave up."""
+    total: int
+    available: int | None
+    fits: bool
+    prompt_flops: float | None
+    token_flops: float | None
+    """Of one new token of each row."""
+    token_memory_bytes: float | None
+    prompt_roofline: Roofline | None
+    token_roofline: Roofline | None
+    compile_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of all rows together, at most."""
+        return None if self.token_roofline is None else self.batch / self.token_roofline.step
+
+
+def plan_decode(
+    config: TrainConfig,
+    devices: Sequence[jax.Device],
+    topology: str,
+    *,
+    batch: int,
+    prompt_length: int,
+    new_tokens: int,
+) -> DecodePlan:
+    """Compiles ``generate`` for ``devices``, which need not be there.
+
+    ``new_tokens`` fixes the cache's length; a round costs the same wherever in the text it stands.
+    Raises UserError for a model that writes no text, and for more tokens than it has positions for.
+    """
+    mesh = make_mesh(config.mesh, devices)
+    program = build_program(config, mesh)
+    lowered = lower_generate(program, batch, prompt_length, new_tokens)
+    started = time.perf_counter()
+    compiled, text, needed = compile_to_text(lowered)
+    seconds = time.perf_counter() - started
+    chip = chip_of(devices[0].device_kind)
+    counted: list[float | None] = [None, None, None]
+    at_peak: list[Roofline | None] = [None, None]
+    if text is not None:
+        prompt, both = (account(text, dict(mesh.shape), unknown_rounds=n) for n in (0, 1))
+        flops = flops_of(prompt, config.model), flops_of(both, config.model)
+        counted = [flops[0], flops[1] - flops[0], both.memory_bytes - prompt.memory_bytes]
+        if chip is not None:
+            first, whole = roofline(prompt, flops[0], chip), roofline(both, flops[1], chip)
+            at_peak = [first, _difference(whole, first)]
+    found: Any = None if compiled is None else compiled.memory_analysis()
+    total, available = needed or 0, None if chip is None else int(chip.memory_gib * GIB)
+    if found is not None:
+        total = found.argument_size_in_bytes + found.temp_size_in_bytes
+        total += found.output_size_in_bytes + found.generated_code_size_in_bytes
+    return DecodePlan(
+        topology=topology,
+        devices=mesh.size,
+        chip=devices[0].device_kind,
+        mesh={name: size for name, size in mesh.shape.items() if size > 1},
+        batch=batch,
+        prompt_length=prompt_length,
+        new_tokens=new_tokens,
+        parameters=bytes_on_device(program.abstract.params),
+        cache=_cache_bytes(program, batch, prompt_length, new_tokens),
+        temporaries=None if found is None else found.temp_size_in_bytes,
+        total=total,
+        available=available,
+        fits=needed is None and not (available and total > available),
+        prompt_flops=counted[0],
+        token_flops=counted[1],
+        token_memory_bytes=counted[2],
+        prompt_roofline=at_peak[0],
+        token_roofline=at_peak[1],
+        compile_seconds=seconds,
+    )
+
+
+def lower_generate(
+    program: Program, batch: int, prompt_length: int, new_tokens: int
+) -> jax.stages.Lowered:
+    """The program of ``generate``, or of ``generate_target``, greedy, lowered without data."""
+    sampling = decode.Sampling()
+    decode.require_settings(new_tokens, sampling, None)
+    # Under a mesh ``generate`` makes its arrays whole on every device.
+    whole: Any = partial(
+        jax.ShapeDtypeStruct, sharding=NamedSharding(program.mesh, PartitionSpec())
+    )
+    ids = whole((batch, prompt_length), jnp.int32)
+    key = whole((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
+    endings = decode.Endings(eos=whole((1,), jnp.int32), pad=whole((), jnp.int32))
+    settings = {"max_new_tokens": new_tokens, "sampling": sampling}
+    model, params = program.model, program.abstract.params
+    with jax.set_mesh(program.mesh):
+        if isinstance(program.config.model, EncoderDecoderConfig):
+            start = whole((1,), jnp.int32)
+            longest = max(prompt_length, 1 + new_tokens)
+            decode.require_positions(model, longest, f"{longest} tokens")
+            return translate.write_target.lower(
+                model, params, ids, ids, start, None, endings, key, **settings
+            )
+        decode.require_writer(model)
+        longest = prompt_length + new_tokens
+        decode.require_positions(model, longest, f"{longest} tokens of prompt and text")
+        return decode.write_text.lower(model, params, ids, ids, endings, key, **settings)
+
+
+def _cache_bytes(program: Program, batch: int, prompt_length: int, new_tokens: int) -> int:
+    """With the keys and values that an encoder-decoder's cross-attention keeps of the prompts."""
+    model: Any = program.model
+    ids = jnp.zeros((batch, prompt_length), jnp.int32)
+    if isinstance(program.config.model, EncoderDecoderConfig):
+        slots, extra = 1 + new_tokens, {"decoder_input_ids": ids[:, :1]}
+    else:
+        slots, extra = prompt_length + new_tokens, {}
+
+    def cached(params: Any) -> Any:
+        apply = partial(model.apply, {"params": params}, method="hidden_states")
+        return apply(ids, jnp.ones_like(ids), cache=model.empty_cache(batch, slots), **extra).cache
+
+    with jax.set_mesh(program.mesh):
+        leaves = jax.tree.leaves(jax.eval_shape(cached, program.abstract.params))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _difference(whole: Roofline, part: Roofline) -> Roofline:
+    wire = {axes: seconds - part.wire.get(axes, 0.0) for axes, seconds in whole.wire.items()}
+    return Roofline(whole.compute - part.compute, whole.memory - part.memory, wire)

@@ -1,0 +1,402 @@
+"""What a run would need of devices that are not there: its own step, compiled ahead of time.
+
+The step is the very one that ``train`` runs (``program``), compiled by the real compiler for the
+target. Memory is the compiler's account; matmuls, collectives and traffic are counted from the
+optimised program (``parallel.hlo``), and a roofline over them bounds the speed from above.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flax_transformers.errors import UserError
+from flax_transformers.models.config import TransformerConfig
+from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
+from flax_transformers.parallel.device_specs import Chip, chip_of
+from flax_transformers.parallel.mesh import make_mesh
+from flax_transformers.parallel.rules import batch_sharding
+from flax_transformers.planning.hlo_cost import SLICES, Account, Collective, KernelCall, account
+from flax_transformers.planning.hlo_text import Array
+from flax_transformers.planning.topology import silenced
+from flax_transformers.training.config import AnyPhase, TrainConfig
+from flax_transformers.training.dummy_batch import abstract_batch
+from flax_transformers.training.setup import Program, build_program, check_phase, phase_flops
+
+GIB = 2**30
+
+# Matrix products per kernel, by suffix of its name: JAX's splash attention, and our
+# models/kernels/flash_relative_bias.py.
+_PRODUCTS = {"_fwd": 2, "_dkv": 4, "_dq": 3}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device; ``total`` has to fit. Parts are None where the compiler gave up."""
+
+    parameters: int
+    optimizer: int
+    """Its state, with the average of the parameters where one is kept."""
+    batch: int
+    padding: int | None
+    """What arguments take besides: tiles that they do not fill."""
+    temporaries: int | None
+    """Activations, gradients, and what the compiler needs beside them."""
+    output: int | None
+    """Results that do not take the place of the donated state."""
+    program: int | None
+    total: int
+    available: int | None
+    """What the chip gives programs; None for a device that is not in the table of chips."""
+
+    @property
+    def state(self) -> int:
+        """What lies there between two steps."""
+        return self.parameters + self.optimizer
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one device sends in a step by collectives of one kind along the same mesh axes."""
+
+    kind: str
+    axes: tuple[str, ...]
+    runs: int
+    wire_bytes: float
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Seconds that a step takes at least: each resource at its peak, all at the same time."""
+
+    compute: float
+    memory: float
+    wire: dict[str, float]
+    """By mesh axes, joined by "+": a ring over links that nothing else uses."""
+
+    @property
+    def step(self) -> float:
+        return max(self.compute, self.memory, *self.wire.values())
+
+    @property
+    def bound_by(self) -> str:
+        """What takes longest."""
+        parts = {"matmuls": self.compute, "memory": self.memory, **self.wire}
+        return max(parts, key=lambda name: parts[name])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One step of one phase on one mesh. FLOPs and bytes are of one device."""
+
+    topology: str
+    devices: int
+    chip: str
+    mesh: dict[str, int]
+    remat: str
+    batch_shape: tuple[int, ...]
+    micro_batches: int
+    memory: Memory
+    fits: bool
+    model_flops: float
+    """Of the mathematics, by the convention of MFU."""
+    program_flops: float | None
+    """Of the compiled program, matmuls and attention kernels; None where there is none."""
+    memory_bytes: float | None
+    traffic: tuple[Traffic, ...]
+    roofline: Roofline | None
+    mfu_bound: float | None
+    instructions: int | None
+    lower_seconds: float
+    compile_seconds: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def recomputation(self) -> float | None:
+        """FLOPs of the program for each one of the mathematics."""
+        return None if self.program_flops is None else self.program_flops / self.model_flops
+
+
+def plan(
+    config: TrainConfig,
+    phase: AnyPhase,
+    devices: Sequence[jax.Device],
+    topology: str,
+    *,
+    hlo: Path | None = None,
+) -> Plan:
+    """Compiles the training step of ``phase`` for ``devices``, which need not be there.
+
+    The optimised program, from which all is counted, is written to ``hlo``, if there is one.
+
+    Raises UserError for a config that could not run: a mesh that does not fit the devices, a batch
+    that does not divide, a model that is not for the objective. What needs more memory than there
+    is comes back as a plan that does not fit.
+    """
+    mesh = make_mesh(config.mesh, devices)
+    check_phase(phase, mesh)
+    program = build_program(config, mesh)
+    chip = chip_of(devices[0].device_kind)
+    started = time.perf_counter()
+    lowered = lower_train_step(program, phase)
+    lowered_after = time.perf_counter() - started
+    compiled, text, needed = compile_to_text(lowered)
+    compiled_after = time.perf_counter() - started
+    if hlo is not None and text is not None:
+        hlo.write_text(text)
+    memory = _memory(program, abstract_batch(config, phase), compiled, needed, chip)
+    found = None if text is None else account(text, dict(mesh.shape))
+    model_flops = phase_flops(config, phase, program.abstract.params) / mesh.size
+    program_flops = None if found is None else flops_of(found, config.model)
+    at_peak = None
+    if chip is not None and found is not None and program_flops is not None:
+        at_peak = roofline(found, program_flops, chip)
+    return Plan(
+        topology=topology,
+        devices=mesh.size,
+        chip=devices[0].device_kind,
+        mesh={name: size for name, size in mesh.shape.items() if size > 1},
+        remat=config.execution.remat,
+        batch_shape=phase.batch_shape,
+        micro_batches=phase.micro_batches,
+        memory=memory,
+        fits=needed is None and not (memory.available and memory.total > memory.available),
+        model_flops=model_flops,
+        program_flops=program_flops,
+        memory_bytes=None if found is None else found.memory_bytes,
+        traffic=() if found is None else _traffic(found),
+        roofline=at_peak,
+        mfu_bound=None
+        if chip is None or at_peak is None
+        else model_flops / (at_peak.step * chip.peak_flops),
+        instructions=None if found is None else found.num_instructions,
+        lower_seconds=lowered_after,
+        compile_seconds=compiled_after - lowered_after,
+        notes=_notes(found, unreadable=compiled is not None and text is None),
+    )
+
+
+def lower_train_step(program: Program, phase: AnyPhase) -> jax.stages.Lowered:
+    """The step of a phase, lowered for the devices of the program's mesh, without data."""
+    batch = abstract_batch(program.config, phase)
+    try:
+        with jax.set_mesh(program.mesh):
+            return program.train_step(phase).lower(program.abstract, batch)
+    except RuntimeError as error:
+        if "cuDNN not found" not in str(error):
+            raise
+        raise UserError(
+            "attention by cuDNN cannot be compiled, for cuDNN is not installed; install "
+            "nvidia-cudnn-cu12, or plan with --execution.attention xla"
+        ) from error
+
+
+def compile_to_text(
+    lowered: jax.stages.Lowered,
+) -> tuple[jax.stages.Compiled | None, str | None, int | None]:
+    """The compiled program and its text, or the bytes it would need where these are too many."""
+    with tempfile.TemporaryDirectory() as folder:
+        written: dict[str, str | bool] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            compiled = lowered.compile(compiler_options=written)
+        except jax.errors.JaxRuntimeError as error:
+            needed = re.search(r"memory required[^(]*\(([\d.]+)([KMGT])\)", str(error))
+            if "Ran out of memory on HBM" not in str(error) or needed is None:
+                raise
+            return None, None, int(float(needed[1]) * 1024 ** ("KMGT".index(needed[2]) + 1))
+        return compiled, _text(compiled, Path(folder)), None
+
+
+def _text(compiled: jax.stages.Compiled, folder: Path) -> str | None:
+    """The optimised program, from the compiler's dump where JAX cannot read it: libtpu writes some
+    asynchronous collectives in a form that jaxlib does not take. None where there is no dump."""
+    try:
+        with silenced():
+            return str(compiled.as_text())
+    except jax.errors.JaxRuntimeError:
+        dumped = sorted(folder.glob("*after_optimizations.txt"))
+        return dumped[-1].read_text() if dumped else None
+
+
+def _memory(
+    program: Program,
+    batch: dict[str, jax.ShapeDtypeStruct],
+    compiled: jax.stages.Compiled | None,
+    needed: int | None,
+    chip: Chip | None,
+) -> Memory:
+    state, sharding = program.abstract, batch_sharding(program.mesh)
+    parameters, optimizer = (
+        bytes_on_device(state.params),
+        bytes_on_device((state.opt_state, state.ema)),
+    )
+    rows = sum(
+        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in batch.values()
+    )
+    available = None if chip is None else int(chip.memory_gib * GIB)
+    if compiled is None:
+        return Memory(parameters, optimizer, rows, None, None, None, None, needed or 0, available)
+    found: Any = compiled.memory_analysis()
+    output = found.output_size_in_bytes - found.alias_size_in_bytes
+    temporaries, arguments = found.temp_size_in_bytes, found.argument_size_in_bytes
+    if arguments < found.peak_memory_in_bytes < arguments + temporaries:
+        # Older libtpu counts what takes the place of the donated state among the temporaries too.
+        temporaries = found.peak_memory_in_bytes - arguments
+    return Memory(
+        parameters=parameters,
+        optimizer=optimizer,
+        batch=rows,
+        padding=max(0, found.argument_size_in_bytes - parameters - optimizer - rows),
+        temporaries=temporaries,
+        output=output,
+        program=found.generated_code_size_in_bytes,
+        total=arguments + temporaries + output + found.generated_code_size_in_bytes,
+        available=available,
+    )
+
+
+def bytes_on_device(tree: Any) -> int:
+    """Of one device's share of abstract arrays that know their shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def flops_of(found: Account, model: TransformerConfig) -> float:
+    """Of matmuls and of kernels, which are no matmuls to the compiler, counted by their shapes."""
+    return found.matmul_flops + sum(
+        one.runs
+        * (grouped_product_flops(one) or attention_kernel_flops(one, causal=_is_causal(one, model)))
+        for one in found.kernels
+    )
+
+
+def grouped_product_flops(call: KernelCall) -> float:
+    """Matmul FLOPs of one run of a grouped product (``jax.lax.ragged_dot``); 0 for any other.
+
+    Of rows [R, D] and a kernel for each group [E, D, F] come rows [R, F], and from rows on both
+    sides gradients [E, D, F]. Each row meets one kernel: 2 R D F, the rows that fill up included.
+    """
+    arrays = _floats((*call.operands, *call.results))
+    if "ragged-dot" not in call.name or len(arrays) != 3:
+        return 0.0
+    # Each of the three lengths is in two of the arrays.
+    return 2.0 * math.isqrt(math.prod(math.prod(array.shape[-2:]) for array in arrays))
+
+
+def _is_causal(call: KernelCall, model: TransformerConfig) -> bool:
+    if isinstance(model, EncoderDecoderConfig):
+        return "decoder" in call.op_name and "cross_attention" not in call.op_name
+    return getattr(model, "causal", False)
+
+
+def attention_kernel_flops(call: KernelCall, *, causal: bool) -> float:
+    """Matmul FLOPs of one run of an attention kernel; 0 for any other.
+
+    The first two floating-point operands of rank 3 or more are queries [..., N, T, H] and keys
+    [..., K, S, H]. A forward pass multiplies twice (scores, values), a backward pass for queries
+    three times (scores again, and the derivatives of probabilities and queries), one for keys and
+    values four times, one for all three five times. A causal mask leaves half of the pairs.
+    """
+    products = next((n for part, n in _PRODUCTS.items() if part in call.name), 0)
+    inputs = _heads(call.operands)
+    if not products or len(inputs) < 2:
+        return 0.0
+    queries, keys = inputs[:2]
+    of_operands = [one for one in call.results if one.shape in (queries.shape, keys.shape)]
+    if products == 4 and len(of_operands) > 2:
+        products = 5  # with the derivative of queries among its results
+    return products * 2.0 * queries.size * keys.shape[-2] * (0.5 if causal else 1.0)
+
+
+def _heads(several: Sequence[Array]) -> list[Array]:
+    return [array for array in _floats(several) if len(array.shape) > 2]
+
+
+def _floats(several: Sequence[Array]) -> list[Array]:
+    return [array for array in several if array.dtype in ("bf16", "f16", "f32")]
+
+
+def _traffic(found: Account) -> tuple[Traffic, ...]:
+    """Summed by kind and axes, the most first."""
+    together: dict[tuple[str, tuple[str, ...]], list[Collective]] = {}
+    for one in found.collectives:
+        together.setdefault((one.kind, one.axes), []).append(one)
+    rows = [
+        Traffic(kind, axes, sum(c.runs for c in group), sum(c.wire_bytes for c in group))
+        for (kind, axes), group in together.items()
+    ]
+    return tuple(sorted(rows, key=lambda row: -row.wire_bytes))
+
+
+def roofline(found: Account, program_flops: float, chip: Chip) -> Roofline:
+    """What one run of a program takes at least, with the FLOPs of its kernels among them."""
+    wire: dict[str, float] = {}
+    for one in found.collectives:
+        name = "+".join(one.axes)
+        bandwidth = chip.network_bandwidth if one.axes == (SLICES,) else chip.ring_bandwidth
+        wire[name] = wire.get(name, 0.0) + one.wire_bytes / bandwidth
+    return Roofline(
+        compute=program_flops / chip.peak_flops,
+        memory=found.memory_bytes / chip.memory_bandwidth,
+        wire=wire,
+    )
+
+
+def _notes(found: Account | None, unreadable: bool) -> tuple[str, ...]:
+    notes = []
+    if unreadable:
+        notes.append("the compiler cannot write this program down: no FLOPs, no traffic")
+    if found is not None and found.unknown:
+        # As experts that get more rows than their share work on them a chunk at a time.
+        notes.append(f"{len(found.unknown)} loops whose length the data decide, counted once")
+    return tuple(notes)
+
+
+def advice(found: Plan) -> str:
+    """One sentence for a plan that does not fit: how much is missing, and what would fit.
+
+    An estimate from the plan's own figures: the state shrinks with the number of devices that it is
+    divided over, the rest with the rows of a micro-batch on a device.
+    """
+    memory = found.memory
+    available = memory.available or 0
+    rest = max(memory.total - memory.state, 1)
+    said = (
+        f"it does not fit: {memory.total / GIB:.1f} GiB of {available / GIB:.2f} on each device, "
+        f"{memory.state / GIB:.1f} of these parameters and optimizer; "
+    )
+    if memory.state > available / 2:
+        fsdp = found.mesh.get("fsdp", 1)
+        more = 2 ** math.ceil(math.log2(memory.state / (available / 2)))
+        others = math.prod(found.mesh.values()) // (fsdp * found.mesh.get("data", 1))
+        if fsdp * more * others <= found.devices:
+            return said + f"divide them further, with --mesh.fsdp {fsdp * more} --mesh.data -1"
+        return said + f"use {more} times as many devices, and divide them over all with --mesh.fsdp"
+    if found.remat == "none":
+        return said + "recompute layers in the backward pass, with --execution.remat full"
+    parts = math.ceil(rest / (available - memory.state))
+    rows = found.batch_shape[0] // _batch_parts(found)
+    fitting = next((n for n in range(parts, rows + 1) if rows % n == 0), None)
+    if fitting is None:
+        return said + "use more devices, with --mesh.context or --mesh.tensor to divide a row"
+    return (
+        said + f"use phases.*.micro_batches {fitting * found.micro_batches}, or "
+        f"{rows // fitting} rows on each device instead of {rows}"
+    )
+
+
+def _batch_parts(found: Plan) -> int:
+    """Devices that see different rows, times micro-batches."""
+    return found.micro_batches * math.prod(
+        found.mesh.get(name, 1) for name in ("data", "fsdp", "expert")
+    )

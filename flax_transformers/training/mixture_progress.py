@@ -1,0 +1,71 @@
+"""How much of each part of a mixture a run has trained on: a function of its place alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flax_transformers.data.dataset import Dataset
+from flax_transformers.data.mixture import PreparedMixture
+from flax_transformers.data.pipeline.examples import MixedExamples
+from flax_transformers.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a part has given: rows, how often its text was gone through, and tokens of its text."""
+
+    examples: int = 0
+    epochs: float = 0.0
+    tokens: float = 0.0
+
+    def __add__(self, other: Taken) -> Taken:
+        return Taken(
+            self.examples + other.examples,
+            self.epochs + other.epochs,
+            self.tokens + other.tokens,
+        )
+
+
+class PartsTaken:
+    """Counts the parts of a mixture from the beginning of a run; of other data there are none.
+
+    Phases that are over count with the batch size that the config gives them now.
+    """
+
+    def __init__(self, config: TrainConfig, prepared: Dataset, phase: int) -> None:
+        self._config, self._prepared = config, prepared
+        self._examples = self._examples_of(phase)
+        self._before: dict[str, Taken] = {}
+        for number, over in enumerate(config.phases[:phase]):
+            taken = self._taken(self._examples_of(number), over.steps * over.batch_size)
+            self._before = _added(self._before, taken)
+
+    def row(self, position: int) -> dict[str, float]:
+        """Metrics for a place in the phase, in examples of all parts: "train/examples_NAME" ..."""
+        found = _added(self._before, self._taken(self._examples, position))
+        return {
+            f"train/{what}_{name}": count
+            for name, taken in found.items()
+            for what, count in vars(taken).items()
+        }
+
+    def _examples_of(self, phase: int) -> MixedExamples | None:
+        if not isinstance(self._prepared, PreparedMixture):
+            return None
+        spec = self._config.objective.window_spec(self._config.phases[phase].sequence_length)
+        return self._prepared.examples("train", spec)
+
+    def _taken(self, examples: MixedExamples | None, position: int) -> dict[str, Taken]:
+        if examples is None or not isinstance(self._prepared, PreparedMixture):
+            return {}
+        stores = dict(zip(self._prepared.names, self._prepared.parts, strict=True))
+        sizes = {name: len(part) for name, part in zip(examples.names, examples.parts, strict=True)}
+        found = {}
+        for name, count in examples.consumed(position).items():
+            epochs = count / sizes[name]
+            found[name] = Taken(count, epochs, epochs * stores[name].train.num_tokens)
+        return found
+
+
+def _added(one: dict[str, Taken], other: dict[str, Taken]) -> dict[str, Taken]:
+    return {name: one.get(name, Taken()) + other.get(name, Taken()) for name in one | other}

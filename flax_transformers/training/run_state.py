@@ -1,0 +1,146 @@
+"""Where a run stands, and what a checkpoint says of the run that it belongs to."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from etils import epath
+
+from flax_transformers.checkpointing.step_directories import finished_steps
+from flax_transformers.config_json import from_json, to_json
+from flax_transformers.data.dataset import Dataset
+from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
+from flax_transformers.errors import UserError
+from flax_transformers.monitoring.metrics import Totals
+from flax_transformers.objectives.rows import run_frame
+from flax_transformers.storage.checksums import list_files
+from flax_transformers.training.config import TrainConfig, check_resumable
+
+log = logging.getLogger(__name__)
+
+_TOKENIZERS = ("tokenizer", "target_tokenizer")
+
+
+@dataclass
+class Position:
+    """Where a run stands: steps taken, the phase, and examples of the phase consumed.
+
+    A run that went back (``rewinds`` times) has consumed more examples than its steps took.
+    """
+
+    step: int = 0
+    phase: int = 0
+    examples: int = 0
+    rewinds: int = 0
+
+    def done(self, config: TrainConfig) -> bool:
+        """Whether the phase is over."""
+        return self.step >= sum(phase.steps for phase in config.phases[: self.phase + 1])
+
+    def normalized(self, config: TrainConfig) -> Position:
+        """The same place, said as the start of the next phase where this one is over."""
+        return replace(self, phase=self.phase + 1, examples=0) if self.done(config) else self
+
+
+def checkpoint_meta(
+    config: TrainConfig,
+    prepared: Dataset,
+    position: Position,
+    metrics: dict[str, float],
+    totals: Totals,
+    consecutive_skips: int,
+    diverging_steps: int,
+) -> dict[str, Any]:
+    """The JSON that goes with a checkpoint.
+
+    ``totals`` are the sums and counts of metrics that no row holds yet, ``consecutive_skips`` the
+    steps in a row, up to this one, that were skipped, and ``diverging_steps`` the same where the
+    last was skipped for values that are not finite, else 0.
+    """
+    return {
+        "config": to_json(config),
+        "tokenizer": None,
+        **_fingerprints(prepared),
+        "store": prepared.fingerprint,
+        "position": asdict(position),
+        "metrics": metrics,
+        "totals": {name: list(pair) for name, pair in totals.items()},
+        "consecutive_skips": consecutive_skips,
+        "diverging_steps": diverging_steps,
+    }
+
+
+def check_meta(
+    meta: dict[str, Any], config: TrainConfig, prepared: Dataset, workdir: epath.Path
+) -> None:
+    """Refuses a checkpoint of another run; says what changed in one that goes on."""
+    where = f"the checkpoint in {workdir}"
+    for change in check_resumable(meta["config"], config, where):
+        log.info("changed since the checkpoint: %s", change)
+    trained_with = {name: meta[name] for name in _TOKENIZERS if meta.get(name) is not None}
+    if trained_with != _fingerprints(prepared):
+        raise UserError(
+            f"{where} was trained with another tokenizer than that of the token store "
+            f"{prepared.directory}; set --data.store to the store it was trained on, or to a new "
+            "folder: a store that is made there gets the tokenizer of the checkpoint"
+        )
+    if meta["store"] not in (prepared.fingerprint, *prepared.known_as):
+        raise UserError(
+            f"{where} was trained on other data than the store "
+            f"{prepared.directory} holds, which would shift its place in the data; set "
+            "--data.store to the store it was trained on, or choose another --workdir"
+        )
+    position, phases = Position(**meta["position"]), config.phases
+    if position.normalized(config).phase >= len(phases) and position.step < sum(
+        phase.steps for phase in phases
+    ):
+        raise UserError(
+            f"{where} stands in phase {position.phase}, but the config has {len(phases)} phase(s); "
+            "keep the phases that are done, and add to the last one"
+        )
+    saved = from_json(meta["config"]["phases"][position.phase]).sequence_length
+    if not position.done(config) and phases[position.phase].sequence_length != saved:
+        raise UserError(
+            f"{where} is in the middle of a phase with sequence_length {saved}, the config has "
+            f"{phases[position.phase].sequence_length}; finish the phase, or choose another "
+            "--workdir"
+        )
+
+
+def tokenizers(prepared: Dataset) -> dict[str, Tokenizer]:
+    """Those that there are, by name: of a folder in a checkpoint, and of an entry in its meta."""
+    both = zip(_TOKENIZERS, (prepared.tokenizer, prepared.target_tokenizer), strict=True)
+    return {name: tokenizer for name, tokenizer in both if tokenizer is not None}
+
+
+def tokenizer_files(config: TrainConfig, prepared: Dataset) -> dict[str, bytes]:
+    """The files of the run's tokenizers by path in a checkpoint, made from what is in memory."""
+    files: dict[str, bytes] = {}
+    frame = run_frame(config.objective, prepared.vocabulary)
+    for name, tokenizer in tokenizers(prepared).items():
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = epath.Path(scratch)
+            tokenizer.save(folder, frame if name == "tokenizer" else None)
+            for file in list_files(folder):
+                files[f"{name}/{file}"] = (folder / file).read_bytes()
+    return files
+
+
+def tokenizers_of_run(workdir: epath.Path) -> dict[str, Tokenizer]:
+    """Those in the newest checkpoint that has some intact; none where there is no checkpoint."""
+    directory = workdir / "checkpoints"
+    for step in reversed(finished_steps(directory)):
+        folders = {name: directory / str(step) / name for name in _TOKENIZERS}
+        with contextlib.suppress(UserError):
+            found = {name: load_tokenizer(at) for name, at in folders.items() if at.exists()}
+            if found:
+                return found
+    return {}
+
+
+def _fingerprints(prepared: Dataset) -> dict[str, str]:
+    return {name: tokenizer.fingerprint for name, tokenizer in tokenizers(prepared).items()}

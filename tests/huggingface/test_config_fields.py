@@ -1,0 +1,116 @@
+"""Fields of a config.json that describe no layer: kept, refused, or named."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+from safetensors.numpy import load_file
+
+from flax_transformers import load_pretrained, save_pretrained
+from flax_transformers.errors import UserError
+from flax_transformers.huggingface.config_fields import kept_fields
+from flax_transformers.huggingface.family import config_json, family_of_json
+from flax_transformers.huggingface.read import _read_config
+from tests.families.tiny_bert import make_model
+
+KEPT = {
+    "problem_type": "multi_label_classification",
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+    "finetuning_task": "mnli",
+    "gradient_checkpointing": False,
+    "use_cache": True,
+    "transformers_version": "4.6.0.dev0",
+    "output_past": True,
+    "directionality": "bidi",
+    "pooler_fc_size": 768,
+    "prefix": "translate: ",
+}
+
+
+def read_and_write(folder, **described):
+    """The config.json that comes back for one of these fields."""
+    (folder / "config.json").write_text(json.dumps(described))
+    (folder / "model.safetensors").touch()  # whose tensors are not looked at
+    _, own, _ = _read_config(folder, None, None)
+    return config_json(own)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["BertForSequenceClassification", "GPT2LMHeadModel", "BartForConditionalGeneration"],
+)
+def test_fields_that_describe_no_layer_come_back(tmp_path, architecture, caplog):
+    written = read_and_write(tmp_path, architectures=[architecture], **KEPT)
+    assert {name: written[name] for name in KEPT} == KEPT
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "BertForSequenceClassification",
+        "RobertaForSequenceClassification",
+        "ModernBertForSequenceClassification",
+        "GPT2ForSequenceClassification",
+        "LlamaForSequenceClassification",
+        "MistralForSequenceClassification",
+        "GemmaForSequenceClassification",
+        "BartForSequenceClassification",
+        "T5ForSequenceClassification",
+        "ViTForImageClassification",
+        "DeiTForImageClassification",
+    ],
+)
+@pytest.mark.parametrize("kind", ["regression", "multi_label_classification"])
+def test_the_type_of_a_problem_is_kept_in_every_family(tmp_path, architecture, kind):
+    described = {"architectures": [architecture], "problem_type": kind}
+    assert read_and_write(tmp_path, **described)["problem_type"] == kind
+    family = family_of_json(described)
+    assert family.from_huggingface(described).problem_type == kind
+    del described["problem_type"]
+    assert "problem_type" not in family.to_huggingface(family.from_huggingface(described))
+
+
+def test_another_type_of_problem_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"problem_type 'ranking'; it must be one of regression, "):
+        read_and_write(tmp_path, architectures=["BertModel"], problem_type="ranking")
+
+
+def test_fields_that_are_not_known_are_kept_and_named(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="flax_transformers"):
+        written = read_and_write(
+            tmp_path, architectures=["BertModel"], logit_softcap=30.0, _other={"a": [1]}
+        )
+    assert written["logit_softcap"] == 30.0 and written["_other"] == {"a": [1]}
+    assert "fields that are not known here: _other, logit_softcap;" in caplog.text
+
+
+def test_a_second_name_follows_the_field_that_it_stands_for(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architectures": ["GPT2LMHeadModel"], "n_layer": 3, "num_hidden_layers": 12})
+    )
+    (tmp_path / "model.safetensors").touch()
+    _, own, _ = _read_config(tmp_path, None, None)
+    assert own.num_layers == 3
+    assert config_json(own)["num_hidden_layers"] == 3
+
+
+def test_removed_heads_are_refused():
+    with pytest.raises(UserError, match=r"pruned_heads \{'0': \[1\]\}, and models with some"):
+        kept_fields({"pruned_heads": {"0": [1]}}, {}, {})
+    assert kept_fields({"pruned_heads": {}}, {}, {}) == (("pruned_heads", "{}"),)
+
+
+def test_another_number_of_labels_is_said_everywhere(tmp_path):
+    model, params = make_model(architecture="BertForSequenceClassification", num_labels=3)
+    save_pretrained(tmp_path / "three", model, params)
+    file = tmp_path / "three" / "config.json"
+    described = json.loads(file.read_text()) | {"_num_labels": 3, "torch_dtype": "float16"}
+    file.write_text(json.dumps(described))
+    save_pretrained(tmp_path / "four", *load_pretrained(tmp_path / "three", num_labels=4))
+    written = json.loads((tmp_path / "four" / "config.json").read_text())
+    assert written["_num_labels"] == 4 and len(written["id2label"]) == 4
+    assert written["torch_dtype"] == written["dtype"] == "float32"
+    assert load_file(tmp_path / "four" / "model.safetensors")["classifier.bias"].shape == (4,)

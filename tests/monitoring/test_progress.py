@@ -1,0 +1,206 @@
+"""The progress bar, its plain-line form and the estimate of the time left."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from flax_transformers.monitoring.progress import Pace, Progress, format_duration, format_number
+
+METRICS = {"train/loss": 6.2534, "train/accuracy": 0.0816, "perf/tokens_per_second": 85321.0}
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def run(width=80, terminal=False, steps=(1, 2, 4), total=4, seconds=1.0, metrics=None, **options):
+    """What a run draws, escape codes included; the first step takes 30 seconds to compile."""
+    clock, out = Clock(), io.StringIO()
+    console = Console(
+        file=out, width=width, force_terminal=terminal, color_system=None, legacy_windows=False
+    )
+    with Progress(total, console=console, clock=clock, **options) as progress:
+        clock.now += 30
+        for step in steps:
+            progress.update(step, METRICS if metrics is None else metrics)
+            progress.message(f"note [MASK] [red] {step}")
+            clock.now += seconds
+    return out.getvalue()
+
+
+def frames(text):
+    """The lines a terminal showed, one after another, escape codes removed."""
+    lines = re.split(r"\n|\r\x1b\[2K|\r", text)
+    return [plain for line in lines if (plain := re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line))]
+
+
+def test_without_a_terminal_lines_are_plain():
+    assert run(line_seconds=1.5).splitlines() == [
+        "step 1/4  loss 6.253  acc  8.2%  85.3k tok/s",
+        "note [MASK] [red] 1",
+        "note [MASK] [red] 2",
+        "note [MASK] [red] 4",
+        "step 4/4  loss 6.253  acc  8.2%  85.3k tok/s  done in 32s",
+    ]
+
+
+def test_plain_lines_come_every_so_many_seconds_and_for_the_last_step():
+    lines = run(steps=range(1, 101), total=100, line_seconds=40.0).splitlines()
+    shown = [int(line.split("/")[0].split()[1]) for line in lines if line.startswith("step")]
+    assert shown == [1, 41, 81, 100]
+
+
+def test_plain_lines_say_how_long_is_left():
+    lines = run(steps=range(1, 6), total=300, seconds=2.0, line_seconds=0.0).splitlines()
+    assert lines[8].endswith("tok/s   9m 50s left")
+
+
+def test_long_messages_are_not_wrapped_in_a_log():
+    out = io.StringIO()
+    with Progress(1, console=Console(file=out, width=40)) as progress:
+        progress.message("word " * 50)
+    assert out.getvalue() == "word " * 50 + "\n"
+
+
+def test_a_disabled_progress_shows_nothing():
+    assert run(enabled=False) == run(enabled=False, terminal=True) == ""
+
+
+def test_on_a_terminal_the_bar_shows_step_loss_accuracy_speed_and_time_left():
+    shown = frames(run(terminal=True, steps=(1, 2, 600), total=1000))
+    last = [line for line in shown if line.startswith("  600/1,000")][-1]
+    assert re.fullmatch(
+        r"  600/1,000  ━+╸?━*\s*  loss 6\.253  acc  8\.2%  85\.3k tok/s  stopped after 33s", last
+    )
+
+
+def test_on_a_terminal_messages_stay_above_the_bar_word_for_word():
+    shown = frames(run(terminal=True))
+    assert [line for line in shown if "note" in line] == [
+        "note [MASK] [red] 1",
+        "note [MASK] [red] 2",
+        "note [MASK] [red] 4",
+    ]
+    assert shown[-1].startswith("4/4  ━")
+    assert shown[-1].endswith("done in 32s")
+
+
+def test_until_the_first_step_is_done_the_bar_says_that_it_compiles():
+    first = frames(run(terminal=True))[0]
+    assert re.fullmatch(r"0/4 +compiling the first step   0s", first)
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 120])
+def test_the_bar_never_exceeds_the_width_of_the_terminal(width):
+    text = run(width, terminal=True, steps=(999_998, 999_999, 1_000_000), total=1_000_000)
+    bars = [line for line in frames(text) if "note" not in line]
+    assert max(len(line) for line in bars) <= width
+
+
+def test_a_width_of_80_holds_every_field_of_a_long_run():
+    text = run(terminal=True, steps=range(999_000, 999_003), total=1_000_000, seconds=100.0)
+    assert any(
+        re.search(r"[━╸]  loss 6\.253  acc  8\.2%  85\.3k tok/s   1d 03h left$", line)
+        for line in frames(text)
+    )
+
+
+def test_a_narrow_terminal_gives_up_speed_before_loss():
+    text = run(60, terminal=True, steps=(1, 2), total=1000, metrics=METRICS)
+    assert any("loss 6.253" in line and "left" in line for line in frames(text))
+    assert "tok/s" not in frames(text)[-1]
+
+
+def test_metrics_that_are_not_given_again_keep_their_last_value():
+    out = io.StringIO()
+    with Progress(2, console=Console(file=out), line_seconds=0.0) as progress:
+        progress.update(1, {"train/loss": 3.0, "optimizer/grad_norm": 1.0})
+        progress.update(2, {})
+    assert [line.split("  ")[1] for line in out.getvalue().splitlines()] == ["loss 3.000"] * 2
+
+
+def test_the_cursor_comes_back_when_the_run_fails():
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, legacy_windows=False)
+    with pytest.raises(KeyError), Progress(5, console=console):
+        raise KeyError("broken")
+    assert out.getvalue().count("\x1b[?25l") == out.getvalue().count("\x1b[?25h") == 1
+
+
+def pace_of(times, steps=None):
+    pace = Pace()
+    for step, now in zip(steps or range(1, len(times) + 1), times, strict=True):
+        pace.add(step, now)
+    return pace.seconds_per_step()
+
+
+def test_the_pace_ignores_the_time_before_the_first_step():
+    assert pace_of([1000.0]) is None
+    assert pace_of([1000.0, 1002.0, 1004.0]) == 2.0
+
+
+def test_the_pace_is_per_step_when_updates_skip_steps():
+    assert pace_of([0.0, 5.0, 20.0], steps=[10, 20, 50]) == 0.5
+
+
+def test_one_long_pause_counts_as_twenty_steps():
+    assert pace_of([0.0, 1.0, 2.0, 1002.0, 1003.0]) == (1 + 1 + 20 + 1) / 4
+
+
+def test_short_regular_pauses_count_in_full():
+    assert pace_of([0.0, 1.0, 2.0, 8.0, 9.0]) == 9 / 4
+
+
+def test_the_pace_forgets_the_distant_past():
+    slow = [10.0 * step for step in range(50)]
+    fast = [490.0 + step for step in range(1, Pace.WINDOW + 1)]
+    assert pace_of(slow + fast) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (985, "985"),
+        (0.5, "0.50"),
+        (999.6, "1.00k"),
+        (1234, "1.23k"),
+        (9_999, "10.0k"),
+        (85_321, "85.3k"),
+        (999_499, "999k"),
+        (999_500, "1.00M"),
+        (110e6, "110M"),
+        (8.03e9, "8.03B"),
+        (1.2e15, "1200T"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_numbers_are_three_digits_and_a_magnitude(value, text):
+    assert format_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0s"),
+        (59.4, "59s"),
+        (59.6, "1m 00s"),
+        (200, "3m 20s"),
+        (3599.9, "1h 00m"),
+        (18_120, "5h 02m"),
+        (86_400 * 3 + 3600 * 4, "3d 04h"),
+        (float("inf"), "?"),
+    ],
+)
+def test_durations_are_their_two_largest_units(seconds, text):
+    assert format_duration(seconds) == text

@@ -1,0 +1,308 @@
+"""From step reports to rows of metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_transformers.errors import UserError
+from flax_transformers.families.mistral import MistralConfig
+from flax_transformers.families.modernbert import ModernBertConfig
+from flax_transformers.families.t5 import T5Config
+from flax_transformers.models.config import Execution
+from flax_transformers.monitoring import throughput
+from flax_transformers.monitoring.goodput import Clock
+from flax_transformers.monitoring.throughput import StepReport
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.testing import tiny_bert, tiny_config
+from flax_transformers.training.setup import make_meter, phase_flops
+
+CONFIG = tiny_config(
+    "text.txt",
+    "store",
+    optimizer=AdamW(learning_rate=1.0, schedule=Schedule("linear", warmup_steps=10)),
+    max_skipped_in_a_row=2,
+)
+
+
+MEANS = {"train/loss", "optimizer/grad_norm"}
+
+
+def new_meter(config=CONFIG, totals=None):
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    return make_meter(config, config.phases[0], {}, mesh, Clock(), totals)
+
+
+def good(loss=(2.0, 1.0), grad_norm=1.0, skipped=0):
+    sums = {"loss": tuple(map(np.float32, loss))}
+    return StepReport(sums, np.float32(grad_norm), np.int32(skipped), np.int32(0))
+
+
+def bad(skipped, in_a_row):
+    sums = {"loss": (np.float32(0), np.float32(0))}
+    return StepReport(sums, np.float32(np.nan), np.int32(skipped), np.int32(in_a_row))
+
+
+def feed(meter, *reports):
+    """As the loop does: the report before is fetched after the next step is sent."""
+    for report in reports:
+        meter.fetch_previous()
+        meter.sent(report)
+
+
+def test_a_row_is_total_over_total_since_the_row_before():
+    meter = new_meter()
+    feed(meter, good((10.0, 4.0), grad_norm=1.0), good((2.0, 8.0), grad_norm=4.0))
+    row = meter.row(2)
+    assert (row["train/loss"], row["optimizer/grad_norm"]) == (1.0, 2.5)
+    feed(meter, good((6.0, 2.0), grad_norm=3.0))
+    row = meter.row(3)
+    assert (row["train/loss"], row["optimizer/grad_norm"]) == (3.0, 3.0)
+
+
+def test_a_skipped_step_counts_in_no_mean_and_is_told(caplog):
+    meter = new_meter()
+    feed(meter, good((2.0, 4.0)), bad(1, 1), bad(2, 2), good((6.0, 4.0), grad_norm=3.0, skipped=2))
+    row = meter.row(4)
+    assert (row["train/loss"], row["optimizer/grad_norm"]) == (1.0, 2.0)
+    assert row["optimizer/skipped_steps"] == 2
+    assert caplog.messages == ["a step was skipped: its gradients are not finite"] * 2
+
+
+def test_steps_skipped_before_a_restart_are_not_told_again(caplog):
+    meter = new_meter()
+    feed(meter, good(skipped=5))
+    assert meter.row(9)["optimizer/skipped_steps"] == 5
+    assert not caplog.messages
+
+
+def test_a_row_of_skipped_steps_alone_has_no_loss():
+    meter = new_meter()
+    feed(meter, bad(1, 1))
+    assert not {"train/loss", "optimizer/grad_norm"} & meter.row(1).keys()
+
+
+def test_one_skipped_step_in_a_row_more_than_allowed_ends_the_run():
+    meter = new_meter()
+    feed(meter, bad(1, 1), bad(2, 2), good(skipped=2), bad(3, 1), bad(4, 2), bad(5, 3))
+    with pytest.raises(UserError, match="gradients of 3 steps in a row are not finite; lower"):
+        meter.row(6)
+
+
+def test_a_run_whose_first_steps_are_not_finite_is_told_from_one_that_diverges():
+    meter = new_meter()
+    feed(meter, *(dataclasses.replace(bad(n, n), updates=0) for n in (1, 2, 3)))
+    with pytest.raises(UserError, match="of the first 3 steps are not finite, and no update .* at"):
+        meter.row(3)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 20])
+def test_as_many_steps_in_a_row_as_the_limit_may_be_skipped_and_one_more_may_not(limit):
+    meter = new_meter(dataclasses.replace(CONFIG, max_skipped_in_a_row=limit))
+    feed(meter, *(bad(n, n) for n in range(1, limit + 1)), good(skipped=limit))
+    meter.row(limit + 1)
+    feed(meter, *(bad(limit + n, n) for n in range(1, limit + 2)))
+    with pytest.raises(UserError, match=(
+        f"gradients of {limit + 1} steps in a row are not finite; .*: {limit} steps in a row may "
+        r"be skipped \(max_skipped_in_a_row\)"
+    )):  # fmt: skip
+        meter.fetch_previous()
+
+
+def test_an_update_that_would_not_be_finite_is_told_apart_from_gradients(caplog):
+    meter = new_meter()
+    report = dataclasses.replace(bad(1, 1), grad_norm=np.float32(1), update_is_finite=False)
+    feed(meter, report)
+    meter.row(1)
+    assert caplog.messages == [
+        "a step was skipped: its new parameters or optimizer statistics are not finite"
+    ]
+    assert (meter.consecutive_skips, meter.diverging_steps) == (1, 1)
+
+
+def test_a_spike_is_skipped_and_is_no_divergence():
+    meter = new_meter()
+    feed(meter, dataclasses.replace(bad(1, 1), grad_norm=np.float32(70)))
+    meter.row(1)
+    assert (meter.consecutive_skips, meter.diverging_steps) == (1, 0)
+    feed(meter, good(skipped=1))
+    meter.row(2)
+    assert (meter.consecutive_skips, meter.diverging_steps) == (0, 0)
+
+
+def test_a_meter_that_resumes_averages_what_the_one_before_had_collected():
+    reports = [good((0.1, 4.0), 0.3), bad(1, 1), good((2.3, 8.0), 4.0, 1), good((5.7, 1.0), 2.0, 1)]
+    straight, first = new_meter(), new_meter()
+    feed(straight, *reports)
+    feed(first, *reports[:2])
+    first.fetch_previous()
+    totals = json.loads(json.dumps(first.totals))
+    assert new_meter().totals == {}
+    second = new_meter(totals=totals)
+    feed(second, *reports[2:])
+    means = [
+        {name: value for name, value in meter.row(4).items() if name in MEANS}
+        for meter in (straight, second)
+    ]
+    assert means[0] == means[1]
+    assert means[0].keys() == MEANS
+
+
+def test_the_learning_rate_is_that_of_the_last_update_made():
+    """It rises by a tenth an update; the first update has rate 0."""
+    meter = new_meter()
+    feed(meter, good())
+    assert meter.row(1)["optimizer/learning_rate"] == 0.0
+    feed(meter, good(), good())
+    assert meter.row(3)["optimizer/learning_rate"] == pytest.approx(0.2)
+    feed(meter, bad(1, 1))
+    assert meter.row(4)["optimizer/learning_rate"] == pytest.approx(0.2)
+    feed(meter, good(skipped=1))
+    assert meter.row(5)["optimizer/learning_rate"] == pytest.approx(0.3)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes when told."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
+
+
+def test_speed_leaves_out_the_compiling_step_and_pauses(clock):
+    meter = new_meter()  # batches of 16 rows of 32
+
+    def step(seconds):
+        clock.now += seconds
+        feed(meter, good())
+
+    step(0)
+    step(30)  # the compiling step is over when the second has been sent
+    step(2)
+    clock.now += 2
+    with meter.paused("evaluation"):
+        clock.now += 50
+    row = meter.row(3)
+    assert row["perf/step_time_s"] == 2.0
+    assert row["perf/examples_per_second"] == 8.0
+    assert row["perf/tokens_per_second"] == 256.0
+    assert "perf/mfu" not in row  # a CPU's peak is not known
+    step(4)
+    clock.now += 4
+    assert meter.row(4)["perf/step_time_s"] == 8.0
+
+
+def test_the_compiling_step_alone_has_no_speed():
+    meter = new_meter()
+    feed(meter, good())
+    assert [name for name in meter.row(1) if name.startswith("perf/")] == ["perf/goodput"]
+
+
+def test_mfu_is_there_where_the_peak_is_known(clock):
+    meter = new_meter()
+    device = SimpleNamespace(device_kind="TPU v4")
+    meter._mesh = SimpleNamespace(devices=np.array([device, device]))
+    feed(meter, good(), good())
+    clock.now += 2
+    assert meter.row(2)["perf/mfu"] == meter._flops_per_step / (2 * 2 * 275e12)
+
+
+def shapes(config):
+    model = config.model.build(Execution())
+    boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+    return nn.meta.unbox(boxed)["params"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm_place", ["pre", "post"])
+def test_flops_of_a_step_are_those_counted_by_hand(norm_place):
+    # 384 words need no padding rows.
+    model = tiny_bert(vocab_size=384, norm_place=norm_place)
+    config = dataclasses.replace(CONFIG, model=model)
+    rows, length, width, inner, chosen = 16, 32, 32, 64, 4  # round(0.15 * 30) are chosen
+    per_layer = 4 * 2 * rows * length * width * width  # query, key, value, output
+    per_layer += 2 * 2 * rows * length * width * inner
+    per_layer += 2 * 2 * rows * length * length * width  # scores, and sums of values
+    head = 2 * rows * chosen * width * (width + 384)
+    forward = 2 * per_layer + head
+    assert phase_flops(config, config.phases[0], shapes(config)) == 3 * forward
+
+
+def test_flops_of_an_encoder_decoder_are_those_counted_by_hand():
+    """Sources of 32 tokens and targets of 10; the decoder has a layer more and half the width."""
+    model = T5Config(
+        vocab_size=256,
+        hidden_size=16,
+        num_layers=2,
+        num_decoder_layers=3,
+        num_heads=2,
+        head_dim=4,
+        intermediate_size=24,
+        decoder_intermediate_size=12,
+        gated=True,
+    )
+    objective = SequenceToSequence(target_length=10)
+    config = dataclasses.replace(CONFIG, model=model, objective=objective)
+    rows, source, target, width, heads = 16, 32, 10, 16, 2 * 4
+    projection = 2 * rows * width * heads  # of one token of each row, in query, key, value, output
+    encoder = source * (4 * projection + 3 * 2 * rows * width * 24)
+    encoder += 2 * 2 * rows * source * source * heads  # scores, and sums of values
+    decoder = target * (6 * projection + 3 * 2 * rows * width * 12)
+    decoder += 2 * 2 * rows * target * target * heads // 2  # half of the pairs lie behind
+    decoder += source * 2 * projection  # keys and values of the source
+    decoder += 2 * 2 * rows * target * source * heads
+    logits = 2 * rows * target * width * 256
+    forward = 2 * encoder + 3 * decoder + logits
+    assert phase_flops(config, config.phases[0], shapes(config)) == 3 * forward
+
+
+@pytest.mark.parametrize("window", [8, 32, None])
+def test_only_keys_within_a_window_count(window):
+    model = MistralConfig(
+        vocab_size=256,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=24,
+        sliding_window=window,
+    )
+    config = dataclasses.replace(CONFIG, model=model, objective=CausalLM())
+    rows, length = 16, 32
+    seen = np.tril(np.ones((length, length))) - np.tril(np.ones((length, length)), -(window or 99))
+    pairs = seen.sum() - 0.5 * min(length, window or 99)  # of a pair with itself half counts
+    weights = 2 * (2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24) + 16 * 256
+    forward = 2 * rows * length * weights + 2 * 2 * 2 * rows * pairs * 16
+    assert phase_flops(config, config.phases[0], shapes(config)) == 3 * forward
+
+
+def test_layers_that_see_all_and_layers_with_a_window_to_each_side_add_up():
+    model = ModernBertConfig(
+        vocab_size=256,
+        hidden_size=16,
+        num_layers=4,
+        num_heads=2,
+        intermediate_size=24,
+        local_attention=8,
+        global_every=2,
+    )
+    config = dataclasses.replace(CONFIG, model=model)
+    wide = dataclasses.replace(config, model=dataclasses.replace(model, global_every=1))
+    length, params = 32, shapes(config)
+    distance = np.abs(np.arange(length)[:, None] - np.arange(length)[None, :])
+    hidden = 2 * (distance > 4).sum()  # pairs that two of four layers do not look at
+    saved = phase_flops(wide, wide.phases[0], params) - phase_flops(
+        config, config.phases[0], params
+    )
+    assert saved == 12 * 16 * hidden * 16

@@ -1,0 +1,113 @@
+"""Learning-rate schedules at named steps."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from flax_transformers.errors import UserError
+from flax_transformers.optim.schedules import Schedule, make_schedule
+
+
+@pytest.mark.parametrize(("step", "factor"), [(1, 1e-4), (999_999, 1 / 990_000)])
+def test_rates_next_to_zero_are_as_accurate_as_the_peak(step, factor):
+    rate = make_schedule(Schedule("linear", warmup_steps=10_000), 1e-4, 1_000_000)
+    assert float(rate(step)) == pytest.approx(1e-4 * factor, rel=5e-7)
+
+
+def test_constant_rises_from_zero_to_the_peak_and_stays_there():
+    rate = make_schedule(Schedule("constant", warmup_steps=4), 2.0, 100)
+    assert [float(rate(step)) for step in (0, 1, 2, 4, 5, 99, 1000)] == [0, 0.5, 1, 2, 2, 2, 2]
+
+
+def test_linear_is_a_triangle_that_ends_at_zero():
+    rate = make_schedule(Schedule("linear", warmup_steps=2), 8.0, 10)
+    values = [float(rate(step)) for step in (0, 1, 2, 4, 6, 8, 10, 11)]
+    assert values == [0, 4, 8, 6, 4, 2, 0, 0]
+
+
+def test_linear_ends_at_the_stated_fraction_of_the_peak():
+    rate = make_schedule(Schedule("linear", end_fraction=0.25), 4.0, 8)
+    assert [float(rate(step)) for step in (0, 4, 8, 20)] == [4, 2.5, 1, 1]
+
+
+def test_cosine_is_half_a_period_from_the_peak_to_the_end():
+    rate = make_schedule(Schedule("cosine", warmup_steps=4, end_fraction=0.5), 2.0, 12)
+    expected = {0: 0.0, 2: 1.0, 4: 2.0, 6: 1.5 + 0.5 * math.sqrt(0.5), 8: 1.5, 12: 1.0, 50: 1.0}
+    for step, value in expected.items():
+        assert float(rate(step)) == pytest.approx(value, rel=2e-7, abs=0)
+
+
+def test_inverse_sqrt_quarters_the_steps_to_halve_the_rate():
+    rate = make_schedule(Schedule("inverse_sqrt", warmup_steps=16), 1.0, 10_000)
+    assert [float(rate(step)) for step in (0, 8, 16, 64, 1024)] == [0, 0.5, 1, 0.5, 0.125]
+
+
+def test_inverse_sqrt_with_the_peak_of_the_transformer_is_its_published_formula():
+    width, warmup = 512, 4000
+    rate = make_schedule(
+        Schedule("inverse_sqrt", warmup_steps=warmup), (width * warmup) ** -0.5, 100_000
+    )
+    for step in (1, 100, 3999, 4000, 4001, 50_000):
+        published = width**-0.5 * min(step**-0.5, step * warmup**-1.5)
+        assert float(rate(step)) == pytest.approx(published, rel=1e-6)
+
+
+def test_inverse_sqrt_with_a_timescale_and_no_warmup_is_the_schedule_of_t5():
+    rate = make_schedule(Schedule("inverse_sqrt", timescale=10_000), 0.01, 1_000_000)
+    for step in (0, 1, 9_999, 10_000, 40_000, 524_288):
+        assert float(rate(step)) == pytest.approx(1 / math.sqrt(max(step, 10_000)), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+def test_without_warmup_the_first_rate_is_the_peak(kind):
+    assert float(make_schedule(Schedule(kind), 0.5, 10)(0)) == 0.5
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "inverse_sqrt"])
+def test_a_warmup_as_long_as_the_run_only_rises(kind):
+    rate = make_schedule(Schedule(kind, warmup_steps=8), 8.0, 8)
+    assert [float(rate(step)) for step in range(8)] == list(range(8))
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "inverse_sqrt"])
+def test_the_rate_is_float32_and_the_same_traced_or_not(kind):
+    rate = make_schedule(Schedule(kind, warmup_steps=3), 1e-3, 20)
+    for step in (0, 2, 3, 7, 19):
+        traced = jax.jit(rate)(jnp.int32(step))
+        assert traced.dtype == rate(step).dtype == jnp.float32
+        assert float(traced) == pytest.approx(float(rate(step)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "peak", "total", "names"),
+    [
+        (
+            lambda: Schedule("linear", warmup_steps=11),
+            1.0,
+            10,
+            "warmup_steps is 11, but .* 10 steps",
+        ),
+        (lambda: Schedule("linear", warmup_steps=-1), 1.0, 10, "warmup_steps is -1"),
+        (lambda: Schedule("linear"), 0.0, 10, "learning rate is 0.0"),
+        (lambda: Schedule("linear"), math.nan, 10, "learning rate is nan"),
+        (lambda: Schedule("linear"), 1.0, 0, "training steps is 0"),
+        (lambda: Schedule("cosine", end_fraction=1.5), 1.0, 10, "end_fraction is 1.5"),
+        (lambda: Schedule("constant", end_fraction=0.1), 1.0, 10, "constant schedule has no end"),
+        (lambda: Schedule("inverse_sqrt"), 1.0, 10, "timescale on, which is 0"),
+        (lambda: Schedule("inverse_sqrt", 5, timescale=4), 1.0, 10, "which is 4; .* at least 5"),
+        (lambda: Schedule("cosine", timescale=4), 1.0, 10, "only the inverse_sqrt"),
+        (
+            lambda: Schedule("polynomial"),
+            1.0,
+            10,
+            "'polynomial'; it must be 'constant', ",
+        ),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_named(schedule, peak, total, names):
+    with pytest.raises(UserError, match=names):
+        make_schedule(schedule(), peak, total)

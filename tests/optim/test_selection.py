@@ -1,0 +1,237 @@
+"""What names say: patterns, matrices, depths; and what the optimizer makes of it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_transformers.errors import UserError
+from flax_transformers.optim.optimizers import (
+    LAMB,
+    Adafactor,
+    AdamW,
+    Lion,
+    make_optimizer,
+    rate_factors,
+)
+from flax_transformers.optim.schedules import Schedule
+from flax_transformers.optim.selection import (
+    depths,
+    fill,
+    map_named,
+    matches,
+    matrix_axes,
+    without,
+)
+from flax_transformers.testing import assert_bit_equal
+
+
+def leaf(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def block(layers):
+    return {"attention": {"query": {"kernel": leaf(layers, 4, 2, 2), "bias": leaf(layers, 2, 2)}}}
+
+
+ENCODER = {
+    "words": {"embedding": leaf(8, 4)},
+    "embeddings": {"norm": {"scale": leaf(4)}},
+    "stack": {
+        "first": {"block_0": block(1)},
+        "layers": {"block_0": block(2), "block_1": block(2)},
+        "remainder": {"block_0": block(1)},
+    },
+    "final_norm": {"scale": leaf(4)},
+    "mlm_head": {"bias": leaf(8)},
+}
+BOTH = {
+    "words": {"embedding": leaf(8, 4)},
+    "encoder": {
+        "relative_bias": {"table": {"embedding": leaf(32, 2)}},
+        "stack": {"layers": {"block_0": block(2)}},
+        "norm": {"scale": leaf(4)},
+    },
+    "decoder": {
+        "relative_bias": {"table": {"embedding": leaf(32, 2)}},
+        "stack": {"layers": {"block_0": block(3)}},
+        "norm": {"scale": leaf(4)},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "means"),
+    [
+        ("words", False),
+        ("stack", True),
+        ("stack/layers/block_0", True),
+        ("*/attention", True),
+        ("*/bias", True),
+        ("*_0", True),
+        ("block_0", False),
+        ("stack/layers/block", False),
+    ],
+)
+def test_a_pattern_means_a_parameter_or_a_folder_it_lies_in(pattern, means):
+    assert matches(("stack", "layers", "block_0", "attention", "query", "bias"), pattern) == means
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "batch", "rows", "columns"),
+    [
+        ("stack/layers/block_0/attention/query/kernel", 4, (0,), (1,), (2, 3)),
+        ("stack/layers/block_0/attention/output/kernel", 4, (0,), (1, 2), (3,)),
+        ("stack/layers/block_0/mlp/up/kernel", 3, (0,), (1,), (2,)),
+        ("stack/layers/block_0/mlp/up/kernel", 4, (0, 1), (2,), (3,)),
+        ("stack/layers/block_0/attention/query/bias", 3, (0,), (), ()),
+        ("stack/layers/block_0/mlp_norm/scale", 2, (0,), (), ()),
+        ("embeddings/patches/kernel", 4, (), (0, 1, 2), (3,)),
+        ("embeddings/class_token/embedding", 1, (), (), ()),
+        ("words/embedding", 2, (), (0,), (1,)),
+        ("pooler/dense/kernel", 2, (), (0,), (1,)),
+    ],
+)
+def test_the_matrix_of_a_parameter_goes_by_its_name(name, rank, batch, rows, columns):
+    axes = matrix_axes(tuple(name.split("/")), rank)
+    assert axes.batch == batch
+    if rows:
+        assert (axes.rows, axes.columns) == (rows, columns)
+    else:
+        assert not axes.rows and axes.own == tuple(range(len(batch), rank))
+
+
+def test_depths_rise_from_the_embeddings_through_each_kind_of_layer_to_the_heads():
+    found, head = depths(ENCODER)
+    assert head == 7
+    assert found["words"]["embedding"] == found["embeddings"]["norm"]["scale"] == 0
+    blocks = {
+        f"{part}/{name}": tree["attention"]["query"]["bias"].tolist()
+        for part, names in found["stack"].items()
+        for name, tree in names.items()
+    }
+    assert blocks == {
+        "first/block_0": [1],
+        "layers/block_0": [2, 4],
+        "layers/block_1": [3, 5],
+        "remainder/block_0": [6],
+    }
+    assert found["final_norm"]["scale"] == found["mlm_head"]["bias"] == 7
+
+
+def test_a_decoder_lies_on_its_encoder():
+    found, head = depths(BOTH)
+    assert head == 6
+    query = {
+        k: found[k]["stack"]["layers"]["block_0"]["attention"]["query"]["kernel"].tolist()
+        for k in ("encoder", "decoder")
+    }
+    assert query == {"encoder": [1, 2], "decoder": [3, 4, 5]}
+    bias = [found[k]["relative_bias"]["table"]["embedding"] for k in ("encoder", "decoder")]
+    assert [int(d) for d in bias] == [1, 3]
+    assert (found["encoder"]["norm"]["scale"], found["decoder"]["norm"]["scale"]) == (2, 6)
+    assert found["words"]["embedding"] == 0
+
+
+def real(tree, value=1.0):
+    return jax.tree.map(lambda x: jnp.full(x.shape, value, jnp.float32), tree)
+
+
+def move(config, params, grads):
+    """How far each parameter moves in one update."""
+    optimizer = make_optimizer(config, 10)
+    return jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0]
+
+
+@pytest.mark.slow
+def test_the_rate_falls_by_the_decay_from_layer_to_layer():
+    config = AdamW(
+        learning_rate=1.0,
+        eps=1e-30,
+        weight_decay=0.0,
+        layer_decay=0.5,
+        schedule=Schedule("constant"),
+    )
+    params = real(ENCODER)
+    moved = move(config, params, params)
+    assert (moved["mlm_head"]["bias"] == -1).all()
+    assert (moved["words"]["embedding"] == -(0.5**7)).all()
+    kernel = moved["stack"]["layers"]["block_1"]["attention"]["query"]["kernel"]
+    assert (kernel == -np.array([0.5**4, 0.5**2]).reshape(2, 1, 1, 1)).all()
+
+
+def test_the_first_pattern_that_fits_gives_the_rate_and_the_depth_its_share():
+    config = AdamW(rate_factors=(("*_head", 10.0), ("*/bias", 2.0)), layer_decay=0.5)
+    factors = rate_factors(config, ENCODER)
+    assert factors["mlm_head"]["bias"] == 10
+    query = factors["stack"]["remainder"]["block_0"]["attention"]["query"]
+    assert (query["bias"].tolist(), query["kernel"].tolist()) == ([1.0], [0.5])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [AdamW, LAMB, Lion, Adafactor])
+def test_frozen_parameters_have_no_statistics_and_do_not_move(config):
+    config = config(
+        frozen=("words", "stack/layers"), schedule=Schedule("constant"), layer_decay=0.9
+    )
+    params = real(ENCODER)
+    optimizer = make_optimizer(config, 10)
+    state = optimizer.init(params)
+    kept = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    assert not any("words" in path or "layers" in path for path in kept)
+    assert any("mlm_head" in path for path in kept)
+    update = jax.jit(optimizer.update)
+    updates, _ = update(params, state, params)
+    frozen = [updates["words"], updates["stack"]["layers"]]
+    assert not any(leaf.any() for leaf in jax.tree.leaves(frozen))
+    assert all(leaf.all() for leaf in jax.tree.leaves(updates["mlm_head"]))
+    partial, _ = update(without(params, config.frozen), state, params)
+    assert_bit_equal(partial, without(updates, config.frozen))
+
+
+@pytest.mark.slow
+def test_gradients_of_frozen_parameters_do_not_count_in_the_clipped_norm():
+    params = {"words": {"embedding": jnp.zeros(2)}, "head": {"kernel": jnp.zeros(1)}}
+    grads = {"words": {"embedding": jnp.full(2, 1e6)}, "head": {"kernel": jnp.full(1, 0.5)}}
+    config = Lion(frozen=("words",), max_grad_norm=1.0)
+    optimizer = make_optimizer(config, 10)
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    [momentum] = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+    np.testing.assert_allclose(momentum, [0.005], rtol=1e-6)
+
+
+def test_what_is_left_out_can_be_filled_in_again():
+    params = real(ENCODER)
+    partial = without(params, ("*/attention", "words"))
+    assert len(jax.tree.leaves(partial)) == 3
+    doubled = jax.tree.map(lambda x: 2 * x, partial)
+    whole = fill(doubled, params)
+    expected = map_named(lambda name, x: x if {"attention", "words"} & set(name) else 2 * x, params)
+    assert_bit_equal(whole, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"frozen": ("word",)}, "optimizer.frozen: 'word' matches no parameter .* 'words'"),
+        ({"rate_factors": (("head", 2.0),)}, "optimizer.rate_factors: 'head' matches no parameter"),
+        ({"frozen": ("*",)}, "optimizer.frozen matches every parameter"),
+        ({"layer_decay": 0.0}, "optimizer.layer_decay is 0.0"),
+        (
+            {"rate_factors": (("words", -1.0),)},
+            "optimizer.rate_factors is -1.0; it must not be neg",
+        ),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_named(settings, says):
+    with pytest.raises(UserError, match=says):
+        make_optimizer(AdamW(**settings), 10).init(real(ENCODER))
+
+
+def test_switching_factors_off_keeps_the_tree_of_the_state():
+    def structure(**settings):
+        return jax.tree.structure(make_optimizer(AdamW(**settings), 10).init(real(ENCODER)))
+
+    assert structure() == structure(layer_decay=0.5, rate_factors=(("words", 2.0),))

@@ -1,0 +1,139 @@
+"""The program of generation that is planned is the one that runs, and counted as a hand counts."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_transformers.errors import UserError
+from flax_transformers.families.gpt2 import GPT2Config
+from flax_transformers.families.llama import LlamaConfig
+from flax_transformers.families.t5 import T5Config
+from flax_transformers.generation import decode, translate
+from flax_transformers.generation.decode import generate
+from flax_transformers.generation.translate import generate_target
+from flax_transformers.models.config import Execution
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.span_corruption import SpanCorruption
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.planning.decode import lower_generate, plan_decode
+from flax_transformers.planning.topology import devices_of
+from flax_transformers.testing import tiny_config
+from flax_transformers.training.setup import build_program
+
+BATCH, PROMPT, NEW, WIDTH, LAYERS, WORDS = 4, 16, 8, 256, 3, 512
+TEXT = {"batch": BATCH, "prompt_length": PROMPT, "new_tokens": NEW}
+DECODER = LlamaConfig(
+    vocab_size=WORDS,
+    hidden_size=WIDTH,
+    num_layers=LAYERS,
+    num_heads=4,
+    intermediate_size=4 * WIDTH,
+    max_positions=64,
+)
+WHOLE = MeshConfig()
+WEIGHTS = LAYERS * 16 * WIDTH**2  # four square ones in attention, three of 4 in the feed-forward
+
+
+def of_decoder(mesh=WHOLE):
+    config = tiny_config("text.txt", "store")
+    return dataclasses.replace(
+        config, model=DECODER, objective=CausalLM(), mesh=mesh, execution=Execution("auto")
+    )
+
+
+def planned(topology, mesh=WHOLE, **changes):
+    config = of_decoder(mesh)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
+    return plan_decode(config, devices_of(topology), topology, **TEXT)
+
+
+def of_encoder_decoder():
+    model = dataclasses.replace(
+        T5Config(),
+        vocab_size=WORDS,
+        hidden_size=WIDTH,
+        num_layers=LAYERS,
+        num_heads=4,
+        intermediate_size=4 * WIDTH,
+    )
+    return dataclasses.replace(of_decoder(), model=model, objective=SpanCorruption())
+
+
+def lowered_by(run, module, name, program, monkeypatch):
+    """The program that ``run`` would have compiled, at real arrays."""
+    texts, original = [], getattr(module, name)
+
+    class Lowered(Exception):
+        pass
+
+    def lowering(*arguments, **settings):
+        texts.append(original.lower(*arguments, **settings).as_text())
+        raise Lowered
+
+    params = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding),
+        program.abstract.params,
+    )
+    monkeypatch.setattr(module, name, lowering)
+    with jax.set_mesh(program.mesh), pytest.raises(Lowered):
+        run(program.model, params, np.ones((BATCH, PROMPT)), max_new_tokens=NEW, eos_id=1)
+    return texts[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "run", "module", "name"),
+    [
+        (of_decoder, generate, decode, "write_text"),
+        (of_encoder_decoder, generate_target, translate, "write_target"),
+    ],
+)
+def test_the_program_that_is_planned_is_the_one_that_generates(
+    make, run, module, name, monkeypatch
+):
+    config = dataclasses.replace(make(), mesh=MeshConfig(data=2, tensor=4))
+    program = build_program(config, make_mesh(config.mesh))
+    planned = lower_generate(program, BATCH, PROMPT, NEW).as_text()
+    assert planned == lowered_by(run, module, name, program, monkeypatch)
+
+
+def test_a_round_multiplies_by_each_weight_once_whatever_the_prompt():
+    found = planned("cpu:1")
+    scores = LAYERS * 2 * 2 * BATCH * WIDTH * (PROMPT + NEW)  # and values
+    assert found.token_flops == 2 * BATCH * (WEIGHTS + WORDS * WIDTH) + scores
+    assert found.prompt_flops == (2 * BATCH * (PROMPT * WEIGHTS + WORDS * WIDTH) + PROMPT * scores)
+    slots = BATCH * (PROMPT + NEW)
+    assert found.cache == pytest.approx(LAYERS * 2 * slots * WIDTH * 4, rel=0.01)
+    assert found.fits and found.tokens_per_second is None  # nothing is known of this chip
+
+
+def test_an_encoder_decoder_keeps_the_prompts_keys_and_multiplies_by_the_decoder_alone():
+    found = plan_decode(of_encoder_decoder(), devices_of("cpu:1"), "cpu:1", **TEXT)
+    kept = LAYERS * 2 * BATCH * (PROMPT + 1 + NEW) * WIDTH * 4
+    assert found.cache == pytest.approx(kept, rel=0.01)
+    weights = LAYERS * (6 + 8) * WIDTH**2  # of cross-attention queries and outputs alone
+    scores = LAYERS * 2 * 2 * BATCH * WIDTH * (PROMPT + 1 + NEW)
+    assert found.token_flops == 2 * BATCH * (weights + WORDS * WIDTH) + scores
+
+
+@pytest.mark.slow
+def test_on_a_tpu_a_round_is_bound_by_memory_and_tensor_parallelism_divides_it():
+    wide = {"hidden_size": 2048, "intermediate_size": 8192}
+    weights = LAYERS * 16 * 2048**2
+    whole, divided = (planned("v5e:2x2", MeshConfig(data=4 // n, tensor=n), **wide) for n in (1, 4))
+    assert whole.fits and whole.token_roofline.bound_by == "memory"
+    assert whole.tokens_per_second == BATCH / whole.token_roofline.step
+    # In 16 bits, for the cast stands before the loop; what the chip's own memory keeps is not read.
+    assert weights < whole.token_memory_bytes < 2.1 * weights
+    assert divided.token_memory_bytes < 0.3 * whole.token_memory_bytes
+    assert divided.token_roofline.wire["tensor"] > 0
+
+
+def test_a_text_longer_than_the_positions_is_refused():
+    config = dataclasses.replace(of_decoder(), model=GPT2Config(max_positions=64))
+    with pytest.raises(
+        UserError, match="72 tokens of prompt and text are more than the model's 64"
+    ):
+        plan_decode(config, devices_of("cpu:1"), "cpu:1", batch=1, prompt_length=64, new_tokens=8)

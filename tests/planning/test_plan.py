@@ -1,0 +1,234 @@
+"""What is planned is what runs, and the figures of a plan are those of hand counts."""
+
+import dataclasses
+import functools
+import hashlib
+import re
+
+import jax
+import pytest
+
+from flax_transformers.data.dataset import prepare
+from flax_transformers.errors import UserError
+from flax_transformers.models.config import Execution
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.planning.hlo_cost import KernelCall
+from flax_transformers.planning.hlo_text import Array
+from flax_transformers.planning.plan import (
+    GIB,
+    Memory,
+    Plan,
+    advice,
+    attention_kernel_flops,
+    grouped_product_flops,
+    lower_train_step,
+    plan,
+)
+from flax_transformers.planning.topology import devices_of
+from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
+from flax_transformers.training.loop import train
+from flax_transformers.training.setup import Program, build_program
+
+
+def planned(config, topology="cpu:8"):
+    return plan(config, config.phases[-1], devices_of(topology), topology)
+
+
+@pytest.fixture
+def config(tmp_path):
+    write_corpus(tmp_path / "text.txt")
+    return tiny_config(tmp_path / "text.txt", tmp_path / "store", steps=2)
+
+
+def main_function(text):
+    """The lines of a lowered program, each helper that it calls named by what that does.
+
+    JAX numbers helpers, and writes some down twice, by what was traced before.
+    """
+    functions = re.split(r"^  func\.func (?=\w+ @)", text, flags=re.MULTILINE)
+    bodies = {re.search(r"@(\w+)\(", body)[1]: body for body in functions[1:]}
+
+    @functools.cache
+    def named(name):
+        body = bodies[name].replace(f"@{name}(", "(")
+        return re.sub(r"@(\w+)\(", lambda call: f"@{digest(call[1])}(", body)
+
+    def digest(name):
+        return hashlib.sha256(named(name).encode()).hexdigest()
+
+    return [functions[0], *named("main").splitlines()]
+
+
+class Lowered(Exception):
+    """Ends a run where its first step would be compiled."""
+
+
+@pytest.mark.slow
+def test_the_step_that_is_planned_is_the_one_that_train_runs(config, tmp_path, monkeypatch):
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    config = dataclasses.replace(config, mesh=mesh, execution=Execution("auto", remat="full"))
+    original = Program.train_step
+
+    def lowering(program, phase):
+        def step(state, batch):
+            raise Lowered(original(program, phase).lower(state, batch).as_text())
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Program, "train_step", lowering)
+        with pytest.raises(Lowered) as ran:
+            train(config, prepare(config.data), tmp_path / "run")
+    program = build_program(config, make_mesh(config.mesh))
+    planned = lower_train_step(program, config.phases[0]).as_text()
+    assert main_function(planned) == main_function(str(ran.value))
+
+
+@pytest.mark.slow
+def test_a_plan_counts_what_a_hand_counts(config):
+    found = planned(dataclasses.replace(config, mesh=MeshConfig(data=4, fsdp=2)))
+    tokens = 16 * 32 / 8  # of one device
+    layers = 2 * (4 * 32 * 32 + 2 * 32 * 64) * tokens
+    attention = 2 * 2 * 32 * 32 * tokens  # scores and values
+    head = (32 * 32 + 384 * 32) * config.objective.predictions(32) * 16 / 8
+    assert found.model_flops == 6 * (layers + attention + head)
+    assert found.program_flops == pytest.approx(found.model_flops, rel=0.03)
+    parameters = 4 * sum(
+        leaf.size
+        for leaf in jax.tree.leaves(build_program(config, make_mesh(MeshConfig())).abstract.params)
+    )
+    # All are halved but for what the axis "embed" is not in.
+    assert parameters / 2 < found.memory.parameters < 0.55 * parameters
+    assert found.memory.optimizer == pytest.approx(2 * found.memory.parameters, abs=16)
+    assert found.memory.batch == 2 * (2 * 32 + 3 * config.objective.predictions(32)) * 4
+    assert found.fits
+    assert found.mesh == {"data": 4, "fsdp": 2}
+
+
+@pytest.mark.slow
+def test_a_program_that_jax_cannot_read_is_read_from_the_compilers_dump(config, monkeypatch):
+    def unreadable(compiled):
+        raise jax.errors.JaxRuntimeError("async-update instruction should have 1 operands")
+
+    read = planned(config, "cpu:1")
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", unreadable)
+    dumped = planned(config, "cpu:1")
+    assert dumped.program_flops == read.program_flops > 0
+    # A little is still done to a program of a CPU after it is dumped.
+    assert dumped.instructions == pytest.approx(read.instructions, rel=0.05) and not dumped.notes
+
+
+@pytest.fixture(scope="module")
+def on_tpu(tmp_path_factory):
+    """A small model's plan for four TPU chips, its program by the real compiler."""
+    folder = tmp_path_factory.mktemp("tpu")
+    config = tiny_config(folder / "text.txt", folder / "store")
+    model = tiny_bert(hidden_size=256, intermediate_size=1024)
+    execution = Execution("auto", remat="full")
+    config = dataclasses.replace(config, model=model, execution=execution, mesh=MeshConfig(1, 4))
+    return planned(config, "v5e:2x2")
+
+
+@pytest.mark.slow
+def test_the_compiler_for_tpus_runs_on_this_machine(on_tpu):
+    assert (on_tpu.devices, on_tpu.chip, on_tpu.mesh) == (4, "TPU v5 lite", {"fsdp": 4})
+    assert on_tpu.fits and on_tpu.memory.available == int(15.75 * GIB)
+    assert on_tpu.memory.total > on_tpu.memory.state + on_tpu.memory.temporaries > 0
+    assert {row.axes for row in on_tpu.traffic} == {("fsdp",)}
+    assert 0 < on_tpu.mfu_bound < 1
+    assert on_tpu.roofline.step == max(
+        on_tpu.roofline.compute, on_tpu.roofline.memory, on_tpu.roofline.wire["fsdp"]
+    )
+    assert not on_tpu.notes
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_a_chip_is_a_plan_that_says_so(config):
+    large = dataclasses.replace(
+        config,
+        model=tiny_bert(hidden_size=4096, num_layers=24, intermediate_size=16384),
+        mesh=MeshConfig(data=4),
+    )
+    found = planned(large, "v5e:2x2")
+    assert not found.fits and found.program_flops is None and found.roofline is None
+    assert found.memory.total > found.memory.state > found.memory.available
+    assert "with --mesh.fsdp" in advice(found)
+
+
+def a_plan(*, state, rest, remat="full", fsdp=4, rows=64):
+    memory = Memory(
+        state // 3, state - state // 3, 0, None, None, None, None, state + rest, 16 * GIB
+    )
+    return Plan(
+        topology="v5e:4x4", devices=16, chip="TPU v5 lite", mesh={"data": 4, "fsdp": fsdp},
+        remat=remat, batch_shape=(rows * 4 * fsdp, 128), micro_batches=1, memory=memory, fits=False,
+        model_flops=1.0, program_flops=None, memory_bytes=None, traffic=(), roofline=None,
+        mfu_bound=None, instructions=None, lower_seconds=0.0, compile_seconds=0.0,
+    )  # fmt: skip
+
+
+def test_a_state_too_large_is_to_be_divided_further():
+    said = advice(a_plan(state=20 * GIB, rest=GIB))
+    assert said.startswith("it does not fit: 21.0 GiB of 16.00 on each device, 20.0 of these")
+    assert said.endswith("with --mesh.fsdp 16 --mesh.data -1")
+    assert "use 8 times as many devices" in advice(a_plan(state=50 * GIB, rest=GIB))
+
+
+def test_activations_too_large_are_recomputed_or_worked_off_in_parts():
+    assert advice(a_plan(state=4 * GIB, rest=30 * GIB, remat="none")).endswith("remat full")
+    said = advice(a_plan(state=4 * GIB, rest=30 * GIB))  # which is 2.5 times what there is
+    assert said.endswith("use phases.*.micro_batches 4, or 16 rows on each device instead of 64")
+
+
+def test_attention_kernels_are_counted_by_their_shapes():
+    queries, keys = Array("bf16", (8, 12, 1024, 64)), Array("bf16", (8, 4, 512, 64))
+    one = 2 * 8 * 12 * 1024 * 512 * 64
+
+    def flops(name, results, causal=False):
+        operands = (Array("s32", (1, 2, 2)), queries, keys, keys)
+        call = KernelCall(name, "attention", operands, results, estimate=None, runs=1)
+        return attention_kernel_flops(call, causal=causal)
+
+    saved = Array("f32", (1, 512, 128)), queries, queries
+    assert flops("splash_mha_fwd_segmented_residuals.2", saved) == 2 * one
+    assert flops("splash_mha_fwd_segmented_residuals.2", saved, causal=True) == one
+    assert flops("splash_mha_dq_no_residuals.1", (queries,)) == 3 * one
+    assert flops("splash_mha_dkv_no_residuals", (keys, keys)) == 4 * one
+    assert flops("splash_mha_dkv_no_residuals", (queries, keys, keys)) == 5 * one
+    assert flops("attention_fwd.3", (queries,)) == 2 * one
+    assert flops("attention_dq", (queries,)) == 3 * one
+    assert flops("attention_dkv", (keys, keys, Array("f32", (12, 3, 128, 128)))) == 4 * one
+    assert flops("some_other_matter", (queries,)) == 0
+
+
+def test_what_is_advised_is_a_mesh_that_there_can_be():
+    full = a_plan(state=50 * GIB, rest=GIB)
+    found = dataclasses.replace(full, devices=16, mesh={"data": 1, "fsdp": 2, "tensor": 8})
+    assert "as many devices" in advice(found)
+
+
+def test_grouped_products_are_counted_by_rows_whatever_the_number_of_groups():
+    rows, other = Array("bf16", (96, 32)), Array("bf16", (96, 80))
+    kernels, gradient = Array("bf16", (4, 32, 80)), Array("f32", (4, 32, 80))
+    sizes = Array("s32", (4,))
+
+    def flops(name, operands, result):
+        return grouped_product_flops(KernelCall(name, "", operands, (result,), None, 1))
+
+    assert flops("ragged-dot-none.7", (sizes, rows, kernels), other) == 2 * 96 * 32 * 80
+    assert flops("ragged-dot-none.7", (sizes, rows, other), gradient) == 2 * 96 * 32 * 80
+    assert flops("ragged-dot-metadata", (sizes,), sizes) == 0
+    assert flops("attention_fwd", (sizes, rows, kernels), other) == 0
+
+
+def test_a_topology_that_there_is_not_is_refused():
+    for name in ("v5e", "v9:4x4", "v5e:2x2x2", "v5e:3x5"):
+        with pytest.raises(UserError, match="name"):
+            devices_of(name)
+    with pytest.raises(UserError, match="JAX_NUM_CPU_DEVICES=9"):
+        devices_of("cpu:9")
+
+
+def test_several_slices_are_said_in_either_way():
+    for devices in (devices_of("2xv5e:2x2"), devices_of("v5e:2x2", slices=2)):
+        assert [device.slice_index for device in devices] == [0] * 4 + [1] * 4

@@ -1,0 +1,50 @@
+"""Files of a store on a local disk: how many are open at once, and what becomes of others."""
+
+import os
+import resource
+
+import pytest
+
+from flax_transformers.storage import folders
+from flax_transformers.storage.folders import LocalFolder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(600):
+        (tmp_path / str(number)).write_bytes(b"%03d" % number)
+    return LocalFolder(str(tmp_path))
+
+
+def test_more_files_are_read_at_random_than_a_process_may_have_open(folder):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, before[1]))
+    try:
+        files = [folder.open(str(number)) for number in range(600)]
+        for _ in range(2):
+            assert [file.read(0, 3) for file in files] == [b"%03d" % i for i in range(600)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_file_that_was_replaced_meanwhile_is_not_read_as_if_it_were_the_same(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(folders, "_OPEN_FILES", 1)
+    file = folder.open("0")
+    folder.open("1")
+    (tmp_path / "new").write_bytes(b"new")
+    os.replace(tmp_path / "new", tmp_path / "0")
+    with pytest.raises(OSError, match="replaced by another file"):
+        file.read(0, 3)
+
+
+def test_what_is_not_lasting_is_not_synced_before_all_of_it_is(folder, monkeypatch):
+    synced = []
+    monkeypatch.setattr(folders.os, "fsync", lambda descriptor: synced.append("file"))
+    monkeypatch.setattr(folders, "_sync_file_system", lambda descriptor: synced.append("all"))
+    folder.write("a", b"a", lasting=False)
+    assert synced == [] and folder.read("a") == b"a"
+    folder.sync()
+    folder.write("b", b"b")
+    assert synced == ["all", "file", "file"]  # the file and its folder

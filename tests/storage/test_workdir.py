@@ -1,0 +1,71 @@
+"""The folder that a run writes to."""
+
+import subprocess
+import sys
+
+import pytest
+
+from flax_transformers.errors import UserError
+from flax_transformers.storage.workdir import only_one, open_workdir, write_text
+
+HOLD = """
+import sys, time
+from etils import epath
+from flax_transformers.storage.workdir import only_one
+with only_one(epath.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_relative_path_becomes_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(open_workdir("run")) == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("runs/a[1]", "has one of the characters"),
+        ("~nosuchuser/run", "names a user that is not there"),
+        ("nosuchscheme://bucket/run", "cannot be reached"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_refused(path, reason):
+    with pytest.raises(UserError, match=reason):
+        open_workdir(path)
+
+
+def test_a_bucket_without_its_client_names_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match=r"pip install 'flax-transformers\[buckets\]'"):
+        open_workdir("gs://bucket/run")
+
+
+@pytest.mark.slow
+def test_a_second_training_in_a_workdir_is_refused_until_the_first_ends(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process trains in"), only_one(tmp_path):
+            pass
+    finally:
+        first.kill()
+        first.wait()
+    with only_one(tmp_path):
+        pass
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = open_workdir(tmp_path) / "deep" / "config.json"
+    write_text(path, "old and longer")
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    assert [p.name for p in path.parent.iterdir()] == ["config.json"]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"config.json cannot be written"):
+        write_text(open_workdir(tmp_path) / "file" / "config.json", "text")
