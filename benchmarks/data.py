@@ -47,7 +47,7 @@ from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.encoding import encode_sentences
 from flax_transformers.data.tokenizers.load import Kind, TokenizerConfig, train_tokenizer
 from flax_transformers.data.tokenizers.sentences import split_sentences
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.base import Objective, Vocabulary
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.denoising import Denoising
@@ -61,13 +61,13 @@ from flax_transformers.objectives.sequence_classification import SequenceClassif
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.span_corruption import BYT5_MEAN_SPAN, SpanCorruption
 from flax_transformers.objectives.token_classification import TokenClassification
-from flax_transformers.parallel.device_specs import chip_of
+from flax_transformers.parallel.device_specs import device_spec
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.setup import phase_flops
 
 LENGTH, BATCH = 512, 64
 MFU, DEVICES, DEVICE = 0.4, 8, "TPU v5e"
-PEAK = chip_of(DEVICE).peak_flops
+PEAK = device_spec(DEVICE).peak_flops
 OBJECTIVES: dict[str, tuple[str, Objective]] = {
     "masked tokens (RoBERTa)": ("pieces", MaskedLM()),
     "whole words (BERT)": ("pieces", MaskedLM(choose="word")),
@@ -395,7 +395,7 @@ def _config(name: str) -> TrainConfig:
 
 def _parameters(config: TrainConfig) -> Any:
     """Shapes of the parameters."""
-    model = config.model.build(Execution().resolve("cpu"))
+    model = config.model.build(ComputeConfig().resolve("cpu"))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), **model.example_inputs()))
     return nn.meta.unbox(shapes)["params"]
 

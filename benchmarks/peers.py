@@ -25,7 +25,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 from flax_transformers.families import gpt2, llama
-from flax_transformers.models.config import Execution, TextConfig
+from flax_transformers.models.config import ComputeConfig, TextConfig
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.parallel.mesh import MeshConfig
@@ -47,7 +47,7 @@ class Case:
     rows: int
     peer: str
     feed_forward_chunk: int | None = None
-    logits_held: int = 2**28
+    max_logits: int = 2**28
 
 
 GPT2 = dataclasses.replace(gpt2.SIZES["gpt2"], dropout=0.0, attention_dropout=0.0)
@@ -67,7 +67,7 @@ CASES = {
         4,
         "levanter: 10.52 GiB of temporaries, 45.7 GB sent; MaxText: 13.17 GiB",
         feed_forward_chunk=256,
-        logits_held=2**26,
+        max_logits=2**26,
     ),
 }
 
@@ -118,11 +118,13 @@ def plan_of(case: Case) -> Plan:
     config = dataclasses.replace(
         _base(),
         model=case.model,
-        objective=CausalLM(attend_across=True, logits_held=case.logits_held),
+        objective=CausalLM(attend_across=True, max_logits=case.max_logits),
         optimizer=AdamW(learning_rate=3e-4),
         phases=(phase,),
         mesh=case.mesh,
-        execution=Execution(dtype="auto", remat="full", feed_forward_chunk=case.feed_forward_chunk),
+        compute=ComputeConfig(
+            dtype="auto", remat="full", feed_forward_chunk=case.feed_forward_chunk
+        ),
     )
     return plan(config, phase, devices, case.topology)
 

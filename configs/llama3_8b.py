@@ -20,7 +20,7 @@ from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import Kind, TokenizerConfig
 from flax_transformers.families.llama import SIZES
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule
@@ -56,7 +56,7 @@ def get_config() -> TrainConfig:
         ),
         phases=(Phase(steps=1_200_000, sequence_length=8192, batch_size=512),),
         mesh=MeshConfig(data=-1, fsdp=16),
-        execution=Execution("auto", remat="full"),
+        compute=ComputeConfig("auto", remat="full"),
         checkpoints=CheckpointConfig(every_steps=1_000, keep_every=100_000),
         evaluation=Evaluation(every_steps=10_000, batch_size=512, max_examples=5_120),
         logging=Logging(every_steps=10),

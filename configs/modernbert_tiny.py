@@ -14,7 +14,7 @@ from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.modernbert import ModernBertConfig
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule
@@ -41,7 +41,7 @@ def get_config() -> TrainConfig:
         ),
         optimizer=AdamW(learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=50)),
         phases=(Phase(steps=600, sequence_length=64, batch_size=32),),
-        execution=Execution(dtype="auto"),
+        compute=ComputeConfig(dtype="auto"),
         checkpoints=CheckpointConfig(every_steps=200),
         evaluation=Evaluation(every_steps=200, batch_size=64),
         logging=Logging(every_steps=10),

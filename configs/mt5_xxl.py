@@ -14,7 +14,7 @@ import dataclasses
 import mt5_small_mc4  # a recipe may build on another in its folder
 
 from flax_transformers.families.t5 import SIZES
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.training.config import TrainConfig
 
@@ -26,5 +26,5 @@ def get_config() -> TrainConfig:
             SIZES["mt5-xxl"], dropout=0.0, attention_dropout=0.0, activation_dropout=0.0
         ),
         mesh=MeshConfig(data=-1, fsdp=32),
-        execution=Execution("auto", remat="full"),
+        compute=ComputeConfig("auto", remat="full"),
     )

@@ -18,7 +18,7 @@ import dataclasses
 import vit_s16_imagenet2012  # a recipe may build on another in its folder
 
 from flax_transformers.families.vit import SIZES
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.training.config import TrainConfig
 
@@ -36,5 +36,5 @@ def get_config() -> TrainConfig:
             attention_dropout=0.0,
         ),
         mesh=MeshConfig(data=-1, fsdp=8),
-        execution=Execution("auto", remat="full"),
+        compute=ComputeConfig("auto", remat="full"),
     )

@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import inspect
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from flax_transformers.errors import UserError
@@ -29,10 +30,10 @@ _TYPES = {
     "evaluation": "training.config.Evaluation",
     "logging": "training.config.Logging",
     "checkpoints": "checkpointing.manager.CheckpointConfig",
-    "ema": "optim.ema.WeightAverage",
+    "ema": "optim.ema.EMAConfig",
     "mesh": "parallel.mesh.MeshConfig",
     "limits": "parallel.limits.Limits",
-    "execution": "models.config.Execution",
+    "execution": "models.config.ComputeConfig",
     # Optimizers.
     "adamw": "optim.optimizers.AdamW",
     "adafactor": "optim.optimizers.Adafactor",
@@ -51,7 +52,7 @@ _TYPES = {
     "question_source": "data.sources.squad.QuestionSource",
     "image_source": "data.images.kinds.ImageSource",
     "tokenizer": "data.tokenizers.load.TokenizerConfig",
-    "filters": "data.sources.filters.Gates",
+    "filters": "data.sources.filters.Filters",
     "augmentation": "data.images.augmentation.Augmentation",
     # Objectives.
     "masked_lm": "objectives.masked_lm.MaskedLM",
@@ -93,6 +94,16 @@ _TYPES = {
 
 _FORMER_IDS: dict[str, str] = {}
 """Ids that saved configs may have for a type that has another one now."""
+
+_FORMER_FIELDS = {
+    "execution": "compute",
+    "gates": "filters",
+    "max_rewinds": "max_rollbacks",
+    "max_skipped_in_a_row": "max_consecutive_skips",
+    "norm_place": "norm_position",
+    "rewinds": "rollbacks",
+}
+"""Names that saved configs may have for a field that has another one now."""
 
 _FORMER_PLACES = {
     "training.checkpoints.CheckpointConfig": "checkpoints",
@@ -203,13 +214,22 @@ def from_json(value: Any) -> Any:
         return value
     _check_format(value)
     kind = _type_of(value.get("type"))
-    fields = {key: from_json(item) for key, item in value.items() if key not in ("type", "format")}
+    saved = {key: from_json(item) for key, item in value.items() if key not in ("type", "format")}
     try:
-        return kind(**fields)
+        return kind(**current_names(kind, saved))
     except UserError:  # a value that this version refuses: the sentence names the field
         raise
     except (TypeError, ValueError) as error:
         raise _unreadable(value.get("type"), error) from error
+
+
+def current_names(kind: type, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved fields of a dataclass, those that were renamed by the names that they have now."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    return {
+        name if name in known else _FORMER_FIELDS.get(name, name): value
+        for name, value in saved.items()
+    }
 
 
 def _check_format(value: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from flax_transformers.huggingface import write as hub_write
 from flax_transformers.huggingface.family import ONLY_IN_TRAINING
 from flax_transformers.models.config import (
     BESIDE_THE_MODEL,
-    Execution,
+    ComputeConfig,
     TextConfig,
     TransformerConfig,
 )
@@ -52,7 +52,7 @@ def load_pretrained(
     image_size: int | tuple[int, int] | None = None,
     seed: int = 0,
     dtype: DTypeLike = jnp.float32,
-    execution: Execution = hub_read.PLAIN,
+    compute: ComputeConfig = hub_read.PLAIN,
     mesh: Mesh | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A model and its parameters: ``model.apply({"params": params}, input_ids=ids)``.
@@ -71,7 +71,7 @@ def load_pretrained(
     another kind (adapters, quantised weights, pickles), with what to do about them.
     """
     how: dict[str, Any] = {"architecture": architecture, "num_labels": num_labels}
-    how |= {"seed": seed, "dtype": dtype, "execution": execution, "mesh": mesh}
+    how |= {"seed": seed, "dtype": dtype, "compute": compute, "mesh": mesh}
     if is_checkpoint(path):
         model, params = _load_checkpoint(path, **how)
     else:
@@ -92,7 +92,7 @@ def load_pretrained(
             "which sees no images; leave it out"
         )
     config, params = change_image_size(model.config, params, image_size)
-    return config.build(model.execution), params
+    return config.build(model.compute), params
 
 
 def initial_model(
@@ -252,7 +252,7 @@ def _load_checkpoint(
     num_labels: int | None,
     seed: int,
     dtype: DTypeLike,
-    execution: Execution,
+    compute: ComputeConfig,
     mesh: Mesh | None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     found = find_checkpoint(path)
@@ -262,7 +262,7 @@ def _load_checkpoint(
         changes |= {"num_labels": num_labels, "label_names": ()}
     config = dataclasses.replace(own, **changes)
     platform = (mesh.devices.flat[0] if mesh else jax.devices()[0]).platform
-    model = config.build(execution.resolve(platform))
+    model = config.build(compute.resolve(platform))
     place = placement.Placement.of(model, dtype, mesh)
     if config == own:
         wanted = placement.Placement.of(model, jnp.float32, mesh).shapes  # as training saves them

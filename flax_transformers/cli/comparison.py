@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 
 _ROWS, _LENGTH = 2, 8
 _COMPARED = (
@@ -46,7 +46,7 @@ def largest_difference(model: Any, params: Any, directory: Path) -> tuple[float,
     )
     with torch.no_grad():
         theirs = original.eval()(**{name: torch.from_numpy(v) for name, v in inputs.items()})
-    exact = model.config.build(Execution(dtype="float32"))
+    exact = model.config.build(ComputeConfig(dtype="float32"))
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     with jax.default_matmul_precision("highest"):
         ours = jax.jit(exact.apply)({"params": params}, **inputs)

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     # The devices that are here are not those it was trained on: their mesh is the caller's choice.
     config = override(dataclasses.replace(config, mesh=MeshConfig()), overrides)
     restored = runtime.restored_model(
-        arguments.checkpoint, make_mesh(config.mesh), config.execution, arguments.architecture
+        arguments.checkpoint, make_mesh(config.mesh), config.compute, arguments.architecture
     )
     _check_length(config, restored)
     config = dataclasses.replace(config, model=restored.model_config, phases=config.phases[-1:])

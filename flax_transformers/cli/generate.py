@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = (
         "--mesh.tensor 4 divides a model over devices (and so do --mesh.fsdp and --mesh.expert); "
-        "--execution.dtype and its neighbours say how it is computed."
+        "--compute.dtype and its neighbours say how it is computed."
     )
 
 
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     source = arguments.checkpoint
     mesh = make_mesh(placed.mesh)
     model, params = load_pretrained(
-        source, architecture=arguments.architecture, execution=placed.execution, mesh=mesh
+        source, architecture=arguments.architecture, compute=placed.compute, mesh=mesh
     )
     answers = "decoder_input_ids" in model.inputs
     if not answers:

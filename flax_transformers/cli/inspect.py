@@ -9,7 +9,7 @@ import numpy as np
 from rich.text import Text
 
 from flax_transformers.data.tokenizers.kinds import Tokenizer
-from flax_transformers.objectives.base import Shown
+from flax_transformers.objectives.base import ExampleView
 from flax_transformers.ranges import argument, integers
 
 _LEGEND = (
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
-def readable(shown: Shown, tokenizer: Tokenizer, names: Sequence[str] = ()) -> Text:
+def readable(shown: ExampleView, tokenizer: Tokenizer, names: Sequence[str] = ()) -> Text:
     """A sequence's pieces, with what has to be predicted, as rich text on one line.
 
     ``names`` are those of the classes.

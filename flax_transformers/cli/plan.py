@@ -189,7 +189,7 @@ def settings(found: Plan) -> str:
     mesh = {"data": 1, "fsdp": 1} | found.mesh
     axes = " ".join(f"--mesh.{name} {size}" for name, size in mesh.items())
     micro = f" micro_batches {found.micro_batches}" if found.micro_batches > 1 else ""
-    return f"{axes} --execution.remat {found.remat}{micro}"
+    return f"{axes} --compute.remat {found.remat}{micro}"
 
 
 def outcome(found: Plan) -> str:

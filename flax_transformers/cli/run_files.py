@@ -86,4 +86,4 @@ def with_ids_of(model: Any, tokenizer: Path | None) -> Any:
         changes["bos_id"] = vocabulary.bos_id
     if not config.eos_ids and vocabulary.end_id is not None:
         changes["eos_ids"] = (vocabulary.end_id,)
-    return replace(config, **changes).build(model.execution)
+    return replace(config, **changes).build(model.compute)

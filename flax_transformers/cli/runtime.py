@@ -26,7 +26,7 @@ from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.folder_kinds import inner_folder
 from flax_transformers.huggingface.read import find_directory
-from flax_transformers.models.config import Execution, TextConfig, TransformerConfig
+from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
 from flax_transformers.parallel.distributed import check_platform, start_processes
 from flax_transformers.parallel.limits import Limits
@@ -47,7 +47,7 @@ class Placed:
     """Where a model that belongs to no run is computed, and how."""
 
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    execution: Execution = field(default_factory=lambda: Execution(dtype="auto"))
+    compute: ComputeConfig = field(default_factory=lambda: ComputeConfig(dtype="auto"))
 
 
 def start(platform: str | None, limits: Limits | None = None) -> None:
@@ -94,7 +94,7 @@ def prepared_data(data: DataConfig, of_run: Tokenizers = MappingProxyType({})) -
 def restored_model(
     path: str,
     mesh: Mesh | None = None,
-    execution: Execution | None = None,
+    compute: ComputeConfig | None = None,
     architecture: str | None = None,
 ) -> Restored:
     """A model with its tokenizers: of a run, or of a folder in Hugging Face format.
@@ -105,10 +105,10 @@ def restored_model(
     if is_checkpoint(path):
         if architecture is not None:
             raise UserError(f"{path} is a run, whose architecture is known; omit --architecture")
-        return restore_model(path, mesh, execution)
+        return restore_model(path, mesh, compute)
     mesh = mesh or make_mesh(MeshConfig())
     model, params = load_pretrained(
-        path, architecture=architecture, execution=execution or Execution(dtype="auto"), mesh=mesh
+        path, architecture=architecture, compute=compute or ComputeConfig(dtype="auto"), mesh=mesh
     )
     folder = find_directory(path)
     assert folder is not None  # the model was there
@@ -162,7 +162,7 @@ def initial_weights(config: TrainConfig) -> Callable[[Mesh], Any] | None:
 
 def built(config: TrainConfig) -> nn.Module:
     """The model of a config, for the devices that there are."""
-    return config.model.build(config.execution.resolve(jax.devices()[0].platform))
+    return config.model.build(config.compute.resolve(jax.devices()[0].platform))
 
 
 def fitted_data(config: TrainConfig, prepared: Dataset) -> Dataset:

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers.cli.baselines import baselines_of_run, keep_baselines
     from flax_transformers.cli.report import finish, introduce
     from flax_transformers.cli.scores import evaluators
-    from flax_transformers.monitoring.profiling import Probes
+    from flax_transformers.monitoring.profiling import Profiling
     from flax_transformers.parallel.distributed import PREEMPTED
     from flax_transformers.parallel.watchdog import watchdog
     from flax_transformers.storage.workdir import open_workdir
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         workdir,
         evaluators(config, prepared, runtime.built(config), workdir),
         runtime.initial_weights(config),
-        Probes(profile, arguments.dump_hlo),
+        Profiling(profile, arguments.dump_hlo),
     )
     with watchdog.phase("evaluation"):  # plots and samples
         keep_baselines(config, prepared, workdir, to_beat)

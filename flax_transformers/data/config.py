@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from flax_transformers import ranges
-from flax_transformers.data.sources.filters import Gates
+from flax_transformers.data.sources.filters import Filters
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.read import AnySource
 from flax_transformers.data.sources.text import TextSource
@@ -66,7 +66,7 @@ class TextData(DataConfig):
     """Share of documents held out for evaluation, drawn by a hash of their text: exact duplicates
     stay on one side. 0 holds out nothing."""
 
-    gates: Gates = field(default_factory=Gates)
+    filters: Filters = field(default_factory=Filters)
     """Which documents are let in: length limits, and exact duplicates only once."""
 
     shards: int = 8

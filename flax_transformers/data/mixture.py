@@ -25,7 +25,12 @@ from flax_transformers.data.prepare.cached_stores import (
     no_store,
 )
 from flax_transformers.data.prepare.shards import is_held_out
-from flax_transformers.data.prepare.store_locks import Compare, corpus_of, only_one, without_paths
+from flax_transformers.data.prepare.store_locks import (
+    Compare,
+    corpus_of,
+    exclusive_lock,
+    without_paths,
+)
 from flax_transformers.data.prepare.text import (
     PreparedText,
     begin_text,
@@ -35,7 +40,7 @@ from flax_transformers.data.prepare.text import (
 )
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.documents import Counts, listed
-from flax_transformers.data.sources.filters import Gates, let_in
+from flax_transformers.data.sources.filters import Filters, let_in
 from flax_transformers.data.sources.read import AnySource
 from flax_transformers.data.store.files import digest, to_json
 from flax_transformers.data.store.token_store import Split
@@ -94,7 +99,7 @@ class MixedText(DataConfig):
     validation_fraction: float = 0.01
     """Share of each component's documents that is held out; see `TextData`."""
 
-    gates: Gates = field(default_factory=Gates)
+    filters: Filters = field(default_factory=Filters)
     """Which documents are let in; duplicates are looked for within a component."""
 
     shards: int = 8
@@ -133,7 +138,7 @@ class MixedText(DataConfig):
             validation_source=component.validation_source,
             tokenizer=self.tokenizer,
             validation_fraction=self.validation_fraction,
-            gates=self.gates,
+            filters=self.filters,
             shards=self.shards,
             prepare_processes=self.prepare_processes,
             verify=self.verify,
@@ -318,7 +323,7 @@ def _tokenizer(
     """The one tokenizer of all components, trained if it is not there; noted last."""
     asked = without_paths({"tokenizer": data.tokenizer.settings})["tokenizer"]
     if not folder.exists(MIXTURE):
-        with only_one(folder):
+        with exclusive_lock(folder):
             if not folder.exists(MIXTURE):
                 for source in data.sources:
                     sources.check_first_records(source)
@@ -371,7 +376,7 @@ class Texts:
 
     def __call__(self) -> Iterator[str]:
         documents = sources.read_documents(self.data.source)
-        for _, document in let_in(documents, self.data.gates, Counts()):
+        for _, document in let_in(documents, self.data.filters, Counts()):
             if not is_held_out(document, self.data.held_out_fraction):
                 yield document.whole.replace("\0", "\n")
 

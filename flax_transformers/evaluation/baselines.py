@@ -18,7 +18,7 @@ from flax_transformers.evaluation.copying import copied, mixed_cross_entropy, mi
 from flax_transformers.evaluation.held_out import held_out_batches
 from flax_transformers.objectives.base import Batch, Vocabulary
 from flax_transformers.objectives.denoising import Denoising
-from flax_transformers.objectives.lm_loss import WordLoss
+from flax_transformers.objectives.lm_loss import LMLoss
 from flax_transformers.objectives.masked_lm import Masking
 from flax_transformers.objectives.next_sentence import NextSentence
 from flax_transformers.objectives.sequences import SequenceLoss
@@ -136,7 +136,7 @@ def text_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseline
 
     Sentinels count as one piece, "the next sentinel": anybody knows their order.
     """
-    if not isinstance(config.objective, Masking | WordLoss):
+    if not isinstance(config.objective, Masking | LMLoss):
         return []
     batches = list(held_out_batches(config, prepared, config.phases[-1].sequence_length))
     if not batches:
@@ -168,7 +168,7 @@ def text_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseline
 def _has_contexts(config: TrainConfig, prepared: PreparedText) -> bool:
     """Whether labels are bytes that follow one another."""
     tokenizer = prepared.target_tokenizer or prepared.tokenizer
-    return tokenizer.kind == "bytes" and isinstance(config.objective, WordLoss)
+    return tokenizer.kind == "bytes" and isinstance(config.objective, LMLoss)
 
 
 def _text_counts(config: TrainConfig, prepared: PreparedText) -> np.ndarray:

@@ -63,7 +63,7 @@ class BartConfig(EncoderDecoderConfig):
     intermediate_size: int = 4096
     max_positions: int | None = 1024
     position_offset: int = 2
-    norm_place: Literal["pre", "post"] = "post"
+    norm_position: Literal["pre", "post"] = "post"
     norm_eps: float = 1e-5
     embedding_norm: bool = True
     logits_bias: bool = True
@@ -83,7 +83,7 @@ class BartConfig(EncoderDecoderConfig):
 
 _MBART = BartConfig(
     architecture="MBartForConditionalGeneration",
-    norm_place="pre",
+    norm_position="pre",
     num_labels=2,
     decoder_start_id=None,
 )
@@ -171,7 +171,7 @@ def from_huggingface(config: Mapping[str, Any]) -> BartConfig:
     default = BartConfig() if model_type == "bart" else _MBART
     fields = read_fields(config, default)
     # Not tied means three tables: for what is read, for what is written, and for the logits.
-    fields |= {"norm_place": default.norm_place, "share_embeddings": fields["tie_embeddings"]}
+    fields |= {"norm_position": default.norm_position, "share_embeddings": fields["tie_embeddings"]}
     fields.setdefault("num_labels", default.num_labels)
     return huggingface.make_config(BartConfig, fields)
 

@@ -92,7 +92,7 @@ class BertConfig(TextConfig):
     num_heads: int = 12
     intermediate_size: int = 3072
     max_positions: int | None = 512
-    norm_place: Literal["pre", "post"] = "post"
+    norm_position: Literal["pre", "post"] = "post"
     norm_eps: float = 1e-12
     token_types: int = 2
     embedding_norm: bool = True

@@ -17,13 +17,13 @@ from flax_transformers.families import vit
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.layers.linear import Linear
 from flax_transformers.models.layers.patches import cut_patches
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.vision import (
-    Passage,
+    FlopsGroup,
     VisionConfig,
     VisionForClassification,
     VisionModel,
@@ -152,10 +152,10 @@ class MaeDecoder(nn.Module):
     """Hidden states of visible patches to pixels of all patches (§3, "MAE decoder")."""
 
     config: MaeConfig
-    execution: Execution
+    compute: ComputeConfig
 
     def setup(self) -> None:
-        c, dtype = self.config, jnp.dtype(self.execution.dtype)
+        c, dtype = self.config, jnp.dtype(self.compute.dtype)
         inner = c.decoder
         self.embed = Linear(
             "BTD,DE->BTE",
@@ -166,7 +166,7 @@ class MaeDecoder(nn.Module):
         )
         self.mask_token = token(inner, dtype)
         self.position = inner.make_positions(dtype)
-        self.stack = inner.make_stack(self.execution)
+        self.stack = inner.make_stack(self.compute)
         self.norm = inner.make_norm(dtype)
         self.predict = Linear(
             "BTD,DK->BTK",
@@ -204,7 +204,7 @@ class MaeForPreTraining(MaeModel):
 
     def setup(self) -> None:
         super().setup()
-        self.reconstruction_head = MaeDecoder(self.config, self.execution)
+        self.reconstruction_head = MaeDecoder(self.config, self.compute)
 
     def reconstruct(self, states: VisibleStates, *, deterministic: bool = True) -> jax.Array:
         """Pixels of all patches, float32 [B, T, P * Q * C]; compare with ``targets``."""
@@ -267,18 +267,18 @@ class MaeConfig(VisionConfig):
     def tokens(self) -> tuple[str, ...]:
         return ("class_token",)
 
-    def passages(self, grid: tuple[int, int]) -> tuple[Passage, ...]:
+    def flops_groups(self, grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
         """The encoder sees the visible patches, the decoder a token in place of each other one."""
         if self.architecture == "ViTMAEForImageClassification":
-            return super().passages(grid)
+            return super().flops_groups(grid)
         patches, head = grid[0] * grid[1], "reconstruction_head"
         visible = int(patches * (1 - self.mask_ratio))
         return (
-            Passage("embeddings", patches),
-            Passage("stack", 1 + visible, self.attention_width),
-            Passage(f"{head}/embed", 1 + visible),
-            Passage(f"{head}/stack", 1 + patches, self.decoder.attention_width),
-            Passage(f"{head}/predict", patches),
+            FlopsGroup("embeddings", patches),
+            FlopsGroup("stack", 1 + visible, self.attention_width),
+            FlopsGroup(f"{head}/embed", 1 + visible),
+            FlopsGroup(f"{head}/stack", 1 + patches, self.decoder.attention_width),
+            FlopsGroup(f"{head}/predict", patches),
         )
 
     @property

@@ -80,7 +80,7 @@ class MarianConfig(EncoderDecoderConfig):
     max_positions: int | None = 1024
     sinusoidal: bool = True
     """Fixed sines and cosines (§3.5) in the place of learned positions."""
-    norm_place: Literal["pre", "post"] = "post"
+    norm_position: Literal["pre", "post"] = "post"
     norm_eps: float = 1e-5
     activation: Activation = "relu"
     scale_embeddings: bool = True

@@ -27,7 +27,7 @@ from flax_transformers.families.modernbert_layers import (
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, fused_linear, linear, norm
-from flax_transformers.models.config import Execution, TextConfig
+from flax_transformers.models.config import ComputeConfig, TextConfig
 from flax_transformers.models.encoder import EncoderWithoutHead
 from flax_transformers.models.layers.feed_forward import Activation
 from flax_transformers.models.layers.positions import Rope, rotary_tables
@@ -101,8 +101,10 @@ class ModernBertConfig(TextConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.norm_place != "pre":
-            raise ValueError(f"model.norm_place is {self.norm_place!r}; ModernBERT has only 'pre'")
+        if self.norm_position != "pre":
+            raise ValueError(
+                f"model.norm_position is {self.norm_position!r}; ModernBERT has only 'pre'"
+            )
         if self.rope is None:
             raise ValueError("model.rope is None; ModernBERT has no other positions")
         if self.layer_types and len(self.layer_types) != self.num_layers:
@@ -143,11 +145,11 @@ class ModernBertConfig(TextConfig):
         )
 
     def make_stack(
-        self, execution: Execution, *, cross_attention: bool = False, name: str | None = None
+        self, compute: ComputeConfig, *, cross_attention: bool = False, name: str | None = None
     ) -> Stack:
         """The first layer, which has no first norm, then as few layers as repeat."""
         first, *others = (
-            partial(ModernBertBlock, self, execution, kind=kind, first=layer == 0)
+            partial(ModernBertBlock, self, compute, kind=kind, first=layer == 0)
             for layer, kind in enumerate(self.kinds)
         )
         period = _period(self.kinds[1:])
@@ -157,8 +159,8 @@ class ModernBertConfig(TextConfig):
             pattern=tuple(others[:period]),
             repeats=repeats,
             remainder=tuple(others[period * repeats :]),
-            scan=execution.scan_layers,
-            remat=execution.remat,
+            scan=compute.scan_layers,
+            remat=compute.remat,
             name=name,
         )
 

@@ -89,7 +89,7 @@ class RobertaConfig(TextConfig):
     max_positions: int | None = 512
     position_offset: int = 2
     pad_id: int = 1
-    norm_place: Literal["pre", "post"] = "post"
+    norm_position: Literal["pre", "post"] = "post"
     norm_eps: float = 1e-5
     token_types: int = 1
     embedding_norm: bool = True

@@ -31,7 +31,7 @@ from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.model_types import model_type_of
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.models.encoder_decoder import (
     EncoderDecoder,
     EncoderDecoderConfig,
@@ -127,8 +127,8 @@ class T5Config(EncoderDecoderConfig):
         }
         return self.init_std * fan_in.get(name, self.hidden_size) ** -0.5
 
-    def make_side(self, execution: Execution, *, cross_attention: bool = False) -> Side:
-        return T5Side(self, execution, cross_attention)
+    def make_side(self, compute: ComputeConfig, *, cross_attention: bool = False) -> Side:
+        return T5Side(self, compute, cross_attention)
 
     @property
     def block(self) -> type[TransformerBlock]:

@@ -17,7 +17,7 @@ from flax_transformers.models.heads import Unembedding
 from flax_transformers.models.layers.attention import KeyValues
 from flax_transformers.models.layers.block import LayerCache, LayerInputs, TransformerBlock
 from flax_transformers.models.layers.embeddings import Embedding
-from flax_transformers.models.layers.relative_position_bias import DistanceBias
+from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
 from flax_transformers.models.layers.sharding import constrain
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 
@@ -52,7 +52,7 @@ class RelativeBias(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self) -> DistanceBias:
+    def __call__(self) -> RelativePositionBias:
         c = self.config
         table = Embedding(
             c.relative_buckets,
@@ -69,7 +69,7 @@ class RelativeBias(nn.Module):
         bucket = buckets_by_distance(one_way, c.relative_max_distance)[before]
         if not c.causal:
             bucket = bucket + np.where(distance > 0, one_way, 0)
-        return DistanceBias(constrain(table(jnp.asarray(bucket)).T, ("heads", None)))
+        return RelativePositionBias(constrain(table(jnp.asarray(bucket)).T, ("heads", None)))
 
 
 class UMT5Block(TransformerBlock):

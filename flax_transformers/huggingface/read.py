@@ -30,11 +30,11 @@ from flax_transformers.huggingface.placement import Placement, boxed_shapes, fre
 from flax_transformers.huggingface.sentence_transformers import read_sentence_files
 from flax_transformers.huggingface.weight_table import some
 from flax_transformers.huggingface.weights import known_names, read_parameters
-from flax_transformers.models.config import Execution, TextConfig, TransformerConfig
+from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
 
 logger = logging.getLogger(__name__)
 
-PLAIN = Execution()
+PLAIN = ComputeConfig()
 
 
 def find_directory(path: str | os.PathLike[str]) -> Path | None:
@@ -66,7 +66,7 @@ def load_directory(
     num_labels: int | None = None,
     seed: int = 0,
     dtype: DTypeLike = jnp.float32,
-    execution: Execution = PLAIN,
+    compute: ComputeConfig = PLAIN,
     mesh: Mesh | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model in a Hugging Face directory and its parameters, of ``dtype``.
@@ -92,7 +92,7 @@ def load_directory(
         if family.settle is not None:
             own, config = family.settle(own, tensors), family.settle(config, tensors)
     platform = (mesh.devices.flat[0] if mesh else jax.devices()[0]).platform
-    model = config.build(execution.resolve(platform))
+    model = config.build(compute.resolve(platform))
     place = Placement.of(model, dtype, mesh)
     with _naming(folder):
         reading = read_parameters(

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_transformers.models.config import Execution, TextConfig, TransformerConfig
+from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
 from flax_transformers.models.layers.embeddings import word_table
 from flax_transformers.models.outputs import ModelOutput
 
@@ -23,7 +23,7 @@ class Model(nn.Module):
     """
 
     config: TransformerConfig
-    execution: Execution = Execution()
+    compute: ComputeConfig = ComputeConfig()
 
     inputs: ClassVar[tuple[str, ...]]
     """The names in a batch that ``hidden_states`` takes."""
@@ -32,7 +32,7 @@ class Model(nn.Module):
 
     @property
     def dtype(self) -> jnp.dtype:
-        return jnp.dtype(self.execution.dtype)
+        return jnp.dtype(self.compute.dtype)
 
 
 class Tokens(NamedTuple):

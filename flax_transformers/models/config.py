@@ -42,7 +42,7 @@ _KERNELS: dict[str, tuple[Kernel, ...]] = {
 
 
 @dataclass(frozen=True)
-class Execution:
+class ComputeConfig:
     """How a model is run. It changes the numbers by rounding alone, dtypes most."""
 
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
@@ -67,9 +67,9 @@ class Execution:
     RANGES: ClassVar[Ranges] = {"feed_forward_chunk": ranges.POSITIONS}
 
     def __post_init__(self) -> None:
-        ranges.check_fields(self, "execution")
+        ranges.check_fields(self, "compute")
 
-    def resolve(self, platform: str) -> Execution:
+    def resolve(self, platform: str) -> ComputeConfig:
         """Settles ``auto`` for a platform ("cpu", "gpu", "tpu"); models need it settled.
 
         Raises UserError for a kernel that the platform does not have. (A CPU interprets that for
@@ -82,7 +82,7 @@ class Execution:
             attention = _KERNELS[platform][0]
         if attention not in _KERNELS[platform]:
             raise UserError(
-                f"execution.attention is {attention!r}, which there is not on {platform}; set it "
+                f"compute.attention is {attention!r}, which there is not on {platform}; set it "
                 "to auto"
             )
         return replace(self, dtype=dtype, attention=attention)
@@ -128,7 +128,7 @@ class TransformerConfig:
     intermediate_size: int
     """Feed-forward width F."""
     norm: Literal["layer", "rms"] = "layer"
-    norm_place: Literal["pre", "post"] = "pre"
+    norm_position: Literal["pre", "post"] = "pre"
     """Norm before each sub-layer (with one more after the last layer), or after each residual."""
     norm_eps: float = 1e-6
     activation: Activation = "gelu"
@@ -247,7 +247,7 @@ class TransformerConfig:
         """What inputs must keep to, by name: beyond it a table gives NaN."""
         return {}
 
-    def build(self, execution: Execution) -> nn.Module:
+    def build(self, compute: ComputeConfig) -> nn.Module:
         """The module of the ``architecture``. Raises UserError, naming what there is, for none."""
         if not self.architectures:
             raise TypeError(f"{type(self).__name__} is not a family's config, such as BertConfig")
@@ -256,7 +256,7 @@ class TransformerConfig:
                 f"model.architecture is {self.architecture!r}, which {type(self).__name__} cannot "
                 f"be; choose among {', '.join(self.architectures)}"
             )
-        return self.architectures[self.architecture](self, execution)
+        return self.architectures[self.architecture](self, compute)
 
     @property
     def block(self) -> type[TransformerBlock]:
@@ -268,15 +268,15 @@ class TransformerConfig:
         return make_norm(self.norm, self.norm_eps, dtype, name)
 
     def make_stack(
-        self, execution: Execution, *, cross_attention: bool = False, name: str | None = None
+        self, compute: ComputeConfig, *, cross_attention: bool = False, name: str | None = None
     ) -> Stack:
         """The layers; with ``cross_attention`` they also look at ``LayerInputs.context_BSD``."""
-        block = partial(self.block, self, execution, cross_attention)
+        block = partial(self.block, self, compute, cross_attention)
         return Stack(
             pattern=(block,),
             repeats=self.num_layers,
-            scan=execution.scan_layers,
-            remat=execution.remat,
+            scan=compute.scan_layers,
+            remat=compute.remat,
             name=name,
         )
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from flax_transformers import ranges
 from flax_transformers.models.base import Tokens, WordModel
-from flax_transformers.models.config import Execution, InputLimit, TextConfig
+from flax_transformers.models.config import ComputeConfig, InputLimit, TextConfig
 from flax_transformers.models.layers.block import LayerCache, LayerInputs
 from flax_transformers.models.layers.embeddings import Embedding, InputEmbeddings, word_table
 from flax_transformers.models.layers.kv_cache import Cache, causal_inputs, empty_cache
@@ -143,24 +143,24 @@ class EncoderDecoderConfig(TextConfig):
             return self.hidden_size**-0.5
         return super().initial_std(name)
 
-    def make_side(self, execution: Execution, *, cross_attention: bool = False) -> Side:
+    def make_side(self, compute: ComputeConfig, *, cross_attention: bool = False) -> Side:
         """The encoder of this config, or of ``self.decoder`` the decoder."""
-        return Side(self, execution, cross_attention)
+        return Side(self, compute, cross_attention)
 
 
 class Side(nn.Module):
     """One of the two: embeddings, layers, and a last norm if they are pre-norm."""
 
     config: EncoderDecoderConfig
-    execution: Execution
+    compute: ComputeConfig
     cross_attention: bool = False
 
     def setup(self) -> None:
         c = self.config
-        self.embeddings = InputEmbeddings(c, jnp.dtype(self.execution.dtype))
-        self.stack = c.make_stack(self.execution, cross_attention=self.cross_attention)
-        if c.norm_place == "pre":
-            self.norm = c.make_norm(jnp.dtype(self.execution.dtype))
+        self.embeddings = InputEmbeddings(c, jnp.dtype(self.compute.dtype))
+        self.stack = c.make_stack(self.compute, cross_attention=self.cross_attention)
+        if c.norm_position == "pre":
+            self.norm = c.make_norm(jnp.dtype(self.compute.dtype))
 
     def __call__(
         self,
@@ -176,7 +176,7 @@ class Side(nn.Module):
         x_BTD = self.embeddings(words_BTD, position_ids, deterministic=deterministic)
         inputs = inputs.replace(rotary=c.rotary_tables(position_ids))
         x_BTD, out = self.stack(x_BTD, inputs, own, deterministic=deterministic)
-        return self.norm(x_BTD) if c.norm_place == "pre" else x_BTD, out
+        return self.norm(x_BTD) if c.norm_position == "pre" else x_BTD, out
 
 
 class WithEncoder(WordModel):
@@ -186,7 +186,7 @@ class WithEncoder(WordModel):
 
     def setup(self) -> None:
         super().setup()
-        self.encoder = self.config.make_side(self.execution)
+        self.encoder = self.config.make_side(self.compute)
 
     def encode(
         self,
@@ -229,7 +229,7 @@ class EncoderDecoder(WithEncoder):
         decoder = self.config.decoder
         if not self.config.share_embeddings:
             self.decoder_words = word_table(decoder, self.dtype)
-        self.decoder = decoder.make_side(self.execution, cross_attention=True)
+        self.decoder = decoder.make_side(self.compute, cross_attention=True)
 
     @property
     def target_words(self) -> Embedding:

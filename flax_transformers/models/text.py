@@ -62,8 +62,8 @@ class TextModel(WordModel):
         super().setup()
         c = self.config
         self.embeddings = InputEmbeddings(c, self.dtype)
-        self.stack = c.make_stack(self.execution)
-        if c.norm_place == "pre":
+        self.stack = c.make_stack(self.compute)
+        if c.norm_position == "pre":
             self.final_norm = c.make_norm(self.dtype)
 
     def hidden_states(
@@ -106,7 +106,7 @@ class TextModel(WordModel):
         inputs = inputs.replace(rotary=c.rotary_tables(places))
         own = None if cache is None else cache.layers
         x_BTD, out = self.stack(x_BTD, inputs, own, deterministic=deterministic)
-        if c.norm_place == "pre":
+        if c.norm_position == "pre":
             x_BTD = self.final_norm(x_BTD)
         if cache is not None:
             cache = cache.replace(layers=out["cache"])

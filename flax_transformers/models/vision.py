@@ -64,7 +64,7 @@ class VisionBlock(TransformerBlock):
 
 
 @dataclass(frozen=True)
-class Passage:
+class FlopsGroup:
     """How many tokens of an image pass through the kernels below ``path``; "" is all the rest.
 
     ``attention``: heads times their width, over all layers there.
@@ -151,13 +151,13 @@ class VisionConfig(TransformerConfig):
         """Heads times their width, over all layers."""
         return self.num_layers * self.num_heads * self.head_width
 
-    def passages(self, grid: tuple[int, int]) -> tuple[Passage, ...]:
+    def flops_groups(self, grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
         """What an image of ``grid`` (rows, columns) patches costs: the first that fits counts."""
         patches = grid[0] * grid[1]
         return (
-            Passage("embeddings", patches),
-            Passage("stack", len(self.tokens) + patches, self.attention_width),
-            Passage("", 1),  # heads look at one vector
+            FlopsGroup("embeddings", patches),
+            FlopsGroup("stack", len(self.tokens) + patches, self.attention_width),
+            FlopsGroup("", 1),  # heads look at one vector
         )
 
     def drop_path_rates(self) -> np.ndarray:
@@ -296,8 +296,8 @@ class VisionModel(Model):
     def setup(self) -> None:
         c = self.config
         self.embeddings = PatchEmbeddings(c, self.dtype)
-        self.stack = c.make_stack(self.execution)
-        if c.norm_place == "pre":
+        self.stack = c.make_stack(self.compute)
+        if c.norm_position == "pre":
             self.final_norm = c.make_norm(self.dtype)
 
     def hidden_states(
@@ -323,7 +323,7 @@ class VisionModel(Model):
         c = self.config
         rates = None if deterministic or not c.drop_path else jnp.asarray(c.drop_path_rates())
         x_BTD, _ = self.stack(x_BTD, LayerInputs(), rates, deterministic=deterministic)
-        return self.final_norm(x_BTD) if c.norm_place == "pre" else x_BTD
+        return self.final_norm(x_BTD) if c.norm_position == "pre" else x_BTD
 
     def __call__(
         self,

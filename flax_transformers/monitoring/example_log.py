@@ -23,7 +23,7 @@ _NAME = re.compile(r"ledger-(\d+)\.jsonl")
 _FLUSH_SECONDS = 30.0
 
 
-class Ledger:
+class ExampleLog:
     """Appends ``{"step": n, "ids": [...]}`` to ``ledger-<process>.jsonl`` in a workdir.
 
     Opened for a run that goes on after ``start_step``, it drops what an earlier attempt wrote

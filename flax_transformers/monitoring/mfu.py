@@ -20,7 +20,7 @@ Peaks are those of ``parallel.chips``.
 
 from __future__ import annotations
 
-from flax_transformers.parallel.device_specs import chip_of
+from flax_transformers.parallel.device_specs import device_spec
 
 
 def mfu(
@@ -30,7 +30,7 @@ def mfu(
 
     ``flops_per_step`` are those of the whole global batch, ``n_devices`` the devices it runs on.
     """
-    chip = chip_of(device_kind)
+    chip = device_spec(device_kind)
     if chip is None or step_time_s <= 0:
         return None
     return flops_per_step / (step_time_s * chip.peak_flops * n_devices)

@@ -12,7 +12,7 @@ import jax
 from flax_transformers.models.config import TextConfig, TransformerConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
 from flax_transformers.models.layers.patches import patch_grid
-from flax_transformers.models.vision import Passage, VisionConfig
+from flax_transformers.models.vision import FlopsGroup, VisionConfig
 from flax_transformers.monitoring.mfu import transformer_matmul_flops
 from flax_transformers.objectives.base import Objective
 
@@ -35,7 +35,7 @@ def step_flops(
     """
     if isinstance(model, VisionConfig):
         grid = patch_grid((sequence_length,) * 2, model.patch_size)
-        return batch_size * vision_flops(model.passages(grid), params)
+        return batch_size * vision_flops(model.flops_groups(grid), params)
     tokens = batch_size * sequence_length
     predicted = batch_size * objective.predictions(sequence_length)
     sizes = _kernel_sizes(params, model)
@@ -56,15 +56,15 @@ def step_flops(
     )
 
 
-def vision_flops(passages: Sequence[Passage], params: Any) -> float:
+def vision_flops(flops_groups: Sequence[FlopsGroup], params: Any) -> float:
     """Matmul FLOPs of one image, forward and backward."""
     flops = 0.0
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = "/".join(key.key for key in path)
         if name.endswith("/kernel"):
-            through = next(one for one in passages if name.startswith(one.path))
+            through = next(one for one in flops_groups if name.startswith(one.path))
             flops += 6 * leaf.size * through.tokens
-    return flops + sum(12 * one.tokens**2 * one.attention for one in passages)
+    return flops + sum(12 * one.tokens**2 * one.attention for one in flops_groups)
 
 
 def _stack_flops(

@@ -15,7 +15,7 @@ from flax_transformers.storage.workdir import write_text
 
 
 @dataclass(frozen=True)
-class Probes:
+class Profiling:
     """What ``train`` is asked to leave behind besides the run itself."""
 
     profile: tuple[int, int] | None = None
@@ -30,7 +30,7 @@ class Watch:
     Traces and texts are left by process 0.
     """
 
-    def __init__(self, probes: Probes, workdir: epath.Path, phase: int) -> None:
+    def __init__(self, probes: Profiling, workdir: epath.Path, phase: int) -> None:
         self._probes, self._workdir, self._phase = probes, workdir, phase
         self._is_first, self._tracing = True, False
 

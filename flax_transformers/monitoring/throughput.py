@@ -21,11 +21,11 @@ from flax_transformers.optim.spike_detection import TooManySkipped
 
 log = logging.getLogger(__name__)
 
-REMEDY = "lower optimizer.learning_rate, lengthen the warm-up or use execution.dtype float32"
+REMEDY = "lower optimizer.learning_rate, lengthen the warm-up or use compute.dtype float32"
 LOOK_AT = (
     "look at the rows with `flax-transformers inspect`, at ids beyond model.vocab_size or "
     "model.token_types, positions beyond model.max_positions, the weights of init_from, "
-    "model.init_std, model.norm_eps and execution.dtype"
+    "model.init_std, model.norm_eps and compute.dtype"
 )
 """What can be wrong where the very first step is not finite."""
 
@@ -144,7 +144,7 @@ class Meter:
             raise TooManySkipped(
                 f"the {what} of {self._consecutive_skips} steps in a row are {wrong}; {REMEDY}, "
                 f"and run the same command again: {limit} steps in a row may be skipped "
-                "(max_skipped_in_a_row), and training resumes from the newest checkpoint before "
+                "(max_consecutive_skips), and training resumes from the newest checkpoint before "
                 "them"
             )
 

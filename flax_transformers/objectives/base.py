@@ -141,7 +141,7 @@ class ModelFunctions:
 
 
 @dataclass(frozen=True)
-class Terms:
+class LossTerms:
     """What a batch contributes to the loss and to the metrics, as sums.
 
     ``losses[name] = (sum, weight, coefficient)``: the trained loss is the sum over names of
@@ -168,7 +168,7 @@ class ModelNeeds:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ExampleView:
     """One sequence of a prepared row, as people read it; padding is left out.
 
     ``ids`` int32 [n]: what stands there. ``labels`` int32 [n]: what has to be predicted at each
@@ -220,8 +220,8 @@ class Objective(Protocol):
 
     def terms(
         self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]
-    ) -> Terms:
+    ) -> LossTerms:
         """Sums and weights of one (micro-)batch."""
 
-    def show(self, row: dict[str, np.ndarray]) -> list[Shown]:
+    def show(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
         """What a row from ``prepare`` holds, for people to read."""

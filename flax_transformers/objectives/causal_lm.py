@@ -12,22 +12,22 @@ from flax_transformers import ranges
 from flax_transformers.objectives.base import (
     Array,
     Batch,
+    ExampleView,
     Frame,
+    LossTerms,
     ModelFunctions,
     ModelNeeds,
     Params,
-    Shown,
-    Terms,
     Vocabulary,
     WindowSpec,
 )
-from flax_transformers.objectives.lm_loss import WordLoss
+from flax_transformers.objectives.lm_loss import LMLoss
 from flax_transformers.objectives.rows import document_start, end_id, pad
 from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalLM(WordLoss):
+class CausalLM(LMLoss):
     """Predict each token from those before it in its document.
 
     Every token of a window is predicted once, and so is the end of each document. What a row, or a
@@ -77,11 +77,11 @@ class CausalLM(WordLoss):
 
     def terms(
         self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]
-    ) -> Terms:
+    ) -> LossTerms:
         """The loss "causal_lm", perhaps "z_loss" and "balance"; cross-entropy and accuracy."""
         return causal_terms(self, "causal_lm", self.balance_weight, model, params, batch, rngs)
 
-    def show(self, row: dict[str, np.ndarray]) -> list[Shown]:
+    def show(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
         return [shown_documents(row)]
 
 
@@ -123,15 +123,15 @@ def causal_row(
 
 
 def causal_terms(
-    loss: WordLoss,
+    loss: LMLoss,
     name: str,
     balance_weight: float,
     model: ModelFunctions,
     params: Params,
     batch: Batch,
     rngs: Mapping[str, Array],
-) -> Terms:
-    """Terms of a row of ``causal_row``, with the balance of experts where the model has some."""
+) -> LossTerms:
+    """The loss of a row of ``causal_row``, with the balance of experts where the model has some."""
     states = model.hidden_states(params, batch, rngs)
     terms = loss.word_terms(
         name, model, params, states.last_hidden_state, batch["labels"], batch["label_weights"]
@@ -143,14 +143,14 @@ def causal_terms(
     return terms
 
 
-def shown_documents(row: dict[str, np.ndarray]) -> Shown:
+def shown_documents(row: dict[str, np.ndarray]) -> ExampleView:
     """A row of ``causal_row``: each document's first input, then its labels."""
     segments = row["segment_ids"]
     used = int((segments > 0).sum())
     segments, labels = segments[:used], row["labels"][:used]
     first = np.flatnonzero(np.diff(segments, prepend=0))
     predicted = np.where(row["label_weights"][:used] > 0, labels, -1)
-    return Shown(
+    return ExampleView(
         "row",
         ids=np.insert(labels, first, row["input_ids"][first]),
         labels=np.insert(predicted, first, -1),

@@ -73,8 +73,8 @@ class _Words(NamedTuple):
     bias: jax.Array
 
 
-def word_scores(words: Any, labels_BM: jax.Array, logits_held: int) -> Scores:
-    """Scores float32 [B, M] of ``labels_BM``, with at most ``logits_held`` logits on a device.
+def word_scores(words: Any, labels_BM: jax.Array, max_logits: int) -> Scores:
+    """Scores float32 [B, M] of ``labels_BM``, with at most ``max_logits`` logits on a device.
 
     ``words`` is the model's ``Unembedding`` of hidden states [B, M, D]. Where the logits of all
     places are more than that, they are made some words at a time, and in the backward pass once
@@ -84,9 +84,9 @@ def word_scores(words: Any, labels_BM: jax.Array, logits_held: int) -> Scores:
     vocabulary, divisions = len(words.table_VD), parts("vocab")
     places = labels_BM.size // (parts("batch") * parts("length"))
     each = vocabulary // divisions
-    if places * each <= logits_held:
+    if places * each <= max_logits:
         return cross_entropy(words.logits(), labels_BM)
-    blocks = -(-each // max(_LANES, logits_held // places // _LANES * _LANES))
+    blocks = -(-each // max(_LANES, max_logits // places // _LANES * _LANES))
     size = -(-each // blocks // _LANES) * _LANES
 
     def cut(x_V: jax.Array) -> jax.Array:

@@ -12,11 +12,11 @@ from flax_transformers import ranges
 from flax_transformers.objectives.base import (
     Array,
     Batch,
+    ExampleView,
+    LossTerms,
     ModelFunctions,
     ModelNeeds,
     Params,
-    Shown,
-    Terms,
     Vocabulary,
 )
 from flax_transformers.objectives.images import ImageSpec, PixelInput, hidden_states, pixels_of
@@ -95,7 +95,7 @@ class ImageClassification(PixelInput):
 
     def terms(
         self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]
-    ) -> Terms:
+    ) -> LossTerms:
         """The loss "classification"; plain cross-entropy, accuracy and accuracy in the top 5.
 
         Of a mixture, the metrics are those of both labels, by their shares. Two heads (DeiT's)
@@ -116,7 +116,7 @@ class ImageClassification(PixelInput):
         else:
             loss = jnp.sum(yes_or_no(logits_B1C[:, 0], labels_BM, weights_BM))
         in_top_BM = in_top(logits_B1C, labels_BM)
-        return Terms(
+        return LossTerms(
             losses={"classification": (loss, count, 1.0)},
             metrics={
                 "loss": (jnp.sum(scores.nll * weights_BM), count),
@@ -125,7 +125,7 @@ class ImageClassification(PixelInput):
             },
         )
 
-    def show(self, row: dict[str, np.ndarray]) -> list[Shown]:
+    def show(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
         """Nothing to read; the pictures are what there is to see."""
         return []
 

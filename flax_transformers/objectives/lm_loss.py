@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from flax_transformers import ranges
-from flax_transformers.objectives.base import Array, ModelFunctions, Params, Terms
+from flax_transformers.objectives.base import Array, LossTerms, ModelFunctions, Params
 from flax_transformers.ranges import Ranges
 
 LOGITS_HELD = 2**28
@@ -17,7 +17,7 @@ PALM_Z_LOSS = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class WordLoss:
+class LMLoss:
     """Cross-entropy at many places of a row; what objectives of language models have in common.
 
     What is logged as "loss" is the plain cross-entropy, whatever is trained.
@@ -29,13 +29,13 @@ class WordLoss:
     z_loss: float = 0.0
     """Coefficient of the mean of ``log(Z) ** 2``, Z the sum of the exponentials of the logits;
     PaLM has 1e-4 (`PALM_Z_LOSS`)."""
-    logits_held: int = LOGITS_HELD
+    max_logits: int = LOGITS_HELD
     """Logits that a device holds at once, four bytes each; more are made some words at a time."""
 
     RANGES: ClassVar[Ranges] = {
         "label_smoothing": ranges.RATE,
         "z_loss": ranges.COEFFICIENT,
-        "logits_held": ranges.integers(1, 2**48),
+        "max_logits": ranges.integers(1, 2**48),
     }
 
     def __post_init__(self) -> None:
@@ -49,13 +49,13 @@ class WordLoss:
         hidden_BTD: Array,
         labels_BT: Array,
         weights_BT: Array,
-    ) -> Terms:
+    ) -> LossTerms:
         """The trained loss ``name`` and perhaps ``z_loss``; the metrics "loss" and "accuracy"."""
         import jax.numpy as jnp  # here, so that data workers start without jax
 
         from flax_transformers.objectives.cross_entropy import word_scores
 
-        scores = word_scores(model.unembedding(params, hidden_BTD), labels_BT, self.logits_held)
+        scores = word_scores(model.unembedding(params, hidden_BTD), labels_BT, self.max_logits)
 
         def total(values_BT: Array) -> Array:
             return jnp.sum(values_BT * weights_BT)
@@ -65,4 +65,4 @@ class WordLoss:
         if self.z_loss:
             losses["z_loss"] = (total(scores.log_z**2), count, self.z_loss)
         metrics = {"loss": (total(scores.nll), count), "accuracy": (total(scores.correct), count)}
-        return Terms(losses, metrics)
+        return LossTerms(losses, metrics)

@@ -11,11 +11,11 @@ import numpy as np
 from flax_transformers.objectives.base import (
     Array,
     Batch,
+    ExampleView,
+    LossTerms,
     ModelFunctions,
     ModelNeeds,
     Params,
-    Shown,
-    Terms,
     Vocabulary,
 )
 from flax_transformers.objectives.images import ImageSpec, PixelInput, hidden_states, pixels_of
@@ -51,7 +51,7 @@ class MaskedImage(PixelInput):
 
     def terms(
         self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]
-    ) -> Terms:
+    ) -> LossTerms:
         """The loss "reconstruction", a mean over hidden patches."""
         import jax.numpy as jnp  # here, so that data workers start without jax
 
@@ -59,7 +59,9 @@ class MaskedImage(PixelInput):
         error_BT = jnp.mean((painted.predicted_BTK - painted.target_BTK) ** 2, axis=2)
         counted_BT = painted.hidden_BT * batch["weights"][:, None]
         loss, count = jnp.sum(error_BT * counted_BT), jnp.sum(counted_BT)
-        return Terms(losses={"reconstruction": (loss, count, 1.0)}, metrics={"loss": (loss, count)})
+        return LossTerms(
+            losses={"reconstruction": (loss, count, 1.0)}, metrics={"loss": (loss, count)}
+        )
 
     def paint(
         self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]
@@ -72,7 +74,7 @@ class MaskedImage(PixelInput):
         predicted_BTK = model.head("reconstruct", params, rngs, states)
         return Painted(target_BTK, predicted_BTK, states.mask)
 
-    def show(self, row: dict[str, np.ndarray]) -> list[Shown]:
+    def show(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
         """Nothing to read; the pictures are what there is to see."""
         return []
 

@@ -14,11 +14,11 @@ from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import (
     Array,
     Batch,
+    ExampleView,
+    LossTerms,
     ModelFunctions,
     ModelNeeds,
     Params,
-    Shown,
-    Terms,
     Vocabulary,
     WindowSpec,
 )
@@ -125,7 +125,7 @@ class Masking:
 
     def masked_terms(
         self, model: ModelFunctions, params: Params, hidden_BTD: Array, batch: Batch
-    ) -> Terms:
+    ) -> LossTerms:
         """Cross-entropy and accuracy at the chosen positions; only their logits are computed."""
         import jax.numpy as jnp  # here, so that data workers start without jax
 
@@ -138,7 +138,7 @@ class Masking:
         weights_BM = batch["masked_weights"]
         count = jnp.sum(weights_BM)
         loss = jnp.sum(scores.nll * weights_BM)
-        return Terms(
+        return LossTerms(
             losses={"masked_lm": (loss, count, 1.0)},
             metrics={
                 "loss": (loss, count),
@@ -186,22 +186,22 @@ class MaskedLM(Masking):
 
     def terms(
         self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]
-    ) -> Terms:
+    ) -> LossTerms:
         """The loss "masked_lm", and its plain cross-entropy and accuracy."""
         hidden_BTD = model.hidden_states(params, batch, rngs).last_hidden_state
         return self.masked_terms(model, params, hidden_BTD, batch)
 
-    def show(self, row: dict[str, np.ndarray]) -> list[Shown]:
+    def show(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
         return [shown_masks(row)]
 
 
-def shown_masks(row: dict[str, np.ndarray]) -> Shown:
+def shown_masks(row: dict[str, np.ndarray]) -> ExampleView:
     """A row as ``Masking.masked_row`` makes it, for people to read."""
     labels = np.full(len(row["input_ids"]), -1, np.int32)
     real = row["masked_weights"] > 0
     labels[row["masked_positions"][real]] = row["masked_labels"][real]
     used = int(row["attention_mask"].sum())
-    return Shown("row", row["input_ids"][:used], labels[:used])
+    return ExampleView("row", row["input_ids"][:used], labels[:used])
 
 
 def is_special(row: np.ndarray, vocab: Vocabulary) -> np.ndarray:

@@ -13,11 +13,11 @@ from flax_transformers import ranges
 from flax_transformers.objectives.base import (
     Array,
     Batch,
+    ExampleView,
+    LossTerms,
     ModelFunctions,
     ModelNeeds,
     Params,
-    Shown,
-    Terms,
     Vocabulary,
     WindowSpec,
 )
@@ -121,7 +121,7 @@ class NextSentence(Masking):
 
     def terms(
         self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]
-    ) -> Terms:
+    ) -> LossTerms:
         """The losses "masked_lm" and "next_sentence"; "loss" and "accuracy" are of filling gaps."""
         import jax.numpy as jnp  # here, so that data workers start without jax
 
@@ -139,7 +139,7 @@ class NextSentence(Masking):
         terms.metrics["next_sentence_accuracy"] = (jnp.sum(scores.correct * weights_B), pairs)
         return terms
 
-    def show(self, row: dict[str, np.ndarray]) -> list[Shown]:
+    def show(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
         shown = shown_masks(row)
         if not row["next_sentence_weights"]:
             note = "no pair"

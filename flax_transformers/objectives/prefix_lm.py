@@ -12,12 +12,12 @@ from flax_transformers import ranges
 from flax_transformers.objectives.base import (
     Array,
     Batch,
+    ExampleView,
     Frame,
+    LossTerms,
     ModelFunctions,
     ModelNeeds,
     Params,
-    Shown,
-    Terms,
     Vocabulary,
     WindowSpec,
 )
@@ -26,13 +26,13 @@ from flax_transformers.objectives.causal_lm import (
     causal_terms,
     documents_in_turn,
 )
-from flax_transformers.objectives.lm_loss import WordLoss
+from flax_transformers.objectives.lm_loss import LMLoss
 from flax_transformers.objectives.rows import document_start, pad
 from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrefixLM(WordLoss):
+class PrefixLM(LMLoss):
     """Predict the rest of each document from its beginning (T5, arXiv:1910.10683 §3.2.1; the
     S-denoiser of UL2, arXiv:2205.05131).
 
@@ -86,19 +86,19 @@ class PrefixLM(WordLoss):
 
     def terms(
         self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]
-    ) -> Terms:
+    ) -> LossTerms:
         """The loss "prefix_lm", perhaps "z_loss" and "balance"; cross-entropy and accuracy."""
         return causal_terms(self, "prefix_lm", self.balance_weight, model, params, batch, rngs)
 
-    def show(self, row: dict[str, np.ndarray]) -> list[Shown]:
+    def show(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
         segments = row["segment_ids"]
         shown = []
         for number in range(1, int(segments.max(initial=0)) + 1):
             labels = row["labels"][segments == number]
             rest = row["label_weights"][segments == number] > 0
             begin = row["input_ids"][segments == number][:1]
-            shown.append(Shown("prefix", np.append(begin, labels[~rest])))
-            shown.append(Shown("rest", labels[rest], labels[rest]))
+            shown.append(ExampleView("prefix", np.append(begin, labels[~rest])))
+            shown.append(ExampleView("rest", labels[rest], labels[rest]))
         return shown
 
 

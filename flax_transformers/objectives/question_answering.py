@@ -13,11 +13,11 @@ from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import (
     Array,
     Batch,
+    ExampleView,
+    LossTerms,
     ModelFunctions,
     ModelNeeds,
     Params,
-    Shown,
-    Terms,
     Vocabulary,
 )
 from flax_transformers.objectives.labelled import (
@@ -131,7 +131,7 @@ class QuestionAnswering:
 
     def terms(
         self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]
-    ) -> Terms:
+    ) -> LossTerms:
         """The loss "answer", the mean of both ends' cross-entropies; that and the accuracies of the
         ends as metrics."""
         import jax.numpy as jnp  # here, so that data workers start without jax
@@ -144,7 +144,7 @@ class QuestionAnswering:
         weights_B = batch["weights"]
         count = jnp.sum(weights_B)
         loss = jnp.sum(0.5 * (starts.nll + ends.nll) * weights_B)
-        return Terms(
+        return LossTerms(
             losses={"answer": (loss, count, 1.0)},
             metrics={
                 "loss": (loss, count),
@@ -173,11 +173,11 @@ class QuestionAnswering:
         possible_BT1 = ((batch["attention_mask"] > 0) | (place_1T == 0))[:, :, None]
         return jnp.where(possible_BT1, logits_BT2, jnp.finfo(jnp.float32).min)
 
-    def show(self, row: dict[str, np.ndarray]) -> list[Shown]:
+    def show(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
         used = int(row["attention_mask"].sum())
         ids, places = row["input_ids"][:used], np.arange(used)
         inside = (places >= row["start"]) & (places <= row["end"])
         labels = np.where(inside, ids, -1).astype(np.int32)
         segments = (places >= row["context_start"]).astype(np.int32)
         note = "" if row["end"] else "no answer here"
-        return [Shown("question", ids, labels, segments, note)]
+        return [ExampleView("question", ids, labels, segments, note)]

@@ -13,11 +13,11 @@ from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import (
     Array,
     Batch,
+    ExampleView,
+    LossTerms,
     ModelFunctions,
     ModelNeeds,
     Params,
-    Shown,
-    Terms,
     Vocabulary,
 )
 from flax_transformers.objectives.labelled import (
@@ -104,7 +104,7 @@ class SequenceClassification:
 
     def terms(
         self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]
-    ) -> Terms:
+    ) -> LossTerms:
         """The loss "classification", or "regression"; as metrics the plain loss, and accuracy."""
         import jax.numpy as jnp  # here, so that data workers start without jax
 
@@ -116,10 +116,12 @@ class SequenceClassification:
         truncated = {"truncated": (jnp.sum(batch["truncated"]), count)}
         if self.loss == "mse":
             error = jnp.sum(jnp.square(logits_BC[:, 0] - batch["labels"]) * weights_B)
-            return Terms({"regression": (error, count, 1.0)}, {"loss": (error, count), **truncated})
+            return LossTerms(
+                {"regression": (error, count, 1.0)}, {"loss": (error, count), **truncated}
+            )
         scores = cross_entropy(logits_BC, batch["labels"])
         loss = jnp.sum(scores.smoothed(self.label_smoothing) * weights_B)
-        return Terms(
+        return LossTerms(
             losses={"classification": (loss, count, 1.0)},
             metrics={
                 "loss": (jnp.sum(scores.nll * weights_B), count),
@@ -151,10 +153,12 @@ class SequenceClassification:
             )
         return logits_BC
 
-    def show(self, row: dict[str, np.ndarray]) -> list[Shown]:
+    def show(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
         used = int(row["attention_mask"].sum())
         segments = row["token_type_ids"][:used] if "token_type_ids" in row else None
-        shown = Shown("row", row["input_ids"][:used], segments=segments)
+        shown = ExampleView("row", row["input_ids"][:used], segments=segments)
         if self.loss == "mse":
-            return [Shown(shown.name, shown.ids, segments=segments, note=f"{row['labels']:g}")]
-        return [Shown(shown.name, shown.ids, segments=segments, label=int(row["labels"]))]
+            return [
+                ExampleView(shown.name, shown.ids, segments=segments, note=f"{row['labels']:g}")
+            ]
+        return [ExampleView(shown.name, shown.ids, segments=segments, label=int(row["labels"]))]

@@ -12,19 +12,19 @@ from flax_transformers import ranges
 from flax_transformers.objectives.base import (
     Array,
     Batch,
+    ExampleView,
+    LossTerms,
     ModelFunctions,
     ModelNeeds,
     Params,
-    Shown,
-    Terms,
 )
-from flax_transformers.objectives.lm_loss import WordLoss
+from flax_transformers.objectives.lm_loss import LMLoss
 from flax_transformers.objectives.rows import pad
 from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceLoss(WordLoss):
+class SequenceLoss(LMLoss):
     """Cross-entropy of ``labels`` that a decoder predicts one after the other."""
 
     needs: ClassVar[ModelNeeds] = ModelNeeds(("unembed",), ("decoder_input_ids",))
@@ -39,16 +39,16 @@ class SequenceLoss(WordLoss):
 
     def terms(
         self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]
-    ) -> Terms:
+    ) -> LossTerms:
         """Cross-entropy and accuracy at the places of the decoder that have a weight."""
         hidden_BTD = model.hidden_states(params, batch, rngs).last_hidden_state
         labels_BT, weights_BT = batch["labels"], batch["weights"]
         return self.word_terms(self.loss_name, model, params, hidden_BTD, labels_BT, weights_BT)
 
-    def show(self, row: dict[str, np.ndarray]) -> list[Shown]:
+    def show(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
         """What the encoder reads; and what the decoder begins with and has to say."""
         segments, used = _parts(row, "")
-        encoder = Shown("encoder", row["input_ids"][:used], segments=segments)
+        encoder = ExampleView("encoder", row["input_ids"][:used], segments=segments)
         segments, used = _parts(row, "decoder_")
         labels = row["labels"][:used]
         first = np.arange(min(used, 1))
@@ -56,7 +56,7 @@ class SequenceLoss(WordLoss):
             first = np.flatnonzero(np.diff(segments, prepend=0))
             segments = np.insert(segments, first, segments[first])
         predicted = np.where(row["weights"][:used] > 0, labels, -1)
-        decoder = Shown(
+        decoder = ExampleView(
             "decoder",
             ids=np.insert(labels, first, row["decoder_input_ids"][first]),
             labels=np.insert(predicted, first, -1),

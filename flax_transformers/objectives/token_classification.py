@@ -13,11 +13,11 @@ from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import (
     Array,
     Batch,
+    ExampleView,
+    LossTerms,
     ModelFunctions,
     ModelNeeds,
     Params,
-    Shown,
-    Terms,
     Vocabulary,
 )
 from flax_transformers.objectives.labelled import (
@@ -88,7 +88,7 @@ class TokenClassification:
 
     def terms(
         self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]
-    ) -> Terms:
+    ) -> LossTerms:
         """The loss "tagging"; as metrics the plain cross-entropy of words, and their accuracy."""
         import jax.numpy as jnp  # here, so that data workers start without jax
 
@@ -99,7 +99,7 @@ class TokenClassification:
         weights_BT = batch["weights"]
         count = jnp.sum(weights_BT)
         loss = jnp.sum(scores.smoothed(self.label_smoothing) * weights_BT)
-        return Terms(
+        return LossTerms(
             losses={"tagging": (loss, count, 1.0)},
             metrics={
                 "loss": (jnp.sum(scores.nll * weights_BT), count),
@@ -116,7 +116,7 @@ class TokenClassification:
         predicted = jnp.argmax(model.head("tag", params, {}, hidden_BTD), axis=2)
         return {"predicted": predicted, "labels": batch["labels"], "weights": batch["weights"]}
 
-    def show(self, row: dict[str, np.ndarray]) -> list[Shown]:
+    def show(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
         used = int(row["attention_mask"].sum())
         classes = np.where(row["weights"] > 0, row["labels"], -1)[:used]
-        return [Shown("sentence", row["input_ids"][:used], classes=classes)]
+        return [ExampleView("sentence", row["input_ids"][:used], classes=classes)]

@@ -13,7 +13,7 @@ from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
-class WeightAverage:
+class EMAConfig:
     """Exponential moving average of the weights. Off, it costs nothing."""
 
     decay: float | None = None
@@ -31,7 +31,7 @@ class WeightAverage:
         return self.decay is not None
 
 
-def renew_average(config: WeightAverage, average: Any, params: Any, updates: jax.Array) -> Any:
+def renew_average(config: EMAConfig, average: Any, params: Any, updates: jax.Array) -> Any:
     """The average with ``params`` in it, ``updates`` (int32) being the updates before this one."""
     assert config.decay is not None
     t = updates.astype(jnp.float32)

@@ -18,7 +18,7 @@ WINDOW = 100
 
 
 class TooManySkipped(UserError):
-    """More steps in a row were skipped than ``max_skipped_in_a_row``."""
+    """More steps in a row were skipped than ``max_consecutive_skips``."""
 
 
 def is_spike(norm: jax.Array, mean: jax.Array, updates: jax.Array, above: float) -> jax.Array:

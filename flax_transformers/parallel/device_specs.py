@@ -9,7 +9,7 @@ GIGA = 1e9
 
 
 @dataclass(frozen=True)
-class Chip:
+class DeviceSpec:
     """One device. Rates are peaks: what runs is slower.
 
     ``memory_gib`` is what programs have of the main memory: on TPUs what libtpu 0.0.52 gives them,
@@ -41,25 +41,25 @@ _V5P = (459 * TERA, 95.73, 2765 * GIGA, 200 * GIGA, 6.25 * GIGA)
 _V6E = (918 * TERA, 31.24, 1638 * GIGA, 200 * GIGA, 12.5 * GIGA)
 _B200 = (8000 * GIGA, 900 * GIGA, 50 * GIGA)
 CHIPS = (
-    Chip("TPU v4 lite", 138 * TERA, 7.75, 614 * GIGA, 100 * GIGA, 6.25 * GIGA),
-    Chip("TPU v4", 275 * TERA, 30.75, 1228 * GIGA, 100 * GIGA, 6.25 * GIGA),
-    Chip("TPU v5 lite", *_V5E),
-    Chip("TPU v5e", *_V5E),
-    Chip("TPU v5", *_V5P),
-    Chip("TPU v6", *_V6E),
-    Chip("TPU7x", 2307 / 2 * TERA, 94.74, 7380 / 2 * GIGA, 100 * GIGA, 6.25 * GIGA),
-    Chip("GB200", 2500 * TERA, 173.2, *_B200),
-    Chip("B200", 2250 * TERA, 167.6, *_B200),
-    Chip("H200 NVL", 836 * TERA, 131.3, 4800 * GIGA, 450 * GIGA, 50 * GIGA),
-    Chip("H200", 989 * TERA, 131.3, 4800 * GIGA, 450 * GIGA, 50 * GIGA),
-    Chip("H100 NVL", 835 * TERA, 87.5, 3900 * GIGA, 300 * GIGA, 50 * GIGA),
-    Chip("H100 PCIe", 756 * TERA, 74.5, 2000 * GIGA, 300 * GIGA, 50 * GIGA),
-    Chip("H100", 989 * TERA, 74.5, 3350 * GIGA, 450 * GIGA, 50 * GIGA),
-    Chip("A100", 312 * TERA, 74.5, 2039 * GIGA, 300 * GIGA, 25 * GIGA),
+    DeviceSpec("TPU v4 lite", 138 * TERA, 7.75, 614 * GIGA, 100 * GIGA, 6.25 * GIGA),
+    DeviceSpec("TPU v4", 275 * TERA, 30.75, 1228 * GIGA, 100 * GIGA, 6.25 * GIGA),
+    DeviceSpec("TPU v5 lite", *_V5E),
+    DeviceSpec("TPU v5e", *_V5E),
+    DeviceSpec("TPU v5", *_V5P),
+    DeviceSpec("TPU v6", *_V6E),
+    DeviceSpec("TPU7x", 2307 / 2 * TERA, 94.74, 7380 / 2 * GIGA, 100 * GIGA, 6.25 * GIGA),
+    DeviceSpec("GB200", 2500 * TERA, 173.2, *_B200),
+    DeviceSpec("B200", 2250 * TERA, 167.6, *_B200),
+    DeviceSpec("H200 NVL", 836 * TERA, 131.3, 4800 * GIGA, 450 * GIGA, 50 * GIGA),
+    DeviceSpec("H200", 989 * TERA, 131.3, 4800 * GIGA, 450 * GIGA, 50 * GIGA),
+    DeviceSpec("H100 NVL", 835 * TERA, 87.5, 3900 * GIGA, 300 * GIGA, 50 * GIGA),
+    DeviceSpec("H100 PCIe", 756 * TERA, 74.5, 2000 * GIGA, 300 * GIGA, 50 * GIGA),
+    DeviceSpec("H100", 989 * TERA, 74.5, 3350 * GIGA, 450 * GIGA, 50 * GIGA),
+    DeviceSpec("A100", 312 * TERA, 74.5, 2039 * GIGA, 300 * GIGA, 25 * GIGA),
 )
 
 
-def chip_of(device_kind: str) -> Chip | None:
+def device_spec(device_kind: str) -> DeviceSpec | None:
     """The chip of a ``jax.Device.device_kind``; None where it is not known."""
     kind = device_kind.lower()
     return next((chip for chip in CHIPS if chip.kind.lower() in kind), None)

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from flax_transformers.generation import decode, translate
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
-from flax_transformers.parallel.device_specs import chip_of
+from flax_transformers.parallel.device_specs import device_spec
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.planning.hlo_cost import account
 from flax_transformers.planning.plan import (
@@ -87,7 +87,7 @@ def plan_decode(
     started = time.perf_counter()
     compiled, text, needed = compile_to_text(lowered)
     seconds = time.perf_counter() - started
-    chip = chip_of(devices[0].device_kind)
+    chip = device_spec(devices[0].device_kind)
     counted: list[float | None] = [None, None, None]
     at_peak: list[Roofline | None] = [None, None]
     if text is not None:

@@ -91,7 +91,7 @@ class KernelCall:
 
 
 @dataclass
-class Account:
+class HloCost:
     """Sums over one step, on one device."""
 
     matmul_flops: float = 0.0
@@ -114,19 +114,19 @@ class Account:
         return total
 
 
-def account(text: str, mesh: Mapping[str, int], *, unknown_rounds: int = 1) -> Account:
+def account(text: str, mesh: Mapping[str, int], *, unknown_rounds: int = 1) -> HloCost:
     """Counts what ``text``, an optimised HLO module, does on each device of ``mesh``.
 
     ``mesh`` gives the size of each axis, in the order of the devices. Loops whose number of rounds
     cannot be read count as ``unknown_rounds``. Raises ValueError for a text that is no module.
     """
     module = parse(text)
-    found = Account(num_instructions=module.num_instructions)
+    found = HloCost(num_instructions=module.num_instructions)
     _Walk(module, dict(mesh), found, unknown_rounds).computation(module.entry, 1)
     return found
 
 
-def oversized(found: Account, limit_bytes: float) -> list[Collective]:
+def oversized(found: HloCost, limit_bytes: float) -> list[Collective]:
     """Collectives that move an array of more than ``limit_bytes``, the largest first.
 
     With the bytes of the largest parameter of a layer (or of the word table) as the limit: the
@@ -142,7 +142,7 @@ class _Walk:
 
     module: Module
     mesh: dict[str, int]
-    found: Account
+    found: HloCost
     unknown_rounds: int
 
     def computation(self, computation: Computation, runs: int) -> None:

@@ -21,10 +21,10 @@ import jax
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import TransformerConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
-from flax_transformers.parallel.device_specs import Chip, chip_of
+from flax_transformers.parallel.device_specs import DeviceSpec, device_spec
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import batch_sharding
-from flax_transformers.planning.hlo_cost import SLICES, Account, Collective, KernelCall, account
+from flax_transformers.planning.hlo_cost import SLICES, Collective, HloCost, KernelCall, account
 from flax_transformers.planning.hlo_text import Array
 from flax_transformers.planning.topology import silenced
 from flax_transformers.training.config import AnyPhase, TrainConfig
@@ -144,7 +144,7 @@ def plan(
     mesh = make_mesh(config.mesh, devices)
     check_phase(phase, mesh)
     program = build_program(config, mesh)
-    chip = chip_of(devices[0].device_kind)
+    chip = device_spec(devices[0].device_kind)
     started = time.perf_counter()
     lowered = lower_train_step(program, phase)
     lowered_after = time.perf_counter() - started
@@ -164,7 +164,7 @@ def plan(
         devices=mesh.size,
         chip=devices[0].device_kind,
         mesh={name: size for name, size in mesh.shape.items() if size > 1},
-        remat=config.execution.remat,
+        remat=config.compute.remat,
         batch_shape=phase.batch_shape,
         micro_batches=phase.micro_batches,
         memory=memory,
@@ -195,7 +195,7 @@ def lower_train_step(program: Program, phase: AnyPhase) -> jax.stages.Lowered:
             raise
         raise UserError(
             "attention by cuDNN cannot be compiled, for cuDNN is not installed; install "
-            "nvidia-cudnn-cu12, or plan with --execution.attention xla"
+            "nvidia-cudnn-cu12, or plan with --compute.attention xla"
         ) from error
 
 
@@ -231,7 +231,7 @@ def _memory(
     batch: dict[str, jax.ShapeDtypeStruct],
     compiled: jax.stages.Compiled | None,
     needed: int | None,
-    chip: Chip | None,
+    chip: DeviceSpec | None,
 ) -> Memory:
     state, sharding = program.abstract, batch_sharding(program.mesh)
     parameters, optimizer = (
@@ -271,7 +271,7 @@ def bytes_on_device(tree: Any) -> int:
     )
 
 
-def flops_of(found: Account, model: TransformerConfig) -> float:
+def flops_of(found: HloCost, model: TransformerConfig) -> float:
     """Of matmuls and of kernels, which are no matmuls to the compiler, counted by their shapes."""
     return found.matmul_flops + sum(
         one.runs
@@ -326,7 +326,7 @@ def _floats(several: Sequence[Array]) -> list[Array]:
     return [array for array in several if array.dtype in ("bf16", "f16", "f32")]
 
 
-def _traffic(found: Account) -> tuple[Traffic, ...]:
+def _traffic(found: HloCost) -> tuple[Traffic, ...]:
     """Summed by kind and axes, the most first."""
     together: dict[tuple[str, tuple[str, ...]], list[Collective]] = {}
     for one in found.collectives:
@@ -338,7 +338,7 @@ def _traffic(found: Account) -> tuple[Traffic, ...]:
     return tuple(sorted(rows, key=lambda row: -row.wire_bytes))
 
 
-def roofline(found: Account, program_flops: float, chip: Chip) -> Roofline:
+def roofline(found: HloCost, program_flops: float, chip: DeviceSpec) -> Roofline:
     """What one run of a program takes at least, with the FLOPs of its kernels among them."""
     wire: dict[str, float] = {}
     for one in found.collectives:
@@ -352,7 +352,7 @@ def roofline(found: Account, program_flops: float, chip: Chip) -> Roofline:
     )
 
 
-def _notes(found: Account | None, unreadable: bool) -> tuple[str, ...]:
+def _notes(found: HloCost | None, unreadable: bool) -> tuple[str, ...]:
     notes = []
     if unreadable:
         notes.append("the compiler cannot write this program down: no FLOPs, no traffic")
@@ -383,7 +383,7 @@ def advice(found: Plan) -> str:
             return said + f"divide them further, with --mesh.fsdp {fsdp * more} --mesh.data -1"
         return said + f"use {more} times as many devices, and divide them over all with --mesh.fsdp"
     if found.remat == "none":
-        return said + "recompute layers in the backward pass, with --execution.remat full"
+        return said + "recompute layers in the backward pass, with --compute.remat full"
     parts = math.ceil(rest / (available - memory.state))
     rows = found.batch_shape[0] // _batch_parts(found)
     fitting = next((n for n in range(parts, rows + 1) if rows % n == 0), None)

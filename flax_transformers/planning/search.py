@@ -18,7 +18,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.models.config import TransformerConfig
 from flax_transformers.models.layers.patches import patch_grid
 from flax_transformers.models.vision import VisionConfig
-from flax_transformers.parallel.device_specs import Chip, chip_of
+from flax_transformers.parallel.device_specs import DeviceSpec, device_spec
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.planning.plan import GIB, Plan, bytes_on_device, plan
 from flax_transformers.training.config import AnyPhase, TrainConfig
@@ -58,7 +58,7 @@ def search(
 
     Raises UserError for devices that are not in the table of chips, and where no mesh fits.
     """
-    chip = chip_of(devices[0].device_kind)
+    chip = device_spec(devices[0].device_kind)
     if chip is None:
         raise UserError(
             f"nothing is known of the speed of {devices[0].device_kind!r}; search for a TPU or GPU"
@@ -88,7 +88,7 @@ def _rank(found: Plan) -> tuple[bool, float]:
 
 
 def candidates(
-    config: TrainConfig, phase: AnyPhase, devices: Sequence[jax.Device], chip: Chip
+    config: TrainConfig, phase: AnyPhase, devices: Sequence[jax.Device], chip: DeviceSpec
 ) -> list[Candidate]:
     """What may divide and may fit, the fastest by guess first."""
     whole = build_program(config, make_mesh(MeshConfig(), devices)).abstract
@@ -137,7 +137,7 @@ def _guess(
     remat: Remat,
     held: tuple[int, int],
     flops: float,
-    chip: Chip,
+    chip: DeviceSpec,
 ) -> Candidate:
     """Memory and time from sizes alone: ``held`` bytes of parameters and optimizer in all, and
     FLOPs of one device.
@@ -156,14 +156,13 @@ def _guess(
     wire += parameters * (mesh.data - 1) / mesh.data
     activations = 2 * tokens * phase.micro_batches * model.hidden_size
     wire += 8 * model.num_layers * activations * (mesh.tensor - 1) / mesh.tensor
-    compute = flops * {"none": 1.0, "dots": 1.05, "full": 4 / 3}[remat] / chip.peak_flops
-    execution = replace(config.execution, remat=remat)
+    busy = flops * {"none": 1.0, "dots": 1.05, "full": 4 / 3}[remat] / chip.peak_flops
     return Candidate(
-        config=replace(config, mesh=mesh, execution=execution),
+        config=replace(config, mesh=mesh, compute=replace(config.compute, remat=remat)),
         phase=phase,
         memory=memory,
-        # Of two that compute alike the quieter comes first.
-        seconds=max(compute, wire / chip.ring_bandwidth) + 0.1 * wire / chip.ring_bandwidth,
+        # Of two with the same compute time, the one that communicates less comes first.
+        seconds=max(busy, wire / chip.ring_bandwidth) + 0.1 * wire / chip.ring_bandwidth,
     )
 
 

@@ -39,7 +39,7 @@ def open_workdir(path: str | os.PathLike[str]) -> epath.Path:
 
 
 @contextlib.contextmanager
-def only_one(workdir: epath.Path) -> Iterator[None]:
+def exclusive_lock(workdir: epath.Path) -> Iterator[None]:
     """Keeps a second training out of a workdir while this one goes on.
 
     Raises UserError if another process trains there. Disks without locks are left unguarded; in a

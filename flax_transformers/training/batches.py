@@ -15,12 +15,12 @@ from flax_transformers.parallel.rules import batch_sharding, host_rows, place_ro
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.training.check_run import check_batch
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.run_state import Position
+from flax_transformers.training.run_state import RunState
 
 
 @contextlib.contextmanager
 def batches_on_mesh(
-    config: TrainConfig, prepared: Dataset, mesh: Mesh, position: Position
+    config: TrainConfig, prepared: Dataset, mesh: Mesh, position: RunState
 ) -> Iterator[Iterator[tuple[dict[str, jax.Array], np.ndarray]]]:
     """Batches from ``position`` on, each with the ids of this process's examples.
 

@@ -11,9 +11,9 @@ from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.config_json import FORMAT, from_json, to_json
 from flax_transformers.data.config import DataConfig
 from flax_transformers.errors import UserError
-from flax_transformers.models.config import Execution, TransformerConfig
+from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.objectives.base import Objective
-from flax_transformers.optim.ema import WeightAverage
+from flax_transformers.optim.ema import EMAConfig
 from flax_transformers.optim.optimizers import OptimizerConfig
 from flax_transformers.parallel.limits import Limits
 from flax_transformers.parallel.mesh import MeshConfig
@@ -133,22 +133,22 @@ class TrainConfig:
     optimizer: OptimizerConfig
     phases: tuple[AnyPhase, ...]
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    execution: Execution = field(default_factory=lambda: Execution(dtype="auto"))
-    ema: WeightAverage = field(default_factory=WeightAverage)
+    compute: ComputeConfig = field(default_factory=lambda: ComputeConfig(dtype="auto"))
+    ema: EMAConfig = field(default_factory=EMAConfig)
     """With an average of the weights, it is what ``eval/...`` metrics and loaded models are of."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: Evaluation = field(default_factory=Evaluation)
     logging: Logging = field(default_factory=Logging)
     limits: Limits = field(default_factory=Limits)
     """How long each phase may take before the job ends as stuck, with exit code 75."""
-    max_skipped_in_a_row: int = 20
+    max_consecutive_skips: int = 20
     """Steps in a row that may be skipped for gradients that are not finite, or a spike."""
     skip_spikes_above: float | None = None
     """Skip a step whose gradients are more than so many times as large, in norm, as their mean over
     about 100 steps; the run goes on with the next batch. None: skip none."""
-    max_rewinds: int = 0
+    max_rollbacks: int = 0
     """How often a run may go back to its newest checkpoint, and past the data since, where more
-    steps in a row are skipped than ``max_skipped_in_a_row``. After that it ends."""
+    steps in a row are skipped than ``max_consecutive_skips``. After that it ends."""
     init_from: str | None = None
     """A checkpoint, or a folder in Hugging Face format, whose weights a new run starts from. Heads
     that it does not hold start afresh."""
@@ -157,9 +157,9 @@ class TrainConfig:
     """"cpu", "gpu" or "tpu": fail if it is not there. None: use what is there."""
 
     RANGES: ClassVar[Ranges] = {
-        "max_skipped_in_a_row": ranges.integers(0),
+        "max_consecutive_skips": ranges.integers(0),
         "skip_spikes_above": ranges.numbers(1, 1e9, above=True),
-        "max_rewinds": ranges.integers(0),
+        "max_rollbacks": ranges.integers(0),
         "seed": ranges.integers(0, 2**32 - 1),
     }
 

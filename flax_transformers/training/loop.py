@@ -25,10 +25,10 @@ from flax_transformers.checkpointing.step_directories import write_files
 from flax_transformers.config_json import to_json
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.errors import UserError
-from flax_transformers.monitoring.example_log import Ledger
+from flax_transformers.monitoring.example_log import ExampleLog
 from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.metrics import MetricsWriter, Totals, read_metrics
-from flax_transformers.monitoring.profiling import Probes, Watch
+from flax_transformers.monitoring.profiling import Profiling, Watch
 from flax_transformers.monitoring.progress import Progress
 from flax_transformers.monitoring.throughput import REMEDY, Meter
 from flax_transformers.objectives.base import ModelFunctions
@@ -40,7 +40,7 @@ from flax_transformers.parallel.rules import check_batch
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.storage.workdir import (
     clear_side_files,
-    only_one,
+    exclusive_lock,
     open_workdir,
     set_aside,
     write_text,
@@ -48,9 +48,9 @@ from flax_transformers.storage.workdir import (
 )
 from flax_transformers.training.batches import batches_on_mesh
 from flax_transformers.training.config import AnyPhase, TrainConfig
-from flax_transformers.training.mixture_progress import PartsTaken
+from flax_transformers.training.mixture_progress import MixtureProgress
 from flax_transformers.training.run_state import (
-    Position,
+    RunState,
     check_meta,
     checkpoint_meta,
     tokenizer_files,
@@ -102,7 +102,7 @@ class Run:
     program: Program
     checkpoints: Checkpoints
     evaluators: Sequence[Evaluator]
-    probes: Probes
+    probes: Profiling
     clock: Clock
     tokenizer_files: dict[str, bytes]
     latest: dict[str, float]
@@ -118,7 +118,7 @@ def train(
     workdir: str | epath.Path,
     evaluators: Sequence[Evaluator] = (),
     initial: Callable[[Mesh], Any] | None = None,
-    probes: Probes | None = None,
+    probes: Profiling | None = None,
 ) -> Outcome:
     """Trains to the end of the last phase, from the newest checkpoint in ``workdir`` if any.
 
@@ -134,7 +134,7 @@ def train(
         watchdog.running(config.limits, config.logging.hang_dump_s),
         watchdog.phase("prepare"),
         jax.set_mesh(mesh),
-        only_one(workdir),
+        exclusive_lock(workdir),
     ):
         if jax.process_index() == 0:
             clear_side_files(workdir)
@@ -151,7 +151,7 @@ def train(
             program=build_program(config, mesh),
             checkpoints=Checkpoints(workdir / "checkpoints", config.checkpoints),
             evaluators=evaluators,
-            probes=probes or Probes(),
+            probes=probes or Profiling(),
             clock=clock,
             tokenizer_files=tokenizer_files(config, prepared),
             latest={},
@@ -187,7 +187,7 @@ class Begun:
     """Where a run starts or resumes."""
 
     state: TrainState
-    position: Position
+    position: RunState
     totals: Totals
     """Sums and counts of the steps that no row of metrics holds yet."""
     diverging_steps: int = 0
@@ -198,7 +198,7 @@ class Begun:
 class Ended:
     """Where a run stopped, and what it has to know to roll back."""
 
-    position: Position
+    position: RunState
     diverged: bool
     """Whether more steps in a row were skipped than may be, so that it has to roll back."""
     diverging_steps: int
@@ -218,7 +218,7 @@ def start(run: Run, initial: Callable[[Mesh], Any] | None) -> Begun:
         state = run.program.initial_state()
         if initial is not None:
             state = state.starting_from(initial(run.mesh))
-        begun = Begun(state, Position(), {})
+        begun = Begun(state, RunState(), {})
     elif begun.position.step < run.config.total_steps:
         log.info("resuming from step %d", begun.position.step)
     else:
@@ -256,7 +256,7 @@ def _restore(run: Run, refuse: Callable[[TrainState, dict[str, Any]], str | None
     run.latest.update(meta["metrics"])
     return Begun(
         restored.state,
-        Position(**meta["position"]),
+        RunState.saved_in(meta),
         meta.get("totals", {}),
         meta.get("diverging_steps", 0),
     )
@@ -281,7 +281,7 @@ def _roll_back(run: Run, ended: Ended) -> Begun:
     )
     if run.is_writer:
         run.clock.go_on(read_metrics(run.workdir), position.step)
-    position = replace(position, examples=examples, rewinds=ended.position.rewinds + 1)
+    position = replace(position, examples=examples, rollbacks=ended.position.rollbacks + 1)
     return replace(begun, position=position)
 
 
@@ -304,7 +304,7 @@ def _run_phases(run: Run, begun: Begun, stop: StopRequest) -> Ended:
             try:
                 state, diverging_steps = _run_phase(run, state, position, outputs, stop)
             except TooManySkipped:
-                if position.rewinds >= config.max_rewinds:
+                if position.rollbacks >= config.max_rollbacks:
                     raise
                 return Ended(position, True, 0, consumed | {position.phase: position.examples})
             consumed[position.phase], totals = position.examples, {}
@@ -322,7 +322,7 @@ class Outputs:
 
 
 def _run_phase(
-    run: Run, state: TrainState, position: Position, outputs: Outputs, stop: StopRequest
+    run: Run, state: TrainState, position: RunState, outputs: Outputs, stop: StopRequest
 ) -> tuple[TrainState, int]:
     """Trains to the end of the phase at ``position``, which moves along, or to a requested stop.
 
@@ -336,7 +336,7 @@ def _run_phase(
     evaluation_step = compiled_together(run.program.evaluation_step())
     abstract = run.program.abstract.params
     meter = make_meter(config, phase, abstract, run.mesh, run.clock, outputs.totals)
-    parts = PartsTaken(config, run.prepared, position.phase)
+    parts = MixtureProgress(config, run.prepared, position.phase)
 
     def record(row: dict[str, float]) -> None:
         run.latest.update(row)
@@ -345,7 +345,7 @@ def _run_phase(
 
     with (
         batches_on_mesh(config, run.prepared, run.mesh, position) as batches,
-        Ledger(run.workdir, position.step) as ledger,
+        ExampleLog(run.workdir, position.step) as ledger,
         Watch(run.probes, run.workdir, position.phase) as watch,
     ):
         stopping = False
@@ -383,7 +383,7 @@ def _due(step: int, every: int) -> bool:
 
 
 def _evaluate(
-    run: Run, state: TrainState, position: Position, phase: AnyPhase, step: Callable[..., Any]
+    run: Run, state: TrainState, position: RunState, phase: AnyPhase, step: Callable[..., Any]
 ) -> dict[str, float]:
     snapshot = Snapshot(
         position.step, state.best_params, phase, run.mesh, run.program.functions, step
@@ -395,7 +395,7 @@ def _evaluate(
     return row
 
 
-def _save(run: Run, state: TrainState, position: Position, meter: Meter, stopping: bool) -> bool:
+def _save(run: Run, state: TrainState, position: RunState, meter: Meter, stopping: bool) -> bool:
     """Saves, but while steps are being skipped only where the run stops or ends. Whether it saved.
 
     A streak of skipped steps leaves the state as it was before: there is nothing to save but the

@@ -11,22 +11,22 @@ from flax_transformers.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Taken:
+class ComponentProgress:
     """What a part has given: rows, how often its text was gone through, and tokens of its text."""
 
     examples: int = 0
     epochs: float = 0.0
     tokens: float = 0.0
 
-    def __add__(self, other: Taken) -> Taken:
-        return Taken(
+    def __add__(self, other: ComponentProgress) -> ComponentProgress:
+        return ComponentProgress(
             self.examples + other.examples,
             self.epochs + other.epochs,
             self.tokens + other.tokens,
         )
 
 
-class PartsTaken:
+class MixtureProgress:
     """Counts the parts of a mixture from the beginning of a run; of other data there are none.
 
     Phases that are over count with the batch size that the config gives them now.
@@ -35,7 +35,7 @@ class PartsTaken:
     def __init__(self, config: TrainConfig, prepared: Dataset, phase: int) -> None:
         self._config, self._prepared = config, prepared
         self._examples = self._examples_of(phase)
-        self._before: dict[str, Taken] = {}
+        self._before: dict[str, ComponentProgress] = {}
         for number, over in enumerate(config.phases[:phase]):
             taken = self._taken(self._examples_of(number), over.steps * over.batch_size)
             self._before = _added(self._before, taken)
@@ -55,7 +55,7 @@ class PartsTaken:
         spec = self._config.objective.window_spec(self._config.phases[phase].sequence_length)
         return self._prepared.examples("train", spec)
 
-    def _taken(self, examples: MixedExamples | None, position: int) -> dict[str, Taken]:
+    def _taken(self, examples: MixedExamples | None, position: int) -> dict[str, ComponentProgress]:
         if examples is None or not isinstance(self._prepared, PreparedMixture):
             return {}
         stores = dict(zip(self._prepared.names, self._prepared.parts, strict=True))
@@ -63,9 +63,14 @@ class PartsTaken:
         found = {}
         for name, count in examples.consumed(position).items():
             epochs = count / sizes[name]
-            found[name] = Taken(count, epochs, epochs * stores[name].train.num_tokens)
+            found[name] = ComponentProgress(count, epochs, epochs * stores[name].train.num_tokens)
         return found
 
 
-def _added(one: dict[str, Taken], other: dict[str, Taken]) -> dict[str, Taken]:
-    return {name: one.get(name, Taken()) + other.get(name, Taken()) for name in one | other}
+def _added(
+    one: dict[str, ComponentProgress], other: dict[str, ComponentProgress]
+) -> dict[str, ComponentProgress]:
+    return {
+        name: one.get(name, ComponentProgress()) + other.get(name, ComponentProgress())
+        for name in one | other
+    }

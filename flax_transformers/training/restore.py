@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
 from flax_transformers.checkpointing.step_directories import Found
-from flax_transformers.config_json import from_json, to_json
+from flax_transformers.config_json import current_names, from_json, to_json
 from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.placement import Placement
-from flax_transformers.models.config import Execution, TransformerConfig
+from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.training.config import TrainConfig
 
@@ -39,7 +39,7 @@ class Restored:
 def restore_model(
     path: str | os.PathLike[str] | Found,
     mesh: Mesh | None = None,
-    execution: Execution | None = None,
+    compute: ComputeConfig | None = None,
     *,
     averaged: bool = True,
 ) -> Restored:
@@ -51,10 +51,10 @@ def restore_model(
     """
     found = path if isinstance(path, Found) else find_checkpoint(path)
     model_config = saved_model(found)
-    if execution is None:
-        execution = _saved_execution(found)
+    if compute is None:
+        compute = _saved_execution(found)
     mesh = mesh or make_mesh(MeshConfig())  # what is here, not what it was trained on
-    model = model_config.build(execution.resolve(mesh.devices.flat[0].platform))
+    model = model_config.build(compute.resolve(mesh.devices.flat[0].platform))
     return Restored(
         model_config=model_config,
         model=model,
@@ -103,15 +103,15 @@ def saved_model(found: Found) -> TransformerConfig:
     return model
 
 
-def _saved_execution(found: Found) -> Execution:
-    execution = from_json(_described(found).get("execution"))
-    return execution if isinstance(execution, Execution) else Execution(dtype="auto")
+def _saved_execution(found: Found) -> ComputeConfig:
+    compute = from_json(_described(found).get("compute"))
+    return compute if isinstance(compute, ComputeConfig) else ComputeConfig(dtype="auto")
 
 
 def _described(found: Found) -> dict[str, Any]:
     """The JSON of the run's config; of weights that were converted, what stands in for it."""
     described = found.meta.get("config", found.meta)
-    return described if isinstance(described, dict) else {}
+    return current_names(TrainConfig, described) if isinstance(described, dict) else {}
 
 
 def converted_meta(model: TransformerConfig) -> dict[str, Any]:

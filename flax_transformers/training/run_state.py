@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 
 from flax_transformers.checkpointing.step_directories import finished_steps
-from flax_transformers.config_json import from_json, to_json
+from flax_transformers.config_json import current_names, from_json, to_json
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
@@ -26,22 +26,27 @@ _TOKENIZERS = ("tokenizer", "target_tokenizer")
 
 
 @dataclass
-class Position:
+class RunState:
     """Where a run stands: steps taken, the phase, and examples of the phase consumed.
 
-    A run that went back (``rewinds`` times) has consumed more examples than its steps took.
+    A run that went back (``rollbacks`` times) has consumed more examples than its steps took.
     """
 
     step: int = 0
     phase: int = 0
     examples: int = 0
-    rewinds: int = 0
+    rollbacks: int = 0
+
+    @classmethod
+    def saved_in(cls, meta: dict[str, Any]) -> RunState:
+        """That of a checkpoint's meta."""
+        return cls(**current_names(cls, meta["position"]))
 
     def done(self, config: TrainConfig) -> bool:
         """Whether the phase is over."""
         return self.step >= sum(phase.steps for phase in config.phases[: self.phase + 1])
 
-    def normalized(self, config: TrainConfig) -> Position:
+    def normalized(self, config: TrainConfig) -> RunState:
         """The same place, said as the start of the next phase where this one is over."""
         return replace(self, phase=self.phase + 1, examples=0) if self.done(config) else self
 
@@ -49,7 +54,7 @@ class Position:
 def checkpoint_meta(
     config: TrainConfig,
     prepared: Dataset,
-    position: Position,
+    position: RunState,
     metrics: dict[str, float],
     totals: Totals,
     consecutive_skips: int,
@@ -94,7 +99,7 @@ def check_meta(
             f"{prepared.directory} holds, which would shift its place in the data; set "
             "--data.store to the store it was trained on, or choose another --workdir"
         )
-    position, phases = Position(**meta["position"]), config.phases
+    position, phases = RunState.saved_in(meta), config.phases
     if position.normalized(config).phase >= len(phases) and position.step < sum(
         phase.steps for phase in phases
     ):

@@ -57,7 +57,7 @@ class Program:
             phase.micro_batches,
             frozen=self.config.optimizer.frozen,
             ema=self.config.ema,
-            gradient_reduce_dtype=self.config.execution.gradient_reduce_dtype,
+            gradient_reduce_dtype=self.config.compute.gradient_reduce_dtype,
             skip_spikes_above=self.config.skip_spikes_above,
         )
         return compile_train_step(step, self.abstract, self.mesh)
@@ -80,7 +80,7 @@ def build_program(config: TrainConfig, mesh: Mesh) -> Program:
     Raises UserError for a model that lacks what the objective needs, and for parameters that do not
     divide over the mesh or that the optimizer's patterns do not fit.
     """
-    model = config.model.build(config.execution.resolve(mesh.devices.flat[0].platform))
+    model = config.model.build(config.compute.resolve(mesh.devices.flat[0].platform))
     check_fits(config.objective, model)
     optimizer = make_optimizer(config.optimizer, config.total_steps)
     abstract = abstract_state(model, optimizer, config.seed, mesh, ema=config.ema.is_on)
@@ -115,5 +115,5 @@ def make_meter(
         sequence_length=None if isinstance(phase, ImagePhase) else phase.sequence_length,
         flops_per_step=phase_flops(config, phase, params),
         learning_rate=learning_rate_at(config.optimizer, config.total_steps),
-        max_consecutive_skips=config.max_skipped_in_a_row,
+        max_consecutive_skips=config.max_consecutive_skips,
     )

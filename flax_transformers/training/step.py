@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.throughput import StepReport, Sums
-from flax_transformers.objectives.base import Batch, ModelFunctions, Objective, Params, Terms
-from flax_transformers.optim.ema import WeightAverage, renew_average
+from flax_transformers.objectives.base import Batch, LossTerms, ModelFunctions, Objective, Params
+from flax_transformers.optim.ema import EMAConfig, renew_average
 from flax_transformers.optim.finite import is_finite
 from flax_transformers.optim.selection import fill, without
 from flax_transformers.optim.spike_detection import is_spike, renewed_mean
@@ -84,7 +84,7 @@ def make_train_step(
     micro_batches: int,
     *,
     frozen: tuple[str, ...] = (),
-    ema: WeightAverage | None = None,
+    ema: EMAConfig | None = None,
     gradient_reduce_dtype: str = "float32",
     skip_spikes_above: float | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
@@ -95,14 +95,14 @@ def make_train_step(
     large as their mean, or if the new parameters, optimizer state or average would not be finite.
     The learning rate follows the number of updates made. ``frozen`` are the optimizer's patterns:
     no gradient of those parameters is computed, so that none counts in the norm. ``ema`` renews the
-    state's average, if it has one. ``gradient_reduce_dtype`` is that of ``Execution``.
+    state's average, if it has one. ``gradient_reduce_dtype`` is that of ``ComputeConfig``.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         trained = without(state.params, frozen)
 
-        def terms(trained: Params, batch: Batch, rngs: Any) -> Terms:
+        def terms(trained: Params, batch: Batch, rngs: Any) -> LossTerms:
             return objective.terms(functions, fill(trained, state.params), batch, rngs)
 
         with gradients_reduced_in(gradient_reduce_dtype):
@@ -145,7 +145,7 @@ def make_train_step(
     return train_step
 
 
-_TermsOf = Callable[[Params, Batch, Any], Terms]
+_TermsOf = Callable[[Params, Batch, Any], LossTerms]
 """The loss terms of ``(params, batch, rngs)``."""
 
 
@@ -200,7 +200,7 @@ def _micro_gradients(
     return jax.grad(loss, has_aux=True)(params)
 
 
-def total_loss(terms: Terms, weights: dict[str, jax.Array] | None = None) -> jax.Array:
+def total_loss(terms: LossTerms, weights: dict[str, jax.Array] | None = None) -> jax.Array:
     """The scalar that is trained; a term whose total weight is zero contributes nothing."""
     loss = jnp.zeros(())
     for name, (value, weight, coefficient) in terms.losses.items():

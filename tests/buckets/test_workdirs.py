@@ -34,7 +34,7 @@ def settings(tmp_path, bucket):
         *("--data.tokenizer.kind", "bytes", "--data.tokenizer.lowercase", "False"),
         *("--data.validation-fraction", "0.2"),
         *("--model.vocab-size", "262", "--model.hidden-size", "32"),
-        *("--model.norm-place", "post", "--model.embedding-norm", "True"),
+        *("--model.norm-position", "post", "--model.embedding-norm", "True"),
         *("--model.num-layers", "1", "--model.intermediate-size", "32"),
         *("--phases.0.steps", "4", "--phases.0.sequence-length", "32"),
         *("--phases.0.batch-size", "16", "--evaluation.batch-size", "16"),

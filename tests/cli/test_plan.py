@@ -16,7 +16,7 @@ LACKING = ("h100", "tpu7x")
 TINY = str(Path(__file__).parents[2] / "configs" / "bert_tiny.py")
 SMALL = [
     *("--model.num-layers", "1", "--model.hidden-size", "32", "--model.intermediate-size", "32"),
-    *("--phases.0.sequence-length", "32", "--execution.remat", "full"),
+    *("--phases.0.sequence-length", "32", "--compute.remat", "full"),
 ]
 
 
@@ -73,7 +73,7 @@ def test_a_phase_that_there_is_not_is_refused(capsys):
         ),
         (("--topology", "cpu:1", "--json", "no/such/plan.json"), "is in no folder"),
         (("--topology", "cpu:1", "--hlo", "no/such/step.hlo"), "is in no folder"),
-        (("--topology", "cpu:1", "--execution.feed-forward-chunk", "0"), "must be at least 1"),
+        (("--topology", "cpu:1", "--compute.feed-forward-chunk", "0"), "must be at least 1"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused_before_anything_is_compiled(capsys, arguments, says):

@@ -19,7 +19,7 @@ from flax_transformers.evaluation.held_out import (
     held_out_evaluator,
 )
 from flax_transformers.models.outputs import HiddenStates
-from flax_transformers.objectives.base import ModelFunctions, Terms, WindowSpec
+from flax_transformers.objectives.base import LossTerms, ModelFunctions, WindowSpec
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.testing import tiny_config, write_corpus
 from flax_transformers.training.config import Evaluation, Phase
@@ -48,7 +48,7 @@ class Shares:
         tokens, es, drawn = jnp.split(counts, 3, axis=-1)
         rows = jnp.sum(tokens > 0)
         total = jnp.sum(tokens)
-        return Terms(
+        return LossTerms(
             losses={},
             metrics={
                 "rows": (rows, 1.0 * (rows > 0)),

@@ -21,7 +21,7 @@ from flax_transformers.evaluation.pictures import picture_grid, write_png
 from flax_transformers.evaluation.reconstructions import reconstruction_evaluator, three_rows
 from flax_transformers.families.mae import MaeConfig, patch_targets
 from flax_transformers.families.vit import ViTConfig
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.masked_image import MaskedImage
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -90,7 +90,7 @@ def test_the_three_rows_are_the_image_its_visible_part_and_the_image_painted(nor
 def test_held_out_images_are_painted_while_a_run_goes_on(mnist, tmp_path, monkeypatch):
     config = masked_config(mnist)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    model = MODEL.build(Execution())
+    model = MODEL.build(ComputeConfig())
     boxed = jax.jit(model.init)(jax.random.key(0), **model.example_inputs())["params"]
     params = jax.device_put(nn.meta.unbox(boxed), replicated(mesh))
     snapshot = Snapshot(7, params, config.phases[0], mesh, model_functions(model), None)

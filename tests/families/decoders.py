@@ -11,9 +11,9 @@ from tests.golden.hub import read_golden
 from tests.huggingface.tensors import export_weights
 
 
-def assert_gradients(case, script: str, **execution) -> None:
+def assert_gradients(case, script: str, **compute) -> None:
     """The loss of the next token and its gradient by tensor are those of torch."""
-    config, model, params, table = load_case(case, **execution)
+    config, model, params, table = load_case(case, **compute)
 
     def loss(params):
         logits = model.apply({"params": params}, **case.inputs).logits[:, :-1]

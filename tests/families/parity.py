@@ -12,7 +12,7 @@ from flax_transformers.huggingface.family import family_of, family_of_json
 from flax_transformers.huggingface.weights import (
     tensor_shapes,
 )
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.testing import relative_difference
 from tests.golden.draw import draw_weights
 from tests.golden.hub import Case, read_golden
@@ -21,14 +21,14 @@ from tests.huggingface.tensors import export_weights, import_weights, parameter_
 TOLERANCE = 1e-5
 
 
-def load_case(case: Case, **execution):
+def load_case(case: Case, **compute):
     """(config, model, params, weight table) of a case, with the weights drawn for it.
 
-    ``execution`` sets fields of ``Execution``.
+    ``execution`` sets fields of ``ComputeConfig``.
     """
     family = family_of_json(case.config)
     config = family.from_huggingface(case.config)
-    model = config.build(Execution(**execution))
+    model = config.build(ComputeConfig(**compute))
     shapes = parameter_shapes(model, *model.example_inputs().values())
     table = family.weights(config)
     vocab_size = getattr(config, "vocab_size", 0)
@@ -36,9 +36,9 @@ def load_case(case: Case, **execution):
     return config, model, import_weights(table, tensors, shapes, vocab_size), table
 
 
-def assert_parity(case: Case, script: str, **execution) -> None:
+def assert_parity(case: Case, script: str, **compute) -> None:
     """The forward pass of a case is that of the original, at all places that count."""
-    _, model, params, _ = load_case(case, **execution)
+    _, model, params, _ = load_case(case, **compute)
     output = jax.jit(partial(model.apply, {"params": params}, **case.extra))(**case.inputs)
     expected = read_golden(script, case)
     for name in case.outputs:
@@ -74,7 +74,7 @@ def assert_weights_come_back(case: Case) -> None:
 
 def count_parameters(config) -> int:
     """Published number of parameters of a config; nothing is allocated."""
-    family, model = family_of(config), config.build(Execution())
+    family, model = family_of(config), config.build(ComputeConfig())
     shapes = parameter_shapes(model, *model.example_inputs().values())
     tensors = tensor_shapes(family.weights(config), shapes, getattr(config, "vocab_size", 0))
     return sum(math.prod(shape) for shape in tensors.values())

@@ -17,7 +17,7 @@ from flax_transformers.families.bart import (
     wrap_right,
 )
 from flax_transformers.huggingface.family import config_json
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.testing import assert_bit_equal
 from tests.families.parity import (
     count_parameters,
@@ -136,7 +136,7 @@ def test_the_configuration_survives_the_way_in_and_out(name):
         {},
         {"architecture": "BartForSequenceClassification", "num_labels": 5},
         {"architecture": "BartModel", "activation": "relu", "dropout": 0.25},
-        {"architecture": "MBartModel", "norm_place": "pre", "pad_id": 7},
+        {"architecture": "MBartModel", "norm_position": "pre", "pad_id": 7},
         {"architecture": "BartForQuestionAnswering", "num_labels": 2},
         {"scale_embeddings": True, "decoder_start_id": 4, "eos_ids": (5,), "bos_id": None},
         {"tie_embeddings": False, "share_embeddings": False, "init_std": 0.5},
@@ -156,7 +156,7 @@ def test_fields_that_old_files_leave_out_have_their_published_defaults():
 
 def test_an_architecture_alone_tells_the_kind():
     config = from_huggingface({"architectures": ["MBartModel"], "vocab_size": 250027})
-    assert (config.norm_place, config.architecture) == ("pre", "MBartModel")
+    assert (config.norm_position, config.architecture) == ("pre", "MBartModel")
 
 
 def test_the_marks_of_an_answer_are_two_whatever_the_labels():
@@ -184,13 +184,13 @@ def test_the_dropout_of_a_classifier_may_be_that_of_the_layers():
 )
 def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names):
     with pytest.raises(UserError, match=names):
-        from_huggingface({"model_type": "bart"} | {field: value}).build(Execution())
+        from_huggingface({"model_type": "bart"} | {field: value}).build(ComputeConfig())
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("norm_place", "pre"),
+        ("norm_position", "pre"),
         ("norm", "rms"),
         ("positions", "none"),
         ("embedding_norm", False),

@@ -267,7 +267,7 @@ def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names)
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("norm_place", "pre"), ("norm", "rms"), ("gated", True), ("qkv_bias", False)],
+    [("norm_position", "pre"), ("norm", "rms"), ("gated", True), ("qkv_bias", False)],
 )
 def test_a_model_that_hugging_face_has_no_bert_for_is_not_written(field, value):
     with pytest.raises(UserError, match=f"model.{field} is {value!r}.*checkpoint format"):

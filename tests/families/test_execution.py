@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from flax_transformers.huggingface.family import all_families
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.models.layers import attention
 from flax_transformers.testing import tiny_model
 
@@ -23,7 +23,7 @@ def test_attention_is_computed_by_the_kernel_that_was_chosen(architecture, monke
 
     def run():
         model, params = tiny_model(architecture)
-        model = model.config.build(Execution(attention="splash"))
+        model = model.config.build(ComputeConfig(attention="splash"))
         monkeypatch.setattr(attention, "dot_product_attention", noted)
         inputs = {name: jax.numpy.asarray(value) for name, value in model.example_inputs().items()}
         return jax.tree.leaves(model.apply({"params": params}, **inputs))

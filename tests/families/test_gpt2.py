@@ -114,7 +114,7 @@ def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names)
         from_huggingface({field: value})
 
 
-@pytest.mark.parametrize(("field", "value"), [("norm_place", "post"), ("norm", "rms")])
+@pytest.mark.parametrize(("field", "value"), [("norm_position", "post"), ("norm", "rms")])
 def test_a_model_that_hugging_face_has_no_gpt2_for_is_not_written(field, value):
     with pytest.raises(UserError, match=f"model.{field} is {value!r}.*checkpoint format"):
         config_json(dataclasses.replace(GPT2Config(), **{field: value}))

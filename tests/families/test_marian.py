@@ -19,7 +19,7 @@ from flax_transformers.families.marian import (
     to_huggingface,
 )
 from flax_transformers.huggingface.family import config_json
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.testing import assert_bit_equal
 from tests.families.parity import (
     count_parameters,
@@ -51,10 +51,10 @@ def test_cached_steps_give_the_logits_of_the_full_pass():
 
 @pytest.mark.slow
 def test_pre_norm_and_learned_positions_are_options():
-    plain = parameter_shapes(TINY.build(Execution()), np.zeros((1, 2), np.int32))
+    plain = parameter_shapes(TINY.build(ComputeConfig()), np.zeros((1, 2), np.int32))
     assert set(plain["encoder"]) == {"stack"}
-    ours = dataclasses.replace(TINY, norm_place="pre", sinusoidal=False)
-    shapes = parameter_shapes(ours.build(Execution()), np.zeros((1, 2), np.int32))
+    ours = dataclasses.replace(TINY, norm_position="pre", sinusoidal=False)
+    shapes = parameter_shapes(ours.build(ComputeConfig()), np.zeros((1, 2), np.int32))
     assert set(shapes["encoder"]) == set(shapes["decoder"]) == {"embeddings", "norm", "stack"}
 
 
@@ -128,7 +128,7 @@ def test_the_configuration_survives_the_way_out_and_back(changes):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("norm_place", "pre"), ("sinusoidal", False), ("gated", True)]
+    ("field", "value"), [("norm_position", "pre"), ("sinusoidal", False), ("gated", True)]
 )
 def test_a_model_that_marian_cannot_be_is_not_written(field, value):
     with pytest.raises(UserError, match=rf"model\.{field} is {value!r}.*checkpoint format"):

@@ -18,7 +18,7 @@ from flax_transformers.families.roberta import (
     to_huggingface,
 )
 from flax_transformers.huggingface.family import config_json
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.testing import assert_bit_equal, relative_difference
 from tests.families.parity import (
     count_parameters,
@@ -63,7 +63,7 @@ def test_positions_start_anew_in_each_packed_example():
 def test_the_first_token_has_the_row_after_that_of_padding():
     other = dataclasses.replace(TINY, pad_id=3, position_offset=4)
     for config in (TINY, other):
-        shapes = parameter_shapes(config.build(Execution()), IDS)
+        shapes = parameter_shapes(config.build(ComputeConfig()), IDS)
         rows = shapes["embeddings"]["position"]["embedding"].shape[0]
         assert rows == 16 + config.pad_id + 1
     with pytest.raises(ValueError, match=r"position_offset is 2; with model.pad_id 3 it must be 4"):
@@ -107,7 +107,7 @@ def test_the_classifier_drops_before_and_after_its_dense_layer():
     config = dataclasses.replace(
         TINY, architecture="RobertaForSequenceClassification", classifier_dropout=0.5, num_labels=3
     )
-    model = config.build(Execution())
+    model = config.build(ComputeConfig())
     hidden = np.random.default_rng(0).standard_normal((64, 2, 12)).astype(np.float32)
     shapes = parameter_shapes(model, IDS)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
@@ -255,7 +255,7 @@ def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names)
         from_huggingface({"model_type": "roberta"} | {field: value})
 
 
-@pytest.mark.parametrize(("field", "value"), [("norm_place", "pre"), ("positions", "none")])
+@pytest.mark.parametrize(("field", "value"), [("norm_position", "pre"), ("positions", "none")])
 def test_a_model_that_hugging_face_has_no_roberta_for_is_not_written(field, value):
     with pytest.raises(UserError, match=f"model.{field} is {value!r}.*checkpoint format"):
         config_json(dataclasses.replace(TINY, **{field: value}))

@@ -12,7 +12,7 @@ import pytest
 
 from flax_transformers.families.t5 import T5Config
 from flax_transformers.families.t5_layers import buckets_by_distance
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.models.heads import is_head
 
 TINY = T5Config(
@@ -66,7 +66,7 @@ def test_classifiers_start_at_the_size_that_the_width_asks_for(architecture):
     config = dataclasses.replace(
         TINY, architecture=architecture, num_heads=2, hidden_size=400, num_labels=300
     )
-    model = config.build(Execution())
+    model = config.build(ComputeConfig())
 
     def init():
         params = model.init(jax.random.key(0), **model.example_inputs())["params"]
@@ -85,7 +85,7 @@ def test_classifiers_start_at_the_size_that_the_width_asks_for(architecture):
 
 def test_the_factor_on_initial_sizes_counts_for_relative_positions_too():
     config = dataclasses.replace(TINY, init_std=0.0)
-    model = config.build(Execution())
+    model = config.build(ComputeConfig())
 
     def init():
         params = nn.meta.unbox(model.init(jax.random.key(0), **model.example_inputs())["params"])

@@ -38,7 +38,7 @@ def test_images_larger_than_in_pretraining_find_interpolated_positions(ahead):
     options = {"interpolate_pos_encoding": not ahead}
     if ahead:
         config, params = change_image_size(config, params, images.shape[2:])
-        model = config.build(model.execution)
+        model = config.build(model.compute)
     output = jax.jit(partial(model.apply, {"params": params}, **options))(images)
     expected = read_golden(golden.__file__, case)["logits"]
     assert relative_difference(output.logits, expected) < TOLERANCE

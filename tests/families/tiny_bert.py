@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from flax_transformers.families.bert import BertConfig
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from tests.huggingface.tensors import parameter_shapes
 
 CONFIG = BertConfig(
@@ -28,7 +28,7 @@ IDS = np.array([[2, 5, 9, 3], [2, 7, 3, 0]], np.int32)
 
 def make_model(**changes):
     """A model and random parameters; what no file holds (padded vocabulary) is zero."""
-    model = dataclasses.replace(CONFIG, **changes).build(Execution())
+    model = dataclasses.replace(CONFIG, **changes).build(ComputeConfig())
     random = np.random.default_rng(0)
 
     def draw(path, leaf):

@@ -7,13 +7,13 @@ import math
 from flax_transformers.huggingface.weights import (
     tensor_shapes,
 )
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from tests.huggingface.tensors import parameter_shapes
 
 
 def published_count(config, weights):
     """The number of parameters in published tensors; nothing is allocated."""
-    model = config.build(Execution())
+    model = config.build(ComputeConfig())
     shapes = parameter_shapes(model, *model.example_inputs().values())
     return sum(math.prod(shape) for shape in tensor_shapes(weights(config), shapes, 0).values())
 

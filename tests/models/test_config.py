@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.models.config import Execution, TextConfig, TransformerConfig
+from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
 
 LAYERS = {"hidden_size": 6, "num_layers": 1, "num_heads": 3, "intermediate_size": 5}
 SIZES = LAYERS | {"vocab_size": 130, "max_positions": 8}
@@ -63,19 +63,19 @@ def test_output_projections_start_smaller_the_deeper_the_model_if_so_asked():
 
 
 def test_the_automatic_dtype_is_float32_on_cpu_and_bfloat16_elsewhere():
-    dtypes = [Execution(dtype="auto").resolve(p).dtype for p in ("cpu", "gpu", "tpu")]
+    dtypes = [ComputeConfig(dtype="auto").resolve(p).dtype for p in ("cpu", "gpu", "tpu")]
     assert dtypes == ["float32", "bfloat16", "bfloat16"]
-    assert Execution(dtype="bfloat16").resolve("cpu").dtype == "bfloat16"
+    assert ComputeConfig(dtype="bfloat16").resolve("cpu").dtype == "bfloat16"
 
 
 def test_each_platform_has_kernels_of_its_own_for_attention():
-    found = [Execution().resolve(platform).attention for platform in ("cpu", "gpu", "tpu")]
+    found = [ComputeConfig().resolve(platform).attention for platform in ("cpu", "gpu", "tpu")]
     assert found == ["xla", "cudnn or xla", "splash or xla"]
-    assert Execution(attention="splash").resolve("tpu").attention == "splash"
+    assert ComputeConfig(attention="splash").resolve("tpu").attention == "splash"
     with pytest.raises(UserError, match="attention is 'cudnn', which there is not on tpu"):
-        Execution(attention="cudnn").resolve("tpu")
+        ComputeConfig(attention="cudnn").resolve("tpu")
 
 
 def test_a_config_of_no_family_builds_no_model():
     with pytest.raises(TypeError, match="TextConfig is not a family's config"):
-        TextConfig(**SIZES).build(Execution())
+        TextConfig(**SIZES).build(ComputeConfig())

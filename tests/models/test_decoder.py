@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.models.config import Execution, TextConfig
+from flax_transformers.models.config import ComputeConfig, TextConfig
 from flax_transformers.models.decoder import DecoderForCausalLM, DecoderForSequenceClassification
 from flax_transformers.models.heads import last_token
 from flax_transformers.testing import relative_difference, tiny_bert, tiny_model
@@ -122,7 +122,7 @@ IDS = np.array([[1, 2, 3, 4, 5]], np.int32)
 
 @pytest.mark.slow
 def test_no_token_sees_a_later_one():
-    model = DecoderForCausalLM(TINY, Execution())
+    model = DecoderForCausalLM(TINY, ComputeConfig())
     params = jax.jit(model.init)(jax.random.key(0), IDS)["params"]
     apply = jax.jit(lambda ids: model.apply({"params": params}, ids).logits)
     before, after = apply(IDS), apply(np.array([[1, 2, 3, 9, 5]], np.int32))
@@ -132,7 +132,7 @@ def test_no_token_sees_a_later_one():
 
 @pytest.mark.slow
 def test_padded_vocabulary_entries_have_the_lowest_logits():
-    model = DecoderForCausalLM(replace(TINY, tie_embeddings=False), Execution())
+    model = DecoderForCausalLM(replace(TINY, tie_embeddings=False), ComputeConfig())
     params = jax.jit(model.init)(jax.random.key(0), IDS)["params"]
     logits = model.apply({"params": params}, jnp.ones((1, 2, 6)), method="unembed")
     assert logits.shape == (1, 2, 128)
@@ -150,7 +150,7 @@ def test_the_last_token_of_a_row_is_found_on_either_side_of_padding(mask, place)
 
 @pytest.mark.slow
 def test_a_row_is_labelled_by_its_last_token():
-    model = DecoderForSequenceClassification(replace(TINY, num_labels=3), Execution())
+    model = DecoderForSequenceClassification(replace(TINY, num_labels=3), ComputeConfig())
     hidden = jax.random.normal(jax.random.key(1), (2, 5, 6))
     params = jax.jit(model.init)(jax.random.key(0), IDS)["params"]
     classify = partial(model.apply, {"params": params}, hidden, IDS, method="classify")
@@ -171,7 +171,7 @@ def test_a_token_too_many_for_the_cache_makes_nan_and_many_at_once_are_refused()
 
 
 def test_an_encoder_takes_no_cache():
-    model = tiny_bert().build(Execution())
+    model = tiny_bert().build(ComputeConfig())
     ids = np.ones((1, 2), np.int32)
     cache = jax.eval_shape(lambda: model.empty_cache(1, 4))
     with pytest.raises(UserError, match="a cache is for models that look back"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.families.bert import BertForNextSentencePrediction, BertForPreTraining
-from flax_transformers.models.config import Execution, TextConfig
+from flax_transformers.models.config import ComputeConfig, TextConfig
 from flax_transformers.models.encoder import (
     EncoderForMaskedLM,
     EncoderForSequenceClassification,
@@ -34,7 +34,7 @@ POST_NORM = TextConfig(
     num_heads=3,
     intermediate_size=5,
     max_positions=8,
-    norm_place="post",
+    norm_position="post",
     token_types=2,
     embedding_norm=True,
     dropout=0.1,
@@ -62,8 +62,8 @@ MASK = jnp.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 CONFIGS = pytest.mark.parametrize("config", [POST_NORM, PRE_NORM], ids=["post_norm", "pre_norm"])
 
 
-def build(config, kind=EncoderForMaskedLM, **execution):
-    model = kind(config, Execution(**execution))
+def build(config, kind=EncoderForMaskedLM, **compute):
+    model = kind(config, ComputeConfig(**compute))
     boxed = jax.eval_shape(model.init, jax.random.key(0), IDS)["params"]
     return model, boxed, reference.randomize(nn.meta.unbox(boxed))
 
@@ -153,7 +153,7 @@ def test_segments_of_one_example_are_its_attention_mask():
 @CONFIGS
 def test_a_pre_norm_stack_ends_in_a_norm_and_a_post_norm_stack_does_not(config):
     _, boxed, _ = build(config)
-    assert ("final_norm" in boxed) == (config.norm_place == "pre")
+    assert ("final_norm" in boxed) == (config.norm_position == "pre")
 
 
 @pytest.mark.slow
@@ -182,7 +182,7 @@ HEADS = {
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_each_architecture_gives_its_own_outputs_in_float32_and_no_others(kind):
-    model = kind(replace(POST_NORM, num_labels=4), Execution(dtype="bfloat16"))
+    model = kind(replace(POST_NORM, num_labels=4), ComputeConfig(dtype="bfloat16"))
     output = jax.eval_shape(lambda: model.apply(model.init(jax.random.key(0), IDS), IDS, MASK))
     there = {name: value for name, value in vars(output).items() if value is not None}
     assert there.pop("last_hidden_state").dtype == jnp.bfloat16

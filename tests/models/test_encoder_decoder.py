@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.models.encoder_decoder import EncoderDecoderConfig, shift_right
 from flax_transformers.models.encoder_decoder_heads import (
     EncoderDecoderForConditionalGeneration,
@@ -44,7 +44,7 @@ IDS = np.random.default_rng(0).integers(0, 50, (2, 5), np.int32)
 
 def build(kind=EncoderDecoderForConditionalGeneration, scan=True, **changes):
     """A model and random parameters."""
-    model = kind(dataclasses.replace(CONFIG, **changes), Execution(scan_layers=scan))
+    model = kind(dataclasses.replace(CONFIG, **changes), ComputeConfig(scan_layers=scan))
     boxed = jax.eval_shape(model.init, jax.random.key(0), **model.example_inputs())["params"]
     random = np.random.default_rng(1)
     return model, jax.tree.map(
@@ -68,9 +68,9 @@ def test_packed_examples_do_not_see_each_other(scan):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm_place", ["pre", "post"])
-def test_packed_examples_are_as_alone(norm_place):
-    model, params = build(norm_place=norm_place)
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_packed_examples_are_as_alone(norm_position):
+    model, params = build(norm_position=norm_position)
     assert_packed_examples_are_as_alone(model, params, CONFIG.vocab_size)
 
 

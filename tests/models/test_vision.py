@@ -13,7 +13,7 @@ import pytest
 
 from flax_transformers.errors import UserError
 from flax_transformers.families.vit import ViTConfig
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.layers.patches import resize_positions, sincos_table
 from flax_transformers.models.vision import (
@@ -52,9 +52,9 @@ def random_like(shapes):
     return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
 
 
-def start(config, kind=VisionForClassification, **execution):
+def start(config, kind=VisionForClassification, **compute):
     """A model and parameters for it, all of them random."""
-    model = kind(config, Execution(**execution))
+    model = kind(config, ComputeConfig(**compute))
     return model, random_like(parameter_shapes(model))
 
 
@@ -174,7 +174,7 @@ def test_images_of_another_shape_are_refused(shape, message):
 
 @pytest.mark.slow
 def test_an_image_skips_a_sub_layer_or_gets_more_of_it():
-    block = VisionBlock(CONFIG, Execution(), deterministic=False)
+    block = VisionBlock(CONFIG, ComputeConfig(), deterministic=False)
     x = images(64, 2, 12)
     init = jax.eval_shape(block.init, jax.random.key(0), x, LayerInputs(), None)
     params = random_like(nn.meta.unbox(init["params"]))

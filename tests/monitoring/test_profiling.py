@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from flax_transformers.monitoring.profiling import Probes, Watch
+from flax_transformers.monitoring.profiling import Profiling, Watch
 
 STEP = jax.jit(lambda state, batch: state * batch)
 STATE, BATCH = jnp.ones(3), jnp.arange(3.0)
@@ -26,7 +26,7 @@ def traced(monkeypatch):
 
 @contextmanager
 def watching(folder, **probes):
-    with Watch(Probes(**probes), epath.Path(folder), 2) as watch:
+    with Watch(Profiling(**probes), epath.Path(folder), 2) as watch:
         yield lambda step: watch.before(step, STEP, STATE, BATCH)
 
 

@@ -16,7 +16,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.families.mistral import MistralConfig
 from flax_transformers.families.modernbert import ModernBertConfig
 from flax_transformers.families.t5 import T5Config
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.monitoring import throughput
 from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.throughput import StepReport
@@ -32,7 +32,7 @@ CONFIG = tiny_config(
     "text.txt",
     "store",
     optimizer=AdamW(learning_rate=1.0, schedule=Schedule("linear", warmup_steps=10)),
-    max_skipped_in_a_row=2,
+    max_consecutive_skips=2,
 )
 
 
@@ -109,13 +109,13 @@ def test_a_run_whose_first_steps_are_not_finite_is_told_from_one_that_diverges()
 
 @pytest.mark.parametrize("limit", [0, 1, 20])
 def test_as_many_steps_in_a_row_as_the_limit_may_be_skipped_and_one_more_may_not(limit):
-    meter = new_meter(dataclasses.replace(CONFIG, max_skipped_in_a_row=limit))
+    meter = new_meter(dataclasses.replace(CONFIG, max_consecutive_skips=limit))
     feed(meter, *(bad(n, n) for n in range(1, limit + 1)), good(skipped=limit))
     meter.row(limit + 1)
     feed(meter, *(bad(limit + n, n) for n in range(1, limit + 2)))
     with pytest.raises(UserError, match=(
         f"gradients of {limit + 1} steps in a row are not finite; .*: {limit} steps in a row may "
-        r"be skipped \(max_skipped_in_a_row\)"
+        r"be skipped \(max_consecutive_skips\)"
     )):  # fmt: skip
         meter.fetch_previous()
 
@@ -219,16 +219,16 @@ def test_mfu_is_there_where_the_peak_is_known(clock):
 
 
 def shapes(config):
-    model = config.model.build(Execution())
+    model = config.model.build(ComputeConfig())
     boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
     return nn.meta.unbox(boxed)["params"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm_place", ["pre", "post"])
-def test_flops_of_a_step_are_those_counted_by_hand(norm_place):
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_flops_of_a_step_are_those_counted_by_hand(norm_position):
     # 384 words need no padding rows.
-    model = tiny_bert(vocab_size=384, norm_place=norm_place)
+    model = tiny_bert(vocab_size=384, norm_position=norm_position)
     config = dataclasses.replace(CONFIG, model=model)
     rows, length, width, inner, chosen = 16, 32, 32, 64, 4  # round(0.15 * 30) are chosen
     per_layer = 4 * 2 * rows * length * width * width  # query, key, value, output

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.families.llama import LlamaConfig
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import RULES
@@ -43,7 +43,7 @@ def planned(folder, context):
         tiny_config(folder / "text.txt", folder / "store"),
         model=MODEL,
         objective=CausalLM(),
-        execution=Execution("bfloat16", attention="splash"),
+        compute=ComputeConfig("bfloat16", attention="splash"),
         phases=(Phase(4, LENGTH, ROWS),),
         mesh=MeshConfig(data=1, context=context),
     )
@@ -74,8 +74,8 @@ def test_a_model_with_a_bias_by_distance_learns_the_same_from_its_divided_rows()
     rows = {"input_ids": ids, "segment_ids": segments}
     rows |= {f"decoder_{name}": row for name, row in rows.items()}
 
-    def gradients(**execution):
-        network = model.config.build(Execution(**execution))
+    def gradients(**compute):
+        network = model.config.build(ComputeConfig(**compute))
 
         def loss(params):
             states = network.apply({"params": params}, **rows, method="hidden_states")

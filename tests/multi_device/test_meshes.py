@@ -50,7 +50,7 @@ def setting(tmp_path_factory):
 def losses(setting, mesh_config, micro_batches=1, **model):
     config, batches = setting
     mesh = make_mesh(mesh_config)
-    network = tiny_bert(**model).build(config.execution.resolve("cpu"))
+    network = tiny_bert(**model).build(config.compute.resolve("cpu"))
     optimizer = make_optimizer(config.optimizer, STEPS)
     functions = model_functions(network)
     found = []

@@ -87,7 +87,7 @@ def run_diverging(folder, workdir, processes):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = ["--max-skipped-in-a-row", "2", "--max-rewinds", "1", "--checkpoints.every-steps"]
+    options = ["--max-consecutive-skips", "2", "--max-rollbacks", "1", "--checkpoints.every-steps"]
     command = [*arguments(folder, workdir, STEPS), *options, "2", "--evaluation.every-steps", "0"]
     started = []
     for index in range(processes):
@@ -198,7 +198,7 @@ def test_two_processes_roll_back_together_and_do_what_one_does(folder, one):
     assert relative_difference(losses(together), losses(alone)) < 1e-5
     assert examples(together) == examples(alone)
     assert find_checkpoint(together).meta["position"] == find_checkpoint(alone).meta["position"]
-    assert find_checkpoint(together).meta["position"]["rewinds"] == 1
+    assert find_checkpoint(together).meta["position"]["rollbacks"] == 1
 
 
 @pytest.mark.full

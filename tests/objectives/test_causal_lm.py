@@ -11,7 +11,7 @@ import pytest
 from flax_transformers.errors import UserError
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.mixtral import MixtralConfig
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.models.outputs import HiddenStates
 from flax_transformers.objectives.base import ModelFunctions, Vocabulary
 from flax_transformers.objectives.causal_lm import CausalLM
@@ -167,7 +167,7 @@ SMALL = {
 
 
 def built(config, seed=0):
-    model = config.build(Execution())
+    model = config.build(ComputeConfig())
     params = jax.jit(model.init)(jax.random.key(seed), **model.example_inputs())["params"]
     return model_functions(model), jax.tree.map(
         lambda leaf: leaf.value if hasattr(leaf, "value") else leaf,

@@ -13,9 +13,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from flax_transformers.models.heads import Unembedding
-from flax_transformers.objectives.base import ModelFunctions, Terms
+from flax_transformers.objectives.base import LossTerms, ModelFunctions
 from flax_transformers.objectives.cross_entropy import cross_entropy, word_scores
-from flax_transformers.objectives.lm_loss import PALM_Z_LOSS, WordLoss
+from flax_transformers.objectives.lm_loss import PALM_Z_LOSS, LMLoss
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import RULES
 
@@ -245,13 +245,13 @@ def terms_of(loss):
         found = loss.word_terms("words", linear_model(), table, hidden, labels, WEIGHTS)
         return found.losses, found.metrics
 
-    return Terms(*jax.device_get(jax.jit(terms)(table, hidden, labels)))
+    return LossTerms(*jax.device_get(jax.jit(terms)(table, hidden, labels)))
 
 
 @pytest.mark.slow
 def test_what_is_logged_is_the_plain_loss_whatever_is_trained():
-    plain = terms_of(WordLoss())
-    trained = terms_of(WordLoss(label_smoothing=0.1, z_loss=PALM_Z_LOSS, logits_held=24 * 128))
+    plain = terms_of(LMLoss())
+    trained = terms_of(LMLoss(label_smoothing=0.1, z_loss=PALM_Z_LOSS, max_logits=24 * 128))
     assert set(plain.losses) == {"words"} and set(trained.losses) == {"words", "z_loss"}
     np.testing.assert_allclose(trained.metrics["loss"], plain.metrics["loss"], rtol=1e-6)
     np.testing.assert_array_equal(trained.metrics["accuracy"], plain.metrics["accuracy"])
@@ -260,7 +260,7 @@ def test_what_is_logged_is_the_plain_loss_whatever_is_trained():
 
 def test_the_z_loss_is_the_mean_of_the_squared_log_of_z():
     hidden, table, *_ = draw_words()
-    total, weight, coefficient = terms_of(WordLoss(z_loss=PALM_Z_LOSS)).losses["z_loss"]
+    total, weight, coefficient = terms_of(LMLoss(z_loss=PALM_Z_LOSS)).losses["z_loss"]
     log_z = np.log(np.exp(hidden.astype(np.float64) @ table[:VOCABULARY].T).sum(-1))
     np.testing.assert_allclose(total, (log_z**2 * WEIGHTS).sum(), rtol=1e-5)
     assert weight == WEIGHTS.sum()
@@ -269,8 +269,8 @@ def test_the_z_loss_is_the_mean_of_the_squared_log_of_z():
 
 @pytest.mark.parametrize(
     "settings", [{"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"z_loss": -1.0},
-                 {"z_loss": float("nan")}, {"logits_held": 0}],
+                 {"z_loss": float("nan")}, {"max_logits": 0}],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(settings):
     with pytest.raises(ValueError, match=f"objective.{next(iter(settings))} is"):
-        WordLoss(**settings)
+        LMLoss(**settings)

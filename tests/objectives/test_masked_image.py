@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.families.mae import MaeConfig, hide_patches
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.masked_image import MaskedImage, mask_noise
 from flax_transformers.training.step import model_functions
@@ -34,7 +34,7 @@ MODEL = MaeConfig(
 @pytest.fixture(scope="module")
 def model():
     """Parameters, and of them and a batch of four rows: (loss term, what is painted), gradient."""
-    module = MODEL.build(Execution())
+    module = MODEL.build(ComputeConfig())
     functions = model_functions(module)
 
     @jax.jit

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from flax_transformers.objectives.base import ModelFunctions, Terms
-from flax_transformers.optim.ema import WeightAverage
+from flax_transformers.objectives.base import LossTerms, ModelFunctions
+from flax_transformers.optim.ema import EMAConfig
 from flax_transformers.training.state import TrainState
 from flax_transformers.training.step import make_train_step
 
@@ -22,7 +22,7 @@ class Line:
 
     def terms(self, model, params, batch, rngs):
         total = jnp.sum(batch["x"] * params["w"])
-        return Terms({"line": (total, jnp.sum(batch["weight"]), 1.0)}, {})
+        return LossTerms({"line": (total, jnp.sum(batch["weight"]), 1.0)}, {})
 
 
 FUNCTIONS = ModelFunctions(None, None, None)
@@ -64,27 +64,27 @@ def by_hand(decay, warmup):
 @pytest.mark.parametrize(("decay", "warmup"), [(0.9, True), (0.15, True), (0.9, False)])
 def test_the_average_is_that_of_the_updates_made(decay, warmup):
     """A step that is skipped changes nothing, and does not count in the warm-up."""
-    found = states(WeightAverage(decay, warmup), SLOPES)
+    found = states(EMAConfig(decay, warmup), SLOPES)
     np.testing.assert_allclose([s.ema["w"] for s in found], by_hand(decay, warmup), rtol=1e-6)
     assert found[2].ema == found[1].ema
 
 
 @pytest.mark.slow
 def test_training_itself_does_not_see_the_average():
-    on, off = states(WeightAverage(0.9), SLOPES), states(WeightAverage(), SLOPES)
+    on, off = states(EMAConfig(0.9), SLOPES), states(EMAConfig(), SLOPES)
     assert [s.params["w"] for s in on] == [s.params["w"] for s in off]
 
 
 def test_off_it_has_no_copy_and_the_parameters_themselves_are_evaluated():
-    state = states(WeightAverage(), SLOPES)[-1]
+    state = states(EMAConfig(), SLOPES)[-1]
     assert state.ema is None
     assert state.best_params is state.params
-    averaged = states(WeightAverage(0.9), SLOPES)[-1]
+    averaged = states(EMAConfig(0.9), SLOPES)[-1]
     assert averaged.best_params is averaged.ema
 
 
 def test_a_state_that_starts_from_other_parameters_averages_from_them():
-    fresh = states(WeightAverage(0.9), SLOPES)[-1].starting_from({"w": jnp.array(7.0)})
+    fresh = states(EMAConfig(0.9), SLOPES)[-1].starting_from({"w": jnp.array(7.0)})
     assert (fresh.params["w"], fresh.ema["w"]) == (7.0, 7.0)
     assert fresh.ema["w"] is not fresh.params["w"]  # both are donated to the first step
 
@@ -92,4 +92,4 @@ def test_a_state_that_starts_from_other_parameters_averages_from_them():
 @pytest.mark.parametrize("decay", [1.0, -0.1])
 def test_a_decay_out_of_range_is_named(decay):
     with pytest.raises(ValueError, match=f"ema.decay is {decay}"):
-        WeightAverage(decay)
+        EMAConfig(decay)

@@ -12,8 +12,8 @@ import pytest
 
 from flax_transformers.checkpointing.manager import CheckpointConfig, Checkpoints, restore_params
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.base import ModelFunctions, Terms
-from flax_transformers.optim.ema import WeightAverage
+from flax_transformers.objectives.base import LossTerms, ModelFunctions
+from flax_transformers.optim.ema import EMAConfig
 from flax_transformers.optim.optimizers import LAMB, Adafactor, AdamW, Lion, make_optimizer
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding
@@ -86,7 +86,7 @@ class Squares:
             out = jnp.tanh(hidden @ layer["kernel"][k] + layer["bias"][k, None, None])
             hidden = hidden + out[..., :8]
         square = jnp.sum((hidden - 1) ** 2)
-        return Terms({"square": (square, jnp.float32(batch["ids"].size), 1.0)}, {})
+        return LossTerms({"square": (square, jnp.float32(batch["ids"].size), 1.0)}, {})
 
 
 def batches():
@@ -122,7 +122,7 @@ class Trainer:
 def test_seven_steps_a_checkpoint_and_thirteen_more_are_twenty_steps_to_the_last_bit(
     kind, tmp_path
 ):
-    ema = WeightAverage(0.99 if kind in ("lion", "frozen") else None)
+    ema = EMAConfig(0.99 if kind in ("lion", "frozen") else None)
     straight = Trainer(KINDS[kind], ema)
     fresh = jax.device_get(straight.state)
     straight.train(batches()[:7])
@@ -144,7 +144,7 @@ def test_seven_steps_a_checkpoint_and_thirteen_more_are_twenty_steps_to_the_last
 
 @pytest.mark.slow
 def test_the_average_is_what_a_checkpoint_gives_unless_told_otherwise(tmp_path):
-    trainer = Trainer(AdamW(learning_rate=0.1), WeightAverage(0.9))
+    trainer = Trainer(AdamW(learning_rate=0.1), EMAConfig(0.9))
     trainer.train(batches()[:3])
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
     checkpoints.save(3, trainer.state, {})
@@ -154,7 +154,7 @@ def test_the_average_is_what_a_checkpoint_gives_unless_told_otherwise(tmp_path):
     assert_bit_equal(restore_params(tmp_path), state.ema)
     assert_bit_equal(restore_params(tmp_path, trainer.abstract.params), state.ema)
     assert_bit_equal(restore_params(tmp_path, averaged=False), state.params)
-    off = Trainer(AdamW(), WeightAverage())
+    off = Trainer(AdamW(), EMAConfig())
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
     with pytest.raises(UserError, match="also has ema/"):
         checkpoints.restore_newest(off.abstract)
@@ -163,14 +163,14 @@ def test_the_average_is_what_a_checkpoint_gives_unless_told_otherwise(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_divided_run_is_the_run_on_one_device(kind):
-    alone = Trainer(KINDS[kind], WeightAverage(0.9))
-    divided = Trainer(KINDS[kind], WeightAverage(0.9), (2, 2, 2))
+    alone = Trainer(KINDS[kind], EMAConfig(0.9))
+    divided = Trainer(KINDS[kind], EMAConfig(0.9), (2, 2, 2))
     norms = [trainer.train(batches()[:10]) for trainer in (alone, divided)]
     np.testing.assert_allclose(norms[1], norms[0], rtol=1e-6)
 
 
 def test_factored_statistics_are_divided_along_the_axes_they_keep():
-    abstract = Trainer(Adafactor(min_factored=1), WeightAverage(0.9), (2, 2, 2)).abstract
+    abstract = Trainer(Adafactor(min_factored=1), EMAConfig(0.9), (2, 2, 2)).abstract
     found = {
         jax.tree_util.keystr(path[-4:]).replace("['", "/").replace("']", ""): tuple(
             leaf.sharding.spec
@@ -196,7 +196,7 @@ def test_factored_statistics_are_divided_along_the_axes_they_keep():
 @pytest.mark.slow
 def test_gradients_of_frozen_parameters_are_not_computed():
     def flops(frozen):
-        trainer = Trainer(AdamW(frozen=frozen), WeightAverage())
+        trainer = Trainer(AdamW(frozen=frozen), EMAConfig())
         with jax.set_mesh(trainer.mesh):
             compiled = trainer.step.lower(trainer.abstract, batches()[0]).compile()
         return compiled.cost_analysis()["flops"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flax_transformers.parallel.device_specs import chip_of
+from flax_transformers.parallel.device_specs import device_spec
 
 
 @pytest.mark.parametrize(
@@ -26,9 +26,9 @@ from flax_transformers.parallel.device_specs import chip_of
     ],
 )
 def test_peaks_are_found_under_the_names_that_devices_give(device_kind, teraflops):
-    assert chip_of(device_kind).peak_flops == teraflops * 1e12
+    assert device_spec(device_kind).peak_flops == teraflops * 1e12
 
 
 def test_a_cpu_and_an_unknown_accelerator_are_no_chips():
-    assert chip_of("cpu") is None
-    assert chip_of("NVIDIA Something Else") is None
+    assert device_spec("cpu") is None
+    assert device_spec("NVIDIA Something Else") is None

@@ -14,7 +14,7 @@ from flax_transformers.families.t5 import T5Config
 from flax_transformers.generation import decode, translate
 from flax_transformers.generation.decode import generate
 from flax_transformers.generation.translate import generate_target
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.span_corruption import SpanCorruption
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -40,7 +40,7 @@ WEIGHTS = LAYERS * 16 * WIDTH**2  # four square ones in attention, three of 4 in
 def of_decoder(mesh=WHOLE):
     config = tiny_config("text.txt", "store")
     return dataclasses.replace(
-        config, model=DECODER, objective=CausalLM(), mesh=mesh, execution=Execution("auto")
+        config, model=DECODER, objective=CausalLM(), mesh=mesh, compute=ComputeConfig("auto")
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from flax_transformers.data.dataset import prepare
 from flax_transformers.errors import UserError
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.planning.hlo_cost import KernelCall
 from flax_transformers.planning.hlo_text import Array
@@ -66,7 +66,7 @@ class Lowered(Exception):
 @pytest.mark.slow
 def test_the_step_that_is_planned_is_the_one_that_train_runs(config, tmp_path, monkeypatch):
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
-    config = dataclasses.replace(config, mesh=mesh, execution=Execution("auto", remat="full"))
+    config = dataclasses.replace(config, mesh=mesh, compute=ComputeConfig("auto", remat="full"))
     original = Program.train_step
 
     def lowering(program, phase):
@@ -124,8 +124,8 @@ def on_tpu(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tpu")
     config = tiny_config(folder / "text.txt", folder / "store")
     model = tiny_bert(hidden_size=256, intermediate_size=1024)
-    execution = Execution("auto", remat="full")
-    config = dataclasses.replace(config, model=model, execution=execution, mesh=MeshConfig(1, 4))
+    compute = ComputeConfig("auto", remat="full")
+    config = dataclasses.replace(config, model=model, compute=compute, mesh=MeshConfig(1, 4))
     return planned(config, "v5e:2x2")
 
 

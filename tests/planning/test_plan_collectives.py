@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from flax_transformers.families.llama import LlamaConfig
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.planning.hlo_cost import account, oversized
@@ -37,7 +37,7 @@ def compiled(mesh, remat="full", topology="v5e:2x2", **changes):
         tiny_config("text.txt", "store"),
         model=dataclasses.replace(MODEL, **changes),
         objective=CausalLM(),
-        execution=Execution("auto", remat=remat, attention="xla"),
+        compute=ComputeConfig("auto", remat=remat, attention="xla"),
         phases=(Phase(20, LENGTH, ROWS),),
         mesh=mesh,
     )

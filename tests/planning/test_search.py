@@ -6,9 +6,9 @@ import pytest
 
 from flax_transformers.errors import UserError
 from flax_transformers.families.mixtral import MixtralConfig
-from flax_transformers.models.config import Execution
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.causal_lm import CausalLM
-from flax_transformers.parallel.device_specs import chip_of
+from flax_transformers.parallel.device_specs import device_spec
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.planning import search as module
 from flax_transformers.planning.plan import GIB, Roofline
@@ -20,12 +20,12 @@ from tests.planning.test_plan import a_plan
 
 @pytest.fixture
 def config():
-    return tiny_config("text.txt", "store", batch_size=64, execution=Execution("auto"))
+    return tiny_config("text.txt", "store", batch_size=64, compute=ComputeConfig("auto"))
 
 
 def found_for(config, topology="v5e:4x4"):
     devices = devices_of(topology)
-    return candidates(config, config.phases[-1], devices, chip_of(devices[0].device_kind))
+    return candidates(config, config.phases[-1], devices, device_spec(devices[0].device_kind))
 
 
 def test_every_candidate_is_the_same_run_on_all_devices(config):
@@ -38,7 +38,7 @@ def test_every_candidate_is_the_same_run_on_all_devices(config):
         assert (phase.batch_size, phase.steps) == (64, config.phases[-1].steps)
         assert 64 % (mesh.data * mesh.fsdp * phase.micro_batches) == 0
         assert dataclasses.replace(
-            one.config, mesh=config.mesh, execution=config.execution
+            one.config, mesh=config.mesh, compute=config.compute
         ) == dataclasses.replace(config)
     assert found == sorted(found, key=lambda one: one.seconds)
 
@@ -68,7 +68,7 @@ def test_the_likeliest_are_compiled_and_the_fastest_that_fits_comes_first(config
     seen = []
 
     def planned(config, phase, devices, topology):
-        seen.append((config.mesh, config.execution.remat, phase.micro_batches))
+        seen.append((config.mesh, config.compute.remat, phase.micro_batches))
         if len(seen) == 1:
             raise UserError("this dimension does not divide")
         fits = len(seen) != 2
@@ -83,7 +83,7 @@ def test_the_likeliest_are_compiled_and_the_fastest_that_fits_comes_first(config
     )
     likeliest = found_for(config)[:4]
     assert seen == [
-        (one.config.mesh, one.config.execution.remat, one.phase.micro_batches) for one in likeliest
+        (one.config.mesh, one.config.compute.remat, one.phase.micro_batches) for one in likeliest
     ]
     assert [one.fits for one in shown] == [False, True, True]
     assert ranked == [shown[2], shown[1], shown[0]]

@@ -6,13 +6,13 @@ import sys
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.storage.workdir import only_one, open_workdir, write_text
+from flax_transformers.storage.workdir import exclusive_lock, open_workdir, write_text
 
 HOLD = """
 import sys, time
 from etils import epath
-from flax_transformers.storage.workdir import only_one
-with only_one(epath.Path(sys.argv[1])):
+from flax_transformers.storage.workdir import exclusive_lock
+with exclusive_lock(epath.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -48,12 +48,12 @@ def test_a_second_training_in_a_workdir_is_refused_until_the_first_ends(tmp_path
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert first.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another process trains in"), only_one(tmp_path):
+        with pytest.raises(UserError, match="another process trains in"), exclusive_lock(tmp_path):
             pass
     finally:
         first.kill()
         first.wait()
-    with only_one(tmp_path):
+    with exclusive_lock(tmp_path):
         pass
 
 

@@ -153,7 +153,7 @@ def test_a_rate_may_change_when_a_run_goes_on(straight, corpus, caplog):
 def test_too_many_skipped_steps_end_the_run_and_keep_the_checkpoint(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "batches_on_mesh", batches_with_nan(range(6, 40)))
     with pytest.raises(UserError, match="4 steps in a row"):
-        run(config_for(corpus, steps=40, max_skipped_in_a_row=3), tmp_path)
+        run(config_for(corpus, steps=40, max_consecutive_skips=3), tmp_path)
     assert find_checkpoint(tmp_path).step == 5
 
 
@@ -167,7 +167,7 @@ def test_a_batch_the_mesh_does_not_divide_is_refused(corpus, tmp_path):
 def test_the_checkpoint_holds_config_position_and_tokenizer(straight):
     workdir, _ = straight
     found = find_checkpoint(workdir)
-    assert found.meta["position"] == {"step": 12, "phase": 0, "examples": 192, "rewinds": 0}
+    assert found.meta["position"] == {"step": 12, "phase": 0, "examples": 192, "rollbacks": 0}
     assert found.meta["config"]["model"]["hidden_size"] == 32
     assert (found.folder / "tokenizer" / "tokenizer_config.json").exists()
 

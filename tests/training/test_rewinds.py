@@ -37,8 +37,8 @@ def config(tmp_path):
     found = tiny_config(tmp_path / "text.txt", tmp_path / "store", steps=STEPS)
     return dataclasses.replace(
         found,
-        max_skipped_in_a_row=2,
-        max_rewinds=1,
+        max_consecutive_skips=2,
+        max_rollbacks=1,
         checkpoints=CheckpointConfig(every_steps=SAVED_EVERY),
         logging=dataclasses.replace(found.logging, ledger=True),
     )
@@ -85,7 +85,7 @@ def test_a_run_that_went_back_and_was_killed_goes_on_where_it_was(config, spoil,
     straight, rows = restore_arrays(newest), config.phases[0].batch_size
     examples = (STEPS + 5) * rows  # those of five steps went unused, or were undone
     assert newest.meta["position"] == {
-        "step": STEPS, "phase": 0, "examples": examples, "rewinds": 1
+        "step": STEPS, "phase": 0, "examples": examples, "rollbacks": 1
     }  # fmt: skip
     shutil.rmtree(newest.folder)
     assert find_checkpoint(tmp_path).step == 2 * SAVED_EVERY

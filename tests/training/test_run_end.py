@@ -10,7 +10,7 @@ import pytest
 from flax_transformers.checkpointing.save_schedule import SaveSchedule
 from flax_transformers.errors import UserError
 from flax_transformers.training import loop
-from flax_transformers.training.run_state import Position
+from flax_transformers.training.run_state import RunState
 
 TOTAL = 12
 
@@ -35,7 +35,7 @@ def saved(monkeypatch):
             tokenizer_files={},
         )
         meter = SimpleNamespace(consecutive_skips=skips, diverging_steps=diverging, totals={})
-        assert loop._save(run, None, Position(step), meter, stopping) == bool(found)
+        assert loop._save(run, None, RunState(step), meter, stopping) == bool(found)
         return found
 
     return save
@@ -81,7 +81,7 @@ def end(diverging_steps, preempted=False, **metrics):
     loop._require_finite_end(
         SimpleNamespace(workdir="run"),
         loop.Outcome(TOTAL, preempted, losses),
-        loop.Ended(Position(TOTAL), False, diverging_steps, {}),
+        loop.Ended(RunState(TOTAL), False, diverging_steps, {}),
     )
 
 

@@ -17,12 +17,12 @@ from flax_transformers.cli import baselines as to_beat
 from flax_transformers.cli.main import main
 from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.evaluation.baselines import Baseline
-from flax_transformers.monitoring.example_log import Ledger
+from flax_transformers.monitoring.example_log import ExampleLog
 from flax_transformers.monitoring.goodput import KINDS, Clock
 from flax_transformers.monitoring.metrics import MetricsWriter, read_metrics
 from flax_transformers.storage.workdir import (
     clear_side_files,
-    only_one,
+    exclusive_lock,
     read_side_file,
     write_text,
 )
@@ -74,7 +74,7 @@ def written(tmp_path_factory):
         for step in range(1, STEPS + 1):
             spent = {f"goodput/{kind}_s": 1.5 * step for kind in KINDS}
             writer.write(step, {"train/loss": 6.0 - step / 10, "perf/goodput": 0.5} | spent)
-    with Ledger(workdir, 0) as ledger:
+    with ExampleLog(workdir, 0) as ledger:
         for step in range(1, STEPS + 1):
             ledger.write(step, np.arange(4) + step)
     shutil.copy(workdir / "ledger-0.jsonl", workdir / "ledger-1.jsonl")
@@ -91,7 +91,7 @@ def written(tmp_path_factory):
 
 def restart(workdir):
     """All that a start reads and writes there. Returns the rows kept."""
-    with only_one(workdir):
+    with exclusive_lock(workdir):
         clear_side_files(workdir)
         saved = to_beat._saved(read_side_file(workdir / "baselines.json") or "", "this")
         assert [one.score for one in saved] in ([], [5.25])
@@ -100,7 +100,7 @@ def restart(workdir):
             write_text(workdir / name, "{}")
         with MetricsWriter(workdir, start_step=RESUMED_AT, tensorboard=True) as writer:
             writer.write(RESUMED_AT + 1, {"train/loss": 5.0})
-        with Ledger(workdir, RESUMED_AT) as ledger:
+        with ExampleLog(workdir, RESUMED_AT) as ledger:
             ledger.write(RESUMED_AT + 1, np.arange(4))
     lines = (workdir / "ledger-0.jsonl").read_text().splitlines()
     return read_metrics(workdir), [json.loads(line) for line in lines]

@@ -13,9 +13,9 @@ import optax
 import pytest
 
 from flax_transformers.models.outputs import HiddenStates
-from flax_transformers.objectives.base import ModelFunctions, Terms
+from flax_transformers.objectives.base import LossTerms, ModelFunctions
 from flax_transformers.objectives.masked_lm import MaskedLM
-from flax_transformers.optim.ema import WeightAverage
+from flax_transformers.optim.ema import EMAConfig
 from flax_transformers.optim.optimizers import AdamW, make_optimizer
 from flax_transformers.optim.schedules import Schedule
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -49,7 +49,7 @@ class TwoTerms:
             for k in range(4):
                 rows = jnp.sum(batch["mark"] == k)
                 metrics[f"noise_{k}"] = (drawn * rows, rows)
-        return Terms({"square": (square, weight, 1.0), "plain": (plain, other, 0.25)}, metrics)
+        return LossTerms({"square": (square, weight, 1.0), "plain": (plain, other, 0.25)}, metrics)
 
 
 LINE = ModelFunctions(
@@ -112,7 +112,9 @@ def test_a_term_without_weight_contributes_nothing(micro_batches):
 
 
 def test_a_sum_without_weight_is_not_trained():
-    terms = Terms({"a": (jnp.array(6.0), jnp.array(4.0), 2.0), "b": (3.0, jnp.zeros(()), 1.0)}, {})
+    terms = LossTerms(
+        {"a": (jnp.array(6.0), jnp.array(4.0), 2.0), "b": (3.0, jnp.zeros(()), 1.0)}, {}
+    )
     assert float(total_loss(terms)) == 3.0
 
 
@@ -185,7 +187,7 @@ def test_an_update_that_overflows_changes_nothing():
 
 @pytest.mark.slow
 def test_an_average_that_is_not_finite_stops_the_update_too():
-    optimizer, ema = optax.sgd(1.0), WeightAverage(0.9)
+    optimizer, ema = optax.sgd(1.0), EMAConfig(0.9)
     state = state_of(optimizer)
     for value, skipped in ((1.0, 0), (np.nan, 1)):
         average = {"w": jnp.array([value, 1.0])}
@@ -290,7 +292,7 @@ class WeightsByHand(MaskedLM):
     def terms(self, model, params, batch, rngs):
         if rngs:
             return super().terms(model, params, batch, rngs)
-        return Terms({"masked_lm": (0.0, jnp.sum(batch["masked_weights"]), 1.0)}, {})
+        return LossTerms({"masked_lm": (0.0, jnp.sum(batch["masked_weights"]), 1.0)}, {})
 
 
 def layers(params, batch, rngs):

@@ -42,7 +42,7 @@ def config(tmp_path):
     write_corpus(tmp_path / "text.txt", documents=20)
     found = tiny_config(tmp_path / "text.txt", tmp_path / "store", steps=STEPS)
     return dataclasses.replace(
-        found, max_skipped_in_a_row=4, checkpoints=CheckpointConfig(every_steps=1)
+        found, max_consecutive_skips=4, checkpoints=CheckpointConfig(every_steps=1)
     )
 
 
@@ -89,7 +89,7 @@ def test_a_rollback_goes_to_before_the_streak_also_where_a_stop_was_saved_in_it(
 ):
     caplog.set_level("INFO", "flax_transformers")
     spoil(range(5, 10))
-    config = dataclasses.replace(config, max_rewinds=1)
+    config = dataclasses.replace(config, max_rollbacks=1)
     train(config, tmp_path / "run", stop_at=7)
     saved = find_checkpoint(tmp_path / "run")
     assert (saved.step, saved.meta["consecutive_skips"]) == (7, 2)
@@ -97,7 +97,7 @@ def test_a_rollback_goes_to_before_the_streak_also_where_a_stop_was_saved_in_it(
     assert "resuming from step 7" in caplog.text
     assert "went back to step 5; the 80 examples" in caplog.text
     assert "7 was saved while steps were being skipped: set aside as unused-7-0" in caplog.text
-    assert find_checkpoint(tmp_path / "run").meta["position"]["rewinds"] == 1
+    assert find_checkpoint(tmp_path / "run").meta["position"]["rollbacks"] == 1
 
 
 def test_a_run_stopped_within_a_streak_resumes_to_the_very_end_of_one_that_was_not(

@@ -30,10 +30,10 @@ from flax_transformers.data.prepare.store_locks import (
     Compare,
     Corpus,
     claim,
-    one_of_several,
-    only_one,
+    exclusive_lock,
     refuse_changed,
     refuse_other,
+    shared_lock,
     source_settings,
     without_paths,
 )
@@ -194,7 +194,7 @@ def prepare_images(
     """
     folder, made = _folder(data, output), False
     if not folder.exists(MANIFEST):
-        with only_one(folder):
+        with exclusive_lock(folder):
             made = not folder.exists(MANIFEST)
             if made:
                 job = _begun(folder, data)
@@ -202,7 +202,7 @@ def prepare_images(
                 write_parts(job, range(len(job.parts())), count)
                 finish(job, count, _corpus_of(data), _origin(data))
     if not made and has_parts(folder):
-        with only_one(folder):
+        with exclusive_lock(folder):
             remove_parts(folder)
     return _open(folder, data, verified=made, compare="nothing" if made else compare)
 
@@ -211,7 +211,7 @@ def begin_images(data: ImageData, output: str | os.PathLike[str] | None = None) 
     """Claims the folder for these images, so that jobs with others are refused."""
     folder = _folder(data, output)
     if not folder.exists(MANIFEST):
-        with only_one(folder):
+        with exclusive_lock(folder):
             _begun(folder, data)
 
 
@@ -227,7 +227,7 @@ def prepare_image_parts(
     require_job(job, jobs, data.shards)
     folder = _folder(data, output)
     if not folder.exists(MANIFEST):
-        with one_of_several(folder):
+        with shared_lock(folder):
             if folder.exists(MANIFEST):  # finished by another while this one waited
                 return _open(folder, data)
             work = _begun(folder, data, by_size=True)
@@ -235,7 +235,7 @@ def prepare_image_parts(
             write_parts(work, range(job, len(work.parts()), jobs), count)
         if missing_parts(work) and not folder.exists(MANIFEST):
             return None
-        with only_one(folder):
+        with exclusive_lock(folder):
             if not folder.exists(MANIFEST):
                 finish(work, count, _corpus_of(data), _origin(data))
     return _open(folder, data)

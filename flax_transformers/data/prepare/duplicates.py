@@ -59,7 +59,7 @@ def _hash_run(folder: Folder, data: TextData, run: Sequence[int], note: Note) ->
 def _rows(
     reader: CorpusReader, data: TextData, shard: int, first: int, note: Note
 ) -> Iterator[tuple[int, int, int]]:
-    documents = let_in(reader.documents(shard, Counts()), data.gates, Counts())
+    documents = let_in(reader.documents(shard, Counts()), data.filters, Counts())
     for count, (number, document) in enumerate(documents, 1):
         yield *_hash(document), first + number
         if count % _NOTED == 0:
@@ -114,7 +114,7 @@ def _repeats(rows: np.ndarray) -> np.ndarray:
 
 def repeated(folder: Folder, data: TextData, split: Split, shard: int) -> frozenset[int]:
     """Numbers, in a shard of the source or the validation source, of the repeats."""
-    if not data.gates.drop_duplicates:
+    if not data.filters.drop_duplicates:
         return frozenset()
     before = 0 if split == "train" else _BEFORE
     try:

@@ -219,7 +219,7 @@ def tokenise_shard(
         for split, reader in readers.items():
             documents = let_in(
                 reader.documents(shard, counts),
-                data.gates,
+                data.filters,
                 counts,
                 repeated(job.folder, data, split, shard),
             )

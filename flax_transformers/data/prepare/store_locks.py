@@ -81,7 +81,7 @@ def settings_of(data: TextData) -> dict[str, Any]:
         "validation_source": None if other is None else source_settings(other),
         "validation_fraction": data.validation_fraction,
         "tokenizer": data.tokenizer.settings,
-        "gates": asdict(data.gates),
+        "gates": asdict(data.filters),
         "shards": data.shards,
     }
     if data.target_tokenizer is not None:
@@ -224,7 +224,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def only_one(folder: Folder) -> Iterator[None]:
+def exclusive_lock(folder: Folder) -> Iterator[None]:
     """One writer at a time on a local disk; also clears away what killed writers left.
 
     Without locks (some network disks, Windows, buckets) two writers at once only do the same work
@@ -241,8 +241,8 @@ def only_one(folder: Folder) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_of_several(folder: Folder) -> Iterator[None]:
-    """A writer beside others of its kind, each with shards of its own; `only_one` keeps out."""
+def shared_lock(folder: Folder) -> Iterator[None]:
+    """For a writer beside others, each with its own shards. `exclusive_lock` excludes all of them."""
     with _lock(folder, alone=False):
         yield
 

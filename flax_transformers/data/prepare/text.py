@@ -58,11 +58,11 @@ from flax_transformers.data.prepare.store_locks import (
     Corpus,
     claim,
     corpus_of,
-    one_of_several,
-    only_one,
+    exclusive_lock,
     refuse_changed,
     refuse_other,
     require_unchanged,
+    shared_lock,
 )
 from flax_transformers.data.prepare.workers import require_job
 from flax_transformers.data.sources import read as sources
@@ -174,7 +174,7 @@ def prepare_text(
         return _said(_open(folder, data, tokenizer, compare=compare))
     little = _check_beginning(data)
     processes = processes or data.prepare_processes or (1 if little else cores())
-    with only_one(folder):
+    with exclusive_lock(folder):
         made = not folder.exists(MANIFEST)
         if made:
             claimed = claim(folder, corpus)
@@ -200,7 +200,7 @@ def begin_text(
     folder = _folder(data, output)
     if not folder.exists(MANIFEST):
         little = _check_beginning(data)
-        with only_one(folder):
+        with exclusive_lock(folder):
             processes = data.prepare_processes or (1 if little else cores())
             _begun(folder, data, claim(folder, corpus_of(data)), processes, tokenizer)
 
@@ -225,13 +225,13 @@ def prepare_shards(
     if folder.exists(MANIFEST):
         return _said(_open(folder, data, tokenizer))
     processes = data.prepare_processes or cores()
-    with one_of_several(folder):
+    with shared_lock(folder):
         claimed = claim(folder, corpus, by_size=True)
         work = _store_job(folder, data, claimed, _begun_tokenizer(folder, data, tokenizer))
         write_shards(work, share(job, jobs, tied_shards_of(data)), processes)
     if not all_finished(work):
         return None
-    with only_one(folder):
+    with exclusive_lock(folder):
         made = not folder.exists(MANIFEST)
         if made:
             _finish(work, corpus, claimed, processes)
@@ -319,7 +319,7 @@ def _check_beginning(data: TextData) -> bool:
         sources.check_first_records(source)
     fraction, counts = data.held_out_fraction, Counts()
     characters = documents = held_out = 0
-    for _, document in let_in(sources.read_documents(data.source), data.gates, counts):
+    for _, document in let_in(sources.read_documents(data.source), data.filters, counts):
         documents += 1
         held_out += is_held_out(document, fraction)
         characters += len(document.whole)
@@ -363,7 +363,7 @@ def _begun(
     target, given_target = data.target_tokenizer, None
     if target is not None and target.needs_training:
         given_target = of_run.get(TARGET)
-    if data.gates.drop_duplicates and not folder.exists(FOUND):
+    if data.filters.drop_duplicates and not folder.exists(FOUND):
         hash_shards(folder, data, tied_shards_of(data), processes)
         find_duplicates(folder, data.shards)
     documents = _training_documents(folder, data)
@@ -401,7 +401,7 @@ def _training_documents(folder: Folder, data: TextData) -> Iterator[Document]:
     reader = sources.CorpusReader(data.source, range(data.shards), data.shards)
     for shard in range(data.shards):
         repeats = repeated(folder, data, "train", shard)
-        documents = let_in(reader.documents(shard, Counts()), data.gates, Counts(), repeats)
+        documents = let_in(reader.documents(shard, Counts()), data.filters, Counts(), repeats)
         for _, document in documents:
             if not is_held_out(document, data.held_out_fraction):
                 yield document
@@ -410,7 +410,7 @@ def _training_documents(folder: Folder, data: TextData) -> Iterator[Document]:
 def _begun_tokenizer(folder: Folder, data: TextData, given: Tokenizer | None) -> Tokenizer:
     """What ``begin_text`` left. What needs no training is also made here: it is always the same."""
     target = data.target_tokenizer
-    wanted = [FOUND] if data.gates.drop_duplicates else []
+    wanted = [FOUND] if data.filters.drop_duplicates else []
     if given is None and data.tokenizer.needs_training:
         wanted.append(f"tokenizer/{CONFIG_FILE}")
     if target is not None and target.needs_training:
@@ -498,11 +498,11 @@ def _added_up(shards: list[FinishedShard]) -> dict[str, int]:
 
 
 def _reasons(left_out: dict[str, int]) -> str:
-    """Counts for people; what the gates kept out only where they did."""
+    """Counts for people; what the filters kept out only where they did."""
     words = {"short": "too short", "long": "too long", "duplicates": "duplicates"}
-    gates = [f", {left_out[name]:,} {word}" for name, word in words.items() if left_out[name]]
+    filters = [f", {left_out[name]:,} {word}" for name, word in words.items() if left_out[name]]
     return f"{left_out['empty']:,} empty documents, {left_out['invalid']:,} invalid ones" + "".join(
-        gates
+        filters
     )
 
 

@@ -71,8 +71,8 @@ class Document:
 class Counts:
     """What a reader saw: documents given out, empty ones skipped, invalid ones (any policy).
 
-    And what the gates kept out of those given out: too short, too long, repeats. ``cut``: how often
-    what was too long for one document went on as another.
+    And what the filters left out of those: too short, too long, repeats. ``cut``: how often a text
+    that was too long for one document was continued in another.
     """
 
     documents: int = 0

@@ -13,7 +13,7 @@ from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
-class Gates:
+class Filters:
     """What a document has to be to get into a token store; by default any text will do.
 
     ``min_characters``, ``max_characters``: limits of a document's length, both sides of a pair
@@ -34,17 +34,17 @@ class Gates:
     }
 
     def __post_init__(self) -> None:
-        ranges.check_fields(self, "data.gates")
+        ranges.check_fields(self, "data.filters")
         if self.max_characters is not None and self.max_characters < self.min_characters:
             raise UserError(
-                f"data.gates.max_characters is {self.max_characters}; it must be at least "
-                f"data.gates.min_characters, {self.min_characters}"
+                f"data.filters.max_characters is {self.max_characters}; it must be at least "
+                f"data.filters.min_characters, {self.min_characters}"
             )
 
 
 def let_in(
     documents: Iterable[tuple[int, Document]],
-    gates: Gates,
+    filters: Filters,
     counts: Counts,
     repeated: Collection[int] = (),
 ) -> Iterator[tuple[int, Document]]:
@@ -52,10 +52,10 @@ def let_in(
 
     ``repeated`` are the numbers of those that an earlier document repeats.
     """
-    most = float("inf") if gates.max_characters is None else gates.max_characters
+    most = float("inf") if filters.max_characters is None else filters.max_characters
     for number, document in documents:
         characters = len(document.whole)
-        if characters < gates.min_characters:
+        if characters < filters.min_characters:
             counts.short += 1
         elif characters > most:
             counts.long += 1

@@ -16,7 +16,7 @@ from flax_transformers.models.kernels.local import LANES
 from flax_transformers.models.kernels.splash import splash_attention
 from flax_transformers.models.layers.linear import einsum
 from flax_transformers.models.layers.masks import AttentionMask
-from flax_transformers.models.layers.relative_position_bias import DistanceBias
+from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
 from flax_transformers.models.layers.sharding import SCORES, constrain
 from flax_transformers.parallel.partitioning import mesh_axes_of, parts
 
@@ -26,7 +26,7 @@ Kernel = Literal["auto", "xla", "cudnn", "splash", "cudnn or xla", "splash or xl
 """``xla`` is plain operations, and runs everywhere. ``cudnn`` is NVIDIA's flash attention.
 ``splash`` is flash attention for TPUs: JAX's splash, and one of ours where distances have a bias.
 With "or xla" a kernel is used wherever it can do what is asked. ``auto`` is settled by
-``Execution.resolve``, and until then is ``xla``."""
+``ComputeConfig.resolve``, and until then is ``xla``."""
 
 
 def dot_product_attention(
@@ -35,7 +35,7 @@ def dot_product_attention(
     v_BSKH: jax.Array,
     *,
     mask: AttentionMask | None = None,
-    bias: jax.Array | DistanceBias | None = None,
+    bias: jax.Array | RelativePositionBias | None = None,
     scale: float | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
@@ -60,10 +60,10 @@ def dot_product_attention(
     if chosen == "cudnn":
         return cudnn_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale)
     if chosen == "splash":
-        if isinstance(bias, DistanceBias):
+        if isinstance(bias, RelativePositionBias):
             return biased_flash_attention(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale)
         return splash_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale)
-    if isinstance(bias, DistanceBias):
+    if isinstance(bias, RelativePositionBias):
         bias = bias.dense(mask, q_BTNH.shape[1], k_BSKH.shape[1])
     rate = dropout_rate if dropping else 0.0
     return _xla_attention(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, rate, dropout_key)
@@ -76,7 +76,7 @@ def _splash_cannot(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
     mask: AttentionMask,
-    bias: jax.Array | DistanceBias | None,
+    bias: jax.Array | RelativePositionBias | None,
     dropping: bool,
 ) -> str | None:
     """What of a call the TPU kernels cannot do, or None."""
@@ -91,7 +91,7 @@ def _splash_cannot(
     if min(queries, keys) < LANES * parts("length"):
         return f"divide rows of {min(queries, keys)} places into blocks of {LANES} on each device"
     if bias is not None:
-        if not isinstance(bias, DistanceBias):
+        if not isinstance(bias, RelativePositionBias):
             return "take a bias that does not go by distance"
         if queries != keys or key_heads != heads or mask.window is not None:
             return "take a bias for other rows, grouped heads or windows"
@@ -102,7 +102,7 @@ def _cudnn_cannot(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
     mask: AttentionMask,
-    bias: jax.Array | DistanceBias | None,
+    bias: jax.Array | RelativePositionBias | None,
     dropping: bool,
 ) -> str | None:
     """What of a call NVIDIA's kernel cannot do, or None."""
@@ -142,7 +142,7 @@ def _chosen(kernel: Kernel, obstacle: str | None) -> str:
         _say(f"attention: {first}")
         return first
     if not otherwise:
-        raise UserError(f"attention by {first} cannot {obstacle}; set execution.attention to auto")
+        raise UserError(f"attention by {first} cannot {obstacle}; set compute.attention to auto")
     _say(f"attention: {otherwise}, for {first} cannot {obstacle}")
     return otherwise
 

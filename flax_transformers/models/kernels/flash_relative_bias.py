@@ -31,7 +31,7 @@ from flax_transformers.models.kernels.local import (
     part_index,
 )
 from flax_transformers.models.layers.masks import AttentionMask
-from flax_transformers.models.layers.relative_position_bias import DistanceBias
+from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
 from flax_transformers.models.layers.sharding import HEADS, KEY_HEADS
 
 LARGEST_BLOCK = 256
@@ -46,7 +46,7 @@ def biased_flash_attention(
     k_BTNH: jax.Array,
     v_BTNH: jax.Array,
     mask: AttentionMask,
-    bias: DistanceBias,
+    bias: RelativePositionBias,
     scale: float,
 ) -> jax.Array:
     """``dot_product_attention`` of a row to itself, where mask and bias go by places in it.
@@ -80,7 +80,7 @@ def _attend(
     size = block_size(queries, LARGEST_BLOCK)
     first = jnp.asarray(part_index("length") * (queries // size), jnp.int32)[None]
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH, gathered(k_BSNH), gathered(v_BSNH)))
-    blocks_NObb = DistanceBias(values_ND).blocks(size)
+    blocks_NObb = RelativePositionBias(values_ND).blocks(size)
     seen_by, seen = segments[0][:, :, None], segments[1][:, None, :]
     return jnp.swapaxes(_flash(causal, first, q, k, v, blocks_NObb, seen_by, seen), 1, 2)
 

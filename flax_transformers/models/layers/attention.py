@@ -14,11 +14,11 @@ from flax_transformers.models.kernels.dispatch import dot_product_attention
 from flax_transformers.models.layers.linear import Linear
 from flax_transformers.models.layers.masks import AttentionMask
 from flax_transformers.models.layers.positions import rotate
-from flax_transformers.models.layers.relative_position_bias import DistanceBias
+from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
 from flax_transformers.models.layers.sharding import HEADS, KEY_HEADS, constrain
 
 if TYPE_CHECKING:
-    from flax_transformers.models.config import Execution, TransformerConfig
+    from flax_transformers.models.config import ComputeConfig, TransformerConfig
 
 
 class KeyValues(struct.PyTreeNode):
@@ -42,12 +42,12 @@ class Attention(nn.Module):
     """
 
     config: TransformerConfig
-    execution: Execution
+    compute: ComputeConfig
     deterministic: bool = True
 
     @property
     def dtype(self) -> jnp.dtype:
-        return jnp.dtype(self.execution.dtype)
+        return jnp.dtype(self.compute.dtype)
 
     @nn.compact
     def __call__(
@@ -57,7 +57,7 @@ class Attention(nn.Module):
         *,
         context_BSD: jax.Array | None = None,
         rotary: tuple[jax.Array, jax.Array] | None = None,
-        bias: DistanceBias | None = None,
+        bias: RelativePositionBias | None = None,
         cache: KeyValues | None = None,
         index: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValues]:
@@ -90,7 +90,7 @@ class Attention(nn.Module):
             scale=c.attention_scale,
             dropout_rate=c.attention_dropout if dropping else 0.0,
             dropout_key=self.make_rng("dropout") if dropping else None,
-            kernel="auto" if small else self.execution.attention,
+            kernel="auto" if small else self.compute.attention,
         )
         output = Linear(
             "BTNH,NHD->BTD",

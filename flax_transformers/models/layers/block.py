@@ -13,11 +13,11 @@ from flax import struct
 from flax_transformers.models.layers.attention import Attention, KeyValues
 from flax_transformers.models.layers.feed_forward import FeedForward
 from flax_transformers.models.layers.masks import AttentionMask
-from flax_transformers.models.layers.relative_position_bias import DistanceBias
+from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
 from flax_transformers.models.layers.sharding import HIDDEN, constrain
 
 if TYPE_CHECKING:
-    from flax_transformers.models.config import Execution, TransformerConfig
+    from flax_transformers.models.config import ComputeConfig, TransformerConfig
 
 
 class LayerInputs(struct.PyTreeNode):
@@ -31,7 +31,7 @@ class LayerInputs(struct.PyTreeNode):
 
     mask: AttentionMask | None = None
     rotary: Any = None
-    bias: DistanceBias | None = None
+    bias: RelativePositionBias | None = None
     context_BSD: jax.Array | None = None
     context_mask: AttentionMask | None = None
     index: jax.Array | None = None
@@ -52,13 +52,13 @@ class TransformerBlock(nn.Module):
     """
 
     config: TransformerConfig
-    execution: Execution
+    compute: ComputeConfig
     cross_attention: bool = False
     deterministic: bool = True
 
     @property
     def dtype(self) -> jnp.dtype:
-        return jnp.dtype(self.execution.dtype)
+        return jnp.dtype(self.compute.dtype)
 
     @nn.compact
     def __call__(
@@ -77,7 +77,7 @@ class TransformerBlock(nn.Module):
 
         def cross_attention(x_BTD: jax.Array) -> jax.Array:
             y_BTD, seen["cross"] = Attention(
-                self.config, self.execution, self.deterministic, name="cross_attention"
+                self.config, self.compute, self.deterministic, name="cross_attention"
             )(
                 x_BTD,
                 inputs.context_mask,
@@ -104,7 +104,7 @@ class TransformerBlock(nn.Module):
         self, x_BTD: jax.Array, inputs: LayerInputs, cache: KeyValues | None
     ) -> tuple[jax.Array, KeyValues]:
         """The attention sub-layer, without norm and residual."""
-        attention = Attention(self.config, self.execution, self.deterministic, name="attention")
+        attention = Attention(self.config, self.compute, self.deterministic, name="attention")
         return attention(
             x_BTD,
             inputs.mask,
@@ -116,7 +116,7 @@ class TransformerBlock(nn.Module):
 
     def feed_forward(self, x_BTD: jax.Array) -> tuple[jax.Array, Any]:
         """The feed-forward sub-layer, without norm and residual, and its auxiliary sums or None."""
-        mlp = FeedForward(self.config, self.execution, self.deterministic, name="mlp")
+        mlp = FeedForward(self.config, self.compute, self.deterministic, name="mlp")
         return mlp(x_BTD), None
 
     def residual(
@@ -126,7 +126,7 @@ class TransformerBlock(nn.Module):
         c = self.config
         norm = c.make_norm(self.dtype, name=f"{name}_norm")
         dropout = nn.Dropout(c.dropout, deterministic=self.deterministic)
-        if c.norm_place == "pre":
+        if c.norm_position == "pre":
             x_BTD = x_BTD + dropout(f(norm(x_BTD)))
         else:
             x_BTD = norm(x_BTD + dropout(f(x_BTD)))

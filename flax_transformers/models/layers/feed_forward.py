@@ -18,7 +18,7 @@ from flax_transformers.models.layers.linear import Linear
 from flax_transformers.models.layers.sharding import INTERMEDIATE, constrain
 
 if TYPE_CHECKING:
-    from flax_transformers.models.config import Execution, TransformerConfig
+    from flax_transformers.models.config import ComputeConfig, TransformerConfig
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
@@ -37,13 +37,13 @@ class FeedForward(nn.Module):
     """
 
     config: TransformerConfig
-    execution: Execution
+    compute: ComputeConfig
     deterministic: bool = True
 
     def setup(self) -> None:
         c = self.config
         inner = c.intermediate_size
-        linear = partial(Linear, dtype=jnp.dtype(self.execution.dtype), use_bias=c.mlp_bias)
+        linear = partial(Linear, dtype=jnp.dtype(self.compute.dtype), use_bias=c.mlp_bias)
         into = partial(
             linear,
             "BTD,DF->BTF",
@@ -63,11 +63,11 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(c.activation_dropout, deterministic=self.deterministic)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        c, chunk = self.config, self.execution.feed_forward_chunk
+        c, chunk = self.config, self.compute.feed_forward_chunk
         act = ACTIVATIONS[c.activation]
         drops = c.activation_dropout > 0.0 and not self.deterministic
         if chunk is not None and can_be_chunked(x_BTD, chunk) and not drops:
-            x_BTD = x_BTD.astype(self.execution.dtype)
+            x_BTD = x_BTD.astype(self.compute.dtype)
             return self.down.add_bias(chunked_feed_forward(act, chunk, x_BTD, self._weights()))
         up_BTF = constrain(self.up(x_BTD), INTERMEDIATE)
         if c.gated:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flax_transformers.models.layers.masks import AttentionMask
 
 
-class DistanceBias(struct.PyTreeNode):
+class RelativePositionBias(struct.PyTreeNode):
     """A number for each head and distance, described and not written out (arXiv:1910.10683 §2.1).
 
     ``values_ND`` float32 [N, 2 * R + 1] is added to the score of a key that stands R places before

@@ -16,7 +16,7 @@ from flax_transformers.data.dataset import begin, prepare, prepare_share, verify
 from flax_transformers.data.images import dataset as images
 from flax_transformers.data.images import parts as image_parts
 from flax_transformers.data.images.store import SKIPPED
-from flax_transformers.data.prepare.store_locks import one_of_several
+from flax_transformers.data.prepare.store_locks import shared_lock
 from flax_transformers.errors import UserError
 from tests.data.images.test_dataset import data, pixels, png, write_folder, write_idx
 from tests.data.prepare.test_shard_jobs import start
@@ -166,13 +166,13 @@ def test_a_job_that_waited_while_another_finished_finds_it_finished(pets, monkey
     @contextlib.contextmanager
     def behind_the_others(folder):
         with monkeypatch.context() as others:
-            others.setattr(images, "one_of_several", one_of_several)
+            others.setattr(images, "shared_lock", shared_lock)
             prepare_share(pets, None, 1, 2)
         monkeypatch.setattr(images, "write_parts", None)  # there is nothing left to write
-        with one_of_several(folder):
+        with shared_lock(folder):
             yield
 
-    monkeypatch.setattr(images, "one_of_several", behind_the_others)
+    monkeypatch.setattr(images, "shared_lock", behind_the_others)
     found = prepare_share(pets, None, 0, 2)
     assert found is not None and len(found.train) + len(found.validation) > 10
     assert not any(name.startswith("parts/") for name in files(pets.store))

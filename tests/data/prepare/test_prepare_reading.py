@@ -19,7 +19,7 @@ from flax_transformers.data.prepare.text import (
     prepare_text,
 )
 from flax_transformers.data.sources import read as sources
-from flax_transformers.data.sources.filters import Gates
+from flax_transformers.data.sources.filters import Filters
 from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
@@ -80,7 +80,7 @@ def test_passes_over_the_corpus_are_as_many_as_the_module_says(tmp_path, monkeyp
         LabelledSource(str(path)),
         tmp_path / "store",
         tokenizer=TokenizerConfig("wordpiece", 50, training_documents=20),
-        gates=Gates(drop_duplicates=True),
+        filters=Filters(drop_duplicates=True),
         shards=5,
     )
     prepared = prepare_text(data, processes=1)
@@ -111,7 +111,7 @@ KINDS = ("text jsonl", "text jsonl, gzip", "many kinds", "text parquet", "pairs 
 def test_three_jobs_make_the_store_of_one_process(kind, tmp_path):
     (tmp_path / "corpus").mkdir()
     source, count = source_of(kind, tmp_path / "corpus")
-    data = data_of(source, tmp_path / "one", shards=7, gates=Gates(drop_duplicates=True))
+    data = data_of(source, tmp_path / "one", shards=7, filters=Filters(drop_duplicates=True))
     one = prepare_text(data, processes=1)
     jobs = replace(data, store=str(tmp_path / "jobs"), prepare_processes=1)
     begin_text(jobs)
@@ -145,7 +145,7 @@ def test_processes_that_share_a_file_which_cannot_be_cut_make_the_same_store(kin
 def test_what_a_version_that_dealt_otherwise_left_is_not_used(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl", documents=50)
     source = TextSource(str(tmp_path / "corpus.jsonl"))
-    data = data_of(source, tmp_path / "store", shards=3, gates=Gates(drop_duplicates=True))
+    data = data_of(source, tmp_path / "store", shards=3, filters=Filters(drop_duplicates=True))
     begin_text(data)
     prepare_shards(replace(data, prepare_processes=1), None, 0, 3)
     store = Path(data.store)

@@ -11,7 +11,7 @@ import pytest
 
 from flax_transformers.data.config import TextData
 from flax_transformers.data.prepare.text import begin_text, prepare_shards, prepare_text
-from flax_transformers.data.sources.filters import Gates
+from flax_transformers.data.sources.filters import Filters
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
@@ -42,7 +42,7 @@ def corpus(folder):
     return TextData(
         source=TextSource(f"{folder}/corpus.jsonl"),
         tokenizer=TokenizerConfig("wordpiece", vocab_size=60, lowercase=True),
-        gates=Gates(drop_duplicates=True),
+        filters=Filters(drop_duplicates=True),
         validation_fraction=0.2,
         store=f"{folder}/store",
         shards=4,
@@ -146,9 +146,9 @@ def test_the_command_without_a_shard_does_what_jobs_have_left(data):
 def test_jobs_need_what_begin_makes(data):
     for drop in (True, False):
         with pytest.raises(UserError, match=r"is not begun; run .*prepare` with .* --begin first"):
-            prepare_shards(replace(data, gates=Gates(drop_duplicates=drop)), None, 0, 2)
+            prepare_shards(replace(data, filters=Filters(drop_duplicates=drop)), None, 0, 2)
         os.remove(Path(data.store, "corpus.json"))
-    nothing = replace(data, tokenizer=TokenizerConfig("bytes"), gates=Gates())
+    nothing = replace(data, tokenizer=TokenizerConfig("bytes"), filters=Filters())
     assert prepare_shards(nothing, None, 0, 2) is None
 
 
@@ -159,7 +159,7 @@ def test_jobs_that_do_not_exist_are_refused(data, job, jobs):
 
 
 def test_a_job_of_another_corpus_or_tokenizer_is_refused_and_its_shards_never_count(data, tmp_path):
-    data = replace(data, gates=Gates())
+    data = replace(data, filters=Filters())
     begin_text(data)
     prepare_shards(data, None, 0, 2)
     other = replace(data, tokenizer=replace(data.tokenizer, vocab_size=61))

@@ -7,7 +7,7 @@ import pytest
 from flax_transformers.data.config import TextData
 from flax_transformers.data.prepare import duplicates as duplicates_module
 from flax_transformers.data.prepare.text import prepare_text
-from flax_transformers.data.sources.filters import Gates
+from flax_transformers.data.sources.filters import Filters
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
@@ -48,7 +48,7 @@ def test_by_default_every_text_is_let_in(data):
 
 
 def test_what_is_too_short_or_too_long_is_left_out_counted_and_told(data, capsys):
-    prepared = prepare_text(replace(data, gates=Gates(min_characters=4, max_characters=4)))
+    prepared = prepare_text(replace(data, filters=Filters(min_characters=4, max_characters=4)))
     assert sorted(texts_of(prepared, prepared.train)) == ["four", "o ne"]
     left_out = manifest(data)["left_out"]
     assert (left_out["short"], left_out["long"]) == (3, 1)
@@ -59,7 +59,7 @@ def test_what_is_too_short_or_too_long_is_left_out_counted_and_told(data, capsys
 def test_of_equal_texts_the_first_stays_whatever_the_shards(data, tmp_path, shards):
     texts = ["b c", "a", " b\n\tc ", "d", "a", "bc", "b\tc"]
     source = write(tmp_path / "corpus.jsonl", texts)
-    data = replace(data, source=source, shards=shards, gates=Gates(drop_duplicates=True))
+    data = replace(data, source=source, shards=shards, filters=Filters(drop_duplicates=True))
     prepared = prepare_text(data)
     assert sorted(texts_of(prepared, prepared.train)) == ["a", "b c", "bc", "d"]
     assert manifest(data)["left_out"]["duplicates"] == 3
@@ -70,7 +70,7 @@ def test_of_equal_texts_the_first_stays_whatever_the_shards(data, tmp_path, shar
 def test_what_is_in_the_validation_source_is_not_trained_on(data, tmp_path):
     held_out = write(tmp_path / "held_out.jsonl", ["two", "five", "two"])
     prepared = prepare_text(
-        replace(data, validation_source=held_out, gates=Gates(drop_duplicates=True))
+        replace(data, validation_source=held_out, filters=Filters(drop_duplicates=True))
     )
     assert sorted(texts_of(prepared, prepared.train)) == ["four", "o ne", "one", "three"]
     assert sorted(texts_of(prepared, prepared.validation)) == ["five", "two"]
@@ -78,12 +78,12 @@ def test_what_is_in_the_validation_source_is_not_trained_on(data, tmp_path):
 
 def test_duplicates_are_found_a_slice_of_all_hashes_at_a_time(data, monkeypatch):
     monkeypatch.setattr(duplicates_module, "_AT_ONCE", 1)
-    prepared = prepare_text(replace(data, gates=Gates(drop_duplicates=True)))
+    prepared = prepare_text(replace(data, filters=Filters(drop_duplicates=True)))
     assert sorted(texts_of(prepared, prepared.train)) == ["four", "o ne", "one", "three", "two"]
 
 
 def test_a_damaged_list_of_duplicates_is_refused(data):
-    data = replace(data, gates=Gates(drop_duplicates=True))
+    data = replace(data, filters=Filters(drop_duplicates=True))
     prepare_text(data)
     Path(data.store, "manifest.json").unlink()
     Path(data.store, "shards/00001.json").unlink()
@@ -96,7 +96,7 @@ def test_a_damaged_list_of_duplicates_is_refused(data):
 
 def test_gates_that_leave_nothing_are_refused_with_the_counts(data):
     with pytest.raises(UserError, match=r"no document is left \(0 empty .*, 6 too short\)"):
-        prepare_text(replace(data, gates=Gates(min_characters=100)))
+        prepare_text(replace(data, filters=Filters(min_characters=100)))
 
 
 @pytest.mark.parametrize(
@@ -105,4 +105,4 @@ def test_gates_that_leave_nothing_are_refused_with_the_counts(data):
 )
 def test_limits_that_cannot_be_are_refused(fields):
     with pytest.raises(UserError, match="_characters is "):
-        Gates(**fields)
+        Filters(**fields)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.models.config import Execution, TransformerConfig
+from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.models.layers.feed_forward import FeedForward
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import RULES
@@ -25,7 +25,7 @@ def make(chunk, gated=True, bias=True, **changes):
     config = TransformerConfig(
         hidden_size=8, num_layers=1, num_heads=2, intermediate_size=16, gated=gated, mlp_bias=bias
     )
-    module = FeedForward(config, Execution(feed_forward_chunk=chunk, **changes))
+    module = FeedForward(config, ComputeConfig(feed_forward_chunk=chunk, **changes))
     shapes = jax.eval_shape(module.init, jax.random.key(0), X)["params"]
 
     def loss(x, params):

@@ -11,7 +11,7 @@ import pytest
 from flax_transformers.errors import UserError
 from flax_transformers.models.kernels.dispatch import dot_product_attention
 from flax_transformers.models.layers.masks import AttentionMask
-from flax_transformers.models.layers.relative_position_bias import DistanceBias
+from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import RULES
 from tests.models.kernel_cases import draw
@@ -61,7 +61,7 @@ def test_what_it_is_sent_means_the_same(name, sent):
 
 CANNOT = {
     "drop probabilities": {"dropout_rate": 0.1, "dropout_key": jax.random.key(0)},
-    "the gradient of a bias": {"bias": DistanceBias(jnp.zeros((4, 3)))},
+    "the gradient of a bias": {"bias": RelativePositionBias(jnp.zeros((4, 3)))},
 }
 
 

@@ -15,7 +15,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.models.kernels import dispatch
 from flax_transformers.models.kernels.dispatch import dot_product_attention
 from flax_transformers.models.layers.masks import AttentionMask, combined_segments
-from flax_transformers.models.layers.relative_position_bias import DistanceBias
+from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import RULES
 from tests.models.reference import softmax
@@ -241,7 +241,7 @@ CANNOT = {
     "a bias that does not go by distance": {"bias": jnp.zeros((1, 2, 128, 128))},
     "other rows, grouped heads or windows": {
         "mask": AttentionMask(window=(1, 1)),
-        "bias": DistanceBias(jnp.zeros((2, 3))),
+        "bias": RelativePositionBias(jnp.zeros((2, 3))),
     },
 }
 

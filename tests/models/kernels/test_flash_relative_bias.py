@@ -10,7 +10,7 @@ import pytest
 
 from flax_transformers.models.kernels.dispatch import dot_product_attention
 from flax_transformers.models.layers.masks import AttentionMask
-from flax_transformers.models.layers.relative_position_bias import DistanceBias
+from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import RULES
 from flax_transformers.planning.topology import devices_of
@@ -28,7 +28,7 @@ CASES = {
 
 def attention(kernel, mask):
     def attend(q, k, v, values):
-        bias = DistanceBias(values)
+        bias = RelativePositionBias(values)
         return dot_product_attention(q, k, v, mask=mask, bias=bias, scale=0.3, kernel=kernel)
 
     return attend

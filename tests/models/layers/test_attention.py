@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.models.config import Execution, TransformerConfig
+from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.models.layers.attention import Attention, KeyValues
 from flax_transformers.models.layers.masks import AttentionMask
 from flax_transformers.models.layers.positions import Rope, rotary_tables
@@ -25,7 +25,7 @@ CONTEXT = random.standard_normal((2, 5, 6)).astype(np.float32)
 
 
 def make(config, **options):
-    layer = Attention(config, Execution(), **options)
+    layer = Attention(config, ComputeConfig(), **options)
     shapes = jax.eval_shape(layer.init, jax.random.key(0), X)["params"]
     return layer, reference.randomize(nn.meta.unbox(shapes))
 
@@ -174,7 +174,9 @@ def test_rotary_attention_knows_only_how_far_apart_tokens_are():
 @pytest.mark.slow
 def test_dropout_works_in_training_alone():
     def run(dropout, deterministic, key):
-        layer = Attention(replace(CONFIG, attention_dropout=dropout), Execution(), deterministic)
+        layer = Attention(
+            replace(CONFIG, attention_dropout=dropout), ComputeConfig(), deterministic
+        )
         rngs = {"dropout": jax.random.key(key)}
         return np.asarray(layer.apply({"params": params}, X, rngs=rngs)[0])
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.models.config import Execution, TransformerConfig
+from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.models.layers.attention import KeyValues
 from flax_transformers.models.layers.block import LayerCache, LayerInputs, TransformerBlock
 from flax_transformers.models.layers.masks import AttentionMask
@@ -32,7 +32,7 @@ CONTEXT = np.random.default_rng(1).standard_normal((2, 5, 6)).astype(np.float32)
 def run(config, inputs=None, own=None, **options):
     """The new hidden states, what else comes back, and the parameters in float64."""
     inputs = LayerInputs() if inputs is None else inputs
-    block = TransformerBlock(config, Execution(), **options)
+    block = TransformerBlock(config, ComputeConfig(), **options)
     shapes = jax.eval_shape(block.init, jax.random.key(0), X, inputs, None)["params"]
     params = reference.randomize(nn.meta.unbox(shapes))
     rngs = {"dropout": jax.random.key(0)}
@@ -49,7 +49,7 @@ def norms(p):
 def test_a_layer_is_attention_then_feed_forward_each_with_residual_and_norm(place):
     segments = jnp.array([[1, 1, 1, 0], [0, 1, 1, 1]])
     inputs = LayerInputs(mask=AttentionMask.within(segments))
-    ours, out, p = run(replace(CONFIG, norm_place=place), inputs)
+    ours, out, p = run(replace(CONFIG, norm_position=place), inputs)
     assert out == {}
     mask = np.asarray(segments[:, :, None] == segments[:, None, :])
     norm = norms(p)
@@ -81,7 +81,7 @@ def test_cross_attention_stands_between_and_looks_at_the_unpadded_context(place)
         context_BSD=jnp.asarray(CONTEXT),
         context_mask=AttentionMask(jnp.ones((2, 4), int), jnp.asarray(there)),
     )
-    ours, _, p = run(replace(CONFIG, norm_place=place), inputs, cross_attention=True)
+    ours, _, p = run(replace(CONFIG, norm_position=place), inputs, cross_attention=True)
     norm, everything = norms(p), np.ones((2, 4, 4), bool)
     x = X.astype(np.float64)
     for name in ("attention", "cross_attention", "mlp"):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.models.config import Execution, TransformerConfig
+from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.models.layers.feed_forward import ACTIVATIONS, FeedForward
 from tests.models import reference
 
@@ -47,7 +47,7 @@ X = np.random.default_rng(0).standard_normal((2, 3, 6)).astype(np.float32)
 
 
 def make(config, **options):
-    module = FeedForward(config, Execution(), **options)
+    module = FeedForward(config, ComputeConfig(), **options)
     shapes = jax.eval_shape(module.init, jax.random.key(0), X)["params"]
     return module, reference.randomize(nn.meta.unbox(shapes))
 

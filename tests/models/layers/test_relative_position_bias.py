@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from flax_transformers.models.layers.masks import AttentionMask
-from flax_transformers.models.layers.relative_position_bias import DistanceBias
+from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
 
-BIAS = DistanceBias(jnp.asarray([[10, 20, 30, 40, 50], [0, 1, 2, 3, 4]], jnp.float32))
+BIAS = RelativePositionBias(jnp.asarray([[10, 20, 30, 40, 50], [0, 1, 2, 3, 4]], jnp.float32))
 
 
 def test_a_distance_beyond_the_reach_counts_as_the_reach():
@@ -27,7 +27,7 @@ def test_distances_go_by_positions_where_these_are_given():
 
 @pytest.mark.parametrize(("reach", "size"), [(1, 4), (4, 4), (5, 4), (9, 4), (9, 1)])
 def test_blocks_are_those_of_the_bias_written_out(reach, size):
-    bias = DistanceBias(jnp.arange(2 * reach + 1, dtype=jnp.float32)[None])
+    bias = RelativePositionBias(jnp.arange(2 * reach + 1, dtype=jnp.float32)[None])
     dense = np.asarray(bias.dense(AttentionMask(), 6 * size, 6 * size))[0]
     blocks, away = np.asarray(bias.blocks(size)), bias.blocks_away(size)
     assert blocks.shape == (1, 2 * away + 1, size, size)

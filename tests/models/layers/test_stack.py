@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.models.config import Execution, TransformerConfig
+from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
 from flax_transformers.models.layers.linear import Linear
 from flax_transformers.models.layers.stack import Stack
@@ -159,7 +159,7 @@ HIDDEN = np.random.default_rng(0).standard_normal((2, 4, 8)).astype(np.float32)
 @pytest.mark.slow
 @SCAN
 def test_layers_that_give_nothing_back_give_nothing_back(scan):
-    stack = CONFIG.make_stack(Execution(scan_layers=scan))
+    stack = CONFIG.make_stack(ComputeConfig(scan_layers=scan))
     shapes = jax.eval_shape(stack.init, jax.random.key(0), HIDDEN, LayerInputs())["params"]
     params = randomize(nn.meta.unbox(shapes))
     _, out = stack.apply({"params": params}, HIDDEN, LayerInputs())
@@ -168,7 +168,7 @@ def test_layers_that_give_nothing_back_give_nothing_back(scan):
 
 def make_gradient(remat, scan=True, repeats=3):
     """The gradient of a sum over a small transformer as a function of its parameters, and these."""
-    block = partial(TransformerBlock, CONFIG, Execution())
+    block = partial(TransformerBlock, CONFIG, ComputeConfig())
     stack = Stack(pattern=(block,), repeats=repeats, scan=scan, remat=remat)
     shared = LayerInputs()
     shapes = jax.eval_shape(stack.init, jax.random.key(0), HIDDEN, shared)["params"]
