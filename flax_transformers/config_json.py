@@ -33,7 +33,7 @@ _TYPES = {
     "ema": "optim.ema.EMAConfig",
     "mesh": "parallel.mesh.MeshConfig",
     "limits": "parallel.limits.Limits",
-    "execution": "models.config.ComputeConfig",
+    "compute": "models.config.ComputeConfig",
     # Optimizers.
     "adamw": "optim.optimizers.AdamW",
     "adafactor": "optim.optimizers.Adafactor",
@@ -92,12 +92,13 @@ _TYPES = {
 }
 """Where each type of this package is today, below the package, by id."""
 
-_FORMER_IDS: dict[str, str] = {}
+_FORMER_IDS = {"execution": "compute"}
 """Ids that saved configs may have for a type that has another one now."""
 
 _FORMER_FIELDS = {
     "execution": "compute",
     "gates": "filters",
+    "logits_held": "max_logits",
     "max_rewinds": "max_rollbacks",
     "max_skipped_in_a_row": "max_consecutive_skips",
     "norm_place": "norm_position",
@@ -106,6 +107,7 @@ _FORMER_FIELDS = {
 """Names that saved configs may have for a field that has another one now."""
 
 _FORMER_PLACES = {
+    "models.config.Execution": "compute",
     "training.checkpoints.CheckpointConfig": "checkpoints",
     "training.average.WeightAverage": "ema",
     "training.optimizers.AdamW": "adamw",

@@ -242,7 +242,7 @@ def exclusive_lock(folder: Folder) -> Iterator[None]:
 
 @contextlib.contextmanager
 def shared_lock(folder: Folder) -> Iterator[None]:
-    """For a writer beside others, each with its own shards. `exclusive_lock` excludes all of them."""
+    """For a writer beside others, each with its own shards; excludes `exclusive_lock`."""
     with _lock(folder, alone=False):
         yield
 
