@@ -20,7 +20,7 @@ HEARTBEAT_SECONDS = 5
 PRELOAD = [
     f"flax_transformers.{name}"
     for name in ("cli.train", "cli.runtime", "cli.report", "cli.scores", "cli.config_file",
-                 "training.loop", "families.bert", "training.plots", "testing")
+                 "training.loop", "families.bert", "monitoring.plots", "testing")
 ]  # fmt: skip
 
 

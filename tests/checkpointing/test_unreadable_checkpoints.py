@@ -31,10 +31,10 @@ FAILURES = [errno.EACCES, errno.EIO, errno.ESTALE, errno.ETIMEDOUT]
 
 
 def failing(original: Any, part: str, number: int) -> Any:
-    """``original``, but for paths that have ``part`` in them."""
+    """``original``, but for paths that have ``part`` in them, at the start of a name."""
 
     def call(path: Any, *args: Any, **options: Any) -> Any:
-        if part in os.fspath(path):
+        if f"/{part}" in os.fspath(path):
             raise OSError(number, os.strerror(number), os.fspath(path))
         return original(path, *args, **options)
 

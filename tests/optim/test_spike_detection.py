@@ -14,7 +14,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.optim.spike_detection import WINDOW, is_spike, renewed_mean
 from flax_transformers.testing import assert_bit_equal
 from flax_transformers.training.step import make_train_step
-from tests.monitoring.test_throughput import CONFIG, good, make_meter
+from tests.monitoring.test_throughput import CONFIG, good, new_meter
 from tests.training.test_step import BATCH, LINE, TwoTerms, state_of
 
 UPDATES = WINDOW + 20
@@ -71,7 +71,7 @@ def test_the_mean_is_of_all_at_first_and_then_forgets():
 
 
 def test_too_many_spikes_in_a_row_end_the_run_with_a_sentence(caplog):
-    meter = make_meter(CONFIG)
+    meter = new_meter(CONFIG)
     for in_a_row in (1, 2, 3):
         report = dataclasses.replace(good(grad_norm=70.0), skipped_in_a_row=np.int32(in_a_row))
         meter.sent(report)

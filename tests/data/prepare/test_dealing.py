@@ -190,7 +190,7 @@ def test_a_border_may_be_at_any_byte_of_rows_and_quoted_cells(tmp_path):
 
 def test_lines_beyond_the_limit_are_read_as_one_wherever_a_shard_begins(tmp_path, monkeypatch):
     for module in ("documents", "files", "records"):
-        monkeypatch.setattr(f"flax_transformers.data.{module}.LONGEST", 20)
+        monkeypatch.setattr(f"flax_transformers.data.sources.{module}.LONGEST", 20)
     (tmp_path / "a.txt").write_text("word " * 20 + "\n\nb\n" + " " * 30 + "\nc\nd " + "x" * 50)
     for documents in ("blank_line", "line", "file"):
         source = TextSource(str(tmp_path), documents=documents)

@@ -73,7 +73,7 @@ def test_passes_over_the_corpus_are_as_many_as_the_module_says(tmp_path, monkeyp
     )
     for module in ("duplicates", "shards"):
         monkeypatch.setattr(
-            f"flax_transformers.data.{module}.CorpusReader",
+            f"flax_transformers.data.prepare.{module}.CorpusReader",
             lambda *a, m=module: opened.append((m, *a[1])) or reader(*a),
         )
     data = data_of(
