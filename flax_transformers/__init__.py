@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from flax_transformers import former_names
+
 if TYPE_CHECKING:
     from flax_transformers.config_json import register
     from flax_transformers.huggingface.family import published_sizes
@@ -19,6 +21,8 @@ _WHERE = {
     "register": "flax_transformers.config_json",
     "save_pretrained": "flax_transformers.pretrained",
 }
+
+former_names.install()
 
 
 def __getattr__(name: str) -> Any:

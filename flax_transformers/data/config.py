@@ -12,6 +12,7 @@ from flax_transformers.data.sources.read import AnySource
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
+from flax_transformers.former_names import accepts_former_fields
 from flax_transformers.ranges import Ranges
 
 
@@ -45,6 +46,7 @@ class DataConfig:
         ranges.check_fields(self, "data")
 
 
+@accepts_former_fields(gates="filters")
 @dataclass(frozen=True, kw_only=True)
 class TextData(DataConfig):
     """Text for training and for evaluation, kept in a token store."""

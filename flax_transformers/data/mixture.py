@@ -48,6 +48,7 @@ from flax_transformers.data.store.tokenizer import at_hand, own_tokenizer, save_
 from flax_transformers.data.tokenizers.facts import CONFIG_FILE
 from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig, train_tokenizer
 from flax_transformers.errors import UserError
+from flax_transformers.former_names import accepts_former_fields
 from flax_transformers.objectives.base import Vocabulary, WindowSpec
 from flax_transformers.ranges import Ranges
 from flax_transformers.storage.folders import Folder, open_folder
@@ -77,6 +78,7 @@ class Component:
         ranges.check_fields(self, "data.components")
 
 
+@accepts_former_fields(gates="filters")
 @dataclass(frozen=True, kw_only=True)
 class MixedText(DataConfig):
     """Several corpora with one tokenizer, mixed example by example; goes where a TextData goes.

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
+from flax_transformers.former_names import former_attribute
 from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
 from flax_transformers.models.kernels.dispatch import Kernel
 from flax_transformers.models.layers.block import TransformerBlock
@@ -356,3 +357,7 @@ class TextConfig(TransformerConfig):
         return (
             None if self.rope is None else rotary_tables(self.rope, self.head_width, position_ids)
         )
+
+
+def __getattr__(name: str) -> Any:
+    return former_attribute(__name__, name)

@@ -11,6 +11,7 @@ from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.config_json import FORMAT, from_json, to_json
 from flax_transformers.data.config import DataConfig
 from flax_transformers.errors import UserError
+from flax_transformers.former_names import accepts_former_fields
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.objectives.base import Objective
 from flax_transformers.optim.ema import EMAConfig
@@ -123,6 +124,9 @@ class Logging:
         ranges.check_fields(self, "logging")
 
 
+@accepts_former_fields(
+    execution="compute", max_rewinds="max_rollbacks", max_skipped_in_a_row="max_consecutive_skips"
+)
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that defines a run."""
