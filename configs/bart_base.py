@@ -2,12 +2,13 @@
 
 Command:   flax-transformers prepare configs/bart_base.py
            flax-transformers train configs/bart_base.py --workdir gs://bucket/bart_base
-Hardware:  written for a TPU v5e slice of 256 chips: batches of 8,000 rows of 512
-Data:      the original has RoBERTa's 160 GB; TFDS c4/en stands for them
+Hardware:  written for a TPU v5e slice of 256 chips: batches of 8,000 sequences of 512 tokens
+Data:      TFDS c4/en, in place of RoBERTa's 160 GB, which the original was trained on
 Expected:  not run; the paper gives no loss for it
 
-Steps and batches are those of the large model (§5.1). The paper is silent on rates: they are
-RoBERTa's for base size. The vocabulary is a sentencepiece BPE trained on the corpus.
+The number of steps and the batch size are those of the large model (§5.1). The paper gives no
+learning rate; this one is RoBERTa's for the base size. The vocabulary is a SentencePiece BPE
+trained on the corpus.
 """
 
 import dataclasses

@@ -2,14 +2,15 @@
 
 Command:   flax-transformers prepare configs/bert_base.py      (once; hours, on any machine)
            flax-transformers train configs/bert_base.py --workdir gs://bucket/bert_base
-Hardware:  any mesh that divides a batch of 256; written for a TPU v5e slice of 16 chips
-Data:      TFDS wikipedia/20230601.en, prepared with the ``prepare`` extra; for text of your own
-           set --data.source.path to a file, a folder or a glob
-Expected:  not run here. Table 6 of the paper gives the original a masked-LM perplexity of 3.99,
-           a held-out loss of 1.38 (estimated: that corpus had books too, and next-sentence loss)
+Hardware:  any mesh whose size divides the batch of 256; written for a TPU v5e slice of 16 chips
+Data:      TFDS wikipedia/20230601.en, prepared with the ``prepare`` extra; for your own text set
+           --data.source.path to a file, a folder or a glob
+Expected:  not run. Table 6 of the paper reports a masked-LM perplexity of 3.99, which is a held-out
+           loss of 1.38. The paper's corpus also contained books, and it trained with the
+           next-sentence loss, so this is an estimate.
 
-Differences from the original: no next-sentence loss, rows run over document ends, Adam corrects
-its moments' bias.
+Differences from the original: no next-sentence loss, sequences cross document boundaries, and Adam
+uses bias correction.
 """
 
 from flax_transformers.checkpointing.manager import CheckpointConfig

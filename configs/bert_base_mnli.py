@@ -1,12 +1,11 @@
-"""BERT base on MultiNLI: does one sentence follow from another (arXiv:1810.04805 §4.1)?
+"""BERT base on MultiNLI: does the premise entail the hypothesis (arXiv:1810.04805 §4.1)?
 
 Command:   flax-transformers train configs/bert_base_mnli.py --workdir gs://bucket/mnli
                --init-from bert-base-uncased --data.tokenizer.path bert-base-uncased
-           with the path of the published weights and their vocab.txt, as Hugging Face has them
+           where bert-base-uncased is the folder with the published weights and vocab.txt
 Hardware:  any; minutes on a TPU v5e slice of 8 chips (estimated)
-Data:      TFDS glue/mnli (its licences are mixed; see the data set), prepared with the ``prepare``
-           extra
-Expected:  not run here. The paper gives 84.6 % on the matched test set
+Data:      TFDS glue/mnli, prepared with the ``prepare`` extra; its parts have different licences
+Expected:  not run. The paper reports 84.6 % on the matched test set
 """
 
 from dataclasses import replace

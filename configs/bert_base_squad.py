@@ -1,12 +1,12 @@
-"""BERT base on SQuAD 1.1: answers that stand in a text (arXiv:1810.04805 §4.2).
+"""BERT base on SQuAD 1.1: extractive question answering (arXiv:1810.04805 §4.2).
 
 Command:   flax-transformers train configs/bert_base_squad.py --workdir gs://bucket/squad
                --init-from bert-base-uncased --data.tokenizer.path bert-base-uncased
-           with the path of the published weights and their vocab.txt, as Hugging Face has them
+           where bert-base-uncased is the folder with the published weights and vocab.txt
 Hardware:  any; minutes on a TPU v5e slice of 8 chips (estimated)
-Data:      SQuAD 1.1 (CC BY-SA 4.0), train-v1.1.json and dev-v1.1.json. For SQuAD 2.0 also
+Data:      SQuAD 1.1 (CC BY-SA 4.0), train-v1.1.json and dev-v1.1.json. For SQuAD 2.0 add
            --objective.no-answer True
-Expected:  not run here. The paper gives 80.8 exact match and 88.5 F1 on the development set
+Expected:  not run. The paper reports 80.8 exact match and 88.5 F1 on the development set
 """
 
 from dataclasses import replace

@@ -1,18 +1,18 @@
-"""A small BERT with both of its losses, masked words and next sentences, on 19 English novels.
+"""A small BERT with masked-LM and next-sentence losses, on 19 English novels.
 
 Command:   flax-transformers train configs/bert_small_books.py --workdir runs/bert_small_books
-           with --data.source.path where the file lies elsewhere
-Data:      19 books of Standard Ebooks (CC0), a JSON line per chapter: book, author, doc, paragraphs
-Hardware:  2 CPU cores, 7 minutes (measured beside much other work)
-Expected:  held-out masked-LM loss 6.05, unigram 6.46 (measured, one seed, 2 CPU cores); next
-           sentences stay at chance: 49 % of 672 pairs right
+Data:      19 books of Standard Ebooks (CC0), one JSON line per chapter with the keys book, author,
+           doc and paragraphs; set --data.source.path if the file is elsewhere
+Hardware:  2 CPU cores, 7 minutes (measured while other jobs ran)
+Expected:  held-out masked-LM loss 6.05, unigram baseline 6.46; next-sentence accuracy stays at
+           chance, 49 % of 672 pairs (measured, one seed, 2 CPU cores)
 
-A small BERT with learned positions looks at frequencies alone for a thousand steps;
-modernbert_tiny.py has rotary ones. bert_base.py is the published shape.
+In about its first thousand steps a small BERT with learned positions learns token frequencies only.
+modernbert_tiny.py has rotary positions and learns faster. bert_base.py has the published shape.
 
-The rows of the paper's masking ablation (arXiv:1810.04805, table 8) are two settings, such as
---objective.mask-share 1 --objective.random-share 0 for "always [MASK]", 0.8 and 0.2 for "80, 0, 20"
-or 0 and 1 for "always a random word"; what is neither stays as it is.
+The paper's masking ablation (arXiv:1810.04805, table 8) sets two fields: --objective.mask-share 1
+--objective.random-share 0 always puts [MASK], 0.8 and 0.2 never keeps the original token, and 0 and
+1 always puts a random token. The rest of the chosen tokens stay unchanged.
 """
 
 from flax_transformers.checkpointing.manager import CheckpointConfig

@@ -1,13 +1,13 @@
-"""A tiny BERT on the text that every Python carries.
+"""A tiny BERT on the documentation that is included in every Python installation.
 
 Command:   flax-transformers train configs/bert_tiny.py --workdir runs/bert_tiny
-Hardware:  2 CPU cores, 7 minutes (measured beside much other work)
-Expected:  held-out loss 5.08, where the unigram cross-entropy is 5.94 (measured, one seed, 2 CPU
-           cores, CPython 3.11.7: training WordPiece is not deterministic, and the text is the
-           documentation of the Python that runs it)
+Hardware:  2 CPU cores, 7 minutes (measured while other jobs ran)
+Expected:  held-out loss 5.08, unigram baseline 5.94 (measured, one seed, 2 CPU cores, CPython
+           3.11.7). WordPiece training is not deterministic and the text depends on the Python
+           version, so results differ slightly.
 
-A high rate and short sequences; bert_base.py is the published shape. modernbert_tiny.py, which has
-rotary positions, reaches 4.17 in the same time.
+High learning rate and short sequences. bert_base.py has the published shape. modernbert_tiny.py,
+with rotary positions, reaches 4.17 in the same time.
 """
 
 from flax_transformers.checkpointing.manager import CheckpointConfig

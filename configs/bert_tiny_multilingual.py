@@ -1,14 +1,15 @@
-"""A tiny BERT on one declaration in twelve languages: what came of each is in the log.
+"""A tiny BERT on the Universal Declaration of Human Rights in twelve languages.
 
 Command:   flax-transformers train configs/bert_tiny_multilingual.py --workdir runs/multilingual
-Data:      the Universal Declaration of Human Rights, one text file a language, as in the corpus
-           udhr2 of NLTK (public domain), in data/udhr2; some languages have several versions
+Data:      the Universal Declaration of Human Rights, one text file per language, as in the NLTK
+           corpus udhr2 (public domain), in data/udhr2; some languages have several versions
 Hardware:  2 CPU cores, about 12 minutes
-Expected:  loss not measured since it was changed; 12,800 examples, from 736 of Japanese, which has
-           a quarter of the tokens of Greek, to 1,966 of Greek (measured on 2026-11-23)
+Expected:  loss not measured in its present form. 12,800 examples, from 736 in Japanese to 1,966 in
+           Greek, which has four times as many tokens (measured on 2026-11-23)
 
-Languages are drawn in proportion to size**0.7, as for the published multilingual BERT
-(github.com/google-research/bert/blob/master/multilingual.md).
+Languages are sampled in proportion to size**0.7, as for the published multilingual BERT
+(github.com/google-research/bert/blob/master/multilingual.md). The log shows the number of examples
+and the scores of each language.
 """
 
 from flax_transformers.checkpointing.manager import CheckpointConfig

@@ -1,17 +1,17 @@
-"""ByT5 XXL: 13 billion parameters over bytes, 36 layers of them in the encoder (arXiv:2105.13626).
+"""ByT5 XXL: 13 billion parameters on bytes, 36 encoder layers (arXiv:2105.13626).
 
 Command:   flax-transformers prepare configs/byt5_xxl.py
            flax-transformers train configs/byt5_xxl.py --workdir gs://bucket/byt5_xxl
-Hardware:  a TPU v5e slice of 256 chips, 16x16: shards of 146 of the width of 4,672
+Hardware:  a TPU v5e slice of 256 chips, 16x16; the width of 4,672 is sharded into parts of 146
 Data:      as byt5_small.py, and the same token store
 Expected:  not run
-Planned:   not run; --topology v5e:16x16: 8.5 of 15.75 GiB on each chip, a step takes 1.66 s at
-           least, MFU is 78.2 % at most
+Planned:   not run. --topology v5e:16x16: 8.5 of 15.75 GiB per chip, a step time of at least 1.66 s,
+           an MFU of at most 78.2 %
 """
 
 import dataclasses
 
-import byt5_small  # a recipe may build on another in its folder
+import byt5_small  # recipes may import others of their folder
 
 from flax_transformers.families.t5 import SIZES
 from flax_transformers.models.config import ComputeConfig

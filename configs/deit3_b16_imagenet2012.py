@@ -2,14 +2,16 @@
 
 Command:   flax-transformers prepare configs/deit3_b16_imagenet2012.py
            flax-transformers train configs/deit3_b16_imagenet2012.py --workdir runs/deit3_b16
-Data:      see vit_s16_imagenet2012.py
-Hardware:  one host of 8 accelerators
-Expected:  83.8 % top-1 on the validation images (published; not run here)
+Data:      as vit_s16_imagenet2012.py
+Hardware:  one host with 8 accelerators
+Expected:  83.8 % top-1 on the validation images (published; not run)
 
-A yes or no to every class, mixtures by mixup and CutMix, 3-Augment, stochastic depth, LAMB. The
-second phase has larger images: positions are interpolated while images are small. In the paper the
-20 epochs are a run of their own with AdamW, a rate of 1e-5 and RandAugment, and images of a batch
-come three times (repeated augmentation), which is not done here.
+Binary cross-entropy per class, mixup and CutMix, 3-Augment, stochastic depth and LAMB. The second
+phase has larger images; position embeddings are interpolated to the smaller grid in the first
+phase.
+
+Differences from the paper: the last 20 epochs there are a separate run with AdamW, a learning rate
+of 1e-5 and RandAugment, and every image occurs three times per batch (repeated augmentation).
 """
 
 import dataclasses

@@ -1,13 +1,14 @@
-"""GPT-2 small as nanoGPT trains it, with the rates of GPT-3 (arXiv:2005.14165, table 2.1).
+"""GPT-2 small as nanoGPT trains it, with the learning rate of GPT-3 (arXiv:2005.14165, table 2.1).
 
 Command:   flax-transformers prepare configs/gpt2_small.py
            flax-transformers train configs/gpt2_small.py --workdir gs://bucket/gpt2
-Hardware:  written for a TPU v5e slice of 16 chips: batches of 480 rows of 1,024
-Data:      the pages of OpenWebText, a JSON line each with the key "text", in data/openwebtext
-Expected:  not run. nanoGPT's README gives 2.85 after 600,000 steps, for GPT-2's own pieces
+Hardware:  written for a TPU v5e slice of 16 chips: batches of 480 sequences of 1,024 tokens
+Data:      the pages of OpenWebText in data/openwebtext, one JSON line per page with the key "text"
+Expected:  not run. nanoGPT's README reports a loss of 2.85 after 600,000 steps with GPT-2's own
+           tokenizer
 
-The vocabulary is byte-level BPE of GPT-2's size, trained on the corpus. GPT-2's own takes its place
-with tokenizer=TokenizerConfig(path=...), the folder of its files.
+The vocabulary is a byte-level BPE of GPT-2's size, trained on the corpus. To use GPT-2's own
+tokenizer, set --data.tokenizer.path to the folder of its files.
 """
 
 from flax_transformers.checkpointing.manager import CheckpointConfig

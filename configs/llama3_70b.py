@@ -1,18 +1,17 @@
-"""Llama 3 70B from nothing (arXiv:2407.21783): the recipe of llama3_8b.py at 80 layers of width
-8,192.
+"""Llama 3 70B from scratch (arXiv:2407.21783): llama3_8b.py with 80 layers of width 8,192.
 
 Command:   flax-transformers prepare configs/llama3_70b.py
            flax-transformers train configs/llama3_70b.py --workdir gs://bucket/llama3_70b
-Hardware:  a TPU v5p slice of 512 chips, 8x8x8: shards of 128 of the width
+Hardware:  a TPU v5p slice of 512 chips, 8x8x8; the width is sharded into parts of 128
 Data:      as llama3_8b.py, and the same token store
 Expected:  not run
-Planned:   not run; --topology v5p:8x8x8: 31.0 of 95.7 GiB on each chip, a step takes 10.3 s at
-           least, MFU is 77.8 % at most
+Planned:   not run. --topology v5p:8x8x8: 31.0 of 95.7 GiB per chip, a step time of at least 10.3 s,
+           an MFU of at most 77.8 %
 """
 
 import dataclasses
 
-import llama3_8b  # a recipe may build on another in its folder
+import llama3_8b  # recipes may import others of their folder
 
 from flax_transformers.families.llama import SIZES
 from flax_transformers.parallel.mesh import MeshConfig

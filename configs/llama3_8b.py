@@ -1,16 +1,16 @@
-"""Llama 3 8B from nothing (arXiv:2407.21783): rows of 8,192, four million tokens a step.
+"""Llama 3 8B from scratch (arXiv:2407.21783): sequences of 8,192, four million tokens per step.
 
 Command:   flax-transformers prepare configs/llama3_8b.py
            flax-transformers train configs/llama3_8b.py --workdir gs://bucket/llama3_8b
-Hardware:  a TPU v5p slice of 64 chips, 4x4x4: shards of 256 of the width of 4,096
-Data:      documents as JSON lines with the key "text", in data/web; the paper's 15 trillion tokens
+Hardware:  a TPU v5p slice of 64 chips, 4x4x4; the width of 4,096 is sharded into parts of 256
+Data:      documents in data/web as JSON lines with the key "text"; the paper's 15 trillion tokens
            are not public
 Expected:  not run
-Planned:   not run; --topology v5p:4x4x4: 33.9 of 95.7 GiB on each chip, a step takes 9.74 s at
-           least, MFU is 75.5 % at most
+Planned:   not run. --topology v5p:4x4x4: 33.9 of 95.7 GiB per chip, a step time of at least 9.74 s,
+           an MFU of at most 75.5 %
 
-The rate, its schedule and the batch are those that the paper gives for 8B, without the ramps of
-batch and length. The vocabulary is as large as the paper's, trained on the corpus.
+Learning rate, schedule and batch size are the paper's for 8B, without increasing batch size and
+sequence length during the run. The vocabulary has the paper's size and is trained on the corpus.
 """
 
 import dataclasses

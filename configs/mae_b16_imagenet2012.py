@@ -2,13 +2,13 @@
 
 Command:   flax-transformers prepare configs/mae_b16_imagenet2012.py
            flax-transformers train configs/mae_b16_imagenet2012.py --workdir runs/mae_b16
-Data:      see vit_s16_imagenet2012.py; labels are not looked at
-Hardware:  one host of 8 accelerators
-Expected:  what it is for comes after: fine-tuned on the labels, 83.3 % top-1 (published; not run
-           here). The workdir's samples/ show what it paints.
+Data:      as vit_s16_imagenet2012.py; labels are not used
+Hardware:  one host with 8 accelerators
+Expected:  83.3 % top-1 after fine-tuning on the labels (published; not run). samples/ in the
+           workdir shows the reconstructions.
 
-Three quarters of the patches are hidden, the others go through the encoder, and each patch to be
-painted has mean 0 and variance 1. Crops and flips are all the augmentation there is.
+Three quarters of the patches are masked and the encoder gets the others. Each target patch is
+normalised to mean 0 and variance 1. Crops and flips are the only augmentation.
 """
 
 import dataclasses

@@ -2,20 +2,20 @@
 
 Command:   flax-transformers prepare configs/megatron_530b.py
            flax-transformers train configs/megatron_530b.py --workdir gs://bucket/megatron_530b
-Hardware:  a TPU v5p slice of 2,048 chips, 8x16x16; the paper had 4,480 A100
-Data:      as llama3_8b.py, in byte-level BPE of GPT-2's size
+Hardware:  a TPU v5p slice of 2,048 chips, 8x16x16; the paper used 4,480 A100
+Data:      as llama3_8b.py, with a byte-level BPE of GPT-2's size
 Expected:  not run
-Planned:   not run; --topology v5p:8x16x16: 50.5 of 95.7 GiB on each chip, a step takes 16.4 s at
-           least, MFU is 81.5 % at most
+Planned:   not run. --topology v5p:8x16x16: 50.5 of 95.7 GiB per chip, a step time of at least 16.4
+           s, an MFU of at most 81.5 %
 
-Rate, batch (1,920 rows of 2,048, without its ramp) and number of tokens (270 billion) are the
-paper's. Differences: no pipeline, parameters are divided over all chips instead; a vocabulary
-trained on the corpus.
+Learning rate, batch (1,920 sequences of 2,048 tokens, without ramp) and number of tokens (270
+billion) are the paper's. Differences: parameters are sharded over all chips instead of pipeline
+parallelism, and the vocabulary is trained on the corpus.
 """
 
 import dataclasses
 
-import llama3_8b  # a recipe may build on another in its folder
+import llama3_8b  # recipes may import others of their folder
 
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.objectives.causal_lm import CausalLM

@@ -1,17 +1,18 @@
-"""Mixtral 8x7B from nothing (arXiv:2401.04088): 47 billion parameters, of which a token uses 13.
+"""Mixtral 8x7B from scratch (arXiv:2401.04088): 47 billion parameters, 13 billion per token.
 
 Command:   flax-transformers prepare configs/mixtral_8x7b.py
            flax-transformers train configs/mixtral_8x7b.py --workdir gs://bucket/mixtral_8x7b
-Hardware:  a TPU v5p slice of 128 chips, 4x4x8: an expert on every eighth of them
+Hardware:  a TPU v5p slice of 128 chips, 4x4x8; each expert is on an eighth of them
 Data:      as llama3_8b.py, with a vocabulary of 32,000
-Expected:  not run; the paper does not say how it was trained, and rates are those of llama3_70b.py.
-Planned:   not run; --topology v5p:4x4x8: 22.2 of 95.7 GiB on each chip, a step takes 8.64 s at
-           least, MFU is 65.8 % at most
+Expected:  not run; the paper does not describe training, and the learning rate is that of
+           llama3_70b.py
+Planned:   not run. --topology v5p:4x4x8: 22.2 of 95.7 GiB per chip, a step time of at least 8.64 s,
+           an MFU of at most 65.8 %
 """
 
 import dataclasses
 
-import llama3_8b  # a recipe may build on another in its folder
+import llama3_8b  # recipes may import others of their folder
 
 from flax_transformers.families.mixtral import SIZES
 from flax_transformers.objectives.causal_lm import CausalLM

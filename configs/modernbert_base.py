@@ -1,10 +1,10 @@
-"""ModernBERT base (arXiv:2412.13663), to train on from published weights: 30 % of tokens masked.
+"""ModernBERT base (arXiv:2412.13663), continued from published weights: 30 % of tokens masked.
 
 Command:   flax-transformers train configs/modernbert_base.py --workdir runs/modernbert \\
                --init-from answerdotai/ModernBERT-base --data.tokenizer.path DIR \\
                --data.source.path data/text
-Hardware:  one GPU or TPU chip: batches of 32 rows of 1,024
-Data:      text of the user's own, in data/text
+Hardware:  one GPU or TPU chip: batches of 32 sequences of 1,024 tokens
+Data:      your own text, in data/text
 Expected:  not run at this size
 """
 

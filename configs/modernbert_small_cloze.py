@@ -1,18 +1,18 @@
-"""Question answering on gaps in sentences of novels, short texts, by a small ModernBERT.
+"""Cloze question answering on short passages of novels, by a small ModernBERT.
 
 Command:   python benchmarks/cloze_questions.py short.json data/standardebooks_en/books.jsonl.gz \\
                --words 8 22 --share 0.7
            flax-transformers train configs/modernbert_small_cloze.py --workdir runs/cloze \\
                --data.source.path short.json
-Data:      42,170 sentences with a gap of 19 books of Standard Ebooks (CC0), in texts of 8 to 22
-           words; about every fourth chapter is held out
+Data:      42,170 cloze questions about passages of 8 to 22 words from 19 books of Standard Ebooks
+           (CC0); about a quarter of the chapters is held out
 Hardware:  2 CPU cores
-Expected:  not measured since it was changed
+Expected:  not measured in its present form
 
 The first of three stages: modernbert_small_cloze_long.py starts from its weights, and
-modernbert_small_xquad.py from those of that one. Short texts come first: in them a BERT with rotary
-positions and this size learned within 500 steps to look for the words of the question in the text;
-in texts of about 40 words it had not after 1,300.
+modernbert_small_xquad.py from the weights of the second stage. Short passages come first: on them,
+a BERT with rotary positions and of this size learned within 500 steps to find the question's words
+in the passage. On passages of about 40 words it had not learned it after 1,300 steps.
 """
 
 from flax_transformers.checkpointing.manager import CheckpointConfig

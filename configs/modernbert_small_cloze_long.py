@@ -1,4 +1,4 @@
-"""Question answering on gaps in sentences of novels, longer texts, by a small ModernBERT.
+"""Cloze question answering on longer passages of novels, by a small ModernBERT.
 
 Command:   python benchmarks/cloze_questions.py long.json data/standardebooks_en/books.jsonl.gz \\
                data/xquad/xquad.en.json.gz
@@ -7,11 +7,11 @@ Command:   python benchmarks/cloze_questions.py long.json data/standardebooks_en
                --init-from runs/cloze --data.tokenizer.path runs/cloze/tokenizer \\
                --data.source.path long.json
            after modernbert_small_cloze.py
-Data:      29,079 sentences with a gap of 19 books of Standard Ebooks (CC0), in texts of 16 to 72
-           words, and of the articles that XQuAD (CC BY-SA 4.0) asks about, without its questions;
-           the articles that modernbert_small_xquad.py holds out are held out here, too
+Data:      29,079 cloze questions about passages of 16 to 72 words, from 19 books of Standard Ebooks
+           (CC0) and from the articles of XQuAD (CC BY-SA 4.0), without XQuAD's questions. The
+           articles that modernbert_small_xquad.py holds out are held out here, too.
 Hardware:  2 CPU cores
-Expected:  not measured since it was changed
+Expected:  not measured in its present form
 """
 
 import modernbert_small_cloze

@@ -1,13 +1,13 @@
-"""A tiny ModernBERT on the text that every Python carries: the demo.
+"""A tiny ModernBERT on the documentation that is included in every Python installation: the demo.
 
 Command:   flax-transformers train configs/modernbert_tiny.py --workdir runs/demo   (or: make demo)
-Hardware:  2 CPU cores, 6 minutes (measured beside much other work)
-Expected:  held-out loss 4.17, where the unigram cross-entropy is 5.94 (measured, one seed, 2 CPU
-           cores, CPython 3.11.7: training WordPiece is not deterministic, and the text is the
-           documentation of the Python that runs it)
+Hardware:  2 CPU cores, 6 minutes (measured while other jobs ran)
+Expected:  held-out loss 4.17, unigram baseline 5.94 (measured, one seed, 2 CPU cores, CPython
+           3.11.7). WordPiece training is not deterministic and the text depends on the Python
+           version, so results differ slightly.
 
-A high rate and short sequences, because the point is to see a model use context within minutes.
-"flax-transformers convert runs/demo DIR" writes it for the fill-mask pipeline of transformers.
+A high learning rate and short sequences, so that the model learns to use context within minutes.
+"flax-transformers convert runs/demo DIR" exports it for the fill-mask pipeline of transformers.
 """
 
 from flax_transformers.checkpointing.manager import CheckpointConfig

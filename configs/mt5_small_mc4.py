@@ -4,12 +4,12 @@ Command:   flax-transformers prepare configs/mt5_small_mc4.py --begin
            flax-transformers prepare configs/mt5_small_mc4.py --shard $SLURM_ARRAY_TASK_ID/256
            flax-transformers prepare configs/mt5_small_mc4.py
            flax-transformers train configs/mt5_small_mc4.py --workdir gs://bucket/mt5_small_mc4
-Hardware:  written for a TPU v5e slice of 128 chips: batches of 1,024 rows of 1,024
+Hardware:  written for a TPU v5e slice of 128 chips: batches of 1,024 sequences of 1,024 tokens
 Data:      TFDS c4/multilingual, prepared with the ``prepare`` extra; the published tokenizer,
            spiece.model of google/mt5-small
 Expected:  not run
 
-The paper draws a language with n pages in proportion to n**0.3; here n is its number of tokens.
+The paper samples a language with n pages in proportion to n**0.3; here n is its number of tokens.
 """
 
 import dataclasses

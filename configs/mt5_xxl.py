@@ -2,16 +2,16 @@
 
 Command:   flax-transformers prepare configs/mt5_xxl.py
            flax-transformers train configs/mt5_xxl.py --workdir gs://bucket/mt5_xxl
-Hardware:  a TPU v5e slice of 256 chips, 16x16: shards of 128 of the width of 4,096
+Hardware:  a TPU v5e slice of 256 chips, 16x16; the width of 4,096 is sharded into parts of 128
 Data:      as mt5_small_mc4.py, and the same token store
 Expected:  not run
-Planned:   not run; --topology v5e:16x16: 7.3 of 15.75 GiB on each chip, a step takes 1.14 s at
-           least, MFU is 77.9 % at most
+Planned:   not run. --topology v5e:16x16: 7.3 of 15.75 GiB per chip, a step time of at least 1.14 s,
+           an MFU of at most 77.9 %
 """
 
 import dataclasses
 
-import mt5_small_mc4  # a recipe may build on another in its folder
+import mt5_small_mc4  # recipes may import others of their folder
 
 from flax_transformers.families.t5 import SIZES
 from flax_transformers.models.config import ComputeConfig

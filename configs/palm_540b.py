@@ -2,22 +2,22 @@
 
 Command:   flax-transformers prepare configs/palm_540b.py
            flax-transformers train configs/palm_540b.py --workdir gs://bucket/palm_540b
-Hardware:  a TPU v5p slice of 2,048 chips, 8x16x16; the paper had two slices of 3,072 v4
+Hardware:  a TPU v5p slice of 2,048 chips, 8x16x16; the paper used two slices of 3,072 v4 chips
 Data:      as llama3_8b.py, with a vocabulary of 256,000
 Expected:  not run
-Planned:   not run; --topology v5p:8x16x16: 51.1 of 95.7 GiB on each chip, a step takes 18.0 s at
-           least, MFU is 80.8 % at most
+Planned:   not run. --topology v5p:8x16x16: 51.1 of 95.7 GiB per chip, a step time of at least 18.0
+           s, an MFU of at most 80.8 %
 
-A Llama of these widths: SwiGLU, rotary positions, no biases, one head of keys and values for all of
-the queries, a shared table of words, Adafactor with a rate of 1e-2 that falls as 1 / sqrt(step).
-Differences from the paper: attention and feed-forward follow each other, where the paper's work
-side by side; RMS norm; batches of 2,048 rows from the beginning, which the paper reaches; no
-momentum in Adafactor, and no z-loss but the objective's.
+A Llama of these sizes: SwiGLU, rotary positions, no biases, multi-query attention (one key/value
+head), tied embeddings, and Adafactor with a learning rate of 1e-2 that decays as 1 / sqrt(step).
+Differences from the paper: attention and feed-forward layers are sequential instead of parallel;
+RMS norm; batches of 2,048 sequences from the start, without ramp; no momentum in Adafactor; no
+z-loss unless the objective sets it.
 """
 
 import dataclasses
 
-import llama3_8b  # a recipe may build on another in its folder
+import llama3_8b  # recipes may import others of their folder
 
 from flax_transformers.families.llama import LlamaConfig
 from flax_transformers.objectives.causal_lm import CausalLM

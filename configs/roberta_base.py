@@ -2,13 +2,13 @@
 
 Command:   flax-transformers prepare configs/roberta_base.py
            flax-transformers train configs/roberta_base.py --workdir gs://bucket/roberta_base
-Hardware:  written for a TPU v5e slice of 256 chips: batches of 8,192 rows of 512
-Data:      the paper's 160 GB are not public as a whole; TFDS c4/en stands for them
-Expected:  not run. Table 3 of the paper gives its own a perplexity of 3.68 after 1M steps of 256
-           rows of books and Wikipedia, a held-out loss of 1.30
+Hardware:  written for a TPU v5e slice of 256 chips: batches of 8,192 sequences of 512 tokens
+Data:      TFDS c4/en, in place of the paper's 160 GB, which are not public as a whole
+Expected:  not run. Table 3 of the paper reports a perplexity of 3.68, a held-out loss of 1.30,
+           after 1M steps of 256 sequences of books and Wikipedia
 
-Differences from the original: the vocabulary is a sentencepiece BPE with padding at 0, trained on
-the corpus, where RoBERTa has GPT-2's byte-level pieces.
+Difference from the original: the vocabulary is a SentencePiece BPE with padding id 0, trained on
+the corpus, instead of GPT-2's byte-level BPE.
 """
 
 from flax_transformers.checkpointing.manager import CheckpointConfig

@@ -2,7 +2,7 @@
 
 Command:   flax-transformers prepare configs/t5_v1_1_base_c4.py
            flax-transformers train configs/t5_v1_1_base_c4.py --workdir gs://bucket/t5_v1_1_base_c4
-Hardware:  written for a TPU v5e slice of 128 chips: batches of 2,048 rows of 512
+Hardware:  written for a TPU v5e slice of 128 chips: batches of 2,048 sequences of 512 tokens
 Data:      TFDS c4/en, prepared with the ``prepare`` extra
 Expected:  not run
 """

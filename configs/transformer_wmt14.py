@@ -2,13 +2,14 @@
 
 Command:   flax-transformers prepare configs/transformer_wmt14.py
            flax-transformers train configs/transformer_wmt14.py --workdir gs://bucket/wmt14
-Hardware:  written for a TPU v5e slice of 8 chips: about 25,000 tokens a side in a batch, packed
+Hardware:  written for a TPU v5e slice of 8 chips: packed batches with about 25,000 source and
+           25,000 target tokens
 Data:      TFDS wmt14_translate/de-en, prepared with the ``prepare`` extra
-Expected:  not run. Table 2 of the paper gives 27.3 BLEU on newstest2014, with a beam of four and
-           averaged checkpoints; here the validation split is translated greedily
+Expected:  not run. Table 2 of the paper reports 27.3 BLEU on newstest2014, with beam search (4) and
+           checkpoint averaging; this recipe decodes the validation split greedily
 
 For the big model: --model.hidden-size 1024 --model.num-heads 16 --model.intermediate-size 4096
---model.dropout 0.3, a rate of 4.94e-4 and 300,000 steps.
+--model.dropout 0.3, a learning rate of 4.94e-4 and 300,000 steps.
 """
 
 from flax_transformers.checkpointing.manager import CheckpointConfig

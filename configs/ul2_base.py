@@ -1,13 +1,13 @@
-"""UL2 at base size: seven denoisers on C4 (arXiv:2205.05131 §4).
+"""UL2 at base size: a mixture of seven denoisers on C4 (arXiv:2205.05131 §4).
 
 Command:   flax-transformers prepare configs/ul2_base.py
            flax-transformers train configs/ul2_base.py --workdir gs://bucket/ul2_base
-Hardware:  written for a TPU v5e slice of 32 chips: batches of 128 rows of 512
+Hardware:  written for a TPU v5e slice of 32 chips: batches of 128 sequences of 512 tokens
 Data:      TFDS c4/en, prepared with the ``prepare`` extra
 Expected:  not run
 
-The original's tokenizer has 100 sentinels; rows of this length need some more for half of a text
-cut out in spans of three.
+The tokenizer has 128 sentinels, where the original has 100: a denoiser that masks half of a
+sequence of 512 tokens in spans of three needs more than 100.
 """
 
 import dataclasses

@@ -1,26 +1,25 @@
-"""A ViT of 22 billion parameters, the shape of arXiv:2302.05442: 48 layers of width 6,144, patches
-of 14.
+"""A ViT of 22 billion parameters with the shape of arXiv:2302.05442: 48 layers of width 6,144.
 
 Command:   flax-transformers prepare configs/vit_22b_imagenet2012.py
            flax-transformers train configs/vit_22b_imagenet2012.py --workdir gs://bucket/vit_22b
 Data:      as vit_s16_imagenet2012.py; the paper's 4 billion images are not public
 Hardware:  a TPU v5e slice of 256 chips, 16x16
-Expected:  not run: this many parameters learn nothing worth having of 1.3 million images. It is
-           here for its size.
-Planned:   not run; --topology v5e:16x16: 14.9 of 15.75 GiB on each chip, a step takes 3.35 s at
-           least, MFU is 81.5 % at most
+Expected:  not run. 1.3 million images are too few for a model of this size; the recipe exists to
+           plan and measure a training step.
+Planned:   not run. --topology v5e:16x16: 14.9 of 15.75 GiB per chip, a step time of at least 3.35
+           s, an MFU of at most 81.5 %
 
-Differences from the paper: attention and feed-forward follow each other, where the paper's work
-side by side; queries and keys are not normalised, and have biases; the mean of all patches is
-classified, where the paper has attention pooling; batches of 4,096, where the paper has 65,536.
+Differences from the paper: attention and feed-forward layers are sequential instead of parallel;
+queries and keys are not normalised and have biases; the classifier gets the mean of all patches
+instead of attention pooling; batches of 4,096 instead of 65,536.
 
-Cannot be exported: the ViT of transformers classifies the class token, and this one the mean of all
-patches.
+Cannot be exported: the ViT of transformers classifies from the class token, and this model from the
+mean of all patches.
 """
 
 import dataclasses
 
-import vit_h14_imagenet2012  # a recipe may build on another in its folder
+import vit_h14_imagenet2012  # recipes may import others of their folder
 
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.training.config import ImagePhase, TrainConfig

@@ -1,21 +1,21 @@
-"""ViT-H/14 on ImageNet: the plain baseline of vit_s16_imagenet2012.py at 32 layers of width 1,280.
+"""ViT-H/14 on ImageNet: the recipe of vit_s16_imagenet2012.py with 32 layers of width 1,280.
 
 Command:   flax-transformers prepare configs/vit_h14_imagenet2012.py
            flax-transformers train configs/vit_h14_imagenet2012.py --workdir gs://bucket/vit_h14
 Data:      as vit_s16_imagenet2012.py
 Hardware:  a TPU v5e slice of 64 chips, 8x8
-Expected:  not run; a model of this size, from nothing, wants more images than these or more
-           regularisation.
-Planned:   not run; --topology v5e:8x8: 2.1 of 15.75 GiB on each chip, a step takes 0.101 s at
-           least, MFU is 80.6 % at most
+Expected:  not run; training a model of this size from scratch needs more images or more
+           regularisation
+Planned:   not run. --topology v5e:8x8: 2.1 of 15.75 GiB per chip, a step time of at least 0.101 s,
+           an MFU of at most 80.6 %
 
-Cannot be exported: the ViT of transformers classifies the class token, and this one the mean of all
-patches.
+Cannot be exported: the ViT of transformers classifies from the class token, and this model from the
+mean of all patches.
 """
 
 import dataclasses
 
-import vit_s16_imagenet2012  # a recipe may build on another in its folder
+import vit_s16_imagenet2012  # recipes may import others of their folder
 
 from flax_transformers.families.vit import SIZES
 from flax_transformers.models.config import ComputeConfig

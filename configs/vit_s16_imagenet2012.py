@@ -2,17 +2,18 @@
 
 Command:   flax-transformers prepare configs/vit_s16_imagenet2012.py
            flax-transformers train configs/vit_s16_imagenet2012.py --workdir runs/vit_s16
-Data:      "tfds:imagenet2012", prepared by TFDS (the extra "prepare"; its download is manual), or
-           a folder of train/CLASS/*.JPEG and val/CLASS/*.JPEG as --data.source.path
-Hardware:  one host of 8 accelerators
-Expected:  76.5 % top-1 on the validation images (published; not run here)
+Data:      "tfds:imagenet2012", prepared by TFDS with the ``prepare`` extra after a manual download,
+           or a folder of train/CLASS/*.JPEG and val/CLASS/*.JPEG as --data.source.path
+Hardware:  one host with 8 accelerators
+Expected:  76.5 % top-1 on the validation images (published; not run)
 
-Average pooling, fixed positions, RandAugment and a little mixup; every image is mixed by a share of
-its own, where the original draws one for a batch. Weight decay is multiplied by the learning rate
-here and is not there: 0.1 is their 1e-4 at the peak.
+Average pooling, fixed sine-cosine positions, RandAugment and mixup of 0.2. Mixup draws a
+coefficient for each image; the original draws one for each batch. Weight decay here is multiplied
+by the learning rate and in the original it is not: 0.1 here equals 1e-4 there at the peak learning
+rate.
 
-Cannot be exported: the ViT of transformers classifies the class token, and this one the mean of all
-patches.
+Cannot be exported: the ViT of transformers classifies from the class token, and this model from the
+mean of all patches.
 """
 
 import dataclasses
