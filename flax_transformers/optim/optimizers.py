@@ -26,10 +26,10 @@ from flax_transformers.optim.selection import (
     Name,
     check_patterns,
     depths,
-    fill,
     map_named,
     matches,
-    without,
+    merge,
+    partition,
 )
 from flax_transformers.ranges import Ranges
 
@@ -200,7 +200,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     """The whole update rule: float32 gradients and parameters in, float32 updates to add out.
 
     Clipping happens inside, so the norm of the gradients handed in is the unclipped one. Frozen
-    parameters may be left out of the gradients (``parameters.without``), not of the parameters;
+    parameters may be left out of the gradients (``selection.partition``), not of the parameters;
     gradients of theirs count in no norm and give updates of zero. Raises UserError for settings out
     of range, and ``init`` for patterns that match nothing.
     """
@@ -251,7 +251,7 @@ def _per_parameter(
     def init(params: Any) -> Any:
         check_patterns(params, [pattern for pattern, _ in config.rate_factors], "rate_factors")
         check_patterns(params, config.frozen, "frozen")
-        trained = without(params, config.frozen)
+        trained, _ = partition(params, config.frozen)
         if not jax.tree.leaves(trained):
             raise UserError("optimizer.frozen matches every parameter; leave some to train.")
         return optimizer.init(trained)
@@ -261,12 +261,13 @@ def _per_parameter(
         return update * (over_layers if factor.ndim else np.float32(factor))
 
     def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        trained = without(params, config.frozen)
-        updates, state = optimizer.update(without(gradients, config.frozen), state, trained)
+        trained, _ = partition(params, config.frozen)
+        gradients_of_trained, _ = partition(gradients, config.frozen)
+        updates, state = optimizer.update(gradients_of_trained, state, trained)
         if config.layer_decay != 1 or config.rate_factors:
-            factors = without(rate_factors(config, params), config.frozen)
+            factors, _ = partition(rate_factors(config, params), config.frozen)
             updates = jax.tree.map(scale, updates, factors)
-        return fill(updates, jax.tree.map(jnp.zeros_like, gradients)), state
+        return merge(updates, jax.tree.map(jnp.zeros_like, gradients)), state
 
     return optax.GradientTransformation(init, update)
 

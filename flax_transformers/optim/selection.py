@@ -67,21 +67,27 @@ def check_patterns(params: Any, patterns: Sequence[str], field: str) -> None:
             )
 
 
-def without(params: Any, patterns: Sequence[str]) -> Any:
-    """``params`` with an empty node in place of each parameter that a pattern means."""
-    if not patterns:
-        return params
+def partition(params: Any, frozen: Sequence[str]) -> tuple[Any, Any]:
+    """The trained and the frozen part of ``params``: two trees like it.
 
-    def keep(name: Name, leaf: Any) -> Any:
-        return optax.MaskedNode() if any(matches(name, p) for p in patterns) else leaf
+    Each has an ``optax.MaskedNode`` in place of every parameter of the other part. ``frozen`` are
+    patterns as for ``matches``.
+    """
 
-    return map_named(keep, params)
+    def select(keep_frozen: bool) -> Any:
+        def keep(name: Name, leaf: Any) -> Any:
+            is_frozen = any(matches(name, pattern) for pattern in frozen)
+            return leaf if is_frozen == keep_frozen else optax.MaskedNode()
+
+        return map_named(keep, params)
+
+    return select(False), select(True)
 
 
-def fill(partial: Any, whole: Any) -> Any:
-    """``partial``, as ``without`` gave it, with the leaves of ``whole`` where it is empty."""
+def merge(part: Any, whole: Any) -> Any:
+    """One part of ``partition``, with the leaves of ``whole`` where it is empty."""
     return jax.tree.map(
-        lambda leaf, part: leaf if isinstance(part, optax.MaskedNode) else part, whole, partial
+        lambda leaf, own: leaf if isinstance(own, optax.MaskedNode) else own, whole, part
     )
 
 

@@ -21,7 +21,7 @@ from flax_transformers.monitoring.throughput import StepReport, Sums
 from flax_transformers.objectives.base import Batch, LossTerms, ModelFunctions, Objective, Params
 from flax_transformers.optim.ema import EMAConfig, renew_average
 from flax_transformers.optim.finite import is_finite
-from flax_transformers.optim.selection import fill, without
+from flax_transformers.optim.selection import merge, partition
 from flax_transformers.optim.spike_detection import is_spike, renewed_mean
 from flax_transformers.parallel.partitioning import gradients_reduced_in
 from flax_transformers.parallel.rules import RULES, Rules, batch_sharding, replicated
@@ -100,10 +100,10 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        trained = without(state.params, frozen)
+        trained, _ = partition(state.params, frozen)
 
         def terms(trained: Params, batch: Batch, rngs: Any) -> LossTerms:
-            return objective.terms(functions, fill(trained, state.params), batch, rngs)
+            return objective.terms(functions, merge(trained, state.params), batch, rngs)
 
         with gradients_reduced_in(gradient_reduce_dtype):
             grads, sums = _gradients(terms, trained, batch, key, micro_batches)
@@ -113,7 +113,7 @@ def make_train_step(
             usable &= ~is_spike(grad_norm, state.norm_mean, updates_made, skip_spikes_above)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         updated = optax.apply_updates(trained, updates)
-        params = fill(updated, state.params)
+        params = merge(updated, state.params)
         average = state.ema
         if ema is not None and average is not None:
             average = renew_average(ema, average, params, updates_made)

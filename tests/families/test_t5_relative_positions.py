@@ -10,8 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from flax_transformers.families.t5 import T5Config
-from flax_transformers.families.t5_layers import buckets_by_distance
+from flax_transformers.families.t5 import T5Config, buckets_by_distance
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.models.heads import is_head
 
