@@ -255,11 +255,6 @@ def main() -> int:
     parser.add_argument("--output", help="write the table and every message to this file")
     arguments = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    import flax_transformers.cli.convert
-    import flax_transformers.cli.main
-    import flax_transformers.cli.runtime
-    import flax_transformers.data.tokenizers.load
-    import flax_transformers.pretrained  # noqa: F401 (imported once, before the forks)
     from flax_transformers.huggingface.family import all_families
 
     all_families()

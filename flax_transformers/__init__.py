@@ -6,27 +6,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from flax_transformers import former_names
+from flax_transformers.version import __version__
 
 if TYPE_CHECKING:
     from flax_transformers.config_json import register
     from flax_transformers.huggingface.family import published_sizes
     from flax_transformers.pretrained import load_pretrained, save_pretrained
+    from flax_transformers.run import train
 
-__version__ = "0.1.0"
-__all__ = ["__version__", "load_pretrained", "published_sizes", "register", "save_pretrained"]
+__all__ = [
+    "__version__",
+    "load_pretrained",
+    "published_sizes",
+    "register",
+    "save_pretrained",
+    "train",
+]
 
-_WHERE = {
-    "load_pretrained": "flax_transformers.pretrained",
-    "published_sizes": "flax_transformers.huggingface.family",
-    "register": "flax_transformers.config_json",
-    "save_pretrained": "flax_transformers.pretrained",
+_MODULES = {
+    "load_pretrained": "pretrained",
+    "published_sizes": "huggingface.family",
+    "register": "config_json",
+    "save_pretrained": "pretrained",
+    "train": "run",
 }
+"""Where each public name is defined, below this package."""
 
 former_names.install()
 
 
 def __getattr__(name: str) -> Any:
-    # When asked for: data workers import this package, and have no use for jax.
-    if name in _WHERE:
-        return getattr(importlib.import_module(_WHERE[name]), name)
+    # Imported on first use: data workers import this package and must not import jax.
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from flax_transformers import runtime
     from flax_transformers.checkpointing.manager import find_checkpoint
-    from flax_transformers.cli import runtime
     from flax_transformers.cli.config_file import refuse
     from flax_transformers.errors import UserError
     from flax_transformers.huggingface import folder_kinds

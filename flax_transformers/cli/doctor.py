@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     import jax
 
-    from flax_transformers.cli import runtime
+    from flax_transformers import runtime
     from flax_transformers.cli.config_file import load_config, refuse
     from flax_transformers.parallel.distributed import check_equal
 
@@ -121,10 +121,10 @@ def _check_config(config: TrainConfig, overrides: Sequence[str]) -> None:
 
     import jax
 
-    from flax_transformers.cli.runtime import fitted_data, with_initial_model
     from flax_transformers.config_json import to_json
     from flax_transformers.data.dataset import open_dataset
     from flax_transformers.parallel.distributed import check_equal
+    from flax_transformers.runtime import fitted_data, with_initial_model
     from flax_transformers.training.check_run import check_config, check_run
     from flax_transformers.training.loop import checked_mesh
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     import jax
 
-    from flax_transformers.cli import runtime
+    from flax_transformers import runtime
     from flax_transformers.cli.config_file import refuse
     from flax_transformers.errors import UserError
     from flax_transformers.generation.fill_mask import fill_mask

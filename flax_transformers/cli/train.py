@@ -47,43 +47,16 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise UserError("--workdir is missing; name a folder for checkpoints, metrics and plots")
     profile = _steps(arguments.profile)
 
-    from flax_transformers.checkpointing.step_directories import has_checkpoint
-    from flax_transformers.cli import runtime
-    from flax_transformers.cli.baselines import baselines_of_run, keep_baselines
-    from flax_transformers.cli.report import finish, introduce
-    from flax_transformers.cli.scores import evaluators
+    from flax_transformers import run as runs
     from flax_transformers.monitoring.profiling import Profiling
     from flax_transformers.parallel.distributed import PREEMPTED
-    from flax_transformers.parallel.watchdog import watchdog
-    from flax_transformers.storage.workdir import open_workdir
-    from flax_transformers.training.check_run import check_config, check_run
-    from flax_transformers.training.loop import checked_mesh, train
-    from flax_transformers.training.run_state import tokenizers_of_run
 
-    runtime.start(config.platform, config.limits)
-    watchdog.start(config.limits, config.logging.hang_dump_s)
-    with watchdog.phase("prepare"):
-        workdir = open_workdir(arguments.workdir)
-        config = runtime.with_initial_model(config, overrides, workdir)
-        checked_mesh(config)  # these before the data are prepared, which can take hours
-        check_config(config)
-        prepared = runtime.prepared_data(config.data, tokenizers_of_run(workdir))
-        prepared = runtime.fitted_data(config, prepared)
-        check_run(config, prepared, new=not has_checkpoint(workdir))
-        config = runtime.with_label_names(config, prepared)
-        to_beat = baselines_of_run(config, prepared, workdir)
-        introduce(config, prepared, workdir, to_beat)
-    outcome = train(
+    outcome = runs.train(
         config,
-        prepared,
-        workdir,
-        evaluators(config, prepared, runtime.built(config), workdir),
-        runtime.initial_weights(config),
-        Profiling(profile, arguments.dump_hlo),
+        arguments.workdir,
+        overrides=overrides,
+        profiling=Profiling(profile, arguments.dump_hlo),
     )
-    with watchdog.phase("evaluation"):  # plots and samples
-        keep_baselines(config, prepared, workdir, to_beat)
-        finish(workdir, outcome, to_beat)
     return PREEMPTED if outcome.preempted else 0
 
 
@@ -99,9 +72,9 @@ def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainCon
             "CONFIG is missing; name a config file, or the --workdir of a run to resume"
         )
 
+    from flax_transformers import runtime
     from flax_transformers.checkpointing.manager import find_checkpoint
     from flax_transformers.checkpointing.step_directories import has_checkpoint
-    from flax_transformers.cli import runtime
     from flax_transformers.storage.workdir import open_workdir
 
     runtime.start(None)

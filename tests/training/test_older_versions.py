@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from etils import epath
 
+from flax_transformers import runtime
 from flax_transformers.checkpointing.manager import find_checkpoint
-from flax_transformers.cli import runtime
 from flax_transformers.config_json import FORMAT, from_json, to_json
 from flax_transformers.data.dataset import open_dataset, verify
 from flax_transformers.errors import UserError

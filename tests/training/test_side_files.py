@@ -13,9 +13,9 @@ import pytest
 from etils import epath
 
 from flax_transformers.checkpointing.manager import find_checkpoint
-from flax_transformers.cli import baselines as to_beat
 from flax_transformers.cli.main import main
 from flax_transformers.data.tokenizers.load import load_tokenizer
+from flax_transformers.evaluation import saved_baselines
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.monitoring.example_log import ExampleLog
 from flax_transformers.monitoring.goodput import KINDS, Clock
@@ -79,7 +79,7 @@ def written(tmp_path_factory):
             ledger.write(step, np.arange(4) + step)
     shutil.copy(workdir / "ledger-0.jsonl", workdir / "ledger-1.jsonl")
     row = vars(Baseline("unigram", "eval/loss", 5.25, 100, "tokens")) | {"of": "this"}
-    row |= {"checksum": to_beat._checksum(row)}
+    row |= {"checksum": saved_baselines._checksum(row)}
     write_text(workdir / "baselines.json", json.dumps([row], indent=1))
     write_text(workdir / "config.json", '{"seed": 0}')
     write_text(workdir / ".lock", "nobody\n")
@@ -93,7 +93,7 @@ def restart(workdir):
     """All that a start reads and writes there. Returns the rows kept."""
     with exclusive_lock(workdir):
         clear_side_files(workdir)
-        saved = to_beat._saved(read_side_file(workdir / "baselines.json") or "", "this")
+        saved = saved_baselines._saved(read_side_file(workdir / "baselines.json") or "", "this")
         assert [one.score for one in saved] in ([], [5.25])
         Clock().go_on(read_metrics(workdir), RESUMED_AT)
         for name in ("config.json", "baselines.json", "samples/step_00000010.txt"):

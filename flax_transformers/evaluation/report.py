@@ -20,7 +20,7 @@ from flax_transformers.training.loop import Outcome
 
 
 def introduce(
-    config: TrainConfig, prepared: Dataset, workdir: epath.Path, to_beat: Sequence[Baseline]
+    config: TrainConfig, prepared: Dataset, workdir: epath.Path, baselines: Sequence[Baseline]
 ) -> None:
     """Says what is about to be trained, on what, and what there is to beat."""
     if jax.process_index() != 0:
@@ -36,16 +36,16 @@ def introduce(
         f"{prepared.summary}; batches of {' x '.join(map(str, batch.batch_shape))}, "
         f"{config.total_steps:,} steps"
     )
-    for baseline in to_beat:
+    for baseline in baselines:
         _say(f"to beat: {baseline.line()}")
     _say(f"workdir: {workdir}")
 
 
-def finish(workdir: epath.Path, outcome: Outcome, to_beat: Sequence[Baseline]) -> None:
+def finish(workdir: epath.Path, outcome: Outcome, baselines: Sequence[Baseline]) -> None:
     """Draws the plots and says how it went and where things are."""
     if jax.process_index() != 0:
         return
-    losses = {one.name: one.score for one in to_beat if one.metric == "eval/loss"}
+    losses = {one.name: one.score for one in baselines if one.metric == "eval/loss"}
     try:
         plot_metrics(read_metrics(workdir), workdir / "plots", losses)
     except Exception as error:  # such as numbers that no axis holds; the run itself is saved
@@ -61,7 +61,7 @@ def finish(workdir: epath.Path, outcome: Outcome, to_beat: Sequence[Baseline]) -
         _say(f"\nHeld-out text and what the model makes of it:\n\n{shown}")
     for line in _parts(outcome.metrics):
         _say(line)
-    for baseline in to_beat:
+    for baseline in baselines:
         score = outcome.metrics.get(baseline.metric)
         if score is not None:
             _say(baseline.verdict(score))

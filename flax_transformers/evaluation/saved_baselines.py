@@ -11,16 +11,16 @@ from typing import Any
 import jax
 from etils import epath
 
-from flax_transformers import __version__
-from flax_transformers.cli.scores import baselines
 from flax_transformers.config_json import to_json
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.data.images.dataset import PreparedImages
 from flax_transformers.data.mixture import PreparedMixture
 from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.evaluation.baselines import Baseline
+from flax_transformers.evaluation.scores import baselines
 from flax_transformers.storage.workdir import read_side_file, write_text
 from flax_transformers.training.config import TrainConfig
+from flax_transformers.version import __version__
 
 BASELINES = "baselines.json"
 _FIELDS = [field.name for field in dataclasses.fields(Baseline)]

@@ -8,15 +8,15 @@ import json
 import pytest
 from etils import epath
 
-from flax_transformers.cli import baselines as to_beat
-from flax_transformers.cli.baselines import BASELINES, baselines_of_run, keep_baselines
-from flax_transformers.cli.scores import baselines, evaluators
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import prepare
 from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
+from flax_transformers.evaluation import saved_baselines
+from flax_transformers.evaluation.saved_baselines import BASELINES, baselines_of_run, keep_baselines
+from flax_transformers.evaluation.scores import baselines, evaluators
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.testing import tiny_config, write_corpus
@@ -37,12 +37,12 @@ def run(tmp_path, monkeypatch):
     config = dataclasses.replace(config, data=data)
     computed = []
     monkeypatch.setattr(
-        to_beat, "baselines", lambda *both: computed.append(both) or baselines(*both)
+        saved_baselines, "baselines", lambda *both: computed.append(both) or baselines(*both)
     )
     return config, prepare(data), epath.Path(tmp_path / "run"), computed
 
 
-def test_a_restart_reads_what_there_is_to_beat(run):
+def test_a_restart_reads_its_baselines(run):
     config, prepared, workdir, computed = run
     first = baselines_of_run(config, prepared, workdir)
     assert [one.name for one in first] == ["unigram cross-entropy"]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flax_transformers.cli import runtime
+from flax_transformers import runtime
 from flax_transformers.cli.evaluate import _check_data
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import to_json

@@ -1,0 +1,62 @@
+"""Train what a config describes: `flax-transformers train`, from Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from flax_transformers import runtime
+from flax_transformers.checkpointing.step_directories import has_checkpoint
+from flax_transformers.evaluation.report import finish, introduce
+from flax_transformers.evaluation.saved_baselines import baselines_of_run, keep_baselines
+from flax_transformers.evaluation.scores import evaluators
+from flax_transformers.monitoring.profiling import Profiling
+from flax_transformers.parallel.watchdog import watchdog
+from flax_transformers.storage.workdir import open_workdir
+from flax_transformers.training import loop
+from flax_transformers.training.check_run import check_config, check_run
+from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.run_state import tokenizers_of_run
+
+
+def train(
+    config: TrainConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    overrides: Sequence[str] = (),
+    profiling: Profiling | None = None,
+) -> loop.Outcome:
+    """Prepares the data, trains to the last phase's end, and writes scores, samples and plots.
+
+    A run that has a checkpoint in ``workdir`` is resumed from the newest one. In a job of several
+    processes each of them calls this. ``overrides`` are the config's fields as they were given on
+    the command line, which ``config.init_from`` may not contradict.
+
+    Raises UserError for mistakes in the config, the data or the workdir, before anything in
+    ``workdir`` is overwritten.
+    """
+    runtime.start(config.platform, config.limits)
+    watchdog.start(config.limits, config.logging.hang_dump_s)
+    with watchdog.phase("prepare"):
+        folder = open_workdir(workdir)
+        config = runtime.with_initial_model(config, overrides, folder)
+        loop.checked_mesh(config)  # before the data are prepared, which can take hours
+        check_config(config)
+        prepared = runtime.prepared_data(config.data, tokenizers_of_run(folder))
+        prepared = runtime.fitted_data(config, prepared)
+        check_run(config, prepared, new=not has_checkpoint(folder))
+        config = runtime.with_label_names(config, prepared)
+        baselines = baselines_of_run(config, prepared, folder)
+        introduce(config, prepared, folder, baselines)
+    outcome = loop.train(
+        config,
+        prepared,
+        folder,
+        evaluators(config, prepared, runtime.built(config), folder),
+        runtime.initial_weights(config),
+        profiling,
+    )
+    with watchdog.phase("evaluation"):  # plots and samples
+        keep_baselines(config, prepared, folder, baselines)
+        finish(folder, outcome, baselines)
+    return outcome
