@@ -1,15 +1,16 @@
-"""N processes of one command on this machine, supervised as on a cluster.
+"""Run one command in N supervised processes on this machine.
 
     python launch/local.py 2 -- train configs/bert_tiny.py --workdir runs/two
 
-Every process runs ``python -m flax_transformers`` with what stands behind ``--``, and the variables
-that make them one job. If one of them fails, the others are ended and all start again, from the
-newest checkpoint in the workdir: at most ``--max-restarts`` times, after 1, 2, 4 ... 60 seconds.
-Exit codes are those of ``flax-transformers``: 0 done, 2 a mistake that a restart would not mend,
-42 stopped on request after saving (``--requeue`` starts again). SIGTERM and Ctrl-C are passed on.
+Each process runs ``python -m flax_transformers`` with the arguments after ``--``, and with the
+environment variables that join the processes into one job. If a process fails, the launcher ends
+the others and restarts all of them from the newest checkpoint, at most ``--max-restarts`` times,
+after 1, 2, 4 ... 60 seconds. Exit codes are those of ``flax-transformers``: 0 done, 2 a user error
+(not restarted), 42 stopped on request after saving (restarted with ``--requeue``). The launcher
+forwards SIGTERM and Ctrl-C.
 
-Assumes Linux and, for several processes, prepared data (``flax-transformers prepare``). Needs
-nothing but Python's standard library.
+Requires Linux and, for several processes, prepared data (``flax-transformers prepare``). Uses only
+Python's standard library.
 """
 
 from __future__ import annotations
@@ -26,35 +27,35 @@ import threading
 import time
 from pathlib import Path
 
-DONE, MISTAKE, PREEMPTED = 0, 2, 42
+DONE, USER_ERROR, PREEMPTED = 0, 2, 42
 POLL_SECONDS = 0.1
 LONGEST_PAUSE = 60.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-_prctl = ctypes.CDLL(None).prctl  # looked up here: little may be done between fork and exec
+_prctl = ctypes.CDLL(None).prctl  # looked up here, because little is safe between fork and exec
 
 
 class Launcher:
-    """The processes of one job, from attempt to attempt."""
+    """The processes of one job, over all its attempts."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         self._processes: list[subprocess.Popen[str]] = []
         self._readers: list[threading.Thread] = []
         self.asked_to_stop = False
-        self._in_a_hurry = False
+        self._end_at_once = False
 
     def ask_to_stop(self, _number: int, _frame: object = None) -> None:
-        """The launcher's own signal handler: every process saves and ends; at once if asked twice.
+        """Signal handler: asks every process to save and end; a second signal ends them at once.
 
-        Jobs of several processes save at SIGTERM alone, whichever signal the launcher got.
+        Always sends SIGTERM, because jobs of several processes save on SIGTERM only.
         """
-        self._in_a_hurry = self.asked_to_stop
+        self._end_at_once = self.asked_to_stop
         self.asked_to_stop = True
-        self._tell_all(signal.SIGTERM)
+        self._signal_all(signal.SIGTERM)
 
     def attempt(self) -> list[int]:
-        """Runs the job once; the exit codes of its processes, none of which is left."""
+        """Runs the job once, to the end of all its processes, and returns their exit codes."""
         port = _free_port()
         self._processes, self._readers = [], []
         try:
@@ -64,8 +65,8 @@ class Launcher:
                 reader = threading.Thread(target=self._read, args=(index, process), daemon=True)
                 reader.start()
                 self._readers.append(reader)
-            if self.asked_to_stop:  # before all were there to hear it
-                self._tell_all(signal.SIGTERM)
+            if self.asked_to_stop:  # asked before all processes existed
+                self._signal_all(signal.SIGTERM)
             self._wait()
         finally:
             self._end_all()
@@ -88,16 +89,17 @@ class Launcher:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            # A group of its own: Ctrl-C comes through the launcher, and what a process started
-            # itself is ended with it.
+            # A process group per process: Ctrl-C reaches it through the launcher only, and its own
+            # child processes are killed with it.
             start_new_session=True,
             preexec_fn=_end_with_launcher(os.getpid()),
         )
 
     def _wait(self) -> None:
-        """Until all processes are done, one has failed, or they were told to stop long ago.
+        """Waits until all processes are done, one has failed, or the time to save is over.
 
-        Those that are left when the first is done get the same time: a process may be stopped dead.
+        Processes that are left when the first one is done get the same time, because a process may
+        hang.
         """
         deadline = None
         while any(code is None for code in self._codes()):
@@ -106,13 +108,13 @@ class Launcher:
             one_is_done = any(code is not None for code in self._codes())
             if (self.asked_to_stop or one_is_done) and deadline is None:
                 deadline = time.monotonic() + self._arguments.save_seconds
-            if self._in_a_hurry or (deadline is not None and time.monotonic() > deadline):
+            if self._end_at_once or (deadline is not None and time.monotonic() > deadline):
                 return
             time.sleep(POLL_SECONDS)
 
     def _end_all(self) -> None:
-        """TERM to what is left, KILL after the grace; then whatever these had started."""
-        self._tell_all(signal.SIGTERM)
+        """Ends all processes: SIGTERM, then SIGKILL after the grace period, also to children."""
+        self._signal_all(signal.SIGTERM)
         deadline = time.monotonic() + self._arguments.grace_seconds
         while None in self._codes() and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
@@ -124,7 +126,7 @@ class Launcher:
         for reader in self._readers:
             reader.join(timeout=5)
 
-    def _tell_all(self, number: int) -> None:
+    def _signal_all(self, number: int) -> None:
         for process in self._processes:
             if process.poll() is None:
                 process.send_signal(number)
@@ -133,7 +135,7 @@ class Launcher:
         return [process.poll() for process in self._processes]
 
     def _read(self, index: int, process: subprocess.Popen[str]) -> None:
-        """In a thread: what one process says, to its log and, with its number, to the terminal."""
+        """Copies the output of one process to its log and to the terminal. Runs in a thread."""
         prefix = f"[{index}] " if self._arguments.processes > 1 else ""
         folder = self._arguments.logs
         with open(folder / f"process-{index}.log" if folder else os.devnull, "a") as log:
@@ -152,15 +154,15 @@ def main() -> int:
     restarts = 0
     while True:
         codes = launcher.attempt()
-        verdict = _verdict(codes, launcher.asked_to_stop)
-        if launcher.asked_to_stop or verdict in (DONE, MISTAKE):
-            return verdict
-        if verdict == PREEMPTED and not arguments.requeue:
-            return verdict
+        exit_code = _exit_code(codes, launcher.asked_to_stop)
+        if launcher.asked_to_stop or exit_code in (DONE, USER_ERROR):
+            return exit_code
+        if exit_code == PREEMPTED and not arguments.requeue:
+            return exit_code
         if restarts == arguments.max_restarts:
             _say(f"exit codes {codes}; gave up after {restarts} restart(s)")
-            return verdict
-        pause = 0.0 if verdict == PREEMPTED else min(LONGEST_PAUSE, 2.0**restarts)
+            return exit_code
+        pause = 0.0 if exit_code == PREEMPTED else min(LONGEST_PAUSE, 2.0**restarts)
         restarts += 1
         _say(f"exit codes {codes}; restart {restarts} of {arguments.max_restarts} in {pause:.0f} s")
         wake = time.monotonic() + pause
@@ -170,12 +172,12 @@ def main() -> int:
             return PREEMPTED
 
 
-def _verdict(codes: list[int], asked_to_stop: bool) -> int:
-    """What the exit codes of a job say together: a mistake, a failure, preempted, or done."""
-    if asked_to_stop:  # what the signal ended had nothing to save yet
+def _exit_code(codes: list[int], asked_to_stop: bool) -> int:
+    """One exit code for the job: user error, failure, preempted or done, in this order."""
+    if asked_to_stop:  # a process that SIGTERM ended had nothing to save
         codes = [PREEMPTED if code == -signal.SIGTERM else code for code in codes]
-    if MISTAKE in codes:
-        return MISTAKE
+    if USER_ERROR in codes:
+        return USER_ERROR
     for code in codes:
         if code not in (DONE, PREEMPTED):
             return code if code > 0 else 128 - code
@@ -188,18 +190,21 @@ def _parse() -> argparse.Namespace:
         usage="local.py N [options] -- COMMAND ...",
     )
     parser.add_argument("processes", type=int, metavar="N")
-    parser.add_argument("--devices", type=int, help="virtual CPU devices of each process")
+    parser.add_argument("--devices", type=int, help="number of virtual CPU devices per process")
     parser.add_argument("--max-restarts", type=int, default=10)
-    parser.add_argument("--requeue", action="store_true", help="start again after exit code 42")
-    parser.add_argument("--logs", type=Path, help="folder for process-<i>.log, which are added to")
+    parser.add_argument("--requeue", action="store_true", help="restart after exit code 42")
+    parser.add_argument("--logs", type=Path, help="folder of process-<i>.log (appended)")
     parser.add_argument(
-        "--grace-seconds", type=float, default=10, help="from TERM to KILL once one has failed"
+        "--grace-seconds",
+        type=float,
+        default=10,
+        help="seconds from SIGTERM to SIGKILL",
     )
     parser.add_argument(
         "--save-seconds",
         type=float,
         default=600,
-        help="for saving, once the launcher got TERM; also for ending, once one process is done",
+        help="seconds to save after SIGTERM, and to end after the first process is done",
     )
     own, command = sys.argv[1:], []
     if "--" in own:
@@ -207,7 +212,7 @@ def _parse() -> argparse.Namespace:
         own, command = own[:at], own[at + 1 :]
     arguments = parser.parse_args(own)
     if arguments.processes < 1 or not command:
-        parser.error("give a number of processes from 1, and after -- a command such as train")
+        parser.error("give at least 1 process and, after --, a command such as train")
     if arguments.logs:
         arguments.logs.mkdir(parents=True, exist_ok=True)
     arguments.command = command
@@ -215,11 +220,11 @@ def _parse() -> argparse.Namespace:
 
 
 def _end_with_launcher(launcher: int):
-    """For between fork and exec: a process that is killed when the launcher is."""
+    """A function to run between fork and exec: the process is killed when the launcher is."""
 
     def arrange() -> None:
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != launcher:  # it ended a moment ago
+        if os.getppid() != launcher:  # the launcher has already ended
             os._exit(1)
 
     return arrange

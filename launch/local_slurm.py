@@ -1,16 +1,15 @@
-"""``launch/slurm.sh`` on a SLURM cluster of two nodes, both on this machine, put to the test.
+"""Test ``launch/slurm.sh`` on a SLURM cluster of two nodes, both on this machine.
 
     python launch/local_slurm.py
 
-Starts munged, slurmctld and two slurmd in a temporary folder, trains a tiny BERT on both nodes, and
-looks for every stage of a job's life: both tasks start; a job of higher priority preempts it; a
-task is killed; the time limit comes; after each it goes on from its newest checkpoint, to the end;
-and a mistake in the command is not tried again. Says what it sees and exits with 1 at the first
-stage that is missing. Everything it starts, and the folder, is gone when it ends (``--keep FOLDER``
-leaves the logs in one of yours).
+Starts munged, slurmctld and two slurmd in a temporary folder, trains a tiny BERT on both nodes and
+checks that: both tasks start; after preemption by a job of higher priority, after a killed task and
+after the time limit, the job resumes from its newest checkpoint; it completes; and a user error is
+not retried. Prints each stage and exits with 1 at the first one that does not happen. All processes
+are ended and the folder is removed at the end (``--keep FOLDER`` keeps the logs in FOLDER).
 
-Assumes Linux, the programs of Debian's slurm-wlm and munge (run as root, with 22.05), and this
-package in the Python that runs it. Needs no systemd, and touches no SLURM that is there.
+Requires Linux, the programs of Debian's slurm-wlm and munge (tested as root, with 22.05), and this
+package in the Python that runs it. Needs no systemd and does not affect an existing SLURM.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo")
-PATIENCE = 300.0
-"""Seconds until a stage counts as missing."""
+TIMEOUT_SECONDS = 300.0
+"""Time limit of one stage."""
 POLL_SECONDS = 0.2
 
 CONFIGURATION = """\
@@ -45,7 +44,7 @@ SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-# A requeued job waits for the credentials of its last start to expire: 2 minutes by default.
+# A requeued job waits until the credentials of its last start expire (default: 2 minutes).
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -71,20 +70,20 @@ PartitionName=urgent Nodes=node[1-2] PriorityTier=2 PreemptMode=OFF
 """
 
 
-class Missing(Exception):
-    """A stage that was not seen."""
+class StageError(Exception):
+    """A stage did not happen."""
 
 
 def say(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
 
 
-def seen(what: str, check: Callable[[], object], patience: float = PATIENCE) -> None:
-    """Waits until ``check`` is true and says so; raises Missing if it does not become true."""
-    deadline = time.monotonic() + patience
+def wait_for(what: str, check: Callable[[], object], timeout: float = TIMEOUT_SECONDS) -> None:
+    """Waits until ``check`` is true and prints ``what``; raises StageError after ``timeout``."""
+    deadline = time.monotonic() + timeout
     while not check():
         if time.monotonic() > deadline:
-            raise Missing(what)
+            raise StageError(what)
         time.sleep(POLL_SECONDS)
     say(what)
 
@@ -101,16 +100,16 @@ def free_ports(count: int) -> list[int]:
 
 
 def run(*command: str) -> str:
-    """What a command of SLURM prints."""
+    """The standard output of a SLURM command."""
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if ended.returncode:
-        raise Missing(f"{shlex.join(command)} said: {ended.stderr.strip()}")
+        raise StageError(f"{shlex.join(command)} failed: {ended.stderr.strip()}")
     return ended.stdout
 
 
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[None]:
-    """Two nodes that are ready; SLURM's commands find them through ``SLURM_CONF``."""
+    """A cluster of two idle nodes, which SLURM's commands find through ``SLURM_CONF``."""
     (folder / "state").mkdir()
     configuration = folder / "slurm.conf"
     configuration.write_text(
@@ -127,18 +126,18 @@ def cluster(folder: Path) -> Iterator[None]:
     daemons: list[subprocess.Popen[bytes]] = []
     try:
         daemons.append(start(munge, folder))
-        seen("munged answers", (folder / "munge.socket").exists, 30)
+        wait_for("munged answers", (folder / "munge.socket").exists, 30)
         daemons.append(start(["slurmctld", "-D"], folder))
         for node in ("node1", "node2"):
             (folder / f"spool-{node}").mkdir()
             daemons.append(start(["slurmd", "-D", "-N", node], folder))
-        seen("slurmctld has two idle nodes", has_two_idle_nodes, 60)
+        wait_for("slurmctld has two idle nodes", has_two_idle_nodes, 60)
         yield
     finally:
-        with contextlib.suppress(Missing):
+        with contextlib.suppress(StageError):
             run("scancel", "--full", "--signal=KILL", "--user", getpass.getuser())
             run("scancel", "--user", getpass.getuser())
-            seen("no job is left", lambda: run("squeue", "--noheader") == "", 60)
+            wait_for("no job is left", lambda: run("squeue", "--noheader") == "", 60)
         for daemon in reversed(daemons):
             daemon.terminate()
         for daemon in daemons:
@@ -147,7 +146,7 @@ def cluster(folder: Path) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
-        say("the cluster is down")
+        say("the cluster is shut down")
 
 
 def start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
@@ -158,7 +157,7 @@ def start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
 
 
 def has_two_idle_nodes() -> bool:
-    with contextlib.suppress(Missing):  # it does not answer yet
+    with contextlib.suppress(StageError):  # not answering yet
         return run("sinfo", "--noheader", "-p", "normal", "-o", "%D %T") == "2 idle\n"
     return False
 
@@ -167,7 +166,7 @@ def has_two_idle_nodes() -> bool:
 
 
 class Job:
-    """A training run that SLURM holds."""
+    """A training run submitted to SLURM."""
 
     def __init__(self, folder: Path, name: str, config: str, *flags: str) -> None:
         self.log = folder / f"{name}.log"
@@ -177,43 +176,43 @@ class Job:
         self.id = run("sbatch", *options, *script, *flags).strip()
         say(f"job {self.id}: sbatch {shlex.join(options[1:3])} launch/slurm.sh {config} ...")
 
-    def shown(self) -> dict[str, str]:
-        """What ``scontrol`` shows of it."""
+    def fields(self) -> dict[str, str]:
+        """The fields that ``scontrol show job`` prints."""
         return dict(re.findall(r"(\w+)=(\S+)", run("scontrol", "show", "job", self.id)))
 
     def has(self, **fields: str) -> bool:
-        return fields.items() <= self.shown().items()
+        return fields.items() <= self.fields().items()
 
     def minutes(self) -> int:
-        """Whole ones that it has run since it started last."""
-        hours, minutes, _ = self.shown()["RunTime"].split(":")
+        """Whole minutes since its last start."""
+        hours, minutes, _ = self.fields()["RunTime"].split(":")
         return 60 * int(hours) + int(minutes)
 
-    def said(self, text: str) -> bool:
+    def has_logged(self, text: str) -> bool:
         return self.log.exists() and text in self.log.read_text()
 
     def since(self, restarts: int) -> str:
-        """What stands in the log after the start before that restart has ended."""
+        """The log from this restart on."""
         return self.log.read_text().partition(f" after {restarts - 1} restart(s)\n")[2]
 
     def code(self, restarts: int) -> int | None:
-        """What slurm.sh ended with after so many restarts; None before that."""
+        """Exit code of slurm.sh after so many restarts; None while it runs."""
         text = self.log.read_text() if self.log.exists() else ""
         found = re.search(rf"^exit code (\d+) after {restarts} restart", text, re.MULTILINE)
         return int(found[1]) if found else None
 
     def step(self) -> int:
-        """The newest step that is in the metrics; 0 before there is one."""
+        """The newest step in the metrics; 0 if there is none."""
         file = self._workdir / "metrics.jsonl"
         lines = file.read_text().rpartition("\n")[0].splitlines() if file.exists() else []
         return json.loads(lines[-1])["step"] if lines else 0
 
     def saved(self) -> list[int]:
-        """The steps of its checkpoints, in order."""
+        """The sorted steps of its checkpoints."""
         return sorted(int(f.name) for f in self._workdir.glob("checkpoints/*") if f.name.isdigit())
 
     def task(self, index: int) -> int | None:
-        """The process of task ``index`` from 1, if it runs (0 is the batch script's number too)."""
+        """The process id of task ``index`` >= 1 (0 is also the batch script's), or None."""
         wanted = {f"SLURM_JOB_ID={self.id}", f"SLURM_PROCID={index}"}
         parents = {}
         for folder in Path("/proc").glob("[0-9]*"):
@@ -226,7 +225,7 @@ class Job:
     def kill_task(self, index: int) -> None:
         process = self.task(index)
         if process is None:
-            raise Missing(f"  a process of task {index}")
+            raise StageError(f"  task {index} has a process")
         os.kill(process, signal.SIGKILL)
         say(f"  kill -9 of task {index}")
 
@@ -235,7 +234,7 @@ CONFIG = "configs/bert_tiny.py"
 
 
 def settings(folder: Path, steps: int) -> list[str]:
-    """Of a model whose steps take milliseconds."""
+    """Flags for a model whose steps take milliseconds."""
     fields: dict[str, object] = {
         "data.source.path": folder / "text.txt",
         "data.store": folder / "store",
@@ -260,7 +259,7 @@ def settings(folder: Path, steps: int) -> list[str]:
 
 
 def prepare(folder: Path) -> None:
-    """The data, and what slurm.sh takes from the environment."""
+    """Prepares the data and sets the environment of slurm.sh."""
     sentences = [f"The number {i} follows {i - 1} and is not {7 * i}." for i in range(2000)]
     documents = [" ".join(sentences[at : at + 5]) for at in range(0, len(sentences), 5)]
     (folder / "text.txt").write_text("\n\n".join(documents) + "\n")
@@ -272,105 +271,112 @@ def prepare(folder: Path) -> None:
         "MAX_RESTARTS": "3",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        # No name server knows node1.
+        # The node names cannot be resolved.
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_ports(1)[0]}",
     }
     run(str(program), "prepare", CONFIG, *settings(folder, steps=1))
     say("the data is prepared")
 
 
-def starts(job: Job) -> None:
-    seen("  both nodes run it", lambda: job.has(JobState="RUNNING", NodeList="node[1-2]"))
-    seen("  both tasks joined", lambda: job.said("2 device(s) of kind cpu in 2 process(es)"))
-    seen("  the preflight found all ready", lambda: job.said("ready to train"))
-    seen("  it trains", lambda: job.step() > 0)
+def check_started(job: Job) -> None:
+    wait_for("  both nodes run the job", lambda: job.has(JobState="RUNNING", NodeList="node[1-2]"))
+    wait_for(
+        "  both tasks joined", lambda: job.has_logged("2 device(s) of kind cpu in 2 process(es)")
+    )
+    wait_for("  the preflight check passed", lambda: job.has_logged("ready to train"))
+    wait_for("  it trains", lambda: job.step() > 0)
 
 
-def goes_on(job: Job, restarts: int) -> None:
-    """After that restart it trains from the checkpoint that the start before has left."""
+def check_resumed(job: Job, restarts: int) -> None:
+    """Checks that a restart resumes from the newest checkpoint."""
     newest = job.saved()[-1]
-    seen(f"  requeued: Restarts={restarts}", lambda: job.has(Restarts=str(restarts)))
+    wait_for(f"  requeued: Restarts={restarts}", lambda: job.has(Restarts=str(restarts)))
     again = f"resuming from step {newest}"
-    seen(f"  it goes on from step {newest}", lambda: again in job.since(restarts))
-    seen("  and trains", lambda: "loss" in job.since(restarts).partition(again)[2])
+    wait_for(f"  it resumes from step {newest}", lambda: again in job.since(restarts))
+    wait_for("  and trains", lambda: "loss" in job.since(restarts).partition(again)[2])
 
 
-def loses_a_task(job: Job, restarts: int) -> None:
+def kill_one_task(job: Job, restarts: int) -> None:
     job.kill_task(1)
-    fine = (None, 0, 2, 42)
-    seen("  the other is ended, and it failed", lambda: job.code(restarts) not in fine)
+    not_a_failure = (None, 0, 2, 42)
+    wait_for(
+        "  the other task was ended and the job failed",
+        lambda: job.code(restarts) not in not_a_failure,
+    )
     say(f"  exit code {job.code(restarts)}")
 
 
-def preempted_and_finished(folder: Path) -> None:
+def test_preemption(folder: Path) -> None:
     job = Job(folder, "preempted", CONFIG, *settings(folder, steps=500))
-    starts(job)
+    check_started(job)
     urgent = ["--parsable", "--partition=urgent", "--nodes=2", "--output=/dev/null"]
     number = run("sbatch", *urgent, "--wrap=sleep 3").strip()
     say(f"job {number}: sbatch {shlex.join(urgent[1:3])}, of higher priority")
-    seen("  preempted: it saved and ended with 42", lambda: job.code(0) == 42)
-    goes_on(job, restarts=1)
-    seen("  finished: COMPLETED", lambda: job.has(JobState="COMPLETED", ExitCode="0:0"))
+    wait_for("  preempted: saved, exit code 42", lambda: job.code(0) == 42)
+    check_resumed(job, restarts=1)
+    wait_for("  completed", lambda: job.has(JobState="COMPLETED", ExitCode="0:0"))
 
 
-def limited_and_lost(folder: Path) -> None:
+def test_time_limit_and_lost_tasks(folder: Path) -> None:
     job = Job(folder, "lost", CONFIG, *settings(folder, steps=10**6))
-    seen("  the preflight starts", lambda: job.task(1) is not None)
-    loses_a_task(job, restarts=0)
-    seen("  requeued: Restarts=1", lambda: job.has(Restarts="1"))
-    starts(job)
+    wait_for("  the preflight starts", lambda: job.task(1) is not None)
+    kill_one_task(job, restarts=0)
+    wait_for("  requeued: Restarts=1", lambda: job.has(Restarts="1"))
+    check_started(job)
 
-    minutes = job.minutes() + 2  # SLURM looks at limits twice a minute
+    minutes = job.minutes() + 2  # SLURM checks limits twice a minute
     run("scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes}")
-    say(f"  its time limit is now {minutes} minutes, less than two from here")
-    seen("  told before the limit: it saved and ended with 42", lambda: job.code(1) == 42)
+    say(f"  its time limit is now {minutes} minutes, less than two minutes away")
+    wait_for("  signalled before the limit: saved, exit code 42", lambda: job.code(1) == 42)
     run("scontrol", "update", f"JobId={job.id}", "TimeLimit=60")
-    goes_on(job, restarts=2)
+    check_resumed(job, restarts=2)
 
-    loses_a_task(job, restarts=2)
-    goes_on(job, restarts=3)
+    kill_one_task(job, restarts=2)
+    check_resumed(job, restarts=3)
 
-    loses_a_task(job, restarts=3)
-    seen("  restarts are bounded: FAILED", lambda: job.has(JobState="FAILED", Restarts="3"))
+    kill_one_task(job, restarts=3)
+    wait_for("  MAX_RESTARTS reached: FAILED", lambda: job.has(JobState="FAILED", Restarts="3"))
 
 
-def mistaken(folder: Path) -> None:
+def test_user_error(folder: Path) -> None:
     job = Job(folder, "mistaken", "configs/absent.py")
     ended = {"JobState": "FAILED", "ExitCode": "2:0", "Restarts": "0"}
-    seen("  a mistake is not tried again: FAILED with 2", lambda: job.has(**ended))
+    wait_for("  a user error is not retried: FAILED with exit code 2", lambda: job.has(**ended))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Put launch/slurm.sh to the test on this machine.")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="an empty one, for all logs")
+    parser = argparse.ArgumentParser(description="Test launch/slurm.sh on this machine.")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="an empty folder for all logs")
     arguments = parser.parse_args()
     absent = [name for name in PROGRAMS if shutil.which(name) is None]
     if absent:
-        say(f"{', '.join(absent)} not found; install slurm-wlm and munge (as Debian calls them)")
+        say(
+            f"{', '.join(absent)} not found; install slurm-wlm and munge (names of Debian packages)"
+        )
         return 2
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that all is cleaned up
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # runs the clean-up
     if arguments.keep:
         arguments.keep.mkdir(parents=True, exist_ok=True)
-        return put_to_the_test(arguments.keep.resolve())
+        return test_all(arguments.keep.resolve())
     with tempfile.TemporaryDirectory(prefix="local-slurm-") as folder:
-        return put_to_the_test(Path(folder))
+        return test_all(Path(folder))
 
 
-def put_to_the_test(folder: Path) -> int:
-    folder.chmod(0o755)  # munged wants its socket to be reachable by all
+def test_all(folder: Path) -> int:
+    folder.chmod(0o755)  # munged requires a socket that all users can reach
     try:
         prepare(folder)
         with cluster(folder):
-            preempted_and_finished(folder)
-            limited_and_lost(folder)
-            mistaken(folder)
-    except Missing as stage:
-        say(f"MISSING: {stage}")
+            test_preemption(folder)
+            test_time_limit_and_lost_tasks(folder)
+            test_user_error(folder)
+    except StageError as stage:
+        say(f"FAILED: {stage}")
         for log in folder.glob("*.log"):
-            print(f"--- the end of {log.name}", *log.read_text().splitlines()[-20:], sep="\n")
+            print(f"--- last lines of {log.name}", *log.read_text().splitlines()[-20:], sep="\n")
         return 1
-    say("every stage was seen")
+    say("all stages passed")
     return 0
 
 

@@ -1,14 +1,14 @@
 #!/bin/bash
-# Create a TPU slice as a queued resource, install this folder on it, and train until the run is done:
+# Create a TPU slice as a queued resource, install the current folder on it, and train to the end:
 #
 #     launch/tpu_vm.sh NAME ZONE TYPE COMMAND ...
 #     launch/tpu_vm.sh bert us-central1-a v5litepod-16 \
 #         train configs/bert_base.py --workdir gs://BUCKET/runs/bert --data.store gs://BUCKET/stores/wiki
 #
-# Assumes gcloud with a project that has quota for TYPE; data prepared in the bucket; a service
-# account of the VMs that may write there. Copies the current folder to every VM. Run it again with
-# the same NAME after a preemption: it creates a new slice and resumes from the newest checkpoint.
-# TPU7x is not offered this way: use jobset.yaml or xpk.
+# Requires gcloud, a project with quota for TYPE, prepared data in the bucket, and a service account
+# of the VMs that can write to the bucket. Copies the current folder to every VM. After a preemption,
+# run it again with the same NAME: it creates a new slice and resumes from the newest checkpoint.
+# TPU7x is not available as a queued resource: use jobset.yaml or xpk.
 
 set -eu
 if [ $# -lt 4 ]; then
@@ -19,8 +19,8 @@ NAME=$1 ZONE=$2 TYPE=$3
 shift 3
 SOFTWARE=${SOFTWARE:-v2-alpha-tpuv5-lite} # v6e: v2-alpha-tpuv6e; v5p: v2-alpha-tpuv5; v4: tpu-ubuntu2204-base
 MAX_RESTARTS=${MAX_RESTARTS:-20}
-# A v6e core has 128 MiB of VMEM, of which programs get 16 by default. The flags that overlap
-# collectives with compute are the compiler's own choice by now: they change no program.
+# A v6e core has 128 MiB of VMEM, and programs get 16 MiB by default. Flags that overlap collectives
+# with compute are not needed: they are the compiler's defaults.
 case $TYPE in v6e*) FLAGS=--xla_tpu_scoped_vmem_limit_kib=98304 ;; *) FLAGS= ;; esac
 
 on_all() {
@@ -33,11 +33,11 @@ state() {
 }
 
 case $(state) in
-SUSPENDED | FAILED) # preempted, or never given
+SUSPENDED | FAILED) # preempted, or never allocated
     gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force --quiet ;;
 esac
 if [ "$(state)" = NONE ]; then
-    # shellcheck disable=SC2086 (several flags, or none)
+    # shellcheck disable=SC2086 (zero or more flags)
     gcloud compute tpus queued-resources create "$NAME" --node-id="$NAME" --zone="$ZONE" \
         --accelerator-type="$TYPE" --runtime-version="$SOFTWARE" ${QUEUE_FLAGS:---spot}
 fi
@@ -46,7 +46,7 @@ until [ "$(state)" = ACTIVE ]; do
     sleep 30
 done
 
-# No name chosen by the user stands in a remote command, so that no quote in one can end it.
+# Remote commands contain no name chosen by the user, so that a quote in a name cannot break them.
 archive=$(mktemp)
 trap 'rm -f "$archive"' EXIT
 tar --exclude=./.git --exclude='./.venv*' --exclude=./runs -czf "$archive" .
@@ -66,7 +66,7 @@ while true; do
     if [ "$code" = 0 ] || [ "$code" = 2 ] || [ "$restarts" = "$MAX_RESTARTS" ]; then exit "$code"; fi
     restarts=$((restarts + 1))
     echo "exit code $code; restart $restarts of $MAX_RESTARTS"
-    # A process that still waits for a lost host holds its TPU.
-    # (The brackets keep pkill from finding the shell that it runs in.)
+    # A process that waits for a lost host keeps its TPU allocated.
+    # The brackets keep pkill from matching its own shell.
     on_all "pkill -TERM -f '[.]venv/bin/flax-transformers'; sleep 10; pkill -KILL -f '[.]venv/bin/flax-transformers'; true" || true
 done

@@ -1,4 +1,4 @@
-"""Every recipe in configs/ can be exported, or says in its docstring that it cannot."""
+"""Every recipe in configs/ can be exported, or its docstring says why not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SENTENCE = "Cannot be exported: "
 
 @pytest.fixture(autouse=True)
 def unchanged_path(monkeypatch):
-    """Take back what a config file adds to ``sys.path``."""
+    """Undo what a config file adds to ``sys.path``."""
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
@@ -28,7 +28,7 @@ def docstring(recipe):
     return ast.get_docstring(ast.parse(recipe.read_text())) or ""
 
 
-def test_the_folder_of_recipes_is_found():
+def test_the_recipes_are_found():
     assert {"modernbert_tiny", "bart_small_books"} <= {recipe.stem for recipe in RECIPES}
     assert {recipe.stem for recipe in RECIPES} >= CANNOT_BE_EXPORTED
 

@@ -1,4 +1,4 @@
-"""The compilers know the flags that the launchers set: an unknown one ends every process."""
+"""The compilers accept the XLA flags of the launchers; an unknown flag would end every process."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def flags(kind):
     return sorted(set(re.findall(rf"--xla_{kind}_\w+=\w+", text)))
 
 
-def ended(variable, value):
+def compile_with(variable, value):
     own = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     return subprocess.run(
         [sys.executable, "-c", COMPILE],
@@ -38,10 +38,10 @@ def ended(variable, value):
 
 
 @pytest.mark.parametrize(("variable", "kind"), [("LIBTPU_INIT_ARGS", "tpu"), ("XLA_FLAGS", "gpu")])
-def test_the_flags_of_the_launchers_are_known(variable, kind):
+def test_the_compilers_accept_the_flags_of_the_launchers(variable, kind):
     assert flags(kind)
-    good = ended(variable, " ".join(flags(kind)))
+    good = compile_with(variable, " ".join(flags(kind)))
     assert good.returncode == 0, good.stderr
-    bad = ended(variable, f"--xla_{kind}_no_such_flag=1")
+    bad = compile_with(variable, f"--xla_{kind}_no_such_flag=1")
     assert bad.returncode != 0
     assert re.search("Unknown .*flag.*no_such_flag", bad.stderr)

@@ -1,4 +1,4 @@
-"""``launch/jobset.yaml`` against what the API of JobSet and of Kubernetes asks for."""
+"""``launch/jobset.yaml`` matches the APIs of JobSet and Kubernetes."""
 
 import copy
 import math
@@ -82,21 +82,21 @@ def jobset():
     return yaml.safe_load(FILE.read_text())
 
 
-def wrong(value, shape, where=""):
-    """The places where ``value`` is not of that shape."""
+def mismatches(value, shape, where=""):
+    """Every path at which ``value`` does not have the types of ``shape``."""
     if isinstance(shape, set):
         return [] if value in shape else [f"{where} is {value}"]
     if isinstance(shape, type):
-        return [] if type(value) is shape else [f"{where} is no {shape.__name__}"]
+        return [] if type(value) is shape else [f"{where} is not of type {shape.__name__}"]
     if type(value) is not type(shape):
-        return [f"{where} is no {type(shape).__name__}"]
+        return [f"{where} is not of type {type(shape).__name__}"]
     if isinstance(shape, list):
         items = enumerate(value)
-        return [text for at, item in items for text in wrong(item, shape[0], f"{where}[{at}]")]
+        return [text for at, item in items for text in mismatches(item, shape[0], f"{where}[{at}]")]
     found = []
     for name, item in value.items():
         if name in shape or str in shape:
-            found += wrong(item, shape.get(name, shape.get(str)), f"{where}.{name}")
+            found += mismatches(item, shape.get(name, shape.get(str)), f"{where}.{name}")
         else:
             found.append(f"{where}.{name} is unknown")
     return found
@@ -106,24 +106,24 @@ def job_of(jobset):
     return jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
 
 
-def test_every_field_is_one_that_the_api_has(jobset):
-    assert wrong(jobset, JOBSET) == []
+def test_every_field_exists_in_the_api(jobset):
+    assert mismatches(jobset, JOBSET) == []
 
 
-def test_a_slip_is_seen(jobset):
+def test_a_misspelt_field_or_value_is_found(jobset):
     slips = copy.deepcopy(jobset)
     job_of(slips)["paralelism"] = job_of(slips).pop("parallelism")
     job_of(slips)["completions"] = "4"
     slips["spec"]["failurePolicy"]["rules"][0]["action"] = "FailJobset"
     at = ".spec.replicatedJobs[0].template.spec"
-    assert wrong(slips, JOBSET) == [
+    assert mismatches(slips, JOBSET) == [
         ".spec.failurePolicy.rules[0].action is FailJobset",
-        f"{at}.completions is no int",
+        f"{at}.completions is not of type int",
         f"{at}.paralelism is unknown",
     ]
 
 
-def test_the_hosts_and_the_mesh_are_those_of_the_topology(jobset):
+def test_hosts_and_mesh_match_the_topology(jobset):
     job = job_of(jobset)
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
@@ -137,11 +137,11 @@ def test_the_hosts_and_the_mesh_are_those_of_the_topology(jobset):
     assert {axis: int(size) for axis, size in mesh.items()} == {"data": slices, "fsdp": chips}
 
 
-def test_a_mistake_alone_ends_the_job(jobset):
-    """Any other exit code fails the job of a slice, and JobSet starts all again."""
+def test_only_a_user_error_ends_the_job(jobset):
+    """Any other exit code fails the job of one slice, and JobSet restarts all slices."""
     job = job_of(jobset)
     assert job["backoffLimit"] == 0
-    assert job["template"]["spec"]["restartPolicy"] == "Never"  # a pod failure policy asks for it
+    assert job["template"]["spec"]["restartPolicy"] == "Never"  # required by a pod failure policy
     (rule,) = job["podFailurePolicy"]["rules"]
     assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [2])
     (container,) = job["template"]["spec"]["containers"]
@@ -150,7 +150,7 @@ def test_a_mistake_alone_ends_the_job(jobset):
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
 
 
-def test_what_was_compiled_is_kept_for_restarts(jobset):
+def test_the_compilation_cache_survives_restarts(jobset):
     (container,) = job_of(jobset)["template"]["spec"]["containers"]
     variables = {entry["name"]: entry["value"] for entry in container["env"]}
     assert variables["JAX_COMPILATION_CACHE_DIR"].startswith("gs://")

@@ -1,4 +1,4 @@
-"""What ``launch/local.py`` makes of the ways its processes end, without the weight of real ones."""
+"""How ``launch/local.py`` reacts to the exit codes of its processes, tested with small scripts."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.multi_process
 
 LAUNCHER = Path(__file__).parents[2] / "launch" / "local.py"
 
-STAND_IN = """
+FAKE_MODULE = """
 import os, pathlib, signal, subprocess, sys, time
 index = int(os.environ.get("JAX_PROCESS_ID", "0"))
 started = pathlib.Path(f"started-{index}")
@@ -33,14 +33,14 @@ def saves(number, frame):
 
 @pytest.fixture
 def launch(tmp_path):
-    """Starts the launcher on a stand-in for the package, whose every process runs ``body``."""
+    """Starts the launcher on a fake package whose processes run ``body``."""
     (tmp_path / "flax_transformers").mkdir()
     (tmp_path / "flax_transformers" / "__init__.py").touch()
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "PYTHONPATH"))}
 
     def launched(body, *options, processes=2):
         main = tmp_path / "flax_transformers" / "__main__.py"
-        main.write_text(STAND_IN + body)
+        main.write_text(FAKE_MODULE + body)
         command = [sys.executable, str(LAUNCHER), str(processes), *options, "--", "train", "it"]
         return subprocess.Popen(
             command,
@@ -59,7 +59,7 @@ def attempts(folder, index=0):
 
 
 def is_running(pid):
-    """Whether it runs; one that has ended and waits to be collected does not."""
+    """Whether the process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -75,12 +75,12 @@ def assert_none_left(folder):
     assert [pid for pid in pids if is_running(pid)] == []
 
 
-def test_every_process_is_told_which_it_is_and_has_a_log(launch, tmp_path):
-    said = """
+def test_every_process_has_its_index_and_a_log(launch, tmp_path):
+    body = """
 print(index, os.environ["JAX_NUM_PROCESSES"], os.environ["JAX_COORDINATOR_ADDRESS"][:10],
       os.environ["JAX_NUM_CPU_DEVICES"], *sys.argv[1:])
 """
-    job = launch(said, "--devices", "3", "--logs", "logs")
+    job = launch(body, "--devices", "3", "--logs", "logs")
     out, _ = job.communicate(timeout=60)
     assert job.returncode == 0
     lines = [f"{i} 2 127.0.0.1: 3 train it" for i in range(2)]
@@ -89,12 +89,12 @@ print(index, os.environ["JAX_NUM_PROCESSES"], os.environ["JAX_COORDINATOR_ADDRES
         assert (tmp_path / "logs" / f"process-{index}.log").read_text() == line + "\n"
 
 
-def test_one_process_alone_is_no_job(launch):
+def test_a_single_process_gets_no_coordinator_address(launch):
     job = launch('print("JAX_COORDINATOR_ADDRESS" in os.environ)', processes=1)
     assert job.communicate(timeout=60)[0] == "False\n"
 
 
-def test_when_one_is_killed_the_other_is_ended_and_both_start_again(launch, tmp_path):
+def test_if_one_process_is_killed_both_are_restarted(launch, tmp_path):
     body = """
 if attempt == 0 and index == 1:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -108,7 +108,7 @@ if attempt == 0:
     assert (attempts(tmp_path, 0), attempts(tmp_path, 1)) == (2, 2)
 
 
-def test_restarts_are_bounded_and_the_last_exit_code_is_told(launch, tmp_path):
+def test_restarts_are_limited_and_the_last_exit_code_is_returned(launch, tmp_path):
     job = launch("sys.exit(75)", "--max-restarts", "1")
     out, _ = job.communicate(timeout=60)
     assert job.returncode == 75
@@ -116,7 +116,7 @@ def test_restarts_are_bounded_and_the_last_exit_code_is_told(launch, tmp_path):
     assert attempts(tmp_path) == 2
 
 
-def test_a_process_that_does_not_end_when_the_others_are_done_is_ended(launch, tmp_path):
+def test_a_process_that_hangs_after_the_others_are_done_is_killed(launch, tmp_path):
     body = """
 if attempt == 0 and index == 1:
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -128,8 +128,8 @@ if attempt == 0 and index == 1:
     assert_none_left(tmp_path)
 
 
-def test_a_mistake_of_the_user_is_not_tried_again(launch, tmp_path):
-    # Both run when one makes a mistake; the other would fail later in another way.
+def test_a_user_error_is_not_retried(launch, tmp_path):
+    # Both processes run when one exits with 2; the other one would fail later with 75.
     both = "while not pathlib.Path(f'started-{1 - index}').exists(): time.sleep(0.05)\n"
     job = launch(f"{both}if index: sys.exit(2)\ntime.sleep(10)\nsys.exit(75)")
     job.communicate(timeout=60)
@@ -138,14 +138,14 @@ def test_a_mistake_of_the_user_is_not_tried_again(launch, tmp_path):
 
 
 @pytest.mark.parametrize(("options", "code", "tries"), [((), 42, 1), (("--requeue",), 0, 2)])
-def test_a_preempted_job_ends_or_is_started_again(launch, tmp_path, options, code, tries):
+def test_a_preempted_job_ends_or_is_requeued(launch, tmp_path, options, code, tries):
     job = launch("sys.exit(0 if attempt else 42)", *options)
     job.communicate(timeout=60)
     assert (job.returncode, attempts(tmp_path)) == (code, tries)
 
 
-def test_a_request_to_stop_reaches_all_and_is_not_taken_for_a_failure(launch, tmp_path):
-    # Process 1 has not come to where it could save.
+def test_a_request_to_stop_reaches_all_processes_and_is_not_a_failure(launch, tmp_path):
+    # Process 1 has no handler for SIGTERM yet.
     job = launch("if index == 0:\n    signal.signal(signal.SIGTERM, saves)\nsleep()")
     ready = [job.stdout.readline() for _ in range(2)]
     assert len(ready) == 2
@@ -155,7 +155,7 @@ def test_a_request_to_stop_reaches_all_and_is_not_taken_for_a_failure(launch, tm
     assert_none_left(tmp_path)
 
 
-def test_who_does_not_end_when_told_is_killed(launch, tmp_path):
+def test_a_process_that_ignores_sigterm_is_killed(launch, tmp_path):
     body = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if index == 1:
@@ -181,7 +181,7 @@ def test_a_killed_launcher_leaves_no_process(launch, tmp_path):
     assert_none_left(tmp_path)
 
 
-def test_what_a_process_started_ends_with_it(launch, tmp_path):
+def test_child_processes_end_with_their_parent(launch, tmp_path):
     body = """
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 pathlib.Path(f"started-child-{index}").write_text(str(child.pid))

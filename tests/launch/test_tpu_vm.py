@@ -1,4 +1,4 @@
-"""launch/tpu_vm.sh against a stand-in for gcloud whose TPU VM is a folder of this machine."""
+"""launch/tpu_vm.sh with a fake gcloud, whose TPU VM is a local folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ exit "$(cat "$HOME/code" 2>/dev/null || echo 0)"
 
 @pytest.fixture
 def launch(tmp_path):
-    """Runs the script in a folder of any name; the process and what the VM holds afterwards."""
+    """Runs the script in a folder of the given name; returns the process and the VM's folder."""
     tools, vm, temporary = tmp_path / "tools", tmp_path / "vm", tmp_path / "tmp"
     for folder in (tools, vm, temporary):
         folder.mkdir()
@@ -64,14 +64,14 @@ def launch(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["plain", "it's mine", 'two "words"', "$HOME;touch x"])
-def test_the_folder_may_have_any_name(launch, folder):
+def test_the_folder_can_have_any_name(launch, folder):
     done, vm = launch(folder, "train", "own.py")
     assert (done.returncode, done.stderr) == (0, "")
     assert (vm / "files").read_text().split() == ["own.py"]
 
 
 @pytest.mark.parametrize("argument", ["it's", 'a "b"', "$HOME", "two  spaces", "a;b|c"])
-def test_arguments_arrive_as_they_were_given(launch, argument):
+def test_arguments_arrive_unchanged(launch, argument):
     done, vm = launch("plain", "train", "own.py", "--workdir", argument)
     assert done.returncode == 0
     assert (vm / "arguments").read_text() == f"train\nown.py\n--workdir\n{argument}\n"
@@ -85,7 +85,7 @@ def test_a_user_error_is_not_retried(launch):
     assert (done.returncode, (vm / "arguments").read_text()) == (2, "doctor\n")
 
 
-def test_a_file_of_another_user_in_the_temporary_folder_is_left_alone(launch, tmp_path):
+def test_a_file_of_another_user_in_the_temporary_folder_is_not_written(launch, tmp_path):
     other = tmp_path / "other"
     other.write_text("kept")
     predictable = Path("/tmp/bert.tar.gz")
