@@ -1,17 +1,21 @@
-"""Runs, stores and configs that version 0.1.0 wrote: `tests/fixtures/make_format_1.py`."""
+"""Runs, stores and configs of older versions: `tests/fixtures/make_saved_runs.py`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from etils import epath
 
 from flax_transformers import runtime
 from flax_transformers.checkpointing.manager import find_checkpoint
+from flax_transformers.cli.main import main
 from flax_transformers.config_json import FORMAT, from_json, to_json
 from flax_transformers.data.dataset import open_dataset, verify
 from flax_transformers.errors import UserError
@@ -22,21 +26,31 @@ from flax_transformers.training.check_run import check_config, check_run
 from flax_transformers.training.loop import train
 from flax_transformers.training.restore import saved_config
 from flax_transformers.training.run_state import check_meta
-from tests.fixtures.make_format_1 import STEPS, digest_of_state
+from tests.fixtures.make_saved_runs import STEPS, digest_of_state
 
-ARCHIVE = Path(__file__).parents[1] / "fixtures" / "format_1.tar.xz"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 RUNS = ("encoder", "decoder", "encoder_decoder", "classifier", "images")
+TYPES = {  # of a run's config
+    "format_1": "flax_transformers.training.config.TrainConfig",
+    "format_2": "train_config",
+}
 EACH = pytest.mark.parametrize("name", RUNS)
 
 
-@pytest.fixture
-def old(tmp_path):
-    """The unpacked archive, somewhere else than where it was written, and without the corpora."""
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
+@pytest.fixture(scope="session", params=TYPES)
+def unpacked(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    with tarfile.open(FIXTURES / f"{request.param}.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
     for corpus in ("text.txt", "other.txt", "pairs.tsv", "labelled.jsonl"):
-        (tmp_path / corpus).unlink()
-    return tmp_path
+        (folder / corpus).unlink()
+    return request.param, folder
+
+
+@pytest.fixture
+def old(unpacked, tmp_path):
+    """The files of one archive, without the corpora, not where they were written."""
+    return shutil.copytree(unpacked[1], tmp_path, dirs_exist_ok=True)
 
 
 def config_of(old, name):
@@ -53,11 +67,12 @@ def expected(old, name):
     return json.loads((old / "expected.json").read_text())[name]
 
 
-def test_configs_of_every_recipe_read_back_and_are_written_in_the_new_format(old):
-    recipes = json.loads((old / "recipes.json").read_text())
+def test_configs_of_recipes_read_back_and_are_written_in_the_new_format(unpacked):
+    version, folder = unpacked
+    recipes = json.loads((folder / "recipes.json").read_text())
     assert len(recipes) > 15
     for recipe in recipes:
-        assert recipe["type"] == "flax_transformers.training.config.TrainConfig"
+        assert recipe["type"] == TYPES[version]
         config = from_json(recipe)
         written = to_json(config)
         assert (written["type"], written["format"]) == ("train_config", FORMAT)
@@ -114,8 +129,13 @@ def test_the_run_resumes_with_the_losses_of_that_version(old, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["encoder", "images"])
-def test_the_model_is_loaded(old, name):
+@EACH
+def test_the_model_is_loaded_and_converted(old, name, tmp_path):
     model, params = load_pretrained(old / name / "run")
     assert type(model.config) is type(config_of(old, name).model)
-    assert params
+    assert main(["convert", str(old / name / "run"), str(tmp_path / "out")]) == 0
+    _, again = load_pretrained(tmp_path / "out")
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+    for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
+        written = np.where(theirs == 0, 0, ours)  # what pads the vocabulary is not written
+        np.testing.assert_array_equal(written, theirs)
