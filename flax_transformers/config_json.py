@@ -52,7 +52,7 @@ _TYPES = {
     "question_source": "data.sources.squad.QuestionSource",
     "image_source": "data.images.kinds.ImageSource",
     "tokenizer": "data.tokenizers.load.TokenizerConfig",
-    "filters": "data.sources.filters.Filters",
+    "filters": "data.prepare.filters.Filters",
     "augmentation": "data.images.augmentation.Augmentation",
     # Objectives.
     "masked_lm": "objectives.masked_lm.MaskedLM",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from flax_transformers import ranges
-from flax_transformers.data.sources.filters import Filters
+from flax_transformers.data.prepare.filters import Filters
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.read import AnySource
 from flax_transformers.data.sources.text import TextSource

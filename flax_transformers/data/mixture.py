@@ -24,6 +24,7 @@ from flax_transformers.data.prepare.cached_stores import (
     cache_directory,
     no_store,
 )
+from flax_transformers.data.prepare.filters import Filters, let_in
 from flax_transformers.data.prepare.shards import is_held_out
 from flax_transformers.data.prepare.store_locks import (
     Compare,
@@ -40,7 +41,6 @@ from flax_transformers.data.prepare.text import (
 )
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.documents import Counts, listed
-from flax_transformers.data.sources.filters import Filters, let_in
 from flax_transformers.data.sources.read import AnySource
 from flax_transformers.data.store.files import digest, to_json
 from flax_transformers.data.store.token_store import Split

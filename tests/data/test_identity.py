@@ -16,14 +16,14 @@ from flax_transformers.data.images import dataset as images_module
 from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.prepare import text as prepare_module
 from flax_transformers.data.prepare.text import default_directory
-from flax_transformers.data.sources import content as content_module
-from flax_transformers.data.sources.content import content_digest
 from flax_transformers.data.sources.read import CorpusReader
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.store import tokenizer as store_tokenizer_module
 from flax_transformers.data.store.files import DIGEST, sealed
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
+from flax_transformers.storage import file_digests as content_module
+from flax_transformers.storage.file_digests import content_digest
 from tests.data.images.test_dataset import data as image_data
 from tests.data.images.test_dataset import read_all, write_folder, write_idx
 from tests.data.prepare.test_text import files

@@ -11,7 +11,7 @@ from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.read import read_documents
 from flax_transformers.data.sources.text import TextSource
-from flax_transformers.data.sources.tfds_needs import how_to_prepare
+from flax_transformers.data.sources.tfds import how_to_prepare
 from flax_transformers.errors import UserError
 from tests.data.sources.test_hostile import spoilt
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.data.pipeline.loader import TextExamples
+from flax_transformers.data.pipeline.text_examples import TextExamples
 from flax_transformers.data.prepare.text import PreparedText, prepare_text
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.errors import UserError

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from flax_transformers.data.pipeline.loader import TextExamples, TrainStream
+from flax_transformers.data.pipeline.loader import TrainStream
+from flax_transformers.data.pipeline.text_examples import TextExamples
 from flax_transformers.data.prepare.text import prepare_text
 from flax_transformers.optim.optimizers import make_optimizer
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.pipeline.loader import TextExamples
+from flax_transformers.data.pipeline.text_examples import TextExamples
 from flax_transformers.data.prepare.text import prepare_text
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

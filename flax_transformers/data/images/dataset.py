@@ -39,13 +39,13 @@ from flax_transformers.data.prepare.store_locks import (
 )
 from flax_transformers.data.prepare.text import cores
 from flax_transformers.data.prepare.workers import require_job
-from flax_transformers.data.sources.content import NamedFiles, content_digest, sizes_digest
 from flax_transformers.data.store.files import StoreReader, digest
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Vocabulary, WindowSpec
 from flax_transformers.objectives.images import ImageSpec
 from flax_transformers.ranges import Ranges
+from flax_transformers.storage.file_digests import NamedFiles, content_digest, sizes_digest
 from flax_transformers.storage.folders import LocalFolder
 
 DEFAULT_FRACTION = 0.02

@@ -15,11 +15,11 @@ from functools import partial
 import numpy as np
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.prepare.dealing import runs
+from flax_transformers.data.prepare.filters import let_in
 from flax_transformers.data.prepare.workers import Note, for_each_run
 from flax_transformers.data.sources.documents import Counts, Document
-from flax_transformers.data.sources.filters import let_in
 from flax_transformers.data.sources.read import CorpusReader
+from flax_transformers.data.sources.sharding import runs
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
 from flax_transformers.storage.folders import Folder

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.prepare.dealing import DEALING, runs
 from flax_transformers.data.prepare.duplicates import repeated
+from flax_transformers.data.prepare.filters import let_in
 from flax_transformers.data.prepare.labels import Labeller, kept_label_names
 from flax_transformers.data.prepare.report import TextFindings
 from flax_transformers.data.prepare.shard_writer import ShardWriter
 from flax_transformers.data.prepare.workers import Note, for_each_run
 from flax_transformers.data.sources.documents import Counts, Document
-from flax_transformers.data.sources.filters import let_in
 from flax_transformers.data.sources.read import CorpusReader, tied_shards
+from flax_transformers.data.sources.sharding import DEALING, runs
 from flax_transformers.data.store.files import StoreReader, to_json
 from flax_transformers.data.store.token_store import (
     FORMAT,

@@ -32,16 +32,18 @@ from types import MappingProxyType
 from typing import Any
 
 from flax_transformers.data.config import TextData
+from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
-from flax_transformers.data.pipeline.loader import Examples, TextExamples
+from flax_transformers.data.pipeline.pair_examples import PairExamples
+from flax_transformers.data.pipeline.text_examples import TextExamples
 from flax_transformers.data.prepare.cached_stores import (
     Tokenizers,
     beside_others,
     cache_directory,
     no_store,
 )
-from flax_transformers.data.prepare.dealing import share
 from flax_transformers.data.prepare.duplicates import FOUND, find_duplicates, hash_shards, repeated
+from flax_transformers.data.prepare.filters import let_in
 from flax_transformers.data.prepare.labels import NAMES, LabelNames, has_names, kept_label_names
 from flax_transformers.data.prepare.report import added_up, say_report, write_report
 from flax_transformers.data.prepare.shards import (
@@ -67,8 +69,7 @@ from flax_transformers.data.prepare.store_locks import (
 from flax_transformers.data.prepare.workers import require_job
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.documents import Counts, Document
-from flax_transformers.data.sources.filters import let_in
-from flax_transformers.data.sources.pairs import PairExamples
+from flax_transformers.data.sources.sharding import share
 from flax_transformers.data.store.files import digest
 from flax_transformers.data.store.token_store import (
     FORMAT,

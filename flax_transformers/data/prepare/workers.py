@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from flax_transformers.data.prepare.processes import end_with_parent
+from flax_transformers.data.pipeline.processes import end_with_parent
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.watchdog import watchdog
 

@@ -19,9 +19,8 @@ from flax_transformers.data.sources.documents import (
     Source,
     Where,
 )
-from flax_transformers.data.sources.fields import row_of, text_in, value_in
 from flax_transformers.data.sources.records import Part
-from flax_transformers.data.sources.row_files import row_file
+from flax_transformers.data.sources.row_files import row_file, row_of, text_in, value_in
 from flax_transformers.data.sources.tfds import PREFIX, Examples
 
 ENDINGS = row_files.ENDINGS

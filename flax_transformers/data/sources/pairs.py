@@ -1,24 +1,20 @@
-"""Pairs of texts, a source and its target: where they come from, and rows of them.
+"""Pairs of texts, a source and its target.
 
 A pair is a document of a token store whose two sentences are the source and the target, so stores
-of pairs are made, resumed, checked and read like those of any text.
+of pairs are prepared, resumed, checked and read like those of any text.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flax_transformers.data.sources import row_files
 from flax_transformers.data.sources.corpus_files import corpus_files, ending
 from flax_transformers.data.sources.documents import Decoder, Document, Invalid, Source, Where
-from flax_transformers.data.sources.fields import row_of, text_in
 from flax_transformers.data.sources.records import (
     LineFile,
     PairOfLines,
@@ -27,17 +23,17 @@ from flax_transformers.data.sources.records import (
     TableFile,
     TwoFiles,
 )
-from flax_transformers.data.sources.row_files import ChosenFile, first_lines, row_file
+from flax_transformers.data.sources.row_files import (
+    ChosenFile,
+    first_lines,
+    row_file,
+    row_of,
+    text_in,
+)
 from flax_transformers.data.sources.tfds import PREFIX, Examples
-from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.sequence_to_sequence import PairSpec
 
-log = logging.getLogger(__name__)
 ENDINGS = row_files.ENDINGS
-_OPEN_ROWS = 64  # rows that are looked through for room; more of them pack no tighter
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: multiples of it lie apart
-_BUCKET_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -139,110 +135,3 @@ def _parallel_pair(
         for raw, path in zip(raws, paths, strict=True)
     )
     return _pair(one, other, where)
-
-
-class PairExamples:
-    """Rows of pairs of one split, in the form that `SequenceToSequence.prepare` describes.
-
-    Which pairs share a row is decided here, once and for all, so that a row is an example like any
-    other and every epoch shuffles the rows anew. ``skipped`` pairs are too long for a row.
-
-    Raises UserError for a store without pairs, and rows in which none of them fits.
-    """
-
-    def __init__(self, store: TokenStore, spec: PairSpec) -> None:
-        self.store, self.spec = store, spec
-        self.read_threads = 0 if store.is_local else _BUCKET_THREADS
-        self._rooms = spec.length - spec.overhead, spec.target_length - spec.overhead
-        if min(self._rooms) < 1:
-            raise UserError(
-                f"Rows of {spec.length} and {spec.target_length} tokens hold no text; use longer "
-                "sequences."
-            )
-        self._edges: np.ndarray | None = _edges(store)
-        lengths = np.diff(self._edges).reshape(-1, 2)
-        fits = (lengths <= self._rooms).all(axis=1)
-        pairs = np.flatnonzero(fits) if spec.long_pairs == "skip" else np.arange(len(lengths))
-        self.skipped = len(lengths) - len(pairs)
-        if not fits.all():
-            log.warning(
-                "%d of %d pairs of %s (%s) are longer than rows of %d and %d tokens and are %s",
-                len(lengths) - int(fits.sum()),
-                len(lengths),
-                store.directory,
-                store.split,
-                spec.length,
-                spec.target_length,
-                "left out" if spec.long_pairs == "skip" else "cut",
-            )
-        if not len(pairs):
-            raise UserError(
-                f"None of the {len(lengths)} pairs of {store.directory} fits into rows of "
-                f"{spec.length} and {spec.target_length} tokens; use longer sequences, or set "
-                "objective.long_pairs to cut."
-            )
-        if spec.cross_documents:
-            needed = np.minimum(lengths[pairs], self._rooms) + spec.overhead
-            order, self._ends = pack(needed, (spec.length, spec.target_length))
-            self._pairs = pairs[order]
-        else:
-            self._pairs, self._ends = pairs, np.arange(1, len(pairs) + 1)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_edges": None}
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        if self._edges is None:
-            self._edges = _edges(self.store)
-        first = self._ends[index - 1] if index else 0
-        sides: tuple[list[np.ndarray], list[np.ndarray]] = [], []
-        for pair in self._pairs[first : self._ends[index]].tolist():
-            for side, room in enumerate(self._rooms):
-                start, end = self._edges[2 * pair + side : 2 * pair + side + 2].tolist()
-                sides[side].append(self.store.tokens(start, min(end - start, room)))
-        return {
-            "source_tokens": np.concatenate(sides[0]),
-            "source_ends": np.cumsum([len(text) for text in sides[0]], dtype=np.int32),
-            "target_tokens": np.concatenate(sides[1]),
-            "target_ends": np.cumsum([len(text) for text in sides[1]], dtype=np.int32),
-        }
-
-
-def _edges(store: TokenStore) -> np.ndarray:
-    """Where texts begin and end, source and target of each pair in turn: int64 [2 pairs + 1]."""
-    edges = np.concatenate([np.zeros(1, np.int64), store.sentence_ends])
-    if store.num_sentences != 2 * store.num_documents or (edges[2::2] != store.document_ends).any():
-        raise UserError(
-            f"The token store in {store.directory} holds texts and no pairs of them; set "
-            "data.source to a PairSource, or choose another objective."
-        )
-    return edges
-
-
-def pack(lengths: np.ndarray, room: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Which pairs share a row: first fit over the last rows that were begun, on both sides.
-
-    ``lengths`` int [pairs, 2], each at most ``room``. Gives the pairs in the order of the rows,
-    int64 [pairs], and where each row ends in it, int64 [rows]. Pairs are taken in an order in which
-    neighbours lie far apart; it is the same on every call.
-    """
-    order = np.argsort(np.arange(len(lengths), dtype=np.uint64) * _SPREAD, kind="stable")
-    rows = np.empty(len(lengths), np.int64)
-    left = np.zeros((2, _OPEN_ROWS), np.int64)
-    row_in = np.full(_OPEN_ROWS, -1, np.int64)
-    begun = 0
-    for pair, (a, b) in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        fits = (left[0] >= a) & (left[1] >= b)
-        place = int(fits.argmax())
-        if not fits[place]:
-            place = begun % _OPEN_ROWS  # the row begun first makes room for a new one
-            left[:, place] = room
-            row_in[place] = begun
-            begun += 1
-        left[0, place] -= a
-        left[1, place] -= b
-        rows[pair] = row_in[place]
-    return np.argsort(rows, kind="stable"), np.cumsum(np.bincount(rows, minlength=begun))

@@ -22,19 +22,19 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from flax_transformers.data.prepare.dealing import Dealing
 from flax_transformers.data.sources import conllu, embedded, labelled, pairs, squad, text
 from flax_transformers.data.sources.conllu import TaggedSource, tagged_parts
-from flax_transformers.data.sources.content import content_digest, sizes_digest
 from flax_transformers.data.sources.corpus_files import Unread, list_corpus, plain_suffix
 from flax_transformers.data.sources.documents import Counts, Decoder, Document, Invalid
 from flax_transformers.data.sources.labelled import LabelledSource, labelled_parts
 from flax_transformers.data.sources.pairs import PairSource, pair_parts
 from flax_transformers.data.sources.records import Part, Record
+from flax_transformers.data.sources.sharding import Dealing
 from flax_transformers.data.sources.squad import QuestionSource, question_parts
 from flax_transformers.data.sources.text import TextSource, text_parts
 from flax_transformers.data.sources.tfds import PREFIX, tfds_files, tfds_identity
 from flax_transformers.errors import UserError
+from flax_transformers.storage.file_digests import content_digest, sizes_digest
 
 AnySource = TextSource | PairSource | LabelledSource | TaggedSource | QuestionSource
 

@@ -20,9 +20,9 @@ from flax_transformers.data.sources.documents import (
     Source,
     Where,
 )
-from flax_transformers.data.sources.fields import text_in
 from flax_transformers.data.sources.files import open_file, reading
 from flax_transformers.data.sources.records import Part, ValueFile
+from flax_transformers.data.sources.row_files import text_in
 from flax_transformers.data.sources.tfds import PREFIX, Examples
 from flax_transformers.errors import UserError
 

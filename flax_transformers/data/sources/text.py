@@ -15,9 +15,9 @@ from typing import Any, Literal
 from flax_transformers.data.sources import embedded, row_files
 from flax_transformers.data.sources.corpus_files import corpus_files, ending
 from flax_transformers.data.sources.documents import Decoder, Document, Source, Where
-from flax_transformers.data.sources.fields import row_of, text_in
 from flax_transformers.data.sources.files import Place
 from flax_transformers.data.sources.records import Part, TextFile, Texts
+from flax_transformers.data.sources.row_files import row_of, text_in
 from flax_transformers.data.sources.tfds import PREFIX, Examples
 
 ENDINGS = (".txt", *row_files.ENDINGS)

@@ -13,7 +13,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from flax_transformers.data.pipeline.loader import TextExamples, TrainStream, evaluation_batches
+from flax_transformers.data.pipeline.loader import TrainStream, evaluation_batches
+from flax_transformers.data.pipeline.text_examples import TextExamples
 from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Vocabulary, WindowSpec

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.data.prepare.test_dealing import source_of
 
 from flax_transformers.data.config import TextData
 from flax_transformers.data.prepare import text as prepare_module
+from flax_transformers.data.prepare.filters import Filters
 from flax_transformers.data.prepare.text import (
     begin_text,
     open_prepared,
@@ -19,11 +21,9 @@ from flax_transformers.data.prepare.text import (
     prepare_text,
 )
 from flax_transformers.data.sources import read as sources
-from flax_transformers.data.sources.filters import Filters
 from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
-from tests.data.prepare.test_dealing import source_of
 from tests.data.prepare.test_text import files, write_corpus
 
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="only Linux counts")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from flax_transformers.data.config import TextData
+from flax_transformers.data.prepare.filters import Filters
 from flax_transformers.data.prepare.text import begin_text, prepare_shards, prepare_text
-from flax_transformers.data.sources.filters import Filters
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError

@@ -15,10 +15,10 @@ import zstandard
 from pyarrow import parquet
 
 from flax_transformers.data.sources.documents import Counts, Decoder, Invalid
-from flax_transformers.data.sources.fields import text_in, value_in
 from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.read import check_first_records, read_documents
+from flax_transformers.data.sources.row_files import text_in, value_in
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.errors import UserError
 

@@ -11,10 +11,11 @@ import pytest
 
 from flax_transformers.data.config import TextData
 from flax_transformers.data.pipeline.loader import TrainStream
+from flax_transformers.data.pipeline.pair_examples import PairExamples, pack
 from flax_transformers.data.prepare.text import prepare_text
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.documents import Counts
-from flax_transformers.data.sources.pairs import PairExamples, PairSource, pack
+from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.store.token_store import SPLITS
 from flax_transformers.data.tokenizers.load import TokenizerConfig

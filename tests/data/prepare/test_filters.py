@@ -6,8 +6,8 @@ import pytest
 
 from flax_transformers.data.config import TextData
 from flax_transformers.data.prepare import duplicates as duplicates_module
+from flax_transformers.data.prepare.filters import Filters
 from flax_transformers.data.prepare.text import prepare_text
-from flax_transformers.data.sources.filters import Filters
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError

@@ -12,13 +12,13 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from flax_transformers.data.prepare.dealing import Dealing, runs, share
 from flax_transformers.data.sources import files
 from flax_transformers.data.sources.conllu import TaggedSource
 from flax_transformers.data.sources.documents import Counts
 from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.read import CorpusReader, read_documents, tied_shards
+from flax_transformers.data.sources.sharding import Dealing, runs, share
 from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.errors import UserError

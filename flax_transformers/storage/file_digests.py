@@ -1,5 +1,4 @@
-"""What tells one corpus from another: the bytes of its files, not where they lie or how old they
-are."""
+"""Digests of local files by their content, cached by size, inode and times of modification."""
 
 from __future__ import annotations
 
@@ -8,11 +7,11 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from flax_transformers.data.sources.files import reading
+from flax_transformers.errors import UserError
 
 NamedFiles = Sequence[tuple[str, Path]]
 """(name, path) of files in order. A name says what depends on it, such as the ending."""
@@ -60,6 +59,14 @@ def content_digest(files: NamedFiles) -> str:
     return digest
 
 
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error}.") from error
+
+
 def _state(files: NamedFiles) -> list[tuple[str, str, int, int, int, tuple[int, int]]]:
     found = []
     for name, path in files:
@@ -70,14 +77,14 @@ def _state(files: NamedFiles) -> list[tuple[str, str, int, int, int, tuple[int, 
 
 
 def _stat(path: Path) -> os.stat_result:
-    with reading(path):
+    with _reading(path):
         return path.stat()
 
 
 def _sha256(path: Path) -> tuple[int, str]:
     """Size and digest of what was read."""
     hashed, size = hashlib.sha256(), 0
-    with reading(path), path.open("rb") as file:
+    with _reading(path), path.open("rb") as file:
         while block := file.read(_BLOCK):
             hashed.update(block)
             size += len(block)

@@ -1,0 +1,83 @@
+"""Examples of text: the windows of a token store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flax_transformers.data.pipeline.windows import cached_window_index, shared_window_index
+from flax_transformers.data.store.files import StoreArray
+from flax_transformers.data.store.token_store import TokenStore
+from flax_transformers.errors import UserError
+from flax_transformers.objectives.base import WindowSpec
+
+_BUCKET_THREADS = 16  # reads in flight per process, where a read waits for the network
+
+
+class TextExamples:
+    """The windows of one split as raw examples, in the form that `Objective.prepare` describes.
+
+    Raises UserError for a training split that does not fill one window across documents (a smaller
+    validation split gives one short window), and for one document where two are needed.
+    """
+
+    def __init__(self, store: TokenStore, spec: WindowSpec) -> None:
+        self.store, self.spec = store, spec
+        self.read_threads = 0 if store.is_local else _BUCKET_THREADS
+        self._windows = cached_window_index(store, spec)
+        if spec.other and store.num_documents < 2:
+            raise UserError(
+                f"The {store.split} split holds one document, but pairs from two documents are "
+                "asked for; use more text, or an objective without pairs."
+            )
+        if store.split == "train" and spec.cross_documents and len(self._windows) == 1:
+            separators = store.num_documents - 1
+            if store.num_tokens + separators < spec.length:
+                raise UserError(
+                    f"The corpus has {store.num_tokens} tokens in {store.num_documents} "
+                    f"documents, one training window needs {spec.length}; use more text or "
+                    "shorter sequences."
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of an index in a file the length alone: the file is opened again, not copied."""
+        kept = isinstance(self._windows, StoreArray)
+        return {**self.__dict__, "_windows": len(self._windows) if kept else self._windows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(state["_windows"], int):
+            self._windows = shared_window_index(self.store, self.spec, state["_windows"])
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        start, length = self._window(index)
+        ends = self.store.document_ends_within(start, start + length) - start
+        example = {
+            "tokens": self.store.tokens(start, length),
+            "document_ends": ends.astype(np.int32),
+            "sentence_ends": self._sentence_ends(start, length),
+        }
+        if self.spec.other:
+            other = self._elsewhere(start, rng)
+            example["other_tokens"] = self.store.tokens(*other)
+            example["other_sentence_ends"] = self._sentence_ends(*other)
+        return example
+
+    def _window(self, index: int) -> tuple[int, int]:
+        window = self._windows[index]
+        return int(window["start"]), int(window["length"])
+
+    def _sentence_ends(self, start: int, length: int) -> np.ndarray:
+        return (self.store.sentence_ends_within(start, start + length) - start).astype(np.int32)
+
+    def _elsewhere(self, start: int, rng: np.random.Generator) -> tuple[int, int]:
+        """A window of a document other than that at ``start``; each such window is as likely."""
+        document = self.store.document_of(start)
+        while True:
+            other = self._window(int(rng.integers(len(self._windows))))
+            if self.store.document_of(other[0]) != document:
+                return other
