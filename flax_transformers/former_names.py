@@ -23,7 +23,7 @@ _PACKAGE = __package__
 MODULES = {
     "data.augmentation": "data.images.augmentation",
     "data.conllu": "data.sources.conllu",
-    "data.gates": "data.sources.filters",
+    "data.gates": "data.prepare.filters",
     "data.image_kinds": "data.images.kinds",
     "data.labelled": "data.sources.labelled",
     "data.pairs": "data.sources.pairs",

@@ -9,7 +9,7 @@ import pytest
 
 from flax_transformers import former_names
 from flax_transformers.data.config import TextData
-from flax_transformers.data.sources.filters import Filters
+from flax_transformers.data.prepare.filters import Filters
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 

@@ -34,11 +34,14 @@ from flax_transformers.data.prepare.text import (
     prepare_shards,
     prepare_text,
 )
+from flax_transformers.data.sequences import GeneratorBatches, PythonData, SequenceDataset
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Vocabulary, WindowSpec
 from flax_transformers.storage.folders import open_folder
+
+__all__ = ["GeneratorBatches", "PythonData", "SequenceDataset"]
 
 
 class Dataset(Protocol):

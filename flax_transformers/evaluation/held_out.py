@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from flax_transformers.data.dataset import Dataset
-from flax_transformers.data.pipeline.examples import Examples, MixedExamples
+from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
 from flax_transformers.data.pipeline.loader import evaluation_batches
 from flax_transformers.monitoring.metrics import Accumulator
@@ -68,10 +68,8 @@ def _held_out_parts(
 ) -> Iterator[tuple[str, Examples]]:
     """The parts of a mixture by name, or all of what is held out under no name."""
     examples = prepared.examples("validation", config.objective.window_spec(length))
-    if isinstance(examples, MixedExamples):
-        yield from zip(examples.names, examples.parts, strict=True)
-    elif examples is not None:
-        yield "", examples
+    if examples is not None:
+        yield from examples.components
 
 
 def _batches(
@@ -114,15 +112,15 @@ def evenly_spread(total: int, count: int | None) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Chosen:
+class _Chosen(Examples):
     """The examples with the numbers ``chosen``, int64 [n]."""
 
     examples: Examples
     chosen: np.ndarray
 
     @property
-    def read_threads(self) -> int:
-        return self.examples.read_threads
+    def is_prepared(self) -> bool:  # type: ignore[override]
+        return self.examples.is_prepared
 
     def __len__(self) -> int:
         return len(self.chosen)

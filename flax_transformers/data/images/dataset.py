@@ -25,6 +25,7 @@ from flax_transformers.data.images.parts import (
 )
 from flax_transformers.data.images.sources import open_images, own_held_out
 from flax_transformers.data.images.store import KIND, MANIFEST, ImageSplit, read_manifest
+from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.prepare.cached_stores import cache_directory
 from flax_transformers.data.prepare.store_locks import (
     Compare,
@@ -142,7 +143,7 @@ class PreparedImages:
 
 
 @dataclass(frozen=True)
-class ImageExamples:
+class ImageExamples(Examples):
     """One split as raw examples: ``image`` uint8 [side, side, channels] and ``label`` int32 [].
 
     In training images are augmented, and with ``ImageSpec.other`` come ``other_image`` and
@@ -153,7 +154,6 @@ class ImageExamples:
     spec: ImageSpec
     data: ImageData
     training: bool
-    read_threads: int = 0
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,7 +1,7 @@
-"""Examples at random, and in which order a stream takes them.
+"""Random access to examples, and the order in which a training stream reads them.
 
-An order is a pure function of the position in the stream, so it needs no state and no table of the
-size of the data.
+The order is a pure function of the position in the stream, so it needs neither state nor a table of
+the size of the data.
 """
 
 from __future__ import annotations
@@ -23,18 +23,39 @@ _CYCLE = 1 << 16  # a mixture's shares are whole parts of this many examples
 
 
 class Examples(Protocol):
-    """Raw examples at random. Picklable, and quick to pickle: workers receive a copy."""
+    """Random access to raw examples. Picklable and small, because each worker receives a copy.
 
-    @property
-    def read_threads(self) -> int:
-        """Threads per process that hide the latency of reads; 0 where reads are quick, as threads
-        slow Python code down."""
+    Classes inherit from it for the defaults.
+    """
+
+    read_threads: int = 0
+    """Threads per process that hide the latency of reads; 0 for fast reads, because threads slow
+    Python code down."""
+
+    is_prepared: bool = False
+    """Whether examples are rows already, and not passed through the objective's ``prepare``."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """What the objective's ``prepare`` takes; what is random in it comes from ``rng``."""
+        """The input of the objective's ``prepare``; ``rng`` is the only source of randomness."""
         ...
+
+    def locate(self, position: int, key: int) -> tuple[int, int]:
+        """(epoch, index) of the example at a position of the endless stream shuffled by ``key``.
+
+        Each epoch is a permutation of its own.
+        """
+        return _shuffled(position, len(self), key)
+
+    @property
+    def components(self) -> tuple[tuple[str, Examples], ...]:
+        """The components of a mixture by name; other examples are one component named ""."""
+        return (("", self),)
+
+    def consumed(self, position: int) -> dict[str, int]:
+        """Number of examples of each component of a mixture before a position of the stream."""
+        return {}
 
 
 def key_of(purpose: str, seed: Seed) -> int:
@@ -42,19 +63,6 @@ def key_of(purpose: str, seed: Seed) -> int:
     parts = seed if isinstance(seed, tuple) else (seed,)
     digest = hashlib.blake2b(repr((purpose, *parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
-
-
-def at(examples: Examples, position: int, key: int) -> tuple[int, int]:
-    """(epoch, number) of the example at a position of the endless stream that ``key`` shuffles.
-
-    Each epoch is a permutation of its own; in a mixture, each epoch of each of its parts.
-    """
-    if not isinstance(examples, MixedExamples):
-        return _shuffled(position, len(examples), key)
-    part, place = _place(position, examples.weights)
-    name, count = examples.names[part], len(examples.parts[part])
-    epoch, number = _shuffled(place, count, key_of(f"part {name}", key))
-    return epoch, examples.starts[part] + number
 
 
 def _shuffled(position: int, count: int, key: int) -> tuple[int, int]:
@@ -75,40 +83,49 @@ def _permutation(count: int, seed: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class MixedExamples:
-    """Several kinds of examples as one: ``names`` and ``weights`` are those of ``parts``.
+class MixedExamples(Examples):
+    """Several sets of examples as one, drawn with ``weights``.
 
-    Numbered part after part. A stream takes them in proportion to the weights, rounded to 1/65536
-    (but never to nothing) and evenly spread: any stretch holds its share of each part, but for a
-    few examples. A part that comes to its end begins anew, in another order.
+    Indices run through one part after another. A stream draws in proportion to the weights, rounded
+    to 1/65536 but never to zero, and evenly spread: any stretch of the stream contains its share of
+    each part up to a few examples. A part that ends starts again in another order.
     """
 
     names: tuple[str, ...]
     parts: tuple[Examples, ...]
     weights: tuple[float, ...]
 
-    @property
-    def read_threads(self) -> int:
-        return max(part.read_threads for part in self.parts)
-
     @functools.cached_property
     def starts(self) -> tuple[int, ...]:
-        """The number of each part's first example, and how many there are in all."""
+        """The index of the first example of each part, and the total number of examples."""
         return (0, *itertools.accumulate(len(part) for part in self.parts))
+
+    @functools.cached_property
+    def read_threads(self) -> int:  # type: ignore[override]
+        return max(part.read_threads for part in self.parts)
+
+    @property
+    def components(self) -> tuple[tuple[str, Examples], ...]:
+        return tuple(zip(self.names, self.parts, strict=True))
 
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def part_of(self, number: int) -> int:
-        """Which part an example is of."""
-        return bisect.bisect_right(self.starts, number) - 1
+    def part_of(self, index: int) -> int:
+        """The part that contains an example."""
+        return bisect.bisect_right(self.starts, index) - 1
 
     def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         part = self.part_of(index)
         return self.parts[part].read(index - self.starts[part], rng)
 
+    def locate(self, position: int, key: int) -> tuple[int, int]:
+        """See `Examples.locate`; each epoch of each part is a permutation of its own."""
+        part, place = _place(position, self.weights)
+        epoch, index = self.parts[part].locate(place, key_of(f"part {self.names[part]}", key))
+        return epoch, self.starts[part] + index
+
     def consumed(self, position: int) -> dict[str, int]:
-        """How many examples of each part come before a position of the stream, by name."""
         parts, _, counts = _cycle(self.weights)
         cycles, place = divmod(position, _CYCLE)
         within = np.bincount(parts[:place], minlength=len(counts))

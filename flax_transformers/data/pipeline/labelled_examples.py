@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 
+from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.labelled import LabelledSpec
@@ -15,7 +16,7 @@ _ROW = np.dtype([("document", "<i8"), ("begin", "<i8"), ("start", "<i8"), ("stop
 _BUCKET_THREADS = 16
 
 
-class LabelledExamples:
+class LabelledExamples(Examples):
     """The documents of one split, in the form that the ``prepare`` of labelled objectives takes.
 
     Raises UserError for a store whose documents have other labels, or none.

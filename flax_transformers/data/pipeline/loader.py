@@ -19,7 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from flax_transformers.data.pipeline.examples import Examples, Seed, at, key_of
+from flax_transformers.data.pipeline.examples import Examples, Seed, key_of
 from flax_transformers.data.pipeline.processes import end_with_parent
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Objective, Vocabulary
@@ -41,12 +41,13 @@ class _Prepare:
     def __call__(self, place: int, number: int) -> dict[str, np.ndarray]:
         """``place`` keys the random numbers, ``number`` is the example."""
         rng = np.random.Generator(np.random.Philox(key=np.array([self.key, place], np.uint64)))
-        example = self.examples.read(number, rng)
-        row = self.objective.prepare(example, rng, self.vocab, self.sequence_length)
+        row = self.examples.read(number, rng)
+        if not self.examples.is_prepared:
+            row = self.objective.prepare(row, rng, self.vocab, self.sequence_length)
         return {**row, "example_id": np.array(number, np.int64)}
 
 
-def _stack(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def stacked(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -66,11 +67,11 @@ class _HostBatches:
     def __getitem__(self, batch: int) -> dict[str, np.ndarray]:
         start = self.first + batch * self.batch_size
         positions = (start + int(row) for row in self.rows)
-        return _stack([self._row(position) for position in positions])
+        return stacked([self._row(position) for position in positions])
 
     def _row(self, position: int) -> dict[str, np.ndarray]:
         examples = self.prepare.examples
-        epoch, number = at(examples, position, self.prepare.key)
+        epoch, number = examples.locate(position, self.prepare.key)
         if self.static_epochs is None:
             return self.prepare(position, number)
         return self.prepare(epoch % self.static_epochs * len(examples) + number, number)
@@ -199,4 +200,4 @@ def evaluation_batches(
     for first in range(0, len(examples), batch_size):
         watchdog.progress()
         numbers = (first + int(row) for row in rows)
-        yield _stack([prepare(n, n) if n < len(examples) else zeros for n in numbers])
+        yield stacked([prepare(n, n) if n < len(examples) else zeros for n in numbers])

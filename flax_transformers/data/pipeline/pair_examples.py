@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.sequence_to_sequence import PairSpec
@@ -17,7 +18,7 @@ _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: multiple
 _BUCKET_THREADS = 16
 
 
-class PairExamples:
+class PairExamples(Examples):
     """Rows of pairs of one split, in the form that `SequenceToSequence.prepare` describes.
 
     Which pairs share a row is decided here, once and for all, so that a row is an example like any

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.pipeline.windows import cached_window_index, shared_window_index
 from flax_transformers.data.store.files import StoreArray
 from flax_transformers.data.store.token_store import TokenStore
@@ -15,7 +16,7 @@ from flax_transformers.objectives.base import WindowSpec
 _BUCKET_THREADS = 16  # reads in flight per process, where a read waits for the network
 
 
-class TextExamples:
+class TextExamples(Examples):
     """The windows of one split as raw examples, in the form that `Objective.prepare` describes.
 
     Raises UserError for a training split that does not fill one window across documents (a smaller

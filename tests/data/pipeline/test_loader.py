@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.pipeline.loader import TrainStream, evaluation_batches
 from flax_transformers.data.pipeline.text_examples import TextExamples
 from flax_transformers.data.store.token_store import TokenStore
@@ -39,7 +40,7 @@ class Failing:
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Numbers(Examples):
     """Example i is the token i + 1."""
 
     count: int

@@ -1,0 +1,165 @@
+"""Interfaces of data: the settings of a config, how its store is prepared, and the prepared data.
+
+Each kind of data (text, mixtures, images, Python sequences) implements these. No other code asks
+which kind it has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+
+from flax_transformers import ranges
+from flax_transformers.data.pipeline.examples import Examples
+from flax_transformers.data.store.token_store import Split
+from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig
+from flax_transformers.objectives.base import Vocabulary, WindowSpec
+from flax_transformers.ranges import Ranges
+
+Tokenizers = Mapping[str, Tokenizer]
+"""Tokenizers by the names of their folders, "tokenizer" and "target_tokenizer"."""
+
+Compare = Literal["nothing", "sizes", "content"]
+"""What of the source is compared with a finished store. "content" reads the source."""
+
+
+class Dataset(Protocol):
+    """Prepared data as training and evaluation use it."""
+
+    @property
+    def directory(self) -> str:
+        """Where the data is stored, for messages."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the training examples: a run resumes only with the data it started with."""
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """Fingerprints that earlier versions computed for the same examples."""
+
+    @property
+    def summary(self) -> str:
+        """Counts of documents and tokens, or of images, for people."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Saved with every checkpoint; None for data without text."""
+
+    @property
+    def target_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of the targets of pairs, if they have their own; saved as well."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What objectives know of the tokenizers."""
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The classes of labelled data in the order of their numbers; empty for other data."""
+
+    @property
+    def components(self) -> tuple[tuple[str, Dataset], ...]:
+        """The components of a mixture by name; other data is one component named ""."""
+
+    @property
+    def held_out_fingerprint(self) -> str | None:
+        """Hash of the validation examples; None if nothing is held out."""
+
+    def examples(self, split: Split, spec: WindowSpec) -> Examples | None:
+        """Raw examples in the form that the objective's ``spec`` asks for; None for an empty
+        validation split. Raises UserError if the data cannot give such examples."""
+
+    def fitted(self, vocab_size: int, pad_id: int, target_vocab_size: int) -> Dataset:
+        """The data with the part of its vocabulary that a model has embeddings for.
+
+        ``pad_id``: the model's padding id, -1 for none. Raises UserError if the text contains a
+        token that the model has no embedding for."""
+
+    def verify(self) -> None:
+        """Reads every file and compares checksums. Raises UserError naming a damaged file."""
+
+    def print_report(self) -> None:
+        """Prints on stderr what the preparation left out or changed."""
+
+
+class Preparation(Protocol):
+    """Prepares the store, or stores, of one data config."""
+
+    def run(self, compare: Compare = "sizes") -> Dataset:
+        """Prepares the store, or opens it if it is finished. See `dataset.prepare`."""
+
+    def begin(self) -> None:
+        """Prepares what all jobs of `share` need."""
+
+    def share(self, job: int, jobs: int) -> Dataset | None:
+        """Prepares the share of one of several jobs. See `dataset.prepare_share`."""
+
+    def open(self) -> Dataset:
+        """Opens the finished store. Raises UserError if there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Settings that all kinds of data have. Creating one reads nothing."""
+
+    store: str | None = None
+    """Folder or bucket (gs://, s3://) of the prepared store. Default: a folder below
+    $XDG_CACHE_HOME or ~/.cache, named by the content of the source and the settings."""
+
+    prepare_processes: int | None = None
+    """Number of processes that prepare the store. Default: one per core, or one for little data."""
+
+    workers: int = 0
+    """Worker processes per host that create training examples; 0 uses the training process."""
+
+    verify: bool = True
+    """Read the whole store once when a run opens it and compare checksums (about a second per GB);
+    for a store in a bucket, compare file sizes only (``prepare --verify`` reads it). False compares
+    file sizes only."""
+
+    RANGES: ClassVar[Ranges] = {
+        "prepare_processes": ranges.integers(1, 4096),
+        "workers": ranges.integers(0, 4096),
+        "validation_fraction": ranges.RATE,
+        "shards": ranges.integers(1, 99_999),
+    }
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "data")
+
+    @property
+    def tokenizers(self) -> dict[str, TokenizerConfig]:
+        """Configs of the tokenizers, by the name of their field."""
+        return {}
+
+    @property
+    def image_channels(self) -> int | None:
+        """Channels of the images; None for data without images."""
+        return None
+
+    def preparation(
+        self,
+        output: str | os.PathLike[str] | None = None,
+        of_run: Tokenizers = MappingProxyType({}),
+    ) -> Preparation:
+        """How the store is prepared, in ``output`` or else in ``store``.
+
+        ``of_run``: tokenizers to use instead of training new ones."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is prepared")
+
+    def check_objective(self, objective: str, spec: WindowSpec) -> None:
+        """Raises UserError if the data cannot give the examples of ``spec``. Reads nothing.
+
+        ``objective``: its name, for the message."""
+
+    def dummy_example(self, spec: WindowSpec, token: int) -> dict[str, np.ndarray]:
+        """A raw example without content, in the form of `Dataset.examples`.
+
+        ``token``: an ordinary token id, for text."""
+        raise NotImplementedError(f"{type(self).__name__} has no dummy example")

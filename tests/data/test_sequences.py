@@ -1,0 +1,123 @@
+"""Training data from Python sequences and generators."""
+
+from __future__ import annotations
+
+import logging
+
+import grain
+import numpy as np
+import pytest
+
+from flax_transformers.data.dataset import GeneratorBatches, SequenceDataset, training_examples
+from flax_transformers.data.pipeline.loader import TrainStream, evaluation_batches
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer
+from flax_transformers.errors import UserError
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.next_sentence import NextSentence
+
+TEXTS = [f"Text number {n} is read. Then comes the next." for n in range(12)]
+ROWS = [{"input_ids": np.full(4, n, np.int32), "labels": np.array(n)} for n in range(12)]
+
+
+def stream(data, objective=None, **changes):
+    objective = objective or CausalLM()
+    examples = training_examples(data, objective.window_spec(32))
+    settings = {"sequence_length": 32, "batch_size": 4, "seed": 0, **changes}
+    return TrainStream(examples, objective, data.vocabulary, **settings)
+
+
+def take(batches, count):
+    return [next(batches) for _ in range(count)]
+
+
+@pytest.mark.parametrize("items", [TEXTS, [{"text": text} for text in TEXTS]])
+def test_texts_are_tokenized_for_the_objective(items):
+    data = SequenceDataset(items, tokenizer=ByteTokenizer())
+    first = next(stream(data))
+    text = ByteTokenizer().decode(first["input_ids"][0])
+    assert TEXTS[first["example_id"][0]].startswith(text)
+
+
+def test_prepared_rows_reach_the_batch_unchanged():
+    batch = next(stream(SequenceDataset(ROWS, prepared=True)))
+    for number, ids in zip(batch["example_id"], batch["input_ids"], strict=True):
+        np.testing.assert_array_equal(ids, ROWS[number]["input_ids"])
+    assert set(batch) == {"input_ids", "labels", "example_id"}
+
+
+def test_each_epoch_contains_each_item_once_in_another_order():
+    batches = take(stream(SequenceDataset(ROWS, prepared=True)), 6)
+    first, second = np.split(np.concatenate([batch["example_id"] for batch in batches]), 2)
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert (first != second).any()
+
+
+@pytest.mark.parametrize("make", [list, grain.MapDataset.source])
+def test_a_stream_resumes_at_any_position(make):
+    data = SequenceDataset(make(ROWS), prepared=True)
+    whole = take(stream(data), 5)
+    resumed = take(stream(data, position=8), 3)
+    for one, other in zip(whole[2:], resumed, strict=True):
+        np.testing.assert_array_equal(one["input_ids"], other["input_ids"])
+
+
+def test_pairs_of_texts_come_from_different_items():
+    data = SequenceDataset(TEXTS, tokenizer=ByteTokenizer())
+    examples = training_examples(data, NextSentence().window_spec(32))
+    example = examples.read(3, np.random.default_rng(0))
+    assert len(example["other_tokens"])
+    assert not np.array_equal(example["tokens"], example["other_tokens"])
+
+
+def test_evaluation_reads_each_held_out_item_once():
+    data = SequenceDataset(ROWS, validation=ROWS[:5], prepared=True)
+    examples = data.examples("validation", CausalLM().window_spec(4))
+    batches = evaluation_batches(
+        examples, CausalLM(), data.vocabulary, sequence_length=4, batch_size=2, seed=0
+    )
+    numbers = np.concatenate([batch["example_id"] for batch in batches])
+    assert numbers.tolist() == [0, 1, 2, 3, 4, -1]
+
+
+def test_a_run_resumes_only_with_a_sequence_of_the_same_name_and_length():
+    prints = {
+        SequenceDataset(ROWS).fingerprint,
+        SequenceDataset(ROWS[1:]).fingerprint,
+        SequenceDataset(ROWS, name="other").fingerprint,
+    }
+    assert len(prints) == 3
+    assert SequenceDataset(list(ROWS)).fingerprint in prints
+
+
+@pytest.mark.parametrize("items", [["text"], [3], [{"text": ""}]])
+def test_items_that_are_no_examples_raise(items):
+    tokenizer = None if items == ["text"] else ByteTokenizer()
+    with pytest.raises(UserError):
+        next(stream(SequenceDataset(items, tokenizer=tokenizer)))
+
+
+def generated(items, **changes):
+    settings = {"sequence_length": 4, "batch_size": 3, "prepared": True, **changes}
+    return GeneratorBatches(lambda: iter(items), CausalLM(), ByteTokenizer().vocabulary, **settings)
+
+
+def test_a_generator_is_read_in_its_order_and_starts_again_at_its_end():
+    batches = generated(ROWS[:4])
+    labels = [batch["labels"].tolist() for batch in take(batches, 3)]
+    assert labels == [[0, 1, 2], [3, 0, 1], [2, 3, 0]]
+
+
+def test_hosts_read_their_own_rows_of_a_generator():
+    assert next(generated(ROWS, rows=[1, 2]))["labels"].tolist() == [1, 2]
+
+
+def test_a_generator_says_that_it_cannot_resume(caplog):
+    with caplog.at_level(logging.WARNING):
+        batches = generated(ROWS, position=6)
+    assert "cannot resume at example 6" in caplog.text
+    assert next(batches)["labels"].tolist() == [0, 1, 2]
+
+
+def test_an_empty_generator_raises():
+    with pytest.raises(UserError, match="yields nothing"):
+        next(generated([]))
