@@ -39,8 +39,8 @@ if [ "$$(cat "$$stamp" 2>/dev/null)" != "$$state" ]; then \
 		uv pip install --quiet --python "$(VENV)/bin/python" -c $(CONSTRAINTS) -e ".$(if $(1),[$(1)])"; \
 	else \
 		"$(VENV)/bin/python" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear "$(VENV)" || { \
-			echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu 'apt install" \
-				"python3-venv' mends it, and so does installing uv" >&2; \
+			echo "$(PYTHON) cannot make virtual environments; install uv, or on Debian and Ubuntu" \
+				"'apt install python3-venv'" >&2; \
 			exit 1; }; \
 		"$(VENV)/bin/python" -m pip install -qq --disable-pip-version-check \
 			-c $(CONSTRAINTS) -e ".$(if $(1),[$(1)])"; \
@@ -75,7 +75,7 @@ test-fast: ## Run the tests that are quick: about a minute
 	@$(call environment,test)
 	@"$(VENV)/bin/python" -m pytest -m "not slow and not multi_process"
 
-test-slurm: ## Put launch/slurm.sh to the test on a SLURM of this machine: needs slurm-wlm and munge
+test-slurm: ## Test launch/slurm.sh on a SLURM of this machine: needs slurm-wlm and munge
 	@$(call environment,test)
 	@"$(VENV)/bin/python" launch/local_slurm.py
 
@@ -91,11 +91,12 @@ test-buckets: ## Test workdirs and token stores in buckets, against emulators, w
 	@$(call environment,bucket-tests)
 	@"$(VENV)/bin/python" -m pytest tests/buckets
 
-lint: ## Check style, format, types, and which folder imports which
+lint: ## Check style, format, types, imports, sizes and retired terms
 	@$(call environment,dev)
 	@"$(VENV)/bin/ruff" check .
 	@"$(VENV)/bin/ruff" format --check .
 	@"$(VENV)/bin/lint-imports" --no-logo
+	@"$(VENV)/bin/python" .ci/check_layout.py
 	@"$(VENV)/bin/mypy"
 
 format: ## Rewrite the code in the project's format
