@@ -65,7 +65,7 @@ RETIRED_NAMES = (
     r"logits_held|norm_place|max_skipped_in_a_row|(max_)?rewinds",
 )
 
-TOLERATED = {"cycles": 1, "core_size": 1, "sizes": 4, "class_depths": 44, "retired_terms": 177}
+TOLERATED = {"cycles": 1, "core_size": 1, "sizes": 3, "class_depths": 44, "retired_terms": 177}
 """Violations that there still are: lowered as they go, never raised."""
 
 
