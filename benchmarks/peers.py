@@ -38,7 +38,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Case:
-    """One step, ``rows`` of ``length`` tokens on each chip; ``peer``: what there is to beat."""
+    """One step, ``rows`` of ``length`` tokens on each chip; ``peer``: the compared one."""
 
     model: TextConfig
     topology: str

@@ -4,7 +4,7 @@
 
 Runs whose configs differ in nothing but the seed share a row, under the name of the first workdir
 without the seed at its end. Each says what it scored on held-out data, the mean and half the range
-over the seeds, what a guess without a model scores there (``baselines.json`` in a workdir), and
+over the seeds, the score of each baseline (``baselines.json`` in a workdir), and
 the margin of the worst seed.
 """
 

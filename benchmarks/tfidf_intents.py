@@ -1,4 +1,4 @@
-"""The score that a text classifier of ours has to beat: TF-IDF and logistic regression.
+"""A baseline of intent classification: TF-IDF and logistic regression.
 
     python benchmarks/tfidf_intents.py data/clinc150/data_full.json.gz
 

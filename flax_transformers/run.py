@@ -9,7 +9,7 @@ from flax_transformers import runtime
 from flax_transformers.checkpointing.step_directories import has_checkpoint
 from flax_transformers.evaluation.report import finish, introduce
 from flax_transformers.evaluation.saved_baselines import baselines_of_run, keep_baselines
-from flax_transformers.evaluation.scores import evaluators
+from flax_transformers.evaluation.tasks import evaluators
 from flax_transformers.monitoring.profiling import Profiling
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.storage.workdir import open_workdir

@@ -19,7 +19,7 @@ STEPS, SAVE_EVERY = {1: 400, 2: 60}, {1: 10, 2: 3}
 HEARTBEAT_SECONDS = 5
 PRELOAD = [
     f"flax_transformers.{name}"
-    for name in ("cli.train", "cli.config_file", "run", "evaluation.report", "evaluation.scores",
+    for name in ("cli.train", "cli.config_file", "run", "evaluation.report", "evaluation.tasks",
                  "training.loop", "families.bert", "monitoring.plots", "testing")
 ]  # fmt: skip
 

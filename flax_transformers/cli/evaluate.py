@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from flax_transformers import runtime
     from flax_transformers.checkpointing.manager import find_checkpoint
     from flax_transformers.cli.config_file import config_of_run, load_config, override
-    from flax_transformers.evaluation.scores import baselines, evaluators
+    from flax_transformers.evaluation.tasks import baselines, evaluators
     from flax_transformers.parallel.mesh import MeshConfig, make_mesh
     from flax_transformers.parallel.watchdog import watchdog
     from flax_transformers.pretrained import is_checkpoint

@@ -136,13 +136,19 @@ def prepare_share(
     return prepare_shards(_text(data), output, job, jobs)
 
 
+def parts_of(prepared: Dataset) -> tuple[tuple[str, Dataset], ...]:
+    """The components of a mixture with their names; other data alone, under the name ""."""
+    if isinstance(prepared, PreparedMixture):
+        return tuple(zip(prepared.names, prepared.parts, strict=True))
+    return (("", prepared),)
+
+
 def verify(prepared: Dataset) -> None:
     """Reads every file of the stores and compares digests. Raises UserError naming a damaged one.
 
     Opening a local store does so too, unless ``data.verify`` is False.
     """
-    parts = prepared.parts if isinstance(prepared, PreparedMixture) else (prepared,)
-    for part in parts:
+    for _, part in parts_of(prepared):
         assert isinstance(part, PreparedText | PreparedImages)
         for store in (part.train, part.validation):
             if store is not None:
@@ -151,8 +157,7 @@ def verify(prepared: Dataset) -> None:
 
 def say_reports(prepared: Dataset) -> None:
     """Prints what the reports of stores of text have to say, as `prepare` does."""
-    parts = prepared.parts if isinstance(prepared, PreparedMixture) else (prepared,)
-    for part in parts:
+    for _, part in parts_of(prepared):
         if isinstance(part, PreparedText):
             say_report(open_folder(part.directory))
 

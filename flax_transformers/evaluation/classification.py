@@ -1,12 +1,12 @@
-"""Scores of classes and of numbers, and the guesses that they have to beat."""
+"""Scores and baselines of classifiers and of regression."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from flax_transformers.data.images.dataset import PreparedImages
 from flax_transformers.data.prepare.text import PreparedText
-from flax_transformers.data.store.token_store import TokenStore
-from flax_transformers.evaluation.baselines import Baseline
+from flax_transformers.evaluation.baselines import Baseline, all_labels, majority_class
 from flax_transformers.evaluation.held_out import evenly_spread
 from flax_transformers.evaluation.predictions import held_out_predictions
 from flax_transformers.objectives.sequence_classification import SequenceClassification
@@ -15,8 +15,8 @@ from flax_transformers.training.loop import Evaluator, Snapshot
 
 
 def classification_evaluator(config: TrainConfig, prepared: PreparedText) -> Evaluator:
-    """``{"eval/macro_f1": ...}`` of classes, beside the accuracy that the objective counts; of
-    numbers ``{"eval/pearson": ..., "eval/spearman": ...}``."""
+    """A function of a snapshot: ``{"eval/macro_f1"}`` for classes (the objective itself reports
+    accuracy), ``{"eval/pearson", "eval/spearman"}`` for regression."""
     predictions = held_out_predictions(config, prepared)
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
@@ -38,45 +38,44 @@ def classification_evaluator(config: TrainConfig, prepared: PreparedText) -> Eva
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:
-    """The mean over classes of F1, integers [n] each; classes that neither has do not count."""
+    """Mean F1 over the classes that occur in ``predicted`` or ``labels``, integers [n] each."""
     right = np.bincount(labels[predicted == labels], minlength=classes)
     either = np.bincount(labels, minlength=classes) + np.bincount(predicted, minlength=classes)
     return float((2 * right[either > 0] / either[either > 0]).mean())
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
-    """The correlation of two rows of numbers; 0 where one of them is always the same."""
+    """Pearson correlation of two arrays [n]; 0 if one of them is constant."""
     a, b = (values.astype(np.float64) - values.mean(dtype=np.float64) for values in (a, b))
     scale = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / scale) if scale > 0 else 0.0
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """The place of each number in the order of all, float64 [n]; equal ones share their mean."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    """Rank of each number from 1, float64 [n]; equal numbers share their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[place]
+    return (last - (counts - 1) / 2)[inverse]
 
 
 def classification_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseline]:
-    """What the most frequent class of the training texts scores on the held-out ones."""
-    objective, held_out = config.objective, prepared.validation
-    if not isinstance(objective, SequenceClassification) or held_out is None:
+    """The majority class of the training texts; for numbers, the squared error of their mean."""
+    held_out = prepared.validation
+    assert held_out is not None and isinstance(config.objective, SequenceClassification)
+    numeric = config.objective.loss == "mse"
+    if held_out.label_kind != ("numbers" if numeric else "classes"):  # refused when the run begins
         return []
-    wanted = "numbers" if objective.loss == "mse" else "classes"
-    if held_out.label_kind != wanted:  # refused when the run begins
-        return []
-    if objective.loss == "mse":
-        numbers, truth = (_labels(store) for store in (prepared.train, held_out))
-        truth = truth[evenly_spread(len(truth), config.evaluation.max_examples)]
-        error = float(np.mean((truth - numbers.mean()) ** 2))
-        name, counted = "mean of the training numbers", (len(truth), "held-out texts")
-        return [Baseline(name, "eval/loss", error, *counted, unit="")]
-    classes, truth = (_labels(store) for store in (prepared.train, held_out))
+    train, truth = all_labels(prepared.train), all_labels(held_out)
+    if not numeric:
+        return [majority_class(config, train, truth, "held-out texts")]
     truth = truth[evenly_spread(len(truth), config.evaluation.max_examples)]
-    share = float(np.mean(truth == np.bincount(classes).argmax()))
-    return [Baseline("majority class", "eval/accuracy", share, len(truth), "held-out texts")]
+    error = float(np.mean((truth - train.mean()) ** 2))
+    name = "mean of the training numbers"
+    return [Baseline(name, "eval/loss", error, len(truth), "held-out texts", unit="")]
 
 
-def _labels(store: TokenStore) -> np.ndarray:
-    return np.concatenate([store.labels(document) for document in range(store.num_documents)])
+def image_baselines(config: TrainConfig, prepared: PreparedImages) -> list[Baseline]:
+    """The majority class of the training images."""
+    assert prepared.validation is not None
+    labels = prepared.train.labels, prepared.validation.labels
+    return [majority_class(config, *labels, "held-out images")]

@@ -1,4 +1,4 @@
-"""The objective's own metrics on held-out text, each example counted once."""
+"""The objective's own metrics on held-out data, each example counted once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.data.pipeline.examples import Examples
-from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
 from flax_transformers.data.pipeline.loader import evaluation_batches
 from flax_transformers.monitoring.metrics import Accumulator
 from flax_transformers.parallel.rules import batch_sharding, check_batch, host_rows, place_rows
@@ -18,14 +17,14 @@ from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Evaluator, Snapshot
 
 EVALUATION_SEED = 0
-"""Not the run's seed: masks are the same for every run, so their scores compare."""
+"""Seed of masks in evaluation. It is the same for every run, so that their scores compare."""
 
 
 def held_out_evaluator(config: TrainConfig, prepared: Dataset) -> Evaluator:
     """A function that scores a snapshot on the validation split, as ``{"eval/loss": ...}``.
 
-    In a mixture each part is also scored by itself, ``"eval/loss_NAME"``. Masks are fixed, the last
-    batch is filled up with rows of weight zero, and all processes get the same numbers.
+    In a mixture each component is also scored by itself, ``"eval/loss_NAME"``. Masks are fixed, the
+    last batch is padded with rows of weight zero, and all processes get the same scores.
     """
     settings = config.evaluation
 
@@ -54,10 +53,10 @@ def held_out_evaluator(config: TrainConfig, prepared: Dataset) -> Evaluator:
 def held_out_batches(
     config: TrainConfig, prepared: Dataset, length: int, rows: np.ndarray | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What evaluation reads, in rows of ``length``; none where nothing is held out.
+    """The batches of evaluation, in rows of ``length``; none if nothing is held out.
 
     ``rows`` are those of each batch that this host makes, by default all; see
-    `evaluation_batches`. No batch holds examples of two parts of a mixture.
+    `evaluation_batches`. No batch holds examples of two components of a mixture.
     """
     for _, examples in _held_out_parts(config, prepared, length):
         yield from _batches(config, prepared, examples, length, rows)
@@ -66,7 +65,7 @@ def held_out_batches(
 def _held_out_parts(
     config: TrainConfig, prepared: Dataset, length: int
 ) -> Iterator[tuple[str, Examples]]:
-    """The parts of a mixture by name, or all of what is held out under no name."""
+    """The held-out examples of each component of a mixture by name; other data under ""."""
     examples = prepared.examples("validation", config.objective.window_spec(length))
     if examples is not None:
         yield from examples.components
@@ -95,28 +94,33 @@ def _batches(
 
 
 def scored_examples(examples: Examples, count: int | None) -> np.ndarray:
-    """Numbers of the examples that are scored: all, or ``count`` evenly spread over them.
+    """Indices of the examples that are scored: all, or ``count`` evenly spread over them, because a
+    corpus may be sorted by class or by book. int64 [n], increasing.
 
-    A store keeps the order of its corpus, which may be sorted by class or by book. Windows of one
-    long question belong together: of these it is the first ``count``. int64 [n], increasing.
+    Where several examples are windows of one question (``scored_in_order``) they are the first
+    ``count``.
     """
-    if isinstance(examples, LabelledExamples) and examples.store.label_kind == "spans":
+    if examples.scored_in_order:
         return np.arange(len(examples))[:count]
     return evenly_spread(len(examples), count)
 
 
 def evenly_spread(total: int, count: int | None) -> np.ndarray:
-    """``count`` of the numbers below ``total`` at equal distances, or all of them: int64 [n]."""
+    """``count`` evenly spaced indices below ``total``, or all of them: int64 [n]."""
     count = min(total, count or total)
     return np.arange(count) * total // max(count, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Chosen(Examples):
-    """The examples with the numbers ``chosen``, int64 [n]."""
+    """The examples with the indices ``chosen``, int64 [n]."""
 
     examples: Examples
     chosen: np.ndarray
+
+    @property
+    def read_threads(self) -> int:  # type: ignore[override]
+        return self.examples.read_threads
 
     @property
     def is_prepared(self) -> bool:  # type: ignore[override]

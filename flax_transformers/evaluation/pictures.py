@@ -1,4 +1,4 @@
-"""Grids of small pictures, written as PNG."""
+"""Grids of small images, written as PNG."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from etils import epath
 from flax_transformers.errors import UserError
 
 _GAP = 2  # white pixels between pictures
-_SHOWN = 84  # pictures with a shorter side than this are enlarged
+_SHOWN = 84  # least pixels of the shorter side of a picture
 
 
 def picture_grid(pictures: np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1], [rows, columns, height, width, 1 or 3], as one picture uint8 [.., .., 3].
-
-    Small pictures are enlarged a whole number of times.
+    """One picture uint8 [.., .., 3] of ``pictures`` float [rows, columns, height, width, 1 or 3]
+    in [0, 1]. Small pictures are enlarged by a whole factor.
     """
     rows, columns, height, width, channels = pictures.shape
     times = max(1, round(_SHOWN / min(height, width)))
@@ -32,8 +31,8 @@ def picture_grid(pictures: np.ndarray) -> np.ndarray:
 
 
 def write_png(path: epath.Path, pixels: np.ndarray) -> None:
-    """Writes a picture uint8 [height, width, 3]. Raises UserError where that cannot be done."""
-    from matplotlib.image import imsave  # here, as it takes long to import
+    """Writes a picture uint8 [height, width, 3]. Raises UserError if the file cannot be written."""
+    from matplotlib.image import imsave  # slow to import
 
     content = io.BytesIO()
     imsave(content, pixels, format="png")
@@ -42,6 +41,6 @@ def write_png(path: epath.Path, pixels: np.ndarray) -> None:
         path.write_bytes(content.getvalue())
     except OSError as error:
         raise UserError(
-            f"{os.fspath(path)} cannot be written ({error.strerror or error}); make room there or "
+            f"{os.fspath(path)} cannot be written ({error.strerror or error}); free some space or "
             "choose another folder"
         ) from error

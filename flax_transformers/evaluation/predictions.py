@@ -1,4 +1,4 @@
-"""What a model predicts of held-out examples, each example once, on all hosts alike."""
+"""A model's predictions for held-out examples, each example once, the same on all hosts."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from flax_transformers.training.step import compile_evaluation_step
 
 @runtime_checkable
 class Predicts(Objective, Protocol):
-    """An objective whose scores take more than sums over places."""
+    """An objective whose scores need the predictions of each example, not only sums."""
 
     def predict(self, model: ModelFunctions, params: Params, batch: Batch) -> dict[str, Array]:
-        """What the model says of each row of a batch, and what scores compare it with."""
+        """Predictions and references for each row of a batch, arrays [B, ...] by name."""
 
 
 Predictions = Callable[[Snapshot], Iterator[dict[str, np.ndarray]]]
 
 
 def held_out_predictions(config: TrainConfig, prepared: PreparedText) -> Predictions:
-    """A function that gives what a snapshot predicts of held-out rows, batch by batch.
+    """A function of a snapshot that yields its predictions for held-out rows, batch by batch.
 
-    The arrays are those of the objective's ``predict`` and ``example_id`` int32 [B]; rows that fill
-    the last batch up are left out. Every host gets the rows of all.
+    The arrays are those of the objective's ``predict``, and ``example_id`` int32 [B]. Padding rows
+    of the last batch are left out. Every host gets the rows of all hosts.
     """
     objective = config.objective
     if not isinstance(objective, Predicts):
         raise TypeError(f"{type(objective).__name__} has no predict")
     settings = config.evaluation
-    compiled: dict[Any, Callable[..., Any]] = {}  # once for a run
+    compiled: dict[Any, Callable[..., Any]] = {}  # by mesh
 
     def predict(snapshot: Snapshot) -> Iterator[dict[str, np.ndarray]]:
         check_batch(settings.batch_size, 1, snapshot.mesh, name="evaluation.batch_size")

@@ -1,7 +1,7 @@
-"""Answers to held-out questions: the best span over all windows, and SQuAD's scores of it.
+"""Scores of extractive question answering: the best span over all windows of a text.
 
-Exact match and F1 are those of SQuAD 1.1 (arXiv:1606.05250 §6.1) and, where there may be no answer,
-2.0 (arXiv:1806.03822), from 0 to 1: of each question the best over its true answers.
+Exact match and F1 in [0, 1] follow SQuAD 1.1 (arXiv:1606.05250 §6.1) and, where a question may have
+no answer, 2.0 (arXiv:1806.03822). A question scores the maximum over its reference answers.
 """
 
 from __future__ import annotations
@@ -29,14 +29,11 @@ from flax_transformers.training.loop import Evaluator, Snapshot
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_WORDS = re.compile(r"\w+")
-_WINDOW = 15
-"""Words that the window-overlap guess looks at."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a text by its first and last token, and how likely it is to be the answer."""
+    """First and last token of a candidate answer, and the sum of its logits."""
 
     score: float
     first: int
@@ -46,10 +43,10 @@ class Span:
 def question_evaluator(
     config: TrainConfig, prepared: PreparedText, folder: epath.Path | None
 ) -> Evaluator:
-    """``{"eval/exact_match", "eval/f1"}`` of held-out questions, and with ``no_answer`` the same
-    of those that have one, and the accuracy of those that have none.
+    """A function of a snapshot: ``{"eval/exact_match", "eval/f1"}`` of held-out questions, and the
+    scores of `answer_scores` if some of them have no answer.
 
-    The likeliest answers to each go to ``step_....json`` in the ``folder``.
+    The best answers to each question are written to ``step_....json`` in ``folder``.
     """
     objective = config.objective
     assert isinstance(objective, QuestionAnswering)
@@ -58,7 +55,7 @@ def question_evaluator(
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
         spec = objective.window_spec(snapshot.phase.sequence_length)
         examples = prepared.examples("validation", spec)
-        assert isinstance(examples, LabelledExamples)  # as the objective answers questions
+        assert isinstance(examples, LabelledExamples)
         spans: dict[int, list[Span]] = defaultdict(list)
         nothing: dict[int, float] = {}
         for batch in predictions(snapshot):
@@ -89,7 +86,7 @@ def question_evaluator(
 
 
 def _of_row(row: dict[str, np.ndarray], objective: QuestionAnswering) -> tuple[list[Span], float]:
-    """The best spans of one window, in tokens of the whole text, and the score of "not here"."""
+    """The best spans of one window, in tokens of the whole text, and the no-answer score."""
     start, end, offset = (
         int(row[name]) for name in ("context_start", "context_end", "context_offset")
     )
@@ -100,8 +97,8 @@ def _of_row(row: dict[str, np.ndarray], objective: QuestionAnswering) -> tuple[l
 
 
 def best_spans(logits: np.ndarray, count: int, longest: int) -> list[Span]:
-    """The ``count`` spans of at most ``longest`` tokens with the highest sum of both ends' logits,
-    float [T, 2], the best first."""
+    """The ``count`` spans of at most ``longest`` tokens with the highest sum of start and end
+    ``logits``, float [T, 2], best first."""
     length = len(logits)
     ends = np.arange(length)[:, None] + np.arange(min(longest, length))[None]
     inside = ends < length
@@ -110,13 +107,13 @@ def best_spans(logits: np.ndarray, count: int, longest: int) -> list[Span]:
     order = np.argsort(-flat, kind="stable")[: min(count, int(inside.sum()))]
     firsts, spread = np.divmod(order, ends.shape[1])
     return [
-        Span(float(flat[place]), int(first), int(first + more))
-        for place, first, more in zip(order, firsts, spread, strict=True)
+        Span(float(flat[index]), int(first), int(first + more))
+        for index, first, more in zip(order, firsts, spread, strict=True)
     ]
 
 
 def _offsets(prepared: PreparedText, questions: Iterable[Question]) -> dict[str, np.ndarray]:
-    """Where the tokens of each text begin and end; many questions are about the same."""
+    """Character offsets of the tokens of each distinct context, int [n, 2]."""
     contexts = list(dict.fromkeys(question.text[1] for question in questions))
     encoded = prepared.tokenizer.encode_with_offsets(contexts)
     return {context: offsets for context, (_, offsets) in zip(contexts, encoded, strict=True)}
@@ -127,7 +124,8 @@ def _text(span: Span, context: str, offsets: np.ndarray) -> str:
 
 
 def answer_scores(answered: Sequence[tuple[str, Question]]) -> dict[str, float]:
-    """Means over questions; a question without true answers is answered right by ""."""
+    """Mean exact match and F1. For a question without reference answers, "" is correct; their
+    accuracy, and the F1 of the others, are reported apart."""
     scores = [
         (_best(exact_match, answer, question), _best(overlap_f1, answer, question))
         for answer, question in answered
@@ -147,23 +145,23 @@ def answer_scores(answered: Sequence[tuple[str, Question]]) -> dict[str, float]:
 def _best(score: Callable[[str, str], float], answer: str, question: Question) -> float:
     context = question.text[1]
     true = [context[start:end] for start, end in question.answers]
-    # As in SQuAD 2.0's script, what is nothing but articles and punctuation is no true answer.
+    # As in SQuAD 2.0's script, a reference of articles and punctuation alone does not count.
     true = [text for text in true if normalized(text)] or [""]
     return max(score(answer, text) for text in true)
 
 
 def normalized(text: str) -> str:
-    """An answer as SQuAD compares it: lower case, without punctuation, articles, and blanks."""
+    """An answer in SQuAD's normal form: lower case, no punctuation, articles or extra spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(answer: str, truth: str) -> float:
-    """1 where both are the same but for what `normalized` takes away."""
+    """1 if both are equal after `normalized`, else 0."""
     return float(normalized(answer) == normalized(truth))
 
 
 def overlap_f1(answer: str, truth: str) -> float:
-    """F1 of the words of an answer, how often each stands there included."""
+    """F1 of the bags of words of both texts after `normalized`."""
     ours, theirs = normalized(answer).split(), normalized(truth).split()
     if not ours or not theirs:
         return float(ours == theirs)
@@ -172,35 +170,17 @@ def overlap_f1(answer: str, truth: str) -> float:
 
 
 def question_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseline]:
-    """What the stretch of the text scores that has most words of the question around it."""
+    """The scores of never giving an answer, for objectives that may do so."""
     held_out = prepared.validation
-    if not isinstance(config.objective, QuestionAnswering) or held_out is None:
-        return []
+    assert held_out is not None and isinstance(config.objective, QuestionAnswering)
     if held_out.label_kind != "spans":  # refused when the run begins
         return []
-    if config.evaluation.max_examples is not None:  # the model is scored on a part of these
+    if not config.objective.no_answer or config.evaluation.max_examples is not None:
         return []
     questions = [read_record(held_out.record(number)) for number in range(held_out.num_documents)]
-    scores = answer_scores([(window_overlap(*one.text), one) for one in questions])
+    scores = answer_scores([("", question) for question in questions])
     counted = len(questions), "held-out questions"
     return [
-        Baseline("window overlap", f"eval/{metric}", scores[metric], *counted)
+        Baseline("no answer", f"eval/{metric}", scores[metric], *counted)
         for metric in ("exact_match", "f1")
     ]
-
-
-def window_overlap(question: str, context: str, width: int = _WINDOW) -> str:
-    """The words of the text's window with most different words of the question that are not in
-    the question themselves, from the first such word to the last.
-
-    The window is ``width`` words wide; of equally good ones it is the first.
-    """
-    asked = {word.lower() for word in _WORDS.findall(question)}
-    words = [(match[0].lower(), *match.span()) for match in _WORDS.finditer(context)]
-    if not words:
-        return context.strip()
-    starts = range(max(1, len(words) - width + 1))
-    best = max(starts, key=lambda i: len(asked.intersection(w for w, _, _ in words[i : i + width])))
-    window = words[best : best + width]
-    new = [(start, end) for word, start, end in window if word not in asked]
-    return context[new[0][0] : new[-1][1]] if new else context[window[0][1] : window[-1][2]]

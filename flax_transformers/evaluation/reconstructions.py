@@ -1,4 +1,4 @@
-"""What a masked autoencoder paints, as pictures, and what it has to beat."""
+"""Pictures that a masked autoencoder reconstructs, and its baseline."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from flax_transformers.training.step import compile_evaluation_step
 
 PICTURES = 12
 GREY = 0.5
-MOST_IMAGES, MOST_VALUES = 10_000, 200_000_000
-"""A guess is fitted and scored on so many images, or values of their pixels, at most."""
+MAX_IMAGES, MAX_VALUES = 10_000, 200_000_000
+"""Largest number of images, and of pixel values, that a baseline is fitted and scored on."""
 
 
 def reconstruction_evaluator(
     config: TrainConfig, prepared: Dataset, workdir: epath.Path
 ) -> Evaluator:
-    """Writes samples/step_N.png at each evaluation: held-out images, what the encoder sees of them,
-    and what comes out, visible patches as they are."""
+    """A function of a snapshot that writes samples/step_N.png: held-out images, their visible
+    patches, and the reconstruction, with visible patches unchanged."""
     objective, model = config.objective, config.model
     assert isinstance(objective, MaskedImage) and isinstance(model, MaeConfig)
     compiled: dict[Any, Callable[..., Any]] = {}  # once for a run
@@ -81,12 +81,12 @@ def three_rows(
 ) -> np.ndarray:
     """Original, visible part and reconstruction of B images, [3, B, height, width, C] in [0, 1].
 
-    ``pixel_values`` float32 [B, C, height, width] are normalised as the model sees them; what does
-    not fill a patch at the right and bottom is left out.
+    ``pixel_values`` float32 [B, C, height, width] are normalised for the model. Pixels at the right
+    and bottom that do not fill a patch are dropped.
     """
     plain = replace(model, norm_pix_loss=False)
     patches_BTK = np.asarray(patch_targets(plain, jnp.asarray(pixel_values)))
-    if model.norm_pix_loss:  # the spread and mean of each patch, which the model does not predict
+    if model.norm_pix_loss:  # the model does not predict the mean and variance of a patch
         mean_BT1 = patches_BTK.mean(axis=-1, keepdims=True)
         variance_BT1 = patches_BTK.var(axis=-1, ddof=1, keepdims=True)
         predicted_BTK = predicted_BTK * np.sqrt(variance_BT1 + NORM_PIX_EPS) + mean_BT1
@@ -108,10 +108,28 @@ def _joined(model: MaeConfig, columns: int, patches_BTK: np.ndarray) -> np.ndarr
 
 
 def reconstruction_baselines(config: TrainConfig, prepared: Dataset) -> list[Baseline]:
-    """Guesses for the patches that ``eval/loss`` is of; none where nothing is held out.
+    """The error of the mean patch of the training images."""
+    return [
+        constant_guess(
+            config,
+            prepared,
+            "mean patch",
+            lambda mean_TK: np.broadcast_to(mean_TK.mean(axis=0), mean_TK.shape),
+        )
+    ]
 
-    They are the mean of all training patches, pixel by pixel, and the mean of those at the same
-    place: the mean image. Of large images only the first thousands count.
+
+def constant_guess(
+    config: TrainConfig,
+    prepared: Dataset,
+    name: str,
+    guess: Callable[[np.ndarray], np.ndarray],
+) -> Baseline:
+    """A baseline that guesses the same patches float32 [T, K] for every image, scored on the hidden
+    patches of ``eval/loss``.
+
+    ``guess`` makes them of the mean training image, as patches [T, K]. At most `MAX_IMAGES` images
+    are read.
     """
     objective, model, length = config.objective, config.model, config.phases[-1].sequence_length
     assert isinstance(objective, MaskedImage) and isinstance(model, MaeConfig)
@@ -121,7 +139,7 @@ def reconstruction_baselines(config: TrainConfig, prepared: Dataset) -> list[Bas
         return patch_targets(model, objective.normalized(pixel_values))
 
     @jax.jit
-    def errors(batch: Batch, guess_TK: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def error(batch: Batch, guess_TK: jax.Array) -> tuple[jax.Array, jax.Array]:
         target_BTK = targets(batch["pixel_values"])
         _, hidden_BT, _ = hide_patches(
             mask_noise(batch["mask_key"], target_BTK.shape[1]), model.mask_ratio
@@ -130,11 +148,7 @@ def reconstruction_baselines(config: TrainConfig, prepared: Dataset) -> list[Bas
         error_BT = jnp.mean((target_BTK - guess_TK[None]) ** 2, axis=-1)
         return jnp.sum(error_BT * hidden_BT), jnp.sum(hidden_BT)
 
-    most = min(MOST_IMAGES, MOST_VALUES // (length**2 * model.num_channels))
-    held_out = held_out_batches(config, prepared, length)
-    batches = list(itertools.islice(held_out, -(-most // config.evaluation.batch_size)))
-    if not batches:
-        return []
+    most = min(MAX_IMAGES, MAX_VALUES // (length**2 * model.num_channels))
     total, count = np.zeros(1), 0
     examples = training_examples(prepared, objective.window_spec(length))
     with TrainStream(
@@ -149,15 +163,9 @@ def reconstruction_baselines(config: TrainConfig, prepared: Dataset) -> list[Bas
         while stream.position < min(most, len(examples)):
             target_BTK = np.asarray(targets(next(stream)["pixel_values"]), np.float64)
             total, count = total + target_BTK.sum(axis=0), count + len(target_BTK)
-    mean_TK = (total / count).astype(np.float32)
-    guesses = {
-        "mean patch": np.broadcast_to(mean_TK.mean(axis=0), mean_TK.shape),
-        "mean image": mean_TK,
-    }
-    found = []
-    for name, guess_TK in guesses.items():
-        sums = np.array([errors(batch, guess_TK) for batch in batches], np.float64)
-        error, hidden = sums.sum(axis=0).tolist()
-        counted = round(hidden), "hidden patches"
-        found.append(Baseline(name, "eval/loss", error / hidden, *counted, unit=""))
-    return found
+    guess_TK = jnp.asarray(guess((total / count).astype(np.float32)))
+    held_out = held_out_batches(config, prepared, length)
+    batches = itertools.islice(held_out, -(-most // config.evaluation.batch_size))
+    sums = np.array([error(batch, guess_TK) for batch in batches], np.float64)
+    squared, hidden = sums.sum(axis=0).tolist()
+    return Baseline(name, "eval/loss", squared / hidden, round(hidden), "hidden patches", unit="")

@@ -1,4 +1,4 @@
-"""What ``train`` says before and after: the run in a few lines, plots, samples, scores."""
+"""What ``train`` prints before and after a run: a summary, then plots, samples and scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flax_transformers.training.loop import Outcome
 def introduce(
     config: TrainConfig, prepared: Dataset, workdir: epath.Path, baselines: Sequence[Baseline]
 ) -> None:
-    """Says what is about to be trained, on what, and what there is to beat."""
+    """Prints the model, the data, the devices and the baselines of a run."""
     if jax.process_index() != 0:
         return
     devices = jax.devices()
@@ -37,40 +37,42 @@ def introduce(
         f"{config.total_steps:,} steps"
     )
     for baseline in baselines:
-        _say(f"to beat: {baseline.line()}")
+        _say(f"baseline: {baseline.line()}")
     _say(f"workdir: {workdir}")
 
 
 def finish(workdir: epath.Path, outcome: Outcome, baselines: Sequence[Baseline]) -> None:
-    """Draws the plots and says how it went and where things are."""
+    """Draws the plots, and prints samples, scores and where the files are."""
     if jax.process_index() != 0:
         return
     losses = {one.name: one.score for one in baselines if one.metric == "eval/loss"}
     try:
         plot_metrics(read_metrics(workdir), workdir / "plots", losses)
-    except Exception as error:  # such as numbers that no axis holds; the run itself is saved
+    except Exception as error:  # the run itself is saved
         logging.getLogger(__name__).warning("no plots could be written: %s", error)
     if outcome.preempted:
         _say(
-            f"stopped on request after step {outcome.step:,}; all is saved: the same command "
-            "goes on from here"
+            f"stopped on request after step {outcome.step:,}; a checkpoint is saved: the same "
+            "command resumes from it"
         )
         return
     samples = workdir / "samples" / f"step_{outcome.step:08d}.txt"
     if samples.exists() and (shown := read_side_file(samples)) is not None:
-        _say(f"\nHeld-out text and what the model makes of it:\n\n{shown}")
+        _say(f"\nHeld-out text and the model's predictions:\n\n{shown}")
     for line in _parts(outcome.metrics):
         _say(line)
+    scores = {name: score for name, score in outcome.metrics.items() if name.startswith("eval/")}
     for baseline in baselines:
-        score = outcome.metrics.get(baseline.metric)
-        if score is not None:
-            _say(baseline.verdict(score))
+        if baseline.metric in scores:
+            _say(baseline.verdict(scores[baseline.metric]))
+    for name in sorted(scores.keys() - {baseline.metric for baseline in baselines}):
+        _say(f"held-out {name.removeprefix('eval/').replace('_', ' ')} {scores[name]:.4g}")
     _say(f"checkpoint {workdir / 'checkpoints' / str(outcome.step)}")
     _say(f"plots      {workdir / 'plots'}")
 
 
 def _parts(metrics: Mapping[str, float]) -> Iterator[str]:
-    """A line for each part of a mixture: what was trained on, and its own held-out loss."""
+    """A line for each component of a mixture: examples trained on, and its held-out loss."""
     for metric, examples in metrics.items():
         name = metric.removeprefix("train/examples_")
         if name == metric:
@@ -84,7 +86,7 @@ def _parts(metrics: Mapping[str, float]) -> Iterator[str]:
 
 
 def _say(text: str) -> None:
-    """Prints; a reader that went away must not end a training run."""
+    """Prints; a closed pipe does not end a training run."""
     try:
         print(text, flush=True)
     except BrokenPipeError:

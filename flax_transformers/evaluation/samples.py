@@ -1,8 +1,8 @@
-"""What a model writes during a run, beside what stands in the held-out text."""
+"""Samples of a model during a run: held-out text, and what the model predicts for it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,55 +15,87 @@ from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.evaluation.baselines import sentinels_in_turn
 from flax_transformers.evaluation.held_out import held_out_batches
 from flax_transformers.generation.decode import generate
+from flax_transformers.generation.fill_mask import format_samples, held_out_samples
 from flax_transformers.generation.translate import generate_target
-from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.rows import end_id
-from flax_transformers.objectives.sequences import SequenceLoss
 from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.loop import Snapshot
 
+SAMPLES = 6
+"""Number of samples at each evaluation."""
 TEMPERATURE = 0.8
-"""At which continuations are drawn; the likeliest text of a small model repeats itself."""
+"""Sampling temperature of continuations; greedy text of a small model repeats itself."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """``given`` to the model, what it ``wrote``, and what stands there in ``truth``."""
+    """The prompt ``given`` to the model, what it ``wrote``, and the reference ``truth``."""
 
     given: str
     wrote: str
     truth: str
 
 
-def written_samples(
-    config: TrainConfig, prepared: PreparedText, model: nn.Module, params: Any, count: int
-) -> list[Written]:
-    """Held-out rows that a causal model goes on with, or that an encoder-decoder answers.
+def filled_samples(prepared: PreparedText) -> Callable[[Snapshot], str]:
+    """A function of a snapshot: held-out sentences with one mask each, and what the model fills in,
+    as text."""
+    store = prepared.validation
+    assert store is not None
+    return lambda snapshot: format_samples(
+        held_out_samples(
+            snapshot.functions,
+            snapshot.params,
+            prepared.tokenizer,
+            store,
+            count=SAMPLES,
+            max_length=snapshot.phase.sequence_length,
+        )
+    )
 
-    A causal model has the first half of a row's first document and draws what follows; a decoder
-    takes the likeliest token at a time. None for other objectives.
-    """
-    length = config.phases[-1].sequence_length
-    batch = next(held_out_batches(config, prepared, length), None)
+
+def continued_samples(
+    config: TrainConfig, prepared: PreparedText, model: nn.Module
+) -> Callable[[Snapshot], str]:
+    """A function of a snapshot: the first half of held-out documents, and the continuation that a
+    decoder samples, as text."""
+    return lambda snapshot: format_written(
+        continued(prepared, model, snapshot.params, held_out_rows(config, prepared))
+    )
+
+
+def answered_samples(
+    config: TrainConfig, prepared: PreparedText, model: nn.Module
+) -> Callable[[Snapshot], str]:
+    """A function of a snapshot: held-out sources, and the targets that an encoder-decoder writes
+    greedily, as text."""
+    return lambda snapshot: format_written(
+        answered(prepared, model, snapshot.params, held_out_rows(config, prepared))
+    )
+
+
+def held_out_rows(
+    config: TrainConfig, prepared: PreparedText, count: int = SAMPLES
+) -> list[dict[str, np.ndarray]]:
+    """Up to ``count`` rows of the first held-out batch, spread over it."""
+    batch = next(held_out_batches(config, prepared, config.phases[-1].sequence_length), None)
     if batch is None:
         return []
-    rows = [{name: batch[name][row] for name in batch} for row in _spread(batch, count)]
-    if isinstance(config.objective, CausalLM):
-        return _continued(prepared, model, params, rows)
-    if isinstance(config.objective, SequenceLoss):
-        return _answered(prepared, model, params, rows)
-    return []
+    return [{name: batch[name][row] for name in batch} for row in _spread(batch, count)]
 
 
 def _spread(batch: dict[str, np.ndarray], count: int) -> list[int]:
-    """Rows of a batch that are not there to fill it up, far from one another."""
+    """Indices of rows of a batch, evenly spread, without its padding rows."""
     real = np.flatnonzero(batch["example_id"] >= 0)
-    places = np.linspace(0, len(real) - 1, min(count, len(real)))
-    return [int(real[int(place)]) for place in places]
+    indices = np.linspace(0, len(real) - 1, min(count, len(real)))
+    return [int(real[int(index)]) for index in indices]
 
 
-def _continued(
+def continued(
     prepared: PreparedText, model: nn.Module, params: Any, rows: Sequence[dict[str, np.ndarray]]
 ) -> list[Written]:
+    """Continuations of the first half of each row's first document, sampled at `TEMPERATURE`."""
+    if not rows:
+        return []
     vocabulary, tokenizer = prepared.vocabulary, prepared.tokenizer
     texts = [row["input_ids"][row["segment_ids"] == 1] for row in rows]
     labels = [row["labels"][row["segment_ids"] == 1] for row in rows]
@@ -98,9 +130,12 @@ def _continued(
     ]
 
 
-def _answered(
+def answered(
     prepared: PreparedText, model: nn.Module, params: Any, rows: Sequence[dict[str, np.ndarray]]
 ) -> list[Written]:
+    """Targets of each row's first source, decoded greedily."""
+    if not rows:
+        return []
     vocabulary, target = prepared.vocabulary, prepared.vocabulary.of_targets
     tokenizer = prepared.target_tokenizer or prepared.tokenizer
     ids = np.stack([row["input_ids"] for row in rows])
@@ -130,14 +165,14 @@ def _answered(
 
 
 def _first_part(row: dict[str, np.ndarray], side: str) -> np.ndarray:
-    """1 at the tokens of a side's first text: int32 [T]."""
+    """Mask of the first segment of one side, "" or "decoder_", int32 [T]."""
     segments = row.get(f"{side}segment_ids")
     mask = row[f"{side}attention_mask"] if segments is None else segments == 1
     return np.asarray(mask, np.int32)
 
 
 def readable(tokenizer: Tokenizer, ids: np.ndarray) -> str:
-    """Text with special tokens by their names, but for padding and what ends a sequence."""
+    """Text with special tokens by name, but without padding and the tokens around a sequence."""
     vocabulary = tokenizer.vocabulary
     hidden = {vocabulary.pad_id, vocabulary.eos_id, vocabulary.sep_id, vocabulary.cls_id}
     first = vocabulary.sentinel_ids[:1]

@@ -1,4 +1,4 @@
-"""What a run has to beat, computed once and kept in its workdir."""
+"""The baselines of a run, computed once and kept in ``baselines.json`` of its workdir."""
 
 from __future__ import annotations
 
@@ -12,25 +12,23 @@ import jax
 from etils import epath
 
 from flax_transformers.config_json import to_json
-from flax_transformers.data.dataset import Dataset
-from flax_transformers.data.images.dataset import PreparedImages
-from flax_transformers.data.mixture import PreparedMixture
-from flax_transformers.data.prepare.text import PreparedText
+from flax_transformers.data.dataset import Dataset, parts_of
 from flax_transformers.evaluation.baselines import Baseline
-from flax_transformers.evaluation.scores import baselines
+from flax_transformers.evaluation.tasks import baselines
 from flax_transformers.storage.workdir import read_side_file, write_text
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.version import __version__
 
 BASELINES = "baselines.json"
+VERSION = 2
+"""To be raised when a baseline changes, so that saved ones are computed again."""
 _FIELDS = [field.name for field in dataclasses.fields(Baseline)]
 
 
 def baselines_of_run(config: TrainConfig, prepared: Dataset, workdir: epath.Path) -> list[Baseline]:
-    """`baselines`, read from the workdir where it holds those of the same data and settings.
+    """`baselines`, read from the workdir if it holds those of the same data and settings.
 
-    A first run leaves them there at once, for when it is stopped; `keep_baselines` replaces those
-    of another run once this one has been let into the workdir.
+    The first run of a workdir writes them at once, so that a restart finds them. Those of another
+    run are replaced later, by `keep_baselines`, once this run has passed the workdir's checks.
     """
     asked = _fingerprint(config, prepared)
     text = read_side_file(workdir / BASELINES)
@@ -42,7 +40,7 @@ def baselines_of_run(config: TrainConfig, prepared: Dataset, workdir: epath.Path
 
 
 def _saved(text: str, asked: str) -> list[Baseline]:
-    """Those that were written down; none of another run, of another version, or damaged ones."""
+    """The saved baselines; none if they belong to another run or version, or are damaged."""
     try:
         rows = json.loads(text)
         if all(row["of"] == asked and row["checksum"] == _checksum(row) for row in rows):
@@ -55,7 +53,7 @@ def _saved(text: str, asked: str) -> list[Baseline]:
 def keep_baselines(
     config: TrainConfig, prepared: Dataset, workdir: epath.Path, found: Sequence[Baseline]
 ) -> None:
-    """Writes them down, each with what it belongs to."""
+    """Writes the baselines, each with the fingerprint of its run."""
     if jax.process_index() != 0:
         return
     of = _fingerprint(config, prepared)
@@ -66,13 +64,13 @@ def keep_baselines(
 
 
 def _checksum(row: dict[str, Any]) -> str:
-    """Of a row without its checksum."""
+    """The checksum of a row's other fields."""
     rest = {name: value for name, value in row.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _fingerprint(config: TrainConfig, prepared: Dataset) -> str:
-    """Of all that a guess or its score depends on: the data and how they are read and scored."""
+    """A hash of all that a baseline depends on: the data, and how they are read and scored."""
     settings = [
         config.objective,
         config.data,
@@ -81,11 +79,7 @@ def _fingerprint(config: TrainConfig, prepared: Dataset) -> str:
         config.phases[-1].sequence_length,
         config.seed,
     ]
-    parts = prepared.parts if isinstance(prepared, PreparedMixture) else (prepared,)
-    held_out = [
-        part.validation and part.validation.fingerprint
-        for part in parts
-        if isinstance(part, PreparedText | PreparedImages)
-    ]
-    made_of = [__version__, prepared.fingerprint, held_out, *map(to_json, settings)]
+    stores = [getattr(part, "validation", None) for _, part in parts_of(prepared)]
+    held_out = [getattr(store, "fingerprint", None) for store in stores]
+    made_of = [VERSION, prepared.fingerprint, held_out, *map(to_json, settings)]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,14 +1,14 @@
-"""Translations of held-out pairs: their scores, and the guesses that they have to beat.
+"""BLEU and chrF of translations of held-out pairs.
 
-BLEU (Papineni et al., 2002) and chrF (Popović, 2015) are sacrebleu's, of whole corpora, in points
-of a hundred. Texts are what the tokenizers give back of what is in the store.
+BLEU (Papineni et al., 2002) and chrF (Popović, 2015) are sacrebleu's corpus scores, from 0 to 100.
+References are decoded from the ids in the token store.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections import defaultdict
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,19 +19,19 @@ import numpy as np
 from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
-from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.generation.translate import generate_target
 from flax_transformers.objectives.rows import end_id, start_id
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Evaluator, Snapshot
 
-MOST_SCORED, MOST_FITTED = 2_000, 20_000
-"""Held-out pairs that are translated, and training pairs that the word lookup is made from."""
-_ROWS_AT_ONCE = 64
+MAX_SCORED = 2_000
+"""Largest number of held-out pairs that are translated."""
+_BATCH_ROWS = 64
+log = logging.getLogger(__name__)
 
 Pair = tuple[np.ndarray, np.ndarray]
-"""The ids of a source and of its target, int32 [n] and [m]."""
+"""Ids of a source and of its target, int32 [n] and [m]."""
 
 
 def can_score() -> bool:
@@ -40,7 +40,7 @@ def can_score() -> bool:
 
 
 def scores(guesses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """``{"bleu": ..., "chrf": ...}``. Raises UserError where sacrebleu is not installed."""
+    """``{"bleu": ..., "chrf": ...}``. Raises UserError if sacrebleu is not installed."""
     if not can_score():
         raise UserError("BLEU and chrF need sacrebleu; pip install 'flax_transformers[evaluation]'")
     import sacrebleu
@@ -52,7 +52,7 @@ def scores(guesses: Sequence[str], references: Sequence[str]) -> dict[str, float
 
 
 def pairs_of(config: TrainConfig, prepared: PreparedText, split: Split, most: int) -> list[Pair]:
-    """The first pairs of a split, cut to rows; none where nothing is held out."""
+    """The first ``most`` pairs of a split, truncated as in training; none without that split."""
     spec = config.objective.window_spec(config.phases[-1].sequence_length)
     examples = prepared.examples(split, dataclasses.replace(spec, cross_documents=False))
     if examples is None:
@@ -62,69 +62,15 @@ def pairs_of(config: TrainConfig, prepared: PreparedText, split: Split, most: in
     return [(row["source_tokens"], row["target_tokens"]) for row in rows]
 
 
-def translation_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseline]:
-    """What two guesses score on the held-out pairs; none without pairs or sacrebleu.
-
-    - "copying": the source as it is.
-    - "word lookup": each word of the source by the word that most likely stands for it, in the
-      source's order; see `word_lookup`. A word that training never had stays as it is.
-    """
-    if not isinstance(config.objective, SequenceToSequence) or not can_score():
-        return []
-    decodes = prepared.tokenizer.decode, _decode_target(prepared)
-    held_out = pairs_of(config, prepared, "validation", MOST_SCORED)
-    if not held_out:
-        return []
-    sources, references = (
-        list(map(decode, sides))
-        for decode, sides in zip(decodes, zip(*held_out, strict=True), strict=True)
-    )
-    known = pairs_of(config, prepared, "train", MOST_FITTED)
-    lookup = word_lookup((decodes[0](a).split(), decodes[1](b).split()) for a, b in known)
-    looked_up = [" ".join(lookup.get(word, word) for word in text.split()) for text in sources]
-    return [
-        Baseline(name, f"eval/{metric}", score, len(sources), "held-out pairs")
-        for name, guesses in (("copying", sources), ("word lookup", looked_up))
-        for metric, score in scores(guesses, references).items()
-    ]
-
-
-def _decode_target(prepared: PreparedText) -> Callable[[Iterable[int]], str]:
-    """What makes text of the ids of a target."""
+def decode_target(prepared: PreparedText) -> Callable[[Iterable[int]], str]:
+    """The function that decodes the ids of a target."""
     return (prepared.target_tokenizer or prepared.tokenizer).decode
-
-
-def word_lookup(
-    pairs: Iterable[tuple[Sequence[str], Sequence[str]]], rounds: int = 5
-) -> dict[str, str]:
-    """The likeliest translation of each source word, by IBM model 1 (Brown et al., 1993).
-
-    Every word of a target is the translation of one word of its source, whichever; how likely each
-    is to be is found by expectation maximisation from an even guess.
-    """
-    known = list(pairs)
-    likely: dict[str, dict[str, float]] = {}
-    for source, target in known:
-        for word in source:
-            likely.setdefault(word, {}).update(dict.fromkeys(target, 1.0))
-    for _ in range(rounds):
-        found: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        for source, target in known:
-            for word in target:
-                total = sum(likely[one][word] for one in source)
-                for one in source:
-                    found[one][word] += likely[one][word] / total
-        likely = {
-            one: {word: share / sum(words.values()) for word, share in words.items()}
-            for one, words in found.items()
-        }
-    return {one: max(words, key=words.__getitem__) for one, words in likely.items()}
 
 
 def translate(
     config: TrainConfig, prepared: PreparedText, model: nn.Module, params: Any, pairs: list[Pair]
 ) -> Iterator[np.ndarray]:
-    """What the model writes for the sources of ``pairs``, greedily: int32 ids without the end."""
+    """Greedy translations of the sources of ``pairs``: int32 ids without the end token."""
     objective, vocabulary = _objective(config), prepared.vocabulary
     length = config.phases[-1].sequence_length
     target = vocabulary.of_targets
@@ -132,11 +78,11 @@ def translate(
     begin, target_begin = (
         [start_id(side)] if objective.begin else [] for side in (vocabulary, target)
     )
-    for number in range(0, len(pairs), _ROWS_AT_ONCE):
-        some = pairs[number : number + _ROWS_AT_ONCE]
-        ids = np.full((_ROWS_AT_ONCE, length), vocabulary.pad_id, np.int32)
+    for number in range(0, len(pairs), _BATCH_ROWS):
+        some = pairs[number : number + _BATCH_ROWS]
+        ids = np.full((_BATCH_ROWS, length), vocabulary.pad_id, np.int32)
         mask = np.zeros_like(ids)
-        mask[:, 0] = 1  # rows that fill the last batch up have to have a token
+        mask[:, 0] = 1  # padding rows of the last batch need one token
         for row, (source, _) in enumerate(some):
             text = np.concatenate([begin, source, [end_id(vocabulary)]]).astype(np.int32)
             ids[row, : len(text)], mask[row, : len(text)] = text, 1
@@ -157,7 +103,7 @@ def translate(
 
 
 def _objective(config: TrainConfig) -> SequenceToSequence:
-    """The objective of a config that is known to train on pairs."""
+    """The objective of a config that trains on pairs."""
     if not isinstance(config.objective, SequenceToSequence):
         raise TypeError(f"{type(config.objective).__name__} has no pairs to translate")
     return config.objective
@@ -165,19 +111,23 @@ def _objective(config: TrainConfig) -> SequenceToSequence:
 
 def translation_evaluator(
     config: TrainConfig, prepared: PreparedText, model: nn.Module, at_step: int | None = None
-) -> Evaluator:
-    """``{"eval/bleu": ..., "eval/chrf": ...}`` of the first held-out pairs, translated greedily.
+) -> list[Evaluator]:
+    """A function that gives ``{"eval/bleu", "eval/chrf"}`` of the first held-out pairs, translated
+    greedily; none, and a log line, if sacrebleu is not installed.
 
-    ``at_step``: after this step alone, as it takes a while; None: whenever it is asked.
+    ``at_step``: score only after this step, because it takes long; None: at every evaluation.
     """
-    held_out = pairs_of(config, prepared, "validation", MOST_SCORED)
+    if not can_score():
+        log.info("BLEU and chrF are left out because sacrebleu is not installed")
+        return []
+    held_out = pairs_of(config, prepared, "validation", MAX_SCORED)
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
         if not held_out or at_step not in (None, snapshot.step):
             return {}
-        decode = _decode_target(prepared)
+        decode = decode_target(prepared)
         texts = map(decode, translate(config, prepared, model, snapshot.params, held_out))
         found = scores(list(texts), [decode(target) for _, target in held_out])
         return {f"eval/{name}": score for name, score in found.items()}
 
-    return evaluate
+    return [evaluate]

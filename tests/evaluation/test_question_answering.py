@@ -1,4 +1,4 @@
-"""Answers: the best spans, SQuAD's scores by hand, and the guess from overlapping words."""
+"""Answers: the best spans, and SQuAD's scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from flax_transformers.evaluation.question_answering import (
     exact_match,
     normalized,
     overlap_f1,
-    window_overlap,
 )
 
 
@@ -52,7 +51,7 @@ def test_articles_and_punctuation_do_not_count():
     assert normalized("  The U.S.A., an  athlete's\n") == "usa athletes"
 
 
-def test_the_best_true_answer_counts_and_nothing_is_right_where_there_is_none():
+def test_the_best_reference_counts_and_the_empty_answer_is_right_without_references():
     context = "In 1870 the old theatre opened."
     old = (context.index("the old"), context.index("the old") + len("the old theatre"))
     theatre = (context.index("theatre"), context.index("theatre") + len("theatre"))
@@ -65,9 +64,3 @@ def test_the_best_true_answer_counts_and_nothing_is_right_where_there_is_none():
         "no_answer_accuracy": 0.5,
         "has_answer_f1": 1.0,
     }
-
-
-def test_the_guess_is_what_stands_among_most_words_of_the_question():
-    context = "Rain fell. The cafe opened in 1870 near the Warsaw river. It is far from here."
-    assert window_overlap("When was the cafe near Warsaw opened?", context, 6) == "in 1870"
-    assert window_overlap("?", "...") == "..."

@@ -1,4 +1,4 @@
-"""Pictures of what a masked autoencoder paints, and the guesses it has to beat."""
+"""Pictures that a masked autoencoder reconstructs, and its baseline."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from matplotlib.image import imread
 
 from flax_transformers.data.images.dataset import ImageData, prepare_images
 from flax_transformers.data.images.kinds import ImageSource
-from flax_transformers.evaluation.images import image_baselines
 from flax_transformers.evaluation.pictures import picture_grid, write_png
-from flax_transformers.evaluation.reconstructions import reconstruction_evaluator, three_rows
+from flax_transformers.evaluation.reconstructions import (
+    constant_guess,
+    reconstruction_evaluator,
+    three_rows,
+)
+from flax_transformers.evaluation.tasks import baselines
 from flax_transformers.families.mae import MaeConfig, patch_targets
 from flax_transformers.families.vit import ViTConfig
 from flax_transformers.models.config import ComputeConfig
@@ -110,10 +114,11 @@ def test_held_out_images_are_painted_while_a_run_goes_on(mnist, tmp_path, monkey
     assert np.isclose(picture[84:164:10, 2:82:10], 128 / 255).sum() >= 12 * 4  # hidden is grey
 
 
-def test_the_guesses_are_the_mean_of_all_patches_and_of_those_at_the_same_place(mnist):
+def test_the_baseline_is_the_mean_patch_and_a_mean_image_is_scored_alike(mnist):
     config = masked_config(mnist)
     prepared = prepare_images(config.data)
-    patch, image = image_baselines(config, prepared)
+    (patch,) = baselines(config, prepared)
+    image = constant_guess(config, prepared, "mean image", lambda mean_TK: mean_TK)
 
     def patches(split):
         pixels = np.stack([split.pixels(i, 1)[:, :, 0] for i in range(len(split))])
@@ -129,14 +134,14 @@ def test_the_guesses_are_the_mean_of_all_patches_and_of_those_at_the_same_place(
     assert patch.metric == "eval/loss" and patch.counted == "120 hidden patches"
 
 
-def test_what_a_classifier_has_to_beat_is_the_commonest_class(mnist):
+def test_the_baseline_of_a_classifier_is_the_majority_class(mnist):
     config = masked_config(
         mnist,
         objective=ImageClassification(mean=(0.0,), std=(1.0,)),
         model=ViTConfig(image_size=8, patch_size=2, num_channels=1, num_labels=3),
     )
     prepared = prepare_images(config.data)
-    (found,) = image_baselines(config, prepared)
+    (found,) = baselines(config, prepared)
     assert (found.metric, found.score) == ("eval/accuracy", 0.4)  # labels are 0, 1, 2, 0 ...
 
 

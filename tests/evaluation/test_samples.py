@@ -1,4 +1,4 @@
-"""What a model writes during a run."""
+"""Samples of a model during a run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ import pytest
 
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.evaluation import samples
-from flax_transformers.evaluation.samples import Written, format_written, readable, written_samples
+from flax_transformers.evaluation.samples import (
+    Written,
+    answered,
+    continued,
+    format_written,
+    held_out_rows,
+    readable,
+)
 from flax_transformers.objectives.causal_lm import CausalLM
-from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.span_corruption import SpanCorruption
 from flax_transformers.testing import tiny_config, write_corpus
 
@@ -30,7 +36,7 @@ def config(objective):
     return tiny_config("text.txt", "store", objective=objective)
 
 
-def test_a_causal_model_goes_on_with_half_of_a_held_out_row(prepared, monkeypatch):
+def test_a_decoder_continues_the_first_half_of_a_held_out_row(prepared, monkeypatch):
     asked = {}
 
     def echo(model, params, ids, mask, *, max_new_tokens, **settings):
@@ -40,12 +46,13 @@ def test_a_causal_model_goes_on_with_half_of_a_held_out_row(prepared, monkeypatc
         )
 
     monkeypatch.setattr(samples, "generate", echo)
-    found = written_samples(config(CausalLM()), prepared, None, None, 3)
+    rows = held_out_rows(config(CausalLM()), prepared, 3)
+    found = continued(prepared, None, None, rows)
     assert len(found) == 3
     assert asked["temperature"] == samples.TEMPERATURE and asked["eos_id"] == 1
     for sample, ids, mask in zip(found, asked["ids"], asked["mask"], strict=True):
         prompt = ids[mask > 0]
-        assert prompt[0] == 1  # the end of a text stands for the beginning of the next
+        assert prompt[0] == 1  # documents begin with the end token of the one before
         assert " ".join(TOKENIZER.decode(prompt).split()) == sample.given
         assert sample.wrote == 16 * "x" and sample.truth
 
@@ -58,15 +65,12 @@ def test_an_encoder_decoder_answers_held_out_rows(prepared, monkeypatch):
         return ids
 
     monkeypatch.setattr(samples, "generate_target", echo)
-    found = written_samples(config(SpanCorruption()), prepared, None, None, 2)
+    rows = held_out_rows(config(SpanCorruption()), prepared, 2)
+    found = answered(prepared, None, None, rows)
     assert asked["start_ids"] == [0] and asked["eos_id"] == 1
     for sample in found:
         assert sample.wrote == sample.given
         assert "<0xFF>" in sample.given and sample.truth.startswith("<0xFF>")
-
-
-def test_objectives_that_write_nothing_have_no_samples(prepared):
-    assert written_samples(config(MaskedLM()), prepared, None, None, 2) == []
 
 
 def test_sentinels_are_shown_by_name_and_the_same_bytes_elsewhere_are_text():

@@ -1,4 +1,4 @@
-"""What a run has to beat: kept in its workdir, and of each part of a mixture."""
+"""Baselines of a run: kept in its workdir, and computed for each component of a mixture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.evaluation import saved_baselines
 from flax_transformers.evaluation.saved_baselines import BASELINES, baselines_of_run, keep_baselines
-from flax_transformers.evaluation.scores import baselines, evaluators
+from flax_transformers.evaluation.tasks import baselines, evaluators
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.testing import tiny_config, write_corpus
@@ -42,7 +42,7 @@ def run(tmp_path, monkeypatch):
     return config, prepare(data), epath.Path(tmp_path / "run"), computed
 
 
-def test_a_restart_reads_its_baselines(run):
+def test_a_restart_reads_the_saved_baselines(run):
     config, prepared, workdir, computed = run
     first = baselines_of_run(config, prepared, workdir)
     assert [one.name for one in first] == ["unigram cross-entropy"]
@@ -54,7 +54,7 @@ def test_a_restart_reads_its_baselines(run):
 @pytest.mark.parametrize(
     "changes", [{"seed": 7}, {"objective": MaskedLM(mask_share=0.4)}], ids=["seed", "objective"]
 )
-def test_those_of_another_run_are_not_taken_and_not_lost_before_this_one_began(run, changes):
+def test_baselines_of_another_run_are_not_used_and_only_replaced_by_keep_baselines(run, changes):
     config, prepared, workdir, computed = run
     baselines_of_run(config, prepared, workdir)
     kept = (workdir / BASELINES).read_text()
@@ -68,7 +68,7 @@ def test_those_of_another_run_are_not_taken_and_not_lost_before_this_one_began(r
 
 
 @pytest.mark.parametrize("text", ["", "[{}]", '[{"name": 3}]', "3", "null"])
-def test_a_damaged_file_is_computed_anew(run, text):
+def test_a_damaged_file_is_computed_again(run, text):
     config, prepared, workdir, computed = run
     workdir.mkdir()
     (workdir / BASELINES).write_text(text)
@@ -76,7 +76,7 @@ def test_a_damaged_file_is_computed_anew(run, text):
     assert len(computed) == 1
 
 
-def test_each_part_of_a_mixture_has_its_own_guesses_and_scores(tmp_path):
+def test_each_component_of_a_mixture_has_its_own_baselines_and_scores(tmp_path):
     for name, classes in (("de", "aab"), ("en", "bba")):
         for split, count in (("train", 12), ("test", 6)):
             rows = [

@@ -1,4 +1,4 @@
-"""Scores of translations, and the guesses that they have to beat."""
+"""Scores of translations."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation import translation
-from flax_transformers.evaluation.baselines import text_baselines
+from flax_transformers.evaluation.tasks import baselines
 from flax_transformers.evaluation.translation import (
     pairs_of,
     scores,
     translate,
-    translation_baselines,
-    word_lookup,
 )
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.testing import tiny_config
@@ -29,7 +27,7 @@ NUMBERS = {"eins": "one", "zwei": "two", "drei": "three", "und": "and", "mal": "
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Pairs that a word lookup translates without a fault, in bytes; and their config."""
+    """Pairs that a dictionary translates without errors, in bytes; and their config."""
     folder = tmp_path_factory.mktemp("pairs")
     rng = np.random.default_rng(0)
     lines = []
@@ -47,28 +45,7 @@ def prepared(tmp_path_factory):
     return config, prepare_text(data, folder / "store", processes=1)
 
 
-def test_a_word_lookup_finds_which_word_stands_for_which():
-    pairs = [("a b", "x y"), ("a c", "x z"), ("b c", "y z"), ("a", "x")]
-    assert word_lookup((one.split(), other.split()) for one, other in pairs) == {
-        "a": "x",
-        "b": "y",
-        "c": "z",
-    }
-
-
-def test_each_guess_is_scored_on_the_held_out_pairs(prepared):
-    found = {baseline.key: baseline for baseline in translation_baselines(*prepared)}
-    held_out = len(pairs_of(*prepared, "validation", 1000))
-    assert set(found) == {
-        "copying_bleu", "copying_chrf", "word_lookup_bleu", "word_lookup_chrf"
-    }  # fmt: skip
-    assert {baseline.counted for baseline in found.values()} == {f"{held_out} held-out pairs"}
-    assert found["word_lookup_bleu"].score == pytest.approx(100.0)
-    assert found["copying_bleu"].score < 1.0
-
-
-def test_guesses_read_targets_with_a_tokenizer_of_their_own(prepared, tmp_path):
-    """Sources are in bytes still, of which a guess would know what is before them."""
+def test_the_unigram_of_targets_counts_ids_of_their_own_tokenizer(prepared, tmp_path):
     config, one = prepared
     data = TextData(
         source=PairSource(f"{one.directory}/../pairs.tsv"),
@@ -77,11 +54,8 @@ def test_guesses_read_targets_with_a_tokenizer_of_their_own(prepared, tmp_path):
         validation_fraction=0.2,
         shards=1,
     )
-    two = prepare_text(data, tmp_path / "store", processes=1)
-    found = {baseline.key: baseline.score for baseline in translation_baselines(config, two)}
-    assert found["word_lookup_bleu"] == pytest.approx(100.0)
-    (guess,) = text_baselines(config, two)
-    assert guess.name == "unigram cross-entropy" and guess.score < np.log(20)  # pieces in use
+    (found,) = baselines(config, prepare_text(data, tmp_path / "store", processes=1))
+    assert found.name == "unigram cross-entropy" and found.score < np.log(20)  # entries in use
 
 
 def test_pairs_are_those_of_the_text_one_by_one(prepared):
@@ -90,7 +64,7 @@ def test_pairs_are_those_of_the_text_one_by_one(prepared):
         assert [NUMBERS[word] for word in decode(source).split()] == decode(target).split()
 
 
-def test_scores_of_equal_texts_are_full_marks():
+def test_equal_texts_score_100():
     text = ["the cat sat on the mat", "and went away again"]
     assert scores(text, text) == pytest.approx({"bleu": 100.0, "chrf": 100.0})
 
@@ -101,14 +75,14 @@ def test_scores_without_sacrebleu_name_the_extra(monkeypatch):
         scores(["a"], ["a"])
 
 
-def test_every_pair_is_translated_once_up_to_its_end(prepared, monkeypatch):
+def test_every_pair_is_translated_once_without_its_end_token(prepared, monkeypatch):
     """By a model that says the source; batches of four, of which the last is not full."""
 
     def say_the_source(model, params, ids, mask, *, max_new_tokens, **_):
         return ids[:, :max_new_tokens]
 
     monkeypatch.setattr(translation, "generate_target", say_the_source)
-    monkeypatch.setattr(translation, "_ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(translation, "_BATCH_ROWS", 4)
     pairs = pairs_of(*prepared, "validation", 10)
     found = list(translate(*prepared, None, None, pairs))
     assert [text.tolist() for text in found] == [source.tolist() for source, _ in pairs]

@@ -35,6 +35,9 @@ class Examples(Protocol):
     is_prepared: bool = False
     """Whether examples are rows already, and not passed through the objective's ``prepare``."""
 
+    scored_in_order: bool = False
+    """Whether neighbours may be windows of one document that is scored as a whole."""
+
     def __len__(self) -> int: ...
 
     def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

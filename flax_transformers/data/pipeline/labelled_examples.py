@@ -33,6 +33,7 @@ class LabelledExamples(Examples):
             )
         rows = {"document": _documents, "words": _words, "answers": _windows}[spec.rows]
         self._rows = rows(store, spec)
+        self.scored_in_order = spec.rows == "answers"
         if spec.rows == "document":
             _say_longer(store, spec, self._rows["stop"] - self._rows["start"])
 

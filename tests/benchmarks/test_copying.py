@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flax_transformers.evaluation.copying import (
+from benchmarks.baselines.copying import (
     COPYING,
     IN_GAP,
     LOST,

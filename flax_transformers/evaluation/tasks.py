@@ -1,0 +1,205 @@
+"""How runs with each objective are evaluated: baselines, evaluators and samples.
+
+`TASKS` is the one table, by type of the objective; a subclass has the entry of its nearest base.
+An objective of the user's own may add one. Without an entry it has its own held-out metrics alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+from etils import epath
+
+from flax_transformers.data.dataset import Dataset, parts_of
+from flax_transformers.evaluation.baselines import (
+    Baseline,
+    masked_token_baselines,
+    next_sentence_baselines,
+    next_token_baselines,
+    of_all_parts,
+    target_token_baselines,
+)
+from flax_transformers.evaluation.classification import (
+    classification_baselines,
+    classification_evaluator,
+    image_baselines,
+)
+from flax_transformers.evaluation.held_out import held_out_evaluator
+from flax_transformers.evaluation.question_answering import question_baselines, question_evaluator
+from flax_transformers.evaluation.reconstructions import (
+    reconstruction_baselines,
+    reconstruction_evaluator,
+)
+from flax_transformers.evaluation.samples import (
+    answered_samples,
+    continued_samples,
+    filled_samples,
+)
+from flax_transformers.evaluation.tagging import entity_evaluator, tagging_baselines
+from flax_transformers.evaluation.translation import translation_evaluator
+from flax_transformers.objectives.base import Objective
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.image_classification import ImageClassification
+from flax_transformers.objectives.lm_loss import LMLoss
+from flax_transformers.objectives.masked_image import MaskedImage
+from flax_transformers.objectives.masked_lm import Masking
+from flax_transformers.objectives.next_sentence import NextSentence
+from flax_transformers.objectives.question_answering import QuestionAnswering
+from flax_transformers.objectives.sequence_classification import SequenceClassification
+from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
+from flax_transformers.objectives.sequences import SequenceLoss
+from flax_transformers.objectives.token_classification import TokenClassification
+from flax_transformers.storage.workdir import write_text
+from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.loop import Evaluator, Snapshot
+
+
+@dataclass(frozen=True)
+class Run:
+    """Arguments of evaluators and samples: a run, or its part on one component of a mixture."""
+
+    config: TrainConfig
+    prepared: Any
+    """The data, of the kind that the objective reads."""
+    model: nn.Module
+    workdir: epath.Path | None
+    """None where nothing is to be written."""
+    part: str = ""
+    """Name of the component; empty for data without components."""
+
+
+Sample = Callable[[Snapshot], str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """How a run with an objective is evaluated, beside the objective's own held-out metrics.
+
+    ``baselines(config, data)`` scores guesses without a model. ``evaluators(run)`` gives functions
+    of a snapshot that return scores, or write files. ``sample(run)`` gives a function of a snapshot
+    that returns held-out text with the model's output as plain text.
+    """
+
+    baselines: Callable[[TrainConfig, Any], list[Baseline]] | None = None
+    evaluators: Callable[[Run], list[Evaluator]] | None = None
+    sample: Callable[[Run], Sample] | None = None
+
+
+def _translation(run: Run) -> list[Evaluator]:
+    at_step = None if run.workdir is None else run.config.total_steps
+    return translation_evaluator(run.config, run.prepared, run.model, at_step)
+
+
+def _classification(run: Run) -> list[Evaluator]:
+    return [classification_evaluator(run.config, run.prepared)]
+
+
+def _tagging(run: Run) -> list[Evaluator]:
+    return [entity_evaluator(run.config, run.prepared)]
+
+
+def _questions(run: Run) -> list[Evaluator]:
+    folder = None if run.workdir is None else run.workdir / "predictions" / run.part
+    return [question_evaluator(run.config, run.prepared, folder)]
+
+
+def _reconstruction(run: Run) -> list[Evaluator]:
+    if run.workdir is None:
+        return []
+    return [reconstruction_evaluator(run.config, run.prepared, run.workdir)]
+
+
+def _filled(run: Run) -> Sample:
+    return filled_samples(run.prepared)
+
+
+def _continued(run: Run) -> Sample:
+    return continued_samples(run.config, run.prepared, run.model)
+
+
+def _answered(run: Run) -> Sample:
+    return answered_samples(run.config, run.prepared, run.model)
+
+
+TASKS: dict[type, Task] = {
+    Masking: Task(masked_token_baselines, sample=_filled),
+    NextSentence: Task(next_sentence_baselines, sample=_filled),
+    LMLoss: Task(next_token_baselines),
+    CausalLM: Task(next_token_baselines, sample=_continued),
+    SequenceLoss: Task(target_token_baselines, sample=_answered),
+    SequenceToSequence: Task(target_token_baselines, _translation, _answered),
+    SequenceClassification: Task(classification_baselines, _classification),
+    TokenClassification: Task(tagging_baselines, _tagging),
+    QuestionAnswering: Task(question_baselines, _questions),
+    ImageClassification: Task(image_baselines),
+    MaskedImage: Task(reconstruction_baselines, _reconstruction),
+}
+
+
+def task_of(objective: Objective) -> Task:
+    """The entry of the objective's type in `TASKS`, or of its nearest base class."""
+    return next((TASKS[kind] for kind in type(objective).__mro__ if kind in TASKS), Task())
+
+
+def baselines(config: TrainConfig, prepared: Dataset) -> list[Baseline]:
+    """The baselines of a run; none without held-out data.
+
+    Of a mixture those of each component, after their means over the whole.
+    """
+    score = task_of(config.objective).baselines
+    if score is None:
+        return []
+    found: list[Baseline] = []
+    for name, part in _held_out_parts(prepared):
+        own = score(config, part)
+        found += [one.of_part(name) for one in own] if name else own
+    return of_all_parts([one for one in found if one.part]) + found
+
+
+def evaluators(
+    config: TrainConfig, prepared: Dataset, model: nn.Module, workdir: epath.Path | None
+) -> list[Evaluator]:
+    """Held-out scores of a run, and samples where there is a workdir to write them to.
+
+    In a mixture each component has all scores of its own, such as "eval/bleu_NAME".
+    """
+    task, chosen = task_of(config.objective), [held_out_evaluator(config, prepared)]
+    samples: list[tuple[str, Sample]] = []
+    for name, part in _held_out_parts(prepared):
+        run = Run(config, part, model, workdir, name)
+        for evaluate in task.evaluators(run) if task.evaluators else ():
+            chosen.append(_of_part(evaluate, name) if name else evaluate)
+        if task.sample is not None:
+            samples.append((name, task.sample(run)))
+    if workdir is not None and samples:
+        chosen.append(_sampler(workdir, samples))
+    return chosen
+
+
+def _held_out_parts(prepared: Dataset) -> list[tuple[str, Dataset]]:
+    parts = parts_of(prepared)
+    return [(name, part) for name, part in parts if getattr(part, "validation", None) is not None]
+
+
+def _of_part(evaluate: Evaluator, name: str) -> Evaluator:
+    """Adds the name of a component to the names of the scores."""
+    return lambda snapshot: {
+        f"{metric}_{name}": score for metric, score in evaluate(snapshot).items()
+    }
+
+
+def _sampler(workdir: epath.Path, samples: Sequence[tuple[str, Sample]]) -> Evaluator:
+    """Writes the samples of all components to one file at each evaluation."""
+
+    def evaluate(snapshot: Snapshot) -> dict[str, float]:
+        found = [(name, sample(snapshot)) for name, sample in samples]
+        if jax.process_index() == 0:
+            text = "\n\n".join(f"{name}:\n\n{shown}" if name else shown for name, shown in found)
+            write_text(workdir / "samples" / f"step_{snapshot.step:08d}.txt", text + "\n")
+        return {}
+
+    return evaluate
