@@ -21,7 +21,7 @@ from etils import epath
 
 from flax_transformers.errors import UserError
 from flax_transformers.storage import checksums
-from flax_transformers.storage.remote import bucket_path, is_bucket
+from flax_transformers.storage.paths import absolute, exists, is_bucket, is_folder, list_files
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +49,6 @@ def is_local(path: epath.Path) -> bool:
     return not is_bucket(path)
 
 
-def absolute(path: str | os.PathLike[str]) -> epath.Path:
-    """As an absolute path, whether local or in a bucket."""
-    if is_bucket(path):
-        return bucket_path(path)
-    return epath.Path(os.path.abspath(epath.Path(path).expanduser()))
-
-
 def require_writable(directory: epath.Path) -> None:
     """Makes `directory` and tries it out. Raises UserError if that fails."""
     probe = directory / f".writable-{os.getpid()}"
@@ -72,12 +65,12 @@ def require_writable(directory: epath.Path) -> None:
 
 def finished_steps(directory: epath.Path) -> list[int]:
     """Steps that were committed, oldest first, whether or not they would pass their check."""
-    if not checksums.exists(directory):
+    if not exists(directory):
         return []
     named = [path for path in directory.iterdir() if _STEP.fullmatch(path.name)]
-    folders = [path for path in named if checksums.is_folder(path)]
+    folders = [path for path in named if is_folder(path)]
     if not is_local(directory):  # written in place, finished with the file of the commit
-        folders = [path for path in folders if checksums.exists(path / checksums.COMMIT_FILES[1])]
+        folders = [path for path in folders if exists(path / checksums.COMMIT_FILES[1])]
     return sorted(int(path.name) for path in folders)
 
 
@@ -87,8 +80,8 @@ def has_checkpoint(path: str | os.PathLike[str]) -> bool:
     root = absolute(path)
     with reading(root):
         inner = root / "checkpoints"
-        directory = inner if checksums.exists(inner) else root
-        return checksums.exists(root / "state") or bool(finished_steps(directory))
+        directory = inner if exists(inner) else root
+        return exists(root / "state") or bool(finished_steps(directory))
 
 
 def problems(folder: epath.Path) -> list[str] | None:
@@ -99,7 +92,7 @@ def problems(folder: epath.Path) -> list[str] | None:
     with reading(folder):
         if checksums.has_index(folder):
             return checksums.verify(folder)
-        missing = [f"{name} is missing" for name in _NEEDED if not checksums.exists(folder / name)]
+        missing = [f"{name} is missing" for name in _NEEDED if not exists(folder / name)]
         return missing or None
 
 
@@ -153,7 +146,7 @@ def write_files(folder: epath.Path, files: Files) -> None:
         if isinstance(contents, bytes):
             copies = {target: contents}
         elif (source := epath.Path(contents)).is_dir():
-            copies = {target / n: (source / n).read_bytes() for n in checksums.list_files(source)}
+            copies = {target / n: (source / n).read_bytes() for n in list_files(source)}
         else:
             copies = {target: source.read_bytes()}
         for path, raw in copies.items():
@@ -247,7 +240,7 @@ def find_step(path: epath.Path) -> Found:
     Changes nothing. Raises UserError if there is none, or if the step folder given is damaged.
     """
     with reading(path):
-        is_step = checksums.exists(path / "state")
+        is_step = exists(path / "state")
     if is_step:
         wrong = problems(path)
         if wrong:
@@ -258,7 +251,7 @@ def find_step(path: epath.Path) -> Found:
         return Found(step, path, verified=wrong is not None)
     inner = path / "checkpoints"
     with reading(path):
-        directory = inner if checksums.exists(inner) else path
+        directory = inner if exists(inner) else path
     found = choose_newest(directory, set_aside_at_most=None)
     if found is None:
         raise UserError(
@@ -301,7 +294,7 @@ def set_aside(directory: epath.Path, kind: str, step: int, reason: str, at_most:
 def _move_objects(source: epath.Path, target: epath.Path) -> None:
     """A bucket has no folders to rename. No step from the first moment on, nothing lost at any."""
     commit = checksums.COMMIT_FILES[1]
-    names = sorted(checksums.list_files(source), key=lambda name: name != commit)
+    names = sorted(list_files(source), key=lambda name: name != commit)
     for name in names:
         (source / name).copy(target / name, overwrite=True)
         if name == commit:

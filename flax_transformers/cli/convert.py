@@ -102,7 +102,7 @@ def _write_directory(target: Path, model: Any, params: Any, found: Found) -> tup
     from flax_transformers.cli.run_files import run_files, with_ids_of
     from flax_transformers.huggingface import side_files
     from flax_transformers.huggingface import write as hub_write
-    from flax_transformers.storage.remote import is_bucket
+    from flax_transformers.storage.paths import is_bucket
 
     # Of two tokenizers, one alone would write the target side wrongly.
     two_tokenizers = (found.folder / "target_tokenizer").is_dir()

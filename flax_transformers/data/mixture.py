@@ -29,7 +29,6 @@ from flax_transformers.data.prepare.shards import is_held_out
 from flax_transformers.data.prepare.store_locks import (
     Compare,
     corpus_of,
-    exclusive_lock,
     without_paths,
 )
 from flax_transformers.data.prepare.text import (
@@ -52,6 +51,7 @@ from flax_transformers.former_names import accepts_former_fields
 from flax_transformers.objectives.base import Vocabulary, WindowSpec
 from flax_transformers.ranges import Ranges
 from flax_transformers.storage.folders import Folder, open_folder
+from flax_transformers.storage.locks import exclusive_lock
 
 MIXTURE = "mixture.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

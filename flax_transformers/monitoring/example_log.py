@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from flax_transformers.storage.remote import is_bucket
+from flax_transformers.storage.paths import is_bucket
 from flax_transformers.storage.workdir import read_side_file, write_text, writing
 
 log = logging.getLogger(__name__)

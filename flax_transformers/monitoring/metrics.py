@@ -27,7 +27,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
 from flax_transformers.errors import UserError
-from flax_transformers.storage.remote import is_bucket
+from flax_transformers.storage.paths import is_bucket
 from flax_transformers.storage.workdir import read_side_file
 
 log = logging.getLogger(__name__)

@@ -1,12 +1,12 @@
-"""Digests of a checkpoint's files: written with it, checked before it is read.
+"""Checksums of a checkpoint's files: written with it, verified before it is read.
 
-`DIGESTS.json` in a step folder holds the size and sha256 of every other file in it, and a sha256 of
-its own contents. It is written before the step is committed, so a committed step can always be
-checked. Each process hashes the subfolder of arrays that it wrote itself and leaves the result
-there as a part; process 0 hashes the rest and gathers the parts.
+`DIGESTS.json` in a step folder contains the size and sha256 of every other file in it, and a sha256
+of its own content. It is written before the step is committed, so that every committed step can be
+verified. Each process hashes the subfolder of arrays that it wrote and leaves the result there as a
+part; process 0 hashes the rest and collects the parts.
 
-The two small files that orbax writes while it commits cannot be known any earlier. They are added
-right after, by `seal`; until then they are allowed to be there without a digest.
+Orbax writes two small files during the commit. `seal` adds their checksums afterwards; until then
+they may exist without one.
 """
 
 from __future__ import annotations
@@ -14,77 +14,39 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from etils import epath
 
-from flax_transformers.storage.remote import is_bucket
+from flax_transformers.storage.file_hashes import blocks_of, record_of
+from flax_transformers.storage.folders import write_atomically
+from flax_transformers.storage.paths import exists, is_bucket, list_files
 
 INDEX_NAME = "DIGESTS.json"
 PART_NAME = "DIGESTS.part"
 COMMIT_FILES = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
-_CHUNK_BYTES = 4 * 2**20
 _THREADS = 4
 
 FileDigests = dict[str, list[Any]]  # relative path -> [size in bytes, sha256 in hex]
 
 
-def list_files(folder: epath.Path) -> list[str]:
-    """Relative POSIX paths of all files below `folder`, sorted."""
-    names, pending = [], [(folder, "")]
-    while pending:
-        parent, prefix = pending.pop()
-        for child in parent.iterdir():
-            if is_folder(child):
-                pending.append((child, f"{prefix}{child.name}/"))
-            else:
-                names.append(prefix + child.name)
-    return sorted(names)
-
-
-def exists(path: epath.Path) -> bool:
-    """Whether there is such a file or folder. Unlike `Path.exists`, raises OSError, or what the
-    client of a bucket raises, where the storage does not tell."""
-    return _is_folder(path) is not None
-
-
-def is_folder(path: epath.Path) -> bool:
-    """Whether there is such a folder. Raises as `exists`."""
-    return bool(_is_folder(path))
-
-
-def _is_folder(path: epath.Path) -> bool | None:
-    """None where nothing is."""
-    try:
-        if not is_bucket(path):
-            return stat.S_ISDIR(os.stat(path).st_mode)
-        import fsspec
-
-        # Its own `exists` takes any failure for a no.
-        client, name = fsspec.core.url_to_fs(os.fspath(path))
-        return client.info(name)["type"] == "directory"
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
 def has_index(folder: epath.Path) -> bool:
-    """Whether `folder` was written with digests."""
+    """Whether `folder` was written with checksums."""
     return exists(folder / INDEX_NAME)
 
 
 def write_part(folder: epath.Path) -> None:
-    """Hashes every file in the subfolder that one process wrote and leaves the result in it."""
+    """Hashes every file in the subfolder that one process wrote and writes the result into it."""
     _write(folder / PART_NAME, _encode(_hash_files(folder, list_files(folder))))
 
 
 def write_index(folder: epath.Path) -> None:
-    """Writes the index of a step folder about to be committed; removes the parts it gathers.
+    """Writes the index of a step folder before it is committed; removes the parts it collects.
 
-    A part that is damaged or absent costs time, not safety: process 0 hashes those files itself.
+    If a part is damaged or missing, process 0 hashes those files itself.
     """
     names = list_files(folder)
     present = set(names)
@@ -103,24 +65,22 @@ def write_index(folder: epath.Path) -> None:
 
 
 def seal(folder: epath.Path) -> None:
-    """Adds the files of the commit itself to the index of a step just committed, atomically."""
+    """Adds the files of the commit to the index of a committed step, atomically."""
     files = _decode((folder / INDEX_NAME).read_bytes())
     late = [name for name in COMMIT_FILES if (folder / name).exists()]
-    if is_bucket(folder):  # where an object is replaced whole
-        _write(folder / INDEX_NAME, _encode(files | _hash_files(folder, late)))
-        return
-    # Beside the step folder, so that a process killed here leaves no stray file in it.
-    temporary = folder.parent / f".{INDEX_NAME}.tmp"
-    _write(temporary, _encode(files | _hash_files(folder, late)))
-    temporary.replace(folder / INDEX_NAME)
+    content = _encode(files | _hash_files(folder, late))
+    if is_bucket(folder):  # objects are replaced atomically
+        (folder / INDEX_NAME).write_bytes(content)
+    else:  # with the temporary file beside the step folder: a killed process leaves nothing in it
+        temporary = folder.parent / f".{INDEX_NAME}.tmp"
+        write_atomically(folder / INDEX_NAME, content, temporary=temporary)
 
 
 def verify(folder: epath.Path) -> list[str]:
-    """What is wrong with a step folder, one phrase per file; an empty list if all is well.
+    """The problems of a step folder, one phrase per file; empty if it is intact.
 
-    Detects a file that is missing, added, truncated or changed by as little as one bit, the index
-    itself included. Raises OSError, or what the client of a bucket raises, for a file that is there
-    and cannot be read: that says nothing of what is in it.
+    Detects files that are missing, added, truncated or changed, the index included. Raises OSError,
+    or an error of the bucket's client, for a file that exists and cannot be read.
     """
     if not has_index(folder):
         return [f"{INDEX_NAME} is missing"]
@@ -155,12 +115,9 @@ def _hash_files(folder: epath.Path, names: Iterable[str]) -> FileDigests:
 
 def _hash_file(path: epath.Path) -> list[Any]:
     """[size in bytes, sha256 in hex], read as a stream."""
-    digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return [size, digest.hexdigest()]
+        record = record_of(blocks_of(file))
+    return [record.bytes, record.sha256]
 
 
 def _encode(files: FileDigests) -> bytes:
@@ -170,7 +127,7 @@ def _encode(files: FileDigests) -> bytes:
 
 
 def _decode(raw: bytes) -> FileDigests:
-    """Inverse of `_encode`; ValueError unless `raw` is what it would write, to the bit."""
+    """Inverse of `_encode`. Raises ValueError unless `raw` is exactly what it would write."""
     whole = json.loads(raw)
     files = whole.get("files") if isinstance(whole, dict) else None
     if not isinstance(files, dict) or _encode(files) != raw:

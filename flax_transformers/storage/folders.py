@@ -1,9 +1,9 @@
-"""A folder of finished files, on a local disk or in a bucket (gs://, s3://, file://).
+"""Folders of finished files, on a local disk or in a bucket (gs://, s3://, file://).
 
-Files appear whole or not at all: written under a temporary name, synced, renamed (a bucket does
-this by itself). Syncing can be put off for files that are checked before anybody relies on them.
-Reads are byte ranges. Bucket traffic goes through tensorstore's key-value store, which needs no
-cloud SDK. Failed writes raise UserError, a missing file FileNotFoundError.
+Writes are atomic: to a temporary name, synced, renamed (a bucket replaces objects atomically). The
+sync can be deferred for files that are verified before they are used. Reads are byte ranges.
+Buckets are accessed through tensorstore's key-value store, which needs no cloud SDK. Failed writes
+raise UserError, a missing file FileNotFoundError.
 """
 
 from __future__ import annotations
@@ -28,72 +28,112 @@ _TEMPORARY = ".tmp-"
 
 
 class RandomFile(Protocol):
-    """A file that is read at random."""
+    """A file with random access."""
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop); fewer if the file ends before. Raises OSError."""
+        """Bytes [start, stop), or fewer at the end of the file. Raises OSError."""
 
 
 class Folder(Protocol):
-    """What LocalFolder and BucketFolder have in common. Names are relative, with "/"."""
+    """Interface of LocalFolder and BucketFolder. Names are relative, with "/"."""
 
     path: str
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there."""
+        """Whether the file exists."""
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Bytes [start, stop); fewer if the file ends before."""
+        """Bytes [start, stop), or fewer at the end of the file."""
 
     def open(self, name: str) -> RandomFile:
-        """The file, for many reads at random."""
+        """The file, for random access."""
 
-    def write(self, name: str, content: bytes, *, lasting: bool = True) -> None:
-        """Replaces the file as a whole. If it is not ``lasting`` it may be lost or damaged in a
-        power cut until `sync`."""
+    def write(self, name: str, content: Any, *, lasting: bool = True) -> None:
+        """Replaces the file atomically by bytes or another buffer. Unless ``lasting``, a power cut
+        may damage it until `sync`."""
 
     def names(self, prefix: str) -> list[str]:
         """Names of the files directly below ``prefix`` (which ends in "/"), sorted."""
 
     def delete(self, name: str) -> None:
-        """Removes the file if it is there."""
+        """Removes the file if it exists."""
 
     def temporary(self, name: str) -> Path:
-        """Where this process may write the file that `publish` then moves into place."""
+        """A local path for this process to write a file that `publish` then moves to its name."""
 
     def publish(self, temporary: Path, name: str, *, lasting: bool = True) -> None:
-        """Moves a finished local file, already synced if it is to be ``lasting``, to its name."""
+        """Moves a finished local file to its name; a ``lasting`` one must be synced already."""
 
     def sync(self) -> None:
-        """Makes all that was written lasting: at once, as that takes long for file after file."""
+        """Makes all writes durable at once, which is faster than file by file."""
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:
-    """A folder that need not exist yet; anything of the form scheme://... is a bucket."""
+    """A folder, which need not exist yet; scheme://... is a bucket."""
     text = os.fspath(path)
     return BucketFolder(text) if "://" in text else LocalFolder(os.path.abspath(text))
 
 
 @contextlib.contextmanager
 def writing(path: str, failure: type[Exception] = OSError) -> Iterator[None]:
-    """Turns a failed write anywhere below ``path`` into a UserError."""
+    """Turns a failed write below ``path`` into a UserError."""
     try:
         yield
     except failure as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"Could not write in {path}: {reason}; make room or give write access there, or choose "
-            "another directory, then run the same command again to go on."
+            f"Could not write in {path}: {reason}; free some space or give write access there, or "
+            "choose another directory, then run the same command again to resume."
         ) from error
 
 
+def write_atomically(
+    path: str | os.PathLike[str],
+    content: Any,
+    *,
+    temporary: str | os.PathLike[str] | None = None,
+    lasting: bool = True,
+) -> None:
+    """Replaces a local file as a whole by bytes or another buffer. Raises OSError.
+
+    ``temporary``: where it is written first, in the same file system; default: beside it, with the
+    ending ".tmp". ``lasting``: sync it, so that it survives a power cut.
+    """
+    first = f"{os.fspath(path)}.tmp" if temporary is None else temporary
+    try:
+        with open(first, "wb") as file:
+            file.write(content)
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(first, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(first)
+        raise
+    if lasting:
+        _sync_folder(os.path.dirname(path) or ".")
+
+
+def _sync_folder(path: str | os.PathLike[str], *, contents: bool = False) -> None:
+    """Makes new names in a folder durable; with ``contents``, all writes to its file system."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if contents:
+            _sync_file_system(descriptor)
+        else:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 _OPEN_FILES = 256
-"""Of stores at once in a process: a store has a few files for each of thousands of shards."""
+"""Limit of open files per process: a store has a few files for each of thousands of shards."""
 _open_files: deque[weakref.ref[LocalFile]] = deque()
 
 
 class _Descriptor:
-    """An open file, which closes when nobody uses it any more."""
+    """An open file that closes when it is no longer referenced."""
 
     def __init__(self, path: str) -> None:
         self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -104,7 +144,7 @@ class _Descriptor:
 
 
 class LocalFile:
-    """See RandomFile. Closed when many others are opened, and opened again when it is read."""
+    """See RandomFile. Closed when many others are opened, and reopened when it is read."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -155,15 +195,10 @@ class LocalFolder:
     def open(self, name: str) -> LocalFile:
         return LocalFile(os.path.join(self.path, name))
 
-    def write(self, name: str, content: bytes, *, lasting: bool = True) -> None:
+    def write(self, name: str, content: Any, *, lasting: bool = True) -> None:
         with writing(self.path):
-            temporary = self.temporary(name)
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                if lasting:
-                    os.fsync(file.fileno())
-        self.publish(temporary, name, lasting=lasting)
+            path = os.path.join(self.path, name)
+            write_atomically(path, content, temporary=self.temporary(name), lasting=lasting)
 
     def names(self, prefix: str) -> list[str]:
         root = Path(self.path, prefix)
@@ -184,26 +219,18 @@ class LocalFolder:
         with writing(self.path):
             target = Path(self.path, name)
             os.replace(temporary, target)
-            if not lasting:
-                return
-            directory = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)  # the new name itself survives a power cut
-            finally:
-                os.close(directory)
+            if lasting:
+                _sync_folder(target.parent)
 
     def sync(self) -> None:
         with writing(self.path):
-            directory = os.open(self.path, os.O_RDONLY)
-            try:
-                _sync_file_system(directory)
-            finally:
-                os.close(directory)
+            _sync_folder(self.path, contents=True)
 
     def remove_temporaries(self) -> None:
-        """Removes what killed writers left; only where no other writer of this machine is at work.
+        """Removes what killed writers left. No other process of this machine may be writing.
 
-        A writer of another machine may be, without us seeing its lock: its files stay for a week.
+        A process of another machine may write without our seeing its lock: its files are kept for a
+        week.
         """
         own, long_ago = f"{_TEMPORARY}{socket.gethostname()}-", time.time() - 7 * 24 * 3600
         for path in Path(self.path).rglob(f"*{_TEMPORARY}*"):
@@ -213,7 +240,7 @@ class LocalFolder:
 
 
 def _sync_file_system(descriptor: int) -> None:
-    """Writes to disk what the file system of an open file still has in memory."""
+    """Writes to disk what the file system of an open file has in memory."""
     syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
     if syncfs is None:  # not Linux
         os.sync()
@@ -223,7 +250,7 @@ def _sync_file_system(descriptor: int) -> None:
 
 
 def kvstore_spec(url: str) -> Any:
-    """``url`` for tensorstore, which does not itself look for an end point in AWS_ENDPOINT_URL."""
+    """``url`` for tensorstore, which itself ignores AWS_ENDPOINT_URL."""
     end_point = os.environ.get("AWS_ENDPOINT_URL")
     if not end_point or not url.startswith("s3://"):
         return url
@@ -238,7 +265,7 @@ def kvstore_spec(url: str) -> Any:
 
 
 class BucketFolder:
-    """See Folder. Opened on first use, so that it pickles. tensorstore raises ValueError."""
+    """See Folder. Opened on first use, so that it can be pickled. tensorstore raises ValueError."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -280,9 +307,9 @@ class BucketFolder:
     def open(self, name: str) -> _BucketFile:
         return _BucketFile(self, name)
 
-    def write(self, name: str, content: bytes, *, lasting: bool = True) -> None:
+    def write(self, name: str, content: Any, *, lasting: bool = True) -> None:
         with writing(self.path, ValueError):
-            self._store.write(name, content).result()
+            self._store.write(name, bytes(content)).result()
 
     def names(self, prefix: str) -> list[str]:
         end = prefix[:-1] + chr(ord("/") + 1)
@@ -299,7 +326,7 @@ class BucketFolder:
         return Path(path)
 
     def sync(self) -> None:
-        """Buckets lose nothing."""
+        """Objects are durable as soon as they are written."""
 
     def publish(self, temporary: Path, name: str, *, lasting: bool = True) -> None:
         try:

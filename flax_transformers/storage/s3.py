@@ -1,4 +1,4 @@
-"""Checkpoints in s3://: tensorstore writes there, but orbax (0.12) asks it to for gs:// alone."""
+"""Checkpoints in s3://: orbax (0.12) uses tensorstore for gs:// only, which supports s3:// too."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _SCHEME = "s3://"
 
 
 @functools.cache
-def teach_orbax() -> None:
-    """From now on orbax hands s3:// paths to tensorstore, as it does with gs:// paths.
+def patch_orbax() -> None:
+    """Makes orbax hand s3:// paths to tensorstore, as it does with gs:// paths.
 
-    Replaces three private functions of orbax by ones that know one scheme more. Raises UserError
-    for an orbax that does not have them.
+    Replaces three private functions of orbax by ones that know this scheme too. Raises UserError if
+    orbax does not have them.
     """
     # ruff: noqa: TID251
     try:
@@ -28,7 +28,7 @@ def teach_orbax() -> None:
         normalize, spec = tensorstore_utils._normalize_path, gcs_utils.get_kvstore_for_gcs
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"this version of orbax cannot be taught to write to s3:// ({error}); use the one of "
+            f"this version of orbax cannot write to s3:// ({error}); use the one of "
             "constraints.txt, a gs:// workdir or a local one"
         ) from error
 

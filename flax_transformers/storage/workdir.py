@@ -1,4 +1,4 @@
-"""The folder, or bucket, that holds all that a run writes."""
+"""The workdir: the folder or bucket that a run writes to."""
 
 from __future__ import annotations
 
@@ -15,68 +15,65 @@ import jax
 from etils import epath
 
 from flax_transformers.errors import UserError
-from flax_transformers.storage.remote import bucket_path, is_bucket, leased
+from flax_transformers.storage.folders import write_atomically
+from flax_transformers.storage.locks import lease, lock_file, open_lock
+from flax_transformers.storage.paths import absolute, is_bucket
 
 log = logging.getLogger(__name__)
 
 _SIDE_FILES = re.compile(r"(config\.json|metrics\.jsonl|baselines\.json|ledger-\d+\.jsonl)(\.tmp)?")
 _SIDE_FOLDERS = re.compile(r"tokenizer|target_tokenizer|samples|predictions|plots|tensorboard")
 _UNSAFE = "[]*?\\"
-"""Characters that file patterns give a meaning to; orbax then does not find its own files."""
+"""Characters with a meaning in file patterns: orbax does not find its own files with them."""
 
 
 def open_workdir(path: str | os.PathLike[str]) -> epath.Path:
-    """``path`` as one absolute path or URL, for everything that follows.
+    """``path`` as an absolute path or URL.
 
-    Raises UserError for a path that cannot be used, or a bucket whose client is not installed.
+    Raises UserError for a path that cannot be used, and a bucket whose client is not installed.
     """
     text = os.path.expanduser(os.fspath(path))
     if text.startswith("~"):
-        raise UserError(f"--workdir {text} names a user that is not there; give the whole path")
+        raise UserError(f"--workdir {text} names an unknown user; give the whole path")
     if any(character in text for character in _UNSAFE):
         raise UserError(f"--workdir {text} has one of the characters {_UNSAFE}; rename the folder")
-    return bucket_path(text) if is_bucket(text) else epath.Path(os.path.abspath(text))
+    return absolute(text)
 
 
 @contextlib.contextmanager
 def exclusive_lock(workdir: epath.Path) -> Iterator[None]:
-    """Keeps a second training out of a workdir while this one goes on.
+    """Keeps a second training run out of a workdir.
 
-    Raises UserError if another process trains there. Disks without locks are left unguarded; in a
-    bucket, see `buckets.leased`.
+    Raises UserError if another process trains there. Disks without locks are not protected; for
+    buckets see `locks.lease`.
     """
     if jax.process_index() != 0:
         yield
         return
     if is_bucket(workdir):
-        with leased(workdir):
+        with lease(workdir):
             yield
         return
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
         set_aside_unusable(workdir / ".lock")
-        lock = open(Path(workdir) / ".lock", "a")  # noqa: SIM115 (closed below)
+        lock = open_lock(workdir)
     except OSError as error:
         raise _cannot_write(workdir, error) from error
     with lock:
         try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(lock)
         except BlockingIOError:
             raise UserError(
                 f"another process trains in {workdir}; wait for it, or choose another --workdir"
             ) from None
-        except (ImportError, OSError):
-            pass
         yield
 
 
 def clear_side_files(workdir: epath.Path) -> None:
-    """Sets aside what is unusable of all that a run writes beside its checkpoints.
+    """Sets aside unusable files that a run writes beside its checkpoints.
 
-    None of it is needed to resume. In a bucket there are neither folders nor permissions to be in
-    the way.
+    None of them is needed to resume. Buckets have neither folders nor permissions in the way.
     """
     if is_bucket(workdir) or not workdir.is_dir():
         return
@@ -88,7 +85,7 @@ def clear_side_files(workdir: epath.Path) -> None:
 
 
 def set_aside_unusable(path: epath.Path, *, folder: bool = False) -> None:
-    """Renames `path` if it is there and is no readable file, or no readable folder."""
+    """Renames `path` if it exists and is not a readable file, or not a readable folder."""
     if is_bucket(path) or not os.path.lexists(path):
         return
     try:
@@ -102,11 +99,11 @@ def set_aside_unusable(path: epath.Path, *, folder: bool = False) -> None:
         set_aside(path, f"cannot be read ({error.strerror or error})")
         return
     if not is_right:
-        set_aside(path, f"is no {'folder' if folder else 'file'}")
+        set_aside(path, f"is not a {'folder' if folder else 'file'}")
 
 
 def set_aside(path: epath.Path, reason: str) -> None:
-    """Renames a side file to ``NAME.unusable-N``, and says why. Never raises."""
+    """Renames a side file to ``NAME.unusable-N`` and logs the reason. Never raises."""
     names = (f"{path.name}.unusable-{number}" for number in itertools.count())
     target = next(path.parent / name for name in names if not (path.parent / name).exists())
     try:
@@ -118,9 +115,9 @@ def set_aside(path: epath.Path, reason: str) -> None:
 
 
 def read_side_file(path: epath.Path) -> str | None:
-    """The text of a side file, what is not UTF-8 replaced; None if there is none.
+    """The text of a side file, with invalid UTF-8 replaced; None if it does not exist.
 
-    One that cannot be read is set aside. Never raises.
+    An unreadable file is set aside. Never raises.
     """
     try:
         return path.read_bytes().decode("utf-8", errors="replace")
@@ -132,15 +129,13 @@ def read_side_file(path: epath.Path) -> str | None:
 
 
 def write_text(path: epath.Path, text: str) -> None:
-    """Replaces a file in one go. Raises UserError where it cannot be written."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Replaces a file atomically. Raises UserError if it cannot be written."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if is_bucket(path):
             path.write_text(text)
         else:
-            temporary.write_text(text)
-            temporary.replace(path)
+            write_atomically(path, text.encode(), lasting=False)
 
 
 @contextlib.contextmanager
@@ -154,6 +149,6 @@ def writing(path: epath.Path) -> Iterator[None]:
 
 def _cannot_write(path: epath.Path, error: OSError) -> UserError:
     return UserError(
-        f"{path} cannot be written ({error.strerror or error}); make room there or choose another "
-        "--workdir"
+        f"{path} cannot be written ({error.strerror or error}); free some space there or choose "
+        "another --workdir"
     )

@@ -17,7 +17,7 @@ from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import Totals
 from flax_transformers.objectives.rows import run_frame
-from flax_transformers.storage.checksums import list_files
+from flax_transformers.storage.paths import list_files
 from flax_transformers.training.config import TrainConfig, check_resumable
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""gcp-storage-emulator with its faults mended: ``python gcs_emulator.py PORT``.
+"""gcp-storage-emulator with its faults fixed: ``python gcs_emulator.py PORT``.
 
 It fails on objects without a byte, answers ranges behind the end of an object with 206 where Google
 Cloud Storage says 416, lists past startOffset and endOffset, and knows neither the header

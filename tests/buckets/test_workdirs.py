@@ -15,7 +15,8 @@ from flax_transformers.checkpointing.step_directories import finished_steps
 from flax_transformers.cli.main import main
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
-from flax_transformers.storage import remote
+from flax_transformers.storage import locks
+from flax_transformers.storage.paths import bucket_path
 from flax_transformers.storage.workdir import open_workdir
 from flax_transformers.testing import relative_difference, write_corpus
 
@@ -143,8 +144,9 @@ def losses(workdir: epath.Path) -> list[float]:
 
 HOLD = """
 import sys, time
-from flax_transformers.storage.remote import bucket_path, leased
-with leased(bucket_path(sys.argv[1]), seconds=4):
+from flax_transformers.storage.locks import lease
+from flax_transformers.storage.paths import bucket_path
+with lease(bucket_path(sys.argv[1]), seconds=4):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -153,23 +155,23 @@ with leased(bucket_path(sys.argv[1]), seconds=4):
 def test_a_bucket_is_left_to_its_owner_until_that_is_killed(bucket, environment):
     command = [sys.executable, "-c", HOLD, bucket]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    folder = remote.bucket_path(bucket)
+    folder = bucket_path(bucket)
     try:
         assert first.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="another process trains in"):
-            remote.leased(folder, seconds=4).__enter__()
+            locks.lease(folder, seconds=4).__enter__()
     finally:
         first.kill()
         first.wait()
-    with remote.leased(folder, seconds=4):
+    with locks.lease(folder, seconds=4):
         assert names(folder) == {".lock"}
     assert not (folder / ".lock").exists()
 
 
 def test_a_lock_of_another_machine_that_stands_still_is_taken_over(bucket):
-    folder = remote.bucket_path(bucket)
+    folder = bucket_path(bucket)
     (folder / ".lock").write_text(json.dumps({"host": "elsewhere", "process": 1, "id": "a"}))
-    with remote.leased(folder, seconds=0.5):
+    with locks.lease(folder, seconds=0.5):
         assert json.loads((folder / ".lock").read_text())["id"] != "a"
 
 

@@ -22,8 +22,8 @@ from flax_transformers.data.store import tokenizer as store_tokenizer_module
 from flax_transformers.data.store.files import DIGEST, sealed
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
-from flax_transformers.storage import file_digests as content_module
-from flax_transformers.storage.file_digests import content_digest
+from flax_transformers.storage import file_hashes as content_module
+from flax_transformers.storage.file_hashes import content_digest
 from tests.data.images.test_dataset import data as image_data
 from tests.data.images.test_dataset import read_all, write_folder, write_idx
 from tests.data.prepare.test_text import files

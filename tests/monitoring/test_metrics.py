@@ -138,7 +138,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_open(tmp_path):
     writer = MetricsWriter(tmp_path)
     writer._appended.close()
     writer._appended = writer._open[0] = full = FullDisk()
-    with pytest.raises(UserError, match=r"No space left on device.*make room"), writer:
+    with pytest.raises(UserError, match=r"No space left on device.*free some space"), writer:
         writer.write(1, {"train/loss": 9.0})
     assert full.closed
 

@@ -7,7 +7,7 @@ from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from flax_transformers.errors import UserError
-from flax_transformers.storage.s3 import teach_orbax
+from flax_transformers.storage.s3 import patch_orbax
 
 
 @pytest.fixture
@@ -19,9 +19,9 @@ def orbax(monkeypatch):
         (gcs_utils, "get_kvstore_for_gcs"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name))
-    teach_orbax.cache_clear()
+    patch_orbax.cache_clear()
     yield monkeypatch
-    teach_orbax.cache_clear()
+    patch_orbax.cache_clear()
 
 
 def spec(path):
@@ -33,7 +33,7 @@ def test_arrays_in_s3_are_handed_to_its_driver_and_others_as_before(orbax, tmp_p
     with pytest.raises(ValueError, match="should be absolute"):
         spec("s3://bucket/run/state")
     orbax.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    teach_orbax()
+    patch_orbax()
     found = spec("s3://bucket/run/state/")
     assert (found["driver"], found["bucket"], found["path"]) == ("s3", "bucket", "run/state")
     assert found["endpoint"] == "http://127.0.0.1:1"
@@ -42,5 +42,5 @@ def test_arrays_in_s3_are_handed_to_its_driver_and_others_as_before(orbax, tmp_p
 
 def test_an_orbax_without_these_functions_is_refused(orbax):
     orbax.delattr(tensorstore_utils, "_use_gcs_driver")
-    with pytest.raises(UserError, match="cannot be taught to write to s3://"):
-        teach_orbax()
+    with pytest.raises(UserError, match="cannot write to s3://"):
+        patch_orbax()

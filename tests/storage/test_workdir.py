@@ -27,7 +27,7 @@ def test_a_relative_path_becomes_absolute(tmp_path, monkeypatch):
     ("path", "reason"),
     [
         ("runs/a[1]", "has one of the characters"),
-        ("~nosuchuser/run", "names a user that is not there"),
+        ("~nosuchuser/run", "names an unknown user"),
         ("nosuchscheme://bucket/run", "cannot be reached"),
     ],
 )

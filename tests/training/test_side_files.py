@@ -136,7 +136,7 @@ def test_a_folder_that_became_a_file_is_set_aside(written, tmp_path, caplog):
         (workdir / name).write_text("no folder")
     restart(workdir)
     for name in ("samples", "tensorboard", "plots", "tokenizer"):
-        assert f"{name} is no folder: set aside as {name}.unusable-0" in caplog.text
+        assert f"{name} is not a folder: set aside as {name}.unusable-0" in caplog.text
         assert (workdir / f"{name}.unusable-0").read_text() == "no folder"
 
 

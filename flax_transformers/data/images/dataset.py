@@ -31,10 +31,8 @@ from flax_transformers.data.prepare.store_locks import (
     Compare,
     Corpus,
     claim,
-    exclusive_lock,
     refuse_changed,
     refuse_other,
-    shared_lock,
     source_settings,
     without_paths,
 )
@@ -46,8 +44,9 @@ from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Vocabulary, WindowSpec
 from flax_transformers.objectives.images import ImageSpec
 from flax_transformers.ranges import Ranges
-from flax_transformers.storage.file_digests import NamedFiles, content_digest, sizes_digest
+from flax_transformers.storage.file_hashes import NamedFiles, content_digest, sizes_digest
 from flax_transformers.storage.folders import LocalFolder
+from flax_transformers.storage.locks import exclusive_lock, shared_lock
 
 DEFAULT_FRACTION = 0.02
 """Held out where the source has no split for it and nothing else is said."""

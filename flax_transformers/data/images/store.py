@@ -25,13 +25,13 @@ from flax_transformers.data.images.sources import reader
 from flax_transformers.data.sources.tfds import PREFIX
 from flax_transformers.data.store.files import (
     Content,
-    FileRecord,
     StoreArray,
     StoreFiles,
     StoreReader,
 )
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
+from flax_transformers.storage.file_hashes import FileRecord
 from flax_transformers.storage.folders import LocalFolder
 
 FORMAT = 3

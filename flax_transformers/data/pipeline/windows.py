@@ -130,7 +130,7 @@ def cached_window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray | Sto
             return kept
     windows = window_index(store, spec)
     try:
-        _keep(store.directory, name, windows)
+        LocalFolder(store.directory).write(name, windows.view(np.uint8).data)
         return reader.array(name, WINDOW, len(windows))
     except (UserError, OSError):  # a read-only or full disk is no reason to stop
         return windows
@@ -158,19 +158,6 @@ def _place(store: TokenStore, spec: WindowSpec) -> tuple[StoreReader, str]:
 
 def _kept_windows(store: TokenStore, name: str) -> int:
     return os.path.getsize(os.path.join(store.directory, name)) // WINDOW.itemsize
-
-
-def _keep(directory: str, name: str, windows: np.ndarray) -> None:
-    folder = LocalFolder(directory)
-    temporary = folder.temporary(name)
-    try:
-        with open(temporary, "wb") as file:
-            windows.tofile(file)
-            file.flush()
-            os.fsync(file.fileno())
-        folder.publish(temporary, name)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _covers(windows: StoreArray, tokens: int) -> bool:

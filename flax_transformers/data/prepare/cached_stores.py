@@ -12,7 +12,7 @@ from flax_transformers.data.store.files import digest
 from flax_transformers.data.store.tokenizer import is_saved, load_saved_tokenizer
 from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig
 from flax_transformers.errors import UserError
-from flax_transformers.storage.file_digests import cache_root, keep
+from flax_transformers.storage.file_hashes import cache_root, keep
 from flax_transformers.storage.folders import Folder, open_folder
 
 Tokenizers = Mapping[str, Tokenizer]

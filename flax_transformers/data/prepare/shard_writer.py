@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from flax_transformers.data.sources.documents import LabelKind
-from flax_transformers.data.store.files import FileRecord
 from flax_transformers.data.store.token_store import (
     LABEL_DTYPES,
     LABELS,
@@ -21,33 +17,8 @@ from flax_transformers.data.store.token_store import (
     shard_file,
     token_dtype,
 )
+from flax_transformers.storage.file_hashes import HashedFile
 from flax_transformers.storage.folders import Folder, writing
-
-_BUFFER = 1 << 20
-
-
-class _HashedFile:
-    """A new file that counts and digests what goes into it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = open(path, "wb", buffering=_BUFFER)  # noqa: SIM115 (closed by ShardWriter)
-        self._hash, self._bytes = hashlib.sha256(), 0
-
-    def write(self, array: np.ndarray) -> None:
-        content = array.tobytes()
-        self._file.write(content)
-        self._hash.update(content)
-        self._bytes += len(content)
-
-    def finish(self) -> FileRecord:
-        self._file.close()
-        return FileRecord(self._bytes, self._hash.hexdigest())
-
-    def discard(self) -> None:
-        with contextlib.suppress(OSError):  # closing writes what is buffered, which may fail too
-            self._file.close()
-        self.path.unlink(missing_ok=True)
 
 
 class ShardWriter:
@@ -72,7 +43,7 @@ class ShardWriter:
         self._extras = {kind: 0 for kind in LABEL_DTYPES if kind in self._names}
         with writing(folder.path):
             self._files = {
-                kind: _HashedFile(folder.temporary(name)) for kind, name in self._names.items()
+                kind: HashedFile(folder.temporary(name)) for kind, name in self._names.items()
             }
 
     def __enter__(self) -> ShardWriter:
@@ -103,14 +74,16 @@ class ShardWriter:
         tokens = np.concatenate(sentences)
         ends = self._tokens + np.cumsum(lengths)
         with writing(self._folder.path):
-            self._files["tokens"].write(tokens.astype(self._dtype))
-            self._files["sentences"].write(ends.astype("<i8"))
-            self._files["documents"].write(ends[-1:].astype("<i8"))
+            self._files["tokens"].write(tokens.astype(self._dtype).tobytes())
+            self._files["sentences"].write(ends.astype("<i8").tobytes())
+            self._files["documents"].write(ends[-1:].astype("<i8").tobytes())
             for kind, values in zip(self._extras, labels, strict=True):
                 self._extras[kind] += len(values)
-                self._files[kind].write(values.astype(LABEL_DTYPES[kind]))
+                self._files[kind].write(values.astype(LABEL_DTYPES[kind]).tobytes())
                 end = np.array([self._extras[kind]], "<i8")
-                self._files["record_ends" if kind == "records" else "label_ends"].write(end)
+                self._files["record_ends" if kind == "records" else "label_ends"].write(
+                    end.tobytes()
+                )
         self._tokens += len(tokens)
         self._sentences += len(lengths)
         self._documents += 1

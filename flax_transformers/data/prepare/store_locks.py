@@ -7,14 +7,11 @@ was copied, are the same as before.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources import read as sources
@@ -23,7 +20,7 @@ from flax_transformers.data.store.files import digest, to_json
 from flax_transformers.data.store.tokenizer import at_hand, load
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
-from flax_transformers.storage.folders import Folder, LocalFolder, writing
+from flax_transformers.storage.folders import Folder
 
 CORPUS = "corpus.json"
 Compare = Literal["nothing", "sizes", "content"]
@@ -221,55 +218,3 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-@contextlib.contextmanager
-def exclusive_lock(folder: Folder) -> Iterator[None]:
-    """One writer at a time on a local disk; also clears away what killed writers left.
-
-    Without locks (some network disks, Windows, buckets) two writers at once only do the same work
-    twice: each has temporary names of its own and both arrive at the same bytes.
-    """
-    with _lock(folder, alone=True) as locked:
-        if locked and isinstance(folder, LocalFolder):
-            folder.remove_temporaries()
-        try:
-            yield
-        finally:  # a killed run's processes may have lived a moment longer
-            if locked and isinstance(folder, LocalFolder):
-                folder.remove_temporaries()
-
-
-@contextlib.contextmanager
-def shared_lock(folder: Folder) -> Iterator[None]:
-    """For a writer beside others, each with its own shards; excludes `exclusive_lock`."""
-    with _lock(folder, alone=False):
-        yield
-
-
-@contextlib.contextmanager
-def _lock(folder: Folder, alone: bool) -> Iterator[bool]:
-    """Whether there is a lock; it ends with the process, however that ends."""
-    if not isinstance(folder, LocalFolder):
-        yield False
-        return
-    with writing(folder.path):
-        os.makedirs(folder.path, exist_ok=True)
-        file = open(os.path.join(folder.path, ".lock"), "a")  # noqa: SIM115
-    with file:
-        yield _locked(file, folder, alone)
-
-
-def _locked(file: IO[str], folder: Folder, alone: bool) -> bool:
-    try:
-        import fcntl
-
-        kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"Waiting for the process that prepares {folder.path}", file=sys.stderr)
-            fcntl.flock(file, kind)
-    except (ImportError, OSError):
-        return False
-    return True

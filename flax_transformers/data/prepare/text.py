@@ -60,11 +60,9 @@ from flax_transformers.data.prepare.store_locks import (
     Corpus,
     claim,
     corpus_of,
-    exclusive_lock,
     refuse_changed,
     refuse_other,
     require_unchanged,
-    shared_lock,
 )
 from flax_transformers.data.prepare.workers import require_job
 from flax_transformers.data.sources import read as sources
@@ -88,6 +86,7 @@ from flax_transformers.objectives.base import Vocabulary, WindowSpec
 from flax_transformers.objectives.labelled import LabelledSpec
 from flax_transformers.objectives.sequence_to_sequence import PairSpec
 from flax_transformers.storage.folders import Folder, open_folder
+from flax_transformers.storage.locks import exclusive_lock, shared_lock
 
 _LITTLE_TEXT = 8_000_000  # characters; starting processes takes longer than tokenising so much
 

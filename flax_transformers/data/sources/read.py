@@ -34,7 +34,7 @@ from flax_transformers.data.sources.squad import QuestionSource, question_parts
 from flax_transformers.data.sources.text import TextSource, text_parts
 from flax_transformers.data.sources.tfds import PREFIX, tfds_files, tfds_identity
 from flax_transformers.errors import UserError
-from flax_transformers.storage.file_digests import content_digest, sizes_digest
+from flax_transformers.storage.file_hashes import content_digest, sizes_digest
 
 AnySource = TextSource | PairSource | LabelledSource | TaggedSource | QuestionSource
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from flax_transformers.errors import UserError
+from flax_transformers.storage.file_hashes import FileRecord, record_of
 from flax_transformers.storage.folders import Folder, LocalFolder, RandomFile
 
 DIGEST = "fingerprint"
@@ -29,14 +30,6 @@ _BLOCK = 1 << 25  # bytes read at once; a multiple of every item size
 _PAGE = 512  # entries read at once by a search
 _THREADS = 4
 _REQUESTS = 32  # to a bucket at once, where each takes a few bytes
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """Size and hexadecimal sha256 of one file."""
-
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -203,11 +196,7 @@ class StoreReader:
 
     def record(self, name: str) -> FileRecord:
         """Size and sha256 of a file as it is now."""
-        hashed, size = hashlib.sha256(), 0
-        for block in self._blocks(name):
-            hashed.update(block)
-            size += len(block)
-        return FileRecord(size, hashed.hexdigest())
+        return record_of(self._blocks(name))
 
     def _blocks(self, name: str) -> Iterator[bytes]:
         file, position = self._open(name), 0

@@ -15,7 +15,6 @@ Readers see one array of tokens per split, in global positions, and never the sh
 from __future__ import annotations
 
 import bisect
-import hashlib
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,6 @@ from flax_transformers.data.sources.documents import LabelKind
 from flax_transformers.data.store.files import (
     DIGEST,
     Content,
-    FileRecord,
     StoreArray,
     StoreFiles,
     StoreReader,
@@ -36,6 +34,7 @@ from flax_transformers.data.store.files import (
     sealed,
 )
 from flax_transformers.errors import UserError
+from flax_transformers.storage.file_hashes import FileRecord, record_of
 from flax_transformers.storage.folders import Folder, LocalFolder, open_folder
 
 FORMAT = 2
@@ -143,10 +142,7 @@ def write_manifest(
         "splits": {split: [asdict(shard) for shard in shards[split]] for split in SPLITS},
         **({"label_names": list(label_names)} if label_names else {}),
         **({} if target_tokenizer is None else {"target_tokenizer": target_tokenizer}),
-        UNIGRAMS: {
-            split: asdict(FileRecord(len(content), hashlib.sha256(content).hexdigest()))
-            for split, content in counted.items()
-        },
+        UNIGRAMS: {split: asdict(record_of([content])) for split, content in counted.items()},
     }
     folder.write(MANIFEST, sealed(body))
 

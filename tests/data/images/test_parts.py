@@ -16,8 +16,8 @@ from flax_transformers.data.dataset import begin, prepare, prepare_share, verify
 from flax_transformers.data.images import dataset as images
 from flax_transformers.data.images import parts as image_parts
 from flax_transformers.data.images.store import SKIPPED
-from flax_transformers.data.prepare.store_locks import shared_lock
 from flax_transformers.errors import UserError
+from flax_transformers.storage.locks import shared_lock
 from tests.data.images.test_dataset import data, pixels, png, write_folder, write_idx
 from tests.data.prepare.test_shard_jobs import start
 from tests.data.prepare.test_text import files

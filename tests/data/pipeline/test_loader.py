@@ -36,7 +36,7 @@ class RandomTags:
 @dataclass(frozen=True)
 class Failing:
     def prepare(self, example, rng, vocab, sequence_length):
-        raise UserError("this row cannot be used; mend it")
+        raise UserError("this row cannot be used; fix it")
 
 
 @dataclass(frozen=True)
