@@ -1,9 +1,9 @@
 """Configs as JSON, with types named by stable ids.
 
 ``{"type": "masked_lm", "mask_fraction": 0.15, ...}``: types of this package have the short ids of
-the table below, which do not change when a file is moved. A type of the user's own is named by
-module and class, ``"my_module:MyObjective"``, and is made only if the user's own config or program
-has registered it: reading a checkpoint never imports code that the checkpoint names.
+the table below, which do not change when a file is moved. A user's own type is named by module and
+class, ``"my_module:MyObjective"``, and is created only if the user's config or program has
+registered it: reading a checkpoint never imports code that the checkpoint names.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ _TYPES = {
     "rope": "models.layers.positions.Rope",
     "generation_settings": "models.generation_settings.GenerationSettings",
 }
-"""Where each type of this package is today, below the package, by id."""
+"""Module and name of each type of this package, by id."""
 
 _FORMER_IDS = {"execution": "compute"}
-"""Ids that saved configs may have for a type that has another one now."""
+"""Former ids of types, by which older saved configs name them."""
 
 _FORMER_FIELDS = {
     "execution": "compute",
@@ -104,7 +104,7 @@ _FORMER_FIELDS = {
     "norm_place": "norm_position",
     "rewinds": "rollbacks",
 }
-"""Names that saved configs may have for a field that has another one now."""
+"""Former names of fields, which older saved configs may have."""
 
 _FORMER_PLACES = {
     "models.config.Execution": "compute",
@@ -136,7 +136,7 @@ TypeT = TypeVar("TypeT", bound=type)
 
 
 class UnregisteredType(UserError):
-    """A saved config has a type of somebody's own that nothing here has registered."""
+    """A saved config has a user's own type that is not registered."""
 
     def __init__(self, type_id: str) -> None:
         self.type_id = type_id
@@ -150,7 +150,7 @@ class UnregisteredType(UserError):
 
 
 def register(kind: TypeT) -> TypeT:
-    """Lets saved configs use a dataclass of the user's own; also a class decorator.
+    """Lets saved configs use a user's own dataclass; also a class decorator.
 
     Types that a config file uses are registered when the file is loaded, and those of an installed
     package by the entry-point group ``flax_transformers``, in which each entry names one class
@@ -164,7 +164,7 @@ def register(kind: TypeT) -> TypeT:
 
 
 def register_types_of(config: Any) -> None:
-    """Registers every dataclass that a config of the user's consists of."""
+    """Registers every user-defined dataclass in a config."""
     if isinstance(config, (list, tuple)):
         for item in config:
             register_types_of(item)
@@ -176,12 +176,12 @@ def register_types_of(config: Any) -> None:
 
 
 def type_id(kind: type) -> str:
-    """The id by which saved configs name a type."""
+    """The id of a type in saved configs."""
     if not _is_ours(kind):
         return f"{kind.__module__}:{kind.__qualname__}"
     place = f"{kind.__module__}.{kind.__qualname__}".removeprefix(f"{_PACKAGE}.")
     if place not in _IDS:
-        raise TypeError(f"{place} has no id; give it one in the table of {__name__}")
+        raise TypeError(f"{place} has no id; add one to the table of {__name__}")
     return _IDS[place]
 
 
@@ -190,9 +190,9 @@ def _is_ours(kind: type) -> bool:
 
 
 def to_json(value: Any) -> Any:
-    """A config as plain JSON; every dataclass carries its ``type``, so that it reads back.
+    """A config as plain JSON, in which every dataclass has its ``type``.
 
-    That of a whole run also has the ``format``.
+    The config of a run also has the ``format``.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -205,9 +205,9 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """The inverse of ``to_json``, for every format up to this one.
+    """The inverse of ``to_json``, for this format and all older ones.
 
-    Raises UnregisteredType for a type of the user's own that was not registered, and UserError for
+    Raises UnregisteredType for a user's own type that was not registered, and UserError for
     a type, field or format that this version does not have.
     """
     if isinstance(value, list):
@@ -219,14 +219,14 @@ def from_json(value: Any) -> Any:
     saved = {key: from_json(item) for key, item in value.items() if key not in ("type", "format")}
     try:
         return kind(**current_names(kind, saved))
-    except UserError:  # a value that this version refuses: the sentence names the field
+    except UserError:  # a value that this version refuses; the message names the field
         raise
     except (TypeError, ValueError) as error:
         raise _unreadable(value.get("type"), error) from error
 
 
 def current_names(kind: type, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Saved fields of a dataclass, those that were renamed by the names that they have now."""
+    """Saved fields of a dataclass, by their current names."""
     known = {field.name for field in dataclasses.fields(kind)}
     return {
         name if name in known else _FORMER_FIELDS.get(name, name): value
@@ -254,11 +254,11 @@ def _type_of(name: Any) -> type:
     if place is None:
         if ":" in text and all(text.split(":", 1)):
             return _installed_type(text)
-        # Format 1 separated module and class of a type of the user's own by a dot.
+        # Format 1 separated module and class of a user's own type by a dot.
         for type_id, kind in _registered.items():
             if type_id.replace(":", ".") == text:
                 return kind
-        raise _unreadable(name, "there is no type of that name")
+        raise _unreadable(name, "there is no such type")
     module, _, attribute = place.rpartition(".")
     kind = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), attribute)
     assert inspect.isclass(kind)

@@ -1,4 +1,4 @@
-"""A write or read of a checkpoint that failed, said once and in one sentence."""
+"""Failed writes and reads of checkpoints, reported once and in one sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from etils import epath
 
 from flax_transformers.errors import UserError
 
-# What a failing file system says, in Python or through tensorstore, and what to do about it.
+# Messages of failing file systems, from Python or tensorstore, and what to do.
 _STORAGE_SIGNS = {
     "No space left on device": "free some space or lower checkpoints.keep_latest",
     "Disk quota exceeded": "free some space or lower checkpoints.keep_latest",
@@ -24,18 +24,18 @@ _STORAGE_SIGNS = {
 
 
 def raise_write_error(error: Exception, directory: epath.Path) -> NoReturn:
-    """As a UserError if the storage is at fault, otherwise as it is."""
+    """Raises UserError if the storage caused the error, otherwise the error itself."""
     sign = _storage_sign(error)
     if sign is None:
         raise error
     raise UserError(
         f"a checkpoint could not be written to {directory} ({sign}); earlier ones are intact: "
-        f"{_STORAGE_SIGNS[sign]}, and run the same command again to go on from the last of them"
+        f"{_STORAGE_SIGNS[sign]}, and run the same command again to resume from the newest of them"
     ) from error
 
 
 def raise_read_error(error: Exception, folder: epath.Path) -> NoReturn:
-    """As `raise_write_error`, for a checkpoint that passed its check and then could not be read."""
+    """As `raise_write_error`, for a verified checkpoint that then could not be read."""
     sign = _storage_sign(error)
     if sign is None:
         raise error
@@ -46,7 +46,7 @@ def raise_read_error(error: Exception, folder: epath.Path) -> NoReturn:
 
 
 def _storage_sign(error: Exception) -> str | None:
-    """What the storage says in an error or in its causes, if it is at fault."""
+    """The message of the storage in an error or its causes; None if there is none."""
     chain = ""
     seen: BaseException | None = error
     while seen is not None:
@@ -56,9 +56,9 @@ def _storage_sign(error: Exception) -> str | None:
 
 @functools.cache
 def report_failed_writes_once() -> None:
-    """Silences the tracebacks printed where a write fails; `Checkpoints` raises the error itself.
+    """Silences the tracebacks of a failed write; `Checkpoints` raises the error itself.
 
-    Orbax logs it from several threads, and tensorstore adds one for each write still under way.
+    Orbax logs it from several threads, and tensorstore for each pending write.
     """
 
     def not_from_orbax(record: logging.LogRecord) -> bool:
