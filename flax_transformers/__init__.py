@@ -11,12 +11,20 @@ from flax_transformers.version import __version__
 if TYPE_CHECKING:
     from flax_transformers.config_json import register
     from flax_transformers.huggingface.family import published_sizes
+    from flax_transformers.monitoring.sinks import MetricSink
+    from flax_transformers.parallel.mesh import make_mesh
     from flax_transformers.pretrained import load_pretrained, save_pretrained
     from flax_transformers.run import train
+    from flax_transformers.training.callbacks import Callback
+    from flax_transformers.training.trainer import Trainer
 
 __all__ = [
+    "Callback",
+    "MetricSink",
+    "Trainer",
     "__version__",
     "load_pretrained",
+    "make_mesh",
     "published_sizes",
     "register",
     "save_pretrained",
@@ -24,7 +32,11 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Callback": "training.callbacks",
+    "MetricSink": "monitoring.sinks",
+    "Trainer": "training.trainer",
     "load_pretrained": "pretrained",
+    "make_mesh": "parallel.mesh",
     "published_sizes": "huggingface.family",
     "register": "config_json",
     "save_pretrained": "pretrained",

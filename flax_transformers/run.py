@@ -11,9 +11,11 @@ from flax_transformers.evaluation.report import finish, introduce
 from flax_transformers.evaluation.saved_baselines import baselines_of_run, keep_baselines
 from flax_transformers.evaluation.tasks import evaluators
 from flax_transformers.monitoring.profiling import Profiling
+from flax_transformers.monitoring.sinks import MetricSink
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.storage.workdir import open_workdir
 from flax_transformers.training import loop
+from flax_transformers.training.callbacks import Callback
 from flax_transformers.training.check_run import check_config, check_run
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.run_state import tokenizers_of_run
@@ -23,14 +25,20 @@ def train(
     config: TrainConfig,
     workdir: str | os.PathLike[str],
     *,
+    callbacks: Sequence[Callback] = (),
+    sinks: Sequence[MetricSink] = (),
     overrides: Sequence[str] = (),
     profiling: Profiling | None = None,
 ) -> loop.Outcome:
     """Prepares the data, trains to the last phase's end, and writes scores, samples and plots.
 
     A run that has a checkpoint in ``workdir`` is resumed from the newest one. In a job of several
-    processes each of them calls this. ``overrides`` are the config's fields as they were given on
-    the command line, which ``config.init_from`` may not contradict.
+    processes each of them calls this. ``callbacks`` are told of steps, metrics, evaluations and
+    checkpoints; ``sinks`` get the metrics besides metrics.jsonl, the console and TensorBoard.
+    ``overrides`` are the config's fields as they were given on the command line, which
+    ``config.init_from`` may not contradict.
+
+    Returns the last step, whether the run was preempted, and the last value of every metric.
 
     Raises UserError for mistakes in the config, the data or the workdir, before anything in
     ``workdir`` is overwritten.
@@ -55,6 +63,8 @@ def train(
         evaluators(config, prepared, runtime.built(config), folder),
         runtime.initial_weights(config),
         profiling,
+        callbacks,
+        sinks,
     )
     with watchdog.phase("evaluation"):  # plots and samples
         keep_baselines(config, prepared, folder, baselines)

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from statistics import median
-from types import TracebackType
+from types import MappingProxyType
 from typing import Self
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -17,20 +17,20 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from flax_transformers.monitoring.sinks import MetricSink
+
 LINE_SECONDS = 10.0
 REFRESHES_PER_SECOND = 4
 # Fields are given up before the bar becomes shorter than this.
 SHORTEST_BAR = 8
 
 
-class Progress:
-    """Shows how far a run is: step, loss, accuracy, tokens per second and the time left.
+class Progress(MetricSink):
+    """The sink that prints: step, loss, accuracy, tokens per second and the time left.
 
     On a terminal it is one line that redraws itself, with messages scrolling above it. Elsewhere
     (a file, a pipe, a batch system's log) it is one plain line every ``line_seconds`` and one at
-    the end. With ``enabled`` False (every process but one) nothing is shown.
-
-    Used as a context manager around the loop. ``update`` may come after every step or less often.
+    the end. ``metrics`` are those known at the start, of a run that is resumed.
     """
 
     def __init__(
@@ -38,27 +38,30 @@ class Progress:
         total_steps: int,
         start_step: int = 0,
         *,
-        enabled: bool = True,
+        metrics: Mapping[str, float] = MappingProxyType({}),
         console: Console | None = None,
         line_seconds: float = LINE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total, self._step = total_steps, start_step
-        self._enabled = enabled
         self._console = console or Console()
         self._line_seconds = line_seconds
         self._clock = clock
         self._started = clock()
         self._last_line: float | None = None
-        self._metrics: dict[str, float] = {}
+        self._metrics = dict(metrics)
         self._pace = Pace()
         # Drawn by rich's thread while the loop's thread updates: kept as one finished string.
         self._time = ""
         self._live: Live | None = None
-        if enabled and self._console.is_terminal and not self._console.is_dumb_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(self, console=self._console, refresh_per_second=REFRESHES_PER_SECOND)
 
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+    def step(self, step: int) -> None:
+        """Says that ``step`` steps are done."""
+        self.write(step, {})
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Says that ``step`` steps are done; ``metrics`` replace those of the same name.
 
         Shown are ``train/loss``, ``train/accuracy`` and ``perf/tokens_per_second``, or where there
@@ -72,7 +75,7 @@ class Progress:
             self._time = f"done in {format_duration(now - self._started)}"
         elif (pace := self._pace.seconds_per_step()) is not None:
             self._time = f"{format_duration(pace * (self._total - step)):>7} left"
-        if not self._enabled or self._live is not None:
+        if self._live is not None:
             return
         due = self._last_line is None or now - self._last_line >= self._line_seconds
         if due and step < self._total:
@@ -84,8 +87,7 @@ class Progress:
 
     def message(self, text: str) -> None:
         """Prints a line (or several) that stays, above the bar if there is one."""
-        if self._enabled:
-            self._print(text)
+        self._print(text)
 
     def _print(self, text: str) -> None:
         # Text such as "[MASK]" must not be taken for markup, and a log's lines must not be wrapped.
@@ -144,17 +146,13 @@ class Progress:
             self._live.start(refresh=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Leaves the last line standing."""
         if self._step < self._total:
             self._time = f"stopped after {format_duration(self._clock() - self._started)}"
         if self._live is not None:
             self._live.stop()
-        elif self._enabled and self._pace.started:
+        elif self._pace.started:
             self._print_line()
 
 

@@ -50,6 +50,14 @@ class StepReport:
     updates: Any = 1
     """Steps since the run began that were not skipped."""
 
+    def means(self) -> dict[str, jax.Array]:
+        """Metrics of this step, on the device; NaN where it was skipped or counted nothing."""
+        means = {_row_name(name): total / count for name, (total, count) in self.sums.items()}
+        return means | {
+            "optimizer/grad_norm": self.grad_norm,
+            "optimizer/skipped_steps": self.skipped,
+        }
+
 
 class Meter:
     """Collects step reports, one step behind, and makes a row of metrics of them when asked.
@@ -58,7 +66,8 @@ class Meter:
     the first step, which compiles, do not count. What does not, ``clock`` is told.
 
     ``sequence_length`` is in tokens, and None for images. ``flops_per_step`` are the matmul FLOPs
-    of a whole step (see `model_flops`). More than ``max_consecutive_skips`` skipped steps in a row
+    of a whole step (see `model_flops`); without them there is no MFU, and without the schedule
+    ``learning_rate`` no rate. More than ``max_consecutive_skips`` skipped steps in a row
     raise TooManySkipped.
 
     ``totals`` are those of the steps between the last row and the checkpoint that the run resumes
@@ -73,8 +82,8 @@ class Meter:
         *,
         batch_size: int,
         sequence_length: int | None,
-        flops_per_step: float,
-        learning_rate: optax.Schedule,
+        flops_per_step: float | None,
+        learning_rate: optax.Schedule | None,
         max_consecutive_skips: int,
     ) -> None:
         self._mesh, self._clock = mesh, clock
@@ -155,11 +164,9 @@ class Meter:
         of this process alone.
         """
         self.fetch_previous()
-        row = {
-            name if "/" in name else f"train/{name}": value
-            for name, value in self._sums.means().items()
-        }
-        row["optimizer/learning_rate"] = float(self._learning_rate(step - 1 - self._skipped))
+        row = {_row_name(name): value for name, value in self._sums.means().items()}
+        if self._learning_rate is not None:
+            row["optimizer/learning_rate"] = float(self._learning_rate(step - 1 - self._skipped))
         row["optimizer/skipped_steps"] = self._skipped
         self._clock.lap("steps")
         row |= self._speed() | self._clock.row()
@@ -175,12 +182,11 @@ class Meter:
         speed = {"perf/step_time_s": step_time, "perf/examples_per_second": rows / step_time}
         if self._sequence_length is not None:
             speed["perf/tokens_per_second"] = rows * self._sequence_length / step_time
-        device = self._mesh.devices.flat[0]
-        utilisation = mfu(
-            self._flops_per_step, step_time, device.device_kind, self._mesh.devices.size
-        )
-        if utilisation is not None:
-            speed["perf/mfu"] = utilisation
+        device, count = self._mesh.devices.flat[0], self._mesh.devices.size
+        if self._flops_per_step is not None:
+            utilisation = mfu(self._flops_per_step, step_time, device.device_kind, count)
+            if utilisation is not None:
+                speed["perf/mfu"] = utilisation
         memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         return speed if memory is None else speed | {"perf/device_memory_gib": memory / 2**30}
 
@@ -202,6 +208,11 @@ class Meter:
         yield
         busy = self._pending is not None and not cast(Any, self._pending.grad_norm).is_ready()
         self._clock.lap("steps" if busy else "data_wait")
+
+
+def _row_name(name: str) -> str:
+    """The name in a row of a metric of the objective or the step."""
+    return name if "/" in name else f"train/{name}"
 
 
 def _fault(report: StepReport) -> tuple[str, str]:

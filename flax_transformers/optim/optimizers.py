@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ import optax
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.optim import transforms
-from flax_transformers.optim.schedules import LEARNING_RATE, Schedule, make_schedule
+from flax_transformers.optim.schedules import LEARNING_RATE, Schedule, ScheduleFactory
 from flax_transformers.optim.selection import (
     Name,
     check_patterns,
@@ -34,11 +34,26 @@ from flax_transformers.optim.selection import (
 from flax_transformers.ranges import Ranges
 
 
+class OptimizerFactory(Protocol):
+    """What ``TrainConfig.optimizer`` may be: any frozen dataclass that makes an optax optimizer.
+
+    A method ``learning_rate_at(total_steps)``, where there is one, gives the schedule (step,
+    counted from 0, to learning rate) that is logged.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def make(self, total_steps: int) -> optax.GradientTransformation:
+        """The update rule of a run of ``total_steps`` steps: float32 gradients and parameters in,
+        updates to add out."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """What every optimizer has, whatever its kind.
+    """What the optimizers of this package have in common.
 
-    Patterns mean parameters by their path or a folder of it: "words", "*/attention", "*_head".
+    Patterns select parameters by their path or a folder of it: "words", "*/attention", "*_head".
     """
 
     learning_rate: float
@@ -49,7 +64,7 @@ class OptimizerConfig:
     """Last names of the parameters that do not decay."""
     max_grad_norm: float | None = None
     """Gradients of a larger global norm are scaled down to it; None: never."""
-    schedule: Schedule = field(default_factory=Schedule)
+    schedule: ScheduleFactory = field(default_factory=Schedule)
     layer_decay: float = 1.0
     """The learning rate falls by this factor from each layer to the one below it: heads have all
     of it, the last layer ``layer_decay`` of it, embeddings ``layer_decay ** (layers + 1)``. BEiT
@@ -72,6 +87,14 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "optimizer")
+
+    def make(self, total_steps: int) -> optax.GradientTransformation:
+        """See ``make_optimizer``."""
+        return make_optimizer(self, total_steps)
+
+    def learning_rate_at(self, total_steps: int) -> optax.Schedule:
+        """See ``learning_rate_at``."""
+        return self.schedule.make(self.learning_rate, total_steps)
 
     def direction(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
         """From (clipped) gradients to the step direction, before the learning rate.
@@ -175,7 +198,9 @@ class Adafactor(OptimizerConfig):
     """Taken for that root mean square where it is smaller."""
     min_factored: int = 128
     """A matrix with fewer rows or columns keeps its whole second moment."""
-    schedule: Schedule = field(default_factory=lambda: Schedule("inverse_sqrt", timescale=10_000))
+    schedule: ScheduleFactory = field(
+        default_factory=lambda: Schedule("inverse_sqrt", timescale=10_000)
+    )
 
     RANGES: ClassVar[Ranges] = {
         "decay_exponent": ranges.numbers(0, 10, above=True),
@@ -204,7 +229,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     gradients of theirs count in no norm and give updates of zero. Raises UserError for settings out
     of range, and ``init`` for patterns that match nothing.
     """
-    rate = learning_rate_at(config, total_steps)
+    rate = config.learning_rate_at(total_steps)
     clip = optax.identity()
     if config.max_grad_norm is not None:
         clip = optax.clip_by_global_norm(config.max_grad_norm)
@@ -215,12 +240,14 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     return _per_parameter(optimizer, config)
 
 
-def learning_rate_at(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+def learning_rate_at(optimizer: OptimizerFactory, total_steps: int) -> optax.Schedule | None:
     """The function from step, counted from 0, to the learning rate of that step's update.
 
-    It is that of parameters whose own factor (``rate_factors``, ``layer_decay``) is one.
+    It is that of parameters whose own factor (``rate_factors``, ``layer_decay``) is one. None for
+    an optimizer of the user's own that does not tell it.
     """
-    return make_schedule(config.schedule, config.learning_rate, total_steps)
+    schedule = getattr(optimizer, "learning_rate_at", None)
+    return None if schedule is None else schedule(total_steps)
 
 
 def decay_mask(params: Any, no_decay: Sequence[str]) -> Any:

@@ -9,7 +9,7 @@ step 0 is exactly 0, as in the original BERT code and in torch's ``LambdaLR`` dr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,16 @@ from flax_transformers import ranges
 from flax_transformers.ranges import Ranges
 
 LEARNING_RATE = ranges.numbers(0, 1000, above=True)
+
+
+class ScheduleFactory(Protocol):
+    """What ``optimizer.schedule`` may be: any frozen dataclass that makes an optax schedule."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def make(self, peak: float, total_steps: int) -> optax.Schedule:
+        """The function from step, counted from 0, to learning rate, at most ``peak``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -73,13 +83,9 @@ class Schedule:
                 f"at least {max(1, self.warmup_steps)}"
             )
 
-    def check_steps(self, total_steps: int) -> None:
-        """Raises OutOfRange for a warm-up that is longer than the run."""
-        if self.warmup_steps > total_steps:
-            raise ranges.OutOfRange(
-                f"optimizer.schedule.warmup_steps is {self.warmup_steps}, but the run has "
-                f"{total_steps} steps in all; lower it, or raise the steps of phases"
-            )
+    def make(self, peak: float, total_steps: int) -> optax.Schedule:
+        """See ``make_schedule``."""
+        return make_schedule(self, peak, total_steps)
 
 
 def make_schedule(config: Schedule, peak: float, total_steps: int) -> optax.Schedule:
@@ -90,8 +96,12 @@ def make_schedule(config: Schedule, peak: float, total_steps: int) -> optax.Sche
     """
     ranges.check_number("the learning rate", peak, LEARNING_RATE)
     ranges.check_number("the number of training steps", total_steps, ranges.integers())
-    config.check_steps(total_steps)
     warmup = config.warmup_steps
+    if warmup > total_steps:
+        raise ranges.OutOfRange(
+            f"optimizer.schedule.warmup_steps is {warmup}, but the run has {total_steps} steps in "
+            "all; lower it, or raise the steps of phases"
+        )
     # A warm-up as long as the run leaves nothing to decay over; one step keeps optax content.
     decay_steps = max(1, total_steps - warmup)
     if config.kind == "constant":

@@ -177,12 +177,6 @@ def scale_by_parameter(least: float) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: map_named(scale, updates, params))
 
 
-def kept_axes(field: str, name: Name, rank: int) -> tuple[int, ...]:
-    """The axes of a parameter of ``rank`` axes that ``row`` or ``column`` of FactoredState keep."""
-    axes = matrix_axes(name, rank)
-    return axes.batch + {"row": axes.rows, "column": axes.columns}[field]
-
-
 def _transposed(moments: Any) -> tuple[Any, Any, Any]:
     """A tree of moments as three trees."""
 

@@ -73,12 +73,23 @@ def _shown(sizes: Mapping[str, int]) -> str:
     return " x ".join(f"{name}={size}" for name, size in used.items())
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of ``config`` over ``devices``, by default all of this job's.
+def make_mesh(
+    config: MeshConfig | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    context: int = 1,
+    expert: int = 1,
+) -> Mesh:
+    """The mesh of ``config``, or of the sizes of its axes, over ``devices``, by default all of this
+    job's. At most one size may be -1, all devices that are left.
 
     Raises UserError as ``resolve_mesh`` and ``arrange`` do.
     """
     devices = jax.devices() if devices is None else devices
+    config = config or MeshConfig(data, fsdp, tensor, context, expert)
     config = resolve_mesh(config, len(devices))
     grid = arrange(tuple(getattr(config, name) for name in AXES), devices)
     # Linen places arrays by constraints, so the compiler must be free to choose (Auto axes).

@@ -71,6 +71,8 @@ def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
 
     def shard(path: Any, shape: jax.ShapeDtypeStruct, spec: PartitionSpec) -> NamedSharding:
         name = "/".join(str(key.key) for key in path)
+        if not len(spec):  # a module of the user's own that names no axes
+            return NamedSharding(mesh, spec)
         if len(spec) != len(shape.shape):
             raise ValueError(f"parameter {name} {shape.shape} has logical axes {tuple(spec)}")
         axes = mesh_axes(spec, rules)

@@ -31,7 +31,8 @@ from flax_transformers.planning.plan import (
     roofline,
 )
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.setup import Program, build_program
+from flax_transformers.training.setup import make_trainer
+from flax_transformers.training.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +83,8 @@ def plan_decode(
     Raises UserError for a model that writes no text, and for more tokens than it has positions for.
     """
     mesh = make_mesh(config.mesh, devices)
-    program = build_program(config, mesh)
-    lowered = lower_generate(program, batch, prompt_length, new_tokens)
+    trainer = make_trainer(config, mesh)
+    lowered = lower_generate(trainer, batch, prompt_length, new_tokens)
     started = time.perf_counter()
     compiled, text, needed = compile_to_text(lowered)
     seconds = time.perf_counter() - started
@@ -110,8 +111,8 @@ def plan_decode(
         batch=batch,
         prompt_length=prompt_length,
         new_tokens=new_tokens,
-        parameters=bytes_on_device(program.abstract.params),
-        cache=_cache_bytes(program, batch, prompt_length, new_tokens),
+        parameters=bytes_on_device(trainer.abstract.params),
+        cache=_cache_bytes(trainer, batch, prompt_length, new_tokens),
         temporaries=None if found is None else found.temp_size_in_bytes,
         total=total,
         available=available,
@@ -126,22 +127,22 @@ def plan_decode(
 
 
 def lower_generate(
-    program: Program, batch: int, prompt_length: int, new_tokens: int
+    trainer: Trainer, batch: int, prompt_length: int, new_tokens: int
 ) -> jax.stages.Lowered:
     """The program of ``generate``, or of ``generate_target``, greedy, lowered without data."""
     sampling = decode.Sampling()
     decode.require_settings(new_tokens, sampling, None)
     # Under a mesh ``generate`` makes its arrays whole on every device.
     whole: Any = partial(
-        jax.ShapeDtypeStruct, sharding=NamedSharding(program.mesh, PartitionSpec())
+        jax.ShapeDtypeStruct, sharding=NamedSharding(trainer.mesh, PartitionSpec())
     )
     ids = whole((batch, prompt_length), jnp.int32)
     key = whole((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
     endings = decode.Endings(eos=whole((1,), jnp.int32), pad=whole((), jnp.int32))
     settings = {"max_new_tokens": new_tokens, "sampling": sampling}
-    model, params = program.model, program.abstract.params
-    with jax.set_mesh(program.mesh):
-        if isinstance(program.config.model, EncoderDecoderConfig):
+    model, params = trainer.model, trainer.abstract.params
+    with jax.set_mesh(trainer.mesh):
+        if isinstance(trainer.model.config, EncoderDecoderConfig):
             start = whole((1,), jnp.int32)
             longest = max(prompt_length, 1 + new_tokens)
             decode.require_positions(model, longest, f"{longest} tokens")
@@ -154,11 +155,11 @@ def lower_generate(
         return decode.write_text.lower(model, params, ids, ids, endings, key, **settings)
 
 
-def _cache_bytes(program: Program, batch: int, prompt_length: int, new_tokens: int) -> int:
+def _cache_bytes(trainer: Trainer, batch: int, prompt_length: int, new_tokens: int) -> int:
     """With the keys and values that an encoder-decoder's cross-attention keeps of the prompts."""
-    model: Any = program.model
+    model: Any = trainer.model
     ids = jnp.zeros((batch, prompt_length), jnp.int32)
-    if isinstance(program.config.model, EncoderDecoderConfig):
+    if isinstance(trainer.model.config, EncoderDecoderConfig):
         slots, extra = 1 + new_tokens, {"decoder_input_ids": ids[:, :1]}
     else:
         slots, extra = prompt_length + new_tokens, {}
@@ -167,8 +168,8 @@ def _cache_bytes(program: Program, batch: int, prompt_length: int, new_tokens: i
         apply = partial(model.apply, {"params": params}, method="hidden_states")
         return apply(ids, jnp.ones_like(ids), cache=model.empty_cache(batch, slots), **extra).cache
 
-    with jax.set_mesh(program.mesh):
-        leaves = jax.tree.leaves(jax.eval_shape(cached, program.abstract.params))
+    with jax.set_mesh(trainer.mesh):
+        leaves = jax.tree.leaves(jax.eval_shape(cached, trainer.abstract.params))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 

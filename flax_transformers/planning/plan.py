@@ -29,7 +29,8 @@ from flax_transformers.planning.hlo_text import Array
 from flax_transformers.planning.topology import silenced
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.dummy_batch import abstract_batch
-from flax_transformers.training.setup import Program, build_program, check_phase, phase_flops
+from flax_transformers.training.setup import check_phase, make_trainer, phase_flops
+from flax_transformers.training.trainer import Trainer
 
 GIB = 2**30
 
@@ -143,18 +144,18 @@ def plan(
     """
     mesh = make_mesh(config.mesh, devices)
     check_phase(phase, mesh)
-    program = build_program(config, mesh)
+    trainer = make_trainer(config, mesh)
     chip = device_spec(devices[0].device_kind)
     started = time.perf_counter()
-    lowered = lower_train_step(program, phase)
+    lowered = lower_train_step(config, trainer, phase)
     lowered_after = time.perf_counter() - started
     compiled, text, needed = compile_to_text(lowered)
     compiled_after = time.perf_counter() - started
     if hlo is not None and text is not None:
         hlo.write_text(text)
-    memory = _memory(program, abstract_batch(config, phase), compiled, needed, chip)
+    memory = _memory(trainer, abstract_batch(config, phase), compiled, needed, chip)
     found = None if text is None else account(text, dict(mesh.shape))
-    model_flops = phase_flops(config, phase, program.abstract.params) / mesh.size
+    model_flops = phase_flops(config, phase, trainer.abstract.params) / mesh.size
     program_flops = None if found is None else flops_of(found, config.model)
     at_peak = None
     if chip is not None and found is not None and program_flops is not None:
@@ -184,12 +185,12 @@ def plan(
     )
 
 
-def lower_train_step(program: Program, phase: AnyPhase) -> jax.stages.Lowered:
+def lower_train_step(config: TrainConfig, trainer: Trainer, phase: AnyPhase) -> jax.stages.Lowered:
     """The step of a phase, lowered for the devices of the program's mesh, without data."""
-    batch = abstract_batch(program.config, phase)
+    batch = abstract_batch(config, phase)
     try:
-        with jax.set_mesh(program.mesh):
-            return program.train_step(phase).lower(program.abstract, batch)
+        with jax.set_mesh(trainer.mesh):
+            return trainer.train_step(phase.micro_batches).lower(trainer.abstract, batch)
     except RuntimeError as error:
         if "cuDNN not found" not in str(error):
             raise
@@ -227,13 +228,13 @@ def _text(compiled: jax.stages.Compiled, folder: Path) -> str | None:
 
 
 def _memory(
-    program: Program,
+    trainer: Trainer,
     batch: dict[str, jax.ShapeDtypeStruct],
     compiled: jax.stages.Compiled | None,
     needed: int | None,
     chip: DeviceSpec | None,
 ) -> Memory:
-    state, sharding = program.abstract, batch_sharding(program.mesh)
+    state, sharding = trainer.abstract, batch_sharding(trainer.mesh)
     parameters, optimizer = (
         bytes_on_device(state.params),
         bytes_on_device((state.opt_state, state.ema)),

@@ -22,7 +22,7 @@ from flax_transformers.parallel.device_specs import DeviceSpec, device_spec
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.planning.plan import GIB, Plan, bytes_on_device, plan
 from flax_transformers.training.config import AnyPhase, TrainConfig
-from flax_transformers.training.setup import build_program, phase_flops
+from flax_transformers.training.setup import make_trainer, phase_flops
 
 LANES = 128
 """Width of a TPU's tiles: shards that are narrower travel padded."""
@@ -91,7 +91,7 @@ def candidates(
     config: TrainConfig, phase: AnyPhase, devices: Sequence[jax.Device], chip: DeviceSpec
 ) -> list[Candidate]:
     """What may divide and may fit, the fastest by guess first."""
-    whole = build_program(config, make_mesh(MeshConfig(), devices)).abstract
+    whole = make_trainer(config, make_mesh(MeshConfig(), devices)).abstract
     held = bytes_on_device(whole.params), bytes_on_device((whole.opt_state, whole.ema))
     flops = phase_flops(config, phase, whole.params) / len(devices)
     found: list[Candidate] = []

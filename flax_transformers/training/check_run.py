@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import optax
 
 from flax_transformers import ranges
 from flax_transformers.data.config import TextData
@@ -43,7 +44,7 @@ LABEL_HEADS = frozenset({"classify", "tag"})
 
 def check_config(config: TrainConfig, *, trains: bool = True) -> None:
     """Raises UserError for contradictions that show without the data; where nothing is trained,
-    the schedule does not matter."""
+    the optimizer does not matter."""
     if not all(hasattr(config.objective, name) for name in ("needs", "window_spec", "prepare")):
         raise UserError(
             f"objective is {ranges.shown(config.objective)}; it must be an objective, such as "
@@ -51,7 +52,7 @@ def check_config(config: TrainConfig, *, trains: bool = True) -> None:
         )
     _check_places(config)
     if trains:
-        config.optimizer.schedule.check_steps(config.total_steps)
+        _check_optimizer(config)
     check_fits(config.objective, config.model.build(ComputeConfig()))
     _check_kind_of_data(config)
     _check_tokenizers(config)
@@ -114,6 +115,21 @@ def _check_places(config: Any, where: str = "") -> None:
             if field.name in _PLACES and value == "":
                 raise UserError(f"{name} is empty; give the path, or leave it out")
             _check_places(value, f"{name}.")
+
+
+def _check_optimizer(config: TrainConfig) -> None:
+    """The optimizer, and its schedule, can be made for the run."""
+    if not hasattr(config.optimizer, "make"):
+        raise UserError(
+            f"optimizer is {ranges.shown(config.optimizer)}; it must be a dataclass with a method "
+            "make(total_steps) that returns an optax.GradientTransformation, such as AdamW()"
+        )
+    made = config.optimizer.make(config.total_steps)
+    if not isinstance(made, optax.GradientTransformation):
+        raise UserError(
+            f"make() of the optimizer {type(config.optimizer).__name__} returns "
+            f"{ranges.shown(made)}; it must return an optax.GradientTransformation"
+        )
 
 
 def _check_kind_of_data(config: TrainConfig) -> None:

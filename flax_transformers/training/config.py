@@ -13,9 +13,10 @@ from flax_transformers.data.config import DataConfig
 from flax_transformers.errors import UserError
 from flax_transformers.former_names import accepts_former_fields
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
+from flax_transformers.monitoring.sinks import SinkConfig
 from flax_transformers.objectives.base import Objective
 from flax_transformers.optim.ema import EMAConfig
-from flax_transformers.optim.optimizers import OptimizerConfig
+from flax_transformers.optim.optimizers import OptimizerFactory
 from flax_transformers.parallel.limits import Limits
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.ranges import Ranges
@@ -111,6 +112,9 @@ class Logging:
 
     every_steps: int = 10
     tensorboard: bool = True
+    sinks: tuple[SinkConfig, ...] = ()
+    """Further sinks for metrics, beside metrics.jsonl, the console and TensorBoard: dataclasses of
+    the user's own (see ``monitoring.sinks.SinkConfig``)."""
     ledger: bool = False
     """Append the ids of the examples of each step to ``ledger-<process>.jsonl``: an audit trail of
     what was trained on, for checking that a restarted run repeats and skips nothing."""
@@ -134,7 +138,7 @@ class TrainConfig:
     model: TransformerConfig
     objective: Objective
     data: DataConfig
-    optimizer: OptimizerConfig
+    optimizer: OptimizerFactory
     phases: tuple[AnyPhase, ...]
     mesh: MeshConfig = field(default_factory=MeshConfig)
     compute: ComputeConfig = field(default_factory=lambda: ComputeConfig(dtype="auto"))

@@ -1,16 +1,15 @@
 """The training loop: one for all objectives, models and meshes.
 
-It reads, in order: where to start (``start``), one phase after another (``_run_phase``), and in a
-phase step after step. Metrics of step N-1 are fetched after step N is on its way, so the device
-never waits for the host. What looks at the run from above (held-out scores, samples) is handed in
-as functions of a ``Snapshot``.
+In order: where to start (``start``), one phase after another (``_run_phases``), and in a phase step
+after step (``_run_phase``). Metrics of step N-1 are fetched after step N was sent to the devices,
+which therefore never wait for the host. Evaluators are functions of a ``Snapshot``, handed in from
+the layers above.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,12 +26,12 @@ from flax_transformers.data.dataset import Dataset
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.example_log import ExampleLog
 from flax_transformers.monitoring.goodput import Clock
-from flax_transformers.monitoring.metrics import MetricsWriter, Totals, read_metrics
+from flax_transformers.monitoring.metrics import Totals, read_metrics
 from flax_transformers.monitoring.profiling import Profiling, Watch
 from flax_transformers.monitoring.progress import Progress
+from flax_transformers.monitoring.sinks import JsonLines, MetricSink, TensorBoard
 from flax_transformers.monitoring.throughput import REMEDY, Meter
 from flax_transformers.objectives.base import ModelFunctions
-from flax_transformers.optim.finite import is_finite
 from flax_transformers.optim.spike_detection import TooManySkipped
 from flax_transformers.parallel.distributed import check_equal, compiled_together
 from flax_transformers.parallel.mesh import make_mesh
@@ -47,7 +46,13 @@ from flax_transformers.storage.workdir import (
     writing,
 )
 from flax_transformers.training.batches import batches_on_mesh
+from flax_transformers.training.callbacks import Callback, Listeners, SinkCallback
 from flax_transformers.training.config import AnyPhase, TrainConfig
+from flax_transformers.training.divergence import (
+    is_not_finite,
+    is_unproven,
+    require_finite_end,
+)
 from flax_transformers.training.mixture_progress import MixtureProgress
 from flax_transformers.training.run_state import (
     RunState,
@@ -55,13 +60,12 @@ from flax_transformers.training.run_state import (
     checkpoint_meta,
     tokenizer_files,
 )
-from flax_transformers.training.setup import Program, build_program, check_phase, make_meter
+from flax_transformers.training.setup import check_phase, make_meter, make_trainer
 from flax_transformers.training.state import TrainState
 from flax_transformers.training.stop import StopRequest
+from flax_transformers.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-_ELSEWHERE = "train in another --workdir"
 
 
 @dataclass(frozen=True)
@@ -99,13 +103,15 @@ class Run:
     prepared: Dataset
     workdir: epath.Path
     mesh: Mesh
-    program: Program
+    trainer: Trainer
     checkpoints: Checkpoints
     evaluators: Sequence[Evaluator]
-    probes: Profiling
+    profiling: Profiling
+    listeners: Listeners
     clock: Clock
     tokenizer_files: dict[str, bytes]
     latest: dict[str, float]
+    """The last value of every metric."""
 
     @property
     def is_writer(self) -> bool:
@@ -118,14 +124,17 @@ def train(
     workdir: str | epath.Path,
     evaluators: Sequence[Evaluator] = (),
     initial: Callable[[Mesh], Any] | None = None,
-    probes: Profiling | None = None,
+    profiling: Profiling | None = None,
+    callbacks: Sequence[Callback] = (),
+    sinks: Sequence[MetricSink] = (),
 ) -> Outcome:
     """Trains to the end of the last phase, from the newest checkpoint in ``workdir`` if any.
 
     ``initial`` gives the parameters, on the mesh, that a run without a checkpoint starts from;
-    without it they are drawn. ``probes`` look into the run and do not change it.
+    without it they are drawn. ``sinks`` get the metrics too, and are closed at the end.
 
-    Raises UserError for what the user can mend, before anything in ``workdir`` is overwritten.
+    Raises UserError for mistakes that the user can fix, before anything in ``workdir`` is
+    overwritten.
     """
     clock = Clock()
     mesh = checked_mesh(config)
@@ -148,10 +157,11 @@ def train(
             prepared=prepared,
             workdir=workdir,
             mesh=mesh,
-            program=build_program(config, mesh),
+            trainer=make_trainer(config, mesh),
             checkpoints=Checkpoints(workdir / "checkpoints", config.checkpoints),
             evaluators=evaluators,
-            probes=probes or Profiling(),
+            profiling=profiling or Profiling(),
+            listeners=Listeners([*callbacks, *map(SinkCallback, sinks)]),
             clock=clock,
             tokenizer_files=tokenizer_files(config, prepared),
             latest={},
@@ -159,18 +169,30 @@ def train(
         with watchdog.phase("restore"):
             begun = start(run, initial)
         try:
-            with StopRequest() as stop, watchdog.phase("step"):
-                ended = _run_phases(run, begun, stop)
-                while ended.diverged:
-                    with watchdog.phase("restore"):
-                        begun = _roll_back(run, ended)
-                    ended = _run_phases(run, begun, stop)
+            ended = _run_to_end(run, begun)
         finally:
             with watchdog.phase("save"):
                 run.checkpoints.close()
         outcome = Outcome(ended.step, ended.step < config.total_steps, dict(run.latest))
-        _require_finite_end(run, outcome, ended)
+        if not outcome.preempted:
+            require_finite_end(workdir, ended.step, outcome.metrics, ended.diverging_steps)
     return outcome
+
+
+def _run_to_end(run: Run, begun: Begun) -> Ended:
+    """Trains to the end or to a requested stop, and rolls back where steps diverge."""
+    total = run.config.total_steps
+    with (
+        StopRequest() as stop,
+        watchdog.phase("step"),
+        run.listeners.training(begun.position.step, total),
+    ):
+        ended = _run_phases(run, begun, stop)
+        while ended.diverged:
+            with watchdog.phase("restore"):
+                begun = _roll_back(run, ended)
+            ended = _run_phases(run, begun, stop)
+    return ended
 
 
 def checked_mesh(config: TrainConfig) -> Mesh:
@@ -215,7 +237,7 @@ def start(run: Run, initial: Callable[[Mesh], Any] | None) -> Begun:
     """The newest checkpoint's state, or a fresh one; says in the workdir what is trained."""
     begun = _restore(run, is_not_finite)
     if begun is None:
-        state = run.program.initial_state()
+        state = run.trainer.init(run.config.seed)
         if initial is not None:
             state = state.starting_from(initial(run.mesh))
         begun = Begun(state, RunState(), {})
@@ -246,7 +268,7 @@ def _write_tokenizers(run: Run) -> None:
 def _restore(run: Run, refuse: Callable[[TrainState, dict[str, Any]], str | None]) -> Begun | None:
     """From the newest checkpoint that is not refused."""
     restored = run.checkpoints.restore_newest(
-        run.program.abstract,
+        run.trainer.abstract,
         check=lambda meta: check_meta(meta, run.config, run.prepared, run.workdir),
         refuse=refuse,
     )
@@ -288,21 +310,13 @@ def _roll_back(run: Run, ended: Ended) -> Begun:
 def _run_phases(run: Run, begun: Begun, stop: StopRequest) -> Ended:
     """Trains to the end, to a requested stop, or to where the run has to roll back."""
     config, state, position, totals = run.config, begun.state, begun.position, begun.totals
-    writer = MetricsWriter(
-        run.workdir,
-        run.is_writer,
-        start_step=position.step,
-        tensorboard=config.logging.tensorboard,
-    )
-    progress = Progress(config.total_steps, position.step, enabled=run.is_writer)
     diverging_steps, saves = begun.diverging_steps, SaveSchedule(config.checkpoints.every_steps)
     consumed: dict[int, int] = {}
-    with writer, progress:
+    with run.listeners.writing(_sinks(run, position.step)):
         while position.step < config.total_steps and not stop.obeyed:
             position = position.normalized(config)
-            outputs = Outputs(writer, progress, totals, saves)
             try:
-                state, diverging_steps = _run_phase(run, state, position, outputs, stop)
+                state, diverging_steps = _run_phase(run, state, position, totals, saves, stop)
             except TooManySkipped:
                 if position.rollbacks >= config.max_rollbacks:
                     raise
@@ -311,42 +325,42 @@ def _run_phases(run: Run, begun: Begun, stop: StopRequest) -> Ended:
     return Ended(position, False, diverging_steps, consumed)
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """Where metrics go, those that come first, and when a checkpoint is due."""
-
-    writer: MetricsWriter
-    progress: Progress
-    totals: Totals
-    saves: SaveSchedule
+def _sinks(run: Run, step: int) -> list[MetricSink]:
+    """Those that the config asks for, for rows after ``step``; on process 0 alone."""
+    if not run.is_writer:
+        return []
+    logging = run.config.logging
+    sinks: list[MetricSink] = [JsonLines(run.workdir, step)]
+    if logging.tensorboard:
+        sinks.append(TensorBoard(run.workdir, step))
+    sinks += [sink.open(run.workdir, step) for sink in logging.sinks]
+    return [*sinks, Progress(run.config.total_steps, step, metrics=run.latest)]
 
 
 def _run_phase(
-    run: Run, state: TrainState, position: RunState, outputs: Outputs, stop: StopRequest
+    run: Run,
+    state: TrainState,
+    position: RunState,
+    totals: Totals,
+    saves: SaveSchedule,
+    stop: StopRequest,
 ) -> tuple[TrainState, int]:
     """Trains to the end of the phase at ``position``, which moves along, or to a requested stop.
 
     Returns the state, and how many steps in a row, up to the last one, were skipped for values that
     are not finite.
     """
-    config, phase = run.config, run.config.phases[position.phase]
-    writer, progress = outputs.writer, outputs.progress
-    train_step = run.program.train_step(phase)
+    config, phase, listeners = run.config, run.config.phases[position.phase], run.listeners
+    train_step = run.trainer.train_step(phase.micro_batches)
     take_step = compiled_together(train_step)
-    evaluation_step = compiled_together(run.program.evaluation_step())
-    abstract = run.program.abstract.params
-    meter = make_meter(config, phase, abstract, run.mesh, run.clock, outputs.totals)
-    parts = MixtureProgress(config, run.prepared, position.phase)
-
-    def record(row: dict[str, float]) -> None:
-        run.latest.update(row)
-        writer.write(position.step, row)
-        progress.update(position.step, run.latest)
-
+    evaluation_step = compiled_together(run.trainer.evaluation_step())
+    abstract = run.trainer.abstract.params
+    meter = make_meter(config, phase, abstract, run.mesh, run.clock, totals)
+    mixture = MixtureProgress(config, run.prepared, position.phase)
     with (
         batches_on_mesh(config, run.prepared, run.mesh, position) as batches,
-        ExampleLog(run.workdir, position.step) as ledger,
-        Watch(run.probes, run.workdir, position.phase) as watch,
+        ExampleLog(run.workdir, position.step) as example_log,
+        Watch(run.profiling, run.workdir, position.phase) as watch,
     ):
         stopping = False
         while not position.done(config) and not stopping:
@@ -360,21 +374,25 @@ def _run_phase(
             meter.sent(report)
             position.step += 1
             if config.logging.ledger:
-                ledger.write(position.step, ids)
-            progress.update(position.step, run.latest)
+                example_log.write(position.step, ids)
+            listeners.step(position.step, state)
             last = position.done(config)
             if last or position.step % config.logging.every_steps == 0:
-                record(meter.row(position.step) | parts.row(position.examples))
+                row = meter.row(position.step) | mixture.row(position.examples)
+                run.latest.update(row)
+                listeners.metrics(position.step, row)
             if last or _due(position.step, config.evaluation.every_steps):
                 with meter.paused("evaluation"), watchdog.phase("evaluation"):
-                    record(_evaluate(run, state, position, phase, evaluation_step))
+                    row = _evaluate(run, state, position, phase, evaluation_step)
+                    run.latest.update(row)
+                    listeners.evaluation(position.step, row)
             stopping = stop.check(run.checkpoints, position.step)
-            if outputs.saves.is_due(position.step, end_of_phase=last) or stopping:
+            if saves.is_due(position.step, end_of_phase=last) or stopping:
                 with meter.paused("checkpoint"), watchdog.phase("save"):
-                    writer.flush()  # what the checkpoint has seen outlives this process with it
-                    ledger.flush()
+                    listeners.flush()  # metrics of the steps that the checkpoint holds
+                    example_log.flush()
                     if _save(run, state, position, meter, stopping):
-                        outputs.saves.saved()
+                        saves.saved()
     return state, meter.diverging_steps
 
 
@@ -386,7 +404,7 @@ def _evaluate(
     run: Run, state: TrainState, position: RunState, phase: AnyPhase, step: Callable[..., Any]
 ) -> dict[str, float]:
     snapshot = Snapshot(
-        position.step, state.best_params, phase, run.mesh, run.program.functions, step
+        position.step, state.best_params, phase, run.mesh, run.trainer.functions, step
     )
     row: dict[str, float] = {}
     for evaluator in run.evaluators:
@@ -416,55 +434,5 @@ def _save(run: Run, state: TrainState, position: RunState, meter: Meter, stoppin
         diverging_steps=meter.diverging_steps,
     )
     run.checkpoints.save(position.step, state, meta, files=run.tokenizer_files)
+    run.listeners.checkpoint(position.step, run.checkpoints.directory / str(position.step))
     return True
-
-
-def is_not_finite(state: TrainState, meta: dict[str, Any]) -> str | None:
-    """Why a run cannot resume from a checkpoint, if so."""
-    if meta.get("consecutive_skips") == 0:  # tested by the step before it was saved
-        return None
-    finite = jax.jit(is_finite)(state.params, state.opt_state, state.ema)
-    return None if finite else "holds values that are not finite"
-
-
-def is_unproven(state: TrainState, meta: dict[str, Any]) -> str | None:
-    """Why a run cannot roll back to a checkpoint, if so."""
-    if int(state.skipped_in_a_row):
-        return "was saved while steps were being skipped"
-    return is_not_finite(state, meta)
-
-
-def _require_finite_end(run: Run, outcome: Outcome, ended: Ended) -> None:
-    """Raises UserError if a run is through without a finite loss at its end.
-
-    That is: no step had a finite loss, more than the last step was skipped for values that are not
-    finite, or a loss in the last metrics is not finite. Where the last step alone was skipped, the
-    parameters are those of the step before, whose loss is finite: a warning says so. What the run
-    ended with is saved in every case, so that running it again ends the same way.
-    """
-    if outcome.preempted:
-        return
-    where, skips = f"the run in {run.workdir} ended at step {ended.step}", ended.diverging_steps
-    if skips and "train/loss" not in outcome.metrics:
-        raise UserError(
-            f"{where} without a finite loss: every step was skipped; {REMEDY}, and {_ELSEWHERE}"
-        )
-    if skips > 1:
-        raise UserError(
-            f"{where} without a finite loss: the last {skips} steps were skipped, as their values "
-            "are not finite, and its last checkpoint holds the parameters from before them; "
-            f"{REMEDY}, and raise phases.*.steps to train further, or {_ELSEWHERE}"
-        )
-    losses = ("train/loss", "eval/loss")
-    wrong = [name for name in losses if not math.isfinite(outcome.metrics.get(name, 0.0))]
-    if wrong:
-        raise UserError(
-            f"{where} with {' and '.join(wrong)} not finite: do not use its last checkpoint; "
-            f"{REMEDY}, and {_ELSEWHERE}"
-        )
-    if skips:
-        log.warning(
-            "the last step, %d, was skipped, as its values are not finite; the last checkpoint "
-            "holds the parameters from before it",
-            ended.step,
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -12,8 +13,10 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flax_transformers.optim.selection import name_of
-from flax_transformers.optim.transforms import kept_axes
 from flax_transformers.parallel.rules import parameter_shardings, replicated
+
+_LOST = object()
+"""In place of a mesh axis: a size that the parameter does not have."""
 
 
 class TrainState(struct.PyTreeNode):
@@ -99,13 +102,14 @@ def abstract_state(
 
 
 def _statistic_shardings(opt_state: Any, params: Any, shardings: Any, whole: NamedSharding) -> Any:
-    """A sharding for each array of the optimizer's state; ``whole`` for what is no parameter's.
+    """A sharding for each array of the optimizer's state, of any optax transformation.
 
-    A statistic is known by the dict keys on its path, which are those of its parameter, and one
-    that keeps some axes alone by the field of the state it lies in.
+    A statistic belongs to the parameter whose dict keys its path ends with, whatever wraps it. It
+    lies as the parameter does; one that keeps some of the parameter's axes is divided along these.
+    ``whole`` is for all other arrays.
     """
     placed = {
-        name_of(path): (leaf.ndim, sharding)
+        name_of(path): (leaf.shape, sharding.spec)
         for (path, leaf), sharding in zip(
             jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
         )
@@ -113,14 +117,14 @@ def _statistic_shardings(opt_state: Any, params: Any, shardings: Any, whole: Nam
 
     def shard(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         name = name_of(path)
-        if name not in placed:
+        endings = (name[start:] for start in range(len(name)))
+        owner = next((ending for ending in endings if ending in placed), None)
+        if owner is None:
             return whole
-        rank, sharding = placed[name]
-        if leaf.ndim == rank:
-            return sharding
-        fields = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
-        kept = kept_axes(fields[-1], name, rank)
-        return NamedSharding(whole.mesh, PartitionSpec(*(sharding.spec[axis] for axis in kept)))
+        shape, spec = placed[owner]
+        axes = iter(itertools.zip_longest(shape, spec))
+        kept = [next((axis for size, axis in axes if size == own), _LOST) for own in leaf.shape]
+        return whole if _LOST in kept else NamedSharding(whole.mesh, PartitionSpec(*kept))
 
     return jax.tree_util.tree_map_with_path(shard, opt_state)
 

@@ -15,13 +15,15 @@ from etils import epath
 from tensorboardX.proto import event_pb2
 
 from flax_transformers.errors import UserError
-from flax_transformers.monitoring.metrics import Accumulator, MetricsWriter, read_metrics
+from flax_transformers.monitoring.metrics import Accumulator, read_metrics
+from flax_transformers.monitoring.sinks import JsonLines, TensorBoard
 
 
 def write_run(workdir, steps, **options):
-    with MetricsWriter(workdir, **options) as writer:
+    with JsonLines(workdir, **options) as rows, TensorBoard(workdir, **options) as events:
         for step in steps:
-            writer.write(step, {"train/loss": 10.0 - step})
+            for sink in (rows, events):
+                sink.write(step, {"train/loss": 10.0 - step})
 
 
 def losses(workdir):
@@ -45,7 +47,7 @@ def events(workdir):
 
 
 def test_a_row_is_one_line_of_json_with_step_time_and_short_numbers(tmp_path):
-    with MetricsWriter(tmp_path) as writer:
+    with JsonLines(tmp_path) as writer:
         writer.write(20, {"train/loss": np.float32(6.1), "perf/tokens": 123456789012})
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     row = json.loads(line)
@@ -55,14 +57,15 @@ def test_a_row_is_one_line_of_json_with_step_time_and_short_numbers(tmp_path):
 
 
 def test_rows_can_be_read_while_the_run_goes_on(tmp_path):
-    with MetricsWriter(tmp_path, flush_seconds=1e9) as writer:
+    with JsonLines(tmp_path, flush_seconds=1e9) as writer:
         writer.write(1, {"train/loss": 9.0})
         assert losses(tmp_path) == {1: 9.0}
 
 
 def test_a_number_that_is_not_finite_is_null_in_the_file_and_nan_when_read(tmp_path):
-    with MetricsWriter(tmp_path) as writer:
-        writer.write(1, {"a": math.nan, "b": math.inf, "c": np.float32(-np.inf), "d": 1.5})
+    for kind in (JsonLines, TensorBoard):
+        with kind(tmp_path) as sink:
+            sink.write(1, {"a": math.nan, "b": math.inf, "c": np.float32(-np.inf), "d": 1.5})
     row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert (row["a"], row["b"], row["c"], row["d"]) == (None, None, None, 1.5)
     assert math.isnan(read_metrics(tmp_path)[0]["a"])
@@ -94,11 +97,6 @@ def test_a_torn_last_line_is_ignored_by_readers_and_removed_by_the_next_run(tmp_
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 4]
 
 
-def test_a_disabled_writer_touches_nothing(tmp_path):
-    write_run(tmp_path / "run", [1, 2], enabled=False)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_no_metrics_file_reads_as_no_rows(tmp_path):
     assert read_metrics(tmp_path) == []
 
@@ -111,7 +109,7 @@ def test_tensorboard_gets_every_scalar_and_hides_what_a_restart_repeats(tmp_path
 
 
 def test_flush_brings_tensorboard_up_to_date(tmp_path):
-    with MetricsWriter(tmp_path, flush_seconds=1e9) as writer:
+    with TensorBoard(tmp_path, flush_seconds=1e9) as writer:
         writer.write(1, {"train/loss": 9.0})
         writer.flush()
         assert events(tmp_path)[-1] == (1, {"train/loss": 9.0})
@@ -120,7 +118,7 @@ def test_flush_brings_tensorboard_up_to_date(tmp_path):
 def test_a_workdir_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"metrics cannot be written to .*file/run/metrics\.jsonl"):
-        MetricsWriter(tmp_path / "file" / "run")
+        JsonLines(tmp_path / "file" / "run")
 
 
 class FullDisk(io.StringIO):
@@ -135,10 +133,10 @@ class FullDisk(io.StringIO):
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_open(tmp_path):
-    writer = MetricsWriter(tmp_path)
-    writer._appended.close()
-    writer._appended = writer._open[0] = full = FullDisk()
-    with pytest.raises(UserError, match=r"No space left on device.*free some space"), writer:
+    writer = JsonLines(tmp_path)
+    writer._file.close()
+    writer._file = full = FullDisk()
+    with pytest.raises(UserError, match=r"No space left on device.*free space"), writer:
         writer.write(1, {"train/loss": 9.0})
     assert full.closed
 
@@ -169,7 +167,7 @@ def test_in_a_bucket_files_are_replaced_whole_and_resume_like_local_ones(bucket)
 
 
 def test_in_a_bucket_rows_wait_for_the_next_flush(bucket):
-    with MetricsWriter("gs://bucket/run", flush_seconds=1e9) as writer:
+    with JsonLines("gs://bucket/run", flush_seconds=1e9) as writer:
         writer.write(1, {"train/loss": 9.0})
         assert losses("gs://bucket/run") == {}
         writer.flush()
@@ -204,9 +202,3 @@ def test_after_a_reset_the_next_interval_starts_from_nothing():
     assert accumulator.means() == {}
     accumulator.add({"loss": (1.0, 1)})
     assert accumulator.means() == {"loss": 1.0}
-
-
-def test_no_events_are_written_where_nobody_wants_them(tmp_path):
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
-        writer.write(1, {"train/loss": 2.0})
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -32,7 +32,7 @@ def run(width=80, terminal=False, steps=(1, 2, 4), total=4, seconds=1.0, metrics
     with Progress(total, console=console, clock=clock, **options) as progress:
         clock.now += 30
         for step in steps:
-            progress.update(step, METRICS if metrics is None else metrics)
+            progress.write(step, METRICS if metrics is None else metrics)
             progress.message(f"note [MASK] [red] {step}")
             clock.now += seconds
     return out.getvalue()
@@ -70,10 +70,6 @@ def test_long_messages_are_not_wrapped_in_a_log():
     with Progress(1, console=Console(file=out, width=40)) as progress:
         progress.message("word " * 50)
     assert out.getvalue() == "word " * 50 + "\n"
-
-
-def test_a_disabled_progress_shows_nothing():
-    assert run(enabled=False) == run(enabled=False, terminal=True) == ""
 
 
 def test_on_a_terminal_the_bar_shows_step_loss_accuracy_speed_and_time_left():
@@ -124,8 +120,8 @@ def test_a_narrow_terminal_gives_up_speed_before_loss():
 def test_metrics_that_are_not_given_again_keep_their_last_value():
     out = io.StringIO()
     with Progress(2, console=Console(file=out), line_seconds=0.0) as progress:
-        progress.update(1, {"train/loss": 3.0, "optimizer/grad_norm": 1.0})
-        progress.update(2, {})
+        progress.write(1, {"train/loss": 3.0, "optimizer/grad_norm": 1.0})
+        progress.write(2, {})
     assert [line.split("  ")[1] for line in out.getvalue().splitlines()] == ["loss 3.000"] * 2
 
 

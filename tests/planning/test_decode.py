@@ -21,7 +21,7 @@ from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.planning.decode import lower_generate, plan_decode
 from flax_transformers.planning.topology import devices_of
 from flax_transformers.testing import tiny_config
-from flax_transformers.training.setup import build_program
+from flax_transformers.training.setup import make_trainer
 
 BATCH, PROMPT, NEW, WIDTH, LAYERS, WORDS = 4, 16, 8, 256, 3, 512
 TEXT = {"batch": BATCH, "prompt_length": PROMPT, "new_tokens": NEW}
@@ -62,7 +62,7 @@ def of_encoder_decoder():
     return dataclasses.replace(of_decoder(), model=model, objective=SpanCorruption())
 
 
-def lowered_by(run, module, name, program, monkeypatch):
+def lowered_by(run, module, name, trainer, monkeypatch):
     """The program that ``run`` would have compiled, at real arrays."""
     texts, original = [], getattr(module, name)
 
@@ -75,11 +75,11 @@ def lowered_by(run, module, name, program, monkeypatch):
 
     params = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding),
-        program.abstract.params,
+        trainer.abstract.params,
     )
     monkeypatch.setattr(module, name, lowering)
-    with jax.set_mesh(program.mesh), pytest.raises(Lowered):
-        run(program.model, params, np.ones((BATCH, PROMPT)), max_new_tokens=NEW, eos_id=1)
+    with jax.set_mesh(trainer.mesh), pytest.raises(Lowered):
+        run(trainer.model, params, np.ones((BATCH, PROMPT)), max_new_tokens=NEW, eos_id=1)
     return texts[0]
 
 
@@ -94,9 +94,9 @@ def test_the_program_that_is_planned_is_the_one_that_generates(
     make, run, module, name, monkeypatch
 ):
     config = dataclasses.replace(make(), mesh=MeshConfig(data=2, tensor=4))
-    program = build_program(config, make_mesh(config.mesh))
-    planned = lower_generate(program, BATCH, PROMPT, NEW).as_text()
-    assert planned == lowered_by(run, module, name, program, monkeypatch)
+    trainer = make_trainer(config, make_mesh(config.mesh))
+    planned = lower_generate(trainer, BATCH, PROMPT, NEW).as_text()
+    assert planned == lowered_by(run, module, name, trainer, monkeypatch)
 
 
 def test_a_round_multiplies_by_each_weight_once_whatever_the_prompt():

@@ -27,7 +27,8 @@ from flax_transformers.planning.plan import (
 from flax_transformers.planning.topology import devices_of
 from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
 from flax_transformers.training.loop import train
-from flax_transformers.training.setup import Program, build_program
+from flax_transformers.training.setup import make_trainer
+from flax_transformers.training.trainer import Trainer
 
 
 def planned(config, topology="cpu:8"):
@@ -67,20 +68,20 @@ class Lowered(Exception):
 def test_the_step_that_is_planned_is_the_one_that_train_runs(config, tmp_path, monkeypatch):
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
     config = dataclasses.replace(config, mesh=mesh, compute=ComputeConfig("auto", remat="full"))
-    original = Program.train_step
+    original = Trainer.train_step
 
-    def lowering(program, phase):
+    def lowering(trainer, micro_batches):
         def step(state, batch):
-            raise Lowered(original(program, phase).lower(state, batch).as_text())
+            raise Lowered(original(trainer, micro_batches).lower(state, batch).as_text())
 
         return step
 
     with monkeypatch.context() as patch:
-        patch.setattr(Program, "train_step", lowering)
+        patch.setattr(Trainer, "train_step", lowering)
         with pytest.raises(Lowered) as ran:
             train(config, prepare(config.data), tmp_path / "run")
-    program = build_program(config, make_mesh(config.mesh))
-    planned = lower_train_step(program, config.phases[0]).as_text()
+    trainer = make_trainer(config, make_mesh(config.mesh))
+    planned = lower_train_step(config, trainer, config.phases[0]).as_text()
     assert main_function(planned) == main_function(str(ran.value))
 
 
@@ -95,7 +96,7 @@ def test_a_plan_counts_what_a_hand_counts(config):
     assert found.program_flops == pytest.approx(found.model_flops, rel=0.03)
     parameters = 4 * sum(
         leaf.size
-        for leaf in jax.tree.leaves(build_program(config, make_mesh(MeshConfig())).abstract.params)
+        for leaf in jax.tree.leaves(make_trainer(config, make_mesh(MeshConfig())).abstract.params)
     )
     # All are halved but for what the axis "embed" is not in.
     assert parameters / 2 < found.memory.parameters < 0.55 * parameters

@@ -15,7 +15,7 @@ from flax_transformers.planning.plan import lower_train_step
 from flax_transformers.planning.topology import devices_of
 from flax_transformers.testing import tiny_config
 from flax_transformers.training.config import Phase
-from flax_transformers.training.setup import build_program
+from flax_transformers.training.setup import make_trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.full]
 
@@ -41,11 +41,11 @@ def compiled(mesh, remat="full", topology="v5e:2x2", **changes):
         phases=(Phase(20, LENGTH, ROWS),),
         mesh=mesh,
     )
-    program = build_program(config, make_mesh(config.mesh, devices_of(topology)))
+    trainer = make_trainer(config, make_mesh(config.mesh, devices_of(topology)))
     # In use, matmuls are not asked for more than bfloat16 products.
     with jax.default_matmul_precision("default"):
-        text = lower_train_step(program, config.phases[0]).compile().as_text()
-    return text, dict(program.mesh.shape)
+        text = lower_train_step(config, trainer, config.phases[0]).compile().as_text()
+    return text, dict(trainer.mesh.shape)
 
 
 def accounted(mesh, **changes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from flax_transformers.checkpointing.save_schedule import SaveSchedule
 from flax_transformers.errors import UserError
 from flax_transformers.training import loop
+from flax_transformers.training.callbacks import Listeners
+from flax_transformers.training.divergence import require_finite_end
 from flax_transformers.training.run_state import RunState
 
 TOTAL = 12
@@ -26,13 +29,16 @@ def saved(monkeypatch):
 
     def save(step, skips=0, diverging=0, stopping=False):
         found = {}
-        checkpoints = SimpleNamespace(save=lambda at, state, meta, files: found.update({at: meta}))
+        checkpoints = SimpleNamespace(
+            directory=Path(), save=lambda at, state, meta, files: found.update({at: meta})
+        )
         run = SimpleNamespace(
             config=SimpleNamespace(total_steps=TOTAL),
             prepared=None,
             latest={},
             checkpoints=checkpoints,
             tokenizer_files={},
+            listeners=Listeners(),
         )
         meter = SimpleNamespace(consecutive_skips=skips, diverging_steps=diverging, totals={})
         assert loop._save(run, None, RunState(step), meter, stopping) == bool(found)
@@ -76,13 +82,9 @@ def test_the_end_of_a_phase_that_is_skipped_is_saved_in_the_next_phase():
     assert steps_saved(0, skipped={4, 5}, phase_ends=(4, TOTAL)) == [6, 12]
 
 
-def end(diverging_steps, preempted=False, **metrics):
+def end(diverging_steps, **metrics):
     losses = {name.replace("_", "/"): value for name, value in metrics.items()}
-    loop._require_finite_end(
-        SimpleNamespace(workdir="run"),
-        loop.Outcome(TOTAL, preempted, losses),
-        loop.Ended(RunState(TOTAL), False, diverging_steps, {}),
-    )
+    require_finite_end("run", TOTAL, losses, diverging_steps)
 
 
 def test_a_run_whose_last_step_alone_was_skipped_ends_with_a_warning(caplog):
@@ -95,7 +97,6 @@ def test_a_run_whose_last_step_alone_was_skipped_ends_with_a_warning(caplog):
 
 def test_a_run_that_ends_well_says_nothing(caplog):
     end(0, train_loss=2.0)
-    end(2, preempted=True)
     assert caplog.messages == []
 
 

@@ -19,7 +19,8 @@ from flax_transformers.evaluation import saved_baselines
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.monitoring.example_log import ExampleLog
 from flax_transformers.monitoring.goodput import KINDS, Clock
-from flax_transformers.monitoring.metrics import MetricsWriter, read_metrics
+from flax_transformers.monitoring.metrics import read_metrics
+from flax_transformers.monitoring.sinks import JsonLines, TensorBoard
 from flax_transformers.storage.workdir import (
     clear_side_files,
     exclusive_lock,
@@ -70,7 +71,7 @@ DAMAGES = (flip, flip, flip, truncate, delete, become_a_folder, become_unreadabl
 def written(tmp_path_factory):
     """All side files of a run of 20 steps."""
     workdir = epath.Path(tmp_path_factory.mktemp("run"))
-    with MetricsWriter(workdir, tensorboard=False) as writer:
+    with JsonLines(workdir) as writer:
         for step in range(1, STEPS + 1):
             spent = {f"goodput/{kind}_s": 1.5 * step for kind in KINDS}
             writer.write(step, {"train/loss": 6.0 - step / 10, "perf/goodput": 0.5} | spent)
@@ -98,8 +99,9 @@ def restart(workdir):
         Clock().go_on(read_metrics(workdir), RESUMED_AT)
         for name in ("config.json", "baselines.json", "samples/step_00000010.txt"):
             write_text(workdir / name, "{}")
-        with MetricsWriter(workdir, start_step=RESUMED_AT, tensorboard=True) as writer:
-            writer.write(RESUMED_AT + 1, {"train/loss": 5.0})
+        for kind in (JsonLines, TensorBoard):
+            with kind(workdir, RESUMED_AT) as writer:
+                writer.write(RESUMED_AT + 1, {"train/loss": 5.0})
         with ExampleLog(workdir, RESUMED_AT) as ledger:
             ledger.write(RESUMED_AT + 1, np.arange(4))
     lines = (workdir / "ledger-0.jsonl").read_text().splitlines()

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -108,3 +109,31 @@ def test_the_key_of_the_run_is_not_the_one_the_parameters_came_from():
 def test_a_parameter_that_the_mesh_does_not_divide_is_refused_before_anything_is_made():
     with pytest.raises(UserError, match="parameter table: its 'vocab' axis of 6 does not divide"):
         abstract_state(Small(), OPTIMIZER, 0, mesh_of(1, 2, 4))
+
+
+EVERY_WRAPPER = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.multi_transform(
+        {
+            "adam": optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3),
+            "factored": optax.adafactor(1e-3, min_dim_size_to_factor=2),
+        },
+        {"table": "adam", "kernel": "factored"},
+    ),
+)
+
+
+@pytest.mark.parametrize("optimizer", [optax.adamw(1e-3), optax.lion(1e-3), EVERY_WRAPPER])
+def test_statistics_of_any_optax_transformation_are_divided_as_their_parameters_are(optimizer):
+    abstract = abstract_state(Small(), optimizer, 0, mesh_of(2, 2, 2))
+    found = {(leaf.shape, leaf.sharding.spec) for leaf in jax.tree.leaves(abstract.opt_state)}
+    expected = {
+        (6, 8): PartitionSpec("tensor", "fsdp"),
+        (8, 4): PartitionSpec("fsdp", "tensor"),
+        (8,): PartitionSpec("fsdp"),
+        (4,): PartitionSpec("tensor"),
+        (1,): PartitionSpec(),
+        (): PartitionSpec(),
+    }
+    assert {(shape, expected[shape]) for shape, _ in found} == found
+    assert any(len(shape) == 2 or shape in ((8,), (4,)) for shape, _ in found)

@@ -29,7 +29,7 @@ from flax_transformers.testing import (
 )
 from flax_transformers.training import loop
 from flax_transformers.training.config import Evaluation
-from flax_transformers.training.setup import build_program
+from flax_transformers.training.setup import make_trainer
 
 pytestmark = pytest.mark.slow
 
@@ -176,7 +176,7 @@ def with_nan(config, tmp_path):
     train(config, workdir, stop_at=5)
     with jax.set_mesh(mesh):
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoints)
-        restored = checkpoints.restore_newest(build_program(config, mesh).abstract)
+        restored = checkpoints.restore_newest(make_trainer(config, mesh).abstract)
         meta = {k: v for k, v in restored.meta.items() if k not in ("consecutive_skips", "totals")}
         spoilt = restored.state.replace(
             opt_state=jax.tree.map(

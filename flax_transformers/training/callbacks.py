@@ -1,0 +1,142 @@
+"""What a program can be told of training while it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+from etils import epath
+
+from flax_transformers.monitoring.sinks import MetricSink
+from flax_transformers.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+class Callback:
+    """Base class of callbacks; override the events you need.
+
+    Every process calls its callbacks, in the order in which they were given. An exception in one
+    ends training and reaches the caller of ``train`` or ``Trainer.fit``; ``on_train_end`` is called
+    all the same. The arrays of a ``state`` are donated to the next step: copy what is kept longer.
+    """
+
+    def on_train_begin(self, step: int, total_steps: int) -> None:
+        """Before the first step; ``step`` steps were taken already, by the run that is resumed."""
+
+    def on_step(self, step: int, state: TrainState) -> None:
+        """After step ``step``, counted from 1, was sent to the devices, without waiting for it."""
+
+    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Means of the steps since the last row of metrics ("train/loss" ...), and speeds."""
+
+    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Scores of an evaluation ("eval/loss" ...)."""
+
+    def on_checkpoint(self, step: int, folder: epath.Path) -> None:
+        """A checkpoint of ``step`` is being written to ``folder``, in the background."""
+
+    def on_train_end(self, step: int) -> None:
+        """After the last step, a requested stop, or an exception."""
+
+
+class SinkCallback(Callback):
+    """Writes the metrics of a run to a sink, in process 0 alone."""
+
+    def __init__(self, sink: MetricSink) -> None:
+        self._sink = sink if jax.process_index() == 0 else None
+
+    def on_train_begin(self, step: int, total_steps: int) -> None:
+        if self._sink is not None:
+            self._sink.__enter__()
+
+    def on_step(self, step: int, state: TrainState) -> None:
+        if self._sink is not None:
+            self._sink.step(step)
+
+    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._sink is not None:
+            self._sink.write(step, metrics)
+
+    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.on_metrics(step, metrics)
+
+    def on_checkpoint(self, step: int, folder: epath.Path) -> None:
+        if self._sink is not None:
+            self._sink.flush()
+
+    def on_train_end(self, step: int) -> None:
+        if self._sink is not None:
+            self._sink.close()
+
+
+class Listeners:
+    """The callbacks of a run, and the sinks that are opened anew after a rollback."""
+
+    def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
+        self._callbacks = callbacks
+        self._sinks: Sequence[MetricSink] = ()
+        self._last_step = 0
+
+    @contextlib.contextmanager
+    def training(self, step: int, total_steps: int) -> Iterator[None]:
+        """Around the whole of training, which ``on_train_begin`` and ``on_train_end`` enclose."""
+        self._last_step = step
+        begun: list[Callback] = []
+        try:
+            for callback in self._callbacks:
+                begun.append(callback)
+                callback.on_train_begin(step, total_steps)
+            yield
+        except BaseException:
+            for callback in begun:
+                try:
+                    callback.on_train_end(self._last_step)
+                except Exception as error:  # must not hide the exception that ended training
+                    log.warning("on_train_end of %s failed too (%r)", callback, error)
+            raise
+        for callback in begun:
+            callback.on_train_end(self._last_step)
+
+    @contextlib.contextmanager
+    def writing(self, sinks: Sequence[MetricSink]) -> Iterator[None]:
+        """Around steps whose metrics go to ``sinks``, which are closed at the end."""
+        self._sinks = sinks
+        with contextlib.ExitStack() as opened:
+            for sink in sinks:
+                opened.enter_context(sink)
+            yield
+
+    def step(self, step: int, state: TrainState) -> None:
+        """After each step."""
+        self._last_step = step
+        for sink in self._sinks:
+            sink.step(step)
+        for callback in self._callbacks:
+            callback.on_step(step, state)
+
+    def metrics(self, step: int, row: Mapping[str, float]) -> None:
+        """A row of training metrics."""
+        for sink in self._sinks:
+            sink.write(step, row)
+        for callback in self._callbacks:
+            callback.on_metrics(step, row)
+
+    def evaluation(self, step: int, row: Mapping[str, float]) -> None:
+        """A row of scores."""
+        for sink in self._sinks:
+            sink.write(step, row)
+        for callback in self._callbacks:
+            callback.on_evaluation(step, row)
+
+    def flush(self) -> None:
+        """Before a checkpoint: metrics of the steps that it holds must outlive this process."""
+        for sink in self._sinks:
+            sink.flush()
+
+    def checkpoint(self, step: int, folder: epath.Path) -> None:
+        """A checkpoint that is being written."""
+        for callback in self._callbacks:
+            callback.on_checkpoint(step, folder)

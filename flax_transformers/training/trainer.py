@@ -1,0 +1,273 @@
+"""A model, an objective and an optimizer on a mesh: their state, and the steps of training."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+
+from flax_transformers.errors import UserError
+from flax_transformers.models.config import ComputeConfig, TransformerConfig
+from flax_transformers.monitoring.goodput import Clock
+from flax_transformers.monitoring.metrics import Accumulator
+from flax_transformers.monitoring.progress import Progress
+from flax_transformers.monitoring.sinks import MetricSink
+from flax_transformers.monitoring.throughput import Meter
+from flax_transformers.objectives.base import ModelFunctions, Objective
+from flax_transformers.optim.ema import EMAConfig
+from flax_transformers.optim.optimizers import OptimizerFactory, learning_rate_at
+from flax_transformers.parallel.distributed import compiled_together
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.parallel.rules import batch_sharding, check_batch
+from flax_transformers.training.callbacks import Callback, Listeners, SinkCallback
+from flax_transformers.training.state import TrainState, abstract_state, initialize_state
+from flax_transformers.training.step import (
+    check_fits,
+    compile_evaluation_step,
+    compile_train_step,
+    make_evaluation_step,
+    make_train_step,
+    model_functions,
+)
+
+log = logging.getLogger(__name__)
+
+HostBatch = Mapping[str, Any]
+"""Arrays [batch, ...] by name: on the mesh, or in numpy the rows of this process."""
+
+
+class Trainer:
+    """Trains ``model`` on ``objective`` with ``optimizer``, on ``mesh``.
+
+    ``model`` is a Linen module of this package's contract, or a config of one, which is built in
+    the compute dtype of the platform. ``optimizer`` is an optax transformation, or a config such as
+    ``AdamW(...)``, whose schedule runs over ``total_steps``. ``mesh`` is by default all devices, as
+    copies of the model. A step divides its batch into ``micro_batches`` to save memory. ``ema``
+    keeps an average of the parameters, which is then evaluated. ``skip_spikes_above`` and
+    ``max_consecutive_skips`` are as in ``TrainConfig``.
+
+    Nothing is computed or allocated before ``init``, so the devices of ``mesh`` need not be there.
+    Raises UserError for a model that lacks what the objective needs.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module | TransformerConfig,
+        objective: Objective,
+        optimizer: optax.GradientTransformation | OptimizerFactory,
+        mesh: Mesh | None = None,
+        micro_batches: int = 1,
+        ema: EMAConfig = EMAConfig(),  # noqa: B008 (frozen)
+        skip_spikes_above: float | None = None,
+        max_consecutive_skips: int = 20,
+        total_steps: int | None = None,
+        gradient_reduce_dtype: str = "float32",
+    ) -> None:
+        self.mesh = make_mesh(MeshConfig()) if mesh is None else mesh
+        if isinstance(model, TransformerConfig):
+            compute = ComputeConfig(dtype="auto").resolve(self.mesh.devices.flat[0].platform)
+            model = model.build(compute)
+        check_fits(objective, model)
+        self.model, self.objective, self.ema = model, objective, ema
+        self.functions: ModelFunctions = model_functions(model)
+        self.frozen: tuple[str, ...] = getattr(optimizer, "frozen", ())
+        self.learning_rate: optax.Schedule | None = None
+        if not isinstance(optimizer, optax.GradientTransformation):
+            if total_steps is None:
+                raise UserError(
+                    f"the optimizer {type(optimizer).__name__} has a schedule; give Trainer the "
+                    "total_steps that it runs over"
+                )
+            self.learning_rate = learning_rate_at(optimizer, total_steps)
+            optimizer = optimizer.make(total_steps)
+        self.optimizer = optimizer
+        self.micro_batches, self.skip_spikes_above = micro_batches, skip_spikes_above
+        self.max_consecutive_skips = max_consecutive_skips
+        self.gradient_reduce_dtype = gradient_reduce_dtype
+
+    @functools.cached_property
+    def abstract(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state.
+
+        Raises UserError if a parameter does not divide over the mesh, or if the optimizer's
+        patterns match none.
+        """
+        return abstract_state(self.model, self.optimizer, 0, self.mesh, ema=self.ema.is_on)
+
+    def train_step(self, micro_batches: int | None = None) -> jax.stages.Wrapped:
+        """The jitted ``(state, batch) -> (state, StepReport)``, which donates its state.
+
+        Call or lower it under ``jax.set_mesh(trainer.mesh)``.
+        """
+        step = make_train_step(
+            self.objective,
+            self.functions,
+            self.optimizer,
+            micro_batches or self.micro_batches,
+            frozen=self.frozen,
+            ema=self.ema,
+            gradient_reduce_dtype=self.gradient_reduce_dtype,
+            skip_spikes_above=self.skip_spikes_above,
+        )
+        return compile_train_step(step, self.abstract, self.mesh)
+
+    def evaluation_step(self) -> jax.stages.Wrapped:
+        """The jitted ``(params, batch) -> {metric: (sum, count)}``, without dropout."""
+        step = make_evaluation_step(self.objective, self.functions)
+        return compile_evaluation_step(step, self.abstract.params, self.mesh)
+
+    def init(self, seed: int = 0, params: Any = None) -> TrainState:
+        """A fresh state on the mesh. Parameters are a copy of ``params``, or drawn by ``seed``.
+
+        Raises UserError for ``params`` of another model.
+        """
+        with jax.set_mesh(self.mesh):
+            state = initialize_state(self.model, self.optimizer, seed, self.abstract)
+            return state if params is None else state.starting_from(self._copied(params))
+
+    def _copied(self, params: Any) -> Any:
+        wanted = self.abstract.params
+        _require_same_parameters(params, wanted)
+        placed = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+        given = jax.tree.map(jax.device_put, params, placed)
+        # A step donates the state: the caller's arrays must not go with it.
+        copy = jax.jit(
+            lambda tree: jax.tree.map(lambda a, w: jnp.array(a, w.dtype, copy=True), tree, wanted),
+            out_shardings=placed,
+        )
+        return copy(given)
+
+    def place(self, batch: HostBatch) -> dict[str, jax.Array]:
+        """A batch on the mesh, divided over its data axes.
+
+        Arrays in numpy are this process's rows; all of them, where there is one process. Raises
+        UserError for a batch that does not divide over the mesh.
+        """
+        sharding = batch_sharding(self.mesh)
+        arrays = {name: leaf for name, leaf in batch.items() if name != "example_id"}
+        if jax.process_count() == 1:
+            check_batch(len(next(iter(arrays.values()))), self.micro_batches, self.mesh)
+
+        def put(leaf: Any) -> jax.Array:
+            if isinstance(leaf, jax.Array):
+                return jax.device_put(leaf, sharding)
+            return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
+
+        return {name: put(leaf) for name, leaf in arrays.items()}
+
+    @functools.cached_property
+    def _take_step(self) -> Callable[..., Any]:
+        return compiled_together(self.train_step())
+
+    @functools.cached_property
+    def _evaluate(self) -> Callable[..., Any]:
+        return compiled_together(self.evaluation_step())
+
+    def step(self, state: TrainState, batch: HostBatch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One step: the new state, and the step's metrics ("train/loss" ...) on the device.
+
+        ``state`` is donated: its arrays are gone after the call. It is the step that ``train``
+        runs, and skips like it batches whose gradients are not finite.
+        """
+        batch = self.place(batch)
+        with jax.set_mesh(self.mesh):
+            state, report = self._take_step(state, batch)
+            return state, report.means()
+
+    def fit(
+        self,
+        state: TrainState,
+        batches: Iterable[HostBatch],
+        *,
+        steps: int,
+        callbacks: Sequence[Callback] = (),
+        sinks: Sequence[MetricSink] | None = None,
+        log_every: int = 10,
+    ) -> TrainState:
+        """Takes ``steps`` steps, fewer where ``batches`` end before, and returns the new state.
+
+        Metrics are means over ``log_every`` steps. ``sinks`` are by default a line on the console.
+        Raises TooManySkipped for more than ``max_consecutive_skips`` skipped steps in a row.
+        """
+        step = first = int(state.step)
+        last = first + steps
+        sinks = [Progress(last, first)] if sinks is None else sinks
+        listeners, meter = Listeners([*callbacks, *map(SinkCallback, sinks)]), None
+        with listeners.training(first, last):
+            for batch in itertools.islice(batches, steps):
+                placed = self.place(batch)
+                meter = meter or self._meter(placed)
+                with jax.set_mesh(self.mesh), jax.transfer_guard("disallow"):
+                    state, report = self._take_step(state, placed)
+                    meter.fetch_previous()
+                meter.sent(report)
+                step += 1
+                listeners.step(step, state)
+                if step == last or step % log_every == 0:
+                    listeners.metrics(step, meter.row(step))
+            if meter is not None and step < last:
+                log.warning("the batches ended after step %d of %d", step, last)
+                listeners.metrics(step, meter.row(step))
+        return state
+
+    def _meter(self, batch: Mapping[str, jax.Array]) -> Meter:
+        """What measures steps of batches like ``batch``."""
+        ids = batch.get("input_ids")
+        return Meter(
+            self.mesh,
+            Clock(),
+            batch_size=len(next(iter(batch.values()))),
+            sequence_length=None if ids is None else ids.shape[-1],
+            flops_per_step=None,
+            learning_rate=self.learning_rate,
+            max_consecutive_skips=self.max_consecutive_skips,
+        )
+
+    def evaluate(self, state: TrainState, batches: Iterable[HostBatch]) -> dict[str, float]:
+        """Scores over all examples of ``batches`` ("eval/loss" ...), without dropout.
+
+        They are those of the average of the parameters, where one is kept. A last batch that is
+        smaller than the first is filled up with zeros, which by contract weigh nothing.
+        """
+        totals, rows = Accumulator(), None
+        for batch in batches:
+            arrays = {name: leaf for name, leaf in batch.items() if name != "example_id"}
+            count = len(next(iter(arrays.values())))
+            rows = rows or count
+            if count < rows:
+                arrays = {name: _filled_up(leaf, rows) for name, leaf in arrays.items()}
+            placed = self.place(arrays)
+            with jax.set_mesh(self.mesh):
+                totals.add(self._evaluate(state.best_params, placed))
+        return {f"eval/{name}": mean for name, mean in totals.means().items()}
+
+
+def _filled_up(leaf: Any, rows: int) -> np.ndarray:
+    array = np.asarray(leaf)
+    return np.pad(array, [(0, rows - len(array)), *[(0, 0)] * (array.ndim - 1)])
+
+
+def _require_same_parameters(params: Any, wanted: Any) -> None:
+    """Raises UserError naming a parameter that is missing, too many or of another shape."""
+    given, asked = (
+        {name: tuple(leaf.shape) for name, leaf in flatten_dict(tree, sep="/").items()}
+        for tree in (params, wanted)
+    )
+    for name in sorted(given.keys() | asked.keys()):
+        if given.get(name) != asked.get(name):
+            raise UserError(
+                f"params has {name} of shape {given.get(name, 'none')}, but the model has "
+                f"{asked.get(name, 'none')}; give parameters of the Trainer's model, as "
+                "load_pretrained returns them"
+            )
