@@ -1,13 +1,14 @@
-"""The steps of two decoders beside those of levanter and MaxText, for TPUs that are not here.
+"""Compare training steps of two decoders with those of levanter and MaxText, compiled for TPUs.
 
     python benchmarks/peers.py [NAME ...] > result.md
 
-Each row is one training step, compiled ahead of time by the TPU compiler (``flax-transformers
-plan`` reads the same program): AdamW, float32 parameters, bfloat16 activations and gradients on the
-wire, layers recomputed whole, splash attention. A row takes minutes; NAME picks some of them.
+Each table row is one training step, compiled ahead of time by the TPU compiler (as by
+``flax-transformers plan``): AdamW, float32 parameters, bfloat16 activations and gradient
+reductions, full recomputation of each layer, splash attention. A step takes minutes to compile;
+NAME selects cases.
 
-What the peers need was taken from their own training steps in the same setting, compiled for the
-same topologies by libtpu 0.0.52 in November 2026; this script does not run them.
+The figures of levanter and MaxText are those of their own training steps in the same setting,
+compiled for the same topologies by libtpu 0.0.52 in November 2026; this script does not run them.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Case:
-    """One step, ``rows`` of ``length`` tokens on each chip; ``peer``: the compared one."""
+    """One step with ``sequences`` of ``length`` tokens per chip; ``peer``: figures of others."""
 
     model: TextConfig
     topology: str
     mesh: MeshConfig
     length: int
-    rows: int
+    sequences: int
     peer: str
     feed_forward_chunk: int | None = None
     max_logits: int = 2**28
@@ -54,10 +55,10 @@ GPT2 = dataclasses.replace(gpt2.SIZES["gpt2"], dropout=0.0, attention_dropout=0.
 LLAMA = llama.SIZES["llama-3-8b"]
 V5E, V5P = MeshConfig(data=1, fsdp=16), MeshConfig(data=4, fsdp=16)
 CASES = {
-    "gpt2": Case(GPT2, "v5e:4x4", V5E, 1024, 256, "levanter: 72 rows fit"),
-    "llama": Case(LLAMA, "v5p:4x4x4", V5P, 4096, 52, "levanter: 42 rows fit, MaxText: 31"),
+    "gpt2": Case(GPT2, "v5e:4x4", V5E, 1024, 256, "levanter: 72 sequences fit"),
+    "llama": Case(LLAMA, "v5p:4x4x4", V5P, 4096, 52, "levanter: 42 sequences fit, MaxText: 31"),
     "llama-chunked": Case(
-        LLAMA, "v5p:4x4x4", V5P, 4096, 60, "levanter: 42 rows fit", feed_forward_chunk=512
+        LLAMA, "v5p:4x4x4", V5P, 4096, 60, "levanter: 42 sequences fit", feed_forward_chunk=512
     ),
     "llama-small-batch": Case(
         LLAMA,
@@ -79,7 +80,7 @@ def main() -> None:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
     print(f"Compiled ahead of time with {versions}. GiB and GB of one chip.\n")
     heads = (
-        "step", "chips", "mesh", "rows x tokens", "fits", "temporaries", "floor of these",
+        "step", "chips", "mesh", "sequences x tokens", "fits", "temporaries", "their lower bound",
         "sent", "ideal", "FLOP, of the model's", "compiled in", "peers",
     )  # fmt: skip
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
@@ -97,12 +98,12 @@ def row(name: str, case: Case) -> tuple[str, ...]:
         name,
         f"{found.devices} x {case.topology.partition(':')[0]}",
         used,
-        f"{case.rows} x {case.length:,}",
+        f"{case.sequences} x {case.length:,}",
         f"yes, {(found.memory.available or 0) / GIB - found.memory.total / GIB:.1f} left"
         if found.fits
         else f"no, needs {found.memory.total / GIB:.1f}",
         "-" if temporaries is None else f"{temporaries / GIB:.2f}",
-        f"{floor(case, found) / GIB:.2f}",
+        f"{lower_bound(case, found) / GIB:.2f}",
         f"{sent:.1f}" if found.traffic else "-",
         f"{ideal(case, found) / 1e9:.1f}",
         "-" if found.recomputation is None else f"{found.recomputation:.2f}",
@@ -112,9 +113,9 @@ def row(name: str, case: Case) -> tuple[str, ...]:
 
 
 def plan_of(case: Case) -> Plan:
-    """The plan of a case; its data is never read."""
+    """The plan of a case; its data are not read."""
     devices = devices_of(case.topology)
-    phase = Phase(steps=1000, sequence_length=case.length, batch_size=case.rows * len(devices))
+    phase = Phase(steps=1000, sequence_length=case.length, batch_size=case.sequences * len(devices))
     config = dataclasses.replace(
         _base(),
         model=case.model,
@@ -129,23 +130,23 @@ def plan_of(case: Case) -> Plan:
     return plan(config, phase, devices, case.topology)
 
 
-def floor(case: Case, found: Plan) -> float:
-    """Bytes that no schedule does without: what each layer starts from in bfloat16, and the float32
+def lower_bound(case: Case, found: Plan) -> float:
+    """Temporaries of any schedule, in bytes: the bfloat16 input of each layer, and the float32
     gradients of this chip's parameters."""
-    tokens = case.rows * case.length
+    tokens = case.sequences * case.length
     return tokens * case.model.num_layers * case.model.hidden_size * 2 + found.memory.parameters
 
 
 def ideal(case: Case, found: Plan) -> float:
-    """Bytes sent in bfloat16 if every parameter is gathered once in each pass over it and its
-    gradient reduced once: over fsdp from everywhere, over data what a chip holds, twice."""
+    """Bytes sent in bfloat16 if every parameter is gathered once per pass and its gradient is
+    reduced once: all parameters over fsdp, twice those of a chip over data."""
     whole = found.memory.parameters / 4 * found.mesh["fsdp"] * 2
     fsdp, data = found.mesh["fsdp"], found.mesh.get("data", 1)
     return 3 * whole * (fsdp - 1) / fsdp + 2 * whole / fsdp * (data - 1) / data
 
 
 def _base() -> TrainConfig:
-    """The rest of a config: that of configs/gpt2_small.py."""
+    """The config that the cases change: configs/gpt2_small.py."""
     path = Path(__file__).parents[1] / "configs" / "gpt2_small.py"
     spec = importlib.util.spec_from_file_location("gpt2_small", path)
     assert spec is not None and spec.loader is not None

@@ -1,24 +1,24 @@
-"""A crash campaign: faults at random moments of tiny runs, each of which has to end bit-equal.
+"""A crash campaign: faults at random moments of tiny runs, which must end bit-equal.
 
     python benchmarks/crash --folder /tmp/crash --log benchmarks/results/crash.jsonl
 
-Runs of one and of two processes are killed, told to stop, stopped dead, robbed of their coordinator
-and of room on the disk, some at random, some while a checkpoint is being written. After each fault
-every process has to have ended by itself within 30 seconds, but for the one that was stopped and
-for those that wait for a peer that never came: these a launcher ends.
-The same command has to go on from the newest checkpoint that verifies. When a run is through, its
-parameters, the state of its optimizer, its random key, and the example ids of every step have to be
-those of a run without faults, bit for bit.
-Then there is damage to what a run has left (``damages``): flipped bits of checkpoints, which have
-to be noticed, damaged side files, which have to stop nothing, storage that cannot be read for a
-while, which has to change nothing, and streaks of batches that are NaN, which leave no trace.
-There are processes that are alive and stuck (``hangs``): in data loading, with a stopped worker,
-without a peer; all have to end with 75. And there are damaged stores (``stores``), which a new run
-has to refuse in one sentence.
+Processes of runs with one and two processes are killed, asked to stop, and suspended; they lose
+their coordinator or their disk space. Some faults are at random moments, some while a checkpoint is
+written. Within 30 seconds after a fault, every process must have ended by itself. Exceptions are
+the suspended one and those that wait for a peer that never joined, which a launcher ends.
+The same command must then resume from the newest valid checkpoint. A completed run must have the
+parameters, optimizer state, random key and example ids of every step of a run without faults, bit
+for bit.
+``damages`` damages the files of a completed run: flipped bits in checkpoints must be detected,
+damaged side files must not prevent a restart, storage that temporarily cannot be read must change
+nothing, and sequences of NaN batches must leave no trace.
+``hangs`` has processes that are stuck in data loading, with a suspended worker or without a peer;
+all must exit with 75. ``stores`` damages stores, which a new run must refuse with one sentence.
 
-Everything follows from ``--seed``; each line of the log is one fault or one finished run, and the
-same command goes on behind the last line. Processes are forked from one that has imported all, so
-that a restart takes a second or two. A full disk needs root, for a tmpfs of 24 MiB.
+All faults are derived from ``--seed``. Each line of the log is one fault or one completed run, and
+the same command continues after the last line. Processes are forked from one that has imported
+everything, so that a restart takes a second or two. The full disk is a tmpfs of 24 MiB, which needs
+root.
 """
 
 from __future__ import annotations
@@ -40,11 +40,17 @@ from stores import STORES
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Faults at random moments of tiny runs.")
-    parser.add_argument("--folder", type=Path, required=True, help="for runs; some 50 MB")
-    parser.add_argument("--log", type=Path, required=True, help="a line per fault; added to")
+    parser = argparse.ArgumentParser(description="Test faults at random moments of tiny runs.")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="folder of the runs; about 50 MB"
+    )
+    parser.add_argument(
+        "--log", type=Path, required=True, help="log with one line per fault (appended)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=1e9, help="begin no fault after so long")
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="start no fault after so many minutes"
+    )
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2], choices=[1, 2])
     afterwards = DAMAGES | HANGS | STORES
     kinds = KINDS | afterwards
@@ -68,7 +74,7 @@ def main() -> int:
         fault for fault in plan(arguments.seed, counts) if campaign.small or fault.kind != "disk"
     ]
     if not campaign.small:
-        print("no full disks: a tmpfs cannot be mounted here", file=sys.stderr)
+        print("skipping full disks: cannot mount a tmpfs", file=sys.stderr)
     prepare(folder)
     for processes in arguments.processes:
         left = [f for f in faults if f.processes == processes and (f.kind, f.number) not in done]

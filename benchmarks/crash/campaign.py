@@ -1,4 +1,4 @@
-"""The folder and the log of a campaign, and one fault after the other."""
+"""The folder and the log of a campaign, and its sequence of faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobs import ROOT, STEPS, Job
 
 DISK_BYTES = 24 * 2**20
 PATIENCE_SECONDS = 30.0
-"""For all to end after a fault."""
+"""Time for all processes to end after a fault."""
 
 
 def newest_valid(workdir: Path) -> int | None:
@@ -46,7 +46,7 @@ def fingerprint(workdir: Path) -> tuple[str, str]:
 
 
 def next_fault(fault: Fault, folder: Path, workdir: Path) -> dict[str, Any] | None:
-    """One attempt of the run and the fault in it; None if the run was through before it."""
+    """One attempt of the run with a fault; None if the run completed before the fault."""
     expected = newest_valid(workdir)
     job = Job(folder, workdir, fault.processes)
     try:
@@ -55,7 +55,7 @@ def next_fault(fault: Fault, folder: Path, workdir: Path) -> dict[str, Any] | No
             job.wait(PATIENCE_SECONDS)
             return None
         if fault.processes > 1 and fault.moment == "start" and fault.kind != "term":
-            job.kill()  # as launchers do: they may still wait, for minutes, for one that never came
+            job.kill()  # as launchers do: it may wait for minutes for a peer that never joined
         besides = fault.victim if fault.kind == "stop" else None
         seconds = job.wait(PATIENCE_SECONDS, besides)
         found = problems_with(fault, job, expected)
@@ -76,7 +76,7 @@ def next_fault(fault: Fault, folder: Path, workdir: Path) -> dict[str, Any] | No
 
 
 def finish(folder: Path, workdir: Path, processes: int) -> list[str]:
-    """Runs the command to its end; what is wrong with it."""
+    """Runs the command to its end and returns the problems."""
     job = Job(folder, workdir, processes)
     job.wait(300)
     codes = job.codes()
@@ -85,7 +85,7 @@ def finish(folder: Path, workdir: Path, processes: int) -> list[str]:
 
 
 class Campaign:
-    """Its folder and its log."""
+    """The folder and the log of a campaign."""
 
     def __init__(self, folder: Path, log: Path, deadline: float) -> None:
         self.folder, self.log, self.deadline = folder, log, deadline
@@ -140,7 +140,7 @@ class Campaign:
     def compare(
         self, workdir: Path, processes: int, expected: tuple[str, str], faults: int
     ) -> None:
-        problems = finish(self.folder, workdir, processes)  # which is quick where it is through
+        problems = finish(self.folder, workdir, processes)  # quick if the run is complete
         if not problems:
             found = fingerprint(workdir)
             names = ("states", "example ids")
@@ -161,7 +161,7 @@ def _commit() -> str:
 
 
 def summary(lines: list[dict[str, Any]]) -> str:
-    """A table of what was done and how it ended."""
+    """A table of faults and their outcomes."""
     text = [
         "| fault | processes | times | longest until all had ended | problems |",
         "|---" * 5 + "|",

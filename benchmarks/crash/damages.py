@@ -1,7 +1,7 @@
-"""Damage to what a finished run has left: a table of kinds, each with what has to follow.
+"""Damage to the files of a completed run: a table of kinds.
 
-A kind is a function of the campaign, a generator and the number of processes that returns what was
-done and what went wrong. To add one, add a line to DAMAGES.
+A kind is a function of the campaign, a generator and the number of processes, which returns what it
+did and the problems. To add one, add a line to DAMAGES.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def copy_of_run(campaign: Campaign, processes: int) -> Iterator[Path]:
 
 
 def run_to_its_end(campaign: Campaign, workdir: Path, processes: int, **how: Any) -> Job:
-    """The command in a workdir, which is given two minutes."""
+    """Runs the command in a workdir, for at most two minutes."""
     job = Job(campaign.folder, workdir, processes, **how)
     try:
         job.wait(120)
@@ -59,7 +59,7 @@ def _flip_bit(path: Path, rng: random.Random) -> Line:
 
 
 def flip(campaign: Campaign, rng: random.Random, processes: int) -> Line:
-    """One bit of the newest checkpoint; it must be named, and passed over."""
+    """Flips a bit of the newest checkpoint, which must be named and not used."""
     from flax_transformers.checkpointing.manager import verify_step
 
     workdir = campaign.folder / f"reference-{processes}"
@@ -79,8 +79,8 @@ def flip(campaign: Campaign, rng: random.Random, processes: int) -> Line:
 
 
 def side(campaign: Campaign, rng: random.Random, processes: int) -> Line:
-    """A file beside the checkpoints is flipped, cut, removed, a folder, or cannot be read. The run,
-    without its last checkpoint, has to end in the same state all the same."""
+    """A side file has a flipped bit, is truncated, removed, a folder or unreadable. The run,
+    without its last checkpoint, must end in the same state."""
     ways: dict[str, Callable[[Path], Any]] = {
         "flip": lambda path: _flip_bit(path, rng),
         "cut": lambda path: path.write_bytes(path.read_bytes()[: rng.randrange(99)]),
@@ -104,7 +104,7 @@ def side(campaign: Campaign, rng: random.Random, processes: int) -> Line:
 
 
 def unreadable(campaign: Campaign, rng: random.Random, processes: int) -> Line:
-    """The newest checkpoint cannot be read for a while: an error that changes nothing."""
+    """The newest checkpoint temporarily cannot be read: an error that changes nothing."""
     number = rng.choice([errno.EACCES, errno.EIO, errno.ESTALE])
     with copy_of_run(campaign, processes) as workdir:
         before = sorted(path.name for path in (workdir / "checkpoints").iterdir())
@@ -124,7 +124,7 @@ def unreadable(campaign: Campaign, rng: random.Random, processes: int) -> Line:
 
 
 def nan(campaign: Campaign, rng: random.Random, processes: int) -> Line:
-    """A streak of batches that are NaN, of which so many may be skipped, and one rollback made."""
+    """A sequence of NaN batches: some may be skipped, and one rollback is allowed."""
     limit, rollbacks, steps = 5, rng.randrange(2), STEPS[processes]
     first, length = rng.randrange(1, steps - 10), rng.choice([1, 4, 5, 6, 9, 2 * limit])
     options = {"max-skipped-in-a-row": limit, "max-rollbacks": rollbacks}
@@ -134,7 +134,7 @@ def nan(campaign: Campaign, rng: random.Random, processes: int) -> Line:
     job = run_to_its_end(campaign, workdir, processes, hooks=hooks, options=options)
     problems = _spoilt(workdir)
     newest = newest_valid(workdir)
-    # A rollback skips what is left of the streak, but for a last step that may be under way.
+    # A rollback skips the rest of the sequence, except a last step that may be running.
     may_end = length <= limit or (rollbacks and newest_before(first, processes) > 0)
     if may_end and (job.codes() != [0] * processes or newest != steps):
         problems.append(f"exit codes {job.codes()} at {newest}: {job.said()[-400:]}")
@@ -152,7 +152,7 @@ def newest_before(step: int, processes: int) -> int:
 
 
 def _spoilt(workdir: Path) -> list[str]:
-    """Checkpoints that hold values that are not finite, or were saved in a streak."""
+    """Checkpoints with values that are not finite, or saved during the sequence."""
     import jax
 
     from flax_transformers.checkpointing.manager import checkpoint_meta, restore_arrays

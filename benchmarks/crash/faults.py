@@ -1,4 +1,4 @@
-"""Faults that strike a running job: a table of kinds, when they strike, and what has to follow."""
+"""Faults of a running job: a table of kinds, their moments and the required outcome."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a job of ``processes``: to ``victim``, ``delay`` seconds after ``moment``."""
+    """A fault of ``victim`` in a job of ``processes``, ``delay`` seconds after ``moment``."""
 
     number: int
     kind: str
@@ -63,7 +63,7 @@ def plan(seed: int, counts: dict[str, int]) -> list[Fault]:
 
 
 def strike(fault: Fault, job: Job, workdir: Path) -> bool:
-    """Waits for the moment of the fault and lets it happen; False if the job ended before."""
+    """Waits for the moment of the fault and causes it; False if the job ended before."""
 
     def waited(condition: Callable[[], bool]) -> bool:
         while not condition():
@@ -97,19 +97,20 @@ def _signal(number: int) -> Callable[[Fault, Job, Path], None]:
 
 
 def _fill_disk(fault: Fault, job: Job, workdir: Path) -> None:
-    room = random.Random(fault.number).randrange(0, 200_000)
+    space = random.Random(fault.number).randrange(0, 200_000)
     free = shutil.disk_usage(workdir).free
     with (
-        contextlib.suppress(OSError),  # the run has filled the rest meanwhile
+        contextlib.suppress(OSError),  # the run has filled the rest in the meantime
         open(workdir.parent / "filler", "wb") as filler,
     ):
-        filler.write(b"\0" * max(0, free - room))
+        filler.write(b"\0" * max(0, free - space))
 
 
 def _not_stopped_well(fault: Fault, job: Job) -> list[str]:
-    # Before the loop there is nothing to save, and SIGTERM simply ends the process.
+    # Before the loop there is nothing to save, and SIGTERM ends the process.
     early = -signal.SIGTERM if fault.moment == "start" else 42
-    through = f"step {STEPS[fault.processes]}/" in job.said()  # it had no step left to stop at
+    # A completed job had no step left at which to stop.
+    through = f"step {STEPS[fault.processes]}/" in job.said()
     allowed = (42, early, *((0,) if through else ()))
     if job.codes()[fault.victim] in allowed:
         return []
@@ -118,7 +119,7 @@ def _not_stopped_well(fault: Fault, job: Job) -> list[str]:
 
 def _disk_not_told(fault: Fault, job: Job) -> list[str]:
     codes, said, found = job.codes(), job.said(), []
-    through = set(codes) == {0}  # what was left to write found room
+    through = set(codes) == {0}  # the rest fitted on the disk
     if not through and (2 not in codes or not re.search("(could not|cannot) be written", said)):
         found.append("a full disk was not told in a sentence")
     if "Traceback" in said and fault.processes == 1:
@@ -136,16 +137,16 @@ def _survivor_not_ended(fault: Fault, job: Job) -> list[str]:
 KINDS = {
     "kill": Kind(100, _signal(signal.SIGKILL), _survivor_not_ended),
     "term": Kind(20, _signal(signal.SIGTERM), _not_stopped_well),
-    # Before the first step there is nobody to notice.
+    # Before the first step no process detects it.
     "stop": Kind(10, _signal(signal.SIGSTOP), _survivor_not_ended, ("train",), of_two=True),
-    # It is noticed when there is something to write.
+    # It is detected at the next write.
     "disk": Kind(5, _fill_disk, _disk_not_told, ("save",)),
     "coordinator": Kind(5, _signal(signal.SIGKILL), _survivor_not_ended, of_two=True),
 }
 
 
 def problems_with(fault: Fault, job: Job, expected: int | None) -> list[str]:
-    """What went otherwise than it should have, once everyone had time to end."""
+    """The differences from the required outcome, after all had time to end."""
     codes = job.codes()
     others = [code for index, code in enumerate(codes) if index != fault.victim]
     found = KINDS[fault.kind].problems(fault, job)

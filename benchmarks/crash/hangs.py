@@ -1,7 +1,7 @@
-"""Jobs that are alive and stuck: a table of kinds. All processes have to end themselves, with 75.
+"""Jobs that hang: a table of kinds. All processes must end by themselves, with exit code 75.
 
-A kind is as in ``damages``. Afterwards the same command, without the hang, has to end in the state
-of the run without faults.
+A kind is as in ``damages``. The same command, without the hang, must then end in the state of the
+run without faults.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ PATIENCE_SECONDS = 120.0
 
 
 def loader(campaign: Campaign, rng: random.Random, processes: int) -> Line:
-    """A process sleeps in data loading. Its own limit ends the job, that of those who wait for it
-    in a step, or a request to stop."""
+    """A process sleeps in data loading. The job is ended by its limit, by that of processes waiting
+    for it in a step, or by a request to stop."""
     index = rng.randrange(processes)
     ways = ["data", "grace"] + ["step"] * (processes > 1)
     way = rng.choice(ways)
-    hooks = {"CRASH_SLEEP": f"{index}:{rng.randrange(5, 11)}"}  # of the 12 that two have left
+    hooks = {"CRASH_SLEEP": f"{index}:{rng.randrange(5, 11)}"}  # of 12 examples that are left
     options = {"limits.data-s": 600, "limits.step-s": 900, f"limits.{way}-s": LIMIT_SECONDS}
     named = "was told to stop" if way == "grace" else f"limits.{way}_s"
     with _shortened(campaign, processes) as workdir:
@@ -46,10 +46,10 @@ def loader(campaign: Campaign, rng: random.Random, processes: int) -> Line:
 
 
 def worker(campaign: Campaign, rng: random.Random, processes: int) -> Line:
-    """The data worker of a process is stopped."""
+    """The data worker of a process is suspended."""
     options = {"limits.data-s": LIMIT_SECONDS, "data.workers": 1}
     with copy_of_run(campaign, processes) as workdir:
-        shutil.rmtree(workdir / "checkpoints")  # a worker is some batches ahead
+        shutil.rmtree(workdir / "checkpoints")  # a worker is several batches ahead
         job = Job(campaign.folder, workdir, processes, options=options)
         _wait_for(job, "\nstep ")
         stopped = _workers_of(job.processes[rng.randrange(processes)].pid)
@@ -64,7 +64,7 @@ def worker(campaign: Campaign, rng: random.Random, processes: int) -> Line:
 
 
 def absent(campaign: Campaign, rng: random.Random, processes: int) -> Line:
-    """One of two processes never comes. (A process alone waits for nobody.)"""
+    """One of two processes never joins. (A single process waits for no other.)"""
     index = rng.randrange(2)
     workdir = campaign.folder / "absent"
     hooks = {"CRASH_ABSENT": str(index)}
@@ -75,7 +75,7 @@ def absent(campaign: Campaign, rng: random.Random, processes: int) -> Line:
 
 @contextlib.contextmanager
 def _shortened(campaign: Campaign, processes: int) -> Any:
-    """A copy of the run without faults, with a few steps left to do."""
+    """A copy of the run without faults, with a few steps left."""
     with copy_of_run(campaign, processes) as workdir:
         for back in range(2):
             step = STEPS[processes] - back * SAVE_EVERY[processes]
@@ -96,7 +96,7 @@ def _tell(job: Job, index: int, number: int) -> None:
 
 
 def _workers_of(pid: int | None) -> list[int]:
-    """Children of a process that were spawned, by whichever of its threads."""
+    """Spawned children of a process, by any of its threads."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in task.read_text().split():
@@ -106,7 +106,7 @@ def _workers_of(pid: int | None) -> list[int]:
 
 
 def _is_running(pid: int) -> bool:
-    """Whether it is there, and does not only wait to be collected."""
+    """Whether the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -114,7 +114,7 @@ def _is_running(pid: int) -> bool:
 
 
 def _ended(job: Job, codes: list[int], said: str) -> list[str]:
-    """Waits for the end; what is wrong with it."""
+    """Waits for the end and returns the problems."""
     job.wait(PATIENCE_SECONDS)
     found = job.codes()
     job.kill()

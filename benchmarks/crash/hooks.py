@@ -1,7 +1,7 @@
-"""What a process of a job is made to do wrong from within, by an environment variable each.
+"""Faults inside a process of a job, each set by an environment variable.
 
-To add one: a function of the variable's value, which replaces something of the package in the
-process that is about to run the command, and a line in HOOKS.
+To add one, write a function of the variable's value that replaces part of the package in the
+process that will run the command, and add a line to HOOKS.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _batches_with_nan(value: str) -> None:
 
 
 def _unreadable(value: str) -> None:
-    """``13:checkpoints/60/``: hashing a file whose path has that in it fails with errno 13."""
+    """``13:checkpoints/60/``: hashing a file whose path contains that text fails with errno 13."""
     from flax_transformers.storage import checksums
 
     number, _, part = value.partition(":")
@@ -37,7 +37,7 @@ def _unreadable(value: str) -> None:
 
 
 def _sleep(value: str) -> None:
-    """``1:30``: process 1 sleeps for ever in data loading at its 30th example."""
+    """``1:30``: process 1 sleeps without end in data loading, at its 30th example."""
     from flax_transformers.data.pipeline import loader as pipeline
 
     index, _, example = value.partition(":")
@@ -57,7 +57,7 @@ def _sleep(value: str) -> None:
 
 
 def _absent(value: str) -> None:
-    """``1``: process 1 ends before it has joined the others."""
+    """``1``: process 1 ends before it joins the others."""
     if os.environ["JAX_PROCESS_ID"] == value:
         os._exit(0)
 

@@ -1,4 +1,4 @@
-"""The jobs that faults happen to: tiny runs in processes forked from one that has imported all."""
+"""The jobs of the campaign: tiny runs in processes forked from one that has imported everything."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Job:
         return [process.exitcode for process in self.processes]
 
     def wait(self, seconds: float, besides: int | None = None) -> float:
-        """Until all have ended, but for the process ``besides``; how many seconds that took."""
+        """Waits until all but the process ``besides`` have ended; returns the seconds this took."""
         start = time.monotonic()
         for index, process in enumerate(self.processes):
             if index != besides:
@@ -94,12 +94,12 @@ class Job:
 def training(
     folder: Path, workdir: Path, processes: int, options: dict[str, object] | None = None
 ) -> list[str]:
-    """The command: a model as small as they come, on text made up for it."""
+    """The command: a very small model on generated text."""
     return ["train", *settings(folder, processes, options), "--workdir", str(workdir)]
 
 
 def prepare(folder: Path) -> None:
-    """Tokenises the text, which a job of several processes wants to find done."""
+    """Prepares the text, which a job of several processes requires."""
     log = folder / "prepare.txt"
     process = multiprocessing.Process(
         target=run_command, args=(["prepare", *settings(folder, 1)], {}, str(log))
@@ -111,7 +111,7 @@ def prepare(folder: Path) -> None:
 
 
 def settings(folder: Path, processes: int, options: dict[str, object] | None = None) -> list[str]:
-    """A config and what is changed of it."""
+    """A config and the fields that are changed."""
     changes: dict[str, object] = {
         "data.source.path": folder / "text.txt",
         "data.store": folder / "store",
@@ -141,7 +141,7 @@ def settings(folder: Path, processes: int, options: dict[str, object] | None = N
 
 
 def run_command(arguments: list[str], environment: dict[str, str], log: str) -> None:
-    """In a forked process: what ``python -m flax_transformers`` does, from start to exit code."""
+    """In a forked process: runs ``python -m flax_transformers``, from start to exit code."""
     import atexit
 
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

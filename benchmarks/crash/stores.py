@@ -1,4 +1,4 @@
-"""Damage to prepared data: a table of kinds. A new run has to refuse it, in one sentence."""
+"""Damage to prepared data: a table of kinds. A new run must refuse it with one sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SLOWEST_SECONDS = 60.0
 
 
 def tokens(campaign: Campaign, rng: random.Random, processes: int) -> Line:
-    """A file of the store of the campaign's own text."""
+    """A file of the store of the campaign's text."""
     store = campaign.folder / "damaged-store"
     shutil.rmtree(store, ignore_errors=True)
     shutil.copytree(campaign.folder / "store", store)
