@@ -9,7 +9,7 @@ step 0 is exactly 0, as in the original BERT code and in torch's ``LambdaLR`` dr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,9 @@ from flax_transformers.ranges import Ranges
 LEARNING_RATE = ranges.numbers(0, 1000, above=True)
 
 
+@runtime_checkable  # so that tyro reads the fields of the schedule in a config
 class ScheduleFactory(Protocol):
     """What ``optimizer.schedule`` may be: any frozen dataclass that makes an optax schedule."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def make(self, peak: float, total_steps: int) -> optax.Schedule:
         """The function from step, counted from 0, to learning rate, at most ``peak``."""
