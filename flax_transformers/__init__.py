@@ -9,11 +9,12 @@ from flax_transformers import former_names
 from flax_transformers.version import __version__
 
 if TYPE_CHECKING:
+    from flax_transformers.cli.config_file import recipe
     from flax_transformers.config_json import register
     from flax_transformers.huggingface.family import published_sizes
     from flax_transformers.monitoring.sinks import MetricSink
     from flax_transformers.parallel.mesh import make_mesh
-    from flax_transformers.pretrained import load_pretrained, save_pretrained
+    from flax_transformers.pretrained import load_pretrained, load_tokenizer, save_pretrained
     from flax_transformers.run import train
     from flax_transformers.training.callbacks import Callback
     from flax_transformers.training.trainer import Trainer
@@ -24,8 +25,10 @@ __all__ = [
     "Trainer",
     "__version__",
     "load_pretrained",
+    "load_tokenizer",
     "make_mesh",
     "published_sizes",
+    "recipe",
     "register",
     "save_pretrained",
     "train",
@@ -36,8 +39,10 @@ _MODULES = {
     "MetricSink": "monitoring.sinks",
     "Trainer": "training.trainer",
     "load_pretrained": "pretrained",
+    "load_tokenizer": "pretrained",
     "make_mesh": "parallel.mesh",
     "published_sizes": "huggingface.family",
+    "recipe": "cli.config_file",
     "register": "config_json",
     "save_pretrained": "pretrained",
     "train": "run",

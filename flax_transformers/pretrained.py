@@ -20,12 +20,15 @@ from jax.typing import DTypeLike
 
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
 from flax_transformers.checkpointing.step_directories import absolute, finished_steps
-from flax_transformers.data.tokenizers.export import export_folder
+from flax_transformers.data.tokenizers import load as tokenizer_files
+from flax_transformers.data.tokenizers.export import export_folder, exported_files
+from flax_transformers.data.tokenizers.kinds import Tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface import generation_settings, placement
 from flax_transformers.huggingface import read as hub_read
 from flax_transformers.huggingface import write as hub_write
 from flax_transformers.huggingface.family import ONLY_IN_TRAINING
+from flax_transformers.huggingface.folder_kinds import inner_folder
 from flax_transformers.models.config import (
     BESIDE_THE_MODEL,
     ComputeConfig,
@@ -93,6 +96,19 @@ def load_pretrained(
         )
     config, params = change_image_size(model.config, params, image_size)
     return config.build(model.compute), params
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer beside a model: ``tokenizer(["a text"])`` gives ``input_ids`` and
+    ``attention_mask``, int32 [B, T], and ``tokenizer.decode(ids)`` the text.
+
+    ``path`` is what ``load_pretrained`` takes, or a tokenizer's own folder or file. Raises
+    UserError for what is missing or damaged.
+    """
+    if is_checkpoint(path):
+        return tokenizer_files.load_tokenizer(find_checkpoint(path).folder / "tokenizer")
+    directory = None if Path(path).is_file() else hub_read.find_directory(path)
+    return tokenizer_files.load_tokenizer((directory and inner_folder(directory)) or path)
 
 
 def initial_model(
@@ -202,20 +218,25 @@ def save_pretrained(
     params: Mapping[str, Any],
     *,
     max_shard_bytes: int = hub_write.MAX_SHARD_BYTES,
+    tokenizer: Tokenizer | None = None,
     tokenizer_from: str | os.PathLike[str] | None = None,
 ) -> None:
     """Writes a new directory that transformers loads unchanged, tensors in the dtype of ``params``.
 
-    Files of more than ``max_shard_bytes`` are divided. ``tokenizer_from`` is a folder whose
-    tokenizer and preprocessor files are copied along; a tokenizer that a run saved is written as
-    transformers reads it. The directory appears when it is complete.
-    Raises UserError if it holds files already or cannot be written, or if the Hugging Face class
-    cannot be what the model's config says.
+    Files of more than ``max_shard_bytes`` are divided. ``tokenizer`` is written as transformers
+    reads it. ``tokenizer_from``, in its place, is a folder whose tokenizer and preprocessor files
+    are copied; a tokenizer that a run saved is written as transformers reads it. The directory
+    appears when it is complete. Raises UserError if it holds files already or cannot be written, or
+    if the Hugging Face class cannot be what the model's config says.
     """
+    config: Any = model.config
+    limit = getattr(config, "max_positions", None)
     with tempfile.TemporaryDirectory() as scratch:
-        if tokenizer_from is not None:
-            config: Any = model.config
-            limit = getattr(config, "max_positions", None)
+        if tokenizer is not None:
+            for name, content in exported_files(tokenizer, None, limit).items():
+                (Path(scratch) / name).write_bytes(content)
+            tokenizer_from = scratch
+        elif tokenizer_from is not None:
             tokenizer_from = export_folder(Path(tokenizer_from), Path(scratch) / "exported", limit)
         hub_write.save_directory(
             directory, model, params, max_shard_bytes=max_shard_bytes, tokenizer_from=tokenizer_from

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+import flax_transformers
 from flax_transformers.checkpointing.step_directories import Found
 from flax_transformers.config_json import (
     UnregisteredType,
@@ -36,10 +37,39 @@ log = logging.getLogger(__name__)
 def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """``get_config()`` of a Python file, with ``--section.field value`` overrides applied.
 
-    Raises UserError for a missing file, a file without ``get_config``, an unknown field (with the
+    ``path``: the file, or the name of a recipe such as "bert_tiny". Raises UserError for a missing
+    file, a file without ``get_config``, an unknown field (with the
     nearest name) and a value that does not fit.
     """
-    return override(_get_config(Path(path)), overrides)
+    return override(_get_config(_config_path(path)), overrides)
+
+
+def recipe(name: str) -> TrainConfig:
+    """The config of one of this package's recipes, "bert_tiny", or of a config file.
+
+    Raises UserError, with near names, for one that does not exist.
+    """
+    return load_config(name)
+
+
+def recipes() -> dict[str, Path]:
+    """The files of this package's recipes by name: in the wheel, or in the repository."""
+    package = Path(flax_transformers.__file__).parent
+    folders = (package / "configs", package.parent / "configs")
+    return {file.stem: file for file in sorted(next(filter(Path.is_dir, folders)).glob("*.py"))}
+
+
+def _config_path(name: str) -> Path:
+    """The file that is meant by the path of one, or by the name of a recipe."""
+    path = Path(name)
+    if path.is_file() or path.suffix == ".py" or len(path.parts) != 1:
+        return path
+    known = recipes()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, 3, 0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"recipes are {', '.join(known)}"
+    raise UserError(f"there is no recipe {name}, and no config file of that name; {hint}")
 
 
 def refuse(overrides: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ import numpy as np
 import tokenizers
 from etils import epath
 
+from flax_transformers.data.tokenizers.batches import EncodesBatches
 from flax_transformers.data.tokenizers.facts import (
     CONFIG_FILE,
     NO_FACTS,
@@ -70,6 +71,16 @@ class Tokenizer(Protocol):
     def files(self) -> Files:
         """As they were read, by name; none for a tokenizer trained in this process."""
 
+    @property
+    def frame(self) -> Frame:
+        """The special tokens around one text; see `EncodesBatches`."""
+
+    def __call__(
+        self, texts: str | Sequence[str], *, max_length: int | None = None, pad_to: int = 0
+    ) -> dict[str, np.ndarray]:
+        """Padded ``input_ids`` and ``attention_mask`` of texts with their frame; see
+        `EncodesBatches`."""
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """One int32 array [n] per text, without special tokens."""
 
@@ -101,7 +112,7 @@ class Tokenizer(Protocol):
         puts around its texts, noted for those who prompt its model."""
 
 
-class ByteTokenizer:
+class ByteTokenizer(EncodesBatches):
     """UTF-8 bytes as ids (ByT5, arXiv:2105.13626): byte + 3; pad 0, eos 1, unk 2.
 
     259 [CLS], 260 [SEP] and 261 [MASK] follow the bytes, 262 ids in all. Every string comes back
@@ -197,7 +208,7 @@ def _readable_byte(byte: int) -> str:
     return chr(byte) if 0x20 <= byte < 0x7F else f"<0x{byte:02X}>"
 
 
-class PieceTokenizer:
+class PieceTokenizer(EncodesBatches):
     """A model of the `tokenizers` library: WordPiece as trained here, or any tokenizer.json.
 
     WordPiece splits words as BERT does (arXiv:1810.04805): control characters go, whitespace

@@ -13,6 +13,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_proto
 from sentencepiece import sentencepiece_pb2 as sentencepiece_text
 
+from flax_transformers.data.tokenizers.batches import EncodesBatches
 from flax_transformers.data.tokenizers.facts import NO_FACTS, AddedToken, Facts
 from flax_transformers.data.tokenizers.kinds import (
     Files,
@@ -41,7 +42,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Frame
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(EncodesBatches):
     """A sentencepiece model, unigram (arXiv:1804.10959) or BPE (arXiv:1508.07909).
 
     Trained here: pad 0, eos 1, unk 2, then [CLS] [SEP] [MASK] as control symbols and the 256
@@ -253,7 +254,7 @@ def _sentencepiece_kind(model: bytes) -> Kind:
     return kinds[trainer.model_type]
 
 
-class MarianTokenizer:
+class MarianTokenizer(EncodesBatches):
     """A sentencepiece model for each side, whose pieces have the ids of vocab.json (Marian).
 
     A text may begin with its target language, as in ">>fra<< Good morning". ``encode_batch`` reads
