@@ -65,7 +65,7 @@ RETIRED_NAMES = (
     r"logits_held|norm_place|max_skipped_in_a_row|(max_)?rewinds",
 )
 
-TOLERATED = {"cycles": 1, "core_size": 1, "sizes": 3, "class_depths": 44, "retired_terms": 177}
+TOLERATED = {"cycles": 0, "core_size": 1, "sizes": 3, "class_depths": 6, "retired_terms": 177}
 """Violations that there still are: lowered as they go, never raised."""
 
 
@@ -164,7 +164,9 @@ def class_depths() -> Iterator[str]:
             if isinstance(node, ast.ClassDef):
                 name = node.name if node.name not in bases else f"{node.name} in {path}"
                 bases[name] = [
-                    ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases
+                    ast.unparse(base).split("[")[0].split(".")[-1]
+                    for base in node.bases
+                    if ast.unparse(base) != "nn.Module"  # there is a Module of ours as well
                 ]
                 places[name] = f"{path}:{node.lineno}"
 

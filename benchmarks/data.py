@@ -47,6 +47,7 @@ from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.encoding import encode_sentences
 from flax_transformers.data.tokenizers.load import Kind, TokenizerConfig, train_tokenizer
 from flax_transformers.data.tokenizers.sentences import split_sentences
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.base import Objective, Vocabulary
 from flax_transformers.objectives.causal_lm import CausalLM
@@ -395,7 +396,7 @@ def _config(name: str) -> TrainConfig:
 
 def _parameters(config: TrainConfig) -> Any:
     """Shapes of the parameters."""
-    model = config.model.build(ComputeConfig().resolve("cpu"))
+    model = build_model(config.model, ComputeConfig().resolve("cpu"))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), **model.example_inputs()))
     return nn.meta.unbox(shapes)["params"]
 

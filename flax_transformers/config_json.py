@@ -9,13 +9,17 @@ registered it: reading a checkpoint never imports code that the checkpoint names
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import inspect
+import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from flax_transformers.errors import UserError
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2
 """Version of the JSON of a run's config. Format 1 named types by module and class."""
@@ -87,7 +91,7 @@ _TYPES = {
     "roberta": "families.roberta.RobertaConfig",
     "t5": "families.t5.T5Config",
     "vit": "families.vit.ViTConfig",
-    "rope": "models.layers.positions.Rope",
+    "rope": "models.config.Rope",
     "generation_settings": "models.generation_settings.GenerationSettings",
 }
 """Module and name of each type of this package, by id."""
@@ -132,7 +136,9 @@ _FORMER_PLACES = {
 _IDS = {place: name for name, place in _TYPES.items()} | _FORMER_PLACES
 
 _registered: dict[str, type] = {}
-TypeT = TypeVar("TypeT", bound=type)
+_families: dict[str, Any] = {}
+"""Registered families by the id of their config."""
+T = TypeVar("T")
 
 
 class UnregisteredType(UserError):
@@ -149,18 +155,28 @@ class UnregisteredType(UserError):
         )
 
 
-def register(kind: TypeT) -> TypeT:
-    """Lets saved configs use a user's own dataclass; also a class decorator.
+def register(thing: T) -> T:
+    """Register a dataclass of the user's own, or a ``Family``; also a class decorator.
 
-    Types that a config file uses are registered when the file is loaded, and those of an installed
-    package by the entry-point group ``flax_transformers``, in which each entry names one class
-    (``my_objective = "my_package.my_module:MyObjective"``). Raises UserError for anything but a
-    dataclass.
+    Saved configs can then have values of a registered dataclass, and models of a registered family
+    are built, loaded and saved like those of this package. The types that a config file uses are
+    registered when the file is loaded. Types and families of an installed package are registered by
+    the entry-point group ``flax_transformers``, each entry naming one of them
+    (``my_family = "my_package.my_module:FAMILY"``). Raises UserError for anything else.
     """
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise UserError(f"{kind!r} cannot be registered; give a dataclass")
-    _registered[type_id(kind)] = kind
-    return kind
+    if isinstance(thing, type) and dataclasses.is_dataclass(thing):
+        _registered[type_id(thing)] = thing
+    elif isinstance(config := getattr(thing, "config", None), type):  # a Family
+        _families[type_id(register(config))] = thing
+    else:
+        raise UserError(f"{thing!r} cannot be registered; give a dataclass, or a Family")
+    return thing
+
+
+def registered_families() -> tuple[Any, ...]:
+    """The families that were registered, those of installed packages too."""
+    _load_entry_points_once()
+    return tuple(_families.values())
 
 
 def register_types_of(config: Any) -> None:
@@ -267,12 +283,21 @@ def _type_of(name: Any) -> type:
 
 def _installed_type(name: str) -> type:
     """A type that an installed package offers as an entry point."""
-    for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS):
-        if entry.value.replace(" ", "") == name:
-            register(entry.load())
+    _load_entry_points()
     if name not in _registered:
         raise UnregisteredType(name)
     return _registered[name]
+
+
+def _load_entry_points() -> None:
+    for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS):
+        try:
+            register(entry.load())
+        except Exception as error:  # another package's fault, which need not stop this run
+            log.warning("entry point %s = %s is not registered: %s", entry.name, entry.value, error)
+
+
+_load_entry_points_once = functools.cache(_load_entry_points)
 
 
 def _unreadable(name: Any, reason: object) -> UserError:

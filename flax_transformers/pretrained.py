@@ -27,17 +27,17 @@ from flax_transformers.errors import UserError
 from flax_transformers.huggingface import generation_settings, placement
 from flax_transformers.huggingface import read as hub_read
 from flax_transformers.huggingface import write as hub_write
-from flax_transformers.huggingface.family import ONLY_IN_TRAINING
+from flax_transformers.huggingface.family import ONLY_IN_TRAINING, build_model, family_of
 from flax_transformers.huggingface.folder_kinds import inner_folder
 from flax_transformers.models.config import (
     BESIDE_THE_MODEL,
     ComputeConfig,
     TextConfig,
     TransformerConfig,
+    VisionConfig,
 )
 from flax_transformers.models.generation_settings import NO_SETTINGS
-from flax_transformers.models.heads import is_head
-from flax_transformers.models.vision import VisionConfig, change_image_size
+from flax_transformers.models.vision import change_image_size
 from flax_transformers.training.restore import saved_model
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def load_pretrained(
             "which sees no images; leave it out"
         )
     config, params = change_image_size(model.config, params, image_size)
-    return config.build(model.compute), params
+    return build_model(config, model.compute), params
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
@@ -132,7 +132,7 @@ def initial_model(
                 "Hugging Face; give the path, or download the model first"
             )
         found = hub_read.described_model(directory, config.architecture)
-    if config.architecture not in type(found).architectures:
+    if config.architecture not in family_of(found).architectures:
         raise UserError(
             f"{place} holds a {found.architecture}, but the config's model is a "
             f"{config.architecture}; choose weights of that family, or make the config's model a "
@@ -283,7 +283,7 @@ def _load_checkpoint(
         changes |= {"num_labels": num_labels, "label_names": ()}
     config = dataclasses.replace(own, **changes)
     platform = (mesh.devices.flat[0] if mesh else jax.devices()[0]).platform
-    model = config.build(compute.resolve(platform))
+    model = build_model(config, compute.resolve(platform))
     place = placement.Placement.of(model, dtype, mesh)
     if config == own:
         wanted = placement.Placement.of(model, jnp.float32, mesh).shapes  # as training saves them
@@ -294,7 +294,7 @@ def _load_checkpoint(
         name for name in wanted if name not in saved or saved[name].shape != wanted[name].shape
     ]
     fresh = {name.partition("/")[0] for name in unlike}
-    if any(not is_head(name) for name in fresh):
+    if fresh & placement.body_names(model):
         raise UserError(
             f"checkpoint {found.folder} holds no {unlike[0]} for {config.architecture}; choose an "
             f"architecture that shares its layers with {own.architecture}"

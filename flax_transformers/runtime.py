@@ -24,10 +24,15 @@ from flax_transformers.data.prepare.cached_stores import Tokenizers
 from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.errors import UserError
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.folder_kinds import inner_folder
 from flax_transformers.huggingface.read import find_directory
-from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
-from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
+from flax_transformers.models.config import (
+    ComputeConfig,
+    EncoderDecoderConfig,
+    TextConfig,
+    TransformerConfig,
+)
 from flax_transformers.parallel.distributed import check_platform, start_processes
 from flax_transformers.parallel.limits import Limits
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -162,7 +167,7 @@ def initial_weights(config: TrainConfig) -> Callable[[Mesh], Any] | None:
 
 def built(config: TrainConfig) -> nn.Module:
     """The model of a config, for the devices that there are."""
-    return config.model.build(config.compute.resolve(jax.devices()[0].platform))
+    return build_model(config.model, config.compute.resolve(jax.devices()[0].platform))
 
 
 def fitted_data(config: TrainConfig, prepared: Dataset) -> Dataset:

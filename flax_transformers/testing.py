@@ -24,9 +24,8 @@ from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.bert import BertConfig
-from flax_transformers.huggingface.family import family_of_json
-from flax_transformers.models.config import ComputeConfig
-from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
+from flax_transformers.huggingface.family import build_model, family_of_json
+from flax_transformers.models.config import ComputeConfig, EncoderDecoderConfig
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule
@@ -105,7 +104,7 @@ def tiny_model(architecture: str, **changes: Any) -> tuple[nn.Module, Any]:
     small |= _special_ids(config, changes.get("vocab_size", _TINY["vocab_size"]))
     if config.max_positions is None:
         del small["max_positions"]
-    model = dataclasses.replace(config, **small | changes).build(ComputeConfig())
+    model = build_model(dataclasses.replace(config, **small | changes), ComputeConfig())
 
     def init() -> Any:
         return nn.meta.unbox(model.init(jax.random.key(0), **model.example_inputs())["params"])

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 
 _ROWS, _LENGTH = 2, 8
@@ -46,7 +47,7 @@ def largest_difference(model: Any, params: Any, directory: Path) -> tuple[float,
     )
     with torch.no_grad():
         theirs = original.eval()(**{name: torch.from_numpy(v) for name, v in inputs.items()})
-    exact = model.config.build(ComputeConfig(dtype="float32"))
+    exact = build_model(model.config, ComputeConfig(dtype="float32"))
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     with jax.default_matmul_precision("highest"):
         ours = jax.jit(exact.apply)({"params": params}, **inputs)

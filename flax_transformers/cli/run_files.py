@@ -13,9 +13,8 @@ from flax_transformers.checkpointing.step_directories import Found
 from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.huggingface.family import within_vocabulary
-from flax_transformers.models.config import TextConfig, TransformerConfig
-from flax_transformers.models.vision import VisionConfig
+from flax_transformers.huggingface.family import build_model, within_vocabulary
+from flax_transformers.models.config import TextConfig, TransformerConfig, VisionConfig
 from flax_transformers.objectives.images import PixelInput
 from flax_transformers.training.restore import saved_part
 
@@ -86,4 +85,4 @@ def with_ids_of(model: Any, tokenizer: Path | None) -> Any:
         changes["bos_id"] = vocabulary.bos_id
     if not config.eos_ids and vocabulary.end_id is not None:
         changes["eos_ids"] = (vocabulary.end_id,)
-    return replace(config, **changes).build(model.compute)
+    return build_model(replace(config, **changes), model.compute)

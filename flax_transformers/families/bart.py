@@ -7,24 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.model_types import model_type_of
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
+from flax_transformers.models.config import EncoderDecoderConfig
 from flax_transformers.models.encoder_decoder import (
-    IGNORED,
     EncoderDecoder,
-    EncoderDecoderConfig,
-)
-from flax_transformers.models.encoder_decoder_heads import (
     EncoderDecoderForConditionalGeneration,
     EncoderDecoderForQuestionAnswering,
     EncoderDecoderForSequenceClassification,
 )
-from flax_transformers.models.heads import last_token
 
 _CLASSES: dict[str, type[nn.Module]] = {
     "ForConditionalGeneration": EncoderDecoderForConditionalGeneration,
@@ -38,15 +32,6 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 }
 
 
-def wrap_right(ids: jax.Array, pad_id: int) -> jax.Array:
-    """What mBART's decoder reads to predict ``ids`` int [B, T]: the last token that is no padding,
-    which names the language, and then all but the last place."""
-    ids = jnp.where(ids == IGNORED, pad_id, ids)
-    place_B = last_token((ids != pad_id).astype(jnp.int32))
-    language_B1 = jnp.take_along_axis(ids, place_B[:, None], axis=1)
-    return jnp.concatenate([language_B1, ids[:, :-1]], axis=1)
-
-
 @dataclass(frozen=True, kw_only=True)
 class BartConfig(EncoderDecoderConfig):
     """BART of large size: post-norm, learned positions from row 2 on, a norm after embeddings.
@@ -54,7 +39,6 @@ class BartConfig(EncoderDecoderConfig):
     mBART is pre-norm. Its decoder begins with the language of the sequence.
     """
 
-    architectures = ARCHITECTURES
     architecture: str = "BartForConditionalGeneration"
     vocab_size: int = 50265
     hidden_size: int = 1024
@@ -75,10 +59,9 @@ class BartConfig(EncoderDecoderConfig):
     eos_ids: tuple[int, ...] = (2,)
     decoder_start_id: int | None = 2
 
-    def decoder_inputs(self, labels: jax.Array) -> jax.Array:
-        if self.architecture.startswith("MBart"):
-            return wrap_right(labels, self.pad_id)
-        return super().decoder_inputs(labels)
+    @property
+    def target_starts_with_language(self) -> bool:
+        return self.architecture.startswith("MBart")
 
 
 _MBART = BartConfig(
@@ -254,7 +237,7 @@ def weights(config: BartConfig) -> WeightTable:
 FAMILY = Family(
     config=BartConfig,
     model_types=tuple(_PREFIXES),
-    architectures=tuple(ARCHITECTURES),
+    architectures=ARCHITECTURES,
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

@@ -12,19 +12,19 @@ import jax
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
-from flax_transformers.models.base import Tokens
 from flax_transformers.models.config import TextConfig
 from flax_transformers.models.encoder import (
     EncoderForMaskedLM,
     EncoderForSequenceClassification,
     EncoderWithPooler,
 )
-from flax_transformers.models.heads import Pooler, label_layer, label_rows
+from flax_transformers.models.heads import Pooler, classify_vectors, label_layer
 from flax_transformers.models.outputs import ModelOutput
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
     TextForTokenClassification,
     TextModel,
+    Tokens,
 )
 
 
@@ -38,7 +38,7 @@ class BertForNextSentencePrediction(TextModel):
 
     def next_sentence(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """Logits float32 [B, 2] of "follows" and "is from elsewhere"."""
-        return label_rows(self.next_sentence_head, self.pooler(hidden_BTD))
+        return classify_vectors(self.next_sentence_head, self.pooler(hidden_BTD))
 
     def head_outputs(
         self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
@@ -54,10 +54,19 @@ class BertPreTrainingOutput(ModelOutput):
     seq_relationship_logits: jax.Array | None = None
 
 
-class BertForPreTraining(EncoderForMaskedLM, BertForNextSentencePrediction):
+class BertForPreTraining(EncoderForMaskedLM):
     """Both of BERT's pretraining heads."""
 
     output = BertPreTrainingOutput
+
+    def setup(self) -> None:
+        super().setup()
+        self.pooler = Pooler(self.config, self.dtype)
+        self.next_sentence_head = label_layer(self.config, self.dtype, 2)
+
+    def next_sentence(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Logits float32 [B, 2] of "follows" and "is from elsewhere"."""
+        return classify_vectors(self.next_sentence_head, self.pooler(hidden_BTD))
 
     def head_outputs(
         self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
@@ -84,7 +93,6 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 class BertConfig(TextConfig):
     """The published BERT: post-norm, learned positions, two token types; base size by default."""
 
-    architectures = ARCHITECTURES
     architecture: str = "BertForMaskedLM"
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -264,7 +272,7 @@ def weights(config: BertConfig) -> WeightTable:
 FAMILY = Family(
     config=BertConfig,
     model_types=("bert",),
-    architectures=tuple(ARCHITECTURES),
+    architectures=ARCHITECTURES,
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

@@ -13,10 +13,10 @@ from flax_transformers.families import vit
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm
-from flax_transformers.models.heads import label_layer, label_rows
+from flax_transformers.models.config import VisionConfig
+from flax_transformers.models.heads import classify_vectors, label_layer
 from flax_transformers.models.outputs import ModelOutput
 from flax_transformers.models.vision import (
-    VisionConfig,
     VisionForClassification,
     VisionModel,
     VisionWithPooler,
@@ -47,8 +47,8 @@ class DeiTWithTeacher(VisionModel):
 
         Training has a loss on each (§3, "distillation through attention").
         """
-        class_BC = label_rows(self.classification_head, hidden_BTD[:, 0])
-        return class_BC, label_rows(self.distillation_head, hidden_BTD[:, 1])
+        class_BC = classify_vectors(self.classification_head, hidden_BTD[:, 0])
+        return class_BC, classify_vectors(self.distillation_head, hidden_BTD[:, 1])
 
     def classify(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """Logits float32 [B, labels] to predict by: the mean of both."""
@@ -75,7 +75,6 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 class DeiTConfig(VisionConfig):
     """The distilled DeiT, B/16 by default. Without distillation it is a ViT, and published so."""
 
-    architectures = ARCHITECTURES
     architecture: str = "DeiTForImageClassificationWithTeacher"
     hidden_size: int = 768
     num_layers: int = 12
@@ -138,7 +137,7 @@ def weights(config: DeiTConfig) -> WeightTable:
 FAMILY = Family(
     config=DeiTConfig,
     model_types=("deit",),
-    architectures=tuple(ARCHITECTURES),
+    architectures=ARCHITECTURES,
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

@@ -22,9 +22,11 @@ from flax_transformers.families import vit
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, fused_linear, linear, norm
-from flax_transformers.models.layers.attention import KeyValues
-from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
-from flax_transformers.models.vision import VisionBlock, VisionConfig, VisionForClassification
+from flax_transformers.models.config import VisionConfig
+from flax_transformers.models.layers.block import LayerInputs
+from flax_transformers.models.layers.kv_cache import KeyValues
+from flax_transformers.models.parts import ModelParts
+from flax_transformers.models.vision import Positions, VisionBlock, VisionForClassification
 from flax_transformers.ranges import Ranges
 
 
@@ -51,8 +53,8 @@ class DeiT3Block(VisionBlock):
         y_BTD, seen = super().self_attention(x_BTD, inputs, cache)
         return LayerScale(self.config.layer_scale_init, name="attention_layer_scale")(y_BTD), seen
 
-    def feed_forward(self, x_BTD: jax.Array) -> tuple[jax.Array, Any]:
-        y_BTD, auxiliary = super().feed_forward(x_BTD)
+    def feed_forward(self, x_BTD: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, Any]:
+        y_BTD, auxiliary = super().feed_forward(x_BTD, inputs)
         return LayerScale(self.config.layer_scale_init, name="mlp_layer_scale")(y_BTD), auxiliary
 
 
@@ -63,7 +65,6 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {"DeiT3ForImageClassification": Visi
 class DeiT3Config(VisionConfig):
     """The published DeiT III, B/16 by default. The class token has no row among the positions."""
 
-    architectures = ARCHITECTURES
     architecture: str = "DeiT3ForImageClassification"
     hidden_size: int = 768
     num_layers: int = 12
@@ -74,10 +75,6 @@ class DeiT3Config(VisionConfig):
     """What LayerScale starts from."""
 
     RANGES: ClassVar[Ranges] = {"layer_scale_init": ranges.numbers(0, 1000)}
-
-    @property
-    def block(self) -> type[TransformerBlock]:
-        return DeiT3Block
 
     @property
     def token_positions(self) -> int:
@@ -232,7 +229,8 @@ def weights(config: DeiT3Config) -> WeightTable:
 FAMILY = Family(
     config=DeiT3Config,
     model_types=("deit3",),
-    architectures=tuple(ARCHITECTURES),
+    architectures=ARCHITECTURES,
+    parts=ModelParts(block=DeiT3Block, positions=Positions),
     timm_prefix="deit3_",
     sizes=SIZES,
     from_huggingface=from_huggingface,

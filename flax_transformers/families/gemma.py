@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
+from typing import Any, ClassVar
 
 from flax_transformers.errors import UserError
 from flax_transformers.families.llama import (
@@ -21,7 +17,7 @@ from flax_transformers.families.llama import (
 )
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
-from flax_transformers.models.layers.feed_forward import Activation
+from flax_transformers.models.config import Activation
 
 ARCHITECTURES = architectures("Gemma")
 del ARCHITECTURES["GemmaForQuestionAnswering"]  # the original has none
@@ -31,7 +27,6 @@ del ARCHITECTURES["GemmaForQuestionAnswering"]  # the original has none
 class GemmaConfig(LlamaConfig):
     """Llama with heads 256 wide, tied and scaled word vectors; the 7B by default."""
 
-    architectures = ARCHITECTURES
     architecture: str = "GemmaForCausalLM"
     vocab_size: int = 256000
     hidden_size: int = 3072
@@ -46,30 +41,12 @@ class GemmaConfig(LlamaConfig):
     pad_id: int = 0
     bos_id: int | None = 2
     eos_ids: tuple[int, ...] = (1,)
+    norm_offset: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.norm != "rms":
             raise ValueError(f"model.norm is {self.norm!r}; Gemma has only 'rms'")
-
-    def make_norm(self, dtype: jnp.dtype, name: str | None = None) -> nn.Module:
-        return NormAroundOne(self.norm_eps, dtype, name=name)
-
-
-class NormAroundOne(nn.Module):
-    """RMS norm whose parameter ``scale`` is added to one; all in float32, then rounded."""
-
-    eps: float
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
-        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
-        scale = jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
-        x = x.astype(jnp.float32)
-        square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        return (x * jax.lax.rsqrt(square + self.eps) * (1.0 + scale)).astype(self.dtype)
 
 
 SIZES: dict[str, GemmaConfig] = {
@@ -127,7 +104,7 @@ def to_huggingface(config: GemmaConfig) -> dict[str, Any]:
 FAMILY = Family(
     config=GemmaConfig,
     model_types=("gemma",),
-    architectures=tuple(ARCHITECTURES),
+    architectures=ARCHITECTURES,
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

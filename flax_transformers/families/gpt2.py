@@ -12,9 +12,8 @@ from flax_transformers import ranges
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, fused, linear, norm
-from flax_transformers.models.config import TextConfig
+from flax_transformers.models.config import Activation, TextConfig
 from flax_transformers.models.decoder import DecoderForCausalLM, DecoderForSequenceClassification
-from flax_transformers.models.layers.feed_forward import Activation
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
     TextForTokenClassification,
@@ -35,7 +34,6 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 class GPT2Config(TextConfig):
     """Pre-norm, learned positions, tied; the smallest of the four by default."""
 
-    architectures = ARCHITECTURES
     architecture: str = "GPT2LMHeadModel"
     vocab_size: int = 50257
     hidden_size: int = 768
@@ -197,7 +195,7 @@ def weights(config: GPT2Config) -> WeightTable:
 FAMILY = Family(
     config=GPT2Config,
     model_types=("gpt2",),
-    architectures=tuple(ARCHITECTURES),
+    architectures=ARCHITECTURES,
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

@@ -20,10 +20,8 @@ from flax_transformers.errors import UserError
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
-from flax_transformers.models.config import TextConfig
+from flax_transformers.models.config import Activation, Rope, TextConfig
 from flax_transformers.models.decoder import DecoderForCausalLM, DecoderForSequenceClassification
-from flax_transformers.models.layers.feed_forward import Activation
-from flax_transformers.models.layers.positions import Rope
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
     TextForTokenClassification,
@@ -52,7 +50,6 @@ PLAIN_ROPE = Rope()
 class LlamaConfig(TextConfig):
     """Pre-norm with RMS norm, SwiGLU, rotary positions, no biases; the first 7B by default."""
 
-    architectures = ARCHITECTURES
     architecture: str = "LlamaForCausalLM"
     vocab_size: int = 32000
     hidden_size: int = 4096
@@ -374,7 +371,7 @@ def _renamed(table: WeightTable, prefix: str) -> WeightTable:
 FAMILY = Family(
     config=LlamaConfig,
     model_types=("llama",),
-    architectures=tuple(ARCHITECTURES),
+    architectures=ARCHITECTURES,
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

@@ -17,14 +17,16 @@ from flax_transformers.families import vit
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm
-from flax_transformers.models.config import ComputeConfig
+from flax_transformers.models.config import ComputeConfig, FlopsGroup, VisionConfig
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.layers.linear import Linear
+from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.layers.patches import cut_patches
+from flax_transformers.models.layers.stack import make_stack
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.vision import (
-    FlopsGroup,
-    VisionConfig,
+    Positions,
+    VisionBlock,
     VisionForClassification,
     VisionModel,
     token,
@@ -165,9 +167,9 @@ class MaeDecoder(nn.Module):
             init_std=c.init_std,
         )
         self.mask_token = token(inner, dtype)
-        self.position = inner.make_positions(dtype)
-        self.stack = inner.make_stack(self.compute)
-        self.norm = inner.make_norm(dtype)
+        self.position = Positions(inner, dtype)
+        self.stack = make_stack(inner, self.compute, VisionBlock)
+        self.norm = make_norm(inner, dtype)
         self.predict = Linear(
             "BTD,DK->BTK",
             (inner.hidden_size, c.patch_size**2 * c.num_channels),
@@ -230,7 +232,6 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 class MaeConfig(VisionConfig):
     """The published MAE, ViT-B/16 by default."""
 
-    architectures = ARCHITECTURES
     architecture: str = "ViTMAEForPreTraining"
     hidden_size: int = 768
     num_layers: int = 12
@@ -359,7 +360,7 @@ def weights(config: MaeConfig) -> WeightTable:
 FAMILY = Family(
     config=MaeConfig,
     model_types=("vit_mae",),
-    architectures=tuple(ARCHITECTURES),
+    architectures=ARCHITECTURES,
     only_here=("ViTMAEForImageClassification",),
     sizes=SIZES,
     from_huggingface=from_huggingface,

@@ -26,9 +26,13 @@ from flax_transformers.families.bart import (
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable
-from flax_transformers.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
-from flax_transformers.models.encoder_decoder_heads import EncoderDecoderForConditionalGeneration
-from flax_transformers.models.layers.feed_forward import Activation
+from flax_transformers.models.config import Activation, EncoderDecoderConfig
+from flax_transformers.models.encoder_decoder import (
+    EncoderDecoder,
+    EncoderDecoderForConditionalGeneration,
+)
+from flax_transformers.models.layers.embeddings import learned_positions
+from flax_transformers.models.parts import ModelParts
 from flax_transformers.ranges import Ranges
 
 
@@ -46,18 +50,6 @@ def sinusoidal_table(max_positions: int, width: int) -> np.ndarray:
     return table
 
 
-class Sinusoids(nn.Module):
-    """Vectors [B, T, D] of integer positions [B, T], without parameters; NaN beyond the last."""
-
-    config: MarianConfig
-    dtype: jnp.dtype
-
-    def __call__(self, position_ids: jax.Array) -> jax.Array:
-        c = self.config
-        table_SD = jnp.asarray(sinusoidal_table(c.max_positions or 0, c.hidden_size), self.dtype)
-        return jnp.take(table_SD, position_ids, axis=0)
-
-
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "MarianMTModel": EncoderDecoderForConditionalGeneration,
     "MarianModel": EncoderDecoder,
@@ -68,7 +60,6 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 class MarianConfig(EncoderDecoderConfig):
     """The base model of 2017: post-norm, sinusoidal positions, one table for all words."""
 
-    architectures = ARCHITECTURES
     architecture: str = "MarianMTModel"
     vocab_size: int = 37000
     decoder_vocab_size: int | None = None
@@ -100,15 +91,29 @@ class MarianConfig(EncoderDecoderConfig):
             )
         super().__post_init__()
 
-    def make_positions(self, dtype: jnp.dtype) -> nn.Module:
-        return Sinusoids(self, dtype) if self.sinusoidal else super().make_positions(dtype)
-
     def decoder_sizes(self) -> dict[str, Any]:
         words = {
             "vocab_size": self.decoder_vocab_size or self.vocab_size,
             "decoder_vocab_size": None,
         }
         return super().decoder_sizes() | words
+
+
+class Sinusoids(nn.Module):
+    """Vectors [B, T, D] of integer positions [B, T], without parameters; NaN beyond the last."""
+
+    config: MarianConfig
+    dtype: jnp.dtype
+
+    def __call__(self, position_ids: jax.Array) -> jax.Array:
+        c = self.config
+        table_SD = jnp.asarray(sinusoidal_table(c.max_positions or 0, c.hidden_size), self.dtype)
+        return jnp.take(table_SD, position_ids, axis=0)
+
+
+def positions(config: MarianConfig, dtype: jnp.dtype) -> nn.Module:
+    """Sinusoids, or the table of learned positions."""
+    return Sinusoids(config, dtype) if config.sinusoidal else learned_positions(config, dtype)
 
 
 _PUBLISHED = MarianConfig(
@@ -217,7 +222,8 @@ def weights(config: MarianConfig) -> WeightTable:
 FAMILY = Family(
     config=MarianConfig,
     model_types=("marian",),
-    architectures=tuple(ARCHITECTURES),
+    architectures=ARCHITECTURES,
+    parts=ModelParts(positions=positions),
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import jax
+from typing import Any, ClassVar
 
 from flax_transformers import ranges
 from flax_transformers.families.llama import (
@@ -18,9 +16,7 @@ from flax_transformers.families.llama import (
 )
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
-from flax_transformers.models.layers.attention import KeyValues
-from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
-from flax_transformers.models.layers.positions import Rope
+from flax_transformers.models.config import Rope
 from flax_transformers.ranges import Ranges
 
 ARCHITECTURES = architectures("Mistral")
@@ -30,7 +26,6 @@ ARCHITECTURES = architectures("Mistral")
 class MistralConfig(LlamaConfig):
     """Llama with fewer key heads and a window; the first 7B by default."""
 
-    architectures = ARCHITECTURES
     architecture: str = "MistralForCausalLM"
     num_key_value_heads: int | None = 8
     intermediate_size: int = 14336
@@ -43,25 +38,6 @@ class MistralConfig(LlamaConfig):
     @property
     def windows(self) -> tuple[int | None, ...]:
         return (self.sliding_window,) * self.num_layers
-
-    @property
-    def block(self) -> type[TransformerBlock]:
-        return WindowedBlock
-
-
-class WindowedBlock(TransformerBlock):
-    """A layer whose attention reaches back only so far (arXiv:2310.06825 §2)."""
-
-    if TYPE_CHECKING:
-        config: MistralConfig
-
-    def self_attention(
-        self, x_BTD: jax.Array, inputs: LayerInputs, cache: KeyValues | None
-    ) -> tuple[jax.Array, KeyValues]:
-        window = self.config.sliding_window
-        if window is not None and inputs.mask is not None:
-            inputs = inputs.replace(mask=inputs.mask.replace(window=(window - 1, 0)))
-        return super().self_attention(x_BTD, inputs, cache)
 
 
 _V0_1 = MistralConfig(max_positions=32768, norm_eps=1e-5)
@@ -110,7 +86,7 @@ def to_huggingface(config: MistralConfig) -> dict[str, Any]:
 FAMILY = Family(
     config=MistralConfig,
     model_types=("mistral",),
-    architectures=tuple(ARCHITECTURES),
+    architectures=ARCHITECTURES,
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import jax
 
@@ -16,13 +16,14 @@ from flax_transformers.families.llama import (
     decoder_table,
     write_fields,
 )
-from flax_transformers.families.mistral import MistralConfig, WindowedBlock, read_windowed
+from flax_transformers.families.mistral import MistralConfig, read_windowed
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable
-from flax_transformers.models.layers.block import LayerCache, LayerInputs, TransformerBlock
-from flax_transformers.models.layers.mixture_of_experts import MixtureOfExperts, Routing, balance_of
-from flax_transformers.models.layers.positions import Rope
+from flax_transformers.models.config import Rope
+from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
+from flax_transformers.models.layers.mixture_of_experts import Balance, MixtureOfExperts, balance_of
+from flax_transformers.models.parts import ModelParts
 from flax_transformers.ranges import Ranges
 
 ARCHITECTURES = architectures("Mixtral")
@@ -34,7 +35,6 @@ _ROPE = Rope(theta=1e6)
 class MixtralConfig(MistralConfig):
     """Mistral with a mixture of experts; 8x7B by default."""
 
-    architectures = ARCHITECTURES
     architecture: str = "MixtralForCausalLM"
     norm_eps: float = 1e-5
     rope: Rope | None = _ROPE
@@ -60,27 +60,18 @@ class MixtralConfig(MistralConfig):
                 f"model.experts, {self.experts}"
             )
 
-    @property
-    def block(self) -> type[TransformerBlock]:
-        return MixtralBlock
 
+class MixtralBlock(TransformerBlock):
+    """A layer with a mixture of experts; its auxiliary sums are the balance of the experts."""
 
-class MixtralBlock(WindowedBlock):
-    """A layer that also gives back, as its auxiliary sums, how evenly it used its experts."""
+    config: MixtralConfig
 
-    if TYPE_CHECKING:
-        config: MixtralConfig
-
-    def __call__(
-        self, x_BTD: jax.Array, inputs: LayerInputs, own: LayerCache | None
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        x_BTD, out = super().__call__(x_BTD, inputs, own)
-        segments_BT = None if inputs.mask is None else inputs.mask.query_segments
-        return x_BTD, out | {"auxiliary": balance_of(out["auxiliary"], segments_BT)}
-
-    def feed_forward(self, x_BTD: jax.Array) -> tuple[jax.Array, Routing]:
+    def feed_forward(self, x_BTD: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, Balance]:
         c = self.config
-        return MixtureOfExperts(c, self.dtype, c.experts, c.experts_per_token, name="mlp")(x_BTD)
+        experts = MixtureOfExperts(c, self.dtype, c.experts, c.experts_per_token, name="mlp")
+        y_BTD, routing = experts(x_BTD)
+        segments_BT = None if inputs.mask is None else inputs.mask.query_segments
+        return y_BTD, balance_of(routing, segments_BT)
 
 
 SIZES: dict[str, MixtralConfig] = {
@@ -142,7 +133,8 @@ def weights(config: MixtralConfig) -> WeightTable:
 FAMILY = Family(
     config=MixtralConfig,
     model_types=("mixtral",),
-    architectures=tuple(ARCHITECTURES),
+    architectures=ARCHITECTURES,
+    parts=ModelParts(block=MixtralBlock),
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
@@ -17,23 +16,21 @@ from flax_transformers.families.llama import read_rope, write_rope
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, fused_linear, linear, norm
-from flax_transformers.models.base import Tokens
-from flax_transformers.models.classification_heads import (
-    QuestionAnsweringHead,
-    SequenceClassificationHead,
-    TokenClassificationHead,
-)
-from flax_transformers.models.config import ComputeConfig, TextConfig
-from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderWithoutHead
-from flax_transformers.models.heads import LanguageHead, MaskedLMHead, Transform, mean_of_tokens
-from flax_transformers.models.layers.attention import KeyValues
+from flax_transformers.models.config import Activation, ComputeConfig, Rope, TextConfig
+from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
+from flax_transformers.models.heads import Transform, mean_of_tokens
 from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
-from flax_transformers.models.layers.feed_forward import Activation
-from flax_transformers.models.layers.masks import AttentionMask
-from flax_transformers.models.layers.positions import Rope, rotary_tables
+from flax_transformers.models.layers.kv_cache import KeyValues
+from flax_transformers.models.layers.positions import rotary_tables
 from flax_transformers.models.layers.sharding import HIDDEN, constrain
-from flax_transformers.models.layers.stack import Stack
-from flax_transformers.models.text import TextModel
+from flax_transformers.models.layers.stack import Block, Stack
+from flax_transformers.models.parts import ModelParts
+from flax_transformers.models.text import (
+    TextForQuestionAnswering,
+    TextForSequenceClassification,
+    TextForTokenClassification,
+    Tokens,
+)
 from flax_transformers.ranges import Ranges
 
 Kind = Literal["full_attention", "sliding_attention"]
@@ -41,90 +38,23 @@ FULL: Kind = "full_attention"
 SLIDING: Kind = "sliding_attention"
 
 
-class ModernBertBlock(TransformerBlock):
-    """Pre-norm, but for attention in the ``first`` layer; of a kind of attention."""
-
-    config: ModernBertConfig
-    kind: Kind = FULL
-    first: bool = False
-
-    def self_attention(
-        self, x_BTD: jax.Array, inputs: LayerInputs, cache: KeyValues | None
-    ) -> tuple[jax.Array, KeyValues]:
-        mask = AttentionMask() if inputs.mask is None else inputs.mask
-        if self.kind == SLIDING:
-            side = self.config.local_attention // 2
-            mask = mask.replace(window=(side, side))
-        own = inputs.replace(mask=mask, rotary=inputs.rotary[self.kind])
-        return super().self_attention(x_BTD, own, cache)
-
-    def residual(
-        self, x_BTD: jax.Array, f: Callable[[jax.Array], jax.Array], name: str
-    ) -> jax.Array:
-        c = self.config
-        attention = name == "attention"
-        bare = self.first and attention
-        y_BTD = f(x_BTD if bare else c.make_norm(self.dtype, name=f"{name}_norm")(x_BTD))
-        if attention:
-            y_BTD = nn.Dropout(c.attention_dropout, deterministic=self.deterministic)(y_BTD)
-        return constrain(x_BTD + y_BTD, HIDDEN)
-
-
-class ModernBertTransform(Transform):
-    """What every head begins with."""
-
-    config: ModernBertConfig
-
-    @property
-    def use_bias(self) -> bool:
-        return self.config.head_bias
-
-
-class ModernBertMaskedLMHead(MaskedLMHead):
-    """A transform and the word table; the bias per word can be left out."""
-
-    config: ModernBertConfig
-
-    def make_transform(self) -> Transform:
-        c = self.config
-        return ModernBertTransform(c, self.dtype, c.head_activation, name="transform")
-
-    def word_bias(self, size: int) -> jax.Array | None:
-        return super().word_bias(size) if self.config.decoder_bias else None
-
-
-class ModernBertForMaskedLM(EncoderForMaskedLM):
-    """Fills gaps."""
-
-    config: ModernBertConfig
-
-    def make_mlm_head(self) -> LanguageHead:
-        return ModernBertMaskedLMHead(self.config, self.dtype)
-
-
-class ModernBertWithTransform(TextModel):
-    """What the classifiers below have in common."""
-
-    config: ModernBertConfig
+class ModernBertForTokenClassification(TextForTokenClassification):
+    """Labels each token, after a transform."""
 
     def setup(self) -> None:
         super().setup()
-        c = self.config
-        self.transform_head = ModernBertTransform(c, self.dtype, c.head_activation)
-
-
-class ModernBertForTokenClassification(TokenClassificationHead, ModernBertWithTransform):
-    """Labels every token, after a transform."""
+        self.transform_head = Transform(self.config, self.dtype)
 
     def tag(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
         return super().tag(self.transform_head(hidden_BTD), deterministic=deterministic)
 
 
-class ModernBertForQuestionAnswering(QuestionAnsweringHead, ModernBertWithTransform):
+class ModernBertForQuestionAnswering(TextForQuestionAnswering):
     """Marks the first and the last token of an answer, after a transform and dropout."""
 
     def setup(self) -> None:
         super().setup()
+        self.transform_head = Transform(self.config, self.dtype)
         self.head_dropout = nn.Dropout(self.config.head_dropout)
 
     def answer_spans(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
@@ -132,8 +62,12 @@ class ModernBertForQuestionAnswering(QuestionAnsweringHead, ModernBertWithTransf
         return super().answer_spans(self.head_dropout(hidden_BTD, deterministic=deterministic))
 
 
-class ModernBertForSequenceClassification(SequenceClassificationHead, ModernBertWithTransform):
-    """Labels the row by its first token or the mean of all tokens, after a transform."""
+class ModernBertForSequenceClassification(TextForSequenceClassification):
+    """Labels each sequence by its first token or the mean of all tokens, after a transform."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.transform_head = Transform(self.config, self.dtype)
 
     def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
         if self.config.pooling == "cls":
@@ -145,11 +79,11 @@ class ModernBertForSequenceClassification(SequenceClassificationHead, ModernBert
 
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
-    "ModernBertForMaskedLM": ModernBertForMaskedLM,
+    "ModernBertForMaskedLM": EncoderForMaskedLM,
     "ModernBertForSequenceClassification": ModernBertForSequenceClassification,
     "ModernBertForTokenClassification": ModernBertForTokenClassification,
     "ModernBertForQuestionAnswering": ModernBertForQuestionAnswering,
-    "ModernBertModel": EncoderWithoutHead,
+    "ModernBertModel": EncoderModel,
 }
 
 _GLOBAL_ROPE, _LOCAL_ROPE = Rope(theta=160000.0), Rope(theta=10000.0)
@@ -163,7 +97,6 @@ class ModernBertConfig(TextConfig):
     attention gives, and ``activation_dropout`` inside the feed-forward.
     """
 
-    architectures = ARCHITECTURES
     architecture: str = "ModernBertForMaskedLM"
     vocab_size: int = 50368
     hidden_size: int = 768
@@ -188,7 +121,6 @@ class ModernBertConfig(TextConfig):
     output_bias: bool = False
     mlp_bias: bool = False
     norm_bias: bool = False
-    """Bias vectors of layer norms."""
     embedding_norm: bool = True
     scaled_residual_init: bool = True
     pad_id: int = 50283
@@ -233,46 +165,56 @@ class ModernBertConfig(TextConfig):
         side = self.local_attention // 2
         return tuple(side if kind == SLIDING else None for kind in self.kinds)
 
-    def rotary_tables(self, position_ids: jax.Array) -> Any:
-        """Cosines and sines by kind of layer."""
-        ropes = {FULL: self.rope, SLIDING: self.local_rope}
-        return {
-            kind: rotary_tables(rope, self.head_width, position_ids)
-            for kind, rope in ropes.items()
-            if rope is not None
-        }
 
-    def make_norm(self, dtype: jnp.dtype, name: str | None = None) -> nn.Module:
-        if self.norm_bias or self.norm != "layer":
-            return super().make_norm(dtype, name)
-        return nn.LayerNorm(
-            epsilon=self.norm_eps,
-            dtype=dtype,
-            use_bias=False,
-            use_fast_variance=False,
-            scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",)),
-            name=name,
-        )
+class ModernBertBlock(TransformerBlock):
+    """A pre-norm layer of one kind of attention; the ``first`` layer has no norm before
+    attention."""
 
-    def make_stack(
-        self, compute: ComputeConfig, *, cross_attention: bool = False, name: str | None = None
-    ) -> Stack:
-        """The first layer, which has no first norm, then as few layers as repeat."""
-        first, *others = (
-            partial(ModernBertBlock, self, compute, kind=kind, first=layer == 0)
-            for layer, kind in enumerate(self.kinds)
-        )
-        period = _period(self.kinds[1:])
-        repeats = len(others) // period
-        return Stack(
-            first=(first,),
-            pattern=tuple(others[:period]),
-            repeats=repeats,
-            remainder=tuple(others[period * repeats :]),
-            scan=compute.scan_layers,
-            remat=compute.remat,
-            name=name,
-        )
+    config: ModernBertConfig
+    first: bool = False
+
+    def self_attention(
+        self, x_BTD: jax.Array, inputs: LayerInputs, cache: KeyValues | None
+    ) -> tuple[jax.Array, KeyValues]:
+        kind = FULL if self.window is None else SLIDING
+        return super().self_attention(x_BTD, inputs.replace(rotary=inputs.rotary[kind]), cache)
+
+    def pre_norm(self, name: str, x_BTD: jax.Array) -> jax.Array:
+        return x_BTD if self.first and name == "attention" else self.norm(name)(x_BTD)
+
+    def residual(self, name: str, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
+        if name == "attention":
+            rate = self.config.attention_dropout
+            y_BTD = nn.Dropout(rate, deterministic=self.deterministic)(y_BTD)
+        return constrain(x_BTD + y_BTD, HIDDEN)
+
+
+def rotary(config: ModernBertConfig, position_ids: jax.Array) -> dict[Kind, Any]:
+    """Tables of rotary positions by kind of layer."""
+    ropes = {FULL: config.rope, SLIDING: config.local_rope}
+    return {
+        kind: rotary_tables(rope, config.head_width, position_ids)
+        for kind, rope in ropes.items()
+        if rope is not None
+    }
+
+
+def stack(config: ModernBertConfig, compute: ComputeConfig, block: Block) -> Stack:
+    """The first layer, which has no norm before attention, then a pattern as short as possible."""
+    first, *others = (
+        partial(block, config, compute, window=window, first=layer == 0)
+        for layer, window in enumerate(config.windows)
+    )
+    period = _period(config.kinds[1:])
+    repeats = len(others) // period
+    return Stack(
+        first=(first,),
+        pattern=tuple(others[:period]),
+        repeats=repeats,
+        remainder=tuple(others[period * repeats :]),
+        scan=compute.scan_layers,
+        remat=compute.remat,
+    )
 
 
 def every(n: int, layers: int) -> tuple[Kind, ...]:
@@ -432,7 +374,8 @@ def weights(config: ModernBertConfig) -> WeightTable:
 FAMILY = Family(
     config=ModernBertConfig,
     model_types=("modernbert",),
-    architectures=tuple(ARCHITECTURES),
+    architectures=ARCHITECTURES,
+    parts=ModelParts(block=ModernBertBlock, stack=stack, rotary=rotary),
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

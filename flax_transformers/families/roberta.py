@@ -19,43 +19,37 @@ from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.model_types import model_type_of
 from flax_transformers.huggingface.weights import WeightTable, linear, norm
-from flax_transformers.models.base import Tokens
-from flax_transformers.models.config import TextConfig
-from flax_transformers.models.encoder import (
-    EncoderForMaskedLM,
-    EncoderForSequenceClassification,
-    EncoderWithPooler,
+from flax_transformers.models.config import Activation, TextConfig
+from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderWithPooler
+from flax_transformers.models.heads import Pooler, mean_of_tokens
+from flax_transformers.models.parts import ModelParts
+from flax_transformers.models.text import (
+    TextForQuestionAnswering,
+    TextForSequenceClassification,
+    TextForTokenClassification,
+    Tokens,
 )
-from flax_transformers.models.heads import LanguageHead, MaskedLMHead, Transform
-from flax_transformers.models.text import TextForQuestionAnswering, TextForTokenClassification
 
 
-class RobertaMaskedLMHead(MaskedLMHead):
-    """BERT's head, with gelu whatever the activation of the layers."""
+class RobertaForSequenceClassification(TextForSequenceClassification):
+    """BERT's classifier, with dropout before the pooler as well, which is part of the head here."""
 
-    def make_transform(self) -> Transform:
-        return Transform(self.config, self.dtype, "gelu", name="transform")
-
-
-class RobertaForMaskedLM(EncoderForMaskedLM):
-    """Fills gaps."""
-
-    def make_mlm_head(self) -> LanguageHead:
-        return RobertaMaskedLMHead(self.config, self.dtype)
-
-
-class RobertaForSequenceClassification(EncoderForSequenceClassification):
-    """BERT's, with dropout before the pooler as well, which belongs to the head here."""
+    def setup(self) -> None:
+        super().setup()
+        if self.config.pooling == "cls":
+            self.pooler = Pooler(self.config, self.dtype)
 
     def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
-        if not self.pools_first:
-            return super().pool(hidden_BTD, tokens, deterministic)
-        first_BTD = self.head_dropout(hidden_BTD[:, :1], deterministic=deterministic)
-        return super().pool(first_BTD, tokens, deterministic)
+        if self.config.pooling == "mean":
+            pooled_BD = mean_of_tokens(hidden_BTD, tokens.mask)
+        else:
+            first_B1D = self.head_dropout(hidden_BTD[:, :1], deterministic=deterministic)
+            pooled_BD = self.pooler(first_B1D)
+        return self.head_dropout(pooled_BD, deterministic=deterministic)
 
 
 _CLASSES: dict[str, type[nn.Module]] = {
-    "ForMaskedLM": RobertaForMaskedLM,
+    "ForMaskedLM": EncoderForMaskedLM,
     "ForSequenceClassification": RobertaForSequenceClassification,
     "ForTokenClassification": TextForTokenClassification,
     "ForQuestionAnswering": TextForQuestionAnswering,
@@ -79,7 +73,6 @@ class RobertaConfig(TextConfig):
     of ours, not from the first token's row.
     """
 
-    architectures = ARCHITECTURES
     architecture: str = "RobertaForMaskedLM"
     vocab_size: int = 50265
     hidden_size: int = 768
@@ -109,16 +102,23 @@ class RobertaConfig(TextConfig):
                 f"{self.pad_id} it must be {self.pad_id + 1}"
             )
 
-    def position_ids(self, input_ids: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
-        """Counts what is not padding, anew in each segment; padding itself is at -1."""
-        token_BT = (input_ids != self.pad_id).astype(jnp.int32)
-        count_BT = jnp.cumsum(token_BT, axis=1)
-        if segment_ids is not None:
-            changed_BT = segment_ids[:, 1:] != segment_ids[:, :-1]
-            starts_BT = jnp.pad(changed_BT, ((0, 0), (1, 0)), constant_values=True)
-            before_BT = jnp.where(starts_BT, count_BT - token_BT, 0)
-            count_BT = count_BT - jax.lax.cummax(before_BT, axis=1)
-        return count_BT * token_BT - 1
+    @property
+    def head_activation(self) -> Activation:
+        return "gelu"  # whatever the activation of the layers
+
+
+def position_ids(
+    config: RobertaConfig, input_ids: jax.Array, segment_ids: jax.Array | None
+) -> jax.Array:
+    """Count tokens that are not padding, from 0 in each segment; padding is at -1."""
+    token_BT = (input_ids != config.pad_id).astype(jnp.int32)
+    count_BT = jnp.cumsum(token_BT, axis=1)
+    if segment_ids is not None:
+        changed_BT = segment_ids[:, 1:] != segment_ids[:, :-1]
+        starts_BT = jnp.pad(changed_BT, ((0, 0), (1, 0)), constant_values=True)
+        before_BT = jnp.where(starts_BT, count_BT - token_BT, 0)
+        count_BT = count_BT - jax.lax.cummax(before_BT, axis=1)
+    return count_BT * token_BT - 1
 
 
 def _large(base: RobertaConfig) -> RobertaConfig:
@@ -217,7 +217,8 @@ def weights(config: RobertaConfig) -> WeightTable:
 FAMILY = Family(
     config=RobertaConfig,
     model_types=tuple(_PREFIXES),
-    architectures=tuple(ARCHITECTURES),
+    architectures=ARCHITECTURES,
+    parts=ModelParts(position_ids=position_ids),
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

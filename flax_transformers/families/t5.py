@@ -26,28 +26,22 @@ from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.model_types import model_type_of
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear
-from flax_transformers.models.base import Tokens
-from flax_transformers.models.classification_heads import TokenClassificationHead
-from flax_transformers.models.config import ComputeConfig
+from flax_transformers.models.config import Activation, ComputeConfig, EncoderDecoderConfig
 from flax_transformers.models.encoder_decoder import (
     EncoderDecoder,
-    EncoderDecoderConfig,
-    Side,
-    WithEncoder,
-)
-from flax_transformers.models.encoder_decoder_heads import (
     EncoderDecoderForConditionalGeneration,
     EncoderDecoderForQuestionAnswering,
     EncoderDecoderForSequenceClassification,
+    TransformerStack,
 )
-from flax_transformers.models.heads import Unembedding
-from flax_transformers.models.layers.attention import KeyValues
-from flax_transformers.models.layers.block import LayerCache, LayerInputs, TransformerBlock
-from flax_transformers.models.layers.embeddings import Embedding
-from flax_transformers.models.layers.feed_forward import Activation
+from flax_transformers.models.heads import Unembedding, label_layer
+from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
+from flax_transformers.models.layers.embeddings import Embedding, word_table
+from flax_transformers.models.layers.kv_cache import KeyValues
 from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
 from flax_transformers.models.layers.sharding import constrain
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
+from flax_transformers.models.parts import ModelParts
 from flax_transformers.ranges import Ranges
 
 
@@ -70,6 +64,183 @@ def buckets_by_distance(num_buckets: int, max_distance: int) -> np.ndarray:
             bucket += 1
         buckets[distance] = exact + bucket
     return buckets
+
+
+class T5EncoderModel(nn.Module):
+    """The encoder alone. See ``TextModel`` for the two halves of a model."""
+
+    config: T5Config
+    compute: ComputeConfig = ComputeConfig()
+    parts: ModelParts = ModelParts()
+
+    inputs: ClassVar = ("input_ids", "attention_mask", "position_ids", "segment_ids")
+    output: ClassVar = ModelOutput
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.compute.dtype)
+
+    def example_inputs(self) -> dict[str, jax.Array]:
+        """The smallest input that initialises every parameter."""
+        return {"input_ids": jnp.zeros((1, 2), jnp.int32)}
+
+    def setup(self) -> None:
+        self.words = word_table(self.config, self.dtype)
+        self.encoder = TransformerStack(self.config, self.compute, self.parts)
+
+    def hidden_states(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> HiddenStates:
+        """Last hidden states [B, T, D]; see ``EncoderDecoder.encode`` for the inputs."""
+        hidden_BTD = self.encoder.encode(
+            self.words,
+            input_ids,
+            attention_mask,
+            position_ids,
+            segment_ids,
+            deterministic=deterministic,
+        )
+        return HiddenStates(hidden_BTD)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> ModelOutput:
+        """Hidden states and the outputs of the head; see ``hidden_states`` for the inputs."""
+        states = self.hidden_states(
+            input_ids, attention_mask, position_ids, segment_ids, deterministic=deterministic
+        )
+        hidden_BTD = states.last_hidden_state
+        return self.output(
+            last_hidden_state=hidden_BTD, **self.head_outputs(hidden_BTD, deterministic)
+        )
+
+    def head_outputs(self, hidden_BTD: jax.Array, deterministic: bool) -> dict[str, jax.Array]:
+        """The fields that the head adds to ``output``."""
+        return {}
+
+
+class T5ForConditionalGeneration(EncoderDecoderForConditionalGeneration):
+    """Predicts the decoder's next token; T5 1.0 scales hidden states before the logits."""
+
+    config: T5Config
+
+    def unembedding(self, hidden_BMD: jax.Array) -> Unembedding:
+        c = self.config
+        scale = c.hidden_size**-0.5 if c.scale_logits else 1.0
+        return super().unembedding(hidden_BMD * jnp.asarray(scale, hidden_BMD.dtype))
+
+
+class T5ForTokenClassification(T5EncoderModel):
+    """Labels each token, by the encoder alone."""
+
+    def setup(self) -> None:
+        super().setup()
+        c = self.config
+        self.classification_head = label_layer(c, self.dtype, c.num_labels)
+        self.head_dropout = nn.Dropout(c.head_dropout)
+
+    def tag(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Logits float32 [B, T, labels]."""
+        hidden_BTD = self.head_dropout(hidden_BTD, deterministic=deterministic)
+        return self.classification_head(hidden_BTD).astype(jnp.float32)
+
+    def head_outputs(self, hidden_BTD: jax.Array, deterministic: bool) -> dict[str, jax.Array]:
+        return {"logits": self.tag(hidden_BTD, deterministic=deterministic)}
+
+
+_CLASSES: dict[str, type[nn.Module]] = {
+    "ForConditionalGeneration": T5ForConditionalGeneration,
+    "ForSequenceClassification": EncoderDecoderForSequenceClassification,
+    "ForQuestionAnswering": EncoderDecoderForQuestionAnswering,
+    "ForTokenClassification": T5ForTokenClassification,
+    "EncoderModel": T5EncoderModel,
+    "Model": EncoderDecoder,
+}
+_PREFIXES = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
+"""Model types, and how the names of their architectures begin."""
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    f"{prefix}{head}": kind for prefix in _PREFIXES.values() for head, kind in _CLASSES.items()
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Config(EncoderDecoderConfig):
+    """T5 1.0, of small size by default."""
+
+    architecture: str = "T5ForConditionalGeneration"
+    vocab_size: int = 32128
+    hidden_size: int = 512
+    num_layers: int = 6
+    num_heads: int = 8
+    head_dim: int | None = 64
+    intermediate_size: int = 2048
+    positions: Literal["learned", "none"] = "none"
+    norm: Literal["layer", "rms"] = "rms"
+    activation: Activation = "relu"
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.1
+    classifier_dropout: float | None = 0.0
+    init_std: float = 1.0
+    """A factor on the standard deviations that each kernel has of its own."""
+    decoder_start_id: int | None = 0
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    output_dropout: ClassVar[bool] = True
+    bias_in_every_layer: bool = False
+    """A table of relative positions in every layer, and not one for a whole stack (umT5)."""
+    scale_logits: bool = True
+    """Hidden states are multiplied with ``hidden_size ** -0.5`` on their way to the logits."""
+
+    RANGES: ClassVar[Ranges] = {
+        "relative_buckets": ranges.integers(4, 2**20),
+        "relative_max_distance": ranges.POSITIONS,
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head_dim is None:  # always a number in a config.json
+            object.__setattr__(self, "head_dim", self.head_width)
+        if self.relative_buckets % 2:
+            raise ValueError(
+                f"model.relative_buckets is {self.relative_buckets}; it must be even and at least 4"
+            )
+        if self.relative_max_distance <= self.relative_buckets // 2:
+            raise ValueError(
+                f"model.relative_max_distance is {self.relative_max_distance}; it must be more "
+                f"than half of model.relative_buckets, {self.relative_buckets // 2}"
+            )
+
+    @property
+    def attention_scale(self) -> float:
+        return 1.0  # the initial numbers make up for it
+
+    def initial_std(self, name: str) -> float:
+        """Those of mesh-tensorflow: queries start small, for scores are not scaled."""
+        inner = self.num_heads * self.head_width
+        fan_in = {
+            "words": 1,
+            "query": self.hidden_size * self.head_width,
+            "output": inner,
+            "down": self.intermediate_size,
+        }
+        return self.init_std * fan_in.get(name, self.hidden_size) ** -0.5
 
 
 class RelativeBias(nn.Module):
@@ -110,176 +281,15 @@ class UMT5Block(TransformerBlock):
         return super().self_attention(x_BTD, inputs.replace(bias=bias), cache)
 
 
-class T5Side(Side):
-    """Relative positions for all layers, and dropout after the last norm too."""
-
-    config: T5Config
-
-    def setup(self) -> None:
-        super().setup()
-        if not self.config.bias_in_every_layer:
-            self.relative_bias = RelativeBias(self.config)
-        self.dropout = nn.Dropout(self.config.dropout)
-
-    def __call__(
-        self,
-        words_BTD: jax.Array,
-        position_ids: jax.Array,
-        inputs: LayerInputs,
-        own: LayerCache | None = None,
-        *,
-        deterministic: bool,
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        if not self.config.bias_in_every_layer:
-            inputs = inputs.replace(bias=self.relative_bias())
-        x_BTD, out = super().__call__(
-            words_BTD, position_ids, inputs, own, deterministic=deterministic
-        )
-        return self.dropout(x_BTD, deterministic=deterministic), out
+def block(config: T5Config, compute: ComputeConfig, **options: Any) -> TransformerBlock:
+    """The layer: with relative positions of its own in umT5."""
+    kind = UMT5Block if config.bias_in_every_layer else TransformerBlock
+    return kind(config, compute, **options)
 
 
-class T5EncoderModel(WithEncoder):
-    """The encoder alone."""
-
-    inputs = ("input_ids", "attention_mask", "position_ids", "segment_ids")
-
-    def hidden_states(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> HiddenStates:
-        """``encode`` as other models have it."""
-        hidden_BTD = self.encode(
-            input_ids, attention_mask, position_ids, segment_ids, deterministic=deterministic
-        )
-        return HiddenStates(hidden_BTD)
-
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> ModelOutput:
-        """Both halves at once; see ``encode`` for the inputs."""
-        hidden_BTD = self.encode(
-            input_ids, attention_mask, position_ids, segment_ids, deterministic=deterministic
-        )
-        return self.output(
-            last_hidden_state=hidden_BTD,
-            **self.head_outputs(hidden_BTD, Tokens(input_ids, attention_mask), deterministic),
-        )
-
-
-class T5ForConditionalGeneration(EncoderDecoderForConditionalGeneration):
-    """Predicts the decoder's next token; T5 1.0 makes hidden states small before that."""
-
-    config: T5Config
-
-    def unembedding(self, hidden_BMD: jax.Array) -> Unembedding:
-        c = self.config
-        scale = c.hidden_size**-0.5 if c.scale_logits else 1.0
-        return super().unembedding(hidden_BMD * jnp.asarray(scale, hidden_BMD.dtype))
-
-
-class T5ForTokenClassification(TokenClassificationHead, T5EncoderModel):
-    """Labels every token, by the encoder alone."""
-
-
-_CLASSES: dict[str, type[nn.Module]] = {
-    "ForConditionalGeneration": T5ForConditionalGeneration,
-    "ForSequenceClassification": EncoderDecoderForSequenceClassification,
-    "ForQuestionAnswering": EncoderDecoderForQuestionAnswering,
-    "ForTokenClassification": T5ForTokenClassification,
-    "EncoderModel": T5EncoderModel,
-    "Model": EncoderDecoder,
-}
-_PREFIXES = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
-"""Model types, and how the names of their architectures begin."""
-
-ARCHITECTURES: dict[str, type[nn.Module]] = {
-    f"{prefix}{head}": kind for prefix in _PREFIXES.values() for head, kind in _CLASSES.items()
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class T5Config(EncoderDecoderConfig):
-    """T5 1.0, of small size by default."""
-
-    architectures = ARCHITECTURES
-    architecture: str = "T5ForConditionalGeneration"
-    vocab_size: int = 32128
-    hidden_size: int = 512
-    num_layers: int = 6
-    num_heads: int = 8
-    head_dim: int | None = 64
-    intermediate_size: int = 2048
-    positions: Literal["learned", "none"] = "none"
-    norm: Literal["layer", "rms"] = "rms"
-    activation: Activation = "relu"
-    qkv_bias: bool = False
-    output_bias: bool = False
-    mlp_bias: bool = False
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    activation_dropout: float = 0.1
-    classifier_dropout: float | None = 0.0
-    init_std: float = 1.0
-    """A factor on the standard deviations that each kernel has of its own."""
-    decoder_start_id: int | None = 0
-    relative_buckets: int = 32
-    relative_max_distance: int = 128
-    bias_in_every_layer: bool = False
-    """A table of relative positions in every layer, and not one for a whole stack (umT5)."""
-    scale_logits: bool = True
-    """Hidden states are multiplied with ``hidden_size ** -0.5`` on their way to the logits."""
-
-    RANGES: ClassVar[Ranges] = {
-        "relative_buckets": ranges.integers(4, 2**20),
-        "relative_max_distance": ranges.POSITIONS,
-    }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.head_dim is None:  # always a number in a config.json
-            object.__setattr__(self, "head_dim", self.head_width)
-        if self.relative_buckets % 2:
-            raise ValueError(
-                f"model.relative_buckets is {self.relative_buckets}; it must be even and at least 4"
-            )
-        if self.relative_max_distance <= self.relative_buckets // 2:
-            raise ValueError(
-                f"model.relative_max_distance is {self.relative_max_distance}; it must be more "
-                f"than half of model.relative_buckets, {self.relative_buckets // 2}"
-            )
-
-    @property
-    def attention_scale(self) -> float:
-        return 1.0  # the initial numbers make up for it
-
-    def initial_std(self, name: str) -> float:
-        """Those of mesh-tensorflow: queries start small, for scores are not scaled."""
-        inner = self.num_heads * self.head_width
-        fan_in = {
-            "words": 1,
-            "query": self.hidden_size * self.head_width,
-            "output": inner,
-            "down": self.intermediate_size,
-        }
-        return self.init_std * fan_in.get(name, self.hidden_size) ** -0.5
-
-    def make_side(self, compute: ComputeConfig, *, cross_attention: bool = False) -> Side:
-        return T5Side(self, compute, cross_attention)
-
-    @property
-    def block(self) -> type[TransformerBlock]:
-        return UMT5Block if self.bias_in_every_layer else super().block
+def relative_bias(config: T5Config) -> RelativeBias | None:
+    """The relative positions of a whole encoder or decoder; umT5 has none."""
+    return None if config.bias_in_every_layer else RelativeBias(config)
 
 
 def _size(
@@ -528,7 +538,8 @@ def weights(config: T5Config) -> WeightTable:
 FAMILY = Family(
     config=T5Config,
     model_types=tuple(_PREFIXES),
-    architectures=tuple(ARCHITECTURES),
+    architectures=ARCHITECTURES,
+    parts=ModelParts(block=block, relative_bias=relative_bias),
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

@@ -18,11 +18,14 @@ from flax_transformers.errors import UserError
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
+from flax_transformers.models.config import VisionConfig
 from flax_transformers.models.layers.linear import truncated_normal
 from flax_transformers.models.layers.patches import resize_positions
+from flax_transformers.models.parts import ModelParts
 from flax_transformers.models.vision import (
+    Positions,
     Vectors,
-    VisionConfig,
+    VisionBlock,
     VisionForClassification,
     VisionWithPooler,
 )
@@ -33,25 +36,6 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 }
 
 
-class RowsAndColumns(nn.Module):
-    """Positions of which one half is learned for each row and the other for each column."""
-
-    config: ViTConfig
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, grid: tuple[int, int]) -> jax.Array:
-        c = self.config
-        (rows, columns), half = c.grid, c.hidden_size // 2
-        axes, start = ("positions", "embed"), truncated_normal(c.init_std)
-        table = partial(Vectors, axes=axes, start=start, dtype=jnp.dtype(jnp.float32))
-        row_RD = table((rows, half), name="rows")()
-        column_CD = table((columns, half), name="columns")()
-        both = (jnp.repeat(row_RD, columns, axis=0), jnp.tile(column_CD, (rows, 1)))
-        position_TD = jnp.concatenate(both, axis=1)
-        return resize_positions(position_TD, c.grid, grid).astype(self.dtype)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig(VisionConfig):
     """The published ViT: pre-norm, a class token, learned positions; ViT-B/16 by default.
@@ -60,7 +44,6 @@ class ViTConfig(VisionConfig):
     pooling and other positions exist in our own checkpoints only.
     """
 
-    architectures = ARCHITECTURES
     architecture: str = "ViTForImageClassification"
     hidden_size: int = 768
     num_layers: int = 12
@@ -83,15 +66,34 @@ class ViTConfig(VisionConfig):
     def token_positions(self) -> int:
         return 0 if self.rows_and_columns else super().token_positions
 
-    def make_positions(self, dtype: jnp.dtype) -> nn.Module:
-        return (
-            RowsAndColumns(self, dtype) if self.rows_and_columns else super().make_positions(dtype)
-        )
-
     def position_grids(self) -> dict[tuple[str, str], tuple[int, int]]:
         rows, columns = self.grid
         of_halves = {("rows", "embedding"): (rows, 1), ("columns", "embedding"): (columns, 1)}
         return of_halves if self.rows_and_columns else super().position_grids()
+
+
+class RowsAndColumns(nn.Module):
+    """Positions of which one half is learned for each row and the other for each column."""
+
+    config: ViTConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, grid: tuple[int, int]) -> jax.Array:
+        c = self.config
+        (rows, columns), half = c.grid, c.hidden_size // 2
+        axes, start = ("positions", "embed"), truncated_normal(c.init_std)
+        table = partial(Vectors, axes=axes, start=start, dtype=jnp.dtype(jnp.float32))
+        row_RD = table((rows, half), name="rows")()
+        column_CD = table((columns, half), name="columns")()
+        both = (jnp.repeat(row_RD, columns, axis=0), jnp.tile(column_CD, (rows, 1)))
+        position_TD = jnp.concatenate(both, axis=1)
+        return resize_positions(position_TD, c.grid, grid).astype(self.dtype)
+
+
+def positions(config: ViTConfig, dtype: jnp.dtype) -> nn.Module:
+    """Positions of rows and columns, or one table."""
+    return RowsAndColumns(config, dtype) if config.rows_and_columns else Positions(config, dtype)
 
 
 WIDTHS = {
@@ -294,7 +296,8 @@ def weights(config: ViTConfig) -> WeightTable:
 FAMILY = Family(
     config=ViTConfig,
     model_types=("vit",),
-    architectures=tuple(ARCHITECTURES),
+    architectures=ARCHITECTURES,
+    parts=ModelParts(block=VisionBlock, positions=positions),
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

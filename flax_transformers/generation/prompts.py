@@ -12,8 +12,7 @@ import numpy as np
 
 from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.models.config import TextConfig
-from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
+from flax_transformers.models.config import EncoderDecoderConfig, TextConfig
 from flax_transformers.objectives.base import Frame
 from flax_transformers.objectives.rows import document_start, end_id
 

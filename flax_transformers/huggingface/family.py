@@ -1,4 +1,4 @@
-"""What a family's file tells the rest of the package, and how a family is found by name."""
+"""Families of models: how one is described and found, and how its models are built."""
 
 from __future__ import annotations
 
@@ -10,71 +10,112 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any
 
+import flax.linen as nn
+
+from flax_transformers import config_json as saved_configs
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.config_fields import with_kept
 from flax_transformers.huggingface.weights import WeightTable
-from flax_transformers.models.config import TransformerConfig
+from flax_transformers.models.config import ComputeConfig, TransformerConfig
+from flax_transformers.models.parts import ModelParts
 
 logger = logging.getLogger(__name__)
 
 _FAMILIES = "flax_transformers.families"
-"""Every module of it is imported by name: the families import this file."""
 _ARGUMENT = "architecture= (--architecture on the command line)"
+
+
+def _no_format(*_: Any) -> Any:
+    raise UserError(
+        "this family has no Hugging Face format; keep the model as a checkpoint of ours, or give "
+        "its Family from_huggingface, to_huggingface and weights"
+    )
 
 
 @dataclass(frozen=True)
 class Family:
-    """One published family; every file in ``families/`` that has one calls it ``FAMILY``.
+    """One family of models; each module in ``families/`` has one, named ``FAMILY``.
 
-    ``config``: its class of configs, whose ``architecture`` names one of ``architectures``, the
-    Hugging Face classes (``BertForMaskedLM``) that it can be. ``model_types``: the values of
-    ``model_type`` in a config.json that belong to it. ``sizes``: the published ones by name.
-    ``from_huggingface`` reads a config.json as a dict; ``to_huggingface`` writes one. Both raise
-    UserError for what the other side does not have (use ``config_json``, which sees to the rest).
-    ``weights`` is the table of weight names for one config. ``settle``, if there is one, takes a
-    config and the tensors of its file by name and returns the config with what only they can tell.
-    ``aliases``: second names that a config.json may have for a field, to the family's own name.
-    ``older_names`` are the names that its architectures had before, to those of today.
-    ``timm_prefix``: how the names of its models in timm begin, if timm's config.json is read.
-    ``only_here``: architectures of ours that no other library has a class for.
+    Families of other packages are registered by ``flax_transformers.register`` or as entry points
+    of the group ``flax_transformers``. A family that exists in no other library needs only
+    ``config`` and ``architectures``.
     """
 
     config: type[TransformerConfig]
-    model_types: tuple[str, ...]
-    architectures: tuple[str, ...]
-    sizes: Mapping[str, TransformerConfig]
-    from_huggingface: Callable[[Mapping[str, Any]], TransformerConfig]
-    to_huggingface: Callable[[Any], dict[str, Any]]
-    weights: Callable[[Any], WeightTable]
+    """Its config class."""
+    architectures: Mapping[str, Callable[..., nn.Module]]
+    """Model classes by the name of their Hugging Face class, such as ``BertForMaskedLM``; called as
+    ``kind(config, compute)``, and with ``parts`` too if the family has any."""
+    model_types: tuple[str, ...] = ()
+    """Values of ``model_type`` in its config.json files."""
+    sizes: Mapping[str, TransformerConfig] = field(default_factory=dict)
+    """Published sizes by name."""
+    parts: ModelParts | None = None
+    """The family's own blocks, positions and so on, if not all are the standard ones."""
+    from_huggingface: Callable[[Mapping[str, Any]], TransformerConfig] = _no_format
+    """Reads a config.json. Raises UserError for what is not supported."""
+    to_huggingface: Callable[[Any], dict[str, Any]] = _no_format
+    """Writes a config.json; callers use ``config_json``, which checks the result."""
+    weights: Callable[[Any], WeightTable] = _no_format
+    """The table of tensor names for a config."""
     settle: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    """Takes a config and the tensors of its file; returns the config with what only tensors
+    tell."""
     aliases: Mapping[str, str] = field(default_factory=dict)
+    """Second names that config.json may have for a field, and the field's own name."""
     older_names: Mapping[str, str] = field(default_factory=dict)
+    """Former names of its architectures, and the current ones."""
     timm_prefix: str = ""
+    """Prefix of the names of its models in timm, if timm's config.json is read."""
     only_here: tuple[str, ...] = ()
+    """Architectures that no other library has a class for."""
 
     def model_type(self, architecture: str) -> str:
-        """The ``model_type`` that goes with one of the architectures."""
+        """The ``model_type`` of one of the architectures."""
         name = architecture.lower()
         own = [kind for kind in self.model_types if name.startswith(kind.replace("-", ""))]
-        return own[0] if own else self.model_types[0]
+        return (own or [*self.model_types, ""])[0]
 
 
 @cache
-def all_families() -> tuple[Family, ...]:
-    """Every family: a new file in the folder is enough."""
+def _own_families() -> tuple[Family, ...]:
     package = importlib.import_module(_FAMILIES)
     names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-    modules = [importlib.import_module(f"{_FAMILIES}.{name}") for name in names]
-    return tuple(module.FAMILY for module in modules if hasattr(module, "FAMILY"))
+    return tuple(importlib.import_module(f"{_FAMILIES}.{name}").FAMILY for name in names)
+
+
+def all_families() -> tuple[Family, ...]:
+    """All families: those of this package, and registered ones."""
+    registered = saved_configs.registered_families()
+    return _own_families() + tuple(each for each in registered if isinstance(each, Family))
 
 
 def family_of(config: TransformerConfig) -> Family:
-    """The family that a config belongs to. Raises UserError if it is none's."""
+    """The family of a config. Raises UserError if no family has its class."""
     for family in all_families():
         if type(config) is family.config:
             return family
-    raise UserError(f"{type(config).__name__} belongs to no family with a Hugging Face format")
+    raise UserError(
+        f"{type(config).__name__} is the config of no family; use that of a family, such as "
+        "BertConfig, or register a Family of your own with flax_transformers.register"
+    )
+
+
+DEFAULT_COMPUTE = ComputeConfig()
+
+
+def build_model(config: TransformerConfig, compute: ComputeConfig = DEFAULT_COMPUTE) -> nn.Module:
+    """The module of ``config.architecture``. Raises UserError, with the choices, for an unknown
+    one."""
+    family = family_of(config)
+    kind = family.architectures.get(config.architecture)
+    if kind is None:
+        raise UserError(
+            f"model.architecture is {config.architecture!r}, which is none of "
+            f"{type(config).__name__}; choose among {', '.join(family.architectures)}"
+        )
+    return kind(config, compute) if family.parts is None else kind(config, compute, family.parts)
 
 
 def family_of_architecture(name: str) -> Family:
@@ -87,7 +128,6 @@ def family_of_json(config: Mapping[str, Any]) -> Family:
     return identify(config).family
 
 
-@cache
 def _names() -> dict[str, str]:
     """Every name of an architecture in lower case, older ones too, to that of today."""
     names = {name: name for family in all_families() for name in family.architectures}
@@ -160,7 +200,9 @@ def identify(config: Mapping[str, Any], architecture: str | None = None) -> Iden
     family = family_of_architecture(wanted)
     changes = {"model_type": family.model_type(wanted)}
     own = known if known or named else wanted
-    if own not in family.architectures or family.model_type(own) != family.model_type(wanted):
+    if own not in family.architectures or (
+        own is not None and family.model_type(own) != family.model_type(wanted)
+    ):
         own = None
     return Identity(
         family,
@@ -177,7 +219,7 @@ def _timm_architecture(config: Mapping[str, Any]) -> list[str]:
     families = [each for each in all_families() if each.timm_prefix]
     for family in families:
         if name.startswith(family.timm_prefix):
-            return [family.architectures[0]]
+            return [next(iter(family.architectures))]
     raise UserError(
         f"config.json is timm's, for {name!r:.80}; of timm's models only those whose names begin "
         f"with {' or '.join(f.timm_prefix for f in families)} are read: for others give the model "

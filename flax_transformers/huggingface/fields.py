@@ -8,8 +8,7 @@ from typing import Any, Protocol, TypeVar, get_args
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.models.config import ProblemType, TransformerConfig
-from flax_transformers.models.layers.feed_forward import Activation
+from flax_transformers.models.config import Activation, ProblemType, TransformerConfig
 
 logger = logging.getLogger(__name__)
 

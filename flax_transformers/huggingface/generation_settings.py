@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flax_transformers.huggingface import tensor_files
-from flax_transformers.models.config import TextConfig, TransformerConfig
-from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
+from flax_transformers.huggingface.family import family_of
+from flax_transformers.models.config import EncoderDecoderConfig, TextConfig, TransformerConfig
 from flax_transformers.models.generation_settings import (
     IN_CONFIG_JSON,
     NO_SETTINGS,
@@ -20,7 +20,6 @@ from flax_transformers.models.generation_settings import (
     read_settings,
     write_settings,
 )
-from flax_transformers.models.heads import WritesWords
 
 FILE = "generation_config.json"
 
@@ -30,8 +29,8 @@ _FORCED_END = {"bart": 2, "mbart": 2, "marian": 0}
 
 def writes_text(config: TransformerConfig) -> bool:
     """Whether the model generates text, so that transformers has settings for it."""
-    kind = config.architectures.get(config.architecture, object)
-    return issubclass(kind, WritesWords) and (
+    kind = family_of(config).architectures.get(config.architecture)
+    return hasattr(kind, "unembedding") and (
         isinstance(config, EncoderDecoderConfig) or getattr(config, "causal", False)
     )
 

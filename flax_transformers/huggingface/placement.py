@@ -24,6 +24,15 @@ def boxed_shapes(model: nn.Module) -> Any:
     return jax.eval_shape(partial(_initialise, model), jax.random.key(0))
 
 
+def body_names(model: Any) -> frozenset[str]:
+    """Top-level names of the parameters that ``hidden_states`` uses. All others belong to heads."""
+    shapes = jax.eval_shape(
+        lambda key: model.init(key, **model.example_inputs(), method="hidden_states"),
+        jax.random.key(0),
+    )
+    return frozenset(shapes["params"])
+
+
 def _initialise(model: Any, key: jax.Array) -> Any:
     return model.init(key, **model.example_inputs())["params"]
 

@@ -25,8 +25,8 @@ from flax_transformers.huggingface import (
     tensor_names,
 )
 from flax_transformers.huggingface.config_fields import kept_fields
-from flax_transformers.huggingface.family import Identity, identify
-from flax_transformers.huggingface.placement import Placement, boxed_shapes, fresh_heads
+from flax_transformers.huggingface.family import Identity, build_model, identify
+from flax_transformers.huggingface.placement import Placement, body_names, boxed_shapes, fresh_heads
 from flax_transformers.huggingface.sentence_transformers import read_sentence_files
 from flax_transformers.huggingface.weight_table import some
 from flax_transformers.huggingface.weights import known_names, read_parameters
@@ -92,7 +92,7 @@ def load_directory(
         if family.settle is not None:
             own, config = family.settle(own, tensors), family.settle(config, tensors)
     platform = (mesh.devices.flat[0] if mesh else jax.devices()[0]).platform
-    model = config.build(compute.resolve(platform))
+    model = build_model(config, compute.resolve(platform))
     place = Placement.of(model, dtype, mesh)
     with _naming(folder):
         reading = read_parameters(
@@ -100,8 +100,8 @@ def load_directory(
             tensors,
             place.shapes,
             getattr(config, "vocab_size", 0),
-            ignored=_other_heads(identity, own, config, tensors, place, architecture is not None),
-            fresh_heads=True,
+            ignored=_other_heads(identity, own, model, tensors, place, architecture is not None),
+            fresh=set(place.shapes) - body_names(model),
             resized_heads=config != own or identity.own is None,
             required=() if architecture else ("lm_head",),
         )
@@ -121,7 +121,7 @@ def described_model(directory: Path, architecture: str) -> TransformerConfig:
     except UserError:  # a file without a name that is known
         identity, _, model = _read_config(folder, architecture, None)
     else:
-        if architecture in type(model).architectures:
+        if architecture in identity.family.architectures:
             identity, _, model = _read_config(folder, architecture, None)
     model = replace(model, **read_sentence_files(directory, model))
     family = identity.family
@@ -170,7 +170,7 @@ def _with_settings(
 def _other_heads(
     identity: Identity,
     own: TransformerConfig,
-    config: TransformerConfig,
+    model: nn.Module,
     tensors: Mapping[str, Any],
     place: Placement,
     asked: bool,
@@ -180,18 +180,19 @@ def _other_heads(
     They are what the file's own model has, the heads of the family's other architectures, and, if
     the caller has ``asked`` for an architecture, whatever lies outside the layers.
     """
+    config: TransformerConfig = model.config
     family, table = identity.family, identity.family.weights(config)
     unknown = set(tensors) - known_names(table, tensors, place.shapes)
     if not unknown:
         return frozenset()
     found: set[str] = set()
     if config != own:
-        shapes = nn.meta.unbox(boxed_shapes(own.build(PLAIN)))
+        shapes = nn.meta.unbox(boxed_shapes(build_model(own, PLAIN)))
         found |= known_names(family.weights(own), unknown, shapes)
     for architecture in family.architectures if unknown - found else ():
         if family.model_type(architecture) == family.model_type(config.architecture):
             other = family.weights(replace(config, architecture=architecture))
-            found |= tensor_names.head_names(other, unknown)
+            found |= tensor_names.head_names(other, unknown, body_names(model))
     if asked and any(name.startswith(table.prefix) for name in tensors) and table.prefix:
         found |= {name for name in unknown if not name.startswith(table.prefix)}
     if found:

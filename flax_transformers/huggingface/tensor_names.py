@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.weights import Weight, WeightTable
 from flax_transformers.models.config import TransformerConfig
-from flax_transformers.models.heads import is_head
 
 logger = logging.getLogger(__name__)
 
@@ -72,17 +71,18 @@ def unwrapped(tensors: Mapping[str, Any], table: WeightTable) -> Mapping[str, An
     return {names[name]: tensor for name, tensor in tensors.items()}
 
 
-def head_names(table: WeightTable, names: Iterable[str]) -> set[str]:
-    """Those of the names that are a head's in the table, whether or not the model has this head."""
-    known = _recogniser(
-        replace(table, weights=tuple(filter(_of_head, table.weights)), copies={}, ignorable=())
-    )
-    return set(filter(known, names))
+def head_names(table: WeightTable, names: Iterable[str], body: Collection[str]) -> set[str]:
+    """Those of the names that belong to a head in the table, whether or not the model has it.
 
+    ``body``: top-level names of the parameters that are no head's.
+    """
 
-def _of_head(row: Weight) -> bool:
-    ours = row.ours if isinstance(row.ours, str) else row.ours[0]
-    return is_head(ours.partition("/")[0])
+    def of_head(row: Weight) -> bool:
+        ours = row.ours if isinstance(row.ours, str) else row.ours[0]
+        return ours.partition("/")[0] not in body
+
+    weights = tuple(filter(of_head, table.weights))
+    return set(filter(_recogniser(replace(table, weights=weights, copies={}, ignorable=())), names))
 
 
 def _shared_depth(names: Any) -> int:

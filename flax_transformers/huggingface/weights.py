@@ -32,7 +32,6 @@ from flax_transformers.huggingface.weight_table import (
     slot_shape,
     some,
 )
-from flax_transformers.models.heads import is_head
 
 __all__ = [
     "Weight",
@@ -89,7 +88,7 @@ def read_parameters(
     vocab_size: int,
     *,
     ignored: Collection[str] = (),
-    fresh_heads: bool = False,
+    fresh: Collection[str] = (),
     resized_heads: bool = False,
     required: Collection[str] = (),
 ) -> Iterator[tuple[str, np.ndarray]]:
@@ -97,10 +96,9 @@ def read_parameters(
 
     ``tensors``: arrays, or anything with a shape and a dtype that ``np.asarray`` reads when its
     turn comes, so that memory is needed for one parameter at a time. Every tensor is read once.
-    Padded vocabulary rows are zero. ``ignored``: names in the file to pass over. With
-    ``fresh_heads``, a head (a group of params named ``..._head`` or ``pooler``) that the file
-    lacks is left out of what comes back, unless it is among ``required``; with ``resized_heads``
-    also one that the file holds in another shape.
+    Padded vocabulary rows are zero. ``ignored``: names in the file to skip. ``fresh``: names of
+    heads (top-level groups of params) that are left out of the result if the file lacks them,
+    except those in ``required``; with ``resized_heads`` also if the file has them in another shape.
 
     Raises UserError, with names, before anything is read, for tensors that are missing, extra, of
     another shape or not floating point; and for copies that differ from the original.
@@ -110,11 +108,11 @@ def read_parameters(
     shapes = tensor_shapes(table, params, vocab_size)
     sources, copies, unknown, twice = _sources(table, tensors, slots, ignored)
     views = {source: tensors[source] for source in (*sources, *copies)}
-    if fresh_heads or resized_heads:
+    if fresh:
         wrong = [name for source, name in sources.items() if views[source].shape != shapes[name]]
-        fresh = _fresh_heads(slots, set(sources.values()), wrong if resized_heads else ())
-        fresh -= set(required)
-        slots = {name: slot for name, slot in slots.items() if _group(slot) not in fresh}
+        absent = _absent_heads(fresh, slots, set(sources.values()), wrong if resized_heads else ())
+        absent -= set(required)
+        slots = {name: slot for name, slot in slots.items() if _group(slot) not in absent}
         sources = {source: name for source, name in sources.items() if name in slots}
         copies = {source: name for source, name in copies.items() if name in slots}
     present = set(sources.values())
@@ -157,13 +155,16 @@ def _group(slot: Slot) -> str:
     return slot.paths[0].partition("/")[0]
 
 
-def _fresh_heads(
-    slots: Mapping[str, Slot], present: Collection[str], misshaped: Collection[str]
+def _absent_heads(
+    fresh: Collection[str],
+    slots: Mapping[str, Slot],
+    present: Collection[str],
+    misshaped: Collection[str],
 ) -> set[str]:
-    """The heads of which the file has nothing, or something of another shape."""
+    """Those heads of which the file has nothing, or something of another shape."""
     heads: dict[str, list[str]] = {}
     for name, slot in slots.items():
-        if is_head(_group(slot)):
+        if _group(slot) in fresh:
             heads.setdefault(_group(slot), []).append(name)
     return {
         head

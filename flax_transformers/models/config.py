@@ -1,69 +1,73 @@
-"""Frozen descriptions of a transformer: what it computes, and how that is carried out.
+"""Configs of models: what a transformer computes, and how it is run.
 
-A family's config is a dataclass below one of these. Its fields are what families share; what one
-family does in its own way it says by overriding a method (``make_norm``, ``make_stack`` ...), so
-that the shared modules need no flag for it.
+Configs are data. They import no module of the model and build nothing: the modules read them, and
+a family's file says which modules it uses (``Family`` in ``huggingface/family.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.former_names import former_attribute
 from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
-from flax_transformers.models.kernels.dispatch import Kernel
-from flax_transformers.models.layers.block import TransformerBlock
-from flax_transformers.models.layers.embeddings import Embedding
-from flax_transformers.models.layers.feed_forward import Activation
-from flax_transformers.models.layers.kv_cache import Cache, next_positions
-from flax_transformers.models.layers.norms import make_norm
-from flax_transformers.models.layers.positions import Rope, positions_from_segments, rotary_tables
-from flax_transformers.models.layers.stack import Stack
 from flax_transformers.ranges import Ranges
 
-# TPU lanes are 128 wide, and 128 divides over every mesh people use.
 VOCABULARY_MULTIPLE = 128
+"""Vocabulary tables have a multiple of so many rows: the lanes of a TPU, and divisible by every
+usual mesh."""
 
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+"""``gelu`` is the exact form, ``gelu_tanh`` its tanh approximation."""
+
+Kernel = Literal["auto", "xla", "cudnn", "splash", "cudnn or xla", "splash or xla"]
+"""Attention kernels. ``xla``: plain operations, on every platform. ``cudnn``: NVIDIA's flash
+attention. ``splash``: flash attention for TPUs, JAX's own or, with a relative position bias, ours.
+"... or xla" uses the first kernel where it supports the call. ``auto`` is resolved by
+``ComputeConfig.resolve`` and means ``xla`` before that."""
+
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
 _KERNELS: dict[str, tuple[Kernel, ...]] = {
     "cpu": ("xla", "splash or xla", "splash"),
     "gpu": ("cudnn or xla", "cudnn", "xla"),
     "tpu": ("splash or xla", "splash", "xla"),
 }
-"""What each platform has, the best first."""
+"""Attention kernels of each platform, the default first."""
+
+BESIDE_THE_MODEL = frozenset({"problem_type", "hub_fields", "generation", "normalize_embeddings"})
+"""Fields of a config that do not change the outputs of the layers."""
 
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How a model is run. It changes the numbers by rounding alone, dtypes most."""
+    """How a model is run. It changes the outputs by rounding only."""
 
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Activations and matmul inputs; ``auto`` is bfloat16 on accelerators, float32 on CPU."""
+    """Dtype of activations and matmul inputs; ``auto`` is bfloat16 on accelerators and float32 on
+    CPU."""
     scan_layers: bool = True
-    """One compiled layer in a loop (short compiles) or all layers written out (a little faster)."""
+    """Compile one layer and loop over it (short compile times), or unroll all layers (slightly
+    faster)."""
     remat: Literal["none", "full", "dots", "offload"] = "none"
-    """What the backward pass recomputes: nothing, whole layers, or all but what linear layers,
-    experts and attention kernels for TPUs give, which is kept on the device (``dots``) or in the
-    host's memory (``offload``)."""
+    """What the backward pass recomputes: nothing, whole layers, or everything except the outputs of
+    linear layers, experts and TPU attention kernels, which are kept on the device (``dots``) or in
+    host memory (``offload``)."""
     gradient_reduce_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """What gradients of weights cross the mesh in, in training with bfloat16 activations; they add
-    up over micro-batches in float32. With float32 activations they are float32 too."""
+    """Dtype of gradient reductions across devices, in training with bfloat16 activations. Gradients
+    are summed over micro-batches in float32. With float32 activations it is float32."""
     feed_forward_chunk: int | None = None
-    """Places of a row on a device that go through a feed-forward at once; the backward pass
-    computes each chunk anew, whatever ``remat`` says. None: all at once. A row that this does not
-    divide goes through whole, and so does one in which activations drop out."""
+    """Number of positions per sequence and device that pass through a feed-forward layer at once;
+    the backward pass recomputes each chunk, whatever ``remat`` is. None: all at once. A length that
+    this does not divide is not chunked, and neither is a layer with active dropout inside."""
     attention: Kernel = "auto"
-    """What computes attention; ``auto`` is splash on TPUs and cuDNN on NVIDIA, where they can do
-    what a call needs, and else XLA. What is used, and why, is logged."""
+    """Attention kernel; ``auto`` is splash on TPUs and cuDNN on NVIDIA GPUs where they support the
+    call, otherwise XLA. The kernel used, and the reason, is logged."""
 
     RANGES: ClassVar[Ranges] = {"feed_forward_chunk": ranges.POSITIONS}
 
@@ -71,10 +75,10 @@ class ComputeConfig:
         ranges.check_fields(self, "compute")
 
     def resolve(self, platform: str) -> ComputeConfig:
-        """Settles ``auto`` for a platform ("cpu", "gpu", "tpu"); models need it settled.
+        """Replace ``auto`` by the values for a platform ("cpu", "gpu", "tpu").
 
-        Raises UserError for a kernel that the platform does not have. (A CPU interprets that for
-        TPUs, slowly: tests do.)
+        Raises UserError for a kernel that is not available on the platform. (On CPU the TPU kernel
+        runs interpreted, for tests.)
         """
         dtype, attention = self.dtype, self.attention
         if dtype == "auto":
@@ -83,22 +87,44 @@ class ComputeConfig:
             attention = _KERNELS[platform][0]
         if attention not in _KERNELS[platform]:
             raise UserError(
-                f"compute.attention is {attention!r}, which there is not on {platform}; set it "
+                f"compute.attention is {attention!r}, which is not available on {platform}; set it "
                 "to auto"
             )
         return replace(self, dtype=dtype, attention=attention)
 
 
-ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotary positions (RoFormer, arXiv:2104.09864) and how they extend to longer sequences.
 
-BESIDE_THE_MODEL = frozenset({"problem_type", "hub_fields", "generation", "normalize_embeddings"})
-"""Fields of a config that change no output of the model itself, but what is made of it."""
+    ``linear`` divides positions by ``factor`` (arXiv:2306.15595). ``llama3`` divides only the low
+    frequencies, with a ramp between two wavelengths (Llama 3.1, arXiv:2407.21783) given in units of
+    ``original_max_positions``.
+    """
+
+    theta: float = 10000.0
+    scaling: Literal["none", "linear", "llama3"] = "none"
+    factor: float = 1.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_max_positions: int = 8192
+
+    RANGES: ClassVar[Ranges] = {
+        "theta": ranges.numbers(1, 1e12),
+        "factor": ranges.numbers(0, 1e6, above=True),
+        "low_frequency_factor": ranges.numbers(0, 1e6, above=True),
+        "high_frequency_factor": ranges.numbers(0, 1e6, above=True),
+        "original_max_positions": ranges.POSITIONS,
+    }
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "model.rope")
 
 
 @dataclass(frozen=True)
 class InputLimit:
-    """What an input of integers [B, T] must keep to: ids below ``below``, at most ``length``
-    tokens, None where anything goes; and the fields of the config that say so."""
+    """Limits of an integer input [B, T]: ids below ``below``, at most ``length`` tokens; None for
+    no limit. ``below_field`` and ``length_field`` name the config fields that set them."""
 
     below: int | None
     below_field: str
@@ -108,32 +134,32 @@ class InputLimit:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """The layers, whatever goes into them. Changing any field changes the numbers."""
-
-    architectures: ClassVar[Mapping[str, type[nn.Module]]] = {}
-    """The modules of a family by their names in Hugging Face."""
+    """Fields of a stack of transformer layers, for text and images. Each changes the outputs."""
 
     architecture: str = ""
-    """The Hugging Face name of the model with its head, such as ``BertForMaskedLM``."""
+    """Hugging Face name of the model with its head, such as ``BertForMaskedLM``."""
     hidden_size: int
     """Model width D."""
     num_layers: int
     num_heads: int
     max_positions: int | None = None
-    """Longest sequence; None where nothing sets a limit."""
+    """Longest sequence; None for no limit."""
     num_key_value_heads: int | None = None
-    """Heads of keys and values that query heads share in groups (arXiv:2305.13245); None: one for
-    each query head."""
+    """Number of key and value heads, each shared by a group of query heads (arXiv:2305.13245);
+    None: one for each query head."""
     head_dim: int | None = None
-    """Width of a head; None: the model width over the number of heads."""
+    """Width of a head; None: ``hidden_size / num_heads``."""
     intermediate_size: int
     """Feed-forward width F."""
     norm: Literal["layer", "rms"] = "layer"
     norm_position: Literal["pre", "post"] = "pre"
-    """Norm before each sub-layer (with one more after the last layer), or after each residual."""
+    """Norm before each sub-layer (and one after the last layer), or after each residual sum."""
     norm_eps: float = 1e-6
+    norm_bias: bool = True
+    """Bias vectors of layer norms."""
+    norm_offset: ClassVar[float] = 0.0
+    """Added to the scale parameter of RMS norms (1 in Gemma)."""
     activation: Activation = "gelu"
-    """``gelu`` is the exact form, ``gelu_tanh`` its tanh approximation."""
     gated: bool = False
     """Gated feed-forward: SwiGLU with silu, GEGLU with gelu (arXiv:2002.05202)."""
     qkv_bias: bool = True
@@ -143,27 +169,27 @@ class TransformerConfig:
     mlp_bias: bool = True
     """Bias vectors of the feed-forward layers."""
     dropout: float = 0.0
-    """Drop rate after embeddings and sub-layers."""
+    """Dropout rate after embeddings and sub-layers."""
     attention_dropout: float = 0.0
-    """Drop rate of attention probabilities."""
+    """Dropout rate of attention probabilities."""
     activation_dropout: float = 0.0
-    """Drop rate inside the feed-forward, after the activation."""
+    """Dropout rate inside the feed-forward, after the activation."""
     classifier_dropout: float | None = None
-    """Drop rate before a classification head; None: ``dropout``."""
+    """Dropout rate before a classification head; None: ``dropout``."""
     init_std: float = 0.02
-    """Standard deviation of the truncated normal that kernels and tables start from."""
+    """Standard deviation of the truncated normal that initialises kernels and tables."""
     scaled_residual_init: bool = False
-    """Divides that of a layer's two output projections by ``sqrt(2 * num_layers)``, so that the
-    residual stream starts at the same size at any depth (GPT-2)."""
+    """Divide it by ``sqrt(2 * num_layers)`` for the two output projections of a layer, so that the
+    scale of the residual stream at initialisation does not depend on depth (GPT-2)."""
     num_labels: int = 2
-    """Outputs of a classification head, where the architecture has one."""
+    """Number of outputs of a classification head, if the architecture has one."""
     label_names: tuple[str, ...] = ()
-    """Names of these outputs, in order; empty if they have none."""
+    """Names of these outputs, in order; may be empty."""
     problem_type: ProblemType | None = None
-    """What the outputs of a classifier of sequences mean. transformers applies a sigmoid to each
-    for "multi_label_classification", nothing for "regression", else a softmax."""
+    """Meaning of the outputs of a sequence classifier. transformers applies a sigmoid to each for
+    "multi_label_classification", nothing for "regression", otherwise a softmax."""
     hub_fields: tuple[tuple[str, str], ...] = ()
-    """Fields of the config.json that the model was read from which describe no layer, and their
+    """Fields of the config.json that the model was read from which describe no layer, with their
     JSON text; they are written back unchanged."""
 
     RANGES: ClassVar[Ranges] = {
@@ -196,7 +222,7 @@ class TransformerConfig:
                 f"{self.kv_heads}; each key-value head serves the same number of heads"
             )
         if self.label_names == tuple(f"LABEL_{i}" for i in range(self.num_labels)):
-            object.__setattr__(self, "label_names", ())  # one way to say that they have none
+            object.__setattr__(self, "label_names", ())  # the default names of transformers
         if self.label_names and len(self.label_names) != self.num_labels:
             raise ValueError(
                 f"model.label_names has {len(self.label_names)} names, but model.num_labels is "
@@ -205,7 +231,7 @@ class TransformerConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Heads of keys and values."""
+        """Number of key and value heads."""
         return self.num_heads if self.num_key_value_heads is None else self.num_key_value_heads
 
     @property
@@ -215,71 +241,38 @@ class TransformerConfig:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """How far each layer's attention reaches: a causal one back, the token itself counted, any
-        other to each side; None: all the way."""
+        """Sliding window of each layer: in causal models the number of tokens up to and including
+        the query, otherwise the number to each side; None: no window."""
         return (None,) * self.num_layers
 
     @property
     def head_dropout(self) -> float:
-        """Drop rate before a classification head."""
+        """Dropout rate before a classification head."""
         return self.dropout if self.classifier_dropout is None else self.classifier_dropout
 
     @property
     def residual_init_std(self) -> float:
-        """Standard deviation that output projections of sub-layers start from."""
+        """Standard deviation that initialises the output projections of sub-layers."""
         shrink = (2 * self.num_layers) ** -0.5 if self.scaled_residual_init else 1.0
         return self.init_std * shrink
 
     def initial_std(self, name: str) -> float:
-        """Standard deviation that a kernel or table starts from, by the name of its module.
+        """Standard deviation that initialises a kernel or table, by the name of its module.
 
-        The names are ``words``, ``logits`` (a word table of its own for these), those of a layer:
-        ``query``, ``key``, ``value``, ``output``, ``up`` (also the gate's), ``down``, and of a
-        classifier: ``dense``, ``labels`` (its last).
+        The names are ``words``, ``logits`` (an untied output table), those of a layer (``query``,
+        ``key``, ``value``, ``output``, ``up``, which is also the gate's, ``down``), and those of a
+        classifier: ``dense`` and ``labels`` (its last layer).
         """
         return self.residual_init_std if name in ("output", "down") else self.init_std
 
     @property
     def attention_scale(self) -> float:
-        """What attention scores are multiplied with."""
+        """Factor on attention scores."""
         return self.head_width**-0.5
 
     def input_limits(self) -> Mapping[str, InputLimit]:
-        """What inputs must keep to, by name: beyond it a table gives NaN."""
+        """Limits of the inputs, by name; lookups beyond them give NaN."""
         return {}
-
-    def build(self, compute: ComputeConfig) -> nn.Module:
-        """The module of the ``architecture``. Raises UserError, naming what there is, for none."""
-        if not self.architectures:
-            raise TypeError(f"{type(self).__name__} is not a family's config, such as BertConfig")
-        if self.architecture not in self.architectures:
-            raise UserError(
-                f"model.architecture is {self.architecture!r}, which {type(self).__name__} cannot "
-                f"be; choose among {', '.join(self.architectures)}"
-            )
-        return self.architectures[self.architecture](self, compute)
-
-    @property
-    def block(self) -> type[TransformerBlock]:
-        """The layer, where all are of one kind."""
-        return TransformerBlock
-
-    def make_norm(self, dtype: jnp.dtype, name: str | None = None) -> nn.Module:
-        """The norm that stands everywhere in the model."""
-        return make_norm(self.norm, self.norm_eps, dtype, name)
-
-    def make_stack(
-        self, compute: ComputeConfig, *, cross_attention: bool = False, name: str | None = None
-    ) -> Stack:
-        """The layers; with ``cross_attention`` they also look at ``LayerInputs.context_BSD``."""
-        block = partial(self.block, self, compute, cross_attention)
-        return Stack(
-            pattern=(block,),
-            repeats=self.num_layers,
-            scan=compute.scan_layers,
-            remat=compute.remat,
-            name=name,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,27 +280,28 @@ class TextConfig(TransformerConfig):
     """A transformer over tokens."""
 
     vocab_size: int
-    """Number of real vocabulary entries; tables are padded up to a multiple of 128."""
+    """Number of real vocabulary entries; tables are padded to a multiple of 128."""
     causal: bool = False
-    """Tokens see only what came before."""
+    """Tokens attend only to earlier tokens and themselves."""
     positions: Literal["learned", "none"] = "learned"
-    """Vectors added to the word vectors; "none" where attention knows positions itself."""
+    """Position vectors added to the token embeddings; "none" for models with positions inside
+    attention."""
     position_offset: int = 0
-    """Row of the learned table that the first position has (2 in RoBERTa and BART)."""
+    """Row of the position table for the first position (2 in RoBERTa and BART)."""
     rope: Rope | None = None
     """Rotary positions inside attention (arXiv:2104.09864)."""
     token_types: int = 0
-    """Rows of the token-type table (2 in BERT: sentence A and B), 0 for none."""
+    """Rows of the token-type table (2 in BERT: sentences A and B); 0 for no table."""
     scale_embeddings: bool = False
-    """Word vectors are multiplied with ``sqrt(hidden_size)`` (arXiv:1706.03762 §3.4)."""
+    """Multiply token embeddings by ``sqrt(hidden_size)`` (arXiv:1706.03762 §3.4)."""
     embedding_norm: bool = False
     """Norm after the sum of embeddings."""
     tie_embeddings: bool = True
-    """The word table also makes the logits."""
+    """The embedding table is also the output table of the logits."""
     pad_id: int = 0
-    """Id of padding tokens, where a model has to know it."""
+    """Id of padding tokens."""
     generation: GenerationSettings = NO_SETTINGS
-    """How the model writes text unless a call says otherwise: its generation_config.json."""
+    """Default generation settings, from generation_config.json."""
 
     RANGES: ClassVar[Ranges] = {
         "vocab_size": ranges.ENTRIES,
@@ -323,40 +317,246 @@ class TextConfig(TransformerConfig):
 
     @property
     def padded_vocab_size(self) -> int:
+        """Rows V of vocabulary tables."""
         return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
+    # What masked-LM heads and classifiers read; some families have fields of these names.
+    @property
+    def head_activation(self) -> Activation:
+        """Activation of the transform before the logits of a masked language model."""
+        return self.activation
+
+    @property
+    def head_bias(self) -> bool:
+        """Whether the linear layer of this transform has a bias vector."""
+        return True
+
+    @property
+    def decoder_bias(self) -> bool:
+        """Whether the logits of a masked language model have a bias for each vocabulary entry."""
+        return True
+
+    @property
+    def pooling(self) -> Literal["cls", "mean"]:
+        """Input of sequence classifiers and sentence embeddings: first token, or mean of all."""
+        return "cls"
+
+    @property
+    def normalize_embeddings(self) -> bool | None:
+        """Whether sentence embeddings have length 1; None for a model that is no sentence
+        encoder."""
+        return None
+
     def input_limits(self) -> Mapping[str, InputLimit]:
-        words = InputLimit(
+        tokens = InputLimit(
             self.vocab_size, "model.vocab_size", self.max_positions, "model.max_positions"
         )
-        # Without a table, token types are read by nobody.
+        # Without a table, token types are not read.
         types = InputLimit(self.token_types or None, "model.token_types")
-        return {"input_ids": words, "token_type_ids": types}
+        return {"input_ids": tokens, "token_type_ids": types}
 
-    def make_positions(self, dtype: jnp.dtype) -> nn.Module:
-        """Called with integers [B, T], from ``position_offset`` on, it gives the vectors [B, T, D]
-        that are added to the words'; NaN beyond the last."""
-        rows, axes = (self.max_positions or 0) + self.position_offset, ("positions", "embed")
-        return Embedding(rows, self.hidden_size, dtype, axes, self.init_std)
 
-    def position_ids(self, input_ids: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
-        """Positions int32 [B, T] where none are given: from 0, starting anew in each segment."""
-        one_segment = jnp.ones_like(input_ids)
-        return positions_from_segments(one_segment if segment_ids is None else segment_ids)
+@dataclass(frozen=True, kw_only=True)
+class EncoderDecoderConfig(TextConfig):
+    """An encoder, and a decoder that attends to the encoder's output.
 
-    def next_position_ids(
-        self, input_ids: jax.Array, segment_ids: jax.Array | None, cache: Cache | None
-    ) -> jax.Array:
-        """``position_ids``, or after what a cache holds the places of its slots."""
-        if cache is None:
-            return self.position_ids(input_ids, segment_ids)
-        return next_positions(input_ids.shape, cache)
+    The fields of ``TextConfig`` describe the encoder, and also the decoder unless it has a field of
+    its own that is not None.
+    """
 
-    def rotary_tables(self, position_ids: jax.Array) -> Any:
-        """What layers need of rotary positions, for their ``LayerInputs.rotary``."""
+    num_decoder_layers: int | None = None
+    num_decoder_heads: int | None = None
+    decoder_intermediate_size: int | None = None
+    share_embeddings: bool = True
+    """Encoder and decoder share one embedding table. ``tie_embeddings`` refers to the decoder's."""
+    logits_bias: bool = False
+    """Add a constant for each vocabulary entry to the logits; it comes from files, not training."""
+    decoder_start_id: int | None = None
+    """First input id of the decoder, if it is always the same."""
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = (1,)
+    """Ids at the start and the end of a sequence."""
+
+    RANGES: ClassVar[Ranges] = {
+        "num_decoder_layers": ranges.LAYERS,
+        "num_decoder_heads": ranges.WIDTH,
+        "decoder_intermediate_size": ranges.WIDTH,
+        "decoder_start_id": ranges.integers(0, 2**24),
+        "bos_id": ranges.TOKEN_ID,
+        "eos_ids": ranges.TOKEN_ID,
+    }
+    output_dropout: ClassVar[bool] = False
+    """Dropout after the final norm (T5)."""
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "model")
+        if self.causal:
+            raise ValueError(
+                "model.causal is True, but an encoder attends to its whole input; leave it out, "
+                "the decoder is causal in any case"
+            )
+        if self.architecture.endswith("ForQuestionAnswering"):  # start and end logits
+            object.__setattr__(self, "num_labels", 2)
+            object.__setattr__(self, "label_names", ())
+        super().__post_init__()
+        for name, of_encoder in (
+            ("num_decoder_layers", self.num_layers),
+            ("num_decoder_heads", self.num_heads),
+            ("decoder_intermediate_size", self.intermediate_size),
+        ):
+            if getattr(self, name) == of_encoder:  # equal models have equal configs
+                object.__setattr__(self, name, None)
+        sizes = self.decoder_sizes()
+        if any(getattr(self, name) != value for name, value in sizes.items()):
+            replace(self, **sizes)  # checks the decoder's sizes
+        else:
+            self._check_ids()
+
+    def _check_ids(self) -> None:
+        for name in ("pad_id", "decoder_start_id"):
+            value = getattr(self, name)
+            if value is not None and value >= self.vocab_size:
+                raise ValueError(
+                    f"model.{name} is {value}, but the decoder's vocabulary has only ids below "
+                    f"{self.vocab_size}; choose one of these"
+                )
+
+    def input_limits(self) -> Mapping[str, InputLimit]:
+        limits = dict(super().input_limits())
+        if not self.causal:
+            field = "model.vocab_size"
+            if self.decoder.vocab_size != self.vocab_size:
+                field = "model.decoder_vocab_size"
+            tokens = self.decoder.input_limits()["input_ids"]
+            limits["decoder_input_ids"] = replace(tokens, below_field=field)
+        return limits
+
+    def decoder_sizes(self) -> dict[str, Any]:
+        """Fields in which the decoder may differ, under the encoder's names."""
+        return {
+            "num_layers": self.num_decoder_layers or self.num_layers,
+            "num_heads": self.num_decoder_heads or self.num_heads,
+            "intermediate_size": self.decoder_intermediate_size or self.intermediate_size,
+            "num_decoder_layers": None,
+            "num_decoder_heads": None,
+            "decoder_intermediate_size": None,
+        }
+
+    @property
+    def decoder(self) -> Self:
+        """The decoder as a config of its own: the same fields with the decoder's sizes."""
+        if self.causal:
+            return self
+        decoder = replace(self, **self.decoder_sizes())
+        object.__setattr__(decoder, "causal", True)  # not allowed in any other config
+        return decoder
+
+    @property
+    def target_starts_with_language(self) -> bool:
+        """Whether the decoder's first input is the last label, a language id (mBART)."""
+        return False
+
+    def initial_std(self, name: str) -> float:
+        # Scaled embeddings start at variance one, and so do the logits.
+        if name in ("words", "logits") and self.scale_embeddings:
+            return self.hidden_size**-0.5
+        return super().initial_std(name)
+
+
+@dataclass(frozen=True)
+class FlopsGroup:
+    """How many tokens of an image pass through the kernels below ``path``; "" for all others.
+
+    ``attention``: number of heads times head width, summed over the layers of the group.
+    """
+
+    path: str
+    tokens: int
+    attention: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig(TransformerConfig):
+    """A transformer over the patches of an image."""
+
+    image_size: int | tuple[int, int] = 224
+    """Side of the image in pixels, or height and width."""
+    patch_size: int = 16
+    """Side of a patch in pixels; an incomplete patch at the right or bottom edge is cut off."""
+    num_channels: int = 3
+    pooling: Literal["class", "average"] = "class"
+    """Input of a classifier: the class token, or the mean of all patches (then, unless a family
+    says otherwise, there is no class token)."""
+    positions: Literal["learned", "sincos_2d"] = "learned"
+    """A learned vector for each position, or fixed sines and cosines (``sincos_table``)."""
+    drop_path: float = 0.0
+    """Probability of skipping a sub-layer of the last layer in training (stochastic depth); it
+    rises linearly from 0 in the first layer."""
+
+    RANGES: ClassVar[Ranges] = {
+        "image_size": ranges.PIXELS,
+        "patch_size": ranges.PIXELS,
+        "num_channels": ranges.integers(1, 1024),
+        "drop_path": ranges.RATE,
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.grid) < 1:
+            raise ValueError(
+                f"model.image_size {self.image_size} is less than one patch of model.patch_size "
+                f"{self.patch_size}"
+            )
+        if self.positions == "sincos_2d" and self.hidden_size % 4:
+            raise ValueError(
+                f"model.hidden_size {self.hidden_size} does not divide by 4, as sincos_2d "
+                "positions need"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = self.image_shape
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Names of the learned tokens before the patches."""
+        return () if self.pooling == "average" else ("class_token",)
+
+    @property
+    def token_positions(self) -> int:
+        """Rows at the start of the position table that belong to these tokens."""
+        return len(self.tokens)
+
+    def position_grids(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """Grids (rows, columns) of position tables, by the last two names on their path."""
+        return {("position", "embedding"): self.grid}
+
+    @property
+    def attention_width(self) -> int:
+        """Number of heads times head width, summed over layers."""
+        return self.num_layers * self.num_heads * self.head_width
+
+    def flops_groups(self, grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
+        """Groups of kernels for an image of ``grid`` (rows, columns) patches; the first whose path
+        matches counts."""
+        patches = grid[0] * grid[1]
         return (
-            None if self.rope is None else rotary_tables(self.rope, self.head_width, position_ids)
+            FlopsGroup("embeddings", patches),
+            FlopsGroup("stack", len(self.tokens) + patches, self.attention_width),
+            FlopsGroup("", 1),  # heads read one vector
         )
+
+    def drop_path_rates(self) -> np.ndarray:
+        """Skip probability of each layer, float32 [num_layers]."""
+        return np.linspace(0.0, self.drop_path, self.num_layers, dtype=np.float32)
 
 
 def __getattr__(name: str) -> Any:

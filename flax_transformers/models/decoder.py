@@ -1,30 +1,27 @@
-"""What stands on decoders alone: the next token, and rows summed up by their last token."""
+"""Heads of decoders: next-token prediction, and classification by the last token."""
 
 from __future__ import annotations
 
 import jax
 
-from flax_transformers.models.base import Tokens
-from flax_transformers.models.classification_heads import SequenceClassificationHead
-from flax_transformers.models.heads import (
-    LanguageHead,
-    Unembedding,
-    WritesWords,
-    last_token,
-    take_token,
-)
-from flax_transformers.models.text import TextModel
+from flax_transformers.models.heads import LMHead, Unembedding, last_token, take_token
+from flax_transformers.models.text import TextForSequenceClassification, TextModel, Tokens
 
 
-class DecoderForCausalLM(WritesWords, TextModel):
+class DecoderForCausalLM(TextModel):
     """Predicts the next token."""
 
     def setup(self) -> None:
         super().setup()
-        self.lm_head = LanguageHead(self.config, self.dtype)
+        self.lm_head = LMHead(self.config, self.dtype)
 
     def unembedding(self, hidden_BMD: jax.Array) -> Unembedding:
+        """The last map for any chosen hidden states [B, M, D], not evaluated."""
         return self.lm_head(hidden_BMD, self.words)
+
+    def unembed(self, hidden_BMD: jax.Array) -> jax.Array:
+        """Logits float32 [B, M, padded_vocab_size] of any chosen hidden states [B, M, D]."""
+        return self.unembedding(hidden_BMD).logits()
 
     def head_outputs(
         self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
@@ -32,13 +29,13 @@ class DecoderForCausalLM(WritesWords, TextModel):
         return {"logits": self.unembed(hidden_BTD)[..., : self.config.vocab_size]}
 
 
-class DecoderForSequenceClassification(SequenceClassificationHead, TextModel):
-    """Labels the row by its last token."""
+class DecoderForSequenceClassification(TextForSequenceClassification):
+    """Labels each sequence by its last token."""
 
     label_bias = False
 
     def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
-        """The last token, which Hugging Face knows by its id where no mask says where padding is;
-        -1 is nowhere."""
+        """The last token. Without a mask, padding is recognised by its id as in transformers (-1:
+        no padding)."""
         mask = tokens.ids != self.config.pad_id if tokens.mask is None else tokens.mask
         return take_token(hidden_BTD, last_token(mask))[:, 0]

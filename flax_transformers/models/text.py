@@ -1,53 +1,49 @@
-"""Models over one sequence of tokens: words, positions, one stack of layers, a final norm.
+"""Models over one sequence of tokens: embeddings, one stack of layers, a final norm.
 
-Encoders and decoders are the same here but for the config's ``causal``; ``encoder.py`` and
-``decoder.py`` hold the heads that only one of them can carry.
+Encoders and decoders differ in the config's ``causal`` only; ``encoder.py`` and ``decoder.py`` have
+the heads of one kind, this file those of both.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from flax_transformers.errors import UserError
-from flax_transformers.models.base import Tokens, WordModel
-from flax_transformers.models.classification_heads import (
-    QuestionAnsweringHead,
-    TokenClassificationHead,
-)
+from flax_transformers.models.config import ComputeConfig, TextConfig
+from flax_transformers.models.heads import classify_vectors, label_layer
 from flax_transformers.models.layers.block import LayerInputs
-from flax_transformers.models.layers.embeddings import InputEmbeddings
-from flax_transformers.models.layers.kv_cache import Cache, causal_inputs, empty_cache
+from flax_transformers.models.layers.embeddings import InputEmbeddings, word_table
+from flax_transformers.models.layers.kv_cache import Cache, causal_mask, empty_cache, next_positions
 from flax_transformers.models.layers.masks import AttentionMask, combined_segments
+from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
+from flax_transformers.models.parts import ModelParts
 
 
-def _encoder_mask(attention_mask: jax.Array | None, segment_ids: jax.Array | None) -> AttentionMask:
-    """Who sees whom without causality: segments see themselves, and everything sees the tokens."""
-    if segment_ids is None and attention_mask is not None:
-        # Padding too, as in the originals: padded on the left, a row's first place, which poolers
-        # read, is padding.
-        return AttentionMask(jnp.ones_like(attention_mask), attention_mask)
-    return AttentionMask.within(segment_ids)
+class Tokens(NamedTuple):
+    """The tokens of hidden states: ``ids`` int32 [B, T], or None if a cache has them; ``mask``
+    [B, T], positive at tokens and 0 at padding, or None without padding."""
+
+    ids: Any
+    mask: Any
 
 
-def _refuse_to_look_back(cache: Cache | None, prefix_mask: jax.Array | None) -> None:
-    if cache is not None:
-        raise UserError(
-            "a cache is for models that look back, such as GPT-2 or Llama; this one sees the whole "
-            "text, and has to be given it"
-        )
-    if prefix_mask is not None:
-        raise UserError(
-            "a prefix language model needs a model that looks back, such as GPT-2 or Llama; this "
-            "one sees the text that it would have to predict"
-        )
+class TextModel(nn.Module):
+    """The model without a head (GPT2Model, ModernBertModel), and the base of those with one.
 
+    A model has two halves: ``hidden_states`` runs the layers, and the methods of a head, such as
+    ``classify``, take its result, so that an objective computes no more than it needs. ``__call__``
+    combines both. All are deterministic unless called with ``deterministic=False`` and
+    ``rngs={"dropout": key}``.
+    """
 
-class TextModel(WordModel):
-    """The layers alone, with no head (GPT2Model, ModernBertModel)."""
+    config: TextConfig
+    compute: ComputeConfig = ComputeConfig()
+    parts: ModelParts = ModelParts()
 
     inputs: ClassVar[tuple[str, ...]] = (
         "input_ids",
@@ -57,14 +53,25 @@ class TextModel(WordModel):
         "segment_ids",
         "prefix_mask",
     )
+    """Names in a batch that ``hidden_states`` takes."""
+    output: ClassVar[type[ModelOutput]] = ModelOutput
+    """What ``__call__`` returns."""
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.compute.dtype)
+
+    def example_inputs(self) -> dict[str, jax.Array]:
+        """The smallest input that initialises every parameter."""
+        return {"input_ids": jnp.zeros((1, 2), jnp.int32)}
 
     def setup(self) -> None:
-        super().setup()
         c = self.config
-        self.embeddings = InputEmbeddings(c, self.dtype)
-        self.stack = c.make_stack(self.compute)
+        self.words = word_table(c, self.dtype)
+        self.embeddings = InputEmbeddings(c, self.dtype, self.parts.positions)
+        self.stack = self.parts.stack(c, self.compute, self.parts.block)
         if c.norm_position == "pre":
-            self.final_norm = c.make_norm(self.dtype)
+            self.final_norm = make_norm(c, self.dtype)
 
     def hidden_states(
         self,
@@ -81,40 +88,72 @@ class TextModel(WordModel):
         """Last hidden states [B, T, D] of integer inputs [B, T].
 
         ``attention_mask`` is 1 at tokens and 0 at padding. ``segment_ids`` numbers packed examples
-        from 1, with 0 at padding: examples do not see each other, and positions restart
-        in each unless ``position_ids`` are given. With a ``cache`` (causal models), the inputs are
-        those after what it holds, ``attention_mask`` is theirs, and the result has the new cache.
-        ``prefix_mask`` (causal models) is 1 at tokens that all of their example see, those before
-        them too: a prefix language model's. Raises UserError for one on a model that sees all.
+        from 1, with 0 at padding: examples do not attend to each other, and positions restart in
+        each unless ``position_ids`` are given. With a ``cache`` (causal models), the inputs are the
+        tokens after those in it, ``attention_mask`` is theirs, and the result has the updated
+        cache. ``prefix_mask`` (causal models) is 1 at tokens that earlier tokens of their example
+        attend to as well (prefix language models). Raises UserError for either on a model that is
+        not causal.
         """
-        c = self.config
-        segments = combined_segments(attention_mask, segment_ids)
-        if not c.causal:
-            _refuse_to_look_back(cache, prefix_mask)
-        places = position_ids
-        if places is None:
-            places = c.next_position_ids(input_ids, segment_ids, cache)
-        if c.causal:
-            inputs, cache = causal_inputs(
-                segments, position_ids, input_ids.shape, cache, prefix_mask
-            )
-        else:
-            inputs = LayerInputs(mask=_encoder_mask(attention_mask, segment_ids))
-        x_BTD = self.embeddings(
-            self.words(input_ids), places, token_type_ids, deterministic=deterministic
+        c, parts = self.config, self.parts
+        mask, updated = self._mask(
+            input_ids, attention_mask, position_ids, segment_ids, prefix_mask, cache
         )
-        inputs = inputs.replace(rotary=c.rotary_tables(places))
-        own = None if cache is None else cache.layers
-        x_BTD, out = self.stack(x_BTD, inputs, own, deterministic=deterministic)
+        if position_ids is None:
+            position_ids = (
+                parts.position_ids(c, input_ids, segment_ids)
+                if cache is None
+                else next_positions(input_ids.shape, cache)
+            )
+        x_BTD = self.embeddings(
+            self.words(input_ids), position_ids, token_type_ids, deterministic=deterministic
+        )
+        inputs = LayerInputs(
+            mask=mask,
+            rotary=parts.rotary(c, position_ids),
+            index=None if cache is None else cache.index,
+        )
+        x_BTD, output = self.stack(
+            x_BTD, inputs, None if cache is None else cache.layers, deterministic=deterministic
+        )
         if c.norm_position == "pre":
             x_BTD = self.final_norm(x_BTD)
+        if updated is not None:
+            updated = updated.replace(layers=output.cache)
+        return HiddenStates(x_BTD, auxiliary=output.auxiliary, cache=updated)
+
+    def _mask(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None,
+        position_ids: jax.Array | None,
+        segment_ids: jax.Array | None,
+        prefix_mask: jax.Array | None,
+        cache: Cache | None,
+    ) -> tuple[AttentionMask, Cache | None]:
+        if self.config.causal:
+            segments = combined_segments(attention_mask, segment_ids)
+            return causal_mask(segments, position_ids, input_ids.shape, cache, prefix_mask)
         if cache is not None:
-            cache = cache.replace(layers=out["cache"])
-        return HiddenStates(x_BTD, auxiliary=out.get("auxiliary"), cache=cache)
+            raise UserError(
+                "a cache needs a causal model, such as GPT-2 or Llama; this one attends to the "
+                "whole input at once"
+            )
+        if prefix_mask is not None:
+            raise UserError(
+                "a prefix language model needs a causal model, such as GPT-2 or Llama; this one "
+                "attends to the tokens that it would have to predict"
+            )
+        segments = combined_segments(attention_mask, segment_ids)
+        if segment_ids is None and attention_mask is not None:
+            # Padding attends to tokens, as in the originals: with padding on the left, the first
+            # position, which poolers read, is padding.
+            return AttentionMask(jnp.ones_like(attention_mask), attention_mask), None
+        return AttentionMask.within(segment_ids), None
 
     def empty_cache(self, batch: int, slots: int) -> Cache:
-        """A cache for generation, of ``batch`` rows of at most ``slots`` tokens."""
-        return empty_cache(self.config, self.config.num_layers, batch, slots, self.dtype)
+        """A cache for ``batch`` sequences of at most ``slots`` tokens."""
+        return empty_cache(self.config, batch, slots, self.dtype)
 
     def __call__(
         self,
@@ -127,7 +166,7 @@ class TextModel(WordModel):
         cache: Cache | None = None,
         deterministic: bool = True,
     ) -> ModelOutput:
-        """Both halves at once; see ``hidden_states`` for the inputs."""
+        """Hidden states and the outputs of the head; see ``hidden_states`` for the inputs."""
         states = self.hidden_states(
             input_ids,
             attention_mask,
@@ -137,21 +176,90 @@ class TextModel(WordModel):
             cache=cache,
             deterministic=deterministic,
         )
+        tokens = Tokens(input_ids, combined_segments(attention_mask, segment_ids))
         return self.output(
             last_hidden_state=states.last_hidden_state,
             auxiliary=states.auxiliary,
             cache=states.cache,
-            **self.head_outputs(
-                states.last_hidden_state,
-                Tokens(input_ids, combined_segments(attention_mask, segment_ids)),
-                deterministic,
-            ),
+            **self.head_outputs(states.last_hidden_state, tokens, deterministic),
         )
 
+    def head_outputs(
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
+    ) -> dict[str, jax.Array]:
+        """The fields that the head adds to ``output``."""
+        return {}
 
-class TextForTokenClassification(TokenClassificationHead, TextModel):
-    """Labels every token."""
+
+class TextForSequenceClassification(TextModel):
+    """Labels each sequence, from a vector that ``pool`` returns; subclasses define it."""
+
+    label_bias: ClassVar[bool] = True
+    """Whether the last layer has a bias vector."""
+
+    def setup(self) -> None:
+        super().setup()
+        c = self.config
+        self.classification_head = label_layer(
+            c, self.dtype, c.num_labels, use_bias=self.label_bias
+        )
+        self.head_dropout = nn.Dropout(c.head_dropout)
+
+    def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
+        """Input [B, D] of the last layer."""
+        raise NotImplementedError
+
+    def classify(
+        self,
+        hidden_BTD: jax.Array,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Logits float32 [B, labels] of hidden states and their inputs [B, T]."""
+        pooled_BD = self.pool(hidden_BTD, Tokens(input_ids, attention_mask), deterministic)
+        return classify_vectors(self.classification_head, pooled_BD)
+
+    def head_outputs(
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
+    ) -> dict[str, jax.Array]:
+        return {"logits": self.classify(hidden_BTD, *tokens, deterministic=deterministic)}
 
 
-class TextForQuestionAnswering(QuestionAnsweringHead, TextModel):
-    """Marks the first and the last token of an answer."""
+class TextForTokenClassification(TextModel):
+    """Labels each token."""
+
+    def setup(self) -> None:
+        super().setup()
+        c = self.config
+        self.classification_head = label_layer(c, self.dtype, c.num_labels)
+        self.head_dropout = nn.Dropout(c.head_dropout)
+
+    def tag(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Logits float32 [B, T, labels]."""
+        hidden_BTD = self.head_dropout(hidden_BTD, deterministic=deterministic)
+        return self.classification_head(hidden_BTD).astype(jnp.float32)
+
+    def head_outputs(
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
+    ) -> dict[str, jax.Array]:
+        return {"logits": self.tag(hidden_BTD, deterministic=deterministic)}
+
+
+class TextForQuestionAnswering(TextModel):
+    """Marks the first and the last token of an answer (BERT, arXiv:1810.04805 §4.2)."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.classification_head = label_layer(self.config, self.dtype, 2)
+
+    def answer_spans(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Logits float32 [B, T, 2] of the first and of the last token."""
+        return self.classification_head(hidden_BTD).astype(jnp.float32)
+
+    def head_outputs(
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
+    ) -> dict[str, jax.Array]:
+        logits_BT2 = self.answer_spans(hidden_BTD, deterministic=deterministic)
+        return {"start_logits": logits_BT2[..., 0], "end_logits": logits_BT2[..., 1]}

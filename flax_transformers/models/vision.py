@@ -7,24 +7,22 @@ the tokens in front of the patches, and the patches.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.models.base import Model
-from flax_transformers.models.config import TransformerConfig
-from flax_transformers.models.heads import Pooler, label_layer, label_rows
-from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
+from flax_transformers.models.config import ComputeConfig, VisionConfig
+from flax_transformers.models.heads import Pooler, classify_vectors, label_layer
+from flax_transformers.models.layers.block import LayerInputs, LayerOutput, TransformerBlock
 from flax_transformers.models.layers.linear import Linear, truncated_normal
+from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.layers.patches import (
     cut_patches,
     patch_grid,
@@ -33,136 +31,30 @@ from flax_transformers.models.layers.patches import (
 )
 from flax_transformers.models.layers.sharding import HIDDEN, constrain
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
-from flax_transformers.ranges import Ranges
+from flax_transformers.models.parts import ModelParts
 
 
 class VisionBlock(TransformerBlock):
-    """The standard layer with stochastic depth (arXiv:1603.09382): in training, an image now and
-    then skips a sub-layer."""
+    """The standard layer with stochastic depth (arXiv:1603.09382): training skips a sub-layer of an
+    image with some probability."""
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, inputs: LayerInputs, own: Any
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        """``own`` is this layer's drop rate, a float32 scalar, or None where nothing drops."""
+        self, x_BTD: jax.Array, inputs: LayerInputs, rate: Any
+    ) -> tuple[jax.Array, LayerOutput]:
+        """``rate``: this layer's skip probability, a float32 scalar, or None to skip nothing."""
+        y_BTD, _ = self.self_attention(self.pre_norm("attention", x_BTD), inputs, None)
+        x_BTD = self.residual("attention", x_BTD, self.drop_path(y_BTD, rate))
+        y_BTD, _ = self.feed_forward(self.pre_norm("mlp", x_BTD), inputs)
+        return self.residual("mlp", x_BTD, self.drop_path(y_BTD, rate)), LayerOutput()
 
-        def attention(x_BTD: jax.Array) -> jax.Array:
-            return self._drop_path(self.self_attention(x_BTD, inputs, None)[0], own)
-
-        def mlp(x_BTD: jax.Array) -> jax.Array:
-            return self._drop_path(self.feed_forward(x_BTD)[0], own)
-
-        x_BTD = self.residual(x_BTD, attention, "attention")
-        return self.residual(x_BTD, mlp, "mlp"), {}
-
-    def _drop_path(self, y_BTD: jax.Array, rate: jax.Array | None) -> jax.Array:
+    def drop_path(self, y_BTD: jax.Array, rate: jax.Array | None) -> jax.Array:
+        """Zero the output of a sub-layer for some images, and scale up the others."""
         if rate is None:
             return y_BTD
         keep = 1.0 - rate
         kept_B = jax.random.bernoulli(self.make_rng("dropout"), keep, y_BTD.shape[:1])
         return jnp.where(kept_B[:, None, None], y_BTD / keep.astype(y_BTD.dtype), 0)
-
-
-@dataclass(frozen=True)
-class FlopsGroup:
-    """How many tokens of an image pass through the kernels below ``path``; "" is all the rest.
-
-    ``attention``: heads times their width, over all layers there.
-    """
-
-    path: str
-    tokens: int
-    attention: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisionConfig(TransformerConfig):
-    """A transformer over the patches of an image."""
-
-    image_size: int | tuple[int, int] = 224
-    """Pixels of a side, or height and width."""
-    patch_size: int = 16
-    """Pixels of a side of a patch; what is left over at the right and bottom is not looked at."""
-    num_channels: int = 3
-    pooling: Literal["class", "average"] = "class"
-    """What a classifier looks at: the class token, or the mean of all patches (then, unless a
-    family says otherwise, there is no class token)."""
-    positions: Literal["learned", "sincos_2d"] = "learned"
-    """A vector for every place, or fixed sines and cosines (``sincos_table``)."""
-    drop_path: float = 0.0
-    """How often the last layer's sub-layers are skipped in training; earlier ones less."""
-
-    RANGES: ClassVar[Ranges] = {
-        "image_size": ranges.PIXELS,
-        "patch_size": ranges.PIXELS,
-        "num_channels": ranges.integers(1, 1024),
-        "drop_path": ranges.RATE,
-    }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.grid) < 1:
-            raise ValueError(
-                f"model.image_size {self.image_size} is less than one patch of model.patch_size "
-                f"{self.patch_size}"
-            )
-        if self.positions == "sincos_2d" and self.hidden_size % 4:
-            raise ValueError(
-                f"model.hidden_size {self.hidden_size} does not divide by 4, as sincos_2d "
-                "positions need"
-            )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return patch_grid(self.image_shape, self.patch_size)
-
-    @property
-    def image_shape(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else size
-
-    @property
-    def tokens(self) -> tuple[str, ...]:
-        """Names of the learned tokens in front of the patches."""
-        return () if self.pooling == "average" else ("class_token",)
-
-    @property
-    def token_positions(self) -> int:
-        """Rows at the start of the table of positions that belong to these tokens."""
-        return len(self.tokens)
-
-    @property
-    def block(self) -> type[TransformerBlock]:
-        return VisionBlock
-
-    def make_positions(self, dtype: jnp.dtype) -> nn.Module:
-        """Called with a grid (rows, columns), it gives the table [T, D] of positions, first those
-        of tokens that have any, interpolated if the grid is not the config's."""
-        return Positions(self, dtype)
-
-    def position_grids(self) -> dict[tuple[str, str], tuple[int, int]]:
-        """The grids (rows, columns) of tables of positions, by the ends of their paths."""
-        return {("position", "embedding"): self.grid}
-
-    @property
-    def attention_width(self) -> int:
-        """Heads times their width, over all layers."""
-        return self.num_layers * self.num_heads * self.head_width
-
-    def flops_groups(self, grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
-        """What an image of ``grid`` (rows, columns) patches costs: the first that fits counts."""
-        patches = grid[0] * grid[1]
-        return (
-            FlopsGroup("embeddings", patches),
-            FlopsGroup("stack", len(self.tokens) + patches, self.attention_width),
-            FlopsGroup("", 1),  # heads look at one vector
-        )
-
-    def drop_path_rates(self) -> np.ndarray:
-        """Drop rate of each layer, float32 [num_layers]: rising evenly from 0 to ``drop_path``."""
-        return np.linspace(0.0, self.drop_path, self.num_layers, dtype=np.float32)
 
 
 C = TypeVar("C", bound=VisionConfig)
@@ -233,6 +125,7 @@ class PatchEmbeddings(nn.Module):
 
     config: VisionConfig
     dtype: jnp.dtype
+    positions: Callable[[VisionConfig, jnp.dtype], nn.Module]
 
     def setup(self) -> None:
         c = self.config
@@ -243,7 +136,7 @@ class PatchEmbeddings(nn.Module):
             dtype=self.dtype,
             init_std=c.init_std,
         )
-        self.position = c.make_positions(self.dtype)
+        self.position = self.positions(c, self.dtype)
         for name in c.tokens:
             setattr(self, name, token(c, self.dtype))
         self.dropout = nn.Dropout(c.dropout)
@@ -281,24 +174,38 @@ class PatchEmbeddings(nn.Module):
         return constrain(self.dropout(x_BTD, deterministic=deterministic), HIDDEN)
 
 
-class VisionModel(Model):
-    """The layers alone, with no head."""
+VISION_PARTS = ModelParts(block=VisionBlock, positions=Positions)
+"""The standard parts of models over images."""
+
+
+class VisionModel(nn.Module):
+    """The model without a head, and the base of those with one.
+
+    See ``TextModel`` for the two halves of a model.
+    """
 
     config: VisionConfig
+    compute: ComputeConfig = ComputeConfig()
+    parts: ModelParts = VISION_PARTS
 
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    output: ClassVar[type[ModelOutput]] = ModelOutput
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.compute.dtype)
 
     def example_inputs(self) -> dict[str, jax.Array]:
-        """The smallest input that makes every parameter."""
+        """The smallest input that initialises every parameter."""
         c = self.config
         return {"pixel_values": jnp.zeros((1, c.num_channels, *c.image_shape), jnp.float32)}
 
     def setup(self) -> None:
         c = self.config
-        self.embeddings = PatchEmbeddings(c, self.dtype)
-        self.stack = c.make_stack(self.compute)
+        self.embeddings = PatchEmbeddings(c, self.dtype, self.parts.positions)
+        self.stack = self.parts.stack(c, self.compute, self.parts.block)
         if c.norm_position == "pre":
-            self.final_norm = c.make_norm(self.dtype)
+            self.final_norm = make_norm(c, self.dtype)
 
     def hidden_states(
         self,
@@ -375,7 +282,7 @@ class VisionForClassification(VisionModel):
         else:
             pooled_BD = hidden_BTD[:, 0]
         pooled_BD = self.head_dropout(pooled_BD, deterministic=deterministic)
-        return label_rows(self.classification_head, pooled_BD)
+        return classify_vectors(self.classification_head, pooled_BD)
 
     def head_outputs(self, hidden_BTD: jax.Array, deterministic: bool) -> dict[str, jax.Array]:
         return {"logits": self.classify(hidden_BTD, deterministic=deterministic)}

@@ -9,10 +9,14 @@ from typing import Any
 
 import jax
 
-from flax_transformers.models.config import TextConfig, TransformerConfig
-from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
+from flax_transformers.models.config import (
+    EncoderDecoderConfig,
+    FlopsGroup,
+    TextConfig,
+    TransformerConfig,
+    VisionConfig,
+)
 from flax_transformers.models.layers.patches import patch_grid
-from flax_transformers.models.vision import FlopsGroup, VisionConfig
 from flax_transformers.monitoring.mfu import transformer_matmul_flops
 from flax_transformers.objectives.base import Objective
 

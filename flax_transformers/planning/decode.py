@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from flax_transformers.generation import decode, translate
-from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
+from flax_transformers.models.config import EncoderDecoderConfig
 from flax_transformers.parallel.device_specs import device_spec
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.planning.hlo_cost import account

@@ -19,8 +19,7 @@ from typing import Any
 import jax
 
 from flax_transformers.errors import UserError
-from flax_transformers.models.config import TransformerConfig
-from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
+from flax_transformers.models.config import EncoderDecoderConfig, TransformerConfig
 from flax_transformers.parallel.device_specs import DeviceSpec, device_spec
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import batch_sharding

@@ -15,9 +15,8 @@ from typing import Literal, get_args
 import jax
 
 from flax_transformers.errors import UserError
-from flax_transformers.models.config import TransformerConfig
+from flax_transformers.models.config import TransformerConfig, VisionConfig
 from flax_transformers.models.layers.patches import patch_grid
-from flax_transformers.models.vision import VisionConfig
 from flax_transformers.parallel.device_specs import DeviceSpec, device_spec
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.planning.plan import GIB, Plan, bytes_on_device, plan

@@ -25,9 +25,14 @@ from flax_transformers.data.mixture import MixedText
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
-from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
-from flax_transformers.models.encoder_decoder import EncoderDecoderConfig
-from flax_transformers.models.vision import VisionConfig
+from flax_transformers.huggingface.family import build_model
+from flax_transformers.models.config import (
+    ComputeConfig,
+    EncoderDecoderConfig,
+    TextConfig,
+    TransformerConfig,
+    VisionConfig,
+)
 from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.images import ImageSpec
 from flax_transformers.objectives.labelled import LabelledSpec
@@ -53,7 +58,7 @@ def check_config(config: TrainConfig, *, trains: bool = True) -> None:
     _check_places(config)
     if trains:
         _check_optimizer(config)
-    check_fits(config.objective, config.model.build(ComputeConfig()))
+    check_fits(config.objective, build_model(config.model, ComputeConfig()))
     _check_kind_of_data(config)
     _check_tokenizers(config)
     _check_outputs(config)
@@ -68,7 +73,7 @@ def check_run(config: TrainConfig, prepared: Dataset, *, new: bool = True) -> No
     The model of a run that has a checkpoint (not ``new``) is what it is: where its ids of the
     beginning and the end of a text are not the tokenizer's, a warning says so.
     """
-    check_fits(config.objective, config.model.build(ComputeConfig()))
+    check_fits(config.objective, build_model(config.model, ComputeConfig()))
     _check_outputs(config)
     if isinstance(config.model, TextConfig):
         _check_vocabulary(config.model, prepared.vocabulary, config.objective.needs.causal is True)

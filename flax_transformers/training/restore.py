@@ -15,6 +15,7 @@ from flax_transformers.checkpointing.step_directories import Found
 from flax_transformers.config_json import current_names, from_json, to_json
 from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.placement import Placement
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -54,7 +55,7 @@ def restore_model(
     if compute is None:
         compute = _saved_execution(found)
     mesh = mesh or make_mesh(MeshConfig())  # what is here, not what it was trained on
-    model = model_config.build(compute.resolve(mesh.devices.flat[0].platform))
+    model = build_model(model_config, compute.resolve(mesh.devices.flat[0].platform))
     return Restored(
         model_config=model_config,
         model=model,

@@ -7,6 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.metrics import Totals
 from flax_transformers.monitoring.model_flops import step_flops
@@ -29,7 +30,7 @@ def make_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
     Raises UserError for a model that lacks what the objective needs.
     """
     return Trainer(
-        model=config.model.build(config.compute.resolve(mesh.devices.flat[0].platform)),
+        model=build_model(config.model, config.compute.resolve(mesh.devices.flat[0].platform)),
         objective=config.objective,
         optimizer=config.optimizer,
         mesh=mesh,

@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from flax_transformers.errors import UserError
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.metrics import Accumulator
@@ -77,7 +78,7 @@ class Trainer:
         self.mesh = make_mesh(MeshConfig()) if mesh is None else mesh
         if isinstance(model, TransformerConfig):
             compute = ComputeConfig(dtype="auto").resolve(self.mesh.devices.flat[0].platform)
-            model = model.build(compute)
+            model = build_model(model, compute)
         check_fits(objective, model)
         self.model, self.objective, self.ema = model, objective, ema
         self.functions: ModelFunctions = model_functions(model)

@@ -23,6 +23,7 @@ from flax_transformers.families.bert import BertConfig
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.marian import MarianConfig
 from flax_transformers.families.t5 import T5Config
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.storage import checksums
 from tests.huggingface.tensors import parameter_shapes
@@ -47,7 +48,7 @@ def without_torch(monkeypatch):
 @pytest.fixture
 def published(tmp_path):
     """A Hugging Face directory with a tokenizer."""
-    model = CONFIG.build(ComputeConfig())
+    model = build_model(CONFIG, ComputeConfig())
     random = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(random.standard_normal(leaf.shape), jnp.float32),
@@ -270,14 +271,14 @@ TINY = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "intermediate_size": 
 
 @pytest.mark.parametrize("kind", [T5Config, MarianConfig])
 def test_both_sides_of_an_encoder_decoder_are_compared(kind):
-    inputs = comparison.random_inputs(kind(vocab_size=30, **TINY).build(ComputeConfig()))
+    inputs = comparison.random_inputs(build_model(kind(vocab_size=30, **TINY), ComputeConfig()))
     assert inputs.keys() == {"input_ids", "decoder_input_ids"}
     assert not np.array_equal(*inputs.values())
 
 
 def test_a_decoder_of_another_vocabulary_is_compared_with_ids_of_its_own():
     config = MarianConfig(vocab_size=90, decoder_vocab_size=30, share_embeddings=False, **TINY)
-    inputs = comparison.random_inputs(config.build(ComputeConfig()))
+    inputs = comparison.random_inputs(build_model(config, ComputeConfig()))
     assert inputs["decoder_input_ids"].max() < 30 <= inputs["input_ids"].max()
 
 
@@ -285,14 +286,14 @@ def test_a_classifier_is_compared_on_rows_with_one_end_and_makes_its_own_target(
     config = BartConfig(
         architecture="BartForSequenceClassification", vocab_size=16, eos_ids=(12, 14), **TINY
     )
-    (ids,) = comparison.random_inputs(config.build(ComputeConfig())).values()
+    (ids,) = comparison.random_inputs(build_model(config, ComputeConfig())).values()
     assert np.isin(ids, (12, 14)).sum(axis=1).tolist() == [1, 1]
     assert ids[:, -1].tolist() == [12, 12]
 
 
 def test_an_end_beyond_the_vocabulary_is_in_no_row():
     config = GPT2Config(vocab_size=30, eos_ids=(50256,), max_positions=8, **TINY)
-    (ids,) = comparison.random_inputs(config.build(ComputeConfig())).values()
+    (ids,) = comparison.random_inputs(build_model(config, ComputeConfig())).values()
     assert ids.max() < 30
 
 

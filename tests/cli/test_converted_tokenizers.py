@@ -12,6 +12,7 @@ from flax_transformers.cli.convert import _write_checkpoint
 from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.families.bert import BertConfig
 from flax_transformers.families.vit import ViTConfig
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from tests.golden.tokenizer_layouts import ARCHIVE, TEXTS, given_texts
 
@@ -26,7 +27,7 @@ def root(tmp_path_factory):
 
 def converted(source, target, config):
     """The folder of a checkpoint with one weight, and what was carried into it."""
-    model = config.build(ComputeConfig())
+    model = build_model(config, ComputeConfig())
     carried = _write_checkpoint(target, model, {"w": np.zeros(1, np.float32)}, source)
     return find_checkpoint(target).folder, carried
 

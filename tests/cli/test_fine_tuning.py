@@ -12,6 +12,7 @@ import pytest
 import flax_transformers as ft
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
 from flax_transformers.cli.main import main
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.testing import assert_bit_equal, tiny_bert, tiny_model, write_corpus
 
@@ -70,7 +71,7 @@ def train(folder, config, *more):
 
 
 def test_a_published_encoder_learns_classes_with_parts_of_it_frozen(tmp_path, capsys, caplog):
-    model = tiny_bert().build(ComputeConfig())
+    model = build_model(tiny_bert(), ComputeConfig())
     params = jax.jit(lambda: model.init(jax.random.key(1), **model.example_inputs())["params"])()
     params = nn.meta.unbox(params)
     ft.save_pretrained(tmp_path / "hf", model, params)

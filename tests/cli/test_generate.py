@@ -24,6 +24,7 @@ from flax_transformers.families.llama import LlamaConfig
 from flax_transformers.families.marian import MarianConfig
 from flax_transformers.generation import translate
 from flax_transformers.generation.prompts import read_prompts, rows_of
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 
 WORDS = ["<s>", "</s>", "a", "b", "c", "d", "e"]
@@ -68,7 +69,7 @@ def counting_params(model):
 def directory(tmp_path):
     """A saved model that counts, with its tokenizer."""
     published_tokenizer(tmp_path / "tokenizer")
-    model = TINY.build(ComputeConfig())
+    model = build_model(TINY, ComputeConfig())
     ft.save_pretrained(
         tmp_path / "model", model, counting_params(model), tokenizer_from=tmp_path / "tokenizer"
     )
@@ -150,8 +151,8 @@ def refused(capsys, *arguments):
 
 @pytest.mark.slow
 def test_a_model_that_does_not_write_is_refused(capsys, tmp_path):
-    model = dataclasses.replace(TINY, architecture="LlamaModel").build(ComputeConfig())
-    params = counting_params(TINY.build(ComputeConfig()))
+    model = build_model(dataclasses.replace(TINY, architecture="LlamaModel"), ComputeConfig())
+    params = counting_params(build_model(TINY, ComputeConfig()))
     del params["lm_head"]
     ft.save_pretrained(tmp_path / "bare", model, params)
     said = refused(capsys, str(tmp_path / "bare"), "--prompt", "a")
@@ -313,7 +314,7 @@ def answering(tmp_path, monkeypatch):
         eos_ids=(1,),
         decoder_start_id=1,
     )
-    model = config.build(ComputeConfig())
+    model = build_model(config, ComputeConfig())
     params = nn.meta.unbox(model.init(jax.random.key(0), np.ones((1, 2), np.int32))["params"])
     ft.save_pretrained(tmp_path / "model", model, params, tokenizer_from=tmp_path / "tokenizer")
     calls, write = [], translate.generate_target

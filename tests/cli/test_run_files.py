@@ -16,7 +16,7 @@ from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.llama import LlamaConfig
 from flax_transformers.families.t5 import T5Config
 from flax_transformers.families.vit import ViTConfig
-from flax_transformers.huggingface.family import config_json, within_vocabulary
+from flax_transformers.huggingface.family import build_model, config_json, within_vocabulary
 from flax_transformers.huggingface.generation_settings import settings_json
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.image_classification import ImageClassification
@@ -124,7 +124,7 @@ def test_ids_that_are_missing_come_from_the_tokenizer(tmp_path, monkeypatch):
         module, "load_tokenizer", lambda folder: SimpleNamespace(vocabulary=vocabulary)
     )
     small = GPT2Config(vocab_size=300, hidden_size=8, num_heads=2, num_layers=1)
-    model = with_ids_of(small.build(ComputeConfig()), tmp_path)
+    model = with_ids_of(build_model(small, ComputeConfig()), tmp_path)
     assert (model.config.bos_id, model.config.eos_ids) == (1, (2,))
     kept = GPT2Config(vocab_size=300, hidden_size=8, num_heads=2, bos_id=None, eos_ids=(7,))
-    assert with_ids_of(kept.build(ComputeConfig()), tmp_path).config == kept
+    assert with_ids_of(build_model(kept, ComputeConfig()), tmp_path).config == kept

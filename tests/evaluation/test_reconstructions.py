@@ -25,6 +25,7 @@ from flax_transformers.evaluation.reconstructions import (
 from flax_transformers.evaluation.tasks import baselines
 from flax_transformers.families.mae import MaeConfig, patch_targets
 from flax_transformers.families.vit import ViTConfig
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.masked_image import MaskedImage
@@ -94,7 +95,7 @@ def test_the_three_rows_are_the_image_its_visible_part_and_the_image_painted(nor
 def test_held_out_images_are_painted_while_a_run_goes_on(mnist, tmp_path, monkeypatch):
     config = masked_config(mnist)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    model = MODEL.build(ComputeConfig())
+    model = build_model(MODEL, ComputeConfig())
     boxed = jax.jit(model.init)(jax.random.key(0), **model.example_inputs())["params"]
     params = jax.device_put(nn.meta.unbox(boxed), replicated(mesh))
     snapshot = Snapshot(7, params, config.phases[0], mesh, model_functions(model), None)

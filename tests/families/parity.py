@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from flax_transformers.huggingface.family import family_of, family_of_json
+from flax_transformers.huggingface.family import build_model, family_of, family_of_json
 from flax_transformers.huggingface.weights import (
     tensor_shapes,
 )
@@ -28,7 +28,7 @@ def load_case(case: Case, **compute):
     """
     family = family_of_json(case.config)
     config = family.from_huggingface(case.config)
-    model = config.build(ComputeConfig(**compute))
+    model = build_model(config, ComputeConfig(**compute))
     shapes = parameter_shapes(model, *model.example_inputs().values())
     table = family.weights(config)
     vocab_size = getattr(config, "vocab_size", 0)
@@ -74,7 +74,7 @@ def assert_weights_come_back(case: Case) -> None:
 
 def count_parameters(config) -> int:
     """Published number of parameters of a config; nothing is allocated."""
-    family, model = family_of(config), config.build(ComputeConfig())
+    family, model = family_of(config), build_model(config, ComputeConfig())
     shapes = parameter_shapes(model, *model.example_inputs().values())
     tensors = tensor_shapes(family.weights(config), shapes, getattr(config, "vocab_size", 0))
     return sum(math.prod(shape) for shape in tensors.values())

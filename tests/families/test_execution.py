@@ -5,12 +5,12 @@ from __future__ import annotations
 import jax
 import pytest
 
-from flax_transformers.huggingface.family import all_families
+from flax_transformers.huggingface.family import all_families, build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.models.layers import attention
 from flax_transformers.testing import tiny_model
 
-FIRST = sorted(family.architectures[0] for family in all_families())
+FIRST = sorted(next(iter(family.architectures)) for family in all_families())
 
 
 @pytest.mark.parametrize("architecture", [*FIRST, "UMT5ForConditionalGeneration"])
@@ -23,7 +23,7 @@ def test_attention_is_computed_by_the_kernel_that_was_chosen(architecture, monke
 
     def run():
         model, params = tiny_model(architecture)
-        model = model.config.build(ComputeConfig(attention="splash"))
+        model = build_model(model.config, ComputeConfig(attention="splash"))
         monkeypatch.setattr(attention, "dot_product_attention", noted)
         inputs = {name: jax.numpy.asarray(value) for name, value in model.example_inputs().items()}
         return jax.tree.leaves(model.apply({"params": params}, **inputs))

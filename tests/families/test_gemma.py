@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.gemma import SIZES, GemmaConfig, NormAroundOne, from_huggingface
+from flax_transformers.families.gemma import SIZES, GemmaConfig, from_huggingface
 from flax_transformers.huggingface.family import config_json
+from flax_transformers.models.layers.norms import make_norm
 from tests.families.parity import count_parameters
 from tests.golden import gemma as golden
 
@@ -18,7 +19,7 @@ EACH = pytest.mark.parametrize("name", CASES)
 
 
 def test_a_fresh_norm_does_not_scale_and_its_parameter_is_zero():
-    norm = NormAroundOne(1e-6, jnp.dtype("bfloat16"))
+    norm = make_norm(SIZES["gemma-2b"], jnp.dtype("bfloat16"))
     x = jnp.array([[3.0, -4.0]], jnp.bfloat16)
     y, variables = norm.init_with_output(jax.random.key(0), x)
     assert jax.tree.leaves(variables["params"])[0].tolist() == [0.0, 0.0]

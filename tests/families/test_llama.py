@@ -10,7 +10,7 @@ import pytest
 from flax_transformers.errors import UserError
 from flax_transformers.families.llama import SIZES, LlamaConfig, from_huggingface
 from flax_transformers.huggingface.family import config_json
-from flax_transformers.models.layers.positions import Rope
+from flax_transformers.models.config import Rope
 from flax_transformers.testing import assert_bit_equal
 from tests.families.decoders import assert_gradients
 from tests.families.parity import (

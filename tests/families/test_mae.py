@@ -20,7 +20,7 @@ from flax_transformers.families.mae import (
     patch_targets,
     weights,
 )
-from flax_transformers.huggingface.family import config_json
+from flax_transformers.huggingface.family import build_model, config_json
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.testing import relative_difference, tiny_model
 from tests.families.parity import TOLERANCE, load_case
@@ -155,7 +155,7 @@ def test_a_classifier_looks_at_the_mean_of_the_patches_without_the_class_token()
         "kernel": rng.standard_normal((config.hidden_size, 7), np.float32),
         "bias": rng.standard_normal(7, np.float32),
     }
-    logits = config.build(ComputeConfig()).apply(
+    logits = build_model(config, ComputeConfig()).apply(
         {"params": {"classification_head": head}}, hidden, method="classify"
     )
     expected = hidden[:, 1:].mean(axis=1) @ head["kernel"] + head["bias"][None]

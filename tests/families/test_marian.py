@@ -14,11 +14,12 @@ from flax_transformers.families.marian import (
     SIZES,
     MarianConfig,
     from_huggingface,
+    positions,
     settle,
     sinusoidal_table,
     to_huggingface,
 )
-from flax_transformers.huggingface.family import config_json
+from flax_transformers.huggingface.family import build_model, config_json
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.testing import assert_bit_equal
 from tests.families.parity import (
@@ -51,10 +52,10 @@ def test_cached_steps_give_the_logits_of_the_full_pass():
 
 @pytest.mark.slow
 def test_pre_norm_and_learned_positions_are_options():
-    plain = parameter_shapes(TINY.build(ComputeConfig()), np.zeros((1, 2), np.int32))
+    plain = parameter_shapes(build_model(TINY, ComputeConfig()), np.zeros((1, 2), np.int32))
     assert set(plain["encoder"]) == {"stack"}
     ours = dataclasses.replace(TINY, norm_position="pre", sinusoidal=False)
-    shapes = parameter_shapes(ours.build(ComputeConfig()), np.zeros((1, 2), np.int32))
+    shapes = parameter_shapes(build_model(ours, ComputeConfig()), np.zeros((1, 2), np.int32))
     assert set(shapes["encoder"]) == set(shapes["decoder"]) == {"embeddings", "norm", "stack"}
 
 
@@ -153,7 +154,7 @@ def test_an_odd_width_ends_in_a_column_of_zeros():
 
 
 def test_positions_are_added_to_the_words_and_are_nan_beyond_the_last():
-    sinusoids = TINY.make_positions(jnp.dtype(jnp.float32))
+    sinusoids = positions(TINY, jnp.dtype(jnp.float32))
     last = TINY.max_positions
     found = sinusoids.apply({}, jnp.array([[0, last - 1, last]]))
     np.testing.assert_array_equal(found[0, :2], sinusoidal_table(last, 12)[[0, last - 1]])

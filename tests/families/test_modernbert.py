@@ -18,9 +18,8 @@ from flax_transformers.families.modernbert import (
     from_huggingface,
     to_huggingface,
 )
-from flax_transformers.huggingface.family import config_json
-from flax_transformers.models.config import ComputeConfig
-from flax_transformers.models.layers.positions import Rope
+from flax_transformers.huggingface.family import build_model, config_json
+from flax_transformers.models.config import ComputeConfig, Rope
 from flax_transformers.testing import assert_bit_equal, relative_difference
 from tests.families.parity import (
     assert_parity,
@@ -56,7 +55,7 @@ def test_the_forward_pass_written_out_is_that_of_hugging_face():
 
 def run(config, ids=IDS, **inputs):
     """Last hidden states with random weights that depend on the layout alone."""
-    model = config.build(ComputeConfig())
+    model = build_model(config, ComputeConfig())
     params = randomize(parameter_shapes(model, ids))
     apply = jax.jit(lambda ids: model.apply({"params": params}, ids, **inputs).last_hidden_state)
     return np.asarray(apply(ids))
@@ -126,7 +125,7 @@ def test_local_and_global_layers_have_rotary_positions_of_their_own():
 
 def parts(config):
     """Layers in each part of the stack and block, and those that have an attention norm."""
-    stack = parameter_shapes(config.build(ComputeConfig()), IDS)["stack"]
+    stack = parameter_shapes(build_model(config, ComputeConfig()), IDS)["stack"]
     norms, layers = {}, {}
     for part, blocks in stack.items():
         layers[part] = [jax.tree.leaves(block)[0].shape[0] for block in blocks.values()]
@@ -162,7 +161,7 @@ def test_without_its_biases_a_model_has_no_bias_but_that_of_words_and_labels():
         ("TokenClassification", {"classification_head"}),
     ):
         config = dataclasses.replace(TINY, architecture=f"ModernBertFor{architecture}")
-        shapes = parameter_shapes(config.build(ComputeConfig()), IDS)
+        shapes = parameter_shapes(build_model(config, ComputeConfig()), IDS)
         biased = {
             path[0].key
             for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
@@ -177,7 +176,7 @@ def test_rows_are_labelled_by_their_first_token_or_the_mean_of_all(pooling):
     config = dataclasses.replace(
         TINY, architecture="ModernBertForSequenceClassification", pooling=pooling
     )
-    model = config.build(ComputeConfig())
+    model = build_model(config, ComputeConfig())
     params = randomize(parameter_shapes(model, IDS))
 
     def classify(hidden, mask=None):

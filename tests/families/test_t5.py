@@ -21,7 +21,7 @@ from flax_transformers.families.t5 import (
     settle,
     to_huggingface,
 )
-from flax_transformers.huggingface.family import config_json
+from flax_transformers.huggingface.family import build_model, config_json
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.testing import assert_bit_equal, relative_difference
 from tests.families.parity import (
@@ -186,7 +186,7 @@ def save_newer(directory, architecture, **fields):
     config = dataclasses.replace(
         TINY, architecture="T5Model", tie_embeddings=False, scale_logits=False
     )
-    model = config.build(ComputeConfig())
+    model = build_model(config, ComputeConfig())
     boxed = jax.eval_shape(model.init, jax.random.key(0), **model.example_inputs())["params"]
     params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), nn.meta.unbox(boxed))
     ft.save_pretrained(directory, model, params)
@@ -301,7 +301,7 @@ def test_fields_that_old_files_leave_out_have_their_published_defaults():
 )
 def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names):
     with pytest.raises(UserError, match=names):
-        from_huggingface({field: value}).build(ComputeConfig())
+        build_model(from_huggingface({field: value}), ComputeConfig())
 
 
 @pytest.mark.parametrize(

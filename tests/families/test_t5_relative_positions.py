@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from flax_transformers.families.t5 import T5Config, buckets_by_distance
+from flax_transformers.huggingface.family import build_model
+from flax_transformers.huggingface.placement import body_names
 from flax_transformers.models.config import ComputeConfig
-from flax_transformers.models.heads import is_head
 
 TINY = T5Config(
     vocab_size=50,
@@ -65,13 +66,14 @@ def test_classifiers_start_at_the_size_that_the_width_asks_for(architecture):
     config = dataclasses.replace(
         TINY, architecture=architecture, num_heads=2, hidden_size=400, num_labels=300
     )
-    model = config.build(ComputeConfig())
+    model = build_model(config, ComputeConfig())
 
     def init():
         params = model.init(jax.random.key(0), **model.example_inputs())["params"]
         sides = [params[side] for side in ("encoder", "decoder") if side in params]
         biases = [side["relative_bias"]["table"]["embedding"] for side in sides]
-        head = {name: tree for name, tree in params.items() if is_head(name)}
+        body = body_names(model)
+        head = {name: tree for name, tree in params.items() if name not in body}
         return nn.meta.unbox((head, biases))
 
     head, _ = jax.jit(init)()
@@ -84,7 +86,7 @@ def test_classifiers_start_at_the_size_that_the_width_asks_for(architecture):
 
 def test_the_factor_on_initial_sizes_counts_for_relative_positions_too():
     config = dataclasses.replace(TINY, init_std=0.0)
-    model = config.build(ComputeConfig())
+    model = build_model(config, ComputeConfig())
 
     def init():
         params = nn.meta.unbox(model.init(jax.random.key(0), **model.example_inputs())["params"])

@@ -14,7 +14,7 @@ import pytest
 
 from flax_transformers.errors import UserError
 from flax_transformers.families.vit import SIZES, ViTConfig, from_huggingface, weights
-from flax_transformers.huggingface.family import config_json
+from flax_transformers.huggingface.family import build_model, config_json
 from flax_transformers.models.vision import change_image_size
 from flax_transformers.testing import relative_difference
 from tests.families.parity import TOLERANCE, assert_parity, load_case
@@ -38,7 +38,7 @@ def test_images_larger_than_in_pretraining_find_interpolated_positions(ahead):
     options = {"interpolate_pos_encoding": not ahead}
     if ahead:
         config, params = change_image_size(config, params, images.shape[2:])
-        model = config.build(model.compute)
+        model = build_model(config, model.compute)
     output = jax.jit(partial(model.apply, {"params": params}, **options))(images)
     expected = read_golden(golden.__file__, case)["logits"]
     assert relative_difference(output.logits, expected) < TOLERANCE

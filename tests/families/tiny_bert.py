@@ -11,6 +11,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from flax_transformers.families.bert import BertConfig
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from tests.huggingface.tensors import parameter_shapes
 
@@ -28,7 +29,7 @@ IDS = np.array([[2, 5, 9, 3], [2, 7, 3, 0]], np.int32)
 
 def make_model(**changes):
     """A model and random parameters; what no file holds (padded vocabulary) is zero."""
-    model = dataclasses.replace(CONFIG, **changes).build(ComputeConfig())
+    model = build_model(dataclasses.replace(CONFIG, **changes), ComputeConfig())
     random = np.random.default_rng(0)
 
     def draw(path, leaf):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.weights import (
     tensor_shapes,
 )
@@ -13,7 +14,7 @@ from tests.huggingface.tensors import parameter_shapes
 
 def published_count(config, weights):
     """The number of parameters in published tensors; nothing is allocated."""
-    model = config.build(ComputeConfig())
+    model = build_model(config, ComputeConfig())
     shapes = parameter_shapes(model, *model.example_inputs().values())
     return sum(math.prod(shape) for shape in tensor_shapes(weights(config), shapes, 0).values())
 

@@ -12,6 +12,7 @@ import pytest
 from flax_transformers.errors import UserError
 from flax_transformers.families.bart import BartConfig
 from flax_transformers.generation.translate import generate_target
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from tests.families.parity import load_case
 from tests.golden import translate as golden
@@ -108,7 +109,7 @@ def test_a_forced_first_token_is_the_one_that_is_drawn():
 
 
 def test_padding_of_a_source_takes_no_positions():
-    model = dataclasses.replace(TINY, max_positions=4).build(ComputeConfig())
+    model = build_model(dataclasses.replace(TINY, max_positions=4), ComputeConfig())
     mask = np.array([[1, 1, 1, 1, 0, 0, 0, 0]])
     with pytest.raises(UserError, match="4 tokens of source and 5 of target"):
         generate_target(model, {}, np.ones((1, 8), np.int32), mask, max_new_tokens=4)
@@ -132,7 +133,7 @@ def test_padding_of_a_source_takes_no_positions():
     ],
 )
 def test_what_cannot_be_written_is_refused(changes, settings, names):
-    model = dataclasses.replace(TINY, **changes).build(ComputeConfig())
+    model = build_model(dataclasses.replace(TINY, **changes), ComputeConfig())
     with pytest.raises(UserError, match=names):
         generate_target(model, {}, np.ones((1, 5), np.int32), **settings)
 

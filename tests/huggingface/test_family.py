@@ -38,7 +38,7 @@ def test_a_model_has_the_method_of_its_own_head_and_of_no_other():
         "QuestionAnswering": "answer_spans",
     }
     for family in all_families():
-        for name, kind in family.config.architectures.items():
+        for name, kind in family.architectures.items():
             wanted = {methods[head] for head in methods if name.endswith(f"For{head}")}
             assert {method for method in methods.values() if hasattr(kind, method)} == wanted, name
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from flax_transformers import load_pretrained, save_pretrained
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface import write as hub_write
-from flax_transformers.huggingface.family import family_of_json
+from flax_transformers.huggingface.family import build_model, family_of_json
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.testing import tiny_model
@@ -314,7 +314,7 @@ def test_a_model_that_the_original_cannot_be_is_not_written(tmp_path, architectu
     published = {"architectures": [architecture]}
     config = family_of_json(published).from_huggingface(published)
     small = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "intermediate_size": 8}
-    model = dataclasses.replace(config, **small, **changes).build(ComputeConfig())
+    model = build_model(dataclasses.replace(config, **small, **changes), ComputeConfig())
     (field,) = changes
     with pytest.raises(UserError, match=f"model.{field} is .* in Hugging Face format cannot be"):
         save_pretrained(tmp_path / "out", model, {})

@@ -63,6 +63,7 @@ def make_shapes(labels=4):
 
 
 SHAPES = make_shapes()
+HEADS = ("classification_head", "pooler")
 
 
 def make_tensors(table=TABLE, shapes=SHAPES):
@@ -192,9 +193,7 @@ def test_heads_that_the_file_lacks_are_left_out_only_if_they_may_be_fresh():
     )
     with pytest.raises(UserError, match=r"4 tensor\(s\) missing .*score.weight"):
         read(bare)
-    assert_equal(
-        read(bare, fresh_heads=True), without(read(tensors), "classification_head", "pooler")
-    )
+    assert_equal(read(bare, fresh=HEADS), without(read(tensors), "classification_head", "pooler"))
 
 
 def test_a_head_of_another_shape_is_left_out_only_if_it_may_be_fresh():
@@ -202,22 +201,22 @@ def test_a_head_of_another_shape_is_left_out_only_if_it_may_be_fresh():
     with pytest.raises(UserError, match=r"score.weight is \[4, 6\], not \[2, 6\]"):
         read(tensors, shapes=shapes)
     with pytest.raises(UserError, match=r"score.weight is \[4, 6\], not \[2, 6\]"):
-        read(tensors, shapes=shapes, fresh_heads=True)
-    params = read(tensors, shapes=shapes, resized_heads=True)
+        read(tensors, shapes=shapes, fresh=HEADS)
+    params = read(tensors, shapes=shapes, fresh=HEADS, resized_heads=True)
     assert_equal(params, without(read(tensors), "classification_head"))
 
 
 def test_a_head_that_is_required_may_not_be_absent():
     bare = without(make_tensors(), "model.pooler.weight", "model.pooler.bias")
-    assert_equal(read(bare, fresh_heads=True), without(read(make_tensors()), "pooler"))
+    assert_equal(read(bare, fresh=HEADS), without(read(make_tensors()), "pooler"))
     with pytest.raises(UserError, match=r"2 tensor\(s\) missing from the file: model.pooler"):
-        read(bare, fresh_heads=True, required=("pooler",))
+        read(bare, fresh=HEADS, required=("pooler",))
 
 
 @pytest.mark.parametrize("name", ["score.bias", "model.e.0.qkv.bias"])
 def test_half_a_head_or_a_gap_elsewhere_is_refused_all_the_same(name):
     with pytest.raises(UserError, match=f"missing from the file: {name}"):
-        read(without(make_tensors(), name), fresh_heads=True)
+        read(without(make_tensors(), name), fresh=HEADS)
 
 
 def test_names_to_pass_over_can_be_given():

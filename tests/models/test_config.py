@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flax_transformers.errors import UserError
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
 
 LAYERS = {"hidden_size": 6, "num_layers": 1, "num_heads": 3, "intermediate_size": 5}
@@ -72,10 +73,10 @@ def test_each_platform_has_kernels_of_its_own_for_attention():
     found = [ComputeConfig().resolve(platform).attention for platform in ("cpu", "gpu", "tpu")]
     assert found == ["xla", "cudnn or xla", "splash or xla"]
     assert ComputeConfig(attention="splash").resolve("tpu").attention == "splash"
-    with pytest.raises(UserError, match="attention is 'cudnn', which there is not on tpu"):
+    with pytest.raises(UserError, match="attention is 'cudnn', which is not available on tpu"):
         ComputeConfig(attention="cudnn").resolve("tpu")
 
 
 def test_a_config_of_no_family_builds_no_model():
-    with pytest.raises(TypeError, match="TextConfig is not a family's config"):
-        TextConfig(**SIZES).build(ComputeConfig())
+    with pytest.raises(UserError, match="TextConfig is the config of no family"):
+        build_model(TextConfig(**SIZES), ComputeConfig())

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig, TextConfig
 from flax_transformers.models.decoder import DecoderForCausalLM, DecoderForSequenceClassification
 from flax_transformers.models.heads import last_token
@@ -171,7 +172,7 @@ def test_a_token_too_many_for_the_cache_makes_nan_and_many_at_once_are_refused()
 
 
 def test_an_encoder_takes_no_cache():
-    model = tiny_bert().build(ComputeConfig())
+    model = build_model(tiny_bert(), ComputeConfig())
     ids = np.ones((1, 2), np.int32)
     cache = jax.eval_shape(lambda: model.empty_cache(1, 4))
     with pytest.raises(UserError, match="a cache is for models that look back"):

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from flax_transformers.families.bert import BertForNextSentencePrediction, BertForPreTraining
+from flax_transformers.huggingface.placement import body_names
 from flax_transformers.models.config import ComputeConfig, TextConfig
 from flax_transformers.models.encoder import (
     EncoderForMaskedLM,
     EncoderForSequenceClassification,
     EncoderWithPooler,
 )
-from flax_transformers.models.heads import is_head
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
     TextForTokenClassification,
@@ -194,9 +194,8 @@ def test_each_architecture_gives_its_own_outputs_in_float32_and_no_others(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", HEADS)
 def test_architectures_differ_in_what_counts_as_a_head_alone(kind):
-    _, boxed, _ = build(POST_NORM, kind)
-    body = {name for name in boxed if not is_head(name)}
-    assert body == {"words", "embeddings", "stack"}
+    model, _, _ = build(POST_NORM, kind)
+    assert body_names(model) == {"words", "embeddings", "stack"}
 
 
 @pytest.mark.slow

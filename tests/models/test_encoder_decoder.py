@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.models.config import ComputeConfig
-from flax_transformers.models.encoder_decoder import EncoderDecoderConfig, shift_right
-from flax_transformers.models.encoder_decoder_heads import (
+from flax_transformers.models.config import ComputeConfig, EncoderDecoderConfig
+from flax_transformers.models.encoder_decoder import (
     EncoderDecoderForConditionalGeneration,
     EncoderDecoderForSequenceClassification,
-    ShiftedLanguageHead,
+    decoder_inputs,
 )
+from flax_transformers.models.heads import LMHead
 from flax_transformers.models.layers.embeddings import word_table
 from tests.models.encoder_decoders import (
     assert_packed_examples_are_as_alone,
@@ -109,16 +109,17 @@ def test_later_calls_need_a_cache_that_has_seen_the_source():
             model.apply({"params": params}, decoder_input_ids=IDS[:1, :1], cache=nothing)
 
 
-def test_shifted_labels_begin_with_the_first_id_and_have_no_ignored_places():
+def test_shifted_labels_begin_with_the_first_id_and_ignored_labels_become_padding():
+    config = dataclasses.replace(CONFIG, decoder_start_id=2, pad_id=1)
     labels = jnp.asarray([[4, 5, 6], [7, -100, -100]])
-    assert shift_right(labels, 2, 1).tolist() == [[2, 4, 5], [2, 7, 1]]
+    assert decoder_inputs(config, labels).tolist() == [[2, 4, 5], [2, 7, 1]]
 
 
 def test_the_decoder_begins_with_padding_where_no_id_is_given():
     config = dataclasses.replace(CONFIG, pad_id=9)
-    assert config.decoder_inputs(jnp.asarray([[4, -100, 6]])).tolist() == [[9, 4, 9]]
+    assert decoder_inputs(config, jnp.asarray([[4, -100, 6]])).tolist() == [[9, 4, 9]]
     config = dataclasses.replace(config, decoder_start_id=8)
-    assert config.decoder_inputs(jnp.asarray([[4, 5, 6]])).tolist() == [[8, 4, 5]]
+    assert decoder_inputs(config, jnp.asarray([[4, 5, 6]])).tolist() == [[8, 4, 5]]
 
 
 def test_the_decoder_has_sizes_of_its_own():
@@ -168,9 +169,7 @@ def test_an_id_beyond_the_vocabulary_is_refused(field):
 
 @pytest.mark.slow
 def test_the_bias_of_the_logits_is_added_and_not_trained():
-    head = ShiftedLanguageHead(
-        dataclasses.replace(CONFIG, logits_bias=True), jnp.dtype(jnp.float32)
-    )
+    head = LMHead(CONFIG, jnp.dtype(jnp.float32), use_bias=True, train_bias=False)
     words = word_table(CONFIG, jnp.dtype(jnp.float32)).bind(
         {"params": {"embedding": jnp.zeros((128, 12))}}
     )

@@ -13,13 +13,12 @@ import pytest
 
 from flax_transformers.errors import UserError
 from flax_transformers.families.vit import ViTConfig
-from flax_transformers.models.config import ComputeConfig
+from flax_transformers.models.config import ComputeConfig, VisionConfig
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.layers.patches import resize_positions, sincos_table
 from flax_transformers.models.vision import (
     Positions,
     VisionBlock,
-    VisionConfig,
     VisionForClassification,
     VisionModel,
     VisionWithPooler,

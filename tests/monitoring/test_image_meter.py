@@ -12,6 +12,7 @@ import pytest
 from flax_transformers.families.deit import DeiTConfig
 from flax_transformers.families.mae import MaeConfig
 from flax_transformers.families.vit import ViTConfig
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.throughput import StepReport
@@ -36,7 +37,7 @@ SMALL = {
 def flops(model, image_size=SIDE):
     phase = ImagePhase(steps=1, image_size=image_size, batch_size=BATCH)
     config = dataclasses.replace(tiny_config("text.txt", "store"), model=model, phases=(phase,))
-    module = model.build(ComputeConfig())
+    module = build_model(model, ComputeConfig())
     boxed = jax.eval_shape(module.init, jax.random.key(0), **module.example_inputs())
     return phase_flops(config, phase, nn.meta.unbox(boxed["params"]))
 

@@ -16,6 +16,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.families.mistral import MistralConfig
 from flax_transformers.families.modernbert import ModernBertConfig
 from flax_transformers.families.t5 import T5Config
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.monitoring import throughput
 from flax_transformers.monitoring.goodput import Clock
@@ -219,7 +220,7 @@ def test_mfu_is_there_where_the_peak_is_known(clock):
 
 
 def shapes(config):
-    model = config.model.build(ComputeConfig())
+    model = build_model(config.model, ComputeConfig())
     boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
     return nn.meta.unbox(boxed)["params"]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.families.llama import LlamaConfig
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -75,7 +76,7 @@ def test_a_model_with_a_bias_by_distance_learns_the_same_from_its_divided_rows()
     rows |= {f"decoder_{name}": row for name, row in rows.items()}
 
     def gradients(**compute):
-        network = model.config.build(ComputeConfig(**compute))
+        network = build_model(model.config, ComputeConfig(**compute))
 
         def loss(params):
             states = network.apply({"params": params}, **rows, method="hidden_states")

@@ -9,6 +9,7 @@ import pytest
 from flax_transformers.data.pipeline.loader import TrainStream
 from flax_transformers.data.pipeline.text_examples import TextExamples
 from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.optim.optimizers import make_optimizer
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding
@@ -51,7 +52,7 @@ def setting(tmp_path_factory):
 def losses(setting, mesh_config, micro_batches=1, **model):
     config, batches = setting
     mesh = make_mesh(mesh_config)
-    network = tiny_bert(**model).build(config.compute.resolve("cpu"))
+    network = build_model(tiny_bert(**model), config.compute.resolve("cpu"))
     optimizer = make_optimizer(config.optimizer, STEPS)
     functions = model_functions(network)
     found = []

@@ -11,6 +11,7 @@ import pytest
 from flax_transformers.errors import UserError
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.mixtral import MixtralConfig
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.models.outputs import HiddenStates
 from flax_transformers.objectives.base import ModelFunctions, Vocabulary
@@ -167,7 +168,7 @@ SMALL = {
 
 
 def built(config, seed=0):
-    model = config.build(ComputeConfig())
+    model = build_model(config, ComputeConfig())
     params = jax.jit(model.init)(jax.random.key(seed), **model.example_inputs())["params"]
     return model_functions(model), jax.tree.map(
         lambda leaf: leaf.value if hasattr(leaf, "value") else leaf,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.families.mae import MaeConfig, hide_patches
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.masked_image import MaskedImage, mask_noise
@@ -34,7 +35,7 @@ MODEL = MaeConfig(
 @pytest.fixture(scope="module")
 def model():
     """Parameters, and of them and a batch of four rows: (loss term, what is painted), gradient."""
-    module = MODEL.build(ComputeConfig())
+    module = build_model(MODEL, ComputeConfig())
     functions = model_functions(module)
 
     @jax.jit

@@ -11,6 +11,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.families.bert import BertConfig
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.mistral import MistralConfig
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.models.layers.masks import AttentionMask
 from flax_transformers.objectives.causal_lm import CausalLM
@@ -154,7 +155,7 @@ def test_models_see_the_prefix_both_ways_and_nothing_that_is_to_be_predicted(con
 @pytest.mark.slow
 def test_a_prefix_read_into_a_cache_is_seen_both_ways():
     config = GPT2Config(**SMALL)
-    module, (_, params) = config.build(ComputeConfig()), built(config)
+    module, (_, params) = build_model(config, ComputeConfig()), built(config)
     ids = jnp.arange(10, 18)[None]
     prefix = (jnp.arange(8) <= 3)[None].astype(jnp.int32)
 
@@ -173,7 +174,7 @@ def test_a_prefix_read_into_a_cache_is_seen_both_ways():
 
 
 def test_a_model_that_sees_everything_is_refused():
-    model = BertConfig(architecture="BertForMaskedLM", **SMALL).build(ComputeConfig())
+    model = build_model(BertConfig(architecture="BertForMaskedLM", **SMALL), ComputeConfig())
     batch = batch_of(prepare(example([10, 11, 12])))
 
     def hidden_states():

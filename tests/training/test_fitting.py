@@ -15,6 +15,7 @@ from flax_transformers.data.prepare.text import prepare_text
 from flax_transformers.errors import UserError
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.t5 import T5Config
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.masked_lm import MaskedLM
@@ -43,7 +44,7 @@ PRETRAINING = "BertForPreTraining"
 )
 def test_an_objective_that_a_model_cannot_serve_is_refused(objective, config, message):
     with pytest.raises(UserError, match=f"{type(objective).__name__} .*{message}"):
-        check_fits(objective, config.build(ComputeConfig()))
+        check_fits(objective, build_model(config, ComputeConfig()))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_an_objective_that_a_model_cannot_serve_is_refused(objective, config, me
     ],
 )
 def test_objectives_fit_the_models_they_are_for(objective, config):
-    check_fits(objective, config.build(ComputeConfig()))
+    check_fits(objective, build_model(config, ComputeConfig()))
 
 
 def save(folder, model):
@@ -68,7 +69,7 @@ def save(folder, model):
 
 @pytest.mark.slow
 def test_a_run_starts_from_the_weights_it_is_given_and_draws_the_heads_they_lack(tmp_path):
-    model = tiny_bert().build(ComputeConfig())
+    model = build_model(tiny_bert(), ComputeConfig())
     given = save(tmp_path / "bert", model)
     write_corpus(tmp_path / "text.txt", documents=20)
     config = tiny_config(
@@ -93,7 +94,7 @@ def test_a_run_starts_from_the_weights_it_is_given_and_draws_the_heads_they_lack
 
 @pytest.mark.slow
 def test_weights_of_another_model_are_refused_by_field(tmp_path):
-    save(tmp_path / "bert", tiny_bert().build(ComputeConfig()))
+    save(tmp_path / "bert", build_model(tiny_bert(), ComputeConfig()))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with pytest.raises(UserError, match="num_layers is 2, but model.num_layers is 3"):
         initial_parameters(tmp_path / "bert", tiny_bert(num_layers=3), mesh, seed=0)

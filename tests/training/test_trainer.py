@@ -10,6 +10,7 @@ import pytest
 
 import flax_transformers as ft
 from flax_transformers.errors import UserError
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.masked_lm import MaskedLM
@@ -181,7 +182,7 @@ def test_batches_that_end_early_are_no_error(plain, caplog):
 @pytest.mark.slow
 def test_a_model_that_was_built_and_one_of_plain_layers_are_trained_too():
     """Parameters without logical axes lie whole on every device."""
-    model = tiny_bert().build(ComputeConfig())
+    model = build_model(tiny_bert(), ComputeConfig())
     built = ft.Trainer(
         model=model, objective=MaskedLM(), optimizer=optax.sgd(0.1), mesh=ft.make_mesh(fsdp=2)
     )

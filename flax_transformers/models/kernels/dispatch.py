@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from flax_transformers.errors import UserError
+from flax_transformers.models.config import Kernel
 from flax_transformers.models.kernels.cudnn import WIDEST, cudnn_attention, goes_by_form_alone
 from flax_transformers.models.kernels.flash_relative_bias import biased_flash_attention
 from flax_transformers.models.kernels.local import LANES
@@ -21,12 +21,6 @@ from flax_transformers.models.layers.sharding import SCORES, constrain
 from flax_transformers.parallel.partitioning import mesh_axes_of, parts
 
 log = logging.getLogger(__name__)
-
-Kernel = Literal["auto", "xla", "cudnn", "splash", "cudnn or xla", "splash or xla"]
-"""``xla`` is plain operations, and runs everywhere. ``cudnn`` is NVIDIA's flash attention.
-``splash`` is flash attention for TPUs: JAX's splash, and one of ours where distances have a bias.
-With "or xla" a kernel is used wherever it can do what is asked. ``auto`` is settled by
-``ComputeConfig.resolve``, and until then is ``xla``."""
 
 
 def dot_product_attention(

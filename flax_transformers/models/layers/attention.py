@@ -1,44 +1,27 @@
-"""Multi-head attention: to oneself or to another sequence, at once or token by token."""
+"""Multi-head self-attention and cross-attention, with or without a cache."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.models.kernels.dispatch import dot_product_attention
+from flax_transformers.models.layers.kv_cache import KeyValues, write_keys
 from flax_transformers.models.layers.linear import Linear
 from flax_transformers.models.layers.masks import AttentionMask
 from flax_transformers.models.layers.positions import rotate
 from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
 from flax_transformers.models.layers.sharding import HEADS, KEY_HEADS, constrain
 
-if TYPE_CHECKING:
-    from flax_transformers.models.config import ComputeConfig, TransformerConfig
-
-
-class KeyValues(struct.PyTreeNode):
-    """Keys (rotated) and values [B, S, K, H] that later queries look at."""
-
-    keys: jax.Array
-    values: jax.Array
-
-
-def _written(old_BSKH: jax.Array, new_BTKH: jax.Array, index: jax.Array) -> jax.Array:
-    """``old`` with ``new`` from place ``index`` on; where that is too many, NaN from then on."""
-    fits = index + new_BTKH.shape[1] <= old_BSKH.shape[1]
-    new_BTKH = jnp.where(fits, new_BTKH.astype(old_BSKH.dtype), jnp.nan)
-    return jax.lax.dynamic_update_slice_in_dim(old_BSKH, new_BTKH, index, axis=1)
-
 
 class Attention(nn.Module):
-    """Multi-head attention (arXiv:1706.03762 §3.2.2), grouped if the config says so.
+    """Multi-head attention (arXiv:1706.03762 §3.2.2), with grouped key-value heads if configured.
 
-    Kernels keep heads apart ([D, N, H] and [N, H, D]), so that a mesh axis can divide the heads.
+    Kernels have an axis of heads ([D, N, H] and [N, H, D]) that a mesh axis can divide.
     """
 
     config: TransformerConfig
@@ -61,30 +44,31 @@ class Attention(nn.Module):
         cache: KeyValues | None = None,
         index: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValues]:
-        """[B, T, D] to [B, T, D], and the keys and values that were looked at.
+        """[B, T, D] to [B, T, D], and the keys and values that the queries attended to.
 
-        These come from ``context_BSD``, if given, and else from ``x_BTD``. With a ``cache`` and an
-        ``index`` (int32 scalar) they are first written into the cache at that place; a ``cache``
-        alone is looked at as it is.
+        Keys and values come from ``context_BSD`` if given, otherwise from ``x_BTD``. With a
+        ``cache`` and an ``index`` (int32 scalar) they are first written into the cache at that
+        slot; a ``cache`` without ``index`` is used as it is.
         """
         c = self.config
         q_BTNH = constrain(self._project("query", c.num_heads, x_BTD), HEADS)
         if rotary is not None:
             q_BTNH = rotate(q_BTNH, rotary)
         if cache is not None and index is None:
-            seen = cache
+            keys_values = cache
         else:
-            seen = self._keys_and_values(x_BTD if context_BSD is None else context_BSD, rotary)
+            keys_values = self._keys_and_values(
+                x_BTD if context_BSD is None else context_BSD, rotary
+            )
             if cache is not None and index is not None:
-                seen = jax.tree.map(partial(_written, index=index), cache, seen)
-        # Few queries look at what a cache holds, and parameters are drawn with tiny inputs: no
-        # other kernel is made for that.
+                keys_values = write_keys(cache, keys_values, index)
+        # Decoding has few queries, and initialisation tiny inputs: only plain XLA fits these.
         small = cache is not None or self.is_initializing()
         dropping = c.attention_dropout > 0.0 and not self.deterministic
         attended_BTNH = dot_product_attention(
             q_BTNH,
-            seen.keys,
-            seen.values,
+            keys_values.keys,
+            keys_values.values,
             mask=mask,
             bias=bias,
             scale=c.attention_scale,
@@ -101,7 +85,7 @@ class Attention(nn.Module):
             init_std=c.initial_std("output"),
             name="output",
         )
-        return output(constrain(attended_BTNH, HEADS)), seen
+        return output(constrain(attended_BTNH, HEADS)), keys_values
 
     def _keys_and_values(
         self, x_BSD: jax.Array, rotary: tuple[jax.Array, jax.Array] | None

@@ -1,21 +1,20 @@
-"""Lookup tables, and the way back from hidden states to vocabulary logits."""
+"""Embedding tables and the input of the layers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from flax_transformers.models.config import TextConfig
 from flax_transformers.models.layers.linear import truncated_normal
+from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.layers.sharding import HIDDEN, constrain
 from flax_transformers.parallel.partitioning import gradient_dtype, mesh_axes_of, parts
-
-if TYPE_CHECKING:
-    from flax_transformers.models.config import TextConfig
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -99,26 +98,37 @@ class Embedding(nn.Module):
 
 
 def word_table(config: TextConfig, dtype: jnp.dtype) -> Embedding:
-    """The table of word vectors, padded, that a text model has one of."""
+    """The table of token embeddings, with padded rows."""
     rows, init_std = config.padded_vocab_size, config.initial_std("words")
     return Embedding(rows, config.hidden_size, dtype, init_std=init_std)
 
 
+def learned_positions(config: TextConfig, dtype: jnp.dtype) -> nn.Module:
+    """The table of position vectors: from position ids [B, T], counted from ``position_offset``,
+    to [B, T, D]; NaN beyond the last."""
+    rows, axes = (config.max_positions or 0) + config.position_offset, ("positions", "embed")
+    return Embedding(rows, config.hidden_size, dtype, axes, config.init_std)
+
+
 class InputEmbeddings(nn.Module):
-    """From word vectors to the input of the layers: scaled, plus positions and token types."""
+    """From token embeddings to the input of the layers: scaled, plus positions and token types.
+
+    ``positions`` makes the module of the position vectors, as ``learned_positions`` does.
+    """
 
     config: TextConfig
     dtype: jnp.dtype
+    positions: Callable[[TextConfig, jnp.dtype], nn.Module] = learned_positions
 
     def setup(self) -> None:
         c = self.config
         if c.positions == "learned":
-            self.position = c.make_positions(self.dtype)
+            self.position = self.positions(c, self.dtype)
         if c.token_types:
             axes = ("token_types", "embed")
             self.token_type = Embedding(c.token_types, c.hidden_size, self.dtype, axes, c.init_std)
         if c.embedding_norm:
-            self.norm = c.make_norm(self.dtype)
+            self.norm = make_norm(c, self.dtype)
         self.dropout = nn.Dropout(c.dropout)
 
     def __call__(
@@ -129,9 +139,9 @@ class InputEmbeddings(nn.Module):
         *,
         deterministic: bool,
     ) -> jax.Array:
-        """[B, T, D] of word vectors and integer ids [B, T]; NaN beyond the last position."""
-        c = self.config
-        x_BTD = words_BTD
+        """Input of the layers [B, T, D] for token embeddings [B, T, D] and integer ids [B, T]; NaN
+        beyond the last position."""
+        c, x_BTD = self.config, words_BTD
         if c.scale_embeddings:
             x_BTD = x_BTD * jnp.asarray(c.hidden_size**0.5, x_BTD.dtype)
         if c.token_types:

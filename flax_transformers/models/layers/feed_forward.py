@@ -1,26 +1,21 @@
-"""The position-wise half of a layer: plain and gated multi-layer perceptrons."""
+"""Position-wise feed-forward layers, plain and gated."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.models.kernels.chunked_feed_forward import (
     can_be_chunked,
     chunked_feed_forward,
 )
 from flax_transformers.models.layers.linear import Linear
 from flax_transformers.models.layers.sharding import INTERMEDIATE, constrain
-
-if TYPE_CHECKING:
-    from flax_transformers.models.config import ComputeConfig, TransformerConfig
-
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),

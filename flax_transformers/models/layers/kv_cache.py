@@ -1,28 +1,36 @@
-"""What a decoder remembers between calls: explicit, a pytree in and a pytree out."""
+"""Keys and values that a decoder keeps between calls: an explicit pytree, in and out."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from flax_transformers.errors import UserError
-from flax_transformers.models.layers.attention import KeyValues
-from flax_transformers.models.layers.block import LayerCache, LayerInputs
+from flax_transformers.models.config import TransformerConfig
 from flax_transformers.models.layers.masks import AttentionMask
 
-if TYPE_CHECKING:
-    from flax_transformers.models.config import TransformerConfig
+
+class KeyValues(struct.PyTreeNode):
+    """Keys (after rotation) and values [B, S, K, H] for later queries."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
+class LayerCache(struct.PyTreeNode):
+    """Cached keys and values of one layer; ``cross`` are those of the context, if any."""
+
+    own: KeyValues
+    cross: KeyValues | None = None
 
 
 class Cache(struct.PyTreeNode):
-    """Keys and values of the tokens so far, in S slots that are filled in the order of calls.
+    """Keys and values of all tokens so far, in S slots that calls fill in order.
 
-    ``layers`` holds arrays [num_layers, B, S, K, H]. ``segments`` and ``positions`` int32 [B, S]
-    say what stands in each slot (segment 0: padding, or nothing yet). ``index``: slots filled, an
-    int32 scalar. ``context_segments`` int32 [B, C]: which places of the context are tokens.
+    ``layers`` has arrays [num_layers, B, S, K, H]. ``segments`` and ``positions`` int32 [B, S]
+    describe the token in each slot (segment 0: padding or empty). ``index``: number of slots in
+    use, an int32 scalar. ``context_segments`` int32 [B, C]: 0 at padding of the context.
     """
 
     layers: LayerCache
@@ -32,45 +40,45 @@ class Cache(struct.PyTreeNode):
     context_segments: jax.Array | None = None
 
 
-def empty_cache(
-    config: TransformerConfig, num_layers: int, batch: int, slots: int, dtype: jnp.dtype
-) -> Cache:
-    """A cache for ``batch`` rows of at most ``slots`` tokens each."""
-    shape = (num_layers, batch, slots, config.kv_heads, config.head_width)
-    nothing = jnp.zeros((batch, slots), jnp.int32)
+def empty_cache(config: TransformerConfig, batch: int, slots: int, dtype: jnp.dtype) -> Cache:
+    """A cache for ``batch`` sequences of at most ``slots`` tokens each."""
+    shape = (config.num_layers, batch, slots, config.kv_heads, config.head_width)
+    empty = jnp.zeros((batch, slots), jnp.int32)
     return Cache(
         layers=LayerCache(KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))),
-        segments=nothing,
-        positions=nothing,
+        segments=empty,
+        positions=empty,
         index=jnp.zeros((), jnp.int32),
     )
 
 
-def causal_inputs(
+def causal_mask(
     segment_ids: jax.Array | None,
     position_ids: jax.Array | None,
     shape: tuple[int, ...],
     cache: Cache | None,
     prefix_mask: jax.Array | None = None,
-) -> tuple[LayerInputs, Cache | None]:
-    """What layers of a causal stack need for ``shape`` (B, T) new tokens, with or without a cache.
+) -> tuple[AttentionMask, Cache | None]:
+    """The mask of a causal stack for ``shape`` (B, T) new tokens, and the updated cache.
 
-    With one, the tokens take the next T slots and see what is in the slots before; it comes back
-    with all but its layers renewed. Tokens that its slots have no room for make all that follows
-    NaN, or raise UserError if they never had. ``position_ids`` matter to the mask where they are
-    given. ``prefix_mask`` [B, T] is 1 at new tokens that those before them in their segment see as
-    well.
+    With a ``cache``, the new tokens take the next T slots and attend to the slots before; the
+    result has all fields updated but ``layers``. Tokens beyond the last slot make all later outputs
+    NaN, and raise UserError if T alone exceeds the number of slots. ``position_ids`` affect the
+    mask only where they are given. ``prefix_mask`` [B, T] is 1 at new tokens that earlier tokens of
+    their segment attend to as well.
     """
     prefix = None if prefix_mask is None else prefix_mask > 0
     if cache is None:
-        mask = AttentionMask(
-            segment_ids, segment_ids, position_ids, position_ids, prefix, causal=True
+        return (
+            AttentionMask(
+                segment_ids, segment_ids, position_ids, position_ids, prefix, causal=True
+            ),
+            None,
         )
-        return LayerInputs(mask=mask), None
     if shape[1] > cache.segments.shape[1]:
         raise UserError(
-            f"{shape[1]} tokens do not fit into a cache of {cache.segments.shape[1]} slots; make "
-            "it with empty_cache(batch, slots) for all tokens there will be"
+            f"{shape[1]} tokens do not fit into a cache of {cache.segments.shape[1]} slots; create "
+            "it with empty_cache(batch, slots), slots being the number of all tokens"
         )
     segments = jnp.ones(shape, jnp.int32) if segment_ids is None else segment_ids
     positions = next_positions(shape, cache) if position_ids is None else position_ids
@@ -78,7 +86,7 @@ def causal_inputs(
     def write(slots: jax.Array, new: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), cache.index, 1)
 
-    renewed = cache.replace(
+    updated = cache.replace(
         segments=write(cache.segments, segments),
         positions=write(cache.positions, positions),
         index=cache.index + shape[1],
@@ -86,11 +94,22 @@ def causal_inputs(
     if prefix is not None:
         prefix = write(jnp.zeros(cache.segments.shape, bool), prefix)
     mask = AttentionMask(
-        segments, renewed.segments, positions, renewed.positions, prefix, causal=True
+        segments, updated.segments, positions, updated.positions, prefix, causal=True
     )
-    return LayerInputs(mask=mask, index=cache.index), renewed
+    return mask, updated
 
 
 def next_positions(shape: tuple[int, ...], cache: Cache) -> jax.Array:
-    """Positions int32 [B, T] that go on counting slots."""
+    """Position ids int32 [B, T] of the next slots."""
     return jnp.broadcast_to(cache.index + jnp.arange(shape[1], dtype=jnp.int32)[None, :], shape)
+
+
+def write_keys(cache: KeyValues, new: KeyValues, index: jax.Array) -> KeyValues:
+    """The cache of a layer with ``new`` from slot ``index`` on; NaN if they do not fit."""
+
+    def write(old_BSKH: jax.Array, new_BTKH: jax.Array) -> jax.Array:
+        fits = index + new_BTKH.shape[1] <= old_BSKH.shape[1]
+        new_BTKH = jnp.where(fits, new_BTKH.astype(old_BSKH.dtype), jnp.nan)
+        return jax.lax.dynamic_update_slice_in_dim(old_BSKH, new_BTKH, index, axis=1)
+
+    return jax.tree.map(write, cache, new)

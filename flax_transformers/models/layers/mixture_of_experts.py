@@ -7,19 +7,16 @@ through its experts, over a mesh if there is one.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from flax_transformers.models.config import TransformerConfig
 from flax_transformers.models.kernels.expert_parallelism import AXES, mix_experts
 from flax_transformers.models.layers.linear import Linear, truncated_normal
 from flax_transformers.parallel.partitioning import gradient_dtype
-
-if TYPE_CHECKING:
-    from flax_transformers.models.config import TransformerConfig
 
 
 class Routing(struct.PyTreeNode):

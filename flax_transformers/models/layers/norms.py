@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from flax_transformers.models.config import TransformerConfig
 
-def make_norm(
-    kind: Literal["layer", "rms"], eps: float, dtype: jnp.dtype, name: str | None = None
-) -> nn.Module:
-    """A norm over the last axis with parameters ``scale`` and, for layer norm, ``bias``.
 
-    Statistics are float32 and the variance is the mean of squared deviations: the cheaper
-    ``E[x^2] - E[x]^2`` loses digits that parity with the originals needs.
+def make_norm(config: TransformerConfig, dtype: jnp.dtype, name: str | None = None) -> nn.Module:
+    """The norm of a model, over the last axis, with parameters ``scale`` and perhaps ``bias``.
+
+    Statistics are float32, and the variance is the mean of squared deviations: the cheaper
+    ``E[x^2] - E[x]^2`` is not exact enough for parity with the original implementations.
     """
+    eps = config.norm_eps
     scale_init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
-    bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
-    if kind == "rms":
+    if config.norm_offset:
+        return OffsetRMSNorm(eps, config.norm_offset, dtype, name=name)
+    if config.norm == "rms":
         return nn.RMSNorm(epsilon=eps, dtype=dtype, scale_init=scale_init, name=name)
     return nn.LayerNorm(
         epsilon=eps,
         dtype=dtype,
+        use_bias=config.norm_bias,
         use_fast_variance=False,
         scale_init=scale_init,
-        bias_init=bias_init,
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",)),
         name=name,
     )
+
+
+class OffsetRMSNorm(nn.Module):
+    """RMS norm whose factor is ``offset + scale``, in float32 throughout and rounded last."""
+
+    eps: float
+    offset: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        scale = jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
+        x = x.astype(jnp.float32)
+        square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        return (x * jax.lax.rsqrt(square + self.eps) * (self.offset + scale)).astype(self.dtype)

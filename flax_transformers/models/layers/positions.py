@@ -1,21 +1,19 @@
-"""Where a token stands: position numbers and rotary positions."""
+"""Position ids and rotary positions."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_transformers import ranges
-from flax_transformers.ranges import Ranges
+from flax_transformers.models.config import Rope, TextConfig
 
 
 def positions_from_segments(segment_ids_BT: jax.Array) -> jax.Array:
-    """Position within its own segment, int32 [B, T]: counting restarts where it changes."""
+    """Position within the segment, int32 [B, T]: counting restarts where the segment changes."""
     index_T = jnp.arange(segment_ids_BT.shape[1], dtype=jnp.int32)
     changed_BT = segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]
     starts_BT = jnp.pad(changed_BT, ((0, 0), (1, 0)), constant_values=True)
@@ -23,69 +21,58 @@ def positions_from_segments(segment_ids_BT: jax.Array) -> jax.Array:
     return index_T[None, :] - jax.lax.cummax(start_index_BT, axis=1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rope:
-    """Rotary positions (RoFormer, arXiv:2104.09864), and how they reach longer texts.
+def default_position_ids(
+    config: TextConfig, input_ids: jax.Array, segment_ids: jax.Array | None
+) -> jax.Array:
+    """Position ids int32 [B, T] of a model that is given none: from 0, restarting in each
+    segment."""
+    del config
+    return positions_from_segments(jnp.ones_like(input_ids) if segment_ids is None else segment_ids)
 
-    ``linear`` divides positions by ``factor`` (arXiv:2306.15595). ``llama3`` divides only the slow
-    frequencies, with a ramp between two wavelengths (Llama 3.1, arXiv:2407.21783), which it counts
-    in ``original_max_positions``.
-    """
 
-    theta: float = 10000.0
-    scaling: Literal["none", "linear", "llama3"] = "none"
-    factor: float = 1.0
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_max_positions: int = 8192
-
-    RANGES: ClassVar[Ranges] = {
-        "theta": ranges.numbers(1, 1e12),
-        "factor": ranges.numbers(0, 1e6, above=True),
-        "low_frequency_factor": ranges.numbers(0, 1e6, above=True),
-        "high_frequency_factor": ranges.numbers(0, 1e6, above=True),
-        "original_max_positions": ranges.POSITIONS,
-    }
-
-    def __post_init__(self) -> None:
-        ranges.check_fields(self, "model.rope")
-
-    def frequencies(self, head_dim: int) -> np.ndarray:
-        """Radians per position for each pair of a head's features, float32 [head_dim // 2]."""
-        # In float32 like the originals: the last bit counts at position 100,000.
-        exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        frequency = np.float32(1) / np.float32(self.theta) ** exponent
-        if self.scaling == "linear":
-            return frequency / np.float32(self.factor)
-        if self.scaling == "llama3":
-            wavelength = 2 * math.pi / frequency
-            fast = self.original_max_positions / self.high_frequency_factor
-            slow = self.original_max_positions / self.low_frequency_factor
-            turns = self.original_max_positions / wavelength
-            spread = self.high_frequency_factor - self.low_frequency_factor
-            ramp = (turns - self.low_frequency_factor) / spread
-            mixed = (1 - ramp) * frequency / self.factor + ramp * frequency
-            scaled = np.where(wavelength > slow, frequency / self.factor, mixed)
-            return np.where(wavelength < fast, frequency, scaled).astype(np.float32)
-        return frequency
+def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+    """Radians per position for each pair of features of a head, float32 [head_dim // 2]."""
+    # In float32 as in the originals: the last bit matters at position 100,000.
+    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequency = np.float32(1) / np.float32(rope.theta) ** exponent
+    if rope.scaling == "linear":
+        return frequency / np.float32(rope.factor)
+    if rope.scaling == "llama3":
+        wavelength = 2 * math.pi / frequency
+        shortest = rope.original_max_positions / rope.high_frequency_factor
+        longest = rope.original_max_positions / rope.low_frequency_factor
+        turns = rope.original_max_positions / wavelength
+        spread = rope.high_frequency_factor - rope.low_frequency_factor
+        ramp = (turns - rope.low_frequency_factor) / spread
+        mixed = (1 - ramp) * frequency / rope.factor + ramp * frequency
+        scaled = np.where(wavelength > longest, frequency / rope.factor, mixed)
+        return np.where(wavelength < shortest, frequency, scaled).astype(np.float32)
+    return frequency
 
 
 def rotary_tables(
     rope: Rope, head_dim: int, position_ids_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines float32 [B, T, head_dim // 2] that ``rotate`` turns queries and keys by."""
-    frequency = jnp.asarray(rope.frequencies(head_dim))
+    """Cosines and sines float32 [B, T, head_dim // 2], the second argument of ``rotate``."""
+    frequency = jnp.asarray(rope_frequencies(rope, head_dim))
     angle = position_ids_BT[:, :, None].astype(jnp.float32) * frequency[None, None, :]
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x_BTNH: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns feature i with feature i + H/2 by the angle of its position, in float32.
+def default_rotary(config: TextConfig, position_ids: jax.Array) -> Any:
+    """``rotary_tables`` of the config's ``rope``, or None if it has none."""
+    if config.rope is None:
+        return None
+    return rotary_tables(config.rope, config.head_width, position_ids)
 
-    The pairing is that of GPT-NeoX and Hugging Face; the paper pairs neighbours, which is a
+
+def rotate(x_BTNH: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate features i and i + H/2 by the angle of their position, in float32.
+
+    The pairing is that of GPT-NeoX and Hugging Face; the paper pairs adjacent features, which is a
     permutation of the head.
     """
     cos, sin = (table[:, :, None, :] for table in rotary)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTNH.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTNH.dtype)

@@ -5,17 +5,13 @@ B Batch, T length of queries, S of keys, N heads, R the furthest distance that i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from flax_transformers.models.layers.masks import AttentionMask
 from flax_transformers.parallel.partitioning import parts
-
-if TYPE_CHECKING:
-    from flax_transformers.models.layers.masks import AttentionMask
 
 
 class RelativePositionBias(struct.PyTreeNode):

@@ -1,22 +1,25 @@
-"""A stack of layers that may repeat a pattern, scanned or written out.
+"""A stack of layers that may repeat a pattern, scanned or unrolled.
 
 Parameters are stored stacked in either case. A stack with pattern ``(a, b)`` repeated ``n`` times
 has ``layers/block_0`` and ``layers/block_1`` whose leaves have a leading axis of length ``n``,
-named "layers". ``first`` and ``remainder`` are the layers before and after that do not fit the
-pattern (ModernBERT's first layer, a depth that the pattern does not divide); they are stacked too,
-with a leading axis of one, so that every layer parameter has the same rank.
+named "layers". ``first`` and ``remainder`` are layers before and after that do not fit the pattern
+(ModernBERT's first layer, a depth that the pattern does not divide); they are stacked too, with a
+leading axis of one, so that every layer parameter has the same rank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.models.kernels.local import ATTENDED
+from flax_transformers.models.layers.block import TransformerBlock
 from flax_transformers.models.layers.linear import PROJECTION
 
 REMAT_POLICIES: dict[str, Callable[..., bool]] = {
@@ -32,25 +35,27 @@ REMAT_POLICIES: dict[str, Callable[..., bool]] = {
 
 Block = Callable[..., nn.Module]
 """Makes one layer: ``block(deterministic=bool, name=str)``. The layer's call is
-``(hidden_BTD, shared, own) -> (hidden_BTD, out)``: ``shared`` is a pytree that every layer gets
-whole (masks, positions), ``own`` a pytree of this layer's slice (drop rate, cache), ``out`` a
-pytree that comes back stacked (new cache, auxiliary sums), the same in every layer, or None."""
+``(hidden_BTD, broadcast, per_layer) -> (hidden_BTD, output)``: ``broadcast`` is a pytree that every
+layer gets whole (masks, positions), ``per_layer`` a pytree of this layer's slice (drop rate,
+cache), ``output`` a pytree that comes back stacked (updated cache, auxiliary sums), of the same
+structure in every layer."""
 
 
 class _Period(nn.Module):
-    """One pass over the pattern; ``own`` has a leading axis over the pattern's positions."""
+    """One pass over the pattern; ``per_layer`` has a leading axis over the pattern."""
 
     pattern: tuple[Block, ...]
     deterministic: bool
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, shared: Any, own: Any) -> tuple[jax.Array, Any]:
-        outs = []
+    def __call__(self, hidden: jax.Array, broadcast: Any, per_layer: Any) -> tuple[jax.Array, Any]:
+        outputs = []
         for i, block in enumerate(self.pattern):
             layer = block(deterministic=self.deterministic, name=f"block_{i}")
-            hidden, out = layer(hidden, shared, jax.tree.map(lambda leaf, i=i: leaf[i], own))
-            outs.append(out)
-        return hidden, tuple(outs)
+            own = jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)
+            hidden, output = layer(hidden, broadcast, own)
+            outputs.append(output)
+        return hidden, tuple(outputs)
 
 
 def _interleave(*leaves: jax.Array) -> jax.Array:
@@ -60,8 +65,8 @@ def _interleave(*leaves: jax.Array) -> jax.Array:
 class Stack(nn.Module):
     """Layers ``first + pattern * repeats + remainder``, applied in turn.
 
-    ``scan`` compiles one pattern in a loop; otherwise the loop is written out. The numbers, the
-    parameters and the dropout masks are the same. ``remat`` is "none" or a name in REMAT_POLICIES.
+    ``scan`` compiles one pattern and loops over it; otherwise the loop is unrolled. Results,
+    parameters and dropout masks are the same. ``remat`` is "none" or a name in REMAT_POLICIES.
     """
 
     pattern: tuple[Block, ...]
@@ -77,14 +82,19 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, hidden: jax.Array, shared: Any = None, own: Any = None, *, deterministic: bool = True
+        self,
+        hidden: jax.Array,
+        broadcast: Any = None,
+        per_layer: Any = None,
+        *,
+        deterministic: bool = True,
     ) -> tuple[jax.Array, Any]:
-        """Runs ``hidden`` [B, T, D] through all layers.
+        """Run ``hidden`` [B, T, D] through all layers.
 
-        ``own`` is a pytree of arrays [num_layers, ...] or None. Returns the final hidden states
-        and what the layers gave back, a pytree of arrays [num_layers, ...].
+        ``per_layer`` is a pytree of arrays [num_layers, ...] or None. Returns the final hidden
+        states and the outputs of the layers, a pytree of arrays [num_layers, ...].
         """
-        outs, start = [], 0
+        outputs, start = [], 0
         for name, pattern, repeats in (
             ("first", self.first, 1),
             ("layers", self.pattern, self.repeats),
@@ -95,14 +105,15 @@ class Stack(nn.Module):
                 continue
             rows, grid = slice(start, start + count), (repeats, len(pattern))
             part = jax.tree.map(
-                lambda leaf, rows=rows, grid=grid: leaf[rows].reshape(*grid, *leaf.shape[1:]), own
+                lambda leaf, rows=rows, grid=grid: leaf[rows].reshape(*grid, *leaf.shape[1:]),
+                per_layer,
             )
             scanned = self._scanned(pattern, repeats, deterministic, name)
-            hidden, out = scanned(hidden, shared, part)
-            # From one array [repeats, ...] per place in the pattern to the order of layers.
-            outs.append(jax.tree.map(_interleave, *out))
+            hidden, output = scanned(hidden, broadcast, part)
+            # From one array [repeats, ...] per position in the pattern to the order of layers.
+            outputs.append(jax.tree.map(_interleave, *output))
             start += count
-        return hidden, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
+        return hidden, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
 
     def _scanned(
         self, pattern: tuple[Block, ...], repeats: int, deterministic: bool, name: str
@@ -122,3 +133,22 @@ class Stack(nn.Module):
             unroll=1 if self.scan else repeats,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(pattern, deterministic, name=name)
+
+
+def make_stack(
+    config: TransformerConfig,
+    compute: ComputeConfig,
+    block: Block = TransformerBlock,
+    *,
+    cross_attention: bool = False,
+) -> Stack:
+    """The layers of a config whose layers are all alike."""
+    layer = partial(
+        block, config, compute, cross_attention=cross_attention, window=config.windows[0]
+    )
+    return Stack(
+        pattern=(layer,),
+        repeats=config.num_layers,
+        scan=compute.scan_layers,
+        remat=compute.remat,
+    )

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.models.config import ComputeConfig, TransformerConfig
-from flax_transformers.models.layers.attention import Attention, KeyValues
+from flax_transformers.models.config import ComputeConfig, Rope, TransformerConfig
+from flax_transformers.models.layers.attention import Attention
+from flax_transformers.models.layers.kv_cache import KeyValues
 from flax_transformers.models.layers.masks import AttentionMask
-from flax_transformers.models.layers.positions import Rope, rotary_tables
+from flax_transformers.models.layers.positions import rotary_tables
 from tests.models import reference
 
 CONFIG = TransformerConfig(hidden_size=6, num_layers=1, num_heads=3, intermediate_size=5)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
-from flax_transformers.models.layers.attention import KeyValues
-from flax_transformers.models.layers.block import LayerCache, LayerInputs, TransformerBlock
+from flax_transformers.models.layers.block import LayerInputs, LayerOutput, TransformerBlock
+from flax_transformers.models.layers.kv_cache import KeyValues, LayerCache
 from flax_transformers.models.layers.masks import AttentionMask
 from tests.models import reference
 
@@ -29,14 +29,14 @@ X = np.random.default_rng(0).standard_normal((2, 4, 6)).astype(np.float32)
 CONTEXT = np.random.default_rng(1).standard_normal((2, 5, 6)).astype(np.float32)
 
 
-def run(config, inputs=None, own=None, **options):
+def run(config, inputs=None, cache=None, **options):
     """The new hidden states, what else comes back, and the parameters in float64."""
     inputs = LayerInputs() if inputs is None else inputs
     block = TransformerBlock(config, ComputeConfig(), **options)
     shapes = jax.eval_shape(block.init, jax.random.key(0), X, inputs, None)["params"]
     params = reference.randomize(nn.meta.unbox(shapes))
     rngs = {"dropout": jax.random.key(0)}
-    output, out = jax.jit(block.apply)({"params": params}, X, inputs, own, rngs=rngs)
+    output, out = jax.jit(block.apply)({"params": params}, X, inputs, cache, rngs=rngs)
     return np.asarray(output), out, reference.float64(params)
 
 
@@ -50,7 +50,7 @@ def test_a_layer_is_attention_then_feed_forward_each_with_residual_and_norm(plac
     segments = jnp.array([[1, 1, 1, 0], [0, 1, 1, 1]])
     inputs = LayerInputs(mask=AttentionMask.within(segments))
     ours, out, p = run(replace(CONFIG, norm_position=place), inputs)
-    assert out == {}
+    assert out == LayerOutput()
     mask = np.asarray(segments[:, :, None] == segments[:, None, :])
     norm = norms(p)
     x = X.astype(np.float64)
@@ -101,12 +101,12 @@ def test_the_context_is_needed_once_and_is_cached_from_then_on():
     empty = KeyValues(jnp.zeros((2, 4, 3, 2)), jnp.zeros((2, 4, 3, 2)))
     first = LayerInputs(context_BSD=jnp.asarray(CONTEXT), index=jnp.int32(0))
     before, out, _ = run(CONFIG, first, LayerCache(own=empty), cross_attention=True)
-    assert out["cache"].cross.keys.shape == (2, 5, 3, 2)
-    renewed = LayerCache(own=empty, cross=out["cache"].cross)
+    assert out.cache.cross.keys.shape == (2, 5, 3, 2)
+    renewed = LayerCache(own=empty, cross=out.cache.cross)
     later = LayerInputs(index=jnp.int32(0))
     after, again, _ = run(CONFIG, later, renewed, cross_attention=True)
     np.testing.assert_allclose(after, before, rtol=1e-6, atol=1e-6)
-    np.testing.assert_array_equal(again["cache"].cross.values, out["cache"].cross.values)
+    np.testing.assert_array_equal(again.cache.cross.values, out.cache.cross.values)
 
 
 @pytest.mark.slow

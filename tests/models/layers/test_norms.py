@@ -8,12 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flax_transformers.models.config import TransformerConfig
 from flax_transformers.models.layers.norms import make_norm
 from tests.models.reference import layer_norm, randomize, rms_norm
 
 
 def run(kind, x, dtype=jnp.float32, eps=1e-6):
-    module = make_norm(kind, eps, dtype)
+    config = TransformerConfig(
+        hidden_size=4, num_layers=1, num_heads=1, intermediate_size=4, norm=kind, norm_eps=eps
+    )
+    module = make_norm(config, dtype)
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
     params = randomize(nn.meta.unbox(shapes))
     return np.asarray(jax.jit(module.apply)({"params": params}, x)), params

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
-from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
+from flax_transformers.models.layers.block import LayerInputs, LayerOutput, TransformerBlock
 from flax_transformers.models.layers.linear import Linear
-from flax_transformers.models.layers.stack import Stack
+from flax_transformers.models.layers.stack import Stack, make_stack
 from tests.models.reference import equations, randomize
 
 SCAN = pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
@@ -28,9 +28,9 @@ class Digit(nn.Module):
     deterministic: bool = True
 
     @nn.compact
-    def __call__(self, hidden, shared, own):
-        hidden = hidden * shared["base"] + self.digit
-        return hidden, {"own": own["rate"], "number": hidden}
+    def __call__(self, hidden, broadcast, per_layer):
+        hidden = hidden * broadcast["base"] + self.digit
+        return hidden, {"rate": per_layer["rate"], "number": hidden}
 
 
 @pytest.mark.slow
@@ -39,12 +39,12 @@ def test_layers_run_first_then_pattern_by_pattern_then_remainder(scan):
     one, two, three, four, five = (partial(Digit, digit) for digit in range(1, 6))
     stack = Stack(first=(one,), pattern=(two, three), repeats=2, remainder=(four, five), scan=scan)
     assert stack.num_layers == 7
-    own = {"rate": jnp.arange(7.0) / 10}
-    number, outs = stack.apply({}, jnp.float32(0), {"base": jnp.float32(10)}, own)
+    per_layer = {"rate": jnp.arange(7.0) / 10}
+    number, outs = stack.apply({}, jnp.float32(0), {"base": jnp.float32(10)}, per_layer)
     assert number.item() == 1232345
     # What layers give back is in their order, and so is what each of them was given.
     assert outs["number"].tolist() == [1, 12, 123, 1232, 12323, 123234, 1232345]
-    assert np.round(10 * outs["own"]).tolist() == list(range(7))
+    assert np.round(10 * outs["rate"]).tolist() == list(range(7))
 
 
 class Layer(nn.Module):
@@ -54,7 +54,7 @@ class Layer(nn.Module):
     deterministic: bool = True
 
     @nn.compact
-    def __call__(self, hidden, shared, own):
+    def __call__(self, hidden, broadcast, per_layer):
         shape, axes = (self.width, self.width), ("embed", "mlp")
         update = Linear("BTD,DF->BTF", shape, axes, dtype=jnp.float32, name="linear")(hidden)
         mask = nn.Dropout(0.5, deterministic=self.deterministic)(jnp.ones_like(update))
@@ -159,11 +159,11 @@ HIDDEN = np.random.default_rng(0).standard_normal((2, 4, 8)).astype(np.float32)
 @pytest.mark.slow
 @SCAN
 def test_layers_that_give_nothing_back_give_nothing_back(scan):
-    stack = CONFIG.make_stack(ComputeConfig(scan_layers=scan))
+    stack = make_stack(CONFIG, ComputeConfig(scan_layers=scan))
     shapes = jax.eval_shape(stack.init, jax.random.key(0), HIDDEN, LayerInputs())["params"]
     params = randomize(nn.meta.unbox(shapes))
     _, out = stack.apply({"params": params}, HIDDEN, LayerInputs())
-    assert out == {}
+    assert out == LayerOutput()
 
 
 def make_gradient(remat, scan=True, repeats=3):
