@@ -31,13 +31,13 @@ import PIL.Image
 from flax import linen as nn
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.dataset import Dataset
+from flax_transformers.data.dataset import Dataset, prepare
 from flax_transformers.data.images.augmentation import Augmentation, augmented
-from flax_transformers.data.images.dataset import ImageData, PreparedImages, prepare_images
+from flax_transformers.data.images.dataset import ImageData, PreparedImages
 from flax_transformers.data.images.decode import decode_image
 from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.data.pipeline.loader import Examples, TrainStream
-from flax_transformers.data.prepare.text import PreparedText, prepare_text
+from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.data.sources.conllu import TaggedSource
 from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.sources.pairs import PairSource
@@ -196,7 +196,10 @@ def _stores(scratch: Path, path: str) -> dict[str, PreparedText]:
             source=QuestionSource(str(questions), on_invalid="skip"), tokenizer=pieces
         ),
     }
-    return {name: prepare_text(one, scratch / name, processes=1) for name, one in data.items()}
+    one_process = {
+        name: dataclasses.replace(one, prepare_processes=1) for name, one in data.items()
+    }
+    return {name: prepare(one, scratch / name) for name, one in one_process.items()}
 
 
 def _question(text: str, number: int) -> dict[str, Any]:
@@ -382,7 +385,7 @@ def _images(data: ImageData, pictures: Path) -> PreparedImages:
     """Our pictures, read and augmented as a recipe says."""
     source = ImageSource(str(pictures))
     local = dataclasses.replace(data, source=source, validation_fraction=0.0, store=None)
-    return prepare_images(local, pictures.parent / "images", processes=1)
+    return prepare(dataclasses.replace(local, prepare_processes=1), pictures.parent / "images")
 
 
 def _config(name: str) -> TrainConfig:

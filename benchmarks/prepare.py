@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.prepare.text import open_prepared, prepare_text
+from flax_transformers.data.dataset import open_dataset, prepare
 from flax_transformers.data.sources.read import read_documents
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig, train_tokenizer
@@ -188,14 +188,14 @@ def _measured(folder: str, kind: str, shards: int, processes: int, tokenizer: st
         store=str(store),
     )
     read, cpu, began = _read(), _cpu(), time.monotonic()
-    prepared = prepare_text(data, processes=processes)
+    prepared = prepare(replace(data, prepare_processes=processes))
     seconds, cpu, read = time.monotonic() - began, _cpu() - cpu, _read() - read
     peak = max(
         resource.getrusage(who).ru_maxrss
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     began = time.monotonic()
-    open_prepared(replace(data, verify=False))
+    open_dataset(replace(data, verify=False))
     opened = time.monotonic() - began
     files = [file for file in store.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)

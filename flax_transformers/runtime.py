@@ -16,12 +16,9 @@ from jax.sharding import Mesh
 
 from flax_transformers import ranges
 from flax_transformers.checkpointing.step_directories import has_checkpoint
+from flax_transformers.data.base import Tokenizers
 from flax_transformers.data.config import DataConfig
-from flax_transformers.data.dataset import Dataset, open_dataset, prepare, say_reports
-from flax_transformers.data.fitting import fitted
-from flax_transformers.data.mixture import PreparedMixture
-from flax_transformers.data.prepare.cached_stores import Tokenizers
-from flax_transformers.data.prepare.text import PreparedText
+from flax_transformers.data.dataset import Dataset, open_dataset, prepare
 from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
@@ -91,7 +88,7 @@ def prepared_data(data: DataConfig, of_run: Tokenizers = MappingProxyType({})) -
     if jax.process_count() > 1:
         prepared = open_dataset(data, of_run=of_run)
         if jax.process_index() == 0:
-            say_reports(prepared)
+            prepared.print_report()
         return prepared
     return prepare(data, of_run=of_run, compare="nothing")
 
@@ -176,12 +173,10 @@ def fitted_data(config: TrainConfig, prepared: Dataset) -> Dataset:
     Raises UserError if the text holds a token that the model has no embedding for.
     """
     model = config.model
-    if not isinstance(model, TextConfig) or not isinstance(
-        prepared, PreparedText | PreparedMixture
-    ):
+    if not isinstance(model, TextConfig):
         return prepared
     own = model.decoder if isinstance(model, EncoderDecoderConfig) else model
-    return fitted(prepared, model.vocab_size, model.pad_id, own.vocab_size)
+    return prepared.fitted(model.vocab_size, model.pad_id, own.vocab_size)
 
 
 def with_label_names(config: TrainConfig, prepared: Dataset) -> TrainConfig:

@@ -18,7 +18,7 @@ from benchmarks.baselines.tagging import tagging_baselines
 from benchmarks.baselines.text import text_baselines
 from benchmarks.baselines.translation import translation_baselines
 from flax_transformers.cli.config_file import load_config
-from flax_transformers.data.dataset import parts_of, prepare
+from flax_transformers.data.dataset import prepare
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.reconstructions import constant_guess
 from flax_transformers.objectives.masked_image import MaskedImage
@@ -47,7 +47,7 @@ def main(path: str, overrides: list[str]) -> None:
         config, evaluation=dataclasses.replace(config.evaluation, max_examples=None)
     )
     score = BASELINES.get(type(config.objective), text_baselines)
-    for name, part in parts_of(prepare(config.data)):
+    for name, part in prepare(config.data).components:
         for baseline in score(config, part):
             print((baseline.of_part(name) if name else baseline).line(), flush=True)
 

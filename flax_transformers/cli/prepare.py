@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:
+    from flax_transformers.data.base import Compare
     from flax_transformers.data.config import DataConfig
-    from flax_transformers.data.prepare.store_locks import Compare
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def _prepare(arguments: argparse.Namespace, data: DataConfig) -> int:
         compare: Compare = "content" if arguments.verify else "sizes"
         prepared = dataset.prepare(data, arguments.output, compare=compare)
     if arguments.verify:
-        dataset.verify(prepared)
+        prepared.verify()
         print("every file is as it was written")
     print(prepared.summary)
     print(f"store: {prepared.directory}")

@@ -48,6 +48,10 @@ class Dataset(Protocol):
         """Counts of documents and tokens, or of images, for people."""
 
     @property
+    def num_tokens(self) -> int:
+        """Number of training tokens; 0 for data that is not tokenized ahead."""
+
+    @property
     def tokenizer(self) -> Tokenizer | None:
         """Saved with every checkpoint; None for data without text."""
 
@@ -69,7 +73,7 @@ class Dataset(Protocol):
 
     @property
     def held_out_fingerprint(self) -> str | None:
-        """Hash of the validation examples; None if nothing is held out."""
+        """Hash of the validation split of the store; None without a store or such a split."""
 
     def examples(self, split: Split, spec: WindowSpec) -> Examples | None:
         """Raw examples in the form that the objective's ``spec`` asks for; None for an empty

@@ -1,79 +1,63 @@
-"""Settings of data: what to read, how to prepare it, how to feed it."""
+"""Settings of text data: what to read and how to prepare it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from types import MappingProxyType
+from typing import Any
 
-from flax_transformers import ranges
+import numpy as np
+
+from flax_transformers.data.base import DataConfig, Tokenizers
+from flax_transformers.data.pipeline.dummy import check_sources, dummy_text
+from flax_transformers.data.prepare.cached_stores import beside_others, cache_directory
+from flax_transformers.data.prepare.corpus import Corpus
 from flax_transformers.data.prepare.filters import Filters
+from flax_transformers.data.prepare.origin import Origin, source_settings, without_paths
+from flax_transformers.data.prepare.text import TextPreparation
+from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.read import AnySource
 from flax_transformers.data.sources.text import TextSource
-from flax_transformers.data.tokenizers.load import TokenizerConfig
+from flax_transformers.data.store.files import digest
+from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.former_names import accepts_former_fields
-from flax_transformers.ranges import Ranges
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What data of any kind has. A plain record: nothing is read when it is made."""
-
-    store: str | None = None
-    """Folder or bucket (gs://, s3://) of what ``prepare`` makes. By default one below
-    $XDG_CACHE_HOME or ~/.cache, named after the content and the settings."""
-
-    prepare_processes: int | None = None
-    """Processes that prepare; by default one per core, or this one alone for little data."""
-
-    workers: int = 0
-    """Processes per host that make training examples; 0 makes them in the training process."""
-
-    verify: bool = True
-    """Read the whole store once when a run opens it, and compare it with its digests (about a
-    second per GB); of a store in a bucket, compare sizes alone (``prepare --verify`` reads it).
-    False compares sizes alone."""
-
-    RANGES: ClassVar[Ranges] = {
-        "prepare_processes": ranges.integers(1, 4096),
-        "workers": ranges.integers(0, 4096),
-        "validation_fraction": ranges.RATE,
-        "shards": ranges.integers(1, 99_999),
-    }
-
-    def __post_init__(self) -> None:
-        ranges.check_fields(self, "data")
+from flax_transformers.objectives.base import WindowSpec
+from flax_transformers.storage.folders import open_folder
 
 
 @accepts_former_fields(gates="filters")
 @dataclass(frozen=True, kw_only=True)
 class TextData(DataConfig):
-    """Text for training and for evaluation, kept in a token store."""
+    """Text for training and evaluation, prepared as a token store."""
 
     source: AnySource = field(default_factory=TextSource)
     """The corpus."""
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """Which tokenizer to train on the training documents, or to load."""
+    """The tokenizer to train on the training documents, or to load."""
 
     target_tokenizer: TokenizerConfig | None = None
-    """One of their own for the targets of a `PairSource`; ``tokenizer`` then reads the sources
-    alone. Its vocabulary is that of ``model.decoder_vocab_size``."""
+    """A separate tokenizer for the targets of a `PairSource`; ``tokenizer`` is then for the sources
+    only. ``model.decoder_vocab_size`` is the size of its vocabulary."""
 
     validation_source: AnySource | None = None
-    """A corpus of its own for evaluation; then none of ``source`` is held out."""
+    """A separate corpus for evaluation; then nothing of ``source`` is held out."""
 
     validation_fraction: float = 0.01
-    """Share of documents held out for evaluation, drawn by a hash of their text: exact duplicates
-    stay on one side. 0 holds out nothing."""
+    """Fraction of documents held out for evaluation, chosen by a hash of their text: exact
+    duplicates stay in one split. 0 holds out nothing."""
 
     filters: Filters = field(default_factory=Filters)
-    """Which documents are let in: length limits, and exact duplicates only once."""
+    """Which documents are kept: limits of length, and exact duplicates only once."""
 
     shards: int = 8
-    """Files per kind that the store is divided into, and so the unit of resumption. What the store
-    holds depends on it, but not on how many processes write."""
+    """Number of shards of the store, and so the unit of resumption. The content of the store
+    depends on it, but not on the number of processes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,10 +73,84 @@ class TextData(DataConfig):
     @property
     def sources(self) -> tuple[AnySource, ...]:
         """All corpora that are read."""
-        given = (self.source, self.validation_source)
-        return tuple(source for source in given if source is not None)
+        return tuple(self.corpus.sources.values())
 
     @property
-    def held_out_fraction(self) -> float:
-        """Share of ``source`` that is held out."""
-        return 0.0 if self.validation_source is not None else self.validation_fraction
+    def corpus(self) -> Corpus:
+        """The corpus as preparation reads it."""
+        return Corpus(
+            self.source,
+            self.validation_source,
+            0.0 if self.validation_source is not None else self.validation_fraction,
+            self.filters,
+            self.shards,
+        )
+
+    @property
+    def tokenizers(self) -> dict[str, TokenizerConfig]:
+        both = {"tokenizer": self.tokenizer, "target_tokenizer": self.target_tokenizer}
+        return {name: config for name, config in both.items() if config is not None}
+
+    @property
+    def origin(self) -> Origin:
+        """What the token store is made from."""
+        other = self.validation_source
+        defaults = TextData(
+            source=type(self.source)(), validation_source=None if other is None else type(other)()
+        )
+        return Origin(
+            path=self.source.path,
+            settings=self._settings(),
+            defaults=defaults._settings(),
+            sizes=partial(_hash_of_all, sources.sizes, self.sources),
+            content=partial(_hash_of_all, sources.fingerprint, self.sources),
+            loaded={name: one for name, one in self.tokenizers.items() if one.path},
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """The settings that the bytes of the store depend on, as JSON."""
+        other = self.validation_source
+        settings = {
+            "source": source_settings(self.source),
+            "validation_source": None if other is None else source_settings(other),
+            "validation_fraction": self.validation_fraction,
+            "gates": asdict(self.filters),  # the name in stores of all versions
+            "shards": self.shards,
+        }
+        tokenizers = {name: config.settings for name, config in self.tokenizers.items()}
+        return without_paths(settings | tokenizers)
+
+    def preparation(
+        self,
+        output: str | os.PathLike[str] | None = None,
+        of_run: Tokenizers = MappingProxyType({}),
+        *,
+        tokenizer: Tokenizer | None = None,
+    ) -> TextPreparation:
+        """See `DataConfig`. ``tokenizer``: the mixture's, used instead of ``self.tokenizer``."""
+        path, origin = output or self.store, self.origin
+        if not path:
+            default = cache_directory({"text": origin}, lambda: origin.identity)
+            path = beside_others(default, of_run)
+        return TextPreparation(
+            folder=open_folder(path),
+            origin=origin,
+            shards=self.shards,
+            corpus=self.corpus,
+            tokenizer=self.tokenizer,
+            target_tokenizer=self.target_tokenizer,
+            processes=self.prepare_processes,
+            verify=self.verify,
+            given=tokenizer,
+            of_run=of_run,
+        )
+
+    def check_objective(self, objective: str, spec: WindowSpec) -> None:
+        check_sources(type(self).__name__, self.sources, objective, spec)
+
+    def dummy_example(self, spec: WindowSpec, token: int) -> dict[str, np.ndarray]:
+        return dummy_text(self.sources, spec, token)
+
+
+def _hash_of_all(find: Callable[[AnySource], str], used: Sequence[AnySource]) -> str:
+    return digest({"sources": [find(source) for source in used]})

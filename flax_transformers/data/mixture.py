@@ -1,7 +1,7 @@
-"""Several corpora as one: a tokenizer for all, a token store each, mixed example by example.
+"""Mixtures of several corpora: one tokenizer, a token store each, mixed example by example.
 
-As for multilingual models: BERT and XLM-R (arXiv:1911.02116 §3.1) draw a language of size n with
-a probability in proportion to n**0.7 and n**0.3, mT5 (arXiv:2010.11934 §3.1) to n**0.3.
+BERT and XLM-R (arXiv:1911.02116 §3.1) draw a language of size n with a probability in proportion to
+n**0.7 and n**0.3, mT5 (arXiv:2010.11934 §3.1) to n**0.3.
 """
 
 from __future__ import annotations
@@ -11,40 +11,33 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import numpy as np
+
 from flax_transformers import ranges
-from flax_transformers.data.config import DataConfig, TextData
+from flax_transformers.data.base import Compare, DataConfig, Tokenizers
+from flax_transformers.data.config import TextData
+from flax_transformers.data.pipeline.dummy import check_sources, dummy_text
 from flax_transformers.data.pipeline.examples import MixedExamples
-from flax_transformers.data.prepare.cached_stores import (
-    Tokenizers,
-    beside_others,
-    cache_directory,
-    no_store,
-)
+from flax_transformers.data.prepare.cached_stores import beside_others, cache_directory
 from flax_transformers.data.prepare.filters import Filters, let_in
-from flax_transformers.data.prepare.shards import is_held_out
-from flax_transformers.data.prepare.store_locks import (
-    Compare,
-    corpus_of,
-    without_paths,
-)
-from flax_transformers.data.prepare.text import (
-    PreparedText,
-    begin_text,
-    open_prepared,
-    prepare_shards,
-    prepare_text,
-)
+from flax_transformers.data.prepare.origin import without_paths
+from flax_transformers.data.prepare.text import RESUMED, PreparedText, TextPreparation
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.documents import Counts, listed
 from flax_transformers.data.sources.read import AnySource
 from flax_transformers.data.store.files import digest, to_json
 from flax_transformers.data.store.token_store import Split
-from flax_transformers.data.store.tokenizer import at_hand, own_tokenizer, save_tokenizer
-from flax_transformers.data.tokenizers.facts import CONFIG_FILE
+from flax_transformers.data.store.tokenizer import (
+    at_hand,
+    is_saved,
+    own_tokenizer,
+    save_tokenizer,
+)
+from flax_transformers.data.tokenizers.fitting import fitted_vocabulary, warn_left_out
 from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig, train_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.former_names import accepts_former_fields
@@ -62,15 +55,15 @@ class Component:
     """One corpus of a mixture, such as a language."""
 
     name: str
-    """Of the folder of its store, and in the names of its metrics ("eval/loss_de")."""
+    """Name of the folder of its store, and suffix of its metrics ("eval/loss_de")."""
 
     source: AnySource
 
     validation_source: AnySource | None = None
-    """A corpus of its own for evaluation; then none of ``source`` is held out."""
+    """A separate corpus for evaluation; then nothing of ``source`` is held out."""
 
     weight: float | None = None
-    """How often its examples come, beside the others' weights."""
+    """Relative frequency of its examples."""
 
     RANGES: ClassVar[Ranges] = {"weight": ranges.numbers(0, 1e12, above=True)}
 
@@ -81,31 +74,31 @@ class Component:
 @accepts_former_fields(gates="filters")
 @dataclass(frozen=True, kw_only=True)
 class MixedText(DataConfig):
-    """Several corpora with one tokenizer, mixed example by example; goes where a TextData goes.
-    The two sides of pairs share it, too.
+    """Several corpora with one tokenizer, mixed example by example; used like a `TextData`. The two
+    sides of pairs share the tokenizer.
 
-    Each component has a token store of its own below ``store``: one more makes no other anew, and
-    the tokenizer that is there stays. ``evaluation.max_examples`` are those of each component.
+    Each component has its own token store below ``store``. A new component changes neither the
+    other stores nor the tokenizer. ``evaluation.max_examples`` applies to each component.
     """
 
     components: tuple[Component, ...]
 
     exponent: float = 0.7
-    """Where components have no weights they are their numbers of tokens to this power: 1 takes all
-    text as often, 0 all components."""
+    """Components without weights are weighted by their number of tokens to this power: 1 draws all
+    text equally often, 0 all components."""
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """Trained on documents of all components, their characters in proportion to the weights (or the
-    numbers of characters to the power); small ones are repeated for it."""
+    """Trained on documents of all components, with numbers of characters in proportion to the
+    weights (or to the numbers of characters to the power); small components are repeated."""
 
     validation_fraction: float = 0.01
-    """Share of each component's documents that is held out; see `TextData`."""
+    """Fraction of each component's documents to hold out; see `TextData`."""
 
     filters: Filters = field(default_factory=Filters)
-    """Which documents are let in; duplicates are looked for within a component."""
+    """Which documents are kept; duplicates are searched within a component."""
 
     shards: int = 8
-    """Files per kind that each store is divided into; see `TextData`."""
+    """Number of shards of each store; see `TextData`."""
 
     RANGES: ClassVar[Ranges] = {"exponent": ranges.SHARE}
 
@@ -117,7 +110,7 @@ class MixedText(DataConfig):
         for name in names:
             if not _NAME.fullmatch(name) or name == "tokenizer" or names.count(name) > 1:
                 raise UserError(
-                    f"A component's name is {name!r}; give each one of its own, of letters, digits "
+                    f"A component's name is {name!r}; give each its own, of letters, digits "
                     'and "_.-", and not "tokenizer".'
                 )
         weights = [component.weight for component in self.components]
@@ -126,7 +119,7 @@ class MixedText(DataConfig):
                 f"The component {names[weights.index(None)]!r} has no weight, but others have; "
                 "give all of them one, or none for weights by size."
             )
-        self.part(self.components[0])  # what a TextData refuses is refused here
+        self.part(self.components[0])  # raises what TextData raises
 
     @property
     def sources(self) -> tuple[AnySource, ...]:
@@ -134,7 +127,7 @@ class MixedText(DataConfig):
         return tuple(source for one in self.components for source in self.part(one).sources)
 
     def part(self, component: Component) -> TextData:
-        """One component's data."""
+        """The data of one component."""
         return TextData(
             source=component.source,
             validation_source=component.validation_source,
@@ -147,7 +140,7 @@ class MixedText(DataConfig):
         )
 
     def weights(self, sizes: Sequence[int]) -> tuple[float, ...]:
-        """How often examples of each component come, with their sum 1; ``sizes`` count its text."""
+        """Relative frequencies of the components, with sum 1. ``sizes``: how much text each has."""
         given = [component.weight for component in self.components]
         found = [
             float(size) ** self.exponent if weight is None else weight
@@ -155,10 +148,38 @@ class MixedText(DataConfig):
         ]
         return tuple(weight / sum(found) for weight in found)
 
+    @property
+    def tokenizers(self) -> dict[str, TokenizerConfig]:
+        return {"tokenizer": self.tokenizer}
+
+    def preparation(
+        self,
+        output: str | os.PathLike[str] | None = None,
+        of_run: Tokenizers = MappingProxyType({}),
+    ) -> MixturePreparation:
+        path = output or self.store or beside_others(self._default_directory(), of_run)
+        return MixturePreparation(self, open_folder(path), of_run)
+
+    def _default_directory(self) -> str:
+        origins = {one.name: self.part(one).origin for one in self.components}
+
+        def identity() -> str:
+            made_of: dict[str, Any] = {name: one.identity for name, one in origins.items()}
+            weights = [self.exponent, *(component.weight for component in self.components)]
+            return digest(made_of | {"weights": weights})
+
+        return cache_directory(origins, identity)
+
+    def check_objective(self, objective: str, spec: WindowSpec) -> None:
+        check_sources(type(self).__name__, self.sources, objective, spec)
+
+    def dummy_example(self, spec: WindowSpec, token: int) -> dict[str, np.ndarray]:
+        return dummy_text(self.sources, spec, token)
+
 
 @dataclass(frozen=True)
 class PreparedMixture:
-    """A token store for each component (a `Dataset`)."""
+    """Token stores of all components (a `Dataset`)."""
 
     directory: str
     data: MixedText
@@ -169,12 +190,12 @@ class PreparedMixture:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the components, in the order of ``parts``."""
+        """Names of the components, in the order of ``parts``."""
         return tuple(component.name for component in self.data.components)
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """How often examples of each component come in training; their sum is 1."""
+        """Relative frequencies of the components in training, with sum 1."""
         return self.data.weights([part.train.num_tokens for part in self.parts])
 
     @property
@@ -191,8 +212,12 @@ class PreparedMixture:
         return (digest({"parts": parts, "weights": self.weights}),)
 
     @property
+    def num_tokens(self) -> int:
+        return sum(part.num_tokens for part in self.parts)
+
+    @property
     def summary(self) -> str:
-        total = sum(part.train.num_tokens for part in self.parts)
+        total = self.num_tokens
         shares = zip(self.names, self.parts, self.weights, strict=True)
         rows = [
             f"{name}: {part.train.num_tokens:,} training tokens ("
@@ -201,7 +226,7 @@ class PreparedMixture:
         ]
         return (
             f"{''.join(rows)}{total:,} training tokens in {len(self.parts)} components, "
-            f"{self.tokenizer.kind} of {self.vocabulary.size:,} pieces"
+            f"{self.tokenizer.kind} with a vocabulary of {self.vocabulary.size:,}"
         )
 
     @property
@@ -210,7 +235,7 @@ class PreparedMixture:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Those of every component. Raises UserError where they differ."""
+        """The classes, which all components share. Raises UserError if they differ."""
         names = self.parts[0].label_names
         for name, part in zip(self.names, self.parts, strict=True):
             if part.label_names != names:
@@ -219,6 +244,15 @@ class PreparedMixture:
                     f"{self.names[0]!r} has {listed(names)}; give all components the same."
                 )
         return names
+
+    @property
+    def components(self) -> tuple[tuple[str, PreparedText], ...]:
+        return tuple(zip(self.names, self.parts, strict=True))
+
+    @property
+    def held_out_fingerprint(self) -> str | None:
+        found = [part.held_out_fingerprint for part in self.parts]
+        return digest({"parts": found}) if any(found) else None
 
     def examples(self, split: Split, spec: WindowSpec) -> MixedExamples | None:
         found = [
@@ -231,129 +265,114 @@ class PreparedMixture:
         names, parts, weights = zip(*found, strict=True)
         return MixedExamples(names, parts, weights)
 
+    def fitted(self, vocab_size: int, pad_id: int, target_vocab_size: int) -> PreparedMixture:
+        whole = self.vocabulary
+        known = fitted_vocabulary(whole, vocab_size, pad_id, target_vocab_size)
+        if known == whole:
+            return self
+        if known.size < whole.size:
+            for part in self.parts:
+                part.refuse_unknown_tokens(vocab_size)
+            warn_left_out(self.tokenizer, whole, known)
+        return replace(self, known=known)
 
-def prepare_mixture(
-    data: MixedText,
-    output: str | os.PathLike[str] | None = None,
-    *,
-    of_run: Tokenizers = MappingProxyType({}),
-    compare: Compare = "sizes",
-) -> PreparedMixture:
-    """Makes the token stores of all components, or opens those that are finished.
+    def verify(self) -> None:
+        for part in self.parts:
+            part.verify()
 
-    As `prepare_text`, and raises UserError also for a tokenizer that is not the one asked for.
+    def print_report(self) -> None:
+        for part in self.parts:
+            part.print_report()
+
+
+@dataclass(frozen=True)
+class MixturePreparation:
+    """How the tokenizer and the token stores of a mixture are prepared (a `Preparation`).
+
+    ``of_run``: tokenizers of the run, used instead of training a new one. Raises UserError also if
+    the tokenizer in the folder is not the one asked for.
     """
-    folder = _folder(data, output, of_run)
-    tokenizer = _tokenizer(folder, data, of_run)
-    parts = [
-        prepare_text(
-            data.part(one), f"{folder.path}/{one.name}", tokenizer=tokenizer, compare=compare
-        )
-        for one in data.components
-    ]
-    return PreparedMixture(folder.path, data, tokenizer, tuple(parts))
 
+    data: MixedText
+    folder: Folder
+    of_run: Tokenizers
 
-def begin_mixture(data: MixedText, output: str | os.PathLike[str] | None = None) -> None:
-    """What has to be there before `prepare_mixture_shards`."""
-    folder = _folder(data, output)
-    tokenizer = _tokenizer(folder, data)
-    for one in data.components:
-        begin_text(data.part(one), f"{folder.path}/{one.name}", tokenizer=tokenizer)
+    def run(self, compare: Compare = "sizes") -> PreparedMixture:
+        tokenizer = self._tokenizer()
+        return self._prepared(tokenizer, [part.run(compare) for part in self._parts(tokenizer)])
 
+    def begin(self) -> None:
+        for part in self._parts(self._tokenizer()):
+            part.begin()
 
-def prepare_mixture_shards(
-    data: MixedText, output: str | os.PathLike[str] | None, job: int, jobs: int
-) -> PreparedMixture | None:
-    """One job's share of the shards of every component; see `prepare_shards`."""
-    folder = _folder(data, output)
-    if data.tokenizer.needs_training and not folder.exists(MIXTURE):
-        raise UserError(
-            f"The token stores in {folder.path} are not begun; run `flax-transformers prepare` "
-            "with the same config and --begin first, in one process."
-        )
-    tokenizer = _tokenizer(folder, data)
-    parts = [
-        prepare_shards(data.part(one), f"{folder.path}/{one.name}", job, jobs, tokenizer=tokenizer)
-        for one in data.components
-    ]
-    finished = tuple(part for part in parts if part is not None)
-    if len(finished) < len(parts):
-        return None
-    return PreparedMixture(folder.path, data, tokenizer, finished)
+    def share(self, job: int, jobs: int) -> PreparedMixture | None:
+        if self.data.tokenizer.needs_training and not self.folder.exists(MIXTURE):
+            raise UserError(
+                f"The token stores in {self.folder.path} are not started; run `flax-transformers "
+                "prepare` with the same config and --begin first, in one process."
+            )
+        tokenizer = self._tokenizer()
+        parts = [part.share(job, jobs) for part in self._parts(tokenizer)]
+        finished = [part for part in parts if part is not None]
+        return self._prepared(tokenizer, finished) if len(finished) == len(parts) else None
 
+    def open(self) -> PreparedMixture:
+        if not self.folder.exists(MIXTURE):
+            resumed = RESUMED if self.of_run and self.data.tokenizer.needs_training else ""
+            raise UserError(
+                f"There is no finished mixture in {self.folder.path}; run `flax-transformers "
+                f"prepare` with the same config first{resumed}, in one process."
+            )
+        tokenizer = self._tokenizer()
+        return self._prepared(tokenizer, [part.open() for part in self._parts(tokenizer)])
 
-def open_mixture(data: MixedText, *, of_run: Tokenizers = MappingProxyType({})) -> PreparedMixture:
-    """The finished stores of ``data``. Raises UserError where one is not there."""
-    folder = _folder(data, None, of_run)
-    if not folder.exists(MIXTURE):
-        raise UserError(no_store("mixture", folder, data.tokenizer, of_run))
-    tokenizer = _tokenizer(folder, data)
-    parts = [
-        open_prepared(data.part(one), f"{folder.path}/{one.name}", tokenizer=tokenizer)
-        for one in data.components
-    ]
-    return PreparedMixture(folder.path, data, tokenizer, tuple(parts))
+    def _parts(self, tokenizer: Tokenizer) -> list[TextPreparation]:
+        return [
+            self.data.part(one).preparation(f"{self.folder.path}/{one.name}", tokenizer=tokenizer)
+            for one in self.data.components
+        ]
 
+    def _prepared(self, tokenizer: Tokenizer, parts: Sequence[PreparedText]) -> PreparedMixture:
+        return PreparedMixture(self.folder.path, self.data, tokenizer, tuple(parts))
 
-def _folder(
-    data: MixedText,
-    output: str | os.PathLike[str] | None,
-    of_run: Tokenizers = MappingProxyType({}),
-) -> Folder:
-    path = output or data.store
-    return open_folder(path or beside_others(_default_directory(data), of_run))
+    def _tokenizer(self) -> Tokenizer:
+        """The tokenizer of all components, trained if it does not exist yet."""
+        data, folder = self.data, self.folder
+        asked = without_paths({"tokenizer": data.tokenizer.settings})["tokenizer"]
+        if not folder.exists(MIXTURE):
+            with exclusive_lock(folder):
+                if not folder.exists(MIXTURE):
+                    self._train_tokenizer(asked)
+        try:
+            found = json.loads(folder.read(MIXTURE))
+            theirs = without_paths({"tokenizer": dict(found["tokenizer"])})["tokenizer"]
+            names = list(found["trained_on"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"The file {MIXTURE} in {folder.path} is damaged; delete the folder and prepare it "
+                "again."
+            ) from error
+        if theirs != asked and not at_hand(data.tokenizer):
+            raise UserError(
+                f"The tokenizer in {folder.path} was made with {theirs}, this run asks for "
+                f"{asked}; choose another store directory, or delete that one to prepare it again."
+            )
+        new = [component.name for component in data.components if component.name not in names]
+        if new and data.tokenizer.needs_training:
+            added = ", ".join(new)
+            print(f"The tokenizer in {folder.path} was not trained on {added}", file=sys.stderr)
+        return own_tokenizer(folder, data.tokenizer)
 
-
-def _default_directory(data: MixedText) -> str:
-    corpora = {one.name: corpus_of(data.part(one)) for one in data.components}
-
-    def identity() -> str:
-        made_of: dict[str, Any] = {name: one.identity for name, one in corpora.items()}
-        return digest(made_of | {"weights": _weight_settings(data)})
-
-    return cache_directory(corpora, identity)
-
-
-def _weight_settings(data: MixedText) -> list[float | None]:
-    return [data.exponent, *(component.weight for component in data.components)]
-
-
-def _tokenizer(
-    folder: Folder, data: MixedText, of_run: Tokenizers = MappingProxyType({})
-) -> Tokenizer:
-    """The one tokenizer of all components, trained if it is not there; noted last."""
-    asked = without_paths({"tokenizer": data.tokenizer.settings})["tokenizer"]
-    if not folder.exists(MIXTURE):
-        with exclusive_lock(folder):
-            if not folder.exists(MIXTURE):
-                for source in data.sources:
-                    sources.check_first_records(source)
-                if not folder.exists(f"tokenizer/{CONFIG_FILE}"):
-                    given = of_run.get("tokenizer") if data.tokenizer.needs_training else None
-                    save_tokenizer(
-                        folder, given or train_tokenizer(data.tokenizer, _training_texts(data))
-                    )
-                names = [component.name for component in data.components]
-                folder.write(MIXTURE, to_json({"tokenizer": asked, "trained_on": names}))
-    try:
-        found = json.loads(folder.read(MIXTURE))
-        theirs = without_paths({"tokenizer": dict(found["tokenizer"])})["tokenizer"]
-        names = list(found["trained_on"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"The file {MIXTURE} in {folder.path} is damaged; delete the folder and prepare it "
-            "again."
-        ) from error
-    if theirs != asked and not at_hand(data.tokenizer):
-        raise UserError(
-            f"The tokenizer in {folder.path} was made with {theirs}, this run asks for {asked}; "
-            "choose another store directory, or delete that one to make it anew."
-        )
-    new = [component.name for component in data.components if component.name not in names]
-    if new and data.tokenizer.needs_training:
-        print(f"The tokenizer in {folder.path} has not seen {', '.join(new)}", file=sys.stderr)
-    return own_tokenizer(folder, data.tokenizer)
+    def _train_tokenizer(self, settings: Any) -> None:
+        """Trains or loads the tokenizer, and notes its ``settings`` last."""
+        data, folder = self.data, self.folder
+        for source in data.sources:
+            sources.check_first_records(source)
+        if not is_saved(folder):
+            given = self.of_run.get("tokenizer") if data.tokenizer.needs_training else None
+            save_tokenizer(folder, given or train_tokenizer(data.tokenizer, _training_texts(data)))
+        names = [component.name for component in data.components]
+        folder.write(MIXTURE, to_json({"tokenizer": settings, "trained_on": names}))
 
 
 def _training_texts(data: MixedText) -> Iterator[str]:
@@ -372,23 +391,23 @@ def _training_texts(data: MixedText) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Texts:
-    """Called, it reads the texts of the documents that nobody holds out."""
+    """Calling it reads the texts of the documents that are not held out."""
 
     data: TextData
 
     def __call__(self) -> Iterator[str]:
         documents = sources.read_documents(self.data.source)
         for _, document in let_in(documents, self.data.filters, Counts()):
-            if not is_held_out(document, self.data.held_out_fraction):
+            if not self.data.corpus.holds_out(document):
                 yield document.whole.replace("\0", "\n")
 
 
 def in_proportion(
     readers: Sequence[Callable[[], Iterator[str]]], weights: Sequence[float]
 ) -> Iterator[str]:
-    """Texts of all readers, their characters in proportion to the weights at any time.
+    """Texts of all readers, with numbers of characters in proportion to the weights at any time.
 
-    What comes to its end begins anew, until all have ended once.
+    A reader that ends starts again, until all have ended once.
     """
     texts = [reader() for reader in readers]
     given = [0] * len(readers)

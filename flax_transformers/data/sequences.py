@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.pipeline.loader import Seed, key_of, stacked
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.data.tokenizers.encoding import encode_sentences
+from flax_transformers.data.tokenizers.fitting import fitted_vocabulary
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Objective, Vocabulary, WindowSpec
@@ -66,21 +67,23 @@ class SequenceDataset:
         return self.name
 
     @property
-    def fingerprint(self) -> str:
-        return self._hash(self.train)
-
-    @property
     def known_as(self) -> tuple[str, ...]:
         return ()
 
     @property
-    def held_out_fingerprint(self) -> str | None:
-        return None if self.validation is None else self._hash(self.validation)
+    def held_out_fingerprint(self) -> None:
+        """The content of a sequence is not hashed."""
+        return None
 
-    def _hash(self, items: Items) -> str:
+    @property
+    def fingerprint(self) -> str:
         tokenizer = None if self.tokenizer is None else self.tokenizer.fingerprint
-        made_of = (self.name, len(items), tokenizer, self.label_names)
+        made_of = (self.name, len(self.train), tokenizer, self.label_names)
         return hashlib.sha256(repr(made_of).encode()).hexdigest()
+
+    @property
+    def num_tokens(self) -> int:
+        return 0
 
     @property
     def summary(self) -> str:
@@ -108,7 +111,8 @@ class SequenceDataset:
         return SequenceExamples(items, spec, self.tokenizer, self.prepared)
 
     def fitted(self, vocab_size: int, pad_id: int, target_vocab_size: int) -> SequenceDataset:
-        return self
+        known = fitted_vocabulary(self.vocabulary, vocab_size, pad_id, target_vocab_size)
+        return self if known == self.vocabulary else replace(self, vocab=known)
 
     def verify(self) -> None:
         """There are no files."""

@@ -12,7 +12,7 @@ import jax
 from etils import epath
 
 from flax_transformers.config_json import to_json
-from flax_transformers.data.dataset import Dataset, parts_of
+from flax_transformers.data.dataset import Dataset
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.tasks import baselines
 from flax_transformers.storage.workdir import read_side_file, write_text
@@ -79,7 +79,6 @@ def _fingerprint(config: TrainConfig, prepared: Dataset) -> str:
         config.phases[-1].sequence_length,
         config.seed,
     ]
-    stores = [getattr(part, "validation", None) for _, part in parts_of(prepared)]
-    held_out = [getattr(store, "fingerprint", None) for store in stores]
+    held_out = [part.held_out_fingerprint for _, part in prepared.components]
     made_of = [VERSION, prepared.fingerprint, held_out, *map(to_json, settings)]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]

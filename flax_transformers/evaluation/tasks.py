@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 from etils import epath
 
-from flax_transformers.data.dataset import Dataset, parts_of
+from flax_transformers.data.dataset import Dataset
 from flax_transformers.evaluation.baselines import (
     Baseline,
     masked_token_baselines,
@@ -181,8 +181,8 @@ def evaluators(
 
 
 def _held_out_parts(prepared: Dataset) -> list[tuple[str, Dataset]]:
-    parts = parts_of(prepared)
-    return [(name, part) for name, part in parts if getattr(part, "validation", None) is not None]
+    parts = prepared.components
+    return [(name, part) for name, part in parts if part.held_out_fingerprint is not None]
 
 
 def _of_part(evaluate: Evaluator, name: str) -> Evaluator:

@@ -18,11 +18,7 @@ import numpy as np
 import optax
 
 from flax_transformers import ranges
-from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import Dataset
-from flax_transformers.data.images.dataset import ImageData
-from flax_transformers.data.mixture import MixedText
-from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
@@ -34,9 +30,7 @@ from flax_transformers.models.config import (
     VisionConfig,
 )
 from flax_transformers.objectives.base import Vocabulary
-from flax_transformers.objectives.images import ImageSpec
 from flax_transformers.objectives.labelled import LabelledSpec
-from flax_transformers.objectives.sequence_to_sequence import PairSpec
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.dummy_batch import Arrays, dummy_row
 from flax_transformers.training.step import check_fits
@@ -138,37 +132,17 @@ def _check_optimizer(config: TrainConfig) -> None:
 
 
 def _check_kind_of_data(config: TrainConfig) -> None:
-    spec, data = config.objective.window_spec(config.phases[0].sequence_length), config.data
-    objective = type(config.objective).__name__
-    if isinstance(spec, ImageSpec) != isinstance(data, ImageData):
-        kind = "images" if isinstance(spec, ImageSpec) else "text"
-        raise UserError(
-            f"objective {objective} learns from {kind}, but data is a {type(data).__name__}; "
-            "choose another objective, or other data"
-        )
-    if not isinstance(data, TextData | MixedText):
-        return
-    for source in data.sources:
-        given = "pairs" if isinstance(source, PairSource) else source.label_kind
-        if isinstance(spec, PairSpec) and given != "pairs":
-            wanted, kind = "pairs", "PairSource"
-        elif isinstance(spec, LabelledSpec) and given != spec.labels:
-            wanted, kind = f"the labels {spec.labels!r}", spec.source_kind
-        else:
-            continue
-        raise UserError(
-            f"objective {objective} learns {wanted}, which the {type(source).__name__} of "
-            f"{source.path} does not give; set data.source to a {kind}, or choose another objective"
-        )
+    spec = config.objective.window_spec(config.phases[0].sequence_length)
+    config.data.check_objective(type(config.objective).__name__, spec)
 
 
 def _check_tokenizers(config: TrainConfig) -> None:
     """The sizes of tokenizers that are trained for the run, before they are."""
-    model, data = config.model, config.data
-    if not isinstance(model, TextConfig) or not isinstance(data, TextData | MixedText):
+    model, tokenizers = config.model, config.data.tokenizers
+    if not isinstance(model, TextConfig) or not tokenizers:
         return
-    _check_size("tokenizer", data.tokenizer, model.vocab_size, "vocab_size")
-    target = data.target_tokenizer if isinstance(data, TextData) else None
+    _check_size("tokenizer", tokenizers["tokenizer"], model.vocab_size, "vocab_size")
+    target = tokenizers.get("target_tokenizer")
     if isinstance(model, EncoderDecoderConfig) and target is not None:
         _check_size("target_tokenizer", target, model.decoder.vocab_size, "decoder_vocab_size")
 
@@ -189,13 +163,13 @@ def _check_outputs(config: TrainConfig) -> None:
             f"objective.loss is 'mse', of one number, but model.num_labels is {outputs}; set "
             "--model.num-labels 1"
         )
-    model, data = config.model, config.data
-    if not (isinstance(model, VisionConfig) and isinstance(data, ImageData)):
+    model, channels = config.model, config.data.image_channels
+    if not isinstance(model, VisionConfig) or channels is None:
         return
-    if data.channels != model.num_channels:
+    if channels != model.num_channels:
         raise UserError(
-            f"data.channels is {data.channels}, but model.num_channels is {model.num_channels}; "
-            f"set --data.channels {model.num_channels}"
+            f"data.channels is {channels}, but model.num_channels is {model.num_channels}; set "
+            f"--data.channels {model.num_channels}"
         )
 
 

@@ -9,18 +9,13 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.models.config import TextConfig
-from flax_transformers.objectives.base import Vocabulary, WindowSpec
-from flax_transformers.objectives.images import ImageSpec
-from flax_transformers.objectives.labelled import LabelledSpec
-from flax_transformers.objectives.sequence_to_sequence import PairSpec
+from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.training.config import AnyPhase, TrainConfig
 
 Arrays = dict[str, np.ndarray]
 
 _SPECIALS = 7
-_TOKENS = 8  # of a made-up text; few, for sequences may be short
 
 
 def abstract_batch(config: TrainConfig, phase: AnyPhase) -> dict[str, jax.ShapeDtypeStruct]:
@@ -41,7 +36,7 @@ def dummy_row(config: TrainConfig, phase: AnyPhase, vocabulary: Vocabulary | Non
     spec = config.objective.window_spec(phase.sequence_length)
     vocabulary = vocabulary or _vocabulary(config, phase)
     return config.objective.prepare(
-        _example(spec, config, _ordinary_id(vocabulary)),
+        config.data.dummy_example(spec, _ordinary_id(vocabulary)),
         np.random.default_rng(0),
         vocabulary,
         phase.sequence_length,
@@ -71,44 +66,3 @@ def _vocabulary(config: TrainConfig, phase: AnyPhase) -> Vocabulary:
         sentinel_ids=(size - 1,) * phase.sequence_length,
         word_start=np.ones(size, bool),
     )
-
-
-def _example(spec: WindowSpec, config: TrainConfig, token: int) -> Arrays:
-    """A raw example as the data would give it; see ``Objective.prepare`` and its kinds."""
-    if isinstance(spec, ImageSpec):
-        channels = config.data.channels if isinstance(config.data, ImageData) else 3
-        image = np.zeros((spec.length, spec.length, channels), np.uint8)
-        example: Arrays = {"image": image, "label": np.zeros((), np.int32)}
-        return _with_other(example) if spec.other else example
-    tokens = np.full(min(_TOKENS, spec.length), token, np.int32)
-    end = np.array([len(tokens)], np.int32)
-    halves = np.array([len(tokens) // 2, len(tokens)] if len(tokens) > 1 else end, np.int32)
-    if isinstance(spec, PairSpec):
-        return {
-            "source_tokens": tokens[:1],
-            "source_ends": end // end,
-            "target_tokens": tokens[:1],
-            "target_ends": end // end,
-        }
-    if isinstance(spec, LabelledSpec):
-        sources = getattr(config.data, "sources", ())
-        two = any(source.texts > 1 for source in sources) and spec.rows == "document"
-        return _labelled(spec, tokens, halves if two else end)
-    text: Arrays = {"tokens": tokens, "sentence_ends": halves}
-    return (_with_other(text) if spec.other else text) | {"document_ends": end}
-
-
-def _with_other(example: Arrays) -> Arrays:
-    return example | {f"other_{name}": array for name, array in example.items()}
-
-
-def _labelled(spec: LabelledSpec, tokens: np.ndarray, ends: np.ndarray) -> Arrays:
-    if spec.rows == "answers":
-        return {
-            "question_tokens": tokens[:1],
-            "tokens": tokens,
-            "offset": np.zeros((), np.int32),
-            "spans": np.zeros((1, 2), np.int32),
-        }
-    label = np.zeros(1, np.float32 if spec.labels == "numbers" else np.int32)
-    return {"tokens": tokens, "text_ends": ends, "labels": label}

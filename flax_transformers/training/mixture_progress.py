@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flax_transformers.data.dataset import Dataset
-from flax_transformers.data.mixture import PreparedMixture
-from flax_transformers.data.pipeline.examples import MixedExamples
+from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.training.config import TrainConfig
 
 
@@ -49,21 +48,20 @@ class MixtureProgress:
             for what, count in vars(taken).items()
         }
 
-    def _examples_of(self, phase: int) -> MixedExamples | None:
-        if not isinstance(self._prepared, PreparedMixture):
+    def _examples_of(self, phase: int) -> Examples | None:
+        if len(self._prepared.components) == 1 and self._prepared.components[0][0] == "":
             return None
         spec = self._config.objective.window_spec(self._config.phases[phase].sequence_length)
         return self._prepared.examples("train", spec)
 
-    def _taken(self, examples: MixedExamples | None, position: int) -> dict[str, ComponentProgress]:
-        if examples is None or not isinstance(self._prepared, PreparedMixture):
+    def _taken(self, examples: Examples | None, position: int) -> dict[str, ComponentProgress]:
+        if examples is None:
             return {}
-        stores = dict(zip(self._prepared.names, self._prepared.parts, strict=True))
-        sizes = {name: len(part) for name, part in zip(examples.names, examples.parts, strict=True)}
+        parts, sizes = dict(self._prepared.components), dict(examples.components)
         found = {}
         for name, count in examples.consumed(position).items():
-            epochs = count / sizes[name]
-            found[name] = ComponentProgress(count, epochs, epochs * stores[name].train.num_tokens)
+            epochs = count / len(sizes[name])
+            found[name] = ComponentProgress(count, epochs, epochs * parts[name].num_tokens)
         return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from benchmarks.baselines.tagging import tagging_baselines
 from benchmarks.baselines.text import grams, ngram_cross_entropy, text_baselines
 from benchmarks.baselines.translation import translation_baselines, word_lookup
 from flax_transformers.data.config import TextData
-from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources.conllu import TaggedSource
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
@@ -38,7 +40,7 @@ def text(tmp_path_factory):
         validation_fraction=0.2,
         shards=1,
     )
-    return prepare_text(data, folder / "bytes", processes=1)
+    return prepare(dataclasses.replace(data, prepare_processes=1), folder / "bytes")
 
 
 def test_ngrams_mix_orders_as_witten_and_bell_do():
@@ -131,7 +133,7 @@ def test_a_word_has_its_most_frequent_tag_at_any_position_of_a_sentence(tmp_path
         tokenizer=TokenizerConfig("bytes"),
         shards=1,
     )
-    prepared = prepare_text(data, tmp_path / "store")
+    prepared = prepare(data, tmp_path / "store")
     config = tiny_config("text.txt", "store", objective=TokenClassification())
     (found,) = tagging_baselines(config, prepared)
     # "Run" began a sentence in training, and "far" did not; "new" gets the most frequent tag, "A".

@@ -15,7 +15,6 @@ from flax_transformers.data.dataset import begin, open_dataset, prepare, prepare
 from flax_transformers.data.images import dataset as images_module
 from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.prepare import text as prepare_module
-from flax_transformers.data.prepare.text import default_directory
 from flax_transformers.data.sources.read import CorpusReader
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.store import tokenizer as store_tokenizer_module
@@ -117,11 +116,11 @@ def test_a_corpus_of_the_same_bytes_is_the_same_corpus(corpus, tmp_path, spellin
 
 def test_a_single_file_may_have_another_name(tmp_path):
     (tmp_path / "a.txt").write_text("One text.\n\nAnd another.\n")
-    first = default_directory(data_of("a.txt"))
+    first = data_of("a.txt").preparation().folder.path
     (tmp_path / "a.txt").rename(tmp_path / "b.txt")
-    assert default_directory(data_of("b.txt")) == first
+    assert data_of("b.txt").preparation().folder.path == first
     (tmp_path / "b.txt").rename(tmp_path / "b.jsonl")  # is read in another way
-    assert default_directory(data_of("b.jsonl")) != first
+    assert data_of("b.jsonl").preparation().folder.path != first
 
 
 def test_other_bytes_of_the_same_size_and_time_are_another_corpus(corpus):

@@ -120,7 +120,7 @@ def test_a_component_more_makes_no_other_store_anew_and_keeps_the_tokenizer(data
     after = prepare(replace(data, components=(*data.components, more)))
     assert after.tokenizer.fingerprint == before.tokenizer.fingerprint
     assert {path: path.stat().st_mtime_ns for path in written} == written
-    assert "has not seen fr" in capsys.readouterr().err
+    assert "was not trained on fr" in capsys.readouterr().err
     assert [part.fingerprint for part in after.parts[:2]] == [p.fingerprint for p in before.parts]
 
 

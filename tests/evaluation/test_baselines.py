@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.evaluation.baselines import (
@@ -41,8 +41,10 @@ def prepared(tmp_path_factory):
     )
     pieces = TokenizerConfig("unigram", vocab_size=330, sentinels=12)
     return (
-        prepare_text(data, folder / "bytes", processes=1),
-        prepare_text(dataclasses.replace(data, tokenizer=pieces), folder / "pieces", processes=1),
+        prepare(dataclasses.replace(data, prepare_processes=1), folder / "bytes"),
+        prepare(
+            dataclasses.replace(data, tokenizer=pieces, prepare_processes=1), folder / "pieces"
+        ),
     )
 
 

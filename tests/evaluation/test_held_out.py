@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.pipeline.text_examples import TextExamples
-from flax_transformers.data.prepare.text import PreparedText, prepare_text
+from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.held_out import (
@@ -72,7 +73,7 @@ def prepared(tmp_path_factory):
         write_corpus(folder / f"{name}.txt", documents)
     data = tiny_config(folder / "text.txt", folder / "store").data
     held_out = TextSource(str(folder / "held_out.txt"))
-    return prepare_text(dataclasses.replace(data, validation_source=held_out))
+    return prepare(dataclasses.replace(data, validation_source=held_out))
 
 
 def score(prepared: PreparedText, mesh=(1, 1, 1), length=LENGTH, **evaluation):

@@ -14,7 +14,8 @@ import pytest
 from etils import epath
 from matplotlib.image import imread
 
-from flax_transformers.data.images.dataset import ImageData, prepare_images
+from flax_transformers.data.dataset import prepare
+from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.evaluation.pictures import picture_grid, write_png
 from flax_transformers.evaluation.reconstructions import (
@@ -99,7 +100,7 @@ def test_held_out_images_are_painted_while_a_run_goes_on(mnist, tmp_path, monkey
     boxed = jax.jit(model.init)(jax.random.key(0), **model.example_inputs())["params"]
     params = jax.device_put(nn.meta.unbox(boxed), replicated(mesh))
     snapshot = Snapshot(7, params, config.phases[0], mesh, model_functions(model), None)
-    prepared = prepare_images(config.data)
+    prepared = prepare(config.data)
     traced, paint = [], MaskedImage.paint
     monkeypatch.setattr(MaskedImage, "paint", lambda *args: traced.append(1) or paint(*args))
     evaluate = reconstruction_evaluator(config, prepared, epath.Path(tmp_path))
@@ -117,7 +118,7 @@ def test_held_out_images_are_painted_while_a_run_goes_on(mnist, tmp_path, monkey
 
 def test_the_baseline_is_the_mean_patch_and_a_mean_image_is_scored_alike(mnist):
     config = masked_config(mnist)
-    prepared = prepare_images(config.data)
+    prepared = prepare(config.data)
     (patch,) = baselines(config, prepared)
     image = constant_guess(config, prepared, "mean image", lambda mean_TK: mean_TK)
 
@@ -141,7 +142,7 @@ def test_the_baseline_of_a_classifier_is_the_majority_class(mnist):
         objective=ImageClassification(mean=(0.0,), std=(1.0,)),
         model=ViTConfig(image_size=8, patch_size=2, num_channels=1, num_labels=3),
     )
-    prepared = prepare_images(config.data)
+    prepared = prepare(config.data)
     (found,) = baselines(config, prepared)
     assert (found.metric, found.score) == ("eval/accuracy", 0.4)  # labels are 0, 1, 2, 0 ...
 

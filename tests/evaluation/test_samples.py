@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -24,12 +26,12 @@ TOKENIZER = ByteTokenizer()
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    from flax_transformers.data.prepare.text import prepare_text
+    from flax_transformers.data.prepare.text import prepare
 
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder / "text.txt", 40)
     data = tiny_config(folder / "text.txt", folder / "store").data
-    return prepare_text(data, processes=1)
+    return prepare(dataclasses.replace(data, prepare_processes=1))
 
 
 def config(objective):

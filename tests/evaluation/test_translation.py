@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
@@ -42,7 +42,7 @@ def prepared(tmp_path_factory):
         shards=1,
     )
     config = tiny_config("pairs.tsv", "store", objective=SequenceToSequence())
-    return config, prepare_text(data, folder / "store", processes=1)
+    return config, prepare(dataclasses.replace(data, prepare_processes=1), folder / "store")
 
 
 def test_the_unigram_of_targets_counts_ids_of_their_own_tokenizer(prepared, tmp_path):
@@ -54,7 +54,8 @@ def test_the_unigram_of_targets_counts_ids_of_their_own_tokenizer(prepared, tmp_
         validation_fraction=0.2,
         shards=1,
     )
-    (found,) = baselines(config, prepare_text(data, tmp_path / "store", processes=1))
+    data = dataclasses.replace(data, prepare_processes=1)
+    (found,) = baselines(config, prepare(data, tmp_path / "store"))
     assert found.name == "unigram cross-entropy" and found.score < np.log(20)  # entries in use
 
 

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.pipeline.loader import TrainStream
 from flax_transformers.data.pipeline.text_examples import TextExamples
-from flax_transformers.data.prepare.text import prepare_text
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.optim.optimizers import make_optimizer
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -33,7 +33,7 @@ def setting(tmp_path_factory):
     # One document a row: rows are short and long, so masks are uneven.
     objective = dataclasses.replace(config.objective, cross_documents=False)
     config = dataclasses.replace(config, objective=objective)
-    prepared = prepare_text(config.data)
+    prepared = prepare(config.data)
     stream = TrainStream(
         TextExamples(prepared.train, objective.window_spec(32)),
         objective,

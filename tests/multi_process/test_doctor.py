@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.dataset import prepare
 from flax_transformers.testing import tiny_config, write_corpus
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
@@ -44,7 +44,7 @@ def doctor(tmp_path):
         return ended.returncode, ended.stdout
 
     write_corpus(tmp_path / "text.txt")
-    prepare_text(tiny_config(tmp_path / "text.txt", tmp_path / "store").data)
+    prepare(tiny_config(tmp_path / "text.txt", tmp_path / "store").data)
     return told
 
 

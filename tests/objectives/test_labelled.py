@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.pipeline.loader import TrainStream, evaluation_batches
-from flax_transformers.data.prepare.text import prepare_text
 from flax_transformers.data.sources.conllu import TaggedSource
 from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.sources.squad import QuestionSource
@@ -128,7 +128,7 @@ def prepared(kind, tmp_path):
         validation_fraction=0.4,
         shards=2,
     )
-    return prepare_text(data, tmp_path / "store")
+    return prepare(data, tmp_path / "store")
 
 
 def test_hosts_together_make_one_stream_that_goes_on_where_it_stopped(kind, prepared):

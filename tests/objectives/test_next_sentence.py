@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flax_transformers.data import dataset
 from flax_transformers.data.config import TextData
 from flax_transformers.data.pipeline.text_examples import TextExamples
-from flax_transformers.data.prepare.text import prepare_text
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
@@ -213,7 +213,7 @@ def test_pairs_from_a_store_tell_documents_apart(tmp_path, single):
         store=str(tmp_path / "store"),
         prepare_processes=1,
     )
-    prepared = prepare_text(data)
+    prepared = dataset.prepare(data)
     objective = NextSentence(single_sentences=single)
     examples = TextExamples(prepared.train, objective.window_spec(128))
     labels = []

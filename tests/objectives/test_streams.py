@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.pipeline.loader import TrainStream
-from flax_transformers.data.prepare.text import prepare_text
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
@@ -50,7 +50,7 @@ def stores(tmp_path_factory):
     }
     tokenizer = TokenizerConfig("bytes")
     return {
-        name: prepare_text(
+        name: prepare(
             TextData(source=source, tokenizer=tokenizer, validation_fraction=0.0, shards=1),
             folder / name,
         )

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from flax_transformers.checkpointing.manager import CheckpointConfig
-from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.dataset import prepare
 from flax_transformers.testing import tiny_config
 from flax_transformers.training.config import Evaluation
 from flax_transformers.training.loop import train
@@ -33,7 +33,7 @@ def main() -> int:
             os.kill(os.getpid(), getattr(signal, sys.argv[4]))
         return {}
 
-    outcome = train(config, prepare_text(config.data), workdir, [interrupt])
+    outcome = train(config, prepare(config.data), workdir, [interrupt])
     return 42 if outcome.preempted else 0
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import flax_transformers as ft
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
-from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.dataset import prepare
 from flax_transformers.errors import UserError
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.t5 import T5Config
@@ -80,7 +80,7 @@ def test_a_run_starts_from_the_weights_it_is_given_and_draws_the_heads_they_lack
         optimizer=AdamW(learning_rate=1e-30),
         init_from=str(tmp_path / "bert"),
     )
-    prepared = prepare_text(config.data)
+    prepared = prepare(config.data)
 
     def initial(mesh):
         return initial_parameters(config.init_from, config.model, mesh, config.seed)

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
-from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.dataset import prepare
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.held_out import held_out_evaluator
 from flax_transformers.monitoring.metrics import read_metrics
@@ -38,7 +38,7 @@ def config_for(corpus, **changes):
 
 
 def run(config, workdir, evaluate=False):
-    prepared = prepare_text(config.data)
+    prepared = prepare(config.data)
     evaluators = [held_out_evaluator(config, prepared)] if evaluate else []
     return train(config, prepared, workdir, evaluators)
 

@@ -17,7 +17,7 @@ from flax_transformers import runtime
 from flax_transformers.checkpointing.manager import find_checkpoint
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import FORMAT, from_json, to_json
-from flax_transformers.data.dataset import open_dataset, verify
+from flax_transformers.data.dataset import open_dataset
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.pretrained import load_pretrained
@@ -92,7 +92,7 @@ def test_the_state_is_restored_bit_for_bit(old, name):
 def test_the_store_opens_where_it_was_moved_to_and_is_intact(old, name):
     config = config_of(old, name)
     prepared = open_dataset(config.data)
-    verify(prepared)
+    prepared.verify()
     workdir = old / name / "run"
     meta = find_checkpoint(workdir).meta
     check_meta(meta, runtime.with_label_names(config, prepared), prepared, epath.Path(workdir))

@@ -15,7 +15,7 @@ from flax_transformers.checkpointing.manager import (
     find_checkpoint,
     restore_arrays,
 )
-from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.dataset import prepare
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.testing import (
@@ -53,7 +53,7 @@ def spoil(monkeypatch):
 
 
 def train(config, workdir):
-    return loop.train(config, prepare_text(config.data), workdir)
+    return loop.train(config, prepare(config.data), workdir)
 
 
 def trained_on(workdir):

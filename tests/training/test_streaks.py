@@ -17,7 +17,7 @@ from flax_transformers.checkpointing.manager import (
     find_checkpoint,
     restore_arrays,
 )
-from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.dataset import prepare
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.parallel.mesh import make_mesh
@@ -56,7 +56,7 @@ def spoil(monkeypatch):
 def train(config, workdir, stop_at=None):
     """Trains; asked to stop (SIGTERM) after the step ``stop_at``."""
     if stop_at is None:
-        return loop.train(config, prepare_text(config.data), workdir)
+        return loop.train(config, prepare(config.data), workdir)
 
     def interrupt(snapshot):
         if snapshot.step == stop_at:
@@ -64,7 +64,7 @@ def train(config, workdir, stop_at=None):
         return {}
 
     asked = dataclasses.replace(config, evaluation=Evaluation(every_steps=stop_at, batch_size=16))
-    outcome = loop.train(asked, prepare_text(config.data), workdir, [interrupt])
+    outcome = loop.train(asked, prepare(config.data), workdir, [interrupt])
     assert (outcome.step, outcome.preempted) == (stop_at, True)
     return outcome
 
@@ -162,7 +162,7 @@ def test_a_run_whose_last_step_alone_is_skipped_keeps_its_result(config, spoil, 
 @pytest.mark.full
 def test_a_score_that_is_not_finite_at_the_end_is_an_error(config, tmp_path):
     config = dataclasses.replace(config, evaluation=Evaluation(every_steps=0, batch_size=16))
-    prepared = prepare_text(config.data)
+    prepared = prepare(config.data)
     for _ in range(2):  # the second time nothing is trained
         with pytest.raises(UserError, match="ended at step 12 with eval/loss not finite"):
             loop.train(config, prepared, tmp_path / "run", [lambda _: {"eval/loss": float("nan")}])

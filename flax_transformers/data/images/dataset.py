@@ -1,17 +1,18 @@
-"""Images for training: the settings, the prepared data, and examples cut out of them."""
+"""Images for training: the settings, the preparation, the prepared data and its examples."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 
 from flax_transformers import ranges
-from flax_transformers.data.config import DataConfig
+from flax_transformers.data.base import Compare, DataConfig, Dataset, Tokenizers
 from flax_transformers.data.images.augmentation import Augmentation, augmented, centre_crop
 from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.data.images.parts import (
@@ -25,19 +26,17 @@ from flax_transformers.data.images.parts import (
 )
 from flax_transformers.data.images.sources import open_images, own_held_out
 from flax_transformers.data.images.store import KIND, MANIFEST, ImageSplit, read_manifest
+from flax_transformers.data.pipeline.dummy import with_other
 from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.prepare.cached_stores import cache_directory
-from flax_transformers.data.prepare.store_locks import (
-    Compare,
-    Corpus,
-    claim,
-    refuse_changed,
-    refuse_other,
+from flax_transformers.data.prepare.origin import (
+    Origin,
+    require_same_settings,
+    require_same_source,
     source_settings,
     without_paths,
 )
-from flax_transformers.data.prepare.text import cores
-from flax_transformers.data.prepare.workers import require_job
+from flax_transformers.data.prepare.runner import StorePreparation, cores
 from flax_transformers.data.store.files import StoreReader, digest
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
@@ -46,53 +45,133 @@ from flax_transformers.objectives.images import ImageSpec
 from flax_transformers.ranges import Ranges
 from flax_transformers.storage.file_hashes import NamedFiles, content_digest, sizes_digest
 from flax_transformers.storage.folders import LocalFolder
-from flax_transformers.storage.locks import exclusive_lock, shared_lock
+from flax_transformers.storage.locks import exclusive_lock
 
 DEFAULT_FRACTION = 0.02
-"""Held out where the source has no split for it and nothing else is said."""
-_FEW = 8192  # images that are not worth starting processes for
+"""Fraction held out by default if the source has no split for evaluation."""
+_FEW = 8192  # images that one process checks faster than several start
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData(DataConfig):
-    """Images for training and for evaluation. Large collections are read where they lie."""
+    """Images for training and evaluation. Image files are not copied into the store."""
 
     source: ImageSource
     """The images."""
 
     validation_source: ImageSource | None = None
-    """Images of their own for evaluation; then none of ``source`` are held out."""
+    """Separate images for evaluation; then none of ``source`` are held out."""
 
     validation_fraction: float | None = None
-    """Share of images held out for evaluation, drawn by a hash of their bytes: exact duplicates
-    stay on one side. None: the source's own "validation" or "test" split, and 0.02 of the images
-    where it has neither. 0 holds out nothing."""
+    """Fraction of images held out for evaluation, chosen by a hash of their bytes: exact duplicates
+    stay in one split. None: the source's "validation" or "test" split, or 0.02 of the images if it
+    has neither. 0 holds out nothing."""
 
     channels: int = 3
-    """3 for colour, 1 for grey; images of the other kind are converted."""
+    """3 for RGB, 1 for greyscale; other images are converted."""
 
     crop_fraction: float = 0.875
-    """How much of an image's shorter side evaluation sees, resized to the model's size; 1 for
-    images that have that size already."""
+    """Fraction of an image's shorter side in the centre crop of evaluation, which is resized to the
+    model's size; 1 for images that have that size already."""
 
     augmentation: Augmentation = field(default_factory=Augmentation)
-    """Random changes to training images."""
+    """Random augmentation of training images."""
 
     shards: int = 64
-    """Parts in which images are checked (fewer of few images), and so the unit of resumption. What
-    the store holds does not depend on it."""
+    """Number of parts in which images are checked (fewer for few images), and so the unit of
+    resumption. The content of the store does not depend on it."""
 
     RANGES: ClassVar[Ranges] = {"crop_fraction": ranges.numbers(0, 1, above=True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.channels not in (1, 3):
-            raise UserError(f"data.channels is {self.channels}; give 3 for colour or 1 for grey")
+            raise UserError(f"data.channels is {self.channels}; give 3 for RGB or 1 for greyscale")
+
+    @property
+    def image_channels(self) -> int:
+        return self.channels
+
+    @property
+    def held_out(self) -> tuple[ImageSource | None, float]:
+        """The source of images for evaluation, or else the fraction of ``source`` to hold out."""
+        if self.validation_source is not None:
+            return self.validation_source, 0.0
+        if self.validation_fraction is not None:
+            return None, self.validation_fraction
+        own = own_held_out(self.source)
+        if own is None:
+            return None, DEFAULT_FRACTION
+        return replace(self.source, split=own), 0.0
+
+    @property
+    def origin(self) -> Origin:
+        """What the image store is made from."""
+        defaults = ImageData(
+            source=ImageSource(""),
+            validation_source=None if self.validation_source is None else ImageSource(""),
+        )
+        return Origin(
+            path=self.source.path,
+            settings=self.store_settings() | {"shards": self.shards},
+            defaults=defaults.store_settings() | {"shards": defaults.shards},
+            sizes=partial(self._hash_of_all, sizes_digest),
+            content=partial(self._hash_of_all, content_digest),
+        )
+
+    def store_settings(self) -> dict[str, Any]:
+        """The settings that the content of the store depends on."""
+        other = self.validation_source
+        settings: dict[str, Any] = {
+            "source": source_settings(self.source),
+            "validation_source": None if other is None else source_settings(other),
+            "validation_fraction": self.validation_fraction,
+        }
+        for source in (settings["source"], settings["validation_source"]):
+            if source is not None:
+                del source["label_names"]
+        return without_paths(settings)
+
+    def _hash_of_all(self, find: Callable[[NamedFiles], str]) -> str:
+        validation, _ = self.held_out
+        sources = [self.source, *([validation] if validation is not None else [])]
+        return digest({"images": [find(open_images(one).files()) for one in sources]})
+
+    def preparation(
+        self,
+        output: str | os.PathLike[str] | None = None,
+        of_run: Tokenizers = MappingProxyType({}),
+    ) -> ImagePreparation:
+        open_images.cache_clear()  # files may have changed since they were opened
+        origin = self.origin
+        path = os.fspath(output or self.store or self._default_directory(origin))
+        if "://" in path:
+            raise UserError(f"An image store must be a local folder, and {path} is not; name one.")
+        folder = LocalFolder(os.path.abspath(path))
+        return ImagePreparation(folder=folder, origin=origin, shards=self.shards, data=self)
+
+    def _default_directory(self, origin: Origin) -> str:
+        def identity() -> str:
+            return digest({"settings": self.store_settings(), "content": origin.content()})
+
+        return cache_directory({"images": origin}, identity)
+
+    def check_objective(self, objective: str, spec: WindowSpec) -> None:
+        if not isinstance(spec, ImageSpec):
+            raise UserError(
+                f"objective {objective} learns from text, but data is a {type(self).__name__}; "
+                "choose another objective, or other data"
+            )
+
+    def dummy_example(self, spec: WindowSpec, token: int) -> dict[str, np.ndarray]:
+        image = np.zeros((spec.length, spec.length, self.channels), np.uint8)
+        example: dict[str, np.ndarray] = {"image": image, "label": np.zeros((), np.int32)}
+        return with_other(example) if spec.other else example
 
 
 @dataclass(frozen=True)
 class PreparedImages:
-    """Images in an image store (a `Dataset`). ``validation`` is None where nothing is held out."""
+    """Images in an image store (a `Dataset`). ``validation`` is None if nothing is held out."""
 
     directory: str
     data: ImageData
@@ -107,6 +186,10 @@ class PreparedImages:
     @property
     def known_as(self) -> tuple[str, ...]:
         return ()
+
+    @property
+    def num_tokens(self) -> int:
+        return 0
 
     @property
     def summary(self) -> str:
@@ -126,8 +209,16 @@ class PreparedImages:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """As many entries as there are classes."""
+        """One entry for each class."""
         return Vocabulary(size=len(self.label_names), pad_id=0)
+
+    @property
+    def components(self) -> tuple[tuple[str, Dataset], ...]:
+        return (("", self),)
+
+    @property
+    def held_out_fingerprint(self) -> str | None:
+        return None if self.validation is None else self.validation.fingerprint
 
     def examples(self, split: Split, spec: WindowSpec) -> ImageExamples | None:
         images = self.train if split == "train" else self.validation
@@ -140,13 +231,23 @@ class PreparedImages:
             )
         return ImageExamples(images, spec, self.data, training=split == "train")
 
+    def fitted(self, vocab_size: int, pad_id: int, target_vocab_size: int) -> PreparedImages:
+        return self
+
+    def verify(self) -> None:
+        for split in filter(None, (self.train, self.validation)):
+            split.verify()
+
+    def print_report(self) -> None:
+        """``skipped.txt`` in the store names the images that were left out."""
+
 
 @dataclass(frozen=True)
 class ImageExamples(Examples):
     """One split as raw examples: ``image`` uint8 [side, side, channels] and ``label`` int32 [].
 
-    In training images are augmented, and with ``ImageSpec.other`` come ``other_image`` and
-    ``other_label``, any image of the split, drawn and augmented with the same generator.
+    Training images are augmented. With ``ImageSpec.other``, ``other_image`` and ``other_label`` are
+    a random image of the split, augmented with the same generator.
     """
 
     images: ImageSplit
@@ -176,191 +277,76 @@ class ImageExamples(Examples):
         return np.array(self.images.labels[index], np.int32)
 
 
-def prepare_images(
-    data: ImageData,
-    output: str | os.PathLike[str] | None = None,
-    *,
-    processes: int | None = None,
-    compare: Compare = "sizes",
-) -> PreparedImages:
-    """Checks every image of ``data`` once and notes where it is, or opens what was prepared.
+@dataclass(frozen=True, kw_only=True)
+class ImagePreparation(StorePreparation[PreparedImages, ImageJob]):
+    """How an image store is prepared: every image is checked once and its location noted.
 
-    ``output`` goes before ``data.store``, ``processes`` before ``data.prepare_processes``. Safe to
-    kill and to call again; a store is finished when its manifest is there. Images that cannot be
-    decoded or have no label are left out, counted and named. A finished store is enough; with
-    ``compare`` images that are at hand must have the same names and sizes. Raises UserError for a
-    source that is not there, nothing to hold out, and a folder that holds another store.
+    Images that cannot be decoded or have no label are left out, counted and named. Raises UserError
+    if the source does not exist, nothing is held out although asked for, or the folder contains
+    another store.
     """
-    folder, made = _folder(data, output), False
-    if not folder.exists(MANIFEST):
-        with exclusive_lock(folder):
-            made = not folder.exists(MANIFEST)
-            if made:
-                job = _begun(folder, data)
-                count = processes or _processes(job, data)
-                write_parts(job, range(len(job.parts())), count)
-                finish(job, count, _corpus_of(data), _origin(data))
-    if not made and has_parts(folder):
-        with exclusive_lock(folder):
-            remove_parts(folder)
-    return _open(folder, data, verified=made, compare="nothing" if made else compare)
 
+    kind: ClassVar[str] = KIND
+    manifest: ClassVar[str] = MANIFEST
 
-def begin_images(data: ImageData, output: str | os.PathLike[str] | None = None) -> None:
-    """Claims the folder for these images, so that jobs with others are refused."""
-    folder = _folder(data, output)
-    if not folder.exists(MANIFEST):
-        with exclusive_lock(folder):
-            _begun(folder, data)
+    data: ImageData
 
+    def count_processes(self, *, whole: bool) -> int:
+        validation, _ = self.data.held_out
+        if validation is not None:
+            check_classes(self.data.source, validation)
+        opened = [open_images(one) for one in (self.data.source, validation) if one is not None]
+        encoded = any(images.shape is None for images in opened)
+        many = sum(len(images) for images in opened) > _FEW
+        return self.data.prepare_processes or (cores() if encoded and many else 1)
 
-def prepare_image_parts(
-    data: ImageData, output: str | os.PathLike[str] | None, job: int, jobs: int
-) -> PreparedImages | None:
-    """One job's share of the parts in which images are checked: those whose number % jobs == job.
+    def begin_job(self, claimed: dict[str, Any], processes: int) -> ImageJob:
+        return self.resume_job(claimed)
 
-    The job that finishes the last part also finishes the store, and it is given out; before, None.
-    A job may be killed and run again, or twice at once. Raises UserError where there are more jobs
-    than shards, and as `prepare_images` does.
-    """
-    require_job(job, jobs, data.shards)
-    folder = _folder(data, output)
-    if not folder.exists(MANIFEST):
-        with shared_lock(folder):
-            if folder.exists(MANIFEST):  # finished by another while this one waited
-                return _open(folder, data)
-            work = _begun(folder, data, by_size=True)
-            count = _processes(work, data)
-            write_parts(work, range(job, len(work.parts()), jobs), count)
-        if missing_parts(work) and not folder.exists(MANIFEST):
-            return None
-        with exclusive_lock(folder):
-            if not folder.exists(MANIFEST):
-                finish(work, count, _corpus_of(data), _origin(data))
-    return _open(folder, data)
-
-
-def _begun(folder: LocalFolder, data: ImageData, *, by_size: bool = False) -> ImageJob:
-    """Claims the folder; all that checking a part takes."""
-    validation, fraction = _held_out(data)
-    if validation is not None:
-        check_classes(data.source, validation)
-    claimed = claim(folder, _corpus_of(data), by_size=by_size)
-    return ImageJob(folder, data.source, validation, fraction, data.shards, claimed)
-
-
-def _processes(job: ImageJob, data: ImageData) -> int:
-    """As many as asked for, or as there are cores where there is something to decode."""
-    encoded = any(open_images(source).shape is None for source, _, _ in job.parts())
-    many = sum(stop - start for _, start, stop in job.parts()) > _FEW
-    return data.prepare_processes or (cores() if encoded and many else 1)
-
-
-def open_prepared_images(data: ImageData) -> PreparedImages:
-    """The finished store of ``data``. Raises UserError where there is none."""
-    folder = _folder(data, None)
-    if not folder.exists(MANIFEST):
-        raise UserError(
-            f"There is no finished image store in {folder.path}; run `flax-transformers prepare` "
-            "with the same config first, in one process."
+    def resume_job(self, claimed: dict[str, Any]) -> ImageJob:
+        validation, fraction = self.data.held_out
+        return ImageJob(
+            self.folder, self.data.source, validation, fraction, self.data.shards, claimed
         )
-    return _open(folder, data)
 
+    def write_share(self, job: ImageJob, number: int, jobs: int, processes: int) -> None:
+        write_parts(job, range(number, len(job.parts()), jobs), processes)
 
-def _folder(data: ImageData, output: str | os.PathLike[str] | None) -> LocalFolder:
-    open_images.cache_clear()  # files may have changed since they were opened
-    path = os.fspath(output or data.store or _default_directory(data))
-    if "://" in path:
-        raise UserError(f"An image store is a local folder, which {path} is not; name another.")
-    return LocalFolder(os.path.abspath(path))
+    def is_complete(self, job: ImageJob) -> bool:
+        return not missing_parts(job)
 
+    def finish(self, job: ImageJob, processes: int) -> None:
+        finish(job, processes, self.origin, self.data.store_settings())
 
-def _default_directory(data: ImageData) -> str:
-    """Below the user's cache directory, named after the images and the settings."""
-    corpus = _corpus_of(data)
+    def run(self, compare: Compare = "sizes") -> PreparedImages:
+        if self.is_finished() and has_parts(self.folder):  # the job that finished it was killed
+            with exclusive_lock(self.folder):
+                remove_parts(self.folder)
+        return super().run(compare)
 
-    def identity() -> str:
-        return digest({"settings": _origin(data), "content": corpus.content()})
-
-    return cache_directory({"images": corpus}, identity)
-
-
-def _corpus_of(data: ImageData) -> Corpus:
-    """What the image store of ``data`` is made from."""
-    defaults = ImageData(
-        source=ImageSource(""),
-        validation_source=None if data.validation_source is None else ImageSource(""),
-    )
-    return Corpus(
-        path=data.source.path,
-        settings=_origin(data) | {"shards": data.shards},
-        defaults=_origin(defaults) | {"shards": defaults.shards},
-        sizes=partial(_of_sources, data, sizes_digest),
-        content=partial(_of_sources, data, content_digest),
-    )
-
-
-def _of_sources(data: ImageData, find: Callable[[NamedFiles], str]) -> str:
-    validation, _ = _held_out(data)
-    sources = [data.source, *([validation] if validation is not None else [])]
-    return digest({"images": [find(open_images(one).files()) for one in sources]})
-
-
-def _held_out(data: ImageData) -> tuple[ImageSource | None, float]:
-    """The source of images for evaluation, or else the share of ``source`` that is held out."""
-    if data.validation_source is not None:
-        return data.validation_source, 0.0
-    if data.validation_fraction is not None:
-        return None, data.validation_fraction
-    own = own_held_out(data.source)
-    if own is None:
-        return None, DEFAULT_FRACTION
-    fields = {**vars(data.source), "split": own}
-    return ImageSource(**fields), 0.0
-
-
-def _origin(data: ImageData) -> dict[str, Any]:
-    """The settings that what a store holds depends on."""
-    other = data.validation_source
-    settings: dict[str, Any] = {
-        "source": source_settings(data.source),
-        "validation_source": None if other is None else source_settings(other),
-        "validation_fraction": data.validation_fraction,
-    }
-    for source in (settings["source"], settings["validation_source"]):
-        if source is not None:
-            del source["label_names"]
-    return without_paths(settings)
-
-
-def _open(
-    folder: LocalFolder, data: ImageData, *, verified: bool = False, compare: Compare = "nothing"
-) -> PreparedImages:
-    open_images.cache_clear()  # what was opened to prepare is not needed to train
-    manifest = read_manifest(folder)
-    try:
-        origin = {"settings": {**manifest["origin"], "shards": data.shards}}
-        classes = tuple(map(str, manifest["classes"]))
-    except (KeyError, TypeError) as error:
-        raise StoreReader(folder, KIND).damaged(MANIFEST, f"it has no {error}") from error
-    refuse_other(folder, origin, _corpus_of(data))
-    refuse_changed(folder, manifest.get("corpus", {}), _corpus_of(data), compare)
-    names = data.source.label_names or classes
-    if len(names) != len(classes):
-        raise UserError(
-            f"data.source.label_names has {len(names)} names, but there are {len(classes)} "
-            "classes; name them all."
+    def read_store(self, *, verified: bool, compare: Compare) -> PreparedImages:
+        open_images.cache_clear()  # training does not need what preparation opened
+        data, folder = self.data, self.folder
+        manifest = read_manifest(folder)
+        try:
+            settings = {**manifest["origin"], "shards": data.shards}
+            classes = tuple(map(str, manifest["classes"]))
+        except (KeyError, TypeError) as error:
+            raise StoreReader(folder, KIND).damaged(MANIFEST, f"it has no {error}") from error
+        require_same_settings(folder, {"settings": settings}, self.origin)
+        require_same_source(folder, manifest.get("corpus", {}), self.origin, compare)
+        names = data.source.label_names or classes
+        if len(names) != len(classes):
+            raise UserError(
+                f"data.source.label_names has {len(names)} names, but there are {len(classes)} "
+                "classes; name all of them."
+            )
+        held_out = data.validation_source or data.source
+        train = ImageSplit(folder.path, "train", manifest, data.source.path)
+        validation = ImageSplit(folder.path, "validation", manifest, held_out.path)
+        if data.verify and not verified:
+            train.verify()
+            validation.verify()
+        return PreparedImages(
+            folder.path, data, names, train, validation if len(validation) else None
         )
-    held_out = data.validation_source or data.source
-    train = ImageSplit(folder.path, "train", manifest, data.source.path)
-    validation = ImageSplit(folder.path, "validation", manifest, held_out.path)
-    if data.verify and not verified:
-        train.verify()
-        validation.verify()
-    return PreparedImages(
-        folder.path,
-        data,
-        names,
-        train,
-        validation if len(validation) else None,
-    )

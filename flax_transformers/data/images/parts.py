@@ -1,13 +1,12 @@
-"""Source to image store: images are checked in parts, by any number of processes and machines.
+"""Checks images in parts, and builds the image store from them.
 
-Every step ends in a rename and is skipped when found done, so a run that was killed goes on where
-it stopped. What the store holds does not depend on who made which part, nor on how many there are:
+Files in the order in which they are written (see `prepare.runner`):
 
-    corpus.json     what the parts are made from; anything else is refused from then on
-    parts/N.items   what the store holds of the images of part N, one behind the other
-    parts/N.npz     their labels, where each ends, digests of the images, and which are left out
-    parts/N.json    digests of both files, written when they are in place
-    manifest.json   last, after every part was read again and compared; then parts are removed
+    corpus.json     what the parts are made from
+    parts/N.items   the items of the images of part N, concatenated
+    parts/N.npz     their labels, the end of each item, hashes of the images, and which are left out
+    parts/N.json    checksums of both files, written after them
+    manifest.json   last, after every part was verified; then the parts are removed
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,27 +32,29 @@ from flax_transformers.data.images.store import (
     image_digest,
     source_json,
 )
-from flax_transformers.data.prepare.store_locks import Corpus, require_unchanged
+from flax_transformers.data.prepare.origin import Origin, require_unchanged
+from flax_transformers.data.prepare.runner import read_record
 from flax_transformers.data.prepare.workers import Note, for_each_run
 from flax_transformers.data.store.files import StoreArray, StoreReader, digest, sealed, to_json
 from flax_transformers.data.store.token_store import SPLITS, Split
 from flax_transformers.errors import UserError
-from flax_transformers.storage.folders import LocalFolder, writing
+from flax_transformers.storage.file_hashes import HashedFile, record_of
+from flax_transformers.storage.folders import Folder, writing
 
 _PARTS = "parts/"
-_LEAST = 512  # images that are worth a part of their own
-_BLOCK = 64  # images between two looks at the progress
+_LEAST = 512  # images per part at least
+_BLOCK = 64  # images between progress reports
 
 
 @dataclass(frozen=True)
 class ImageJob:
-    """All that checking a part takes. ``claimed`` is the record of what the folder was claimed for.
+    """What checking a part takes. ``claimed`` is the record of `origin.claim`.
 
-    ``validation`` is a source of its own for evaluation; without it, ``fraction`` of the images
-    are held out by a hash of their bytes, so that equal ones stay on one side.
+    ``validation``: a separate source for evaluation; without it, ``fraction`` of the images are
+    held out by a hash of their bytes, so that equal images stay in one split.
     """
 
-    folder: LocalFolder
+    folder: Folder
     source: ImageSource
     validation: ImageSource | None
     fraction: float
@@ -63,11 +63,11 @@ class ImageJob:
 
     @property
     def made_from(self) -> str:
-        """What a part has to be made from to count as done."""
+        """What a part has to be made from to count as finished."""
         return digest(self.claimed)
 
     def parts(self) -> list[tuple[ImageSource, int, int]]:
-        """Source, first and last but one image of each part; those for evaluation come last."""
+        """Source, first image and end of each part; parts for evaluation come last."""
         sources = [self.source] if self.validation is None else [self.source, self.validation]
         parts: list[tuple[ImageSource, int, int]] = []
         for source in sources:
@@ -79,18 +79,18 @@ class ImageJob:
 
 
 class _Part(NamedTuple):
-    """A part that is done: images in order; those left out have a problem and an empty item."""
+    """A finished part: images in order; those left out have an empty item."""
 
     items: StoreArray
     ends: np.ndarray
     labels: np.ndarray
     digests: np.ndarray
     skipped: list[str]
-    """A line for each that is left out."""
+    """A line for each image that is left out."""
     usable: np.ndarray
 
     def images(self) -> Iterator[tuple[np.ndarray, int, bytes]]:
-        """Item, label and digest of those that are not left out."""
+        """Item, label and hash of the images that are not left out."""
         starts = np.concatenate([np.zeros(1, np.int64), self.ends])
         for number in np.flatnonzero(self.usable):
             item = self.items.read(int(starts[number]), int(starts[number + 1]))
@@ -98,13 +98,13 @@ class _Part(NamedTuple):
 
 
 def check_part(job: ImageJob, number: int, note: Note) -> None:
-    """Reads and decodes the images of one part, and writes what the store holds of them."""
+    """Reads and decodes the images of one part, and writes what the store keeps of them."""
     source, start, stop = job.parts()[number]
     images = open_images(source)
-    labels, ends, digests, usable, skipped, end = [], [], [], [], [], 0
+    labels, ends, digests, usable, skipped = [], [], [], [], []
     path = job.folder.temporary(f"{_name(number)}.items")
-    content = hashlib.sha256()
-    with writing(job.folder.path), open(path, "wb") as file:
+    with writing(job.folder.path):
+        file = HashedFile(path)
         for count, (place, raw, label) in enumerate(images.read(start, stop), 1):
             problem = _problem(raw, label, len(images.classes), images.shape is None)
             item = place.encode("utf-8", "surrogateescape") if images.in_place else raw
@@ -112,16 +112,13 @@ def check_part(job: ImageJob, number: int, note: Note) -> None:
                 skipped.append(f"{place} {problem}")
                 item = b""
             file.write(item)
-            content.update(item)
-            end += len(item)
-            ends.append(end)
+            ends.append(file.size)
             labels.append(label)
             usable.append(problem is None)
             digests.append(np.frombuffer(image_digest(raw), np.uint8))
             if count % _BLOCK == 0 or start + count == stop:
                 note((count - 1) % _BLOCK + 1, 0)
-        file.flush()
-        os.fsync(file.fileno())
+        items = file.finish(lasting=True)
     job.folder.publish(path, f"{_name(number)}.items")
     arrays = io.BytesIO()
     np.savez(
@@ -135,14 +132,14 @@ def check_part(job: ImageJob, number: int, note: Note) -> None:
     job.folder.write(f"{_name(number)}.npz", arrays.getvalue())
     record = {
         "made_from": job.made_from,
-        "items": content.hexdigest(),
-        "arrays": hashlib.sha256(arrays.getvalue()).hexdigest(),
+        "items": items.sha256,
+        "arrays": record_of([arrays.getvalue()]).sha256,
     }
     job.folder.write(f"{_name(number)}.json", to_json(record))
 
 
 def _problem(raw: bytes, label: int, classes: int, encoded: bool) -> str | None:
-    """Why an image is left out."""
+    """Why an image is left out; None if it is not."""
     if not 0 <= label < classes:
         return "has no label"
     if encoded:
@@ -158,22 +155,18 @@ def _name(number: int) -> str:
 
 
 def missing_parts(job: ImageJob) -> list[int]:
-    """Numbers of the parts that are not done; those made from something else are not."""
+    """Numbers of the parts that are missing or were made from something else."""
     return [number for number in range(len(job.parts())) if _record(job, number) is None]
 
 
-def _record(job: ImageJob, number: int) -> dict[str, str] | None:
-    try:
-        record = json.loads(job.folder.read(f"{_name(number)}.json"))
-        return record if record["made_from"] == job.made_from else None
-    except (FileNotFoundError, ValueError, TypeError, KeyError):  # absent or damaged: not done
-        return None
+def _record(job: ImageJob, number: int) -> dict[str, Any] | None:
+    return read_record(job.folder, f"{_name(number)}.json", job.made_from)
 
 
 def write_parts(job: ImageJob, parts: Sequence[int], processes: int) -> None:
-    """Brings those of ``parts`` into being that are missing."""
+    """Writes those of ``parts`` that are missing."""
     if any(open_images(source).shape is None for source, _, _ in job.parts()):
-        pillow()  # without it every image would be left out
+        pillow()  # raises if it is not installed, rather than leaving out every image
     missing = [number for number in missing_parts(job) if number in set(parts)]
     work, runs = partial(_check_parts, job), [[number] for number in missing]
     for_each_run(work, runs, processes, done="checked", total=len(parts), unit="images")
@@ -185,11 +178,11 @@ def _check_parts(job: ImageJob, numbers: Sequence[int], note: Note) -> None:
         note(shards=1)
 
 
-def finish(job: ImageJob, processes: int, corpus: Corpus, origin: dict[str, Any]) -> None:
-    """Reads all parts again and makes a store of them. Raises UserError where a split stays empty,
-    and where the images are no longer those of ``corpus``.
+def finish(job: ImageJob, processes: int, origin: Origin, settings: dict[str, Any]) -> None:
+    """Verifies all parts and builds the store from them. Raises UserError if a split is empty, and
+    if the images changed since the folder was reserved.
 
-    A part whose files do not agree with their digests is made once more.
+    A part whose files do not match their checksums is written once more.
     """
     folder, classes = job.folder, open_images(job.source).classes
     with writing(folder.path):
@@ -205,7 +198,7 @@ def finish(job: ImageJob, processes: int, corpus: Corpus, origin: dict[str, Any]
             skipped += part.skipped
         counts = {split: len(writer.labels) for split, writer in writers.items()}
         _check_counts(job, counts, len(skipped))
-        require_unchanged(folder, corpus, job.claimed)
+        require_unchanged(folder, origin, job.claimed)
         origins = {"train": job.source, "validation": job.validation or job.source}
         splits = {split: writers[split].finish(origins[split]) for split in SPLITS}
     finally:
@@ -214,7 +207,7 @@ def finish(job: ImageJob, processes: int, corpus: Corpus, origin: dict[str, Any]
     folder.write(SKIPPED, "".join(f"{line}\n" for line in skipped).encode("utf-8", "replace"))
     manifest = {
         "format": FORMAT,
-        "origin": origin,
+        "origin": settings,
         "corpus": {"sizes": job.claimed["sizes"]},
         "classes": list(classes),
         "skipped": len(skipped),
@@ -230,13 +223,13 @@ def finish(job: ImageJob, processes: int, corpus: Corpus, origin: dict[str, Any]
     )
 
 
-def has_parts(folder: LocalFolder) -> bool:
-    """Whether parts are there, which a finished store has only if its last job was killed."""
+def has_parts(folder: Folder) -> bool:
+    """Whether parts exist, which a finished store has only if its last job was killed."""
     return bool(folder.names(_PARTS))
 
 
-def remove_parts(folder: LocalFolder) -> None:
-    """Gives back the room that parts took; a finished store does not need them."""
+def remove_parts(folder: Folder) -> None:
+    """Removes the parts; a finished store does not need them."""
     for name in folder.names(_PARTS):
         folder.delete(name)
 
@@ -252,7 +245,7 @@ def _read_or_make(job: ImageJob, number: int, processes: int) -> _Part:
 
 
 def _read(job: ImageJob, number: int) -> _Part:
-    """A part, compared with its digests. Raises UserError where it is missing or differs."""
+    """A verified part. Raises UserError if it is missing or damaged."""
     record, name = _record(job, number), _name(number)
     store = StoreReader(job.folder, "unfinished image store")
     try:
@@ -262,7 +255,7 @@ def _read(job: ImageJob, number: int) -> _Part:
     except OSError as error:
         raise UserError(f"{job.folder.path}/{name} cannot be read ({error}).") from error
     written = store.record(f"{name}.items")
-    found = {"items": written.sha256, "arrays": hashlib.sha256(arrays).hexdigest()}
+    found = {"items": written.sha256, "arrays": record_of([arrays]).sha256}
     for kind, sha256 in found.items():
         if sha256 != record[kind]:
             raise UserError(f"{job.folder.path}/{name} does not match its recorded sha256.")
@@ -276,34 +269,29 @@ def _read(job: ImageJob, number: int) -> _Part:
 class _SplitWriter:
     """Writes the files of one split, item after item."""
 
-    def __init__(self, folder: LocalFolder, split: Split) -> None:
+    def __init__(self, folder: Folder, split: Split) -> None:
         self._folder, self._split = folder, split
-        self._path = folder.temporary(f"{split}/items")
-        self._file = open(self._path, "wb")  # noqa: SIM115 (closed by close)
-        self._content, self._digest = hashlib.sha256(), hashlib.sha256()
+        self._items = HashedFile(folder.temporary(f"{split}/items"))
+        self._fingerprint = hashlib.sha256()
         self.labels: list[int] = []
         self._ends: list[int] = []
         self._digests = bytearray()
-        self._end = 0
 
     def add(self, item: np.ndarray, label: int, digest: bytes) -> None:
         with writing(self._folder.path):
-            self._file.write(item.data)
-        self._content.update(item.data)
-        self._end += len(item)
-        self._ends.append(self._end)
+            self._items.write(item.data)
+        self._ends.append(self._items.size)
         self.labels.append(label)
         self._digests += digest
-        self._digest.update(digest + label.to_bytes(4, "little"))
+        self._fingerprint.update(digest + label.to_bytes(4, "little"))
 
     def finish(self, source: ImageSource) -> dict[str, Any]:
-        """Moves the files to their names; the fingerprint is of all images and labels in order."""
+        """Moves the files to their names and returns the manifest's entry of the split. The
+        fingerprint is of all images and labels in order."""
         with writing(self._folder.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._folder.publish(self._path, f"{self._split}/items")
+            files = {"items": asdict(self._items.finish(lasting=True))}
+        self._folder.publish(self._items.path, f"{self._split}/items")
         images = open_images(source)
-        files = {"items": {"bytes": self._end, "sha256": self._content.hexdigest()}}
         contents = {
             "labels": np.array(self.labels, "<i4").tobytes(),
             "ends": np.array(self._ends, "<i8").tobytes(),
@@ -311,10 +299,10 @@ class _SplitWriter:
         }
         for kind, content in contents.items():
             self._folder.write(f"{self._split}/{kind}", content)
-            files[kind] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            files[kind] = asdict(record_of([content]))
         return {
             "images": len(self.labels),
-            "fingerprint": self._digest.hexdigest(),
+            "fingerprint": self._fingerprint.hexdigest(),
             "files": files,
             "shape": images.shape,
             "in_place": images.in_place,
@@ -322,11 +310,12 @@ class _SplitWriter:
         }
 
     def close(self) -> None:
-        self._file.close()
+        """Removes the file of items unless it was finished."""
+        self._items.discard()
 
 
 def check_classes(source: ImageSource, validation: ImageSource) -> None:
-    """Raises UserError where images for evaluation have other classes."""
+    """Raises UserError if the images for evaluation have other classes."""
     train, held_out = open_images(source).classes, open_images(validation).classes
     if held_out != train[: len(held_out)]:
         raise UserError(

@@ -32,7 +32,7 @@ from flax_transformers.data.store.files import (
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
 from flax_transformers.storage.file_hashes import FileRecord
-from flax_transformers.storage.folders import LocalFolder
+from flax_transformers.storage.folders import Folder, LocalFolder
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -176,14 +176,14 @@ def source_json(source: ImageSource) -> dict[str, str]:
     return fields
 
 
-def read_manifest(folder: LocalFolder) -> dict[str, Any]:
+def read_manifest(folder: Folder) -> dict[str, Any]:
     """The manifest of a finished store. Raises UserError for one that is damaged or of another
     format."""
     converters = {2: functools.partial(_from_format_2, folder)}
     return StoreReader(folder, KIND).manifest(MANIFEST, FORMAT, converters)
 
 
-def _from_format_2(folder: LocalFolder, manifest: dict[str, Any]) -> dict[str, Any]:
+def _from_format_2(folder: Folder, manifest: dict[str, Any]) -> dict[str, Any]:
     """Format 2 had digests of the files alone: no sizes, no ``digests`` of images."""
     for split, record in manifest["splits"].items():
         items = os.path.join(folder.path, split, "items")

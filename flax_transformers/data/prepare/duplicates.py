@@ -1,8 +1,8 @@
-"""Documents that repeat an earlier one, found in one pass over the corpus in bounded memory.
+"""Finds documents that repeat an earlier one, in one pass over the corpus and in bounded memory.
 
-First every shard writes the 128-bit hashes of its documents, in any order and by any process; then
-equal hashes are looked for, a slice of all hashes at a time, and the repeats of each shard written.
-The first of its kind in the corpus stays, so what is found depends on nothing but the corpus.
+First the 128-bit hashes of the documents of each shard are written, in any order and by any
+process; then equal hashes are searched, a slice of all hashes at a time, and the repeats of each
+shard written. The first occurrence in the corpus is kept, so the result depends on the corpus only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from flax_transformers.data.config import TextData
+from flax_transformers.data.prepare.corpus import Corpus
 from flax_transformers.data.prepare.filters import let_in
 from flax_transformers.data.prepare.workers import Note, for_each_run
 from flax_transformers.data.sources.documents import Counts, Document
@@ -25,41 +25,37 @@ from flax_transformers.errors import UserError
 from flax_transformers.storage.folders import Folder
 
 FOUND = "duplicates/by_shard"
-"""The last file to be written. Its name is not that of versions that dealt documents otherwise."""
-HASH = np.dtype([("high", "<u8"), ("low", "<u8"), ("place", "<i8")])
-_BEFORE = 1 << 62  # places of validation documents are below 0, so that they come first
-_OF_SHARD = 1 << 40  # a place is the shard's number times this, and the number in the shard
-_NOTED = 1000  # documents between notes
-_AT_ONCE = 1 << 24  # hashes compared at once: some 800 MB with temporaries
+"""The last file written. Versions that sharded documents differently used another name."""
+HASH = np.dtype([("high", "<u8"), ("low", "<u8"), ("position", "<i8")])
+_BEFORE = 1 << 62  # positions of validation documents are negative, so that they come first
+_OF_SHARD = 1 << 40  # a position is the shard's number times this, plus the number in the shard
+_NOTED = 1000  # documents between progress reports
+_AT_ONCE = 1 << 24  # hashes compared at once: about 800 MB with temporary arrays
 
 
-def hash_shards(folder: Folder, data: TextData, tied: Sequence[bool], processes: int) -> None:
-    """Writes the hashes of the documents of those shards that have none yet."""
-    missing = [shard for shard in range(data.shards) if not folder.exists(_hashes(shard))]
-    work = partial(_hash_run, folder, data)
-    for_each_run(work, runs(missing, tied, processes), processes, done="hashed", total=data.shards)
+def hash_shards(folder: Folder, corpus: Corpus, processes: int) -> None:
+    """Writes the hashes of the documents of the shards that have none yet."""
+    missing = [shard for shard in range(corpus.shards) if not folder.exists(_hashes(shard))]
+    work, parts = partial(_hash_run, folder, corpus), runs(missing, corpus.tied_shards(), processes)
+    for_each_run(work, parts, processes, done="hashed", total=corpus.shards)
 
 
-def _hash_run(folder: Folder, data: TextData, run: Sequence[int], note: Note) -> None:
-    readers = [
-        (CorpusReader(source, run, data.shards), before)
-        for source, before in ((data.validation_source, _BEFORE), (data.source, 0))
-        if source is not None
-    ]
+def _hash_run(folder: Folder, corpus: Corpus, run: Sequence[int], note: Note) -> None:
+    readers = sorted(corpus.readers(run).items(), reverse=True)  # validation first
     for shard in run:
         rows = (
             row
-            for reader, before in readers
-            for row in _rows(reader, data, shard, shard * _OF_SHARD - before, note)
+            for split, reader in readers
+            for row in _rows(reader, corpus, shard, shard * _OF_SHARD - _before(split), note)
         )
         folder.write(_hashes(shard), _sealed(np.fromiter(rows, HASH)), lasting=False)
         note(shards=1)
 
 
 def _rows(
-    reader: CorpusReader, data: TextData, shard: int, first: int, note: Note
+    reader: CorpusReader, corpus: Corpus, shard: int, first: int, note: Note
 ) -> Iterator[tuple[int, int, int]]:
-    documents = let_in(reader.documents(shard, Counts()), data.filters, Counts())
+    documents = let_in(reader.documents(shard, Counts()), corpus.filters, Counts())
     for count, (number, document) in enumerate(documents, 1):
         yield *_hash(document), first + number
         if count % _NOTED == 0:
@@ -67,7 +63,7 @@ def _rows(
 
 
 def _hash(document: Document) -> tuple[int, int]:
-    """128 bits of the text with each run of whitespace as one space, and of the labels."""
+    """A 128-bit hash of the text, with each run of whitespace as one space, and of the labels."""
     texts = [document.text] if isinstance(document.text, str) else document.text
     content = "\0".join(" ".join(text.split()) for text in texts)
     labels = repr(document.labels) if document.labels else ""
@@ -79,7 +75,7 @@ def _hash(document: Document) -> tuple[int, int]:
 
 
 def find_duplicates(folder: Folder, shards: int) -> None:
-    """Compares the hashes of all shards and writes which documents are repeats, the last step."""
+    """Compares the hashes of all shards and writes which documents are repeats."""
     documents = sum(len(_unsealed(folder, _hashes(shard), HASH)) for shard in range(shards))
     slices = 1 + documents // _AT_ONCE
     found = []
@@ -98,32 +94,35 @@ def find_duplicates(folder: Folder, shards: int) -> None:
         folder.delete(_hashes(shard))
 
 
-def _of_shard(places: np.ndarray, shard: int, before: int) -> np.ndarray:
-    """Those of the places, which are sorted, that are a shard's."""
+def _of_shard(positions: np.ndarray, shard: int, before: int) -> np.ndarray:
+    """The positions, which are sorted, that belong to a shard."""
     borders = np.array([shard, shard + 1], np.int64) * _OF_SHARD - before
-    first, end = np.searchsorted(places, borders)
-    return places[first:end]
+    first, end = np.searchsorted(positions, borders)
+    return positions[first:end]
 
 
 def _repeats(rows: np.ndarray) -> np.ndarray:
-    """Places of the rows whose hash a row of an earlier place has too: int64 [n]."""
-    rows = rows[np.lexsort((rows["place"], rows["low"], rows["high"]))]
+    """Positions of the documents whose hash occurs at an earlier position: int64 [n]."""
+    rows = rows[np.lexsort((rows["position"], rows["low"], rows["high"]))]
     same = (rows["high"][1:] == rows["high"][:-1]) & (rows["low"][1:] == rows["low"][:-1])
-    return rows["place"][1:][same]
+    return rows["position"][1:][same]
 
 
-def repeated(folder: Folder, data: TextData, split: Split, shard: int) -> frozenset[int]:
-    """Numbers, in a shard of the source or the validation source, of the repeats."""
-    if not data.filters.drop_duplicates:
+def _before(split: Split) -> int:
+    return 0 if split == "train" else _BEFORE
+
+
+def repeated(folder: Folder, corpus: Corpus, split: Split, shard: int) -> frozenset[int]:
+    """The numbers of the repeats in a shard of the source or the validation source."""
+    if not corpus.filters.drop_duplicates:
         return frozenset()
-    before = 0 if split == "train" else _BEFORE
     try:
-        places = _unsealed(folder, _repeats_of(shard), np.dtype("<i8"))
+        positions = _unsealed(folder, _repeats_of(shard), np.dtype("<i8"))
     except UserError:
         folder.delete(FOUND)
         raise
-    mine = places[(places >= 0) == (split == "train")]
-    return frozenset((mine + before - shard * _OF_SHARD).tolist())
+    mine = positions[(positions >= 0) == (split == "train")]
+    return frozenset((mine + _before(split) - shard * _OF_SHARD).tolist())
 
 
 def _hashes(shard: int) -> str:
@@ -148,6 +147,6 @@ def _unsealed(folder: Folder, name: str, dtype: np.dtype) -> np.ndarray:
         folder.delete(name)
         raise UserError(
             f"The file {name} in {folder.path} was damaged and has been removed; run "
-            "`flax-transformers prepare` with --begin, or without --shard, to make it again."
+            "`flax-transformers prepare` with --begin, or without --shard, to write it again."
         )
     return np.frombuffer(body, dtype)

@@ -144,7 +144,7 @@ def write_report(folder: Folder, report: Mapping[str, Any]) -> None:
     folder.write(REPORT, to_json({"format": _FORMAT, **report}))
 
 
-def say_report(folder: Folder) -> None:
+def print_report(folder: Folder) -> None:
     """Prints what the report of a store has to say on stderr."""
     if lines := report_lines(folder):
         print(f"Report of the store in {folder.path}:", file=sys.stderr)

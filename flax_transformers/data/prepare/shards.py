@@ -1,9 +1,7 @@
-"""Tokenises the shards of a store, and reads them again to compare them with their digests."""
+"""Tokenizes the shards of a token store, and verifies them against their checksums."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,17 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from flax_transformers.data.config import TextData
+from flax_transformers.data.prepare.corpus import Corpus
 from flax_transformers.data.prepare.duplicates import repeated
 from flax_transformers.data.prepare.filters import let_in
 from flax_transformers.data.prepare.labels import Labeller, kept_label_names
 from flax_transformers.data.prepare.report import TextFindings
+from flax_transformers.data.prepare.runner import read_record
 from flax_transformers.data.prepare.shard_writer import ShardWriter
 from flax_transformers.data.prepare.workers import Note, for_each_run
 from flax_transformers.data.sources.documents import Counts, Document
-from flax_transformers.data.sources.read import CorpusReader, tied_shards
+from flax_transformers.data.sources.read import CorpusReader
 from flax_transformers.data.sources.sharding import DEALING, runs
-from flax_transformers.data.store.files import StoreReader, to_json
+from flax_transformers.data.store.files import StoreReader, digest, to_json
 from flax_transformers.data.store.token_store import (
     FORMAT,
     KIND,
@@ -43,7 +42,7 @@ from flax_transformers.storage.folders import Folder
 class FinishedShard:
     """One shard of every split. ``made_from`` is `StoreJob.made_from`.
 
-    ``left_out``: how many documents were not let in, by reason; see `Counts`. ``cut``: as there.
+    ``left_out``: number of documents that were left out, by reason; see `Counts`, also for ``cut``.
     ``tokenizers``: `TextFindings` of each tokenizer.
     """
 
@@ -56,14 +55,14 @@ class FinishedShard:
 
 @dataclass(frozen=True)
 class StoreJob:
-    """All that tokenising a shard takes; ``corpus`` is what the store was claimed for.
+    """What tokenizing a shard takes. ``claimed`` is the record of `origin.claim`.
 
-    ``target_tokenizer`` is that of the second side of pairs, where it is another one.
+    ``target_tokenizer``: the tokenizer of the second side of pairs, if it is another one.
     """
 
     folder: Folder
-    data: TextData
-    corpus: str
+    corpus: Corpus
+    claimed: dict[str, Any]
     tokenizer: Tokenizer
     target_tokenizer: Tokenizer | None = None
 
@@ -72,39 +71,40 @@ class StoreJob:
         """What a shard has to be made from to count as finished."""
         target = self.target_tokenizer
         targets = "" if target is None else f", target tokenizer {target.fingerprint}"
-        made_of = f"tokenizer {self.tokenizer.fingerprint}, corpus {self.corpus}{targets}"
+        corpus = digest(self.claimed)
+        made_of = f"tokenizer {self.tokenizer.fingerprint}, corpus {corpus}{targets}"
         return f"format {FORMAT}, {made_of}, dealt as in version {DEALING}"
 
     @property
     def vocab_size(self) -> int:
-        """Of the larger vocabulary, where there are two."""
+        """Size of the vocabulary, or of the larger of two."""
         target = self.target_tokenizer
         size = self.tokenizer.vocabulary.size
         return size if target is None else max(size, target.vocabulary.size)
 
 
 def finished_shards(job: StoreJob, shards: Sequence[int] | None = None) -> dict[int, FinishedShard]:
-    """Those of ``shards``, by default all, that are done, by number; those of another tokenizer or
-    corpus are not."""
+    """The finished ones of ``shards``, default all, by number. Shards made with another tokenizer
+    or from another corpus do not count."""
     found = {}
-    for shard in range(job.data.shards) if shards is None else shards:
+    made_from = job.made_from
+    for shard in range(job.corpus.shards) if shards is None else shards:
+        record = read_record(job.folder, _record_name(shard), made_from)
         try:
-            record = json.loads(job.folder.read(_record_name(shard)))
-            splits = {split: ShardRecord.from_json(record["splits"][split]) for split in SPLITS}
-            finished = FinishedShard(**{**record, "splits": splits})
-        except (FileNotFoundError, ValueError, TypeError, KeyError):  # absent or damaged: not done
+            if record is not None:
+                splits = {split: ShardRecord.from_json(record["splits"][split]) for split in SPLITS}
+                found[shard] = FinishedShard(**{**record, "splits": splits})
+        except (ValueError, TypeError, KeyError, AttributeError):  # damaged: not finished
             continue
-        if finished.made_from == job.made_from:
-            found[shard] = finished
     return found
 
 
 def all_finished(job: StoreJob) -> bool:
-    """Whether all shards are done. Reads no record where one is missing."""
+    """Whether all shards are finished. Reads no record if one is missing."""
     names = set(job.folder.names("shards/"))
-    if not all(_record_name(shard) in names for shard in range(job.data.shards)):
+    if not all(_record_name(shard) in names for shard in range(job.corpus.shards)):
         return False
-    return len(finished_shards(job)) == job.data.shards
+    return len(finished_shards(job)) == job.corpus.shards
 
 
 def _record_name(shard: int) -> str:
@@ -112,51 +112,42 @@ def _record_name(shard: int) -> str:
 
 
 def write_shards(job: StoreJob, shards: Sequence[int], processes: int) -> None:
-    """Brings those of ``shards`` into being that are missing."""
+    """Writes those of ``shards`` that are missing."""
     finished = finished_shards(job, shards)
     missing = [shard for shard in shards if shard not in finished]
-    work = partial(tokenise_run, job)
-    dealt = runs(missing, tied_shards_of(job.data), processes) if missing else []
-    for_each_run(work, dealt, processes, done="tokenised", total=len(shards))
-
-
-def tied_shards_of(data: TextData) -> list[bool]:
-    """Of every shard, whether writing it takes reading over the one before in either source."""
-    tied = tied_shards(data.source, data.shards)
-    if data.validation_source is not None:
-        also = tied_shards(data.validation_source, data.shards)
-        tied = [one or other for one, other in zip(tied, also, strict=True)]
-    return tied
+    work = partial(tokenize_run, job)
+    parts = runs(missing, job.corpus.tied_shards(), processes) if missing else []
+    for_each_run(work, parts, processes, done="tokenized", total=len(shards))
 
 
 def checked_shards(
     job: StoreJob, processes: int
 ) -> tuple[list[FinishedShard], dict[Split, np.ndarray]]:
-    """All shards, after every file was read again and compared with its digest, and how often each
-    id occurs in each split.
+    """All shards, with every file verified against its checksum, and how often each id occurs in
+    each split.
 
-    A finished shard whose files do not agree with its record is made once more.
+    A shard whose files do not match its record is written once more.
     """
     job.folder.sync()
     finished = finished_shards(job)
     damaged, unigrams = _checked(job, finished)
     if damaged:
         for shard, error in damaged.items():
-            print(f"Tokenising shard {shard + 1} again: {error}", file=sys.stderr)
+            print(f"Tokenizing shard {shard + 1} again: {error}", file=sys.stderr)
             job.folder.delete(_record_name(shard))
-        write_shards(job, range(job.data.shards), processes)
+        write_shards(job, range(job.corpus.shards), processes)
         job.folder.sync()
         finished = finished_shards(job)
         damaged, unigrams = _checked(job, finished)
         for error in damaged.values():
             raise error
-    return [finished[shard] for shard in range(job.data.shards)], unigrams
+    return [finished[shard] for shard in range(job.corpus.shards)], unigrams
 
 
 def _checked(
     job: StoreJob, finished: Mapping[int, FinishedShard]
 ) -> tuple[dict[int, UserError], dict[Split, np.ndarray]]:
-    """What is wrong with damaged shards, and how often each id occurs in each split."""
+    """The errors of damaged shards, and how often each id occurs in each split."""
     classes = len(kept_label_names(job.folder))
     owners, files = {}, {}
     for shard, record in finished.items():
@@ -169,7 +160,7 @@ def _checked(
 
 
 class _UnigramCounter:
-    """Counts ids while files are read, by several threads."""
+    """Counts ids while several threads read files."""
 
     def __init__(self, vocab_size: int) -> None:
         self.counts: dict[Split, np.ndarray] = {
@@ -178,7 +169,7 @@ class _UnigramCounter:
         self._lock = threading.Lock()
 
     def add(self, name: str, values: np.ndarray) -> None:
-        """Counts the values if the file holds tokens; other ids than there are do not count."""
+        """Counts the values of a file of tokens; invalid ids are ignored."""
         if not name.endswith(".tokens"):
             return
         split = next(split for split in SPLITS if name.startswith(f"{split}/"))
@@ -188,29 +179,21 @@ class _UnigramCounter:
             self.counts[split] += counts
 
 
-def tokenise_run(job: StoreJob, run: Sequence[int], note: Note) -> None:
-    """Writes some shards, in order, reading what they hold in one pass."""
-    data = job.data
-    readers: dict[Split, CorpusReader] = {"train": CorpusReader(data.source, run, data.shards)}
-    if data.validation_source is not None:
-        readers["validation"] = CorpusReader(data.validation_source, run, data.shards)
+def tokenize_run(job: StoreJob, run: Sequence[int], note: Note) -> None:
+    """Writes some shards, in order, in one pass over what they contain."""
+    readers = job.corpus.readers(run)
     for shard in run:
-        tokenise_shard(job, shard, readers, note)
+        tokenize_shard(job, shard, readers, note)
         note(shards=1)
 
 
-def tokenise_shard(
+def tokenize_shard(
     job: StoreJob, shard: int, readers: Mapping[Split, CorpusReader], note: Note
 ) -> None:
-    """Writes one shard of both splits, and its record last.
-
-    ``readers`` are those of the source, and of the validation source if there is one.
-    """
-    data, tokenizer = job.data, job.tokenizer
-    counts = Counts()
-    fraction = data.held_out_fraction
+    """Writes one shard of both splits, and its record last."""
+    corpus, tokenizer, counts = job.corpus, job.tokenizer, Counts()
     train, validation = (
-        ShardWriter(job.folder, split, shard, job.vocab_size, data.source.label_kind)
+        ShardWriter(job.folder, split, shard, job.vocab_size, corpus.source.label_kind)
         for split in SPLITS
     )
     names = kept_label_names(job.folder)
@@ -219,15 +202,15 @@ def tokenise_shard(
         for split, reader in readers.items():
             documents = let_in(
                 reader.documents(shard, counts),
-                data.filters,
+                corpus.filters,
                 counts,
-                repeated(job.folder, data, split, shard),
+                repeated(job.folder, corpus, split, shard),
             )
             labeller = Labeller(reader.source, names, tokenizer, counts)
             for chunk in encode_documents(documents, tokenizer, job.target_tokenizer):
                 tokens = 0
                 for document, sentences in chunk:
-                    held_out = split == "validation" or is_held_out(document, fraction)
+                    held_out = split == "validation" or corpus.holds_out(document)
                     writer = validation if held_out else train
                     tokens += _add(writer, document, sentences, labeller)
                 findings.add(chunk)
@@ -243,7 +226,7 @@ def tokenise_shard(
 
 
 class _Findings:
-    """What the tokenizers of a job made of documents; the sides of pairs may have one each."""
+    """What the tokenizers of a job found in documents; the sides of pairs may have one each."""
 
     def __init__(self, job: StoreJob) -> None:
         target = job.target_tokenizer
@@ -251,7 +234,7 @@ class _Findings:
         self._target = None if target is None else TextFindings(target)
 
     def add(self, chunk: Sequence[tuple[Document, list[np.ndarray]]]) -> None:
-        """Documents with the ids of their sentences."""
+        """Adds documents with the ids of their sentences."""
         if self._target is None:
             ids = [one for _, sentences in chunk for one in sentences]
             self._source.add((document.whole.replace("\0", "") for document, _ in chunk), ids)
@@ -261,7 +244,7 @@ class _Findings:
             findings.add([texts[side] for texts, _ in whole], [ids[side] for _, ids in whole])
 
     def records(self) -> dict[str, Any]:
-        """By the names of the tokenizers' folders."""
+        """The findings by the names of the tokenizers' folders."""
         target = {} if self._target is None else {TARGET: self._target.record()}
         return {"tokenizer": self._source.record(), **target}
 
@@ -271,10 +254,3 @@ def _add(
 ) -> int:
     labels = labeller.arrays(document, scored=writer.split == "validation")
     return 0 if labels is None else writer.add_document(sentences, labels)
-
-
-def is_held_out(document: Document, fraction: float) -> bool:
-    """Whether a document goes to "validation"; its group or text decides, not place or shard."""
-    key = document.whole if document.group is None else document.group
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") < fraction * 2.0**64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import json
@@ -15,7 +16,7 @@ from pyarrow import parquet
 
 from flax_transformers.data.dataset import open_dataset, prepare
 from flax_transformers.data.images.augmentation import Augmentation
-from flax_transformers.data.images.dataset import ImageData, prepare_images
+from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.data.images.store import SKIPPED
 from flax_transformers.data.pipeline.loader import TrainStream, evaluation_batches
@@ -192,7 +193,10 @@ def test_images_that_cannot_be_used_are_left_out_counted_and_named(tmp_path, cap
 @pytest.mark.multi_process
 def test_the_store_does_not_depend_on_the_number_of_processes(tmp_path):
     root = write_folder(tmp_path / "pets", count=30)
-    one, two = (prepare_images(data(root), tmp_path / str(n), processes=n) for n in (1, 2))
+    one, two = (
+        prepare(dataclasses.replace(data(root), prepare_processes=n), tmp_path / str(n))
+        for n in (1, 2)
+    )
     assert one.fingerprint == two.fingerprint
     for name in ("train/labels", "train/items", "train/ends", "validation/items"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
@@ -296,7 +300,7 @@ def test_readers_of_garbage_raise_nothing_but_user_errors(tmp_path):
         target.write_bytes(raw)
         try:
             source = data(target.parent, validation_fraction=0.0)
-            prepare_images(source, tmp_path / f"store{case}", processes=1)
+            prepare(dataclasses.replace(source, prepare_processes=1), tmp_path / f"store{case}")
         except UserError:
             refused += 1
     assert 10 < refused < 100

@@ -12,11 +12,12 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from flax_transformers.data.dataset import begin, prepare, prepare_share, verify
-from flax_transformers.data.images import dataset as images
+from flax_transformers.data.dataset import begin, prepare, prepare_share
 from flax_transformers.data.images import parts as image_parts
 from flax_transformers.data.images.store import SKIPPED
+from flax_transformers.data.prepare import runner
 from flax_transformers.errors import UserError
+from flax_transformers.storage.folders import LocalFolder
 from flax_transformers.storage.locks import shared_lock
 from tests.data.images.test_dataset import data, pixels, png, write_folder, write_idx
 from tests.data.prepare.test_shard_jobs import start
@@ -24,7 +25,7 @@ from tests.data.prepare.test_text import files
 
 JOB = """
 import sys, time
-from flax_transformers.data import image_parts
+from flax_transformers.data.images import parts as image_parts
 from flax_transformers.data.dataset import prepare_share
 from tests.data.images.test_parts import parts_of
 
@@ -108,14 +109,14 @@ def test_one_process_goes_on_with_the_parts_that_are_there(pets):
     prepare_share(pets, None, 1, 4)
     record = Path(pets.store, "parts/00001.json")
     before, seen = record.stat().st_mtime_ns, []
-    delete = image_parts.LocalFolder.delete
+    delete = LocalFolder.delete
 
     def noted(folder, name):
         seen.append((name, os.stat(os.path.join(folder.path, name)).st_mtime_ns))
         delete(folder, name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_parts.LocalFolder, "delete", noted)
+        patch.setattr(LocalFolder, "delete", noted)
         prepare(pets)
     assert ("parts/00001.json", before) in seen
 
@@ -153,11 +154,11 @@ def test_more_jobs_than_there_are_parts_have_nothing_to_do(tmp_path):
 
 def test_a_damaged_file_of_a_finished_store_is_named(tmp_path):
     prepared = prepare(data(write_idx(tmp_path / "mnist"), store=str(tmp_path / "store")))
-    verify(prepared)
+    prepared.verify()
     file = tmp_path / "store/validation/labels"
     file.write_bytes(b"\x01" + file.read_bytes()[1:])
     with pytest.raises(UserError, match="validation/labels of the image store .* sha256"):
-        verify(prepared)
+        prepared.verify()
 
 
 def test_a_job_that_waited_while_another_finished_finds_it_finished(pets, monkeypatch):
@@ -166,13 +167,15 @@ def test_a_job_that_waited_while_another_finished_finds_it_finished(pets, monkey
     @contextlib.contextmanager
     def behind_the_others(folder):
         with monkeypatch.context() as others:
-            others.setattr(images, "shared_lock", shared_lock)
+            others.setattr(runner, "shared_lock", shared_lock)
             prepare_share(pets, None, 1, 2)
-        monkeypatch.setattr(images, "write_parts", None)  # there is nothing left to write
+        monkeypatch.setattr(
+            "flax_transformers.data.images.dataset.write_parts", None
+        )  # there is nothing left to write
         with shared_lock(folder):
             yield
 
-    monkeypatch.setattr(images, "shared_lock", behind_the_others)
+    monkeypatch.setattr(runner, "shared_lock", behind_the_others)
     found = prepare_share(pets, None, 0, 2)
     assert found is not None and len(found.train) + len(found.validation) > 10
     assert not any(name.startswith("parts/") for name in files(pets.store))
@@ -180,7 +183,7 @@ def test_a_job_that_waited_while_another_finished_finds_it_finished(pets, monkey
 
 def test_parts_that_a_kill_left_beside_a_finished_store_are_removed(pets, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_parts.LocalFolder, "delete", interrupted)
+        patch.setattr(LocalFolder, "delete", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(pets)
     assert Path(pets.store, "manifest.json").exists()

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from flax_transformers.data.config import TextData
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.prepare import duplicates as duplicates_module
 from flax_transformers.data.prepare.filters import Filters
-from flax_transformers.data.prepare.text import prepare_text
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
@@ -42,13 +42,13 @@ def manifest(data):
 
 
 def test_by_default_every_text_is_let_in(data):
-    prepared = prepare_text(data)
+    prepared = prepare(data)
     assert prepared.train.num_documents == 6
     assert set(manifest(data)["left_out"].values()) == {0}
 
 
 def test_what_is_too_short_or_too_long_is_left_out_counted_and_told(data, capsys):
-    prepared = prepare_text(replace(data, filters=Filters(min_characters=4, max_characters=4)))
+    prepared = prepare(replace(data, filters=Filters(min_characters=4, max_characters=4)))
     assert sorted(texts_of(prepared, prepared.train)) == ["four", "o ne"]
     left_out = manifest(data)["left_out"]
     assert (left_out["short"], left_out["long"]) == (3, 1)
@@ -60,7 +60,7 @@ def test_of_equal_texts_the_first_stays_whatever_the_shards(data, tmp_path, shar
     texts = ["b c", "a", " b\n\tc ", "d", "a", "bc", "b\tc"]
     source = write(tmp_path / "corpus.jsonl", texts)
     data = replace(data, source=source, shards=shards, filters=Filters(drop_duplicates=True))
-    prepared = prepare_text(data)
+    prepared = prepare(data)
     assert sorted(texts_of(prepared, prepared.train)) == ["a", "b c", "bc", "d"]
     assert manifest(data)["left_out"]["duplicates"] == 3
     left = sorted(path.name for path in Path(data.store, "duplicates").iterdir())
@@ -69,7 +69,7 @@ def test_of_equal_texts_the_first_stays_whatever_the_shards(data, tmp_path, shar
 
 def test_what_is_in_the_validation_source_is_not_trained_on(data, tmp_path):
     held_out = write(tmp_path / "held_out.jsonl", ["two", "five", "two"])
-    prepared = prepare_text(
+    prepared = prepare(
         replace(data, validation_source=held_out, filters=Filters(drop_duplicates=True))
     )
     assert sorted(texts_of(prepared, prepared.train)) == ["four", "o ne", "one", "three"]
@@ -78,25 +78,25 @@ def test_what_is_in_the_validation_source_is_not_trained_on(data, tmp_path):
 
 def test_duplicates_are_found_a_slice_of_all_hashes_at_a_time(data, monkeypatch):
     monkeypatch.setattr(duplicates_module, "_AT_ONCE", 1)
-    prepared = prepare_text(replace(data, filters=Filters(drop_duplicates=True)))
+    prepared = prepare(replace(data, filters=Filters(drop_duplicates=True)))
     assert sorted(texts_of(prepared, prepared.train)) == ["four", "o ne", "one", "three", "two"]
 
 
 def test_a_damaged_list_of_duplicates_is_refused(data):
     data = replace(data, filters=Filters(drop_duplicates=True))
-    prepare_text(data)
+    prepare(data)
     Path(data.store, "manifest.json").unlink()
     Path(data.store, "shards/00001.json").unlink()
     path = Path(data.store, "duplicates/00001.repeats")
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"duplicates/00001.repeats in .* was damaged"):
-        prepare_text(data)
-    assert prepare_text(data).train.num_documents == 5
+        prepare(data)
+    assert prepare(data).train.num_documents == 5
 
 
 def test_gates_that_leave_nothing_are_refused_with_the_counts(data):
     with pytest.raises(UserError, match=r"no document is left \(0 empty .*, 6 too short\)"):
-        prepare_text(replace(data, filters=Filters(min_characters=100)))
+        prepare(replace(data, filters=Filters(min_characters=100)))
 
 
 @pytest.mark.parametrize(

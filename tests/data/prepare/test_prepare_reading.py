@@ -9,22 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.data.prepare.test_dealing import source_of
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.prepare import text as prepare_module
+from flax_transformers.data.dataset import begin, open_dataset, prepare, prepare_share
 from flax_transformers.data.prepare.filters import Filters
-from flax_transformers.data.prepare.text import (
-    begin_text,
-    open_prepared,
-    prepare_shards,
-    prepare_text,
-)
+from flax_transformers.data.prepare.text import training_documents
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
+from flax_transformers.storage.folders import open_folder
 from tests.data.prepare.test_text import files, write_corpus
+from tests.data.sources.test_sharding import source_of
 
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="only Linux counts")
 
@@ -41,7 +37,7 @@ def data_of(source, store, **changes):
 
 def read_by(data):
     before = bytes_read()
-    prepare_text(data, processes=1)
+    prepare(replace(data, prepare_processes=1))
     return bytes_read() - before
 
 
@@ -54,7 +50,7 @@ def test_a_hundred_shards_take_hardly_more_reading_than_one(tmp_path, ending, mo
     if ending == "jsonl.gz":
         path.write_bytes(gzip.compress((tmp_path / "corpus.jsonl").read_bytes(), 1))
     data = data_of(TextSource(str(path)), tmp_path / "warm", shards=3)
-    prepare_text(data, processes=1)  # whatever is imported late has been read
+    prepare(replace(data, prepare_processes=1))  # whatever is imported late has been read
     found = {
         shards: read_by(replace(data, store=str(tmp_path / str(shards)), shards=shards))
         for shards in (1, 100)
@@ -68,12 +64,9 @@ def test_passes_over_the_corpus_are_as_many_as_the_module_says(tmp_path, monkeyp
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     opened = []
     reader = sources.CorpusReader
-    monkeypatch.setattr(
-        prepare_module.sources, "CorpusReader", lambda *a: opened.append(list(a[1])) or reader(*a)
-    )
-    for module in ("duplicates", "shards"):
+    for module in ("sources.read", "prepare.corpus"):
         monkeypatch.setattr(
-            f"flax_transformers.data.prepare.{module}.CorpusReader",
+            f"flax_transformers.data.{module}.CorpusReader",
             lambda *a, m=module: opened.append((m, *a[1])) or reader(*a),
         )
     data = data_of(
@@ -83,9 +76,13 @@ def test_passes_over_the_corpus_are_as_many_as_the_module_says(tmp_path, monkeyp
         filters=Filters(drop_duplicates=True),
         shards=5,
     )
-    prepared = prepare_text(data, processes=1)
+    prepared = prepare(replace(data, prepare_processes=1))
     every = [0, 1, 2, 3, 4]
-    assert opened == [[0], ("duplicates", *every), every, ("shards", *every)]
+    beginning = ("sources.read", 0)
+    duplicates, tokenizer, shards = (
+        (module, *every) for module in ("prepare.corpus", "sources.read", "prepare.corpus")
+    )
+    assert opened == [beginning, duplicates, tokenizer, shards]
     assert prepared.label_names == ("0", "1", "2")
     assert prepared.train.num_documents + prepared.validation.num_documents == 90
 
@@ -99,7 +96,7 @@ def test_training_a_tokenizer_reads_no_further_than_it_has_to(tmp_path):
         tmp_path / "store",
         tokenizer=TokenizerConfig("wordpiece", 25, training_documents=100),
     )
-    texts = prepare_module._training_documents(prepare_module.open_folder(data.store), data)
+    texts = training_documents(open_folder(data.store), data.corpus)
     assert len([next(texts) for _ in range(150)]) == 150
 
 
@@ -112,10 +109,10 @@ def test_three_jobs_make_the_store_of_one_process(kind, tmp_path):
     (tmp_path / "corpus").mkdir()
     source, count = source_of(kind, tmp_path / "corpus")
     data = data_of(source, tmp_path / "one", shards=7, filters=Filters(drop_duplicates=True))
-    one = prepare_text(data, processes=1)
+    one = prepare(replace(data, prepare_processes=1))
     jobs = replace(data, store=str(tmp_path / "jobs"), prepare_processes=1)
-    begin_text(jobs)
-    prepared = [prepare_shards(jobs, None, job, 3) for job in (1, 2, 0)]
+    begin(jobs)
+    prepared = [prepare_share(jobs, None, job, 3) for job in (1, 2, 0)]
     assert prepared[:2] == [None, None]
     assert files(tmp_path / "jobs") == files(tmp_path / "one")
     assert one.train.num_documents + one.validation.num_documents <= count
@@ -137,8 +134,8 @@ def test_processes_that_share_a_file_which_cannot_be_cut_make_the_same_store(kin
     (tmp_path / "corpus").mkdir()
     source, _ = source_of(kind, tmp_path / "corpus")
     data = data_of(source, tmp_path / "one", shards=6)
-    prepare_text(data, processes=1)
-    prepare_text(replace(data, store=str(tmp_path / "two")), processes=2)
+    prepare(replace(data, prepare_processes=1))
+    prepare(replace(replace(data, store=str(tmp_path / "two")), prepare_processes=2))
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
@@ -146,8 +143,8 @@ def test_what_a_version_that_dealt_otherwise_left_is_not_used(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl", documents=50)
     source = TextSource(str(tmp_path / "corpus.jsonl"))
     data = data_of(source, tmp_path / "store", shards=3, filters=Filters(drop_duplicates=True))
-    begin_text(data)
-    prepare_shards(replace(data, prepare_processes=1), None, 0, 3)
+    begin(data)
+    prepare_share(replace(data, prepare_processes=1), None, 0, 3)
     store = Path(data.store)
     record = json.loads((store / "shards/00000.json").read_text())
     record["made_from"] = record["made_from"].partition(", dealt as")[0]
@@ -155,8 +152,8 @@ def test_what_a_version_that_dealt_otherwise_left_is_not_used(tmp_path):
     (store / "duplicates/by_shard").unlink()
     (store / "duplicates/found").write_bytes(b"numbers of documents in the corpus")
     (store / "train/00000.tokens").write_bytes(b"other documents")
-    prepare_text(data, processes=1)
-    prepare_text(replace(data, store=str(tmp_path / "new")), processes=1)
+    prepare(replace(data, prepare_processes=1))
+    prepare(replace(replace(data, store=str(tmp_path / "new")), prepare_processes=1))
     (store / "duplicates/found").unlink()
     assert files(store) == files(tmp_path / "new")
 
@@ -165,9 +162,9 @@ def test_a_store_of_many_shards_opens_quickly_and_is_read_at_random(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl", documents=600, words=5)
     source = TextSource(str(tmp_path / "corpus.jsonl"))
     data = data_of(source, tmp_path / "store", shards=300, verify=False)
-    made = prepare_text(data, processes=1)
+    made = prepare(replace(data, prepare_processes=1))
     began = time.process_time()
-    store = open_prepared(data).train
+    store = open_dataset(data).train
     assert time.process_time() - began < 1  # 0.05 s where nothing else runs
     assert store.document_ends.tolist() == made.train.document_ends.tolist()
     whole = store.tokens(0, store.num_tokens)

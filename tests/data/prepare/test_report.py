@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from flax_transformers.data.config import TextData
+from flax_transformers.data.dataset import open_dataset, prepare
 from flax_transformers.data.prepare.report import REPORT, TextFindings, added_up, report_lines
-from flax_transformers.data.prepare.text import open_prepared, prepare_text
 from flax_transformers.data.sources import records
 from flax_transformers.data.sources.documents import Counts
 from flax_transformers.data.sources.pairs import PairSource
@@ -51,7 +51,7 @@ def said(data: TextData) -> list[str]:
 
 def test_nothing_is_said_of_a_corpus_that_is_read_whole(latin, tmp_path, capsys):
     data = data_of(tmp_path, [LATIN] * 9, TokenizerConfig(path=latin))
-    prepare_text(data)
+    prepare(data)
     assert said(data) == []
     assert "Report" not in capsys.readouterr().err
 
@@ -61,7 +61,7 @@ def test_unknown_tokens_above_a_percent_are_a_warning_that_names_the_characters(
 ):
     texts = [f"the fox 中 sat {'☃ ☃' if n < 3 else ''} down" for n in range(10)]
     data = data_of(tmp_path, texts, TokenizerConfig(path=latin))
-    prepared = prepare_text(data)
+    prepared = prepare(data)
     unknown = prepared.vocabulary.unk_id
     assert prepared.train.unigram_counts[unknown] == 16
     line = (
@@ -72,15 +72,15 @@ def test_unknown_tokens_above_a_percent_are_a_warning_that_names_the_characters(
     assert said(data) == [line]
     err = capsys.readouterr().err
     assert err.endswith(f"Report of the store in {data.store}:\n  {line}\n")
-    prepare_text(data)  # said again when it is opened
+    prepare(data)  # said again when it is opened
     assert capsys.readouterr().err == f"Report of the store in {data.store}:\n  {line}\n"
-    open_prepared(data)  # by one of several processes
+    open_dataset(data)  # by one of several processes
     assert capsys.readouterr().err == ""
 
 
 def test_few_unknown_tokens_are_said_without_a_warning(latin, tmp_path):
     data = data_of(tmp_path, [LATIN] * 50 + ["a ☃"], TokenizerConfig(path=latin))
-    tokens = prepare_text(data).train.num_tokens
+    tokens = prepare(data).train.num_tokens
     assert said(data) == [
         f"Unknown tokens: 1 of {tokens:,} ({1 / tokens:.2%}); characters that the tokenizer lacks: "
         "'☃' U+2603 1 times"
@@ -90,7 +90,7 @@ def test_few_unknown_tokens_are_said_without_a_warning(latin, tmp_path):
 def test_characters_that_normalisation_drops_or_changes_are_counted(latin, tmp_path):
     text = "the fo\u200bx \x01 sat d\u00f6wn\u200b, th\u00e9re th\u00e9re. THE FOX"
     data = data_of(tmp_path, [text] * 3, TokenizerConfig(path=latin))
-    prepare_text(data)
+    prepare(data)
     characters = 3 * len(text)
     assert said(data) == [
         f"Characters dropped by the tokenizer: 9 of {characters}, most often U+200B 6 times, "
@@ -113,7 +113,7 @@ def test_what_sentencepiece_normalises_is_counted():
 
 def test_bytes_lose_nothing(tmp_path):
     data = data_of(tmp_path, ["é中☃\u200b\x01 ﬁ A"] * 5, TokenizerConfig(kind="bytes"))
-    prepare_text(data)
+    prepare(data)
     assert said(data) == []
 
 
@@ -125,7 +125,7 @@ def test_counts_add_up_to_the_same_for_any_number_of_shards(latin, tmp_path):
         data = data_of(
             folder, ["the fox 中 é ☃ down"] * 40, TokenizerConfig(path=latin), shards=shards
         )
-        prepare_text(data)
+        prepare(data)
         found.append((folder / "store" / REPORT).read_bytes())
     assert found[0] == found[1]
 
@@ -140,7 +140,7 @@ def test_the_sides_of_pairs_are_counted_by_their_own_tokenizers(latin, tmp_path)
         validation_fraction=0.0,
         shards=1,
     )
-    prepare_text(data)
+    prepare(data)
     (line,) = said(data)
     assert line.startswith("WARNING: Unknown tokens: 5 of 15 (33.33%); ")
     assert "'中' U+4E2D 5 times;" in line
@@ -151,7 +151,7 @@ def test_what_is_not_read_is_said_and_a_warning_where_it_is_most(latin, tmp_path
     for name in ("b.doc", "c.doc", "d.tar"):
         (tmp_path / "corpus" / name).write_text("x" * 100)
     os.symlink(".", tmp_path / "corpus" / "loop")
-    prepare_text(data)
+    prepare(data)
     assert said(data) == ["Not read: 2 .doc, 1 .tar, 1 repeated linked folder"]
     size = (tmp_path / "corpus" / "a.txt").stat().st_size
     assert not_read(data.source) == (
@@ -160,7 +160,7 @@ def test_what_is_not_read_is_said_and_a_warning_where_it_is_most(latin, tmp_path
     )
     (tmp_path / "corpus" / "d.tar").write_text("x" * (3 * size))
     other = TextData(**{**vars(data), "store": str(tmp_path / "other")})
-    prepare_text(other)
+    prepare(other)
     share = (3 * size + 200) / (4 * size + 200)
     assert said(other) == [
         "WARNING: Not read: 2 .doc, 1 .tar, 1 repeated linked folder; these are "
@@ -187,7 +187,7 @@ def test_many_invalid_documents_are_a_warning(tmp_path):
         validation_fraction=0.0,
         shards=1,
     )
-    prepare_text(data)
+    prepare(data)
     (line,) = said(data)
     assert line.startswith("WARNING: 2 documents were not valid, and 8 are in the store")
 
@@ -195,12 +195,12 @@ def test_many_invalid_documents_are_a_warning(tmp_path):
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'{"format": 1}', b'{"format": 9}'])
 def test_a_report_that_is_absent_or_damaged_stops_nothing(content, tmp_path, capsys):
     data = data_of(tmp_path, ["the fox"] * 3, TokenizerConfig(kind="bytes"))
-    prepare_text(data)
+    prepare(data)
     report = tmp_path / "store" / REPORT
     assert json.loads(report.read_bytes())["documents"] == 3
     report.unlink() if content is None else report.write_bytes(content)
     capsys.readouterr()
-    prepare_text(data)
+    prepare(data)
     assert capsys.readouterr().err == ""
 
 

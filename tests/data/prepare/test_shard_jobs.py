@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from flax_transformers.data.config import TextData
+from flax_transformers.data.dataset import begin, prepare, prepare_share
 from flax_transformers.data.prepare.filters import Filters
-from flax_transformers.data.prepare.text import begin_text, prepare_shards, prepare_text
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
@@ -22,19 +22,19 @@ JOB = """
 import sys, time
 from dataclasses import replace
 from flax_transformers.data import shards
-from flax_transformers.data.prepare.text import prepare_shards
+from flax_transformers.data.dataset import prepare_share
 from tests.data.prepare.test_shard_jobs import corpus
 
 if __name__ == "__main__":
-    write = shards.tokenise_shard
+    write = shards.tokenize_shard
 
     def slowly(*arguments):
         write(*arguments)
         time.sleep(float(sys.argv[3]))
 
-    shards.tokenise_shard = slowly
+    shards.tokenize_shard = slowly
     job, jobs = map(int, sys.argv[2].split("/"))
-    prepare_shards(corpus(sys.argv[1]), None, job, jobs)
+    prepare_share(corpus(sys.argv[1]), None, job, jobs)
 """
 
 
@@ -72,11 +72,11 @@ def start(folder, job, rest=0.0, code=JOB):
 def made_at_once(data, tmp_path):
     """The store that one process makes with the same tokenizer, for that is not trained twice."""
     whole = replace(data, store=str(tmp_path / "whole"))
-    begin_text(whole)
+    begin(whole)
     for name in files(data.store):
         if name.startswith("tokenizer/"):
             Path(whole.store, name).write_bytes(Path(data.store, name).read_bytes())
-    prepare_text(whole)
+    prepare(whole)
     return files(whole.store)
 
 
@@ -84,7 +84,7 @@ def made_at_once(data, tmp_path):
 def test_jobs_at_once_one_of_them_killed_and_run_again_make_the_store_of_one_process(
     data, tmp_path
 ):
-    begin_text(data)
+    begin(data)
     killed = start(tmp_path, "0/2", rest=200)
     while not Path(data.store, "shards/00000.json").exists():
         time.sleep(0.02)
@@ -97,16 +97,16 @@ def test_jobs_at_once_one_of_them_killed_and_run_again_make_the_store_of_one_pro
 
 
 def test_the_job_that_ends_last_finishes_the_store_and_any_may_run_again(data):
-    begin_text(data)
-    found = [prepare_shards(data, None, job, 3) for job in (2, 0, 0, 1)]
+    begin(data)
+    found = [prepare_share(data, None, job, 3) for job in (2, 0, 0, 1)]
     assert [prepared is None for prepared in found] == [True, True, True, False]
-    again = prepare_shards(data, None, 2, 3)
+    again = prepare_share(data, None, 2, 3)
     assert again.fingerprint == found[-1].fingerprint
     assert again.train.num_documents + again.validation.num_documents == 200
 
 
 def test_a_job_reads_the_records_of_its_own_shards_until_all_are_there(data, monkeypatch):
-    begin_text(data)
+    begin(data)
     read, records = LocalFolder.read, []
 
     def noted(folder, name, *part):
@@ -115,66 +115,66 @@ def test_a_job_reads_the_records_of_its_own_shards_until_all_are_there(data, mon
         return read(folder, name, *part)
 
     monkeypatch.setattr(LocalFolder, "read", noted)
-    assert prepare_shards(data, None, 1, 4) is None
+    assert prepare_share(data, None, 1, 4) is None
     assert records == [1]
     for job in (0, 2):
-        assert prepare_shards(data, None, job, 4) is None
+        assert prepare_share(data, None, job, 4) is None
     assert sorted(records) == [0, 1, 2]
-    assert prepare_shards(data, None, 3, 4) is not None
+    assert prepare_share(data, None, 3, 4) is not None
 
 
 def test_records_of_another_corpus_do_not_finish_a_store(data):
-    begin_text(data)
+    begin(data)
     for job in range(3):
-        prepare_shards(data, None, job, 4)
+        prepare_share(data, None, job, 4)
     for number in (0, 3):
         record = json.loads(Path(data.store, "shards/00001.json").read_text())
         stale = json.dumps({**record, "made_from": "another"})
         Path(data.store, f"shards/{number:05d}.json").write_text(stale)
-    assert prepare_shards(data, None, 3, 4) is None
-    assert prepare_shards(data, None, 0, 4) is not None
+    assert prepare_share(data, None, 3, 4) is None
+    assert prepare_share(data, None, 0, 4) is not None
 
 
 def test_the_command_without_a_shard_does_what_jobs_have_left(data):
-    begin_text(data)
-    prepare_shards(data, None, 1, 4)
+    begin(data)
+    prepare_share(data, None, 1, 4)
     made = Path(data.store, "shards/00001.json").stat().st_mtime_ns
-    assert prepare_text(data).train.num_documents > 100
+    assert prepare(data).train.num_documents > 100
     assert Path(data.store, "shards/00001.json").stat().st_mtime_ns == made
 
 
 def test_jobs_need_what_begin_makes(data):
     for drop in (True, False):
-        with pytest.raises(UserError, match=r"is not begun; run .*prepare` with .* --begin first"):
-            prepare_shards(replace(data, filters=Filters(drop_duplicates=drop)), None, 0, 2)
+        with pytest.raises(UserError, match=r"not started; run .*prepare` with .* --begin first"):
+            prepare_share(replace(data, filters=Filters(drop_duplicates=drop)), None, 0, 2)
         os.remove(Path(data.store, "corpus.json"))
     nothing = replace(data, tokenizer=TokenizerConfig("bytes"), filters=Filters())
-    assert prepare_shards(nothing, None, 0, 2) is None
+    assert prepare_share(nothing, None, 0, 2) is None
 
 
 @pytest.mark.parametrize(("job", "jobs"), [(2, 2), (-1, 2), (0, 5)])
 def test_jobs_that_do_not_exist_are_refused(data, job, jobs):
     with pytest.raises(UserError, match=f"Shard {job}/{jobs} does not exist: .* data.shards, 4"):
-        prepare_shards(data, None, job, jobs)
+        prepare_share(data, None, job, jobs)
 
 
 def test_a_job_of_another_corpus_or_tokenizer_is_refused_and_its_shards_never_count(data, tmp_path):
     data = replace(data, filters=Filters())
-    begin_text(data)
-    prepare_shards(data, None, 0, 2)
+    begin(data)
+    prepare_share(data, None, 0, 2)
     other = replace(data, tokenizer=replace(data.tokenizer, vocab_size=61))
     with pytest.raises(UserError, match=r"made with tokenizer.vocab_size=60; .*vocab_size=61"):
-        prepare_shards(other, None, 1, 2)
+        prepare_share(other, None, 1, 2)
     write_corpus(tmp_path / "corpus.jsonl", documents=300)
     with pytest.raises(UserError, match="the same files have changed since"):
-        prepare_shards(data, None, 1, 2)
+        prepare_share(data, None, 1, 2)
     os.remove(Path(data.store, "corpus.json"))  # as if two had claimed the folder at once
-    prepared = prepare_text(data)
+    prepared = prepare(data)
     assert prepared.train.num_documents + prepared.validation.num_documents == 300
 
 
 def test_a_damaged_note_of_what_the_store_is_made_from_is_refused(data):
-    begin_text(data)
+    begin(data)
     Path(data.store, "corpus.json").write_text('{"settings": 3')
     with pytest.raises(UserError, match=r"corpus.json of the unfinished store .* is damaged"):
-        prepare_text(data)
+        prepare(data)

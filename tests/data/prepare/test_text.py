@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
+from flax_transformers.data.dataset import open_dataset, prepare
 from flax_transformers.data.prepare import shards as shards_module
 from flax_transformers.data.prepare import text as prepare_module
-from flax_transformers.data.prepare.text import default_directory, open_prepared, prepare_text
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.data.tokenizers.sentences import split_sentences
@@ -65,14 +65,14 @@ def documents(prepared, store):
 
 def test_the_store_holds_every_document_once_in_one_of_the_splits(data, tmp_path):
     texts = write_corpus(tmp_path / "corpus.jsonl", documents=200)
-    prepared = prepare_text(data)
+    prepared = prepare(data)
     train, validation = (documents(prepared, s) for s in (prepared.train, prepared.validation))
     assert sorted(train + validation) == sorted(texts)
     assert 20 < len(validation) < 60  # 20 % of 200
 
 
 def test_sentences_end_where_the_splitter_says(data):
-    prepared = prepare_text(data)
+    prepared = prepare(data)
     store = prepared.train
     expected = np.cumsum(
         [
@@ -89,30 +89,30 @@ def test_exact_duplicates_stay_on_one_side_of_the_split(data, tmp_path):
     lines = [json.dumps({"text": text}) + "\n" for text in texts * 3]
     np.random.default_rng(0).shuffle(lines)
     (tmp_path / "corpus.jsonl").write_text("".join(lines))
-    prepared = prepare_text(data)
+    prepared = prepare(data)
     train, validation = (documents(prepared, s) for s in (prepared.train, prepared.validation))
     assert not set(train) & set(validation)
     assert len(train) + len(validation) == 120
 
 
 def test_the_split_does_not_depend_on_order_or_shards(data, tmp_path):
-    one = prepare_text(data)
+    one = prepare(data)
     path = tmp_path / "corpus.jsonl"
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
-    other = prepare_text(replace(data, shards=5, store=str(tmp_path / "other")))
+    other = prepare(replace(data, shards=5, store=str(tmp_path / "other")))
     assert sorted(documents(one, one.validation)) == sorted(documents(other, other.validation))
 
 
 def test_a_validation_source_is_used_whole_and_nothing_is_held_out(data, tmp_path):
     texts = write_corpus(tmp_path / "held_out.jsonl", documents=7, seed=1)
     data = replace(data, validation_source=TextSource(str(tmp_path / "held_out.jsonl")))
-    prepared = prepare_text(data)
+    prepared = prepare(data)
     assert sorted(documents(prepared, prepared.validation)) == sorted(texts)
     assert prepared.train.num_documents == 60
 
 
 def test_a_fraction_of_zero_holds_out_nothing(data):
-    prepared = prepare_text(replace(data, validation_fraction=0.0))
+    prepared = prepare(replace(data, validation_fraction=0.0))
     assert prepared.validation is None
     assert prepared.train.num_documents == 60
 
@@ -123,47 +123,47 @@ def test_the_tokenizer_sees_training_documents_only(data, monkeypatch):
     monkeypatch.setattr(
         prepare_module, "train_tokenizer", lambda c, texts: seen.extend(texts) or train(c, ())
     )
-    prepared = prepare_text(data)
+    prepared = prepare(data)
     assert sorted(seen) == sorted(documents(prepared, prepared.train))
 
 
 def test_unigram_counts_are_those_of_the_tokens(data):
-    store = prepare_text(data).train
+    store = prepare(data).train
     expected = np.bincount(store.tokens(0, store.num_tokens), minlength=store.vocab_size)
     assert store.unigram_counts.tolist() == expected.tolist()
 
 
 def test_a_wordpiece_tokenizer_is_saved_inside_and_loads_again(data):
     config = TokenizerConfig("wordpiece", vocab_size=60, lowercase=True)
-    prepared = prepare_text(replace(data, tokenizer=config))
-    again = open_prepared(replace(data, tokenizer=config))
+    prepared = prepare(replace(data, tokenizer=config))
+    again = open_dataset(replace(data, tokenizer=config))
     assert again.tokenizer.fingerprint == prepared.tokenizer.fingerprint == prepared.train.tokenizer
     assert documents(again, again.train)[0].islower()
 
 
 def test_preparing_again_changes_no_file_and_does_no_work(data, monkeypatch):
-    prepare_text(data)
+    prepare(data)
     before = {name: os.stat(Path(data.store, name)).st_mtime_ns for name in files(data.store)}
     monkeypatch.delattr(prepare_module, "write_shards")
-    prepare_text(data)
+    prepare(data)
     after = {name: os.stat(Path(data.store, name)).st_mtime_ns for name in files(data.store)}
     assert before == after
 
 
 @pytest.mark.multi_process
 def test_two_processes_write_the_same_bytes_as_one(data, tmp_path):
-    prepare_text(data, tmp_path / "one", processes=1)
-    prepare_text(data, tmp_path / "two", processes=2)
+    prepare(replace(data, prepare_processes=1), tmp_path / "one")
+    prepare(replace(data, prepare_processes=2), tmp_path / "two")
     one, two = files(tmp_path / "one"), files(tmp_path / "two")
     assert one == two
     assert len(one) == 3 * 7 + 6  # shards; corpus.json, tokenizer, unigrams, manifest.json
 
 
 def test_a_store_in_a_bucket_has_the_bytes_of_a_local_one(data, tmp_path):
-    bucket = prepare_text(data, f"file://{tmp_path}/bucket")
-    prepare_text(data)
+    bucket = prepare(data, f"file://{tmp_path}/bucket")
+    prepare(data)
     assert files(tmp_path / "bucket") == files(data.store)
-    opened = open_prepared(replace(data, store=f"file://{tmp_path}/bucket"))
+    opened = open_dataset(replace(data, store=f"file://{tmp_path}/bucket"))
     assert documents(opened, opened.train) == documents(bucket, bucket.train)
 
 
@@ -171,7 +171,7 @@ KILLED = """
 import json, os, signal, sys
 from flax_transformers.data import folders
 from flax_transformers.data.config import TextData
-from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 
@@ -187,16 +187,13 @@ def publish_and_die(folder, temporary, name, **options):
     publish(folder, temporary, name, **options)
 
 folders.LocalFolder.publish = publish_and_die
-prepare_text(
-    TextData(
+prepare(replace(TextData(
             source=TextSource(corpus),
             tokenizer=TokenizerConfig(kind, 60),
             validation_fraction=0.2,
             store=store,
             shards=3,
-        ),
-        processes=1,
-)
+        ), prepare_processes=1))
 """
 
 
@@ -217,8 +214,8 @@ def run_killed(data, last):
 def test_after_being_killed_the_store_is_that_of_an_uninterrupted_run(data, tmp_path, last):
     assert run_killed(data, last) == -signal.SIGKILL
     assert "manifest.json" not in files(data.store)
-    prepare_text(data, processes=1)
-    prepare_text(data, tmp_path / "uninterrupted", processes=1)
+    prepare(replace(data, prepare_processes=1))
+    prepare(replace(data, prepare_processes=1), tmp_path / "uninterrupted")
     assert files(data.store) == files(tmp_path / "uninterrupted")
 
 
@@ -227,7 +224,7 @@ def test_after_being_killed_the_store_is_that_of_an_uninterrupted_run(data, tmp_
 def test_a_tokenizer_that_was_not_saved_whole_is_trained_again(data, last):
     data = replace(data, tokenizer=TokenizerConfig("wordpiece", vocab_size=60))
     assert run_killed(data, last) == -signal.SIGKILL
-    prepared = prepare_text(data)
+    prepared = prepare(data)
     assert prepared.tokenizer.fingerprint == prepared.train.tokenizer
     assert prepared.train.num_documents + prepared.validation.num_documents == 60
 
@@ -236,11 +233,11 @@ def test_a_tokenizer_that_was_not_saved_whole_is_trained_again(data, last):
 def test_the_shards_finished_before_the_kill_are_not_made_again(data, monkeypatch):
     assert run_killed(data, 2 + 7 + 4) == -signal.SIGKILL
     made = []
-    tokenise = shards_module.tokenise_shard
+    tokenize = shards_module.tokenize_shard
     monkeypatch.setattr(
-        shards_module, "tokenise_shard", lambda *a: made.append(a[1]) or tokenise(*a)
+        shards_module, "tokenize_shard", lambda *a: made.append(a[1]) or tokenize(*a)
     )
-    prepare_text(data, processes=1)
+    prepare(replace(data, prepare_processes=1))
     assert made == [1, 2]
 
 
@@ -256,28 +253,25 @@ def test_what_a_killed_run_left_unfinished_is_cleared_away_before_the_work_goes_
     seen = []
     write = prepare_module.write_shards
     monkeypatch.setattr(prepare_module, "write_shards", lambda *a: seen.append(left()) or write(*a))
-    prepare_text(data)
+    prepare(data)
     assert seen == [[]]
 
 
 KILLED_WITH_CHILDREN = """
 import sys
 from flax_transformers.data.config import TextData
-from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 
 if __name__ == "__main__":
-    prepare_text(
-        TextData(
+    prepare(replace(TextData(
             source=TextSource(sys.argv[1]),
             tokenizer=TokenizerConfig("bytes", 60),
             validation_fraction=0.2,
             store=sys.argv[2],
             shards=12,
-        ),
-        processes=2,
-    )
+        ), prepare_processes=2))
 """
 
 
@@ -298,8 +292,8 @@ def test_a_parallel_run_killed_in_the_middle_goes_on_to_the_same_bytes(data, tmp
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert "manifest.json" not in files(data.store)
-    prepare_text(data, processes=2)
-    prepare_text(data, tmp_path / "uninterrupted", processes=1)
+    prepare(replace(data, prepare_processes=2))
+    prepare(replace(data, prepare_processes=1), tmp_path / "uninterrupted")
     assert files(data.store) == files(tmp_path / "uninterrupted")
 
 
@@ -310,125 +304,125 @@ def test_a_finished_shard_that_is_damaged_is_found_and_made_again(data, tmp_path
     damaged = bytearray(path.read_bytes())
     damaged[5] ^= 4
     path.write_bytes(bytes(damaged))
-    prepare_text(data, processes=1)
-    prepare_text(data, tmp_path / "uninterrupted", processes=1)
+    prepare(replace(data, prepare_processes=1))
+    prepare(replace(data, prepare_processes=1), tmp_path / "uninterrupted")
     assert files(data.store) == files(tmp_path / "uninterrupted")
     assert "train/00001.tokens" in capsys.readouterr().err
 
 
 def test_shards_of_another_tokenizer_are_made_again(data, monkeypatch):
-    prepare_text(data)
+    prepare(data)
     store = Path(data.store)
     (store / "manifest.json").unlink()
     record = json.loads((store / "shards/00001.json").read_text())
     (store / "shards/00001.json").write_text(json.dumps({**record, "made_from": "another"}))
     made = []
-    tokenise = shards_module.tokenise_shard
+    tokenize = shards_module.tokenize_shard
     monkeypatch.setattr(
-        shards_module, "tokenise_shard", lambda *a: made.append(a[1]) or tokenise(*a)
+        shards_module, "tokenize_shard", lambda *a: made.append(a[1]) or tokenize(*a)
     )
-    prepare_text(data)
+    prepare(data)
     assert made == [1]
 
 
 def test_other_settings_are_refused_naming_both(data):
-    prepare_text(data)
+    prepare(data)
     other = replace(data, shards=4, source=replace(data.source, text_field="body"))
     asks = "made with shards=3, source.text_field='text'; .* asks for shards=4, .*='body'"
     with pytest.raises(UserError, match=asks):
-        open_prepared(other)
+        open_dataset(other)
     with pytest.raises(UserError, match="another store directory"):
-        prepare_text(replace(data, validation_fraction=0.3))
+        prepare(replace(data, validation_fraction=0.3))
 
 
 @pytest.mark.slow
 def test_an_unfinished_store_of_other_settings_is_refused_too(data):
     run_killed(data, 5)
     with pytest.raises(UserError, match=r"validation_fraction=0.2; .* validation_fraction=0.3"):
-        prepare_text(replace(data, validation_fraction=0.3))
+        prepare(replace(data, validation_fraction=0.3))
 
 
 def test_a_changed_corpus_is_refused_naming_both(data, tmp_path):
-    made = prepare_text(data).train.corpus["content"][:12]
+    made = prepare(data).train.corpus["content"][:12]
     write_corpus(tmp_path / "corpus.jsonl", seed=1, documents=61)
     with pytest.raises(UserError, match=rf"made with corpus {made} .* files have changed since"):
-        prepare_text(data)
+        prepare(data)
 
 
 def test_another_tokenizer_file_is_refused(data, tmp_path):
     config = TokenizerConfig("wordpiece", vocab_size=60)
-    one = prepare_text(replace(data, tokenizer=config), tmp_path / "a").tokenizer
+    one = prepare(replace(data, tokenizer=config), tmp_path / "a").tokenizer
     write_corpus(tmp_path / "corpus.jsonl", documents=90, words=41)
-    other = prepare_text(replace(data, tokenizer=replace(config, vocab_size=61)), tmp_path / "b")
+    other = prepare(replace(data, tokenizer=replace(config, vocab_size=61)), tmp_path / "b")
     one.save(tmp_path / "tokenizer")
     data = replace(data, tokenizer=replace(config, path=str(tmp_path / "tokenizer")))
-    prepare_text(data)
+    prepare(data)
     other.tokenizer.save(tmp_path / "tokenizer")
     with pytest.raises(
         UserError, match=f"{one.fingerprint[:12]}, .* holds {other.tokenizer.fingerprint[:12]}"
     ):
-        prepare_text(data)
+        prepare(data)
 
 
 def test_a_finished_store_is_used_where_its_corpus_is_not_at_hand(data):
-    prepare_text(data)
+    prepare(data)
     os.remove(data.source.path)
-    assert prepare_text(data).train.num_documents > 0
-    assert open_prepared(data).train.num_documents > 0
+    assert prepare(data).train.num_documents > 0
+    assert open_dataset(data).train.num_documents > 0
 
 
 def test_opening_what_was_never_prepared_says_to_prepare(data):
     with pytest.raises(UserError, match="run `flax-transformers prepare`"):
-        open_prepared(data)
+        open_dataset(data)
 
 
 def test_the_default_directory_follows_content_and_settings(data, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = replace(data, store=None)
-    first = default_directory(data)
+    first = data.preparation().folder.path
     assert first.startswith(str(tmp_path / "cache/flax_transformers/stores/"))
-    assert default_directory(replace(data, workers=3, prepare_processes=1)) == first
-    assert default_directory(replace(data, shards=4)) != first
-    assert prepare_text(data).directory == open_prepared(data).directory == first
+    assert replace(data, workers=3, prepare_processes=1).preparation().folder.path == first
+    assert replace(data, shards=4).preparation().folder.path != first
+    assert prepare(data).directory == open_dataset(data).directory == first
     write_corpus(tmp_path / "corpus.jsonl", documents=61)
-    assert default_directory(data) != first
+    assert data.preparation().folder.path != first
 
 
 def test_an_empty_corpus_is_refused_before_anything_is_written(data):
     Path(data.source.path).write_text('{"text": ""}\n{"text": " "}\n')
     with pytest.raises(UserError, match=r"corpus .*/corpus.jsonl is empty"):
-        prepare_text(data)
+        prepare(data)
     assert not os.path.exists(data.store)
 
 
 def test_a_fraction_that_holds_out_no_document_is_refused(data):
     with pytest.raises(UserError, match="holds out none of the 60 documents"):
-        prepare_text(replace(data, validation_fraction=1e-6))
+        prepare(replace(data, validation_fraction=1e-6))
 
 
 def test_a_fraction_that_holds_out_every_document_is_refused(data):
     with pytest.raises(UserError, match="holds out all 60 documents"):
-        prepare_text(replace(data, validation_fraction=1 - 1e-6))
+        prepare(replace(data, validation_fraction=1 - 1e-6))
 
 
-def test_a_large_corpus_is_checked_once_it_is_tokenised(data, monkeypatch):
+def test_a_large_corpus_is_checked_once_it_is_tokenized(data, monkeypatch):
     monkeypatch.setattr(prepare_module, "_LITTLE_TEXT", 100)
     with pytest.raises(UserError, match="holds out none of the 60 documents"):
-        prepare_text(replace(data, validation_fraction=1e-6), processes=1)
+        prepare(replace(replace(data, validation_fraction=1e-6), prepare_processes=1))
 
 
 def test_documents_left_out_are_counted_for_the_user(data, capsys):
     with Path(data.source.path).open("a") as file:
         file.write('{"text": ""}\n{"text": "\\n"}\nno json\n')
-    prepare_text(replace(data, source=replace(data.source, on_invalid="skip")))
+    prepare(replace(data, source=replace(data.source, on_invalid="skip")))
     assert "left out: 2 empty documents, 1 invalid ones" in capsys.readouterr().err
 
 
 def test_progress_is_one_line_a_shard_where_stderr_is_no_terminal(data, capsys):
-    prepare_text(data)
+    prepare(data)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines[:3]] == [
-        f"tokenised shard {number} of 3" for number in (1, 2, 3)
+        f"tokenized shard {number} of 3" for number in (1, 2, 3)
     ]
     assert lines[3].startswith("Prepared ")
     assert len(lines) == 4
@@ -437,7 +431,7 @@ def test_progress_is_one_line_a_shard_where_stderr_is_no_terminal(data, capsys):
 def test_a_directory_that_cannot_be_made_is_named(data, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"Could not write in .*/file/store: Not a directory"):
-        prepare_text(data, tmp_path / "file/store")
+        prepare(data, tmp_path / "file/store")
 
 
 @pytest.mark.multi_process
@@ -448,11 +442,11 @@ def test_a_disk_without_room_is_named_and_leaves_a_store_that_can_go_on(data, tm
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # no file may grow beyond
     try:
         with pytest.raises(UserError, match=r"Could not write in .*/store: File too large"):
-            prepare_text(data, processes=processes)
+            prepare(replace(data, prepare_processes=processes))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not [name for name in files(data.store) if ".tmp-" in name]
-    assert prepare_text(data).train.num_documents > 0
+    assert prepare(data).train.num_documents > 0
 
 
 @pytest.mark.multi_process
@@ -460,7 +454,7 @@ def test_an_error_in_a_worker_process_reaches_the_caller(data):
     with Path(data.source.path).open("a") as file:
         file.write("no json\n")
     with pytest.raises(UserError, match=r"corpus\.jsonl:61"):
-        prepare_text(data, processes=2)
+        prepare(replace(data, prepare_processes=2))
 
 
 HOLDS_THE_LOCK = """
@@ -482,7 +476,7 @@ def test_a_second_writer_waits_for_the_first(data, tmp_path):
     )
     with first:
         first.stdout.readline()
-        prepare_text(data)
+        prepare(data)
         assert (tmp_path / "let_go").exists()
 
 

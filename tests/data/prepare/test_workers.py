@@ -46,7 +46,7 @@ def test_documents_that_are_done_are_progress_to_the_watchdog(monkeypatch):
     """Repeating the same counts, as while a worker is stopped, is none."""
     seen = []
     monkeypatch.setattr(workers.watchdog, "progress", lambda: seen.append(1))
-    with workers._Reporter("tokenised", 2, 0, "documents") as reporter:
+    with workers._Reporter("tokenized", 2, 0, "documents") as reporter:
         reporter.set(0, 0, 0)
         assert seen == []
         reporter.set(3, 10, 0)

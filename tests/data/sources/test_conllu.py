@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.conllu import TaggedSource
 from flax_transformers.data.sources.documents import Counts
@@ -106,7 +106,7 @@ def test_every_word_keeps_its_tag_in_the_rows(kind, tmp_path):
         validation_fraction=0,
         shards=1,
     )
-    prepared = prepare_text(data, tmp_path / "store")
+    prepared = prepare(data, tmp_path / "store")
     objective = TokenClassification()
     examples = prepared.examples("train", objective.window_spec(16))
     assert len(examples) > len(drawn)  # some are longer than a row

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.documents import Counts
 from flax_transformers.data.sources.labelled import LabelledSource
@@ -127,7 +127,7 @@ def prepared(folder, rows, **settings):
     held = source_of("jsonl", folder / "held", ROWS[:1], **settings)
     tokenizer = TokenizerConfig("bytes")
     data = TextData(source=source, validation_source=held, tokenizer=tokenizer, shards=2)
-    return prepare_text(data, folder / "store")
+    return prepare(data, folder / "store")
 
 
 def test_classes_are_those_of_the_training_texts_in_order(tmp_path):
@@ -153,7 +153,7 @@ def test_whole_numbers_stand_in_the_order_of_their_values(tmp_path):
     rows = [("a", "b", n) for n in (10, 9, -1)]
     source = source_of("jsonl", tmp_path, rows)
     data = TextData(source=source, validation_fraction=0, tokenizer=TokenizerConfig("bytes"))
-    assert prepare_text(data, tmp_path / "store").label_names == ("-1", "9", "10")
+    assert prepare(data, tmp_path / "store").label_names == ("-1", "9", "10")
 
 
 def test_a_class_that_training_never_had_is_named_or_left_out(tmp_path):
@@ -173,7 +173,7 @@ def test_a_held_out_text_of_an_unknown_class_can_be_skipped(tmp_path):
 def test_other_stores_have_no_files_for_labels(tmp_path):
     source = source_of("jsonl", tmp_path, [(a, b, 1.5) for a, b, _ in ROWS], label="number")
     data = TextData(source=source, validation_fraction=0, tokenizer=TokenizerConfig("bytes"))
-    store = prepare_text(data, tmp_path / "numbers")
+    store = prepare(data, tmp_path / "numbers")
     assert store.train.label_kind == "numbers"
     np.testing.assert_array_equal(store.train.labels(2), np.array([1.5], np.float32))
     (tmp_path / "a.txt").write_text("some text")
@@ -183,7 +183,7 @@ def test_other_stores_have_no_files_for_labels(tmp_path):
         tokenizer=TokenizerConfig("bytes"),
         shards=1,
     )
-    plain = prepare_text(data, tmp_path / "plain")
+    plain = prepare(data, tmp_path / "plain")
     assert plain.train.label_kind is None
     endings = {path.suffix for path in (tmp_path / "plain" / "train").iterdir()}
     assert endings == {".tokens", ".documents", ".sentences", ""}  # and the file unigrams

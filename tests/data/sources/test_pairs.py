@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import pickle
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.pipeline.loader import TrainStream
 from flax_transformers.data.pipeline.pair_examples import PairExamples, pack
-from flax_transformers.data.prepare.text import prepare_text
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.documents import Counts
 from flax_transformers.data.sources.pairs import PairSource
@@ -182,7 +183,8 @@ def prepared(tmp_path):
         shards=3,
         store=str(tmp_path / "store"),
     )
-    return prepare_text(data, processes=1), {(row["source"], row["target"]) for row in rows}
+    prepared = prepare(dataclasses.replace(data, prepare_processes=1))
+    return prepared, {(row["source"], row["target"]) for row in rows}
 
 
 def test_a_store_of_pairs_is_made_and_checked_like_any_other(prepared):
@@ -276,7 +278,7 @@ def test_a_side_without_a_token_makes_no_pair(tmp_path):
         source=PairSource(path), tokenizer=TokenizerConfig("unigram", 270), shards=1,
         validation_fraction=0.0, store=str(tmp_path / "store"),
     )  # fmt: skip
-    text = prepare_text(data, processes=1)
+    text = prepare(dataclasses.replace(data, prepare_processes=1))
     assert (text.train.num_documents, text.train.num_sentences) == (3, 6)
 
 
@@ -287,7 +289,7 @@ def test_pairs_with_the_same_target_are_held_out_together(tmp_path):
         tokenizer=TokenizerConfig("bytes"), validation_fraction=0.3,
         store=str(tmp_path / "store"),
     )  # fmt: skip
-    text = prepare_text(data, processes=1)
+    text = prepare(dataclasses.replace(data, prepare_processes=1))
     train, held_out = (
         {
             text.tokenizer.decode(examples.read(number, None)["target_tokens"])
@@ -306,7 +308,7 @@ def test_settings_of_a_store_tell_pairs_from_text(prepared, tmp_path):
         store=str(tmp_path / "store"),
     )  # fmt: skip
     with pytest.raises(UserError, match="was made with .*source.source_field='source'"):
-        prepare_text(data)
+        prepare(data)
 
 
 def test_packing_is_first_fit_on_both_sides():

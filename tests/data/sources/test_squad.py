@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.documents import Counts
 from flax_transformers.data.sources.squad import QuestionSource, read_record, token_spans
@@ -72,7 +72,7 @@ def test_tokens_of_an_answer_give_back_its_text(kind):
 def prepared(source, folder, pieces=90, **settings):
     tokenizer = TokenizerConfig("wordpiece", vocab_size=pieces)
     data = TextData(source=source, tokenizer=tokenizer, shards=2, **settings)
-    return prepare_text(data, folder / "store")
+    return prepare(data, folder / "store")
 
 
 def test_the_tokens_of_a_text_do_not_depend_on_its_answer(tmp_path):

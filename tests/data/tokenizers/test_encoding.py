@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.prepare.text import prepare_text
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources.documents import Document
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.store import token_store as store
@@ -279,7 +279,7 @@ def test_a_store_of_many_documents_is_the_tokenizers_own(tmp_path: Path):
         tokenizer=TokenizerConfig("bpe", path=str(tmp_path / "tokenizer.json")),
         validation_fraction=0.0,
     )  # fmt: skip
-    made = prepare_text(data, tmp_path / "store").train
+    made = prepare(data, tmp_path / "store").train
     stops = made.document_ends.tolist()
     for text, start, stop in zip(texts, [0, *stops], stops, strict=False):
         ids = backend.encode(text, add_special_tokens=False).ids
@@ -297,7 +297,9 @@ def test_an_older_store_is_used_and_its_difference_said(tmp_path, monkeypatch, c
     )  # fmt: skip
     with monkeypatch.context() as older:
         older.setattr(store, "FORMAT", 1)
-        fingerprint = prepare_text(data, tmp_path / "store").fingerprint
+        fingerprint = prepare(data, tmp_path / "store").fingerprint
     capsys.readouterr()
-    assert prepare_text(data, tmp_path / "store").fingerprint == fingerprint
-    assert "has format 1: each sentence was tokenized apart" in capsys.readouterr().err
+    assert prepare(data, tmp_path / "store").fingerprint == fingerprint
+    assert (
+        "has format 1, in which each sentence was tokenized separately" in capsys.readouterr().err
+    )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.prepare.text import begin_text, prepare_shards, prepare_text
+from flax_transformers.data.dataset import begin, prepare, prepare_share
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
@@ -66,7 +66,7 @@ def letters_of(tokenizer):
 
 
 def test_each_side_goes_through_its_own_tokenizer_and_comes_back(pairs, tmp_path):
-    prepared = prepare_text(data_of(pairs), tmp_path / "store")
+    prepared = prepare(data_of(pairs), tmp_path / "store")
     assert sorted(pairs_in(prepared)) == sorted(PAIRS)
     assert (prepared.tokenizer.kind, prepared.target_tokenizer.kind) == ("unigram", "bytes")
     letters = letters_of(prepared.tokenizer)
@@ -74,13 +74,13 @@ def test_each_side_goes_through_its_own_tokenizer_and_comes_back(pairs, tmp_path
     vocabulary = prepared.vocabulary
     assert (vocabulary.size, vocabulary.target.size, prepared.train.vocab_size) == (289, 262, 289)
     assert vocabulary.of_targets == prepared.target_tokenizer.vocabulary
-    assert "unigram of 289 pieces, for targets bytes of 262" in prepared.summary
+    assert "unigram with a vocabulary of 289, bytes of 262 for targets" in prepared.summary
 
 
 def test_a_tokenizer_of_targets_is_trained_on_these_and_the_store_has_room_for_its_ids(
     pairs, tmp_path
 ):
-    swapped = prepare_text(data_of(pairs, BYTES, UNIGRAM), tmp_path / "store")
+    swapped = prepare(data_of(pairs, BYTES, UNIGRAM), tmp_path / "store")
     assert sorted(pairs_in(swapped)) == sorted(PAIRS)
     letters = letters_of(swapped.target_tokenizer)
     assert "G" in letters and "H" not in letters
@@ -90,28 +90,28 @@ def test_a_tokenizer_of_targets_is_trained_on_these_and_the_store_has_room_for_i
 
 def test_jobs_wait_for_both_tokenizers_and_make_the_store_of_one_process(pairs, tmp_path):
     data = data_of(pairs, BYTES, UNIGRAM)
-    with pytest.raises(UserError, match="not begun"):
-        prepare_shards(data, tmp_path / "jobs", 0, 2)
-    begin_text(data, tmp_path / "jobs")
-    assert prepare_shards(data, tmp_path / "jobs", 0, 2) is None
-    prepared = prepare_shards(data, tmp_path / "jobs", 1, 2)
+    with pytest.raises(UserError, match="not started"):
+        prepare_share(data, tmp_path / "jobs", 0, 2)
+    begin(data, tmp_path / "jobs")
+    assert prepare_share(data, tmp_path / "jobs", 0, 2) is None
+    prepared = prepare_share(data, tmp_path / "jobs", 1, 2)
     assert prepared is not None
-    assert prepared.fingerprint == prepare_text(data, tmp_path / "store").fingerprint
+    assert prepared.fingerprint == prepare(data, tmp_path / "store").fingerprint
 
 
 def test_a_store_is_not_taken_for_one_with_other_tokenizers(pairs, tmp_path):
     store = tmp_path / "store"
-    prepared = prepare_text(data_of(pairs), store)
+    prepared = prepare(data_of(pairs), store)
     for target in (None, TokenizerConfig("unigram", vocab_size=288)):
         with pytest.raises(UserError, match=r"made with target_tokenizer\..*choose another store"):
-            prepare_text(data_of(pairs, target=target), store)
-    other = prepare_text(data_of(pairs, BYTES, UNIGRAM), tmp_path / "other").target_tokenizer
+            prepare(data_of(pairs, target=target), store)
+    other = prepare(data_of(pairs, BYTES, UNIGRAM), tmp_path / "other").target_tokenizer
     at = TokenizerConfig("unigram", path=str(tmp_path / "given"))
     other.save(tmp_path / "given")
-    prepare_text(data_of(pairs, target=at), tmp_path / "loaded")
+    prepare(data_of(pairs, target=at), tmp_path / "loaded")
     prepared.tokenizer.save(tmp_path / "given")  # another one at the same path
     with pytest.raises(UserError, match=f"{other.fingerprint[:12]}, while .*given holds"):
-        prepare_text(data_of(pairs, target=at), tmp_path / "loaded")
+        prepare(data_of(pairs, target=at), tmp_path / "loaded")
 
 
 def test_what_has_no_targets_takes_no_tokenizer_of_them(pairs, tmp_path):
@@ -119,8 +119,8 @@ def test_what_has_no_targets_takes_no_tokenizer_of_them(pairs, tmp_path):
         data_of(TextSource("text.txt"))
     with pytest.raises(UserError, match="target_tokenizer is for pairs"):
         data_of(pairs, validation_source=TextSource("text.txt"))
-    prepared = prepare_text(data_of(pairs), tmp_path / "store")
-    with pytest.raises(UserError, match="no objective but SequenceToSequence"):
+    prepared = prepare(data_of(pairs), tmp_path / "store")
+    with pytest.raises(UserError, match="only the objective SequenceToSequence"):
         prepared.examples("train", MaskedLM().window_spec(32))
 
 
@@ -129,7 +129,7 @@ def test_a_store_with_one_tokenizer_is_byte_for_byte_what_it_was(tmp_path, monke
     file = tmp_path / "pairs.tsv"
     file.write_text("".join(f"ein Hund {n}\ta dog {n}\n" for n in range(20)))
     source = PairSource("pairs.tsv")
-    prepare_text(replace(data_of(source, BYTES, None), shards=1), "store")
+    prepare(replace(data_of(source, BYTES, None), shards=1), "store")
     tokens = hashlib.sha256((tmp_path / "store/train/00000.tokens").read_bytes()).hexdigest()
     assert tokens.startswith("55df3bc398adb445")  # as before there could be two
     assert "target" not in json.loads((tmp_path / "store" / "corpus.json").read_text())["settings"]

@@ -1,0 +1,53 @@
+"""A text corpus as preparation reads it: its sources, divided into shards, and its documents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flax_transformers.data.prepare.filters import Filters
+from flax_transformers.data.sources.documents import Document
+from flax_transformers.data.sources.read import AnySource, CorpusReader, tied_shards
+from flax_transformers.data.store.token_store import Split
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What to read, which documents to keep and to hold out, and in how many shards."""
+
+    source: AnySource
+    validation_source: AnySource | None
+    held_out_fraction: float
+    filters: Filters
+    shards: int
+
+    @property
+    def sources(self) -> dict[Split, AnySource]:
+        """The source of the training split, and that of the validation split if it has its own."""
+        found: dict[Split, AnySource] = {"train": self.source}
+        if self.validation_source is not None:
+            found["validation"] = self.validation_source
+        return found
+
+    def readers(self, run: Sequence[int]) -> dict[Split, CorpusReader]:
+        """Readers of the shards ``run`` of each source."""
+        return {
+            split: CorpusReader(source, run, self.shards) for split, source in self.sources.items()
+        }
+
+    def tied_shards(self) -> list[bool]:
+        """For each shard, whether writing it requires reading over the one before in a source."""
+        tied = [tied_shards(source, self.shards) for source in self.sources.values()]
+        return [any(of_sources) for of_sources in zip(*tied, strict=True)]
+
+    def holds_out(self, document: Document) -> bool:
+        """Whether a document of ``source`` is for validation."""
+        return is_held_out(document, self.held_out_fraction)
+
+
+def is_held_out(document: Document, fraction: float) -> bool:
+    """Whether a document is for validation: a hash of its group or text decides."""
+    key = document.whole if document.group is None else document.group
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") < fraction * 2.0**64

@@ -1,0 +1,174 @@
+"""What a store is made from.
+
+The first writer notes it in ``corpus.json``; from then on the folder accepts nothing else. Paths
+and modification times are not part of it, so that a corpus may be moved and a store copied.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from flax_transformers.data.base import Compare
+from flax_transformers.data.store.files import digest, to_json
+from flax_transformers.data.store.tokenizer import at_hand, load
+from flax_transformers.data.tokenizers.load import TokenizerConfig
+from flax_transformers.errors import UserError
+from flax_transformers.storage.folders import Folder
+
+CORPUS = "corpus.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a store is made from.
+
+    ``path``: the source, for messages. ``settings``: the settings that its bytes depend on, as
+    JSON, with ``defaults`` for those that stores of earlier versions do not name. ``sizes`` and
+    ``content`` compute hashes of the source's files; ``sizes`` does not read them. ``loaded``:
+    the tokenizers with a path; if the path exists they are compared by content, not by settings.
+    """
+
+    path: str
+    settings: dict[str, Any]
+    defaults: dict[str, Any]
+    sizes: Callable[[], str]
+    content: Callable[[], str]
+    loaded: Mapping[str, TokenizerConfig] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """Hash of everything that the store's bytes depend on."""
+        loaded = {name: load(config).fingerprint for name, config in self.loaded.items()}
+        made_of = {"settings": self.settings, "content": self.content()}
+        return digest({**made_of, "loaded": loaded} if loaded else made_of)
+
+
+def source_settings(source: Any) -> dict[str, Any]:
+    """The fields of a source and its type, which defines their meaning."""
+    return {"type": type(source).__name__, **asdict(source)}
+
+
+def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as plain JSON without paths; a tokenizer with a path is noted as ``loaded``."""
+    found: dict[str, Any] = {}
+    for name, value in json.loads(to_json(settings)).items():
+        if not isinstance(value, dict):
+            found[name] = value
+        elif name.endswith("tokenizer") and value.get("path") is not None:
+            found[name] = {"loaded": True}
+        else:
+            found[name] = {key: v for key, v in value.items() if not key.endswith("path")}
+    return found
+
+
+def claim(folder: Folder, origin: Origin, *, by_size: bool = False) -> dict[str, Any]:
+    """Reserves the folder for a store of this origin and returns the record of it.
+
+    ``by_size``: compares the sizes of the files instead of their content, so that not every job
+    reads the whole corpus; a new record then has no content. Raises UserError if the folder is
+    reserved for something else.
+    """
+    if not folder.exists(CORPUS):
+        content = None if by_size else origin.content()
+        record = {"settings": origin.settings, "sizes": origin.sizes(), "content": content}
+        folder.write(CORPUS, to_json(record))
+        return record
+    claimed = _claimed(folder)
+    require_same_settings(folder, claimed, origin)
+    if "sizes" not in claimed:
+        raise UserError(
+            f"The store in {folder.path} was started by an earlier version and is not finished; "
+            "delete it and prepare it again."
+        )
+    if origin.sizes() != claimed["sizes"] or not (by_size or _same_content(origin, claimed)):
+        raise UserError(_changed(folder, claimed, origin))
+    return claimed
+
+
+def _same_content(origin: Origin, claimed: Mapping[str, Any]) -> bool:
+    return claimed["content"] is None or origin.content() == claimed["content"]
+
+
+def _changed(folder: Folder, found: Mapping[str, Any], origin: Origin) -> str:
+    made_from = str(found.get("content") or found["sizes"])[:12]
+    return (
+        f"The store in {folder.path} was made with corpus {made_from} ({origin.path}), and the "
+        "same files have changed since; choose another store directory, or delete that one to "
+        "prepare it again."
+    )
+
+
+def require_unchanged(folder: Folder, origin: Origin, claimed: Mapping[str, Any]) -> None:
+    """Raises UserError if the source has changed since the folder was reserved.
+
+    If the record has no content, only sizes are compared.
+    """
+    if origin.sizes() != claimed["sizes"] or not _same_content(origin, claimed):
+        raise UserError(
+            f"The corpus {origin.path} changed while it was prepared, so the store in "
+            f"{folder.path} would mix both versions; delete that store and prepare it again."
+        )
+
+
+def _claimed(folder: Folder) -> dict[str, Any]:
+    try:
+        found = json.loads(folder.read(CORPUS))
+        if isinstance(found["settings"], dict) and isinstance(found["content"], str | None):
+            return found
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise UserError(
+        f"The file {CORPUS} of the unfinished store in {folder.path} is damaged; delete the "
+        "store and prepare it again."
+    )
+
+
+def require_same_settings(folder: Folder, found: Mapping[str, Any], origin: Origin) -> None:
+    """Raises UserError, naming both, if ``found`` has other settings."""
+    theirs, ours = _flat(without_paths(found["settings"])), _flat(origin.settings)
+    for name, value in _flat(origin.defaults).items():
+        if name in ours:
+            theirs.setdefault(name, value)
+    by_content = [name for name, config in origin.loaded.items() if at_hand(config)]
+    names = sorted(
+        name
+        for name in {*theirs, *ours}
+        if theirs.get(name) != ours.get(name) and name.split(".")[0] not in by_content
+    )
+    if names:
+        was, asked = (
+            ", ".join(f"{name}={side.get(name)!r}" for name in names) for side in (theirs, ours)
+        )
+        raise UserError(
+            f"The store in {folder.path} was made with {was}; this run asks for {asked}; choose "
+            "another store directory, or delete that one to prepare it again."
+        )
+
+
+def require_same_source(
+    folder: Folder, found: Mapping[str, Any], origin: Origin, compare: Compare
+) -> None:
+    """Raises UserError if the source exists and differs from ``found``."""
+    names = {"nothing": (), "sizes": ("sizes",), "content": ("sizes", "content")}[compare]
+    for name in names:
+        if name not in found or (name == "content" and "sizes" not in found):
+            continue  # earlier versions noted no sizes and another content
+        try:
+            now = getattr(origin, name)()
+        except UserError:  # a finished store can be used without its source
+            return
+        if now != found[name]:
+            raise UserError(_changed(folder, found, origin))
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
