@@ -60,8 +60,11 @@ ATTRIBUTES = {
     "Terms": "LossTerms",
     "WeightAverage": "EMAConfig",
     "WordLoss": "LMLoss",
+    "open_prepared": "data.dataset.open_dataset",
+    "prepare_images": "data.dataset.prepare",
+    "prepare_text": "data.dataset.prepare",
 }
-"""Classes and functions that have another name now."""
+"""Classes and functions that have another name now; with dots, also another module."""
 
 KindT = TypeVar("KindT", bound=type)
 
@@ -79,6 +82,8 @@ def former_attribute(module: str, name: str) -> Any:
     is_module = inner in PACKAGES and importlib.util.find_spec(f"{module}.{name}") is not None
     if not is_module and not name.startswith("__"):  # a module is imported by who asks
         current = ATTRIBUTES.get(name, name)
+        if "." in current:
+            place, _, current = current.rpartition(".")
         found = vars(importlib.import_module(f"{_PACKAGE}.{place}")).get(current)
         if found is not None:
             _warn(f"{module}.{name}", f"{_PACKAGE}.{place}.{current}")
