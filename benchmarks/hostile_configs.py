@@ -152,7 +152,7 @@ def check(config: Any) -> None:
 
 def run_case(seed: int) -> tuple[str, str]:
     """What happened in one case, and what it was or what was said."""
-    from flax_transformers.cli.config_file import override
+    from flax_transformers.cli.parsing import override
     from flax_transformers.config_json import from_json, to_json
     from flax_transformers.errors import UserError
 

@@ -2,20 +2,19 @@
 
 A config dataclass declares the ranges of its numbers in a table, ``RANGES``, and calls
 `check_fields` when it is made; types come from its annotations. NaN, infinity and integers beyond
-64 bits are in no range. Readers of files use `check_number`, the command line `argument`, and the
-environment `from_environment`.
+64 bits are in no range. Readers of files use `check_number`, the command line `cli.parsing.number`,
+and the environment `from_environment`.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import math
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -166,24 +165,6 @@ def parse_integer(text: str) -> int | None:
     if not (digits.isascii() and digits.isdecimal() and len(digits) <= 18):
         return None
     return int(text)
-
-
-def argument(option: str, allowed: Range) -> Callable[[str], Any]:
-    """What reads a number for argparse's ``type``; out of range is one sentence with ``option``."""
-
-    def read(text: str) -> Any:
-        try:
-            value = parse_integer(text) if allowed.whole else float(text)
-        except ValueError:
-            value = None
-        fault = allowed.fault(value)
-        if fault:
-            # The caller's parser makes no sentence of a UserError.
-            given = shown(text) if value is None else text
-            raise argparse.ArgumentTypeError(f"{option} is {given}; {fault}")
-        return value
-
-    return read
 
 
 def from_environment(variable: str, allowed: Range, default: int) -> int:

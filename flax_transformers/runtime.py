@@ -50,6 +50,7 @@ class Placed:
 
     mesh: MeshConfig = field(default_factory=MeshConfig)
     compute: ComputeConfig = field(default_factory=lambda: ComputeConfig(dtype="auto"))
+    limits: Limits = field(default_factory=Limits)
 
 
 def start(platform: str | None, limits: Limits | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from flax_transformers import ranges
+from flax_transformers.cli.parsing import number
 from flax_transformers.errors import UserError
 from flax_transformers.ranges import OutOfRange, Range, Ranges, integers, numbers
 
@@ -134,8 +134,8 @@ def test_whole_numbers_are_read():
     ],
 )
 def test_an_option_out_of_range_is_named(allowed: Range, text, says):
-    with pytest.raises(argparse.ArgumentTypeError, match=f"^{says}"):
-        ranges.argument("--top", allowed)(text)
+    with pytest.raises(ValueError, match=f"^{says}"):
+        number("--top", allowed).instance_from_str([text])
 
 
 def test_numbers_of_the_environment_are_checked(monkeypatch):

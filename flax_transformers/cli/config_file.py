@@ -1,35 +1,31 @@
-"""Config files, and changes to them on the command line."""
+"""Config files: loading them, and reading the config of a run."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import dataclasses
 import difflib
 import importlib
 import importlib.util
-import io
 import logging
 import os
 import sys
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING
 
-import tyro
-
-import flax_transformers
-from flax_transformers.checkpointing.step_directories import Found
+from flax_transformers.cli.parsing import override
 from flax_transformers.config_json import (
     UnregisteredType,
     register,
     register_types_of,
 )
 from flax_transformers.errors import UserError
-from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.restore import saved_config
+
+if TYPE_CHECKING:  # slow to import, and not needed to refuse a file that does not exist
+    from flax_transformers.checkpointing.step_directories import Found
+    from flax_transformers.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +34,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """``get_config()`` of a Python file, with ``--section.field value`` overrides applied.
 
     ``path``: the file, or the name of a recipe such as "bert_tiny". Raises UserError for a missing
-    file, a file without ``get_config``, an unknown field (with the
-    nearest name) and a value that does not fit.
+    file, a file without ``get_config``, an unknown field (with the nearest name), and a value that
+    does not fit.
     """
     return override(_get_config(_config_path(path)), overrides)
 
@@ -54,7 +50,7 @@ def recipe(name: str) -> TrainConfig:
 
 def recipes() -> dict[str, Path]:
     """The files of this package's recipes by name: in the wheel, or in the repository."""
-    package = Path(flax_transformers.__file__).parent
+    package = Path(__file__).parents[1]
     folders = (package / "configs", package.parent / "configs")
     return {file.stem: file for file in sorted(next(filter(Path.is_dir, folders)).glob("*.py"))}
 
@@ -72,18 +68,14 @@ def _config_path(name: str) -> Path:
     raise UserError(f"there is no recipe {name}, and no config file of that name; {hint}")
 
 
-def refuse(overrides: Sequence[str]) -> None:
-    """For commands that take no config fields: raises UserError if there are any arguments left."""
-    if overrides:
-        raise UserError(f"unexpected argument {overrides[0]!r}; see --help")
-
-
 def _get_config(path: Path) -> TrainConfig:
     if not path.is_file():
         others = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(str(path), others, 1, 0.3)
         hint = f"did you mean {near[0]}?" if near else "give the path of a config file"
         raise UserError(f"there is no config file {path}; {hint}")
+    from flax_transformers.training.config import TrainConfig
+
     module = _import_file(path)
     try:
         config = module.get_config()
@@ -98,15 +90,15 @@ def _get_config(path: Path) -> TrainConfig:
 
 
 _folders: dict[str, str] = {}
-"""Folders that config files have put at the end of ``sys.path``, by the file's module."""
+"""The folder that each config file added at the end of ``sys.path``, by module name."""
 
 
 def _import_file(path: Path) -> ModuleType:
-    """The module of a config file, under the file's name, so that data workers find its classes.
+    """Import a config file under its own name, so that data workers can import its classes.
 
-    Its folder comes first on ``sys.path`` while it is loaded, as for ``python FILE``, and stays at
-    the end: a neighbour that the file imports must be found by the workers too. Raises UserError
-    for a file that fails, and for one with classes of its own under the name of another module.
+    Its folder is first on ``sys.path`` during the import, as for ``python FILE``, and stays at the
+    end, so that workers can also import neighbouring modules. Raises UserError for a file that
+    fails, and for one that defines classes but has the name of another module.
     """
     folder, name = str(path.parent.resolve()), path.stem
     if name in _folders:  # this file, or another of the same name
@@ -143,7 +135,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _is_another_module(name: str, path: Path) -> bool:
-    """Whether ``import name`` gives something else than this file."""
+    """Whether ``import name`` would import something other than this file."""
     try:
         spec = importlib.util.find_spec(name)
     except ValueError:  # __main__ and the like
@@ -161,12 +153,13 @@ def _failing(path: Path, error: BaseException) -> UserError:
 
 
 def config_of_run(found: Found) -> TrainConfig | None:
-    """The config of the run that saved a checkpoint; None for weights that were converted.
+    """The config of the run that saved a checkpoint; None for converted weights.
 
-    A type of the user's own is looked for in the current folder, as by ``python -m``: a file there
-    with the name of its module is the user's program, whatever the checkpoint says. Raises
-    UnregisteredType where there is no such file.
+    A type of the user's own is imported from a file of the current folder that has the name of its
+    module and defines it, as by ``python -m``. Raises UnregisteredType if there is no such file.
     """
+    from flax_transformers.training.restore import saved_config
+
     looked_for: set[str] = set()
     while True:
         try:
@@ -178,12 +171,12 @@ def config_of_run(found: Found) -> TrainConfig | None:
             if module in looked_for or not file.is_file() or not _defines(file, name):
                 raise
             looked_for.add(module)
-            log.info("reading %s of this folder, which the run used", file)
+            log.info("importing %s, which defines a type of the run", file)
             _register_from(file, missing.type_id)
 
 
 def _defines(file: Path, name: str) -> bool:
-    """Whether a file has a class or an import of that name at its top level; does not run it."""
+    """Whether a file has a top-level class or import of that name. Does not run the file."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
@@ -212,88 +205,3 @@ def _register_from(file: Path, type_id: str) -> None:
             sys.path.remove(os.getcwd())
     if kind is not None:
         register(kind)
-
-
-ConfigT = TypeVar("ConfigT")
-
-
-def override(config: ConfigT, overrides: Sequence[str]) -> ConfigT:
-    """``config``, a dataclass of dataclasses, with ``--section.field value`` pairs applied.
-
-    Raises UserError as above.
-    """
-    if not overrides:
-        return config
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            parsed: Any
-            parsed, unknown = tyro.cli(
-                _concrete_type(config),
-                args=list(overrides),
-                return_unknown_args=True,
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-            )
-            values = {f.name: getattr(parsed, f.name) for f in _fields(config)}
-            changed = type(config)(**values)
-    except SystemExit as stop:
-        if stop.code in (0, None):  # --help
-            sys.stdout.write(printed.getvalue())
-            raise
-        raise UserError(_first_sentence(printed.getvalue())) from None
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if unknown:
-        raise UserError(_unknown_field(unknown[0], config))
-    return changed
-
-
-def _fields(config: Any) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(config)
-
-
-def _concrete_type(config: Any) -> type:
-    """The config's type with every field typed as what ``config`` has there, and defaulting to it.
-
-    Which model, objective and optimizer there is was chosen in the file; the command line then
-    knows exactly their fields.
-    """
-    hints = typing.get_type_hints(type(config))
-    fields = []
-    for field in _fields(config):
-        value = getattr(config, field.name)
-        kind = type(value) if dataclasses.is_dataclass(value) else hints[field.name]
-        fields.append((field.name, kind, dataclasses.field(default=value)))
-    return dataclasses.make_dataclass(type(config).__name__, fields, frozen=True)
-
-
-def _first_sentence(panel: str) -> str:
-    """What tyro's panel says: the lines between its title and the rule that follows."""
-    lines = [line.strip(" │╭╮╰╯") for line in panel.splitlines()][1:]
-    if lines and not lines[0].strip("-─"):
-        del lines[0]
-    rules = [i for i, line in enumerate(lines) if not line.strip("-─")]
-    text = " ".join(lines[: rules[0]] if rules else lines)
-    return text or "the command line does not fit the config; see --help"
-
-
-def _unknown_field(argument: str, config: Any) -> str:
-    name = argument.split("=")[0].lstrip("-")
-    if not argument.startswith("--"):
-        return f"unexpected argument {argument!r}; a config field is set as --section.field value"
-    known = _field_names(config)
-    near = difflib.get_close_matches(name.replace("-", "_"), known, 1, 0.4)
-    hint = f"did you mean --{near[0].replace('_', '-')}?" if near else "see --print-config"
-    return f"there is no config field --{name}; {hint}"
-
-
-def _field_names(value: Any, path: str = "") -> list[str]:
-    """Dotted names of all fields that are no dataclasses themselves."""
-    items: list[tuple[str, Any]]
-    if dataclasses.is_dataclass(value):
-        items = [(field.name, getattr(value, field.name)) for field in _fields(value)]
-    elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
-        items = [(str(i), item) for i, item in enumerate(value)]
-    else:
-        return [path]
-    return [n for key, item in items for n in _field_names(item, f"{path}.{key}" if path else key)]

@@ -1,76 +1,81 @@
-"""Convert a model: a Hugging Face directory to a checkpoint of ours, or the other way round."""
+"""``flax-transformers convert``."""
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from flax_transformers.cli.shared_arguments import MODEL_HELP, add_architecture
+from tyro.conf import Positional
+
+from flax_transformers.cli.parsing import Architecture, Model, option, refuse
+from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:
     from flax_transformers.checkpointing.step_directories import Found
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "source",
-        metavar="SRC",
-        help=MODEL_HELP,
-    )
-    parser.add_argument("target", metavar="DST", help="a new folder for the other kind")
-    add_architecture(parser, "SRC", "BertModel")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="of the tensors in a Hugging Face directory (default float32, as ours always are)",
-    )
+@dataclass(frozen=True)
+class Convert:
+    """Convert a Hugging Face directory to a checkpoint of this package, or a checkpoint to one."""
 
+    source: Model
+    target: Positional[Annotated[str, option("TARGET")]]
+    """A new folder for the other format."""
+    architecture: Architecture = None
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, option()] = None
+    """Type of the tensors in a Hugging Face directory (default: float32)."""
 
-def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from flax_transformers import runtime
-    from flax_transformers.checkpointing.manager import find_checkpoint
-    from flax_transformers.cli.config_file import refuse
-    from flax_transformers.errors import UserError
-    from flax_transformers.huggingface import folder_kinds
-    from flax_transformers.huggingface import read as hub_read
-    from flax_transformers.huggingface import write as hub_write
-    from flax_transformers.pretrained import is_checkpoint, load_pretrained
+    def run(self, overrides: Sequence[str]) -> int:
+        from flax_transformers import runtime
+        from flax_transformers.checkpointing.manager import find_checkpoint
+        from flax_transformers.huggingface import folder_kinds
+        from flax_transformers.huggingface import read as hub_read
+        from flax_transformers.huggingface import write as hub_write
+        from flax_transformers.parallel.limits import Limits
+        from flax_transformers.parallel.watchdog import watchdog
+        from flax_transformers.pretrained import is_checkpoint, load_pretrained
 
-    refuse(overrides)
-    if "://" in arguments.target:
-        raise UserError(
-            f"{arguments.target} is no folder of this machine; convert into one, then copy"
-        )
-    source, target = arguments.source, Path(arguments.target).expanduser().absolute()
-    hub_write.require_new(target)
-    from_ours = is_checkpoint(source)
-    if arguments.dtype and not from_ours:
-        raise UserError(
-            f"{source} becomes a checkpoint of ours, which is float32; leave out --dtype"
-        )
-    runtime.start(None)
-    model, params = load_pretrained(
-        source, architecture=arguments.architecture, dtype=arguments.dtype or "float32"
-    )
-    if from_ours:
-        model, carried = _write_directory(target, model, params, find_checkpoint(source))
-        published = target
-    else:
-        published = folder_kinds.inner_folder(hub_read.find_directory(source) or Path(source))
-        carried = _write_checkpoint(target, model, params, published)
-    _print_summary(
-        model, params, published, carried=carried, target=target, asked=arguments.architecture
-    )
-    return 0
+        refuse(overrides)
+        if "://" in self.target:
+            raise UserError(
+                f"TARGET is {self.target}; convert into a folder of this machine, then copy it"
+            )
+        source, target = self.source, Path(self.target).expanduser().absolute()
+        hub_write.require_new(target)
+        from_ours = is_checkpoint(source)
+        if self.dtype and not from_ours:
+            raise UserError(
+                f"checkpoints of this package are float32, and {source} becomes one; leave out "
+                "--dtype"
+            )
+        runtime.start(None)
+        watchdog.start(Limits())
+        with watchdog.phase("restore"):
+            model, params = load_pretrained(
+                source, architecture=self.architecture, dtype=self.dtype or "float32"
+            )
+        with watchdog.phase("save"):
+            if from_ours:
+                model, carried = _write_directory(target, model, params, find_checkpoint(source))
+                published = target
+            else:
+                found = hub_read.find_directory(source)
+                published = folder_kinds.inner_folder(found or Path(source))
+                carried = _write_checkpoint(target, model, params, published)
+        with watchdog.phase("evaluation"):
+            _print_summary(
+                model, params, published, carried=carried, target=target, asked=self.architecture
+            )
+        return 0
 
 
 def _print_summary(
     model: Any, params: Any, published: Path, *, carried: str, target: Path, asked: str | None
 ) -> None:
-    """What was converted; ``published`` is the directory in Hugging Face format."""
+    """Prints what was converted; ``published`` is the directory in Hugging Face format."""
     import jax
 
     from flax_transformers.cli import comparison
@@ -78,7 +83,7 @@ def _print_summary(
     from flax_transformers.huggingface.family import family_of
 
     difference = (
-        "not compared: --architecture may ask for heads that the source does not hold"
+        "not compared: --architecture may name heads that the source does not have"
         if asked
         else comparison.describe(model, params, published)
     )
@@ -87,7 +92,7 @@ def _print_summary(
         ("architecture", model.config.architecture),
         ("parameters", f"{hub_write.published_parameters(model):,}"),
         ("dtype", str(jax.tree.leaves(params)[0].dtype)),
-        ("carried along", carried or "nothing: no tokenizer to carry"),
+        ("other files", carried or "none: the source has no tokenizer"),
         ("difference", difference),
         ("written to", str(target)),
     ):
@@ -95,7 +100,8 @@ def _print_summary(
 
 
 def _write_directory(target: Path, model: Any, params: Any, found: Found) -> tuple[Any, str]:
-    """A checkpoint of ours in Hugging Face format: the model as written, and what was carried."""
+    """Writes a checkpoint in Hugging Face format; returns the written model, and the names of the
+    other files."""
     from etils import epath
 
     from flax_transformers.checkpointing.step_directories import write_files
@@ -104,7 +110,7 @@ def _write_directory(target: Path, model: Any, params: Any, found: Found) -> tup
     from flax_transformers.huggingface import write as hub_write
     from flax_transformers.storage.paths import is_bucket
 
-    # Of two tokenizers, one alone would write the target side wrongly.
+    # One of two tokenizers alone would encode the target side wrongly.
     two_tokenizers = (found.folder / "target_tokenizer").is_dir()
     trained = "config" in found.meta
     with tempfile.TemporaryDirectory() as scratch:
@@ -124,7 +130,7 @@ def _write_directory(target: Path, model: Any, params: Any, found: Found) -> tup
 
 
 def _as_transformers_reads_it(tokenizer: Any, config: Any, scratch: Path) -> Path | None:
-    """The folder of a checkpoint's tokenizer, or what is to be exported in its place."""
+    """The folder to export for a checkpoint's tokenizer; None if it has none."""
     from flax_transformers.data.tokenizers.export import export_folder
 
     if tokenizer is None or not Path(tokenizer).is_dir():
@@ -134,17 +140,17 @@ def _as_transformers_reads_it(tokenizer: Any, config: Any, scratch: Path) -> Pat
 
 
 def _two_tokenizers(folder: Path) -> str:
-    """Where they stay."""
+    """The summary of a model with a tokenizer for each side."""
     return (
-        "nothing: a tokenizer for each side is not written in the format of transformers; encode "
-        f"sources with {folder / 'tokenizer'}, decode with {folder / 'target_tokenizer'}"
+        "none: the format of transformers has one tokenizer; encode sources with "
+        f"{folder / 'tokenizer'}, decode targets with {folder / 'target_tokenizer'}"
     )
 
 
 def _write_checkpoint(target: Path, model: Any, params: Any, source: Path) -> str:
-    """Step 0 of a workdir: weights, the model's config and the tokenizer, and no optimizer.
+    """Writes step 0 of a workdir: weights, the model's config and the tokenizer, no optimizer.
 
-    It is written beside ``target``, which appears when all is there. Returns what was carried.
+    ``target`` appears when the checkpoint is complete. Returns the names of the other files.
     """
     from flax_transformers.checkpointing.manager import CheckpointConfig, Checkpoints
     from flax_transformers.data.tokenizers.load import published_files
@@ -154,7 +160,7 @@ def _write_checkpoint(target: Path, model: Any, params: Any, source: Path) -> st
     from flax_transformers.training.restore import converted_meta
 
     carried = side_files.carried_files(source)
-    # With config.json, which may be all that tells the tokenizer's class.
+    # config.json may be the only file that names the tokenizer's class.
     told = published_files(source) if isinstance(model.config, TextConfig) else {}
     files = {f"tokenizer/{name}": Path(file) for name, file in {**told, **carried}.items()}
     with appearing(target) as folder:

@@ -1,22 +1,23 @@
-"""Say whether this machine, or every machine of the job, is ready to train, and what is missing."""
+"""``flax-transformers doctor``."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
 import platform
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
+from flax_transformers.cli.parsing import option, refuse
 from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:
     from flax_transformers.training.config import TrainConfig
 
 PAYLOAD_BYTES = 4 * 2**20
-"""Of each device: what a bucket of gradients comes to."""
+"""Bytes of each device in the all-reduce, as many as in a typical bucket of gradients."""
 TIMES = 5
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 OPTIONAL = {
@@ -26,50 +27,67 @@ OPTIONAL = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--platform", help='"cpu", "gpu" or "tpu": fail if it is not there')
-    parser.add_argument("--workdir", help="also check that every process can write there")
-    parser.add_argument(
-        "--config",
-        help="also check that this config fits the devices, that all processes have the same, and "
-        "that all find its data; fields can be set as for train",
-    )
+@dataclass(frozen=True)
+class Doctor:
+    """Check that this machine, or every machine of a job, is ready to train."""
+
+    platform: Annotated[str | None, option("PLATFORM")] = None
+    """"cpu", "gpu" or "tpu": fail if it is not present."""
+    workdir: Annotated[str | None, option("DIR")] = None
+    """Also check that every process can write to this folder."""
+    config: Annotated[str | None, option("CONFIG")] = None
+    """Also check that this config fits the devices, that all processes have the same, and that all
+    find its data. Its fields can be set as for train."""
+
+    def run(self, overrides: Sequence[str]) -> int:
+        from flax_transformers import runtime
+        from flax_transformers.cli.config_file import load_config
+        from flax_transformers.parallel.limits import Limits
+        from flax_transformers.parallel.watchdog import watchdog
+
+        config = None
+        if self.config is None:
+            refuse(overrides)
+        else:
+            config = load_config(self.config, overrides)
+        limits = Limits() if config is None else config.limits
+        runtime.start(self.platform or (None if config is None else config.platform), limits)
+        watchdog.start(limits)
+        _check_packages()
+        with watchdog.phase("step"):
+            _check_collective()
+        if config is not None:
+            with watchdog.phase("prepare"):
+                _check_config(config, overrides)
+        if self.workdir:
+            with watchdog.phase("save"):
+                _check_storage(self.workdir)
+        _say("ready to train")
+        return 0
 
 
-def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+def _check_packages() -> None:
+    """Prints versions and devices. Raises UserError if versions differ between processes."""
     import jax
 
-    from flax_transformers import runtime
-    from flax_transformers.cli.config_file import load_config, refuse
     from flax_transformers.parallel.distributed import check_equal
 
-    config = None
-    if arguments.config is None:
-        refuse(overrides)
-    else:
-        config = load_config(arguments.config, overrides)
-    runtime.start(arguments.platform or (None if config is None else config.platform))
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     _say(f"python {platform.python_version()} on {platform.platform()}")
     _say("  ".join(f"{name} {version}" for name, version in versions.items()))
-    _say_missing()
+    for package, (purpose, extra) in OPTIONAL.items():
+        if importlib.util.find_spec(package) is None:
+            _say(f"not installed: {package}, for {purpose} (extra: {extra})")
     kinds = sorted({device.device_kind for device in jax.devices()})
     _say(
         f"{jax.device_count()} device(s) of kind {', '.join(kinds)} in {jax.process_count()} "
-        f"process(es), {jax.local_device_count()} here"
+        f"process(es), {jax.local_device_count()} in this one"
     )
     check_equal(
         "package versions",
         "  ".join((platform.python_version(), *versions.values())),
         "install the same Python and the same constraints.txt on every machine",
     )
-    _check_collective()
-    if config is not None:
-        _check_config(config, overrides)
-    if arguments.workdir:
-        _check_storage(arguments.workdir)
-    _say("ready to train")
-    return 0
 
 
 def _say(text: str) -> None:
@@ -79,14 +97,8 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _say_missing() -> None:
-    for package, (purpose, extra) in OPTIONAL.items():
-        if importlib.util.find_spec(package) is None:
-            _say(f"not installed: {package}, for {purpose} (extra: {extra})")
-
-
 def _check_collective() -> None:
-    """Sums ``PAYLOAD_BYTES`` of each device over all devices of all processes, and times it."""
+    """Sums ``PAYLOAD_BYTES`` of each device over all devices of all processes; prints the time."""
     import jax
     import numpy as np
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -97,11 +109,11 @@ def _check_collective() -> None:
     own = np.arange(width, dtype=np.float32)[None]
     rows = jax.make_array_from_callback((count, width), sharding, lambda index: own)
     total = jax.jit(lambda x: x.sum(0), out_shardings=NamedSharding(mesh, PartitionSpec()))
-    found = np.asarray(total(rows))  # compiles
+    found = np.asarray(total(rows))  # the first call compiles
     if not np.array_equal(found, count * own[0]):
         raise UserError(
-            f"a sum over {count} devices is wrong on process {jax.process_index()}; check the "
-            "interconnect, and the machine of that process"
+            f"an all-reduce over {count} devices is wrong on process {jax.process_index()}; check "
+            "the interconnect and the machine of that process"
         )
     seconds = []
     for _ in range(TIMES):
@@ -110,13 +122,14 @@ def _check_collective() -> None:
         seconds.append(time.perf_counter() - start)
     best = min(seconds)
     _say(
-        f"a sum of {PAYLOAD_BYTES / 2**20:.0f} MiB over all {count} device(s) is right and took "
-        f"{1000 * best:.1f} ms, {PAYLOAD_BYTES / best / 1e9:.2f} GB/s"
+        f"an all-reduce of {PAYLOAD_BYTES / 2**20:.0f} MiB over {count} device(s) is right and "
+        f"took {1000 * best:.1f} ms, {PAYLOAD_BYTES / best / 1e9:.2f} GB/s"
     )
 
 
 def _check_config(config: TrainConfig, overrides: Sequence[str]) -> None:
-    """The config is everywhere the same, fits the devices, and its data are there."""
+    """Raises UserError unless the config is the same in all processes, fits the devices, and its
+    data are prepared."""
     import json
 
     import jax
@@ -137,20 +150,20 @@ def _check_config(config: TrainConfig, overrides: Sequence[str]) -> None:
     mesh = checked_mesh(config)
     check_config(config)
     sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
-    _say(f"the config is the same everywhere and fits the devices ({sizes or 'one device'})")
-    if jax.process_count() > 1:  # one process alone prepares what is not there
+    _say(f"the config is the same in all processes and fits the devices ({sizes or 'one device'})")
+    if jax.process_count() > 1:  # a single process prepares missing data itself
         prepared = open_dataset(config.data)
         check_equal(
             "the prepared data",
             prepared.fingerprint,
-            "prepare it once, into a --data.store that all machines share",
+            "prepare them once, into a --data.store that all machines share",
         )
         check_run(config, fitted_data(config, prepared))
         _say(f"every process finds the data in {prepared.directory}")
 
 
 def _check_storage(workdir: str) -> None:
-    """Every process writes a file, and sees those of all the others."""
+    """Raises UserError unless every process can write a file and read those of the others."""
     import jax
     from jax.experimental import multihost_utils
 
@@ -167,7 +180,7 @@ def _check_storage(workdir: str) -> None:
             "choose a workdir that every machine can write to"
         ) from error
     multihost_utils.sync_global_devices("doctor wrote")
-    # By name: files may be left from a check that did not end.
+    # Only these names: files may be left from a check that did not end.
     seen = sum((folder / str(index)).exists() for index in range(jax.process_count()))
     multihost_utils.sync_global_devices("doctor looked")
     own.unlink()
@@ -178,5 +191,5 @@ def _check_storage(workdir: str) -> None:
         )
     multihost_utils.sync_global_devices("doctor is done")
     if jax.process_index() == 0:
-        folder.rmtree(missing_ok=True)  # an emptied folder of a bucket is gone by itself
+        folder.rmtree(missing_ok=True)  # an empty folder of a bucket does not exist
     _say(f"{workdir} can be written by every process")

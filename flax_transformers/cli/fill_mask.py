@@ -1,61 +1,70 @@
-"""Show what a checkpoint puts in the gaps of a text."""
+"""``flax-transformers fill-mask``."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
-from flax_transformers.cli.shared_arguments import MODEL_HELP, add_architecture
-from flax_transformers.ranges import ENTRIES, argument
+from flax_transformers.cli.parsing import Architecture, Model, number, option, override
+from flax_transformers.errors import UserError
+from flax_transformers.ranges import ENTRIES
 
-_LONGEST = 8192
-"""Tokens of a text where the model sets no limit."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", help=MODEL_HELP)
-    add_architecture(parser, "CKPT", "BertForMaskedLM")
-    parser.add_argument("--text", required=True, help='for example "Return a [MASK] object."')
-    parser.add_argument(
-        "--top", type=argument("--top", ENTRIES), default=5, help="how many candidates a gap"
-    )
+_MAX_LENGTH = 8192
+"""Largest number of tokens of a text if the model has no limit."""
 
 
-def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    import jax
+@dataclass(frozen=True)
+class FillMask:
+    """Show the most likely tokens for each [MASK] of a text.
 
-    from flax_transformers import runtime
-    from flax_transformers.cli.config_file import refuse
-    from flax_transformers.errors import UserError
-    from flax_transformers.generation.fill_mask import fill_mask
-    from flax_transformers.training.step import model_functions
+    --mesh.tensor 4 (also --mesh.fsdp) shards the model; --compute.dtype and its neighbours set how
+    it is computed.
+    """
 
-    refuse(overrides)
-    runtime.start(None)
-    restored = runtime.restored_model(arguments.checkpoint, architecture=arguments.architecture)
-    if restored.tokenizer is None:
-        raise UserError(
-            f"{arguments.checkpoint} has no tokenizer, so there are no words to fill in; give a "
-            "checkpoint of a model of text"
-        )
-    if not hasattr(restored.model, "unembed"):
-        raise UserError(
-            f"{arguments.checkpoint} holds a {restored.model_config.architecture}, which has no "
-            "words to offer; use a model with a language-modelling head"
-        )
-    with jax.set_mesh(restored.mesh):
-        filled = fill_mask(
-            model_functions(restored.model),
-            restored.params,
-            restored.tokenizer,
-            arguments.text,
-            top=arguments.top,
-            vocab_size=getattr(restored.model_config, "vocab_size", None),
-            max_length=getattr(restored.model_config, "max_positions", None) or _LONGEST,
-        )
-    for number, gap in enumerate(filled.gaps, 1):
-        if len(filled.gaps) > 1:
-            print(f"gap {number}")
-        for piece, probability in gap.candidates:
-            print(f"{100 * probability:6.2f} %  {piece}")
-    return 0
+    model: Model
+    text: Annotated[str, option("TEXT")]
+    """A text such as "Return a [MASK] object." """
+    architecture: Architecture = None
+    top: Annotated[int, number("--top", ENTRIES)] = 5
+    """Number of candidates for each mask."""
+
+    def run(self, overrides: Sequence[str]) -> int:
+        import jax
+
+        from flax_transformers import runtime
+        from flax_transformers.generation.fill_mask import fill_mask
+        from flax_transformers.parallel.mesh import make_mesh
+        from flax_transformers.parallel.watchdog import watchdog
+        from flax_transformers.training.step import model_functions
+
+        placed = override(runtime.Placed(), overrides)
+        runtime.start(None)
+        watchdog.start(placed.limits)
+        with watchdog.phase("restore"):
+            restored = runtime.restored_model(
+                self.model, make_mesh(placed.mesh), placed.compute, self.architecture
+            )
+        if restored.tokenizer is None:
+            raise UserError(f"{self.model} has no tokenizer; give a model of text")
+        if not hasattr(restored.model, "unembed"):
+            raise UserError(
+                f"{self.model} holds a {restored.model_config.architecture}, which predicts no "
+                "tokens; give a model with a language-modelling head"
+            )
+        with jax.set_mesh(restored.mesh), watchdog.phase("evaluation"):
+            filled = fill_mask(
+                model_functions(restored.model),
+                restored.params,
+                restored.tokenizer,
+                self.text,
+                top=self.top,
+                vocab_size=getattr(restored.model_config, "vocab_size", None),
+                max_length=getattr(restored.model_config, "max_positions", None) or _MAX_LENGTH,
+            )
+        for number_of_gap, gap in enumerate(filled.gaps, 1):
+            if len(filled.gaps) > 1:
+                print(f"mask {number_of_gap}")
+            for token, probability in gap.candidates:
+                print(f"{100 * probability:6.2f} %  {token}")
+        return 0

@@ -1,86 +1,90 @@
-"""Show prepared training examples as people read them."""
+"""``flax-transformers inspect``."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-from rich.text import Text
+from flax_transformers.cli.parsing import Config, number, option
+from flax_transformers.ranges import integers
 
-from flax_transformers.data.tokenizers.kinds import Tokenizer
-from flax_transformers.objectives.base import ExampleView
-from flax_transformers.ranges import argument, integers
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from flax_transformers.data.tokenizers.kinds import Tokenizer
+    from flax_transformers.objectives.base import Batch, ExampleView
 
 _LEGEND = (
-    "[bold green]green[/] has to be predicted, [bold red]shown[/]→[bold green]predicted[/] where "
-    "something else stands there, [bold cyan]«n»[/] begins a segment, [bold green]/name[/] is a "
-    "class; padding is left out\n"
+    "[bold green]green[/] is predicted, [bold red]input[/]→[bold green]label[/] where they differ, "
+    "[bold cyan]«n»[/] begins a segment, [bold green]/name[/] is a class; padding is not shown\n"
 )
+_COLUMNS = 8
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a file such as configs/bert_tiny.py")
-    parser.add_argument(
-        "--examples",
-        type=argument("--examples", integers(1, 10_000)),
-        default=3,
-        help="how many to show",
-    )
-    parser.add_argument(
-        "--picture", default="examples.png", help="where images go (default: %(default)s)"
-    )
+@dataclass(frozen=True)
+class Inspect:
+    """Show prepared training examples as text.
 
+    Any field of the config can be set, as in --objective.mask-fraction 0.3.
+    """
 
-def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from rich.console import Console
+    config: Config
+    examples: Annotated[int, number("--examples", integers(1, 10_000))] = 3
+    """Number of examples."""
+    picture: Annotated[str, option("FILE")] = "examples.png"
+    """File for the images of image data."""
 
-    from flax_transformers.cli.config_file import load_config
-    from flax_transformers.data.dataset import prepare, training_examples
-    from flax_transformers.data.pipeline.loader import TrainStream
+    def run(self, overrides: Sequence[str]) -> int:
+        from rich.console import Console
+        from rich.text import Text
 
-    config = load_config(arguments.config, overrides)
-    prepared = prepare(config.data, compare="nothing")
-    phase = config.phases[0]
-    spec = config.objective.window_spec(phase.sequence_length)
-    examples = training_examples(prepared, spec)
-    stream = TrainStream(
-        examples,
-        config.objective,
-        prepared.vocabulary,
-        sequence_length=phase.sequence_length,
-        batch_size=arguments.examples,
-        seed=(config.seed, 0),
-        static_epochs=spec.static_epochs,
-    )
-    with stream:
-        batch = next(stream)
-    console = Console(highlight=False, soft_wrap=True)
-    if "pixel_values" in batch:
-        from flax_transformers.cli.inspect_images import show_images
+        from flax_transformers.cli.config_file import load_config
+        from flax_transformers.data.dataset import prepare, training_examples
+        from flax_transformers.data.pipeline.loader import TrainStream
 
-        show_images(console, batch, prepared.label_names, arguments.picture)
-        return 0
-    console.print(f"{len(examples):,} windows an epoch; rows of {phase.sequence_length}; {_LEGEND}")
-    for i in range(arguments.examples):
-        row = {name: values[i] for name, values in batch.items()}
-        console.print(f"[bold]example {row.pop('example_id')}[/]")
-        for shown in config.objective.show(row):
-            tokenizer = (shown.written and prepared.target_tokenizer) or prepared.tokenizer
-            if tokenizer is not None:
-                console.print(readable(shown, tokenizer, prepared.label_names))
-        shapes = ", ".join(
-            f"{name} {values.dtype}{list(values.shape)}" for name, values in row.items()
+        config = load_config(self.config, overrides)
+        prepared = prepare(config.data, compare="nothing")
+        phase = config.phases[0]
+        spec = config.objective.window_spec(phase.sequence_length)
+        examples = training_examples(prepared, spec)
+        stream = TrainStream(
+            examples,
+            config.objective,
+            prepared.vocabulary,
+            sequence_length=phase.sequence_length,
+            batch_size=self.examples,
+            seed=(config.seed, 0),
+            static_epochs=spec.static_epochs,
         )
-        console.print(Text(f"{shapes}\n", "dim"))
-    return 0
+        with stream:
+            batch = next(stream)
+        console = Console(highlight=False, soft_wrap=True)
+        if "pixel_values" in batch:
+            show_images(console, batch, prepared.label_names, self.picture)
+            return 0
+        length = phase.sequence_length
+        console.print(f"{len(examples):,} examples an epoch, sequence length {length}; {_LEGEND}")
+        for i in range(self.examples):
+            row = {name: values[i] for name, values in batch.items()}
+            console.print(f"[bold]example {row.pop('example_id')}[/]")
+            for shown in config.objective.show(row):
+                tokenizer = (shown.written and prepared.target_tokenizer) or prepared.tokenizer
+                if tokenizer is not None:
+                    console.print(readable(shown, tokenizer, prepared.label_names))
+            shapes = ", ".join(
+                f"{name} {values.dtype}{list(values.shape)}" for name, values in row.items()
+            )
+            console.print(Text(f"{shapes}\n", "dim"))
+        return 0
 
 
 def readable(shown: ExampleView, tokenizer: Tokenizer, names: Sequence[str] = ()) -> Text:
-    """A sequence's pieces, with what has to be predicted, as rich text on one line.
+    """Tokens and labels of a sequence as rich text on one line, with the ``names`` of classes."""
+    import numpy as np
+    from rich.text import Text
 
-    ``names`` are those of the classes.
-    """
     text = Text()
     text.append(f"{shown.name}: ", "bold")
     nothing = np.full(len(shown.ids), -1)
@@ -88,22 +92,55 @@ def readable(shown: ExampleView, tokenizer: Tokenizer, names: Sequence[str] = ()
     segments = nothing if shown.segments is None else shown.segments
     pieces = tokenizer.pieces(shown.ids)
     predicted = tokenizer.pieces(np.where(labels < 0, shown.ids, labels))
-    for place, (piece, label) in enumerate(zip(pieces, predicted, strict=True)):
-        if segments[place] >= 0 and (place == 0 or segments[place] != segments[place - 1]):
-            text.append(f"«{segments[place]}» ", "bold cyan")
-        if labels[place] < 0:
-            special = int(shown.ids[place]) in tokenizer.vocabulary.special_ids
+    for position, (piece, label) in enumerate(zip(pieces, predicted, strict=True)):
+        if segments[position] >= 0 and (
+            position == 0 or segments[position] != segments[position - 1]
+        ):
+            text.append(f"«{segments[position]}» ", "bold cyan")
+        if labels[position] < 0:
+            special = int(shown.ids[position]) in tokenizer.vocabulary.special_ids
             text.append(piece, "dim" if special else "")
         else:
-            if labels[place] != shown.ids[place]:
+            if labels[position] != shown.ids[position]:
                 text.append(piece, "bold red")
                 text.append("→")
             text.append(label, "bold green")
-        if shown.classes is not None and shown.classes[place] >= 0:
-            text.append(f"/{names[shown.classes[place]]}", "bold green")
+        if shown.classes is not None and shown.classes[position] >= 0:
+            text.append(f"/{names[shown.classes[position]]}", "bold green")
         text.append(" ")
     if shown.label is not None:
         text.append(names[shown.label], "bold green")
     if shown.note:
         text.append(f"({shown.note})", "italic")
     return text
+
+
+def show_images(console: Console, batch: Batch, label_names: Sequence[str], path: str) -> None:
+    """Writes ``pixel_values`` of a batch as one PNG, and prints its path and the labels."""
+    import numpy as np
+    from etils import epath
+
+    from flax_transformers.evaluation.pictures import picture_grid, write_png
+
+    pictures = batch["pixel_values"].transpose(0, 2, 3, 1) / 255.0
+    columns = min(_COLUMNS, len(pictures))
+    rows = -(-len(pictures) // columns)
+    filled = np.ones((rows * columns, *pictures.shape[1:]))
+    filled[: len(pictures)] = pictures
+    write_png(epath.Path(path), picture_grid(filled.reshape(rows, columns, *pictures.shape[1:])))
+    console.print(f"{len(pictures)} prepared images, row by row, are in [bold]{path}[/]")
+    for i, index in enumerate(batch["example_id"]):
+        console.print(
+            f"{i // columns + 1}.{i % columns + 1}  image {index}{_labels(batch, i, label_names)}"
+        )
+
+
+def _labels(batch: Batch, i: int, label_names: Sequence[str]) -> str:
+    if "label_weights" not in batch:
+        return ""
+    shares: dict[str, float] = {}
+    for label, share in zip(batch["labels"][i], batch["label_weights"][i], strict=True):
+        name = label_names[label]
+        shares[name] = shares.get(name, 0.0) + float(share)
+    named = [f"{name} {share:.0%}" for name, share in shares.items() if share > 0]
+    return ": " + ", ".join(name.removesuffix(" 100%") for name in named)

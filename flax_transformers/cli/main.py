@@ -1,29 +1,45 @@
-"""``flax-transformers COMMAND ...``: parse, call, print. Exit codes: 0 done, 2 the user can mend
-it, 42 stopped on request after saving, 75 another process of the job was lost, or it was stuck."""
+"""``flax-transformers COMMAND ...``: parses the command line, and runs a command.
+
+Exit codes: 0 done, 2 a mistake that the user can fix, 42 stopped on request after saving, 75
+another process of the job was lost, or it was stuck.
+"""
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+import difflib
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, Any, Union
 
+import tyro
+
+from flax_transformers.cli.parsing import (
+    PROGRAM,
+    UnknownOption,
+    option_names,
+    parse,
+    show_help,
+    split,
+)
 from flax_transformers.errors import UserError
-from flax_transformers.parallel.distributed import leave_if_not_alone
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.ranges import check_text
+from flax_transformers.version import __version__
 
 USER_ERROR = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
+_MAY_BE_EMPTY = frozenset({"prompt", "text"})
+"""Options for a text. All other strings name a file, a folder or the like."""
+
 
 def program(arguments: Sequence[str] | None = None) -> int:
-    """``main``, for a process that ends with it: the watchdog limits how long that takes."""
+    """``main`` for a process that ends with it: the watchdog limits how long the exit takes."""
     try:
         return main(arguments)
     finally:
@@ -31,82 +47,126 @@ def program(arguments: Sequence[str] | None = None) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code; a UserError becomes one line on stderr."""
-    # Worker processes and C++ libraries talk too much by default.
+    """Runs one command and returns its exit code. A UserError becomes one line on stderr."""
+    # Worker processes and C++ libraries are too verbose by default.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("flax_transformers").setLevel(logging.INFO)
     try:
-        known, rest = _parser().parse_known_args(arguments)
-        _check_texts(known, rest)
-        known.tokens = list(sys.argv[1:] if arguments is None else arguments)
-        return known.run(known, rest) or 0
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
-        print(f"flax-transformers: {error}", file=sys.stderr)
-        leave_if_not_alone(USER_ERROR)
-        return USER_ERROR
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return _leave(USER_ERROR)
     except KeyboardInterrupt:
-        print("flax-transformers: interrupted; the same command begins again", file=sys.stderr)
-        leave_if_not_alone(INTERRUPTED)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe, such as head, has had enough
+        print(f"{PROGRAM}: interrupted; the same command starts again", file=sys.stderr)
+        return _leave(INTERRUPTED)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has ended
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nothing to close at exit)
-        leave_if_not_alone(BROKEN_PIPE)
-        return BROKEN_PIPE
+        return _leave(BROKEN_PIPE)
 
 
-class _Parser(argparse.ArgumentParser):
-    """One whose errors become one sentence, as all of the user's."""
+def _leave(code: int) -> int:
+    """``code``; in a job of several processes, ends this one at once."""
+    if "jax" in sys.modules:  # slow to import, and without it this process is alone
+        from flax_transformers.parallel.distributed import leave_if_not_alone
 
-    def error(self, message: str) -> NoReturn:
-        # What `ranges.argument` says names the option itself.
-        said = re.sub(r"^argument [^:]*: (?=--)", "", message)
-        raise UserError(f"{said}; see {self.prog} --help")
-
-
-_POSITIONAL = frozenset({"checkpoint", "source", "target"})
-
-_MAY_BE_EMPTY = frozenset({"prompt", "text"})
-"""Options for a text. All others with a string name a file, a folder or the like."""
+        leave_if_not_alone(code)
+    return code
 
 
-def _check_texts(known: argparse.Namespace, rest: Sequence[str]) -> None:
-    """Raises UserError for arguments that no file can be called."""
-    for name, value in vars(known).items():
-        option = name.upper() if name in _POSITIONAL else f"--{name.replace('_', '-')}"
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, (str, Path)):
-                check_text(option, str(text))
-            if text == "" and name not in _MAY_BE_EMPTY:
-                raise UserError(f"{option} is empty; give it a value, or leave it out")
-    for text in rest:
+def _run(tokens: list[str]) -> int:
+    name = tokens[0] if tokens else ""
+    if name == "--version":
+        print(f"{PROGRAM} {__version__}")
+        return 0
+    kinds = _commands()
+    if name in ("-h", "--help"):
+        return _parsed(kinds, ["--help"])
+    if name not in kinds:
+        near = difflib.get_close_matches(name, kinds, 1, 0.6)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(kinds)}"
+        raise UserError(f"there is no command {name!r}; {hint}" if name else f"no command; {hint}")
+    kind = kinds[name]
+    own, overrides = split(kind, tokens[1:])
+    for text in overrides:
         check_text("an argument", text)
+    if "--help" in own and (config := _config_file(kind, own)) is not None:
+        from flax_transformers.cli.config_file import load_config
+
+        show_help(name, kind, load_config(check_text("CONFIG", config)))
+        return 0
+    command = _parsed(kinds, [name, *own])
+    _check_texts(command)
+    try:
+        return command.run(overrides) or 0
+    except UnknownOption as error:
+        raise error.among(option_names(kind)) from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    # Imported here, so that a spawned data worker that imports this module stays light.
-    from flax_transformers.cli import (
-        convert,
-        doctor,
-        evaluate,
-        fill_mask,
-        generate,
-        inspect,
-        plan,
-        prepare,
-        train,
+def _commands() -> dict[str, Any]:
+    """The dataclass of each command by name. Their modules import jax only to run."""
+    from flax_transformers.cli.convert import Convert
+    from flax_transformers.cli.doctor import Doctor
+    from flax_transformers.cli.evaluate import Evaluate
+    from flax_transformers.cli.fill_mask import FillMask
+    from flax_transformers.cli.generate import Generate
+    from flax_transformers.cli.inspect import Inspect
+    from flax_transformers.cli.plan import Plan
+    from flax_transformers.cli.prepare import Prepare
+    from flax_transformers.cli.train import Train
+
+    return {
+        "train": Train,
+        "prepare": Prepare,
+        "evaluate": Evaluate,
+        "generate": Generate,
+        "fill-mask": FillMask,
+        "convert": Convert,
+        "inspect": Inspect,
+        "plan": Plan,
+        "doctor": Doctor,
+    }
+
+
+def _parsed(kinds: dict[str, Any], tokens: list[str]) -> Any:
+    summarize = tokens == ["--help"]
+    commands = tuple(
+        Annotated[
+            kind,
+            tyro.conf.subcommand(
+                name,
+                prefix_name=False,
+                description=kind.__doc__.partition("\n")[0] if summarize else None,
+            ),
+        ]
+        for name, kind in kinds.items()
     )
+    return parse(Union[commands], tokens, description="Pretrain transformers in JAX/Flax.")  # noqa: UP007
 
-    parser = _Parser(prog="flax-transformers", description="Pretrain transformers in JAX/Flax.")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (train, prepare, evaluate, generate, fill_mask, convert, inspect, plan, doctor):
-        name = module.__name__.rpartition(".")[2].replace("_", "-")
-        summary = (module.__doc__ or "").splitlines()[0]
-        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    return parser
+
+def _config_file(kind: type, own: list[str]) -> str | None:
+    """The config file among the arguments of a command, as ``--config FILE`` or as the first."""
+    names = {field.name: field.type for field in dataclasses.fields(kind)}
+    if "config" not in names:
+        return None
+    if "config" in option_names(kind):
+        after = own.index("--config") + 1 if "--config" in own else len(own)
+        return own[after] if after < len(own) else None
+    return own[0] if not own[0].startswith("--") else None
+
+
+def _check_texts(command: Any) -> None:
+    """Raises UserError for a string that cannot be the name of a file or the like."""
+    options = option_names(type(command))
+    for field in dataclasses.fields(command):
+        name, value = field.name.replace("_", "-"), getattr(command, field.name)
+        option = f"--{name}" if name in options else name.upper()
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str | Path):
+                check_text(option, str(text))
+            if text in ("", Path("")) and name not in _MAY_BE_EMPTY:
+                raise UserError(f"{option} is empty; give it a value, or leave it out")
 
 
 if __name__ == "__main__":

@@ -1,109 +1,128 @@
-"""Compile a run's step for devices that are not here: memory, FLOPs, traffic, speed at best."""
+"""``flax-transformers plan``."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from flax_transformers.cli.parsing import Config, Flag, number, option
 from flax_transformers.errors import UserError
-from flax_transformers.ranges import argument, integers, parse_integer
+from flax_transformers.ranges import integers, parse_integer
 
 if TYPE_CHECKING:
     from jax import Device
 
+    from flax_transformers.planning import plan as plans
     from flax_transformers.planning.decode import DecodePlan
-    from flax_transformers.planning.plan import Plan
     from flax_transformers.training.config import TrainConfig
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a file such as configs/gpt2_small.py")
-    parser.add_argument(
-        "--topology", required=True, help="such as v5e:4x4, v5p:8x8x8, 2xv5e:16x16, h100:8, cpu:8"
-    )
-    parser.add_argument(
-        "--slices",
-        type=argument("--slices", integers(1, 2**16)),
-        default=1,
-        help="so many of them (default: 1)",
-    )
-    parser.add_argument(
-        "--phase",
-        type=argument("--phase", integers(-1000, 1000)),
-        default=-1,
-        help="number of the phase from 0 (default: the last)",
-    )
-    parser.add_argument(
-        "--search",
-        action="store_true",
-        help="try meshes, recomputation and micro-batches for this batch, and rank them",
-    )
-    parser.add_argument(
-        "--search-limit",
-        type=argument("--search-limit", integers(1, 10_000)),
-        default=6,
-        help="compile so many of them (default: 6)",
-    )
-    parser.add_argument(
-        "--decode",
-        metavar="BATCHxPROMPTxNEW",
-        help="plan generation, not a training step: so many prompts, tokens of each, new tokens",
-    )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there")
-    parser.add_argument(
-        "--hlo", metavar="FILE", type=Path, help="write the program that is counted there, as HLO"
-    )
-    parser.epilog = "Any field of the config can be set, as in --mesh.fsdp 16."
+@dataclass(frozen=True)
+class Plan:
+    """Compile a training step for devices that are not present: memory, FLOPs, traffic, time.
 
+    Any field of the config can be set, as in --mesh.fsdp 16.
+    """
 
-def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    # This machine's own accelerators are left alone. Set before jax finds out what there is.
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    import jax
+    config: Config
+    topology: Annotated[str, option("TOPOLOGY")]
+    """Such as v5e:4x4, v5p:8x8x8, 2xv5e:16x16, h100:8, cpu:8."""
+    slices: Annotated[int, number("--slices", integers(1, 2**16))] = 1
+    """Number of slices of this topology."""
+    phase: Annotated[int, number("--phase", integers(-1000, 1000))] = -1
+    """Index of the phase; -1 is the last."""
+    search: Flag = False
+    """Try meshes, rematerialization and gradient accumulation for this batch, and rank them."""
+    search_limit: Annotated[int, number("--search-limit", integers(1, 10_000))] = 6
+    """Largest number of candidates that are compiled."""
+    decode: Annotated[str | None, option("BATCHxPROMPTxNEW")] = None
+    """Plan generation instead of a training step: prompts, tokens of each, new tokens."""
+    json: Annotated[Path | None, option("FILE")] = None
+    """Write all figures to this file."""
+    hlo: Annotated[Path | None, option("FILE")] = None
+    """Write the compiled program to this file, as HLO."""
 
-    jax.config.update("jax_platforms", "cpu")
-    from flax_transformers.cli.config_file import load_config
-    from flax_transformers.planning.plan import advice, plan
-    from flax_transformers.planning.search import search
-    from flax_transformers.planning.topology import devices_of
-    from flax_transformers.training.check_run import check_config
+    def run(self, overrides: Sequence[str]) -> int:
+        # The accelerators of this machine are not used. Set before jax looks for them.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        import jax
 
-    for name in ("json", "hlo"):
-        file = getattr(arguments, name)
-        if file is not None and not file.absolute().parent.is_dir():
-            raise UserError(f"--{name} {file} is in no folder that there is; make it first")
-    config = load_config(arguments.config, overrides)
-    check_config(config)
-    devices = devices_of(arguments.topology, arguments.slices)
-    try:
-        phase = config.phases[arguments.phase]
-    except IndexError:
-        raise UserError(
-            f"there is no phase {arguments.phase}; the config has {len(config.phases)}, from 0"
-        ) from None
-    if arguments.decode is not None:
-        return decode(config, devices, arguments)
-    if arguments.search and arguments.hlo is not None:
-        raise UserError("--hlo writes one program and --search compiles many; give one of the two")
-    if arguments.search:
-        ranked = search(
-            config, phase, devices, arguments.topology, limit=arguments.search_limit, on_plan=say
+        jax.config.update("jax_platforms", "cpu")
+        from flax_transformers.cli.config_file import load_config
+        from flax_transformers.planning.topology import devices_of
+        from flax_transformers.training.check_run import check_config
+
+        for name, file in (("json", self.json), ("hlo", self.hlo)):
+            if file is not None and not file.absolute().parent.is_dir():
+                raise UserError(f"--{name} is {file}; create the folder of this file first")
+        config = load_config(self.config, overrides)
+        check_config(config)
+        devices = devices_of(self.topology, self.slices)
+        if self.decode is not None:
+            return self._decode(config, devices)
+        return self._step(config, devices)
+
+    def _step(self, config: TrainConfig, devices: Sequence[Device]) -> int:
+        """Plans a training step, or ranks the plans of a search."""
+        from flax_transformers.planning.plan import advice, plan
+        from flax_transformers.planning.search import search
+
+        try:
+            phase = config.phases[self.phase]
+        except IndexError:
+            raise UserError(
+                f"there is no phase {self.phase}; the config has {len(config.phases)}, from 0"
+            ) from None
+        if self.search and self.hlo is not None:
+            raise UserError("--hlo writes one program and --search compiles many; give one of them")
+        if self.search:
+            ranked = search(
+                config, phase, devices, self.topology, limit=self.search_limit, on_plan=say
+            )
+            show_ranked(ranked)
+        else:
+            ranked = [plan(config, phase, devices, self.topology, hlo=self.hlo)]
+        show(ranked[0])
+        if self.json is not None:
+            figures = [as_json(one) for one in ranked]
+            write_json(self.json, figures if self.search else figures[0])
+        if not ranked[0].fits:
+            raise UserError(advice(ranked[0]))
+        return 0
+
+    def _decode(self, config: TrainConfig, devices: Sequence[Device]) -> int:
+        """Plans generation."""
+        from flax_transformers.planning.decode import plan_decode
+
+        if self.search or self.hlo is not None:
+            raise UserError("--decode excludes --search and --hlo; leave these out")
+        numbers = [parse_integer(part) for part in (self.decode or "").split("x")]
+        sizes = [size for size in numbers if size is not None and integers().admits(size)]
+        if len(numbers) != 3 or len(sizes) != 3:
+            raise UserError(
+                f"--decode {self.decode} is not three numbers from 1, as in 8x1024x128: prompts, "
+                "tokens of each, new tokens"
+            )
+        batch, prompt, new = sizes
+        found = plan_decode(
+            config, devices, self.topology, batch=batch, prompt_length=prompt, new_tokens=new
         )
-        show_ranked(ranked)
-    else:
-        ranked = [plan(config, phase, devices, arguments.topology, hlo=arguments.hlo)]
-    show(ranked[0])
-    if arguments.json is not None:
-        figures = [as_json(one) for one in ranked]
-        write_json(arguments.json, figures if arguments.search else figures[0])
-    if not ranked[0].fits:
-        raise UserError(advice(ranked[0]))
-    return 0
+        show_decode(found)
+        if self.json is not None:
+            values = dataclasses.asdict(found) | {"tokens_per_second": found.tokens_per_second}
+            write_json(self.json, values)
+        if not found.fits:
+            raise UserError(
+                f"it does not fit: {found.total / 2**30:.1f} GiB of "
+                f"{(found.available or 0) / 2**30:.2f} on each device; generate for fewer prompts "
+                "at once, or shard the model further, with --mesh.tensor"
+            )
+        return 0
 
 
 def write_json(file: Path, figures: Any) -> None:
@@ -112,36 +131,6 @@ def write_json(file: Path, figures: Any) -> None:
     from flax_transformers.storage.workdir import write_text
 
     write_text(epath.Path(file.absolute()), json.dumps(figures, indent=1))
-
-
-def decode(config: TrainConfig, devices: Sequence[Device], arguments: argparse.Namespace) -> int:
-    """Plans generation; see ``run``."""
-    from flax_transformers.planning.decode import plan_decode
-
-    if arguments.search or arguments.hlo is not None:
-        raise UserError("--decode goes with neither --search nor --hlo; leave these out")
-    numbers = [parse_integer(number) for number in arguments.decode.split("x")]
-    sizes = [number for number in numbers if number is not None and integers().admits(number)]
-    if len(numbers) != 3 or len(sizes) != 3:
-        raise UserError(
-            f"--decode {arguments.decode} is not three numbers from 1, as in 8x1024x128: prompts, "
-            "tokens of each, new tokens"
-        )
-    batch, prompt, new = sizes
-    found = plan_decode(
-        config, devices, arguments.topology, batch=batch, prompt_length=prompt, new_tokens=new
-    )
-    show_decode(found)
-    if arguments.json is not None:
-        values = dataclasses.asdict(found) | {"tokens_per_second": found.tokens_per_second}
-        write_json(arguments.json, values)
-    if not found.fits:
-        raise UserError(
-            f"it does not fit: {found.total / 2**30:.1f} GiB of "
-            f"{(found.available or 0) / 2**30:.2f} on each device; write to fewer prompts "
-            "at once, or divide the model further, with --mesh.tensor"
-        )
-    return 0
 
 
 def show_decode(found: DecodePlan) -> None:
@@ -160,7 +149,7 @@ def show_decode(found: DecodePlan) -> None:
     table.columns[1].justify = "right"
     for name, value in (
         ("parameters", found.parameters),
-        ("temporaries, cache included", found.temporaries),
+        ("temporaries, with cache", found.temporaries),
         ("total", found.total),
         ("available", found.available),
         ("cache of all devices", found.cache),
@@ -174,52 +163,52 @@ def show_decode(found: DecodePlan) -> None:
         if r is not None:
             table.add_row(f"{name} at least (by {r.bound_by})", f"{r.step * 1e3:.3f} ms")
     if found.tokens_per_second is not None:
-        table.add_row("tokens a second at most, of all rows", f"{found.tokens_per_second:,.0f}")
+        table.add_row("tokens per second at most", f"{found.tokens_per_second:,.0f}")
     console.print(table, highlight=False)
     console.print(f"compiled in {found.compile_seconds:.1f} s", highlight=False)
 
 
-def say(found: Plan) -> None:
-    """One line for each plan of a search, as it comes."""
+def say(found: plans.Plan) -> None:
+    """Prints one line for a plan of a search."""
     print(f"{settings(found)}: {outcome(found)}", flush=True)
 
 
-def settings(found: Plan) -> str:
-    """What tells plans of one search apart, as it is set on the command line."""
+def settings(found: plans.Plan) -> str:
+    """The options that differ between the plans of a search, as on the command line."""
     mesh = {"data": 1, "fsdp": 1} | found.mesh
     axes = " ".join(f"--mesh.{name} {size}" for name, size in mesh.items())
     micro = f" micro_batches {found.micro_batches}" if found.micro_batches > 1 else ""
     return f"{axes} --compute.remat {found.remat}{micro}"
 
 
-def outcome(found: Plan) -> str:
+def outcome(found: plans.Plan) -> str:
     total = f"{found.memory.total / 2**30:.2f} GiB"
     if found.roofline is None or not found.fits:
         return f"{total}, does not fit"
     return f"{total}, {found.roofline.step * 1e3:.1f} ms at least (by {found.roofline.bound_by})"
 
 
-def show_ranked(ranked: Sequence[Plan]) -> None:
-    """Prints the plans of a search, the best first."""
+def show_ranked(ranked: Sequence[plans.Plan]) -> None:
+    """Prints the plans of a search, best first."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("", "settings", "memory, time", "MFU at most", box=None, pad_edge=False)
-    for place, one in enumerate(ranked, 1):
+    for rank, one in enumerate(ranked, 1):
         bound = "" if one.mfu_bound is None or not one.fits else f"{one.mfu_bound:.1%}"
-        table.add_row(str(place), settings(one), outcome(one), bound)
+        table.add_row(str(rank), settings(one), outcome(one), bound)
     Console().print(table, highlight=False)
 
 
-def as_json(found: Plan) -> dict:
-    """All figures; see ``Plan`` for what they mean."""
+def as_json(found: plans.Plan) -> dict:
+    """All figures; `planning.plan.Plan` describes them."""
     values = dataclasses.asdict(found)
     if found.roofline is not None:
         values["roofline"] |= {"step": found.roofline.step, "bound_by": found.roofline.bound_by}
     return values | {"recomputation": found.recomputation}
 
 
-def show(found: Plan) -> None:
+def show(found: plans.Plan) -> None:
     """Prints a plan as tables."""
     from rich.console import Console
     from rich.table import Table
@@ -239,7 +228,7 @@ def show(found: Plan) -> None:
         ("parameters", m.parameters),
         ("optimizer", m.optimizer),
         ("batch", m.batch),
-        ("padding of these", m.padding),
+        ("padding", m.padding),
         ("temporaries", m.temporaries),
         ("output", m.output),
         ("program", m.program),
@@ -264,7 +253,7 @@ def show(found: Plan) -> None:
         r = found.roofline
         table.add_section()
         table.add_row("matmuls at peak", f"{r.compute * 1e3:.1f} ms")
-        table.add_row("main memory", f"{r.memory * 1e3:.1f} ms")
+        table.add_row("memory traffic", f"{r.memory * 1e3:.1f} ms")
         for axes, seconds in sorted(r.wire.items(), key=lambda item: -item[1]):
             table.add_row(f"links of {axes}", f"{seconds * 1e3:.1f} ms")
         table.add_row(f"step at least (by {r.bound_by})", f"{r.step * 1e3:.1f} ms")

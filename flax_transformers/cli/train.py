@@ -1,12 +1,16 @@
-"""Train a model, from the newest checkpoint in the workdir if there is one."""
+"""``flax-transformers train``."""
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
+from tyro.conf import Positional
+
+from flax_transformers.cli.parsing import Flag, option, override
 from flax_transformers.errors import UserError
 from flax_transformers.ranges import parse_integer
 
@@ -14,105 +18,108 @@ if TYPE_CHECKING:  # the command line answers --help without waiting for jax
     from flax_transformers.training.config import TrainConfig
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "config",
-        metavar="CONFIG",
-        nargs="?",
-        help="a file such as configs/bert_tiny.py; without it, the run in the workdir is resumed",
-    )
-    parser.add_argument("--workdir", help="folder or bucket for all that the run writes")
-    parser.add_argument(
-        "--print-config", action="store_true", help="show the resolved config and stop"
-    )
-    parser.add_argument(
-        "--profile",
-        metavar="FIRST:LAST",
-        help="trace these steps, into profile/ of the workdir (TensorBoard, xprof, Perfetto)",
-    )
-    parser.add_argument(
-        "--dump-hlo", metavar="DIR", help="write the text of the step there, lowered and compiled"
-    )
-    parser.epilog = "Any field of the config can be set, as in --optimizer.learning-rate 3e-4."
+@dataclass(frozen=True)
+class Train:
+    """Train a model, or resume a run from its newest checkpoint.
 
-
-def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from flax_transformers.config_json import to_json
-
-    config = _config(arguments, overrides)
-    if arguments.print_config:
-        print(json.dumps(to_json(config), indent=2))
-        return 0
-    if arguments.workdir is None:
-        raise UserError("--workdir is missing; name a folder for checkpoints, metrics and plots")
-    profile = _steps(arguments.profile)
-
-    from flax_transformers import run as runs
-    from flax_transformers.monitoring.profiling import Profiling
-    from flax_transformers.parallel.distributed import PREEMPTED
-
-    outcome = runs.train(
-        config,
-        arguments.workdir,
-        overrides=overrides,
-        profiling=Profiling(profile, arguments.dump_hlo),
-    )
-    return PREEMPTED if outcome.preempted else 0
-
-
-def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainConfig:
-    """That of the file, or else of the run whose newest checkpoint is in the workdir."""
-    from flax_transformers.cli.config_file import config_of_run, load_config, override
-
-    name, overrides = _file_and_overrides(arguments, overrides)
-    if name is not None:
-        return load_config(name, overrides)
-    if arguments.workdir is None:
-        raise UserError(
-            "CONFIG is missing; name a config file, or the --workdir of a run to resume"
-        )
-
-    from flax_transformers import runtime
-    from flax_transformers.checkpointing.manager import find_checkpoint
-    from flax_transformers.checkpointing.step_directories import has_checkpoint
-    from flax_transformers.storage.workdir import open_workdir
-
-    runtime.start(None)
-    if not has_checkpoint(open_workdir(arguments.workdir)):
-        raise UserError(
-            f"--workdir {arguments.workdir} holds no checkpoint yet to resume from; name the "
-            "CONFIG of the run"
-        )
-    config = config_of_run(find_checkpoint(arguments.workdir))
-    if config is None:
-        raise UserError(
-            f"--workdir {arguments.workdir} holds converted weights and no run to resume; name a "
-            f"CONFIG and another --workdir, and start from the weights with --init-from "
-            f"{arguments.workdir}"
-        )
-    return override(config, overrides)
-
-
-def _file_and_overrides(
-    arguments: argparse.Namespace, overrides: Sequence[str]
-) -> tuple[str | None, list[str]]:
-    """CONFIG and the config's fields on the command line.
-
-    Where CONFIG is left out, argparse takes the value after the first option that it does not know
-    for it; such a value goes back behind its option.
+    Any field of the config can be set, as in --optimizer.learning-rate 3e-4; "train CONFIG --help"
+    lists all of them.
     """
-    name, fields = arguments.config, list(overrides)
-    if name is None or name.endswith(".py"):
-        return name, fields
-    before = arguments.tokens[arguments.tokens.index(name) - 1]
-    if before not in fields:
-        return name, fields
-    fields.insert(fields.index(before) + 1, name)
-    return None, fields
+
+    config: Positional[Annotated[str | None, option("CONFIG")]] = None
+    """A config file, such as configs/bert_tiny.py. Without it, the run in the workdir resumes."""
+    workdir: Annotated[str | None, option("DIR")] = None
+    """Folder or bucket for all files of the run."""
+    print_config: Flag = False
+    """Print the resolved config and stop."""
+    profile: Annotated[str | None, option("FIRST:LAST")] = None
+    """Trace these steps, into profile/ of the workdir (TensorBoard, xprof, Perfetto)."""
+    dump_hlo: Annotated[str | None, option("DIR")] = None
+    """Write the training step to this folder as text, lowered and compiled."""
+
+    def run(self, overrides: Sequence[str]) -> int:
+        from flax_transformers.config_json import to_json
+
+        config = self._config(overrides)
+        if self.print_config:
+            print(json.dumps(to_json(config), indent=2))
+            return 0
+        if self.workdir is None:
+            raise UserError("--workdir is missing; name a folder for checkpoints and metrics")
+        profile = _steps(self.profile)
+
+        from flax_transformers import run as runs
+        from flax_transformers.monitoring.profiling import Profiling
+        from flax_transformers.parallel.distributed import PREEMPTED
+
+        try:
+            outcome = runs.train(
+                config,
+                self.workdir,
+                overrides=overrides,
+                profiling=Profiling(profile, self.dump_hlo),
+            )
+        except UserError as error:
+            missing = next(_missing_paths(config), None) if self.config is None else None
+            if missing is None:
+                raise
+            raise UserError(
+                f"{error} (the saved config has the relative path {missing[1]!r}, which is not in "
+                f"{os.getcwd()}: start the command in the folder where the run was started, or set "
+                f"--{missing[0]})"
+            ) from error
+        return PREEMPTED if outcome.preempted else 0
+
+    def _config(self, overrides: Sequence[str]) -> TrainConfig:
+        """The config of the file, or of the run whose newest checkpoint is in the workdir."""
+        from flax_transformers.cli.config_file import config_of_run, load_config
+
+        if self.config is not None:
+            return load_config(self.config, overrides)
+        if self.workdir is None:
+            raise UserError(
+                "CONFIG is missing; name a config file, or the --workdir of a run to resume"
+            )
+
+        from flax_transformers import runtime
+        from flax_transformers.checkpointing.manager import find_checkpoint
+        from flax_transformers.checkpointing.step_directories import has_checkpoint
+        from flax_transformers.storage.workdir import open_workdir
+
+        runtime.start(None)
+        if not has_checkpoint(open_workdir(self.workdir)):
+            raise UserError(
+                f"--workdir {self.workdir} holds no checkpoint to resume from; name the CONFIG of "
+                "the run"
+            )
+        config = config_of_run(find_checkpoint(self.workdir))
+        if config is None:
+            raise UserError(
+                f"--workdir {self.workdir} holds converted weights and no run to resume; name a "
+                f"CONFIG and another --workdir, and start from the weights with --init-from "
+                f"{self.workdir}"
+            )
+        return override(config, overrides)
+
+
+def _missing_paths(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Option and value of each relative path in a config that does not exist from here."""
+    if isinstance(value, str):
+        is_relative = not os.path.isabs(value) and "://" not in value
+        if name.endswith(("path", "store")) and is_relative and not os.path.exists(value):
+            yield name.replace("_", "-"), value
+        return
+    items: list[tuple[str, Any]] = []
+    if isinstance(value, tuple):
+        items = [(str(i), item) for i, item in enumerate(value)]
+    elif is_dataclass(value):
+        items = [(field.name, getattr(value, field.name)) for field in fields(value)]
+    for key, item in items:
+        yield from _missing_paths(item, f"{name}.{key}" if name else key)
 
 
 def _steps(text: str | None) -> tuple[int, int] | None:
-    """First and last step of ``FIRST:LAST``."""
+    """The first and the last step of ``FIRST:LAST``."""
     if text is None:
         return None
     first, last = (parse_integer(part) for part in text.partition(":")[::2])

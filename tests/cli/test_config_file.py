@@ -13,12 +13,12 @@ import pytest
 
 from flax_transformers import config_json
 from flax_transformers.checkpointing.manager import find_checkpoint
-from flax_transformers.cli import config_file
 from flax_transformers.cli.config_file import config_of_run, load_config
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import UnregisteredType, from_json, register, to_json
 from flax_transformers.errors import UserError
 from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
+from flax_transformers.training import restore
 
 OWN = """
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ class Mine(MaskedLM):
 
 CONFIG = """
 import dataclasses
+from flax_transformers.training import restore
 from flax_transformers.testing import tiny_config
 {imports}
 
@@ -205,7 +206,7 @@ def test_a_file_of_this_folder_is_run_only_if_it_defines_the_class(
     def saved_config(found):
         raise UnregisteredType("setup_of_mine:Mine")
 
-    monkeypatch.setattr(config_file, "saved_config", saved_config)
+    monkeypatch.setattr(restore, "saved_config", saved_config)
     with pytest.raises(UnregisteredType):
         config_of_run(None)
     assert (tmp_path / "ran").exists() == runs

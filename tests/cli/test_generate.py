@@ -77,7 +77,7 @@ def directory(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_that_is_divided_over_devices_writes_the_same(directory, capsys, monkeypatch):
+def test_a_sharded_model_writes_the_same(directory, capsys, monkeypatch):
     shares, plain = [], ft.load_pretrained
 
     def load(*args, **how):
@@ -100,20 +100,19 @@ def test_a_mesh_that_does_not_fit_and_an_unknown_flag_are_named(directory, capsy
     assert main([*command, "--mesh.tensor", "3"]) == 2
     assert "mesh data=-1 x tensor=3 does not fit 8 devices" in capsys.readouterr().err
     assert main([*command, "--mesh.tensr", "2"]) == 2
-    assert "there is no config field --mesh.tensr; did you mean --mesh.tensor?" in (
+    assert "there is no option --mesh.tensr; did you mean --mesh.tensor?" in (
         capsys.readouterr().err
     )
 
 
 @pytest.mark.slow
-def test_a_directory_goes_on_until_the_end_of_the_text(directory, capsys):
+def test_a_directory_continues_a_prompt_until_the_end_token(directory, capsys):
     assert main(["generate", str(directory), "--prompt", "b a b"]) == 0
     assert capsys.readouterr().out == "b a b c d e\n"
     assert main(["generate", str(directory), "--prompt", "a", "--max-new-tokens", "2"]) == 0
     assert capsys.readouterr().out == "a b c\n"
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_prompts_given_together_are_continued_as_those_given_alone(directory, capsys):
     alone = []
@@ -126,7 +125,7 @@ def test_prompts_given_together_are_continued_as_those_given_alone(directory, ca
     assert len(set(alone)) == 3
 
 
-def test_a_checkpoint_of_ours_goes_on_alike(directory, tmp_path, capsys):
+def test_a_converted_checkpoint_continues_a_prompt_alike(directory, tmp_path, capsys):
     assert main(["convert", str(directory), str(tmp_path / "ours")]) == 0
     capsys.readouterr()
     assert main(["generate", str(tmp_path / "ours"), "--prompt", "c"]) == 0
@@ -150,7 +149,7 @@ def refused(capsys, *arguments):
 
 
 @pytest.mark.slow
-def test_a_model_that_does_not_write_is_refused(capsys, tmp_path):
+def test_a_model_without_a_language_modelling_head_is_refused(capsys, tmp_path):
     model = build_model(dataclasses.replace(TINY, architecture="LlamaModel"), ComputeConfig())
     params = counting_params(build_model(TINY, ComputeConfig()))
     del params["lm_head"]
@@ -159,7 +158,7 @@ def test_a_model_that_does_not_write_is_refused(capsys, tmp_path):
     assert "LlamaModel does not write text" in said
 
 
-def test_what_is_not_there_is_named(capsys, tmp_path):
+def test_a_missing_folder_is_named(capsys, tmp_path):
     said = refused(capsys, str(tmp_path / "nowhere"), "--prompt", "a")
     assert said.startswith("flax-transformers: ") and "nowhere" in said
 
@@ -352,4 +351,4 @@ def test_a_beginning_is_for_models_that_answer(directory, capsys):
 
 def test_a_beginning_that_is_no_ids_is_refused(capsys, tmp_path):
     said = refused(capsys, str(tmp_path), "--prompt", "a", "--start-ids", "2,fr")
-    assert "--start-ids is '2,fr'; give numbers" in said
+    assert "--start-ids is '2,fr'; give ids separated by commas" in said

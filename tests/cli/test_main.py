@@ -1,12 +1,18 @@
-"""What people type, and what they are told when it is wrong: one sentence, exit code 2."""
+"""The command line: help, and errors of one sentence with exit code 2."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from flax_transformers.cli.config_file import load_config
 from flax_transformers.cli.main import main
+from flax_transformers.cli.parsing import _field_names
 from flax_transformers.testing import write_corpus
+from flax_transformers.version import __version__
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "configs" / "bert_tiny.py")
@@ -39,9 +45,9 @@ def small(tmp_path):
     ]
 
 
-def test_an_unknown_field_names_the_nearest(capsys):
+def test_an_unknown_option_names_the_nearest(capsys):
     said = refused(capsys, "train", TINY, "--optimizer.lerning-rate", "1")
-    assert said.endswith("no config field --optimizer.lerning-rate; "
+    assert said.endswith("no option --optimizer.lerning-rate; "
                          "did you mean --optimizer.learning-rate?")  # fmt: skip
 
 
@@ -71,22 +77,22 @@ def test_a_value_out_of_range_is_refused(capsys):
             ("train", TINY, "--workdir", "w", "--logging.hang-dump-s", "nan"),
             "logging.hang_dump_s is nan; it must be finite",
         ),
-        (("evaluate", ""), "CHECKPOINT is empty; give it a value, or leave it out"),
+        (("evaluate", ""), "MODEL is empty; give it a value, or leave it out"),
         (
             ("fill-mask", "x", "--text", "y", "--top", "²"),
             "--top is '²'; it must be a whole number",
         ),
         (("generate", "x", "--prompt", "y", "--top-p", "nan"), "--top-p is nan; it must be finite"),
-        (("generate", "x", "--prompt", "y", "--seed", "9" * 30), "it must be a whole number; see"),
+        (("generate", "x", "--prompt", "y", "--seed", "9" * 30), "it must be a whole number"),
         (("plan", TINY, "--topology", "cpu:1", "--phase", "1_0"), "--phase is '1_0'; it must be a"),
-        (("no-such-command",), "invalid choice: 'no-such-command'"),
+        (("no-such-command",), "there is no command 'no-such-command'; choose from train"),
     ],
 )
-def test_arguments_that_nobody_means_are_refused_in_one_sentence(capsys, arguments, says):
+def test_invalid_arguments_are_refused_in_one_sentence(capsys, arguments, says):
     assert says in refused(capsys, *arguments)
 
 
-def test_padding_that_the_model_takes_for_text_is_refused(capsys, small, tmp_path):
+def test_a_padding_id_that_is_a_token_of_the_model_is_refused(capsys, small, tmp_path):
     said = refused(
         capsys, "train", TINY, "--workdir", str(tmp_path / "w"), *small, "--model.pad-id", "5"
     )
@@ -134,7 +140,7 @@ def test_a_corpus_smaller_than_a_window_is_refused(capsys, small, tmp_path):
     )
 
 
-def test_invalid_utf8_is_refused_with_its_place(capsys, small, tmp_path):
+def test_invalid_utf8_is_refused_with_its_position(capsys, small, tmp_path):
     (tmp_path / "text.txt").write_bytes(b"Good text.\n\nBad \xff text.\n")
     said = refused(capsys, "train", TINY, "--workdir", str(tmp_path / "w"), *small)
     assert "text.txt" in said and "UTF-8" in said and "on_invalid" in said
@@ -209,6 +215,70 @@ def test_inspect_shows_what_is_masked(capsys, small):
     assert main(["inspect", TINY, *small, "--examples", "2"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("example ") == 2 and "→" in shown
+
+
+def test_help_lists_every_field_of_the_config_with_its_docstring_and_default(capsys):
+    assert main(["train", TINY, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    names = _field_names(load_config(TINY))
+    assert len(names) > 130
+    unset = {"model.rope", "data.target-tokenizer", "data.validation-source"}  # None: no fields
+    assert {name for name in names if f"--{name} " not in shown} == unset
+    assert "--workdir DIR Folder or bucket for all files of the run." in shown
+    assert re.search(r"--phases.0.batch-size INT .*? \(default: 32\)", shown)
+    assert re.search(r"--max-consecutive-skips INT [^-]*\(default: 20\)", shown)
+
+
+@pytest.mark.parametrize(
+    "command", [["plan", TINY], ["doctor", "--config", TINY], ["evaluate", "run", "--config", TINY]]
+)
+def test_help_of_other_commands_lists_the_fields_too(capsys, command):
+    assert main([*command, "--help"]) == 0
+    assert "--phases.0.steps" in capsys.readouterr().out
+
+
+def test_help_of_a_command_and_of_the_program_exit_with_0(capsys):
+    for command, expected in ((["--help"], "fill-mask"), (["fill-mask", "--help"], "--top INT")):
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        assert stop.value.code == 0 and expected in capsys.readouterr().out
+
+
+def test_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"flax-transformers {__version__}\n"
+
+
+def test_help_and_version_do_not_import_jax():
+    program = (
+        "import sys\n"
+        "from flax_transformers.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(sorted({'jax', 'numpy', 'flax'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120)
+    assert done.stdout.decode().splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("former", "current", "value"),
+    [
+        ("execution.dtype", "compute.dtype", "bfloat16"),
+        ("data.gates.min-characters", "data.filters.min-characters", "7"),
+        ("max-rewinds", "max-rollbacks", "2"),
+        ("max_skipped_in_a_row", "max-consecutive-skips", "3"),
+        ("model.norm-place", "model.norm-position", "pre"),
+        ("objective.logits-held", "objective.max-logits", "128"),
+    ],
+)
+def test_former_options_are_accepted_with_one_log_line(capsys, caplog, former, current, value):
+    config = TINY.replace("bert_tiny", "gpt2_small") if "logits" in former else TINY
+    assert main(["train", config, "--print-config", f"--{former}", value]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    for part in current.replace("-", "_").split("."):
+        shown = shown[part]
+    assert str(shown) == value
+    assert len([one for one in caplog.messages if "former name is deprecated" in one]) == 1
 
 
 @pytest.mark.parametrize("steps", ["5", "7:5", "0:3", "a:b", ":4"])

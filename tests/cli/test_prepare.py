@@ -25,7 +25,7 @@ def test_a_store_is_begun_made_in_shares_and_verified(config, tmp_path, capsys):
     shards = ("--data.shards", "2")
     assert main(["prepare", config, "--begin", *shards]) == 0
     assert main(["prepare", config, "--shard", "1/2", *shards]) == 0
-    assert "share 1/2 is done, others are not yet" in capsys.readouterr().out
+    assert "share 1/2 is done; other shares are not" in capsys.readouterr().out
     assert main(["prepare", config, "--shard", "0/2", *shards]) == 0
     assert "training tokens in" in capsys.readouterr().out
     assert main(["prepare", config, "--verify", *shards]) == 0
@@ -55,13 +55,13 @@ def test_verifying_a_finished_store_reads_every_file_once(config, capsys, monkey
     )
     assert main(["prepare", config, "--verify", *verify]) == 0
     assert read and len(read) == len(set(read))
-    assert "every file is as it was written" in capsys.readouterr().out
+    assert "every file matches its checksum" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("job", ["2/2", "1", "a/b", "-1/2"])
 def test_shares_that_do_not_exist_are_refused(config, capsys, job):
     assert main(["prepare", config, f"--shard={job}"]) == 2
-    assert f"--shard {job} is no job; give its number from 0" in capsys.readouterr().err
+    assert f"--shard is {job!r}; give the index of the job" in capsys.readouterr().err
 
 
 def test_shares_need_a_place_that_all_jobs_know(config, capsys):

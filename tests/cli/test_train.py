@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
-
 import pytest
 
 from flax_transformers.checkpointing.manager import find_checkpoint
-from flax_transformers.cli import train
 from flax_transformers.cli.main import main
+from flax_transformers.cli.parsing import split
+from flax_transformers.cli.train import Train
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.testing import write_corpus
 from tests.cli.test_main import TINY, refused, small  # noqa: F401 (a fixture)
 
 
 @pytest.mark.parametrize(
-    ("line", "file", "overrides"),
+    ("line", "own", "overrides"),
     [
-        ("a.py --workdir w", "a.py", ""),
-        ("--workdir w a.py --seed 3", "a.py", "--seed 3"),
-        ("--workdir w", None, ""),
-        ("--workdir w --seed 3", None, "--seed 3"),
-        ("--seed 3 --workdir w", None, "--seed 3"),
-        (
-            "--workdir w --objective.mean 0.1 0.2 --seed 3",
-            None,
-            "--objective.mean 0.1 0.2 --seed 3",
-        ),
-        ("--workdir w --seed=3", None, "--seed=3"),
-        ("no_config --workdir w", "no_config", ""),
+        ("a.py --workdir w", "a.py --workdir w", ""),
+        ("--workdir w a.py --seed 3", "--workdir w a.py", "--seed 3"),
+        ("--workdir w --seed 3", "--workdir w", "--seed 3"),
+        ("--seed 3 --workdir w", "--workdir w", "--seed 3"),
+        ("--workdir w --objective.mean 0.1 -0.2 --print_config", "--workdir w --print_config",
+         "--objective.mean 0.1 -0.2"),
+        ("--workdir=w --seed=3", "--workdir=w", "--seed=3"),
+        ("no_config --workdir w", "no_config --workdir w", ""),
     ],
-)
-def test_options_are_told_from_the_config_file(line, file, overrides):
-    parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
-    known, rest = parser.parse_known_args(line.split())
-    known.tokens = line.split()
-    assert train._file_and_overrides(known, rest) == (file, overrides.split())
+)  # fmt: skip
+def test_options_of_the_command_are_told_from_fields_of_the_config(line, own, overrides):
+    assert split(Train, line.split()) == (own.split(), overrides.split())
 
 
 @pytest.mark.slow
@@ -51,7 +42,7 @@ def test_the_workdir_alone_resumes_its_run(small, tmp_path, monkeypatch):  # noq
     assert steps == sorted(set(steps))
 
 
-def test_what_cannot_be_resumed_is_said(capsys, tmp_path):
+def test_a_workdir_that_cannot_be_resumed_is_refused(capsys, tmp_path):
     assert refused(capsys, "train").endswith(
         "CONFIG is missing; name a config file, or the --workdir of a run to resume"
     )

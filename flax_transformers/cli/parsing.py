@@ -1,0 +1,293 @@
+"""The command line as typed objects: options of a command, and changes to fields of a config."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import logging
+import os
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tyro.conf import (
+    AvoidSubcommands,
+    FlagConversionOff,
+    FlagCreatePairsOff,
+    HelptextFromCommentsOff,
+    Positional,
+)
+from tyro.constructors import PrimitiveConstructorSpec
+
+from flax_transformers.errors import UserError
+from flax_transformers.ranges import Range, parse_integer, shown
+
+log = logging.getLogger(__name__)
+
+FORMER_OPTIONS = {
+    "execution": "compute",
+    "gates": "filters",
+    "logits-held": "max-logits",
+    "max-rewinds": "max-rollbacks",
+    "max-skipped-in-a-row": "max-consecutive-skips",
+    "norm-place": "norm-position",
+}
+"""Parts of option names of version 0.1 that have another name now."""
+
+PROGRAM = "flax-transformers"
+_MARKERS = (AvoidSubcommands, HelptextFromCommentsOff)
+T = TypeVar("T")
+
+
+def option(metavar: str | None = None, help: str | None = None) -> Any:
+    """The placeholder and the help of an option; a default of None is not shown."""
+    return tyro.conf.arg(
+        metavar=metavar,
+        help=help,
+        help_behavior_hint=lambda default: "" if default == "None" else f"(default: {default})",
+    )
+
+
+def number(option: str, allowed: Range) -> PrimitiveConstructorSpec[Any]:
+    """A number of ``option`` that must be in a range; integers in ASCII digits."""
+
+    def read(texts: list[str]) -> Any:
+        try:
+            value = parse_integer(texts[0]) if allowed.whole else float(texts[0])
+        except ValueError:
+            value = None
+        fault = allowed.fault(value)
+        if fault:
+            given = shown(texts[0]) if value is None else texts[0]
+            raise ValueError(f"{option} is {given}; {fault}")
+        return value
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT" if allowed.whole else "FLOAT",
+        instance_from_str=read,
+        is_instance=lambda value: value is None or allowed.admits(value),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+Flag = FlagCreatePairsOff[bool]
+"""An option without a value."""
+Config = Positional[
+    Annotated[str, option("CONFIG", "A config file, such as configs/bert_tiny.py.")]
+]
+Model = Positional[
+    Annotated[
+        str,
+        option(
+            "MODEL",
+            "A workdir or a checkpoint step; or a Hugging Face directory, or the id of one in the "
+            "local cache.",
+        ),
+    ]
+]
+Architecture = Annotated[
+    str | None,
+    option(
+        "CLASS",
+        "Read a Hugging Face directory as this class, such as BertForMaskedLM (default: the class "
+        "that the directory names).",
+    ),
+]
+
+
+class UnknownOption(UserError):
+    """An argument that no command and no field of the config takes."""
+
+    def __init__(self, argument: str, known: Sequence[str] = ()) -> None:
+        self.argument = argument
+        self.known = list(known)
+        super().__init__(self._sentence())
+
+    def among(self, options: Sequence[str]) -> UnknownOption:
+        """The same error with more ``options`` for the nearest name."""
+        return UnknownOption(self.argument, [*options, *self.known])
+
+    def _sentence(self) -> str:
+        if not self.argument.startswith("--"):
+            return (
+                f"unexpected argument {self.argument!r}; give arguments without a name first, and "
+                "set a config field with --section.field value"
+            )
+        name = self.argument.partition("=")[0].removeprefix("--").replace("_", "-")
+        near = difflib.get_close_matches(name, self.known, 1, 0.4)
+        hint = f"did you mean --{near[0]}?" if near else "see --help"
+        return f"there is no option --{name}; {hint}"
+
+
+def option_names(kind: type) -> list[str]:
+    """Names of the options of a command's dataclass, without its positional arguments."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return [
+        field.name.replace("_", "-")
+        for field in dataclasses.fields(kind)
+        if not _is_positional(hints[field.name])
+    ]
+
+
+def _is_positional(hint: Any) -> bool:
+    """Whether an annotated type is a positional argument."""
+    return Positional in getattr(hint, "__metadata__", ())
+
+
+def split(kind: type, tokens: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments of a command, and all others: options that it does not have, with their values."""
+    known = {f"--{name}" for name in option_names(kind)} | {"--help"}
+    own: list[str] = []
+    others: list[str] = []
+    current = own
+    for token in tokens:
+        if token == "-h":
+            token = "--help"
+        if token.startswith("--"):
+            current = own if token.partition("=")[0].replace("_", "-") in known else others
+        current.append(token)
+    return own, others
+
+
+def parse(kind: Any, tokens: Sequence[str], **settings: Any) -> Any:
+    """``tyro.cli``. Raises UserError with one sentence for what it refuses; --help exits."""
+    shows_help = "--help" in tokens
+    with contextlib.nullcontext() if shows_help else _errors_as_sentences():
+        return tyro.cli(kind, args=list(tokens), prog=PROGRAM, config=_MARKERS, **settings)
+
+
+def show_help(name: str, kind: type, config: Any) -> None:
+    """Prints the options of a command together with every field of a config."""
+    fields = [
+        ("command", Annotated[kind, tyro.conf.arg(name="")]),
+        ("config", Annotated[_concrete(config, option_names(kind)), tyro.conf.arg(name="")]),
+    ]
+    both = dataclasses.make_dataclass("both", fields)
+    with contextlib.suppress(SystemExit):
+        tyro.cli(
+            both,
+            args=["--help"],
+            prog=f"{PROGRAM} {name}",
+            description=kind.__doc__,
+            config=_MARKERS,
+        )
+
+
+def override(config: T, overrides: Sequence[str]) -> T:
+    """``config``, a dataclass of dataclasses, with ``--section.field value`` pairs applied.
+
+    Raises UserError for an unknown field (with the nearest name), and for a value that does not
+    fit.
+    """
+    if not overrides:
+        return config
+    names = _field_names(config)
+    try:
+        with _errors_as_sentences():
+            parsed: Any
+            parsed, unknown = tyro.cli(
+                _concrete(config),
+                args=_renamed(overrides, names),
+                prog=PROGRAM,
+                config=_MARKERS,
+                return_unknown_args=True,
+            )
+        values = {f.name: getattr(parsed, f.name) for f in _fields(config)}
+        changed = type(config)(**values)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if unknown:
+        raise UnknownOption(unknown[0], names)
+    return changed
+
+
+def refuse(overrides: Sequence[str]) -> None:
+    """For commands without a config: raises UserError if there are other arguments."""
+    if overrides:
+        raise UnknownOption(overrides[0])
+
+
+def _renamed(overrides: Sequence[str], names: Sequence[str]) -> list[str]:
+    """``overrides`` with the names of today for options of version 0.1, each with a log line."""
+    found = []
+    for token in overrides:
+        name, equals, value = token.partition("=")
+        former = name.removeprefix("--").replace("_", "-")
+        parts = (FORMER_OPTIONS.get(part, part) for part in former.split("."))
+        current = ".".join(parts)
+        if token.startswith("--") and former not in names and current in names:
+            log.warning("--%s is called --%s now; the former name is deprecated", former, current)
+            token = f"--{current}{equals}{value}"
+        found.append(token)
+    return found
+
+
+def _fields(config: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(config)
+
+
+def _concrete(config: Any, hidden: Sequence[str] = ()) -> Any:
+    """The config's type with every field typed as the value of ``config``, which is its default.
+
+    The file chose the types of the model, the objective and the optimizer, so that the command line
+    knows exactly their fields. It does not offer the ``hidden`` ones.
+    """
+    hints = typing.get_type_hints(type(config))
+    fields = []
+    for field in _fields(config):
+        value = getattr(config, field.name)
+        kind: Any = type(value) if dataclasses.is_dataclass(value) else hints[field.name]
+        if field.name in hidden:
+            kind = Annotated[kind, tyro.conf.Suppress, tyro.conf.Fixed]
+        fields.append((field.name, kind, dataclasses.field(default=value)))
+    made = dataclasses.make_dataclass(
+        type(config).__name__, fields, bases=(type(config),), frozen=True, kw_only=True
+    )
+    made.__doc__ = type(config).__doc__
+    return FlagConversionOff[made]  # type: ignore[misc,valid-type]
+
+
+def _field_names(value: Any, path: str = "") -> list[str]:
+    """Option names of all fields that are no dataclasses themselves."""
+    items: list[tuple[str, Any]]
+    if dataclasses.is_dataclass(value):
+        items = [(f.name.replace("_", "-"), getattr(value, f.name)) for f in _fields(value)]
+    elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+        items = [(str(i), item) for i, item in enumerate(value)]
+    else:
+        return [path]
+    return [n for key, item in items for n in _field_names(item, f"{path}.{key}" if path else key)]
+
+
+@contextlib.contextmanager
+def _errors_as_sentences() -> Iterator[None]:
+    """Raises UserError for what tyro would print in a panel before it exits with 2."""
+    printed, columns = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "1000"  # so that no sentence is wrapped
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+    except SystemExit:
+        raise UserError(_sentence(printed.getvalue())) from None
+    finally:
+        os.environ.pop("COLUMNS")
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+
+
+def _sentence(panel: str) -> str:
+    """The text of tyro's panel between its title and the rule that follows, as one sentence."""
+    lines = [line.strip(" │╭╮╰╯") for line in panel.splitlines()][1:]
+    if lines and not lines[0].strip("-─"):
+        del lines[0]
+    rules = [i for i, line in enumerate(lines) if not line.strip("-─")]
+    text = " ".join(lines[: rules[0]] if rules else lines).strip()
+    if match := re.match(r"Missing from (.*?): (?:--\S+, )*(\S+)", text):
+        return f"{match[2]} is missing; see {match[1]} --help"
+    text = re.sub(r"^Error parsing --[^:]*: (?=--)", "", text)
+    return text.rstrip(".") or "the command line does not fit; see --help"
