@@ -11,17 +11,20 @@ from flax_transformers.version import __version__
 if TYPE_CHECKING:
     from flax_transformers.cli.config_file import recipe
     from flax_transformers.config_json import register
+    from flax_transformers.data.sequences import SequenceDataset
     from flax_transformers.huggingface.family import published_sizes
     from flax_transformers.monitoring.sinks import MetricSink
     from flax_transformers.parallel.mesh import make_mesh
     from flax_transformers.pretrained import load_pretrained, load_tokenizer, save_pretrained
     from flax_transformers.run import train
+    from flax_transformers.training.batches import training_batches
     from flax_transformers.training.callbacks import Callback
     from flax_transformers.training.trainer import Trainer
 
 __all__ = [
     "Callback",
     "MetricSink",
+    "SequenceDataset",
     "Trainer",
     "__version__",
     "load_pretrained",
@@ -32,11 +35,13 @@ __all__ = [
     "register",
     "save_pretrained",
     "train",
+    "training_batches",
 ]
 
 _MODULES = {
     "Callback": "training.callbacks",
     "MetricSink": "monitoring.sinks",
+    "SequenceDataset": "data.sequences",
     "Trainer": "training.trainer",
     "load_pretrained": "pretrained",
     "load_tokenizer": "pretrained",
@@ -46,6 +51,7 @@ _MODULES = {
     "register": "config_json",
     "save_pretrained": "pretrained",
     "train": "run",
+    "training_batches": "training.batches",
 }
 """Where each public name is defined, below this package."""
 

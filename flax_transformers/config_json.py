@@ -14,7 +14,9 @@ import importlib
 import importlib.metadata
 import inspect
 import logging
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from flax_transformers.errors import UserError
@@ -194,11 +196,18 @@ def register_types_of(config: Any) -> None:
 def type_id(kind: type) -> str:
     """The id of a type in saved configs."""
     if not _is_ours(kind):
-        return f"{kind.__module__}:{kind.__qualname__}"
+        return f"{_module_of(kind)}:{kind.__qualname__}"
     place = f"{kind.__module__}.{kind.__qualname__}".removeprefix(f"{_PACKAGE}.")
     if place not in _IDS:
         raise TypeError(f"{place} has no id; add one to the table of {__name__}")
     return _IDS[place]
+
+
+def _module_of(kind: type) -> str:
+    """The module by which other programs import a type; that of a program is named by its file."""
+    if kind.__module__ != "__main__":
+        return kind.__module__
+    return Path(getattr(sys.modules["__main__"], "__file__", None) or "__main__").stem
 
 
 def _is_ours(kind: type) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from flax_transformers import runtime
 from flax_transformers.checkpointing.step_directories import has_checkpoint
+from flax_transformers.config_json import register_types_of
 from flax_transformers.evaluation.report import finish, introduce
 from flax_transformers.evaluation.saved_baselines import baselines_of_run, keep_baselines
 from flax_transformers.evaluation.tasks import evaluators
@@ -43,6 +44,7 @@ def train(
     Raises UserError for mistakes in the config, the data or the workdir, before anything in
     ``workdir`` is overwritten.
     """
+    register_types_of(config)
     runtime.start(config.platform, config.limits)
     watchdog.start(config.limits, config.logging.hang_dump_s)
     with watchdog.phase("prepare"):

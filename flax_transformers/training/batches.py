@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from flax_transformers.data.dataset import Dataset, training_examples
 from flax_transformers.data.pipeline.loader import TrainStream
+from flax_transformers.objectives.base import Objective
 from flax_transformers.parallel.rules import batch_sharding, host_rows, place_rows
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.training.check_run import check_batch
@@ -61,3 +62,33 @@ def batches_on_mesh(
         yield placed()
     finally:
         stream.close()
+
+
+def training_batches(
+    prepared: Dataset,
+    objective: Objective,
+    *,
+    sequence_length: int,
+    batch_size: int,
+    seed: int = 0,
+    workers: int = 0,
+    position: int = 0,
+) -> TrainStream:
+    """Endless shuffled batches for ``Trainer.step`` and ``Trainer.fit``, of this process's rows.
+
+    ``prepared`` is what ``data.dataset.prepare`` returns, or a ``SequenceDataset``. ``workers``
+    processes make the examples; 0: this one. ``position``: examples that were consumed before;
+    those after it are the same for any number of workers.
+    """
+    spec = objective.window_spec(sequence_length)
+    return TrainStream(
+        training_examples(prepared, spec),
+        objective,
+        prepared.vocabulary,
+        sequence_length=sequence_length,
+        batch_size=batch_size,
+        seed=seed,
+        workers=workers,
+        position=position,
+        static_epochs=spec.static_epochs,
+    )
