@@ -25,12 +25,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+import flax_transformers as ft
 from flax_transformers.checkpointing.manager import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.bert import BertConfig
-from flax_transformers.models.base import Tokens
-from flax_transformers.models.text import TextModel
+from flax_transformers.models.text import TextModel, Tokens
 from flax_transformers.objectives.base import (
     Batch,
     ExampleView,
@@ -67,8 +67,10 @@ class Discriminator(TextModel):
 class DiscriminatorConfig(BertConfig):
     """A BERT whose only architecture is the discriminator."""
 
-    architectures = {"Discriminator": Discriminator}  # noqa: RUF012 (a class attribute, no field)
     architecture: str = "Discriminator"
+
+
+ft.register(ft.Family(config=DiscriminatorConfig, architectures={"Discriminator": Discriminator}))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from flax_transformers.cli.config_file import recipe
     from flax_transformers.config_json import register
     from flax_transformers.data.sequences import SequenceDataset
-    from flax_transformers.huggingface.family import published_sizes
+    from flax_transformers.huggingface.family import Family, published_sizes
     from flax_transformers.monitoring.sinks import MetricSink
     from flax_transformers.parallel.mesh import make_mesh
     from flax_transformers.pretrained import load_pretrained, load_tokenizer, save_pretrained
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Callback",
+    "Family",
     "MetricSink",
     "SequenceDataset",
     "Trainer",
@@ -40,6 +41,7 @@ __all__ = [
 
 _MODULES = {
     "Callback": "training.callbacks",
+    "Family": "huggingface.family",
     "MetricSink": "monitoring.sinks",
     "SequenceDataset": "data.sequences",
     "Trainer": "training.trainer",
