@@ -69,7 +69,7 @@ class Inspect:
         for i in range(self.examples):
             row = {name: values[i] for name, values in batch.items()}
             console.print(f"[bold]example {row.pop('example_id')}[/]")
-            for shown in config.objective.show(row):
+            for shown in config.objective.example_views(row):
                 tokenizer = (shown.written and prepared.target_tokenizer) or prepared.tokenizer
                 if tokenizer is not None:
                     console.print(readable(shown, tokenizer, prepared.label_names))

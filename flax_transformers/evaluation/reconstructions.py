@@ -50,20 +50,20 @@ def reconstruction_evaluator(
         local.pop("example_id")
 
         def paint(params: Params, batch: Batch) -> Any:
-            painted = objective.paint(snapshot.functions, params, batch, {})
+            reconstruction = objective.reconstruct(snapshot.functions, params, batch, {})
             pixels = objective.normalized(batch["pixel_values"])
-            found = pixels, painted.predicted_BTK, painted.hidden_BT, batch["weights"]
+            found = pixels, reconstruction.predicted_BTK, reconstruction.masked_BT, batch["weights"]
             return tuple(values[:PICTURES] for values in found)
 
         if snapshot.mesh not in compiled:
             compiled[snapshot.mesh] = compile_evaluation_step(paint, snapshot.params, snapshot.mesh)
         batch = place_rows(local, rows, sharding, size)
         found = jax.device_get(compiled[snapshot.mesh](snapshot.params, batch))
-        pixels, predicted_BTK, hidden_BT, weights = found
+        pixels, predicted_BTK, masked_BT, weights = found
         if jax.process_index() == 0:
             real = weights > 0
             rows_of = three_rows(
-                objective, model, pixels[real], predicted_BTK[real], hidden_BT[real]
+                objective, model, pixels[real], predicted_BTK[real], masked_BT[real]
             )
             path = workdir / "samples" / f"step_{snapshot.step:08d}.png"
             write_png(path, picture_grid(rows_of))
@@ -77,7 +77,7 @@ def three_rows(
     model: MaeConfig,
     pixel_values: np.ndarray,
     predicted_BTK: np.ndarray,
-    hidden_BT: np.ndarray,
+    masked_BT: np.ndarray,
 ) -> np.ndarray:
     """Original, visible part and reconstruction of B images, [3, B, height, width, C] in [0, 1].
 
@@ -90,14 +90,14 @@ def three_rows(
         mean_BT1 = patches_BTK.mean(axis=-1, keepdims=True)
         variance_BT1 = patches_BTK.var(axis=-1, ddof=1, keepdims=True)
         predicted_BTK = predicted_BTK * np.sqrt(variance_BT1 + NORM_PIX_EPS) + mean_BT1
-    hidden_BTK = np.broadcast_to(hidden_BT[:, :, None] > 0, patches_BTK.shape)
+    masked_BTK = np.broadcast_to(masked_BT[:, :, None] > 0, patches_BTK.shape)
     columns = pixel_values.shape[3] // model.patch_size
-    seen, hidden, painted = (
+    seen, hidden, reconstruction = (
         _joined(model, columns, values)
-        for values in (patches_BTK, hidden_BTK, np.where(hidden_BTK, predicted_BTK, patches_BTK))
+        for values in (patches_BTK, masked_BTK, np.where(masked_BTK, predicted_BTK, patches_BTK))
     )
-    seen, painted = objective.pixels(seen), objective.pixels(painted)
-    return np.stack([seen, np.where(hidden, GREY, seen), painted]).transpose(0, 1, 3, 4, 2)
+    seen, reconstruction = objective.pixels(seen), objective.pixels(reconstruction)
+    return np.stack([seen, np.where(hidden, GREY, seen), reconstruction]).transpose(0, 1, 3, 4, 2)
 
 
 def _joined(model: MaeConfig, columns: int, patches_BTK: np.ndarray) -> np.ndarray:
@@ -141,12 +141,12 @@ def constant_guess(
     @jax.jit
     def error(batch: Batch, guess_TK: jax.Array) -> tuple[jax.Array, jax.Array]:
         target_BTK = targets(batch["pixel_values"])
-        _, hidden_BT, _ = hide_patches(
+        _, masked_BT, _ = hide_patches(
             mask_noise(batch["mask_key"], target_BTK.shape[1]), model.mask_ratio
         )
-        hidden_BT = hidden_BT * batch["weights"][:, None]
+        masked_BT = masked_BT * batch["weights"][:, None]
         error_BT = jnp.mean((target_BTK - guess_TK[None]) ** 2, axis=-1)
-        return jnp.sum(error_BT * hidden_BT), jnp.sum(hidden_BT)
+        return jnp.sum(error_BT * masked_BT), jnp.sum(masked_BT)
 
     most = min(MAX_IMAGES, MAX_VALUES // (length**2 * model.num_channels))
     total, count = np.zeros(1), 0

@@ -1,8 +1,11 @@
-"""What an objective is, as the rooms around it see it.
+"""The contract of objectives, and the records that it passes.
 
-An objective has two halves. ``prepare`` runs on the host, in numpy, one example at a time, and
-gives arrays of fixed shape. ``terms`` runs in jax, one batch at a time, and gives sums and weights.
-The data pipeline knows only the first half, the training step only the second.
+An objective has two halves. ``prepare`` runs on the host, in numpy, on one example at a time, and
+returns arrays of fixed shape. ``terms`` runs in jax, on one batch at a time, and returns sums and
+weights. The data pipeline uses only the first half, the training step only the second.
+
+Shape suffixes in this folder: B batch, T length, S source length, M predicted positions, D width,
+V vocabulary, C classes or channels, H and W height and width of an image, K values of a patch.
 """
 
 from __future__ import annotations
@@ -13,14 +16,16 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-Array = Any  # jax.Array or numpy array; jax is not imported here, data workers read this file
+Array = Any  # jax.Array or np.ndarray: data workers import this file, which must not import jax
+Arrays = dict[str, np.ndarray]  # one raw or prepared example
 Params = Mapping[str, Any]
 Batch = Mapping[str, Array]
+Rngs = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Special tokens around one text: ``before`` it and ``after`` it."""
+    """Ids of the special tokens ``before`` and ``after`` one text."""
 
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
@@ -28,16 +33,21 @@ class Frame:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """All that an objective knows of a tokenizer: its size and its special ids.
+    """What an objective knows of a tokenizer: its size and its special ids.
 
-    ``word_start[i]`` is True where token ``i`` begins a word (bool, shape [size]).
-    A role's id is None where the tokenizer has no such token. ``sentinel_ids`` are those that stand
-    for missing spans, in the order of use (T5's ``<extra_id_0>``, ``<extra_id_1>`` ...).
-    ``pad_id`` fills rows up. Where the tokenizer has no padding token (GPT-2, Llama, Mistral),
-    ``has_pad`` is False and ``pad_id`` is another id, which masks alone tell from text.
-    ``frame``: what the tokenizer's own files put around one text; None for a tokenizer trained
-    here, whose texts are framed as the objective says.
-    ``target``, where the targets of pairs have a tokenizer of their own, is what to know of that.
+    The id of a role is None if the tokenizer has no such token.
+
+    Attributes:
+      size: number of ids.
+      pad_id: id that sequences are padded with. If the tokenizer has no padding token (GPT-2,
+        Llama, Mistral), ``has_pad`` is False and ``pad_id`` is the id of another token, which only
+        masks distinguish from text.
+      special_ids: all special ids.
+      sentinel_ids: ids of sentinels, in the order of use (T5's ``<extra_id_0>`` first).
+      word_start: bool [size], True for tokens that begin a word; None if unknown.
+      target: vocabulary of the targets of pairs, if these have a tokenizer of their own.
+      frame: special tokens that the tokenizer's own files put around one text; None for a tokenizer
+        trained here, whose texts are framed by the objective.
     """
 
     size: int
@@ -57,27 +67,27 @@ class Vocabulary:
 
     @property
     def end_id(self) -> int | None:
-        """What ends a text: </s> or the like, [SEP] in a tokenizer without it, or nothing."""
+        """The id that ends a text: of </s> or the like, else of [SEP], else None."""
         return self.sep_id if self.eos_id is None else self.eos_id
 
     @property
     def of_targets(self) -> Vocabulary:
-        """That of what has to be written: their own, or the one for all text."""
+        """The vocabulary of targets: their own, or this one."""
         return self if self.target is None else self.target
 
     @property
     def roles(self) -> dict[str, int]:
-        """The ids of the roles that the tokenizer has a token for: "pad", "unk", "cls" ..."""
+        """Ids by role ("pad", "unk", "cls" ...), for roles that the tokenizer has a token for."""
         names = ("unk", "cls", "sep", "mask", "bos", "eos")
         found = {name: getattr(self, f"{name}_id") for name in names}
         found |= {"pad": self.pad_id if self.has_pad else None}
         return {name: i for name, i in found.items() if i is not None}
 
     def within(self, rows: int, pad_id: int = -1) -> Vocabulary:
-        """The part of it that a model with ``rows`` token embeddings knows.
+        """The vocabulary without ids for which a model with ``rows`` embeddings has none.
 
-        A role beyond them is left out. Padding that the tokenizer does not have, or that is beyond
-        them, becomes the model's ``pad_id``, or without one (-1) a special token's.
+        Roles with larger ids become None. If that removes the padding token, or the tokenizer has
+        none, ``pad_id`` is used, or the id of a special token if it is -1.
         """
         lost: dict[str, Any] = {
             f"{name}_id": None for name, i in self.roles.items() if i >= rows and name != "pad"
@@ -100,18 +110,19 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class WindowSpec:
-    """What an objective asks of the window index over a token store.
+    """How an objective divides a token store into windows, one for each training example.
 
-    ``length``: at most this many raw tokens; a document end inside the window counts as one more,
-    for the separator that ``prepare`` puts there.
-    ``cross_documents``: windows run on over document ends (RoBERTa's "full-sentences",
-    arXiv:1907.11692 §4.2) or stop at them ("doc-sentences").
-    ``sentences``: at most this many sentences; None: as many as fit.
-    ``whole_sentences``: windows end where sentences do, and may be shorter for it; or they are
-    filled, wherever that cuts.
-    ``other``: with each window comes a second one, drawn anew from another document.
-    ``static_epochs``: the random choices of ``prepare`` come round again after this many epochs
-    (static masking, RoBERTa §4.1); None: they never do.
+    Attributes:
+      length: maximum number of raw tokens. A document end inside the window counts as one more, for
+        the separator that ``prepare`` inserts.
+      cross_documents: whether windows continue across document ends (RoBERTa's "full-sentences",
+        arXiv:1907.11692 section 4.2) or stop there ("doc-sentences").
+      sentences: maximum number of sentences; None for no limit.
+      whole_sentences: whether windows end at sentence ends, and are shorter for it; if False,
+        windows have the full length.
+      other: whether each window comes with a second one, drawn at random from another document.
+      static_epochs: number of epochs after which the random choices of ``prepare`` repeat (static
+        masking, RoBERTa section 4.1); None if they never do.
     """
 
     length: int
@@ -124,15 +135,17 @@ class WindowSpec:
 
 @dataclass(frozen=True)
 class ModelFunctions:
-    """The halves of a model, as pure functions of parameters.
+    """The parts of a model that objectives call, as pure functions of the parameters.
 
-    ``hidden_states(params, batch, rngs)`` has ``last_hidden_state`` [B, T, D] and ``auxiliary``:
-    None, or what layers add up for a loss of their own, whose ``by_sequence()`` gives its sum and
-    weight (the balance of experts). Dropout is on when ``rngs`` has "dropout".
-    ``unembedding(params, hidden)`` is what hidden states [B, M, D] say of the words, before any
-    logit is made: the record ``models.heads.Unembedding``, whose ``logits()`` makes them all.
-    ``head(name, params, rngs, *arrays)`` is the model's method ``name`` ("next_sentence",
-    "classify"), for models that have it.
+    Attributes:
+      hidden_states: ``(params, batch, rngs)`` returns an output with ``last_hidden_state``
+        [B, T, D] and ``auxiliary``: None, or statistics of the layers for a loss of their own,
+        whose ``by_sequence()`` returns its sum and weight (the balance of experts). Dropout is on
+        if ``rngs`` has "dropout".
+      unembedding: ``(params, hidden)`` with hidden states [B, M, D] returns a
+        ``models.heads.Unembedding``, whose ``logits()`` computes all logits.
+      head: ``(name, params, rngs, *arrays)`` calls the model's method ``name``, such as
+        "next_sentence" or "classify".
     """
 
     hidden_states: Callable[[Params, Batch, Mapping[str, Array]], Any]
@@ -142,24 +155,31 @@ class ModelFunctions:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """What a batch contributes to the loss and to the metrics, as sums.
+    """Contributions of one batch to the loss and the metrics, as sums.
 
-    ``losses[name] = (sum, weight, coefficient)``: the trained loss is the sum over names of
-    ``coefficient * total(sum) / total(weight)``, totals running over the whole global batch. A
-    weight depends on the data alone, never on parameters or random numbers.
-    ``metrics[name] = (sum, count)``: reported as total over total, not trained.
+    Attributes:
+      losses: ``(sum, weight, coefficient)`` by name. The trained loss is the sum over names of
+        ``coefficient * total(sum) / total(weight)``, with totals over the whole global batch. A
+        weight depends only on the data, never on parameters or random numbers.
+      metrics: ``(sum, count)`` by name; logged as total over total, not trained.
     """
 
     losses: dict[str, tuple[Array, Array, float]]
     metrics: dict[str, tuple[Array, Array]]
 
+    def __or__(self, other: LossTerms) -> LossTerms:
+        """The terms of both."""
+        return LossTerms(self.losses | other.losses, self.metrics | other.metrics)
+
 
 @dataclass(frozen=True)
 class ModelNeeds:
-    """What an objective cannot do without in a model.
+    """What an objective requires of a model.
 
-    ``heads``: methods, such as "unembed". ``inputs``: names that its hidden states have to take.
-    ``causal``: it must see only what came before (True), both ways (False), or either (None).
+    Attributes:
+      heads: names of methods, such as "unembed".
+      inputs: names of inputs that the hidden states depend on.
+      causal: whether attention must be causal (True), bidirectional (False), or may be either.
     """
 
     heads: tuple[str, ...] = ()
@@ -169,24 +189,23 @@ class ModelNeeds:
 
 @dataclass(frozen=True)
 class ExampleView:
-    """One sequence of a prepared row, as people read it; padding is left out.
-
-    ``ids`` int32 [n]: what stands there. ``labels`` int32 [n]: what has to be predicted at each
-    place, -1 where nothing has. ``segments`` int32 [n]: which part each place belongs to.
-    """
+    """One sequence of a prepared example for ``flax-transformers inspect``, without padding."""
 
     name: str
     ids: np.ndarray
+    """Token ids, int32 [n]."""
     labels: np.ndarray | None = None
+    """Label of each position, int32 [n]; -1 where nothing is predicted."""
     segments: np.ndarray | None = None
+    """Segment of each position, int32 [n]."""
     note: str = ""
-    """What else there is to say of the row."""
+    """Further information on the example."""
     classes: np.ndarray | None = None
-    """The class of each place by its number, int32 [n], -1 where it has none."""
+    """Class of each position, int32 [n]; -1 where there is none."""
     label: int | None = None
-    """The class of the whole row by its number."""
+    """Class of the whole example."""
     written: bool = False
-    """Whether it is what the decoder writes: ids of the targets' vocabulary, if they have one."""
+    """Whether the decoder generates it: the ids are then of the targets' vocabulary."""
 
 
 class Objective(Protocol):
@@ -195,33 +214,27 @@ class Objective(Protocol):
     needs: ClassVar[ModelNeeds]
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
-        """Which windows of text to cut for rows of ``sequence_length`` tokens."""
+        """The windows of text for examples of ``sequence_length`` tokens."""
 
     def predictions(self, sequence_length: int) -> int:
-        """At most how many places of a row get logits."""
+        """Maximum number of positions of an example for which logits are computed."""
 
     def prepare(
-        self,
-        example: dict[str, np.ndarray],
-        rng: np.random.Generator,
-        vocab: Vocabulary,
-        sequence_length: int,
-    ) -> dict[str, np.ndarray]:
-        """One training row of fixed shapes from one raw example.
+        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
+    ) -> Arrays:
+        """Prepare one training example of fixed shapes from one raw example.
 
-        Text arrives as ``tokens`` int32 [n], with ``document_ends`` and ``sentence_ends`` int32,
-        positions in (0, n] after which one ends. With ``WindowSpec.other``, ``other_tokens`` and
-        ``other_sentence_ends`` are those of the second window.
+        Text: ``tokens`` int32 [n], with ``document_ends`` and ``sentence_ends`` int32, positions in
+        (0, n] after which one ends. With ``WindowSpec.other``, also ``other_tokens`` and
+        ``other_sentence_ends`` of the second window.
 
-        Images arrive as ``image`` uint8 [side, side, channels] and ``label`` int32 []; with
-        ``WindowSpec.other``, in training, ``other_image`` and ``other_label`` are of the second
-        one. ``sequence_length`` is then the side.
+        Images: ``image`` uint8 [side, side, channels] and ``label`` int32 []; with
+        ``WindowSpec.other``, in training, also ``other_image`` and ``other_label``. For these,
+        ``sequence_length`` is the side.
         """
 
-    def terms(
-        self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]
-    ) -> LossTerms:
+    def terms(self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs) -> LossTerms:
         """Sums and weights of one (micro-)batch."""
 
-    def show(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
-        """What a row from ``prepare`` holds, for people to read."""
+    def example_views(self, row: Arrays) -> list[ExampleView]:
+        """Readable form of a prepared example."""

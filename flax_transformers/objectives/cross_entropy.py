@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary that may be sharded, place by place and as sums."""
+"""Cross-entropy by position over a vocabulary that may be sharded, and its sums."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_transformers.objectives.base import LossTerms
 from flax_transformers.parallel.partitioning import gradient_dtype, parts
 
 
 class Scores(NamedTuple):
-    """What a model says of labels, float32 [...] each, in nats.
+    """Scores of labels, float32 [...] each, in nats.
 
-    ``nll``: negative log-likelihood of the label. ``correct``: 1 where no other entry has a logit
-    as high as the label's; a tie is no answer. ``log_z``: log of the sum of the exponentials of all
-    logits. ``mean_nll``: mean negative log-likelihood of all entries of the vocabulary, the label
-    among them; entries that only pad the vocabulary, at the lowest float32, do not count.
+    Attributes:
+      nll: negative log-likelihood of the label.
+      correct: 1 where the label's logit is greater than all others, else 0 (also for ties).
+      log_z: log of the sum of the exponentials of all logits.
+      mean_nll: mean negative log-likelihood over the vocabulary, without entries that only pad it,
+        whose logits are the lowest float32.
     """
 
     nll: jax.Array
@@ -27,11 +30,12 @@ class Scores(NamedTuple):
     mean_nll: jax.Array
 
     def smoothed(self, label_smoothing: float) -> jax.Array:
-        """Cross-entropy with a target of ``1 - s`` at the label plus ``s / V`` everywhere.
+        """Cross-entropy with a target of ``1 - s`` at the label plus ``s / V`` at every entry.
 
-        That is the definition of arXiv:1512.00567 §7, PyTorch and Hugging Face. tensor2tensor and
-        T5X give the label exactly ``1 - s`` and the V - 1 others ``s / (V - 1)`` each: their s is
-        ours times (V - 1) / V. Nothing is subtracted: a perfect model does not reach zero.
+        This is the definition of arXiv:1512.00567 section 7, PyTorch and Hugging Face.
+        tensor2tensor and T5X give the label ``1 - s`` and each of the V - 1 others
+        ``s / (V - 1)``: their s is this one times (V - 1) / V. The entropy of the target is not
+        subtracted, so that a perfect model does not reach zero.
         """
         if label_smoothing == 0.0:
             return self.nll
@@ -41,8 +45,8 @@ class Scores(NamedTuple):
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> Scores:
     """Scores float32 [...] of ``logits`` float32 [..., V] and ``labels`` integer [...].
 
-    The label's logit is picked by comparison and not by a gather: over a sharded vocabulary a
-    comparison stays on each device, where a gather would collect all logits first.
+    The label's logit is selected by comparison, not by a gather: with a sharded vocabulary, each
+    device compares its own logits, while a gather would first collect all of them.
     """
     vocabulary = jnp.arange(logits.shape[-1])
     chosen = jnp.expand_dims(labels, -1) == jnp.expand_dims(vocabulary, tuple(range(labels.ndim)))
@@ -59,12 +63,37 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> Scores:
     )
 
 
+def label_terms(
+    name: str,
+    scores: Scores,
+    weights: jax.Array,
+    *,
+    label_smoothing: float = 0.0,
+    coefficient: float = 1.0,
+    prefix: str = "",
+) -> LossTerms:
+    """The loss ``name`` of scores [...] and weights float32 [...].
+
+    Its metrics are ``prefix`` + "loss", the cross-entropy without label smoothing, and ``prefix`` +
+    "accuracy".
+    """
+    count = jnp.sum(weights)
+    smoothed, nll, correct = (
+        jnp.sum(values * weights)
+        for values in (scores.smoothed(label_smoothing), scores.nll, scores.correct)
+    )
+    return LossTerms(
+        losses={name: (smoothed, count, coefficient)},
+        metrics={f"{prefix}loss": (nll, count), f"{prefix}accuracy": (correct, count)},
+    )
+
+
 _LANES = 128
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
-class _Words(NamedTuple):
-    """Some words, or [blocks, ...] of them: t divisions of the vocabulary, v words of each.
+class _Chunk(NamedTuple):
+    """Unembedding of a chunk of the vocabulary: t shards, v entries of each; or [chunks, ...].
 
     ``table`` float32 [t, v, D], ``bias`` float32 [t, v].
     """
@@ -73,44 +102,47 @@ class _Words(NamedTuple):
     bias: jax.Array
 
 
-def word_scores(words: Any, labels_BM: jax.Array, max_logits: int) -> Scores:
+def lm_scores(unembedding: Any, labels_BM: jax.Array, max_logits: int) -> Scores:
     """Scores float32 [B, M] of ``labels_BM``, with at most ``max_logits`` logits on a device.
 
-    ``words`` is the model's ``Unembedding`` of hidden states [B, M, D]. Where the logits of all
-    places are more than that, they are made some words at a time, and in the backward pass once
-    more. Dividing words and not places, a table that lies divided over the mesh is gathered once in
-    each pass, and its gradient reduced once. Equal to the whole up to rounding.
+    ``unembedding`` is the model's ``Unembedding`` of hidden states [B, M, D]. If there are more
+    logits, they are computed for one chunk of the vocabulary at a time, and again in the backward
+    pass. Because the vocabulary is divided and not the positions, a sharded table is gathered once
+    in each pass, and its gradient reduced once. The result is that of `cross_entropy` up to
+    rounding.
     """
-    vocabulary, divisions = len(words.table_VD), parts("vocab")
-    places = labels_BM.size // (parts("batch") * parts("length"))
-    each = vocabulary // divisions
-    if places * each <= max_logits:
-        return cross_entropy(words.logits(), labels_BM)
-    blocks = -(-each // max(_LANES, max_logits // places // _LANES * _LANES))
-    size = -(-each // blocks // _LANES) * _LANES
+    vocabulary, shards = len(unembedding.table_VD), parts("vocab")
+    positions = labels_BM.size // (parts("batch") * parts("length"))
+    each = vocabulary // shards
+    if positions * each <= max_logits:
+        return cross_entropy(unembedding.logits(), labels_BM)
+    chunks = -(-each // max(_LANES, max_logits // positions // _LANES * _LANES))
+    size = -(-each // chunks // _LANES) * _LANES
 
     def cut(x_V: jax.Array) -> jax.Array:
-        """[V, ...] to [blocks, t, v, ...], filled up with zeros."""
+        """[V, ...] to [chunks, t, v, ...], padded with zeros."""
         rest = x_V.shape[1:]
-        filler = [(0, 0), (0, blocks * size - each), *((0, 0) for _ in rest)]
-        x_V = jnp.pad(x_V.reshape(divisions, each, *rest), filler)
-        return x_V.reshape(divisions, blocks, size, *rest).swapaxes(0, 1)
+        filler = [(0, 0), (0, chunks * size - each), *((0, 0) for _ in rest)]
+        x_V = jnp.pad(x_V.reshape(shards, each, *rest), filler)
+        return x_V.reshape(shards, chunks, size, *rest).swapaxes(0, 1)
 
-    bias_V = jnp.zeros(vocabulary, jnp.float32) if words.bias_V is None else words.bias_V
-    number_V = jnp.arange(1, vocabulary + 1, dtype=jnp.int32)
-    numbers = cut(jnp.where(number_V <= words.size, number_V, 0)) - 1  # -1 at what only pads
-    table = nn.with_logical_constraint(cut(words.table_VD), (None, "vocab", None, "embed"))
-    return _by_blocks(words.size, words.hidden_BMD, _Words(table, cut(bias_V)), numbers, labels_BM)
+    bias_V = unembedding.bias_V
+    bias_V = jnp.zeros(vocabulary, jnp.float32) if bias_V is None else bias_V
+    id_V = jnp.arange(1, vocabulary + 1, dtype=jnp.int32)
+    ids = cut(jnp.where(id_V <= unembedding.size, id_V, 0)) - 1  # -1 for padding
+    table = nn.with_logical_constraint(cut(unembedding.table_VD), (None, "vocab", None, "embed"))
+    chunk = _Chunk(table, cut(bias_V))
+    return _chunked(unembedding.size, unembedding.hidden_BMD, chunk, ids, labels_BM)
 
 
-def _block_logits(
-    hidden_BMD: jax.Array, words: _Words, number_tv: jax.Array
+def _chunk_logits(
+    hidden_BMD: jax.Array, chunk: _Chunk, id_tv: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Logits float32 [B, M, t, v] of one block, and its whole table in the dtype of ``hidden``."""
-    table_tvD = words.table.astype(hidden_BMD.dtype)
+    """Logits float32 [B, M, t, v] of one chunk, and its table in the dtype of ``hidden``."""
+    table_tvD = chunk.table.astype(hidden_BMD.dtype)
     table_tvD = nn.with_logical_constraint(table_tvD, ("vocab", None, None))
-    logits = _einsum("BMD,tvD->BMtv", hidden_BMD, table_tvD) + words.bias[None, None]
-    logits = jnp.where(number_tv[None, None] >= 0, logits, _LOWEST)
+    logits = _einsum("BMD,tvD->BMtv", hidden_BMD, table_tvD) + chunk.bias[None, None]
+    logits = jnp.where(id_tv[None, None] >= 0, logits, _LOWEST)
     return nn.with_logical_constraint(logits, ("batch", "length", "vocab", None)), table_tvD
 
 
@@ -119,32 +151,30 @@ def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _by_blocks(
-    size: int, hidden_BMD: jax.Array, words: _Words, numbers: jax.Array, labels_BM: jax.Array
+def _chunked(
+    size: int, hidden_BMD: jax.Array, chunks: _Chunk, ids: jax.Array, labels_BM: jax.Array
 ) -> Scores:
-    """``cross_entropy`` of the logits of all blocks. ``numbers`` int32 [blocks, t, v] are the ids
-    of the words, -1 where none is, ``size`` how many there are."""
+    """``cross_entropy`` over all chunks, which are [chunks, ...]. ``ids`` int32 [chunks, t, v] are
+    those of the entries, -1 for padding; ``size`` is their number."""
     zero_BM = jnp.zeros(labels_BM.shape, jnp.float32)
 
-    def add(so_far: Any, block: Any) -> tuple[Any, None]:
+    def add(so_far: Any, xs: Any) -> tuple[Any, None]:
         highest, ties, total, label_logit, mean_logit = so_far
-        words, number_tv = block
-        logits, _ = _block_logits(hidden_BMD, words, number_tv)
+        chunk, id_tv = xs
+        logits, _ = _chunk_logits(hidden_BMD, chunk, id_tv)
         here = jnp.max(logits, axis=(2, 3))
         ties_here = jnp.sum(logits == here[..., None, None], axis=(2, 3))
         ties = jnp.where(here > highest, 0, ties) + jnp.where(here >= highest, ties_here, 0)
         above, highest = highest, jnp.maximum(highest, here)
         total *= jnp.exp(above - highest)
         total += jnp.sum(jnp.exp(logits - highest[..., None, None]), axis=(2, 3))
-        chosen = labels_BM[..., None, None] == number_tv[None, None]
+        chosen = labels_BM[..., None, None] == id_tv[None, None]
         label_logit += jnp.sum(jnp.where(chosen, logits, 0.0), axis=(2, 3))
-        mean_logit += (
-            jnp.sum(jnp.where(number_tv[None, None] >= 0, logits, 0.0), axis=(2, 3)) / size
-        )
+        mean_logit += jnp.sum(jnp.where(id_tv[None, None] >= 0, logits, 0.0), axis=(2, 3)) / size
         return (highest, ties, total, label_logit, mean_logit), None
 
     start = (zero_BM + _LOWEST, zero_BM.astype(jnp.int32), zero_BM, zero_BM, zero_BM)
-    (highest, ties, total, label_logit, mean_logit), _ = jax.lax.scan(add, start, (words, numbers))
+    (highest, ties, total, label_logit, mean_logit), _ = jax.lax.scan(add, start, (chunks, ids))
     log_z = highest + jnp.log(total)
     correct = (label_logit == highest) & (ties == 1)
     return Scores(
@@ -152,26 +182,26 @@ def _by_blocks(
     )
 
 
-def _by_blocks_forward(
-    size: int, hidden_BMD: jax.Array, words: _Words, numbers: jax.Array, labels_BM: jax.Array
+def _chunked_forward(
+    size: int, hidden_BMD: jax.Array, chunks: _Chunk, ids: jax.Array, labels_BM: jax.Array
 ) -> tuple[Scores, Any]:
-    scores = _by_blocks(size, hidden_BMD, words, numbers, labels_BM)
-    return scores, (hidden_BMD, words, numbers, labels_BM, scores.log_z)
+    scores = _chunked(size, hidden_BMD, chunks, ids, labels_BM)
+    return scores, (hidden_BMD, chunks, ids, labels_BM, scores.log_z)
 
 
-def _by_blocks_backward(
+def _chunked_backward(
     size: int, residuals: Any, cotangents: Scores
-) -> tuple[jax.Array, _Words, None, None]:
-    hidden_BMD, words, numbers, labels_BM, log_z = residuals
+) -> tuple[jax.Array, _Chunk, None, None]:
+    hidden_BMD, chunks, ids, labels_BM, log_z = residuals
     of_nll, of_mean = cotangents.nll[..., None, None], cotangents.mean_nll[..., None, None]
     of_log_z = cotangents.log_z[..., None, None] + of_nll + of_mean
 
-    def add(hidden_gradient: jax.Array, block: Any) -> tuple[jax.Array, _Words]:
-        words, number_tv = block
-        logits, table_tvD = _block_logits(hidden_BMD, words, number_tv)
+    def add(hidden_gradient: jax.Array, xs: Any) -> tuple[jax.Array, _Chunk]:
+        chunk, id_tv = xs
+        logits, table_tvD = _chunk_logits(hidden_BMD, chunk, id_tv)
         gradient = of_log_z * jnp.exp(logits - log_z[..., None, None])
-        gradient -= jnp.where(number_tv[None, None] >= 0, of_mean / size, 0.0)
-        gradient -= jnp.where(labels_BM[..., None, None] == number_tv[None, None], of_nll, 0.0)
+        gradient -= jnp.where(id_tv[None, None] >= 0, of_mean / size, 0.0)
+        gradient -= jnp.where(labels_BM[..., None, None] == id_tv[None, None], of_nll, 0.0)
         bias = jnp.sum(gradient, axis=(0, 1))
         gradient = gradient.astype(hidden_BMD.dtype)
         hidden_gradient += _einsum("BMtv,tvD->BMD", gradient, table_tvD)
@@ -182,11 +212,11 @@ def _by_blocks_backward(
             preferred_element_type=gradient_dtype(hidden_BMD.dtype),
         )
         table = nn.with_logical_constraint(table, ("vocab", None, "embed")).astype(jnp.float32)
-        return hidden_gradient, _Words(table, bias)
+        return hidden_gradient, _Chunk(table, bias)
 
     zeros = jnp.zeros(hidden_BMD.shape, jnp.float32)
-    hidden_gradient, gradients = jax.lax.scan(add, zeros, (words, numbers))
+    hidden_gradient, gradients = jax.lax.scan(add, zeros, (chunks, ids))
     return hidden_gradient.astype(hidden_BMD.dtype), gradients, None, None
 
 
-_by_blocks.defvjp(_by_blocks_forward, _by_blocks_backward)
+_chunked.defvjp(_chunked_forward, _chunked_backward)

@@ -1,4 +1,4 @@
-"""Denoising: BART (arXiv:1910.13461 §2.2), to write a text from a damaged copy of it."""
+"""Denoising (BART, arXiv:1910.13461 section 2.2): restore a text from a corrupted copy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.base import Frame, Vocabulary, WindowSpec
+from flax_transformers.objectives.base import (
+    Arrays,
+    Frame,
+    Vocabulary,
+    WindowSpec,
+)
 from flax_transformers.objectives.rows import end_id, start_id
 from flax_transformers.objectives.sequences import SequenceLoss, encoder_decoder_row
 from flax_transformers.ranges import Ranges
@@ -18,31 +23,31 @@ from flax_transformers.ranges import Ranges
 
 @dataclass(frozen=True)
 class Denoising(SequenceLoss):
-    """Restore a whole text after sentence permutation, infilling, masking, deletion and rotation.
+    """Restore a text after sentence permutation, infilling, masking, deletion and rotation.
 
-    They come in this order; the defaults are those of the paper's large model (§4: infilling and
-    permutation). Shares count tokens of a document, exactly. A row is one document or a part of
-    it, between the tokens that begin and end a sequence, which no noise touches. The decoder begins
-    with the end of a sequence.
+    They are applied in this order; the defaults are those of the paper's large model (section 4:
+    infilling and permutation). Shares are exact counts of the tokens of a document. A sequence is
+    one document or a part of it, between BOS and EOS, which are never corrupted. The first input
+    of the decoder is EOS.
     """
 
     loss_name: ClassVar[str] = "denoising"
 
     infill_share: float = 0.3
-    """Tokens in spans that become one [MASK] each; a span without a token inserts a [MASK]."""
+    """Share of tokens in spans, each replaced by one [MASK]; an empty span inserts a [MASK]."""
     mean_span: float = 3.0
-    """Mean of the Poisson distribution of the spans' lengths."""
+    """Mean of the Poisson distribution of the lengths of spans."""
     permute_sentences: bool = True
-    """Bring the sentences into a random order."""
+    """Shuffle the sentences."""
     mask_share: float = 0.0
-    """Tokens that become [MASK] each on its own."""
+    """Share of tokens that are replaced by [MASK]."""
     delete_share: float = 0.0
-    """Tokens that are left out."""
+    """Share of tokens that are deleted."""
     rotate: bool = False
-    """Let the text begin at a random token and go on from its end to its beginning."""
+    """Rotate the text, so that it begins at a random token."""
     cross_documents: bool = False
-    """Fill rows with several documents, damaged each on its own, with the end of a sequence after
-    each. BART keeps to one document a row, which leaves rows of short documents mostly empty."""
+    """Fill sequences with several documents, each corrupted separately and followed by EOS. BART
+    has one document in a sequence, which leaves sequences of short documents mostly empty."""
 
     RANGES: ClassVar[Ranges] = {
         "infill_share": ranges.RATE,
@@ -52,88 +57,83 @@ class Denoising(SequenceLoss):
     }
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
-        # One place for the token that begins a sequence, one for that which ends it.
+        # BOS and EOS take two positions.
         return WindowSpec(sequence_length - 2, self.cross_documents)
 
     def predictions(self, sequence_length: int) -> int:
-        """Width of the targets: the whole row."""
+        """Length of the targets."""
         return sequence_length
 
     def frame(self, vocab: Vocabulary) -> Frame:
-        """What a source begins and ends with."""
+        """Special tokens around an input of the encoder."""
         begin = start_id(vocab)
         return Frame(() if begin is None else (begin,), (end_id(vocab),))
 
     def prepare(
-        self,
-        example: dict[str, np.ndarray],
-        rng: np.random.Generator,
-        vocab: Vocabulary,
-        sequence_length: int,
-    ) -> dict[str, np.ndarray]:
-        """One row; see `encoder_decoder_row`."""
+        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
+    ) -> Arrays:
+        """Prepare one example; see `encoder_decoder_row`."""
         if vocab.mask_id is None:
             raise UserError("the tokenizer has no [MASK], which denoising needs; choose another")
-        begin, end = start_id(vocab), end_id(vocab)
+        end = end_id(vocab)
         tokens, sentence_ends = example["tokens"], example["sentence_ends"]
-        damaged: list[np.ndarray | list[int]] = [[] if begin is None else [begin]]
-        whole = damaged.copy()
+        corrupted: list[np.ndarray | list[int]] = [list(self.frame(vocab).before)]
+        original = corrupted.copy()
         ends = example["document_ends"]
         edges = [0, *ends[ends < len(tokens)].tolist(), len(tokens)]
         for first, last in itertools.pairwise(edges):
             text = tokens[first:last]
             inside = sentence_ends[(sentence_ends > first) & (sentence_ends < last)] - first
-            damaged += [self._damaged(text, inside, vocab.mask_id, rng), [end]]
-            whole += [text, [end]]
+            corrupted += [self._corrupted(text, inside, vocab.mask_id, rng), [end]]
+            original += [text, [end]]
         return encoder_decoder_row(
-            np.concatenate(damaged).astype(np.int32),
-            np.concatenate(whole).astype(np.int32),
-            sequence_length,
-            sequence_length,
-            end if self.decoder_start_id is None else self.decoder_start_id,
-            vocab.pad_id,
+            np.concatenate(corrupted).astype(np.int32),
+            np.concatenate(original).astype(np.int32),
+            (sequence_length, sequence_length),
+            self.first_id(vocab),
+            vocab,
         )
 
-    def _damaged(
+    def first_id(self, vocab: Vocabulary) -> int:
+        """First input of the decoder."""
+        return end_id(vocab) if self.decoder_start_id is None else self.decoder_start_id
+
+    def _corrupted(
         self, text: np.ndarray, sentence_ends: np.ndarray, mask_id: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """One document with all kinds of noise; never longer than it was."""
+        """One document after all kinds of noise; never longer than before."""
         if self.permute_sentences:
             text = _permuted(text, sentence_ends, rng)
         if self.infill_share:
             text = _infilled(text, self.infill_share, self.mean_span, mask_id, rng)
         if self.mask_share:
             text = text.copy()
-            text[_some(len(text), self.mask_share, rng)] = mask_id
+            text[_positions(len(text), self.mask_share, rng)] = mask_id
         if self.delete_share:
-            text = np.delete(text, _some(len(text), self.delete_share, rng))
+            text = np.delete(text, _positions(len(text), self.delete_share, rng))
         if self.rotate and len(text):
             text = np.roll(text, -int(rng.integers(len(text))))
         return text
 
 
-def _count(tokens: int, share: float) -> int:
-    return round(tokens * share)
-
-
-def _some(length: int, share: float, rng: np.random.Generator) -> np.ndarray:
-    """That share of all positions, in any order."""
-    return rng.choice(length, _count(length, share), replace=False, shuffle=False)
+def _positions(length: int, share: float, rng: np.random.Generator) -> np.ndarray:
+    """A random share of all positions, in any order."""
+    return rng.choice(length, round(length * share), replace=False, shuffle=False)
 
 
 def _permuted(tokens: np.ndarray, ends: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The sentences in a random order; ``ends`` are where all but the last end."""
+    """The sentences in random order; ``ends`` are the ends of all but the last."""
     edges = np.concatenate([[0], ends, [len(tokens)]])
     lengths = np.diff(edges)
     order = rng.permutation(len(lengths))
     moved = lengths[order]
-    # Place p of the new text is place p of its sentence's beginning there, moved to where it was.
+    # Distance from the start of each sentence in the new text to its start in the old one.
     shift = edges[:-1][order] - (np.cumsum(moved) - moved)
     return tokens[np.arange(len(tokens)) + np.repeat(shift, moved)]
 
 
 def span_lengths(total: int, mean: float, rng: np.random.Generator) -> np.ndarray:
-    """Poisson lengths that add up to ``total``: the last one is cut to fit. int64 [spans]."""
+    """Poisson lengths with the sum ``total``, of which the last is shortened: int64 [spans]."""
     drawn = np.zeros(0, np.int64)
     while (sum_drawn := int(drawn.sum())) < total:
         more = rng.poisson(mean, 8 + int((total - sum_drawn) / mean * 1.2))
@@ -149,26 +149,26 @@ def span_lengths(total: int, mean: float, rng: np.random.Generator) -> np.ndarra
 def _infilled(
     tokens: np.ndarray, share: float, mean: float, mask_id: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Spans of ``share`` of the tokens replaced by one mask each; never longer than the text.
+    """Replace spans of ``share`` of the tokens by one mask each; never longer than the text.
 
-    Spans and kept tokens stand in any order equally likely. Spans do not overlap; where two meet
-    there are two masks.
+    All orders of spans and kept tokens are equally likely. Spans do not overlap; adjacent spans
+    become two masks.
     """
-    total = _count(len(tokens), share)
+    total = round(len(tokens) * share)
     lengths = span_lengths(total, mean, rng)
     inserts = len(lengths) - np.count_nonzero(lengths)
-    if len(lengths) > total:  # short texts: no more masks than tokens that they replace
+    if len(lengths) > total:  # short texts: not more masks than replaced tokens
         lengths = np.concatenate(
             [lengths[lengths > 0], np.zeros(inserts - (len(lengths) - total), np.int64)]
         )
         lengths = rng.permutation(lengths)
     kept = len(tokens) - total
-    places = rng.choice(kept + len(lengths), len(lengths), replace=False, shuffle=False)
-    places.sort()
+    masks = rng.choice(kept + len(lengths), len(lengths), replace=False, shuffle=False)
+    masks.sort()
     widths = np.ones(kept + len(lengths), np.int64)
-    widths[places] = lengths
+    widths[masks] = lengths
     starts = np.cumsum(widths) - widths
-    # A span without a token at the very end starts behind the last token.
+    # An empty span at the end starts after the last token.
     filled = tokens[np.minimum(starts, len(tokens) - 1)] if len(tokens) else tokens.copy()
-    filled[places] = mask_id
+    filled[masks] = mask_id
     return filled

@@ -1,8 +1,7 @@
-"""Labels of images, learned from whole images or from mixtures of two."""
+"""Classification of images, with mixup and CutMix."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,41 +10,43 @@ import numpy as np
 from flax_transformers import ranges
 from flax_transformers.objectives.base import (
     Array,
+    Arrays,
     Batch,
     ExampleView,
     LossTerms,
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rngs,
     Vocabulary,
 )
 from flax_transformers.objectives.images import ImageSpec, PixelInput, hidden_states, pixels_of
 from flax_transformers.ranges import Ranges
 
-TOP = 5
+TOP = 5  # of the metric "top_5"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageClassification(PixelInput):
-    """Tell what an image shows; with ``mixup`` or ``cutmix``, what two images in one show.
+    """Predict the label of an image; with ``mixup`` or ``cutmix``, the labels of two mixed images.
 
-    Every image is mixed with one of its own, drawn anew, by a share of its own (the papers draw
-    one share for a batch and mix it with itself): so a row does not depend on its neighbours.
-    Evaluation mixes nothing.
+    Every image is mixed with another random image by a share of its own, so that examples do not
+    depend on their batch (the papers draw one share for a batch and mix it with itself). Images are
+    not mixed in evaluation.
     """
 
     needs: ClassVar[ModelNeeds] = ModelNeeds(("classify",), ("pixel_values",))
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    """Cross-entropy over the labels, or a yes or no to each (binary cross-entropy, their mean),
-    where both labels of a mixture are a yes, as in DeiT III (arXiv:2204.07118)."""
+    """Cross-entropy over the labels, or the mean of their binary cross-entropies, for which both
+    labels of mixed images are true, as in DeiT III (arXiv:2204.07118)."""
     label_smoothing: float = 0.0
-    """The share of the target that is spread over all labels (softmax alone)."""
+    """Share of the target that is spread over all labels (only with softmax)."""
     mixup: float = 0.0
-    """Mix two images by a share from Beta(mixup, mixup) (arXiv:1710.09412); 0: never."""
+    """Parameter of the Beta distribution of shares of two images (arXiv:1710.09412); 0: off."""
     cutmix: float = 0.0
-    """Put a rectangle of another image into the image, its area from Beta(cutmix, cutmix)
-    (arXiv:1905.04899); 0: never. With ``mixup`` too, each is done to half of the images."""
+    """Parameter of the Beta distribution of the area that a rectangle of another image replaces
+    (arXiv:1905.04899); 0: off. Together with ``mixup``, each applies to half of the images."""
 
     RANGES: ClassVar[Ranges] = {
         "label_smoothing": ranges.RATE,
@@ -56,23 +57,19 @@ class ImageClassification(PixelInput):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.label_smoothing and self.loss == "sigmoid":
-            raise ValueError(
-                "objective.label_smoothing goes with loss='softmax' alone; set it to 0"
+            raise ranges.OutOfRange(
+                f"objective.label_smoothing is {self.label_smoothing}; it must be 0 with the loss "
+                "'sigmoid'"
             )
 
     def window_spec(self, sequence_length: int) -> ImageSpec:
         return ImageSpec(sequence_length, other=self.mixup > 0.0 or self.cutmix > 0.0)
 
     def prepare(
-        self,
-        example: dict[str, np.ndarray],
-        rng: np.random.Generator,
-        vocab: Vocabulary,
-        sequence_length: int,
-    ) -> dict[str, np.ndarray]:
-        """``pixel_values`` uint8 [C, side, side]; ``labels`` int32 [2], the image's own and that of
-        what is mixed in; ``label_weights`` float32 [2], the share of each, which add up to one.
-        """
+        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
+    ) -> Arrays:
+        """``pixel_values`` uint8 [C, side, side]; ``labels`` int32 [2] of the image and of the one
+        mixed with it; ``label_weights`` float32 [2], their shares, with the sum one."""
         pixels, share = pixels_of(example), 1.0
         label = other_label = example["label"]
         if "other_image" in example:
@@ -93,15 +90,13 @@ class ImageClassification(PixelInput):
         share = rng.beta(self.mixup, self.mixup)
         return mixup(pixels, other, share), share
 
-    def terms(
-        self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]
-    ) -> LossTerms:
-        """The loss "classification"; plain cross-entropy, accuracy and accuracy in the top 5.
+    def terms(self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs) -> LossTerms:
+        """The loss "classification"; the metrics "loss", "accuracy" and "top_5".
 
-        Of a mixture, the metrics are those of both labels, by their shares. Two heads (DeiT's)
-        learn as the one they are in prediction: by the mean of their logits.
+        Metrics of mixed images are weighted by the shares of their labels. The logits of two heads
+        (DeiT's) are averaged, as in prediction.
         """
-        import jax.numpy as jnp  # here, so that data workers start without jax
+        import jax.numpy as jnp  # not at the top: data workers must not import jax
 
         from flax_transformers.objectives.cross_entropy import cross_entropy
 
@@ -114,7 +109,7 @@ class ImageClassification(PixelInput):
         if self.loss == "softmax":
             loss = jnp.sum(scores.smoothed(self.label_smoothing) * weights_BM)
         else:
-            loss = jnp.sum(yes_or_no(logits_B1C[:, 0], labels_BM, weights_BM))
+            loss = jnp.sum(binary_cross_entropy(logits_B1C[:, 0], labels_BM, weights_BM))
         in_top_BM = in_top(logits_B1C, labels_BM)
         return LossTerms(
             losses={"classification": (loss, count, 1.0)},
@@ -125,13 +120,13 @@ class ImageClassification(PixelInput):
             },
         )
 
-    def show(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
-        """Nothing to read; the pictures are what there is to see."""
+    def example_views(self, row: Arrays) -> list[ExampleView]:
+        """Nothing: images are shown as pictures."""
         return []
 
 
 def in_top(logits_B1C: Array, labels_BM: Array) -> Array:
-    """1 where fewer than `TOP` other labels have a logit as high as the label's, float32 [B, M]."""
+    """1 where fewer than `TOP` other labels have a logit as high as the label, float32 [B, M]."""
     import jax.numpy as jnp
 
     logits_BMC = jnp.broadcast_to(logits_B1C, (*labels_BM.shape, logits_B1C.shape[-1]))
@@ -139,23 +134,23 @@ def in_top(logits_B1C: Array, labels_BM: Array) -> Array:
     return (jnp.sum(logits_BMC >= own_BM1, axis=2) <= TOP).astype(jnp.float32)
 
 
-def yes_or_no(logits_BC: Array, labels_BM: Array, weights_BM: Array) -> Array:
-    """Binary cross-entropy of each image, its mean over all labels, float32 [B].
+def binary_cross_entropy(logits_BC: Array, labels_BM: Array, weights_BM: Array) -> Array:
+    """Mean binary cross-entropy of the labels of each image, float32 [B].
 
-    The answer is yes for each of ``labels_BM`` that has a weight; without any the loss is 0.
+    Labels in ``labels_BM`` with a weight are true; without any, the loss is 0.
     """
     import jax
     import jax.numpy as jnp
 
     present_BM1 = (weights_BM > 0.0)[:, :, None]
     chosen_BMC = labels_BM[:, :, None] == jnp.arange(logits_BC.shape[1])[None, None]
-    yes_BC = jnp.any(chosen_BMC & present_BM1, axis=1)
-    loss_BC = jax.nn.softplus(jnp.where(yes_BC, -logits_BC, logits_BC))
+    true_BC = jnp.any(chosen_BMC & present_BM1, axis=1)
+    loss_BC = jax.nn.softplus(jnp.where(true_BC, -logits_BC, logits_BC))
     return jnp.mean(loss_BC, axis=1) * jnp.any(present_BM1[:, :, 0], axis=1)
 
 
 def mixup(pixels: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
-    """``share`` of one image and the rest of the other, uint8 [C, height, width]."""
+    """``share`` of one image and the rest of the other, uint8 [C, H, W]."""
     mixed = pixels * np.float32(share) + other * np.float32(1.0 - share)
     return np.rint(mixed).astype(np.uint8)
 
@@ -163,10 +158,10 @@ def mixup(pixels: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
 def cutmix(
     pixels: np.ndarray, other: np.ndarray, share: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """``pixels`` with a rectangle of ``other`` of 1 - ``share`` of its area, anywhere.
+    """``pixels`` with a random rectangle of ``other`` of 1 - ``share`` of the area.
 
-    The rectangle's centre is anywhere too, so that an edge may cut it: the second result is the
-    share of ``pixels`` that is really left (arXiv:1905.04899 §3.1).
+    The rectangle can extend beyond the image, as its centre is random: the second result is the
+    share of ``pixels`` that is left (arXiv:1905.04899 section 3.1).
     """
     height, width = pixels.shape[1:]
     side = np.sqrt(1.0 - share)

@@ -1,8 +1,7 @@
-"""What objectives over images share: what they ask of the data, and pixels as a model sees them."""
+"""Base of the objectives over images: their specification, and the normalization of pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +9,14 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.base import Array, ModelFunctions, Params, WindowSpec
+from flax_transformers.objectives.base import (
+    Array,
+    Arrays,
+    ModelFunctions,
+    Params,
+    Rngs,
+    WindowSpec,
+)
 from flax_transformers.ranges import Ranges
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -19,9 +25,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class ImageSpec(WindowSpec):
-    """Which images an objective asks for: squares of ``length`` pixels a side.
+    """Square images with sides of ``length`` pixels.
 
-    ``other``: with each training image comes a second one, any of the split, to mix with it.
+    With ``other``, each training image comes with a random second one of the split, to mix with it.
     """
 
     cross_documents: bool = False
@@ -29,14 +35,15 @@ class ImageSpec(WindowSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelInput:
-    """How 8-bit pixels become a model's input: scaled to [0, 1], minus the mean, over the spread.
+    """Normalization of 8-bit pixels: scaled to [0, 1], minus the mean, divided by the deviation.
 
-    Pixels stay 8 bits wide until they are on the device, a quarter of the way to carry.
+    Pixels are normalized on the device, so that a quarter of the bytes are transferred.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Of each channel, or one for all."""
+    """Mean of each channel, or one for all."""
     std: tuple[float, ...] = IMAGENET_STD
+    """Standard deviation of each channel, or one for all."""
 
     RANGES: ClassVar[Ranges] = {
         "mean": ranges.numbers(-1e6, 1e6),
@@ -47,12 +54,12 @@ class PixelInput:
         ranges.check_fields(self, "objective")
 
     def predictions(self, sequence_length: int) -> int:
-        """No places of a row get logits of their own."""
+        """No logits by position."""
         return 0
 
     def normalized(self, pixels_BCHW: Array) -> Array:
-        """Pixels uint8 [B, C, H, W] as ``pixel_values`` float32."""
-        import jax.numpy as jnp  # here, so that data workers start without jax
+        """``pixel_values`` float32 of pixels uint8 [B, C, H, W]."""
+        import jax.numpy as jnp  # not at the top: data workers must not import jax
 
         channels = pixels_BCHW.shape[1]
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -67,23 +74,21 @@ class PixelInput:
         return (pixels_BCHW.astype(jnp.float32) / 255.0 - mean_CHW[None]) / std_CHW[None]
 
     def pixels(self, values_BCHW: np.ndarray) -> np.ndarray:
-        """The inverse of ``normalized``, for pictures: [..., C, H, W] to numbers in [0, 1]."""
+        """Inverse of ``normalized``: [..., C, H, W] to numbers in [0, 1]."""
         mean_CHW, std_CHW = (np.asarray(values)[:, None, None] for values in (self.mean, self.std))
         return np.clip(values_BCHW * std_CHW + mean_CHW, 0.0, 1.0)
 
 
-def pixels_of(example: dict[str, np.ndarray], name: str = "image") -> np.ndarray:
-    """An image uint8 [height, width, C] of an example as [C, height, width].
+def pixels_of(example: Arrays, name: str = "image") -> np.ndarray:
+    """An image uint8 [H, W, C] of an example as [C, H, W].
 
-    Raises UserError where the data are no images.
+    Raises UserError if the data are not images.
     """
     if name not in example:
-        raise UserError("this objective learns from images; set data to an ImageData")
+        raise UserError("this objective needs images; set data to an ImageData")
     return np.ascontiguousarray(example[name].transpose(2, 0, 1))
 
 
-def hidden_states(
-    model: ModelFunctions, params: Params, rngs: Mapping[str, Array], *images: Array
-) -> Any:
-    """The model's, for images of any size: a phase may show others than the model was made for."""
+def hidden_states(model: ModelFunctions, params: Params, rngs: Rngs, *images: Array) -> Any:
+    """Hidden states of images of any size: a phase can have another than the model."""
     return model.head("hidden_states", params, rngs, *images, interpolate_pos_encoding=True)

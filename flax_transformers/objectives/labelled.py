@@ -1,4 +1,4 @@
-"""What objectives of labelled texts share: which rows they ask for, and how texts make a row."""
+"""Examples of labelled texts: their specification, special tokens and truncation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flax_transformers.objectives.base import Vocabulary, WindowSpec
 from flax_transformers.objectives.rows import end_id, framing_ids, start_id
 
 Framing = Literal["bert", "roberta", "t5", "llama", "gpt2"]
-"""What stands around one text, or two, as Hugging Face's tokenizers put it:
+"""Special tokens around one or two texts, as in Hugging Face's tokenizers:
 
 - "bert" (also ModernBERT): [CLS] A [SEP], [CLS] A [SEP] B [SEP] with token types 0 and 1
 - "roberta" (also XLM-R, BART): <s> A </s>, <s> A </s> </s> B </s>
@@ -27,12 +27,17 @@ _OVERHEADS: dict[Framing, tuple[int, int]] = {
 
 @dataclass(frozen=True)
 class LabelledSpec(WindowSpec):
-    """Labelled documents, each of them in one row or in several.
+    """How labelled documents are divided into examples.
 
-    ``rows``: "document" is one row each, of any length; with "words" a document that is longer than
-    ``length`` takes several rows of whole texts, of a label each; with "answers" the second of two
-    texts goes through windows that begin every ``stride`` tokens, and fill ``length`` with the
-    first ``question_length`` tokens of the first text. ``labels`` is their kind.
+    Attributes:
+      rows: "document": one example of any length for each document. "words": a document that is
+        longer than ``length`` becomes several examples of whole words, which have a label each.
+        "answers": the second of two texts is divided into windows that begin every ``stride``
+        tokens, and have ``length`` tokens together with the first ``question_length`` tokens of
+        the first text.
+      labels: the kind of labels.
+      stride: distance between the starts of windows.
+      question_length: maximum number of tokens of the first text.
     """
 
     rows: Literal["document", "words", "answers"] = "document"
@@ -42,22 +47,22 @@ class LabelledSpec(WindowSpec):
 
     @property
     def source_kind(self) -> str:
-        """The kind of source that has such documents."""
+        """Name of the class of sources with such documents."""
         kinds = {"document": "LabelledSource", "words": "TaggedSource", "answers": "QuestionSource"}
         return kinds[self.rows]
 
 
 def overhead(framing: Framing, texts: int) -> int:
-    """Places that the framing of one text or two takes."""
+    """Number of special tokens around one or two texts."""
     return _OVERHEADS[framing][texts - 1]
 
 
 def framed(
     texts: Sequence[np.ndarray], framing: Framing, vocab: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """A row of one text or two: ids and token types int32 [n], and where each text begins.
+    """One or two texts with special tokens: ids and token types int32 [n], and the start of each.
 
-    Raises UserError for a tokenizer without the special tokens that it takes.
+    Raises UserError if the tokenizer lacks one of the special tokens.
     """
     before, after = _marks(framing, vocab)
     parts: list[np.ndarray] = []
@@ -74,7 +79,7 @@ def framed(
 
 
 def _marks(framing: Framing, vocab: Vocabulary) -> tuple[list[int], list[int]]:
-    """The ids before the first text, and after each."""
+    """Ids before the first text, and after each."""
     if framing in ("bert", "roberta"):
         cls_id, sep_id = framing_ids(vocab)
         return [cls_id], [sep_id]
@@ -84,17 +89,17 @@ def _marks(framing: Framing, vocab: Vocabulary) -> tuple[list[int], list[int]]:
     return ([] if start is None else [start]), []
 
 
-def longest_first(lengths: Sequence[int], room: int) -> list[int]:
-    """How much stays of one text or two so that they fit: the longer is cut until they are even.
+def longest_first(lengths: Sequence[int], total: int) -> list[int]:
+    """Lengths of one or two texts truncated to ``total`` tokens: the longer one first.
 
-    If both have to be cut by an odd number, the longer (of equals the second) keeps one more.
+    If both are truncated and ``total`` is odd, the longer (the second of equal ones) has one more.
     """
-    if sum(lengths) <= room:
+    if sum(lengths) <= total:
         return list(lengths)
     if len(lengths) == 1:
-        return [room]
+        return [total]
     short, long = (0, 1) if lengths[0] <= lengths[1] else (1, 0)
     kept = [0, 0]
-    kept[short] = min(lengths[short], room // 2)
-    kept[long] = room - kept[short]
+    kept[short] = min(lengths[short], total // 2)
+    kept[long] = total - kept[short]
     return kept

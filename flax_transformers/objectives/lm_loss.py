@@ -1,4 +1,4 @@
-"""Settings of a loss over words, and the terms that it gives."""
+"""Settings of a language-modelling loss, and its terms."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from flax_transformers import ranges
 from flax_transformers.objectives.base import Array, LossTerms, ModelFunctions, Params
 from flax_transformers.ranges import Ranges
 
-LOGITS_HELD = 2**28
-"""Logits that a device holds at once, unless told otherwise: 1 GiB in float32."""
+MAX_LOGITS = 2**28
+"""Default number of logits on a device at once: 1 GiB in float32."""
 
 PALM_Z_LOSS = 1e-4
-"""Coefficient of the z-loss in PaLM (arXiv:2204.02311 §5) and T5X."""
+"""Coefficient of the z-loss in PaLM (arXiv:2204.02311 section 5) and T5X."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LMLoss:
-    """Cross-entropy at many places of a row; what objectives of language models have in common.
+    """Cross-entropy over the vocabulary; the base of objectives of language models.
 
-    What is logged as "loss" is the plain cross-entropy, whatever is trained.
+    The metric "loss" is the plain cross-entropy, without label smoothing and z-loss.
     """
 
     label_smoothing: float = 0.0
-    """Share of the target that is spread over the whole vocabulary (arXiv:1512.00567 §7, as in
-    PyTorch and Hugging Face; T5X and tensor2tensor spread it over all but the label)."""
+    """Share of the target that is spread over the whole vocabulary (arXiv:1512.00567 section 7, as
+    in PyTorch and Hugging Face; T5X and tensor2tensor spread it over all tokens but the label)."""
     z_loss: float = 0.0
-    """Coefficient of the mean of ``log(Z) ** 2``, Z the sum of the exponentials of the logits;
-    PaLM has 1e-4 (`PALM_Z_LOSS`)."""
-    max_logits: int = LOGITS_HELD
-    """Logits that a device holds at once, four bytes each; more are made some words at a time."""
+    """Coefficient of the mean of ``log(Z) ** 2``, where Z is the sum of the exponentials of the
+    logits; 1e-4 in PaLM (`PALM_Z_LOSS`)."""
+    max_logits: int = MAX_LOGITS
+    """Maximum number of logits on a device at once, four bytes each; the vocabulary is processed in
+    chunks if there are more."""
 
     RANGES: ClassVar[Ranges] = {
         "label_smoothing": ranges.RATE,
@@ -41,7 +42,7 @@ class LMLoss:
     def __post_init__(self) -> None:
         ranges.check_fields(self, "objective")
 
-    def word_terms(
+    def lm_terms(
         self,
         name: str,
         model: ModelFunctions,
@@ -50,19 +51,14 @@ class LMLoss:
         labels_BT: Array,
         weights_BT: Array,
     ) -> LossTerms:
-        """The trained loss ``name`` and perhaps ``z_loss``; the metrics "loss" and "accuracy"."""
-        import jax.numpy as jnp  # here, so that data workers start without jax
+        """The trained loss ``name``, "z_loss" if enabled, and the metrics "loss" and "accuracy"."""
+        import jax.numpy as jnp  # not at the top: data workers must not import jax
 
-        from flax_transformers.objectives.cross_entropy import word_scores
+        from flax_transformers.objectives.cross_entropy import label_terms, lm_scores
 
-        scores = word_scores(model.unembedding(params, hidden_BTD), labels_BT, self.max_logits)
-
-        def total(values_BT: Array) -> Array:
-            return jnp.sum(values_BT * weights_BT)
-
-        count = jnp.sum(weights_BT)
-        losses = {name: (total(scores.smoothed(self.label_smoothing)), count, 1.0)}
-        if self.z_loss:
-            losses["z_loss"] = (total(scores.log_z**2), count, self.z_loss)
-        metrics = {"loss": (total(scores.nll), count), "accuracy": (total(scores.correct), count)}
-        return LossTerms(losses, metrics)
+        scores = lm_scores(model.unembedding(params, hidden_BTD), labels_BT, self.max_logits)
+        terms = label_terms(name, scores, weights_BT, label_smoothing=self.label_smoothing)
+        if not self.z_loss:
+            return terms
+        z_loss = jnp.sum(scores.log_z**2 * weights_BT), jnp.sum(weights_BT), self.z_loss
+        return terms | LossTerms({"z_loss": z_loss}, {})

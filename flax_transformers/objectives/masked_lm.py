@@ -1,9 +1,9 @@
-"""Masked language modelling (BERT, arXiv:1810.04805 §3.1): single tokens, whole words or spans."""
+"""Masked language modelling of tokens, whole words or spans (BERT, arXiv:1810.04805)."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,44 +13,50 @@ from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import (
     Array,
+    Arrays,
     Batch,
     ExampleView,
     LossTerms,
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rngs,
     Vocabulary,
     WindowSpec,
 )
-from flax_transformers.objectives.lm_loss import LOGITS_HELD
-from flax_transformers.objectives.rows import frame, pad, random_ordinary
+from flax_transformers.objectives.lm_loss import MAX_LOGITS
+from flax_transformers.objectives.rows import frame, pad, padded_tokens, random_ordinary
 from flax_transformers.ranges import Ranges
 
 SPAN_STOP = 0.2
 SPAN_LONGEST = 10
-"""SpanBERT (arXiv:1907.10529 §3.1): lengths are geometric, no longer than ten words, mean 3.8."""
+"""SpanBERT (arXiv:1907.10529 section 3.1): geometric lengths of at most ten words, mean 3.8."""
 
 
 @dataclass(frozen=True)
 class Masking:
-    """Which tokens of a row are predicted, and what stands in their place.
+    """Selection of the tokens that are predicted, and what replaces them.
 
-    Of the ordinary tokens of each row ``mask_fraction`` are chosen, an exact count. A chosen token
-    becomes [MASK] with ``mask_share``, a random ordinary token with ``random_share``, else stays;
-    tokens of a span share that fate. Special tokens and padding are never chosen.
+    A selected token becomes [MASK] with probability ``mask_share``, a random ordinary token with
+    ``random_share``, and else is kept; tokens of one span are treated alike. Special tokens and
+    padding are never selected.
 
-    With ``choose="word"`` words are taken in random order. One that has more pieces than are still
-    wanted is passed over for the next, as in BERT's own code, so that long words are chosen a
-    little less often; only where none is short enough is the first of these cut to its first
-    pieces. With ``"span"`` they come in runs (SpanBERT, arXiv:1907.10529 §3.1): a run begins at a
-    random word, goes on from the last word of the row to the first, so that every place is as
-    likely, and ends early where it meets another or the count.
+    With ``choose="word"``, words are selected in random order. A word with more tokens than are
+    still needed is skipped, as in BERT's own code, so that long words are selected slightly less
+    often; if no word is short enough, the first of these is cut. With ``"span"``, words are
+    selected in runs (SpanBERT, arXiv:1907.10529 section 3.1): a run begins at a random word,
+    continues at the first word after the last, so that all words are equally likely, and ends early
+    at another run or when the count is reached.
     """
 
     mask_fraction: float = 0.15
+    """Share of the ordinary tokens of each sequence that is selected, an exact count."""
     mask_share: float = 0.8
+    """Share of the selected tokens that become [MASK]."""
     random_share: float = 0.1
+    """Share of the selected tokens that become a random token."""
     choose: Literal["token", "word", "span"] = "token"
+    """What is selected together."""
 
     RANGES: ClassVar[Ranges] = {
         "mask_fraction": ranges.numbers(0, 1, above=True, below=True),
@@ -62,141 +68,125 @@ class Masking:
     def __post_init__(self) -> None:
         ranges.check_fields(self, "objective")
         if self.mask_share + self.random_share > 1.0:
-            raise ValueError(
+            raise ranges.OutOfRange(
                 f"objective.mask_share is {self.mask_share} and objective.random_share is "
                 f"{self.random_share}; they must add up to at most 1"
             )
 
     def count(self, tokens: int) -> int:
-        """How many of so many ordinary tokens are chosen."""
+        """Number of tokens selected out of ``tokens`` ordinary ones."""
         return max(1, round(self.mask_fraction * tokens)) if tokens else 0
 
-    def masked_row(
+    def mask(
         self,
-        row: np.ndarray,
+        ids: np.ndarray,
         rng: np.random.Generator,
         vocab: Vocabulary,
         sequence_length: int,
-        slots: int,
-    ) -> dict[str, np.ndarray]:
-        """``row`` int32 [n] with its choices made, in ``sequence_length`` T places.
+        predictions: int,
+    ) -> Arrays:
+        """A prepared example of T = ``sequence_length`` positions from ``ids`` int32 [n].
 
-        ``input_ids``, ``attention_mask`` int32 [T]; ``masked_positions``, ``masked_labels`` int32
-        [M] and ``masked_weights`` float32 [M], 0 where M (``slots``) is not filled.
+        ``input_ids`` and ``attention_mask`` int32 [T]; ``masked_positions`` and ``masked_labels``
+        int32 [M] and ``masked_weights`` float32 [M], 0 beyond the selected tokens, where M is
+        ``predictions``.
         """
         if vocab.mask_id is None:
             raise UserError(
                 "the tokenizer has no [MASK], which masked language modelling needs; choose another"
             )
-        row = row.copy()
-        chosen, fate = self._choose(row, rng, vocab)
-        labels = row[chosen]
-        masked = fate < self.mask_share
-        replaced = ~masked & (fate < self.mask_share + self.random_share)
-        row[chosen[masked]] = vocab.mask_id
-        row[chosen[replaced]] = random_ordinary(rng, int(replaced.sum()), vocab)
-        return {
-            "input_ids": pad(row, sequence_length, vocab.pad_id),
-            "attention_mask": pad(np.ones(len(row), np.int32), sequence_length, 0),
-            "masked_positions": pad(chosen, slots, 0),
-            "masked_labels": pad(labels, slots, 0),
-            "masked_weights": pad(np.ones(len(chosen), np.float32), slots, 0),
+        ids = ids.copy()
+        chosen, draw = self._choose(ids, rng, vocab)
+        labels = ids[chosen]
+        masked = draw < self.mask_share
+        replaced = ~masked & (draw < self.mask_share + self.random_share)
+        ids[chosen[masked]] = vocab.mask_id
+        ids[chosen[replaced]] = random_ordinary(rng, int(replaced.sum()), vocab)
+        return padded_tokens(ids, sequence_length, vocab) | {
+            "masked_positions": pad(chosen, predictions, 0),
+            "masked_labels": pad(labels, predictions, 0),
+            "masked_weights": pad(np.ones(len(chosen), np.float32), predictions, 0),
         }
 
     def _choose(
-        self, row: np.ndarray, rng: np.random.Generator, vocab: Vocabulary
+        self, ids: np.ndarray, rng: np.random.Generator, vocab: Vocabulary
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Chosen positions, rising, and for each a number in [0, 1) that decides its fate."""
-        ordinary = np.flatnonzero(~is_special(row, vocab))
+        """Selected positions in increasing order, and for each a random number in [0, 1)."""
+        ordinary = np.flatnonzero(~is_special(ids, vocab))
         count = self.count(len(ordinary))
         if self.choose == "token":
             chosen = np.sort(rng.permutation(ordinary)[:count])
             return chosen, rng.random(count)
-        edges = _word_edges(row, ordinary, vocab)
+        edges = _word_edges(ids, ordinary, vocab)
         words = len(edges) - 1
         runs = _single_words(rng, words) if self.choose == "word" else _spans(rng, words)
-        pieces, run_of_piece = _whole_words(runs, edges.tolist(), count)
-        order = np.argsort(pieces)
-        chosen = ordinary[np.array(pieces, np.int64)[order]]
+        tokens, run_of_token = _whole_words(runs, edges.tolist(), count)
+        order = np.argsort(tokens)
+        chosen = ordinary[np.array(tokens, np.int64)[order]]
         if self.choose == "word":
             return chosen, rng.random(count)
-        run = np.array(run_of_piece, np.int64)[order]
-        return chosen, rng.random(max(run_of_piece, default=0) + 1)[run]
+        run = np.array(run_of_token, np.int64)[order]
+        return chosen, rng.random(max(run_of_token, default=0) + 1)[run]
 
     def masked_terms(
         self, model: ModelFunctions, params: Params, hidden_BTD: Array, batch: Batch
     ) -> LossTerms:
-        """Cross-entropy and accuracy at the chosen positions; only their logits are computed."""
-        import jax.numpy as jnp  # here, so that data workers start without jax
+        """Cross-entropy and accuracy at the selected positions; only their logits are computed."""
+        import jax.numpy as jnp  # not at the top: data workers must not import jax
 
-        from flax_transformers.objectives.cross_entropy import word_scores
+        from flax_transformers.objectives.cross_entropy import label_terms, lm_scores
 
         positions_BM = batch["masked_positions"]
         chosen_BMD = jnp.take_along_axis(hidden_BTD, positions_BM[:, :, None], axis=1)
-        words = model.unembedding(params, chosen_BMD)
-        scores = word_scores(words, batch["masked_labels"], LOGITS_HELD)
-        weights_BM = batch["masked_weights"]
-        count = jnp.sum(weights_BM)
-        loss = jnp.sum(scores.nll * weights_BM)
-        return LossTerms(
-            losses={"masked_lm": (loss, count, 1.0)},
-            metrics={
-                "loss": (loss, count),
-                "accuracy": (jnp.sum(scores.correct * weights_BM), count),
-            },
-        )
+        unembedding = model.unembedding(params, chosen_BMD)
+        scores = lm_scores(unembedding, batch["masked_labels"], MAX_LOGITS)
+        return label_terms("masked_lm", scores, batch["masked_weights"])
 
 
 @dataclass(frozen=True)
 class MaskedLM(Masking):
-    """Predict some tokens of a row of running text from all the others.
+    """Predict masked tokens of running text from all others.
 
-    RoBERTa's "full-sentences" (arXiv:1907.11692 §4.2) with ``cross_documents``, its "doc-sentences"
-    without. ``Masking`` says how tokens are chosen.
+    RoBERTa's "full-sentences" (arXiv:1907.11692 section 4.2) with ``cross_documents``, its
+    "doc-sentences" without. See `Masking` for the selection of tokens.
     """
 
     needs: ClassVar[ModelNeeds] = ModelNeeds(("unembed",), ("attention_mask",), causal=False)
 
     cross_documents: bool = True
-    """Fill rows across document ends, with a separator there, or keep to one document a row."""
+    """Fill sequences across document ends, with a separator there; else one document each."""
     static_epochs: int | None = None
-    """Static masking: the same masks come round again after so many epochs (10 in RoBERTa §4.1).
-    None: always new ones."""
+    """Static masking: number of epochs after which masks repeat (10 in RoBERTa, section 4.1). None:
+    new masks in every epoch."""
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
-        # [CLS] in front and [SEP] at the end take two places.
+        # [CLS] and [SEP] take two positions.
         return WindowSpec(
             sequence_length - 2, self.cross_documents, static_epochs=self.static_epochs
         )
 
     def predictions(self, sequence_length: int) -> int:
-        """Chosen tokens in a full row: the width M of the arrays that hold them."""
+        """Number of selected tokens of a full sequence: the size M of their arrays."""
         return self.count(sequence_length - 2)
 
     def prepare(
-        self,
-        example: dict[str, np.ndarray],
-        rng: np.random.Generator,
-        vocab: Vocabulary,
-        sequence_length: int,
-    ) -> dict[str, np.ndarray]:
-        """One row; see ``Masking.masked_row`` for its arrays."""
-        slots = self.predictions(sequence_length)
-        return self.masked_row(frame(example, vocab), rng, vocab, sequence_length, slots)
+        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
+    ) -> Arrays:
+        """Prepare one example; see `Masking.mask` for its arrays."""
+        predictions = self.predictions(sequence_length)
+        return self.mask(frame(example, vocab), rng, vocab, sequence_length, predictions)
 
-    def terms(
-        self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]
-    ) -> LossTerms:
-        """The loss "masked_lm", and its plain cross-entropy and accuracy."""
+    def terms(self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs) -> LossTerms:
+        """The loss "masked_lm"; the metrics "loss" and "accuracy"."""
         hidden_BTD = model.hidden_states(params, batch, rngs).last_hidden_state
         return self.masked_terms(model, params, hidden_BTD, batch)
 
-    def show(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
-        return [shown_masks(row)]
+    def example_views(self, row: Arrays) -> list[ExampleView]:
+        return [masked_view(row)]
 
 
-def shown_masks(row: dict[str, np.ndarray]) -> ExampleView:
-    """A row as ``Masking.masked_row`` makes it, for people to read."""
+def masked_view(row: Arrays) -> ExampleView:
+    """Readable form of an example of `Masking.mask`."""
     labels = np.full(len(row["input_ids"]), -1, np.int32)
     real = row["masked_weights"] > 0
     labels[row["masked_positions"][real]] = row["masked_labels"][real]
@@ -204,9 +194,9 @@ def shown_masks(row: dict[str, np.ndarray]) -> ExampleView:
     return ExampleView("row", row["input_ids"][:used], labels[:used])
 
 
-def is_special(row: np.ndarray, vocab: Vocabulary) -> np.ndarray:
-    """bool [n], True at special ids."""
-    return _special(vocab.size, vocab.special_ids)[row]
+def is_special(ids: np.ndarray, vocab: Vocabulary) -> np.ndarray:
+    """Whether each id is special: bool [n]."""
+    return _special(vocab.size, vocab.special_ids)[ids]
 
 
 @functools.lru_cache(maxsize=16)
@@ -216,29 +206,29 @@ def _special(size: int, special_ids: tuple[int, ...]) -> np.ndarray:
     return special
 
 
-def _word_edges(row: np.ndarray, ordinary: np.ndarray, vocab: Vocabulary) -> np.ndarray:
-    """Words as stretches of ``ordinary``: word w is ``ordinary[edges[w]:edges[w + 1]]``.
+def _word_edges(ids: np.ndarray, ordinary: np.ndarray, vocab: Vocabulary) -> np.ndarray:
+    """Edges of words among ``ordinary``: word w is ``ordinary[edges[w]:edges[w + 1]]``.
 
-    A word begins where its piece says so, and behind a special token.
+    A word begins at a token that begins a word, and after a special token.
     """
     if vocab.word_start is None:
         raise UserError(
-            "the tokenizer does not say which pieces begin a word, which whole words and spans "
-            "need; set objective.choose to 'token' or choose another tokenizer"
+            "the tokenizer does not define which tokens begin a word, which masking of whole words "
+            "and spans needs; set objective.choose to 'token' or choose another tokenizer"
         )
-    begins = vocab.word_start[row[ordinary]]
+    begins = vocab.word_start[ids[ordinary]]
     begins |= np.diff(ordinary, prepend=-1) > 1
     begins[:1] = True
     return np.append(np.flatnonzero(begins), len(ordinary))
 
 
 def _single_words(rng: np.random.Generator, words: int) -> Iterator[list[int]]:
-    """All words in random order, each a run of its own."""
+    """All words in random order, each as its own run."""
     return ([word] for word in rng.permutation(words).tolist())
 
 
 def _spans(rng: np.random.Generator, words: int) -> Iterator[list[int]]:
-    """Runs of words on a circle that do not meet, until every word was in one."""
+    """Disjoint runs of all words; a run continues from the last word to the first."""
     lengths = span_lengths(rng, words).tolist()
     free = [True] * words
     for start, length in zip(rng.permutation(words).tolist(), lengths, strict=True):
@@ -253,8 +243,8 @@ def _spans(rng: np.random.Generator, words: int) -> Iterator[list[int]]:
 
 
 def span_lengths(rng: np.random.Generator, count: int) -> np.ndarray:
-    """``count`` lengths from 1 to ten, ``P(n)`` in proportion to ``0.8 ** n``."""
-    # The inverse of the distribution function of a geometric that is cut off, not heaped up, at 10.
+    """``count`` lengths from 1 to 10, with ``P(n)`` proportional to ``0.8 ** n``."""
+    # Inverse of the distribution function of a truncated (not clipped) geometric distribution.
     within = 1.0 - (1.0 - SPAN_STOP) ** SPAN_LONGEST
     lengths = np.log1p(-rng.random(count) * within) / np.log1p(-SPAN_STOP)
     return np.clip(np.ceil(lengths), 1, SPAN_LONGEST).astype(np.int64)
@@ -263,27 +253,27 @@ def span_lengths(rng: np.random.Generator, count: int) -> np.ndarray:
 def _whole_words(
     runs: Iterator[list[int]], edges: list[int], count: int
 ) -> tuple[list[int], list[int]]:
-    """The first ``count`` pieces of the words of ``runs``, and the number of the run of each.
+    """The first ``count`` tokens of the words of ``runs``, and the number of the run of each.
 
-    A word that is too long ends its run; if nothing else fills the count, it is cut.
+    A word that is too long ends its run; the first such word is cut if no other fills the count.
     """
-    pieces: list[int] = []
-    run_of_piece: list[int] = []
+    tokens: list[int] = []
+    run_of_token: list[int] = []
     too_long: int | None = None
     number = 0
     for number, run in enumerate(runs):
         for word in run:
-            left = count - len(pieces)
+            left = count - len(tokens)
             size = edges[word + 1] - edges[word]
             if size > left:
                 too_long = word if too_long is None else too_long
                 break
-            pieces.extend(range(edges[word], edges[word + 1]))
-            run_of_piece.extend([number] * size)
-        if len(pieces) == count:
-            return pieces, run_of_piece
+            tokens.extend(range(edges[word], edges[word + 1]))
+            run_of_token.extend([number] * size)
+        if len(tokens) == count:
+            return tokens, run_of_token
     if too_long is not None:
-        left = count - len(pieces)
-        pieces.extend(range(edges[too_long], edges[too_long] + left))
-        run_of_piece.extend([number + 1] * left)
-    return pieces, run_of_piece
+        left = count - len(tokens)
+        tokens.extend(range(edges[too_long], edges[too_long] + left))
+        run_of_token.extend([number + 1] * left)
+    return tokens, run_of_token

@@ -10,14 +10,18 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.base import Frame, Vocabulary, WindowSpec
+from flax_transformers.objectives.base import (
+    Arrays,
+    Vocabulary,
+    WindowSpec,
+)
 from flax_transformers.objectives.rows import end_id
 from flax_transformers.objectives.sequences import SequenceLoss, encoder_decoder_row
 from flax_transformers.objectives.span_corruption import (
     NOISE_RANGES,
     corrupt,
     corrupted_lengths,
-    enough_sentinels,
+    require_sentinels,
     row_lengths,
     span_counts,
     span_mask,
@@ -26,21 +30,23 @@ from flax_transformers.ranges import Ranges
 
 Mode = Literal["R", "X", "S"]
 MODES: tuple[Mode, ...] = ("R", "X", "S")
-_SHORTEST = 16  # tokens of a row; below that no suffix is left to draw
+_MIN_LENGTH = 16  # of a sequence; shorter ones leave no choice of suffixes
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """One way to corrupt a text, and what share of the examples gets it.
-
-    ``mean_span`` None: the end of the text is cut out in one piece, its length drawn evenly around
-    ``noise_density`` of the text (a prefix language model). Else as in span corruption.
-    """
+    """A kind of corruption, and the share of examples that it is applied to."""
 
     mode: Mode
+    """The token that the inputs begin with."""
     noise_density: float
+    """Share of the tokens that is replaced."""
     mean_span: float | None
+    """Mean number of tokens of a span, as in span corruption. None: the end of the text is replaced
+    as one span (prefix language modelling), with a length drawn uniformly around
+    ``noise_density``."""
     share: float
+    """Share of the examples, relative to the sum of all shares."""
 
     RANGES: ClassVar[Ranges] = {**NOISE_RANGES, "share": ranges.numbers(0, 1e6, above=True)}
 
@@ -57,34 +63,34 @@ UL2_DENOISERS = (
     Denoiser("X", 0.5, 64.0, 0.1),
     Denoiser("S", 0.25, None, 0.2),
 )
-"""The seven of the paper's table 1; regular, extreme and sequential ones 40 : 40 : 20 (§4.5)."""
+"""The seven denoisers of table 1; regular, extreme, sequential 40 : 40 : 20 (section 4.5)."""
 
 
 @dataclass(frozen=True)
 class MixtureOfDenoisers(SequenceLoss):
-    """Span corruption of several kinds, one drawn for each example, with a token that says which.
+    """Apply one of several denoisers, drawn for each example; the first input says which mode.
 
-    All kinds get windows of the same length: the longest with which the inputs of each fit into a
-    row. The targets' width is that of the kind with the longest ones.
+    Windows have the same length for all denoisers: the maximum for which the inputs of each fit.
+    Targets have the length of the longest.
     """
 
     loss_name: ClassVar[str] = "mixture_of_denoisers"
 
     denoisers: tuple[Denoiser, ...] = UL2_DENOISERS
     mode_ids: tuple[int, int, int] | None = None
-    """Ids of the paper's [R], [X] and [S], which the inputs begin with; None: the last three of the
-    tokenizer's sentinels."""
+    """Ids of the paper's [R], [X] and [S], with which the inputs begin. None: the last three
+    sentinels of the tokenizer."""
     roll: bool = True
     """As in `SpanCorruption`."""
     cross_documents: bool = True
-    """Fill rows across document ends, or keep to one document a row."""
+    """Fill sequences across document ends; else one document each."""
 
     RANGES: ClassVar[Ranges] = {"mode_ids": ranges.integers(0, 2**24)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.denoisers:
-            raise ValueError("objective.denoisers is empty; give at least one Denoiser(...)")
+            raise ranges.OutOfRange("objective.denoisers is empty; give at least one Denoiser(...)")
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
         return WindowSpec(
@@ -92,30 +98,22 @@ class MixtureOfDenoisers(SequenceLoss):
         )
 
     def predictions(self, sequence_length: int) -> int:
-        """Width of the targets, their end included."""
+        """Length of the targets with their end."""
         return self._lengths(sequence_length)[1]
 
     def _lengths(self, sequence_length: int) -> tuple[int, int]:
         return _mixture_lengths(self.denoisers, sequence_length, int(self.roll))
 
-    def frame(self, vocab: Vocabulary) -> Frame:
-        """What a source ends with."""
-        return Frame(after=(end_id(vocab),))
-
     def prepare(
-        self,
-        example: dict[str, np.ndarray],
-        rng: np.random.Generator,
-        vocab: Vocabulary,
-        sequence_length: int,
-    ) -> dict[str, np.ndarray]:
-        """One row; see `encoder_decoder_row`."""
-        tokens, (longest, width) = example["tokens"], self._lengths(sequence_length)
+        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
+    ) -> Arrays:
+        """Prepare one example; see `encoder_decoder_row`."""
+        tokens, (longest, target_length) = example["tokens"], self._lengths(sequence_length)
         mode_ids, sentinel_ids = self._mode_ids(vocab)
-        sentinels = enough_sentinels(
+        sentinels = require_sentinels(
             sentinel_ids,
-            _most_spans(self.denoisers, longest) + self.roll,
-            f"rows of {sequence_length} tokens and the densest denoiser",
+            _max_spans(self.denoisers, longest) + self.roll,
+            f"sequences of {sequence_length} tokens and the densest denoiser",
         )
         chosen = int(np.searchsorted(_cumulative_shares(self.denoisers), rng.random(), "right"))
         denoiser = self.denoisers[chosen]
@@ -127,11 +125,11 @@ class MixtureOfDenoisers(SequenceLoss):
             )
         inputs, targets = corrupt(tokens, mask, sentinels, end_id(vocab))
         inputs = np.concatenate([[mode_ids[MODES.index(denoiser.mode)]], inputs])
-        first_id = vocab.pad_id if self.decoder_start_id is None else self.decoder_start_id
-        return encoder_decoder_row(inputs, targets, sequence_length, width, first_id, vocab.pad_id)
+        lengths = sequence_length, target_length
+        return encoder_decoder_row(inputs, targets, lengths, self.first_id(vocab), vocab)
 
     def _mode_ids(self, vocab: Vocabulary) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Ids of the modes, and the sentinels that are left."""
+        """Ids of the modes, and the other sentinels."""
         if self.mode_ids is None:
             return vocab.sentinel_ids[-len(MODES) :], vocab.sentinel_ids[: -len(MODES)]
         if not 0 <= min(self.mode_ids) <= max(self.mode_ids) < vocab.size:
@@ -139,8 +137,7 @@ class MixtureOfDenoisers(SequenceLoss):
                 f"objective.mode_ids are {self.mode_ids}, but the tokenizer has ids from 0 to "
                 f"{vocab.size - 1}; choose three of these"
             )
-        taken = set(self.mode_ids)
-        return self.mode_ids, tuple(i for i in vocab.sentinel_ids if i not in taken)
+        return self.mode_ids, tuple(i for i in vocab.sentinel_ids if i not in self.mode_ids)
 
 
 @functools.lru_cache
@@ -153,17 +150,17 @@ def _cumulative_shares(denoisers: tuple[Denoiser, ...]) -> np.ndarray:
 def _mixture_lengths(
     denoisers: tuple[Denoiser, ...], sequence_length: int, reserve: int
 ) -> tuple[int, int]:
-    """How many tokens the inputs of every denoiser hold, and the widest targets of them."""
-    if sequence_length < _SHORTEST:
+    """Number of tokens for which the inputs of all denoisers fit, and their longest targets."""
+    if sequence_length < _MIN_LENGTH:
         raise UserError(
-            f"Rows of {sequence_length} tokens are too short for a mixture of denoisers; use "
-            f"{_SHORTEST} or more."
+            f"sequences of {sequence_length} tokens are too short for a mixture of denoisers; use "
+            f"{_MIN_LENGTH} or more"
         )
-    room = sequence_length - 1  # the mode comes first
+    limit = sequence_length - 1  # without the mode
     spans = [(d.noise_density, d.mean_span) for d in denoisers if d.mean_span is not None]
-    # A suffix can be cut out of a text of any length: the spans decide, if there are any.
+    # The end of a text of any length can be replaced: only the spans limit the number of tokens.
     tokens = (
-        min(row_lengths(room, density, mean_span, reserve)[0] for density, mean_span in spans)
+        min(row_lengths(limit, density, mean_span, reserve)[0] for density, mean_span in spans)
         if spans
         else sequence_length
     )
@@ -177,7 +174,7 @@ def _mixture_lengths(
 
 
 @functools.lru_cache
-def _most_spans(denoisers: tuple[Denoiser, ...], tokens: int) -> int:
+def _max_spans(denoisers: tuple[Denoiser, ...], tokens: int) -> int:
     spans = (
         1 if d.mean_span is None else span_counts(tokens, d.noise_density, d.mean_span)[1]
         for d in denoisers
@@ -185,20 +182,20 @@ def _most_spans(denoisers: tuple[Denoiser, ...], tokens: int) -> int:
     return max(spans)
 
 
-def _suffix_range(length: int, noise_density: float, room: int) -> tuple[int, int]:
-    """Shortest and longest suffix to cut out of so many tokens, where ``room`` of them can stay.
+def _suffix_range(length: int, noise_density: float, kept: int) -> tuple[int, int]:
+    """Minimum and maximum length of the end that is replaced if at most ``kept`` tokens are kept.
 
-    They lie evenly around ``noise_density * length``.
+    Their mean is ``noise_density * length``.
     """
-    low = max(1, length - room)
+    low = max(1, length - kept)
     high = min(max(low, round(2 * noise_density * length) - low), length - 1)
     return min(low, high), high
 
 
 def _suffix_mask(
-    length: int, noise_density: float, room: int, rng: np.random.Generator
+    length: int, noise_density: float, kept: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """True from a random place on: bool [length]. One token alone stays."""
-    low, high = _suffix_range(length, noise_density, room)
+    """True from a random position on: bool [length]. A single token is kept."""
+    low, high = _suffix_range(length, noise_density, kept)
     suffix = int(rng.integers(low, high + 1)) if high > 0 else 0
     return np.arange(length) >= length - suffix

@@ -1,4 +1,4 @@
-"""Answers that stand in a text: their first and last token (BERT, arXiv:1810.04805 §4.2, 4.3)."""
+"""Extractive question answering (BERT, arXiv:1810.04805 sections 4.2 and 4.3)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import (
     Array,
+    Arrays,
     Batch,
     ExampleView,
     LossTerms,
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rngs,
     Vocabulary,
 )
 from flax_transformers.objectives.labelled import (
@@ -26,37 +28,36 @@ from flax_transformers.objectives.labelled import (
     framed,
     overhead,
 )
-from flax_transformers.objectives.rows import pad
+from flax_transformers.objectives.rows import padded_tokens
 from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
 class QuestionAnswering:
-    """Mark the first and the last token of the answer to a question, in a text.
+    """Predict the first and the last token of the answer to a question in a text.
 
-    The data are questions (`QuestionSource`). Rows are the question and then the text; a text that
-    is too long goes through windows, a row each, which begin ``doc_stride`` tokens apart. Where the
-    answer does not lie within a window, the first place of the row is right: "not here". Of several
-    answers the first is learned. Defaults are those of BERT on SQuAD.
+    The data are questions (`QuestionSource`). An example is the question followed by the text. A
+    text that is too long becomes several examples, whose windows begin ``doc_stride`` tokens apart.
+    If the answer is not within a window, its label is the first position. Of several answers, the
+    first is the label. Defaults are those of BERT on SQuAD.
     """
 
     needs: ClassVar[ModelNeeds] = ModelNeeds(("answer_spans",), ("input_ids",))
 
     doc_stride: int = 128
-    """Tokens from the beginning of one window to that of the next."""
+    """Number of tokens between the starts of windows."""
     max_question_length: int = 64
-    """Longer questions are cut; the metric "truncated" is the share of rows with one."""
+    """Longer questions are truncated; the metric "truncated" is the share of such examples."""
     framing: Framing = "bert"
-    """What stands around question and text: that of the model's family."""
+    """Special tokens around question and text: those of the model's family."""
     max_answer_length: int = 30
-    """In scoring: no answer has more tokens."""
+    """Maximum number of tokens of an answer in evaluation."""
     best: int = 20
-    """In scoring: so many answers to a question are kept, the likeliest first."""
+    """Number of answers to a question that are kept in evaluation, the likeliest first."""
     no_answer: bool = False
-    """In scoring: whether "no answer" is an answer (SQuAD 2.0)."""
+    """Whether "no answer" is an answer in evaluation (SQuAD 2.0)."""
     null_threshold: float = 0.0
-    """In scoring: "no answer" has to be better than the best answer by more than this, in logits.
-    """
+    """Margin in logits by which "no answer" must exceed the best answer in evaluation."""
 
     RANGES: ClassVar[Ranges] = {
         "doc_stride": ranges.POSITIONS,
@@ -73,8 +74,8 @@ class QuestionAnswering:
         length = sequence_length - overhead(self.framing, 2)
         if length <= self.max_question_length:
             raise UserError(
-                f"rows of {sequence_length} tokens hold no text beside questions of "
-                f"{self.max_question_length} (objective.max_question_length); use longer sequences"
+                f"sequences of {sequence_length} tokens are too short for a text and questions of "
+                f"{self.max_question_length} (objective.max_question_length); use longer ones"
             )
         return LabelledSpec(
             length,
@@ -86,25 +87,20 @@ class QuestionAnswering:
         )
 
     def predictions(self, sequence_length: int) -> int:
-        """Every place may begin an answer."""
+        """Every position can begin an answer."""
         return sequence_length
 
     def prepare(
-        self,
-        example: dict[str, np.ndarray],
-        rng: np.random.Generator,
-        vocab: Vocabulary,
-        sequence_length: int,
-    ) -> dict[str, np.ndarray]:
-        """One row of ``question_tokens`` and ``tokens`` int32, those of the text from token
-        ``offset`` on, with the answers ``spans`` int32 [answers, 2], counted in the whole text;
-        nothing in it is random.
+        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
+    ) -> Arrays:
+        """Prepare ``question_tokens`` and ``tokens`` int32, which are those of the text from token
+        ``offset`` on, with the answers ``spans`` int32 [answers, 2] in the whole text; not random.
 
         ``input_ids``, ``attention_mask`` and, with BERT's framing, ``token_type_ids`` int32 [T];
-        ``start`` and ``end`` int32 [], the places of the answer's first and last token;
-        ``context_start``, ``context_end`` and ``context_offset`` int32 [], the places where the
-        text begins and ends and the number of its first token here; ``weights`` and ``truncated``
-        float32 [].
+        ``start`` and ``end`` int32 [], the positions of the first and last token of the answer;
+        ``context_start``, ``context_end`` int32 [], the positions where the text begins and ends;
+        ``context_offset`` int32 [], the number of its first token in the whole text; ``weights``
+        and ``truncated`` float32 [].
         """
         question = example["question_tokens"][: self.max_question_length]
         ids, types, (_, first) = framed([question, example["tokens"]], self.framing, vocab)
@@ -114,9 +110,8 @@ class QuestionAnswering:
             begin, last = (example["spans"][0] - offset).tolist()
             if begin >= 0 and last < len(example["tokens"]):
                 start, end = first + begin, first + last
-        row = {
-            "input_ids": pad(ids, sequence_length, vocab.pad_id),
-            "attention_mask": pad(np.ones(len(ids), np.int32), sequence_length, 0),
+        token_types = types if self.framing == "bert" else None
+        return padded_tokens(ids, sequence_length, vocab, token_types) | {
             "start": np.array(start, np.int32),
             "end": np.array(end, np.int32),
             "context_start": np.array(first, np.int32),
@@ -125,16 +120,11 @@ class QuestionAnswering:
             "weights": np.array(1, np.float32),
             "truncated": np.array(len(question) < len(example["question_tokens"]), np.float32),
         }
-        if self.framing == "bert":
-            row["token_type_ids"] = pad(types, sequence_length, 0)
-        return row
 
-    def terms(
-        self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]
-    ) -> LossTerms:
-        """The loss "answer", the mean of both ends' cross-entropies; that and the accuracies of the
-        ends as metrics."""
-        import jax.numpy as jnp  # here, so that data workers start without jax
+    def terms(self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs) -> LossTerms:
+        """The loss "answer", the mean cross-entropy of start and end; it, their accuracies and
+        "truncated" are the metrics."""
+        import jax.numpy as jnp  # not at the top: data workers must not import jax
 
         from flax_transformers.objectives.cross_entropy import cross_entropy
 
@@ -155,8 +145,8 @@ class QuestionAnswering:
         )
 
     def predict(self, model: ModelFunctions, params: Params, batch: Batch) -> dict[str, Array]:
-        """``logits`` float32 [B, T, 2] of first and last tokens, with where the text stands in the
-        row and the batch's ``weights``."""
+        """``logits`` float32 [B, T, 2] of first and last tokens; the positions of the text and
+        ``weights`` of the batch."""
         logits_BT2 = self._logits(model, params, batch, {})
         names = ("context_start", "context_end", "context_offset", "weights")
         return {"logits": logits_BT2, **{name: batch[name] for name in names}}
@@ -164,20 +154,20 @@ class QuestionAnswering:
     def _logits(
         self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]
     ) -> Array:
-        """The lowest float32 at padding, which is no answer."""
+        """Logits [B, T, 2] of first and last tokens, the lowest float32 at padding."""
         import jax.numpy as jnp
 
         hidden_BTD = model.hidden_states(params, batch, rngs).last_hidden_state
         logits_BT2 = model.head("answer_spans", params, rngs, hidden_BTD)
-        place_1T = jnp.arange(logits_BT2.shape[1])[None]
-        possible_BT1 = ((batch["attention_mask"] > 0) | (place_1T == 0))[:, :, None]
+        position_1T = jnp.arange(logits_BT2.shape[1])[None]
+        possible_BT1 = ((batch["attention_mask"] > 0) | (position_1T == 0))[:, :, None]
         return jnp.where(possible_BT1, logits_BT2, jnp.finfo(jnp.float32).min)
 
-    def show(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
+    def example_views(self, row: Arrays) -> list[ExampleView]:
         used = int(row["attention_mask"].sum())
-        ids, places = row["input_ids"][:used], np.arange(used)
-        inside = (places >= row["start"]) & (places <= row["end"])
+        ids, positions = row["input_ids"][:used], np.arange(used)
+        inside = (positions >= row["start"]) & (positions <= row["end"])
         labels = np.where(inside, ids, -1).astype(np.int32)
-        segments = (places >= row["context_start"]).astype(np.int32)
-        note = "" if row["end"] else "no answer here"
+        segments = (positions >= row["context_start"]).astype(np.int32)
+        note = "" if row["end"] else "no answer in this window"
         return [ExampleView("question", ids, labels, segments, note)]

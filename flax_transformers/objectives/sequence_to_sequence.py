@@ -1,4 +1,4 @@
-"""Sequence to sequence: translation, summarisation, any pair of a source and a target text."""
+"""Sequence to sequence: translation, summarisation, any pairs of source and target texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.base import Frame, Vocabulary, WindowSpec
+from flax_transformers.objectives.base import (
+    Arrays,
+    Frame,
+    Vocabulary,
+    WindowSpec,
+)
 from flax_transformers.objectives.rows import end_id, pad, start_id
 from flax_transformers.objectives.sequences import SequenceLoss
 from flax_transformers.ranges import Ranges
@@ -17,10 +22,14 @@ from flax_transformers.ranges import Ranges
 
 @dataclass(frozen=True)
 class PairSpec(WindowSpec):
-    """What a row of pairs holds: sources of ``length`` tokens in all, targets of ``target_length``.
+    """How pairs are packed: sources of ``length`` tokens in all, targets of ``target_length``.
 
-    Each pair needs ``overhead`` places more on either side. ``cross_documents``: several pairs go
-    into a row, else one. ``long_pairs``: what is too long for a row is cut, or left out.
+    With ``cross_documents``, several pairs are packed into a sequence, else one.
+
+    Attributes:
+      target_length: maximum number of tokens of the targets.
+      overhead: number of special tokens of each source and each target.
+      long_pairs: whether pairs that are too long are truncated or left out.
     """
 
     target_length: int = 0
@@ -30,25 +39,25 @@ class PairSpec(WindowSpec):
 
 @dataclass(frozen=True)
 class SequenceToSequence(SequenceLoss):
-    """Predict the target from the source, several pairs in a row that do not see one another.
+    """Predict the target from the source; packed pairs do not attend to each other.
 
-    The data are pairs (`PairSource`); ``sequence_length`` is the length of the encoder's rows.
+    The data are pairs (`PairSource`). ``sequence_length`` is the length of the encoder's inputs.
     """
 
     loss_name: ClassVar[str] = "sequence_to_sequence"
 
-    label_smoothing: float = 0.1  # arXiv:1706.03762 §5.4
+    label_smoothing: float = 0.1  # arXiv:1706.03762 section 5.4
     target_length: int | None = None
-    """Length of the decoder's rows; None: that of the encoder's."""
+    """Length of the decoder's inputs. None: that of the encoder's."""
     pack: bool = True
-    """Put as many pairs into a row as fit."""
+    """Pack as many pairs into a sequence as fit."""
     begin: bool = False
-    """Begin both sides with their tokenizer's token for it, as BART does."""
+    """Begin sources and targets with BOS, as BART does."""
     start: Literal["pad", "end"] = "pad"
-    """What the decoder reads first, if ``decoder_start_id`` does not say it: padding, as in T5 and
-    Marian, or the end of a sequence, as in BART."""
+    """First input of the decoder if ``decoder_start_id`` is None: padding, as in T5 and Marian, or
+    EOS, as in BART."""
     long_pairs: Literal["cut", "skip"] = "cut"
-    """Cut what is too long for a row, or leave such pairs out."""
+    """Truncate pairs that are too long, or leave them out."""
 
     RANGES: ClassVar[Ranges] = {"target_length": ranges.POSITIONS}
 
@@ -62,34 +71,30 @@ class SequenceToSequence(SequenceLoss):
         )
 
     def predictions(self, sequence_length: int) -> int:
-        """Length of the decoder's rows."""
+        """Length of the decoder's inputs."""
         return sequence_length if self.target_length is None else self.target_length
 
     def frame(self, vocab: Vocabulary) -> Frame:
-        """What a source begins and ends with, and a target in its own vocabulary."""
+        """Special tokens around a source, and around a target in its own vocabulary."""
         begin = self._begin(vocab)
         return Frame(() if begin is None else (begin,), (end_id(vocab),))
 
     def prepare(
-        self,
-        example: dict[str, np.ndarray],
-        rng: np.random.Generator,
-        vocab: Vocabulary,
-        sequence_length: int,
-    ) -> dict[str, np.ndarray]:
-        """One row of the pairs in ``source_tokens``, ``target_tokens`` int32, which end at
-        ``source_ends`` and ``target_ends``; nothing in it is random.
+        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
+    ) -> Arrays:
+        """Prepare the pairs in ``source_tokens`` and ``target_tokens`` int32, which end at
+        ``source_ends`` and ``target_ends``; not random.
 
         ``input_ids`` and ``segment_ids`` int32 [S]; ``decoder_input_ids``, ``decoder_segment_ids``,
-        ``labels`` int32 [T] and ``weights`` float32 [T]. Segments count the pairs from 1; 0 is
-        padding. Each side has the special ids of its own vocabulary.
+        ``labels`` int32 [T] and ``weights`` float32 [T]. Segment ids are the numbers of the pairs
+        from 1, and 0 at padding. Special ids are those of the vocabulary of each side.
         """
         if "source_ends" not in example:
             raise UserError(
                 "sequence-to-sequence training needs pairs of texts; set data.source to a "
                 "PairSource"
             )
-        width = self.predictions(sequence_length)
+        target_length = self.predictions(sequence_length)
         inputs, segments = _joined(
             example["source_tokens"], example["source_ends"], self._begin(vocab), end_id(vocab)
         )
@@ -97,23 +102,22 @@ class SequenceToSequence(SequenceLoss):
         labels, decoder_segments = _joined(
             example["target_tokens"], example["target_ends"], self._begin(target), end_id(target)
         )
-        decoder_inputs = np.empty_like(labels)
-        decoder_inputs[1:] = labels[:-1]
+        decoder_inputs = np.roll(labels, 1)
         decoder_inputs[np.diff(decoder_segments, prepend=0) > 0] = self.first_id(target)
         return {
             "input_ids": pad(inputs, sequence_length, vocab.pad_id),
             "segment_ids": pad(segments, sequence_length, 0),
-            "decoder_input_ids": pad(decoder_inputs, width, target.pad_id),
-            "decoder_segment_ids": pad(decoder_segments, width, 0),
-            "labels": pad(labels, width, target.pad_id),
-            "weights": pad(np.ones(len(labels), np.float32), width, 0),
+            "decoder_input_ids": pad(decoder_inputs, target_length, target.pad_id),
+            "decoder_segment_ids": pad(decoder_segments, target_length, 0),
+            "labels": pad(labels, target_length, target.pad_id),
+            "weights": pad(np.ones(len(labels), np.float32), target_length, 0),
         }
 
-    def first_id(self, target: Vocabulary) -> int:
-        """What the decoder reads first."""
-        if self.decoder_start_id is not None:
-            return self.decoder_start_id
-        return target.pad_id if self.start == "pad" else end_id(target)
+    def first_id(self, vocab: Vocabulary) -> int:
+        """First input of the decoder."""
+        if self.decoder_start_id is not None or self.start == "pad":
+            return super().first_id(vocab)
+        return end_id(vocab)
 
     def _begin(self, vocab: Vocabulary) -> int | None:
         begin = start_id(vocab) if self.begin else None
@@ -128,9 +132,9 @@ class SequenceToSequence(SequenceLoss):
 def _joined(
     tokens: np.ndarray, ends: np.ndarray, begin: int | None, end: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Texts one after the other, each with its beginning and end, and the number of each token's.
+    """Concatenated texts with their special tokens, and the number of the text of each token.
 
-    Both int32.
+    Both are int32.
     """
     lengths = np.diff(ends, prepend=0)
     extra = 1 if begin is None else 2

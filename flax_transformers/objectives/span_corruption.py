@@ -1,7 +1,7 @@
-"""Span corruption: T5 (arXiv:1910.10683 §3.1.4) and, on bytes, ByT5 (arXiv:2105.13626).
+"""Span corruption: T5 (arXiv:1910.10683 section 3.1.4) and, on bytes, ByT5 (arXiv:2105.13626).
 
-Spans of tokens are cut out and a sentinel takes the place of each; the targets are the sentinels,
-each followed by what it stands for. Example, with sentinels X and Y:
+Spans of tokens are replaced by one sentinel each; the targets are the sentinels, each followed by
+the tokens of its span. Example, with sentinels X and Y:
 
     tokens   Thank you for inviting me to your party last week
     inputs   Thank you X me to your party Y week </s>
@@ -18,13 +18,17 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.base import Frame, Vocabulary, WindowSpec
+from flax_transformers.objectives.base import (
+    Arrays,
+    Vocabulary,
+    WindowSpec,
+)
 from flax_transformers.objectives.rows import end_id
 from flax_transformers.objectives.sequences import SequenceLoss, encoder_decoder_row
 from flax_transformers.ranges import Ranges
 
 BYT5_MEAN_SPAN = 20.0
-"""Mean length of a span of bytes in ByT5 (arXiv:2105.13626 §3.1)."""
+"""Mean number of bytes of a span in ByT5 (arXiv:2105.13626 section 3.1)."""
 
 NOISE_RANGES: Ranges = {
     "noise_density": ranges.numbers(0, 1, above=True, below=True),
@@ -34,25 +38,25 @@ NOISE_RANGES: Ranges = {
 
 @dataclass(frozen=True)
 class SpanCorruption(SequenceLoss):
-    """Restore the spans that sentinels stand for.
+    """Predict the spans that were replaced by sentinels.
 
-    Rows of ``sequence_length`` are the encoder's. How much text goes into them and how wide the
-    targets are follows as in T5's own code: nothing is cut off and a full row has no padding.
-    Documents follow one another in a row without a sign between them, as there.
+    ``sequence_length`` is the length of the encoder's inputs. The lengths of windows and targets
+    follow from it as in T5's own code: nothing is truncated, and a full sequence has no padding.
+    There is no separator between the documents of a sequence, as in T5.
     """
 
     loss_name: ClassVar[str] = "span_corruption"
 
     noise_density: float = 0.15
-    """Share of the tokens that is cut out, an exact count."""
+    """Share of the tokens that is replaced, an exact count."""
     mean_span: float = 3.0
-    """Mean length of what is cut out at a time; the number of spans is exact too."""
+    """Mean number of tokens of a span; the number of spans is exact too."""
     roll: bool = True
-    """Turn the mask round by a random number of places, so that every token is cut out equally
-    often. T5 did not: its masks start with a kept token and end with a cut one. A turned mask can
-    have one span more, for which rows hold one place in reserve."""
+    """Rotate the mask by a random offset, so that every token is replaced equally often. T5 does
+    not: its masks begin with a kept token and end with a replaced one. A rotated mask can have one
+    more span, for which one position is reserved."""
     cross_documents: bool = True
-    """Fill rows across document ends, or keep to one document a row."""
+    """Fill sequences across document ends; else one document each."""
 
     RANGES: ClassVar[Ranges] = NOISE_RANGES
 
@@ -62,42 +66,35 @@ class SpanCorruption(SequenceLoss):
         )
 
     def predictions(self, sequence_length: int) -> int:
-        """Width of the targets, their end included."""
+        """Length of the targets with their end."""
         return self._lengths(sequence_length)[1]
 
     def _lengths(self, sequence_length: int) -> tuple[int, int]:
         return row_lengths(sequence_length, self.noise_density, self.mean_span, int(self.roll))
 
-    def frame(self, vocab: Vocabulary) -> Frame:
-        """What a source ends with."""
-        return Frame(after=(end_id(vocab),))
-
     def prepare(
-        self,
-        example: dict[str, np.ndarray],
-        rng: np.random.Generator,
-        vocab: Vocabulary,
-        sequence_length: int,
-    ) -> dict[str, np.ndarray]:
-        """One row; see `encoder_decoder_row`."""
-        tokens, (longest, width) = example["tokens"], self._lengths(sequence_length)
-        sentinels = enough_sentinels(
+        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
+    ) -> Arrays:
+        """Prepare one example; see `encoder_decoder_row`."""
+        tokens, (longest, target_length) = example["tokens"], self._lengths(sequence_length)
+        sentinels = require_sentinels(
             vocab.sentinel_ids,
             span_counts(longest, self.noise_density, self.mean_span)[1] + self.roll,
-            f"rows of {sequence_length} tokens, noise_density {self.noise_density} and mean_span "
-            f"{self.mean_span}",
+            f"sequences of {sequence_length} tokens, noise_density {self.noise_density} and "
+            f"mean_span {self.mean_span}",
         )
         mask = span_mask(len(tokens), self.noise_density, self.mean_span, rng, self.roll)
         inputs, targets = corrupt(tokens, mask, sentinels, end_id(vocab))
-        first_id = vocab.pad_id if self.decoder_start_id is None else self.decoder_start_id
-        return encoder_decoder_row(inputs, targets, sequence_length, width, first_id, vocab.pad_id)
+        lengths = sequence_length, target_length
+        return encoder_decoder_row(inputs, targets, lengths, self.first_id(vocab), vocab)
 
 
 def span_counts(tokens: int, noise_density: float, mean_span: float) -> tuple[int, int]:
-    """How many of so many tokens (at least 2) are cut out, and in how many spans.
+    """Number of replaced tokens out of ``tokens`` (at least 2), and number of their spans.
 
-    At least one of both kinds stays, and the spans never touch. (T5's mask multiplies in float32,
-    its lengths in float64 as here: for some windows that are not full its mask has a token more.)
+    At least one token is replaced and one is kept, and spans are not adjacent. (T5 computes its
+    masks in float32 and its lengths in float64, as here: for some windows that are not full, its
+    mask has one token more.)
     """
     noise = min(max(round(tokens * noise_density), 1), tokens - 1)
     spans = max(round(noise / mean_span), 1)
@@ -105,7 +102,7 @@ def span_counts(tokens: int, noise_density: float, mean_span: float) -> tuple[in
 
 
 def corrupted_lengths(tokens: int, noise_density: float, mean_span: float) -> tuple[int, int]:
-    """Lengths of inputs and targets made of so many tokens, the ends included."""
+    """Lengths of the inputs and targets of ``tokens`` tokens, with their ends."""
     noise, spans = span_counts(tokens, noise_density, mean_span)
     return tokens - noise + spans + 1, noise + spans + 1
 
@@ -114,34 +111,34 @@ def corrupted_lengths(tokens: int, noise_density: float, mean_span: float) -> tu
 def row_lengths(
     inputs_length: int, noise_density: float, mean_span: float, reserve: int = 0
 ) -> tuple[int, int]:
-    """How many tokens give inputs of at most ``inputs_length``, and the length of their targets.
+    """Maximum number of tokens with inputs of ``inputs_length``, and the length of their targets.
 
-    Without a ``reserve`` of spans these are the numbers of T5's ``random_spans_helper``: 568 and
-    114 for 512. Raises UserError where there is no room for two tokens.
+    Without a ``reserve`` of spans, these are the numbers of T5's ``random_spans_helper``: 568 and
+    114 for 512. Raises UserError if not even two tokens fit.
     """
     tokens = 2
-    room = inputs_length - reserve
-    # More tokens never make shorter inputs, so the last count that fits is found by halving.
+    limit = inputs_length - reserve
+    # The length of the inputs does not decrease with the number of tokens: bisection.
     low, high = tokens, max(tokens, int(inputs_length / (1.0 - noise_density)) + 2)
     while low < high:
         middle = (low + high + 1) // 2
-        if corrupted_lengths(middle, noise_density, mean_span)[0] <= room:
+        if corrupted_lengths(middle, noise_density, mean_span)[0] <= limit:
             low = middle
         else:
             high = middle - 1
     inputs, targets = corrupted_lengths(low, noise_density, mean_span)
-    if inputs > room:
+    if inputs > limit:
         raise UserError(
-            f"Rows of {inputs_length} tokens are too short for span corruption; use longer "
-            "sequences."
+            f"sequences of {inputs_length} tokens are too short for span corruption; "
+            "use longer ones"
         )
-    if noise_density == 0.5 and targets > inputs:  # T5's targets are no longer than the inputs
+    if noise_density == 0.5 and targets > inputs:  # as in T5: targets are not longer than inputs
         low, targets = low - 1, targets - 1
     return low, targets + reserve
 
 
-def enough_sentinels(sentinel_ids: tuple[int, ...], needed: int, where: str) -> np.ndarray:
-    """The first ``needed`` sentinels; UserError if there are not so many."""
+def require_sentinels(sentinel_ids: tuple[int, ...], needed: int, where: str) -> np.ndarray:
+    """The first ``needed`` sentinels. Raises UserError if there are fewer."""
     if len(sentinel_ids) < needed:
         raise UserError(
             f"{where} need {needed} sentinels, the tokenizer has {len(sentinel_ids)}; use shorter "
@@ -154,18 +151,17 @@ def enough_sentinels(sentinel_ids: tuple[int, ...], needed: int, where: str) -> 
 def span_mask(
     length: int, noise_density: float, mean_span: float, rng: np.random.Generator, roll: bool
 ) -> np.ndarray:
-    """True at tokens that are cut out: bool [length].
+    """Whether each token is replaced: bool [length] (T5's ``random_spans_noise_mask``).
 
-    Kept and cut stretches alternate, a kept one first; all masks with these counts are equally
-    likely. With ``roll`` it is then turned round by any number of places. (T5's
-    ``random_spans_noise_mask``.)
+    Kept and replaced spans alternate, a kept one first; all masks with these counts are equally
+    likely. With ``roll``, the mask is then rotated by a random offset.
     """
     tokens = max(length, 2)
     noise, spans = span_counts(tokens, noise_density, mean_span)
-    stretches = np.empty(2 * spans, np.int64)
-    stretches[0::2] = _random_parts(tokens - noise, spans, rng)
-    stretches[1::2] = _random_parts(noise, spans, rng)
-    mask = np.repeat(np.arange(2 * spans) % 2 == 1, stretches)[:length]
+    lengths = np.empty(2 * spans, np.int64)
+    lengths[0::2] = _random_parts(tokens - noise, spans, rng)
+    lengths[1::2] = _random_parts(noise, spans, rng)
+    mask = np.repeat(np.arange(2 * spans) % 2 == 1, lengths)[:length]
     if roll and length:
         by = int(rng.integers(length))
         mask = np.concatenate([mask[length - by :], mask[: length - by]])
@@ -173,7 +169,7 @@ def span_mask(
 
 
 def _random_parts(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """Positive integers [parts] that add up to ``total``, each such row equally likely."""
+    """Positive integers [parts] with the sum ``total``, all such tuples equally likely."""
     cuts = np.empty(parts + 1, np.int64)
     cuts[0], cuts[-1] = 0, total
     cuts[1:-1] = rng.choice(total - 1, parts - 1, replace=False, shuffle=False) + 1
@@ -184,10 +180,10 @@ def _random_parts(total: int, parts: int, rng: np.random.Generator) -> np.ndarra
 def corrupt(
     tokens: np.ndarray, mask: np.ndarray, sentinels: np.ndarray, end: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets int32 of ``tokens`` [n]; those where ``mask`` is True are cut out.
+    """Inputs and targets int32 of ``tokens`` [n], of which those in ``mask`` are replaced.
 
-    The i-th stretch of them becomes the i-th sentinel in the inputs, and comes after it in the
-    targets. Both finish with ``end``.
+    The i-th span of them is replaced by the i-th sentinel in the inputs, and follows it in the
+    targets. Both end with ``end``.
     """
     begins = mask.copy()
     begins[1:] &= ~mask[:-1]
@@ -201,9 +197,9 @@ def corrupt(
     cut = tokens[mask]
     first = np.flatnonzero(begins[mask])
     targets = np.empty(len(cut) + spans + 1, np.int32)
-    place = np.ones(len(targets), bool)
-    place[first + np.arange(spans)] = place[-1] = False
-    targets[place] = cut
+    is_token = np.ones(len(targets), bool)
+    is_token[first + np.arange(spans)] = is_token[-1] = False
+    targets[is_token] = cut
     targets[first + np.arange(spans)] = sentinels[:spans]
     targets[-1] = end
     return inputs, targets

@@ -74,7 +74,7 @@ def mnist(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-def test_the_three_rows_are_the_image_its_visible_part_and_the_image_painted(normalised):
+def test_pictures_show_the_image_its_visible_part_and_the_reconstruction(normalised):
     model = dataclasses.replace(MODEL, norm_pix_loss=normalised)
     images = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8)) / 255
     values = ((images - 0.25) / 0.5).astype(np.float32)
@@ -93,7 +93,7 @@ def test_the_three_rows_are_the_image_its_visible_part_and_the_image_painted(nor
 
 
 @pytest.mark.slow
-def test_held_out_images_are_painted_while_a_run_goes_on(mnist, tmp_path, monkeypatch):
+def test_held_out_images_are_reconstructed_during_training(mnist, tmp_path, monkeypatch):
     config = masked_config(mnist)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     model = build_model(MODEL, ComputeConfig())
@@ -101,8 +101,10 @@ def test_held_out_images_are_painted_while_a_run_goes_on(mnist, tmp_path, monkey
     params = jax.device_put(nn.meta.unbox(boxed), replicated(mesh))
     snapshot = Snapshot(7, params, config.phases[0], mesh, model_functions(model), None)
     prepared = prepare(config.data)
-    traced, paint = [], MaskedImage.paint
-    monkeypatch.setattr(MaskedImage, "paint", lambda *args: traced.append(1) or paint(*args))
+    traced, reconstruct = [], MaskedImage.reconstruct
+    monkeypatch.setattr(
+        MaskedImage, "reconstruct", lambda *args: traced.append(1) or reconstruct(*args)
+    )
     evaluate = reconstruction_evaluator(config, prepared, epath.Path(tmp_path))
     with jax.set_mesh(mesh):
         assert evaluate(snapshot) == {}

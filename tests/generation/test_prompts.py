@@ -11,7 +11,7 @@ from flax_transformers.data.tokenizers.load import TokenizerConfig, train_tokeni
 from flax_transformers.families.bart import BartConfig
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.generation.prompts import read_prompts
-from flax_transformers.objectives.causal_lm import CausalLM, documents_in_turn
+from flax_transformers.objectives.causal_lm import CausalLM, packed_documents
 from flax_transformers.objectives.denoising import Denoising
 from flax_transformers.objectives.rows import run_frame
 from tests.golden.multilingual import corpus
@@ -24,7 +24,7 @@ def inputs_of(tokenizer, text):
     """What `CausalLM` reads of a document."""
     tokens = tokenizer.encode_batch([text])[0]
     example = {"tokens": tokens, "document_ends": np.array([len(tokens)])}
-    return documents_in_turn(example, tokenizer.vocabulary)[0].tolist()
+    return packed_documents(example, tokenizer.vocabulary)[0].tolist()
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe", "bytes", "byte_level_bpe"])

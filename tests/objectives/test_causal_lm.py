@@ -111,7 +111,7 @@ def test_windows_leave_room_for_the_end_of_the_last_document():
 
 
 def test_people_are_shown_each_beginning_and_what_follows():
-    (shown,) = CausalLM().show(prepare(example([10, 11, 20], [2])))
+    (shown,) = CausalLM().example_views(prepare(example([10, 11, 20], [2])))
     assert shown.ids.tolist() == [1, 10, 11, 2, 1, 20]
     assert shown.labels.tolist() == [-1, 10, 11, 2, -1, 20]
     assert shown.segments.tolist() == [1, 1, 1, 1, 2, 2]

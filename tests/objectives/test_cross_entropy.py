@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from flax_transformers.models.heads import Unembedding
 from flax_transformers.objectives.base import LossTerms, ModelFunctions
-from flax_transformers.objectives.cross_entropy import cross_entropy, word_scores
+from flax_transformers.objectives.cross_entropy import cross_entropy, lm_scores
 from flax_transformers.objectives.lm_loss import PALM_Z_LOSS, LMLoss
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import RULES
@@ -149,7 +149,7 @@ def weighed(held, with_bias=True):
 
     def loss(hidden, table, bias, labels):
         words = Unembedding(hidden, table, bias if with_bias else None, VOCABULARY)
-        scores = word_scores(words, labels, held)
+        scores = lm_scores(words, labels, held)
         each = jnp.arange(labels.size, dtype=jnp.float32).reshape(labels.shape) / labels.size
         loss = scores.smoothed(0.1) * each + 0.01 * scores.log_z**2 + scores.mean_nll * each**2
         return jnp.sum(loss), scores
@@ -175,9 +175,9 @@ def test_a_tie_between_blocks_is_not_correct():
     hidden = np.array([[[1.0], [-1.0]], [[1.0], [1.0]]], np.float32)
     labels = np.array([[3, 3], [599, 500]], np.int32)
     words = Unembedding(hidden, table, None, VOCABULARY)
-    assert word_scores(words, labels, 4 * 128).correct.tolist() == [[0, 0], [1, 0]]
+    assert lm_scores(words, labels, 4 * 128).correct.tolist() == [[0, 0], [1, 0]]
     words = words.replace(table_VD=np.where(table == 3.0, 2.0, table))
-    assert word_scores(words, labels, 4 * 128).correct.tolist() == [[0, 0], [0, 0]]
+    assert lm_scores(words, labels, 4 * 128).correct.tolist() == [[0, 0], [0, 0]]
 
 
 @pytest.mark.slow
@@ -242,7 +242,7 @@ def terms_of(loss):
     hidden, table, _, labels = draw_words()
 
     def terms(table, hidden, labels):
-        found = loss.word_terms("words", linear_model(), table, hidden, labels, WEIGHTS)
+        found = loss.lm_terms("words", linear_model(), table, hidden, labels, WEIGHTS)
         return found.losses, found.metrics
 
     return LossTerms(*jax.device_get(jax.jit(terms)(table, hidden, labels)))

@@ -34,7 +34,7 @@ MODEL = MaeConfig(
 
 @pytest.fixture(scope="module")
 def model():
-    """Parameters, and of them and a batch of four rows: (loss term, what is painted), gradient."""
+    """Parameters; and of them and a batch of four: (loss term, reconstruction), gradient."""
     module = build_model(MODEL, ComputeConfig())
     functions = model_functions(module)
 
@@ -43,10 +43,11 @@ def model():
         return nn.meta.unbox(module.init(jax.random.key(0), **module.example_inputs())["params"])
 
     def loss(params, rows):
-        painted = OBJECTIVE.paint(functions, params, rows, {})
+        reconstruction = OBJECTIVE.reconstruct(functions, params, rows, {})
         found = OBJECTIVE.terms(functions, params, rows, {})
         term = found.losses["reconstruction"]
-        return term[0], (term, found.metrics, painted.predicted_BTK, painted.hidden_BT)
+        patches = reconstruction.predicted_BTK, reconstruction.masked_BT
+        return term[0], (term, found.metrics, *patches)
 
     params = init()
     compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))

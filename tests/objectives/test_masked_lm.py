@@ -320,7 +320,7 @@ def test_static_masking_is_asked_of_the_stream():
 def test_people_are_shown_what_is_masked_without_the_padding():
     raw = example([3, 4, 5, 6, 9])
     row = prepare(raw, mask_share=1.0, random_share=0.0)
-    (shown,) = MaskedLM().show(row)
+    (shown,) = MaskedLM().example_views(row)
     places = np.flatnonzero(shown.labels >= 0)
     assert shown.ids[places].tolist() == [VOCAB.mask_id]
     assert np.where(shown.labels < 0, shown.ids, shown.labels).tolist() == framed(raw)

@@ -300,7 +300,7 @@ def test_a_row_of_zeros_weighs_nothing():
 def test_people_are_shown_both_segments_and_whether_b_follows():
     notes = {}
     for _, row in many(60):
-        (shown,) = NextSentence().show(row)
+        (shown,) = NextSentence().example_views(row)
         notes[shown.note] = (row["next_sentence_labels"][()], set(shown.segments.tolist()))
     assert notes["B follows A"] == (0, {0, 1})
     assert notes["B is from elsewhere"] == (1, {0, 1})

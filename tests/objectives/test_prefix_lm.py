@@ -199,7 +199,7 @@ def test_terms_are_sums_over_the_rest_alone():
 
 def test_people_are_shown_the_prefix_and_the_rest_of_each_document():
     row = prepare(example([10, 11, 12, 13, 20, 21], [4]))
-    shown = PrefixLM().show(row)
+    shown = PrefixLM().example_views(row)
     assert [part.name for part in shown] == ["prefix", "rest", "prefix", "rest"]
     assert [*shown[0].ids, *shown[1].ids] == [1, 10, 11, 12, 13, 2]
     assert [*shown[2].ids, *shown[3].ids] == [1, 20, 21]

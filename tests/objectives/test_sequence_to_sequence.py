@@ -157,7 +157,7 @@ def test_what_is_trained_is_smoothed_and_what_is_logged_is_not():
 
 
 def test_people_see_both_sides_and_their_pairs():
-    encoder, decoder = SequenceToSequence().show(prepare())
+    encoder, decoder = SequenceToSequence().example_views(prepare())
     assert encoder.ids.tolist() == [10, 11, 12, 1, 13, 1]
     assert encoder.segments.tolist() == [1, 1, 1, 1, 2, 2]
     assert decoder.ids.tolist() == [0, 20, 21, 1, 0, 22, 23, 24, 1]

@@ -260,7 +260,7 @@ def test_a_row_of_zeros_weighs_nothing():
 
 def test_people_see_both_sides_without_padding():
     row = prepare(range(100, 120))
-    encoder, decoder = SpanCorruption().show(row)
+    encoder, decoder = SpanCorruption().example_views(row)
     assert (encoder.name, decoder.name) == ("encoder", "decoder")
     assert encoder.ids.tolist() == used(row, "input_ids")
     assert decoder.ids.tolist() == [*used(row, "decoder_input_ids"), labels_of(row)[-1]]
