@@ -2,12 +2,17 @@
 
 import importlib.util
 import os
+import signal
+from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Threads for the collectives of eight devices, which otherwise can come to a standstill.
 os.environ["NPROC"] = "64"
 
 import jax
+import pytest
+
+from flax_transformers.parallel.watchdog import watchdog
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -22,6 +27,18 @@ jax.config.update("jax_disable_most_optimizations", not live)
 # Many tests compile the same small programs.
 jax.config.update("jax_compilation_cache_dir", ".pytest_cache/compiled")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(autouse=True)
+def no_watchdog_from_another_test() -> Iterator[None]:
+    """Stop the watchdog that a command started, and restore handlers: a test that sends a signal to
+    its own process would end it."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    watchdog.stop()
+    for number, handler in handlers.items():
+        if handler is not None and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 def pytest_xdist_auto_num_workers() -> int:

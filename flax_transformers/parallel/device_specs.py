@@ -1,4 +1,4 @@
-"""What accelerators can do, by the makers' data sheets, for one device as JAX counts devices."""
+"""Specifications of accelerators from data sheets, per JAX device."""
 
 from __future__ import annotations
 
@@ -10,37 +10,35 @@ GIGA = 1e9
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """One device. Rates are peaks: what runs is slower.
-
-    ``memory_gib`` is what programs have of the main memory: on TPUs what libtpu 0.0.52 gives them,
-    on GPUs all of it (JAX takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says more).
-    ``ring_bandwidth``: bytes/s that a device sends in a ring along one axis of a mesh: two links of
-    a TPU's torus, one in each direction, or a GPU's NVLink in one direction.
-    ``network_bandwidth``: bytes/s to other slices, or to other hosts of GPUs.
-    """
+    """Specification of one device. Rates are peak rates."""
 
     kind: str
-    """What occurs in ``jax.Device.device_kind``."""
+    """Part of ``jax.Device.device_kind``."""
     peak_flops: float
     """Dense bfloat16 FLOP/s."""
     memory_gib: float
+    """Memory for programs: as reported by libtpu 0.0.52 on TPUs, all of it on GPUs (of which JAX
+    uses three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION is set)."""
     memory_bandwidth: float
     """Bytes/s."""
     ring_bandwidth: float
+    """Bytes/s that a device sends in a ring along one mesh axis: two links of a TPU's torus, one in
+    each direction, or a GPU's NVLink in one direction."""
     network_bandwidth: float
+    """Bytes/s to other slices, or to other hosts of GPUs."""
 
 
-# Looked up in this order: a device is the first whose kind occurs in its ``device_kind``. JAX calls
-# the v5p "TPU v5" and the v5e "TPU v5 lite"; a TPU7x chip (2,307 TFLOP/s) is two JAX devices.
-# Sources: docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e and tpu7x (peaks, bandwidth of
-# memory, of links and of the network; v4's network, which is not given there, as the v5p's);
+# The first entry whose kind is part of ``device_kind`` is used. JAX calls the
+# v5p "TPU v5" and the v5e "TPU v5 lite"; a TPU7x chip (2,307 TFLOP/s) is two JAX devices.
+# Sources: docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e and tpu7x (the network of v4,
+# which is not given there, as that of v5p);
 # NVIDIA's data sheets of the A100 80 GB, H100, H200 and B200, with one 400 Gbit/s adapter (A100:
 # 200) for each GPU.
 _V5E = (197 * TERA, 15.75, 819 * GIGA, 100 * GIGA, 3.125 * GIGA)
 _V5P = (459 * TERA, 95.73, 2765 * GIGA, 200 * GIGA, 6.25 * GIGA)
 _V6E = (918 * TERA, 31.24, 1638 * GIGA, 200 * GIGA, 12.5 * GIGA)
 _B200 = (8000 * GIGA, 900 * GIGA, 50 * GIGA)
-CHIPS = (
+DEVICE_SPECS = (
     DeviceSpec("TPU v4 lite", 138 * TERA, 7.75, 614 * GIGA, 100 * GIGA, 6.25 * GIGA),
     DeviceSpec("TPU v4", 275 * TERA, 30.75, 1228 * GIGA, 100 * GIGA, 6.25 * GIGA),
     DeviceSpec("TPU v5 lite", *_V5E),
@@ -60,6 +58,6 @@ CHIPS = (
 
 
 def device_spec(device_kind: str) -> DeviceSpec | None:
-    """The chip of a ``jax.Device.device_kind``; None where it is not known."""
+    """The specification of a ``jax.Device.device_kind``, or None if it is unknown."""
     kind = device_kind.lower()
-    return next((chip for chip in CHIPS if chip.kind.lower() in kind), None)
+    return next((spec for spec in DEVICE_SPECS if spec.kind.lower() in kind), None)

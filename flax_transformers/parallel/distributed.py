@@ -1,4 +1,4 @@
-"""Starting up with other processes, and ending when one of them is lost."""
+"""Start-up of several processes, and their end when one of them is lost."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from flax_transformers.parallel.limits import Limits
 from flax_transformers.parallel.watchdog import RESTART, watchdog
 
 PREEMPTED = 42
-"""Exit code after a requested stop: everything is saved, start again to go on."""
+"""Exit code after a requested stop: the state is saved; restart to resume."""
 PEER_LOST = RESTART
-"""Exit code of a process whose peer died, or that was stuck: restart all of them."""
+"""Exit code of a process whose peer was lost, or that hung: restart all processes."""
 HEARTBEAT_VARIABLE = "FLAX_TRANSFORMERS_HEARTBEAT_SECONDS"
 HEARTBEAT_SECONDS = 10
-"""Without a sign of life for so long a process counts as lost, and the others abort."""
+"""A process without a heartbeat for this time counts as lost, and the others abort."""
 SLOW_START_SECONDS = 20.0
 PATIENCE_SECONDS = 7 * 24 * 3600
-"""Of barriers, and of JAX's start and end: it is the watchdog that ends what hangs."""
-_MOST_PROCESSES = 2**20
+"""Time limit of barriers and of JAX's start-up and shut-down: the watchdog has its own limits."""
+_MAX_PROCESSES = 2**20
 _PORTS = ranges.integers(1, 65_535)
 _barriers = itertools.count()
 
@@ -46,16 +46,16 @@ _LOST = re.compile("Gloo|NCCL|coordination service|Connection (reset|closed) by 
 
 
 def start_processes(limits: Limits | None = None) -> None:
-    """Joins this process to the others of the job, if there are others. Call before any array.
+    """Connect this process to the others of the job, if there are any. Call before using arrays.
 
-    With others, the watchdog is started: the job ends with code 75 if they have not all come within
+    Also starts the watchdog: the job ends with code 75 if not all processes have joined within
     ``limits.start_s``.
 
-    A job is told by ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, or
-    found by JAX itself (SLURM, Open MPI, GKE, TPU slices; the address may then be set alone). One
-    process alone starts nothing, and a second call does nothing.
-    ``FLAX_TRANSFORMERS_HEARTBEAT_SECONDS`` replaces the 10 seconds after which a silent process
-    counts as lost. Raises UserError if only some of the three variables are set.
+    A job is defined by ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``,
+    or detected by JAX (SLURM, Open MPI, GKE, TPU slices; then the address can be set alone). A
+    single process is not connected, and a second call has no effect.
+    ``FLAX_TRANSFORMERS_HEARTBEAT_SECONDS`` replaces the 10 seconds after which a process without
+    heartbeat counts as lost. Raises UserError if only some of the three variables are set.
     """
     if jax.distributed.is_initialized():
         return
@@ -64,11 +64,11 @@ def start_processes(limits: Limits | None = None) -> None:
     if len(given) == len(names):
         address = os.environ[names[0]]
         count, index = (ranges.parse_integer(os.environ[name]) for name in names[1:])
-        if count is None or index is None or not 0 <= index < count <= _MOST_PROCESSES:
+        if count is None or index is None or not 0 <= index < count <= _MAX_PROCESSES:
             raise UserError(
                 f"JAX_PROCESS_ID {os.environ[names[2]]} of JAX_NUM_PROCESSES "
-                f"{os.environ[names[1]]} is no process; number them from 0 to one less than their "
-                "count"
+                f"{os.environ[names[1]]} is not valid; number the processes from 0 to "
+                "JAX_NUM_PROCESSES - 1"
             )
         host, _, port = address.rpartition(":")
         if not host or not _PORTS.admits(ranges.parse_integer(port)):
@@ -88,7 +88,7 @@ def _initialize(address: str | None, count: int | None, index: int | None, limit
     heartbeat = ranges.from_environment(
         HEARTBEAT_VARIABLE, ranges.integers(1, 86_400), HEARTBEAT_SECONDS
     )
-    # JAX would wait silently, and then abort without saying for whom.
+    # JAX would wait silently, and then abort without naming the process.
     others = f"the {count} processes of this job at {address}" if address else "the other processes"
     patience = threading.Timer(SLOW_START_SECONDS, _say, [f"still waiting for {others}"])
     patience.daemon = True
@@ -96,9 +96,9 @@ def _initialize(address: str | None, count: int | None, index: int | None, limit
     watchdog.start(limits, watchdog.dump_seconds)
     if index is not None:
         watchdog.name = f"process {index} of {count}"
-    watchdog.be_deaf()  # JAX installs a handler of its own
+    watchdog.be_deaf()  # JAX installs its own handler
     try:
-        with watchdog.phase("start", lambda: _who_came(address, count, index)):
+        with watchdog.phase("start", lambda: _who_joined(address, count, index)):
             jax.distributed.initialize(
                 address,
                 count,
@@ -111,11 +111,11 @@ def _initialize(address: str | None, count: int | None, index: int | None, limit
         patience.cancel()
         watchdog.listen()
     watchdog.join(_KeyValueStore())
-    sys.excepthook = _leave_at_once
+    sys.excepthook = _exit_at_once
 
 
 class _KeyValueStore:
-    """The store that process 0 keeps for all, as the watchdog wants it."""
+    """JAX's key-value store, which process 0 holds, with the interface of `Peers`."""
 
     def __init__(self) -> None:
         state = jax_distributed.global_state
@@ -131,28 +131,28 @@ class _KeyValueStore:
         return {int(key.rpartition("/")[2]): value for key, value in found}
 
 
-def _who_came(address: str | None, count: int | None, index: int | None) -> str:
-    """For a job that never became complete: what this process can tell, and what to check."""
+def _who_joined(address: str | None, count: int | None, index: int | None) -> str:
+    """For a job that is not complete: what this process observes, and what to check."""
     remedy = (
         "check that every process was started and reaches the host and port of "
         "JAX_COORDINATOR_ADDRESS, and that JAX_NUM_PROCESSES is their number"
     )
     if address is None or count is None:
-        return f"not all processes of the job came; {remedy}"
+        return f"not all processes of the job have joined; {remedy}"
     host, _, port = address.rpartition(":")
     if index == 0:
-        came = min(count, max(1, _connections_to(int(port))))
-        return f"{came} of {count} processes came to {address}; {remedy}"
+        joined = min(count, max(1, _connections_to(int(port))))
+        return f"{joined} of {count} processes joined at {address}; {remedy}"
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=3):
-            return f"process 0 is at {address}, but not all {count} processes came; {remedy}"
+            return f"process 0 is at {address}, but not all {count} processes joined; {remedy}"
     except OSError as error:
         reason = error.strerror or str(error)
         return f"process 0 of {count} does not answer at {address} ({reason}); {remedy}"
 
 
 def _connections_to(port: int) -> int:
-    """Open connections to a port of this machine, of which each process of a job has one."""
+    """Number of open connections to a port of this machine, one for each process of a job."""
     found = 0
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError), open(table) as lines:
@@ -164,19 +164,19 @@ def _connections_to(port: int) -> int:
 
 
 def _launched_with_others() -> bool:
-    # srun sets SLURM_STEP_NUM_TASKS for the tasks that it starts. SLURM_NTASKS is also in the shell
-    # of sbatch and salloc, where nobody else is started.
+    # srun sets SLURM_STEP_NUM_TASKS for its tasks. SLURM_NTASKS is also set in the shells of sbatch
+    # and salloc, which are single processes.
     counts = (os.environ.get(n, "1") for n in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     if any((ranges.parse_integer(count) or 0) > 1 for count in counts):
         return True
-    # TPU slices and GKE jobs name all their hosts.
+    # TPU slices and GKE jobs list all hosts.
     return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or (
         "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
     )
 
 
 def check_equal(what: str, value: str, remedy: str) -> None:
-    """Raises UserError, ending with ``remedy``, unless every process has the same ``value``."""
+    """Raise UserError, ending with ``remedy``, unless all processes have the same ``value``."""
     checksum = np.array([zlib.crc32(value.encode())], np.uint32)
     everywhere = multihost_utils.process_allgather(checksum, tiled=True)
     different = np.flatnonzero(everywhere != everywhere[0])
@@ -186,21 +186,21 @@ def check_equal(what: str, value: str, remedy: str) -> None:
 
 
 def wait_for_all() -> None:
-    """Returns when every process has come here, within the limits of the watchdog.
+    """Wait until all processes have called this, within the limits of the watchdog.
 
-    Unlike a collective of devices, which is given up after seconds to minutes.
+    Collectives of devices, in contrast, fail after seconds to minutes.
     """
     from orbax.checkpoint import multihost  # noqa: TID251 (JAX has no barrier that is public)
 
-    key = f"together_{next(_barriers)}"
+    key = f"barrier_{next(_barriers)}"
     multihost.get_barrier_sync_fn()(key=key, timeout_ms=PATIENCE_SECONDS * 1000)
 
 
 def compiled_together(step: jax.stages.Wrapped) -> Callable[..., Any]:
-    """``step``, compiled in every process before any of them runs it.
+    """``step``, compiled in all processes before any of them runs it.
 
-    Else the first to be done would wait for the others inside a collective, and give them up: after
-    30 seconds, on CPUs.
+    Otherwise, the first process would wait for the others in a collective, which fails after 30
+    seconds on CPUs.
     """
     compiled = False
 
@@ -210,7 +210,7 @@ def compiled_together(step: jax.stages.Wrapped) -> Callable[..., Any]:
             return step(*args)
         with watchdog.phase("compile"):
             if jax.process_count() > 1:
-                step.lower(*args).compile()  # which the call then finds done
+                step.lower(*args).compile()  # cached for the call
                 wait_for_all()
             compiled = True
             return step(*args)
@@ -219,10 +219,10 @@ def compiled_together(step: jax.stages.Wrapped) -> Callable[..., Any]:
 
 
 def leave_if_not_alone(code: int) -> None:
-    """Ends this process now if it belongs to a job of several.
+    """End this process at once if it belongs to a job of several.
 
-    An ordinary exit would wait minutes for the others, who wait for this one in a collective;
-    seeing it gone, they end too.
+    An ordinary exit would wait minutes for the others, which wait for this one in a collective.
+    When it is gone, they end too.
     """
     if jax.distributed.is_initialized():
         _flush()
@@ -238,31 +238,31 @@ def _flush() -> None:
     sys.stderr.flush()
 
 
-def _leave_at_once(
+def _exit_at_once(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Ends without the exit barrier, which would wait for the lost peer until a time-out."""
+    """Exit without JAX's barrier, which would wait for the lost peer."""
     traceback.print_exception(kind, error, trace)
     _flush()
-    os._exit(PEER_LOST if _tells_of_a_lost_peer(error) else 1)
+    os._exit(PEER_LOST if _is_lost_peer(error) else 1)
 
 
-def _tells_of_a_lost_peer(error: BaseException | None) -> bool:
-    """Whether it, or what it came from, is an error of the runtime and not of this process.
+def _is_lost_peer(error: BaseException | None) -> bool:
+    """Whether an error, or its cause, is one of the runtime and not of this process.
 
-    What a compiled program raises from its second call on is a ValueError, known by what it says.
+    From its second call on, a compiled program raises a ValueError, recognized by its text.
     """
     if error is None:
         return False
     if isinstance(error, jax.errors.JaxRuntimeError) or _LOST.search(str(error)):
         return True
-    return _tells_of_a_lost_peer(error.__cause__ or error.__context__)
+    return _is_lost_peer(error.__cause__ or error.__context__)
 
 
 def check_platform(wanted: str | None) -> str:
-    """The platform in use; raises UserError if it is not the one asked for.
+    """The platform in use; raises UserError if it is not ``wanted``.
 
-    ``wanted`` is "cpu", "gpu", "tpu", or None for whatever there is.
+    ``wanted`` is "cpu", "gpu" or "tpu", or None for any.
     """
     if wanted is not None and wanted not in ("cpu", "gpu", "tpu"):
         raise UserError(f"platform {wanted!r} is unknown; choose cpu, gpu or tpu")
@@ -270,22 +270,22 @@ def check_platform(wanted: str | None) -> str:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(wanted, wanted))
     try:
         found = jax.default_backend()
-    except (RuntimeError, AssertionError) as error:  # the latter where JAX has no such plugin
+    except (RuntimeError, AssertionError) as error:  # the latter without a plugin for it
         reason = str(error).partition(" (set JAX_PLATFORMS")[0].partition("\n")[0]
         raise UserError(_absent(wanted, reason or "JAX has no plugin for it")) from None
     if wanted not in (None, found):
-        raise UserError(f"platform {wanted} comes too late: JAX already runs on {found}")
+        raise UserError(f"platform {wanted} cannot be set: JAX already runs on {found}")
     return found
 
 
 def _absent(wanted: str | None, reason: str) -> str:
     if wanted is None:
         return (
-            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} is not there ({reason}); set it to "
-            "a platform that is, or unset it"
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} is not available ({reason}); set it "
+            "to an available platform, or unset it"
         )
     extra = {"gpu": "cuda"}.get(wanted, wanted)
     return (
-        f"platform {wanted} is not there ({reason}); install flax-transformers[{extra}] on a "
-        "machine that has the device, or leave --platform out"
+        f"platform {wanted} is not available ({reason}); install flax-transformers[{extra}] on a "
+        "machine with such a device, or omit --platform"
     )

@@ -8,7 +8,7 @@ from typing import ClassVar
 from flax_transformers import ranges
 from flax_transformers.ranges import Ranges
 
-DOING = {
+PHASES = {
     "start": "joining the other processes",
     "prepare": "preparing and opening the data",
     "restore": "initialising the state or reading a checkpoint",
@@ -20,55 +20,54 @@ DOING = {
     "save": "writing a checkpoint",
     "exit": "ending",
 }
-"""What a process does in each phase; ``Limits`` has a field ``<phase>_s`` for each."""
+"""Descriptions of the phases; ``Limits`` has a field ``<phase>_s`` for each."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds that a process may spend in a phase; 0: any time.
+    """Time limits of the phases of a process in seconds; 0: no limit.
 
-    After that the stacks of all threads go to stderr, the process that the job waits for is named,
-    and all processes exit with code 75, so that the launcher can start the job again. Time in which
-    the process itself was suspended does not count.
+    When a limit is exceeded, the stack traces of all threads are printed to stderr, the process
+    that the job waits for is named, and all processes exit with code 75, so that the launcher can
+    restart the job. Time in which the process was suspended does not count.
 
-    The defaults are for hangs, not for slowness: each is several times what large healthy runs
-    need.
+    The defaults detect hangs, not slow runs: each is several times what large runs need.
     """
 
     start_s: float = 300.0
-    """Until all processes have joined. Nodes start minutes apart; this is JAX's own default."""
+    """Until all processes have joined; JAX's own default."""
     prepare_s: float = 43_200.0
-    """To prepare, open and verify the data, without a document done. Training a tokenizer on a
-    large corpus, or hashing a store of some TB, takes hours."""
+    """Preparing, opening and verifying the data, without progress. Training a tokenizer on a large
+    corpus, or hashing a store of several TB, takes hours."""
     restore_s: float = 7_200.0
-    """To initialise the state, or to read a checkpoint: some TB from a bucket take an hour."""
+    """Initialising the state or reading a checkpoint. Several TB from a bucket take an hour."""
     first_batch_s: float = 3_600.0
-    """To index the examples, start the data workers, and make one batch."""
+    """Indexing the examples, starting the data workers, and preparing the first batch."""
     compile_s: float = 3_600.0
-    """To compile a step in all processes. Large unrolled models take tens of minutes."""
+    """Compiling a step in all processes. Large unrolled models take tens of minutes."""
     data_s: float = 1_200.0
-    """For one batch. Covers retries against remote storage; less than ``step_s``, so that the
-    process with slow data is the first to speak."""
+    """Waiting for a batch. Covers retries of remote storage; less than ``step_s``, so that the
+    process with slow data is the first to report."""
     step_s: float = 1_800.0
-    """For one step, with everything between two batches that is not named here. Steps of the
-    largest models with many micro-batches take a minute or two."""
+    """One step, with everything between two batches that has no phase of its own. Steps of the
+    largest models with many micro-batches take one or two minutes."""
     evaluation_s: float = 3_600.0
-    """Between two batches of an evaluation, or for an evaluator that generates text."""
+    """Between two batches of an evaluation, or one evaluator that generates text."""
     save_s: float = 7_200.0
-    """To write a checkpoint, which includes waiting for the one before it."""
+    """Writing a checkpoint, after the previous one is finished."""
     exit_s: float = 1_800.0
-    """To end once all is done; the others wait here while process 0 draws plots and samples."""
+    """Ending, while process 0 writes plots and samples."""
     grace_s: float = 120.0
-    """After SIGTERM or Ctrl-C without any progress. A healthy run reaches its next step, saves, and
-    exits with code 42; schedulers kill after 30 s to 10 minutes anyway."""
+    """After SIGTERM or Ctrl-C, without progress. Usually a run finishes its step, saves, and exits
+    with code 42. Schedulers kill after 30 s to 10 minutes."""
 
-    RANGES: ClassVar[Ranges] = {f"{name}_s": ranges.SECONDS for name in (*DOING, "grace")}
+    RANGES: ClassVar[Ranges] = {f"{name}_s": ranges.SECONDS for name in (*PHASES, "grace")}
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "limits")
 
     def of(self, phase: str) -> float:
-        """The limit of a phase of ``DOING``."""
+        """The limit of a phase."""
         limit: float = getattr(self, f"{phase}_s")
         return limit
 

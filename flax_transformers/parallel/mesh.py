@@ -1,4 +1,4 @@
-"""The device mesh: a grid of devices whose axes say what is divided over them."""
+"""The device mesh, and its axes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from flax_transformers.ranges import Ranges
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one may be -1, "all devices that are left"."""
+    """Sizes of the mesh axes; one may be -1, for all remaining devices."""
 
     data: int = -1
-    """Copies of the model that each see other examples; gradients are summed over them."""
+    """Data parallelism: replicas of the model, with gradients summed over them."""
     fsdp: int = 1
-    """Examples divided likewise, and parameters and optimizer state divided too (ZeRO-3)."""
+    """Data parallelism with sharded parameters and optimizer state (ZeRO-3)."""
     tensor: int = 1
-    """Heads, feed-forward and vocabulary divided within a layer (Megatron-LM)."""
+    """Tensor parallelism over heads, feed-forward width and vocabulary (Megatron-LM)."""
     context: int = 1
-    """Places of a row divided, for long text; attention gathers keys and values."""
+    """Sequences divided by position, for long text; attention gathers keys and values."""
     expert: int = 1
-    """Experts of a mixture divided, and examples divided likewise."""
+    """Data parallelism with the experts of a mixture divided."""
 
     RANGES: ClassVar[Ranges] = dict.fromkeys(
         ("data", "fsdp", "tensor", "context", "expert"), ranges.integers(-1, 2**20)
@@ -41,20 +41,20 @@ class MeshConfig:
         sizes = {field.name: getattr(self, field.name) for field in fields(self)}
         if 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
             raise ranges.OutOfRange(
-                f"mesh {_shown(sizes)} is not a grid; give every axis a positive size, at most one "
-                "of them -1"
+                f"mesh {_shown(sizes)} is not valid; give every axis a positive size, or one of them "
+                "-1"
             )
 
 
 AXES = ("data", "fsdp", "expert", "context", "tensor")
-"""Names of the mesh axes, from the slowest link to the fastest: devices that are neighbours differ
-in the last."""
+"""Names of the mesh axes, from the slowest interconnect to the fastest: neighbouring devices
+differ in the last."""
 
 
 def resolve_mesh(config: MeshConfig, device_count: int) -> MeshConfig:
-    """Replaces -1 by what is left of ``device_count``.
+    """Replace -1 by the number of remaining devices.
 
-    Raises UserError if the axes do not multiply to the number of devices.
+    Raises UserError if the product of the axes is not the number of devices.
     """
     sizes = {field.name: getattr(config, field.name) for field in fields(config)}
     free = [name for name, size in sizes.items() if size == -1]
@@ -62,13 +62,13 @@ def resolve_mesh(config: MeshConfig, device_count: int) -> MeshConfig:
     if device_count % fixed or (not free and fixed != device_count):
         raise UserError(
             f"mesh {_shown(sizes)} does not fit {device_count} device{'s' * (device_count != 1)}; "
-            "set the axes so that they multiply to that number, or one of them to -1"
+            "set the axes so that their product is that number, or one of them to -1"
         )
     return replace(config, **{free[0]: device_count // fixed}) if free else config
 
 
 def _shown(sizes: Mapping[str, int]) -> str:
-    """The axes that divide something."""
+    """The axes with more than one device."""
     used = {name: size for name, size in sizes.items() if size != 1} or {"data": 1}
     return " x ".join(f"{name}={size}" for name, size in used.items())
 
@@ -83,25 +83,25 @@ def make_mesh(
     context: int = 1,
     expert: int = 1,
 ) -> Mesh:
-    """The mesh of ``config``, or of the sizes of its axes, over ``devices``, by default all of this
-    job's. At most one size may be -1, all devices that are left.
+    """Make the mesh of ``config``, or with the given sizes of its axes, over ``devices``.
 
-    Raises UserError as ``resolve_mesh`` and ``arrange`` do.
+    ``devices`` are by default all devices of the job. One size may be -1, for all remaining ones.
+    Raises UserError as `resolve_mesh` and `arrange` do.
     """
     devices = jax.devices() if devices is None else devices
     config = config or MeshConfig(data, fsdp, tensor, context, expert)
     config = resolve_mesh(config, len(devices))
     grid = arrange(tuple(getattr(config, name) for name in AXES), devices)
-    # Linen places arrays by constraints, so the compiler must be free to choose (Auto axes).
+    # Linen shards arrays by constraints, which need Auto axes.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def arrange(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
-    """``devices`` as a grid of ``shape``, sizes in the order of AXES, by the links between them.
+    """Arrange ``devices`` by their interconnect as an array of ``shape``, in the order of AXES.
 
-    Where there are several slices, which a slow network joins, "data" alone crosses it: of what a
-    step sends, that is the sum of gradients. Raises UserError if TPU slices do not divide "data".
-    Other hosts have faster networks, and any axis may cross these.
+    Between slices, which a slow network connects, only "data" is divided: a step then sends the sum
+    of gradients over it. Raises UserError if the number of TPU slices does not divide "data". Other
+    hosts have faster networks, over which any axis can be divided.
     """
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     data, *rest = shape
@@ -114,8 +114,8 @@ def arrange(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray
         )
     if devices[0].platform == "tpu":
         raise UserError(
-            f"mesh data={data} does not divide over {slices} slices, and no other axis may cross "
-            f"them; set data to a multiple of {slices}, and the other axes so that they fit the "
-            f"{len(devices) // slices} devices of a slice"
+            f"mesh data={data} does not divide over {slices} slices, and no other axis can be "
+            f"divided over them; set data to a multiple of {slices}, and the other axes so that "
+            f"their product divides the {len(devices) // slices} devices of a slice"
         )
     return np.array(devices).reshape(shape)

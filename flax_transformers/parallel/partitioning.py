@@ -1,8 +1,8 @@
-"""What is in force while a step is traced: how axes are divided, and what gradients cross the wire.
+"""Context of the tracing of a step: the division of axes, and the dtype of gradient reductions.
 
-Modules and objectives name axes by what they mean ("batch", "vocab"). The rules that map these to a
-mesh come from outside (``flax.linen.logical_axis_rules``), and so does the mesh
-(``jax.set_mesh``); without them nothing is divided.
+Modules and objectives use logical axes ("batch", "vocab"). The rules that map these to a mesh are
+set by ``flax.linen.logical_axis_rules``, and the mesh by ``jax.set_mesh``; without them, nothing is
+divided.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ _gradient_dtype: ContextVar[str] = ContextVar("gradient_dtype", default="float32
 
 
 def mesh_axes_of(name: str) -> tuple[str, ...]:
-    """The axes of the mesh in force that the logical axis ``name`` is divided over, none or more,
-    those of size one left out."""
+    """Axes of the current mesh that divide the logical axis ``name``, without those of size 1."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return ()
@@ -31,15 +30,14 @@ def mesh_axes_of(name: str) -> tuple[str, ...]:
 
 
 def parts(name: str) -> int:
-    """Into how many parts the logical axis ``name`` is divided."""
+    """Number of parts that the logical axis ``name`` is divided into."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape[axis] for axis in mesh_axes_of(name))
 
 
 @contextlib.contextmanager
 def gradients_reduced_in(dtype: str) -> Iterator[None]:
-    """Within it, gradients of weights that are made of bfloat16 activations leave their product,
-    and cross the mesh, in ``dtype``."""
+    """Set the dtype in which weight gradients of bfloat16 activations are computed and reduced."""
     token = _gradient_dtype.set(dtype)
     try:
         yield
@@ -48,5 +46,5 @@ def gradients_reduced_in(dtype: str) -> Iterator[None]:
 
 
 def gradient_dtype(activations: jnp.dtype) -> jnp.dtype:
-    """That of a weight's gradient made of ``activations``: never less than these."""
+    """Dtype of weight gradients for the dtype of activations, at least as wide."""
     return jnp.promote_types(_gradient_dtype.get(), activations)

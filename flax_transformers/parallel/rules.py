@@ -1,4 +1,4 @@
-"""The one table from logical axis names to mesh axes, and the shardings that follow from it."""
+"""Rules from logical axes to mesh axes, and the shardings that follow from them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from flax_transformers.errors import UserError
 log = logging.getLogger(__name__)
 
 LANES = 128
-"""Numbers side by side in a TPU's registers: what a narrower share of a row is gathered by fills
-them in part, and goes over the wire as an all-reduce of zeros."""
+"""Lanes of a TPU register. Narrower shards are padded, and XLA gathers them by an all-reduce of
+zeros."""
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
@@ -49,7 +49,7 @@ RULES: Rules = (
 
 
 def mesh_axes(spec: PartitionSpec, rules: Rules = RULES) -> PartitionSpec:
-    """Translates logical names to mesh axes; a name without a rule is a mistake in the model."""
+    """Mesh axes of logical axes. Raises KeyError for an axis without a rule."""
     table = dict(rules)
     unknown = [name for name in spec if name is not None and name not in table]
     if unknown:
@@ -58,12 +58,12 @@ def mesh_axes(spec: PartitionSpec, rules: Rules = RULES) -> PartitionSpec:
 
 
 def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
-    """A NamedSharding per parameter, from a tree that still carries its logical axis names.
+    """NamedSharding of each parameter of a tree with logical axes.
 
-    ``boxed`` is ``jax.eval_shape(model.init, ...)["params"]``. Raises UserError if two axes of one
-    parameter go to the same mesh axis, or a size does not divide: key heads too, for more devices
-    than these on the tensor axis would only hold copies of them. Warns, once, if a TPU would hold
-    less than ``LANES`` of the model's width.
+    ``boxed`` is ``jax.eval_shape(model.init, ...)["params"]``. Raises UserError if two axes of a
+    parameter have the same mesh axis, or a size is not divisible. This includes key heads, of which
+    more devices on the tensor axis would hold copies. Warns once if shards of the model's width
+    are narrower than ``LANES`` on TPUs.
     """
     logical = nn.get_partition_spec(boxed)
     shapes = nn.meta.unbox(boxed)
@@ -71,7 +71,7 @@ def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
 
     def shard(path: Any, shape: jax.ShapeDtypeStruct, spec: PartitionSpec) -> NamedSharding:
         name = "/".join(str(key.key) for key in path)
-        if not len(spec):  # a module of the user's own that names no axes
+        if not len(spec):  # a module of the user's without logical axes
             return NamedSharding(mesh, spec)
         if len(spec) != len(shape.shape):
             raise ValueError(f"parameter {name} {shape.shape} has logical axes {tuple(spec)}")
@@ -115,7 +115,7 @@ def _check(
 def _narrow_width(
     shape: tuple[int, ...], logical: PartitionSpec, axes: PartitionSpec, mesh: Mesh
 ) -> int | None:
-    """The parameter's width, if a TPU would hold less than a row of lanes of it."""
+    """Width of the parameter if its shards on TPUs are narrower than ``LANES``."""
     if mesh.devices.flat[0].platform == "tpu":
         for size, logical_name, axis in zip(shape, logical, axes, strict=True):
             parts = 1 if axis is None else _size(mesh, axis)
@@ -128,9 +128,9 @@ def _warn_of_narrow(name: str, width: int, axis: str | tuple[str, ...], mesh: Me
     parts = _size(mesh, axis)
     keeping = max(n for n in _divisors(parts) if n == 1 or width // n >= LANES)
     log.warning(
-        "parameter %s: its width of %d over mesh %s leaves %d numbers a device, under the %d lanes "
-        "of a TPU, and collectives move far more than they need; divide it by %d, and the data by "
-        "%d times as much",
+        "parameter %s: its width of %d over mesh %s leaves %d per device, less than the %d lanes "
+        "of a TPU, so that collectives transfer far more than necessary; divide it by %d, and the "
+        "data by %d times as much",
         name,
         width,
         _shown(mesh, axis),
@@ -161,14 +161,14 @@ def _names(axis: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
-    """Rows divided as the rules say for "batch", everything else whole."""
+    """Sharding of batches: divided by example, by the rule for "batch"."""
     return NamedSharding(mesh, PartitionSpec(dict(rules)["batch"]))
 
 
 def host_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
-    """Which rows of a global batch this process has to load, ascending (int64).
+    """Indices of the examples of a global batch that this process loads, in increasing order.
 
-    Processes that hold the same rows (a tensor axis that spans them) load the same ones.
+    Processes that hold the same examples (over which a tensor axis is divided) load the same ones.
     """
     parts = sharding.addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
@@ -177,7 +177,7 @@ def host_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
 def place_rows(
     local: Mapping[str, np.ndarray], rows: np.ndarray, sharding: NamedSharding, batch_size: int
 ) -> dict[str, jax.Array]:
-    """The global batch [batch_size, ...] from this process's ``rows`` of it, on the mesh."""
+    """Sharded global batch [batch_size, ...] from the examples ``rows`` of this process."""
 
     def place(values: np.ndarray) -> jax.Array:
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -201,7 +201,7 @@ def check_batch(
     rules: Rules = RULES,
     name: str = "batch_size",
 ) -> None:
-    """Raises UserError unless every micro-batch divides evenly over the mesh."""
+    """Raise UserError unless every micro-batch divides evenly over the mesh."""
     axis = dict(rules)["batch"] or ()
     parts = _size(mesh, axis) * micro_batches
     if batch_size % parts:
@@ -216,9 +216,9 @@ def check_batch(
 
 
 def check_length(sequence_length: int | None, mesh: Mesh, rules: Rules = RULES) -> None:
-    """Raises UserError unless the places of a row divide evenly over the mesh.
+    """Raise UserError unless the positions of a sequence divide evenly over the mesh.
 
-    None is the length of an image, whose tokens are as many as they happen to be.
+    The length is None for images.
     """
     axis = dict(rules)["length"] or ()
     parts = _size(mesh, axis)
@@ -226,8 +226,8 @@ def check_length(sequence_length: int | None, mesh: Mesh, rules: Rules = RULES) 
         return
     if sequence_length is None:
         raise UserError(
-            f"mesh {_shown(mesh, axis)} divides the places of text, and images have none; set it "
-            "to 1, and divide the batch or the parameters"
+            f"mesh {_shown(mesh, axis)} divides the positions of text, which images do not have; "
+            "set it to 1, and divide the batch or the parameters"
         )
     if sequence_length % parts:
         near = max(sequence_length // parts * parts, parts)

@@ -1,13 +1,12 @@
-"""One watchdog thread per process: a job that is stuck ends, with its stacks and a reason.
+"""Watchdog thread of a process: ends a hanging job, with the reason and all stack traces.
 
-The main thread says which phase it is in (``with watchdog.phase("data")``); the watchdog compares
-that with ``Limits``. It needs nothing of the main thread, which may be blocked in C++ or in a
-collective (only C code that never releases the interpreter lock keeps the watchdog waiting). It
-also hears SIGTERM and Ctrl-C at once, which Python's own handlers, run by the main thread, do not.
+The main thread declares its phase (``with watchdog.phase("data")``), and the watchdog compares the
+time spent in it with ``Limits``. It works while the main thread is blocked in C++ or in a
+collective, unless C code holds the interpreter lock. It receives SIGTERM and SIGINT at once, while
+Python's handlers wait for the main thread.
 
-In a job of several processes the watchdogs publish their phases to each other, so that each can
-name the process that all wait for, and one that ends the job is followed by all others.
-This module does not import jax.
+In a job of several processes, watchdogs exchange their phases, so that each can name the process
+that the others wait for, and all end together. This module does not import jax.
 """
 
 from __future__ import annotations
@@ -27,47 +26,47 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from flax_transformers.parallel.limits import DOING, Limits
+from flax_transformers.parallel.limits import PHASES, Limits
 
 RESTART = 75
-"""Exit code of a job that is to be started again as a whole."""
+"""Exit code after which all processes of the job must be restarted."""
 TICK_SECONDS = 0.5
 SUSPENDED_SECONDS = 5.0
-"""A tick that is late by more than this means that this process was suspended or starved."""
-_REPORT_SECONDS = 10.0  # for stderr that nobody reads
+"""A larger delay of a tick means that this process was suspended."""
+_REPORT_SECONDS = 10.0  # time limit of the report: stderr may be a pipe that is not read
 _DUMPED_PHASES = ("data", "step")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_NAMED_AT_MOST = 8
+_MAX_NAMED = 8
 
 
 class Peers(Protocol):
-    """A key-value store that all processes of the job share."""
+    """Key-value store shared by all processes of the job."""
 
     index: int
     count: int
 
     def put(self, folder: str, value: str) -> None:
-        """Sets the value of this process in ``folder``."""
+        """Set the value of this process in ``folder``."""
 
     def values(self, folder: str) -> dict[int, str]:
-        """The values in ``folder``, by index of the process."""
+        """Values in ``folder`` by process index."""
 
 
 @dataclass(frozen=True)
 class _Current:
-    """The phase that a process is in."""
+    """Phase of this process."""
 
     name: str
     since: float
-    """Monotonic time of its beginning, or of the last sign of progress."""
+    """Monotonic time of its start, or of the last progress."""
     number: int
-    """Phases begun or returned to so far. Equal code does so equally often in all processes, so the
-    one with the lowest number is behind."""
+    """Number of phases entered so far. It grows equally in all processes, so that the process with
+    the lowest number is behind."""
     explain: Callable[[], str] | None = None
 
 
 class Watchdog:
-    """The phases of this process, and the thread that watches them once it is started."""
+    """Phases of this process, and the thread that limits them once it is started."""
 
     def __init__(self) -> None:
         self.limits, self.dump_seconds = Limits(), 0.0
@@ -87,10 +86,10 @@ class Watchdog:
         return self._thread is not None
 
     def start(self, limits: Limits, dump_seconds: float = 0.0) -> None:
-        """Begins to watch; where it does already, only sets the limits.
+        """Start the thread; if it runs already, only set the limits.
 
-        The stacks of a step or of a wait for data that takes more than ``dump_seconds`` (0: never)
-        go to stderr once, before any limit.
+        Stack traces of a step or a wait for data that takes longer than ``dump_seconds`` (0: never)
+        are printed once to stderr.
         """
         self.limits, self.dump_seconds = limits, dump_seconds
         if self._thread is None:
@@ -101,19 +100,20 @@ class Watchdog:
             self.listen()
 
     def stop(self) -> None:
-        """Ends the thread; phases are no longer limited."""
+        """End the thread; phases are no longer limited."""
         if self._thread is not None:
-            self.be_deaf()
+            self.ignore_signals()
             self._stopping = True
+            os.write(self._pipes[_SIGNALS[0]][1], b" ")  # wakes the thread
             self._thread.join()
-            self._thread = None
+            self._thread = self._told = None
             for pipe in self._pipes.values():
                 for end in pipe:
                     os.close(end)
 
     @contextlib.contextmanager
     def running(self, limits: Limits, dump_seconds: float = 0.0) -> Iterator[None]:
-        """Around what is to be watched: stops afterwards if it did not run before."""
+        """Run the thread within this context; stop it afterwards if it did not run before."""
         ran = self.is_running
         self.start(limits, dump_seconds)
         try:
@@ -123,15 +123,15 @@ class Watchdog:
                 self.stop()
 
     def join(self, peers: Peers) -> None:
-        """Publishes the phases of this process to the others from now on."""
+        """Publish the phases of this process to the others from now on."""
         self.name = f"process {peers.index} of {peers.count}"
         self._peers = peers
 
     @contextlib.contextmanager
     def phase(self, name: str, explain: Callable[[], str] | None = None) -> Iterator[None]:
-        """Around a phase of ``DOING``; the clock of the phase around it begins anew afterwards.
+        """Be in a phase of ``PHASES``; the time of the enclosing phase restarts afterwards.
 
-        ``explain`` gives what to say of this phase where its limit has passed.
+        ``explain`` returns the reason that is reported when its limit is exceeded.
         """
         before = self._current
         self.enter(name, explain)
@@ -144,8 +144,8 @@ class Watchdog:
                 self._enter(before.name, before.explain)
 
     def enter(self, name: str, explain: Callable[[], str] | None = None) -> None:
-        """As ``phase``, for good."""
-        assert name in DOING
+        """Enter a phase without leaving it."""
+        assert name in PHASES
         self._enter(name, explain)
 
     def _enter(self, name: str, explain: Callable[[], str] | None) -> None:
@@ -153,32 +153,32 @@ class Watchdog:
         self._current = _Current(name, time.monotonic(), self._entered, explain)
 
     def progress(self) -> None:
-        """Gives the current phase its whole time again."""
+        """Restart the time of the current phase."""
         if self._current is not None:
             self._current = replace(self._current, since=time.monotonic())
 
-    def obeyed(self) -> None:
-        """The request to stop was seen by the main thread, which saves now."""
+    def acknowledge(self) -> None:
+        """Clear the request to stop: the main thread saves now."""
         self._told = None
 
     def listen(self) -> None:
-        """Hears SIGTERM and Ctrl-C, whatever the main thread does; handlers are called as before.
+        """Receive SIGTERM and SIGINT, independent of the main thread; handlers are still called.
 
-        Call it after handlers were installed, and ``be_deaf`` before.
+        Call this after handlers were installed, and ``ignore_signals`` before.
         """
         if self._thread is None or self._listening:
             return
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
-                # The only handler that needs no interpreter, and that calls C++ handlers too. What
-                # it writes is the signal; the stacks in it are not read.
+                # The only handler that works without the interpreter and also calls C++ handlers.
+                # That it writes is the message; the stack traces in it are not read.
                 faulthandler.register(
                     number, file=self._pipes[number][1], all_threads=False, chain=True
                 )
         self._listening = True
 
-    def be_deaf(self) -> None:
-        """Puts the handlers back that were there before ``listen``."""
+    def ignore_signals(self) -> None:
+        """Restore the handlers that were installed before ``listen``."""
         for number in _SIGNALS if self._listening else ():
             faulthandler.unregister(number)
         self._listening = False
@@ -186,12 +186,14 @@ class Watchdog:
     def _watch(self) -> None:
         expected = time.monotonic() + TICK_SECONDS
         next_exchange = 0.0
-        while not self._stopping:
-            self._hear(TICK_SECONDS)
+        while True:
+            self._receive(TICK_SECONDS)
+            if self._stopping:
+                return
             now = time.monotonic()
             late = now - expected
             if late > SUSPENDED_SECONDS:
-                self._forgive(late)
+                self._extend(late)
             current = self._current
             if current is not None:
                 self._check(current, time.monotonic())
@@ -200,8 +202,8 @@ class Watchdog:
                 next_exchange = now + _exchange_seconds(self._peers)
             expected = time.monotonic() + TICK_SECONDS
 
-    def _hear(self, seconds: float) -> None:
-        """Waits, and notes signals."""
+    def _receive(self, seconds: float) -> None:
+        """Wait, and record a signal."""
         readers = {read: number for number, (read, _) in self._pipes.items()}
         for read in select.select(list(readers), [], [], seconds)[0]:
             with contextlib.suppress(BlockingIOError):
@@ -210,8 +212,8 @@ class Watchdog:
             if self._told is None:
                 self._told = signal.Signals(readers[read]).name, time.monotonic()
 
-    def _forgive(self, late: float) -> None:
-        """Time in which this process did not run is no time in a phase."""
+    def _extend(self, late: float) -> None:
+        """Do not count time in which this process was suspended."""
         current = self._current
         if current is not None:
             self._current = replace(current, since=current.since + late)
@@ -223,10 +225,10 @@ class Watchdog:
         if limit and seconds > limit:
             reason = f"{self.name} has been {_in_phase(current.name, seconds)}"
             if current.explain is not None:
-                reason = f"{self.name} gave up after {seconds:.0f} s: {current.explain()}"
+                reason = f"{self.name} stopped waiting after {seconds:.0f} s: {current.explain()}"
             self._end(
                 f"{reason}{self._who_is_behind(current)}; the limit is limits.{current.name}_s = "
-                f"{limit:g}, to be raised if this was no hang"
+                f"{limit:g}, which you can raise if the job was slow and not hanging"
             )
         told, grace = self._told, self.limits.grace_s
         if told and grace and current.name != "save" and now - max(told[1], current.since) > grace:
@@ -246,8 +248,8 @@ class Watchdog:
             faulthandler.dump_traceback(file=2)
 
     def _exchange(self, peers: Peers, current: _Current | None, now: float) -> None:
-        """Tells the others where this process is, and ends if one of them has ended the job."""
-        with contextlib.suppress(Exception):  # the store is gone: JAX ends this process itself
+        """Publish the phase of this process, and end it if another has ended the job."""
+        with contextlib.suppress(Exception):  # without the store, JAX ends this process
             if current is not None:
                 record = {"phase": current.name, "number": current.number}
                 peers.put("phase", json.dumps(record | {"seconds": now - current.since}))
@@ -258,22 +260,22 @@ class Watchdog:
                 self._end(f"{ended[index]}; {self.name} was {where} and ends too", first=False)
 
     def _end(self, reason: str, first: bool = True) -> None:
-        """Says why, shows the stacks, and ends this process; all others do the same."""
+        """Report the reason and stack traces, and end all processes."""
         report = threading.Thread(target=_report, args=[reason], daemon=True)
         report.start()
         report.join(_REPORT_SECONDS)
         if self._peers is not None:
             with contextlib.suppress(Exception):
                 _end_together(self._peers, reason if first else "")
-        for child in multiprocessing.active_children():  # a stopped one would be left
+        for child in multiprocessing.active_children():  # also ends suspended ones
             child.kill()
         os._exit(RESTART)
 
     def _who_is_behind(self, current: _Current) -> str:
-        """The processes that this one waits for, or that it holds up the others itself."""
+        """The processes that this one waits for, or that the others wait for this one."""
         if self._peers is None:
             return ""
-        time.sleep(2 * _exchange_seconds(self._peers))  # until all have told where they are now
+        time.sleep(2 * _exchange_seconds(self._peers))  # until all have published their phases
         records: dict[int, dict[str, Any]] = {}
         with contextlib.suppress(Exception):
             records = {i: json.loads(text) for i, text in self._peers.values("phase").items()}
@@ -286,22 +288,22 @@ class Watchdog:
             return ""
         named = [
             f"process {i}, which has been {_in_phase(others[i]['phase'], others[i]['seconds'])}"
-            for i in behind[:_NAMED_AT_MOST]
+            for i in behind[:_MAX_NAMED]
         ]
         more = len(behind) - len(named)
         return f"; it waits for {' and '.join(named)}{f' and {more} more' if more else ''}"
 
 
 def _exchange_seconds(peers: Peers) -> float:
-    """Seconds between two messages of a process, so that the store gets at most 400 a second."""
+    """Interval of the messages of a process, for at most 400 requests to the store per second."""
     return max(1.0, peers.count / 200)
 
 
 def _end_together(peers: Peers, reason: str) -> None:
-    """Returns when the other processes end too, or after a while.
+    """Wait until the other processes end too, for a limited time.
 
-    One that is gone makes the others fail inside a collective before they have said anything, and
-    without process 0, which holds the store, they abort.
+    If this process ended first, the others would fail in a collective before they report, and
+    without process 0, which holds the store, they would abort.
     """
     peers.put("end", reason)
     deadline = time.monotonic() + 10 + peers.count / 100
@@ -312,12 +314,12 @@ def _end_together(peers: Peers, reason: str) -> None:
 
 
 def _in_phase(name: str, seconds: float) -> str:
-    return f"in the phase {name!r} ({DOING[name]}) for {seconds:.0f} s"
+    return f"in the phase {name!r} ({PHASES[name]}) for {seconds:.0f} s"
 
 
 def _report(reason: str) -> None:
-    """Everything past Python's buffers, whose locks the main thread may hold."""
-    _write(f"{reason}. Exit code {RESTART}: start all processes again. Stacks of all threads:")
+    """Print the report without Python's buffers, whose locks the main thread may hold."""
+    _write(f"{reason}. Exit code {RESTART}: restart all processes. Stacks of all threads:")
     faulthandler.dump_traceback(file=2)
     children = [f"{c.pid} ({c.name}, {_state(c.pid)})" for c in multiprocessing.active_children()]
     if children:
@@ -328,7 +330,7 @@ def _report(reason: str) -> None:
 
 
 def _state(pid: int | None) -> str:
-    """What a process of this machine does, as the kernel says it."""
+    """State of a process of this machine according to the kernel."""
     names = {"T": "stopped", "t": "traced", "R": "running", "S": "sleeping", "D": "waiting for I/O"}
     try:
         letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -349,7 +351,7 @@ def _pipe() -> tuple[int, int]:
 
 
 watchdog = Watchdog()
-"""That of this process."""
+"""The watchdog of this process."""
 
-# A forked child is told to stop by its parent, and must not tell the parent so.
-os.register_at_fork(after_in_child=watchdog.be_deaf)
+# A forked child shares the pipe: its signals must not be reported to the parent.
+os.register_at_fork(after_in_child=watchdog.ignore_signals)

@@ -38,7 +38,7 @@ class StopRequest:
             self.requested = checkpoints.reached_preemption(step)
         self.obeyed = self.requested
         if self.obeyed:
-            watchdog.obeyed()
+            watchdog.acknowledge()
         return self.obeyed
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -54,7 +54,7 @@ class StopRequest:
         # With several processes SIGTERM belongs to JAX's preemption service.
         alone = jax.process_count() == 1
         if threading.current_thread() is threading.main_thread():
-            watchdog.be_deaf()  # until the handlers that it calls are there
+            watchdog.ignore_signals()  # until the handlers that it calls are there
             for number in (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,):
                 self._previous[number] = signal.signal(number, self._on_signal)
             watchdog.listen()
@@ -67,8 +67,8 @@ class StopRequest:
         trace: TracebackType | None,
     ) -> None:
         if self._previous:
-            watchdog.be_deaf()
+            watchdog.ignore_signals()
             for number, handler in self._previous.items():
                 signal.signal(number, handler)
             watchdog.listen()
-            watchdog.obeyed()  # the loop has ended: its request holds no longer
+            watchdog.acknowledge()  # the loop has ended: its request holds no longer

@@ -188,8 +188,8 @@ def test_a_process_that_never_comes_ends_those_that_wait(start, absent):
     assert job.codes(90) == [75]
     said = job.said(1 - absent)
     assert "JAX_COORDINATOR_ADDRESS" in said and "JAX_NUM_PROCESSES" in said
-    assert f"process {1 - absent} of 2 gave up after" in said
+    assert f"process {1 - absent} of 2 stopped waiting after" in said
     if absent == 1:
-        assert "1 of 2 processes came to 127.0.0.1:" in said
+        assert "1 of 2 processes joined at 127.0.0.1:" in said
     else:
         assert "process 0 of 2 does not answer at 127.0.0.1:" in said

@@ -104,13 +104,13 @@ def test_every_token_and_every_document_end_is_predicted_once():
     assert longest == LENGTH
 
 
-def test_windows_leave_room_for_the_end_of_the_last_document():
+def test_windows_are_shorter_by_the_end_of_the_last_document():
     spec = CausalLM(cross_documents=False).window_spec(128)
     assert (spec.length, spec.cross_documents, spec.other) == (127, False, False)
     assert CausalLM().predictions(128) == 128
 
 
-def test_people_are_shown_each_beginning_and_what_follows():
+def test_the_example_view_has_the_first_input_and_the_labels_of_each_document():
     (shown,) = CausalLM().example_views(prepare(example([10, 11, 20], [2])))
     assert shown.ids.tolist() == [1, 10, 11, 2, 1, 20]
     assert shown.labels.tolist() == [-1, 10, 11, 2, -1, 20]

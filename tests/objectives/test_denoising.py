@@ -72,7 +72,7 @@ def test_rows_have_fixed_shapes_and_dtypes():
         }
 
 
-def test_rows_keep_to_one_document_and_leave_room_for_both_ends():
+def test_windows_are_of_one_document_and_shorter_by_both_ends():
     spec = Denoising().window_spec(LENGTH)
     assert (spec.length, spec.cross_documents) == (62, False)
     assert Denoising().predictions(LENGTH) == LENGTH

@@ -186,5 +186,5 @@ def test_text_is_refused():
 def test_settings_out_of_range_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=f"objective.{next(iter(wrong))}"):
         ImageClassification(**wrong)
-    with pytest.raises(ValueError, match="label_smoothing goes with"):
+    with pytest.raises(ValueError, match="must be 0 with the loss"):
         ImageClassification(loss="sigmoid", label_smoothing=0.1)

@@ -50,13 +50,13 @@ def test_texts_are_framed_as_hugging_face_frames_them(framing, one, two):
     assert types.tolist() == [0] * second + [1] * (len(two) - second)
 
 
-@pytest.mark.parametrize("room", range(1, 14))
-def test_of_two_texts_the_longer_is_cut_token_by_token(room):
+@pytest.mark.parametrize("total", range(1, 14))
+def test_of_two_texts_the_longer_is_cut_token_by_token(total):
     for lengths in itertools.product(range(1, 8), repeat=2):
         kept = list(lengths)
-        while sum(kept) > max(room, 2):
+        while sum(kept) > max(total, 2):
             kept[int(np.argmax(kept))] -= 1
-        found = longest_first(lengths, max(room, 2))
+        found = longest_first(lengths, max(total, 2))
         assert sum(found) == sum(kept) and sorted(found) == sorted(kept)
         assert all(new <= old for new, old in zip(found, lengths, strict=True))
 
@@ -75,7 +75,7 @@ def test_rows_that_were_cut_are_counted():
     assert row["input_ids"].tolist() == [1, 3, 4, 5, 2, 6, 7, 8, 2]
     assert row["token_type_ids"].tolist() == [0] * 5 + [1] * 4
     assert "token_type_ids" not in row_of([3], 9, framing="roberta")
-    with pytest.raises(UserError, match="rows of 4 tokens hold no text"):
+    with pytest.raises(UserError, match="sequences of 4 tokens are too short for a text"):
         row_of([3, 4], 4)
 
 

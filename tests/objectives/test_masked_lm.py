@@ -242,7 +242,7 @@ def test_words_end_at_special_tokens():
 
 
 def test_without_word_beginnings_whole_words_and_spans_are_refused():
-    with pytest.raises(UserError, match="does not say which pieces begin a word"):
+    with pytest.raises(UserError, match="does not define which tokens begin a word"):
         prepare(example([3, 4]), vocab=VOCAB, choose="word")
 
 
@@ -306,7 +306,7 @@ def test_equal_random_numbers_give_equal_rows_and_others_do_not():
     assert (one["masked_positions"] != other["masked_positions"]).any()
 
 
-def test_windows_leave_room_for_the_framing_tokens():
+def test_windows_are_shorter_by_the_special_tokens():
     spec = MaskedLM(cross_documents=False).window_spec(128)
     assert (spec.length, spec.cross_documents) == (126, False)
     assert spec.static_epochs is None
@@ -317,7 +317,7 @@ def test_static_masking_is_asked_of_the_stream():
     assert MaskedLM(static_epochs=10).window_spec(128).static_epochs == 10
 
 
-def test_people_are_shown_what_is_masked_without_the_padding():
+def test_the_example_view_has_masked_labels_and_no_padding():
     raw = example([3, 4, 5, 6, 9])
     row = prepare(raw, mask_share=1.0, random_share=0.0)
     (shown,) = MaskedLM().example_views(row)

@@ -162,7 +162,7 @@ def test_too_few_sentinels_are_refused_by_length():
     # Half of the tokens in spans of three: 97 sentinels are not enough for long.
     rng = np.random.default_rng(0)
     prepare(10, rng, length=512)
-    with pytest.raises(UserError, match="rows of 640 tokens.* need 119 sentinels.* has 97"):
+    with pytest.raises(UserError, match="sequences of 640 tokens.* need 119 sentinels.* has 97"):
         prepare(10, rng, length=640)
     with pytest.raises(UserError, match="the tokenizer has 0"):
         prepare(10, rng, vocab=dataclasses.replace(VOCAB, sentinel_ids=()))
@@ -175,7 +175,7 @@ def test_bytes_have_sentinels_and_modes():
 
 
 def test_rows_that_are_too_short_are_refused():
-    with pytest.raises(UserError, match="Rows of 15 tokens are too short"):
+    with pytest.raises(UserError, match="sequences of 15 tokens are too short"):
         MixtureOfDenoisers().window_spec(15)
 
 

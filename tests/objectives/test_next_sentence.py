@@ -25,13 +25,13 @@ VOCAB = Vocabulary(
     size=1000, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4, special_ids=(0, 1, 2, 3, 4)
 )
 LENGTH = 64
-ROOM = LENGTH - 3
+MAX_TOKENS = LENGTH - 3
 
 
-def sentences(rng, room, longest=20):
-    """Ends of random sentences that together take at most ``room`` tokens."""
+def sentences(rng, length, longest=20):
+    """Ends of random sentences that together take at most ``length`` tokens."""
     ends = np.cumsum(rng.integers(3, longest, 40))
-    return ends[ends <= room].astype(np.int32)
+    return ends[ends <= length].astype(np.int32)
 
 
 def random_example(rng, last=0.5):
@@ -39,7 +39,7 @@ def random_example(rng, last=0.5):
 
     With chance ``last`` it is the last of a document, and then of any length.
     """
-    own, other = sentences(rng, ROOM), sentences(rng, ROOM)
+    own, other = sentences(rng, MAX_TOKENS), sentences(rng, MAX_TOKENS)
     document_ends = own[:0]
     if rng.random() < last:
         own = own[: rng.integers(1, len(own) + 1)]
@@ -297,7 +297,7 @@ def test_a_row_of_zeros_weighs_nothing():
     assert terms_of(BATCH, Spy()) == terms_of(rows, Spy())
 
 
-def test_people_are_shown_both_segments_and_whether_b_follows():
+def test_the_example_view_has_both_segments_and_whether_b_follows():
     notes = {}
     for _, row in many(60):
         (shown,) = NextSentence().example_views(row)

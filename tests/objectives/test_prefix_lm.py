@@ -197,7 +197,7 @@ def test_terms_are_sums_over_the_rest_alone():
     assert metrics == {"loss": (loss, rest), "accuracy": (rest - 1, rest)}
 
 
-def test_people_are_shown_the_prefix_and_the_rest_of_each_document():
+def test_the_example_view_has_the_prefix_and_the_rest_of_each_document():
     row = prepare(example([10, 11, 12, 13, 20, 21], [4]))
     shown = PrefixLM().example_views(row)
     assert [part.name for part in shown] == ["prefix", "rest", "prefix", "rest"]

@@ -84,7 +84,7 @@ def test_a_full_row_has_no_padding():
     assert row["segment_ids"].all() and row["weights"].all()
 
 
-def test_windows_ask_for_room_for_what_is_put_around_a_text():
+def test_windows_are_shorter_by_the_special_tokens():
     spec = SequenceToSequence().window_spec(128)
     assert (spec.length, spec.target_length, spec.overhead) == (128, 128, 1)
     assert spec.cross_documents

@@ -195,13 +195,13 @@ def test_too_few_sentinels_are_refused_by_length_and_density():
     objective, raw = SpanCorruption(roll=False), example(range(3, 20))
     rng = np.random.default_rng(0)
     objective.prepare(raw, rng, VOCAB, 1809)
-    message = r"rows of 1810 tokens, noise_density 0.15 and mean_span 3.0 need 101 sentinels"
+    message = r"sequences of 1810 tokens, noise_density 0.15 and mean_span 3.0 need 101 sentinels"
     with pytest.raises(UserError, match=message):
         objective.prepare(raw, rng, VOCAB, 1810)
 
 
-def test_rows_without_room_for_two_tokens_are_refused():
-    with pytest.raises(UserError, match="Rows of 2 tokens are too short"):
+def test_sequences_too_short_for_two_tokens_are_refused():
+    with pytest.raises(UserError, match="sequences of 2 tokens are too short"):
         SpanCorruption().window_spec(2)
 
 

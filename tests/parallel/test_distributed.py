@@ -71,7 +71,7 @@ def test_a_launcher_of_one_process_starts_nothing(start, environment):
 def test_three_variables_name_a_process_of_a_job(start):
     told = start(JAX_COORDINATOR_ADDRESS="10.0.0.1:1234", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="2")
     assert told == ("10.0.0.1:1234", 4, 2)
-    assert sys.excepthook.__name__ == "_leave_at_once"
+    assert sys.excepthook.__name__ == "_exit_at_once"
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_another_platform_than_the_one_already_in_use_is_refused():
     before = jax.config.jax_platforms
     jax.devices()
     try:
-        with pytest.raises(UserError, match="tpu comes too late: JAX already runs on cpu"):
+        with pytest.raises(UserError, match="tpu cannot be set: JAX already runs on cpu"):
             check_platform("tpu")
     finally:
         jax.config.update("jax_platforms", before)
@@ -157,7 +157,7 @@ def refused(arguments, platforms):
 @pytest.mark.parametrize(("platform", "extra"), [("tpu", "tpu"), ("gpu", "cuda")])
 def test_an_absent_platform_is_refused_and_the_cpu_not_used_instead(platform, extra, platforms):
     line = refused(["doctor", "--platform", platform], platforms)
-    assert line.startswith(f"flax-transformers: platform {platform} is not there (")
+    assert line.startswith(f"flax-transformers: platform {platform} is not available (")
     assert f"install flax-transformers[{extra}] on a machine that has the device" in line
     assert "JAX_PLATFORMS" not in line
 
@@ -165,7 +165,7 @@ def test_an_absent_platform_is_refused_and_the_cpu_not_used_instead(platform, ex
 @pytest.mark.slow
 def test_an_absent_platform_in_the_environment_is_named():
     line = refused(["doctor"], "tpu")
-    assert line.startswith("flax-transformers: JAX_PLATFORMS=tpu is not there (")
+    assert line.startswith("flax-transformers: JAX_PLATFORMS=tpu is not available (")
     assert line.endswith("; set it to a platform that is, or unset it")
 
 

@@ -30,8 +30,8 @@ def test_minus_one_takes_the_devices_that_are_left(config, sizes):
 @pytest.mark.parametrize(
     ("sizes", "names"),
     [
-        ((-1, -1, 1), "mesh data=-1 x fsdp=-1 is not a grid"),
-        ((0,), "mesh data=0 is not a grid"),
+        ((-1, -1, 1), "mesh data=-1 x fsdp=-1 is not valid"),
+        ((0,), "mesh data=0 is not valid"),
         ((8, -2, 1), "mesh.fsdp is -2; it must be at least -1"),
     ],
 )
@@ -85,8 +85,9 @@ def test_only_data_crosses_slices(shape):
 def test_slices_that_do_not_divide_data_are_refused():
     with pytest.raises(
         UserError,
-        match="mesh data=1 does not divide over 2 slices, and no other axis may cross them; set "
-        "data to a multiple of 2, and the other axes so that they fit the 4 devices of a slice$",
+        match="mesh data=1 does not divide over 2 slices, and no other axis can be divided over "
+        "them; set data to a multiple of 2, and the other axes so that their product divides the 4 "
+        "devices of a slice$",
     ):
         arrange((1, 8, 1, 1, 1), slices(2, of=4))
 

@@ -118,22 +118,22 @@ class TPUs:
 
 
 @pytest.mark.parametrize(
-    ("width", "leaves", "mended"),
+    ("width", "leaves", "remedy"),
     [
         (4096, 64, "divide it by 32, and the data by 2"),
         (64, 1, "divide it by 1, and the data by 64"),
     ],
 )
-def test_less_than_a_row_of_lanes_is_warned_of_once(caplog, monkeypatch, width, leaves, mended):
+def test_less_than_a_row_of_lanes_is_warned_of_once(caplog, monkeypatch, width, leaves, remedy):
     monkeypatch.setattr(rules, "NamedSharding", lambda mesh, spec: spec)
     tree = boxed((width, 8), ("embed", "heads"))
     tree |= {"second": boxed((width, 8), ("embed", "heads"))["layer"]}
     parameter_shardings(tree, TPUs())
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"parameter layer/kernel: its width of {width} over mesh axis fsdp=64 leaves {leaves} "
-        "numbers a device, under the 128 lanes of a TPU, and collectives move far more than they "
-        f"need; {mended} times as much"
+        f"parameter layer/kernel: its width of {width} over mesh axis fsdp=64 leaves {leaves} per "
+        "device, less than the 128 lanes of a TPU, so that collectives transfer far more than "
+        f"necessary; {remedy} times as much"
     )
 
 
@@ -191,8 +191,8 @@ def test_a_length_that_does_not_divide_is_refused_with_one_that_does():
         check_length(30, mesh_with_context(4))
 
 
-def test_images_have_no_places_to_divide():
-    with pytest.raises(UserError, match="mesh axis context=2 divides the places of text, and ima"):
+def test_images_have_no_positions_to_divide():
+    with pytest.raises(UserError, match="mesh axis context=2 divides the positions of text, which"):
         check_length(None, mesh_with_context(2))
 
 

@@ -6,18 +6,9 @@ import signal
 
 import pytest
 
-from flax_transformers.parallel.watchdog import Watchdog, watchdog
+from flax_transformers.parallel.watchdog import Watchdog
 from flax_transformers.training import stop as module
 from flax_transformers.training.stop import StopRequest
-
-
-@pytest.fixture(autouse=True)
-def no_watchdog(monkeypatch):
-    """Signals of these tests are not heard by the watchdog that other tests left running."""
-    watchdog.be_deaf()
-    monkeypatch.setattr(module, "watchdog", Watchdog())
-    yield
-    watchdog.listen()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

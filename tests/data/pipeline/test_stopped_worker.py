@@ -20,7 +20,7 @@ from tests.data.pipeline.test_loader import stream
 
 if __name__ == "__main__":
     watchdog.start(Limits(data_s=float(sys.argv[1]), grace_s=1))
-    watchdog.be_deaf()
+    watchdog.ignore_signals()
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     watchdog.listen()
     batches = stream(workers=1)
