@@ -96,7 +96,7 @@ def _initialize(address: str | None, count: int | None, index: int | None, limit
     watchdog.start(limits, watchdog.dump_seconds)
     if index is not None:
         watchdog.name = f"process {index} of {count}"
-    watchdog.be_deaf()  # JAX installs its own handler
+    watchdog.ignore_signals()  # JAX installs its own handler
     try:
         with watchdog.phase("start", lambda: _who_joined(address, count, index)):
             jax.distributed.initialize(

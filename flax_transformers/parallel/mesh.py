@@ -41,14 +41,14 @@ class MeshConfig:
         sizes = {field.name: getattr(self, field.name) for field in fields(self)}
         if 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
             raise ranges.OutOfRange(
-                f"mesh {_shown(sizes)} is not valid; give every axis a positive size, or one of them "
-                "-1"
+                f"mesh {_shown(sizes)} is not valid; give every axis a positive size, or one of "
+                "them -1"
             )
 
 
 AXES = ("data", "fsdp", "expert", "context", "tensor")
-"""Names of the mesh axes, from the slowest interconnect to the fastest: neighbouring devices
-differ in the last."""
+"""Names of the mesh axes, from the slowest interconnect to the fastest: adjacent devices differ
+in the last."""
 
 
 def resolve_mesh(config: MeshConfig, device_count: int) -> MeshConfig:
