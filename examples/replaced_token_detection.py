@@ -126,7 +126,7 @@ class ReplacedTokens:
             metrics={"loss": (loss, count), "accuracy": (correct, count)},
         )
 
-    def show(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
+    def example_views(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
         used = int(row["attention_mask"].sum())
         return [ExampleView("row", row["input_ids"][:used], row["replaced"][:used])]
 
