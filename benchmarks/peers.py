@@ -91,7 +91,7 @@ def main() -> None:
 def row(name: str, case: Case) -> tuple[str, ...]:
     """The cells of one case."""
     found = plan_of(case)
-    sent = sum(one.wire_bytes for one in found.traffic) / 1e9
+    sent = sum(one.sent_bytes for one in found.traffic) / 1e9
     used = " x ".join(f"{axis} {size}" for axis, size in found.mesh.items())
     temporaries = found.memory.temporaries
     return (

@@ -1,9 +1,9 @@
-"""The one exception that means "you can mend this"."""
+"""The exception for mistakes of the user."""
 
 
 class UserError(Exception):
-    """Something the user can put right: a config field, a data row, a checkpoint, a missing device.
+    """A mistake that the user can correct: a config field, a data file, a missing device.
 
-    The message is one sentence that says what is wrong, where, and how to mend it. The command
-    line prints it to stderr without a traceback and exits with code 2.
+    The message is one sentence: what is wrong, where, and how to fix it. The command line prints it
+    to stderr without a traceback and exits with code 2.
     """

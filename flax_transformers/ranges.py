@@ -1,9 +1,9 @@
-"""Which values a setting may have: the one check for configs, files and command lines.
+"""Checks of the types and ranges of settings in configs, files and command lines.
 
 A config dataclass declares the ranges of its numbers in a table, ``RANGES``, and calls
-`check_fields` when it is made; types come from its annotations. NaN, infinity and integers beyond
-64 bits are in no range. Readers of files use `check_number`, the command line `cli.parsing.number`,
-and the environment `from_environment`.
+`check_fields` in ``__post_init__``; types are those of its annotations. NaN, infinity and integers
+of more than 64 bits are in no range. Readers of files use `check_number`, the command line
+`cli.parsing.number`, and environment variables `from_environment`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from flax_transformers.errors import UserError
 
 
 class OutOfRange(UserError, ValueError):
-    """A setting has a value of the wrong type or out of range; the message names the setting."""
+    """A setting has a wrong type or is out of range; the message names the setting."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``least`` to ``most``, which belong to it unless ``above`` or ``below``."""
+    """Numbers from ``least`` to ``most``, without these if ``above`` or ``below``."""
 
     least: float
     most: float
@@ -41,7 +41,7 @@ class Range:
         return not self.fault(value)
 
     def fault(self, value: Any) -> str:
-        """What ``value`` must be and is not, such as "it must be at least 1"; "" if it is."""
+        """The violated condition, such as "it must be at least 1", or an empty string."""
         if not _is_number(value, self.whole):
             return f"it must be {'a whole number' if self.whole else 'a number'}"
         if isinstance(value, float) and not math.isfinite(value):
@@ -86,42 +86,42 @@ def integers(least: int = 1, most: int = INT32) -> Range:
 def numbers(
     least: float = 0.0, most: float = 1e30, *, above: bool = False, below: bool = False
 ) -> Range:
-    """Finite numbers from ``least`` to ``most``; ``above`` and ``below`` leave out these two."""
+    """Finite numbers from ``least`` to ``most``; ``above`` and ``below`` exclude these two."""
     return Range(least, most, whole=False, above=above, below=below)
 
 
 SHARE = numbers(0, 1)
-"""A part of a whole, all of it at most."""
+"""A share, including 1."""
 RATE = numbers(0, 1, below=True)
-"""A part of a whole, never all of it: dropout, moments, smoothing."""
+"""A share below 1: dropout, moments, smoothing."""
 COEFFICIENT = numbers(0, 1e6)
-"""What a term is multiplied with."""
+"""The coefficient of a term."""
 SECONDS = numbers(0, 1e8)
-"""A time limit; three years at most, as timers of the operating system overflow."""
+"""A time limit of at most three years, beyond which timers of the operating system overflow."""
 WIDTH = integers(1, 2**20)
 """Width of a layer, in features or heads."""
 LAYERS = integers(1, 10_000)
 ENTRIES = integers(1, 2**24)
 """Entries of a vocabulary, or classes."""
 TOKEN_ID = integers(-1, 2**24)
-"""An id; -1 where there is none."""
+"""A token id, or -1 for none."""
 POSITIONS = integers(1, 2**25)
-"""Tokens of a sequence."""
+"""Number of tokens of a sequence."""
 PIXELS = integers(1, 2**14)
 """Side of an image."""
 EXAMPLES = integers(1, 2**24)
-"""Examples in a batch."""
+"""Number of examples of a batch."""
 
 _ANY_INTEGER = integers(-(2**63), 2**63 - 1)
 _ANY_NUMBER = numbers(-1.7e308, 1.7e308)
 
 
 def check_fields(config: Any, where: str) -> None:
-    """Raises OutOfRange if a field of the dataclass ``config`` has a value of another type than
-    its annotation, or outside of the ``RANGES`` of its class and those it inherits from.
+    """Raise OutOfRange if a field of the dataclass ``config`` has another type than its annotation,
+    or is outside the ``RANGES`` of its class or a base class.
 
-    ``where`` goes before the name of the field: "model" gives "model.num_layers". Scalars of numpy
-    become Python's, so that every config can be written as JSON.
+    ``where`` is the prefix of field names: "model" gives "model.num_layers". NumPy scalars become
+    Python numbers, so that every config can be written as JSON.
     """
     kind: type = type(config)
     hints, table = _hints(kind), _table(kind)
@@ -138,7 +138,7 @@ def check_fields(config: Any, where: str) -> None:
 
 
 def check_number(name: str, value: Any, allowed: Range) -> Any:
-    """``value``; raises OutOfRange, beginning with ``name``, unless it is in the range."""
+    """Return ``value``; raise OutOfRange, beginning with ``name``, if it is out of range."""
     fault = allowed.fault(value)
     if fault:
         raise OutOfRange(f"{name} is {shown(value)}; {fault}")
@@ -146,7 +146,7 @@ def check_number(name: str, value: Any, allowed: Range) -> Any:
 
 
 def check_text(name: str, value: str) -> str:
-    """``value``; raises OutOfRange for a NUL character, or for what UTF-8 cannot encode."""
+    """Return ``value``; raise OutOfRange for a NUL character or invalid UTF-8."""
     if "\0" in value:
         raise OutOfRange(f"{name} is {shown(value)}; it must not contain a NUL character")
     try:
@@ -157,9 +157,9 @@ def check_text(name: str, value: str) -> str:
 
 
 def parse_integer(text: str) -> int | None:
-    """The number that ASCII digits write, at most 18 of them, with or without a sign; else None.
+    """The number in at most 18 ASCII digits with an optional minus sign; else None.
 
-    Python's ``int`` also takes underscores, blanks and digits of other scripts.
+    Python's ``int`` also accepts underscores, blanks and digits of other scripts.
     """
     digits = text.removeprefix("-")
     if not (digits.isascii() and digits.isdecimal() and len(digits) <= 18):
@@ -168,9 +168,9 @@ def parse_integer(text: str) -> int | None:
 
 
 def from_environment(variable: str, allowed: Range, default: int) -> int:
-    """The whole number in an environment variable, ``default`` where it is unset or empty.
+    """The whole number in an environment variable, or ``default`` if it is unset or empty.
 
-    Raises OutOfRange naming the variable.
+    Raises OutOfRange, which names the variable.
     """
     text = os.environ.get(variable)
     if not text:
@@ -184,7 +184,7 @@ def from_environment(variable: str, allowed: Range, default: int) -> int:
 
 
 def shown(value: Any) -> str:
-    """``value`` for a message, shortened; Python refuses to print integers of 4,300 digits."""
+    """``value`` for a message, shortened; Python does not print integers of 4,300 digits."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of {value.bit_length()} bits"
     if dataclasses.is_dataclass(value):
@@ -207,7 +207,7 @@ def _check_leaves(name: str, value: Any, allowed: Range | None) -> None:
 
 @functools.cache
 def _table(kind: type) -> dict[str, Range]:
-    """The ranges of a class, its own before those it inherits."""
+    """The ranges of a class, which override those of its bases."""
     return {
         name: allowed
         for base in reversed(kind.__mro__)
@@ -217,7 +217,7 @@ def _table(kind: type) -> dict[str, Range]:
 
 @functools.cache
 def _hints(kind: type) -> dict[str, Any]:
-    """Types of the fields; none where an annotation of a user's class cannot be evaluated."""
+    """Types of the fields; empty if an annotation cannot be evaluated."""
     try:
         return typing.get_type_hints(kind)
     except Exception:  # an annotation is any expression
@@ -229,7 +229,7 @@ def _is_number(value: Any, whole: bool) -> bool:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether ``value`` is of the type; True for types that cannot be told from outside."""
+    """Whether ``value`` has the type; True for types that cannot be checked."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in arguments)
@@ -251,7 +251,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _described(hint: Any) -> str:
-    """A type in words."""
+    """Description of a type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return _one_of([repr(option) for option in arguments])

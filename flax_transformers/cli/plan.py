@@ -247,14 +247,14 @@ def show(found: plans.Plan) -> None:
     for row in found.traffic:
         table.add_row(
             f"{row.kind} over {'+'.join(row.axes)}, {row.runs} runs",
-            f"{row.wire_bytes / 1e9:.3f} GB",
+            f"{row.sent_bytes / 1e9:.3f} GB",
         )
     if found.roofline is not None:
         r = found.roofline
         table.add_section()
         table.add_row("matmuls at peak", f"{r.compute * 1e3:.1f} ms")
         table.add_row("memory traffic", f"{r.memory * 1e3:.1f} ms")
-        for axes, seconds in sorted(r.wire.items(), key=lambda item: -item[1]):
+        for axes, seconds in sorted(r.interconnect.items(), key=lambda item: -item[1]):
             table.add_row(f"links of {axes}", f"{seconds * 1e3:.1f} ms")
         table.add_row(f"step at least (by {r.bound_by})", f"{r.step * 1e3:.1f} ms")
         table.add_row("MFU at most", f"{found.mfu_bound:.1%}")

@@ -174,5 +174,8 @@ def _cache_bytes(trainer: Trainer, batch: int, prompt_length: int, new_tokens: i
 
 
 def _difference(whole: Roofline, part: Roofline) -> Roofline:
-    wire = {axes: seconds - part.wire.get(axes, 0.0) for axes, seconds in whole.wire.items()}
-    return Roofline(whole.compute - part.compute, whole.memory - part.memory, wire)
+    interconnect = {
+        axes: seconds - part.interconnect.get(axes, 0.0)
+        for axes, seconds in whole.interconnect.items()
+    }
+    return Roofline(whole.compute - part.compute, whole.memory - part.memory, interconnect)

@@ -4,10 +4,10 @@ Everything is counted from the text of the program that runs, as often as its lo
 compiler's own cost analysis counts the body of a loop once, knows nothing of mesh axes, and has for
 a kernel only what its author wrote down.
 
-Wire bytes are what one device sends in a ring over a group of n, for a collective whose unsharded
+Sent bytes are what one device sends in a ring over a group of n, for a collective whose unsharded
 side has S bytes: S (n-1)/n for an all-gather, a reduce-scatter and an all-to-all, twice that for an
 all-reduce, and S for a permutation. Per step of a model whose matmul weights are W bytes as they
-cross the wire (2 per weight where that is bfloat16), this gives
+cross the interconnect (2 per weight where that is bfloat16), this gives
 
 - fsdp = n: 3 W (n-1)/n, as W is gathered for the forward and for the backward pass, and gradients
   are scattered;
@@ -69,7 +69,7 @@ class Collective:
         return sum(array.bytes for array in self.arrays)
 
     @property
-    def wire_bytes(self) -> float:
+    def sent_bytes(self) -> float:
         """That one device sends in a step."""
         share = (self.members - 1) / self.members
         factor = {"collective-permute": 1.0, "all-reduce": 2 * share}.get(self.kind, share)
@@ -106,11 +106,11 @@ class HloCost:
     unknown: list[str] = field(default_factory=list)
     """Loops whose number of rounds cannot be read."""
 
-    def wire_bytes(self) -> Counter[tuple[str, tuple[str, ...]]]:
+    def sent_bytes(self) -> Counter[tuple[str, tuple[str, ...]]]:
         """By kind and mesh axes."""
         total: Counter[tuple[str, tuple[str, ...]]] = Counter()
         for one in self.collectives:
-            total[one.kind, one.axes] += one.wire_bytes  # type: ignore[assignment]
+            total[one.kind, one.axes] += one.sent_bytes  # type: ignore[assignment]
         return total
 
 

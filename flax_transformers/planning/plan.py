@@ -70,7 +70,7 @@ class Traffic:
     kind: str
     axes: tuple[str, ...]
     runs: int
-    wire_bytes: float
+    sent_bytes: float
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,17 @@ class Roofline:
 
     compute: float
     memory: float
-    wire: dict[str, float]
+    interconnect: dict[str, float]
     """By mesh axes, joined by "+": a ring over links that nothing else uses."""
 
     @property
     def step(self) -> float:
-        return max(self.compute, self.memory, *self.wire.values())
+        return max(self.compute, self.memory, *self.interconnect.values())
 
     @property
     def bound_by(self) -> str:
         """What takes longest."""
-        parts = {"matmuls": self.compute, "memory": self.memory, **self.wire}
+        parts = {"matmuls": self.compute, "memory": self.memory, **self.interconnect}
         return max(parts, key=lambda name: parts[name])
 
 
@@ -332,23 +332,23 @@ def _traffic(found: HloCost) -> tuple[Traffic, ...]:
     for one in found.collectives:
         together.setdefault((one.kind, one.axes), []).append(one)
     rows = [
-        Traffic(kind, axes, sum(c.runs for c in group), sum(c.wire_bytes for c in group))
+        Traffic(kind, axes, sum(c.runs for c in group), sum(c.sent_bytes for c in group))
         for (kind, axes), group in together.items()
     ]
-    return tuple(sorted(rows, key=lambda row: -row.wire_bytes))
+    return tuple(sorted(rows, key=lambda row: -row.sent_bytes))
 
 
 def roofline(found: HloCost, program_flops: float, chip: DeviceSpec) -> Roofline:
     """What one run of a program takes at least, with the FLOPs of its kernels among them."""
-    wire: dict[str, float] = {}
+    interconnect: dict[str, float] = {}
     for one in found.collectives:
         name = "+".join(one.axes)
         bandwidth = chip.network_bandwidth if one.axes == (SLICES,) else chip.ring_bandwidth
-        wire[name] = wire.get(name, 0.0) + one.wire_bytes / bandwidth
+        interconnect[name] = interconnect.get(name, 0.0) + one.sent_bytes / bandwidth
     return Roofline(
         compute=program_flops / chip.peak_flops,
         memory=found.memory_bytes / chip.memory_bandwidth,
-        wire=wire,
+        interconnect=interconnect,
     )
 
 

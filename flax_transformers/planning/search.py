@@ -151,17 +151,18 @@ def _guess(
     tokens = rows * _places(model, phase)
     memory = 2 * parameters + optimizer + _activation_bytes(model, phase, remat, tokens, mesh)
     narrow = 2 if model.hidden_size // mesh.fsdp < LANES else 1
-    wire = parameters / 2 * (mesh.fsdp - 1) * 3 * phase.micro_batches * narrow
-    wire += parameters * (mesh.data - 1) / mesh.data
+    interconnect = parameters / 2 * (mesh.fsdp - 1) * 3 * phase.micro_batches * narrow
+    interconnect += parameters * (mesh.data - 1) / mesh.data
     activations = 2 * tokens * phase.micro_batches * model.hidden_size
-    wire += 8 * model.num_layers * activations * (mesh.tensor - 1) / mesh.tensor
+    interconnect += 8 * model.num_layers * activations * (mesh.tensor - 1) / mesh.tensor
     busy = flops * {"none": 1.0, "dots": 1.05, "full": 4 / 3}[remat] / chip.peak_flops
     return Candidate(
         config=replace(config, mesh=mesh, compute=replace(config.compute, remat=remat)),
         phase=phase,
         memory=memory,
         # Of two with the same compute time, the one that communicates less comes first.
-        seconds=max(busy, wire / chip.ring_bandwidth) + 0.1 * wire / chip.ring_bandwidth,
+        seconds=max(busy, interconnect / chip.ring_bandwidth)
+        + 0.1 * interconnect / chip.ring_bandwidth,
     )
 
 

@@ -58,7 +58,7 @@ def test_each_chip_holds_its_part_of_the_activations_and_gathers_keys_and_values
     whole, part = planned(tmp_path, 1), planned(tmp_path, 4)
     assert not whole.traffic
     assert whole.memory.temporaries / part.memory.temporaries == pytest.approx(4, rel=0.1)
-    sent = {one.kind: one.wire_bytes for one in part.traffic if one.axes == ("context",)}
+    sent = {one.kind: one.sent_bytes for one in part.traffic if one.axes == ("context",)}
     # Keys and values of every layer, bfloat16, three quarters of which are another chip's.
     keys_and_values = 2 * MODEL.num_layers * ROWS * LENGTH * MODEL.head_width * 2 * 3 / 4
     assert sent["reduce-scatter"] == keys_and_values, "gradients do not go back to their parts"

@@ -128,7 +128,7 @@ def test_on_a_tpu_a_round_is_bound_by_memory_and_tensor_parallelism_divides_it()
     # In 16 bits, for the cast stands before the loop; what the chip's own memory keeps is not read.
     assert weights < whole.token_memory_bytes < 2.1 * weights
     assert divided.token_memory_bytes < 0.3 * whole.token_memory_bytes
-    assert divided.token_roofline.wire["tensor"] > 0
+    assert divided.token_roofline.interconnect["tensor"] > 0
 
 
 def test_a_text_longer_than_the_positions_is_refused():

@@ -60,7 +60,7 @@ ENTRY %main (g: bf16[8,4]) -> bf16[8,4] {
     )
     (one,) = account(text, {"data": 4}).collectives
     assert (one.kind, one.axes, one.members) == ("all-reduce", (SLICES,), 4)
-    assert one.wire_bytes == 2 * (2 * 8 * 4) * 3 / 4
+    assert one.sent_bytes == 2 * (2 * 8 * 4) * 3 / 4
 
 
 def test_a_loop_of_a_tpu_program_counts_as_often_as_it_runs():
@@ -74,7 +74,7 @@ def test_a_collective_that_overlaps_matmuls_counts_once():
     # Axis 0 of the compiler's mesh is data x fsdp, and its minor half is fsdp.
     assert (gather.axes, gather.members, gather.runs) == (("fsdp",), 2, 6)
     assert gather.bytes == 2 * 8 * 8
-    assert gather.wire_bytes == 6 * gather.bytes / 2
+    assert gather.sent_bytes == 6 * gather.bytes / 2
     assert sum(c.kind == "all-gather" for c in account(TPU, MESH).collectives) == 1
 
 
@@ -99,7 +99,7 @@ def test_groups_of_devices_are_read_however_they_are_written(written, groups):
 def test_an_all_reduce_of_which_a_slice_is_kept_is_a_reduce_scatter():
     scatter = next(c for c in account(TPU, MESH).collectives if c.kind != "all-gather")
     assert (scatter.kind, scatter.axes, scatter.runs) == ("reduce-scatter", ("fsdp",), 1)
-    assert scatter.wire_bytes == 4 * 8 * 8 / 2
+    assert scatter.sent_bytes == 4 * 8 * 8 / 2
 
 
 def test_traffic_leaves_out_what_stays_on_the_chip_and_what_is_not_read():
@@ -191,7 +191,7 @@ def test_collectives_of_a_real_program_are_those_of_its_mesh():
     text = jax.jit(layer).lower(x, up, down).compile().as_text()
     found = account(text, MESH)
     assert found.matmul_flops == 2 * 2 * 4 * 32 * 32
-    assert found.wire_bytes() == {
+    assert found.sent_bytes() == {
         ("all-gather", ("fsdp",)): 2 * (4 * 32 * 32) / 2,
         ("all-reduce", ("tensor",)): 2 * (4 * 4 * 32) / 2,
     }

@@ -138,7 +138,7 @@ def test_the_compiler_for_tpus_runs_on_this_machine(on_tpu):
     assert {row.axes for row in on_tpu.traffic} == {("fsdp",)}
     assert 0 < on_tpu.mfu_bound < 1
     assert on_tpu.roofline.step == max(
-        on_tpu.roofline.compute, on_tpu.roofline.memory, on_tpu.roofline.wire["fsdp"]
+        on_tpu.roofline.compute, on_tpu.roofline.memory, on_tpu.roofline.interconnect["fsdp"]
     )
     assert not on_tpu.notes
 

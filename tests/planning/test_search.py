@@ -72,7 +72,7 @@ def test_the_likeliest_are_compiled_and_the_fastest_that_fits_comes_first(config
         if len(seen) == 1:
             raise UserError("this dimension does not divide")
         fits = len(seen) != 2
-        times = Roofline(compute=10.0 - len(seen), memory=0.0, wire={})
+        times = Roofline(compute=10.0 - len(seen), memory=0.0, interconnect={})
         plan = a_plan(state=GIB, rest=GIB)
         return dataclasses.replace(plan, fits=fits, roofline=times if fits else None)
 
