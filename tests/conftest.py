@@ -4,10 +4,13 @@ import importlib.util
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Threads for the collectives of eight devices, which otherwise can come to a standstill.
 os.environ["NPROC"] = "64"
+# Many tests compile the same small programs, commands in processes of their own too.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(".pytest_cache/compiled").absolute()))
 
 import jax
 import pytest
@@ -23,9 +26,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 live = importlib.util.find_spec("torch") is not None
 collect_ignore = [] if live else ["parity"]
 jax.config.update("jax_disable_most_optimizations", not live)
-
-# Many tests compile the same small programs.
-jax.config.update("jax_compilation_cache_dir", ".pytest_cache/compiled")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

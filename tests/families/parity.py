@@ -21,25 +21,36 @@ from tests.huggingface.tensors import export_weights, import_weights, parameter_
 TOLERANCE = 1e-5
 
 
-def load_case(case: Case, **compute):
-    """(config, model, params, weight table) of a case, with the weights drawn for it.
+_built: dict[tuple, tuple] = {}
 
-    ``execution`` sets fields of ``ComputeConfig``.
+
+def built_case(case: Case, **compute):
+    """(config, model, shapes of parameters, weight table) of a case, traced once in a process.
+
+    ``compute`` sets fields of ``ComputeConfig``.
     """
-    family = family_of_json(case.config)
-    config = family.from_huggingface(case.config)
-    model = build_model(config, ComputeConfig(**compute))
-    shapes = parameter_shapes(model, *model.example_inputs().values())
-    table = family.weights(config)
-    vocab_size = getattr(config, "vocab_size", 0)
-    tensors = draw_weights(tensor_shapes(table, shapes, vocab_size), case.name)
-    return config, model, import_weights(table, tensors, shapes, vocab_size), table
+    key = (id(case), *sorted(compute.items()))
+    if key not in _built:
+        family = family_of_json(case.config)
+        config = family.from_huggingface(case.config)
+        model = build_model(config, ComputeConfig(**compute))
+        shapes = parameter_shapes(model, *model.example_inputs().values())
+        # The case is kept as well, so that its id remains its own.
+        _built[key] = case, config, model, shapes, family.weights(config)
+    return _built[key][1:]
+
+
+def load_case(case: Case, **compute):
+    """(config, model, params, weight table) of a case, with the weights drawn for it."""
+    config, model, shapes, table = built_case(case, **compute)
+    params = import_weights(table, drawn_tensors(case), shapes, getattr(config, "vocab_size", 0))
+    return config, model, params, table
 
 
 def assert_parity(case: Case, script: str, **compute) -> None:
-    """The forward pass of a case is that of the original, at all places that count."""
+    """The forward pass of a case is that of the original, at all attended positions."""
     _, model, params, _ = load_case(case, **compute)
-    output = jax.jit(partial(model.apply, {"params": params}, **case.extra))(**case.inputs)
+    output = jax.jit(partial(model.apply, **case.extra))({"params": params}, **case.inputs)
     expected = read_golden(script, case)
     for name in case.outputs:
         found = case.attended(name, np.asarray(getattr(output, name)))
@@ -50,19 +61,19 @@ def assert_parity(case: Case, script: str, **compute) -> None:
 
 def drawn_tensors(case: Case) -> dict[str, np.ndarray]:
     """The tensors of a case by their published names, as a freshly saved file holds them."""
-    config, _, params, table = load_case(case)
-    shapes = tensor_shapes(table, params, getattr(config, "vocab_size", 0))
-    return draw_weights(shapes, case.name)
+    config, _, shapes, table = built_case(case)
+    tensors = tensor_shapes(table, shapes, getattr(config, "vocab_size", 0))
+    return draw_weights(tensors, case.name)
 
 
 def import_case(case: Case, tensors):
     """The parameters of a case from ``tensors``, in whatever layout these come."""
-    config, _, params, table = load_case(case)
-    return import_weights(table, tensors, params, getattr(config, "vocab_size", 0))
+    config, _, shapes, table = built_case(case)
+    return import_weights(table, tensors, shapes, getattr(config, "vocab_size", 0))
 
 
 def assert_weights_come_back(case: Case) -> None:
-    """What goes out under the published names is what came in, to the last bit."""
+    """Exported tensors are bit-equal to the imported ones."""
     config, _, params, table = load_case(case)
     exported = export_weights(table, params, getattr(config, "vocab_size", 0))
     unused = {weight.theirs for weight in table.weights if weight.unused}

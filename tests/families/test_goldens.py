@@ -1,4 +1,4 @@
-"""Every family against the original, through the goldens in tests/golden."""
+"""Every family compared with the original, by the goldens in tests/golden."""
 
 from __future__ import annotations
 
@@ -21,11 +21,7 @@ EACH = pytest.mark.parametrize("name", CASES)
 
 @pytest.mark.slow
 @EACH
-def test_the_forward_pass_is_that_of_the_original(name):
-    assert_parity(*CASES[name])
-
-
-@pytest.mark.slow
-@EACH
-def test_weights_survive_the_way_in_and_out(name):
-    assert_weights_come_back(CASES[name][0])
+def test_outputs_are_those_of_the_original_and_weights_are_exported_unchanged(name):
+    case, script = CASES[name]
+    assert_parity(case, script)
+    assert_weights_come_back(case)

@@ -89,7 +89,6 @@ class Job:
                 continue
             environment = os.environ | {
                 "JAX_PLATFORMS": "cpu",
-                "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
                 "JAX_NUM_CPU_DEVICES": "1",
                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
                 "JAX_NUM_PROCESSES": str(processes),

@@ -56,7 +56,6 @@ def run(folder, workdir, processes, steps=STEPS):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
     }
     launcher = [sys.executable, str(ROOT / "launch" / "local.py"), str(processes)]
     options = ["--devices", str(DEVICES // processes), "--max-restarts", "0", "--"]
@@ -94,7 +93,6 @@ def run_diverging(folder, workdir, processes):
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_NUM_CPU_DEVICES": str(DEVICES // processes),
         }
         if processes > 1:

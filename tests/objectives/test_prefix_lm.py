@@ -181,7 +181,7 @@ def test_a_model_that_sees_everything_is_refused():
         inputs = {name: jnp.asarray(batch[name]) for name in model.inputs if name in batch}
         return model.init(jax.random.key(0), **inputs, method="hidden_states")
 
-    with pytest.raises(UserError, match="needs a model that looks back"):
+    with pytest.raises(UserError, match="needs a causal model"):
         jax.eval_shape(hidden_states)
 
 

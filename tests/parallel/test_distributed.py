@@ -158,7 +158,7 @@ def refused(arguments, platforms):
 def test_an_absent_platform_is_refused_and_the_cpu_not_used_instead(platform, extra, platforms):
     line = refused(["doctor", "--platform", platform], platforms)
     assert line.startswith(f"flax-transformers: platform {platform} is not available (")
-    assert f"install flax-transformers[{extra}] on a machine that has the device" in line
+    assert f"install flax-transformers[{extra}] on a machine with such a device" in line
     assert "JAX_PLATFORMS" not in line
 
 
@@ -166,7 +166,7 @@ def test_an_absent_platform_is_refused_and_the_cpu_not_used_instead(platform, ex
 def test_an_absent_platform_in_the_environment_is_named():
     line = refused(["doctor"], "tpu")
     assert line.startswith("flax-transformers: JAX_PLATFORMS=tpu is not available (")
-    assert line.endswith("; set it to a platform that is, or unset it")
+    assert line.endswith("; set it to an available platform, or unset it")
 
 
 @pytest.mark.parametrize("address", ["nonsense", "host:", "host:port"])

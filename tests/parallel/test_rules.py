@@ -56,10 +56,14 @@ def test_a_parameter_is_divided_as_its_names_say():
     assert sharding.shard_shape((3, 8, 6)) == (3, 4, 3)
 
 
-def test_a_parameter_without_names_is_a_mistake_in_the_model():
-    tree = {"scale": jax.ShapeDtypeStruct((5,), jnp.float32)}
-    with pytest.raises(ValueError, match=r"parameter scale \(5,\) has logical axes \(\)"):
-        parameter_shardings(tree, mesh_of())
+def test_a_parameter_without_logical_axes_is_replicated():
+    tree = {"scale": jax.ShapeDtypeStruct((8,), jnp.float32)}
+    assert parameter_shardings(tree, mesh_of(fsdp=8))["scale"].is_fully_replicated
+
+
+def test_a_parameter_with_fewer_logical_axes_than_dimensions_is_refused():
+    with pytest.raises(ValueError, match=r"parameter layer/kernel \(8, 6\) has logical axes"):
+        parameter_shardings(boxed((8, 6), ("embed",)), mesh_of())
 
 
 def test_a_size_that_does_not_divide_is_refused_with_the_sizes_that_fit():

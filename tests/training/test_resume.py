@@ -22,7 +22,6 @@ def run(folder, workdir, stop=20, signal_name=None):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "2",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
     }
     return subprocess.run(
         command + ([signal_name] if signal_name else []),
