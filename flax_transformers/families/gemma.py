@@ -18,6 +18,7 @@ from flax_transformers.families.llama import (
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.models.config import Activation
+from flax_transformers.ranges import OutOfRange
 
 ARCHITECTURES = architectures("Gemma")
 del ARCHITECTURES["GemmaForQuestionAnswering"]  # the original has none
@@ -46,7 +47,7 @@ class GemmaConfig(LlamaConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.norm != "rms":
-            raise ValueError(f"model.norm is {self.norm!r}; Gemma has only 'rms'")
+            raise OutOfRange(f"model.norm is {self.norm!r}; Gemma has only 'rms'")
 
 
 SIZES: dict[str, GemmaConfig] = {

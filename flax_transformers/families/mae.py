@@ -262,7 +262,7 @@ class MaeConfig(VisionConfig):
         try:
             _ = self.decoder
         except ValueError as error:
-            raise ValueError(f"of the decoder, {error}") from None
+            raise ranges.OutOfRange(f"of the decoder, {error}") from None
 
     @property
     def tokens(self) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ class MarianConfig(EncoderDecoderConfig):
         if self.decoder_vocab_size == self.vocab_size:
             object.__setattr__(self, "decoder_vocab_size", None)
         if self.decoder_vocab_size is not None and self.share_embeddings:
-            raise ValueError(
+            raise ranges.OutOfRange(
                 f"model.decoder_vocab_size is {self.decoder_vocab_size} and model.vocab_size is "
                 f"{self.vocab_size}; set model.share_embeddings to False or make them equal"
             )

@@ -55,7 +55,7 @@ class MixtralConfig(MistralConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.experts_per_token > self.experts:
-            raise ValueError(
+            raise ranges.OutOfRange(
                 f"model.experts_per_token is {self.experts_per_token}; it must be between 1 and "
                 f"model.experts, {self.experts}"
             )

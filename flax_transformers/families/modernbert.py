@@ -144,13 +144,13 @@ class ModernBertConfig(TextConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.norm_position != "pre":
-            raise ValueError(
+            raise ranges.OutOfRange(
                 f"model.norm_position is {self.norm_position!r}; ModernBERT has only 'pre'"
             )
         if self.rope is None:
-            raise ValueError("model.rope is None; ModernBERT has no other positions")
+            raise ranges.OutOfRange("model.rope is None; ModernBERT has no other positions")
         if self.layer_types and len(self.layer_types) != self.num_layers:
-            raise ValueError(
+            raise ranges.OutOfRange(
                 f"model.layer_types names {len(self.layer_types)} layers, but model.num_layers is "
                 f"{self.num_layers}"
             )

@@ -29,6 +29,7 @@ from flax_transformers.models.text import (
     TextForTokenClassification,
     Tokens,
 )
+from flax_transformers.ranges import OutOfRange
 
 
 class RobertaForSequenceClassification(TextForSequenceClassification):
@@ -97,7 +98,7 @@ class RobertaConfig(TextConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.position_offset != self.pad_id + 1:
-            raise ValueError(
+            raise OutOfRange(
                 f"model.position_offset is {self.position_offset}; with model.pad_id "
                 f"{self.pad_id} it must be {self.pad_id + 1}"
             )

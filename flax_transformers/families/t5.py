@@ -218,11 +218,11 @@ class T5Config(EncoderDecoderConfig):
         if self.head_dim is None:  # always a number in a config.json
             object.__setattr__(self, "head_dim", self.head_width)
         if self.relative_buckets % 2:
-            raise ValueError(
+            raise ranges.OutOfRange(
                 f"model.relative_buckets is {self.relative_buckets}; it must be even and at least 4"
             )
         if self.relative_max_distance <= self.relative_buckets // 2:
-            raise ValueError(
+            raise ranges.OutOfRange(
                 f"model.relative_max_distance is {self.relative_max_distance}; it must be more "
                 f"than half of model.relative_buckets, {self.relative_buckets // 2}"
             )

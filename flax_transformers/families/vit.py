@@ -29,6 +29,7 @@ from flax_transformers.models.vision import (
     VisionForClassification,
     VisionWithPooler,
 )
+from flax_transformers.ranges import OutOfRange
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "ViTForImageClassification": VisionForClassification,
@@ -57,7 +58,7 @@ class ViTConfig(VisionConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rows_and_columns and (self.positions != "learned" or self.hidden_size % 2):
-            raise ValueError(
+            raise OutOfRange(
                 "model.rows_and_columns needs learned model.positions and an even "
                 f"model.hidden_size, not {self.positions!r} and {self.hidden_size}"
             )

@@ -212,19 +212,19 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         ranges.check_fields(self, "model")
         if self.head_dim is None and self.hidden_size % self.num_heads:
-            raise ValueError(
+            raise ranges.OutOfRange(
                 f"model.hidden_size {self.hidden_size} does not divide by model.num_heads "
                 f"{self.num_heads}; choose a width that is a multiple of the number of heads"
             )
         if self.num_heads % self.kv_heads:
-            raise ValueError(
+            raise ranges.OutOfRange(
                 f"model.num_heads {self.num_heads} does not divide by model.num_key_value_heads "
                 f"{self.kv_heads}; each key-value head serves the same number of heads"
             )
         if self.label_names == tuple(f"LABEL_{i}" for i in range(self.num_labels)):
             object.__setattr__(self, "label_names", ())  # the default names of transformers
         if self.label_names and len(self.label_names) != self.num_labels:
-            raise ValueError(
+            raise ranges.OutOfRange(
                 f"model.label_names has {len(self.label_names)} names, but model.num_labels is "
                 f"{self.num_labels}"
             )
@@ -313,7 +313,9 @@ class TextConfig(TransformerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.positions != "none" and self.max_positions is None:
-            raise ValueError(f"model.max_positions is None, but positions are {self.positions}")
+            raise ranges.OutOfRange(
+                f"model.max_positions is None, but positions are {self.positions}"
+            )
 
     @property
     def padded_vocab_size(self) -> int:
@@ -391,7 +393,7 @@ class EncoderDecoderConfig(TextConfig):
     def __post_init__(self) -> None:
         ranges.check_fields(self, "model")
         if self.causal:
-            raise ValueError(
+            raise ranges.OutOfRange(
                 "model.causal is True, but an encoder attends to its whole input; leave it out, "
                 "the decoder is causal in any case"
             )
@@ -416,7 +418,7 @@ class EncoderDecoderConfig(TextConfig):
         for name in ("pad_id", "decoder_start_id"):
             value = getattr(self, name)
             if value is not None and value >= self.vocab_size:
-                raise ValueError(
+                raise ranges.OutOfRange(
                     f"model.{name} is {value}, but the decoder's vocabulary has only ids below "
                     f"{self.vocab_size}; choose one of these"
                 )
@@ -503,12 +505,12 @@ class VisionConfig(TransformerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.grid) < 1:
-            raise ValueError(
+            raise ranges.OutOfRange(
                 f"model.image_size {self.image_size} is less than one patch of model.patch_size "
                 f"{self.patch_size}"
             )
         if self.positions == "sincos_2d" and self.hidden_size % 4:
-            raise ValueError(
+            raise ranges.OutOfRange(
                 f"model.hidden_size {self.hidden_size} does not divide by 4, as sincos_2d "
                 "positions need"
             )

@@ -73,7 +73,7 @@ class Augmentation:
         for name in ("scale", "aspect", "erase_area", "erase_aspect"):
             low, high = getattr(self, name)
             if low > high:
-                raise ValueError(
+                raise ranges.OutOfRange(
                     f"data.augmentation.{name} is {low} to {high}; the first must not be above the "
                     "second"
                 )
