@@ -1,4 +1,4 @@
-"""Trains byte-level BPE as GPT-2 has it (Radford et al. 2019): any text comes back exactly."""
+"""Trains byte-level BPE as in GPT-2 (Radford et al. 2019): decoding restores any text."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 END_OF_TEXT = "<|endoftext|>"
-_BLOCK = 1 << 16  # characters of a training text at most, where it may be cut
-_CUT = re.compile(r"(?<=[^\W_])(?= )")  # no word of GPT-2's pattern holds a space behind a letter
+_BLOCK = 1 << 16  # characters of a training text, if it may be cut
+_CUT = re.compile(r"(?<=[^\W_])(?= )")  # no word of GPT-2's pattern has a space after a letter
 
 
 def training_blocks(texts: Iterable[str]) -> Iterator[str]:
-    """Texts with their line ends, long ones in parts that have the same words."""
+    """Texts with their line ends; long ones in parts, without changing their words."""
     for text in texts:
         start = 0
         while len(text) - start > _BLOCK and (cut := _CUT.search(text, start + _BLOCK)):
@@ -26,11 +26,10 @@ def training_blocks(texts: Iterable[str]) -> Iterator[str]:
 
 
 def train_byte_level(vocab_size: int, texts: Iterator[str]) -> tuple[str, int]:
-    """A tokenizer.json, and how many tokens it has, which a small corpus can keep below
-    ``vocab_size``.
+    """A tokenizer.json and its number of tokens, which is below ``vocab_size`` for a small corpus.
 
-    Ids as in GPT-2: 256 bytes, then merges, and ``<|endoftext|>`` last, which begins and ends
-    texts. There is neither padding nor an unknown token.
+    Ids as in GPT-2: 256 bytes, then merges, and last ``<|endoftext|>``, which starts and ends
+    texts. There is neither a padding token nor an unknown token.
     """
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -43,7 +42,7 @@ def train_byte_level(vocab_size: int, texts: Iterator[str]) -> tuple[str, int]:
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
     parsed = json.loads(backend.to_str())
     found = len(parsed["model"]["vocab"]) + 1
-    # In the vocabulary too, as published files have it.
+    # In the vocabulary too, as in published files.
     parsed["model"]["vocab"][END_OF_TEXT] = found - 1
     backend = tokenizers.Tokenizer.from_str(json.dumps(parsed))
     backend.add_special_tokens([END_OF_TEXT])

@@ -1,8 +1,8 @@
-"""Documents to token ids: the step of preparing a store that calls the tokenizer.
+"""Tokenizes documents into sentences, for token stores.
 
-A document is tokenized whole, so that its ids are the tokenizer's own; where its sentences end
-among the tokens follows from character offsets. It is cut only where that changes no id
-(`Tokenizer.safe_cut`), which bounds the memory and spares the offsets.
+A document is tokenized as a whole, and the ends of sentences follow from character offsets. It is
+cut only where that changes no id (`Tokenizer.safe_cut`), which bounds the memory and avoids the
+offsets.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.data.tokenizers.sentences import sentence_ends
 
 _CHUNK = 1 << 18  # characters tokenized at once
-_PART = 1 << 16  # a longer stretch of text is cut where that changes no id
+_PART = 1 << 16  # a longer text is cut where that changes no id
 
 
 def encode_documents(
@@ -26,19 +26,19 @@ def encode_documents(
     tokenizer: Tokenizer,
     target_tokenizer: Tokenizer | None = None,
 ) -> Iterator[list[tuple[Document, list[np.ndarray]]]]:
-    """Numbered documents with the token ids of each of their sentences, many at a time.
+    """Numbered documents with the token ids of each of their sentences, in chunks.
 
-    The sentences of a text together are its ids: a token belongs to the sentence in which it ends,
-    so a sentence may have none. ``target_tokenizer`` is that of the second texts of pairs, where it
-    is another one. Texts that stand apart count as sentences; there are none where one of them has
-    no token, but such a text of a labelled document, whose place counts, becomes the unknown token.
+    A token belongs to the sentence in which it ends, so a sentence may be empty; concatenated, the
+    sentences are the ids of the text. ``target_tokenizer``: for the second texts of pairs, if it is
+    another one. Separate texts count as sentences. If one of them has no token, the document has no
+    sentences; in a labelled document the text becomes the unknown token instead.
     """
     for chunk in _chunks(documents):
         yield list(zip(chunk, _encode(chunk, tokenizer, target_tokenizer), strict=True))
 
 
 def encode_sentences(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[np.ndarray]]:
-    """The token ids of each sentence of each text; joined they are ``encode_batch([text])``."""
+    """The token ids of each sentence of each text; concatenated, ``encode_batch([text])``."""
     counts, parts = [], []
     for text in texts:
         several = _parts(tokenizer, text)
@@ -83,7 +83,7 @@ def _encode(
 def _encode_apart(
     documents: list[Document], tokenizer: Tokenizer, target_tokenizer: Tokenizer | None
 ) -> Iterator[list[np.ndarray]]:
-    """The ids of each text of documents that have several."""
+    """The ids of each text of documents with several texts."""
     if target_tokenizer is not None:
         sources, targets = zip(*(document.text for document in documents), strict=True)
         sides = tokenizer.encode_batch(sources), target_tokenizer.encode_batch(targets)
@@ -100,7 +100,7 @@ def _encode_apart(
 
 
 class _Part(NamedTuple):
-    """A stretch of a text that is tokenized apart, and the characters where sentences end in it."""
+    """A part of a text that is tokenized separately, and the positions of sentence ends in it."""
 
     text: str
     ends: list[int]
@@ -148,14 +148,14 @@ def _cuts(tokenizer: Tokenizer, text: str, ends: Sequence[int]) -> Iterator[int]
 def _encode_parts(
     tokenizer: Tokenizer, parts: Sequence[_Part]
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
-    """The ids of each part, and after how many of them sentences end."""
+    """The ids of each part, and the indices at which sentences end."""
     for batch in _batches(parts):
         plain = iter(tokenizer.encode_batch([p.text for p in batch if not p.needs_offsets]))
         located = iter(tokenizer.encode_with_offsets([p.text for p in batch if p.needs_offsets]))
         for part in batch:
             if part.needs_offsets:
                 ids, offsets = next(located)
-                # Offsets rise; that two tokens touch the same character does no harm.
+                # Offsets increase; two tokens may span the same character.
                 yield ids, np.searchsorted(offsets[:, 1], part.ends, side="right").tolist()
             else:
                 ids = next(plain)
@@ -163,7 +163,7 @@ def _encode_parts(
 
 
 def _batches(parts: Sequence[_Part]) -> Iterator[list[_Part]]:
-    """Parts in groups of a bounded number of characters."""
+    """Groups of parts with a bounded number of characters."""
     batch: list[_Part] = []
     characters = 0
     for part in parts:
@@ -177,7 +177,7 @@ def _batches(parts: Sequence[_Part]) -> Iterator[list[_Part]]:
 
 
 def _sentences(encoded: Sequence[tuple[np.ndarray, list[int]]]) -> list[np.ndarray]:
-    """The ids of a text's parts as those of its sentences."""
+    """The ids of the sentences of a text, from those of its parts."""
     if not encoded:
         return []
     ends: list[int] = []

@@ -1,9 +1,9 @@
-"""Files with which `transformers` reads a tokenizer trained here exactly as it is.
+"""Writes tokenizers in files that `transformers` loads with equal ids.
 
-Its own classes for sentencepiece know no byte fallback together with unigram pieces, and ByT5's
-appends the end of a sequence to every prompt: so what is written is a tokenizer.json of the
-`tokenizers` library, which holds for every model, with the frame that the model was trained with.
-Published tokenizers keep the files that they came with.
+Its classes for sentencepiece do not support byte fallback with unigram models, and ByT5's class
+appends the end of a sequence to every prompt. Therefore a tokenizer.json of the `tokenizers`
+library is written, which supports every model, with the frame that the model was trained with.
+Published tokenizers keep their files.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _SPACE = "▁"
 def exported_files(
     tokenizer: Tokenizer, frame: Frame | None, max_length: int | None
 ) -> dict[str, bytes]:
-    """The files of a tokenizer beside an exported model, by name.
+    """The files of a tokenizer for an exported model, by name.
 
-    ``frame``: what the model was trained with around its texts; None: what the tokenizer has, if
-    anything. ``max_length``: the most positions that the model takes, None without a limit.
+    ``frame``: the special tokens around texts that the model was trained with; None: those of the
+    tokenizer, if any. ``max_length``: the maximum length of the model, None without a limit.
     """
     if not tokenizer.facts.trained_here:
         return _published(tokenizer, max_length)
@@ -66,7 +66,7 @@ def exported_files(
 
 
 def _published(tokenizer: Tokenizer, max_length: int | None) -> dict[str, bytes]:
-    """The files as they came, without this package's record."""
+    """The original files, without this package's record."""
     files = dict(tokenizer.files)
     config = json.loads(files.get(CONFIG_FILE, b"{}"))
     config.pop(RECORD, None)
@@ -87,7 +87,7 @@ def _names(tokenizer: Tokenizer, frame: Frame) -> tuple[list[str], list[str]]:
 
 
 def _processor(tokenizer: Tokenizer, frame: Frame) -> Any:
-    """A post-processor that puts a frame around one text, and around each of two."""
+    """A post-processor that adds a frame around one text, and around each of two."""
     before, after = _names(tokenizer, frame)
     ids = dict(zip([*before, *after], [*frame.before, *frame.after], strict=True))
     return processors.TemplateProcessing(
@@ -103,7 +103,7 @@ def _backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(tokenizer.serialized)
     if isinstance(tokenizer, SentencePieceTokenizer):
         return sentencepiece_backend(tokenizer.model)
-    assert isinstance(tokenizer, ByteTokenizer)  # of Marian's none is trained here
+    assert isinstance(tokenizer, ByteTokenizer)  # Marian tokenizers are not trained here
     return _byte_backend(tokenizer)
 
 
@@ -120,7 +120,7 @@ def _byte_backend(tokenizer: ByteTokenizer) -> tokenizers.Tokenizer:
 
 
 def _letters_of_bytes() -> list[str]:
-    """The character that byte-level BPE writes for each byte (GPT-2's table)."""
+    """The character of each byte in byte-level BPE (GPT-2's table)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     further = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(further)) for byte in range(256)]
@@ -168,10 +168,10 @@ def sentencepiece_backend(model: bytes) -> tokenizers.Tokenizer:
 
 
 def merges_of(model: bytes) -> list[tuple[str, str]]:
-    """The merges of a sentencepiece BPE model, first the one that is made first.
+    """The merges of a sentencepiece BPE model, in order.
 
-    The model holds the pieces alone: the better a piece's score, the earlier it is merged, from any
-    two pieces that make it up.
+    The model contains only pieces: pieces with better scores are merged earlier, from any two
+    pieces that form them.
     """
     proto = parse_sentencepiece(model)
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
@@ -185,10 +185,10 @@ def merges_of(model: bytes) -> list[tuple[str, str]]:
 
 
 def export_folder(source: Path, target: Path, max_length: int | None) -> Path:
-    """A folder with the files of ``source`` as `transformers` reads them.
+    """A folder with the files of ``source`` in the form that `transformers` reads.
 
-    That is ``source``, or ``target`` where a run of this package saved the tokenizer: what lies
-    beside it is copied there. Raises UserError for a file that is damaged.
+    That is ``source``, or ``target`` if a run of this package saved the tokenizer; other files are
+    then copied to it. Raises UserError for a damaged file.
     """
     config = source / CONFIG_FILE
     if not config.is_file():

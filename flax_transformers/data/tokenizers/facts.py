@@ -1,8 +1,8 @@
-"""What the files beside a vocabulary say of a tokenizer: class, special tokens, options.
+"""Class, special tokens and options of a tokenizer, from the files beside its vocabulary.
 
-Read from tokenizer_config.json, special_tokens_map.json, added_tokens.json, config.json and
-generation_config.json, in the way that ``transformers`` reads them. What a file does not say is as
-its class has it (GPT-2's published tokenizer_config.json says no more than a length).
+They are tokenizer_config.json, special_tokens_map.json, added_tokens.json, config.json and
+generation_config.json, interpreted as in ``transformers``. What is missing in the files is taken
+from the class (GPT-2's published tokenizer_config.json contains only a length).
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from flax_transformers.objectives.base import Frame
 
 CONFIG_FILE = "tokenizer_config.json"
 RECORD = "flax_transformers"
-"""The key in CONFIG_FILE of what this package notes there."""
+"""The key of this package's record in CONFIG_FILE."""
 ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
 FACT_FILES = (
     CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "config.json",
     "generation_config.json",
 )  # fmt: skip
 MODEL_FILES = ("config.json", "generation_config.json")
-"""Those of the model, which stay with it."""
+"""Files that belong to the model."""
 _MODEL_FIELDS = ("model_type", "tokenizer_class", "pad_token_id", "bos_token_id", "eos_token_id")
 
 
 @dataclass(frozen=True)
 class TokenizerClass:
-    """What a class of ``transformers`` says where the files do not.
+    """The defaults of a class of ``transformers``.
 
-    ``before`` and ``after`` name the roles of the tokens around a text, for folders without a
-    tokenizer.json, which has a post-processor.
+    ``before`` and ``after``: roles of the tokens around a text, for folders without a
+    tokenizer.json with a post-processor.
     """
 
     roles: Mapping[str, str]
@@ -84,7 +84,7 @@ _CLASS_OF_MODEL = {
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token beside those of the model's own vocabulary, as files describe it."""
+    """A token that is added to the model's vocabulary, as files describe it."""
 
     content: str
     special: bool = True
@@ -96,10 +96,10 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class Facts:
-    """See the module. ``named``: roles as the files name them, None where they say that there is no
-    such token. ``added``: further tokens by id. ``extra``: further special tokens without an id.
-    ``options``: all other fields of tokenizer_config.json. ``model``: of config.json and
-    generation_config.json, what concerns the tokenizer. ``record``: what this package noted."""
+    """See the module. ``named``: tokens by role, None if the files say that there is no such token.
+    ``added``: added tokens by id. ``extra``: additional special tokens without an id. ``options``:
+    all other fields of tokenizer_config.json. ``model``: fields of config.json and
+    generation_config.json for the tokenizer. ``record``: this package's record."""
 
     tokenizer_class: str | None = None
     named: Mapping[str, str | None] = field(default_factory=dict)
@@ -115,30 +115,30 @@ class Facts:
 
     @property
     def trained_here(self) -> bool:
-        """Whether this package trained it; what is framed is then up to the objective."""
+        """Whether this package trained it; the objective then decides how texts are framed."""
         return bool(self.record) and not self.record.get("published")
 
     @property
     def run_frame(self) -> Frame | None:
-        """What the run that saved the tokenizer puts around its texts; None where none is noted."""
+        """The special tokens that the run that saved it puts around texts; None if not recorded."""
         noted = self.record.get("frame")
         return None if noted is None else Frame(*(tuple(map(int, side)) for side in noted))
 
     def model_id(self, role: str, size: int) -> int | None:
-        """The id that config.json or generation_config.json gives a role, the first of several."""
+        """The (first) id of a role in config.json or generation_config.json."""
         found: Any = self.model.get(f"{role}_token_id")
         first: Any = found[0] if isinstance(found, list) and found else found
         known = isinstance(first, int) and not isinstance(first, bool) and 0 <= first < size
         return int(first) if known else None
 
     def role(self, name: str) -> str | None:
-        """The token that plays a role: as a file names it, else as the class has it."""
+        """The token with a role, from the files or else from the class."""
         if name in self.named:
             return self.named[name]
         return None if self.known_class is None else self.known_class.roles.get(name)
 
     def flag(self, name: str) -> bool | None:
-        """A yes or no among the options; None where it is not said."""
+        """A boolean option; None if it is not set."""
         value = self.options.get(name)
         return value if isinstance(value, bool) else None
 
@@ -148,7 +148,7 @@ TRAINED_HERE = Facts(record={"trained": True})
 
 
 def read_facts(files: Mapping[str, bytes], where: object = "the folder") -> Facts:
-    """What the FACT_FILES among ``files`` say. Raises UserError for one that is damaged."""
+    """Reads the FACT_FILES among ``files``. Raises UserError for a damaged one."""
     config, names, added, model, generation = (
         parsed(files, name, where) if name in files else {} for name in FACT_FILES
     )
@@ -172,7 +172,7 @@ def _facts(
     record: dict[str, Any],
 ) -> Facts:
     listed = config.get("added_tokens_decoder")
-    # As in transformers, the older files count only without that field.
+    # As in transformers, the older files are used only without that field.
     if listed is None:
         config = config | names
     named = {role: _content(config[f"{role}_token"]) for role in ROLES if f"{role}_token" in config}
@@ -198,7 +198,7 @@ def _facts(
 
 
 def _class(config: dict[str, Any], model: dict[str, Any]) -> str | None:
-    """The class's name without "Fast"; that of the model's type where no file says more."""
+    """The name of the class without "Fast", or else the class of the model's type."""
     for source in (config, model):
         name = source.get("tokenizer_class")
         if isinstance(name, str) and name not in ("PreTrainedTokenizer", "TokenizersBackend"):
@@ -213,7 +213,7 @@ def _of_model(config: dict[str, Any], generation: dict[str, Any]) -> dict[str, A
 
 
 def _content(token: Any) -> str | None:
-    """A token as a string or as a record with one."""
+    """The content of a token, which is a string or a record."""
     if token is None:
         return None
     text = token["content"] if isinstance(token, dict) else token
@@ -228,7 +228,7 @@ def _added(token: Any) -> AddedToken:
 
 
 def parsed(files: Mapping[str, bytes], name: str, where: object) -> dict[str, Any]:
-    """A JSON file as a dict. Raises UserError if it is none."""
+    """A JSON file as a dict. Raises UserError if it is not JSON."""
     try:
         content = json.loads(files[name].decode("utf-8"))
     except (ValueError, RecursionError) as error:

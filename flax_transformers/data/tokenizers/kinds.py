@@ -1,14 +1,14 @@
-"""The kinds of tokenizer behind one interface: WordPiece, sentencepiece and bytes.
+"""The interface of tokenizers, and two kinds: bytes, and models of the `tokenizers` library.
 
-Made by `tokenizers.train_tokenizer` and `tokenizers.load_tokenizer`. What holds for every kind:
+Created by `load.train_tokenizer` and `load.load_tokenizer`. For every kind:
 
-* ``encode_batch`` adds no special tokens, and user text never yields a special id: "[MASK]" or
-  "</s>" written in a document is encoded as ordinary characters. (Characters that WordPiece does
-  not know become the unknown id; bytes and sentencepiece with byte fallback know them all.)
-* A tokenizer pickles as its serialized model, so spawned data workers can receive one.
+* ``encode_batch`` adds no special tokens, and text never yields a special id: "[MASK]" or "</s>"
+  in a document is encoded as ordinary characters. (Characters unknown to WordPiece become the
+  unknown id; bytes and sentencepiece with byte fallback know all characters.)
+* A tokenizer is pickled as its serialized model, so that data workers can receive it.
 * ``fingerprint`` is the sha256 of what defines the mapping from text to ids.
 
-Strings with lone surrogates are no Unicode text: bytes takes them, the other kinds raise.
+Strings with lone surrogates are not Unicode text: bytes accepts them, the other kinds raise.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Tokenizer(Protocol):
 
     @property
     def files(self) -> Files:
-        """As they were read, by name; none for a tokenizer trained in this process."""
+        """The files that were read, by name; none for a tokenizer trained in this process."""
 
     @property
     def frame(self) -> Frame:
@@ -85,43 +85,42 @@ class Tokenizer(Protocol):
         """One int32 array [n] per text, without special tokens."""
 
     def encode_prompt(self, text: str) -> np.ndarray:
-        """The ids of a text in which special tokens may be written by name, as `transformers`
-        reads it: int32 [n], without the frame."""
+        """The ids of a text in which names of special tokens are read as these tokens, as in
+        `transformers`: int32 [n], without the frame."""
 
     @property
     def safe_cut(self) -> re.Pattern[str] | None:
-        """Matches, empty, where a text may be cut: the ids of both parts joined are those of the
-        whole. None where no such position is known."""
+        """Matches, empty, at positions where a text may be cut without changing its ids; None if
+        no such position is known."""
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The ids of each text as of ``encode_batch``, and where each token begins and ends in it,
-        int32 [n, 2] in characters; a token that is a part of a character touches all of it."""
+        """The ids of each text as by ``encode_batch``, and the start and end of each token, int32
+        [n, 2] in characters; a token that is a part of a character spans all of it."""
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
-        """The ids of each word of each sentence, as ``is_split_into_words`` of Hugging Face gives
-        them: what begins a word in a text begins each of these."""
+        """The ids of each word of each sentence, as with ``is_split_into_words`` of Hugging Face."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids; special ids other than the unknown one are left out."""
+        """The text of the ids, without special ids other than the unknown id."""
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """One readable string per id, specials included."""
+        """One readable string per id, special ids included."""
 
     def save(self, directory: str | os.PathLike[str], frame: Frame | None = None) -> None:
-        """Write what ``load_tokenizer`` reads; the config file comes last. ``frame`` is what a run
-        puts around its texts, noted for those who prompt its model."""
+        """Writes what ``load_tokenizer`` reads, the config file last. ``frame``: the special tokens
+        that a run puts around its texts, recorded for prompts."""
 
 
 class ByteTokenizer(EncodesBatches):
     """UTF-8 bytes as ids (ByT5, arXiv:2105.13626): byte + 3; pad 0, eos 1, unk 2.
 
-    259 [CLS], 260 [SEP] and 261 [MASK] follow the bytes, 262 ids in all. Every string comes back
-    exactly. A word begins at a whitespace byte, as it does at "▁" in sentencepiece. The sentinels
-    are the ids of the last 100 bytes, from 258 down, as in the paper: the first eleven of these
-    bytes are in no UTF-8 text, the others may be.
+    259 [CLS], 260 [SEP] and 261 [MASK] follow the bytes, 262 ids in total. Decoding restores every
+    string. A word begins at a whitespace byte, as at "▁" in sentencepiece. The sentinels are the
+    ids of the last 100 bytes, from 258 down, as in the paper: the first eleven of these bytes never
+    occur in UTF-8 text.
 
-    The published ByT5 has further tokens behind the bytes instead, ``<extra_id_0>`` first, which
-    no model was trained with: ``names`` are those of all special ids.
+    The published ByT5 has other tokens after the bytes, from ``<extra_id_0>`` on, which no model
+    was trained with: ``names`` gives the names of all special ids.
     """
 
     kind: Kind = "bytes"
@@ -168,7 +167,7 @@ class ByteTokenizer(EncodesBatches):
         return list(zip(self.encode_batch(texts), map(_byte_offsets, texts), strict=True))
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
-        """A space is put between words, where ByT5 in Hugging Face puts nothing."""
+        """Adds a space between words, where ByT5 in Hugging Face adds nothing."""
         return encode_apart(self, [spaced(words) for words in sentences])
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -200,7 +199,7 @@ def encode_apart(
 
 
 def spaced(words: Sequence[str]) -> list[str]:
-    """Words of running text: a space before each but the first."""
+    """Words with a space before each but the first."""
     return [f" {word}" if i else word for i, word in enumerate(words)]
 
 
@@ -211,8 +210,9 @@ def _readable_byte(byte: int) -> str:
 class PieceTokenizer(EncodesBatches):
     """A model of the `tokenizers` library: WordPiece as trained here, or any tokenizer.json.
 
-    WordPiece splits words as BERT does (arXiv:1810.04805): control characters go, whitespace
-    separates, punctuation and CJK characters stand alone; words over 100 characters are unknown.
+    WordPiece splits words as BERT does (arXiv:1810.04805): control characters are removed,
+    whitespace separates words, punctuation and CJK characters are words of their own; words longer
+    than 100 characters are unknown.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class PieceTokenizer(EncodesBatches):
         self.serialized = serialized
         self.facts, self.files = facts, dict(files or {})
         self._backend = backend = tokenizers.Tokenizer.from_str(serialized)
-        backend.no_truncation()  # both may be stored in the file, by a call that padded once
+        backend.no_truncation()  # the file may contain settings of both
         backend.no_padding()
         backend.encode_special_tokens = True  # read special tokens in the text as plain text
         self.kind: Kind = _model_kind(serialized)
@@ -241,14 +241,14 @@ class PieceTokenizer(EncodesBatches):
         self.vocabulary = vocabulary_of(
             facts, backend.token_to_id, size, special, starts, sentinels, frame=self._frame()
         )
-        # The unknown id may come from text: it stands for characters that are not in the model.
+        # Text may yield the unknown id.
         forbidden = never_from_text(self.vocabulary)
         self._forbidden = np.isin(np.arange(size), list(forbidden))
         literals = "|".join(re.escape(names[i]) for i in sorted(forbidden) if names[i])
         self._literals = re.compile(literals or r"(?!)")
 
     def _frame(self) -> Frame | None:
-        """What the file's post-processor puts around a text."""
+        """The special tokens that the file's post-processor adds around a text."""
         if self.facts.trained_here:
             return None
         for probe in ("a", "1", ".", *self._backend.get_vocab()):
@@ -283,7 +283,7 @@ class PieceTokenizer(EncodesBatches):
         return (e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=False))
 
     def _encode_cutting_literals(self, text: str) -> np.ndarray:
-        """For models (unigram) whose own pieces include "</s>": cut such text in two."""
+        """For unigram models with a piece "</s>": cuts such text in two."""
         ids = np.concatenate([np.array(ids, np.int32) for ids in self._ids(self._cut(text))])
         return ids[~self._forbidden[ids]]
 
@@ -297,7 +297,7 @@ class PieceTokenizer(EncodesBatches):
 
     @functools.cached_property
     def _byte_lengths(self) -> np.ndarray | None:
-        """How many bytes of a text each id stands for."""
+        """The number of bytes of text per id."""
         names = [self._backend.id_to_token(i) or "" for i in range(self.vocabulary.size)]
         return byte_level_lengths(json.loads(self.serialized), names)
 
@@ -312,7 +312,7 @@ class PieceTokenizer(EncodesBatches):
         ]
 
     def _summed_offsets(self, text: str, ids: np.ndarray) -> np.ndarray | None:
-        """Offsets from the lengths of byte-level tokens; None where they do not add up."""
+        """Offsets from the lengths of byte-level tokens; None if they do not add up."""
         assert self._byte_lengths is not None
         if self._backend.normalizer is not None and not unicodedata.is_normalized("NFC", text):
             return None
@@ -346,15 +346,15 @@ class PieceTokenizer(EncodesBatches):
         return ids[kept], offsets[kept]
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
-        """Byte-level pieces have a space before every word, as with add_prefix_space."""
+        """Byte-level models get a space before every word, as with add_prefix_space."""
         before = " " if is_byte_level(json.loads(self.serialized)) else ""
         return encode_apart(self, [[f"{before}{word}" for word in words] for words in sentences])
 
     def decode(self, ids: Iterable[int]) -> str:
-        size = len(self._forbidden)  # a model may have more rows than there are tokens
+        size = len(self._forbidden)  # a model may have more embeddings than there are tokens
         kept = [i for i in map(int, ids) if 0 <= i < size and not self._forbidden[i]]
         text = self._backend.decode(kept, skip_special_tokens=False)
-        # As in transformers, which leaves BPE's spaces alone whatever the file says.
+        # As in transformers, which keeps the spaces of BPE whatever the file says.
         clean = self.kind != "bpe" and self.facts.flag("clean_up_tokenization_spaces")
         return _cleaned_up(text) if clean else text
 
@@ -391,7 +391,7 @@ def _ids_and_offsets(encoding: tokenizers.Encoding) -> tuple[np.ndarray, np.ndar
 
 
 def _cleaned_up(text: str) -> str:
-    """Without the spaces that decoding leaves before punctuation and in English contractions."""
+    """Removes spaces before punctuation and in English contractions."""
     for ending in (".", "?", "!", ","):
         text = text.replace(f" {ending}", ending)
     text = text.replace(" ' ", "'")
@@ -403,7 +403,7 @@ def _cleaned_up(text: str) -> str:
 def prompt_ids(
     encode_batch: Callable[[list[str]], list[np.ndarray]], text: str, special: Mapping[str, int]
 ) -> np.ndarray:
-    """A text cut at the names of special tokens, its parts encoded each by itself."""
+    """Cuts a text at the names of special tokens and encodes each part."""
     parts = split_at(special, text)
     ids = [
         np.array([special[part]], np.int32) if part in special else encode_batch([part])[0]
@@ -413,7 +413,7 @@ def prompt_ids(
 
 
 def split_at(names: Iterable[str], text: str) -> list[str]:
-    """A text in parts, of which those that are among the names stand alone."""
+    """Cuts a text so that each occurrence of a name is a part."""
     longest_first = sorted(filter(None, names), key=len, reverse=True)
     if not longest_first:
         return [text] if text else []
@@ -422,14 +422,14 @@ def split_at(names: Iterable[str], text: str) -> list[str]:
 
 
 def _model_kind(serialized: str) -> Kind:
-    """The kind of a tokenizer.json: its model's type in our words."""
+    """The kind of the model of a tokenizer.json."""
     model = json.loads(serialized)["model"]
     name = str(model.get("type") or ("WordPiece" if "continuing_subword_prefix" in model else "?"))
     kinds: dict[str, Kind] = {
         "WordPiece": "wordpiece", "Unigram": "unigram", "BPE": "bpe", "WordLevel": "wordlevel"
     }  # fmt: skip
     if name not in kinds:
-        raise UserError(f"A {name} model is no tokenizer we read; use one of {', '.join(kinds)}.")
+        raise UserError(f"A {name} model is not supported; use one of {', '.join(kinds)}.")
     return kinds[name]
 
 
@@ -444,7 +444,7 @@ def save_files(
     described: Mapping[str, Any],
     frame: Frame | None,
 ) -> None:
-    """Writes the files as they came, with a record in CONFIG_FILE, which comes last."""
+    """Writes the files unchanged, except for a record in CONFIG_FILE, which is written last."""
     folder = epath.Path(directory)
     config = dict(described)
     if CONFIG_FILE in files:

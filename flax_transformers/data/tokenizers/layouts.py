@@ -1,15 +1,15 @@
-"""Tokenizers from the files they are published as.
+"""Creates tokenizers from published files.
 
-Which file holds the vocabulary, and how its pieces get their ids, is told by the tokenizer's class
-(tokenizer_config.json) or the model's type (config.json):
+The tokenizer's class (tokenizer_config.json) or the model's type (config.json) defines which file
+contains the vocabulary and which ids its pieces have:
 
-    tokenizer.json                 any tokenizer of the `tokenizers` library, as it stands there
-    vocab.txt                      BERT's WordPiece, the id of a line is its number
+    tokenizer.json                 any tokenizer of the `tokenizers` library
+    vocab.txt                      BERT's WordPiece, the line number is the id
     vocab.json, merges.txt         byte-level BPE of GPT-2, RoBERTa, BART, Qwen2
-    tokenizer.model, spiece.model  sentencepiece, a piece's place is its id (Llama 2, Gemma, T5)
+    tokenizer.model, spiece.model  sentencepiece, index of a piece = id (Llama 2, Gemma, T5)
     sentencepiece.bpe.model        sentencepiece with fairseq's ids (XLM-R, mBART)
-    source.spm, target.spm         sentencepiece on both sides, ids in vocab.json (Marian)
-    nothing but a class            bytes (ByT5)
+    source.spm, target.spm         sentencepiece for both sides, ids in vocab.json (Marian)
+    only a class                   bytes (ByT5)
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ VOCABULARY_FILES = (
 _BYTE_LEVEL = ("GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "Qwen2Tokenizer")
 _WORDPIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 _FAIRSEQ = ("XLMRobertaTokenizer", "MBartTokenizer", "MBart50Tokenizer")
-# In the order of their ids, behind the pieces (arXiv:2001.08210; the second list arXiv:2008.00401).
+# In the order of their ids, after the pieces (arXiv:2001.08210; the second list arXiv:2008.00401).
 _MBART_LANGUAGES = (
     "ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT "
     "lv_LV my_MM ne_NP nl_XX ro_RO ru_RU si_LK tr_TR vi_VN zh_CN"
@@ -59,7 +59,7 @@ _MBART50_FURTHER = (
     "af_ZA az_AZ bn_IN fa_IR he_IL hr_HR id_ID ka_GE km_KH mk_MK ml_IN mn_MN mr_IN pl_PL ps_AF "
     "pt_XX sv_SE sw_KE ta_IN te_IN th_TH tl_XX uk_UA ur_PK xh_ZA gl_ES sl_SI"
 ).split()
-# Qwen2's own division of a text into words, from its tokenizer.json.
+# How Qwen2 splits a text into words, from its tokenizer.json.
 _QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -67,9 +67,9 @@ _QWEN2_WORDS = (
 
 
 def tokenizer_of(files: Files, facts: Facts, lowercase: bool | None) -> Tokenizer | None:
-    """The tokenizer that files make together; None where there is no vocabulary among them.
+    """The tokenizer of the files; None if there is no vocabulary among them.
 
-    ``lowercase`` is for a vocab.txt whose folder does not say. The libraries' own exceptions pass.
+    ``lowercase``: for a vocab.txt if no file says. Exceptions of the libraries are not caught.
     """
     byte_class = facts.tokenizer_class == "ByT5Tokenizer"
     if byte_class or (facts.trained_here and facts.record.get("kind") == "bytes"):
@@ -87,8 +87,8 @@ def tokenizer_of(files: Files, facts: Facts, lowercase: bool | None) -> Tokenize
 
 
 def _settled(serialized: str, facts: Facts) -> str:
-    """A tokenizer.json with the case, the space before a text and the further tokens that the
-    files beside it ask for; unchanged where they ask for nothing else."""
+    """A tokenizer.json with the case, the prefix space and the added tokens that the files beside
+    it define; unchanged if they do not differ."""
     if facts.trained_here:
         return serialized
     content = json.loads(serialized)
@@ -112,7 +112,7 @@ def _settled(serialized: str, facts: Facts) -> str:
 
 
 def _settle_case(content: dict[str, Any], facts: Facts) -> bool:
-    """BERT's own options count before those that its tokenizer.json was written with."""
+    """BERT's options in tokenizer_config.json override those of its tokenizer.json."""
     normalizer = content.get("normalizer") or {}
     if normalizer.get("type") != "BertNormalizer" or facts.tokenizer_class not in _WORDPIECE:
         return False
@@ -125,7 +125,7 @@ def _settle_case(content: dict[str, Any], facts: Facts) -> bool:
 
 
 def _settle_prefix(content: dict[str, Any], facts: Facts) -> bool:
-    """The same for whether a byte-level text begins with a space."""
+    """The same for the prefix space of byte-level models."""
     if facts.tokenizer_class not in _BYTE_LEVEL:
         return False
     wanted = {"add_prefix_space": facts.flag("add_prefix_space")}
@@ -139,7 +139,7 @@ def _overwrite(record: dict[str, Any], wanted: Mapping[str, bool | None]) -> boo
     other = {k: v for k, v in wanted.items() if v is not None and v != record.get(k)}
     for name, value in other.items():
         log.warning(
-            "tokenizer.json has %s=%s, tokenizer_config.json asks for %s, which is done",
+            "tokenizer.json has %s=%s, tokenizer_config.json overrides it with %s",
             name, record.get(name), value,
         )  # fmt: skip
         record[name] = value
@@ -147,7 +147,7 @@ def _overwrite(record: dict[str, Any], wanted: Mapping[str, bool | None]) -> boo
 
 
 def _missing(facts: Facts, known: Iterable[str]) -> list[AddedToken]:
-    """Tokens that the files name and the vocabulary lacks; they get the next ids, in this order."""
+    """Tokens in the files that the vocabulary lacks; they get the next ids, in this order."""
     have = set(known)
     listed = [token for _, token in sorted(facts.added.items())]
     roles = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -176,12 +176,12 @@ def _bytes(files: Files, facts: Facts) -> Tokenizer:
 def _marian(files: Files, facts: Facts) -> Tokenizer:
     if "target_vocab.json" in files:
         raise UserError(
-            "it has a target_vocab.json, and Marian with two vocabularies is not read; put a "
-            "tokenizer.json there, or give the ids to generate_target yourself"
+            "it has a target_vocab.json, and Marian with two vocabularies is not supported; put a "
+            "tokenizer.json there, or call generate_target with ids"
         )
     for name in ("target.spm", "vocab.json"):
         if name not in files:
-            raise UserError(f"it has a source.spm and no {name}; put it there")
+            raise UserError(f"it has a source.spm but no {name}; add it")
     ids = _ids(json.loads(files["vocab.json"].decode("utf-8")))
     for name in ("<unk>", "</s>", "<pad>"):
         if name not in ids:
@@ -200,7 +200,7 @@ def _ids(content: Any) -> dict[str, int]:
 
 
 def bert_backend(model: models.WordPiece, lowercase: bool) -> tokenizers.Tokenizer:
-    """BERT's normaliser and word splitting."""
+    """BERT's normalizer and word splitting."""
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -209,7 +209,7 @@ def bert_backend(model: models.WordPiece, lowercase: bool) -> tokenizers.Tokeniz
 
 
 def frame_bert(backend: tokenizers.Tokenizer) -> None:
-    """[CLS] and [SEP] around the text, for other programs that read the saved file."""
+    """Adds [CLS] and [SEP] around texts, for other programs that read the saved file."""
     cls_id, sep_id = backend.token_to_id("[CLS]"), backend.token_to_id("[SEP]")
     if cls_id is not None and sep_id is not None:
         backend.post_processor = processors.BertProcessing(("[SEP]", sep_id), ("[CLS]", cls_id))
@@ -219,19 +219,19 @@ WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def _wordpiece(files: Files, facts: Facts, lowercase: bool | None) -> Tokenizer:
-    """One WordPiece per line, its id the line number from 0 (the original BERT release)."""
+    """One WordPiece per line; the line number from 0 is the id (the original BERT release)."""
     if facts.tokenizer_class not in (None, "PreTrainedTokenizerFast", *_WORDPIECE):
         raise UserError(
-            f"vocab.txt is of a {facts.tokenizer_class}, whose format is not known; put the "
-            "tokenizer.json of the same tokenizer beside it"
+            f"vocab.txt belongs to a {facts.tokenizer_class}, which is not supported; add the "
+            "tokenizer.json of the same tokenizer"
         )
     lines = files["vocab.txt"].decode("utf-8").removesuffix("\n").split("\n")
     vocabulary = {line.removesuffix("\r"): i for i, line in enumerate(lines)}
     if len(vocabulary) != len(lines):
-        raise UserError("it has a piece twice; every line must differ.")
+        raise UserError("it contains a token twice; every line must differ.")
     unknown = facts.role("unk") or "[UNK]"
     if unknown not in vocabulary:
-        raise UserError(f"it has no {unknown} line, as a WordPiece vocabulary must.")
+        raise UserError(f"it has no line {unknown}, which a WordPiece vocabulary needs.")
     backend = bert_backend(
         models.WordPiece(vocabulary, unk_token=unknown), _lowers(vocabulary, facts, lowercase)
     )
@@ -242,10 +242,10 @@ def _wordpiece(files: Files, facts: Facts, lowercase: bool | None) -> Tokenizer:
 
 
 def _lowers(vocabulary: Iterable[str], facts: Facts, asked: bool | None) -> bool:
-    """Whether a vocab.txt is uncased: as its folder says, as is asked, or as its pieces are.
+    """Whether a vocab.txt is uncased: by its folder, by ``asked``, or by its tokens.
 
-    Raises UserError where capital letters are asked for and the vocabulary has none: every word
-    with one would be unknown.
+    Raises UserError if capital letters are asked for and the vocabulary has none: every word with
+    one would be unknown.
     """
     said = facts.flag("do_lower_case")
     if said is not None:
@@ -254,19 +254,19 @@ def _lowers(vocabulary: Iterable[str], facts: Facts, asked: bool | None) -> bool
     cased = any(piece != piece.lower() for piece in ordinary)
     if asked is False and not cased and any(map(str.isalpha, "".join(ordinary))):
         raise UserError(
-            "its pieces have no capital letters, so that every word with one would be unknown; "
+            "its tokens have no capital letters, so that every word with one would be unknown; "
             "set the tokenizer's lowercase to True"
         )
     return not cased if asked is None else asked
 
 
 def _byte_level(files: Files, facts: Facts) -> Tokenizer:
-    """The two files of GPT-2's BPE, which further families took over."""
+    """The two files of GPT-2's BPE, which other families use too."""
     name = facts.tokenizer_class
     if name not in (None, "PreTrainedTokenizerFast", *_BYTE_LEVEL):
         raise UserError(
-            f"vocab.json and merges.txt are of a {name}, whose format is not known; put the "
-            "tokenizer.json of the same tokenizer beside them"
+            f"vocab.json and merges.txt belong to a {name}, which is not supported; add the "
+            "tokenizer.json of the same tokenizer"
         )
     vocabulary = _ids(json.loads(files["vocab.json"].decode("utf-8")))
     lines = files["merges.txt"].decode("utf-8").split("\n")
@@ -274,7 +274,7 @@ def _byte_level(files: Files, facts: Facts) -> Tokenizer:
         lines = lines[1:]
     pairs = [line.rstrip("\r").split(" ") for line in lines if line.strip()]
     if any(len(pair) != 2 for pair in pairs):
-        raise UserError("merges.txt has a line that is not two pieces with a space between them")
+        raise UserError("merges.txt has a line that is not two tokens separated by a space")
     merges = [(left, right) for left, right in pairs]
     backend = tokenizers.Tokenizer(
         models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="")
@@ -308,7 +308,7 @@ def _library_token(token: AddedToken) -> tokenizers.AddedToken:
 
 
 def _processor(facts: Facts, vocabulary: Mapping[str, int], prefix: bool) -> Any:
-    """What the class puts around a text."""
+    """The post-processor of the class."""
     if facts.tokenizer_class in ("RobertaTokenizer", "BartTokenizer"):
         cls, sep = (str(facts.role(role)) for role in ("cls", "sep"))
         if cls in vocabulary and sep in vocabulary:
@@ -330,8 +330,8 @@ def _sentencepiece(files: Files, facts: Facts, name: str) -> Tokenizer:
     sampling = facts.options.get("sp_model_kwargs") or {}
     if isinstance(sampling, dict) and sampling.get("enable_sampling"):
         raise UserError(
-            "tokenizer_config.json asks for sampled pieces (sp_model_kwargs.enable_sampling), and "
-            "a store holds one choice of them; take that option out"
+            "tokenizer_config.json enables sampling (sp_model_kwargs.enable_sampling), which is "
+            "not supported; remove that option"
         )
     proto = parse_sentencepiece(model)
     prefix = facts.flag("add_prefix_space")
@@ -365,9 +365,9 @@ def _fairseq(model: bytes, files: Files, facts: Facts) -> Tokenizer:
     }.get(facts.tokenizer_class or "")
     if languages is None:
         raise UserError(
-            "sentencepiece.bpe.model does not tell what ids its pieces have in the model, and no "
+            "the ids of the pieces of sentencepiece.bpe.model are not known, because no "
             "tokenizer_config.json or config.json beside it says that it is XLM-R's or mBART's; "
-            "put the model's tokenizer.json beside it"
+            "add the model's tokenizer.json"
         )
     names = [piece.piece for piece in parse_sentencepiece(model).pieces]
     first = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
@@ -381,7 +381,7 @@ def _fairseq(model: bytes, files: Files, facts: Facts) -> Tokenizer:
 
 
 def with_sentinels(model: bytes, count: int) -> bytes:
-    """The model with pieces ``<extra_id_0>`` at the highest id and further ones below it, as T5's.
+    """The model with sentinels as in T5: ``<extra_id_0>`` has the highest id, the others are below.
 
     They are control symbols: text never yields them.
     """
@@ -396,10 +396,10 @@ def with_sentinels(model: bytes, count: int) -> bytes:
 
 
 def _with_special_pieces_hidden(model: bytes, facts: Facts) -> bytes:
-    """The model with special pieces out of reach of user text.
+    """The model with all special pieces as control symbols, which text never yields.
 
-    Published models declare some of them ("[MASK]", "<extra_id_0>") as user-defined symbols,
-    which match in the text; as control symbols they keep their ids and never do.
+    Published models declare some of them ("[MASK]", "<extra_id_0>") as user-defined symbols, which
+    match in the text.
     """
     proto = parse_sentencepiece(model)
     special = {name for names in ROLE_NAMES.values() for name in names}

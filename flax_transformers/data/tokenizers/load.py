@@ -1,7 +1,7 @@
-"""Train a tokenizer on text, or load one that was saved: the room's door to `tokenizer_kinds`.
+"""Trains a tokenizer on text, or loads a saved one.
 
-Training is deterministic for sentencepiece and bytes. It is not for WordPiece (the `tokenizers`
-library orders equal counts as it likes): train once, save, and compare fingerprints.
+Training is deterministic for sentencepiece, but not for WordPiece, because the order of equal
+counts in the `tokenizers` library is not: train once, save, and compare fingerprints.
 """
 
 from __future__ import annotations
@@ -63,20 +63,20 @@ _THREADS = 4  # fixed: sentencepiece models are byte-identical only at equal thr
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Which tokenizer to train, or to load when ``path`` is set.
+    """The tokenizer to train, or to load if ``path`` is set.
 
-    ``kind``: None is WordPiece, or with a ``path`` whatever the files there are.
-    ``vocab_size``: tokens, specials included; bytes always has 262, and files have their own.
-    ``lowercase``: WordPiece also strips accents then (as BERT uncased), sentencepiece folds case
-    (nmt_nfkc_cf instead of nmt_nfkc); bytes keeps every character and refuses it. None is False, or
-    with a ``path`` whatever the files there do.
+    ``kind``: None is WordPiece, or the kind of the files at ``path``.
+    ``vocab_size``: number of tokens, special tokens included; ignored for bytes (262) and ``path``.
+    ``lowercase``: WordPiece then also strips accents (as BERT uncased), sentencepiece folds case
+    (nmt_nfkc_cf instead of nmt_nfkc); an error for bytes. None is False, or what the files at
+    ``path`` do.
     ``path``: a directory saved by ``Tokenizer.save`` or by Hugging Face, or a file:
     tokenizer.json, vocab.txt, a sentencepiece .model. ``kind`` must agree with it.
-    ``training_documents``: train on the first so many texts, None for all of them.
-    ``sentinels``: so many of the ``vocab_size`` tokens, the last ones, stand for missing spans (T5
-    has 100); for sentencepiece alone, as bytes has its own and a loaded file knows them.
-    ``keep_whitespace``: for sentencepiece alone: every text but U+2581 comes back exactly, with its
-    line ends, tabs and runs of spaces, as byte_level_bpe and bytes always have it.
+    ``training_documents``: train on the first so many texts; None for all.
+    ``sentinels``: number of the last tokens of ``vocab_size`` that stand for masked spans (T5 has
+    100). Only for training sentencepiece; bytes and loaded files have their own.
+    ``keep_whitespace``: only for sentencepiece: decoding restores every text exactly, except
+    U+2581, with its line ends, tabs and runs of spaces, as byte_level_bpe and bytes always do.
     """
 
     kind: Kind | None = None
@@ -98,27 +98,29 @@ class TokenizerConfig:
 
     @property
     def needs_training(self) -> bool:
-        """Whether it is made of the corpus; what is not is the same wherever it is made."""
+        """Whether it is trained on the corpus."""
         return self.path is None and self.kind != "bytes"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its fields, with what None stands for where a tokenizer is trained."""
+        """Its fields, with None replaced by the values used in training."""
         trained = {"kind": self.kind or "wordpiece", "lowercase": bool(self.lowercase)}
         fields = asdict(self)
-        if not self.keep_whitespace:  # as older stores have it
+        if not self.keep_whitespace:  # as in older stores
             del fields["keep_whitespace"]
         return {**fields, **trained}
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer that ``config`` asks for; ``texts`` are read only if it has to be trained.
+    """The tokenizer of ``config``; ``texts`` are read only if it has to be trained.
 
     Raises UserError for an empty corpus, a vocabulary that the corpus does not support, and a
-    ``path`` that holds another kind.
+    ``path`` with another kind of tokenizer.
     """
     if config.kind in ("bytes", "byte_level_bpe") and config.lowercase:
-        raise UserError(f"The {config.kind} tokenizer keeps text as it is; set lowercase to False.")
+        raise UserError(
+            f"The {config.kind} tokenizer does not change text; set lowercase to False."
+        )
     _check_sentinels(config)
     _check_keep_whitespace(config)
     if config.path is not None:
@@ -127,15 +129,15 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         if kind is not None and tokenizer.kind != kind:
             raise UserError(
                 f"The tokenizer at {config.path} is of kind {tokenizer.kind}, the configuration "
-                f"says {config.kind}; set the tokenizer's kind to None, which takes it from the "
-                "files, or choose another path."
+                f"asks for {config.kind}; set the tokenizer's kind to None, which accepts any "
+                "kind, or choose another path."
             )
         return tokenizer
     if config.kind == "bytes":
         return ByteTokenizer()
     if config.kind == "wordlevel":
         raise UserError(
-            "A tokenizer of whole words is only loaded, never trained; set the tokenizer's path, "
+            "A word-level tokenizer can only be loaded, not trained; set the tokenizer's path, "
             "or another kind."
         )
     texts = itertools.islice(texts, config.training_documents)
@@ -183,8 +185,8 @@ def _check_sentinels(config: TokenizerConfig) -> None:
 
 
 def _training_lines(texts: Iterable[str], keep_ends: bool = False) -> Iterator[str]:
-    """Lines of bounded length, cut at whitespace where there is any; with ``keep_ends`` stretches
-    of text with the line ends in them."""
+    """Lines of bounded length, cut at whitespace if there is any; with ``keep_ends``, pieces of
+    text that include line ends."""
     bounded = re.compile(rf".{{1,{_LINE_CHARACTERS}}}(?!\S)|.{{1,{_LINE_CHARACTERS}}}", re.S)
     for text in texts:
         for line in [text] if keep_ends else text.splitlines():
@@ -196,7 +198,7 @@ def _training_lines(texts: Iterable[str], keep_ends: bool = False) -> Iterator[s
 
 
 def _train_wordpiece(config: TokenizerConfig, lines: Iterator[str]) -> Tokenizer:
-    """BERT's normaliser and word splitting; specials get ids 0 to 4."""
+    """BERT's normalizer and word splitting; special tokens have the ids 0 to 4."""
     backend = bert_backend(models.WordPiece(unk_token="[UNK]"), bool(config.lowercase))
     trainer = trainers.WordPieceTrainer(
         vocab_size=config.vocab_size, special_tokens=WORDPIECE_SPECIALS, show_progress=False
@@ -256,25 +258,26 @@ def _train_sentencepiece(config: TokenizerConfig, lines: Iterator[str]) -> Token
 
 def _too_large(asked: int, largest: int) -> str:
     return (
-        f"A vocabulary of {asked} pieces is more than the training text supports; "
+        f"A vocabulary of {asked} tokens is larger than the training text supports; "
         f"set vocab_size to {largest} or less, or use more text."
     )
 
 
 def _too_small(asked: int, smallest: int) -> str:
     return (
-        f"A vocabulary of {asked} pieces cannot hold the {smallest} single characters and special "
-        f"pieces of the training text; set vocab_size well above {smallest}."
+        f"A vocabulary of {asked} tokens is too small for the {smallest} single characters and "
+        f"special tokens of the training text; set vocab_size well above {smallest}."
     )
 
 
 def load_tokenizer(path: str | os.PathLike[str], lowercase: bool | None = None) -> Tokenizer:
-    """A saved directory of ours or of Hugging Face, a tokenizer.json, vocab.txt or .model file.
+    """Loads a directory saved by this package or Hugging Face, or a tokenizer.json, vocab.txt or
+    .model file.
 
-    What plays which role is read from the files beside the vocabulary. Our own directories are
-    verified against their recorded fingerprint. ``lowercase`` settles a vocab.txt whose folder does
-    not say; other files know their own case, and a contradiction is an error or a warning. Raises
-    UserError for what is missing, damaged or unreadable.
+    The roles of special tokens are read from the files beside the vocabulary. Directories of this
+    package are verified against their recorded fingerprint. ``lowercase`` is used for a vocab.txt
+    if no file beside it says; for other files a contradiction is an error or a warning. Raises
+    UserError for files that are missing, damaged or unreadable.
     """
     location = epath.Path(path).expanduser()
     if not location.exists():
@@ -298,8 +301,8 @@ def load_tokenizer(path: str | os.PathLike[str], lowercase: bool | None = None) 
         ) from error
     if tokenizer is None:
         raise UserError(
-            f"The folder {location} holds no tokenizer: none of {', '.join(VOCABULARY_FILES)} is "
-            "there."
+            f"The folder {location} contains no tokenizer: none of {', '.join(VOCABULARY_FILES)} "
+            "exists."
         )
     recorded = facts.record if location.is_dir() else {}
     if recorded and (tokenizer.kind, tokenizer.fingerprint) != (
@@ -314,10 +317,10 @@ def load_tokenizer(path: str | os.PathLike[str], lowercase: bool | None = None) 
 
 
 def published_files(folder: str | os.PathLike[str]) -> dict[str, epath.Path]:
-    """The files of a folder that say what its tokenizer is, by name: the vocabulary, the facts
-    beside it and, as they may name its class, config.json and generation_config.json.
+    """The files of a folder that define its tokenizer, by name: the vocabulary, the files beside
+    it and, because they may name its class, config.json and generation_config.json.
 
-    None without a tokenizer. Raises UserError for facts that are damaged.
+    Empty without a tokenizer. Raises UserError for damaged files.
     """
     place = epath.Path(folder)
     found = {n: place / n for n in (*FACT_FILES, *VOCABULARY_FILES) if (place / n).is_file()}
@@ -327,7 +330,7 @@ def published_files(folder: str | os.PathLike[str]) -> dict[str, epath.Path]:
 
 
 def _canonical(file: epath.Path) -> str:
-    """The name that a file of its ending has in a folder."""
+    """The usual name of a file with this ending."""
     names = {".json": "tokenizer.json", ".txt": "vocab.txt", ".model": "tokenizer.model"}
     if file.name in VOCABULARY_FILES and file.suffix in names and file.stem != "vocab":
         return file.name
@@ -341,8 +344,8 @@ def _canonical(file: epath.Path) -> str:
 
 def _read(file: epath.Path) -> bytes:
     path = os.fspath(file)
-    if os.path.lexists(path) and not os.path.isfile(path):  # a pipe would be waited for
-        raise UserError(f"The file {file} is no regular file; copy the tokenizer again.")
+    if os.path.lexists(path) and not os.path.isfile(path):  # reading a pipe would block
+        raise UserError(f"The file {file} is not a regular file; copy the tokenizer again.")
     try:
         return file.read_bytes()
     except OSError as error:
@@ -350,8 +353,8 @@ def _read(file: epath.Path) -> bytes:
 
 
 def _check_case(tokenizer: Tokenizer, location: epath.Path, lowercase: bool | None) -> None:
-    """Raises UserError if lower-casing is asked for and the files do not do it; the other way round
-    it is a warning."""
+    """Raises UserError if lower-casing is asked for and the files do not do it; warns if they do it
+    and it is not asked for."""
     if lowercase is None or (tokenizer.facts.trained_here and not lowercase):
         return
     probe = "QUICK"
@@ -361,8 +364,8 @@ def _check_case(tokenizer: Tokenizer, location: epath.Path, lowercase: bool | No
     )
     if lowercase and not lowers:
         raise UserError(
-            f"The tokenizer at {location} keeps capital letters, while its lowercase is asked to "
-            "be True; set it to None, or choose a tokenizer that folds case."
+            f"The tokenizer at {location} keeps capital letters, but lowercase is True; set it "
+            "to None, or choose a tokenizer that folds case."
         )
     if lowers and not lowercase:
-        log.warning("the tokenizer at %s makes all text lower-case, as its files say", location)
+        log.warning("the tokenizer at %s lower-cases all text, as its files say", location)

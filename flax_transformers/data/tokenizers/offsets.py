@@ -1,7 +1,7 @@
-"""Where tokens lie in a text: character offsets from lengths, and where a text may be cut.
+"""Character offsets of tokens from their lengths, and positions where a text may be cut.
 
-Tokenizers give offsets, but slowly: their own take longer than the tokens do. Where every token
-stands for a known number of bytes, the offsets are sums of these.
+The offsets of the tokenizer libraries take longer than tokenization. If every token stands for a
+known number of bytes, the offsets are sums of these.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 _UNKNOWN = -1
-# The pre-tokenizers of GPT-2, Llama 3 and Qwen 2; no word of theirs holds a space behind a letter.
+# The pre-tokenizers of GPT-2, Llama 3 and Qwen 2: no word has a space after a letter.
 _SPLITS_BEFORE_SPACES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -26,9 +26,9 @@ _CUT_OF_BERT = re.compile(r"(?<=[ \t\r\n.!?。\uff01\uff1f｡」』”’》\uff
 
 
 def safe_cut(model: dict[str, Any]) -> re.Pattern[str] | None:
-    """What matches, empty, where a text may be cut: the ids of both parts are those of the whole.
+    """A pattern with an empty match at positions where a text may be cut without changing its ids.
 
-    ``model`` is a parsed tokenizer.json. None where no such position is known.
+    ``model`` is a parsed tokenizer.json. None if no such position is known.
     """
     added = [token for token in model.get("added_tokens") or () if not token.get("special")]
     if any(re.search(r"\s", token["content"]) or _strips(token) for token in added):
@@ -48,8 +48,8 @@ def safe_cut(model: dict[str, Any]) -> re.Pattern[str] | None:
 
 
 def safe_sentencepiece_cut(model: Any) -> re.Pattern[str] | None:
-    """The same of a sentencepiece BPE model (a protocol buffer message): behind spaces, which are
-    dropped at the end of a text and put before one, where no piece holds one but at its start."""
+    """The same for a sentencepiece BPE model (a protocol buffer message): after spaces, if they are
+    dropped at the end of a text and added before it, and pieces have spaces only at their start."""
     rules, trainer = model.normalizer_spec, model.trainer_spec
     spaces = rules.add_dummy_prefix and rules.remove_extra_whitespaces and rules.escape_whitespaces
     inside = any("▁" in piece.piece[1:] for piece in model.pieces)
@@ -71,14 +71,14 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def is_byte_level(model: dict[str, Any]) -> bool:
-    """Whether each character of a piece of this tokenizer.json is a byte of the text."""
+    """Whether each character of a token of this tokenizer.json is a byte of the text."""
     return any(step["type"] == "ByteLevel" for step in _steps(model.get("pre_tokenizer")))
 
 
 def byte_level_lengths(model: dict[str, Any], names: list[str]) -> np.ndarray | None:
-    """How many bytes of the text each id stands for, int64 [vocabulary]; -1 for special tokens.
+    """The number of bytes of text per id, int64 [vocabulary]; -1 for special tokens.
 
-    None where a tokenizer.json is not byte-level, or has a normalizer other than NFC.
+    None if a tokenizer.json is not byte-level, or has another normalizer than NFC.
     """
     normalizer = (model.get("normalizer") or {"type": None})["type"]
     if not is_byte_level(model) or normalizer not in (None, "NFC"):
@@ -94,8 +94,8 @@ def byte_level_lengths(model: dict[str, Any], names: list[str]) -> np.ndarray | 
 
 
 def byte_ends(lengths: np.ndarray, size: int, prefix: bool = False) -> np.ndarray | None:
-    """The bytes at which tokens of these lengths end, int64 [n]; None where they do not fill
-    ``size`` bytes exactly. ``prefix``: a space may have been put before the text."""
+    """The bytes at which tokens of these lengths end, int64 [n]; None if they are not ``size`` bytes
+    in total. ``prefix``: a space may have been added before the text."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     if (lengths < 0).any() or not size <= total <= size + prefix:
@@ -105,18 +105,18 @@ def byte_ends(lengths: np.ndarray, size: int, prefix: bool = False) -> np.ndarra
 
 def character_spans(ends: np.ndarray, text: bytes) -> np.ndarray:
     """Offsets int64 [n, 2] in characters of UTF-8 text, of consecutive tokens that end at these
-    bytes; a token that is a part of a character touches all of it."""
+    bytes; a token that is a part of a character spans all of it."""
     first_bytes = (np.frombuffer(text, np.uint8) & 0xC0) != 0x80
-    # characters_before[i]: how many characters begin in the first i bytes.
+    # characters_before[i]: number of characters that begin in the first i bytes.
     characters_before = np.append(0, np.cumsum(first_bytes))
-    stops = characters_before[np.maximum(ends, min(1, len(text)))]  # of a space put before it
+    stops = characters_before[np.maximum(ends, min(1, len(text)))]  # of a space added before it
     starts = np.append(0, ends)[: len(ends)]
     begins = characters_before[np.minimum(starts + 1, len(text))] - 1
     return np.stack([np.maximum(begins, 0), stops], axis=1)
 
 
 def spread(spans: np.ndarray) -> np.ndarray:
-    """Spans where each empty one is that of the next token that has characters: of a character in
-    several tokens, sentencepiece gives the last all of it and the others nothing."""
+    """Gives empty spans the span of the next token that has one: sentencepiece assigns a character
+    of several tokens to the last of them."""
     filled = np.where(spans[:, 0] < spans[:, 1], np.arange(len(spans)), len(spans) - 1)
     return spans[np.minimum.accumulate(filled[::-1])[::-1]] if len(spans) else spans

@@ -1,4 +1,4 @@
-"""Which tokens of a vocabulary play which role, and what frames a text."""
+"""The roles of the special tokens of a vocabulary, and the special tokens around a text."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from flax_transformers.data.tokenizers.facts import ROLES, Facts
 from flax_transformers.objectives.base import Frame, Vocabulary
 
 Kind = Literal["wordpiece", "unigram", "bpe", "byte_level_bpe", "bytes", "wordlevel"]
-"""A tokenizer that was trained as "byte_level_bpe" is of kind "bpe", as published ones are."""
+"""A tokenizer trained as "byte_level_bpe" has the kind "bpe", like published ones."""
 Find = Callable[[str], int | None]
 """The id of a token by its name."""
 
 _SENTINEL = re.compile(r"▁?<extra_id_(\d+)>")  # T5 (arXiv:1910.10683); mT5's file has the "▁"
-# Roles by the names that trained vocabularies use, first found wins: for tokenizers trained here,
-# and for a vocabulary file with nothing beside it that says more.
+# Usual names of roles, the first that exists is used: for tokenizers trained here, and for a
+# vocabulary without files beside it.
 ROLE_NAMES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
@@ -42,7 +42,7 @@ def vocabulary_of(
     declared: Mapping[str, int] | None = None,
     frame: Frame | Callable[[Facts, Vocabulary, Find], Frame | None] | None = None,
 ) -> Vocabulary:
-    """Roles as the files say; every special token begins a word."""
+    """The vocabulary with the roles that the files define; every special token starts a word."""
     roles = _roles(facts, find, size, declared or {})
     extra = {i for i in map(find, facts.extra) if i is not None}
     special_ids = sorted(special | extra | {i for i in roles.values() if i is not None})
@@ -62,9 +62,9 @@ def vocabulary_of(
 def _roles(
     facts: Facts, find: Find, size: int, declared: Mapping[str, int]
 ) -> dict[str, int | None]:
-    """The ids of ROLES: as the files name them, else as the class of the tokenizer has them.
+    """The ids of ROLES: from the files, else from the class of the tokenizer.
 
-    Where neither says anything, as the model declares them, as config.json does, and last by name.
+    If there is neither: from the model, from config.json, and last by usual names.
     """
     silent = not facts.named and facts.known_class is None
     found: dict[str, int | None] = {}
@@ -79,7 +79,7 @@ def _roles(
 
 
 def class_frame(facts: Facts, vocabulary: Vocabulary, find: Find) -> Frame | None:
-    """What the class of a tokenizer without a tokenizer.json puts around a text."""
+    """The frame by the class of a tokenizer without a tokenizer.json."""
     if facts.trained_here:
         return None
     known = facts.known_class
@@ -98,20 +98,20 @@ def class_frame(facts: Facts, vocabulary: Vocabulary, find: Find) -> Frame | Non
 
 
 def sentinel_ids(names: Iterable[str]) -> tuple[int, ...]:
-    """Ids of the pieces named ``<extra_id_0>``, ``<extra_id_1>`` and so on, up to the first gap."""
+    """Ids of the tokens ``<extra_id_0>``, ``<extra_id_1>`` and so on, up to the first gap."""
     matches = ((i, _SENTINEL.fullmatch(name)) for i, name in enumerate(names))
     found = {int(match[1]): i for i, match in matches if match}
     return tuple(found[n] for n in itertools.takewhile(found.__contains__, itertools.count()))
 
 
 def never_from_text(vocabulary: Vocabulary) -> set[int]:
-    """The special ids, but for an unknown id that plays no other role."""
+    """The special ids, except an unknown id without another role."""
     others = {i for role, i in vocabulary.roles.items() if role != "unk"}
     return set(vocabulary.special_ids) - ({vocabulary.unk_id} - others)
 
 
 def starts_word(kind: Kind, piece: str) -> bool:
-    """Whether a piece is the beginning of a word, as tokenizers of this kind mark it."""
+    """Whether a token starts a word, as tokenizers of this kind mark it."""
     if kind == "wordlevel":
         return True
     return not piece.startswith("##") if kind == "wordpiece" else piece.startswith(("▁", "Ġ", "Ċ"))

@@ -1,4 +1,4 @@
-"""Tokenizers that are sentencepiece models: T5, Llama 2, Gemma, XLM-R, mBART, and ours."""
+"""Tokenizers with sentencepiece models: T5, Llama 2, Gemma, XLM-R, mBART, or trained here."""
 
 from __future__ import annotations
 
@@ -46,11 +46,10 @@ class SentencePieceTokenizer(EncodesBatches):
     """A sentencepiece model, unigram (arXiv:1804.10959) or BPE (arXiv:1508.07909).
 
     Trained here: pad 0, eos 1, unk 2, then [CLS] [SEP] [MASK] as control symbols and the 256
-    byte-fallback pieces. Text is first normalised as T5's is (nmt_nfkc): compatibility characters
-    are replaced (the ligature ﬁ by fi), each run of whitespace, line ends included, becomes one
-    space and none is left at either end, U+2581 reads as a space. No character of the normalised
-    text is lost: ``decode(encode(text))`` is exactly that text. With ``keep_whitespace`` nothing is
-    normalised, and it is the text itself, but that U+2581 reads as a space.
+    byte-fallback pieces. Text is normalized as in T5 (nmt_nfkc): compatibility characters are
+    replaced (the ligature ﬁ by fi), runs of whitespace and line ends become one space and are
+    stripped at both ends, U+2581 becomes a space. ``decode(encode(text))`` is the normalized text.
+    With ``keep_whitespace`` text is not normalized, except that U+2581 becomes a space.
     """
 
     def __init__(
@@ -93,14 +92,14 @@ class SentencePieceTokenizer(EncodesBatches):
         self._plain = {name: i for name, i in plain.items() if i not in self._piece_of}
 
     def _further_content(self) -> bytes:
-        """What the mapping from text to ids depends on beside the model; nothing for our own."""
+        """What the ids depend on besides the model; empty for models trained here."""
         if not self._is_mapped and not self._added:
             return b""
         tokens = sorted((i, token.content) for i, token in self._added.items())
         return self._ids.tobytes() + repr(tokens).encode()
 
     def _declared(self) -> dict[str, int]:
-        """Roles by the ids that the model itself declares, where it does."""
+        """The ids of roles that the model declares."""
         sides = self._processor
         found = {
             "pad": sides.pad_id(), "unk": sides.unk_id(), "bos": sides.bos_id(),
@@ -118,7 +117,7 @@ class SentencePieceTokenizer(EncodesBatches):
         return self.encode_unsplit(texts)
 
     def encode_unsplit(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of texts without a look at tokens that were added to the model."""
+        """The ids of texts without tokens that were added to the model."""
         encoded = (np.array(ids, np.int32) for ids in self._processor.encode(list(texts)))
         return [self._ids[ids] if self._is_mapped else ids for ids in encoded]
 
@@ -127,8 +126,8 @@ class SentencePieceTokenizer(EncodesBatches):
 
     @functools.cached_property
     def safe_cut(self) -> re.Pattern[str] | None:
-        """Of BPE alone: a unigram model adds up the scores of a whole text, and their rounding
-        decides between pieces of nearly equal ones."""
+        """Only for BPE: a unigram model sums scores over the whole text, and rounding decides
+        between segmentations of nearly equal scores."""
         if self.kind != "bpe" or self._plain:
             return None
         return safe_sentencepiece_cut(parse_sentencepiece(self.model))
@@ -147,7 +146,7 @@ class SentencePieceTokenizer(EncodesBatches):
         return found
 
     def _joined_at_added_tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """As ``encode_batch`` has it: tokens that were added, and the text between them apart."""
+        """As in ``encode_batch``, the text between added tokens is encoded separately."""
         start, ids, spans = 0, [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
         for part in split_at(self._plain, text):
             if part in self._plain:
@@ -161,16 +160,16 @@ class SentencePieceTokenizer(EncodesBatches):
 
     @functools.cached_property
     def _byte_lengths(self) -> np.ndarray:
-        """How many bytes of the normalized text each piece stands for; -1 where that varies."""
+        """The number of bytes of normalized text per piece; -1 if it varies."""
         return piece_byte_lengths(self._processor)
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
-        """A model that puts no space before a text by itself is given it between words."""
+        """For a model that adds no space before a text, a space is added between words."""
         prefixed = parse_sentencepiece(self.model).normalizer_spec.add_dummy_prefix
         return encode_apart(self, sentences if prefixed else [spaced(w) for w in sentences])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the model's pieces, and of added tokens that are not special by their names."""
+        """The text of the model's pieces, and the names of added tokens that are not special."""
         text, run = "", []
         for i in map(int, ids):
             if i in self._piece_of and i not in self._skipped:
@@ -189,14 +188,14 @@ class SentencePieceTokenizer(EncodesBatches):
         elif parse_sentencepiece(self.model).normalizer_spec.remove_extra_whitespaces:
             described = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
             save_files(self, directory, self.files, described, frame)
-        else:  # T5's class would drop whitespace; the name of the file makes `transformers` read it
+        else:  # T5's class would drop whitespace; `transformers` finds the model by the file name
             roles = {f"{role}_token": self._names[i] for role, i in self.vocabulary.roles.items()}
             described = {"tokenizer_class": "PreTrainedTokenizerFast", **roles}
             save_files(self, directory, {"tokenizer.model": self.model}, described, frame)
 
 
 def piece_byte_lengths(processor: Any) -> np.ndarray:
-    """How many bytes of the normalized text each piece stands for, int64; -1 where that varies."""
+    """The number of bytes of normalized text per piece, int64; -1 if it varies."""
     lengths = []
     for i, name in enumerate(processor.id_to_piece(list(range(processor.get_piece_size())))):
         varies = processor.is_control(i) or processor.is_unknown(i)
@@ -205,8 +204,8 @@ def piece_byte_lengths(processor: Any) -> np.ndarray:
 
 
 def summed_offsets(processor: Any, lengths: np.ndarray, text: str) -> np.ndarray | None:
-    """What `piece_offsets` gives, from the lengths of the text's pieces in bytes of the normalized
-    text; None where they do not add up."""
+    """The result of `piece_offsets`, computed from the lengths of the pieces in bytes of normalized
+    text; None if they do not add up."""
     normalized, origin = processor.normalize(text, with_offsets=True)
     content = normalized.encode()
     ends = byte_ends(lengths, len(content))
@@ -216,8 +215,8 @@ def summed_offsets(processor: Any, lengths: np.ndarray, text: str) -> np.ndarray
 
 
 def piece_offsets(processor: Any, text: str) -> np.ndarray:
-    """Where each piece of a text begins and ends in it, int32 [n, 2] in characters, as
-    sentencepiece says it; this is slow, as every piece becomes an object."""
+    """Start and end of each piece of a text, int32 [n, 2] in characters, from sentencepiece; slow,
+    because every piece becomes an object."""
     serialized = processor.encode(text, out_type="serialized_proto")
     pieces = sentencepiece_text.SentencePieceText.FromString(serialized).pieces
     found = np.array([(piece.begin, piece.end) for piece in pieces], np.int32).reshape(-1, 2)
@@ -227,7 +226,7 @@ def piece_offsets(processor: Any, text: str) -> np.ndarray:
 
 
 def _naming_unknown(model: bytes) -> bytes:
-    """The model, which decodes its unknown id to the name of that as `transformers` does."""
+    """The model, changed to decode the unknown id to its name, as `transformers` does."""
     proto = parse_sentencepiece(model)
     unknown = [piece.piece for piece in proto.pieces if piece.type == piece.UNKNOWN]
     proto.trainer_spec.unk_surface = unknown[0] if unknown else " "
@@ -255,11 +254,11 @@ def _sentencepiece_kind(model: bytes) -> Kind:
 
 
 class MarianTokenizer(EncodesBatches):
-    """A sentencepiece model for each side, whose pieces have the ids of vocab.json (Marian).
+    """Marian: a sentencepiece model for each side, with the ids of vocab.json.
 
-    A text may begin with its target language, as in ">>fra<< Good morning". ``encode_batch`` reads
-    sources, ``decode`` writes targets; ``of_targets`` encodes with the model of the targets.
-    Punctuation is left as it is.
+    A text may begin with its target language, as in ">>fra<< Good morning". ``encode_batch``
+    encodes sources, ``decode`` decodes targets; ``of_targets`` encodes targets. Punctuation is not
+    normalized.
     """
 
     def __init__(

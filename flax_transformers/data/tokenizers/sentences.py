@@ -1,9 +1,9 @@
-"""A rule-based sentence splitter: good enough for windows over whole sentences, linear in time.
+"""A rule-based sentence splitter for windows of whole sentences, linear in time.
 
 A sentence ends at a paragraph break (an empty line); at . ! ? … with their closing quotes and
 brackets, when whitespace and then no lowercase letter follows; and right after the full stops of
 Chinese and Japanese. Known abbreviations and initials ("Dr.", "e.g.", "J. S. Bach") do not end
-one. A single line end does not either: text is often wrapped at a width.
+one, nor does a single line end, because text is often wrapped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 import re
 from collections.abc import Iterator
 
-MAX_CHARACTERS = 10_000  # a longer stretch without an end is cut, at whitespace where there is any
+MAX_CHARACTERS = 10_000  # a longer sentence is cut, at whitespace if there is any
 
 _ABBREVIATIONS = (
     "mr mrs ms dr prof rev hon sr jr st mt gen col capt lt sgt gov sen rep vs cf ca al approx "
@@ -35,15 +35,15 @@ _BOUNDED = re.compile(rf".{{1,{MAX_CHARACTERS}}}(?<=\s)|.{{1,{MAX_CHARACTERS}}}"
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences that together are the text exactly: ``"".join(split_sentences(text)) == text``.
+    """The sentences of a text, with ``"".join(split_sentences(text)) == text``.
 
-    Whitespace after a sentence stays with it, whitespace before the first goes with the first.
+    Whitespace belongs to the sentence before it, and to the first sentence at the beginning.
     """
     return [text[start:end] for start, end in itertools.pairwise([0, *sentence_ends(text)])]
 
 
 def sentence_ends(text: str) -> list[int]:
-    """The characters behind which sentences end, increasing; the last is the text's length."""
+    """The character positions at which sentences end, increasing; the last is the length."""
     return list(_ends(text))
 
 
@@ -61,7 +61,7 @@ def _ends(text: str) -> Iterator[int]:
 
 
 def _bounded(text: str, start: int, end: int) -> Iterator[int]:
-    """The end of a sentence, after those that a very long one is given."""
+    """The end of a sentence; for a very long one also the positions where it is cut."""
     if end - start > MAX_CHARACTERS:
         yield from (match.end() for match in _BOUNDED.finditer(text, start, end))
     else:
