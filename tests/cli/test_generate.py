@@ -166,7 +166,7 @@ def test_a_missing_folder_is_named(capsys, tmp_path):
 @pytest.mark.slow
 def test_a_directory_without_a_tokenizer_is_named(capsys, directory):
     (directory / "tokenizer.json").unlink()
-    assert "holds no tokenizer" in refused(capsys, str(directory), "--prompt", "a")
+    assert "contains no tokenizer" in refused(capsys, str(directory), "--prompt", "a")
 
 
 def test_a_published_tokenizer_puts_its_own_tokens_around_a_prompt(tmp_path):

@@ -104,7 +104,7 @@ def test_a_damaged_folder_gives_documents_or_one_sentence(tmp_path):
     [
         ("wikipedia/20230601.en", "TensorFlow and a Beam pipeline: .*`tfds build wikipedia/2023"),
         ("c4/en", "TensorFlow and a Beam pipeline"),
-        ("imagenet2012", "ILSVRC2012_img_train.tar and .*_val.tar in the folder downloads/manual"),
+        ("imagenet2012", "ILSVRC2012_img_train.tar and .*_val.tar in downloads/manual"),
         ("cifar10", "it may need TensorFlow: install the extra 'prepare' .*`tfds build cifar10 "),
         ("mnist", "it may need TensorFlow"),
         ("glue/mnli", r"without TensorFlow: `python -c \"import tensorflow_datasets.text.glue, "),

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flax_transformers.data.sources.documents import Source
 from flax_transformers.data.sources.pairs import PairSource
+from flax_transformers.data.sources.records import Source
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import WindowSpec
 from flax_transformers.objectives.images import ImageSpec

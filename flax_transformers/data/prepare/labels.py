@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flax_transformers.data.sources.documents import Counts, Document, Source
+from flax_transformers.data.sources.documents import Counts, Document
+from flax_transformers.data.sources.records import Source
 from flax_transformers.data.sources.squad import Question, token_spans
 from flax_transformers.data.store.files import to_json
 from flax_transformers.data.tokenizers.kinds import Tokenizer

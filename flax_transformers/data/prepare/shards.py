@@ -21,7 +21,7 @@ from flax_transformers.data.prepare.shard_writer import ShardWriter
 from flax_transformers.data.prepare.workers import Note, for_each_run
 from flax_transformers.data.sources.documents import Counts, Document
 from flax_transformers.data.sources.read import CorpusReader
-from flax_transformers.data.sources.sharding import DEALING, runs
+from flax_transformers.data.sources.sharding import VERSION, runs
 from flax_transformers.data.store.files import StoreReader, digest, to_json
 from flax_transformers.data.store.token_store import (
     FORMAT,
@@ -73,7 +73,7 @@ class StoreJob:
         targets = "" if target is None else f", target tokenizer {target.fingerprint}"
         corpus = digest(self.claimed)
         made_of = f"tokenizer {self.tokenizer.fingerprint}, corpus {corpus}{targets}"
-        return f"format {FORMAT}, {made_of}, dealt as in version {DEALING}"
+        return f"format {FORMAT}, {made_of}, dealt as in version {VERSION}"
 
     @property
     def vocab_size(self) -> int:

@@ -1,4 +1,4 @@
-"""Which files of a corpus are read, in which order, and what else lies there that is not."""
+"""Lists the files of a corpus that are read, in order, and counts the others."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from flax_transformers.data.sources.files import COMPRESSED, reading
 from flax_transformers.errors import UserError
 
 Unread = dict[str, tuple[int, int]]
-"""What is not read, by kind: how many there are, and their bytes. A kind is an ending (".csv") or
-a noun ("broken link")."""
+"""What is not read: count and bytes by kind. A kind is an ending (".csv") or a noun ("broken
+link")."""
 _SOLID = (".parquet",)
-"""Endings of files that are not read when they are compressed once more."""
+"""Endings of files that are not read if they are compressed."""
 
 
 @dataclass
 class Listing:
     """(name, path) of the ``files`` that are read, sorted by name, and what is ``unread``.
 
-    Names do not depend on where a folder lies.
+    Names are relative to the folder.
     """
 
     files: list[tuple[str, Path]] = field(default_factory=list)
     unread: Unread = field(default_factory=dict)
 
     def leave_out(self, kind: str, size: int = 0) -> None:
-        """Counts something that is not read."""
+        """Counts a file or folder that is not read."""
         count, total = self.unread.get(kind, (0, 0))
         self.unread[kind] = count + 1, total + size
 
@@ -42,11 +42,11 @@ def corpus_files(path: str, endings: Sequence[str]) -> list[tuple[str, Path]]:
 
 
 def list_corpus(path: str, endings: Sequence[str]) -> Listing:
-    """The files at ``path``: a file, all below a folder, or those that match a pattern.
+    """The files at ``path``: a file, all files below a folder, or those that match a pattern.
 
-    Linked folders are read as others are, but each folder only once. Hidden files and folders are
-    not read. Raises UserError where there is no file, and for a file that was named, by its path or
-    by a pattern, whose ending is not one of ``endings``.
+    Links are followed, and each folder is read once. Hidden files and folders are not read. Raises
+    UserError if there is no file, and if a file or pattern gives an ending that is not one of
+    ``endings``.
     """
     if "://" in path:
         raise UserError(f"Text is read from local files or TFDS, not from {path}; copy it first.")
@@ -57,9 +57,9 @@ def list_corpus(path: str, endings: Sequence[str]) -> Listing:
     elif root.is_dir():
         _list_folder(root, endings, listing)
         if not listing.files:
-            there = f"; there is {unread_text(listing.unread)}" if listing.unread else ""
+            there = f"; it has {unread_text(listing.unread)}" if listing.unread else ""
             raise UserError(
-                f"The folder {path} has no text files ({endings_text(endings)}) in it{there}."
+                f"The folder {path} has no text files ({endings_text(endings)}){there}."
             )
     elif glob.has_magic(path):
         _list_pattern(root, listing)
@@ -70,21 +70,21 @@ def list_corpus(path: str, endings: Sequence[str]) -> Listing:
     for _, file in listing.files:
         if not ending(file, endings):
             raise UserError(
-                f"The ending of {file} is not known; use one of {endings_text(endings)}."
+                f"The ending of {file} is not supported; use one of {endings_text(endings)}."
             )
     listing.files.sort()
     return listing
 
 
 def ending(path: Path, endings: Sequence[str]) -> str | None:
-    """The known ending of a file's name, without that of its compression; None for another."""
+    """The known ending of a file name, before an ending of compression; None for others."""
     plain = _plain_name(path)
     found = next((e for e in endings if plain.endswith(e)), None)
     return None if found in _SOLID and plain != path.name.lower() else found
 
 
 def plain_suffix(path: Path) -> str:
-    """The last ending of a file's name besides that of its compression."""
+    """The last ending of a file name, before an ending of compression."""
     return os.path.splitext(_plain_name(path))[1]
 
 
@@ -120,7 +120,7 @@ def _list_folder(root: Path, endings: Sequence[str], listing: Listing) -> None:
 
 
 def _entries_below(top: Path, seen: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
-    """What is in a folder and in all below it that are not hidden, linked or ``seen``."""
+    """The entries of a folder and of all folders below it, except hidden, linked or ``seen``."""
     pending = [top]
     while pending:
         folder = pending.pop()
@@ -172,7 +172,7 @@ def _list_entry(
 
 
 def _kind(name: str) -> str:
-    """The ending of a file that is not read, with that before it where it is compressed."""
+    """The ending of a file that is not read; of a compressed file the last two."""
     suffixes = Path(name).suffixes
     if not suffixes:
         return "extensionless file"
@@ -180,7 +180,7 @@ def _kind(name: str) -> str:
 
 
 def _list_pattern(pattern: Path, listing: Listing) -> None:
-    """The files that match; each only once where several links lead to its folder."""
+    """The files that match; each once if several links lead to its folder."""
     seen: set[str] = set()
     for name in sorted(glob.glob(str(pattern), recursive=True), key=lambda n: (n.count("/"), n)):
         path = Path(name)

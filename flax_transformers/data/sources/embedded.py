@@ -1,7 +1,7 @@
-"""Text that every CPython carries: help topics and the docstrings of the standard library.
+"""Text that is part of every CPython: help topics and docstrings of the standard library.
 
-Some 2 MB of clean technical English for a first run without any download. The source files are
-parsed, never imported. The text differs between Python versions: its fingerprint tells.
+About 2 MB of technical English for a first run without a download. The source files are parsed, not
+imported. The text, and so its fingerprint, differs between Python versions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flax_transformers.errors import UserError
 
-MIN_CHARACTERS = 40  # shorter docstrings are labels ("Return the name.") rather than text
+MIN_CHARACTERS = 40  # minimum length of a docstring
 _SKIPPED_FOLDERS = {
     *("site-packages", "dist-packages", "test", "tests", "__pycache__"),
     *("ensurepip", "idlelib", "lib2to3", "pydoc_data", "turtledemo"),
@@ -26,12 +26,14 @@ _SKIPPED_FOLDERS = {
 def documents() -> Iterator[str]:
     """Help topics by name, then docstrings by file and line; exact duplicates once.
 
-    Raises UserError where Python comes without the sources of its standard library.
+    Raises UserError if Python has no sources of its standard library.
     """
     return iter(_documents(Path(os.__file__).parent))
 
 
-@functools.lru_cache(maxsize=1)  # parsing takes seconds, and fingerprint and reader both need it
+@functools.lru_cache(
+    maxsize=1
+)  # parsing takes seconds, and is needed for the fingerprint and to read
 def _documents(library: Path) -> tuple[str, ...]:
     found = dict.fromkeys(_topics(library / "pydoc_data" / "topics.py"))
     for path in _sources(library):
@@ -61,7 +63,7 @@ def _sources(library: Path) -> Iterator[Path]:
 
 
 def _docstrings(path: Path) -> Iterator[str]:
-    """Docstrings of the module, its classes and functions, nested ones included, top down."""
+    """Docstrings of the module, its classes and functions, nested ones included, in order."""
     pending: list[ast.AST] = [_parsed(path)]
     while pending:
         node = pending.pop()
@@ -75,7 +77,7 @@ def _docstrings(path: Path) -> Iterator[str]:
 
 
 def _parsed(path: Path) -> ast.Module:
-    """The file's syntax tree; an empty one for a file that is absent or does not parse."""
+    """The file's syntax tree; empty if the file is missing or invalid."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""How the bytes and lines of a corpus file are read, also of compressed ones."""
+"""Reads the bytes and lines of corpus files, also of compressed ones."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from flax_transformers.errors import UserError
 
 _BLOCK = 1 << 12
 """Compressed bytes decompressed at once. Stores depend on it: it decides which records of a
-compressed file have the same position."""
+compressed file have the same position, and so their shards."""
 _BUFFER = 1 << 16
-_WINDOW = 1 << 31  # the largest that `zstd --long` writes; memory is only taken as a file needs it
+_WINDOW = 1 << 31  # the largest window of `zstd --long`; memory is allocated as needed
 
 
 def _zstd() -> Any:
@@ -35,17 +35,17 @@ _DECOMPRESSORS: dict[str, tuple[str, Callable[[], Any]]] = {
     ".xz": ("xz", lzma.LZMADecompressor),
     ".zst": ("zstd", _zstd),
 }
-"""The name of a format, and a decompressor of one member of it, by ending."""
+"""The name of a format, and a decompressor for one member of a file, by ending."""
 COMPRESSED = tuple(_DECOMPRESSORS)
 """Endings of compressed files."""
 
 
 class _Damaged(Exception):
-    """Compressed data that cannot be decompressed."""
+    """Compressed data cannot be decompressed."""
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether a file can only be read from its beginning."""
+    """Whether a file is compressed, and so can only be read from its beginning."""
     return path.suffix.lower() in _DECOMPRESSORS
 
 
@@ -55,9 +55,9 @@ def open_file(path: Path) -> IO[bytes]:
 
 
 class Stream:
-    """The bytes of a file, decompressed, and the position in the stored file of each of them.
+    """The decompressed bytes of a file, and their positions in the stored file.
 
-    ``file`` has the bytes. Used as a context manager, which closes it.
+    ``file`` yields the bytes. A context manager, which closes it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,10 +69,10 @@ class Stream:
         )
 
     def position(self, offset: int) -> int:
-        """Where in the stored file the byte at ``offset`` of ``file`` is.
+        """The position in the stored file of the byte at ``offset`` of ``file``.
 
-        For a compressed file where the block begins that the byte came out of; then ``offset`` must
-        have been read, and may only increase from call to call.
+        In a compressed file, the start of the block that contains the byte; ``offset`` must have
+        been read, and must not decrease from call to call.
         """
         return offset if self._inflated is None else self._inflated.position(offset)
 
@@ -89,7 +89,7 @@ class Stream:
 
 
 class _Inflated(io.RawIOBase):
-    """Decompresses a file a block at a time; one member after another, with zeros between them."""
+    """Decompresses a file by blocks; it may have several members, with zeros between them."""
 
     def __init__(self, raw: IO[bytes], make: Callable[[], Any]) -> None:
         self._raw, self._make = raw, make
@@ -120,7 +120,7 @@ class _Inflated(io.RawIOBase):
                 return 0
             try:
                 self._left = memoryview(self._decompressed(block))
-            except Exception as error:  # every library has errors of its own, some OSError
+            except Exception as error:  # libraries raise different errors, some OSError
                 raise _Damaged(str(error)) from error
             if self._left:
                 self._blocks.append((self._given, self._read))
@@ -148,7 +148,7 @@ class _Inflated(io.RawIOBase):
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Errors of reading as one sentence with the file's name."""
+    """Turns errors of reading into a UserError that names the file."""
     try:
         yield
     except _Damaged as error:
@@ -161,7 +161,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 class Place:
-    """A record in a file of lines: its path, and the offset of its first byte."""
+    """The position of a record in a text file: path and offset of its first byte."""
 
     __slots__ = ("offset", "path")
 
@@ -169,22 +169,22 @@ class Place:
         self.path, self.offset = path, offset
 
     def __str__(self) -> str:
-        """With the number of the line, for which the file is read up to there."""
+        """With the line number, for which the file is read up to the record."""
         try:
             with reading(self.path), Stream(self.path) as stream:
                 line, left = 1, self.offset
                 while block := stream.file.read(min(left, 1 << 20)):
                     line += block.count(b"\n")
                     left -= len(block)
-        except UserError:  # it could be read a moment ago
+        except UserError:  # it was readable before
             return f"{self.path}, byte {self.offset},"
         return f"{self.path}:{line}"
 
 
 def line_start(file: IO[bytes], start: int, stop: int | None) -> int | None:
-    """Moves to the first line that begins in [start, stop) and returns its offset, if there is one.
+    """Moves to the first line that begins in [start, stop); returns its offset, None without one.
 
-    Reads no further than to the end of a block behind ``stop``.
+    Reads at most one block after ``stop``.
     """
     if start == 0:
         return 0
@@ -201,15 +201,15 @@ def line_start(file: IO[bytes], start: int, stop: int | None) -> int | None:
 
 
 def is_blank_before(file: IO[bytes], offset: int) -> bool:
-    """Whether the line that ends before ``offset`` is one that `cut_lines` gives whole, and has no
-    visible character; moves to ``offset`` again."""
+    """Whether the line that ends at ``offset`` is one line of `cut_lines` without visible
+    characters; moves back to ``offset``."""
     blank = _is_blank(file, offset)
     file.seek(offset)
     return blank
 
 
 def _is_blank(file: IO[bytes], offset: int) -> bool:
-    start = offset - 1  # what is behind it has been looked at
+    start = offset - 1  # the part after it has been checked
     while start > 0 and offset - start <= LONGEST:
         first = max(0, start - 256)
         file.seek(first)
@@ -224,10 +224,9 @@ def _is_blank(file: IO[bytes], offset: int) -> bool:
 
 
 def raw_lines(file: IO[bytes], offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """(offset, line) of the lines of a file that stands at ``offset``.
+    """(offset, line) of the lines of a file at position ``offset``.
 
-    Of one longer than LONGEST only the first LONGEST + 1 bytes are kept: then `Decoder.text` finds
-    that it is not valid.
+    A line longer than LONGEST is truncated to LONGEST + 1 bytes, which `Decoder.text` rejects.
     """
     while raw := file.readline(LONGEST + 1):
         yield offset, raw
@@ -238,9 +237,9 @@ def raw_lines(file: IO[bytes], offset: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def cut_lines(stream: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
-    """(bytes, whether a line ends here) of the lines of a text, and together they are the text.
+    """(bytes, whether a line ends here) of the lines of a text; concatenated, they are the text.
 
-    Lines longer than LONGEST come in pieces, cut at spaces where there are any.
+    Lines longer than LONGEST are split, at spaces if there are any.
     """
     rest = b""
     while raw := rest + stream.readline(LONGEST - len(rest)):
@@ -253,7 +252,7 @@ def cut_lines(stream: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
 
 
 def _cut(raw: bytes) -> int:
-    """Behind the last space, or else before the last character, which may not be whole."""
+    """The position after the last space, or else before the last, maybe incomplete, character."""
     end = max(raw.rfind(b" "), raw.rfind(b"\t")) + 1
     if end:
         return end

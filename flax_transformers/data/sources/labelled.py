@@ -1,4 +1,4 @@
-"""Labelled texts: one text or two, and a class or a number that has to be learned of them."""
+"""Labelled texts: one or two texts with a class or a number."""
 
 from __future__ import annotations
 
@@ -6,45 +6,39 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from flax_transformers.data.sources import row_files
-from flax_transformers.data.sources.corpus_files import corpus_files
 from flax_transformers.data.sources.documents import (
     Decoder,
     Document,
     Invalid,
     LabelKind,
-    Source,
     Where,
 )
-from flax_transformers.data.sources.records import Part
+from flax_transformers.data.sources.records import Part, Source
 from flax_transformers.data.sources.row_files import row_file, row_of, text_in, value_in
 from flax_transformers.data.sources.tfds import PREFIX, Examples
-
-ENDINGS = row_files.ENDINGS
 
 
 @dataclass(frozen=True)
 class LabelledSource(Source):
-    """A corpus of labelled texts; goes where a `TextSource` goes (``TextData.source``).
+    """A corpus of labelled texts; used like a `TextSource` (``TextData.source``).
 
-    ``path``: a file, a folder or a glob of jsonl (also as .ndjson), json (an object a line, one
-    list of rows, or one object that holds a list of rows, or one for each split), csv, tsv (no
-    quotes) and parquet files, all but the last also compressed as .gz, .bz2, .xz or .zst; or
-    "tfds:..." as for text.
-    ``split``: of TFDS, or of a json file that names its splits.
+    ``path``: a file, a folder or a glob of jsonl or ndjson, json (an object per line, one list of
+    rows, or one object with a list of rows, or one list per split), csv, tsv (no quotes) and
+    parquet files, all but the last also compressed as .gz, .bz2, .xz or .zst; or "tfds:..." as for
+    text.
+    ``split``: of TFDS, or of a json file with named splits.
     ``text_field``, ``second_field``, ``label_field``: JSON keys, parquet columns, TFDS features, or
-    names in the first row of csv and tsv; "a.b" reaches into an object. Where all are numbers,
-    columns from 0 of csv and tsv files without such a row, or places in rows that are JSON lists.
+    names in the first row of csv and tsv; "a.b" is field b of the object a. If all are numbers:
+    columns from 0 of csv and tsv files without such a row, or indices of rows that are JSON lists.
     ``second_field`` None: one text.
-    ``label``: the name of a class (whole numbers are names too), or a number to come near to.
-    ``label_names``: the classes in the order of their numbers; by default those of the training
+    ``label``: the name of a class (integers are names too), or a number for regression.
+    ``label_names``: the classes in the order of their numbers; default: those of the training
     documents, sorted.
 
-    A row without a label, or with one text of two, is not valid; neither is one of a class that is
-    not among the names.
+    A row without a label, with one text of two, or with an unknown class is invalid.
     """
 
     text_field: str = "text"
@@ -52,6 +46,8 @@ class LabelledSource(Source):
     label_field: str = "label"
     label: Literal["class", "number"] = "class"
     label_names: tuple[str, ...] = ()
+
+    endings: ClassVar[tuple[str, ...]] = row_files.ENDINGS
 
     @property
     def texts(self) -> int:
@@ -63,24 +59,18 @@ class LabelledSource(Source):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields of the texts, and that of the label last."""
+        """The fields of the texts, and of the label last."""
         second = () if self.second_field is None else (self.second_field,)
         return (self.text_field, *second, self.label_field)
 
-    def files(self) -> list[tuple[str, Path]]:
-        """(name, path) of the files that are read, in order."""
-        return corpus_files(self.path, ENDINGS)
-
-
-def labelled_parts(source: LabelledSource) -> Iterator[Part]:
-    """The parts of a corpus of labelled texts, in order."""
-    *texts, label = source.fields
-    if source.path.startswith(PREFIX):
-        examples = Examples(source, tuple(texts), (label,))
-        yield Part(examples, partial(_row, source, examples.class_names(label)))
-        return
-    for _, path in source.files():
-        yield Part(row_file(path, source.split, texts, (label,)), partial(_row, source, None))
+    def parts(self) -> Iterator[Part]:
+        *texts, label = self.fields
+        if self.path.startswith(PREFIX):
+            examples = Examples(self, tuple(texts), (label,))
+            yield Part(examples, partial(_row, self, examples.class_names(label)))
+            return
+        for _, path in self.files():
+            yield Part(row_file(path, self.split, texts, (label,)), partial(_row, self, None))
 
 
 def _row(
@@ -90,7 +80,7 @@ def _row(
     content: Any,
     where: Where,
 ) -> Document:
-    """``names``: those that the data gives to the numbers of classes."""
+    """``names``: names of the classes in the data, by number."""
     row = row_of(decoder, content, where)
     texts = [text_in(decoder, row, field, where) for field in source.fields[:-1]]
     label = value_in(row, source.label_field, where)
@@ -111,10 +101,10 @@ def _document(texts: Sequence[str], label: Any, source: LabelledSource, where: W
 
 
 def class_name(label: Any, where: Where) -> str:
-    """The name of a class as the store keeps it. Raises `Invalid` for what is none."""
+    """The name of a class as stored. Raises `Invalid` for other values."""
     if isinstance(label, bool):
         return str(label).lower()
-    if isinstance(label, float):  # tables write whole numbers so where a label is missing
+    if isinstance(label, float):  # tables with missing labels contain integers as floats
         label = int(label) if label.is_integer() else label if math.isfinite(label) else None
     name = str(label).strip() if isinstance(label, (str, int, float)) else ""
     if not name or not name.isprintable():

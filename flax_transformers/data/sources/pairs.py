@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from flax_transformers.data.sources import row_files
-from flax_transformers.data.sources.corpus_files import corpus_files, ending
-from flax_transformers.data.sources.documents import Decoder, Document, Invalid, Source, Where
+from flax_transformers.data.sources.corpus_files import ending
+from flax_transformers.data.sources.documents import Decoder, Document, Invalid, Where
 from flax_transformers.data.sources.records import (
     LineFile,
     PairOfLines,
     Part,
     Records,
+    Source,
     TableFile,
     TwoFiles,
 )
@@ -33,58 +34,56 @@ from flax_transformers.data.sources.row_files import (
 from flax_transformers.data.sources.tfds import PREFIX, Examples
 from flax_transformers.errors import UserError
 
-ENDINGS = row_files.ENDINGS
-
 
 @dataclass(frozen=True)
 class PairSource(Source):
-    """A corpus of pairs; goes where a `TextSource` goes (``TextData.source``).
+    """A corpus of pairs; used like a `TextSource` (``TextData.source``).
 
-    ``path``: a file, a folder or a glob of the formats of records that `LabelledSource` names; or
-    "tfds:..." as for text.
-    ``split``: of TFDS, or of a json file that names its splits.
-    ``source_field``, ``target_field``: named as for a `LabelledSource` ("translation.de" reaches
-    into an object). A tsv file whose first line does not name both has no such line: then numbers
-    are columns from 0, and with other names its first two are read.
-    ``target_path``: the file with the targets, line by line beside the sources in the file
-    ``path``; any ending will do, compressed or not.
+    ``path``: a file, a folder or a glob in the formats of `LabelledSource`; or "tfds:..." as for
+    text.
+    ``split``: of TFDS, or of a json file with named splits.
+    ``source_field``, ``target_field``: as for a `LabelledSource` ("translation.de" is field de of
+    the object translation). A tsv file whose first line does not name both has no header: numbers
+    are then columns from 0, and for other names the first two columns are read.
+    ``target_path``: a file with the targets, line by line for the sources in the file ``path``; any
+    ending, compressed or not.
 
-    Pairs with the same target are held out together: corpora of many languages repeat them.
-    A row with one side only is not valid, and one with none is empty; ``on_invalid`` says what
-    becomes of those that are not valid ("replace" leaves out what is unpaired).
+    Pairs with the same target are held out together, because multilingual corpora repeat them. A
+    row with one side only is invalid (and left out by ``on_invalid`` "replace"), one with none is
+    empty.
     """
 
     source_field: str = "source"
     target_field: str = "target"
     target_path: str | None = None
 
+    endings: ClassVar[tuple[str, ...]] = row_files.ENDINGS
+
     def files(self) -> list[tuple[str, Path]]:
         """(name, path) of the files that are read, in order."""
         if self.target_path is None:
-            return corpus_files(self.path, ENDINGS)
+            return super().files()
         found = [Path(path).expanduser() for path in (self.path, self.target_path)]
         for path in found:
             if not path.is_file():
                 raise UserError(f"There is no file {path}; check the path.")
         return [(path.name, path) for path in found]
 
-
-def pair_parts(source: PairSource) -> Iterator[Part]:
-    """The parts of a corpus of pairs, in order."""
-    fields = source.source_field, source.target_field
-    if source.path.startswith(PREFIX):
-        yield Part(Examples(source, fields), partial(_row, fields))
-    elif source.target_path is not None:
-        (_, one), (_, other) = source.files()
-        yield Part(TwoFiles(one, other), _parallel_pair)
-    else:
-        for _, path in source.files():
-            if ending(path, ENDINGS) == ".tsv":
-                yield Part(
-                    ChosenFile(path, partial(_tsv_file, path, fields)), partial(_tsv, fields)
-                )
-            else:
-                yield Part(row_file(path, source.split, fields), partial(_row, fields))
+    def parts(self) -> Iterator[Part]:
+        fields = self.source_field, self.target_field
+        if self.path.startswith(PREFIX):
+            yield Part(Examples(self, fields), partial(_row, fields))
+        elif self.target_path is not None:
+            (_, one), (_, other) = self.files()
+            yield Part(TwoFiles(one, other), _parallel_pair)
+        else:
+            for _, path in self.files():
+                if ending(path, self.endings) == ".tsv":
+                    yield Part(
+                        ChosenFile(path, partial(_tsv_file, path, fields)), partial(_tsv, fields)
+                    )
+                else:
+                    yield Part(row_file(path, self.split, fields), partial(_row, fields))
 
 
 def _pair(one: str, other: str, where: Where) -> Document:
@@ -101,7 +100,7 @@ def _row(fields: tuple[str, str], decoder: Decoder, content: Any, where: Where) 
 
 
 def _tsv_file(path: Path, fields: tuple[str, str]) -> Records:
-    """A record is a row by name, if the first line names both fields; else a line."""
+    """Records of a tsv file: rows by name if the first line names both fields, else lines."""
     for line in first_lines(path, 1):
         names = line.removeprefix(b"\xef\xbb\xbf").decode(errors="replace").rstrip("\r\n")
         if set(fields) <= set(names.split("\t")):

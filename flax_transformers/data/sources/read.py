@@ -1,15 +1,13 @@
-"""Documents out of any kind of source, in order and by one policy.
+"""Reads the documents of sources in order, by one policy for all.
 
-What holds for every source:
-
-* NUL characters become spaces, because C code below treats them as ends of strings.
-* Documents without any visible character are skipped and counted as empty.
-* Documents that are not valid (bytes that are not UTF-8, lone surrogates, bad JSON, a missing or
-  non-text field, half of a pair, a row of more than 16 MiB) follow the source's ``on_invalid`` and
-  are counted.
-* Longer documents of .txt files are cut, between lines or at spaces, so nothing needs much memory.
-* A damaged file (a parquet or gzip file that is cut short, a TFDS folder that does not read) is
-  refused by name whatever the policy: what it has lost cannot be counted.
+* NUL characters become spaces, because C libraries treat them as ends of strings.
+* Documents without visible characters are skipped and counted as empty.
+* Invalid documents (bytes that are not UTF-8, lone surrogates, invalid JSON, a missing or non-text
+  field, half of a pair, a record of more than 16 MiB) are handled by the source's ``on_invalid``
+  and counted.
+* Longer documents of .txt files are cut, between lines or at spaces, to bound the memory.
+* A damaged file (a truncated parquet or gzip file, an unreadable TFDS folder) is always an error,
+  because the documents that it has lost cannot be counted.
 """
 
 from __future__ import annotations
@@ -17,21 +15,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
-from flax_transformers.data.sources import conllu, embedded, labelled, pairs, squad, text
-from flax_transformers.data.sources.conllu import TaggedSource, tagged_parts
+from flax_transformers.data.sources import embedded
+from flax_transformers.data.sources.conllu import TaggedSource
 from flax_transformers.data.sources.corpus_files import Unread, list_corpus, plain_suffix
 from flax_transformers.data.sources.documents import Counts, Decoder, Document, Invalid
-from flax_transformers.data.sources.labelled import LabelledSource, labelled_parts
-from flax_transformers.data.sources.pairs import PairSource, pair_parts
+from flax_transformers.data.sources.labelled import LabelledSource
+from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.records import Part, Record
-from flax_transformers.data.sources.sharding import Dealing
-from flax_transformers.data.sources.squad import QuestionSource, question_parts
-from flax_transformers.data.sources.text import TextSource, text_parts
+from flax_transformers.data.sources.sharding import Sharding
+from flax_transformers.data.sources.squad import QuestionSource
+from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.sources.tfds import PREFIX, tfds_files, tfds_identity
 from flax_transformers.errors import UserError
 from flax_transformers.storage.file_hashes import content_digest, sizes_digest
@@ -39,22 +36,6 @@ from flax_transformers.storage.file_hashes import content_digest, sizes_digest
 AnySource = TextSource | PairSource | LabelledSource | TaggedSource | QuestionSource
 
 _FIRST_RECORDS = 20
-
-_ENDINGS: dict[type, tuple[str, ...]] = {
-    TextSource: text.ENDINGS,
-    PairSource: pairs.ENDINGS,
-    LabelledSource: labelled.ENDINGS,
-    TaggedSource: conllu.ENDINGS,
-    QuestionSource: squad.ENDINGS,
-}
-
-_PARTS: dict[type, Callable[[Any], Iterator[Part]]] = {
-    TextSource: text_parts,
-    PairSource: pair_parts,
-    LabelledSource: labelled_parts,
-    TaggedSource: tagged_parts,
-    QuestionSource: question_parts,
-}
 
 
 def read_documents(
@@ -66,11 +47,11 @@ def read_documents(
 
 
 def check_first_records(source: AnySource) -> None:
-    """Raises UserError if none of the first records of files of one ending is a valid document,
-    which is a wrong setting and not a bad record; leaving such documents out would leave none."""
+    """Raises UserError if none of the first records of the files with one ending is valid, which
+    means a wrong setting."""
     decoder = Decoder(source.on_invalid == "replace")
     kinds: dict[str, list[Part]] = {}
-    for part in _PARTS[type(source)](source):
+    for part in source.parts():
         path = getattr(part.records, "path", None)
         kinds.setdefault("" if path is None else plain_suffix(path), []).append(part)
     for parts in kinds.values():
@@ -78,13 +59,13 @@ def check_first_records(source: AnySource) -> None:
         if problems and None not in problems:
             raise UserError(
                 f"None of the first {len(problems)} records of {source.path} is valid "
-                f"({problems[0]}); set data.source.{_field_settings(source)} to what is there, or "
+                f"({problems[0]}); correct data.source.{_field_settings(source)}, or "
                 "give another path."
             )
 
 
 def _problems(decoder: Decoder, parts: Sequence[Part]) -> Iterator[Invalid | None]:
-    """What is wrong with each of the first records, up to one that is valid."""
+    """The errors of the first records, up to a valid one."""
     records = ((part, record) for part in parts for record in part.records.read(0, None))
     for part, record in itertools.islice(records, _FIRST_RECORDS):
         try:
@@ -97,38 +78,37 @@ def _problems(decoder: Decoder, parts: Sequence[Part]) -> Iterator[Invalid | Non
 
 
 def _field_settings(source: AnySource) -> str:
-    """The settings that say where in a record the text is."""
+    """The settings for the fields of a record."""
     names = [f.name for f in fields(source) if f.name.endswith(("_field", "_column"))]
     return ", ".join(names) or "split"
 
 
 def tied_shards(source: AnySource, shards: int) -> list[bool]:
-    """Of every shard, whether writing it takes reading over the one before; see `dealing`."""
-    dealing = Dealing([part.records for part in _PARTS[type(source)](source)], shards)
-    return [dealing.tied(shard) for shard in range(shards)]
+    """For each shard, whether writing it requires reading over the one before; see `sharding`."""
+    sharding = Sharding([part.records for part in source.parts()], shards)
+    return [sharding.tied(shard) for shard in range(shards)]
 
 
 class CorpusReader:
-    """Reads the shards ``run``, in order, in one pass over no more than what they hold.
+    """Reads the shards ``run``, in order, in one pass over what they contain.
 
-    Raises UserError for what is missing, damaged or (on_invalid="error") not valid.
+    Raises UserError for what is missing, damaged or (on_invalid="error") invalid.
     """
 
     def __init__(self, source: AnySource, run: Sequence[int], shards: int) -> None:
         if not 0 <= run[0] <= run[-1] < shards:
             raise UserError(f"Shard {run[-1]} of {shards} does not exist; shards count from 0.")
         self.source, self._run = source, run
-        self._parts = list(_PARTS[type(source)](source))
-        self._dealing = Dealing([part.records for part in self._parts], shards)
+        self._parts = list(source.parts())
+        self._sharding = Sharding([part.records for part in self._parts], shards)
         self._decoder = Decoder(source.on_invalid == "replace")
         self._records = self._found()
         self._next = next(self._records, None)
 
     def documents(self, shard: int, counts: Counts) -> Iterator[tuple[int, Document]]:
-        """(number, document) of a shard of the run; a later one than in the call before.
+        """(number, document) of a shard of the run; shards must be read in order.
 
-        Numbers count the documents of the shard in order, also empty and invalid ones, which are
-        counted in ``counts``.
+        Numbers include empty and invalid documents, which are counted in ``counts``.
         """
         for number, (part, record) in enumerate(self._of(shard)):
             document = self._document(part, record, counts)
@@ -144,17 +124,19 @@ class CorpusReader:
 
     def _found(self) -> Iterator[tuple[int, Part, Record]]:
         """(shard, part, record) of the records of the run."""
-        dealing, shard = self._dealing, self._run[0]
-        start, stop = dealing.start(shard), dealing.start(self._run[-1] + 1)
-        for part, (first, end) in zip(self._parts, itertools.pairwise(dealing.starts), strict=True):
+        sharding, shard = self._sharding, self._run[0]
+        start, stop = sharding.start(shard), sharding.start(self._run[-1] + 1)
+        for part, (first, end) in zip(
+            self._parts, itertools.pairwise(sharding.starts), strict=True
+        ):
             if first >= stop or (end <= start and first < start):
                 continue
             last = stop - first if stop < end else None
-            border = dealing.start(shard + 1)
+            border = sharding.start(shard + 1)
             for record in part.records.read(max(0, start - first), last):
                 while first + record.position >= border:
                     shard += 1
-                    border = dealing.start(shard + 1)
+                    border = sharding.start(shard + 1)
                 yield shard, part, record
 
     def _document(self, part: Part, record: Record, counts: Counts) -> Document | None:
@@ -188,10 +170,10 @@ def _without_nul(document: Document) -> Document:
 
 
 def fingerprint(source: AnySource) -> str:
-    """sha256 of what the corpus holds, wherever it lies and however old it is.
+    """sha256 of the content of the corpus, without paths and times.
 
-    Reads the files, unless that was done before. Their order and endings count, and the fields that
-    decide what a document is.
+    Reads the files unless their hash is cached. It includes their order and endings, and the fields
+    of the source.
     """
     if source.path == "embedded":
         content = repr([hashlib.sha256(t.encode()).hexdigest() for t in embedded.documents()])
@@ -201,7 +183,7 @@ def fingerprint(source: AnySource) -> str:
 
 
 def sizes(source: AnySource) -> str:
-    """sha256 of the sizes of the corpus's files, which are found without reading them."""
+    """sha256 of the sizes of the corpus's files; does not read them."""
     if source.path == "embedded":
         return fingerprint(source)
     return _digest(source, sizes_digest(_identifying(source)))
@@ -219,12 +201,12 @@ def _digest(source: AnySource, content: str) -> str:
 
 
 def not_read(source: AnySource) -> tuple[int, Unread]:
-    """How many bytes of files are read, and what lies beside them and is not."""
+    """Bytes of the files that are read, and what is beside them and not read."""
     if source.path.startswith(PREFIX) or source.path == "embedded":
         return 0, {}
     if getattr(source, "target_path", None) is not None:
         return sum(path.stat().st_size for _, path in source.files()), {}
-    listing = list_corpus(source.path, _ENDINGS[type(source)])
+    listing = list_corpus(source.path, source.endings)
     return sum(path.stat().st_size for _, path in listing.files), listing.unread
 
 

@@ -1,9 +1,9 @@
-"""Where the records of a corpus begin and end: lines, blocks of lines, rows; not what they mean.
+"""Sources of documents, and the records in their files: lines, blocks of lines, rows.
 
-Every record has a position, at which it begins: from 0 up to the ``size`` of the file (or other
-part of a corpus) that holds it. So records are dealt out by dividing a range of positions, which
-needs no reading. Most files can be read from any position on. Where that is not so, as in a
-compressed file, a stretch is *solid*: to read a part of it takes reading it from its beginning.
+Every record has a position, from 0 to the ``size`` of its file (or other part of a corpus). A
+corpus is divided into shards by dividing the range of positions, without reading it. Most files can
+be read from any position. A stretch that can only be read from its beginning, as in a compressed
+file, is *solid*.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
+from flax_transformers import ranges
+from flax_transformers.data.sources.corpus_files import corpus_files
 from flax_transformers.data.sources.documents import (
     LONGEST,
     Decoder,
     Document,
     Invalid,
+    LabelKind,
     Where,
     listed,
 )
@@ -39,7 +42,7 @@ from flax_transformers.errors import UserError
 
 
 class Record(NamedTuple):
-    """What was found, of a type that depends on the finder, and where.
+    """The content of a record, of a type that depends on the file, and where it is.
 
     ``continues``: whether it is the rest of the record before, which was too long.
     """
@@ -51,31 +54,69 @@ class Record(NamedTuple):
 
 
 class Records(Protocol):
-    """A file, or another part of a corpus that is read in order."""
+    """A file, or another part of a corpus, that is read in order."""
 
     @property
     def size(self) -> int:
-        """How many positions there are; found without reading what is in it."""
+        """Number of positions, known without reading the content."""
 
     def solid(self, position: int) -> tuple[int, int]:
         """The stretch around a position that can only be read from its beginning.
 
-        Both ends are ``position`` itself where reading can begin there.
+        (position, position) if reading can start there.
         """
 
     def read(self, start: int, stop: int | None) -> Iterator[Record]:
-        """The records whose position is in [start, stop), in order; without a stop, all others."""
+        """The records with positions in [start, stop), in order; None: to the end."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Records, and what makes a document of the content of each and of where it is.
-
-    The latter may raise `Invalid`.
-    """
+    """Records, and the function that parses each into a document; it may raise `Invalid`."""
 
     records: Records
     parse: Callable[[Decoder, Any, Any], Document]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus, described by plain values; each kind of source adds the fields it needs.
+
+    ``path``: a file, a folder (all files below it with a known ending, sorted), a glob,
+    "tfds:NAME[/CONFIG][:VERSION]", or "tfds:/folder/of/a/prepared/builder".
+    ``split``: for TFDS, slices such as "train[:10%]" included.
+    ``on_invalid``: what happens to invalid documents: "error" stops with file and line, "skip"
+    leaves the document out, "replace" puts U+FFFD for invalid bytes and leaves out other invalid
+    documents.
+    """
+
+    path: str = "embedded"
+    split: str = "train"
+    on_invalid: Literal["error", "skip", "replace"] = "error"
+
+    endings: ClassVar[tuple[str, ...]] = ()
+    """Endings of the files that are read, without those of compressed files."""
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "data.source")
+
+    @property
+    def label_kind(self) -> LabelKind | None:
+        """The kind of labels that its documents have besides their text."""
+        return None
+
+    @property
+    def texts(self) -> int:
+        """Number of separate texts of a labelled document."""
+        return 1
+
+    def files(self) -> list[tuple[str, Path]]:
+        """(name, path) of the files that are read, in order."""
+        return corpus_files(self.path, self.endings)
+
+    def parts(self) -> Iterator[Part]:
+        """The parts of the corpus, in order."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -93,7 +134,7 @@ class _File:
 
 @dataclass(frozen=True)
 class LineFile(_File):
-    """A record is a line that is not empty: bytes, at a `Place`."""
+    """A record is a non-empty line: bytes, at a `Place`."""
 
     def read(self, start: int, stop: int | None) -> Iterator[Record]:
         path = self.path
@@ -114,8 +155,8 @@ class TextFile(_File):
     """A record is a line, a block of lines between empty ones, or the whole file: bytes, at a
     `Place`.
 
-    One that would be longer than LONGEST becomes several, cut between lines, or in lines at spaces,
-    all of them at the position of the first; or, if it must not be ``cut``, one that is too long.
+    A record longer than LONGEST is cut, between lines or at spaces, into several with the position
+    of the first; unless ``cut``, it stays too long and is invalid.
     """
 
     divided: str
@@ -134,10 +175,10 @@ class TextFile(_File):
     def _blocks(
         self, stream: Stream, offset: int, begins: bool, start: int, stop: int | None
     ) -> Iterator[Record]:
-        """Reads from the line at ``offset`` on, where a record ``begins`` or not."""
+        """Reads from the line at ``offset``, where a record ``begins`` or continues."""
         block: list[bytes] = []
         size = first = position = 0
-        ours = False  # whether the record that is being read is one of [start, stop)
+        ours = False  # whether the current record is in [start, stop)
         at_line, continues = True, False
         for piece, ends_line in cut_lines(stream.file):
             empty = self.divided == "blank_line" and at_line and ends_line and piece.isspace()
@@ -165,9 +206,10 @@ class TextFile(_File):
 
 @dataclass(frozen=True)
 class TwoFiles(_File):
-    """A record is a line of ``path`` and one of ``other``: a tuple of bytes, at the former's place.
+    """A record is a line of ``path`` and one of ``other``: a tuple of bytes, at the former's
+    position.
 
-    None stands for a line that one of them lacks. Which lines belong together only counting tells.
+    None stands for a missing line. Both files are read from the beginning, to count lines.
     """
 
     other: Path
@@ -205,11 +247,11 @@ class PairOfLines:
 
 @dataclass(frozen=True)
 class TableFile(_File):
-    """A record is a row of a table: a list of cells or, where ``names`` are asked for, a dict by
-    the names in the first row. Raises UserError where that lacks one of them.
+    """A record is a row of a table: a list of cells or, with ``names``, a dict by the names in the
+    first row. Raises UserError if the first row lacks one of them.
 
-    Bytes that are not UTF-8 become surrogates, as with errors="surrogateescape". A row whose cells
-    are ``quoted`` may go over several lines, so it cannot be found from the middle of the file.
+    Bytes that are not UTF-8 become surrogates, as with errors="surrogateescape". A row with
+    ``quoted`` cells may have several lines, so the file is read from its beginning.
     """
 
     delimiter: str
@@ -270,11 +312,11 @@ class TableFile(_File):
         try:
             return next(table, None)
         except csv.Error as error:
-            raise UserError(f"{place} is no row of a table ({error}); fix the file.") from error
+            raise UserError(f"{place} is not a row of a table ({error}); fix the file.") from error
 
 
 class _TextLines:
-    """The lines of a table as text. ``upcoming``: where the next one begins."""
+    """The lines of a table as text. ``upcoming``: offset of the next line."""
 
     def __init__(self, stream: Stream, offset: int) -> None:
         self._lines = raw_lines(stream.file, offset)
@@ -302,7 +344,7 @@ class _TextLines:
 
 @dataclass(frozen=True)
 class ValueFile(_File):
-    """A record is one of the rows that ``load`` makes of the whole file, spread evenly over it."""
+    """A record is one of the rows that ``load`` reads; their positions are evenly spaced."""
 
     load: Callable[[Path], Sequence[Any]]
     name: str = "Row"
@@ -320,7 +362,7 @@ class ValueFile(_File):
 
 @dataclass(frozen=True)
 class Texts:
-    """A record is a text of a sequence in memory."""
+    """A record is a text in memory."""
 
     texts: Sequence[str]
 

@@ -22,21 +22,21 @@ from flax_transformers.data.sources.records import LineFile, Record, Records, Ta
 from flax_transformers.errors import UserError
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-_BEGIN = 1 << 12  # bytes that tell a list of rows from rows
+_BEGIN = 1 << 12  # bytes that are read to recognize a list of rows
 _SPLITS = frozenset(
     ("train", "training", "validation", "valid", "val", "dev", "test", "eval", "evaluation")
 )
-"""Names that tell the splits of a file of JSON from a list of all its rows."""
+"""Names by which the splits in a JSON file are recognized."""
 _ROWS_AT_ONCE = 256  # of a parquet file
 
 Row = Mapping[str, Any] | Sequence[Any]
 
 
 def row_file(path: Path, split: str, texts: Sequence[str], others: Sequence[str] = ()) -> Records:
-    """The records of a file. ``texts`` and ``others``: the fields that are read of them.
+    """The records of a file, for `row_of`. ``texts`` and ``others``: the fields to read.
 
-    Each is what `fields.row_of` takes. ``split`` is read of a JSON file that holds several. Fields
-    that are all numbers are columns of a table without names.
+    ``split``: the one to read of a JSON file with several. If all fields are numbers, they are
+    columns of a table without a header.
     """
     kind, fields = ending(path, ENDINGS), (*texts, *others)
     if kind == ".parquet":
@@ -51,7 +51,7 @@ def row_file(path: Path, split: str, texts: Sequence[str], others: Sequence[str]
 
 @dataclass(frozen=True)
 class ChosenFile:
-    """A file whose beginning, which ``choose`` reads, says what its records are."""
+    """A file whose records are determined by ``choose``, which reads its beginning."""
 
     path: Path
     choose: Callable[[], Records]
@@ -72,21 +72,21 @@ class ChosenFile:
 
 
 def first_lines(path: Path, count: int) -> list[bytes]:
-    """The first lines of a file that are not empty."""
+    """The first non-empty lines of a file."""
     with reading(path), open_file(path) as file:
         lines = (raw for _, raw in raw_lines(file) if not raw.isspace())
         return list(itertools.islice(lines, count))
 
 
 def _json_file(path: Path, split: str, fields: Sequence[str]) -> Records:
-    """A record is a line, or a row of the one value that the file holds."""
+    """Records of a JSON file: its lines, or the rows of its one value."""
     if _has_row_in_line(path, fields):
         return LineFile(path)
     return ValueFile(path, partial(_rows, split))
 
 
 def _has_row_in_line(path: Path, fields: Sequence[str]) -> bool:
-    """Whether each line of a file of JSON is a row, by its first lines."""
+    """Whether each line of a JSON file is a row, judged by its first lines."""
     with reading(path), open_file(path) as file:
         begin = file.read(_BEGIN).removeprefix(b"\xef\xbb\xbf").lstrip()
     if begin.startswith(b"["):
@@ -100,7 +100,7 @@ def _has_row_in_line(path: Path, fields: Sequence[str]) -> bool:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        return error.pos < len(text)  # else the line ends before the value does
+        return error.pos < len(text)  # else the value continues after the line
     except (ValueError, RecursionError):
         return True
     if len(lines) > 1:
@@ -111,14 +111,14 @@ def _has_row_in_line(path: Path, fields: Sequence[str]) -> bool:
 
 
 def _lists(value: dict[str, Any]) -> list[str]:
-    """Names of the lists of rows in an object, or else of all lists."""
+    """Names of the lists of rows in an object, or of all lists if there are none."""
     lists = {name: rows for name, rows in value.items() if isinstance(rows, list)}
     of_rows = [name for name, rows in lists.items() if rows and isinstance(rows[0], dict | list)]
     return of_rows or list(lists)
 
 
 def _rows(split: str, path: Path) -> Sequence[Any]:
-    """The rows of a file that is one JSON value."""
+    """The rows of a file with one JSON value."""
     with reading(path), open_file(path) as stream:
         raw = stream.read()
     try:
@@ -135,7 +135,7 @@ def _rows(split: str, path: Path) -> Sequence[Any]:
 
 
 def _list_name(value: dict[str, Any], split: str, path: Path) -> str:
-    """Which list of an object holds the rows: that of the split, or else the only one."""
+    """The name of the list of rows in an object: the split, or the only list."""
     if split in value:
         return split
     lists = _lists(value)
@@ -148,12 +148,11 @@ def _list_name(value: dict[str, Any], split: str, path: Path) -> str:
 
 @dataclass(frozen=True)
 class ParquetFile:
-    """A record is a row: a dict of the columns that hold ``texts`` and ``others``, with the values
-    that Python has for them, but bytes for text.
+    """A record is a row: a dict of the columns of ``texts`` and ``others``, as Python values, with
+    bytes for text.
 
-    Fields are named as `fields.value_in` takes them. Row groups are spread over the file by their
-    numbers of rows, and each of them is solid. Raises UserError for fields that are not there, and
-    ``texts`` that hold none.
+    Fields are named as in `value_in`. Positions are in proportion to the numbers of rows, and each
+    row group is solid. Raises UserError for missing fields, and for ``texts`` that are not text.
     """
 
     path: Path
@@ -188,7 +187,7 @@ class ParquetFile:
 
     @cached_property
     def _rows(self) -> list[int]:
-        """How many rows there are before each row group, and in all."""
+        """Number of rows before each row group, and in total."""
         groups = range(self._metadata.num_row_groups)
         sizes = (self._metadata.row_group(group).num_rows for group in groups)
         return [0, *itertools.accumulate(sizes)]
@@ -221,7 +220,7 @@ class ParquetFile:
 
     @cached_property
     def _columns(self) -> list[str]:
-        """The paths of the columns that hold the fields, and no others of the same struct."""
+        """The paths of the columns of the fields, without others of the same struct."""
         schema = self._metadata.schema
         paths = [schema.column(number).path for number in range(len(schema.names))]
         found = []
@@ -240,7 +239,7 @@ class ParquetFile:
 
 @contextlib.contextmanager
 def _reading_parquet(path: Path) -> Iterator[None]:
-    """What pyarrow raises for a damaged file, as a UserError."""
+    """Turns pyarrow's errors for a damaged file into a UserError."""
     import pyarrow
 
     try:
@@ -252,7 +251,7 @@ def _reading_parquet(path: Path) -> Iterator[None]:
 
 
 def _field_type(schema: Any, field: str) -> tuple[Any, list[str]]:
-    """The type of a field, or None, and the names that it could have."""
+    """The type of a field, or None, and the existing names."""
     from pyarrow import types
 
     names = list(schema.names)
@@ -282,7 +281,7 @@ def _is_list(kind: Any) -> bool:
 
 
 def _is_text(kind: Any) -> bool:
-    """Whether values of a type are texts, lists of them, or null."""
+    """Whether values of a type are texts, lists of texts, or null."""
     from pyarrow import types
 
     while _is_list(kind) or types.is_dictionary(kind):
@@ -299,7 +298,7 @@ def _is_bytes(kind: Any) -> bool:
 
 
 def _with_bytes(kind: Any) -> Any:
-    """A type with bytes for text: pyarrow would stop at invalid UTF-8 and not say where."""
+    """A type with bytes for text, because pyarrow's error for invalid UTF-8 names no row."""
     import pyarrow
     from pyarrow import types
 
@@ -316,7 +315,7 @@ def _with_bytes(kind: Any) -> Any:
 
 
 def row_of(decoder: Decoder, content: Any, where: Where) -> Row:
-    """The record that a reader found, or the one in a line of JSON. Raises `Invalid`."""
+    """The content of a record, parsed if it is a line of JSON. Raises `Invalid`."""
     if isinstance(content, bytes):
         text = decoder.text(content, where).removeprefix("\ufeff")
         try:
@@ -329,10 +328,10 @@ def row_of(decoder: Decoder, content: Any, where: Where) -> Row:
 
 
 def value_in(row: Row, field: str, where: Where) -> Any:
-    """The value of a field; None for null. Raises `Invalid` where it is missing.
+    """The value of a field; None for null. Raises `Invalid` if it is missing.
 
-    "a.b" is the field of that name or, where there is none, b of the object in a; of a list of
-    objects, the list of their values. What is null has null fields.
+    "a.b" is the field with that name or else field b of the object a; of a list of objects, the
+    list of their values. Fields of null are null.
     """
     if isinstance(row, list):
         if not field.isdecimal():
@@ -351,10 +350,10 @@ def value_in(row: Row, field: str, where: Where) -> Any:
 
 
 def text_in(decoder: Decoder, row: Row, field: str, where: Where) -> str:
-    """The text in a field; that of null is empty. Raises `Invalid`.
+    """The text in a field; empty for null. Raises `Invalid`.
 
-    A list of texts counts as the lines of one; null is no line. Bytes, and characters that are no
-    text, follow the decoder's policy.
+    A list of texts is joined by line ends, without nulls. Invalid bytes and lone surrogates are
+    handled by the decoder.
     """
     value = value_in(row, field, where)
     if value is None:
@@ -372,9 +371,9 @@ def _decoded(decoder: Decoder, text: str | bytes, where: Where) -> str:
         return decoder.text(text, where)
     if text.isascii():
         return text
-    try:  # bytes of a table that are not UTF-8 come as surrogates
+    try:  # invalid bytes of a table are surrogates
         raw = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # escapes of JSON can be lone surrogates, which are no text
+    except UnicodeEncodeError:  # escapes in JSON can be lone surrogates
         raw = text.encode("utf-8", "surrogatepass")
     return decoder.text(raw, _TextOf(where))
 

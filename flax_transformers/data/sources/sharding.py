@@ -1,11 +1,11 @@
-"""Which stretch of a corpus each shard holds, and which shards one process writes in one pass.
+"""Divides a corpus into shards, and shards into runs that one process writes in one pass.
 
-The corpus is a row of positions (`records`), and every shard takes an equal share of them: shard
-order is corpus order. A border that falls into a solid stretch, which can only be read from its
-beginning, moves to one of its ends, unless both are more than half a share away. Then the shards on
-both sides are *tied*: whoever writes the later one reads over what is the earlier one's.
+A corpus is a range of positions (`records`), and every shard is an equal part of it, in order. If a
+border is inside a solid stretch, which can only be read from its beginning, it is moved to one of
+its ends, unless both are more than half a shard away. In that case the shards on both sides are
+*tied*: writing the later one requires reading over the earlier one.
 
-All of this follows from the sizes of files and the number of shards alone.
+The result depends on the sizes of files and the number of shards only.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import Sequence
 
 from flax_transformers.data.sources.records import Records
 
-DEALING = 2
-"""Goes up when other documents come into a shard: what is half prepared then begins anew."""
+VERSION = 2
+"""Increased when the documents of a shard change; unfinished stores are then prepared anew."""
 _RUNS = 8
-"""Runs per process, so that all of them end at about the same time."""
+"""Runs per process, so that all processes end at about the same time."""
 
 
-class Dealing:
-    """How the parts of a corpus are dealt to ``shards``."""
+class Sharding:
+    """How the parts of a corpus are divided into ``shards``."""
 
     def __init__(self, parts: Sequence[Records], shards: int) -> None:
         self._parts, self.shards = parts, shards
@@ -31,11 +31,11 @@ class Dealing:
         self._borders: dict[int, tuple[int, bool]] = {}
 
     def start(self, shard: int) -> int:
-        """The first position of a shard; for ``shards`` itself one behind all others."""
+        """The first position of a shard; for ``shards`` itself, the end."""
         return self._border(shard)[0]
 
     def tied(self, shard: int) -> bool:
-        """Whether a shard begins within a solid stretch."""
+        """Whether a shard begins inside a solid stretch."""
         return self._border(shard)[1]
 
     def _border(self, shard: int) -> tuple[int, bool]:
@@ -62,10 +62,10 @@ class Dealing:
 
 
 def runs(missing: Sequence[int], tied: Sequence[bool], processes: int) -> list[list[int]]:
-    """``missing`` shards, in order, as runs of which each is written in one pass by one process.
+    """The ``missing`` shards, in order, as runs that are each written in one pass by one process.
 
-    Tied shards stay together as far as the number of processes allows, for each of their runs reads
-    what is before it; ``tied`` says of every shard whether it is to the one before.
+    ``tied``: for each shard, whether it is tied to the one before. Tied shards stay in one run as
+    far as the number of processes allows, because each run reads what is before it.
     """
     most = -(-len(missing) // processes)
     enough = most if processes == 1 else -(-len(missing) // (processes * _RUNS))
@@ -82,7 +82,7 @@ def runs(missing: Sequence[int], tied: Sequence[bool], processes: int) -> list[l
 
 
 def share(job: int, jobs: int, tied: Sequence[bool]) -> range:
-    """The shards that are one job's of several: neighbours, and not tied to another job's if that
+    """The shards of one of several jobs: neighbours, and not tied to those of another job if this
     moves no border by more than half a share."""
     shards = len(tied)
 

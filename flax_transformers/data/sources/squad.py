@@ -1,4 +1,4 @@
-"""Questions about texts, answered by stretches of them (SQuAD, arXiv:1606.05250, 1806.03822)."""
+"""Questions answered by spans of a text (SQuAD, arXiv:1606.05250, 1806.03822)."""
 
 from __future__ import annotations
 
@@ -11,48 +11,49 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from flax_transformers.data.sources.corpus_files import corpus_files
 from flax_transformers.data.sources.documents import (
     Decoder,
     Document,
     Invalid,
     LabelKind,
-    Source,
     Where,
 )
 from flax_transformers.data.sources.files import open_file, reading
-from flax_transformers.data.sources.records import Part, ValueFile
+from flax_transformers.data.sources.records import Part, Source, ValueFile
 from flax_transformers.data.sources.row_files import text_in
 from flax_transformers.data.sources.tfds import PREFIX, Examples
 from flax_transformers.errors import UserError
 
-ENDINGS = (".json",)
 _TEXTS = ("id", "title", "context", "question")
 
 
 @dataclass(frozen=True)
 class QuestionSource(Source):
-    """A corpus of questions; goes where a `TextSource` goes (``TextData.source``).
+    """A corpus of questions; used like a `TextSource` (``TextData.source``).
 
     ``path``: a file, a folder or a glob of json files in the format of SQuAD 1.1 or 2.0,
     compressed or not, or "tfds:squad/...".
 
-    Questions on articles of one title are held out together. A question without an answer is one
-    that the text does not answer. One whose answer does not stand where it says is not valid.
+    Questions on articles with the same title are held out together. A question without answers is
+    unanswerable. A question whose answer is not at its position in the text is invalid.
     """
 
     label_kind: ClassVar[LabelKind] = "spans"
+    endings: ClassVar[tuple[str, ...]] = (".json",)
 
-    def files(self) -> list[tuple[str, Path]]:
-        """(name, path) of the files that are read, in order."""
-        return corpus_files(self.path, ENDINGS)
+    def parts(self) -> Iterator[Part]:
+        if self.path.startswith(PREFIX):
+            yield Part(Examples(self, _TEXTS, ("answers",)), _example)
+            return
+        for _, path in self.files():
+            yield Part(ValueFile(path, partial(_rows, self), "Question"), _question)
 
 
 @dataclass(frozen=True)
 class Question(Document):
-    """A question and the text that answers it, which are its two texts.
+    """A question (first text) on a context (second text).
 
-    ``answers``: first character of each answer in the second text, and the one behind its last.
+    ``answers``: start and end of each answer in the context, in characters.
     """
 
     answers: tuple[tuple[int, int], ...] = ()
@@ -61,7 +62,7 @@ class Question(Document):
 
     @property
     def record(self) -> bytes:
-        """What scoring an answer takes; see `read_record`."""
+        """The data for scoring an answer; see `read_record`."""
         fields = {"id": self.name, "question": self.text[0], "context": self.text[1]}
         return json.dumps({**fields, "answers": self.answers}, ensure_ascii=False).encode()
 
@@ -73,15 +74,6 @@ def read_record(record: bytes) -> Question:
     return Question(
         (fields["question"], fields["context"]), answers=answers, name=str(fields["id"])
     )
-
-
-def question_parts(source: QuestionSource) -> Iterator[Part]:
-    """The parts of a corpus of questions, in order."""
-    if source.path.startswith(PREFIX):
-        yield Part(Examples(source, _TEXTS, ("answers",)), _example)
-        return
-    for _, path in source.files():
-        yield Part(ValueFile(path, partial(_rows, source), "Question"), _question)
 
 
 def _rows(
@@ -140,24 +132,22 @@ def _checked(
     where: Where,
 ) -> Question:
     if not question.strip() or not context.strip():
-        raise Invalid(where, "has no question, or no text to answer it")
+        raise Invalid(where, "has no question or no context")
     spans = []
     for start, text in answers:
         if not isinstance(start, int) or not isinstance(text, str) or not text.strip():
-            raise Invalid(where, "has an answer whose answer_start or text is not valid")
+            raise Invalid(where, "has an answer with an invalid answer_start or text")
         if start < 0 or context[start : start + len(text)] != text:
-            raise Invalid(
-                where, f"is not valid: its answer {text!r} does not stand at character {start}"
-            )
+            raise Invalid(where, f"is invalid: its answer {text!r} is not at character {start}")
         spans.append((start, start + len(text)))
     return Question((question, context), group=title, answers=tuple(spans), name=name)
 
 
 def token_spans(spans: Sequence[tuple[int, int]], offsets: np.ndarray) -> np.ndarray:
-    """The tokens that touch stretches of characters: first and last, int32 [spans, 2].
+    """The first and last token of each span of characters: int32 [spans, 2].
 
-    ``offsets`` int [tokens, 2] are where each token begins and ends in the text. Stretches that no
-    token touches are left out.
+    ``offsets``: start and end of each token in the text, int [tokens, 2]. Spans without tokens are
+    left out.
     """
     found = []
     for start, end in spans:

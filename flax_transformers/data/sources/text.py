@@ -1,7 +1,7 @@
-"""Plain text: documents out of txt files, records with fields, TFDS data, or Python itself.
+"""Plain text: documents of txt files, records with fields, TFDS data, or Python's own texts.
 
-Documents stream: at most one document (parquet: one small batch of rows) is in memory at a time. A
-.json file that is one value is read whole.
+Documents are streamed: at most one document (for parquet, one small batch of rows) is in memory. A
+.json file with one value is read as a whole.
 """
 
 from __future__ import annotations
@@ -10,53 +10,51 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from flax_transformers.data.sources import embedded, row_files
-from flax_transformers.data.sources.corpus_files import corpus_files, ending
-from flax_transformers.data.sources.documents import Decoder, Document, Source, Where
+from flax_transformers.data.sources.corpus_files import ending
+from flax_transformers.data.sources.documents import Decoder, Document, Where
 from flax_transformers.data.sources.files import Place
-from flax_transformers.data.sources.records import Part, TextFile, Texts
+from flax_transformers.data.sources.records import Part, Source, TextFile, Texts
 from flax_transformers.data.sources.row_files import row_of, text_in
 from flax_transformers.data.sources.tfds import PREFIX, Examples
-
-ENDINGS = (".txt", *row_files.ENDINGS)
 
 
 @dataclass(frozen=True)
 class TextSource(Source):
     """A corpus of texts.
 
-    ``path``: "embedded" (`data.embedded`); a file, a folder or a glob of txt and of the formats
-    of records that `LabelledSource` names; or "tfds:...".
-    ``split``: of TFDS, or of a json file that names its splits.
-    ``text_field``: the field that holds the text, named as for a `LabelledSource`; a list of texts
-    counts as its lines.
-    ``documents``: how .txt files divide into documents; empty lines between documents is the
+    ``path``: "embedded" (`embedded`); a file, a folder or a glob of txt files or in the formats of
+    `LabelledSource`; or "tfds:...".
+    ``split``: of TFDS, or of a json file with named splits.
+    ``text_field``: the field of the text, named as for a `LabelledSource`; a list of texts is
+    joined by line ends.
+    ``documents``: how .txt files are divided into documents; empty lines between documents are the
     format of the original BERT. Documents of a .txt file that are longer than 16 MiB are cut.
     """
 
     text_field: str = "text"
     documents: Literal["blank_line", "file", "line"] = "blank_line"
 
+    endings: ClassVar[tuple[str, ...]] = (".txt", *row_files.ENDINGS)
+
     def files(self) -> list[tuple[str, Path]]:
         """(name, path) of the files that are read, in order; none for the embedded text."""
-        return [] if self.path == "embedded" else corpus_files(self.path, ENDINGS)
+        return [] if self.path == "embedded" else super().files()
 
-
-def text_parts(source: TextSource) -> Iterator[Part]:
-    """The parts of a corpus of texts, in order."""
-    if source.path.startswith(PREFIX):
-        yield Part(Examples(source, (source.text_field,)), partial(_row, source.text_field))
-    elif source.path == "embedded":
-        yield Part(Texts(tuple(embedded.documents())), _text)
-    else:
-        for _, path in source.files():
-            yield _file_part(path, source)
+    def parts(self) -> Iterator[Part]:
+        if self.path.startswith(PREFIX):
+            yield Part(Examples(self, (self.text_field,)), partial(_row, self.text_field))
+        elif self.path == "embedded":
+            yield Part(Texts(tuple(embedded.documents())), _text)
+        else:
+            for _, path in self.files():
+                yield _file_part(path, self)
 
 
 def _file_part(path: Path, source: TextSource) -> Part:
-    if ending(path, ENDINGS) == ".txt":
+    if ending(path, source.endings) == ".txt":
         return Part(TextFile(path, source.documents), _txt)
     records = row_files.row_file(path, source.split, (source.text_field,))
     return Part(records, partial(_row, source.text_field))

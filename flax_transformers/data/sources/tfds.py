@@ -1,4 +1,4 @@
-"""Data that TFDS has prepared, read at random and without TensorFlow."""
+"""Data prepared by TFDS, read with random access and without TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from flax_transformers.data.sources.documents import Source, listed
-from flax_transformers.data.sources.records import Record
+from flax_transformers.data.sources.documents import listed
+from flax_transformers.data.sources.records import Record, Source
 from flax_transformers.errors import UserError
 
 PREFIX = "tfds:"
@@ -24,7 +24,7 @@ _PLAIN_MODULES = {
     "wmt16_translate": "tensorflow_datasets.translate.wmt16",
     "xnli": "tensorflow_datasets.text.xnli",
 }
-"""Builders that prepare without TensorFlow, and the module to import so that TFDS finds them."""
+"""Builders that need no TensorFlow, and the module to import so that TFDS finds them."""
 
 _BEAM = ("c4", "wikipedia")
 _ARCHIVES = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")}
@@ -32,11 +32,11 @@ _ARCHIVES = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.ta
 
 @dataclass(frozen=True)
 class Examples:
-    """A record is an example: a dict of the features that hold ``texts`` and ``others``, with
-    values of Python. Positions are numbers of examples.
+    """A record is an example: a dict of the features of ``texts`` and ``others`` as Python values.
+    Positions are indices of examples.
 
-    Raises UserError for data that is not prepared, a split or a feature it lacks, ``texts`` that
-    hold none, and what cannot be read.
+    Raises UserError for data that is not prepared, a missing split or feature, ``texts`` that are
+    not text, and unreadable files.
     """
 
     source: Source
@@ -45,7 +45,7 @@ class Examples:
 
     @cached_property
     def builder(self) -> Any:
-        """TFDS's reader of the data."""
+        """The builder that reads the data."""
         return tfds_builder(self.source.path)
 
     @cached_property
@@ -68,11 +68,11 @@ class Examples:
             ) from error
 
     def _feature(self, name: str) -> Any:
-        """The feature of a field, which may be inside others. Raises UserError."""
+        """The feature of a field, which may be nested. Raises UserError."""
         found = self.builder.info.features
         present = list(found or ())
         for key in [name] if name in present else name.split("."):
-            found = getattr(found, "feature", found)  # what a sequence is of
+            found = getattr(found, "feature", found)  # of a sequence
             if key not in (found.keys() if hasattr(found, "keys") else ()):
                 raise UserError(
                     f"{self.source.path} has no feature {name!r}, it has {listed(present)}; name "
@@ -82,7 +82,7 @@ class Examples:
         return found
 
     def class_names(self, name: str) -> list[str] | None:
-        """What the data calls the numbers of a feature's classes; None where they have no names."""
+        """The names of a feature's classes, by number; None without names."""
         return getattr(self._feature(name), "names", None)
 
     @property
@@ -112,7 +112,7 @@ class Examples:
 
 
 def _as_python(value: Any) -> Any:
-    """Lists and numbers for the arrays of numpy."""
+    """Numpy arrays and scalars as lists and numbers."""
     if isinstance(value, Mapping):
         return {name: _as_python(one) for name, one in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -121,15 +121,15 @@ def _as_python(value: Any) -> Any:
 
 
 def tfds_identity(source: Source) -> str:
-    """The full name of the data, the split asked for and all sizes."""
+    """The full name of the data, the split and all sizes."""
     info = tfds_builder(source.path).info
     lengths = {name: split.shard_lengths for name, split in sorted(info.splits.items())}
     return repr((info.full_name, source.split, lengths))
 
 
 def tfds_files(path: str, split: str) -> list[tuple[str, Path]]:
-    """(name, path) of the files that hold the splits named in ``split``, sorted; none of those in
-    a bucket, which are known by `tfds_identity` alone."""
+    """(name, path) of the files of the splits named in ``split``, sorted; empty for data in a
+    bucket, which is identified by `tfds_identity` only."""
     builder = tfds_builder(path)
     folder = os.fspath(builder.data_path)
     if "://" in folder:
@@ -141,8 +141,8 @@ def tfds_files(path: str, split: str) -> list[tuple[str, Path]]:
 
 
 def tfds_builder(path: str) -> Any:
-    """The prepared data's reader. Its builder code is not needed, so nothing is imported for it."""
-    import tensorflow_datasets as tfds  # 1 s, only for those who use it
+    """The builder that reads prepared data. The code that prepared it is not imported."""
+    import tensorflow_datasets as tfds  # takes 1 s
 
     name = path.removeprefix(PREFIX)
     try:
@@ -151,7 +151,7 @@ def tfds_builder(path: str) -> Any:
         else:
             dataset, options = tfds.core.naming.parse_builder_name_kwargs(name)
             builder = tfds.core.read_only_builder.builder_from_files(str(dataset), **options)
-    except Exception as error:  # protobuf and TFDS have errors of their own for damaged files
+    except Exception as error:  # protobuf and TFDS raise different errors for damaged files
         if _is_there(name):
             raise UserError(
                 f"The data in {name} is damaged ({' '.join(str(error).split())}); prepare it again."
@@ -173,10 +173,8 @@ def _is_there(folder: str) -> bool:
 
 
 def how_to_prepare(name: str) -> str:
-    """The end of a sentence for "glue/mnli", "wikipedia/20230601.en" or "c4:3.1.0".
-
-    It says how to prepare the builder, with what installed, and by which command.
-    """
+    """How to prepare "glue/mnli", "wikipedia/20230601.en" or "c4:3.1.0": the end of a message with
+    the requirements and the command. As of tensorflow-datasets 4.9.10."""
     builder = name.split("/")[0].split(":")[0]
     if builder in _PLAIN_MODULES:
         modules = dict.fromkeys((_PLAIN_MODULES[builder], "tensorflow_datasets"))
@@ -192,8 +190,8 @@ def how_to_prepare(name: str) -> str:
     if builder in _ARCHIVES:
         archives = " and ".join(_ARCHIVES[builder])
         return (
-            f"it needs TensorFlow, and {archives} in the folder downloads/manual of the TFDS "
-            f"folder, for they cannot be downloaded without an account: {extra} and run {command} "
-            "there"
+            f"it needs TensorFlow, and {archives} in downloads/manual of the TFDS folder, "
+            "because they cannot be downloaded without an account: "
+            f"{extra} and run {command} there"
         )
     return f"it may need TensorFlow: {extra} and run {command} there"

@@ -98,7 +98,7 @@ class Tokenizer(Protocol):
         [n, 2] in characters; a token that is a part of a character spans all of it."""
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
-        """The ids of each word of each sentence, as with ``is_split_into_words`` of Hugging Face."""
+        """The ids of each word of each sentence, as Hugging Face's ``is_split_into_words``."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids, without special ids other than the unknown id."""

@@ -94,8 +94,8 @@ def byte_level_lengths(model: dict[str, Any], names: list[str]) -> np.ndarray | 
 
 
 def byte_ends(lengths: np.ndarray, size: int, prefix: bool = False) -> np.ndarray | None:
-    """The bytes at which tokens of these lengths end, int64 [n]; None if they are not ``size`` bytes
-    in total. ``prefix``: a space may have been added before the text."""
+    """The bytes at which tokens of these lengths end, int64 [n]; None unless they are ``size``
+    bytes in total. ``prefix``: a space may have been added before the text."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     if (lengths < 0).any() or not size <= total <= size + prefix:

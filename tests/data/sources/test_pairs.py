@@ -154,7 +154,7 @@ def test_what_is_missing_is_said(tmp_path):
     with pytest.raises(UserError, match="There is no file .*nowhere"):
         read(PairSource(__file__, target_path=str(tmp_path / "nowhere")))
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(UserError, match="ending of .*a.txt is not known; use one of .jsonl"):
+    with pytest.raises(UserError, match="ending of .*a.txt is not supported; use one of .jsonl"):
         read(PairSource(str(tmp_path / "a.txt")))
 
 

@@ -202,7 +202,7 @@ def test_a_missing_parquet_column_names_those_there(tmp_path):
         ("absent.txt", r"There is no file or folder .*absent\.txt"),
         ("*.jsonl", "No file matches the pattern"),
         ("empty", "has no text files"),
-        ("notes.md", r"ending of .*notes\.md is not known; use one of \.txt"),
+        ("notes.md", r"ending of .*notes\.md is not supported; use one of \.txt"),
     ],
 )
 def test_paths_without_text_are_refused_in_words(tmp_path, path, message):

@@ -18,7 +18,7 @@ from flax_transformers.data.sources.documents import Counts
 from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.read import CorpusReader, read_documents, tied_shards
-from flax_transformers.data.sources.sharding import Dealing, runs, share
+from flax_transformers.data.sources.sharding import Sharding, runs, share
 from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.errors import UserError
@@ -237,9 +237,9 @@ class _Solid:
 
 
 def borders(sizes, shards):
-    dealing = Dealing([_Solid(size) for size in sizes], shards)
-    starts = [dealing.start(shard) for shard in range(shards)]
-    return starts, [dealing.tied(shard) for shard in range(shards)]
+    sharding = Sharding([_Solid(size) for size in sizes], shards)
+    starts = [sharding.start(shard) for shard in range(shards)]
+    return starts, [sharding.tied(shard) for shard in range(shards)]
 
 
 def test_borders_of_shards_move_to_the_ends_of_files_that_cannot_be_cut():

@@ -127,7 +127,7 @@ def test_articles_are_held_out_as_a_whole(tmp_path):
     [
         (
             {"answers": [{"text": "1870", "answer_start": 4}]},
-            "'1870' does not stand at character 4",
+            "'1870' is not at character 4",
         ),
         ({"answers": [{"text": "1870"}]}, "an answer without answer_start or text"),
         ({"question": " "}, "has no question"),

@@ -119,13 +119,13 @@ def test_lower_casing_that_the_files_do_not_do_is_an_error(root, name):
         with pytest.raises(UserError, match="keeps capital letters"):
             train_tokenizer(config, ())
         return
-    with pytest.raises(UserError, match="keeps capital letters, while its lowercase is asked"):
+    with pytest.raises(UserError, match="keeps capital letters, but lowercase is True"):
         train_tokenizer(config, ())
 
 
 def test_lower_casing_that_nobody_asked_for_is_a_warning(root, caplog):
     load_tokenizer(root / "minilm", lowercase=False)
-    assert "makes all text lower-case, as its files say" in caplog.text
+    assert "lower-cases all text, as its files say" in caplog.text
 
 
 def test_the_case_of_the_config_counts_before_that_of_the_file(root, tmp_path, caplog):
@@ -135,14 +135,17 @@ def test_the_case_of_the_config_counts_before_that_of_the_file(root, tmp_path, c
     tokenizer = load_tokenizer(tmp_path)
     ids = [one.tolist() for one in tokenizer.encode_batch(["HUMAN", "human"])]
     assert ids[0] == ids[1]
-    assert "tokenizer.json has lowercase=False, tokenizer_config.json asks for True" in caplog.text
+    assert (
+        "tokenizer.json has lowercase=False, tokenizer_config.json overrides it with True"
+        in caplog.text
+    )
 
 
 def test_an_uncased_vocabulary_alone_is_read_as_uncased(root, tmp_path):
     (tmp_path / "vocab.txt").write_bytes((root / "bert_uncased_vocab" / "vocab.txt").read_bytes())
     tokenizer = load_tokenizer(tmp_path / "vocab.txt")
     assert tokenizer.vocabulary.unk_id not in tokenizer.encode_batch(["All Human"])[0]
-    with pytest.raises(UserError, match="its pieces have no capital letters"):
+    with pytest.raises(UserError, match="its tokens have no capital letters"):
         load_tokenizer(tmp_path / "vocab.txt", lowercase=False)
 
 
@@ -155,9 +158,13 @@ def test_the_kind_need_not_be_given_with_a_path(root):
 @pytest.mark.parametrize(
     ("name", "kind", "said"),
     [
-        ("gpt2", "CLIPTokenizer", "vocab.json and merges.txt are of a CLIPTokenizer"),
-        ("bert_cased_vocab", "MPNetTokenizer", "vocab.txt is of a MPNetTokenizer"),
-        ("xlm_roberta_model", "CamembertTokenizer", "does not tell what ids its pieces have"),
+        ("gpt2", "CLIPTokenizer", "vocab.json and merges.txt belong to a CLIPTokenizer"),
+        ("bert_cased_vocab", "MPNetTokenizer", "vocab.txt belongs to a MPNetTokenizer"),
+        (
+            "xlm_roberta_model",
+            "CamembertTokenizer",
+            "ids of the pieces of sentencepiece.bpe.model are not known",
+        ),
     ],
 )
 def test_files_whose_class_is_not_known_are_refused(root, tmp_path, name, kind, said):

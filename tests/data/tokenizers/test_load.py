@@ -212,7 +212,7 @@ def test_a_truncated_config_file_is_noticed(trained, tmp_path):
 def test_loading_from_nowhere_is_told_in_words(tmp_path):
     with pytest.raises(UserError, match=r"There is no tokenizer at .*absent"):
         load_tokenizer(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"holds no tokenizer: none of tokenizer\.json"):
+    with pytest.raises(UserError, match=r"contains no tokenizer: none of tokenizer\.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "x.bin").write_bytes(b"")
     with pytest.raises(UserError, match="unknown ending"):
@@ -252,8 +252,8 @@ def test_a_hugging_face_folder_loads_without_our_config(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([*PUBLISHED, "fox"], "has a piece twice"),
-        (PUBLISHED[3:], r"no \[UNK\] line"),
+        ([*PUBLISHED, "fox"], "contains a token twice"),
+        (PUBLISHED[3:], r"no line \[UNK\]"),
     ],
 )
 def test_a_vocab_txt_that_cannot_serve_is_refused_in_words(tmp_path, lines, message):
@@ -263,7 +263,7 @@ def test_a_vocab_txt_that_cannot_serve_is_refused_in_words(tmp_path, lines, mess
 
 def test_a_path_of_another_kind_is_refused_in_words(tmp_path):
     config = TokenizerConfig("unigram", path=str(vocab_txt(tmp_path)))
-    with pytest.raises(UserError, match="is of kind wordpiece, the configuration says unigram"):
+    with pytest.raises(UserError, match="is of kind wordpiece, the configuration asks for unigram"):
         train_tokenizer(config, [])
 
 
@@ -342,7 +342,7 @@ def test_too_large_a_vocabulary_names_the_largest_that_works(kind):
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe"])
 def test_too_small_a_vocabulary_is_refused_in_words(kind):
-    with pytest.raises(UserError, match="cannot hold the"):
+    with pytest.raises(UserError, match="is too small for the"):
         train_tokenizer(TokenizerConfig(kind, 10), CORPUS)
 
 
@@ -465,5 +465,5 @@ def test_an_id_far_beyond_the_number_of_tokens_is_refused_before_a_table_is_made
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
 def test_a_vocabulary_that_is_no_regular_file_is_not_read(tmp_path, make):
     make(tmp_path / "tokenizer.json")
-    with pytest.raises(UserError, match=r"tokenizer.json is no regular file"):
+    with pytest.raises(UserError, match=r"tokenizer.json is not a regular file"):
         load_tokenizer(tmp_path)
