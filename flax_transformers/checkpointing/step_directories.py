@@ -29,6 +29,8 @@ Files = Mapping[str, bytes | str | os.PathLike[str]]
 
 _NEEDED = ("state/_METADATA", "state/manifest.ocdbt", "meta/metadata")
 _STEP = re.compile(r"0|[1-9]\d*")
+_intact: dict[str, list[tuple[str, int, int, int]]] = {}
+"""The signature of each step folder that passed in this process."""
 _SET_ASIDE = re.compile(r"(invalid|unverified|unused|foreign)-\d+-\d+")
 
 
@@ -85,15 +87,33 @@ def has_checkpoint(path: str | os.PathLike[str]) -> bool:
 
 
 def problems(folder: epath.Path) -> list[str] | None:
-    """What is wrong with a step folder, a phrase per file; None if it has no digests to tell.
+    """The problems of a step folder, one phrase per file; None if it has no checksums.
 
-    Raises UserError if it cannot be read, which is not held against what is in it.
+    A local folder that passed and has not changed since is not read again in this process. Raises
+    UserError for a folder that cannot be read, which does not mean that it is damaged.
     """
     with reading(folder):
         if checksums.has_index(folder):
-            return checksums.verify(folder)
+            before = _signature(folder)
+            if before and _intact.get(str(folder)) == before:
+                return []
+            found = checksums.verify(folder)
+            if not found:
+                _intact[str(folder)] = before
+            return found
         missing = [f"{name} is missing" for name in _NEEDED if not exists(folder / name)]
         return missing or None
+
+
+def _signature(folder: epath.Path) -> list[tuple[str, int, int, int]]:
+    """Name, inode, size and time of the last change of each file; empty for remote storage."""
+    if not is_local(folder):
+        return []
+    try:
+        stats = [(name, os.stat(folder / name)) for name in sorted(list_files(folder))]
+    except OSError:  # which the check itself reports
+        return []
+    return [(name, one.st_ino, one.st_size, one.st_ctime_ns) for name, one in stats]
 
 
 @contextlib.contextmanager

@@ -60,6 +60,7 @@ class FillMask:
                 self.text,
                 top=self.top,
                 vocab_size=getattr(restored.model_config, "vocab_size", None),
+                pad_id=getattr(restored.model_config, "pad_id", -1),
                 max_length=getattr(restored.model_config, "max_positions", None) or _MAX_LENGTH,
             )
         for number_of_gap, gap in enumerate(filled.gaps, 1):

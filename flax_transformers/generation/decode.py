@@ -1,10 +1,10 @@
-"""Text token by token: greedy decoding and sampling over a cache of keys and values.
+"""Greedy decoding and sampling with a cache of keys and values.
 
-``generate`` serves decoders. What it asks of a model is ``empty_cache(batch, slots)``,
-``hidden_states(ids, attention_mask, position_ids=..., cache=...)`` with the renewed ``cache`` in
-its result, and ``unembed(hidden)``. The loop itself, ``continue_text``, sees no model: it takes the
-logits of the first new token and a function for each further one, so that a model whose cache
-starts in another way (with the states of an encoder) brings only that.
+``generate`` is for decoders. The model needs the methods ``empty_cache(batch, slots)``,
+``hidden_states(ids, attention_mask, position_ids=..., cache=...)``, whose result has the updated
+``cache``, and ``unembed(hidden)``. The loop, ``continue_text``, does not use the model: it takes
+the logits of the first new token and a function for each later one, and so also serves
+encoder-decoders.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from flax_transformers.ranges import Ranges
 logger = logging.getLogger(__name__)
 
 Step = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
-"""``step(ids, count, cache) -> (logits, cache)``: the new token int32 [B] of each row goes in, the
-logits float32 [B, V] of the one after it come out. ``count``, an int32 scalar, is how many new
-tokens came before: the token's position is that many after the first new one."""
+"""``step(ids, count, cache) -> (logits, cache)``: takes the newest token of each row, int32 [B],
+and gives the logits of the next one, float32 [B, V]. ``count``, an int32 scalar, is the number of
+new tokens before ``ids``."""
 
 
 _TOP_K = 50
-"""What transformers takes for ``top_k`` where nothing says otherwise."""
+"""Default of ``top_k`` in transformers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How a token is chosen from its logits; greedily at temperature 0.
 
-    Logits are divided by ``temperature``; then only the ``top_k`` likeliest tokens remain, and of
-    these the fewest that together have a probability of ``top_p`` (arXiv:1904.09751).
+    Logits are divided by ``temperature``, then restricted to the ``top_k`` most likely tokens, and
+    to the smallest set of these that has probability ``top_p`` (arXiv:1904.09751).
     """
 
     temperature: float = 0.0
@@ -62,11 +62,11 @@ class Sampling:
     def __post_init__(self) -> None:
         ranges.check_fields(self, "")
         if not self.temperature and (self.top_k is not None or self.top_p is not None):
-            raise UserError("top_k and top_p choose among samples; set a temperature, such as 1")
+            raise UserError("top_k and top_p apply to sampling only; set a temperature, such as 1")
 
     def log_probabilities(self, logits_BV: jax.Array) -> jax.Array:
-        """Logarithms, not normalised, of what tokens are drawn by, float32 [B, V]."""
-        # The largest is taken off first: at low temperatures it would overflow.
+        """Unnormalised log-probabilities of the sampled tokens, float32 [B, V]."""
+        # Subtract the maximum first, to avoid overflow at low temperatures.
         logits_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
         logits_BV = logits_BV / self.temperature
         if self.top_k is not None and self.top_k < logits_BV.shape[-1]:
@@ -82,8 +82,8 @@ class Sampling:
         return logits_BV
 
     def choose(self, logits_BV: jax.Array, key: jax.Array) -> jax.Array:
-        """One token of each row, int32 [B]. Padded vocabulary entries have the lowest logits there
-        are, and are never chosen."""
+        """One token for each row, int32 [B]. Padded vocabulary entries have the lowest finite logit
+        and are never chosen."""
         if self.temperature == 0.0:
             return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
         chosen_B = jax.random.categorical(key, self.log_probabilities(logits_BV), axis=-1)
@@ -91,7 +91,7 @@ class Sampling:
 
 
 class Endings(NamedTuple):
-    """When a row ends, and what fills it up then: ``eos`` int32 [n], ``pad`` an int32 scalar."""
+    """The tokens ``eos`` int32 [n] that end a row, and ``pad``, an int32 scalar, that follows."""
 
     eos: jax.Array
     pad: jax.Array
@@ -117,15 +117,15 @@ def generate(
     key: jax.Array | None = None,
     settings: GenerationSettings | None = None,
 ) -> jax.Array:
-    """What a causal model writes after its prompts: new tokens int32 [B, max_new_tokens].
+    """Continue prompts with a causal model: new tokens int32 [B, max_new_tokens].
 
-    ``input_ids`` int32 [B, T] and ``attention_mask`` [B, T], 1 at tokens: prompts may be padded on
-    either side, and go on as if they were not. A row ends with any of ``eos_id`` and is filled up
-    with ``pad_id``; all stops when all rows have ended. For sampling (see ``Sampling``) a ``key``
-    is needed. Compiled once for each shape, model and way of sampling.
+    ``input_ids`` int32 [B, T] and ``attention_mask`` [B, T], 1 at tokens; padding on either side
+    does not change the result. A row ends with any of ``eos_id`` and is padded with ``pad_id``; the
+    loop ends when all rows have ended. Sampling (see ``Sampling``) needs a ``key``. Compiled once
+    for each shape, model and ``Sampling``.
 
-    ``settings`` are by default those of the model's config, which are those of the folder it was
-    loaded from; arguments override them. A warning names those that are not obeyed.
+    ``settings`` default to those of the model's config, which come from the folder it was loaded
+    from; arguments override them. A warning names settings that are not implemented.
 
     Raises UserError for settings out of range, a prompt without tokens, and more tokens than the
     model has positions for.
@@ -138,7 +138,7 @@ def generate(
     max_new_tokens = new_tokens_of(settings, max_new_tokens, int(lengths.max()))
     key = require_settings(max_new_tokens, sampling, key)
     if lengths.min() < 1:
-        raise UserError("a prompt has no tokens; give at least one, such as the start of a text")
+        raise UserError("a prompt has no tokens; give at least one, such as the start token")
     longest = int(lengths.max()) + max_new_tokens
     require_positions(model, longest, f"{longest} tokens of prompt and text")
     return write_text(
@@ -166,7 +166,7 @@ def endings_of(
     eos_id: int | Sequence[int] | None,
     pad_id: int | None,
 ) -> Endings:
-    """What is given, or else what the settings say."""
+    """The given ids, with defaults from the settings."""
     if pad_id is None:
         known = settings.pad_token_id
         pad_id = max(model.config.pad_id, 0) if known is None else known
@@ -174,13 +174,16 @@ def endings_of(
 
 
 def new_tokens_of(settings: GenerationSettings, given: int | None, prompt: int) -> int:
-    """How many tokens to write after ``prompt`` ones: what is given, or what the settings say."""
+    """The number of new tokens after a prompt of ``prompt`` tokens: given, or from the settings.
+
+    Raises UserError if the settings allow none, or do not limit them.
+    """
     if given is not None:
         return given
     if settings.max_new_tokens is not None:
         return settings.max_new_tokens
     if settings.max_length is None:
-        raise UserError("the model's settings do not limit its texts; give max_new_tokens")
+        raise UserError("the model's generation settings have no length limit; give max_new_tokens")
     if settings.max_length <= prompt:
         raise UserError(
             f"the prompt has {prompt} tokens, and the model's max_length is {settings.max_length}; "
@@ -196,16 +199,16 @@ def sampling_of(
     top_p: float | None,
     key: jax.Array | None,
 ) -> Sampling:
-    """Each of the three as given, else as the settings say, else as in transformers.
+    """Each of the three as given, else from the settings, else the default of transformers.
 
-    Without a temperature, tokens are drawn where the settings have ``do_sample`` and there is a
-    key; else the likeliest is taken. A warning names the settings that are not obeyed.
+    Without a temperature, tokens are sampled if the settings have ``do_sample`` and there is a key;
+    otherwise decoding is greedy. A warning names the settings that are not implemented.
     """
     draws = bool(settings.do_sample)
     _warn_of_settings(settings, drawing_without_key=draws and key is None)
     if temperature is None and draws and key is not None:
         temperature = 1.0 if settings.temperature is None else settings.temperature
-    if temperature:  # else only what is given counts, and is refused
+    if temperature:  # otherwise a given top_k or top_p is refused
         if top_k is None:
             top_k = _TOP_K if settings.top_k is None else settings.top_k or None
         top_p = settings.top_p if top_p is None else top_p
@@ -214,16 +217,17 @@ def sampling_of(
 
 @lru_cache(maxsize=64)
 def _warn_of_settings(settings: GenerationSettings, *, drawing_without_key: bool) -> None:
-    """Names the settings that are not obeyed, once."""
+    """Log, once, the settings that have no effect."""
     ignored = [f"{name} {value!r}" for name, value in settings.not_obeyed.items()]
     if drawing_without_key:
-        ignored.append("do_sample True, as no random key is given")
+        ignored.append("do_sample True, because no random key is given")
     if ignored:
-        logger.warning("generation settings that are not obeyed: %s", "; ".join(ignored))
+        logger.warning("generation settings without effect: %s", "; ".join(ignored))
 
 
 def require_settings(max_new_tokens: int, sampling: Sampling, key: jax.Array | None) -> jax.Array:
-    """The key to sample with, any where nothing is drawn. Raises UserError for what cannot be."""
+    """The random key, or an arbitrary one for greedy decoding. Raises UserError without a key for
+    sampling, and for less than one new token."""
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     if sampling.temperature > 0.0 and key is None:
@@ -234,7 +238,7 @@ def require_settings(max_new_tokens: int, sampling: Sampling, key: jax.Array | N
 def ids_and_mask(
     input_ids: ArrayLike, attention_mask: ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both as int32 [B, T]; without a mask all are tokens."""
+    """Both as int32 [B, T]; the default mask is all ones."""
     ids_BT = np.asarray(input_ids, np.int32)
     if attention_mask is None:
         return ids_BT, np.ones_like(ids_BT)
@@ -242,12 +246,12 @@ def ids_and_mask(
 
 
 def require_positions(model: Any, longest: int, what: str) -> None:
-    """Raises UserError, which begins with ``what``, for more tokens than there are positions."""
+    """Raises UserError, beginning with ``what``, for more tokens than the model has positions."""
     limit = model.config.max_positions
     if model.config.positions != "none" and limit is not None and longest > limit:
         raise UserError(
-            f"{what} are more than the model's {limit} positions; shorten what is given to it or "
-            "ask for fewer new tokens"
+            f"{what} are more than the model's {limit} positions; shorten the input or ask for "
+            "fewer new tokens"
         )
 
 
@@ -255,7 +259,7 @@ def require_writer(model: Any) -> None:
     """Raises UserError for a model that ``generate`` cannot use."""
     if not hasattr(model, "unembed") or not getattr(model.config, "causal", False):
         raise UserError(
-            f"{model.config.architecture} does not write text; use a causal model with a "
+            f"{model.config.architecture} does not generate text; use a causal model with a "
             "language-modelling head"
         )
 
@@ -273,15 +277,15 @@ def write_text(
     sampling: Sampling,
     settings: GenerationSettings = NO_SETTINGS,
 ) -> jax.Array:
-    """The program of ``generate``, for what it has checked; compiled without data by plans."""
+    """The compiled part of ``generate``, for checked arguments; plans compile it without data."""
     batch, length = ids_BT.shape
     apply = partial(model.apply, {"params": params})
     cache = model.empty_cache(batch, length + max_new_tokens)
-    # Counted over tokens alone, whichever side the padding is on.
+    # Positions count tokens only, on whichever side the padding is.
     position_BT = jnp.maximum(jnp.cumsum(mask_BT, axis=1) - 1, 0)
     states = apply(ids_BT, mask_BT, position_ids=position_BT, cache=cache, method="hidden_states")
-    place_B11 = last_token(mask_BT)[:, None, None]
-    last_B1D = jnp.take_along_axis(states.last_hidden_state, place_B11, axis=1)
+    index_B11 = last_token(mask_BT)[:, None, None]
+    last_B1D = jnp.take_along_axis(states.last_hidden_state, index_B11, axis=1)
     logits_BV = apply(last_B1D, method="unembed")[:, 0]
     first_B = position_BT[:, -1] + 1
 
@@ -307,7 +311,7 @@ def write_text(
 
 
 class Rules(NamedTuple):
-    """What settings do to logits, and the tokens that they go by."""
+    """Generation settings that change logits, and the tokens that they depend on."""
 
     history: History
     settings: GenerationSettings
@@ -322,7 +326,7 @@ class Rules(NamedTuple):
         max_new_tokens: int,
         vocab_size: int,
     ) -> Rules | None:
-        """Those after prompts; None where logits stay as they are."""
+        """The rules after prompts; None if the settings do not change logits."""
         if not settings.changes_logits:
             return None
         return cls(History.of(ids_BT, mask_BT, max_new_tokens), settings, vocab_size)
@@ -339,9 +343,9 @@ def continue_text(
     sampling: Sampling,
     rules: Rules | None = None,
 ) -> jax.Array:
-    """New tokens int32 [B, max_new_tokens], the first chosen by ``logits_BV`` float32 [B, V].
+    """New tokens int32 [B, max_new_tokens], the first chosen from ``logits_BV`` float32 [B, V].
 
-    To be called under jit. ``cache`` is any pytree that ``step`` renews.
+    For use inside jit. ``cache`` is any pytree that ``step`` updates.
     """
     batch = logits_BV.shape[0]
     tokens_BM = jnp.full((batch, max_new_tokens), endings.pad, jnp.int32)
@@ -370,7 +374,7 @@ def continue_text(
         history = None if history is None else history.append(ids_B)
         return tokens_BM.at[:, count].set(ids_B), ended_B | ends_B, history
 
-    def going_on(state: tuple[Any, ...]) -> jax.Array:
+    def unfinished(state: tuple[Any, ...]) -> jax.Array:
         count, _, ended_B, _, _ = state
         return (count < max_new_tokens) & ~jnp.all(ended_B)
 
@@ -380,8 +384,8 @@ def continue_text(
         return (count + 1, *write(tokens_BM, ended_B, history, logits_BV, count), cache)
 
     first = write(tokens_BM, ended_B, history, logits_BV, jnp.int32(0))
-    state = jax.lax.while_loop(going_on, one_more, (jnp.int32(1), *first, cache))
+    state = jax.lax.while_loop(unfinished, one_more, (jnp.int32(1), *first, cache))
     tokens_BM = state[1]
     if jax.sharding.get_abstract_mesh().empty:
         return tokens_BM
-    return jax.lax.with_sharding_constraint(tokens_BM, PartitionSpec())  # whole on every process
+    return jax.lax.with_sharding_constraint(tokens_BM, PartitionSpec())  # replicated

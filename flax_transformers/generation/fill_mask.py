@@ -1,9 +1,9 @@
-"""What a masked language model puts in the gaps."""
+"""Predictions of masked language models for masked tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -19,15 +19,13 @@ from flax_transformers.objectives.base import Batch, Frame, ModelFunctions, Para
 from flax_transformers.objectives.rows import framing_ids
 
 MASK = "[MASK]"
-"""What marks a gap, beside the tokenizer's own name for it."""
+"""Marks a masked token in a text, like the tokenizer's own mask token."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """A masked place: the likeliest pieces with their probabilities, best first.
-
-    ``truth`` is the piece that stood there, where it is known.
-    """
+    """The most likely tokens at a mask with their probabilities, best first; ``truth`` is the
+    original token, if known."""
 
     candidates: list[tuple[str, float]]
     truth: str | None = None
@@ -35,7 +33,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Filled:
-    """A text with its gaps shown as [MASK], and what the model puts there."""
+    """A text with masks shown as [MASK], and the predictions for each."""
 
     text: str
     gaps: list[Gap]
@@ -50,19 +48,23 @@ def fill_mask(
     top: int = 5,
     max_length: int | None = None,
     vocab_size: int | None = None,
+    pad_id: int = -1,
 ) -> Filled:
-    """The ``top`` likeliest pieces for every ``[MASK]`` in ``text``.
+    """The ``top`` most likely tokens for every ``[MASK]`` in ``text``.
 
-    ``vocab_size`` is the model's, by default the tokenizer's. Raises UserError if there is no
-    [MASK], an id that the model does not have, more tokens than ``max_length``, or ``top`` below 1.
+    ``vocab_size`` and ``pad_id`` are the model's, by default (-1 for ``pad_id``) the tokenizer's.
+    Raises UserError if there is no [MASK], for ids that the model does not have, more tokens than
+    ``max_length``, or ``top`` below 1.
     """
     if top < 1:
-        raise UserError(f"the {top} likeliest pieces are none; ask for at least 1")
+        raise UserError(f"top is {top}; it must be at least 1")
     ids = _prompt(tokenizer, text)
     vocabulary = tokenizer.vocabulary
     if vocab_size is not None:
         require_known(tokenizer, ids.tolist(), vocab_size, "text")
         vocabulary = vocabulary.within(vocab_size)
+    if pad_id >= 0:
+        vocabulary = replace(vocabulary, pad_id=pad_id)
     if max_length is not None and len(ids) > max_length:
         raise UserError(
             f"the text has {len(ids)} tokens, but the model takes {max_length}; shorten it"
@@ -72,14 +74,14 @@ def fill_mask(
 
 
 def _prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """A text with gaps, framed as in training, int32 [T]."""
+    """The ids of a text with masks, with the special tokens of training, int32 [T]."""
     vocabulary = tokenizer.vocabulary
     if vocabulary.mask_id is None:
-        raise UserError("the model's tokenizer has no mask token: it was not trained to fill gaps")
+        raise UserError("the model's tokenizer has no mask token; give a masked language model")
     name = tokenizer.pieces([vocabulary.mask_id])[0]
     marked = text.replace(MASK, name)
     if name not in marked:
-        raise UserError(f'the text has no {name}; mark the gap, as in "The capital is {name}."')
+        raise UserError(f'the text has no {name}; add one, as in "The capital is {name}."')
     frame = noted_frame(tokenizer) or Frame(*((i,) for i in framing_ids(vocabulary)))
     ids = tokenizer.encode_prompt(marked).tolist()
     return np.array([*frame.before, *ids, *frame.after], np.int32)
@@ -89,7 +91,7 @@ def _row(tokenizer: Tokenizer, parts: Sequence[np.ndarray]) -> np.ndarray:
     """[CLS] part [MASK] part ... [SEP], int32 [T]."""
     vocabulary = tokenizer.vocabulary
     if vocabulary.cls_id is None or vocabulary.sep_id is None or vocabulary.mask_id is None:
-        raise UserError("the checkpoint's tokenizer has no [MASK]: it was not trained to fill gaps")
+        raise UserError("the model's tokenizer has no mask token; give a masked language model")
     pieces: list[np.ndarray] = [np.array([vocabulary.cls_id])]
     for part in parts:
         pieces += [part, np.array([vocabulary.mask_id])]
@@ -106,9 +108,9 @@ def _fill(
     max_length: int | None,
     vocabulary: Vocabulary,
 ) -> list[Gap]:
-    """Candidates, of the ``vocabulary``, for every mask in a row of ids [T]."""
+    """Candidates from the ``vocabulary`` for every mask in a row of ids [T]."""
     positions = np.flatnonzero(ids == vocabulary.mask_id)
-    # Rows are filled up to a power of two that the model takes: few shapes, few compilations.
+    # Padding to a power of two limits the number of compiled shapes.
     length = 1 << max(4, int(np.ceil(np.log2(len(ids)))))
     length = length if max_length is None else min(length, max_length)
     padded = np.full((1, length), vocabulary.pad_id, np.int32)
@@ -133,7 +135,7 @@ def _likeliest(
     ordinary: jax.Array,
     top: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Probabilities and ids [G, top] of the likeliest of the ids ``ordinary``, best first."""
+    """Probabilities and ids [G, top] of the most likely of the ids ``ordinary``, best first."""
     hidden_BTD = functions.hidden_states(params, batch, {}).last_hidden_state
     logits_BGV = functions.unembedding(params, jnp.take(hidden_BTD, positions, axis=1)).logits()
     probabilities = jax.nn.softmax(jnp.take(logits_BGV[0], ordinary, axis=-1), axis=-1)
@@ -141,7 +143,7 @@ def _likeliest(
     found = values, ordinary[best]
     if jax.sharding.get_abstract_mesh().empty:
         return found
-    return jax.lax.with_sharding_constraint(found, PartitionSpec())  # whole on every process
+    return jax.lax.with_sharding_constraint(found, PartitionSpec())  # replicated
 
 
 def held_out_samples(
@@ -154,10 +156,9 @@ def held_out_samples(
     max_length: int,
     seed: int = 0,
 ) -> list[Filled]:
-    """Held-out sentences with one piece masked each, and what the model puts there.
+    """Up to ``count`` held-out sentences with one masked token each, and the predictions for it.
 
-    The piece is a whole word in sentences that have such. Sentences and gaps are drawn by
-    ``seed``; up to ``count`` come back.
+    The token is a whole word if the sentence has one. ``seed`` selects sentences and tokens.
     """
     rng = np.random.default_rng(seed)
     ends = store.sentence_ends
@@ -167,21 +168,22 @@ def held_out_samples(
     samples = []
     for number in rng.permutation(fitting)[:count]:
         tokens = store.tokens(int(starts[number]), int(lengths[number]))
-        places = _gap_places(tokenizer, tokens)
-        if not len(places):
+        positions = _maskable(tokenizer, tokens)
+        if not len(positions):
             continue
-        place = int(rng.choice(places))
-        ids = _row(tokenizer, [tokens[:place], tokens[place + 1 :]])
+        position = int(rng.choice(positions))
+        ids = _row(tokenizer, [tokens[:position], tokens[position + 1 :]])
         gaps = _fill(functions, params, tokenizer, ids, 3, max_length, tokenizer.vocabulary)
-        truth = tokenizer.pieces(tokens[place : place + 1])[0]
-        before, after = tokenizer.decode(tokens[:place]), tokenizer.decode(tokens[place + 1 :])
+        truth = tokenizer.pieces(tokens[position : position + 1])[0]
+        before = tokenizer.decode(tokens[:position])
+        after = tokenizer.decode(tokens[position + 1 :])
         text = f"{before} {MASK} {after}".strip()
         samples.append(Filled(text, [Gap(gaps[0].candidates, truth)]))
     return samples
 
 
-def _gap_places(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
-    """Places of pieces that are words, between two starts of words; if none, of ordinary pieces."""
+def _maskable(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
+    """Positions of tokens that are whole words; if there are none, of all ordinary tokens."""
     vocabulary = tokenizer.vocabulary
     ordinary = ~np.isin(tokens, vocabulary.special_ids)
     if vocabulary.word_start is not None:
@@ -194,7 +196,7 @@ def _gap_places(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
 
 
 def format_samples(samples: Sequence[Filled]) -> str:
-    """Samples as plain text, a block of lines each."""
+    """Samples as plain text, several lines each."""
     lines = []
     for sample in samples:
         lines.append(sample.text)

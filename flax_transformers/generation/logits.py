@@ -1,8 +1,8 @@
-"""What generation settings do to logits before a token is chosen, as small pure functions.
+"""Logit processors of generation settings, as pure functions.
 
-Each takes the logits float32 [B, V] of the next token and the tokens so far, and gives logits.
-A token that must not be written has the logit -inf. ``processed`` applies those that the settings
-ask for, in the order of transformers. L is the length of the buffer of a row's tokens.
+Each maps the logits float32 [B, V] of the next token, given the tokens so far, to new logits. A
+forbidden token has the logit -inf. ``processed`` applies the processors that the settings ask for,
+in the order of transformers. L is the length of the buffer of a row's tokens.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ class History(NamedTuple):
     """The tokens so far: columns ``first_B`` to ``end`` (exclusive) of ``ids_BL``."""
 
     ids_BL: jax.Array
-    """int32, each row's prompt (or decoder start) and then what was written."""
+    """int32, the prompt (or decoder start) of each row and then its new tokens."""
     first_B: jax.Array
-    """int32; what stands before is padding."""
+    """int32; columns before it are padding."""
     end: jax.Array
     """An int32 scalar, the same for all rows."""
     written: jax.Array
-    """How many tokens of it were written, an int32 scalar."""
+    """Number of new tokens, an int32 scalar."""
 
     @classmethod
     def of(cls, ids_BT: jax.Array, mask_BT: jax.Array, new_tokens: int) -> History:
-        """That of prompts padded on either side, with columns for ``new_tokens`` more."""
+        """The history of prompts padded on either side, with columns for ``new_tokens`` more."""
         order_BT = jnp.argsort(mask_BT, axis=1, stable=True)  # padding first
         ids_BT = jnp.take_along_axis(ids_BT, order_BT, axis=1)
         length = ids_BT.shape[1]
@@ -45,7 +45,7 @@ class History(NamedTuple):
         )
 
     def append(self, ids_B: jax.Array) -> History:
-        """With one more token of each row."""
+        """The history with one more token of each row."""
         ids_BL = self.ids_BL.at[:, self.end].set(ids_B)
         return History(ids_BL, self.first_B, self.end + 1, self.written + 1)
 
@@ -57,11 +57,11 @@ class History(NamedTuple):
 
     @property
     def length_B(self) -> jax.Array:
-        """Tokens of each row."""
+        """Number of tokens of each row, int32."""
         return self.end - self.first_B
 
     def last(self, count: int) -> jax.Array:
-        """The last ``count`` tokens int32 [B, count]; meaningless where there are fewer."""
+        """The last ``count`` tokens int32 [B, count]; undefined for rows with fewer."""
         start = jnp.maximum(self.end - count, 0)
         return jax.lax.dynamic_slice_in_dim(self.ids_BL, start, count, axis=1)
 
@@ -75,9 +75,9 @@ def processed(
     vocab_size: int,
     max_new_tokens: int,
 ) -> jax.Array:
-    """Logits after all that ``settings`` ask for; ``eos`` int32 [n] are the ids that end a text.
+    """Logits after all processors of ``settings``; ``eos`` int32 [n] are the ids that end a text.
 
-    Ids from ``vocab_size`` on only pad the vocabulary, and are never written.
+    Ids from ``vocab_size`` on are vocabulary padding, and are forbidden.
     """
     size = logits_BV.shape[-1]
     logits_BV = jnp.where(np.arange(size)[None, :] < vocab_size, logits_BV, NEVER)
@@ -104,7 +104,7 @@ def processed(
         logits_BV = jnp.where(_among(settings.suppress_tokens, size), NEVER, logits_BV)
     if settings.begin_suppress_tokens:
         first_B = jnp.zeros_like(history.first_B)
-        if settings.forced_bos_token_id is not None:  # which is written before the beginning
+        if settings.forced_bos_token_id is not None:  # it comes before the first free token
             first_B += history.length_B - history.written == 1
         begins_B1 = (history.written == first_B)[:, None]
         forbidden_BV = begins_B1 & _among(settings.begin_suppress_tokens, size)
@@ -113,14 +113,14 @@ def processed(
 
 
 def penalize_repetition(logits_BV: jax.Array, history: History, penalty: float) -> jax.Array:
-    """Makes tokens less likely that are there already (arXiv:1909.05858 §4.1)."""
+    """Penalise tokens that occur in the history (arXiv:1909.05858 §4.1)."""
     seen_BV = _marked(history.ids_BL, history.real_BL, logits_BV.shape[-1])
     penalized_BV = jnp.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty)
     return jnp.where(seen_BV, penalized_BV, logits_BV)
 
 
 def forbid_repeated_ngrams(logits_BV: jax.Array, history: History, size: int) -> jax.Array:
-    """Forbids tokens that would write a sequence of ``size`` tokens a second time."""
+    """Forbid tokens that would repeat a sequence of ``size`` tokens."""
     windows = history.ids_BL.shape[1] - size + 1
     if windows < 1:
         return logits_BV
@@ -146,8 +146,8 @@ def forbid_words(
     words: Sequence[Sequence[int]],
     is_eos_V: jax.Array,
 ) -> jax.Array:
-    """Forbids the last token of each sequence of ``words`` after its others. A sequence of one
-    token is forbidden everywhere, unless it ends a text."""
+    """Forbid the last token of each sequence of ``words`` after its other tokens. A single token is
+    forbidden everywhere, unless it is one of the end tokens."""
     size = logits_BV.shape[-1]
     single = [word[0] for word in words if len(word) == 1]
     logits_BV = jnp.where(_among(single, size) & ~is_eos_V[None, :], NEVER, logits_BV)
@@ -162,22 +162,22 @@ def forbid_words(
 
 
 def forbid_end(logits_BV: jax.Array, is_eos_V: jax.Array, rows_B: jax.Array) -> jax.Array:
-    """Forbids the tokens that end a text in the rows where ``rows_B`` is true."""
+    """Forbid the end tokens in the rows where ``rows_B`` is true."""
     return jnp.where(rows_B[:, None] & is_eos_V[None, :], NEVER, logits_BV)
 
 
 def force(logits_BV: jax.Array, ids: Sequence[int], rows_B: jax.Array) -> jax.Array:
-    """Leaves only ``ids``, all alike, in the rows where ``rows_B`` is true."""
+    """Allow only ``ids``, with equal logits, in the rows where ``rows_B`` is true."""
     forced_1V = jnp.where(_among(ids, logits_BV.shape[-1]), 0.0, NEVER)
     return jnp.where(rows_B[:, None], forced_1V, logits_BV)
 
 
 def _among(ids: Sequence[int], size: int) -> np.ndarray:
-    """Whether each id of a vocabulary is one of ``ids``, bool [1, V]."""
+    """Mask of ``ids`` over the vocabulary, bool [1, V]."""
     return np.isin(np.arange(size), list(ids))[None, :]
 
 
 def _marked(ids_BN: jax.Array, where_BN: jax.Array, size: int) -> jax.Array:
-    """True at the ids of each row that are marked, bool [B, V]."""
+    """Mask over the vocabulary of the ids where ``where_BN`` is true, bool [B, V]."""
     rows_B1 = jnp.arange(ids_BN.shape[0])[:, None]
     return jnp.zeros((ids_BN.shape[0], size), bool).at[rows_B1, ids_BN].max(where_BN)

@@ -1,4 +1,4 @@
-"""Prompts to ids and ids to text, with the tokenizer that lies beside a model."""
+"""Encode prompts and decode generated ids with the tokenizer of a model."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from flax_transformers.objectives.rows import document_start, end_id
 
 @dataclass(frozen=True)
 class Prompts:
-    """``encode`` gives the ids of a prompt, framed as the model was trained; ``decode`` leaves
-    special tokens out. ``eos_ids`` end a text that is written, and one of ``prompt_eos_ids`` the
-    source of an encoder-decoder."""
+    """``encode`` gives the ids of a prompt with the special tokens of training; ``decode`` drops
+    special tokens. ``eos_ids`` end generated text; one of ``prompt_eos_ids`` ends the source of an
+    encoder-decoder."""
 
     encode: Callable[[str], Sequence[int]]
     decode: Callable[[Iterable[int]], str]
@@ -30,10 +30,10 @@ class Prompts:
 
 
 def read_prompts(folder: Path, config: TextConfig, target: Path | None = None) -> Prompts:
-    """The tokenizer in a folder, as `load_tokenizer` reads it. ``target``: the folder of another
-    one, which texts that answer a prompt are written with.
+    """Read the tokenizer of a folder; ``target`` is the folder of that of targets, if they have
+    their own.
 
-    Raises UserError if there is none, and on encoding an id that the model has no embedding for.
+    Raises UserError if there is none; ``encode`` raises it for ids without an embedding.
     """
     tokenizer = load_tokenizer(folder)
     encode = _framed(tokenizer, config, folder)
@@ -49,22 +49,22 @@ def read_prompts(folder: Path, config: TextConfig, target: Path | None = None) -
 def _of_two(
     source: Tokenizer, encode: Callable[[str], list[int]], target: Tokenizer, config: TextConfig
 ) -> Prompts:
-    """Prompts with one tokenizer, and what answers them with another."""
+    """Prompts in one tokenizer, generated text in another."""
     read_end, written_end = end_id(source.vocabulary), end_id(target.vocabulary)
     eos = {*getattr(config, "eos_ids", ()), written_end}
     return Prompts(encode, target.decode, tuple(sorted(eos)), (read_end,))
 
 
 def noted_frame(tokenizer: Tokenizer) -> Frame | None:
-    """What stands around a text as the run that trained the model noted it, else as the tokenizer's
-    own files say; None where neither does."""
+    """The special tokens around a text as recorded by the training run, else by the tokenizer's
+    files; None if neither has them."""
     return tokenizer.facts.run_frame or tokenizer.vocabulary.frame
 
 
 def require_known(
     tokenizer: Tokenizer, ids: Iterable[int], vocab_size: int, what: str, where: object = "use"
 ) -> None:
-    """Raises UserError for ids of a text that the model has no embedding for.
+    """Raises UserError for ids of a text that have no embedding in the model.
 
     ``what`` names the text, and ``where`` the tokenizer's folder.
     """
@@ -73,16 +73,14 @@ def require_known(
             name = tokenizer.pieces([token])[0]
             raise UserError(
                 f"the {what} has the token {name!r} with id {token}, but the model has only "
-                f"{vocab_size} tokens; leave it out, or take the tokenizer that belongs to the "
-                f"model instead of the one in {where}"
+                f"{vocab_size} tokens; remove it, or use the tokenizer of the model instead of the "
+                f"one in {where}"
             )
 
 
 def prompt_frame(tokenizer: Tokenizer, config: TextConfig) -> Frame:
-    """What stands around a prompt: what the run that trained the model put around its texts, else
-    what the tokenizer's own files do, else what this package's objectives do.
-
-    Nothing stands after the prompt of a decoder, which goes on with it.
+    """The special tokens around a prompt: of the training run, else of the tokenizer's files, else
+    of this package's objectives. The prompt of a decoder has none after it.
     """
     vocabulary = tokenizer.vocabulary
     answers = isinstance(config, EncoderDecoderConfig)
@@ -95,7 +93,7 @@ def prompt_frame(tokenizer: Tokenizer, config: TextConfig) -> Frame:
 
 
 def _framed(tokenizer: Tokenizer, config: TextConfig, folder: Path) -> Callable[[str], list[int]]:
-    """What encodes prompts; an empty one of a decoder is the beginning of a text."""
+    """The function that encodes prompts; an empty prompt becomes the start token."""
 
     def encode(text: str) -> list[int]:
         frame = prompt_frame(tokenizer, config)
@@ -107,7 +105,7 @@ def _framed(tokenizer: Tokenizer, config: TextConfig, folder: Path) -> Callable[
 
 
 def _beginning(tokenizer: Tokenizer, config: TextConfig) -> int:
-    """The token that a text begins after, where a prompt has none."""
+    """The start token of an empty prompt."""
     vocabulary = tokenizer.vocabulary
     if vocabulary.bos_id is None and vocabulary.end_id is None:
         known = [getattr(config, "bos_id", None), *getattr(config, "eos_ids", ())]
@@ -120,9 +118,9 @@ def _beginning(tokenizer: Tokenizer, config: TextConfig) -> int:
 def rows_of(
     prompts: Sequence[Sequence[int]], pad_id: int, *, padded: Literal["left", "right"] = "left"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts of any lengths as ids and mask int32 [B, T], padded on the given side.
+    """Prompts as ids and mask int32 [B, T], padded on the given side.
 
-    T is a power of two, so that few lengths have to be compiled for.
+    T is a power of two, which limits the number of compiled shapes.
     """
     length = 1 << max(0, max(map(len, prompts), default=1) - 1).bit_length()
     ids = np.full((len(prompts), length), pad_id, np.int32)
@@ -135,7 +133,7 @@ def rows_of(
 
 
 def _described(file: Path, field: str) -> list[int]:
-    """The ids, one or several or none, that a field of a JSON file has; none without the file."""
+    """The id or ids in a field of a JSON file; empty without the field or the file."""
     if not file.is_file():
         return []
     try:

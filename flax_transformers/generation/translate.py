@@ -1,7 +1,7 @@
-"""Text that answers a text: greedy decoding and sampling with encoder-decoders.
+"""Greedy decoding and sampling with encoder-decoders.
 
-The encoder runs once; what the decoder's cross-attention needs of it lies in the cache from then
-on, and the loop is that of ``decode``.
+The encoder runs once, and the keys and values of cross-attention stay in the cache. The loop is
+that of ``decode``.
 """
 
 from __future__ import annotations
@@ -50,14 +50,13 @@ def generate_target(
     key: jax.Array | None = None,
     settings: GenerationSettings | None = None,
 ) -> jax.Array:
-    """What an encoder-decoder writes for its sources: new tokens int32 [B, max_new_tokens].
+    """Generate targets for sources with an encoder-decoder: new tokens int32 [B, max_new_tokens].
 
-    ``input_ids`` int32 [B, S] and ``attention_mask`` [B, S], 1 at tokens: sources may be padded on
-    either side. The decoder begins with ``start_ids`` (mBART: end of sequence and language), or
-    else with the model's own first id; they are not in the result. ``forced_first_id``, where it is
-    given, is the first new token whatever the model thinks of it, and is in the result
-    (``forced_bos_token_id`` of published models). The rest, ``settings`` too, is as in
-    ``decode.generate``.
+    ``input_ids`` int32 [B, S] and ``attention_mask`` [B, S], 1 at tokens, padded on either side.
+    The decoder starts with ``start_ids`` (mBART: end of sequence and language), by default the
+    model's decoder start id; they are not in the result. ``forced_first_id`` is the first new
+    token, whatever its logit, and is in the result (``forced_bos_token_id`` of published models).
+    Other arguments are those of ``decode.generate``.
 
     Raises UserError for settings out of range and more tokens than the model has positions for.
     """
@@ -93,7 +92,7 @@ def generate_target(
 def _require_translator(model: Any) -> None:
     if not hasattr(model, "unembed") or not hasattr(model, "encode"):
         raise UserError(
-            f"{model.config.architecture} does not write a text for another one; use an "
+            f"{model.config.architecture} does not generate targets; use an "
             "encoder-decoder with a language-modelling head"
         )
 
@@ -104,8 +103,8 @@ def _first_id(model: Any, settings: GenerationSettings) -> int:
         first = model.config.decoder_start_id
     if not isinstance(first, int):
         raise UserError(
-            "this model's decoder has no first id of its own; give start_ids, such as the end of a "
-            "sequence and the language to write"
+            "the model has no decoder start id; give start_ids, such as the end of a sequence and "
+            "the target language"
         )
     return first
 
@@ -115,7 +114,7 @@ def _check_ids(model: Any, ids: Sequence[int]) -> None:
     wrong = next((i for i in ids if not 0 <= i < size), None)
     if wrong is not None:
         raise UserError(
-            f"the text is to begin with id {wrong}, but the decoder's ids go from 0 to {size - 1}; "
+            f"the start of the target has id {wrong}, but the decoder's ids are 0 to {size - 1}; "
             "give ids of this model"
         )
 
@@ -135,14 +134,14 @@ def write_target(
     sampling: Sampling,
     settings: GenerationSettings = NO_SETTINGS,
 ) -> jax.Array:
-    """The program of ``generate_target``, for what it has checked."""
+    """The compiled part of ``generate_target``, for checked arguments."""
     batch, prefix = ids_BS.shape[0], start.shape[0]
     start_BT = jnp.broadcast_to(start[None, :], (batch, prefix))
     apply = partial(model.apply, {"params": params})
     states = apply(
         ids_BS,
         mask_BS,
-        # Counted over tokens alone, whichever side the padding is on.
+        # Positions count tokens only, on whichever side the padding is.
         position_ids=jnp.maximum(jnp.cumsum(mask_BS, axis=1) - 1, 0),
         decoder_input_ids=start_BT,
         cache=model.empty_cache(batch, prefix + max_new_tokens),

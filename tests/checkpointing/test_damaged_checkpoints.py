@@ -11,6 +11,7 @@ import pytest
 from flax_transformers.checkpointing.manager import (
     CheckpointConfig,
     Checkpoints,
+    find_checkpoint,
 )
 from flax_transformers.errors import UserError
 from flax_transformers.storage import checksums
@@ -106,6 +107,22 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(
     assert (restored.step, fingerprint(restored.state)) == (5, saved[5])
     assert named in caplog.text
     assert names_in(tmp_path) == ["5", "invalid-7-0"]
+
+
+def test_a_step_is_hashed_once_in_a_process_unless_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_steps(tmp_path, 7)
+    hashed, verify = [], checksums.verify
+    monkeypatch.setattr(checksums, "verify", lambda one: hashed.append(one) or verify(one))
+    for _ in range(2):
+        assert find_checkpoint(tmp_path).step == 7
+    assert restore_newest(tmp_path).step == 7
+    assert len(hashed) == 1
+    flip_bit(tmp_path / "7" / "tokenizer" / "vocab.txt")
+    with pytest.raises(UserError, match=r"tokenizer/vocab\.txt has changed"):
+        find_checkpoint(tmp_path / "7")
+    assert len(hashed) == 2
 
 
 @pytest.mark.slow

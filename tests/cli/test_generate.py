@@ -155,7 +155,7 @@ def test_a_model_without_a_language_modelling_head_is_refused(capsys, tmp_path):
     del params["lm_head"]
     ft.save_pretrained(tmp_path / "bare", model, params)
     said = refused(capsys, str(tmp_path / "bare"), "--prompt", "a")
-    assert "LlamaModel does not write text" in said
+    assert "LlamaModel does not generate text" in said
 
 
 def test_a_missing_folder_is_named(capsys, tmp_path):

@@ -191,7 +191,7 @@ def test_what_cannot_be_is_refused(settings, says):
 
 def test_a_model_that_does_not_write_is_refused():
     _, model, params, _ = load_case(bert.CASES[0])
-    with pytest.raises(UserError, match=r"BertFor\w+ does not write text"):
+    with pytest.raises(UserError, match=r"BertFor\w+ does not generate text"):
         generate(model, params, np.ones((1, 2), np.int32), max_new_tokens=1)
 
 

@@ -130,7 +130,7 @@ def test_rows_are_filled_up_to_a_power_of_two_that_the_model_takes(words, rows):
 
 
 def test_a_text_without_a_gap_is_refused():
-    with pytest.raises(UserError, match=r"the text has no \[MASK\]; mark the gap"):
+    with pytest.raises(UserError, match=r"the text has no \[MASK\]; add one"):
         fill("the cat", {})
 
 
@@ -179,7 +179,7 @@ def test_the_frame_that_a_run_noted_is_put_around_a_text():
 
 @pytest.mark.parametrize("top", [0, -1])
 def test_no_candidates_cannot_be_asked_for(top):
-    with pytest.raises(UserError, match=f"the {top} likeliest pieces are none"):
+    with pytest.raises(UserError, match=f"top is {top}; it must be at least 1"):
         fill("[MASK]", {}, top=top)
 
 

@@ -122,17 +122,17 @@ def test_padding_of_a_source_takes_no_positions():
         ({}, {"max_new_tokens": 16}, "5 tokens of source and 17 of target.*16 positions"),
         ({}, {"max_new_tokens": 2, "temperature": 1.0}, "sampling needs a random key"),
         ({"decoder_start_id": None}, {"max_new_tokens": 2}, "give start_ids"),
-        ({}, {"max_new_tokens": 2, "start_ids": (2, 50)}, "begin with id 50.*from 0 to 49"),
-        ({}, {"max_new_tokens": 2, "forced_first_id": -1}, "begin with id -1"),
-        ({"architecture": "BartModel"}, {"max_new_tokens": 2}, "BartModel does not write"),
+        ({}, {"max_new_tokens": 2, "start_ids": (2, 50)}, "has id 50.*are 0 to 49"),
+        ({}, {"max_new_tokens": 2, "forced_first_id": -1}, "has id -1"),
+        ({"architecture": "BartModel"}, {"max_new_tokens": 2}, "BartModel does not generate"),
         (
             {"architecture": "BartModel"},
             {"max_new_tokens": 2, "start_ids": (2,)},
-            "BartModel does not write",
+            "BartModel does not generate",
         ),
     ],
 )
-def test_what_cannot_be_written_is_refused(changes, settings, names):
+def test_invalid_settings_are_refused(changes, settings, names):
     model = build_model(dataclasses.replace(TINY, **changes), ComputeConfig())
     with pytest.raises(UserError, match=names):
         generate_target(model, {}, np.ones((1, 5), np.int32), **settings)
@@ -140,5 +140,5 @@ def test_what_cannot_be_written_is_refused(changes, settings, names):
 
 def test_a_model_with_one_stack_is_refused():
     model = SimpleNamespace(config=SimpleNamespace(architecture="GPT2LMHeadModel"), unembed=None)
-    with pytest.raises(UserError, match="GPT2LMHeadModel does not write"):
+    with pytest.raises(UserError, match="GPT2LMHeadModel does not generate"):
         generate_target(model, {}, np.ones((1, 5), np.int32), max_new_tokens=2)
