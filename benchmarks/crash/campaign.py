@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from faults import Fault, problems_with, strike
-from jobs import ROOT, STEPS, Job
+from jobs import PATIENCE_SECONDS, ROOT, STEPS, Job
 
 DISK_BYTES = 24 * 2**20
-PATIENCE_SECONDS = 30.0
-"""Time for all processes to end after a fault."""
 
 
 def newest_valid(workdir: Path) -> int | None:
@@ -54,7 +52,7 @@ def next_fault(fault: Fault, folder: Path, workdir: Path) -> dict[str, Any] | No
         if not struck:
             job.wait(PATIENCE_SECONDS)
             return None
-        if fault.processes > 1 and fault.moment == "start" and fault.kind != "term":
+        if fault.processes > 1 and fault.moment == "start" and job.died(fault.victim):
             job.kill()  # as launchers do: it may wait for minutes for a peer that never joined
         besides = fault.victim if fault.kind == "stop" else None
         seconds = job.wait(PATIENCE_SECONDS, besides)

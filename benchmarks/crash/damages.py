@@ -127,7 +127,7 @@ def nan(campaign: Campaign, rng: random.Random, processes: int) -> Line:
     """A sequence of NaN batches: some may be skipped, and one rollback is allowed."""
     limit, rollbacks, steps = 5, rng.randrange(2), STEPS[processes]
     first, length = rng.randrange(1, steps - 10), rng.choice([1, 4, 5, 6, 9, 2 * limit])
-    options = {"max-skipped-in-a-row": limit, "max-rollbacks": rollbacks}
+    options = {"max-consecutive-skips": limit, "max-rollbacks": rollbacks}
     workdir = campaign.folder / f"nan-{processes}"
     shutil.rmtree(workdir, ignore_errors=True)
     hooks = {"CRASH_NAN": f"{first}:{first + length}"}

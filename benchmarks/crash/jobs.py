@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS, SAVE_EVERY = {1: 400, 2: 60}, {1: 10, 2: 3}
 """By number of processes: two of them, on few cores, take longer for a step."""
 HEARTBEAT_SECONDS = 5
+PATIENCE_SECONDS = 30.0
+"""Time for all processes to end after a fault."""
 PRELOAD = [
     f"flax_transformers.{name}"
     for name in ("cli.train", "cli.config_file", "run", "evaluation.report", "evaluation.tasks",
@@ -73,6 +75,11 @@ class Job:
             if index != besides:
                 process.join(max(0.0, start + seconds - time.monotonic()))
         return time.monotonic() - start
+
+    def died(self, index: int) -> bool:
+        """Whether a process was ended by a signal that it had no handler for; waits for its end."""
+        self.processes[index].join(PATIENCE_SECONDS)
+        return (self.processes[index].exitcode or 0) < 0
 
     def kill(self) -> None:
         for process in self.processes:

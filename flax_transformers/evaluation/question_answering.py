@@ -23,7 +23,7 @@ from flax_transformers.data.sources.squad import Question, read_record
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.predictions import held_out_predictions
 from flax_transformers.objectives.question_answering import QuestionAnswering
-from flax_transformers.storage.workdir import write_text
+from flax_transformers.storage.workdir import write_side_file
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Evaluator, Snapshot
 
@@ -78,7 +78,7 @@ def question_evaluator(
             answers[document] = "" if objective.no_answer and refused else texts[0]
         if folder is not None and jax.process_index() == 0:
             path = folder / f"step_{snapshot.step:08d}.json"
-            write_text(path, json.dumps(likeliest, ensure_ascii=False, indent=1) + "\n")
+            write_side_file(path, json.dumps(likeliest, ensure_ascii=False, indent=1) + "\n")
         scored = [(answers[document], questions[document]) for document in questions]
         return {f"eval/{name}": score for name, score in answer_scores(scored).items()}
 

@@ -15,7 +15,7 @@ from flax_transformers.config_json import to_json
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.tasks import baselines
-from flax_transformers.storage.workdir import read_side_file, write_text
+from flax_transformers.storage.workdir import read_side_file, write_side_file
 from flax_transformers.training.config import TrainConfig
 
 BASELINES = "baselines.json"
@@ -60,7 +60,7 @@ def keep_baselines(
     rows = [{**dataclasses.asdict(one), "counted": one.counted, "of": of} for one in found]
     for row in rows:
         row["checksum"] = _checksum(row)
-    write_text(workdir / BASELINES, json.dumps(rows, indent=1) + "\n")
+    write_side_file(workdir / BASELINES, json.dumps(rows, indent=1) + "\n")
 
 
 def _checksum(row: dict[str, Any]) -> str:

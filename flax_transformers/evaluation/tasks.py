@@ -53,7 +53,7 @@ from flax_transformers.objectives.sequence_classification import SequenceClassif
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.sequences import SequenceLoss
 from flax_transformers.objectives.token_classification import TokenClassification
-from flax_transformers.storage.workdir import write_text
+from flax_transformers.storage.workdir import write_side_file
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Evaluator, Snapshot
 
@@ -199,7 +199,7 @@ def _sampler(workdir: epath.Path, samples: Sequence[tuple[str, Sample]]) -> Eval
         found = [(name, sample(snapshot)) for name, sample in samples]
         if jax.process_index() == 0:
             text = "\n\n".join(f"{name}:\n\n{shown}" if name else shown for name, shown in found)
-            write_text(workdir / "samples" / f"step_{snapshot.step:08d}.txt", text + "\n")
+            write_side_file(workdir / "samples" / f"step_{snapshot.step:08d}.txt", text + "\n")
         return {}
 
     return evaluate

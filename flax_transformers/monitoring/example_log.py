@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from flax_transformers.storage.paths import is_bucket
-from flax_transformers.storage.workdir import read_side_file, write_text, writing
+from flax_transformers.storage.workdir import read_side_file, write_side_file, writing
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def _drop_after(path: epath.Path, step: int) -> list[str]:
     if damaged:
         log.warning("%s: %d line(s) cannot be read and are left out", path, damaged)
     kept = [line for line, s in zip(lines, steps, strict=True) if 0 <= s <= step]
-    write_text(path, "".join(kept))
+    write_side_file(path, "".join(kept))
     return kept
 
 

@@ -138,6 +138,15 @@ def write_text(path: epath.Path, text: str) -> None:
             write_atomically(path, text.encode(), lasting=False)
 
 
+def write_side_file(path: epath.Path, text: str) -> None:
+    """Replaces a side file of a run; sets aside what is there if it is not a file.
+
+    Raises UserError if it cannot be written.
+    """
+    set_aside_unusable(path)
+    write_text(path, text)
+
+
 @contextlib.contextmanager
 def writing(path: epath.Path) -> Iterator[None]:
     """Turns a failed write into a UserError."""

@@ -42,7 +42,7 @@ from flax_transformers.storage.workdir import (
     exclusive_lock,
     open_workdir,
     set_aside,
-    write_text,
+    write_side_file,
     writing,
 )
 from flax_transformers.training.batches import batches_on_mesh
@@ -249,7 +249,7 @@ def start(run: Run, initial: Callable[[Mesh], Any] | None) -> Begun:
         )
     if run.is_writer:
         run.clock.go_on(read_metrics(run.workdir), begun.position.step)
-        write_text(run.workdir / "config.json", json.dumps(to_json(run.config), indent=1))
+        write_side_file(run.workdir / "config.json", json.dumps(to_json(run.config), indent=1))
         _write_tokenizers(run)
     return begun
 

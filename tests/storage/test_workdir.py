@@ -3,10 +3,18 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from etils import epath
 
 from flax_transformers.errors import UserError
-from flax_transformers.storage.workdir import exclusive_lock, open_workdir, write_text
+from flax_transformers.evaluation.pictures import write_png
+from flax_transformers.storage.workdir import (
+    exclusive_lock,
+    open_workdir,
+    write_side_file,
+    write_text,
+)
 
 HOLD = """
 import sys, time
@@ -63,6 +71,22 @@ def test_a_file_is_replaced_whole(tmp_path):
     write_text(path, "new")
     assert path.read_text() == "new"
     assert [p.name for p in path.parent.iterdir()] == ["config.json"]
+
+
+def test_a_side_file_takes_the_place_of_a_folder_of_its_name(tmp_path, caplog):
+    path = epath.Path(tmp_path / "samples" / "step_00000400.txt")
+    (path / "inner").mkdir(parents=True)
+    write_side_file(path, "text")
+    assert path.read_text() == "text"
+    assert (path.with_name("step_00000400.txt.unusable-0") / "inner").is_dir()
+    assert "step_00000400.txt is not a file: set aside" in caplog.text
+
+
+def test_a_picture_takes_the_place_of_a_folder_of_its_name(tmp_path):
+    path = epath.Path(tmp_path / "step_00000400.png")
+    path.mkdir()
+    write_png(path, np.zeros((2, 2, 3), np.uint8))
+    assert path.is_file()
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
