@@ -25,10 +25,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import PIL.Image
-from flax import linen as nn
 
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import Dataset, prepare
@@ -47,8 +45,6 @@ from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.encoding import encode_sentences
 from flax_transformers.data.tokenizers.load import Kind, TokenizerConfig, train_tokenizer
 from flax_transformers.data.tokenizers.sentences import split_sentences
-from flax_transformers.huggingface.family import build_model
-from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.base import Objective, Vocabulary
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.denoising import Denoising
@@ -357,7 +353,7 @@ def _recipes(stores: dict[str, PreparedText], pictures: Path, seconds: float) ->
     for name, store in RECIPES.items():
         config = _config(name)
         phase = config.phases[-1]
-        flops = phase_flops(config, phase, _parameters(config)) / phase.batch_size
+        flops = phase_flops(config, phase) / phase.batch_size
         if isinstance(config.data, ImageData):
             prepared: Dataset = _images(config.data, pictures)
         else:
@@ -395,13 +391,6 @@ def _config(name: str) -> TrainConfig:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config()
-
-
-def _parameters(config: TrainConfig) -> Any:
-    """Shapes of the parameters."""
-    model = build_model(config.model, ComputeConfig().resolve("cpu"))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), **model.example_inputs()))
-    return nn.meta.unbox(shapes)["params"]
 
 
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

@@ -19,12 +19,14 @@ from flax_transformers.models.config import (
 from flax_transformers.models.layers.patches import patch_grid
 from flax_transformers.monitoring.mfu import transformer_matmul_flops
 from flax_transformers.objectives.base import Objective
+from flax_transformers.optim.selection import Axes, kind_of, name_of
 
 
 def step_flops(
     model: TransformerConfig,
     objective: Objective,
     params: Any,
+    axes: Axes,
     *,
     batch_size: int,
     sequence_length: int,
@@ -32,17 +34,17 @@ def step_flops(
     """Matmul FLOPs of one step by the convention of ``flops``.
 
     ``sequence_length`` is in tokens, or the pixels of an image's side. ``params`` is the tree of
-    (abstract) parameters: kernels below a stack, which alone have a leading axis of layers, work
+    parameters or their shapes, ``axes`` has their logical axes: kernels with an axis of layers work
     on every token, those of experts on the share of tokens that are sent to each; other kernels,
-    and the word table where it is tied, make logits. A model of images says itself what passes
-    where.
+    and the embedding table where it is tied, make logits. The config of a model of images says
+    what passes where.
     """
     if isinstance(model, VisionConfig):
         grid = patch_grid((sequence_length,) * 2, model.patch_size)
-        return batch_size * vision_flops(model.flops_groups(grid), params)
+        return batch_size * vision_flops(model.flops_groups(grid), params, axes)
     tokens = batch_size * sequence_length
     predicted = batch_size * objective.predictions(sequence_length)
-    sizes = _kernel_sizes(params, model)
+    sizes = _kernel_sizes(params, axes, model)
     stack = partial(_stack_flops, model)
     if not isinstance(model, EncoderDecoderConfig):
         causal = isinstance(model, TextConfig) and model.causal
@@ -60,13 +62,13 @@ def step_flops(
     )
 
 
-def vision_flops(flops_groups: Sequence[FlopsGroup], params: Any) -> float:
+def vision_flops(flops_groups: Sequence[FlopsGroup], params: Any, axes: Axes) -> float:
     """Matmul FLOPs of one image, forward and backward."""
     flops = 0.0
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = "/".join(key.key for key in path)
-        if name.endswith("/kernel"):
-            through = next(one for one in flops_groups if name.startswith(one.path))
+        name = name_of(path)
+        if kind_of(name, axes) == "kernel":
+            through = next(one for one in flops_groups if "/".join(name).startswith(one.path))
             flops += 6 * leaf.size * through.tokens
     return flops + sum(12 * one.tokens**2 * one.attention for one in flops_groups)
 
@@ -95,30 +97,26 @@ def _keys_seen(length: int, window: int | None, causal: bool) -> float:
     return min(length, 2 * window + 1 - window * (window + 1) / length)
 
 
-def _weights_used(names: Sequence[str], leaf: Any, model: TransformerConfig) -> int:
-    """Weights of a kernel that a token passes through: of all experts, those it is sent to."""
-    experts = getattr(model, "experts", 1)
-    if "mlp" in names and names[-2] in ("up", "gate", "down"):
-        return leaf.size * getattr(model, "experts_per_token", experts) // experts
-    return leaf.size
-
-
-def _kernel_sizes(params: Any, model: TransformerConfig) -> Counter[str]:
-    """How many weights of matmuls there are in each part.
+def _kernel_sizes(params: Any, axes: Axes, model: TransformerConfig) -> Counter[str]:
+    """How many weights of matmuls a token passes through in each part.
 
     "stack", or "encoder" and "decoder" of an encoder-decoder; "context" are the keys and values
-    that the decoder makes of what the encoder gives; "head" makes logits.
+    that the decoder makes of the encoder's output; "head" makes logits. Of all experts a token
+    passes through those that it is sent to.
     """
     sizes: Counter[str] = Counter()
-    table = None
-    if isinstance(model, TextConfig) and model.tie_embeddings:
-        table = "words" if getattr(model, "share_embeddings", True) else "decoder_words"
+    tied = isinstance(model, TextConfig) and model.tie_embeddings
+    unused = None if getattr(model, "share_embeddings", True) else "words"  # the encoder's table
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        names = [key.key for key in path]
-        if names[-1] == "kernel" and any(name.startswith("block_") for name in names):
-            part = names[0] if names[0] in ("encoder", "decoder") else "stack"
-            looked_at = "cross_attention" in names and names[-2] in ("key", "value")
-            sizes["context" if looked_at else part] += _weights_used(names, leaf, model)
-        elif names[-1] == "kernel" or names == [table, "embedding"]:
-            sizes["head"] += leaf.size
+        name = name_of(path)
+        named, kind, size = axes.get(name, ()), kind_of(name, axes), leaf.size
+        if "expert" in named:
+            experts = getattr(model, "experts", 1)
+            size = size * getattr(model, "experts_per_token", experts) // experts
+        if kind == "kernel" and "layers" in named:
+            part = name[0] if name[0] in ("encoder", "decoder") else "stack"
+            of_context = "cross_attention" in name and "key_heads" in named
+            sizes["context" if of_context else part] += size
+        elif kind == "kernel" or (tied and "vocab" in named and kind == "embedding"):
+            sizes["head"] += 0 if name[0] == unused else size
     return sizes

@@ -23,9 +23,12 @@ from flax_transformers.errors import UserError
 from flax_transformers.optim import transforms
 from flax_transformers.optim.schedules import LEARNING_RATE, Schedule, ScheduleFactory
 from flax_transformers.optim.selection import (
+    NO_AXES,
+    Axes,
     Name,
     check_patterns,
     depths,
+    kind_of,
     map_named,
     matches,
     merge,
@@ -61,7 +64,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     """Decay per update, times the learning rate."""
     no_decay: tuple[str, ...] = ("bias", "scale", "embedding")
-    """Last names of the parameters that do not decay."""
+    """Kinds of parameters that do not decay: "bias", "scale", "embedding" (tables) or "kernel"."""
     max_grad_norm: float | None = None
     """Gradients of a larger global norm are scaled down to it; None: never."""
     schedule: ScheduleFactory = field(default_factory=Schedule)
@@ -88,18 +91,21 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         ranges.check_fields(self, "optimizer")
 
-    def make(self, total_steps: int) -> optax.GradientTransformation:
+    def make(self, total_steps: int, axes: Axes = NO_AXES) -> optax.GradientTransformation:
         """See ``make_optimizer``."""
-        return make_optimizer(self, total_steps)
+        return make_optimizer(self, total_steps, axes)
 
     def learning_rate_at(self, total_steps: int) -> optax.Schedule:
         """See ``learning_rate_at``."""
         return self.schedule.make(self.learning_rate, total_steps)
 
-    def direction(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+    def direction(
+        self, decay: optax.GradientTransformation, axes: Axes
+    ) -> optax.GradientTransformation:
         """From (clipped) gradients to the step direction, before the learning rate.
 
-        ``decay`` adds the masked weight decay to what reaches it. Raises UserError for settings
+        ``decay`` adds the masked weight decay to what reaches it; ``axes`` are the logical axes
+        of parameters. Raises UserError for settings
         out of range.
         """
         raise NotImplementedError(f"{type(self).__name__} is no optimizer; choose AdamW, Lion ...")
@@ -124,7 +130,9 @@ class AdamW(OptimizerConfig):
     """What the first moment is kept in; bfloat16 saves two bytes a parameter. The second is
     float32."""
 
-    def direction(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+    def direction(
+        self, decay: optax.GradientTransformation, axes: Axes
+    ) -> optax.GradientTransformation:
         """``m / (sqrt(v) + eps) + weight_decay * parameter``, moments bias-corrected."""
         adam = transforms.scale_by_adam(self.b1, self.b2, self.eps, self.first_moment_dtype)
         return optax.chain(adam, decay)
@@ -145,15 +153,17 @@ class LAMB(OptimizerConfig):
     weight_decay: float = 0.01
     no_decay: tuple[str, ...] = ("bias", "scale")
     no_adaptation: tuple[str, ...] = ("bias", "scale")
-    """Last names of the parameters whose step is not scaled by their norm."""
+    """Kinds of parameters whose step is not scaled by their norm."""
     max_grad_norm: float | None = 1.0
 
-    def direction(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+    def direction(
+        self, decay: optax.GradientTransformation, axes: Axes
+    ) -> optax.GradientTransformation:
         """AdamW's direction u, weight decay included, times ``|parameter| / |u|``."""
         return optax.chain(
             transforms.scale_by_adam(self.b1, self.b2, self.eps),
             decay,
-            transforms.scale_by_trust_ratio(self.no_adaptation),
+            transforms.scale_by_trust_ratio(self.no_adaptation, axes),
         )
 
 
@@ -170,7 +180,9 @@ class Lion(OptimizerConfig):
     weight_decay: float = 0.1
     max_grad_norm: float | None = 1.0
 
-    def direction(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+    def direction(
+        self, decay: optax.GradientTransformation, axes: Axes
+    ) -> optax.GradientTransformation:
         """``sign(b1 * m + (1 - b1) * gradient) + weight_decay * parameter``."""
         return optax.chain(optax.scale_by_lion(self.b1, self.b2, mu_dtype=jnp.float32), decay)
 
@@ -209,34 +221,42 @@ class Adafactor(OptimizerConfig):
         "min_factored": ranges.WIDTH,
     }
 
-    def direction(self, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+    def direction(
+        self, decay: optax.GradientTransformation, axes: Axes
+    ) -> optax.GradientTransformation:
         """Gradient over the root of its factored second moment, clipped, scaled, then decay."""
         links = [
-            transforms.scale_by_factored_moments(self.decay_exponent, self.eps, self.min_factored)
+            transforms.scale_by_factored_moments(
+                self.decay_exponent, self.eps, self.min_factored, axes
+            )
         ]
         if self.clip_threshold is not None:
-            links.append(transforms.clip_by_rms(self.clip_threshold))
+            links.append(transforms.clip_by_rms(self.clip_threshold, axes))
         if self.scale_parameter:
-            links.append(transforms.scale_by_parameter(self.least_scale))
+            links.append(transforms.scale_by_parameter(self.least_scale, axes))
         return optax.chain(_joined(links), decay)
 
 
-def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, total_steps: int, axes: Axes = NO_AXES
+) -> optax.GradientTransformation:
     """The whole update rule: float32 gradients and parameters in, float32 updates to add out.
 
     Clipping happens inside, so the norm of the gradients handed in is the unclipped one. Frozen
     parameters may be left out of the gradients (``selection.partition``), not of the parameters;
-    gradients of theirs count in no norm and give updates of zero. Raises UserError for settings out
-    of range, and ``init`` for patterns that match nothing.
+    gradients of theirs count in no norm and give updates of zero. ``axes``, the parameters' logical
+    axes (``selection.logical_axes``), tell kernels from tables, biases and scales, and the input of
+    a kernel from its output; parameters that have none are known by Flax's names. Raises UserError
+    for settings out of range, and ``init`` for patterns that match nothing.
     """
     rate = config.learning_rate_at(total_steps)
     clip = optax.identity()
     if config.max_grad_norm is not None:
         clip = optax.clip_by_global_norm(config.max_grad_norm)
     decay = optax.add_decayed_weights(
-        config.weight_decay, mask=lambda params: decay_mask(params, config.no_decay)
+        config.weight_decay, mask=lambda params: decay_mask(params, config.no_decay, axes)
     )
-    optimizer = optax.chain(clip, config.direction(decay), optax.scale_by_learning_rate(rate))
+    optimizer = optax.chain(clip, config.direction(decay, axes), optax.scale_by_learning_rate(rate))
     return _per_parameter(optimizer, config)
 
 
@@ -250,13 +270,13 @@ def learning_rate_at(optimizer: OptimizerFactory, total_steps: int) -> optax.Sch
     return None if schedule is None else schedule(total_steps)
 
 
-def decay_mask(params: Any, no_decay: Sequence[str]) -> Any:
+def decay_mask(params: Any, no_decay: Sequence[str], axes: Axes = NO_AXES) -> Any:
     """A tree like ``params`` of bools: True where the weight decay applies.
 
-    A parameter is known by its own name, the last dict key on its path, never by its shape or its
-    layer: a bias stacked over layers, [L, D], is as much a bias as a single one, [D].
+    It applies to all kinds of parameters (``kind_of``) but those in ``no_decay``. A bias stacked
+    over layers, [L, D], is as much a bias as a single one, [D].
     """
-    return map_named(lambda name, _: not name or name[-1] not in no_decay, params)
+    return map_named(lambda name, _: kind_of(name, axes) not in no_decay, params)
 
 
 def rate_factors(config: OptimizerConfig, params: Any) -> Any:

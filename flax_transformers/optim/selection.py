@@ -1,18 +1,21 @@
-"""What is read off a parameter's name: whether a pattern means it, its matrix axes, its depth.
+"""Which parameters a setting applies to: patterns, kinds, matrix axes, depths.
 
 A name is the tuple of dict keys on the way to a parameter, as ``("stack", "layers", "block_0",
 "mlp", "up", "kernel")``. Parameters below a ``block_`` are stacked: their leading axis runs over
-layers. Nothing here looks at a parameter's values, and its size decides nothing.
+layers. What a parameter is follows from its logical axes, in modules of anyone's, and never from
+its values or its size.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -21,8 +24,9 @@ from flax_transformers.errors import UserError
 
 Name = tuple[str, ...]
 
-_FROM_HIDDEN = ("query", "key", "value")  # kernels [D, N, H]: the first axis is the input
-_FEED_FORWARD = ("up", "gate", "down")  # with three axes: one matrix for each expert
+_BATCH_AXES = frozenset({"layers", "expert"})
+_TABLE_ROWS = frozenset({"vocab", "positions", "token_types"})
+_HEAD_AXES = frozenset({"heads", "key_heads", "head_dim"})  # of a bias for each head
 _STACK_PARTS = ("first", "layers", "remainder")
 _EMBEDDINGS = ("words", "embeddings")
 _IN_FIRST_LAYER = "relative_bias"
@@ -91,11 +95,57 @@ def merge(part: Any, whole: Any) -> Any:
     )
 
 
+Axes = Mapping[Name, tuple[str | None, ...]]
+"""Logical axis names of parameters, by the name of the parameter."""
+
+NO_AXES: Axes = {}
+
+
+def logical_axes(boxed: Any) -> Axes:
+    """The logical axis names that parameters carry (``nn.with_logical_partitioning``).
+
+    ``boxed`` is a tree as ``model.init`` returns it, of arrays or shapes.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(
+        boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
+    )
+    return {
+        name_of(path): tuple(leaf.names)
+        for path, leaf in leaves
+        if isinstance(leaf, nn.Partitioned)
+    }
+
+
+def kind_of(name: Name, axes: Axes = NO_AXES) -> str:
+    """What a parameter is: "kernel", "embedding" (a table), "bias" or "scale".
+
+    Flax's names "bias" and "scale" mean what they say. Otherwise the logical axes decide: a table
+    has rows for a vocabulary or positions, a kernel has an input and an output, and all else is a
+    vector. Parameters without axes are known by their own name, the last on their path, alone.
+    """
+    own = _own_axes(axes.get(name, ()))
+    last = name[-1] if name else ""
+    if last in ("bias", "scale") or not any(own):
+        return last
+    if len(own) > 1 and own[0] in _TABLE_ROWS:
+        return "embedding"
+    if len(own) > 1 and not set(own) <= _HEAD_AXES:
+        return "kernel"
+    if last in ("embedding", "kernel"):
+        return last
+    return "scale" if "norm" in own else "bias"
+
+
+def _own_axes(names: Sequence[str | None]) -> tuple[str | None, ...]:
+    """Without the leading axes of layers and experts."""
+    return tuple(names[sum(1 for _ in itertools.takewhile(_BATCH_AXES.__contains__, names)) :])
+
+
 @dataclass(frozen=True)
 class MatrixAxes:
-    """Axes of a parameter: those that number whole parameters, and those of a matrix.
+    """Axes of a parameter: those over separate parameters, and those of a matrix.
 
-    ``rows`` is the matrix's input side; both sides are empty for what is no matrix.
+    ``rows`` is the matrix's input side; vectors have ``columns`` only.
     """
 
     batch: tuple[int, ...]
@@ -108,22 +158,19 @@ class MatrixAxes:
         return self.rows + self.columns
 
 
-def matrix_axes(name: Name, rank: int) -> MatrixAxes:
+def matrix_axes(name: Name, rank: int, axes: Axes = NO_AXES) -> MatrixAxes:
     """How the axes of a parameter of ``rank`` axes form [input, output] matrices.
 
-    Layers and experts are batch axes. Of the kernels [D, N, H] of query, key and value, D is the
-    input; of every other kernel or table, all axes but the last are, as of [N, H, D] and of the
-    patches' [C, P, P, D]. Biases, scales and single vectors are no matrices, and neither is
-    anything whose last name is new.
+    Layers and experts are batch axes. Where a kernel's first own axis is "embed", it alone is the
+    input, as of [D, N, H]; of every other kernel or table, all axes but the last are, as of
+    [N, H, D] and of the patches' [C, P, P, D]. Biases, scales and single vectors are no matrices.
     """
-    start = 1 if is_stacked(name) else 0
-    parent = name[-2] if len(name) > 1 else ""
-    if parent in _FEED_FORWARD and name[-1] == "kernel" and rank - start == 3:
-        start += 1
+    named = axes.get(name)
+    start = rank - len(_own_axes(named)) if named else int(is_stacked(name))
     batch, own = tuple(range(start)), tuple(range(start, rank))
-    if name[-1] not in ("kernel", "embedding") or len(own) < 2:
+    if kind_of(name, axes) not in ("kernel", "embedding") or len(own) < 2:
         return MatrixAxes(batch, (), own)
-    split = 1 if parent in _FROM_HIDDEN else len(own) - 1
+    split = 1 if named and named[start] == "embed" else len(own) - 1
     return MatrixAxes(batch, own[:split], own[split:])
 
 

@@ -15,7 +15,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flax_transformers.optim.selection import MatrixAxes, Name, map_named, matrix_axes
+from flax_transformers.optim.selection import (
+    NO_AXES,
+    Axes,
+    MatrixAxes,
+    Name,
+    kind_of,
+    map_named,
+    matrix_axes,
+)
 
 
 def scale_by_adam(
@@ -55,18 +63,20 @@ def scale_by_adam(
     return optax.GradientTransformation(init, update)
 
 
-def scale_by_trust_ratio(no_adaptation: Sequence[str]) -> optax.GradientTransformation:
+def scale_by_trust_ratio(
+    no_adaptation: Sequence[str], axes: Axes = NO_AXES
+) -> optax.GradientTransformation:
     """Times ``|parameter| / |direction|`` (LAMB, arXiv:1904.00962 algorithm 2, phi the identity).
 
     The ratio is one where either norm is zero, as of a bias at the start, and for the parameters
-    whose last name is in ``no_adaptation``.
+    whose kind (``kind_of``) is in ``no_adaptation``.
     """
 
     def adapt(name: Name, direction: jax.Array, parameter: jax.Array) -> jax.Array:
-        if name[-1] in no_adaptation:
+        if kind_of(name, axes) in no_adaptation:
             return direction
-        axes = matrix_axes(name, parameter.ndim)
-        size, length = (jnp.sqrt(_sum_squares(x, axes)) for x in (parameter, direction))
+        own = matrix_axes(name, parameter.ndim, axes)
+        size, length = (jnp.sqrt(_sum_squares(x, own)) for x in (parameter, direction))
         known = (size > 0) & (length > 0)
         return direction * jnp.where(known, size / jnp.where(known, length, 1), 1)
 
@@ -94,19 +104,19 @@ class _Moment(NamedTuple):
 
 
 def scale_by_factored_moments(
-    exponent: float, eps: float, min_factored: int
+    exponent: float, eps: float, min_factored: int, logical: Axes = NO_AXES
 ) -> optax.GradientTransformation:
     """The gradient over the root of its second moment, kept as two means (arXiv:1804.04235).
 
     The decay at update t, counted from 1, is ``1 - t ** -exponent`` (§7.2), so that the first
     update sees its own gradient alone and nothing needs bias correction. A kernel is factored as
-    its [input, output] matrix, ``parameters.matrix_axes``, without being reshaped: the moments of
+    its [input, output] matrix, ``selection.matrix_axes``, without being reshaped: the moments of
     [D, N, H] are one [D] and one [N, H]. That is what T5X does with its rules by axis name. A
     matrix with fewer than ``min_factored`` rows or columns is not factored.
     """
 
     def axes_to_factor(name: Name, shape: tuple[int, ...]) -> MatrixAxes | None:
-        axes = matrix_axes(name, len(shape))
+        axes = matrix_axes(name, len(shape), logical)
         sides = [math.prod(shape[i] for i in side) for side in (axes.rows, axes.columns)]
         return axes if axes.rows and min(sides) >= min_factored else None
 
@@ -157,21 +167,21 @@ def scale_by_factored_moments(
     return optax.GradientTransformation(init, update)
 
 
-def clip_by_rms(threshold: float) -> optax.GradientTransformation:
+def clip_by_rms(threshold: float, axes: Axes = NO_AXES) -> optax.GradientTransformation:
     """Scales each parameter's direction down to a root mean square of ``threshold`` (§6)."""
 
     def clip(name: Name, direction: jax.Array) -> jax.Array:
-        rms = _root_mean_square(direction, matrix_axes(name, direction.ndim))
+        rms = _root_mean_square(direction, matrix_axes(name, direction.ndim, axes))
         return direction / jnp.maximum(1.0, rms / threshold)
 
     return optax.stateless(lambda updates, _: map_named(clip, updates))
 
 
-def scale_by_parameter(least: float) -> optax.GradientTransformation:
+def scale_by_parameter(least: float, axes: Axes = NO_AXES) -> optax.GradientTransformation:
     """Times the parameter's root mean square, or ``least`` if that is smaller (§8)."""
 
     def scale(name: Name, direction: jax.Array, parameter: jax.Array) -> jax.Array:
-        rms = _root_mean_square(parameter, matrix_axes(name, parameter.ndim))
+        rms = _root_mean_square(parameter, matrix_axes(name, parameter.ndim, axes))
         return direction * jnp.maximum(least, rms)
 
     return optax.stateless(lambda updates, params: map_named(scale, updates, params))

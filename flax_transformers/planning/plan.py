@@ -154,7 +154,7 @@ def plan(
         hlo.write_text(text)
     memory = _memory(trainer, abstract_batch(config, phase), compiled, needed, chip)
     found = None if text is None else account(text, dict(mesh.shape))
-    model_flops = phase_flops(config, phase, trainer.abstract.params) / mesh.size
+    model_flops = phase_flops(config, phase) / mesh.size
     program_flops = None if found is None else flops_of(found, config.model)
     at_peak = None
     if chip is not None and found is not None and program_flops is not None:

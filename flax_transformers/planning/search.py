@@ -92,7 +92,7 @@ def candidates(
     """What may divide and may fit, the fastest by guess first."""
     whole = make_trainer(config, make_mesh(MeshConfig(), devices)).abstract
     held = bytes_on_device(whole.params), bytes_on_device((whole.opt_state, whole.ema))
-    flops = phase_flops(config, phase, whole.params) / len(devices)
+    flops = phase_flops(config, phase) / len(devices)
     found: list[Candidate] = []
     for mesh in _meshes(config.model, len(devices)):
         parts = mesh.data * mesh.fsdp * mesh.expert

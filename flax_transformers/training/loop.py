@@ -354,8 +354,7 @@ def _run_phase(
     train_step = run.trainer.train_step(phase.micro_batches)
     take_step = compiled_together(train_step)
     evaluation_step = compiled_together(run.trainer.evaluation_step())
-    abstract = run.trainer.abstract.params
-    meter = make_meter(config, phase, abstract, run.mesh, run.clock, totals)
+    meter = make_meter(config, phase, run.mesh, run.clock, totals)
     mixture = MixtureProgress(config, run.prepared, position.phase)
     with (
         batches_on_mesh(config, run.prepared, run.mesh, position) as batches,

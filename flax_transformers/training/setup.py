@@ -3,16 +3,21 @@ is what will run."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import flax.linen as nn
 from jax.sharding import Mesh
 
 from flax_transformers.huggingface.family import build_model
+from flax_transformers.huggingface.placement import boxed_shapes
+from flax_transformers.models.config import TransformerConfig
 from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.metrics import Totals
 from flax_transformers.monitoring.model_flops import step_flops
 from flax_transformers.monitoring.throughput import Meter
 from flax_transformers.optim.optimizers import learning_rate_at
+from flax_transformers.optim.selection import Axes, logical_axes
 from flax_transformers.parallel.rules import check_batch, check_length
 from flax_transformers.training.config import AnyPhase, ImagePhase, TrainConfig
 from flax_transformers.training.trainer import Trainer
@@ -42,12 +47,20 @@ def make_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
     )
 
 
-def phase_flops(config: TrainConfig, phase: AnyPhase, params: Any) -> float:
-    """Matmul FLOPs of one step of a phase; ``params`` are parameters or their shapes."""
+@functools.cache
+def _shapes_and_axes(model: TransformerConfig) -> tuple[Any, Axes]:
+    boxed = boxed_shapes(build_model(model))
+    return nn.meta.unbox(boxed), logical_axes(boxed)
+
+
+def phase_flops(config: TrainConfig, phase: AnyPhase) -> float:
+    """Matmul FLOPs of one step of a phase."""
+    params, axes = _shapes_and_axes(config.model)
     return step_flops(
         config.model,
         config.objective,
         params,
+        axes,
         batch_size=phase.batch_size,
         sequence_length=phase.sequence_length,
     )
@@ -56,19 +69,18 @@ def phase_flops(config: TrainConfig, phase: AnyPhase, params: Any) -> float:
 def make_meter(
     config: TrainConfig,
     phase: AnyPhase,
-    params: Any,
     mesh: Mesh,
     clock: Clock,
     totals: Totals | None = None,
 ) -> Meter:
-    """What measures the steps of a phase; ``params`` are parameters or their shapes."""
+    """What measures the steps of a phase."""
     return Meter(
         mesh,
         clock,
         totals,
         batch_size=phase.batch_size,
         sequence_length=None if isinstance(phase, ImagePhase) else phase.sequence_length,
-        flops_per_step=phase_flops(config, phase, params),
+        flops_per_step=phase_flops(config, phase),
         learning_rate=learning_rate_at(config.optimizer, config.total_steps),
         max_consecutive_skips=config.max_consecutive_skips,
     )

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
+from flax_transformers.huggingface.placement import boxed_shapes
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.metrics import Accumulator
@@ -26,7 +27,12 @@ from flax_transformers.monitoring.sinks import MetricSink
 from flax_transformers.monitoring.throughput import Meter
 from flax_transformers.objectives.base import ModelFunctions, Objective
 from flax_transformers.optim.ema import EMAConfig
-from flax_transformers.optim.optimizers import OptimizerFactory, learning_rate_at
+from flax_transformers.optim.optimizers import (
+    OptimizerConfig,
+    OptimizerFactory,
+    learning_rate_at,
+)
+from flax_transformers.optim.selection import logical_axes
 from flax_transformers.parallel.distributed import compiled_together
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding, check_batch
@@ -91,7 +97,11 @@ class Trainer:
                     "total_steps that it runs over"
                 )
             self.learning_rate = learning_rate_at(optimizer, total_steps)
-            optimizer = optimizer.make(total_steps)
+            # Only the optimizers of this package tell parameters apart by their logical axes.
+            if isinstance(optimizer, OptimizerConfig):
+                optimizer = optimizer.make(total_steps, logical_axes(boxed_shapes(model)))
+            else:
+                optimizer = optimizer.make(total_steps)
         self.optimizer = optimizer
         self.micro_batches, self.skip_spikes_above = micro_batches, skip_spikes_above
         self.max_consecutive_skips = max_consecutive_skips

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -12,8 +11,6 @@ import pytest
 from flax_transformers.families.deit import DeiTConfig
 from flax_transformers.families.mae import MaeConfig
 from flax_transformers.families.vit import ViTConfig
-from flax_transformers.huggingface.family import build_model
-from flax_transformers.models.config import ComputeConfig
 from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.throughput import StepReport
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -37,9 +34,7 @@ SMALL = {
 def flops(model, image_size=SIDE):
     phase = ImagePhase(steps=1, image_size=image_size, batch_size=BATCH)
     config = dataclasses.replace(tiny_config("text.txt", "store"), model=model, phases=(phase,))
-    module = build_model(model, ComputeConfig())
-    boxed = jax.eval_shape(module.init, jax.random.key(0), **module.example_inputs())
-    return phase_flops(config, phase, nn.meta.unbox(boxed["params"]))
+    return phase_flops(config, phase)
 
 
 def layers(tokens, count, width, inner):
@@ -90,7 +85,7 @@ def test_speed_over_images_is_told_in_examples():
     model = ViTConfig(**SMALL)
     config = dataclasses.replace(tiny_config("text.txt", "store"), model=model, phases=(phase,))
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    meter = make_meter(config, phase, {}, mesh, Clock())
+    meter = make_meter(config, phase, mesh, Clock())
     for _ in range(3):
         meter.fetch_previous()
         sums = {"loss": (np.float32(1), np.float32(1))}

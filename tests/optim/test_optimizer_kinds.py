@@ -30,6 +30,15 @@ SHAPES = {
     "mlp/up/kernel": (8, 16),
     "norm/scale": (8,),
 }
+AXES = {
+    "words/embedding": ("vocab", "embed"),
+    "attention/query/kernel": ("embed", "heads", "head_dim"),
+    "attention/query/bias": ("heads", "head_dim"),
+    "attention/output/kernel": ("heads", "head_dim", "embed"),
+    "mlp/up/kernel": ("embed", "mlp"),
+    "experts/up/kernel": ("expert", "embed", "mlp"),
+    "norm/scale": ("norm",),
+}
 MATRICES = {  # name: [inputs, outputs]
     "words/embedding": (24, 8),
     "attention/query/kernel": (8, 12),
@@ -66,8 +75,21 @@ def gradients(step, shapes=None):
     return grads
 
 
+def axes_of(flat):
+    """The logical axes of parameters whose names end as one of AXES; layers and experts may be
+    apart or stacked."""
+    found = {}
+    for name, value in flat.items():
+        folders = tuple(name.split("/"))
+        named = AXES.get("/".join(folders[-3:]), AXES.get("/".join(folders[-2:])))
+        if named is not None:
+            named = ("layers", *named) if "layers" in folders else named
+            found[folders] = named[len(named) - value.ndim :]
+    return found
+
+
 def run(config, params, grads):
-    optimizer = make_optimizer(config, len(grads))
+    optimizer = make_optimizer(config, len(grads), axes_of(params))
     params = tree_of(params)
     state = optimizer.init(params)
 

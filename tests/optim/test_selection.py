@@ -19,6 +19,7 @@ from flax_transformers.optim.optimizers import (
 from flax_transformers.optim.schedules import Schedule
 from flax_transformers.optim.selection import (
     depths,
+    kind_of,
     map_named,
     matches,
     matrix_axes,
@@ -80,22 +81,26 @@ def test_a_pattern_means_a_parameter_or_a_folder_it_lies_in(pattern, means):
 
 
 @pytest.mark.parametrize(
-    ("name", "rank", "batch", "rows", "columns"),
+    ("named", "kind", "batch", "rows", "columns"),
     [
-        ("stack/layers/block_0/attention/query/kernel", 4, (0,), (1,), (2, 3)),
-        ("stack/layers/block_0/attention/output/kernel", 4, (0,), (1, 2), (3,)),
-        ("stack/layers/block_0/mlp/up/kernel", 3, (0,), (1,), (2,)),
-        ("stack/layers/block_0/mlp/up/kernel", 4, (0, 1), (2,), (3,)),
-        ("stack/layers/block_0/attention/query/bias", 3, (0,), (), ()),
-        ("stack/layers/block_0/mlp_norm/scale", 2, (0,), (), ()),
-        ("embeddings/patches/kernel", 4, (), (0, 1, 2), (3,)),
-        ("embeddings/class_token/embedding", 1, (), (), ()),
-        ("words/embedding", 2, (), (0,), (1,)),
-        ("pooler/dense/kernel", 2, (), (0,), (1,)),
+        ("layers embed heads head_dim", "kernel", (0,), (1,), (2, 3)),
+        ("layers heads head_dim embed", "kernel", (0,), (1, 2), (3,)),
+        ("layers embed mlp", "kernel", (0,), (1,), (2,)),
+        ("layers expert embed mlp", "kernel", (0, 1), (2,), (3,)),
+        ("layers heads head_dim", "bias", (0,), (), ()),
+        ("layers norm", "scale", (0,), (), ()),
+        ("channels patch_height patch_width embed", "kernel", (), (0, 1, 2), (3,)),
+        ("vocab embed", "embedding", (), (0,), (1,)),
+        ("embed vocab", "kernel", (), (0,), (1,)),
+        ("positions heads", "embedding", (), (0,), (1,)),
+        ("embed", "bias", (), (), ()),
     ],
 )
-def test_the_matrix_of_a_parameter_goes_by_its_name(name, rank, batch, rows, columns):
-    axes = matrix_axes(tuple(name.split("/")), rank)
+def test_what_a_parameter_is_follows_from_its_axes(named, kind, batch, rows, columns):
+    name, named = ("anything", "w"), tuple(named.split())
+    rank, logical = len(named), {name: named}
+    assert kind_of(name, logical) == kind
+    axes = matrix_axes(name, rank, logical)
     assert axes.batch == batch
     if rows:
         assert (axes.rows, axes.columns) == (rows, columns)
