@@ -9,7 +9,7 @@ DEMO ?= runs/demo
 NEW_PYTHON ?= python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean test test-fast test-full test-buckets test-slurm parity lint format install constraints clean
+.PHONY: help demo demo-clean test test-all test-fast test-full test-buckets test-slurm parity lint format install constraints clean
 
 # $(call environment,EXTRA): $(VENV) holds the package, editable, with that extra (none when empty).
 # The stamp in $(VENV) says for which PYTHON, folder, pyproject.toml and constraints.txt it was made.
@@ -70,6 +70,10 @@ test: ## Run the whole test suite
 test-full: ## Run what `make test` has only examples of, as every family on every mesh (ten minutes)
 	@$(call environment,test)
 	@"$(VENV)/bin/python" -m pytest -m full
+
+test-all: ## Run the tests of test and test-full together
+	@$(call environment,test)
+	@"$(VENV)/bin/python" -m pytest -m ""
 
 test-fast: ## Run the tests that are quick: about a minute
 	@$(call environment,test)

@@ -7,6 +7,7 @@ from functools import partial
 
 import jax
 import numpy as np
+import pytest
 
 from flax_transformers.huggingface.family import build_model, family_of, family_of_json
 from flax_transformers.huggingface.weights import (
@@ -19,6 +20,12 @@ from tests.golden.hub import Case, read_golden
 from tests.huggingface.tensors import export_weights, import_weights, parameter_shapes
 
 TOLERANCE = 1e-5
+
+
+def first_by_default(values):
+    """Parameters of a test: the first one by default, the others in `make test-full` only."""
+    first, *others = values
+    return [first, *(pytest.param(value, marks=pytest.mark.full) for value in others)]
 
 
 _built: dict[tuple, tuple] = {}

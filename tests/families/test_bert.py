@@ -20,6 +20,7 @@ from tests.families.parity import (
     assert_parity,
     count_parameters,
     drawn_tensors,
+    first_by_default,
     import_case,
     load_case,
 )
@@ -293,7 +294,7 @@ PUBLISHED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", first_by_default(SIZES))
 def test_sizes_have_the_published_number_of_parameters(name):
     pretraining = dataclasses.replace(SIZES[name], architecture="BertForPreTraining")
     counts = count_parameters(SIZES[name]), count_parameters(pretraining)

@@ -9,7 +9,7 @@ import pytest
 from flax_transformers.errors import UserError
 from flax_transformers.families.deit import SIZES, DeiTConfig, from_huggingface, weights
 from flax_transformers.huggingface.family import config_json
-from tests.families.parity import load_case
+from tests.families.parity import first_by_default, load_case
 from tests.families.vision import published_count, without_prefix
 from tests.golden import deit as golden
 from tests.huggingface.tensors import export_weights, import_weights
@@ -46,6 +46,6 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", first_by_default(SIZES))
 def test_sizes_have_the_published_number_of_parameters(name):
     assert published_count(SIZES[name], weights) == PUBLISHED[name]

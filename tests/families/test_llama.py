@@ -16,6 +16,7 @@ from tests.families.decoders import assert_gradients
 from tests.families.parity import (
     count_parameters,
     drawn_tensors,
+    first_by_default,
     import_case,
 )
 from tests.golden import llama as golden
@@ -25,7 +26,7 @@ EACH = pytest.mark.parametrize("name", CASES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+@pytest.mark.parametrize("scan", first_by_default([True, False]), ids=["scanned", "unrolled"])
 def test_the_gradients_of_the_loss_are_those_of_torch(scan):
     assert_gradients(golden.GRADIENTS, golden.__file__, scan_layers=scan)
 
@@ -213,6 +214,6 @@ PUBLISHED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", first_by_default(SIZES))
 def test_sizes_have_the_published_number_of_parameters(name):
     assert count_parameters(SIZES[name]) == PUBLISHED[name]

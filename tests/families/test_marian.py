@@ -25,6 +25,7 @@ from flax_transformers.testing import assert_bit_equal
 from tests.families.parity import (
     count_parameters,
     drawn_tensors,
+    first_by_default,
     import_case,
     load_case,
 )
@@ -189,6 +190,6 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", first_by_default(SIZES))
 def test_sizes_have_the_published_number_of_parameters(name):
     assert count_parameters(SIZES[name]) - SIZES[name].vocab_size == PUBLISHED[name]

@@ -16,6 +16,7 @@ from tests.families.parity import (
     TOLERANCE,
     count_parameters,
     drawn_tensors,
+    first_by_default,
     import_case,
     load_case,
 )
@@ -27,7 +28,7 @@ EACH = pytest.mark.parametrize("name", CASES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+@pytest.mark.parametrize("scan", first_by_default([True, False]), ids=["scanned", "unrolled"])
 def test_the_load_balancing_loss_of_a_padded_batch_is_that_of_hugging_face(scan):
     _, model, params, _ = load_case(golden.BALANCE, scan_layers=scan)
     output = jax.jit(partial(model.apply, {"params": params}))(**golden.BALANCE.inputs)
@@ -73,6 +74,6 @@ def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names)
 PUBLISHED = {"mixtral-8x7b": 46_702_792_704, "mixtral-8x22b": 140_620_634_112}
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", first_by_default(SIZES))
 def test_sizes_have_the_published_number_of_parameters(name):
     assert count_parameters(SIZES[name]) == PUBLISHED[name]

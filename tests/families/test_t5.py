@@ -29,6 +29,7 @@ from tests.families.parity import (
     assert_parity,
     count_parameters,
     drawn_tensors,
+    first_by_default,
     import_case,
     load_case,
 )
@@ -43,7 +44,7 @@ from tests.models.encoder_decoders import (
 
 CASES = {case.name: case for case in golden.CASES}
 EACH = pytest.mark.parametrize("name", CASES)
-BOTH_BIASES = pytest.mark.parametrize("name", ["original", "every_layer"])
+BOTH_BIASES = pytest.mark.parametrize("name", first_by_default(["original", "every_layer"]))
 TINY = T5Config(
     vocab_size=50,
     hidden_size=12,
@@ -348,7 +349,7 @@ PUBLISHED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", first_by_default(SIZES))
 def test_sizes_have_the_published_number_of_parameters(name):
     assert count_parameters(SIZES[name]) == PUBLISHED[name]
 

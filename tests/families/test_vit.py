@@ -17,7 +17,7 @@ from flax_transformers.families.vit import SIZES, ViTConfig, from_huggingface, w
 from flax_transformers.huggingface.family import build_model, config_json
 from flax_transformers.models.vision import change_image_size
 from flax_transformers.testing import relative_difference
-from tests.families.parity import TOLERANCE, assert_parity, load_case
+from tests.families.parity import TOLERANCE, assert_parity, first_by_default, load_case
 from tests.families.vision import published_count, without_prefix
 from tests.golden import vit as golden
 from tests.golden.hub import read_golden
@@ -194,6 +194,6 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", first_by_default(SIZES))
 def test_sizes_have_the_published_number_of_parameters(name):
     assert published_count(SIZES[name], weights) == PUBLISHED[name]

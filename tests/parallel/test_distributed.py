@@ -153,8 +153,15 @@ def refused(arguments, platforms):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("platforms", [None, "cpu"])
-@pytest.mark.parametrize(("platform", "extra"), [("tpu", "tpu"), ("gpu", "cuda")])
+@pytest.mark.parametrize(
+    ("platform", "extra", "platforms"),
+    [
+        ("tpu", "tpu", None),
+        ("gpu", "cuda", "cpu"),
+        pytest.param("tpu", "tpu", "cpu", marks=pytest.mark.full),
+        pytest.param("gpu", "cuda", None, marks=pytest.mark.full),
+    ],
+)
 def test_an_absent_platform_is_refused_and_the_cpu_not_used_instead(platform, extra, platforms):
     line = refused(["doctor", "--platform", platform], platforms)
     assert line.startswith(f"flax-transformers: platform {platform} is not available (")
