@@ -184,8 +184,8 @@ def class_depths() -> Iterator[str]:
 
 def retired_terms() -> Iterator[str]:
     terms = re.compile(rf"\b({'|'.join(RETIRED_TERMS)})\b", re.IGNORECASE)
-    # A name before ="..." is one of a table of former names.
-    names = re.compile(rf"\b({'|'.join(RETIRED_NAMES)})\b(?!=\")")
+    # A name in quotes or before ="..." is one of a table of former names.
+    names = re.compile(rf"(?<![\w\"-])({'|'.join(RETIRED_NAMES)})(?![\w-]|=\")")
     for path in tracked():
         if path.suffix not in TEXT or str(path).startswith(RETIRED_EXEMPT):
             continue

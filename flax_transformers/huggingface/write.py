@@ -128,8 +128,8 @@ def appearing(directory: Path) -> Iterator[Path]:
         temporary.rename(directory)
     except OSError as error:
         raise UserError(
-            f"{directory} cannot be written ({error.strerror or error}); make room there or choose "
-            "another directory"
+            f"{directory} cannot be written ({error.strerror or error}); free some space there or "
+            "choose another directory"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

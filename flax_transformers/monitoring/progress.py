@@ -58,14 +58,14 @@ class Progress(MetricSink):
             self._live = Live(self, console=self._console, refresh_per_second=REFRESHES_PER_SECOND)
 
     def step(self, step: int) -> None:
-        """Says that ``step`` steps are done."""
+        """Report that ``step`` steps are done."""
         self.write(step, {})
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Says that ``step`` steps are done; ``metrics`` replace those of the same name.
+        """Report that ``step`` steps are done; ``metrics`` replace those of the same name.
 
-        Shown are ``train/loss``, ``train/accuracy`` and ``perf/tokens_per_second``, or where there
-        are no tokens ``perf/examples_per_second``; others are ignored. Host numbers only.
+        ``train/loss``, ``train/accuracy`` and ``perf/tokens_per_second``, or without tokens
+        ``perf/examples_per_second``, are displayed; others are ignored. Host numbers only.
         """
         self._step = step
         self._metrics.update(metrics)

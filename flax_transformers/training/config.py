@@ -28,11 +28,11 @@ class Phase:
 
     steps: int
     sequence_length: int
-    """Tokens in a row, special tokens included."""
+    """Tokens in a sequence, special tokens included."""
     batch_size: int
-    """Rows in a step, over all devices and processes."""
+    """Examples in a step, over all devices and processes."""
     micro_batches: int = 1
-    """Parts a batch is worked off in, to save memory; the gradient is that of the whole batch."""
+    """Number of gradient-accumulation steps; the gradient is that of the whole batch."""
 
     RANGES: ClassVar[Ranges] = {
         "steps": ranges.integers(),

@@ -73,7 +73,7 @@ def test_a_run_in_a_bucket_is_whole_goes_on_and_can_be_used(bucket, settings, tm
     assert steps(workdir / "ledger-0.jsonl") == [1, 2, 3, 4]
     before = {row["step"]: row.get("train/loss") for row in read_metrics(workdir)[:3]}
 
-    # One bit of the newest checkpoint is wrong: the run goes on from the one before it.
+    # One bit of the newest checkpoint is wrong: the run resumes from the previous one.
     damage(workdir / "checkpoints" / "4" / "state" / "manifest.ocdbt")
     assert main([*train, "--phases.0.steps", "6"]) == 0
     assert names(workdir / "checkpoints") == {"2", "4", "6", "invalid-4-0"}
@@ -120,7 +120,7 @@ def test_two_processes_train_in_a_bucket_as_one_does(bucket, settings, environme
     alone, workdir = open_workdir(tmp_path / "alone"), open_workdir(f"{bucket}/run")
     assert main(["train", TINY, "--workdir", str(alone), *settings]) == 0
     two = [sys.executable, str(LAUNCHER), "2", "--devices", "1", "--max-restarts", "0", "--"]
-    # The second time they go on from what they saved together.
+    # The second time they resume from their common checkpoint.
     for last in ("2", "4"):
         train = ["train", TINY, "--workdir", str(workdir), *settings, "--phases.0.steps", last]
         assert subprocess.run([*two, *train], env=environment, timeout=300).returncode == 0

@@ -22,7 +22,7 @@ NEW_TOKENS = 8
 
 
 def cases() -> tuple[Case, ...]:
-    """Models whose target has room for the new tokens."""
+    """Models whose target is long enough for the new tokens."""
     named = {case.name: case for case in (*t5.CASES, *bart.CASES)}
     chosen = [named[name] for name in ("newer", "every_layer", "bart", "three_tables")]
     return tuple(dataclasses.replace(case, config=dict(case.config)) for case in chosen)
