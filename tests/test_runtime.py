@@ -56,7 +56,7 @@ def test_a_workdir_without_a_checkpoint_cannot_be_resumed_without_a_config(
     (tmp_path / "run" / folder).mkdir(parents=True)
     assert main(["train", "--workdir", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err == (
-        f"flax-transformers: --workdir {tmp_path}/run holds no checkpoint yet to resume from; name "
+        f"flax-transformers: --workdir {tmp_path}/run holds no checkpoint to resume from; name "
         "the CONFIG of the run\n"
     )
 

@@ -99,7 +99,7 @@ def test_it_says_what_it_converted(published, tmp_path, capsys):
         "architecture  BertForMaskedLM",
         f"parameters    {sum(tensor.size for tensor in tensors):,}",
         "dtype         float32",
-        "carried along tokenizer_config.json, vocab.txt",
+        "other files   tokenizer_config.json, vocab.txt",
         "difference    not compared: torch and transformers are not installed here "
         "(extra 'convert')",
         f"written to    {tmp_path / 'out'}",

@@ -11,6 +11,9 @@ import pytest
 from flax_transformers.cli.config_file import load_config
 from flax_transformers.cli.main import main
 from flax_transformers.cli.parsing import _field_names
+from flax_transformers.errors import UserError
+from flax_transformers.parallel.limits import Limits
+from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.testing import write_corpus
 from flax_transformers.version import __version__
 
@@ -280,6 +283,29 @@ def test_former_options_are_accepted_with_one_log_line(capsys, caplog, former, c
         shown = shown[part]
     assert str(shown) == value
     assert len([one for one in caplog.messages if "former name is deprecated" in one]) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "limit"),
+    [
+        (["generate", "model", "--prompt", "a", "--limits.restore-s", "7"], 7.0),
+        (["fill-mask", "model", "--text", "a", "--limits.restore-s", "7"], 7.0),
+        (["convert", "model", "target"], Limits().restore_s),
+    ],
+)
+def test_loading_a_model_is_a_phase_with_a_limit(capsys, tmp_path, monkeypatch, command, limit):
+    """So that a job whose SIGTERM is only heard by JAX ends within limits.grace_s."""
+    monkeypatch.chdir(tmp_path)
+    phases = []
+
+    def load(*args, **settings):
+        phases.append((watchdog._current.name, watchdog.limits.restore_s, watchdog.is_running))
+        raise UserError("stop here")
+
+    monkeypatch.setattr("flax_transformers.pretrained.load_pretrained", load)
+    monkeypatch.setattr("flax_transformers.runtime.load_pretrained", load)
+    assert refused(capsys, *command).endswith("stop here")
+    assert phases == [("restore", limit, True)]
 
 
 @pytest.mark.parametrize("steps", ["5", "7:5", "0:3", "a:b", ":4"])

@@ -1,4 +1,4 @@
-"""Planning from the command line: what is printed, written, and said where a run would not fit."""
+"""``plan``: printed tables, written files, and refusals."""
 
 import importlib.metadata
 import importlib.util
@@ -41,7 +41,7 @@ def test_a_plan_is_printed_and_written(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_ends_with_2_and_what_would(capsys):
+def test_a_plan_that_does_not_fit_exits_with_2_and_a_remedy(capsys):
     rows = ["--phases.0.batch-size", str(2**20)]
     assert main(["plan", TINY, "--topology", "v5e:2x2", *SMALL, *rows]) == 2
     streams = capsys.readouterr()
@@ -56,7 +56,7 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_a_phase_that_there_is_not_is_refused(capsys):
+def test_a_missing_phase_is_refused(capsys):
     assert "there is no phase 3; the config has 1" in refused(
         capsys, "--topology", "cpu:8", "--phase", "3"
     )
@@ -71,12 +71,18 @@ def test_a_phase_that_there_is_not_is_refused(capsys):
             ("--topology", "cpu:1", "--search-limit", "0"),
             "--search-limit is 0; it must be at least 1",
         ),
-        (("--topology", "cpu:1", "--json", "no/such/plan.json"), "is in no folder"),
-        (("--topology", "cpu:1", "--hlo", "no/such/step.hlo"), "is in no folder"),
+        (
+            ("--topology", "cpu:1", "--json", "no/such/plan.json"),
+            "create the folder of",
+        ),
+        (
+            ("--topology", "cpu:1", "--hlo", "no/such/step.hlo"),
+            "create the folder of",
+        ),
         (("--topology", "cpu:1", "--compute.feed-forward-chunk", "0"), "must be at least 1"),
     ],
 )
-def test_arguments_that_cannot_be_are_refused_before_anything_is_compiled(capsys, arguments, says):
+def test_invalid_arguments_are_refused_before_compiling(capsys, arguments, says):
     assert says in refused(capsys, *arguments)
 
 

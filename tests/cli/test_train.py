@@ -8,8 +8,9 @@ from flax_transformers.checkpointing.manager import find_checkpoint
 from flax_transformers.cli.main import main
 from flax_transformers.cli.parsing import split
 from flax_transformers.cli.train import Train
+from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
-from flax_transformers.testing import write_corpus
+from flax_transformers.testing import tiny_config, write_corpus
 from tests.cli.test_main import TINY, refused, small  # noqa: F401 (a fixture)
 
 
@@ -48,6 +49,31 @@ def test_a_workdir_that_cannot_be_resumed_is_refused(capsys, tmp_path):
     )
     write_corpus(tmp_path / "text.txt")
     assert str(tmp_path) in refused(capsys, "train", "--workdir", str(tmp_path))
-    assert "there is no config file no_config" in refused(
+    assert "there is no recipe no_config" in refused(
         capsys, "train", "no_config", "--workdir", str(tmp_path)
     )
+
+
+def test_relative_paths_of_a_saved_config_are_named_where_they_do_not_exist(
+    capsys, tmp_path, monkeypatch
+):
+    """A run that was started in another folder than the one it is resumed in."""
+    config = tiny_config("corpus/text.txt", "store")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Train, "_config", lambda self, overrides: config)
+
+    def fails(*args, **settings):
+        raise UserError("there is no file corpus/text.txt")
+
+    monkeypatch.setattr("flax_transformers.run.train", fails)
+    (tmp_path / "store").mkdir()
+    said = refused(capsys, "train", "--workdir", "run")
+    assert said.endswith(
+        "there is no file corpus/text.txt (the saved config has the relative path "
+        f"'corpus/text.txt', which is not in {tmp_path}: start the command in the folder where the "
+        "run was started, or set --data.source.path)"
+    )
+    assert refused(capsys, "train", TINY, "--workdir", "run").endswith("no file corpus/text.txt")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "text.txt").touch()
+    assert refused(capsys, "train", "--workdir", "run").endswith("no file corpus/text.txt")
