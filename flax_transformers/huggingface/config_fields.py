@@ -43,6 +43,7 @@ _HARMLESS = frozenset(
     "n_ctx n_positions vocab_size_or_config_json_file layer_norm_eps position_embedding_type "
     "embedding_size add_bias_logits add_final_layer_norm normalize_before normalize_embedding "
     "static_position_embeddings extra_pos_embeddings hidden_activation sliding_window "
+    "do_blenderbot_90_layernorm eos_token_ids max_sequence_length replacing_rate save_step "
     "global_attn_every_n_layers global_rope_theta local_rope_theta max_window_layers "
     "scale_attn_weights scale_attn_by_inverse_layer_idx reorder_and_upcast_attn "
     "add_cross_attention cross_attention_hidden_size tie_encoder_decoder feed_forward_proj "
@@ -70,7 +71,7 @@ def kept_fields(
             "their heads removed are not supported; choose the model before pruning"
         )
     known = written.keys() | _HARMLESS | OWN_FIELDS | IN_CONFIG_JSON | aliases.keys()
-    if unknown := sorted(described.keys() - known):
+    if unknown := sorted(name for name in described.keys() - known if described[name] is not None):
         logger.warning(
             "config.json has fields that are not known here: %s; they are written back as they "
             "are, and change nothing that the model computes here",

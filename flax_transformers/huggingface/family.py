@@ -169,6 +169,8 @@ def identify(config: Mapping[str, Any], architecture: str | None = None) -> Iden
 
     ``architecture``, if given, decides; else the first of ``architectures`` that is known; else
     ``model_type``, which stands for the family's usual architecture. Files of 2019 have neither.
+    If the two name different types of one family, such as ``T5ForConditionalGeneration`` and
+    "mt5", ``model_type`` decides, as in the Auto classes of transformers.
     Raises UserError, naming the line or the argument to add, if none of them is known, and for an
     ``architecture`` that contradicts a file whose names are known.
     """
@@ -184,9 +186,8 @@ def identify(config: Mapping[str, Any], architecture: str | None = None) -> Iden
                 ", ".join(named) or model_type, wanted,
             )  # fmt: skip
     elif known:
-        wanted = known
-        own_type = family_of_architecture(known).model_type(known)
-        if model_type not in (None, own_type):
+        wanted = known = _of_type(known, model_type)
+        if model_type not in (None, family_of_architecture(known).model_type(known)):
             raise UserError(
                 f"config.json has model_type {ranges.shown(model_type)}, which does not "
                 f"go with architecture {named[0]!r}; say with {_ARGUMENT} which of both it is"
@@ -209,6 +210,17 @@ def identify(config: Mapping[str, Any], architecture: str | None = None) -> Iden
         {**config, **changes, "architectures": [wanted]},
         None if own is None else {**config, **changes, "architectures": [own]},
     )
+
+
+def _of_type(architecture: str, model_type: object) -> str:
+    """The architecture of the same head and family that goes with a ``model_type``, if any."""
+    family = family_of_architecture(architecture)
+    head = architecture.lower().removeprefix(family.model_type(architecture).replace("-", ""))
+    for name in family.architectures:
+        own = family.model_type(name)
+        if own == model_type and name.lower() == own.replace("-", "") + head:
+            return name
+    return architecture
 
 
 def _timm_architecture(config: Mapping[str, Any]) -> list[str]:

@@ -61,6 +61,8 @@ def read_folder(
         for name, value in described.items()
         if name in OWN_FIELDS | IN_CONFIG_JSON and value is not None
     }
+    if given.get("pad_token_id") == -1:  # as the first conversions of LLaMA say that there is none
+        del given["pad_token_id"]
     if described.get("force_bos_token_to_be_generated"):  # as files of 2020 spell it
         given.setdefault("forced_bos_token_id", described.get("bos_token_id", 0))
     default = _FORCED_END.get(str(described.get("model_type")))

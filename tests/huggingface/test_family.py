@@ -63,6 +63,17 @@ def test_a_model_has_the_method_of_its_own_head_and_of_no_other():
         ({"architectures": ["FlaxGPT2LMHeadModel"]}, None, ("GPT2LMHeadModel", "gpt2")),
         ({"architectures": ["T5WithLMHeadModel"]}, None, ("T5ForConditionalGeneration", "t5")),
         ({"architectures": ["MyBert", "BertModel"]}, None, ("BertModel", "bert")),
+        # and of one family the type of the model,
+        (
+            {"model_type": "mt5", "architectures": ["T5ForConditionalGeneration"]},
+            None,
+            ("MT5ForConditionalGeneration", "mt5"),
+        ),
+        (
+            {"model_type": "xlm-roberta", "architectures": ["RobertaForMaskedLM"]},
+            None,
+            ("XLMRobertaForMaskedLM", "xlm-roberta"),
+        ),
         # then the model type.
         ({"model_type": "umt5"}, None, ("UMT5ForConditionalGeneration", "umt5")),
         ({"model_type": "mbart"}, None, ("MBartForConditionalGeneration", "mbart")),
