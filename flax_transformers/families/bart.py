@@ -10,7 +10,6 @@ import flax.linen as nn
 
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
-from flax_transformers.huggingface.model_types import model_type_of
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
 from flax_transformers.models.config import EncoderDecoderConfig
 from flax_transformers.models.encoder_decoder import (
@@ -150,7 +149,7 @@ def write_fields(config: EncoderDecoderConfig) -> dict[str, Any]:
 
 def from_huggingface(config: Mapping[str, Any]) -> BartConfig:
     """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
-    model_type = model_type_of(config, _PREFIXES)
+    model_type = huggingface.model_type_of(config, _PREFIXES)
     default = BartConfig() if model_type == "bart" else _MBART
     fields = read_fields(config, default)
     # Not tied means three tables: for what is read, for what is written, and for the logits.

@@ -31,7 +31,7 @@ class MistralConfig(LlamaConfig):
     intermediate_size: int = 14336
     max_positions: int | None = 131072
     sliding_window: int | None = 4096
-    """A token sees this many, itself and those just before it; None: all before it."""
+    """Number of tokens that a token attends to, itself and those before it; None: all."""
 
     RANGES: ClassVar[Ranges] = {"sliding_window": ranges.POSITIONS}
 
@@ -59,9 +59,11 @@ SIZES: dict[str, MistralConfig] = {
 """The published sizes."""
 
 
-def read_windowed(config: Mapping[str, Any], defaults: MistralConfig) -> dict[str, Any]:
-    """``read_fields``, and the window."""
-    window = config.get("sliding_window", defaults.sliding_window)
+def read_windowed(
+    config: Mapping[str, Any], defaults: LlamaConfig, window: int | None
+) -> dict[str, Any]:
+    """``read_fields``, and the sliding window, by default ``window``."""
+    window = config.get("sliding_window", window)
     if window is not None:
         numbers = {"sliding_window": window}
         huggingface.read_numbers(numbers, {"sliding_window": "sliding_window"}, MistralConfig())
@@ -71,7 +73,9 @@ def read_windowed(config: Mapping[str, Any], defaults: MistralConfig) -> dict[st
 def from_huggingface(config: Mapping[str, Any]) -> MistralConfig:
     """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
     huggingface.refuse(config, {"model_type": "mistral"})
-    return huggingface.make_config(MistralConfig, read_windowed(config, MistralConfig()))
+    return huggingface.make_config(
+        MistralConfig, read_windowed(config, MistralConfig(), MistralConfig().sliding_window)
+    )
 
 
 def to_huggingface(config: MistralConfig) -> dict[str, Any]:

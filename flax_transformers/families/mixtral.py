@@ -1,4 +1,4 @@
-"""Mixtral (Jiang et al., arXiv:2401.04088): Mistral with several feed-forwards in a layer."""
+"""Mixtral (Jiang et al., arXiv:2401.04088): Mistral with a mixture of experts in each layer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from flax_transformers import ranges
 from flax_transformers.families.llama import (
     LAYER,
     THEIR_LAYER,
+    LlamaConfig,
     architectures,
     decoder_table,
     write_fields,
 )
-from flax_transformers.families.mistral import MistralConfig, read_windowed
+from flax_transformers.families.mistral import read_windowed
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable
@@ -32,25 +33,34 @@ _ROPE = Rope(theta=1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixtralConfig(MistralConfig):
+class MixtralConfig(LlamaConfig):
     """Mistral with a mixture of experts; 8x7B by default."""
 
     architecture: str = "MixtralForCausalLM"
+    num_key_value_heads: int | None = 8
+    intermediate_size: int = 14336
+    max_positions: int | None = 131072
     norm_eps: float = 1e-5
     rope: Rope | None = _ROPE
     sliding_window: int | None = None
+    """Number of tokens that a token attends to, itself and those before it; None: all."""
     experts: int = 8
-    """Feed-forwards in each layer."""
+    """Number of experts in each layer."""
     experts_per_token: int = 2
     balance_coefficient: float = 0.001
-    """What its authors multiplied the load-balancing loss with, for config.json alone: in training
-    the objective's ``balance_weight`` counts."""
+    """Coefficient of the load-balancing loss in config.json; training uses the objective's
+    ``balance_weight``."""
 
     RANGES: ClassVar[Ranges] = {
+        "sliding_window": ranges.POSITIONS,
         "experts": ranges.integers(1, 2**16),
         "experts_per_token": ranges.integers(1, 2**16),
         "balance_coefficient": ranges.COEFFICIENT,
     }
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        return (self.sliding_window,) * self.num_layers
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,7 +109,7 @@ def from_huggingface(config: Mapping[str, Any]) -> MixtralConfig:
     """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
     huggingface.refuse(config, {"model_type": "mixtral", "router_jitter_noise": 0.0})
     config = huggingface.without_aliases(config, _ALIASES)
-    fields = read_windowed(config, MixtralConfig())
+    fields = read_windowed(config, MixtralConfig(), MixtralConfig().sliding_window)
     fields |= huggingface.read_numbers(config, _NUMBERS, MixtralConfig())
     return huggingface.make_config(MixtralConfig, fields)
 

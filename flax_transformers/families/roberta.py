@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from flax_transformers.families.bert import NUMBERS, SWITCHES, body_weights, word_weights
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
-from flax_transformers.huggingface.model_types import model_type_of
 from flax_transformers.huggingface.weights import WeightTable, linear, norm
 from flax_transformers.models.config import Activation, TextConfig
 from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderWithPooler
@@ -156,7 +155,7 @@ _LEFT_OUT = {
 
 def from_huggingface(config: Mapping[str, Any]) -> RobertaConfig:
     """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
-    model_type = model_type_of(config, _PREFIXES)
+    model_type = huggingface.model_type_of(config, _PREFIXES)
     huggingface.refuse(config, _SUPPORTED)
     fields = huggingface.common_fields(config, _LEFT_OUT[model_type])
     fields |= huggingface.read_numbers(config, _NUMBERS, _LEFT_OUT[model_type])

@@ -24,7 +24,6 @@ import numpy as np
 from flax_transformers import ranges
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
-from flax_transformers.huggingface.model_types import model_type_of
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear
 from flax_transformers.models.config import Activation, ComputeConfig, EncoderDecoderConfig
 from flax_transformers.models.encoder_decoder import (
@@ -395,7 +394,7 @@ def _model_type(config: T5Config) -> str:
 
 def from_huggingface(config: Mapping[str, Any]) -> T5Config:
     """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
-    model_type = model_type_of(config, _PREFIXES)
+    model_type = huggingface.model_type_of(config, _PREFIXES)
     default = replace(
         T5Config() if model_type == "t5" else _NEWER["small"],
         architecture=f"{_PREFIXES[model_type]}ForConditionalGeneration",

@@ -251,3 +251,25 @@ def refuse(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
                 f"config.json has {name} {config[name]!r}, which is not supported; "
                 f"only {value!r} is"
             )
+
+
+def model_type_of(config: Mapping[str, Any], prefixes: Mapping[str, str]) -> str:
+    """The ``model_type`` of a config.json; by default that of its architecture, or the first.
+
+    ``prefixes``: the family's model types, each with the prefix of its architectures' names.
+    Raises UserError for another type, and for an architecture with another prefix.
+    """
+    architecture = (config.get("architectures") or [""])[0]
+    named = [kind for kind, prefix in prefixes.items() if architecture.startswith(prefix)]
+    model_type = config.get("model_type") or (named or list(prefixes))[0]
+    if model_type not in prefixes:
+        raise UserError(
+            f"config.json has model_type {model_type!r}, which is not supported; only "
+            f"{' and '.join(map(repr, prefixes))} are"
+        )
+    if architecture and not architecture.startswith(prefixes[model_type]):
+        raise UserError(
+            f"config.json has model_type {model_type!r}, which does not go with architecture "
+            f"{architecture!r}; the names of its architectures begin with {prefixes[model_type]}"
+        )
+    return model_type

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from flax_transformers import ranges
-from flax_transformers.errors import UserError
 from flax_transformers.ranges import Ranges
 
 Ids = int | tuple[int, ...]
@@ -144,109 +141,9 @@ IN_CONFIG_JSON = frozenset(
 alone."""
 
 
-def read_settings(given: Mapping[str, Any], source: object) -> GenerationSettings:
-    """The settings in the fields of a file; ``source`` names it. Raises UserError for a field whose
-    value is of the wrong kind."""
-    known: dict[str, Any] = {}
-    for name, read in _READERS.items():
-        if given.get(name) is not None:
-            try:
-                known[name] = read(given[name])
-            except _WrongKind as error:
-                raise UserError(
-                    f"{source} has {name} {given[name]!r}; it must be {error}"
-                ) from None
-    other = tuple(
-        (name, json.dumps(value)) for name, value in sorted(given.items()) if name not in _READERS
-    )
-    return GenerationSettings(**known, other=other)
-
-
-def write_settings(settings: GenerationSettings) -> dict[str, Any]:
-    """The inverse of ``read_settings``; what is None is left out."""
-    known = {
-        field.name: _as_json(getattr(settings, field.name))
-        for field in fields(settings)
-        if field.name != "other" and getattr(settings, field.name) is not None
-    }
-    return known | {name: json.loads(text) for name, text in settings.other}
+OWN_FIELDS = frozenset(field.name for field in fields(GenerationSettings)) - {"other"}
+"""The settings that have a field of their own."""
 
 
 def _as_tuple(ids: Ids | None) -> tuple[int, ...]:
     return () if ids is None else (ids,) if isinstance(ids, int) else ids
-
-
-def _as_json(value: Any) -> Any:
-    return [_as_json(item) for item in value] if isinstance(value, tuple) else value
-
-
-class _WrongKind(Exception):
-    """The message says what is expected."""
-
-
-def _switch(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _WrongKind("true or false")
-    return value
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise _WrongKind("a number that is whole, not negative and below 2**31")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise _WrongKind("a number that is finite and not negative")
-    return float(value)
-
-
-def _positive(value: Any) -> float:
-    if _number(value) == 0:
-        raise _WrongKind("a number above 0")
-    return float(value)
-
-
-def _ids(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise _WrongKind("a list of ids")
-    return tuple(map(_whole, value))
-
-
-def _id_or_ids(value: Any) -> Ids:
-    return _ids(value) if isinstance(value, list | tuple) else _whole(value)
-
-
-def _words(value: Any) -> tuple[tuple[int, ...], ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise _WrongKind("a list of lists of ids")
-    if not all(words := tuple(map(_ids, value))):
-        raise _WrongKind("a list of lists of ids, none of them empty")
-    return words
-
-
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "max_length": _whole,
-    "max_new_tokens": _whole,
-    "min_length": _whole,
-    "min_new_tokens": _whole,
-    "do_sample": _switch,
-    "temperature": _number,
-    "top_k": _whole,
-    "top_p": _number,
-    "repetition_penalty": _positive,
-    "no_repeat_ngram_size": _whole,
-    "bad_words_ids": _words,
-    "suppress_tokens": _ids,
-    "begin_suppress_tokens": _ids,
-    "forced_bos_token_id": _whole,
-    "forced_eos_token_id": _id_or_ids,
-    "bos_token_id": _whole,
-    "eos_token_id": _id_or_ids,
-    "pad_token_id": _whole,
-    "decoder_start_token_id": _id_or_ids,
-}
-
-OWN_FIELDS = frozenset(_READERS)
-"""The settings that have a field of their own."""

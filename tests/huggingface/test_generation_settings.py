@@ -12,12 +12,15 @@ from flax_transformers.families.bert import BertConfig
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.llama import LlamaConfig
 from flax_transformers.families.marian import MarianConfig
-from flax_transformers.huggingface.generation_settings import read_folder, settings_json
+from flax_transformers.huggingface.generation_settings import (
+    read_folder,
+    read_settings,
+    settings_json,
+    write_settings,
+)
 from flax_transformers.models.generation_settings import (
     NO_SETTINGS,
     GenerationSettings,
-    read_settings,
-    write_settings,
 )
 
 LLAMA_3_INSTRUCT = {
