@@ -1,6 +1,6 @@
-"""Step folders of a run on disk: which there are, which to trust, and which to set aside.
+"""Step folders of a run: lists and verifies them, and sets damaged ones aside.
 
-Only one process should call these at a time; `checkpoints` sees to it.
+Only one process may call these functions at a time; `manager` ensures it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SET_ASIDE = re.compile(r"(invalid|unverified|unused|foreign)-\d+-\d+")
 
 @dataclass(frozen=True)
 class Found:
-    """A step folder that passed its check (or, if `verified` is false, that has no checksums)."""
+    """A verified step folder, or, if `verified` is false, one without checksums."""
 
     step: int
     folder: epath.Path
@@ -52,7 +52,7 @@ def is_local(path: epath.Path) -> bool:
 
 
 def require_writable(directory: epath.Path) -> None:
-    """Makes `directory` and tries it out. Raises UserError if that fails."""
+    """Creates `directory` and writes a file in it. Raises UserError if that fails."""
     probe = directory / f".writable-{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -66,19 +66,19 @@ def require_writable(directory: epath.Path) -> None:
 
 
 def finished_steps(directory: epath.Path) -> list[int]:
-    """Steps that were committed, oldest first, whether or not they would pass their check."""
+    """Committed steps, oldest first, without verifying them."""
     if not exists(directory):
         return []
     named = [path for path in directory.iterdir() if _STEP.fullmatch(path.name)]
     folders = [path for path in named if is_folder(path)]
-    if not is_local(directory):  # written in place, finished with the file of the commit
+    if not is_local(directory):  # written in place; the commit writes a file
         folders = [path for path in folders if exists(path / checksums.COMMIT_FILES[1])]
     return sorted(int(path.name) for path in folders)
 
 
 def has_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is a step folder or the folder of a run that has committed a step. Before the
-    first step, the folder for checkpoints can be there already."""
+    """Whether `path` is a step folder or the folder of a run with a committed step. The folder of
+    checkpoints may exist before the first step."""
     root = absolute(path)
     with reading(root):
         inner = root / "checkpoints"
@@ -118,7 +118,7 @@ def _signature(folder: epath.Path) -> list[tuple[str, int, int, int]]:
 
 @contextlib.contextmanager
 def reading(folder: epath.Path) -> Iterator[None]:
-    """Turns a failure of the storage into a UserError. A file that is not there is no failure."""
+    """Turns a failure of the storage into a UserError."""
     try:
         yield
     except UserError:
@@ -130,26 +130,26 @@ def reading(folder: epath.Path) -> Iterator[None]:
         where = getattr(error, "filename", None) or folder
         raise UserError(
             f"checkpoint {folder} cannot be read ({reason or type(error).__name__}: {where}); "
-            "nothing was changed: make it readable, or wait until the storage is back, and run the "
-            "same command again"
+            "nothing was changed: make it readable, or wait until the storage is available, "
+            "and run the same command again"
         ) from error
 
 
 def read_meta(folder: epath.Path) -> dict[str, Any]:
-    """The JSON item of a step folder. Raises UserError if it is not what training writes."""
+    """The JSON item of a step folder. Raises UserError if it is missing or invalid."""
     try:
         meta = json.loads((folder / "meta" / "metadata").read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"checkpoint {folder} has no meta to read ({error}); use another"
+            f"checkpoint {folder} has no readable meta ({error}); use another"
         ) from error
     if not isinstance(meta, dict):
-        raise UserError(f"checkpoint {folder} has a meta that is no record; use another")
+        raise UserError(f"checkpoint {folder} has a meta that is not a JSON object; use another")
     return meta
 
 
 def named_step(meta: dict[str, Any]) -> int | None:
-    """The step that a run says its checkpoint is of; None where the meta is not a run's."""
+    """The step in a checkpoint's meta; None if the meta has none."""
     position = meta.get("position")
     step = position.get("step") if isinstance(position, dict) else None
     return step if isinstance(step, int) else None
@@ -160,7 +160,7 @@ def is_link(folder: epath.Path) -> bool:
 
 
 def write_files(folder: epath.Path, files: Files) -> None:
-    """Puts bytes, or copies of files and folders, under their names into `folder`."""
+    """Writes bytes, or copies of files and folders, under their names in `folder`."""
     for name, contents in files.items():
         target = folder / name
         if isinstance(contents, bytes):
@@ -175,7 +175,7 @@ def write_files(folder: epath.Path, files: Files) -> None:
 
 
 def remove(folder: epath.Path, attempts: int = 10) -> None:
-    """Removes a folder as far as it can be, also while a failed write still adds files to it."""
+    """Removes a folder as far as possible, also while a failed write still adds files."""
     for _ in range(attempts):
         with contextlib.suppress(OSError):
             folder.rmtree(missing_ok=True)
@@ -187,17 +187,17 @@ def remove(folder: epath.Path, attempts: int = 10) -> None:
 def choose_newest(
     directory: epath.Path, set_aside_at_most: int | None, before: int | None = None
 ) -> Found | None:
-    """The newest step that passes its check; one without digests only if none passes.
+    """The newest step that passes verification, or, if none passes, the newest without checksums.
 
-    Newer steps that fail are set aside, or with `set_aside_at_most=None` passed over; either way
-    a warning names them. A step whose meta names another step, as that of a copied folder does, is
-    named and passed over. With `before` only older steps count. Raises UserError if more would be
-    set aside than allowed, if all are, or if a step cannot be read.
+    Newer steps that fail are set aside, or with `set_aside_at_most=None` skipped, with a warning. A
+    step whose meta names another step, as in a copied folder, is skipped with a warning. `before`:
+    only older steps count. Raises UserError if more would be set aside than allowed, if all are
+    set aside, or if a step cannot be read.
     """
 
     def reject(kind: str, step: int, reason: str) -> None:
         if set_aside_at_most is None:
-            logger.warning("checkpoint %s %s: passed over", directory / str(step), reason)
+            logger.warning("checkpoint %s %s: skipped", directory / str(step), reason)
         else:
             set_aside(directory, kind, step, reason, set_aside_at_most)
 
@@ -215,23 +215,21 @@ def choose_newest(
             unverified.append(step)
         else:
             for newer in unverified:
-                reject("unverified", newer, f"has no digests to check it by, and {step} has")
+                reject("unverified", newer, f"has no checksums, and {step} has")
             return Found(step, folder, verified=True)
     if not unverified:
         if set_aside_at_most is not None and before is None:
             _refuse_to_start_over(directory)
         return None
     newest = unverified[0]
-    logger.warning(
-        "no checkpoint in %s has digests to check it by: using %d unverified", directory, newest
-    )
+    logger.warning("no checkpoint in %s has checksums: using %d unverified", directory, newest)
     return Found(newest, directory / str(newest), verified=False)
 
 
 def _is_foreign(folder: epath.Path, step: int) -> bool:
     try:
         named = named_step(read_meta(folder))
-    except UserError:  # without digests; what reads it will say so
+    except UserError:  # raised again when it is read
         return False
     if named in (None, step):
         return False
@@ -249,15 +247,15 @@ def _refuse_to_start_over(directory: epath.Path) -> None:
     aside = [name for name in names if _SET_ASIDE.fullmatch(name)]
     if aside:
         raise UserError(
-            f"no checkpoint in {directory} passes its check ({few(aside)} set aside): look at why, "
-            "then restore one from a copy, or move those folders away to start from the beginning"
+            f"no checkpoint in {directory} passes verification ({few(aside)} set aside): find the "
+            "cause, then restore one from a copy, or move those folders away to start again"
         )
 
 
 def find_step(path: epath.Path) -> Found:
-    """The step folder meant by `path`: one itself, or the newest that passes in a run's folder.
+    """The step folder at `path`, or the newest verified one in a run's folder.
 
-    Changes nothing. Raises UserError if there is none, or if the step folder given is damaged.
+    Changes nothing. Raises UserError if there is none, or if the given step folder is damaged.
     """
     with reading(path):
         is_step = exists(path / "state")
@@ -266,7 +264,7 @@ def find_step(path: epath.Path) -> Found:
         if wrong:
             raise UserError(f"checkpoint {path} is damaged ({few(wrong)}); use another step")
         if wrong is None:
-            logger.warning("checkpoint %s has no digests to check it by: using it unverified", path)
+            logger.warning("checkpoint %s has no checksums: using it unverified", path)
         step = int(path.name) if _STEP.fullmatch(path.name) else -1
         return Found(step, path, verified=wrong is not None)
     inner = path / "checkpoints"
@@ -281,26 +279,26 @@ def find_step(path: epath.Path) -> Found:
 
 
 def few(names: Sequence[str], separator: str = ", ") -> str:
-    """The first three, and how many more there are."""
+    """The first three names, and the number of the others."""
     rest = f"{separator}{len(names) - 3} more" if len(names) > 3 else ""
     return separator.join(names[:3]) + rest
 
 
 def unlink(folder: epath.Path) -> None:
-    """Removes a link, not what it points to."""
+    """Removes a link, and not its target."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(folder)
 
 
 def set_aside(directory: epath.Path, kind: str, step: int, reason: str, at_most: int) -> None:
-    """Renames a step, and says why. Raises UserError if `at_most` others were before."""
+    """Renames a step and logs the reason. Raises UserError if `at_most` others exist already."""
     folder = directory / str(step)
     present = {path.name for path in directory.iterdir()}
     before = sorted(name for name in present if _SET_ASIDE.fullmatch(name))
     if len(before) >= at_most:
         raise UserError(
-            f"checkpoint {folder} {reason}, and no more may be set aside beside {few(before)}: "
-            "look at why, then move or delete those, or raise checkpoints.invalid_to_keep"
+            f"checkpoint {folder} {reason}, and no more may be set aside besides {few(before)}: "
+            "find the cause, then move or delete those, or raise checkpoints.invalid_to_keep"
         )
     names = (f"{kind}-{step}-{n}" for n in itertools.count())
     target = next(name for name in names if name not in present)
@@ -312,7 +310,8 @@ def set_aside(directory: epath.Path, kind: str, step: int, reason: str, at_most:
 
 
 def _move_objects(source: epath.Path, target: epath.Path) -> None:
-    """A bucket has no folders to rename. No step from the first moment on, nothing lost at any."""
+    """Copies and deletes objects, because a bucket has no folders to rename. The commit file is
+    moved first, so that the source is no step any more."""
     commit = checksums.COMMIT_FILES[1]
     names = sorted(list_files(source), key=lambda name: name != commit)
     for name in names:

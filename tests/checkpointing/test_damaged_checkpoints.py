@@ -139,7 +139,7 @@ def test_where_all_are_damaged_there_is_no_fresh_start(tmp_path: Path) -> None:
     write_steps(tmp_path, 7)
     flip_bit(tmp_path / "7" / "meta" / "metadata")
     for _ in range(2):
-        with pytest.raises(UserError, match=r"passes its check \(invalid-7-0 set aside\)"):
+        with pytest.raises(UserError, match=r"passes verification \(invalid-7-0 set aside\)"):
             restore_newest(tmp_path)
 
 
@@ -160,7 +160,7 @@ def test_no_more_are_set_aside_than_allowed(tmp_path: Path) -> None:
     write_steps(tmp_path, 5, 6, 7)
     for step in ("6", "7"):
         flip_bit(tmp_path / step / "meta" / "metadata")
-    with pytest.raises(UserError, match=r"6 is damaged .* beside invalid-7-0.*invalid_to_keep"):
+    with pytest.raises(UserError, match=r"6 is damaged .* besides invalid-7-0.*invalid_to_keep"):
         restore_newest(tmp_path, invalid_to_keep=1)
     assert names_in(tmp_path) == ["5", "6", "invalid-7-0"]
 

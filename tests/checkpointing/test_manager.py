@@ -185,7 +185,7 @@ def test_a_checkpoint_is_found_from_the_run_its_checkpoints_or_the_step(
     assert find_checkpoint(tmp_path).step == find_checkpoint(directory).step == 7
     assert checkpoint_meta(tmp_path) == {"config": "tiny", "position": 56}
     assert checkpoint_meta(directory / "5") == {"config": "tiny", "position": 40}
-    assert "9 is damaged (meta/metadata has changed): passed over" in caplog.text
+    assert "9 is damaged (meta/metadata has changed): skipped" in caplog.text
     assert names_in(directory) == ["5", "7", "9"]
     with pytest.raises(UserError, match="9 is damaged"):
         find_checkpoint(directory / "9")

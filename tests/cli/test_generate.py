@@ -278,7 +278,7 @@ def test_a_language_begins_a_source_of_marian_and_unknown_pieces_have_their_id(m
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda d: (d / "vocab.json").unlink(), "has a source.spm and no vocab.json"),
+        (lambda d: (d / "vocab.json").unlink(), "has a source.spm but no vocab.json"),
         (lambda d: (d / "vocab.json").write_text("{}"), "vocab.json is not a table of ids"),
         (lambda d: (d / "target.spm").unlink(), "no target.spm"),
         (lambda d: (d / "target.spm").write_bytes(b"none"), "target.spm is damaged"),
@@ -293,7 +293,9 @@ def test_files_of_marian_that_cannot_be_read_are_named(marian, spoil, said):
 
 def test_pieces_of_mbart_without_their_ids_are_refused(tmp_path):
     trained_pieces(tmp_path / "sentencepiece.bpe.model")
-    with pytest.raises(UserError, match="sentencepiece.bpe.model does not tell what ids"):
+    with pytest.raises(
+        UserError, match="ids of the pieces of sentencepiece.bpe.model are not known"
+    ):
         read_prompts(tmp_path, BartConfig())
 
 

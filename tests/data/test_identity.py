@@ -298,7 +298,7 @@ def test_the_tokenizer_that_a_store_trained_may_be_given_by_its_path(corpus, sav
     assert open_dataset(data_of(corpus, given, store="first")).fingerprint == made.fingerprint
     other = prepare(data_of(corpus, replace(WORDPIECE, vocab_size=61), store="other"))
     other.tokenizer.save(saved_tokenizer)
-    with pytest.raises(UserError, match=f"while {saved_tokenizer} holds"):
+    with pytest.raises(UserError, match=f"but {saved_tokenizer} has"):
         open_dataset(data_of(corpus, given, store="first"))
 
 
@@ -367,7 +367,7 @@ def test_images_are_read_where_they_are_now(tmp_path):
             assert again.fingerprint == made.fingerprint
             assert [image.tobytes() for _, image in read_all(again)] == expected
             assert len(read_all(again, "validation")) == 12
-    with pytest.raises(UserError, match=r"nothing at pets; set data.source.path to where they are"):
+    with pytest.raises(UserError, match=r"nothing at pets; set data.source.path to their present"):
         open_dataset(at("pets"))
 
 

@@ -196,7 +196,7 @@ def test_halves_of_a_batch_add_up_to_the_whole_and_empty_rows_count_for_nothing(
 def test_a_store_with_other_labels_is_refused(kind, prepared):
     for other, objective in OBJECTIVES.items():
         if other != kind:
-            with pytest.raises(UserError, match="have other labels than the objective asks for"):
+            with pytest.raises(UserError, match="have other labels than the objective needs"):
                 prepared.examples("train", objective.window_spec(LENGTH))
 
 

@@ -137,7 +137,7 @@ def test_when_all_checkpoints_are_damaged_nothing_starts_over(corpus, tmp_path):
         if file.is_file():
             file.write_bytes(file.read_bytes() + b"!")
     for _ in range(2):
-        with pytest.raises(UserError, match="no checkpoint in .* passes its check"):
+        with pytest.raises(UserError, match="no checkpoint in .* passes verification"):
             run(config, tmp_path)
     assert len(read_metrics(tmp_path)) >= 3
 

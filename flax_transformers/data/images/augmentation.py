@@ -1,7 +1,7 @@
-"""What happens to an image on its way into a row: cropping and, in training, random changes.
+"""Cropping of images and, in training, random augmentation.
 
-All that is random is drawn from the generator handed in. Images are uint8 [height, width, C]. What
-only moves pixels is plain numpy, so small images need no Pillow and cost microseconds.
+Images are uint8 [height, width, C]; the generator that is passed is the only source of randomness.
+Operations that only move pixels are plain numpy, so that small images need no Pillow.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ from flax_transformers.data.images.policies import color_jitter, rand_augment, t
 from flax_transformers.ranges import Ranges
 
 _CROP_TRIES = 10  # as in torchvision
-_LONGEST = 8  # times the shorter side; more would cost memory without end
-_ERASE_TRIES = 100  # arXiv:1708.04896 tries until it fits
+_LONGEST = 8  # maximum ratio of the sides, to bound the memory
+_ERASE_TRIES = 100  # arXiv:1708.04896 tries without a limit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random changes to a training image, in the order of the fields. By default there are none."""
+    """Random augmentation of training images, in the order of the fields; none by default."""
 
     crop: Literal["centre", "shift", "resized"] = "centre"
-    """``centre``: as in evaluation. ``shift``: the image resized to its shorter side, mirrored
-    ``padding`` pixels beyond its edges, and cut out at random (the simple random crop of
-    arXiv:2204.07118 §3.2). ``resized``: a random part resized (arXiv:1409.4842 §6)."""
+    """``centre``: as in evaluation. ``shift``: the shorter side is resized, the image padded by
+    ``padding`` reflected pixels and cropped at random (the simple random crop of arXiv:2204.07118
+    §3.2). ``resized``: a random crop is resized (arXiv:1409.4842 §6)."""
     padding: int = 4
     scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the image's area that a ``resized`` crop takes."""
+    """Fraction of the image's area in a ``resized`` crop."""
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of a ``resized`` crop."""
     flip: float = 0.0
-    """How often left and right are exchanged."""
+    """Probability of a horizontal flip."""
     policy: Literal["none", "rand_augment", "three_augment"] = "none"
-    """RandAugment (arXiv:1909.13719), or one of grey, solarised and blurred (3-Augment,
+    """RandAugment (arXiv:1909.13719), or one of greyscale, solarize and blur (3-Augment,
     arXiv:2204.07118 §3.2)."""
     layers: int = 2
-    """How many operations RandAugment draws."""
+    """Number of operations of RandAugment."""
     magnitude: float = 9.0
-    """Their strength on a scale of 10."""
+    """Strength of the operations, from 0 to 10."""
     magnitude_std: float = 0.5
-    """Spread of the strength from one operation to the next."""
+    """Standard deviation of the strength."""
     color_jitter: float = 0.0
-    """Largest change of brightness, contrast and saturation, as a share."""
+    """Maximum relative change of brightness, contrast and saturation."""
     erase: float = 0.0
-    """How often a rectangle is replaced by random pixels (arXiv:1708.04896)."""
+    """Probability that a rectangle is replaced by random pixels (arXiv:1708.04896)."""
     erase_area: tuple[float, float] = (0.02, 0.4)
-    """Its share of the image, and ``erase_aspect`` its height over width (§3.2 of that paper)."""
+    """Its fraction of the image; ``erase_aspect``: its height over width (§3.2 of that paper)."""
     erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
 
     RANGES: ClassVar[Ranges] = {
@@ -109,7 +109,7 @@ def augmented(
 
 
 def centre_crop(pixels: np.ndarray, side: int, fraction: float = 1.0) -> np.ndarray:
-    """The middle square of ``fraction`` of the shorter side, resized to uint8 [side, side, C]."""
+    """The centre square of ``fraction`` of the shorter side, resized to uint8 [side, side, C]."""
     height, width = pixels.shape[:2]
     part = min(height, width) * fraction
     left, top = (width - part) / 2, (height - part) / 2
@@ -133,8 +133,8 @@ def random_resized_crop(
     aspect: tuple[float, float],
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """A part of a share ``scale`` of the area, evenly drawn, and of width over height ``aspect``,
-    evenly drawn in its logarithm; after ten that do not fit, the largest in the middle that does.
+    """A crop with a fraction ``scale`` of the area (uniform) and a width over height ``aspect``
+    (log-uniform); after ten that do not fit, the largest centre crop.
     """
     height, width = pixels.shape[:2]
     for _ in range(_CROP_TRIES):
@@ -156,7 +156,7 @@ def erase(
     aspect: tuple[float, float],
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """A copy with a random rectangle of pixels drawn evenly from 0 to 255 (the paper's RE-R)."""
+    """A copy with a random rectangle of uniform pixels from 0 to 255 (the paper's RE-R)."""
     height, width, channels = pixels.shape
     for _ in range(_ERASE_TRIES):
         target, ratio = height * width * rng.uniform(*area), rng.uniform(*aspect)
@@ -171,9 +171,9 @@ def erase(
 
 
 def _resize_shorter(pixels: np.ndarray, shorter: int) -> np.ndarray:
-    """Resized so that the shorter side has that many pixels, the other in proportion.
+    """Resizes the shorter side to ``shorter`` pixels and the other in proportion.
 
-    Of an image that is extremely long the middle is taken.
+    Extremely long images are centre-cropped first.
     """
     height, width = pixels.shape[:2]
     most = _LONGEST * min(height, width)

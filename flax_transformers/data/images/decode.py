@@ -1,11 +1,11 @@
-"""From the bytes of an image file to pixels, by one policy for whatever is found in the wild.
+"""Decodes image files to pixels, by one policy.
 
-* JPEG, PNG, WebP, GIF (its first frame), BMP, TIFF and PPM are read, and nothing else.
-* Every mode becomes 8-bit RGB, or 8-bit grey for one channel: palettes are looked up, CMYK and
-  YCbCr converted, of 16 bits the upper 8 taken. What is transparent is laid over white.
-* The orientation that a camera notes in EXIF is applied; EXIF data that is damaged says nothing.
-* Refused are files that are empty, cut short or damaged, more pixels than `MOST_PIXELS`, and pixels
-  whose range is not known (32-bit numbers).
+* Formats: JPEG, PNG, WebP, GIF (first frame), BMP, TIFF and PPM.
+* Every mode is converted to 8-bit RGB, or 8-bit greyscale for one channel: palettes, CMYK and YCbCr
+  are converted, of 16 bits the upper 8 are used. Transparent images are composed over white.
+* The orientation in EXIF data is applied; damaged EXIF data is ignored.
+* Errors: empty, truncated or damaged files, more than `MOST_PIXELS` pixels, and 32-bit pixels,
+  whose range is unknown.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from flax_transformers.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MOST_PIXELS = 100_000_000
-"""A small file can describe an image that fills all memory."""
+"""A small file can declare an image that exceeds the memory."""
 
 
 class UnreadableImage(Exception):
-    """An image that cannot be used; the message says why."""
+    """An image cannot be used; the message gives the reason."""
 
 
 def pillow() -> Any:
@@ -52,7 +52,7 @@ def decode_image(raw: bytes, channels: int) -> np.ndarray:
     if not raw:
         raise UnreadableImage("is empty")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Pillow warns of is decided here
+        warnings.simplefilter("ignore")  # replaced by the policy above
         try:
             with PIL.Image.open(io.BytesIO(raw), formats=FORMATS) as image:
                 if image.width * image.height > MOST_PIXELS:
@@ -61,16 +61,16 @@ def decode_image(raw: bytes, channels: int) -> np.ndarray:
                 return _pixels(image, "L" if channels == 1 else "RGB")
         except (UnreadableImage, UserError):
             raise
-        except PIL.UnidentifiedImageError as error:  # names an address in memory
+        except PIL.UnidentifiedImageError as error:  # its message contains a memory address
             raise UnreadableImage("cannot be decoded (no known format)") from error
-        except Exception as error:  # damaged files raise whatever comes up in Pillow's readers
+        except Exception as error:  # damaged files raise any error in Pillow's readers
             raise UnreadableImage(f"cannot be decoded ({error})") from error
 
 
 def _pixels(image: Any, mode: str) -> np.ndarray:
     PIL = pillow()
     if image.mode in ("I", "F"):
-        raise UnreadableImage("has pixels of 32 bits, whose range is not known")
+        raise UnreadableImage("has 32-bit pixels, whose range is unknown")
     image = _upright(image)
     if image.mode.startswith("I;16"):
         image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -94,10 +94,10 @@ def resize(
     size: tuple[int, int],
     box: tuple[float, float, float, float] | None = None,
 ) -> np.ndarray:
-    """Bicubic, antialiased: uint8 [height, width, C] to ``size`` (height, width).
+    """Bicubic resize with antialiasing of uint8 [height, width, C] to ``size`` (height, width).
 
-    ``box`` (left, top, right, bottom) is the part that is taken, by default all of it. What has
-    the size already comes back as it is.
+    ``box``: the part to resize (left, top, right, bottom), default all of it. An image that has the
+    size already is returned unchanged.
     """
     height, width = pixels.shape[:2]
     whole = (0, 0, width, height)

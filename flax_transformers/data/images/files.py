@@ -1,4 +1,4 @@
-"""Images in files of their own, and in MNIST's two files."""
+"""Image files in folders, and MNIST's two files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _IDX = re.compile(
 
 
 class FolderImages:
-    """A subfolder of files for each class."""
+    """A folder with a subfolder of image files for each class."""
 
     shape: tuple[int, ...] | None = None
     in_place = True
@@ -43,8 +43,8 @@ class FolderImages:
         self._files = list(self._listed(source))
         if not self._files:
             raise UserError(
-                f"The folder {self.root} has no image files ({', '.join(ENDINGS)}) in it, nor "
-                "parquet files or those of MNIST; check data.source.path."
+                f"The folder {self.root} has neither image files ({', '.join(ENDINGS)}) nor "
+                "parquet files nor those of MNIST; check data.source.path."
             )
 
     def _listed(self, source: ImageSource) -> Iterator[tuple[str, int]]:
@@ -85,7 +85,7 @@ class FolderImages:
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
-    """Subfolders that hold image files, in the order that numbers the classes."""
+    """Subfolders with image files, in the order of the class numbers."""
     return tuple(
         path.name
         for path in sorted(folder.iterdir())
@@ -94,7 +94,7 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def _image_files(folder: Path) -> Iterator[Path]:
-    """Image files anywhere below a folder, sorted."""
+    """All image files below a folder, sorted."""
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file():
             yield path
@@ -142,7 +142,7 @@ class IdxImages:
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """An array of bytes in MNIST's format. Raises UserError where that is damaged."""
+    """An array of bytes in MNIST's format. Raises UserError if it is damaged."""
     with reading(path), open_file(path) as file:
         content = file.read()
     header = 4 + 4 * dimensions
@@ -150,7 +150,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     size = int(np.prod(shape, dtype=object)) if len(shape) == dimensions else -1
     if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) - header != size:
         raise UserError(
-            f"{path} is not a whole idx file of bytes in {dimensions} dimension(s); copy it again."
+            f"{path} is not a complete idx file of bytes in {dimensions} dimension(s); copy it "
+            "again."
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 

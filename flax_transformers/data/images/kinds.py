@@ -1,4 +1,4 @@
-"""What an image source is: its settings, the images that it holds, and the names of its splits."""
+"""Interfaces of image sources: settings, images, and names of splits."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ SPLIT_NAMES = {
 class ImageSource:
     """Labelled images, described by plain values.
 
-    ``path``: a folder with a subfolder of image files for each class, perhaps below ``train``,
-    ``val`` ...; or with MNIST's files (``train-images-idx3-ubyte.gz`` ...); or with parquet files
+    ``path``: a folder with a subfolder of image files for each class, also below ``train``, ``val``
+    ...; or with MNIST's files (``train-images-idx3-ubyte.gz`` ...); or with parquet files
     (``train-00000-of-00001.parquet`` ...); one parquet file; "tfds:NAME[/CONFIG][:VERSION]" or
-    "tfds:/folder/of/a/prepared/builder". A folder of image files alone is one class.
-    ``split``: "train", "validation" or "test", and what TFDS understands ("train[:10%]"). Where a
-    source is not divided, "train" is all of it.
+    "tfds:/folder/of/a/prepared/builder". A folder of image files without subfolders is one class.
+    ``split``: "train", "validation" or "test", or a split of TFDS ("train[:10%]"). Of a source
+    without splits, "train" is all of it.
     ``image_field`` and ``label_field``: names of parquet columns and TFDS features.
-    ``label_names``: what to call the classes, in the order of their numbers; by default what the
-    source calls them.
+    ``label_names``: names of the classes in the order of their numbers; default: those of the
+    source.
     """
 
     path: str
@@ -43,7 +43,7 @@ class ImageSource:
 
 
 class Found(NamedTuple):
-    """An image as its source has it. ``place`` says where that is."""
+    """An image file or array, its label, and its ``place`` in the source."""
 
     place: str
     raw: bytes
@@ -51,26 +51,26 @@ class Found(NamedTuple):
 
 
 class Images(Protocol):
-    """One split of a source, opened."""
+    """One opened split of a source."""
 
     classes: tuple[str, ...]
     shape: tuple[int, ...] | None
-    """Of arrays of pixels [height, width]; None where images are files that have to be decoded."""
+    """Shape [height, width] of arrays of pixels; None for encoded images."""
     in_place: bool
-    """Whether training reads the images where they lie, with `reader`; else they are copied."""
+    """Whether training reads the images from the source with `reader`; else they are copied."""
 
     def __len__(self) -> int: ...
 
     def read(self, start: int, stop: int) -> Iterator[Found]:
-        """Images ``start`` to ``stop`` in order; empty bytes for one that cannot be read."""
+        """Images [start, stop) in order; empty bytes for an image that cannot be read."""
         ...
 
     def files(self) -> list[tuple[str, Path]]:
-        """(name, path) of the files that hold the images, in order."""
+        """(name, path) of the files of the images, in order."""
         ...
 
 
 def split_of_file(name: str) -> str | None:
-    """The split that a file's name begins with, as in train-00000-of-00001.parquet."""
+    """The split at the beginning of a file name, as in train-00000-of-00001.parquet."""
     first = re.split(r"[-_.]", name)[0]
     return next((split for split, names in SPLIT_NAMES.items() if first in names), None)

@@ -1,8 +1,8 @@
-"""Changes of colour and shape: RandAugment, 3-Augment, colour jitter. They need Pillow.
+"""RandAugment, 3-Augment and colour jitter, with Pillow.
 
-RandAugment (arXiv:1909.13719) is that of DeiT's and timm's recipes ("rand-m9-mstd0.5-inc1"): their
-fifteen operations, each growing with its strength and done to half of those it is drawn for, and
-not the paper's, some of which shrink.
+RandAugment (arXiv:1909.13719) is the variant of DeiT's and timm's recipes ("rand-m9-mstd0.5-inc1"):
+fifteen operations, each applied with probability 1/2 and stronger with its magnitude, unlike some
+of the paper's.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 
 from flax_transformers.data.images.decode import from_pillow, pillow, to_pillow
 
-HIGHEST = 10.0  # of the scale of strengths
-_FILL = 128  # where an image was moved away
-_DONE = 0.5  # how often a drawn operation is done
+HIGHEST = 10.0  # maximum magnitude
+_FILL = 128  # grey value of pixels from outside the image
+_DONE = 0.5  # probability that an operation is applied
 _BLUR = (0.1, 2.0)  # radius of 3-Augment's blur in pixels, as in DeiT III's code
 
 Operation = Callable[[Any, float, float], Any]
@@ -26,9 +26,9 @@ Operation = Callable[[Any, float, float], Any]
 def rand_augment(
     pixels: np.ndarray, layers: int, magnitude: float, std: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """``layers`` operations, drawn with replacement, on uint8 [height, width, C].
+    """Applies ``layers`` operations, drawn with replacement, to uint8 [height, width, C].
 
-    The strength of each is normal around ``magnitude``, cut off at 0 and 10.
+    The magnitude of each is normal around ``magnitude``, clipped to 0 and 10.
     """
     image = to_pillow(pixels)
     names = list(OPERATIONS)
@@ -42,7 +42,7 @@ def rand_augment(
 
 
 def three_augment(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One of grey, solarised and blurred, each as likely (arXiv:2204.07118 §3.2)."""
+    """One of greyscale, solarize and blur with equal probability (arXiv:2204.07118 §3.2)."""
     PIL = pillow()
     image = to_pillow(pixels)
     choice = rng.integers(3)
@@ -54,7 +54,7 @@ def three_augment(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def color_jitter(pixels: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast and saturation in random order, each by 1 - ``most`` to 1 + ``most``."""
+    """Scales brightness, contrast and saturation by 1 ± ``most``, in random order."""
     enhance = pillow().ImageEnhance
     image = to_pillow(pixels)
     kinds = (enhance.Brightness, enhance.Contrast, enhance.Color)
@@ -74,7 +74,7 @@ def _enhance(name: str) -> Operation:
 
 
 def _affine(matrix: Callable[[Any, float], tuple[float, ...]]) -> Operation:
-    """``matrix(image, signed strength)`` maps places of the result to those of the image."""
+    """``matrix(image, signed strength)`` maps positions of the result to those of the image."""
 
     def transform(image: Any, strength: float, sign: float) -> Any:
         Image = pillow().Image

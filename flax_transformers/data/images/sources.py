@@ -1,7 +1,6 @@
-"""Where images come from: folders, MNIST's files, parquet files, and what TFDS has prepared.
+"""Opens image sources: folders, MNIST's files, parquet files, and data prepared by TFDS.
 
-A source is read once, in order, when it is prepared. What it says of an image is its bytes, its
-label, and where it lies; `image_store` keeps of these what random access needs.
+A source is read once, in order, when it is prepared; see `store` for what is kept.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from flax_transformers.data.sources.tfds import PREFIX, tfds_builder
 from flax_transformers.errors import UserError
 
 HELD_OUT = ("validation", "test")
-"""Names of splits that are for evaluation, the first that is there before the others."""
+"""Names of splits for evaluation; the first that exists is used."""
 
 
 @functools.lru_cache(maxsize=8)
 def open_images(source: ImageSource) -> Images:
-    """Opens one split. Raises UserError for what is not there or not understood."""
+    """Opens one split. Raises UserError if it does not exist or is not supported."""
     if source.path.startswith(PREFIX):
         return RecordImages(source)
     root = Path(os.path.expanduser(source.path))
@@ -42,9 +41,9 @@ def open_images(source: ImageSource) -> Images:
 
 
 def reader(source: ImageSource) -> Callable[[str], bytes]:
-    """What gives the bytes at a place of images that are read where they lie.
+    """A function from the place of an image to its bytes, for images that are not copied.
 
-    It raises OSError, RuntimeError or ValueError for what is gone.
+    It raises OSError, RuntimeError or ValueError for a missing image.
     """
     if source.path.startswith(PREFIX):
         return RecordImages(source).bytes_at
@@ -53,7 +52,7 @@ def reader(source: ImageSource) -> Callable[[str], bytes]:
 
 
 def own_held_out(source: ImageSource) -> str | None:
-    """The name of the split that the source itself keeps for evaluation, if it has one."""
+    """The name of the source's split for evaluation, if it has one."""
     if source.path.startswith(PREFIX):
         names: Sequence[str] = list(tfds_builder(source.path).info.splits)
     else:

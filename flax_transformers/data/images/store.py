@@ -1,11 +1,10 @@
-"""The image store: every image checked once, and what finding it at random needs.
+"""The image store: the checked images of a collection, for random access.
 
 A store is a folder. Each split ("train", "validation") has flat little-endian files: ``labels``
-(int32), ``items`` (bytes) and ``ends`` (int64, where each item ends). An item is the image file
-itself, its pixels where the source has arrays of these, or the image's place in the source: large
-collections are read where they lie, and ``digests`` (16 bytes each) tell whether an image there is
-still the one that was prepared. ``skipped.txt`` names what was left out and why. ``manifest.json``
-is written last: a folder without it is no store yet.
+(int32), ``items`` (bytes) and ``ends`` (int64, the end of each item). An item is an image file, an
+array of pixels, or the place of an image in the source: image files in folders are not copied, and
+``digests`` (16 bytes each) detect images that changed. ``skipped.txt`` names the images that were
+left out, with the reason. ``manifest.json`` is written last: a folder without it is not finished.
 """
 
 from __future__ import annotations
@@ -43,11 +42,10 @@ _OPENED = ("labels", "_ends", "_items", "_digests", "_read")
 
 
 class ImageSplit:
-    """One split of a store, at random. Picklable: each process opens the files for itself.
+    """Random access to one split of a store. Picklable: each process opens the files itself.
 
-    ``path`` is where the source is now. Opening compares sizes; `verify` reads the files. Raises
-    UserError for files that are not as they were written, and for images that are read where they
-    lie if there is nothing at ``path``.
+    ``path``: the source. Opening compares sizes; `verify` reads the files. Raises UserError for
+    damaged files, and for a missing source of images that were not copied.
     """
 
     def __init__(self, directory: str, split: Split, manifest: dict[str, Any], path: str) -> None:
@@ -79,15 +77,15 @@ class ImageSplit:
         }
 
     def _found(self, path: str) -> str:
-        """Where the source is: at ``path``, or where it was when the store was made."""
+        """The path of the source: ``path``, or where it was when the store was prepared."""
         if path.startswith(PREFIX):
             return path
         for place in (path, self._source.path):
             if os.path.exists(os.path.expanduser(place)):
                 return place
         raise UserError(
-            f"The images of the store in {self.directory} are read where they lie, and there is "
-            f"nothing at {path}; set data.source.path to where they are now."
+            f"The images of the store in {self.directory} are read from their source, and there is "
+            f"nothing at {path}; set data.source.path to their present path."
         )
 
     def _name(self, kind: str) -> str:
@@ -126,16 +124,15 @@ class ImageSplit:
         return self._store.array(self._name(kind), content.dtype, length)
 
     def verify(self) -> None:
-        """Reads the files of the split and compares digests. Raises UserError naming a damaged one.
-
-        Images that are read where they lie are compared when they are read.
+        """Reads the files of the split and compares checksums. Raises UserError naming a damaged
+        file. Images that were not copied are compared when they are read.
         """
         self._store.check_contents(self._files)
 
     def pixels(self, index: int, channels: int) -> np.ndarray:
         """uint8 [height, width, channels] of image ``index``.
 
-        Raises UserError where an image that was there when the store was made is gone or changed.
+        Raises UserError if an image was deleted or changed since the store was prepared.
         """
         start = int(self._ends[index - 1]) if index else 0
         item = self._items.read(start, int(self._ends[index]))
@@ -151,7 +148,7 @@ class ImageSplit:
             shown = name.encode("utf-8", "replace").decode()
             raise UserError(
                 f"Image {shown} of {where} was readable when it was prepared and is no longer "
-                f"({error}); bring it back and run the same command again."
+                f"({error}); restore it and run the same command again."
             ) from error
 
     def _intact(self, index: int, raw: bytes) -> bytes:
@@ -164,12 +161,12 @@ class ImageSplit:
 
 
 def image_digest(raw: bytes) -> bytes:
-    """What tells an image from all others."""
+    """A hash of an image file or array."""
     return hashlib.blake2b(raw, digest_size=_DIGEST_BYTES).digest()
 
 
 def source_json(source: ImageSource) -> dict[str, str]:
-    """The fields that a store depends on; a path is absolute, as a run may start elsewhere."""
+    """The fields that a store depends on, with an absolute path."""
     fields = {name: value for name, value in vars(source).items() if name != "label_names"}
     if not source.path.startswith(PREFIX):
         fields["path"] = os.path.abspath(os.path.expanduser(source.path))
@@ -177,14 +174,13 @@ def source_json(source: ImageSource) -> dict[str, str]:
 
 
 def read_manifest(folder: Folder) -> dict[str, Any]:
-    """The manifest of a finished store. Raises UserError for one that is damaged or of another
-    format."""
+    """The manifest of a finished store. Raises UserError if it is damaged or of another format."""
     converters = {2: functools.partial(_from_format_2, folder)}
     return StoreReader(folder, KIND).manifest(MANIFEST, FORMAT, converters)
 
 
 def _from_format_2(folder: Folder, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Format 2 had digests of the files alone: no sizes, no ``digests`` of images."""
+    """Format 2 had checksums of the files, but no sizes and no ``digests`` of images."""
     for split, record in manifest["splits"].items():
         items = os.path.join(folder.path, split, "items")
         sizes = {

@@ -1,7 +1,8 @@
-"""Images in tables: the rows of parquet files, and of what TFDS has prepared."""
+"""Images in tables: rows of parquet files, and examples prepared by TFDS."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 from flax_transformers.data.images.kinds import Found, ImageSource, split_of_file
 from flax_transformers.data.sources.documents import listed
-from flax_transformers.data.sources.tfds import tfds_builder, tfds_files
+from flax_transformers.data.sources.row_files import reading_parquet
+from flax_transformers.data.sources.tfds import split_of, tfds_builder, tfds_files
 from flax_transformers.errors import UserError
 
 
 class ParquetImages:
-    """A column of encoded images, as Hugging Face's data sets are stored, and one of labels."""
+    """Parquet files with a column of encoded images and one of labels, as on Hugging Face."""
 
     classes: tuple[str, ...] = ()
     shape: tuple[int, ...] | None = None
@@ -51,7 +53,7 @@ class ParquetImages:
                 )
 
     def _number_labels(self) -> None:
-        """Classes from the labels themselves: numbers count from 0, names are sorted."""
+        """Derives the classes from the labels: numbers from 0, or sorted names."""
         values: set[Any] = set()
         for path in self._files:
             with _parquet(path) as file:
@@ -89,36 +91,17 @@ class ParquetImages:
         return [(path.suffix, path) for path in self._files]
 
 
-class _parquet:
-    """An open parquet file, whose errors are a sentence."""
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
+    """An open parquet file; errors are raised as UserError."""
+    from pyarrow import parquet  # slow to import
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> Any:
-        from pyarrow import ArrowException, parquet  # here, so that other sources do not wait
-
-        try:
-            self._file = parquet.ParquetFile(self._path)
-        except (ArrowException, OSError) as error:
-            raise self._damaged(error) from error
-        return self._file
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        from pyarrow import ArrowException
-
-        self._file.close()
-        if isinstance(error, (ArrowException, OSError)):
-            raise self._damaged(error) from error
-
-    def _damaged(self, error: BaseException) -> UserError:
-        return UserError(
-            f"The parquet file {self._path} is cut short or damaged ({error}); copy it again."
-        )
+    with reading_parquet(path), parquet.ParquetFile(path) as file:
+        yield file
 
 
 def _class_names(schema: Any, column: str) -> tuple[str, ...]:
-    """Those that Hugging Face's `datasets` notes in a file."""
+    """The names that Hugging Face's `datasets` stores in a file."""
     try:
         noted = json.loads((schema.metadata or {})[b"huggingface"])
         return tuple(map(str, noted["info"]["features"][column]["names"]))
@@ -127,7 +110,7 @@ def _class_names(schema: Any, column: str) -> tuple[str, ...]:
 
 
 class RecordImages:
-    """What TFDS has prepared, as encoded bytes."""
+    """Encoded images prepared by TFDS."""
 
     shape: tuple[int, ...] | None = None
     in_place = True
@@ -147,17 +130,11 @@ class RecordImages:
         self.classes = tuple(getattr(label, "names", None) or ())
         if not self.classes:
             raise UserError(
-                f"The feature {source.label_field!r} of {source.path} is no class; set "
+                f"The feature {source.label_field!r} of {source.path} is not a class; set "
                 "data.source.label_field."
             )
         skip = {source.image_field: tfds.decode.SkipDecoding()}
-        try:
-            self._rows = builder.as_data_source(split=source.split, decoders=skip)
-        except ValueError as error:
-            raise UserError(
-                f"{source.path} has no split {source.split!r}; its splits are "
-                f"{listed(builder.info.splits)}, and slices such as 'train[:10%]' work."
-            ) from error
+        self._rows = split_of(source.path, builder, source.split, decoders=skip)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -172,7 +149,7 @@ class RecordImages:
             yield Found(str(number), raw, label)
 
     def bytes_at(self, place: str) -> bytes:
-        """The image of that number."""
+        """The image with that index."""
         raw: bytes = self._rows[int(place)][self._source.image_field]
         return raw
 

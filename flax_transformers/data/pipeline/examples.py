@@ -19,7 +19,7 @@ import numpy as np
 
 Seed = int | tuple[int | str, ...]
 _FEW = 1024
-_CYCLE = 1 << 16  # a mixture's shares are whole parts of this many examples
+_CYCLE = 1 << 16  # weights of a mixture are rounded to multiples of 1 / _CYCLE
 
 
 class Examples(Protocol):
@@ -62,7 +62,7 @@ class Examples(Protocol):
 
 
 def key_of(purpose: str, seed: Seed) -> int:
-    """64 bits that differ for every purpose and seed."""
+    """64 bits that depend on purpose and seed."""
     parts = seed if isinstance(seed, tuple) else (seed,)
     digest = hashlib.blake2b(repr((purpose, *parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
@@ -81,7 +81,7 @@ def _shuffled(position: int, count: int, key: int) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=64)
 def _permutation(count: int, seed: int) -> np.ndarray:
-    """Of few examples, where grain's shuffle, made for many, takes milliseconds a number."""
+    """For few examples, because grain's shuffle takes milliseconds per index for them."""
     return np.argsort(np.random.Philox(key=seed).random_raw(count), kind="stable")
 
 
@@ -137,7 +137,7 @@ class MixedExamples(Examples):
 
 
 def _place(position: int, weights: tuple[float, ...]) -> tuple[int, int]:
-    """(part, how many examples of it came before) of a position in a mixture's stream."""
+    """(part, number of earlier examples of it) at a position of a mixture's stream."""
     parts, before, counts = _cycle(weights)
     cycles, place = divmod(position, _CYCLE)
     part = int(parts[place])
@@ -146,10 +146,11 @@ def _place(position: int, weights: tuple[float, ...]) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=8)
 def _cycle(weights: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The stretch of places that a mixture repeats for ever.
+    """The order of parts that a mixture repeats.
 
-    The part at each place and how many places of it come before, int64 [_CYCLE]; and how many
-    places each part has, int64 [parts]. The j-th of a part's n places lies near (j + 1/2) / n.
+    The part at each position and the number of earlier positions of that part, int64 [_CYCLE]; and
+    the number of positions of each part, int64 [parts]. Of the n positions of a part, the j-th is
+    near (j + 1/2) / n.
     """
     counts = _whole(np.array(weights) / sum(weights))
     parts = np.repeat(np.arange(len(counts)), counts)
@@ -159,12 +160,12 @@ def _cycle(weights: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def _whole(shares: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Shares as whole parts of _CYCLE, each at least 1, by largest remainders: int64 [n]."""
+    """Shares as integers with sum _CYCLE, each at least 1, by largest remainders: int64 [n]."""
     exact = np.asarray(shares) * _CYCLE
     counts = np.maximum(1, np.floor(exact)).astype(np.int64)
     missing = _CYCLE - int(counts.sum())
     for part in np.argsort(counts - exact, kind="stable")[: max(0, missing)]:
         counts[part] += 1
-    while counts.sum() > _CYCLE:  # where many shares were rounded up to 1
+    while counts.sum() > _CYCLE:  # if many shares were rounded up to 1
         counts[counts.argmax()] -= 1
     return counts

@@ -1,4 +1,4 @@
-"""Labelled documents of a token store as rows: whole, by words, or by windows of a long text."""
+"""Examples of labelled documents: whole, by words, or as windows of a long text."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _BUCKET_THREADS = 16
 
 
 class LabelledExamples(Examples):
-    """The documents of one split, in the form that the ``prepare`` of labelled objectives takes.
+    """The documents of one split, in the form of ``prepare`` of labelled objectives.
 
-    Raises UserError for a store whose documents have other labels, or none.
+    Raises UserError if the store has other labels than ``spec``, or none.
     """
 
     def __init__(self, store: TokenStore, spec: LabelledSpec) -> None:
@@ -28,7 +28,7 @@ class LabelledExamples(Examples):
         if store.label_kind != spec.labels:
             raise UserError(
                 f"The documents of the token store in {store.directory} have other labels than "
-                f"the objective asks for, or none; set data.source to a {spec.source_kind} "
+                f"the objective needs, or none; set data.source to a {spec.source_kind} "
                 f"whose labels are {spec.labels}, or choose another objective."
             )
         rows = {"document": _documents, "words": _words, "answers": _windows}[spec.rows]
@@ -41,7 +41,7 @@ class LabelledExamples(Examples):
         return len(self._rows)
 
     def document_of(self, index: int) -> int:
-        """The number of the document that an example belongs to; it rises with the index."""
+        """The index of the document of an example, which increases with the example's index."""
         return int(self._rows[index]["document"])
 
     def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -57,7 +57,7 @@ class LabelledExamples(Examples):
                 "spans": labels.reshape(-1, 2),
             }
         ends = self.store.sentence_ends_within(start, stop) - start
-        if not len(ends) or ends[-1] < len(tokens):  # of a word that is cut
+        if not len(ends) or ends[-1] < len(tokens):  # the last word is cut
             ends = np.append(ends, len(tokens))
         if self.spec.rows == "words":
             first = len(self.store.sentence_ends_within(begin, start))
@@ -66,11 +66,11 @@ class LabelledExamples(Examples):
 
 
 def _say_longer(store: TokenStore, spec: LabelledSpec, lengths: np.ndarray) -> None:
-    """Special tokens take some of a row besides, so a few more documents may be cut."""
+    """Special tokens are not counted, so a few more documents may be cut."""
     longer = int((lengths > spec.length).sum())
     if longer:
         log.warning(
-            "%d of %d documents of %s (%s) have more tokens than a row, %d, and are cut to it; the "
+            "%d of %d documents of %s (%s) have more tokens than a sequence, %d, and are cut; the "
             "longest has %d",
             longer,
             len(lengths),
@@ -82,7 +82,7 @@ def _say_longer(store: TokenStore, spec: LabelledSpec, lengths: np.ndarray) -> N
 
 
 def _documents(store: TokenStore, spec: LabelledSpec) -> np.ndarray:
-    """A row for each document."""
+    """One example for each document."""
     ends = store.document_ends
     rows = np.zeros(len(ends), _ROW)
     rows["document"] = np.arange(len(ends))
@@ -92,7 +92,7 @@ def _documents(store: TokenStore, spec: LabelledSpec) -> np.ndarray:
 
 
 def _words(store: TokenStore, spec: LabelledSpec) -> np.ndarray:
-    """Rows of whole words, as many as fit; a word that does not is cut."""
+    """Examples of as many whole words as fit; a longer word is cut."""
     rows = _documents(store, spec)
     if (rows["stop"] - rows["start"] <= spec.length).all():
         return rows
@@ -111,7 +111,7 @@ def _words(store: TokenStore, spec: LabelledSpec) -> np.ndarray:
 
 
 def _windows(store: TokenStore, spec: LabelledSpec) -> np.ndarray:
-    """Windows of the second text of each document; the last one ends where it does."""
+    """Windows of the second text of each document; the last window ends with the text."""
     edges = np.concatenate([np.zeros(1, np.int64), store.sentence_ends])
     found = []
     for document in range(store.num_documents):

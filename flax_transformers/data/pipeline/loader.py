@@ -1,12 +1,10 @@
-"""From random-access examples to batches, the same stream on any number of hosts and workers.
+"""Batches of examples: the same stream for any number of hosts and workers.
 
-Training reads a pure function of one integer: position i of the global stream is example
+The training stream is a pure function of the position: position i of the global stream is example
 ``shuffle(i)`` of its epoch, prepared with random numbers keyed by i. So the position is the only
-state, every example comes once an epoch (in a mixture, once an epoch of its part), masks are drawn
-anew each epoch, and host p of P takes its contiguous rows of each global batch. grain gives the
-shuffle, which needs no table (up to 2**32 examples), and the worker processes.
-
-Text and images alike: anything with `Examples` and an objective's ``prepare`` will do.
+state, every example is read once per epoch (in a mixture, per epoch of its part), masks change each
+epoch, and each host reads its own rows of each global batch. grain provides the shuffle, which
+needs no table (up to 2**32 examples), and the worker processes.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ _BATCHES_AHEAD = 2  # per worker process
 
 @dataclass(frozen=True)
 class _Prepare:
-    """One row of the stream: the example's arrays as the objective wants them, and its number."""
+    """Prepares one row of the stream: the objective's arrays, and the index of the example."""
 
     examples: Examples
     objective: Objective
@@ -39,7 +37,7 @@ class _Prepare:
     key: int
 
     def __call__(self, place: int, number: int) -> dict[str, np.ndarray]:
-        """``place`` keys the random numbers, ``number`` is the example."""
+        """``place``: key of the random numbers; ``number``: index of the example."""
         rng = np.random.Generator(np.random.Philox(key=np.array([self.key, place], np.uint64)))
         row = self.examples.read(number, rng)
         if not self.examples.is_prepared:
@@ -53,7 +51,7 @@ def stacked(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class _HostBatches:
-    """One host's rows of the global batches from ``first`` on: batch b is element b."""
+    """One host's rows of the global batches from position ``first``: element b is batch b."""
 
     prepare: _Prepare
     first: int
@@ -78,30 +76,28 @@ class _HostBatches:
 
 
 def _rows(rows: np.ndarray | None, batch_size: int) -> np.ndarray:
-    """The row numbers asked for, by default all of a batch."""
+    """The given row indices, or all of a batch."""
     rows = np.arange(batch_size) if rows is None else np.asarray(rows)
     if not len(rows) or rows.min() < 0 or rows.max() >= batch_size:
-        raise UserError(f"a batch of {batch_size} rows cannot give rows {rows.tolist()}")
+        raise UserError(f"a batch of {batch_size} rows has no rows {rows.tolist()}")
     return rows
 
 
 class TrainStream(Iterator[dict[str, np.ndarray]]):
     """Endless training batches of one host: arrays [number of its rows, ...].
 
-    ``rows`` are the numbers of the rows of each global batch that this host has to make, by
-    default all: row r of a batch is the same for any division of the rows among hosts.
+    ``rows``: the rows of each global batch that this host makes, default all. Row r of a batch is
+    the same for any division of the rows among hosts.
 
-    Besides the objective's arrays a batch holds ``example_id`` int64, the examples' numbers.
-    With ``static_epochs`` an example is prepared with the same random numbers again after so many
-    epochs, else always with new ones.
+    A batch contains the objective's arrays and ``example_id`` int64, the indices of the examples.
+    With ``static_epochs``, the random numbers of an example repeat after so many epochs.
 
-    ``position`` counts examples that all hosts together have consumed since the stream began; set
-    it (or start with it) and the stream goes on exactly there, whatever hosts, workers and batch
-    size were before. ``seed`` tells streams apart: give the phases of a run different ones, e.g.
-    (seed, phase). Batches may straddle the border of two epochs. Close it, or leave it as a
-    context manager, to end the workers.
+    ``position``: number of examples that all hosts have consumed since the start of the stream. If
+    it is set, the stream resumes exactly there, for any number of hosts, workers and any batch
+    size. ``seed``: use different seeds for the phases of a run, such as (seed, phase). A batch may
+    contain examples of two epochs. Close it, or use it as a context manager, to end the workers.
 
-    Workers are spawned: the program's main module is imported again, so it needs the usual
+    Workers are spawned: the program's main module is imported again, so it needs
     ``if __name__ == "__main__"``, and objective and examples must be importable and picklable.
     """
 
@@ -130,7 +126,7 @@ class TrainStream(Iterator[dict[str, np.ndarray]]):
 
     @property
     def position(self) -> int:
-        """Examples consumed by all hosts together; where the next batch begins."""
+        """Number of examples consumed by all hosts; the start of the next batch."""
         return self._position
 
     @position.setter
@@ -147,7 +143,7 @@ class TrainStream(Iterator[dict[str, np.ndarray]]):
 
     def _open(self) -> Any:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain reads absl flags, also in programs without absl
+            flags.FLAGS.mark_as_parsed()  # grain reads absl flags
         batches = replace(self._batches, first=self._position)
         threads = batches.prepare.examples.read_threads
         stream = grain.MapDataset.source(batches).to_iter_dataset(
@@ -161,7 +157,7 @@ class TrainStream(Iterator[dict[str, np.ndarray]]):
         return iter(stream)
 
     def close(self) -> None:
-        """Ends the worker processes; reading on starts them again."""
+        """Ends the worker processes; they start again when the next batch is read."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
@@ -187,11 +183,11 @@ def evaluation_batches(
     seed: Seed,
     rows: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Every example exactly once over all hosts, in order; the same rows on every call.
+    """Every example exactly once over all hosts, in order; equal on every call.
 
-    Batches are as `TrainStream`'s, and as many on every host. Random choices are keyed by the
-    example's number alone, so masks stay fixed. Rows that fill the last batch up are all zeros,
-    with ``example_id`` -1: an objective has to give a row of zeros the weight 0.
+    Batches are as in `TrainStream`, with the same number on every host. Random numbers are keyed by
+    the index of the example, so that masks are fixed. The last batch is filled with rows of zeros
+    with ``example_id`` -1, which must have the weight 0 in an objective.
     """
     rows = _rows(rows, batch_size)
     prepare = _Prepare(examples, objective, vocab, sequence_length, key_of("evaluation", seed))

@@ -13,18 +13,18 @@ from flax_transformers.errors import UserError
 from flax_transformers.objectives.sequence_to_sequence import PairSpec
 
 log = logging.getLogger(__name__)
-_OPEN_ROWS = 64  # rows that are looked through for room; more of them pack no tighter
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: multiples of it lie apart
+_OPEN_ROWS = 64  # open rows that are searched for free space; more do not improve the packing
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: its multiples are spread out
 _BUCKET_THREADS = 16
 
 
 class PairExamples(Examples):
-    """Rows of pairs of one split, in the form that `SequenceToSequence.prepare` describes.
+    """Packed pairs of one split, in the form of `SequenceToSequence.prepare`.
 
-    Which pairs share a row is decided here, once and for all, so that a row is an example like any
-    other and every epoch shuffles the rows anew. ``skipped`` pairs are too long for a row.
+    The packing is fixed, so that each row is one example and every epoch shuffles the rows.
+    ``skipped``: number of pairs that are too long.
 
-    Raises UserError for a store without pairs, and rows in which none of them fits.
+    Raises UserError for a store without pairs, and if no pair fits.
     """
 
     def __init__(self, store: TokenStore, spec: PairSpec) -> None:
@@ -33,8 +33,8 @@ class PairExamples(Examples):
         self._rooms = spec.length - spec.overhead, spec.target_length - spec.overhead
         if min(self._rooms) < 1:
             raise UserError(
-                f"Rows of {spec.length} and {spec.target_length} tokens hold no text; use longer "
-                "sequences."
+                f"Sequences of {spec.length} and {spec.target_length} tokens have no space for "
+                "text; use longer ones."
             )
         self._edges: np.ndarray | None = _edges(store)
         lengths = np.diff(self._edges).reshape(-1, 2)
@@ -43,7 +43,7 @@ class PairExamples(Examples):
         self.skipped = len(lengths) - len(pairs)
         if not fits.all():
             log.warning(
-                "%d of %d pairs of %s (%s) are longer than rows of %d and %d tokens and are %s",
+                "%d of %d pairs of %s (%s) are longer than %d and %d tokens and are %s",
                 len(lengths) - int(fits.sum()),
                 len(lengths),
                 store.directory,
@@ -54,7 +54,7 @@ class PairExamples(Examples):
             )
         if not len(pairs):
             raise UserError(
-                f"None of the {len(lengths)} pairs of {store.directory} fits into rows of "
+                f"None of the {len(lengths)} pairs of {store.directory} fits into "
                 f"{spec.length} and {spec.target_length} tokens; use longer sequences, or set "
                 "objective.long_pairs to cut."
             )
@@ -89,22 +89,22 @@ class PairExamples(Examples):
 
 
 def _edges(store: TokenStore) -> np.ndarray:
-    """Where texts begin and end, source and target of each pair in turn: int64 [2 pairs + 1]."""
+    """Ends of all texts, alternating source and target, from 0: int64 [2 pairs + 1]."""
     edges = np.concatenate([np.zeros(1, np.int64), store.sentence_ends])
     if store.num_sentences != 2 * store.num_documents or (edges[2::2] != store.document_ends).any():
         raise UserError(
-            f"The token store in {store.directory} holds texts and no pairs of them; set "
-            "data.source to a PairSource, or choose another objective."
+            f"The token store in {store.directory} contains texts and not pairs; set data.source "
+            "to a PairSource, or choose another objective."
         )
     return edges
 
 
 def pack(lengths: np.ndarray, room: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Which pairs share a row: first fit over the last rows that were begun, on both sides.
+    """Packs pairs into rows by first fit over the last open rows, on both sides.
 
-    ``lengths`` int [pairs, 2], each at most ``room``. Gives the pairs in the order of the rows,
-    int64 [pairs], and where each row ends in it, int64 [rows]. Pairs are taken in an order in which
-    neighbours lie far apart; it is the same on every call.
+    ``lengths`` int [pairs, 2], each at most ``room``. Returns the pairs in the order of the rows,
+    int64 [pairs], and the end of each row in it, int64 [rows]. Pairs are packed in a fixed order in
+    which neighbours are far apart.
     """
     order = np.argsort(np.arange(len(lengths), dtype=np.uint64) * _SPREAD, kind="stable")
     rows = np.empty(len(lengths), np.int64)
@@ -115,7 +115,7 @@ def pack(lengths: np.ndarray, room: tuple[int, int]) -> tuple[np.ndarray, np.nda
         fits = (left[0] >= a) & (left[1] >= b)
         place = int(fits.argmax())
         if not fits[place]:
-            place = begun % _OPEN_ROWS  # the row begun first makes room for a new one
+            place = begun % _OPEN_ROWS  # the oldest row is closed
             left[:, place] = room
             row_in[place] = begun
             begun += 1

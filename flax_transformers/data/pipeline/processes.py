@@ -1,4 +1,4 @@
-"""What every spawned process of this room does first."""
+"""Initialization of spawned worker processes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import threading
 
 
 def end_with_parent() -> None:
-    """Ends this process when its parent has ended, also when that was killed.
+    """Ends this process when its parent ends or is killed.
 
-    Otherwise the worker of a killed run would wait for ever on a queue that nobody reads.
+    Otherwise the worker of a killed run would wait forever on a queue.
     """
     parent = multiprocessing.parent_process()
 

@@ -13,14 +13,14 @@ from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import WindowSpec
 
-_BUCKET_THREADS = 16  # reads in flight per process, where a read waits for the network
+_BUCKET_THREADS = 16  # concurrent reads per process over a network
 
 
 class TextExamples(Examples):
-    """The windows of one split as raw examples, in the form that `Objective.prepare` describes.
+    """The windows of one split as raw examples, in the form of `Objective.prepare`.
 
-    Raises UserError for a training split that does not fill one window across documents (a smaller
-    validation split gives one short window), and for one document where two are needed.
+    Raises UserError for a training split shorter than one window across documents (a validation
+    split then has one short window), and for one document if two are needed.
     """
 
     def __init__(self, store: TokenStore, spec: WindowSpec) -> None:
@@ -29,8 +29,8 @@ class TextExamples(Examples):
         self._windows = cached_window_index(store, spec)
         if spec.other and store.num_documents < 2:
             raise UserError(
-                f"The {store.split} split holds one document, but pairs from two documents are "
-                "asked for; use more text, or an objective without pairs."
+                f"The {store.split} split has one document, but the objective needs pairs of "
+                "documents; use more text, or an objective without pairs."
             )
         if store.split == "train" and spec.cross_documents and len(self._windows) == 1:
             separators = store.num_documents - 1
@@ -42,7 +42,7 @@ class TextExamples(Examples):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of an index in a file the length alone: the file is opened again, not copied."""
+        """Of an index in a file only the length: the file is opened again."""
         kept = isinstance(self._windows, StoreArray)
         return {**self.__dict__, "_windows": len(self._windows) if kept else self._windows}
 
@@ -76,7 +76,7 @@ class TextExamples(Examples):
         return (self.store.sentence_ends_within(start, start + length) - start).astype(np.int32)
 
     def _elsewhere(self, start: int, rng: np.random.Generator) -> tuple[int, int]:
-        """A window of a document other than that at ``start``; each such window is as likely."""
+        """A random window of another document than the one at ``start``."""
         document = self.store.document_of(start)
         while True:
             other = self._window(int(rng.integers(len(self._windows))))

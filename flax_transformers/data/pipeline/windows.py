@@ -1,11 +1,9 @@
-"""The window index: which stretches of a token store become training rows.
+"""The window index: the windows of a token store that become training examples.
 
-Windows are cut greedily over whole sentences, or, if the objective does not mind where, as full as
-they get. The one rule about their length: the raw tokens
-plus the document ends strictly inside the window (each gets a separator) are at most
-``spec.length``, and the sentences at most ``spec.sentences``. An end exactly at the window's end
-costs nothing. A sentence that is longer than a window is split. Every token of the split is in
-exactly one window, in order.
+Windows consist of whole sentences, filled greedily, or are cut anywhere if the objective allows it.
+The tokens of a window and the document ends strictly inside it (each needs a separator) are at most
+``spec.length``, and its sentences at most ``spec.sentences``. A sentence longer than a window is
+split. Every token of the split is in exactly one window, in order.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from flax_transformers.objectives.base import WindowSpec
 from flax_transformers.storage.folders import LocalFolder
 
 WINDOW = np.dtype([("start", "<i8"), ("length", "<i4")])
-_SENTENCES_AT_ONCE = 1 << 22  # bounds memory: some 200 MB of temporaries
+_SENTENCES_AT_ONCE = 1 << 22  # about 200 MB of temporary arrays
 _CHECKED = 1 << 18  # windows read at once to check them
 
 
@@ -32,10 +30,12 @@ def window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray:
     Raises UserError for a split without tokens and for a length below 1.
     """
     if spec.length < 1:
-        raise UserError(f"Windows of {spec.length} tokens hold no text; use longer sequences.")
+        raise UserError(
+            f"Windows of {spec.length} tokens have no space for text; use longer sequences."
+        )
     if store.num_tokens == 0:
         raise UserError(
-            f"The {store.split} split of the token store in {store.directory} holds no tokens; "
+            f"The {store.split} split of the token store in {store.directory} has no tokens; "
             "check the data source."
         )
     if spec.whole_sentences:
@@ -51,10 +51,10 @@ def window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray:
 
 
 def _filled(document_ends: np.ndarray, length: int) -> np.ndarray:
-    """Where windows begin if every ``length`` places make one, separators included.
+    """Starts of windows of ``length`` positions each, separators included.
 
-    The separator of document j, from 0, has the place ``document_ends[j] + j``. A window that would
-    begin with one begins behind it.
+    The separator of document j, from 0, is at position ``document_ends[j] + j``. A window never
+    starts with a separator.
     """
     separators = document_ends + np.arange(len(document_ends))
     places = np.arange(0, separators[-1], length)
@@ -64,8 +64,10 @@ def _filled(document_ends: np.ndarray, length: int) -> np.ndarray:
 def _window_starts(
     sentence_ends: np.ndarray, document_ends: np.ndarray, spec: WindowSpec
 ) -> np.ndarray:
-    """Walks the sentences in blocks; a block begins where the last window is not sure to end."""
-    block_size = max(_SENTENCES_AT_ONCE, spec.length + 1)  # so that each block ends a window
+    """Processes the sentences in blocks; a block starts at the first undecided window."""
+    block_size = max(
+        _SENTENCES_AT_ONCE, spec.length + 1
+    )  # so that each block contains the end of a window
     found, position, total = [], 0, int(sentence_ends[-1])
     while position < total:
         first = int(np.searchsorted(sentence_ends, position, side="right"))
@@ -79,9 +81,9 @@ def _window_starts(
 
 
 def _split_long(position: int, ends: np.ndarray, length: int) -> np.ndarray:
-    """Ends of the units that windows are made of: sentences, long ones cut every ``length``."""
+    """Ends of sentences, with long sentences split every ``length`` tokens."""
     starts = np.concatenate([[position], ends[:-1]])
-    cuts = (ends - starts - 1) // length  # how many ends each sentence gets besides its own
+    cuts = (ends - starts - 1) // length  # number of additional ends of each sentence
     if not cuts.any():
         return ends
     repeated = np.repeat(np.arange(len(ends)), cuts + 1)
@@ -92,7 +94,7 @@ def _split_long(position: int, ends: np.ndarray, length: int) -> np.ndarray:
 def _chain(
     position: int, units: np.ndarray, document_ends: np.ndarray, spec: WindowSpec, last_block: bool
 ) -> np.ndarray:
-    """Window starts from ``position`` on; the last entry is where the next block goes on."""
+    """Window starts from ``position``; the last entry is the start of the next block."""
     starts = np.concatenate([[position], units[:-1]])
     if spec.cross_documents:
         # An end d costs a separator in a window (start, end) when start < d < end.
@@ -105,21 +107,21 @@ def _chain(
         following = np.searchsorted(units, limit, side="right")
     if spec.sentences is not None:
         following = np.minimum(following, np.arange(len(units)) + spec.sentences)
-    jumps = following.tolist()  # Python integers: this loop runs once per window
+    jumps = following.tolist()  # Python integers are faster in this loop
     count, unit, chain = len(units), 0, []
     while unit < count:
         chain.append(unit)
         unit = jumps[unit]
     edges = starts[chain]
-    # A window that reaches the block's end may go on behind it: the next block decides.
+    # A window at the end of the block may continue after it: the next block decides.
     return np.append(edges, units[-1]) if last_block else edges
 
 
 def cached_window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray | StoreArray:
-    """`window_index`, kept in the folder ``windows`` of a local store and read from there.
+    """`window_index`, cached in the folder ``windows`` of a local store and read from there.
 
-    Thirty million windows take half a minute and 360 MB: the data workers of a machine share
-    them (`shared_window_index`). Where nothing can be written the index stays in memory.
+    Thirty million windows take half a minute and 360 MB, so the data workers of a machine share
+    them (`shared_window_index`). If the folder is not writable, the index stays in memory.
     """
     if not store.is_local:
         return window_index(store, spec)
@@ -132,23 +134,23 @@ def cached_window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray | Sto
     try:
         LocalFolder(store.directory).write(name, windows.view(np.uint8).data)
         return reader.array(name, WINDOW, len(windows))
-    except (UserError, OSError):  # a read-only or full disk is no reason to stop
+    except (UserError, OSError):  # a read-only or full disk is not an error
         return windows
 
 
 def shared_window_index(
     store: TokenStore, spec: WindowSpec, length: int
 ) -> np.ndarray | StoreArray:
-    """The index of ``length`` windows that `cached_window_index` has checked in another process."""
+    """The index of ``length`` windows that `cached_window_index` verified in another process."""
     reader, name = _place(store, spec)
     try:
         return reader.array(name, WINDOW, length)
-    except UserError:  # it was deleted since
+    except UserError:  # it was deleted
         return window_index(store, spec)
 
 
 def _place(store: TokenStore, spec: WindowSpec) -> tuple[StoreReader, str]:
-    """What reads the index that is kept in a local store, and the name of its file."""
+    """The reader and file name of a cached index."""
     kind = "across" if spec.cross_documents else "within"
     kind += "" if spec.sentences is None else f"-{spec.sentences}"
     kind += "" if spec.whole_sentences else "-filled"
@@ -161,10 +163,7 @@ def _kept_windows(store: TokenStore, name: str) -> int:
 
 
 def _covers(windows: StoreArray, tokens: int) -> bool:
-    """Whether each window begins where the one before ends: no damaged figure passes this.
-
-    Reads a block at a time.
-    """
+    """Whether each window starts where the one before ends, which detects damaged entries."""
     end = 0
     for first in range(0, len(windows), _CHECKED):
         block = windows.read(first, min(first + _CHECKED, len(windows)))

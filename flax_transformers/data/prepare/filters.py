@@ -1,4 +1,4 @@
-"""Which documents of a corpus are let in: length limits, and exact duplicates only once."""
+"""Filters of documents: limits of length, and exact duplicates only once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from flax_transformers.ranges import Ranges
 
 @dataclass(frozen=True)
 class Filters:
-    """What a document has to be to get into a token store; by default any text will do.
+    """Which documents are kept; by default all.
 
-    ``min_characters``, ``max_characters``: limits of a document's length, both sides of a pair
+    ``min_characters``, ``max_characters``: limits of a document's length, of both sides of a pair
     together; None is no limit.
-    ``drop_duplicates``: of documents with the same text, whitespace aside, and the same labels,
-    only the first of the corpus stays; one that is also in the validation source does not stay at
-    all. It takes one more pass over the corpus, and some 24 bytes of disk a document meanwhile. The
-    tokenizer of a mixture is trained before they are looked for.
+    ``drop_duplicates``: of documents with the same text, ignoring whitespace, and the same labels,
+    keep the first in the corpus, and none that is also in the validation source. Needs one more
+    pass over the corpus, and about 24 bytes of disk per document meanwhile. The tokenizer of a
+    mixture is trained before.
     """
 
     min_characters: int = 0
@@ -48,9 +48,9 @@ def let_in(
     counts: Counts,
     repeated: Collection[int] = (),
 ) -> Iterator[tuple[int, Document]]:
-    """The documents that pass; the others are counted.
+    """The documents that pass the filters; the others are counted.
 
-    ``repeated`` are the numbers of those that an earlier document repeats.
+    ``repeated``: the numbers of documents that repeat an earlier one.
     """
     most = float("inf") if filters.max_characters is None else filters.max_characters
     for number, document in documents:

@@ -1,4 +1,4 @@
-"""Labels of documents as numbers: which classes there are, and what the store keeps of each."""
+"""Labels of documents as numbers, and the names of classes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def has_names(source: Source) -> bool:
 
 
 class LabelNames:
-    """The names of the classes of a store: those that the source gives, else those of the training
-    documents, sorted. They are kept beside the tokenizer, if the labels have names."""
+    """Finds and writes the names of the classes of a store: those of the source, or else those of
+    the training documents, sorted."""
 
     def __init__(self, folder: Folder, source: Source) -> None:
         self._folder = folder
@@ -35,13 +35,13 @@ class LabelNames:
         self._found: set[str] = set()
 
     def seen(self, training: Iterable[Document]) -> Iterator[Document]:
-        """The documents, whose labels are noted on the way."""
+        """Yields the documents and notes their labels."""
         for document in training:
             self._found.update(map(str, document.labels))
             yield document
 
     def keep(self, rest: Iterable[Document]) -> None:
-        """Writes the names, if they are wanted, when ``rest`` are the documents not yet seen."""
+        """Writes the names, if the labels have names. ``rest``: the documents not yet seen."""
         if not self._wanted:
             return
         names = list(self._given)
@@ -54,7 +54,7 @@ class LabelNames:
 
 
 def kept_label_names(folder: Folder) -> tuple[str, ...]:
-    """What `LabelNames` wrote; none where it did not."""
+    """What `LabelNames` wrote; empty without names."""
     if not folder.exists(NAMES):
         return ()
     return tuple(json.loads(folder.read(NAMES))["names"])
@@ -62,7 +62,7 @@ def kept_label_names(folder: Folder) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Labeller:
-    """Turns what a document has to be learned of it into the arrays that a store keeps."""
+    """Converts the labels of documents to the arrays of a store."""
 
     source: Source
     names: Sequence[str]
@@ -70,10 +70,10 @@ class Labeller:
     counts: Counts
 
     def arrays(self, document: Document, *, scored: bool) -> list[np.ndarray] | None:
-        """In the order of `store.LABELS`; None for a document that is left out and counted.
+        """The arrays in the order of `token_store.LABELS`; None for a document that is left out.
 
-        ``scored`` documents keep what scores take. Raises UserError for a class that is not among
-        the names, unless the source's policy is to skip what is not valid.
+        ``scored``: whether to keep the record for scoring. Raises UserError for an unknown class,
+        unless the source's ``on_invalid`` leaves the document out.
         """
         if self.source.label_kind is None:
             return []

@@ -1,7 +1,7 @@
-"""What preparing a store left out or changed: counted, printed, and kept with the store.
+"""The report of what preparation left out or changed: counted, printed, and kept in the store.
 
-``report.json`` beside the manifest holds it. No reader needs it: one that is absent or damaged is
-not said, and a store's fingerprint does not depend on it.
+``report.json`` beside the manifest contains it. A missing or damaged report is ignored, and the
+fingerprint of a store does not depend on it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flax_transformers.storage.folders import Folder
 REPORT = "report.json"
 _FORMAT = 1
 _KEPT = 100
-"""Characters of each kind that a shard keeps by name, the most frequent ones."""
+"""Number of the most frequent characters of each kind in the record of a shard."""
 _SHOWN = 5
 _UNKNOWN_WARNING = 0.01  # share of tokens
 _INVALID_WARNING = 0.1  # share of documents
@@ -32,9 +32,9 @@ _PRINTABLE = [chr(code) for code in range(0x21, 0x7F)]
 
 
 class Characters:
-    """What a tokenizer makes of single characters: unknown, dropped, or changed into others.
+    """Finds characters that a tokenizer does not know, drops, or changes into others.
 
-    White space is left out, and so are changes of case, which are settings of the tokenizer.
+    Whitespace and changes of case are ignored.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -45,14 +45,14 @@ class Characters:
         self._of_note = re.compile(rf"[^\s{re.escape(plain)}]")
 
     def count(self, texts: Iterable[str]) -> Counter[str]:
-        """How often the characters of texts occur that are not plain ASCII."""
+        """Counts the characters of texts that are not unchanged ASCII."""
         found: Counter[str] = Counter()
         for text in texts:
             found.update(self._of_note.findall(text))
         return found
 
     def sorted_out(self, counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
-        """Counts by kind, of all characters that are of one: what is changed as "old new"."""
+        """Counts by kind; a changed character is named "old new"."""
         self._probe([one for one in counts if one not in self._known])
         found: dict[str, dict[str, int]] = {kind: {} for kind in _KINDS}
         for character, count in counts.items():
@@ -65,7 +65,7 @@ class Characters:
         tokenizer = self._tokenizer
         unknown = tokenizer.vocabulary.unk_id
         alone = tokenizer.encode_batch(characters)
-        # The pieces of WordPiece within a word are others than those that begin one.
+        # WordPiece has different tokens at the start of a word and within words.
         within = tokenizer.kind == "wordpiece" and unknown not in tokenizer.encode_batch(["a"])[0]
         inside = tokenizer.encode_batch([f"a{one}" for one in characters]) if within else alone
         for character, ids, others in zip(characters, alone, inside, strict=True):
@@ -86,14 +86,14 @@ _characters: dict[str, Characters] = {}
 
 
 def characters_of(tokenizer: Tokenizer) -> Characters:
-    """One `Characters` for each tokenizer and process: it remembers what it has looked at."""
+    """One `Characters` per tokenizer and process, which caches its results."""
     if tokenizer.fingerprint not in _characters:
         _characters[tokenizer.fingerprint] = Characters(tokenizer)
     return _characters[tokenizer.fingerprint]
 
 
 class TextFindings:
-    """What a tokenizer made of the texts of a shard."""
+    """Statistics of a tokenizer on the texts of a shard."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._characters = characters_of(tokenizer)
@@ -102,7 +102,7 @@ class TextFindings:
         self._tokens = self._unknown = self._length = 0
 
     def add(self, texts: Iterable[str], ids: Sequence[np.ndarray]) -> None:
-        """Some texts, and all of their ids."""
+        """Adds texts with their ids."""
         texts = list(texts)
         self._length += sum(map(len, texts))
         self._counts.update(self._characters.count(texts))
@@ -112,7 +112,7 @@ class TextFindings:
             self._unknown += int(np.count_nonzero(together == self._unknown_id))
 
     def record(self) -> dict[str, Any]:
-        """As JSON, for `added_up`."""
+        """The statistics as JSON, for `added_up`."""
         kinds = self._characters.sorted_out(self._counts)
         totals = {f"{kind}_total": sum(counts.values()) for kind, counts in kinds.items()}
         kept = {kind: dict(_most(counts, _KEPT)) for kind, counts in kinds.items()}
@@ -121,12 +121,12 @@ class TextFindings:
 
 
 def _most(counts: Mapping[str, int], number: int) -> list[tuple[str, int]]:
-    """The most frequent; where that is equal, by name."""
+    """The most frequent names; equally frequent ones sorted by name."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:number]
 
 
 def added_up(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The sums of records, whose values are numbers and such records."""
+    """The sum of nested records of numbers."""
     total: dict[str, Any] = {}
     for record in records:
         for name, value in record.items():
@@ -138,14 +138,14 @@ def added_up(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def write_report(folder: Folder, report: Mapping[str, Any]) -> None:
-    """Keeps a report with the store. ``report``: bytes of files that are ``read``, what lies there
-    and is ``unread`` (kind: [how many, bytes]), ``documents``, ``left_out`` (see `Counts`), ``cut``
-    documents, and the sum of `TextFindings` of each tokenizer (``tokenizers``)."""
+    """Writes a report. ``report``: bytes of the files ``read``; ``unread`` files (kind: [count,
+    bytes]); ``documents``; ``left_out`` and ``cut`` (see `Counts`); ``tokenizers``: the sum of
+    `TextFindings` of each."""
     folder.write(REPORT, to_json({"format": _FORMAT, **report}))
 
 
 def print_report(folder: Folder) -> None:
-    """Prints what the report of a store has to say on stderr."""
+    """Prints the report of a store on stderr."""
     if lines := report_lines(folder):
         print(f"Report of the store in {folder.path}:", file=sys.stderr)
     for line in lines:
@@ -153,7 +153,7 @@ def print_report(folder: Folder) -> None:
 
 
 def report_lines(folder: Folder) -> list[str]:
-    """What the report of a store has to say; nothing where there is none or it is damaged."""
+    """The lines of the report of a store; empty if it is missing or damaged."""
     try:
         report = json.loads(folder.read(REPORT))
         if report["format"] != _FORMAT:
@@ -174,11 +174,11 @@ def _corpus_lines(report: Mapping[str, Any]) -> list[str]:
             line = f"WARNING: {line}; these are {share:.0%} of the bytes of the corpus"
         lines.append(line)
     if report["cut"]:
-        lines.append(f"Cut: {report['cut']:,} times a text of more than 16 MiB went on as another")
+        lines.append(f"Cut: {report['cut']:,} times, because a text was longer than 16 MiB")
     invalid, documents = report["left_out"]["invalid"], report["documents"]
     if invalid > _INVALID_WARNING * (invalid + documents):
         lines.append(
-            f"WARNING: {invalid:,} documents were not valid, and {documents:,} are in the store; "
+            f"WARNING: {invalid:,} documents were invalid, and {documents:,} are in the store; "
             "prepare with on_invalid error to see the first of them"
         )
     return lines
@@ -196,7 +196,7 @@ def _tokenizer_lines(tokenizers: Mapping[str, Mapping[str, Any]]) -> list[str]:
             elif characters := _shown(found["unknown_within_words"]):
                 line += f"; characters that the tokenizer lacks within words: {characters}"
             if share > _UNKNOWN_WARNING:
-                line = f"WARNING: {line}; take a tokenizer that was trained on such text"
+                line = f"WARNING: {line}; use a tokenizer that was trained on such text"
             lines.append(line)
         for kind in ("dropped", "changed"):
             if found[f"{kind}_total"]:
@@ -212,7 +212,7 @@ def _shown(counts: Mapping[str, int]) -> str:
 
 
 def _named(name: str) -> str:
-    """A character with its code point, and what it became."""
+    """A character with its code point, and what it is changed to."""
     character, into = name[0], name[1:].lstrip()
     shown = f"{character!r} " if character.isprintable() else ""
     return f"{shown}U+{ord(character):04X}" + (f" to {into!r}" if into else "")

@@ -1,4 +1,4 @@
-"""Writes the files of one shard of a token store; `store` says what is in them."""
+"""Writes the files of one shard of a token store (see `token_store`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flax_transformers.storage.folders import Folder, writing
 class ShardWriter:
     """Writes one shard of one split; nothing is visible before ``finish``.
 
-    Used as a context manager: left with an exception, it removes what it wrote.
+    A context manager, which removes the files if an exception is raised.
     """
 
     def __init__(
@@ -62,10 +62,9 @@ class ShardWriter:
     def add_document(
         self, sentences: Sequence[np.ndarray], labels: Sequence[np.ndarray] = ()
     ) -> int:
-        """Appends the token ids of each sentence (integers [n]); returns how many tokens.
+        """Appends the token ids of each sentence (integers [n]); returns the number of tokens.
 
-        ``labels`` are the arrays that a store with labels takes of each document, in the order of
-        `LABELS`.
+        ``labels``: the arrays of a document's labels, in the order of `LABELS`.
         """
         lengths = np.array([len(sentence) for sentence in sentences if len(sentence)], np.int64)
         if not len(lengths):
@@ -90,7 +89,7 @@ class ShardWriter:
         return len(tokens)
 
     def finish(self) -> ShardRecord:
-        """Gives the files their names. They are lasting after `Folder.sync`."""
+        """Gives the files their names. They are durable after `Folder.sync`."""
         with writing(self._folder.path):
             records = {kind: file.finish() for kind, file in self._files.items()}
         for kind, file in self._files.items():

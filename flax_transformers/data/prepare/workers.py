@@ -1,4 +1,4 @@
-"""Does one piece of work for runs of shards, in this process or in several, and shows progress."""
+"""Runs a function for runs of shards, in this process or in several, and shows progress."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from flax_transformers.errors import UserError
 from flax_transformers.parallel.watchdog import watchdog
 
 _THREADS = "TOKENIZERS_PARALLELISM"
-Work = Callable[[Sequence[int], "Note"], None]  # does a run of shards, in order; picklable
+Work = Callable[[Sequence[int], "Note"], None]  # processes a run of shards in order; picklable
 
 
 class Note(Protocol):
-    """Told of progress now and then; may raise to stop the work."""
+    """Reports progress; may raise to stop the work."""
 
     def __call__(self, documents: int = 0, tokens: int = 0, shards: int = 0) -> None:
-        """What has been done since the last call."""
+        """Adds the progress since the last call."""
 
 
 def require_job(job: int, jobs: int, shards: int) -> None:
-    """Raises UserError for a job that does not exist, or has no shard to make."""
+    """Raises UserError for a job that does not exist or has no shard."""
     if not 0 <= job < jobs <= shards:
         raise UserError(
-            f"Shard {job}/{jobs} does not exist: jobs count from 0, and there are data.shards, "
-            f"{shards}, for them to make."
+            f"Shard {job}/{jobs} does not exist: jobs are numbered from 0, and there are "
+            f"data.shards, {shards}, for them."
         )
 
 
@@ -50,10 +50,10 @@ def for_each_run(
     total: int,
     unit: str = "documents",
 ) -> None:
-    """Calls ``work`` for each run of the shards that are missing of ``total``; each process takes
-    one core.
+    """Calls ``work`` for each run of the missing ones of ``total`` shards; each process uses one
+    core.
 
-    ``done`` is what has happened to a shard then ("tokenised"), ``unit`` what it holds. Raises what
+    ``done``: what is done with a shard ("tokenized"); ``unit``: what it contains. Raises what
     ``work`` raises.
     """
     with _Reporter(done, total, total - sum(map(len, runs)), unit) as reporter:
@@ -67,7 +67,7 @@ def for_each_run(
 
 @contextlib.contextmanager
 def _one_core() -> Iterator[None]:
-    """The tokenizers library would take them all; it looks at this on every call."""
+    """Limits the tokenizers library, which reads this variable on every call, to one core."""
     before = os.environ.get(_THREADS)
     os.environ[_THREADS] = "false"
     try:
@@ -80,7 +80,7 @@ def _one_core() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker process needs, handed over once."""
+    """What a worker process needs."""
 
     work: Work
     progress: Any  # shared array of int64: documents, tokens, shards
@@ -91,7 +91,7 @@ _job: _Job | None = None
 
 
 class _Stopped(Exception):
-    """Another process failed; this one gives up."""
+    """Another process failed; this one stops."""
 
 
 def _start_worker(job: _Job) -> None:
@@ -132,8 +132,8 @@ def _in_processes(
                 future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "A process that prepares died, perhaps for want of memory; run the same command again "
-            "to go on, with fewer prepare_processes. (A script that prepares needs its "
+            "A process that prepares died, perhaps out of memory; run the same command again to "
+            "resume, with fewer prepare_processes. (A script that prepares needs "
             '`if __name__ == "__main__"`.)'
         ) from error
     finally:
@@ -142,7 +142,7 @@ def _in_processes(
 
 
 class _Reporter:
-    """A progress bar where stderr is a terminal, else a line for every finished shard."""
+    """A progress bar if stderr is a terminal, else a line for every finished shard."""
 
     def __init__(self, what: str, shards: int, done: int, unit: str) -> None:
         self._unit = unit
@@ -178,7 +178,7 @@ class _Reporter:
         self.set(self._documents + documents, self._tokens + tokens, self._new + shards)
 
     def set(self, documents: int, tokens: int, new: int) -> None:
-        """How many documents, tokens and shards have been done in all."""
+        """Sets the total numbers of documents, tokens and shards."""
         if (documents, tokens, new) != (self._documents, self._tokens, self._new):
             watchdog.progress()
         self._documents, self._tokens = documents, tokens

@@ -168,7 +168,7 @@ class ParquetFile:
     def _metadata(self) -> Any:
         from pyarrow import parquet
 
-        with _reading_parquet(self.path):
+        with reading_parquet(self.path):
             metadata = parquet.read_metadata(self.path)
             schema = metadata.schema.to_arrow_schema()
         for field in (*self.texts, *self.others):
@@ -205,7 +205,7 @@ class ParquetFile:
         from pyarrow import parquet
 
         rows, metadata = self._rows, self._metadata
-        with _reading_parquet(self.path), parquet.ParquetFile(self.path, metadata=metadata) as file:
+        with reading_parquet(self.path), parquet.ParquetFile(self.path, metadata=metadata) as file:
             for group, (before, after) in enumerate(itertools.pairwise(rows)):
                 if before == after or self._position(after - 1) < start:
                     continue
@@ -238,7 +238,7 @@ class ParquetFile:
 
 
 @contextlib.contextmanager
-def _reading_parquet(path: Path) -> Iterator[None]:
+def reading_parquet(path: Path) -> Iterator[None]:
     """Turns pyarrow's errors for a damaged file into a UserError."""
     import pyarrow
 

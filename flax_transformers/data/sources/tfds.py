@@ -50,7 +50,7 @@ class Examples:
 
     @cached_property
     def _data(self) -> Any:
-        path, split, info = self.source.path, self.source.split, self.builder.info
+        path, split = self.source.path, self.source.split
         for feature in (*self.texts, *self.others):
             found = self._feature(feature)
             kind = found.np_dtype if isinstance(found.np_dtype, dict) else np.dtype(found.np_dtype)
@@ -59,13 +59,7 @@ class Examples:
                     f"The feature {feature!r} of {path} is a {kind}, not text; "
                     "name a text feature in the source's fields."
                 )
-        try:
-            return self.builder.as_data_source(split=split)
-        except ValueError as error:
-            raise UserError(
-                f"{path} has no split {split!r}; its splits are {listed(info.splits)}, and slices "
-                "such as 'train[:10%]' work."
-            ) from error
+        return split_of(path, self.builder, split)
 
     def _feature(self, name: str) -> Any:
         """The feature of a field, which may be nested. Raises UserError."""
@@ -109,6 +103,17 @@ class Examples:
             for number, row in zip(chosen, rows, strict=True):
                 found = {name: _as_python(row[name]) for name in names}
                 yield Record(number, found, f"Example {number} of {path}")
+
+
+def split_of(path: str, builder: Any, split: str, **options: Any) -> Any:
+    """Random access to a split. ``options``: of TFDS. Raises UserError if it does not exist."""
+    try:
+        return builder.as_data_source(split=split, **options)
+    except ValueError as error:
+        raise UserError(
+            f"{path} has no split {split!r}; its splits are {listed(builder.info.splits)}, and "
+            "slices such as 'train[:10%]' work."
+        ) from error
 
 
 def _as_python(value: Any) -> Any:

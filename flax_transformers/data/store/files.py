@@ -1,9 +1,9 @@
-"""Files of a finished store: how they are recorded, checked on opening, and read at random.
+"""Files of a finished store: their records, verification, and random access.
 
-Token stores and image stores share one rule. The manifest carries a digest of itself and the size
-and sha256 of every other file. Opening a store checks the manifest and all sizes; before the first
-example is read, the content of every file of a local store is compared with its digest and with
-what it is said to hold. Each error is one sentence that names the file.
+The manifest of a token store or image store contains a checksum of itself and the size and sha256
+of every other file. Opening a store checks the manifest and all sizes; before the first example is
+read, every file of a local store is compared with its checksum and its declared content. Each error
+is one sentence that names the file.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from flax_transformers.storage.file_hashes import FileRecord, record_of
 from flax_transformers.storage.folders import Folder, LocalFolder, RandomFile
 
 DIGEST = "fingerprint"
-"""Key of a manifest under which the digest of all its other entries stands."""
+"""Key of the checksum of all other entries of a manifest."""
 _BLOCK = 1 << 25  # bytes read at once; a multiple of every item size
 _PAGE = 512  # entries read at once by a search
 _THREADS = 4
-_REQUESTS = 32  # to a bucket at once, where each takes a few bytes
+_REQUESTS = 32  # to a bucket at the same time, of a few bytes each
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds: ``count`` numbers of ``dtype``, or any number of them.
+    """The content of a file: ``count`` numbers of ``dtype``, or any number of them.
 
-    ``below``: all are from 0 to less than this. ``last``: they do not decrease, and the final one
-    is this (0 if there are none); with ``strictly`` they increase from above 0.
+    ``below``: all are from 0 to less than this. ``last``: they do not decrease, and the last one is
+    this (0 if there are none); with ``strictly`` they increase from above 0.
     """
 
     dtype: str
@@ -54,7 +54,7 @@ StoreFiles = Mapping[str, tuple[FileRecord, Content]]
 
 
 def to_json(record: Mapping[str, Any]) -> bytes:
-    """Equal records give equal bytes."""
+    """A record as JSON; equal records give equal bytes."""
     return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
 
 
@@ -64,7 +64,7 @@ def digest(record: Mapping[str, Any]) -> str:
 
 
 def sealed(body: Mapping[str, Any]) -> bytes:
-    """A manifest with its own digest."""
+    """A manifest with its own checksum."""
     return to_json({**body, DIGEST: digest(body)})
 
 
@@ -82,9 +82,9 @@ class StoreReader:
         converters: Mapping[int, Convert] = MappingProxyType({}),
         also: Sequence[int] = (),
     ) -> dict[str, Any]:
-        """A manifest that `sealed` wrote. Raises UserError if it is missing, of another format, or
-        changed since. ``converters`` bring older formats, which had no digest, into this one;
-        ``also`` are older formats that are read as they are."""
+        """A manifest that `sealed` wrote. Raises UserError if it is missing, damaged or of another
+        format. ``converters``: from older formats without a checksum to this one. ``also``: older
+        formats that need no conversion."""
         try:
             content = self.folder.read(name)
             manifest = json.loads(content)
@@ -94,7 +94,7 @@ class StoreReader:
                 return converters[found](manifest)
         except FileNotFoundError:
             raise UserError(
-                f"There is no {self.kind} in {self.folder.path}; make one with "
+                f"There is no {self.kind} in {self.folder.path}; prepare one with "
                 "`flax-transformers prepare`."
             ) from None
         except OSError as error:
@@ -107,29 +107,27 @@ class StoreReader:
                 f"format {format}; prepare it again in another directory."
             )
         if not intact:
-            raise self.damaged(name, "it does not match its own digest")
+            raise self.damaged(name, "it does not match its own checksum")
         return manifest
 
     def check_sizes(self, files: StoreFiles) -> None:
-        """Compares the sizes of local files with the records, and these with the counts."""
+        """Compares the sizes of local files with the records, and the records with the counts."""
         for name, (record, content) in files.items():
             size = np.dtype(content.dtype).itemsize
             count = record.bytes // size if content.count is None else content.count
             if record.bytes != count * size:
-                raise self.damaged(
-                    name, f"{record.bytes} bytes are not the {count:,} entries of the manifest"
-                )
+                raise self.damaged(name, f"{record.bytes} bytes are not {count:,} entries")
             if isinstance(self.folder, LocalFolder):
                 self._check_size(name, record.bytes)
 
     def check_remote_sizes(self, files: StoreFiles) -> None:
-        """Compares the sizes of the files of a bucket with the records: one small read of each."""
+        """Compares the sizes of files in a bucket with the records, by one small read of each."""
 
         def check(name: str) -> None:
             size = files[name][0].bytes
             start = max(0, size - 1)
             try:
-                found = len(self.folder.read(name, start))  # to the end, which is one byte away
+                found = len(self.folder.read(name, start))  # one byte, if the size is right
             except FileNotFoundError as error:
                 raise self.damaged(name, "it is missing") from error
             if found != size - start:
@@ -149,16 +147,16 @@ class StoreReader:
             raise self.damaged(name, f"it has {found} bytes instead of {expected}")
 
     def check_contents(self, files: StoreFiles) -> None:
-        """Reads every file and compares it with its record and with what it should hold."""
+        """Reads every file and compares it with its record and its content."""
         for _, error in self.problems(files):
             raise error
 
     def problems(
         self, files: StoreFiles, seen: Seen | None = None
     ) -> Iterator[tuple[str, UserError]]:
-        """(name, error) of the files that are not as they were written; reads all of them.
+        """(name, error) of damaged files; reads all files.
 
-        ``seen`` is called with the name and the numbers of each block that is read, by any thread.
+        ``seen`` is called, by several threads, with the name and the numbers of each block.
         """
         with ThreadPoolExecutor(_THREADS) as threads:
             checks = {
@@ -195,7 +193,7 @@ class StoreReader:
             raise self.damaged(name, problem)
 
     def record(self, name: str) -> FileRecord:
-        """Size and sha256 of a file as it is now."""
+        """The present size and sha256 of a file."""
         return record_of(self._blocks(name))
 
     def _blocks(self, name: str) -> Iterator[bytes]:
@@ -207,7 +205,7 @@ class StoreReader:
     def array(
         self, name: str, dtype: str | np.dtype, length: int, *, in_memory: bool = False
     ) -> StoreArray:
-        """A file as a flat array that is read at random, or, with ``in_memory``, whole and once."""
+        """A file as a flat array with random access; with ``in_memory`` it is read at once."""
         file = self._open(name)
         if in_memory:
             size = length * np.dtype(dtype).itemsize
@@ -238,14 +236,14 @@ class StoreReader:
         return content
 
     def damaged(self, name: str, problem: str) -> UserError:
-        """The error for a file that is not as it was written."""
+        """The error for a damaged file."""
         return UserError(
             f"The file {name} of the {self.kind} in {self.folder.path} is damaged; restore it, or "
             f"delete the store and prepare it again ({problem})."
         )
 
     def unreadable(self, name: str, error: OSError) -> UserError:
-        """The error for a file that may be intact but cannot be read now."""
+        """The error for a file that exists and cannot be read."""
         return UserError(
             f"The file {name} of the {self.kind} in {self.folder.path} cannot be read "
             f"({error.strerror or error}); make it readable, then run the same command again."
@@ -253,10 +251,10 @@ class StoreReader:
 
 
 def _is_intact(manifest: dict[str, Any], content: bytes) -> bool:
-    """Whether a manifest, which is read from ``content``, matches its own digest."""
+    """Whether a manifest, parsed from ``content``, matches its own checksum."""
     noted = manifest.get(DIGEST)
     rest = content.replace(f' "{DIGEST}": "{noted}",\n'.encode(), b"", 1)
-    if hashlib.sha256(rest).hexdigest() == noted:  # as it was written; no need to spell it again
+    if hashlib.sha256(rest).hexdigest() == noted:  # faster than serializing it again
         return True
     return noted == digest({key: value for key, value in manifest.items() if key != DIGEST})
 
@@ -274,8 +272,8 @@ class _InMemory:
 class StoreArray:
     """A flat array in a file of a store.
 
-    It is read, not mapped into memory: a file that is cut short, or a disk that fails, raises a
-    UserError, while access to a mapped file would end the process with SIGBUS.
+    It is not memory-mapped: a truncated file or a failing disk raises a UserError, whereas a
+    memory-mapped file would end the process with SIGBUS.
     """
 
     def __init__(
@@ -300,7 +298,7 @@ class StoreArray:
         return np.frombuffer(content, self._dtype)
 
     def count_up_to(self, value: int) -> int:
-        """How many entries of an increasing array are at most ``value``."""
+        """Number of entries of an increasing array that are at most ``value``."""
         page = self._page_after(value)
         start = page * _PAGE
         if start >= self._length:
@@ -323,11 +321,11 @@ class StoreArray:
         return self.read(page * _PAGE, min((page + 1) * _PAGE, self._length))
 
     def _page_after(self, value: int) -> int:
-        """The first page whose last entry is above ``value``; keeps the last entries it has read,
-        of which a search needs the same ones again and again."""
+        """The first page whose last entry is above ``value``. Last entries are cached, because
+        searches read the same ones repeatedly."""
         pages = -(-self._length // _PAGE)
         if self._page_ends is None:
-            self._page_ends = array("q", [-1]) * pages  # unlike numpy's, quick entry by entry
+            self._page_ends = array("q", [-1]) * pages  # faster than numpy for single entries
         low, high = 0, pages
         while low < high:
             page = (low + high) // 2
@@ -343,12 +341,12 @@ class StoreArray:
 
 
 def _problem(values: np.ndarray, content: Content, previous: int) -> tuple[str, int]:
-    """What is wrong with one block of a file, if anything, and its last value."""
+    """The problem of one block of a file, if any, and its last value."""
     if content.below is not None and len(values):
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= content.below:
             wrong = low if low < 0 else high
-            return f"it holds {wrong}, but entries are from 0 to {content.below - 1}", previous
+            return f"it contains {wrong}, but entries are from 0 to {content.below - 1}", previous
     if content.last is not None and len(values):
         steps = np.diff(values, prepend=np.array([previous], values.dtype))
         if (steps < int(content.strictly)).any():

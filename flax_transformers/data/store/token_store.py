@@ -1,15 +1,15 @@
-"""The token store: a corpus tokenised once, as flat arrays that are read at random.
+"""The token store: a tokenized corpus as flat arrays with random access.
 
-A store is a folder. Each split ("train", "validation") is a row of shards, and each shard three
+A store is a folder. Each split ("train", "validation") is a sequence of shards, and each shard has
 flat little-endian files: ``tokens`` (uint16, or uint32 above 65,536 ids), ``documents`` and
-``sentences`` (int64, positions in the shard after which one ends). A split has ``unigrams`` (int64
-[vocabulary], how often each id occurs); in format 1 every shard has. Pairs whose sides have a
-vocabulary each take the dtype and the size of the larger, and an id counts for either. Labelled
-documents add ``labels`` or ``tags`` (int32) or ``numbers`` (float32), and ``label_ends`` (int64,
-entries of the former after which a document's end), and those whose scores take their text
-``records`` (bytes) and ``record_ends``.
-``manifest.json``, written last, holds counts and digests: a folder without it is no store yet.
-Readers see one array of tokens per split, in global positions, and never the shards.
+``sentences`` (int64, the positions in the shard at which they end). A split has ``unigrams`` (int64
+[vocabulary], the number of occurrences of each id); in format 1 every shard has. If the sides of
+pairs have two vocabularies, the dtype and size are those of the larger, and ids of both sides are
+counted together. Labelled documents add ``labels`` or ``tags`` (int32) or ``numbers`` (float32),
+and ``label_ends`` (int64, where the entries of a document end); questions also add ``records``
+(bytes) and ``record_ends``.
+``manifest.json``, written last, contains counts and checksums: a folder without it is not finished.
+Readers see one array of tokens per split, in global positions, and no shards.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from flax_transformers.storage.file_hashes import FileRecord, record_of
 from flax_transformers.storage.folders import Folder, LocalFolder, open_folder
 
 FORMAT = 2
-"""Of new stores. In format 1 every sentence was tokenized apart, so the ids of byte-level BPE and
-sentencepiece are not those of the whole text; such a store can still be read."""
+"""Of new stores. In format 1 every sentence was tokenized separately, so the ids of byte-level BPE
+and sentencepiece differ from those of the whole text; such stores can still be read."""
 MANIFEST = "manifest.json"
 KIND = "token store"
 Split = Literal["train", "validation"]
@@ -56,14 +56,14 @@ LABELS: dict[LabelKind | None, tuple[str, ...]] = {
     "numbers": ("numbers", "label_ends"),
     "spans": ("labels", "label_ends", "records", "record_ends"),
 }
-"""Files that labels of each kind take besides those of the text."""
+"""Additional files for each kind of labels."""
 
 
 @dataclass(frozen=True)
 class ShardRecord:
     """Counts of one shard of one split, and its ``files`` by name relative to the store.
 
-    ``skipped`` documents had no token at all and are not among ``documents``.
+    ``skipped`` documents without tokens are not among ``documents``.
     """
 
     tokens: int
@@ -74,7 +74,7 @@ class ShardRecord:
 
     @property
     def labels(self) -> int:
-        """How many labels its documents have."""
+        """Number of labels of its documents."""
         kinds = ("labels", "tags", "numbers")
         found = (r.bytes for name, r in self.files.items() if name.rpartition(".")[2] in kinds)
         return sum(found) // 4
@@ -85,8 +85,8 @@ class ShardRecord:
         return ShardRecord(**{**record, "files": files})
 
     def contents(self, vocab_size: int, classes: int = 0) -> StoreFiles:
-        """What each of its files holds, for `StoreReader`. ``classes``: how many there are, where
-        labels are classes."""
+        """The content of each of its files, for `StoreReader`. ``classes``: their number, if labels
+        are classes."""
         by_kind = {name.rpartition(".")[2]: name for name in self.files}
         records = self.files[by_kind["records"]].bytes if "records" in by_kind else 0
         below = classes if classes and "records" not in by_kind else None
@@ -106,12 +106,12 @@ class ShardRecord:
 
 
 def shard_file(split: Split, shard: int, kind: str) -> str:
-    """Name of one file of a shard, relative to the store."""
+    """The name of a file of a shard, relative to the store."""
     return f"{split}/{shard:05d}.{kind}"
 
 
 def token_dtype(vocab_size: int) -> str:
-    """uint16 where every id fits, else uint32; little-endian."""
+    """uint16 if every id fits, else uint32; little-endian."""
     return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
 
@@ -127,9 +127,9 @@ def write_manifest(
     target_tokenizer: str | None = None,
     unigrams: Mapping[Split, np.ndarray] | None = None,
 ) -> None:
-    """Makes a store of the folder. ``tokenizer``: its fingerprint, and ``target_tokenizer`` that of
-    the targets' own; ``corpus``: what was read; ``left_out``: how many documents were not let in,
-    by reason; ``unigrams``: how often each id occurs, int64 [vocab_size]."""
+    """Finishes the store in a folder. ``tokenizer``, ``target_tokenizer``: fingerprints;
+    ``corpus``: the record of `origin.claim`; ``left_out``: number of documents that were left out,
+    by reason; ``unigrams``: number of occurrences of each id, int64 [vocab_size]."""
     counted = {split: counts.astype("<i8").tobytes() for split, counts in (unigrams or {}).items()}
     for split, content in counted.items():
         folder.write(f"{split}/{UNIGRAMS}", content)
@@ -148,17 +148,17 @@ def write_manifest(
 
 
 def read_manifest(folder: Folder) -> dict[str, Any]:
-    """The manifest, checked against its own digest. Raises UserError when missing or damaged."""
+    """The manifest, verified. Raises UserError if it is missing or damaged."""
     return StoreReader(folder, KIND).manifest(MANIFEST, FORMAT, also=(1,))
 
 
 class TokenStore:
-    """One split of a store, read at random in global positions 0 .. num_tokens.
+    """Random access to one split of a store, in global positions 0 .. num_tokens.
 
     Opening reads the manifest and compares sizes (`verify` reads the rest); arrays are opened on
-    first use, so an instance pickles small. ``tokenizer`` and ``target_tokenizer``, where
-    given, are the fingerprints that the store must have been made with. Tokens are read as byte
-    ranges; from a bucket, the ends of documents and sentences are read whole, once.
+    first use, so that pickles are small. ``tokenizer``, ``target_tokenizer``: fingerprints that the
+    store must have been made with. Tokens are read as byte ranges; from a bucket, the ends of
+    documents and sentences are read at once.
 
     Raises UserError for a missing, damaged or truncated store, another format, another tokenizer.
     """
@@ -197,10 +197,9 @@ class TokenStore:
         self._shards = [ShardRecord.from_json(record) for record in manifest["splits"][split]]
         hashes = {n: file.sha256 for shard in self._shards for n, file in shard.files.items()}
         self.fingerprint: str = digest({"files": hashes, "label_names": self.label_names})
-        """Of the names and bytes of the split's files: equal for equal bytes in equally many
-        shards, whatever they were made from."""
+        """Hash of the names and bytes of the split's files, without what they were made from."""
         self.former_fingerprint: str = digest({"store": manifest[DIGEST], "split": split})
-        """What earlier versions noted in checkpoints."""
+        """The fingerprint in checkpoints of earlier versions."""
         self.num_tokens = sum(shard.tokens for shard in self._shards)
         self.num_documents = sum(shard.documents for shard in self._shards)
         self.num_sentences = sum(shard.sentences for shard in self._shards)
@@ -232,23 +231,23 @@ class TokenStore:
 
     @property
     def is_local(self) -> bool:
-        """Whether reads are quick (memory) or wait for a network."""
+        """Whether the store is on a local disk, where reads are fast."""
         return isinstance(self._reader.folder, LocalFolder)
 
     def verify(self) -> None:
-        """Reads the whole split and compares digests. Raises UserError naming a damaged file."""
+        """Reads the whole split and compares checksums. Raises UserError naming a damaged file."""
         self._reader.check_contents(self._files)
 
     def verify_on_opening(self) -> None:
-        """`verify` on a local disk. Of a bucket, which every process would read whole over the
-        network, the sizes of all files alone. Raises UserError naming a damaged file."""
+        """`verify` on a local disk; in a bucket, which every process would have to download, only
+        compares sizes. Raises UserError naming a damaged file."""
         if self.is_local:
             self.verify()
         else:
             self._reader.check_remote_sizes(self._files)
 
     def tokens(self, start: int, length: int) -> np.ndarray:
-        """Token ids [start, start + length) as a new int32 array [length], over shard borders.
+        """Token ids [start, start + length) as a new int32 array [length], across shards.
 
         Raises IndexError outside of the split.
         """
@@ -279,11 +278,11 @@ class TokenStore:
         return array
 
     def labels(self, document: int) -> np.ndarray:
-        """The labels of a document by its number, int32 or float32 [n]."""
+        """The labels of a document by its index, int32 or float32 [n]."""
         return self._of_document(LABELS[self.label_kind][0], document)
 
     def record(self, document: int) -> bytes:
-        """What is kept of a document besides its tokens."""
+        """The record of a document, such as `Question.record`."""
         return self._of_document("records", document).tobytes()
 
     def _of_document(self, kind: str, document: int) -> np.ndarray:
@@ -294,15 +293,15 @@ class TokenStore:
         return np.array(self._array(kind, shard).read(start, int(ends[place])))
 
     def document_ends_within(self, start: int, stop: int) -> np.ndarray:
-        """Global positions e, start < e <= stop, after which a document ends: int64 [k]."""
+        """Global positions e, start < e <= stop, at which a document ends: int64 [k]."""
         return self._ends_within("documents", start, stop)
 
     def sentence_ends_within(self, start: int, stop: int) -> np.ndarray:
-        """Global positions e, start < e <= stop, after which a sentence ends: int64 [k]."""
+        """Global positions e, start < e <= stop, at which a sentence ends: int64 [k]."""
         return self._ends_within("sentences", start, stop)
 
     def document_of(self, position: int) -> int:
-        """The number of the document that holds the token at a global position."""
+        """The index of the document that contains the token at a global position."""
         shard = max(0, bisect.bisect_right(self._starts, position) - 1)
         ends = self._array("documents", shard)
         return self._first_documents[shard] + ends.count_up_to(position - self._starts[shard])
@@ -318,12 +317,12 @@ class TokenStore:
 
     @property
     def document_ends(self) -> np.ndarray:
-        """Global positions after which a document ends, increasing: int64 [num_documents]."""
+        """Global positions at which documents end, increasing: int64 [num_documents]."""
         return self._global_ends("documents")
 
     @property
     def sentence_ends(self) -> np.ndarray:
-        """Global positions after which a sentence ends; every document end is one: int64 [S]."""
+        """Global positions at which sentences end, document ends included: int64 [S]."""
         return self._global_ends("sentences")
 
     def _global_ends(self, kind: str) -> np.ndarray:
@@ -333,7 +332,7 @@ class TokenStore:
 
     @property
     def unigram_counts(self) -> np.ndarray:
-        """How often each id occurs: int64 [vocab_size]."""
+        """Number of occurrences of each id: int64 [vocab_size]."""
         if self._unigrams is not None:
             name = f"{self.split}/{UNIGRAMS}"
             return self._reader.array(name, "<i8", self.vocab_size).read(0, self.vocab_size)
@@ -347,13 +346,13 @@ class TokenStore:
 
 
 def add_counts(counts: np.ndarray, tokens: np.ndarray) -> None:
-    """Adds to ``counts``, int64 [vocabulary], how often each id occurs, a few at a time."""
+    """Adds the number of occurrences of each id to ``counts``, int64 [vocabulary], in blocks."""
     for start in range(0, len(tokens), _COUNTED):
         counts += np.bincount(tokens[start : start + _COUNTED], minlength=len(counts))
 
 
 def _label_kind(shard: ShardRecord) -> LabelKind | None:
-    """What the labels of a shard's documents are; None where they have none."""
+    """The kind of labels of a shard's documents; None without labels."""
     kinds = {name.rpartition(".")[2] for name in shard.files}
     if "records" in kinds:
         return "spans"

@@ -1,4 +1,4 @@
-"""The tokenizers inside a store's folder, on a local disk or in a bucket."""
+"""Tokenizers in the folder of a store, on a local disk or in a bucket."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from flax_transformers.errors import UserError
 from flax_transformers.storage.folders import Folder, LocalFolder
 
 TARGET = "target_tokenizer"
-"""Where that of the targets lies, if they have one of their own."""
+"""Folder of the tokenizer of the targets, if they have their own."""
 
 
 def save_tokenizer(folder: Folder, tokenizer: Tokenizer, name: str = "tokenizer") -> None:
-    """Into a store's folder, below ``name``; its config file is written last."""
+    """Saves a tokenizer in a store's folder below ``name``, its config file last."""
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save(scratch)
         files = sorted(Path(scratch).iterdir(), key=lambda file: file.name == CONFIG_FILE)
@@ -47,12 +47,12 @@ def load_saved_tokenizer(folder: Folder, name: str = "tokenizer") -> Tokenizer:
 
 
 def at_hand(config: TokenizerConfig) -> bool:
-    """Whether a tokenizer that is to be loaded is there."""
+    """Whether the tokenizer has a path that exists."""
     return config.path is not None and epath.Path(config.path).expanduser().exists()
 
 
 def load(config: TokenizerConfig) -> Tokenizer:
-    """One that needs no training. Raises UserError if it is not there."""
+    """A tokenizer without training. Raises UserError if it does not exist."""
     return train_tokenizer(config, ())
 
 
@@ -62,7 +62,7 @@ def own_tokenizer(
     given: Tokenizer | None = None,
     name: str = "tokenizer",
 ) -> Tokenizer:
-    """A store's own tokenizer. Raises UserError if another one is given, or lies at the path."""
+    """The tokenizer of a store. Raises UserError if another one is given, or is at the path."""
     tokenizer = load_saved_tokenizer(folder, name)
     where = "this run"
     if given is None and at_hand(config):
@@ -70,7 +70,7 @@ def own_tokenizer(
     if given is not None and given.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"The token store in {folder.path} was made with tokenizer "
-            f"{tokenizer.fingerprint[:12]}, while {where} holds {given.fingerprint[:12]}; "
-            "choose another store directory or the tokenizer it was made with."
+            f"{tokenizer.fingerprint[:12]}, but {where} has {given.fingerprint[:12]}; choose "
+            "another store directory or the tokenizer it was made with."
         )
     return tokenizer

@@ -262,10 +262,10 @@ def _all_unreadable(root):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (_no_images, "has no image files"),
+        (_no_images, "has neither image files"),
         (_unknown_class, "class 'bird' that the training images do not have"),
         (_flat_validation, "has no subfolder for each class"),
-        (_idx_cut_short, "is not a whole idx file"),
+        (_idx_cut_short, "is not a complete idx file"),
         (_gzip_cut_short, "cut short or damaged"),
         (_labels_missing, "has no labels for the split 'train'"),
         (_fewer_labels, "holds 40 images and .* 10 labels"),

@@ -87,7 +87,7 @@ def test_what_cannot_be_used_says_why():
         (b"", "is empty"),
         (b"no image at all", "cannot be decoded"),
         (whole[: len(whole) // 2], "cannot be decoded"),
-        (encoded(PIL.Image.fromarray(COLORS[:, :, 0].astype(np.float32)), "TIFF"), "32 bits"),
+        (encoded(PIL.Image.fromarray(COLORS[:, :, 0].astype(np.float32)), "TIFF"), "32-bit"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be decoded"),
     ):
         with pytest.raises(UnreadableImage, match=why):

@@ -246,7 +246,7 @@ def test_hosts_may_hold_rows_that_are_not_neighbours():
 
 
 def test_rows_that_a_batch_does_not_have_are_refused():
-    with pytest.raises(UserError, match=r"a batch of 6 rows cannot give rows \[5, 6\]"):
+    with pytest.raises(UserError, match=r"a batch of 6 rows has no rows \[5, 6\]"):
         stream(batch_size=6, rows=[5, 6])
 
 
@@ -320,7 +320,7 @@ def test_the_other_window_is_of_another_document_and_any_such_window_comes(make_
 
 
 def test_a_pair_needs_two_documents(make_store):
-    with pytest.raises(UserError, match="holds one document, but pairs"):
+    with pytest.raises(UserError, match="has one document, but the objective needs pairs"):
         TextExamples(make_store([[[1, 2]]]), WindowSpec(2, False, other=True))
 
 

@@ -158,7 +158,7 @@ def test_a_corpus_smaller_than_a_window_has_one_window(make_store):
 
 def test_a_split_without_tokens_is_refused(make_store):
     empty = TokenStore(make_store(corpus([3])).directory, "validation")
-    with pytest.raises(UserError, match=r"validation split .* holds no tokens"):
+    with pytest.raises(UserError, match=r"validation split .* has no tokens"):
         window_index(empty, WindowSpec(4, True))
 
 

@@ -67,7 +67,7 @@ def test_unknown_tokens_above_a_percent_are_a_warning_that_names_the_characters(
     line = (
         f"WARNING: Unknown tokens: 16 of {prepared.train.num_tokens} "
         f"({16 / prepared.train.num_tokens:.2%}); characters that the tokenizer lacks: "
-        "'中' U+4E2D 10 times, '☃' U+2603 6 times; take a tokenizer that was trained on such text"
+        "'中' U+4E2D 10 times, '☃' U+2603 6 times; use a tokenizer that was trained on such text"
     )
     assert said(data) == [line]
     err = capsys.readouterr().err
@@ -189,7 +189,7 @@ def test_many_invalid_documents_are_a_warning(tmp_path):
     )
     prepare(data)
     (line,) = said(data)
-    assert line.startswith("WARNING: 2 documents were not valid, and 8 are in the store")
+    assert line.startswith("WARNING: 2 documents were invalid, and 8 are in the store")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'{"format": 1}', b'{"format": 9}'])

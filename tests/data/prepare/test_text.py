@@ -359,7 +359,7 @@ def test_another_tokenizer_file_is_refused(data, tmp_path):
     prepare(data)
     other.tokenizer.save(tmp_path / "tokenizer")
     with pytest.raises(
-        UserError, match=f"{one.fingerprint[:12]}, .* holds {other.tokenizer.fingerprint[:12]}"
+        UserError, match=f"{one.fingerprint[:12]}, .* has {other.tokenizer.fingerprint[:12]}"
     ):
         prepare(data)
 

@@ -144,8 +144,8 @@ def test_how_many_texts_are_longer_than_a_row_is_said(tmp_path, caplog):
     store.examples("train", LabelledSpec(10, False))
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"2 of 3 documents of {store.directory} (train) have more tokens than a row, 10, and are "
-        "cut to it; the longest has 15"
+        f"2 of 3 documents of {store.directory} (train) have more tokens than a sequence, 10, and "
+        "are cut; the longest has 15"
     )
 
 

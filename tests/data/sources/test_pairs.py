@@ -237,9 +237,9 @@ def test_long_pairs_are_cut_or_left_out(prepared):
     assert max(lengths) == 10 and cut.skipped == 0
     assert max(len(cut.read(i, None)["target_tokens"]) for i in range(len(cut))) == 4
     assert len(skip) + skip.skipped == len(cut) and 0 < len(skip) < len(cut)
-    with pytest.raises(UserError, match="None of the .* pairs of .* fits into rows of 2 and 2"):
+    with pytest.raises(UserError, match="None of the .* pairs of .* fits into 2 and 2"):
         text.examples("train", PairSpec(2, True, target_length=2, long_pairs="skip"))
-    with pytest.raises(UserError, match="Rows of 1 and 9 tokens hold no text"):
+    with pytest.raises(UserError, match="Sequences of 1 and 9 tokens have no space"):
         text.examples("train", PairSpec(1, True, target_length=9))
 
 
@@ -250,19 +250,19 @@ def test_how_many_pairs_are_longer_than_a_row_is_said(prepared, caplog):
     skip = text.examples("train", PairSpec(11, False, target_length=5, long_pairs="skip"))
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"{skip.skipped} of {len(whole)} pairs of {text.directory} (train) are longer than rows of "
+        f"{skip.skipped} of {len(whole)} pairs of {text.directory} (train) are longer than "
         "11 and 5 tokens and are left out"
     )
 
 
 def test_text_without_pairs_is_refused(make_store):
-    with pytest.raises(UserError, match="texts and no pairs of them; set data.source"):
+    with pytest.raises(UserError, match="texts and not pairs; set data.source"):
         PairExamples(make_store([[[1, 2], [3]], [[4]]]), PairSpec(8, True, target_length=8))
 
 
 def test_twice_as_many_sentences_as_documents_are_not_yet_pairs(make_store):
     store = make_store([[[1], [2], [3]], [[4]]])
-    with pytest.raises(UserError, match="texts and no pairs of them"):
+    with pytest.raises(UserError, match="texts and not pairs"):
         PairExamples(store, PairSpec(8, True, target_length=8))
 
 

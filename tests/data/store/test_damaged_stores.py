@@ -301,7 +301,7 @@ def test_ids_beyond_the_vocabulary_are_refused(copied):
     tokens = store.array("tokens")
     tokens[5] = 262  # bytes have 262 ids
     store.forge("tokens", tokens)
-    with pytest.raises(UserError, match=r"train/00000.tokens .*holds 262, .* from 0 to 261"):
+    with pytest.raises(UserError, match=r"train/00000.tokens .*contains 262, .* from 0 to 261"):
         prepare(store.data)
 
 

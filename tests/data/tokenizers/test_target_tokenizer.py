@@ -110,7 +110,7 @@ def test_a_store_is_not_taken_for_one_with_other_tokenizers(pairs, tmp_path):
     other.save(tmp_path / "given")
     prepare(data_of(pairs, target=at), tmp_path / "loaded")
     prepared.tokenizer.save(tmp_path / "given")  # another one at the same path
-    with pytest.raises(UserError, match=f"{other.fingerprint[:12]}, while .*given holds"):
+    with pytest.raises(UserError, match=f"{other.fingerprint[:12]}, but .*given has"):
         prepare(data_of(pairs, target=at), tmp_path / "loaded")
 
 
