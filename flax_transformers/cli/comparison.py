@@ -1,4 +1,4 @@
-"""A model beside the original implementation of its file, where torch and transformers are here."""
+"""Comparison of a converted model with transformers, if torch and transformers are installed."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _COMPARED = (
     "last_hidden_state",
     "pooler_output",
 )
-"""Fields of the output, as both sides call them; the first that both have is compared."""
+"""Names of output fields; the first that both implementations have is compared."""
 
 
 def describe(model: Any, params: Any, directory: Path) -> str:
-    """The largest relative difference in words, or why there is none."""
+    """The largest relative difference as text, or why there is none."""
     if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
-        return "not compared: torch and transformers are not installed here (extra 'convert')"
+        return "not compared: torch and transformers are not installed (extra 'convert')"
     try:
         value, field = largest_difference(model, params, directory)
-    except Exception as error:  # whatever it is, the conversion is done
+    except Exception as error:  # the conversion itself is complete
         return f"not compared: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
     return f"{value:.1e} of the largest value, in {field} of random inputs (float32)"
 
@@ -61,10 +61,10 @@ def largest_difference(model: Any, params: Any, directory: Path) -> tuple[float,
 
 
 def random_inputs(model: Any) -> dict[str, np.ndarray]:
-    """A batch like the model's smallest input, with a little more in it.
+    """A batch of random inputs with the names and dtypes of the model's example inputs.
 
-    Rows end with the end of a sequence where the model has one, and have none inside: classifiers
-    look for it. A decoder gets ids of its own where the original does not make them itself.
+    Rows end with the end token, if the model has one, and have none inside, because classifiers
+    pool there. A decoder has ids of its own unless the original derives them from the source.
     """
     random = np.random.default_rng(0)
     c, inputs = model.config, {}
@@ -74,7 +74,7 @@ def random_inputs(model: Any) -> dict[str, np.ndarray]:
         else:
             shape = (_ROWS, *example.shape[1:])
             inputs[name] = random.standard_normal(shape).astype(np.float32)
-    # Small models often name an end that published vocabularies have and theirs does not.
+    # Configs of small models may name an end token beyond their vocabulary.
     ends = [i for i in getattr(c, "eos_ids", ()) if i < c.vocab_size]
     if "input_ids" in inputs and ends:
         inputs["input_ids"][:, -1] = ends[0]
@@ -85,7 +85,7 @@ def random_inputs(model: Any) -> dict[str, np.ndarray]:
 
 
 def _ordinary_ids(config: Any) -> np.ndarray:
-    """Ids that stand for words, int64 [n]: the first ones are special in most vocabularies."""
+    """Ids of ordinary tokens, int64 [n]; the first ids are special in most vocabularies."""
     special = [config.pad_id, *getattr(config, "eos_ids", ())]
     for first in (10, 0):
         ids = np.setdiff1d(np.arange(first, config.vocab_size), special)

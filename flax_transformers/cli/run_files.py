@@ -1,5 +1,4 @@
-"""What transformers needs beside a run's weights that a run keeps elsewhere: how its images are
-prepared, and how long its texts may be."""
+"""Files for transformers that are derived from a run: image preprocessing, and length limits."""
 
 from __future__ import annotations
 
@@ -23,16 +22,16 @@ log = logging.getLogger(__name__)
 PREPROCESSOR = "preprocessor_config.json"
 TOKENIZER = "tokenizer_config.json"
 _BICUBIC = 3
-"""Pillow's number for the filter that images are resized with here."""
+"""Pillow's index of the bicubic filter, with which this package resizes images."""
 
 
 def run_files(
     run: Found, model: TransformerConfig, tokenizer: Path | None
 ) -> dict[str, dict[str, Any]]:
-    """JSON files by name, to be written beside the weights of a run's checkpoint.
+    """JSON files by name, to be exported with the weights of a checkpoint.
 
     ``tokenizer`` is the folder of its tokenizer. Of the run's config only ``data`` and
-    ``objective`` of a vision model are read; where they cannot be, a warning says so.
+    ``objective`` of a vision model are read; if that fails, a warning is logged.
     """
     if isinstance(model, VisionConfig):
         try:
@@ -51,7 +50,7 @@ def run_files(
 
 
 def preprocessor(data: ImageData, pixels: PixelInput, model: VisionConfig) -> dict[str, Any]:
-    """A preprocessor_config.json that prepares an image as evaluation does: the middle square of
+    """A preprocessor_config.json with the preprocessing of evaluation: a centre crop of
     ``data.crop_fraction`` of the shorter side, resized, scaled to [0, 1] and normalised."""
     height, width = model.image_shape
     return {
@@ -75,7 +74,7 @@ def _of_each(values: tuple[float, ...], channels: int) -> list[float]:
 
 
 def with_ids_of(model: Any, tokenizer: Path | None) -> Any:
-    """The model with the ids of its tokenizer where the config has none of its vocabulary."""
+    """The model with start and end ids of its tokenizer, if its config has none that are valid."""
     config: Any = within_vocabulary(model.config)
     if tokenizer is None or not tokenizer.is_dir() or config == model.config:
         return model

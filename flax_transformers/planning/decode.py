@@ -1,8 +1,8 @@
-"""What writing text would need of devices that are not there, its program compiled ahead of time.
+"""Ahead-of-time plans of text generation: memory, FLOPs, and a bound on its speed.
 
-The program is the very one that ``generate`` runs: the prompts at once, then a loop of one token a
-round. How often that goes round depends on where texts end, so that rounds are what tells both
-apart: counted without any, the program is the prompts alone; with one, a token comes to it.
+The program is the one that ``generate`` runs: the prompts at once, then a loop with one token in
+each iteration. Its cost without an iteration is that of the prompts; one iteration adds that of a
+token.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from flax_transformers.training.trainer import Trainer
 
 @dataclass(frozen=True, kw_only=True)
 class DecodePlan:
-    """Writing ``new_tokens`` after ``batch`` prompts. FLOPs and bytes are of one device."""
+    """Generation of ``new_tokens`` after ``batch`` prompts. FLOPs and bytes are of one device."""
 
     topology: str
     devices: int
@@ -48,15 +48,15 @@ class DecodePlan:
     new_tokens: int
     parameters: int
     cache: int
-    """Of all rows and layers, whole: how it is divided is the compiler's choice."""
+    """Bytes for all rows and layers, over all devices; the compiler chooses its sharding."""
     temporaries: int | None
-    """With this device's part of the cache; None where the compiler gave up."""
+    """With this device's part of the cache; None if the compiler ran out of memory."""
     total: int
     available: int | None
     fits: bool
     prompt_flops: float | None
     token_flops: float | None
-    """Of one new token of each row."""
+    """FLOPs of one new token of each row."""
     token_memory_bytes: float | None
     prompt_roofline: Roofline | None
     token_roofline: Roofline | None
@@ -64,7 +64,7 @@ class DecodePlan:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of all rows together, at most."""
+        """An upper bound for all rows together."""
         return None if self.token_roofline is None else self.batch / self.token_roofline.step
 
 
@@ -77,10 +77,10 @@ def plan_decode(
     prompt_length: int,
     new_tokens: int,
 ) -> DecodePlan:
-    """Compiles ``generate`` for ``devices``, which need not be there.
+    """Compile ``generate`` for ``devices``, which need not be present.
 
-    ``new_tokens`` fixes the cache's length; a round costs the same wherever in the text it stands.
-    Raises UserError for a model that writes no text, and for more tokens than it has positions for.
+    ``new_tokens`` determines the length of the cache; every token costs the same. Raises UserError
+    for a model that generates no text, and for more tokens than it has positions.
     """
     mesh = make_mesh(config.mesh, devices)
     trainer = make_trainer(config, mesh)
@@ -129,21 +129,21 @@ def plan_decode(
 def lower_generate(
     trainer: Trainer, batch: int, prompt_length: int, new_tokens: int
 ) -> jax.stages.Lowered:
-    """The program of ``generate``, or of ``generate_target``, greedy, lowered without data."""
+    """``generate``, or ``generate_target``, with greedy decoding, lowered without data."""
     sampling = decode.Sampling()
     decode.require_settings(new_tokens, sampling, None)
-    # Under a mesh ``generate`` makes its arrays whole on every device.
-    whole: Any = partial(
+    # Under a mesh the arguments of ``generate`` are replicated.
+    replicated: Any = partial(
         jax.ShapeDtypeStruct, sharding=NamedSharding(trainer.mesh, PartitionSpec())
     )
-    ids = whole((batch, prompt_length), jnp.int32)
-    key = whole((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
-    endings = decode.Endings(eos=whole((1,), jnp.int32), pad=whole((), jnp.int32))
+    ids = replicated((batch, prompt_length), jnp.int32)
+    key = replicated((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
+    endings = decode.Endings(eos=replicated((1,), jnp.int32), pad=replicated((), jnp.int32))
     settings = {"max_new_tokens": new_tokens, "sampling": sampling}
     model, params = trainer.model, trainer.abstract.params
     with jax.set_mesh(trainer.mesh):
         if isinstance(trainer.model.config, EncoderDecoderConfig):
-            start = whole((1,), jnp.int32)
+            start = replicated((1,), jnp.int32)
             longest = max(prompt_length, 1 + new_tokens)
             decode.require_positions(model, longest, f"{longest} tokens")
             return translate.write_target.lower(
@@ -156,7 +156,7 @@ def lower_generate(
 
 
 def _cache_bytes(trainer: Trainer, batch: int, prompt_length: int, new_tokens: int) -> int:
-    """With the keys and values that an encoder-decoder's cross-attention keeps of the prompts."""
+    """Bytes of the cache, including keys and values of cross-attention."""
     model: Any = trainer.model
     ids = jnp.zeros((batch, prompt_length), jnp.int32)
     if isinstance(trainer.model.config, EncoderDecoderConfig):

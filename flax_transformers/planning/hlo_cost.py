@@ -1,19 +1,19 @@
-"""What an optimised program does on each device: matmuls, collectives, traffic with main memory.
+"""Cost of an optimised program on each device: matmuls, collectives, main-memory traffic.
 
-Everything is counted from the text of the program that runs, as often as its loops go round: a
-compiler's own cost analysis counts the body of a loop once, knows nothing of mesh axes, and has for
-a kernel only what its author wrote down.
+Everything is counted in the text of the program, loop bodies as often as they run. The cost
+analysis of the compiler counts the body of a loop once, has no mesh axes, and for a kernel only has
+the estimate of its author.
 
 Sent bytes are what one device sends in a ring over a group of n, for a collective whose unsharded
 side has S bytes: S (n-1)/n for an all-gather, a reduce-scatter and an all-to-all, twice that for an
 all-reduce, and S for a permutation. Per step of a model whose matmul weights are W bytes as they
 cross the interconnect (2 per weight where that is bfloat16), this gives
 
-- fsdp = n: 3 W (n-1)/n, as W is gathered for the forward and for the backward pass, and gradients
-  are scattered;
+- fsdp = n: 3 W (n-1)/n, because W is gathered for the forward and for the backward pass, and
+  gradients are scattered;
 - tensor = n, each layer 4 all-reduces of its activations [rows, length, width] of A bytes: two
-  forward, two backward, 8 A (n-1)/n in all, and one more where the layer is recomputed (nothing
-  needs its last product again).
+  forward, two backward, 8 A (n-1)/n in total, and one more if the layer is rematerialized (its
+  last product is not needed again).
 """
 
 from __future__ import annotations
@@ -46,31 +46,31 @@ COLLECTIVES = (
 )
 
 SLICES = "slices"
-"""In place of mesh axes, for what crosses the network between the slices of a mesh."""
+"""Replaces mesh axes for collectives over the network between slices."""
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective of the program, and how often a step runs it."""
+    """One collective of the program, and its number of runs in a step."""
 
     kind: str
     axes: tuple[str, ...]
-    """Mesh axes along which the devices that it joins differ, or SLICES."""
+    """Mesh axes of the devices in a group, or SLICES."""
     members: int
     """Devices in a group."""
     runs: int
     arrays: tuple[Array, ...]
-    """What it moves, unsharded."""
+    """The communicated arrays, unsharded."""
     op_name: str
 
     @property
     def bytes(self) -> float:
-        """Of the unsharded side, in one run."""
+        """Bytes of the unsharded side in one run."""
         return sum(array.bytes for array in self.arrays)
 
     @property
     def sent_bytes(self) -> float:
-        """That one device sends in a step."""
+        """Bytes that one device sends in a step."""
         share = (self.members - 1) / self.members
         factor = {"collective-permute": 1.0, "all-reduce": 2 * share}.get(self.kind, share)
         return self.runs * self.bytes * factor
@@ -78,15 +78,15 @@ class Collective:
 
 @dataclass(frozen=True)
 class KernelCall:
-    """A call of a kernel that is no HLO, and how often a step runs it."""
+    """A call of a kernel that is not HLO, and its number of runs in a step."""
 
     name: str
-    """Of the instruction, which compilers make from the kernel's own."""
+    """Name of the instruction, which compilers derive from that of the kernel."""
     op_name: str
     operands: tuple[Array, ...]
     results: tuple[Array, ...]
     estimate: float | None
-    """FLOPs of one run by the kernel's own account."""
+    """FLOPs of one run by the kernel's cost estimate."""
     runs: int
 
 
@@ -95,19 +95,19 @@ class HloCost:
     """Sums over one step, on one device."""
 
     matmul_flops: float = 0.0
-    """A multiply and an add being 2; without those of ``kernels``."""
+    """A multiply-add counts as 2; without those of ``kernels``."""
     collectives: list[Collective] = field(default_factory=list)
     kernels: list[KernelCall] = field(default_factory=list)
     memory_bytes: float = 0.0
     """Read from and written to main memory by fused loops, matmuls, copies and collectives."""
     num_instructions: int = 0
-    """In the text, however often they run."""
+    """Number of instructions in the text."""
     loops: dict[str, int] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
-    """Loops whose number of rounds cannot be read."""
+    """Loops whose trip count cannot be read."""
 
     def sent_bytes(self) -> Counter[tuple[str, tuple[str, ...]]]:
-        """By kind and mesh axes."""
+        """Sent bytes by kind and mesh axes."""
         total: Counter[tuple[str, tuple[str, ...]]] = Counter()
         for one in self.collectives:
             total[one.kind, one.axes] += one.sent_bytes  # type: ignore[assignment]
@@ -115,10 +115,10 @@ class HloCost:
 
 
 def account(text: str, mesh: Mapping[str, int], *, unknown_rounds: int = 1) -> HloCost:
-    """Counts what ``text``, an optimised HLO module, does on each device of ``mesh``.
+    """Count the cost of ``text``, an optimised HLO module, on each device of ``mesh``.
 
-    ``mesh`` gives the size of each axis, in the order of the devices. Loops whose number of rounds
-    cannot be read count as ``unknown_rounds``. Raises ValueError for a text that is no module.
+    ``mesh`` gives the size of each axis, in the order of the devices. Loops whose trip count cannot
+    be read count as ``unknown_rounds``. Raises ValueError for a text that is not a module.
     """
     module = parse(text)
     found = HloCost(num_instructions=module.num_instructions)
@@ -127,10 +127,10 @@ def account(text: str, mesh: Mapping[str, int], *, unknown_rounds: int = 1) -> H
 
 
 def oversized(found: HloCost, limit_bytes: float) -> list[Collective]:
-    """Collectives that move an array of more than ``limit_bytes``, the largest first.
+    """Collectives of an array of more than ``limit_bytes``, largest first.
 
-    With the bytes of the largest parameter of a layer (or of the word table) as the limit: the
-    gathers of whole activations or logits, which nothing here asks for.
+    With the bytes of the largest parameter as the limit, these are gathers of whole activations or
+    logits, which are not intended.
     """
     too_large = [c for c in found.collectives if max(a.bytes for a in c.arrays) > limit_bytes]
     return sorted(too_large, key=lambda one: -max(a.bytes for a in one.arrays))
@@ -138,7 +138,7 @@ def oversized(found: HloCost, limit_bytes: float) -> list[Collective]:
 
 @dataclass
 class _Walk:
-    """Goes through a module from its entry, loops as often as they run."""
+    """Walks through a module from its entry, and counts loops as often as they run."""
 
     module: Module
     mesh: dict[str, int]
@@ -146,7 +146,7 @@ class _Walk:
     unknown_rounds: int
 
     def computation(self, computation: Computation, runs: int) -> None:
-        """One whose instructions read and write memory."""
+        """Count a computation whose instructions read and write memory."""
         overlapped: set[str] = set()
         for one in computation:
             if one.opcode == "while":
@@ -174,10 +174,10 @@ class _Walk:
         return self.module.computations[one.attribute(attribute) or ""]
 
     def _fused(self, computation: Computation, runs: int, overlapped: set[str]) -> None:
-        """What one fused loop holds. ``overlapped`` are channels of collectives that are counted.
+        """Count a fused loop. ``overlapped`` are the channels of collectives counted so far.
 
-        A collective that runs beside matmuls stands in each fusion that it overlaps with, always
-        with the same channel.
+        A collective that overlaps with matmuls occurs in each of their fusions, with the same
+        channel.
         """
         for one in computation:
             if one.opcode == "fusion":
@@ -222,7 +222,7 @@ class _Walk:
     def _collective(self, one: Instruction, inside: Computation, runs: int, *, fused: bool) -> None:
         kind, moved = one.opcode.removesuffix("-start"), _operands(one, inside)
         if fused and kind == "all-reduce" and _bytes(inside.root.arrays) < _bytes(one.arrays):
-            kind = "reduce-scatter"  # of which only this device's part is kept
+            kind = "reduce-scatter"  # only this device's part is kept
         groups = device_groups(one, math.prod(self.mesh.values()))
         members = len(groups[0])
         if members < 2 and kind != "collective-permute":
@@ -234,7 +234,7 @@ class _Walk:
         )
 
     def _between_slices(self, one: Instruction, inside: Computation, runs: int) -> None:
-        """What libtpu makes of the part of a collective between slices: the hosts carry it out."""
+        """Count the part of a collective between slices, which libtpu leaves to the hosts."""
         kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.attributes)
         target = re.search(r'_xla_megascale_target="\{([^}]*)\}', one.attributes)
         if kind is None or target is None:
@@ -248,17 +248,17 @@ class _Walk:
         )
 
     def _axes(self, groups: list[list[int]]) -> tuple[str, ...]:
-        """Mesh axes along which devices of a group differ."""
+        """Mesh axes on which the devices of a group differ."""
         differing, stride = [], math.prod(self.mesh.values())
         for name, size in self.mesh.items():
             stride //= size
-            places = ({device // stride % size for device in group} for group in groups)
-            if any(len(different) > 1 for different in places):
+            indices = ({device // stride % size for device in group} for group in groups)
+            if any(len(different) > 1 for different in indices):
                 differing.append(name)
         return tuple(differing)
 
     def _traffic(self, one: Instruction, inside: Computation) -> float:
-        """Bytes that one run of an instruction moves to and from main memory."""
+        """Bytes that one run of an instruction reads from and writes to main memory."""
         if one.opcode in _FREE or one.opcode.endswith("-done"):
             return 0.0
         operands, results = _operands(one, inside), one.arrays
@@ -275,7 +275,7 @@ class _Walk:
         return self._fusion_traffic(one, operands)
 
     def _fusion_traffic(self, one: Instruction, operands: list[Array]) -> float:
-        """Slices of what is read in slices, and what is renewed in place only where it is."""
+        """As `_traffic` for a fusion: only the slices that it reads or updates in place."""
         computation = self._called(one, "calls")
         aliased = re.findall(r"\{(\d*)\}: \((\d+), \{\}", one.attributes)
         kept_operands = {int(operand) for _, operand in aliased}
@@ -294,10 +294,10 @@ class _Walk:
         return total
 
     def _read(self, parameter: Instruction, computation: Computation) -> float:
-        """Bytes that a fused loop reads of one of its parameters; infinite where it reads all."""
+        """Bytes that a fused loop reads of a parameter; infinite if it reads all of it."""
         total = 0.0
         for one in computation:
-            for place, name in enumerate(one.operands):
+            for index, name in enumerate(one.operands):
                 if name != parameter.name:
                     continue
                 if one.opcode in ("dynamic-slice", "slice", "gather"):
@@ -306,9 +306,9 @@ class _Walk:
                     total += self._read(one, computation)
                 elif one.opcode == "fusion":
                     inner = self._called(one, "calls")
-                    inside = inner.parameter(place)
+                    inside = inner.parameter(index)
                     total += math.inf if inside is None else self._read(inside, inner)
-                elif one.opcode != "dynamic-update-slice" or place > 0:
+                elif one.opcode != "dynamic-update-slice" or index > 0:
                     return math.inf
         return total
 
@@ -356,7 +356,7 @@ def _dot_flops(one: Instruction, inside: Computation) -> float:
 
 
 def _gemm_flops(one: Instruction, inside: Computation) -> float:
-    """A matmul of one of NVIDIA's libraries, which says in its settings what it sums over."""
+    """FLOPs of a matmul of an NVIDIA library, from the contracted axes in its settings."""
     axes = re.search(r'"lhs_contracting_dimensions":\s*\[([^\]]*)\]', one.attributes)
     left = _operands(one, inside)[0]
     summed = [left.shape[int(axis)] for axis in re.findall(r"\d+", axes[1])] if axes else [0]
@@ -364,9 +364,9 @@ def _gemm_flops(one: Instruction, inside: Computation) -> float:
 
 
 def _convolution_flops(one: Instruction, inside: Computation) -> float:
-    """Products of real numbers alone: none with padding, nor with the holes of dilation.
+    """FLOPs of products of elements, without those of padding and of dilation.
 
-    On a TPU all matmuls are convolutions, whose windows also stand for batch dimensions.
+    On a TPU all matmuls are convolutions, whose windows also represent batch dimensions.
     """
     left, right = _operands(one, inside)[:2]
     result = one.arrays[0]
@@ -399,10 +399,10 @@ def _convolution_flops(one: Instruction, inside: Computation) -> float:
 
 
 def _groups(one: Instruction) -> int:
-    """Kernels among which the rows of a product are divided, each of which meets one of them.
+    """The number of groups of a ragged product, in which a row is multiplied with one kernel.
 
-    On a TPU such a product is written as that of all rows with all kernels, places in the window;
-    when it runs, the blocks of it in which no row meets its own kernel are skipped.
+    On a TPU it is written as the product of all rows with all kernels, which are the window; at run
+    time, blocks in which no row belongs to the kernel are skipped.
     """
     if re.search(r'op_name="[^"]*ragged_dot', one.attributes) is None:
         return 1
@@ -420,12 +420,12 @@ def _window_pairs(
     spread: int,
     kernel_spread: int,
 ) -> int:
-    """How many (result, kernel) places of one axis meet a number that is really there."""
+    """The number of (result, kernel) pairs on one axis whose product has a real element."""
     last = (size - 1) * spread
     pairs = 0
-    for place in range(kernel):
-        # Result r meets place r * stride + offset of the left side, holes and padding counted.
-        offset = place * kernel_spread - before
+    for index in range(kernel):
+        # Result r uses element r * stride + offset of the dilated and padded left side.
+        offset = index * kernel_spread - before
         pairs += sum(
             0 <= r * stride + offset <= last and (r * stride + offset) % spread == 0
             for r in range(results)

@@ -1,6 +1,6 @@
-"""Optimised HLO, the text that ``compiled.as_text()`` gives, as computations of instructions.
+"""Parse optimised HLO, the text of ``compiled.as_text()``, into computations of instructions.
 
-Only what accounting needs is read: shapes, who uses what, and how often a loop goes round.
+Only what `hlo_cost` needs is parsed: shapes, operands, and trip counts of loops.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 HBM = 0
-"""The memory space of arrays that lie in the device's main memory, as nothing in a layout says."""
+"""The memory space of the device's main memory, the default of a layout."""
 
 _BITS = {
     "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16,
@@ -42,12 +42,12 @@ class Array:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def bytes(self) -> float:
-        """Without the padding of its layout; 8-bit floats and what else is not known: 1 each."""
+        """Bytes without the padding of the layout; an element of an unknown type has 1."""
         if self.dtype in ("token", "opaque"):
             return 0
         return self.size * _BITS.get(self.dtype, 8) / 8
@@ -65,34 +65,34 @@ class Instruction:
     opcode: str
     operands: tuple[str, ...]
     literal: str
-    """What stands in the brackets if not names: a constant, the number of a parameter."""
+    """Text of the parentheses without names: a constant, the index of a parameter."""
     attributes: str
     is_root: bool
 
     @property
     def arrays(self) -> list[Array]:
-        """What it gives, a tuple's parts in order."""
+        """Result arrays, those of a tuple in order."""
         return arrays(self.type)
 
     def attribute(self, name: str) -> str | None:
-        """A word, such as a computation's name, or the text inside braces."""
+        """Value of an attribute: a name, or the text inside braces."""
         match = re.search(rf"\b{name}=(?:\{{([^{{}}]*)\}}|%?([\w.\-]+))", self.attributes)
         return None if match is None else (match[1] if match[2] is None else match[2])
 
     def integers(self, name: str) -> list[int]:
-        """An attribute that is a list of numbers."""
+        """Integers of an attribute."""
         return [int(number) for number in re.findall(r"\d+", self.attribute(name) or "")]
 
     @property
     def op_name(self) -> str:
-        """Where in the program it comes from."""
+        """Origin in the JAX program."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)
         return "" if match is None else match[1]
 
 
 @dataclass(frozen=True)
 class Computation:
-    """Instructions by name, in their order."""
+    """Instructions by name, in program order."""
 
     name: str
     instructions: dict[str, Instruction]
@@ -110,14 +110,14 @@ class Computation:
         return next(found, None)
 
     def seen_through(self, name: str) -> Instruction | None:
-        """The instruction of that name, or the one that it is a copy of."""
+        """The instruction of that name, or the original if it is a copy."""
         found = self.instructions.get(name)
         while found is not None and found.opcode in _UNSEEN:
             found = self.instructions.get(found.operands[0])
         return found
 
     def constant(self, name: str) -> int | None:
-        """The number that an instruction gives, if it is a constant."""
+        """The value of an instruction that is an integer constant, else None."""
         found = self.seen_through(name)
         if found is None or found.opcode != "constant":
             return None
@@ -126,7 +126,7 @@ class Computation:
 
 @dataclass(frozen=True)
 class Module:
-    """A program."""
+    """An HLO module."""
 
     computations: dict[str, Computation]
     entry: Computation
@@ -147,7 +147,7 @@ def arrays(text: str) -> list[Array]:
 
 
 def parse(text: str) -> Module:
-    """Raises ValueError for a text without an entry computation."""
+    """Parse a module. Raises ValueError for a text without an entry computation."""
     computations: dict[str, Computation] = {}
     entry = current = None
     for line in _whole_lines(text):
@@ -159,12 +159,12 @@ def parse(text: str) -> Module:
             current = computations[header[2]] = Computation(header[2], {})
             entry = current if header[1] else entry
     if entry is None:
-        raise ValueError("this is no HLO module: it has no ENTRY computation")
+        raise ValueError("the text is not an HLO module: it has no ENTRY computation")
     return Module(computations, entry)
 
 
 def _whole_lines(text: str) -> Iterator[str]:
-    """Lines, those that go on put together: what kernels say of themselves has lines of its own."""
+    """Logical lines: configurations of kernels continue on several lines."""
     whole = ""
     for line in text.splitlines():
         if whole and not line[:1].isspace() and line[:1] in ('"', "}") and line != "}":
@@ -188,7 +188,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at ``start`` is closed."""
+    """Index of the parenthesis that closes the one at ``start``."""
     depth = 0
     for i in range(start, len(text)):
         if text[i] == "(":
@@ -201,10 +201,10 @@ def _closing(text: str, start: int) -> int:
 
 
 def trip_count(loop: Instruction, inside: Computation, module: Module) -> int | None:
-    """How often the body of a ``while`` runs; None where that cannot be read off the text.
+    """Number of runs of the body of a ``while``; None if the text does not determine it.
 
-    Compilers for some targets write it down. Else the loop has to compare a counter, which starts
-    from a constant and to which the body adds one, with a limit that is a constant.
+    Some compilers record it. Otherwise the loop must compare a counter, which starts at a constant
+    and is incremented by a constant in the body, with a constant limit.
     """
     known = re.search(r'known_trip_count":\s*\{\s*"n":\s*"(\d+)"', loop.attributes)
     if known is not None:
@@ -218,7 +218,7 @@ def trip_count(loop: Instruction, inside: Computation, module: Module) -> int | 
     direction, sides = comparison
 
     def value(side: int | str) -> int | None:
-        """A constant of the condition, or the first value of a part of the loop's state."""
+        """A constant of the condition, or the initial value of an element of the loop state."""
         return inside.constant(state.operands[side]) if isinstance(side, int) else int(side)
 
     counters = [s for s in sides if isinstance(s, int) and _step(body, s) is not None]
@@ -233,7 +233,7 @@ def trip_count(loop: Instruction, inside: Computation, module: Module) -> int | 
 
 
 def _comparison(condition: Computation, module: Module) -> tuple[str, list[int | str]] | None:
-    """How a loop's condition compares what: parts of the state by number, constants as text."""
+    """Direction and operands of a loop's comparison: state elements by index, constants as text."""
     root, outer = condition.root, None
     if root.opcode == "fusion":
         outer, condition = root, module.computations[root.attribute("calls") or ""]
@@ -263,18 +263,18 @@ def _enclosing(instruction: Instruction, module: Module) -> Computation:
 
 
 def _step(body: Computation, part: int) -> int | None:
-    """What the body adds to a part of the loop's state; None where it does something else."""
+    """The constant that the body adds to an element of the loop state, else None."""
     if body.root.opcode != "tuple":
         return None
-    renewed = body.seen_through(body.root.operands[part])
-    if renewed is None or renewed.opcode not in ("add", "subtract"):
+    updated = body.seen_through(body.root.operands[part])
+    if updated is None or updated.opcode not in ("add", "subtract"):
         return None
-    steps = [body.constant(name) for name in renewed.operands]
+    steps = [body.constant(name) for name in updated.operands]
     return next((step for step in steps if step is not None), None)
 
 
 def device_groups(instruction: Instruction, devices: int) -> list[list[int]]:
-    """Which devices, by their place in the mesh, a collective joins; pairs for a permutation."""
+    """Groups of devices of a collective, by index in the mesh; pairs for a permutation."""
     text = instruction.attributes
     if listed := _LISTED.search(text):
         return [_numbers(group) for group in re.findall(r"\{([\d,]*)\}", listed[1])]
@@ -284,9 +284,9 @@ def device_groups(instruction: Instruction, devices: int) -> list[list[int]]:
         groups = _named_groups(named[1], named[4])
         if named[2] is None:
             return groups
-        # The compiler's mesh holds the devices in another order.
+        # The compiler's mesh has another device order.
         order = _regrouped(_numbers(named[2]), _numbers(named[3] or ""), devices)[0]
-        return [[order[place] for place in group] for group in groups]
+        return [[order[index] for index in group] for group in groups]
     return [list(range(devices))]
 
 
@@ -295,7 +295,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _regrouped(sizes: list[int], order: list[int], members: int) -> list[list[int]]:
-    """Devices 0, 1, ... in a grid of ``sizes``, its axes put in ``order``, cut into groups."""
+    """Devices 0, 1, ... in a grid of ``sizes``, transposed to ``order`` and split into groups."""
     strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
     numbers = [0]
     for axis in order or range(len(sizes)):
@@ -304,7 +304,7 @@ def _regrouped(sizes: list[int], order: list[int], members: int) -> list[list[in
 
 
 def _named_groups(mesh: str, joined: str) -> list[list[int]]:
-    """Groups along axes of the compiler's own mesh: ``'a'=4,'b'=2`` and ``'a','b':(1)2``.
+    """Groups over axes of the compiler's mesh: ``'a'=4,'b'=2`` and ``'a','b':(1)2``.
 
     ``'b':(m)s`` is the part of size s of an axis that has a more significant part of size m.
     """

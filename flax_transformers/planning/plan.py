@@ -1,8 +1,8 @@
-"""What a run would need of devices that are not there: its own step, compiled ahead of time.
+"""Ahead-of-time plans of a training step: memory, FLOPs, traffic, and a bound on its speed.
 
-The step is the very one that ``train`` runs (``program``), compiled by the real compiler for the
-target. Memory is the compiler's account; matmuls, collectives and traffic are counted from the
-optimised program (``parallel.hlo``), and a roofline over them bounds the speed from above.
+The step is the one that ``train`` runs, compiled by the compiler of the target. Memory is the
+compiler's analysis. Matmuls, collectives and memory traffic are counted in the optimised program
+(``planning.hlo_cost``), and a roofline over them bounds the speed.
 """
 
 from __future__ import annotations
@@ -40,32 +40,32 @@ _PRODUCTS = {"_fwd": 2, "_dkv": 4, "_dq": 3}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each device; ``total`` has to fit. Parts are None where the compiler gave up."""
+    """Bytes on each device; ``total`` must fit. Parts are None if the compilation failed for it."""
 
     parameters: int
     optimizer: int
-    """Its state, with the average of the parameters where one is kept."""
+    """Optimizer state, and the EMA of the parameters if there is one."""
     batch: int
     padding: int | None
-    """What arguments take besides: tiles that they do not fill."""
+    """Padding of arguments to the tiles of the device."""
     temporaries: int | None
-    """Activations, gradients, and what the compiler needs beside them."""
+    """Activations, gradients, and buffers of the compiler."""
     output: int | None
-    """Results that do not take the place of the donated state."""
+    """Results that do not reuse the buffers of the donated state."""
     program: int | None
     total: int
     available: int | None
-    """What the chip gives programs; None for a device that is not in the table of chips."""
+    """Memory for programs; None for a device without a device spec."""
 
     @property
     def state(self) -> int:
-        """What lies there between two steps."""
+        """Bytes that stay allocated between steps."""
         return self.parameters + self.optimizer
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one device sends in a step by collectives of one kind along the same mesh axes."""
+    """Bytes that one device sends in a step by collectives of one kind over the same mesh axes."""
 
     kind: str
     axes: tuple[str, ...]
@@ -75,12 +75,12 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Roofline:
-    """Seconds that a step takes at least: each resource at its peak, all at the same time."""
+    """Lower bounds of the seconds of a step: each resource at its peak, all in parallel."""
 
     compute: float
     memory: float
     interconnect: dict[str, float]
-    """By mesh axes, joined by "+": a ring over links that nothing else uses."""
+    """By mesh axes, joined by "+"; each is a ring over links of its own."""
 
     @property
     def step(self) -> float:
@@ -88,7 +88,7 @@ class Roofline:
 
     @property
     def bound_by(self) -> str:
-        """What takes longest."""
+        """The resource with the longest time."""
         parts = {"matmuls": self.compute, "memory": self.memory, **self.interconnect}
         return max(parts, key=lambda name: parts[name])
 
@@ -107,9 +107,9 @@ class Plan:
     memory: Memory
     fits: bool
     model_flops: float
-    """Of the mathematics, by the convention of MFU."""
+    """FLOPs of the model by the convention of MFU."""
     program_flops: float | None
-    """Of the compiled program, matmuls and attention kernels; None where there is none."""
+    """FLOPs of matmuls and kernels in the compiled program; None without one."""
     memory_bytes: float | None
     traffic: tuple[Traffic, ...]
     roofline: Roofline | None
@@ -121,7 +121,7 @@ class Plan:
 
     @property
     def recomputation(self) -> float | None:
-        """FLOPs of the program for each one of the mathematics."""
+        """FLOPs of the program divided by FLOPs of the model."""
         return None if self.program_flops is None else self.program_flops / self.model_flops
 
 
@@ -133,13 +133,13 @@ def plan(
     *,
     hlo: Path | None = None,
 ) -> Plan:
-    """Compiles the training step of ``phase`` for ``devices``, which need not be there.
+    """Compile the training step of ``phase`` for ``devices``, which need not be present.
 
-    The optimised program, from which all is counted, is written to ``hlo``, if there is one.
+    The optimised program is also written to ``hlo``, if given.
 
     Raises UserError for a config that could not run: a mesh that does not fit the devices, a batch
-    that does not divide, a model that is not for the objective. What needs more memory than there
-    is comes back as a plan that does not fit.
+    that the mesh does not divide, a model that does not fit the objective. A step that needs more
+    memory than available is returned as a plan with ``fits`` False.
     """
     mesh = make_mesh(config.mesh, devices)
     check_phase(phase, mesh)
@@ -185,7 +185,7 @@ def plan(
 
 
 def lower_train_step(config: TrainConfig, trainer: Trainer, phase: AnyPhase) -> jax.stages.Lowered:
-    """The step of a phase, lowered for the devices of the program's mesh, without data."""
+    """The step of a phase, lowered for the devices of the trainer's mesh, without data."""
     batch = abstract_batch(config, phase)
     try:
         with jax.set_mesh(trainer.mesh):
@@ -194,7 +194,7 @@ def lower_train_step(config: TrainConfig, trainer: Trainer, phase: AnyPhase) -> 
         if "cuDNN not found" not in str(error):
             raise
         raise UserError(
-            "attention by cuDNN cannot be compiled, for cuDNN is not installed; install "
+            "the attention kernel 'cudnn' needs cuDNN, which is not installed; install "
             "nvidia-cudnn-cu12, or plan with --compute.attention xla"
         ) from error
 
@@ -202,7 +202,7 @@ def lower_train_step(config: TrainConfig, trainer: Trainer, phase: AnyPhase) -> 
 def compile_to_text(
     lowered: jax.stages.Lowered,
 ) -> tuple[jax.stages.Compiled | None, str | None, int | None]:
-    """The compiled program and its text, or the bytes it would need where these are too many."""
+    """The compiled program and its text, or the bytes it needs if these are too many."""
     with tempfile.TemporaryDirectory() as folder:
         written: dict[str, str | bool] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
@@ -216,8 +216,11 @@ def compile_to_text(
 
 
 def _text(compiled: jax.stages.Compiled, folder: Path) -> str | None:
-    """The optimised program, from the compiler's dump where JAX cannot read it: libtpu writes some
-    asynchronous collectives in a form that jaxlib does not take. None where there is no dump."""
+    """The optimised program as text; None if it cannot be read.
+
+    It is read from the compiler's dump if JAX cannot parse it: libtpu writes some asynchronous
+    collectives in a form that jaxlib does not accept.
+    """
     try:
         with silenced():
             return str(compiled.as_text())
@@ -248,7 +251,7 @@ def _memory(
     output = found.output_size_in_bytes - found.alias_size_in_bytes
     temporaries, arguments = found.temp_size_in_bytes, found.argument_size_in_bytes
     if arguments < found.peak_memory_in_bytes < arguments + temporaries:
-        # Older libtpu counts what takes the place of the donated state among the temporaries too.
+        # Older versions of libtpu count reused buffers of the donated state as temporaries.
         temporaries = found.peak_memory_in_bytes - arguments
     return Memory(
         parameters=parameters,
@@ -264,7 +267,7 @@ def _memory(
 
 
 def bytes_on_device(tree: Any) -> int:
-    """Of one device's share of abstract arrays that know their shardings."""
+    """Bytes of one device's shards of abstract arrays with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -272,7 +275,7 @@ def bytes_on_device(tree: Any) -> int:
 
 
 def flops_of(found: HloCost, model: TransformerConfig) -> float:
-    """Of matmuls and of kernels, which are no matmuls to the compiler, counted by their shapes."""
+    """FLOPs of matmuls, and of kernels by the shapes of their operands."""
     return found.matmul_flops + sum(
         one.runs
         * (grouped_product_flops(one) or attention_kernel_flops(one, causal=_is_causal(one, model)))
@@ -281,10 +284,10 @@ def flops_of(found: HloCost, model: TransformerConfig) -> float:
 
 
 def grouped_product_flops(call: KernelCall) -> float:
-    """Matmul FLOPs of one run of a grouped product (``jax.lax.ragged_dot``); 0 for any other.
+    """Matmul FLOPs of one run of ``jax.lax.ragged_dot``; 0 for any other call.
 
-    Of rows [R, D] and a kernel for each group [E, D, F] come rows [R, F], and from rows on both
-    sides gradients [E, D, F]. Each row meets one kernel: 2 R D F, the rows that fill up included.
+    It multiplies rows [R, D] with the kernel of their group [E, D, F] to rows [R, F], or, for
+    gradients, rows [R, D] and [R, F] to [E, D, F]: 2 R D F, padding rows included.
     """
     arrays = _floats((*call.operands, *call.results))
     if "ragged-dot" not in call.name or len(arrays) != 3:
@@ -300,12 +303,12 @@ def _is_causal(call: KernelCall, model: TransformerConfig) -> bool:
 
 
 def attention_kernel_flops(call: KernelCall, *, causal: bool) -> float:
-    """Matmul FLOPs of one run of an attention kernel; 0 for any other.
+    """Matmul FLOPs of one run of an attention kernel; 0 for any other call.
 
     The first two floating-point operands of rank 3 or more are queries [..., N, T, H] and keys
-    [..., K, S, H]. A forward pass multiplies twice (scores, values), a backward pass for queries
-    three times (scores again, and the derivatives of probabilities and queries), one for keys and
-    values four times, one for all three five times. A causal mask leaves half of the pairs.
+    [..., K, S, H]. A forward pass has two matmuls (scores, values), a backward pass for queries
+    three (scores, and the derivatives of probabilities and queries), one for keys and values four,
+    one for all three five. A causal mask halves the work.
     """
     products = next((n for part, n in _PRODUCTS.items() if part in call.name), 0)
     inputs = _heads(call.operands)
@@ -314,7 +317,7 @@ def attention_kernel_flops(call: KernelCall, *, causal: bool) -> float:
     queries, keys = inputs[:2]
     of_operands = [one for one in call.results if one.shape in (queries.shape, keys.shape)]
     if products == 4 and len(of_operands) > 2:
-        products = 5  # with the derivative of queries among its results
+        products = 5  # the results include the derivative of queries
     return products * 2.0 * queries.size * keys.shape[-2] * (0.5 if causal else 1.0)
 
 
@@ -327,7 +330,7 @@ def _floats(several: Sequence[Array]) -> list[Array]:
 
 
 def _traffic(found: HloCost) -> tuple[Traffic, ...]:
-    """Summed by kind and axes, the most first."""
+    """Collectives summed by kind and axes, largest first."""
     together: dict[tuple[str, tuple[str, ...]], list[Collective]] = {}
     for one in found.collectives:
         together.setdefault((one.kind, one.axes), []).append(one)
@@ -339,7 +342,7 @@ def _traffic(found: HloCost) -> tuple[Traffic, ...]:
 
 
 def roofline(found: HloCost, program_flops: float, chip: DeviceSpec) -> Roofline:
-    """What one run of a program takes at least, with the FLOPs of its kernels among them."""
+    """The roofline of one run of a program; ``program_flops`` include those of kernels."""
     interconnect: dict[str, float] = {}
     for one in found.collectives:
         name = "+".join(one.axes)
@@ -355,40 +358,40 @@ def roofline(found: HloCost, program_flops: float, chip: DeviceSpec) -> Roofline
 def _notes(found: HloCost | None, unreadable: bool) -> tuple[str, ...]:
     notes = []
     if unreadable:
-        notes.append("the compiler cannot write this program down: no FLOPs, no traffic")
+        notes.append("the text of this program is not available: no FLOPs, no traffic")
     if found is not None and found.unknown:
-        # As experts that get more rows than their share work on them a chunk at a time.
-        notes.append(f"{len(found.unknown)} loops whose length the data decide, counted once")
+        # Such as those over chunks of an expert that receives more rows than its capacity.
+        notes.append(f"{len(found.unknown)} loops of data-dependent length, counted once")
     return tuple(notes)
 
 
 def advice(found: Plan) -> str:
-    """One sentence for a plan that does not fit: how much is missing, and what would fit.
+    """One sentence for a plan that does not fit: the missing memory, and a remedy.
 
-    An estimate from the plan's own figures: the state shrinks with the number of devices that it is
-    divided over, the rest with the rows of a micro-batch on a device.
+    The remedy is an estimate: the state shrinks with the number of devices that it is sharded over,
+    the rest with the rows of a micro-batch on a device.
     """
     memory = found.memory
     available = memory.available or 0
     rest = max(memory.total - memory.state, 1)
     said = (
         f"it does not fit: {memory.total / GIB:.1f} GiB of {available / GIB:.2f} on each device, "
-        f"{memory.state / GIB:.1f} of these parameters and optimizer; "
+        f"{memory.state / GIB:.1f} of it parameters and optimizer state; "
     )
     if memory.state > available / 2:
         fsdp = found.mesh.get("fsdp", 1)
         more = 2 ** math.ceil(math.log2(memory.state / (available / 2)))
         others = math.prod(found.mesh.values()) // (fsdp * found.mesh.get("data", 1))
         if fsdp * more * others <= found.devices:
-            return said + f"divide them further, with --mesh.fsdp {fsdp * more} --mesh.data -1"
-        return said + f"use {more} times as many devices, and divide them over all with --mesh.fsdp"
+            return said + f"shard them further, with --mesh.fsdp {fsdp * more} --mesh.data -1"
+        return said + f"use {more} times as many devices, and shard them over all with --mesh.fsdp"
     if found.remat == "none":
-        return said + "recompute layers in the backward pass, with --compute.remat full"
+        return said + "rematerialize layers in the backward pass, with --compute.remat full"
     parts = math.ceil(rest / (available - memory.state))
     rows = found.batch_shape[0] // _batch_parts(found)
     fitting = next((n for n in range(parts, rows + 1) if rows % n == 0), None)
     if fitting is None:
-        return said + "use more devices, with --mesh.context or --mesh.tensor to divide a row"
+        return said + "use more devices, with --mesh.context or --mesh.tensor to shard a sequence"
     return (
         said + f"use phases.*.micro_batches {fitting * found.micro_batches}, or "
         f"{rows // fitting} rows on each device instead of {rows}"
@@ -396,7 +399,7 @@ def advice(found: Plan) -> str:
 
 
 def _batch_parts(found: Plan) -> int:
-    """Devices that see different rows, times micro-batches."""
+    """Number of devices with different rows, times micro-batches."""
     return found.micro_batches * math.prod(
         found.mesh.get(name, 1) for name in ("data", "fsdp", "expert")
     )

@@ -1,7 +1,7 @@
-"""Which mesh, recomputation and micro-batches suit a run: the likeliest are compiled and ranked.
+"""Search for the mesh, rematerialization and gradient accumulation of a run.
 
-The run stays the run: its batch and its mathematics do not change, only how they are divided. What
-is worth compiling is guessed first, from the sizes of the model alone.
+The batch and the mathematics of the run do not change. The best candidates of an estimate from the
+sizes of the model are compiled and ranked.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.setup import make_trainer, phase_flops
 
 LANES = 128
-"""Width of a TPU's tiles: shards that are narrower travel padded."""
-_SLACK = 1.5  # the guess of memory is no better than this,
-_NEIGHBOURS = 2  # so that this many numbers of micro-batches are kept, from the fewest that may fit
+"""Width of a TPU's tiles; narrower shards are communicated padded."""
+_SLACK = 1.5  # error of the memory estimate
+_NEIGHBOURS = 2  # candidates for the number of micro-batches, from the smallest that may fit
 
 Remat = Literal["none", "dots", "full"]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to divide a run, and a guess of what it costs a device."""
+    """One way to shard a run, with an estimate of its cost."""
 
     config: TrainConfig
     phase: AnyPhase
     memory: float
-    """Bytes."""
+    """Bytes on a device."""
     seconds: float
-    """Of a step."""
+    """Time of a step."""
 
 
 def search(
@@ -52,15 +52,15 @@ def search(
     limit: int,
     on_plan: Callable[[Plan], None] = lambda found: None,
 ) -> list[Plan]:
-    """Plans of the ``limit`` likeliest candidates: those that fit come first, the fastest at the
-    top. ``on_plan`` sees each as soon as it is compiled.
+    """Plans of the ``limit`` best candidates, sorted: those that fit first, then by time.
+    ``on_plan`` is called with each after it is compiled.
 
-    Raises UserError for devices that are not in the table of chips, and where no mesh fits.
+    Raises UserError for devices without a device spec, and if no mesh fits.
     """
     chip = device_spec(devices[0].device_kind)
     if chip is None:
         raise UserError(
-            f"nothing is known of the speed of {devices[0].device_kind!r}; search for a TPU or GPU"
+            f"the speed of {devices[0].device_kind!r} is unknown; search for a TPU or GPU"
         )
     found: list[Plan] = []
     refused = None
@@ -75,8 +75,8 @@ def search(
         on_plan(found[-1])
     if not found:
         raise refused or UserError(
-            f"by estimate no mesh of {len(devices)} devices of {chip.memory_gib} GiB holds this "
-            "run; use more of them, or a smaller batch"
+            f"by estimate this run fits on no mesh of {len(devices)} devices of {chip.memory_gib} "
+            "GiB; use more devices, or a smaller batch"
         )
     return sorted(found, key=_rank)
 
@@ -89,7 +89,7 @@ def _rank(found: Plan) -> tuple[bool, float]:
 def candidates(
     config: TrainConfig, phase: AnyPhase, devices: Sequence[jax.Device], chip: DeviceSpec
 ) -> list[Candidate]:
-    """What may divide and may fit, the fastest by guess first."""
+    """Candidates that the mesh divides and that may fit, fastest by estimate first."""
     whole = make_trainer(config, make_mesh(MeshConfig(), devices)).abstract
     held = bytes_on_device(whole.params), bytes_on_device((whole.opt_state, whole.ema))
     flops = phase_flops(config, phase) / len(devices)
@@ -99,17 +99,19 @@ def candidates(
         if phase.batch_size % parts:
             continue
         for remat in get_args(Remat):
-            guesses = (
-                _guess(config, replace(phase, micro_batches=number), mesh, remat, held, flops, chip)
+            estimates = (
+                _estimate(
+                    config, replace(phase, micro_batches=number), mesh, remat, held, flops, chip
+                )
                 for number in _divisors(phase.batch_size // parts)
             )
-            likely = (one for one in guesses if one.memory < _SLACK * chip.memory_gib * GIB)
+            likely = (one for one in estimates if one.memory < _SLACK * chip.memory_gib * GIB)
             found += itertools.islice(likely, _NEIGHBOURS)
     return sorted(found, key=lambda one: one.seconds)
 
 
 def _meshes(model: TransformerConfig, devices: int) -> Iterator[MeshConfig]:
-    """Powers of two for all axes but the first, which takes what is left."""
+    """Meshes with powers of two for all axes but ``data``, which takes the remaining devices."""
     experts = getattr(model, "experts", 1)
     for tensor, expert in itertools.product(_powers(8), _powers(experts)):
         if model.kv_heads % tensor or experts % expert or devices % (tensor * expert):
@@ -125,11 +127,11 @@ def _powers(limit: int) -> list[int]:
 
 
 def _divisors(rows: int) -> list[int]:
-    """Into how many micro-batches the rows of a device may be divided, doubling."""
+    """Powers of two that divide the rows of a device."""
     return [parts for parts in _powers(rows) if rows % parts == 0]
 
 
-def _guess(
+def _estimate(
     config: TrainConfig,
     phase: AnyPhase,
     mesh: MeshConfig,
@@ -138,17 +140,17 @@ def _guess(
     flops: float,
     chip: DeviceSpec,
 ) -> Candidate:
-    """Memory and time from sizes alone: ``held`` bytes of parameters and optimizer in all, and
-    FLOPs of one device.
+    """Estimate memory and time from ``held``, the total bytes of parameters and optimizer state,
+    and from the FLOPs of one device.
 
-    Gradients take as much as parameters. Parameters are gathered, two bytes each, twice for every
-    micro-batch, and gradients scattered as often; narrow shards cost double. Copies of the model
-    reduce gradients once, and tensor parallelism adds four all-reduces of activations a layer.
+    Gradients take as much memory as parameters. Parameters are gathered, two bytes each, twice in
+    every micro-batch, and gradients scattered once; narrow shards cost double. Data parallelism
+    reduces gradients once, and tensor parallelism adds four all-reduces of activations per layer.
     """
     model, divided = config.model, mesh.fsdp * mesh.tensor * mesh.expert
     parameters, optimizer = (size / divided for size in held)
     rows = phase.batch_size // (mesh.data * mesh.fsdp * mesh.expert * phase.micro_batches)
-    tokens = rows * _places(model, phase)
+    tokens = rows * _tokens_of_row(model, phase)
     memory = 2 * parameters + optimizer + _activation_bytes(model, phase, remat, tokens, mesh)
     narrow = 2 if model.hidden_size // mesh.fsdp < LANES else 1
     interconnect = parameters / 2 * (mesh.fsdp - 1) * 3 * phase.micro_batches * narrow
@@ -169,17 +171,19 @@ def _guess(
 def _activation_bytes(
     model: TransformerConfig, phase: AnyPhase, remat: Remat, tokens: int, mesh: MeshConfig
 ) -> float:
-    """Kept for the backward pass, in 16 bits (arXiv:2205.05198 §4: 34 bytes a unit of width, and 5
-    a score); the rest of what a step needs is left out."""
+    """Bytes of activations for the backward pass, in 16 bits (arXiv:2205.05198 §4: 34 bytes per
+    unit of width and 5 per attention score)."""
     width, heads = model.hidden_size, model.num_heads
-    layer = tokens * (10 * width + (24 * width + 5 * heads * _places(model, phase)) / mesh.tensor)
+    layer = tokens * (
+        10 * width + (24 * width + 5 * heads * _tokens_of_row(model, phase)) / mesh.tensor
+    )
     projections = 2 * tokens * (5 * width + 2 * model.intermediate_size) / mesh.tensor
     kept = {"none": layer, "dots": projections + 2 * tokens * width, "full": 2 * tokens * width}
     return model.num_layers * kept[remat] + layer
 
 
-def _places(model: TransformerConfig, phase: AnyPhase) -> int:
-    """Tokens, or patches, of a row."""
+def _tokens_of_row(model: TransformerConfig, phase: AnyPhase) -> int:
+    """Number of tokens, or patches, of a row."""
     if isinstance(model, VisionConfig):
         return math.prod(patch_grid((phase.sequence_length,) * 2, model.patch_size))
     return phase.sequence_length

@@ -1,4 +1,4 @@
-"""Devices that are not there: what a compiler has to know of them, from a name such as v5e:4x4."""
+"""Ahead-of-time topologies: devices to compile for, from a name such as v5e:4x4."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from jax.experimental import topologies
 from flax_transformers.errors import UserError
 
 EXAMPLES = "v4:4x4x4, v5e:4x4, v5p:8x8x8, v6e:16x16, tpu7x:4x4x4, 2xv5e:16x16, h100:8, cpu:8"
-# By dimensions of the torus. JAX counts a v4 chip as two devices unless told of its megacore.
+# Dimensions of the torus. Without the setting below, JAX counts a v4 chip as two devices.
 _TPUS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
 _TPU7X_COMPILER = (0, 0, 50)
-"""The oldest libtpu that was seen to compile for it: 0.0.42 overflows its stack."""
+"""The oldest libtpu known to compile for tpu7x: 0.0.42 overflows its stack."""
 _TPU_SETTINGS: dict[str, dict[str, Any]] = {"v4": {"chip_config_name": "megacore"}}
-# What the compiler for NVIDIA asks of a GPU (``GpuTargetConfigProto``): published limits of the
-# SXM5 model and its compute capability, not read from a device.
+# ``GpuTargetConfigProto`` of the SXM5 model, from its published limits.
 _H100 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 } core_count: 132 fpus_per_core: 128
@@ -42,12 +41,12 @@ _NAME = re.compile(r"(?:(\d+)x)?(\w+):(\d+(?:x\d+)*)")
 
 
 def devices_of(topology: str, slices: int = 1) -> list[jax.Device]:
-    """Devices to compile for, none of which has to be there.
+    """Devices to compile for, which need not be present.
 
-    ``topology`` is a kind of chip and its grid, ``v5e:4x4``, or several such slices,
-    ``2xv5e:4x4``, which ``slices`` says likewise; ``cpu:8`` are virtual devices of this process.
+    ``topology`` is a device kind and its grid, ``v5e:4x4``, or several such slices, ``2xv5e:4x4``,
+    multiplied by ``slices``; ``cpu:8`` are virtual devices of this process.
 
-    Raises UserError for a name that is none, and where the compiler for it is not installed.
+    Raises UserError for an unknown name, and if the compiler for it is not installed.
     """
     match = _NAME.fullmatch(topology)
     if match is None:
@@ -62,7 +61,7 @@ def devices_of(topology: str, slices: int = 1) -> list[jax.Device]:
         return _tpu_devices(topology, kind, grid, count)
     if kind == "h100":
         return _gpu_devices(topology, math.prod(grid), count)
-    raise UserError(f"no chip is called {kind!r}; name a topology such as {EXAMPLES}")
+    raise UserError(f"there is no device kind {kind!r}; name a topology such as {EXAMPLES}")
 
 
 def _virtual_devices(count: int) -> list[jax.Device]:
@@ -77,7 +76,7 @@ def _virtual_devices(count: int) -> list[jax.Device]:
 def _tpu_devices(topology: str, kind: str, grid: tuple[int, ...], slices: int) -> list[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "the compiler for TPUs is not installed, which runs on any Linux machine; install it "
+            "the compiler for TPUs, which runs on any Linux machine, is not installed; install it "
             "with: pip install 'flax-transformers[plan]'"
         )
     if len(grid) != _TPUS[kind]:
@@ -89,7 +88,7 @@ def _tpu_devices(topology: str, kind: str, grid: tuple[int, ...], slices: int) -
             f"libtpu {version}, the compiler for TPUs that is installed here, crashes on tpu7x; "
             "use one from 0.0.50 on, such as that of the newest JAX, on Python 3.12"
         )
-    # Nothing of this machine is asked for, and several compilers may be loaded at once.
+    # libtpu must not query this machine, and several processes may load it.
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     name = f"{kind}:{'x'.join(map(str, grid))}"
@@ -98,20 +97,20 @@ def _tpu_devices(topology: str, kind: str, grid: tuple[int, ...], slices: int) -
             found = topologies.get_topology_desc(
                 platform="tpu", topology_name=name, num_slices=slices, **_TPU_SETTINGS.get(kind, {})
             )
-    except Exception as error:  # whatever libtpu raises for a grid that cannot be
+    except Exception as error:  # libtpu raises several types
         said = str(error).partition("\n")[0]
         raise UserError(
-            f"topology {topology} cannot be ({said}); name one such as {EXAMPLES}"
+            f"topology {topology} is not possible ({said}); name one such as {EXAMPLES}"
         ) from error
     return list(found.devices)
 
 
 def _gpu_devices(topology: str, gpus: int, hosts: int) -> list[jax.Device]:
-    """H100s, ``gpus`` on each of so many hosts."""
+    """H100s, ``gpus`` on each of ``hosts`` hosts."""
     plugins = (importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
     if not any(plugins):
         raise UserError(
-            "the compiler for NVIDIA GPUs is not installed, which needs no GPU; install it with: "
+            "the compiler for NVIDIA GPUs, which needs no GPU, is not installed; install it with: "
             "pip install jax-cuda12-plugin jax-cuda12-pjrt, of the version of jax"
         )
     try:
@@ -122,23 +121,23 @@ def _gpu_devices(topology: str, gpus: int, hosts: int) -> list[jax.Device]:
                 topology=f"1x{hosts}x{gpus}",
                 target_config=_H100,
             )
-    except Exception as error:  # whatever the plugin raises
+    except Exception as error:  # the plugin raises several types
         said = str(error).partition("\n")[0]
         raise UserError(
-            f"topology {topology} cannot be ({said}); name one such as {EXAMPLES}"
+            f"topology {topology} is not possible ({said}); name one such as {EXAMPLES}"
         ) from error
     return list(found.devices)
 
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Without what C++ libraries write to stderr, such as that libtpu finds no TPU here."""
+    """Suppress messages of C++ libraries on stderr, such as that libtpu finds no TPU."""
     kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    devnull = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        os.close(nowhere)
+        os.close(devnull)

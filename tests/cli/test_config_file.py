@@ -214,7 +214,7 @@ def test_a_file_of_this_folder_is_run_only_if_it_defines_the_class(
 
 @pytest.mark.slow
 @pytest.mark.multi_process
-def test_a_run_with_an_own_objective_is_trained_resumed_and_used(
+def test_a_run_with_a_custom_objective_is_trained_resumed_and_used(
     write, tmp_path, monkeypatch, capsys
 ):
     write("neighbour_of_mine.py", OWN)

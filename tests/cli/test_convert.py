@@ -79,7 +79,7 @@ def refused(capsys, *arguments):
 
 
 @pytest.mark.slow
-def test_there_and_back_is_bit_equal(published, ours, tmp_path, capsys):
+def test_a_round_trip_is_bit_equal(published, ours, tmp_path, capsys):
     assert main(["convert", str(ours), str(tmp_path / "back")]) == 0
     assert sorted(p.name for p in published.iterdir()) == [
         "config.json",
@@ -91,7 +91,7 @@ def test_there_and_back_is_bit_equal(published, ours, tmp_path, capsys):
         assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_it_says_what_it_converted(published, tmp_path, capsys):
+def test_convert_prints_a_summary(published, tmp_path, capsys):
     assert main(["convert", str(published), str(tmp_path / "out")]) == 0
     tensors = load_file(published / "model.safetensors").values()
     assert capsys.readouterr().out.splitlines() == [
@@ -100,8 +100,7 @@ def test_it_says_what_it_converted(published, tmp_path, capsys):
         f"parameters    {sum(tensor.size for tensor in tensors):,}",
         "dtype         float32",
         "other files   tokenizer_config.json, vocab.txt",
-        "difference    not compared: torch and transformers are not installed here "
-        "(extra 'convert')",
+        "difference    not compared: torch and transformers are not installed (extra 'convert')",
         f"written to    {tmp_path / 'out'}",
     ]
 
@@ -116,19 +115,19 @@ def test_a_directory_can_be_written_in_half_precision(ours, tmp_path):
     assert json.loads((target / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_our_checkpoints_are_float32(published, tmp_path, capsys):
+def test_dtype_is_refused_for_checkpoints_of_this_package(published, tmp_path, capsys):
     said = refused(capsys, "convert", published, tmp_path / "out", "--dtype", "bfloat16")
     assert "leave out --dtype" in said and not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_fill_mask_reads_what_was_converted(ours, capsys):
+def test_fill_mask_reads_a_converted_checkpoint(ours, capsys):
     assert main(["fill-mask", str(ours), "--text", "w1 [MASK] w2", "--top", "3"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 @pytest.mark.slow
-def test_fill_mask_reads_a_published_folder_as_what_was_converted_from_it(published, ours, capsys):
+def test_fill_mask_reads_a_published_folder_like_its_conversion(published, ours, capsys):
     said = []
     for folder in (ours, published):
         assert main(["fill-mask", str(folder), "--text", "w1 [MASK] w2", "--top", "3"]) == 0
@@ -143,9 +142,7 @@ def test_fill_mask_reads_a_published_folder_as_what_was_converted_from_it(publis
 
 
 @pytest.mark.slow
-def test_evaluate_scores_a_published_folder_as_what_was_converted_from_it(
-    published, ours, capsys, tmp_path
-):
+def test_evaluate_scores_a_published_folder_like_its_conversion(published, ours, capsys, tmp_path):
     lines = [f"w{n % 20} w{(3 * n) % 20} w{(7 * n) % 20}" for n in range(400)]
     (tmp_path / "text.txt").write_text("\n\n".join(lines))
     (tmp_path / "scored.py").write_text(f"""
@@ -169,7 +166,7 @@ def get_config():
 
 
 @pytest.mark.slow
-def test_evaluate_asks_whose_data_it_is_to_score(published, ours, capsys):
+def test_evaluate_of_a_published_folder_needs_a_config(published, ours, capsys):
     for folder in (published, ours):
         assert "give --config CONFIG" in refused(capsys, "evaluate", folder)
 
@@ -182,7 +179,7 @@ def test_a_converted_checkpoint_is_loaded_like_the_original(published, ours):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_ours_can_be_given_another_head(ours, caplog):
+def test_a_checkpoint_can_be_loaded_with_another_head(ours, caplog):
     model, params = load_pretrained(
         ours, architecture="BertForSequenceClassification", num_labels=4, dtype=jnp.bfloat16
     )
@@ -205,7 +202,7 @@ def test_a_target_that_holds_files_is_refused(published, ours, capsys):
     assert sorted(ours.rglob("*")) == before
 
 
-def test_a_source_that_is_not_there_is_refused(tmp_path, capsys):
+def test_a_missing_source_is_refused(tmp_path, capsys):
     said = refused(capsys, "convert", tmp_path / "nowhere", tmp_path / "out")
     assert f"there is no directory {tmp_path / 'nowhere'}" in said
 
@@ -227,7 +224,7 @@ def test_a_source_that_is_not_there_is_refused(tmp_path, capsys):
         ),
     ],
 )
-def test_a_source_that_is_not_whole_is_refused_and_leaves_nothing(
+def test_an_incomplete_source_is_refused_and_leaves_no_files(
     published, tmp_path, capsys, spoil, said
 ):
     spoil(published)
@@ -236,9 +233,7 @@ def test_a_source_that_is_not_whole_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("moment", ["write_index", "seal"])
-def test_a_checkpoint_that_was_not_written_to_its_end_is_not_there(
-    published, tmp_path, monkeypatch, moment
-):
+def test_an_unfinished_checkpoint_does_not_exist(published, tmp_path, monkeypatch, moment):
     """Killed before or right after the commit: neither is there a target, nor does it stand in
     the way of the next try."""
     target, there = tmp_path / "out", []
@@ -291,7 +286,7 @@ def test_a_classifier_is_compared_on_rows_with_one_end_and_makes_its_own_target(
     assert ids[:, -1].tolist() == [12, 12]
 
 
-def test_an_end_beyond_the_vocabulary_is_in_no_row():
+def test_an_end_token_beyond_the_vocabulary_is_not_used():
     config = GPT2Config(vocab_size=30, eos_ids=(50256,), max_positions=8, **TINY)
     (ids,) = comparison.random_inputs(build_model(config, ComputeConfig())).values()
     assert ids.max() < 30

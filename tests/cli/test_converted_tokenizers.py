@@ -46,7 +46,7 @@ def test_a_converted_checkpoint_reads_text_as_the_folder_does(root, tmp_path, na
 
 
 @pytest.mark.parametrize("name", ["t5_model", "xlm_roberta_model"])
-def test_a_class_that_config_json_alone_tells_is_kept(root, tmp_path, name):
+def test_a_tokenizer_class_named_only_in_config_json_is_kept(root, tmp_path, name):
     source = tmp_path / "source"
     source.mkdir()
     for file in ("spiece.model", "sentencepiece.bpe.model", "config.json"):
@@ -70,7 +70,7 @@ def test_a_tokenizer_that_is_only_a_class_is_carried(tmp_path):
 
 
 @pytest.mark.parametrize("config", [BertConfig(), ViTConfig()])
-def test_nothing_is_carried_without_a_tokenizer(tmp_path, config):
+def test_without_a_tokenizer_no_other_files_are_written(tmp_path, config):
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "config.json").write_text("{}")
     folder, carried = converted(tmp_path / "source", tmp_path / "ours", config)

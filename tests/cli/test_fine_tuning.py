@@ -105,7 +105,7 @@ def test_a_published_encoder_learns_classes_with_parts_of_it_frozen(tmp_path, ca
     assert exported["id2label"] == {"0": "a", "1": "b", "2": "c"}
 
 
-def test_a_checkpoint_of_ours_learns_entities(tmp_path, capsys, caplog):
+def test_a_checkpoint_is_fine_tuned_on_entities(tmp_path, capsys, caplog):
     write_corpus(tmp_path / "text.txt")
     (tmp_path / "before").mkdir()
     source = f"TextSource({str(tmp_path / 'text.txt')!r})"
@@ -157,7 +157,7 @@ def test_answers_are_written_down_and_scored(tmp_path, capsys):
     assert {"eval/exact_match", "eval/f1", "eval/no_answer_accuracy"} <= set(scores)
 
 
-def test_a_published_encoder_decoder_learns_to_answer_in_words(tmp_path):
+def test_a_published_encoder_decoder_is_fine_tuned_on_pairs(tmp_path):
     model, params = tiny_model("T5ForConditionalGeneration", vocab_size=262)
     ft.save_pretrained(tmp_path / "hf", model, params)
     rows = [{"source": f"say {n}", "target": f"{n}"} for n in range(40)]

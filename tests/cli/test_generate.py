@@ -169,14 +169,14 @@ def test_a_directory_without_a_tokenizer_is_named(capsys, directory):
     assert "contains no tokenizer" in refused(capsys, str(directory), "--prompt", "a")
 
 
-def test_a_published_tokenizer_puts_its_own_tokens_around_a_prompt(tmp_path):
+def test_a_published_tokenizer_adds_its_special_tokens_to_a_prompt(tmp_path):
     published_tokenizer(tmp_path)
     prompts = read_prompts(tmp_path, TINY)
     assert list(prompts.encode("b a")) == [0, 3, 2]
     assert prompts.decode([0, 3, 2, 1]) == "b a"
 
 
-def test_the_generation_config_adds_to_what_ends_a_text(tmp_path):
+def test_the_generation_config_adds_end_tokens(tmp_path):
     published_tokenizer(tmp_path)
     for said, ends in ((5, (1, 5)), ([5, 6], (1, 5, 6)), (None, (1,))):
         (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": said}))
@@ -291,7 +291,7 @@ def test_files_of_marian_that_cannot_be_read_are_named(marian, spoil, said):
         read_prompts(marian[0], MarianConfig(vocab_size=28))
 
 
-def test_pieces_of_mbart_without_their_ids_are_refused(tmp_path):
+def test_a_sentencepiece_model_of_mbart_without_ids_is_refused(tmp_path):
     trained_pieces(tmp_path / "sentencepiece.bpe.model")
     with pytest.raises(
         UserError, match="ids of the pieces of sentencepiece.bpe.model are not known"
@@ -329,9 +329,7 @@ def answering(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_answer_begins_with_what_the_files_force_unless_it_is_given_a_beginning(
-    answering, capsys
-):
+def test_a_target_starts_with_the_forced_token_unless_start_ids_are_given(answering, capsys):
     folder, calls = answering
     command = ["generate", str(folder), "--prompt", "a b c", "--max-new-tokens", "1"]
     assert main(command) == 0
@@ -346,11 +344,11 @@ def test_an_answer_begins_with_what_the_files_force_unless_it_is_given_a_beginni
 
 
 @pytest.mark.slow
-def test_a_beginning_is_for_models_that_answer(directory, capsys):
+def test_start_ids_are_for_encoder_decoders(directory, capsys):
     said = refused(capsys, str(directory), "--prompt", "a", "--start-ids", "1")
     assert "--start-ids is for encoder-decoders" in said
 
 
-def test_a_beginning_that_is_no_ids_is_refused(capsys, tmp_path):
+def test_start_ids_that_are_no_numbers_are_refused(capsys, tmp_path):
     said = refused(capsys, str(tmp_path), "--prompt", "a", "--start-ids", "2,fr")
     assert "--start-ids is '2,fr'; give ids separated by commas" in said

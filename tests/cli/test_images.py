@@ -75,7 +75,7 @@ def metrics(workdir):
 
 
 @pytest.mark.slow
-def test_a_run_changes_its_image_size_and_goes_on_in_the_larger_one(tmp_path, config, capsys):
+def test_a_run_continues_at_a_larger_image_size(tmp_path, config, capsys):
     path, workdir = config(**VIT), tmp_path / "run"
     assert main(["train", path, "--workdir", str(workdir)]) == 0
     said = capsys.readouterr().out

@@ -23,7 +23,7 @@ def styles(text):
     return {(text.plain[span.start : span.end], str(span.style)) for span in text.spans}
 
 
-def test_labels_stand_behind_what_they_replace_and_alone_where_nothing_is_replaced():
+def test_labels_are_shown_after_the_input_if_they_differ():
     vocab = TOKENIZER.vocabulary
     labels = np.full(4, -1)
     labels[1], labels[2] = ids("b")[0], ids("c")[0]

@@ -177,7 +177,7 @@ def test_a_read_only_workdir_is_refused(capsys, small, tmp_path):
     assert str(tmp_path / "file") in said
 
 
-def test_a_checkpoint_that_is_not_there_is_refused(capsys, tmp_path):
+def test_a_missing_checkpoint_is_refused(capsys, tmp_path):
     assert "no checkpoint" in refused(capsys, "fill-mask", str(tmp_path), "--text", "A [MASK].")
 
 
@@ -309,7 +309,7 @@ def test_loading_a_model_is_a_phase_with_a_limit(capsys, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("steps", ["5", "7:5", "0:3", "a:b", ":4"])
-def test_a_profile_of_no_steps_is_refused(capsys, tmp_path, steps):
+def test_an_empty_range_of_profiled_steps_is_refused(capsys, tmp_path, steps):
     workdir = str(tmp_path / "run")
     said = refused(capsys, "train", TINY, "--workdir", workdir, "--profile", steps)
     assert said.endswith(f"--profile {steps} names no steps; give the first and the last, as in "

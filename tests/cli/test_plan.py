@@ -86,13 +86,13 @@ def test_invalid_arguments_are_refused_before_compiling(capsys, arguments, says)
     assert says in refused(capsys, *arguments)
 
 
-def test_every_topology_that_is_named_as_an_example_is_of_a_kind_that_there_is():
+def test_every_example_topology_has_a_known_device_kind():
     for example in EXAMPLES.split(", "):
         if not example.startswith(LACKING):
             assert len(devices_of(example)) > 1
 
 
-def test_a_compiler_that_crashes_is_not_started(capsys, monkeypatch):
+def test_a_compiler_that_is_known_to_crash_is_not_started(capsys, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.42.1")
     said = refused(capsys, "--topology", "tpu7x:2x2x1")
     assert "libtpu 0.0.42.1, the compiler for TPUs that is installed here, crashes on tpu7x" in said
@@ -107,7 +107,7 @@ def test_without_the_compiler_the_command_that_installs_it_is_named(capsys, monk
     assert said.endswith("with: pip install 'flax-transformers[plan]'")
 
 
-def test_one_file_cannot_hold_the_programs_of_a_search(capsys, tmp_path):
+def test_hlo_and_search_exclude_each_other(capsys, tmp_path):
     said = refused(capsys, "--topology", "cpu:8", "--search", "--hlo", str(tmp_path / "x"))
     assert "--hlo writes one program and --search compiles many" in said
 
@@ -124,5 +124,5 @@ def test_without_the_compiler_for_gpus_the_command_that_installs_it_is_named(cap
         importlib.util, "find_spec", lambda name: None if "jax_cuda" in name else find(name)
     )
     said = refused(capsys, "--topology", "h100:8")
-    assert "the compiler for NVIDIA GPUs is not installed, which needs no GPU" in said
+    assert "the compiler for NVIDIA GPUs, which needs no GPU, is not installed" in said
     assert "pip install jax-cuda12-plugin jax-cuda12-pjrt" in said

@@ -21,7 +21,7 @@ def config(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_store_is_begun_made_in_shares_and_verified(config, tmp_path, capsys):
+def test_a_store_is_prepared_in_shares_and_verified(config, tmp_path, capsys):
     shards = ("--data.shards", "2")
     assert main(["prepare", config, "--begin", *shards]) == 0
     assert main(["prepare", config, "--shard", "1/2", *shards]) == 0
@@ -64,6 +64,6 @@ def test_shares_that_do_not_exist_are_refused(config, capsys, job):
     assert f"--shard is {job!r}; give the index of the job" in capsys.readouterr().err
 
 
-def test_shares_need_a_place_that_all_jobs_know(config, capsys):
+def test_shares_need_a_store(config, capsys):
     assert main(["prepare", config, "--shard", "0/1", "--data.store", "None"]) == 2
     assert "set data.store or --output" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.image_classification import ImageClassification
 
 
-def test_images_are_prepared_as_evaluation_does():
+def test_exported_preprocessing_equals_that_of_evaluation():
     data = ImageData(source=ImageSource("x"), crop_fraction=0.875)
     found = preprocessor(data, ImageClassification(), ViTConfig(image_size=224))
     assert found == {
@@ -71,14 +71,14 @@ def test_of_a_run_of_images_only_the_data_and_the_objective_are_read():
     }
 
 
-def test_an_objective_of_the_users_own_leaves_the_preprocessor_out_with_a_warning(caplog):
+def test_with_a_custom_objective_no_preprocessor_is_written_and_a_warning_logged(caplog):
     data = to_json(ImageData(source=ImageSource("x")))
     run = run_of(data, {"type": "mine:Own"})
     assert run_files(run, ViTConfig(image_size=224), None) == {}
     assert "preprocessor_config.json is not written: the saved config uses Own of" in caplog.text
 
 
-def test_no_part_of_a_run_of_text_is_read(tmp_path):
+def test_the_data_of_a_run_on_text_are_not_read(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{}")
     run = run_of({"type": "mine:Data"}, {"type": "mine:Own"})
     assert run_files(run, BertConfig(max_positions=64), tmp_path) == {
@@ -86,7 +86,7 @@ def test_no_part_of_a_run_of_text_is_read(tmp_path):
     }
 
 
-def test_a_tokenizer_says_how_long_texts_may_be_unless_it_does_already(tmp_path):
+def test_the_length_limit_is_added_to_a_tokenizer_without_one(tmp_path):
     run = SimpleNamespace(meta={})
     file = tmp_path / "tokenizer_config.json"
     assert run_files(run, BertConfig(max_positions=64), tmp_path) == {}

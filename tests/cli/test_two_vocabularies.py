@@ -37,7 +37,7 @@ def get_config():
 
 
 @pytest.mark.slow
-def test_a_run_trains_scores_shows_and_writes_targets_with_their_own_tokenizer(tmp_path, capsys):
+def test_train_evaluate_inspect_and_generate_with_a_tokenizer_for_targets(tmp_path, capsys):
     pairs, config, run = (tmp_path / name for name in ("pairs.tsv", "config.py", "run"))
     pairs.write_text("".join(f"{n:02d} Hunde\tThe dogs {n}\n" for n in range(60)))
     places = str(pairs), str(tmp_path / "store")

@@ -119,7 +119,7 @@ def test_the_mesh_changes_nothing(prepared):
     assert score(prepared, (2, 1, 2), batch_size=8)[0] == score(prepared, batch_size=8)[0]
 
 
-def test_random_choices_are_the_same_every_time_and_for_every_batch_size(prepared):
+def test_random_choices_do_not_depend_on_the_batch_size(prepared):
     first, again = score(prepared, batch_size=8)[0], score(prepared, batch_size=8)[0]
     assert first == again
     assert first["eval/drawn"] == score(prepared, batch_size=5)[0]["eval/drawn"]
@@ -127,7 +127,7 @@ def test_random_choices_are_the_same_every_time_and_for_every_batch_size(prepare
 
 
 @pytest.mark.parametrize("count", [1, 8, 11])
-def test_max_examples_takes_so_many_evenly_spread(prepared, count):
+def test_max_examples_are_evenly_spread(prepared, count):
     found, calls = score(prepared, batch_size=8, max_examples=count)
     assert found["eval/e"] == pytest.approx(by_hand(prepared, count)[0], rel=1e-6)
     assert len(calls) == -(-count // 8)
@@ -138,7 +138,7 @@ def test_max_examples_takes_so_many_evenly_spread(prepared, count):
     [(10, None, range(10)), (10, 3, [0, 3, 6]), (10, 5, range(0, 10, 2)), (3, 9, range(3)),
      (10, 1, [0]), (0, 4, [])],
 )  # fmt: skip
-def test_examples_are_chosen_at_equal_distances(total, count, chosen):
+def test_scored_examples_are_evenly_spaced(total, count, chosen):
     assert evenly_spread(total, count).tolist() == list(chosen)
 
 
@@ -152,7 +152,7 @@ def test_examples_that_are_scored_keep_their_numbers(prepared, count):
     assert numbers[numbers >= 0].tolist() == evenly_spread(total, count).tolist()
 
 
-def test_more_examples_than_there_are_can_be_asked_for(prepared):
+def test_max_examples_can_exceed_the_number_of_examples(prepared):
     few = score(prepared, batch_size=8)[0]
     assert score(prepared, batch_size=8, max_examples=10_000)[0] == few
 

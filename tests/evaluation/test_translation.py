@@ -89,7 +89,7 @@ def test_every_pair_is_translated_once_without_its_end_token(prepared, monkeypat
     assert [text.tolist() for text in found] == [source.tolist() for source, _ in pairs]
 
 
-def test_the_start_of_the_decoder_is_the_objectives(prepared, monkeypatch):
+def test_the_decoder_starts_as_in_the_objective(prepared, monkeypatch):
     config, data = prepared
     asked = []
 

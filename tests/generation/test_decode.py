@@ -53,7 +53,7 @@ def to_the_right(ids, mask):
 
 @pytest.mark.slow
 @EACH
-def test_greedy_decoding_writes_what_hugging_face_writes(name):
+def test_greedy_text_equals_that_of_transformers(name):
     ids, mask = golden.prompts(CASES[name])
     expected = stored(name)
     # An id that is not in the vocabulary ends nothing, and needs no other compilation.
@@ -67,7 +67,7 @@ def test_greedy_decoding_writes_what_hugging_face_writes(name):
 
 
 @pytest.mark.slow
-def test_a_sample_depends_on_the_key_alone_and_the_likeliest_token_on_nothing():
+def test_samples_depend_only_on_the_key_and_greedy_text_does_not():
     ids, mask = golden.prompts(CASES["write_llama"])
     sample = partial(write, "write_llama", ids, mask, temperature=2.0)
     first, again, other = (sample(key=jax.random.key(seed)) for seed in (0, 0, 1))
@@ -93,7 +93,7 @@ def count_up(ids, count, cache):
         ([1, 4], [[1, 7, 7, 7, 7], [4, 7, 7, 7, 7]]),
     ],
 )
-def test_a_row_ends_with_its_end_and_is_filled_up(eos, expected):
+def test_a_row_ends_at_the_end_token_and_is_padded(eos, expected):
     endings = Endings(jnp.array(eos, jnp.int32), jnp.int32(7))
     logits = jax.nn.one_hot(jnp.array([1, 4]), 6)
     run = partial(continue_text, count_up, max_new_tokens=5, sampling=Sampling())
@@ -102,7 +102,7 @@ def test_a_row_ends_with_its_end_and_is_filled_up(eos, expected):
 
 
 @pytest.mark.slow
-def test_no_step_is_taken_that_nobody_needs():
+def test_the_loop_ends_when_all_rows_have_ended():
     calls = []
 
     def step(ids, count, cache):
@@ -143,7 +143,7 @@ LOGITS = jnp.log(jnp.array([[0.05, 0.4, 0.1, 0.3, 0.15]]))
         (Sampling(temperature=2.0, top_p=0.65), [1, 3, 4]),
     ],
 )
-def test_samples_come_from_the_tokens_that_are_left(sampling, kept):
+def test_samples_are_among_the_remaining_tokens(sampling, kept):
     scores = np.asarray(sampling.log_probabilities(LOGITS))[0]
     assert np.flatnonzero(np.isfinite(scores)).tolist() == kept
     expected = np.asarray(LOGITS[0])[kept] / sampling.temperature
@@ -189,7 +189,7 @@ def test_what_cannot_be_is_refused(settings, says):
         generate(*load("write_gpt2"), ids, **asked)
 
 
-def test_a_model_that_does_not_write_is_refused():
+def test_a_model_that_generates_no_text_is_refused():
     _, model, params, _ = load_case(bert.CASES[0])
     with pytest.raises(UserError, match=r"BertFor\w+ does not generate text"):
         generate(model, params, np.ones((1, 2), np.int32), max_new_tokens=1)

@@ -85,7 +85,7 @@ def fill(text, answers, top=2, max_length=64):
 
 
 @pytest.mark.slow
-def test_the_likeliest_pieces_come_first_with_their_probabilities():
+def test_the_most_likely_tokens_come_first_with_their_probabilities():
     filled, _ = fill("the [MASK] sat", {2: {3: 4.0, 9: 3.0}})
     (gap,) = filled.gaps
     assert [piece for piece, _ in gap.candidates] == ["cat", "mat"]
@@ -97,7 +97,7 @@ def test_the_likeliest_pieces_come_first_with_their_probabilities():
     assert (filled.text, gap.truth) == ("the [MASK] sat", None)
 
 
-def test_special_and_padded_ids_are_never_told():
+def test_special_and_padding_ids_are_no_candidates():
     logits = dict.fromkeys((0, 1, 6, 11, *range(12, PADDED)), 50.0) | {9: 1.0}
     filled, _ = fill("the [MASK]", {2: logits}, top=100)
     (gap,) = filled.gaps
@@ -109,13 +109,13 @@ def test_special_and_padded_ids_are_never_told():
 
 
 @pytest.mark.slow
-def test_several_gaps_are_answered_in_order():
+def test_several_masks_are_filled_in_order():
     answers = {1: {2: 9.0}, 3: {5: 9.0}, 4: {7: 9.0}, 7: {10: 9.0}}
     filled, _ = fill("[MASK] cat [MASK][MASK] the mat [MASK]", answers, top=1)
     assert [gap.candidates[0][0] for gap in filled.gaps] == ["the", "sat", "on", "."]
 
 
-def test_the_model_sees_a_framed_row_with_its_padding_masked():
+def test_the_model_reads_special_tokens_and_padding_is_masked():
     _, model = fill("the [MASK] sat", {})
     (batch,) = model.seen
     assert batch["input_ids"].tolist() == [1, 2, 6, 5, 11] + [0] * 11
@@ -123,13 +123,13 @@ def test_the_model_sees_a_framed_row_with_its_padding_masked():
 
 
 @pytest.mark.parametrize(("words", "rows"), [(13, 16), (14, 32), (29, 32), (30, 40), (37, 40)])
-def test_rows_are_filled_up_to_a_power_of_two_that_the_model_takes(words, rows):
+def test_rows_are_padded_to_a_power_of_two_within_the_models_limit(words, rows):
     """Positions that the model has no vectors for would be NaN, and spread from the padding."""
     _, model = fill("cat " * words + "[MASK]", {}, max_length=40)
     assert len(model.seen[0]["input_ids"]) == rows
 
 
-def test_a_text_without_a_gap_is_refused():
+def test_a_text_without_a_mask_is_refused():
     with pytest.raises(UserError, match=r"the text has no \[MASK\]; add one"):
         fill("the cat", {})
 
@@ -153,7 +153,7 @@ def test_a_token_that_the_model_lacks_is_refused():
         fill_mask(Told({}).functions, {}, Words(), "mat [MASK] mat", vocab_size=9)
 
 
-def test_no_token_that_the_model_lacks_is_a_candidate():
+def test_tokens_that_the_model_lacks_are_no_candidates():
     """Its logit would be NaN. With 10 tokens [SEP] is one too, but the text is framed with it."""
     tokenizer = Words()
     tokenizer.vocabulary = dataclasses.replace(
@@ -168,7 +168,7 @@ def test_no_token_that_the_model_lacks_is_a_candidate():
     assert sum(p for _, p in gap.candidates) == pytest.approx(1.0)
 
 
-def test_the_frame_that_a_run_noted_is_put_around_a_text():
+def test_the_special_tokens_recorded_by_a_run_are_added():
     tokenizer = Words()
     tokenizer.facts = Facts(record={"frame": [[8], [10, 11]]})
     model = Told({})
@@ -178,7 +178,7 @@ def test_the_frame_that_a_run_noted_is_put_around_a_text():
 
 
 @pytest.mark.parametrize("top", [0, -1])
-def test_no_candidates_cannot_be_asked_for(top):
+def test_a_top_below_1_is_refused(top):
     with pytest.raises(UserError, match=f"top is {top}; it must be at least 1"):
         fill("[MASK]", {}, top=top)
 
@@ -207,7 +207,7 @@ def samples(*sentences, count=10, max_length=32, seed=0, tokenizer=None):
     return found, model
 
 
-def test_samples_are_sentences_of_fitting_length_with_the_piece_that_stood_there():
+def test_samples_are_sentences_of_fitting_length_with_the_original_token():
     found, model = samples()
     assert len(found) == 2  # the second is too short, the last too long
     rows = {(1, *Words().encode_batch([s])[0].tolist(), 11) for s in SENTENCES}
@@ -231,7 +231,7 @@ def truths(sentence, **settings):
     return {samples(sentence, seed=s, **settings)[0][0].gaps[0].truth for s in range(60)}
 
 
-def test_gaps_are_whole_words():
+def test_masked_tokens_are_whole_words():
     # "cat ##s" is a word of two pieces, "." no word.
     assert truths(LONG) == {"the", "sat", "on", "a", "mat"}
 
@@ -241,7 +241,7 @@ def test_where_no_word_is_whole_any_ordinary_piece_is_a_gap():
     assert truths(LONG, tokenizer=Words(word_start=False)) == set(LONG.split())
 
 
-def test_gaps_in_bytes_are_not_always_spaces():
+def test_masked_bytes_are_not_always_spaces():
     store = Store("cat")
     store._tokens = ByteTokenizer().encode_batch(["a row of bytes.  "])[0]
     store.sentence_ends = np.array([len(store._tokens)])
@@ -258,7 +258,7 @@ def test_gaps_in_bytes_are_not_always_spaces():
     assert len(found - {" "}) > 3
 
 
-def test_a_sentence_of_special_pieces_is_left_out():
+def test_a_sentence_of_special_tokens_is_left_out():
     assert samples("[CLS] " * 9)[0] == []
 
 

@@ -11,7 +11,7 @@ from tests.data.tokenizers.test_byte_level_training import CONFIGS, CORPUS
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_prompt_and_what_is_written_after_it_keep_their_line_ends(name, tmp_path):
+def test_prompts_and_generated_text_keep_line_ends(name, tmp_path):
     config: TokenizerConfig = CONFIGS[name]
     tokenizer = train_tokenizer(config, CORPUS)
     tokenizer.save(tmp_path)

@@ -89,12 +89,12 @@ def test_no_ngram_is_written_twice(row, size, expected):
     assert forbidden(forbid_repeated_ngrams(flat(2), made, size))[0] == expected
 
 
-def test_ngrams_run_over_what_was_written():
+def test_ngrams_include_generated_tokens():
     made = history([1, 2, 3], written=([1], [2]))
     assert forbidden(forbid_repeated_ngrams(flat(), made, 3)) == [[3]]
 
 
-def test_bad_words_are_forbidden_as_soon_as_they_would_be_complete():
+def test_the_last_token_of_a_bad_word_is_forbidden():
     words = ((3,), (1, 2), (1, 4), (5, 1, 6))
     rows = history([1], [5, 1], [2])
     assert forbidden(forbid_words(flat(3), rows, words, NO_END)) == [
@@ -109,11 +109,11 @@ def test_padding_before_a_row_completes_no_bad_word():
     assert forbidden(forbid_words(flat(2), rows, ((0, 1, 6),), NO_END)) == [[], []]
 
 
-def test_the_end_is_never_a_bad_word():
+def test_the_end_token_is_never_a_bad_word():
     assert forbidden(apply(history([1]), eos=(3,), bad_words_ids=((3,), (4,)))) == [[4, 8, 9]]
 
 
-def test_no_text_ends_before_its_least_length():
+def test_no_text_ends_before_the_minimum_length():
     rows = history([1, 2, 3], [1])
     assert forbidden(apply(rows, min_length=3)) == [[8, 9], [7, 8, 9]]
     assert forbidden(apply(rows, min_new_tokens=1)) == [[7, 8, 9], [7, 8, 9]]
@@ -121,7 +121,7 @@ def test_no_text_ends_before_its_least_length():
     assert forbidden(apply(later, min_new_tokens=1)) == [[8, 9]]
 
 
-def test_a_first_token_is_forced_after_a_beginning_of_one_token_alone():
+def test_a_first_token_is_forced_only_after_a_start_of_one_token():
     rows = history([1], [1, 2])
     found = apply(rows, forced_bos_token_id=4)
     assert np.argmax(found, axis=1)[0] == 4 and len(forbidden(found)[0]) == PADDED - 1
@@ -145,13 +145,13 @@ def test_tokens_are_suppressed_everywhere_or_at_the_beginning():
     assert forbidden(apply(second, begin_suppress_tokens=(3,))) == [[8, 9]]
 
 
-def test_the_beginning_comes_after_a_first_token_that_is_forced():
+def test_begin_suppress_tokens_apply_after_a_forced_first_token():
     settings = {"begin_suppress_tokens": (3,), "forced_bos_token_id": 4}
     assert 3 in forbidden(apply(history([1], written=([4],)), **settings))[0]
     assert forbidden(apply(history([1, 2]), **settings)) == [[3, 8, 9]]
 
 
-def test_entries_that_pad_the_vocabulary_are_never_written():
+def test_vocabulary_padding_is_never_generated():
     everything = tuple(range(VOCAB))
     found = apply(history([1]), logits=jnp.full((1, PADDED), -5.0), suppress_tokens=everything)
     assert forbidden(found) == [list(range(PADDED))]

@@ -28,7 +28,7 @@ def inputs_of(tokenizer, text):
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe", "bytes", "byte_level_bpe"])
-def test_a_prompt_of_a_trained_tokenizer_is_what_training_reads(tmp_path, kind):
+def test_a_prompt_is_encoded_as_in_training(tmp_path, kind):
     tokenizer = train_tokenizer(TokenizerConfig(kind, 1_500), corpus())
     tokenizer.save(tmp_path)
     prompts = read_prompts(tmp_path, CONFIG)
@@ -37,7 +37,7 @@ def test_a_prompt_of_a_trained_tokenizer_is_what_training_reads(tmp_path, kind):
 
 
 @pytest.mark.parametrize("layout", [gpt2, llama3, bert_cased_vocab])
-def test_a_run_with_a_published_tokenizer_notes_how_its_texts_begin(tmp_path, layout):
+def test_a_run_with_a_published_tokenizer_records_its_special_tokens(tmp_path, layout):
     write(tmp_path / "published", layout())
     config = TokenizerConfig(path=str(tmp_path / "published"))
     tokenizer = train_tokenizer(config, ())
@@ -46,7 +46,7 @@ def test_a_run_with_a_published_tokenizer_notes_how_its_texts_begin(tmp_path, la
     assert list(prompts.encode("All human")) == inputs_of(tokenizer, "All human")
 
 
-def test_a_published_gpt2_is_prompted_as_it_stands_and_empty_from_the_end_of_a_text(tmp_path):
+def test_an_empty_prompt_of_a_published_gpt2_starts_with_the_end_token(tmp_path):
     write(tmp_path / "published", gpt2())
     tokenizer = train_tokenizer(TokenizerConfig(path=str(tmp_path / "published")), ())
     prompts = read_prompts(tmp_path / "published", CONFIG)
@@ -54,7 +54,7 @@ def test_a_published_gpt2_is_prompted_as_it_stands_and_empty_from_the_end_of_a_t
     assert list(prompts.encode("")) == [400]
 
 
-def test_a_source_is_framed_as_denoising_frames_it(tmp_path):
+def test_a_source_has_the_special_tokens_of_denoising(tmp_path):
     tokenizer = train_tokenizer(TokenizerConfig("wordpiece", 1_500), corpus())
     tokenizer.save(tmp_path, run_frame(Denoising(), tokenizer.vocabulary))
     ids = list(read_prompts(tmp_path, BartConfig(vocab_size=1_500)).encode("All human"))
@@ -62,5 +62,5 @@ def test_a_source_is_framed_as_denoising_frames_it(tmp_path):
 
 
 @pytest.mark.parametrize("frame", [3, "around", None])
-def test_an_attribute_frame_that_is_no_method_is_no_frame(frame):
+def test_an_attribute_named_frame_that_is_no_method_is_ignored(frame):
     assert run_frame(SimpleNamespace(frame=frame), None) is None

@@ -30,7 +30,7 @@ TINY = BartConfig(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_greedy_text_is_that_of_hugging_face(name):
+def test_greedy_targets_equal_those_of_transformers(name):
     case = CASES[name]
     _, model, params, _ = load_case(case)
     with np.load(golden.OUTPUT) as file:
@@ -55,7 +55,7 @@ def test_greedy_text_is_that_of_hugging_face(name):
 
 
 @pytest.mark.slow
-def test_given_first_tokens_are_read_and_not_repeated():
+def test_start_ids_are_read_and_not_repeated():
     case = CASES["every_layer"]
     _, model, params, _ = load_case(case)
     source = case.inputs["input_ids"][:1], case.inputs["attention_mask"][:1]
@@ -78,7 +78,7 @@ def test_padding_of_a_source_on_either_side_changes_nothing(name):
 
 
 @pytest.mark.slow
-def test_a_forced_first_token_is_written_and_goes_on_as_if_it_was_chosen():
+def test_a_forced_first_token_is_written_and_continued():
     case = CASES["bart"]
     _, model, params, _ = load_case(case)
     source = case.inputs["input_ids"][:1], case.inputs["attention_mask"][:1]
@@ -91,7 +91,7 @@ def test_a_forced_first_token_is_written_and_goes_on_as_if_it_was_chosen():
 
 
 @pytest.mark.slow
-def test_a_forced_first_token_is_the_one_that_is_drawn():
+def test_a_forced_first_token_is_sampled():
     case = CASES["bart"]
     _, model, params, _ = load_case(case)
     tokens = generate_target(

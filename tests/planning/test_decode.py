@@ -99,14 +99,14 @@ def test_the_program_that_is_planned_is_the_one_that_generates(
     assert planned == lowered_by(run, module, name, trainer, monkeypatch)
 
 
-def test_a_round_multiplies_by_each_weight_once_whatever_the_prompt():
+def test_a_token_multiplies_by_each_weight_once_at_any_prompt_length():
     found = planned("cpu:1")
     scores = LAYERS * 2 * 2 * BATCH * WIDTH * (PROMPT + NEW)  # and values
     assert found.token_flops == 2 * BATCH * (WEIGHTS + WORDS * WIDTH) + scores
     assert found.prompt_flops == (2 * BATCH * (PROMPT * WEIGHTS + WORDS * WIDTH) + PROMPT * scores)
     slots = BATCH * (PROMPT + NEW)
     assert found.cache == pytest.approx(LAYERS * 2 * slots * WIDTH * 4, rel=0.01)
-    assert found.fits and found.tokens_per_second is None  # nothing is known of this chip
+    assert found.fits and found.tokens_per_second is None  # there is no spec of this device
 
 
 def test_an_encoder_decoder_keeps_the_prompts_keys_and_multiplies_by_the_decoder_alone():
@@ -119,7 +119,7 @@ def test_an_encoder_decoder_keeps_the_prompts_keys_and_multiplies_by_the_decoder
 
 
 @pytest.mark.slow
-def test_on_a_tpu_a_round_is_bound_by_memory_and_tensor_parallelism_divides_it():
+def test_on_a_tpu_a_token_is_bound_by_memory_and_tensor_parallelism_divides_it():
     wide = {"hidden_size": 2048, "intermediate_size": 8192}
     weights = LAYERS * 16 * 2048**2
     whole, divided = (planned("v5e:2x2", MeshConfig(data=4 // n, tensor=n), **wide) for n in (1, 4))

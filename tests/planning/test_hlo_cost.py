@@ -26,12 +26,12 @@ def test_types_are_read_with_their_memory_space():
     assert [one.bytes for one in arrays(text)] == [2 * 8 * 1024, 4, 3]
 
 
-def test_a_text_that_is_no_program_is_refused():
+def test_a_text_that_is_not_hlo_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         parse("HloModule nothing")
 
 
-def test_a_kernel_whose_settings_have_lines_of_their_own_is_one_instruction():
+def test_a_kernel_with_settings_on_several_lines_is_one_instruction():
     text = """
 ENTRY %main (q: bf16[2,8,4]) -> bf16[2,8,4] {
   %q = bf16[2,8,4]{2,1,0} parameter(0)
@@ -157,7 +157,7 @@ def test_matmuls_in_a_loop_of_a_real_program():
     assert 7 in found.loops.values() and not found.unknown
 
 
-def test_convolutions_count_neither_padding_nor_holes():
+def test_convolutions_count_neither_padding_nor_dilation():
     def flops(**settings):
         left, right = jnp.ones((2, 3, 8)), jnp.ones((5, 3, 3))
         text = compiled(lambda a, b: jax.lax.conv_general_dilated(a, b, **settings), left, right)

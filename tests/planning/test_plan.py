@@ -86,7 +86,7 @@ def test_the_step_that_is_planned_is_the_one_that_train_runs(config, tmp_path, m
 
 
 @pytest.mark.slow
-def test_a_plan_counts_what_a_hand_counts(config):
+def test_a_plan_agrees_with_counts_by_hand(config):
     found = planned(dataclasses.replace(config, mesh=MeshConfig(data=4, fsdp=2)))
     tokens = 16 * 32 / 8  # of one device
     layers = 2 * (4 * 32 * 32 + 2 * 32 * 64) * tokens
@@ -107,7 +107,7 @@ def test_a_plan_counts_what_a_hand_counts(config):
 
 
 @pytest.mark.slow
-def test_a_program_that_jax_cannot_read_is_read_from_the_compilers_dump(config, monkeypatch):
+def test_a_program_that_jax_cannot_parse_is_read_from_the_compilers_dump(config, monkeypatch):
     def unreadable(compiled):
         raise jax.errors.JaxRuntimeError("async-update instruction should have 1 operands")
 
@@ -168,14 +168,16 @@ def a_plan(*, state, rest, remat="full", fsdp=4, rows=64):
     )  # fmt: skip
 
 
-def test_a_state_too_large_is_to_be_divided_further():
+def test_a_state_that_is_too_large_is_to_be_sharded_further():
     said = advice(a_plan(state=20 * GIB, rest=GIB))
-    assert said.startswith("it does not fit: 21.0 GiB of 16.00 on each device, 20.0 of these")
+    assert said.startswith(
+        "it does not fit: 21.0 GiB of 16.00 on each device, 20.0 of it parameters"
+    )
     assert said.endswith("with --mesh.fsdp 16 --mesh.data -1")
     assert "use 8 times as many devices" in advice(a_plan(state=50 * GIB, rest=GIB))
 
 
-def test_activations_too_large_are_recomputed_or_worked_off_in_parts():
+def test_activations_that_are_too_large_need_remat_or_gradient_accumulation():
     assert advice(a_plan(state=4 * GIB, rest=30 * GIB, remat="none")).endswith("remat full")
     said = advice(a_plan(state=4 * GIB, rest=30 * GIB))  # which is 2.5 times what there is
     assert said.endswith("use phases.*.micro_batches 4, or 16 rows on each device instead of 64")
@@ -222,7 +224,7 @@ def test_grouped_products_are_counted_by_rows_whatever_the_number_of_groups():
     assert flops("attention_fwd", (sizes, rows, kernels), other) == 0
 
 
-def test_a_topology_that_there_is_not_is_refused():
+def test_an_unknown_topology_is_refused():
     for name in ("v5e", "v9:4x4", "v5e:2x2x2", "v5e:3x5"):
         with pytest.raises(UserError, match="name"):
             devices_of(name)
@@ -230,6 +232,6 @@ def test_a_topology_that_there_is_not_is_refused():
         devices_of("cpu:9")
 
 
-def test_several_slices_are_said_in_either_way():
+def test_slices_are_given_in_the_name_or_as_an_option():
     for devices in (devices_of("2xv5e:2x2"), devices_of("v5e:2x2", slices=2)):
         assert [device.slice_index for device in devices] == [0] * 4 + [1] * 4

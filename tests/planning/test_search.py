@@ -43,7 +43,7 @@ def test_every_candidate_is_the_same_run_on_all_devices(config):
     assert found == sorted(found, key=lambda one: one.seconds)
 
 
-def test_a_small_model_is_copied_and_one_too_large_is_divided(config):
+def test_a_small_model_is_replicated_and_a_large_one_is_sharded(config):
     assert found_for(config)[0].config.mesh == MeshConfig(data=16)
     large = tiny_bert(hidden_size=4096, num_layers=40, num_heads=32, intermediate_size=16384)
     found = found_for(dataclasses.replace(config, model=large))
@@ -51,7 +51,7 @@ def test_a_small_model_is_copied_and_one_too_large_is_divided(config):
     assert all(one.config.mesh.fsdp * one.config.mesh.tensor >= 8 for one in found)
 
 
-def test_experts_are_divided_only_where_there_are_any(config):
+def test_the_expert_axis_is_used_only_with_experts(config):
     assert {one.config.mesh.expert for one in found_for(config)} == {1}
     mixtral = MixtralConfig(
         architecture="MixtralForCausalLM", vocab_size=262, hidden_size=64, num_layers=2,
@@ -63,7 +63,7 @@ def test_experts_are_divided_only_where_there_are_any(config):
     assert {one.config.mesh.tensor for one in found} == {1, 2}  # of two heads of keys
 
 
-def test_the_likeliest_are_compiled_and_the_fastest_that_fits_comes_first(config, monkeypatch):
+def test_the_best_candidates_are_compiled_and_the_fastest_that_fits_is_first(config, monkeypatch):
     """Of four, one is refused and not counted, one does not fit, and the later one is faster."""
     seen = []
 
@@ -90,5 +90,5 @@ def test_the_likeliest_are_compiled_and_the_fastest_that_fits_comes_first(config
 
 
 def test_devices_of_unknown_speed_are_refused(config):
-    with pytest.raises(UserError, match="nothing is known of the speed of 'cpu'"):
+    with pytest.raises(UserError, match="the speed of 'cpu' is unknown"):
         search(config, config.phases[-1], devices_of("cpu:8"), "cpu:8", limit=1)
