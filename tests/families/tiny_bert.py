@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -29,6 +30,12 @@ IDS = np.array([[2, 5, 9, 3], [2, 7, 3, 0]], np.int32)
 
 def make_model(**changes):
     """A model and random parameters; what no file holds (padded vocabulary) is zero."""
+    model, params = _made(**changes)
+    return model, jax.tree.map(lambda leaf: leaf, params)  # a tree that a test may change
+
+
+@functools.cache
+def _made(**changes):
     model = build_model(dataclasses.replace(CONFIG, **changes), ComputeConfig())
     random = np.random.default_rng(0)
 
