@@ -1,4 +1,4 @@
-"""Flash attention over a mesh that divides the places of a row."""
+"""Flash attention over a mesh that divides the positions of a sequence."""
 
 from __future__ import annotations
 
