@@ -12,7 +12,6 @@ from flax_transformers.objectives.base import (
     Array,
     Arrays,
     Batch,
-    ExampleView,
     LossTerms,
     ModelFunctions,
     ModelNeeds,
@@ -119,10 +118,6 @@ class ImageClassification(PixelInput):
                 "top_5": (jnp.sum(in_top_BM * weights_BM), count),
             },
         )
-
-    def example_views(self, row: Arrays) -> list[ExampleView]:
-        """Nothing: images are shown as pictures."""
-        return []
 
 
 def in_top(logits_B1C: Array, labels_BM: Array) -> Array:

@@ -12,6 +12,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import (
     Array,
     Arrays,
+    ExampleView,
     ModelFunctions,
     Params,
     Rngs,
@@ -56,6 +57,10 @@ class PixelInput:
     def predictions(self, sequence_length: int) -> int:
         """No logits by position."""
         return 0
+
+    def example_views(self, row: Arrays) -> list[ExampleView]:
+        """Nothing: images are shown as pictures."""
+        return []
 
     def normalized(self, pixels_BCHW: Array) -> Array:
         """``pixel_values`` float32 of pixels uint8 [B, C, H, W]."""

@@ -11,7 +11,6 @@ from flax_transformers.objectives.base import (
     Array,
     Arrays,
     Batch,
-    ExampleView,
     LossTerms,
     ModelFunctions,
     ModelNeeds,
@@ -68,10 +67,6 @@ class MaskedImage(PixelInput):
         states = hidden_states(model, params, rngs, pixel_values, noise_BT)
         predicted_BTK = model.head("reconstruct", params, rngs, states)
         return Reconstruction(target_BTK, predicted_BTK, states.mask)
-
-    def example_views(self, row: Arrays) -> list[ExampleView]:
-        """Nothing: images are shown as pictures."""
-        return []
 
 
 @dataclass(frozen=True)
