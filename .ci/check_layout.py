@@ -66,7 +66,7 @@ RETIRED_NAMES = (
     r"logits_held|norm_place|max_skipped_in_a_row|(max_)?rewinds",
 )
 
-TOLERATED = {"sizes": 2, "class_depths": 6, "retired_terms": 31}
+TOLERATED = {"class_depths": 6, "retired_terms": 16}
 """Violations that there still are: lowered as they go, never raised."""
 
 
@@ -160,7 +160,7 @@ def core_size() -> Iterator[str]:
 def sizes() -> Iterator[str]:
     folders: dict[Path, int] = defaultdict(int)
     for path in python_files():
-        folders[path.parent] += 1
+        folders[path.parent] += path.stat().st_size > 0  # not an empty __init__.py
         lines = path.read_text().count("\n")
         if lines > FILE_LINES:
             yield f"{path} has {lines} lines; at most {FILE_LINES}"

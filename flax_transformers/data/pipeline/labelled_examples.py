@@ -116,10 +116,10 @@ def _windows(store: TokenStore, spec: LabelledSpec) -> np.ndarray:
     found = []
     for document in range(store.num_documents):
         begin, context, stop = edges[2 * document : 2 * document + 3].tolist()
-        room = spec.length - min(context - begin, spec.question_length)
+        limit = spec.length - min(context - begin, spec.question_length)
         start = context
-        while stop - start > room:
-            found.append((document, begin, start, start + room))
-            start += min(spec.stride, room)
+        while stop - start > limit:
+            found.append((document, begin, start, start + limit))
+            start += min(spec.stride, limit)
         found.append((document, begin, start, stop))
     return np.array(found, _ROW)

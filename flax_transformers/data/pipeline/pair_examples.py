@@ -30,15 +30,15 @@ class PairExamples(Examples):
     def __init__(self, store: TokenStore, spec: PairSpec) -> None:
         self.store, self.spec = store, spec
         self.read_threads = 0 if store.is_local else _BUCKET_THREADS
-        self._rooms = spec.length - spec.overhead, spec.target_length - spec.overhead
-        if min(self._rooms) < 1:
+        self._limits = spec.length - spec.overhead, spec.target_length - spec.overhead
+        if min(self._limits) < 1:
             raise UserError(
                 f"Sequences of {spec.length} and {spec.target_length} tokens have no space for "
                 "text; use longer ones."
             )
         self._edges: np.ndarray | None = _edges(store)
         lengths = np.diff(self._edges).reshape(-1, 2)
-        fits = (lengths <= self._rooms).all(axis=1)
+        fits = (lengths <= self._limits).all(axis=1)
         pairs = np.flatnonzero(fits) if spec.long_pairs == "skip" else np.arange(len(lengths))
         self.skipped = len(lengths) - len(pairs)
         if not fits.all():
@@ -59,7 +59,7 @@ class PairExamples(Examples):
                 "objective.long_pairs to cut."
             )
         if spec.cross_documents:
-            needed = np.minimum(lengths[pairs], self._rooms) + spec.overhead
+            needed = np.minimum(lengths[pairs], self._limits) + spec.overhead
             order, self._ends = pack(needed, (spec.length, spec.target_length))
             self._pairs = pairs[order]
         else:
@@ -77,9 +77,9 @@ class PairExamples(Examples):
         first = self._ends[index - 1] if index else 0
         sides: tuple[list[np.ndarray], list[np.ndarray]] = [], []
         for pair in self._pairs[first : self._ends[index]].tolist():
-            for side, room in enumerate(self._rooms):
+            for side, limit in enumerate(self._limits):
                 start, end = self._edges[2 * pair + side : 2 * pair + side + 2].tolist()
-                sides[side].append(self.store.tokens(start, min(end - start, room)))
+                sides[side].append(self.store.tokens(start, min(end - start, limit)))
         return {
             "source_tokens": np.concatenate(sides[0]),
             "source_ends": np.cumsum([len(text) for text in sides[0]], dtype=np.int32),
@@ -99,10 +99,10 @@ def _edges(store: TokenStore) -> np.ndarray:
     return edges
 
 
-def pack(lengths: np.ndarray, room: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def pack(lengths: np.ndarray, limit: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Packs pairs into rows by first fit over the last open rows, on both sides.
 
-    ``lengths`` int [pairs, 2], each at most ``room``. Returns the pairs in the order of the rows,
+    ``lengths`` int [pairs, 2], each at most ``limit``. Returns the pairs in the order of the rows,
     int64 [pairs], and the end of each row in it, int64 [rows]. Pairs are packed in a fixed order in
     which neighbours are far apart.
     """
@@ -116,7 +116,7 @@ def pack(lengths: np.ndarray, room: tuple[int, int]) -> tuple[np.ndarray, np.nda
         place = int(fits.argmax())
         if not fits[place]:
             place = begun % _OPEN_ROWS  # the oldest row is closed
-            left[:, place] = room
+            left[:, place] = limit
             row_in[place] = begun
             begun += 1
         left[0, place] -= a

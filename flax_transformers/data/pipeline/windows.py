@@ -98,9 +98,9 @@ def _chain(
     starts = np.concatenate([[position], units[:-1]])
     if spec.cross_documents:
         # An end d costs a separator in a window (start, end) when start < d < end.
-        room = starts + np.searchsorted(document_ends, starts, side="right") + spec.length
+        bound = starts + np.searchsorted(document_ends, starts, side="right") + spec.length
         cost = units + np.searchsorted(document_ends, units, side="left")
-        following = np.searchsorted(cost, room, side="right")
+        following = np.searchsorted(cost, bound, side="right")
     else:
         document = np.searchsorted(document_ends, starts, side="right")
         limit = np.minimum(document_ends[document], starts + spec.length)

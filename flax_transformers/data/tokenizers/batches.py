@@ -38,7 +38,7 @@ class EncodesBatches:
         A text whose ids with the frame are more than ``max_length`` is cut at its end. T is the
         longest text's length, at least ``pad_to``; shorter ones are padded at their end. A single
         text is a batch of one. Raises UserError for no text, and for a ``max_length`` that leaves
-        no room between the special tokens.
+        no token between the special tokens.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
