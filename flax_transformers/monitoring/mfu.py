@@ -15,7 +15,7 @@ appendix B, with the two refinements at the end):
 - Refinement 2: a weight counts for the tokens that need it. Logits for masked positions only cost
   6 FLOPs per weight and *masked* position; a router's unused experts cost nothing.
 
-Peaks are those of ``parallel.chips``.
+Peak FLOPs are those of ``parallel.device_specs``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """What steps send on a TPU mesh, compiled by the real compiler, against the formulas stated in
-``parallel.hlo``; and that their programs do not grow with their layers."""
+``planning.hlo_cost``; and that their programs do not grow with their layers."""
 
 import dataclasses
 
