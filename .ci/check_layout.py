@@ -31,7 +31,7 @@ CORE_LINES = 10_000  # of code: without blank lines, comments and docstrings
 CORE_TEXT_LINES = 10_740  # with comments and docstrings
 FILE_LINES = 700
 FUNCTION_LINES = 70
-CLASS_DEPTH = 3  # classes of this package from the topmost down, the class itself included
+CLASS_DEPTH = 3  # below object, nn.Module, or the dataclass that a hierarchy of configs begins with
 FOLDER_FILES = 15
 LARGE_FOLDERS = ("families", "objectives")
 
@@ -66,7 +66,7 @@ RETIRED_NAMES = (
     r"logits_held|norm_place|max_skipped_in_a_row|(max_)?rewinds",
 )
 
-TOLERATED = {"class_depths": 6, "retired_terms": 16}
+TOLERATED = {"retired_terms": 16}
 """Violations that there still are: lowered as they go, never raised."""
 
 
@@ -182,6 +182,7 @@ def sizes() -> Iterator[str]:
 def class_depths() -> Iterator[str]:
     bases: dict[str, list[str]] = {}
     places: dict[str, str] = {}
+    dataclasses: set[str] = set()
     for path in python_files(f"{PACKAGE}/"):
         for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef):
@@ -192,9 +193,12 @@ def class_depths() -> Iterator[str]:
                     if ast.unparse(base) != "nn.Module"  # there is a Module of ours as well
                 ]
                 places[name] = f"{path}:{node.lineno}"
+                if any("dataclass" in ast.unparse(each) for each in node.decorator_list):
+                    dataclasses.add(name)
 
     def depth(name: str) -> int:
-        return 1 + max((depth(base) for base in bases[name] if base in bases), default=0)
+        own = [depth(base) for base in bases[name] if base in bases]
+        return 1 + max(own) if own else int(name not in dataclasses)
 
     deepest = 0
     for name, place in places.items():
