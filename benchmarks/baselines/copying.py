@@ -1,8 +1,8 @@
-"""What has to be beaten where a text is written from a damaged copy of it: copying that copy.
+"""A baseline of denoising: the target copies the corrupted source.
 
-The guess reads the source and what has been written so far, as a decoder does, and keeps a finger
-on the source: the token under it is what it proposes to write next. Each proposal is mixed with
-any token of the source that the finger has not passed yet, and with what is common in the text.
+Like a decoder it reads the source and the target so far. A pointer moves along the source, and the
+token at the pointer is predicted next. The prediction is mixed with the source tokens that the
+pointer has not passed, and with n-gram probabilities.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 from flax_transformers.objectives.base import Batch
 
 MOST_STEPS = 8
-"""Tokens copied in a row, or written since a [MASK], are told apart up to so many."""
+"""Largest number of copied tokens, or of tokens since a [MASK], that is distinguished."""
 LOST = 0
-"""The finger is nowhere: behind the end of the source, or at a token that the source lacks."""
+"""There is no pointer: it is after the end, or the last token is not in the source."""
 COPYING, IN_GAP = 1, 2 + MOST_STEPS
 SITUATIONS = 3 + 2 * MOST_STEPS
-_ROUNDS = 30  # of expectation and maximisation; the weights settle within ten
+_ROUNDS = 30  # of expectation maximisation; it converges within ten
 
 
 @dataclass
-class _Finger:
-    """A place in a damaged text, moved by what is written."""
+class _Pointer:
+    """A position in a corrupted source, moved by the tokens of the target."""
 
     source: list[int]
     mask_id: int
@@ -34,39 +34,43 @@ class _Finger:
 
     def __post_init__(self) -> None:
         self.passed = [token == self.mask_id for token in self.source]
-        self.places: dict[int, list[int]] = {}
-        for place, token in enumerate(self.source):
-            self.places.setdefault(token, []).append(place)
+        self.positions: dict[int, list[int]] = {}
+        for position, token in enumerate(self.source):
+            self.positions.setdefault(token, []).append(position)
         self.left = len(self.source) - sum(self.passed)
 
     def look(self) -> tuple[int, int | None]:
-        """The situation, and the place in the source that is proposed."""
+        """The situation, and the position in the source of the predicted token."""
         at = self.at
         if at is None:
             return LOST, None
-        place = at
-        while place < len(self.source) and self.source[place] == self.mask_id:
-            place += 1
-        if place == len(self.source):
+        position = at
+        while position < len(self.source) and self.source[position] == self.mask_id:
+            position += 1
+        if position == len(self.source):
             return LOST, None
-        return (IN_GAP if place > at else COPYING) + min(self.steps, MOST_STEPS), place
+        return (IN_GAP if position > at else COPYING) + min(self.steps, MOST_STEPS), position
 
     def share(self, token: int) -> float:
-        """Of the source's tokens that are not passed, how many are ``token``."""
+        """The share of ``token`` among the source tokens that are not passed."""
         if not self.left:
             return 0.0
-        return sum(not self.passed[place] for place in self.places.get(token, ())) / self.left
+        return (
+            sum(not self.passed[position] for position in self.positions.get(token, ())) / self.left
+        )
 
     def move(self, before: int, token: int, situation: int, proposed: int | None) -> None:
-        """Goes on behind ``token``, which was written after ``before``."""
+        """Move the pointer after ``token``, which follows ``before`` in the target."""
         if proposed is not None and self.source[proposed] == token:
             self.steps = self.steps + 1 if situation < IN_GAP else 1
             self._pass(proposed)
             return
         unread = [] if token == self.mask_id else self._unread(token)
-        pairs = [place for place in unread if place and self.source[place - 1] == before]
+        pairs = [
+            position for position in unread if position and self.source[position - 1] == before
+        ]
         if situation >= IN_GAP and not pairs:
-            self.steps += 1  # still what the [MASK] hides
+            self.steps += 1  # still inside the masked span
             return
         self.steps = 1 if pairs else 0
         if pairs or unread:
@@ -75,13 +79,13 @@ class _Finger:
             self.at = None
 
     def _unread(self, token: int) -> list[int]:
-        return [place for place in self.places.get(token, ()) if not self.passed[place]]
+        return [position for position in self.positions.get(token, ()) if not self.passed[position]]
 
-    def _pass(self, place: int) -> None:
-        if not self.passed[place]:
-            self.passed[place] = True
+    def _pass(self, position: int) -> None:
+        if not self.passed[position]:
+            self.passed[position] = True
             self.left -= 1
-        self.at = place + 1
+        self.at = position + 1
         if self.at < len(self.source) and self.source[self.at] == self.mask_id:
             self.steps = 0
 
@@ -89,27 +93,27 @@ class _Finger:
 def followed(
     source: np.ndarray, target: np.ndarray, mask_id: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Three arrays [n] for ``target`` int [n], the text of which ``source`` int [m] is a copy.
+    """Three arrays [n] for ``target`` int [n] and its corrupted ``source`` int [m].
 
-    The situation at each token, int64; whether the token is the proposed one, float64; and which
-    share of what is left of the source is that token, float64. They depend on the source and on
-    the tokens before alone, but for the token that is asked about.
+    For each token the situation, int64; whether it is the predicted one, float64; and its share of
+    the remaining source tokens, float64. They depend on the source, the tokens before, and the
+    token itself.
     """
-    finger = _Finger(source.tolist(), mask_id)
+    pointer = _Pointer(source.tolist(), mask_id)
     rows: list[tuple[int, float, float]] = []
     before = -1
     for token in target.tolist():
-        situation, proposed = finger.look()
-        right = proposed is not None and finger.source[proposed] == token
-        rows.append((situation, float(right), finger.share(token)))
-        finger.move(before, token, situation, proposed)
+        situation, proposed = pointer.look()
+        right = proposed is not None and pointer.source[proposed] == token
+        rows.append((situation, float(right), pointer.share(token)))
+        pointer.move(before, token, situation, proposed)
         before = token
     situations, right, share = np.array(rows, np.float64).reshape(-1, 3).T
     return situations.astype(np.int64), right, share
 
 
 def copied(batch: Batch, mask_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`followed` for all labels of a batch of encoder-decoder rows, one after the other."""
+    """`followed` for all labels of a batch of encoder-decoder rows, concatenated."""
     found = []
     for row in range(len(batch["input_ids"])):
         read, written = batch["attention_mask"][row] > 0, batch["weights"][row] > 0
@@ -120,10 +124,10 @@ def copied(batch: Batch, mask_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def mixture_weights(situations: np.ndarray, chances: np.ndarray) -> np.ndarray:
-    """The weights of K guesses in each situation that make the tokens likeliest: [situations, K].
+    """Maximum-likelihood weights of K guesses in each situation: [situations, K].
 
-    ``situations`` int64 [n], ``chances`` float64 [n, K] what each guess gives the token. One token
-    is added to each weight, for situations that were hardly seen.
+    ``situations`` int64 [n], ``chances`` float64 [n, K] the probability of the token under each
+    guess. Each count is smoothed by one token, for rare situations.
     """
     kinds = chances.shape[1]
     weights = np.full((SITUATIONS, kinds), 1 / kinds)

@@ -63,9 +63,9 @@ class FillMask:
                 pad_id=getattr(restored.model_config, "pad_id", -1),
                 max_length=getattr(restored.model_config, "max_positions", None) or _MAX_LENGTH,
             )
-        for number_of_gap, gap in enumerate(filled.gaps, 1):
-            if len(filled.gaps) > 1:
-                print(f"mask {number_of_gap}")
-            for token, probability in gap.candidates:
+        for index, one in enumerate(filled.masked, 1):
+            if len(filled.masked) > 1:
+                print(f"mask {index}")
+            for token, probability in one.candidates:
                 print(f"{100 * probability:6.2f} %  {token}")
         return 0

@@ -67,18 +67,18 @@ def question_evaluator(
         questions = {one: read_record(examples.store.record(one)) for one in spans}
         offsets = _offsets(prepared, questions.values())
         answers: dict[int, str] = {}
-        likeliest = {}
+        best_answers = {}
         for document, question in questions.items():
             best = sorted(spans[document], key=lambda span: -span.score)[: objective.best]
             texts = [_text(span, question.text[1], offsets[question.text[1]]) for span in best]
-            likeliest[question.name or str(document)] = [
+            best_answers[question.name or str(document)] = [
                 {"text": text, "score": span.score} for text, span in zip(texts, best, strict=True)
             ]
             refused = nothing[document] - best[0].score > objective.null_threshold
             answers[document] = "" if objective.no_answer and refused else texts[0]
         if folder is not None and jax.process_index() == 0:
             path = folder / f"step_{snapshot.step:08d}.json"
-            write_side_file(path, json.dumps(likeliest, ensure_ascii=False, indent=1) + "\n")
+            write_side_file(path, json.dumps(best_answers, ensure_ascii=False, indent=1) + "\n")
         scored = [(answers[document], questions[document]) for document in questions]
         return {f"eval/{name}": score for name, score in answer_scores(scored).items()}
 

@@ -23,7 +23,7 @@ MASK = "[MASK]"
 
 
 @dataclass(frozen=True)
-class Gap:
+class MaskedToken:
     """The most likely tokens at a mask with their probabilities, best first; ``truth`` is the
     original token, if known."""
 
@@ -36,7 +36,7 @@ class Filled:
     """A text with masks shown as [MASK], and the predictions for each."""
 
     text: str
-    gaps: list[Gap]
+    masked: list[MaskedToken]
 
 
 def fill_mask(
@@ -69,8 +69,8 @@ def fill_mask(
         raise UserError(
             f"the text has {len(ids)} tokens, but the model takes {max_length}; shorten it"
         )
-    gaps = _fill(functions, params, tokenizer, ids, top, max_length, vocabulary)
-    return Filled(text, gaps)
+    masked = _fill(functions, params, tokenizer, ids, top, max_length, vocabulary)
+    return Filled(text, masked)
 
 
 def _prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
@@ -107,7 +107,7 @@ def _fill(
     top: int,
     max_length: int | None,
     vocabulary: Vocabulary,
-) -> list[Gap]:
+) -> list[MaskedToken]:
     """Candidates from the ``vocabulary`` for every mask in a row of ids [T]."""
     positions = np.flatnonzero(ids == vocabulary.mask_id)
     # Padding to a power of two limits the number of compiled shapes.
@@ -118,16 +118,16 @@ def _fill(
     mask = (np.arange(length) < len(ids)).astype(np.int32)[None, :]
     batch = {"input_ids": padded, "attention_mask": mask}
     ordinary = np.setdiff1d(np.arange(vocabulary.size), vocabulary.special_ids)
-    found = _likeliest(functions, params, batch, positions, ordinary, min(top, len(ordinary)))
+    found = _most_likely(functions, params, batch, positions, ordinary, min(top, len(ordinary)))
     values, best = jax.device_get(found)
     return [
-        Gap(list(zip(tokenizer.pieces(row), map(float, probabilities), strict=True)))
+        MaskedToken(list(zip(tokenizer.pieces(row), map(float, probabilities), strict=True)))
         for row, probabilities in zip(best, values, strict=True)
     ]
 
 
 @partial(jax.jit, static_argnums=(0, 5))
-def _likeliest(
+def _most_likely(
     functions: ModelFunctions,
     params: Params,
     batch: Batch,
@@ -173,12 +173,12 @@ def held_out_samples(
             continue
         position = int(rng.choice(positions))
         ids = _row(tokenizer, [tokens[:position], tokens[position + 1 :]])
-        gaps = _fill(functions, params, tokenizer, ids, 3, max_length, tokenizer.vocabulary)
+        masked = _fill(functions, params, tokenizer, ids, 3, max_length, tokenizer.vocabulary)
         truth = tokenizer.pieces(tokens[position : position + 1])[0]
         before = tokenizer.decode(tokens[:position])
         after = tokenizer.decode(tokens[position + 1 :])
         text = f"{before} {MASK} {after}".strip()
-        samples.append(Filled(text, [Gap(gaps[0].candidates, truth)]))
+        samples.append(Filled(text, [MaskedToken(masked[0].candidates, truth)]))
     return samples
 
 
@@ -200,8 +200,8 @@ def format_samples(samples: Sequence[Filled]) -> str:
     lines = []
     for sample in samples:
         lines.append(sample.text)
-        for gap in sample.gaps:
-            shown = "  ".join(f"{piece} {100 * p:.0f}%" for piece, p in gap.candidates)
-            truth = f"  (was: {gap.truth})" if gap.truth is not None else ""
+        for one in sample.masked:
+            shown = "  ".join(f"{piece} {100 * p:.0f}%" for piece, p in one.candidates)
+            truth = f"  (was: {one.truth})" if one.truth is not None else ""
             lines.append(f"    {shown}{truth}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What is put in the gaps of a text, with models that answer as told."""
+"""Filling masks, with models that give fixed logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.generation.fill_mask import (
     Filled,
-    Gap,
+    MaskedToken,
     fill_mask,
     format_samples,
     held_out_samples,
@@ -87,32 +87,32 @@ def fill(text, answers, top=2, max_length=64):
 @pytest.mark.slow
 def test_the_most_likely_tokens_come_first_with_their_probabilities():
     filled, _ = fill("the [MASK] sat", {2: {3: 4.0, 9: 3.0}})
-    (gap,) = filled.gaps
-    assert [piece for piece, _ in gap.candidates] == ["cat", "mat"]
+    (token,) = filled.masked
+    assert [piece for piece, _ in token.candidates] == ["cat", "mat"]
     # Of twelve pieces four are special: eight can be told, six of them with logit 0.
     total = np.exp(4) + np.exp(3) + 6
     np.testing.assert_allclose(
-        [p for _, p in gap.candidates], [np.exp(4) / total, np.exp(3) / total], rtol=1e-5
+        [p for _, p in token.candidates], [np.exp(4) / total, np.exp(3) / total], rtol=1e-5
     )
-    assert (filled.text, gap.truth) == ("the [MASK] sat", None)
+    assert (filled.text, token.truth) == ("the [MASK] sat", None)
 
 
 def test_special_and_padding_ids_are_no_candidates():
     logits = dict.fromkeys((0, 1, 6, 11, *range(12, PADDED)), 50.0) | {9: 1.0}
     filled, _ = fill("the [MASK]", {2: logits}, top=100)
-    (gap,) = filled.gaps
-    assert gap.candidates[0][0] == "mat"
-    assert {piece for piece, _ in gap.candidates} == set(PIECES) - {
+    (token,) = filled.masked
+    assert token.candidates[0][0] == "mat"
+    assert {piece for piece, _ in token.candidates} == set(PIECES) - {
         "<pad>", "[CLS]", "[MASK]", "[SEP]",
     }  # fmt: skip
-    assert sum(p for _, p in gap.candidates) == pytest.approx(1.0)
+    assert sum(p for _, p in token.candidates) == pytest.approx(1.0)
 
 
 @pytest.mark.slow
 def test_several_masks_are_filled_in_order():
     answers = {1: {2: 9.0}, 3: {5: 9.0}, 4: {7: 9.0}, 7: {10: 9.0}}
     filled, _ = fill("[MASK] cat [MASK][MASK] the mat [MASK]", answers, top=1)
-    assert [gap.candidates[0][0] for gap in filled.gaps] == ["the", "sat", "on", "."]
+    assert [token.candidates[0][0] for token in filled.masked] == ["the", "sat", "on", "."]
 
 
 def test_the_model_reads_special_tokens_and_padding_is_masked():
@@ -163,9 +163,9 @@ def test_tokens_that_the_model_lacks_are_no_candidates():
     model.table = model.table[:, :10]
     with jax.disable_jit():
         filled = fill_mask(model.functions, {}, tokenizer, "the [MASK]", top=12, vocab_size=10)
-    (gap,) = filled.gaps
-    assert {piece for piece, _ in gap.candidates} == {*PIECES[2:6], *PIECES[7:10]}
-    assert sum(p for _, p in gap.candidates) == pytest.approx(1.0)
+    (token,) = filled.masked
+    assert {piece for piece, _ in token.candidates} == {*PIECES[2:6], *PIECES[7:10]}
+    assert sum(p for _, p in token.candidates) == pytest.approx(1.0)
 
 
 def test_the_special_tokens_recorded_by_a_run_are_added():
@@ -212,12 +212,12 @@ def test_samples_are_sentences_of_fitting_length_with_the_original_token():
     assert len(found) == 2  # the second is too short, the last too long
     rows = {(1, *Words().encode_batch([s])[0].tolist(), 11) for s in SENTENCES}
     for sample, seen in zip(found, model.seen, strict=True):
-        (gap,) = sample.gaps
+        (token,) = sample.masked
         row = seen["input_ids"][seen["attention_mask"] == 1]
         assert (row == 6).sum() == sample.text.count("[MASK]") == 1
         assert Words().decode(row[1:-1]) == sample.text
-        assert tuple(np.where(row == 6, PIECES.index(gap.truth), row).tolist()) in rows
-        assert len(gap.candidates) == 3
+        assert tuple(np.where(row == 6, PIECES.index(token.truth), row).tolist()) in rows
+        assert len(token.candidates) == 3
 
 
 def test_samples_are_drawn_by_the_seed_alone():
@@ -228,7 +228,7 @@ def test_samples_are_drawn_by_the_seed_alone():
 
 
 def truths(sentence, **settings):
-    return {samples(sentence, seed=s, **settings)[0][0].gaps[0].truth for s in range(60)}
+    return {samples(sentence, seed=s, **settings)[0][0].masked[0].truth for s in range(60)}
 
 
 def test_masked_tokens_are_whole_words():
@@ -254,7 +254,7 @@ def test_masked_bytes_are_not_always_spaces():
     found = set()
     for seed in range(20):
         drawn = held_out_samples(nothing, {}, ByteTokenizer(), store, seed=seed, **settings)
-        found.add(drawn[0].gaps[0].truth)
+        found.add(drawn[0].masked[0].truth)
     assert len(found - {" "}) > 3
 
 
@@ -269,8 +269,10 @@ def test_an_empty_store_has_no_samples():
 
 
 def test_samples_are_shown_with_percentages_and_the_truth():
-    gap = Gap([("cat", 0.5), ("mat", 0.256)], truth="sat")
-    shown = format_samples([Filled("a [MASK].", [gap]), Filled("[MASK]", [Gap([("on", 1.0)])])])
+    token = MaskedToken([("cat", 0.5), ("mat", 0.256)], truth="sat")
+    shown = format_samples(
+        [Filled("a [MASK].", [token]), Filled("[MASK]", [MaskedToken([("on", 1.0)])])]
+    )
     assert shown.splitlines() == [
         "a [MASK].",
         "    cat 50%  mat 26%  (was: sat)",
