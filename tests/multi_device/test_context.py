@@ -67,7 +67,7 @@ def test_each_chip_holds_its_part_of_the_activations_and_gathers_keys_and_values
 
 
 @pytest.mark.full
-def test_a_model_with_a_bias_by_distance_learns_the_same_from_its_divided_rows():
+def test_a_model_with_relative_position_bias_has_equal_losses_if_positions_are_divided():
     model, params = tiny_model("T5ForConditionalGeneration")
     rng = np.random.default_rng(0)
     ids = rng.integers(10, 80, (4, 256)).astype(np.int32)

@@ -44,7 +44,7 @@ def assert_survived(lines, code, **counts):
     assert found.count("run") >= 1
 
 
-def test_one_process_that_is_killed_and_told_to_stop_ends_bit_equal(tmp_path):
+def test_a_process_that_is_killed_and_stopped_ends_bit_equal(tmp_path):
     counts = {"kill": 4, "term": 2, "flip": 20}  # of both layouts, of which this is one
     lines, code = strike(tmp_path, 1, **counts)
     assert_survived(lines, code, kill=2, term=1, flip=20)

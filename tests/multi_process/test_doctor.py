@@ -48,7 +48,7 @@ def doctor(tmp_path):
     return told
 
 
-def test_a_job_that_is_ready_is_told_what_it_has(doctor, tmp_path):
+def test_doctor_reports_the_devices_of_a_job(doctor, tmp_path):
     code, said = doctor()
     assert code == 0, said
     for line in (

@@ -162,7 +162,7 @@ def test_a_process_that_waits_in_a_step_names_the_one_in_data_loading(start):
 
 @pytest.mark.full
 @pytest.mark.parametrize("told", [0, 1])
-def test_a_job_that_is_told_to_stop_while_a_process_is_stuck_ends_within_its_grace(start, told):
+def test_a_hanging_job_ends_within_its_grace_after_a_signal(start, told):
     job = start(2, "--limits.grace-s", "3", stuck=1)
     job.wait_for("asleep", 1)
     time.sleep(1)
@@ -173,7 +173,7 @@ def test_a_job_that_is_told_to_stop_while_a_process_is_stuck_ends_within_its_gra
 
 
 @pytest.mark.full
-def test_a_job_that_is_told_to_stop_and_can_save_exits_with_42(start):
+def test_a_job_that_saves_after_a_signal_exits_with_42(start):
     job = start(2, "--limits.grace-s", "30")
     job.wait_for("step ", 0)
     job.processes[1].send_signal(signal.SIGTERM)
@@ -182,7 +182,7 @@ def test_a_job_that_is_told_to_stop_and_can_save_exits_with_42(start):
 
 @pytest.mark.full
 @pytest.mark.parametrize("absent", [0, 1])
-def test_a_process_that_never_comes_ends_those_that_wait(start, absent):
+def test_a_missing_process_ends_the_waiting_ones(start, absent):
     job = start(2, "--limits.start-s", "5", absent=[absent])
     assert job.codes(90) == [75]
     said = job.said(1 - absent)

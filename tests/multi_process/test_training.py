@@ -184,7 +184,7 @@ def test_four_processes_have_the_losses_of_one(folder, one):
 
 
 @pytest.mark.full
-def test_two_processes_roll_back_together_and_do_what_one_does(folder, one):
+def test_two_processes_roll_back_together_as_one_does(folder, one):
     """Batches 5, 6 and 7 are skipped, batch 8 once more after the rollback to step 4."""
     said = run_diverging(folder, folder / "back-1", 1) + run_diverging(folder, folder / "back-2", 2)
     assert all("went back to step 4; the " in text for text in said)

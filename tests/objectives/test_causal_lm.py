@@ -58,13 +58,13 @@ def test_a_document_end_at_the_end_of_the_window_is_predicted_too():
     assert row["segment_ids"].tolist() == [1] * 12
 
 
-def test_across_documents_all_of_a_row_is_one_segment():
+def test_with_attention_across_documents_a_sequence_is_one_segment():
     row = prepare(example([10, 11, 20], [2]), attend_across=True)
     assert row["segment_ids"].tolist() == [1, 1, 1, 1] + [0] * 8
     assert row["labels"].tolist()[:4] == [10, 11, 2, 20]
 
 
-def test_without_a_token_for_the_beginning_the_end_of_documents_stands_there():
+def test_without_a_bos_token_documents_begin_with_the_end_of_text():
     raw = example([10, 20], [1])
     row = prepare(raw, dataclasses.replace(VOCAB, bos_id=None))
     assert row["input_ids"].tolist()[:3] == [2, 10, 2]
@@ -73,7 +73,7 @@ def test_without_a_token_for_the_beginning_the_end_of_documents_stands_there():
     assert row["labels"].tolist()[:3] == [10, 3, 20]
 
 
-def test_a_tokenizer_that_ends_nothing_is_refused():
+def test_a_tokenizer_without_an_end_of_text_is_refused():
     with pytest.raises(UserError, match=r"neither an end-of-sequence token nor \[SEP\]"):
         prepare(example([10]), dataclasses.replace(VOCAB, eos_id=None, sep_id=None))
 
@@ -149,7 +149,7 @@ def test_terms_are_sums_over_all_tokens():
     assert metrics == {"loss": (loss, 5.0), "accuracy": (2.0, 5.0)}
 
 
-def test_a_row_of_zeros_weighs_nothing():
+def test_an_example_of_zeros_has_no_weight():
     row = prepare(example([10, 10, 11]))
     zeros = {name: np.zeros_like(values) for name, values in row.items()}
     functions = copying_model()

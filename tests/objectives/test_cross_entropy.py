@@ -159,7 +159,7 @@ def weighed(held, with_bias=True):
 
 @pytest.mark.parametrize("held", [24 * 128, 24 * 256, 24 * 639])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_blocks_of_words_give_the_scores_and_gradients_of_the_whole(held, with_bias):
+def test_chunks_of_the_vocabulary_give_the_scores_and_gradients_of_the_whole(held, with_bias):
     arrays = draw_words()
     arrays[3][0, :2] = np.argmax(arrays[0][0, :2] @ arrays[1][:VOCABULARY].T + arrays[2][:600], -1)
     whole = jax.jit(weighed(24 * PADDED, with_bias))(*arrays)
@@ -214,14 +214,14 @@ def shapes_in(jaxpr):
 
 
 @pytest.mark.parametrize(("held", "words"), [(24 * PADDED, PADDED), (24 * 128, 128)])
-def test_logits_of_all_words_are_never_held_at_once(held, words):
+def test_logits_of_the_whole_vocabulary_are_never_in_memory_at_once(held, words):
     program = jax.make_jaxpr(weighed(held))(*draw_words())
     places = [shape for shape in shapes_in(program.jaxpr) if shape[:2] == (2, 12)]
     assert max(int(np.prod(shape[2:])) for shape in places) == words
 
 
 @pytest.mark.slow
-def test_blocks_of_words_take_less_memory():
+def test_chunks_of_the_vocabulary_take_less_memory():
     arrays = draw_words(batch=64, length=64)
     whole, blocks = (
         jax.jit(weighed(held)).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
@@ -249,7 +249,7 @@ def terms_of(loss):
 
 
 @pytest.mark.slow
-def test_what_is_logged_is_the_plain_loss_whatever_is_trained():
+def test_the_logged_loss_is_plain_cross_entropy_for_any_loss():
     plain = terms_of(LMLoss())
     trained = terms_of(LMLoss(label_smoothing=0.1, z_loss=PALM_Z_LOSS, max_logits=24 * 128))
     assert set(plain.losses) == {"words"} and set(trained.losses) == {"words", "z_loss"}

@@ -42,7 +42,7 @@ def body(row):
     return ids[1:-1]
 
 
-def test_the_target_is_the_source_whatever_the_noise():
+def test_the_target_is_the_source_for_any_noise():
     rng = np.random.default_rng(1)
     for _ in range(500):
         count = int(rng.integers(1, 63))
@@ -59,7 +59,7 @@ def test_the_target_is_the_source_whatever_the_noise():
         assert set(body(row)) <= {*before.tolist(), MASK}
 
 
-def test_rows_have_fixed_shapes_and_dtypes():
+def test_examples_have_fixed_shapes_and_dtypes():
     for count in (1, 2, 5, 62):
         row = prepare(range(10, 10 + count), count, mask_share=0.3)
         assert {name: (value.shape, value.dtype.name) for name, value in row.items()} == {
@@ -104,7 +104,7 @@ def test_the_first_span_of_a_long_text_is_poisson():
     assert chi_square < 27.9  # 0.999 of 9 degrees of freedom
 
 
-def test_spans_add_up_to_what_is_taken_out():
+def test_lengths_of_spans_add_up_to_the_replaced_tokens():
     rng = np.random.default_rng(4)
     for total in (0, 1, 2, 30, 300):
         for mean in (0.1, 3.0, 50.0):
@@ -114,7 +114,7 @@ def test_spans_add_up_to_what_is_taken_out():
             assert total == 0 or lengths[-1] > 0
 
 
-def test_there_are_about_as_many_masks_as_the_mean_length_says():
+def test_the_number_of_masks_follows_from_the_mean_length():
     rng, draws = np.random.default_rng(5), 400
     masks = [body(prepare(range(4, 504), rng, length=512)).count(MASK) for _ in range(draws)]
     # 150 tokens in spans of mean 3: 50 and a little more, as the last one is cut.
@@ -143,7 +143,7 @@ def test_a_span_without_a_token_leaves_the_text_whole():
     assert inserted > 5
 
 
-def test_where_a_span_stood_there_is_one_mask():
+def test_each_span_is_replaced_by_one_mask():
     rng = np.random.default_rng(8)
     for _ in range(300):
         row = body(prepare(range(10, 50), rng, infill_share=0.1, mean_span=20.0))
@@ -179,7 +179,7 @@ def test_sentences_come_in_every_order_equally_often():
     assert chi_square < 20.5  # 0.999 of 5 degrees of freedom
 
 
-def test_what_is_left_of_a_sentence_at_the_windows_end_is_one_too():
+def test_a_part_of_a_sentence_at_the_end_of_a_window_counts_as_one():
     rows = {tuple(body(prepare([10, 11, 20, 21], r, [2], infill_share=0.0))) for r in range(20)}
     assert rows == {(10, 11, 20, 21), (20, 21, 10, 11)}
 
@@ -213,7 +213,7 @@ def test_rotation_begins_at_every_token_equally_often():
     assert np.sum((found - 300) ** 2 / 300) < 27.9  # 0.999 of 9 degrees of freedom
 
 
-def test_documents_that_share_a_row_are_damaged_each_on_its_own():
+def test_packed_documents_are_corrupted_separately():
     rng, objective = np.random.default_rng(13), Denoising(cross_documents=True)
     assert objective.window_spec(LENGTH).cross_documents
     lengths, orders = (10, 1, 20), set()
@@ -236,7 +236,7 @@ def test_without_noise_the_text_stays():
     assert body(prepare(range(10, 30), **NOTHING)) == list(range(10, 30))
 
 
-def test_the_decoder_begins_with_the_end_of_a_sequence_or_what_is_asked_for():
+def test_the_first_input_of_the_decoder_is_eos_or_the_configured_id():
     assert used(prepare([10, 11]), "decoder_input_ids") == [EOS, BOS, 10, 11]
     assert used(prepare([10, 11], decoder_start_id=7), "decoder_input_ids")[0] == 7
 
@@ -266,7 +266,7 @@ def test_settings_out_of_range_are_refused(settings, named):
         Denoising(**settings)
 
 
-def test_terms_count_what_has_a_weight():
+def test_terms_count_positions_with_a_weight():
     batch = {
         "input_ids": np.zeros((2, 4), np.int32),
         "decoder_input_ids": np.array([[0, 5, 6], [0, 0, 0]], np.int32),

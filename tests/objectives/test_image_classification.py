@@ -60,7 +60,7 @@ def prepare(objective, seed=0, **more):
     return objective.prepare(example, np.random.default_rng(seed), VOCAB, SIDE)
 
 
-def test_an_image_alone_has_its_own_label_and_its_pixels_as_they_are():
+def test_an_image_that_is_not_mixed_keeps_its_label_and_pixels():
     row = prepare(ImageClassification(mixup=0.8, cutmix=1.0))
     assert (row["pixel_values"] == image(200).transpose(2, 0, 1)).all()
     assert row["labels"].tolist() == [4, 4] and row["label_weights"].tolist() == [1.0, 0.0]
@@ -88,7 +88,7 @@ def test_mixing_is_done_to_half_of_the_images_each_way_and_shares_follow_their_d
     assert abs(np.var(shares) - 1 / 44) < 0.006  # of Beta(5, 5)
 
 
-def test_a_rectangle_comes_from_the_same_place_of_the_other_image():
+def test_a_rectangle_has_the_same_position_in_the_other_image():
     rng = np.random.default_rng(0)
     one, other = rng.integers(0, 256, (2, 3, SIDE, SIDE), np.uint8)
     areas = []
@@ -148,7 +148,7 @@ def test_the_sigmoid_loss_says_yes_to_both_labels_of_a_mixture():
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-def test_halves_of_a_batch_add_up_and_rows_of_zeros_weigh_nothing(loss):
+def test_halves_of_a_batch_add_up_and_examples_of_zeros_have_no_weight(loss):
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(6, 7)), rng.integers(0, 7, (6, 2))
     weights = np.array([[0.25, 0.75]] * 5 + [[0, 0]])

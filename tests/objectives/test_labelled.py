@@ -68,7 +68,7 @@ def row_of(lengths, length, **settings):
     return SequenceClassification(**settings).prepare(raw, None, VOCAB, length)
 
 
-def test_rows_that_were_cut_are_counted():
+def test_truncated_examples_are_counted():
     assert row_of([3, 4], 10)["truncated"] == 0
     row = row_of([3, 4], 9)
     assert row["truncated"] == 1
@@ -167,7 +167,7 @@ def made_up_model(outputs):
     return ModelFunctions(hidden_states, unembedding=None, head=head)
 
 
-def test_halves_of_a_batch_add_up_to_the_whole_and_empty_rows_count_for_nothing(kind, prepared):
+def test_halves_of_a_batch_add_up_to_the_whole_and_empty_examples_have_no_weight(kind, prepared):
     objective = OBJECTIVES[kind]
     functions = made_up_model({"classes": 3, "numbers": 1, "tags": 4, "answers": 2}[kind])
     examples = prepared.examples("validation", objective.window_spec(LENGTH))

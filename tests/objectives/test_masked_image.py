@@ -65,7 +65,7 @@ def batch(numbers):
     return {name: np.stack([one[name] for one in rows]) for name in rows[0]}
 
 
-def test_a_rows_mask_follows_from_its_key_alone():
+def test_the_mask_of_an_example_depends_only_on_its_key():
     keys = batch(range(6))["mask_key"]
     noise = np.asarray(mask_noise(keys, 16))
     assert noise.shape == (6, 16) and (noise >= 0).all() and (noise < 1).all()
@@ -94,7 +94,7 @@ def test_the_loss_is_the_mean_squared_error_of_hidden_patches(model):
 
 
 @pytest.mark.slow
-def test_halves_of_a_batch_add_up_and_rows_of_zeros_weigh_nothing(model):
+def test_halves_of_a_batch_add_up_and_examples_of_zeros_have_no_weight(model):
     rows = batch(range(4))
     parts = []
     for half in (slice(0, 1), slice(1, 4)):

@@ -96,7 +96,7 @@ def within(successes, trials, share):
     return abs(successes - trials * share) < 5 * np.sqrt(trials * share * (1 - share))
 
 
-def test_rows_have_fixed_shapes_and_dtypes():
+def test_examples_have_fixed_shapes_and_dtypes():
     row = prepare(example([3, 4, 5, 6]))
     assert {name: (value.shape, value.dtype.name) for name, value in row.items()} == {
         "input_ids": ((40,), "int32"),
@@ -274,7 +274,7 @@ def test_replacements_are_never_special_and_all_ordinary_ids_equally_likely():
 
 
 @pytest.mark.parametrize("special_ids", [(), (0, 1, 2), (17, 18, 19), (0, 5, 6, 19)])
-def test_replacements_step_over_special_ids_wherever_they_stand(special_ids):
+def test_replacements_skip_special_ids_anywhere_in_the_vocabulary(special_ids):
     vocab = Vocabulary(size=20, pad_id=0, special_ids=special_ids)
     found = random_ordinary(np.random.default_rng(7), 600, vocab)
     assert set(found.tolist()) == set(range(20)) - set(special_ids)
@@ -299,7 +299,7 @@ def test_an_empty_example_is_two_framing_tokens_without_a_choice():
     assert row["masked_weights"].sum() == 0
 
 
-def test_equal_random_numbers_give_equal_rows_and_others_do_not():
+def test_equal_random_numbers_give_equal_examples_and_others_do_not():
     raw = example(np.full(38, 5))
     one, same, other = prepare(raw, 8), prepare(raw, 8), prepare(raw, 9)
     assert all((one[name] == same[name]).all() for name in one)
@@ -392,7 +392,7 @@ def terms_of(batch, spy):
     return jax.device_get(jax.jit(terms)(batch))
 
 
-def test_terms_are_sums_over_chosen_places_and_only_these_get_logits():
+def test_terms_are_sums_over_selected_positions_which_alone_have_logits():
     spy = Spy()
     # Right twice (positions 3 and 7 favour the ids 3 and 7), wrong once; the last place is filler.
     batch = batch_of([[3, 5], [7, 0]], [[3, 1], [7, 0]], [[1, 1], [1, 0]])
@@ -404,7 +404,7 @@ def test_terms_are_sums_over_chosen_places_and_only_these_get_logits():
     assert metrics == {"loss": (loss, 3.0), "accuracy": (2.0, 3.0)}
 
 
-def test_a_row_of_zeros_weighs_nothing():
+def test_an_example_of_zeros_has_no_weight():
     one = batch_of([[3, 5]], [[3, 1]], [[1, 1]])
     both = {name: np.concatenate([value, np.zeros_like(value)]) for name, value in one.items()}
     assert terms_of(both, Spy()) == terms_of(one, Spy())

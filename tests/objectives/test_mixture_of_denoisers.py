@@ -46,7 +46,7 @@ def cut_out(row):
 
 
 @pytest.mark.slow
-def test_the_source_is_rebuilt_from_ten_thousand_rows():
+def test_the_source_is_recovered_from_ten_thousand_examples():
     rng, objective = np.random.default_rng(1), MixtureOfDenoisers()
     longest = objective.window_spec(LENGTH).length
     for number in range(10_000):
@@ -59,7 +59,7 @@ def test_the_source_is_rebuilt_from_ten_thousand_rows():
 
 
 @pytest.mark.parametrize("length", [16, 17, 64, 100, 512])
-def test_rows_have_fixed_shapes_and_dtypes(length):
+def test_examples_have_fixed_shapes_and_dtypes(length):
     objective, rng = MixtureOfDenoisers(), np.random.default_rng(2)
     longest, width = objective.window_spec(length).length, objective.predictions(length)
     for _ in range(30):
@@ -130,7 +130,7 @@ def test_a_sequential_denoiser_cuts_off_a_quarter_of_the_text_in_the_mean():
     assert abs(np.mean(shares) - 0.25) < 4 * 0.0864 / np.sqrt(1000)
 
 
-def test_a_mixture_of_suffixes_alone_is_a_prefix_language_model():
+def test_a_mixture_of_suffixes_is_a_prefix_language_model():
     objective, rng = only("S", 0.25, None), np.random.default_rng(6)
     assert objective.window_spec(LENGTH).length == LENGTH
     for count in (1, 2, 3, LENGTH):
@@ -174,7 +174,7 @@ def test_bytes_have_sentinels_and_modes():
     assert row["input_ids"][0] in (161, 160, 159)
 
 
-def test_rows_that_are_too_short_are_refused():
+def test_sequences_that_are_too_short_are_refused():
     with pytest.raises(UserError, match="sequences of 15 tokens are too short"):
         MixtureOfDenoisers().window_spec(15)
 
@@ -198,7 +198,7 @@ def test_a_mixture_of_no_denoisers_is_refused():
         MixtureOfDenoisers(denoisers=())
 
 
-def test_terms_count_what_has_a_weight():
+def test_terms_count_positions_with_a_weight():
     batch = {
         "input_ids": np.zeros((2, 4), np.int32),
         "decoder_input_ids": np.array([[0, 5, 6], [0, 0, 0]], np.int32),

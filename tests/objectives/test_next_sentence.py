@@ -80,7 +80,7 @@ def many(count=600, seed=1, last=0.5, **settings):
         yield raw, prepare(raw, rng, **settings)
 
 
-def test_rows_have_fixed_shapes_and_dtypes():
+def test_examples_have_fixed_shapes_and_dtypes():
     shapes = {
         "input_ids": ((64,), "int32"),
         "attention_mask": ((64,), "int32"),
@@ -149,7 +149,7 @@ def test_lengths_hardly_tell_true_pairs_from_wrong_ones(last):
         assert accuracy_of_a_threshold(values, label) < 0.56
 
 
-def test_a_window_of_one_sentence_is_one_segment_that_counts_for_masks_alone():
+def test_a_window_of_one_sentence_is_one_segment_with_weight_only_for_masks():
     rng = np.random.default_rng(2)
     for ends in ([], [40]):
         raw = random_example(rng) | {
@@ -164,7 +164,7 @@ def test_a_window_of_one_sentence_is_one_segment_that_counts_for_masks_alone():
             assert row["masked_weights"].sum() == 6
 
 
-def test_where_no_sentence_of_the_other_window_fits_there_is_no_pair():
+def test_without_a_fitting_sentence_of_the_other_window_there_is_no_pair():
     rng = np.random.default_rng(3)
     raw = random_example(rng) | {
         "tokens": np.arange(100, 160, dtype=np.int32),
@@ -292,7 +292,7 @@ def test_both_losses_have_weights_of_their_own():
     }
 
 
-def test_a_row_of_zeros_weighs_nothing():
+def test_an_example_of_zeros_has_no_weight():
     rows = {name: values[:3] for name, values in BATCH.items()}
     assert terms_of(BATCH, Spy()) == terms_of(rows, Spy())
 

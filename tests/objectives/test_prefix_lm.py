@@ -41,7 +41,7 @@ def divisions(raw, draws, document=1):
         yield int((row["prefix_mask"] * (row["segment_ids"] == document)).sum()) - 1
 
 
-def test_what_is_not_prefix_is_predicted():
+def test_tokens_after_the_prefix_are_predicted():
     raw = example([10, 11, 12, 13], [4])
     rows = [prepare(raw, rng) for rng in range(30)]
     found = {tuple(row["prefix_mask"].tolist()): lists(row) for row in rows}
@@ -81,7 +81,7 @@ def test_an_empty_example_has_no_weight():
     assert not any(values.any() for values in prepare(example([])).values())
 
 
-def test_the_rest_is_what_causal_rows_hold():
+def test_other_arrays_are_those_of_causal_examples():
     raw, rng = example([10, 11, 12, 20, 21], [3]), np.random.default_rng(2)
     causal = CausalLM().prepare(raw, rng, VOCAB, LENGTH)
     row = PrefixLM().prepare(raw, rng, VOCAB, LENGTH)
@@ -109,7 +109,7 @@ def test_keys_of_the_prefix_are_seen_by_their_whole_segment():
     ]
 
 
-def test_a_window_bounds_what_lies_behind_and_not_the_prefix_ahead():
+def test_a_sliding_window_limits_previous_tokens_and_not_the_prefix():
     prefix = jnp.array([[True, True, True, True, False]])
     mask = AttentionMask(key_prefix=prefix, causal=True, window=(1, 0))
     assert allowed(mask, 5).tolist() == [
@@ -146,7 +146,7 @@ def influence(config):
     [GPT2Config(**SMALL), MistralConfig(num_key_value_heads=1, **SMALL)],
     ids=["gpt2", "mistral"],
 )
-def test_models_see_the_prefix_both_ways_and_nothing_that_is_to_be_predicted(config):
+def test_attention_is_bidirectional_in_the_prefix_and_causal_after_it(config):
     place = np.arange(8)
     expected = (place[None, :] <= place[:, None]) | (place <= 3)[None, :]
     np.testing.assert_array_equal(influence(config), expected)
@@ -173,7 +173,7 @@ def test_a_prefix_read_into_a_cache_is_seen_both_ways():
     np.testing.assert_allclose(parts, whole, atol=1e-6)
 
 
-def test_a_model_that_sees_everything_is_refused():
+def test_a_bidirectional_model_is_refused():
     model = build_model(BertConfig(architecture="BertForMaskedLM", **SMALL), ComputeConfig())
     batch = batch_of(prepare(example([10, 11, 12])))
 
@@ -185,7 +185,7 @@ def test_a_model_that_sees_everything_is_refused():
         jax.eval_shape(hidden_states)
 
 
-def test_terms_are_sums_over_the_rest_alone():
+def test_terms_are_sums_over_tokens_after_the_prefix():
     row = prepare(example([10, 10, 10, 11], []), rng=3)
     rest = int(row["label_weights"].sum())
     assert 0 < rest < 4

@@ -66,7 +66,7 @@ def test_targets_have_the_special_ids_of_their_own_vocabulary():
     assert row["decoder_input_ids"].tolist() == [8, 9, 20, 21, 8, 9, 22, 23, 24, 0, 0]
 
 
-def test_rows_have_fixed_shapes_and_dtypes():
+def test_examples_have_fixed_shapes_and_dtypes():
     for raw in (TWO, pairs(([10], [20])), pairs(([10] * 8, [20] * 6))):
         row = prepare(raw, target_length=7)
         assert {name: (value.shape, value.dtype.name) for name, value in row.items()} == {
@@ -79,7 +79,7 @@ def test_rows_have_fixed_shapes_and_dtypes():
         }
 
 
-def test_a_full_row_has_no_padding():
+def test_a_full_sequence_has_no_padding():
     row = prepare(pairs(([10] * 4, [20] * 3), ([11] * 3, [21] * 2)), target_length=7)
     assert row["segment_ids"].all() and row["weights"].all()
 
@@ -95,7 +95,7 @@ def test_windows_are_shorter_by_the_special_tokens():
     assert objective.predictions(128) == 64
 
 
-def test_any_pairs_come_back_from_the_row():
+def test_packed_pairs_are_recovered_from_the_example():
     rng = np.random.default_rng(1)
     for _ in range(200):
         count = int(rng.integers(1, 5))
@@ -141,7 +141,7 @@ def test_settings_out_of_range_are_refused(settings, named):
         SequenceToSequence(**settings)
 
 
-def test_what_is_trained_is_smoothed_and_what_is_logged_is_not():
+def test_the_trained_loss_is_smoothed_and_the_logged_one_is_not():
     batch = {
         "input_ids": np.zeros((2, 4), np.int32),
         "decoder_input_ids": np.array([[0, 5, 6], [0, 0, 0]], np.int32),

@@ -49,7 +49,7 @@ def test_lengths_are_those_of_the_reference(length, mean_span, expected):
     assert spec.cross_documents
 
 
-def test_a_mask_that_is_rolled_keeps_one_place_for_a_span_that_it_may_cut_in_two():
+def test_a_rotated_mask_reserves_one_position_for_a_divided_span():
     objective = SpanCorruption()
     assert (objective.window_spec(512).length, objective.predictions(512)) == (567, 115)
 
@@ -67,13 +67,13 @@ def test_lengths_are_the_largest_that_fit(density, mean_span):
         assert row_lengths(length, density, mean_span) == (tokens, targets)
 
 
-def test_a_full_row_has_no_padding():
+def test_a_full_sequence_has_no_padding():
     row = prepare(range(100, 668), 512, roll=False)
     assert row["attention_mask"].all() and row["weights"].all()
     assert len(row["labels"]) == 114
 
 
-def test_rows_have_fixed_shapes_and_dtypes():
+def test_examples_have_fixed_shapes_and_dtypes():
     for count in (1, 2, 10, 69):
         row = prepare(range(100, 100 + count))
         assert {name: (value.shape, value.dtype.name) for name, value in row.items()} == {
@@ -102,7 +102,7 @@ def test_sentinels_descend_in_the_same_order_on_both_sides():
 
 
 @pytest.mark.slow
-def test_the_source_is_rebuilt_from_ten_thousand_t5_rows():
+def test_the_source_is_recovered_from_ten_thousand_t5_examples():
     rng = np.random.default_rng(1)
     for number in range(10_000):
         objective = SpanCorruption(roll=number % 3 > 0)
@@ -115,7 +115,7 @@ def test_the_source_is_rebuilt_from_ten_thousand_t5_rows():
 
 
 @pytest.mark.slow
-def test_the_source_is_rebuilt_from_ten_thousand_byt5_rows():
+def test_the_source_is_recovered_from_ten_thousand_byt5_examples():
     rng, objective = np.random.default_rng(2), SpanCorruption(mean_span=BYT5_MEAN_SPAN)
     longest = objective.window_spec(128).length
     for number in range(10_000):
@@ -172,13 +172,13 @@ def test_without_rolling_the_first_token_is_always_kept_and_the_last_cut():
     assert not masks[:, 0].any() and masks[:, -1].all()
 
 
-def test_the_decoder_reads_the_targets_behind_padding_or_what_is_asked_for():
+def test_the_first_input_of_the_decoder_is_padding_or_the_configured_id():
     row = prepare(range(100, 160))
     assert_shifted(row, VOCAB.pad_id)
     assert_shifted(prepare(range(100, 160), decoder_start_id=5), 5)
 
 
-def test_one_token_alone_is_kept():
+def test_a_single_token_is_kept():
     row = prepare([100])
     assert used(row, "input_ids") == [100, 1]
     assert labels_of(row) == [1]
@@ -205,7 +205,7 @@ def test_sequences_too_short_for_two_tokens_are_refused():
         SpanCorruption().window_spec(2)
 
 
-def test_without_an_end_of_sequence_sep_takes_its_place():
+def test_sep_is_used_without_an_end_of_sequence_token():
     vocab = dataclasses.replace(VOCAB, eos_id=None, sep_id=7)
     row = prepare(range(100, 120), vocab=vocab)
     assert used(row, "input_ids")[-1] == labels_of(row)[-1] == 7
@@ -228,7 +228,7 @@ def test_settings_out_of_range_are_refused(settings, named):
         SpanCorruption(**settings)
 
 
-def test_equal_random_numbers_give_equal_rows_and_others_do_not():
+def test_equal_random_numbers_give_equal_examples_and_others_do_not():
     one, same, other = (prepare(range(100, 160), rng=rng) for rng in (8, 8, 9))
     assert all((one[name] == same[name]).all() for name in one)
     assert (one["input_ids"] != other["input_ids"]).any()
@@ -244,7 +244,7 @@ LOG_Z = np.log(np.exp(4.0) + 11)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_terms_are_plain_cross_entropy_and_accuracy_whatever_is_trained(label_smoothing):
+def test_metrics_are_plain_cross_entropy_and_accuracy_for_any_loss(label_smoothing):
     losses, metrics = terms_of(SpanCorruption(label_smoothing=label_smoothing), BATCH)
     plain = pytest.approx(2 * LOG_Z - 4.0, rel=1e-6)  # wrong once, right once
     assert metrics == {"loss": (plain, 2.0), "accuracy": (1.0, 2.0)}
@@ -253,7 +253,7 @@ def test_terms_are_plain_cross_entropy_and_accuracy_whatever_is_trained(label_sm
     assert losses == {"span_corruption": (pytest.approx(trained, rel=1e-6), 2.0, 1.0)}
 
 
-def test_a_row_of_zeros_weighs_nothing():
+def test_an_example_of_zeros_has_no_weight():
     both = {name: np.concatenate([value, np.zeros_like(value)]) for name, value in BATCH.items()}
     assert terms_of(SpanCorruption(), both) == terms_of(SpanCorruption(), BATCH)
 
@@ -267,7 +267,7 @@ def test_people_see_both_sides_without_padding():
     assert decoder.labels.tolist() == [-1, *labels_of(row)]
 
 
-def test_labels_and_inputs_pair_up_place_by_place():
+def test_labels_and_inputs_correspond_by_position():
     row = prepare(range(100, 160))
     pairs = itertools.pairwise(labels_of(row))
     following = zip(used(row, "decoder_input_ids")[1:], labels_of(row)[1:], strict=True)

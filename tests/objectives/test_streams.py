@@ -87,7 +87,7 @@ def over_hosts(hosts, prepared, objective, count, **settings):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_rows_do_not_depend_on_hosts_or_where_a_run_was_resumed(name, stores):
+def test_examples_do_not_depend_on_hosts_or_a_resume(name, stores):
     objective = OBJECTIVES[name]
     prepared = stores["pairs" if name == "pairs" else "text"]
     expected = joined(batches(prepared, objective, 12))
@@ -119,7 +119,7 @@ class Digests:
 
 
 @pytest.mark.multi_process
-def test_rows_do_not_depend_on_workers(stores):
+def test_examples_do_not_depend_on_workers(stores):
     objective = Digests(tuple(OBJECTIVES[name] for name in OBJECTIVES if name != "pairs"))
     expected = joined(batches(stores["text"], objective, 8))
     found = joined(batches(stores["text"], objective, 8, workers=2))

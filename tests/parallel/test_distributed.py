@@ -46,7 +46,7 @@ def start(monkeypatch):
     watchdog.stop()
 
 
-def test_nothing_is_started_alone(start):
+def test_a_single_process_is_not_connected(start):
     hook = sys.excepthook
     assert start() is None
     assert sys.excepthook is hook
@@ -182,7 +182,7 @@ def test_a_coordinator_without_a_port_is_refused_with_an_example(start, address)
         start(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="0")
 
 
-def test_what_several_processes_run_is_compiled_by_all_of_them_before(monkeypatch):
+def test_all_processes_compile_a_step_before_any_runs_it(monkeypatch):
     events = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(distributed, "wait_for_all", lambda: events.append("all are here"))
@@ -199,6 +199,6 @@ def test_what_several_processes_run_is_compiled_by_all_of_them_before(monkeypatc
     assert events == ["traced", "all are here", "runs", "runs"]
 
 
-def test_a_process_alone_waits_for_nobody(monkeypatch):
+def test_a_single_process_does_not_wait(monkeypatch):
     monkeypatch.setattr(distributed, "wait_for_all", None)
     assert distributed.compiled_together(jax.jit(lambda x: 2 * x))(jnp.float32(3)) == 6

@@ -35,7 +35,7 @@ def test_minus_one_takes_the_devices_that_are_left(config, sizes):
         ((8, -2, 1), "mesh.fsdp is -2; it must be at least -1"),
     ],
 )
-def test_what_is_no_grid_is_refused(sizes, names):
+def test_invalid_axes_are_refused(sizes, names):
     with pytest.raises(UserError, match=names):
         MeshConfig(*sizes)
 

@@ -128,7 +128,9 @@ class TPUs:
         (64, 1, "divide it by 1, and the data by 64"),
     ],
 )
-def test_less_than_a_row_of_lanes_is_warned_of_once(caplog, monkeypatch, width, leaves, remedy):
+def test_shards_narrower_than_the_lanes_give_one_warning(
+    caplog, monkeypatch, width, leaves, remedy
+):
     monkeypatch.setattr(rules, "NamedSharding", lambda mesh, spec: spec)
     tree = boxed((width, 8), ("embed", "heads"))
     tree |= {"second": boxed((width, 8), ("embed", "heads"))["layer"]}
@@ -141,7 +143,7 @@ def test_less_than_a_row_of_lanes_is_warned_of_once(caplog, monkeypatch, width, 
     )
 
 
-def test_a_full_row_of_lanes_and_other_platforms_are_not_warned_of(caplog, monkeypatch):
+def test_wide_shards_and_other_platforms_give_no_warning(caplog, monkeypatch):
     parameter_shardings(boxed((64, 8), ("embed", "heads")), mesh_of(fsdp=8))
     monkeypatch.setattr(rules, "NamedSharding", lambda mesh, spec: spec)
     parameter_shardings(boxed((8192, 8), ("embed", "heads")), TPUs())
@@ -200,14 +202,14 @@ def test_images_have_no_positions_to_divide():
         check_length(None, mesh_with_context(2))
 
 
-def test_one_process_loads_all_rows():
+def test_one_process_loads_all_examples():
     rows = host_rows(batch_sharding(mesh_of(2, 1, 2)), 8)
     assert rows.tolist() == list(range(8))
     assert host_rows(replicated(mesh_of(2, 1, 2)), 3).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("sizes", [(2, 1, 2), (2, 2, 2), (1, 1, 4)])
-def test_each_device_holds_its_rows_of_the_batch(sizes):
+def test_each_device_holds_its_examples_of_the_batch(sizes):
     mesh = mesh_of(*sizes)
     sharding = batch_sharding(mesh)
     local = {"ids": np.arange(24).reshape(8, 3), "weights": np.arange(8, dtype=np.float32)}
@@ -222,7 +224,7 @@ def test_each_device_holds_its_rows_of_the_batch(sizes):
             np.testing.assert_array_equal(shard.data, divided[data * sizes[1] + fsdp])
 
 
-def test_rows_of_a_process_are_found_by_their_number():
+def test_examples_of_a_process_are_found_by_their_index():
     """As on a process whose devices hold rows 2, 3, 6 and 7 of eight."""
     mesh = mesh_of(4)
     sharding = batch_sharding(mesh)

@@ -122,7 +122,7 @@ def test_progress_and_new_phases_begin_the_time_anew_and_zero_is_no_limit(start)
     assert (code, out, said) == (0, "through\n", "")
 
 
-def test_stacks_are_shown_once_before_the_limit(start):
+def test_stack_traces_are_printed_once_before_the_limit(start):
     code, out, said = ended(
         start("""
         watchdog.start(Limits(), 0.3)
@@ -161,7 +161,7 @@ def test_a_signal_while_the_main_thread_is_blocked_in_c_ends_the_process_within_
     assert f"was told to stop ({number.name})" in said and "limits.grace_s = 1" in said
 
 
-def test_a_process_that_obeys_in_time_or_is_saving_is_left_alone(start):
+def test_a_process_that_stops_in_time_or_is_saving_is_not_ended(start):
     process = start("""
     told = []
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
@@ -271,7 +271,7 @@ def test_a_process_that_waits_names_the_one_it_waits_for(start):
         assert "it waits for process 1, which has been in the phase 'data'" in said
 
 
-def test_one_that_is_told_to_stop_while_another_is_stuck_ends_all(start):
+def test_a_signal_to_one_process_while_another_hangs_ends_all(start):
     body = TOGETHER.replace("data_s=2, step_s=60", "grace_s=1") + "\n"
     body = body.replace(
         'with watchdog.phase("step"):',
@@ -294,7 +294,7 @@ with watchdog.phase("step"):""",
         assert "it waits for process 1" in said
 
 
-def test_a_forked_child_that_is_told_to_stop_does_not_tell_its_parent(start):
+def test_a_signal_to_a_forked_child_is_not_reported_to_its_parent(start):
     code, out, _ = ended(
         start("""
         watchdog.start(Limits(grace_s=0.3))
@@ -317,12 +317,12 @@ def test_a_limit_is_a_finite_number_of_seconds(value):
         Limits(data_s=value)
 
 
-def test_who_waits_for_data_speaks_before_those_who_wait_for_the_step():
+def test_the_limit_of_waiting_for_data_is_below_that_of_a_step():
     assert Limits().data_s < Limits().step_s
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_that_nothing_handles_ends_the_process_as_always(start, number):
+def test_a_signal_without_a_handler_ends_the_process(start, number):
     process = start("""
     watchdog.start(Limits())
     with watchdog.phase("prepare"):
