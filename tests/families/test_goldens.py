@@ -16,11 +16,18 @@ CASES = {
     for name, golden in GOLDENS.items()
     for case in golden.CASES
 }
-EACH = pytest.mark.parametrize("name", CASES)
+ARCHITECTURES = [case.config["architectures"][0] for case, _ in CASES.values()]
 
 
 @pytest.mark.slow
-@EACH
+@pytest.mark.parametrize(
+    "name",
+    # Of each architecture the first case; the others in `make test-full`.
+    [
+        pytest.param(name, marks=[pytest.mark.full] * (architecture in ARCHITECTURES[:number]))
+        for number, (name, architecture) in enumerate(zip(CASES, ARCHITECTURES, strict=True))
+    ],
+)
 def test_outputs_are_those_of_the_original_and_weights_are_exported_unchanged(name):
     case, script = CASES[name]
     assert_parity(case, script)
