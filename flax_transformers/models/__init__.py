@@ -1,7 +1,7 @@
-"""What is computed: pure Linen modules. Nothing here imports another room of this package.
+"""Models: pure Linen modules and their configs.
 
 Shape letters used in this folder:
 
     B batch   T query length   S key length   D model width   F feed-forward width
-    N query heads   H head width   V vocabulary (padded)   M chosen positions   L layers
+    N query heads   H head width   V vocabulary (padded)   M selected positions   L layers
 """

@@ -1,4 +1,4 @@
-"""What models give back: Hugging Face's names, as dataclasses that jax can carry."""
+"""Outputs of models: Hugging Face's names, as pytrees."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from flax import struct
 
 
 class HiddenStates(struct.PyTreeNode):
-    """The first half of a model, which objectives build on.
+    """The result of ``hidden_states``, the input of heads and objectives.
 
     ``last_hidden_state`` [B, T, D] after the final norm; in encoder-decoders the decoder's, beside
-    ``encoder_last_hidden_state`` [B, S, D]. ``auxiliary``: sums that layers add up for objectives,
-    arrays [num_layers, B, ...] by name (a mixture of experts has some), or None. ``cache``: the
-    renewed cache, where one was given.
+    ``encoder_last_hidden_state`` [B, S, D]. ``auxiliary``: sums of the layers for auxiliary
+    losses, a pytree of arrays [num_layers, B, ...] (of a mixture of experts), or None. ``cache``:
+    the updated cache, if one was given.
     """
 
     last_hidden_state: jax.Array
@@ -24,11 +24,11 @@ class HiddenStates(struct.PyTreeNode):
 
 
 class ModelOutput(struct.PyTreeNode):
-    """What ``__call__`` of a model returns; what an architecture does not have is None.
+    """The result of a model's ``__call__``; None for what an architecture does not have.
 
     ``logits`` float32: [B, T, vocab_size] of language models, [B, T, labels] of taggers,
     [B, labels] of classifiers. ``start_logits`` and ``end_logits`` [B, T] of span predictors.
-    ``pooler_output`` [B, D]. ``cache`` where one was given. A family that has more to give adds
+    ``pooler_output`` [B, D]. ``cache`` if one was given. A family with further outputs adds
     fields in a subclass.
     """
 

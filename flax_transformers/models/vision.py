@@ -1,7 +1,7 @@
 """Models over one image: patches, positions, one stack of layers, a final norm, and their heads.
 
-The Vision Transformer is arXiv:2010.11929. Letters of shapes as in ``patches``: T counts
-the tokens in front of the patches, and the patches.
+The Vision Transformer is arXiv:2010.11929. Shape letters as in ``layers/patches.py``; T is the
+number of tokens before the patches plus the number of patches.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ C = TypeVar("C", bound=VisionConfig)
 def change_image_size(
     config: C, params: Mapping[str, Any], image_size: int | tuple[int, int]
 ) -> tuple[C, dict[str, Any]]:
-    """A model trained at one resolution, for another: its config and parameters.
+    """Config and parameters of a model for images of another size.
 
     Positions are resized by ``resize_positions``, as in arXiv:2010.11929 §3.2.
     """
@@ -77,7 +77,7 @@ def change_image_size(
 
 
 class Vectors(nn.Module):
-    """Learned vectors that stand for themselves: the parameter ``embedding``, in ``dtype``."""
+    """Learned vectors, cast to ``dtype``; the parameter is ``embedding``."""
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
@@ -97,7 +97,7 @@ def token(config: VisionConfig, dtype: jnp.dtype, name: str | None = None) -> Ve
 
 
 class Positions(nn.Module):
-    """The table of positions; a fixed one is kept with the parameters, as published files do, but
+    """The table of position vectors. A fixed table is a parameter too, as in published files, but
     has no gradient."""
 
     config: VisionConfig
@@ -121,7 +121,7 @@ def _sincos_init(config: VisionConfig, key: jax.Array, shape: Any, dtype: Any) -
 
 
 class PatchEmbeddings(nn.Module):
-    """From pixels to the input of the layers, in two steps, between which patches can be hidden."""
+    """From pixels to the input of the layers, in two steps; patches may be removed in between."""
 
     config: VisionConfig
     dtype: jnp.dtype
@@ -144,7 +144,7 @@ class PatchEmbeddings(nn.Module):
     def __call__(
         self, pixel_values: jax.Array, *, interpolate_pos_encoding: bool = False
     ) -> tuple[jax.Array, jax.Array]:
-        """Patches [B, T, D] and the tokens that go before them [B, tokens, D], with positions."""
+        """Patches [B, T, D] and the tokens before them [B, tokens, D], with positions added."""
         c = self.config
         if pixel_values.ndim != 4 or pixel_values.shape[1] != c.num_channels:
             raise UserError(
@@ -169,7 +169,7 @@ class PatchEmbeddings(nn.Module):
         return x_BTD, jnp.broadcast_to(tokens_KD[None], (batch, *tokens_KD.shape))
 
     def join(self, tokens_BKD: jax.Array, x_BTD: jax.Array, *, deterministic: bool) -> jax.Array:
-        """Tokens and patches in one row."""
+        """Tokens and patches in one sequence."""
         x_BTD = jnp.concatenate([tokens_BKD, x_BTD], axis=1)
         return constrain(self.dropout(x_BTD, deterministic=deterministic), HIDDEN)
 
@@ -239,7 +239,7 @@ class VisionModel(nn.Module):
         interpolate_pos_encoding: bool = False,
         deterministic: bool = True,
     ) -> ModelOutput:
-        """Both halves at once; see ``hidden_states`` for the inputs."""
+        """Hidden states and the outputs of the head; see ``hidden_states`` for the inputs."""
         states = self.hidden_states(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -251,12 +251,12 @@ class VisionModel(nn.Module):
         )
 
     def head_outputs(self, hidden_BTD: jax.Array, deterministic: bool) -> dict[str, jax.Array]:
-        """What this architecture adds to its ``output``, by field."""
+        """The fields that the head adds to ``output``."""
         return {}
 
 
 class VisionWithPooler(VisionModel):
-    """The layers and a summary of the image, from the first token."""
+    """The layers and a pooler of the first token."""
 
     def setup(self) -> None:
         super().setup()
@@ -267,7 +267,7 @@ class VisionWithPooler(VisionModel):
 
 
 class VisionForClassification(VisionModel):
-    """Labels the image."""
+    """Labels each image."""
 
     def setup(self) -> None:
         super().setup()

@@ -1,9 +1,9 @@
-"""A feed-forward that takes some places of a row at a time, so that little of it lies in memory.
+"""A feed-forward layer over chunks of positions, to save memory.
 
-What is inside a feed-forward is several times as wide as the model. Here a chunk of places at a
-time goes in and comes out, and the backward pass computes each chunk anew (blockwise transformers,
-arXiv:2305.19370). Weights that a mesh divides are gathered once for all chunks in each pass, and
-their gradients, summed over chunks in float32, are reduced once.
+The inner width of a feed-forward is several times the model's. Here one chunk of positions is
+computed at a time, and recomputed in the backward pass (blockwise transformers, arXiv:2305.19370).
+Weights that a mesh divides are gathered once for all chunks in each pass, and their gradients,
+summed over chunks in float32, are reduced once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _AXES = {
 
 
 def can_be_chunked(x_BTD: jax.Array, chunk: int | None) -> bool:
-    """Whether a device has more than ``chunk`` places of a row, in whole chunks."""
+    """Whether a device has more than ``chunk`` positions of a sequence, in whole chunks."""
     batch, length, _ = x_BTD.shape
     if chunk is None or batch % parts("batch") or length % parts("length"):
         return False
@@ -45,8 +45,8 @@ def can_be_chunked(x_BTD: jax.Array, chunk: int | None) -> bool:
 def chunked_feed_forward(
     act: Callable[[jax.Array], jax.Array], chunk: int, x_BTD: jax.Array, weights: Weights
 ) -> jax.Array:
-    """``down(act(up(x)))``, or gated, of [B, T, D] without the last bias, ``chunk`` places of each
-    row on a device at a time."""
+    """``down(act(up(x)))``, or gated, of [B, T, D] without the last bias, ``chunk`` positions of
+    each sequence on a device at a time."""
 
     def local(x_BTD: jax.Array, weights: Weights) -> jax.Array:
         through = partial(_through, act, _whole(weights, x_BTD.dtype))
@@ -83,7 +83,7 @@ def _backward(
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), whole)
         dy = _divided(dy_BTD.astype(x_BTD.dtype), chunk)
-        # A chunk's gradient takes the place of the chunk, which nothing needs any more.
+        # A chunk's gradient overwrites the chunk, which is not needed any more.
         start = zeros, _divided(x_BTD, chunk)
         (sums, dx), _ = jax.lax.scan(add, start, (jnp.arange(len(dy)), dy))
         reduced = {name: _reduced(name, total, x_BTD.dtype) for name, total in sums.items()}
@@ -101,7 +101,7 @@ def _axes(weights: Weights) -> dict[str, tuple[str, ...]]:
 
 
 def _through(act: Callable[[jax.Array], jax.Array], weights: Weights, x_CD: jax.Array) -> jax.Array:
-    """One chunk, by this device's part of the inner width."""
+    """One chunk through this device's part of the inner width."""
 
     def into(name: str) -> jax.Array:
         y_CF = einsum("CD,DF->CF", x_CD, weights[name])
@@ -113,7 +113,7 @@ def _through(act: Callable[[jax.Array], jax.Array], weights: Weights, x_CD: jax.
 
 
 def _divided(x_BTD: jax.Array, chunk: int) -> jax.Array:
-    """[B, T, D] to [chunks, B * chunk, D]: as the numbers lie, so that none is moved."""
+    """[B, T, D] to [chunks, B * chunk, D]: the same order in memory, so no copy."""
     batch, _, width = x_BTD.shape
     return x_BTD.reshape(-1, batch * chunk, width)
 
@@ -132,7 +132,7 @@ def _whole(weights: Weights, dtype: jnp.dtype) -> Weights:
 
 
 def _reduced(name: str, total: jax.Array, activations: jnp.dtype) -> jax.Array:
-    """A gradient summed over the devices with other tokens, onto this one's part; float32."""
+    """A gradient reduced over devices with other tokens, onto this device's part; float32."""
     total = total.astype(gradient_dtype(activations))
     embed = mesh_axes_of("embed") if "embed" in _AXES[name] else ()
     if embed:

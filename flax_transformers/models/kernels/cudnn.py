@@ -1,4 +1,4 @@
-"""NVIDIA's flash attention (cuDNN), by JAX's public function for it."""
+"""NVIDIA's flash attention (cuDNN), through ``jax.nn.dot_product_attention``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from flax_transformers.models.layers.masks import AttentionMask
 from flax_transformers.models.layers.sharding import HEADS, KEY_HEADS
 
 WIDEST = 128
-"""The widest heads that all GPUs since Ampere take."""
+"""Largest head width that all GPUs since Ampere support."""
 
 
-def goes_by_form_alone(mask: AttentionMask) -> bool:
-    """Whether cuDNN knows the mask by name: none, causal, or a causal window."""
+def is_named_mask(mask: AttentionMask) -> bool:
+    """Whether cuDNN has an option for the mask: none, causal, or a causal window."""
     return not jax.tree.leaves(mask) and (mask.causal or mask.window is None)
 
 
@@ -27,17 +27,16 @@ def cudnn_attention(
     mask: AttentionMask,
     scale: float,
 ) -> jax.Array:
-    """``dot_product_attention`` of bfloat16 or float16, on each device by itself.
+    """``dot_product_attention`` of bfloat16 or float16, on each device separately.
 
-    What it is sent besides is the form of the mask, where that is all there is, and else the mask
-    written out for all heads at once, bool [B, 1, T, S]. (JAX makes a bias of that, and until its
-    #39512 the backward pass writes out a gradient of it which nobody wants, [B, N, T, S].)
+    A mask that is not a named one is passed as bool [B, 1, T, S]. (JAX turns it into a bias, and
+    before jax#39512 the backward pass computes an unused gradient of it, [B, N, T, S].)
     """
     attend = partial(jax.nn.dot_product_attention, scale=scale, implementation="cudnn")
-    by_form = goes_by_form_alone(mask)
+    named = is_named_mask(mask)
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask) -> jax.Array:
-        allowed_BTS = None if by_form else mask.dense(q.shape[1], k.shape[1])
+        allowed_BTS = None if named else mask.dense(q.shape[1], k.shape[1])
         if allowed_BTS is None:
             window = None if mask.window is None else (mask.window[0], 0)
             return attend(q, k, v, is_causal=mask.causal, local_window_size=window)

@@ -1,4 +1,4 @@
-"""Attention itself, behind one signature, by one of several kernels."""
+"""Dot-product attention by one of several kernels, behind one signature."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import Kernel
-from flax_transformers.models.kernels.cudnn import WIDEST, cudnn_attention, goes_by_form_alone
+from flax_transformers.models.kernels.cudnn import WIDEST, cudnn_attention, is_named_mask
 from flax_transformers.models.kernels.flash_relative_bias import biased_flash_attention
 from flax_transformers.models.kernels.local import LANES
 from flax_transformers.models.kernels.splash import splash_attention
@@ -37,10 +37,10 @@ def dot_product_attention(
 ) -> jax.Array:
     """Scaled dot-product attention (arXiv:1706.03762 §3.2.1), [B, T, N, H] in the dtype of ``q``.
 
-    K heads of keys and values serve N query heads in groups of neighbours. ``bias`` [B or 1, N, T,
-    S], or one by distance, is added to the scores after ``scale``, by default ``H ** -0.5``. Scores
-    and softmax are float32. A masked key has probability exactly zero, so nothing in it can reach
-    the output. Raises UserError for what a ``kernel`` that has no "or xla" cannot do.
+    K heads of keys and values serve N query heads in groups of adjacent heads. ``bias`` [B or 1, N,
+    T, S], or one by distance, is added to the scores after ``scale``, by default ``H ** -0.5``.
+    Scores and softmax are float32. A masked key has probability exactly zero, so it cannot affect
+    the output. Raises UserError for calls that a ``kernel`` without "or xla" does not support.
     """
     mask = AttentionMask() if mask is None else mask
     scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
@@ -63,7 +63,7 @@ def dot_product_attention(
     return _xla_attention(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, rate, dropout_key)
 
 
-_DROPPING = "drop probabilities, as model.attention_dropout asks for"
+_DROPPING = "apply model.attention_dropout"
 
 
 def _splash_cannot(
@@ -73,22 +73,22 @@ def _splash_cannot(
     bias: jax.Array | RelativePositionBias | None,
     dropping: bool,
 ) -> str | None:
-    """What of a call the TPU kernels cannot do, or None."""
+    """What the TPU kernels do not support in a call, or None."""
     queries, heads = q_BTNH.shape[1:3]
     keys, key_heads = k_BSKH.shape[1:3]
     if dropping:
         return _DROPPING
     if mask.has_positions:
-        return "mask by positions other than the places in a row"
+        return "mask by position_ids"
     if mask.key_prefix is not None:
-        return "let a prefix be seen"
+        return "use a prefix mask"
     if min(queries, keys) < LANES * parts("length"):
-        return f"divide rows of {min(queries, keys)} places into blocks of {LANES} on each device"
+        return f"divide {min(queries, keys)} positions into blocks of {LANES} on each device"
     if bias is not None:
         if not isinstance(bias, RelativePositionBias):
-            return "take a bias that does not go by distance"
+            return "use a bias other than by distance"
         if queries != keys or key_heads != heads or mask.window is not None:
-            return "take a bias for other rows, grouped heads or windows"
+            return "use a relative bias with cross-attention, grouped heads or windows"
     return _mesh_cannot(q_BTNH, k_BSKH)
 
 
@@ -99,36 +99,36 @@ def _cudnn_cannot(
     bias: jax.Array | RelativePositionBias | None,
     dropping: bool,
 ) -> str | None:
-    """What of a call NVIDIA's kernel cannot do, or None."""
+    """What NVIDIA's kernel does not support in a call, or None."""
     width, lengths = q_BTNH.shape[3], (q_BTNH.shape[1], k_BSKH.shape[1])
     if dropping:
         return _DROPPING
     if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16):
         return f"compute in {q_BTNH.dtype}"
     if width % 8 or width > WIDEST:
-        return f"take heads of width {width}, no multiple of 8 up to {WIDEST}"
+        return f"use heads of width {width}, which is not a multiple of 8 up to {WIDEST}"
     if bias is not None:
-        return "be trusted with the gradient of a bias (jax#30593)"
+        return "compute the gradient of a bias correctly (jax#30593)"
     if parts("length") > 1:
-        return "divide the places of a row over the mesh"
-    if not goes_by_form_alone(mask) and any(length % 2 for length in lengths):
-        return f"mask rows of an odd number of places, {lengths[0]} and {lengths[1]}"
+        return "divide the sequence length over the mesh"
+    if not is_named_mask(mask) and any(length % 2 for length in lengths):
+        return f"mask sequences of odd lengths, {lengths[0]} and {lengths[1]}"
     return _mesh_cannot(q_BTNH, k_BSKH)
 
 
 def _mesh_cannot(q_BTNH: jax.Array, k_BSKH: jax.Array) -> str | None:
-    """What of a call the mesh in force cannot give to one device, or None."""
+    """What the current mesh cannot divide over devices in a call, or None."""
     sizes = {"batch": q_BTNH.shape[0], "heads": q_BTNH.shape[2], "key_heads": k_BSKH.shape[2]}
     for name, size in sizes.items():
         if size % parts(name):
             return f"divide {size} {name} over a mesh axis of {parts(name)}"
     if mesh_axes_of("heads") != mesh_axes_of("key_heads"):
-        return "keep query heads with their key heads, which the mesh divides otherwise"
+        return "keep query heads with their key heads, which the mesh divides differently"
     return None
 
 
 def _chosen(kernel: Kernel, obstacle: str | None) -> str:
-    """The kernel of a call; ``obstacle`` says what the first choice cannot do."""
+    """The kernel of a call; ``obstacle`` is what the first choice does not support."""
     if kernel == "auto":  # nothing was chosen
         return "xla"
     first, _, otherwise = kernel.partition(" or ")
@@ -136,14 +136,16 @@ def _chosen(kernel: Kernel, obstacle: str | None) -> str:
         _say(f"attention: {first}")
         return first
     if not otherwise:
-        raise UserError(f"attention by {first} cannot {obstacle}; set compute.attention to auto")
-    _say(f"attention: {otherwise}, for {first} cannot {obstacle}")
+        raise UserError(
+            f"attention kernel {first} cannot {obstacle}; set compute.attention to auto"
+        )
+    _say(f"attention: {otherwise}, because {first} cannot {obstacle}")
     return otherwise
 
 
 @functools.cache
 def _say(message: str) -> None:
-    """Logs what was chosen, once and not at every layer."""
+    """Log the choice once, not for every layer."""
     log.info(message)
 
 
@@ -157,11 +159,11 @@ def _xla_attention(
     dropout_rate: float,
     dropout_key: jax.Array | None,
 ) -> jax.Array:
-    """In plain operations; a query that may look at nothing at all gets the mean of all values."""
+    """Plain operations; a query without any key gets the mean of all values."""
     batch, queries, heads, width = q_BTNH.shape
     keys, key_heads = k_BSKH.shape[1:3]
     grouped = key_heads < heads
-    if grouped:  # the queries are divided, for repeating the keys would copy a whole cache
+    if grouped:  # group the queries: repeating the keys would copy a whole cache
         q_BTKGH = q_BTNH.reshape(batch, queries, key_heads, -1, width)
         scores_BKGTS = einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, jnp.float32)
         scores_BNTS = scores_BKGTS.reshape(batch, heads, queries, keys)

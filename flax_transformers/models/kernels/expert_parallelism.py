@@ -1,18 +1,18 @@
-"""Each token through the experts it chose, on one device or over a mesh.
+"""Apply experts to tokens, on one device or over a mesh.
 
 Nothing is dropped, however full an expert is (MegaBlocks, arXiv:2211.15841): rows are sorted by
 expert, and one product over groups of rows takes each group through its own kernel.
 
-Under a mesh every device works on its own tokens. Where the experts are divided too, the tokens go
-round: at each of X steps a device holds the tokens of one of its X peers, adds what its own experts
-make of them to sums that travel along, and hands both on (a collective-permute), until the sums are
-back home. An exchange of rows by expert (all-to-all) would move less, ``2 C (X - 1) / X`` times the
-tokens against ``2 (X - 1)``, but with fixed shapes it has to hold X times a device's rows for the
-case that all go to one peer, or drop some. Here nothing is larger than a device's own tokens, no
-collective depends on the data, and each one runs beside the products of a step: by Mixtral's sizes,
-with 8 peers, these are 6,000 operations for each byte moved, and a TPU v5e computes 4,400 (197
-TFLOP/s) while one of its links sends a byte (45 GB/s). The backward pass goes round once more and
-computes inner activations anew, so that those of X visits never lie side by side.
+Under a mesh every device has its own tokens. If the experts are divided too, tokens rotate in a
+ring: at each of X steps a device holds the tokens of one of its X peers, adds the outputs of its
+own experts to sums that rotate along, and passes both on (a collective-permute), until the sums are
+back at the device of the tokens. An all-to-all would move less, ``2 C (X - 1) / X`` times the
+tokens against ``2 (X - 1)``, but with fixed shapes it needs buffers for X times a device's rows, in
+case all go to one peer, or drops some. Here no buffer is larger than a device's own tokens, no
+collective depends on the data, and each overlaps with the matrix products of a step: with Mixtral's
+sizes and 8 peers, these are 6,000 operations for each byte moved, and a TPU v5e computes 4,400 (197
+TFLOP/s) in the time one of its links sends a byte (45 GB/s). The backward pass rotates once more
+and recomputes inner activations, so that those of X steps are never in memory together.
 """
 
 from __future__ import annotations
@@ -38,11 +38,10 @@ AXES = {
 """The logical axes of the kernels."""
 
 SLACK = 1.25
-"""Rows that are taken at once, over what a device's experts get of visiting tokens on average."""
+"""Rows processed at once, relative to the average number for a device's experts."""
 
 Kernels = dict[str, jax.Array]
-"""``up`` and ``gate`` [E, D, F], ``down`` [E, F, D], in the dtype that their derivatives are to
-cross the mesh in."""
+"""``up`` and ``gate`` [E, D, F], ``down`` [E, F, D], in the dtype of gradient reductions."""
 
 
 class Tokens(NamedTuple):
@@ -56,9 +55,9 @@ class Tokens(NamedTuple):
 def mix_experts(
     x_BTD: jax.Array, probabilities_BTE: jax.Array, kernels: Kernels, choices: int, activation: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What the most probable experts make of each token, weighted: [B, T, D] as ``x_BTD``.
+    """The weighted outputs of the most probable experts: [B, T, D] as ``x_BTD``.
 
-    Also gives the ``choices`` experts, int32 [B, T, C], the best first, and their weights float32
+    Also returns the ``choices`` experts, int32 [B, T, C], the best first, and their weights float32
     [B, T, C], which are their ``probabilities_BTE`` scaled to sum to one.
 
     Divided as the logical axis rules in force say for "batch", "length", "expert", "embed" and
@@ -109,7 +108,7 @@ def _layout(tokens: tuple[int, ...], kernel: tuple[int, ...]) -> _Layout | None:
     sizes = zip(names, (*tokens[:2], *kernel), strict=True)
     if not every or any(size % parts(name) for name, size in sizes):
         return None
-    # The experts' peers hold different tokens, or there would be nothing to hand on.
+    # Devices with different experts must have different tokens: these rotate.
     if not set(divided["expert"]) <= set(divided["batch"] + divided["length"]):
         return None
     return _Layout(
@@ -139,7 +138,7 @@ def _mix(
     activation: str,
     layout: _Layout | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """``mix_experts`` on one device, whose shares of tokens and kernels these are."""
+    """``mix_experts`` on one device, of its shares of tokens and kernels."""
     best_BTC, experts_BTC = jax.lax.top_k(probabilities_BTE, choices)
     weights_BTC = best_BTC / jnp.sum(best_BTC, axis=-1, keepdims=True)
     arrays = (x_BTD, experts_BTC, weights_BTC)
@@ -147,8 +146,8 @@ def _mix(
     if layout is None:
         y_MD = _own_experts(tokens, kernels, activation)
         return y_MD.reshape(x_BTD.shape), experts_BTC, weights_BTC
-    # What a device has in common with others gets a derivative from each of them: to say so here
-    # has them summed, of kernels after each device kept its share of the width.
+    # Values that devices share get a gradient from each of them. Marking them as varying here sums
+    # these gradients; those of kernels after each device has reduced to its share of the width.
     tokens = _varying(tokens, layout.common_to_tokens)
     kernels = _varying(kernels, layout.common_to_kernels)
     for name, kernel in kernels.items() if layout.embed else ():
@@ -157,14 +156,14 @@ def _mix(
     if layout.peers == 1:
         y_MD = _own_experts(tokens, kernels, activation)
     else:
-        trip = _Trip(activation, layout.expert, layout.all, layout.peers)
-        y_MD = _round_trip(trip)(*tokens, kernels)
+        ring = _Ring(activation, layout.expert, layout.all, layout.peers)
+        y_MD = _rotating_experts(ring)(*tokens, kernels)
     y_MD = jax.lax.psum(y_MD, layout.mlp)
     return y_MD.reshape(x_BTD.shape), experts_BTC, weights_BTC
 
 
 def _varying(tree: Any, axes: tuple[str, ...]) -> Any:
-    """Tells JAX that ``tree`` is not the same along ``axes``, or that its use there is not."""
+    """Mark ``tree`` as varying along mesh ``axes``."""
     return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axes, to="varying"), tree)
 
 
@@ -190,8 +189,8 @@ def _named(x: jax.Array) -> jax.Array:
     return checkpoint_name(x, PROJECTION)
 
 
-class _Trip(NamedTuple):
-    """How tokens go round: over the mesh axes ``expert``, past ``peers`` devices."""
+class _Ring(NamedTuple):
+    """A rotation of tokens over the mesh axes ``expert``, through ``peers`` devices."""
 
     activation: str
     expert: tuple[str, ...]
@@ -200,41 +199,41 @@ class _Trip(NamedTuple):
     peers: int
 
     def zeros(self, like: Any, dtype: Any = None) -> Any:
-        """Sums to begin with, of this device's own."""
+        """Initial sums, varying over devices."""
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype or leaf.dtype), like)
         return _varying(zeros, self.axes)
 
-    def hand_on(self, tree: Any) -> Any:
-        """To the next device, all at once."""
-        ring = [(peer, (peer + 1) % self.peers) for peer in range(self.peers)]
-        return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, self.expert, ring), tree)
+    def send(self, tree: Any) -> Any:
+        """Send a tree to the next device."""
+        pairs = [(peer, (peer + 1) % self.peers) for peer in range(self.peers)]
+        return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, self.expert, pairs), tree)
 
-    def go_round(
-        self, visit: Callable[[Any, Any, Any], Any], guests: Any, sums: Any, own: Any
+    def rotate(
+        self, visit: Callable[[Any, Any, Any], Any], tokens: Any, sums: Any, own: Any
     ) -> tuple[Any, Any]:
-        """``guests`` visit every device, where ``visit`` renews ``sums``, which come home with
-        them, and ``own``, which stay. What is handed on does not wait for the visit beside it, but
-        for the one before: the next guests are at the door, and no more of them."""
+        """Rotate ``tokens`` through all devices. ``visit`` updates ``sums``, which rotate along and
+        end at the device of their tokens, and ``own``, which stay. The next tokens are sent while a
+        step computes, but never more than one step ahead."""
         for step in range(self.peers):
-            guests, sums = jax.lax.optimization_barrier((guests, sums))
-            ahead = self.hand_on(guests) if step < self.peers - 1 else None
-            sums, own = visit(guests, self.hand_on(sums) if step else sums, own)
-            guests = ahead
-        return self.hand_on(sums), own
+            tokens, sums = jax.lax.optimization_barrier((tokens, sums))
+            ahead = self.send(tokens) if step < self.peers - 1 else None
+            sums, own = visit(tokens, self.send(sums) if step else sums, own)
+            tokens = ahead
+        return self.send(sums), own
 
 
-def _round_trip(trip: _Trip) -> Callable[..., jax.Array]:
-    """``_own_experts`` of tokens' arrays and kernels, where a device has some of the experts."""
+def _rotating_experts(ring: _Ring) -> Callable[..., jax.Array]:
+    """``_own_experts`` for devices that each have some of the experts."""
 
     @jax.custom_vjp
     def mixed(
         x_MD: jax.Array, experts_MC: jax.Array, weights_MC: jax.Array, kernels: Kernels
     ) -> jax.Array:
-        def visit(guests: Tokens, y_MD: jax.Array, own: None) -> tuple[jax.Array, None]:
-            return y_MD + _visit(trip, guests, kernels).astype(y_MD.dtype), own
+        def visit(visiting: Tokens, y_MD: jax.Array, own: None) -> tuple[jax.Array, None]:
+            return y_MD + _visit(ring, visiting, kernels).astype(y_MD.dtype), own
 
         tokens = Tokens(x_MD, experts_MC, weights_MC)
-        return trip.go_round(visit, tokens, trip.zeros(x_MD), None)[0]
+        return ring.rotate(visit, tokens, ring.zeros(x_MD), None)[0]
 
     def forward(*operands: Any) -> tuple[jax.Array, Any]:
         return mixed(*operands), operands
@@ -243,12 +242,14 @@ def _round_trip(trip: _Trip) -> Callable[..., jax.Array]:
         *arrays, kernels = operands
         tokens = Tokens(*arrays)
 
-        def visit(guests: tuple[Tokens, jax.Array], sums: Any, own: Kernels) -> tuple[Any, Kernels]:
-            found, own = _visit_backward(trip, guests[0], guests[1], kernels, own)
+        def visit(
+            visiting: tuple[Tokens, jax.Array], sums: Any, own: Kernels
+        ) -> tuple[Any, Kernels]:
+            found, own = _visit_backward(ring, *visiting, kernels, own)
             return jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, found), own
 
-        sums, own = trip.zeros((tokens.x_MD, tokens.weights_MC)), trip.zeros(kernels, jnp.float32)
-        (dx_MD, dweights_MC), own = trip.go_round(visit, (tokens, dy_MD), sums, own)
+        sums, own = ring.zeros((tokens.x_MD, tokens.weights_MC)), ring.zeros(kernels, jnp.float32)
+        (dx_MD, dweights_MC), own = ring.rotate(visit, (tokens, dy_MD), sums, own)
         dkernels = jax.tree.map(lambda total, kernel: total.astype(kernel.dtype), own, kernels)
         return dx_MD, None, dweights_MC, dkernels
 
@@ -257,8 +258,8 @@ def _round_trip(trip: _Trip) -> Callable[..., jax.Array]:
 
 
 class _Part(NamedTuple):
-    """Some of the rows for a device's experts: S places among the M x C choices of tokens, in the
-    order of experts, how many of them each expert has, and which are rows at all."""
+    """Some of the rows for a device's experts: S of the M x C choices of tokens, sorted by expert;
+    the number of each expert's rows; and whether each is a row or padding."""
 
     choice_S: jax.Array
     token_S: jax.Array
@@ -267,17 +268,17 @@ class _Part(NamedTuple):
 
 
 def _parts(
-    trip: _Trip, tokens: Tokens, count: int
+    ring: _Ring, tokens: Tokens, count: int
 ) -> tuple[jax.Array, Callable[[jax.Array], _Part]]:
-    """How many parts the rows for a device's ``count`` experts come in, and each by its number.
+    """Number of parts of the rows for a device's ``count`` experts, and each part by its index.
 
-    A part has a fixed size, a little more than the experts get on average. So there is one as a
-    rule, more if they are crowded, and the time taken goes by the rows there really are.
+    A part has a fixed size, slightly more than the average number of rows. So there is usually one
+    part, and the time taken depends on the actual number of rows.
     """
     chosen, choices = tokens.experts_MC.size, tokens.experts_MC.shape[1]
-    size = min(chosen, -(-int(SLACK * chosen) // (8 * trip.peers)) * 8)
-    local_R = tokens.experts_MC.reshape(-1) - count * jax.lax.axis_index(trip.expert)
-    local_R = jnp.where((local_R >= 0) & (local_R < count), local_R, count)  # strangers last
+    size = min(chosen, -(-int(SLACK * chosen) // (8 * ring.peers)) * 8)
+    local_R = tokens.experts_MC.reshape(-1) - count * jax.lax.axis_index(ring.expert)
+    local_R = jnp.where((local_R >= 0) & (local_R < count), local_R, count)  # others last
     order_R = jnp.argsort(local_R)
     ends_E = jnp.sum(local_R[:, None] <= jnp.arange(count)[None, :], axis=0, dtype=jnp.int32)
     bounds_E = jnp.concatenate([jnp.zeros_like(ends_E[:1]), ends_E])
@@ -296,9 +297,9 @@ def _parts(
 def _feed_forward(
     x_SD: jax.Array, weights_S1: jax.Array, kernels: Kernels, sizes_E: jax.Array, activation: str
 ) -> jax.Array:
-    """Rows through the expert of each, times its weight: [S, D].
+    """Rows through their experts, times their weights: [S, D].
 
-    The weight is inside, where its derivative needs no product of its own.
+    The weight is applied inside, where its gradient needs no further matrix product.
     """
     up_SF = grouped_product(x_SD, kernels["up"], sizes_E)
     gate_SF = grouped_product(x_SD, kernels["gate"], sizes_E)
@@ -307,27 +308,27 @@ def _feed_forward(
     return grouped_product(weighted_SF, kernels["down"], sizes_E)
 
 
-def _visit(trip: _Trip, tokens: Tokens, kernels: Kernels) -> jax.Array:
-    """What a device's experts make of visiting tokens, float32 [M, D]."""
-    count, part = _parts(trip, tokens, kernels["up"].shape[0])
+def _visit(ring: _Ring, tokens: Tokens, kernels: Kernels) -> jax.Array:
+    """The outputs of a device's experts for visiting tokens, float32 [M, D]."""
+    count, part = _parts(ring, tokens, kernels["up"].shape[0])
     weights_R1 = tokens.weights_MC.reshape(-1, 1)
 
     def add(index: jax.Array, y_MD: jax.Array) -> jax.Array:
         choice_S, token_S, sizes_E, real_S1 = part(index)
         y_SD = _feed_forward(
-            tokens.x_MD[token_S], weights_R1[choice_S], kernels, sizes_E, trip.activation
+            tokens.x_MD[token_S], weights_R1[choice_S], kernels, sizes_E, ring.activation
         )
         return y_MD.at[token_S].add(jnp.where(real_S1, y_SD, 0).astype(jnp.float32))
 
-    return jax.lax.fori_loop(0, count, add, trip.zeros(tokens.x_MD, jnp.float32))
+    return jax.lax.fori_loop(0, count, add, ring.zeros(tokens.x_MD, jnp.float32))
 
 
 def _visit_backward(
-    trip: _Trip, tokens: Tokens, dy_MD: jax.Array, kernels: Kernels, own: Kernels
+    ring: _Ring, tokens: Tokens, dy_MD: jax.Array, kernels: Kernels, own: Kernels
 ) -> tuple[tuple[jax.Array, jax.Array], Kernels]:
     """Derivatives by visiting tokens, float32 [M, D], and weights [M, C]; ``own``, the float32 sums
     of those by the kernels, with more added."""
-    count, part = _parts(trip, tokens, kernels["up"].shape[0])
+    count, part = _parts(ring, tokens, kernels["up"].shape[0])
     weights_R1 = tokens.weights_MC.reshape(-1, 1)
 
     def add(index: jax.Array, sums: Any) -> Any:
@@ -335,7 +336,7 @@ def _visit_backward(
         choice_S, token_S, sizes_E, real_S1 = part(index)
         _, derivatives = jax.vjp(
             lambda x, weights, kernels: _feed_forward(
-                x, weights, kernels, sizes_E, trip.activation
+                x, weights, kernels, sizes_E, ring.activation
             ),
             tokens.x_MD[token_S],
             weights_R1[choice_S],
@@ -349,7 +350,7 @@ def _visit_backward(
             jax.tree.map(lambda total, more: total + more.astype(jnp.float32), own, dkernels),
         )
 
-    sums = (*trip.zeros((tokens.x_MD, weights_R1), jnp.float32), own)
+    sums = (*ring.zeros((tokens.x_MD, weights_R1), jnp.float32), own)
     dx_MD, dweights_R1, own = jax.lax.fori_loop(0, count, add, sums)
     return (dx_MD, dweights_R1.reshape(tokens.weights_MC.shape)), own
 
@@ -360,9 +361,9 @@ def grouped_product(x_RD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) 
 
     [R, F] in the dtype of ``x_RD``, to which kernels are rounded; sums run in float32, in the
     backward pass too, where the cotangent is first cast to that dtype (as in ``linear.einsum``) and
-    the derivative by the kernels has theirs. What stands in rows that belong to no group is not
-    said; on TPUs they cost nothing, but where there is one kernel: that product is a plain one, for
-    libtpu 0.0.42 ends with an error of its own at some of one group.
+    the derivative by the kernels has theirs. Rows of no group have undefined
+    results; on TPUs they cost nothing, except with a single kernel: that product is a plain one,
+    because libtpu 0.0.42 fails on some products of one group.
     """
     kernel_EDF = kernel_EDF.astype(x_RD.dtype)
     if len(kernel_EDF) == 1:

@@ -1,4 +1,4 @@
-"""Flash attention for TPUs whose scores get a bias by distance (T5), which is never written out.
+"""Flash attention for TPUs with a bias by distance (T5), which is never materialised.
 
 Blocks of scores that are equally far from the diagonal have the same bias. All that differ, a few
 for each head, are made beforehand, and the kernels pick theirs: nothing is as large as [N, T, T].
@@ -49,7 +49,7 @@ def biased_flash_attention(
     bias: RelativePositionBias,
     scale: float,
 ) -> jax.Array:
-    """``dot_product_attention`` of a row to itself, where mask and bias go by places in it.
+    """``dot_product_attention`` of a sequence to itself, with mask and bias by index.
 
     Every place may look at itself at least. The bias gets its gradient too.
     """
@@ -207,12 +207,12 @@ def _block_specs(
 
 
 def _bias_number(off: jax.Array, offsets: int) -> jax.Array:
-    """Which of ``offsets`` blocks of bias stands ``off`` blocks after the queries."""
+    """Index among ``offsets`` blocks of bias for keys ``off`` blocks after the queries."""
     return jnp.clip(off, -(offsets // 2), offsets // 2) + offsets // 2
 
 
 def _scores(causal: bool, off: jax.Array, *operands: Any) -> jax.Array:
-    """float32 [b, b]; ``off`` is how many blocks the keys stand after the queries."""
+    """float32 [b, b]; the keys are ``off`` blocks after the queries."""
     q, k, _, bias, q_segments, k_segments = (ref[...] for ref in operands)
     scores = _product(q, k, 1, 1) + bias
     allowed = q_segments == k_segments

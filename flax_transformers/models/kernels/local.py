@@ -1,7 +1,7 @@
-"""Kernels that see one device at a time, over the mesh in force.
+"""Kernels on each device's part of their operands, under the current mesh.
 
-A kernel that is no XLA operation cannot be divided by the partitioner: it runs on the part of each
-device, which the logical axes of its operands say.
+The partitioner cannot divide a kernel that is not an XLA operation: it runs on each device's part,
+given by the logical axes of its operands.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Axes = tuple[str | None, ...] | PartitionSpec
 """Logical names of an array's axes, or the mesh's own."""
 
 ATTENDED = "attended"
-"""The name of what a kernel gives and of what it keeps for the backward pass."""
+"""Checkpoint name of a kernel's result and residuals."""
 
 
 LANES = 128
-"""The width of a TPU's vectors: blocks are multiples of it."""
+"""Width of a TPU's vectors: block sizes are multiples of it."""
 
 
 def on_each_device(
@@ -33,8 +33,7 @@ def on_each_device(
     """``local(*operands)``, on each device with its own parts of them.
 
     ``axes`` has the axes of each operand, a prefix of its tree, and ``out`` those of the result.
-    Along an axis that is None an operand is whole everywhere, and its gradient is summed over the
-    mesh.
+    Along an axis that is None an operand is replicated, and its gradient is summed over the mesh.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -59,16 +58,16 @@ def _spec(axes: Axes) -> PartitionSpec:
 
 
 def gathering(local: Callable[..., Any]) -> Callable[..., Any]:
-    """``local``, which gathers keys and values over the mesh, so that only their parts are kept
-    between the passes: the backward pass gathers them again."""
+    """``local``, which gathers keys and values over the mesh, with only their parts kept for the
+    backward pass, which gathers them again."""
     if parts("length") == 1:
         return local
     return jax.checkpoint(local, policy=jax.checkpoint_policies.save_only_these_names(ATTENDED))
 
 
 def gathered(x_BSKH: jax.Array) -> jax.Array:
-    """All places of this device's rows and heads; the gradient goes back to where each came from
-    (all-gather, and reduce-scatter)."""
+    """All positions of this device's sequences and heads (all-gather; the gradient is
+    reduce-scattered)."""
     axes = mesh_axes_of("length")
     return jax.lax.all_gather(x_BSKH, axes, axis=1, tiled=True) if axes else x_BSKH
 
@@ -80,9 +79,9 @@ def part_index(name: str) -> Any:
 
 
 def on_cpu() -> bool:
-    """Whether what is traced is for a CPU, where TPU kernels are interpreted (tests do that).
+    """Whether the traced program is for a CPU, where TPU kernels run interpreted (in tests).
 
-    Programs are compiled for TPUs on machines that have none: the mesh says what for.
+    Programs for TPUs may be compiled on machines without any: the mesh decides.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     kind = jax.default_backend() if device is None else device.device_kind
@@ -96,9 +95,9 @@ SEGMENTS = (("batch", "length"), ("batch", None))
 def padded(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: AttentionMask
 ) -> tuple[jax.Array, jax.Array, jax.Array, tuple[jax.Array, jax.Array] | None]:
-    """Operands whose parts on each device are whole vectors long, and their segments.
+    """Operands padded so that each device's part is a multiple of LANES long, and their segments.
 
-    What fills them up looks at itself. The segments are None where all that is there is one.
+    Padding attends to padding. The segments are None if there is no padding and one segment.
     """
     step = LANES * parts("length")
 

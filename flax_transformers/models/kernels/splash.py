@@ -1,9 +1,9 @@
-"""Splash attention: JAX's flash attention for TPUs, which leaves out blocks that a mask empties.
+"""Splash attention: JAX's flash attention for TPUs, which skips blocks that are masked out.
 
-Scores are made, and made again in the backward pass, a block at a time (FlashAttention,
+Scores are computed, and recomputed in the backward pass, a block at a time (FlashAttention,
 arXiv:2205.14135). Over a mesh whose axes divide the length, each device keeps its queries and
-gathers the keys and values of its rows (all-gather; Llama 3 trains so, arXiv:2407.21783 §3.3.2).
-Under a causal mask the devices with the last queries have most to do, and set the pace.
+all-gathers the keys and values of its sequences (as Llama 3 does, arXiv:2407.21783 §3.3.2). Under a
+causal mask the devices with the last queries have the most work.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def splash_attention(
     mask: AttentionMask,
     scale: float,
 ) -> jax.Array:
-    """``dot_product_attention`` where the mask goes by places in the row; heads may be grouped.
+    """``dot_product_attention`` for masks by index in the sequence; heads may be grouped.
 
-    A query that may look at nothing gets some mean of values, and wrong gradients: nothing that
-    counts may come of it.
+    A query without any key gets an undefined result and wrong gradients, so its output must not
+    affect the loss.
     """
     length = q_BTNH.shape[1]
     q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
@@ -69,23 +69,23 @@ def _attend(
         jnp.swapaxes(x, 1, 2) for x in (q_BTNH, gathered(k_BSKH), gathered(v_BSKH))
     )
     of_row = None if segments is None else splash.SegmentIds(*segments)
-    return jnp.swapaxes(_by_row(kernel, q_BNTH, k_BKSH, v_BKSH, of_row), 1, 2)
+    return jnp.swapaxes(_by_sequence(kernel, q_BNTH, k_BKSH, v_BKSH, of_row), 1, 2)
 
 
 @jax.custom_vjp
-def _by_row(
+def _by_sequence(
     kernel: splash.SplashAttentionKernel,
     q_BNTH: jax.Array,
     k_BKSH: jax.Array,
     v_BKSH: jax.Array,
     segments: splash.SegmentIds | None,
 ) -> jax.Array:
-    """``kernel`` on each row."""
-    attend: Any = jax.vmap(kernel)  # typed as giving more than it does
+    """``kernel`` on each sequence."""
+    attend: Any = jax.vmap(kernel)  # its type promises more results
     return attend(q_BNTH, k_BKSH, v_BKSH, segments)
 
 
-def _by_row_forward(
+def _by_sequence_forward(
     kernel: splash.SplashAttentionKernel,
     q_BNTH: jax.Array,
     k_BKSH: jax.Array,
@@ -94,16 +94,16 @@ def _by_row_forward(
 ) -> tuple[jax.Array, Any]:
     attend: Any = jax.vmap(kernel)
     kept = jax.vjp(lambda *operands: attend(*operands, segments), q_BNTH, k_BKSH, v_BKSH)
-    # The kernel writes each query's normaliser 128 times over. Unless what comes next has to wait
-    # for the one that is kept, all of them lie there until the backward pass.
+    # The kernel writes each query's normaliser 128 times. Without the barrier all copies stay in
+    # memory until the backward pass.
     return jax.lax.optimization_barrier(kept)
 
 
-def _by_row_backward(derivatives: Any, cotangent: jax.Array) -> tuple[Any, ...]:
+def _by_sequence_backward(derivatives: Any, cotangent: jax.Array) -> tuple[Any, ...]:
     return None, *derivatives(cotangent), None
 
 
-_by_row.defvjp(_by_row_forward, _by_row_backward)
+_by_sequence.defvjp(_by_sequence_forward, _by_sequence_backward)
 
 
 def _kernel(
@@ -132,12 +132,12 @@ def _kernel(
 
 
 def _shards(mask: AttentionMask) -> int:
-    """How many parts of the length have a mask of their own; all are alike where it has no form."""
+    """Number of parts of the length with different masks."""
     return parts("length") if mask.causal or mask.window is not None else 1
 
 
 def _mask(shape: tuple[int, int], mask: AttentionMask) -> masks.Mask:
-    """What of the mask does not depend on the data."""
+    """The part of the mask that does not depend on data."""
     if mask.window is None:
         return masks.CausalMask(shape) if mask.causal else masks.FullMask(shape)
     left, right = mask.window
@@ -147,7 +147,7 @@ def _mask(shape: tuple[int, int], mask: AttentionMask) -> masks.Mask:
 def _divided(
     kernel: splash.SplashAttentionKernel, mask: AttentionMask
 ) -> splash.SplashAttentionKernel | None:
-    """Which parts of the kernel's mask lie on which device."""
+    """The sharding of the kernel's mask."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return None

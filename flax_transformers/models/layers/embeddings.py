@@ -22,24 +22,23 @@ def lookup(axes: tuple[str, str], dtype: jnp.dtype, table: jax.Array, ids: jax.A
     """Rows of ``table`` [rows, features] at ``ids`` [...], rounded to ``dtype``; an id out of range
     gives NaN.
 
-    ``axes`` are the logical names of the table's. The derivative of a row is summed over all its
-    uses, thousands for a frequent word, in float32 on each device, and over the mesh in
-    ``partitioning.gradient_dtype``.
+    ``axes`` are the logical names of the table's axes. The gradient of a row is summed over all its
+    uses in float32 on each device, and over the mesh in ``partitioning.gradient_dtype``.
 
-    Where a mesh divides the rows' features among devices that have different ids, either the table
-    crosses the mesh, and its gradient on the way back, or the vectors do: each device looks its
-    part of the features up for all ids of its group. The lesser of the two is done.
+    If a mesh divides the features among devices that have different ids, either the table and its
+    gradient are communicated, or the vectors: each device looks up its part of the features for
+    all ids of its group. The smaller of the two is chosen.
     """
-    if not _vectors_cross(axes, table, ids):
+    if not _send_vectors(axes, table, ids):
         return jnp.take(constrain(table.astype(dtype), (axes[0], None)), ids, axis=0)
     return jax.lax.with_sharding_constraint(
         jnp.take(table.astype(dtype), ids, axis=0), _spec(axes, ids)
     )
 
 
-def _vectors_cross(axes: tuple[str, str], table: jax.Array, ids: jax.Array) -> bool:
-    """Whether the vectors of ``ids`` [B, T] are less to send than the table [V, D]: both ways in
-    two bytes, against the table there in two and its float32 gradient all-reduced."""
+def _send_vectors(axes: tuple[str, str], table: jax.Array, ids: jax.Array) -> bool:
+    """Whether communicating the vectors of ``ids`` [B, T] takes fewer bytes than the table [V, D]:
+    two bytes each way, against two for the table and an all-reduce of its float32 gradient."""
     if ids.ndim != 2 or parts(axes[1]) == 1 or ids.shape[0] % parts("batch"):
         return False
     return 2 * ids.size < 5 * len(table) * parts("batch") * parts("length")
@@ -66,7 +65,7 @@ def _lookup_backward(
     cotangent: jax.Array,
 ) -> tuple[jax.Array, None]:
     table, ids = operands
-    if _vectors_cross(axes, table, ids):
+    if _send_vectors(axes, table, ids):
         cotangent = jax.lax.with_sharding_constraint(cotangent, _spec(axes, ids))
     total = jnp.zeros(table.shape, jnp.float32).at[ids].add(cotangent.astype(jnp.float32))
     total = constrain(total.astype(gradient_dtype(dtype)), axes)
@@ -155,7 +154,7 @@ class InputEmbeddings(nn.Module):
 
 
 def mask_padded_vocabulary(logits: jax.Array, vocab_size: int) -> jax.Array:
-    """Sets logits [..., V] of the rows that only pad the table to the lowest float32.
+    """Set the logits [..., V] of padding rows to the lowest float32.
 
     Their probability is then exactly zero in the loss and in decoding.
     """

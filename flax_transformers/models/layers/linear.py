@@ -21,9 +21,9 @@ PROJECTION = "projection"
 def _einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The product in ``dtype``, summed in float32.
 
-    Where a mesh divides what is summed over, the partitioner adds up the devices' parts right
-    behind the product, in the dtype that it comes out in: so on accelerators, which sum in float32
-    inside, it comes out in ``dtype`` at once. Products of float32 are the same either way.
+    If a mesh divides the axis of the sum, the partitioner reduces over devices right after the
+    product, in the product's dtype: so on accelerators, which accumulate in float32 internally, it
+    is ``dtype`` from the start. Products of float32 are the same either way.
     """
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -47,7 +47,7 @@ def _einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Arra
 
 
 def _gradient_einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """The gradient of a weight, in the dtype it has to cross the mesh in."""
+    """The gradient of a weight, in the dtype of gradient reductions."""
     return _einsum(spec, a, b, gradient_dtype(a.dtype))
 
 
@@ -101,8 +101,7 @@ def weighted(
 
     ``axes`` are the logical names of the weight's axes. Where a mesh divides "embed", the rounded
     weight is gathered and used whole, and its gradient is reduced onto the parts (ZeRO-3,
-    arXiv:1910.02054); it crosses the mesh in ``partitioning.gradient_dtype`` and is float32 from
-    then on.
+    arXiv:1910.02054); the reduction is in ``partitioning.gradient_dtype``, the result float32.
     """
     return _einsum(spec, x, _gathered(axes, weight.astype(x.dtype)), out_dtype or x.dtype)
 
@@ -114,11 +113,11 @@ def _gathered(axes: tuple[str, ...], weight: jax.Array) -> jax.Array:
 def rounded(weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """A float32 weight in the dtype of the activations, for a pass that keeps no copy of it.
 
-    Of a plain cast XLA makes a rounded copy of all layers' weights before the loop over them (its
-    pass ``bfloat16-propagation``, as of libtpu 0.0.52). That saves time where it is read often, as
-    in writing text, or is large, as where a mesh does not divide it. But a training step that has
-    to divide its weights has no room for it. XLA does not look through a rounding of its own name,
-    which gives the same numbers.
+    For a plain cast XLA makes a rounded copy of all layers' weights before the loop over them (its
+    pass ``bfloat16-propagation``, as of libtpu 0.0.52). That saves time where weights are read
+    often, as in decoding, or where a mesh does not divide them. But a training step with sharded
+    weights has no memory for it. XLA does not propagate through ``reduce_precision``, which gives
+    the same numbers.
     """
     if dtype == jnp.bfloat16 and mesh_axes_of("embed"):
         weight = jax.lax.reduce_precision(weight, exponent_bits=8, mantissa_bits=7)
@@ -156,10 +155,10 @@ def _weighted_backward(
 def _scattered_gradient(
     spec: str, weight: jax.Array, axes: tuple[str, ...], x: jax.Array, cotangent: jax.Array
 ) -> jax.Array:
-    """That of a weight, reduced onto its parts along "embed".
+    """The gradient of a weight, reduce-scattered along "embed".
 
-    It is made as a matrix whose rows are "embed". libtpu scatters rows; of 128 columns on each
-    device, and of what has more axes, it sends all sums everywhere (as of 0.0.52), twice the bytes.
+    It is computed as a matrix whose rows are "embed". libtpu reduce-scatters rows; with 128 columns
+    on each device, or more axes, it all-reduces instead (as of 0.0.52), at twice the bytes.
     """
     (x_axes, weight_axes), out_axes = spec.split("->")[0].split(","), spec.split("->")[1]
     place = axes.index("embed")
@@ -211,11 +210,11 @@ class Linear(nn.Module):
         return self.add_bias(checkpoint_name(y, PROJECTION))
 
     def add_bias(self, y: jax.Array) -> jax.Array:
-        """``y`` and the bias, where there is one."""
+        """``y`` plus the bias, if there is one."""
         if not self.use_bias:
             return y
         bias = jnp.expand_dims(self.bias, tuple(range(y.ndim - self.bias.ndim)))
-        # Spread out first and rounded after: its derivative then sums over tokens in float32.
+        # Broadcast first, round after: the gradient then sums over tokens in float32.
         return y + jnp.broadcast_to(bias, y.shape).astype(self.dtype)
 
 

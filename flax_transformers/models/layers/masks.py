@@ -1,4 +1,4 @@
-"""Who may look at whom."""
+"""Attention masks."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from flax import struct
 def combined_segments(
     attention_mask: jax.Array | None, segment_ids: jax.Array | None
 ) -> jax.Array | None:
-    """The segments int32 [B, T] that a mask of ones and zeros, segments, or both together mean."""
+    """Segments int32 [B, T] of an attention mask of ones and zeros, segments, or both."""
     if attention_mask is None or segment_ids is None:
         return attention_mask if segment_ids is None else segment_ids
     return jnp.where(attention_mask > 0, segment_ids, 0)
 
 
 class AttentionMask(struct.PyTreeNode):
-    """Who may look at whom, described and not written out: some kernels never need the array.
+    """An attention mask in symbolic form: some kernels never need the array.
 
-    A query sees a key of the same segment. Padding is segment 0, so an attention mask of ones and
-    zeros is the segments of a row that holds one example: tokens see tokens. ``causal``: no later
-    keys. ``window`` (left, right): no keys further away. Both go by positions where these are given
-    and else by the place in the row.
-    ``key_prefix``: keys that earlier queries of their segment see too (a prefix language model's).
+    A query attends to keys of its own segment. Padding is segment 0, so an attention mask of ones
+    and zeros is the segments of a sequence with one example. ``causal``: no later keys. ``window``
+    (left, right): no keys at larger distances. Both use positions if given, otherwise indices in
+    the sequence. ``key_prefix``: keys that earlier queries of their segment attend to as well
+    (prefix language models).
 
     Segments and positions are int32, [B, T] of queries and [B, S] of keys; ``key_prefix`` is bool
     [B, S].
@@ -39,12 +39,12 @@ class AttentionMask(struct.PyTreeNode):
 
     @classmethod
     def within(cls, segments_BT: jax.Array | None, *, causal: bool = False) -> AttentionMask:
-        """Tokens that look at one another inside their segments; None: all are in one."""
+        """Tokens attend to each other within their segments; None: all are in one segment."""
         return cls(segments_BT, segments_BT, causal=causal)
 
     @property
     def has_positions(self) -> bool:
-        """Whether distances go by something else than places in the row."""
+        """Whether distances are between positions instead of indices."""
         return self.query_positions is not None or self.key_positions is not None
 
     def distance(self, queries: int, keys: int) -> jax.Array:
@@ -55,7 +55,7 @@ class AttentionMask(struct.PyTreeNode):
         return k[:, None, :] - q[:, :, None]
 
     def dense(self, queries: int, keys: int) -> jax.Array | None:
-        """bool [B or 1, T, S], True where the query may look at the key; None if all may."""
+        """bool [B or 1, T, S], True where a query attends to a key; None if everywhere."""
         allowed = None
         if self.query_segments is not None and self.key_segments is not None:
             allowed = self.query_segments[:, :, None] == self.key_segments[:, None, :]

@@ -1,7 +1,7 @@
-"""A mixture of experts: each token goes to the few feed-forwards that a router picks for it.
+"""Mixture of experts: a router sends each token to a few of many feed-forward layers.
 
-The router stands here, and how evenly its choices fall; ``mixtral_experts.py`` takes each token
-through its experts, over a mesh if there is one.
+This file has the router and the balancing loss; ``kernels/expert_parallelism.py`` applies the
+experts, on one device or over a mesh.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from flax_transformers.parallel.partitioning import gradient_dtype
 
 
 class Routing(struct.PyTreeNode):
-    """Where the router sends each token.
+    """The router's choices.
 
     ``probabilities`` float32 [B, T, E] over all experts; ``experts`` int32 [B, T, C] the chosen
-    ones, the best first; ``weights`` float32 [B, T, C] what their outputs are multiplied with.
+    ones, the most probable first; ``weights`` float32 [B, T, C] the factors on their outputs.
     """
 
     probabilities: jax.Array
@@ -34,8 +34,8 @@ class Routing(struct.PyTreeNode):
 class Balance(struct.PyTreeNode):
     """How evenly a layer used its experts, summed over the tokens of each sequence, in float32.
 
-    ``chosen`` [B, E]: how many tokens each expert got. ``probability`` [B, E]: the sum of what the
-    router gave each expert. ``tokens`` [B]: how many tokens there were. Padding does not count.
+    ``chosen`` [B, E]: number of tokens of each expert. ``probability`` [B, E]: sum of the router's
+    probabilities. ``tokens`` [B]: number of tokens. Padding does not count.
     A model stacks these over layers, [L, B, ...].
     """
 
@@ -100,7 +100,7 @@ class _Kernels(nn.Module):
 
 
 def balance_of(routing: Routing, segments_BT: jax.Array | None) -> Balance:
-    """Sums a layer's routing over the tokens of each sequence; segment 0 is padding."""
+    """Sum a layer's routing over the tokens of each sequence; segment 0 is padding."""
     experts = routing.probabilities.shape[-1]
     token_BT = (
         jnp.ones(routing.experts.shape[:2], jnp.float32)

@@ -1,7 +1,7 @@
 """Patches of an image and the tables of their positions: plain functions.
 
-Letters of shapes: C channels, P and Q rows and columns of pixels in a patch; T counts the patches,
-row by row, and in tables of positions also the tokens that stand in front of them.
+Shape letters: C channels, P and Q rows and columns of pixels in a patch; T patches, row by row, and
+in tables of positions also the tokens before them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def cubic_weights(old: int, new: int) -> np.ndarray:
     """The matrix [new, old] of cubic interpolation of ``old`` values to ``new``, float64.
 
     As torch's ``interpolate(mode="bicubic", align_corners=False)`` without antialiasing: pixel
-    centres lie at halves, and beyond an edge the value at the edge goes on.
+    centres lie at halves, and values at the edges are repeated beyond them.
     """
     place = (np.arange(new) + 0.5) * old / new - 0.5
     left = np.floor(place).astype(int)
@@ -54,7 +54,7 @@ def resize_positions(
 ) -> jax.Array:
     """A table of positions [T, D] for another grid of patches, by bicubic interpolation.
 
-    ``old`` and ``new`` are (rows, columns). Rows of the table before the patches stay as they are.
+    ``old`` and ``new`` are (rows, columns). Rows before the patches are not changed.
     """
     tokens = table.shape[0] - old[0] * old[1]
     table = jnp.asarray(table)

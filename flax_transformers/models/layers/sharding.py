@@ -1,9 +1,8 @@
-"""Logical names of activation axes. The rules that map them to a mesh come from outside.
+"""Logical names of activation axes. ``parallel/rules.py`` maps them to a mesh.
 
 Parameters use the names ``vocab embed features heads key_heads head_dim mlp positions token_types
 norm labels layers expert router channels patch_height patch_width``;
 activations use ``batch length features heads key_heads head_dim mlp vocab``.
-``parallel/rules.py`` holds the table.
 """
 
 from __future__ import annotations
@@ -20,6 +19,6 @@ LOGITS = ("batch", "length", "vocab")
 
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """Asks the partitioner to lay ``x`` out by logical ``axes``, whole along those that are None;
-    does nothing without a mesh."""
+    """Constrain the sharding of ``x`` to logical ``axes``, replicated along those that are None; a
+    no-op without a mesh."""
     return nn.with_logical_constraint(x, axes)

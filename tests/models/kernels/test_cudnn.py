@@ -60,7 +60,7 @@ def test_what_it_is_sent_means_the_same(name, sent):
 
 
 CANNOT = {
-    "drop probabilities": {"dropout_rate": 0.1, "dropout_key": jax.random.key(0)},
+    "apply model.attention_dropout": {"dropout_rate": 0.1, "dropout_key": jax.random.key(0)},
     "the gradient of a bias": {"bias": RelativePositionBias(jnp.zeros((4, 3)))},
 }
 
@@ -83,8 +83,6 @@ def test_it_takes_no_float32_no_odd_masked_rows_and_no_odd_heads(sent):
         with pytest.raises(UserError, match=f"cudnn cannot .*{reason}"):
             dot_product_attention(*operands, kernel="cudnn")
     packed = AttentionMask.within(SEGMENTS[:, :5])
-    with pytest.raises(
-        UserError, match="cudnn cannot mask rows of an odd number of places, 5 and 5"
-    ):
+    with pytest.raises(UserError, match="cudnn cannot mask sequences of odd lengths, 5 and 5"):
         dot_product_attention(*half(5), mask=packed, kernel="cudnn")
     assert not sent

@@ -231,15 +231,13 @@ def long(length=128):
 
 
 CANNOT = {
-    "drop probabilities": {"dropout_rate": 0.1, "dropout_key": jax.random.key(0)},
-    "positions other than the places": {
+    "apply model.attention_dropout": {"dropout_rate": 0.1, "dropout_key": jax.random.key(0)},
+    "mask by position_ids": {
         "mask": AttentionMask(query_positions=jnp.arange(128)[None], causal=True)
     },
-    "let a prefix be seen": {
-        "mask": AttentionMask(key_prefix=jnp.ones((2, 128), bool), causal=True)
-    },
-    "a bias that does not go by distance": {"bias": jnp.zeros((1, 2, 128, 128))},
-    "other rows, grouped heads or windows": {
+    "use a prefix mask": {"mask": AttentionMask(key_prefix=jnp.ones((2, 128), bool), causal=True)},
+    "use a bias other than by distance": {"bias": jnp.zeros((1, 2, 128, 128))},
+    "relative bias with cross-attention, grouped heads or windows": {
         "mask": AttentionMask(window=(1, 1)),
         "bias": RelativePositionBias(jnp.zeros((2, 3))),
     },
@@ -254,7 +252,7 @@ def test_a_kernel_that_was_asked_for_says_what_it_cannot_do(reason):
 
 def test_rows_that_are_shorter_than_a_block_are_for_plain_operations(caplog):
     q, k, v = long(127)
-    with pytest.raises(UserError, match="splash cannot divide rows of 127 places"):
+    with pytest.raises(UserError, match="splash cannot divide 127 positions"):
         dot_product_attention(q, k, v, kernel="splash")
     dispatch._say.cache_clear()
     with caplog.at_level(logging.INFO):
@@ -263,8 +261,7 @@ def test_rows_that_are_shorter_than_a_block_are_for_plain_operations(caplog):
     np.testing.assert_array_equal(ours, dot_product_attention(q, k, v))
     said = [message for message in caplog.messages if "127" in message]
     assert said == [
-        "attention: xla, for splash cannot divide rows of 127 places into blocks of 128 on each "
-        "device"
+        "attention: xla, because splash cannot divide 127 positions into blocks of 128 on each device"
     ]
 
 
