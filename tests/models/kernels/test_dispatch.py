@@ -261,7 +261,8 @@ def test_rows_that_are_shorter_than_a_block_are_for_plain_operations(caplog):
     np.testing.assert_array_equal(ours, dot_product_attention(q, k, v))
     said = [message for message in caplog.messages if "127" in message]
     assert said == [
-        "attention: xla, because splash cannot divide 127 positions into blocks of 128 on each device"
+        "attention: xla, because splash cannot divide 127 positions into blocks of 128 on each "
+        "device"
     ]
 
 
