@@ -1,13 +1,12 @@
-"""Makes questions out of any text, to learn to read with before there are real ones.
+"""Generate cloze questions from any text, to pretrain question answering.
 
     python benchmarks/cloze_questions.py cloze.json data/standardebooks_en/books.jsonl.gz \\
         data/xquad/xquad.en.json.gz
 
-A question is a sentence with a gap, some of its other words left out or put elsewhere, and asks for
-what stood in the gap; the text around the sentence holds the answer (as in arXiv:1906.04980,
-without its translation into real questions). In: a JSON line per document with a list of
-``paragraphs``, or questions in the format of SQuAD, whose contexts and titles are taken. Out: the
-format of SQuAD.
+A question is a sentence with a gap, in which some other words are removed or moved. The answer is
+the text of the gap, and the context is the text around the sentence (as in arXiv:1906.04980, but
+without its translation into natural questions). Input: one JSON line per document with a list of
+``paragraphs``, or SQuAD's format, of which contexts and titles are used. Output: SQuAD's format.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ ASKING = {
     "other": ("what", "what", "which", "how"),
 }
 LONGEST_ANSWER = 5  # words
-FURTHEST = 9  # words to each side of the gap that a question may take
+FURTHEST = 9  # largest number of words on each side of the gap
 
 
 def contexts(
@@ -50,8 +49,8 @@ def contexts(
 ) -> Iterator[tuple[str, str]]:
     """(title, context) of all documents, line ends as spaces.
 
-    Those of books are neighbouring sentences, as many as have a number of ``words`` drawn between
-    the two; a ``share`` of them is taken. Contexts of questions stay as they are.
+    Contexts of books are neighbouring sentences with a random number of ``words`` between the two
+    limits; a ``share`` of them is used. Contexts of SQuAD's format are unchanged.
     """
     if path.name.endswith((".json", ".json.gz")):
         with open_file(path) as stream:
@@ -73,7 +72,7 @@ def contexts(
 
 
 def kind_of(word: str) -> str:
-    """What a word asks to be asked by; those that begin a sentence are no names."""
+    """The kind of question for a word. Words at the start of a sentence do not count as names."""
     if re.fullmatch(r"(1\d|20)\d\d", word):
         return "year"
     if word[0].isdigit() or word.lower() in NUMBERS:
@@ -82,7 +81,7 @@ def kind_of(word: str) -> str:
 
 
 def gap(words: list[str], rng: np.random.Generator) -> tuple[int, int, str]:
-    """First and last word of an answer, and its kind: names and numbers where there are any."""
+    """First and last word of an answer, and its kind. Names and numbers are preferred."""
     kinds = ["other", *map(kind_of, words[1:])]
     telling = [i for i, kind in enumerate(kinds) if kind != "other"]
     if telling and rng.random() < 0.7:
@@ -93,7 +92,7 @@ def gap(words: list[str], rng: np.random.Generator) -> tuple[int, int, str]:
         while last + 1 < len(words) and kinds[last + 1] == kinds[first] == "name":
             last += 1
         if kinds[first] == "number" and rng.random() < 0.3:
-            last += 1  # what there are so many of
+            last += 1  # the counted noun
     else:
         worth = [i for i, word in enumerate(words) if word.lower() not in COMMON]
         last = int(rng.choice(worth or [0]))
@@ -104,7 +103,7 @@ def gap(words: list[str], rng: np.random.Generator) -> tuple[int, int, str]:
 
 
 def question(words: list[str], first: int, last: int, kind: str, rng: np.random.Generator) -> str:
-    """Words around the gap, some of them left out, and often those behind it before the others."""
+    """Words around the gap, with some removed, and often with those after the gap first."""
 
     def kept(some: list[str]) -> list[str]:
         left_out = rng.random(len(some))
@@ -121,7 +120,7 @@ def question(words: list[str], first: int, last: int, kind: str, rng: np.random.
 
 
 def questions(context: str, most: int, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """At most so many questions on ``context``, on sentences drawn by lot."""
+    """At most so many questions about ``context``, from random sentences."""
     sentences = split_sentences(context)
     starts = np.cumsum([0, *map(len, sentences)])
     asked = []
@@ -144,10 +143,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
     parser.add_argument("texts", type=Path, nargs="+")
-    parser.add_argument("--words", type=int, nargs=2, default=(16, 72), help="of a context")
-    parser.add_argument("--share", type=float, default=0.4, help="of the contexts of books")
-    parser.add_argument("--each", type=int, default=1, help="questions on a context of a book")
-    parser.add_argument("--each-asked", type=int, default=20, help="the same where it has others")
+    parser.add_argument(
+        "--words",
+        type=int,
+        nargs=2,
+        default=(16, 72),
+        help="smallest and largest number of words of a context",
+    )
+    parser.add_argument(
+        "--share", type=float, default=0.4, help="share of the contexts of books that is used"
+    )
+    parser.add_argument("--each", type=int, default=1, help="questions per context of a book")
+    parser.add_argument(
+        "--each-asked", type=int, default=20, help="questions per context of SQuAD's format"
+    )
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     articles: dict[str, list[dict[str, Any]]] = {}

@@ -1,9 +1,9 @@
-"""How fast one process makes training examples, and where its time goes.
+"""Rate at which one process produces training examples, and a breakdown of its time.
 
     python benchmarks/data.py [--text FILE_OR_FOLDER] [--seconds 2] > result.md
 
-Every figure is of one process, in seconds of its CPU time, the median of three measurements; so
-other work on the machine matters little. By default the text is that which every Python carries.
+Figures are for one process, per second of its CPU time, the median of three measurements, so that
+other jobs on the machine have little influence. The default text is the documentation of Python.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class NoObjective:
-    """The ids of an example as they are, in a row of fixed length."""
+    """The unchanged ids of an example, padded to a fixed length."""
 
     def prepare(
         self,
@@ -125,9 +125,9 @@ class NoObjective:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", default="embedded", help="a file or folder of text")
-    parser.add_argument("--seconds", type=float, default=2.0, help="CPU time of a measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="CPU time per measurement")
     arguments = parser.parse_args()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core, as in a process that prepares
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core, as in a process of `prepare`
     print(f"# Making training examples, {time.strftime('%Y-%m-%d')}\n\n{_machine()}\n")
     with tempfile.TemporaryDirectory() as scratch:
         prepared = _stores(Path(scratch), arguments.text)
@@ -159,8 +159,8 @@ def _machine() -> str:
 
 
 def _stores(scratch: Path, path: str) -> dict[str, PreparedText]:
-    """The text in pieces and in bytes; neighbouring sentences as pairs, with a class of two, and
-    with a tag of two for each word; and questions after three words of a document."""
+    """The text as tokens and as bytes; neighbouring sentences as pairs, with one of two classes and
+    with one of two tags per word; questions about three words of a document."""
     source = TextSource(path)
     pairs, tags, questions = (scratch / name for name in ("pairs.jsonl", "tags.tsv", "squad.json"))
     articles = []
@@ -199,7 +199,7 @@ def _stores(scratch: Path, path: str) -> dict[str, PreparedText]:
 
 
 def _question(text: str, number: int) -> dict[str, Any]:
-    """An article of SQuAD's format, whose answer is what stands in the middle of it."""
+    """An article in SQuAD's format, whose answer is in its middle."""
     text = text[:3000]  # twice the length of SQuAD's longest
     middle = len(text) // 2
     answer = {"text": text[middle : middle + 12], "answer_start": middle}
@@ -378,7 +378,7 @@ def _recipes(stores: dict[str, PreparedText], pictures: Path, seconds: float) ->
 
 
 def _images(data: ImageData, pictures: Path) -> PreparedImages:
-    """Our pictures, read and augmented as a recipe says."""
+    """The pictures, read and augmented as in a recipe."""
     source = ImageSource(str(pictures))
     local = dataclasses.replace(data, source=source, validation_fraction=0.0, store=None)
     return prepare(dataclasses.replace(local, prepare_processes=1), pictures.parent / "images")

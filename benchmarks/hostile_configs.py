@@ -1,10 +1,10 @@
-"""Four hundred hostile configs through the command line's parsing and checks.
+"""Test the parsing and checks of the command line with four hundred invalid configs.
 
     python -m benchmarks.hostile_configs [--cases 400] [--seed 0]
 
-Each case changes one to three fields of a small recipe into something that nobody means: NaN,
-infinity, -1, 0, 1e20, integers of 400 digits, other types, empty strings, NUL. Some come from the
-command line, some from the config file, some from a saved config. What `train` checks before it
+Each case sets one to three fields of a small recipe to NaN, infinity, -1, 0, 1e20, an integer of
+400 digits, another type, an empty string or NUL. The values come from the command line, the config
+file or a saved config. What `train` checks before it
 prepares data is then run in a process with a limit of 10 seconds and 2 GB. A case passes if it is
 accepted, or refused with a UserError of one sentence; a traceback, a hang and a kill are failures.
 """
@@ -105,7 +105,7 @@ def recipes() -> dict[str, Any]:
 
 
 def leaves(config: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Paths of all fields that are no dataclasses themselves, and of some that are."""
+    """Paths of all fields that are not dataclasses, and of some that are."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         here = (*path, field.name)
@@ -119,7 +119,7 @@ def leaves(config: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 
 def changed(config: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """``config`` with the field at ``path`` replaced; its classes check what they are made with."""
+    """``config`` with the field at ``path`` replaced; its classes check their values."""
     first, *rest = path
     if isinstance(config, tuple):
         return tuple(changed(c, tuple(rest), value) if i == first else c
@@ -138,7 +138,7 @@ def in_json(node: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 def check(config: Any) -> None:
-    """What ``train`` does with a config before it reads data."""
+    """The checks of ``train`` before it reads data."""
     import json
 
     from flax_transformers.config_json import to_json
@@ -151,7 +151,7 @@ def check(config: Any) -> None:
 
 
 def run_case(seed: int) -> tuple[str, str]:
-    """What happened in one case, and what it was or what was said."""
+    """The outcome of one case, with the case or the message."""
     from flax_transformers.cli.parsing import override
     from flax_transformers.config_json import from_json, to_json
     from flax_transformers.errors import UserError
@@ -183,7 +183,7 @@ def run_case(seed: int) -> tuple[str, str]:
                         saved = in_json(saved, path, value)
                 except ValueError as error:  # as `load_config` reports it
                     raise UserError(str(error)) from error
-                except (TypeError, KeyError, AttributeError):  # an earlier change took it away
+                except (TypeError, KeyError, AttributeError):  # an earlier change removed it
                     continue
             if way == "saved config":
                 config = from_json(saved)
@@ -203,7 +203,7 @@ def run_case(seed: int) -> tuple[str, str]:
 
 
 def work(seeds: Any, results: Any) -> None:
-    """Runs cases until there are none; a limit of memory is that of the process."""
+    """Runs the cases of a queue; the memory limit is that of the process."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -220,7 +220,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--show", action="store_true", help="print what was said in every case")
+    parser.add_argument("--show", action="store_true", help="print the message of every case")
     arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     wanted = [arguments.seed * 1_000_003 + case for case in range(arguments.cases)]

@@ -1,4 +1,4 @@
-"""The changes that ``hostile_folders.py`` makes to good Hugging Face folders."""
+"""The changes that ``hostile_folders.py`` makes to intact Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Case:
-    """A change of the folder of a family. ``readable``: reading it on is one of the right ends."""
+    """A change of the folder of a family. ``readable``: reading the folder is also correct."""
 
     kind: str
     name: str
@@ -137,7 +137,7 @@ def _raw(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
 
 
 def _header(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    """Changes the header, without the checksum that we write there."""
+    """Changes the header, without the checksum that this package writes there."""
 
     def rewrite(data: bytes) -> bytes:
         size = int.from_bytes(data[:8], "little")

@@ -1,19 +1,19 @@
-"""More than 150 hostile Hugging Face folders: each is read as it is, or refused in one sentence.
+"""Test more than 150 damaged Hugging Face folders: each is read correctly or refused.
 
     python -m benchmarks.hostile_folders [--only WORD] [--jobs 2] [--output FILE.md]
 
-Small folders of eight families are written, each is changed in one way (config.json, safetensors,
-tokenizer files, the file system), and ``load_pretrained``, ``load_tokenizer`` and ``convert`` are
-tried on it in processes of their own, with 10 seconds and 2 GB each. The outcomes are
+Small folders of eight families are written, and each is changed in one way (config.json,
+safetensors, tokenizer files, the file system). ``load_pretrained``, ``load_tokenizer`` and
+``convert`` are run on it in separate processes, with 10 seconds and 2 GB each. The outcomes are
 
-    read      what came back has the parameters of the folder from before the change
+    read      the parameters are those of the folder before the change
     refused   UserError of one line (``convert``: exit code 2, and nothing written)
-    wrong     read, with other parameters or numbers that are not finite
+    wrong     read, with other parameters or with numbers that are not finite
     error     any other exception, or a message of several lines
     hang      not done after 10 seconds
     memory    more than 2 GB
 
-The exit code is 0 if there are only the first two. Nothing but the CPU is needed.
+The exit code is 0 if all outcomes are "read" or "refused". Needs no accelerator.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one action on one case ended."""
+    """The outcome of one action on one case."""
 
     result: str
     said: str
@@ -68,8 +68,8 @@ class Outcome:
 
 
 def make_bases(root: Path) -> None:
-    """A good folder of each family, written in a process of its own: this one never starts jax, so
-    that every process forked from it can."""
+    """Writes an intact folder of each family in a separate process: jax must not be started in this
+    process, from which others are forked."""
     child = os.fork()
     if child == 0:
         try:
@@ -108,7 +108,7 @@ def _write_bases(root: Path) -> None:
 
 
 def try_case(case: Case, action: str, root: Path, scratch: Path) -> Outcome:
-    """One action on a changed copy of a good folder, in a forked process with limits."""
+    """Runs one action on a changed copy of an intact folder, in a forked process with limits."""
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     folder = scratch / "folder"
@@ -155,12 +155,12 @@ def _in_child(case: Case, action: str, root: Path, folder: Path, sender: int) ->
 
 
 def _drop_capabilities() -> None:
-    """Root may read every file: gives that up, so that file permissions hold for root too."""
+    """Drops the capability of root to read every file, so that file permissions apply."""
     libc = ctypes.CDLL(None)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # the version of the structures, this process
     sets = (ctypes.c_uint32 * 6)()
     if libc.capget(header, sets) == 0:
-        sets[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, of those in effect
+        sets[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH of the effective set
         libc.capset(header, sets)
 
 
@@ -194,7 +194,7 @@ def _use_tokenizer(folder: Path) -> None:
 
 
 def _convert(folder: Path, target: Path) -> str | None:
-    """None if it was converted, or what the command said instead."""
+    """None if it was converted, otherwise the message of the command."""
     from flax_transformers.cli.main import main
 
     said = io.StringIO()
@@ -209,7 +209,7 @@ def _convert(folder: Path, target: Path) -> str | None:
 
 
 def _fault(case: Case, root: Path, folder: Path) -> str:
-    """What is wrong with the model that was read; empty if nothing is."""
+    """The fault of the model that was read; empty if it is correct."""
     from flax.traverse_util import flatten_dict
 
     import flax_transformers as ft
@@ -249,9 +249,11 @@ def table(results: list[tuple[Case, str, Outcome]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", default="", help="cases whose kind, name or family has this word")
+    parser.add_argument(
+        "--only", default="", help="only cases whose kind, name or family contains this word"
+    )
     parser.add_argument("--actions", nargs="+", choices=ACTIONS, default=ACTIONS)
-    parser.add_argument("--jobs", type=int, default=1, help="cases that run at the same time")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel cases")
     parser.add_argument("--output", help="write the table and every message to this file")
     arguments = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -279,8 +281,8 @@ def main() -> int:
 def _run_all(
     cases: list[Case], actions: list[str], root: Path, jobs: int
 ) -> list[tuple[Case, str, Outcome]]:
-    """Every action on every case. With several jobs, each is a forked process with a share of the
-    cases: threads and forks do not go together."""
+    """Runs every action on every case. Several jobs are forked processes with a share of the cases
+    each, because threads and forks cannot be combined."""
     if jobs == 1:
         results = []
         for case in cases:

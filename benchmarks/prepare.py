@@ -1,14 +1,14 @@
-"""What it takes to prepare a token store: bytes read, seconds and memory, by shards and processes.
+"""Cost of preparing a token store: bytes read, seconds and memory, by shards and processes.
 
     python benchmarks/prepare.py --folder /tmp/prepare [--gigabytes 10] > result.md
 
-Corpora of ``--gigabytes`` of text each are made by chance, in every one of ``--formats``. The first
-is prepared by one process with each number of ``--shards``, bytes as tokens; then each corpus with
-``--parallel-shards`` by one process and by two, with a WordPiece tokenizer that was trained before,
-and the bytes of both stores are compared. Every measurement is a process of its own, with an empty
-cache. Bytes read are those of all system calls of the process and its children (``rchar`` in
-/proc/self/io): hashing the corpus, tokenizing it, and reading the store again to check it. CPU
-seconds tell more than seconds where other work runs on the machine.
+Random corpora of ``--gigabytes`` of text are generated, one in each of ``--formats``. The first is
+prepared by one process with each number of ``--shards``, with bytes as tokens. Then each corpus is
+prepared with ``--parallel-shards`` by one process and by two, with a WordPiece tokenizer trained
+before, and the bytes of both stores are compared. Every measurement is a separate process with an
+empty cache. Bytes read are those of all system calls of the process and its children (``rchar`` in
+/proc/self/io): hashing the corpus, tokenizing it, and reading the store again to verify it. CPU
+seconds are more reliable than seconds if other jobs run on the machine.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class Measured:
-    """One store. Megabytes are of 10^6 bytes; ``open_seconds`` is without the check of contents."""
+    """One store. A megabyte is 10^6 bytes; ``open_seconds`` excludes verification of contents."""
 
     format: str
     shards: int
@@ -87,12 +87,12 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--folder", required=True, help="for corpora and stores")
-    parser.add_argument("--gigabytes", type=float, default=0.1, help="of text in each corpus")
+    parser.add_argument("--folder", required=True, help="folder of the corpora and stores")
+    parser.add_argument("--gigabytes", type=float, default=0.1, help="size of each corpus")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["jsonl", "parquet"])
     parser.add_argument("--shards", nargs="+", type=int, default=[1, 10, 100, 1000])
     parser.add_argument("--parallel-shards", type=int, default=64)
-    parser.add_argument("--json", help="also write a line of JSON for each measurement there")
+    parser.add_argument("--json", help="also write one JSON line per measurement to this file")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -102,7 +102,7 @@ def _corpus(folder: Path, kind: str) -> Path:
 
 
 def _texts(size: int) -> Iterator[str]:
-    """Documents of words by Zipf's law, in sentences; together so many bytes."""
+    """Documents of sentences, with words by Zipf's law; so many bytes in total."""
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words = np.array(["".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(30_000)])
@@ -155,7 +155,7 @@ def _make_tokenizer(folder: Path, kind: str) -> None:
 
 
 def _measure(folder: Path, kind: str, shards: int, processes: int, tokenizer: str) -> Measured:
-    """In a process of its own, without anything in its cache."""
+    """Measures in a separate process with an empty cache."""
     print(f"{kind}: {shards} shards, {processes} processes, {tokenizer}", file=sys.stderr)
     cache = folder / "cache"
     asked = {

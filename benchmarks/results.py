@@ -1,11 +1,10 @@
-"""The table of docs/results.md, from the workdirs of finished runs.
+"""Print the table of docs/results.md from the workdirs of completed runs.
 
     python benchmarks/results.py runs/bert_books_0 runs/bert_books_1 runs/bert_books_2 ...
 
-Runs whose configs differ in nothing but the seed share a row, under the name of the first workdir
-without the seed at its end. Each says what it scored on held-out data, the mean and half the range
-over the seeds, the score of each baseline (``baselines.json`` in a workdir), and
-the margin of the worst seed.
+Runs whose configs differ only in the seed share a table row, named after the first workdir without
+the seed at its end. A row has the held-out score (mean and half the range over the seeds), the
+score of each baseline (``baselines.json`` in a workdir), and the margin of the worst seed.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def main(workdirs: list[Path]) -> None:
 
 
 def rows_of(config: dict[str, Any], workdirs: list[Path]) -> list[list[str]]:
-    """A row of cells for each metric that something is known to score."""
+    """One row of cells for each metric that has a baseline."""
     every = [_rows(workdir / "metrics.jsonl") for workdir in workdirs]
     steps = sum(phase["steps"] for phase in config["phases"])
     examples = sum(phase["steps"] * phase["batch_size"] for phase in config["phases"])
@@ -57,7 +56,7 @@ def rows_of(config: dict[str, Any], workdirs: list[Path]) -> list[list[str]]:
     ]
     table = []
     guesses = [json.loads((workdir / "baselines.json").read_text()) for workdir in workdirs]
-    for alike in zip(*guesses, strict=True):  # those that are fitted differ a little by seed
+    for alike in zip(*guesses, strict=True):  # fitted baselines differ slightly between seeds
         baseline, metric = alike[0], alike[0]["metric"]
         scores = [next(row[metric] for row in reversed(rows) if metric in row) for rows in every]
         sign = -1 if metric.startswith("eval/loss") else 1

@@ -2,8 +2,8 @@
 
     python benchmarks/tfidf_intents.py data/clinc150/data_full.json.gz
 
-Needs scikit-learn, which the package does not: install it in an environment of its own. The
-regularisation is chosen on the split "val", the score is that of "test". With scikit-learn 1.x:
+Needs scikit-learn, which is not a dependency of the package: install it in a separate environment.
+The regularisation is chosen on the split "val"; the score is that of "test". With scikit-learn 1.x:
 single words 91.6 %, and 91.0 % with pairs of words.
 """
 
