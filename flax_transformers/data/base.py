@@ -147,6 +147,11 @@ class DataConfig:
         """Channels of the images; None for data without images."""
         return None
 
+    @property
+    def has_prepared_rows(self) -> bool:
+        """Whether examples are rows already, which the objective does not prepare."""
+        return False
+
     def preparation(
         self,
         output: str | os.PathLike[str] | None = None,

@@ -125,8 +125,8 @@ class SequenceDataset:
 class PythonData(DataConfig):
     """Data for a config file that Python code loads: subclass it and return the data in ``load``.
 
-    ``load`` is called once at the start of a run, in every process, and must return the same data
-    each time; usually a `SequenceDataset`. Nothing is written to a store.
+    ``load`` is called a few times at the start of a run, in every process, and must return the same
+    data each time; usually a `SequenceDataset`. Nothing is written to a store.
     """
 
     def load(self) -> Dataset:
@@ -136,6 +136,10 @@ class PythonData(DataConfig):
         self, output: object = None, of_run: Mapping[str, Tokenizer] = MappingProxyType({})
     ) -> LoadedData:
         return LoadedData(self)
+
+    @property
+    def has_prepared_rows(self) -> bool:
+        return bool(getattr(self.load(), "prepared", False))
 
     def dummy_example(self, spec: WindowSpec, token: int) -> dict[str, np.ndarray]:
         examples = self.load().examples("train", spec)

@@ -35,12 +35,11 @@ def dummy_row(config: TrainConfig, phase: AnyPhase, vocabulary: Vocabulary | Non
     lacks a token that the objective needs."""
     spec = config.objective.window_spec(phase.sequence_length)
     vocabulary = vocabulary or _vocabulary(config, phase)
-    return config.objective.prepare(
-        config.data.dummy_example(spec, _ordinary_id(vocabulary)),
-        np.random.default_rng(0),
-        vocabulary,
-        phase.sequence_length,
-    )
+    example = config.data.dummy_example(spec, _ordinary_id(vocabulary))
+    if config.data.has_prepared_rows:
+        return example
+    rng = np.random.default_rng(0)
+    return config.objective.prepare(example, rng, vocabulary, phase.sequence_length)
 
 
 def _ordinary_id(vocabulary: Vocabulary) -> int:

@@ -59,7 +59,7 @@ def damage(file: epath.Path) -> None:
     file.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
 
 
-def test_a_run_in_a_bucket_is_whole_goes_on_and_can_be_used(bucket, settings, tmp_path, capsys):
+def test_a_run_in_a_bucket_is_complete_resumes_and_can_be_used(bucket, settings, tmp_path, capsys):
     assert main(["prepare", TINY, *settings]) == 0
     workdir = open_workdir(f"{bucket}/run")
     train = ["train", TINY, "--workdir", str(workdir), *settings]
@@ -94,7 +94,7 @@ def test_a_run_in_a_bucket_is_whole_goes_on_and_can_be_used(bucket, settings, tm
     assert main([*again, "--init-from", str(workdir), "--phases.0.steps", "1"]) == 0
 
 
-def test_a_killed_run_goes_on_with_nothing_lost_or_twice(bucket, settings, environment):
+def test_a_killed_run_resumes_without_losing_or_repeating_examples(bucket, settings, environment):
     workdir = open_workdir(f"{bucket}/run")
     train = ["train", TINY, "--workdir", str(workdir), *settings]
     command = [sys.executable, "-m", "flax_transformers", *train, "--phases.0.steps", "100000"]
@@ -168,7 +168,7 @@ def test_a_bucket_is_left_to_its_owner_until_that_is_killed(bucket, environment)
     assert not (folder / ".lock").exists()
 
 
-def test_a_lock_of_another_machine_that_stands_still_is_taken_over(bucket):
+def test_a_lock_of_another_machine_that_is_not_renewed_is_taken_over(bucket):
     folder = bucket_path(bucket)
     (folder / ".lock").write_text(json.dumps({"host": "elsewhere", "process": 1, "id": "a"}))
     with locks.lease(folder, seconds=0.5):

@@ -151,7 +151,7 @@ def test_opening_a_finished_store_reads_nothing_of_the_corpus(corpus, monkeypatc
         assert opening(data).fingerprint == made.fingerprint
 
 
-def test_a_corpus_that_grew_is_refused_by_prepare_and_no_reason_for_a_run_to_stop(corpus):
+def test_a_corpus_that_grew_is_refused_by_prepare_but_does_not_stop_a_run(corpus):
     data = data_of(corpus, store="store")
     made = prepare(data)
     with (corpus / "part1.txt").open("a") as file:
@@ -185,7 +185,7 @@ def test_a_store_may_be_copied_or_moved(corpus, tmp_path):
             assert opening(data_of(corpus, store=store)).fingerprint == made.fingerprint
 
 
-def test_a_store_made_again_elsewhere_has_the_same_bytes(corpus, tmp_path):
+def test_a_store_prepared_again_elsewhere_has_the_same_bytes(corpus, tmp_path):
     one = prepare(data_of(corpus, TokenizerConfig("bytes"), store="one"))
     copy = _touched(shutil.copytree(corpus, tmp_path / "machine" / "text"))
     other = prepare(data_of(copy, TokenizerConfig("bytes"), store="other"))
@@ -193,7 +193,7 @@ def test_a_store_made_again_elsewhere_has_the_same_bytes(corpus, tmp_path):
     assert one.fingerprint == other.fingerprint
 
 
-def test_unfinished_work_goes_on_when_the_corpus_has_moved(corpus, tmp_path):
+def test_unfinished_work_resumes_when_the_corpus_has_moved(corpus, tmp_path):
     data = data_of(corpus, TokenizerConfig("bytes"), store="store")
     begin(data)
     assert prepare_share(data, None, 0, 2) is None
@@ -314,7 +314,7 @@ def test_default_stores_of_two_tokenizers_at_one_path_are_two(corpus, saved_toke
 
 
 @pytest.mark.parametrize("kind", ["text", "mixture"])
-def test_a_store_made_again_for_a_run_gets_the_tokenizer_of_the_run(corpus, monkeypatch, kind):
+def test_a_store_prepared_again_for_a_run_gets_the_tokenizer_of_the_run(corpus, monkeypatch, kind):
     data = data_of(corpus, store="store")
     if kind == "mixture":
         data = mixed(corpus)
@@ -352,7 +352,7 @@ def test_the_components_of_a_mixture_may_move(corpus, tmp_path):
     assert prepare(mixed(moved)).fingerprint == made.fingerprint
 
 
-def test_images_are_read_where_they_are_now(tmp_path):
+def test_images_are_read_from_their_present_path(tmp_path):
     def at(path):
         return image_data(path, store="store")
 

@@ -112,7 +112,7 @@ def test_components_are_drawn_by_their_smoothed_sizes_or_given_weights(data):
     assert reweighted.fingerprint != prepared.fingerprint
 
 
-def test_a_component_more_makes_no_other_store_anew_and_keeps_the_tokenizer(data, tmp_path, capsys):
+def test_a_component_more_rebuilds_no_other_store_and_keeps_the_tokenizer(data, tmp_path, capsys):
     before = prepare(data)
     written = {path: path.stat().st_mtime_ns for path in Path(data.store).rglob("*.tokens")}
     write_corpus(tmp_path / "fr.jsonl", documents=50, seed=5)

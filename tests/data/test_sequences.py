@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import grain
 import numpy as np
 import pytest
 
-from flax_transformers.data.dataset import GeneratorBatches, SequenceDataset, training_examples
+from flax_transformers.data.dataset import (
+    GeneratorBatches,
+    PythonData,
+    SequenceDataset,
+    open_dataset,
+    prepare,
+    training_examples,
+)
 from flax_transformers.data.pipeline.loader import TrainStream, evaluation_batches
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
@@ -121,3 +129,27 @@ def test_a_generator_says_that_it_cannot_resume(caplog):
 def test_an_empty_generator_raises():
     with pytest.raises(UserError, match="yields nothing"):
         next(generated([]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows(PythonData):
+    """As a config file of the user's may define it."""
+
+    count: int = 12
+
+    def load(self):
+        return SequenceDataset(ROWS[: self.count], prepared=True)
+
+
+def test_data_of_a_config_file_is_loaded_instead_of_prepared():
+    spec = CausalLM().window_spec(4)
+    data = Rows(count=7)
+    for dataset in (prepare(data), open_dataset(data)):
+        assert len(training_examples(dataset, spec)) == 7
+    assert data.has_prepared_rows
+    np.testing.assert_array_equal(data.dummy_example(spec, 0)["input_ids"], ROWS[0]["input_ids"])
+
+
+def test_data_of_a_config_file_without_examples_raises():
+    with pytest.raises(UserError, match="no training examples"):
+        Rows(count=0).dummy_example(CausalLM().window_spec(4), 0)

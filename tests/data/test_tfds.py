@@ -79,7 +79,7 @@ def test_rows_as_of_glue_are_texts_with_the_names_of_their_classes(tmp_path):
     assert "tensorflow" not in sys.modules
 
 
-def test_a_damaged_folder_gives_documents_or_one_sentence(tmp_path):
+def test_a_damaged_folder_yields_documents_or_one_user_error(tmp_path):
     features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
     path = prepared(tmp_path, "Spoilt", features, [{"text": text} for text in SENTENCES])
     chance, sentences = random.Random(0), []
@@ -114,7 +114,7 @@ def test_a_damaged_folder_gives_documents_or_one_sentence(tmp_path):
         ("wmt16_translate/de-en", "without TensorFlow: .*tensorflow_datasets.translate.wmt16, "),
     ],
 )
-def test_what_a_builder_needs_is_said_in_one_sentence(name, needs):
+def test_the_requirements_of_a_builder_are_one_sentence(name, needs):
     with pytest.raises(UserError, match=f"tfds:{name} is not prepared here .*{needs}") as refusal:
         list(read_documents(TextSource(f"tfds:{name}")))
     assert how_to_prepare(name) in str(refusal.value)

@@ -27,9 +27,7 @@ def test_more_files_are_read_at_random_than_a_process_may_have_open(folder):
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_a_file_that_was_replaced_meanwhile_is_not_read_as_if_it_were_the_same(
-    folder, tmp_path, monkeypatch
-):
+def test_a_file_that_was_replaced_is_not_read_as_the_same(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "_OPEN_FILES", 1)
     file = folder.open("0")
     folder.open("1")
@@ -39,7 +37,7 @@ def test_a_file_that_was_replaced_meanwhile_is_not_read_as_if_it_were_the_same(
         file.read(0, 3)
 
 
-def test_what_is_not_lasting_is_not_synced_before_all_of_it_is(folder, monkeypatch):
+def test_writes_that_are_not_lasting_are_synced_together(folder, monkeypatch):
     synced = []
     monkeypatch.setattr(folders.os, "fsync", lambda descriptor: synced.append("file"))
     monkeypatch.setattr(folders, "_sync_file_system", lambda descriptor: synced.append("all"))

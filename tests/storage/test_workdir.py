@@ -73,7 +73,7 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["config.json"]
 
 
-def test_a_side_file_takes_the_place_of_a_folder_of_its_name(tmp_path, caplog):
+def test_a_side_file_replaces_a_folder_of_its_name(tmp_path, caplog):
     path = epath.Path(tmp_path / "samples" / "step_00000400.txt")
     (path / "inner").mkdir(parents=True)
     write_side_file(path, "text")
@@ -82,7 +82,7 @@ def test_a_side_file_takes_the_place_of_a_folder_of_its_name(tmp_path, caplog):
     assert "step_00000400.txt is not a file: set aside" in caplog.text
 
 
-def test_a_picture_takes_the_place_of_a_folder_of_its_name(tmp_path):
+def test_a_plot_replaces_a_folder_of_its_name(tmp_path):
     path = epath.Path(tmp_path / "step_00000400.png")
     path.mkdir()
     write_png(path, np.zeros((2, 2, 3), np.uint8))

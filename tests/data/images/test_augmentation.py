@@ -70,7 +70,7 @@ def test_a_shift_moves_by_at_most_the_padding_and_mirrors_at_the_edges():
     assert len(seen) == 49
 
 
-def test_a_very_long_image_does_not_grow_without_end():
+def test_a_very_long_image_does_not_grow_without_bound():
     line = np.zeros((1, 100_000, 3), np.uint8)
     for settings in (Augmentation(crop="shift"), Augmentation(crop="resized"), Augmentation()):
         assert augmented(line, 24, settings, 1.0, rng()).shape == (24, 24, 3)
@@ -166,7 +166,7 @@ def test_three_augment_is_grey_or_solarised_or_blurred():
     assert grey + three + other == 90 and min(grey, three, other) > 15
 
 
-def test_colour_jitter_of_nothing_changes_nothing_and_stays_in_range():
+def test_colour_jitter_of_zero_changes_nothing_and_stays_in_range():
     assert (color_jitter(PHOTO, 0.0, rng()) == PHOTO).all()
     white = np.full((4, 4, 3), 200, np.uint8)
     for seed in range(20):

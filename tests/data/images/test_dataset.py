@@ -82,7 +82,7 @@ def read_all(prepared, split="train"):
     ]
 
 
-def test_a_folder_of_classes_is_read_where_it_lies(tmp_path):
+def test_a_folder_of_classes_is_read_in_place(tmp_path):
     prepared = prepare(data(write_folder(tmp_path / "pets")))
     assert prepared.label_names == ("cat", "dog")
     assert prepared.vocabulary.size == 2
@@ -391,7 +391,7 @@ def test_training_is_augmented_and_mixed_and_evaluation_is_not(tmp_path):
     assert found[-1]["label_weights"][2:].sum() == 0  # rows that fill the batch up
 
 
-def test_a_store_is_quick_to_hand_to_a_worker(tmp_path):
+def test_a_store_is_small_when_pickled_for_a_worker(tmp_path):
     prepared = prepare(data(write_idx(tmp_path, count=(3000, 10))))
     examples = prepared.examples("train", ImageSpec(SIDE))
     examples.read(0, np.random.default_rng(0))

@@ -21,7 +21,7 @@ def encoded(image, kind="PNG", **options):
     return stream.getvalue()
 
 
-def test_colour_and_grey_come_back_exactly_from_lossless_files():
+def test_colour_and_grey_are_decoded_exactly_from_lossless_files():
     image = PIL.Image.fromarray(COLORS)
     for kind in ("PNG", "BMP", "TIFF", "PPM"):
         assert (decode_image(encoded(image, kind), 3) == COLORS).all()
@@ -41,7 +41,7 @@ def test_of_sixteen_bits_the_upper_eight_are_taken():
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_what_is_transparent_lies_over_white(mode):
+def test_transparent_images_are_composed_over_white(mode):
     image = PIL.Image.new("RGBA", (4, 2), (10, 10, 10, 255))
     image.putpixel((1, 0), (10, 10, 10, 0))
     raw = encoded(image.convert(mode), "TIFF" if mode == "PA" else "PNG")
@@ -60,20 +60,20 @@ def test_a_transparent_entry_of_a_palette_is_white_and_the_others_are_looked_up(
     assert decode_image(encoded(image, "GIF"), 3).tolist() == [[[1, 2, 3], [40, 50, 60]]]
 
 
-def test_four_colours_of_print_become_three():
+def test_cmyk_is_converted_to_rgb():
     image = PIL.Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     pixels = decode_image(encoded(image, "JPEG"), 3)
     assert pixels.shape == (8, 8, 3)
     assert (pixels[:, :, 0] > 250).all() and (pixels[:, :, 1:] < 5).all()
 
 
-def test_the_first_frame_of_a_moving_picture_counts():
+def test_the_first_frame_of_an_animation_is_used():
     frames = [PIL.Image.new("L", (3, 3), value) for value in (9, 200)]
     raw = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert (decode_image(raw, 1) == 9).all()
 
 
-def test_images_stand_upright_as_the_camera_noted():
+def test_images_are_rotated_by_their_exif_orientation():
     image, exif = PIL.Image.fromarray(COLORS), PIL.Image.Exif()
     exif[0x0112] = 6
     assert (decode_image(encoded(image, exif=exif), 3) == np.rot90(COLORS, -1)).all()
@@ -81,7 +81,7 @@ def test_images_stand_upright_as_the_camera_noted():
     assert (decode_image(raw, 3) == COLORS).all()
 
 
-def test_what_cannot_be_used_says_why():
+def test_unusable_images_have_a_reason():
     whole = encoded(PIL.Image.fromarray(COLORS), "JPEG")
     for raw, why in (
         (b"", "is empty"),

@@ -96,6 +96,7 @@ def test_a_share_of_the_images_is_held_out_alike_however_they_are_divided(pets, 
 def test_a_job_that_is_killed_beside_another_and_run_again_makes_the_same(pets, tmp_path):
     killed = start(tmp_path, "0/2", rest=200, code=JOB)
     while not Path(pets.store, "parts/00000.json").exists():
+        assert killed.poll() is None, killed.stderr.read()
         time.sleep(0.02)
     assert start(tmp_path, "1/2", code=JOB).wait(timeout=60) == 0  # beside the first, not behind it
     killed.kill()
@@ -105,7 +106,7 @@ def test_a_job_that_is_killed_beside_another_and_run_again_makes_the_same(pets, 
     assert made(pets.store) == whole(pets, tmp_path)
 
 
-def test_one_process_goes_on_with_the_parts_that_are_there(pets):
+def test_one_process_resumes_with_the_existing_parts(pets):
     prepare_share(pets, None, 1, 4)
     record = Path(pets.store, "parts/00001.json")
     before, seen = record.stat().st_mtime_ns, []
@@ -121,7 +122,7 @@ def test_one_process_goes_on_with_the_parts_that_are_there(pets):
     assert ("parts/00001.json", before) in seen
 
 
-def test_a_part_that_does_not_match_its_digest_is_made_again(pets, tmp_path, capsys):
+def test_a_part_that_does_not_match_its_digest_is_written_again(pets, tmp_path, capsys):
     for name in ("parts/00000.items", "parts/00002.npz"):
         prepare_share(pets, None, 0, 2)
         file = Path(pets.store, name)

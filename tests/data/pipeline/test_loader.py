@@ -119,7 +119,7 @@ def test_the_global_stream_is_identical_for_any_number_of_hosts_and_workers():
 
 
 @pytest.mark.multi_process
-def test_the_stream_goes_on_exactly_when_hosts_and_workers_change_mid_epoch():
+def test_the_stream_resumes_exactly_when_hosts_and_workers_change_mid_epoch():
     expected = over_hosts(1, 9)  # 36 examples; an epoch has 10
     parts = [
         over_hosts(1, 2, workers=2),
@@ -130,7 +130,7 @@ def test_the_stream_goes_on_exactly_when_hosts_and_workers_change_mid_epoch():
     assert_equal(joined(parts), expected)
 
 
-def test_the_stream_goes_on_exactly_when_the_batch_size_changes():
+def test_the_stream_resumes_exactly_when_the_batch_size_changes():
     expected = over_hosts(1, 6)
     parts = [over_hosts(1, 1), over_hosts(2, 2, position=4, batch_size=6)]
     parts.append(over_hosts(1, 1, position=16, batch_size=8))
@@ -324,7 +324,7 @@ def test_a_pair_needs_two_documents(make_store):
         TextExamples(make_store([[[1, 2]]]), WindowSpec(2, False, other=True))
 
 
-def test_static_epochs_bring_the_same_random_numbers_round_again():
+def test_static_epochs_repeat_the_same_random_numbers():
     batches = take(stream(Numbers(4), static_epochs=2), 6)  # a batch is an epoch
     epochs = [batch["tags"][np.argsort(batch["example_id"])] for batch in batches]
     same = [[np.array_equal(a, b) for b in epochs] for a in epochs]
@@ -341,7 +341,7 @@ def test_workers_read_the_store_as_the_training_process_does(make_store):
         assert_equal(joined(take(stream(examples, workers=2), 6)), alone)
 
 
-def test_text_examples_travel_without_a_window_index_that_lies_on_disk(make_store):
+def test_text_examples_are_pickled_without_a_window_index_on_disk(make_store):
     store = make_store([[[1]] * 50] * 100)
     examples = TextExamples(store, WindowSpec(1, False))
     examples.read(0, RNG)

@@ -109,7 +109,7 @@ def test_tokens_and_separators_never_exceed_the_length(make_store, length):
         assert stop - start + separators <= length
 
 
-def test_a_document_end_inside_a_window_takes_the_place_of_a_token(make_store):
+def test_a_document_end_inside_a_window_counts_as_a_token(make_store):
     store = make_store(corpus([3], [3], [1]))
     assert spans(window_index(store, WindowSpec(7, True))) == [(0, 6), (6, 7)]
     assert spans(window_index(store, WindowSpec(6, True))) == [(0, 3), (3, 7)]
@@ -162,7 +162,7 @@ def test_a_split_without_tokens_is_refused(make_store):
         window_index(empty, WindowSpec(4, True))
 
 
-def test_a_length_without_room_for_text_is_refused(make_store):
+def test_a_length_without_space_for_text_is_refused(make_store):
     with pytest.raises(UserError, match="Windows of 0 tokens"):
         window_index(make_store(corpus([3])), WindowSpec(0, True))
 
@@ -187,7 +187,7 @@ def test_an_index_of_another_store_in_the_same_place_is_not_used(make_store):
     assert spans(second) == [(0, 2), (2, 6)]
 
 
-def test_a_cached_index_with_any_flipped_bit_is_made_anew(make_store, tmp_path):
+def test_a_cached_index_with_any_flipped_bit_is_rebuilt(make_store, tmp_path):
     store, spec = make_store(corpus([3, 3])), WindowSpec(4, True)
     cached_window_index(store, spec)
     (path,) = (tmp_path / "store/windows").iterdir()
@@ -217,9 +217,7 @@ def test_a_kept_index_is_checked_in_blocks_and_not_in_the_processes_that_share_i
     np.testing.assert_array_equal(shared._windows.read(0, len(shared)), expected)
 
 
-def test_an_index_that_is_gone_is_made_anew_by_the_process_that_would_share_it(
-    make_store, tmp_path
-):
+def test_an_index_that_is_gone_is_rebuilt_by_the_process_that_would_share_it(make_store, tmp_path):
     examples = TextExamples(make_store(corpus([3, 3])), WindowSpec(4, True))
     state = examples.__getstate__()
     (path,) = (tmp_path / "store/windows").iterdir()

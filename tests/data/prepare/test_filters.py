@@ -41,13 +41,13 @@ def manifest(data):
     return json.loads(Path(data.store, "manifest.json").read_text())
 
 
-def test_by_default_every_text_is_let_in(data):
+def test_by_default_every_text_is_kept(data):
     prepared = prepare(data)
     assert prepared.train.num_documents == 6
     assert set(manifest(data)["left_out"].values()) == {0}
 
 
-def test_what_is_too_short_or_too_long_is_left_out_counted_and_told(data, capsys):
+def test_too_short_or_too_long_documents_are_left_out_and_counted(data, capsys):
     prepared = prepare(replace(data, filters=Filters(min_characters=4, max_characters=4)))
     assert sorted(texts_of(prepared, prepared.train)) == ["four", "o ne"]
     left_out = manifest(data)["left_out"]
@@ -94,7 +94,7 @@ def test_a_damaged_list_of_duplicates_is_refused(data):
     assert prepare(data).train.num_documents == 5
 
 
-def test_gates_that_leave_nothing_are_refused_with_the_counts(data):
+def test_filters_that_keep_nothing_are_refused_with_the_counts(data):
     with pytest.raises(UserError, match=r"no document is left \(0 empty .*, 6 too short\)"):
         prepare(replace(data, filters=Filters(min_characters=100)))
 

@@ -139,7 +139,7 @@ def test_processes_that_share_a_file_which_cannot_be_cut_make_the_same_store(kin
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
-def test_what_a_version_that_dealt_otherwise_left_is_not_used(tmp_path):
+def test_files_of_a_version_with_other_shards_are_not_used(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl", documents=50)
     source = TextSource(str(tmp_path / "corpus.jsonl"))
     data = data_of(source, tmp_path / "store", shards=3, filters=Filters(drop_duplicates=True))

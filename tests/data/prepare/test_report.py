@@ -49,7 +49,7 @@ def said(data: TextData) -> list[str]:
     return report_lines(open_folder(data.store))
 
 
-def test_nothing_is_said_of_a_corpus_that_is_read_whole(latin, tmp_path, capsys):
+def test_a_corpus_that_is_read_completely_has_no_report(latin, tmp_path, capsys):
     data = data_of(tmp_path, [LATIN] * 9, TokenizerConfig(path=latin))
     prepare(data)
     assert said(data) == []
@@ -78,7 +78,7 @@ def test_unknown_tokens_above_a_percent_are_a_warning_that_names_the_characters(
     assert capsys.readouterr().err == ""
 
 
-def test_few_unknown_tokens_are_said_without_a_warning(latin, tmp_path):
+def test_few_unknown_tokens_are_reported_without_a_warning(latin, tmp_path):
     data = data_of(tmp_path, [LATIN] * 50 + ["a ☃"], TokenizerConfig(path=latin))
     tokens = prepare(data).train.num_tokens
     assert said(data) == [
@@ -87,7 +87,7 @@ def test_few_unknown_tokens_are_said_without_a_warning(latin, tmp_path):
     ]
 
 
-def test_characters_that_normalisation_drops_or_changes_are_counted(latin, tmp_path):
+def test_characters_that_normalization_drops_or_changes_are_counted(latin, tmp_path):
     text = "the fo\u200bx \x01 sat d\u00f6wn\u200b, th\u00e9re th\u00e9re. THE FOX"
     data = data_of(tmp_path, [text] * 3, TokenizerConfig(path=latin))
     prepare(data)
@@ -146,7 +146,7 @@ def test_the_sides_of_pairs_are_counted_by_their_own_tokenizers(latin, tmp_path)
     assert "'中' U+4E2D 5 times;" in line
 
 
-def test_what_is_not_read_is_said_and_a_warning_where_it_is_most(latin, tmp_path):
+def test_unread_files_are_reported_with_a_warning_if_they_are_most(latin, tmp_path):
     data = data_of(tmp_path, [LATIN] * 9, TokenizerConfig(path=latin))
     for name in ("b.doc", "c.doc", "d.tar"):
         (tmp_path / "corpus" / name).write_text("x" * 100)

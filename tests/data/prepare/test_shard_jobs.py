@@ -21,7 +21,7 @@ from tests.data.prepare.test_text import files, write_corpus
 JOB = """
 import sys, time
 from dataclasses import replace
-from flax_transformers.data import shards
+from flax_transformers.data.prepare import shards
 from flax_transformers.data.dataset import prepare_share
 from tests.data.prepare.test_shard_jobs import corpus
 
@@ -87,6 +87,7 @@ def test_jobs_at_once_one_of_them_killed_and_run_again_make_the_store_of_one_pro
     begin(data)
     killed = start(tmp_path, "0/2", rest=200)
     while not Path(data.store, "shards/00000.json").exists():
+        assert killed.poll() is None, killed.stderr.read()
         time.sleep(0.02)
     assert start(tmp_path, "1/2").wait(timeout=60) == 0  # beside the first, not behind it
     killed.kill()
@@ -173,7 +174,7 @@ def test_a_job_of_another_corpus_or_tokenizer_is_refused_and_its_shards_never_co
     assert prepared.train.num_documents + prepared.validation.num_documents == 300
 
 
-def test_a_damaged_note_of_what_the_store_is_made_from_is_refused(data):
+def test_a_damaged_record_of_the_origin_is_refused(data):
     begin(data)
     Path(data.store, "corpus.json").write_text('{"settings": 3')
     with pytest.raises(UserError, match=r"corpus.json of the unfinished store .* is damaged"):

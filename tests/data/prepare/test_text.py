@@ -168,32 +168,35 @@ def test_a_store_in_a_bucket_has_the_bytes_of_a_local_one(data, tmp_path):
 
 
 KILLED = """
-import json, os, signal, sys
-from flax_transformers.data import folders
+import os, signal, sys
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 
 corpus, store, kind, last = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
-publish = folders.LocalFolder.publish
+rename = os.replace
 done = 0
 
-def publish_and_die(folder, temporary, name, **options):
+def rename_or_die(temporary, path):
     global done
-    done += 1
-    if done > last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    publish(folder, temporary, name, **options)
+    if str(path).startswith(store):
+        done += 1
+        if done > last:
+            os.kill(os.getpid(), signal.SIGKILL)
+    rename(temporary, path)
 
-folders.LocalFolder.publish = publish_and_die
-prepare(replace(TextData(
-            source=TextSource(corpus),
-            tokenizer=TokenizerConfig(kind, 60),
-            validation_fraction=0.2,
-            store=store,
-            shards=3,
-        ), prepare_processes=1))
+os.replace = rename_or_die
+prepare(
+    TextData(
+        source=TextSource(corpus),
+        tokenizer=TokenizerConfig(kind, 60),
+        validation_fraction=0.2,
+        store=store,
+        shards=3,
+        prepare_processes=1,
+    )
+)
 """
 
 
@@ -230,7 +233,7 @@ def test_a_tokenizer_that_was_not_saved_whole_is_trained_again(data, last):
 
 
 @pytest.mark.slow
-def test_the_shards_finished_before_the_kill_are_not_made_again(data, monkeypatch):
+def test_the_shards_finished_before_the_kill_are_not_written_again(data, monkeypatch):
     assert run_killed(data, 2 + 7 + 4) == -signal.SIGKILL
     made = []
     tokenize = shards_module.tokenize_shard
@@ -242,7 +245,7 @@ def test_the_shards_finished_before_the_kill_are_not_made_again(data, monkeypatc
 
 
 @pytest.mark.slow
-def test_what_a_killed_run_left_unfinished_is_cleared_away_before_the_work_goes_on(
+def test_what_a_killed_run_left_unfinished_is_cleared_away_before_the_work_resumes(
     data, monkeypatch
 ):
     def left():
@@ -265,18 +268,21 @@ from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 
 if __name__ == "__main__":
-    prepare(replace(TextData(
+    prepare(
+        TextData(
             source=TextSource(sys.argv[1]),
             tokenizer=TokenizerConfig("bytes", 60),
             validation_fraction=0.2,
             store=sys.argv[2],
             shards=12,
-        ), prepare_processes=2))
+            prepare_processes=2,
+        )
+    )
 """
 
 
 @pytest.mark.multi_process
-def test_a_parallel_run_killed_in_the_middle_goes_on_to_the_same_bytes(data, tmp_path):
+def test_a_parallel_run_killed_in_the_middle_resumes_to_the_same_bytes(data, tmp_path):
     write_corpus(tmp_path / "corpus.jsonl", documents=3000, words=100)
     data = replace(data, shards=12)
     script = tmp_path / "prepare_in_two.py"
@@ -298,7 +304,7 @@ def test_a_parallel_run_killed_in_the_middle_goes_on_to_the_same_bytes(data, tmp
 
 
 @pytest.mark.slow
-def test_a_finished_shard_that_is_damaged_is_found_and_made_again(data, tmp_path, capsys):
+def test_a_finished_shard_that_is_damaged_is_found_and_written_again(data, tmp_path, capsys):
     assert run_killed(data, 4 + 3 * 7) == -signal.SIGKILL  # all but the manifest
     path = Path(data.store, "train/00001.tokens")
     damaged = bytearray(path.read_bytes())
@@ -310,7 +316,7 @@ def test_a_finished_shard_that_is_damaged_is_found_and_made_again(data, tmp_path
     assert "train/00001.tokens" in capsys.readouterr().err
 
 
-def test_shards_of_another_tokenizer_are_made_again(data, monkeypatch):
+def test_shards_of_another_tokenizer_are_written_again(data, monkeypatch):
     prepare(data)
     store = Path(data.store)
     (store / "manifest.json").unlink()
@@ -364,7 +370,7 @@ def test_another_tokenizer_file_is_refused(data, tmp_path):
         prepare(data)
 
 
-def test_a_finished_store_is_used_where_its_corpus_is_not_at_hand(data):
+def test_a_finished_store_is_used_without_its_corpus(data):
     prepare(data)
     os.remove(data.source.path)
     assert prepare(data).train.num_documents > 0
@@ -436,7 +442,7 @@ def test_a_directory_that_cannot_be_made_is_named(data, tmp_path):
 
 @pytest.mark.multi_process
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_disk_without_room_is_named_and_leaves_a_store_that_can_go_on(data, tmp_path, processes):
+def test_a_full_disk_is_named_and_leaves_a_store_that_can_be_resumed(data, tmp_path, processes):
     write_corpus(tmp_path / "corpus.jsonl", documents=600)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # no file may grow beyond

@@ -28,7 +28,7 @@ def test_one_process_tokenizes_on_one_core(monkeypatch, before):
     assert seen[-1] == ([0], before)
 
 
-def test_each_shard_of_a_run_is_told_of(capsys):
+def test_each_shard_of_a_run_is_reported(capsys):
     def work(run, note):
         for _ in run:
             note(10, 70)

@@ -58,7 +58,7 @@ def test_columns_are_divided_by_blanks_where_there_is_no_tab(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["\u00a0", "\ufeff"])
-def test_a_line_of_nothing_but_strange_spaces_is_no_word(line, tmp_path):
+def test_a_line_of_unusual_spaces_is_not_a_word(line, tmp_path):
     (tmp_path / "a.txt").write_text(f"{line}\nEU\tB-ORG\n")
     assert read(tmp_path / "a.txt", word_column=0, tag_column=1)[0] == [[("EU", "B-ORG")]]
 

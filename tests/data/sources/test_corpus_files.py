@@ -46,7 +46,7 @@ def test_an_ending_is_known_without_that_of_its_compression(name, expected):
     assert ending(Path(name), ENDINGS) == expected
 
 
-def test_what_lies_in_a_folder_and_is_not_read_is_counted_by_kind(tmp_path):
+def test_unread_files_of_a_folder_are_counted_by_kind(tmp_path):
     make(tmp_path, "a.txt", "b/c.txt.zst", "b/d.csv", "e.csv", "f.tar.gz", "g.tar", "wiki_00")
     make(tmp_path, ".hidden.txt", "b/.git/x.txt", "b/.git/y.txt", "h.parquet.gz")
     (tmp_path / "nowhere").symlink_to("absent")
@@ -129,7 +129,7 @@ def test_every_folder_is_read_once_whatever_links_to_it(link, repeated, tmp_path
     assert unread == ({"repeated linked folder": repeated} if repeated else {})
 
 
-def test_a_pattern_follows_a_loop_of_links_once(tmp_path):
+def test_a_pattern_follows_cyclic_links_once(tmp_path):
     make(tmp_path, "corpus/a.txt", "corpus/b/c.txt")
     loop_to_itself(tmp_path / "corpus")
     names, unread = listed(tmp_path / "corpus" / "**" / "*.txt")
@@ -149,7 +149,7 @@ def test_a_folder_without_files_to_read_says_what_there_is(tmp_path):
     assert str(e.value).endswith("2 .tar, 1 .csv, 1 extensionless file.")
 
 
-def test_a_file_that_was_named_must_have_a_known_ending(tmp_path):
+def test_a_file_given_by_its_path_must_have_a_known_ending(tmp_path):
     make(tmp_path, "a.tar", "b.txt")
     for path in (tmp_path / "a.tar", tmp_path / "*"):
         with pytest.raises(

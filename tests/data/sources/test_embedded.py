@@ -68,7 +68,7 @@ def test_docstrings_are_cleaned_deduplicated_and_in_order_of_file_and_line(libra
     )  # fmt: skip
 
 
-def test_a_python_without_sources_is_told_in_words(tmp_path):
+def test_a_python_without_sources_raises_a_user_error(tmp_path):
     with pytest.raises(UserError, match="no standard library sources"):
         embedded._documents(tmp_path)
 

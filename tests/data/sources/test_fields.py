@@ -135,7 +135,7 @@ NESTED_FORMATS = [name for name in FORMATS if name != "d.csv"]
 
 
 @pytest.mark.parametrize("name", NESTED_FORMATS)
-def test_a_dot_reaches_into_objects(name, tmp_path):
+def test_a_dot_selects_a_field_of_an_object(name, tmp_path):
     FORMATS[name](tmp_path / name, NESTED)
     path = str(tmp_path)
     assert read(TextSource(path, text_field="tr.en"))[0] == ["one", "four"]
@@ -251,7 +251,7 @@ def test_a_field_that_no_record_has_is_a_wrong_name(name, policy, tmp_path):
         check_first_records(TextSource(str(tmp_path), text_field="body", on_invalid=policy))
 
 
-def test_the_first_file_of_every_ending_is_looked_at(tmp_path):
+def test_the_first_file_of_every_ending_is_checked(tmp_path):
     write_lines(tmp_path / "a.jsonl", [{"text": "x"}])
     write_lines(tmp_path / "b.json", [{"content": "x"}] * 3)
     with pytest.raises(UserError, match=r"first 3 records of .*b\.json:1 has no field 'text'"):
@@ -284,7 +284,7 @@ def test_a_table_whose_names_lack_the_field_is_refused_even_without_rows(name, t
         ('[{"text": "x"}, 3]', r"Row 1 of .*a\.json holds a JSON int, not an object"),
     ],
 )
-def test_json_that_holds_no_rows_is_refused_in_words(content, message, tmp_path):
+def test_json_that_holds_no_rows_raises_a_user_error(content, message, tmp_path):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(UserError, match=message):
         read(TextSource(str(tmp_path)))

@@ -38,7 +38,7 @@ def test_members_of_a_gzip_file_are_read_one_after_another(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     "end", [b"garbage", gzip.compress(b"three", mtime=0)[:-3]], ids=["garbage", "cut short"]
 )
-def test_what_is_no_member_behind_a_member_is_refused(tmp_path, end):
+def test_data_after_a_member_that_is_not_a_member_is_an_error(tmp_path, end):
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(b"one") + end)
     with pytest.raises(UserError, match=r"gzip file .*a\.gz is cut short or damaged"):

@@ -83,7 +83,7 @@ def spoilt(content, chance):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_of_any_bytes_a_reader_makes_documents_or_one_sentence(name, tmp_path):
+def test_of_any_bytes_a_reader_yields_documents_or_one_user_error(name, tmp_path):
     make, file, source_of = READERS[name]
     chance, content, read, sentences = random.Random(name), make(), 0, []
     path = tmp_path / file

@@ -137,7 +137,7 @@ def test_classes_are_those_of_the_training_texts_in_order(tmp_path):
     assert found == [[1], [0], [1]]
 
 
-def test_how_many_texts_are_longer_than_a_row_is_said(tmp_path, caplog):
+def test_how_many_texts_are_longer_than_a_sequence_is_logged(tmp_path, caplog):
     store = prepared(tmp_path, ROWS)
     store.examples("train", LabelledSpec(18, False))
     assert caplog.records == []
@@ -149,7 +149,7 @@ def test_how_many_texts_are_longer_than_a_row_is_said(tmp_path, caplog):
     )
 
 
-def test_whole_numbers_stand_in_the_order_of_their_values(tmp_path):
+def test_integer_labels_are_sorted_by_value(tmp_path):
     rows = [("a", "b", n) for n in (10, 9, -1)]
     source = source_of("jsonl", tmp_path, rows)
     data = TextData(source=source, validation_fraction=0, tokenizer=TokenizerConfig("bytes"))

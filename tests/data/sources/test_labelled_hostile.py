@@ -38,7 +38,7 @@ def reader(name, path):
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_garbage_gives_documents_or_one_sentence(name, tmp_path):
+def test_garbage_yields_documents_or_one_user_error(name, tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / name
     source = reader(name, str(path))

@@ -103,7 +103,7 @@ UNPAIRED = {
 
 
 @pytest.mark.parametrize("kind", UNPAIRED)
-def test_unpaired_rows_are_refused_with_their_place_or_left_out_and_counted(kind, tmp_path):
+def test_unpaired_rows_are_named_by_line_or_left_out_and_counted(kind, tmp_path):
     make, message = UNPAIRED[kind]
     path = make(tmp_path)
     with open(path, "a") as file:
@@ -150,7 +150,7 @@ def test_nul_in_a_text_does_not_end_it(tmp_path):
     assert read(PairSource(str(tmp_path)))[0] == [(0, "a b", "c")]
 
 
-def test_what_is_missing_is_said(tmp_path):
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(UserError, match="There is no file .*nowhere"):
         read(PairSource(__file__, target_path=str(tmp_path / "nowhere")))
     (tmp_path / "a.txt").write_text("x")
@@ -243,7 +243,7 @@ def test_long_pairs_are_cut_or_left_out(prepared):
         text.examples("train", PairSpec(1, True, target_length=9))
 
 
-def test_how_many_pairs_are_longer_than_a_row_is_said(prepared, caplog):
+def test_how_many_pairs_are_longer_than_a_sequence_is_logged(prepared, caplog):
     text, _ = prepared
     whole = text.examples("train", PairSpec(500, False, target_length=500))
     assert caplog.records == []

@@ -46,7 +46,7 @@ def test_a_txt_file_divides_as_documents_says(notes, documents, expected):
     assert texts(notes, documents=documents) == expected
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path):
+def test_a_byte_order_mark_is_not_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
     (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "you"}\n')
     assert texts(tmp_path) == ["hello", "you"]
@@ -205,34 +205,34 @@ def test_a_missing_parquet_column_names_those_there(tmp_path):
         ("notes.md", r"ending of .*notes\.md is not supported; use one of \.txt"),
     ],
 )
-def test_paths_without_text_are_refused_in_words(tmp_path, path, message):
+def test_paths_without_text_raise_a_user_error(tmp_path, path, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.md").write_text("x")
     with pytest.raises(UserError, match=message):
         texts(tmp_path / path)
 
 
-def test_a_bucket_path_is_refused_in_words():
+def test_a_bucket_path_raises_a_user_error():
     with pytest.raises(UserError, match="copy it first"):
         texts("gs://bucket/text")
 
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz"])
 @pytest.mark.parametrize("documents", ["line", "file"])
-def test_a_truncated_gzip_is_refused_in_words(tmp_path, name, documents):
+def test_a_truncated_gzip_raises_a_user_error(tmp_path, name, documents):
     whole = gzip.compress("".join(f'{{"text": "{i * i}"}}\n' for i in range(5000)).encode())
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"gzip file .* is cut short"):
         texts(tmp_path / name, documents=documents)
 
 
-def test_a_file_that_is_no_gzip_is_refused_in_words(tmp_path):
+def test_a_file_that_is_no_gzip_raises_a_user_error(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(b"plain text")
     with pytest.raises(UserError, match=r"gzip file .* damaged"):
         texts(tmp_path / "a.txt.gz")
 
 
-def test_a_truncated_parquet_is_refused_in_words(tmp_path):
+def test_a_truncated_parquet_raises_a_user_error(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", {"text": [f"row {i}" for i in range(1000)]})
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"parquet file .* is cut short or damaged"):
@@ -318,7 +318,7 @@ def test_tfds_text_is_found_by_name_without_its_builder(tfds_folder, monkeypatch
         texts("tfds:jottings:2.0.0")
 
 
-def test_tfds_examples_are_dealt_to_shards_by_their_numbers(tfds_folder):
+def test_tfds_examples_are_divided_into_shards_by_their_numbers(tfds_folder):
     source = TextSource(f"tfds:{tfds_folder}/jottings/1.0.0")
     shares = [list(read_documents(source, i, 2)) for i in range(2)]
     assert [number for number, _ in shares[1]] == [0, 1, 2, 3, 4]
@@ -334,7 +334,7 @@ def test_tfds_examples_are_dealt_to_shards_by_their_numbers(tfds_folder):
         ({"text_field": "n"}, "feature 'n' of .* is a .*int.*, not text"),
     ],
 )
-def test_tfds_mistakes_are_told_in_words(tfds_folder, fields, message):
+def test_tfds_mistakes_raise_a_user_error(tfds_folder, fields, message):
     with pytest.raises(UserError, match=message):
         texts(f"tfds:{tfds_folder}/jottings/1.0.0", **fields)
 

@@ -148,7 +148,7 @@ def test_a_bad_question_is_named_or_skipped_and_counted(damage, said, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"data": 3}', b'{"data": [{}]}', b"\xff\xfe"])
-def test_a_file_in_another_format_is_refused_in_a_sentence(content, tmp_path):
+def test_a_file_in_another_format_raises_a_user_error(content, tmp_path):
     (tmp_path / "squad.json").write_bytes(content)
     with pytest.raises(UserError, match="is not in the format of SQuAD"):
         list(sources.read_documents(QuestionSource(str(tmp_path))))

@@ -373,7 +373,7 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_an_error(copied, kind, lef
 
 
 @pytest.mark.multi_process
-def test_a_file_that_is_cut_short_is_told_by_a_worker_too(copied):
+def test_a_file_that_is_cut_short_raises_in_a_worker_too(copied):
     store = copied("images")
     prepared = prepare(store.data)
     objective = ImageClassification(mean=(0.5,), std=(0.5,))
@@ -394,7 +394,7 @@ def test_a_file_that_is_cut_short_is_told_by_a_worker_too(copied):
 
 
 @pytest.mark.parametrize("damage", ["recoded", "swapped", "gone"])
-def test_an_image_that_is_read_where_it_lies_is_the_one_that_was_prepared(tmp_path, damage):
+def test_an_image_that_is_read_in_place_is_the_one_that_was_prepared(tmp_path, damage):
     data = image_data(write_folder(tmp_path / "pets"), store=str(tmp_path / "store"))
     prepared = prepare(data)
     image = tmp_path / "pets/train/cat/2.png"

@@ -102,9 +102,7 @@ def test_a_store_written_to_a_bucket_has_the_same_bytes(make_store, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_an_opened_store_travels_to_another_process_without_its_arrays(
-    make_store, tmp_path, scheme
-):
+def test_an_opened_store_is_pickled_without_its_arrays(make_store, tmp_path, scheme):
     make_store([[list(range(1000))] * 20])
     store = TokenStore(f"{scheme}{tmp_path}/store")
     store.tokens(0, 20_000)

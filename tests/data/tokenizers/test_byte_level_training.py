@@ -41,13 +41,13 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return _trained.setdefault(name, _trained.get(name) or train_tokenizer(CONFIGS[name], CORPUS))
 
 
-def test_code_and_verse_come_back_exactly(tokenizer):
+def test_code_and_verse_are_decoded_exactly(tokenizer):
     for text in [*CODE, *TEXTS.values(), *HARD_TEXTS]:
         if "▁" not in text or tokenizer.kind == "bytes":
             assert tokenizer.decode(tokenizer.encode_batch([text])[0]) == text
 
 
-def test_a_saved_tokenizer_still_gives_text_back_exactly(tokenizer, tmp_path):
+def test_a_saved_tokenizer_still_decodes_text_exactly(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     loaded = load_tokenizer(tmp_path)
     assert loaded.fingerprint == tokenizer.fingerprint

@@ -179,7 +179,7 @@ def test_a_text_may_be_cut_where_a_tokenizer_says_so(tokenizer):
             assert np.concatenate(parts).tolist() == whole, (text, match.start())
 
 
-def test_which_tokenizers_say_where_a_text_may_be_cut():
+def test_which_tokenizers_give_positions_to_cut_a_text():
     cut = {name for name in (*BACKENDS, *TRAINED) if made(name).safe_cut is not None}
     whole = {"byte-level with added words", "Llama 2", "XLM-R", "unigram"}
     assert cut == {*BACKENDS, *TRAINED} - whole
@@ -261,7 +261,7 @@ def test_the_first_of_words_given_apart_has_a_space_too(name):
 
 
 @pytest.mark.parametrize("name", [*BACKENDS, *TRAINED])
-def test_texts_that_stand_apart_are_whole_texts(name):
+def test_separate_texts_are_encoded_separately(name):
     tokenizer = made(name)
     texts = (TEXTS["English"], TEXTS["Hindi"], TEXTS["Japanese"])
     found = encoded(Document(texts), tokenizer)
@@ -288,7 +288,7 @@ def test_a_store_of_many_documents_is_the_tokenizers_own(tmp_path: Path):
     assert len(stops) == len(texts)
 
 
-def test_an_older_store_is_used_and_its_difference_said(tmp_path, monkeypatch, capsys):
+def test_an_older_store_is_used_and_its_difference_is_printed(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.txt").write_text(TEXTS["English"] * 20)
     data = TextData(
         source=TextSource(str(tmp_path / "a.txt")),

@@ -123,7 +123,7 @@ def test_lower_casing_that_the_files_do_not_do_is_an_error(root, name):
         train_tokenizer(config, ())
 
 
-def test_lower_casing_that_nobody_asked_for_is_a_warning(root, caplog):
+def test_lower_casing_without_being_asked_for_is_a_warning(root, caplog):
     load_tokenizer(root / "minilm", lowercase=False)
     assert "lower-cases all text, as its files say" in caplog.text
 

@@ -140,7 +140,7 @@ def test_bytes_are_utf8_plus_three(trained):
         ("Case Stays", "Case Stays"),
     ],
 )
-def test_sentencepiece_loses_no_character_of_the_normalised_text(trained, kind, text, normalised):
+def test_sentencepiece_loses_no_character_of_the_normalized_text(trained, kind, text, normalised):
     ids = encode(trained[kind], text)
     assert trained[kind].decode(ids) == normalised
     assert trained[kind].vocabulary.unk_id not in ids
@@ -165,7 +165,7 @@ def test_lowercase_makes_case_not_matter(trained, kind):
     assert encode(trained[kind], "The FOX") != encode(trained[kind], "the fox")
 
 
-def test_tokenizers_travel_to_spawned_workers(tokenizer):
+def test_tokenizers_are_pickled_for_spawned_workers(tokenizer):
     other = ForkingPickler.loads(ForkingPickler.dumps(tokenizer))
     assert other.fingerprint == tokenizer.fingerprint
     assert other.vocabulary == tokenizer.vocabulary
@@ -209,7 +209,7 @@ def test_a_truncated_config_file_is_noticed(trained, tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_loading_from_nowhere_is_told_in_words(tmp_path):
+def test_loading_from_nowhere_raises_a_user_error(tmp_path):
     with pytest.raises(UserError, match=r"There is no tokenizer at .*absent"):
         load_tokenizer(tmp_path / "absent")
     with pytest.raises(UserError, match=r"contains no tokenizer: none of tokenizer\.json"):
@@ -219,7 +219,7 @@ def test_loading_from_nowhere_is_told_in_words(tmp_path):
         load_tokenizer(tmp_path / "x.bin")
 
 
-def test_saving_where_nothing_can_be_written_is_told_in_words(trained, tmp_path):
+def test_saving_where_nothing_can_be_written_raises_a_user_error(trained, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"Cannot save the tokenizer in .*file"):
         trained["bytes"].save(tmp_path / "file" / "below")
@@ -256,12 +256,12 @@ def test_a_hugging_face_folder_loads_without_our_config(tmp_path):
         (PUBLISHED[3:], r"no line \[UNK\]"),
     ],
 )
-def test_a_vocab_txt_that_cannot_serve_is_refused_in_words(tmp_path, lines, message):
+def test_a_vocab_txt_that_cannot_serve_raises_a_user_error(tmp_path, lines, message):
     with pytest.raises(UserError, match=message):
         load_tokenizer(vocab_txt(tmp_path, lines))
 
 
-def test_a_path_of_another_kind_is_refused_in_words(tmp_path):
+def test_a_path_of_another_kind_raises_a_user_error(tmp_path):
     config = TokenizerConfig("unigram", path=str(vocab_txt(tmp_path)))
     with pytest.raises(UserError, match="is of kind wordpiece, the configuration asks for unigram"):
         train_tokenizer(config, [])
@@ -280,7 +280,7 @@ def test_special_tokens_beside_a_foreign_model_do_not_cut_its_words(tmp_path):
     assert "".join(tokenizer.pieces(encode(tokenizer, "a</s>b"))) == "▁a</s>b"
 
 
-def test_special_pieces_of_a_foreign_unigram_json_stay_out_of_reach(tmp_path):
+def test_special_pieces_of_a_foreign_unigram_json_never_come_from_text(tmp_path):
     """Its own model holds "</s>" as a piece that plain text would match."""
     letters = [(c, -5.0) for c in "▁</s>abcdep"]
     backend = tokenizers.Tokenizer(
@@ -295,7 +295,7 @@ def test_special_pieces_of_a_foreign_unigram_json_stay_out_of_reach(tmp_path):
     assert "".join(tokenizer.pieces(ids)).replace("▁", "") == "a</s>b"
 
 
-def test_special_pieces_that_a_published_model_exposes_are_put_out_of_reach(trained, tmp_path):
+def test_special_pieces_that_a_published_model_exposes_never_come_from_text(trained, tmp_path):
     trained["unigram"].save(tmp_path)
     path = tmp_path / "spiece.model"
     model = sentencepiece_proto.ModelProto.FromString(path.read_bytes())
@@ -325,7 +325,7 @@ def test_fingerprints_tell_tokenizers_apart(trained):
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe"])
 @pytest.mark.parametrize("texts", [[], ["", " \n "]])
-def test_an_empty_corpus_is_refused_in_words(kind, texts):
+def test_an_empty_corpus_raises_a_user_error(kind, texts):
     with pytest.raises(UserError, match="no text to train a tokenizer on"):
         train_tokenizer(TokenizerConfig(kind, SIZE), texts)
 
@@ -341,7 +341,7 @@ def test_too_large_a_vocabulary_names_the_largest_that_works(kind):
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe"])
-def test_too_small_a_vocabulary_is_refused_in_words(kind):
+def test_too_small_a_vocabulary_raises_a_user_error(kind):
     with pytest.raises(UserError, match="is too small for the"):
         train_tokenizer(TokenizerConfig(kind, 10), CORPUS)
 
@@ -463,7 +463,7 @@ def test_an_id_far_beyond_the_number_of_tokens_is_refused_before_a_table_is_made
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
-def test_a_vocabulary_that_is_no_regular_file_is_not_read(tmp_path, make):
+def test_a_vocabulary_that_is_not_a_regular_file_is_not_read(tmp_path, make):
     make(tmp_path / "tokenizer.json")
     with pytest.raises(UserError, match=r"tokenizer.json is not a regular file"):
         load_tokenizer(tmp_path)

@@ -65,7 +65,7 @@ def letters_of(tokenizer):
     return {letter for piece in pieces if piece[0] not in "<[" for letter in piece}
 
 
-def test_each_side_goes_through_its_own_tokenizer_and_comes_back(pairs, tmp_path):
+def test_each_side_goes_through_its_own_tokenizer_and_is_decoded(pairs, tmp_path):
     prepared = prepare(data_of(pairs), tmp_path / "store")
     assert sorted(pairs_in(prepared)) == sorted(PAIRS)
     assert (prepared.tokenizer.kind, prepared.target_tokenizer.kind) == ("unigram", "bytes")
@@ -77,9 +77,7 @@ def test_each_side_goes_through_its_own_tokenizer_and_comes_back(pairs, tmp_path
     assert "unigram with a vocabulary of 289, bytes of 262 for targets" in prepared.summary
 
 
-def test_a_tokenizer_of_targets_is_trained_on_these_and_the_store_has_room_for_its_ids(
-    pairs, tmp_path
-):
+def test_a_tokenizer_of_targets_is_trained_on_these_and_the_store_fits_its_ids(pairs, tmp_path):
     swapped = prepare(data_of(pairs, BYTES, UNIGRAM), tmp_path / "store")
     assert sorted(pairs_in(swapped)) == sorted(PAIRS)
     letters = letters_of(swapped.target_tokenizer)
@@ -114,7 +112,7 @@ def test_a_store_is_not_taken_for_one_with_other_tokenizers(pairs, tmp_path):
         prepare(data_of(pairs, target=at), tmp_path / "loaded")
 
 
-def test_what_has_no_targets_takes_no_tokenizer_of_them(pairs, tmp_path):
+def test_data_without_targets_takes_no_target_tokenizer(pairs, tmp_path):
     with pytest.raises(UserError, match="target_tokenizer is for pairs"):
         data_of(TextSource("text.txt"))
     with pytest.raises(UserError, match="target_tokenizer is for pairs"):
