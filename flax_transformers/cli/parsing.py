@@ -39,6 +39,28 @@ FORMER_OPTIONS = {
 """Parts of option names of version 0.1 that have another name now."""
 
 PROGRAM = "flax-transformers"
+_SENTENCES = (
+    (r"^Missing from (.*?): (?:--\S+, )*(\S+).*", r"\2 is missing; see \1 --help"),
+    (r"^Missing value for argument '(.*?)'.*", r"\1 has no value; give it one"),
+    (
+        r"^invalid choice '(.*)' for argument '(.*?)'\. Expected one of \((.*?),?\)\.?$",
+        r"\2 is '\1'; it must be one of \3",
+    ),
+    (
+        r"^Error parsing (--\S+): no type matching (.*) could be instantiated from \[(.*)\].*",
+        r"\1 is \3; it must be \2",
+    ),
+    (
+        r"^Error parsing (--\S+): invalid literal for int\(\) with base 10: (.*)",
+        r"\1 is \2; it must be a whole number",
+    ),
+    (
+        r"^Error parsing (--\S+): could not convert string to float: (.*)",
+        r"\1 is \2; it must be a number",
+    ),
+    (r"^Error parsing [^:]*: (?=\S+ is )", ""),  # the message names the field itself
+)
+"""Patterns of tyro's messages, and what to say instead."""
 _MARKERS = (AvoidSubcommands, HelptextFromCommentsOff)
 T = TypeVar("T")
 
@@ -287,7 +309,6 @@ def _sentence(panel: str) -> str:
         del lines[0]
     rules = [i for i, line in enumerate(lines) if not line.strip("-─")]
     text = " ".join(lines[: rules[0]] if rules else lines).strip()
-    if match := re.match(r"Missing from (.*?): (?:--\S+, )*(\S+)", text):
-        return f"{match[2]} is missing; see {match[1]} --help"
-    text = re.sub(r"^Error parsing --[^:]*: (?=--)", "", text)
+    for pattern, sentence in _SENTENCES:
+        text = re.sub(pattern, sentence, text, flags=re.DOTALL)
     return text.rstrip(".") or "the command line does not fit; see --help"

@@ -55,7 +55,7 @@ def test_an_unknown_option_names_the_nearest(capsys):
 
 
 def test_a_value_of_the_wrong_kind_is_refused(capsys):
-    assert "could not convert string to float: 'abc'" in refused(
+    assert "--optimizer.learning-rate is 'abc'; it must be a number" in refused(
         capsys, "train", TINY, "--optimizer.learning-rate", "abc"
     )
 
@@ -75,7 +75,17 @@ def test_a_value_out_of_range_is_refused(capsys):
         ),
         (("train", TINY, "--data.source.path", "a\0b"), "it must not contain a NUL character"),
         (("train", TINY, "--workdir", "w", "--profile", "²:3"), "--profile ²:3 names no steps"),
-        (("train", TINY, "--workdir", "w", "--phases.0.steps", "1e20"), "invalid literal for int"),
+        (
+            ("train", TINY, "--workdir", "w", "--phases.0.steps", "1e20"),
+            "it must be a whole number",
+        ),
+        (("train", TINY, "--model.gated", "maybe"), "--model.gated is 'maybe'; it must be one of"),
+        (("train", TINY, "--evaluation.max-examples", "x"), "is 'x'; it must be {None}|INT"),
+        (("train", TINY, "--model.dropout", "2"), ": model.dropout is 2.0; it must be in [0, 1)"),
+        (("train", TINY, "--workdir"), "--workdir has no value; give it one"),
+        (("generate",), "MODEL is missing; see flax-transformers generate --help"),
+        (("convert", "a", "b", "--dtype", "int8"), "--dtype is 'int8'; it must be one of"),
+        (("prepare", TINY, "--begin", "--verify"), "exclude each other; give one of them"),
         (
             ("train", TINY, "--workdir", "w", "--logging.hang-dump-s", "nan"),
             "logging.hang_dump_s is nan; it must be finite",
