@@ -29,7 +29,7 @@ from flax_transformers.training.config import Evaluation, Logging, Phase, TrainC
 
 
 def web_text(kind: Kind, vocab_size: int) -> TextData:
-    """The corpus, in so many tokens of a kind."""
+    """The corpus, with a tokenizer of this kind and size."""
     return TextData(
         source=TextSource("data/web"),
         tokenizer=TokenizerConfig(kind, vocab_size=vocab_size),

@@ -24,8 +24,8 @@ from flax_transformers.optim.schedules import Schedule
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.training.config import Phase, TrainConfig
 
-ROWS, LENGTH, TOKENS = 1920, 2048, 270e9
-STEPS = round(TOKENS / (ROWS * LENGTH))
+SEQUENCES, LENGTH, TOKENS = 1920, 2048, 270e9
+STEPS = round(TOKENS / (SEQUENCES * LENGTH))
 
 
 def get_config() -> TrainConfig:
@@ -50,9 +50,9 @@ def get_config() -> TrainConfig:
             weight_decay=0.1,
             no_decay=("bias", "scale"),
             schedule=Schedule(
-                "cosine", warmup_steps=round(1e9 / (ROWS * LENGTH)), end_fraction=0.1
+                "cosine", warmup_steps=round(1e9 / (SEQUENCES * LENGTH)), end_fraction=0.1
             ),
         ),
-        phases=(Phase(steps=STEPS, sequence_length=LENGTH, batch_size=ROWS, micro_batches=3),),
+        phases=(Phase(steps=STEPS, sequence_length=LENGTH, batch_size=SEQUENCES, micro_batches=3),),
         mesh=MeshConfig(data=1, fsdp=128, tensor=16),
     )
