@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.evaluation import samples
 from flax_transformers.evaluation.samples import (
@@ -26,8 +27,6 @@ TOKENIZER = ByteTokenizer()
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    from flax_transformers.data.prepare.text import prepare
-
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder / "text.txt", 40)
     data = tiny_config(folder / "text.txt", folder / "store").data
