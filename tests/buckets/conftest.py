@@ -1,4 +1,4 @@
-"""Buckets without a cloud: emulators on loopback, in the place of gs:// and s3://."""
+"""Emulators of gs:// and s3:// on loopback."""
 
 from __future__ import annotations
 

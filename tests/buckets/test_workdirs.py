@@ -1,4 +1,4 @@
-"""Workdirs and token stores in remote, from the command line, against emulators."""
+"""Workdirs and token stores in buckets, from the command line, against emulators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store belongs to what its corpus holds, wherever either of them lies and however old it is."""
+"""A store is identified by the content of its corpus, not by paths or times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builders of the shapes that public ones have, prepared here and read without TensorFlow."""
+"""TFDS builders like public ones, prepared here and read without TensorFlow."""
 
 import random
 import sys

@@ -1,4 +1,4 @@
-"""Files of a store on a local disk: how many are open at once, and what becomes of others."""
+"""Local files of stores: the limit of open files, and atomic writes."""
 
 import os
 import resource

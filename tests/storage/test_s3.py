@@ -1,4 +1,4 @@
-"""What orbax is taught of s3://, without a cloud."""
+"""Patching orbax for s3://, without a cloud."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder that a run writes to."""
+"""Workdirs: paths, locks and atomic writes."""
 
 import subprocess
 import sys

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import grain
 import numpy as np
 
 Seed = int | tuple[int | str, ...]
@@ -73,6 +72,8 @@ def _shuffled(position: int, count: int, key: int) -> tuple[int, int]:
     seed = key_of("shuffle", (key, epoch))
     if count <= _FEW:
         return epoch, int(_permutation(count, seed)[place])
+    import grain  # imports jax, which configs and workers of preparation do not need
+
     number = grain.experimental.index_shuffle(
         place, max_index=count - 1, seed=seed % 2**32, rounds=4
     )

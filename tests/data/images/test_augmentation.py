@@ -1,4 +1,4 @@
-"""Random changes to images: their sizes, ranges and shares, and that the generator decides."""
+"""Augmentation: sizes, ranges and probabilities, and that only the generator is random."""
 
 from __future__ import annotations
 

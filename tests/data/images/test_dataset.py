@@ -1,4 +1,4 @@
-"""Images from every kind of source, checked once, and the same rows from any machine."""
+"""Images from every kind of source, and equal examples on every host."""
 
 from __future__ import annotations
 

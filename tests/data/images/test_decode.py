@@ -1,4 +1,4 @@
-"""What becomes of images as they are found in the wild."""
+"""Decoding of images in all formats and modes, and of damaged ones."""
 
 from __future__ import annotations
 

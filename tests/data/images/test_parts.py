@@ -1,4 +1,4 @@
-"""An image store made in parts, by several jobs: the same bytes as one process makes."""
+"""Image stores prepared by several jobs have the bytes of one prepared by one process."""
 
 from __future__ import annotations
 

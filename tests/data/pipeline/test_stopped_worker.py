@@ -1,4 +1,4 @@
-"""A data worker that is stopped: the run that waits for it ends, and the worker with it."""
+"""If a data worker is stopped, the run that waits for it ends, and the worker too."""
 
 from __future__ import annotations
 

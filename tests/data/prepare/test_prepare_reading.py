@@ -1,4 +1,4 @@
-"""What preparing a store reads, and that jobs and processes make the same store of every format."""
+"""What preparation reads, and equal stores from jobs and processes for every format."""
 
 import gzip
 import json

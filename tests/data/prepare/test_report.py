@@ -1,4 +1,4 @@
-"""What preparing left out or changed is counted, said, and kept with the store."""
+"""What preparation left out or changed is counted, printed, and kept in the store."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Work for runs of shards, in this process."""
+"""Running work for shards in this process."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -53,3 +55,10 @@ def test_documents_that_are_done_are_progress_to_the_watchdog(monkeypatch):
         reporter.set(3, 10, 0)
         reporter.note(documents=1)
     assert len(seen) == 2
+
+
+def test_data_configs_and_preparation_import_no_jax():
+    modules = ("config", "mixture", "images.dataset", "prepare.shards", "prepare.duplicates")
+    imports = ", ".join(f"flax_transformers.data.{name}" for name in modules)
+    code = f"import sys, {imports}; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

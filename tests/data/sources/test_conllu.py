@@ -1,4 +1,4 @@
-"""Tagged sentences: which lines are words, and that tags stay with them through any tokenizer."""
+"""Tagged sentences: which lines are words, and that words keep their tags when tokenized."""
 
 from __future__ import annotations
 

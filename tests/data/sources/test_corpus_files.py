@@ -1,4 +1,4 @@
-"""Which files of a corpus are read, and that all others are counted."""
+"""Which files of a corpus are read, and that the others are counted."""
 
 from __future__ import annotations
 

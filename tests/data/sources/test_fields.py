@@ -1,4 +1,4 @@
-"""Fields of records: the same rule in every format and for every source that reads records."""
+"""Fields of records, by one rule for every format and source."""
 
 from __future__ import annotations
 

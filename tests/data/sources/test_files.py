@@ -1,4 +1,4 @@
-"""How the bytes of a corpus file are read: compressed ones, and from the middle."""
+"""Reading corpus files: compressed ones, and from the middle."""
 
 import bz2
 import gzip

@@ -1,4 +1,4 @@
-"""What readers make of data that nobody would write: documents, or one sentence."""
+"""Readers yield documents or raise one UserError for damaged and random data."""
 
 import gzip
 import json

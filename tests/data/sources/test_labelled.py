@@ -1,4 +1,4 @@
-"""Labelled texts: every format they come in, classes and numbers, and what is left out."""
+"""Labelled texts: all formats, classes and numbers, and what is left out."""
 
 from __future__ import annotations
 

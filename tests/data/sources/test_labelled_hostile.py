@@ -1,4 +1,4 @@
-"""Readers of labelled texts on TFDS data, and on garbage."""
+"""Readers of labelled texts on TFDS data and on random data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs of texts: every format they come in, what is left out, and which of them share a row."""
+"""Pairs of texts: all formats, what is left out, and packing."""
 
 from __future__ import annotations
 

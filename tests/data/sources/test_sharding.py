@@ -1,4 +1,4 @@
-"""Which documents are in which shard, for every kind of source, and how much is read for them."""
+"""The documents of each shard, for every kind of source, and how much is read for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions: where their answers stand in characters and in tokens, and windows over long texts."""
+"""Questions: positions of answers in characters and tokens, and windows over long texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever happens to the files of a finished store: opening it says so, in a sentence with a name.
+"""Opening a store with damaged files raises one error that names a file.
 
 `prepare` and `open_dataset` are what `train` calls before its first step, in one process and in
 several.

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001
-"""A few sentences in each of twenty languages, in as many scripts as there are, and harder text."""
+"""A few sentences in each of twenty languages and many scripts, and harder text."""
 
 TEXTS = {
     "English": "He smiled. It was a fine day… She agreed! “Was it late?” They didn't know. No.\n",

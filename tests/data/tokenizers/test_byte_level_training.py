@@ -1,4 +1,4 @@
-"""Byte-level BPE and whitespace-preserving sentencepiece: code and verse come back exactly."""
+"""Byte-level BPE and whitespace-preserving sentencepiece decode code and verse exactly."""
 
 from __future__ import annotations
 

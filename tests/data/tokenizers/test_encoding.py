@@ -1,4 +1,4 @@
-"""The ids of a document are the tokenizer's own, wherever its sentences end."""
+"""The ids of a document do not depend on where its sentences end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written beside an exported model: tokenizers trained here, as others read them."""
+"""Tokenizers trained here in the files of exported models."""
 
 from __future__ import annotations
 

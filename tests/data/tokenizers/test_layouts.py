@@ -1,4 +1,4 @@
-"""Tokenizer folders as they are published, against what `transformers` made of them."""
+"""Published tokenizer folders give the ids of `transformers`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs whose sides have a tokenizer each: what a store of them holds, and what it refuses."""
+"""Pairs with a tokenizer for each side: their stores, and errors."""
 
 from __future__ import annotations
 
