@@ -28,7 +28,7 @@ CORE = {  # folders whose code a reader of one training step meets, without some
     "parallel": (),
 }
 CORE_LINES = 10_000  # of code: without blank lines, comments and docstrings
-CORE_TEXT_LINES = 10_740  # with comments and docstrings
+CORE_TEXT_LINES = 11_000  # with comments and docstrings
 FILE_LINES = 700
 FUNCTION_LINES = 70
 CLASS_DEPTH = 3  # below object, nn.Module, or the dataclass that a hierarchy of configs begins with
@@ -53,6 +53,7 @@ RETIRED_TERMS = (
     r"house(s|d)?",
     r"guests?",
     r"strangers?",
+    r"doors?",
     r"(?<!np\.)(?<!jnp\.)(?<!math\.)(?<!lax\.)floors?",
     r"wires?",
     r"(go|goes|going) on from",
@@ -65,9 +66,6 @@ RETIRED_NAMES = (
     r"WeightAverage|PartsTaken|DistanceBias|distance_bias|only_one|one_of_several",
     r"logits_held|norm_place|max_skipped_in_a_row|(max_)?rewinds",
 )
-
-TOLERATED = {"retired_terms": 16}
-"""Violations that there still are: lowered as they go, never raised."""
 
 
 @cache
@@ -226,13 +224,10 @@ def main() -> int:
     failed = False
     for check in (cycles, core_size, sizes, class_depths, retired_terms):
         violations = list(check())
-        tolerated = TOLERATED.get(check.__name__, 0)
-        failed |= len(violations) > tolerated
+        failed |= bool(violations)
         for violation in violations:
             print(f"  {violation}")
-        print(
-            f"{check.__name__.replace('_', ' ')}: {len(violations)} violations, at most {tolerated}"
-        )
+        print(f"{check.__name__.replace('_', ' ')}: {len(violations) or 'no'} violations")
     return int(failed)
 
 
