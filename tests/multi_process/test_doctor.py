@@ -52,9 +52,9 @@ def test_doctor_reports_the_devices_of_a_job(doctor, tmp_path):
     code, said = doctor()
     assert code == 0, said
     for line in (
-        "2 device(s) of kind cpu in 2 process(es), 1 here",
-        "a sum of 4 MiB over all 2 device(s) is right",
-        "the config is the same everywhere and fits the devices (data=2)",
+        "2 device(s) of kind cpu in 2 process(es), 1 in this one",
+        "an all-reduce of 4 MiB over 2 device(s) is right",
+        "the config is the same in all processes and fits the devices (data=2)",
         f"every process finds the data in {tmp_path / 'store'}",
         f"{tmp_path} can be written by every process",
         "ready to train",
