@@ -33,9 +33,9 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class BartConfig(EncoderDecoderConfig):
-    """BART of large size: post-norm, learned positions from row 2 on, a norm after embeddings.
+    """BART, large by default: post-norm, learned positions from row 2, a norm after embeddings.
 
-    mBART is pre-norm. Its decoder begins with the language of the sequence.
+    mBART is pre-norm. Its decoder starts with the language id of the target.
     """
 
     architecture: str = "BartForConditionalGeneration"
@@ -108,9 +108,9 @@ _PLAIN = BartConfig()
 
 
 def read_fields(config: Mapping[str, Any], default: EncoderDecoderConfig) -> dict[str, Any]:
-    """Fields of a config.json like BART's (Marian's is). What it leaves out is as in ``default``.
+    """Fields of a config.json like BART's (also Marian's), by default those of ``default``.
 
-    Raises UserError for what we do not have.
+    Raises UserError for unsupported fields.
     """
     huggingface.refuse(config, {"is_decoder": False})
     config = huggingface.without_aliases(config, ALIASES)
@@ -126,7 +126,7 @@ def read_fields(config: Mapping[str, Any], default: EncoderDecoderConfig) -> dic
     fields["activation"] = huggingface.activation_from(
         config.get("activation_function", huggingface.activation_to(default.activation))
     )
-    # What files leave out is not scaled, and tied, whatever the default model is.
+    # Missing fields mean not scaled, and tied, whatever the default model is.
     fields |= huggingface.read_switches(config, _SWITCHES, _PLAIN)
     return fields
 
@@ -148,11 +148,11 @@ def write_fields(config: EncoderDecoderConfig) -> dict[str, Any]:
 
 
 def from_huggingface(config: Mapping[str, Any]) -> BartConfig:
-    """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     model_type = huggingface.model_type_of(config, _PREFIXES)
     default = BartConfig() if model_type == "bart" else _MBART
     fields = read_fields(config, default)
-    # Not tied means three tables: for what is read, for what is written, and for the logits.
+    # Not tied means three tables: of the encoder, of the decoder, and of the logits.
     fields |= {"norm_position": default.norm_position, "share_embeddings": fields["tie_embeddings"]}
     fields.setdefault("num_labels", default.num_labels)
     return huggingface.make_config(BartConfig, fields)
@@ -184,7 +184,7 @@ def layer_rows(side: str) -> list[Weight]:
 def word_tables(
     config: EncoderDecoderConfig, target_vocab_size: int | None = None
 ) -> tuple[list[Weight], dict[str, str]]:
-    """Rows of the tables over the vocabulary, and the copies of them that files may hold."""
+    """Rows of the vocabulary tables, and the copies of them that files may have."""
     source, target = "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"
     copies = {}
     if config.share_embeddings:

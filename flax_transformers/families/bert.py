@@ -107,10 +107,9 @@ class BertConfig(TextConfig):
     dropout: float = 0.1
     attention_dropout: float = 0.1
     pooling: Literal["cls", "mean"] = "cls"
-    """What a classifier of sequences and a sentence embedding look at: the first token, or the mean
-    of all."""
+    """Input of sequence classifiers and sentence embeddings: the first token or the mean of all."""
     normalize_embeddings: bool | None = None
-    """Whether sentence embeddings have length 1; None for a model that is no sentence encoder."""
+    """Whether sentence embeddings have length 1; None: not a sentence encoder."""
 
 
 def _size(layers: int, width: int, vocab_size: int = 30522) -> BertConfig:
@@ -166,7 +165,7 @@ _SUPPORTED = {
 
 
 def from_huggingface(config: Mapping[str, Any]) -> BertConfig:
-    """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     huggingface.refuse(config, _SUPPORTED)
     fields = huggingface.common_fields(config, BertConfig())
     fields |= huggingface.read_numbers(config, NUMBERS, BertConfig())
@@ -196,7 +195,7 @@ _HEADS = {
     "BertForTokenClassification": "classifier",
     "BertForQuestionAnswering": "qa_outputs",
 }
-"""What each architecture calls its classification head."""
+"""Names of the classification head by architecture."""
 
 
 def body_weights(model: str) -> tuple[Weight, ...]:

@@ -77,7 +77,7 @@ def _activation(config: Mapping[str, Any]) -> Activation:
 
 
 def from_huggingface(config: Mapping[str, Any]) -> GemmaConfig:
-    """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     given = {name: value for name, value in config.items() if value is not None}
     huggingface.refuse(given, {"model_type": "gemma", "use_bidirectional_attention": False})
     fields = read_fields(config, GemmaConfig())

@@ -48,11 +48,11 @@ class GPT2Config(TextConfig):
     attention_dropout: float = 0.1
     scaled_residual_init: bool = True
     pad_id: int = -1
-    """-1 where there is no padding token, as in the published models."""
+    """-1: no padding token, as in the published models."""
     bos_id: int | None = 50256
-    """Id of the token that texts begin with, if any."""
+    """Id of the start token, if any."""
     eos_ids: tuple[int, ...] = (50256,)
-    """Ids of tokens that end a text."""
+    """Ids of end tokens."""
 
     RANGES: ClassVar[Ranges] = {"bos_id": ranges.TOKEN_ID, "eos_ids": ranges.TOKEN_ID}
 
@@ -105,7 +105,7 @@ _SUPPORTED = {
 
 
 def from_huggingface(config: Mapping[str, Any]) -> GPT2Config:
-    """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     huggingface.refuse(config, _SUPPORTED)
     config = huggingface.without_aliases(config, _ALIASES)
     defaults = GPT2Config()
@@ -147,7 +147,7 @@ _HEADS = {
     "GPT2ForTokenClassification": "classifier",
     "GPT2ForQuestionAnswering": "qa_outputs",
 }
-"""What each architecture calls its classification head."""
+"""Names of the classification head by architecture."""
 
 
 def _conv1d(ours: str, theirs: str, axes: str) -> tuple[Weight, Weight]:

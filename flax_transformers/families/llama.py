@@ -1,7 +1,7 @@
 """Llama (arXiv:2302.13971, 2307.09288, 2407.21783), and what its descendants share with it.
 
-Mistral, Mixtral and Gemma have the layers, the config.json and the weight names of Llama but for a
-few points each: their files build on the functions here.
+Mistral, Mixtral and Gemma differ from Llama in a few points of layers, config.json and weight
+names; their files use the functions here.
 """
 
 from __future__ import annotations
@@ -69,17 +69,17 @@ class LlamaConfig(TextConfig):
     tie_embeddings: bool = False
     classifier_dropout: float | None = 0.1
     pad_id: int = -1
-    """-1 where there is no padding token, as in the published models."""
+    """-1: no padding token, as in the published models."""
     bos_id: int | None = 1
-    """Id of the token that texts begin with, if any."""
+    """Id of the start token, if any."""
     eos_ids: tuple[int, ...] = (2,)
-    """Ids of tokens that end a text."""
+    """Ids of end tokens."""
 
     RANGES: ClassVar[Ranges] = {"bos_id": ranges.TOKEN_ID, "eos_ids": ranges.TOKEN_ID}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Of two ways to say the same only one is kept, so that equal models have equal configs.
+        # One spelling only, so that equal models have equal configs.
         if self.num_key_value_heads == self.num_heads:
             object.__setattr__(self, "num_key_value_heads", None)
         if self.head_dim is not None and self.head_dim * self.num_heads == self.hidden_size:
@@ -188,9 +188,9 @@ _MLP_BIAS = {"mlp_bias": "mlp_bias"}
 
 
 def read_fields(config: Mapping[str, Any], defaults: LlamaConfig) -> dict[str, Any]:
-    """What the config.json of every descendant of Llama says alike, by our names.
+    """The common fields of a config.json of Llama and its descendants, by our names.
 
-    What is left out is as in ``defaults``. Raises UserError for what we do not have.
+    Missing fields are as in ``defaults``. Raises UserError for unsupported ones.
     """
     fields = huggingface.common_fields(config, defaults)
     fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
@@ -259,7 +259,7 @@ def read_rope(config: Mapping[str, Any], theta: float, max_positions: int) -> Ro
         return Rope(theta=rope_theta)
     if kind == "linear":
         return Rope(theta=rope_theta, scaling="linear", factor=number("factor"))
-    # Some files have it beside the other parameters of the model, where it wins.
+    # Some files have it at the top level, where it takes precedence.
     original = config.get("original_max_position_embeddings")
     if original is not None:
         given = given | {"original_max_position_embeddings": original}
@@ -292,7 +292,7 @@ def write_rope(rope: Rope) -> dict[str, Any]:
 
 
 def from_huggingface(config: Mapping[str, Any]) -> LlamaConfig:
-    """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     huggingface.refuse(config, {"model_type": "llama"})
     fields = read_fields(config, LlamaConfig())
     fields |= huggingface.read_switches(config, ATTENTION_BIAS | _MLP_BIAS, LlamaConfig())

@@ -1,5 +1,5 @@
-"""Masked autoencoder (He et al., arXiv:2111.06377): an encoder that sees a quarter of the patches,
-and a small decoder that paints the others."""
+"""Masked autoencoder (He et al., arXiv:2111.06377): an encoder of a quarter of the patches, and a
+small decoder that reconstructs all."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def hide_patches(noise_BT: jax.Array, mask_ratio: float) -> tuple[jax.Array, jax
 
 
 def patch_targets(config: MaeConfig, pixel_values: jax.Array) -> jax.Array:
-    """What the decoder is to paint, float32 [B, T, P * Q * C], of images [B, C, height, width].
+    """The targets of the decoder, float32 [B, T, P * Q * C], of images [B, C, height, width].
 
     With ``norm_pix_loss`` each patch has mean 0 and variance 1 (unbiased, §4.1).
     """
@@ -245,9 +245,9 @@ class MaeConfig(VisionConfig):
     decoder_heads: int = 16
     decoder_intermediate_size: int = 2048
     mask_ratio: float = 0.75
-    """Part of the patches that is hidden."""
+    """Fraction of patches that is masked."""
     norm_pix_loss: bool = False
-    """The decoder paints patches of mean 0 and variance 1."""
+    """Targets are patches normalised to mean 0 and variance 1."""
 
     RANGES: ClassVar[Ranges] = {
         "decoder_hidden_size": ranges.WIDTH,
@@ -318,7 +318,7 @@ _NUMBERS = vit.NUMBERS | {
 
 
 def from_huggingface(config: Mapping[str, Any]) -> MaeConfig:
-    """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     huggingface.refuse(config, {"model_type": "vit_mae"})
     fields = vit.read_vision(config, _NUMBERS, MaeConfig())
     fields |= huggingface.read_switches(config, {"norm_pix_loss": "norm_pix_loss"}, MaeConfig())

@@ -63,14 +63,14 @@ class MarianConfig(EncoderDecoderConfig):
     architecture: str = "MarianMTModel"
     vocab_size: int = 37000
     decoder_vocab_size: int | None = None
-    """Entries of the target's vocabulary, where the two sides do not share one."""
+    """Entries of the target vocabulary, if source and target do not share one."""
     hidden_size: int = 512
     num_layers: int = 6
     num_heads: int = 8
     intermediate_size: int = 2048
     max_positions: int | None = 1024
     sinusoidal: bool = True
-    """Fixed sines and cosines (§3.5) in the place of learned positions."""
+    """Fixed sines and cosines (§3.5) instead of learned positions."""
     norm_position: Literal["pre", "post"] = "post"
     norm_eps: float = 1e-5
     activation: Activation = "relu"
@@ -128,7 +128,7 @@ _PUBLISHED = MarianConfig(
     eos_ids=(0,),
     decoder_start_id=58100,
 )
-"""What a config.json of Marian means where it says nothing."""
+"""Defaults of Marian's config.json."""
 
 
 def _opus(vocab_size: int) -> MarianConfig:
@@ -162,7 +162,7 @@ _SHARED = {"share_embeddings": "share_encoder_decoder_embeddings"}
 
 
 def from_huggingface(config: Mapping[str, Any]) -> MarianConfig:
-    """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     huggingface.refuse(config, {"model_type": "marian"})
     fields = read_fields(config, _PUBLISHED)
     shared = huggingface.read_switches(config, _SHARED, _PUBLISHED)["share_embeddings"]

@@ -71,7 +71,7 @@ def read_windowed(
 
 
 def from_huggingface(config: Mapping[str, Any]) -> MistralConfig:
-    """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     huggingface.refuse(config, {"model_type": "mistral"})
     return huggingface.make_config(
         MistralConfig, read_windowed(config, MistralConfig(), MistralConfig().sliding_window)

@@ -106,7 +106,7 @@ _ALIASES = {"num_experts": "num_local_experts"}
 
 
 def from_huggingface(config: Mapping[str, Any]) -> MixtralConfig:
-    """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     huggingface.refuse(config, {"model_type": "mixtral", "router_jitter_noise": 0.0})
     config = huggingface.without_aliases(config, _ALIASES)
     fields = read_windowed(config, MixtralConfig(), MixtralConfig().sliding_window)

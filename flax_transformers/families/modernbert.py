@@ -93,8 +93,8 @@ _GLOBAL_ROPE, _LOCAL_ROPE = Rope(theta=160000.0), Rope(theta=10000.0)
 class ModernBertConfig(TextConfig):
     """The published ModernBERT: pre-norm, rotary positions, GeGLU, no biases; base by default.
 
-    ``dropout`` is that of the embeddings; inside layers ``attention_dropout`` also acts on what
-    attention gives, and ``activation_dropout`` inside the feed-forward.
+    ``dropout`` applies to the embeddings; inside layers ``attention_dropout`` also applies to the
+    output of attention, and ``activation_dropout`` inside the feed-forward.
     """
 
     architecture: str = "ModernBertForMaskedLM"
@@ -112,9 +112,9 @@ class ModernBertConfig(TextConfig):
     local_attention: int = 128
     """Window of local layers: half of it to each side."""
     global_every: int = 3
-    """Of so many layers, the first sees everything and the others their window."""
+    """In each group of this many layers, the first is global and the others are local."""
     layer_types: tuple[Kind, ...] = ()
-    """What each layer sees, where that is no such pattern; else empty."""
+    """The kind of each layer, if it is not such a pattern; otherwise empty."""
     norm_eps: float = 1e-5
     gated: bool = True
     qkv_bias: bool = False
@@ -127,13 +127,13 @@ class ModernBertConfig(TextConfig):
     decoder_bias: bool = True
     """A bias per word on the logits."""
     head_activation: Activation = "gelu"
-    """Between the linear layer and the norm that heads begin with."""
+    """Activation of the transform at the start of every head."""
     head_bias: bool = False
-    """Bias vector of that linear layer."""
+    """Bias vector of the linear layer in this transform."""
     pooling: Literal["cls", "mean"] = "cls"
-    """What a classifier of rows looks at: the first token or the mean of all."""
+    """Input of sequence classifiers: the first token or the mean of all."""
     normalize_embeddings: bool | None = None
-    """Whether sentence embeddings have length 1; None for a model that is no sentence encoder."""
+    """Whether sentence embeddings have length 1; None: not a sentence encoder."""
     classifier_dropout: float | None = 0.0
 
     RANGES: ClassVar[Ranges] = {
@@ -157,7 +157,7 @@ class ModernBertConfig(TextConfig):
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """What each layer sees."""
+        """The kind of each layer."""
         return self.layer_types or every(self.global_every, self.num_layers)
 
     @property
@@ -218,12 +218,12 @@ def stack(config: ModernBertConfig, compute: ComputeConfig, block: Block) -> Sta
 
 
 def every(n: int, layers: int) -> tuple[Kind, ...]:
-    """The published pattern: layers 0, n, 2n ... see everything."""
+    """The published pattern: layers 0, n, 2n ... are global."""
     return tuple(SLIDING if layer % n else FULL for layer in range(layers))
 
 
 def _period(kinds: tuple[Kind, ...]) -> int:
-    """After how many layers the pattern repeats itself."""
+    """The period of a pattern."""
     lengths = range(1, len(kinds) + 1)
     return next((n for n in lengths if kinds[n:] == kinds[: len(kinds) - n]), 1)
 
@@ -265,7 +265,7 @@ _SWITCHES = {
 
 
 def from_huggingface(config: Mapping[str, Any]) -> ModernBertConfig:
-    """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     defaults = ModernBertConfig()
     huggingface.refuse(config, {"model_type": "modernbert"})
     fields = huggingface.common_fields(config, defaults)
@@ -287,7 +287,7 @@ def from_huggingface(config: Mapping[str, Any]) -> ModernBertConfig:
 
 
 def _read_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """Which layers are global: a list of them wins over the number of older files."""
+    """Global layers: a list takes precedence over the number in older files."""
     number = {"global_every": "global_attn_every_n_layers"}
     older = huggingface.read_numbers(config, number, ModernBertConfig())
     types = config.get("layer_types")
@@ -307,7 +307,7 @@ def _read_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
 def _read_ropes(config: Mapping[str, Any], max_positions: int) -> dict[str, Rope]:
     """Both kinds of rotary positions, in the spelling of transformers 4 or 5."""
     scaling, given = config.get("rope_scaling"), config.get("rope_parameters") or {}
-    # Older files say null where local layers turn as global ones do.
+    # Older files have null if local layers use the global theta.
     global_theta = config.get("global_rope_theta", _GLOBAL_ROPE.theta)
     local_theta = config.get("local_rope_theta", _LOCAL_ROPE.theta) or global_theta
 
@@ -319,7 +319,7 @@ def _read_ropes(config: Mapping[str, Any], max_positions: int) -> dict[str, Rope
 
 
 def to_huggingface(config: ModernBertConfig) -> dict[str, Any]:
-    """The config.json that `transformers` reads, version 4 as well where it can say the same."""
+    """The config.json that `transformers` reads, where possible version 4 too."""
     ropes = {FULL: config.rope or config.local_rope, SLIDING: config.local_rope}
     every_n = {} if config.layer_types else {"global_attn_every_n_layers": config.global_every}
     return {
@@ -345,7 +345,7 @@ def weights(config: ModernBertConfig) -> WeightTable:
     """The names of ModernBERT's tensors."""
     layer, theirs = "stack/{layer}", "model.layers.{layer}"
     qkv = tuple(f"{layer}/attention/{part}" for part in ("query", "key", "value"))
-    # The half that goes through the activation comes first.
+    # The half with the activation comes first.
     halves = tuple(f"{layer}/mlp/{part}" for part in ("gate", "up"))
     head = "mlm_head/transform" if config.architecture.endswith("MaskedLM") else "transform_head"
     table = WeightTable(

@@ -1,7 +1,7 @@
 """RoBERTa (Liu et al., arXiv:1907.11692) and XLM-RoBERTa (Conneau et al., arXiv:1911.02116).
 
-One architecture under two names: XLM-RoBERTa has another vocabulary. The architecture's name says
-which of the two a config is.
+One architecture with two names: XLM-RoBERTa has another vocabulary. The architecture's name tells
+them apart.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _CLASSES: dict[str, type[nn.Module]] = {
 }
 
 _PREFIXES = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
-"""Model types, and how the names of their architectures begin."""
+"""Model types and the prefixes of their architectures' names."""
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     f"{prefix}{name}": kind for prefix in _PREFIXES.values() for name, kind in _CLASSES.items()
@@ -68,9 +68,8 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 class RobertaConfig(TextConfig):
     """The published RoBERTa: BERT's layers, positions that skip padding; base size by default.
 
-    The table of positions has rows for padding before that of the first token: ``pad_id`` + 1 in
-    all, which is what ``position_offset`` must be. Positions that are given count from 0 like all
-    of ours, not from the first token's row.
+    The position table has ``pad_id`` + 1 rows before that of the first token, and so must
+    ``position_offset`` be. Given ``position_ids`` count from 0, as in all models here.
     """
 
     architecture: str = "RobertaForMaskedLM"
@@ -89,10 +88,9 @@ class RobertaConfig(TextConfig):
     dropout: float = 0.1
     attention_dropout: float = 0.1
     pooling: Literal["cls", "mean"] = "cls"
-    """What a classifier of sequences and a sentence embedding look at: the first token, or the mean
-    of all."""
+    """Input of sequence classifiers and sentence embeddings: the first token or the mean of all."""
     normalize_embeddings: bool | None = None
-    """Whether sentence embeddings have length 1; None for a model that is no sentence encoder."""
+    """Whether sentence embeddings have length 1; None: not a sentence encoder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,11 +148,11 @@ _LEFT_OUT = {
     "roberta": replace(_BASE, norm_eps=1e-12, token_types=2),
     "xlm-roberta": replace(_XLM_BASE, vocab_size=30522, norm_eps=1e-12, token_types=2),
 }
-"""What Hugging Face takes fields for that a file leaves out."""
+"""Hugging Face's defaults of fields that a file does not have."""
 
 
 def from_huggingface(config: Mapping[str, Any]) -> RobertaConfig:
-    """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     model_type = huggingface.model_type_of(config, _PREFIXES)
     huggingface.refuse(config, _SUPPORTED)
     fields = huggingface.common_fields(config, _LEFT_OUT[model_type])

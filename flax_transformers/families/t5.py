@@ -1,13 +1,13 @@
 """T5 and its kin: sizes, configuration and weight names.
 
-T5 1.0 (arXiv:1910.10683) ties the logits to the word table and scales them; T5 1.1, mT5
+T5 1.0 (arXiv:1910.10683) ties the logits to the embedding table and scales them; T5 1.1, mT5
 (arXiv:2010.11934), ByT5 (arXiv:2105.13626) and umT5 (arXiv:2304.09151) have a gated feed-forward
-and a table of their own for the logits. umT5 has relative positions in every layer, the others in
-the first one for all.
+and an untied output table. umT5 has relative positions in every layer, the others one table that
+all layers share.
 
-The published umT5 files have a table of their own for the logits too, and were trained without the
-scaling: so they are read here, and so transformers 4 ran them. transformers 5.23 overwrites their
-``tie_word_embeddings`` and scales the logits, which are then smaller by ``hidden_size ** -0.5``.
+The published umT5 files have an untied output table and were trained without the scaling: they are
+read so here, as in transformers 4. transformers 5.23 overrides their ``tie_word_embeddings`` and
+scales the logits by ``hidden_size ** -0.5``.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ _CLASSES: dict[str, type[nn.Module]] = {
     "Model": EncoderDecoder,
 }
 _PREFIXES = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
-"""Model types, and how the names of their architectures begin."""
+"""Model types and the prefixes of their architectures' names."""
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     f"{prefix}{head}": kind for prefix in _PREFIXES.values() for head, kind in _CLASSES.items()
@@ -197,15 +197,15 @@ class T5Config(EncoderDecoderConfig):
     activation_dropout: float = 0.1
     classifier_dropout: float | None = 0.0
     init_std: float = 1.0
-    """A factor on the standard deviations that each kernel has of its own."""
+    """A factor on the standard deviation of each kernel."""
     decoder_start_id: int | None = 0
     relative_buckets: int = 32
     relative_max_distance: int = 128
     output_dropout: ClassVar[bool] = True
     bias_in_every_layer: bool = False
-    """A table of relative positions in every layer, and not one for a whole stack (umT5)."""
+    """A relative position table in every layer, instead of one for the whole stack (umT5)."""
     scale_logits: bool = True
-    """Hidden states are multiplied with ``hidden_size ** -0.5`` on their way to the logits."""
+    """Multiply hidden states by ``hidden_size ** -0.5`` before the logits."""
 
     RANGES: ClassVar[Ranges] = {
         "relative_buckets": ranges.integers(4, 2**20),
@@ -228,10 +228,10 @@ class T5Config(EncoderDecoderConfig):
 
     @property
     def attention_scale(self) -> float:
-        return 1.0  # the initial numbers make up for it
+        return 1.0  # compensated by the initial scale of queries
 
     def initial_std(self, name: str) -> float:
-        """Those of mesh-tensorflow: queries start small, for scores are not scaled."""
+        """As in mesh-tensorflow: queries start small, because scores are not scaled."""
         inner = self.num_heads * self.head_width
         fan_in = {
             "words": 1,
@@ -243,7 +243,7 @@ class T5Config(EncoderDecoderConfig):
 
 
 class RelativeBias(nn.Module):
-    """What distances add to the scores of each head; a table over ``buckets_by_distance``."""
+    """The relative position bias of each head, from a table over ``buckets_by_distance``."""
 
     config: T5Config
 
@@ -259,7 +259,7 @@ class RelativeBias(nn.Module):
             name="table",
         )
         distance = np.arange(-c.relative_max_distance, c.relative_max_distance + 1)
-        # An encoder looks both ways and spends half of its buckets on what comes after.
+        # An encoder attends in both directions and uses half of its buckets for later keys.
         one_way = c.relative_buckets if c.causal else c.relative_buckets // 2
         before = np.maximum(-distance, 0) if c.causal else np.abs(distance)
         bucket = buckets_by_distance(one_way, c.relative_max_distance)[before]
@@ -269,7 +269,7 @@ class RelativeBias(nn.Module):
 
 
 class UMT5Block(TransformerBlock):
-    """A layer with relative positions of its own."""
+    """A layer with its own relative position bias."""
 
     config: T5Config
 
@@ -357,7 +357,7 @@ SIZES: dict[str, T5Config] = {
     },
     **{f"byt5-{name}": replace(size, vocab_size=384) for name, size in _BYTES.items()},
 }
-"""The published sizes; vocabulary rows as published, some of them spare."""
+"""The published sizes, with the published number of vocabulary rows (some are unused)."""
 
 _ORIGINAL = T5Config()
 
@@ -393,7 +393,7 @@ def _model_type(config: T5Config) -> str:
 
 
 def from_huggingface(config: Mapping[str, Any]) -> T5Config:
-    """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     model_type = huggingface.model_type_of(config, _PREFIXES)
     default = replace(
         T5Config() if model_type == "t5" else _NEWER["small"],
@@ -456,9 +456,9 @@ def _reads_and_writes(config: T5Config) -> bool:
 
 
 def settle(config: T5Config, tensors: Mapping[str, Any]) -> T5Config:
-    """The config of a file with these tensors. Its config.json may not tell whether logits have a
-    table of their own: transformers 5 calls them tied even when they are not. A model without a
-    head takes the answer along."""
+    """The config of a file with these tensors. Its config.json may be wrong about tied logits:
+    transformers 5 calls them tied even when they are not. A model without a head keeps the
+    answer."""
     words, head = tensors.get("shared.weight"), tensors.get("lm_head.weight")
     if head is None or words is None or not config.tie_embeddings or words.shape != head.shape:
         return config
@@ -470,7 +470,7 @@ _HEADS = {
     "TokenClassification": "classifier",
     "QuestionAnswering": "qa_outputs",
 }
-"""What each architecture calls its last layer."""
+"""Names of the last layer by architecture."""
 
 
 def _side(side: str, cross_attention: bool, bias_in_every_layer: bool) -> tuple[Weight, ...]:
@@ -520,7 +520,7 @@ def weights(config: T5Config) -> WeightTable:
     copies = {f"transformer.{side}.embed_tokens.weight": words for side in ("encoder", "decoder")}
     if kind == "ConditionalGeneration" and config.tie_embeddings:
         copies["lm_head.weight"] = words
-    # A table that cross-attention never had a use for, and what an encoder leaves aside.
+    # A table that cross-attention does not use, and what an encoder model does not have.
     cross = (
         r"transformer\.decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\..*"
     )

@@ -221,7 +221,7 @@ def write_vision(config: VisionConfig, names: Mapping[str, str]) -> dict[str, An
 
 
 def from_huggingface(config: Mapping[str, Any]) -> ViTConfig:
-    """The configuration in a Hugging Face config.json. Raises UserError for what we do not have."""
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     huggingface.refuse(config, {"model_type": "vit"})
     return huggingface.make_config(ViTConfig, read_vision(config, NUMBERS, ViTConfig()))
 

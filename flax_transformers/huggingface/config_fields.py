@@ -1,8 +1,8 @@
-"""Fields of a config.json that no family reads: kept for the way back, refused, or named.
+"""Fields of a config.json that no family reads: kept, refused, or reported.
 
-A family's ``to_huggingface`` writes every field that it reads. What else a file has either changes
-nothing that a model computes, and is written back as it was, or is refused, or is not known here:
-then it is written back too, and a warning names it.
+A family's ``to_huggingface`` writes every field that it reads. Other fields of a file are written
+back unchanged if they do not affect the outputs, refused if they do, and written back with a
+warning if they are unknown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flax_transformers.models.generation_settings import IN_CONFIG_JSON, OWN_FIE
 logger = logging.getLogger(__name__)
 
 _HARMLESS = frozenset(
-    # Where a model comes from, how it was run, and what it returns.
+    # Origin of a model, how it was run, and what it returns.
     "_name_or_path _commit_hash _attn_implementation _attn_implementation_autoset auto_map "
     "attn_implementation transformers_version finetuning_task language base_model_tp_plan "
     "use_cache output_attentions output_hidden_states output_scores output_past return_dict "
@@ -27,19 +27,19 @@ _HARMLESS = frozenset(
     "gradient_checkpointing chunk_size_feed_forward pretraining_tp reference_compile is_decoder "
     "deterministic_flash_attn repad_logits_with_grad is_encoder_decoder tokenizer_class "
     "use_return_dict quantization_config directionality model_max_length unsloth_version "
-    # What pipelines and tokenizers look at.
+    # Read by pipelines and tokenizers.
     "task_specific_params prefix label2id id2label num_labels _num_labels sep_token_id "
     "cls_token_id mask_token_id unk_token_id tokenizer_type "
-    # Training alone.
+    # Training only.
     "decoder_layerdrop encoder_layerdrop classif_dropout classifier_dropout hidden_dropout "
     "output_router_logits sparse_prediction sparse_pred_ignore_index initializer_cutoff_factor "
     "initializer_range summary_first_dropout keys_to_ignore_at_inference embd_pdrop "
-    # Of heads that there are not here.
+    # Of unsupported heads.
     "n_special predict_special_tokens scalable_attention "
     "summary_activation summary_proj_to_labels summary_type summary_use_proj encoder_stride "
     "pooler_act pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
     "pooler_output_size pooler_size_per_head pooler_type "
-    # Sizes said a second time, and what the originals do not look at.
+    # Redundant sizes, and fields that the originals do not read.
     "n_ctx n_positions vocab_size_or_config_json_file layer_norm_eps position_embedding_type "
     "embedding_size add_bias_logits add_final_layer_norm normalize_before normalize_embedding "
     "static_position_embeddings extra_pos_embeddings hidden_activation sliding_window "
@@ -50,7 +50,7 @@ _HARMLESS = frozenset(
     "rope_scaling rope_theta rope_parameters partial_rotary_factor router_jitter_noise "
     "original_max_position_embeddings use_bidirectional_attention decoder_vocab_size".split()
 ) | {"pruned_heads", "force_bos_token_to_be_generated"}
-"""Fields that change no output, or that a family checks before they get here."""
+"""Fields that do not change outputs, or that a family checks before."""
 
 
 _WRITTEN_ANYWAY = {"dtype", "architectures", "model_type"}
@@ -61,9 +61,8 @@ def kept_fields(
 ) -> tuple[tuple[str, str], ...]:
     """The fields of the config.json ``described`` that differ from ``written``, for ``hub_fields``.
 
-    ``written`` is what the family writes of the model: "silu" for "swish". A warning names the
-    fields that are neither
-    there nor known here. Raises UserError for those that change what a model computes.
+    ``written`` is what the family writes of the model: "silu" for "swish". A warning names
+    unknown fields. Raises UserError for fields that change the outputs.
     """
     if described.get("pruned_heads"):
         raise UserError(
@@ -93,8 +92,8 @@ def with_kept(
 ) -> dict[str, Any]:
     """The config.json that a family writes, with the ``hub_fields`` of the config.
 
-    While the model is what they describe, all are written as they were. Where it has been changed,
-    what the family writes comes first, and what says a field a second time follows it. ``read`` is
+    If the model is unchanged, all are written as they were. Otherwise the family's values win, and
+    aliases follow them. ``read`` is
     the family's reader.
     """
     kept = {name: json.loads(text) for name, text in config.hub_fields}

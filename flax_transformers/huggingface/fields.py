@@ -1,4 +1,4 @@
-"""What the config.json files of Hugging Face have in common, whatever the family."""
+"""Reading and writing fields of config.json that families share."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
 }
-"""Their names for an activation to ours; of several, the first is the one that we write."""
+"""Hugging Face's names of activations, to ours; of several, the first is written."""
 
 
 def activation_from(name: Any) -> Activation:
-    """Our name for their ``hidden_act``. Raises UserError if there is none."""
+    """Our name for a ``hidden_act``. Raises UserError for an unsupported one."""
     if name not in ACTIVATIONS:
         raise UserError(
             f"config.json asks for activation {name!r}, which is not supported; "
@@ -37,7 +37,7 @@ def activation_from(name: Any) -> Activation:
 
 
 def activation_to(name: Activation) -> str:
-    """Their name for our activation."""
+    """Hugging Face's name for an activation."""
     return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == name)
 
 
@@ -61,7 +61,7 @@ def read_numbers(
 
 
 def require_number(name: str, value: Any, *, whole: bool) -> None:
-    """Raises UserError unless the field ``name`` holds a number that is finite and not negative.
+    """Raise UserError unless the field ``name`` is a finite number that is not negative.
 
     The ranges of our configs, which are narrower, are checked when one is made of it.
     """
@@ -71,7 +71,7 @@ def require_number(name: str, value: Any, *, whole: bool) -> None:
 
 
 def read_classifier_dropout(config: Mapping[str, Any], default: float | None) -> float | None:
-    """The drop rate before a classifier, where there is one; null leaves it to the family."""
+    """The dropout rate before a classifier, if given; null means the family's default."""
     value = config.get("classifier_dropout")
     if value is None:
         return default
@@ -82,7 +82,7 @@ def read_classifier_dropout(config: Mapping[str, Any], default: float | None) ->
 def read_switches(
     config: Mapping[str, Any], names: Mapping[str, str], defaults: object
 ) -> dict[str, bool]:
-    """Fields that are true or false, as ``read_numbers`` reads numbers.
+    """Boolean fields, as ``read_numbers`` reads numbers.
 
     Raises UserError for anything else: a "no" or a 0 could be meant either way.
     """
@@ -101,14 +101,14 @@ def write_fields(config: object, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def without_aliases(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
-    """A config.json with the family's own names in the place of those that transformers reads as
-    well, such as GPT-2's ``n_embd`` for ``hidden_size``; where both are there, its own count."""
+    """A config.json with aliases that transformers also reads replaced by the family's own names,
+    such as ``hidden_size`` by GPT-2's ``n_embd``; if both are present, the own name wins."""
     given = {own: config[alias] for alias, own in aliases.items() if alias in config}
     return given | dict(config)
 
 
 def common_fields(config: Mapping[str, Any], defaults: TransformerConfig) -> dict[str, Any]:
-    """What every config.json says alike: the architecture and the labels of a classifier."""
+    """Fields of every config.json: the architecture and the labels of a classifier."""
     fields: dict[str, Any] = {
         "architecture": (config.get("architectures") or [defaults.architecture])[0]
     }
@@ -164,7 +164,7 @@ def _label_names(labels: Any) -> tuple[str, ...] | None:
 
 
 def _label_order(values: list[Any]) -> list[int] | None:
-    """Where each number from 0 on stands among ``values``; None if these are not the numbers."""
+    """Index of each of 0, 1, 2 ... among ``values``; None if these are other values."""
     try:
         numbers = [float(value) for value in values]
     except (TypeError, ValueError, OverflowError):
@@ -187,7 +187,7 @@ def common_json(config: TransformerConfig) -> dict[str, Any]:
 
 
 class _SpecialIds(Protocol):
-    """A config that knows the tokens at the edges of a text; no padding token is -1."""
+    """A config with ids of special tokens; -1 means no padding token."""
 
     @property
     def pad_id(self) -> int: ...
@@ -198,7 +198,7 @@ class _SpecialIds(Protocol):
 
 
 def read_special_ids(config: Mapping[str, Any], defaults: _SpecialIds) -> dict[str, Any]:
-    """Ids of padding and of the ends of a text. Raises UserError for what is not an id."""
+    """Ids of padding, start and end tokens. Raises UserError for invalid ids."""
     no_padding = None if defaults.pad_id < 0 else defaults.pad_id
     pad, bos = config.get("pad_token_id", no_padding), config.get("bos_token_id", defaults.bos_id)
     eos = config.get("eos_token_id", list(defaults.eos_ids))
@@ -209,7 +209,7 @@ def read_special_ids(config: Mapping[str, Any], defaults: _SpecialIds) -> dict[s
 
 
 def read_decoder_start(config: Mapping[str, Any], default: int | None) -> int | None:
-    """Id of what a decoder begins with, if it is always the same. Raises UserError for no id."""
+    """The first input id of a decoder, if it is fixed. Raises UserError for an invalid id."""
     start = config.get("decoder_start_token_id", default)
     _require_id(start)
     return start
@@ -236,7 +236,7 @@ def _unnamed(labels: int) -> tuple[str, ...]:
 
 
 def make_config(kind: type[C], fields: Mapping[str, Any]) -> C:
-    """``kind(**fields)``, with what it does not accept said of the file. Raises UserError."""
+    """``kind(**fields)``. Raises UserError that names config.json for values it refuses."""
     try:
         return kind(**fields)
     except ValueError as error:
@@ -244,7 +244,7 @@ def make_config(kind: type[C], fields: Mapping[str, Any]) -> C:
 
 
 def refuse(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises UserError if a field of ``config`` is there and is not as ``wanted``."""
+    """Raise UserError if ``config`` has a field with another value than in ``wanted``."""
     for name, value in wanted.items():
         if config.get(name, value) != value:
             raise UserError(

@@ -1,4 +1,4 @@
-"""What a folder is that somebody gives as a model: read, or named with what to do about it.
+"""Kinds of model folders: which can be read, and what to do about the others.
 
 Looked at before any tensor: adapters, quantised weights, pickles, variants, subfolders and the
 layouts of other libraries.
@@ -17,7 +17,7 @@ from flax_transformers.huggingface.side_files import CONFIG
 from flax_transformers.huggingface.tensor_files import INDEX, WEIGHTS, read_json
 
 _MAX_NAMES = 10_000
-"""Entries of a folder that are looked at."""
+"""Number of entries of a folder that are examined."""
 
 _VARIANT = re.compile(
     r"model\.(?!safetensors)([\w-]+?)(?:-\d+-of-\d+)?\.safetensors(?:\.index\.json)?"
@@ -30,8 +30,8 @@ _SAVE = "save_pretrained('safetensors')"
 
 
 def inner_folder(directory: Path) -> Path:
-    """Where config.json and weights of a folder lie: there, or, as sentence-transformers wrote it,
-    in the folder of the first of its modules (``0_Transformer``)."""
+    """The folder with config.json and weights: this one or, in the layout of sentence-transformers,
+    the folder of its first module (``0_Transformer``)."""
     names = _names(directory)
     inner = _first_module(directory) if "modules.json" in names else "0_Transformer"
     if CONFIG not in names and inner in names and CONFIG in _names(directory / inner):
@@ -40,7 +40,7 @@ def inner_folder(directory: Path) -> Path:
 
 
 def require_model(directory: Path) -> None:
-    """Raises UserError, saying what it is, for a folder without config.json, and for an adapter."""
+    """Raise UserError, naming the kind, for a folder without config.json and for an adapter."""
     names = _names(directory)
     adapted = any(name.startswith("adapter_model.") for name in names)
     whole = any(name.endswith(".safetensors") and name.startswith("model") for name in names)
@@ -51,8 +51,8 @@ def require_model(directory: Path) -> None:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The config.json of a folder. Raises UserError, with what to do, if it describes quantised
-    weights, or if there are no safetensors that go with it."""
+    """The config.json of a folder. Raises UserError, with the remedy, for quantised weights and if
+    there are no safetensors."""
     described = read_json(directory / CONFIG)
     names = _names(directory)
     quantisation = described.get("quantization_config") or described.get("compression_config")
@@ -183,7 +183,7 @@ def _no_weights(directory: Path, names: list[str], described: Mapping[str, Any])
 
 
 def _conversion(directory: Path, names: list[str], described: Mapping[str, Any]) -> str | None:
-    """What to do about weights of another format, if there are such."""
+    """The remedy for weights of another format, if there are any."""
     architectures = described.get("architectures")
     kind = architectures[0] if isinstance(architectures, list) and architectures else "AutoModel"
     kind = kind if isinstance(kind, str) and kind.isidentifier() else "AutoModel"
@@ -229,7 +229,7 @@ def _gguf(directory: Path, name: str) -> str:
 
 
 def _subfolders(directory: Path, names: list[str]) -> str:
-    """Those that hold a model, as the end of a sentence; empty if there is none."""
+    """Sub-folders with a model, as the end of a sentence; empty if there are none."""
     found = []
     for name in names:
         path = directory / name

@@ -1,5 +1,5 @@
-"""Generation settings in a folder in Hugging Face format: generation_config.json, or else those
-that older folders have in config.json."""
+"""Generation settings of Hugging Face folders: generation_config.json or, in older folders,
+config.json."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from flax_transformers.models.generation_settings import (
 FILE = "generation_config.json"
 
 _FORCED_END = {"bart": 2, "mbart": 2, "marian": 0}
-"""What transformers takes for ``forced_eos_token_id`` where a config.json leaves it out."""
+"""Default of ``forced_eos_token_id`` in transformers."""
 
 
 def writes_text(config: TransformerConfig) -> bool:
@@ -42,9 +42,9 @@ def read_folder(
     config: TransformerConfig | None,
     described: Mapping[str, Any] | None = None,
 ) -> GenerationSettings:
-    """The settings of a folder: those of its generation_config.json, or else of its config.json.
+    """The settings in a folder's generation_config.json, or in config.json if that is missing.
 
-    As in transformers, the second counts only where the first is missing. ``described`` is the
+    ``described`` is the
     config.json if it was read already; ``config`` is the model's, None for any that writes text.
     Raises UserError for a file that is damaged and for a value of the wrong kind.
     """
@@ -75,7 +75,7 @@ def read_folder(
 
 
 def with_ids(settings: GenerationSettings, config: TransformerConfig) -> GenerationSettings:
-    """The settings with the ids of special tokens that the model's config knows and they do not."""
+    """The settings with missing ids of special tokens taken from the model's config."""
     if not isinstance(config, TextConfig):
         return settings
     ends: tuple[int, ...] = getattr(config, "eos_ids", ())
@@ -94,10 +94,10 @@ def with_ids(settings: GenerationSettings, config: TransformerConfig) -> Generat
 def settings_json(
     config: TransformerConfig, beside: str | os.PathLike[str] | None
 ) -> dict[str, Any] | None:
-    """The generation_config.json of a model; None where it has none.
+    """The generation_config.json of a model; None if it has none.
 
-    The model's own settings count, or else those of the folder ``beside`` (that of its tokenizer),
-    or else the ids that the config knows.
+    These are the model's own settings, or those of the folder ``beside`` (its tokenizer's), or the
+    ids in the config.
     """
     settings: GenerationSettings = getattr(config, "generation", NO_SETTINGS)
     if settings == NO_SETTINGS:

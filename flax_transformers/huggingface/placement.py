@@ -39,7 +39,7 @@ def _initialise(model: Any, key: jax.Array) -> Any:
 
 @dataclass(frozen=True)
 class Placement:
-    """Shapes, dtype and places of a model's parameters."""
+    """Shapes, dtype and shardings of a model's parameters."""
 
     shapes: dict[str, Any]
     """Nested ``jax.ShapeDtypeStruct``, with shardings if they go onto a mesh."""
@@ -62,7 +62,7 @@ class Placement:
         )
 
     def put(self, path: str, value: np.ndarray) -> jax.Array:
-        """A parameter where it belongs; returns once nothing of ``value`` is needed any more."""
+        """Put a parameter onto its devices; returns when ``value`` is no longer needed."""
         leaf: Any = self.shapes
         for key in path.split("/"):
             leaf = leaf[key]
@@ -73,7 +73,7 @@ class Placement:
 def fresh_heads(
     model: nn.Module, place: Placement, names: Collection[str], source: object, seed: int = 0
 ) -> dict[str, Any]:
-    """Newly initialised parameters of the heads ``names``; a warning says which they are."""
+    """Newly initialised parameters of the heads ``names``; a warning names them."""
     if not names:
         return {}
     logger.warning(
@@ -90,5 +90,5 @@ def fresh_heads(
 
     wanted = {name: place.shapes[name] for name in names}
     shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
-    # Compiled, so that nothing but the heads is ever computed.
+    # Compiled, so that only the heads are computed.
     return jax.jit(initialise, out_shardings=shardings)(jax.random.key(seed))

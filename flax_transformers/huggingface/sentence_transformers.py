@@ -1,4 +1,4 @@
-"""The files of sentence-transformers that say how a sentence's tokens become one vector.
+"""The files of sentence-transformers that describe pooling.
 
 ``modules.json`` lists the steps: the transformer, a pooling (``1_Pooling/config.json``) and maybe a
 normalisation. They are the fields ``pooling`` and ``normalize_embeddings`` of a config.
@@ -48,7 +48,7 @@ def read_sentence_files(directory: Path, config: TransformerConfig) -> dict[str,
 
 
 def describes_sentences(config: TransformerConfig) -> bool:
-    """Whether a config can say how sentences become vectors."""
+    """Whether a config has fields for sentence embeddings."""
     return any(field.name == "normalize_embeddings" for field in fields(config))
 
 
@@ -68,7 +68,7 @@ def _pooling(file: Path) -> str:
 
 
 def sentence_files(config: TransformerConfig) -> dict[str, Any]:
-    """JSON files by path for a model that was read as a sentence encoder, or was made one."""
+    """JSON files by path, for a model that is a sentence encoder."""
     normalize: bool | None = getattr(config, "normalize_embeddings", None)
     if normalize is None or not config.architecture.endswith("Model"):
         return {}
@@ -95,7 +95,7 @@ def sentence_files(config: TransformerConfig) -> dict[str, Any]:
 
 
 def sentence_limit(config: TransformerConfig, carried: Mapping[str, Path]) -> dict[str, Any]:
-    """The file with the longest sentence, unless it is carried along."""
+    """The file with the maximum sentence length, unless it is copied along."""
     name = "sentence_bert_config.json"
     if not sentence_files(config) or name in carried or config.max_positions is None:
         return {}

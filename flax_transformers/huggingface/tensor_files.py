@@ -54,14 +54,14 @@ class FileTensor:
     name: str
     file: Path
     start: int
-    """Byte of the file that it begins at."""
+    """Offset in the file, in bytes."""
     shape: tuple[int, ...]
     stored: str
     """The format's name for its dtype."""
 
     @property
     def dtype(self) -> np.dtype:
-        """Raises UserError for a dtype that weights do not come in."""
+        """Raise UserError for a dtype that is not one of weights."""
         if self.stored not in _DTYPES:
             raise UserError(
                 f"tensor {self.name} in {self.file} is stored as {self.stored}, which cannot be "
@@ -82,7 +82,7 @@ class FileTensor:
 
 
 def open_tensors(directory: Path) -> dict[str, FileTensor]:
-    """All tensors of a directory's model.safetensors, or of the shards that its index names.
+    """All tensors of a directory's model.safetensors, or of the shards in its index.
 
     Only headers are read, and files with a digest once to check it. Raises UserError, naming the
     file, if one is missing, damaged or at odds with the index.
@@ -125,7 +125,7 @@ def open_tensors(directory: Path) -> dict[str, FileTensor]:
 
 
 def read_json(file: Path, kind: type[T] = dict) -> T:  # type: ignore[assignment]
-    """A JSON file that holds a record, or another ``kind``.
+    """The content of a JSON file: an object, or another ``kind``.
 
     Raises UserError if it is not there, is something else or is longer than such files are.
     """
@@ -149,8 +149,8 @@ def read_json(file: Path, kind: type[T] = dict) -> T:  # type: ignore[assignment
 
 
 def require_file(file: Path) -> None:
-    """Raises UserError unless ``file`` is a file: a folder, a pipe or a link to nothing is not, and
-    to open a pipe would wait for ever."""
+    """Raise UserError unless ``file`` is a regular file: opening a pipe, for example, would block
+    forever."""
     try:
         mode = file.stat().st_mode
     except FileNotFoundError:
@@ -207,7 +207,7 @@ def _digest(raw: Any) -> str:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What the header of a file says about a tensor."""
+    """A tensor's entry in the header of a file."""
 
     name: str
     dtype: np.dtype
@@ -219,7 +219,7 @@ class TensorInfo:
 
 
 def plan_shards(tensors: Iterable[TensorInfo], max_shard_bytes: int) -> dict[str, list[TensorInfo]]:
-    """File names, each with the tensors to write to it, in order; a tensor is never divided."""
+    """File names, each with its tensors in order; a tensor is never split."""
     shards: list[list[TensorInfo]] = [[]]
     filled = 0
     for tensor in tensors:
@@ -241,7 +241,7 @@ def plan_shards(tensors: Iterable[TensorInfo], max_shard_bytes: int) -> dict[str
 
 
 def write_index(directory: Path, shards: Mapping[str, list[TensorInfo]]) -> None:
-    """The file that says which shard holds which tensor, as transformers writes it."""
+    """The index from tensors to shards, as transformers writes it."""
     tensors = [tensor for shard in shards.values() for tensor in shard]
     index = {
         "metadata": {
@@ -255,7 +255,7 @@ def write_index(directory: Path, shards: Mapping[str, list[TensorInfo]]) -> None
 
 
 def write_file(file: Path, tensors: list[TensorInfo], values: Iterable[np.ndarray]) -> None:
-    """Writes ``values``, one for each of ``tensors`` and in their order, holding one at a time."""
+    """Write ``values``, one for each of ``tensors`` in order, with one in memory at a time."""
     # transformers refuses a file that does not say which framework its layout follows.
     metadata = {"format": "pt", _DIGEST: "0" * 64}
     header: dict[str, Any] = {"__metadata__": metadata}

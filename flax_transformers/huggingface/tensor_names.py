@@ -1,4 +1,4 @@
-"""Names and sizes of the tensors in a file, against what its config.json describes."""
+"""Checks of the names and sizes of tensors in a file against its config.json."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ logger = logging.getLogger(__name__)
 _INNER_WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-"""What torch.compile, FSDP and activation checkpointing put into a name, anywhere."""
+"""Prefixes that torch.compile, FSDP and activation checkpointing insert anywhere in a name."""
 
 _AXES = {"vocab_size", "hidden_size", "intermediate_size", "decoder_vocab_size", "token_types"}
 """Fields that are the length of an axis of some tensor."""
 
 
 def require_sizes(config: TransformerConfig, tensors: Mapping[str, Any]) -> None:
-    """Raises UserError for sizes that the tensors of a file cannot have.
+    """Raise UserError for sizes that the tensors of a file cannot have.
 
-    Only numbers are compared: nothing is built or looped over yet, whatever the config says.
+    Only numbers are compared, so that a hostile config cannot cause long loops.
     """
     longest = max((max(tensor.shape, default=1) for tensor in tensors.values()), default=0)
     for field in fields(config):
@@ -45,7 +45,7 @@ def require_sizes(config: TransformerConfig, tensors: Mapping[str, Any]) -> None
 
 
 def unwrapped(tensors: Mapping[str, Any], table: WeightTable) -> Mapping[str, Any]:
-    """Tensors by the names that they have without what wrappers of the model put before them.
+    """Tensors by name, without the prefixes of wrappers of the model.
 
     These are torch.compile (``_orig_mod.``), DistributedDataParallel (``module.``), FSDP, and the
     attribute of a Lightning module or a training script that holds the model (``model.``): any
@@ -86,7 +86,7 @@ def head_names(table: WeightTable, names: Iterable[str], body: Collection[str]) 
 
 
 def _shared_depth(names: Any) -> int:
-    """How many components at the beginning all names share, the last one of a name not counted."""
+    """Number of leading components that all names share, not counting their last."""
     parts = [name.split(".")[:-1] for name in names]
     shared = 0
     for column in zip(*parts, strict=False):
@@ -101,7 +101,7 @@ def _without(name: str, depth: int) -> str:
 
 
 def _recogniser(table: WeightTable) -> Callable[[str], bool]:
-    """Whether a name means something to a table, of whatever layer."""
+    """A function that tells whether a table knows a name."""
     rows = [re.escape(row.theirs) for row in table.weights]
     rows += [re.escape(copy) for copy in table.copies]
     rows = [row.replace(r"\{layer\}", r"\d+").replace(r"\{expert\}", r"\d+") for row in rows]

@@ -1,7 +1,7 @@
-"""The table of weight names that a family writes, and what its rows mean for a given model.
+"""Tables of weight names, and their rows for a given model.
 
-A row says which of our parameters is which tensor of a published file and how the axes of one
-become those of the other; ``weights`` reads and writes whole models by it.
+A row maps one of our parameters to a tensor of a published file, and the axes of one to those of
+the other; ``weights`` reads and writes whole models by it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Weight:
     the same; empty means equal in everything. The letter V is the vocabulary, padded in ours and
     not in theirs.
 
-    Several names in ``ours`` lie side by side in the tensor, along ``axis`` of theirs.
+    Several names in ``ours`` are concatenated in the tensor, along ``axis`` of theirs.
 
-    A row whose parameters a model does not have (biases left out) is passed over.
+    A row whose parameters a model does not have (such as biases) is skipped.
 
-    ``unused``: the original has this tensor and never looks at it. It is passed over when reading,
-    and written as a copy of ``ours``, which another row reads.
+    ``unused``: a tensor that the original has and never reads. It is skipped when reading, and
+    written as a copy of ``ours``, which another row reads.
 
-    ``vocab_size``: the length of V where it is not that of the config (a target vocabulary).
+    ``vocab_size``: the length of V if it is not the config's (a target vocabulary).
     """
 
     ours: str | tuple[str, ...]
@@ -58,8 +58,8 @@ def linear(ours: str, theirs: str, ins: str, outs: str) -> tuple[Weight, Weight]
 
 
 def attention(ours: str, theirs: str, names: str) -> tuple[Weight, ...]:
-    """The projections of an attention, not fused: ``names`` are theirs of queries, keys, values and
-    output, with spaces between them."""
+    """The projections of an attention layer, not fused: ``names`` are theirs of query, key, value
+    and output, separated by spaces."""
     query, key, value, output = (f"{theirs}.{name}" for name in names.split())
     return (
         *linear(f"{ours}/query", query, "D", "NH"),
@@ -75,15 +75,15 @@ def norm(ours: str, theirs: str) -> tuple[Weight, Weight]:
 
 
 def fused(ours: tuple[str, ...], theirs: str, axes: str, axis: int = 0) -> Weight:
-    """Several parameters side by side in one tensor, along ``axis`` of theirs, first one first.
+    """Several parameters concatenated in one tensor, in order along ``axis`` of theirs.
 
-    ``axes`` holds for each of them; their sizes along ``axis`` may differ (fewer key heads).
+    ``axes`` applies to each; their sizes along ``axis`` may differ (fewer key heads).
     """
     return Weight(ours, theirs, axes, axis)
 
 
 def fused_linear(ours: tuple[str, ...], theirs: str, ins: str, outs: str) -> tuple[Weight, Weight]:
-    """Kernels and biases of linear layers that are one in the file; see ``linear``."""
+    """Kernels and biases of linear layers that are fused in the file; see ``linear``."""
     kernel, bias = linear("", theirs, ins, outs)
     return (
         fused(tuple(f"{layer}/kernel" for layer in ours), kernel.theirs, kernel.axes),
@@ -93,13 +93,13 @@ def fused_linear(ours: tuple[str, ...], theirs: str, ins: str, outs: str) -> tup
 
 @dataclass(frozen=True)
 class WeightTable:
-    """All that a family says about the tensors of its files.
+    """The tensors in the files of a family.
 
     ``renames``: (regular expression, replacement) pairs that turn the names of older files into
     those of the table. ``copies``: names under which a file may hold a tensor once more, each with
     the name in the table; a copy must hold the same numbers, and stands in for the tensor itself
-    where a file has the copy alone. ``ignorable``: regular expressions of the (renamed) tensors
-    that files carry and the model has no use for. ``prefix``: what the names of the model without
+    where a file has the copy alone. ``ignorable``: regular expressions of (renamed) tensors in
+    files that the model does not use. ``prefix``: what the names of the model without
     its heads begin with ("bert."); files of such models leave it out, so a name that is not known
     is tried with it and without it. Anything else that is extra is an error.
     """
@@ -111,7 +111,7 @@ class WeightTable:
     prefix: str = ""
 
     def bare(self) -> WeightTable:
-        """The table of the model without heads, whose files have no prefix."""
+        """The table for files without the prefix, of the model without heads."""
 
         def strip(name: str) -> str:
             return name.removeprefix(self.prefix)
@@ -126,7 +126,7 @@ class WeightTable:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one published tensor lives: parameters, and the index on their first axes."""
+    """The parameters of a published tensor, and the index on their first axes."""
 
     paths: tuple[str, ...]
     index: tuple[int, ...]
@@ -149,7 +149,7 @@ def layer_places(stack: Mapping[str, Any]) -> list[tuple[str, str, int]]:
 
 
 def find_slots(table: WeightTable, params: Mapping[str, Any]) -> dict[str, Slot]:
-    """Published name to place. Raises ValueError if the table does not cover every parameter."""
+    """Published name to slot. Raises ValueError if the table does not cover every parameter."""
     leaves = flatten_dict(params, sep="/")
     slots = {}
     for weight in table.weights:
@@ -199,7 +199,7 @@ def slot_shape(slot: Slot, leaves: Mapping[str, Any], vocab_size: int) -> tuple[
 
 
 def read_into(result: Mapping[str, Any], slot: Slot, value: np.ndarray, vocab_size: int) -> None:
-    """Puts a published tensor in its place."""
+    """Write a published tensor into our parameters."""
     vocab_size = slot.vocab_size or vocab_size
     places = [result[path][(*slot.index, ...)] for path in slot.paths]
     sizes = [shape[slot.axis] for shape in _part_shapes(slot, result, vocab_size)][:-1]
@@ -209,7 +209,7 @@ def read_into(result: Mapping[str, Any], slot: Slot, value: np.ndarray, vocab_si
 
 
 def read_out(slot: Slot, leaves: Mapping[str, Any], vocab_size: int) -> np.ndarray:
-    """The published tensor of a slot. Cut where the arrays are: only it comes to the host."""
+    """The published tensor of a slot. Sliced on the device: only the slice comes to the host."""
     vocab_size = slot.vocab_size or vocab_size
     parts = [
         _to_theirs(slot.axes, np.asarray(leaves[path][(*slot.index, ...)]), vocab_size)
@@ -220,8 +220,8 @@ def read_out(slot: Slot, leaves: Mapping[str, Any], vocab_size: int) -> np.ndarr
 
 
 def some(names: list[str], separator: str = ", ") -> str:
-    """The first four, and how many more there are. Names from a file may be anything: long ones are
-    cut, and line breaks are written as escapes."""
+    """The first four names, and the number of others. Long names are cut, and line breaks are
+    escaped."""
     short = (name if len(name) <= 200 else f"{name[:200]}..." for name in names[:4])
     shown = separator.join(name if name.isprintable() else repr(name) for name in short)
     return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown

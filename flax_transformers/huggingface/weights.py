@@ -1,8 +1,7 @@
-"""Reads a table of weight names in both directions: published tensors in, published tensors out.
+"""Published tensors to parameters and back, by a table of weight names.
 
-A family states once, in a ``weight_table``, which of its parameters is which tensor of a published
-file. Everything else, from the stacking of layers to the padding of the vocabulary and the names in
-error messages, is the same for every family.
+A family maps its parameters to the tensors of published files in a ``weight_table``. Stacking of
+layers, padding of the vocabulary and names in error messages are the same for every family.
 """
 
 from __future__ import annotations
@@ -53,9 +52,9 @@ __all__ = [
 def tensor_shapes(
     table: WeightTable, params: Mapping[str, Any], vocab_size: int
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the published tensors that make up ``params`` (arrays or their shapes).
+    """Names and shapes of the published tensors of ``params`` (arrays or their shapes).
 
-    Their sizes add up to the published number of parameters: padding is not in it.
+    Their sizes add up to the published number of parameters, without padding.
     """
     leaves = flatten_dict(params, sep="/")
     shapes = {}
@@ -76,7 +75,7 @@ def tensor_dtypes(table: WeightTable, params: Mapping[str, Any]) -> dict[str, np
 def known_names(
     table: WeightTable, tensors: Iterable[str], params: Mapping[str, Any]
 ) -> frozenset[str]:
-    """Those names in a file that mean something to the table of ``params``."""
+    """Names in a file that the table of ``params`` knows."""
     slots = find_slots(table, params)
     return frozenset(name for name in tensors if _meaning(table, name, slots)[0] != "extra")
 
@@ -130,7 +129,7 @@ def read_parameters(
             if slots[name].paths == paths:
                 copy = np.asarray(views[source])
                 _require_equal(source, name, copy, slots[name], result, vocab_size)
-        # Handed out one by one and let go of, so that the reader of this decides what to keep.
+        # Yielded one by one and released, so that the caller decides what to keep in memory.
         for path in paths:
             yield path, result.pop(path)
 
@@ -174,7 +173,7 @@ def _absent_heads(
 
 
 def _meaning(table: WeightTable, source: str, slots: Mapping[str, Slot]) -> tuple[str, str]:
-    """What a name in a file stands for: "weight", "copy", "ignorable" or "extra", and of what."""
+    """The kind of a name in a file, "weight", "copy", "ignorable" or "extra", and its tensor."""
     renamed = source
     for pattern, replacement in table.renames:
         renamed = re.sub(pattern, replacement, renamed)

@@ -1,4 +1,4 @@
-"""Writes directories in Hugging Face format: config.json, safetensors and what stands beside."""
+"""Write directories in Hugging Face format: config.json, safetensors and side files."""
 
 from __future__ import annotations
 
@@ -40,13 +40,14 @@ def save_directory(
     tokenizer_from: str | os.PathLike[str] | None = None,
     files: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> None:
-    """Writes what transformers loads unchanged: config.json, weights, generation settings, and
+    """Write a directory that transformers loads: config.json, weights, generation settings, and
     CARRIED files.
 
     ``tokenizer_from`` is a folder to copy those from; ``files`` are further JSON files by name,
-    which replace copied ones. All is written beside ``directory``, which
-    appears in one go, and one tensor at a time is on the host. Raises UserError if the directory
-    holds files already or cannot be written, or if the family cannot be what the config says.
+    which replace copied ones. The files are written to a temporary
+    folder that is renamed to ``directory`` at the end, with one tensor at a time on the host.
+    Raises UserError if the directory has files or cannot be written, or if the Hugging Face class
+    does not support the config.
     """
     config = within_vocabulary(_config(model))
     family = family_of(config)
@@ -84,8 +85,8 @@ def save_directory(
 
 
 def _finite(values: Iterable[tuple[str, np.ndarray]]) -> Iterator[np.ndarray]:
-    """The tensors without their names. Raises UserError for one with a value that is not finite, as
-    numbers beyond 65,504 become in float16."""
+    """The tensors without their names. Raises UserError for values that are not finite, such as
+    numbers beyond 65,504 in float16."""
     for name, value in values:
         if not np.isfinite(value).all():
             raise UserError(
@@ -100,7 +101,7 @@ def _write_json(file: Path, content: Any) -> None:
 
 
 def published_parameters(model: nn.Module) -> int:
-    """The number of parameters as it is published: without padding of the vocabulary."""
+    """The published number of parameters, without padding of the vocabulary."""
     config = _config(model)
     shapes = tensor_shapes(
         family_of(config).weights(config),
@@ -111,14 +112,14 @@ def published_parameters(model: nn.Module) -> int:
 
 
 def require_new(directory: Path) -> None:
-    """Raises UserError if there is something at ``directory`` already."""
+    """Raise UserError if ``directory`` exists and is not an empty folder."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} already holds files; choose a new directory")
 
 
 @contextlib.contextmanager
 def appearing(directory: Path) -> Iterator[Path]:
-    """A folder to write to, which takes its name when all is written."""
+    """A temporary folder that is renamed to ``directory`` when all is written."""
     require_new(directory)
     _remove_abandoned(directory)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
@@ -136,7 +137,7 @@ def appearing(directory: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(directory: Path) -> None:
-    """Removes what processes left beside ``directory`` that were killed as they wrote it."""
+    """Remove temporary folders of processes that were killed while writing ``directory``."""
     for folder in directory.parent.glob(f".{glob.escape(directory.name)}.*.tmp"):
         process = folder.name.split(".")[-2]
         if process.isdecimal() and not _is_running(int(process)):

@@ -1,4 +1,4 @@
-"""How a model writes text, as the generation_config.json beside its weights says."""
+"""Settings of text generation, as in generation_config.json."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ Ids = int | tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
-    """The fields of a generation_config.json, by their names there; None where it has none.
+    """The fields of a generation_config.json, by their names there; None if not given.
 
-    Those with a field of their own here are obeyed by ``generate`` and ``generate_target``, except
-    for the ones that ``not_obeyed`` names.
+    ``generate`` and ``generate_target`` follow those with a field here; ``not_obeyed`` names others
+    that would change the output.
     """
 
     max_length: int | None = None
-    """Tokens of prompt and text together, at most."""
+    """Largest number of tokens of prompt and output together."""
     max_new_tokens: int | None = None
     min_length: int | None = None
-    """Tokens of prompt and text together before the end may be written."""
+    """Smallest number of tokens of prompt and output together."""
     min_new_tokens: int | None = None
     do_sample: bool | None = None
-    """Draw tokens; otherwise the likeliest is taken."""
+    """Sample tokens; otherwise take the most probable."""
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     repetition_penalty: float | None = None
-    """Logits of tokens that are there already are divided by this if positive, else multiplied
+    """Divides positive logits of tokens that occurred before, and multiplies negative ones
     (arXiv:1909.05858 §4.1)."""
     no_repeat_ngram_size: int | None = None
-    """No sequence of so many tokens is written twice; 0 for no limit."""
+    """No sequence of this many tokens occurs twice; 0 for no limit."""
     bad_words_ids: tuple[tuple[int, ...], ...] | None = None
-    """Sequences that are never written."""
+    """Sequences that are never generated."""
     suppress_tokens: tuple[int, ...] | None = None
-    """Tokens that are never written."""
+    """Tokens that are never generated."""
     begin_suppress_tokens: tuple[int, ...] | None = None
-    """Tokens that are not written first."""
+    """Tokens that are not generated first."""
     forced_bos_token_id: int | None = None
-    """What is written first after a beginning of one token."""
+    """First generated token after a start of one token."""
     forced_eos_token_id: Ids | None = None
-    """What is written last where the limit is reached."""
+    """Last token if the length limit is reached."""
     bos_token_id: int | None = None
     eos_token_id: Ids | None = None
     pad_token_id: int | None = None
     decoder_start_token_id: Ids | None = None
-    """What a decoder's text begins with."""
+    """First input of the decoder."""
     other: tuple[tuple[str, str], ...] = ()
-    """Every other field of the file and its JSON text, kept as it is."""
+    """All other fields of the file with their JSON text."""
 
     RANGES: ClassVar[Ranges] = {
         "temperature": ranges.numbers(0, 1e6),
@@ -64,17 +64,17 @@ class GenerationSettings:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Ids that end a text."""
+        """Ids that end generation."""
         return _as_tuple(self.eos_token_id)
 
     @property
     def forced_eos_ids(self) -> tuple[int, ...]:
-        """Ids of which one is written last where the limit is reached."""
+        """Ids of which one is generated last if the length limit is reached."""
         return _as_tuple(self.forced_eos_token_id)
 
     @property
     def changes_logits(self) -> bool:
-        """Whether any setting changes logits before a token is chosen."""
+        """Whether any setting changes the logits."""
         return bool(
             self.repetition_penalty not in (None, 1.0)
             or self.no_repeat_ngram_size
@@ -89,7 +89,7 @@ class GenerationSettings:
 
     @property
     def not_obeyed(self) -> dict[str, Any]:
-        """Settings that change what transformers writes and that are not obeyed here."""
+        """Settings that change outputs of transformers and are not supported here."""
         given = {name: json.loads(text) for name, text in self.other}
         return {
             name: given[name]
@@ -125,8 +125,8 @@ _NOT_OBEYED: dict[str, tuple[Any, ...]] = {
     "dola_layers": (),
     "num_return_sequences": (1,),
 }
-"""Fields that change what is written and are not obeyed here, with the values that change nothing.
-``length_penalty`` and ``early_stopping`` matter to beams alone."""
+"""Unsupported fields that change outputs, with their neutral values. ``length_penalty`` and
+``early_stopping`` affect beam search only."""
 
 IN_CONFIG_JSON = frozenset(
     {
@@ -137,8 +137,7 @@ IN_CONFIG_JSON = frozenset(
         "renormalize_logits",
     }
 )
-"""Generation settings, beside those with a field of their own, that older files have in config.json
-alone."""
+"""Generation settings without a field here that older folders have in config.json."""
 
 
 OWN_FIELDS = frozenset(field.name for field in fields(GenerationSettings)) - {"other"}

@@ -175,7 +175,7 @@ def test_an_encoder_takes_no_cache():
     model = build_model(tiny_bert(), ComputeConfig())
     ids = np.ones((1, 2), np.int32)
     cache = jax.eval_shape(lambda: model.empty_cache(1, 4))
-    with pytest.raises(UserError, match="a cache is for models that look back"):
+    with pytest.raises(UserError, match="a cache needs a causal model"):
         jax.eval_shape(lambda key: model.init(key, ids, cache=cache), jax.random.key(0))
 
 

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
+from flax_transformers.families import vit
 from flax_transformers.families.vit import ViTConfig
 from flax_transformers.models.config import ComputeConfig, VisionConfig
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.layers.patches import resize_positions, sincos_table
 from flax_transformers.models.vision import (
+    VISION_PARTS,
     Positions,
     VisionBlock,
     VisionForClassification,
@@ -51,9 +53,13 @@ def random_like(shapes):
     return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
 
 
+def parts_of(config):
+    return vit.FAMILY.parts if isinstance(config, ViTConfig) else VISION_PARTS
+
+
 def start(config, kind=VisionForClassification, **compute):
     """A model and parameters for it, all of them random."""
-    model = kind(config, ComputeConfig(**compute))
+    model = kind(config, ComputeConfig(**compute), parts_of(config))
     return model, random_like(parameter_shapes(model))
 
 
@@ -72,7 +78,7 @@ def run(model, params, x, rngs=None, **options):
 @pytest.mark.parametrize("kind", [VisionForClassification, VisionWithPooler])
 @POSITIONS
 def test_every_parameter_has_axes_that_the_rules_know(kind, config):
-    model = kind(config)
+    model = kind(config, parts=parts_of(config))
     boxed = jax.eval_shape(partial(model.init, **model.example_inputs()), jax.random.key(0))
     specs, shapes = nn.get_partition_spec(boxed["params"]), nn.meta.unbox(boxed["params"])
 
@@ -144,7 +150,7 @@ def test_changing_the_image_size_is_interpolating_positions_ahead(config):
     expected = run(model, params, x, interpolate_pos_encoding=True).logits
     config, resized = change_image_size(model.config, params, (8, 6))
     assert config.image_size == (8, 6)
-    found = run(VisionForClassification(config), resized, x).logits
+    found = run(VisionForClassification(config, parts=parts_of(config)), resized, x).logits
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -218,7 +224,7 @@ def test_stochastic_depth_is_for_training_and_the_same_scanned_or_written_out():
         rngs = {"dropout": jax.random.key(5)}
         runs[scan] = run(model, params, x, rngs, deterministic=False).logits
     still = run(model, params, x).logits
-    plain = VisionForClassification(replace(config, drop_path=0.0))
+    plain = VisionForClassification(replace(config, drop_path=0.0), parts=parts_of(config))
     np.testing.assert_allclose(still, run(plain, params, x).logits, rtol=1e-5)
     assert np.abs(np.asarray(still - runs[True])).max() > 0.1
     np.testing.assert_allclose(runs[True], runs[False], rtol=1e-4, atol=1e-5)
