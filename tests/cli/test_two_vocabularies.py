@@ -44,7 +44,7 @@ def test_train_evaluate_inspect_and_generate_with_a_tokenizer_for_targets(tmp_pa
     config.write_text(f"PAIRS, STORE = {places}\n{CONFIG}")
     assert main(["train", str(config), "--workdir", str(run)]) == 0
     said = capsys.readouterr().out
-    assert "bytes of 262 pieces, for targets unigram of 285" in said
+    assert "bytes with a vocabulary of 262, unigram of 285 for targets" in said
     assert "(unigram cross-entropy)" in said and "BLEU" in said
     restored = restore_model(run)
     assert (restored.tokenizer.kind, restored.target_tokenizer.kind) == ("bytes", "unigram")
