@@ -30,7 +30,8 @@ def test_help_topics_come_first_in_order_of_their_names():
 @pytest.mark.slow
 def test_reading_imports_none_of_the_modules_read():
     code = (
-        "import sys; from flax_transformers.data.sources import embedded; before = set(sys.modules);"
+        "import sys; from flax_transformers.data.sources import embedded;"
+        "before = set(sys.modules);"
         "n = len(list(embedded.documents())); new = set(sys.modules) - before;"
         "print(n > 4000, sorted(m for m in new if not m.startswith('encodings')))"
     )
