@@ -374,10 +374,10 @@ def test_a_validation_split_smaller_than_one_window_is_fine(make_store):
 KILLED_WHILE_TRAINING = """
 import multiprocessing, os, pathlib, signal, sys
 sys.path.insert(0, sys.argv[1])
-import test_pipeline
+import test_loader
 
 if __name__ == "__main__":
-    stream = test_pipeline.stream(workers=2)
+    stream = test_loader.stream(workers=2)
     next(stream)
     pids = [str(child.pid) for child in multiprocessing.active_children()]
     pathlib.Path(sys.argv[2]).write_text(" ".join(pids))
