@@ -233,7 +233,7 @@ def save_pretrained(
     limit = getattr(config, "max_positions", None)
     with tempfile.TemporaryDirectory() as scratch:
         if tokenizer is not None:
-            for name, content in exported_files(tokenizer, None, limit).items():
+            for name, content in exported_files(tokenizer, tokenizer.frame, limit).items():
                 (Path(scratch) / name).write_bytes(content)
             tokenizer_from = scratch
         elif tokenizer_from is not None:

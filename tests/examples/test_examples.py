@@ -40,6 +40,7 @@ def test_there_is_an_example_for_each_extension():
         "own_loop",
         "replaced_token_detection",
         "data_from_python",
+        "own_family",
         "own_optimizer",
         "own_metric_sink",
         "sentence_embeddings",
