@@ -1,8 +1,9 @@
-"""Whether the arrays in a checkpoint are those that are asked for."""
+"""Which arrays of a state a checkpoint holds, and whether they are the ones that are asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +12,24 @@ from etils import epath
 
 from flax_transformers.checkpointing.step_directories import few
 from flax_transformers.errors import UserError
+
+
+def without_missing(saved: Mapping[str, Any], wanted: Any) -> tuple[Any, list[str]]:
+    """``wanted`` with None for its optional fields that a checkpoint lacks, and their names.
+
+    ``wanted`` is a dataclass of trees, whose fields with a default are optional: the checkpoint may
+    be older than the field, or the run did not keep it. Other trees are returned as they are.
+    """
+    if not dataclasses.is_dataclass(wanted) or isinstance(wanted, type):
+        return wanted, []
+    missing = [
+        field.name
+        for field in dataclasses.fields(wanted)
+        if field.default is not dataclasses.MISSING
+        and jax.tree.leaves(getattr(wanted, field.name))
+        and not jax.tree.leaves(saved.get(field.name), is_leaf=is_array)
+    ]
+    return dataclasses.replace(wanted, **dict.fromkeys(missing)), missing
 
 
 def require_same_structure(folder: epath.Path, saved: Any, wanted: Any) -> None:

@@ -27,7 +27,11 @@ from jax.experimental import multihost_utils
 
 from flax_transformers import ranges
 from flax_transformers.checkpointing import step_directories
-from flax_transformers.checkpointing.compatibility import is_array, require_same_structure
+from flax_transformers.checkpointing.compatibility import (
+    is_array,
+    require_same_structure,
+    without_missing,
+)
 from flax_transformers.checkpointing.retention import Retention
 from flax_transformers.checkpointing.step_directories import Files, Found
 from flax_transformers.errors import UserError
@@ -159,7 +163,8 @@ class Checkpoints:
         Takes a pytree of `jax.ShapeDtypeStruct` with shardings, on any mesh. Newer steps that fail
         are set aside and named in a warning. A step without digests is used only if no step has
         passed. Before any array is read, `check` gets the step's meta, to refuse it by raising, and
-        UserError is raised if arrays are missing, unexpected, or of another shape or dtype; also
+        UserError is raised if arrays are missing, unexpected, or of another shape or dtype (an
+        optional field of a dataclass that is missing is None instead, and named in the log); also
         if too many steps have been set aside. `refuse` gets state and meta, and returns why they
         are not to be used (a phrase after "step 5"), or None: then older steps are tried, and once
         one is found those refused are set aside. Raises UserError if all are refused.
@@ -430,9 +435,12 @@ def _all_refused(directory: epath.Path, refused: dict[int, str]) -> UserError:
 
 
 def _read_state(found: Found, abstract: Any) -> Any:
-    """`abstract` filled from `found`."""
+    """`abstract` filled from `found`; None for an optional field that it lacks."""
     with _readable(found) as folder:
         saved = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+        abstract, missing = without_missing(saved, abstract)
+        if missing:
+            logger.info("checkpoint %s has no %s: initialized", found.folder, ", no ".join(missing))
         require_same_structure(found.folder, saved, abstract)
         how = ocp.checkpoint_utils.construct_restore_args(abstract)
         return _read_arrays(folder, abstract, how, partial=False)

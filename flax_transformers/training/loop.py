@@ -277,7 +277,7 @@ def _restore(run: Run, refuse: Callable[[TrainState, dict[str, Any]], str | None
     meta = restored.meta
     run.latest.update(meta["metrics"])
     return Begun(
-        restored.state,
+        restored.state.completed(run.trainer.abstract),
         RunState.saved_in(meta),
         meta.get("totals", {}),
         meta.get("diverging_steps", 0),

@@ -22,6 +22,10 @@ from flax_transformers.training.config import TrainConfig, check_resumable
 
 log = logging.getLogger(__name__)
 
+STATE_VERSION = 1
+"""Of the training state in a checkpoint. A new optional field of `TrainState` does not change it;
+a field that changes its meaning does."""
+
 _TOKENIZERS = ("tokenizer", "target_tokenizer")
 
 
@@ -67,6 +71,7 @@ def checkpoint_meta(
     last was skipped for values that are not finite, else 0.
     """
     return {
+        "state_version": STATE_VERSION,
         "config": to_json(config),
         "tokenizer": None,
         **_fingerprints(prepared),
@@ -84,6 +89,12 @@ def check_meta(
 ) -> None:
     """Refuses a checkpoint of another run; says what changed in one that goes on."""
     where = f"the checkpoint in {workdir}"
+    version = meta.get("state_version", 1)
+    if version > STATE_VERSION:
+        raise UserError(
+            f"{where} has a state of version {version}, and this version of flax_transformers "
+            f"reads versions up to {STATE_VERSION}; use the version that wrote it"
+        )
     for change in check_resumable(meta["config"], config, where):
         log.info("changed since the checkpoint: %s", change)
     trained_with = {name: meta[name] for name in _TOKENIZERS if meta.get(name) is not None}

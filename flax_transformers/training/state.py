@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -42,6 +43,31 @@ class TrainState(struct.PyTreeNode):
     def best_params(self) -> Any:
         """What to evaluate: the average of the parameters where one is kept."""
         return self.params if self.ema is None else self.ema
+
+    def completed(self, abstract: TrainState) -> TrainState:
+        """This restored state with a fresh value for each field that its checkpoint lacked: an
+        average starts from the parameters, anything else from zero."""
+        missing = [
+            field.name
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) is None and getattr(abstract, field.name) is not None
+        ]
+
+        def fresh(params: Any) -> dict[str, Any]:
+            zeros = {
+                name: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), wanted)
+                for name in missing
+                if (wanted := getattr(abstract, name)) is not None
+            }
+            return zeros | ({"ema": jax.tree.map(jnp.copy, params)} if "ema" in missing else {})
+
+        if not missing:
+            return self
+        placed = {
+            name: jax.tree.map(lambda leaf: leaf.sharding, getattr(abstract, name))
+            for name in missing
+        }
+        return self.replace(**jax.jit(fresh, out_shardings=placed)(self.params))
 
     def starting_from(self, params: Any) -> TrainState:
         """This fresh state with other parameters, and an average that starts from them."""

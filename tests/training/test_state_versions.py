@@ -1,0 +1,108 @@
+"""Checkpoints with fewer fields of the state than this version has."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from flax_transformers.checkpointing.compatibility import without_missing
+from flax_transformers.checkpointing.manager import (
+    CheckpointConfig,
+    Checkpoints,
+    find_checkpoint,
+    restore_arrays,
+)
+from flax_transformers.data.dataset import prepare
+from flax_transformers.errors import UserError
+from flax_transformers.monitoring.metrics import read_metrics
+from flax_transformers.optim.ema import EMAConfig
+from flax_transformers.testing import assert_bit_equal, tiny_config, write_corpus
+from flax_transformers.training.loop import train
+from flax_transformers.training.state import TrainState
+
+ONE = np.zeros(1, np.float32)
+STATE = TrainState(ONE, {"w": ONE}, (), ONE, ONE, ONE, ema={"w": ONE}, norm_mean=ONE)
+
+
+def test_optional_fields_that_a_checkpoint_lacks_are_named():
+    saved = {"step": ONE, "params": {"w": ONE}, "ema": None}
+    asked, missing = without_missing(saved, STATE)
+    assert missing == ["ema", "norm_mean"]
+    assert asked.ema is None and asked.params == STATE.params
+    assert without_missing(saved | {"ema": {"w": ONE}, "norm_mean": ONE}, STATE) == (STATE, [])
+
+
+def test_fields_that_every_checkpoint_has_are_not_optional():
+    _, missing = without_missing({}, STATE)
+    assert "params" not in missing and "opt_state" not in missing
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The config of a run that saved after each of its three steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_corpus(folder / "text.txt", documents=20)
+    config = tiny_config(
+        folder / "text.txt", folder / "store", steps=3, checkpoints=CheckpointConfig(every_steps=1)
+    )
+    train(config, prepare(config.data), folder / "run")
+    return folder, config
+
+
+def with_state(trained, workdir, change, **meta):
+    """A workdir with the checkpoint of step 2, whose state and meta are changed."""
+    folder, config = trained
+    found = find_checkpoint(folder / "run" / "checkpoints" / "2")
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoints)
+    state = restore_arrays(found)
+    change(state)
+    files = {"tokenizer": found.folder / "tokenizer"}
+    checkpoints.save(2, state, found.meta | meta, files=files)
+    checkpoints.close()
+    return config
+
+
+@pytest.mark.slow
+def test_a_run_resumes_from_a_state_without_a_field_that_is_new_since(trained, tmp_path, caplog):
+    caplog.set_level("INFO", "flax_transformers")
+    config = with_state(trained, tmp_path, lambda state: state.pop("norm_mean"))
+    train(config, prepare(config.data), tmp_path)
+    assert "has no norm_mean: initialized" in caplog.text
+    found, expected = (
+        restore_arrays(find_checkpoint(folder)) for folder in (tmp_path, trained[0] / "run")
+    )
+    assert found["norm_mean"] != expected["norm_mean"]
+    assert_bit_equal(found["params"], expected["params"])
+    losses = [row["train/loss"] for row in read_metrics(trained[0] / "run") if row["step"] == 3]
+    assert [row["train/loss"] for row in read_metrics(tmp_path)] == losses
+
+
+@pytest.mark.slow
+def test_an_average_that_is_kept_from_now_on_starts_from_the_parameters(trained, tmp_path, caplog):
+    caplog.set_level("INFO", "flax_transformers")
+    config = with_state(trained, tmp_path, lambda state: None)
+    config = dataclasses.replace(config, ema=EMAConfig(decay=0.5, warmup=False))
+    train(config, prepare(config.data), tmp_path)
+    assert "has no ema: initialized" in caplog.text
+    state = restore_arrays(find_checkpoint(tmp_path))
+    before = restore_arrays(find_checkpoint(trained[0] / "run" / "checkpoints" / "2"))
+    found, old, new = (
+        tree["mlm_head"]["bias"] for tree in (state["ema"], before["params"], state["params"])
+    )
+    np.testing.assert_allclose(found, (old + new) / 2, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_a_state_of_a_later_version_is_refused(trained, tmp_path):
+    config = with_state(trained, tmp_path, lambda state: None, state_version=2)
+    with pytest.raises(UserError, match="a state of version 2, .* reads versions up to 1"):
+        train(config, prepare(config.data), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_state_without_parameters_of_the_model_is_another_models(trained, tmp_path):
+    config = with_state(trained, tmp_path, lambda state: state["params"].pop("mlm_head"))
+    with pytest.raises(UserError, match="is of another model or optimizer: it lacks params/mlm"):
+        train(config, prepare(config.data), tmp_path)
