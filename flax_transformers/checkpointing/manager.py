@@ -9,6 +9,7 @@ never deleted. All of orbax that the package uses is in this file, but for its b
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -442,8 +443,13 @@ def _read_state(found: Found, abstract: Any) -> Any:
         if missing:
             logger.info("checkpoint %s has no %s: initialized", found.folder, ", no ".join(missing))
         require_same_structure(found.folder, saved, abstract)
-        how = ocp.checkpoint_utils.construct_restore_args(abstract)
-        return _read_arrays(folder, abstract, how, partial=False)
+        wanted = abstract
+        if missing:  # orbax accepts no tree with a field that the checkpoint does not name
+            names = {field.name for field in dataclasses.fields(abstract)} - set(missing)
+            wanted = {name: getattr(abstract, name) for name in sorted(names)}
+        how = ocp.checkpoint_utils.construct_restore_args(wanted)
+        state = _read_arrays(folder, wanted, how, partial=bool(missing))
+        return dataclasses.replace(abstract, **state) if missing else state
 
 
 def _read_params(found: Found, names: Sequence[str], abstract: Any | None) -> Any:

@@ -12,8 +12,8 @@ from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:
     from flax_transformers.data.dataset import Dataset
+    from flax_transformers.training.callbacks import Snapshot
     from flax_transformers.training.config import TrainConfig
-    from flax_transformers.training.loop import Snapshot
     from flax_transformers.training.restore import Restored
 
 
@@ -137,7 +137,7 @@ def _snapshot(config: TrainConfig, restored: Restored) -> Snapshot:
     """The model as evaluators receive a run."""
     import jax
 
-    from flax_transformers.training.loop import Snapshot
+    from flax_transformers.training.callbacks import Snapshot
     from flax_transformers.training.step import (
         compile_evaluation_step,
         make_evaluation_step,

@@ -10,8 +10,8 @@ from flax_transformers.evaluation.baselines import Baseline, all_labels, majorit
 from flax_transformers.evaluation.held_out import evenly_spread
 from flax_transformers.evaluation.predictions import held_out_predictions
 from flax_transformers.objectives.sequence_classification import SequenceClassification
+from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.loop import Evaluator, Snapshot
 
 
 def classification_evaluator(config: TrainConfig, prepared: PreparedText) -> Evaluator:

@@ -13,8 +13,8 @@ from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.pipeline.loader import evaluation_batches
 from flax_transformers.monitoring.metrics import Accumulator
 from flax_transformers.parallel.rules import batch_sharding, check_batch, host_rows, place_rows
+from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.loop import Evaluator, Snapshot
 
 EVALUATION_SEED = 0
 """Seed of masks in evaluation. It is the same for every run, so that their scores compare."""

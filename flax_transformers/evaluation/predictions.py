@@ -12,8 +12,8 @@ from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.evaluation.held_out import held_out_batches
 from flax_transformers.objectives.base import Array, Batch, ModelFunctions, Objective, Params
 from flax_transformers.parallel.rules import batch_sharding, check_batch, host_rows, place_rows
+from flax_transformers.training.callbacks import Snapshot
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.loop import Snapshot
 from flax_transformers.training.step import compile_evaluation_step
 
 

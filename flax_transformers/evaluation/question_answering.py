@@ -24,8 +24,8 @@ from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.predictions import held_out_predictions
 from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.storage.workdir import write_side_file
+from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.loop import Evaluator, Snapshot
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

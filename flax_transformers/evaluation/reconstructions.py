@@ -21,8 +21,8 @@ from flax_transformers.families.mae import NORM_PIX_EPS, MaeConfig, hide_patches
 from flax_transformers.objectives.base import Batch, Params
 from flax_transformers.objectives.masked_image import MaskedImage, mask_noise
 from flax_transformers.parallel.rules import batch_sharding, host_rows, place_rows
+from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.loop import Evaluator, Snapshot
 from flax_transformers.training.step import compile_evaluation_step
 
 PICTURES = 12

@@ -18,8 +18,8 @@ from flax_transformers.generation.decode import generate
 from flax_transformers.generation.fill_mask import format_samples, held_out_samples
 from flax_transformers.generation.translate import generate_target
 from flax_transformers.objectives.rows import end_id
+from flax_transformers.training.callbacks import Snapshot
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.loop import Snapshot
 
 SAMPLES = 6
 """Number of samples at each evaluation."""

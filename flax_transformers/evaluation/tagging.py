@@ -9,8 +9,8 @@ from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
 from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.evaluation.baselines import Baseline, all_labels, majority_class
 from flax_transformers.evaluation.predictions import held_out_predictions
+from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.loop import Evaluator, Snapshot
 
 Entity = tuple[str, int, int]
 """Type, index of the first word, and index after the last word."""

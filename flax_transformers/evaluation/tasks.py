@@ -54,8 +54,8 @@ from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.sequences import SequenceLoss
 from flax_transformers.objectives.token_classification import TokenClassification
 from flax_transformers.storage.workdir import write_side_file
+from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.loop import Evaluator, Snapshot
 
 
 @dataclass(frozen=True)

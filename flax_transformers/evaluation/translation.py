@@ -22,8 +22,8 @@ from flax_transformers.errors import UserError
 from flax_transformers.generation.translate import generate_target
 from flax_transformers.objectives.rows import end_id, start_id
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
+from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.loop import Evaluator, Snapshot
 
 MAX_SCORED = 2_000
 """Largest number of held-out pairs that are translated."""

@@ -1,4 +1,4 @@
-"""A running average of the parameters, which is what evaluation and restored models use."""
+"""An exponential moving average of the parameters, for evaluation and restored models."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from flax_transformers.ranges import Ranges
 
 @dataclass(frozen=True)
 class EMAConfig:
-    """Exponential moving average of the weights. Off, it costs nothing."""
+    """Exponential moving average of the weights; off by default."""
 
     decay: float | None = None
-    """Share of the old average that an update keeps, such as 0.9999; None: no average is kept."""
+    """Share of the old average in the new one, such as 0.9999; None: no average is kept."""
     warmup: bool = True
-    """Keep ``min(decay, (1 + t) / (10 + t))`` after t updates, so that the first weights fade."""
+    """Use ``min(decay, (1 + t) / (10 + t))`` after t updates, which forgets the first weights."""
 
     RANGES: ClassVar[Ranges] = {"decay": ranges.RATE}
 

@@ -1,4 +1,4 @@
-"""Whether a state can be trained on and restored: no value of it is NaN or infinite."""
+"""Whether all values of a state are finite."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def is_finite(params: Any, opt_state: Any, average: Any = None) -> jax.Array:
     """Whether all floating-point values of these trees are finite, as one boolean on the device.
 
     A scalar of the optimizer may be infinite, as a running minimum is at its start, but not NaN.
-    ``average`` is that of the parameters, or None. Each array is reduced to a count and the counts
-    are added up, so that on a mesh they cost one reduction of a scalar.
+    ``average`` is that of the parameters, or None. Each array is reduced to a count, and the counts
+    are added, which costs one reduction of a scalar on a mesh.
     """
     counts = [jnp.sum(~jnp.isfinite(leaf), dtype=jnp.float32) for leaf in _floats(params)]
     counts += [jnp.sum(~jnp.isfinite(leaf), dtype=jnp.float32) for leaf in _floats(average)]

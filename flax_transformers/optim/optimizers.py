@@ -1,10 +1,10 @@
 """Optimizers: one small frozen dataclass per kind, and the chain that all kinds share.
 
-The chain is: clip by global norm -> the kind's own direction, with decoupled weight decay at the
-place the kind wants it -> times minus the scheduled learning rate and the parameter's own factor.
-A further kind is a dataclass with its own fields and ``direction``; nothing else changes. Settings
-that switch a link off (no clipping, no decay, no factors) leave the optimizer state's tree as it
-is, so that a checkpoint restores with them changed.
+The chain is: clip by global norm -> the kind's own gradient transforms, with decoupled weight decay
+where the kind applies it -> times minus the scheduled learning rate and the parameter's own factor.
+Another kind is a dataclass with its own fields and ``direction``. Settings that switch a link off
+(no clipping, no decay, no factors) keep the tree of the optimizer state, so that a checkpoint
+restores with them changed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Spikes: steps whose gradients are many times as large as they have been, which can undo a run.
+"""Spikes: steps whose gradient norm is many times its recent mean, which can make a run diverge.
 
-The step itself is left out before it does any harm, and the run goes on with the next batch. Where
-that does not help, for many steps in a row, the run may go back to its newest checkpoint and past
-the data since, as PaLM went back a hundred steps and left out the batches around a spike
-(arXiv:2204.02311 §5.1).
+Such a step is skipped, and the run continues with the next batch. After many consecutive skips the
+run may roll back to its newest checkpoint and leave out the data since, as PaLM was restarted a
+hundred steps before a spike without the batches around it (arXiv:2204.02311 §5.1).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from flax_transformers.errors import UserError
 
 WINDOW = 100
-"""Updates that the mean remembers. Before there were so many, nothing is called a spike."""
+"""Updates that the mean covers. Earlier there are no spikes."""
 
 
 class TooManySkipped(UserError):

@@ -1,4 +1,4 @@
-"""From gradients to the direction of a step: what tells one optimizer from another.
+"""Gradient transforms of the optimizers.
 
 Statistics that are taken over a parameter (the norms of LAMB, the row and column means and the root
 mean squares of Adafactor) are taken over one layer's parameter, and one expert's, however many lie

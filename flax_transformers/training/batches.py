@@ -25,7 +25,7 @@ def batches_on_mesh(
 ) -> Iterator[Iterator[tuple[dict[str, jax.Array], np.ndarray]]]:
     """Batches from ``position`` on, each with the ids of this process's examples.
 
-    One batch is prepared and sent while the step before it runs.
+    The next batch is prepared and sent to the devices while a step runs.
     """
     phase, sharding = config.phases[position.phase], batch_sharding(mesh)
     rows = host_rows(sharding, phase.batch_size)

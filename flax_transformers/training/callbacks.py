@@ -1,18 +1,41 @@
-"""What a program can be told of training while it goes on."""
+"""What a program can observe of training: callbacks, sinks and evaluators."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 
 from flax_transformers.monitoring.sinks import MetricSink
+from flax_transformers.objectives.base import ModelFunctions
+from flax_transformers.training.config import AnyPhase
 from flax_transformers.training.state import TrainState
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What an evaluator is given: the run after ``step`` steps."""
+
+    step: int
+    params: Any
+    """Their average if one is kept (``config.ema``)."""
+    phase: AnyPhase
+    mesh: Mesh
+    functions: ModelFunctions
+    evaluation_step: Callable[..., Any]
+    """Compiled ``(params, batch) -> {name: (sum, count)}`` for batches on the mesh."""
+
+
+Evaluator = Callable[[Snapshot], dict[str, float]]
+"""Scores of a snapshot by name, "eval/loss" ...; the same in every process."""
 
 
 class Callback:

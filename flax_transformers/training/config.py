@@ -24,7 +24,7 @@ from flax_transformers.ranges import Ranges
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with one row length and one batch size."""
+    """A phase of training with one sequence length and one batch size."""
 
     steps: int
     sequence_length: int
@@ -46,17 +46,17 @@ class Phase:
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        """Rows and tokens."""
+        """Sequences and tokens."""
         return self.batch_size, self.sequence_length
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePhase:
-    """A stretch of training on square images of one size, which a later phase may change."""
+    """A phase of training on square images of one size."""
 
     steps: int
     image_size: int
-    """Pixels of a side. Where it is not the model's, its positions are interpolated."""
+    """Pixels of a side. If it differs from the model's, the positions are interpolated."""
     batch_size: int
     """Images in a step, over all devices and processes."""
     micro_batches: int = 1
@@ -74,7 +74,7 @@ class ImagePhase:
 
     @property
     def sequence_length(self) -> int:
-        """What objectives are told of the size of a row: the side of its image."""
+        """The size of an example that objectives are given: the side of its image."""
         return self.image_size
 
     @property
@@ -88,7 +88,7 @@ AnyPhase = Phase | ImagePhase
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How often held-out text is looked at."""
+    """How often, and on how much, the held-out data are scored."""
 
     every_steps: int = 1000
     """0: only at the end."""
@@ -108,7 +108,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Logging:
-    """What is written while a run goes on."""
+    """What a run writes while it trains."""
 
     every_steps: int = 10
     tensorboard: bool = True
@@ -116,11 +116,11 @@ class Logging:
     """Further sinks for metrics, beside metrics.jsonl, the console and TensorBoard: dataclasses of
     the user's own (see ``monitoring.sinks.SinkConfig``)."""
     ledger: bool = False
-    """Append the ids of the examples of each step to ``ledger-<process>.jsonl``: an audit trail of
-    what was trained on, for checking that a restarted run repeats and skips nothing."""
+    """Append the ids of the examples of each step to ``ledger-<process>.jsonl``, to check that a
+    restarted run repeats and skips none."""
     hang_dump_s: float = 600.0
-    """Where a step, or the wait for a batch, takes more seconds than this, the stacks of all
-    threads go to stderr; 0: never. The run goes on; ``limits`` says when it ends."""
+    """If a step, or the wait for a batch, takes more seconds than this, print the stacks of all
+    threads on stderr; 0: never. The run continues; ``limits`` says when it ends."""
 
     RANGES: ClassVar[Ranges] = {"every_steps": ranges.integers(), "hang_dump_s": ranges.SECONDS}
 
@@ -143,26 +143,26 @@ class TrainConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     compute: ComputeConfig = field(default_factory=lambda: ComputeConfig(dtype="auto"))
     ema: EMAConfig = field(default_factory=EMAConfig)
-    """With an average of the weights, it is what ``eval/...`` metrics and loaded models are of."""
+    """If an average of the weights is kept, ``eval/...`` metrics and loaded models use it."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: Evaluation = field(default_factory=Evaluation)
     logging: Logging = field(default_factory=Logging)
     limits: Limits = field(default_factory=Limits)
-    """How long each phase may take before the job ends as stuck, with exit code 75."""
+    """How long start, data, step, save and exit may take before the job ends with code 75."""
     max_consecutive_skips: int = 20
-    """Steps in a row that may be skipped for gradients that are not finite, or a spike."""
+    """Consecutive steps that may be skipped for gradients that are not finite, or a spike."""
     skip_spikes_above: float | None = None
-    """Skip a step whose gradients are more than so many times as large, in norm, as their mean over
-    about 100 steps; the run goes on with the next batch. None: skip none."""
+    """Skip a step whose gradient norm is more than this many times its mean over about 100 steps;
+    the run continues with the next batch. None: skip none."""
     max_rollbacks: int = 0
-    """How often a run may go back to its newest checkpoint, and past the data since, where more
-    steps in a row are skipped than ``max_consecutive_skips``. After that it ends."""
+    """How often a run may roll back to its newest checkpoint and leave out the data since, when
+    more than ``max_consecutive_skips`` consecutive steps are skipped. After that it ends."""
     init_from: str | None = None
-    """A checkpoint, or a folder in Hugging Face format, whose weights a new run starts from. Heads
-    that it does not hold start afresh."""
+    """A checkpoint, or a directory in Hugging Face format, whose weights a new run starts from.
+    Heads that it does not have are newly initialized."""
     seed: int = 0
     platform: str | None = None
-    """"cpu", "gpu" or "tpu": fail if it is not there. None: use what is there."""
+    """"cpu", "gpu" or "tpu": fail if it is not available. None: use what is available."""
 
     RANGES: ClassVar[Ranges] = {
         "max_consecutive_skips": ranges.integers(0),
@@ -189,14 +189,14 @@ class TrainConfig:
 
 
 _DEFINES_RUN = ("model", "objective", "data", "seed")
-"""What makes a run that run. The rest (rates, mesh, logging ...) may change when it goes on."""
+"""What identifies a run. All else (rates, mesh, logging ...) may change when it is resumed."""
 
 _FREE_WITHIN = re.compile(
     r"""data\.( store | prepare_processes | workers | verify
-    # What the fingerprints of the training examples and of the tokenizers tell, wherever they lie:
+    # Checked by the fingerprints of the training examples and the tokenizers, wherever they are:
     | (components\.\d+\.)?source\.(\w+_)?path
     | (target_)?tokenizer(\..*)?
-    # What is not trained on:
+    # Not trained on:
     | (components\.\d+\.)?validation_source(\..*)? )""",
     re.VERBOSE,
 )
@@ -218,10 +218,10 @@ def differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]
 
 
 def check_resumable(saved: Any, config: TrainConfig, where: str) -> list[str]:
-    """Compares the config of a checkpoint with the one asked for now.
+    """Compares the config of a checkpoint with the current one.
 
-    Raises UserError if they describe different runs; otherwise returns a line per field that
-    changed, to be shown.
+    Raises UserError if they describe different runs; otherwise returns a line for each field that
+    changed.
     """
     try:
         saved = to_json(from_json(saved))  # fields that are new since have their defaults

@@ -8,10 +8,10 @@ the layers above.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -20,18 +20,15 @@ from jax.sharding import Mesh
 
 from flax_transformers.checkpointing.manager import Checkpoints
 from flax_transformers.checkpointing.save_schedule import SaveSchedule
-from flax_transformers.checkpointing.step_directories import write_files
-from flax_transformers.config_json import to_json
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.example_log import ExampleLog
 from flax_transformers.monitoring.goodput import Clock
-from flax_transformers.monitoring.metrics import Totals, read_metrics
+from flax_transformers.monitoring.metrics import Totals
 from flax_transformers.monitoring.profiling import Profiling, Watch
 from flax_transformers.monitoring.progress import Progress
 from flax_transformers.monitoring.sinks import JsonLines, MetricSink, TensorBoard
 from flax_transformers.monitoring.throughput import REMEDY, Meter
-from flax_transformers.objectives.base import ModelFunctions
 from flax_transformers.optim.spike_detection import TooManySkipped
 from flax_transformers.parallel.distributed import check_equal, compiled_together
 from flax_transformers.parallel.mesh import make_mesh
@@ -41,48 +38,30 @@ from flax_transformers.storage.workdir import (
     clear_side_files,
     exclusive_lock,
     open_workdir,
-    set_aside,
-    write_side_file,
-    writing,
 )
 from flax_transformers.training.batches import batches_on_mesh
-from flax_transformers.training.callbacks import Callback, Listeners, SinkCallback
-from flax_transformers.training.config import AnyPhase, TrainConfig
-from flax_transformers.training.divergence import (
-    is_not_finite,
-    is_unproven,
-    require_finite_end,
+from flax_transformers.training.callbacks import (
+    Callback,
+    Evaluator,
+    Listeners,
+    SinkCallback,
+    Snapshot,
 )
+from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.mixture_progress import MixtureProgress
+from flax_transformers.training.resume import Begun, Ended, Run, roll_back, start
 from flax_transformers.training.run_state import (
     RunState,
-    check_meta,
     checkpoint_meta,
     tokenizer_files,
 )
 from flax_transformers.training.setup import check_phase, make_meter, make_trainer
 from flax_transformers.training.state import TrainState
 from flax_transformers.training.stop import StopRequest
-from flax_transformers.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What an evaluator may look at: the run as it stands after ``step`` steps."""
-
-    step: int
-    params: Any
-    """Their average where one is kept (``config.ema``)."""
-    phase: AnyPhase
-    mesh: Mesh
-    functions: ModelFunctions
-    evaluation_step: Callable[..., Any]
-    """Compiled ``(params, batch) -> {name: (sum, count)}`` for batches on the mesh."""
-
-
-Evaluator = Callable[[Snapshot], dict[str, float]]
+_ELSEWHERE = "train in another --workdir"
 
 
 @dataclass(frozen=True)
@@ -93,29 +72,6 @@ class Outcome:
     preempted: bool
     metrics: dict[str, float]
     """The last value of every metric."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """All that stays the same from the first step to the last."""
-
-    config: TrainConfig
-    prepared: Dataset
-    workdir: epath.Path
-    mesh: Mesh
-    trainer: Trainer
-    checkpoints: Checkpoints
-    evaluators: Sequence[Evaluator]
-    profiling: Profiling
-    listeners: Listeners
-    clock: Clock
-    tokenizer_files: dict[str, bytes]
-    latest: dict[str, float]
-    """The last value of every metric."""
-
-    @property
-    def is_writer(self) -> bool:
-        return jax.process_index() == 0
 
 
 def train(
@@ -190,7 +146,7 @@ def _run_to_end(run: Run, begun: Begun) -> Ended:
         ended = _run_phases(run, begun, stop)
         while ended.diverged:
             with watchdog.phase("restore"):
-                begun = _roll_back(run, ended)
+                begun = roll_back(run, ended)
             ended = _run_phases(run, begun, stop)
     return ended
 
@@ -202,109 +158,6 @@ def checked_mesh(config: TrainConfig) -> Mesh:
         check_phase(phase, mesh)
     check_batch(config.evaluation.batch_size, 1, mesh, name="evaluation.batch_size")
     return mesh
-
-
-@dataclass(frozen=True)
-class Begun:
-    """Where a run starts or resumes."""
-
-    state: TrainState
-    position: RunState
-    totals: Totals
-    """Sums and counts of the steps that no row of metrics holds yet."""
-    diverging_steps: int = 0
-    """Steps in a row, up to this position, that were skipped for values that are not finite."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """Where a run stopped, and what it has to know to roll back."""
-
-    position: RunState
-    diverged: bool
-    """Whether more steps in a row were skipped than may be, so that it has to roll back."""
-    diverging_steps: int
-    """Steps in a row, up to the last one, that were skipped for values that are not finite."""
-    consumed: dict[int, int]
-    """Examples consumed by phase, of the phases that were trained in."""
-
-    @property
-    def step(self) -> int:
-        return self.position.step
-
-
-def start(run: Run, initial: Callable[[Mesh], Any] | None) -> Begun:
-    """The newest checkpoint's state, or a fresh one; says in the workdir what is trained."""
-    begun = _restore(run, is_not_finite)
-    if begun is None:
-        state = run.trainer.init(run.config.seed)
-        if initial is not None:
-            state = state.starting_from(initial(run.mesh))
-        begun = Begun(state, RunState(), {})
-    elif begun.position.step < run.config.total_steps:
-        log.info("resuming from step %d", begun.position.step)
-    else:
-        log.info(
-            "already trained to step %d; raise phases.*.steps to train further", begun.position.step
-        )
-    if run.is_writer:
-        run.clock.go_on(read_metrics(run.workdir), begun.position.step)
-        write_side_file(run.workdir / "config.json", json.dumps(to_json(run.config), indent=1))
-        _write_tokenizers(run)
-    return begun
-
-
-def _write_tokenizers(run: Run) -> None:
-    """For people and other programs: checkpoints have their own copies."""
-    try:
-        write_files(run.workdir, run.tokenizer_files)
-    except OSError as error:
-        for name in {name.partition("/")[0] for name in run.tokenizer_files}:
-            set_aside(run.workdir / name, f"cannot be written ({error.strerror or error})")
-        with writing(run.workdir / "tokenizer"):
-            write_files(run.workdir, run.tokenizer_files)
-
-
-def _restore(run: Run, refuse: Callable[[TrainState, dict[str, Any]], str | None]) -> Begun | None:
-    """From the newest checkpoint that is not refused."""
-    restored = run.checkpoints.restore_newest(
-        run.trainer.abstract,
-        check=lambda meta: check_meta(meta, run.config, run.prepared, run.workdir),
-        refuse=refuse,
-    )
-    if restored is None:
-        return None
-    meta = restored.meta
-    run.latest.update(meta["metrics"])
-    return Begun(
-        restored.state.completed(run.trainer.abstract),
-        RunState.saved_in(meta),
-        meta.get("totals", {}),
-        meta.get("diverging_steps", 0),
-    )
-
-
-def _roll_back(run: Run, ended: Ended) -> Begun:
-    """The newest checkpoint from before the streak of skipped steps that ``ended`` the run, and the
-    data behind it. Raises UserError if there is no checkpoint."""
-    begun = _restore(run, is_unproven)
-    if begun is None:
-        raise UserError(
-            "too many steps in a row were skipped before there was a checkpoint to go back to; "
-            f"{REMEDY}, or save earlier, with checkpoints.every_steps"
-        )
-    position = begun.position.normalized(run.config)
-    # Where the streak spans two phases, the first one continues behind what it had consumed.
-    examples = max(position.examples, ended.consumed.get(position.phase, 0))
-    log.warning(
-        "went back to step %d; the %d examples since are left out",
-        position.step,
-        examples - position.examples,
-    )
-    if run.is_writer:
-        run.clock.go_on(read_metrics(run.workdir), position.step)
-    position = replace(position, examples=examples, rollbacks=ended.position.rollbacks + 1)
-    return replace(begun, position=position)
 
 
 def _run_phases(run: Run, begun: Begun, stop: StopRequest) -> Ended:
@@ -435,3 +288,42 @@ def _save(run: Run, state: TrainState, position: RunState, meter: Meter, stoppin
     run.checkpoints.save(position.step, state, meta, files=run.tokenizer_files)
     run.listeners.checkpoint(position.step, run.checkpoints.directory / str(position.step))
     return True
+
+
+def require_finite_end(
+    workdir: epath.Path, step: int, metrics: Mapping[str, float], skips: int
+) -> None:
+    """Raises UserError if a run that is through has no finite loss at its end.
+
+    ``metrics`` are the last values, and ``skips`` the steps in a row, up to the last one, that were
+    skipped for values that are not finite.
+
+    That is: no step had a finite loss, more than the last step was skipped for values that are not
+    finite, or a loss in the last metrics is not finite. Where the last step alone was skipped, the
+    parameters are those of the step before, whose loss is finite: a warning says so. What the run
+    ended with is saved in every case, so that running it again ends the same way.
+    """
+    where = f"the run in {workdir} ended at step {step}"
+    if skips and "train/loss" not in metrics:
+        raise UserError(
+            f"{where} without a finite loss: every step was skipped; {REMEDY}, and {_ELSEWHERE}"
+        )
+    if skips > 1:
+        raise UserError(
+            f"{where} without a finite loss: the last {skips} steps were skipped, as their values "
+            "are not finite, and its last checkpoint holds the parameters from before them; "
+            f"{REMEDY}, and raise phases.*.steps to train further, or {_ELSEWHERE}"
+        )
+    losses = ("train/loss", "eval/loss")
+    wrong = [name for name in losses if not math.isfinite(metrics.get(name, 0.0))]
+    if wrong:
+        raise UserError(
+            f"{where} with {' and '.join(wrong)} not finite: do not use its last checkpoint; "
+            f"{REMEDY}, and {_ELSEWHERE}"
+        )
+    if skips:
+        log.warning(
+            "the last step, %d, was skipped, as its values are not finite; the last checkpoint "
+            "holds the parameters from before it",
+            step,
+        )

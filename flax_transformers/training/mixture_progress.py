@@ -1,4 +1,4 @@
-"""How much of each part of a mixture a run has trained on: a function of its place alone."""
+"""How much of each component of a mixture a run has trained on, from its position alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flax_transformers.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class ComponentProgress:
-    """What a part has given: rows, how often its text was gone through, and tokens of its text."""
+    """What was read of a component: examples, epochs of its text, and tokens."""
 
     examples: int = 0
     epochs: float = 0.0
@@ -26,9 +26,9 @@ class ComponentProgress:
 
 
 class MixtureProgress:
-    """Counts the parts of a mixture from the beginning of a run; of other data there are none.
+    """Counts what was read of each component since the start of a run; nothing for other data.
 
-    Phases that are over count with the batch size that the config gives them now.
+    Finished phases count with the batch size that the config gives them now.
     """
 
     def __init__(self, config: TrainConfig, prepared: Dataset, phase: int) -> None:
@@ -40,7 +40,7 @@ class MixtureProgress:
             self._before = _added(self._before, taken)
 
     def row(self, position: int) -> dict[str, float]:
-        """Metrics for a place in the phase, in examples of all parts: "train/examples_NAME" ..."""
+        """Metrics at a position of the phase, in examples of all: "train/examples_NAME" ..."""
         found = _added(self._before, self._taken(self._examples, position))
         return {
             f"train/{what}_{name}": count

@@ -1,4 +1,4 @@
-"""From a checkpoint back to a model: what ``evaluate`` and ``fill-mask`` start from."""
+"""Models from checkpoints, for ``evaluate``, ``fill-mask`` and ``load_pretrained``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flax_transformers.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class Restored:
-    """A model as a checkpoint left it."""
+    """A model from a checkpoint."""
 
     model_config: TransformerConfig
     model: nn.Module
@@ -32,7 +32,7 @@ class Restored:
     tokenizer: Tokenizer | None
     """None for a model that was not trained on text."""
     target_tokenizer: Tokenizer | None
-    """That of the targets, where they had one of their own."""
+    """The tokenizer of the targets, if they have their own."""
     mesh: Mesh
     step: int
 
@@ -48,7 +48,7 @@ def restore_model(
 
     The parameters are their average, if the run kept one, unless ``averaged`` is False.
     ``path`` is a workdir, its checkpoints folder or one step; the newest valid step counts. The
-    ``execution`` is by default that of the run. Raises UserError for what is missing or damaged.
+    ``compute`` is by default that of the run. Raises UserError for what is missing or damaged.
     """
     found = path if isinstance(path, Found) else find_checkpoint(path)
     model_config = saved_model(found)

@@ -1,4 +1,4 @@
-"""Where a run stands, and what a checkpoint says of the run that it belongs to."""
+"""The position of a run, and the meta of its checkpoints."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _TOKENIZERS = ("tokenizer", "target_tokenizer")
 
 @dataclass
 class RunState:
-    """Where a run stands: steps taken, the phase, and examples of the phase consumed.
+    """The position of a run: steps taken, the phase, and the examples of it that were consumed.
 
-    A run that went back (``rollbacks`` times) has consumed more examples than its steps took.
+    A run that rolled back (``rollbacks`` times) has consumed more examples than its steps took.
     """
 
     step: int = 0
@@ -43,7 +43,7 @@ class RunState:
 
     @classmethod
     def saved_in(cls, meta: dict[str, Any]) -> RunState:
-        """That of a checkpoint's meta."""
+        """The position in a checkpoint's meta."""
         return cls(**current_names(cls, meta["position"]))
 
     def done(self, config: TrainConfig) -> bool:
@@ -51,7 +51,7 @@ class RunState:
         return self.step >= sum(phase.steps for phase in config.phases[: self.phase + 1])
 
     def normalized(self, config: TrainConfig) -> RunState:
-        """The same place, said as the start of the next phase where this one is over."""
+        """The same position, as the start of the next phase if this one is over."""
         return replace(self, phase=self.phase + 1, examples=0) if self.done(config) else self
 
 
@@ -66,9 +66,9 @@ def checkpoint_meta(
 ) -> dict[str, Any]:
     """The JSON that goes with a checkpoint.
 
-    ``totals`` are the sums and counts of metrics that no row holds yet, ``consecutive_skips`` the
-    steps in a row, up to this one, that were skipped, and ``diverging_steps`` the same where the
-    last was skipped for values that are not finite, else 0.
+    ``totals`` are the sums and counts of metrics since the last row, ``consecutive_skips`` the
+    consecutive steps up to this one that were skipped, and ``diverging_steps`` the same if the last
+    was skipped for values that are not finite, else 0.
     """
     return {
         "state_version": STATE_VERSION,
@@ -87,7 +87,7 @@ def checkpoint_meta(
 def check_meta(
     meta: dict[str, Any], config: TrainConfig, prepared: Dataset, workdir: epath.Path
 ) -> None:
-    """Refuses a checkpoint of another run; says what changed in one that goes on."""
+    """Raises UserError for a checkpoint of another run; logs what changed in the config."""
     where = f"the checkpoint in {workdir}"
     version = meta.get("state_version", 1)
     if version > STATE_VERSION:
@@ -107,7 +107,7 @@ def check_meta(
     if meta["store"] not in (prepared.fingerprint, *prepared.known_as):
         raise UserError(
             f"{where} was trained on other data than the store "
-            f"{prepared.directory} holds, which would shift its place in the data; set "
+            f"{prepared.directory} holds, which would shift its position in the data; set "
             "--data.store to the store it was trained on, or choose another --workdir"
         )
     position, phases = RunState.saved_in(meta), config.phases
@@ -128,13 +128,13 @@ def check_meta(
 
 
 def tokenizers(prepared: Dataset) -> dict[str, Tokenizer]:
-    """Those that there are, by name: of a folder in a checkpoint, and of an entry in its meta."""
+    """The tokenizers of the data, by the names of their folders in a checkpoint."""
     both = zip(_TOKENIZERS, (prepared.tokenizer, prepared.target_tokenizer), strict=True)
     return {name: tokenizer for name, tokenizer in both if tokenizer is not None}
 
 
 def tokenizer_files(config: TrainConfig, prepared: Dataset) -> dict[str, bytes]:
-    """The files of the run's tokenizers by path in a checkpoint, made from what is in memory."""
+    """The files of the run's tokenizers by their path in a checkpoint."""
     files: dict[str, bytes] = {}
     frame = run_frame(config.objective, prepared.vocabulary)
     for name, tokenizer in tokenizers(prepared).items():
@@ -147,7 +147,7 @@ def tokenizer_files(config: TrainConfig, prepared: Dataset) -> dict[str, bytes]:
 
 
 def tokenizers_of_run(workdir: epath.Path) -> dict[str, Tokenizer]:
-    """Those in the newest checkpoint that has some intact; none where there is no checkpoint."""
+    """The tokenizers in the newest checkpoint that has intact ones; none without a checkpoint."""
     directory = workdir / "checkpoints"
     for step in reversed(finished_steps(directory)):
         folders = {name: directory / str(step) / name for name in _TOKENIZERS}

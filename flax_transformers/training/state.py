@@ -1,4 +1,4 @@
-"""What a step carries to the next, and where each part of it lies on the mesh."""
+"""The training state, and its shardings."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ _LOST = object()
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything that a checkpoint holds and a step renews.
+    """Everything that a step updates and the arrays of a checkpoint hold.
 
     ``step`` counts steps taken, ``skipped`` those whose gradients were not finite, or a spike, and
-    ``skipped_in_a_row`` the run of them that ends here (int32 scalars). ``norm_mean`` is the mean
-    norm of the gradients lately (float32 scalar; see ``spikes``). ``rng`` is the raw data of
-    the run's key (uint32 [2]); a step draws from ``fold_in(rng, step)``. ``ema`` is the average of
-    the parameters, a tree like them, or None where none is kept.
+    ``skipped_in_a_row`` the consecutive ones up to now (int32 scalars). ``norm_mean`` is the recent
+    mean of the gradient norm (float32 scalar; see ``optim.spike_detection``). ``rng`` is the raw
+    data of the run's key (uint32 [2]); a step draws from ``fold_in(rng, step)``. ``ema`` is the
+    average of the parameters, a tree like them, or None if none is kept. A field with a default is
+    optional in a checkpoint.
     """
 
     step: jax.Array
@@ -41,7 +42,7 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def best_params(self) -> Any:
-        """What to evaluate: the average of the parameters where one is kept."""
+        """The parameters to evaluate: their average if one is kept."""
         return self.params if self.ema is None else self.ema
 
     def completed(self, abstract: TrainState) -> TrainState:
@@ -107,8 +108,8 @@ def abstract_state(
 ) -> TrainState:
     """The shapes, dtypes and shardings of the state, without computing or allocating anything.
 
-    Optimizer statistics lie where their parameters lie; those that keep some axes of a parameter
-    are divided along these as it is. Raises UserError if a parameter does not divide over the mesh,
+    Optimizer statistics are sharded like their parameters; those that keep some axes of a parameter
+    like these axes. Raises UserError if a parameter does not divide over the mesh,
     or as ``new_state`` does.
     """
     boxed = jax.eval_shape(lambda: new_state(model, optimizer, seed, ema=ema))
@@ -131,8 +132,8 @@ def _statistic_shardings(opt_state: Any, params: Any, shardings: Any, whole: Nam
     """A sharding for each array of the optimizer's state, of any optax transformation.
 
     A statistic belongs to the parameter whose dict keys its path ends with, whatever wraps it. It
-    lies as the parameter does; one that keeps some of the parameter's axes is divided along these.
-    ``whole`` is for all other arrays.
+    has the parameter's sharding; one that keeps some of the parameter's axes has that of these.
+    ``whole`` is the sharding of all other arrays.
     """
     placed = {
         name_of(path): (leaf.shape, sharding.spec)
@@ -161,9 +162,9 @@ def initialize_state(
     seed: int,
     abstract: TrainState,
 ) -> TrainState:
-    """A fresh state, each part computed where ``abstract`` says it lies.
+    """A fresh state, computed with the shardings of ``abstract``.
 
-    The numbers do not depend on the mesh, but for rounding in the last bit.
+    Its values do not depend on the mesh, except for rounding in the last bit.
     """
 
     def init() -> TrainState:

@@ -15,11 +15,11 @@ from flax_transformers.parallel.watchdog import watchdog
 
 
 class StopRequest:
-    """While active, SIGTERM and the first Ctrl-C ask the loop to save and end.
+    """While active, SIGTERM and the first Ctrl-C request that the loop saves and ends.
 
-    In a job of several processes the scheduler may tell only some of them; JAX's preemption
-    service then makes all stop after the same step. A second Ctrl-C interrupts at once. Where the
-    loop does not come to its next step any more, the watchdog ends the job.
+    In a job of several processes the scheduler may signal only some of them; JAX's preemption
+    service then makes all stop after the same step. A second Ctrl-C interrupts at once. If the
+    loop does not reach its next step, the watchdog ends the job.
     """
 
     def __init__(self) -> None:
@@ -31,8 +31,8 @@ class StopRequest:
     def check(self, checkpoints: Checkpoints, step: int) -> bool:
         """Whether to save and end after ``step``; call after every step on every process.
 
-        The answer is kept in ``obeyed``: a request that comes a moment later waits for the next
-        step, so that nothing ends without having been saved.
+        The answer is kept in ``obeyed``: a later request waits for the next step, so that no run
+        ends without a checkpoint.
         """
         if jax.process_count() > 1:
             self.requested = checkpoints.reached_preemption(step)

@@ -23,8 +23,8 @@ from flax_transformers.models.outputs import HiddenStates
 from flax_transformers.objectives.base import LossTerms, ModelFunctions, WindowSpec
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.testing import tiny_config, write_corpus
+from flax_transformers.training.callbacks import Snapshot
 from flax_transformers.training.config import Evaluation, Phase
-from flax_transformers.training.loop import Snapshot
 from flax_transformers.training.step import compile_evaluation_step, make_evaluation_step
 
 LENGTH = 32

@@ -33,8 +33,8 @@ from flax_transformers.objectives.masked_image import MaskedImage
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import replicated
 from flax_transformers.testing import tiny_config
+from flax_transformers.training.callbacks import Snapshot
 from flax_transformers.training.config import Evaluation, ImagePhase
-from flax_transformers.training.loop import Snapshot
 from flax_transformers.training.step import model_functions
 from tests.data.images.test_dataset import write_idx
 

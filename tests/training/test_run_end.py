@@ -12,7 +12,7 @@ from flax_transformers.checkpointing.save_schedule import SaveSchedule
 from flax_transformers.errors import UserError
 from flax_transformers.training import loop
 from flax_transformers.training.callbacks import Listeners
-from flax_transformers.training.divergence import require_finite_end
+from flax_transformers.training.loop import require_finite_end
 from flax_transformers.training.run_state import RunState
 
 TOTAL = 12

@@ -1,0 +1,173 @@
+"""Where a run starts: from a fresh state, its newest checkpoint, or one before a divergence."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from flax_transformers.checkpointing.manager import Checkpoints
+from flax_transformers.checkpointing.step_directories import write_files
+from flax_transformers.config_json import to_json
+from flax_transformers.data.dataset import Dataset
+from flax_transformers.errors import UserError
+from flax_transformers.monitoring.goodput import Clock
+from flax_transformers.monitoring.metrics import Totals, read_metrics
+from flax_transformers.monitoring.profiling import Profiling
+from flax_transformers.monitoring.throughput import REMEDY
+from flax_transformers.optim.finite import is_finite
+from flax_transformers.storage.workdir import set_aside, write_side_file, writing
+from flax_transformers.training.callbacks import Evaluator, Listeners
+from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.run_state import RunState, check_meta
+from flax_transformers.training.state import TrainState
+from flax_transformers.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that stays the same from the first step to the last."""
+
+    config: TrainConfig
+    prepared: Dataset
+    workdir: epath.Path
+    mesh: Mesh
+    trainer: Trainer
+    checkpoints: Checkpoints
+    evaluators: Sequence[Evaluator]
+    profiling: Profiling
+    listeners: Listeners
+    clock: Clock
+    tokenizer_files: dict[str, bytes]
+    latest: dict[str, float]
+    """The last value of every metric."""
+
+    @property
+    def is_writer(self) -> bool:
+        return jax.process_index() == 0
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Where a run starts or resumes."""
+
+    state: TrainState
+    position: RunState
+    totals: Totals
+    """Sums and counts of the steps that no row of metrics holds yet."""
+    diverging_steps: int = 0
+    """Steps in a row, up to this position, that were skipped for values that are not finite."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Where a run stopped, and what it has to know to roll back."""
+
+    position: RunState
+    diverged: bool
+    """Whether more steps in a row were skipped than may be, so that it has to roll back."""
+    diverging_steps: int
+    """Steps in a row, up to the last one, that were skipped for values that are not finite."""
+    consumed: dict[int, int]
+    """Examples consumed by phase, of the phases that were trained in."""
+
+    @property
+    def step(self) -> int:
+        return self.position.step
+
+
+def start(run: Run, initial: Callable[[Mesh], Any] | None) -> Begun:
+    """The newest checkpoint's state, or a fresh one; says in the workdir what is trained."""
+    begun = _restore(run, is_not_finite)
+    if begun is None:
+        state = run.trainer.init(run.config.seed)
+        if initial is not None:
+            state = state.starting_from(initial(run.mesh))
+        begun = Begun(state, RunState(), {})
+    elif begun.position.step < run.config.total_steps:
+        log.info("resuming from step %d", begun.position.step)
+    else:
+        log.info(
+            "already trained to step %d; raise phases.*.steps to train further", begun.position.step
+        )
+    if run.is_writer:
+        run.clock.go_on(read_metrics(run.workdir), begun.position.step)
+        write_side_file(run.workdir / "config.json", json.dumps(to_json(run.config), indent=1))
+        _write_tokenizers(run)
+    return begun
+
+
+def _write_tokenizers(run: Run) -> None:
+    """For people and other programs: checkpoints have their own copies."""
+    try:
+        write_files(run.workdir, run.tokenizer_files)
+    except OSError as error:
+        for name in {name.partition("/")[0] for name in run.tokenizer_files}:
+            set_aside(run.workdir / name, f"cannot be written ({error.strerror or error})")
+        with writing(run.workdir / "tokenizer"):
+            write_files(run.workdir, run.tokenizer_files)
+
+
+def _restore(run: Run, refuse: Callable[[TrainState, dict[str, Any]], str | None]) -> Begun | None:
+    """From the newest checkpoint that is not refused."""
+    restored = run.checkpoints.restore_newest(
+        run.trainer.abstract,
+        check=lambda meta: check_meta(meta, run.config, run.prepared, run.workdir),
+        refuse=refuse,
+    )
+    if restored is None:
+        return None
+    meta = restored.meta
+    run.latest.update(meta["metrics"])
+    return Begun(
+        restored.state.completed(run.trainer.abstract),
+        RunState.saved_in(meta),
+        meta.get("totals", {}),
+        meta.get("diverging_steps", 0),
+    )
+
+
+def roll_back(run: Run, ended: Ended) -> Begun:
+    """The newest checkpoint from before the streak of skipped steps that ``ended`` the run, and the
+    data behind it. Raises UserError if there is no checkpoint."""
+    begun = _restore(run, is_unproven)
+    if begun is None:
+        raise UserError(
+            "too many steps in a row were skipped before there was a checkpoint to go back to; "
+            f"{REMEDY}, or save earlier, with checkpoints.every_steps"
+        )
+    position = begun.position.normalized(run.config)
+    # Where the streak spans two phases, the first one continues behind what it had consumed.
+    examples = max(position.examples, ended.consumed.get(position.phase, 0))
+    log.warning(
+        "went back to step %d; the %d examples since are left out",
+        position.step,
+        examples - position.examples,
+    )
+    if run.is_writer:
+        run.clock.go_on(read_metrics(run.workdir), position.step)
+    position = replace(position, examples=examples, rollbacks=ended.position.rollbacks + 1)
+    return replace(begun, position=position)
+
+
+def is_not_finite(state: TrainState, meta: dict[str, Any]) -> str | None:
+    """Why a run cannot resume from a checkpoint, if so."""
+    if meta.get("consecutive_skips") == 0:  # tested by the step before it was saved
+        return None
+    finite = jax.jit(is_finite)(state.params, state.opt_state, state.ema)
+    return None if finite else "holds values that are not finite"
+
+
+def is_unproven(state: TrainState, meta: dict[str, Any]) -> str | None:
+    """Why a run cannot roll back to a checkpoint, if so."""
+    if int(state.skipped_in_a_row):
+        return "was saved while steps were being skipped"
+    return is_not_finite(state, meta)
