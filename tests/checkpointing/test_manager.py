@@ -373,7 +373,7 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
 KILLED_WHILE_SAVING = """
 import json, os, signal, sys
 import jax, jax.numpy as jnp
-from flax_transformers.training import checksums
+from flax_transformers.storage import checksums
 from flax_transformers.checkpointing.manager import CheckpointConfig, Checkpoints
 
 directory, where = sys.argv[1:]
@@ -386,7 +386,7 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 write_index, seal = checksums.write_index, checksums.seal
-if where == "before the digests":
+if where == "before the checksums":
     checksums.write_index = lambda folder: die()
 elif where == "before the commit":
     checksums.write_index = lambda folder: (write_index(folder), die())
@@ -400,7 +400,7 @@ checkpoints.wait()
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "newest"),
-    [("before the digests", 1), ("before the commit", 1), ("after the commit", 2)],
+    [("before the checksums", 1), ("before the commit", 1), ("after the commit", 2)],
 )
 def test_after_a_kill_in_the_middle_of_a_save_the_newest_committed_step_is_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, where: str, newest: int

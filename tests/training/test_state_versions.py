@@ -64,6 +64,12 @@ def with_state(trained, workdir, change, **meta):
     return config
 
 
+def losses(workdir):
+    """Of step 3."""
+    rows = read_metrics(workdir)
+    return [row["train/loss"] for row in rows if row["step"] == 3 and "train/loss" in row]
+
+
 @pytest.mark.slow
 def test_a_run_resumes_from_a_state_without_a_field_that_is_new_since(trained, tmp_path, caplog):
     caplog.set_level("INFO", "flax_transformers")
@@ -75,8 +81,7 @@ def test_a_run_resumes_from_a_state_without_a_field_that_is_new_since(trained, t
     )
     assert found["norm_mean"] != expected["norm_mean"]
     assert_bit_equal(found["params"], expected["params"])
-    losses = [row["train/loss"] for row in read_metrics(trained[0] / "run") if row["step"] == 3]
-    assert [row["train/loss"] for row in read_metrics(tmp_path)] == losses
+    assert losses(tmp_path) == losses(trained[0] / "run") != []
 
 
 @pytest.mark.slow
