@@ -82,9 +82,9 @@ class Meter:
         *,
         batch_size: int,
         sequence_length: int | None,
-        flops_per_step: float | None,
         learning_rate: optax.Schedule | None,
         max_consecutive_skips: int,
+        flops_per_step: float | None = None,
     ) -> None:
         self._mesh, self._clock = mesh, clock
         self._batch_size, self._sequence_length = batch_size, sequence_length

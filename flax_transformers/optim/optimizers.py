@@ -104,9 +104,7 @@ class OptimizerConfig:
     ) -> optax.GradientTransformation:
         """From (clipped) gradients to the step direction, before the learning rate.
 
-        ``decay`` adds the masked weight decay to what reaches it; ``axes`` are the logical axes
-        of parameters. Raises UserError for settings
-        out of range.
+        ``decay`` adds the masked weight decay to its input; ``axes``: the parameters' logical axes.
         """
         raise NotImplementedError(f"{type(self).__name__} is no optimizer; choose AdamW, Lion ...")
 

@@ -1,8 +1,7 @@
 """Spikes: steps whose gradient norm is many times its recent mean, which can make a run diverge.
 
-Such a step is skipped, and the run continues with the next batch. After many consecutive skips the
-run may roll back to its newest checkpoint and leave out the data since, as PaLM was restarted a
-hundred steps before a spike without the batches around it (arXiv:2204.02311 §5.1).
+Such a step is skipped. After many consecutive skips the run may roll back to its newest checkpoint
+and leave out the data since, as PaLM did (arXiv:2204.02311 §5.1).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flax_transformers.data.dataset import Dataset, training_examples
-from flax_transformers.data.pipeline.loader import TrainStream
+from flax_transformers.data.pipeline.loader import Seed, TrainStream
 from flax_transformers.objectives.base import Objective
 from flax_transformers.parallel.rules import batch_sharding, host_rows, place_rows
 from flax_transformers.parallel.watchdog import watchdog
@@ -29,19 +29,16 @@ def batches_on_mesh(
     """
     phase, sharding = config.phases[position.phase], batch_sharding(mesh)
     rows = host_rows(sharding, phase.batch_size)
-    spec = config.objective.window_spec(phase.sequence_length)
     with watchdog.phase("first_batch"):
-        stream = TrainStream(
-            training_examples(prepared, spec),
+        stream = training_batches(
+            prepared,
             config.objective,
-            prepared.vocabulary,
             sequence_length=phase.sequence_length,
             batch_size=phase.batch_size,
-            rows=rows,
             seed=(config.seed, position.phase),
             workers=config.data.workers,
             position=position.examples,
-            static_epochs=spec.static_epochs,
+            rows=rows,
         )
 
     def placed() -> Iterator[tuple[dict[str, jax.Array], np.ndarray]]:
@@ -70,15 +67,15 @@ def training_batches(
     *,
     sequence_length: int,
     batch_size: int,
-    seed: int = 0,
+    seed: Seed = 0,
     workers: int = 0,
     position: int = 0,
+    rows: np.ndarray | None = None,
 ) -> TrainStream:
-    """Endless shuffled batches for ``Trainer.step`` and ``Trainer.fit``, of this process's rows.
+    """Endless shuffled batches for ``Trainer.step`` and ``Trainer.fit``; see ``TrainStream``.
 
-    ``prepared`` is what ``data.dataset.prepare`` returns, or a ``SequenceDataset``. ``workers``
-    processes make the examples; 0: this one. ``position``: examples that were consumed before;
-    those after it are the same for any number of workers.
+    ``prepared``: what ``data.dataset.prepare`` returns, or a ``SequenceDataset``. ``position``:
+    examples that were consumed before. ``rows``: those of each batch to return, by default all.
     """
     spec = objective.window_spec(sequence_length)
     return TrainStream(
@@ -87,6 +84,7 @@ def training_batches(
         prepared.vocabulary,
         sequence_length=sequence_length,
         batch_size=batch_size,
+        rows=rows,
         seed=seed,
         workers=workers,
         position=position,

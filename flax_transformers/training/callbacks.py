@@ -69,30 +69,29 @@ class SinkCallback(Callback):
     """Writes the metrics of a run to a sink, in process 0 alone."""
 
     def __init__(self, sink: MetricSink) -> None:
-        self._sink = sink if jax.process_index() == 0 else None
+        self._sinks = [sink] if jax.process_index() == 0 else []
 
     def on_train_begin(self, step: int, total_steps: int) -> None:
-        if self._sink is not None:
-            self._sink.__enter__()
+        for sink in self._sinks:
+            sink.__enter__()
 
     def on_step(self, step: int, state: TrainState) -> None:
-        if self._sink is not None:
-            self._sink.step(step)
+        for sink in self._sinks:
+            sink.step(step)
 
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._sink is not None:
-            self._sink.write(step, metrics)
+        for sink in self._sinks:
+            sink.write(step, metrics)
 
-    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.on_metrics(step, metrics)
+    on_evaluation = on_metrics
 
     def on_checkpoint(self, step: int, folder: epath.Path) -> None:
-        if self._sink is not None:
-            self._sink.flush()
+        for sink in self._sinks:
+            sink.flush()
 
     def on_train_end(self, step: int) -> None:
-        if self._sink is not None:
-            self._sink.close()
+        for sink in self._sinks:
+            sink.close()
 
 
 class Listeners:
@@ -140,19 +139,12 @@ class Listeners:
         for callback in self._callbacks:
             callback.on_step(step, state)
 
-    def metrics(self, step: int, row: Mapping[str, float]) -> None:
-        """A row of training metrics."""
+    def metrics(self, step: int, row: Mapping[str, float], *, scores: bool = False) -> None:
+        """A row of training metrics, or of an evaluation's ``scores``."""
         for sink in self._sinks:
             sink.write(step, row)
         for callback in self._callbacks:
-            callback.on_metrics(step, row)
-
-    def evaluation(self, step: int, row: Mapping[str, float]) -> None:
-        """A row of scores."""
-        for sink in self._sinks:
-            sink.write(step, row)
-        for callback in self._callbacks:
-            callback.on_evaluation(step, row)
+            (callback.on_evaluation if scores else callback.on_metrics)(step, row)
 
     def flush(self) -> None:
         """Before a checkpoint: metrics of the steps that it holds must outlive this process."""

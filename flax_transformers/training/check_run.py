@@ -1,10 +1,8 @@
-"""What the config, the model and the data of a run must agree in, checked before its first step.
+"""Checks, before the first step of a run, that its config, model and data agree.
 
-`check_config` takes what the config alone says, in seconds and before any data are prepared;
-`check_run` takes the prepared data too. Both make an example of the kind that the objective asks
-for into a row and compare that with what the model takes, so that an objective or a family of the
-user's own is checked like the others. `check_batch` compares the first batch in the same way: it
-sees all the data's ids and is a backstop for what a made-up example does not show.
+`check_config` needs only the config; `check_run` also the prepared data. Both prepare a dummy
+example and compare its arrays with the model's inputs, so that user-defined objectives and families
+are checked too. `check_batch` compares the first real batch in the same way.
 """
 
 from __future__ import annotations
@@ -64,8 +62,8 @@ def check_config(config: TrainConfig, *, trains: bool = True) -> None:
 def check_run(config: TrainConfig, prepared: Dataset, *, new: bool = True) -> None:
     """Raises UserError unless the model and the objective fit the data. Reads no data.
 
-    The model of a run that has a checkpoint (not ``new``) is what it is: where its ids of the
-    beginning and the end of a text are not the tokenizer's, a warning says so.
+    For a run that has a checkpoint (not ``new``), begin and end ids that differ from the
+    tokenizer's are a warning.
     """
     check_fits(config.objective, build_model(config.model, ComputeConfig()))
     _check_outputs(config)

@@ -1,9 +1,8 @@
 """The training loop: one for all objectives, models and meshes.
 
-In order: where to start (``start``), one phase after another (``_run_phases``), and in a phase step
-after step (``_run_phase``). Metrics of step N-1 are fetched after step N was sent to the devices,
-which therefore never wait for the host. Evaluators are functions of a ``Snapshot``, handed in from
-the layers above.
+In order: where to start (``resume.start``), one phase after another (``_run_phases``), and in a
+phase step after step (``_run_phase``). Metrics of step N-1 are fetched after step N was sent to the
+devices, which therefore never wait for the host.
 """
 
 from __future__ import annotations
@@ -233,11 +232,12 @@ def _run_phase(
                 row = meter.row(position.step) | mixture.row(position.examples)
                 run.latest.update(row)
                 listeners.metrics(position.step, row)
-            if last or _due(position.step, config.evaluation.every_steps):
+            every = config.evaluation.every_steps
+            if last or (every and position.step % every == 0):
                 with meter.paused("evaluation"), watchdog.phase("evaluation"):
                     row = _evaluate(run, state, position, phase, evaluation_step)
                     run.latest.update(row)
-                    listeners.evaluation(position.step, row)
+                    listeners.metrics(position.step, row, scores=True)
             stopping = stop.check(run.checkpoints, position.step)
             if saves.is_due(position.step, end_of_phase=last) or stopping:
                 with meter.paused("checkpoint"), watchdog.phase("save"):
@@ -246,10 +246,6 @@ def _run_phase(
                     if _save(run, state, position, meter, stopping):
                         saves.saved()
     return state, meter.diverging_steps
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 def _evaluate(
@@ -266,11 +262,10 @@ def _evaluate(
 
 
 def _save(run: Run, state: TrainState, position: RunState, meter: Meter, stopping: bool) -> bool:
-    """Saves, but while steps are being skipped only where the run stops or ends. Whether it saved.
+    """Saves a checkpoint, and returns whether it did.
 
-    A streak of skipped steps leaves the state as it was before: there is nothing to save but the
-    position in the data, and it may be the start of a divergence. What is saved all the same says
-    so (``consecutive_skips``).
+    While steps are skipped, which may be the start of a divergence, only the end of the run or a
+    stop is saved, with ``consecutive_skips`` in its meta.
     """
     skips, ends = meter.consecutive_skips, position.step == run.config.total_steps
     if skips and not (ends or stopping):
@@ -298,10 +293,9 @@ def require_finite_end(
     ``metrics`` are the last values, and ``skips`` the steps in a row, up to the last one, that were
     skipped for values that are not finite.
 
-    That is: no step had a finite loss, more than the last step was skipped for values that are not
-    finite, or a loss in the last metrics is not finite. Where the last step alone was skipped, the
-    parameters are those of the step before, whose loss is finite: a warning says so. What the run
-    ended with is saved in every case, so that running it again ends the same way.
+    That is, every step was skipped, more than the last step was skipped, or the last loss is not
+    finite. If only the last step was skipped, a warning is logged. The last state is saved in every
+    case, so that running again ends the same way.
     """
     where = f"the run in {workdir} ended at step {step}"
     if skips and "train/loss" not in metrics:

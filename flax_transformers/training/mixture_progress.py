@@ -26,10 +26,7 @@ class ComponentProgress:
 
 
 class MixtureProgress:
-    """Counts what was read of each component since the start of a run; nothing for other data.
-
-    Finished phases count with the batch size that the config gives them now.
-    """
+    """Counts what was read of each component since the start of a run; nothing for other data."""
 
     def __init__(self, config: TrainConfig, prepared: Dataset, phase: int) -> None:
         self._config, self._prepared = config, prepared

@@ -85,7 +85,7 @@ class Ended:
 
 
 def start(run: Run, initial: Callable[[Mesh], Any] | None) -> Begun:
-    """The newest checkpoint's state, or a fresh one; says in the workdir what is trained."""
+    """The state of the newest checkpoint, or a fresh one; writes config and tokenizers."""
     begun = _restore(run, is_not_finite)
     if begun is None:
         state = run.trainer.init(run.config.seed)
@@ -136,8 +136,8 @@ def _restore(run: Run, refuse: Callable[[TrainState, dict[str, Any]], str | None
 
 
 def roll_back(run: Run, ended: Ended) -> Begun:
-    """The newest checkpoint from before the streak of skipped steps that ``ended`` the run, and the
-    data behind it. Raises UserError if there is no checkpoint."""
+    """The newest checkpoint before the skipped steps that ``ended`` the run, and the data after
+    them. Raises UserError if there is no checkpoint."""
     begun = _restore(run, is_unproven)
     if begun is None:
         raise UserError(

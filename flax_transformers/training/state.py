@@ -16,9 +16,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flax_transformers.optim.selection import name_of
 from flax_transformers.parallel.rules import parameter_shardings, replicated
 
-_LOST = object()
-"""In place of a mesh axis: a size that the parameter does not have."""
-
 
 class TrainState(struct.PyTreeNode):
     """Everything that a step updates and the arrays of a checkpoint hold.
@@ -48,27 +45,15 @@ class TrainState(struct.PyTreeNode):
     def completed(self, abstract: TrainState) -> TrainState:
         """This restored state with a fresh value for each field that its checkpoint lacked: an
         average starts from the parameters, anything else from zero."""
-        missing = [
-            field.name
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) is None and getattr(abstract, field.name) is not None
-        ]
+        names = [field.name for field in dataclasses.fields(self)]
+        wanted = {name: getattr(abstract, name) for name in names if getattr(self, name) is None}
 
         def fresh(params: Any) -> dict[str, Any]:
-            zeros = {
-                name: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), wanted)
-                for name in missing
-                if (wanted := getattr(abstract, name)) is not None
-            }
-            return zeros | ({"ema": jax.tree.map(jnp.copy, params)} if "ema" in missing else {})
+            values = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), wanted)
+            return values | ({"ema": jax.tree.map(jnp.copy, params)} if values.get("ema") else {})
 
-        if not missing:
-            return self
-        placed = {
-            name: jax.tree.map(lambda leaf: leaf.sharding, getattr(abstract, name))
-            for name in missing
-        }
-        return self.replace(**jax.jit(fresh, out_shardings=placed)(self.params))
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+        return self.replace(**jax.jit(fresh, out_shardings=shardings)(self.params))
 
     def starting_from(self, params: Any) -> TrainState:
         """This fresh state with other parameters, and an average that starts from them."""
@@ -150,8 +135,8 @@ def _statistic_shardings(opt_state: Any, params: Any, shardings: Any, whole: Nam
             return whole
         shape, spec = placed[owner]
         axes = iter(itertools.zip_longest(shape, spec))
-        kept = [next((axis for size, axis in axes if size == own), _LOST) for own in leaf.shape]
-        return whole if _LOST in kept else NamedSharding(whole.mesh, PartitionSpec(*kept))
+        kept = [next((axis for size, axis in axes if size == own), "?") for own in leaf.shape]
+        return whole if "?" in kept else NamedSharding(whole.mesh, PartitionSpec(*kept))
 
     return jax.tree_util.tree_map_with_path(shard, opt_state)
 

@@ -1,4 +1,4 @@
-"""One training step and one evaluation step: pure functions that the loop, and nothing else, runs.
+"""One training step and one evaluation step, as pure functions.
 
 The loss of a step is, over the whole global batch, the sum over terms of
 ``coefficient * total(sum) / total(weight)``. Weights depend on the data alone, so each micro-batch
@@ -90,12 +90,11 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
     """The step ``(state, batch) -> (state, report)``, not yet compiled.
 
-    A step changes neither parameters nor optimizer state, and is counted as skipped in the new
-    state, if its gradients are not all finite, if they are more than ``skip_spikes_above`` times as
-    large as their mean, or if the new parameters, optimizer state or average would not be finite.
-    The learning rate follows the number of updates made. ``frozen`` are the optimizer's patterns:
-    no gradient of those parameters is computed, so that none counts in the norm. ``ema`` renews the
-    state's average, if it has one. ``gradient_reduce_dtype`` is that of ``ComputeConfig``.
+    A step is skipped, and changes only the counters, if its gradients are not finite, if their norm
+    is more than ``skip_spikes_above`` times its mean, or if the new parameters, optimizer state or
+    average would not be finite. The learning rate follows the number of updates made. ``frozen``:
+    patterns of parameters without gradients. ``ema``: how the state's average is updated.
+    ``gradient_reduce_dtype`` is that of ``ComputeConfig``.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:

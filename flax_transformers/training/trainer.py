@@ -56,12 +56,11 @@ HostBatch = Mapping[str, Any]
 class Trainer:
     """Trains ``model`` on ``objective`` with ``optimizer``, on ``mesh``.
 
-    ``model`` is a Linen module of this package's contract, or a config of one, which is built in
-    the compute dtype of the platform. ``optimizer`` is an optax transformation, or a config such as
-    ``AdamW(...)``, whose schedule runs over ``total_steps``. ``mesh`` is by default all devices, as
-    copies of the model. A step divides its batch into ``micro_batches`` to save memory. ``ema``
-    keeps an average of the parameters, which is then evaluated. ``skip_spikes_above`` and
-    ``max_consecutive_skips`` are as in ``TrainConfig``.
+    ``model``: a Linen module of this package's contract, or a config of one. ``optimizer``: an
+    optax transformation, or a config such as ``AdamW(...)``, whose schedule runs over
+    ``total_steps``. ``mesh``: by default data parallelism over all devices. ``micro_batches``:
+    gradient-accumulation steps. ``ema``, ``skip_spikes_above``, ``max_consecutive_skips`` and
+    ``gradient_reduce_dtype`` are as in ``TrainConfig`` and its ``ComputeConfig``.
 
     Nothing is computed or allocated before ``init``, so the devices of ``mesh`` need not be there.
     Raises UserError for a model that lacks what the objective needs.
@@ -111,16 +110,12 @@ class Trainer:
     def abstract(self) -> TrainState:
         """Shapes, dtypes and shardings of the state.
 
-        Raises UserError if a parameter does not divide over the mesh, or if the optimizer's
-        patterns match none.
-        """
+        Raises UserError if a parameter does not divide over the mesh."""
         return abstract_state(self.model, self.optimizer, 0, self.mesh, ema=self.ema.is_on)
 
     def train_step(self, micro_batches: int | None = None) -> jax.stages.Wrapped:
-        """The jitted ``(state, batch) -> (state, StepReport)``, which donates its state.
-
-        Call or lower it under ``jax.set_mesh(trainer.mesh)``.
-        """
+        """The jitted ``(state, batch) -> (state, StepReport)``, to be called or lowered under
+        ``jax.set_mesh(trainer.mesh)``; it donates its state."""
         step = make_train_step(
             self.objective,
             self.functions,
@@ -218,7 +213,16 @@ class Trainer:
         with listeners.training(first, last):
             for batch in itertools.islice(batches, steps):
                 placed = self.place(batch)
-                meter = meter or self._meter(placed)
+                if meter is None:
+                    ids = placed.get("input_ids")
+                    meter = Meter(
+                        self.mesh,
+                        Clock(),
+                        batch_size=len(next(iter(placed.values()))),
+                        sequence_length=None if ids is None else ids.shape[-1],
+                        learning_rate=self.learning_rate,
+                        max_consecutive_skips=self.max_consecutive_skips,
+                    )
                 with jax.set_mesh(self.mesh), jax.transfer_guard("disallow"):
                     state, report = self._take_step(state, placed)
                     meter.fetch_previous()
@@ -232,19 +236,6 @@ class Trainer:
                 listeners.metrics(step, meter.row(step))
         return state
 
-    def _meter(self, batch: Mapping[str, jax.Array]) -> Meter:
-        """What measures steps of batches like ``batch``."""
-        ids = batch.get("input_ids")
-        return Meter(
-            self.mesh,
-            Clock(),
-            batch_size=len(next(iter(batch.values()))),
-            sequence_length=None if ids is None else ids.shape[-1],
-            flops_per_step=None,
-            learning_rate=self.learning_rate,
-            max_consecutive_skips=self.max_consecutive_skips,
-        )
-
     def evaluate(self, state: TrainState, batches: Iterable[HostBatch]) -> dict[str, float]:
         """Scores over all examples of ``batches`` ("eval/loss" ...), without dropout.
 
@@ -257,16 +248,15 @@ class Trainer:
             count = len(next(iter(arrays.values())))
             rows = rows or count
             if count < rows:
-                arrays = {name: _filled_up(leaf, rows) for name, leaf in arrays.items()}
+                padding = [(0, rows - count)]
+                arrays = {
+                    name: np.pad(leaf, padding + [(0, 0)] * (np.ndim(leaf) - 1))
+                    for name, leaf in arrays.items()
+                }
             placed = self.place(arrays)
             with jax.set_mesh(self.mesh):
                 totals.add(self._evaluate(state.best_params, placed))
         return {f"eval/{name}": mean for name, mean in totals.means().items()}
-
-
-def _filled_up(leaf: Any, rows: int) -> np.ndarray:
-    array = np.asarray(leaf)
-    return np.pad(array, [(0, rows - len(array)), *[(0, 0)] * (array.ndim - 1)])
 
 
 def _require_same_parameters(params: Any, wanted: Any) -> None:
