@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.distributed import leave_if_not_alone
-from flax_transformers.training import digests
+from flax_transformers.storage import checksums
 from flax_transformers.checkpointing.manager import CheckpointConfig, Checkpoints, restore_params
 
 logging.basicConfig(level=logging.WARNING)
@@ -42,8 +42,8 @@ def values(step):
 shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
 abstract = {"params": {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=shardings[name])
                        for name, shape in shapes.items()}}
-hashed, hash_file = [], digests._hash_file
-digests._hash_file = lambda path: hashed.append(str(path)) or hash_file(path)
+hashed, hash_file = [], checksums._hash_file
+checksums._hash_file = lambda path: hashed.append(str(path)) or hash_file(path)
 
 def place(tree):
     return {name: jax.make_array_from_callback(
@@ -71,7 +71,7 @@ def main():
             if process == "1":
                 def refuse(folder):
                     raise OSError(28, "No space left on device")
-                digests.write_part = refuse
+                checksums.write_part = refuse
             checkpoints.save(1, {"params": place(values(1))}, {"step": 1})
             checkpoints.wait()
         restored = checkpoints.restore_newest(abstract)
