@@ -178,9 +178,10 @@ def _exit_code(codes: list[int], asked_to_stop: bool) -> int:
         codes = [PREEMPTED if code == -signal.SIGTERM else code for code in codes]
     if USER_ERROR in codes:
         return USER_ERROR
-    for code in codes:
-        if code not in (DONE, PREEMPTED):
-            return code if code > 0 else 128 - code
+    failures = [code for code in codes if code not in (DONE, PREEMPTED)]
+    # Processes that the launcher ended with SIGTERM are not the cause of the failure.
+    for code in [code for code in failures if code != -signal.SIGTERM] or failures:
+        return code if code > 0 else 128 - code
     return max(codes)
 
 

@@ -109,7 +109,7 @@ if attempt == 0:
 
 
 def test_restarts_are_limited_and_the_last_exit_code_is_returned(launch, tmp_path):
-    job = launch("sys.exit(75)", "--max-restarts", "1")
+    job = launch("sys.exit(75)", "--max-restarts", "1", processes=1)
     out, _ = job.communicate(timeout=60)
     assert job.returncode == 75
     assert "gave up after 1 restart(s)" in out
