@@ -101,7 +101,7 @@ _TYPES = {
 _FORMER_IDS = {"execution": "compute"}
 """Former ids of types, by which older saved configs name them."""
 
-_FORMER_FIELDS = {
+FORMER_FIELDS = {
     "execution": "compute",
     "gates": "filters",
     "logits_held": "max_logits",
@@ -254,7 +254,7 @@ def current_names(kind: type, saved: Mapping[str, Any]) -> dict[str, Any]:
     """Saved fields of a dataclass, by their current names."""
     known = {field.name for field in dataclasses.fields(kind)}
     return {
-        name if name in known else _FORMER_FIELDS.get(name, name): value
+        name if name in known else FORMER_FIELDS.get(name, name): value
         for name, value in saved.items()
     }
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from flax_transformers.cli.parsing import override
 from flax_transformers.config_json import (
+    FORMER_FIELDS,
     UnregisteredType,
     register,
     register_types_of,
@@ -147,8 +148,14 @@ def _is_another_module(name: str, path: Path) -> bool:
 
 def _failing(path: Path, error: BaseException) -> UserError:
     said = " ".join(str(error).split())
+    renamed = [
+        f"{former} is called {current} now; "
+        for former, current in FORMER_FIELDS.items()
+        if isinstance(error, TypeError) and f"'{former}'" in said
+    ]
     return UserError(
-        f"config file {path} fails with {type(error).__name__}: {said}; correct the file"
+        f"config file {path} fails with {type(error).__name__}: {said}; {''.join(renamed)}"
+        "correct the file"
     )
 
 
