@@ -45,7 +45,7 @@ def test_train_evaluate_inspect_and_generate_with_a_tokenizer_for_targets(tmp_pa
     assert main(["train", str(config), "--workdir", str(run)]) == 0
     said = capsys.readouterr().out
     assert "bytes with a vocabulary of 262, unigram of 285 for targets" in said
-    assert "(unigram cross-entropy)" in said and "BLEU" in said
+    assert "(unigram cross-entropy)" in said and "held-out bleu" in said
     restored = restore_model(run)
     assert (restored.tokenizer.kind, restored.target_tokenizer.kind) == ("bytes", "unigram")
     meta = find_checkpoint(run).meta

@@ -26,6 +26,9 @@ from flax_transformers.parallel.watchdog import watchdog
 assert "jax" not in sys.modules
 lock = ctypes.CDLL(None).pthread_mutex_lock
 
+# Ignored where a shell has started the tests in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 class Folder:
     '''A store that processes of one machine share.'''
     def __init__(self, index, count):
