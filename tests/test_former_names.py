@@ -8,10 +8,12 @@ import textwrap
 import pytest
 
 from flax_transformers import former_names
+from flax_transformers.cli.config_file import load_config
 from flax_transformers.data.config import TextData
 from flax_transformers.data.prepare.filters import Filters
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
+from flax_transformers.errors import UserError
 
 
 @pytest.mark.parametrize("former", former_names.MODULES)
@@ -62,6 +64,16 @@ def test_former_fields_are_accepted_with_a_warning():
     assert data.filters == filters
     with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):
         TextData(source=TextSource("a"), tokenizer=TokenizerConfig("bytes"), other=1)
+
+
+def test_a_field_by_its_former_name_is_named_with_that_of_today(tmp_path):
+    file = tmp_path / "former.py"
+    file.write_text(
+        "from flax_transformers.testing import tiny_bert\n"
+        "def get_config():\n    return tiny_bert(norm_place='pre')\n"
+    )
+    with pytest.raises(UserError, match="norm_place is called norm_position now; correct the file"):
+        load_config(str(file))
 
 
 def test_importing_the_package_imports_no_former_name_and_does_not_warn():

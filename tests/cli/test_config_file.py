@@ -123,16 +123,6 @@ def test_a_config_named_as_another_module_works_until_workers_would_import_from_
         load_config(write(name, write.config(OWN)))
 
 
-def test_a_field_by_its_former_name_is_named_with_that_of_today(tmp_path):
-    file = tmp_path / "former.py"
-    file.write_text(
-        "from flax_transformers.testing import tiny_bert\n"
-        "def get_config():\n    return tiny_bert(norm_place='pre')\n"
-    )
-    with pytest.raises(UserError, match="norm_place is called norm_position now; correct the file"):
-        load_config(str(file))
-
-
 def test_two_configs_of_one_name_are_told_apart(write):
     first = load_config(write("one/mine_twice.py", write.config(OWN)))
     second = load_config(write("two/mine_twice.py", write.config(OWN.replace("0.5", "0.75"))))

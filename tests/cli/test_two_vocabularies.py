@@ -67,5 +67,5 @@ def test_train_evaluate_inspect_and_generate_with_a_tokenizer_for_targets(tmp_pa
 
     assert main(["convert", str(run), str(tmp_path / "hf")]) == 0
     said = capsys.readouterr().out
-    assert "nothing: a tokenizer for each side is not written in the format of trans" in said
-    assert f"decode with {run}" in said
+    assert "none: the format of transformers has one tokenizer" in said
+    assert f"decode targets with {run}" in said
