@@ -10,7 +10,7 @@ Expected:  not run. The paper reports 84.6 % on the matched test set
 
 from dataclasses import replace
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

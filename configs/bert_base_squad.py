@@ -11,7 +11,7 @@ Expected:  not run. The paper reports 80.8 exact match and 88.5 F1 on the develo
 
 from dataclasses import replace
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

@@ -15,7 +15,7 @@ The paper's masking ablation (arXiv:1810.04805, table 8) sets two fields: --obje
 1 always puts a random token. The rest of the chosen tokens stay unchanged.
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

@@ -10,7 +10,7 @@ High learning rate and short sequences. bert_base.py has the published shape. mo
 with rotary positions, reaches 4.17 in the same time.
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.bert import BertConfig

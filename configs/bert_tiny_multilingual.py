@@ -12,7 +12,7 @@ Languages are sampled in proportion to size**0.7, as for the published multiling
 and the scores of each language.
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

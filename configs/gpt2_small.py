@@ -11,7 +11,7 @@ The vocabulary is a byte-level BPE of GPT-2's size, trained on the corpus. To us
 tokenizer, set --data.tokenizer.path to the folder of its files.
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

@@ -10,7 +10,7 @@ Expected:  held-out loss 1.82 nats per byte, byte-trigram baseline 2.08 (measure
            cores). nanoGPT's README reports 1.88 per character for its model of this size on a CPU
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

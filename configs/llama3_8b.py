@@ -15,7 +15,7 @@ sequence length during the run. The vocabulary has the paper's size and is train
 
 import dataclasses
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import Kind, TokenizerConfig

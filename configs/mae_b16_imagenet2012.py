@@ -13,7 +13,7 @@ normalised to mean 0 and variance 1. Crops and flips are the only augmentation.
 
 import dataclasses
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.images.augmentation import Augmentation
 from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.images.kinds import ImageSource

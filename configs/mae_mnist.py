@@ -15,7 +15,7 @@ The loss is the squared error of pixels standardised over the data set. Patches 
 one by one (norm_pix_loss), so that the loss can be compared with the baselines.
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.families.mae import MaeConfig

@@ -15,7 +15,7 @@ a BERT with rotary positions and of this size learned within 500 steps to find t
 in the passage. On passages of about 40 words it had not learned it after 1,300 steps.
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

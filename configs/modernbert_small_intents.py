@@ -10,7 +10,7 @@ Expected:  accuracy 91.5 % (seeds 0 to 2: 91.3, 91.8, 91.6); the baseline, TF-ID
            (published)
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

@@ -10,7 +10,7 @@ Expected:  accuracy 91.8 % per word (measured, one seed, 2 CPU cores); the basel
            multilingual BERT) 96.3 %
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.conllu import TaggedSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

@@ -12,7 +12,7 @@ Expected:  not measured in its present form; the baseline, window overlap with t
 
 import modernbert_small_cloze
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

@@ -10,7 +10,7 @@ A high learning rate and short sequences, so that the model learns to use contex
 "flax-transformers convert runs/demo DIR" exports it for the fill-mask pipeline of transformers.
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.modernbert import ModernBertConfig

@@ -14,7 +14,7 @@ The paper samples a language with n pages in proportion to n**0.3; here n is its
 
 import dataclasses
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

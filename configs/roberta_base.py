@@ -11,7 +11,7 @@ Difference from the original: the vocabulary is a SentencePiece BPE with padding
 the corpus, instead of GPT-2's byte-level BPE.
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

@@ -7,7 +7,7 @@ Hardware:  2 CPU cores, 5 minutes (measured while other jobs ran)
 Expected:  held-out loss 6.18, unigram baseline 6.63 (measured, one seed, 2 CPU cores)
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

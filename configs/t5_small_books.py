@@ -7,7 +7,7 @@ Hardware:  2 CPU cores, 5 minutes (measured while other jobs ran)
 Expected:  held-out loss 4.92, unigram baseline of the targets 5.34 (measured, three seeds)
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

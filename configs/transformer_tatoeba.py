@@ -14,7 +14,7 @@ Expected:  loss 3.58 (unigram baseline 5.44), BLEU 2.6 and chrF 13.5 on 428 held
            7.0, word lookup 1.4 and 14.2, so the model's chrF is below that of word lookup
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

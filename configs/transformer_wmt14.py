@@ -12,7 +12,7 @@ For the big model: --model.hidden-size 1024 --model.num-heads 16 --model.interme
 --model.dropout 0.3, a learning rate of 4.94e-4 and 300,000 steps.
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

@@ -7,7 +7,7 @@ Hardware:  2 CPU cores, 7 minutes (measured while other jobs ran)
 Expected:  held-out loss 5.45, unigram baseline of the targets 5.87 (measured, three seeds)
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

@@ -15,7 +15,7 @@ are initialised with a standard deviation of 0.1; the usual 0.02 is for models t
 wide.
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.images.augmentation import Augmentation
 from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.images.kinds import ImageSource

@@ -18,7 +18,7 @@ mean of all patches.
 
 import dataclasses
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.images.augmentation import Augmentation
 from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.images.kinds import ImageSource

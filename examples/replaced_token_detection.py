@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 import flax_transformers as ft
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.bert import BertConfig

@@ -35,7 +35,7 @@ _TYPES = {
     "image_phase": "training.config.ImagePhase",
     "evaluation": "training.config.Evaluation",
     "logging": "training.config.Logging",
-    "checkpoints": "checkpointing.manager.CheckpointConfig",
+    "checkpoints": "checkpointing.config.CheckpointConfig",
     "ema": "optim.ema.EMAConfig",
     "mesh": "parallel.mesh.MeshConfig",
     "limits": "parallel.limits.Limits",

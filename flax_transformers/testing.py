@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig

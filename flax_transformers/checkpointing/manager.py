@@ -18,7 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,18 +26,17 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from flax_transformers import ranges
 from flax_transformers.checkpointing import step_directories
 from flax_transformers.checkpointing.compatibility import (
     is_array,
     require_same_structure,
     without_missing,
 )
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.checkpointing.retention import Retention
 from flax_transformers.checkpointing.step_directories import Files, Found
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.distributed import PATIENCE_SECONDS, wait_for_all
-from flax_transformers.ranges import Ranges
 from flax_transformers.storage import checksums
 from flax_transformers.storage.write_errors import (
     raise_read_error,
@@ -49,36 +48,6 @@ logger = logging.getLogger(__name__)
 
 _MESSAGE_BYTES = 8192
 _UNFINISHED = ".orbax-checkpoint-tmp"
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When checkpoints are written and which of them are kept."""
-
-    every_steps: int = 1000
-    """0: only at the end."""
-    keep_latest: int = 3
-    keep_every: int | None = None
-    """Keep every step that is a multiple of this, for good."""
-    keep_best: int = 0
-    """Keep this many with the best ``best_metric``, besides the latest; 0: none."""
-    best_metric: str = "eval/loss"
-    best_mode: Literal["min", "max"] = "min"
-    asynchronous: bool = True
-    """Write in the background while training goes on."""
-    invalid_to_keep: int = 8
-    """Damaged steps that may be set aside before training asks for them to be looked at."""
-
-    RANGES: ClassVar[Ranges] = {
-        "every_steps": ranges.integers(0),
-        "keep_latest": ranges.integers(),
-        "keep_every": ranges.integers(),
-        "keep_best": ranges.integers(0),
-        "invalid_to_keep": ranges.integers(0),
-    }
-
-    def __post_init__(self) -> None:
-        ranges.check_fields(self, "checkpoints")
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,8 @@ def _write_checkpoint(target: Path, model: Any, params: Any, source: Path) -> st
 
     ``target`` appears when the checkpoint is complete. Returns the names of the other files.
     """
-    from flax_transformers.checkpointing.manager import CheckpointConfig, Checkpoints
+    from flax_transformers.checkpointing.config import CheckpointConfig
+    from flax_transformers.checkpointing.manager import Checkpoints
     from flax_transformers.data.tokenizers.load import published_files
     from flax_transformers.huggingface import side_files
     from flax_transformers.huggingface.write import appearing

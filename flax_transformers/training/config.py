@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from flax_transformers import ranges
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.config_json import FORMAT, from_json, to_json
 from flax_transformers.data.config import DataConfig
 from flax_transformers.errors import UserError

@@ -374,7 +374,8 @@ KILLED_WHILE_SAVING = """
 import json, os, signal, sys
 import jax, jax.numpy as jnp
 from flax_transformers.storage import checksums
-from flax_transformers.checkpointing.manager import CheckpointConfig, Checkpoints
+from flax_transformers.checkpointing.config import CheckpointConfig
+from flax_transformers.checkpointing.manager import Checkpoints
 
 directory, where = sys.argv[1:]
 state = {"params": {str(i): jnp.full((64, 64), i, jnp.float32) for i in range(3)}}

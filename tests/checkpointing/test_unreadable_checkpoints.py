@@ -12,7 +12,8 @@ import pytest
 from etils import epath
 
 from flax_transformers.checkpointing import manager, step_directories
-from flax_transformers.checkpointing.manager import CheckpointConfig, Checkpoints, find_checkpoint
+from flax_transformers.checkpointing.config import CheckpointConfig
+from flax_transformers.checkpointing.manager import Checkpoints, find_checkpoint
 from flax_transformers.errors import UserError
 from flax_transformers.storage import checksums
 from tests.checkpointing.checkpointing import (

@@ -19,7 +19,7 @@ from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.families.vit import ViTConfig
 from flax_transformers.objectives.image_classification import ImageClassification
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.training.config import Evaluation, ImagePhase, Logging, TrainConfig
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule

@@ -15,7 +15,7 @@ from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.marian import MarianConfig
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.testing import tiny_config
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 
 def get_config():
     return tiny_config(

@@ -27,7 +27,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.distributed import leave_if_not_alone
 from flax_transformers.storage import checksums
-from flax_transformers.checkpointing.manager import CheckpointConfig, Checkpoints, restore_params
+from flax_transformers.checkpointing.config import CheckpointConfig
+from flax_transformers.checkpointing.manager import Checkpoints, restore_params
 
 logging.basicConfig(level=logging.WARNING)
 devices = np.array(jax.devices()).reshape(2, 2)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.checkpointing.manager import CheckpointConfig, Checkpoints, restore_params
+from flax_transformers.checkpointing.config import CheckpointConfig
+from flax_transformers.checkpointing.manager import Checkpoints, restore_params
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import LossTerms, ModelFunctions
 from flax_transformers.optim.ema import EMAConfig

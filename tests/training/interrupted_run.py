@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.dataset import prepare
 from flax_transformers.testing import tiny_config
 from flax_transformers.training.config import Evaluation

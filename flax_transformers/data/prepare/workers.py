@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
 from flax_transformers.data.pipeline.processes import end_with_parent
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.watchdog import watchdog
@@ -148,6 +145,10 @@ class _Reporter:
         self._unit = unit
         self._what, self._shards, self._done, self._missing = what, shards, done, shards - done
         self._documents = self._tokens = self._new = 0
+        # Imported here, as configs import this module and need no progress bar.
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
         console = Console(stderr=True)
         self._lines = not console.is_terminal
         self._bar = Progress(

@@ -11,9 +11,7 @@ import jax.numpy as jnp
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import Kernel
 from flax_transformers.models.kernels.cudnn import WIDEST, cudnn_attention, is_named_mask
-from flax_transformers.models.kernels.flash_relative_bias import biased_flash_attention
 from flax_transformers.models.kernels.local import LANES
-from flax_transformers.models.kernels.splash import splash_attention
 from flax_transformers.models.layers.linear import einsum
 from flax_transformers.models.layers.masks import AttentionMask
 from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
@@ -54,6 +52,10 @@ def dot_product_attention(
     if chosen == "cudnn":
         return cudnn_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale)
     if chosen == "splash":
+        # Imported here, as Pallas takes long to import.
+        from flax_transformers.models.kernels.flash_relative_bias import biased_flash_attention
+        from flax_transformers.models.kernels.splash import splash_attention
+
         if isinstance(bias, RelativePositionBias):
             return biased_flash_attention(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale)
         return splash_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale)

@@ -1,0 +1,39 @@
+"""Settings of checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from flax_transformers import ranges
+from flax_transformers.ranges import Ranges
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written and which of them are kept."""
+
+    every_steps: int = 1000
+    """0: only at the end."""
+    keep_latest: int = 3
+    keep_every: int | None = None
+    """Keep every step that is a multiple of this, for good."""
+    keep_best: int = 0
+    """Keep this many with the best ``best_metric``, besides the latest; 0: none."""
+    best_metric: str = "eval/loss"
+    best_mode: Literal["min", "max"] = "min"
+    asynchronous: bool = True
+    """Write in the background while training goes on."""
+    invalid_to_keep: int = 8
+    """Damaged steps that may be set aside before training asks for them to be looked at."""
+
+    RANGES: ClassVar[Ranges] = {
+        "every_steps": ranges.integers(0),
+        "keep_latest": ranges.integers(),
+        "keep_every": ranges.integers(),
+        "keep_best": ranges.integers(0),
+        "invalid_to_keep": ranges.integers(0),
+    }
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "checkpoints")
