@@ -50,7 +50,7 @@ def finish(workdir: epath.Path, outcome: Outcome, baselines: Sequence[Baseline])
         plot_metrics(read_metrics(workdir), workdir / "plots", losses)
     except Exception as error:  # the run itself is saved
         logging.getLogger(__name__).warning("no plots could be written: %s", error)
-    if outcome.preempted:
+    if outcome.preempted or outcome.stopped:
         _say(
             f"stopped on request after step {outcome.step:,}; a checkpoint is saved: the same "
             "command resumes from it"

@@ -19,7 +19,7 @@ from flax_transformers.models.config import (
 from flax_transformers.models.layers.patches import patch_grid
 from flax_transformers.monitoring.mfu import transformer_matmul_flops
 from flax_transformers.objectives.base import Objective
-from flax_transformers.optim.selection import Axes, kind_of, name_of
+from flax_transformers.optim.selection import Axes, kind_of, layer_stacks, name_of
 
 
 def step_flops(
@@ -36,8 +36,8 @@ def step_flops(
     ``sequence_length`` is in tokens, or the pixels of an image's side. ``params`` is the tree of
     parameters or their shapes, ``axes`` has their logical axes: kernels with an axis of layers work
     on every token, those of experts on the share of tokens that are sent to each; other kernels,
-    and the embedding table where it is tied, make logits. The config of a model of images says
-    what passes where.
+    and the embedding table where it is tied, make logits. Of two stacks, the one with
+    cross-attention is the decoder. The config of a model of images says what passes where.
     """
     if isinstance(model, VisionConfig):
         grid = patch_grid((sequence_length,) * 2, model.patch_size)
@@ -101,22 +101,31 @@ def _kernel_sizes(params: Any, axes: Axes, model: TransformerConfig) -> Counter[
     """How many weights of matmuls a token passes through in each part.
 
     "stack", or "encoder" and "decoder" of an encoder-decoder; "context" are the keys and values
-    that the decoder makes of the encoder's output; "head" makes logits. Of all experts a token
-    passes through those that it is sent to.
+    that the decoder makes of the encoder's output, half of its keys and values; "head" makes
+    logits. Of all experts a token passes through those that it is sent to.
     """
+    leaves = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    stacks = layer_stacks({name: leaf.shape for name, leaf in leaves.items()}, axes)
+    has_decoder = isinstance(model, EncoderDecoderConfig)
+    of_decoder = list(stacks.values())[-1].rows if has_decoder and stacks else {}
+    rows = getattr(model.decoder if has_decoder else model, "padded_vocab_size", 0)
     sizes: Counter[str] = Counter()
-    tied = isinstance(model, TextConfig) and model.tie_embeddings
-    unused = None if getattr(model, "share_embeddings", True) else "words"  # the encoder's table
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = name_of(path)
+    table = 0
+    for name, leaf in leaves.items():
         named, kind, size = axes.get(name, ()), kind_of(name, axes), leaf.size
         if "expert" in named:
             experts = getattr(model, "experts", 1)
             size = size * getattr(model, "experts_per_token", experts) // experts
         if kind == "kernel" and "layers" in named:
-            part = name[0] if name[0] in ("encoder", "decoder") else "stack"
-            of_context = "cross_attention" in name and "key_heads" in named
-            sizes["context" if of_context else part] += size
-        elif kind == "kernel" or (tied and "vocab" in named and kind == "embedding"):
-            sizes["head"] += 0 if name[0] == unused else size
+            part = "decoder" if name in of_decoder else "encoder" if has_decoder else "stack"
+            if part == "decoder" and "key_heads" in named:
+                sizes["context"] += size // 2
+                size -= size // 2
+            sizes[part] += size
+        elif kind == "kernel":
+            sizes["head"] += size
+        elif kind == "embedding" and named[0] == "vocab" and leaf.shape[0] == rows:
+            table = size  # of two tables of one size, one makes logits
+    if isinstance(model, TextConfig) and model.tie_embeddings:
+        sizes["head"] += table
     return sizes

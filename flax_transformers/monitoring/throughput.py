@@ -49,6 +49,8 @@ class StepReport:
     update_is_finite: Any = True
     updates: Any = 1
     """Steps since the run began that were not skipped."""
+    tokens: Any = None
+    """Tokens in the batch, without padding; None for images."""
 
     def means(self) -> dict[str, jax.Array]:
         """Metrics of this step, on the device; NaN where it was skipped or counted nothing."""
@@ -62,13 +64,12 @@ class StepReport:
 class Meter:
     """Collects step reports, one step behind, and makes a row of metrics of them when asked.
 
-    Tokens per second count every place of a row, padding included. Time spent in ``paused`` and
-    the first step, which compiles, do not count. What does not, ``clock`` is told.
+    Speeds leave out the time spent in ``paused`` and the first step, which compiles; ``clock`` is
+    told what that time was for.
 
-    ``sequence_length`` is in tokens, and None for images. ``flops_per_step`` are the matmul FLOPs
-    of a whole step (see `model_flops`); without them there is no MFU, and without the schedule
-    ``learning_rate`` no rate. More than ``max_consecutive_skips`` skipped steps in a row
-    raise TooManySkipped.
+    ``flops_per_step`` are the matmul FLOPs of a whole step (see `model_flops`); without them there
+    is no MFU, and without the schedule ``learning_rate`` no rate. More than
+    ``max_consecutive_skips`` skipped steps in a row raise TooManySkipped.
 
     ``totals`` are those of the steps between the last row and the checkpoint that the run resumes
     from, so that its first row averages the same steps as that of an uninterrupted run.
@@ -81,13 +82,12 @@ class Meter:
         totals: Totals | None = None,
         *,
         batch_size: int,
-        sequence_length: int | None,
         learning_rate: optax.Schedule | None,
         max_consecutive_skips: int,
         flops_per_step: float | None = None,
     ) -> None:
         self._mesh, self._clock = mesh, clock
-        self._batch_size, self._sequence_length = batch_size, sequence_length
+        self._batch_size = batch_size
         self._flops_per_step, self._learning_rate = flops_per_step, learning_rate
         self._max_consecutive_skips = max_consecutive_skips
         self._sums = Accumulator(totals)
@@ -96,6 +96,7 @@ class Meter:
         self._fault = ("", "")
         self._is_first = True
         self._steps = 0
+        self._tokens: int | None = None
         self._since: float | None = None
 
     @property
@@ -134,6 +135,8 @@ class Meter:
             self._since = time.perf_counter()  # the compiling step is over
         else:
             self._steps += 1
+            if report.tokens is not None:
+                self._tokens = (self._tokens or 0) + int(report.tokens)
         sums = dict(report.sums)
         if report.skipped_in_a_row == 0:
             sums["optimizer/grad_norm"] = (report.grad_norm, 1.0)
@@ -171,17 +174,20 @@ class Meter:
         self._clock.lap("steps")
         row |= self._speed() | self._clock.row()
         self._sums.reset()
-        self._steps, self._since = 0, time.perf_counter()
+        self._steps, self._tokens, self._since = 0, None, time.perf_counter()
         return row
 
     def _speed(self) -> dict[str, float]:
         if not self._steps or self._since is None:
             return {}
-        step_time = (time.perf_counter() - self._since) / self._steps
-        rows = self._batch_size
-        speed = {"perf/step_time_s": step_time, "perf/examples_per_second": rows / step_time}
-        if self._sequence_length is not None:
-            speed["perf/tokens_per_second"] = rows * self._sequence_length / step_time
+        seconds = time.perf_counter() - self._since
+        step_time = seconds / self._steps
+        speed = {
+            "perf/step_time_s": step_time,
+            "perf/examples_per_second": self._batch_size / step_time,
+        }
+        if self._tokens is not None:
+            speed["perf/tokens_per_second"] = self._tokens / seconds
         device, count = self._mesh.devices.flat[0], self._mesh.devices.size
         if self._flops_per_step is not None:
             utilisation = mfu(self._flops_per_step, step_time, device.device_kind, count)

@@ -255,7 +255,7 @@ def make_optimizer(
         config.weight_decay, mask=lambda params: decay_mask(params, config.no_decay, axes)
     )
     optimizer = optax.chain(clip, config.direction(decay, axes), optax.scale_by_learning_rate(rate))
-    return _per_parameter(optimizer, config)
+    return _per_parameter(optimizer, config, axes)
 
 
 def learning_rate_at(optimizer: OptimizerFactory, total_steps: int) -> optax.Schedule | None:
@@ -277,9 +277,9 @@ def decay_mask(params: Any, no_decay: Sequence[str], axes: Axes = NO_AXES) -> An
     return map_named(lambda name, _: kind_of(name, axes) not in no_decay, params)
 
 
-def rate_factors(config: OptimizerConfig, params: Any) -> Any:
+def rate_factors(config: OptimizerConfig, params: Any, axes: Axes = NO_AXES) -> Any:
     """A tree like ``params`` of factors on the learning rate, float64 [] or [L] where stacked."""
-    depth, head = depths(params)
+    depth, head = depths(params, axes)
 
     def factor(name: Name, depth: np.ndarray) -> np.ndarray:
         own = next((f for p, f in config.rate_factors if matches(name, p)), 1.0)
@@ -289,7 +289,7 @@ def rate_factors(config: OptimizerConfig, params: Any) -> Any:
 
 
 def _per_parameter(
-    optimizer: optax.GradientTransformation, config: OptimizerConfig
+    optimizer: optax.GradientTransformation, config: OptimizerConfig, axes: Axes
 ) -> optax.GradientTransformation:
     """``optimizer`` without the frozen parameters, and with the others' factors on its updates."""
 
@@ -310,7 +310,7 @@ def _per_parameter(
         gradients_of_trained, _ = partition(gradients, config.frozen)
         updates, state = optimizer.update(gradients_of_trained, state, trained)
         if config.layer_decay != 1 or config.rate_factors:
-            factors, _ = partition(rate_factors(config, params), config.frozen)
+            factors, _ = partition(rate_factors(config, params, axes), config.frozen)
             updates = jax.tree.map(scale, updates, factors)
         return merge(updates, jax.tree.map(jnp.zeros_like, gradients)), state
 

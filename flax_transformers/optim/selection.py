@@ -1,16 +1,16 @@
 """Which parameters a setting applies to: patterns, kinds, matrix axes, depths.
 
 A name is the tuple of dict keys on the way to a parameter, as ``("stack", "layers", "block_0",
-"mlp", "up", "kernel")``. Parameters below a ``block_`` are stacked: their leading axis runs over
-layers. What a parameter is follows from its logical axes, in modules of anyone's, and never from
-its values or its size.
+"mlp", "up", "kernel")``. What a parameter is, and which layer it belongs to, follows from its
+logical axes, in modules of anyone's, and never from its values or its size. Trees without logical
+axes are read by the names that the modules of this package use.
 """
 
 from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -29,7 +29,7 @@ _TABLE_ROWS = frozenset({"vocab", "positions", "token_types"})
 _HEAD_AXES = frozenset({"heads", "key_heads", "head_dim"})  # of a bias for each head
 _STACK_PARTS = ("first", "layers", "remainder")
 _EMBEDDINGS = ("words", "embeddings")
-_IN_FIRST_LAYER = "relative_bias"
+_RELATIVE_BIAS = "relative_bias"
 
 
 def name_of(path: Iterable[Any]) -> Name:
@@ -42,11 +42,6 @@ def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, *leaves: function(name_of(path), *leaves), tree, *rest
     )
-
-
-def is_stacked(name: Name) -> bool:
-    """Whether the leading axis of a parameter runs over layers."""
-    return any(key.startswith("block_") for key in name)
 
 
 def matches(name: Name, pattern: str) -> bool:
@@ -166,7 +161,7 @@ def matrix_axes(name: Name, rank: int, axes: Axes = NO_AXES) -> MatrixAxes:
     [N, H, D] and of the patches' [C, P, P, D]. Biases, scales and single vectors are no matrices.
     """
     named = axes.get(name)
-    start = rank - len(_own_axes(named)) if named else int(is_stacked(name))
+    start = rank - len(_own_axes(named)) if named else int(_is_stacked(name, axes))
     batch, own = tuple(range(start)), tuple(range(start, rank))
     if kind_of(name, axes) not in ("kernel", "embedding") or len(own) < 2:
         return MatrixAxes(batch, (), own)
@@ -174,56 +169,133 @@ def matrix_axes(name: Name, rank: int, axes: Axes = NO_AXES) -> MatrixAxes:
     return MatrixAxes(batch, own[:split], own[split:])
 
 
-def depths(params: Any) -> tuple[Any, int]:
+@dataclass(frozen=True)
+class LayerStack:
+    """Layers that are applied in turn, and the parameters that are stacked over them."""
+
+    num_layers: int
+    rows: Mapping[Name, np.ndarray]
+    """By the name of a parameter: the layers, from 0, of the entries of its leading axis."""
+    key_kernels: float
+    """Kernels of attention keys and values in a layer; with cross-attention there are twice as
+    many."""
+
+
+def layer_stacks(
+    shapes: Mapping[Name, tuple[int, ...]], axes: Axes = NO_AXES
+) -> dict[Name, LayerStack]:
+    """The stacks of layers among parameters of ``shapes``, by their common path.
+
+    They are in the order of the layers: the stacks with cross-attention (decoders) last.
+    """
+    others = {name[:k] for name in shapes if not _is_stacked(name, axes) for k in range(len(name))}
+    members: dict[Name, list[Name]] = {}
+    for name in shapes:
+        if _is_stacked(name, axes):
+            members.setdefault(_stack_of(name, others), []).append(name)
+    found = {
+        stack: _stack(names, {name: shapes[name][0] for name in names}, axes)
+        for stack, names in members.items()
+    }
+    return dict(
+        sorted(found.items(), key=lambda item: (item[1].key_kernels, "decoder" in item[0], item[0]))
+    )
+
+
+def _is_stacked(name: Name, axes: Axes) -> bool:
+    """Whether the leading axis of a parameter runs over layers."""
+    named = axes.get(name)
+    return named[:1] == ("layers",) if named else _block_at(name) is not None
+
+
+def _block_at(name: Name) -> int | None:
+    """Where on its path a parameter of this package's ``Stack`` has the name of its block."""
+    return next((k for k, key in enumerate(name) if key.startswith("block_")), None)
+
+
+def _stack_of(name: Name, others: Collection[Name]) -> Name:
+    """The path of a stack: the highest folder in which every parameter is stacked."""
+    block = _block_at(name)
+    if block is not None:
+        return name[: block - 1]
+    return next(name[:k] for k in range(len(name) + 1) if name[:k] not in others)
+
+
+def _stack(names: Sequence[Name], counts: Mapping[Name, int], axes: Axes) -> LayerStack:
+    """``counts``: the length of each parameter's leading axis."""
+    blocks: dict[tuple[str, ...], int] = {}  # (part, block) to its number of layers
+    block_of: dict[Name, tuple[str, ...]] = {}
+    for name in names:
+        at = _block_at(name)
+        block_of[name] = () if at is None else name[at - 1 : at + 1]
+        blocks[block_of[name]] = max(counts[name], blocks.get(block_of[name], 0))
+    rows, start = {(): np.arange(blocks.get((), 0))}, blocks.get((), 0)
+    for part in _STACK_PARTS:
+        pattern = [block for block in blocks if block and block[0] == part]
+        for block in pattern:
+            position = int(block[1].removeprefix("block_"))
+            rows[block] = start + position + len(pattern) * np.arange(blocks[block])
+        start += sum(blocks[block] for block in pattern)
+    keys = sum(counts[name] for name in names if _makes_keys(name, axes))
+    return LayerStack(start, {n: rows[block_of[n]][: counts[n]] for n in names}, keys / start)
+
+
+def _makes_keys(name: Name, axes: Axes) -> bool:
+    """Whether a kernel makes the keys or the values of attention."""
+    return "key_heads" in axes.get(name, ()) and kind_of(name, axes) == "kernel"
+
+
+def depths(params: Any, axes: Axes = NO_AXES) -> tuple[Any, int]:
     """A tree like ``params`` of depths, and the depth of the heads.
 
     Embeddings have depth 0, layer i (from 0) i + 1, and what follows the last layer (its norm, the
     heads) the number of layers + 1, as in BEiT (arXiv:2106.08254) and MAE (arXiv:2111.06377). A
     stacked parameter's depth is a vector over its leading axis. Where there are two stacks, the
     decoder's layers lie on the encoder's; T5's relative bias belongs to the first layer of its
-    stack, and the encoder's last norm to its last layer.
+    stack, and the encoder's last norm to its last layer. Embeddings are all parameters in a folder
+    with a table of tokens, positions or token types, or a kernel of patches, or of that name.
     """
     shapes = {
         name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
-    stacks = _stacks(shapes)
-    head = sum(layers for layers, _ in stacks.values()) + 1
-    offsets = dict(zip(stacks, np.cumsum([0, *(n for n, _ in stacks.values())]), strict=False))
+    stacks = layer_stacks(shapes, axes)
+    counts = [stack.num_layers for stack in stacks.values()]
+    first = dict(zip(stacks, np.cumsum([1, *counts]).tolist(), strict=False))  # depth of layer 0
+    head = 1 + sum(counts)
+    folders = {name: _folder(name, stacks) for name in shapes}
+    embeddings = {folders[name] for name in shapes if _is_input(name, axes)}
+    embeddings |= {folder for folder in folders.values() if folder[-1] in _EMBEDDINGS}
 
     def depth(name: Name, _: Any) -> np.ndarray:
-        if is_stacked(name):
-            place = next(k for k, key in enumerate(name) if key.startswith("block_"))
-            _, rows = stacks[name[: place - 1]]
-            return offsets[name[: place - 1]] + 1 + rows[name[place - 1 : place + 1]]
-        if any(key in _EMBEDDINGS for key in name):
+        for path, stack in stacks.items():
+            if name in stack.rows:
+                return first[path] + stack.rows[name]
+        if folders[name] in embeddings:
             return np.asarray(0)
-        below = [stack for stack in stacks if stack[:-1] and name[: len(stack) - 1] == stack[:-1]]
-        if below and _IN_FIRST_LAYER in name:
-            return np.asarray(offsets[below[0]] + 1)
-        if below and below[0] != list(stacks)[-1]:
-            return np.asarray(offsets[below[0]] + stacks[below[0]][0])
+        path = next((p for p in stacks if p[:-1] and name[: len(p) - 1] == p[:-1]), None)
+        if path is not None and _is_relative_bias(name, axes):
+            return np.asarray(first[path])
+        if path is not None and path != list(stacks)[-1]:
+            return np.asarray(first[path] + stacks[path].num_layers - 1)
         return np.asarray(head)
 
     return map_named(depth, params), head
 
 
-def _stacks(shapes: dict[Name, tuple[int, ...]]) -> dict[Name, tuple[int, dict[Name, np.ndarray]]]:
-    """By the name of each stack, decoders last: its layers, and which of them each block has."""
-    repeats: dict[Name, dict[Name, int]] = {}
-    for name, shape in shapes.items():
-        for k, key in enumerate(name):
-            if key.startswith("block_"):
-                repeats.setdefault(name[: k - 1], {})[name[k - 1 : k + 1]] = shape[0]
-    found: dict[Name, tuple[int, dict[Name, np.ndarray]]] = {}
-    for stack in sorted(repeats, key=lambda name: ("decoder" in name, name)):
-        rows: dict[Name, np.ndarray] = {}
-        start = 0
-        for part in _STACK_PARTS:
-            blocks = [block for block in repeats[stack] if block[0] == part]
-            for block in blocks:
-                count = repeats[stack][block]
-                position = int(block[1].removeprefix("block_"))
-                rows[block] = start + position + len(blocks) * np.arange(count)
-            start += sum(repeats[stack][block] for block in blocks)
-        found[stack] = start, rows
-    return found
+def _folder(name: Name, stacks: Iterable[Name]) -> Name:
+    """The highest folder on the path of a parameter that holds no stack."""
+    holding = {stack[:k] for stack in stacks for k in range(len(stack))}
+    return next((name[:k] for k in range(1, len(name)) if name[:k] not in holding), name)
+
+
+def _is_input(name: Name, axes: Axes) -> bool:
+    """Whether a parameter makes vectors of tokens, positions or patches, by its logical axes."""
+    own = _own_axes(axes.get(name, ()))
+    is_table = len(own) > 1 and own[0] in _TABLE_ROWS and not _is_relative_bias(name, axes)
+    return is_table or (len(own) > 1 and own[0] == "channels")
+
+
+def _is_relative_bias(name: Name, axes: Axes) -> bool:
+    """Whether a parameter is a bias of attention for each head and distance."""
+    own = _own_axes(axes.get(name, ()))
+    return own == ("positions", "heads") if own else _RELATIVE_BIAS in name

@@ -46,6 +46,15 @@ class Callback:
     all the same. The arrays of a ``state`` are donated to the next step: copy what is kept longer.
     """
 
+    stop_reason: str | None = None
+    """Why this callback wants training to end, or None."""
+
+    def stop(self, reason: str) -> None:
+        """Requests that training saves a checkpoint and ends, with exit code 0; call it in an
+        event. It is logged with the ``reason``. In a job of several processes one of them may call
+        it alone: all end after the same step."""
+        self.stop_reason = reason
+
     def on_train_begin(self, step: int, total_steps: int) -> None:
         """Before the first step; ``step`` steps were taken already, by the run that is resumed."""
 
@@ -102,6 +111,11 @@ class Listeners:
         self._sinks: Sequence[MetricSink] = ()
         self._last_step = 0
 
+    @property
+    def stop_reason(self) -> str | None:
+        """Why a callback wants training to end, or None."""
+        return next((c.stop_reason for c in self._callbacks if c.stop_reason is not None), None)
+
     @contextlib.contextmanager
     def training(self, step: int, total_steps: int) -> Iterator[None]:
         """Around the whole of training, which ``on_train_begin`` and ``on_train_end`` enclose."""
@@ -110,6 +124,7 @@ class Listeners:
         try:
             for callback in self._callbacks:
                 begun.append(callback)
+                callback.stop_reason = None  # of an earlier run
                 callback.on_train_begin(step, total_steps)
             yield
         except BaseException:

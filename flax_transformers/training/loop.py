@@ -65,12 +65,14 @@ _ELSEWHERE = "train in another --workdir"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call of ``train`` ended. ``preempted``: stopped on request before the last step."""
+    """How a call of ``train`` ended. ``preempted``: told to stop before the last step, by a signal;
+    ``stopped``: by a callback."""
 
     step: int
     preempted: bool
     metrics: dict[str, float]
     """The last value of every metric."""
+    stopped: bool = False
 
 
 def train(
@@ -124,18 +126,23 @@ def train(
         with watchdog.phase("restore"):
             begun = start(run, initial)
         try:
-            ended = _run_to_end(run, begun)
+            ended, stopped = _run_to_end(run, begun)
         finally:
             with watchdog.phase("save"):
                 run.checkpoints.close()
-        outcome = Outcome(ended.step, ended.step < config.total_steps, dict(run.latest))
-        if not outcome.preempted:
+        is_through = ended.step == config.total_steps
+        preempted, stopped = not (is_through or stopped), stopped and not is_through
+        outcome = Outcome(ended.step, preempted, dict(run.latest), stopped)
+        if is_through:
             require_finite_end(workdir, ended.step, outcome.metrics, ended.diverging_steps)
     return outcome
 
 
-def _run_to_end(run: Run, begun: Begun) -> Ended:
-    """Trains to the end or to a requested stop, and rolls back where steps diverge."""
+def _run_to_end(run: Run, begun: Begun) -> tuple[Ended, bool]:
+    """Trains to the end or to a requested stop, and rolls back where steps diverge.
+
+    Also returns whether a callback requested the stop.
+    """
     total = run.config.total_steps
     with (
         StopRequest() as stop,
@@ -147,7 +154,7 @@ def _run_to_end(run: Run, begun: Begun) -> Ended:
             with watchdog.phase("restore"):
                 begun = roll_back(run, ended)
             ended = _run_phases(run, begun, stop)
-    return ended
+        return ended, stop.obeyed and stop.by_callback()
 
 
 def checked_mesh(config: TrainConfig) -> Mesh:
@@ -238,7 +245,7 @@ def _run_phase(
                     row = _evaluate(run, state, position, phase, evaluation_step)
                     run.latest.update(row)
                     listeners.metrics(position.step, row, scores=True)
-            stopping = stop.check(run.checkpoints, position.step)
+            stopping = stop.check(run.checkpoints, position.step, listeners.stop_reason)
             if saves.is_due(position.step, end_of_phase=last) or stopping:
                 with meter.paused("checkpoint"), watchdog.phase("save"):
                     listeners.flush()  # metrics of the steps that the checkpoint holds

@@ -79,7 +79,6 @@ def make_meter(
         clock,
         totals,
         batch_size=phase.batch_size,
-        sequence_length=None if isinstance(phase, ImagePhase) else phase.sequence_length,
         flops_per_step=phase_flops(config, phase),
         learning_rate=learning_rate_at(config.optimizer, config.total_steps),
         max_consecutive_skips=config.max_consecutive_skips,

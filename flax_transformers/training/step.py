@@ -138,10 +138,25 @@ def make_train_step(
             skipped_in_a_row=new_state.skipped_in_a_row,
             update_is_finite=update_is_finite,
             updates=new_state.step - new_state.skipped,
+            tokens=real_tokens(batch),
         )
         return new_state, report
 
     return train_step
+
+
+def real_tokens(batch: Batch) -> jax.Array | None:
+    """Tokens that the model reads, without padding: the inputs of the encoder and of the decoder.
+
+    None for a batch without ``input_ids``.
+    """
+    counts = []
+    for prefix in ("", "decoder_"):
+        masks = (f"{prefix}segment_ids", f"{prefix}attention_mask", f"{prefix}input_ids")
+        given = [batch[name] for name in masks if name in batch]
+        if given:  # without a mask, all of them are tokens
+            counts.append(jnp.count_nonzero(given[0]) if len(given) > 1 else given[0].size)
+    return sum(counts) if counts else None
 
 
 _TermsOf = Callable[[Params, Batch, Any], LossTerms]

@@ -1,7 +1,8 @@
-"""Requests to stop: SIGTERM from a scheduler, or Ctrl-C."""
+"""Requests to stop: SIGTERM from a scheduler, Ctrl-C, or a callback."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -9,9 +10,13 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from flax_transformers.checkpointing.manager import Checkpoints
 from flax_transformers.parallel.watchdog import watchdog
+
+log = logging.getLogger(__name__)
 
 
 class StopRequest:
@@ -25,15 +30,20 @@ class StopRequest:
     def __init__(self) -> None:
         self.requested = False
         self.obeyed = False
+        self.reason: str | None = None
         self._interrupted = False
         self._previous: dict[int, Any] = {}
 
-    def check(self, checkpoints: Checkpoints, step: int) -> bool:
+    def check(self, checkpoints: Checkpoints, step: int, reason: str | None = None) -> bool:
         """Whether to save and end after ``step``; call after every step on every process.
 
-        The answer is kept in ``obeyed``: a later request waits for the next step, so that no run
-        ends without a checkpoint.
+        ``reason`` is that of a callback that requests it. The answer is kept in ``obeyed``: a later
+        request waits for the next step, so that no run ends without a checkpoint.
         """
+        if reason is not None and self.reason is None:
+            self.reason = reason
+            log.info("a callback stops the run at step %d: %s", step, reason)
+            self._request()
         if jax.process_count() > 1:
             self.requested = checkpoints.reached_preemption(step)
         self.obeyed = self.requested
@@ -45,6 +55,16 @@ class StopRequest:
         if self._interrupted and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._interrupted |= number == signal.SIGINT
+        self._request()
+
+    def by_callback(self) -> bool:
+        """Whether a callback in any process requested the stop; call on every process."""
+        mine = np.array([self.reason is not None])
+        if jax.process_count() == 1:
+            return bool(mine[0])
+        return bool(multihost_utils.process_allgather(mine, tiled=True).any())
+
+    def _request(self) -> None:
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)  # which the preemption service tells the others
         else:

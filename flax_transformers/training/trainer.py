@@ -203,7 +203,8 @@ class Trainer:
     ) -> TrainState:
         """Takes ``steps`` steps, fewer where ``batches`` end before, and returns the new state.
 
-        Metrics are means over ``log_every`` steps. ``sinks`` are by default a line on the console.
+        A callback may stop it before. Metrics are means over ``log_every`` steps. ``sinks`` are by
+        default a line on the console.
         Raises TooManySkipped for more than ``max_consecutive_skips`` skipped steps in a row.
         """
         step = first = int(state.step)
@@ -214,12 +215,10 @@ class Trainer:
             for batch in itertools.islice(batches, steps):
                 placed = self.place(batch)
                 if meter is None:
-                    ids = placed.get("input_ids")
                     meter = Meter(
                         self.mesh,
                         Clock(),
                         batch_size=len(next(iter(placed.values()))),
-                        sequence_length=None if ids is None else ids.shape[-1],
                         learning_rate=self.learning_rate,
                         max_consecutive_skips=self.max_consecutive_skips,
                     )
@@ -231,9 +230,14 @@ class Trainer:
                 listeners.step(step, state)
                 if step == last or step % log_every == 0:
                     listeners.metrics(step, meter.row(step))
+                if listeners.stop_reason is not None:
+                    log.info("a callback stops at step %d: %s", step, listeners.stop_reason)
+                    break
             if meter is not None and step < last:
-                log.warning("the batches ended after step %d of %d", step, last)
-                listeners.metrics(step, meter.row(step))
+                if listeners.stop_reason is None:
+                    log.warning("the batches ended after step %d of %d", step, last)
+                if step % log_every:
+                    listeners.metrics(step, meter.row(step))
         return state
 
     def evaluate(self, state: TrainState, batches: Iterable[HostBatch]) -> dict[str, float]:

@@ -41,9 +41,11 @@ def new_meter(config=CONFIG, totals=None):
     return make_meter(config, config.phases[0], mesh, Clock(), totals)
 
 
-def good(loss=(2.0, 1.0), grad_norm=1.0, skipped=0):
+def good(loss=(2.0, 1.0), grad_norm=1.0, skipped=0, tokens=0):
     sums = {"loss": tuple(map(np.float32, loss))}
-    return StepReport(sums, np.float32(grad_norm), np.int32(skipped), np.int32(0))
+    return StepReport(
+        sums, np.float32(grad_norm), np.int32(skipped), np.int32(0), tokens=np.int32(tokens)
+    )
 
 
 def bad(skipped, in_a_row):
@@ -178,22 +180,22 @@ def clock(monkeypatch):
 
 
 def test_speed_leaves_out_the_compiling_step_and_pauses(clock):
-    meter = new_meter()  # batches of 16 rows of 32
+    meter = new_meter()  # batches of 16 rows
 
-    def step(seconds):
+    def step(seconds, tokens=500):
         clock.now += seconds
-        feed(meter, good())
+        feed(meter, good(tokens=tokens))
 
     step(0)
     step(30)  # the compiling step is over when the second has been sent
-    step(2)
+    step(2, tokens=400)
     clock.now += 2
     with meter.paused("evaluation"):
         clock.now += 50
     row = meter.row(3)
     assert row["perf/step_time_s"] == 2.0
     assert row["perf/examples_per_second"] == 8.0
-    assert row["perf/tokens_per_second"] == 256.0
+    assert row["perf/tokens_per_second"] == (500 + 400) / 4
     assert "perf/mfu" not in row  # a CPU's peak is not known
     step(4)
     clock.now += 4

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from flax_transformers.errors import UserError
 from flax_transformers.optim.optimizers import (
@@ -20,10 +21,12 @@ from flax_transformers.optim.schedules import Schedule
 from flax_transformers.optim.selection import (
     depths,
     kind_of,
+    layer_stacks,
     map_named,
     matches,
     matrix_axes,
     merge,
+    name_of,
     partition,
 )
 from flax_transformers.testing import assert_bit_equal
@@ -138,6 +141,50 @@ def test_a_decoder_lies_on_its_encoder():
     assert [int(d) for d in bias] == [1, 3]
     assert (found["encoder"]["norm"]["scale"], found["decoder"]["norm"]["scale"]) == (2, 6)
     assert found["words"]["embedding"] == 0
+
+
+OWN_MODEL = {
+    "tokens": {"table": ("vocab", "embed"), "offset": ("embed",)},
+    "reader": {"body": {"keys": ("layers", "embed", "key_heads", "head_dim")}, "out": ("norm",)},
+    "writer": {
+        "body": {
+            "keys": ("layers", "embed", "key_heads", "head_dim"),
+            "keys_of_source": ("layers", "embed", "key_heads", "head_dim"),
+        },
+        "distance": ("positions", "heads"),
+        "out": ("norm",),
+    },
+    "answer": {"w": ("embed", "vocab")},
+}
+"""Logical axes of an encoder-decoder whose modules have names of their own."""
+
+
+def test_depths_of_a_model_of_the_users_own_follow_from_logical_axes():
+    axes = {
+        name_of(path): names
+        for path, names in jax.tree_util.tree_leaves_with_path(
+            OWN_MODEL, is_leaf=lambda node: isinstance(node, tuple)
+        )
+    }
+    layers = {"reader": 2, "writer": 3}
+    shapes = {
+        name: tuple(layers[name[0]] if axis == "layers" else 4 for axis in named)
+        for name, named in axes.items()
+    }
+    params = unflatten_dict({name: leaf(*shape) for name, shape in shapes.items()})
+    found, head = depths(params, axes)
+    assert list(layer_stacks(shapes, axes)) == [("reader", "body"), ("writer", "body")]
+    assert jax.tree.map(np.ndarray.tolist, found) == {
+        "tokens": {"table": 0, "offset": 0},
+        "reader": {"body": {"keys": [1, 2]}, "out": 2},
+        "writer": {
+            "body": {"keys": [3, 4, 5], "keys_of_source": [3, 4, 5]},
+            "distance": 3,
+            "out": 6,
+        },
+        "answer": {"w": 6},
+    }
+    assert head == 6
 
 
 def real(tree, value=1.0):

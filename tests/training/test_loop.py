@@ -6,6 +6,7 @@ import json
 import jax
 import pytest
 
+import flax_transformers as ft
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
 from flax_transformers.data.dataset import prepare
 from flax_transformers.errors import UserError
@@ -57,6 +58,24 @@ def test_the_loss_falls_and_every_step_has_a_row(straight):
     assert outcome.step == 12 and not outcome.preempted
     assert len(losses) == 12
     assert losses[-1] < losses[0] - 1.0
+
+
+def test_a_run_that_a_callback_stops_is_saved_and_resumes_to_the_same_end(
+    straight, corpus, tmp_path, caplog
+):
+    class StopAtFive(ft.Callback):
+        def on_step(self, step, state):
+            if step == 5:
+                self.stop("the fifth step")
+
+    config = config_for(corpus, steps=12)
+    with caplog.at_level("INFO"):
+        outcome = train(config, prepare(config.data), tmp_path, callbacks=[StopAtFive()])
+    assert (outcome.step, outcome.stopped, outcome.preempted) == (5, True, False)
+    assert "a callback stops the run at step 5: the fifth step" in caplog.text
+    resumed = run(config, tmp_path, evaluate=True)
+    assert (resumed.step, resumed.stopped) == (12, False)
+    assert resumed.metrics["eval/loss"] == straight[1].metrics["eval/loss"]
 
 
 def test_held_out_scores_are_logged_at_the_end(straight):

@@ -180,6 +180,28 @@ def test_batches_that_end_early_are_no_error(plain, caplog):
 
 
 @pytest.mark.slow
+def test_a_callback_can_stop_training_and_padding_is_not_counted_as_tokens(plain, caplog):
+    class Impatient(ft.Callback):
+        def on_metrics(self, step, metrics):
+            if step == 2:
+                self.stop("seen enough")
+
+    padded = list(batches(5))
+    for batch in padded:
+        batch["attention_mask"][:, -3:] = 0
+    sink, impatient = Rows(), Impatient()
+    with caplog.at_level("INFO"):
+        state = plain.fit(
+            plain.init(), padded, steps=5, callbacks=[impatient], sinks=[sink], log_every=1
+        )
+    assert int(state.step) == 2 and list(sink.rows) == [1, 2]
+    assert "a callback stops at step 2: seen enough" in caplog.text
+    tokens = sink.rows[2]["perf/tokens_per_second"] * sink.rows[2]["perf/step_time_s"]
+    assert tokens == pytest.approx(ROWS * (LENGTH - 3))
+    assert int(plain.fit(state, padded, steps=1, callbacks=[impatient], sinks=[]).step) == 3
+
+
+@pytest.mark.slow
 def test_a_model_that_was_built_and_one_of_plain_layers_are_trained_too():
     """Parameters without logical axes lie whole on every device."""
     model = build_model(tiny_bert(), ComputeConfig())
