@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -90,6 +90,37 @@ class Dataset(Protocol):
 
     def print_report(self) -> None:
         """Prints on stderr what the preparation left out or changed."""
+
+
+class DatasetDefaults:
+    """Base of a `Dataset`: what holds for data without files, tokens and components."""
+
+    target_tokenizer: Tokenizer | None = None
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def num_tokens(self) -> int:
+        return 0
+
+    @property
+    def held_out_fingerprint(self) -> str | None:
+        return None
+
+    @property
+    def components(self) -> tuple[tuple[str, Any], ...]:
+        return (("", self),)
+
+    def fitted(self, vocab_size: int, pad_id: int, target_vocab_size: int) -> Any:
+        return self
+
+    def verify(self) -> None:
+        pass
+
+    def print_report(self) -> None:
+        pass
 
 
 class Preparation(Protocol):

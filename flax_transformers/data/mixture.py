@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from flax_transformers import ranges
-from flax_transformers.data.base import Compare, DataConfig, Tokenizers
+from flax_transformers.data.base import Compare, DataConfig, DatasetDefaults, Tokenizers
 from flax_transformers.data.config import TextData
 from flax_transformers.data.pipeline.dummy import check_sources, dummy_text
 from flax_transformers.data.pipeline.examples import MixedExamples
@@ -178,7 +178,7 @@ class MixedText(DataConfig):
 
 
 @dataclass(frozen=True)
-class PreparedMixture:
+class PreparedMixture(DatasetDefaults):
     """Token stores of all components (a `Dataset`)."""
 
     directory: str
@@ -197,10 +197,6 @@ class PreparedMixture:
     def weights(self) -> tuple[float, ...]:
         """Relative frequencies of the components in training, with sum 1."""
         return self.data.weights([part.train.num_tokens for part in self.parts])
-
-    @property
-    def target_tokenizer(self) -> None:
-        return None
 
     @property
     def fingerprint(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flax_transformers.data.base import Compare, DataConfig, Dataset
+from flax_transformers.data.base import Compare, DataConfig, Dataset, DatasetDefaults
 from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.pipeline.loader import Seed, key_of, stacked
 from flax_transformers.data.store.token_store import Split
@@ -40,7 +40,7 @@ class Items(Protocol):
 
 
 @dataclass(frozen=True)
-class SequenceDataset:
+class SequenceDataset(DatasetDefaults):
     """Python sequences as a `Dataset`.
 
     ``train``, ``validation``: sequences of examples. An example is a dict of numpy arrays, or,
@@ -67,23 +67,10 @@ class SequenceDataset:
         return self.name
 
     @property
-    def known_as(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def held_out_fingerprint(self) -> None:
-        """The content of a sequence is not hashed."""
-        return None
-
-    @property
     def fingerprint(self) -> str:
         tokenizer = None if self.tokenizer is None else self.tokenizer.fingerprint
         made_of = (self.name, len(self.train), tokenizer, self.label_names)
         return hashlib.sha256(repr(made_of).encode()).hexdigest()
-
-    @property
-    def num_tokens(self) -> int:
-        return 0
 
     @property
     def summary(self) -> str:
@@ -91,18 +78,10 @@ class SequenceDataset:
         return f"{len(self.train):,} training examples, {held_out:,} held out"
 
     @property
-    def target_tokenizer(self) -> None:
-        return None
-
-    @property
     def vocabulary(self) -> Vocabulary:
         if self.vocab is not None:
             return self.vocab
         return _NO_TEXT if self.tokenizer is None else self.tokenizer.vocabulary
-
-    @property
-    def components(self) -> tuple[tuple[str, Dataset], ...]:
-        return (("", self),)
 
     def examples(self, split: Split, spec: WindowSpec) -> SequenceExamples | None:
         items = self.train if split == "train" else self.validation
@@ -113,12 +92,6 @@ class SequenceDataset:
     def fitted(self, vocab_size: int, pad_id: int, target_vocab_size: int) -> SequenceDataset:
         known = fitted_vocabulary(self.vocabulary, vocab_size, pad_id, target_vocab_size)
         return self if known == self.vocabulary else replace(self, vocab=known)
-
-    def verify(self) -> None:
-        """There are no files."""
-
-    def print_report(self) -> None:
-        """Nothing was prepared."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,9 +106,9 @@ def _kernel_sizes(params: Any, axes: Axes, model: TransformerConfig) -> Counter[
     """
     leaves = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     stacks = layer_stacks({name: leaf.shape for name, leaf in leaves.items()}, axes)
-    has_decoder = isinstance(model, EncoderDecoderConfig)
-    of_decoder = list(stacks.values())[-1].rows if has_decoder and stacks else {}
-    rows = getattr(model.decoder if has_decoder else model, "padded_vocab_size", 0)
+    decoder = model.decoder if isinstance(model, EncoderDecoderConfig) else None
+    of_decoder = list(stacks.values())[-1].rows if decoder is not None and stacks else {}
+    rows = getattr(decoder or model, "padded_vocab_size", 0)
     sizes: Counter[str] = Counter()
     table = 0
     for name, leaf in leaves.items():
@@ -117,7 +117,7 @@ def _kernel_sizes(params: Any, axes: Axes, model: TransformerConfig) -> Counter[
             experts = getattr(model, "experts", 1)
             size = size * getattr(model, "experts_per_token", experts) // experts
         if kind == "kernel" and "layers" in named:
-            part = "decoder" if name in of_decoder else "encoder" if has_decoder else "stack"
+            part = "stack" if decoder is None else "decoder" if name in of_decoder else "encoder"
             if part == "decoder" and "key_heads" in named:
                 sizes["context"] += size // 2
                 size -= size // 2

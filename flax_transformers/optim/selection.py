@@ -229,7 +229,8 @@ def _stack(names: Sequence[Name], counts: Mapping[Name, int], axes: Axes) -> Lay
         at = _block_at(name)
         block_of[name] = () if at is None else name[at - 1 : at + 1]
         blocks[block_of[name]] = max(counts[name], blocks.get(block_of[name], 0))
-    rows, start = {(): np.arange(blocks.get((), 0))}, blocks.get((), 0)
+    start = blocks.get((), 0)
+    rows: dict[tuple[str, ...], np.ndarray] = {(): np.arange(start)}
     for part in _STACK_PARTS:
         pattern = [block for block in blocks if block and block[0] == part]
         for block in pattern:
@@ -272,11 +273,13 @@ def depths(params: Any, axes: Axes = NO_AXES) -> tuple[Any, int]:
                 return first[path] + stack.rows[name]
         if folders[name] in embeddings:
             return np.asarray(0)
-        path = next((p for p in stacks if p[:-1] and name[: len(p) - 1] == p[:-1]), None)
-        if path is not None and _is_relative_bias(name, axes):
-            return np.asarray(first[path])
-        if path is not None and path != list(stacks)[-1]:
-            return np.asarray(first[path] + stacks[path].num_layers - 1)
+        for path, stack in stacks.items():
+            if path[:-1] and name[: len(path) - 1] == path[:-1]:  # beside the stack
+                if _is_relative_bias(name, axes):
+                    return np.asarray(first[path])
+                if path != list(stacks)[-1]:
+                    return np.asarray(first[path] + stack.num_layers - 1)
+                break
         return np.asarray(head)
 
     return map_named(depth, params), head

@@ -150,13 +150,14 @@ def real_tokens(batch: Batch) -> jax.Array | None:
 
     None for a batch without ``input_ids``.
     """
-    counts = []
+    tokens = None
     for prefix in ("", "decoder_"):
         masks = (f"{prefix}segment_ids", f"{prefix}attention_mask", f"{prefix}input_ids")
         given = [batch[name] for name in masks if name in batch]
         if given:  # without a mask, all of them are tokens
-            counts.append(jnp.count_nonzero(given[0]) if len(given) > 1 else given[0].size)
-    return sum(counts) if counts else None
+            found = given[0] if len(given) > 1 else jnp.ones_like(given[0])
+            tokens = jnp.count_nonzero(found) + (0 if tokens is None else tokens)
+    return tokens
 
 
 _TermsOf = Callable[[Params, Batch, Any], LossTerms]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from flax_transformers import ranges
-from flax_transformers.data.base import Compare, DataConfig, Dataset, Tokenizers
+from flax_transformers.data.base import Compare, DataConfig, DatasetDefaults, Tokenizers
 from flax_transformers.data.images.augmentation import Augmentation, augmented, centre_crop
 from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.data.images.parts import (
@@ -170,7 +170,7 @@ class ImageData(DataConfig):
 
 
 @dataclass(frozen=True)
-class PreparedImages:
+class PreparedImages(DatasetDefaults):
     """Images in an image store (a `Dataset`). ``validation`` is None if nothing is held out."""
 
     directory: str
@@ -182,14 +182,6 @@ class PreparedImages:
     @property
     def fingerprint(self) -> str:
         return self.train.fingerprint
-
-    @property
-    def known_as(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def num_tokens(self) -> int:
-        return 0
 
     @property
     def summary(self) -> str:
@@ -204,17 +196,9 @@ class PreparedImages:
         return None
 
     @property
-    def target_tokenizer(self) -> None:
-        return None
-
-    @property
     def vocabulary(self) -> Vocabulary:
         """One entry for each class."""
         return Vocabulary(size=len(self.label_names), pad_id=0)
-
-    @property
-    def components(self) -> tuple[tuple[str, Dataset], ...]:
-        return (("", self),)
 
     @property
     def held_out_fingerprint(self) -> str | None:
@@ -231,15 +215,9 @@ class PreparedImages:
             )
         return ImageExamples(images, spec, self.data, training=split == "train")
 
-    def fitted(self, vocab_size: int, pad_id: int, target_vocab_size: int) -> PreparedImages:
-        return self
-
     def verify(self) -> None:
         for split in filter(None, (self.train, self.validation)):
             split.verify()
-
-    def print_report(self) -> None:
-        """``skipped.txt`` in the store names the images that were left out."""
 
 
 @dataclass(frozen=True)

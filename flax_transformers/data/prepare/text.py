@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from flax_transformers.data.base import Compare, Dataset, Tokenizers
+from flax_transformers.data.base import Compare, DatasetDefaults, Tokenizers
 from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
 from flax_transformers.data.pipeline.pair_examples import PairExamples
@@ -79,7 +79,7 @@ RESUMED = (
 
 
 @dataclass(frozen=True)
-class PreparedText:
+class PreparedText(DatasetDefaults):
     """Text in a token store (a `Dataset`). ``validation`` is None if nothing is held out."""
 
     directory: str
@@ -124,10 +124,6 @@ class PreparedText:
     @property
     def label_names(self) -> tuple[str, ...]:
         return self.train.label_names
-
-    @property
-    def components(self) -> tuple[tuple[str, Dataset], ...]:
-        return (("", self),)
 
     @property
     def held_out_fingerprint(self) -> str | None:
