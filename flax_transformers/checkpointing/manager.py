@@ -1,9 +1,9 @@
-"""Checkpoints: written in the background, checked before they are read, restored onto any mesh.
+"""Checkpoints: written in the background, verified before they are read, restored onto any mesh.
 
-A step folder `checkpoints/<step>/` holds `state/` (arrays), `meta/` (JSON), whatever small files
-the run needs beside them (its tokenizers) and `DIGESTS.json` (see `digests`). A step is committed
-by one rename, digests included. Folders that fail the check are set aside as `invalid-<step>-<n>`,
-never deleted. All of orbax that the package uses is in this file, but for its barrier.
+A step folder `checkpoints/<step>/` has `state/` (arrays), `meta/` (JSON), further small files of
+the run (its tokenizers) and `DIGESTS.json` (see `storage.checksums`). A step is committed by one
+rename, checksums included. A folder that fails its verification is renamed `invalid-<step>-<n>`,
+never deleted. Only this file uses orbax, except for its barrier.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints of one run. Every process makes one and calls its methods alike.
+    """The checkpoints of one run. Every process creates one and makes the same calls.
 
     Raises UserError if `directory` cannot be written.
     """
@@ -79,14 +79,14 @@ class Checkpoints:
         _on_process_zero(lambda: step_directories.require_writable(self.directory))
 
     def save(self, step: int, state: Any, meta: dict[str, Any], files: Files | None = None) -> bool:
-        """Starts writing `step`; False if that step is there already or being written.
+        """Starts writing `step`; False if that step exists already or is being written.
 
-        Returns once the arrays are copied to the host: `state` may be donated to the next step
-        right away. Waits for the write before it, if that is still going on. `meta` must be JSON;
+        Returns when the arrays are copied to the host, so that `state` may be donated to the next
+        step. Waits for the write before it to end. `meta` must be JSON;
         `meta["metrics"][best_metric]` decides which steps are best, and a step with
         `meta["consecutive_skips"]` is kept only while it is the newest. `files` maps a name in the
         step folder to its bytes, or to a local file or folder to copy. Raises UserError if an
-        earlier write failed for want of space or permission.
+        earlier write failed because of missing space or permissions.
         """
         self._raise_failure()
         if step == self._last_step:
@@ -102,13 +102,13 @@ class Checkpoints:
             manager = self._open_manager()
         self._files, self._last_step = dict(files or {}), step
         self._note(step, meta)
-        # As it will be read back; what is not JSON fails here rather than in the background.
+        # As it will be read back; a value that is not JSON fails here, not in the background.
         plain = json.loads(json.dumps(meta))
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(plain)
         )
         try:
-            # Copying the arrays off the device is meant; the loop's guard is against other copies.
+            # This copy from the device is intended; the loop's guard is for others.
             with jax.transfer_guard("allow"):
                 manager.save(step, args=items, force=True)
         except Exception as error:
@@ -128,16 +128,16 @@ class Checkpoints:
         check: Callable[[dict[str, Any]], None] | None = None,
         refuse: Callable[[Any, dict[str, Any]], str | None] | None = None,
     ) -> Restored | None:
-        """The newest step that passes its check, placed as `abstract_state` says; None if none.
+        """The newest step that passes its verification, sharded as `abstract_state`; None if none.
 
-        Takes a pytree of `jax.ShapeDtypeStruct` with shardings, on any mesh. Newer steps that fail
-        are set aside and named in a warning. A step without digests is used only if no step has
-        passed. Before any array is read, `check` gets the step's meta, to refuse it by raising, and
-        UserError is raised if arrays are missing, unexpected, or of another shape or dtype (an
-        optional field of a dataclass that is missing is None instead, and named in the log); also
-        if too many steps have been set aside. `refuse` gets state and meta, and returns why they
-        are not to be used (a phrase after "step 5"), or None: then older steps are tried, and once
-        one is found those refused are set aside. Raises UserError if all are refused.
+        `abstract_state`: a pytree of `jax.ShapeDtypeStruct` with shardings, on any mesh. Newer
+        steps that fail are set aside and named in a warning. A step without checksums is used only
+        if no step passes. Before arrays are read, `check` is called with the step's meta, and raises to
+        refuse it. `refuse` is called with state and meta, and returns the reason not to use them (a
+        phrase after "step 5"), or None; then older steps are tried, and the refused ones are set
+        aside once one is found. A missing optional field of a dataclass is None, and is named in
+        the log. Raises UserError if arrays are missing, unexpected, or of another shape or dtype,
+        if all steps are refused, and if too many steps have been set aside.
         """
         self.wait()
         self._close_manager()
@@ -163,7 +163,7 @@ class Checkpoints:
         return Restored(found.step, state, meta, found.folder)
 
     def _choose(self, before: int | None) -> Found | None:
-        """The newest step that passes its check, of those older than `before`."""
+        """The newest step older than `before` that passes its verification."""
         limit = self.config.invalid_to_keep
         choice = _on_process_zero(
             lambda: _as_json(step_directories.choose_newest(self.directory, limit, before))
@@ -181,27 +181,27 @@ class Checkpoints:
         return step_directories.read_meta(self.directory / str(step))
 
     def steps(self) -> list[int]:
-        """The finished steps on disk, oldest first, whether or not they would pass their check."""
+        """The finished steps on disk, oldest first, verified or not."""
         return step_directories.finished_steps(self.directory)
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether all processes should stop after `step`, because one was told to (SIGTERM).
+        """Whether all processes should stop after `step`, because one received SIGTERM.
 
-        Every process must ask at every step. Needs `jax.distributed.initialize`, also with one
-        process; without it the answer is always no. Raises like `save` if an earlier write failed.
+        Every process must call it at every step. It is always False without
+        `jax.distributed.initialize`. Raises like `save` if an earlier write failed.
         """
         self._raise_failure()
         return bool(ocp.multihost.reached_preemption(step))
 
     def wait(self) -> None:
-        """Returns when nothing is being written any more. Raises like `save`."""
+        """Returns when all writes have ended. Raises like `save`."""
         if self._watcher is not None:
             self._watcher.join()
             self._watcher = None
         self._raise_failure()
 
     def close(self) -> None:
-        """Waits and lets go of everything. Raises like `save`."""
+        """Waits for the writes to end and releases all resources. Raises like `save`."""
         try:
             self.wait()
         finally:
@@ -246,13 +246,13 @@ class Checkpoints:
         return Retention(config.keep_latest, config.keep_every, config.keep_best, config.best_mode)
 
     def _note(self, step: int, meta: dict[str, Any]) -> None:
-        """Tells the retention what it has to know of a step of this run."""
+        """Registers a step of this run with the retention."""
         self._retention.scores[step] = _score(meta, self.config.best_metric)
         if meta.get("consecutive_skips"):
             self._retention.unproven.add(step)
 
     def _note_saved(self, step: int) -> None:
-        """As `_note`, of a step on disk, which may be damaged or not of this run."""
+        """As `_note` for a step on disk, which may be damaged or of another run."""
         folder = self.directory / str(step)
         if step_directories.is_link(folder):
             self._retention.links.add(step)
@@ -266,17 +266,17 @@ class Checkpoints:
             self._note(step, meta)
 
     def _unlink_old(self) -> None:
-        """Removes links to steps that are not kept, and leaves what they point to."""
+        """Removes links to steps that are not kept; the steps themselves stay."""
         steps = self.steps()
         for step in self._retention.links & (set(steps) - self._retention.kept(steps)):
             step_directories.unlink(self.directory / str(step))
             self._retention.links.discard(step)
 
     def _barrier(self, *, key: str, timeout_ms: int) -> None:
-        """Orbax's barrier; a process about to report its arrays written hashes them first.
+        """Orbax's barrier; before a process reports that its arrays are written, it hashes them.
 
-        Orbax also comes here on its way out of a write that failed. The others are not there: they
-        wait for this process to have written, and see it end.
+        Orbax also calls it after a write that failed. The other processes then wait at another
+        barrier, so that the failure is raised here.
         """
         failure = sys.exception()
         if failure is not None:
@@ -298,7 +298,7 @@ class Checkpoints:
         checksums.write_index(folder)
 
     def _being_written(self) -> epath.Path:
-        """Where orbax writes a step: under another name, or in a bucket in its place."""
+        """The folder in which orbax writes a step: with another name, except in a bucket."""
         assert self._last_step is not None
         unfinished = self._unfinished(self._last_step)
         return unfinished if unfinished.exists() else self.directory / str(self._last_step)
@@ -307,14 +307,14 @@ class Checkpoints:
         return self.directory / f"{step}{_UNFINISHED}"
 
     def _watch(self, manager: ocp.CheckpointManager, step: int) -> None:
-        """In a thread of its own: follows one write to its end."""
+        """Waits for one write to end, in a separate thread."""
         try:
             manager.wait_until_finished()
         except Exception as error:
-            # This manager would raise the same again and again; the next save makes a new one.
+            # This manager would raise the error again; the next save creates a new one.
             self._failure, self._last_step, self._manager = error, None, None
             if jax.process_count() == 1:
-                step_directories.remove(self._unfinished(step))  # gives a full disk its space back
+                step_directories.remove(self._unfinished(step))  # frees the space on a full disk
             return
         folder = self.directory / str(step)
         if jax.process_index() == 0 and checksums.has_index(folder):
@@ -331,10 +331,11 @@ class Checkpoints:
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Found:
-    """The step folder meant by `path`: one itself, or the newest that passes in a run's folder.
+    """The step folder of `path`, which is one itself, or has the folders of a run.
 
-    Changes nothing: damaged steps are passed over with a warning. Every process must call it.
-    Raises UserError if there is none, or if the step folder given is damaged.
+    Of a run, it is the newest step that passes its verification; damaged steps are skipped with a
+    warning and not renamed. Every process must call it. Raises UserError if there is no step, or if
+    the given step folder is damaged.
     """
     root = step_directories.absolute(path)
     return _found(_on_process_zero(lambda: _as_json(step_directories.find_step(root))))
@@ -351,7 +352,7 @@ def checkpoint_meta(source: str | os.PathLike[str] | Found) -> dict[str, Any]:
 
 
 def verify_step(step_folder: str | os.PathLike[str]) -> list[str]:
-    """What is wrong with a step folder, a phrase per file; empty if it passes."""
+    """Damage in a step folder, a phrase per file; empty if there is none."""
     return checksums.verify(step_directories.absolute(step_folder))
 
 
@@ -361,11 +362,11 @@ def restore_params(
     *,
     averaged: bool = True,
 ) -> Any:
-    """The parameters alone; optimizer statistics are not read.
+    """The parameters, or their average if the run kept one and `averaged` is True.
 
-    Their average, if the run kept one, unless `averaged` is False. With `abstract_params`
-    (`jax.ShapeDtypeStruct` with shardings) placed as it says, checked as in
-    `Checkpoints.restore_newest`; without it, a nested dict of numpy arrays as they were saved.
+    `abstract_params`: `jax.ShapeDtypeStruct` with shardings, checked as in
+    `Checkpoints.restore_newest`. Without it, the result is a nested dict of numpy arrays as they
+    were saved. Optimizer statistics are not read.
     """
     found = source if isinstance(source, Found) else find_checkpoint(source)
     names = ("ema", "params") if averaged else ("params",)
@@ -373,8 +374,8 @@ def restore_params(
 
 
 def restore_arrays(source: str | os.PathLike[str] | Found) -> Any:
-    """All that a checkpoint's state holds, as numpy arrays: parameters, statistics of the
-    optimizer, random key and counters."""
+    """The whole state of a checkpoint as numpy arrays: parameters, optimizer statistics, random
+    key and counters."""
     found = source if isinstance(source, Found) else find_checkpoint(source)
     with _readable(found) as folder:
         item, how = _as_numpy(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
@@ -382,8 +383,8 @@ def restore_arrays(source: str | os.PathLike[str] | Found) -> Any:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Told of a preemption, orbax would work out how long ago the step before was saved, and fail
-    where that was by another process: with a lightweight start it does not know when."""
+    """Disables orbax's own handling of preemption, which computes the time since the last save,
+    and fails if that was made by another process."""
 
     def reached_preemption(self, step: int) -> bool:
         return False
@@ -405,7 +406,7 @@ def _all_refused(directory: epath.Path, refused: dict[int, str]) -> UserError:
 
 
 def _read_state(found: Found, abstract: Any) -> Any:
-    """`abstract` filled from `found`; None for an optional field that it lacks."""
+    """`abstract` with the arrays of `found`; None for an optional field that it lacks."""
     with _readable(found) as folder:
         saved = ocp.PyTreeCheckpointHandler().metadata(folder).tree
         abstract, missing = without_missing(saved, abstract)
@@ -422,14 +423,14 @@ def _read_state(found: Found, abstract: Any) -> Any:
 
 
 def _read_params(found: Found, names: Sequence[str], abstract: Any | None) -> Any:
-    """The first of `names` that `found` has, placed as `abstract` says, or as numpy arrays."""
+    """The first of `names` that `found` has, sharded as `abstract`, or as numpy arrays."""
     with _readable(found) as folder:
         saved = ocp.PyTreeCheckpointHandler().metadata(folder).tree
         name = next((n for n in names if jax.tree.leaves(saved.get(n), is_leaf=is_array)), "params")
         if abstract is None:
             item, how = _as_numpy(saved.get(name, {}))
         else:
-            # Named as what is asked for, whichever of the two there is.
+            # The message says "params" also if the average is read.
             require_same_structure(
                 found.folder, {"params": saved.get(name, {})}, {"params": abstract}
             )
@@ -438,7 +439,7 @@ def _read_params(found: Found, names: Sequence[str], abstract: Any | None) -> An
 
 
 def _as_numpy(saved: Any) -> tuple[Any, Any]:
-    """What to ask for, and how, where arrays are wanted as they were saved."""
+    """Item and restore arguments for arrays as they were saved."""
     item = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), saved, is_leaf=is_array)
     return item, jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
 
@@ -451,7 +452,7 @@ def _read_arrays(folder: epath.Path, item: Any, how: Any, *, partial: bool) -> A
 
 @contextlib.contextmanager
 def _readable(found: Found) -> Iterator[epath.Path]:
-    """The folder of the arrays; what goes wrong inside is blamed on a step without checksums."""
+    """The folder of the arrays; an error in the body becomes a UserError about the step."""
     try:
         yield found.folder / "state"
     except UserError:
@@ -460,8 +461,8 @@ def _readable(found: Found) -> Iterator[epath.Path]:
         if found.verified:
             raise_read_error(error, found.folder)
         raise UserError(
-            f"checkpoint {found.folder} has no digests to check it by and cannot be read "
-            f"({str(error).splitlines()[0]}); move it away to go on without it"
+            f"checkpoint {found.folder} has no checksums and cannot be read "
+            f"({str(error).splitlines()[0]}); move it away to continue without it"
         ) from error
 
 

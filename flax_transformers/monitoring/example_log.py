@@ -1,23 +1,20 @@
-"""An audit trail: which examples each step trained on."""
+"""A log of the examples that each step was trained on."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import re
 import time
-from types import TracebackType
 from typing import IO, Self
 
 import jax
 import numpy as np
 from etils import epath
 
+from flax_transformers.monitoring.metrics import lines_up_to
 from flax_transformers.storage.paths import is_bucket
-from flax_transformers.storage.workdir import read_side_file, write_side_file, writing
-
-log = logging.getLogger(__name__)
+from flax_transformers.storage.workdir import write_side_file, writing
 
 _NAME = re.compile(r"ledger-(\d+)\.jsonl")
 _FLUSH_SECONDS = 30.0
@@ -26,9 +23,9 @@ _FLUSH_SECONDS = 30.0
 class ExampleLog:
     """Appends ``{"step": n, "ids": [...]}`` to ``ledger-<process>.jsonl`` in a workdir.
 
-    Opened for a run that goes on after ``start_step``, it drops what an earlier attempt wrote
-    beyond. The file appears with the first step written. Objects in a bucket cannot grow: there the
-    file is kept here and replaced whole every 30 seconds, at ``flush`` and at the end.
+    For a run that resumes after ``start_step``, the lines of later steps are dropped. The file is
+    created when the first step is written. Objects in a bucket cannot be appended to: there the
+    whole file is replaced every 30 seconds, at ``flush`` and at the end.
     """
 
     def __init__(self, workdir: epath.Path, start_step: int) -> None:
@@ -40,7 +37,7 @@ class ExampleLog:
             name = _NAME.fullmatch(path.name)
             if name is None:
                 continue
-            # The first process also looks after those of processes that there are no longer.
+            # Process 0 also shortens the files of processes that no longer exist.
             orphan = int(name[1]) >= jax.process_count() and jax.process_index() == 0
             if int(name[1]) == jax.process_index() or orphan:
                 kept = _drop_after(path, start_step)
@@ -48,7 +45,7 @@ class ExampleLog:
                     self._lines, self._written = kept, len(kept)
 
     def write(self, step: int, ids: np.ndarray) -> None:
-        """Records the example ids (integers [B]) that this process fed to ``step``."""
+        """Records the example ids, integers [B], of this process in ``step``."""
         line = json.dumps({"step": step, "ids": ids.tolist()}) + "\n"
         if is_bucket(self._path):
             self._lines.append(line)
@@ -62,7 +59,7 @@ class ExampleLog:
             self._file.flush()
 
     def flush(self) -> None:
-        """Brings everything written so far into the bucket; on a disk it is there already."""
+        """Writes everything out to a bucket; a local file is complete already."""
         self._last_flush = time.monotonic()
         if len(self._lines) > self._written:
             self._path.write_text("".join(self._lines))
@@ -71,35 +68,25 @@ class ExampleLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.flush()
         if self._file is not None:
-            with contextlib.suppress(OSError):  # on a full disk, once more after what was told
+            with contextlib.suppress(OSError):  # a full disk, which was reported already
                 self._file.close()
 
 
 def _drop_after(path: epath.Path, step: int) -> list[str]:
-    lines = (read_side_file(path) or "").splitlines(keepends=True)
-    steps = [_step(line) for line in lines]
-    # The last one may have been cut off by a kill or a full disk, which is no damage.
-    damaged = sum(s < 0 and line.endswith("\n") for line, s in zip(lines, steps, strict=True))
-    if damaged:
-        log.warning("%s: %d line(s) cannot be read and are left out", path, damaged)
-    kept = [line for line, s in zip(lines, steps, strict=True) if 0 <= s <= step]
+    kept = lines_up_to(path, step, _step)
     write_side_file(path, "".join(kept))
     return kept
 
 
-def _step(line: str) -> int:
-    """-1 for what is no line of a ledger."""
+def _step(line: str) -> int | None:
+    """The step of a line; None for a damaged line."""
     try:
         row = json.loads(line) if line.endswith("\n") else {}
         step = row["step"]
     except (ValueError, TypeError, KeyError, RecursionError):
-        return -1
-    return step if isinstance(step, int) and isinstance(row.get("ids"), list) else -1
+        return None
+    is_whole = isinstance(step, int) and step >= 0 and isinstance(row.get("ids"), list)
+    return step if is_whole else None

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,8 +31,8 @@ Totals = Mapping[str, tuple[float, float]]
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl in the order written, null as NaN; none if there is no file.
 
-    Lines that are not whole rows of numbers are left out: the last one of a process killed while
-    writing, or one that was damaged. So are all if the file cannot be read, with a warning.
+    Incomplete or damaged lines are left out, such as the last line of a process that was killed.
+    A file that cannot be read has no rows, and a warning is logged.
     """
     rows, path = [], epath.Path(workdir) / FILE_NAME
     try:
@@ -48,10 +48,10 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 class Accumulator:
-    """Means over several steps of metrics that come as sums and counts.
+    """Means over several steps of metrics given as sums and counts.
 
-    The mean is the sum of all sums over the sum of all counts, never a mean of means: steps and
-    devices with more masked tokens weigh more, as they should.
+    A mean is the sum of all sums over the sum of all counts, so that steps and devices with more
+    masked tokens have more weight.
     """
 
     def __init__(self, totals: Totals | None = None) -> None:
@@ -59,21 +59,21 @@ class Accumulator:
 
     @property
     def totals(self) -> Totals:
-        """Everything added since the last ``reset``: what another accumulator continues from."""
+        """The sums since the last ``reset``, from which another accumulator can continue."""
         return dict(self._totals)
 
     def add(self, metrics: Mapping[str, tuple[Any, Any]]) -> None:
         """Adds one step's ``{name: (sum, count)}``, host or device scalars.
 
-        Device arrays are fetched, which waits for the step that computes them: hand over the
-        metrics of the step before the one just dispatched.
+        Device arrays are fetched, which waits for the step that computes them: add the metrics of
+        the step before the one just dispatched.
         """
         for name, (total, count) in jax.device_get(dict(metrics)).items():
             old_total, old_count = self._totals.get(name, (0.0, 0.0))
             self._totals[name] = (old_total + float(total), old_count + float(count))
 
     def means(self) -> dict[str, float]:
-        """Mean per name since the last ``reset``; a name that counted nothing is left out."""
+        """Means since the last ``reset``, without metrics whose count is zero."""
         return {name: total / count for name, (total, count) in self._totals.items() if count}
 
     def reset(self) -> None:
@@ -82,7 +82,7 @@ class Accumulator:
 
 
 def _parse(line: str) -> dict[str, Any] | None:
-    """The row on a line, or None for a line that is not one whole row of numbers."""
+    """The row on a line; None for a damaged line."""
     try:
         row = json.loads(line) if line.endswith("\n") else None
     except (ValueError, RecursionError):
@@ -93,7 +93,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def _is_number(value: Any) -> bool:
-    """As a row holds them; an integer beyond all floats is a damaged one."""
+    """Whether a value of a row is a number or null; integers of over 64 bits are damage."""
     if isinstance(value, bool):
         return False
     return (
@@ -101,14 +101,24 @@ def _is_number(value: Any) -> bool:
     )
 
 
-def kept_lines(path: epath.Path, start_step: int) -> list[str]:
-    """The whole lines of a run that resumes after ``start_step``; none for a run that starts."""
-    if not start_step:
-        return []
+def metrics_up_to(path: epath.Path, start_step: int) -> list[str]:
+    """The lines of a metrics.jsonl that a run which resumes after ``start_step`` keeps."""
+
+    def step_of(line: str) -> int | None:
+        row = _parse(line)
+        return None if row is None else row["step"]
+
+    return lines_up_to(path, start_step, step_of) if start_step else []
+
+
+def lines_up_to(path: epath.Path, step: int, step_of: Callable[[str], int | None]) -> list[str]:
+    """The lines of a file for steps up to ``step``; ``step_of`` gives None for a damaged line.
+
+    Damaged lines are counted in a warning, except for the last one if a kill cut it off.
+    """
     lines = (read_side_file(path) or "").splitlines(keepends=True)
-    rows = [(line, _parse(line)) for line in lines]
-    # The last one may have been cut off by a kill, which is no damage.
-    damaged = sum(row is None and line.endswith("\n") for line, row in rows)
+    steps = [(line, step_of(line)) for line in lines]
+    damaged = sum(found is None and line.endswith("\n") for line, found in steps)
     if damaged:
         log.warning("%s: %d line(s) cannot be read and are left out", path, damaged)
-    return [line for line, row in rows if row is not None and row["step"] <= start_step]
+    return [line for line, found in steps if found is not None and found <= step]

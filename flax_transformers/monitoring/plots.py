@@ -1,4 +1,4 @@
-"""Pictures of a run: loss, learning rate, gradient norm and throughput over the steps, as PNGs."""
+"""Plots of loss, learning rate, gradient norm and throughput over the steps, as PNG files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 SIZE_INCHES, DOTS_PER_INCH = (7.2, 4.2), 150
 BLUE, ORANGE, GRAY = "#1f6fb4", "#e0701a", "#6b7280"
-# A loss far above where it settles, as in the first steps, would flatten the rest of the curve.
 VISIBLE_FRACTION = 0.98
+"""Fraction of the losses within the plot's limits: those of the first steps would flatten it."""
 
 Series = tuple[list[int], list[float]]
 
@@ -27,12 +27,11 @@ def plot_metrics(
     directory: str | os.PathLike[str],
     baselines: Mapping[str, float] | None = None,
 ) -> list[epath.Path]:
-    """Writes the PNGs that ``rows`` (see ``metrics.read_metrics``) have numbers for.
+    """Writes loss.png, learning_rate.png, grad_norm.png and throughput.png to ``directory``.
 
-    These are loss.png, learning_rate.png, grad_norm.png and throughput.png, straight under
-    ``directory``, which is made where it is missing. ``baselines`` are losses worth comparing with,
-    such as {"unigram cross-entropy": 6.25}, drawn as dashed lines. Values that are not finite leave
-    gaps. Returns the paths written.
+    ``rows`` are those of ``metrics.read_metrics``; a plot without numbers is left out.
+    ``baselines`` are losses drawn as dashed lines, such as {"unigram cross-entropy": 6.25}. Values
+    that are not finite are gaps. Creates the directory, and returns the paths written.
     """
     folder = epath.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +99,7 @@ def _single(rows: Sequence[Mapping[str, Any]], name: str, label: str) -> Figure 
 
 
 def _tick(value: float, _: int) -> str:
-    """Rates as 8e-4, steps as 1,200, speeds as 85k, what lies between as it is."""
+    """Learning rates as 8e-4, steps as 1,200, throughput as 85k."""
     if 0 < abs(value) < 0.01:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
@@ -116,14 +115,14 @@ def _last(series: Series) -> float:
 def _line(
     axes: Axes, series: Series, color: str, label: str | None = None, marker: str | None = None
 ) -> None:
-    # A single point has no line to draw.
+    # A single point makes no line.
     marker = marker or ("o" if len(series[0]) == 1 else None)
     axes.plot(*series, color=color, label=label, linewidth=1.4, marker=marker, markersize=4)
     axes.set_xlim(0, max(axes.get_xlim()[1], 1.02 * max(series[0]), 1))
 
 
 def _limit(axes: Axes, values: Sequence[float], others: Sequence[float]) -> None:
-    """Vertical limits around nearly all values and all of ``others``."""
+    """Sets vertical limits around ``VISIBLE_FRACTION`` of the values and all of ``others``."""
     finite = sorted(value for value in values if math.isfinite(value))
     top = finite[min(len(finite) - 1, int(VISIBLE_FRACTION * len(finite)))]
     low, high = min([finite[0], *others]), max([top, *others])

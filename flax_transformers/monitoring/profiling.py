@@ -1,10 +1,9 @@
-"""Looking into a run without changing what it computes: traces and programs."""
+"""Traces and compiled programs of a run."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 import jax
@@ -16,7 +15,7 @@ from flax_transformers.storage.workdir import write_text
 
 @dataclass(frozen=True)
 class Profiling:
-    """What ``train`` is asked to leave behind besides the run itself."""
+    """What ``train`` writes for profiling."""
 
     profile: tuple[int, int] | None = None
     """First and last step of a trace by JAX's profiler, in ``profile/`` of the workdir."""
@@ -25,26 +24,24 @@ class Profiling:
 
 
 class Watch:
-    """The probes of one phase, in ``workdir``; used as a context manager around its steps.
+    """Writes the profiles of one phase to ``workdir``, by process 0; a context manager around its
+    steps."""
 
-    Traces and texts are left by process 0.
-    """
-
-    def __init__(self, probes: Profiling, workdir: epath.Path, phase: int) -> None:
-        self._probes, self._workdir, self._phase = probes, workdir, phase
+    def __init__(self, profiling: Profiling, workdir: epath.Path, phase: int) -> None:
+        self._profiling, self._workdir, self._phase = profiling, workdir, phase
         self._is_first, self._tracing = True, False
 
     def before(self, step: int, train_step: jax.stages.Wrapped, state: Any, batch: Any) -> None:
-        """Call before ``step`` (counted from 1) is sent to the devices."""
-        profile, is_writer = self._probes.profile, jax.process_index() == 0
-        if self._is_first and self._probes.hlo is not None:
-            # By all processes, as some backends compile together; written by one.
+        """Call before ``step``, counted from 1, is dispatched."""
+        profile, is_writer = self._profiling.profile, jax.process_index() == 0
+        if self._is_first and self._profiling.hlo is not None:
+            # All processes compile, as some backends need; one writes.
             with watchdog.phase("compile"):
                 lowered = train_step.lower(state, batch)
                 texts = {"lowered": lowered.as_text(), "compiled": lowered.compile().as_text()}
             for name, text in texts.items() if is_writer else ():
                 file = f"train_step_phase{self._phase}_{name}.txt"
-                write_text(epath.Path(self._probes.hlo) / file, str(text))
+                write_text(epath.Path(self._profiling.hlo) / file, str(text))
         if profile is not None and is_writer and profile[0] <= step <= profile[1]:
             if not self._tracing:
                 jax.profiler.start_trace(os.fspath(self._workdir / "profile"))
@@ -61,11 +58,6 @@ class Watch:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self._tracing:
             self._end_trace(None)

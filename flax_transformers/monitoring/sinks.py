@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self, TextIO
 
 import numpy as np
@@ -19,14 +18,14 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
 from flax_transformers.errors import UserError
-from flax_transformers.monitoring.metrics import FILE_NAME, kept_lines
+from flax_transformers.monitoring.metrics import FILE_NAME, metrics_up_to
 from flax_transformers.storage.paths import is_bucket
 
 FLUSH_SECONDS = 30.0
 
 
 class MetricSink:
-    """Base class of sinks; override ``write``, and what else is needed.
+    """Base class of sinks; override ``write``, and the other methods as needed.
 
     Process 0 alone has sinks. Metrics are host numbers by name ("train/loss", "eval/accuracy",
     "perf/step_time_s" ...) for the state after ``step`` steps. Used as a context manager.
@@ -40,7 +39,7 @@ class MetricSink:
         raise NotImplementedError(f"{type(self).__name__} has no method write(step, metrics)")
 
     def flush(self) -> None:
-        """Brings everything written so far to where it is kept: a checkpoint follows."""
+        """Writes everything out; called before a checkpoint."""
 
     def close(self) -> None:
         """Called once, at the end."""
@@ -48,12 +47,7 @@ class MetricSink:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         # A close that fails must not hide the exception that ended the run.
         with contextlib.suppress(*() if error is None else (Exception,)):
             self.close()
@@ -73,7 +67,7 @@ class SinkConfig(Protocol):
 
 
 class _FileSink(MetricSink):
-    """A sink that writes below a workdir. Raises UserError where that fails, and then stops."""
+    """A sink that writes into a workdir. Raises UserError if that fails, and then stops writing."""
 
     def __init__(self, path: epath.Path, flush_seconds: float) -> None:
         self._path, self._flush_seconds = path, flush_seconds
@@ -96,7 +90,7 @@ class _FileSink(MetricSink):
             self.flush()
 
     def flush(self) -> None:
-        """Brings everything written so far onto the disk or into the bucket."""
+        """Writes everything out to the disk or the bucket."""
         if self._is_open:
             self._last_flush = time.monotonic()
             with self._writing():
@@ -129,9 +123,9 @@ class JsonLines(_FileSink):
     """metrics.jsonl in the workdir (see ``metrics``).
 
     Rows beyond ``start_step`` are dropped, so that the curves are those of one uninterrupted run;
-    with ``start_step`` 0 all are. A local file grows by one line per row, which others can read at
-    once. Objects in a bucket cannot grow: the file is replaced whole every ``flush_seconds``, at
-    ``flush`` and at ``close``.
+    with ``start_step`` 0 all are. Each row is appended to a local file at once. Objects in a bucket
+    cannot be appended to: the whole file is replaced every ``flush_seconds``, at ``flush`` and at
+    ``close``.
     """
 
     def __init__(
@@ -147,7 +141,7 @@ class JsonLines(_FileSink):
 
     def _open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._lines = kept_lines(self._path, self._start_step)
+        self._lines = metrics_up_to(self._path, self._start_step)
         _replace(self._path, "".join(self._lines))
         if not is_bucket(self._path):
             self._file = open(self._path, "a")  # noqa: SIM115 (closed by _release)

@@ -1,4 +1,4 @@
-"""From what steps report to the rows that people read: means, rates and speed."""
+"""Rows of training metrics: means over steps, learning rate and throughput."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOOK_AT = (
     "model.token_types, positions beyond model.max_positions, the weights of init_from, "
     "model.init_std, model.norm_eps and compute.dtype"
 )
-"""What can be wrong where the very first step is not finite."""
+"""Possible causes of a first step that is not finite."""
 
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
@@ -36,7 +36,7 @@ Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 @struct.dataclass
 class StepReport:
-    """What a step tells about itself, all scalars on the device.
+    """Metrics of one step, all scalars on the device.
 
     ``sums`` are zero for a skipped step. ``grad_norm`` is the norm before clipping.
     ``update_is_finite`` is False where the new parameters or statistics would not be finite.
@@ -62,10 +62,10 @@ class StepReport:
 
 
 class Meter:
-    """Collects step reports, one step behind, and makes a row of metrics of them when asked.
+    """Collects step reports, one step behind, and makes rows of metrics of them.
 
-    Speeds leave out the time spent in ``paused`` and the first step, which compiles; ``clock`` is
-    told what that time was for.
+    Throughput excludes the time in ``paused`` and the first step, which compiles; ``clock`` counts
+    all time.
 
     ``flops_per_step`` are the matmul FLOPs of a whole step (see `model_flops`); without them there
     is no MFU, and without the schedule ``learning_rate`` no rate. More than
@@ -101,31 +101,31 @@ class Meter:
 
     @property
     def totals(self) -> Totals:
-        """Of the steps fetched since the last row."""
+        """Sums over the steps fetched since the last row."""
         return self._sums.totals
 
     @property
     def consecutive_skips(self) -> int:
-        """How many steps in a row, up to the last one fetched, were skipped."""
+        """Number of consecutive skipped steps, up to the last one fetched."""
         return self._consecutive_skips
 
     @property
     def diverging_steps(self) -> int:
-        """`consecutive_skips` where the last of them was skipped for values that are not finite,
-        else 0."""
+        """`consecutive_skips` if the last step was skipped for values that are not finite, else
+        0."""
         return self._consecutive_skips if self._fault[1] == "not finite" else 0
 
     def sent(self, report: StepReport) -> None:
-        """Takes the report of the step just sent to the device, without waiting for it."""
+        """Adds the report of the step just dispatched, without waiting for it."""
         if self._is_first:
             self._clock.lap("compile")
             self._is_first = False
         self._pending = report
 
     def fetch_previous(self) -> None:
-        """Waits for the step before the one just sent, and adds up what it reports.
+        """Waits for the step before the one just dispatched, and adds its report to the sums.
 
-        Raises TooManySkipped when too many steps in a row were skipped.
+        Raises TooManySkipped if too many consecutive steps were skipped.
         """
         if self._pending is None:
             return
@@ -161,10 +161,9 @@ class Meter:
             )
 
     def row(self, step: int) -> dict[str, float]:
-        """Metrics of all steps up to ``step`` since the last row; waits for the last of them.
+        """Metrics of the steps after the last row up to ``step``; waits for the last of them.
 
-        Also after a resume: the steps before the checkpoint are among them. Speed is of the steps
-        of this process alone.
+        After a resume they include the steps before the checkpoint, except in throughput.
         """
         self.fetch_previous()
         row = {_row_name(name): value for name, value in self._sums.means().items()}
@@ -198,7 +197,7 @@ class Meter:
 
     @contextlib.contextmanager
     def paused(self, kind: str) -> Iterator[None]:
-        """Leaves the time of what stands inside, such as an evaluation, out of the speed."""
+        """Excludes the time of its body, such as an evaluation, from throughput."""
         self.fetch_previous()
         start = time.perf_counter()
         self._clock.lap("steps")
@@ -209,7 +208,7 @@ class Meter:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around the wait for a batch, which is lost time only if the device has nothing to do."""
+        """Around the wait for a batch; it counts as ``data_wait`` only while the device is idle."""
         self._clock.lap("start" if self._is_first else "steps")
         yield
         busy = self._pending is not None and not cast(Any, self._pending.grad_norm).is_ready()
@@ -217,12 +216,12 @@ class Meter:
 
 
 def _row_name(name: str) -> str:
-    """The name in a row of a metric of the objective or the step."""
+    """The name of a metric of the objective or the step in a row."""
     return name if "/" in name else f"train/{name}"
 
 
 def _fault(report: StepReport) -> tuple[str, str]:
-    """Why a step was skipped: what of it was wrong, and how."""
+    """Why a step was skipped: which of its values were wrong, and how."""
     if not np.isfinite(report.grad_norm):
         return "gradients", "not finite"
     if not report.update_is_finite:

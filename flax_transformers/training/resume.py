@@ -99,7 +99,7 @@ def start(run: Run, initial: Callable[[Mesh], Any] | None) -> Begun:
             "already trained to step %d; raise phases.*.steps to train further", begun.position.step
         )
     if run.is_writer:
-        run.clock.go_on(read_metrics(run.workdir), begun.position.step)
+        run.clock.resume(read_metrics(run.workdir), begun.position.step)
         write_side_file(run.workdir / "config.json", json.dumps(to_json(run.config), indent=1))
         _write_tokenizers(run)
     return begun
@@ -153,7 +153,7 @@ def roll_back(run: Run, ended: Ended) -> Begun:
         examples - position.examples,
     )
     if run.is_writer:
-        run.clock.go_on(read_metrics(run.workdir), position.step)
+        run.clock.resume(read_metrics(run.workdir), position.step)
     position = replace(position, examples=examples, rollbacks=ended.position.rollbacks + 1)
     return replace(begun, position=position)
 

@@ -193,5 +193,5 @@ def test_a_step_without_digests_that_cannot_be_read_is_named(tmp_path: Path) -> 
     write_steps(tmp_path, 7)
     (tmp_path / "7" / "DIGESTS.json").unlink()
     (tmp_path / "7" / "state" / "manifest.ocdbt").write_bytes(b"not a manifest")
-    with pytest.raises(UserError, match=rf"{tmp_path}/7 has no digests .* cannot be read"):
+    with pytest.raises(UserError, match=rf"{tmp_path}/7 has no checksums .* cannot be read"):
         restore_newest(tmp_path)

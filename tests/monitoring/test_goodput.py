@@ -63,7 +63,7 @@ def test_what_was_lost_with_an_attempt_is_a_start(step, steps, start):
     rows = rows_of_a_run(hands)
     hands.now += 60
     clock = Clock(hands)
-    clock.go_on(rows, step)
+    clock.resume(rows, step)
     clock.lap("start")
     assert seconds(clock.row()) == {k: v for k, v in (("steps", steps), ("start", start)) if v}
 
@@ -71,7 +71,7 @@ def test_what_was_lost_with_an_attempt_is_a_start(step, steps, start):
 def test_a_run_that_begins_has_nothing_to_take_over():
     hands = Hands()
     clock = Clock(hands)
-    clock.go_on([], 0)
+    clock.resume([], 0)
     spend(clock, hands, steps=1)
     assert clock.row()["perf/goodput"] == 1
 

@@ -96,7 +96,7 @@ def restart(workdir):
         clear_side_files(workdir)
         saved = saved_baselines._saved(read_side_file(workdir / "baselines.json") or "", "this")
         assert [one.score for one in saved] in ([], [5.25])
-        Clock().go_on(read_metrics(workdir), RESUMED_AT)
+        Clock().resume(read_metrics(workdir), RESUMED_AT)
         for name in ("config.json", "baselines.json", "samples/step_00000010.txt"):
             write_text(workdir / name, "{}")
         for kind in (JsonLines, TensorBoard):
@@ -174,9 +174,9 @@ def test_rows_that_miss_a_part_of_the_time_spent_do_not_count(tmp_path):
     clock = Clock(now=lambda: 110.0)
     for missing in ("time", "goodput/compile_s"):
         row = {name: value for name, value in whole.items() if name != missing}
-        clock.go_on([row | {"step": 4}, whole | {"step": 5, "time": float("nan")}], 9)
+        clock.resume([row | {"step": 4}, whole | {"step": 5, "time": float("nan")}], 9)
         assert clock.row()["goodput/steps_s"] == 0.0
-    clock.go_on([whole], 9)
+    clock.resume([whole], 9)
     assert clock.row()["goodput/steps_s"] == 2.0
 
 
