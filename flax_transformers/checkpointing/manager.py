@@ -132,12 +132,12 @@ class Checkpoints:
 
         `abstract_state`: a pytree of `jax.ShapeDtypeStruct` with shardings, on any mesh. Newer
         steps that fail are set aside and named in a warning. A step without checksums is used only
-        if no step passes. Before arrays are read, `check` is called with the step's meta, and raises to
-        refuse it. `refuse` is called with state and meta, and returns the reason not to use them (a
-        phrase after "step 5"), or None; then older steps are tried, and the refused ones are set
-        aside once one is found. A missing optional field of a dataclass is None, and is named in
-        the log. Raises UserError if arrays are missing, unexpected, or of another shape or dtype,
-        if all steps are refused, and if too many steps have been set aside.
+        if no step passes. Before arrays are read, `check` is called with the step's meta, and
+        raises to refuse it. `refuse` is called with state and meta, and returns the reason not to
+        use them (a phrase after "step 5"), or None; then older steps are tried, and the refused
+        ones are set aside once one is found. A missing optional field of a dataclass is None, and
+        is named in the log. Raises UserError if arrays are missing, unexpected, or of another shape
+        or dtype, if all steps are refused, and if too many steps have been set aside.
         """
         self.wait()
         self._close_manager()
