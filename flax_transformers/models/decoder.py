@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import jax
 
-from flax_transformers.models.heads import LMHead, Unembedding, last_token, take_token
-from flax_transformers.models.text import TextForSequenceClassification, TextModel, Tokens
+from flax_transformers.models.heads import (
+    LanguageModelMixin,
+    LMHead,
+    Tokens,
+    Unembedding,
+    last_token,
+    take_token,
+)
+from flax_transformers.models.text import TextForSequenceClassification, TextModel
 
 
-class DecoderForCausalLM(TextModel):
+class DecoderForCausalLM(LanguageModelMixin, TextModel):
     """Predicts the next token."""
 
     def setup(self) -> None:
@@ -16,17 +23,7 @@ class DecoderForCausalLM(TextModel):
         self.lm_head = LMHead(self.config, self.dtype)
 
     def unembedding(self, hidden_BMD: jax.Array) -> Unembedding:
-        """The last map for any chosen hidden states [B, M, D], not evaluated."""
         return self.lm_head(hidden_BMD, self.words)
-
-    def unembed(self, hidden_BMD: jax.Array) -> jax.Array:
-        """Logits float32 [B, M, padded_vocab_size] of any chosen hidden states [B, M, D]."""
-        return self.unembedding(hidden_BMD).logits()
-
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
-        return {"logits": self.unembed(hidden_BTD)[..., : self.config.vocab_size]}
 
 
 class DecoderForSequenceClassification(TextForSequenceClassification):

@@ -5,9 +5,16 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from flax_transformers.models.heads import LMHead, Pooler, Unembedding, mean_of_tokens
+from flax_transformers.models.heads import (
+    LanguageModelMixin,
+    LMHead,
+    Pooler,
+    Tokens,
+    Unembedding,
+    mean_of_tokens,
+)
 from flax_transformers.models.outputs import ModelOutput
-from flax_transformers.models.text import TextForSequenceClassification, TextModel, Tokens
+from flax_transformers.models.text import TextForSequenceClassification, TextModel
 
 
 class EncoderOutput(ModelOutput):
@@ -51,7 +58,7 @@ class EncoderWithPooler(EncoderModel):
         return {"pooler_output": self.pooler(hidden_BTD), **embedding}
 
 
-class EncoderForMaskedLM(TextModel):
+class EncoderForMaskedLM(LanguageModelMixin, TextModel):
     """Predicts masked tokens (BERT, arXiv:1810.04805 §3.1)."""
 
     def setup(self) -> None:
@@ -60,17 +67,7 @@ class EncoderForMaskedLM(TextModel):
         self.mlm_head = LMHead(c, self.dtype, transform=True, use_bias=c.decoder_bias)
 
     def unembedding(self, hidden_BMD: jax.Array) -> Unembedding:
-        """The last map for any chosen hidden states [B, M, D], not evaluated."""
         return self.mlm_head(hidden_BMD, self.words)
-
-    def unembed(self, hidden_BMD: jax.Array) -> jax.Array:
-        """Logits float32 [B, M, padded_vocab_size] of any chosen hidden states [B, M, D]."""
-        return self.unembedding(hidden_BMD).logits()
-
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
-        return {"logits": self.unembed(hidden_BTD)[..., : self.config.vocab_size]}
 
 
 class EncoderForSequenceClassification(TextForSequenceClassification):

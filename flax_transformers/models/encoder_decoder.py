@@ -15,8 +15,11 @@ import jax.numpy as jnp
 
 from flax_transformers.models.config import ComputeConfig, EncoderDecoderConfig
 from flax_transformers.models.heads import (
+    LanguageModelMixin,
     LMHead,
     Pooler,
+    QuestionAnsweringMixin,
+    Tokens,
     Unembedding,
     classify_vectors,
     label_layer,
@@ -36,7 +39,6 @@ from flax_transformers.models.layers.masks import AttentionMask, combined_segmen
 from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.parts import ModelParts
-from flax_transformers.models.text import Tokens
 
 IGNORED = -100
 """Label of positions that are not predicted, as in transformers."""
@@ -307,7 +309,7 @@ def _or_ones(segments: jax.Array | None, ids: jax.Array | None) -> jax.Array | N
     return jnp.ones_like(ids) if segments is None and ids is not None else segments
 
 
-class EncoderDecoderForConditionalGeneration(EncoderDecoder):
+class EncoderDecoderForConditionalGeneration(LanguageModelMixin, EncoderDecoder):
     """Predicts the decoder's next token."""
 
     def setup(self) -> None:
@@ -316,17 +318,7 @@ class EncoderDecoderForConditionalGeneration(EncoderDecoder):
         self.lm_head = LMHead(c.decoder, self.dtype, use_bias=c.logits_bias, train_bias=False)
 
     def unembedding(self, hidden_BMD: jax.Array) -> Unembedding:
-        """The last map for any chosen hidden states [B, M, D], not evaluated."""
         return self.lm_head(hidden_BMD, self.target_words)
-
-    def unembed(self, hidden_BMD: jax.Array) -> jax.Array:
-        """Logits float32 [B, M, padded_vocab_size] of any chosen hidden states [B, M, D]."""
-        return self.unembedding(hidden_BMD).logits()
-
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
-        return {"logits": self.unembed(hidden_BTD)[..., : self.config.decoder.vocab_size]}
 
 
 class EncoderDecoderForSequenceClassification(EncoderDecoder):
@@ -366,19 +358,5 @@ class EncoderDecoderForSequenceClassification(EncoderDecoder):
         return {"logits": self.classify(hidden_BTD, tokens.ids, deterministic=deterministic)}
 
 
-class EncoderDecoderForQuestionAnswering(EncoderDecoder):
+class EncoderDecoderForQuestionAnswering(QuestionAnsweringMixin, EncoderDecoder):
     """Marks the first and the last token of an answer, on the decoder's states."""
-
-    def setup(self) -> None:
-        super().setup()
-        self.classification_head = label_layer(self.config, self.dtype, 2)
-
-    def answer_spans(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Logits float32 [B, T, 2] of the first and of the last token."""
-        return self.classification_head(hidden_BTD).astype(jnp.float32)
-
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
-        logits_BT2 = self.answer_spans(hidden_BTD, deterministic=deterministic)
-        return {"start_logits": logits_BT2[..., 0], "end_logits": logits_BT2[..., 1]}

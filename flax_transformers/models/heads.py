@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -104,6 +106,50 @@ class OutputTable(nn.Module):
         c, std = self.config, self.config.initial_std("logits")
         init = nn.with_logical_partitioning(truncated_normal(std), ("embed", "vocab"))
         return self.param("kernel", init, (c.hidden_size, c.padded_vocab_size), jnp.float32).T
+
+
+class Tokens(NamedTuple):
+    """The tokens of hidden states: ``ids`` int32 [B, T], or None if a cache has them; ``mask``
+    [B, T], positive at tokens and 0 at padding, or None without padding."""
+
+    ids: Any
+    mask: Any
+
+
+class LanguageModelMixin(nn.Module):
+    """Logits over a vocabulary, for models that define ``unembedding``."""
+
+    def unembedding(self, hidden_BMD: jax.Array) -> Unembedding:
+        """The last map for any chosen hidden states [B, M, D], not evaluated."""
+        raise NotImplementedError
+
+    def unembed(self, hidden_BMD: jax.Array) -> jax.Array:
+        """Logits float32 [B, M, padded_vocab_size] of any chosen hidden states [B, M, D]."""
+        return self.unembedding(hidden_BMD).logits()
+
+    def head_outputs(
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
+    ) -> dict[str, jax.Array]:
+        unembedding = self.unembedding(hidden_BTD)
+        return {"logits": unembedding.logits()[..., : unembedding.size]}
+
+
+class QuestionAnsweringMixin(nn.Module):
+    """Marks the first and the last token of an answer (BERT, arXiv:1810.04805 §4.2)."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.classification_head = label_layer(self.config, self.dtype, 2)
+
+    def answer_spans(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Logits float32 [B, T, 2] of the first and of the last token."""
+        return self.classification_head(hidden_BTD).astype(jnp.float32)
+
+    def head_outputs(
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
+    ) -> dict[str, jax.Array]:
+        logits_BT2 = self.answer_spans(hidden_BTD, deterministic=deterministic)
+        return {"start_logits": logits_BT2[..., 0], "end_logits": logits_BT2[..., 1]}
 
 
 class Pooler(nn.Module):

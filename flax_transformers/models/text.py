@@ -6,7 +6,7 @@ the heads of one kind, this file those of both.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,12 @@ import jax.numpy as jnp
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig, TextConfig
-from flax_transformers.models.heads import classify_vectors, label_layer
+from flax_transformers.models.heads import (
+    QuestionAnsweringMixin,
+    Tokens,
+    classify_vectors,
+    label_layer,
+)
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.layers.embeddings import InputEmbeddings, word_table
 from flax_transformers.models.layers.kv_cache import Cache, causal_mask, empty_cache, next_positions
@@ -22,14 +27,6 @@ from flax_transformers.models.layers.masks import AttentionMask, combined_segmen
 from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.parts import ModelParts
-
-
-class Tokens(NamedTuple):
-    """The tokens of hidden states: ``ids`` int32 [B, T], or None if a cache has them; ``mask``
-    [B, T], positive at tokens and 0 at padding, or None without padding."""
-
-    ids: Any
-    mask: Any
 
 
 class TextModel(nn.Module):
@@ -247,19 +244,5 @@ class TextForTokenClassification(TextModel):
         return {"logits": self.tag(hidden_BTD, deterministic=deterministic)}
 
 
-class TextForQuestionAnswering(TextModel):
+class TextForQuestionAnswering(QuestionAnsweringMixin, TextModel):
     """Marks the first and the last token of an answer (BERT, arXiv:1810.04805 §4.2)."""
-
-    def setup(self) -> None:
-        super().setup()
-        self.classification_head = label_layer(self.config, self.dtype, 2)
-
-    def answer_spans(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Logits float32 [B, T, 2] of the first and of the last token."""
-        return self.classification_head(hidden_BTD).astype(jnp.float32)
-
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
-        logits_BT2 = self.answer_spans(hidden_BTD, deterministic=deterministic)
-        return {"start_logits": logits_BT2[..., 0], "end_logits": logits_BT2[..., 1]}

@@ -61,9 +61,9 @@ def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     """NamedSharding of each parameter of a tree with logical axes.
 
     ``boxed`` is ``jax.eval_shape(model.init, ...)["params"]``. Raises UserError if two axes of a
-    parameter have the same mesh axis, or a size is not divisible. This includes key heads, of which
-    more devices on the tensor axis would hold copies. Warns once if shards of the model's width
-    are narrower than ``LANES`` on TPUs.
+    parameter have the same mesh axis, or if a size does not divide over its mesh axis (key heads
+    are not replicated). Logs a warning if shards of the model's width are narrower than ``LANES``
+    on TPUs.
     """
     logical = nn.get_partition_spec(boxed)
     shapes = nn.meta.unbox(boxed)
