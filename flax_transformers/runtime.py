@@ -81,10 +81,10 @@ def _cache_directory() -> str:
 
 
 def prepared_data(data: DataConfig, of_run: Tokenizers = MappingProxyType({})) -> Dataset:
-    """What a config's run reads: made first if this is the only process.
+    """The prepared data of a config; the store is prepared first if this is the only process.
 
-    A finished store is enough, whatever became of its source. Where it has to be made for a run
-    that has trained already, the tokenizers ``of_run`` are not trained again.
+    A finished store is opened without its source. A store that is prepared for a run which has
+    trained already gets the tokenizers ``of_run``.
     """
     if jax.process_count() > 1:
         prepared = open_dataset(data, of_run=of_run)

@@ -39,8 +39,8 @@ NORM_PIX_EPS = 1e-6
 class VisibleStates(HiddenStates):
     """Hidden states [B, 1 + visible, D] of the class token and the visible patches.
 
-    ``mask`` float32 [B, T]: 1 at hidden patches. ``ids_restore`` int32 [B, T]: where each patch
-    stands when the visible ones come first.
+    ``mask`` float32 [B, T]: 1 at hidden patches. ``ids_restore`` int32 [B, T]: the index
+    of each patch in the order with the visible ones first.
     """
 
     mask: Any = None
@@ -58,7 +58,7 @@ class MaeOutput(ModelOutput):
 def hide_patches(noise_BT: jax.Array, mask_ratio: float) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Which patches are visible: those with the least noise.
 
-    Returns their places int32 [B, visible], and ``mask`` and ``ids_restore`` of ``VisibleStates``.
+    Returns their positions int32 [B, visible], ``mask`` and ``ids_restore`` (``VisibleStates``).
     """
     patches = noise_BT.shape[1]
     visible = int(patches * (1 - mask_ratio))

@@ -410,8 +410,8 @@ def from_huggingface(config: Mapping[str, Any]) -> T5Config:
     fields["gated"], fields["activation"] = _read_feed_forward(config, default)
     tied = huggingface.read_switches(config, {"tie_embeddings": "tie_word_embeddings"}, _ORIGINAL)
     fields |= tied
-    # mT5 never scales. Files of transformers 5 call all these models tied, and the field that says
-    # whether logits are scaled stands for itself.
+    # mT5 never scales. Files of transformers 5 call all these models tied, and have a field for the
+    # scaling of logits.
     scaled = replace(_ORIGINAL, scale_logits=fields["tie_embeddings"] and model_type != "mt5")
     fields |= huggingface.read_switches(config, {"scale_logits": "scale_decoder_outputs"}, scaled)
     fields["bias_in_every_layer"] = model_type == "umt5"
@@ -421,7 +421,7 @@ def from_huggingface(config: Mapping[str, Any]) -> T5Config:
 def _read_feed_forward(config: Mapping[str, Any], default: T5Config) -> tuple[bool, Activation]:
     kind = config.get("feed_forward_proj", "gated-gelu" if default.gated else "relu")
     gate, _, name = str(kind).rpartition("-")
-    if kind == "gated-gelu":  # which stands for the tanh form
+    if kind == "gated-gelu":  # GELU in its tanh form
         name = "gelu_new"
     if gate not in ("", "gated"):
         name = str(kind)

@@ -60,8 +60,8 @@ class Family:
     weights: Callable[[Any], WeightTable] = _no_format
     """The table of tensor names for a config."""
     settle: Callable[[Any, Mapping[str, Any]], Any] | None = None
-    """Takes a config and the tensors of its file; returns the config with what only tensors
-    tell."""
+    """Takes a config and the tensors of its file; returns the config with the fields that only the
+    tensors define."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Second names that config.json may have for a field, and the field's own name."""
     older_names: Mapping[str, str] = field(default_factory=dict)
@@ -168,7 +168,7 @@ def identify(config: Mapping[str, Any], architecture: str | None = None) -> Iden
     """The family and the architecture of a config.json.
 
     ``architecture``, if given, decides; else the first of ``architectures`` that is known; else
-    ``model_type``, which stands for the family's usual architecture. Files of 2019 have neither.
+    ``model_type``, which means the family's usual architecture. Files of 2019 have neither.
     If the two name different types of one family, such as ``T5ForConditionalGeneration`` and
     "mt5", ``model_type`` decides, as in the Auto classes of transformers.
     Raises UserError, naming the line or the argument to add, if none of them is known, and for an
@@ -324,7 +324,7 @@ def config_json(config: TransformerConfig) -> dict[str, Any]:
     read = family.from_huggingface(written)
     ignored = ONLY_IN_TRAINING | {"hub_fields", "generation"}  # which are written beside
     if config.architecture.endswith("ForQuestionAnswering"):
-        ignored |= {"num_labels", "label_names"}  # its head marks two places, whatever they say
+        ignored |= {"num_labels", "label_names"}  # its head has two outputs, whatever the file says
     if config.architecture.endswith("Model"):
         ignored |= {"pooling", "normalize_embeddings"}  # which sentence_files writes
     for each in fields(config):

@@ -63,7 +63,7 @@ def read_numbers(
 def require_number(name: str, value: Any, *, whole: bool) -> None:
     """Raise UserError unless the field ``name`` is a finite number that is not negative.
 
-    The ranges of our configs, which are narrower, are checked when one is made of it.
+    Configs check their narrower ranges when they are created.
     """
     fault = (ranges.integers(0) if whole else ranges.numbers()).fault(value)
     if fault:
@@ -139,8 +139,7 @@ def _label_names(labels: Any) -> tuple[str, ...] | None:
     """The names in ``id2label``, in order: a record from numbers to names (its keys are strings in
     JSON), from names to numbers, or a list. Names that are numbers become strings.
 
-    None if there are none. Where the order cannot be told, outputs keep their number and no names.
-    Raises UserError for what is no record.
+    None if there are none, empty if their order is not known. Raises UserError for anything else.
     """
     if not labels:
         return None

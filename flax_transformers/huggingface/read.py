@@ -177,8 +177,8 @@ def _other_heads(
 ) -> frozenset[str]:
     """Tensors in the file that belong to heads which ``config`` does not have; they are logged.
 
-    They are what the file's own model has, the heads of the family's other architectures, and, if
-    the caller has ``asked`` for an architecture, whatever lies outside the layers.
+    They are those of the file's own model, of the heads of the family's other architectures, and,
+    if the caller has ``asked`` for an architecture, all tensors outside the layers.
     """
     config: TransformerConfig = model.config
     family, table = identity.family, identity.family.weights(config)

@@ -22,9 +22,9 @@ from flax.traverse_util import flatten_dict
 class Weight:
     """One of our parameters and the published tensor that holds it.
 
-    ``{layer}`` in both names stands for every layer of a stack; our side then names the part and
+    ``{layer}`` in both names means every layer of a stack; our side then names the part and
     block and keeps a leading axis over repeats (see ``models/layers/stack.py``), which ``axes``
-    leaves out. ``{expert}`` in their name stands for every index on the next axis of ours, which
+    leaves out. ``{expert}`` in their name means every index on the next axis of ours, which
     ``axes`` leaves out too. ``axes`` gives a letter to each axis of ours and, after an arrow, the
     same letters in the order of theirs, with parentheses around axes that they merge: "DNH->(NH)D".
     A 1 is an axis of length one that ours does not have: "D->11D". Without the arrow the order is
@@ -97,11 +97,11 @@ class WeightTable:
 
     ``renames``: (regular expression, replacement) pairs that turn the names of older files into
     those of the table. ``copies``: names under which a file may hold a tensor once more, each with
-    the name in the table; a copy must hold the same numbers, and stands in for the tensor itself
-    where a file has the copy alone. ``ignorable``: regular expressions of (renamed) tensors in
-    files that the model does not use. ``prefix``: what the names of the model without
-    its heads begin with ("bert."); files of such models leave it out, so a name that is not known
-    is tried with it and without it. Anything else that is extra is an error.
+    the name in the table; a copy must hold the same numbers, and is read if a file has no other.
+    ``ignorable``: regular expressions of (renamed) tensors in files that the model does not use.
+    ``prefix``: the start of the names of the model without its heads ("bert."); files of such
+    models leave it out, so a name that is not known is tried with it and without it. Any other
+    additional tensor is an error.
     """
 
     weights: tuple[Weight, ...]

@@ -24,13 +24,13 @@ class Clock:
         ``rows``: all rows of ``read_metrics``, those of later steps too. The time since the last
         row up to ``step`` counts as ``start``.
         """
-        told = [row for row in rows if _is_whole(row)]
-        kept = [row for row in told if row["step"] <= step]
+        whole = [row for row in rows if _is_whole(row)]
+        kept = [row for row in whole if row["step"] <= step]
         if kept:
             self._seconds = {kind: kept[-1][_name(kind)] for kind in KINDS}
             self._since = kept[-1]["time"]
-        elif told:  # nothing was saved: the run began before its first row
-            self._since = told[0]["time"] - sum(told[0][_name(kind)] for kind in KINDS)
+        elif whole:  # nothing was saved: the run began before its first row
+            self._since = whole[0]["time"] - sum(whole[0][_name(kind)] for kind in KINDS)
 
     def lap(self, kind: str) -> None:
         """Counts the time since the lap before as ``kind``."""

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines anywhere else."""
+"""Progress of a run on the console: a bar in a terminal, otherwise lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flax_transformers.monitoring.sinks import MetricSink
 
 LINE_SECONDS = 10.0
 REFRESHES_PER_SECOND = 4
-# Fields are given up before the bar becomes shorter than this.
+# Fields are dropped before the bar becomes shorter than this.
 SHORTEST_BAR = 8
 
 
@@ -101,7 +101,7 @@ class Progress(MetricSink):
         return f"{self._step:{len(total)},}/{total}"
 
     def _fields(self) -> list[str]:
-        """What stands behind the position; padded, so that the bar keeps its length."""
+        """The fields after the position; padded, so that the bar keeps its length."""
         if not self._pace.started and not self._time:
             return [f"compiling the first step {format_duration(self._clock() - self._started):>4}"]
         fields = []

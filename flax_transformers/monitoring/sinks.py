@@ -226,7 +226,7 @@ class TensorBoard(_FileSink):
 
 
 def _json_number(value: Any) -> int | float | None:
-    """Integers whole, others in the digits that tell float32s apart: 6.1, not 6.0999999."""
+    """Integers unchanged, other numbers in the shortest form of a float32: 6.1, not 6.0999999."""
     if isinstance(value, (int, np.integer)):
         return int(value)
     return float(str(np.float32(value))) if math.isfinite(value) else None

@@ -262,7 +262,7 @@ def learning_rate_at(optimizer: OptimizerFactory, total_steps: int) -> optax.Sch
     """The function from step, counted from 0, to the learning rate of that step's update.
 
     It is that of parameters whose own factor (``rate_factors``, ``layer_decay``) is one. None for
-    an optimizer of the user's own that does not tell it.
+    a user's optimizer without the method ``learning_rate_at``.
     """
     schedule = getattr(optimizer, "learning_rate_at", None)
     return None if schedule is None else schedule(total_steps)

@@ -1,7 +1,7 @@
 """The shapes of a phase's batches, without any data.
 
-An objective makes rows of fixed shapes, whatever it is given: here it is given a made-up example of
-the kind it asks for, and what it makes of it is measured.
+An objective returns arrays of fixed shapes for any example: here it prepares a dummy example, and
+the shapes are those of the result.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def dummy_row(config: TrainConfig, phase: AnyPhase, vocabulary: Vocabulary | Non
 
 
 def _ordinary_id(vocabulary: Vocabulary) -> int:
-    """The first id that stands for text; of the targets too, where they have a vocabulary."""
+    """The first id of an ordinary token, in the vocabulary of the targets too if there is one."""
     special = {*vocabulary.special_ids, *vocabulary.of_targets.special_ids}
     size = min(vocabulary.size, vocabulary.of_targets.size)
     return next((i for i in range(size) if i not in special), 0)

@@ -110,11 +110,11 @@ def _saved_execution(found: Found) -> ComputeConfig:
 
 
 def _described(found: Found) -> dict[str, Any]:
-    """The JSON of the run's config; of weights that were converted, what stands in for it."""
+    """The JSON of the run's config; for converted weights, the meta of ``converted_meta``."""
     described = found.meta.get("config", found.meta)
     return current_names(TrainConfig, described) if isinstance(described, dict) else {}
 
 
 def converted_meta(model: TransformerConfig) -> dict[str, Any]:
-    """What stands in for a run's meta beside weights that were converted."""
+    """The meta of a checkpoint of converted weights."""
     return {"model": to_json(model), "position": {"step": 0}, "metrics": {}}

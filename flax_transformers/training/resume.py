@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """All that stays the same from the first step to the last."""
+    """The parts of a run that do not change between its steps."""
 
     config: TrainConfig
     prepared: Dataset
@@ -62,20 +62,20 @@ class Begun:
     state: TrainState
     position: RunState
     totals: Totals
-    """Sums and counts of the steps that no row of metrics holds yet."""
+    """Sums and counts of the steps after the last row of metrics."""
     diverging_steps: int = 0
-    """Steps in a row, up to this position, that were skipped for values that are not finite."""
+    """Consecutive steps up to this position that were skipped for values that are not finite."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """Where a run stopped, and what it has to know to roll back."""
+    """Where a run stopped, and the data it consumed, for a rollback."""
 
     position: RunState
     diverged: bool
-    """Whether more steps in a row were skipped than may be, so that it has to roll back."""
+    """Whether too many consecutive steps were skipped, so that it has to roll back."""
     diverging_steps: int
-    """Steps in a row, up to the last one, that were skipped for values that are not finite."""
+    """Consecutive steps up to the last one that were skipped for values that are not finite."""
     consumed: dict[int, int]
     """Examples consumed by phase, of the phases that were trained in."""
 
@@ -141,14 +141,14 @@ def roll_back(run: Run, ended: Ended) -> Begun:
     begun = _restore(run, is_unproven)
     if begun is None:
         raise UserError(
-            "too many steps in a row were skipped before there was a checkpoint to go back to; "
-            f"{REMEDY}, or save earlier, with checkpoints.every_steps"
+            "too many steps in a row were skipped before the first checkpoint, and the run cannot "
+            f"roll back; {REMEDY}, or save earlier, with checkpoints.every_steps"
         )
     position = begun.position.normalized(run.config)
-    # Where the streak spans two phases, the first one continues behind what it had consumed.
+    # If the skipped steps span two phases, the first continues after the examples it had consumed.
     examples = max(position.examples, ended.consumed.get(position.phase, 0))
     log.warning(
-        "went back to step %d; the %d examples since are left out",
+        "rolled back to step %d; the %d examples since are left out",
         position.step,
         examples - position.examples,
     )
@@ -159,7 +159,7 @@ def roll_back(run: Run, ended: Ended) -> Begun:
 
 
 def is_not_finite(state: TrainState, meta: dict[str, Any]) -> str | None:
-    """Why a run cannot resume from a checkpoint, if so."""
+    """Why a run cannot resume from a checkpoint, or None."""
     if meta.get("consecutive_skips") == 0:  # tested by the step before it was saved
         return None
     finite = jax.jit(is_finite)(state.params, state.opt_state, state.ema)
@@ -167,7 +167,7 @@ def is_not_finite(state: TrainState, meta: dict[str, Any]) -> str | None:
 
 
 def is_unproven(state: TrainState, meta: dict[str, Any]) -> str | None:
-    """Why a run cannot roll back to a checkpoint, if so."""
+    """Why a run cannot roll back to a checkpoint, or None."""
     if int(state.skipped_in_a_row):
         return "was saved while steps were being skipped"
     return is_not_finite(state, meta)

@@ -115,7 +115,7 @@ def check_meta(
         phase.steps for phase in phases
     ):
         raise UserError(
-            f"{where} stands in phase {position.phase}, but the config has {len(phases)} phase(s); "
+            f"{where} is in phase {position.phase}, but the config has {len(phases)} phase(s); "
             "keep the phases that are done, and add to the last one"
         )
     saved = from_json(meta["config"]["phases"][position.phase]).sequence_length

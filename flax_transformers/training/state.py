@@ -116,9 +116,9 @@ def abstract_state(
 def _statistic_shardings(opt_state: Any, params: Any, shardings: Any, whole: NamedSharding) -> Any:
     """A sharding for each array of the optimizer's state, of any optax transformation.
 
-    A statistic belongs to the parameter whose dict keys its path ends with, whatever wraps it. It
-    has the parameter's sharding; one that keeps some of the parameter's axes has that of these.
-    ``whole`` is the sharding of all other arrays.
+    A statistic belongs to the parameter whose name its path ends with. It has the parameter's
+    sharding, or that of the parameter's axes which it keeps. ``whole`` is the sharding of all other
+    arrays.
     """
     placed = {
         name_of(path): (leaf.shape, sharding.spec)

@@ -187,7 +187,7 @@ def test_four_processes_have_the_losses_of_one(folder, one):
 def test_two_processes_roll_back_together_as_one_does(folder, one):
     """Batches 5, 6 and 7 are skipped, batch 8 once more after the rollback to step 4."""
     said = run_diverging(folder, folder / "back-1", 1) + run_diverging(folder, folder / "back-2", 2)
-    assert all("went back to step 4; the " in text for text in said)
+    assert all("rolled back to step 4; the " in text for text in said)
     alone, together = folder / "back-1", folder / "back-2"
     rows = [
         [row["step"] for row in read_metrics(w) if "train/loss" in row] for w in (alone, together)

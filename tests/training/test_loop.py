@@ -145,7 +145,7 @@ def test_phases_that_are_done_may_not_be_merged(corpus, tmp_path):
     two = dataclasses.replace(config, phases=(Phase(3, 32, 16), Phase(3, 32, 8)))
     run(two, tmp_path)
     one = dataclasses.replace(config, phases=(Phase(9, 32, 16),))
-    with pytest.raises(UserError, match=r"stands in phase 1, but the config has 1 phase"):
+    with pytest.raises(UserError, match=r"is in phase 1, but the config has 1 phase"):
         run(one, tmp_path)
 
 

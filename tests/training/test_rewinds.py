@@ -72,7 +72,7 @@ def test_a_run_goes_back_to_its_checkpoint_and_past_the_data_since(config, spoil
     taken = trained_on(tmp_path / "run")
     assert list(taken) == list(range(1, STEPS + 1))
     assert [taken[step] for step in (1, 5, 6, 7)] == [stream[i] for i in (0, 4, 10, 11)]
-    assert "went back to step 5; the 80 examples since are left out" in caplog.text
+    assert "rolled back to step 5; the 80 examples since are left out" in caplog.text
     rows = [row["step"] for row in read_metrics(tmp_path / "run") if "train/loss" in row]
     assert rows == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]  # batch 10, of step 6, is skipped as well
     assert outcome.metrics["optimizer/skipped_steps"] == 1
@@ -115,10 +115,12 @@ def test_a_checkpoint_that_is_still_being_written_is_waited_for(
     monkeypatch.setattr(manager.Checkpoints, "_before_commit", slowly)
     spoil({SAVED_EVERY, SAVED_EVERY + 1, SAVED_EVERY + 2})
     assert train(config, tmp_path).step == STEPS
-    assert f"went back to step {SAVED_EVERY};" in caplog.text
+    assert f"rolled back to step {SAVED_EVERY};" in caplog.text
 
 
 def test_without_a_checkpoint_there_is_nothing_to_go_back_to(config, spoil, tmp_path):
     spoil({0, 1, 2})
-    with pytest.raises(UserError, match="before there was a checkpoint to go back to"):
+    with pytest.raises(
+        UserError, match="before the first checkpoint, and the run cannot roll back"
+    ):
         train(config, tmp_path)

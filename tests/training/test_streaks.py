@@ -1,4 +1,4 @@
-"""What is saved while steps are skipped is no point to go back to, and NaN replaces no state."""
+"""A run does not roll back to steps saved while steps were skipped, and NaN replaces no state."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_rollback_goes_to_before_the_streak_also_where_a_stop_was_saved_in_it(
     assert (saved.step, saved.meta["consecutive_skips"]) == (7, 2)
     assert train(config, tmp_path / "run").step == STEPS
     assert "resuming from step 7" in caplog.text
-    assert "went back to step 5; the 80 examples" in caplog.text
+    assert "rolled back to step 5; the 80 examples" in caplog.text
     assert "7 was saved while steps were being skipped: set aside as unused-7-0" in caplog.text
     assert find_checkpoint(tmp_path / "run").meta["position"]["rollbacks"] == 1
 
