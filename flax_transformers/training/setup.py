@@ -48,14 +48,15 @@ def make_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
 
 
 @functools.cache
-def _shapes_and_axes(model: TransformerConfig) -> tuple[Any, Axes]:
+def shapes_and_axes(model: TransformerConfig) -> tuple[Any, Axes]:
+    """Shapes of the parameters of a model, and their logical axes."""
     boxed = boxed_shapes(build_model(model))
     return nn.meta.unbox(boxed), logical_axes(boxed)
 
 
 def phase_flops(config: TrainConfig, phase: AnyPhase) -> float:
     """Matmul FLOPs of one step of a phase."""
-    params, axes = _shapes_and_axes(config.model)
+    params, axes = shapes_and_axes(config.model)
     return step_flops(
         config.model,
         config.objective,

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flax_transformers.errors import UserError
 from flax_transformers.families.mistral import MistralConfig
@@ -16,6 +17,7 @@ from flax_transformers.families.modernbert import ModernBertConfig
 from flax_transformers.families.t5 import T5Config
 from flax_transformers.monitoring import throughput
 from flax_transformers.monitoring.goodput import Clock
+from flax_transformers.monitoring.model_flops import step_flops
 from flax_transformers.monitoring.throughput import StepReport
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
@@ -23,7 +25,7 @@ from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.testing import tiny_bert, tiny_config
-from flax_transformers.training.setup import make_meter, phase_flops
+from flax_transformers.training.setup import make_meter, phase_flops, shapes_and_axes
 
 CONFIG = tiny_config(
     "text.txt",
@@ -258,6 +260,16 @@ def test_flops_of_an_encoder_decoder_are_those_counted_by_hand():
     logits = 2 * rows * target * width * 256
     forward = 2 * encoder + 3 * decoder + logits
     assert phase_flops(config, config.phases[0]) == 3 * forward
+    # The names of modules do not matter.
+    params, axes = shapes_and_axes(model)
+    names = {"encoder": "reader", "decoder": "aaa", "cross_attention": "b", "words": "table"}
+
+    def renamed(tree):
+        return {tuple(names.get(key, key) for key in name): leaf for name, leaf in tree.items()}
+
+    params = unflatten_dict(renamed(flatten_dict(params)))
+    sizes = {"batch_size": rows, "sequence_length": source}
+    assert step_flops(model, objective, params, renamed(axes), **sizes) == 3 * forward
 
 
 @pytest.mark.parametrize("window", [8, 32, None])

@@ -120,7 +120,5 @@ def test_a_checkpoint_that_is_still_being_written_is_waited_for(
 
 def test_without_a_checkpoint_there_is_nothing_to_go_back_to(config, spoil, tmp_path):
     spoil({0, 1, 2})
-    with pytest.raises(
-        UserError, match="before the first checkpoint, and the run cannot"
-    ):
+    with pytest.raises(UserError, match="before the first checkpoint, and the run cannot"):
         train(config, tmp_path)
