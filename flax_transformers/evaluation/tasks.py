@@ -94,14 +94,6 @@ def _translation(run: Run) -> list[Evaluator]:
     return translation_evaluator(run.config, run.prepared, run.model, at_step)
 
 
-def _classification(run: Run) -> list[Evaluator]:
-    return [classification_evaluator(run.config, run.prepared)]
-
-
-def _tagging(run: Run) -> list[Evaluator]:
-    return [entity_evaluator(run.config, run.prepared)]
-
-
 def _questions(run: Run) -> list[Evaluator]:
     folder = None if run.workdir is None else run.workdir / "predictions" / run.part
     return [question_evaluator(run.config, run.prepared, folder)]
@@ -117,10 +109,6 @@ def _filled(run: Run) -> Sample:
     return filled_samples(run.prepared)
 
 
-def _continued(run: Run) -> Sample:
-    return continued_samples(run.config, run.prepared, run.model)
-
-
 def _answered(run: Run) -> Sample:
     return answered_samples(run.config, run.prepared, run.model)
 
@@ -129,11 +117,18 @@ TASKS: dict[type, Task] = {
     Masking: Task(masked_token_baselines, sample=_filled),
     NextSentence: Task(next_sentence_baselines, sample=_filled),
     LMLoss: Task(next_token_baselines),
-    CausalLM: Task(next_token_baselines, sample=_continued),
+    CausalLM: Task(
+        next_token_baselines,
+        sample=lambda run: continued_samples(run.config, run.prepared, run.model),
+    ),
     SequenceLoss: Task(target_token_baselines, sample=_answered),
     SequenceToSequence: Task(target_token_baselines, _translation, _answered),
-    SequenceClassification: Task(classification_baselines, _classification),
-    TokenClassification: Task(tagging_baselines, _tagging),
+    SequenceClassification: Task(
+        classification_baselines, lambda run: [classification_evaluator(run.config, run.prepared)]
+    ),
+    TokenClassification: Task(
+        tagging_baselines, lambda run: [entity_evaluator(run.config, run.prepared)]
+    ),
     QuestionAnswering: Task(question_baselines, _questions),
     ImageClassification: Task(image_baselines),
     MaskedImage: Task(reconstruction_baselines, _reconstruction),
