@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction
 
-from flax_transformers.cli.parsing import Architecture, Model, number, option, override
+from flax_transformers.cli.parsing import Architecture, Flag, Model, number, option, override
 from flax_transformers.errors import UserError
-from flax_transformers.ranges import ENTRIES, INT32, POSITIONS, integers, numbers
+from flax_transformers.ranges import (
+    ENTRIES,
+    EXAMPLES,
+    INT32,
+    POSITIONS,
+    SHARE,
+    integers,
+    numbers,
+)
 
 if TYPE_CHECKING:
     from flax_transformers.generation.prompts import Prompts
+    from flax_transformers.models.generation_settings import GenerationSettings
 
 
 @dataclass(frozen=True)
@@ -29,18 +39,51 @@ class Generate:
 
     model: Model
     prompt: UseAppendAction[tuple[str, ...]] = ()
-    """The beginning of the text, or the source. Required; can be given several times."""
+    """The beginning of the text, or the source. Can be given several times."""
+    prompts: Annotated[str | None, option("FILE")] = None
+    """A text file with a prompt in each line; this or --prompt is required."""
+    batch_size: Annotated[int, number("--batch-size", EXAMPLES)] = 16
+    """Number of prompts that are read at once."""
     architecture: Architecture = None
     max_new_tokens: Annotated[int | None, number("--max-new-tokens", POSITIONS), option()] = None
     """Largest number of new tokens (64 without a setting of the model)."""
+    min_new_tokens: Annotated[int | None, number("--min-new-tokens", POSITIONS), option()] = None
+    """Smallest number of new tokens."""
     temperature: Annotated[float | None, number("--temperature", numbers(0, 1e6)), option()] = None
     """Sampling temperature; 0 decodes greedily (0 without a setting of the model)."""
     top_k: Annotated[int | None, number("--top-k", ENTRIES), option()] = None
     """Sample among this many most likely tokens (50 without a setting of the model)."""
     top_p: Annotated[float | None, number("--top-p", numbers(0, 1, above=True)), option()] = None
     """Sample among the most likely tokens that have this probability together."""
+    min_p: Annotated[float | None, number("--min-p", SHARE), option()] = None
+    """Sample among tokens with at least this share of the probability of the most likely one."""
+    num_beams: Annotated[int | None, number("--num-beams", integers(1, 1000)), option()] = None
+    """Number of beams of beam search; 1 for none (1 without a setting of the model)."""
+    length_penalty: Annotated[
+        float | None, number("--length-penalty", numbers(-100, 100)), option()
+    ] = None
+    """Exponent of the length penalty of beam search (1 without a setting of the model)."""
+    length_penalty_form: Literal["power", "gnmt"] | None = None
+    """Scores are divided by length ** penalty (power, as transformers) or by ((5 + length) / 6) **
+    penalty (gnmt, as the Transformer of 2017)."""
+    early_stopping: Literal["true", "false", "never"] | None = None
+    """When beam search ends: with as many texts as beams, if no better one is likely (false), or if
+    none is possible (never)."""
+    repetition_penalty: Annotated[
+        float | None, number("--repetition-penalty", numbers(0, 1e6, above=True)), option()
+    ] = None
+    """Makes tokens that occurred before less likely, above 1."""
+    no_repeat_ngram_size: Annotated[
+        int | None, number("--no-repeat-ngram-size", integers(0, INT32)), option()
+    ] = None
+    """No sequence of this many tokens occurs twice."""
+    stop: Annotated[UseAppendAction[tuple[str, ...]], option("TEXT")] = ()
+    r"""A text that ends generation and is not printed; \n is a new line. Can be given several
+    times."""
     start_ids: Annotated[str | None, option("ID,ID")] = None
     """First decoder tokens of an encoder-decoder (mBART: end of sequence and language)."""
+    stream: Flag = False
+    """Print one text while it is generated, as is done in a terminal."""
     seed: Annotated[int, number("--seed", integers(0, INT32))] = 0
     """Seed of sampling."""
 
@@ -48,15 +91,12 @@ class Generate:
         import jax
 
         from flax_transformers import runtime
-        from flax_transformers.generation.decode import generate, settings_of
-        from flax_transformers.generation.prompts import rows_of
-        from flax_transformers.generation.translate import generate_target
+        from flax_transformers.generation.decode import settings_of
         from flax_transformers.parallel.mesh import make_mesh
         from flax_transformers.parallel.watchdog import watchdog
         from flax_transformers.pretrained import load_pretrained
 
-        if not self.prompt:
-            raise UserError("--prompt is missing; see flax-transformers generate --help")
+        texts = self._texts()
         placed = override(runtime.Placed(), overrides)
         start_ids = _ids(self.start_ids)
         runtime.start(None)
@@ -66,44 +106,50 @@ class Generate:
             model, params = load_pretrained(
                 self.model, architecture=self.architecture, compute=placed.compute, mesh=mesh
             )
-        answers = "decoder_input_ids" in model.inputs
-        prompts, encoded = self._prompts(model, answers, start_ids)
-        settings = settings_of(model)
-        eos_ids = settings.eos_ids or prompts.eos_ids
-        pad_id = max(model.config.pad_id, 0)
-        limit = self.max_new_tokens
-        if limit is None and settings.max_new_tokens is None and settings.max_length is None:
-            limit = 64
-        ids, mask = rows_of(encoded, pad_id, padded="right" if answers else "left")
-        write: Any = partial(generate_target, start_ids=start_ids) if answers else generate
-        with jax.set_mesh(mesh), watchdog.phase("evaluation"):
-            tokens = write(
-                model,
-                params,
-                ids,
-                mask,
-                max_new_tokens=limit,
-                eos_id=eos_ids,
-                pad_id=pad_id,
-                temperature=self.temperature,
-                top_k=self.top_k,
-                top_p=self.top_p,
-                key=jax.random.key(self.seed),
-            )
-            tokens = jax.device_get(tokens).tolist()
-        for prompt, row in zip(encoded, tokens, strict=True):
-            written = takewhile(lambda token: token not in eos_ids, row)
-            print(prompts.decode([*([] if answers else prompt), *written]))
+        settings = self._settings(settings_of(model))
+        work = _Work(self, model, params, self._read_prompts(model, start_ids), settings, start_ids)
+        with jax.set_mesh(mesh):
+            for some in work.batches(texts):
+                with watchdog.phase("evaluation"):
+                    for text in work.write(some):
+                        print(text, flush=True)
         return 0
 
-    def _prompts(
-        self, model: Any, answers: bool, start_ids: tuple[int, ...]
-    ) -> tuple[Prompts, list[list[int]]]:
-        """The tokenizer of the model, and the ids of each prompt."""
+    def _texts(self) -> list[str]:
+        """The prompts of the command line and of the file."""
+        from flax_transformers.generation.prompts import read_lines
+
+        texts = [*self.prompt, *([] if self.prompts is None else read_lines(self.prompts))]
+        if not texts:
+            raise UserError(
+                "--prompt is missing, and so is --prompts; see flax-transformers generate --help"
+            )
+        if self.stream and len(texts) > 1:
+            raise UserError(f"--stream prints one text, and there are {len(texts)} prompts")
+        return texts
+
+    def _settings(self, settings: GenerationSettings) -> GenerationSettings:
+        """The model's settings with those of the command line."""
+        given = {
+            "min_new_tokens": self.min_new_tokens,
+            "length_penalty_form": self.length_penalty_form,
+            "repetition_penalty": self.repetition_penalty,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size,
+            "stop_strings": tuple(map(_unescaped, self.stop)) or None,
+        }
+        chosen: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
+        if self.max_new_tokens is not None:
+            chosen["max_new_tokens"] = self.max_new_tokens
+        elif settings.max_new_tokens is None and settings.max_length is None:
+            chosen["max_new_tokens"] = 64
+        return replace(settings, **chosen)
+
+    def _read_prompts(self, model: Any, start_ids: tuple[int, ...]) -> Prompts:
+        """The tokenizer of the model."""
         from flax_transformers.generation.decode import require_writer
         from flax_transformers.generation.prompts import read_prompts
 
-        if not answers:
+        if "decoder_input_ids" not in model.inputs:
             require_writer(model)
             if start_ids:
                 raise UserError(
@@ -111,8 +157,104 @@ class Generate:
                     f"{model.config.architecture}; leave it out"
                 )
         folder, target = _tokenizer_folders(self.model)
-        prompts = read_prompts(folder, model.config, target)
-        return prompts, _encoded(prompts, self.prompt, answers)
+        return read_prompts(folder, model.config, target)
+
+
+class _Work:
+    """What is the same for all prompts of a command."""
+
+    def __init__(
+        self,
+        command: Generate,
+        model: Any,
+        params: Any,
+        prompts: Prompts,
+        settings: GenerationSettings,
+        start_ids: tuple[int, ...],
+    ) -> None:
+        import jax
+
+        from flax_transformers.generation.beams import Beams
+        from flax_transformers.generation.choices import choice_of
+        from flax_transformers.generation.decode import generate
+        from flax_transformers.generation.translate import generate_target
+
+        self.command, self.prompts, self.settings = command, prompts, settings
+        self.rows = command.batch_size
+        self.answers = "decoder_input_ids" in model.inputs
+        self.eos_ids = settings.eos_ids or prompts.eos_ids
+        self.pad_id = max(model.config.pad_id, 0)
+        self.stops = settings.stop_strings or ()
+        self.token_texts = prompts.token_texts() if self.stops else []
+        key = jax.random.key(command.seed)
+        self.choice = choice_of(
+            settings,
+            key,
+            temperature=command.temperature,
+            top_k=command.top_k,
+            top_p=command.top_p,
+            min_p=command.min_p,
+            num_beams=command.num_beams,
+            length_penalty=command.length_penalty,
+            early_stopping=_EARLY_STOPPING[command.early_stopping],
+        )
+        if command.stream and isinstance(self.choice, Beams):
+            raise UserError("beam search has no text before its end; leave out --stream")
+        kind: Any = partial(generate_target, start_ids=start_ids) if self.answers else generate
+        self.generate = partial(
+            kind,
+            model,
+            params,
+            eos_id=self.eos_ids,
+            pad_id=self.pad_id,
+            choice=self.choice,
+            settings=settings,
+            key=key,
+        )
+
+    def batches(self, texts: Sequence[str]) -> Iterator[list[str]]:
+        """The prompts in groups of the batch size."""
+        size = self.command.batch_size
+        self.rows = min(size, len(texts))
+        return (list(texts[i : i + size]) for i in range(0, len(texts), size))
+
+    def write(self, texts: Sequence[str]) -> Iterator[str]:
+        """The text of each prompt, to be printed; none if it was printed as it came."""
+        import jax
+
+        from flax_transformers.generation.beams import Beams
+        from flax_transformers.generation.prompts import Typist, rows_of, until_stop
+        from flax_transformers.generation.stop_strings import StopStrings
+
+        encoded = _encoded(self.prompts, texts, self.answers)
+        encoded += [encoded[-1]] * (self.rows - len(encoded))  # of the shape of the other batches
+        ids, mask = rows_of(encoded, self.pad_id, padded="right" if self.answers else "left")
+        before = [[] if self.answers else prompt for prompt in encoded]
+        stops = StopStrings.of(self.stops, self.token_texts, before) if self.stops else None
+        typist = None
+        terminal = sys.stdout.isatty() and len(texts) == 1 and not isinstance(self.choice, Beams)
+        if self.command.stream or terminal:
+            typist = Typist(self.prompts, before[0], self.stops, self.eos_ids)
+        tokens = self.generate(ids, mask, stops=stops, streamer=typist)
+        if typist is not None:
+            typist.finish()
+            return
+        for prompt, row, _ in zip(before, jax.device_get(tokens).tolist(), texts, strict=False):
+            written = takewhile(lambda token: token not in self.eos_ids, row)
+            text = self.prompts.decode([*prompt, *written])
+            yield until_stop(text, len(self.prompts.decode(prompt)), self.stops)
+
+
+_EARLY_STOPPING: dict[str | None, bool | Literal["never"] | None] = {
+    None: None,
+    "true": True,
+    "false": False,
+    "never": "never",
+}
+
+
+def _unescaped(text: str) -> str:
+    return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def _encoded(prompts: Prompts, texts: Sequence[str], answers: bool) -> list[list[int]]:

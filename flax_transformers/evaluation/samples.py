@@ -66,8 +66,8 @@ def continued_samples(
 def answered_samples(
     config: TrainConfig, prepared: PreparedText, model: nn.Module
 ) -> Callable[[Snapshot], str]:
-    """A function of a snapshot: held-out sources, and the targets that an encoder-decoder writes
-    greedily, as text."""
+    """A function of a snapshot: held-out sources, and the targets that an encoder-decoder
+    writes, as text."""
     return lambda snapshot: format_written(
         answered(prepared, model, snapshot.params, held_out_rows(config, prepared))
     )
@@ -133,7 +133,7 @@ def continued(
 def answered(
     prepared: PreparedText, model: nn.Module, params: Any, rows: Sequence[dict[str, np.ndarray]]
 ) -> list[Written]:
-    """Targets of each row's first source, decoded greedily."""
+    """Targets of each row's first source, by the model's generation settings."""
     if not rows:
         return []
     vocabulary, target = prepared.vocabulary, prepared.vocabulary.of_targets

@@ -70,7 +70,8 @@ def decode_target(prepared: PreparedText) -> Callable[[Iterable[int]], str]:
 def translate(
     config: TrainConfig, prepared: PreparedText, model: nn.Module, params: Any, pairs: list[Pair]
 ) -> Iterator[np.ndarray]:
-    """Greedy translations of the sources of ``pairs``: int32 ids without the end token."""
+    """Translations of the sources of ``pairs``: int32 ids without the end token; greedy, unless the
+    model's generation settings have beams."""
     objective, vocabulary = _objective(config), prepared.vocabulary
     length = config.phases[-1].sequence_length
     target = vocabulary.of_targets
@@ -112,8 +113,8 @@ def _objective(config: TrainConfig) -> SequenceToSequence:
 def translation_evaluator(
     config: TrainConfig, prepared: PreparedText, model: nn.Module, at_step: int | None = None
 ) -> list[Evaluator]:
-    """A function that gives ``{"eval/bleu", "eval/chrf"}`` of the first held-out pairs, translated
-    greedily; none, and a log line, if sacrebleu is not installed.
+    """A function that gives ``{"eval/bleu", "eval/chrf"}`` of the first held-out pairs, as
+    ``translate`` translates them; none, and a log line, if sacrebleu is not installed.
 
     ``at_step``: score only after this step, because it takes long; None: at every evaluation.
     """

@@ -2,7 +2,8 @@
 
 Each maps the logits float32 [B, V] of the next token, given the tokens so far, to new logits. A
 forbidden token has the logit -inf. ``processed`` applies the processors that the settings ask for,
-in the order of transformers. L is the length of the buffer of a row's tokens.
+in the order of transformers. L is the length of the buffer of a row's tokens; in beam search, each
+beam is a row.
 """
 
 from __future__ import annotations
@@ -32,13 +33,16 @@ class History(NamedTuple):
     """Number of new tokens, an int32 scalar."""
 
     @classmethod
-    def of(cls, ids_BT: jax.Array, mask_BT: jax.Array, new_tokens: int) -> History:
-        """The history of prompts padded on either side, with columns for ``new_tokens`` more."""
+    def of(
+        cls, ids_BT: jax.Array, mask_BT: jax.Array, new_tokens: int, pad: jax.Array | int = 0
+    ) -> History:
+        """The history of prompts padded on either side, with columns for ``new_tokens`` more, which
+        contain ``pad``."""
         order_BT = jnp.argsort(mask_BT, axis=1, stable=True)  # padding first
         ids_BT = jnp.take_along_axis(ids_BT, order_BT, axis=1)
         length = ids_BT.shape[1]
         return cls(
-            jnp.pad(ids_BT, ((0, 0), (0, new_tokens))),
+            jnp.pad(ids_BT, ((0, 0), (0, new_tokens)), constant_values=pad),
             length - jnp.sum(mask_BT > 0, axis=1, dtype=jnp.int32),
             jnp.int32(length),
             jnp.int32(0),
@@ -48,6 +52,10 @@ class History(NamedTuple):
         """The history with one more token of each row."""
         ids_BL = self.ids_BL.at[:, self.end].set(ids_B)
         return History(ids_BL, self.first_B, self.end + 1, self.written + 1)
+
+    def take(self, rows_R: jax.Array) -> History:
+        """The histories of some rows, int32 [R]."""
+        return self._replace(ids_BL=self.ids_BL[rows_R], first_B=self.first_B[rows_R])
 
     @property
     def real_BL(self) -> jax.Array:
@@ -73,7 +81,7 @@ def processed(
     *,
     eos: jax.Array,
     vocab_size: int,
-    max_new_tokens: int,
+    max_new_tokens: jax.Array | int,
 ) -> jax.Array:
     """Logits after all processors of ``settings``; ``eos`` int32 [n] are the ids that end a text.
 

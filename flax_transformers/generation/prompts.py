@@ -21,12 +21,21 @@ from flax_transformers.objectives.rows import document_start, end_id
 class Prompts:
     """``encode`` gives the ids of a prompt with the special tokens of training; ``decode`` drops
     special tokens. ``eos_ids`` end generated text; one of ``prompt_eos_ids`` ends the source of an
-    encoder-decoder."""
+    encoder-decoder. ``written``: the tokenizer of generated text."""
 
     encode: Callable[[str], Sequence[int]]
     decode: Callable[[Iterable[int]], str]
     eos_ids: tuple[int, ...]
     prompt_eos_ids: tuple[int, ...]
+    written: Tokenizer
+
+    def token_texts(self) -> list[str]:
+        """What each token adds to a text, special tokens nothing; then an empty text, for ids
+        beyond the tokenizer's."""
+        first = int(self.written.encode_prompt("a")[-1])
+        before = self.decode([first])
+        texts = (self.decode([first, i]) for i in range(self.written.vocabulary.size))
+        return [*(text.removeprefix(before) for text in texts), ""]
 
 
 def read_prompts(folder: Path, config: TextConfig, target: Path | None = None) -> Prompts:
@@ -43,7 +52,7 @@ def read_prompts(folder: Path, config: TextConfig, target: Path | None = None) -
     eos |= set() if tokenizer.vocabulary.eos_id is None else {tokenizer.vocabulary.eos_id}
     eos |= set(_described(folder / "generation_config.json", "eos_token_id"))
     ends = tuple(sorted(eos))
-    return Prompts(encode, tokenizer.decode, ends, ends)
+    return Prompts(encode, tokenizer.decode, ends, ends, tokenizer)
 
 
 def _of_two(
@@ -52,7 +61,7 @@ def _of_two(
     """Prompts in one tokenizer, generated text in another."""
     read_end, written_end = end_id(source.vocabulary), end_id(target.vocabulary)
     eos = {*getattr(config, "eos_ids", ()), written_end}
-    return Prompts(encode, target.decode, tuple(sorted(eos)), (read_end,))
+    return Prompts(encode, target.decode, tuple(sorted(eos)), (read_end,), target)
 
 
 def noted_frame(tokenizer: Tokenizer) -> Frame | None:
@@ -130,6 +139,72 @@ def rows_of(
         ids[row, first : first + len(prompt)] = prompt
         mask[row, first : first + len(prompt)] = 1
     return ids, mask
+
+
+def read_lines(file: str) -> list[str]:
+    """The prompts in a text file, one in each line.
+
+    Raises UserError for a file that is missing, empty or not UTF-8, and for an empty line.
+    """
+    try:
+        lines = Path(file).read_text("utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read the prompts in {file}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not UTF-8 text; convert it") from None
+    empty = next((i for i, line in enumerate(lines, 1) if not line.strip()), None)
+    if not lines:
+        raise UserError(f"{file} has no prompts; write one in each line")
+    if empty is not None:
+        raise UserError(f"line {empty} of {file} is empty; remove it, or give it by --prompt ''")
+    return lines
+
+
+def until_stop(text: str, begin: int, stops: Sequence[str]) -> str:
+    """``text`` up to the first of ``stops`` that ends after character ``begin``."""
+    found = (text.find(stop, max(0, begin - len(stop) + 1)) for stop in stops)
+    return text[: min((place for place in found if place >= 0), default=len(text))]
+
+
+class Typist:
+    """Prints a text as its tokens come.
+
+    It keeps back incomplete characters, and what can be the beginning of a stop string.
+    """
+
+    def __init__(
+        self, prompts: Prompts, prompt: Sequence[int], stops: Sequence[str], eos: Sequence[int]
+    ) -> None:
+        self._ids, self._stops, self._eos = list(prompt), stops, frozenset(eos)
+        self._decode, self._ended = prompts.decode, False
+        self._begin = len(self._decode(self._ids))
+        self._printed = 0
+        self._print(self._decode(self._ids))
+
+    def __call__(self, tokens: np.ndarray) -> None:
+        """Print what the newest token, int32 [1], adds."""
+        token = int(tokens[0])
+        self._ended |= token in self._eos
+        if not self._ended:
+            self._ids.append(token)
+            text = until_stop(self._decode(self._ids), self._begin, self._stops)
+            held = max((_overlap(text[self._printed :], stop) for stop in self._stops), default=0)
+            self._print(text[: len(text) - held].rstrip("\N{REPLACEMENT CHARACTER}"))
+
+    def finish(self) -> None:
+        """Print the rest."""
+        self._print(until_stop(self._decode(self._ids), self._begin, self._stops))
+        print(flush=True)
+
+    def _print(self, text: str) -> None:
+        print(text[self._printed :], end="", flush=True)
+        self._printed = max(self._printed, len(text))
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that is a beginning of ``stop``."""
+    lengths = range(min(len(text), len(stop)), 0, -1)
+    return next((n for n in lengths if text.endswith(stop[:n])), 0)
 
 
 def _described(file: Path, field: str) -> list[int]:

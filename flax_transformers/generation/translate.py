@@ -1,14 +1,12 @@
-"""Greedy decoding and sampling with encoder-decoders.
+"""Text generation with encoder-decoders.
 
-The encoder runs once, and the keys and values of cross-attention stay in the cache. The loop is
-that of ``decode``.
+The encoder runs once, and the keys and values of cross-attention stay in the cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -17,20 +15,22 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from flax_transformers.errors import UserError
+from flax_transformers.generation.beams import Beams
+from flax_transformers.generation.buckets import padded
+from flax_transformers.generation.choices import choice_of, settings_of
 from flax_transformers.generation.decode import (
-    Endings,
-    Rules,
-    Sampling,
-    continue_text,
     endings_of,
     ids_and_mask,
     new_tokens_of,
     require_positions,
     require_settings,
-    sampling_of,
-    settings_of,
+    run,
 )
-from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
+from flax_transformers.generation.loop import Limits
+from flax_transformers.generation.program import Request, Streamer
+from flax_transformers.generation.sampling import Sampling
+from flax_transformers.generation.stop_strings import StopStrings
+from flax_transformers.models.generation_settings import GenerationSettings
 
 
 def generate_target(
@@ -44,11 +44,14 @@ def generate_target(
     forced_first_id: int | None = None,
     eos_id: int | Sequence[int] | None = None,
     pad_id: int | None = None,
+    choice: Sampling | Beams | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     key: jax.Array | None = None,
     settings: GenerationSettings | None = None,
+    stops: StopStrings | None = None,
+    streamer: Streamer | None = None,
 ) -> jax.Array:
     """Generate targets for sources with an encoder-decoder: new tokens int32 [B, max_new_tokens].
 
@@ -64,29 +67,28 @@ def generate_target(
     settings = settings_of(model) if settings is None else settings
     if forced_first_id is not None:
         settings = replace(settings, forced_bos_token_id=None)
-    sampling = sampling_of(settings, temperature, top_k, top_p, key)
+    if choice is None:
+        choice = choice_of(settings, key, temperature=temperature, top_k=top_k, top_p=top_p)
     ids_BS, mask_BS = ids_and_mask(input_ids, attention_mask)
     start = tuple(start_ids) or (_first_id(model, settings),)
     max_new_tokens = new_tokens_of(settings, max_new_tokens, len(start))
-    key = require_settings(max_new_tokens, sampling, key)
+    key = require_settings(max_new_tokens, choice, key)
     _check_ids(model, start if forced_first_id is None else (*start, forced_first_id))
     # An empty batch has no longest source.
     source, target = int(mask_BS.sum(axis=1).max(initial=0)), len(start) + max_new_tokens
     both = f"{source} tokens of source and {target} of target"
     require_positions(model, max(source, target), both)
-    return write_target(
-        model,
-        params,
+    endings = endings_of(model, settings, eos_id, pad_id)
+    ids_BS, mask_BS = padded(ids_BS, mask_BS, int(endings.pad), left=False)
+    request = Request(
         jnp.asarray(ids_BS),
         jnp.asarray(mask_BS),
+        Limits(endings, jnp.int32(max_new_tokens), stops),
+        key,
         jnp.asarray(start, jnp.int32),
         None if forced_first_id is None else jnp.int32(forced_first_id),
-        endings_of(model, settings, eos_id, pad_id),
-        key,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        settings=settings,
     )
+    return run(model, params, request, choice, settings, streamer)
 
 
 def _require_translator(model: Any) -> None:
@@ -117,58 +119,3 @@ def _check_ids(model: Any, ids: Sequence[int]) -> None:
             f"the start of the target has id {wrong}, but the decoder's ids are 0 to {size - 1}; "
             "give ids of this model"
         )
-
-
-@partial(jax.jit, static_argnums=0, static_argnames=("max_new_tokens", "sampling", "settings"))
-def write_target(
-    model: Any,
-    params: Mapping[str, Any],
-    ids_BS: jax.Array,
-    mask_BS: jax.Array,
-    start: jax.Array,
-    forced: jax.Array | None,
-    endings: Endings,
-    key: jax.Array,
-    *,
-    max_new_tokens: int,
-    sampling: Sampling,
-    settings: GenerationSettings = NO_SETTINGS,
-) -> jax.Array:
-    """The compiled part of ``generate_target``, for checked arguments."""
-    batch, prefix = ids_BS.shape[0], start.shape[0]
-    start_BT = jnp.broadcast_to(start[None, :], (batch, prefix))
-    apply = partial(model.apply, {"params": params})
-    states = apply(
-        ids_BS,
-        mask_BS,
-        # Positions count tokens only, on whichever side the padding is.
-        position_ids=jnp.maximum(jnp.cumsum(mask_BS, axis=1) - 1, 0),
-        decoder_input_ids=start_BT,
-        cache=model.empty_cache(batch, prefix + max_new_tokens),
-        method="hidden_states",
-    )
-    logits_BV = apply(states.last_hidden_state[:, -1:], method="unembed")[:, 0]
-    if forced is not None:
-        chosen_V = jnp.arange(logits_BV.shape[-1]) == forced
-        logits_BV = jnp.broadcast_to(jnp.where(chosen_V, 0.0, -jnp.inf), logits_BV.shape)
-
-    def step(ids_B: jax.Array, count: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        states = apply(decoder_input_ids=ids_B[:, None], cache=cache, method="hidden_states")
-        return apply(states.last_hidden_state, method="unembed")[:, 0], states.cache
-
-    return continue_text(
-        step,
-        states.cache,
-        logits_BV,
-        endings,
-        key,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        rules=Rules.of(
-            settings,
-            start_BT,
-            jnp.ones_like(start_BT),
-            max_new_tokens,
-            model.config.decoder.vocab_size,
-        ),
-    )

@@ -168,6 +168,33 @@ def _positive(value: Any) -> float:
     return float(value)
 
 
+def _real(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _WrongKind("a finite number")
+    return float(value)
+
+
+def _early_stopping(value: Any) -> bool | str:
+    if isinstance(value, bool) or value == "never":
+        return value  # type: ignore[no-any-return]
+    raise _WrongKind('true, false or "never"')
+
+
+def _form(value: Any) -> str:
+    if value not in ("power", "gnmt"):
+        raise _WrongKind('"power" or "gnmt"')
+    return str(value)
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    strings = (value,) if isinstance(value, str) else value
+    if not isinstance(strings, Sequence) or not all(
+        isinstance(one, str) and one for one in strings
+    ):
+        raise _WrongKind("a text or a list of texts, none of them empty")
+    return tuple(strings)
+
+
 def _ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise _WrongKind("a list of ids")
@@ -195,6 +222,13 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "temperature": _number,
     "top_k": _whole,
     "top_p": _number,
+    "min_p": _number,
+    "num_beams": _whole,
+    "length_penalty": _real,
+    "length_penalty_form": _form,
+    "early_stopping": _early_stopping,
+    "renormalize_logits": _switch,
+    "stop_strings": _strings,
     "repetition_penalty": _positive,
     "no_repeat_ngram_size": _whole,
     "bad_words_ids": _words,

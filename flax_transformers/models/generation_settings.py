@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from flax_transformers import ranges
 from flax_transformers.ranges import Ranges
 
 Ids = int | tuple[int, ...]
+EarlyStopping = bool | Literal["never"]
+LengthPenaltyForm = Literal["power", "gnmt"]
+
+
+NUM_BEAMS = ranges.integers(1, 1000)
+LENGTH_PENALTY = ranges.numbers(-100, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +23,7 @@ class GenerationSettings:
     """The fields of a generation_config.json, by their names there; None if not given.
 
     ``generate`` and ``generate_target`` follow those with a field here; ``not_obeyed`` names others
-    that would change the output.
+    that would change the output. ``length_penalty_form`` is the only field of this package alone.
     """
 
     max_length: int | None = None
@@ -31,6 +37,17 @@ class GenerationSettings:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    num_beams: int | None = None
+    """Number of beams; 1 for none."""
+    length_penalty: float | None = None
+    """Exponent of the length that scores of beam search are divided by."""
+    length_penalty_form: LengthPenaltyForm | None = None
+    """"power", as in transformers, or "gnmt" (arXiv:1609.08144, eq. 14); see ``Beams``."""
+    early_stopping: EarlyStopping | None = None
+    """When beam search ends; see ``Beams``."""
+    renormalize_logits: bool | None = None
+    """Normalise log-probabilities again after they were changed; only beams depend on it."""
     repetition_penalty: float | None = None
     """Divides positive logits of tokens that occurred before, and multiplies negative ones
     (arXiv:1909.05858 §4.1)."""
@@ -46,6 +63,8 @@ class GenerationSettings:
     """First generated token after a start of one token."""
     forced_eos_token_id: Ids | None = None
     """Last token if the length limit is reached."""
+    stop_strings: tuple[str, ...] | None = None
+    """Texts that end generation."""
     bos_token_id: int | None = None
     eos_token_id: Ids | None = None
     pad_token_id: int | None = None
@@ -56,10 +75,21 @@ class GenerationSettings:
 
     RANGES: ClassVar[Ranges] = {
         "temperature": ranges.numbers(0, 1e6),
+        "min_p": ranges.SHARE,
+        "num_beams": NUM_BEAMS,
+        "length_penalty": LENGTH_PENALTY,
         "repetition_penalty": ranges.numbers(0, 1e6, above=True),
     }
 
     def __post_init__(self) -> None:
+        # Configs saved by earlier versions have newer fields in ``other``.
+        for name, text in self.other:
+            if name in OWN_FIELDS and getattr(self, name) is None:
+                value = json.loads(text)
+                value = tuple(value) if isinstance(value, list) else value
+                object.__setattr__(self, name, value)
+        kept = tuple((name, text) for name, text in self.other if name not in OWN_FIELDS)
+        object.__setattr__(self, "other", kept)
         ranges.check_fields(self, "model.generation")
 
     @property
@@ -101,11 +131,9 @@ class GenerationSettings:
 NO_SETTINGS = GenerationSettings()
 
 _NOT_OBEYED: dict[str, tuple[Any, ...]] = {
-    "num_beams": (1,),
     "num_beam_groups": (1,),
     "diversity_penalty": (0, 0.0),
     "penalty_alpha": (0, 0.0),
-    "min_p": (0, 0.0),
     "top_h": (),
     "typical_p": (1, 1.0),
     "epsilon_cutoff": (0, 0.0),
@@ -119,24 +147,14 @@ _NOT_OBEYED: dict[str, tuple[Any, ...]] = {
     "constraints": (),
     "force_words_ids": (),
     "forced_decoder_ids": (),
-    "stop_strings": (),
     "max_time": (),
     "token_healing": (False,),
     "dola_layers": (),
     "num_return_sequences": (1,),
 }
-"""Unsupported fields that change outputs, with their neutral values. ``length_penalty`` and
-``early_stopping`` affect beam search only."""
+"""Unsupported fields that change outputs, with their neutral values."""
 
-IN_CONFIG_JSON = frozenset(
-    {
-        *_NOT_OBEYED,
-        "early_stopping",
-        "length_penalty",
-        "remove_invalid_values",
-        "renormalize_logits",
-    }
-)
+IN_CONFIG_JSON = frozenset({*_NOT_OBEYED, "remove_invalid_values"})
 """Generation settings without a field here that older folders have in config.json."""
 
 

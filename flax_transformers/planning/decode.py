@@ -17,7 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from flax_transformers.generation import decode, translate
+from flax_transformers.generation import decode
+from flax_transformers.generation.buckets import bucket
+from flax_transformers.generation.loop import Endings, Limits
+from flax_transformers.generation.program import Request, Settings, write
+from flax_transformers.generation.sampling import Sampling
 from flax_transformers.models.config import EncoderDecoderConfig
 from flax_transformers.parallel.device_specs import device_spec
 from flax_transformers.parallel.mesh import make_mesh
@@ -79,7 +83,8 @@ def plan_decode(
 ) -> DecodePlan:
     """Compile ``generate`` for ``devices``, which need not be present.
 
-    ``new_tokens`` determines the length of the cache; every token costs the same. Raises UserError
+    ``new_tokens`` determines the length of the cache; every token costs the same. Lengths are those
+    of the buckets (``generation.buckets``). Raises UserError
     for a model that generates no text, and for more tokens than it has positions.
     """
     mesh = make_mesh(config.mesh, devices)
@@ -130,39 +135,42 @@ def lower_generate(
     trainer: Trainer, batch: int, prompt_length: int, new_tokens: int
 ) -> jax.stages.Lowered:
     """``generate``, or ``generate_target``, with greedy decoding, lowered without data."""
-    sampling = decode.Sampling()
-    decode.require_settings(new_tokens, sampling, None)
+    decode.require_settings(new_tokens, Sampling(), None)
     # Under a mesh the arguments of ``generate`` are replicated.
     replicated: Any = partial(
         jax.ShapeDtypeStruct, sharding=NamedSharding(trainer.mesh, PartitionSpec())
     )
-    ids = replicated((batch, prompt_length), jnp.int32)
+    scalar = replicated((), jnp.int32)
+    ids = replicated((batch, bucket(prompt_length)), jnp.int32)
     key = replicated((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
-    endings = decode.Endings(eos=replicated((1,), jnp.int32), pad=replicated((), jnp.int32))
-    settings = {"max_new_tokens": new_tokens, "sampling": sampling}
-    model, params = trainer.model, trainer.abstract.params
-    with jax.set_mesh(trainer.mesh):
-        if isinstance(trainer.model.config, EncoderDecoderConfig):
-            start = replicated((1,), jnp.int32)
-            longest = max(prompt_length, 1 + new_tokens)
-            decode.require_positions(model, longest, f"{longest} tokens")
-            return translate.write_target.lower(
-                model, params, ids, ids, start, None, endings, key, **settings
-            )
+    limits = Limits(Endings(eos=replicated((1,), jnp.int32), pad=scalar), scalar)
+    model, params, start = trainer.model, trainer.abstract.params, None
+    if isinstance(model.config, EncoderDecoderConfig):
+        longest = max(prompt_length, 1 + new_tokens)
+        decode.require_positions(model, longest, f"{longest} tokens")
+        start = replicated((1,), jnp.int32)
+    else:
         decode.require_writer(model)
         longest = prompt_length + new_tokens
         decode.require_positions(model, longest, f"{longest} tokens of prompt and text")
-        return decode.write_text.lower(model, params, ids, ids, endings, key, **settings)
+    with jax.set_mesh(trainer.mesh):
+        return write.lower(
+            model,
+            params,
+            Request(ids, ids, limits, key, start),
+            settings=Settings(bucket(new_tokens), Sampling()),
+        )
 
 
 def _cache_bytes(trainer: Trainer, batch: int, prompt_length: int, new_tokens: int) -> int:
     """Bytes of the cache, including keys and values of cross-attention."""
     model: Any = trainer.model
-    ids = jnp.zeros((batch, prompt_length), jnp.int32)
+    new_tokens = bucket(new_tokens)
+    ids = jnp.zeros((batch, bucket(prompt_length)), jnp.int32)
     if isinstance(trainer.model.config, EncoderDecoderConfig):
         slots, extra = 1 + new_tokens, {"decoder_input_ids": ids[:, :1]}
     else:
-        slots, extra = prompt_length + new_tokens, {}
+        slots, extra = ids.shape[1] + new_tokens, {}
 
     def cached(params: Any) -> Any:
         apply = partial(model.apply, {"params": params}, method="hidden_states")

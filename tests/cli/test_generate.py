@@ -145,6 +145,30 @@ def test_a_seed_gives_the_same_sample_again(directory, capsys):
     assert len({sample(seed) for seed in range(4)}) > 1
 
 
+@pytest.mark.slow
+def test_beams_stop_strings_and_a_file_of_prompts(directory, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("b a b\nc\na\n")
+    prompts = ["--prompts", str(tmp_path / "prompts.txt"), "--batch-size", "2"]
+    assert main(["generate", str(directory), *prompts, "--num-beams", "2"]) == 0
+    assert capsys.readouterr().out == "b a b c d e\nc d e\na b c d e\n"
+    # The stop string "c d" begins in the second prompt, and would have been in the first text.
+    assert main(["generate", str(directory), *prompts, "--stop", "c d"]) == 0
+    assert capsys.readouterr().out == "b a b \n\na b \n"
+    assert (
+        main(["generate", str(directory), "--prompt", "c", "--num-beams", "2", "--stop", "e"]) == 0
+    )
+    assert capsys.readouterr().out == "c d \n"
+
+
+@pytest.mark.slow
+def test_a_stream_prints_the_same_text(directory, capsys):
+    assert main(["generate", str(directory), "--prompt", "b a b", "--stream"]) == 0
+    assert capsys.readouterr().out == "b a b c d e\n"
+    command = ["generate", str(directory), "--prompt", "a", "--stream", "--stop", "c d"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == "a b \n"
+
+
 def refused(capsys, *arguments):
     assert main(["generate", *arguments]) == 2
     return capsys.readouterr().err.strip()
@@ -354,3 +378,24 @@ def test_start_ids_are_for_encoder_decoders(directory, capsys):
 def test_start_ids_that_are_no_numbers_are_refused(capsys, tmp_path):
     said = refused(capsys, str(tmp_path), "--prompt", "a", "--start-ids", "2,fr")
     assert "--start-ids is '2,fr'; give ids separated by commas" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--num-beams", "4", "--temperature", "0.8"], "beam search does not sample"),
+        (["--length-penalty", "0.6"], "apply to beam search only; give num_beams"),
+        (["--prompts", "nowhere.txt"], "cannot read the prompts in nowhere.txt"),
+        (["--prompt", "b", "--stream"], "--stream prints one text, and there are 2 prompts"),
+        (["--early-stopping", "maybe"], "--early-stopping is 'maybe'"),
+        (["--num-beams", "2", "--stream"], "beam search has no text before its end"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(directory, capsys, options, says):
+    assert says in refused(capsys, str(directory), "--prompt", "a", *options)
+
+
+def test_an_empty_line_of_a_file_of_prompts_is_named(directory, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a\n\nb\n")
+    said = refused(capsys, str(directory), "--prompts", str(tmp_path / "prompts.txt"))
+    assert "line 2 of" in said and "is empty" in said

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.generation.decode import (
-    Endings,
-    Sampling,
-    continue_text,
-    generate,
-    sampling_of,
-)
+from flax_transformers.generation.beams import Beams
+from flax_transformers.generation.choices import choice_of
+from flax_transformers.generation.decode import generate
+from flax_transformers.generation.logits import History
+from flax_transformers.generation.loop import Endings, Limits, Rules, advance
+from flax_transformers.generation.sampling import Sampling
 from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
 from tests.families.parity import load_case
 from tests.golden import bert
@@ -79,9 +78,27 @@ def test_samples_depend_only_on_the_key_and_greedy_text_does_not():
     np.testing.assert_array_equal(best, greedy)
 
 
-def count_up(ids, count, cache):
+def count_up(ids, positions, ancestors, cache):
     """A model of six tokens that counts up in each row, and counts its calls."""
     return 9.0 * jax.nn.one_hot((ids + 1) % 6, 6), cache + 1
+
+
+def count_from(first, eos, length):
+    """The new tokens of rows that begin with ``first``, and the number of calls of ``step``."""
+    limits = Limits(Endings(jnp.array(eos, jnp.int32), jnp.int32(7)), jnp.int32(length))
+    choice, rules = Sampling(), Rules(limits, jax.random.key(0), 6)
+    first = jnp.array(first)
+    prompt = jnp.zeros((len(first), 1), jnp.int32)
+
+    @jax.jit
+    def run(logits):
+        history = History.of(prompt, prompt + 1, length, 7)
+        state = choice.start(logits, history, rules)
+        state, calls = advance(count_up, state, jnp.int32(0), choice, rules, limits.max_new_tokens)
+        return choice.result(state)[:, 1:], calls
+
+    tokens, calls = run(9.0 * jax.nn.one_hot(first, 6))
+    return tokens.tolist(), int(calls)
 
 
 @pytest.mark.parametrize(
@@ -94,33 +111,14 @@ def count_up(ids, count, cache):
     ],
 )
 def test_a_row_ends_at_the_end_token_and_is_padded(eos, expected):
-    endings = Endings(jnp.array(eos, jnp.int32), jnp.int32(7))
-    logits = jax.nn.one_hot(jnp.array([1, 4]), 6)
-    run = partial(continue_text, count_up, max_new_tokens=5, sampling=Sampling())
-    tokens = jax.jit(run)(jnp.int32(0), logits, endings, jax.random.key(0))
-    assert tokens.tolist() == expected
+    assert count_from([1, 4], eos, 5)[0] == expected
 
 
 @pytest.mark.slow
 def test_the_loop_ends_when_all_rows_have_ended():
-    calls = []
-
-    def step(ids, count, cache):
-        jax.debug.callback(lambda count: calls.append(int(count)), count)
-        return count_up(ids, count, cache)
-
-    def run(eos, length):
-        calls.clear()
-        endings = Endings(jnp.array(eos, jnp.int32), jnp.int32(7))
-        logits = jax.nn.one_hot(jnp.array([1]), 6)
-        go = partial(continue_text, step, max_new_tokens=length, sampling=Sampling())
-        jax.block_until_ready(jax.jit(go)(jnp.int32(0), logits, endings, jax.random.key(0)))
-        jax.effects_barrier()
-        return sorted(calls)
-
-    assert run([], 1) == []
-    assert run([], 4) == [0, 1, 2]
-    assert run([3], 9) == [0, 1]
+    assert count_from([1], [], 1)[1] == 0
+    assert count_from([1], [], 4)[1] == 3
+    assert count_from([1], [3], 9)[1] == 2
 
 
 LOGITS = jnp.log(jnp.array([[0.05, 0.4, 0.1, 0.3, 0.15]]))
@@ -141,6 +139,9 @@ LOGITS = jnp.log(jnp.array([[0.05, 0.4, 0.1, 0.3, 0.15]]))
         (Sampling(temperature=1.0, top_k=3, top_p=0.8), [1, 3]),
         # The temperature comes first: it flattens to 0.12, 0.29, 0.16, 0.25 and 0.18.
         (Sampling(temperature=2.0, top_p=0.65), [1, 3, 4]),
+        (Sampling(temperature=1.0, min_p=0.3), [1, 3, 4]),
+        (Sampling(temperature=2.0, min_p=0.55), [1, 3, 4]),
+        (Sampling(temperature=1.0, top_k=3, min_p=0.5), [1, 3]),
     ],
 )
 def test_samples_are_among_the_remaining_tokens(sampling, kept):
@@ -153,12 +154,16 @@ def test_samples_are_among_the_remaining_tokens(sampling, kept):
 
 
 @pytest.mark.slow
-def test_tokens_are_drawn_as_often_as_they_are_likely():
-    many = jnp.broadcast_to(LOGITS, (4000, 5))
-    drawn = Sampling(temperature=0.5).choose(many, jax.random.key(0))
-    share = np.bincount(drawn, minlength=5) / 4000
-    squares = np.exp(np.asarray(LOGITS[0])) ** 2
-    np.testing.assert_allclose(share, squares / squares.sum(), atol=0.03)
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.75}, {"min_p": 0.2}])
+def test_tokens_are_drawn_as_often_as_they_are_likely(filters):
+    sampling, draws = Sampling(temperature=0.5, **filters), 20_000
+    many = jnp.broadcast_to(LOGITS, (draws, 5))
+    drawn = np.bincount(sampling.choose(many, jax.random.key(0)), minlength=5)
+    expected = draws * np.asarray(jax.nn.softmax(sampling.log_probabilities(LOGITS)[0]))
+    kept = expected > 0
+    assert drawn[~kept].sum() == 0
+    # Chi-square exceeds this with probability 1e-4 at four degrees of freedom, less at fewer.
+    assert ((drawn - expected)[kept] ** 2 / expected[kept]).sum() < 23.5
 
 
 @pytest.mark.slow
@@ -178,6 +183,7 @@ def test_padded_vocabulary_entries_are_never_drawn():
         ({"temperature": 1.0, "top_k": 0}, "top_k is 0"),
         ({"temperature": 1.0, "top_p": 1.5}, "top_p is 1.5"),
         ({"top_p": 0.5}, "set a temperature"),
+        ({"choice": Beams(num_beams=2), "streamer": print}, "no text before its end"),
         ({"max_new_tokens": 34}, "41 tokens.*40 positions"),
         ({"attention_mask": np.zeros((3, 7), np.int32)}, "a prompt has no tokens"),
     ],
@@ -216,10 +222,48 @@ DRAWING = GenerationSettings(do_sample=True, temperature=0.6)
 )
 def test_temperature_top_k_and_top_p_are_resolved_separately(settings, given, expected):
     asked = {"temperature": None, "top_k": None, "top_p": None} | given
-    found = sampling_of(settings, **asked, key=object())
+    found = choice_of(settings, object(), **asked)
     assert (found.temperature, found.top_k, found.top_p) == expected
+
+
+BEAMS = GenerationSettings(num_beams=4, length_penalty=0.6, early_stopping="never")
+NEVER = Beams(num_beams=4, length_penalty=0.6, early_stopping="never")
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "expected"),
+    [
+        (BEAMS, {}, NEVER),
+        (BEAMS, {"temperature": 0.0}, NEVER),
+        (BEAMS, {"num_beams": 2, "early_stopping": True, "length_penalty": 0.0},
+         Beams(num_beams=2, length_penalty=0.0, early_stopping=True)),
+        (BEAMS, {"num_beams": 1}, Sampling()),
+        (BEAMS, {"temperature": 0.5}, Sampling(temperature=0.5, top_k=50)),
+        (replace(BEAMS, do_sample=True), {}, Sampling(temperature=1.0, top_k=50)),
+        (replace(DRAWING, min_p=0.1), {"num_beams": 3}, Beams(num_beams=3)),
+        (replace(DRAWING, min_p=0.1), {}, Sampling(temperature=0.6, top_k=50, min_p=0.1)),
+        (NO_SETTINGS, {"num_beams": 2}, Beams(num_beams=2)),
+    ],
+)  # fmt: skip
+def test_beams_are_those_given_or_of_the_settings(settings, given, expected):
+    assert choice_of(settings, object(), **given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"num_beams": 4, "temperature": 0.8}, "num_beams is 4 and temperature 0.8"),
+        ({"length_penalty": 0.6}, "apply to beam search only"),
+        ({"early_stopping": True, "temperature": 1.0}, "apply to beam search only"),
+        ({"num_beams": 4, "top_k": 3}, "set a temperature"),
+        ({"num_beams": 4, "length_penalty": 1e9}, "length_penalty is 1000000000.0"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(given, says):
+    with pytest.raises(UserError, match=says):
+        choice_of(NO_SETTINGS, object(), **given)
 
 
 def test_top_k_without_a_temperature_anywhere_is_refused():
     with pytest.raises(UserError, match="set a temperature"):
-        sampling_of(NO_SETTINGS, None, 40, None, object())
+        choice_of(NO_SETTINGS, object(), top_k=40)

@@ -76,12 +76,14 @@ def test_every_field_of_a_file_is_written_back(tmp_path, given):
 def test_settings_have_fields_or_are_kept_as_they_are():
     settings = read_settings(BART_CNN, "file")
     assert settings.no_repeat_ngram_size == 3 and settings.eos_ids == (2,)
-    assert ("num_beams", "4") in settings.other
+    assert settings.num_beams == 4 and settings.early_stopping is True
+    assert ("transformers_version", '"4.27.0.dev0"') in settings.other
     assert hash(settings) == hash(read_settings(BART_CNN, "file"))
 
 
 def test_what_is_not_obeyed_is_named_unless_it_changes_nothing():
-    assert read_settings(BART_CNN, "file").not_obeyed == {"num_beams": 4}
+    groups = BART_CNN | {"num_beam_groups": 2}
+    assert read_settings(groups, "file").not_obeyed == {"num_beam_groups": 2}
     neutral = {"num_beams": 1, "typical_p": 1.0, "guidance_scale": None, "length_penalty": 2.0}
     assert read_settings(neutral, "file").not_obeyed == {}
     assert read_settings({"sequence_bias": [[[1], 2.0]]}, "file").not_obeyed == {
@@ -89,9 +91,18 @@ def test_what_is_not_obeyed_is_named_unless_it_changes_nothing():
     }
 
 
+def test_fields_of_today_in_configs_that_were_saved_before_are_read():
+    saved = GenerationSettings(other=(("num_beams", "4"), ("stop_strings", '["a"]'), ("x", "1")))
+    expected = GenerationSettings(num_beams=4, stop_strings=("a",), other=(("x", "1"),))
+    assert saved == expected
+
+
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
+        ("early_stopping", "always", 'true, false or "never"'),
+        ("length_penalty", "1", "a finite number"),
+        ("stop_strings", [""], "none of them empty"),
         ("repetition_penalty", 0, "a number above 0"),
         ("repetition_penalty", "1.2", "a number that is finite and not negative"),
         ("no_repeat_ngram_size", 2.5, "whole"),

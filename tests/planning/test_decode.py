@@ -11,7 +11,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.llama import LlamaConfig
 from flax_transformers.families.t5 import T5Config
-from flax_transformers.generation import decode, translate
+from flax_transformers.generation import program
 from flax_transformers.generation.decode import generate
 from flax_transformers.generation.translate import generate_target
 from flax_transformers.models.config import ComputeConfig
@@ -62,9 +62,9 @@ def of_encoder_decoder():
     return dataclasses.replace(of_decoder(), model=model, objective=SpanCorruption())
 
 
-def lowered_by(run, module, name, trainer, monkeypatch):
+def lowered_by(run, trainer, monkeypatch):
     """The program that ``run`` would have compiled, at real arrays."""
-    texts, original = [], getattr(module, name)
+    texts, original = [], program.write
 
     class Lowered(Exception):
         pass
@@ -77,26 +77,20 @@ def lowered_by(run, module, name, trainer, monkeypatch):
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding),
         trainer.abstract.params,
     )
-    monkeypatch.setattr(module, name, lowering)
+    monkeypatch.setattr(program, "write", lowering)
     with jax.set_mesh(trainer.mesh), pytest.raises(Lowered):
         run(trainer.model, params, np.ones((BATCH, PROMPT)), max_new_tokens=NEW, eos_id=1)
     return texts[0]
 
 
 @pytest.mark.parametrize(
-    ("make", "run", "module", "name"),
-    [
-        (of_decoder, generate, decode, "write_text"),
-        (of_encoder_decoder, generate_target, translate, "write_target"),
-    ],
+    ("make", "run"), [(of_decoder, generate), (of_encoder_decoder, generate_target)]
 )
-def test_the_program_that_is_planned_is_the_one_that_generates(
-    make, run, module, name, monkeypatch
-):
+def test_the_program_that_is_planned_is_the_one_that_generates(make, run, monkeypatch):
     config = dataclasses.replace(make(), mesh=MeshConfig(data=2, tensor=4))
     trainer = make_trainer(config, make_mesh(config.mesh))
     planned = lower_generate(trainer, BATCH, PROMPT, NEW).as_text()
-    assert planned == lowered_by(run, module, name, trainer, monkeypatch)
+    assert planned == lowered_by(run, trainer, monkeypatch)
 
 
 def test_a_token_multiplies_by_each_weight_once_at_any_prompt_length():

@@ -31,6 +31,10 @@ class Cache(struct.PyTreeNode):
     ``layers`` has arrays [num_layers, B, S, K, H]. ``segments`` and ``positions`` int32 [B, S]
     describe the token in each slot (segment 0: padding or empty). ``index``: number of slots in
     use, an int32 scalar. ``context_segments`` int32 [B, C]: 0 at padding of the context.
+
+    ``visible`` bool [B, T, S] restricts the slots that the T tokens of the next call attend to, its
+    own slots included; the cache that the call returns has None. With it, continuations of a
+    sequence can share the slots of what they have in common.
     """
 
     layers: LayerCache
@@ -38,6 +42,7 @@ class Cache(struct.PyTreeNode):
     positions: jax.Array
     index: jax.Array
     context_segments: jax.Array | None = None
+    visible: jax.Array | None = None
 
 
 def empty_cache(config: TransformerConfig, batch: int, slots: int, dtype: jnp.dtype) -> Cache:
@@ -90,11 +95,18 @@ def causal_mask(
         segments=write(cache.segments, segments),
         positions=write(cache.positions, positions),
         index=cache.index + shape[1],
+        visible=None,
     )
     if prefix is not None:
         prefix = write(jnp.zeros(cache.segments.shape, bool), prefix)
     mask = AttentionMask(
-        segments, updated.segments, positions, updated.positions, prefix, causal=True
+        segments,
+        updated.segments,
+        positions,
+        updated.positions,
+        prefix,
+        cache.visible,
+        causal=True,
     )
     return mask, updated
 

@@ -23,10 +23,10 @@ class AttentionMask(struct.PyTreeNode):
     and zeros is the segments of a sequence with one example. ``causal``: no later keys. ``window``
     (left, right): no keys at larger distances. Both use positions if given, otherwise indices in
     the sequence. ``key_prefix``: keys that earlier queries of their segment attend to as well
-    (prefix language models).
+    (prefix language models). ``allowed``: further restricts the keys of each query.
 
     Segments and positions are int32, [B, T] of queries and [B, S] of keys; ``key_prefix`` is bool
-    [B, S].
+    [B, S], ``allowed`` bool [B, T, S].
     """
 
     query_segments: jax.Array | None = None
@@ -34,6 +34,7 @@ class AttentionMask(struct.PyTreeNode):
     query_positions: jax.Array | None = None
     key_positions: jax.Array | None = None
     key_prefix: jax.Array | None = None
+    allowed: jax.Array | None = None
     causal: bool = struct.field(pytree_node=False, default=False)
     window: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
 
@@ -56,9 +57,10 @@ class AttentionMask(struct.PyTreeNode):
 
     def dense(self, queries: int, keys: int) -> jax.Array | None:
         """bool [B or 1, T, S], True where a query attends to a key; None if everywhere."""
-        allowed = None
+        allowed = self.allowed
         if self.query_segments is not None and self.key_segments is not None:
-            allowed = self.query_segments[:, :, None] == self.key_segments[:, None, :]
+            same = self.query_segments[:, :, None] == self.key_segments[:, None, :]
+            allowed = same if allowed is None else allowed & same
         if self.causal or self.window is not None:
             distance = self.distance(queries, keys)
             left, right = self.window or (None, None)
