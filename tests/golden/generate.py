@@ -92,7 +92,15 @@ BEAM_CASES = {
 BEAMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("beams_gpt2", {"num_beams": 4, "length_penalty": 0.6, "early_stopping": True}),
     ("beams_gpt2", {"num_beams": 5, "length_penalty": 2.0, "early_stopping": False}),
-    ("beams_gpt2", {"num_beams": 4, "no_repeat_ngram_size": 2, "early_stopping": "never"}),
+    (
+        "beams_gpt2",
+        {
+            "num_beams": 4,
+            "no_repeat_ngram_size": 2,
+            "early_stopping": "never",
+            "suppress_tokens": [PAD],  # the original counts padding of prompts as tokens
+        },
+    ),
     ("beams_llama", {"num_beams": 4, "length_penalty": -1.0, "early_stopping": "never"}),
     ("beams_t5_5", {"num_beams": 4, "length_penalty": 0.6, "early_stopping": False}),
     ("beams_t5_5", {"num_beams": 5, "no_repeat_ngram_size": 2, "early_stopping": True}),
