@@ -43,7 +43,8 @@ class StopStrings(NamedTuple):
         longest = max(map(len, texts))
         characters = {c: i for i, c in enumerate(sorted(set("".join(texts))), start=1)}
         pieces_VP = _coded(pieces, characters)
-        tables, starts = [], []
+        tables: list[np.ndarray] = []
+        starts: list[list[int]] = []
         for text in texts:
             moves, border = _moves([characters[c] for c in text], len(characters) + 1)
             after_VQ = np.tile(np.arange(len(text), dtype=np.int32), (len(pieces), 1))

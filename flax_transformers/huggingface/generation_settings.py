@@ -176,7 +176,7 @@ def _real(value: Any) -> float:
 
 def _early_stopping(value: Any) -> bool | str:
     if isinstance(value, bool) or value == "never":
-        return value  # type: ignore[no-any-return]
+        return value
     raise _WrongKind('true, false or "never"')
 
 
