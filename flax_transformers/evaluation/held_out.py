@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
-import jax
 import numpy as np
 
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.pipeline.loader import evaluation_batches
-from flax_transformers.monitoring.metrics import Accumulator
+from flax_transformers.monitoring.metrics import Accumulator, fetched_one_behind
 from flax_transformers.parallel.rules import batch_sharding, check_batch, host_rows, place_rows
 from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
@@ -33,14 +33,18 @@ def held_out_evaluator(config: TrainConfig, prepared: Dataset) -> Evaluator:
         sharding = batch_sharding(snapshot.mesh)
         rows = host_rows(sharding, settings.batch_size)
         length = snapshot.phase.sequence_length
+
+        def score(local: dict[str, np.ndarray]) -> Any:
+            local.pop("example_id")
+            batch = place_rows(local, rows, sharding, settings.batch_size)
+            return snapshot.evaluation_step(snapshot.params, batch)
+
         whole = Accumulator()
         found: dict[str, float] = {}
         for part, examples in _held_out_parts(config, prepared, length):
             totals = Accumulator()
-            for local in _batches(config, prepared, examples, length, rows):
-                local.pop("example_id")
-                batch = place_rows(local, rows, sharding, settings.batch_size)
-                sums = jax.device_get(snapshot.evaluation_step(snapshot.params, batch))
+            batches = _batches(config, prepared, examples, length, rows)
+            for sums in fetched_one_behind(map(score, batches)):
                 totals.add(sums)
                 whole.add(sums)
             if part:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 
 from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.evaluation.held_out import held_out_batches
+from flax_transformers.monitoring.metrics import fetched_one_behind
 from flax_transformers.objectives.base import Array, Batch, ModelFunctions, Objective, Params
 from flax_transformers.parallel.rules import batch_sharding, check_batch, host_rows, place_rows
 from flax_transformers.training.callbacks import Snapshot
@@ -55,10 +55,14 @@ def held_out_predictions(config: TrainConfig, prepared: PreparedText) -> Predict
                 prediction_step, snapshot.params, snapshot.mesh
             )
         length = snapshot.phase.sequence_length
-        for local in held_out_batches(config, prepared, length, rows):
+
+        def dispatch(local: dict[str, np.ndarray]) -> dict[str, Array]:
             local["example_id"] = local["example_id"].astype(np.int32)
             batch = place_rows(local, rows, sharding, settings.batch_size)
-            found = jax.device_get(compiled[snapshot.mesh](snapshot.params, batch))
+            return compiled[snapshot.mesh](snapshot.params, batch)
+
+        batches = held_out_batches(config, prepared, length, rows)
+        for found in fetched_one_behind(map(dispatch, batches)):
             real = found["example_id"] >= 0
             yield {name: np.asarray(values)[real] for name, values in found.items()}
 

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -79,6 +79,18 @@ class Accumulator:
     def reset(self) -> None:
         """Forgets everything added so far."""
         self._totals.clear()
+
+
+def fetched_one_behind(results: Iterable[Any]) -> Iterator[Any]:
+    """The results of a step on the host, each fetched after the next step was dispatched, so that
+    the device computes while the next batch is prepared."""
+    pending = None
+    for result in results:
+        if pending is not None:
+            yield jax.device_get(pending)
+        pending = result
+    if pending is not None:
+        yield jax.device_get(pending)
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.placement import boxed_shapes
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.monitoring.goodput import Clock
-from flax_transformers.monitoring.metrics import Accumulator
+from flax_transformers.monitoring.metrics import Accumulator, fetched_one_behind
 from flax_transformers.monitoring.progress import Progress
 from flax_transformers.monitoring.sinks import MetricSink
 from flax_transformers.monitoring.throughput import Meter
@@ -246,8 +246,10 @@ class Trainer:
         They are those of the average of the parameters, where one is kept. A last batch that is
         smaller than the first is filled up with zeros, which by contract weigh nothing.
         """
-        totals, rows = Accumulator(), None
-        for batch in batches:
+        totals, rows = Accumulator(), 0
+
+        def score(batch: HostBatch) -> Any:
+            nonlocal rows
             arrays = {name: leaf for name, leaf in batch.items() if name != "example_id"}
             count = len(next(iter(arrays.values())))
             rows = rows or count
@@ -259,7 +261,10 @@ class Trainer:
                 }
             placed = self.place(arrays)
             with jax.set_mesh(self.mesh):
-                totals.add(self._evaluate(state.best_params, placed))
+                return self._evaluate(state.best_params, placed)
+
+        for sums in fetched_one_behind(map(score, batches)):
+            totals.add(sums)
         return {f"eval/{name}": mean for name, mean in totals.means().items()}
 
 

@@ -142,13 +142,8 @@ class TrainStream(Iterator[dict[str, np.ndarray]]):
         return batch
 
     def _open(self) -> Any:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain reads absl flags
         batches = replace(self._batches, first=self._position)
-        threads = batches.prepare.examples.read_threads
-        stream = grain.MapDataset.source(batches).to_iter_dataset(
-            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-        )
+        stream = _read_ahead(batches, batches.prepare.examples.read_threads)
         if self._workers:
             stream = stream.mp_prefetch(
                 grain.MultiprocessingOptions(self._workers, _BATCHES_AHEAD),
@@ -173,6 +168,36 @@ def _start_worker(worker: int, workers: int) -> None:
     end_with_parent()
 
 
+def _read_ahead(batches: Any, threads: int) -> grain.IterDataset:
+    """``batches`` in order, prepared by ``threads`` threads ahead of their use."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain reads absl flags
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    return grain.MapDataset.source(batches).to_iter_dataset(options)
+
+
+@dataclass(frozen=True)
+class _EvaluationBatches:
+    """One host's rows of the evaluation batches: element b is batch b."""
+
+    prepare: _Prepare
+    batch_size: int
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return -(-len(self.prepare.examples) // self.batch_size)
+
+    def __getitem__(self, batch: int) -> dict[str, np.ndarray]:
+        numbers = [batch * self.batch_size + int(row) for row in self.rows]
+        total = len(self.prepare.examples)
+        padding = self._padding() if max(numbers) >= total else {}
+        return stacked([self.prepare(n, n) if n < total else padding for n in numbers])
+
+    def _padding(self) -> dict[str, np.ndarray]:
+        zeros = {name: np.zeros_like(array) for name, array in self.prepare(0, 0).items()}
+        return zeros | {"example_id": np.array(-1, np.int64)}
+
+
 def evaluation_batches(
     examples: Examples,
     objective: Objective,
@@ -189,11 +214,8 @@ def evaluation_batches(
     the index of the example, so that masks are fixed. The last batch is filled with rows of zeros
     with ``example_id`` -1, which must have the weight 0 in an objective.
     """
-    rows = _rows(rows, batch_size)
     prepare = _Prepare(examples, objective, vocab, sequence_length, key_of("evaluation", seed))
-    zeros = {name: np.zeros_like(array) for name, array in prepare(0, 0).items()}
-    zeros["example_id"] = np.array(-1, np.int64)
-    for first in range(0, len(examples), batch_size):
+    batches = _EvaluationBatches(prepare, batch_size, _rows(rows, batch_size))
+    for batch in _read_ahead(batches, examples.read_threads):
         watchdog.progress()
-        numbers = (first + int(row) for row in rows)
-        yield stacked([prepare(n, n) if n < len(examples) else zeros for n in numbers])
+        yield batch
