@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
-from flax_transformers.checkpointing.step_directories import absolute, finished_steps
+from flax_transformers.checkpointing.step_directories import Found, absolute, finished_steps
 from flax_transformers.data.tokenizers import load as tokenizer_files
 from flax_transformers.data.tokenizers.export import export_folder, exported_files
 from flax_transformers.data.tokenizers.kinds import Tokenizer
@@ -48,7 +48,7 @@ and positions resized."""
 
 
 def load_pretrained(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Found,
     *,
     architecture: str | None = None,
     num_labels: int | None = None,
@@ -75,27 +75,51 @@ def load_pretrained(
     """
     how: dict[str, Any] = {"architecture": architecture, "num_labels": num_labels}
     how |= {"seed": seed, "dtype": dtype, "compute": compute, "mesh": mesh}
-    if is_checkpoint(path):
-        model, params = _load_checkpoint(path, **how)
+    found = find_pretrained(path)
+    if isinstance(found, Found):
+        model, params = _load_checkpoint(found, **how)
     else:
-        if Path(path).is_file():
-            raise UserError(f"{os.fspath(path)} is a file; give the folder that it is in")
-        directory = hub_read.find_directory(path)
-        if directory is None:
-            raise UserError(
-                f"there is no directory {os.fspath(path)}, and no model of that name in the local "
-                "cache of Hugging Face; give the path, or download the model first"
-            )
-        model, params = hub_read.load_directory(directory, **how)
+        model, params = hub_read.load_directory(found, **how)
     if image_size is None:
         return model, params
     if not isinstance(model.config, VisionConfig):
+        place = found.folder if isinstance(found, Found) else found
         raise UserError(
-            f"image_size is given, but {os.fspath(path)} holds a {model.config.architecture}, "
+            f"image_size is given, but {place} holds a {model.config.architecture}, "
             "which sees no images; leave it out"
         )
     config, params = change_image_size(model.config, params, image_size)
     return build_model(config, model.compute), params
+
+
+def find_pretrained(path: str | os.PathLike[str] | Found) -> Found | Path:
+    """What ``load_pretrained`` reads: a verified checkpoint, or a directory in Hugging Face format.
+
+    Raises UserError if there is neither.
+    """
+    if isinstance(path, Found):
+        return path
+    if is_checkpoint(path):
+        return find_checkpoint(path)
+    if Path(path).is_file():
+        raise UserError(f"{os.fspath(path)} is a file; give the folder that it is in")
+    directory = hub_read.find_directory(path)
+    if directory is None:
+        raise UserError(
+            f"there is no directory {os.fspath(path)}, and no model of that name in the local "
+            "cache of Hugging Face; give the path, or download the model first"
+        )
+    return directory
+
+
+def describe_pretrained(found: Found | Path, architecture: str | None = None) -> TransformerConfig:
+    """The config of the model that ``load_pretrained`` gives; reads no weights."""
+    if not isinstance(found, Found):
+        return hub_read.described_model(found, architecture)
+    config = _with_settings(saved_model(found), Path(found.folder))
+    if architecture is None:
+        return config
+    return dataclasses.replace(config, architecture=architecture)
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
@@ -131,7 +155,7 @@ def initial_model(
                 f"{place} is no directory, and no model of that name is in the local cache of "
                 "Hugging Face; give the path, or download the model first"
             )
-        found = hub_read.described_model(directory, config.architecture)
+        found = hub_read.initial_model(directory, config.architecture)
     if config.architecture not in family_of(found).architectures:
         raise UserError(
             f"{place} holds a {found.architecture}, but the config's model is a "
@@ -267,7 +291,7 @@ def _with_settings(config: TransformerConfig, folder: Path) -> TransformerConfig
 
 
 def _load_checkpoint(
-    path: str | os.PathLike[str],
+    found: Found,
     *,
     architecture: str | None,
     num_labels: int | None,
@@ -276,8 +300,7 @@ def _load_checkpoint(
     compute: ComputeConfig,
     mesh: Mesh | None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    found = find_checkpoint(path)
-    own = _with_settings(saved_model(found), Path(found.folder))
+    own = describe_pretrained(found)
     changes: dict[str, Any] = {"architecture": architecture or own.architecture}
     if num_labels is not None and num_labels != own.num_labels:
         changes |= {"num_labels": num_labels, "label_names": ()}

@@ -15,15 +15,14 @@ import jax
 from jax.sharding import Mesh
 
 from flax_transformers import ranges
-from flax_transformers.checkpointing.step_directories import has_checkpoint
+from flax_transformers.checkpointing.step_directories import Found, has_checkpoint
 from flax_transformers.data.base import Tokenizers
 from flax_transformers.data.config import DataConfig
 from flax_transformers.data.dataset import Dataset, open_dataset, prepare
-from flax_transformers.data.tokenizers.load import load_tokenizer
+from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.folder_kinds import inner_folder
-from flax_transformers.huggingface.read import find_directory
 from flax_transformers.models.config import (
     ComputeConfig,
     EncoderDecoderConfig,
@@ -34,14 +33,15 @@ from flax_transformers.parallel.distributed import check_platform, start_process
 from flax_transformers.parallel.limits import Limits
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.pretrained import (
+    describe_pretrained,
+    find_pretrained,
     initial_model,
     initial_parameters,
-    is_checkpoint,
     load_pretrained,
 )
 from flax_transformers.training.check_run import LABEL_HEADS
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.restore import Restored, restore_model
+from flax_transformers.training.restore import Restored, restore_model, saved_tokenizers
 
 
 @dataclass(frozen=True)
@@ -94,31 +94,54 @@ def prepared_data(data: DataConfig, of_run: Tokenizers = MappingProxyType({})) -
     return prepare(data, of_run=of_run, compare="nothing")
 
 
-def restored_model(
-    path: str,
-    mesh: Mesh | None = None,
-    compute: ComputeConfig | None = None,
-    architecture: str | None = None,
-) -> Restored:
-    """A model with its tokenizers: of a run, or of a folder in Hugging Face format.
+@dataclass(frozen=True)
+class Described:
+    """A model whose weights have not been read: where it is, its config and its tokenizers.
+
+    ``architecture``: what it is read as, if not as its own.
+    """
+
+    source: Found | Path
+    architecture: str | None
+    model: TransformerConfig
+    tokenizer: Tokenizer | None
+    target_tokenizer: Tokenizer | None
+
+    @property
+    def place(self) -> str:
+        """The folder."""
+        return str(self.source.folder if isinstance(self.source, Found) else self.source)
+
+
+def described_model(path: str, architecture: str | None = None) -> Described:
+    """The model of a run, or of a folder in Hugging Face format, before its weights are read.
 
     ``architecture``: what that folder is read as, where it is not its own. Raises UserError for
     what is missing or damaged.
     """
-    if is_checkpoint(path):
-        if architecture is not None:
-            raise UserError(f"{path} is a run, whose architecture is known; omit --architecture")
-        return restore_model(path, mesh, compute)
+    source = find_pretrained(path)
+    if isinstance(source, Found) and architecture is not None:
+        raise UserError(f"{path} is a run, whose architecture is known; omit --architecture")
+    model = describe_pretrained(source, architecture)
+    if isinstance(source, Found):
+        return Described(source, None, model, *saved_tokenizers(source))
+    text = isinstance(model, TextConfig)
+    tokenizer = load_tokenizer(inner_folder(source)) if text else None
+    return Described(source, architecture, model, tokenizer, None)
+
+
+def restored_model(
+    described: Described, mesh: Mesh | None = None, compute: ComputeConfig | None = None
+) -> Restored:
+    """A described model with its weights. Raises UserError for what is missing or damaged."""
+    if isinstance(described.source, Found):
+        return restore_model(described.source, mesh, compute)
     mesh = mesh or make_mesh(MeshConfig())
+    compute = compute or ComputeConfig(dtype="auto")
     model, params = load_pretrained(
-        path, architecture=architecture, compute=compute or ComputeConfig(dtype="auto"), mesh=mesh
+        described.source, architecture=described.architecture, compute=compute, mesh=mesh
     )
-    folder = find_directory(path)
-    assert folder is not None  # the model was there
-    tokenizer = (
-        load_tokenizer(inner_folder(folder)) if isinstance(model.config, TextConfig) else None
-    )
-    return Restored(model.config, model, params, tokenizer, None, mesh, step=0)
+    return Restored(model.config, model, params, described.tokenizer, None, mesh, step=0)
 
 
 def with_initial_model(

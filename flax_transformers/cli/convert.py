@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:
     from flax_transformers.checkpointing.step_directories import Found
+    from flax_transformers.models.config import TransformerConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,17 @@ class Convert:
 
     def run(self, overrides: Sequence[str]) -> int:
         from flax_transformers import runtime
-        from flax_transformers.checkpointing.manager import find_checkpoint
+        from flax_transformers.checkpointing.step_directories import Found
         from flax_transformers.huggingface import folder_kinds
-        from flax_transformers.huggingface import read as hub_read
         from flax_transformers.huggingface import write as hub_write
         from flax_transformers.parallel.limits import Limits
         from flax_transformers.parallel.watchdog import watchdog
-        from flax_transformers.pretrained import is_checkpoint, load_pretrained
+        from flax_transformers.pretrained import (
+            describe_pretrained,
+            find_pretrained,
+            is_checkpoint,
+            load_pretrained,
+        )
 
         refuse(overrides)
         if "://" in self.target:
@@ -54,22 +62,51 @@ class Convert:
         runtime.start(None)
         watchdog.start(Limits())
         with watchdog.phase("restore"):
+            found = find_pretrained(source)
+            _warn_of_tokenizer(found, describe_pretrained(found, self.architecture))
             model, params = load_pretrained(
-                source, architecture=self.architecture, dtype=self.dtype or "float32"
+                found, architecture=self.architecture, dtype=self.dtype or "float32"
             )
         with watchdog.phase("save"):
-            if from_ours:
-                model, carried = _write_directory(target, model, params, find_checkpoint(source))
+            if isinstance(found, Found):
+                model, carried = _write_directory(target, model, params, found)
                 published = target
             else:
-                found = hub_read.find_directory(source)
-                published = folder_kinds.inner_folder(found or Path(source))
+                published = folder_kinds.inner_folder(found)
                 carried = _write_checkpoint(target, model, params, published)
         with watchdog.phase("evaluation"):
             _print_summary(
                 model, params, published, carried=carried, target=target, asked=self.architecture
             )
         return 0
+
+
+def _warn_of_tokenizer(found: Found | Path, config: TransformerConfig) -> None:
+    """Warns, before any weights are read, where model and tokenizer do not fit each other."""
+    from flax_transformers.checkpointing.step_directories import Found
+    from flax_transformers.data.tokenizers.load import load_tokenizer, published_files
+    from flax_transformers.huggingface.folder_kinds import inner_folder
+    from flax_transformers.huggingface.generation_settings import writes_text
+    from flax_transformers.models.config import TextConfig
+    from flax_transformers.training.check_run import check_tokenizer
+
+    folder = found.folder / "tokenizer" if isinstance(found, Found) else inner_folder(found)
+    if not isinstance(config, TextConfig) or not folder.is_dir() or not published_files(folder):
+        return
+    if (folder.parent / "target_tokenizer").is_dir():  # a run, which compared both
+        return
+    try:
+        vocabulary = load_tokenizer(folder).vocabulary
+    except UserError as error:
+        log.warning("the tokenizer is copied as it is: %s", error)
+        return
+    if vocabulary.size > config.vocab_size:
+        log.warning(
+            "%s: the tokenizer has %d tokens, but the model has embeddings for %d: a text with one "
+            "of the others cannot be read", folder, vocabulary.size, config.vocab_size,
+        )  # fmt: skip
+    if writes_text(config):
+        check_tokenizer(config, vocabulary, str(folder))
 
 
 def _print_summary(

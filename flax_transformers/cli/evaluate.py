@@ -12,6 +12,8 @@ from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:
     from flax_transformers.data.dataset import Dataset
+    from flax_transformers.models.config import TransformerConfig
+    from flax_transformers.runtime import Described
     from flax_transformers.training.callbacks import Snapshot
     from flax_transformers.training.config import TrainConfig
     from flax_transformers.training.restore import Restored
@@ -58,20 +60,22 @@ class Evaluate:
         runtime.start(None)
         config = self._config(overrides)
         watchdog.start(config.limits)
+        mesh = make_mesh(config.mesh)
         with watchdog.phase("restore"):
-            restored = runtime.restored_model(
-                self.model, make_mesh(config.mesh), config.compute, self.architecture
-            )
-        _check_length(config, restored)
-        config = replace(config, model=restored.model_config, phases=config.phases[-1:])
+            described = runtime.described_model(self.model, self.architecture)
+        _check_length(config, described.model)
+        config = replace(config, model=described.model, phases=config.phases[-1:])
         check_config(config, trains=False)
         with watchdog.phase("prepare"):
             names = "tokenizer", "target_tokenizer"
-            of_run = {name: one for name in names if (one := getattr(restored, name)) is not None}
+            of_run = {name: one for name in names if (one := getattr(described, name)) is not None}
             prepared = runtime.prepared_data(config.data, of_run)
             prepared = runtime.fitted_data(config, prepared)
-            _check_data(config, prepared, restored, self.model)
+            _check_data(config, prepared, described, self.model)
             check_run(config, prepared, new=False)
+        with watchdog.phase("restore"):
+            restored = runtime.restored_model(described, mesh, config.compute)
+        config = replace(config, model=restored.model_config)
         snapshot = _snapshot(config, restored)
         result: dict[str, float] = {"step": restored.step}
         with jax.set_mesh(restored.mesh), watchdog.phase("evaluation"):
@@ -98,9 +102,8 @@ class Evaluate:
         return override(replace(config, mesh=MeshConfig()), overrides)
 
 
-def _check_length(config: TrainConfig, restored: Restored) -> None:
-    length = config.phases[-1].sequence_length
-    limit = getattr(restored.model_config, "max_positions", None)
+def _check_length(config: TrainConfig, model: TransformerConfig) -> None:
+    length, limit = config.phases[-1].sequence_length, model.max_positions
     if limit is not None and length > limit:
         raise UserError(
             f"the last phase has sequence_length {length}, but the model takes {limit}; "
@@ -109,7 +112,7 @@ def _check_length(config: TrainConfig, restored: Restored) -> None:
 
 
 def _check_data(
-    config: TrainConfig, prepared: Dataset, restored: Restored, checkpoint: str
+    config: TrainConfig, prepared: Dataset, described: Described, checkpoint: str
 ) -> None:
     from flax_transformers.pretrained import is_checkpoint
 
@@ -122,13 +125,13 @@ def _check_data(
     for name in ("tokenizer", "target_tokenizer"):
         theirs, ours = (
             tokenizer and tokenizer.fingerprint
-            for tokenizer in (getattr(prepared, name), getattr(restored, name))
+            for tokenizer in (getattr(prepared, name), getattr(described, name))
         )
         if theirs != ours:
-            described, option = name.replace("_", " "), name.replace("_", "-")
+            shown, option = name.replace("_", " "), name.replace("_", "-")
             folder = f"{checkpoint}/{name}" if is_checkpoint(checkpoint) else checkpoint
             raise UserError(
-                f"the data in {prepared.directory} has another {described} than the checkpoint; "
+                f"the data in {prepared.directory} has another {shown} than the checkpoint; "
                 f"set --data.{option}.path to {folder}"
             )
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from flax_transformers.cli.parsing import Architecture, Model, number, option, override
 from flax_transformers.errors import UserError
 from flax_transformers.ranges import ENTRIES
+
+if TYPE_CHECKING:
+    from flax_transformers.data.tokenizers.load import Tokenizer
+    from flax_transformers.runtime import Described
 
 _MAX_LENGTH = 8192
 """Largest number of tokens of a text if the model has no limit."""
@@ -41,27 +45,20 @@ class FillMask:
         placed = override(runtime.Placed(), overrides)
         runtime.start(None)
         watchdog.start(placed.limits)
+        mesh = make_mesh(placed.mesh)
         with watchdog.phase("restore"):
-            restored = runtime.restored_model(
-                self.model, make_mesh(placed.mesh), placed.compute, self.architecture
-            )
-        if restored.tokenizer is None:
-            raise UserError(f"{self.model} has no tokenizer; give a model of text")
-        if not hasattr(restored.model, "unembed"):
-            raise UserError(
-                f"{self.model} holds a {restored.model_config.architecture}, which predicts no "
-                "tokens; give a model with a language-modelling head"
-            )
+            described = runtime.described_model(self.model, self.architecture)
+            tokenizer, limits = self._checked(described)
+            restored = runtime.restored_model(described, mesh, placed.compute)
         with jax.set_mesh(restored.mesh), watchdog.phase("evaluation"):
             filled = fill_mask(
                 model_functions(restored.model),
                 restored.params,
-                restored.tokenizer,
+                tokenizer,
                 self.text,
                 top=self.top,
-                vocab_size=getattr(restored.model_config, "vocab_size", None),
                 pad_id=getattr(restored.model_config, "pad_id", -1),
-                max_length=getattr(restored.model_config, "max_positions", None) or _MAX_LENGTH,
+                **limits,
             )
         for index, one in enumerate(filled.masked, 1):
             if len(filled.masked) > 1:
@@ -69,3 +66,21 @@ class FillMask:
             for token, probability in one.candidates:
                 print(f"{100 * probability:6.2f} %  {token}")
         return 0
+
+    def _checked(self, described: Described) -> tuple[Tokenizer, dict[str, int]]:
+        """The tokenizer, and the limits of the model. Raises UserError, before any weights are
+        read, for a model that fills no masks and a text that it cannot read."""
+        from flax_transformers.generation.fill_mask import masked_prompt, require_filler
+        from flax_transformers.huggingface.family import build_model
+        from flax_transformers.models.config import ComputeConfig, TextConfig
+
+        config, tokenizer = described.model, described.tokenizer
+        if tokenizer is None or not isinstance(config, TextConfig):
+            raise UserError(f"{self.model} has no tokenizer; give a model of text")
+        require_filler(build_model(config, ComputeConfig()), self.model)
+        limits = {
+            "vocab_size": config.vocab_size,
+            "max_length": config.max_positions or _MAX_LENGTH,
+        }
+        masked_prompt(tokenizer, self.text, **limits)
+        return tokenizer, limits

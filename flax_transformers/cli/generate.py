@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction
@@ -24,7 +25,12 @@ from flax_transformers.ranges import (
 )
 
 if TYPE_CHECKING:
-    from flax_transformers.generation.prompts import Prompts
+    import numpy as np
+
+    from flax_transformers.checkpointing.step_directories import Found
+    from flax_transformers.generation.prompts import Prompts, Typist
+    from flax_transformers.generation.stop_strings import StopStrings
+    from flax_transformers.models.config import TransformerConfig
     from flax_transformers.models.generation_settings import GenerationSettings
 
 
@@ -91,10 +97,13 @@ class Generate:
         import jax
 
         from flax_transformers import runtime
-        from flax_transformers.generation.decode import settings_of
         from flax_transformers.parallel.mesh import make_mesh
         from flax_transformers.parallel.watchdog import watchdog
-        from flax_transformers.pretrained import load_pretrained
+        from flax_transformers.pretrained import (
+            describe_pretrained,
+            find_pretrained,
+            load_pretrained,
+        )
 
         texts = self._texts()
         placed = override(runtime.Placed(), overrides)
@@ -103,15 +112,16 @@ class Generate:
         watchdog.start(placed.limits)
         mesh = make_mesh(placed.mesh)
         with watchdog.phase("restore"):
-            model, params = load_pretrained(
-                self.model, architecture=self.architecture, compute=placed.compute, mesh=mesh
+            found = find_pretrained(self.model)
+            work = self._work(found, describe_pretrained(found, self.architecture), start_ids)
+            encoded = work.checked(texts)
+            loaded = load_pretrained(
+                found, architecture=self.architecture, compute=placed.compute, mesh=mesh
             )
-        settings = self._settings(settings_of(model))
-        work = _Work(self, model, params, self._read_prompts(model, start_ids), settings, start_ids)
         with jax.set_mesh(mesh):
-            for some in work.batches(texts):
+            for some in work.batches(encoded):
                 with watchdog.phase("evaluation"):
-                    for text in work.write(some):
+                    for text in work.write(loaded, some):
                         print(text, flush=True)
         return 0
 
@@ -144,30 +154,40 @@ class Generate:
             chosen["max_new_tokens"] = 64
         return replace(settings, **chosen)
 
-    def _read_prompts(self, model: Any, start_ids: tuple[int, ...]) -> Prompts:
-        """The tokenizer of the model."""
-        from flax_transformers.generation.decode import require_writer
-        from flax_transformers.generation.prompts import read_prompts
+    def _work(
+        self, found: Found | Path, config: TransformerConfig, start_ids: tuple[int, ...]
+    ) -> _Work:
+        """What the command does, before any weights are read.
 
-        if "decoder_input_ids" not in model.inputs:
+        Raises UserError unless the model, its tokenizer and the settings fit each other.
+        """
+        from flax_transformers.generation.decode import require_writer, settings_of
+        from flax_transformers.generation.prompts import read_prompts
+        from flax_transformers.huggingface.family import build_model
+        from flax_transformers.models.config import ComputeConfig
+        from flax_transformers.training.check_run import check_tokenizer
+
+        model: Any = build_model(config, ComputeConfig())
+        if "decoder_input_ids" not in getattr(model, "inputs", ()):
             require_writer(model)
             if start_ids:
                 raise UserError(
                     f"--start-ids is for encoder-decoders, and {self.model} holds a "
-                    f"{model.config.architecture}; leave it out"
+                    f"{config.architecture}; leave it out"
                 )
-        folder, target = _tokenizer_folders(self.model)
-        return read_prompts(folder, model.config, target)
+        folder, target = _tokenizer_folders(found)
+        prompts = read_prompts(folder, model.config, target)
+        check_tokenizer(config, prompts.written.vocabulary, self.model)
+        return _Work(self, model, prompts, self._settings(settings_of(model)), start_ids)
 
 
 class _Work:
-    """What is the same for all prompts of a command."""
+    """What is the same for all prompts of a command. ``model`` needs no parameters."""
 
     def __init__(
         self,
         command: Generate,
         model: Any,
-        params: Any,
         prompts: Prompts,
         settings: GenerationSettings,
         start_ids: tuple[int, ...],
@@ -176,9 +196,8 @@ class _Work:
 
         from flax_transformers.generation.beams import Beams
         from flax_transformers.generation.choices import choice_of
-        from flax_transformers.generation.decode import generate
-        from flax_transformers.generation.translate import generate_target
 
+        self.model, self.start_ids = model, start_ids
         self.command, self.prompts, self.settings = command, prompts, settings
         self.rows = command.batch_size
         self.answers = "decoder_input_ids" in model.inputs
@@ -186,10 +205,10 @@ class _Work:
         self.pad_id = max(model.config.pad_id, 0)
         self.stops = settings.stop_strings or ()
         self.token_texts = prompts.token_texts() if self.stops else []
-        key = jax.random.key(command.seed)
+        self.key = jax.random.key(command.seed)
         self.choice = choice_of(
             settings,
-            key,
+            self.key,
             temperature=command.temperature,
             top_k=command.top_k,
             top_p=command.top_p,
@@ -200,49 +219,79 @@ class _Work:
         )
         if command.stream and isinstance(self.choice, Beams):
             raise UserError("beam search has no text before its end; leave out --stream")
-        kind: Any = partial(generate_target, start_ids=start_ids) if self.answers else generate
-        self.generate = partial(
-            kind,
-            model,
-            params,
-            eos_id=self.eos_ids,
-            pad_id=self.pad_id,
-            choice=self.choice,
-            settings=settings,
-            key=key,
-        )
 
-    def batches(self, texts: Sequence[str]) -> Iterator[list[str]]:
+    def checked(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of prompts. Raises UserError where generation would."""
+        from flax_transformers.generation.decode import check_prompts
+        from flax_transformers.generation.translate import check_sources
+
+        encoded = _encoded(self.prompts, texts, self.answers)
+        lengths, how = [len(ids) for ids in encoded], (None, self.choice, self.key, self.settings)
+        if self.answers:
+            check_sources(self.model, lengths, self.start_ids, *how)
+        else:
+            check_prompts(self.model, lengths, *how)
+        return encoded
+
+    def batches(self, encoded: Sequence[list[int]]) -> Iterator[list[list[int]]]:
         """The prompts in groups of the batch size."""
         size = self.command.batch_size
-        self.rows = min(size, len(texts))
-        return (list(texts[i : i + size]) for i in range(0, len(texts), size))
+        self.rows = min(size, len(encoded))
+        return (list(encoded[i : i + size]) for i in range(0, len(encoded), size))
 
-    def write(self, texts: Sequence[str]) -> Iterator[str]:
-        """The text of each prompt, to be printed; none if it was printed as it came."""
+    def write(self, loaded: tuple[Any, Any], encoded: list[list[int]]) -> Iterator[str]:
+        """The text of each prompt, to be printed; none if it was printed as it came.
+
+        ``loaded``: the model and its parameters.
+        """
         import jax
 
         from flax_transformers.generation.beams import Beams
         from flax_transformers.generation.prompts import Typist, rows_of, until_stop
         from flax_transformers.generation.stop_strings import StopStrings
 
-        encoded = _encoded(self.prompts, texts, self.answers)
-        encoded += [encoded[-1]] * (self.rows - len(encoded))  # of the shape of the other batches
+        texts = len(encoded)
+        encoded = encoded + [encoded[-1]] * (self.rows - texts)  # of the shape of other batches
         ids, mask = rows_of(encoded, self.pad_id, padded="right" if self.answers else "left")
         before = [[] if self.answers else prompt for prompt in encoded]
         stops = StopStrings.of(self.stops, self.token_texts, before) if self.stops else None
         typist = None
-        terminal = sys.stdout.isatty() and len(texts) == 1 and not isinstance(self.choice, Beams)
+        terminal = sys.stdout.isatty() and texts == 1 and not isinstance(self.choice, Beams)
         if self.command.stream or terminal:
             typist = Typist(self.prompts, before[0], self.stops, self.eos_ids)
-        tokens = self.generate(ids, mask, stops=stops, streamer=typist)
+        tokens = self._generate(loaded, ids, mask, stops, typist)
         if typist is not None:
             typist.finish()
             return
-        for prompt, row, _ in zip(before, jax.device_get(tokens).tolist(), texts, strict=False):
+        for prompt, row in zip(before[:texts], jax.device_get(tokens).tolist(), strict=False):
             written = takewhile(lambda token: token not in self.eos_ids, row)
             text = self.prompts.decode([*prompt, *written])
             yield until_stop(text, len(self.prompts.decode(prompt)), self.stops)
+
+    def _generate(
+        self,
+        loaded: tuple[Any, Any],
+        ids: np.ndarray,
+        mask: np.ndarray,
+        stops: StopStrings | None,
+        streamer: Typist | None,
+    ) -> Any:
+        from flax_transformers.generation.decode import generate
+        from flax_transformers.generation.translate import generate_target
+
+        kind: Any = partial(generate_target, start_ids=self.start_ids) if self.answers else generate
+        return kind(
+            *loaded,
+            ids,
+            mask,
+            eos_id=self.eos_ids,
+            pad_id=self.pad_id,
+            choice=self.choice,
+            settings=self.settings,
+            key=self.key,
+            stops=stops,
+            streamer=streamer,
+        )
 
 
 _EARLY_STOPPING: dict[str | None, bool | Literal["never"] | None] = {
@@ -276,17 +325,12 @@ def _ids(text: str | None) -> tuple[int, ...]:
         ) from None
 
 
-def _tokenizer_folders(source: str) -> tuple[Any, Any]:
+def _tokenizer_folders(found: Found | Path) -> tuple[Any, Any]:
     """The folder of a model's tokenizer, and that of the targets if they have their own."""
-    from flax_transformers.checkpointing.manager import find_checkpoint
+    from flax_transformers.checkpointing.step_directories import Found
     from flax_transformers.huggingface import folder_kinds
-    from flax_transformers.huggingface import read as hub_read
-    from flax_transformers.pretrained import is_checkpoint
 
-    if is_checkpoint(source):
-        folder = find_checkpoint(source).folder
-        target = folder / "target_tokenizer"
-        return folder / "tokenizer", target if target.is_dir() else None
-    directory = hub_read.find_directory(source)
-    assert directory is not None  # the model was there
-    return folder_kinds.inner_folder(directory), None
+    if not isinstance(found, Found):
+        return folder_kinds.inner_folder(found), None
+    target = found.folder / "target_tokenizer"
+    return found.folder / "tokenizer", target if target.is_dir() else None

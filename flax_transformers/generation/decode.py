@@ -65,17 +65,34 @@ def generate(
         choice = choice_of(settings, key, temperature=temperature, top_k=top_k, top_p=top_p)
     ids_BT, mask_BT = ids_and_mask(input_ids, attention_mask)
     lengths = mask_BT.sum(axis=1)
-    max_new_tokens = new_tokens_of(settings, max_new_tokens, int(lengths.max()))
-    key = require_settings(max_new_tokens, choice, key)
-    if lengths.min() < 1:
-        raise UserError("a prompt has no tokens; give at least one, such as the start token")
-    longest = int(lengths.max()) + max_new_tokens
-    require_positions(model, longest, f"{longest} tokens of prompt and text")
+    max_new_tokens, key = check_prompts(model, lengths, max_new_tokens, choice, key, settings)
     endings = endings_of(model, settings, eos_id, pad_id)
     ids_BT, mask_BT = padded(ids_BT, mask_BT, int(endings.pad), left=True)
     limits = Limits(endings, jnp.int32(max_new_tokens), stops)
     request = Request(jnp.asarray(ids_BT), jnp.asarray(mask_BT), limits, key)
     return run(model, params, request, choice, settings, streamer)
+
+
+def check_prompts(
+    model: Any,
+    lengths: Sequence[int] | np.ndarray,
+    max_new_tokens: int | None,
+    choice: Sampling | Beams,
+    key: jax.Array | None,
+    settings: GenerationSettings,
+) -> tuple[int, jax.Array]:
+    """The number of new tokens after prompts of these numbers of tokens, and the random key.
+
+    Needs no parameters. Raises UserError where ``generate`` does.
+    """
+    longest = max(lengths)
+    max_new_tokens = new_tokens_of(settings, max_new_tokens, int(longest))
+    key = require_settings(max_new_tokens, choice, key)
+    if min(lengths) < 1:
+        raise UserError("a prompt has no tokens; give at least one, such as the start token")
+    total = int(longest) + max_new_tokens
+    require_positions(model, total, f"{total} tokens of prompt and text")
+    return max_new_tokens, key
 
 
 def run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,23 +59,56 @@ def fill_mask(
     """
     if top < 1:
         raise UserError(f"top is {top}; it must be at least 1")
-    ids = _prompt(tokenizer, text)
+    ids = masked_prompt(tokenizer, text, max_length=max_length, vocab_size=vocab_size)
     vocabulary = tokenizer.vocabulary
     if vocab_size is not None:
-        require_known(tokenizer, ids.tolist(), vocab_size, "text")
         vocabulary = vocabulary.within(vocab_size)
     if pad_id >= 0:
         vocabulary = replace(vocabulary, pad_id=pad_id)
-    if max_length is not None and len(ids) > max_length:
-        raise UserError(
-            f"the text has {len(ids)} tokens, but the model takes {max_length}; shorten it"
-        )
     masked = _fill(functions, params, tokenizer, ids, top, max_length, vocabulary)
     return Filled(text, masked)
 
 
+def require_filler(model: Any, place: object) -> None:
+    """Raises UserError for a model, read from ``place``, that does not predict masked tokens."""
+    said = f"{place} holds a {model.config.architecture}, which"
+    if not hasattr(model, "unembed"):
+        raise UserError(f"{said} predicts no tokens; give a model with a language-modelling head")
+    if "decoder_input_ids" in model.inputs:
+        raise UserError(
+            f"{said} is an encoder-decoder and fills no masks; give a masked language model, or "
+            "use flax-transformers generate"
+        )
+    if getattr(model.config, "causal", False):
+        raise UserError(
+            f"{said} sees only the text before a mask; give a masked language model, or use "
+            "flax-transformers generate"
+        )
+
+
+def masked_prompt(
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    max_length: int | None = None,
+    vocab_size: int | None = None,
+) -> np.ndarray:
+    """The ids of a text with masks, with the special tokens of training, int32 [T].
+
+    Raises UserError if there is no [MASK], for ids of ``vocab_size`` or more, and for more tokens
+    than ``max_length``.
+    """
+    ids = _prompt(tokenizer, text)
+    if vocab_size is not None:
+        require_known(tokenizer, ids.tolist(), vocab_size, "text")
+    if max_length is not None and len(ids) > max_length:
+        raise UserError(
+            f"the text has {len(ids)} tokens, but the model takes {max_length}; shorten it"
+        )
+    return ids
+
+
 def _prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """The ids of a text with masks, with the special tokens of training, int32 [T]."""
     vocabulary = tokenizer.vocabulary
     if vocabulary.mask_id is None:
         raise UserError("the model's tokenizer has no mask token; give a masked language model")

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from flax_transformers.errors import UserError
@@ -71,13 +72,11 @@ def generate_target(
         choice = choice_of(settings, key, temperature=temperature, top_k=top_k, top_p=top_p)
     ids_BS, mask_BS = ids_and_mask(input_ids, attention_mask)
     start = tuple(start_ids) or (_first_id(model, settings),)
-    max_new_tokens = new_tokens_of(settings, max_new_tokens, len(start))
-    key = require_settings(max_new_tokens, choice, key)
-    _check_ids(model, start if forced_first_id is None else (*start, forced_first_id))
-    # An empty batch has no longest source.
-    source, target = int(mask_BS.sum(axis=1).max(initial=0)), len(start) + max_new_tokens
-    both = f"{source} tokens of source and {target} of target"
-    require_positions(model, max(source, target), both)
+    lengths = mask_BS.sum(axis=1)
+    max_new_tokens, key = check_sources(
+        model, lengths, start, max_new_tokens, choice, key, settings
+    )
+    _check_ids(model, () if forced_first_id is None else (forced_first_id,))
     endings = endings_of(model, settings, eos_id, pad_id)
     ids_BS, mask_BS = padded(ids_BS, mask_BS, int(endings.pad), left=False)
     request = Request(
@@ -89,6 +88,31 @@ def generate_target(
         None if forced_first_id is None else jnp.int32(forced_first_id),
     )
     return run(model, params, request, choice, settings, streamer)
+
+
+def check_sources(
+    model: Any,
+    lengths: Sequence[int] | np.ndarray,
+    start_ids: Sequence[int],
+    max_new_tokens: int | None,
+    choice: Sampling | Beams,
+    key: jax.Array | None,
+    settings: GenerationSettings,
+) -> tuple[int, jax.Array]:
+    """The number of new tokens for sources of these numbers of tokens, and the random key.
+
+    Needs no parameters. Raises UserError where ``generate_target`` does.
+    """
+    _require_translator(model)
+    start = tuple(start_ids) or (_first_id(model, settings),)
+    max_new_tokens = new_tokens_of(settings, max_new_tokens, len(start))
+    key = require_settings(max_new_tokens, choice, key)
+    _check_ids(model, start)
+    # An empty batch has no longest source.
+    source, target = int(max(lengths, default=0)), len(start) + max_new_tokens
+    both = f"{source} tokens of source and {target} of target"
+    require_positions(model, max(source, target), both)
+    return max_new_tokens, key
 
 
 def _require_translator(model: Any) -> None:

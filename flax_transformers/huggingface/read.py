@@ -25,7 +25,7 @@ from flax_transformers.huggingface import (
     tensor_names,
 )
 from flax_transformers.huggingface.config_fields import kept_fields
-from flax_transformers.huggingface.family import Identity, build_model, identify
+from flax_transformers.huggingface.family import Identity, build_model, family_of, identify
 from flax_transformers.huggingface.placement import Placement, body_names, boxed_shapes, fresh_heads
 from flax_transformers.huggingface.sentence_transformers import read_sentence_files
 from flax_transformers.huggingface.weight_table import some
@@ -111,18 +111,11 @@ def load_directory(
     return model, params | fresh_heads(model, place, absent, folder, seed)
 
 
-def described_model(directory: Path, architecture: str) -> TransformerConfig:
-    """The model in a Hugging Face directory, without its weights: as ``architecture`` where its
-    family has that, else as the file's own."""
+def described_model(directory: Path, architecture: str | None = None) -> TransformerConfig:
+    """The config of the model that ``load_directory`` gives; reads no weights."""
     folder = folder_kinds.inner_folder(directory)
     folder_kinds.require_model(folder)
-    try:
-        identity, model, _ = _read_config(folder, None, None)
-    except UserError:  # a file without a name that is known
-        identity, _, model = _read_config(folder, architecture, None)
-    else:
-        if architecture in identity.family.architectures:
-            identity, _, model = _read_config(folder, architecture, None)
+    identity, _, model = _read_config(folder, architecture, None)
     model = replace(model, **read_sentence_files(directory, model))
     family = identity.family
     if family.settle is None:
@@ -130,6 +123,17 @@ def described_model(directory: Path, architecture: str) -> TransformerConfig:
     tensors: Mapping[str, Any] = tensor_files.open_tensors(folder)
     with _naming(folder):
         return family.settle(model, tensor_names.unwrapped(tensors, family.weights(model)))
+
+
+def initial_model(directory: Path, architecture: str) -> TransformerConfig:
+    """As ``described_model``, with the ``architecture`` only if the file's family has it."""
+    try:
+        model = described_model(directory)
+    except UserError:  # a file without a name that is known
+        return described_model(directory, architecture)
+    if architecture in family_of(model).architectures:
+        return described_model(directory, architecture)
+    return model
 
 
 def _read_config(

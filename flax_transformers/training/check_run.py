@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from flax_transformers.models.config import (
     TransformerConfig,
     VisionConfig,
 )
+from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
 from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.labelled import LabelledSpec
 from flax_transformers.training.config import AnyPhase, TrainConfig
@@ -69,15 +70,29 @@ def check_run(config: TrainConfig, prepared: Dataset, *, new: bool = True) -> No
     _check_outputs(config)
     if isinstance(config.model, TextConfig):
         _check_vocabulary(config.model, prepared.vocabulary, config.objective.needs.causal is True)
-        for fault in _faults_of_ends(config, prepared.vocabulary):
+        for fault, field, token in _faults_of_ends(config, prepared.vocabulary):
+            remedy = f"set --model.{field.replace('_', '-')} {token}"
             if new:
-                raise UserError(fault)
-            log.warning("%s for a new run", fault)
+                raise UserError(f"{fault}; {remedy}")
+            log.warning("%s; %s for a new run", fault, remedy)
         for phase in config.phases:
             row = dummy_row(config, phase, prepared.vocabulary)
             _check_row(config, phase, row)
             _check_decoder_start(config.model, row)
     _check_classes(config, prepared)
+
+
+def check_tokenizer(model: TransformerConfig, vocabulary: Vocabulary, place: str) -> None:
+    """Warns where a model in ``place`` that writes text, and is not trained, begins or ends it with
+    other ids than its tokenizer.
+
+    The end ids of its generation settings go before those of its config.
+    """
+    settings: GenerationSettings = getattr(model, "generation", NO_SETTINGS)
+    ends = settings.eos_ids or getattr(model, "eos_ids", ())
+    for fault, field, token in _different_ends(model, vocabulary, ends):
+        theirs = {"eos_ids": "eos_token_id", "bos_id": "bos_token_id"}[field]
+        log.warning("%s: %s; set its %s to %s", place, fault, theirs, token)
 
 
 def check_batch(config: TrainConfig, phase: AnyPhase, batch: Mapping[str, np.ndarray]) -> None:
@@ -282,27 +297,40 @@ def _check_target_vocabulary(model: EncoderDecoderConfig, vocabulary: Vocabulary
         )
 
 
-def _faults_of_ends(config: TrainConfig, vocabulary: Vocabulary) -> Iterator[str]:
+def _faults_of_ends(
+    config: TrainConfig, vocabulary: Vocabulary
+) -> Iterator[tuple[str, str, int | None]]:
     """Where text that the model learns to write does not begin or end as its config says."""
-    model, needs = config.model, config.objective.needs
-    if "unembed" not in needs.heads or not (needs.causal or "decoder_input_ids" in needs.inputs):
-        return
+    needs = config.objective.needs
+    if "unembed" in needs.heads and (needs.causal or "decoder_input_ids" in needs.inputs):
+        yield from _different_ends(config.model, vocabulary, getattr(config.model, "eos_ids", ()))
+
+
+def _different_ends(
+    model: TransformerConfig, vocabulary: Vocabulary, ends: Sequence[int]
+) -> Iterator[tuple[str, str, int | None]]:
+    """Where the tokenizer ends a text with none of ``ends``, or begins one with another id than the
+    model: what is wrong, the field of the model, and what it would have to be."""
     written = vocabulary.of_targets
-    ends, end, begin = getattr(model, "eos_ids", ()), written.end_id, getattr(model, "bos_id", None)
+    end, begin = written.end_id, getattr(model, "bos_id", None)
     if ends and end is not None and end not in ends:
         yield (
-            f"the tokenizer ends a text with id {end}, but model.eos_ids is {ends}: no text would "
-            f"end there; set --model.eos-ids {end}"
+            f"the tokenizer ends a text with id {end}, but model.eos_ids is {tuple(ends)}: no text "
+            "would end there",
+            "eos_ids",
+            end,
         )
     if begin is not None and begin >= written.size:
         yield (
-            f"model.bos_id is {begin}, but the tokenizer has {written.size} pieces; set "
-            f"--model.bos-id {written.bos_id}"
+            f"model.bos_id is {begin}, but the tokenizer has {written.size} pieces",
+            "bos_id",
+            written.bos_id,
         )
-    if begin is not None and written.bos_id is not None and begin != written.bos_id:
+    elif begin is not None and written.bos_id is not None and begin != written.bos_id:
         yield (
-            f"the tokenizer begins a text with id {written.bos_id}, but model.bos_id is {begin}; "
-            f"set --model.bos-id {written.bos_id}"
+            f"the tokenizer begins a text with id {written.bos_id}, but model.bos_id is {begin}",
+            "bos_id",
+            written.bos_id,
         )
 
 

@@ -56,17 +56,23 @@ def restore_model(
         compute = _saved_execution(found)
     mesh = mesh or make_mesh(MeshConfig())  # what is here, not what it was trained on
     model = build_model(model_config, compute.resolve(mesh.devices.flat[0].platform))
+    tokenizer, target = saved_tokenizers(found)
     return Restored(
         model_config=model_config,
         model=model,
         params=restore_params(
             found, Placement.of(model, jnp.float32, mesh).shapes, averaged=averaged
         ),
-        tokenizer=_tokenizer(found, "tokenizer"),
-        target_tokenizer=_tokenizer(found, "target_tokenizer"),
+        tokenizer=tokenizer,
+        target_tokenizer=target,
         mesh=mesh,
         step=found.meta["position"]["step"],
     )
+
+
+def saved_tokenizers(found: Found) -> tuple[Tokenizer | None, Tokenizer | None]:
+    """The tokenizer of a checkpoint, and that of its targets; None for what it does not have."""
+    return _tokenizer(found, "tokenizer"), _tokenizer(found, "target_tokenizer")
 
 
 def _tokenizer(found: Found, name: str) -> Tokenizer | None:
