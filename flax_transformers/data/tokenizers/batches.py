@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,8 +18,24 @@ class EncodesBatches:
     vocabulary: Vocabulary
     facts: Facts
 
+    finds_ends: ClassVar[bool] = False
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         raise NotImplementedError
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        raise NotImplementedError
+
+    def encode_with_ends(
+        self, texts: Sequence[str], ends: Sequence[Sequence[int]]
+    ) -> list[tuple[np.ndarray, list[int]]]:
+        """The ids of each text, and how many of its tokens end at or before each of its ``ends``,
+        increasing positions in characters."""
+        return [
+            # Offsets increase; two tokens may span the same character.
+            (ids, np.searchsorted(offsets[:, 1], at, side="right").tolist())
+            for (ids, offsets), at in zip(self.encode_with_offsets(texts), ends, strict=True)
+        ]
 
     @property
     def frame(self) -> Frame:

@@ -1,8 +1,8 @@
 """Tokenizes documents into sentences, for token stores.
 
-A document is tokenized as a whole, and the ends of sentences follow from character offsets. It is
-cut only where that changes no id (`Tokenizer.safe_cut`), which bounds the memory and avoids the
-offsets.
+A document is tokenized as a whole, and the ends of sentences follow from character positions. It is
+cut only where that changes no id (`Tokenizer.safe_cut`), which bounds the memory, and which is
+faster where these positions are not (`Tokenizer.finds_ends`).
 """
 
 from __future__ import annotations
@@ -135,6 +135,8 @@ def _cuts(tokenizer: Tokenizer, text: str, ends: Sequence[int]) -> Iterator[int]
     for end in ends:
         if end < len(text) and not cut.match(text, end):
             continue
+        if tokenizer.finds_ends and end < len(text) and end - start < _PART:
+            continue
         while end - start > _PART:
             match = cut.search(text, start + _PART, end)
             if match is None or match.start() == end:
@@ -151,12 +153,13 @@ def _encode_parts(
     """The ids of each part, and the indices at which sentences end."""
     for batch in _batches(parts):
         plain = iter(tokenizer.encode_batch([p.text for p in batch if not p.needs_offsets]))
-        located = iter(tokenizer.encode_with_offsets([p.text for p in batch if p.needs_offsets]))
+        several = [part for part in batch if part.needs_offsets]
+        located = iter(
+            tokenizer.encode_with_ends([p.text for p in several], [p.ends for p in several])
+        )
         for part in batch:
             if part.needs_offsets:
-                ids, offsets = next(located)
-                # Offsets increase; two tokens may span the same character.
-                yield ids, np.searchsorted(offsets[:, 1], part.ends, side="right").tolist()
+                yield next(located)
             else:
                 ids = next(plain)
                 yield ids, [len(ids)] * len(part.ends)
@@ -185,6 +188,6 @@ def _sentences(encoded: Sequence[tuple[np.ndarray, list[int]]]) -> list[np.ndarr
     for ids, counts in encoded:
         ends += [total + count for count in counts]
         total += len(ids)
-    ids = np.concatenate([ids for ids, _ in encoded])
+    ids = encoded[0][0] if len(encoded) == 1 else np.concatenate([ids for ids, _ in encoded])
     ends[-1] = total  # trailing characters that the last token does not cover
-    return np.split(ids, ends[:-1])
+    return [ids[start:end] for start, end in itertools.pairwise([0, *ends])]

@@ -38,6 +38,7 @@ from flax_transformers.data.tokenizers.roles import (
     starts_word,
     vocabulary_of,
 )
+from flax_transformers.data.tokenizers.sentencepiece_ends import SentenceEnds
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Frame
 
@@ -119,7 +120,11 @@ class SentencePieceTokenizer(EncodesBatches):
     def encode_unsplit(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of texts without tokens that were added to the model."""
         encoded = (np.array(ids, np.int32) for ids in self._processor.encode(list(texts)))
-        return [self._ids[ids] if self._is_mapped else ids for ids in encoded]
+        return [self._own(ids) for ids in encoded]
+
+    def _own(self, pieces: np.ndarray) -> np.ndarray:
+        """The ids of pieces."""
+        return self._ids[pieces] if self._is_mapped else pieces
 
     def encode_prompt(self, text: str) -> np.ndarray:
         return prompt_ids(self.encode_unsplit, text, {**self._plain, **self._special})
@@ -136,6 +141,23 @@ class SentencePieceTokenizer(EncodesBatches):
         if self._plain:
             return [self._joined_at_added_tokens(text) for text in texts]
         return self._unsplit_with_offsets(texts)
+
+    def encode_with_ends(
+        self, texts: Sequence[str], ends: Sequence[Sequence[int]]
+    ) -> list[tuple[np.ndarray, list[int]]]:
+        if self._plain:
+            return super().encode_with_ends(texts, ends)
+        encoded = [np.array(ids, np.int32) for ids in self._processor.encode(list(texts))]
+        counts = self._ends.counts(texts, ends, [self._byte_lengths[ids] for ids in encoded])
+        slow = [i for i, found in enumerate(counts) if found is None]
+        exact = super().encode_with_ends([texts[i] for i in slow], [ends[i] for i in slow])
+        for i, (_, found) in zip(slow, exact, strict=True):
+            counts[i] = found
+        return [(self._own(ids), at or []) for ids, at in zip(encoded, counts, strict=True)]
+
+    @functools.cached_property
+    def _ends(self) -> SentenceEnds:
+        return SentenceEnds(self._processor, parse_sentencepiece(self.model))
 
     def _unsplit_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         found = []

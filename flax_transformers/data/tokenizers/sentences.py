@@ -53,24 +53,29 @@ def _ends(text: str) -> Iterator[int]:
         end = candidate.end()
         if end == len(text) or not _ends_sentence(text, candidate):
             continue
-        if not text[start:end].isspace():
+        # Only a paragraph break can be all of a sentence.
+        if candidate["stop"] is None and text[start:end].isspace():
+            continue
+        if end - start > MAX_CHARACTERS:
             yield from _bounded(text, start, end)
-            start = end
-    if start < len(text):
+        else:
+            yield end
+        start = end
+    if len(text) - start > MAX_CHARACTERS:
         yield from _bounded(text, start, len(text))
+    elif start < len(text):
+        yield len(text)
 
 
 def _bounded(text: str, start: int, end: int) -> Iterator[int]:
-    """The end of a sentence; for a very long one also the positions where it is cut."""
-    if end - start > MAX_CHARACTERS:
-        yield from (match.end() for match in _BOUNDED.finditer(text, start, end))
-    else:
-        yield end
+    """The positions where a very long sentence is cut, and its end."""
+    yield from (match.end() for match in _BOUNDED.finditer(text, start, end))
 
 
 def _ends_sentence(text: str, candidate: re.Match[str]) -> bool:
     stop = candidate["stop"]
-    if stop is None or _EMPTY_LINE.search(candidate[0]):
+    found = candidate[0]
+    if stop is None or ("\n" in found and _EMPTY_LINE.search(found)):
         return True
     following = text[candidate.end() : candidate.end() + 4].lstrip(_OPENERS)
     if following[:1].islower():

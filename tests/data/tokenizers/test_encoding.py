@@ -21,7 +21,11 @@ from flax_transformers.data.tokenizers.encoding import encode_documents, encode_
 from flax_transformers.data.tokenizers.kinds import PieceTokenizer
 from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig, train_tokenizer
 from flax_transformers.data.tokenizers.sentencepiece import SentencePieceTokenizer, piece_offsets
-from flax_transformers.data.tokenizers.sentences import MAX_CHARACTERS, split_sentences
+from flax_transformers.data.tokenizers.sentences import (
+    MAX_CHARACTERS,
+    sentence_ends,
+    split_sentences,
+)
 from tests.data.tokenizers.languages import HARD_TEXTS, TEXTS
 
 ALL = [*TEXTS.values(), *HARD_TEXTS, " ".join(TEXTS.values())]
@@ -110,6 +114,8 @@ TRAINED = {
     "WordPiece": TokenizerConfig("wordpiece", 900),
     "WordPiece, lower case": TokenizerConfig("wordpiece", 900, lowercase=True),
     "unigram": TokenizerConfig("unigram", 800),
+    "unigram with whitespace": TokenizerConfig("unigram", 700, keep_whitespace=True),
+    "unigram, lower case": TokenizerConfig("unigram", 700, lowercase=True),
     "BPE": TokenizerConfig("bpe", 900),
     "bytes": TokenizerConfig("bytes"),
 }
@@ -169,6 +175,38 @@ def test_offsets_agree_with_those_of_the_library(tokenizer):
             assert offsets.tolist() == piece_offsets(tokenizer._processor, text).tolist(), text
 
 
+def offsets_ends(tokenizer, text, at):
+    """What `encode_with_ends` gives, from the offsets."""
+    ((ids, offsets),) = tokenizer.encode_with_offsets([text])
+    return ids.tolist(), [int((offsets[:, 1] <= end).sum()) for end in at]
+
+
+def test_tokens_before_a_position_are_those_whose_offsets_end_there(tokenizer):
+    rng = np.random.default_rng(0)
+    texts = [*ALL, " ".join(HARD_TEXTS), "A… B. “Ça!” Ñ. ﬁn. Ünder. e\u0301. Ω. \u0301x"]
+    for text in filter(None, texts):
+        places = [sentence_ends(text), sorted(rng.integers(1, len(text) + 1, 4))]
+        places += [[end] for end in range(1, len(text) + 1)][:60]
+        for at in places:
+            ((ids, found),) = tokenizer.encode_with_ends([text], [at])
+            assert (ids.tolist(), found) == offsets_ends(tokenizer, text, at), (text, at)
+    both = tokenizer.encode_with_ends(texts[:2], [sentence_ends(text) for text in texts[:2]])
+    for text, (ids, found) in zip(texts, both, strict=False):
+        assert (ids.tolist(), found) == offsets_ends(tokenizer, text, sentence_ends(text))
+
+
+@pytest.mark.parametrize("name", ["unigram", "unigram with whitespace", "BPE"])
+def test_sentences_of_most_languages_need_no_offsets(name, monkeypatch):
+    tokenizer, asked = made(name), []
+    plain = type(tokenizer).encode_with_offsets
+    monkeypatch.setattr(
+        type(tokenizer), "encode_with_offsets", lambda self, t: asked.extend(t) or plain(self, t)
+    )
+    texts = [f"{text} {text}" for text in TEXTS.values()]
+    tokenizer.encode_with_ends(texts, [[len(text) // 2 + 1, len(text)] for text in texts])
+    assert len(asked) <= len(texts) // 4, asked
+
+
 def test_a_text_may_be_cut_where_a_tokenizer_says_so(tokenizer):
     if tokenizer.safe_cut is None:
         return
@@ -181,7 +219,8 @@ def test_a_text_may_be_cut_where_a_tokenizer_says_so(tokenizer):
 
 def test_which_tokenizers_give_positions_to_cut_a_text():
     cut = {name for name in (*BACKENDS, *TRAINED) if made(name).safe_cut is not None}
-    whole = {"byte-level with added words", "Llama 2", "XLM-R", "unigram"}
+    whole = {"byte-level with added words", "Llama 2", "XLM-R"}
+    whole |= {name for name in TRAINED if name.startswith("unigram")}
     assert cut == {*BACKENDS, *TRAINED} - whole
 
 
