@@ -123,7 +123,10 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"Cannot read {path}: {error}.") from error
+        raise UserError(
+            f"The file {path} cannot be read ({error.strerror or error}); make it readable, or "
+            "leave it out of the source."
+        ) from error
 
 
 def _state(files: NamedFiles) -> list[tuple[str, str, int, int, int, tuple[int, int]]]:

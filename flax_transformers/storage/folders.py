@@ -264,6 +264,13 @@ def kvstore_spec(url: str) -> Any:
     }
 
 
+def _cannot_read(path: str, error: ValueError) -> UserError:
+    return UserError(
+        f"{path} cannot be read ({error}); check its name, your access and the network, then run "
+        "the same command again"
+    )
+
+
 class BucketFolder:
     """See Folder. Opened on first use, so that it can be pickled. tensorstore raises ValueError."""
 
@@ -280,7 +287,7 @@ class BucketFolder:
         try:
             return tensorstore.KvStore.open(kvstore_spec(self.path.rstrip("/") + "/")).result()
         except ValueError as error:
-            raise UserError(f"Cannot open {self.path}: {error}") from error
+            raise _cannot_read(self.path, error) from error
 
     def exists(self, name: str) -> bool:
         try:
@@ -294,7 +301,7 @@ class BucketFolder:
             found = self._read(name, start, stop)
         except ValueError as error:
             if "OUT_OF_RANGE" not in str(error):
-                raise UserError(f"Cannot read {self.path}/{name}: {error}") from error
+                raise _cannot_read(f"{self.path}/{name}", error) from error
             return b"" if stop is None else self.read(name, start)[: stop - start]
         if found.state != "value":
             raise FileNotFoundError(f"{self.path}/{name}")

@@ -32,7 +32,10 @@ def bucket_path(url: str | os.PathLike[str]) -> epath.Path:
     the bucket can be reached."""
     text = os.fspath(url).rstrip("/")
     if not text.startswith(("gs://", "s3://")):
-        raise UserError(f"{text} cannot be reached; a workdir is a folder, or in gs:// or s3://")
+        raise UserError(
+            f"{text} cannot be reached; a workdir is a folder, or in gs:// or s3://: choose one of "
+            "these"
+        )
     try:
         import fsspec
 

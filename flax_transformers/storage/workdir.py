@@ -158,6 +158,6 @@ def writing(path: epath.Path) -> Iterator[None]:
 
 def _cannot_write(path: epath.Path, error: OSError) -> UserError:
     return UserError(
-        f"{path} cannot be written ({error.strerror or error}); free some space there or choose "
-        "another --workdir"
+        f"{path} cannot be written ({error.strerror or error}); free some space or give write "
+        "access there, or choose another folder"
     )
