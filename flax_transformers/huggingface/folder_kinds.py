@@ -89,13 +89,19 @@ def _first_module(directory: Path) -> str:
 
 def _adapter(directory: Path, beside: bool) -> str:
     described = read_json(directory / "adapter_config.json")
-    base = described.get("base_model_name_or_path") or "BASE"
+    base = described.get("base_model_name_or_path")
+    known = (
+        f"base: {str(base)[:200]}"
+        if base
+        else "set its base, which adapter_config.json does not name, as base_model_name_or_path "
+        "there first"
+    )
     kind = str(described.get("peft_type") or "PEFT")[:40]
     return (
         f"{directory} holds an adapter ({kind}) {'beside' if beside else 'and not'} the weights of "
         f'a model; merge it into its base by `python -c "from peft import AutoPeftModel as M; '
         f"M.from_pretrained('{directory}').merge_and_unload().save_pretrained('merged')\"` "
-        f"(base: {str(base)[:200]}) and give the folder that this writes"
+        f"({known}) and give the folder that this writes"
         f"{', or remove the adapter_* files to read the weights without it' if beside else ''}"
     )
 

@@ -56,7 +56,9 @@ def test_an_adapter_without_its_weights_does_not_hide_those_of_the_model(saved):
     (saved / WEIGHTS).rename(saved / "model.fp16.safetensors")
     assert "rename model.fp16.safetensors to model.safetensors" in refusal(saved)
     (saved / "model.fp16.safetensors").unlink()
-    assert "holds an adapter (PEFT) and not the weights" in refusal(saved)
+    said = refusal(saved)
+    assert "holds an adapter (PEFT) and not the weights" in said
+    assert "(set its base, which adapter_config.json does not name, as base_model_name_or" in said
 
 
 @pytest.mark.parametrize(
