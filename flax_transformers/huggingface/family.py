@@ -17,7 +17,7 @@ from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.config_fields import with_kept
 from flax_transformers.huggingface.weights import WeightTable
-from flax_transformers.models.config import ComputeConfig, TransformerConfig
+from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
 from flax_transformers.models.parts import ModelParts
 
 logger = logging.getLogger(__name__)
@@ -325,14 +325,18 @@ def config_json(config: TransformerConfig) -> dict[str, Any]:
     ignored = ONLY_IN_TRAINING | {"hub_fields", "generation"}  # which are written beside
     if config.architecture.endswith("ForQuestionAnswering"):
         ignored |= {"num_labels", "label_names"}  # its head has two outputs, whatever the file says
-    if config.architecture.endswith("Model"):
+    is_text = isinstance(config, TextConfig)
+    if config.architecture.endswith("Model") and is_text:
         ignored |= {"pooling", "normalize_embeddings"}  # which sentence_files writes
     for each in fields(config):
         ours, theirs = getattr(config, each.name), getattr(read, each.name)
         if ours != theirs and each.name not in ignored:
+            bare = f"{config.architecture.partition('For')[0]}Model"
+            encoder = is_text and each.name == "pooling"
+            other = f"convert its encoder alone (--architecture {bare}), or " if encoder else ""
             raise UserError(
                 f"model.{each.name} is {ours!r}, which {config.architecture} in Hugging Face "
-                "format cannot be; keep this model in our own checkpoint format"
+                f"format cannot be; {other}keep this model in our own checkpoint format"
             )
     return with_kept(written, config, family.aliases, family.from_huggingface)
 

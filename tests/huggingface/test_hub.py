@@ -307,6 +307,7 @@ def test_half_a_head_in_the_file_is_not_made_up_for(saved):
         ("BertForMaskedLM", {"causal": True}),
         ("BertForMaskedLM", {"norm_position": "pre"}),
         ("ViTForImageClassification", {"pooling": "average"}),
+        ("ViTModel", {"pooling": "average"}),
         ("ViTForImageClassification", {"positions": "sincos_2d"}),
     ],
 )

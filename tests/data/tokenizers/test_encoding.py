@@ -181,7 +181,11 @@ def offsets_ends(tokenizer, text, at):
     return ids.tolist(), [int((offsets[:, 1] <= end).sum()) for end in at]
 
 
-def test_tokens_before_a_position_are_those_whose_offsets_end_there(tokenizer):
+@pytest.mark.parametrize(
+    "name", ["unigram", "unigram with whitespace", "unigram, lower case", "BPE", "bytes"]
+)
+def test_tokens_before_a_position_are_those_whose_offsets_end_there(name):
+    tokenizer = made(name)
     rng = np.random.default_rng(0)
     texts = [*ALL, " ".join(HARD_TEXTS), "A… B. “Ça!” Ñ. ﬁn. Ünder. e\u0301. Ω. \u0301x"]
     for text in filter(None, texts):
