@@ -142,7 +142,7 @@ def test_evaluate_refuses_data_that_do_not_fit_before_it_reads_weights(saved, ca
 def test_other_ends_than_the_tokenizers_are_a_warning(saved, caplog, capsys, tmp_path):
     folder = saved("GPT2LMHeadModel", eos_ids=(7,), bos_id=9)
     with caplog.at_level(logging.WARNING), pytest.raises(AssertionError, match="were read"):
-        main(["generate", folder, "--prompt", "a"])
+        main(["generate", folder, "--prompt", "a", "--max-new-tokens", "4"])
     said = [record.getMessage() for record in caplog.records]
     ends = f"{folder}: the tokenizer ends a text with id 1, but model.eos_ids is (7,): no text"
     assert any(line.startswith(ends) and "set its eos_token_id to 1" in line for line in said)
