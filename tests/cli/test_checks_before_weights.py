@@ -68,7 +68,7 @@ GENERATING = [
         "66 tokens of prompt and text are more than the model's 64 positions; shorten the input",
     ),
     ("GPT2LMHeadModel", {}, ["--start-ids", "1"], "--start-ids is for encoder-decoders"),
-    ("GPT2LMHeadModel", {}, ["--top-k", "3"], "top_k and top_p apply to sampling only"),
+    ("GPT2LMHeadModel", {}, ["--top-k", "3"], "top_k, top_p and min_p apply to sampling only"),
     (
         "BartForConditionalGeneration",
         {"decoder_start_id": None},
