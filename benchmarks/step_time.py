@@ -32,6 +32,7 @@ from steps.cases import PRESETS, Case
 from steps.turns import Failed, Worker
 
 from flax_transformers.huggingface.family import config_json
+from flax_transformers.parallel.host_memory import huge_page_settings
 
 HERE = Path(__file__).parent
 OURS = {"scanned": {"scan": True}, "unrolled": {"scan": False}}
@@ -80,6 +81,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each variant")
     parser.add_argument("--turn", type=int, default=2, help="steps that a variant takes at once")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with torch")
+    parser.add_argument(
+        "--huge-pages-for-torch",
+        action="store_true",
+        help="let torch too allocate memory as `flax-transformers train` does on the CPU",
+    )
     parser.add_argument("--profile", action="store_true", help="print where our step goes")
     parser.add_argument("--json", help="also write the measurements to this file")
     options = parser.parse_args()
@@ -147,6 +153,8 @@ def _command(
     """The command of a variant's process, and its environment."""
     # Several processes share one GPU: none of them may take all its memory at the start.
     environment = dict(os.environ, XLA_PYTHON_CLIENT_PREALLOCATE="false")
+    if variant in OURS or options.huge_pages_for_torch:
+        environment |= huge_page_settings()  # as the command ``train`` does
     if variant in OURS:
         about = {"preset": options.preset, "model": name, "dtype": dtype, **OURS[variant]}
         return [sys.executable, str(HERE / "steps/ours.py"), json.dumps(about)], environment
