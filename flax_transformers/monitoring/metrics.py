@@ -3,7 +3,7 @@
 metrics.jsonl holds one row per line, ``{"step": 120, "time": 1767225600.0, "train/loss": 6.1}``,
 ``time`` in seconds since 1970. A number that is not finite is written as null (JSON has no NaN).
 Read it with ``read_metrics`` or ``pandas.read_json(path, lines=True)``. It is written by
-``sinks.JsonLines``.
+``file_sinks.JsonLines``.
 """
 
 from __future__ import annotations

@@ -22,11 +22,12 @@ from flax_transformers.checkpointing.save_schedule import SaveSchedule
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.example_log import ExampleLog
+from flax_transformers.monitoring.file_sinks import JsonLines, TensorBoard
 from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.metrics import Totals
 from flax_transformers.monitoring.profiling import Profiling, Watch
 from flax_transformers.monitoring.progress import Progress
-from flax_transformers.monitoring.sinks import JsonLines, MetricSink, TensorBoard
+from flax_transformers.monitoring.sinks import MetricSink
 from flax_transformers.monitoring.throughput import REMEDY, Meter
 from flax_transformers.optim.spike_detection import TooManySkipped
 from flax_transformers.parallel.distributed import check_equal, compiled_together

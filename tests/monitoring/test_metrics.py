@@ -15,8 +15,8 @@ from etils import epath
 from tensorboardX.proto import event_pb2
 
 from flax_transformers.errors import UserError
+from flax_transformers.monitoring.file_sinks import JsonLines, TensorBoard
 from flax_transformers.monitoring.metrics import Accumulator, read_metrics
-from flax_transformers.monitoring.sinks import JsonLines, TensorBoard
 
 
 def write_run(workdir, steps, **options):

@@ -18,9 +18,9 @@ from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.evaluation import saved_baselines
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.monitoring.example_log import ExampleLog
+from flax_transformers.monitoring.file_sinks import JsonLines, TensorBoard
 from flax_transformers.monitoring.goodput import KINDS, Clock
 from flax_transformers.monitoring.metrics import read_metrics
-from flax_transformers.monitoring.sinks import JsonLines, TensorBoard
 from flax_transformers.storage.workdir import (
     clear_side_files,
     exclusive_lock,
