@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +16,8 @@ from flax_transformers.ranges import integers, parse_integer
 
 if TYPE_CHECKING:
     from jax import Device
+    from rich.console import Console
+    from rich.table import Table
 
     from flax_transformers.planning import plan as plans
     from flax_transformers.planning.decode import DecodePlan
@@ -133,29 +135,41 @@ def write_json(file: Path, figures: Any) -> None:
     write_text(epath.Path(file.absolute()), json.dumps(figures, indent=1))
 
 
-def show_decode(found: DecodePlan) -> None:
-    """Prints a plan of generation as a table."""
+def _begin(
+    found: plans.Plan | DecodePlan, work: str, memory: Mapping[str, float | None]
+) -> tuple[Console, Table]:
+    """Prints what is planned; returns a table with the rows of ``memory``, in bytes."""
     from rich.console import Console
     from rich.table import Table
 
-    gib, console = 2**30, Console()
+    console = Console()
     mesh = " x ".join(f"{name}={size}" for name, size in found.mesh.items()) or "one device"
     console.print(
-        f"{found.topology}: {found.devices} devices ({found.chip}), mesh {mesh}; {found.batch} "
-        f"prompts of {found.prompt_length} tokens, {found.new_tokens} new ones of each",
+        f"{found.topology}: {found.devices} devices ({found.chip}), mesh {mesh}; {work}",
         highlight=False,
     )
     table = Table("on each device", "", box=None, pad_edge=False)
     table.columns[1].justify = "right"
-    for name, value in (
-        ("parameters", found.parameters),
-        ("temporaries, with cache", found.temporaries),
-        ("total", found.total),
-        ("available", found.available),
-        ("cache of all devices", found.cache),
-    ):
+    for name, value in memory.items():
         if value is not None:
-            table.add_row(name, f"{value / gib:.2f} GiB")
+            table.add_row(name, f"{value / 2**30:.2f} GiB")
+    return console, table
+
+
+def show_decode(found: DecodePlan) -> None:
+    """Prints a plan of generation as a table."""
+    console, table = _begin(
+        found,
+        f"{found.batch} prompts of {found.prompt_length} tokens, {found.new_tokens} new ones of "
+        "each",
+        {
+            "parameters": found.parameters,
+            "temporaries, with cache": found.temporaries,
+            "total": found.total,
+            "available": found.available,
+            "cache of all devices": found.cache,
+        },
+    )
     for name, flops in (("prompts", found.prompt_flops), ("a token", found.token_flops)):
         if flops is not None:
             table.add_row(name, f"{flops / 1e9:.3f} GFLOP")
@@ -209,34 +223,13 @@ def as_json(found: plans.Plan) -> dict:
 
 
 def show(found: plans.Plan) -> None:
-    """Prints a plan as tables."""
-    from rich.console import Console
-    from rich.table import Table
-
-    gib, console = 2**30, Console()
-    mesh = " x ".join(f"{name}={size}" for name, size in found.mesh.items()) or "one device"
-    console.print(
-        f"{found.topology}: {found.devices} devices ({found.chip}), mesh {mesh}; "
+    """Prints a plan as a table."""
+    console, table = _begin(
+        found,
         f"batch {'x'.join(map(str, found.batch_shape))}, micro-batches {found.micro_batches}, "
         f"remat {found.remat}",
-        highlight=False,
+        dataclasses.asdict(found.memory),
     )
-    table = Table("on each device", "", box=None, pad_edge=False)
-    table.columns[1].justify = "right"
-    m = found.memory
-    for name, value in (
-        ("parameters", m.parameters),
-        ("optimizer", m.optimizer),
-        ("batch", m.batch),
-        ("padding", m.padding),
-        ("temporaries", m.temporaries),
-        ("output", m.output),
-        ("program", m.program),
-        ("total", m.total),
-        ("available", m.available),
-    ):
-        if value is not None:
-            table.add_row(name, f"{value / gib:.2f} GiB")
     table.add_section()
     table.add_row("model", f"{found.model_flops / 1e12:.3f} TFLOP")
     if found.program_flops is not None:
