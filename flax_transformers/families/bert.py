@@ -28,7 +28,7 @@ from flax_transformers.models.text import (
 )
 
 
-class BertForNextSentencePrediction(TextModel):
+class NextSentenceMixin(nn.Module):
     """Tells whether segment B follows segment A (BERT §3.1)."""
 
     def setup(self) -> None:
@@ -46,6 +46,10 @@ class BertForNextSentencePrediction(TextModel):
         return {"logits": self.next_sentence(hidden_BTD)}
 
 
+class BertForNextSentencePrediction(NextSentenceMixin, TextModel):
+    """BERT with the head for the next sentence alone."""
+
+
 class BertPreTrainingOutput(ModelOutput):
     """``prediction_logits`` float32 [B, T, vocab_size] of the tokens, ``seq_relationship_logits``
     float32 [B, 2] of the next sentence; ``logits`` stays None."""
@@ -54,19 +58,10 @@ class BertPreTrainingOutput(ModelOutput):
     seq_relationship_logits: jax.Array | None = None
 
 
-class BertForPreTraining(EncoderForMaskedLM):
+class BertForPreTraining(NextSentenceMixin, EncoderForMaskedLM):
     """Both of BERT's pretraining heads."""
 
     output = BertPreTrainingOutput
-
-    def setup(self) -> None:
-        super().setup()
-        self.pooler = Pooler(self.config, self.dtype)
-        self.next_sentence_head = label_layer(self.config, self.dtype, 2)
-
-    def next_sentence(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Logits float32 [B, 2] of "follows" and "is from elsewhere"."""
-        return classify_vectors(self.next_sentence_head, self.pooler(hidden_BTD))
 
     def head_outputs(
         self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
