@@ -35,6 +35,11 @@ def parts(name: str) -> int:
     return math.prod(mesh.shape[axis] for axis in mesh_axes_of(name))
 
 
+def is_divided() -> bool:
+    """Whether the current mesh divides anything: it has several devices."""
+    return jax.sharding.get_abstract_mesh().size > 1
+
+
 @contextlib.contextmanager
 def gradients_reduced_in(dtype: str) -> Iterator[None]:
     """Set the dtype in which weight gradients of bfloat16 activations are computed and reduced."""

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from flax_transformers.models.kernels.cpu_products import merged_einsum
 from flax_transformers.models.layers.sharding import constrain
-from flax_transformers.parallel.partitioning import gradient_dtype, mesh_axes_of
+from flax_transformers.parallel.partitioning import gradient_dtype, is_divided, mesh_axes_of
 
 PROJECTION = "projection"
 """The name under which a rematerialisation policy finds the product of every linear layer."""
@@ -29,21 +30,21 @@ def _einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Arra
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32).astype(dtype)
 
-    def widened(a: jax.Array, b: jax.Array) -> jax.Array:
-        return product(a.astype(jnp.float32), b.astype(jnp.float32))
-
     def narrow(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.einsum(spec, a, b, preferred_element_type=dtype)
 
-    if a.dtype != jnp.bfloat16:
-        return product(a, b)
+    def on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
+        if a.dtype == jnp.bfloat16 and batched:
+            # XLA's CPU backend lacks some batched bfloat16 products (as of jaxlib 0.12); products
+            # of bfloat16 numbers are exact in float32, so only the time changes.
+            a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+        return product(a, b) if is_divided() else merged_einsum(spec, a, b).astype(dtype)
+
     operands, result = spec.split("->")
     batched = set.intersection(*map(set, operands.split(",")), result)
-    # XLA's CPU backend is slow at bfloat16 results, and lacks some batched bfloat16 products (as of
-    # jaxlib 0.12); products of bfloat16 numbers are exact in float32, so widening them changes
-    # nothing but the time.
-    on_cpu = widened if batched else product
-    return jax.lax.platform_dependent(a, b, cpu=on_cpu, default=narrow)
+    # XLA's CPU backend is slow at bfloat16 results (as of jaxlib 0.12).
+    default = narrow if a.dtype == jnp.bfloat16 else product
+    return jax.lax.platform_dependent(a, b, cpu=on_cpu, default=default)
 
 
 def _gradient_einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,0 +1,36 @@
+"""Products of matrices with merged axes."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_transformers.models.kernels.cpu_products import merged_einsum
+
+SPECS = {
+    "BTD,DNH->BTNH": (2, 2),
+    "BTNH,NHD->BTD": (2, 2),
+    "BTD,BTNH->DNH": (2, 2),
+    "BTCPQ,CPQD->BTD": (2, 2),
+    "BTNH,BSNH->BNTS": (4, 4),
+}
+"""Ranks of the operands after merging."""
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_axes_that_stand_together_are_one_axis_of_the_product(spec: str) -> None:
+    rng, sizes = np.random.default_rng(0), {letter: 2 + i for i, letter in enumerate("BTSDNHCPQ")}
+    shapes = [[sizes[letter] for letter in axes] for axes in spec.split("->")[0].split(",")]
+    operands = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        return merged_einsum(spec, a, b)
+
+    expected = np.einsum(spec, *(np.asarray(x, np.float64) for x in operands))
+    np.testing.assert_allclose(product(*operands), expected, rtol=1e-4, atol=1e-5)
+    text = jax.jit(product).lower(*operands).as_text()
+    line = next(line for line in text.splitlines() if "dot_general" in line)
+    shapes_of_operands = re.findall(r"tensor<([\dx]+)xf32>", line)[:2]
+    assert tuple(shape.count("x") + 1 for shape in shapes_of_operands) == SPECS[spec]
