@@ -261,10 +261,10 @@ def _remedy(config: TrainConfig, name: str, largest: int) -> str:
 
 
 def _check_vocabulary(model: TextConfig, vocabulary: Vocabulary, by_segment: bool) -> None:
-    """The tables of words have a row for each id, and one id stands for padding."""
+    """The embedding tables have a row for each id, and one id stands for padding."""
     if vocabulary.size > model.vocab_size:
         raise UserError(
-            f"the tokenizer has {vocabulary.size} pieces, but model.vocab_size is "
+            f"the tokenizer has {vocabulary.size} tokens, but model.vocab_size is "
             f"{model.vocab_size}; set --model.vocab-size {vocabulary.size}"
         )
     # Rows of a causal objective say by their segments where padding is.
@@ -281,13 +281,13 @@ def _check_target_vocabulary(model: EncoderDecoderConfig, vocabulary: Vocabulary
     target, words = vocabulary.of_targets, model.decoder.vocab_size
     if vocabulary.target is not None and model.share_embeddings:
         raise UserError(
-            "the targets have a tokenizer of their own, but the model has one table of words for "
+            "the targets have a tokenizer of their own, but the model has one embedding table for "
             "both sides; set --model.share-embeddings False and --model.decoder-vocab-size "
             f"{target.size}, or leave out data.target_tokenizer"
         )
     if target.size > words:
         raise UserError(
-            f"the tokenizer of the targets has {target.size} pieces, but model.decoder_vocab_size "
+            f"the tokenizer of the targets has {target.size} tokens, but model.decoder_vocab_size "
             f"is {words}; set --model.decoder-vocab-size {target.size}"
         )
     if vocabulary.pad_id != target.pad_id:
@@ -322,7 +322,7 @@ def _different_ends(
         )
     if begin is not None and begin >= written.size:
         yield (
-            f"model.bos_id is {begin}, but the tokenizer has {written.size} pieces",
+            f"model.bos_id is {begin}, but the tokenizer has {written.size} tokens",
             "bos_id",
             written.bos_id,
         )

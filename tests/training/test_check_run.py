@@ -228,7 +228,7 @@ SENTINELS = dataclasses.replace(VOCABULARY, sentinel_ids=tuple(range(59, 30, -1)
         (
             config_of(BertConfig(**SMALL), MaskedLM()),
             dataclasses.replace(VOCABULARY, size=61, word_start=np.ones(61, bool)),
-            "the tokenizer has 61 pieces, but model.vocab_size is 60; set --model.vocab-size 61",
+            "the tokenizer has 61 tokens, but model.vocab_size is 60; set --model.vocab-size 61",
         ),
         (
             config_of(BertConfig(**SMALL | {"pad_id": 7}), MaskedLM()),
@@ -246,7 +246,7 @@ SENTINELS = dataclasses.replace(VOCABULARY, sentinel_ids=tuple(range(59, 30, -1)
             r"the tokenizer has no \[CLS\] and \[SEP\]",
         ),
         (gpt2(eos_ids=(5,)), VOCABULARY, r"ends a text with id 3, but model.eos_ids is \(5,\)"),
-        (gpt2(bos_id=60), VOCABULARY, "model.bos_id is 60, but the tokenizer has 60 pieces"),
+        (gpt2(bos_id=60), VOCABULARY, "model.bos_id is 60, but the tokenizer has 60 tokens"),
         (
             gpt2(bos_id=6),
             dataclasses.replace(VOCABULARY, bos_id=5),
@@ -302,10 +302,10 @@ def ended(size, pad_id=0, target=None):
         (
             {"share_embeddings": True, "decoder_vocab_size": None},
             ended(30),
-            "one table of words for both sides; set --model.share-embeddings False",
+            "one embedding table for both sides; set --model.share-embeddings False",
         ),
-        ({}, ended(31), "31 pieces, but model.decoder_vocab_size is 30; set"),
-        ({}, None, "60 pieces, but model.decoder_vocab_size is 30; set"),
+        ({}, ended(31), "31 tokens, but model.decoder_vocab_size is 30; set"),
+        ({}, None, "60 tokens, but model.decoder_vocab_size is 30; set"),
         ({}, ended(30, 5), "pads with id 0 and that of the targets with 5"),
     ],
 )
