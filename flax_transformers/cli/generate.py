@@ -97,6 +97,7 @@ class Generate:
         import jax
 
         from flax_transformers import runtime
+        from flax_transformers.generation.program import arranged
         from flax_transformers.parallel.mesh import make_mesh
         from flax_transformers.parallel.watchdog import watchdog
         from flax_transformers.pretrained import (
@@ -115,9 +116,10 @@ class Generate:
             found = find_pretrained(self.model)
             work = self._work(found, describe_pretrained(found, self.architecture), start_ids)
             encoded = work.checked(texts)
-            loaded = load_pretrained(
+            model, params = load_pretrained(
                 found, architecture=self.architecture, compute=placed.compute, mesh=mesh
             )
+            loaded = model, arranged(params)  # once for all batches
         with jax.set_mesh(mesh):
             for some in work.batches(encoded):
                 with watchdog.phase("evaluation"):

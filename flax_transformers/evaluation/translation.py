@@ -19,6 +19,7 @@ import numpy as np
 from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
+from flax_transformers.generation.program import arranged
 from flax_transformers.generation.translate import generate_target
 from flax_transformers.objectives.rows import end_id, start_id
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
@@ -73,6 +74,7 @@ def translate(
     """Translations of the sources of ``pairs``: int32 ids without the end token; greedy, unless the
     model's generation settings have beams."""
     objective, vocabulary = _objective(config), prepared.vocabulary
+    params = arranged(params)  # once for all batches
     length = config.phases[-1].sequence_length
     target = vocabulary.of_targets
     end, start = end_id(target), [objective.first_id(target)]

@@ -108,6 +108,7 @@ def run(
     Raises UserError for a streamer with beam search.
     """
     new_tokens = int(request.limits.max_new_tokens)
+    params = program.arranged(params)
     compiled = Settings(bucket(new_tokens), choice, settings)
     if streamer is None:
         tokens_BM = program.write(model, params, request, settings=compiled)

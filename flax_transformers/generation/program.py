@@ -7,7 +7,7 @@ source, P of a decoder's start, M columns for new tokens, V entries of the vocab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from flax_transformers.generation.loop import Limits, Rules, Step, advance, repl
 from flax_transformers.generation.sampling import Sampling
 from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
 from flax_transformers.models.heads import last_token, take_token
+from flax_transformers.models.layers.stack import are_separate, separate_layers, separate_leaves
 
 Streamer = Callable[[np.ndarray], None]
 """Called with the new tokens int32 [B] of each step. Rows that have ended get padding."""
@@ -44,6 +45,23 @@ class Settings(NamedTuple):
     columns: int
     choice: Sampling | Beams
     generation: GenerationSettings = NO_SETTINGS
+
+
+def takes_separate_layers(devices: Collection[jax.Device]) -> bool:
+    """Whether programs for these devices take the parameters of ``stack.separate_layers``."""
+    return [device.platform for device in devices] == ["cpu"]
+
+
+def arranged(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters as programs for their devices take them."""
+    leaf = jax.tree.leaves(params)[0]
+    devices = leaf.sharding.device_set if isinstance(leaf, jax.Array) else jax.devices()[:1]
+    if are_separate(params) or not takes_separate_layers(devices):
+        return params
+    return _separate(params)
+
+
+_separate = jax.jit(separate_layers)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="settings")
@@ -122,7 +140,7 @@ def _read_prompts(
         ids_BT,
         mask_BT,
         position_ids=_positions(mask_BT),
-        cache=model.empty_cache(batch, length + slots),
+        cache=_empty_cache(model, params, batch, length + slots),
         method="hidden_states",
     )
     last_B1D = take_token(states.last_hidden_state, last_token(mask_BT))
@@ -142,7 +160,7 @@ def _read_sources(
         request.mask_BT,
         position_ids=_positions(request.mask_BT),
         decoder_input_ids=start_BP,
-        cache=model.empty_cache(batch, prefix + slots),
+        cache=_empty_cache(model, params, batch, prefix + slots),
         method="hidden_states",
     )
     logits_BV = apply(states.last_hidden_state[:, -1:], method="unembed")[:, 0]
@@ -176,6 +194,13 @@ def _visible(ancestors_BKM: jax.Array, slots: int) -> jax.Array:
     own_BKS = own_BKMK.reshape(batch, beams, columns * beams)
     prompt = slots - columns * beams
     return jnp.pad(own_BKS, ((0, 0), (0, 0), (prompt, 0)), constant_values=True)
+
+
+def _empty_cache(model: Any, params: Mapping[str, Any], batch: int, slots: int) -> Any:
+    cache = model.empty_cache(batch, slots)
+    if are_separate(params):
+        cache = cache.replace(layers=separate_leaves(cache.layers))
+    return cache
 
 
 def _new_slots(settings: Settings) -> int:

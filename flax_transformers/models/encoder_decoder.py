@@ -245,11 +245,12 @@ class EncoderDecoder(nn.Module):
             self.target_words(decoder_input_ids),
             decoder_position_ids,
             inputs,
-            None if cache is None else cache.layers,
+            None if cache is None else cache.layers_in_use,
             deterministic=deterministic,
         )
-        if updated is not None:
-            updated = updated.replace(layers=output.cache, context_segments=context_segments)
+        if cache is not None and updated is not None:
+            updated = cache.after_call(updated, output.cache)
+            updated = updated.replace(context_segments=context_segments)
         return HiddenStates(x_BTD, encoded_BSD, auxiliary=output.auxiliary, cache=updated)
 
     def empty_cache(self, batch: int, slots: int) -> Cache:

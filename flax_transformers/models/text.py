@@ -111,12 +111,15 @@ class TextModel(nn.Module):
             index=None if cache is None else cache.index,
         )
         x_BTD, output = self.stack(
-            x_BTD, inputs, None if cache is None else cache.layers, deterministic=deterministic
+            x_BTD,
+            inputs,
+            None if cache is None else cache.layers_in_use,
+            deterministic=deterministic,
         )
         if c.norm_position == "pre":
             x_BTD = self.final_norm(x_BTD)
-        if updated is not None:
-            updated = updated.replace(layers=output.cache)
+        if cache is not None and updated is not None:
+            updated = cache.after_call(updated, output.cache)
         return HiddenStates(x_BTD, auxiliary=output.auxiliary, cache=updated)
 
     def _mask(

@@ -20,9 +20,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from flax_transformers.generation import decode
 from flax_transformers.generation.buckets import bucket
 from flax_transformers.generation.loop import Endings, Limits
-from flax_transformers.generation.program import Request, Settings, write
+from flax_transformers.generation.program import Request, Settings, takes_separate_layers, write
 from flax_transformers.generation.sampling import Sampling
 from flax_transformers.models.config import EncoderDecoderConfig
+from flax_transformers.models.layers.stack import separate_layers
 from flax_transformers.parallel.device_specs import device_spec
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.planning.hlo_cost import account
@@ -145,6 +146,8 @@ def lower_generate(
     key = replicated((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
     limits = Limits(Endings(eos=replicated((1,), jnp.int32), pad=scalar), scalar)
     model, params, start = trainer.model, trainer.abstract.params, None
+    if takes_separate_layers(trainer.mesh.devices.flatten().tolist()):
+        params = jax.eval_shape(separate_layers, params)
     if isinstance(model.config, EncoderDecoderConfig):
         longest = max(prompt_length, 1 + new_tokens)
         decode.require_positions(model, longest, f"{longest} tokens")

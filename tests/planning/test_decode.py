@@ -95,9 +95,11 @@ def test_the_program_that_is_planned_is_the_one_that_generates(make, run, monkey
 
 def test_a_token_multiplies_by_each_weight_once_at_any_prompt_length():
     found = planned("cpu:1")
-    scores = LAYERS * 2 * 2 * BATCH * WIDTH * (PROMPT + NEW)  # and values
+    key = LAYERS * 2 * 2 * BATCH * WIDTH  # of each query, and its value
+    scores = key * (PROMPT + NEW)  # that of the token itself is no matrix product
     assert found.token_flops == 2 * BATCH * (WEIGHTS + WORDS * WIDTH) + scores
-    assert found.prompt_flops == (2 * BATCH * (PROMPT * WEIGHTS + WORDS * WIDTH) + PROMPT * scores)
+    weights = 2 * BATCH * (PROMPT * WEIGHTS + WORDS * WIDTH)
+    assert found.prompt_flops == weights + PROMPT * PROMPT * key
     slots = BATCH * (PROMPT + NEW)
     assert found.cache == pytest.approx(LAYERS * 2 * slots * WIDTH * 4, rel=0.01)
     assert found.fits and found.tokens_per_second is None  # there is no spec of this device

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
+from flax_transformers.models.kernels.cached import cached_attention
 from flax_transformers.models.kernels.dispatch import dot_product_attention
-from flax_transformers.models.layers.kv_cache import KeyValues, write_keys
+from flax_transformers.models.layers.kv_cache import KeyValues
 from flax_transformers.models.layers.linear import Linear
 from flax_transformers.models.layers.masks import AttentionMask
 from flax_transformers.models.layers.positions import rotate
@@ -47,37 +48,41 @@ class Attention(nn.Module):
         """[B, T, D] to [B, T, D], and the keys and values that the queries attended to.
 
         Keys and values come from ``context_BSD`` if given, otherwise from ``x_BTD``. With a
-        ``cache`` and an ``index`` (int32 scalar) they are first written into the cache at that
-        slot; a ``cache`` without ``index`` is used as it is.
+        ``cache`` and an ``index`` (int32 scalar) they take the slots from that one on; a ``cache``
+        without ``index`` is used as it is, and an ``index`` without cache is that of an empty one.
         """
         c = self.config
         q_BTNH = constrain(self._project("query", c.num_heads, x_BTD), HEADS)
         if rotary is not None:
             q_BTNH = rotate(q_BTNH, rotary)
-        if cache is not None and index is None:
-            keys_values = cache
-        else:
-            keys_values = self._keys_and_values(
-                x_BTD if context_BSD is None else context_BSD, rotary
+        own = None
+        if cache is None or index is not None:
+            own = self._keys_and_values(x_BTD if context_BSD is None else context_BSD, rotary)
+        if cache is not None:
+            attended_BTNH, kept = cached_attention(
+                q_BTNH, cache, own, index, mask=mask, bias=bias, scale=c.attention_scale
             )
-            if cache is not None and index is not None:
-                keys_values = write_keys(cache, keys_values, index)
-        # Decoding has few queries, and initialisation tiny inputs: only plain XLA fits these.
-        small = cache is not None or self.is_initializing()
-        dropping = c.attention_dropout > 0.0 and not self.deterministic
-        attended_BTNH = dot_product_attention(
-            q_BTNH,
-            keys_values.keys,
-            keys_values.values,
-            mask=mask,
-            bias=bias,
-            scale=c.attention_scale,
-            dropout_rate=c.attention_dropout if dropping else 0.0,
-            dropout_key=self.make_rng("dropout") if dropping else None,
-            kernel="auto" if small else self.compute.attention,
-        )
+        else:
+            assert own is not None
+            kept = KeyValues.of(*own)
+            # The masks of prompts have positions, and initialisation tiny inputs: only plain XLA
+            # fits these.
+            plain = index is not None or self.is_initializing()
+            dropping = c.attention_dropout > 0.0 and not self.deterministic
+            attended_BTNH = dot_product_attention(
+                q_BTNH,
+                *own,
+                mask=mask,
+                bias=bias,
+                scale=c.attention_scale,
+                dropout_rate=c.attention_dropout if dropping else 0.0,
+                dropout_key=self.make_rng("dropout") if dropping else None,
+                kernel="auto" if plain else self.compute.attention,
+            )
         output = Linear(
-            "BTNH,NHD->BTD",
+            # einsum sums over axes in the order of their letters: with a cache in that of memory,
+            # which spares a transposed copy of the kernel for each token.
+            "BTNH,NHD->BTD" if cache is None and index is None else "BTGH,GHD->BTD",
             (c.num_heads, c.head_width, x_BTD.shape[-1]),
             ("heads", "head_dim", "embed"),
             dtype=self.dtype,
@@ -85,16 +90,17 @@ class Attention(nn.Module):
             init_std=c.initial_std("output"),
             name="output",
         )
-        return output(constrain(attended_BTNH, HEADS)), keys_values
+        return output(constrain(attended_BTNH, HEADS)), kept
 
     def _keys_and_values(
         self, x_BSD: jax.Array, rotary: tuple[jax.Array, jax.Array] | None
-    ) -> KeyValues:
+    ) -> tuple[jax.Array, jax.Array]:
+        """Keys, rotated, and values [B, S, K, H]."""
         project = partial(self._project, heads=self.config.kv_heads, x_BTD=x_BSD)
         k_BSKH = constrain(project("key"), KEY_HEADS)
         if rotary is not None:
             k_BSKH = rotate(k_BSKH, rotary)
-        return KeyValues(k_BSKH, constrain(project("value"), KEY_HEADS))
+        return k_BSKH, constrain(project("value"), KEY_HEADS)
 
     def _project(self, name: str, heads: int, x_BTD: jax.Array) -> jax.Array:
         c = self.config

@@ -25,7 +25,7 @@ class LayerInputs(struct.PyTreeNode):
     ``mask`` and ``context_mask``: masks of self-attention and cross-attention. ``rotary``: tables
     of the rotary positions. ``bias``: added to the scores of self-attention. ``context_BSD``: the
     sequence that cross-attention attends to; None once its keys and values are cached. ``index``:
-    slot of the first new key in the cache, an int32 scalar.
+    slot of the first new key in the cache, an int32 scalar; with it, layers return a cache.
     """
 
     mask: AttentionMask | None = None
@@ -77,7 +77,7 @@ class TransformerBlock(nn.Module):
             x_BTD = self.residual("cross_attention", x_BTD, y_BTD)
         y_BTD, auxiliary = self.feed_forward(self.pre_norm("mlp", x_BTD), inputs)
         x_BTD = self.residual("mlp", x_BTD, y_BTD)
-        updated = None if cache is None else LayerCache(own, cross)
+        updated = None if inputs.index is None else LayerCache(own, cross)
         return x_BTD, LayerOutput(updated, auxiliary)
 
     def self_attention(

@@ -12,10 +12,15 @@ from flax_transformers.models.layers.masks import AttentionMask
 
 
 class KeyValues(struct.PyTreeNode):
-    """Keys (after rotation) and values [B, S, K, H] for later queries."""
+    """Keys (after rotation) and values [B, K, S, H] for later queries."""
 
     keys: jax.Array
     values: jax.Array
+
+    @classmethod
+    def of(cls, k_BSKH: jax.Array, v_BSKH: jax.Array) -> KeyValues:
+        """Of keys and values in the order of their computation."""
+        return cls(jnp.swapaxes(k_BSKH, 1, 2), jnp.swapaxes(v_BSKH, 1, 2))
 
 
 class LayerCache(struct.PyTreeNode):
@@ -28,10 +33,11 @@ class LayerCache(struct.PyTreeNode):
 class Cache(struct.PyTreeNode):
     """Keys and values of all tokens so far, in S slots that calls fill in order.
 
-    ``layers`` has arrays [num_layers, B, S, K, H]. ``segments`` and ``positions`` int32 [B, S]
+    ``layers`` has arrays [num_layers, B, K, S, H]. ``segments`` and ``positions`` int32 [B, S]
     describe the token in each slot (segment 0: padding or empty). ``index``: number of slots in
     use, an int32 scalar. ``context_segments`` int32 [B, C]: 0 at padding of the context.
 
+    ``empty``: no slot is in use, so that the next call attends to its own tokens alone.
     ``visible`` bool [B, T, S] restricts the slots that the T tokens of the next call attend to, its
     own slots included; the cache that the call returns has None. With it, continuations of a
     sequence can share the slots of what they have in common.
@@ -43,17 +49,39 @@ class Cache(struct.PyTreeNode):
     index: jax.Array
     context_segments: jax.Array | None = None
     visible: jax.Array | None = None
+    empty: bool = struct.field(pytree_node=False, default=False)
+
+    @property
+    def layers_in_use(self) -> LayerCache | None:
+        """What layers attend to; None if it is empty."""
+        return None if self.empty else self.layers
+
+    def after_call(self, updated: Cache, layers: LayerCache) -> Cache:
+        """``updated`` by ``causal_mask``, with the ``layers`` that a call returned: of a cache that
+        was empty, only the first slots."""
+        if self.empty:
+            start = jnp.zeros((), jnp.int32)
+            own = jax.tree.map(
+                lambda slots, new: jax.lax.dynamic_update_slice_in_dim(
+                    slots, new.astype(slots.dtype), start, axis=slots.ndim - 2
+                ),
+                self.layers.own,
+                layers.own,
+            )
+            layers = LayerCache(own, layers.cross)
+        return updated.replace(layers=layers)  # type: ignore[no-any-return]
 
 
 def empty_cache(config: TransformerConfig, batch: int, slots: int, dtype: jnp.dtype) -> Cache:
     """A cache for ``batch`` sequences of at most ``slots`` tokens each."""
-    shape = (config.num_layers, batch, slots, config.kv_heads, config.head_width)
+    shape = (config.num_layers, batch, config.kv_heads, slots, config.head_width)
     empty = jnp.zeros((batch, slots), jnp.int32)
     return Cache(
         layers=LayerCache(KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))),
         segments=empty,
         positions=empty,
         index=jnp.zeros((), jnp.int32),
+        empty=True,
     )
 
 
@@ -96,7 +124,10 @@ def causal_mask(
         positions=write(cache.positions, positions),
         index=cache.index + shape[1],
         visible=None,
+        empty=False,
     )
+    if cache.empty:
+        return AttentionMask(segments, segments, positions, positions, prefix, causal=True), updated
     if prefix is not None:
         prefix = write(jnp.zeros(cache.segments.shape, bool), prefix)
     mask = AttentionMask(
@@ -114,14 +145,3 @@ def causal_mask(
 def next_positions(shape: tuple[int, ...], cache: Cache) -> jax.Array:
     """Position ids int32 [B, T] of the next slots."""
     return jnp.broadcast_to(cache.index + jnp.arange(shape[1], dtype=jnp.int32)[None, :], shape)
-
-
-def write_keys(cache: KeyValues, new: KeyValues, index: jax.Array) -> KeyValues:
-    """The cache of a layer with ``new`` from slot ``index`` on; NaN if they do not fit."""
-
-    def write(old_BSKH: jax.Array, new_BTKH: jax.Array) -> jax.Array:
-        fits = index + new_BTKH.shape[1] <= old_BSKH.shape[1]
-        new_BTKH = jnp.where(fits, new_BTKH.astype(old_BSKH.dtype), jnp.nan)
-        return jax.lax.dynamic_update_slice_in_dim(old_BSKH, new_BTKH, index, axis=1)
-
-    return jax.tree.map(write, cache, new)

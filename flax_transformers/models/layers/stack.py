@@ -5,11 +5,14 @@ has ``layers/block_0`` and ``layers/block_1`` whose leaves have a leading axis o
 named "layers". ``first`` and ``remainder`` are layers before and after that do not fit the pattern
 (ModernBERT's first layer, a depth that the pattern does not divide); they are stacked too, with a
 leading axis of one, so that every layer parameter has the same rank.
+
+For decoding on a CPU, ``separate_layers`` gives each layer parameters of its own instead: a loop
+over tokens would copy the slice of every layer for each token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -41,6 +44,42 @@ cache), ``output`` a pytree that comes back stacked (updated cache, auxiliary su
 structure in every layer."""
 
 
+def separate_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a model with those of each layer apart: ``layers_0/block_0`` instead of the
+    first slice of ``layers/block_0``. ``Stack`` accepts both; outputs of layers, such as a cache,
+    are then tuples in place of arrays with an axis of layers, and so is ``per_layer``."""
+    found: dict[str, Any] = {}
+    for name, value in params.items():
+        if name in _PARTS and isinstance(value, Mapping) and "block_0" in value:
+            for i in range(len(jax.tree.leaves(value)[0])):
+                found[f"{name}_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], dict(value))
+        else:
+            found[name] = separate_layers(value) if isinstance(value, Mapping) else value
+    return found
+
+
+def are_separate(params: Mapping[str, Any]) -> bool:
+    """Whether parameters are those of ``separate_layers``."""
+    return any(
+        name == "layers_0" or (isinstance(value, Mapping) and are_separate(value))
+        for name, value in params.items()
+    )
+
+
+def separate_leaves(stacked: Any) -> Any:
+    """A pytree with tuples in place of arrays [L, ...]."""
+    return jax.tree.map(lambda leaf: tuple(leaf[i] for i in range(len(leaf))), stacked)
+
+
+_PARTS = ("first", "layers", "remainder")
+
+
+def _at(per_layer: Any, index: int | slice) -> Any:
+    """Elements of all leaves, which are arrays or tuples."""
+    is_leaf = lambda leaf: type(leaf) is tuple  # noqa: E731
+    return jax.tree.map(lambda leaf: leaf[index], per_layer, is_leaf=is_leaf)
+
+
 class _Period(nn.Module):
     """One pass over the pattern; ``per_layer`` has a leading axis over the pattern."""
 
@@ -52,8 +91,7 @@ class _Period(nn.Module):
         outputs = []
         for i, block in enumerate(self.pattern):
             layer = block(deterministic=self.deterministic, name=f"block_{i}")
-            own = jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)
-            hidden, output = layer(hidden, broadcast, own)
+            hidden, output = layer(hidden, broadcast, _at(per_layer, i))
             outputs.append(output)
         return hidden, tuple(outputs)
 
@@ -95,11 +133,15 @@ class Stack(nn.Module):
         states and the outputs of the layers, a pytree of arrays [num_layers, ...].
         """
         outputs, start = [], 0
-        for name, pattern, repeats in (
-            ("first", self.first, 1),
-            ("layers", self.pattern, self.repeats),
-            ("remainder", self.remainder, 1),
-        ):
+        parts = zip(
+            _PARTS,
+            (self.first, self.pattern, self.remainder),
+            (1, self.repeats, 1),
+            strict=True,
+        )
+        if self.has_variable("params", "layers_0"):
+            return self._separate(list(parts), hidden, broadcast, per_layer, deterministic)
+        for name, pattern, repeats in parts:
             count = len(pattern) * repeats
             if count == 0:
                 continue
@@ -114,6 +156,24 @@ class Stack(nn.Module):
             outputs.append(jax.tree.map(_interleave, *output))
             start += count
         return hidden, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+
+    def _separate(
+        self,
+        parts: list[tuple[str, tuple[Block, ...], int]],
+        hidden: jax.Array,
+        broadcast: Any,
+        per_layer: Any,
+        deterministic: bool,
+    ) -> tuple[jax.Array, Any]:
+        """``__call__`` with the parameters of ``separate_layers``."""
+        outputs: list[Any] = []
+        for name, pattern, repeats in parts:
+            for repeat in range(repeats if pattern else 0):
+                period = _Period(pattern, deterministic, name=f"{name}_{repeat}")
+                own = _at(per_layer, slice(len(outputs), len(outputs) + len(pattern)))
+                hidden, output = period(hidden, broadcast, own)
+                outputs.extend(output)
+        return hidden, jax.tree.map(lambda *leaves: leaves, *outputs)
 
     def _scanned(
         self, pattern: tuple[Block, ...], repeats: int, deterministic: bool, name: str

@@ -98,10 +98,10 @@ def test_cross_attention_stands_between_and_looks_at_the_unpadded_context(place)
 
 @pytest.mark.slow
 def test_the_context_is_needed_once_and_is_cached_from_then_on():
-    empty = KeyValues(jnp.zeros((2, 4, 3, 2)), jnp.zeros((2, 4, 3, 2)))
+    empty = KeyValues(jnp.zeros((2, 3, 4, 2)), jnp.zeros((2, 3, 4, 2)))
     first = LayerInputs(context_BSD=jnp.asarray(CONTEXT), index=jnp.int32(0))
     before, out, _ = run(CONFIG, first, LayerCache(own=empty), cross_attention=True)
-    assert out.cache.cross.keys.shape == (2, 5, 3, 2)
+    assert out.cache.cross.keys.shape == (2, 3, 5, 2)
     renewed = LayerCache(own=empty, cross=out.cache.cross)
     later = LayerInputs(index=jnp.int32(0))
     after, again, _ = run(CONFIG, later, renewed, cross_attention=True)

@@ -13,7 +13,14 @@ import pytest
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.models.layers.block import LayerInputs, LayerOutput, TransformerBlock
 from flax_transformers.models.layers.linear import Linear
-from flax_transformers.models.layers.stack import Stack, make_stack
+from flax_transformers.models.layers.stack import (
+    Stack,
+    are_separate,
+    make_stack,
+    separate_layers,
+    separate_leaves,
+)
+from flax_transformers.testing import tiny_model
 from tests.models.reference import equations, randomize
 
 SCAN = pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
@@ -238,3 +245,20 @@ def test_a_single_layer_is_recomputed_by_the_compiled_program():
         gradient, params = make_gradient(remat, repeats=1)
         products[remat] = jax.jit(gradient).lower(params).compile().as_text().count(" dot(")
     assert products["full"] - products["none"] == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "T5ForConditionalGeneration"])
+def test_separate_layers_give_the_same_outputs_with_and_without_a_cache(architecture):
+    model, params = tiny_model(architecture)
+    ids = np.arange(3, 13).reshape(2, 5)
+    apart = separate_layers(params)
+    assert are_separate(apart) and not are_separate(params)
+    apply = jax.jit(model.apply)
+    expected = apply({"params": params}, ids).logits
+    np.testing.assert_allclose(apply({"params": apart}, ids).logits, expected, atol=1e-5)
+    cache = model.empty_cache(2, 5)
+    cache = cache.replace(layers=separate_leaves(cache.layers))
+    output = apply({"params": apart}, ids, cache=cache)
+    np.testing.assert_allclose(output.logits, expected, atol=1e-5)
+    assert [leaf.shape[0] for leaf in output.cache.layers.own.keys] == [2, 2]
