@@ -56,10 +56,10 @@ class Cache(struct.PyTreeNode):
         """What layers attend to; None if it is empty."""
         return None if self.empty else self.layers
 
-    def after_call(self, updated: Cache, layers: LayerCache) -> Cache:
+    def after_call(self, updated: Cache, layers: LayerCache | None) -> Cache:
         """``updated`` by ``causal_mask``, with the ``layers`` that a call returned: of a cache that
         was empty, only the first slots."""
-        if self.empty:
+        if self.empty and layers is not None:
             start = jnp.zeros((), jnp.int32)
             own = jax.tree.map(
                 lambda slots, new: jax.lax.dynamic_update_slice_in_dim(
@@ -69,7 +69,7 @@ class Cache(struct.PyTreeNode):
                 layers.own,
             )
             layers = LayerCache(own, layers.cross)
-        return updated.replace(layers=layers)  # type: ignore[no-any-return]
+        return updated.replace(layers=layers)
 
 
 def empty_cache(config: TransformerConfig, batch: int, slots: int, dtype: jnp.dtype) -> Cache:
