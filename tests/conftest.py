@@ -1,5 +1,6 @@
 """Every test runs on the CPU with eight virtual devices, in exact float32."""
 
+import gc
 import importlib.util
 import os
 import signal
@@ -7,26 +8,35 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Processes that tests start would each compile for seconds what they import; images of containers
+# often set this.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Threads for the collectives of eight devices, which otherwise can come to a standstill.
 os.environ["NPROC"] = "64"
-# Many tests compile the same small programs, commands in processes of their own too.
+# Many tests compile the same small programs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(".pytest_cache/compiled").absolute()))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# Programs, also those of commands in their own processes, are compiled in a third of the time with
+# few optimisations, without the code generator that goes through MLIR, and as one module each.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1"
+)
 
 import jax
 import pytest
 
 from flax_transformers.parallel.watchdog import watchdog
 
+# Tracing makes many objects and little garbage; looking for it took a tenth of the time.
+gc.set_threshold(100_000, 20)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 # Adding a [D] to a [B, D] without saying so hides shape mistakes.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Live comparisons run where the originals are installed (`make parity`), with programs as they are
-# in use; elsewhere they are compiled in half the time, with few optimisations.
-live = importlib.util.find_spec("torch") is not None
-collect_ignore = [] if live else ["parity"]
-jax.config.update("jax_disable_most_optimizations", not live)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# Live comparisons run where the originals are installed (`make parity`).
+collect_ignore = [] if importlib.util.find_spec("torch") else ["parity"]
 
 
 @pytest.fixture(autouse=True)

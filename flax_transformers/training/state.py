@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -35,7 +36,7 @@ class TrainState(struct.PyTreeNode):
     skipped: jax.Array
     skipped_in_a_row: jax.Array
     ema: Any = None
-    norm_mean: Any = 0.0
+    norm_mean: Any = np.float32(0)  # a Python float would be compiled for apart
 
     @property
     def best_params(self) -> Any:

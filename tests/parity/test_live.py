@@ -32,6 +32,12 @@ CASES = {
     if isinstance(case, Case) and hasattr(transformers, case.config["architectures"][0])
 }
 EACH = pytest.mark.parametrize("name", CASES)
+AS_IN_USE = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_use_fusion_emitters": True,
+}
+"""XLA's own settings, which tests/conftest.py changes."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +57,8 @@ def folder(tmp_path_factory):
 def test_a_saved_original_gives_the_same_outputs_here(name, folder):
     case = CASES[name]
     model, params = ft.load_pretrained(folder(name))
-    output = jax.jit(partial(model.apply, {"params": params}, **case.extra))(**case.inputs)
+    apply = partial(model.apply, {"params": params}, **case.extra)
+    output = jax.jit(apply, compiler_options=AS_IN_USE)(**case.inputs)
     expected = run_original(case)
     for field in case.outputs:
         found = case.attended(field, np.asarray(getattr(output, field)))
