@@ -5,6 +5,9 @@
 PYTHON ?= python3
 CONSTRAINTS = constraints.txt
 VENV ?= .venv
+# Processes keep the bytecode of what they import: without it each compiles all libraries anew, for
+# some four seconds.
+unexport PYTHONDONTWRITEBYTECODE
 DEMO ?= runs/demo
 NEW_PYTHON ?= python3.12
 
@@ -42,7 +45,7 @@ if [ "$$(cat "$$stamp" 2>/dev/null)" != "$$state" ]; then \
 			echo "$(PYTHON) cannot make virtual environments; install uv, or on Debian and Ubuntu" \
 				"'apt install python3-venv'" >&2; \
 			exit 1; }; \
-		"$(VENV)/bin/python" -m pip install -qq --disable-pip-version-check \
+		"$(VENV)/bin/python" -m pip install -qq --disable-pip-version-check --no-compile \
 			-c $(CONSTRAINTS) -e ".$(if $(1),[$(1)])"; \
 	fi; \
 	printf '%s' "$$state" > "$$stamp"; \

@@ -15,7 +15,13 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 @pytest.mark.slow
 @pytest.mark.multi_process
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.full] * (path.stem != "own_loop"))
+        for path in EXAMPLES
+    ],
+)
 def test_an_example_runs(example, tmp_path):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
