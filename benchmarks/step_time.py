@@ -44,7 +44,7 @@ def main() -> None:
     options = _options()
     _check_torch(options)
     if options.profile:
-        from steps.profile import profile
+        from steps.operations import profile
 
         for name in options.models:
             for dtype in options.dtypes:
