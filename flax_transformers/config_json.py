@@ -112,6 +112,9 @@ FORMER_FIELDS = {
 }
 """Former names of fields, which older saved configs may have."""
 
+_FORMER_DEFAULTS = {"compute": {"dropout_generator": "threefry"}}
+"""What versions without a field did, by type, where its default is something else."""
+
 _FORMER_PLACES = {
     "models.config.Execution": "compute",
     "training.checkpoints.CheckpointConfig": "checkpoints",
@@ -243,7 +246,8 @@ def from_json(value: Any) -> Any:
     kind = _type_of(value.get("type"))
     saved = {key: from_json(item) for key, item in value.items() if key not in ("type", "format")}
     try:
-        return kind(**current_names(kind, saved))
+        former = _FORMER_DEFAULTS.get(type_id(kind), {})
+        return kind(**former | current_names(kind, saved))
     except UserError:  # a value that this version refuses; the message names the field
         raise
     except (TypeError, ValueError) as error:

@@ -20,6 +20,7 @@ from flax_transformers.models.config import Activation, ComputeConfig, Rope, Tex
 from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
 from flax_transformers.models.heads import Transform, mean_of_tokens
 from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
+from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.kv_cache import KeyValues
 from flax_transformers.models.layers.positions import rotary_tables
 from flax_transformers.models.layers.sharding import HIDDEN, constrain
@@ -55,7 +56,7 @@ class ModernBertForQuestionAnswering(TextForQuestionAnswering):
     def setup(self) -> None:
         super().setup()
         self.transform_head = Transform(self.config, self.dtype)
-        self.head_dropout = nn.Dropout(self.config.head_dropout)
+        self.head_dropout = Dropout(self.config.head_dropout, self.compute.dropout_generator)
 
     def answer_spans(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
         hidden_BTD = self.transform_head(hidden_BTD)
@@ -185,7 +186,7 @@ class ModernBertBlock(TransformerBlock):
     def residual(self, name: str, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
         if name == "attention":
             rate = self.config.attention_dropout
-            y_BTD = nn.Dropout(rate, deterministic=self.deterministic)(y_BTD)
+            y_BTD = Dropout(rate, self.compute.dropout_generator, self.deterministic)(y_BTD)
         return constrain(x_BTD + y_BTD, HIDDEN)
 
 

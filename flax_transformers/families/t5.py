@@ -35,6 +35,7 @@ from flax_transformers.models.encoder_decoder import (
 )
 from flax_transformers.models.heads import Unembedding, label_layer
 from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
+from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.embeddings import Embedding, word_table
 from flax_transformers.models.layers.kv_cache import KeyValues
 from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
@@ -148,7 +149,7 @@ class T5ForTokenClassification(T5EncoderModel):
         super().setup()
         c = self.config
         self.classification_head = label_layer(c, self.dtype, c.num_labels)
-        self.head_dropout = nn.Dropout(c.head_dropout)
+        self.head_dropout = Dropout(c.head_dropout, self.compute.dropout_generator)
 
     def tag(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """Logits float32 [B, T, labels]."""

@@ -31,6 +31,11 @@ attention. ``splash``: flash attention for TPUs, JAX's own or, with a relative p
 "... or xla" uses the first kernel where it supports the call. ``auto`` is resolved by
 ``ComputeConfig.resolve`` and means ``xla`` before that."""
 
+DropoutGenerator = Literal["auto", "hash", "threefry"]
+"""What draws dropout masks. ``hash``: a hash of an element's index, several times faster than
+``threefry``, JAX's generator. ``auto`` is resolved by ``training.run_state`` and means ``hash``
+unless a checkpoint says otherwise."""
+
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
 _KERNELS: dict[str, tuple[Kernel, ...]] = {
@@ -46,7 +51,7 @@ BESIDE_THE_MODEL = frozenset({"problem_type", "hub_fields", "generation", "norma
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How a model is run. It changes the outputs by rounding only."""
+    """How a model is run. It changes the outputs by rounding only, except for dropout masks."""
 
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """Dtype of activations and matmul inputs; ``auto`` is bfloat16 on accelerators and float32 on
@@ -68,6 +73,10 @@ class ComputeConfig:
     attention: Kernel = "auto"
     """Attention kernel; ``auto`` is splash on TPUs and cuDNN on NVIDIA GPUs where they support the
     call, otherwise XLA. The kernel used, and the reason, is logged."""
+    dropout_generator: DropoutGenerator = "auto"
+    """What draws dropout masks; ``auto`` is the generator of the checkpoint that a run resumes from
+    (``threefry`` if it was saved before there was a choice), and ``hash`` in a new run. The hash is
+    faster, needs less memory, and lets TPU kernels apply ``model.attention_dropout``."""
 
     RANGES: ClassVar[Ranges] = {"feed_forward_chunk": ranges.POSITIONS}
 

@@ -27,6 +27,7 @@ from flax_transformers.models.heads import (
     take_token,
 )
 from flax_transformers.models.layers.block import LayerInputs, LayerOutput
+from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.embeddings import Embedding, InputEmbeddings, word_table
 from flax_transformers.models.layers.kv_cache import (
     Cache,
@@ -70,14 +71,15 @@ class TransformerStack(nn.Module):
 
     def setup(self) -> None:
         c, dtype = self.config, jnp.dtype(self.compute.dtype)
-        self.embeddings = InputEmbeddings(c, dtype, self.parts.positions)
+        generator = self.compute.dropout_generator
+        self.embeddings = InputEmbeddings(c, dtype, self.parts.positions, generator)
         self.stack = self.parts.stack(
             c, self.compute, self.parts.block, cross_attention=self.cross_attention
         )
         if c.norm_position == "pre":
             self.norm = make_norm(c, dtype)
         self.relative_bias = self.parts.relative_bias(c)
-        self.dropout = nn.Dropout(c.dropout if c.output_dropout else 0.0)
+        self.dropout = Dropout(c.dropout if c.output_dropout else 0.0, generator)
 
     def __call__(
         self,
@@ -334,7 +336,7 @@ class EncoderDecoderForSequenceClassification(EncoderDecoder):
         c = self.config
         self.pooler = Pooler(c, self.dtype)
         self.classification_head = label_layer(c, self.dtype, c.num_labels)
-        self.head_dropout = nn.Dropout(c.head_dropout)
+        self.head_dropout = Dropout(c.head_dropout, self.compute.dropout_generator)
 
     def classify(
         self,

@@ -21,6 +21,7 @@ from flax_transformers.models.heads import (
     label_layer,
 )
 from flax_transformers.models.layers.block import LayerInputs
+from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.embeddings import InputEmbeddings, word_table
 from flax_transformers.models.layers.kv_cache import Cache, causal_mask, empty_cache, next_positions
 from flax_transformers.models.layers.masks import AttentionMask, combined_segments
@@ -65,7 +66,9 @@ class TextModel(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.words = word_table(c, self.dtype)
-        self.embeddings = InputEmbeddings(c, self.dtype, self.parts.positions)
+        self.embeddings = InputEmbeddings(
+            c, self.dtype, self.parts.positions, self.compute.dropout_generator
+        )
         self.stack = self.parts.stack(c, self.compute, self.parts.block)
         if c.norm_position == "pre":
             self.final_norm = make_norm(c, self.dtype)
@@ -203,7 +206,7 @@ class TextForSequenceClassification(TextModel):
         self.classification_head = label_layer(
             c, self.dtype, c.num_labels, use_bias=self.label_bias
         )
-        self.head_dropout = nn.Dropout(c.head_dropout)
+        self.head_dropout = Dropout(c.head_dropout, self.compute.dropout_generator)
 
     def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
         """Input [B, D] of the last layer."""
@@ -234,7 +237,7 @@ class TextForTokenClassification(TextModel):
         super().setup()
         c = self.config
         self.classification_head = label_layer(c, self.dtype, c.num_labels)
-        self.head_dropout = nn.Dropout(c.head_dropout)
+        self.head_dropout = Dropout(c.head_dropout, self.compute.dropout_generator)
 
     def tag(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """Logits float32 [B, T, labels]."""

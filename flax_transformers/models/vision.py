@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flax_transformers.errors import UserError
-from flax_transformers.models.config import ComputeConfig, VisionConfig
+from flax_transformers.models.config import ComputeConfig, DropoutGenerator, VisionConfig
 from flax_transformers.models.heads import Pooler, classify_vectors, label_layer
 from flax_transformers.models.layers.block import LayerInputs, LayerOutput, TransformerBlock
+from flax_transformers.models.layers.dropout import Dropout, drop_path
 from flax_transformers.models.layers.linear import Linear, truncated_normal
 from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.layers.patches import (
@@ -52,9 +53,7 @@ class VisionBlock(TransformerBlock):
         """Zero the output of a sub-layer for some images, and scale up the others."""
         if rate is None:
             return y_BTD
-        keep = 1.0 - rate
-        kept_B = jax.random.bernoulli(self.make_rng("dropout"), keep, y_BTD.shape[:1])
-        return jnp.where(kept_B[:, None, None], y_BTD / keep.astype(y_BTD.dtype), 0)
+        return drop_path(y_BTD, rate, self.make_rng("dropout"), self.compute.dropout_generator)
 
 
 C = TypeVar("C", bound=VisionConfig)
@@ -126,6 +125,7 @@ class PatchEmbeddings(nn.Module):
     config: VisionConfig
     dtype: jnp.dtype
     positions: Callable[[VisionConfig, jnp.dtype], nn.Module]
+    dropout_generator: DropoutGenerator = "auto"
 
     def setup(self) -> None:
         c = self.config
@@ -139,7 +139,7 @@ class PatchEmbeddings(nn.Module):
         self.position = self.positions(c, self.dtype)
         for name in c.tokens:
             setattr(self, name, token(c, self.dtype))
-        self.dropout = nn.Dropout(c.dropout)
+        self.dropout = Dropout(c.dropout, self.dropout_generator)
 
     def __call__(
         self, pixel_values: jax.Array, *, interpolate_pos_encoding: bool = False
@@ -202,7 +202,9 @@ class VisionModel(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.embeddings = PatchEmbeddings(c, self.dtype, self.parts.positions)
+        self.embeddings = PatchEmbeddings(
+            c, self.dtype, self.parts.positions, self.compute.dropout_generator
+        )
         self.stack = self.parts.stack(c, self.compute, self.parts.block)
         if c.norm_position == "pre":
             self.final_norm = make_norm(c, self.dtype)
@@ -272,7 +274,7 @@ class VisionForClassification(VisionModel):
     def setup(self) -> None:
         super().setup()
         self.classification_head = label_layer(self.config, self.dtype, self.config.num_labels)
-        self.head_dropout = nn.Dropout(self.config.head_dropout)
+        self.head_dropout = Dropout(self.config.head_dropout, self.compute.dropout_generator)
 
     def classify(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """Logits float32 [B, labels] of hidden states [B, T, D], the tokens first."""

@@ -54,6 +54,7 @@ from flax_transformers.training.run_state import (
     RunState,
     checkpoint_meta,
     tokenizer_files,
+    with_dropout_of_run,
 )
 from flax_transformers.training.setup import check_phase, make_meter, make_trainer
 from flax_transformers.training.state import TrainState
@@ -103,6 +104,7 @@ def train(
         jax.set_mesh(mesh),
         exclusive_lock(workdir),
     ):
+        config = with_dropout_of_run(config, workdir)
         if jax.process_index() == 0:
             clear_side_files(workdir)
         check_equal(

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from flax_transformers.checkpointing.step_directories import finished_steps
+from flax_transformers.checkpointing.step_directories import finished_steps, read_meta
 from flax_transformers.config_json import current_names, from_json, to_json
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
@@ -144,6 +144,21 @@ def tokenizer_files(config: TrainConfig, prepared: Dataset) -> dict[str, bytes]:
             for file in list_files(folder):
                 files[f"{name}/{file}"] = (folder / file).read_bytes()
     return files
+
+
+def with_dropout_of_run(config: TrainConfig, workdir: epath.Path) -> TrainConfig:
+    """``config`` with the dropout generator of the newest checkpoint in ``workdir``, if there is
+    one and the config leaves it open, so that a run resumed by a newer version keeps its masks."""
+    if config.compute.dropout_generator != "auto":
+        return config
+    directory = workdir / "checkpoints"
+    for step in reversed(finished_steps(directory)):
+        with contextlib.suppress(UserError):
+            saved = read_meta(directory / str(step)).get("config", {})
+            compute = from_json(current_names(TrainConfig, saved).get("compute"))
+            generator = getattr(compute, "dropout_generator", "auto")
+            return replace(config, compute=replace(config.compute, dropout_generator=generator))
+    return config
 
 
 def tokenizers_of_run(workdir: epath.Path) -> dict[str, Tokenizer]:

@@ -49,10 +49,11 @@ def setting(tmp_path_factory):
     return config, batches
 
 
-def losses(setting, mesh_config, micro_batches=1, **model):
+def losses(setting, mesh_config, micro_batches=1, generator="auto", **model):
     config, batches = setting
     mesh = make_mesh(mesh_config)
-    network = build_model(tiny_bert(**model), config.compute.resolve("cpu"))
+    compute = dataclasses.replace(config.compute.resolve("cpu"), dropout_generator=generator)
+    network = build_model(tiny_bert(**model), compute)
     optimizer = make_optimizer(config.optimizer, STEPS)
     functions = model_functions(network)
     found = []
@@ -96,6 +97,14 @@ def test_meshes_agree_with_dropout_on(request, by_data, mesh, parts):
     kernel = state.params["stack"]["layers"]["block_0"]["attention"]["query"]["kernel"]
     share = kernel.addressable_shards[0].data.size / kernel.size
     assert share == 1 / parts, "the parameter is not divided"
+
+
+@pytest.mark.full
+def test_meshes_agree_with_the_masks_of_threefry(setting, by_data):
+    one, _ = losses(setting, MeshConfig(data=8), generator="threefry")
+    other, _ = losses(setting, MIXED, generator="threefry")
+    assert relative_difference(one, other) < 1e-5
+    assert relative_difference(one, by_data[0]) > 1e-4  # other masks
 
 
 @pytest.mark.parametrize(("mesh", "parts"), [("fully_sharded", 8), ("mixed", 4)])

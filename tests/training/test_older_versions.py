@@ -25,7 +25,7 @@ from flax_transformers.testing import relative_difference
 from flax_transformers.training.check_run import check_config, check_run
 from flax_transformers.training.loop import train
 from flax_transformers.training.restore import saved_config
-from flax_transformers.training.run_state import check_meta
+from flax_transformers.training.run_state import check_meta, with_dropout_of_run
 from tests.fixtures.make_saved_runs import STEPS, digest_of_state
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -114,16 +114,32 @@ def test_ids_of_text_ends_that_a_run_began_with_are_only_warned_of(old, caplog):
     assert "model.eos_ids is (50256,)" in caplog.text
 
 
+@EACH
+def test_dropout_masks_stay_those_of_that_version_unless_the_config_says_otherwise(old, name):
+    config, workdir = config_of(old, name), epath.Path(old / name / "run")
+    assert config.compute.dropout_generator == "threefry"
+    for asked, found in (("auto", "threefry"), ("hash", "hash"), ("threefry", "threefry")):
+        compute = dataclasses.replace(config.compute, dropout_generator=asked)
+        today = dataclasses.replace(config, compute=compute)
+        resumed = with_dropout_of_run(today, workdir)
+        assert resumed.compute.dropout_generator == found
+        assert with_dropout_of_run(today, epath.Path(old / "new")) == today
+
+
 @pytest.mark.slow
 @EACH
 def test_the_run_resumes_with_the_losses_of_that_version(old, name):
     config = config_of(old, name)
+    config = dataclasses.replace(  # as in a recipe of today
+        config, compute=dataclasses.replace(config.compute, dropout_generator="auto")
+    )
     longer = dataclasses.replace(config.phases[0], steps=2 * STEPS)
     config = dataclasses.replace(config, phases=(longer,))
     prepared = open_dataset(config.data)
     config = runtime.with_label_names(config, prepared)
     workdir = old / name / "run"
     assert train(config, prepared, workdir).step == 2 * STEPS
+    assert saved_config(find_checkpoint(workdir)).compute.dropout_generator == "threefry"
     losses = [row["train/loss"] for row in read_metrics(workdir) if "train/loss" in row]
     assert relative_difference(losses[STEPS:], expected(old, name)["losses"]) < 1e-5
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from flax_transformers.errors import UserError
-from flax_transformers.models.config import Kernel
+from flax_transformers.models.config import DropoutGenerator, Kernel
 from flax_transformers.models.kernels.cudnn import WIDEST, cudnn_attention, is_named_mask
 from flax_transformers.models.kernels.local import LANES
+from flax_transformers.models.layers.dropout import dropout
 from flax_transformers.models.layers.linear import einsum
 from flax_transformers.models.layers.masks import AttentionMask
 from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
@@ -31,6 +34,7 @@ def dot_product_attention(
     scale: float | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
+    dropout_generator: DropoutGenerator = "auto",
     kernel: Kernel = "xla",
 ) -> jax.Array:
     """Scaled dot-product attention (arXiv:1706.03762 §3.2.1), [B, T, N, H] in the dtype of ``q``.
@@ -61,8 +65,10 @@ def dot_product_attention(
         return splash_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale)
     if isinstance(bias, RelativePositionBias):
         bias = bias.dense(mask, q_BTNH.shape[1], k_BSKH.shape[1])
-    rate = dropout_rate if dropping else 0.0
-    return _xla_attention(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, rate, dropout_key)
+    drop = None
+    if dropout_rate > 0.0 and dropout_key is not None:
+        drop = partial(dropout, rate=dropout_rate, key=dropout_key, generator=dropout_generator)
+    return _xla_attention(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, drop)
 
 
 _DROPPING = "apply model.attention_dropout"
@@ -158,10 +164,10 @@ def _xla_attention(
     mask: AttentionMask,
     bias: jax.Array | None,
     scale: float,
-    dropout_rate: float,
-    dropout_key: jax.Array | None,
+    drop: Callable[[jax.Array], jax.Array] | None,
 ) -> jax.Array:
-    """Plain operations; a query without any key gets the mean of all values."""
+    """Plain operations, with ``drop`` on the probabilities; a query without any key gets the mean
+    of all values."""
     batch, queries, heads, width = q_BTNH.shape
     keys, key_heads = k_BSKH.shape[1:3]
     grouped = key_heads < heads
@@ -180,10 +186,8 @@ def _xla_attention(
         lowest = jnp.finfo(jnp.float32).min
         scores_BNTS = jnp.where(allowed_BTS[:, None, :, :], scores_BNTS, lowest)
     probabilities_BNTS = jax.nn.softmax(scores_BNTS, axis=-1)
-    if dropout_rate > 0.0 and dropout_key is not None:
-        keep = 1.0 - dropout_rate
-        kept_BNTS = jax.random.bernoulli(dropout_key, keep, probabilities_BNTS.shape)
-        probabilities_BNTS = jnp.where(kept_BNTS, probabilities_BNTS / keep, 0.0)
+    if drop is not None:
+        probabilities_BNTS = drop(probabilities_BNTS)
     probabilities_BNTS = probabilities_BNTS.astype(v_BSKH.dtype)
     if grouped:
         probabilities_BKGTS = probabilities_BNTS.reshape(batch, key_heads, -1, queries, keys)

@@ -77,6 +77,7 @@ class Attention(nn.Module):
                 scale=c.attention_scale,
                 dropout_rate=c.attention_dropout if dropping else 0.0,
                 dropout_key=self.make_rng("dropout") if dropping else None,
+                dropout_generator=self.compute.dropout_generator,
                 kernel="auto" if plain else self.compute.attention,
             )
         output = Linear(

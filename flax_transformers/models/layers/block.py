@@ -11,6 +11,7 @@ from flax import struct
 
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.models.layers.attention import Attention
+from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.feed_forward import FeedForward
 from flax_transformers.models.layers.kv_cache import KeyValues, LayerCache
 from flax_transformers.models.layers.masks import AttentionMask
@@ -119,7 +120,9 @@ class TransformerBlock(nn.Module):
     def residual(self, name: str, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
         """Add the output ``y`` of the sub-layer ``name`` to its input ``x``."""
         c = self.config
-        x_BTD = x_BTD + nn.Dropout(c.dropout, deterministic=self.deterministic)(y_BTD)
+        x_BTD = x_BTD + Dropout(c.dropout, self.compute.dropout_generator, self.deterministic)(
+            y_BTD
+        )
         return constrain(self.norm(name)(x_BTD) if c.norm_position == "post" else x_BTD, HIDDEN)
 
     def norm(self, name: str) -> nn.Module:

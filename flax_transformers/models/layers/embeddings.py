@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from flax_transformers.models.config import TextConfig
+from flax_transformers.models.config import DropoutGenerator, TextConfig
+from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.linear import truncated_normal
 from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.layers.sharding import HIDDEN, constrain
@@ -118,6 +119,7 @@ class InputEmbeddings(nn.Module):
     config: TextConfig
     dtype: jnp.dtype
     positions: Callable[[TextConfig, jnp.dtype], nn.Module] = learned_positions
+    dropout_generator: DropoutGenerator = "auto"
 
     def setup(self) -> None:
         c = self.config
@@ -128,7 +130,7 @@ class InputEmbeddings(nn.Module):
             self.token_type = Embedding(c.token_types, c.hidden_size, self.dtype, axes, c.init_std)
         if c.embedding_norm:
             self.norm = make_norm(c, self.dtype)
-        self.dropout = nn.Dropout(c.dropout)
+        self.dropout = Dropout(c.dropout, self.dropout_generator)
 
     def __call__(
         self,

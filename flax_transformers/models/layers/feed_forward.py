@@ -14,6 +14,7 @@ from flax_transformers.models.kernels.chunked_feed_forward import (
     can_be_chunked,
     chunked_feed_forward,
 )
+from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.linear import Linear
 from flax_transformers.models.layers.sharding import INTERMEDIATE, constrain
 
@@ -55,7 +56,9 @@ class FeedForward(nn.Module):
             ("mlp", "embed"),
             init_std=c.initial_std("down"),
         )
-        self.dropout = nn.Dropout(c.activation_dropout, deterministic=self.deterministic)
+        self.dropout = Dropout(
+            c.activation_dropout, self.compute.dropout_generator, self.deterministic
+        )
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         c, chunk = self.config, self.compute.feed_forward_chunk
