@@ -27,7 +27,8 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
 Kernel = Literal["auto", "xla", "cudnn", "splash", "cudnn or xla", "splash or xla"]
 """Attention kernels. ``xla``: plain operations, on every platform. ``cudnn``: NVIDIA's flash
-attention. ``splash``: flash attention for TPUs, JAX's own or, with a relative position bias, ours.
+attention. ``splash``: flash attention for TPUs, JAX's own or, with dropout or a relative position
+bias, ours.
 "... or xla" uses the first kernel where it supports the call. ``auto`` is resolved by
 ``ComputeConfig.resolve`` and means ``xla`` before that."""
 

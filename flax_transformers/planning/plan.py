@@ -34,7 +34,7 @@ from flax_transformers.training.trainer import Trainer
 GIB = 2**30
 
 # Matrix products per kernel, by suffix of its name: JAX's splash attention, and our
-# models/kernels/flash_relative_bias.py.
+# models/kernels/flash_attention.py.
 _PRODUCTS = {"_fwd": 2, "_dkv": 4, "_dq": 3}
 
 

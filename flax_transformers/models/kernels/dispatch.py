@@ -14,7 +14,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.models.config import DropoutGenerator, Kernel
 from flax_transformers.models.kernels.cudnn import WIDEST, cudnn_attention, is_named_mask
 from flax_transformers.models.kernels.local import LANES
-from flax_transformers.models.layers.dropout import dropout
+from flax_transformers.models.layers.dropout import dropout, key_words
 from flax_transformers.models.layers.linear import einsum
 from flax_transformers.models.layers.masks import AttentionMask
 from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
@@ -46,28 +46,32 @@ def dot_product_attention(
     """
     mask = AttentionMask() if mask is None else mask
     scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
-    dropping = dropout_rate > 0.0 and dropout_key is not None
+    key = dropout_key if dropout_rate > 0.0 else None
     obstacle = None
     if kernel.startswith("splash"):
-        obstacle = _splash_cannot(q_BTNH, k_BSKH, mask, bias, dropping)
+        obstacle = _splash_cannot(q_BTNH, k_BSKH, mask, bias)
+        if key is not None and obstacle is None:
+            obstacle = _splash_cannot_drop(q_BTNH, k_BSKH, mask, dropout_generator)
     elif kernel.startswith("cudnn"):
-        obstacle = _cudnn_cannot(q_BTNH, k_BSKH, mask, bias, dropping)
-    chosen = _chosen(kernel, obstacle)
+        obstacle = _cudnn_cannot(q_BTNH, k_BSKH, mask, bias, dropping=key is not None)
+    chosen = _chosen(kernel, obstacle, "" if key is None else ", with dropout inside the kernel")
     if chosen == "cudnn":
         return cudnn_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale)
     if chosen == "splash":
         # Imported here, as Pallas takes long to import.
-        from flax_transformers.models.kernels.flash_relative_bias import biased_flash_attention
+        from flax_transformers.models.kernels.flash_attention import Masks, flash_attention
         from flax_transformers.models.kernels.splash import splash_attention
 
-        if isinstance(bias, RelativePositionBias):
-            return biased_flash_attention(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale)
-        return splash_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale)
+        if bias is None and key is None:
+            return splash_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale)
+        assert bias is None or isinstance(bias, RelativePositionBias)  # see _splash_cannot
+        masks = None if key is None else Masks(dropout_rate, key_words(key))
+        return flash_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale, bias, masks)
     if isinstance(bias, RelativePositionBias):
         bias = bias.dense(mask, q_BTNH.shape[1], k_BSKH.shape[1])
     drop = None
-    if dropout_rate > 0.0 and dropout_key is not None:
-        drop = partial(dropout, rate=dropout_rate, key=dropout_key, generator=dropout_generator)
+    if key is not None:
+        drop = partial(dropout, rate=dropout_rate, key=key, generator=dropout_generator)
     return _xla_attention(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, drop)
 
 
@@ -79,13 +83,10 @@ def _splash_cannot(
     k_BSKH: jax.Array,
     mask: AttentionMask,
     bias: jax.Array | RelativePositionBias | None,
-    dropping: bool,
 ) -> str | None:
     """What the TPU kernels do not support in a call, or None."""
     queries, heads = q_BTNH.shape[1:3]
     keys, key_heads = k_BSKH.shape[1:3]
-    if dropping:
-        return _DROPPING
     if mask.has_positions:
         return "mask by position_ids"
     if mask.key_prefix is not None:
@@ -100,11 +101,23 @@ def _splash_cannot(
     return _mesh_cannot(q_BTNH, k_BSKH)
 
 
+def _splash_cannot_drop(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, mask: AttentionMask, generator: DropoutGenerator
+) -> str | None:
+    """What the TPU kernel with dropout does not support in a call, or None."""
+    if generator == "threefry":
+        return f"{_DROPPING} with compute.dropout_generator threefry"
+    if k_BSKH.shape[2] != q_BTNH.shape[2] or mask.window is not None:
+        return f"{_DROPPING} with grouped heads or windows"
+    return None
+
+
 def _cudnn_cannot(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
     mask: AttentionMask,
     bias: jax.Array | RelativePositionBias | None,
+    *,
     dropping: bool,
 ) -> str | None:
     """What NVIDIA's kernel does not support in a call, or None."""
@@ -135,13 +148,14 @@ def _mesh_cannot(q_BTNH: jax.Array, k_BSKH: jax.Array) -> str | None:
     return None
 
 
-def _chosen(kernel: Kernel, obstacle: str | None) -> str:
-    """The kernel of a call; ``obstacle`` is what the first choice does not support."""
+def _chosen(kernel: Kernel, obstacle: str | None, how: str) -> str:
+    """The kernel of a call; ``obstacle`` is what the first choice does not support, and ``how`` it
+    is run otherwise is for the log."""
     if kernel == "auto":  # nothing was chosen
         return "xla"
     first, _, otherwise = kernel.partition(" or ")
     if obstacle is None:
-        _say(f"attention: {first}")
+        _say(f"attention: {first}{how}")
         return first
     if not otherwise:
         raise UserError(

@@ -230,8 +230,16 @@ def long(length=128):
     return draw(length, heads=2)
 
 
+DROPPING = {"dropout_rate": 0.1, "dropout_key": jax.random.key(0)}
 CANNOT = {
-    "apply model.attention_dropout": {"dropout_rate": 0.1, "dropout_key": jax.random.key(0)},
+    "apply model.attention_dropout with compute.dropout_generator threefry": {
+        **DROPPING,
+        "dropout_generator": "threefry",
+    },
+    "apply model.attention_dropout with grouped heads or windows": {
+        **DROPPING,
+        "mask": AttentionMask(window=(1, 1)),
+    },
     "mask by position_ids": {
         "mask": AttentionMask(query_positions=jnp.arange(128)[None], causal=True)
     },
