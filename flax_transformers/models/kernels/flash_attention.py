@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from flax_transformers.models.kernels.dropout_hash import is_kept
 from flax_transformers.models.kernels.local import (
     ATTENDED,
     LANES,
@@ -33,7 +34,6 @@ from flax_transformers.models.kernels.local import (
     padded,
     part_index,
 )
-from flax_transformers.models.layers.dropout import is_kept
 from flax_transformers.models.layers.masks import AttentionMask
 from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
 from flax_transformers.models.layers.sharding import HEADS, KEY_HEADS
