@@ -28,14 +28,11 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 Kernel = Literal["auto", "xla", "cudnn", "splash", "cudnn or xla", "splash or xla"]
 """Attention kernels. ``xla``: plain operations, on every platform. ``cudnn``: NVIDIA's flash
 attention. ``splash``: flash attention for TPUs, JAX's own or, with dropout or a relative position
-bias, ours.
-"... or xla" uses the first kernel where it supports the call. ``auto`` is resolved by
+bias, ours. "... or xla" uses the first kernel where it supports the call. ``auto`` is resolved by
 ``ComputeConfig.resolve`` and means ``xla`` before that."""
 
 DropoutGenerator = Literal["auto", "hash", "threefry"]
-"""What draws dropout masks. ``hash``: a hash of an element's index, several times faster than
-``threefry``, JAX's generator. ``auto`` is resolved by ``training.run_state`` and means ``hash``
-unless a checkpoint says otherwise."""
+"""``hash``: a hash of an element's index; ``threefry``: JAX's generator, several times slower."""
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 

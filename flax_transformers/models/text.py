@@ -66,9 +66,8 @@ class TextModel(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.words = word_table(c, self.dtype)
-        self.embeddings = InputEmbeddings(
-            c, self.dtype, self.parts.positions, self.compute.dropout_generator
-        )
+        generator = self.compute.dropout_generator
+        self.embeddings = InputEmbeddings(c, self.dtype, self.parts.positions, generator)
         self.stack = self.parts.stack(c, self.compute, self.parts.block)
         if c.norm_position == "pre":
             self.final_norm = make_norm(c, self.dtype)

@@ -20,8 +20,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig, DropoutGenerator, VisionConfig
 from flax_transformers.models.heads import Pooler, classify_vectors, label_layer
+from flax_transformers.models.kernels.dropout import drop_path
 from flax_transformers.models.layers.block import LayerInputs, LayerOutput, TransformerBlock
-from flax_transformers.models.layers.dropout import Dropout, drop_path
+from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.linear import Linear, truncated_normal
 from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.layers.patches import (
@@ -202,9 +203,8 @@ class VisionModel(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.embeddings = PatchEmbeddings(
-            c, self.dtype, self.parts.positions, self.compute.dropout_generator
-        )
+        generator = self.compute.dropout_generator
+        self.embeddings = PatchEmbeddings(c, self.dtype, self.parts.positions, generator)
         self.stack = self.parts.stack(c, self.compute, self.parts.block)
         if c.norm_position == "pre":
             self.final_norm = make_norm(c, self.dtype)

@@ -151,13 +151,12 @@ def with_dropout_of_run(config: TrainConfig, workdir: epath.Path) -> TrainConfig
     one and the config leaves it open, so that a run resumed by a newer version keeps its masks."""
     if config.compute.dropout_generator != "auto":
         return config
-    directory = workdir / "checkpoints"
-    for step in reversed(finished_steps(directory)):
+    for step in reversed(finished_steps(workdir / "checkpoints")):
         with contextlib.suppress(UserError):
-            saved = read_meta(directory / str(step)).get("config", {})
+            saved = read_meta(workdir / "checkpoints" / str(step)).get("config", {})
             compute = from_json(current_names(TrainConfig, saved).get("compute"))
-            generator = getattr(compute, "dropout_generator", "auto")
-            return replace(config, compute=replace(config.compute, dropout_generator=generator))
+            found = getattr(compute, "dropout_generator", "auto")
+            return replace(config, compute=replace(config.compute, dropout_generator=found))
     return config
 
 

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import DropoutGenerator, Kernel
 from flax_transformers.models.kernels.cudnn import WIDEST, cudnn_attention, is_named_mask
-from flax_transformers.models.kernels.dropout_hash import key_words
+from flax_transformers.models.kernels.dropout import dropout, key_words
 from flax_transformers.models.kernels.local import LANES
-from flax_transformers.models.layers.dropout import dropout
 from flax_transformers.models.layers.linear import einsum
 from flax_transformers.models.layers.masks import AttentionMask
 from flax_transformers.models.layers.relative_position_bias import RelativePositionBias

@@ -21,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from flax_transformers.models.kernels.dropout_hash import is_kept
+from flax_transformers.models.kernels.dropout import is_kept
 from flax_transformers.models.kernels.local import (
     ATTENDED,
     LANES,

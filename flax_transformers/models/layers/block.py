@@ -120,9 +120,8 @@ class TransformerBlock(nn.Module):
     def residual(self, name: str, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
         """Add the output ``y`` of the sub-layer ``name`` to its input ``x``."""
         c = self.config
-        x_BTD = x_BTD + Dropout(c.dropout, self.compute.dropout_generator, self.deterministic)(
-            y_BTD
-        )
+        drop = Dropout(c.dropout, self.compute.dropout_generator, self.deterministic)
+        x_BTD = x_BTD + drop(y_BTD)
         return constrain(self.norm(name)(x_BTD) if c.norm_position == "post" else x_BTD, HIDDEN)
 
     def norm(self, name: str) -> nn.Module:

@@ -56,9 +56,8 @@ class FeedForward(nn.Module):
             ("mlp", "embed"),
             init_std=c.initial_std("down"),
         )
-        self.dropout = Dropout(
-            c.activation_dropout, self.compute.dropout_generator, self.deterministic
-        )
+        generator = self.compute.dropout_generator
+        self.dropout = Dropout(c.activation_dropout, generator, self.deterministic)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         c, chunk = self.config, self.compute.feed_forward_chunk

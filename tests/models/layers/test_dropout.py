@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.models.layers.dropout import Dropout, drop_path, dropout
+from flax_transformers.models.kernels.dropout import drop_path, dropout
+from flax_transformers.models.layers.dropout import Dropout
 
 
 @pytest.mark.slow

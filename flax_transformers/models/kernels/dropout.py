@@ -1,24 +1,73 @@
-"""Dropout masks by a counter hash.
+"""Dropout (Srivastava et al., JMLR 15, 2014) with masks from a counter hash or from threefry.
 
-It maps an element's index in the whole array and the two 32-bit words of a key to 32 bits, in about
-a dozen integer operations. It depends on neither the sharding of the array nor on other elements:
-the compiler merges it into what reads the result, and devices send each other nothing. A kernel
-that sees a block of an array computes the same mask from the indices of the block.
+The hash maps an element's index in the whole array and the two 32-bit words of a key to 32 bits, in
+about a dozen integer operations. It depends on neither the sharding of the array nor on other
+elements: the compiler merges it into what reads the result, devices send each other nothing, and
+the backward pass computes the mask again instead of storing it. A kernel that sees a block of an
+array computes the same mask from the indices of the block.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+
+from flax_transformers.models.config import DropoutGenerator
 
 _GOLDEN = 0x9E3779B9
 """2**32 divided by the golden ratio: odd, and its multiples are far apart."""
 
 _BITS = 24
 """Of the 32 bits that are compared with the rate: as many as float32 holds exactly."""
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array, generator: DropoutGenerator) -> jax.Array:
+    """Zero elements of ``x`` with probability ``rate`` and divide the others by ``1 - rate``.
+
+    The hash divides in float32 and rounds to the dtype of ``x``, threefry in the dtype of ``x``.
+    """
+    if generator == "threefry":
+        keep = 1.0 - rate
+        return jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep, 0)
+    return _hash_dropout(rate, x, key_words(key))
+
+
+def drop_path(
+    y: jax.Array, rate: jax.Array, key: jax.Array, generator: DropoutGenerator
+) -> jax.Array:
+    """Zero whole examples of ``y`` [B, ...] and scale up the others (stochastic depth,
+    arXiv:1603.09382). ``rate`` is a float32 scalar, which need not be a constant."""
+    keep, of_example = 1.0 - rate, y.shape[:1] + (1,) * (y.ndim - 1)
+    if generator == "threefry":
+        kept_B = jax.random.bernoulli(key, keep, y.shape[:1])
+        return jnp.where(kept_B.reshape(of_example), y / keep.astype(y.dtype), 0)
+    kept = is_kept(key_words(key), keep, of_example)
+    return jnp.where(kept, (y.astype(jnp.float32) / keep).astype(y.dtype), 0)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _hash_dropout(rate: float, x: jax.Array, words: jax.Array) -> jax.Array:
+    kept = is_kept(words, 1.0 - rate, x.shape)
+    return jnp.where(kept, (x.astype(jnp.float32) * (1.0 / (1.0 - rate))).astype(x.dtype), 0)
+
+
+def _hash_dropout_forward(
+    rate: float, x: jax.Array, words: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return _hash_dropout(rate, x, words), words
+
+
+def _hash_dropout_backward(
+    rate: float, words: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, None]:
+    return _hash_dropout(rate, cotangent, words), None
+
+
+_hash_dropout.defvjp(_hash_dropout_forward, _hash_dropout_backward)
 
 
 def key_words(key: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flax_transformers.models.kernels.dropout_hash import hash_bits, is_kept, key_words
+from flax_transformers.models.kernels.dropout import hash_bits, is_kept, key_words
 
 RATES = (0.05, 0.1, 0.3, 0.5, 0.75, 0.9)
 SHAPE = (16, 64, 96)
