@@ -186,7 +186,7 @@ class ModernBertBlock(TransformerBlock):
     def residual(self, name: str, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
         if name == "attention":
             rate = self.config.attention_dropout
-            y_BTD = Dropout(rate, self.compute.dropout_generator, self.deterministic)(y_BTD)
+            y_BTD = Dropout(rate, self.compute.dropout_generator)(y_BTD, self.deterministic)
         return constrain(x_BTD + y_BTD, HIDDEN)
 
 

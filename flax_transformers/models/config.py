@@ -32,7 +32,6 @@ bias, ours. "... or xla" uses the first kernel where it supports the call. ``aut
 ``ComputeConfig.resolve`` and means ``xla`` before that."""
 
 DropoutGenerator = Literal["auto", "hash", "threefry"]
-"""``hash``: a hash of an element's index; ``threefry``: JAX's generator, several times slower."""
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
@@ -72,9 +71,8 @@ class ComputeConfig:
     """Attention kernel; ``auto`` is splash on TPUs and cuDNN on NVIDIA GPUs where they support the
     call, otherwise XLA. The kernel used, and the reason, is logged."""
     dropout_generator: DropoutGenerator = "auto"
-    """What draws dropout masks; ``auto`` is the generator of the checkpoint that a run resumes from
-    (``threefry`` if it was saved before there was a choice), and ``hash`` in a new run. The hash is
-    faster, needs less memory, and lets TPU kernels apply ``model.attention_dropout``."""
+    """What draws dropout masks: JAX's ``threefry``, or a ``hash`` of the index, which is faster and
+    lets TPU kernels apply attention dropout; ``auto``: as the run began, ``hash`` in a new run."""
 
     RANGES: ClassVar[Ranges] = {"feed_forward_chunk": ranges.POSITIONS}
 

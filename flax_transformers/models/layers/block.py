@@ -120,8 +120,8 @@ class TransformerBlock(nn.Module):
     def residual(self, name: str, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
         """Add the output ``y`` of the sub-layer ``name`` to its input ``x``."""
         c = self.config
-        drop = Dropout(c.dropout, self.compute.dropout_generator, self.deterministic)
-        x_BTD = x_BTD + drop(y_BTD)
+        dropout = Dropout(c.dropout, self.compute.dropout_generator)
+        x_BTD = x_BTD + dropout(y_BTD, self.deterministic)
         return constrain(self.norm(name)(x_BTD) if c.norm_position == "post" else x_BTD, HIDDEN)
 
     def norm(self, name: str) -> nn.Module:

@@ -14,11 +14,10 @@ class Dropout(nn.Module):
 
     rate: float
     generator: DropoutGenerator = "auto"
-    deterministic: bool | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         """The shape and dtype of ``x``; the key is the stream "dropout"."""
-        if nn.merge_param("deterministic", self.deterministic, deterministic) or self.rate == 0.0:
+        if deterministic or self.rate == 0.0:
             return x
         return dropout(x, self.rate, self.make_rng("dropout"), self.generator)

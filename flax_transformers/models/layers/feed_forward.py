@@ -56,8 +56,7 @@ class FeedForward(nn.Module):
             ("mlp", "embed"),
             init_std=c.initial_std("down"),
         )
-        generator = self.compute.dropout_generator
-        self.dropout = Dropout(c.activation_dropout, generator, self.deterministic)
+        self.dropout = Dropout(c.activation_dropout, self.compute.dropout_generator)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         c, chunk = self.config, self.compute.feed_forward_chunk
@@ -71,7 +70,7 @@ class FeedForward(nn.Module):
             up_BTF = act(constrain(self.gate(x_BTD), INTERMEDIATE)) * up_BTF
         else:
             up_BTF = act(up_BTF)
-        return self.down(self.dropout(up_BTF))
+        return self.down(self.dropout(up_BTF, self.deterministic))
 
     def _weights(self) -> dict[str, jax.Array]:
         into = {"up": self.up, "gate": self.gate} if self.config.gated else {"up": self.up}

@@ -25,7 +25,7 @@ def test_threefry_gives_the_bits_of_flax(dtype):
 
         @nn.compact
         def __call__(self, x):
-            return self.dropout(0.3, deterministic=False)(x), self.dropout(0.1)(x, False)
+            return self.dropout(0.3)(x, False), self.dropout(0.1)(x, False)
 
     both = (Two(partial(Dropout, generator="threefry")), Two(nn.Dropout))
     ours, of_flax = jax.jit(lambda x: [one.apply({}, x, rngs=rngs) for one in both])(x)
