@@ -155,7 +155,7 @@ def with_dropout_of_run(config: TrainConfig, workdir: epath.Path) -> TrainConfig
         with contextlib.suppress(UserError):
             saved = read_meta(workdir / "checkpoints" / str(step)).get("config", {})
             compute = from_json(current_names(TrainConfig, saved).get("compute"))
-            found = getattr(compute, "dropout_generator", "auto")
+            found: Any = getattr(compute, "dropout_generator", "auto")
             return replace(config, compute=replace(config.compute, dropout_generator=found))
     return config
 

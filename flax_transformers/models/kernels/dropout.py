@@ -78,7 +78,7 @@ def key_words(key: jax.Array) -> jax.Array:
 
 
 def is_kept(
-    words: jax.Array,
+    words: jax.Array | Sequence[jax.Array],
     keep: float | jax.Array,
     shape: Sequence[int],
     at: Sequence[jax.Array] | None = None,
@@ -96,7 +96,9 @@ def is_kept(
 
 
 def hash_bits(
-    words: jax.Array, shape: Sequence[int], at: Sequence[jax.Array] | None = None
+    words: jax.Array | Sequence[jax.Array],
+    shape: Sequence[int],
+    at: Sequence[jax.Array] | None = None,
 ) -> jax.Array:
     """32 bits uint32 for each element, with the arguments of ``is_kept``.
 

@@ -352,10 +352,10 @@ def _forward(call: _Call, operands: Operands) -> tuple[jax.Array, jax.Array]:
     """The output, and the log-sum-exp of the scores float32 [B, N, 1, T]."""
     q = operands["q"]
     batch, heads, queries, width = q.shape
-    lse = jax.ShapeDtypeStruct((batch, heads, 1, queries), jnp.float32)
+    row = jax.ShapeDtypeStruct((batch, heads, 1, queries), jnp.float32)
     scratch = [(call.sizes[0], columns) for columns in (1, 1, width)]
     out, lse = _run(
-        _attention_fwd, "bnij", call, operands, {"q": q, "lse": lse}, tuple(scratch), products=2
+        _attention_fwd, "bnij", call, operands, {"q": q, "lse": row}, tuple(scratch), products=2
     )
     return out, lse
 
