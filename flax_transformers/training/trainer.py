@@ -125,6 +125,7 @@ class Trainer:
             ema=self.ema,
             gradient_reduce_dtype=self.gradient_reduce_dtype,
             skip_spikes_above=self.skip_spikes_above,
+            in_place=self.mesh.devices.flat[0].platform == "cpu",
         )
         return compile_train_step(step, self.abstract, self.mesh)
 

@@ -150,6 +150,22 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(micro_batc
     assert all(pair == (0.0, 0.0) for pair in report.sums.values())
 
 
+@pytest.mark.slow
+def test_an_update_in_place_is_the_same_and_is_skipped_for_the_same_batches():
+    reached = {}
+    for in_place in (False, True):
+        step = make_train_step(TwoTerms(), LINE, adam(), 1, ema=EMAConfig(0.9), in_place=in_place)
+        step = jax.jit(step, donate_argnums=0)
+        state = state_of(adam())
+        state = state.replace(ema=jax.tree.map(jnp.copy, state.params))
+        for batch in (BATCH, bad_batch(), BATCH):
+            state, report = step(state, batch)
+        reached[in_place] = jax.device_get((state, report))
+    assert_bit_equal(reached[True], reached[False])
+    assert (reached[True][0].step, reached[True][0].skipped) == (3, 1)
+    assert reached[True][0].params["w"].tolist() != START.tolist()
+
+
 def take_from(state, optimizer, **options):
     step = jax.jit(make_train_step(TwoTerms(), LINE, optimizer, 1, **options))
     return jax.device_get(step(state, BATCH))
