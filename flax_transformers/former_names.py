@@ -30,7 +30,7 @@ MODULES = {
     "data.squad": "data.sources.squad",
     "data.text": "data.sources.text",
     "families.family": "huggingface.family",
-    "models.distance_bias": "models.layers.relative_position_bias",
+    "models.distance_bias": "models.kernels.relative_position_bias",
     "models.positions": "models.layers.positions",
     "objectives.contract": "objectives.base",
     "objectives.word_loss": "objectives.lm_loss",

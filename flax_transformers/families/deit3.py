@@ -23,8 +23,8 @@ from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, fused_linear, linear, norm
 from flax_transformers.models.config import VisionConfig
+from flax_transformers.models.kernels.kv_cache import KeyValues
 from flax_transformers.models.layers.block import LayerInputs
-from flax_transformers.models.layers.kv_cache import KeyValues
 from flax_transformers.models.parts import ModelParts
 from flax_transformers.models.vision import Positions, VisionBlock, VisionForClassification
 from flax_transformers.ranges import Ranges

@@ -19,11 +19,10 @@ from flax_transformers.huggingface.weights import Weight, WeightTable, fused_lin
 from flax_transformers.models.config import Activation, ComputeConfig, Rope, TextConfig
 from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
 from flax_transformers.models.heads import Transform, mean_of_tokens
+from flax_transformers.models.kernels.kv_cache import KeyValues
 from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
 from flax_transformers.models.layers.dropout import Dropout
-from flax_transformers.models.layers.kv_cache import KeyValues
 from flax_transformers.models.layers.positions import rotary_tables
-from flax_transformers.models.layers.sharding import HIDDEN, constrain
 from flax_transformers.models.layers.stack import Block, Stack
 from flax_transformers.models.parts import ModelParts
 from flax_transformers.models.text import (
@@ -32,6 +31,7 @@ from flax_transformers.models.text import (
     TextForTokenClassification,
     Tokens,
 )
+from flax_transformers.parallel.partitioning import HIDDEN, constrain
 from flax_transformers.ranges import Ranges
 
 Kind = Literal["full_attention", "sliding_attention"]

@@ -34,14 +34,14 @@ from flax_transformers.models.encoder_decoder import (
     TransformerStack,
 )
 from flax_transformers.models.heads import Unembedding, label_layer
+from flax_transformers.models.kernels.kv_cache import KeyValues
+from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
 from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
 from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.embeddings import Embedding, word_table
-from flax_transformers.models.layers.kv_cache import KeyValues
-from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
-from flax_transformers.models.layers.sharding import constrain
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.parts import ModelParts
+from flax_transformers.parallel.partitioning import constrain
 from flax_transformers.ranges import Ranges
 
 

@@ -26,17 +26,17 @@ from flax_transformers.models.heads import (
     last_token,
     take_token,
 )
-from flax_transformers.models.layers.block import LayerInputs, LayerOutput
-from flax_transformers.models.layers.dropout import Dropout
-from flax_transformers.models.layers.embeddings import Embedding, InputEmbeddings, word_table
-from flax_transformers.models.layers.kv_cache import (
+from flax_transformers.models.kernels.kv_cache import (
     Cache,
     LayerCache,
     causal_mask,
     empty_cache,
     next_positions,
 )
-from flax_transformers.models.layers.masks import AttentionMask, combined_segments
+from flax_transformers.models.kernels.masks import AttentionMask, combined_segments
+from flax_transformers.models.layers.block import LayerInputs, LayerOutput
+from flax_transformers.models.layers.dropout import Dropout
+from flax_transformers.models.layers.embeddings import Embedding, InputEmbeddings, word_table
 from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.parts import ModelParts

@@ -20,11 +20,16 @@ from flax_transformers.models.heads import (
     classify_vectors,
     label_layer,
 )
+from flax_transformers.models.kernels.kv_cache import (
+    Cache,
+    causal_mask,
+    empty_cache,
+    next_positions,
+)
+from flax_transformers.models.kernels.masks import AttentionMask, combined_segments
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.embeddings import InputEmbeddings, word_table
-from flax_transformers.models.layers.kv_cache import Cache, causal_mask, empty_cache, next_positions
-from flax_transformers.models.layers.masks import AttentionMask, combined_segments
 from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.parts import ModelParts

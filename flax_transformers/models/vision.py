@@ -31,9 +31,9 @@ from flax_transformers.models.layers.patches import (
     resize_positions,
     sincos_table,
 )
-from flax_transformers.models.layers.sharding import HIDDEN, constrain
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.parts import ModelParts
+from flax_transformers.parallel.partitioning import HIDDEN, constrain
 
 
 class VisionBlock(TransformerBlock):

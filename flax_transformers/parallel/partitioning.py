@@ -3,6 +3,10 @@
 Modules and objectives use logical axes ("batch", "vocab"). The rules that map these to a mesh are
 set by ``flax.linen.logical_axis_rules``, and the mesh by ``jax.set_mesh``; without them, nothing is
 divided.
+
+Parameters use the logical axes ``vocab embed features heads key_heads head_dim mlp positions
+token_types norm labels layers expert router channels patch_height patch_width``; activations use
+``batch length features heads key_heads head_dim mlp vocab``.
 """
 
 from __future__ import annotations
@@ -16,7 +20,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+HIDDEN = ("batch", "length", "features")
+HEADS = ("batch", "length", "heads", "head_dim")
+KEY_HEADS = ("batch", "length", "key_heads", "head_dim")
+SCORES = ("batch", "heads", "length", None)
+INTERMEDIATE = ("batch", "length", "mlp")
+LOGITS = ("batch", "length", "vocab")
+
 _gradient_dtype: ContextVar[str] = ContextVar("gradient_dtype", default="float32")
+
+
+def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Constrain the sharding of ``x`` to logical ``axes``, replicated along those that are None; a
+    no-op without a mesh."""
+    return nn.with_logical_constraint(x, axes)
 
 
 def mesh_axes_of(name: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.mistral import MistralConfig
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
-from flax_transformers.models.layers.masks import AttentionMask
+from flax_transformers.models.kernels.masks import AttentionMask
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.prefix_lm import PrefixLM
 from tests.objectives.test_causal_lm import (

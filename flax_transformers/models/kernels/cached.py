@@ -7,11 +7,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from flax_transformers.models.layers.kv_cache import KeyValues
-from flax_transformers.models.layers.linear import einsum
-from flax_transformers.models.layers.masks import AttentionMask
-from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
-from flax_transformers.models.layers.sharding import SCORES, constrain
+from flax_transformers.models.kernels.kv_cache import KeyValues
+from flax_transformers.models.kernels.masks import AttentionMask
+from flax_transformers.models.kernels.matmul import einsum
+from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
+from flax_transformers.parallel.partitioning import SCORES, constrain
 
 _FEW = 8
 """Up to so many queries, a CPU multiplies each by the cache on its own."""

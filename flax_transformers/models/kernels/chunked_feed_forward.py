@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.models.kernels.local import on_each_device
-from flax_transformers.models.layers.linear import einsum, rounded
-from flax_transformers.models.layers.sharding import HIDDEN
-from flax_transformers.parallel.partitioning import gradient_dtype, mesh_axes_of, parts
+from flax_transformers.models.kernels.matmul import einsum, rounded
+from flax_transformers.parallel.partitioning import HIDDEN, gradient_dtype, mesh_axes_of, parts
 
 Weights = dict[str, jax.Array]
 """Float32: ``up`` and perhaps ``gate`` [D, F], ``down`` [F, D], ``up_bias`` and ``gate_bias``."""

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.models.kernels.local import on_each_device
-from flax_transformers.models.layers.masks import AttentionMask
-from flax_transformers.models.layers.sharding import HEADS, KEY_HEADS
+from flax_transformers.models.kernels.masks import AttentionMask
+from flax_transformers.parallel.partitioning import HEADS, KEY_HEADS
 
 WIDEST = 128
 """Largest head width that all GPUs since Ampere support."""

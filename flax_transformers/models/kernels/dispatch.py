@@ -15,11 +15,10 @@ from flax_transformers.models.config import DropoutGenerator, Kernel
 from flax_transformers.models.kernels.cudnn import WIDEST, cudnn_attention, is_named_mask
 from flax_transformers.models.kernels.dropout import dropout, key_words
 from flax_transformers.models.kernels.local import LANES
-from flax_transformers.models.layers.linear import einsum
-from flax_transformers.models.layers.masks import AttentionMask
-from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
-from flax_transformers.models.layers.sharding import SCORES, constrain
-from flax_transformers.parallel.partitioning import mesh_axes_of, parts
+from flax_transformers.models.kernels.masks import AttentionMask
+from flax_transformers.models.kernels.matmul import einsum
+from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
+from flax_transformers.parallel.partitioning import SCORES, constrain, mesh_axes_of, parts
 
 log = logging.getLogger(__name__)
 

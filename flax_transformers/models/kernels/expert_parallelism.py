@@ -26,8 +26,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from flax_transformers.models.layers.feed_forward import ACTIVATIONS
-from flax_transformers.models.layers.linear import PROJECTION
+from flax_transformers.models.kernels.matmul import PROJECTION
 from flax_transformers.parallel.partitioning import mesh_axes_of, parts
 
 AXES = {
@@ -40,6 +39,7 @@ AXES = {
 SLACK = 1.25
 """Rows processed at once, relative to the average number for a device's experts."""
 
+Activation = Callable[[jax.Array], jax.Array]
 Kernels = dict[str, jax.Array]
 """``up`` and ``gate`` [E, D, F], ``down`` [E, F, D], in the dtype of gradient reductions."""
 
@@ -53,7 +53,11 @@ class Tokens(NamedTuple):
 
 
 def mix_experts(
-    x_BTD: jax.Array, probabilities_BTE: jax.Array, kernels: Kernels, choices: int, activation: str
+    x_BTD: jax.Array,
+    probabilities_BTE: jax.Array,
+    kernels: Kernels,
+    choices: int,
+    activation: Activation,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The weighted outputs of the most probable experts: [B, T, D] as ``x_BTD``.
 
@@ -135,7 +139,7 @@ def _mix(
     probabilities_BTE: jax.Array,
     kernels: Kernels,
     choices: int,
-    activation: str,
+    activation: Activation,
     layout: _Layout | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """``mix_experts`` on one device, of its shares of tokens and kernels."""
@@ -167,7 +171,7 @@ def _varying(tree: Any, axes: tuple[str, ...]) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axes, to="varying"), tree)
 
 
-def _own_experts(tokens: Tokens, kernels: Kernels, activation: str) -> jax.Array:
+def _own_experts(tokens: Tokens, kernels: Kernels, activation: Activation) -> jax.Array:
     """All experts at once: [M, D]."""
     x_MD, experts_MC, weights_MC = tokens
     count, choices = kernels["up"].shape[0], experts_MC.shape[1]
@@ -178,7 +182,7 @@ def _own_experts(tokens: Tokens, kernels: Kernels, activation: str) -> jax.Array
     x_RD = x_MD[order_R // choices]
     up_RF = _named(grouped_product(x_RD, kernels["up"], sizes_E))
     gate_RF = _named(grouped_product(x_RD, kernels["gate"], sizes_E))
-    inner_RF = ACTIVATIONS[activation](gate_RF) * up_RF
+    inner_RF = activation(gate_RF) * up_RF
     y_RD = _named(grouped_product(inner_RF, kernels["down"], sizes_E))
     y_RD = y_RD[jnp.argsort(order_R)]  # back to the order of tokens
     y_MCD = y_RD.reshape(-1, choices, y_RD.shape[-1]).astype(jnp.float32)
@@ -192,7 +196,7 @@ def _named(x: jax.Array) -> jax.Array:
 class _Ring(NamedTuple):
     """A rotation of tokens over the mesh axes ``expert``, through ``peers`` devices."""
 
-    activation: str
+    activation: Activation
     expert: tuple[str, ...]
     axes: tuple[str, ...]
     """All mesh axes in use."""
@@ -295,7 +299,11 @@ def _parts(
 
 
 def _feed_forward(
-    x_SD: jax.Array, weights_S1: jax.Array, kernels: Kernels, sizes_E: jax.Array, activation: str
+    x_SD: jax.Array,
+    weights_S1: jax.Array,
+    kernels: Kernels,
+    sizes_E: jax.Array,
+    activation: Activation,
 ) -> jax.Array:
     """Rows through their experts, times their weights: [S, D].
 
@@ -303,7 +311,7 @@ def _feed_forward(
     """
     up_SF = grouped_product(x_SD, kernels["up"], sizes_E)
     gate_SF = grouped_product(x_SD, kernels["gate"], sizes_E)
-    inner_SF = ACTIVATIONS[activation](gate_SF) * up_SF
+    inner_SF = activation(gate_SF) * up_SF
     weighted_SF = (inner_SF.astype(jnp.float32) * weights_S1).astype(x_SD.dtype)
     return grouped_product(weighted_SF, kernels["down"], sizes_E)
 

@@ -34,9 +34,9 @@ from flax_transformers.models.kernels.local import (
     padded,
     part_index,
 )
-from flax_transformers.models.layers.masks import AttentionMask
-from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
-from flax_transformers.models.layers.sharding import HEADS, KEY_HEADS
+from flax_transformers.models.kernels.masks import AttentionMask
+from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
+from flax_transformers.parallel.partitioning import HEADS, KEY_HEADS
 
 LARGEST_BLOCK = 512
 LARGEST_BIASED_BLOCK = 256

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from flax_transformers.models.layers.masks import AttentionMask
+from flax_transformers.models.kernels.masks import AttentionMask
 from flax_transformers.parallel.partitioning import mesh_axes_of, parts
 
 Axes = tuple[str | None, ...] | PartitionSpec

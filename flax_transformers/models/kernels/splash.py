@@ -26,9 +26,8 @@ from flax_transformers.models.kernels.local import (
     on_each_device,
     padded,
 )
-from flax_transformers.models.layers.masks import AttentionMask
-from flax_transformers.models.layers.sharding import HEADS, KEY_HEADS
-from flax_transformers.parallel.partitioning import mesh_axes_of, parts
+from flax_transformers.models.kernels.masks import AttentionMask
+from flax_transformers.parallel.partitioning import HEADS, KEY_HEADS, mesh_axes_of, parts
 
 LARGEST_BLOCK = 512
 

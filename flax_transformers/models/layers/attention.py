@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.models.kernels.cached import cached_attention
 from flax_transformers.models.kernels.dispatch import dot_product_attention
-from flax_transformers.models.layers.kv_cache import KeyValues
+from flax_transformers.models.kernels.kv_cache import KeyValues
+from flax_transformers.models.kernels.masks import AttentionMask
+from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
 from flax_transformers.models.layers.linear import Linear
-from flax_transformers.models.layers.masks import AttentionMask
 from flax_transformers.models.layers.positions import rotate
-from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
-from flax_transformers.models.layers.sharding import HEADS, KEY_HEADS, constrain
+from flax_transformers.parallel.partitioning import HEADS, KEY_HEADS, constrain
 
 
 class Attention(nn.Module):

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from flax import struct
 
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
+from flax_transformers.models.kernels.kv_cache import KeyValues, LayerCache
+from flax_transformers.models.kernels.masks import AttentionMask
+from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
 from flax_transformers.models.layers.attention import Attention
 from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.feed_forward import FeedForward
-from flax_transformers.models.layers.kv_cache import KeyValues, LayerCache
-from flax_transformers.models.layers.masks import AttentionMask
 from flax_transformers.models.layers.norms import make_norm
-from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
-from flax_transformers.models.layers.sharding import HIDDEN, constrain
+from flax_transformers.parallel.partitioning import HIDDEN, constrain
 
 
 class LayerInputs(struct.PyTreeNode):

@@ -14,8 +14,13 @@ from flax_transformers.models.config import DropoutGenerator, TextConfig
 from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.linear import truncated_normal
 from flax_transformers.models.layers.norms import make_norm
-from flax_transformers.models.layers.sharding import HIDDEN, constrain
-from flax_transformers.parallel.partitioning import gradient_dtype, mesh_axes_of, parts
+from flax_transformers.parallel.partitioning import (
+    HIDDEN,
+    constrain,
+    gradient_dtype,
+    mesh_axes_of,
+    parts,
+)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

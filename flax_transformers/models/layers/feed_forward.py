@@ -16,7 +16,7 @@ from flax_transformers.models.kernels.chunked_feed_forward import (
 )
 from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.linear import Linear
-from flax_transformers.models.layers.sharding import INTERMEDIATE, constrain
+from flax_transformers.parallel.partitioning import INTERMEDIATE, constrain
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),

@@ -15,6 +15,7 @@ from flax import struct
 
 from flax_transformers.models.config import TransformerConfig
 from flax_transformers.models.kernels.expert_parallelism import AXES, mix_experts
+from flax_transformers.models.layers.feed_forward import ACTIVATIONS
 from flax_transformers.models.layers.linear import Linear, truncated_normal
 from flax_transformers.parallel.partitioning import gradient_dtype
 
@@ -80,8 +81,9 @@ class MixtureOfExperts(nn.Module):
             shape = sizes[axes[0]], sizes[axes[1]], sizes[axes[2]]
             kernel = _Kernels(shape, axes, c.initial_std(name), name=name)()
             kernels[name] = kernel.astype(gradient_dtype(self.dtype))
+        activation = ACTIVATIONS[c.activation]
         y_BTD, experts_BTC, weights_BTC = mix_experts(
-            x_BTD.astype(self.dtype), probabilities_BTE, kernels, self.choices, c.activation
+            x_BTD.astype(self.dtype), probabilities_BTE, kernels, self.choices, activation
         )
         return y_BTD, Routing(probabilities_BTE, experts_BTC, weights_BTC)
 

@@ -14,8 +14,8 @@ import pytest
 from flax_transformers.errors import UserError
 from flax_transformers.models.kernels import dispatch
 from flax_transformers.models.kernels.dispatch import dot_product_attention
-from flax_transformers.models.layers.masks import AttentionMask, combined_segments
-from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
+from flax_transformers.models.kernels.masks import AttentionMask, combined_segments
+from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import RULES
 from tests.models.reference import softmax

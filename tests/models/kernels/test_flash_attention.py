@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from flax_transformers.models.kernels.dispatch import dot_product_attention
-from flax_transformers.models.layers.masks import AttentionMask
-from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
+from flax_transformers.models.kernels.masks import AttentionMask
+from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import RULES
 from flax_transformers.planning.topology import devices_of

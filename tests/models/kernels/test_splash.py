@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.models.kernels.dispatch import dot_product_attention
-from flax_transformers.models.layers.masks import AttentionMask
+from flax_transformers.models.kernels.masks import AttentionMask
 from flax_transformers.models.layers.stack import REMAT_POLICIES
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import RULES

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from flax_transformers.models.config import ComputeConfig, Rope, TransformerConfig
+from flax_transformers.models.kernels.kv_cache import KeyValues
+from flax_transformers.models.kernels.masks import AttentionMask
 from flax_transformers.models.layers.attention import Attention
-from flax_transformers.models.layers.kv_cache import KeyValues
-from flax_transformers.models.layers.masks import AttentionMask
 from flax_transformers.models.layers.positions import rotary_tables
 from tests.models import reference
 

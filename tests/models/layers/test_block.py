@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
+from flax_transformers.models.kernels.kv_cache import KeyValues, LayerCache
+from flax_transformers.models.kernels.masks import AttentionMask
 from flax_transformers.models.layers.block import LayerInputs, LayerOutput, TransformerBlock
-from flax_transformers.models.layers.kv_cache import KeyValues, LayerCache
-from flax_transformers.models.layers.masks import AttentionMask
 from tests.models import reference
 
 CONFIG = TransformerConfig(

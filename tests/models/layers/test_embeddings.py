@@ -20,9 +20,9 @@ from flax_transformers.models.layers.embeddings import (
     lookup,
     mask_padded_vocabulary,
 )
-from flax_transformers.models.layers.sharding import HIDDEN, constrain
 from flax_transformers.objectives.cross_entropy import cross_entropy
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.parallel.partitioning import HIDDEN, constrain
 from flax_transformers.parallel.rules import RULES, batch_sharding, replicated
 from tests.models.reference import equations, layer_norm, randomize, softmax
 

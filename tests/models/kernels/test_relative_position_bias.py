@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.models.layers.masks import AttentionMask
-from flax_transformers.models.layers.relative_position_bias import RelativePositionBias
+from flax_transformers.models.kernels.masks import AttentionMask
+from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
 
 BIAS = RelativePositionBias(jnp.asarray([[10, 20, 30, 40, 50], [0, 1, 2, 3, 4]], jnp.float32))
 

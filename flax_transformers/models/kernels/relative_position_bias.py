@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from flax_transformers.models.layers.masks import AttentionMask
+from flax_transformers.models.kernels.masks import AttentionMask
 from flax_transformers.parallel.partitioning import parts
 
 

@@ -8,7 +8,7 @@ from flax import struct
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import TransformerConfig
-from flax_transformers.models.layers.masks import AttentionMask
+from flax_transformers.models.kernels.masks import AttentionMask
 
 
 class KeyValues(struct.PyTreeNode):
