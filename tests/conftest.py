@@ -51,6 +51,15 @@ def no_watchdog_from_another_test() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@pytest.fixture(scope="module")
+def one_device() -> Iterator[None]:
+    """Meshes are of one device, for which runs take two thirds of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda *platform: first)
+        yield
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: tests of several processes wait now and then."""
     return (os.cpu_count() or 1) + 1

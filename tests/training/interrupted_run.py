@@ -1,4 +1,4 @@
-"""A training run for test_resume.py: ``interrupted_run.py FOLDER WORKDIR STOP [SIGNAL]``.
+"""A training run for test_resume.py: ``interrupted_run.py FOLDER WORKDIR STOP SIGNAL``.
 
 Trains 20 steps on FOLDER/text.txt, checkpoints every 7. At step STOP, with the last checkpoint
 before it on disk, it sends itself SIGNAL (a name such as SIGKILL).
@@ -15,11 +15,10 @@ from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.dataset import prepare
 from flax_transformers.testing import tiny_config
 from flax_transformers.training.config import Evaluation
-from flax_transformers.training.loop import train
+from flax_transformers.training.loop import Outcome, train
 
 
-def main() -> int:
-    folder, workdir, stop = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+def run(folder: Path, workdir: Path, stop: int = 20, signal_name: str | None = None) -> Outcome:
     config = dataclasses.replace(
         tiny_config(folder / "text.txt", folder / "store", steps=20),
         checkpoints=CheckpointConfig(every_steps=7, keep_latest=5),
@@ -27,15 +26,15 @@ def main() -> int:
     )
 
     def interrupt(snapshot):
-        if snapshot.step == stop and len(sys.argv) > 4:
+        if snapshot.step == stop and signal_name:
             while not (workdir / "checkpoints" / str(stop // 7 * 7)).exists():
                 time.sleep(0.01)
-            os.kill(os.getpid(), getattr(signal, sys.argv[4]))
+            os.kill(os.getpid(), getattr(signal, signal_name))
         return {}
 
-    outcome = train(config, prepare(config.data), workdir, [interrupt])
-    return 42 if outcome.preempted else 0
+    return train(config, prepare(config.data), workdir, [interrupt])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    outcome = run(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    sys.exit(42 if outcome.preempted else 0)

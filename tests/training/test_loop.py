@@ -24,7 +24,7 @@ from flax_transformers.training import loop
 from flax_transformers.training.config import Phase
 from flax_transformers.training.loop import train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,8 @@ def test_too_many_skipped_steps_end_the_run_and_keep_the_checkpoint(corpus, tmp_
     assert find_checkpoint(tmp_path).step == 5
 
 
-def test_a_batch_the_mesh_does_not_divide_is_refused(corpus, tmp_path):
+def test_a_batch_the_mesh_does_not_divide_is_refused(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "devices", jax.local_devices)
     config = config_for(corpus, batch_size=12, mesh=MeshConfig(data=8))
     with pytest.raises(UserError, match="batch_size 12 does not divide .* such as 8 or 16"):
         run(config, tmp_path)

@@ -11,25 +11,19 @@ import pytest
 
 from flax_transformers.checkpointing import manager
 from flax_transformers.testing import assert_bit_equal, write_corpus
+from tests.training import interrupted_run
+from tests.training.interrupted_run import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
-SCRIPT = Path(__file__).with_name("interrupted_run.py")
+SCRIPT = Path(interrupted_run.__file__)
 
 
-def run(folder, workdir, stop=20, signal_name=None):
-    command = [sys.executable, str(SCRIPT), str(folder), str(workdir), str(stop)]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "2",
-    }
-    return subprocess.run(
-        command + ([signal_name] if signal_name else []),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def interrupted(folder, workdir, stop, signal_name):
+    """The exit code of a run in a process of its own that ends itself."""
+    environment = os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    command = [sys.executable, str(SCRIPT), str(folder), str(workdir), str(stop), signal_name]
+    return subprocess.run(command, env=environment, timeout=300, check=False).returncode
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def straight(folder):
-    finished = run(folder, folder / "straight")
-    assert finished.returncode == 0, finished.stderr
+    assert run(folder, folder / "straight").step == 20
     return folder / "straight"
 
 
@@ -66,35 +59,31 @@ def assert_same_run(workdir, straight):
 
 def test_killed_after_nine_steps_it_repeats_two_and_ends_equal(folder, straight):
     workdir = folder / "killed"
-    killed = run(folder, workdir, 9, "SIGKILL")
-    assert killed.returncode == -signal.SIGKILL
+    assert interrupted(folder, workdir, 9, "SIGKILL") == -signal.SIGKILL
     assert manager.find_checkpoint(workdir).step == 7
-    resumed = run(folder, workdir)
-    assert resumed.returncode == 0, resumed.stderr
+    run(folder, workdir)
     assert_same_run(workdir, straight)
 
 
 def test_told_to_stop_it_saves_and_ends_equal(folder, straight):
     workdir = folder / "stopped"
-    stopped = run(folder, workdir, 9, "SIGTERM")
-    assert stopped.returncode == 42, stopped.stderr
+    assert interrupted(folder, workdir, 9, "SIGTERM") == 42
     assert manager.find_checkpoint(workdir).step == 9
-    assert run(folder, workdir).returncode == 0
+    run(folder, workdir)
     assert_same_run(workdir, straight)
 
 
-def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(folder, straight):
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(folder, straight, caplog):
     workdir = folder / "damaged"
-    assert run(folder, workdir, 16, "SIGKILL").returncode == -signal.SIGKILL
+    assert interrupted(folder, workdir, 16, "SIGKILL") == -signal.SIGKILL
     newest = workdir / "checkpoints" / "14"
     largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
     (workdir / "checkpoints" / "99").mkdir()
-    resumed = run(folder, workdir)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "set aside as invalid-14-0" in resumed.stderr
-    assert "set aside as invalid-99-0" in resumed.stderr
+    run(folder, workdir)
+    assert "set aside as invalid-14-0" in caplog.text
+    assert "set aside as invalid-99-0" in caplog.text
     assert (workdir / "checkpoints" / "invalid-14-0").is_dir()
     assert_same_run(workdir, straight)

@@ -31,7 +31,7 @@ from flax_transformers.training import loop
 from flax_transformers.training.config import Evaluation
 from flax_transformers.training.setup import make_trainer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 STEPS = 12
 
