@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
 from flax_transformers.cli.main import main
-from flax_transformers.parallel.mesh import make_mesh
 from tests.data.images.test_dataset import write_idx
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 COMMON = """
 from flax_transformers.data.images.augmentation import Augmentation
@@ -53,9 +53,6 @@ VIT = {
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    one = lambda config: make_mesh(config, jax.devices()[:1])  # noqa: E731 (compiles faster)
-    for module in ("loop", "restore"):
-        monkeypatch.setattr(f"flax_transformers.training.{module}.make_mesh", one)
     data = write_idx(tmp_path / "mnist", count=(48, 10))
 
     def write(**fields):

@@ -28,6 +28,8 @@ from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
 from flax_transformers.training.loop import train
 from flax_transformers.training.step import check_fits
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 PRETRAINING = "BertForPreTraining"
 
 
