@@ -116,6 +116,17 @@ def test_every_command_and_its_options_exist(page, arguments):
         assert all(word in all_fields() for word in overrides if word.startswith("--"))
 
 
+@cache
+def options_of_benchmarks():
+    """Options that the scripts in benchmarks/ define."""
+    scripts = (ROOT / "benchmarks").glob("*.py")
+    return {
+        option
+        for script in scripts
+        for option in re.findall(r"add_argument\(\s*\"(--[\w-]+)", script.read_text())
+    }
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_option_in_the_text_exists(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
@@ -126,7 +137,7 @@ def test_every_option_in_the_text_exists(page):
         if word.startswith("--")
     }
     own = set().union(*(options_of(command) for command in sorted({a[0] for _, a in COMMANDS})))
-    expected = own | all_fields() | {"--env"}  # --env is an option of xpk
+    expected = own | all_fields() | options_of_benchmarks() | {"--env"}  # --env is xpk's
     assert {word for word in options if word not in expected and not word.endswith("*")} == set()
 
 
