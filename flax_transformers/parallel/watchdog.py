@@ -95,7 +95,11 @@ class Watchdog:
         if self._thread is None:
             self._stopping, self._told = False, None
             self._pipes = {number: _pipe() for number in _SIGNALS}
-            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            # Taken here: a process that is suspended before the thread runs is late, too.
+            first = time.monotonic() + TICK_SECONDS
+            self._thread = threading.Thread(
+                target=self._watch, args=(first,), name="watchdog", daemon=True
+            )
             self._thread.start()
             self.listen()
 
@@ -183,8 +187,8 @@ class Watchdog:
             faulthandler.unregister(number)
         self._listening = False
 
-    def _watch(self) -> None:
-        expected = time.monotonic() + TICK_SECONDS
+    def _watch(self, expected: float) -> None:
+        """Check limits at each tick; ``expected`` is the time of the first one."""
         next_exchange = 0.0
         while True:
             self._receive(TICK_SECONDS)
@@ -196,7 +200,7 @@ class Watchdog:
                 self._extend(late)
             current = self._current
             if current is not None:
-                self._check(current, time.monotonic())
+                self._check(current, now)
             if self._peers is not None and now >= next_exchange:
                 self._exchange(self._peers, current, now)
                 next_exchange = now + _exchange_seconds(self._peers)

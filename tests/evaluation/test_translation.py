@@ -82,6 +82,7 @@ def test_every_pair_is_translated_once_without_its_end_token(prepared, monkeypat
     def say_the_source(model, params, ids, mask, *, max_new_tokens, **_):
         return ids[:, :max_new_tokens]
 
+    monkeypatch.setattr(translation, "arranged", lambda params: params)
     monkeypatch.setattr(translation, "generate_target", say_the_source)
     monkeypatch.setattr(translation, "_BATCH_ROWS", 4)
     pairs = pairs_of(*prepared, "validation", 10)
@@ -97,6 +98,7 @@ def test_the_decoder_starts_as_in_the_objective(prepared, monkeypatch):
         asked.append((start_ids, ids[0, : int(mask[0].sum())].tolist()))
         return np.full((len(ids), max_new_tokens), 1, np.int32)
 
+    monkeypatch.setattr(translation, "arranged", lambda params: params)
     monkeypatch.setattr(translation, "generate_target", written)
     source, _ = (pair := pairs_of(config, data, "validation", 1))[0]
     for objective, start in (
