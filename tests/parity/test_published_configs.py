@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import flax_transformers as ft
 from flax_transformers.generation.decode import generate
+from flax_transformers.generation.sampling import Sampling
 from flax_transformers.generation.translate import generate_target
 from flax_transformers.testing import relative_difference
 from tests.families.parity import TOLERANCE
@@ -166,7 +167,8 @@ def test_greedy_texts_are_those_of_the_original_with_all_settings_in_force(name,
     )
     write = generate_target if theirs.config.is_encoder_decoder else generate
     start = {"start_ids": (20,)} if extra else {}
-    found = np.asarray(write(model, params, ids, max_new_tokens=NEW_TOKENS, **start))[0].tolist()
+    greedy = {"choice": Sampling(), "max_new_tokens": NEW_TOKENS}
+    found = np.asarray(write(model, params, ids, **greedy, **start))[0].tolist()
     first = 1 if theirs.config.is_encoder_decoder else ids.shape[1]
     wanted = expected[0, first:].tolist()
     assert found[: len(wanted)] == wanted
