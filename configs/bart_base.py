@@ -2,7 +2,7 @@
 
 Command:   flax-transformers prepare configs/bart_base.py
            flax-transformers train configs/bart_base.py --workdir gs://bucket/bart_base
-Hardware:  written for a TPU v5e slice of 256 chips: batches of 8,000 sequences of 512 tokens
+Hardware:  any mesh whose size divides the batch of 8,000, such as 64 chips; memory not planned
 Data:      TFDS c4/en, in place of RoBERTa's 160 GB, which the original was trained on
 Expected:  not run; the paper gives no loss for it
 

@@ -13,7 +13,7 @@ Cannot be exported: transformers has no BERT classifier of means. The encoder ca
 sentence-transformers: flax-transformers convert runs/minilm out --architecture BertModel
 """
 
-from flax_transformers.checkpointing.manager import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
