@@ -1,5 +1,6 @@
 """The steps compiled for TPUs stay within their budgets, and a figure above one is reported."""
 
+import jax
 import pytest
 
 from benchmarks import budgets
@@ -25,4 +26,6 @@ def test_traffic_over_axes_without_a_budget_is_named():
 @pytest.mark.slow
 @pytest.mark.full
 def test_the_step_of_gpt2_small_is_within_its_budget():
-    assert budgets.excesses("gpt2_small", budgets.figures("gpt2_small")) == []
+    with jax.default_matmul_precision("default"):  # as `train` and `plan` compile it
+        measured = budgets.figures("gpt2_small")
+    assert budgets.excesses("gpt2_small", measured) == []
