@@ -19,7 +19,12 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
-from flax_transformers.checkpointing.step_directories import Found, absolute, finished_steps
+from flax_transformers.checkpointing.step_directories import (
+    Found,
+    absolute,
+    best_of_folder,
+    finished_steps,
+)
 from flax_transformers.data.tokenizers import load as tokenizer_files
 from flax_transformers.data.tokenizers.export import export_folder, exported_files
 from flax_transformers.data.tokenizers.kinds import Tokenizer
@@ -268,11 +273,12 @@ def save_pretrained(
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether ``path`` is a workdir, a folder of checkpoints or one step, as training writes."""
+    """Whether ``path`` is a workdir, a folder of checkpoints or one step, as training writes,
+    "best" among them."""
     try:
         folder = absolute(path)
         inner = any((folder / name).is_dir() for name in ("checkpoints", "state"))
-        return inner or bool(finished_steps(folder))
+        return inner or bool(finished_steps(best_of_folder(folder) or folder))
     except (OSError, ImportError, KeyError):
         return False
 

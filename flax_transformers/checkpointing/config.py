@@ -19,9 +19,11 @@ class CheckpointConfig:
     keep_every: int | None = None
     """Keep every step that is a multiple of this, for good."""
     keep_best: int = 0
-    """Keep this many with the best ``best_metric``, besides the latest; 0: none."""
+    """Keep this many with the best ``best_metric``, besides the latest, and save after every
+    evaluation that is the best so far; 0: neither. See ``find_checkpoint`` for the name "best"."""
     best_metric: str = "eval/loss"
     best_mode: Literal["min", "max"] = "min"
+    """Whether lower or higher is better."""
     asynchronous: bool = True
     """Write in the background while training goes on."""
     invalid_to_keep: int = 8

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
 import os
 import sys
 import threading
@@ -247,7 +246,7 @@ class Checkpoints:
 
     def _note(self, step: int, meta: dict[str, Any]) -> None:
         """Registers a step of this run with the retention."""
-        self._retention.scores[step] = _score(meta, self.config.best_metric)
+        self._retention.scores[step] = step_directories.score_of(meta, self.config.best_metric)
         if meta.get("consecutive_skips"):
             self._retention.unproven.add(step)
 
@@ -333,7 +332,8 @@ class Checkpoints:
 def find_checkpoint(path: str | os.PathLike[str]) -> Found:
     """The step folder of `path`, which is one itself, or has the folders of a run.
 
-    Of a run, it is the newest step that passes its verification; damaged steps are skipped with a
+    "RUN/checkpoints/best" is the step with the best ``checkpoints.best_metric`` among those that
+    were evaluated when they were saved. Of a run, it is the newest step that passes its verification; damaged steps are skipped with a
     warning and not renamed. Every process must call it. Raises UserError if there is no step, or if
     the given step folder is damaged.
     """
@@ -388,13 +388,6 @@ class _Manager(ocp.CheckpointManager):
 
     def reached_preemption(self, step: int) -> bool:
         return False
-
-
-def _score(meta: dict[str, Any], metric: str) -> float:
-    try:
-        return float(meta.get("metrics", {}).get(metric, math.nan))
-    except (TypeError, ValueError, AttributeError):
-        return math.nan
 
 
 def _all_refused(directory: epath.Path, refused: dict[int, str]) -> UserError:

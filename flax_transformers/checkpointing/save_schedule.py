@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 class SaveSchedule:
-    """Checkpoints every ``every_steps`` steps (0: never) and at the end of each phase.
+    """Checkpoints every ``every_steps`` steps (0: never), and after further steps, such as the end
+    of each phase.
 
     A due checkpoint stays due until `saved`: one that falls on a skipped step is saved after the
     next step that is not skipped, and not an interval later.
@@ -14,9 +15,9 @@ class SaveSchedule:
         self._every_steps = every_steps
         self._is_due = False
 
-    def is_due(self, step: int, end_of_phase: bool) -> bool:
-        """Whether to save after ``step``. Ask after every step."""
-        self._is_due |= end_of_phase or (self._every_steps > 0 and step % self._every_steps == 0)
+    def is_due(self, step: int, further: bool) -> bool:
+        """Whether to save after ``step``, which may be a ``further`` one. Ask after every step."""
+        self._is_due |= further or (self._every_steps > 0 and step % self._every_steps == 0)
         return self._is_due
 
     def saved(self) -> None:

@@ -10,6 +10,7 @@ import errno
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -26,6 +27,9 @@ from flax_transformers.storage.paths import absolute, exists, is_bucket, is_fold
 logger = logging.getLogger(__name__)
 
 Files = Mapping[str, bytes | str | os.PathLike[str]]
+
+BEST = "best"
+"""In place of a step's number: the best step by the run's ``checkpoints.best_metric``."""
 
 _NEEDED = ("state/_METADATA", "state/manifest.ocdbt", "meta/metadata")
 _STEP = re.compile(r"0|[1-9]\d*")
@@ -155,6 +159,17 @@ def named_step(meta: dict[str, Any]) -> int | None:
     return step if isinstance(step, int) else None
 
 
+def score_of(meta: dict[str, Any], metric: str) -> float:
+    """The metric of a checkpoint, nan if it was not evaluated at its own step."""
+    try:
+        evaluations = meta.get("evaluations")  # None in those of earlier versions
+        if evaluations is not None and evaluations[-1]["step"] != named_step(meta):
+            return math.nan
+        return float(meta["metrics"].get(metric, math.nan))
+    except (TypeError, ValueError, AttributeError, LookupError):
+        return math.nan
+
+
 def is_link(folder: epath.Path) -> bool:
     return is_local(folder) and os.path.islink(folder)
 
@@ -226,6 +241,45 @@ def choose_newest(
     return Found(newest, directory / str(newest), verified=False)
 
 
+def best_of_folder(path: epath.Path) -> epath.Path | None:
+    """The folder of checkpoints whose best step is meant by ``path``, RUN/checkpoints/best; None
+    for other paths."""
+    if path.name != BEST or exists(path):
+        return None
+    inner = path.parent / "checkpoints"
+    return inner if exists(inner) else path.parent
+
+
+def choose_best(directory: epath.Path) -> Found:
+    """The step with the best score, in the metric and mode of the newest one's config, that passes
+    verification. Raises UserError if none has a score."""
+    metas: dict[int, dict[str, Any]] = {}
+    with reading(directory):
+        for step in finished_steps(directory):
+            with contextlib.suppress(UserError):
+                meta = read_meta(directory / str(step))
+                if named_step(meta) == step and not meta.get("consecutive_skips"):
+                    metas[step] = meta
+    config = metas[max(metas)].get("config") if metas else None
+    settings = (config.get("checkpoints") if isinstance(config, dict) else None) or {}
+    metric, mode = settings.get("best_metric", "eval/loss"), settings.get("best_mode", "min")
+    scores = {step: score_of(meta, metric) for step, meta in metas.items()}
+    finite = [step for step, score in scores.items() if math.isfinite(score)]
+    for step in sorted(finite, key=lambda one: scores[one], reverse=mode == "max"):
+        wrong = problems(directory / str(step))
+        if wrong:
+            logger.warning(
+                "checkpoint %s is damaged (%s): skipped", directory / str(step), few(wrong)
+            )
+            continue
+        logger.info("the best step in %s is %d, %s %.4g", directory, step, metric, scores[step])
+        return Found(step, directory / str(step), verified=wrong is not None)
+    raise UserError(
+        f"no step in {directory} has the metric {metric!r} of an evaluation; name a step, or "
+        "evaluate during training and set checkpoints.best_metric and checkpoints.keep_best"
+    )
+
+
 def _is_foreign(folder: epath.Path, step: int) -> bool:
     try:
         named = named_step(read_meta(folder))
@@ -253,12 +307,14 @@ def _refuse_to_start_over(directory: epath.Path) -> None:
 
 
 def find_step(path: epath.Path) -> Found:
-    """The step folder at `path`, or the newest verified one in a run's folder.
+    """The step folder at `path`, its best if it ends in "best", or a run's newest verified one.
 
     Changes nothing. Raises UserError if there is none, or if the given step folder is damaged.
     """
     with reading(path):
-        is_step = exists(path / "state")
+        is_step, best = exists(path / "state"), best_of_folder(path)
+    if best is not None:
+        return choose_best(best)
     if is_step:
         wrong = problems(path)
         if wrong:

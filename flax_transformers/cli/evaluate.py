@@ -71,7 +71,7 @@ class Evaluate:
             of_run = {name: one for name in names if (one := getattr(described, name)) is not None}
             prepared = runtime.prepared_data(config.data, of_run)
             prepared = runtime.fitted_data(config, prepared)
-            _check_data(config, prepared, described, self.model)
+            _check_data(config, prepared, described, described.place)
             check_run(config, prepared, new=False)
         with watchdog.phase("restore"):
             restored = runtime.restored_model(described, mesh, config.compute)

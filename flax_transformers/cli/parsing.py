@@ -107,8 +107,8 @@ Model = Positional[
         str,
         option(
             "MODEL",
-            "A workdir or a checkpoint step; or a Hugging Face directory, or the id of one in the "
-            "local cache.",
+            "A workdir or a checkpoint step, RUN/checkpoints/120 or RUN/checkpoints/best; or a "
+            "Hugging Face directory, or the id of one in the local cache.",
         ),
     ]
 ]

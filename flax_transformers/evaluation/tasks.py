@@ -90,7 +90,10 @@ class Task:
 
 
 def _translation(run: Run) -> list[Evaluator]:
-    at_step = None if run.workdir is None else run.config.total_steps
+    kept = run.config.retention
+    depends = kept.keep_best and kept.best_metric.startswith(("eval/bleu", "eval/chrf"))
+    every = depends or run.config.early_stopping.patience is not None
+    at_step = None if every or run.workdir is None else run.config.total_steps
     return translation_evaluator(run.config, run.prepared, run.model, at_step)
 
 

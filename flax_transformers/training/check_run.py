@@ -51,6 +51,11 @@ def check_config(config: TrainConfig, *, trains: bool = True) -> None:
     _check_places(config)
     if trains:
         _check_optimizer(config)
+        if config.early_stopping.patience is not None and not config.evaluation.every_steps:
+            raise UserError(
+                "early_stopping.patience is set, but evaluation.every_steps is 0; set "
+                "--evaluation.every-steps"
+            )
     check_fits(config.objective, build_model(config.model, ComputeConfig()))
     _check_kind_of_data(config)
     _check_tokenizers(config)
@@ -68,6 +73,11 @@ def check_run(config: TrainConfig, prepared: Dataset, *, new: bool = True) -> No
     """
     check_fits(config.objective, build_model(config.model, ComputeConfig()))
     _check_outputs(config)
+    if config.early_stopping.patience is not None and prepared.held_out_fingerprint is None:
+        raise UserError(
+            f"early_stopping.patience is set, but the data in {prepared.directory} has no held-out "
+            "examples; set --data.validation-fraction, or a validation_source in the config"
+        )
     if isinstance(config.model, TextConfig):
         _check_vocabulary(config.model, prepared.vocabulary, config.objective.needs.causal is True)
         for fault, field, token in _faults_of_ends(config, prepared.vocabulary):

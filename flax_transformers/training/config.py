@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 from flax_transformers import ranges
 from flax_transformers.checkpointing.config import CheckpointConfig
@@ -107,6 +107,36 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class EarlyStopping:
+    """Whether a run ends before its last step because an evaluation metric improves no more.
+
+    The best step is kept then, as with ``checkpoints.keep_best`` 1.
+    """
+
+    patience: int | None = None
+    """End after this many consecutive evaluations without an improvement; None: never."""
+    min_delta: float = 0.0
+    """An improvement is a change of the metric by more than this."""
+    metric: str | None = None
+    """Such as "eval/accuracy", together with ``mode``; None: ``checkpoints.best_metric``."""
+    mode: Literal["min", "max"] | None = None
+    """Whether lower or higher is better."""
+
+    RANGES: ClassVar[Ranges] = {
+        "patience": ranges.integers(),
+        "min_delta": ranges.numbers(0, 1e9),
+    }
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "early_stopping")
+        if (self.metric is None) != (self.mode is None):
+            raise ranges.OutOfRange(
+                f"early_stopping.metric is {self.metric!r} and early_stopping.mode is "
+                f"{self.mode!r}; give both, or neither to use those of checkpoints"
+            )
+
+
+@dataclass(frozen=True)
 class Logging:
     """What a run writes while it trains."""
 
@@ -146,6 +176,7 @@ class TrainConfig:
     """If an average of the weights is kept, ``eval/...`` metrics and loaded models use it."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
     logging: Logging = field(default_factory=Logging)
     limits: Limits = field(default_factory=Limits)
     """How long start, data, step, save and exit may take before the job ends with code 75."""
@@ -186,6 +217,20 @@ class TrainConfig:
     @property
     def total_steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
+
+    @property
+    def retention(self) -> CheckpointConfig:
+        """``checkpoints``, with at least one best step kept if the run may stop early."""
+        best = max(self.checkpoints.keep_best, self.early_stopping.patience is not None)
+        return replace(self.checkpoints, keep_best=int(best))
+
+    @property
+    def stopping_metric(self) -> tuple[str, Literal["min", "max"]]:
+        """Metric and mode of early stopping."""
+        own = self.early_stopping
+        if own.metric is not None and own.mode is not None:
+            return own.metric, own.mode
+        return self.checkpoints.best_metric, self.checkpoints.best_mode
 
 
 _DEFINES_RUN = ("model", "objective", "data", "seed")

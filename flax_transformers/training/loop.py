@@ -53,6 +53,7 @@ from flax_transformers.training.resume import Begun, Ended, Run, roll_back, star
 from flax_transformers.training.run_state import (
     RunState,
     checkpoint_meta,
+    reason_to_stop_early,
     tokenizer_files,
     with_dropout_of_run,
 )
@@ -68,13 +69,14 @@ _ELSEWHERE = "train in another --workdir"
 @dataclass(frozen=True)
 class Outcome:
     """How a call of ``train`` ended. ``preempted``: told to stop before the last step, by a signal;
-    ``stopped``: by a callback."""
+    ``stopped``: by a callback. ``stopped_early``: why the run is through before its last step."""
 
     step: int
     preempted: bool
     metrics: dict[str, float]
     """The last value of every metric."""
     stopped: bool = False
+    stopped_early: str | None = None
 
 
 def train(
@@ -118,7 +120,7 @@ def train(
             workdir=workdir,
             mesh=mesh,
             trainer=make_trainer(config, mesh),
-            checkpoints=Checkpoints(workdir / "checkpoints", config.checkpoints),
+            checkpoints=Checkpoints(workdir / "checkpoints", config.retention),
             evaluators=evaluators,
             profiling=profiling or Profiling(),
             listeners=Listeners([*callbacks, *map(SinkCallback, sinks)]),
@@ -133,9 +135,12 @@ def train(
         finally:
             with watchdog.phase("save"):
                 run.checkpoints.close()
-        is_through = ended.step == config.total_steps
+        early = None
+        if ended.step < config.total_steps:
+            early = reason_to_stop_early(config, ended.position)
+        is_through = ended.step == config.total_steps or early is not None
         preempted, stopped = not (is_through or stopped), stopped and not is_through
-        outcome = Outcome(ended.step, preempted, dict(run.latest), stopped)
+        outcome = Outcome(ended.step, preempted, dict(run.latest), stopped, early)
         if is_through:
             require_finite_end(workdir, ended.step, outcome.metrics, ended.diverging_steps)
     return outcome
@@ -174,8 +179,9 @@ def _run_phases(run: Run, begun: Begun, stop: StopRequest) -> Ended:
     config, state, position, totals = run.config, begun.state, begun.position, begun.totals
     diverging_steps, saves = begun.diverging_steps, SaveSchedule(config.checkpoints.every_steps)
     consumed: dict[int, int] = {}
+    early = reason_to_stop_early(config, position)
     with run.listeners.writing(_sinks(run, position.step)):
-        while position.step < config.total_steps and not stop.obeyed:
+        while position.step < config.total_steps and not stop.obeyed and early is None:
             position = position.normalized(config)
             try:
                 state, diverging_steps = _run_phase(run, state, position, totals, saves, stop)
@@ -184,6 +190,7 @@ def _run_phases(run: Run, begun: Begun, stop: StopRequest) -> Ended:
                     raise
                 return Ended(position, True, 0, consumed | {position.phase: position.examples})
             consumed[position.phase], totals = position.examples, {}
+            early = reason_to_stop_early(config, position)
     return Ended(position, False, diverging_steps, consumed)
 
 
@@ -242,14 +249,19 @@ def _run_phase(
                 row = meter.row(position.step) | mixture.row(position.examples)
                 run.latest.update(row)
                 listeners.metrics(position.step, row)
-            every = config.evaluation.every_steps
+            every, best, early = config.evaluation.every_steps, False, None
             if last or (every and position.step % every == 0):
                 with meter.paused("evaluation"), watchdog.phase("evaluation"):
                     row = _evaluate(run, state, position, phase, evaluation_step)
                     run.latest.update(row)
                     listeners.metrics(position.step, row, scores=True)
+                    best = position.evaluated(config, row)
+                    early = reason_to_stop_early(config, position)
             stopping = stop.check(run.checkpoints, position.step, listeners.stop_reason)
-            if saves.is_due(position.step, end_of_phase=last) or stopping:
+            if early is not None:
+                log.info("training ends early, at step %d: %s", position.step, early)
+                stopping = True
+            if saves.is_due(position.step, further=last or best) or stopping:
                 with meter.paused("checkpoint"), watchdog.phase("save"):
                     listeners.flush()  # metrics of the steps that the checkpoint holds
                     example_log.flush()

@@ -25,7 +25,7 @@ from flax_transformers.optim.finite import is_finite
 from flax_transformers.storage.workdir import set_aside, write_side_file, writing
 from flax_transformers.training.callbacks import Evaluator, Listeners
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.run_state import RunState, check_meta
+from flax_transformers.training.run_state import RunState, check_meta, reason_to_stop_early
 from flax_transformers.training.state import TrainState
 from flax_transformers.training.trainer import Trainer
 
@@ -92,12 +92,18 @@ def start(run: Run, initial: Callable[[Mesh], Any] | None) -> Begun:
         if initial is not None:
             state = state.starting_from(initial(run.mesh))
         begun = Begun(state, RunState(), {})
-    elif begun.position.step < run.config.total_steps:
-        log.info("resuming from step %d", begun.position.step)
-    else:
+    elif begun.position.step >= run.config.total_steps:
         log.info(
             "already trained to step %d; raise phases.*.steps to train further", begun.position.step
         )
+    elif (reason := reason_to_stop_early(run.config, begun.position)) is not None:
+        log.info(
+            "already finished at step %d: %s; raise early_stopping.patience to train further",
+            begun.position.step,
+            reason,
+        )
+    else:
+        log.info("resuming from step %d", begun.position.step)
     if run.is_writer:
         run.clock.resume(read_metrics(run.workdir), begun.position.step)
         write_side_file(run.workdir / "config.json", json.dumps(to_json(run.config), indent=1))

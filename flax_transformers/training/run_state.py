@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from etils import epath
@@ -34,17 +36,38 @@ class RunState:
     """The position of a run: steps taken, the phase, and the examples of it that were consumed.
 
     A run that rolled back (``rollbacks`` times) has consumed more examples than its steps took.
+    ``evaluations``: the "step" of each evaluation so far, and the metrics that the run watches.
     """
 
     step: int = 0
     phase: int = 0
     examples: int = 0
     rollbacks: int = 0
+    evaluations: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod
     def saved_in(cls, meta: dict[str, Any]) -> RunState:
         """The position in a checkpoint's meta."""
-        return cls(**current_names(cls, meta["position"]))
+        position = current_names(cls, meta["position"])
+        return cls(**position, evaluations=list(meta.get("evaluations", ())))
+
+    def evaluated(self, config: TrainConfig, scores: Mapping[str, float]) -> bool:
+        """Notes an evaluation at this step; whether it is the best so far, and is to be saved.
+
+        Raises UserError if it has not the metric that early stopping depends on.
+        """
+        kept, (stopping, _) = config.retention, config.stopping_metric
+        if config.early_stopping.patience is not None and stopping not in scores:
+            raise UserError(
+                f"the metric of early stopping, {stopping!r}, is not among those of the "
+                f"evaluation: {', '.join(sorted(scores)) or 'none'}; set early_stopping.metric to "
+                "one of them"
+            )
+        watched = {name: scores[name] for name in (kept.best_metric, stopping) if name in scores}
+        self.evaluations.append({"step": self.step, **watched})
+        if not kept.keep_best or kept.best_metric not in scores:
+            return False
+        return not evaluations_since_best(self.evaluations, kept.best_metric, kept.best_mode)
 
     def done(self, config: TrainConfig) -> bool:
         """Whether the phase is over."""
@@ -53,6 +76,37 @@ class RunState:
     def normalized(self, config: TrainConfig) -> RunState:
         """The same position, as the start of the next phase if this one is over."""
         return replace(self, phase=self.phase + 1, examples=0) if self.done(config) else self
+
+
+def evaluations_since_best(
+    evaluations: Sequence[Mapping[str, float]], metric: str, mode: str, min_delta: float = 0.0
+) -> int:
+    """How many evaluations there were since the last that improved ``metric`` by more than
+    ``min_delta``; a score that is not finite is no improvement."""
+    best, since = math.inf, 0
+    for row in evaluations:
+        if metric in row:
+            score = row[metric] if mode == "min" else -row[metric]
+            improves = math.isfinite(score) and best - score > min_delta
+            best, since = (score, 0) if improves else (best, since + 1)
+    return since
+
+
+def reason_to_stop_early(config: TrainConfig, position: RunState) -> str | None:
+    """Why a run at ``position`` ends before its last step, or None: a function of the evaluations
+    alone, so that it is equal in every process and after a restart."""
+    settings, (metric, mode) = config.early_stopping, config.stopping_metric
+    scored = [row for row in position.evaluations if metric in row]
+    since = evaluations_since_best(scored, metric, mode, settings.min_delta)
+    if settings.patience is None or since < settings.patience:
+        return None
+    if since == len(scored):
+        return f"{metric} was not finite in {since} evaluations"
+    best = scored[-1 - since]
+    return (
+        f"{metric} has not improved in {since} evaluation(s) since step {best['step']:.0f}, where "
+        f"it was {best[metric]:.4g}"
+    )
 
 
 def checkpoint_meta(
@@ -70,13 +124,16 @@ def checkpoint_meta(
     consecutive steps up to this one that were skipped, and ``diverging_steps`` the same if the last
     was skipped for values that are not finite, else 0.
     """
+    where = asdict(position)
+    evaluations = where.pop("evaluations")  # apart: earlier versions read the position
     return {
         "state_version": STATE_VERSION,
         "config": to_json(config),
         "tokenizer": None,
         **_fingerprints(prepared),
         "store": prepared.fingerprint,
-        "position": asdict(position),
+        "position": where,
+        "evaluations": evaluations,
         "metrics": metrics,
         "totals": {name: list(pair) for name, pair in totals.items()},
         "consecutive_skips": consecutive_skips,

@@ -1,0 +1,169 @@
+"""A run ends when a metric improves no more, and its best step has a name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+
+import pytest
+
+from flax_transformers.checkpointing.config import CheckpointConfig
+from flax_transformers.checkpointing.manager import find_checkpoint, restore_arrays
+from flax_transformers.data.dataset import prepare
+from flax_transformers.errors import UserError
+from flax_transformers.pretrained import find_pretrained, is_checkpoint
+from flax_transformers.ranges import OutOfRange
+from flax_transformers.testing import assert_bit_equal, tiny_config, write_corpus
+from flax_transformers.training.check_run import check_config, check_run
+from flax_transformers.training.config import EarlyStopping, Evaluation
+from flax_transformers.training.loop import train
+from flax_transformers.training.run_state import (
+    RunState,
+    evaluations_since_best,
+    reason_to_stop_early,
+)
+
+
+def since(scores, mode="min", min_delta=0.0):
+    rows = [{"step": step, "eval/x": score} for step, score in enumerate(scores)]
+    return evaluations_since_best(rows, "eval/x", mode, min_delta)
+
+
+@pytest.mark.parametrize(
+    ("scores", "more", "expected"),
+    [
+        ([], {}, 0),
+        ([3.0], {}, 0),
+        ([3.0, 2.0, 2.5, 2.0], {}, 2),
+        ([3.0, 2.0, 2.5, 1.9], {}, 0),
+        ([3.0, 2.0, 2.5, 1.9], {"min_delta": 0.5}, 2),
+        ([0.1, 0.3, 0.2], {"mode": "max"}, 1),
+        ([math.nan, math.inf], {}, 2),
+        ([math.nan, 1.0, math.nan], {}, 1),
+    ],
+)
+def test_evaluations_are_counted_since_the_last_improvement(scores, more, expected):
+    assert since(scores, **more) == expected
+
+
+def test_a_metric_of_its_own_needs_its_mode():
+    with pytest.raises(OutOfRange, match="give both"):
+        EarlyStopping(patience=1, metric="eval/accuracy")
+
+
+SCORES = {2: 3.0, 4: 1.0, 6: 2.0, 8: 1.5, 10: 1.2}
+
+
+def config_of(folder, patience=2, **changes):
+    config = tiny_config(folder / "text.txt", folder / "store", steps=12, **changes)
+    return dataclasses.replace(
+        config,
+        checkpoints=CheckpointConfig(every_steps=6, keep_latest=1),
+        evaluation=Evaluation(every_steps=2, batch_size=16),
+        early_stopping=EarlyStopping(patience=patience),
+    )
+
+
+def test_early_stopping_that_has_nothing_to_go_by_is_refused_before_the_run(tmp_path):
+    write_corpus(tmp_path / "text.txt", documents=5)
+    config = config_of(tmp_path)
+    with pytest.raises(UserError, match="but evaluation.every_steps is 0"):
+        check_config(dataclasses.replace(config, evaluation=Evaluation(every_steps=0)))
+    data = dataclasses.replace(config.data, validation_fraction=0.0)
+    config = dataclasses.replace(config, data=data)
+    with pytest.raises(UserError, match="has no held-out examples"):
+        check_run(config, prepare(data))
+    with pytest.raises(UserError, match=r"'eval/loss', is not among those of the evaluation: eval/"):
+        RunState(2).evaluated(config, {"eval/accuracy": 1.0})
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder / "text.txt", documents=20)
+    return folder
+
+
+def run(config, workdir, kill_at=None):
+    def score(snapshot):
+        if snapshot.step == kill_at:
+            raise Killed
+        return {"eval/loss": SCORES[snapshot.step]}
+
+    return train(config, prepare(config.data), workdir, [score])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_a_run_that_stops_early_is_through_and_keeps_its_best_step(corpus, tmp_path, caplog):
+    config, workdir = config_of(corpus), tmp_path / "run"
+    why = "eval/loss has not improved in 2 evaluation(s) since step 4, where it was 1"
+    with caplog.at_level("INFO"):
+        outcome = run(config, workdir)
+    assert (outcome.step, outcome.preempted, outcome.stopped) == (8, False, False)
+    assert outcome.stopped_early == why
+    assert f"training ends early, at step 8: {why}" in caplog.messages
+    steps = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    assert steps == ["4", "8"]
+
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        again = run(config, workdir)
+    assert again.step == 8 and again.stopped_early == why
+    found = [text for text in caplog.messages if text.startswith("already finished at step 8: ")]
+    assert found == [
+        f"already finished at step 8: {why}; raise early_stopping.patience to train further"
+    ]
+
+    best = workdir / "checkpoints" / "best"
+    assert is_checkpoint(best) and not best.exists()
+    assert find_pretrained(best).step == find_checkpoint(workdir / "best").step == 4
+    assert find_checkpoint(workdir).step == 8
+
+    # Killed between the third evaluation and its checkpoint, it ends at the same step.
+    other = tmp_path / "other"
+    with pytest.raises(Killed):
+        run(config, other, kill_at=6)
+    assert find_checkpoint(other).step == 4
+    resumed = run(config, other)
+    assert (resumed.step, resumed.stopped_early) == (8, why)
+    mine, theirs = find_checkpoint(other), find_checkpoint(workdir)
+    assert mine.meta["evaluations"] == theirs.meta["evaluations"]
+    assert_bit_equal(restore_arrays(mine), restore_arrays(theirs))
+
+    # With more patience it goes on.
+    assert run(config_of(corpus, patience=3), other).step == 10
+
+    # A damaged best step is skipped, with a warning.
+    caplog.clear()
+    (workdir / "checkpoints" / "4" / "meta" / "metadata").write_text(
+        json.dumps(find_checkpoint(workdir / "checkpoints" / "4").meta) + " "
+    )
+    assert find_checkpoint(best).step == 8
+    assert "4 is damaged" in caplog.text
+    shutil.rmtree(workdir / "checkpoints" / "8")
+    with pytest.raises(UserError, match="no step in .* has the metric 'eval/loss'"):
+        find_checkpoint(best)
+
+
+def test_the_reason_names_a_metric_that_was_never_finite(tmp_path):
+    position = RunState(4, evaluations=[{"step": s, "eval/loss": math.nan} for s in (2, 4)])
+    assert reason_to_stop_early(config_of(tmp_path), position) == (
+        "eval/loss was not finite in 2 evaluations"
+    )
+
+
+def test_a_step_without_an_evaluation_of_its_own_is_not_the_best():
+    from flax_transformers.checkpointing.step_directories import score_of
+
+    meta = {"position": {"step": 5}, "metrics": {"eval/loss": 1.0}}
+    assert score_of(meta, "eval/loss") == 1.0  # of an earlier version
+    assert math.isnan(score_of({**meta, "evaluations": []}, "eval/loss"))
+    assert math.isnan(score_of({**meta, "evaluations": [{"step": 4}]}, "eval/loss"))
+    assert score_of({**meta, "evaluations": [{"step": 5}]}, "eval/loss") == 1.0
