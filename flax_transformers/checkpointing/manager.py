@@ -333,9 +333,9 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Found:
     """The step folder of `path`, which is one itself, or has the folders of a run.
 
     "RUN/checkpoints/best" is the step with the best ``checkpoints.best_metric`` among those that
-    were evaluated when they were saved. Of a run, it is the newest step that passes its verification; damaged steps are skipped with a
-    warning and not renamed. Every process must call it. Raises UserError if there is no step, or if
-    the given step folder is damaged.
+    were evaluated when they were saved. Of a run, it is the newest step that passes its
+    verification; damaged steps are skipped with a warning and not renamed. Every process must call
+    it. Raises UserError if there is no step, or if the given step folder is damaged.
     """
     root = step_directories.absolute(path)
     return _found(_on_process_zero(lambda: _as_json(step_directories.find_step(root))))

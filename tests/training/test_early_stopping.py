@@ -75,7 +75,9 @@ def test_early_stopping_that_has_nothing_to_go_by_is_refused_before_the_run(tmp_
     config = dataclasses.replace(config, data=data)
     with pytest.raises(UserError, match="has no held-out examples"):
         check_run(config, prepare(data))
-    with pytest.raises(UserError, match=r"'eval/loss', is not among those of the evaluation: eval/"):
+    with pytest.raises(
+        UserError, match=r"'eval/loss', is not among those of the evaluation: eval/"
+    ):
         RunState(2).evaluated(config, {"eval/accuracy": 1.0})
 
 
