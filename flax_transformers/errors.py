@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one sentence: what is wrong, where, and how to fix it. The command line prints it
     to stderr without a traceback and exits with code 2.
     """
+
+
+class WorkdirInUse(UserError):
+    """Another process trains in the workdir."""

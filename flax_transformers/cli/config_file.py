@@ -11,9 +11,10 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flax_transformers.cli.parsing import override
 from flax_transformers.config_json import (
@@ -26,6 +27,7 @@ from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:  # slow to import, and not needed to refuse a file that does not exist
     from flax_transformers.checkpointing.step_directories import Found
+    from flax_transformers.sweeps.study import Study
     from flax_transformers.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,29 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
     file, a file without ``get_config``, an unknown field (with the nearest name), and a value that
     does not fit.
     """
-    return override(_get_config(_config_path(path)), overrides)
+    file = _config_path(path)
+    config = _result(file, _imported(file), "get_config")
+    return override(_checked(config, file), overrides)
+
+
+def load_study(path: str, overrides: Sequence[str] = ()) -> Study:
+    """``get_study()`` of a Python file, with ``overrides`` applied to its base config.
+
+    A config file, or the name of a recipe, is a study of one variant. Raises UserError as
+    `load_config` does.
+    """
+    from flax_transformers.sweeps.study import Study
+
+    file = _config_path(path)
+    module = _imported(file)
+    if not hasattr(module, "get_study"):
+        config = _checked(_result(file, module, "get_config"), file)
+        return Study(base=override(config, overrides))
+    study = _result(file, module, "get_study")
+    if not isinstance(study, Study):
+        raise UserError(f"get_study() of {file} must return a Study, not {type(study)}")
+    register_types_of(study.base)
+    return replace(study, base=override(study.base, overrides))
 
 
 def recipe(name: str) -> TrainConfig:
@@ -69,21 +93,29 @@ def _config_path(name: str) -> Path:
     raise UserError(f"there is no recipe {name}, and no config file of that name; {hint}")
 
 
-def _get_config(path: Path) -> TrainConfig:
+def _imported(path: Path) -> ModuleType:
     if not path.is_file():
         others = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(str(path), others, 1, 0.3)
         hint = f"did you mean {near[0]}?" if near else "give the path of a config file"
         raise UserError(f"there is no config file {path}; {hint}")
-    from flax_transformers.training.config import TrainConfig
+    return _import_file(path)
 
-    module = _import_file(path)
+
+def _result(path: Path, module: ModuleType, function: str) -> Any:
+    """What the file's ``get_config`` or ``get_study`` returns."""
     try:
-        config = module.get_config()
+        return getattr(module, function)()
     except UserError:
         raise
     except (Exception, SystemExit) as error:
         raise _failing(path, error) from error
+
+
+def _checked(config: Any, path: Path) -> TrainConfig:
+    """A config that a file returned; its types are registered."""
+    from flax_transformers.training.config import TrainConfig
+
     if not isinstance(config, TrainConfig):
         raise UserError(f"get_config() of {path} must return a TrainConfig, not {type(config)}")
     register_types_of(config)

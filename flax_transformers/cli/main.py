@@ -41,7 +41,7 @@ _MAY_BE_EMPTY = frozenset({"prompt", "text"})
 
 def program(arguments: Sequence[str] | None = None) -> int:
     """``main`` for a process that ends with it: the watchdog limits how long the exit takes."""
-    if arguments is None and sys.argv[1:2] == ["train"]:
+    if arguments is None and sys.argv[1:2] in (["train"], ["sweep"]):
         restart_with_huge_pages()
     try:
         return main(arguments)
@@ -117,10 +117,12 @@ def _commands() -> dict[str, Any]:
     from flax_transformers.cli.inspect import Inspect
     from flax_transformers.cli.plan import Plan
     from flax_transformers.cli.prepare import Prepare
+    from flax_transformers.cli.sweep import Sweep
     from flax_transformers.cli.train import Train
 
     return {
         "train": Train,
+        "sweep": Sweep,
         "prepare": Prepare,
         "evaluate": Evaluate,
         "generate": Generate,

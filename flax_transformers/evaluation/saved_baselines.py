@@ -39,11 +39,16 @@ def baselines_of_run(config: TrainConfig, prepared: Dataset, workdir: epath.Path
     return _saved(text, asked) or baselines(config, prepared)
 
 
-def _saved(text: str, asked: str) -> list[Baseline]:
-    """The saved baselines; none if they belong to another run or version, or are damaged."""
+def read_baselines(workdir: epath.Path) -> list[Baseline]:
+    """The baselines that a run has kept in its workdir; none if there are none, or damaged ones."""
+    return _saved(read_side_file(workdir / BASELINES) or "", None)
+
+
+def _saved(text: str, asked: str | None) -> list[Baseline]:
+    """The saved baselines; none if they are damaged, or not those of the run ``asked`` for."""
     try:
         rows = json.loads(text)
-        if all(row["of"] == asked and row["checksum"] == _checksum(row) for row in rows):
+        if all(asked in (None, row["of"]) and row["checksum"] == _checksum(row) for row in rows):
             return [Baseline(**{name: row[name] for name in _FIELDS}) for row in rows]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass

@@ -47,7 +47,7 @@ def plot_metrics(
     written = []
     for name, figure in figures.items():
         if figure is not None:
-            (folder / name).write_bytes(_png(figure))
+            (folder / name).write_bytes(png_of(figure))
             written.append(folder / name)
     return written
 
@@ -146,7 +146,8 @@ def _figure(label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
+    """The bytes of the figure's PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -21,7 +21,7 @@ from typing import IO
 
 from etils import epath
 
-from flax_transformers.errors import UserError
+from flax_transformers.errors import WorkdirInUse
 from flax_transformers.storage.folders import Folder, LocalFolder, writing
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def lease(folder: epath.Path, seconds: float = LEASE_SECONDS) -> Iterator[None]:
 
     The lease is an object ``.lock`` that its owner rewrites four times in ``seconds``. One that is
     not rewritten for ``seconds`` belonged to a process that was killed, and is taken over; no
-    clocks of two machines are compared. Raises UserError while another process renews it. Of two
+    clocks of two machines are compared. Raises WorkdirInUse while another process renews it. Of two
     processes that start at the same moment, the one that wrote first notices at its next renewal
     and sends itself SIGTERM.
     """
@@ -161,7 +161,7 @@ def _wait_until_free(lock: epath.Path, seconds: float) -> None:
         if found is None:
             return
         if found != first:
-            raise UserError(
+            raise WorkdirInUse(
                 f"another process trains in {lock.parent} ({found.get('process')} on "
                 f"{found.get('host')}); wait for it, or choose another --workdir"
             )

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from flax_transformers.errors import UserError
+from flax_transformers.errors import UserError, WorkdirInUse
 from flax_transformers.storage.folders import write_atomically
 from flax_transformers.storage.locks import lease, lock_file, open_lock
 from flax_transformers.storage.paths import absolute, is_bucket
@@ -44,7 +44,7 @@ def open_workdir(path: str | os.PathLike[str]) -> epath.Path:
 def exclusive_lock(workdir: epath.Path) -> Iterator[None]:
     """Keeps a second training run out of a workdir.
 
-    Raises UserError if another process trains there. Disks without locks are not protected; for
+    Raises WorkdirInUse if another process trains there. Disks without locks are not protected; for
     buckets see `locks.lease`.
     """
     if jax.process_index() != 0:
@@ -64,7 +64,7 @@ def exclusive_lock(workdir: epath.Path) -> Iterator[None]:
         try:
             lock_file(lock)
         except BlockingIOError:
-            raise UserError(
+            raise WorkdirInUse(
                 f"another process trains in {workdir}; wait for it, or choose another --workdir"
             ) from None
         yield

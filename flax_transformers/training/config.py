@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -262,11 +263,13 @@ def differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]
     return {} if old == new else {path: (old, new)}
 
 
-def check_resumable(saved: Any, config: TrainConfig, where: str) -> list[str]:
+def check_resumable(
+    saved: Any, config: TrainConfig, where: str, defining: Sequence[str] = _DEFINES_RUN
+) -> list[str]:
     """Compares the config of a checkpoint with the current one.
 
-    Raises UserError if they describe different runs; otherwise returns a line for each field that
-    changed.
+    Raises UserError if they describe different runs, that is, differ in one of the ``defining``
+    fields; otherwise returns a line for each field that changed.
     """
     try:
         saved = to_json(from_json(saved))  # fields that are new since have their defaults
@@ -279,7 +282,7 @@ def check_resumable(saved: Any, config: TrainConfig, where: str) -> list[str]:
     other_run = [
         text
         for field, text in shown.items()
-        if field.split(".")[0] in _DEFINES_RUN and not _FREE_WITHIN.fullmatch(field)
+        if field.split(".")[0] in defining and not _FREE_WITHIN.fullmatch(field)
     ]
     if other_run:
         raise UserError(

@@ -1,0 +1,185 @@
+"""Trains the runs of a sweep one after another, and reads what finished runs have left.
+
+Each training has a file ``sweep.json`` in its workdir: the config as the sweep gave it and, if it
+failed, the sentence that says why. All else is read from the run's own files, so that parts of a
+sweep need neither locks nor each other.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from etils import epath
+
+from flax_transformers import run as runs
+from flax_transformers import runtime
+from flax_transformers.checkpointing.step_directories import finished_steps
+from flax_transformers.config_json import to_json
+from flax_transformers.errors import UserError, WorkdirInUse
+from flax_transformers.monitoring.metrics import read_metrics
+from flax_transformers.storage.workdir import read_side_file, write_side_file
+from flax_transformers.sweeps.study import Point, Run, Sweep, Training
+from flax_transformers.training import loop
+from flax_transformers.training.check_run import check_config
+from flax_transformers.training.config import TrainConfig, check_resumable
+
+log = logging.getLogger(__name__)
+
+RECORD = "sweep.json"
+_FREE = ("checkpoints", "limits", "logging", "mesh", "platform")
+_DEFINING = tuple(name for name in TrainConfig.__dataclass_fields__ if name not in _FREE)
+"""What identifies a run of a sweep: all that its score can depend on."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has left so far."""
+
+    run: Run
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Those of the last step; empty if the run is not finished."""
+    failure: str | None = None
+    """Why it failed, in one sentence."""
+
+
+def check(sweep: Sweep) -> None:
+    """Raises UserError, before the first run, for a grid point that cannot be trained, and for a
+    folder that holds something else."""
+    base = (_read(sweep.folder) or {}).get("base")
+    if base is None and (sweep.folder / "config.json").exists():
+        raise UserError(f"{sweep.folder} holds a single run; choose another --workdir")
+    if base is not None:
+        check_resumable(base, sweep.study.base, str(sweep.folder), _DEFINING)
+    for point in sweep.points:
+        _check_point(point)
+    for run in sweep.runs:
+        for training in run.trainings:
+            _check_workdir(training)
+    if base is None and jax.process_index() == 0:
+        write_side_file(sweep.folder / RECORD, _json({"base": to_json(sweep.study.base)}))
+
+
+def _check_point(point: Point) -> None:
+    try:
+        config = runtime.with_initial_model(point.config, point.overrides)
+        loop.checked_mesh(config)
+        check_config(config)
+    except UserError as error:
+        raise UserError(f"grid point {point.name or 'of the config'}: {error}") from error
+
+
+def _check_workdir(training: Training) -> None:
+    """The workdir has no other run in it than this one."""
+    saved = _read(training.workdir)
+    if saved is not None:
+        where = str(training.workdir)
+        check_resumable(saved.get("config"), training.config, where, _DEFINING)
+    elif (training.workdir / "config.json").exists():
+        raise UserError(
+            f"{training.workdir} holds a run that no sweep has started; choose another --workdir, "
+            "or move this folder away"
+        )
+
+
+def train_all(todo: Sequence[Run]) -> bool:
+    """Trains those of the runs that are not finished, in order; False if told to stop.
+
+    A run that fails is recorded, and the next one begins. In a job of several processes a failure
+    ends the job, as the processes would lose each other.
+    """
+    for number, run in enumerate(todo, 1):
+        _say(f"run {number} of {len(todo)}: {run.name}")
+        for training in run.trainings:
+            if _is_finished(training):
+                _say("finished before")
+                continue
+            outcome = _train(training)
+            if outcome is None:
+                break
+            if outcome.preempted:
+                return False
+    return True
+
+
+def _train(training: Training) -> loop.Outcome | None:
+    """The outcome of a training; None if it failed or another process is at it."""
+    _record(training)
+    try:
+        return runs.train(training.config, training.workdir, overrides=training.overrides)
+    except WorkdirInUse as error:
+        _say(f"left out: {error}")
+    except Exception as error:  # whatever it is, the other runs may be fine
+        if jax.process_count() > 1:
+            raise
+        if not isinstance(error, UserError):
+            log.exception("%s failed", training.workdir)
+        _record(training, _sentence(error))
+        _say(f"failed: {_sentence(error)}")
+    return None
+
+
+def results(sweep: Sweep) -> list[Result]:
+    """What the runs of a sweep have left, without those that have neither finished nor failed."""
+    found = (_result(run) for run in sweep.runs)
+    return [one for one in found if one.metrics or one.failure]
+
+
+def _result(run: Run) -> Result:
+    for training in run.trainings:
+        saved = _read(training.workdir) or {}
+        if saved.get("failure"):
+            return Result(run, failure=str(saved["failure"]))
+        if not _is_finished(training):
+            return Result(run)
+    return Result(run, _last_metrics(run.trainings[-1]))
+
+
+def _is_finished(training: Training) -> bool:
+    saved = _read(training.workdir)
+    if saved is None or saved.get("failure"):
+        return False
+    steps = finished_steps(training.workdir / "checkpoints")
+    return training.config.total_steps in steps and bool(_last_metrics(training))
+
+
+def _last_metrics(training: Training) -> dict[str, float]:
+    """All metrics of the last step; empty before."""
+    last: dict[str, float] = {}
+    for row in read_metrics(training.workdir):
+        if row["step"] == training.config.total_steps:
+            last |= row
+    return last
+
+
+def _record(training: Training, failure: str | None = None) -> None:
+    if jax.process_index() == 0:
+        content = {"config": to_json(training.config), "failure": failure}
+        write_side_file(training.workdir / RECORD, _json(content))
+
+
+def _read(folder: epath.Path) -> dict[str, Any] | None:
+    """The record of a folder; None if there is none, or it is damaged."""
+    try:
+        found = json.loads(read_side_file(folder / RECORD) or "")
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:300]}"
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)

@@ -1,0 +1,192 @@
+"""Runs of a sweep: trained once, skipped when finished, recorded when they fail."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from etils import epath
+
+from flax_transformers import run as runs
+from flax_transformers.cli.parsing import override
+from flax_transformers.errors import UserError
+from flax_transformers.monitoring.metrics import read_metrics
+from flax_transformers.storage.workdir import exclusive_lock
+from flax_transformers.sweeps import runner
+from flax_transformers.sweeps.study import Study, Sweep, points
+from flax_transformers.sweeps.table import make_table
+from flax_transformers.testing import batches_with_nan, tiny_bert, tiny_config, write_corpus
+from flax_transformers.training.config import Logging
+from flax_transformers.training.loop import Outcome
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
+
+
+@pytest.fixture
+def base(tmp_path):
+    write_corpus(tmp_path / "text.txt", 20)
+    return tiny_config(
+        tmp_path / "text.txt",
+        tmp_path / "store",
+        steps=3,
+        model=tiny_bert(num_layers=1, dropout=0.0),
+        logging=Logging(tensorboard=False),
+    )
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Names of the workdirs that were trained in, in order. Instead of training, writes the files
+    that a run leaves; `test_fine_tuning` and tests/cli/test_sweep.py train."""
+    names = []
+
+    def train(config, workdir, overrides=()):
+        names.append(workdir.name)
+        steps = config.total_steps
+        (workdir / "checkpoints" / str(steps)).mkdir(parents=True, exist_ok=True)
+        (workdir / "config.json").write_text("{}")
+        row = {"step": steps, "eval/loss": 10.0 * steps + config.seed}
+        (workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        return Outcome(steps, False, {})
+
+    monkeypatch.setattr(runs, "train", train)
+    return names
+
+
+def sweep_of(base, folder, steps=("3",), **fields):
+    study = Study(base=base, **fields)
+    found = points(study, {"phases.0.steps": steps}, override)
+    return Sweep(study, tuple(found), found[0], epath.Path(folder))
+
+
+def trained_all(sweep):
+    runner.check(sweep)
+    return runner.train_all(sweep.runs)
+
+
+def test_finished_runs_are_skipped_and_more_values_and_seeds_add_runs(base, tmp_path, trained):
+    assert trained_all(sweep_of(base, tmp_path / "all"))
+    assert trained == ["steps=3,seed=0"]
+    larger = sweep_of(base, tmp_path / "all", ("3", "4"), seeds=2)
+    assert [one.run.name for one in runner.results(larger)] == ["steps=3,seed=0"]
+    assert trained_all(larger)
+    assert trained[1:] == ["steps=4,seed=0", "steps=3,seed=1", "steps=4,seed=1"]
+    found = runner.results(larger)
+    assert [one.metrics["eval/loss"] for one in found] == [30, 40, 31, 41]
+
+
+@pytest.mark.parametrize("gone", ["checkpoints/3", "metrics.jsonl", "sweep.json"])
+def test_a_run_without_one_of_its_files_is_not_finished(base, tmp_path, trained, gone):
+    sweep = sweep_of(base, tmp_path / "all")
+    assert trained_all(sweep)
+    path = sweep.runs[0].trainings[0].workdir / gone
+    path.rmdir() if path.is_dir() else path.unlink()
+    assert runner.results(sweep) == []
+
+
+def test_a_run_that_fails_is_recorded_the_others_go_on_and_it_is_tried_again(
+    base, tmp_path, trained, monkeypatch
+):
+    sweep = sweep_of(base, tmp_path / "all", seeds=2)
+    works, diverges = runs.train, "the first step was skipped: lower the\nlearning rate"
+
+    def fails_once(config, workdir, **settings):
+        if config.seed == 0:
+            raise UserError(diverges)
+        return works(config, workdir, **settings)
+
+    monkeypatch.setattr(runs, "train", fails_once)
+    assert trained_all(sweep)
+    failed, finished = runner.results(sweep)
+    assert failed.failure == diverges.replace("\n", " ") and not failed.metrics
+    assert finished.metrics and finished.failure is None
+    assert make_table(sweep, [failed, finished]).failures == {"steps=3,seed=0": failed.failure}
+    monkeypatch.setattr(runs, "train", works)
+    assert trained_all(sweep)
+    assert trained == ["steps=3,seed=1", "steps=3,seed=0"]
+    assert all(one.metrics for one in runner.results(sweep))
+
+
+def test_a_run_that_really_diverges_is_recorded_with_its_sentence(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("flax_transformers.training.loop.batches_on_mesh", batches_with_nan({2}))
+    sweep = sweep_of(replace(base, max_consecutive_skips=0), tmp_path / "all")
+    assert trained_all(sweep)
+    (diverged,) = runner.results(sweep)
+    assert "skipped" in diverged.failure and diverged.metrics == {}
+
+
+def test_an_error_that_is_no_mistake_of_the_user_is_recorded_with_its_type(
+    base, tmp_path, monkeypatch
+):
+    def breaks(*arguments, **settings):
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(runs, "train", breaks)
+    sweep = sweep_of(base, tmp_path / "all")
+    assert trained_all(sweep)
+    assert [one.failure for one in runner.results(sweep)] == ["RuntimeError: out of memory"]
+
+
+def test_a_run_of_another_process_is_left_to_it(base, tmp_path, capsys):
+    sweep = sweep_of(base, tmp_path / "all")
+    with exclusive_lock(sweep.runs[0].trainings[0].workdir):
+        assert trained_all(sweep)
+    assert "left out: another process trains in" in capsys.readouterr().out
+    assert runner.results(sweep) == []
+
+
+def test_a_sweep_that_is_told_to_stop_ends_between_its_runs(base, tmp_path, monkeypatch):
+    stopped, names = Outcome(2, True, {}), []
+    monkeypatch.setattr(
+        runs, "train", lambda config, workdir, **_: names.append(workdir.name) or stopped
+    )
+    assert not trained_all(sweep_of(base, tmp_path / "all", seeds=2))
+    assert names == ["steps=3,seed=0"]
+
+
+def test_folders_of_something_else_are_refused(base, tmp_path, trained):
+    sweep = sweep_of(base, tmp_path / "all")
+    runner.check(sweep)
+    other = sweep_of(replace(base, max_consecutive_skips=3), tmp_path / "all")
+    with pytest.raises(UserError, match="belongs to another run .max_consecutive_skips 20 -> 3"):
+        runner.check(other)
+    assert not runner.results(other)
+    runner.check(sweep_of(replace(base, logging=Logging(every_steps=2)), tmp_path / "all"))
+    changed = replace(sweep.study, variants={"": {"optimizer.weight_decay": 0.5}})
+    runner.train_all(sweep.runs)
+    with pytest.raises(UserError, match="optimizer.weight_decay"):
+        runner.check(replace(sweep, points=tuple(points(changed, {"phases.0.steps": ("3",)},
+                                                        override))))  # fmt: skip
+    with pytest.raises(UserError, match="holds a single run; choose another --workdir"):
+        runner.check(sweep_of(base, tmp_path / "all" / "steps=3,seed=0"))
+    (tmp_path / "all" / "steps=3,seed=0" / "sweep.json").unlink()
+    with pytest.raises(UserError, match="holds a run that no sweep has started"):
+        runner.check(sweep)
+
+
+def test_grid_points_are_checked_before_the_first_run(base, tmp_path, trained):
+    study = Study(base=base, variants={"a": {}, "b": {"objective.mask_fraction": 0.5}})
+    bad = replace(points(study, {}, override)[1], config=replace(base, optimizer=None))
+    with pytest.raises(UserError, match="grid point b: optimizer is None"):
+        runner.check(Sweep(study, (bad,), bad, epath.Path(tmp_path / "all")))
+    assert not (tmp_path / "all").exists()
+
+
+def test_fine_tuning_continues_from_the_weights_and_is_what_is_scored(base, tmp_path, capsys):
+    """At a tiny rate, the second training keeps the weights of the first, and so its loss."""
+
+    def fixed(config, workdir):
+        return replace(config, optimizer=replace(config.optimizer, learning_rate=1e-9))
+
+    sweep = sweep_of(base, tmp_path / "all", fine_tune=fixed)
+    assert trained_all(sweep)
+    (found,) = runner.results(sweep)
+    first, second = (read_metrics(one.workdir)[-1] for one in found.run.trainings)
+    assert found.metrics["eval/loss"] == second["eval/loss"]
+    assert second["eval/loss"] == pytest.approx(first["eval/loss"], abs=1e-4)
+    (unigram,) = make_table(sweep, [found]).trivial.items()
+    assert unigram[0] == "unigram cross-entropy" and 1 < unigram[1] < 5
+    capsys.readouterr()
+    assert trained_all(sweep)
+    assert capsys.readouterr().out.count("finished before") == 2
