@@ -1,14 +1,16 @@
 """Trains the runs of a sweep one after another, and reads what finished runs have left.
 
-Each training has a file ``sweep.json`` in its workdir: the config as the sweep gave it and, if it
-failed, the sentence that says why. All else is read from the run's own files, so that parts of a
-sweep need neither locks nor each other.
+Each training has a file ``sweep.json`` in its workdir: the config as the sweep gave it, and the
+step at which it finished or the sentence that says why it failed. Scores are read from the run's
+own files, so that parts of a sweep need neither locks nor each other.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,7 +44,7 @@ class Result:
 
     run: Run
     metrics: dict[str, float] = field(default_factory=dict)
-    """Those of the last step; empty if the run is not finished."""
+    """Those that are compared, see `_scores`; empty if the run is not finished."""
     failure: str | None = None
     """Why it failed, in one sentence."""
 
@@ -95,7 +97,7 @@ def train_all(todo: Sequence[Run]) -> bool:
     for number, run in enumerate(todo, 1):
         _say(f"run {number} of {len(todo)}: {run.name}")
         for training in run.trainings:
-            if _is_finished(training):
+            if _scores(training):
                 _say("finished before")
                 continue
             outcome = _train(training)
@@ -110,7 +112,10 @@ def _train(training: Training) -> loop.Outcome | None:
     """The outcome of a training; None if it failed or another process is at it."""
     _record(training)
     try:
-        return runs.train(training.config, training.workdir, overrides=training.overrides)
+        outcome = runs.train(training.config, training.workdir, overrides=training.overrides)
+        if not outcome.preempted:
+            _record(training, step=outcome.step)
+        return outcome
     except WorkdirInUse as error:
         _say(f"left out: {error}")
     except Exception as error:  # whatever it is, the other runs may be fine
@@ -134,31 +139,35 @@ def _result(run: Run) -> Result:
         saved = _read(training.workdir) or {}
         if saved.get("failure"):
             return Result(run, failure=str(saved["failure"]))
-        if not _is_finished(training):
+        scores = _scores(training)
+        if not scores:
             return Result(run)
-    return Result(run, _last_metrics(run.trainings[-1]))
+    return Result(run, scores)
 
 
-def _is_finished(training: Training) -> bool:
-    saved = _read(training.workdir)
-    if saved is None or saved.get("failure"):
-        return False
-    steps = finished_steps(training.workdir / "checkpoints")
-    return training.config.total_steps in steps and bool(_last_metrics(training))
+def _scores(training: Training) -> dict[str, float]:
+    """The metrics of a finished training's last step; empty if it is not finished.
 
-
-def _last_metrics(training: Training) -> dict[str, float]:
-    """All metrics of the last step; empty before."""
-    last: dict[str, float] = {}
+    With early stopping, those of the best evaluation, whose step is kept as the best checkpoint.
+    """
+    end = (_read(training.workdir) or {}).get("finished_step")
+    if end not in finished_steps(training.workdir / "checkpoints"):
+        return {}
+    rows: dict[int, dict[str, float]] = defaultdict(dict)
     for row in read_metrics(training.workdir):
-        if row["step"] == training.config.total_steps:
-            last |= row
-    return last
+        rows[row["step"]] |= row
+    if training.config.early_stopping.patience is None:
+        return rows[end]
+    metric, mode = training.config.stopping_metric
+    scored = [row for row in rows.values() if math.isfinite(row.get(metric, math.nan))]
+    best = min if mode == "min" else max
+    return best(scored, key=lambda row: row[metric], default={})
 
 
-def _record(training: Training, failure: str | None = None) -> None:
+def _record(training: Training, failure: str | None = None, step: int | None = None) -> None:
     if jax.process_index() == 0:
-        content = {"config": to_json(training.config), "failure": failure}
+        config = to_json(training.config)
+        content = {"config": config, "finished_step": step, "failure": failure}
         write_side_file(training.workdir / RECORD, _json(content))
 
 

@@ -43,7 +43,7 @@ class Study:
     seeds: int = 1
     """Number of runs of each variant, with the seeds ``base.seed``, ``base.seed + 1`` ..."""
     metric: str = "eval/loss"
-    """A metric of the last evaluation."""
+    """A metric of the last evaluation; with early stopping, of the best one."""
     maximize: bool | None = None
     """Whether higher values of the metric are better. None: known from its name."""
     baseline: str | None = None

@@ -119,7 +119,7 @@ def notes(table: Table) -> list[str]:
     pairs = max(row.scores.n for row in table.rows)
     signs = "exact" if pairs <= EXACT_PAIRS else "over drawn signs"
     found = [
-        f"{study.metric} at the last step, {better} is better; ranked by the median.",
+        f"{study.metric}: {better} is better; ranked by the median.",
         "Differences are means over equal seeds; p by a two-sided permutation test of their signs, "
         f"{signs}, and Holm's correction for the number of comparisons in its column.",
     ]

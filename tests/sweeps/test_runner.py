@@ -17,7 +17,7 @@ from flax_transformers.sweeps import runner
 from flax_transformers.sweeps.study import Study, Sweep, points
 from flax_transformers.sweeps.table import make_table
 from flax_transformers.testing import batches_with_nan, tiny_bert, tiny_config, write_corpus
-from flax_transformers.training.config import Logging
+from flax_transformers.training.config import EarlyStopping, Logging
 from flax_transformers.training.loop import Outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
@@ -83,6 +83,27 @@ def test_a_run_without_one_of_its_files_is_not_finished(base, tmp_path, trained,
     path = sweep.runs[0].trainings[0].workdir / gone
     path.rmdir() if path.is_dir() else path.unlink()
     assert runner.results(sweep) == []
+
+
+def test_a_run_that_stopped_early_is_finished_and_scored_at_its_best_evaluation(
+    base, tmp_path, trained, monkeypatch
+):
+    base = replace(base, early_stopping=EarlyStopping(1, metric="eval/accuracy", mode="max"))
+    base = replace(base, evaluation=replace(base.evaluation, every_steps=1))
+    train = runs.train
+
+    def stops(config, workdir, **settings):
+        train(config, workdir, **settings)
+        (workdir / "checkpoints" / "2").mkdir()
+        rows = [{"step": step, "eval/accuracy": one} for step, one in ((1, 0.5), (2, 0.25))]
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return Outcome(2, False, {}, stopped_early="no better")
+
+    monkeypatch.setattr(runs, "train", stops)
+    sweep = sweep_of(base, tmp_path / "all")
+    assert trained_all(sweep) and trained_all(sweep) and len(trained) == 1
+    (found,) = runner.results(sweep)
+    assert found.metrics == {"step": 1, "eval/accuracy": 0.5}
 
 
 def test_a_run_that_fails_is_recorded_the_others_go_on_and_it_is_tried_again(

@@ -59,7 +59,7 @@ def test_a_row_has_the_spread_and_both_comparisons(tmp_path):
 
 def test_the_notes_say_what_cannot_be_significant_and_what_was_expected(tmp_path):
     found = notes(made(tmp_path))
-    assert found[0] == "eval/loss at the last step, lower is better; ranked by the median."
+    assert found[0] == "eval/loss: lower is better; ranked by the median."
     assert "exact, and Holm's correction" in found[1]
     assert found[2].startswith("With 3 seed(s) no p can be below 0.25")
     assert found[3] == (
