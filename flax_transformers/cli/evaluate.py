@@ -12,6 +12,7 @@ from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:
     from flax_transformers.data.dataset import Dataset
+    from flax_transformers.evaluation.class_report import ClassReport
     from flax_transformers.models.config import TransformerConfig
     from flax_transformers.runtime import Described
     from flax_transformers.training.callbacks import Snapshot
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 class Evaluate:
     """Score a model on the held-out data of its config, or of another.
 
+    For classes and tags, precision, recall and F1 of each are printed too, with the confusion
+    matrix as text and PNG.
+
     Any field of the config can be set, as in --evaluation.batch-size 64. --mesh.fsdp -1 --mesh.data
     1 shards a model that does not fit on one device.
     """
@@ -33,7 +37,8 @@ class Evaluate:
     directory has none)."""
     architecture: Architecture = None
     output: Annotated[str | None, option("FILE")] = None
-    """Also write the JSON to this file."""
+    """Also write the JSON to this file. The report of classes and the confusion matrix are written
+    beside it, without it to evaluation/ in the workdir."""
 
     def run(self, overrides: Sequence[str]) -> int:
         import jax
@@ -79,11 +84,27 @@ class Evaluate:
         snapshot = _snapshot(config, restored)
         result: dict[str, float] = {"step": restored.step}
         with jax.set_mesh(restored.mesh), watchdog.phase("evaluation"):
-            for evaluator in evaluators(config, prepared, restored.model, workdir=None):
+            report = self._report(described, restored.step)
+            for evaluator in evaluators(config, prepared, restored.model, None, report):
                 result |= evaluator(snapshot)
             for baseline in baselines(config, prepared):
                 result[baseline.key] = baseline.score
         return result
+
+    def _report(self, described: Described, step: int) -> ClassReport:
+        """Beside --output, else in the workdir of a run; only printed for other models."""
+        from etils import epath
+
+        from flax_transformers.checkpointing.step_directories import Found
+        from flax_transformers.evaluation.class_report import ClassReport
+
+        if self.output:
+            return ClassReport(epath.Path(self.output).with_suffix(""))
+        source = described.source
+        if isinstance(source, Found) and source.folder.parent.name == "checkpoints":
+            workdir = source.folder.parent.parent
+            return ClassReport(workdir / "evaluation" / f"step_{step:08d}")
+        return ClassReport()
 
     def _config(self, overrides: Sequence[str]) -> TrainConfig:
         from flax_transformers.checkpointing.manager import find_checkpoint

@@ -114,7 +114,7 @@ class Generate:
         mesh = make_mesh(placed.mesh)
         with watchdog.phase("restore"):
             found = find_pretrained(self.model)
-            work = self._work(found, describe_pretrained(found, self.architecture), start_ids)
+            work = self.work_on(found, describe_pretrained(found, self.architecture), start_ids)
             encoded = work.checked(texts)
             model, params = load_pretrained(
                 found, architecture=self.architecture, compute=placed.compute, mesh=mesh
@@ -156,9 +156,9 @@ class Generate:
             chosen["max_new_tokens"] = 64
         return replace(settings, **chosen)
 
-    def _work(
+    def work_on(
         self, found: Found | Path, config: TransformerConfig, start_ids: tuple[int, ...]
-    ) -> _Work:
+    ) -> Work:
         """What the command does, before any weights are read.
 
         Raises UserError unless the model, its tokenizer and the settings fit each other.
@@ -180,10 +180,10 @@ class Generate:
         folder, target = _tokenizer_folders(found)
         prompts = read_prompts(folder, model.config, target)
         check_tokenizer(config, prompts.written.vocabulary, self.model)
-        return _Work(self, model, prompts, self._settings(settings_of(model)), start_ids)
+        return Work(self, model, prompts, self._settings(settings_of(model)), start_ids)
 
 
-class _Work:
+class Work:
     """What is the same for all prompts of a command. ``model`` needs no parameters."""
 
     def __init__(
@@ -241,8 +241,11 @@ class _Work:
         self.rows = min(size, len(encoded))
         return (list(encoded[i : i + size]) for i in range(0, len(encoded), size))
 
-    def write(self, loaded: tuple[Any, Any], encoded: list[list[int]]) -> Iterator[str]:
-        """The text of each prompt, to be printed; none if it was printed as it came.
+    def write(
+        self, loaded: tuple[Any, Any], encoded: list[list[int]], *, shown: bool = True
+    ) -> Iterator[str]:
+        """The text of each prompt, to be printed; none if it was printed as it came, which only
+        happens if it is ``shown``.
 
         ``loaded``: the model and its parameters.
         """
@@ -258,7 +261,8 @@ class _Work:
         before = [[] if self.answers else prompt for prompt in encoded]
         stops = StopStrings.of(self.stops, self.token_texts, before) if self.stops else None
         typist = None
-        terminal = sys.stdout.isatty() and texts == 1 and not isinstance(self.choice, Beams)
+        terminal = shown and texts == 1 and sys.stdout.isatty()
+        terminal = terminal and not isinstance(self.choice, Beams)
         if self.command.stream or terminal:
             typist = Typist(self.prompts, before[0], self.stops, self.eos_ids)
         tokens = self._generate(loaded, ids, mask, stops, typist)

@@ -116,6 +116,7 @@ def _commands() -> dict[str, Any]:
     from flax_transformers.cli.generate import Generate
     from flax_transformers.cli.inspect import Inspect
     from flax_transformers.cli.plan import Plan
+    from flax_transformers.cli.predict import Predict
     from flax_transformers.cli.prepare import Prepare
     from flax_transformers.cli.sweep import Sweep
     from flax_transformers.cli.train import Train
@@ -125,6 +126,7 @@ def _commands() -> dict[str, Any]:
         "sweep": Sweep,
         "prepare": Prepare,
         "evaluate": Evaluate,
+        "predict": Predict,
         "generate": Generate,
         "fill-mask": FillMask,
         "convert": Convert,

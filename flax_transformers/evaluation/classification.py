@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from flax_transformers.data.images.dataset import PreparedImages
 from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.evaluation.baselines import Baseline, all_labels, majority_class
+from flax_transformers.evaluation.class_report import (
+    ClassReport,
+    class_scores,
+    confusion_matrix,
+    matthews,
+)
 from flax_transformers.evaluation.held_out import evenly_spread
 from flax_transformers.evaluation.predictions import held_out_predictions
 from flax_transformers.objectives.sequence_classification import SequenceClassification
@@ -14,9 +22,12 @@ from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
 
 
-def classification_evaluator(config: TrainConfig, prepared: PreparedText) -> Evaluator:
-    """A function of a snapshot: ``{"eval/macro_f1"}`` for classes (the objective itself reports
-    accuracy), ``{"eval/pearson", "eval/spearman"}`` for regression."""
+def classification_evaluator(
+    config: TrainConfig, prepared: PreparedText | PreparedImages, report: ClassReport | None = None
+) -> Evaluator:
+    """A function of a snapshot: ``{"eval/macro_f1", "eval/matthews"}`` for classes (the objective
+    itself reports accuracy), of two classes also ``"eval/f1"`` of the second, as in GLUE;
+    ``{"eval/pearson", "eval/spearman"}`` for regression. Classes go to the ``report``, if any."""
     predictions = held_out_predictions(config, prepared)
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
@@ -27,14 +38,26 @@ def classification_evaluator(config: TrainConfig, prepared: PreparedText) -> Eva
             np.concatenate([batch[name] for batch in batches]) for name in ("predicted", "labels")
         )
         if prepared.label_names:
-            classes = len(prepared.label_names)
-            return {"eval/macro_f1": macro_f1(predicted, labels, classes)}
+            return _class_scores(predicted, labels, prepared.label_names, report)
         return {
             "eval/pearson": pearson(predicted, labels),
             "eval/spearman": pearson(ranks(predicted), ranks(labels)),
         }
 
     return evaluate
+
+
+def _class_scores(
+    predicted: np.ndarray, labels: np.ndarray, names: Sequence[str], report: ClassReport | None
+) -> dict[str, float]:
+    matrix = confusion_matrix(predicted, labels, len(names))
+    if report is not None:
+        report.write(matrix, names)
+    found = {
+        "eval/macro_f1": macro_f1(predicted, labels, len(names)),
+        "eval/matthews": matthews(matrix),
+    }
+    return found | ({"eval/f1": float(class_scores(matrix)["f1"][1])} if len(names) == 2 else {})
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:

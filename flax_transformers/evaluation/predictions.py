@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jax.sharding import Mesh
 
-from flax_transformers.data.prepare.text import PreparedText
+from flax_transformers.data.dataset import Dataset
 from flax_transformers.evaluation.held_out import held_out_batches
 from flax_transformers.monitoring.metrics import fetched_one_behind
 from flax_transformers.objectives.base import Array, Batch, ModelFunctions, Objective, Params
@@ -28,7 +29,7 @@ class Predicts(Objective, Protocol):
 Predictions = Callable[[Snapshot], Iterator[dict[str, np.ndarray]]]
 
 
-def held_out_predictions(config: TrainConfig, prepared: PreparedText) -> Predictions:
+def held_out_predictions(config: TrainConfig, prepared: Dataset) -> Predictions:
     """A function of a snapshot that yields its predictions for held-out rows, batch by batch.
 
     The arrays are those of the objective's ``predict``, and ``example_id`` int32 [B]. Padding rows
@@ -41,29 +42,53 @@ def held_out_predictions(config: TrainConfig, prepared: PreparedText) -> Predict
     compiled: dict[Any, Callable[..., Any]] = {}  # by mesh
 
     def predict(snapshot: Snapshot) -> Iterator[dict[str, np.ndarray]]:
-        check_batch(settings.batch_size, 1, snapshot.mesh, name="evaluation.batch_size")
-        sharding = batch_sharding(snapshot.mesh)
-        rows = host_rows(sharding, settings.batch_size)
-        functions = snapshot.functions
-
-        def prediction_step(params: Params, batch: Batch) -> dict[str, Array]:
-            found = objective.predict(functions, params, batch)
-            return {**found, "example_id": batch["example_id"]}
-
         if snapshot.mesh not in compiled:
-            compiled[snapshot.mesh] = compile_evaluation_step(
-                prediction_step, snapshot.params, snapshot.mesh
+            compiled[snapshot.mesh] = prediction_step(
+                objective, snapshot.functions, snapshot.params, snapshot.mesh
             )
+        rows = rows_of_host(snapshot.mesh, settings.batch_size)
         length = snapshot.phase.sequence_length
-
-        def dispatch(local: dict[str, np.ndarray]) -> dict[str, Array]:
-            local["example_id"] = local["example_id"].astype(np.int32)
-            batch = place_rows(local, rows, sharding, settings.batch_size)
-            return compiled[snapshot.mesh](snapshot.params, batch)
-
         batches = held_out_batches(config, prepared, length, rows)
-        for found in fetched_one_behind(map(dispatch, batches)):
-            real = found["example_id"] >= 0
-            yield {name: np.asarray(values)[real] for name, values in found.items()}
+        step = compiled[snapshot.mesh]
+        yield from predicted(step, snapshot.params, batches, snapshot.mesh, settings.batch_size)
 
     return predict
+
+
+def rows_of_host(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of each batch that this host makes. Raises UserError if a batch does not divide over
+    the mesh."""
+    check_batch(batch_size, 1, mesh, name="evaluation.batch_size")
+    return host_rows(batch_sharding(mesh), batch_size)
+
+
+def prediction_step(
+    objective: Predicts, functions: ModelFunctions, params: Params, mesh: Mesh
+) -> Callable[..., Any]:
+    """The compiled ``predict`` of an objective, ``(params, batch)``; it keeps ``example_id``."""
+
+    def prediction_step(params: Params, batch: Batch) -> dict[str, Array]:
+        found = objective.predict(functions, params, batch)
+        return {**found, "example_id": batch["example_id"]}
+
+    return compile_evaluation_step(prediction_step, params, mesh)
+
+
+def predicted(
+    step: Callable[..., Any],
+    params: Params,
+    batches: Iterable[dict[str, np.ndarray]],
+    mesh: Mesh,
+    batch_size: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The predictions of a `prediction_step` for this host's rows of ``batches``: those of all
+    hosts, without rows whose ``example_id`` is negative."""
+    sharding, rows = batch_sharding(mesh), rows_of_host(mesh, batch_size)
+
+    def dispatch(local: dict[str, np.ndarray]) -> dict[str, Array]:
+        local["example_id"] = local["example_id"].astype(np.int32)
+        return step(params, place_rows(local, rows, sharding, batch_size))
+
+    for found in fetched_one_behind(map(dispatch, batches)):
+        real = found["example_id"] >= 0
+        yield {name: np.asarray(values)[real] for name, values in found.items()}

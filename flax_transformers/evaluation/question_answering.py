@@ -6,6 +6,7 @@ no answer, 2.0 (arXiv:1806.03822). A question scores the maximum over its refere
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import string
@@ -19,7 +20,9 @@ from etils import epath
 
 from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
 from flax_transformers.data.prepare.text import PreparedText
+from flax_transformers.data.sources.documents import Document
 from flax_transformers.data.sources.squad import Question, read_record
+from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.predictions import held_out_predictions
 from flax_transformers.objectives.question_answering import QuestionAnswering
@@ -56,33 +59,77 @@ def question_evaluator(
         spec = objective.window_spec(snapshot.phase.sequence_length)
         examples = prepared.examples("validation", spec)
         assert isinstance(examples, LabelledExamples)
-        spans: dict[int, list[Span]] = defaultdict(list)
-        nothing: dict[int, float] = {}
-        for batch in predictions(snapshot):
-            for row, number in enumerate(batch["example_id"].tolist()):
-                document = examples.document_of(number)
-                found, none = _of_row({name: batch[name][row] for name in batch}, objective)
-                spans[document] += found
-                nothing[document] = min(none, nothing.get(document, np.inf))
-        questions = {one: read_record(examples.store.record(one)) for one in spans}
-        offsets = _offsets(prepared, questions.values())
-        answers: dict[int, str] = {}
-        best_answers = {}
-        for document, question in questions.items():
-            best = sorted(spans[document], key=lambda span: -span.score)[: objective.best]
-            texts = [_text(span, question.text[1], offsets[question.text[1]]) for span in best]
-            best_answers[question.name or str(document)] = [
-                {"text": text, "score": span.score} for text, span in zip(texts, best, strict=True)
+        store, found = examples.store, predictions(snapshot)
+        questions = functools.cache(lambda document: read_record(store.record(document)))
+        answered = best_answers(found, examples, objective, questions, prepared.tokenizer)
+        best_answers_by_id = {
+            questions(document).name or str(document): [
+                {"text": one.text, "score": one.score} for one in best
             ]
-            refused = nothing[document] - best[0].score > objective.null_threshold
-            answers[document] = "" if objective.no_answer and refused else texts[0]
+            for document, (best, _) in answered.items()
+        }
         if folder is not None and jax.process_index() == 0:
             path = folder / f"step_{snapshot.step:08d}.json"
-            write_side_file(path, json.dumps(best_answers, ensure_ascii=False, indent=1) + "\n")
-        scored = [(answers[document], questions[document]) for document in questions]
+            write_side_file(
+                path, json.dumps(best_answers_by_id, ensure_ascii=False, indent=1) + "\n"
+            )
+        scored = [
+            ("" if none else best[0].text, questions(document))
+            for document, (best, none) in answered.items()
+        ]
         return {f"eval/{name}": score for name, score in answer_scores(scored).items()}
 
     return evaluate
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A span of a context: its text, the sum of its logits, and its start and end in characters."""
+
+    text: str
+    score: float
+    start: int
+    end: int
+
+
+def best_answers(
+    batches: Iterable[dict[str, np.ndarray]],
+    examples: LabelledExamples,
+    objective: QuestionAnswering,
+    questions: Callable[[int], Document],
+    tokenizer: Tokenizer,
+) -> dict[int, tuple[list[Answer], bool]]:
+    """The best answers to each question by its number, best first, and whether to give none.
+
+    ``batches``: the objective's predictions for the windows ``examples`` of the ``questions``.
+    """
+    spans: dict[int, list[Span]] = defaultdict(list)
+    nothing: dict[int, float] = {}
+    for batch in batches:
+        for row, number in enumerate(batch["example_id"].tolist()):
+            document = examples.document_of(number)
+            found, none = _of_row({name: batch[name][row] for name in batch}, objective)
+            spans[document] += found
+            nothing[document] = min(none, nothing.get(document, np.inf))
+    context_of = {document: questions(document).text[1] for document in spans}
+    contexts = list(dict.fromkeys(context_of.values()))
+    encoded = tokenizer.encode_with_offsets(contexts)
+    offsets = {text: of_text for text, (_, of_text) in zip(contexts, encoded, strict=True)}
+    answers = {}
+    for document, every in spans.items():
+        context = context_of[document]
+        best = sorted(every, key=lambda span: -span.score)[: objective.best]
+        refused = nothing[document] - best[0].score > objective.null_threshold
+        found_here = [_answer(span, context, offsets[context]) for span in best]
+        answers[document] = found_here, objective.no_answer and refused
+    return answers
+
+
+def _answer(span: Span, context: str, offsets: np.ndarray) -> Answer:
+    start, end = int(offsets[span.first, 0]), int(offsets[span.last, 1])
+    text = context[start:end].strip()
+    start += len(context[start:end]) - len(context[start:end].lstrip())
+    return Answer(text, span.score, start, start + len(text))
 
 
 def _of_row(row: dict[str, np.ndarray], objective: QuestionAnswering) -> tuple[list[Span], float]:
@@ -110,17 +157,6 @@ def best_spans(logits: np.ndarray, count: int, longest: int) -> list[Span]:
         Span(float(flat[index]), int(first), int(first + more))
         for index, first, more in zip(order, firsts, spread, strict=True)
     ]
-
-
-def _offsets(prepared: PreparedText, questions: Iterable[Question]) -> dict[str, np.ndarray]:
-    """Character offsets of the tokens of each distinct context, int [n, 2]."""
-    contexts = list(dict.fromkeys(question.text[1] for question in questions))
-    encoded = prepared.tokenizer.encode_with_offsets(contexts)
-    return {context: offsets for context, (_, offsets) in zip(contexts, encoded, strict=True)}
-
-
-def _text(span: Span, context: str, offsets: np.ndarray) -> str:
-    return context[offsets[span.first, 0] : offsets[span.last, 1]].strip()
 
 
 def answer_scores(answered: Sequence[tuple[str, Question]]) -> dict[str, float]:

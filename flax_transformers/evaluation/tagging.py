@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
 from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.evaluation.baselines import Baseline, all_labels, majority_class
+from flax_transformers.evaluation.class_report import ClassReport, confusion_matrix
 from flax_transformers.evaluation.predictions import held_out_predictions
 from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
@@ -16,12 +19,15 @@ Entity = tuple[str, int, int]
 """Type, index of the first word, and index after the last word."""
 
 
-def entity_evaluator(config: TrainConfig, prepared: PreparedText) -> Evaluator:
+def entity_evaluator(
+    config: TrainConfig, prepared: PreparedText, report: ClassReport | None = None
+) -> Evaluator:
     """A function of a snapshot: ``{"eval/entity_f1", "eval/entity_precision",
-    "eval/entity_recall"}`` over all held-out sentences, for IOB2 tags; nothing for other tags.
+    "eval/entity_recall"}`` over all held-out sentences, for IOB2 tags; nothing for other tags. The
+    tags of words go to the ``report``, if any.
     """
     names = prepared.label_names
-    if not is_iob2(names):
+    if not is_iob2(names) and report is None:
         return lambda _: {}
     predictions = held_out_predictions(config, prepared)
 
@@ -29,20 +35,40 @@ def entity_evaluator(config: TrainConfig, prepared: PreparedText) -> Evaluator:
         spec = config.objective.window_spec(snapshot.phase.sequence_length)
         examples = prepared.examples("validation", spec)
         assert isinstance(examples, LabelledExamples)
-        guessed: dict[int, list[str]] = defaultdict(list)
-        true: dict[int, list[str]] = defaultdict(list)
-        for batch in predictions(snapshot):
-            for row, number in enumerate(batch["example_id"].tolist()):
-                document = examples.document_of(number)  # a long sentence has several rows
-                words = batch["weights"][row] > 0
-                for tags, values in ((guessed, batch["predicted"]), (true, batch["labels"])):
-                    tags[document] += [names[tag] for tag in values[row][words].tolist()]
+        tags = tagged_words(predictions(snapshot), examples).values()
+        if report is not None:
+            ours, theirs = (
+                np.array([tag for sentence in tags for tag in sentence[side]], np.int64)
+                for side in (0, 1)
+            )
+            report.write(confusion_matrix(ours, theirs, len(names)), names)
+        if not is_iob2(names):
+            return {}
+        guessed, true = (
+            [[names[tag] for tag in sentence[side]] for sentence in tags] for side in (0, 1)
+        )
         return {
-            f"eval/entity_{name}": score
-            for name, score in entity_scores(guessed.values(), true.values()).items()
+            f"eval/entity_{name}": score for name, score in entity_scores(guessed, true).items()
         }
 
     return evaluate
+
+
+def tagged_words(
+    batches: Iterable[dict[str, np.ndarray]], examples: LabelledExamples
+) -> dict[int, tuple[list[int], list[int]]]:
+    """The predicted and the true tags of the words of each sentence, by its number.
+
+    ``batches``: the objective's predictions for ``examples``, in order.
+    """
+    found: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    for batch in batches:
+        for row, number in enumerate(batch["example_id"].tolist()):
+            both = found[examples.document_of(number)]  # a long sentence has several rows
+            words = batch["weights"][row] > 0
+            for tags, values in zip(both, (batch["predicted"], batch["labels"]), strict=True):
+                tags += values[row][words].tolist()
+    return dict(found)
 
 
 def is_iob2(names: Sequence[str]) -> bool:

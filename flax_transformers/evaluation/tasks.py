@@ -23,6 +23,7 @@ from flax_transformers.evaluation.baselines import (
     of_all_parts,
     target_token_baselines,
 )
+from flax_transformers.evaluation.class_report import ClassReport
 from flax_transformers.evaluation.classification import (
     classification_baselines,
     classification_evaluator,
@@ -70,6 +71,8 @@ class Run:
     """None where nothing is to be written."""
     part: str = ""
     """Name of the component; empty for data without components."""
+    report: ClassReport | None = None
+    """Where scores of single classes go; None: they are not reported."""
 
 
 Sample = Callable[[Snapshot], str]
@@ -108,6 +111,19 @@ def _reconstruction(run: Run) -> list[Evaluator]:
     return [reconstruction_evaluator(run.config, run.prepared, run.workdir)]
 
 
+def _classes(run: Run) -> list[Evaluator]:
+    return [classification_evaluator(run.config, run.prepared, run.report)]
+
+
+def _images(run: Run) -> list[Evaluator]:
+    """Nothing without a report: another pass over all images would give two more scores."""
+    return [] if run.report is None else _classes(run)
+
+
+def _tags(run: Run) -> list[Evaluator]:
+    return [entity_evaluator(run.config, run.prepared, run.report)]
+
+
 def _filled(run: Run) -> Sample:
     return filled_samples(run.prepared)
 
@@ -126,14 +142,10 @@ TASKS: dict[type, Task] = {
     ),
     SequenceLoss: Task(target_token_baselines, sample=_answered),
     SequenceToSequence: Task(target_token_baselines, _translation, _answered),
-    SequenceClassification: Task(
-        classification_baselines, lambda run: [classification_evaluator(run.config, run.prepared)]
-    ),
-    TokenClassification: Task(
-        tagging_baselines, lambda run: [entity_evaluator(run.config, run.prepared)]
-    ),
+    SequenceClassification: Task(classification_baselines, _classes),
+    TokenClassification: Task(tagging_baselines, _tags),
     QuestionAnswering: Task(question_baselines, _questions),
-    ImageClassification: Task(image_baselines),
+    ImageClassification: Task(image_baselines, _images),
     MaskedImage: Task(reconstruction_baselines, _reconstruction),
 }
 
@@ -159,16 +171,21 @@ def baselines(config: TrainConfig, prepared: Dataset) -> list[Baseline]:
 
 
 def evaluators(
-    config: TrainConfig, prepared: Dataset, model: nn.Module, workdir: epath.Path | None
+    config: TrainConfig,
+    prepared: Dataset,
+    model: nn.Module,
+    workdir: epath.Path | None,
+    report: ClassReport | None = None,
 ) -> list[Evaluator]:
-    """Held-out scores of a run, and samples where there is a workdir to write them to.
+    """Held-out scores of a run, and samples where there is a workdir to write them to; ``report``
+    gets the scores of single classes.
 
     In a mixture each component has all scores of its own, such as "eval/bleu_NAME".
     """
     task, chosen = task_of(config.objective), [held_out_evaluator(config, prepared)]
     samples: list[tuple[str, Sample]] = []
     for name, part in _held_out_parts(prepared):
-        run = Run(config, part, model, workdir, name)
+        run = Run(config, part, model, workdir, name, report and report.of_part(name))
         for evaluate in task.evaluators(run) if task.evaluators else ():
             chosen.append(_of_part(evaluate, name) if name else evaluate)
         if task.sample is not None:

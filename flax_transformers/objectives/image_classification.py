@@ -99,9 +99,7 @@ class ImageClassification(PixelInput):
 
         from flax_transformers.objectives.cross_entropy import cross_entropy
 
-        pixel_values = self.normalized(batch["pixel_values"])
-        hidden_BTD = hidden_states(model, params, rngs, pixel_values).last_hidden_state
-        logits_B1C = model.head("classify", params, rngs, hidden_BTD)[:, None]
+        logits_B1C = self._logits(model, params, batch, rngs)[:, None]
         labels_BM, weights_BM = batch["labels"], batch["label_weights"]
         count = jnp.sum(jnp.any(weights_BM > 0.0, axis=1).astype(jnp.float32))
         scores = cross_entropy(logits_B1C, labels_BM)
@@ -118,6 +116,20 @@ class ImageClassification(PixelInput):
                 "top_5": (jnp.sum(in_top_BM * weights_BM), count),
             },
         )
+
+    def predict(self, model: ModelFunctions, params: Params, batch: Batch) -> dict[str, Array]:
+        """``predicted`` int32 [B], the likeliest labels, ``labels`` int32 [B], and ``logits``
+        float32 [B, C]."""
+        import jax.numpy as jnp
+
+        logits_BC = self._logits(model, params, batch, {})
+        predicted = jnp.argmax(logits_BC, axis=1)
+        return {"predicted": predicted, "labels": batch["labels"][:, 0], "logits": logits_BC}
+
+    def _logits(self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs) -> Array:
+        pixel_values = self.normalized(batch["pixel_values"])
+        hidden_BTD = hidden_states(model, params, rngs, pixel_values).last_hidden_state
+        return model.head("classify", params, rngs, hidden_BTD)
 
 
 def in_top(logits_B1C: Array, labels_BM: Array) -> Array:

@@ -119,13 +119,14 @@ class SequenceClassification:
         )
 
     def predict(self, model: ModelFunctions, params: Params, batch: Batch) -> dict[str, Array]:
-        """``predicted`` [B], the likeliest class int32 or the number float32; ``labels`` and
-        ``weights`` of the batch."""
+        """``predicted`` [B], the likeliest class int32 or the number float32, and ``logits``
+        float32 [B, C]; ``labels`` and ``weights`` of the batch."""
         import jax.numpy as jnp
 
         logits_BC = self._logits(model, params, batch, {})
         predicted = logits_BC[:, 0] if self.loss == "mse" else jnp.argmax(logits_BC, axis=1)
-        return {"predicted": predicted, "labels": batch["labels"], "weights": batch["weights"]}
+        of_batch = {name: batch[name] for name in ("labels", "weights")}
+        return {"predicted": predicted, "logits": logits_BC, **of_batch}
 
     def _logits(
         self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Array]

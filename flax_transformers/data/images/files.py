@@ -61,10 +61,10 @@ class FolderImages:
                     f"The folder {self.root} has no subfolder for each class, as the training "
                     "images have; sort its images into such subfolders."
                 )
-            yield from ((self._name(file), 0) for file in _image_files(self.root))
+            yield from ((self._name(file), 0) for file in image_files(self.root))
         for label, name in enumerate(self.classes):
             if name in here:
-                yield from ((self._name(file), label) for file in _image_files(self.root / name))
+                yield from ((self._name(file), label) for file in image_files(self.root / name))
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self._top).as_posix()
@@ -89,11 +89,11 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
     return tuple(
         path.name
         for path in sorted(folder.iterdir())
-        if path.is_dir() and not path.name.startswith(".") and any(_image_files(path))
+        if path.is_dir() and not path.name.startswith(".") and any(image_files(path))
     )
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
+def image_files(folder: Path) -> Iterator[Path]:
     """All image files below a folder, sorted."""
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file():

@@ -1,0 +1,257 @@
+"""``flax-transformers predict``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from flax_transformers.cli.parsing import Architecture, Model, number, option, override
+from flax_transformers.errors import UserError
+from flax_transformers.ranges import EXAMPLES
+
+if TYPE_CHECKING:
+    from flax_transformers.data.pipeline.inputs import Inputs, Row
+    from flax_transformers.evaluation.predict import ImageFiles
+    from flax_transformers.runtime import Described, Placed
+
+_MAX_LENGTH = 8192
+"""Largest number of tokens of a text if the model has no limit."""
+_QUESTION_LENGTH = 384
+"""Length of the windows of a text that is searched for answers (BERT on SQuAD)."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Predict labels, tags, answers, texts or embeddings for the rows of a file, as JSON lines.
+
+    What is predicted depends on the model's head. --mesh.fsdp and --mesh.tensor shard the model,
+    --compute.dtype and its neighbours set how it is computed.
+    """
+
+    model: Model
+    input: Annotated[str, option("FILE")]
+    """Rows with the fields of the training data (.jsonl, .csv, .parquet ...), or .txt with a text
+    in each line; for images a folder, an image, or a .txt with a path in each line."""
+    output: Annotated[str | None, option("FILE")] = None
+    """Write the JSON lines to this file (default: print them)."""
+    pool: Literal["mean", "cls"] | None = None
+    """Give embeddings: the mean over the tokens of a text, or the vector of its first token."""
+    batch_size: Annotated[int, number("--batch-size", EXAMPLES)] = 32
+    """Number of rows that are computed at once."""
+    step: Annotated[str | None, option("STEP")] = None
+    """A step of the run, or "best" (default: the newest)."""
+    text_field: Annotated[str | None, option("NAME")] = None
+    """Field of the text (default: that of the run's training data, or "text")."""
+    second_field: Annotated[str | None, option("NAME")] = None
+    """Field of the second text, for models of two."""
+    architecture: Architecture = None
+
+    def run(self, overrides: Sequence[str]) -> int:
+        import jax
+        from etils import epath
+
+        from flax_transformers import runtime
+        from flax_transformers.parallel.watchdog import watchdog
+        from flax_transformers.storage.workdir import write_text
+
+        placed = override(runtime.Placed(), overrides)
+        runtime.start(None)
+        watchdog.start(placed.limits)
+        with watchdog.phase("restore"):
+            described = runtime.described_model(self._path(), self.architecture)
+        found = _lines(self, described, placed)
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
+        if jax.process_index() == 0 and self.output:
+            write_text(epath.Path(self.output), text)
+        elif jax.process_index() == 0:
+            print(text, end="")
+        return 0
+
+    def _path(self) -> str:
+        if self.step is None:
+            return self.model
+        if not (self.step == "best" or self.step.isdecimal()):
+            raise UserError(f"--step is {self.step!r}; give the number of a step, or best")
+        return f"{self.model.rstrip('/')}/checkpoints/{self.step}"
+
+
+def _lines(command: Predict, described: Described, placed: Placed) -> list[dict[str, Any]]:
+    """What the model predicts. Everything but its weights is checked before they are read."""
+    from flax_transformers.evaluation.predict import embedding_of_model, objective_of_model
+    from flax_transformers.huggingface.family import build_model
+    from flax_transformers.models.config import ComputeConfig, VisionConfig
+
+    config, place = described.model, described.place
+    if command.pool is not None:
+        objective = embedding_of_model(config, described.tokenizer, command.pool, place)
+        return _of_texts(command, described, placed, objective)
+    if isinstance(config, VisionConfig):
+        return _of_images(command, described, placed)
+    of_run = _of_run(described, "objective")
+    model: Any = build_model(config, ComputeConfig())
+    if "decoder_input_ids" in model.inputs and hasattr(model, "unembed"):
+        return _written(command, described, placed)
+    return _of_texts(command, described, placed, of_run or objective_of_model(config, place))
+
+
+def _of_run(described: Described, name: str) -> Any:
+    """A field of the config of the model's run, of the objective only one that is predicted with;
+    None for weights that belong to no run."""
+    from flax_transformers.checkpointing.step_directories import Found
+    from flax_transformers.evaluation.predict import LABELLED
+    from flax_transformers.training.restore import saved_part
+
+    if not isinstance(described.source, Found):
+        return None
+    found = saved_part(described.source, name)
+    return None if name == "objective" and not isinstance(found, LABELLED) else found
+
+
+def _inputs(command: Predict, described: Described, objective: Any) -> Inputs:
+    """The file of rows, with the fields of the run's training data where none are given."""
+    from flax_transformers.data.pipeline.inputs import Inputs
+    from flax_transformers.objectives.question_answering import QuestionAnswering
+    from flax_transformers.objectives.token_classification import TokenClassification
+
+    data = _of_run(described, "data")
+    parts = getattr(data, "components", None)
+    source: Any = getattr(parts[0] if parts else data, "source", None)
+    questions = isinstance(objective, QuestionAnswering)
+    if questions:
+        fields = [command.text_field or "question", command.second_field or "context"]
+    else:
+        first = getattr(source, "source_field", None) or getattr(source, "text_field", None)
+        second = getattr(source, "second_field", None) if command.pool is None else None
+        fields = [command.text_field or first or "text"]
+        fields += [one for one in (command.second_field or second,) if one]
+    words = isinstance(objective, TokenClassification)
+    column = getattr(source, "word_column", 1)
+    return Inputs(command.input, tuple(fields), words, column, questions)
+
+
+def _of_texts(
+    command: Predict, described: Described, placed: Placed, objective: Any
+) -> list[dict[str, Any]]:
+    from flax_transformers import runtime
+    from flax_transformers.data.tokenizers.fitting import fitted_vocabulary
+    from flax_transformers.evaluation.predict import (
+        Embedding,
+        lines,
+        predictions,
+        text_examples,
+    )
+    from flax_transformers.huggingface.family import build_model
+    from flax_transformers.models.config import ComputeConfig, TextConfig
+    from flax_transformers.objectives.question_answering import QuestionAnswering
+    from flax_transformers.parallel.mesh import make_mesh
+    from flax_transformers.parallel.watchdog import watchdog
+    from flax_transformers.training.step import check_fits
+
+    config, tokenizer = described.model, described.tokenizer
+    if tokenizer is None or not isinstance(config, TextConfig):
+        raise UserError(f"{described.place} has no tokenizer; give a model of text")
+    check_fits(objective, build_model(config, ComputeConfig()))
+    phases = _of_run(described, "phases")
+    limit = config.max_positions or _MAX_LENGTH
+    if phases is not None and not isinstance(objective, Embedding):
+        limit = min(limit, phases[-1].sequence_length)
+    elif isinstance(objective, QuestionAnswering):
+        limit = min(limit, _QUESTION_LENGTH)
+        objective = replace(
+            objective, max_question_length=min(objective.max_question_length, limit // 2)
+        )
+    size = config.vocab_size
+    vocabulary = fitted_vocabulary(tokenizer.vocabulary, size, config.pad_id, size)
+    if config.pad_id >= 0:
+        vocabulary = replace(vocabulary, pad_id=config.pad_id)
+    with watchdog.phase("prepare"):
+        rows = _inputs(command, described, objective).rows()
+        examples = text_examples(rows, tokenizer, config, objective, limit)
+    with watchdog.phase("restore"):
+        restored = runtime.restored_model(described, make_mesh(placed.mesh), placed.compute)
+    with watchdog.phase("evaluation"):
+        found = predictions(examples, objective, restored, vocabulary, limit, command.batch_size)
+    return lines(objective, config, rows, examples, found, tokenizer)
+
+
+def _written(command: Predict, described: Described, placed: Placed) -> list[dict[str, Any]]:
+    """The texts that an encoder-decoder answers with, as ``generate`` without sampling."""
+    import jax
+
+    from flax_transformers.cli.generate import Generate
+    from flax_transformers.generation.program import arranged
+    from flax_transformers.parallel.mesh import make_mesh
+    from flax_transformers.parallel.watchdog import watchdog
+    from flax_transformers.pretrained import load_pretrained
+
+    rows = _inputs(command, described, None).rows()
+    generate = Generate(described.place, batch_size=command.batch_size, temperature=0.0)
+    work = generate.work_on(described.source, described.model, ())
+    encoded = work.checked([_only_text(row) for row in rows])
+    mesh = make_mesh(placed.mesh)
+    with watchdog.phase("restore"):
+        model, params = load_pretrained(
+            described.source, architecture=described.architecture, compute=placed.compute, mesh=mesh
+        )
+    loaded = model, arranged(params)  # once for all batches
+    alike: dict[int, list[int]] = {}  # rows by the length that they are padded to
+    for index, ids in enumerate(encoded):
+        alike.setdefault((len(ids) - 1).bit_length(), []).append(index)
+    texts: dict[int, str] = {}
+    with jax.set_mesh(mesh):
+        for _, indices in sorted(alike.items()):
+            for some in work.batches([encoded[index] for index in indices]):
+                with watchdog.phase("evaluation"):
+                    written = list(work.write(loaded, some, shown=False))
+                texts |= dict(zip(indices[: len(some)], written, strict=True))
+                indices = indices[len(some) :]
+    return [{"text": texts[index]} for index in range(len(rows))]
+
+
+def _only_text(row: Row) -> str:
+    return row.document.text[0]
+
+
+def _of_images(command: Predict, described: Described, placed: Placed) -> list[dict[str, Any]]:
+    from flax_transformers import runtime
+    from flax_transformers.evaluation.predict import lines, predictions
+    from flax_transformers.huggingface.family import build_model
+    from flax_transformers.models.config import ComputeConfig
+    from flax_transformers.objectives.base import Vocabulary
+    from flax_transformers.parallel.mesh import make_mesh
+    from flax_transformers.parallel.watchdog import watchdog
+    from flax_transformers.training.step import check_fits
+
+    examples, objective = _images(command, described)
+    check_fits(objective, build_model(described.model, ComputeConfig()))
+    with watchdog.phase("restore"):
+        restored = runtime.restored_model(described, make_mesh(placed.mesh), placed.compute)
+    with watchdog.phase("evaluation"):
+        no_text, size = Vocabulary(size=1, pad_id=0), command.batch_size
+        found = predictions(examples, objective, restored, no_text, examples.side, size)
+    said = lines(objective, described.model, (), examples, found, None)
+    files = map(str, examples.files)
+    return [{"file": file, **line} for file, line in zip(files, said, strict=True)]
+
+
+def _images(command: Predict, described: Described) -> tuple[ImageFiles, Any]:
+    """The image files, and the objective whose preprocessing and head they get."""
+    from flax_transformers.evaluation.predict import (
+        ImageFiles,
+        image_files_of,
+        published_preprocessing,
+    )
+    from flax_transformers.models.config import VisionConfig
+
+    config = described.model
+    assert isinstance(config, VisionConfig)
+    files = image_files_of(Path(command.input).expanduser())
+    data, objective = _of_run(described, "data"), _of_run(described, "objective")
+    if objective is not None and hasattr(data, "crop_fraction"):
+        side = _of_run(described, "phases")[-1].sequence_length
+        return ImageFiles(files, side, data.channels, data.crop_fraction), objective
+    objective, crop = published_preprocessing(Path(described.place), config)
+    return ImageFiles(files, config.image_shape[0], config.num_channels, crop), objective

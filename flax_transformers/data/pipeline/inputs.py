@@ -1,0 +1,130 @@
+"""Rows to predict from: the texts of a file, without labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax_transformers.data.sources.conllu import TaggedSource
+from flax_transformers.data.sources.corpus_files import ending
+from flax_transformers.data.sources.documents import Decoder, Document, Invalid, Where
+from flax_transformers.data.sources.records import Part, TextFile
+from flax_transformers.data.sources.row_files import ENDINGS, row_file, row_of, text_in, value_in
+from flax_transformers.data.sources.squad import QuestionSource
+from flax_transformers.errors import UserError
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+_SPLIT = "train"
+
+Words = Sequence[tuple[str, int, int]]
+
+
+class Row(NamedTuple):
+    """A row: its text, or several, and, of a row of words, each with its start and end."""
+
+    document: Document
+    words: Words = ()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A file of rows, described by plain values.
+
+    ``path``: a .txt file with a text in each line, or a file in the formats of a `LabelledSource`,
+    with the fields ``fields``. ``words``: whether the text is divided into words, which are runs of
+    letters and digits and single other characters; a field may hold a list of words instead, and
+    the file may be one of a `TaggedSource` with this ``word_column``, whose tags are not read.
+    ``questions``: whether a .json file is one of a `QuestionSource`.
+    """
+
+    path: str
+    fields: tuple[str, ...] = ("text",)
+    words: bool = False
+    word_column: int = 1
+    questions: bool = False
+
+    def rows(self) -> list[Row]:
+        """All rows in order. Raises UserError, naming file and line, for a row that is invalid or
+        has no text, and for a file without rows."""
+        path, decoder = Path(self.path).expanduser(), Decoder(replace=False)
+        if not path.is_file():
+            raise UserError(f"there is no file {path}; give --input a file of rows")
+        found = []
+        for part in self._parts(path):
+            for record in part.records.read(0, None):
+                try:
+                    document = part.parse(decoder, record.content, record.where)
+                    found.append(self._row(document, record.where))
+                except Invalid as problem:
+                    raise UserError(f"{problem}; fix it, or leave the row out") from problem
+        if not found:
+            raise UserError(f"{path} holds no rows; give --input a file with at least one")
+        return found
+
+    def _parts(self, path: Path) -> Iterator[Part]:
+        kind = ending(path, (".txt", *ENDINGS, *TaggedSource.endings))
+        if kind == ".txt":
+            if len(self.fields) > 1:
+                raise UserError(
+                    f"{path} holds one text a line, and the model reads {len(self.fields)}; give a "
+                    f".jsonl file with the fields {' and '.join(self.fields)}"
+                )
+            yield Part(TextFile(path, "line"), _line)
+        elif kind == ".json" and self.questions and not _is_lines(path):
+            yield from QuestionSource(str(path)).parts()
+        elif kind in ENDINGS:
+            parse: Callable[..., Document] = _words if self.words else _texts
+            yield Part(row_file(path, _SPLIT, self.fields), partial(parse, self.fields))
+        elif kind is not None and self.words:
+            # The word's own column in place of the tag's: files to be tagged need not have tags.
+            column = self.word_column
+            yield from TaggedSource(str(path), word_column=column, tag_column=column).parts()
+        else:
+            raise UserError(
+                f"--input {path} is of no kind that is read; give a .txt file with a text in each "
+                f"line, or one of {', '.join(ENDINGS)}"
+            )
+
+    def _row(self, document: Document, where: Where) -> Row:
+        texts = (document.text,) if isinstance(document.text, str) else document.text
+        texts = tuple(text.replace("\0", " ") for text in texts)
+        if not texts or not all(map(str.strip, texts)):
+            raise Invalid(where, "has no text" if len(texts) < 2 else "has an empty text")
+        if not self.words:  # as in training, where only contexts of answers keep their ends
+            sides = texts if self.questions else tuple(map(str.strip, texts))
+            return Row(Document(sides, labels=("",)))
+        if document.words:
+            ends = [sum(len(text) + 1 for text in texts[: i + 1]) - 1 for i in range(len(texts))]
+            words = [(text, end - len(text), end) for text, end in zip(texts, ends, strict=True)]
+        else:
+            found = _WORD.finditer(texts[0])
+            words = [(match[0], match.start(), match.end()) for match in found]
+        return Row(Document(tuple(w for w, _, _ in words), ("",), words=True), words)
+
+
+def _is_lines(path: Path) -> bool:
+    """Whether a .json file has an object in each line, and so is none of SQuAD's."""
+    with path.open("rb") as file:
+        return b'"data"' not in file.read(1 << 12)
+
+
+def _line(decoder: Decoder, raw: bytes, where: Any) -> Document:
+    text = decoder.text(raw, where)
+    return Document(text.removeprefix("\ufeff") if where.offset == 0 else text.strip("\r\n"))
+
+
+def _texts(fields: Sequence[str], decoder: Decoder, content: Any, where: Where) -> Document:
+    row = row_of(decoder, content, where)
+    return Document(tuple(text_in(decoder, row, field, where) for field in fields))
+
+
+def _words(fields: Sequence[str], decoder: Decoder, content: Any, where: Where) -> Document:
+    row = row_of(decoder, content, where)
+    if not isinstance(value := value_in(row, fields[0], where), list):
+        return Document(text_in(decoder, row, fields[0], where))
+    listed = [text_in(decoder, {"word": word}, "word", where) for word in value]
+    return Document(tuple(listed), words=True)

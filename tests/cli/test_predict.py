@@ -1,0 +1,296 @@
+"""``predict`` for every head, on checkpoints of models that were not trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+import flax_transformers as ft
+from flax_transformers.checkpointing.config import CheckpointConfig
+from flax_transformers.checkpointing.manager import Checkpoints
+from flax_transformers.cli.main import main
+from flax_transformers.data.config import TextData
+from flax_transformers.data.dataset import prepare
+from flax_transformers.data.sources.conllu import TaggedSource
+from flax_transformers.data.sources.labelled import LabelledSource
+from flax_transformers.data.sources.squad import QuestionSource
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer
+from flax_transformers.data.tokenizers.load import TokenizerConfig
+from flax_transformers.huggingface.family import build_model
+from flax_transformers.models.config import ComputeConfig
+from flax_transformers.objectives.question_answering import QuestionAnswering
+from flax_transformers.objectives.sequence_classification import SequenceClassification
+from flax_transformers.objectives.token_classification import TokenClassification
+from flax_transformers.runtime import with_label_names
+from flax_transformers.testing import tiny_bert, tiny_config, tiny_model
+from flax_transformers.training.run_state import RunState, checkpoint_meta, tokenizer_files
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def parameters(model, texts=None):
+    """Random ones with a head of large weights; its labels depend on the ``texts``."""
+    init = jax.jit(lambda: model.init(jax.random.key(1), **model.example_inputs())["params"])
+    params = nn.meta.unbox(init())
+    head = params["classification_head"]
+    head["kernel"] = head["kernel"] * 100.0
+    if texts is not None:
+        inputs = ByteTokenizer()(texts, max_length=48)
+        logits = jax.jit(lambda: model.apply({"params": params}, **inputs).logits)()
+        head["bias"] = -logits.mean(0)
+    return params
+
+
+def saved_run(folder, source, architecture, objective, texts=None, **changes):
+    """A run of step 0 whose held-out data are its training data."""
+    data = TextData(
+        source=source,
+        validation_source=source,
+        tokenizer=TokenizerConfig("bytes"),
+        store=str(folder / "store"),
+        shards=1,
+        prepare_processes=1,
+    )
+    config = tiny_config(
+        "", "", sequence_length=48, model=tiny_bert(architecture=architecture, **changes),
+        objective=objective, data=data,
+    )  # fmt: skip
+    prepared = prepare(data)
+    config = with_label_names(config, prepared)
+    meta = checkpoint_meta(
+        config, prepared, RunState(), {}, {}, consecutive_skips=0, diverging_steps=0
+    )
+    params = parameters(build_model(config.model, ComputeConfig()), texts)
+    checkpoints = Checkpoints(folder / "run" / "checkpoints", CheckpointConfig(asynchronous=False))
+    checkpoints.save(0, {"params": params}, meta, tokenizer_files(config, prepared))
+    checkpoints.close()
+    return str(folder / "run")
+
+
+def predict(capsys, *arguments):
+    assert main(["predict", *map(str, arguments)]) == 0, capsys.readouterr().err
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def evaluate(capsys, run):
+    assert main(["evaluate", run]) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out)
+
+
+def write_rows(path, rows):
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def text_rows(count=20):
+    words = np.random.default_rng(0).integers(0, 10**6, (count, 6))
+    return [
+        {"said": " ".join(map(str, row[: 1 + n % 6])), "kind": "abc"[n % 3]}
+        for n, row in enumerate(words)
+    ]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classes")
+    rows = text_rows()
+    file = write_rows(folder / "rows.jsonl", rows)
+    source = LabelledSource(str(file), text_field="said", label_field="kind")
+    architecture = "BertForSequenceClassification"
+    texts = [row["said"] for row in rows]
+    run = saved_run(folder, source, architecture, SequenceClassification(), texts, num_labels=3)
+    return run, file, rows
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["label"] == theirs["label"]
+        a, b = (list(line["probabilities"].values()) for line in (ours, theirs))
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_labels_are_those_of_evaluation_and_independent_of_the_batch_size(
+    classifier, tmp_path, capsys
+):
+    run, file, rows = classifier
+    found = predict(capsys, run, "--input", file)
+    assert list(found[0]) == ["label", "probability", "probabilities"]
+    assert list(found[0]["probabilities"]) == ["a", "b", "c"]
+    assert len({line["label"] for line in found}) > 1
+    for line in found:
+        assert line["probability"] == max(line["probabilities"].values())
+        assert sum(line["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
+    right = [line["label"] == row["kind"] for line, row in zip(found, rows, strict=True)]
+    scores = evaluate(capsys, run)
+    assert scores["eval/accuracy"] == pytest.approx(np.mean(right))
+    assert {"eval/macro_f1", "eval/matthews"} <= set(scores)
+    report = Path(run) / "evaluation" / "step_00000000.classes.txt"
+    assert f"accuracy {np.mean(right):.4f}, Matthews" in report.read_text()
+    assert (report.parent / "step_00000000.confusion.png").exists()
+    report.unlink()
+    assert main(["evaluate", run, "--output", str(tmp_path / "scores.json")]) == 0
+    assert capsys.readouterr() and not report.exists()
+    assert (tmp_path / "scores.classes.txt").exists()
+
+    assert_same(predict(capsys, run, "--input", file, "--batch-size", 3), found)
+    some = write_rows(tmp_path / "some.jsonl", [{"said": row["said"]} for row in rows[4:7]])
+    out = tmp_path / "out.jsonl"
+    assert predict(capsys, run, "--step", "0", "--input", some, "--output", out) == []
+    assert_same([json.loads(line) for line in out.read_text().splitlines()], found[4:7])
+    (tmp_path / "rows.txt").write_text("".join(f"{row['said']}\n" for row in rows))
+    assert_same(predict(capsys, run, "--input", tmp_path / "rows.txt"), found)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("a.jsonl", '{"said": "x"}\n{"text": "y"}\n', (), "a.jsonl:2 has no field 'said', it has"),
+        ("a.jsonl", '{"said": "x"}\n{"said": " "}\n', (), "a.jsonl:2 has no text; fix it, or"),
+        ("a.jsonl", '{"said": "x"}\n{"said"\n', (), "a.jsonl:2 is not valid JSON"),
+        ("a.txt", "x\n\ny\n", (), "a.txt:2 has no text"),
+        ("a.txt", "", (), "a.txt holds no rows"),
+        ("a.xml", "<a/>", (), "a.xml is of no kind that is read"),
+        ("a.txt", "x\n", ("--second-field", "b"), "and the model reads 2; give a .jsonl file"),
+        ("a.txt", "x\n", ("--step", "last"), "--step is 'last'; give the number of a step, or"),
+        ("a.txt", "x\n", ("--step", "best"), "has the metric 'eval/loss' of an evaluation"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence_before_weights_are_read(
+    name, content, options, message, classifier, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("flax_transformers.runtime.restored_model", None)
+    (tmp_path / name).write_text(content)
+    assert main(["predict", classifier[0], "--input", str(tmp_path / name), *options]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_every_word_gets_a_tag_with_its_place_in_the_text(tmp_path, capsys):
+    words = [[f"w{n}{i}" for i in range(1 + 3 * n % 25)] for n in range(12)]
+    tags = [["ABC"[len(word) * i % 3] for i, word in enumerate(row)] for row in words]
+    blocks = (zip(*both, strict=True) for both in zip(words, tags, strict=True))
+    text = "\n".join("".join(f"1\t{w}\t{t}\n" for w, t in block) for block in blocks)
+    (tmp_path / "a.iob2").write_text(text)
+    source = TaggedSource(str(tmp_path / "a.iob2"), word_column=1, tag_column=2)
+    architecture = "BertForTokenClassification"
+    run = saved_run(tmp_path, source, architecture, TokenClassification(), num_labels=3)
+    found = predict(capsys, run, "--input", tmp_path / "a.iob2")
+    assert [[one["word"] for one in line["words"]] for line in found] == words
+    guessed = [one["tag"] for line in found for one in line["words"]]
+    assert len(set(guessed)) > 1
+    right = np.mean(
+        [a == b for a, b in zip(guessed, [t for row in tags for t in row], strict=True)]
+    )
+    assert evaluate(capsys, run)["eval/accuracy"] == pytest.approx(right)
+
+    rows = [{"text": row} for row in words] + [{"text": "Is it, say, 5?"}]
+    more = predict(capsys, run, "--input", write_rows(tmp_path / "a.jsonl", rows))
+    assert more[:-1] == found
+    spans = [(one["word"], one["start"], one["end"]) for one in more[-1]["words"]]
+    assert spans[:3] == [("Is", 0, 2), ("it", 3, 5), (",", 5, 6)] and spans[-1] == ("?", 13, 14)
+
+
+def test_answers_are_spans_of_the_context_and_score_as_in_evaluation(tmp_path, capsys):
+    contexts = [f" It was {n} or so. " * (1 + n % 4) for n in range(10, 18)]
+    data = [
+        {"title": f"{n}", "paragraphs": [{"context": text, "qas": [
+            {"id": f"q{n}", "question": "How many?", "answers": [
+                {"text": "was", "answer_start": text.index("was")}]}]}]}
+        for n, text in enumerate(contexts)
+    ]  # fmt: skip
+    file = tmp_path / "squad.json"
+    file.write_text(json.dumps({"data": data}))
+    objective = QuestionAnswering(max_question_length=9, doc_stride=16)
+    run = saved_run(tmp_path, QuestionSource(str(file)), "BertForQuestionAnswering", objective)
+    found = predict(capsys, run, "--input", file)
+    for line, context in zip(found, contexts, strict=True):
+        assert context[line["start"] : line["end"]] == line["answer"] != ""
+    rows = [{"question": "How many?", "context": context} for context in contexts]
+    again = predict(capsys, run, "--input", write_rows(tmp_path / "q.jsonl", rows))
+    assert [line["answer"] for line in again] == [line["answer"] for line in found]
+    exact = np.mean([line["answer"].strip(" .").lower() == "was" for line in found])
+    assert evaluate(capsys, run)["eval/exact_match"] == pytest.approx(exact)
+
+
+def test_an_encoder_decoder_answers_in_the_order_of_the_rows(tmp_path, capsys):
+    model, params = tiny_model("T5ForConditionalGeneration", vocab_size=384)
+    ft.save_pretrained(tmp_path / "hf", model, params, tokenizer=ByteTokenizer())
+    texts = ["a", "a longer text of more than sixteen bytes", "bb", "a"]
+    (tmp_path / "a.txt").write_text("\n".join(texts))
+    found = predict(capsys, tmp_path / "hf", "--input", tmp_path / "a.txt")
+    assert [list(line) for line in found] == [["text"]] * 4 and found[0] == found[3]
+    one = predict(capsys, tmp_path / "hf", "--input", tmp_path / "a.txt", "--batch-size", 1)
+    assert one == found
+    assert main(["generate", str(tmp_path / "hf"), "--prompt", texts[1]]) == 0
+    assert capsys.readouterr().out == found[1]["text"] + "\n"
+
+
+def test_embeddings_are_pooled_hidden_states(classifier, capsys):
+    run, file, rows = classifier
+    model, params = ft.load_pretrained(run)
+    tokenizer = ft.load_tokenizer(run)
+    text = rows[5]["said"]
+    ids = [
+        tokenizer.vocabulary.cls_id, *tokenizer.encode_batch([text])[0],
+        tokenizer.vocabulary.sep_id,
+    ]  # fmt: skip
+    state = model.apply({"params": params}, input_ids=np.array([ids]))
+    hidden = np.asarray(state.last_hidden_state)[0]
+    for pool, expected in (("mean", hidden.mean(0)), ("cls", hidden[0])):
+        found = predict(capsys, run, "--input", file, "--pool", pool)
+        np.testing.assert_allclose(found[5]["embedding"], expected, atol=1e-4)
+
+
+def test_labels_of_a_published_classifier_may_be_independent(tmp_path, capsys):
+    names = ("x", "y", "z")
+    config = tiny_bert(
+        architecture="BertForSequenceClassification", num_labels=3, label_names=names,
+        problem_type="multi_label_classification",
+    )  # fmt: skip
+    model = build_model(config, ComputeConfig())
+    ft.save_pretrained(tmp_path / "hf", model, parameters(model), tokenizer=ByteTokenizer())
+    (tmp_path / "a.txt").write_text("one\nand two\n")
+    found = predict(capsys, tmp_path / "hf", "--input", tmp_path / "a.txt")
+    for line in found:
+        shares = line["probabilities"]
+        assert line["labels"] == [name for name in names if shares[name] >= 0.5]
+        assert abs(sum(shares.values()) - 1.0) > 1e-3
+
+
+def test_a_model_without_a_head_says_what_to_do(tmp_path, capsys):
+    model, params = tiny_model("GPT2LMHeadModel", vocab_size=384)
+    ft.save_pretrained(tmp_path / "hf", model, params, tokenizer=ByteTokenizer())
+    (tmp_path / "a.txt").write_text("one\n")
+    assert main(["predict", str(tmp_path / "hf"), "--input", str(tmp_path / "a.txt")]) == 2
+    assert (
+        "has no head for labels, tags, answers or translations; use flax-transformers generate"
+        in (capsys.readouterr().err)
+    )
+
+
+def test_images_of_a_folder_or_a_list_get_labels(tmp_path, capsys):
+    from PIL import Image
+
+    model, params = tiny_model("ViTForImageClassification", num_labels=3)
+    params["classification_head"]["kernel"] *= 100.0
+    ft.save_pretrained(tmp_path / "hf", model, params)
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(3):
+        pixels = rng.integers(0, 256, (40, 32 + 8 * n, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{n}.png")
+    found = predict(capsys, tmp_path / "hf", "--input", tmp_path / "images")
+    assert [line["file"] for line in found] == [f"{tmp_path}/images/{n}.png" for n in range(3)]
+    assert list(found[0]["probabilities"]) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    (tmp_path / "list.txt").write_text("images/2.png\nimages/0.png\n")
+    again = predict(capsys, tmp_path / "hf", "--input", tmp_path / "list.txt")
+    assert_same(again, [found[2], found[0]])
+    (tmp_path / "list.txt").write_text("images/2.png\nimages/9.png\n")
+    assert main(["predict", str(tmp_path / "hf"), "--input", str(tmp_path / "list.txt")]) == 2
+    assert "there is no image" in capsys.readouterr().err
