@@ -115,7 +115,7 @@ def _print_summary(
     """Prints what was converted; ``published`` is the directory in Hugging Face format."""
     import jax
 
-    from flax_transformers.cli import comparison
+    from flax_transformers.huggingface import comparison
     from flax_transformers.huggingface import write as hub_write
     from flax_transformers.huggingface.family import family_of
 

@@ -16,13 +16,13 @@ from safetensors.numpy import load_file
 
 from flax_transformers import load_pretrained, save_pretrained
 from flax_transformers.checkpointing.manager import find_checkpoint
-from flax_transformers.cli import comparison
 from flax_transformers.cli.main import main
 from flax_transformers.families.bart import BartConfig
 from flax_transformers.families.bert import BertConfig
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.marian import MarianConfig
 from flax_transformers.families.t5 import T5Config
+from flax_transformers.huggingface import comparison
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.storage import checksums
