@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from flax_transformers.sweeps.study import Study
     from flax_transformers.sweeps.study import Sweep as Runs
 
+_FILE_WIDTH = 160
+"""Characters of a line of the table where stdout is not a terminal."""
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -126,6 +129,8 @@ def _report(sweep: Runs, own: Sequence[str]) -> None:
     table = make_table(sweep, found)
     files = [*write_table(table), plot_table(table)]
     console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width
+        console.width = _FILE_WIDTH
     console.print(terminal_table(table), highlight=False)
     for note in notes(table):
         console.print(note, highlight=False, markup=False)

@@ -192,6 +192,7 @@ def terminal_table(table: Table) -> RichTable:
     made = RichTable(*_HEADER, box=None, pad_edge=False)
     for column, header in zip(made.columns, _HEADER, strict=True):
         column.justify = "left" if header == "point" else "right"
+        column.no_wrap = header in ("point", "p")
     for row in cells(table):
         made.add_row(*row)
     return made
