@@ -38,6 +38,7 @@ _TYPES = {
     "logging": "training.config.Logging",
     "checkpoints": "checkpointing.config.CheckpointConfig",
     "ema": "optim.ema.EMAConfig",
+    "lora": "adapters.lora.LoraConfig",
     "mesh": "parallel.mesh.MeshConfig",
     "limits": "parallel.limits.Limits",
     "compute": "models.config.ComputeConfig",

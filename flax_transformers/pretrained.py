@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from flax_transformers.adapters.lora import Adapters, LoraConfig, base_of, merged
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
 from flax_transformers.checkpointing.step_directories import (
     Found,
@@ -33,7 +34,9 @@ from flax_transformers.huggingface import generation_settings, placement
 from flax_transformers.huggingface import read as hub_read
 from flax_transformers.huggingface import write as hub_write
 from flax_transformers.huggingface.family import ONLY_IN_TRAINING, build_model, family_of
-from flax_transformers.huggingface.folder_kinds import inner_folder
+from flax_transformers.huggingface.peft import write_adapter
+from flax_transformers.huggingface.weight_table import find_slots
+from flax_transformers.huggingface.weights import export_tensors
 from flax_transformers.models.config import (
     BESIDE_THE_MODEL,
     ComputeConfig,
@@ -43,7 +46,7 @@ from flax_transformers.models.config import (
 )
 from flax_transformers.models.generation_settings import NO_SETTINGS
 from flax_transformers.models.vision import change_image_size
-from flax_transformers.training.restore import saved_model
+from flax_transformers.training.restore import restored_params, saved_lora, saved_model
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +77,11 @@ def load_pretrained(
     Parameters are of ``dtype``, on the first device or, with a ``mesh``, placed by the sharding
     rules one by one.
 
+    Adapters, of a run or in PEFT's format beside their base, are merged into the weights.
+
     Raises UserError, naming it, for a tensor that is missing, extra or mis-shaped, an architecture
     or activation that is not supported, a file that is missing or damaged, and for folders of
-    another kind (adapters, quantised weights, pickles), with what to do about them.
+    another kind (quantised weights, pickles), with what to do about them.
     """
     how: dict[str, Any] = {"architecture": architecture, "num_labels": num_labels}
     how |= {"seed": seed, "dtype": dtype, "compute": compute, "mesh": mesh}
@@ -137,7 +142,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     if is_checkpoint(path):
         return tokenizer_files.load_tokenizer(find_checkpoint(path).folder / "tokenizer")
     directory = None if Path(path).is_file() else hub_read.find_directory(path)
-    return tokenizer_files.load_tokenizer((directory and inner_folder(directory)) or path)
+    folder = directory and hub_read.tokenizer_folder(directory)
+    return tokenizer_files.load_tokenizer(folder or path)
 
 
 def initial_model(
@@ -272,6 +278,52 @@ def save_pretrained(
         )
 
 
+def save_adapter(
+    directory: str | os.PathLike[str], run: str | os.PathLike[str], base: str | os.PathLike[str]
+) -> None:
+    """Writes the adapters of a run with ``lora.rank`` to a new directory, as PEFT reads them.
+
+    ``base``: the model that they belong to, a folder in Hugging Face format or an id; PEFT finds it
+    by this name. Where it is at hand, its weights are compared with those in the run. Raises
+    UserError for a run without adapters, another base, and kernels that have no linear layer in
+    the Hugging Face class.
+    """
+    found = find_pretrained(run)
+    lora = saved_lora(found) if isinstance(found, Found) else LoraConfig()
+    if not isinstance(found, Found) or not lora.is_on:
+        raise UserError(f"{os.fspath(run)} is no run with adapters; give one with lora.rank")
+    model: Any = build_model(describe_pretrained(found))
+    boxed, adapters = placement.adapted_shapes(model, lora)
+    assert adapters is not None
+    params = restore_params(found)
+    there = hub_read.find_directory(base)
+    if there is None:
+        log.warning("%s is not here: its weights are not compared with the run's", base)
+    else:
+        _require_base(model.config, base_of(params), there, adapters)
+    name = os.fspath(base) if there is None or not Path(base).is_dir() else os.path.abspath(base)
+    with hub_write.appearing(Path(os.path.abspath(directory))) as folder:
+        write_adapter(folder, name, model.config, boxed, adapters, params)
+
+
+def _require_base(config: Any, params: Mapping[str, Any], base: Path, adapters: Adapters) -> None:
+    """Raises UserError, naming a tensor, if the parameters that a run did not train are not those
+    of the model in ``base``."""
+    _, theirs = load_pretrained(
+        base, architecture=config.architecture, num_labels=config.num_labels
+    )
+    table, vocab_size = family_of(config).weights(config), getattr(config, "vocab_size", 0)
+    trained = {"/".join(name) for name in adapters.fully_trained}
+    slots = find_slots(table, theirs)
+    both = zip(*(export_tensors(table, tree, vocab_size) for tree in (params, theirs)), strict=True)
+    for (name, ours), (_, other) in both:
+        if trained.isdisjoint(slots[name].paths) and not np.array_equal(ours, other):
+            raise UserError(
+                f"the run has another {name} than {base}, and did not train it; give the model "
+                "that the run started from"
+            )
+
+
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Whether ``path`` is a workdir, a folder of checkpoints or one step, as training writes,
     "best" among them."""
@@ -315,10 +367,10 @@ def _load_checkpoint(
     model = build_model(config, compute.resolve(platform))
     place = placement.Placement.of(model, dtype, mesh)
     if config == own:
-        wanted = placement.Placement.of(model, jnp.float32, mesh).shapes  # as training saves them
-        params = restore_params(found, wanted)
+        params = restored_params(found, model, mesh)
         return model, jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    saved, wanted = (flatten_dict(tree, sep="/") for tree in (restore_params(found), place.shapes))
+    there = merged(restore_params(found), saved_lora(found).scale)
+    saved, wanted = (flatten_dict(tree, sep="/") for tree in (there, place.shapes))
     unlike = [
         name for name in wanted if name not in saved or saved[name].shape != wanted[name].shape
     ]

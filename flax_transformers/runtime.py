@@ -22,7 +22,7 @@ from flax_transformers.data.dataset import Dataset, open_dataset, prepare
 from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
-from flax_transformers.huggingface.folder_kinds import inner_folder
+from flax_transformers.huggingface.read import tokenizer_folder
 from flax_transformers.models.config import (
     ComputeConfig,
     EncoderDecoderConfig,
@@ -126,7 +126,7 @@ def described_model(path: str, architecture: str | None = None) -> Described:
     if isinstance(source, Found):
         return Described(source, None, model, *saved_tokenizers(source))
     text = isinstance(model, TextConfig)
-    tokenizer = load_tokenizer(inner_folder(source)) if text else None
+    tokenizer = load_tokenizer(tokenizer_folder(source)) if text else None
     return Described(source, architecture, model, tokenizer, None)
 
 

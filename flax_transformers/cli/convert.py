@@ -31,12 +31,15 @@ class Convert:
     architecture: Architecture = None
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, option()] = None
     """Type of the tensors in a Hugging Face directory (default: float32)."""
+    adapter_of: Annotated[str | None, option("MODEL")] = None
+    """Write only the adapters of a run with lora.rank, in PEFT's format, for this model: the one
+    that the run started from, in Hugging Face format."""
 
     def run(self, overrides: Sequence[str]) -> int:
         from flax_transformers import runtime
         from flax_transformers.checkpointing.step_directories import Found
-        from flax_transformers.huggingface import folder_kinds
         from flax_transformers.huggingface import write as hub_write
+        from flax_transformers.huggingface.read import tokenizer_folder
         from flax_transformers.parallel.limits import Limits
         from flax_transformers.parallel.watchdog import watchdog
         from flax_transformers.pretrained import (
@@ -44,6 +47,7 @@ class Convert:
             find_pretrained,
             is_checkpoint,
             load_pretrained,
+            save_adapter,
         )
 
         refuse(overrides)
@@ -61,6 +65,13 @@ class Convert:
             )
         runtime.start(None)
         watchdog.start(Limits())
+        if self.adapter_of is not None:
+            if self.architecture or self.dtype:
+                raise UserError("--adapter-of excludes --architecture and --dtype; omit these")
+            with watchdog.phase("save"):
+                save_adapter(target, source, self.adapter_of)
+            print(f"adapters of {source} for {self.adapter_of} written to {target}")
+            return 0
         with watchdog.phase("restore"):
             found = find_pretrained(source)
             _warn_of_tokenizer(found, describe_pretrained(found, self.architecture))
@@ -72,7 +83,7 @@ class Convert:
                 model, carried = _write_directory(target, model, params, found)
                 published = target
             else:
-                published = folder_kinds.inner_folder(found)
+                published = tokenizer_folder(found)
                 carried = _write_checkpoint(target, model, params, published)
         with watchdog.phase("evaluation"):
             _print_summary(
@@ -85,12 +96,12 @@ def _warn_of_tokenizer(found: Found | Path, config: TransformerConfig) -> None:
     """Warns, before any weights are read, where model and tokenizer do not fit each other."""
     from flax_transformers.checkpointing.step_directories import Found
     from flax_transformers.data.tokenizers.load import load_tokenizer, published_files
-    from flax_transformers.huggingface.folder_kinds import inner_folder
     from flax_transformers.huggingface.generation_settings import writes_text
+    from flax_transformers.huggingface.read import tokenizer_folder
     from flax_transformers.models.config import TextConfig
     from flax_transformers.training.check_run import check_tokenizer
 
-    folder = found.folder / "tokenizer" if isinstance(found, Found) else inner_folder(found)
+    folder = found.folder / "tokenizer" if isinstance(found, Found) else tokenizer_folder(found)
     if not isinstance(config, TextConfig) or not folder.is_dir() or not published_files(folder):
         return
     if (folder.parent / "target_tokenizer").is_dir():  # a run, which compared both

@@ -334,9 +334,9 @@ def _ids(text: str | None) -> tuple[int, ...]:
 def _tokenizer_folders(found: Found | Path) -> tuple[Any, Any]:
     """The folder of a model's tokenizer, and that of the targets if they have their own."""
     from flax_transformers.checkpointing.step_directories import Found
-    from flax_transformers.huggingface import folder_kinds
+    from flax_transformers.huggingface.read import tokenizer_folder
 
     if not isinstance(found, Found):
-        return folder_kinds.inner_folder(found), None
+        return tokenizer_folder(found), None
     target = found.folder / "target_tokenizer"
     return found.folder / "tokenizer", target if target.is_dir() else None

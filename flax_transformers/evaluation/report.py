@@ -7,11 +7,16 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
+import flax.linen as nn
 import jax
 from etils import epath
+from flax.traverse_util import flatten_dict
 
+from flax_transformers.adapters.lora import is_adapter
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.evaluation.baselines import Baseline
+from flax_transformers.huggingface.family import build_model
+from flax_transformers.huggingface.placement import adapted_shapes
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.monitoring.plots import plot_metrics
 from flax_transformers.storage.workdir import read_side_file
@@ -32,6 +37,8 @@ def introduce(
         f"{config.model.hidden_size} wide, {type(config.objective).__name__}, on "
         f"{len(devices)} x {devices[0].device_kind} in {jax.process_count()} process(es)"
     )
+    if config.lora.is_on:
+        _say(_adapted(config))
     _say(
         f"{prepared.summary}; batches of {' x '.join(map(str, batch.batch_shape))}, "
         f"{config.total_steps:,} steps"
@@ -39,6 +46,19 @@ def introduce(
     for baseline in baselines:
         _say(f"baseline: {baseline.line()}")
     _say(f"workdir: {workdir}")
+
+
+def _adapted(config: TrainConfig) -> str:
+    """How many of the parameters are trained, where adapters are."""
+    boxed, adapters = adapted_shapes(build_model(config.model), config.lora)
+    leaves = flatten_dict(nn.meta.unbox(boxed))
+    sizes = {name: leaf.size for name, leaf in leaves.items()}
+    whole = () if adapters is None else adapters.fully_trained
+    trained = sum(size for name, size in sizes.items() if is_adapter(name) or name in whole)
+    return (
+        f"LoRA of rank {config.lora.rank} on {', '.join(config.lora.targets)}: {trained:,} of "
+        f"{sum(sizes.values()):,} parameters are trained"
+    )
 
 
 def finish(workdir: epath.Path, outcome: Outcome, baselines: Sequence[Baseline]) -> None:

@@ -16,6 +16,9 @@ from flax_transformers.errors import UserError
 from flax_transformers.huggingface.side_files import CONFIG
 from flax_transformers.huggingface.tensor_files import INDEX, WEIGHTS, read_json
 
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
 _MAX_NAMES = 10_000
 """Number of entries of a folder that are examined."""
 
@@ -40,14 +43,22 @@ def inner_folder(directory: Path) -> Path:
 
 
 def require_model(directory: Path) -> None:
-    """Raise UserError, naming the kind, for a folder without config.json and for an adapter."""
+    """Raise UserError, naming the kind, for a folder without config.json, and for an adapter that
+    has no base here or that only PEFT can merge."""
     names = _names(directory)
     adapted = any(name.startswith("adapter_model.") for name in names)
     whole = any(name.endswith(".safetensors") and name.startswith("model") for name in names)
-    if "adapter_config.json" in names and (adapted or not whole):
+    if ADAPTER_CONFIG in names and (adapted or not whole):
         raise UserError(_adapter(directory, beside=whole))
     if CONFIG not in names:
         raise UserError(_no_config(directory, names))
+
+
+def holds_adapter(directory: Path) -> bool:
+    """Whether a folder holds an adapter in PEFT's format, and no model beside it."""
+    names = _names(directory)
+    whole = any(name.endswith(".safetensors") and name.startswith("model") for name in names)
+    return ADAPTER_CONFIG in names and ADAPTER_WEIGHTS in names and not whole
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -88,7 +99,7 @@ def _first_module(directory: Path) -> str:
 
 
 def _adapter(directory: Path, beside: bool) -> str:
-    described = read_json(directory / "adapter_config.json")
+    described = read_json(directory / ADAPTER_CONFIG)
     base = described.get("base_model_name_or_path")
     known = (
         f"base: {str(base)[:200]}"

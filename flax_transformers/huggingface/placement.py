@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from flax_transformers.adapters.lora import Adapters, LoraConfig, find_adapters
 from flax_transformers.parallel.rules import parameter_shardings
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,18 @@ logger = logging.getLogger(__name__)
 def boxed_shapes(model: nn.Module) -> Any:
     """Shapes of the parameters with their logical axis names."""
     return jax.eval_shape(partial(_initialise, model), jax.random.key(0))
+
+
+def adapted_shapes(model: nn.Module, lora: LoraConfig) -> tuple[Any, Adapters | None]:
+    """As ``boxed_shapes``, with those of the adapters; and the adapters, None if there are none.
+
+    Raises UserError for a layer or parameter named in ``lora`` that the model does not have.
+    """
+    boxed = boxed_shapes(model)
+    if not lora.is_on:
+        return boxed, None
+    adapters = find_adapters(lora, boxed, body_names(model))
+    return jax.eval_shape(adapters.added, boxed, jax.random.key(0)), adapters
 
 
 def body_names(model: Any) -> frozenset[str]:
@@ -46,7 +59,11 @@ class Placement:
 
     @staticmethod
     def of(model: nn.Module, dtype: DTypeLike, mesh: Mesh | None) -> Placement:
-        boxed = boxed_shapes(model)
+        return Placement.of_shapes(boxed_shapes(model), dtype, mesh)
+
+    @staticmethod
+    def of_shapes(boxed: Any, dtype: DTypeLike, mesh: Mesh | None) -> Placement:
+        """``boxed``: shapes with logical axes; ``mesh``: None for the first device."""
         shapes = nn.meta.unbox(boxed)
         if mesh is None:
             device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from flax_transformers.errors import UserError
 from flax_transformers.huggingface import (
     folder_kinds,
     generation_settings,
+    peft,
+    side_files,
     tensor_files,
     tensor_names,
 )
@@ -69,7 +71,8 @@ def load_directory(
     compute: ComputeConfig = PLAIN,
     mesh: Mesh | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The model in a Hugging Face directory and its parameters, of ``dtype``.
+    """The model in a Hugging Face directory and its parameters, of ``dtype``. An adapter of PEFT is
+    merged into its base.
 
     Another ``architecture`` of the same family, or another ``num_labels``, takes the layers from
     the file. Heads that the file does not hold are initialised, and those that the model does not
@@ -80,10 +83,12 @@ def load_directory(
     Raises UserError for whatever is missing, extra, mis-shaped, damaged or unknown, and for folders
     of another kind, saying what they are.
     """
-    folder = folder_kinds.inner_folder(directory)
-    folder_kinds.require_model(folder)
-    identity, own, config = _read_config(folder, architecture, num_labels)
-    own, config = (replace(each, **read_sentence_files(directory, each)) for each in (own, config))
+    source = _find_source(directory)
+    folder, adapter = source.folder, source.adapter
+    architecture, (identity, own, config) = _describe(source, architecture, num_labels)
+    own, config = (
+        replace(each, **read_sentence_files(source.directory, each)) for each in (own, config)
+    )
     family = identity.family
     tensors: Mapping[str, Any] = tensor_files.open_tensors(folder)
     with _naming(folder):
@@ -95,6 +100,9 @@ def load_directory(
     model = build_model(config, compute.resolve(platform))
     place = Placement.of(model, dtype, mesh)
     with _naming(folder):
+        if adapter is not None:
+            table, boxed = family.weights(config), boxed_shapes(model)
+            tensors = peft.adapted_tensors(adapter, tensors, table, boxed)
         reading = read_parameters(
             family.weights(config),
             tensors,
@@ -113,10 +121,10 @@ def load_directory(
 
 def described_model(directory: Path, architecture: str | None = None) -> TransformerConfig:
     """The config of the model that ``load_directory`` gives; reads no weights."""
-    folder = folder_kinds.inner_folder(directory)
-    folder_kinds.require_model(folder)
-    identity, _, model = _read_config(folder, architecture, None)
-    model = replace(model, **read_sentence_files(directory, model))
+    source = _find_source(directory)
+    folder = source.folder
+    _, (identity, _, model) = _describe(source, architecture, None)
+    model = replace(model, **read_sentence_files(source.directory, model))
     family = identity.family
     if family.settle is None:
         return model
@@ -126,7 +134,17 @@ def described_model(directory: Path, architecture: str | None = None) -> Transfo
 
 
 def initial_model(directory: Path, architecture: str) -> TransformerConfig:
-    """As ``described_model``, with the ``architecture`` only if the file's family has it."""
+    """As ``described_model``, with the ``architecture`` only if the file's family has it.
+
+    Raises UserError for an adapter that was trained with dropout, which there is none of here.
+    """
+    adapter = _find_source(directory).adapter
+    if adapter is not None and adapter.dropout:
+        raise UserError(
+            f"{directory} is an adapter that was trained with lora_dropout {adapter.dropout:g}, "
+            "and there is none for adapters here; to start from the merged weights, set it to 0 in "
+            f"its {folder_kinds.ADAPTER_CONFIG}"
+        )
     try:
         model = described_model(directory)
     except UserError:  # a file without a name that is known
@@ -134,6 +152,61 @@ def initial_model(directory: Path, architecture: str) -> TransformerConfig:
     if architecture in family_of(model).architectures:
         return described_model(directory, architecture)
     return model
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The directory of a model, the folder in it with config.json and weights, and the adapter to
+    merge into them."""
+
+    directory: Path
+    folder: Path
+    adapter: peft.Adapter | None = None
+
+
+def _find_source(directory: Path) -> _Source:
+    """Raises UserError for a folder of another kind."""
+    folder, described = folder_kinds.inner_folder(directory), peft.read_adapter_config(directory)
+    base = adapter = None
+    if described is not None:
+        name = str(described["base_model_name_or_path"])
+        base = find_directory(name) or find_directory(directory / name)
+    if described is not None and base is not None:
+        adapter = peft.open_adapter(directory, described)
+    if base is None or adapter is None:
+        folder_kinds.require_model(folder)
+        return _Source(directory, folder)
+    inner = folder_kinds.inner_folder(base)
+    folder_kinds.require_model(inner)
+    return _Source(base, inner, adapter)
+
+
+def tokenizer_folder(directory: Path) -> Path:
+    """Where the tokenizer of a model is: in the folder of its weights, or beside its adapter."""
+    folder = folder_kinds.inner_folder(directory)
+    if folder_kinds.holds_adapter(folder) and not side_files.carried_files(folder):
+        return _find_source(directory).folder
+    return folder
+
+
+def _describe(
+    source: _Source, architecture: str | None, num_labels: int | None
+) -> tuple[str | None, tuple[Identity, TransformerConfig, TransformerConfig]]:
+    """The architecture that is asked for, by the caller or by the adapter, and ``_read_config``."""
+    folder, adapter = source.folder, source.adapter
+    found = _read_config(folder, architecture, num_labels)
+    if adapter is None:
+        return architecture, found
+    family, config = found[0].family, found[2]
+    if architecture is None:
+        kind = family.model_type(config.architecture)
+        known = [name for name in family.architectures if family.model_type(name) == kind]
+        architecture = adapter.architecture(known)
+        found = _read_config(folder, architecture, num_labels)
+    if num_labels is None:
+        num_labels = adapter.num_labels(family.weights(found[2]))
+        found = _read_config(folder, architecture, num_labels)
+    return architecture, found
 
 
 def _read_config(

@@ -88,7 +88,7 @@ def open_tensors(directory: Path) -> dict[str, FileTensor]:
     file, if one is missing, damaged or at odds with the index.
     """
     if os.path.lexists(directory / WEIGHTS):
-        return {tensor.name: tensor for tensor in _open_file(directory / WEIGHTS)}
+        return {tensor.name: tensor for tensor in open_file(directory / WEIGHTS)}
     places = read_json(directory / INDEX).get("weight_map")
     if (
         not isinstance(places, dict)
@@ -108,7 +108,7 @@ def open_tensors(directory: Path) -> dict[str, FileTensor]:
         )
     tensors: dict[str, FileTensor] = {}
     for file in shards:
-        for tensor in _open_file(directory / file):
+        for tensor in open_file(directory / file):
             if places.get(tensor.name, file) != file or tensor.name in tensors:
                 raise UserError(
                     f"tensor {tensor.name} is in the shard {file} as well as in "
@@ -171,7 +171,8 @@ def _is_pointer(file: Path) -> str:
     )
 
 
-def _open_file(file: Path) -> Iterator[FileTensor]:
+def open_file(file: Path) -> Iterator[FileTensor]:
+    """The tensors of one file, whose values are not read. Raises UserError if it is damaged."""
     require_file(file)
     try:
         with file.open("rb") as raw:

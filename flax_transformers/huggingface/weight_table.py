@@ -191,7 +191,7 @@ def _places(
 
 def slot_shape(slot: Slot, leaves: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
     """The shape of the published tensor of a slot."""
-    first, *others = _part_shapes(slot, leaves, slot.vocab_size or vocab_size)
+    first, *others = part_shapes(slot, leaves, slot.vocab_size or vocab_size)
     sizes = list(first)
     if others:
         sizes[slot.axis] += sum(shape[slot.axis] for shape in others)
@@ -202,7 +202,7 @@ def read_into(result: Mapping[str, Any], slot: Slot, value: np.ndarray, vocab_si
     """Write a published tensor into our parameters."""
     vocab_size = slot.vocab_size or vocab_size
     places = [result[path][(*slot.index, ...)] for path in slot.paths]
-    sizes = [shape[slot.axis] for shape in _part_shapes(slot, result, vocab_size)][:-1]
+    sizes = [shape[slot.axis] for shape in part_shapes(slot, result, vocab_size)][:-1]
     parts = np.split(value, np.cumsum(sizes), slot.axis) if sizes else [value]
     for place, part in zip(places, parts, strict=True):
         place[...] = _to_ours(slot.axes, part, place.shape, vocab_size)
@@ -212,7 +212,7 @@ def read_out(slot: Slot, leaves: Mapping[str, Any], vocab_size: int) -> np.ndarr
     """The published tensor of a slot. Sliced on the device: only the slice comes to the host."""
     vocab_size = slot.vocab_size or vocab_size
     parts = [
-        _to_theirs(slot.axes, np.asarray(leaves[path][(*slot.index, ...)]), vocab_size)
+        to_theirs(slot.axes, np.asarray(leaves[path][(*slot.index, ...)]), vocab_size)
         for path in slot.paths
     ]
     value = parts[0] if len(parts) == 1 else np.concatenate(parts, slot.axis)
@@ -227,12 +227,13 @@ def some(names: list[str], separator: str = ", ") -> str:
     return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
 
 
-def _part_shapes(slot: Slot, leaves: Mapping[str, Any], vocab_size: int) -> list[tuple[int, ...]]:
+def part_shapes(slot: Slot, leaves: Mapping[str, Any], vocab_size: int) -> list[tuple[int, ...]]:
+    """The shape of each part of a published tensor, of one parameter each."""
     shapes = [tuple(leaves[path].shape)[len(slot.index) :] for path in slot.paths]
     return [_their_shape(slot.axes, shape, vocab_size) for shape in shapes]
 
 
-def _parse(axes: str) -> tuple[str, list[str]]:
+def parse_axes(axes: str) -> tuple[str, list[str]]:
     """ "DNH->(NH)D" as ("DNH", ["NH", "D"])."""
     ours, _, theirs = axes.partition("->")
     groups = [merged or one for merged, one in re.findall(r"\((\w+)\)|(\w)", theirs or ours)]
@@ -246,7 +247,7 @@ def _sizes(ours: str, shape: tuple[int, ...], vocab_size: int) -> dict[str, int]
 def _their_shape(axes: str, shape: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
     if not axes:
         return shape
-    ours, groups = _parse(axes)
+    ours, groups = parse_axes(axes)
     sizes = _sizes(ours, shape, vocab_size)
     return tuple(math.prod(sizes[letter] for letter in group) for group in groups)
 
@@ -254,17 +255,18 @@ def _their_shape(axes: str, shape: tuple[int, ...], vocab_size: int) -> tuple[in
 def _to_ours(axes: str, value: np.ndarray, shape: tuple[int, ...], vocab_size: int) -> np.ndarray:
     if not axes:
         return value
-    ours, groups = _parse(axes)
+    ours, groups = parse_axes(axes)
     theirs, sizes = "".join(groups), _sizes(ours, shape, vocab_size)
     value = value.reshape([sizes[letter] for letter in theirs])
     value = value.transpose([theirs.index(letter) for letter in ours])
     return np.pad(value, [(0, to - size) for to, size in zip(shape, value.shape, strict=True)])
 
 
-def _to_theirs(axes: str, value: np.ndarray, vocab_size: int) -> np.ndarray:
+def to_theirs(axes: str, value: np.ndarray, vocab_size: int) -> np.ndarray:
+    """``value`` with its axes merged and in the order of a published tensor; see ``Weight``."""
     if not axes:
         return value
-    ours, groups = _parse(axes)
+    ours, groups = parse_axes(axes)
     their_shape = _their_shape(axes, value.shape, vocab_size)
     value = value[tuple(slice(vocab_size if letter == "V" else None) for letter in ours)]
     return value.transpose([ours.index(letter) for letter in "".join(groups)]).reshape(their_shape)

@@ -42,6 +42,7 @@ __all__ = [
     "known_names",
     "layer_places",
     "linear",
+    "names_in_table",
     "norm",
     "read_parameters",
     "tensor_dtypes",
@@ -78,6 +79,15 @@ def known_names(
     """Names in a file that the table of ``params`` knows."""
     slots = find_slots(table, params)
     return frozenset(name for name in tensors if _meaning(table, name, slots)[0] != "extra")
+
+
+def names_in_table(
+    table: WeightTable, tensors: Iterable[str], params: Mapping[str, Any]
+) -> dict[str, str]:
+    """The name in the table of each tensor in a file that is a weight of ``params``."""
+    slots = find_slots(table, params)
+    meanings = {name: _meaning(table, name, slots) for name in tensors}
+    return {name: own for name, (kind, own) in meanings.items() if kind == "weight"}
 
 
 def read_parameters(

@@ -156,16 +156,17 @@ class MatrixAxes:
 def matrix_axes(name: Name, rank: int, axes: Axes = NO_AXES) -> MatrixAxes:
     """How the axes of a parameter of ``rank`` axes form [input, output] matrices.
 
-    Layers and experts are batch axes. Where a kernel's first own axis is "embed", it alone is the
-    input, as of [D, N, H]; of every other kernel or table, all axes but the last are, as of
-    [N, H, D] and of the patches' [C, P, P, D]. Biases, scales and single vectors are no matrices.
+    Layers and experts are batch axes. Where a kernel's first own axis is "embed", or the "rank" of
+    an adapter, it alone is the input, as of [D, N, H]; of every other kernel or table, all axes but
+    the last are, as of [N, H, D] and of the patches' [C, P, P, D]. Biases, scales and single
+    vectors are no matrices.
     """
     named = axes.get(name)
     start = rank - len(_own_axes(named)) if named else int(_is_stacked(name, axes))
     batch, own = tuple(range(start)), tuple(range(start, rank))
     if kind_of(name, axes) not in ("kernel", "embedding") or len(own) < 2:
         return MatrixAxes(batch, (), own)
-    split = 1 if named and named[start] == "embed" else len(own) - 1
+    split = 1 if named and named[start] in ("embed", "rank") else len(own) - 1
     return MatrixAxes(batch, own[:split], own[split:])
 
 

@@ -44,6 +44,7 @@ RULES: Rules = (
     ("token_types", None),
     ("norm", None),
     ("labels", None),
+    ("rank", None),
     ("layers", None),
 )
 

@@ -117,7 +117,7 @@ def plan_decode(
         batch=batch,
         prompt_length=prompt_length,
         new_tokens=new_tokens,
-        parameters=bytes_on_device(trainer.abstract.params),
+        parameters=bytes_on_device(trainer.abstract_params),
         cache=_cache_bytes(trainer, batch, prompt_length, new_tokens),
         temporaries=None if found is None else found.temp_size_in_bytes,
         total=total,
@@ -145,7 +145,7 @@ def lower_generate(
     ids = replicated((batch, bucket(prompt_length)), jnp.int32)
     key = replicated((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
     limits = Limits(Endings(eos=replicated((1,), jnp.int32), pad=scalar), scalar)
-    model, params, start = trainer.model, trainer.abstract.params, None
+    model, params, start = trainer.model, trainer.abstract_params, None
     if takes_separate_layers(trainer.mesh.devices.flatten().tolist()):
         params = jax.eval_shape(separate_layers, params)
     if isinstance(model.config, EncoderDecoderConfig):
@@ -180,7 +180,7 @@ def _cache_bytes(trainer: Trainer, batch: int, prompt_length: int, new_tokens: i
         return apply(ids, jnp.ones_like(ids), cache=model.empty_cache(batch, slots), **extra).cache
 
     with jax.set_mesh(trainer.mesh):
-        leaves = jax.tree.leaves(jax.eval_shape(cached, trainer.abstract.params))
+        leaves = jax.tree.leaves(jax.eval_shape(cached, trainer.abstract_params))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 

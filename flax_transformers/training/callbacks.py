@@ -26,7 +26,7 @@ class Snapshot:
 
     step: int
     params: Any
-    """Their average if one is kept (``config.ema``)."""
+    """Of the model: their average if one is kept (``config.ema``), with adapters merged."""
     phase: AnyPhase
     mesh: Mesh
     functions: ModelFunctions

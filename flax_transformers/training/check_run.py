@@ -20,6 +20,7 @@ from flax_transformers.data.dataset import Dataset
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
+from flax_transformers.huggingface.placement import adapted_shapes
 from flax_transformers.models.config import (
     ComputeConfig,
     EncoderDecoderConfig,
@@ -56,7 +57,10 @@ def check_config(config: TrainConfig, *, trains: bool = True) -> None:
                 "early_stopping.patience is set, but evaluation.every_steps is 0; set "
                 "--evaluation.every-steps"
             )
-    check_fits(config.objective, build_model(config.model, ComputeConfig()))
+    model = build_model(config.model, ComputeConfig())
+    check_fits(config.objective, model)
+    if trains:
+        adapted_shapes(model, config.lora)
     _check_kind_of_data(config)
     _check_tokenizers(config)
     _check_outputs(config)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from flax_transformers import ranges
+from flax_transformers.adapters.lora import LoraConfig
 from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.config_json import FORMAT, from_json, to_json
 from flax_transformers.data.config import DataConfig
@@ -175,6 +176,8 @@ class TrainConfig:
     compute: ComputeConfig = field(default_factory=lambda: ComputeConfig(dtype="auto"))
     ema: EMAConfig = field(default_factory=EMAConfig)
     """If an average of the weights is kept, ``eval/...`` metrics and loaded models use it."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """With a rank, low-rank adapters are trained instead of the kernels."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: Evaluation = field(default_factory=Evaluation)
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
@@ -234,7 +237,7 @@ class TrainConfig:
         return self.checkpoints.best_metric, self.checkpoints.best_mode
 
 
-_DEFINES_RUN = ("model", "objective", "data", "seed")
+_DEFINES_RUN = ("model", "objective", "data", "lora", "seed")
 """What identifies a run. All else (rates, mesh, logging ...) may change when it is resumed."""
 
 _FREE_WITHIN = re.compile(

@@ -274,7 +274,7 @@ def _evaluate(
     run: Run, state: TrainState, position: RunState, phase: AnyPhase, step: Callable[..., Any]
 ) -> dict[str, float]:
     snapshot = Snapshot(
-        position.step, state.best_params, phase, run.mesh, run.trainer.functions, step
+        position.step, run.trainer.model_params(state), phase, run.mesh, run.trainer.functions, step
     )
     row: dict[str, float] = {}
     for evaluator in run.evaluators:

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from flax_transformers.adapters.lora import LoraConfig, base_of, merged
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
 from flax_transformers.checkpointing.step_directories import Found
 from flax_transformers.config_json import current_names, from_json, to_json
 from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
-from flax_transformers.huggingface.placement import Placement
+from flax_transformers.huggingface.placement import Placement, adapted_shapes
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.training.config import TrainConfig
@@ -60,14 +62,32 @@ def restore_model(
     return Restored(
         model_config=model_config,
         model=model,
-        params=restore_params(
-            found, Placement.of(model, jnp.float32, mesh).shapes, averaged=averaged
-        ),
+        params=restored_params(found, model, mesh, averaged=averaged),
         tokenizer=tokenizer,
         target_tokenizer=target,
         mesh=mesh,
         step=found.meta["position"]["step"],
     )
+
+
+def restored_params(
+    found: Found, model: nn.Module, mesh: Mesh | None, *, averaged: bool = True
+) -> dict[str, Any]:
+    """The float32 parameters of the ``model`` that a checkpoint holds, on the mesh or the first
+    device; adapters are merged into them."""
+    lora = saved_lora(found)
+    boxed, adapters = adapted_shapes(model, lora)
+    wanted = Placement.of_shapes(boxed, jnp.float32, mesh).shapes
+    params = restore_params(found, wanted, averaged=averaged)
+    if adapters is None:
+        return params
+    placed = jax.tree.map(lambda leaf: leaf.sharding, base_of(wanted))
+    return jax.jit(lambda tree: merged(tree, lora.scale), out_shardings=placed)(params)
+
+
+def saved_lora(found: Found) -> LoraConfig:
+    """The adapters of the run that saved a checkpoint."""
+    return saved_part(found, "lora") or LoraConfig()
 
 
 def saved_tokenizers(found: Found) -> tuple[Tokenizer | None, Tokenizer | None]:

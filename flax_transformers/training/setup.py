@@ -40,6 +40,7 @@ def make_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
         optimizer=config.optimizer,
         mesh=mesh,
         ema=config.ema,
+        lora=config.lora,
         skip_spikes_above=config.skip_spikes_above,
         max_consecutive_skips=config.max_consecutive_skips,
         total_steps=config.total_steps,

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flax_transformers.adapters.lora import Adapters
 from flax_transformers.optim.selection import name_of
 from flax_transformers.parallel.rules import parameter_shardings, replicated
 
@@ -23,7 +25,8 @@ class TrainState(struct.PyTreeNode):
 
     ``step`` counts steps taken, ``skipped`` those whose gradients were not finite, or a spike, and
     ``skipped_in_a_row`` the consecutive ones up to now (int32 scalars). ``norm_mean`` is the recent
-    mean of the gradient norm (float32 scalar; see ``optim.spike_detection``). ``rng`` is the raw
+    mean of the gradient norm (float32 scalar; see ``optim.spike_detection``). ``params`` are those
+    of the model and, where there are any, its adapters (``adapters.lora``). ``rng`` is the raw
     data of the run's key (uint32 [2]); a step draws from ``fold_in(rng, step)``. ``ema`` is the
     average of the parameters, a tree like them, or None if none is kept. A field with a default is
     optional in a checkpoint.
@@ -57,13 +60,21 @@ class TrainState(struct.PyTreeNode):
         return self.replace(**jax.jit(fresh, out_shardings=shardings)(self.params))
 
     def starting_from(self, params: Any) -> TrainState:
-        """This fresh state with other parameters, and an average that starts from them."""
+        """This fresh state with other parameters of the model, and an average that starts from
+        them; adapters stay as they are."""
+        own, given = (flatten_dict(tree, keep_empty_nodes=True) for tree in (self.params, params))
+        params = unflatten_dict(own | given)
         ema = None if self.ema is None else jax.tree.map(jnp.copy, params)
         return self.replace(params=params, ema=ema)
 
 
 def new_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, *, ema: bool = False
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    *,
+    ema: bool = False,
+    adapters: Adapters | None = None,
 ) -> TrainState:
     """A fresh state with boxed parameters (they still carry their logical axis names).
 
@@ -71,6 +82,8 @@ def new_state(
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
     params = model.init(init_key, **model.example_inputs())["params"]
+    if adapters is not None:
+        params = adapters.added(params, init_key)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
@@ -91,6 +104,7 @@ def abstract_state(
     mesh: Mesh,
     *,
     ema: bool = False,
+    adapters: Adapters | None = None,
 ) -> TrainState:
     """The shapes, dtypes and shardings of the state, without computing or allocating anything.
 
@@ -98,7 +112,7 @@ def abstract_state(
     like these axes. Raises UserError if a parameter does not divide over the mesh,
     or as ``new_state`` does.
     """
-    boxed = jax.eval_shape(lambda: new_state(model, optimizer, seed, ema=ema))
+    boxed = jax.eval_shape(lambda: new_state(model, optimizer, seed, ema=ema, adapters=adapters))
     shardings = parameter_shardings(boxed.params, mesh)
     whole = replicated(mesh)
     placed = boxed.replace(params=nn.meta.unbox(boxed.params))
@@ -147,6 +161,7 @@ def initialize_state(
     optimizer: optax.GradientTransformation,
     seed: int,
     abstract: TrainState,
+    adapters: Adapters | None = None,
 ) -> TrainState:
     """A fresh state, computed with the shardings of ``abstract``.
 
@@ -154,7 +169,8 @@ def initialize_state(
     """
 
     def init() -> TrainState:
-        state = new_state(model, optimizer, seed, ema=abstract.ema is not None)
+        ema = abstract.ema is not None
+        state = new_state(model, optimizer, seed, ema=ema, adapters=adapters)
         return state.replace(params=nn.meta.unbox(state.params))
 
     return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -16,9 +17,10 @@ import optax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
+from flax_transformers.adapters.lora import LoraConfig, base_of, merged
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
-from flax_transformers.huggingface.placement import boxed_shapes
+from flax_transformers.huggingface.placement import adapted_shapes
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.metrics import Accumulator, fetched_one_behind
@@ -32,7 +34,7 @@ from flax_transformers.optim.optimizers import (
     OptimizerFactory,
     learning_rate_at,
 )
-from flax_transformers.optim.selection import logical_axes
+from flax_transformers.optim.selection import logical_axes, partition
 from flax_transformers.parallel.distributed import compiled_together
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding, check_batch
@@ -59,11 +61,11 @@ class Trainer:
     ``model``: a Linen module of this package's contract, or a config of one. ``optimizer``: an
     optax transformation, or a config such as ``AdamW(...)``, whose schedule runs over
     ``total_steps``. ``mesh``: by default data parallelism over all devices. ``micro_batches``:
-    gradient-accumulation steps. ``ema``, ``skip_spikes_above``, ``max_consecutive_skips`` and
-    ``gradient_reduce_dtype`` are as in ``TrainConfig`` and its ``ComputeConfig``.
+    gradient-accumulation steps. ``ema``, ``lora``, ``skip_spikes_above``, ``max_consecutive_skips``
+    and ``gradient_reduce_dtype`` are as in ``TrainConfig`` and its ``ComputeConfig``.
 
     Nothing is computed or allocated before ``init``, so the devices of ``mesh`` need not be there.
-    Raises UserError for a model that lacks what the objective needs.
+    Raises UserError for a model that lacks what the objective needs, or a layer named in ``lora``.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Trainer:
         mesh: Mesh | None = None,
         micro_batches: int = 1,
         ema: EMAConfig = EMAConfig(),  # noqa: B008 (frozen)
+        lora: LoraConfig = LoraConfig(),  # noqa: B008 (frozen)
         skip_spikes_above: float | None = None,
         max_consecutive_skips: int = 20,
         total_steps: int | None = None,
@@ -85,9 +88,11 @@ class Trainer:
             compute = ComputeConfig(dtype="auto").resolve(self.mesh.devices.flat[0].platform)
             model = build_model(model, compute)
         check_fits(objective, model)
-        self.model, self.objective, self.ema = model, objective, ema
+        self.model, self.objective, self.ema, self.lora = model, objective, ema, lora
         self.functions: ModelFunctions = model_functions(model)
-        self.frozen: tuple[str, ...] = getattr(optimizer, "frozen", ())
+        boxed, self.adapters = adapted_shapes(model, lora)
+        base = () if self.adapters is None else self.adapters.frozen
+        self.frozen: tuple[str, ...] = getattr(optimizer, "frozen", ()) + base
         self.learning_rate: optax.Schedule | None = None
         if not isinstance(optimizer, optax.GradientTransformation):
             if total_steps is None:
@@ -98,10 +103,12 @@ class Trainer:
             self.learning_rate = learning_rate_at(optimizer, total_steps)
             # Only the optimizers of this package tell parameters apart by their logical axes.
             if isinstance(optimizer, OptimizerConfig):
-                optimizer = optimizer.make(total_steps, logical_axes(boxed_shapes(model)))
+                if base:
+                    optimizer = dataclasses.replace(optimizer, frozen=self.frozen)
+                optimizer, base = optimizer.make(total_steps, logical_axes(boxed)), ()
             else:
                 optimizer = optimizer.make(total_steps)
-        self.optimizer = optimizer
+        self.optimizer = _without(optimizer, base) if base else optimizer
         self.micro_batches, self.skip_spikes_above = micro_batches, skip_spikes_above
         self.max_consecutive_skips = max_consecutive_skips
         self.gradient_reduce_dtype = gradient_reduce_dtype
@@ -111,7 +118,27 @@ class Trainer:
         """Shapes, dtypes and shardings of the state.
 
         Raises UserError if a parameter does not divide over the mesh."""
-        return abstract_state(self.model, self.optimizer, 0, self.mesh, ema=self.ema.is_on)
+        return abstract_state(
+            self.model, self.optimizer, 0, self.mesh, ema=self.ema.is_on, adapters=self.adapters
+        )
+
+    @functools.cached_property
+    def abstract_params(self) -> Any:
+        """Shapes, dtypes and shardings of the model's parameters, without adapters."""
+        return base_of(self.abstract.params)
+
+    def model_params(self, state: TrainState) -> Any:
+        """The parameters to evaluate: the average if one is kept, with adapters merged into it."""
+        return state.best_params if self.adapters is None else self._merge(state.best_params)
+
+    @functools.cached_property
+    def _merge(self) -> Callable[[Any], Any]:
+        placed = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
+        return compiled_together(jax.jit(self._of_model, out_shardings=placed))
+
+    def _of_model(self, params: Any) -> Any:
+        """From the parameters of the state to those of the model."""
+        return params if self.adapters is None else merged(params, self.lora.scale)
 
     def train_step(self, micro_batches: int | None = None) -> jax.stages.Wrapped:
         """The jitted ``(state, batch) -> (state, StepReport)``, to be called or lowered under
@@ -122,6 +149,7 @@ class Trainer:
             self.optimizer,
             micro_batches or self.micro_batches,
             frozen=self.frozen,
+            of_model=self._of_model,
             ema=self.ema,
             gradient_reduce_dtype=self.gradient_reduce_dtype,
             skip_spikes_above=self.skip_spikes_above,
@@ -132,19 +160,20 @@ class Trainer:
     def evaluation_step(self) -> jax.stages.Wrapped:
         """The jitted ``(params, batch) -> {metric: (sum, count)}``, without dropout."""
         step = make_evaluation_step(self.objective, self.functions)
-        return compile_evaluation_step(step, self.abstract.params, self.mesh)
+        return compile_evaluation_step(step, self.abstract_params, self.mesh)
 
     def init(self, seed: int = 0, params: Any = None) -> TrainState:
-        """A fresh state on the mesh. Parameters are a copy of ``params``, or drawn by ``seed``.
+        """A fresh state on the mesh. Parameters of the model are a copy of ``params``, or drawn by
+        ``seed``, as adapters are.
 
         Raises UserError for ``params`` of another model.
         """
         with jax.set_mesh(self.mesh):
-            state = initialize_state(self.model, self.optimizer, seed, self.abstract)
+            state = initialize_state(self.model, self.optimizer, seed, self.abstract, self.adapters)
             return state if params is None else state.starting_from(self._copied(params))
 
     def _copied(self, params: Any) -> Any:
-        wanted = self.abstract.params
+        wanted = self.abstract_params
         _require_same_parameters(params, wanted)
         placed = jax.tree.map(lambda leaf: leaf.sharding, wanted)
         given = jax.tree.map(jax.device_put, params, placed)
@@ -248,6 +277,8 @@ class Trainer:
         smaller than the first is filled up with zeros, which by contract weigh nothing.
         """
         totals, rows = Accumulator(), 0
+        with jax.set_mesh(self.mesh):
+            params = self.model_params(state)
 
         def score(batch: HostBatch) -> Any:
             nonlocal rows
@@ -262,11 +293,24 @@ class Trainer:
                 }
             placed = self.place(arrays)
             with jax.set_mesh(self.mesh):
-                return self._evaluate(state.best_params, placed)
+                return self._evaluate(params, placed)
 
         for sums in fetched_one_behind(map(score, batches)):
             totals.add(sums)
         return {f"eval/{name}": mean for name, mean in totals.means().items()}
+
+
+def _without(
+    optimizer: optax.GradientTransformation, frozen: tuple[str, ...]
+) -> optax.GradientTransformation:
+    """``optimizer`` on the parameters that no pattern of ``frozen`` matches."""
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return optimizer.update(gradients, state, partition(params, frozen)[0])
+
+    return optax.GradientTransformation(
+        lambda params: optimizer.init(partition(params, frozen)[0]), update
+    )
 
 
 def _require_same_parameters(params: Any, wanted: Any) -> None:
