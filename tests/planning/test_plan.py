@@ -8,6 +8,7 @@ import re
 import jax
 import pytest
 
+from flax_transformers.adapters.lora import LoraConfig
 from flax_transformers.data.dataset import prepare
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig
@@ -65,9 +66,10 @@ class Lowered(Exception):
 
 
 @pytest.mark.slow
-def test_the_step_that_is_planned_is_the_one_that_train_runs(config, tmp_path, monkeypatch):
-    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
-    config = dataclasses.replace(config, mesh=mesh, compute=ComputeConfig("auto", remat="full"))
+@pytest.mark.parametrize("lora", [LoraConfig(), LoraConfig(rank=2)], ids=["whole", "lora"])
+def test_the_step_that_is_planned_is_the_one_that_train_runs(config, tmp_path, monkeypatch, lora):
+    mesh, compute = MeshConfig(data=2, fsdp=2, tensor=2), ComputeConfig("auto", remat="full")
+    config = dataclasses.replace(config, mesh=mesh, compute=compute, lora=lora)
     original = Trainer.train_step
 
     def lowering(trainer, micro_batches):
