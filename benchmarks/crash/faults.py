@@ -109,9 +109,9 @@ def _fill_disk(fault: Fault, job: Job, workdir: Path) -> None:
 def _not_stopped_well(fault: Fault, job: Job) -> list[str]:
     # Before the loop there is nothing to save, and SIGTERM ends the process.
     early = -signal.SIGTERM if fault.moment == "start" else 42
-    # A completed job had no step left at which to stop.
+    # A completed job has saved its last step, and has none left at which to stop.
     through = f"step {STEPS[fault.processes]}/" in job.said()
-    allowed = (42, early, *((0,) if through else ()))
+    allowed = (42, early, *((0, -signal.SIGTERM) if through else ()))
     if job.codes()[fault.victim] in allowed:
         return []
     return ["the process told to stop did not end with 42"]
