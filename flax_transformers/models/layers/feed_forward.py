@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
+from flax_transformers.models.kernels.activations import gelu, gelu_tanh
 from flax_transformers.models.kernels.chunked_feed_forward import (
     can_be_chunked,
     chunked_feed_forward,
@@ -19,8 +20,8 @@ from flax_transformers.models.layers.linear import Linear
 from flax_transformers.parallel.partitioning import INTERMEDIATE, constrain
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
