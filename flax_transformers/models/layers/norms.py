@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.models.config import TransformerConfig
+from flax_transformers.models.kernels.normalization import standardized
 
 
 def make_norm(config: TransformerConfig, dtype: jnp.dtype, name: str | None = None) -> nn.Module:
     """The norm of a model, over the last axis, with parameters ``scale`` and perhaps ``bias``.
 
-    Statistics are float32, and the variance is the mean of squared deviations: the cheaper
-    ``E[x^2] - E[x]^2`` is not exact enough for parity with the original implementations.
+    Statistics are float32.
     """
     eps = config.norm_eps
     scale_init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
@@ -21,15 +21,27 @@ def make_norm(config: TransformerConfig, dtype: jnp.dtype, name: str | None = No
         return OffsetRMSNorm(eps, config.norm_offset, dtype, name=name)
     if config.norm == "rms":
         return nn.RMSNorm(epsilon=eps, dtype=dtype, scale_init=scale_init, name=name)
-    return nn.LayerNorm(
-        epsilon=eps,
-        dtype=dtype,
-        use_bias=config.norm_bias,
-        use_fast_variance=False,
-        scale_init=scale_init,
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",)),
-        name=name,
-    )
+    return LayerNorm(eps, config.norm_bias, dtype, name=name)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the last axis, in float32 throughout and rounded last."""
+
+    eps: float
+    use_bias: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def parameter(name: str, init: nn.initializers.Initializer) -> jax.Array:
+            init = nn.with_logical_partitioning(init, ("norm",))
+            value = self.param(name, init, (x.shape[-1],), jnp.float32)
+            return jnp.expand_dims(value, tuple(range(x.ndim - 1)))
+
+        y = standardized(x, self.eps) * parameter("scale", nn.initializers.ones_init())
+        if self.use_bias:
+            y += parameter("bias", nn.initializers.zeros_init())
+        return y.astype(self.dtype)
 
 
 class OffsetRMSNorm(nn.Module):
