@@ -183,15 +183,13 @@ def _xla_attention(
     of all values."""
     batch, queries, heads, width = q_BTNH.shape
     keys, key_heads = k_BSKH.shape[1:3]
-    grouped = key_heads < heads
-    if grouped:  # group the queries: repeating the keys would copy a whole cache
-        q_BTKGH = q_BTNH.reshape(batch, queries, key_heads, -1, width)
-        scores_BKGTS = einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, jnp.float32)
-        scores_BNTS = scores_BKGTS.reshape(batch, heads, queries, keys)
-    else:
-        scores_BNTS = einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSKH, jnp.float32)
+    # Heads first, once: else the CPU backend transposes the operands of each of six products.
+    # Queries are grouped: repeating the keys would copy a whole cache.
+    q_BKGTH = q_BTNH.swapaxes(1, 2).reshape(batch, key_heads, -1, queries, width)
+    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+    scores_BKGTS = einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, jnp.float32)
     # Divided by queries: where a mesh divides the length, keys and values are gathered over it.
-    scores_BNTS = constrain(scores_BNTS, SCORES) * scale
+    scores_BNTS = constrain(scores_BKGTS.reshape(batch, heads, queries, keys), SCORES) * scale
     if bias is not None:
         scores_BNTS += jnp.broadcast_to(bias, scores_BNTS.shape)
     allowed_BTS = mask.dense(queries, keys)
@@ -201,9 +199,6 @@ def _xla_attention(
     probabilities_BNTS = jax.nn.softmax(scores_BNTS, axis=-1)
     if drop is not None:
         probabilities_BNTS = drop(probabilities_BNTS)
-    probabilities_BNTS = probabilities_BNTS.astype(v_BSKH.dtype)
-    if grouped:
-        probabilities_BKGTS = probabilities_BNTS.reshape(batch, key_heads, -1, queries, keys)
-        attended_BTKGH = einsum("BKGTS,BSKH->BTKGH", probabilities_BKGTS, v_BSKH)
-        return attended_BTKGH.reshape(batch, queries, heads, width)
-    return einsum("BNTS,BSNH->BTNH", probabilities_BNTS, v_BSKH)
+    probabilities_BKGTS = probabilities_BNTS.astype(v_BSKH.dtype).reshape(scores_BKGTS.shape)
+    attended_BKGTH = einsum("BKGTS,BKSH->BKGTH", probabilities_BKGTS, v_BKSH)
+    return attended_BKGTH.reshape(batch, heads, queries, width).swapaxes(1, 2)
