@@ -100,7 +100,8 @@ def make_train_step(
     those of the model, which adapters are merged into. ``ema``: how the state's average is updated.
     ``gradient_reduce_dtype`` is that of ``ComputeConfig``. ``in_place``: compute the update twice,
     first to test it and then onto the old state, so that no second state is held beside it. That is
-    faster on the CPU, where a second reading costs less than the allocation; results are the same.
+    faster on the CPU, where a second reading costs less than the allocation. Results are the same
+    but for rounding: compilers may fuse multiplications and additions differently.
     """
     update = partial(_updated, optimizer, frozen, ema)
 

