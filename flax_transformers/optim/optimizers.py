@@ -250,7 +250,7 @@ def make_optimizer(
     rate = config.learning_rate_at(total_steps)
     clip = optax.identity()
     if config.max_grad_norm is not None:
-        clip = optax.clip_by_global_norm(config.max_grad_norm)
+        clip = transforms.clip_by_global_norm(config.max_grad_norm)
     decay = optax.add_decayed_weights(
         config.weight_decay, mask=lambda params: decay_mask(params, config.no_decay, axes)
     )

@@ -53,14 +53,29 @@ def scale_by_adam(
             lambda m, g: b1 * m.astype(jnp.float32) + (1 - b1) * g, state.mu, gradients
         )
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, gradients)
-        correction1, correction2 = -jnp.expm1(count * log_b1), -jnp.expm1(count * log_b2)
+        correction1, correction2 = (-1 / jnp.expm1(count * log_b) for log_b in (log_b1, log_b2))
         updates = jax.tree.map(
-            lambda m, v: m / correction1 / (jnp.sqrt(v / correction2) + eps), mu, nu
+            lambda m, v: m * correction1 / (jnp.sqrt(v * correction2) + eps), mu, nu
         )
         mu = jax.tree.map(lambda new, old: new.astype(old.dtype), mu, state.mu)
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Gradients times ``max_norm / norm`` if their global norm is larger, with optax's state.
+
+    ``optax.clip_by_global_norm`` divides each element, which compilers do not fuse into several
+    readers: the CPU backend writes the clipped gradients to memory.
+    """
+
+    def clip(updates: Any, params: Any = None) -> Any:
+        del params
+        factor = jnp.minimum(1.0, max_norm / optax.tree.norm(updates))
+        return jax.tree.map(lambda gradient: gradient * factor, updates)
+
+    return optax.stateless(clip)
 
 
 def scale_by_trust_ratio(

@@ -24,7 +24,7 @@ from flax_transformers.optim.ema import EMAConfig, renew_average
 from flax_transformers.optim.finite import is_finite
 from flax_transformers.optim.selection import merge, partition
 from flax_transformers.optim.spike_detection import is_spike, renewed_mean
-from flax_transformers.parallel.partitioning import gradients_reduced_in
+from flax_transformers.parallel.partitioning import gradients_reduced_in, is_divided
 from flax_transformers.parallel.rules import RULES, Rules, batch_sharding, replicated
 from flax_transformers.training.state import TrainState
 
@@ -121,24 +121,24 @@ def make_train_step(
             usable &= ~is_spike(grad_norm, state.norm_mean, updates_made, skip_spikes_above)
         updated, update_is_finite = update(state, grads)
         usable &= update_is_finite
-        if in_place:  # the barrier keeps the compiler from holding what it computed above
-            updated, _ = update(*jax.lax.optimization_barrier((state, grads, usable))[:2])
-        params, opt_state, average = updated
-
-        def keep(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda a, b: jnp.where(usable, a, b), new, old)
-
+        if in_place:
+            params, opt_state, average = _in_turn(update, state, grads, usable)
+        else:
+            params, opt_state, average = _if(
+                usable, updated, (state.params, state.opt_state, state.ema)
+            )
+        mean = renewed_mean(grad_norm, state.norm_mean, updates_made)
         new_state = state.replace(
             step=state.step + 1,
-            params=keep(params, state.params),
-            opt_state=keep(opt_state, state.opt_state),
+            params=params,
+            opt_state=opt_state,
             skipped=state.skipped + ~usable,
             skipped_in_a_row=jnp.where(usable, 0, state.skipped_in_a_row + 1),
-            ema=keep(average, state.ema),
-            norm_mean=keep(renewed_mean(grad_norm, state.norm_mean, updates_made), state.norm_mean),
+            ema=average,
+            norm_mean=_if(usable, mean, state.norm_mean),
         )
         report = StepReport(
-            sums=keep(sums, jax.tree.map(jnp.zeros_like, sums)),
+            sums=_if(usable, sums, jax.tree.map(jnp.zeros_like, sums)),
             grad_norm=grad_norm,
             skipped=new_state.skipped,
             skipped_in_a_row=new_state.skipped_in_a_row,
@@ -166,6 +166,10 @@ def real_tokens(batch: Batch) -> jax.Array | None:
     return tokens
 
 
+Updated = tuple[Params, Any, Any]
+"""Parameters, state of the optimizer, and average or None."""
+
+
 def _updated(
     optimizer: optax.GradientTransformation,
     frozen: tuple[str, ...],
@@ -181,6 +185,37 @@ def _updated(
     if ema is not None and average is not None:
         average = renew_average(ema, average, params, state.step - state.skipped)
     return (params, opt_state, average), is_finite(trained, opt_state, average)
+
+
+def _in_turn(
+    update: Callable[[TrainState, Params], tuple[Updated, jax.Array]],
+    state: TrainState,
+    grads: Params,
+    usable: jax.Array,
+) -> Updated:
+    """The update onto the old state if it is ``usable``: average, then parameters, then statistics.
+
+    The average is computed from the old parameters too, and these from the old statistics: in this
+    order nothing has to be copied first. The barrier keeps the compiler from holding what it
+    computed for the test.
+    """
+    state, grads, usable = jax.lax.optimization_barrier((state, grads, usable))
+    (params, opt_state, average), _ = update(state, grads)
+    average = _if(usable, average, state.ema)
+    params = _if(_after(average, usable), params, state.params)
+    return params, _if(_after(params, usable), opt_state, state.opt_state), average
+
+
+def _after(written: Any, usable: jax.Array) -> jax.Array:
+    """``usable``, in a form that the compiler can only compute after the arrays of ``written``."""
+    leaves = [] if is_divided() else jax.tree.leaves(written)  # elements are at hand on one device
+    for element in (leaf.ravel()[0] for leaf in leaves if leaf.size):
+        usable &= ~((element == element) & (element != element))
+    return usable
+
+
+def _if(usable: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(usable, a, b), new, old)
 
 
 _TermsOf = Callable[[Params, Batch, Any], LossTerms]

@@ -184,12 +184,15 @@ def _xla_attention(
     batch, queries, heads, width = q_BTNH.shape
     keys, key_heads = k_BSKH.shape[1:3]
     # Heads first, once: else the CPU backend transposes the operands of each of six products.
-    # Queries are grouped: repeating the keys would copy a whole cache.
-    q_BKGTH = q_BTNH.swapaxes(1, 2).reshape(batch, key_heads, -1, queries, width)
-    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
-    scores_BKGTS = einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, jnp.float32)
+    q_BNTH, k_BKSH, v_BKSH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
+    if key_heads < heads:  # group the queries: repeating the keys would copy a whole cache
+        q_BKGTH = q_BNTH.reshape(batch, key_heads, -1, queries, width)
+        scores_BNTS = einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, jnp.float32)
+        scores_BNTS = scores_BNTS.reshape(batch, heads, queries, keys)
+    else:
+        scores_BNTS = einsum("BNTH,BNSH->BNTS", q_BNTH, k_BKSH, jnp.float32)
     # Divided by queries: where a mesh divides the length, keys and values are gathered over it.
-    scores_BNTS = constrain(scores_BKGTS.reshape(batch, heads, queries, keys), SCORES) * scale
+    scores_BNTS = constrain(scores_BNTS, SCORES) * scale
     if bias is not None:
         scores_BNTS += jnp.broadcast_to(bias, scores_BNTS.shape)
     allowed_BTS = mask.dense(queries, keys)
@@ -199,6 +202,9 @@ def _xla_attention(
     probabilities_BNTS = jax.nn.softmax(scores_BNTS, axis=-1)
     if drop is not None:
         probabilities_BNTS = drop(probabilities_BNTS)
-    probabilities_BKGTS = probabilities_BNTS.astype(v_BSKH.dtype).reshape(scores_BKGTS.shape)
-    attended_BKGTH = einsum("BKGTS,BKSH->BKGTH", probabilities_BKGTS, v_BKSH)
-    return attended_BKGTH.reshape(batch, heads, queries, width).swapaxes(1, 2)
+    probabilities_BNTS = probabilities_BNTS.astype(v_BSKH.dtype)
+    if key_heads < heads:
+        probabilities_BKGTS = probabilities_BNTS.reshape(batch, key_heads, -1, queries, keys)
+        attended_BKGTH = einsum("BKGTS,BKSH->BKGTH", probabilities_BKGTS, v_BKSH)
+        return attended_BKGTH.reshape(batch, heads, queries, width).swapaxes(1, 2)
+    return einsum("BNTS,BNSH->BNTH", probabilities_BNTS, v_BKSH).swapaxes(1, 2)
