@@ -59,6 +59,7 @@ from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.rows import framing_ids, padded_tokens
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.token_classification import TokenClassification
+from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.training.restore import Restored
 from flax_transformers.training.step import model_functions
 
@@ -67,9 +68,9 @@ LABELLED = (SequenceClassification, TokenClassification, QuestionAnswering, Imag
 _SHORTEST = 16
 """Smallest bucket of lengths."""
 _FRAMINGS: tuple[tuple[str, Framing], ...] = (
-    ("Roberta", "roberta"), ("XLMRoberta", "roberta"), ("Bart", "roberta"), ("T5", "t5"),
-    ("GPT2", "gpt2"), ("Llama", "llama"), ("Mistral", "llama"), ("Mixtral", "llama"),
-    ("Gemma", "llama"),
+    ("Roberta", "roberta"), ("XLMRoberta", "roberta"), ("Bart", "roberta"), ("MBart", "roberta"),
+    ("T5", "t5"), ("MT5", "t5"), ("UMT5", "t5"), ("GPT2", "gpt2"), ("Llama", "llama"),
+    ("Mistral", "llama"), ("Mixtral", "llama"), ("Gemma", "llama"),
 )  # fmt: skip
 
 Line = dict[str, Any]
@@ -121,8 +122,7 @@ def objective_of_model(config: TransformerConfig, place: str) -> Any:
     Raises UserError if it has no head for labels, tags or answers.
     """
     model = build_model(config, ComputeConfig())
-    name = config.architecture.removeprefix("M").removeprefix("m")
-    found = (kind for start, kind in _FRAMINGS if name.startswith(start))
+    found = (kind for start, kind in _FRAMINGS if config.architecture.startswith(start))
     framing: Framing = next(found, "bert")
     regression = config.problem_type == "regression" or config.num_labels == 1
     if hasattr(model, "answer_spans"):
@@ -265,8 +265,10 @@ def batches_by_length(
         rows = waiting[size]
         rows.append(row | {"example_id": np.array(number, np.int32)})
         if len(rows) == batch_size:
+            watchdog.progress()
             yield stacked(waiting.pop(size))
     for rows in waiting.values():
+        watchdog.progress()
         zeros = {name: np.zeros_like(array) for name, array in rows[0].items()}
         padding = zeros | {"example_id": np.array(-1, np.int32)}
         yield stacked(rows + [padding] * (batch_size - len(rows)))

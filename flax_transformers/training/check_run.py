@@ -8,6 +8,7 @@ are checked too. `check_batch` compares the first real batch in the same way.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -116,10 +117,23 @@ def check_batch(config: TrainConfig, phase: AnyPhase, batch: Mapping[str, np.nda
 
 
 def check_label_names(model: TransformerConfig, prepared: Dataset) -> None:
-    """Raises UserError if the model calls its classes by other names than the data, or in another
-    order."""
-    for ours, theirs in zip(model.label_names, prepared.label_names, strict=False):
-        if ours != theirs:
+    """Raises UserError if the data has a class that the model does not know, or the model calls
+    its classes by other names, or in another order."""
+    unseen = [name for name in prepared.label_names if name not in model.label_names]
+    if unseen and set(model.label_names) & set(prepared.label_names):
+        raise UserError(
+            f"the data has the class {unseen[0]!r}, which the model does not know; its classes are "
+            f"{', '.join(model.label_names[:20])}: correct the labels, or leave those rows out"
+        )
+    if not prepared.label_names:
+        return
+    for ours, theirs in itertools.zip_longest(model.label_names, prepared.label_names):
+        if model.label_names and ours != theirs:
+            if theirs is None:
+                raise UserError(
+                    f"the data has no class {ours!r}, which the model knows; give "
+                    "--data.source.label-names, in the model's order"
+                )
             raise UserError(
                 f"the data has the class {theirs!r} where the model has {ours!r}; give "
                 "--data.source.label-names, in the model's order"
@@ -363,10 +377,10 @@ def _check_decoder_start(model: TransformerConfig, row: Arrays) -> None:
 def _check_classes(config: TrainConfig, prepared: Dataset) -> None:
     if LABEL_HEADS.isdisjoint(config.objective.needs.heads):
         return
+    check_label_names(config.model, prepared)
     classes = len(prepared.label_names)
     if classes and classes != config.model.num_labels:
         raise UserError(
             f"the data has {classes} classes, but model.num_labels is {config.model.num_labels}; "
             f"set --model.num-labels {classes}"
         )
-    check_label_names(config.model, prepared)
