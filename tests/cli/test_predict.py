@@ -30,7 +30,7 @@ from flax_transformers.runtime import with_label_names
 from flax_transformers.testing import tiny_bert, tiny_config, tiny_model
 from flax_transformers.training.run_state import RunState, checkpoint_meta, tokenizer_files
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 
 def parameters(model, texts=None):
@@ -189,6 +189,20 @@ def test_bad_input_is_refused_in_a_sentence_before_weights_are_read(
     assert main(["predict", classifier[0], "--input", str(tmp_path / name), *options]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_a_pair_of_texts_gets_the_number_of_evaluation(tmp_path, capsys):
+    rows = [{"a": f"text {n}", "b": "x" * (1 + n % 7), "score": n / 9} for n in range(12)]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    source = LabelledSource(str(file), "train", "error", "a", "b", "score", "number")
+    objective = SequenceClassification(loss="mse")
+    architecture = "BertForSequenceClassification"
+    run = saved_run(tmp_path, source, architecture, objective, num_labels=1)
+    found = predict(capsys, run, "--input", file)
+    errors = [(line["value"] - row["score"]) ** 2 for line, row in zip(found, rows, strict=True)]
+    scores = evaluate(capsys, run)
+    assert scores["eval/loss"] == pytest.approx(np.mean(errors), rel=1e-4)
+    assert {"eval/pearson", "eval/spearman"} <= set(scores)
 
 
 def test_every_word_gets_a_tag_with_its_place_in_the_text(tmp_path, capsys):
