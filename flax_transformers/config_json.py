@@ -34,7 +34,7 @@ _TYPES = {
     "phase": "training.config.Phase",
     "image_phase": "training.config.ImagePhase",
     "evaluation": "training.config.Evaluation",
-    "early_stopping": "training.config.EarlyStopping",
+    "early_stopping": "checkpointing.config.EarlyStopping",
     "logging": "training.config.Logging",
     "checkpoints": "checkpointing.config.CheckpointConfig",
     "ema": "optim.ema.EMAConfig",

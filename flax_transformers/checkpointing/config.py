@@ -1,4 +1,4 @@
-"""Settings of checkpoints."""
+"""Settings of checkpoints, and of stopping before the last step."""
 
 from __future__ import annotations
 
@@ -39,3 +39,33 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "checkpoints")
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Whether a run ends before its last step because an evaluation metric improves no more.
+
+    The best step is kept then, as with ``checkpoints.keep_best`` 1.
+    """
+
+    patience: int | None = None
+    """End after this many consecutive evaluations without an improvement; None: never."""
+    min_delta: float = 0.0
+    """An improvement is a change of the metric by more than this."""
+    metric: str | None = None
+    """Such as "eval/accuracy", together with ``mode``; None: ``checkpoints.best_metric``."""
+    mode: Literal["min", "max"] | None = None
+    """Whether lower or higher is better."""
+
+    RANGES: ClassVar[Ranges] = {
+        "patience": ranges.integers(),
+        "min_delta": ranges.numbers(0, 1e9),
+    }
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "early_stopping")
+        if (self.metric is None) != (self.mode is None):
+            raise ranges.OutOfRange(
+                f"early_stopping.metric is {self.metric!r} and early_stopping.mode is "
+                f"{self.mode!r}; give both, or neither to use those of checkpoints"
+            )

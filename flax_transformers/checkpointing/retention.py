@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,3 +43,17 @@ class Retention:
         """What orbax asks; ``checkpoints`` have a ``step``."""
         kept = self.kept([checkpoint.step for checkpoint in checkpoints]) | self.links
         return [checkpoint.step in kept for checkpoint in checkpoints]
+
+
+def evaluations_since_best(
+    evaluations: Sequence[Mapping[str, float]], metric: str, mode: str, min_delta: float = 0.0
+) -> int:
+    """How many evaluations there were since the last that improved ``metric`` by more than
+    ``min_delta``; a score that is not finite is no improvement."""
+    best, since = math.inf, 0
+    for row in evaluations:
+        if metric in row:
+            score = row[metric] if mode == "min" else -row[metric]
+            improves = math.isfinite(score) and best - score > min_delta
+            best, since = (score, 0) if improves else (best, since + 1)
+    return since

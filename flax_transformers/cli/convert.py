@@ -154,7 +154,7 @@ def _write_directory(target: Path, model: Any, params: Any, found: Found) -> tup
 
     from flax_transformers.checkpointing.step_directories import write_files
     from flax_transformers.cli.run_files import run_files, with_ids_of
-    from flax_transformers.huggingface import side_files
+    from flax_transformers.huggingface import folder_kinds
     from flax_transformers.huggingface import write as hub_write
     from flax_transformers.storage.paths import is_bucket
 
@@ -170,7 +170,7 @@ def _write_directory(target: Path, model: Any, params: Any, found: Found) -> tup
             model = with_ids_of(model, None if tokenizer is None else Path(tokenizer))
         beside = _as_transformers_reads_it(tokenizer, model.config, Path(scratch))
         files = run_files(found, model.config, beside) if trained else {}
-        carried = [*side_files.carried_files(beside), *files]
+        carried = [*folder_kinds.carried_files(beside), *files]
         hub_write.save_directory(target, model, params, tokenizer_from=beside, files=files)
     if two_tokenizers:
         return model, _two_tokenizers(found.folder)
@@ -203,12 +203,12 @@ def _write_checkpoint(target: Path, model: Any, params: Any, source: Path) -> st
     from flax_transformers.checkpointing.config import CheckpointConfig
     from flax_transformers.checkpointing.manager import Checkpoints
     from flax_transformers.data.tokenizers.load import published_files
-    from flax_transformers.huggingface import side_files
+    from flax_transformers.huggingface import folder_kinds
     from flax_transformers.huggingface.write import appearing
     from flax_transformers.models.config import TextConfig
     from flax_transformers.training.restore import converted_meta
 
-    carried = side_files.carried_files(source)
+    carried = folder_kinds.carried_files(source)
     # config.json may be the only file that names the tokenizer's class.
     told = published_files(source) if isinstance(model.config, TextConfig) else {}
     files = {f"tokenizer/{name}": Path(file) for name, file in {**told, **carried}.items()}

@@ -13,7 +13,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.ranges import EXAMPLES
 
 if TYPE_CHECKING:
-    from flax_transformers.data.pipeline.inputs import Inputs, Row
+    from flax_transformers.data.inputs import Inputs, Row
     from flax_transformers.evaluation.predict import ImageFiles
     from flax_transformers.runtime import Described, Placed
 
@@ -112,7 +112,7 @@ def _of_run(described: Described, name: str) -> Any:
 
 def _inputs(command: Predict, described: Described, objective: Any) -> Inputs:
     """The file of rows, with the fields of the run's training data where none are given."""
-    from flax_transformers.data.pipeline.inputs import Inputs
+    from flax_transformers.data.inputs import Inputs
     from flax_transformers.objectives.question_answering import QuestionAnswering
     from flax_transformers.objectives.token_classification import TokenClassification
 

@@ -18,8 +18,8 @@ import numpy as np
 from flax_transformers.data.images.augmentation import centre_crop
 from flax_transformers.data.images.decode import UnreadableImage, decode_image, resize
 from flax_transformers.data.images.files import image_files
+from flax_transformers.data.inputs import Inputs, Row
 from flax_transformers.data.pipeline.examples import Examples
-from flax_transformers.data.pipeline.inputs import Inputs, Row
 from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
 from flax_transformers.data.pipeline.loader import stacked
 from flax_transformers.data.tokenizers.encoding import encode_documents

@@ -13,11 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from flax_transformers.errors import UserError
-from flax_transformers.huggingface.side_files import CONFIG
 from flax_transformers.huggingface.tensor_files import INDEX, WEIGHTS, read_json
 
+CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CARRIED = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
+    "tokenizer.model", "source.spm", "target.spm", "target_vocab.json", "chat_template.jinja",
+    "preprocessor_config.json", "processor_config.json", "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)  # fmt: skip
+"""Files of the tokenizer and of preprocessing, which are copied as they are."""
 
 _MAX_NAMES = 10_000
 """Number of entries of a folder that are examined."""
@@ -30,6 +38,14 @@ _VARIANT = re.compile(
 _SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
 
 _SAVE = "save_pretrained('safetensors')"
+
+
+def carried_files(directory: str | os.PathLike[str] | None) -> dict[str, Path]:
+    """Those of the CARRIED files that are in a directory, by name."""
+    if directory is None:
+        return {}
+    files = {name: Path(directory) / name for name in CARRIED}
+    return {name: file for name, file in files.items() if file.is_file()}
 
 
 def inner_folder(directory: Path) -> Path:

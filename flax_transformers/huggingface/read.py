@@ -22,7 +22,6 @@ from flax_transformers.huggingface import (
     folder_kinds,
     generation_settings,
     peft,
-    side_files,
     tensor_files,
     tensor_names,
 )
@@ -184,7 +183,7 @@ def _find_source(directory: Path) -> _Source:
 def tokenizer_folder(directory: Path) -> Path:
     """Where the tokenizer of a model is: in the folder of its weights, or beside its adapter."""
     folder = folder_kinds.inner_folder(directory)
-    if folder_kinds.holds_adapter(folder) and not side_files.carried_files(folder):
+    if folder_kinds.holds_adapter(folder) and not folder_kinds.carried_files(folder):
         return _find_source(directory).folder
     return folder
 

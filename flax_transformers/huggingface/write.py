@@ -21,9 +21,9 @@ from flax.traverse_util import flatten_dict
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface import generation_settings, tensor_files
 from flax_transformers.huggingface.family import config_json, family_of, within_vocabulary
+from flax_transformers.huggingface.folder_kinds import CONFIG, carried_files
 from flax_transformers.huggingface.placement import boxed_shapes
 from flax_transformers.huggingface.sentence_transformers import sentence_files, sentence_limit
-from flax_transformers.huggingface.side_files import CONFIG, carried_files
 from flax_transformers.huggingface.tensor_files import TensorInfo
 from flax_transformers.huggingface.weights import export_tensors, tensor_dtypes, tensor_shapes
 from flax_transformers.models.config import TransformerConfig

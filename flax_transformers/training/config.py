@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from flax_transformers import ranges
 from flax_transformers.adapters.lora import LoraConfig
-from flax_transformers.checkpointing.config import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig, EarlyStopping
 from flax_transformers.config_json import FORMAT, from_json, to_json
 from flax_transformers.data.config import DataConfig
 from flax_transformers.errors import UserError
@@ -106,36 +106,6 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "evaluation")
-
-
-@dataclass(frozen=True)
-class EarlyStopping:
-    """Whether a run ends before its last step because an evaluation metric improves no more.
-
-    The best step is kept then, as with ``checkpoints.keep_best`` 1.
-    """
-
-    patience: int | None = None
-    """End after this many consecutive evaluations without an improvement; None: never."""
-    min_delta: float = 0.0
-    """An improvement is a change of the metric by more than this."""
-    metric: str | None = None
-    """Such as "eval/accuracy", together with ``mode``; None: ``checkpoints.best_metric``."""
-    mode: Literal["min", "max"] | None = None
-    """Whether lower or higher is better."""
-
-    RANGES: ClassVar[Ranges] = {
-        "patience": ranges.integers(),
-        "min_delta": ranges.numbers(0, 1e9),
-    }
-
-    def __post_init__(self) -> None:
-        ranges.check_fields(self, "early_stopping")
-        if (self.metric is None) != (self.mode is None):
-            raise ranges.OutOfRange(
-                f"early_stopping.metric is {self.metric!r} and early_stopping.mode is "
-                f"{self.mode!r}; give both, or neither to use those of checkpoints"
-            )
 
 
 @dataclass(frozen=True)

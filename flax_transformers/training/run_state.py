@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from etils import epath
 
+from flax_transformers.checkpointing.retention import evaluations_since_best
 from flax_transformers.checkpointing.step_directories import finished_steps, read_meta
 from flax_transformers.config_json import current_names, from_json, to_json
 from flax_transformers.data.dataset import Dataset
@@ -76,20 +76,6 @@ class RunState:
     def normalized(self, config: TrainConfig) -> RunState:
         """The same position, as the start of the next phase if this one is over."""
         return replace(self, phase=self.phase + 1, examples=0) if self.done(config) else self
-
-
-def evaluations_since_best(
-    evaluations: Sequence[Mapping[str, float]], metric: str, mode: str, min_delta: float = 0.0
-) -> int:
-    """How many evaluations there were since the last that improved ``metric`` by more than
-    ``min_delta``; a score that is not finite is no improvement."""
-    best, since = math.inf, 0
-    for row in evaluations:
-        if metric in row:
-            score = row[metric] if mode == "min" else -row[metric]
-            improves = math.isfinite(score) and best - score > min_delta
-            best, since = (score, 0) if improves else (best, since + 1)
-    return since
 
 
 def reason_to_stop_early(config: TrainConfig, position: RunState) -> str | None:

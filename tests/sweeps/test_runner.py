@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 
 from flax_transformers import run as runs
+from flax_transformers.checkpointing.config import EarlyStopping
 from flax_transformers.cli.parsing import override
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
@@ -17,7 +18,7 @@ from flax_transformers.sweeps import runner
 from flax_transformers.sweeps.study import Study, Sweep, points
 from flax_transformers.sweeps.table import make_table
 from flax_transformers.testing import batches_with_nan, tiny_bert, tiny_config, write_corpus
-from flax_transformers.training.config import EarlyStopping, Logging
+from flax_transformers.training.config import Logging
 from flax_transformers.training.loop import Outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]

@@ -9,19 +9,19 @@ import shutil
 
 import pytest
 
-from flax_transformers.checkpointing.config import CheckpointConfig
+from flax_transformers.checkpointing.config import CheckpointConfig, EarlyStopping
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_arrays
+from flax_transformers.checkpointing.retention import evaluations_since_best
 from flax_transformers.data.dataset import prepare
 from flax_transformers.errors import UserError
 from flax_transformers.pretrained import find_pretrained, is_checkpoint
 from flax_transformers.ranges import OutOfRange
 from flax_transformers.testing import assert_bit_equal, tiny_config, write_corpus
 from flax_transformers.training.check_run import check_config, check_run
-from flax_transformers.training.config import EarlyStopping, Evaluation
+from flax_transformers.training.config import Evaluation
 from flax_transformers.training.loop import train
 from flax_transformers.training.run_state import (
     RunState,
-    evaluations_since_best,
     reason_to_stop_early,
 )
 

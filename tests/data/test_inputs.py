@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from flax_transformers.data.pipeline.inputs import Inputs
+from flax_transformers.data.inputs import Inputs
 from flax_transformers.errors import UserError
 
 
