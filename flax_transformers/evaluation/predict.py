@@ -284,7 +284,7 @@ def predictions(
 ) -> list[Arrays]:
     """What ``objective.predict`` gives for each example, in order, as batches of one row."""
     functions, mesh = model_functions(restored.model), restored.mesh
-    hosts = rows_of_host(mesh, batch_size)
+    hosts = rows_of_host(mesh, batch_size, name="--batch-size")
     found: dict[int, Arrays] = {}
     with jax.set_mesh(mesh):
         step = prediction_step(objective, functions, restored.params, mesh)

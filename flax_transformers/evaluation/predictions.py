@@ -55,10 +55,10 @@ def held_out_predictions(config: TrainConfig, prepared: Dataset) -> Predictions:
     return predict
 
 
-def rows_of_host(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of each batch that this host makes. Raises UserError if a batch does not divide over
-    the mesh."""
-    check_batch(batch_size, 1, mesh, name="evaluation.batch_size")
+def rows_of_host(mesh: Mesh, batch_size: int, name: str = "evaluation.batch_size") -> np.ndarray:
+    """The rows of each batch that this host makes. Raises UserError, with the ``name`` of the
+    setting, if a batch does not divide over the mesh."""
+    check_batch(batch_size, 1, mesh, name=name)
     return host_rows(batch_sharding(mesh), batch_size)
 
 
