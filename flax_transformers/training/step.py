@@ -122,11 +122,10 @@ def make_train_step(
         updated, update_is_finite = update(state, grads)
         usable &= update_is_finite
         if in_place:
-            params, opt_state, average = _in_turn(update, state, grads, usable)
+            updated = _in_turn(update, state, grads, usable)
         else:
-            params, opt_state, average = _if(
-                usable, updated, (state.params, state.opt_state, state.ema)
-            )
+            updated = _if(usable, updated, (state.params, state.opt_state, state.ema))
+        params, opt_state, average = updated
         mean = renewed_mean(grad_norm, state.norm_mean, updates_made)
         new_state = state.replace(
             step=state.step + 1,

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
-from flax_transformers.models.kernels.activations import gelu, gelu_tanh
 from flax_transformers.models.kernels.chunked_feed_forward import (
     can_be_chunked,
     chunked_feed_forward,
 )
+from flax_transformers.models.kernels.closed_form import gelu, gelu_tanh
 from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.linear import Linear
 from flax_transformers.parallel.partitioning import INTERMEDIATE, constrain

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.models.config import TransformerConfig
-from flax_transformers.models.kernels.normalization import standardized
+from flax_transformers.models.kernels.closed_form import standardized
 
 
 def make_norm(config: TransformerConfig, dtype: jnp.dtype, name: str | None = None) -> nn.Module:

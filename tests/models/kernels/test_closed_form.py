@@ -1,4 +1,4 @@
-"""GELU and its derivative against float64, and what a backward pass keeps of it."""
+"""Values and derivatives in closed form against float64, and against autodiff of the definition."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from flax_transformers.models.kernels.activations import gelu, gelu_tanh
+from flax_transformers.models.kernels.closed_form import gelu, gelu_tanh, standardized
 
 X = np.linspace(-12.0, 12.0, 4801)
 
@@ -50,3 +50,27 @@ def test_a_backward_pass_keeps_one_array(function):
     _, backward = jax.vjp(function, x)
     kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.shape == x.shape]
     assert len(kept) == 1
+
+
+def definition(x, eps):
+    deviation = x - jnp.mean(x, axis=-1, keepdims=True)
+    return deviation / jnp.sqrt(jnp.mean(deviation**2, axis=-1, keepdims=True) + eps)
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-1])
+def test_value_and_gradient_are_those_of_the_definition(eps):
+    keys = jax.random.split(jax.random.key(0))
+    x, weight = (jax.random.normal(key, (3, 5, 32)) + 2.0 for key in keys)
+    np.testing.assert_allclose(standardized(x, eps), definition(x, eps), rtol=1e-5, atol=1e-6)
+    ours, theirs = (
+        jax.grad(lambda x, f=f: jnp.sum(f(x, eps) * weight))(x) for f in (standardized, definition)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_gives_float32_and_a_gradient_in_bfloat16():
+    x = jax.random.normal(jax.random.key(0), (4, 32)).astype(jnp.bfloat16)
+    result, backward = jax.vjp(lambda x: standardized(x, 1e-6), x)
+    assert result.dtype == jnp.float32
+    (gradient,) = backward(jnp.ones_like(result))
+    assert gradient.dtype == jnp.bfloat16
