@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a warm-up, then one of four shapes.
+"""Learning-rate schedules: a warm-up, then one of five shapes.
 
 ``rate(step)`` is the rate of the update that turns the parameters after ``step`` updates into those
 after ``step + 1``, so steps count from 0 and run to ``total_steps - 1``. With a warm-up the rate at
@@ -41,8 +41,11 @@ class Schedule:
     - ``linear``: from 1 at step W down to e at step N in a straight line (BERT, arXiv:1810.04805).
       The original code counts the descent from step 0, so its rate drops by the factor
       ``1 - W/N`` at the end of the warm-up; here, as in Hugging Face, it is continuous.
-    - ``cosine``: ``e + (1 - e) * (1 + cos(pi * (step - W) / (N - W))) / 2``, half a period and no
-      restarts (SGDR, arXiv:1608.03983).
+    - ``cosine``: ``e + (1 - e) * (1 + cos(pi * (step - W) / (N - W))) / 2``, half a period; with
+      ``cycles`` C that many such descents, each over ``(N - W) / C`` steps (SGDR,
+      arXiv:1608.03983).
+    - ``wsd``: 1 up to step N - D, then down to e at step N in a straight line, with D =
+      ``decay_steps`` (warm-up, stable, decay: MiniCPM, arXiv:2404.06395).
     - ``inverse_sqrt``: ``sqrt(K / max(step, K))`` with K = ``timescale``, W where left out.
       K = W is the Transformer's (arXiv:1706.03762 §5.3); W = 0 and K = 10,000 is T5's
       (arXiv:1910.10683 §3.1.2), flat for K steps.
@@ -50,35 +53,45 @@ class Schedule:
     After step N the rate stays at its last value (``inverse_sqrt`` keeps falling).
     """
 
-    kind: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "linear"
+    kind: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt"] = "linear"
     warmup_steps: int = 0
     end_fraction: float = 0.0
     timescale: int | None = None
+    decay_steps: int | None = None
+    """Of ``wsd``; None: a tenth of the run."""
+    cycles: int = 1
 
     RANGES: ClassVar[Ranges] = {
         "warmup_steps": ranges.integers(0),
         "end_fraction": ranges.SHARE,
         "timescale": ranges.integers(),
+        "decay_steps": ranges.integers(),
+        "cycles": ranges.integers(1, 10_000),
     }
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "optimizer.schedule")
-        if self.end_fraction and self.kind not in ("linear", "cosine"):
+        if self.end_fraction and self.kind not in ("linear", "cosine", "wsd"):
             raise ranges.OutOfRange(
                 f"optimizer.schedule.end_fraction is {self.end_fraction}, but a {self.kind} "
-                "schedule has no end value; set it to 0, or choose linear or cosine"
+                "schedule has no end value; set it to 0, or choose linear, cosine or wsd"
             )
-        if self.kind != "inverse_sqrt":
-            if self.timescale is not None:
+        for name, kind in (
+            ("timescale", "inverse_sqrt"),
+            ("decay_steps", "wsd"),
+            ("cycles", "cosine"),
+        ):
+            given = getattr(self, name)
+            if self.kind != kind and given != getattr(Schedule, name):
                 raise ranges.OutOfRange(
-                    f"optimizer.schedule.timescale is {self.timescale}, but only the inverse_sqrt "
-                    f"schedule uses it; leave it out for {self.kind}"
+                    f"optimizer.schedule.{name} is {given}, but only the {kind} schedule uses it; "
+                    f"leave it out for {self.kind}"
                 )
-        elif (self.timescale or self.warmup_steps) < max(1, self.warmup_steps):
-            given = self.warmup_steps if self.timescale is None else self.timescale
+        start = self.timescale or self.warmup_steps
+        if self.kind == "inverse_sqrt" and start < max(1, self.warmup_steps):
             raise ranges.OutOfRange(
                 "an inverse_sqrt schedule falls from step optimizer.schedule.timescale on, which "
-                f"is {given}; set it, or optimizer.schedule.warmup_steps when it is left out, to "
+                f"is {start}; set it, or optimizer.schedule.warmup_steps when it is left out, to "
                 f"at least {max(1, self.warmup_steps)}"
             )
 
@@ -109,6 +122,17 @@ def make_schedule(config: Schedule, peak: float, total_steps: int) -> optax.Sche
         after = _line(peak, peak * config.end_fraction, decay_steps)
     elif config.kind == "cosine":
         after = optax.cosine_decay_schedule(peak, decay_steps, alpha=config.end_fraction)
+        if config.cycles > 1:
+            after = _repeated(after, config.cycles, decay_steps)
+    elif config.kind == "wsd":
+        last = config.decay_steps or min(max(1, total_steps // 10), decay_steps)
+        if last > decay_steps:
+            raise ranges.OutOfRange(
+                f"optimizer.schedule.decay_steps is {last}, but the run has {decay_steps} steps "
+                "after its warm-up; lower it, or raise the steps of phases"
+            )
+        fall = _line(peak, peak * config.end_fraction, last)
+        after = lambda step: fall(step - (decay_steps - last))  # noqa: E731
     else:
         after = _inverse_sqrt(peak, config.timescale or warmup, warmup)
     if warmup:
@@ -128,6 +152,11 @@ def _line(start: float, end: float, steps: int) -> optax.Schedule:
         return start * ((steps - count) / steps) + end * (count / steps)
 
     return rate
+
+
+def _repeated(once: optax.Schedule, cycles: int, steps: int) -> optax.Schedule:
+    """``once``, a schedule over ``steps``, run through ``cycles`` times in as many steps."""
+    return lambda count: once(jnp.where(count < steps, count * cycles % steps, steps))
 
 
 def _inverse_sqrt(peak: float, timescale: int, offset: int) -> optax.Schedule:

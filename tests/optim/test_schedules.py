@@ -41,6 +41,22 @@ def test_cosine_is_half_a_period_from_the_peak_to_the_end():
         assert float(rate(step)) == pytest.approx(value, rel=2e-7, abs=0)
 
 
+def test_cosine_restarts_at_the_peak_after_each_cycle():
+    once = make_schedule(Schedule("cosine", end_fraction=0.1), 2.0, 4)
+    rate = make_schedule(Schedule("cosine", warmup_steps=2, end_fraction=0.1, cycles=3), 2.0, 14)
+    found = [float(rate(step)) for step in range(2, 14)]
+    assert found == [float(once(step % 4)) for step in range(12)]
+    assert float(rate(14)) == float(rate(99)) == pytest.approx(0.2)
+
+
+def test_wsd_stays_at_the_peak_and_falls_in_its_last_steps():
+    rate = make_schedule(Schedule("wsd", 2, decay_steps=4, end_fraction=0.5), 8.0, 12)
+    values = [float(rate(step)) for step in range(14)]
+    assert values == [0, 4, 8, 8, 8, 8, 8, 8, 8, 7, 6, 5, 4, 4]
+    tenth = make_schedule(Schedule("wsd"), 1.0, 100)
+    assert [float(tenth(step)) for step in (0, 90, 95, 100)] == [1, 1, 0.5, 0]
+
+
 def test_inverse_sqrt_quarters_the_steps_to_halve_the_rate():
     rate = make_schedule(Schedule("inverse_sqrt", warmup_steps=16), 1.0, 10_000)
     assert [float(rate(step)) for step in (0, 8, 16, 64, 1024)] == [0, 0.5, 1, 0.5, 0.125]
@@ -62,18 +78,18 @@ def test_inverse_sqrt_with_a_timescale_and_no_warmup_is_the_schedule_of_t5():
         assert float(rate(step)) == pytest.approx(1 / math.sqrt(max(step, 10_000)), rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "wsd"])
 def test_without_warmup_the_first_rate_is_the_peak(kind):
     assert float(make_schedule(Schedule(kind), 0.5, 10)(0)) == 0.5
 
 
-@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "inverse_sqrt"])
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "wsd", "inverse_sqrt"])
 def test_a_warmup_as_long_as_the_run_only_rises(kind):
     rate = make_schedule(Schedule(kind, warmup_steps=8), 8.0, 8)
     assert [float(rate(step)) for step in range(8)] == list(range(8))
 
 
-@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "inverse_sqrt"])
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "wsd", "inverse_sqrt"])
 def test_the_rate_is_float32_and_the_same_traced_or_not(kind):
     rate = make_schedule(Schedule(kind, warmup_steps=3), 1e-3, 20)
     for step in (0, 2, 3, 7, 19):
@@ -100,6 +116,9 @@ def test_the_rate_is_float32_and_the_same_traced_or_not(kind):
         (lambda: Schedule("inverse_sqrt"), 1.0, 10, "timescale on, which is 0"),
         (lambda: Schedule("inverse_sqrt", 5, timescale=4), 1.0, 10, "which is 4; .* at least 5"),
         (lambda: Schedule("cosine", timescale=4), 1.0, 10, "only the inverse_sqrt"),
+        (lambda: Schedule("cosine", decay_steps=4), 1.0, 10, "only the wsd schedule"),
+        (lambda: Schedule("linear", cycles=2), 1.0, 10, "cycles is 2, but only the cosine"),
+        (lambda: Schedule("wsd", 4, decay_steps=7), 1.0, 10, "is 7, but the run has 6 steps after"),
         (
             lambda: Schedule("polynomial"),
             1.0,
