@@ -39,6 +39,7 @@ MODULES = {
     "training.config_json": "config_json",
     "training.metrics": "monitoring.metrics",
     "training.optimizers": "optim.optimizers",
+    "training.restore": "restore",
     "training.schedules": "optim.schedules",
 }
 """Where the content of a former module is today."""

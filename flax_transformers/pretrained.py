@@ -46,7 +46,7 @@ from flax_transformers.models.config import (
 )
 from flax_transformers.models.generation_settings import NO_SETTINGS
 from flax_transformers.models.vision import change_image_size
-from flax_transformers.training.restore import restored_params, saved_lora, saved_model
+from flax_transformers.restore import restored_params, saved_lora, saved_model
 
 log = logging.getLogger(__name__)
 

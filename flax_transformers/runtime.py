@@ -39,9 +39,9 @@ from flax_transformers.pretrained import (
     initial_parameters,
     load_pretrained,
 )
+from flax_transformers.restore import Restored, restore_model, saved_tokenizers
 from flax_transformers.training.check_run import LABEL_HEADS
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.restore import Restored, restore_model, saved_tokenizers
 
 
 @dataclass(frozen=True)

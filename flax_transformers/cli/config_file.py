@@ -197,7 +197,7 @@ def config_of_run(found: Found) -> TrainConfig | None:
     A type of the user's own is imported from a file of the current folder that has the name of its
     module and defines it, as by ``python -m``. Raises UnregisteredType if there is no such file.
     """
-    from flax_transformers.training.restore import saved_config
+    from flax_transformers.restore import saved_config
 
     looked_for: set[str] = set()
     while True:

@@ -206,7 +206,7 @@ def _write_checkpoint(target: Path, model: Any, params: Any, source: Path) -> st
     from flax_transformers.huggingface import folder_kinds
     from flax_transformers.huggingface.write import appearing
     from flax_transformers.models.config import TextConfig
-    from flax_transformers.training.restore import converted_meta
+    from flax_transformers.restore import converted_meta
 
     carried = folder_kinds.carried_files(source)
     # config.json may be the only file that names the tokenizer's class.

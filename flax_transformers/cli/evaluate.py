@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from flax_transformers.data.dataset import Dataset
     from flax_transformers.evaluation.class_report import ClassReport
     from flax_transformers.models.config import TransformerConfig
+    from flax_transformers.restore import Restored
     from flax_transformers.runtime import Described
     from flax_transformers.training.callbacks import Snapshot
     from flax_transformers.training.config import TrainConfig
-    from flax_transformers.training.restore import Restored
 
 
 @dataclass(frozen=True)

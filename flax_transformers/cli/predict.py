@@ -102,7 +102,7 @@ def _of_run(described: Described, name: str) -> Any:
     None for weights that belong to no run."""
     from flax_transformers.checkpointing.step_directories import Found
     from flax_transformers.evaluation.predict import LABELLED
-    from flax_transformers.training.restore import saved_part
+    from flax_transformers.restore import saved_part
 
     if not isinstance(described.source, Found):
         return None

@@ -15,7 +15,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model, within_vocabulary
 from flax_transformers.models.config import TextConfig, TransformerConfig, VisionConfig
 from flax_transformers.objectives.images import PixelInput
-from flax_transformers.training.restore import saved_part
+from flax_transformers.restore import saved_part
 
 log = logging.getLogger(__name__)
 

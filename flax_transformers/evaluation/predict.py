@@ -60,7 +60,7 @@ from flax_transformers.objectives.rows import framing_ids, padded_tokens
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.token_classification import TokenClassification
 from flax_transformers.parallel.watchdog import watchdog
-from flax_transformers.training.restore import Restored
+from flax_transformers.restore import Restored
 from flax_transformers.training.step import model_functions
 
 LABELLED = (SequenceClassification, TokenClassification, QuestionAnswering, ImageClassification)

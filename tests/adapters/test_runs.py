@@ -16,10 +16,10 @@ from flax_transformers.data.dataset import prepare
 from flax_transformers.errors import UserError
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.pretrained import initial_parameters
+from flax_transformers.restore import restore_model
 from flax_transformers.testing import assert_bit_equal, tiny_bert, tiny_config, write_corpus
 from flax_transformers.training.config import Evaluation
 from flax_transformers.training.loop import train
-from flax_transformers.training.restore import restore_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 

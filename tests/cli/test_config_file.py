@@ -11,14 +11,13 @@ import textwrap
 
 import pytest
 
-from flax_transformers import config_json
+from flax_transformers import config_json, restore
 from flax_transformers.checkpointing.manager import find_checkpoint
 from flax_transformers.cli.config_file import config_of_run, load_config
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import UnregisteredType, from_json, register, to_json
 from flax_transformers.errors import UserError
 from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
-from flax_transformers.training import restore
 
 OWN = """
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ class Mine(MaskedLM):
 
 CONFIG = """
 import dataclasses
-from flax_transformers.training import restore
+from flax_transformers import restore
 from flax_transformers.testing import tiny_config
 {imports}
 

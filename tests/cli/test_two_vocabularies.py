@@ -6,7 +6,7 @@ import pytest
 
 from flax_transformers.checkpointing.manager import find_checkpoint
 from flax_transformers.cli.main import main
-from flax_transformers.training.restore import restore_model
+from flax_transformers.restore import restore_model
 
 CONFIG = """
 from flax_transformers.data.config import TextData

@@ -21,10 +21,10 @@ from flax_transformers.data.dataset import open_dataset
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.pretrained import load_pretrained
+from flax_transformers.restore import saved_config
 from flax_transformers.testing import relative_difference
 from flax_transformers.training.check_run import check_config, check_run
 from flax_transformers.training.loop import train
-from flax_transformers.training.restore import saved_config
 from flax_transformers.training.run_state import check_meta, with_dropout_of_run
 from tests.fixtures.make_saved_runs import STEPS, digest_of_state
 
