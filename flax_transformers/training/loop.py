@@ -25,6 +25,7 @@ from flax_transformers.monitoring.example_log import ExampleLog
 from flax_transformers.monitoring.file_sinks import JsonLines, TensorBoard
 from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.metrics import Totals
+from flax_transformers.monitoring.mixture_progress import MixtureProgress
 from flax_transformers.monitoring.profiling import Profiling, Watch
 from flax_transformers.monitoring.progress import Progress
 from flax_transformers.monitoring.sinks import MetricSink
@@ -48,7 +49,6 @@ from flax_transformers.training.callbacks import (
     Snapshot,
 )
 from flax_transformers.training.config import AnyPhase, TrainConfig
-from flax_transformers.training.mixture_progress import MixtureProgress
 from flax_transformers.training.resume import Begun, Ended, Run, roll_back, start
 from flax_transformers.training.run_state import (
     RunState,
@@ -224,7 +224,7 @@ def _run_phase(
     take_step = compiled_together(train_step)
     evaluation_step = compiled_together(run.trainer.evaluation_step())
     meter = make_meter(config, phase, run.mesh, run.clock, totals)
-    mixture = MixtureProgress(config, run.prepared, position.phase)
+    mixture = MixtureProgress(config.objective, config.phases, run.prepared, position.phase)
     with (
         batches_on_mesh(config, run.prepared, run.mesh, position) as batches,
         ExampleLog(run.workdir, position.step) as example_log,

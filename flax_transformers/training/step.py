@@ -96,12 +96,12 @@ def make_train_step(
     A step is skipped, and changes only the counters, if its gradients are not finite, if their norm
     is more than ``skip_spikes_above`` times its mean, or if the new parameters, optimizer state or
     average would not be finite. The learning rate follows the number of updates made. ``frozen``:
-    patterns of parameters without gradients. ``of_model``: from the parameters of the state to
-    those of the model, which adapters are merged into. ``ema``: how the state's average is updated.
-    ``gradient_reduce_dtype`` is that of ``ComputeConfig``. ``in_place``: compute the update twice,
-    first to test it and then onto the old state, so that no second state is held beside it. That is
-    faster on the CPU, where a second reading costs less than the allocation. Results are the same
-    but for rounding: compilers may fuse multiplications and additions differently.
+    patterns of parameters without gradients. ``of_model``: merges adapters into the parameters.
+    ``ema``: how the state's average is updated. ``gradient_reduce_dtype`` is that of
+    ``ComputeConfig``. ``in_place``: compute the update twice, first to test it and then onto the
+    old state, so that no second state is held beside it. That is faster on the CPU, where a second
+    reading costs less than the allocation. Results are the same but for rounding: compilers may
+    fuse multiplications and additions differently.
     """
     update = partial(_updated, optimizer, frozen, ema)
 
@@ -109,9 +109,8 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         trained, _ = partition(state.params, frozen)
 
-        def terms(trained: Params, batch: Batch, rngs: Any) -> LossTerms:
-            params = of_model(merge(trained, state.params))
-            return objective.terms(functions, params, batch, rngs)
+        def terms(part: Params, batch: Batch, rngs: Any) -> LossTerms:
+            return objective.terms(functions, of_model(merge(part, state.params)), batch, rngs)
 
         with gradients_reduced_in(gradient_reduce_dtype):
             grads, sums = _gradients(terms, trained, batch, key, micro_batches)

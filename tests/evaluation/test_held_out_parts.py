@@ -8,9 +8,9 @@ from flax_transformers.data.dataset import prepare
 from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
+from flax_transformers.monitoring.mixture_progress import MixtureProgress
 from flax_transformers.testing import tiny_config, write_corpus
 from flax_transformers.training.config import Phase
-from flax_transformers.training.mixture_progress import MixtureProgress
 from tests.evaluation.test_held_out import LENGTH, Shares, by_hand, score
 
 
@@ -53,7 +53,7 @@ def test_each_part_is_scored_by_itself_and_all_together(prepared):
 def test_what_was_taken_of_each_part_adds_up_over_phases(prepared):
     phases = (Phase(10, LENGTH, 8), Phase(5, 2 * LENGTH, 4))
     config = tiny_config("text.txt", "store", objective=Shares(), phases=phases)
-    row = MixtureProgress(config, prepared, phase=1).row(20)
+    row = MixtureProgress(config.objective, config.phases, prepared, phase=1).row(20)
     assert (row["train/examples_de"], row["train/examples_en"]) == (25, 75)
     sizes = [
         len(prepared.parts[0].examples("train", Shares().window_spec(phase.sequence_length)))
@@ -63,4 +63,4 @@ def test_what_was_taken_of_each_part_adds_up_over_phases(prepared):
     assert row["train/epochs_de"] == pytest.approx(epochs)
     assert row["train/tokens_de"] == pytest.approx(epochs * prepared.parts[0].train.num_tokens)
     alone = dataclasses.replace(config, data=prepared.data.part(prepared.data.components[0]))
-    assert MixtureProgress(alone, prepared.parts[0], phase=1).row(20) == {}
+    assert MixtureProgress(alone.objective, alone.phases, prepared.parts[0], phase=1).row(20) == {}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.data.pipeline.examples import Examples
-from flax_transformers.training.config import TrainConfig
+from flax_transformers.objectives.base import Objective
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,18 @@ class ComponentProgress:
 
 
 class MixtureProgress:
-    """Counts what was read of each component since the start of a run; nothing for other data."""
+    """Counts what was read of each component since the start of a run; nothing for other data.
 
-    def __init__(self, config: TrainConfig, prepared: Dataset, phase: int) -> None:
-        self._config, self._prepared = config, prepared
+    ``phases``: those of the run's config; ``phase``: the index of the present one.
+    """
+
+    def __init__(
+        self, objective: Objective, phases: Sequence[Any], prepared: Dataset, phase: int
+    ) -> None:
+        self._objective, self._phases, self._prepared = objective, phases, prepared
         self._examples = self._examples_of(phase)
         self._before: dict[str, ComponentProgress] = {}
-        for number, over in enumerate(config.phases[:phase]):
+        for number, over in enumerate(phases[:phase]):
             taken = self._taken(self._examples_of(number), over.steps * over.batch_size)
             self._before = _added(self._before, taken)
 
@@ -48,7 +55,7 @@ class MixtureProgress:
     def _examples_of(self, phase: int) -> Examples | None:
         if len(self._prepared.components) == 1 and self._prepared.components[0][0] == "":
             return None
-        spec = self._config.objective.window_spec(self._config.phases[phase].sequence_length)
+        spec = self._objective.window_spec(self._phases[phase].sequence_length)
         return self._prepared.examples("train", spec)
 
     def _taken(self, examples: Examples | None, position: int) -> dict[str, ComponentProgress]:
