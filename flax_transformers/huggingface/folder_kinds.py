@@ -27,15 +27,6 @@ CARRIED = (
 )  # fmt: skip
 """Files of the tokenizer and of preprocessing, which are copied as they are."""
 
-CARRIED = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
-    "tokenizer.model", "source.spm", "target.spm", "target_vocab.json", "chat_template.jinja",
-    "preprocessor_config.json", "processor_config.json", "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-)  # fmt: skip
-"""Files of the tokenizer and of preprocessing."""
-
 _MAX_NAMES = 10_000
 """Number of entries of a folder that are examined."""
 
@@ -84,14 +75,6 @@ def holds_adapter(directory: Path) -> bool:
     names = _names(directory)
     whole = any(name.endswith(".safetensors") and name.startswith("model") for name in names)
     return ADAPTER_CONFIG in names and ADAPTER_WEIGHTS in names and not whole
-
-
-def carried_files(directory: str | os.PathLike[str] | None) -> dict[str, Path]:
-    """Those of the CARRIED files that are in a directory, by name."""
-    if directory is None:
-        return {}
-    files = {name: Path(directory) / name for name in CARRIED}
-    return {name: file for name, file in files.items() if file.is_file()}
 
 
 def read_config(directory: Path) -> dict[str, Any]:
