@@ -46,7 +46,9 @@ _TYPES = {
     "adamw": "optim.optimizers.AdamW",
     "adafactor": "optim.optimizers.Adafactor",
     "lamb": "optim.optimizers.LAMB",
+    "lars": "optim.optimizers.LARS",
     "lion": "optim.optimizers.Lion",
+    "muon": "optim.optimizers.Muon",
     "schedule": "optim.schedules.Schedule",
     # Data.
     "text": "data.config.TextData",

@@ -9,6 +9,7 @@ restores with them changed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
@@ -31,6 +32,7 @@ from flax_transformers.optim.selection import (
     kind_of,
     map_named,
     matches,
+    matrix_axes,
     merge,
     partition,
 )
@@ -183,6 +185,81 @@ class Lion(OptimizerConfig):
     ) -> optax.GradientTransformation:
         """``sign(b1 * m + (1 - b1) * gradient) + weight_decay * parameter``."""
         return optax.chain(optax.scale_by_lion(self.b1, self.b2, mu_dtype=jnp.float32), decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LARS(OptimizerConfig):
+    """Momentum of gradients that are as long as the parameter itself, times a coefficient, in each
+    layer (arXiv:1708.03888). As in linear probes of MoCo v3 and MAE (arXiv:2111.06377), the
+    learning rate is multiplied after the momentum, and biases and scales are not adapted."""
+
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    trust_coefficient: float = 1e-3
+    no_adaptation: tuple[str, ...] = ("bias", "scale")
+    """Kinds of parameters whose step is not scaled by their norm."""
+
+    RANGES: ClassVar[Ranges] = {"momentum": ranges.RATE, "trust_coefficient": ranges.COEFFICIENT}
+
+    def direction(
+        self, decay: optax.GradientTransformation, axes: Axes
+    ) -> optax.GradientTransformation:
+        """``m = momentum * m + coefficient * |parameter| / |u| * u``, u with the weight decay."""
+        ratio = transforms.scale_by_trust_ratio(self.no_adaptation, axes, self.trust_coefficient)
+        return optax.chain(decay, ratio, optax.trace(self.momentum))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon(OptimizerConfig):
+    """Orthogonalized momentum for kernels of layers, and Adam for tables, biases, scales, patches,
+    routers and layers of logits (K. Jordan, 2024; ``optax.contrib``).
+
+    A kernel's step has the root mean square of 0.2 that Adam's usually has, so that both share one
+    learning rate and weight decay (Moonlight, arXiv:2502.16982).
+    """
+
+    learning_rate: float = 3e-4
+    momentum: float = 0.95
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    max_grad_norm: float | None = 1.0
+
+    RANGES: ClassVar[Ranges] = {"momentum": ranges.RATE}
+
+    def direction(
+        self, decay: optax.GradientTransformation, axes: Axes
+    ) -> optax.GradientTransformation:
+        """The nearest orthogonal matrix to ``m``, times ``0.2 * sqrt(max(inputs, outputs))``."""
+
+        def matrices(tree: Any) -> Any:
+            def numbers(name: Name, leaf: Any) -> Any:
+                own = matrix_axes(name, leaf.ndim, axes)
+                return optax.contrib.MuonDimensionNumbers(own.rows, own.columns)
+
+            return map_named(numbers, tree)
+
+        def which(name: Name, leaf: Any) -> str:
+            is_layer = _WITH_ADAM.isdisjoint(axes.get(name, ())) and kind_of(name, axes) == "kernel"
+            return "muon" if is_layer and matrix_axes(name, leaf.ndim, axes).rows else "adam"
+
+        def scale(name: Name, update: jax.Array) -> jax.Array:
+            own = matrix_axes(name, update.ndim, axes)
+            sides = [math.prod(update.shape[i] for i in part) for part in (own.rows, own.columns)]
+            return update * (0.2 * math.sqrt(max(sides)))
+
+        orthogonal = optax.chain(
+            optax.contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=matrices),
+            optax.stateless(lambda updates, params: map_named(scale, updates)),
+        )
+        adam = transforms.scale_by_adam(self.b1, self.b2, self.eps)
+        both = optax.partition({"muon": orthogonal, "adam": adam}, lambda p: map_named(which, p))
+        return optax.chain(both, decay)
+
+
+_WITH_ADAM = frozenset({"vocab", "labels", "channels", "router"})
+"""Axes of kernels that Muon leaves to Adam."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,9 +79,10 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 def scale_by_trust_ratio(
-    no_adaptation: Sequence[str], axes: Axes = NO_AXES
+    no_adaptation: Sequence[str], axes: Axes = NO_AXES, coefficient: float = 1.0
 ) -> optax.GradientTransformation:
-    """Times ``|parameter| / |direction|`` (LAMB, arXiv:1904.00962 algorithm 2, phi the identity).
+    """Times ``coefficient * |parameter| / |direction|`` (LAMB, arXiv:1904.00962 algorithm 2, phi
+    the identity).
 
     The ratio is one where either norm is zero, as of a bias at the start, and for the parameters
     whose kind (``kind_of``) is in ``no_adaptation``.
@@ -93,7 +94,7 @@ def scale_by_trust_ratio(
         own = matrix_axes(name, parameter.ndim, axes)
         size, length = (jnp.sqrt(_sum_squares(x, own)) for x in (parameter, direction))
         known = (size > 0) & (length > 0)
-        return direction * jnp.where(known, size / jnp.where(known, length, 1), 1)
+        return direction * jnp.where(known, coefficient * size / jnp.where(known, length, 1), 1)
 
     return optax.stateless(lambda updates, params: map_named(adapt, updates, params))
 

@@ -1,4 +1,4 @@
-"""Adafactor, LAMB and Lion: against their papers' equations in float64, and layer by layer."""
+"""Optimizers against their papers' equations in float64, and layer by layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ import optax
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.optim.optimizers import LAMB, Adafactor, AdamW, Lion, make_optimizer
+from flax_transformers.optim.optimizers import (
+    LAMB,
+    LARS,
+    Adafactor,
+    AdamW,
+    Lion,
+    Muon,
+    make_optimizer,
+)
 from flax_transformers.optim.schedules import Schedule
 from flax_transformers.optim.selection import name_of
 from flax_transformers.optim.transforms import FactoredState
@@ -145,6 +153,42 @@ def lion(config):
     return update
 
 
+def lars(config):
+    def update(name, x, g, t, memory):
+        u = g + decay(config, name, x)
+        if name.split("/")[-1] not in config.no_adaptation:
+            u = config.trust_coefficient * np.linalg.norm(x) / np.linalg.norm(u) * u
+        memory["m"] = config.momentum * memory.get("m", 0) + u
+        return memory["m"]
+
+    return update
+
+
+def muon(config):
+    """Newton-Schulz iterations of Nesterov's momentum, both bias-corrected; Adam elsewhere."""
+
+    def update(name, x, g, t, memory):
+        beta = config.b1 if not name.endswith("kernel") else config.momentum
+        m = memory["m"] = beta * memory.get("m", 0) + (1 - beta) * g
+        if not name.endswith("kernel"):
+            v = memory["v"] = config.b2 * memory.get("v", 0) + (1 - config.b2) * g**2
+            step = m / (1 - beta**t) / (np.sqrt(v / (1 - config.b2**t)) + config.eps)
+            return step + decay(config, name, x)
+        ahead = beta * m / (1 - beta ** (t + 1)) + (1 - beta) * g / (1 - beta**t)
+        matrix = ahead.reshape(MATRICES[name])
+        matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+        matrix = matrix / np.linalg.norm(matrix)
+        for _ in range(5):
+            square = matrix @ matrix.T
+            matrix = 3.4445 * matrix + (-4.775 * square + 2.0315 * square @ square) @ matrix
+        if MATRICES[name][0] > MATRICES[name][1]:
+            matrix = matrix.T
+        scaled = 0.2 * np.sqrt(max(MATRICES[name])) * matrix.reshape(x.shape)
+        return scaled + decay(config, name, x)
+
+    return update
+
+
 def adafactor(config):
     """Algorithm 4 for matrices and 5 for vectors, with the decay of section 7.2."""
 
@@ -171,6 +215,8 @@ def adafactor(config):
 CASES = {
     "lamb": (LAMB(learning_rate=2e-2, weight_decay=0.1, schedule=CONSTANT), lamb),
     "lion": (Lion(learning_rate=3e-3, weight_decay=0.2, schedule=CONSTANT), lion),
+    "lars": (LARS(learning_rate=2.0, weight_decay=0.1, schedule=CONSTANT), lars),
+    "muon": (Muon(learning_rate=1e-2, max_grad_norm=None, schedule=CONSTANT), muon),
     "adafactor": (Adafactor(min_factored=1), adafactor),
     "adafactor, clipped and decaying": (
         Adafactor(

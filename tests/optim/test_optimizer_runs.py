@@ -15,7 +15,15 @@ from flax_transformers.checkpointing.manager import Checkpoints, restore_params
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import LossTerms, ModelFunctions
 from flax_transformers.optim.ema import EMAConfig
-from flax_transformers.optim.optimizers import LAMB, Adafactor, AdamW, Lion, make_optimizer
+from flax_transformers.optim.optimizers import (
+    LAMB,
+    LARS,
+    Adafactor,
+    AdamW,
+    Lion,
+    Muon,
+    make_optimizer,
+)
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding
 from flax_transformers.testing import assert_bit_equal
@@ -25,7 +33,9 @@ from flax_transformers.training.step import compile_train_step, make_train_step
 KINDS = {
     "adamw": AdamW(layer_decay=0.8, rate_factors=(("words", 0.5),)),
     "lamb": LAMB(),
+    "lars": LARS(),
     "lion": Lion(),
+    "muon": Muon(),
     "adafactor": Adafactor(min_factored=1),
     "frozen": Adafactor(min_factored=8, frozen=("words", "*/bias")),
 }
