@@ -7,8 +7,8 @@ Hardware:  written for a TPU v5e slice of 64 chips; --mesh.fsdp shards parameter
 Data:      as bert_base.py, and the same token store
 Expected:  not run. Table 6 of arXiv:1810.04805 reports a masked-LM perplexity of 3.23, which is a
            held-out loss of 1.17; see bert_base.py for why this is an estimate
-Planned:   not run. --topology v5e:8x8: 9.2 of 15.75 GiB per chip in the second phase, a step time
-           of at least 0.052 s, an MFU of at most 40.1 %: with four sequences per chip, memory
+Planned:   not run. --topology v5e:8x8: 7.7 of 15.75 GiB per chip in the second phase, a step time
+           of at least 0.041 s, an MFU of at most 50.7 %: with four sequences per chip, memory
            bandwidth is the bottleneck
 """
 
