@@ -85,7 +85,7 @@ class Sweep:
 
         assert self.workdir is not None
         study = self._study(load_study(self.study, overrides))
-        study.higher_is_better  # noqa: B018 (raises)
+        _ = study.higher_is_better  # raises if the direction of the metric is not known
         points = studies.points(study, studies.grid_axes(self.grid), override, overrides)
         baseline = studies.baseline_of(study, points, self.baseline)
         return studies.Sweep(study, tuple(points), baseline, open_workdir(self.workdir))

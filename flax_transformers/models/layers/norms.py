@@ -25,7 +25,7 @@ def make_norm(config: TransformerConfig, dtype: jnp.dtype, name: str | None = No
 
 
 class LayerNorm(nn.Module):
-    """Layer norm over the last axis, in float32 throughout and rounded last."""
+    """Layer norm (arXiv:1607.06450) over the last axis, in float32 throughout and rounded last."""
 
     eps: float
     use_bias: bool
