@@ -34,6 +34,7 @@ _TYPES = {
     "phase": "training.config.Phase",
     "image_phase": "training.config.ImagePhase",
     "evaluation": "training.config.Evaluation",
+    "evaluation_set": "data.base.EvaluationSet",
     "early_stopping": "checkpointing.config.EarlyStopping",
     "logging": "training.config.Logging",
     "checkpoints": "checkpointing.config.CheckpointConfig",

@@ -56,19 +56,20 @@ def train(
         prepared = runtime.fitted_data(config, prepared)
         check_run(config, prepared, new=not has_checkpoint(folder))
         config = runtime.with_label_names(config, prepared)
-        baselines = baselines_of_run(config, prepared, folder)
+        sets = runtime.evaluation_sets(config, prepared)
+        baselines = baselines_of_run(config, prepared, folder, sets)
         introduce(config, prepared, folder, baselines)
     outcome = loop.train(
         config,
         prepared,
         folder,
-        evaluators(config, prepared, runtime.built(config), folder),
+        evaluators(config, prepared, runtime.built(config), folder, sets=sets),
         runtime.initial_weights(config),
         profiling,
         callbacks,
         sinks,
     )
     with watchdog.phase("evaluation"):  # plots and samples
-        keep_baselines(config, prepared, folder, baselines)
+        keep_baselines(config, prepared, folder, baselines, sets)
         finish(folder, outcome, baselines)
     return outcome

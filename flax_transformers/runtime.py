@@ -18,7 +18,8 @@ from flax_transformers import ranges
 from flax_transformers.checkpointing.step_directories import Found, has_checkpoint
 from flax_transformers.data.base import Tokenizers
 from flax_transformers.data.config import DataConfig
-from flax_transformers.data.dataset import Dataset, open_dataset, prepare
+from flax_transformers.data.dataset import Dataset, open_dataset, prepare, tokenizers
+from flax_transformers.data.sources.documents import listed
 from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
@@ -92,6 +93,34 @@ def prepared_data(data: DataConfig, of_run: Tokenizers = MappingProxyType({})) -
             prepared.print_report()
         return prepared
     return prepare(data, of_run=of_run, compare="nothing")
+
+
+def evaluation_sets(config: TrainConfig, prepared: Dataset) -> list[tuple[str, Dataset]]:
+    """The evaluation sets of a config by name, prepared with the tokenizers and the classes of the
+    ``prepared`` training data, each as what is held out.
+
+    Raises UserError for a class that is not among those of the training data.
+    """
+    found = []
+    of_run = tokenizers(prepared)
+    for one in config.evaluation.sets:
+        data = config.data.of_evaluation_set(one, prepared.label_names)
+        own = prepared_data(data, of_run)
+        if tokenizers(own).keys() != of_run.keys() or any(
+            of_run[name].fingerprint != tokenizer.fingerprint
+            for name, tokenizer in tokenizers(own).items()
+        ):
+            raise UserError(
+                f"the evaluation set {one.name!r} was prepared in {own.directory} with another "
+                "tokenizer than the training data; delete that folder to prepare it again"
+            )
+        if own.label_names != prepared.label_names:
+            raise UserError(
+                f"the evaluation set {one.name!r} has the classes {listed(own.label_names)}, but "
+                f"the training data has {listed(prepared.label_names)}; give both the same"
+            )
+        found.append((one.name, fitted_data(config, prepared.scored_on(own))))
+    return found
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import UseAppendAction
 
 from flax_transformers.cli.parsing import Architecture, Model, option, override
 from flax_transformers.errors import UserError
@@ -19,13 +22,15 @@ if TYPE_CHECKING:
     from flax_transformers.training.callbacks import Snapshot
     from flax_transformers.training.config import TrainConfig
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Evaluate:
     """Score a model on the held-out data of its config, or of another.
 
     For classes and tags, precision, recall and F1 of each are printed too, with the confusion
-    matrix as text and PNG.
+    matrix as text and PNG. A table compares the scores on evaluation sets.
 
     Any field of the config can be set, as in --evaluation.batch-size 64. --mesh.fsdp -1 --mesh.data
     1 shards a model that does not fit on one device.
@@ -36,6 +41,9 @@ class Evaluate:
     """Config whose data and objective to score with (default: that of the run; a Hugging Face
     directory has none)."""
     architecture: Architecture = None
+    sets: Annotated[UseAppendAction[tuple[str, ...]], option("NAME=PATH")] = ()
+    """Also score these files, of the same kind as the training data, as eval/NAME/...; added to the
+    evaluation.sets of the config. Can be given several times."""
     output: Annotated[str | None, option("FILE")] = None
     """Also write the JSON to this file. The report of classes and the confusion matrix are written
     beside it, without it to evaluation/ in the workdir."""
@@ -57,13 +65,14 @@ class Evaluate:
         import jax
 
         from flax_transformers import runtime
+        from flax_transformers.evaluation.report import table_of_sets
         from flax_transformers.evaluation.tasks import baselines, evaluators
         from flax_transformers.parallel.mesh import make_mesh
         from flax_transformers.parallel.watchdog import watchdog
         from flax_transformers.training.check_run import check_config, check_run
 
         runtime.start(None)
-        config = self._config(overrides)
+        config = _with_sets(self._config(overrides), self.sets)
         watchdog.start(config.limits)
         mesh = make_mesh(config.mesh)
         with watchdog.phase("restore"):
@@ -78,6 +87,7 @@ class Evaluate:
             prepared = runtime.fitted_data(config, prepared)
             _check_data(config, prepared, described, described.place)
             check_run(config, prepared, new=False)
+            sets = runtime.evaluation_sets(config, prepared)
         with watchdog.phase("restore"):
             restored = runtime.restored_model(described, mesh, config.compute)
         config = replace(config, model=restored.model_config)
@@ -85,11 +95,14 @@ class Evaluate:
         result: dict[str, float] = {"step": restored.step}
         with jax.set_mesh(restored.mesh), watchdog.phase("evaluation"):
             report = self._report(described, restored.step)
-            for evaluator in evaluators(config, prepared, restored.model, None, report):
+            for evaluator in evaluators(config, prepared, restored.model, None, report, sets):
                 result |= evaluator(snapshot)
-            for baseline in baselines(config, prepared):
-                result[baseline.key] = baseline.score
-        return result
+            guesses = baselines(config, prepared, sets)
+        if sets and jax.process_index() == 0:
+            log.info(
+                "evaluation sets:\n%s\n", table_of_sets(result, [name for name, _ in sets], guesses)
+            )
+        return result | {baseline.key: baseline.score for baseline in guesses}
 
     def _report(self, described: Described, step: int) -> ClassReport:
         """Beside --output, else in the workdir of a run; only printed for other models."""
@@ -123,6 +136,27 @@ class Evaluate:
         return override(replace(config, mesh=MeshConfig()), overrides)
 
 
+def _with_sets(config: TrainConfig, sets: Sequence[str]) -> TrainConfig:
+    """``config`` with an evaluation set for each ``NAME=PATH``: the source of its training data, or
+    of the first component of a mixture, at another path."""
+    from flax_transformers.data.base import EvaluationSet
+
+    if not sets:
+        return config
+    first = getattr(config.data, "components", (config.data,))[0]
+    source = getattr(first, "source", None)
+    found = []
+    for text in sets:
+        name, equals, path = text.partition("=")
+        if not equals or not path:
+            raise UserError(f"--sets is {text!r}; give a name and a path, as in cs=cs_test.conllu")
+        if source is None:
+            raise UserError(f"--sets {text}: a {type(config.data).__name__} reads no files")
+        found.append(EvaluationSet(name, replace(source, path=path)))
+    own = config.evaluation
+    return replace(config, evaluation=replace(own, sets=(*own.sets, *found)))
+
+
 def _check_length(config: TrainConfig, model: TransformerConfig) -> None:
     length, limit = config.phases[-1].sequence_length, model.max_positions
     if limit is not None and length > limit:
@@ -138,10 +172,10 @@ def _check_data(
     from flax_transformers.pretrained import is_checkpoint
 
     spec = config.objective.window_spec(config.phases[-1].sequence_length)
-    if prepared.examples("validation", spec) is None:
+    if prepared.examples("validation", spec) is None and not config.evaluation.sets:
         raise UserError(
             f"the data in {prepared.directory} has no held-out examples; set "
-            "--data.validation-fraction, or a validation_source in the config"
+            "--data.validation-fraction, a validation_source in the config, or --sets NAME=PATH"
         )
     for name in ("tokenizer", "target_tokenizer"):
         theirs, ours = (

@@ -11,13 +11,13 @@ from flax_transformers.cli.parsing import Config, Flag, option
 from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:
-    from flax_transformers.data.base import Compare
+    from flax_transformers.data.base import Compare, EvaluationSet
     from flax_transformers.data.config import DataConfig
 
 
 @dataclass(frozen=True)
 class Prepare:
-    """Train the tokenizer and write the store of a config, ahead of training.
+    """Train the tokenizer and write the stores of a config, ahead of training.
 
     Any field of the config can be set, as in --data.store DIR. At most one of --begin, --shard and
     --verify can be given.
@@ -43,10 +43,10 @@ class Prepare:
         config = load_config(self.config, overrides)
         watchdog.start(config.limits)
         with watchdog.phase("prepare"):
-            return _prepare(self, config.data)
+            return _prepare(self, config.data, config.evaluation.sets)
 
 
-def _prepare(arguments: Prepare, data: DataConfig) -> int:
+def _prepare(arguments: Prepare, data: DataConfig, sets: Sequence[EvaluationSet]) -> int:
     from flax_transformers.data import dataset
 
     if arguments.verify:
@@ -64,11 +64,20 @@ def _prepare(arguments: Prepare, data: DataConfig) -> int:
     else:
         compare: Compare = "content" if arguments.verify else "sizes"
         prepared = dataset.prepare(data, arguments.output, compare=compare)
+    if arguments.output is not None:
+        data = replace(data, store=arguments.output)
+    of_run = dataset.tokenizers(prepared)
+    stores = [prepared]
+    for one in sets:
+        data_of_set = data.of_evaluation_set(one, prepared.label_names)
+        stores.append(dataset.prepare(data_of_set, of_run=of_run))
     if arguments.verify:
-        prepared.verify()
+        for store in stores:
+            store.verify()
         print("every file matches its checksum")
-    print(prepared.summary)
-    print(f"store: {prepared.directory}")
+    for store in stores:
+        print(store.summary)
+        print(f"store: {store.directory}")
     return 0
 
 

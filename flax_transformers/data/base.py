@@ -7,8 +7,9 @@ which kind it has.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -18,6 +19,7 @@ from flax_transformers import ranges
 from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig
+from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Vocabulary, WindowSpec
 from flax_transformers.ranges import Ranges
 
@@ -26,6 +28,28 @@ Tokenizers = Mapping[str, Tokenizer]
 
 Compare = Literal["nothing", "sizes", "content"]
 """What of the source is compared with a finished store. "content" reads the source."""
+
+
+_SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Labelled or plain data of its own that a run is scored on, such as another language.
+
+    Its metrics are "eval/NAME/loss" ... The other settings, the tokenizer and the classes are those
+    of the training data.
+    """
+
+    name: str
+    source: Any
+    """A source of the kind that the training data has; all of it is scored."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _SET_NAME.fullmatch(self.name):
+            raise UserError(
+                f'the name of an evaluation set is {self.name!r}; give it letters, digits and "_.-"'
+            )
 
 
 class Dataset(Protocol):
@@ -85,6 +109,11 @@ class Dataset(Protocol):
         ``pad_id``: the model's padding id, -1 for none. Raises UserError if the text contains a
         token that the model has no embedding for."""
 
+    def scored_on(self, other: Any) -> Dataset:
+        """The training split of this data, with the evaluation set ``other`` as what is held out.
+
+        ``other``: what `DataConfig.of_evaluation_set` describes, prepared."""
+
     def verify(self) -> None:
         """Reads every file and compares checksums. Raises UserError naming a damaged file."""
 
@@ -115,6 +144,9 @@ class DatasetDefaults:
 
     def fitted(self, vocab_size: int, pad_id: int, target_vocab_size: int) -> Any:
         return self
+
+    def scored_on(self, other: Any) -> Any:
+        return replace(self, validation=other.train)  # type: ignore[type-var]
 
     def verify(self) -> None:
         pass
@@ -192,6 +224,30 @@ class DataConfig:
 
         ``of_run``: tokenizers to use instead of training new ones."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is prepared")
+
+    def of_evaluation_set(self, one: EvaluationSet, label_names: tuple[str, ...] = ()) -> Any:
+        """The data of an evaluation set, with these settings; `Dataset.scored_on` opens it.
+
+        ``label_names``: the classes of the training data. Raises UserError for data that is not
+        read from a source."""
+        named = {field.name for field in fields(self)}
+        if not {"source", "validation_source"} <= named:
+            raise UserError(
+                f"evaluation.sets has {one.name!r}, but a {type(self).__name__} reads no source; "
+                "leave evaluation.sets empty"
+            )
+        source: Any = one.source
+        wanted: type[Any] = type(getattr(self, "source", None))
+        if not isinstance(source, wanted):
+            raise UserError(
+                f"the source of the evaluation set {one.name!r} is a {type(source).__name__}; give "
+                f"a {wanted.__name__}, as the training data has"
+            )
+        if label_names and source.label_names == ():
+            source = replace(source, label_names=label_names)
+        store = None if self.store is None else f"{self.store}/sets/{one.name}"
+        changes = {"source": source, "validation_source": None, "validation_fraction": 0.0}
+        return replace(self, store=store, **changes)
 
     def check_objective(self, objective: str, spec: WindowSpec) -> None:
         """Raises UserError if the data cannot give the examples of ``spec``. Reads nothing.

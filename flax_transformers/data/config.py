@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from flax_transformers.data.base import DataConfig, Tokenizers
+from flax_transformers import ranges
+from flax_transformers.data.base import DataConfig, EvaluationSet, Tokenizers
 from flax_transformers.data.pipeline.dummy import check_sources, dummy_text
 from flax_transformers.data.prepare.cached_stores import beside_others, cache_directory
 from flax_transformers.data.prepare.corpus import Corpus
@@ -27,6 +28,7 @@ from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.former_names import accepts_former_fields
 from flax_transformers.objectives.base import WindowSpec
+from flax_transformers.ranges import Ranges
 from flax_transformers.storage.folders import open_folder
 
 
@@ -91,6 +93,11 @@ class TextData(DataConfig):
         both = {"tokenizer": self.tokenizer, "target_tokenizer": self.target_tokenizer}
         return {name: config for name, config in both.items() if config is not None}
 
+    def of_evaluation_set(self, one: EvaluationSet, label_names: tuple[str, ...] = ()) -> TextData:
+        same = super().of_evaluation_set(one, label_names)
+        settings = {field.name: getattr(same, field.name) for field in fields(same)}
+        return _HeldOutText(**settings | {"validation_fraction": 1.0})
+
     @property
     def origin(self) -> Origin:
         """What the token store is made from."""
@@ -150,6 +157,12 @@ class TextData(DataConfig):
 
     def dummy_example(self, spec: WindowSpec, token: int) -> dict[str, np.ndarray]:
         return dummy_text(self.sources, spec, token)
+
+
+class _HeldOutText(TextData):
+    """Text of an evaluation set, all held out: only held-out documents keep what scoring needs."""
+
+    RANGES: ClassVar[Ranges] = {**TextData.RANGES, "validation_fraction": ranges.SHARE}
 
 
 def _hash_of_all(find: Callable[[AnySource], str], used: Sequence[AnySource]) -> str:

@@ -8,10 +8,12 @@ from types import MappingProxyType
 from flax_transformers.data.base import Compare, DataConfig, Dataset, Tokenizers
 from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.sequences import GeneratorBatches, PythonData, SequenceDataset
+from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import WindowSpec
 
 __all__ = [
+    "TOKENIZERS",
     "Dataset",
     "GeneratorBatches",
     "PythonData",
@@ -20,8 +22,12 @@ __all__ = [
     "open_dataset",
     "prepare",
     "prepare_share",
+    "tokenizers",
     "training_examples",
 ]
+
+TOKENIZERS = ("tokenizer", "target_tokenizer")
+"""Names of the folders of tokenizers, in stores and in checkpoints."""
 
 
 def prepare(
@@ -69,6 +75,12 @@ def open_dataset(data: DataConfig, *, of_run: Tokenizers = MappingProxyType({}))
     For several processes at once, none of which may write. Nothing is compared with the source.
     """
     return data.preparation(None, of_run).open()
+
+
+def tokenizers(prepared: Dataset) -> dict[str, Tokenizer]:
+    """The tokenizers of the data, by the names of their folders."""
+    both = zip(TOKENIZERS, (prepared.tokenizer, prepared.target_tokenizer), strict=True)
+    return {name: tokenizer for name, tokenizer in both if tokenizer is not None}
 
 
 def training_examples(prepared: Dataset, spec: WindowSpec) -> Examples:

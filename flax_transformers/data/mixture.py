@@ -18,7 +18,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from flax_transformers import ranges
-from flax_transformers.data.base import Compare, DataConfig, DatasetDefaults, Tokenizers
+from flax_transformers.data.base import (
+    Compare,
+    DataConfig,
+    DatasetDefaults,
+    EvaluationSet,
+    Tokenizers,
+)
 from flax_transformers.data.config import TextData
 from flax_transformers.data.pipeline.dummy import check_sources, dummy_text
 from flax_transformers.data.pipeline.examples import MixedExamples
@@ -148,6 +154,10 @@ class MixedText(DataConfig):
         ]
         return tuple(weight / sum(found) for weight in found)
 
+    def of_evaluation_set(self, one: EvaluationSet, label_names: tuple[str, ...] = ()) -> TextData:
+        part = replace(self.part(Component(name="", source=one.source)), store=self.store)
+        return part.of_evaluation_set(one, label_names)
+
     @property
     def tokenizers(self) -> dict[str, TokenizerConfig]:
         return {"tokenizer": self.tokenizer}
@@ -271,6 +281,10 @@ class PreparedMixture(DatasetDefaults):
                 part.refuse_unknown_tokens(vocab_size)
             warn_left_out(self.tokenizer, whole, known)
         return replace(self, known=known)
+
+    def scored_on(self, other: PreparedText) -> PreparedText:
+        """See `Dataset`. The training split is that of the set: a mixture is not one store."""
+        return other
 
     def verify(self) -> None:
         for part in self.parts:

@@ -31,7 +31,8 @@ class Baseline:
 
     name: str
     metric: str
-    """As in the metrics of a run, "eval/loss_de" for the component "de" of a mixture."""
+    """As in the metrics of a run, "eval/loss_de" for the component "de" of a mixture, and
+    "eval/de/loss" for the evaluation set "de"."""
     score: float
     count: int
     things: str
@@ -39,7 +40,7 @@ class Baseline:
     unit: str = "nats"
     """Unit of a loss; empty if it has none."""
     part: str = ""
-    """Name of the component of a mixture; empty for the whole data."""
+    """Name of the component of a mixture, or of the evaluation set; empty for the whole data."""
 
     @property
     def is_loss(self) -> bool:
@@ -62,26 +63,31 @@ class Baseline:
         """The same baseline, as that of one component of a mixture."""
         return replace(self, metric=f"{self.metric}_{part}", part=part)
 
+    def of_set(self, name: str) -> Baseline:
+        """The same baseline, as that of an evaluation set."""
+        return replace(self, metric=of_set(self.metric, name), part=name)
+
     def line(self) -> str:
         """One line for the start of a run."""
-        return f"{self._measured} {self._shown(self.score)} on {self.counted} ({self.name})"
+        return f"{self.measured} {self._shown(self.score)} on {self.counted} ({self.name})"
 
     def verdict(self, score: float) -> str:
         """One line that compares the model's ``score`` with the baseline."""
         gain = self.score - score if self.is_loss else score - self.score
         return (
-            f"held-out {self._measured} {self._shown(score)}, {self.name} "
+            f"held-out {self.measured} {self._shown(score)}, {self.name} "
             f"{self._shown(self.score)}: {self._shown(abs(gain))} "
             f"{'better' if gain >= 0 else 'worse'} on {self.counted}"
         )
 
     @property
     def _kind(self) -> str:
-        """The metric without "eval/" and the name of the component."""
-        return self.metric.removeprefix("eval/").removesuffix(f"_{self.part}")
+        """The metric without "eval/" and the name of the component or the set."""
+        kind = self.metric.removeprefix("eval/").removesuffix(f"_{self.part}")
+        return kind.removeprefix(f"{self.part}/")
 
     @property
-    def _measured(self) -> str:
+    def measured(self) -> str:
         """The metric's display name."""
         return _DISPLAY_NAMES.get(self._kind, self._kind.replace("_", " "))
 
@@ -91,6 +97,11 @@ class Baseline:
             return f"{score:.3f} {self.unit}".rstrip()
         shares = ("accuracy", "f1", "exact_match")
         return f"{100 * score:.1f}%" if self._kind.endswith(shares) else f"{score:.1f}"
+
+
+def of_set(metric: str, name: str) -> str:
+    """The name of a metric of an evaluation set: "eval/NAME/loss" for "eval/loss"."""
+    return f"eval/{name}/{metric.removeprefix('eval/')}"
 
 
 def of_all_parts(found: Sequence[Baseline]) -> list[Baseline]:

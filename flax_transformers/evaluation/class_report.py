@@ -129,22 +129,23 @@ def report_picture(matrix: np.ndarray, names: Sequence[str]) -> bytes:
 @dataclass(frozen=True)
 class ClassReport:
     """Where reports go: to the log, and to ``PREFIX.classes.txt`` and ``PREFIX.confusion.png``
-    unless the ``prefix`` is None."""
+    unless the ``prefix`` is None. ``part``: the data that is scored, for the log."""
 
     prefix: epath.Path | None = None
+    part: str = ""
 
     def of_part(self, part: str) -> ClassReport:
-        """That of a component of a mixture."""
+        """That of a component of a mixture, or of an evaluation set."""
         if self.prefix is None or not part:
-            return self
-        return ClassReport(self.prefix.parent / f"{self.prefix.name}.{part}")
+            return ClassReport(self.prefix, part)
+        return ClassReport(self.prefix.parent / f"{self.prefix.name}.{part}", part)
 
     def write(self, matrix: np.ndarray, names: Sequence[str]) -> None:
         """Reports a confusion matrix. Raises UserError if a file cannot be written."""
         if jax.process_index() != 0:
             return
         text = report_text(matrix, names)
-        log.info("%s\n", text)
+        log.info("%s%s\n", f"{self.part}:\n" if self.part else "", text)
         if self.prefix is None:
             return
         folder, name = self.prefix.parent, self.prefix.name

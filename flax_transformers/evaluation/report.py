@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from flax_transformers.adapters.lora import is_adapter
 from flax_transformers.data.dataset import Dataset
-from flax_transformers.evaluation.baselines import Baseline
+from flax_transformers.evaluation.baselines import Baseline, of_set
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.placement import adapted_shapes
 from flax_transformers.monitoring.metrics import read_metrics
@@ -89,6 +89,35 @@ def finish(workdir: epath.Path, outcome: Outcome, baselines: Sequence[Baseline])
         _say(f"held-out {name.removeprefix('eval/').replace('_', ' ')} {scores[name]:.4g}")
     _say(f"checkpoint {workdir / 'checkpoints' / str(outcome.step)}")
     _say(f"plots      {workdir / 'plots'}")
+
+
+def table_of_sets(
+    scores: Mapping[str, float], sets: Sequence[str], baselines: Sequence[Baseline]
+) -> str:
+    """A line for the held-out data of a run, if it has any, and one for each evaluation set.
+
+    ``scores``: those of the run by metric; ``sets``: the names. The columns are the metrics, and
+    the baselines on the same data.
+    """
+    rows: dict[str, dict[str, str]] = {name: {} for name in ("held-out", *sets)}
+    for metric, score in scores.items():
+        name, _, kind = metric.removeprefix("eval/").partition("/")
+        if name in sets and kind:
+            rows[name][kind] = f"{score:.4f}"
+        elif metric.startswith("eval/"):
+            rows["held-out"][name] = f"{score:.4f}"
+    columns = sorted({kind for name in sets for kind in rows[name]})
+    for one in baselines:
+        if not one.part or one.metric.startswith(of_set("", one.part)):
+            rows[one.part or "held-out"][f"{one.name} ({one.measured})"] = f"{one.score:.4f}"
+    columns += sorted({kind for name in sets for kind in rows[name]}.difference(columns))
+    width = max(map(len, ["set", *rows]))
+    lines = [f"{'set':{width}}" + "".join(f"  {kind:>6}" for kind in columns)]
+    for name, row in rows.items():
+        cells = (f"  {row.get(kind, '-'):>{max(6, len(kind))}}" for kind in columns)
+        if row:
+            lines.append(f"{name:{width}}" + "".join(cells))
+    return "\n".join(lines)
 
 
 def _parts(metrics: Mapping[str, float]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from etils import epath
 from flax_transformers.config_json import to_json
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.evaluation.baselines import Baseline
-from flax_transformers.evaluation.tasks import baselines
+from flax_transformers.evaluation.tasks import Sets, baselines
 from flax_transformers.storage.workdir import read_side_file, write_side_file
 from flax_transformers.training.config import TrainConfig
 
@@ -24,19 +24,21 @@ VERSION = 2
 _FIELDS = [field.name for field in dataclasses.fields(Baseline)]
 
 
-def baselines_of_run(config: TrainConfig, prepared: Dataset, workdir: epath.Path) -> list[Baseline]:
+def baselines_of_run(
+    config: TrainConfig, prepared: Dataset, workdir: epath.Path, sets: Sets = ()
+) -> list[Baseline]:
     """`baselines`, read from the workdir if it holds those of the same data and settings.
 
     The first run of a workdir writes them at once, so that a restart finds them. Those of another
     run are replaced later, by `keep_baselines`, once this run has passed the workdir's checks.
     """
-    asked = _fingerprint(config, prepared)
+    asked = _fingerprint(config, prepared, sets)
     text = read_side_file(workdir / BASELINES)
     if text is None:
-        found = baselines(config, prepared)
-        keep_baselines(config, prepared, workdir, found)
+        found = baselines(config, prepared, sets)
+        keep_baselines(config, prepared, workdir, found, sets)
         return found
-    return _saved(text, asked) or baselines(config, prepared)
+    return _saved(text, asked) or baselines(config, prepared, sets)
 
 
 def read_baselines(workdir: epath.Path) -> list[Baseline]:
@@ -56,12 +58,16 @@ def _saved(text: str, asked: str | None) -> list[Baseline]:
 
 
 def keep_baselines(
-    config: TrainConfig, prepared: Dataset, workdir: epath.Path, found: Sequence[Baseline]
+    config: TrainConfig,
+    prepared: Dataset,
+    workdir: epath.Path,
+    found: Sequence[Baseline],
+    sets: Sets = (),
 ) -> None:
     """Writes the baselines, each with the fingerprint of its run."""
     if jax.process_index() != 0:
         return
-    of = _fingerprint(config, prepared)
+    of = _fingerprint(config, prepared, sets)
     rows = [{**dataclasses.asdict(one), "counted": one.counted, "of": of} for one in found]
     for row in rows:
         row["checksum"] = _checksum(row)
@@ -74,7 +80,7 @@ def _checksum(row: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _fingerprint(config: TrainConfig, prepared: Dataset) -> str:
+def _fingerprint(config: TrainConfig, prepared: Dataset, sets: Sets) -> str:
     """A hash of all that a baseline depends on: the data, and how they are read and scored."""
     settings = [
         config.objective,
@@ -84,6 +90,6 @@ def _fingerprint(config: TrainConfig, prepared: Dataset) -> str:
         config.phases[-1].sequence_length,
         config.seed,
     ]
-    held_out = [part.held_out_fingerprint for _, part in prepared.components]
+    held_out = [part.held_out_fingerprint for _, part in (*prepared.components, *sets)]
     made_of = [VERSION, prepared.fingerprint, held_out, *map(to_json, settings)]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]

@@ -21,6 +21,7 @@ from flax_transformers.evaluation.baselines import (
     next_sentence_baselines,
     next_token_baselines,
     of_all_parts,
+    of_set,
     target_token_baselines,
 )
 from flax_transformers.evaluation.class_report import ClassReport
@@ -70,12 +71,14 @@ class Run:
     workdir: epath.Path | None
     """None where nothing is to be written."""
     part: str = ""
-    """Name of the component; empty for data without components."""
+    """Name of the component, or of the evaluation set; empty for data without components."""
     report: ClassReport | None = None
     """Where scores of single classes go; None: they are not reported."""
 
 
 Sample = Callable[[Snapshot], str]
+Sets = Sequence[tuple[str, Dataset]]
+"""Evaluation sets by name, each as the held-out data of a `Dataset`."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def _questions(run: Run) -> list[Evaluator]:
 
 
 def _reconstruction(run: Run) -> list[Evaluator]:
-    if run.workdir is None:
+    if run.workdir is None or run.part:
         return []
     return [reconstruction_evaluator(run.config, run.prepared, run.workdir)]
 
@@ -155,10 +158,11 @@ def task_of(objective: Objective) -> Task:
     return next((TASKS[kind] for kind in type(objective).__mro__ if kind in TASKS), Task())
 
 
-def baselines(config: TrainConfig, prepared: Dataset) -> list[Baseline]:
+def baselines(config: TrainConfig, prepared: Dataset, sets: Sets = ()) -> list[Baseline]:
     """The baselines of a run; none without held-out data.
 
-    Of a mixture those of each component, after their means over the whole.
+    Of a mixture those of each component, after their means over the whole. Those of evaluation
+    ``sets`` are fitted on the training data; a mixture, which is no single store, has none.
     """
     score = task_of(config.objective).baselines
     if score is None:
@@ -167,7 +171,11 @@ def baselines(config: TrainConfig, prepared: Dataset) -> list[Baseline]:
     for name, part in _held_out_parts(prepared):
         own = score(config, part)
         found += [one.of_part(name) for one in own] if name else own
-    return of_all_parts([one for one in found if one.part]) + found
+    found = of_all_parts([one for one in found if one.part]) + found
+    if [name for name, _ in prepared.components] == [""]:
+        for name, part in sets:
+            found += [one.of_set(name) for one in score(config, part)]
+    return found
 
 
 def evaluators(
@@ -176,11 +184,13 @@ def evaluators(
     model: nn.Module,
     workdir: epath.Path | None,
     report: ClassReport | None = None,
+    sets: Sets = (),
 ) -> list[Evaluator]:
     """Held-out scores of a run, and samples where there is a workdir to write them to; ``report``
     gets the scores of single classes.
 
-    In a mixture each component has all scores of its own, such as "eval/bleu_NAME".
+    In a mixture each component has all scores of its own, such as "eval/bleu_NAME", and so has each
+    of the evaluation ``sets``, such as "eval/NAME/bleu".
     """
     task, chosen = task_of(config.objective), [held_out_evaluator(config, prepared)]
     samples: list[tuple[str, Sample]] = []
@@ -190,6 +200,10 @@ def evaluators(
             chosen.append(_of_part(evaluate, name) if name else evaluate)
         if task.sample is not None:
             samples.append((name, task.sample(run)))
+    for name, part in sets:
+        run = Run(config, part, model, workdir, name, report and report.of_part(name))
+        own = task.evaluators(run) if task.evaluators else []
+        chosen += [_of_set(one, name) for one in (held_out_evaluator(config, part), *own)]
     if workdir is not None and samples:
         chosen.append(_sampler(workdir, samples))
     return chosen
@@ -204,6 +218,13 @@ def _of_part(evaluate: Evaluator, name: str) -> Evaluator:
     """Adds the name of a component to the names of the scores."""
     return lambda snapshot: {
         f"{metric}_{name}": score for metric, score in evaluate(snapshot).items()
+    }
+
+
+def _of_set(evaluate: Evaluator, name: str) -> Evaluator:
+    """Puts the name of an evaluation set into the names of the scores."""
+    return lambda snapshot: {
+        of_set(metric, name): score for metric, score in evaluate(snapshot).items()
     }
 
 

@@ -78,7 +78,8 @@ def check_run(config: TrainConfig, prepared: Dataset, *, new: bool = True) -> No
     """
     check_fits(config.objective, build_model(config.model, ComputeConfig()))
     _check_outputs(config)
-    if config.early_stopping.patience is not None and prepared.held_out_fingerprint is None:
+    held_out = prepared.held_out_fingerprint is not None or config.evaluation.sets
+    if config.early_stopping.patience is not None and not held_out:
         raise UserError(
             f"early_stopping.patience is set, but the data in {prepared.directory} has no held-out "
             "examples; set --data.validation-fraction, or a validation_source in the config"
@@ -174,7 +175,9 @@ def _check_optimizer(config: TrainConfig) -> None:
 
 def _check_kind_of_data(config: TrainConfig) -> None:
     spec = config.objective.window_spec(config.phases[0].sequence_length)
-    config.data.check_objective(type(config.objective).__name__, spec)
+    sets = [config.data.of_evaluation_set(one) for one in config.evaluation.sets]
+    for data in (config.data, *sets):
+        data.check_objective(type(config.objective).__name__, spec)
 
 
 def _check_tokenizers(config: TrainConfig) -> None:

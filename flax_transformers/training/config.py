@@ -11,7 +11,7 @@ from flax_transformers import ranges
 from flax_transformers.adapters.lora import LoraConfig
 from flax_transformers.checkpointing.config import CheckpointConfig, EarlyStopping
 from flax_transformers.config_json import FORMAT, from_json, to_json
-from flax_transformers.data.config import DataConfig
+from flax_transformers.data.base import DataConfig, EvaluationSet
 from flax_transformers.errors import UserError
 from flax_transformers.former_names import accepts_former_fields
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
@@ -97,6 +97,8 @@ class Evaluation:
     batch_size: int = 64
     max_examples: int | None = None
     """Score so many held-out examples, evenly spread over all of them; None: all."""
+    sets: tuple[EvaluationSet, ...] = ()
+    """Further data to score at each evaluation, as ``eval/NAME/...``. None of it is trained on."""
 
     RANGES: ClassVar[Ranges] = {
         "every_steps": ranges.integers(0),
@@ -106,6 +108,10 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "evaluation")
+        names = [one.name for one in self.sets]
+        for name in names:
+            if names.count(name) > 1:
+                raise ranges.OutOfRange(f"evaluation.sets has {name!r} twice; give other names")
 
 
 @dataclass(frozen=True)

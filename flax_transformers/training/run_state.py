@@ -14,7 +14,7 @@ from etils import epath
 from flax_transformers.checkpointing.retention import evaluations_since_best
 from flax_transformers.checkpointing.step_directories import finished_steps, read_meta
 from flax_transformers.config_json import current_names, from_json, to_json
-from flax_transformers.data.dataset import Dataset
+from flax_transformers.data.dataset import TOKENIZERS, Dataset, tokenizers
 from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import Totals
@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 STATE_VERSION = 1
 """Of the training state in a checkpoint. A new optional field of `TrainState` does not change it;
 a field that changes its meaning does."""
-
-_TOKENIZERS = ("tokenizer", "target_tokenizer")
 
 
 @dataclass
@@ -140,7 +138,7 @@ def check_meta(
         )
     for change in check_resumable(meta["config"], config, where):
         log.info("changed since the checkpoint: %s", change)
-    trained_with = {name: meta[name] for name in _TOKENIZERS if meta.get(name) is not None}
+    trained_with = {name: meta[name] for name in TOKENIZERS if meta.get(name) is not None}
     if trained_with != _fingerprints(prepared):
         raise UserError(
             f"{where} was trained with another tokenizer than that of the token store "
@@ -168,12 +166,6 @@ def check_meta(
             f"{phases[position.phase].sequence_length}; finish the phase, or choose another "
             "--workdir"
         )
-
-
-def tokenizers(prepared: Dataset) -> dict[str, Tokenizer]:
-    """The tokenizers of the data, by the names of their folders in a checkpoint."""
-    both = zip(_TOKENIZERS, (prepared.tokenizer, prepared.target_tokenizer), strict=True)
-    return {name: tokenizer for name, tokenizer in both if tokenizer is not None}
 
 
 def tokenizer_files(config: TrainConfig, prepared: Dataset) -> dict[str, bytes]:
@@ -207,7 +199,7 @@ def tokenizers_of_run(workdir: epath.Path) -> dict[str, Tokenizer]:
     """The tokenizers in the newest checkpoint that has intact ones; none without a checkpoint."""
     directory = workdir / "checkpoints"
     for step in reversed(finished_steps(directory)):
-        folders = {name: directory / str(step) / name for name in _TOKENIZERS}
+        folders = {name: directory / str(step) / name for name in TOKENIZERS}
         with contextlib.suppress(UserError):
             found = {name: load_tokenizer(at) for name, at in folders.items() if at.exists()}
             if found:

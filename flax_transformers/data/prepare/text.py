@@ -156,6 +156,9 @@ class PreparedText(DatasetDefaults):
             warn_left_out(self.tokenizer, whole, known)
         return replace(self, known=known)
 
+    def scored_on(self, other: PreparedText) -> PreparedText:
+        return replace(self, validation=other.validation)
+
     def refuse_unknown_tokens(self, vocab_size: int) -> None:
         """Raises UserError if the text contains an id of ``vocab_size`` or more."""
         for store in filter(None, (self.train, self.validation)):
@@ -374,7 +377,7 @@ def _check_split(corpus: Corpus, train: int, held_out: int, left_out: dict[str, 
             f"validation_fraction {fraction} holds out none of the {train} "
             f"documents of {path}; raise it, give a validation_source, or set it to 0."
         )
-    if train == 0:
+    if train == 0 and fraction < 1:
         raise UserError(
             f"validation_fraction {fraction} holds out all {held_out} documents "
             f"of {path}; lower it."
