@@ -237,6 +237,7 @@ def test_help_lists_every_field_of_the_config_with_its_docstring_and_default(cap
     assert len(names) > 130
     # Objects that are not set have no fields.
     unset = {"model.rope", "data.target-tokenizer", "data.validation-source", "logging.sinks"}
+    unset.add("evaluation.sets")
     assert {name for name in names if f"--{name} " not in shown} == unset
     assert "--workdir DIR Folder or bucket for all files of the run." in shown
     assert re.search(r"--phases.0.batch-size INT .*? \(default: 32\)", shown)
