@@ -48,7 +48,7 @@ class Inspect:
         prepared = prepare(config.data, compare="nothing")
         phase = config.phases[0]
         spec = config.objective.window_spec(phase.sequence_length)
-        examples = training_examples(prepared, spec)
+        examples = training_examples(prepared, spec, config.data, config.seed)
         stream = TrainStream(
             examples,
             config.objective,

@@ -185,6 +185,13 @@ class DataConfig:
     workers: int = 0
     """Worker processes per host that create training examples; 0 uses the training process."""
 
+    max_training_examples: int | None = None
+    """Train on so many examples, chosen by the seed of the run; of questions and long documents, so
+    many with all of their windows. None: all."""
+
+    examples_per_class: int | None = None
+    """Train on so many examples of each class, chosen by the seed of the run. None: all."""
+
     verify: bool = True
     """Read the whole store once when a run opens it and compare checksums (about a second per GB);
     for a store in a bucket, compare file sizes only (``prepare --verify`` reads it). False compares
@@ -193,12 +200,23 @@ class DataConfig:
     RANGES: ClassVar[Ranges] = {
         "prepare_processes": ranges.integers(1, 4096),
         "workers": ranges.integers(0, 4096),
+        "max_training_examples": ranges.integers(),
+        "examples_per_class": ranges.integers(),
         "validation_fraction": ranges.RATE,
         "shards": ranges.integers(1, 99_999),
     }
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "data")
+        if self.max_training_examples is not None and self.examples_per_class is not None:
+            raise UserError(
+                "data.max_training_examples and data.examples_per_class exclude each other; set one"
+            )
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether only a subset of the training examples is trained on."""
+        return self.max_training_examples is not None or self.examples_per_class is not None
 
     @property
     def tokenizers(self) -> dict[str, TokenizerConfig]:

@@ -6,7 +6,7 @@ import os
 from types import MappingProxyType
 
 from flax_transformers.data.base import Compare, DataConfig, Dataset, Tokenizers
-from flax_transformers.data.pipeline.examples import Examples
+from flax_transformers.data.pipeline.examples import Examples, Seed, subset
 from flax_transformers.data.sequences import GeneratorBatches, PythonData, SequenceDataset
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
@@ -83,9 +83,17 @@ def tokenizers(prepared: Dataset) -> dict[str, Tokenizer]:
     return {name: tokenizer for name, tokenizer in both if tokenizer is not None}
 
 
-def training_examples(prepared: Dataset, spec: WindowSpec) -> Examples:
-    """The examples of the training split. Raises UserError if there are none."""
+def training_examples(
+    prepared: Dataset, spec: WindowSpec, data: DataConfig | None = None, seed: Seed = 0
+) -> Examples:
+    """The examples of the training split, or the subset that ``data`` asks for, chosen by ``seed``.
+
+    Raises UserError if there are none, or not enough of a class.
+    """
     examples = prepared.examples("train", spec)
     if examples is None:
         raise UserError(f"{prepared.directory} has nothing to train on; check the data source")
-    return examples
+    if data is None or not data.is_limited:
+        return examples
+    count, per_class = data.max_training_examples, data.examples_per_class
+    return subset(examples, count, per_class, prepared.label_names, seed)

@@ -125,6 +125,11 @@ class MixedText(DataConfig):
                 f"The component {names[weights.index(None)]!r} has no weight, but others have; "
                 "give all of them one, or none for weights by size."
             )
+        if self.is_limited:
+            raise UserError(
+                "data.max_training_examples and data.examples_per_class are for data without "
+                "components; leave them out"
+            )
         self.part(self.components[0])  # raises what TextData raises
 
     @property

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from flax_transformers.data.dataset import Dataset
-from flax_transformers.data.pipeline.examples import Examples
+from flax_transformers.data.pipeline.examples import Examples, Subset
 from flax_transformers.data.pipeline.loader import evaluation_batches
 from flax_transformers.monitoring.metrics import Accumulator, fetched_one_behind
 from flax_transformers.parallel.rules import batch_sharding, check_batch, host_rows, place_rows
@@ -84,7 +83,7 @@ def _batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     chosen = scored_examples(examples, config.evaluation.max_examples)
     batches = evaluation_batches(
-        _Chosen(examples, chosen),
+        Subset(examples, chosen),
         config.objective,
         prepared.vocabulary,
         sequence_length=length,
@@ -113,25 +112,3 @@ def evenly_spread(total: int, count: int | None) -> np.ndarray:
     """``count`` evenly spaced indices below ``total``, or all of them: int64 [n]."""
     count = min(total, count or total)
     return np.arange(count) * total // max(count, 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Chosen(Examples):
-    """The examples with the indices ``chosen``, int64 [n]."""
-
-    examples: Examples
-    chosen: np.ndarray
-
-    @property
-    def read_threads(self) -> int:  # type: ignore[override]
-        return self.examples.read_threads
-
-    @property
-    def is_prepared(self) -> bool:  # type: ignore[override]
-        return self.examples.is_prepared
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return self.examples.read(int(self.chosen[index]), rng)

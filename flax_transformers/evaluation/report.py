@@ -13,7 +13,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from flax_transformers.adapters.lora import is_adapter
-from flax_transformers.data.dataset import Dataset
+from flax_transformers.data.dataset import Dataset, training_examples
 from flax_transformers.evaluation.baselines import Baseline, of_set
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.placement import adapted_shapes
@@ -43,9 +43,25 @@ def introduce(
         f"{prepared.summary}; batches of {' x '.join(map(str, batch.batch_shape))}, "
         f"{config.total_steps:,} steps"
     )
+    if config.data.is_limited:
+        _say(_subset(config, prepared))
     for baseline in baselines:
         _say(f"baseline: {baseline.line()}")
     _say(f"workdir: {workdir}")
+
+
+def _subset(config: TrainConfig, prepared: Dataset) -> str:
+    """How many of the examples are trained on."""
+    spec = config.objective.window_spec(config.phases[0].sequence_length)
+    chosen, whole = (training_examples(prepared, spec, d, config.seed) for d in (config.data, None))
+    each = config.data.examples_per_class
+    of_classes = (
+        "" if each is None else f", {each:,} of each of {len(prepared.label_names):,} classes"
+    )
+    return (
+        f"trained on a subset of {len(chosen):,} of {len(whole):,} examples{of_classes}, chosen by "
+        f"seed {config.seed}"
+    )
 
 
 def _adapted(config: TrainConfig) -> str:

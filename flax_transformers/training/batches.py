@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from flax_transformers.data.base import DataConfig
 from flax_transformers.data.dataset import Dataset, training_examples
 from flax_transformers.data.pipeline.loader import Seed, TrainStream
 from flax_transformers.objectives.base import Objective
@@ -39,6 +40,8 @@ def batches_on_mesh(
             workers=config.data.workers,
             position=position.examples,
             rows=rows,
+            data=config.data,
+            subset_seed=config.seed,
         )
 
     def placed() -> Iterator[tuple[dict[str, jax.Array], np.ndarray]]:
@@ -71,15 +74,18 @@ def training_batches(
     workers: int = 0,
     position: int = 0,
     rows: np.ndarray | None = None,
+    data: DataConfig | None = None,
+    subset_seed: int = 0,
 ) -> TrainStream:
     """Endless shuffled batches for ``Trainer.step`` and ``Trainer.fit``; see ``TrainStream``.
 
     ``prepared``: what ``data.dataset.prepare`` returns, or a ``SequenceDataset``. ``position``:
     examples that were consumed before. ``rows``: those of each batch to return, by default all.
+    ``data``: says which subset of the examples is trained on, chosen by ``subset_seed``.
     """
     spec = objective.window_spec(sequence_length)
     return TrainStream(
-        training_examples(prepared, spec),
+        training_examples(prepared, spec, data, subset_seed),
         objective,
         prepared.vocabulary,
         sequence_length=sequence_length,

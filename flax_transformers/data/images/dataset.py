@@ -236,6 +236,10 @@ class ImageExamples(Examples):
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def classes(self) -> np.ndarray:
+        return self.images.labels
+
     def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         example = {"image": self._image(index, rng), "label": self._label(index)}
         if self.training and self.spec.other:

@@ -16,6 +16,8 @@ from typing import Protocol
 
 import numpy as np
 
+from flax_transformers.errors import UserError
+
 Seed = int | tuple[int | str, ...]
 _FEW = 1024
 _CYCLE = 1 << 16  # weights of a mixture are rounded to multiples of 1 / _CYCLE
@@ -59,6 +61,16 @@ class Examples(Protocol):
         """Number of examples of each component of a mixture before a position of the stream."""
         return {}
 
+    @property
+    def documents(self) -> np.ndarray:
+        """The document that each example is from, where several are windows of one: int64 [n]."""
+        return np.arange(len(self))
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        """The class of each example, integers [n]; None for examples without one class each."""
+        return None
+
 
 def key_of(purpose: str, seed: Seed) -> int:
     """64 bits that depend on purpose and seed."""
@@ -84,6 +96,58 @@ def _shuffled(position: int, count: int, key: int) -> tuple[int, int]:
 def _permutation(count: int, seed: int) -> np.ndarray:
     """For few examples, because grain's shuffle takes milliseconds per index for them."""
     return np.argsort(np.random.Philox(key=seed).random_raw(count), kind="stable")
+
+
+@dataclass(frozen=True)
+class Subset(Examples):
+    """The examples with the indices ``chosen``, int64 [n]."""
+
+    examples: Examples
+    chosen: np.ndarray
+
+    @property
+    def read_threads(self) -> int:  # type: ignore[override]
+        return self.examples.read_threads
+
+    @property
+    def is_prepared(self) -> bool:  # type: ignore[override]
+        return self.examples.is_prepared
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return self.examples.read(int(self.chosen[index]), rng)
+
+
+def subset(
+    examples: Examples, count: int | None, per_class: int | None, names: Sequence[str], seed: Seed
+) -> Subset:
+    """``count`` random documents, or ``per_class`` of each class, with all of their examples.
+
+    ``names``: the classes. A smaller subset of the same ``seed`` is part of a larger one. Raises
+    UserError for examples without classes, and a class with fewer examples than asked for.
+    """
+    documents = examples.documents
+    order = np.argsort(np.random.Philox(key=key_of("subset", seed)).random_raw(len(documents)))
+    if per_class is None:
+        kept = np.unique(documents[order], return_index=True)
+        first = kept[0][np.argsort(kept[1])][:count]  # documents by their first place in the order
+        return Subset(examples, np.flatnonzero(np.isin(documents, first)))
+    classes = examples.classes
+    if classes is None:
+        raise UserError(
+            "data.examples_per_class is set, but the training data has no classes; set "
+            "--data.max-training-examples instead"
+        )
+    chosen = [order[classes[order] == number][:per_class] for number in range(len(names))]
+    for name, found in zip(names, chosen, strict=True):
+        if len(found) < per_class:
+            raise UserError(
+                f"data.examples_per_class is {per_class}, but the class {name!r} has {len(found)} "
+                "training examples; lower it"
+            )
+    return Subset(examples, np.sort(np.concatenate(chosen)))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,16 @@ class LabelledExamples(Examples):
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def documents(self) -> np.ndarray:
+        return self._rows["document"]
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        if self.store.label_kind != "classes":
+            return None
+        return np.concatenate([self.store.labels(one) for one in self.documents])
+
     def document_of(self, index: int) -> int:
         """The index of the document of an example, which increases with the example's index."""
         return int(self._rows[index]["document"])
