@@ -247,7 +247,16 @@ def _fits(value: Any, hint: Any) -> bool:
         return value is None
     if hint in (bool, str) or (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
         return isinstance(value, hint)
+    if getattr(hint, "_is_protocol", False):
+        return not isinstance(value, type) and all(hasattr(value, name) for name in _members(hint))
     return True
+
+
+@functools.cache
+def _members(protocol: type) -> tuple[str, ...]:
+    """Names of the methods and attributes of a protocol."""
+    names = (*vars(protocol), *vars(protocol).get("__annotations__", {}))
+    return tuple(n for n in names if n == "__dataclass_fields__" or not n.startswith("_"))
 
 
 def _described(hint: Any) -> str:
@@ -260,6 +269,9 @@ def _described(hint: Any) -> str:
     if origin is tuple:
         of = _described(arguments[0]) if arguments else "anything"
         return f"a tuple, each item {of}" if arguments[-1:] == (...,) else f"{len(arguments)} items"
+    if getattr(hint, "_is_protocol", False):
+        methods = [name for name in _members(hint) if not name.startswith("_")]
+        return f"a dataclass with {_all_of(methods)}"
     words = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
     if hint in (None, types.NoneType):
         return "None"
@@ -269,6 +281,10 @@ def _described(hint: Any) -> str:
 
 def _one_of(options: list[str]) -> str:
     return f"{', '.join(options[:-1])} or {options[-1]}" if len(options) > 1 else options[0]
+
+
+def _all_of(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
 def _plain(value: float) -> str:

@@ -66,6 +66,6 @@ class EarlyStopping:
         ranges.check_fields(self, "early_stopping")
         if (self.metric is None) != (self.mode is None):
             raise ranges.OutOfRange(
-                f"early_stopping.metric is {self.metric!r} and early_stopping.mode is "
-                f"{self.mode!r}; give both, or neither to use those of checkpoints"
+                f"early_stopping.metric is {ranges.shown(self.metric)} and early_stopping.mode "
+                f"is {self.mode!r}; give both, or neither to use those of checkpoints"
             )

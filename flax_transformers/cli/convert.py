@@ -200,9 +200,11 @@ def _write_checkpoint(target: Path, model: Any, params: Any, source: Path) -> st
 
     ``target`` appears when the checkpoint is complete. Returns the names of the other files.
     """
+    from etils import epath
+
     from flax_transformers.checkpointing.config import CheckpointConfig
     from flax_transformers.checkpointing.manager import Checkpoints
-    from flax_transformers.data.tokenizers.load import published_files
+    from flax_transformers.data.tokenizers.load import published_files, read_file
     from flax_transformers.huggingface import folder_kinds
     from flax_transformers.huggingface.write import appearing
     from flax_transformers.models.config import TextConfig
@@ -211,7 +213,8 @@ def _write_checkpoint(target: Path, model: Any, params: Any, source: Path) -> st
     carried = folder_kinds.carried_files(source)
     # config.json may be the only file that names the tokenizer's class.
     told = published_files(source) if isinstance(model.config, TextConfig) else {}
-    files = {f"tokenizer/{name}": Path(file) for name, file in {**told, **carried}.items()}
+    found = {**told, **carried}
+    files = {f"tokenizer/{name}": read_file(epath.Path(file)) for name, file in found.items()}
     with appearing(target) as folder:
         checkpoints = Checkpoints(folder / "checkpoints", CheckpointConfig(asynchronous=False))
         checkpoints.save(0, {"params": params}, converted_meta(model.config), files)

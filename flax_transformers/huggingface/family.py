@@ -112,7 +112,7 @@ def build_model(config: TransformerConfig, compute: ComputeConfig = DEFAULT_COMP
     kind = family.architectures.get(config.architecture)
     if kind is None:
         raise UserError(
-            f"model.architecture is {config.architecture!r}, which is none of "
+            f"model.architecture is {ranges.shown(config.architecture)}, which is none of "
             f"{type(config).__name__}; choose among {', '.join(family.architectures)}"
         )
     return kind(config, compute) if family.parts is None else kind(config, compute, family.parts)

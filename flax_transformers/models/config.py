@@ -321,6 +321,11 @@ class TextConfig(TransformerConfig):
             raise ranges.OutOfRange(
                 f"model.max_positions is None, but positions are {self.positions}"
             )
+        if self.rope is not None and self.head_width % 2:
+            raise ranges.OutOfRange(
+                f"heads are {self.head_width} wide, but rotary positions need an even width; set "
+                "model.head_dim, or another model.hidden_size or model.num_heads"
+            )
 
     @property
     def padded_vocab_size(self) -> int:

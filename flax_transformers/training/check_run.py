@@ -45,11 +45,6 @@ LABEL_HEADS = frozenset({"classify", "tag"})
 def check_config(config: TrainConfig, *, trains: bool = True) -> None:
     """Raises UserError for contradictions that show without the data; where nothing is trained,
     the optimizer does not matter."""
-    if not all(hasattr(config.objective, name) for name in ("needs", "window_spec", "prepare")):
-        raise UserError(
-            f"objective is {ranges.shown(config.objective)}; it must be an objective, such as "
-            "MaskedLM()"
-        )
     _check_places(config)
     if trains:
         _check_optimizer(config)
@@ -160,11 +155,6 @@ def _check_places(config: Any, where: str = "") -> None:
 
 def _check_optimizer(config: TrainConfig) -> None:
     """The optimizer, and its schedule, can be made for the run."""
-    if not hasattr(config.optimizer, "make"):
-        raise UserError(
-            f"optimizer is {ranges.shown(config.optimizer)}; it must be a dataclass with a method "
-            "make(total_steps) that returns an optax.GradientTransformation, such as AdamW()"
-        )
     made = config.optimizer.make(config.total_steps)
     if not isinstance(made, optax.GradientTransformation):
         raise UserError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
+from flax_transformers.errors import UserError
 from flax_transformers.models.config import TextConfig
 from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.training.config import AnyPhase, TrainConfig
@@ -34,6 +35,12 @@ def dummy_row(config: TrainConfig, phase: AnyPhase, vocabulary: Vocabulary | Non
     has every kind of token. Raises UserError as ``abstract_batch`` does, and where the vocabulary
     lacks a token that the objective needs."""
     spec = config.objective.window_spec(phase.sequence_length)
+    if spec.length < 1:
+        raise UserError(
+            f"phases.sequence_length is {phase.sequence_length}, but the special tokens of "
+            f"{type(config.objective).__name__} take {phase.sequence_length - spec.length}; use "
+            "longer sequences"
+        )
     vocabulary = vocabulary or _vocabulary(config, phase)
     example = config.data.dummy_example(spec, _ordinary_id(vocabulary))
     if config.data.has_prepared_rows:
@@ -50,18 +57,20 @@ def _ordinary_id(vocabulary: Vocabulary) -> int:
 
 
 def _vocabulary(config: TrainConfig, phase: AnyPhase) -> Vocabulary:
-    """One that has every kind of token, and sentinels for any number of spans."""
+    """One that has every kind of token, and sentinels for any number of spans. Roles share the last
+    id if the model has fewer ids than roles."""
     size = config.model.vocab_size if isinstance(config.model, TextConfig) else _SPECIALS
+    pad, unk, cls, sep, mask, bos, eos = (min(i, size - 1) for i in range(_SPECIALS))
     return Vocabulary(
         size=size,
-        pad_id=0,
-        unk_id=1,
-        cls_id=2,
-        sep_id=3,
-        mask_id=4,
-        bos_id=5,
-        eos_id=6,
-        special_ids=tuple(range(_SPECIALS)),
+        pad_id=pad,
+        unk_id=unk,
+        cls_id=cls,
+        sep_id=sep,
+        mask_id=mask,
+        bos_id=bos,
+        eos_id=eos,
+        special_ids=tuple(range(min(_SPECIALS, size))),
         sentinel_ids=(size - 1,) * phase.sequence_length,
         word_start=np.ones(size, bool),
     )

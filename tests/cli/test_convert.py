@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -221,6 +222,11 @@ def test_a_missing_source_is_refused(tmp_path, capsys):
         (
             lambda d: (d / "config.json").write_text('{"architectures": ["NoSuchModel"]}'),
             "'NoSuchModel'",
+        ),
+        (lambda d: os.mkfifo(d / "merges.txt"), "merges.txt is not a regular file"),
+        (
+            lambda d: (d / "merges.txt").symlink_to("/dev/zero"),
+            "merges.txt is not a regular file",
         ),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
-from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
+from flax_transformers.models.config import ComputeConfig, Rope, TextConfig, TransformerConfig
 
 LAYERS = {"hidden_size": 6, "num_layers": 1, "num_heads": 3, "intermediate_size": 5}
 SIZES = LAYERS | {"vocab_size": 130, "max_positions": 8}
@@ -80,3 +80,12 @@ def test_each_platform_has_kernels_of_its_own_for_attention():
 def test_a_config_of_no_family_builds_no_model():
     with pytest.raises(UserError, match="TextConfig is the config of no family"):
         build_model(TextConfig(**SIZES), ComputeConfig())
+
+
+@pytest.mark.parametrize("sizes", [{"head_dim": 1}, {"hidden_size": 9}])
+def test_rotary_positions_need_heads_of_an_even_width(sizes):
+    with pytest.raises(
+        UserError, match="heads are . wide, but rotary positions need an even width"
+    ):
+        TextConfig(**SIZES | {"positions": "none", "rope": Rope()} | sizes)
+    TextConfig(**SIZES | {"positions": "none"} | sizes)

@@ -176,9 +176,46 @@ def test_an_empty_path_is_refused(changes, name):
         check_config(config_of(BertConfig(**SMALL), MaskedLM(), **changes))
 
 
-def test_what_is_no_objective_is_refused():
-    with pytest.raises(UserError, match="objective is 'x'; it must be an objective, such as Mask"):
-        check_config(config_of(BertConfig(**SMALL), "x"))
+@pytest.mark.parametrize("objective", ["x", object, MaskedLM, None, AdamW()])
+def test_what_is_no_objective_is_refused(objective):
+    with pytest.raises(
+        UserError, match="^objective is .*it must be a dataclass with window_spec, pred"
+    ):
+        config_of(BertConfig(**SMALL), objective)
+
+
+@pytest.mark.parametrize("optimizer", ["x", 3 + 4j, AdamW, None, MaskedLM()])
+def test_what_is_no_optimizer_is_refused(optimizer):
+    with pytest.raises(UserError, match="^optimizer is .*; it must be a dataclass with make"):
+        config_of(BertConfig(**SMALL), MaskedLM(), optimizer=optimizer)
+
+
+@pytest.mark.parametrize("schedule", ["x", -1, {}, (0,), None, Schedule, MaskedLM()])
+def test_what_is_no_schedule_is_refused(schedule):
+    with pytest.raises(UserError, match="^optimizer.schedule is .*; it must be a dataclass with m"):
+        AdamW(schedule=schedule)
+
+
+@pytest.mark.parametrize("vocab_size", [1, 3, 7, 8])
+def test_a_model_of_a_few_tokens_is_taken(vocab_size):
+    check_config(config_of(BertConfig(**SMALL | {"vocab_size": vocab_size}), MaskedLM()))
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "taken"),
+    [
+        (BertConfig(**SMALL), MaskedLM(), 2),
+        (BartConfig(**SMALL), Denoising(), 2),
+        (GPT2Config(**SMALL), CausalLM(), 1),
+    ],
+)
+def test_sequences_that_only_hold_special_tokens_are_refused(model, objective, taken):
+    config = config_of(model, objective)
+    short = dataclasses.replace(config.phases[0], sequence_length=taken)
+    with pytest.raises(
+        UserError, match=f"special tokens of {type(objective).__name__} take {taken}"
+    ):
+        check_config(dataclasses.replace(config, phases=(short,)))
 
 
 def test_a_warm_up_longer_than_the_run_is_refused():

@@ -284,12 +284,12 @@ def load_tokenizer(path: str | os.PathLike[str], lowercase: bool | None = None) 
         raise UserError(f"There is no tokenizer at {location}; check the path.")
     folder = location if location.is_dir() else location.parent
     names = VOCABULARY_FILES if location.is_dir() else (_canonical(location),)
-    files = {name: _read(folder / name) for name in FACT_FILES if (folder / name).is_file()}
+    files = {name: read_file(folder / name) for name in FACT_FILES if (folder / name).is_file()}
     facts = read_facts(files, folder)
     if location.is_dir():
-        files |= {name: _read(folder / name) for name in names if (folder / name).is_file()}
+        files |= {name: read_file(folder / name) for name in names if (folder / name).is_file()}
     else:
-        files[names[0]] = _read(location)
+        files[names[0]] = read_file(location)
     kept = {name: files[name] for name in files if name not in MODEL_FILES}
     try:
         tokenizer = tokenizer_of(kept, facts, lowercase)
@@ -324,7 +324,9 @@ def published_files(folder: str | os.PathLike[str]) -> dict[str, epath.Path]:
     """
     place = epath.Path(folder)
     found = {n: place / n for n in (*FACT_FILES, *VOCABULARY_FILES) if (place / n).is_file()}
-    facts = read_facts({name: _read(found[name]) for name in FACT_FILES if name in found}, place)
+    facts = read_facts(
+        {name: read_file(found[name]) for name in FACT_FILES if name in found}, place
+    )
     known = facts.tokenizer_class == "ByT5Tokenizer" or found.keys() & set(VOCABULARY_FILES)
     return found if known else {}
 
@@ -342,7 +344,9 @@ def _canonical(file: epath.Path) -> str:
     return names[file.suffix]
 
 
-def _read(file: epath.Path) -> bytes:
+def read_file(file: epath.Path) -> bytes:
+    """The contents of one file of a tokenizer. Raises UserError if it is not a regular file, or
+    cannot be read."""
     path = os.fspath(file)
     if os.path.lexists(path) and not os.path.isfile(path):  # reading a pipe would block
         raise UserError(f"The file {file} is not a regular file; copy the tokenizer again.")
