@@ -73,8 +73,8 @@ def check_run(config: TrainConfig, prepared: Dataset, *, new: bool = True) -> No
     """
     check_fits(config.objective, build_model(config.model, ComputeConfig()))
     _check_outputs(config)
-    held_out = prepared.held_out_fingerprint is not None or config.evaluation.sets
-    if config.early_stopping.patience is not None and not held_out:
+    stops_early = config.early_stopping.patience is not None
+    if stops_early and not config.evaluation.sets and prepared.held_out_fingerprint is None:
         raise UserError(
             f"early_stopping.patience is set, but the data in {prepared.directory} has no held-out "
             "examples; set --data.validation-fraction, or a validation_source in the config"

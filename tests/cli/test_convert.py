@@ -226,7 +226,7 @@ def test_a_missing_source_is_refused(tmp_path, capsys):
         (lambda d: os.mkfifo(d / "merges.txt"), "merges.txt is not a regular file"),
         (
             lambda d: (d / "merges.txt").symlink_to("/dev/zero"),
-            "merges.txt is not a regular file",
+            "is not a regular file; copy the tokenizer",
         ),
     ],
 )
