@@ -25,7 +25,12 @@ from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.bert import BertConfig
 from flax_transformers.huggingface.family import build_model, family_of_json
-from flax_transformers.models.config import ComputeConfig, EncoderDecoderConfig
+from flax_transformers.models.config import (
+    ComputeConfig,
+    EncoderDecoderConfig,
+    ImageTextConfig,
+    TransformerConfig,
+)
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule
@@ -97,10 +102,11 @@ def tiny_model(architecture: str, **changes: Any) -> tuple[nn.Module, Any]:
     """
     published = {"architectures": [architecture]}
     config = family_of_json(published).from_huggingface(published)
-    fields = {field.name for field in dataclasses.fields(config)}
-    small = {name: value for name, value in _TINY.items() if name in fields}
+    small = _small_sizes(config)
     if isinstance(config, EncoderDecoderConfig):  # whose decoder is like the encoder
         del small["decoder_intermediate_size"]
+    if isinstance(config, ImageTextConfig):
+        small["vision"] = dataclasses.replace(config.vision, **_small_sizes(config.vision))
     small |= _special_ids(config, changes.get("vocab_size", _TINY["vocab_size"]))
     if config.max_positions is None:
         del small["max_positions"]
@@ -110,6 +116,11 @@ def tiny_model(architecture: str, **changes: Any) -> tuple[nn.Module, Any]:
         return nn.meta.unbox(model.init(jax.random.key(0), **model.example_inputs())["params"])
 
     return model, jax.jit(init)()
+
+
+def _small_sizes(config: TransformerConfig) -> dict[str, Any]:
+    fields = {field.name for field in dataclasses.fields(config)}
+    return {name: value for name, value in _TINY.items() if name in fields}
 
 
 def _special_ids(config: Any, size: int) -> dict[str, Any]:

@@ -330,6 +330,9 @@ def config_json(config: TransformerConfig) -> dict[str, Any]:
         ignored |= {"pooling", "normalize_embeddings"}  # which sentence_files writes
     for each in fields(config):
         ours, theirs = getattr(config, each.name), getattr(read, each.name)
+        if isinstance(ours, TransformerConfig):  # of which the same fields may be lost
+            lost = ONLY_IN_TRAINING & {field.name for field in fields(ours)}
+            theirs = replace(theirs, **{name: getattr(ours, name) for name in lost})
         if ours != theirs and each.name not in ignored:
             bare = f"{config.architecture.partition('For')[0]}Model"
             encoder = is_text and each.name == "pooling"

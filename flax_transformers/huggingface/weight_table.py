@@ -202,7 +202,7 @@ def read_into(result: Mapping[str, Any], slot: Slot, value: np.ndarray, vocab_si
     """Write a published tensor into our parameters."""
     vocab_size = slot.vocab_size or vocab_size
     places = [result[path][(*slot.index, ...)] for path in slot.paths]
-    sizes = [shape[slot.axis] for shape in part_shapes(slot, result, vocab_size)][:-1]
+    sizes = [shape[slot.axis] for shape in part_shapes(slot, result, vocab_size)[:-1]]
     parts = np.split(value, np.cumsum(sizes), slot.axis) if sizes else [value]
     for place, part in zip(places, parts, strict=True):
         place[...] = _to_ours(slot.axes, part, place.shape, vocab_size)

@@ -22,8 +22,9 @@ VOCABULARY_MULTIPLE = 128
 """Vocabulary tables have a multiple of so many rows: the lanes of a TPU, and divisible by every
 usual mesh."""
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
-"""``gelu`` is the exact form, ``gelu_tanh`` its tanh approximation."""
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
+"""``gelu`` is the exact form, ``gelu_tanh`` its tanh approximation, and ``quick_gelu`` its sigmoid
+approximation (CLIP)."""
 
 Kernel = Literal["auto", "xla", "cudnn", "splash", "cudnn or xla", "splash or xla"]
 """Attention kernels. ``xla``: plain operations, on every platform. ``cudnn``: NVIDIA's flash
@@ -504,6 +505,8 @@ class VisionConfig(TransformerConfig):
     drop_path: float = 0.0
     """Probability of skipping a sub-layer of the last layer in training (stochastic depth); it
     rises linearly from 0 in the first layer."""
+    patch_bias: ClassVar[bool] = True
+    """Bias vector of the map of patches."""
 
     RANGES: ClassVar[Ranges] = {
         "image_size": ranges.PIXELS,
@@ -569,6 +572,25 @@ class VisionConfig(TransformerConfig):
     def drop_path_rates(self) -> np.ndarray:
         """Skip probability of each layer, float32 [num_layers]."""
         return np.linspace(0.0, self.drop_path, self.num_layers, dtype=np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextConfig(TextConfig):
+    """A text encoder, which the fields of ``TextConfig`` describe, and an image encoder."""
+
+    vision: VisionConfig
+    """The image encoder."""
+    initial_logit_scale: float
+    """Initial logarithm of the factor on the cosine of two embeddings."""
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    """Ids at the start and the end of a text."""
+
+    RANGES: ClassVar[Ranges] = {
+        "initial_logit_scale": ranges.numbers(-20, 20),
+        "bos_id": ranges.TOKEN_ID,
+        "eos_ids": ranges.TOKEN_ID,
+    }
 
 
 def __getattr__(name: str) -> Any:

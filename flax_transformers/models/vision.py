@@ -135,6 +135,7 @@ class PatchEmbeddings(nn.Module):
             (c.num_channels, c.patch_size, c.patch_size, c.hidden_size),
             ("channels", "patch_height", "patch_width", "embed"),
             dtype=self.dtype,
+            use_bias=c.patch_bias,
             init_std=c.init_std,
         )
         self.position = self.positions(c, self.dtype)

@@ -173,7 +173,7 @@ def test_the_dropout_of_a_classifier_may_be_that_of_the_layers():
     ("field", "value", "names"),
     [
         ("architectures", ["MBartModel"], "architecture 'MBartModel'.*begin with Bart"),
-        ("activation_function", "quick_gelu", "activation 'quick_gelu'.*gelu_new"),
+        ("activation_function", "elu", "activation 'elu'.*gelu_new"),
         ("is_decoder", True, "is_decoder True"),
         ("model_type", "pegasus", "model_type 'pegasus'"),
         ("d_model", "768", "d_model '768'"),

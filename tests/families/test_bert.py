@@ -249,7 +249,7 @@ def test_fields_that_old_files_leave_out_have_their_published_defaults():
 @pytest.mark.parametrize(
     ("field", "value", "names"),
     [
-        ("hidden_act", "quick_gelu", "activation 'quick_gelu'.*gelu_new"),
+        ("hidden_act", "elu", "activation 'elu'.*gelu_new"),
         ("position_embedding_type", "relative_key", "position_embedding_type 'relative_key'"),
         ("is_decoder", True, "is_decoder True"),
         ("add_cross_attention", True, "add_cross_attention True"),

@@ -99,7 +99,7 @@ def test_fields_that_a_file_leaves_out_have_their_published_defaults():
 @pytest.mark.parametrize(
     ("field", "value", "names"),
     [
-        ("activation_function", "quick_gelu", "activation 'quick_gelu'"),
+        ("activation_function", "elu", "activation 'elu'"),
         ("scale_attn_weights", False, "scale_attn_weights False"),
         ("scale_attn_by_inverse_layer_idx", True, "scale_attn_by_inverse_layer_idx True"),
         ("reorder_and_upcast_attn", True, "reorder_and_upcast_attn True"),

@@ -172,7 +172,7 @@ def test_rotary_positions_are_read_in_every_spelling(spelt, rope):
 @pytest.mark.parametrize(
     ("field", "value", "names"),
     [
-        ("hidden_act", "quick_gelu", "activation 'quick_gelu'"),
+        ("hidden_act", "elu", "activation 'elu'"),
         ("model_type", "cohere", "model_type 'cohere'"),
         ("num_key_value_heads", 5, "does not divide by model.num_key_value_heads 5"),
         ("num_key_value_heads", "8", "num_key_value_heads '8'"),

@@ -278,7 +278,7 @@ def test_fields_that_files_leave_out_have_their_published_defaults():
 @pytest.mark.parametrize(
     ("field", "value", "names"),
     [
-        ("hidden_activation", "quick_gelu", "activation 'quick_gelu'"),
+        ("hidden_activation", "elu", "activation 'elu'"),
         ("classifier_activation", "tanh", "activation 'tanh'"),
         ("classifier_pooling", "max", "classifier_pooling 'max'"),
         ("model_type", "bert", "model_type 'bert'"),

@@ -242,7 +242,7 @@ def test_the_published_config_json_is_the_published_size():
 @pytest.mark.parametrize(
     ("field", "value", "names"),
     [
-        ("hidden_act", "quick_gelu", "activation 'quick_gelu'"),
+        ("hidden_act", "elu", "activation 'elu'"),
         ("position_embedding_type", "relative_key", "position_embedding_type 'relative_key'"),
         ("is_decoder", True, "is_decoder True"),
         ("model_type", "bert", "model_type 'bert'.*'roberta' and 'xlm-roberta'"),

@@ -146,7 +146,7 @@ def test_fields_that_old_files_leave_out_have_their_published_defaults():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("hidden_act", "quick_gelu", "activation 'quick_gelu'.*gelu_new"),
+        ("hidden_act", "elu", "activation 'elu'.*gelu_new"),
         ("pooler_act", "gelu", "pooler_act 'gelu'"),
         ("pooler_output_size", 7, "pooler_output_size 7"),
         ("patch_size", [16, 8], r"patch_size \[16, 8\].*square"),

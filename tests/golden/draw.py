@@ -18,7 +18,7 @@ def generator(name: str) -> np.random.RandomState:
 
 def draw(name: str, shape: tuple[int, ...], seed: str) -> np.ndarray:
     """Standard normal float32 values for tensor ``name`` of the model ``seed``."""
-    return generator(f"{seed}/{name}").standard_normal(shape).astype(np.float32)
+    return np.asarray(generator(f"{seed}/{name}").standard_normal(shape), np.float32)
 
 
 def draw_weights(shapes: Mapping[str, tuple[int, ...]], seed: str) -> dict[str, np.ndarray]:
@@ -26,7 +26,10 @@ def draw_weights(shapes: Mapping[str, tuple[int, ...]], seed: str) -> dict[str, 
 
     Kernels get a standard deviation of 0.2, norm scales lie around 1.
     """
-    tensors = {name: np.float32(0.2) * draw(name, shape, seed) for name, shape in shapes.items()}
+    tensors = {
+        name: np.asarray(np.float32(0.2) * draw(name, shape, seed))
+        for name, shape in shapes.items()
+    }
     for name, tensor in tensors.items():
         if tensor.ndim == 1 and name.endswith(".weight"):  # only norms have such
             tensor += 1

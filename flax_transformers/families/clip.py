@@ -1,0 +1,342 @@
+"""CLIP (Radford et al., arXiv:2103.00020): a ViT and a causal text encoder, trained on pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flax_transformers import ranges
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
+from flax_transformers.models.config import (
+    Activation,
+    ImageTextConfig,
+    TransformerConfig,
+    VisionConfig,
+)
+from flax_transformers.models.heads import take_token
+from flax_transformers.models.image_text import ImageTextModel
+from flax_transformers.models.layers.block import LayerInputs
+from flax_transformers.models.layers.linear import Linear
+from flax_transformers.models.layers.norms import make_norm
+from flax_transformers.models.vision import VisionModel
+from flax_transformers.ranges import Ranges
+
+FIRST_TEMPERATURE = 0.07  # section 2.5
+EOS_OF_OLD_CONFIGS = 2
+"""The ``eos_token_id`` of config.json files for which transformers takes the highest id of a text
+instead, as the original code does."""
+
+
+class ClipImageEncoder(VisionModel):
+    """A ViT with one more norm before the layers; the last norm is for the class token alone."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.pre_norm = make_norm(self.config, self.dtype)
+
+    def encode(self, x_BTD: jax.Array, *, deterministic: bool) -> jax.Array:
+        """The layers, without the final norm."""
+        c = self.config
+        rates = None if deterministic or not c.drop_path else jnp.asarray(c.drop_path_rates())
+        x_BTD = self.pre_norm(x_BTD)
+        return self.stack(x_BTD, LayerInputs(), rates, deterministic=deterministic)[0]
+
+    def class_vector(self, hidden_BTD: jax.Array) -> jax.Array:
+        """The class token [B, D] after the final norm."""
+        return self.final_norm(hidden_BTD[:, 0])
+
+
+class ClipModel(ImageTextModel):
+    """Both encoders, and a linear map of each to the common space."""
+
+    config: ClipConfig
+
+    image_encoder = ClipImageEncoder
+
+    def setup(self) -> None:
+        super().setup()
+        c = self.config
+        self.text_projection = projection(c, c.projection_dim, self.dtype)
+        self.image_projection = projection(c.vision, c.projection_dim, self.dtype)
+
+    def pool_image(self, hidden_BTD: jax.Array) -> jax.Array:
+        return self.image_projection(self.image_tower.class_vector(hidden_BTD)[:, None])[:, 0]
+
+    def pool_text(self, hidden_BTD: jax.Array, input_ids: jax.Array) -> jax.Array:
+        """The end of the text: the first id of ``eos_ids``, or without any the highest id."""
+        ends = self.config.eos_ids
+        marks_BT = jnp.isin(input_ids, jnp.asarray(ends)) if ends else input_ids
+        return self.text_projection(take_token(hidden_BTD, jnp.argmax(marks_BT, axis=1)))[:, 0]
+
+
+def projection(config: TransformerConfig, width: int, dtype: jnp.dtype) -> Linear:
+    """The map [B, T, D] to [B, T, E] of an encoder's output, without a bias."""
+    size = config.hidden_size
+    return Linear(
+        "BTD,DE->BTE",
+        (size, width),
+        ("embed", "features"),
+        dtype=dtype,
+        use_bias=False,
+        init_std=size**-0.5,
+    )
+
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {"CLIPModel": ClipModel}
+
+
+def _initial_std(config: TransformerConfig, name: str) -> float:
+    """As in the original code, for both encoders."""
+    width = config.hidden_size**-0.5
+    of_layers = {"query": width, "key": width, "value": width, "up": width / math.sqrt(2)}
+    if name in ("output", "down"):
+        return width * (2 * config.num_layers) ** -0.5
+    return of_layers.get(name, config.init_std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipVision(VisionConfig):
+    """The image encoder, ViT-B/32 by default."""
+
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    patch_size: int = 32
+    norm_eps: float = 1e-5
+    activation: Activation = "quick_gelu"
+    patch_bias: ClassVar[bool] = False
+
+    def initial_std(self, name: str) -> float:
+        return _initial_std(self, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig(ImageTextConfig):
+    """The published CLIP, ViT-B/32 by default."""
+
+    architecture: str = "CLIPModel"
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    num_layers: int = 12
+    num_heads: int = 8
+    intermediate_size: int = 2048
+    max_positions: int | None = 77
+    causal: bool = True
+    norm_eps: float = 1e-5
+    activation: Activation = "quick_gelu"
+    vision: VisionConfig = field(default_factory=ClipVision)
+    projection_dim: int = 512
+    """Width of the embeddings."""
+    initial_logit_scale: float = math.log(1 / FIRST_TEMPERATURE)
+    pad_id: int = 1
+    bos_id: int | None = 49406
+    eos_ids: tuple[int, ...] = (49407,)
+    """Id of the end of a text, whose state becomes its embedding; none: the highest id of the text
+    is the end, as in OpenAI's files."""
+
+    RANGES: ClassVar[Ranges] = {"projection_dim": ranges.WIDTH}
+
+    def initial_std(self, name: str) -> float:
+        return _initial_std(self, name)
+
+
+def _size(patch_size: int, image_size: int, letters: str) -> ClipConfig:
+    layers, width, text = {"b": (12, 768, 512), "l": (24, 1024, 768), "h": (32, 1280, 1024)}[
+        letters
+    ]
+    activation: Activation = "gelu" if letters == "h" else "quick_gelu"  # LAION's are with GELU
+    vision = ClipVision(
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=width // (80 if letters == "h" else 64),
+        intermediate_size=4 * width,
+        patch_size=patch_size,
+        image_size=image_size,
+        activation=activation,
+    )
+    return ClipConfig(
+        hidden_size=text,
+        num_layers=24 if letters == "h" else 12,
+        num_heads=text // 64,
+        intermediate_size=4 * text,
+        projection_dim=text,
+        vision=vision,
+        activation=activation,
+    )
+
+
+SIZES: dict[str, ClipConfig] = {
+    "clip-b32": _size(32, 224, "b"),
+    "clip-b16": _size(16, 224, "b"),
+    "clip-l14": _size(14, 224, "l"),
+    "clip-l14-336": _size(14, 336, "l"),
+    "clip-h14": _size(14, 224, "h"),
+}
+"""The published sizes: OpenAI's, and LAION's ViT-H/14."""
+
+TOWER_NUMBERS = {
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "norm_eps": "layer_norm_eps",
+    "attention_dropout": "attention_dropout",
+}
+TEXT_NUMBERS = TOWER_NUMBERS | {
+    "vocab_size": "vocab_size",
+    "max_positions": "max_position_embeddings",
+}
+VISION_NUMBERS = TOWER_NUMBERS | {
+    "num_channels": "num_channels",
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+}
+_INIT_STD = {"init_std": "initializer_range"}
+
+ALIASES = {"text_config_dict": "text_config", "vision_config_dict": "vision_config"}
+"""Second names of the parts of a config.json; transformers reads these if both are there."""
+
+
+def part_of(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The part "text_config" or "vision_config" of a config.json."""
+    return config.get(f"{name}_dict") or config.get(name) or {}
+
+
+def read_tower(
+    config: Mapping[str, Any], names: Mapping[str, str], defaults: TransformerConfig
+) -> dict[str, Any]:
+    """The fields of one encoder. Raises UserError for what is not supported."""
+    activation = config.get("hidden_act", huggingface.activation_to(defaults.activation))
+    return {
+        **huggingface.read_numbers(config, names, defaults),
+        "activation": huggingface.activation_from(activation),
+    }
+
+
+def write_tower(config: TransformerConfig, names: Mapping[str, str]) -> dict[str, Any]:
+    """The inverse of ``read_tower``."""
+    return {
+        "hidden_act": huggingface.activation_to(config.activation),
+        **huggingface.write_fields(config, names),
+    }
+
+
+def from_huggingface(config: Mapping[str, Any]) -> ClipConfig:
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
+    huggingface.refuse(config, {"model_type": "clip"})
+    defaults = ClipConfig()
+    text, vision = part_of(config, "text_config"), part_of(config, "vision_config")
+    fields = huggingface.read_numbers(
+        config,
+        {"projection_dim": "projection_dim", "initial_logit_scale": "logit_scale_init_value"},
+        defaults,
+    )
+    fields |= read_tower(text, TEXT_NUMBERS | _INIT_STD, defaults)
+    fields |= huggingface.read_special_ids(text, defaults)
+    if fields["eos_ids"] == (EOS_OF_OLD_CONFIGS,):
+        fields["eos_ids"] = ()
+    of_image = read_tower(vision, VISION_NUMBERS | _INIT_STD, defaults.vision)
+    fields["vision"] = huggingface.make_config(ClipVision, of_image)
+    return huggingface.make_config(ClipConfig, fields)
+
+
+def to_huggingface(config: ClipConfig) -> dict[str, Any]:
+    """The config.json that `transformers` reads."""
+    shared = {"projection_dim": config.projection_dim}
+    ids = huggingface.write_special_ids(config)
+    if not config.eos_ids:
+        ids["eos_token_id"] = EOS_OF_OLD_CONFIGS
+    return {
+        "model_type": "clip",
+        "architectures": [config.architecture],
+        "logit_scale_init_value": config.initial_logit_scale,
+        "initializer_factor": 1.0,
+        **shared,
+        "text_config": {
+            "model_type": "clip_text_model",
+            **shared,
+            **write_tower(config, TEXT_NUMBERS | _INIT_STD),
+            **ids,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            **shared,
+            **write_tower(config.vision, VISION_NUMBERS | _INIT_STD),
+        },
+    }
+
+
+def layer_weights(ours: str, theirs: str) -> tuple[Weight, ...]:
+    """The layers of an encoder."""
+    layer, their_layer = f"{ours}/stack/{{layer}}", f"{theirs}.encoder.layers.{{layer}}"
+    return (
+        *norm(f"{layer}/attention_norm", f"{their_layer}.layer_norm1"),
+        *attention(
+            f"{layer}/attention", f"{their_layer}.self_attn", "q_proj k_proj v_proj out_proj"
+        ),
+        *norm(f"{layer}/mlp_norm", f"{their_layer}.layer_norm2"),
+        *linear(f"{layer}/mlp/up", f"{their_layer}.mlp.fc1", "D", "F"),
+        *linear(f"{layer}/mlp/down", f"{their_layer}.mlp.fc2", "F", "D"),
+    )
+
+
+def shared_weights() -> tuple[Weight, ...]:
+    """What CLIP and SigLIP have in common."""
+    image, text = "vision_model.embeddings", "text_model.embeddings"
+    return (
+        Weight("text_tower/words/embedding", f"{text}.token_embedding.weight", "VD"),
+        Weight("text_tower/embeddings/position/embedding", f"{text}.position_embedding.weight"),
+        *layer_weights("text_tower", "text_model"),
+        *norm("text_tower/final_norm", "text_model.final_layer_norm"),
+        Weight(
+            "image_tower/embeddings/patches/kernel", f"{image}.patch_embedding.weight", "CPQD->DCPQ"
+        ),
+        Weight("image_tower/embeddings/patches/bias", f"{image}.patch_embedding.bias"),
+        Weight("image_tower/embeddings/position/embedding", f"{image}.position_embedding.weight"),
+        *layer_weights("image_tower", "vision_model"),
+        *norm("image_tower/final_norm", "vision_model.post_layernorm"),
+        Weight("logit_scale", "logit_scale"),
+        Weight("logit_bias", "logit_bias"),
+    )
+
+
+POSITION_IDS = r"(text|vision)_model\.embeddings\.position_ids"
+"""Counts from 0, which older files carry."""
+
+
+def weights(config: ClipConfig) -> WeightTable:
+    """The names of CLIP's tensors."""
+    return WeightTable(
+        weights=(
+            *shared_weights(),
+            Weight(
+                "image_tower/embeddings/class_token/embedding",
+                "vision_model.embeddings.class_embedding",
+            ),
+            *norm("image_tower/pre_norm", "vision_model.pre_layrnorm"),  # their spelling
+            *linear("image_projection", "visual_projection", "D", "E"),
+            *linear("text_projection", "text_projection", "D", "E"),
+        ),
+        ignorable=(POSITION_IDS,),
+    )
+
+
+FAMILY = Family(
+    config=ClipConfig,
+    model_types=("clip",),
+    architectures=ARCHITECTURES,
+    sizes=SIZES,
+    from_huggingface=from_huggingface,
+    to_huggingface=to_huggingface,
+    weights=weights,
+    aliases=ALIASES,
+)

@@ -1,0 +1,249 @@
+"""SigLIP (Zhai et al., arXiv:2303.15343): image and text encoders trained by a sigmoid loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flax_transformers import ranges
+from flax_transformers.families.clip import (
+    ALIASES,
+    POSITION_IDS,
+    TEXT_NUMBERS,
+    VISION_NUMBERS,
+    part_of,
+    read_tower,
+    shared_weights,
+    write_tower,
+)
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.weights import Weight, WeightTable, fused, linear, norm
+from flax_transformers.models.config import (
+    Activation,
+    ComputeConfig,
+    ImageTextConfig,
+    TransformerConfig,
+    VisionConfig,
+)
+from flax_transformers.models.image_text import ImageTextModel
+from flax_transformers.models.layers.attention import Attention
+from flax_transformers.models.layers.feed_forward import FeedForward
+from flax_transformers.models.layers.linear import Linear
+from flax_transformers.models.layers.norms import make_norm
+from flax_transformers.models.vision import token
+from flax_transformers.ranges import Ranges
+
+FIRST_SCALE, FIRST_BIAS = 10.0, -10.0  # section 3.2
+
+
+class PoolingHead(nn.Module):
+    """A learned query that attends to all patches, and a feed-forward layer ("MAP",
+    arXiv:2106.04560 appendix)."""
+
+    config: SiglipVision
+    compute: ComputeConfig
+
+    def setup(self) -> None:
+        c, dtype = self.config, jnp.dtype(self.compute.dtype)
+        self.probe = token(c, dtype)
+        self.attention = Attention(c, self.compute)
+        self.norm = make_norm(c, dtype)
+        self.mlp = FeedForward(c, self.compute)
+
+    def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
+        """[B, T, D] to [B, D]."""
+        probe_D = self.probe()
+        probe_B1D = jnp.broadcast_to(probe_D, (len(hidden_BTD), 1, len(probe_D)))
+        x_B1D, _ = self.attention(probe_B1D, context_BSD=hidden_BTD)
+        return (x_B1D + self.mlp(self.norm(x_B1D)))[:, 0]
+
+
+class SiglipModel(ImageTextModel):
+    """Both encoders; the embedding of an image is as wide as its encoder."""
+
+    config: SiglipConfig
+
+    initial_logit_bias = FIRST_BIAS
+
+    def setup(self) -> None:
+        super().setup()
+        c = self.config
+        self.image_head = PoolingHead(c.vision, self.compute)
+        self.text_head = Linear(
+            "BTD,DE->BTE",
+            (c.hidden_size, c.vision.hidden_size),
+            ("embed", "features"),
+            dtype=self.dtype,
+            init_std=c.hidden_size**-0.5,
+        )
+
+    def pool_image(self, hidden_BTD: jax.Array) -> jax.Array:
+        return self.image_head(hidden_BTD)
+
+    def pool_text(self, hidden_BTD: jax.Array, input_ids: jax.Array) -> jax.Array:
+        """The last position, which may be padding: texts are padded to one length in training."""
+        return self.text_head(hidden_BTD[:, -1:])[:, 0]
+
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {"SiglipModel": SiglipModel}
+
+
+def _initial_std(config: TransformerConfig, name: str) -> float:
+    """The deviations of the original's Xavier-uniform kernels."""
+    width = config.hidden_size
+    if name in ("query", "key", "value", "output"):
+        return width**-0.5
+    if name in ("up", "down"):
+        return math.sqrt(2 / (width + config.intermediate_size))
+    return config.init_std
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiglipVision(VisionConfig):
+    """The image encoder, ViT-B/16 without a class token by default."""
+
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    activation: Activation = "gelu_tanh"
+    pooling: Literal["class", "average"] = "average"
+    """Always "average", which means that there is no class token; see ``PoolingHead``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pooling != "average":
+            raise ranges.OutOfRange(
+                f"model.vision.pooling is {self.pooling!r}, but SigLIP has no class token; leave "
+                "it at 'average'"
+            )
+
+    def initial_std(self, name: str) -> float:
+        return _initial_std(self, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiglipConfig(ImageTextConfig):
+    """The published SigLIP, base with patches of 16 pixels by default."""
+
+    architecture: str = "SiglipModel"
+    vocab_size: int = 32000
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_positions: int | None = 64
+    activation: Activation = "gelu_tanh"
+    vision: VisionConfig = field(default_factory=SiglipVision)
+    initial_logit_scale: float = math.log(FIRST_SCALE)
+    pad_id: int = 1
+    eos_ids: tuple[int, ...] = (1,)
+
+    RANGES: ClassVar[Ranges] = {}
+
+    def initial_std(self, name: str) -> float:
+        return _initial_std(self, name)
+
+
+def _size(
+    layers: int, width: int, inner: int, heads: int, patch_size: int, image_size: int
+) -> SiglipConfig:
+    """Both encoders have the same sizes."""
+    both: dict[str, Any] = {
+        "hidden_size": width,
+        "num_layers": layers,
+        "num_heads": heads,
+        "intermediate_size": inner,
+    }
+    vision = SiglipVision(patch_size=patch_size, image_size=image_size, **both)
+    return SiglipConfig(vision=vision, **both)
+
+
+SIZES: dict[str, SiglipConfig] = {
+    "siglip-b16": _size(12, 768, 3072, 12, 16, 224),
+    "siglip-b16-256": _size(12, 768, 3072, 12, 16, 256),
+    "siglip-l16-256": _size(24, 1024, 4096, 16, 16, 256),
+    "siglip-so400m14": _size(27, 1152, 4304, 16, 14, 224),
+}
+"""Published sizes; those with other image sizes differ in ``image_size`` alone."""
+
+
+def from_huggingface(config: Mapping[str, Any]) -> SiglipConfig:
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
+    huggingface.refuse(config, {"model_type": "siglip"})
+    defaults = SiglipConfig()
+    text, vision = part_of(config, "text_config"), part_of(config, "vision_config")
+    huggingface.refuse(vision, {"vision_use_head": True})
+    fields = read_tower(text, TEXT_NUMBERS, defaults)
+    fields |= huggingface.read_special_ids(text, defaults)
+    of_image = read_tower(vision, VISION_NUMBERS, defaults.vision)
+    fields["vision"] = huggingface.make_config(SiglipVision, of_image)
+    if text.get("projection_size") is not None:
+        huggingface.refuse(text, {"projection_size": fields["vision"].hidden_size})
+    return huggingface.make_config(SiglipConfig, fields)
+
+
+def to_huggingface(config: SiglipConfig) -> dict[str, Any]:
+    """The config.json that `transformers` reads."""
+    return {
+        "model_type": "siglip",
+        "architectures": [config.architecture],
+        "initializer_factor": 1.0,
+        "text_config": {
+            "model_type": "siglip_text_model",
+            "projection_size": config.vision.hidden_size,
+            **write_tower(config, TEXT_NUMBERS),
+            **huggingface.write_special_ids(config),
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            **write_tower(config.vision, VISION_NUMBERS),
+        },
+    }
+
+
+def weights(config: SiglipConfig) -> WeightTable:
+    """The names of SigLIP's tensors."""
+    head, theirs = "image_head", "vision_model.head"
+    inputs = tuple(f"{head}/attention/{name}" for name in ("query", "key", "value"))
+    return WeightTable(
+        weights=(
+            *shared_weights(),
+            *linear("text_head", "text_model.head", "D", "E"),
+            Weight(f"{head}/probe/embedding", f"{theirs}.probe", "D->11D"),
+            fused(
+                tuple(f"{name}/kernel" for name in inputs),
+                f"{theirs}.attention.in_proj_weight",
+                "DNH->(NH)D",
+            ),
+            fused(
+                tuple(f"{name}/bias" for name in inputs),
+                f"{theirs}.attention.in_proj_bias",
+                "NH->(NH)",
+            ),
+            *linear(f"{head}/attention/output", f"{theirs}.attention.out_proj", "NH", "D"),
+            *norm(f"{head}/norm", f"{theirs}.layernorm"),
+            *linear(f"{head}/mlp/up", f"{theirs}.mlp.fc1", "D", "F"),
+            *linear(f"{head}/mlp/down", f"{theirs}.mlp.fc2", "F", "D"),
+        ),
+        ignorable=(POSITION_IDS,),
+    )
+
+
+FAMILY = Family(
+    config=SiglipConfig,
+    model_types=("siglip",),
+    architectures=ARCHITECTURES,
+    sizes=SIZES,
+    from_huggingface=from_huggingface,
+    to_huggingface=to_huggingface,
+    weights=weights,
+    aliases=ALIASES,
+)
