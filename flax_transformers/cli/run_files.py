@@ -13,7 +13,12 @@ from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model, within_vocabulary
-from flax_transformers.models.config import TextConfig, TransformerConfig, VisionConfig
+from flax_transformers.models.config import (
+    ImageTextConfig,
+    TextConfig,
+    TransformerConfig,
+    VisionConfig,
+)
 from flax_transformers.objectives.images import PixelInput
 from flax_transformers.restore import saved_part
 
@@ -34,14 +39,24 @@ def run_files(
     ``objective`` of a vision model are read; if that fails, a warning is logged.
     """
     if isinstance(model, VisionConfig):
-        try:
-            data, objective = saved_part(run, "data"), saved_part(run, "objective")
-        except UserError as error:
-            log.warning("%s is not written: %s", PREPROCESSOR, error)
-            return {}
-        if isinstance(data, ImageData) and isinstance(objective, PixelInput):
-            return {PREPROCESSOR: preprocessor(data, objective, model)}
+        return _image_files(run, model)
+    if isinstance(model, ImageTextConfig):
+        return _image_files(run, model.vision) | _text_files(model, tokenizer)
+    return _text_files(model, tokenizer)
+
+
+def _image_files(run: Found, model: VisionConfig) -> dict[str, dict[str, Any]]:
+    try:
+        data, objective = saved_part(run, "data"), saved_part(run, "objective")
+    except UserError as error:
+        log.warning("%s is not written: %s", PREPROCESSOR, error)
         return {}
+    if isinstance(data, ImageData) and isinstance(objective, PixelInput):
+        return {PREPROCESSOR: preprocessor(data, objective, model)}
+    return {}
+
+
+def _text_files(model: TransformerConfig, tokenizer: Path | None) -> dict[str, dict[str, Any]]:
     file = None if tokenizer is None else tokenizer / TOKENIZER
     limit = model.max_positions if isinstance(model, TextConfig) else None
     if file is None or limit is None or not file.is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -28,6 +28,7 @@ from flax_transformers.huggingface.weights import Weight, WeightTable, fused, li
 from flax_transformers.models.config import (
     Activation,
     ComputeConfig,
+    FlopsGroup,
     ImageTextConfig,
     TransformerConfig,
     VisionConfig,
@@ -38,7 +39,6 @@ from flax_transformers.models.layers.feed_forward import FeedForward
 from flax_transformers.models.layers.linear import Linear
 from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.vision import token
-from flax_transformers.ranges import Ranges
 
 FIRST_SCALE, FIRST_BIAS = 10.0, -10.0  # section 3.2
 
@@ -146,7 +146,11 @@ class SiglipConfig(ImageTextConfig):
     pad_id: int = 1
     eos_ids: tuple[int, ...] = (1,)
 
-    RANGES: ClassVar[Ranges] = {}
+    def flops_groups(self, grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
+        """The head attends to all patches."""
+        inputs = [f"image_head/attention/{name}" for name in ("key", "value")]
+        patches = grid[0] * grid[1]
+        return (*(FlopsGroup(path, patches) for path in inputs), *super().flops_groups(grid))
 
     def initial_std(self, name: str) -> float:
         return _initial_std(self, name)

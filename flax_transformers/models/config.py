@@ -592,6 +592,11 @@ class ImageTextConfig(TextConfig):
         "eos_ids": ranges.TOKEN_ID,
     }
 
+    def flops_groups(self, grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
+        """As of ``VisionConfig``, for the parameters of this model that images pass through."""
+        *layers, head = self.vision.flops_groups(grid)
+        return (*(replace(one, path=f"image_tower/{one.path}") for one in layers), head)
+
 
 def __getattr__(name: str) -> Any:
     return former_attribute(__name__, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 from flax_transformers.models.config import (
     EncoderDecoderConfig,
     FlopsGroup,
+    ImageTextConfig,
     TextConfig,
     TransformerConfig,
     VisionConfig,
@@ -43,6 +45,11 @@ def step_flops(
         grid = patch_grid((sequence_length,) * 2, model.patch_size)
         return batch_size * vision_flops(model.flops_groups(grid), params, axes)
     tokens = batch_size * sequence_length
+    if isinstance(model, ImageTextConfig):
+        image_size: int = getattr(objective, "image_size", model.vision.image_shape[0])
+        return batch_size * _image_flops(model, image_size, params, axes) + _text_encoder_flops(
+            model, tokens, sequence_length, params, axes
+        )
     predicted = batch_size * objective.predictions(sequence_length)
     sizes = _kernel_sizes(params, axes, model)
     stack = partial(_stack_flops, model)
@@ -71,6 +78,24 @@ def vision_flops(flops_groups: Sequence[FlopsGroup], params: Any, axes: Axes) ->
             through = next(one for one in flops_groups if "/".join(name).startswith(one.path))
             flops += 6 * leaf.size * through.tokens
     return flops + sum(12 * one.tokens**2 * one.attention for one in flops_groups)
+
+
+def _image_flops(model: ImageTextConfig, image_size: int, params: Any, axes: Axes) -> float:
+    """Of one image, in a model with a text encoder beside."""
+    grid = patch_grid((image_size,) * 2, model.vision.patch_size)
+    of_images = {name: tree for name, tree in params.items() if name.startswith("image_")}
+    return vision_flops(model.flops_groups(grid), of_images, axes)
+
+
+def _text_encoder_flops(
+    model: ImageTextConfig, tokens: int, sequence_length: int, params: Any, axes: Axes
+) -> float:
+    """Of all texts, beside an image encoder; the head reads one vector of each text."""
+    of_texts = {name: tree for name, tree in params.items() if name.startswith("text_")}
+    untied = replace(model, tie_embeddings=False)  # the table makes no logits
+    sizes = _kernel_sizes(of_texts, axes, untied)
+    head = 6 * tokens // sequence_length * sizes["head"]
+    return head + _stack_flops(model, tokens, sequence_length, sizes["stack"], model.causal)
 
 
 def _stack_flops(

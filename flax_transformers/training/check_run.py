@@ -25,6 +25,7 @@ from flax_transformers.huggingface.placement import adapted_shapes
 from flax_transformers.models.config import (
     ComputeConfig,
     EncoderDecoderConfig,
+    ImageTextConfig,
     TextConfig,
     TransformerConfig,
     VisionConfig,
@@ -61,7 +62,7 @@ def check_config(config: TrainConfig, *, trains: bool = True) -> None:
     _check_tokenizers(config)
     _check_outputs(config)
     for phase in config.phases:
-        _check_image_size(config.model, phase)
+        _check_image_size(config, phase)
         _check_row(config, phase, dummy_row(config, phase))
 
 
@@ -197,8 +198,8 @@ def _check_outputs(config: TrainConfig) -> None:
             f"objective.loss is 'mse', of one number, but model.num_labels is {outputs}; set "
             "--model.num-labels 1"
         )
-    model, channels = config.model, config.data.image_channels
-    if not isinstance(model, VisionConfig) or channels is None:
+    model, channels = _image_encoder(config.model), config.data.image_channels
+    if model is None or channels is None:
         return
     if channels != model.num_channels:
         raise UserError(
@@ -207,19 +208,27 @@ def _check_outputs(config: TrainConfig) -> None:
         )
 
 
-def _check_image_size(model: TransformerConfig, phase: AnyPhase) -> None:
+def _image_encoder(model: TransformerConfig) -> VisionConfig | None:
+    own = model.vision if isinstance(model, ImageTextConfig) else model
+    return own if isinstance(own, VisionConfig) else None
+
+
+def _check_image_size(config: TrainConfig, phase: AnyPhase) -> None:
     """Images of a phase consist of whole patches, or have the size that the model was made for."""
-    if not isinstance(model, VisionConfig):
+    model = _image_encoder(config.model)
+    if model is None:
         return
-    size, patch = phase.sequence_length, model.patch_size
+    of_pairs: int | None = getattr(config.objective, "image_size", None)
+    size, patch = of_pairs or phase.sequence_length, model.patch_size
+    field = "objective.image_size" if of_pairs else "phases.image_size"
     if size < patch:
         raise UserError(
-            f"phases.image_size is {size}, less than one patch of model.patch_size {patch}; set it "
+            f"{field} is {size}, less than one patch of model.patch_size {patch}; set it "
             f"to {patch} or more"
         )
     if size % patch and (size, size) != model.image_shape:
         raise UserError(
-            f"phases.image_size is {size}, of which patches of model.patch_size {patch} leave out "
+            f"{field} is {size}, of which patches of model.patch_size {patch} leave out "
             f"{size % patch} pixels at two edges; set it to {size - size % patch} or "
             f"{size - size % patch + patch}"
         )
@@ -322,8 +331,10 @@ def _faults_of_ends(
     config: TrainConfig, vocabulary: Vocabulary
 ) -> Iterator[tuple[str, str, int | None]]:
     """Where text that the model learns to write does not begin or end as its config says."""
-    needs = config.objective.needs
-    if "unembed" in needs.heads and (needs.causal or "decoder_input_ids" in needs.inputs):
+    needs, model = config.objective.needs, config.model
+    writes = "unembed" in needs.heads and (needs.causal or "decoder_input_ids" in needs.inputs)
+    reads_end = isinstance(model, ImageTextConfig) and model.causal
+    if writes or reads_end:
         yield from _different_ends(config.model, vocabulary, getattr(config.model, "eos_ids", ()))
 
 

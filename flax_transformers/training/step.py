@@ -104,13 +104,16 @@ def make_train_step(
     fuse multiplications and additions differently.
     """
     update = partial(_updated, optimizer, frozen, ema)
+    terms_of, whole = objective.terms, getattr(objective, "whole_batch_terms", None)
+    if whole is not None:  # a loss that couples the rows of the batch
+        terms_of, micro_batches = partial(whole, chunks=micro_batches), 1
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         trained, _ = partition(state.params, frozen)
 
         def terms(part: Params, batch: Batch, rngs: Any) -> LossTerms:
-            return objective.terms(functions, of_model(merge(part, state.params)), batch, rngs)
+            return terms_of(functions, of_model(merge(part, state.params)), batch, rngs)
 
         with gradients_reduced_in(gradient_reduce_dtype):
             grads, sums = _gradients(terms, trained, batch, key, micro_batches)

@@ -11,6 +11,7 @@ import pytest
 
 from flax_transformers.huggingface.family import all_families, family_of_json
 from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.contrastive import ImageTextContrastive
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.masked_image import MaskedImage
 from flax_transformers.objectives.masked_lm import MaskedLM
@@ -49,6 +50,8 @@ OBJECTIVES = {
         "DeiT3ForImageClassification",
     ),
     MaskedImage(): ("ViTMAEForPreTraining",),
+    ImageTextContrastive(): ("CLIPModel",),
+    ImageTextContrastive(loss="sigmoid"): ("SiglipModel",),
 }
 OBJECTIVE_OF = {name: objective for objective, names in OBJECTIVES.items() for name in names}
 """An architecture of each family, and what it learns."""
@@ -81,6 +84,10 @@ def start(architecture):
 def batch(objective):
     """Rows of different lengths, with what the objective reads of them."""
     rng = np.random.default_rng(0)
+    if isinstance(objective, ImageTextContrastive):
+        pixels = rng.integers(0, 256, (ROWS, 3, 32, 32)).astype(np.uint8)
+        ids = rng.integers(10, WORDS - 10, (ROWS, LENGTH)).astype(np.int32)
+        return {"pixel_values": pixels, "input_ids": ids, "weights": np.ones(ROWS, np.float32)}
     if isinstance(objective, ImageClassification | MaskedImage):
         rows = {"pixel_values": rng.integers(0, 256, (ROWS, 3, 32, 32)).astype(np.uint8)}
         if isinstance(objective, MaskedImage):
@@ -179,7 +186,7 @@ def test_losses_are_equal_if_experts_are_divided(mesh):
 @pytest.mark.parametrize("architecture", OBJECTIVE_OF)
 def test_every_family_has_equal_losses_on_any_mesh(architecture):
     meshes = MESHES[: 2 if architecture in ONE_OF_A_SHAPE else 3]
-    images = isinstance(OBJECTIVE_OF[architecture], ImageClassification | MaskedImage)
+    images = hasattr(OBJECTIVE_OF[architecture], "normalized")
     check(architecture, meshes if images else meshes + CONTEXT_MESHES)
 
 

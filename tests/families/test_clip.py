@@ -1,0 +1,172 @@
+"""CLIP: its configuration, published files and sizes; tests/golden/clip.npz has its outputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_transformers.errors import UserError
+from flax_transformers.families.clip import (
+    SIZES,
+    ClipConfig,
+    ClipVision,
+    from_huggingface,
+    to_huggingface,
+)
+from flax_transformers.huggingface.config_fields import kept_fields, with_kept
+from flax_transformers.huggingface.family import build_model, config_json
+from tests.families.parity import (
+    assert_parity,
+    count_parameters,
+    first_by_default,
+    import_case,
+    load_case,
+)
+from tests.golden import clip as golden
+from tests.huggingface.tensors import export_weights
+
+
+@pytest.mark.slow
+def test_layers_that_are_written_out_compute_the_same():
+    assert_parity(golden.END_ID, golden.__file__, scan_layers=False)
+
+
+def test_the_end_of_a_text_is_its_first_end_id_or_its_highest_id():
+    ids = jnp.array([[5, 71, 82, 71], [71, 3, 4, 5]])
+    hidden = jnp.arange(8.0).reshape(2, 4, 1)
+
+    def pooled(ends):
+        config = replace(from_huggingface(golden.END_ID.config), eos_ids=ends, hidden_size=1,
+                         num_heads=1, projection_dim=1)  # fmt: skip
+        model = build_model(config)
+        kernel = {"text_projection": {"kernel": jnp.ones((1, 1))}}
+        names = ("text_tower", "image_tower", "image_projection", "logit_scale")
+        params = kernel | {key: {} for key in names}
+        params["logit_scale"] = jnp.zeros(())
+        return model.apply({"params": params}, hidden, ids, method="pool_text")[:, 0].tolist()
+
+    assert pooled((71,)) == [1.0, 4.0]
+    assert pooled(()) == [2.0, 4.0]
+
+
+def test_the_configuration_survives_the_way_out_and_back():
+    for case in golden.CASES:
+        config = from_huggingface(case.config)
+        assert from_huggingface(config_json(config)) == config
+    assert from_huggingface(golden.HIGHEST_ID.config).eos_ids == ()
+    ours = ClipConfig(
+        vocab_size=50,
+        hidden_size=6,
+        num_layers=1,
+        num_heads=3,
+        intermediate_size=5,
+        max_positions=9,
+        projection_dim=7,
+        activation="gelu",
+        norm_eps=0.5,
+        attention_dropout=0.125,
+        initial_logit_scale=1.25,
+        pad_id=3,
+        bos_id=4,
+        eos_ids=(7,),
+        vision=ClipVision(
+            hidden_size=8,
+            num_layers=2,
+            num_heads=2,
+            intermediate_size=9,
+            image_size=9,
+            patch_size=3,
+            num_channels=1,
+            drop_path=0.5,
+        ),
+    )
+    read = from_huggingface(config_json(ours))
+    # What only training needs is not in the file.
+    assert replace(read, vision=replace(read.vision, drop_path=0.5)) == ours
+
+
+OLD = {
+    "architectures": ["CLIPModel"],
+    "model_type": "clip",
+    "initializer_factor": 1.0,
+    "logit_scale_init_value": 2.6592,
+    "projection_dim": 512,
+    "text_config": {
+        "hidden_size": 512,
+        "num_attention_heads": 8,
+        "eos_token_id": 2,
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        "top_k": 50,
+        "length_penalty": 1.0,
+    },
+    "text_config_dict": None,
+    "vision_config": {"hidden_size": 768, "patch_size": 32, "dropout": 0.0},
+    "vision_config_dict": None,
+}
+"""The config.json of openai/clip-vit-base-patch32, without most of the fields that say nothing."""
+
+
+def test_a_published_config_is_read_and_written_back():
+    config = from_huggingface(OLD)
+    assert config == replace(
+        SIZES["clip-b32"], eos_ids=(), bos_id=0, initial_logit_scale=2.6592
+    )  # fmt: skip
+    aliases = {"text_config_dict": "text_config", "vision_config_dict": "vision_config"}
+    kept = kept_fields(OLD, to_huggingface(config), aliases)
+    written = with_kept(config_json(config), replace(config, hub_fields=kept), {}, from_huggingface)
+    assert OLD.items() <= written.items()
+
+
+def test_the_part_that_transformers_reads_is_read():
+    text = {"hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 8}
+    other = {"hidden_size": 99}
+    config = from_huggingface({"text_config": other, "text_config_dict": text})
+    assert config.hidden_size == 12
+
+
+@pytest.mark.parametrize(
+    ("part", "fields", "message"),
+    [
+        ("text_config", {"hidden_act": "elu"}, "activation 'elu'"),
+        ("vision_config", {"patch_size": [16, 8]}, "patch_size"),
+        ("vision_config", {"image_size": 8}, "image_size 8 is less than one patch"),
+        ("text_config", {"num_attention_heads": 7}, "does not divide"),
+    ],
+)
+def test_a_config_json_that_is_not_ours_is_refused_by_field(part, fields, message):
+    with pytest.raises(UserError, match=message):
+        from_huggingface({part: fields})
+
+
+def test_position_ids_of_older_files_are_passed_over():
+    case = golden.END_ID
+    _, _, params, table = load_case(case)
+    tensors = export_weights(table, params, from_huggingface(case.config).vocab_size)
+    for tower in ("text", "vision"):
+        tensors[f"{tower}_model.embeddings.position_ids"] = np.arange(9.0)[None]
+    read = import_case(case, tensors)
+    assert read["logit_scale"] == params["logit_scale"]
+    assert read["logit_scale"].shape == ()
+
+
+def test_the_first_temperature_is_the_published_one():
+    assert math.exp(-ClipConfig().initial_logit_scale) == pytest.approx(0.07)
+
+
+PUBLISHED = {
+    "clip-b32": 151_277_313,
+    "clip-b16": 149_620_737,
+    "clip-l14": 427_616_513,
+    "clip-l14-336": 427_944_193,
+    "clip-h14": 986_109_441,
+}
+
+
+@pytest.mark.parametrize("name", first_by_default(SIZES))
+def test_sizes_have_the_published_number_of_parameters(name):
+    assert count_parameters(SIZES[name]) == PUBLISHED[name]

@@ -1,0 +1,88 @@
+"""SigLIP: its configuration and sizes; tests/golden/siglip.npz has its outputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from flax_transformers.errors import UserError
+from flax_transformers.families.siglip import (
+    SIZES,
+    SiglipConfig,
+    SiglipVision,
+    from_huggingface,
+)
+from flax_transformers.huggingface.family import config_json
+from tests.families.parity import (
+    assert_parity,
+    count_parameters,
+    first_by_default,
+    load_case,
+)
+from tests.golden import siglip as golden
+
+
+@pytest.mark.slow
+def test_layers_that_are_written_out_compute_the_same():
+    assert_parity(golden.PLAIN, golden.__file__, scan_layers=False)
+
+
+def test_the_configuration_survives_the_way_out_and_back():
+    for case in golden.CASES:
+        config = from_huggingface(case.config)
+        assert from_huggingface(config_json(config)) == config
+    assert from_huggingface({"text_config": {}, "vision_config": {}}) == SIZES["siglip-b16"]
+    ours = SiglipConfig(
+        vocab_size=50,
+        hidden_size=6,
+        num_layers=1,
+        num_heads=3,
+        intermediate_size=5,
+        max_positions=9,
+        attention_dropout=0.125,
+        pad_id=0,
+        eos_ids=(7,),
+        vision=SiglipVision(
+            hidden_size=8, num_layers=2, num_heads=2, intermediate_size=9, patch_size=8
+        ),
+    )
+    assert from_huggingface(config_json(ours)) == ours
+
+
+@pytest.mark.parametrize(
+    ("part", "fields", "message"),
+    [
+        ("vision_config", {"vision_use_head": False}, "vision_use_head"),
+        ("text_config", {"projection_size": 5}, "projection_size 5"),
+        ("text_config", {"hidden_act": "elu"}, "activation 'elu'"),
+    ],
+)
+def test_a_config_json_that_is_not_ours_is_refused_by_field(part, fields, message):
+    with pytest.raises(UserError, match=message):
+        from_huggingface({part: fields})
+
+
+def test_there_is_no_class_token():
+    with pytest.raises(ValueError, match=r"model\.vision\.pooling is 'class'"):
+        replace(SiglipVision(), pooling="class")
+
+
+def test_scale_and_bias_start_at_ten():
+    _, _, params, _ = load_case(golden.PLAIN)
+    assert params["logit_scale"].shape == params["logit_bias"].shape == (1,)
+    assert math.exp(SiglipConfig().initial_logit_scale) == pytest.approx(10.0)
+
+
+PUBLISHED = {
+    "siglip-b16": 203_155_970,
+    "siglip-b16-256": 203_202_050,
+    "siglip-l16-256": 652_150_786,
+    "siglip-so400m14": 877_415_602,
+}
+
+
+@pytest.mark.parametrize("name", first_by_default(SIZES))
+def test_sizes_have_the_published_number_of_parameters(name):
+    assert count_parameters(SIZES[name]) == PUBLISHED[name]
