@@ -17,6 +17,7 @@ from flax_transformers.families.clip import (
     POSITION_IDS,
     TEXT_NUMBERS,
     VISION_NUMBERS,
+    ImageTextModel,
     part_of,
     read_tower,
     shared_weights,
@@ -33,7 +34,6 @@ from flax_transformers.models.config import (
     TransformerConfig,
     VisionConfig,
 )
-from flax_transformers.models.image_text import ImageTextModel
 from flax_transformers.models.layers.attention import Attention
 from flax_transformers.models.layers.feed_forward import FeedForward
 from flax_transformers.models.layers.linear import Linear
@@ -47,7 +47,7 @@ class PoolingHead(nn.Module):
     """A learned query that attends to all patches, and a feed-forward layer ("MAP",
     arXiv:2106.04560 appendix)."""
 
-    config: SiglipVision
+    config: VisionConfig
     compute: ComputeConfig
 
     def setup(self) -> None:

@@ -104,9 +104,7 @@ def make_train_step(
     fuse multiplications and additions differently.
     """
     update = partial(_updated, optimizer, frozen, ema)
-    terms_of, whole = objective.terms, getattr(objective, "whole_batch_terms", None)
-    if whole is not None:  # a loss that couples the rows of the batch
-        terms_of, micro_batches = partial(whole, chunks=micro_batches), 1
+    terms_of, micro_batches = _terms_and_parts(objective, micro_batches)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -165,6 +163,16 @@ def real_tokens(batch: Batch) -> jax.Array | None:
             found = given[0] if len(given) > 1 else jnp.ones_like(given[0])
             tokens = jnp.count_nonzero(found) + (0 if tokens is None else tokens)
     return tokens
+
+
+def _terms_and_parts(
+    objective: Objective, micro_batches: int
+) -> tuple[Callable[..., LossTerms], int]:
+    """The terms, of all micro-batches together for a loss that couples the rows of the batch."""
+    whole = getattr(objective, "whole_batch_terms", None)
+    if whole is None:
+        return objective.terms, micro_batches
+    return partial(whole, chunks=micro_batches), 1
 
 
 Updated = tuple[Params, Any, Any]
