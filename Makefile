@@ -12,7 +12,7 @@ DEMO ?= runs/demo
 NEW_PYTHON ?= python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean test test-all test-fast test-full test-buckets test-slurm parity lint format install constraints clean
+.PHONY: help demo demo-clean docs test test-all test-fast test-full test-buckets test-slurm parity lint format install constraints clean
 
 # $(call environment,EXTRA): $(VENV) holds the package, editable, with that extra (none when empty).
 # The stamp in $(VENV) says for which PYTHON, folder, pyproject.toml and constraints.txt it was made.
@@ -98,6 +98,10 @@ test-buckets: ## Test workdirs and token stores in buckets, against emulators, w
 	@$(call environment,bucket-tests)
 	@"$(VENV)/bin/python" -m pytest tests/buckets
 
+docs: ## Build the documentation site into site/; a warning, such as a broken link, is an error
+	@$(call environment,docs)
+	@NO_MKDOCS_2_WARNING=1 "$(VENV)/bin/mkdocs" build --strict --quiet
+
 lint: ## Check style, format, types, imports, sizes and retired terms
 	@$(call environment,dev)
 	@"$(VENV)/bin/ruff" check .
@@ -120,4 +124,4 @@ constraints: ## Pin the newest releases: PYTHON is 3.11, NEW_PYTHON is 3.12 or n
 	mv constraints.new constraints.txt
 
 clean: demo-clean ## Remove the environment and all caches, too
-	rm -rf "$(VENV)" .venv-parity .venv-buckets .constraints-buckets.txt .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf "$(VENV)" .venv-parity .venv-buckets site .constraints-buckets.txt .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,4 +1,4 @@
-"""Write constraints.txt: what pip picks today for '.[dev]' on each of the Pythons given.
+"""Write constraints.txt: what pip picks today for '.[dev,docs]' on each of the Pythons given.
 
     python .ci/pin_constraints.py python3.11 python3.12 > constraints.txt
 
@@ -19,10 +19,10 @@ HEADER = """\
 
 
 def resolve(python: str) -> dict[str, str]:
-    """Name -> version of all that ``.[dev]`` needs on this interpreter, ourselves left out."""
+    """Name -> version of all that ``.[dev,docs]`` needs on this interpreter, ourselves left out."""
     command = [python, "-m", "pip", "install", "--dry-run", "--ignore-installed", "-qq"]
     report = subprocess.run(
-        [*command, "--report", "-", ".[dev]"], check=True, stdout=subprocess.PIPE, text=True
+        [*command, "--report", "-", ".[dev,docs]"], check=True, stdout=subprocess.PIPE, text=True
     )
     packages = [item["metadata"] for item in json.loads(report.stdout)["install"]]
     return {p["name"]: p["version"] for p in packages if p["name"] != "flax_transformers"}

@@ -116,6 +116,11 @@ def test_every_command_and_its_options_exist(page, arguments):
         assert all(word in all_fields() for word in overrides if word.startswith("--"))
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=name)
+def test_every_guide_is_in_the_navigation_of_the_site(page):
+    assert re.search(rf": {page.name}$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+
+
 @cache
 def options_of_benchmarks():
     """Options that the scripts in benchmarks/ define."""
