@@ -82,6 +82,14 @@ _TYPES = {
     "image_classification": "objectives.image_classification.ImageClassification",
     "masked_image": "objectives.masked_image.MaskedImage",
     "image_text_contrastive": "objectives.contrastive.ImageTextContrastive",
+    # Reinforcement learning.
+    "group_relative_policy": "post_training.policy.GroupRelativePolicy",
+    "rollouts": "post_training.policy.Rollouts",
+    "exact_answer": "post_training.rewards.ExactAnswer",
+    "numeric_answer": "post_training.rewards.NumericAnswer",
+    "matches_pattern": "post_training.rewards.MatchesPattern",
+    "problems": "post_training.problems.Problems",
+    "function_reward": "post_training.rewards.FunctionReward",
     # Models, and parts of their configs.
     "bart": "families.bart.BartConfig",
     "bert": "families.bert.BertConfig",

@@ -14,6 +14,7 @@ from flax_transformers.evaluation.tasks import evaluators
 from flax_transformers.monitoring.profiling import Profiling
 from flax_transformers.monitoring.sinks import MetricSink
 from flax_transformers.parallel.watchdog import watchdog
+from flax_transformers.post_training.rollouts import batch_source
 from flax_transformers.storage.workdir import open_workdir
 from flax_transformers.training import loop
 from flax_transformers.training.callbacks import Callback
@@ -68,6 +69,7 @@ def train(
         profiling,
         callbacks,
         sinks,
+        batch_source(config, runtime.initial_weights(config)),
     )
     with watchdog.phase("evaluation"):  # plots and samples
         keep_baselines(config, prepared, folder, baselines, sets)

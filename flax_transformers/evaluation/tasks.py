@@ -55,6 +55,8 @@ from flax_transformers.objectives.sequence_classification import SequenceClassif
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.sequences import SequenceLoss
 from flax_transformers.objectives.token_classification import TokenClassification
+from flax_transformers.post_training.held_out_rewards import reward_evaluator
+from flax_transformers.post_training.policy import PolicyObjective
 from flax_transformers.storage.workdir import write_side_file
 from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
@@ -83,15 +85,17 @@ Sets = Sequence[tuple[str, Dataset]]
 
 @dataclass(frozen=True)
 class Task:
-    """How a run with an objective is evaluated, beside the objective's own held-out metrics.
+    """How a run with an objective is evaluated.
 
     ``baselines(config, data)`` scores guesses without a model. ``evaluators(run)`` gives functions
-    of a snapshot that return scores, or write files. ``sample(run)`` gives a function of a snapshot
+    of a snapshot that return scores, or write files. ``held_out(run)`` is another, for the data as
+    a whole: the objective's own metrics. ``sample(run)`` gives a function of a snapshot
     that returns held-out text with the model's output as plain text.
     """
 
     baselines: Callable[[TrainConfig, Any], list[Baseline]] | None = None
     evaluators: Callable[[Run], list[Evaluator]] | None = None
+    held_out: Callable[[Run], Evaluator] = lambda run: held_out_evaluator(run.config, run.prepared)
     sample: Callable[[Run], Sample] | None = None
 
 
@@ -150,6 +154,9 @@ TASKS: dict[type, Task] = {
     QuestionAnswering: Task(question_baselines, _questions),
     ImageClassification: Task(image_baselines, _images),
     MaskedImage: Task(reconstruction_baselines, _reconstruction),
+    PolicyObjective: Task(
+        held_out=lambda run: reward_evaluator(run.config, run.prepared, run.model)
+    ),
 }
 
 
@@ -192,7 +199,8 @@ def evaluators(
     In a mixture each component has all scores of its own, such as "eval/bleu_NAME", and so has each
     of the evaluation ``sets``, such as "eval/NAME/bleu".
     """
-    task, chosen = task_of(config.objective), [held_out_evaluator(config, prepared)]
+    task = task_of(config.objective)
+    chosen = [task.held_out(Run(config, prepared, model, workdir))]
     samples: list[tuple[str, Sample]] = []
     for name, part in _held_out_parts(prepared):
         run = Run(config, part, model, workdir, name, report and report.of_part(name))

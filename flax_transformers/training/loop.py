@@ -7,6 +7,7 @@ devices, which therefore never wait for the host.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -49,7 +51,15 @@ from flax_transformers.training.callbacks import (
     Snapshot,
 )
 from flax_transformers.training.config import AnyPhase, TrainConfig
-from flax_transformers.training.resume import Begun, Ended, Run, roll_back, start
+from flax_transformers.training.resume import (
+    Batches,
+    Begun,
+    Ended,
+    OnlineBatches,
+    Run,
+    roll_back,
+    start,
+)
 from flax_transformers.training.run_state import (
     RunState,
     checkpoint_meta,
@@ -88,11 +98,13 @@ def train(
     profiling: Profiling | None = None,
     callbacks: Sequence[Callback] = (),
     sinks: Sequence[MetricSink] = (),
+    online: OnlineBatches | None = None,
 ) -> Outcome:
     """Trains to the end of the last phase, from the newest checkpoint in ``workdir`` if any.
 
     ``initial`` gives the parameters, on the mesh, that a run without a checkpoint starts from;
-    without it they are drawn. ``sinks`` get the metrics too, and are closed at the end.
+    without it they are drawn. ``sinks`` get the metrics too, and are closed at the end. ``online``:
+    where batches come from that depend on the parameters, such as rollouts.
 
     Raises UserError for mistakes that the user can fix, before anything in ``workdir`` is
     overwritten.
@@ -127,6 +139,7 @@ def train(
             clock=clock,
             tokenizer_files=tokenizer_files(config, prepared),
             latest={},
+            online=online,
         )
         with watchdog.phase("restore"):
             begun = start(run, initial)
@@ -226,14 +239,13 @@ def _run_phase(
     meter = make_meter(config, phase, run.mesh, run.clock, totals)
     mixture = MixtureProgress(config.objective, config.phases, run.prepared, position.phase)
     with (
-        batches_on_mesh(config, run.prepared, run.mesh, position) as batches,
+        _batches(run, position, lambda: state) as batches,
         ExampleLog(run.workdir, position.step) as example_log,
         Watch(run.profiling, run.workdir, position.phase) as watch,
     ):
         stopping = False
         while not position.done(config) and not stopping:
-            with meter.waiting():
-                batch, ids = next(batches)
+            batch, ids = _next_batch(run, batches, state, position, meter)
             watch.before(position.step + 1, train_step, state, batch)
             with jax.transfer_guard("disallow"):
                 state, report = take_step(state, batch)
@@ -268,6 +280,31 @@ def _run_phase(
                     if _save(run, state, position, meter, stopping):
                         saves.saved()
     return state, meter.diverging_steps
+
+
+def _batches(
+    run: Run, position: RunState, state: Callable[[], TrainState]
+) -> contextlib.AbstractContextManager[Batches]:
+    """The batches from ``position`` on; see ``Run.online``."""
+    if run.online is not None:
+        return run.online(run, position, state)
+    return batches_on_mesh(run.config, run.prepared, run.mesh, position)
+
+
+def _next_batch(
+    run: Run, batches: Batches, state: TrainState, position: RunState, meter: Meter
+) -> tuple[dict[str, jax.Array], np.ndarray]:
+    """The next batch; where the user has to correct something for it, the steps before are saved
+    first."""
+    try:
+        with meter.waiting():
+            return next(batches)
+    except UserError:
+        with watchdog.phase("save"):
+            run.listeners.flush()
+            meter.fetch_previous()
+            _save(run, state, position, meter, stopping=True)
+        raise
 
 
 def _evaluate(

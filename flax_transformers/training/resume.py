@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -49,10 +51,20 @@ class Run:
     tokenizer_files: dict[str, bytes]
     latest: dict[str, float]
     """The last value of every metric."""
+    online: OnlineBatches | None = None
+    """Where batches come from that depend on the parameters; None: from the data alone."""
 
     @property
     def is_writer(self) -> bool:
         return jax.process_index() == 0
+
+
+Batches = Iterator[tuple[dict[str, jax.Array], np.ndarray]]
+"""Batches on the mesh, each with the ids of this process's examples."""
+
+OnlineBatches = Callable[[Run, RunState, Callable[[], TrainState]], AbstractContextManager[Batches]]
+"""``(run, position, state)`` gives the batches from ``position`` on, which moves along; ``state()``
+is that after the last step. A UserError that it raises ends the run after a checkpoint."""
 
 
 @dataclass(frozen=True)

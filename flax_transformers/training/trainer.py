@@ -127,9 +127,10 @@ class Trainer:
         """Shapes, dtypes and shardings of the model's parameters, without adapters."""
         return base_of(self.abstract.params)
 
-    def model_params(self, state: TrainState) -> Any:
+    def model_params(self, state: TrainState, *, averaged: bool = True) -> Any:
         """The parameters to evaluate: the average if one is kept, with adapters merged into it."""
-        return state.best_params if self.adapters is None else self._merge(state.best_params)
+        params = state.best_params if averaged else state.params
+        return params if self.adapters is None else self._merge(params)
 
     @functools.cached_property
     def _merge(self) -> Callable[[Any], Any]:

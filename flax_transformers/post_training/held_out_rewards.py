@@ -1,0 +1,68 @@
+"""Rewards of a model's completions of held-out prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from flax_transformers.data.dataset import Dataset
+from flax_transformers.generation.sampling import Sampling
+from flax_transformers.parallel.rules import check_batch
+from flax_transformers.post_training.policy import PolicyObjective
+from flax_transformers.post_training.rollouts import Judge, Writer, prompt_of, tokenizer_of
+from flax_transformers.training.callbacks import Evaluator, Snapshot
+from flax_transformers.training.config import TrainConfig
+
+GREEDY = Sampling()
+
+
+def reward_evaluator(config: TrainConfig, prepared: Dataset, model: nn.Module) -> Evaluator:
+    """A function that scores greedy completions of the held-out prompts by the rewards of the
+    objective: "eval/reward", "eval/NAME" of each reward, and properties of the completions.
+
+    Without held-out prompts it gives no scores.
+    """
+    objective = config.objective
+    assert isinstance(objective, PolicyObjective)
+    settings, writers = objective.rollouts, dict[int, Writer]()
+
+    def evaluate(snapshot: Snapshot) -> dict[str, float]:
+        length, size = snapshot.phase.sequence_length, config.evaluation.batch_size
+        examples = prepared.examples("validation", objective.window_spec(length))
+        if examples is None or not len(examples):
+            return {}
+        check_batch(size, 1, snapshot.mesh, name="evaluation.batch_size")
+        count = min(len(examples), config.evaluation.max_examples or len(examples))
+        prompts = [
+            prompt_of(
+                examples.read(number * len(examples) // count, np.random.default_rng(0)),
+                objective,
+                prepared,
+                length,
+            )
+            for number in range(count)
+        ]
+        if length not in writers:
+            writers[length] = Writer(
+                model,
+                snapshot.mesh,
+                tokenizer_of(prepared),
+                prepared.vocabulary,
+                rows=size,
+                prompt_length=objective.prompt_length(length),
+                completion_length=settings.completion_length,
+            )
+        written = writers[length](snapshot.params, prompts, GREEDY, jax.random.key(0))
+        judge = Judge(settings.rewards, snapshot.mesh)
+        scores = judge(prompts, written.texts)
+        found: dict[str, Any] = {
+            "reward": scores @ judge.weights,
+            "completion_length": [len(ids) for ids in written.ids],
+            "truncated": ~written.ended,
+        } | dict(zip(judge.names, scores.T, strict=True))
+        return {f"eval/{name}": float(np.mean(values)) for name, values in found.items()}
+
+    return evaluate
