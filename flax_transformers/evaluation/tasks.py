@@ -95,8 +95,8 @@ class Task:
 
     baselines: Callable[[TrainConfig, Any], list[Baseline]] | None = None
     evaluators: Callable[[Run], list[Evaluator]] | None = None
-    held_out: Callable[[Run], Evaluator] = lambda run: held_out_evaluator(run.config, run.prepared)
     sample: Callable[[Run], Sample] | None = None
+    held_out: Callable[[Run], Evaluator] = lambda run: held_out_evaluator(run.config, run.prepared)
 
 
 def _translation(run: Run) -> list[Evaluator]:

@@ -216,17 +216,13 @@ class PolicyObjective:
         entropy = entropy_sum(unembedding, batch, self.max_logits)
         return -scores.nll, entropy
 
-    def policy_terms(
-        self, log_probs_BC: Array, advantages_BC: Array, batch: Batch
+    def clipped(
+        self, ratio_BC: Array, advantages_BC: Array, weights_BC: Array
     ) -> tuple[Array, dict[str, tuple[Array, Array]]]:
-        """The clipped loss of each token, float32 [B, C], and metrics of the ratios."""
-        import jax
+        """The clipped loss of each token, float32 [B, C], and the shares of tokens without a
+        gradient, as metrics; ``advantages_BC`` may be [B, 1]."""
         import jax.numpy as jnp
 
-        weights_BC = batch["label_weights"]
-        old_BC = batch.get("old_log_probs", jax.lax.stop_gradient(log_probs_BC))
-        # Padding has no meaningful probability, and could overflow.
-        ratio_BC = jnp.exp(jnp.where(weights_BC > 0, log_probs_BC - old_BC, 0.0))
         low, high = 1.0 - self.clip_low, 1.0 + self.clip_high
         clipped_BC = jnp.clip(ratio_BC, low, high)
         loss_BC = -jnp.minimum(ratio_BC * advantages_BC, clipped_BC * advantages_BC)
@@ -240,6 +236,14 @@ class PolicyObjective:
             for side, where in outside.items()
         }
         return loss_BC, metrics
+
+    def advantages(self, rewards_R: np.ndarray, rows: Arrays) -> Arrays:
+        """``advantages`` of a rollout, and whatever else its ``rows`` [R, ...] are trained with."""
+        raise NotImplementedError
+
+    def terms(self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs) -> LossTerms:
+        """Sums and weights of one (micro-)batch of rollouts."""
+        raise NotImplementedError
 
     def example_views(self, row: Arrays) -> list[ExampleView]:
         """Prompt and completion, with the tokens that are trained on."""
@@ -271,6 +275,17 @@ def completion_row(
         "label_positions": pad(np.arange(count) + len(prompt) - 1, completion_length, 0),
         "label_weights": pad(np.ones(count, np.float32), completion_length, 0),
     }
+
+
+def ratios(log_probs_BC: Array, batch: Batch) -> Array:
+    """Probabilities of the labels over those when they were sampled, float32 [B, C]; 1 without a
+    weight. Without ``old_log_probs`` in the batch, training is on-policy."""
+    import jax
+    import jax.numpy as jnp
+
+    old_BC = batch.get("old_log_probs", jax.lax.stop_gradient(log_probs_BC))
+    # Padding has no meaningful probability, and could overflow.
+    return jnp.exp(jnp.where(batch["label_weights"] > 0, log_probs_BC - old_BC, 0.0))
 
 
 def scaled(unembedding: Any, factor: Any) -> Any:
@@ -341,6 +356,9 @@ class GroupRelativePolicy(PolicyObjective):
     whole rollout; "none" as in Dr. GRPO."""
     kl_coefficient: float = 0.0
     """Coefficient of the divergence from the model that training started from; 0: no reference."""
+    unbiased_kl: bool = True
+    """Multiply the estimate of the divergence by the ratio of probabilities, so that its gradient
+    is that of the divergence (arXiv:2512.02556); False: as in the GRPO paper."""
 
     RANGES: ClassVar[Ranges] = {"kl_coefficient": ranges.COEFFICIENT}
 
@@ -375,7 +393,8 @@ class GroupRelativePolicy(PolicyObjective):
         weights_BC = batch["label_weights"]
         tokens = jnp.sum(weights_BC)
         log_probs_BC, entropy = self.log_probs(model, params, batch)
-        loss_BC, metrics = self.policy_terms(log_probs_BC, batch["advantages"][:, None], batch)
+        ratio_BC = ratios(log_probs_BC, batch)
+        loss_BC, metrics = self.clipped(ratio_BC, batch["advantages"][:, None], weights_BC)
         share_BC, weight = self._normalized(batch)
         policy = jnp.sum(loss_BC * share_BC)
         metrics |= statistics_of(batch) | {
@@ -385,6 +404,8 @@ class GroupRelativePolicy(PolicyObjective):
         losses = {"policy": (policy, weight, 1.0)}
         if self.needs_reference:
             kl_BC = kl_estimate(log_probs_BC, batch["reference_log_probs"], weights_BC)
+            if self.unbiased_kl:
+                kl_BC *= ratio_BC
             kl = jnp.sum(kl_BC * share_BC)
             losses["kl"] = (kl, weight, self.kl_coefficient)
             metrics["loss"] = (policy + self.kl_coefficient * kl, weight)

@@ -60,17 +60,17 @@ def _tokenizer() -> ByteTokenizer:
 
 @dataclass(frozen=True)
 class Items(Sequence[Any]):
-    """``count`` problems from number ``first`` on, but for those whose prompt is ``without``."""
+    """``size`` problems from number ``first`` on, but for those whose prompt is ``without``."""
 
     task: Task
     digits: int
     form: Literal["texts", "prompts"]
     first: int
-    count: int
+    size: int
     without: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     def __getitem__(self, index: Any) -> Any:
         prompt, answer = self.problem(index)

@@ -192,7 +192,7 @@ def _function_named(name: str) -> Scorer:
             f"there is no reward function {name}: neither does an imported module have it, nor "
             f"does {file} in the current folder define it; import the module in the config file"
         )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _defines_function(file: Path, name: str) -> bool:

@@ -260,7 +260,8 @@ class _Rollouts:
         objective, phase = run.config.objective, run.config.phases[position.phase]
         assert isinstance(objective, PolicyObjective)
         self._run, self._position, self._state = run, position, state
-        self._objective, self._settings = objective, objective.rollouts
+        self._objective: PolicyObjective = objective
+        self._settings = objective.rollouts
         self._batch, self._length = phase.batch_size, phase.sequence_length
         if self._size % self._settings.group_size:
             raise UserError(
@@ -295,7 +296,8 @@ class _Rollouts:
         return self._batch * self._settings.batches
 
     def batches(self) -> Iterator[tuple[dict[str, jax.Array], np.ndarray]]:
-        held, arrays, sampled_at = -1, {}, 0
+        held, sampled_at = -1, 0
+        arrays: Arrays = {}
         while True:
             place = self._position.examples // self._batch
             rollout, step = divmod(place, self._settings.steps)
@@ -451,7 +453,8 @@ class _Rollouts:
         if self._settings.steps == 1:
             return  # no run resumes within it
         content = io.BytesIO()
-        np.savez(content, place=np.array([self._position.phase, rollout]), **rows)
+        place: Any = {"place": np.array([self._position.phase, rollout])}
+        np.savez(content, **rows | place)
         file = self._folder / f"step_{step:08d}.npz"
         with writing(file):
             file.write_bytes(content.getvalue())

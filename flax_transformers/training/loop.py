@@ -299,12 +299,15 @@ def _next_batch(
     try:
         with meter.waiting():
             return next(batches)
-    except UserError:
+    except UserError as error:
+        fault = error
+    # Not while the error is being handled: orbax would raise it again, and save nothing.
+    if position.step:
         with watchdog.phase("save"):
             run.listeners.flush()
             meter.fetch_previous()
             _save(run, state, position, meter, stopping=True)
-        raise
+    raise fault
 
 
 def _evaluate(

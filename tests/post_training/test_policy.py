@@ -1,0 +1,201 @@
+"""Objectives on sampled completions: GRPO."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_transformers.data.pipeline.loader import stacked
+from flax_transformers.errors import UserError
+from flax_transformers.objectives.base import Vocabulary
+from flax_transformers.post_training.policy import (
+    GroupRelativePolicy,
+    Rollouts,
+    completion_row,
+    entropy_sum,
+    kl_estimate,
+)
+from flax_transformers.post_training.rewards import ExactAnswer, MatchesPattern
+from flax_transformers.testing import tiny_model
+from flax_transformers.training.step import model_functions, total_loss
+
+COMPLETION, LENGTH = 5, 12
+VOCABULARY = Vocabulary(size=96, pad_id=0, eos_id=2, special_ids=(0, 2))
+NORMALIZERS = ["grpo", "bnpo", "dapo", "dr_grpo"]
+
+
+def objective(normalizer="grpo", group_size=2, **changes):
+    own = {f.name for f in dataclasses.fields(Rollouts)} & changes.keys()
+    rollouts = {
+        "rewards": (ExactAnswer(),),
+        "completion_length": COMPLETION,
+        "group_size": group_size,
+    } | {name: changes.pop(name) for name in own}
+    return GroupRelativePolicy(rollouts=Rollouts(**rollouts), normalizer=normalizer, **changes)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Four rows of two groups, with completions of several lengths."""
+    random = np.random.default_rng(0)
+    lengths = ((4, 5), (4, 2), (6, 3), (6, 1))
+    made = stacked(
+        [
+            completion_row(
+                random.integers(3, 96, p), random.integers(3, 96, c), VOCABULARY, LENGTH, COMPLETION
+            )
+            for p, c in lengths
+        ]
+    )
+    advantages = objective().advantages(np.array([1.0, 0.0, 0.25, 0.75]), made)
+    return made | advantages
+
+
+@pytest.fixture(scope="module")
+def model():
+    network, params = tiny_model("LlamaForCausalLM", init_std=0.3)
+    return model_functions(network), params
+
+
+def test_a_row_has_its_completion_after_the_positions_that_predict_it():
+    row = completion_row(np.array([7, 8, 9]), np.array([4, 2]), VOCABULARY, 8, 4)
+    assert row["input_ids"].tolist() == [7, 8, 9, 4, 2, 0, 0, 0]
+    assert row["attention_mask"].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+    assert row["labels"].tolist() == [4, 2, 0, 0]
+    assert row["label_positions"].tolist() == [2, 3, 0, 0]
+    assert row["label_weights"].tolist() == [1, 1, 0, 0]
+
+
+def test_advantages_compare_the_completions_of_one_prompt():
+    rewards = np.array([1.0, 0.0, 0.0, 5.0, 5.0, 5.0])
+    found = objective(group_size=3).advantages(rewards, {})["advantages"]
+    std = np.std([1, 0, 0], ddof=1) + 1e-4
+    np.testing.assert_allclose(found, [2 / 3 / std, -1 / 3 / std, -1 / 3 / std, 0, 0, 0], rtol=1e-6)
+    none = objective(group_size=3, scale_rewards="none").advantages(rewards, {})["advantages"]
+    np.testing.assert_allclose(none, [2 / 3, -1 / 3, -1 / 3, 0, 0, 0], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_at_the_first_step_the_loss_is_zero_and_the_gradient_is_not(model, rows):
+    functions, params = model
+
+    def loss(params):
+        return total_loss(objective().terms(functions, params, rows, {}))
+
+    found, gradients = jax.jit(jax.value_and_grad(loss))(params)
+    assert abs(float(found)) < 1e-6
+    assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradients)) > 1e-2
+
+
+def off_policy(model, rows):
+    functions, params = model
+    log_probs = np.asarray(objective().log_probs(functions, params, rows)[0])
+    noise = np.random.default_rng(1).normal(0, 0.4, (2, *log_probs.shape)).astype(np.float32)
+    return rows | {
+        "old_log_probs": log_probs + noise[0],
+        "reference_log_probs": log_probs + noise[1],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_the_loss_is_that_of_the_formula(normalizer, model, rows):
+    functions, params = model
+    batch = off_policy(model, rows)
+    settings = {"batches": 2, "clip_low": 0.1, "clip_high": 0.3, "kl_coefficient": 0.05}
+    terms = objective(normalizer, unbiased_kl=False, **settings).terms(functions, params, batch, {})
+    log_probs = np.asarray(objective().log_probs(functions, params, rows)[0], np.float64)
+    ratio = np.exp(log_probs - batch["old_log_probs"])
+    advantage = batch["advantages"][:, None]
+    d = batch["reference_log_probs"] - log_probs
+    each = -np.minimum(ratio * advantage, np.clip(ratio, 0.9, 1.3) * advantage)
+    each += 0.05 * (np.exp(d) - d - 1)
+    mask = batch["label_weights"]
+    sums = (each * mask).sum(axis=1)
+    expected = {
+        "grpo": (sums / mask.sum(axis=1)).mean(),
+        "bnpo": sums.sum() / mask.sum(),
+        "dapo": sums.sum() / mask.sum(),
+        "dr_grpo": sums.sum() / (len(mask) * COMPLETION),
+    }[normalizer]
+    np.testing.assert_allclose(float(total_loss(terms)), expected, rtol=2e-5)
+    np.testing.assert_allclose(float(np.divide(*terms.metrics["loss"])), expected, rtol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_add_up_to_the_whole(normalizer, parts, model, rows):
+    """Weights depend on the data alone, so the loss is the same for any number of micro-batches."""
+    functions, params = model
+    batch = off_policy(model, rows)
+    made = objective(normalizer, batches=2, kl_coefficient=0.05)
+    whole = made.terms(functions, params, batch, {})
+    split = [
+        made.terms(functions, params, {n: a[k::parts] for n, a in batch.items()}, {})
+        for k in range(parts)
+    ]
+    for name, (value, weight, _) in whole.losses.items():
+        found = np.sum([(part.losses[name][0], part.losses[name][1]) for part in split], axis=0)
+        np.testing.assert_allclose(found, [value, weight], rtol=1e-5, atol=1e-6)
+    for name, pair in whole.metrics.items():
+        found = np.sum([part.metrics[name] for part in split], axis=0)
+        np.testing.assert_allclose(found, pair, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_completion_without_weights_has_no_loss_and_still_counts_as_a_row(model, rows):
+    functions, params = model
+    batch = off_policy(model, rows)
+    masked = batch | {"label_weights": batch["label_weights"] * np.array([[1], [0], [1], [1]])}
+    other = masked | {"old_log_probs": masked["old_log_probs"].copy()}
+    other["old_log_probs"][1] = -1e6  # would overflow
+    made = objective(batches=2)
+    (value, weight, _), (found, _, _) = (
+        made.terms(functions, params, given, {}).losses["policy"] for given in (masked, other)
+    )
+    assert float(found) == float(value) and float(weight) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("max_logits", [2**28, 128])
+def test_the_entropy_is_exact_with_any_number_of_logits(max_logits, model, rows):
+    functions, params = model
+    hidden = functions.hidden_states(params, rows, {}).last_hidden_state
+    positions = rows["label_positions"]
+    chosen = jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
+    unembedding = functions.unembedding(params, chosen)
+    log_p = jax.nn.log_softmax(unembedding.logits()[..., :96])
+    expected = -np.sum(np.exp(log_p) * log_p * rows["label_weights"][..., None])
+    found = entropy_sum(unembedding, rows, max_logits)
+    np.testing.assert_allclose(float(found), expected, rtol=1e-5)
+
+
+def test_the_estimate_of_the_divergence_is_zero_for_equal_models():
+    ones = np.ones((1, 2), np.float32)
+    found = kl_estimate(-ones, np.array([[-1.0, -2.0]], np.float32), ones)
+    np.testing.assert_allclose(found, [[0.0, np.exp(-1) - 1 + 1]], rtol=1e-6)
+
+
+def test_a_pair_becomes_a_row_with_the_answer_as_its_completion():
+    example = {"source_tokens": np.array([5, 6]), "target_tokens": np.array([7])}
+    made = objective(kl_coefficient=0.1, batches=2)
+    row = made.prepare(example, np.random.default_rng(0), VOCABULARY, LENGTH)
+    assert row["input_ids"][:5].tolist() == [2, 5, 6, 7, 2]
+    assert row["labels"][:2].tolist() == [7, 2]
+    assert {"old_log_probs", "reference_log_probs", "advantages", "rollout/reward"} <= row.keys()
+    (view,) = made.example_views(row)
+    assert view.labels.tolist() == [-1, -1, -1, 7, 2]
+
+
+def test_settings_that_cannot_work_are_refused():
+    with pytest.raises(UserError, match="group_size is 1"):
+        objective(group_size=1)
+    with pytest.raises(UserError, match="leave 1 tokens for a prompt"):
+        objective().window_spec(COMPLETION + 1)
+    with pytest.raises(UserError, match="rewards is empty"):
+        objective(rewards=())
+    with pytest.raises(UserError, match="no regular expression"):
+        MatchesPattern(pattern="(")

@@ -1,0 +1,112 @@
+"""Rewards: verifiers, functions of the user's, and what goes wrong in them."""
+
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from flax_transformers.config_json import from_json, to_json
+from flax_transformers.errors import UserError
+from flax_transformers.post_training.rewards import (
+    ExactAnswer,
+    FunctionReward,
+    MatchesPattern,
+    NumericAnswer,
+    reward_names,
+    scores_of,
+)
+
+ROWS = [{"prompt": "2+2=", "answer": "4"}, {"prompt": "1000+234=", "answer": "1,234"}]
+PROMPTS = [row["prompt"] for row in ROWS]
+
+
+def length(prompts, completions, rows):
+    return [len(text) for text in completions]
+
+
+def score(reward, completions, rows=ROWS):
+    return scores_of(reward, reward.scorer(None), PROMPTS, completions, rows)
+
+
+def test_verifiers():
+    assert score(ExactAnswer(), [" 4\n", "1234"]) == [1, 0]
+    assert score(NumericAnswer(), ["it is 4.0", "= 1234"]) == [1, 1]
+    assert score(NumericAnswer(), ["4 or 5", "none"]) == [0, 0]
+    assert score(NumericAnswer(tolerance=0.1), ["4.3", "-1234"]) == [1, 0]
+    assert score(MatchesPattern(pattern=r"<a>.*</a>"), ["<a>4\n5</a>", "x<a></a>"]) == [1, 0]
+
+
+def test_a_function_is_known_by_its_name_and_survives_a_saved_config():
+    reward = FunctionReward(function=length, weight=0.5)
+    assert reward.function.endswith("test_rewards:length") and reward.name == "length"
+    again = from_json(to_json(reward))
+    assert again == reward
+    assert score(again, ["ab", ""]) == [2, 0]
+
+
+def test_a_function_named_by_module_is_found_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "my_own_rewards.py").write_text("def score(p, c, r):\n    return [0.5] * len(c)\n")
+    monkeypatch.chdir(tmp_path)
+    assert score(FunctionReward(function="my_own_rewards:score"), ["", ""]) == [0.5, 0.5]
+    monkeypatch.delitem(sys.modules, "my_own_rewards")
+
+
+def test_a_name_imports_nothing_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "antigravity" not in sys.modules
+    with pytest.raises(UserError, match="there is no reward function antigravity:fly"):
+        FunctionReward(function="antigravity:fly").scorer(None)
+    assert "antigravity" not in sys.modules
+
+
+def test_a_function_without_a_name_is_refused():
+    with pytest.raises(UserError, match="define it at the top of a module"):
+        FunctionReward(function=lambda prompts, completions, rows: [])
+    with pytest.raises(UserError, match="a reward function is 3"):
+        FunctionReward(function=3)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ([1.0], "returned 1 numbers for 2 completions"),
+        (None, "returned None; it must return one number"),
+        ([1.0, float("nan")], "gives nan to the completion 'b'"),
+        ([1.0, None], "gives None to the completion 'b'"),
+        (np.array([1.0, np.inf]), "gives .*inf.* to the completion 'b'"),
+    ],
+)
+def test_a_wrong_result_is_reported(result, message):
+    with pytest.raises(UserError, match=message):
+        scores_of(ExactAnswer(), lambda *_: result, PROMPTS, ["a", "b"], ROWS)
+
+
+def test_an_exception_is_reported_with_its_message():
+    def fail(*_):
+        raise ZeroDivisionError("no luck")
+
+    message = "exact_answer fails with ZeroDivisionError: no luck"
+    with pytest.raises(UserError, match=message) as caught:
+        scores_of(ExactAnswer(), fail, PROMPTS, ["a", "b"], ROWS)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_a_reward_that_hangs_is_given_up():
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"did not return within 0.1 s"):
+        scores_of(ExactAnswer(time_limit_s=0.1), lambda *_: time.sleep(5), PROMPTS, ["a"], ROWS)
+    assert time.monotonic() - began < 3
+
+
+def test_a_timeout_inside_a_reward_is_its_own_failure():
+    def fail(*_):
+        raise TimeoutError("of the user's server")
+
+    with pytest.raises(UserError, match="fails with TimeoutError: of the user's server"):
+        scores_of(ExactAnswer(), fail, PROMPTS, ["a", "b"], ROWS)
+
+
+def test_rewards_of_one_kind_are_numbered():
+    rewards = [ExactAnswer(), MatchesPattern(pattern="a"), MatchesPattern(pattern="b")]
+    assert reward_names(rewards) == ["exact_answer", "matches_pattern_1", "matches_pattern_2"]

@@ -1,0 +1,214 @@
+"""Runs whose batches are completions of the model in training, on one device."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import flax_transformers as ft
+from flax_transformers.adapters.lora import LoraConfig
+from flax_transformers.checkpointing.config import CheckpointConfig
+from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
+from flax_transformers.errors import UserError
+from flax_transformers.families.llama import LlamaConfig
+from flax_transformers.huggingface.family import build_model
+from flax_transformers.monitoring.metrics import read_metrics
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
+from flax_transformers.post_training.held_out_rewards import reward_evaluator
+from flax_transformers.post_training.policy import GroupRelativePolicy, Rollouts
+from flax_transformers.post_training.problems import Problems
+from flax_transformers.post_training.rewards import FunctionReward
+from flax_transformers.post_training.rollouts import batch_source
+from flax_transformers.testing import assert_bit_equal
+from flax_transformers.training import loop
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
+
+FAULT: list[int] = []
+"""Calls after which `odd` fails; empty: never."""
+
+
+def odd(prompts, completions, rows):
+    """The share of characters with an odd number."""
+    if FAULT:
+        FAULT[0] -= 1
+        if FAULT[0] < 0:
+            raise ValueError("the judge is out")
+    return [sum(ord(c) % 2 for c in text) / (1 + len(text)) for text in completions]
+
+
+def config_for(steps=8, lora=None, seed=0, **changes):
+    rollouts = {"batches": 2, "epochs": 2, "group_size": 4, "completion_length": 4}
+    own = {f.name for f in dataclasses.fields(Rollouts)} & changes.keys()
+    rollouts |= {name: changes.pop(name) for name in own}
+    return TrainConfig(
+        model=LlamaConfig(
+            vocab_size=262,
+            hidden_size=16,
+            num_layers=1,
+            num_heads=2,
+            intermediate_size=16,
+            max_positions=16,
+            bos_id=None,
+            eos_ids=(1,),
+            pad_id=0,
+        ),
+        objective=GroupRelativePolicy(
+            rollouts=Rollouts(rewards=(FunctionReward(function=odd),), **rollouts), **changes
+        ),
+        data=Problems(task="copying", digits=2, training=50, held_out=6),
+        optimizer=AdamW(learning_rate=1e-2, schedule=Schedule("constant", warmup_steps=1)),
+        phases=(Phase(steps, 16, 8),),
+        lora=lora or LoraConfig(),
+        checkpoints=CheckpointConfig(every_steps=3, keep_latest=5),
+        evaluation=Evaluation(every_steps=0, batch_size=4),
+        logging=Logging(every_steps=1, tensorboard=False, ledger=True),
+        seed=seed,
+    )
+
+
+def run(config, workdir, callbacks=(), evaluate=False):
+    prepared = config.data.load()
+    evaluators = []
+    if evaluate:
+        evaluators = [reward_evaluator(config, prepared, build_model(config.model))]
+    return loop.train(
+        config,
+        prepared,
+        workdir,
+        evaluators,
+        callbacks=callbacks,
+        online=batch_source(config, None),
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_fault():
+    yield
+    FAULT.clear()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Eight steps: two rollouts of two batches, each trained on twice, with held-out rewards."""
+    workdir = tmp_path_factory.mktemp("straight")
+    return workdir, run(config_for(), workdir, evaluate=True)
+
+
+class Dies(ft.Callback):
+    """Ends the run after a step, without saving anything, as a signal would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, step, state):
+        if step == self.step:
+            raise RuntimeError("killed")
+
+
+def rows_of(workdir):
+    """Training metrics by step, without times."""
+    rows = {row["step"]: row for row in read_metrics(workdir) if "train/loss" in row}
+    kept = ("train", "policy", "rollout", "optimizer")
+    return {
+        step: {name: value for name, value in row.items() if name.startswith(kept)}
+        for step, row in rows.items()
+    }
+
+
+@pytest.mark.parametrize("step", [4, 6, 7])
+def test_a_killed_run_resumes_to_the_same_bits(step, straight, tmp_path):
+    """From checkpoint 3, in the middle of the first rollout, and from 6, in the second."""
+    with pytest.raises(RuntimeError, match="killed"):
+        run(config_for(), tmp_path, [Dies(step)])
+    assert int(find_checkpoint(tmp_path).folder.name) == (step - 1) // 3 * 3
+    run(config_for(), tmp_path)
+    assert_bit_equal(restore_params(tmp_path), restore_params(straight[0]))
+    assert rows_of(tmp_path) == rows_of(straight[0])
+    assert (tmp_path / "ledger-0.jsonl").read_text() == (straight[0] / "ledger-0.jsonl").read_text()
+
+
+def test_the_age_of_rollouts_is_counted_and_bounded(straight):
+    rows = rows_of(straight[0])
+    assert [rows[step]["rollout/off_policy_steps"] for step in range(1, 9)] == [0, 1, 2, 3] * 2
+    assert rows[1]["train/loss"] == pytest.approx(0.0, abs=1e-6)
+    rewards = [rows[step]["rollout/reward"] for step in (1, 2, 3, 4)]
+    assert rewards[:2] == rewards[2:] and rewards[0] != rewards[1]
+
+
+def test_rollouts_can_be_read(straight):
+    workdir, outcome = straight
+    lines = (workdir / "rollouts" / "step_00000004.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 16 and len({row["prompt"] for row in rows[:4]}) == 1
+    for row in rows:
+        assert row["rewards"]["odd"] == odd([], [row["completion"]], [])[0]
+    assert 0 <= outcome.metrics["eval/odd"] <= 1
+    assert outcome.metrics["eval/reward"] == outcome.metrics["eval/odd"]
+
+
+def test_a_missing_rollout_is_sampled_again(straight, tmp_path, caplog):
+    with pytest.raises(RuntimeError, match="killed"):
+        run(config_for(), tmp_path, [Dies(4)])
+    (tmp_path / "rollouts" / "step_00000000.npz").write_bytes(b"damaged")
+    run(config_for(), tmp_path)
+    assert "new completions are sampled" in caplog.text
+    ages = {step: row["rollout/off_policy_steps"] for step, row in rows_of(tmp_path).items()}
+    assert ages == {1: 0, 2: 1, 3: 2, 4: 0, 5: 0, 6: 1, 7: 2, 8: 3}
+
+
+def test_a_reward_that_fails_loses_nothing(straight, tmp_path):
+    FAULT.append(1)  # the second rollout, after step 4, which no schedule saves
+    with pytest.raises(UserError, match="odd fails with ValueError: the judge is out"):
+        run(config_for(), tmp_path)
+    assert int(find_checkpoint(tmp_path).folder.name) == 4
+    FAULT.clear()
+    run(config_for(), tmp_path)
+    assert_bit_equal(restore_params(tmp_path), restore_params(straight[0]))
+    assert rows_of(tmp_path) == rows_of(straight[0])
+
+
+def test_another_reference_is_refused(tmp_path):
+    config = config_for(steps=3, kl_coefficient=0.1)
+    run(config, tmp_path)
+    assert rows_of(tmp_path)[1]["policy/kl"] == pytest.approx(0.0, abs=1e-6)
+    assert rows_of(tmp_path)[3]["policy/kl"] > 1e-6
+    file = tmp_path / "rollouts" / "reference.txt"
+    file.write_text("00000000\n")
+    longer = dataclasses.replace(config, phases=(Phase(4, 16, 8),))
+    with pytest.raises(UserError, match="the reference, the initial parameters, has other values"):
+        run(longer, tmp_path)
+
+
+def test_the_reference_of_adapters_is_the_model_without_them(tmp_path):
+    config = config_for(steps=3, kl_coefficient=0.1, lora=LoraConfig(rank=2), batches=1)
+    run(config, tmp_path)
+    rows = rows_of(tmp_path)
+    assert rows[1]["policy/kl"] == pytest.approx(0.0, abs=1e-6)
+    assert rows[3]["policy/kl"] > 1e-7
+    assert not (tmp_path / "rollouts" / "reference.txt").exists()
+
+
+def test_truncated_completions_can_be_left_out(tmp_path):
+    run(config_for(steps=1, mask_truncated=True, batches=1, epochs=1), tmp_path)
+    row = rows_of(tmp_path)[1]
+    assert row["rollout/truncated"] > 0.9  # an untrained model hardly ever ends
+    assert row["rollout/completion_length"] > 3
+    assert not list((tmp_path / "rollouts").glob("*.npz"))
+
+
+def test_a_rollout_that_does_not_divide_into_groups_is_refused(tmp_path):
+    with pytest.raises(UserError, match="a rollout has 16 rows .* does not divide by"):
+        run(config_for(group_size=3), tmp_path)
+
+
+def test_other_seeds_sample_other_completions(straight, tmp_path):
+    run(config_for(steps=1, seed=1), tmp_path)
+    ours, theirs = (
+        np.load(folder / "rollouts" / "step_00000000.npz")["labels"]
+        for folder in (tmp_path, straight[0])
+    )
+    assert (ours != theirs).any()
