@@ -22,6 +22,7 @@ from flax_transformers.data.prepare.text import TextPreparation
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.read import AnySource
+from flax_transformers.data.sources.records import Source
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.store.files import digest
 from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig
@@ -73,7 +74,7 @@ class TextData(DataConfig):
             )
 
     @property
-    def sources(self) -> tuple[AnySource, ...]:
+    def sources(self) -> tuple[Source, ...]:
         """All corpora that are read."""
         return tuple(self.corpus.sources.values())
 
@@ -102,7 +103,7 @@ class TextData(DataConfig):
     def origin(self) -> Origin:
         """What the token store is made from."""
         other = self.validation_source
-        defaults = TextData(
+        defaults = type(self)(
             source=type(self.source)(), validation_source=None if other is None else type(other)()
         )
         return Origin(
@@ -165,5 +166,5 @@ class _HeldOutText(TextData):
     RANGES: ClassVar[Ranges] = {**TextData.RANGES, "validation_fraction": ranges.SHARE}
 
 
-def _hash_of_all(find: Callable[[AnySource], str], used: Sequence[AnySource]) -> str:
+def _hash_of_all(find: Callable[[Source], str], used: Sequence[Source]) -> str:
     return digest({"sources": [find(source) for source in used]})

@@ -35,6 +35,7 @@ from flax_transformers.data.prepare.text import RESUMED, PreparedText, TextPrepa
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.documents import Counts, listed
 from flax_transformers.data.sources.read import AnySource
+from flax_transformers.data.sources.records import Source
 from flax_transformers.data.store.files import digest, to_json
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.data.store.tokenizer import (
@@ -133,7 +134,7 @@ class MixedText(DataConfig):
         self.part(self.components[0])  # raises what TextData raises
 
     @property
-    def sources(self) -> tuple[AnySource, ...]:
+    def sources(self) -> tuple[Source, ...]:
         """All corpora that are read."""
         return tuple(source for one in self.components for source in self.part(one).sources)
 

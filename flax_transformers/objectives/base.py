@@ -123,7 +123,10 @@ class WindowSpec:
       other: whether each window comes with a second one, drawn at random from another document.
       static_epochs: number of epochs after which the random choices of ``prepare`` repeat (static
         masking, RoBERTa section 4.1); None if they never do.
+      data: name of the only class of data configs with such examples; None for those of text.
     """
+
+    data: ClassVar[str | None] = None
 
     length: int
     cross_documents: bool

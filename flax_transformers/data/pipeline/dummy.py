@@ -28,6 +28,11 @@ def check_sources(data: str, sources: Sequence[Source], objective: str, spec: Wi
             f"objective {objective} learns from images, but data is a {data}; choose another "
             "objective, or other data"
         )
+    if spec.data is not None:
+        raise UserError(
+            f"objective {objective} learns from a {spec.data}, but data is a {data}; set data to "
+            f"a {spec.data}, or choose another objective"
+        )
     for source in sources:
         given = "pairs" if isinstance(source, PairSource) else source.label_kind
         if isinstance(spec, PairSpec) and given != "pairs":

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from flax_transformers.data.prepare.filters import Filters
 from flax_transformers.data.sources.documents import Document
-from flax_transformers.data.sources.read import AnySource, CorpusReader, tied_shards
+from flax_transformers.data.sources.read import CorpusReader, tied_shards
+from flax_transformers.data.sources.records import Source
 from flax_transformers.data.store.token_store import Split
 
 
@@ -16,16 +17,16 @@ from flax_transformers.data.store.token_store import Split
 class Corpus:
     """What to read, which documents to keep and to hold out, and in how many shards."""
 
-    source: AnySource
-    validation_source: AnySource | None
+    source: Source
+    validation_source: Source | None
     held_out_fraction: float
     filters: Filters
     shards: int
 
     @property
-    def sources(self) -> dict[Split, AnySource]:
+    def sources(self) -> dict[Split, Source]:
         """The source of the training split, and that of the validation split if it has its own."""
-        found: dict[Split, AnySource] = {"train": self.source}
+        found: dict[Split, Source] = {"train": self.source}
         if self.validation_source is not None:
             found["validation"] = self.validation_source
         return found

@@ -77,6 +77,8 @@ class Labeller:
         """
         if self.source.label_kind is None:
             return []
+        if document.arrays is not None:
+            return list(document.arrays)
         if isinstance(document, Question):
             ((_, offsets),) = self.tokenizer.encode_with_offsets([document.text[1]])
             spans = token_spans(document.answers, offsets)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -81,6 +81,13 @@ class StoreJob:
         target = self.target_tokenizer
         size = self.tokenizer.vocabulary.size
         return size if target is None else max(size, target.vocabulary.size)
+
+    def encoded(
+        self, documents: Iterable[tuple[int, Document]], counts: Counts
+    ) -> Iterator[list[tuple[Document, list[np.ndarray]]]]:
+        """Numbered documents with their token ids; see `encode_documents`. ``counts`` is for
+        documents that turn out to be invalid."""
+        return encode_documents(documents, self.tokenizer, self.target_tokenizer)
 
 
 def finished_shards(job: StoreJob, shards: Sequence[int] | None = None) -> dict[int, FinishedShard]:
@@ -207,7 +214,7 @@ def tokenize_shard(
                 repeated(job.folder, corpus, split, shard),
             )
             labeller = Labeller(reader.source, names, tokenizer, counts)
-            for chunk in encode_documents(documents, tokenizer, job.target_tokenizer):
+            for chunk in job.encoded(documents, counts):
                 tokens = 0
                 for document, sentences in chunk:
                     held_out = split == "validation" or corpus.holds_out(document)

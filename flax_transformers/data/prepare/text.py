@@ -244,18 +244,19 @@ class TextPreparation(StorePreparation[PreparedText, StoreJob]):
             texts = _texts(training_documents(folder, corpus), 1)
             save_tokenizer(folder, given_target or train_tokenizer(target, texts), TARGET)
         names.keep(documents)
-        return self._job(claimed, given, given_target)
+        return self.make_job(claimed, given, given_target)
 
     def _of_run(self, name: str, config: TokenizerConfig) -> Tokenizer | None:
         return self.of_run.get(name) if config.needs_training else None
 
-    def _job(
+    def make_job(
         self,
         claimed: dict[str, Any],
         given: Tokenizer | None,
         given_target: Tokenizer | None = None,
     ) -> StoreJob:
         tokenizer = own_tokenizer(self.folder, self.tokenizer, given)
+        """What tokenizing a shard takes; ``given``: tokenizers used instead of new ones."""
         target = self._own_target(given_target)
         return StoreJob(self.folder, self.corpus, claimed, tokenizer, target)
 
@@ -283,7 +284,7 @@ class TextPreparation(StorePreparation[PreparedText, StoreJob]):
             save_tokenizer(folder, self.given or train_tokenizer(self.tokenizer, ()))
         if target is not None and not is_saved(folder, TARGET):
             save_tokenizer(folder, train_tokenizer(target, ()), TARGET)
-        return self._job(claimed, self.given)
+        return self.make_job(claimed, self.given)
 
     def write_share(self, job: StoreJob, number: int, jobs: int, processes: int) -> None:
         """See `StorePreparation`. Shards of a share are neighbours, so that it reads one share of

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 LONGEST = 1 << 24
 """Maximum bytes of a document or record, to bound the memory."""
@@ -18,14 +18,16 @@ class Document:
     """One document. ``text`` is one text, which is split into sentences when it is tokenized, or
     several: the sides of a pair, or, with ``words``, the words of a sentence.
 
-    ``labels``: names or numbers. Documents of one ``group`` are held out together; without a group
-    the text decides.
+    ``labels``: names or numbers. ``arrays``: labels in the form of the store, of a document that
+    computes them itself, in the order of `token_store.LABELS`. Documents of one ``group`` are held
+    out together; without a group the text decides.
     """
 
     text: str | tuple[str, ...]
     labels: tuple[str, ...] | tuple[float, ...] = ()
     group: str | None = None
     words: bool = False
+    arrays: tuple[Any, ...] | None = field(default=None, compare=False)
 
     @property
     def whole(self) -> str:

@@ -19,13 +19,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from flax_transformers.data.sources import embedded
 from flax_transformers.data.sources.conllu import TaggedSource
 from flax_transformers.data.sources.corpus_files import Unread, list_corpus, plain_suffix
 from flax_transformers.data.sources.documents import Counts, Decoder, Document, Invalid
 from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.sources.pairs import PairSource
-from flax_transformers.data.sources.records import Part, Record
+from flax_transformers.data.sources.records import Part, Record, Source
 from flax_transformers.data.sources.sharding import Sharding
 from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.data.sources.text import TextSource
@@ -39,14 +38,14 @@ _FIRST_RECORDS = 20
 
 
 def read_documents(
-    source: AnySource, shard: int = 0, shards: int = 1, counts: Counts | None = None
+    source: Source, shard: int = 0, shards: int = 1, counts: Counts | None = None
 ) -> Iterator[tuple[int, Document]]:
     """The (number, document) of one shard; see `CorpusReader`."""
     reader = CorpusReader(source, range(shard, shard + 1), shards)
     return reader.documents(shard, Counts() if counts is None else counts)
 
 
-def check_first_records(source: AnySource) -> None:
+def check_first_records(source: Source) -> None:
     """Raises UserError if none of the first records of the files with one ending is valid, which
     means a wrong setting."""
     decoder = Decoder(source.on_invalid == "replace")
@@ -77,13 +76,13 @@ def _problems(decoder: Decoder, parts: Sequence[Part]) -> Iterator[Invalid | Non
             return
 
 
-def _field_settings(source: AnySource) -> str:
+def _field_settings(source: Source) -> str:
     """The settings for the fields of a record."""
     names = [f.name for f in fields(source) if f.name.endswith(("_field", "_column"))]
     return ", ".join(names) or "split"
 
 
-def tied_shards(source: AnySource, shards: int) -> list[bool]:
+def tied_shards(source: Source, shards: int) -> list[bool]:
     """For each shard, whether writing it requires reading over the one before; see `sharding`."""
     sharding = Sharding([part.records for part in source.parts()], shards)
     return [sharding.tied(shard) for shard in range(shards)]
@@ -95,7 +94,7 @@ class CorpusReader:
     Raises UserError for what is missing, damaged or (on_invalid="error") invalid.
     """
 
-    def __init__(self, source: AnySource, run: Sequence[int], shards: int) -> None:
+    def __init__(self, source: Source, run: Sequence[int], shards: int) -> None:
         if not 0 <= run[0] <= run[-1] < shards:
             raise UserError(f"Shard {run[-1]} of {shards} does not exist; shards count from 0.")
         self.source, self._run = source, run
@@ -169,27 +168,27 @@ def _without_nul(document: Document) -> Document:
     return replace(document, text=tuple(part.replace("\0", " ") for part in document.text))
 
 
-def fingerprint(source: AnySource) -> str:
+def fingerprint(source: Source) -> str:
     """sha256 of the content of the corpus, without paths and times.
 
     Reads the files unless their hash is cached. It includes their order and endings, and the fields
     of the source.
     """
     if source.path == "embedded":
-        content = repr([hashlib.sha256(t.encode()).hexdigest() for t in embedded.documents()])
+        content = repr([hashlib.sha256(t.encode()).hexdigest() for t in source.embedded_texts()])
     else:
         content = content_digest(_identifying(source))
     return _digest(source, content)
 
 
-def sizes(source: AnySource) -> str:
+def sizes(source: Source) -> str:
     """sha256 of the sizes of the corpus's files; does not read them."""
     if source.path == "embedded":
         return fingerprint(source)
     return _digest(source, sizes_digest(_identifying(source)))
 
 
-def _digest(source: AnySource, content: str) -> str:
+def _digest(source: Source, content: str) -> str:
     chosen = {
         f.name: value
         for f in fields(source)
@@ -200,7 +199,7 @@ def _digest(source: AnySource, content: str) -> str:
     return hashlib.sha256(repr(made_of).encode()).hexdigest()
 
 
-def not_read(source: AnySource) -> tuple[int, Unread]:
+def not_read(source: Source) -> tuple[int, Unread]:
     """Bytes of the files that are read, and what is beside them and not read."""
     if source.path.startswith(PREFIX) or source.path == "embedded":
         return 0, {}
@@ -210,7 +209,7 @@ def not_read(source: AnySource) -> tuple[int, Unread]:
     return sum(path.stat().st_size for _, path in listing.files), listing.unread
 
 
-def _identifying(source: AnySource) -> list[tuple[str, Path]]:
+def _identifying(source: Source) -> list[tuple[str, Path]]:
     if source.path.startswith(PREFIX):
         return tfds_files(source.path, source.split)
     return [(os.path.splitext(path.name.lower())[1], path) for _, path in source.files()]

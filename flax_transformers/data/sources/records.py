@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from flax_transformers import ranges
+from flax_transformers.data.sources import embedded
 from flax_transformers.data.sources.corpus_files import corpus_files
 from flax_transformers.data.sources.documents import (
     LONGEST,
@@ -117,6 +118,10 @@ class Source:
     def parts(self) -> Iterator[Part]:
         """The parts of the corpus, in order."""
         raise NotImplementedError
+
+    def embedded_texts(self) -> Iterator[str]:
+        """The texts of the path "embedded"."""
+        return embedded.documents()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from flax_transformers.data.sources import embedded, row_files
+from flax_transformers.data.sources import row_files
 from flax_transformers.data.sources.corpus_files import ending
 from flax_transformers.data.sources.documents import Decoder, Document, Where
 from flax_transformers.data.sources.files import Place
@@ -47,7 +47,7 @@ class TextSource(Source):
         if self.path.startswith(PREFIX):
             yield Part(Examples(self, (self.text_field,)), partial(_row, self.text_field))
         elif self.path == "embedded":
-            yield Part(Texts(tuple(embedded.documents())), _text)
+            yield Part(Texts(tuple(self.embedded_texts())), _text)
         else:
             for _, path in self.files():
                 yield _file_part(path, self)

@@ -26,6 +26,13 @@ class EncodesBatches:
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         raise NotImplementedError
 
+    def encode_prompt_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        raise NotImplementedError
+
+    def encode_prompt(self, text: str) -> np.ndarray:
+        """The ids of `encode_prompt_with_offsets`."""
+        return self.encode_prompt_with_offsets(text)[0]
+
     def encode_with_ends(
         self, texts: Sequence[str], ends: Sequence[Sequence[int]]
     ) -> list[tuple[np.ndarray, list[int]]]:

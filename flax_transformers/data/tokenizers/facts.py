@@ -23,6 +23,8 @@ FACT_FILES = (
     CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "config.json",
     "generation_config.json",
 )  # fmt: skip
+TEMPLATE_FILE = "chat_template.jinja"
+"""The chat template, which is kept beside the vocabulary."""
 MODEL_FILES = ("config.json", "generation_config.json")
 """Files that belong to the model."""
 _MODEL_FIELDS = ("model_type", "tokenizer_class", "pad_token_id", "bos_token_id", "eos_token_id")

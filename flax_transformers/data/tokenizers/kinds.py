@@ -88,6 +88,9 @@ class Tokenizer(Protocol):
         """The ids of a text in which names of special tokens are read as these tokens, as in
         `transformers`: int32 [n], without the frame."""
 
+    def encode_prompt_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """The same, and the start and end of each token, int32 [n, 2] in characters."""
+
     @property
     def safe_cut(self) -> re.Pattern[str] | None:
         """Matches, empty, at positions where a text may be cut without changing its ids; None if
@@ -170,8 +173,9 @@ class ByteTokenizer(EncodesBatches):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [ids for ids, _ in self.encode_with_ends(texts, [()] * len(texts))]
 
-    def encode_prompt(self, text: str) -> np.ndarray:
-        return prompt_ids(self.encode_batch, text, {name: i for i, name in self.names.items()})
+    def encode_prompt_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        special = {name: i for i, name in self.names.items()}
+        return joined_with_offsets(self.encode_with_offsets, text, special)
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         return list(zip(self.encode_batch(texts), map(_byte_offsets, texts), strict=True))
@@ -290,13 +294,13 @@ class PieceTokenizer(EncodesBatches):
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return (type(self), (self.serialized, self.facts, self.files))
 
-    def encode_prompt(self, text: str) -> np.ndarray:
+    def encode_prompt_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         self._backend.encode_special_tokens = False
         try:
             encoding = self._backend.encode(text, add_special_tokens=False)
         finally:
             self._backend.encode_special_tokens = True
-        return np.array(encoding.ids, np.int32)
+        return _ids_and_offsets(encoding)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = [np.array(ids, np.int32) for ids in self._ids(texts)]
@@ -437,6 +441,24 @@ def prompt_ids(
         for part in parts
     ]
     return np.concatenate([np.zeros(0, np.int32), *ids])
+
+
+def joined_with_offsets(
+    encode_with_offsets: Callable[[list[str]], list[tuple[np.ndarray, np.ndarray]]],
+    text: str,
+    special: Mapping[str, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """`prompt_ids`, and the start and end of each token in the text, int32 [n, 2]."""
+    start, ids, spans = 0, [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
+    for part in split_at(special, text):
+        if part in special:
+            one = np.array([special[part]], np.int32), np.array([[0, len(part)]], np.int32)
+        else:
+            (one,) = encode_with_offsets([part])
+        ids.append(one[0])
+        spans.append(one[1] + np.int32(start))
+        start += len(part)
+    return np.concatenate(ids), np.concatenate(spans)
 
 
 def split_at(names: Iterable[str], text: str) -> list[str]:

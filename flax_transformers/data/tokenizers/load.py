@@ -25,6 +25,7 @@ from flax_transformers.data.tokenizers.facts import (
     CONFIG_FILE,
     FACT_FILES,
     MODEL_FILES,
+    TEMPLATE_FILE,
     TRAINED_HERE,
     read_facts,
 )
@@ -287,6 +288,7 @@ def load_tokenizer(path: str | os.PathLike[str], lowercase: bool | None = None) 
     files = {name: read_file(folder / name) for name in FACT_FILES if (folder / name).is_file()}
     facts = read_facts(files, folder)
     if location.is_dir():
+        names = (*names, TEMPLATE_FILE)
         files |= {name: read_file(folder / name) for name in names if (folder / name).is_file()}
     else:
         files[names[0]] = read_file(location)
@@ -323,7 +325,8 @@ def published_files(folder: str | os.PathLike[str]) -> dict[str, epath.Path]:
     Empty without a tokenizer. Raises UserError for damaged files.
     """
     place = epath.Path(folder)
-    found = {n: place / n for n in (*FACT_FILES, *VOCABULARY_FILES) if (place / n).is_file()}
+    names = (*FACT_FILES, TEMPLATE_FILE, *VOCABULARY_FILES)
+    found = {name: place / name for name in names if (place / name).is_file()}
     facts = read_facts(
         {name: read_file(found[name]) for name in FACT_FILES if name in found}, place
     )

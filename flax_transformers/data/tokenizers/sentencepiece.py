@@ -14,15 +14,15 @@ from sentencepiece import sentencepiece_model_pb2 as sentencepiece_proto
 from sentencepiece import sentencepiece_pb2 as sentencepiece_text
 
 from flax_transformers.data.tokenizers.batches import EncodesBatches
-from flax_transformers.data.tokenizers.facts import NO_FACTS, AddedToken, Facts
+from flax_transformers.data.tokenizers.facts import NO_FACTS, TEMPLATE_FILE, AddedToken, Facts
 from flax_transformers.data.tokenizers.kinds import (
     Files,
     encode_apart,
     fingerprint_of,
+    joined_with_offsets,
     prompt_ids,
     save_files,
     spaced,
-    split_at,
 )
 from flax_transformers.data.tokenizers.offsets import (
     byte_ends,
@@ -126,8 +126,9 @@ class SentencePieceTokenizer(EncodesBatches):
         """The ids of pieces."""
         return self._ids[pieces] if self._is_mapped else pieces
 
-    def encode_prompt(self, text: str) -> np.ndarray:
-        return prompt_ids(self.encode_unsplit, text, {**self._plain, **self._special})
+    def encode_prompt_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        names = {**self._plain, **self._special}
+        return joined_with_offsets(self._unsplit_with_offsets, text, names)
 
     @functools.cached_property
     def safe_cut(self) -> re.Pattern[str] | None:
@@ -139,7 +140,8 @@ class SentencePieceTokenizer(EncodesBatches):
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         if self._plain:
-            return [self._joined_at_added_tokens(text) for text in texts]
+            encode = self._unsplit_with_offsets
+            return [joined_with_offsets(encode, text, self._plain) for text in texts]
         return self._unsplit_with_offsets(texts)
 
     def encode_with_ends(
@@ -166,19 +168,6 @@ class SentencePieceTokenizer(EncodesBatches):
             spans = piece_offsets(self._processor, text) if spans is None else spans
             found.append((self._ids[np.array(pieces, np.int32)], spans))
         return found
-
-    def _joined_at_added_tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """As in ``encode_batch``, the text between added tokens is encoded separately."""
-        start, ids, spans = 0, [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
-        for part in split_at(self._plain, text):
-            if part in self._plain:
-                one = np.array([self._plain[part]], np.int32), np.array([[0, len(part)]], np.int32)
-            else:
-                (one,) = self._unsplit_with_offsets([part])
-            ids.append(one[0])
-            spans.append(one[1] + np.int32(start))
-            start += len(part)
-        return np.concatenate(ids), np.concatenate(spans)
 
     @functools.cached_property
     def _byte_lengths(self) -> np.ndarray:
@@ -213,7 +202,8 @@ class SentencePieceTokenizer(EncodesBatches):
         else:  # T5's class would drop whitespace; `transformers` finds the model by the file name
             roles = {f"{role}_token": self._names[i] for role, i in self.vocabulary.roles.items()}
             described = {"tokenizer_class": "PreTrainedTokenizerFast", **roles}
-            save_files(self, directory, {"tokenizer.model": self.model}, described, frame)
+            kept = {name: file for name, file in self.files.items() if name == TEMPLATE_FILE}
+            save_files(self, directory, {"tokenizer.model": self.model, **kept}, described, frame)
 
 
 def piece_byte_lengths(processor: Any) -> np.ndarray:
@@ -322,11 +312,10 @@ class MarianTokenizer(EncodesBatches):
         unknown = self._id_of["<unk>"]
         return np.array([self._id_of.get(piece, unknown) for piece in pieces], np.int32)
 
-    def encode_prompt(self, text: str) -> np.ndarray:
+    def encode_prompt_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         named = {self._names[i]: i for i in self._skipped}
-        return prompt_ids(
-            self.encode_batch, text, {n: i for n, i in named.items() if not _is_language(n)}
-        )
+        names = {name: i for name, i in named.items() if not _is_language(name)}
+        return joined_with_offsets(self.encode_with_offsets, text, names)
 
     safe_cut: ClassVar[re.Pattern[str] | None] = None
 

@@ -1,0 +1,310 @@
+"""Conversations and preferences as documents: the shapes in which they are published.
+
+A conversation is a list of messages with a ``role`` and ``content``. One document is one or several
+*sequences*: a whole conversation, or the answers to one prompt from the best to the worst.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from flax_transformers.data.sources import row_files
+from flax_transformers.data.sources.corpus_files import ending
+from flax_transformers.data.sources.documents import Decoder, Document, Invalid, LabelKind, Where
+from flax_transformers.data.sources.records import Part, Records, Source, Texts
+from flax_transformers.data.sources.row_files import ParquetFile, reading_parquet, row_of
+from flax_transformers.errors import UserError
+from flax_transformers.post_training.chat_template import Message, common_prefix
+from flax_transformers.post_training.tasks import embedded_rows
+
+Turns = tuple[Message, ...] | str
+"""Messages, or plain text that no template changes."""
+
+FIELDS = (
+    "messages", "conversations", "instruction", "input", "output", "history", "prompt",
+    "completion", "completions", "scores", "chosen", "rejected", "margin", "system", "tools",
+)  # fmt: skip
+"""Fields that are read of a record."""
+_ROLES = {
+    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
+    "bard": "assistant", "model": "assistant", "function_response": "tool", "observation": "tool",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Conversation(Document):
+    """One conversation, or several completions of one prompt.
+
+    ``prompt``: what precedes each completion; empty for a conversation, in which every assistant
+    turn is learned, while of a completion all of it is. ``scores``: one for each completion, from
+    high to low. ``margin``: by how much the first is better (of two). ``where``: for messages.
+    """
+
+    prompt: Turns = ()
+    completions: tuple[Turns, ...] = ()
+    scores: tuple[float, ...] = ()
+    margin: float = 0.0
+    tools: Any = None
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class ConversationSource(Source):
+    """A corpus of conversations or preferences (``ChatData.source``).
+
+    ``path``: a file, a folder or a glob of jsonl, ndjson, json and parquet files, compressed or not
+    as for a `LabelledSource`; or "embedded", generated exercises with right and wrong answers
+    (`tasks`).
+    ``split``: of a json file with named splits.
+
+    The shape of each record follows from its fields:
+
+    - ``messages``: a list of objects with ``role`` and ``content`` (OpenAI)
+    - ``conversations``: the same with ``from`` and ``value`` (ShareGPT)
+    - ``instruction``, ``input``, ``output``, ``history`` (Alpaca)
+    - ``prompt`` and ``completion``: messages, or plain texts that no template changes
+    - ``chosen`` and ``rejected``, with ``prompt`` or with what they have in common at the
+      beginning, and ``margin`` if there is one
+    - ``prompt``, ``completions`` and ``scores``: several answers and a number for each
+
+    ``system`` is the first message of records that have it, ``tools`` is for the template. A record
+    in which no assistant says anything is invalid.
+    """
+
+    endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json", ".parquet")
+    label_kind: ClassVar[LabelKind] = "spans"
+
+    def files(self) -> list[tuple[str, Path]]:
+        """(name, path) of the files that are read, in order; none for the embedded exercises."""
+        return [] if self.path == "embedded" else super().files()
+
+    def embedded_texts(self) -> Iterator[str]:
+        return map(json.dumps, embedded_rows())
+
+    def parts(self) -> Iterator[Part]:
+        if self.path == "embedded":
+            yield Part(Texts(tuple(self.embedded_texts())), _row)
+        for _, path in self.files():
+            yield Part(_records(path, self), _row)
+
+
+def _records(path: Path, source: ConversationSource) -> Records:
+    if ending(path, source.endings) != ".parquet":
+        return row_files.row_file(path, source.split, FIELDS)
+    from pyarrow import parquet
+
+    with reading_parquet(path):
+        names = parquet.read_schema(path).names
+    known = tuple(name for name in FIELDS if name in names)
+    if not known:
+        raise UserError(
+            f"The parquet file {path} has none of the columns messages, conversations, "
+            f"instruction, prompt, chosen; it has {', '.join(names)}."
+        )
+    return ParquetFile(path, (), known)
+
+
+def _row(decoder: Decoder, content: Any, where: Where) -> Conversation:
+    record = content.encode() if isinstance(content, str) else content
+    row = _decoded(decoder, row_of(decoder, record, where), where)
+    if not isinstance(row, dict):
+        raise Invalid(where, "holds a JSON list, not an object with messages")
+    found = conversation(row, where)
+    for turns in found.completions:
+        answers = turns.strip() if isinstance(turns, str) else _says_something(turns)
+        if not answers:
+            raise Invalid(where, "has no assistant turn to learn from")
+    return found
+
+
+def _says_something(turns: Sequence[Message]) -> bool:
+    return any(one["role"] == "assistant" and _text_of(one).strip() for one in turns)
+
+
+def conversation(row: Mapping[str, Any], where: Where = "the record") -> Conversation:
+    """The conversation in a record of any shape; raises `Invalid`, naming ``where``."""
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise Invalid(where, f"has tools that are not JSON ({error})") from error
+    prompt, completions, scores = _turns(row, where)
+    margin = row.get("margin") or 0.0
+    if not isinstance(margin, int | float):
+        raise Invalid(where, f"has the margin {margin!r}, which is not a number")
+    texts = [prompt, *completions]
+    return Conversation(
+        tuple(_text_of(one) for turns in texts for one in _listed(turns)),
+        group=None if not prompt else "\0".join(map(_text_of, _listed(prompt))),
+        prompt=prompt,
+        completions=completions,
+        scores=scores,
+        margin=float(margin),
+        tools=tools,
+        where=str(where),
+    )
+
+
+Parsed = tuple[Turns, tuple[Turns, ...], tuple[float, ...]]
+
+
+def _turns(row: Mapping[str, Any], where: Where) -> Parsed:
+    """Prompt, completions and their scores."""
+    system = ({"role": "system", "content": row["system"]},) if row.get("system") else ()
+    if row.get("chosen") is not None and row.get("rejected") is not None:
+        return _pair(row, system, where)
+    if row.get("completions") is not None:
+        return _scored(row, system, where)
+    for name in ("messages", "conversations"):
+        if row.get(name) is not None:
+            return (), (system + _messages(row[name], name, where),), ()
+    if row.get("instruction") is not None:
+        return (), (system + _alpaca(row),), ()
+    if row.get("prompt") is not None and row.get("completion") is not None:
+        prompt = _either(row["prompt"], "prompt", where)
+        completion = _either(row["completion"], "completion", where, "assistant")
+        return (*_matching(prompt, (completion,), system, where), ())
+    raise Invalid(
+        where,
+        "has none of the fields messages, conversations, instruction, prompt and completion, "
+        f"chosen and rejected; it has {', '.join(row) or 'none'}",
+    )
+
+
+def _pair(row: Mapping[str, Any], system: tuple[Message, ...], where: Where) -> Parsed:
+    chosen = _either(row["chosen"], "chosen", where, "assistant")
+    rejected = _either(row["rejected"], "rejected", where, "assistant")
+    if row.get("prompt") is not None:
+        prompt = _either(row["prompt"], "prompt", where)
+        if not isinstance(chosen, str) and not isinstance(prompt, str):
+            # Some data repeat the prompt in both answers.
+            repeated = all(answer[: len(prompt)] == prompt for answer in (chosen, rejected))
+            if repeated and min(len(chosen), len(rejected)) > len(prompt):
+                chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    else:
+        if isinstance(chosen, str) is not isinstance(rejected, str):
+            raise Invalid(where, "has a text and messages for chosen and rejected")
+        shared = min(common_prefix(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+        if isinstance(chosen, str) and shared > 0 and chosen[shared - 1] == " ":
+            shared -= 1
+        shared = max(shared, 0)
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    return (*_matching(prompt, (chosen, rejected), system, where), (1.0, 0.0))
+
+
+def _scored(row: Mapping[str, Any], system: tuple[Message, ...], where: Where) -> Parsed:
+    answers, scores = row["completions"], row.get("scores")
+    if not isinstance(answers, list) or not isinstance(scores, list):
+        raise Invalid(where, "has no lists of completions and scores")
+    if len(answers) != len(scores) or len(answers) < 2:
+        raise Invalid(
+            where,
+            f"has {len(answers)} completions and {len(scores)} scores; give at least two of each",
+        )
+    if not all(isinstance(score, int | float) for score in scores):
+        raise Invalid(where, "has a score that is not a number")
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    turns = tuple(_either(answers[i], "completions", where, "assistant") for i in order)
+    prompt = _either(row.get("prompt") or "", "prompt", where)
+    return (*_matching(prompt, turns, system, where), tuple(float(scores[i]) for i in order))
+
+
+def _matching(
+    prompt: Turns, completions: tuple[Turns, ...], system: tuple[Message, ...], where: Where
+) -> tuple[Turns, tuple[Turns, ...]]:
+    """Prompt and completions of one kind: all plain texts, or all messages."""
+    plain = [isinstance(turns, str) for turns in (prompt, *completions)]
+    if all(plain) and not system:
+        return prompt, completions
+    if all(plain[1:]) and not plain[0]:  # messages that are answered by texts
+        completions = tuple(({"role": "assistant", "content": turns},) for turns in completions)
+    elif any(plain[1:]):
+        raise Invalid(where, "has a plain text beside messages; give both the same form")
+    if isinstance(prompt, str):
+        prompt = ({"role": "user", "content": prompt},) if prompt else ()
+    return system + prompt, completions
+
+
+def _either(value: Any, name: str, where: Where, role: str = "user") -> Turns:
+    """A text, or messages; one message may stand for a list of one."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        value = [value]
+    return _messages(value, name, where, role)
+
+
+def _messages(value: Any, name: str, where: Where, role: str = "user") -> tuple[Message, ...]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise Invalid(where, f"has text in {name!r}, not a list of messages") from error
+    if not isinstance(value, list) or not value:
+        raise Invalid(where, f"has no list of messages in {name!r}")
+    return tuple(_message(one, name, where, role) for one in value)
+
+
+def _message(one: Any, name: str, where: Where, role: str) -> Message:
+    if not isinstance(one, dict):
+        raise Invalid(where, f"has a {type(one).__name__} in {name!r}, not a message")
+    fields = {key: value for key, value in one.items() if value is not None}
+    if "from" in fields:  # ShareGPT
+        fields["role"] = fields.pop("from")
+        fields["content"] = fields.pop("value", fields.get("content"))
+    fields.setdefault("role", role)
+    fields["role"] = _ROLES.get(str(fields["role"]), str(fields["role"]))
+    if fields.get("content") is None:
+        if "tool_calls" not in fields:
+            raise Invalid(where, f"has a message of {fields['role']!r} without content in {name!r}")
+        fields.setdefault("content", "")
+    elif not isinstance(fields["content"], str | list):
+        kind = type(fields["content"]).__name__
+        raise Invalid(where, f"has a message whose content is of type {kind}, not text")
+    return fields
+
+
+def _alpaca(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    found: list[Message] = []
+    for asked, answered in row.get("history") or ():
+        found += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    asked = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
+    answer = row.get("output") or ""
+    return (*found, {"role": "user", "content": asked}, {"role": "assistant", "content": answer})
+
+
+def _listed(turns: Turns) -> Sequence[Message]:
+    return ({"content": turns},) if isinstance(turns, str) else turns
+
+
+def _text_of(message: Message) -> str:
+    """The text of a message, and what else a template may write of it."""
+    content = message["content"]
+    if not isinstance(content, str):
+        content = "\n".join(str(one.get("text", "")) for one in content if isinstance(one, dict))
+    extra = [message[name] for name in ("tool_calls", "reasoning_content") if message.get(name)]
+    return content + "".join(f"\n{one}" for one in extra)
+
+
+def _decoded(decoder: Decoder, value: Any, where: Where) -> Any:
+    """A record with text for bytes; in objects without fields of null, which parquet adds."""
+    if isinstance(value, bytes):
+        return decoder.text(value, where)
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # escapes in JSON can be lone surrogates
+            return decoder.text(value.encode("utf-8", "surrogatepass"), where)
+        return value
+    if isinstance(value, dict):
+        decode = partial(_decoded, decoder, where=where)
+        return {key: decode(one) for key, one in value.items() if one is not None}
+    if isinstance(value, list):
+        return [_decoded(decoder, one, where) for one in value]
+    return value

@@ -1,0 +1,223 @@
+"""Stores of conversations: what is learned, packed, cut and left out."""
+
+import json
+
+import numpy as np
+import pytest
+
+from flax_transformers.data.dataset import prepare
+from flax_transformers.data.sources.text import TextSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig, load_tokenizer
+from flax_transformers.errors import UserError
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.rows import end_id
+from flax_transformers.post_training.chat_data import ChatData, ConversationSpec
+from flax_transformers.post_training.chat_template import template_of
+from flax_transformers.post_training.conversations import ConversationSource
+from flax_transformers.post_training.preference import DirectPreference
+from flax_transformers.post_training.reward_model import RewardModel
+from flax_transformers.post_training.supervised import (
+    SupervisedEncoderDecoder,
+    SupervisedFineTuning,
+)
+
+RNG = np.random.default_rng(0)
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<{{ m.content }}>"
+    "{% endgeneration %}{% else %}[{{ m.content }}]{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<{% endif %}"
+)
+
+
+def turns(*contents):
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": one} for i, one in enumerate(contents)]
+
+
+def data(folder, rows, **settings):
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "template.jinja").write_text(TEMPLATE)
+    settings.setdefault("template_path", str(folder / "template.jinja"))
+    settings.setdefault("source", ConversationSource(str(folder / "rows.jsonl")))
+    return ChatData(
+        tokenizer=TokenizerConfig("bytes"),
+        validation_fraction=0.0,
+        shards=1,
+        **settings,
+    )
+
+
+def prepared(folder, rows, **settings):
+    return prepare(data(folder, rows, **settings), folder / "store")
+
+
+def rows_of(store, objective, length):
+    examples = store.examples("train", objective.window_spec(length))
+    raw = [examples.read(i, RNG) for i in range(len(examples))]
+    return [objective.prepare(one, RNG, store.vocabulary, length) for one in raw]
+
+
+def text(store, ids):
+    return store.tokenizer.decode(ids.tolist())
+
+
+def learned_of(store, row):
+    return text(store, row["labels"][row["label_weights"] > 0])
+
+
+CONVERSATIONS = [
+    {"messages": turns("ab", "cd", "e", "f")},
+    {"messages": turns("gh", "ij")},
+    {"messages": turns("k" * 40, "too late")},
+]
+
+
+def test_the_next_tokens_of_assistant_turns_are_learned_in_packed_rows(tmp_path, caplog):
+    store = prepared(tmp_path, CONVERSATIONS)
+    (row,) = rows_of(store, SupervisedFineTuning(), 32)
+    assert "1 of 3 conversations" in caplog.text and "are left out, 0 are cut" in caplog.text
+    used = row["segment_ids"] > 0
+    assert text(store, row["input_ids"][used]) in (
+        "[ab]<cd>[e]<f>[gh]<ij>",
+        "[gh]<ij>[ab]<cd>[e]<f>",
+    )
+    assert sorted(np.bincount(row["segment_ids"])[1:]) == [8, 14]
+    assert sorted(learned_of(store, row)) == sorted("<cd><f><ij>")
+    # What precedes a learned token is of the same segment.
+    at = np.flatnonzero(row["label_weights"])
+    assert (row["segment_ids"][at] == row["segment_ids"][at + 1]).all()
+    assert (row["labels"][at] == row["input_ids"][at + 1]).all()
+
+
+def test_a_conversation_is_cut_after_the_last_whole_turn(tmp_path, caplog):
+    store = prepared(tmp_path, CONVERSATIONS[:1])
+    for length, whole in ((14, "<cd><f>"), (13, "<cd>"), (8, "<cd>")):
+        (row,) = rows_of(store, SupervisedFineTuning(), length)
+        assert learned_of(store, row) == whole
+    assert "1 are cut after an assistant turn" in caplog.text
+    with pytest.raises(
+        UserError, match="None of the 1 .* assistant turn that ends within 7 tokens"
+    ):
+        store.examples("train", ConversationSpec(7, True))
+
+
+def test_without_packing_each_conversation_is_a_row(tmp_path):
+    store = prepared(tmp_path, CONVERSATIONS[:2])
+    rows = rows_of(store, SupervisedFineTuning(cross_documents=False), 32)
+    assert sorted(learned_of(store, row) for row in rows) == ["<cd><f>", "<ij>"]
+
+
+def test_an_encoder_decoder_learns_the_last_turn(tmp_path):
+    store = prepared(tmp_path, CONVERSATIONS[:1])
+    (row,) = rows_of(store, SupervisedEncoderDecoder(target_length=6), 16)
+    end = end_id(store.vocabulary)
+    assert row["input_ids"][:12].tolist()[-1] == end
+    assert text(store, row["input_ids"]) == "[ab]<cd>[e]"
+    assert text(store, row["labels"]) == "<f>" and row["labels"][3] == end
+    assert row["weights"].sum() == 4
+    (row,) = rows_of(store, SupervisedEncoderDecoder(target_length=6), 10)  # the first one fits
+    assert text(store, row["labels"]) == "<cd>"
+
+
+PAIRS = [
+    {"prompt": turns("ab"), "chosen": turns("", "cd")[1:], "rejected": turns("", "e")[1:]},
+    {"prompt": turns("f"), "completions": ["g", "h", "i"], "scores": [2, 2, 1]},
+]
+
+
+def test_completions_of_a_prompt_are_compared_in_one_row(tmp_path):
+    store = prepared(tmp_path, PAIRS)
+    objective = RewardModel(completions=5)
+    (row,) = rows_of(store, objective, 64)
+    used = row["segment_ids"] > 0
+    lengths = np.bincount(row["segment_ids"])[1:]
+    assert row["ends"].tolist() == np.cumsum(lengths).tolist() and used.sum() == lengths.sum()
+    np.testing.assert_allclose(row["preferred"].sum(), 2, rtol=1e-6)
+    weights = sorted(row["preferred"][row["preferred"] > 0].tolist())
+    assert weights == [0.5, 0.5, 1.0]  # two pairs of the triple, of which two are equal
+    # The prompt and what the answers begin with are not learned.
+    assert sorted(learned_of(store, row)) == sorted("cd>e>g>h>i>")
+    assert len(rows_of(store, RewardModel(completions=3), 64)) == 2
+
+
+def test_preferences_that_do_not_fit_are_left_out(tmp_path, caplog):
+    store = prepared(tmp_path, PAIRS)
+    (row,) = rows_of(store, RewardModel(), 64)  # at most two completions
+    assert row["preferred"].tolist() == [[0, 1], [0, 0]]
+    assert "1 of 2 conversations" in caplog.text
+    with pytest.raises(UserError, match="None of the 2 conversations .* two completions"):
+        rows_of(store, RewardModel(), 10)
+
+
+def test_the_best_answer_is_learned_from_preferences(tmp_path):
+    rows = rows_of(prepared(tmp_path, PAIRS), SupervisedFineTuning(cross_documents=False), 64)
+    assert len(rows) == 2
+
+
+def test_a_row_of_preferences_without_a_reference_is_not_finite(tmp_path):
+    store = prepared(tmp_path, PAIRS[:1])
+    (row,) = rows_of(store, DirectPreference(), 64)
+    assert np.isnan(row["reference"]).all()
+
+
+def test_plain_texts_have_no_template_and_end(tmp_path):
+    store = prepared(tmp_path, [{"prompt": "ab", "completion": "cd"}])
+    (row,) = rows_of(store, SupervisedFineTuning(), 8)
+    assert text(store, row["input_ids"]) == "abcd" and learned_of(store, row) == "cd"
+    assert row["label_weights"].sum() == 3
+
+
+def test_the_template_is_saved_with_the_tokenizer(tmp_path):
+    store = prepared(tmp_path, CONVERSATIONS)
+    store.tokenizer.save(tmp_path / "saved")
+    assert template_of(load_tokenizer(tmp_path / "saved")).source == TEMPLATE
+
+
+def test_another_template_makes_another_store(tmp_path):
+    prepared(tmp_path, CONVERSATIONS)
+    other = tmp_path / "other.jinja"
+    other.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    with pytest.raises(UserError, match="was made with template="):
+        prepared(tmp_path, CONVERSATIONS, template_path=str(other))
+
+
+def test_a_conversation_that_the_template_refuses_is_named_or_skipped(tmp_path):
+    refusing = tmp_path / "refusing.jinja"
+    refusing.write_text(
+        "{% if messages[0].content == 'gh' %}{{ raise_exception('no gh') }}{% endif %}x"
+    )
+    source = ConversationSource(str(tmp_path / "rows.jsonl"))
+    given = {"template_path": str(refusing), "source": source}
+    with pytest.raises(UserError, match=r"rows.jsonl:2 cannot be rendered: .* fails: no gh;"):
+        prepared(tmp_path, CONVERSATIONS, **given)
+    skipping = ConversationSource(str(tmp_path / "rows.jsonl"), on_invalid="skip")
+    store = prepare(
+        data(tmp_path, CONVERSATIONS, **given | {"source": skipping}), tmp_path / "other"
+    )
+    assert store.train.num_documents == 2
+
+
+def test_other_objectives_and_other_data_are_refused(tmp_path):
+    chat = data(tmp_path, CONVERSATIONS)
+    with pytest.raises(UserError, match="CausalLM does not learn from conversations"):
+        chat.check_objective("CausalLM", CausalLM().window_spec(8))
+    from flax_transformers.data.config import TextData
+
+    with pytest.raises(UserError, match="SupervisedFineTuning learns from a ChatData"):
+        TextData(source=TextSource()).check_objective(
+            "SupervisedFineTuning", SupervisedFineTuning().window_spec(8)
+        )
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [SupervisedFineTuning(), RewardModel(), DirectPreference(), SupervisedEncoderDecoder()],
+)
+def test_the_dummy_example_has_the_shapes_of_real_ones(objective, tmp_path):
+    chat = data(tmp_path, PAIRS)
+    spec, store = objective.window_spec(64), prepare(chat, tmp_path / "store")
+    dummy = objective.prepare(chat.dummy_example(spec, 70), RNG, store.vocabulary, 64)
+    (row, *_) = rows_of(store, objective, 64)
+    for name, values in row.items():
+        assert (values.shape, values.dtype) == (dummy[name].shape, dummy[name].dtype)
+    assert all(np.isfinite(values).all() for values in dummy.values())

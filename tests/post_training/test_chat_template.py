@@ -1,0 +1,99 @@
+"""Chat templates: what they may do, and which part of their text an assistant wrote."""
+
+import numpy as np
+import pytest
+
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer
+from flax_transformers.errors import UserError
+from flax_transformers.post_training import sandbox
+from flax_transformers.post_training.chat_data import token_spans
+from flax_transformers.post_training.chat_template import (
+    CHATML,
+    ChatTemplate,
+    TemplateError,
+    template_of,
+)
+
+MESSAGES = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "Bye"},
+    {"role": "assistant", "content": "So long"},
+]
+PLAIN = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+
+
+def learned(template):
+    text, spans = template.rendered(MESSAGES)
+    return [text[start:end] for start, end in spans]
+
+
+def test_a_template_with_tags_says_what_the_assistant_wrote():
+    assert learned(ChatTemplate()) == ["Hello<|im_end|>", "So long<|im_end|>"]
+
+
+def test_turns_are_found_without_tags():
+    assert not ChatTemplate(PLAIN).marks_turns
+    assert learned(ChatTemplate(PLAIN)) == ["Hello<|im_end|>\n", "So long<|im_end|>\n"]
+
+
+def test_an_earlier_turn_that_is_written_otherwise_is_found_by_its_content():
+    last = "{% if loop.last %}<think></think>{% endif %}{{ message['content'] + '<|im_end|>' }}"
+    template = ChatTemplate(PLAIN.replace("{{ message['content'] + '<|im_end|>' }}", last, 1))
+    assert learned(template)[0] == "Hello<|im_end|>\n"
+
+
+def test_a_prompt_ends_with_the_beginning_of_an_answer():
+    text = ChatTemplate().render(MESSAGES[:1], answer_next=True)
+    assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert ChatTemplate().end_of_turn() == "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{{ raise_exception('no system message') }}", "fails: no system message"),
+        ("{{ messages[9]['content'] + 'x' }}", "fails: list object has no element 9"),
+        ("{{ 'x' * 10**9 }}", "it writes more than"),
+        ("{{ 1 + 'x' }}", "TypeError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ messages.__class__.__mro__ }}", "unsafe|undefined"),
+        ("{% set x = namespace(s='ab') %}{% for i in range(60) %}{% set x.s = x.s ~ x.s %}"
+         "{% endfor %}", "it writes more than"),
+        ("{{ 2 ** 1000000000 }}", "large power"),
+    ],
+)  # fmt: skip
+def test_a_template_that_fails_is_an_error(source, reason):
+    with pytest.raises(TemplateError, match=reason):
+        ChatTemplate(source, place="the template").render(MESSAGES)
+
+
+def test_a_template_that_loops_is_stopped(monkeypatch):
+    monkeypatch.setattr(sandbox, "SECONDS", 0.05)
+    loop = "{% for a in r %}{% for b in r %}{% for c in r %}{% endfor %}{% endfor %}{% endfor %}"
+    with pytest.raises(TemplateError, match="takes more than 0.05 seconds"):
+        ChatTemplate("{% set r = range(99999) %}" + loop).render(MESSAGES)
+
+
+def test_marks_in_a_message_are_refused():
+    with pytest.raises(TemplateError, match="U\\+FDD0"):
+        ChatTemplate().render([{"role": "user", "content": "\ufdd0"}])
+
+
+def test_a_file_with_a_mistake_is_named(tmp_path):
+    (tmp_path / "template.jinja").write_text("{% for %}")
+    with pytest.raises(UserError, match="template.jinja is no valid template"):
+        template_of(ByteTokenizer(), tmp_path / "template.jinja")
+    with pytest.raises(UserError, match="none.jinja cannot be read"):
+        template_of(ByteTokenizer(), tmp_path / "none.jinja")
+
+
+def test_special_tokens_have_names_in_a_template(tmp_path):
+    (tmp_path / "template.jinja").write_text("{{ eos_token }}")
+    assert template_of(ByteTokenizer(), tmp_path / "template.jinja").render(MESSAGES) == "</s>"
+
+
+def test_a_token_is_of_a_turn_if_one_of_its_characters_is():
+    offsets = np.array([[0, 2], [2, 3], [3, 5], [5, 5], [5, 8]])
+    assert token_spans([(2, 4)], offsets) == [(1, 3)]
+    assert token_spans([(0, 1), (6, 8), (8, 9)], offsets) == [(0, 1), (4, 5)]

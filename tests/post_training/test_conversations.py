@@ -1,0 +1,95 @@
+"""The shapes of records of conversations and preferences, and what is said of wrong ones."""
+
+import pytest
+
+from flax_transformers.data.sources.documents import Decoder, Invalid
+from flax_transformers.post_training.conversations import _row, conversation
+
+
+def said(*turns, roles=("user", "assistant")):
+    return tuple(
+        {"role": roles[i % 2], "content": content} for i, content in enumerate(turns)
+    )  # fmt: skip
+
+
+def test_messages_and_sharegpt_are_one_conversation():
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    for row in ({"messages": list(said("Hi", "Hello"))}, {"conversations": turns}):
+        found = conversation(row)
+        assert (found.prompt, found.completions) == ((), (said("Hi", "Hello"),))
+
+
+def test_the_field_system_is_the_first_message():
+    (turns,) = conversation(
+        {"messages": list(said("Hi", "Hello")), "system": "Be kind."}
+    ).completions
+    assert turns[0] == {"role": "system", "content": "Be kind."}
+
+
+def test_alpaca_has_an_instruction_with_an_input_and_a_history():
+    row = {"instruction": "Add", "input": "1 2", "output": "3", "history": [["Hi", "Hello"]]}
+    assert conversation(row).completions == (said("Hi", "Hello", "Add\n\n1 2", "3"),)
+
+
+def test_prompt_and_completion_are_texts_or_messages():
+    found = conversation({"prompt": "Hi", "completion": "Hello"})
+    assert (found.prompt, found.completions) == ("Hi", ("Hello",))
+    found = conversation({"prompt": list(said("Hi")), "completion": list(said("Hi", "Hello"))[1:]})
+    assert (found.prompt, found.completions) == (said("Hi"), (said("Hi", "Hello")[1:],))
+    found = conversation({"prompt": list(said("Hi")), "completion": "Hello"})
+    assert found.completions == (said("Hi", "Hello")[1:],)
+
+
+@pytest.mark.parametrize("prompt", [{"prompt": list(said("Hi"))}, {}])
+def test_a_prompt_that_both_answers_repeat_is_one_prompt(prompt):
+    row = {**prompt, "chosen": list(said("Hi", "Hello")), "rejected": list(said("Hi", "Go"))}
+    found = conversation({**row, "margin": 2})
+    assert found.prompt == said("Hi")
+    assert found.completions == (said("Hi", "Hello")[1:], said("Hi", "Go")[1:])
+    assert (found.scores, found.margin) == ((1.0, 0.0), 2.0)
+
+
+def test_completions_are_ordered_by_their_scores():
+    found = conversation({"prompt": "Hi", "completions": ["c", "a", "b"], "scores": [1, 3, 2]})
+    assert (found.completions, found.scores) == (("a", "b", "c"), (3.0, 2.0, 1.0))
+
+
+def test_tools_may_be_written_as_json_and_null_fields_are_left_out():
+    row = {"messages": [*said("Hi"), {"role": "assistant", "content": "Yes", "name": None}]}
+    found = conversation({**row, "tools": '[{"name": "add"}]'})
+    assert found.tools == [{"name": "add"}] and "name" not in found.completions[0][1]
+
+
+def test_values_of_parquet_files_are_bytes():
+    row = {
+        "messages": [{"role": b"user", "content": b"Hi"}, {"role": b"assistant", "content": b"A"}]
+    }
+    assert _row(Decoder(False), row, "Row 0").completions == (said("Hi", "A"),)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"messages": list(said("Hi"))}, "has no assistant turn to learn from"),
+        ({"messages": []}, "has no list of messages in 'messages'"),
+        ({"messages": [{"role": "user"}]}, "has a message of 'user' without content"),
+        ({"messages": [{"role": "user", "content": 3}]}, "content is of type int, not text"),
+        ({"messages": ["Hi"]}, "has a str in 'messages', not a message"),
+        ({"text": "Hi"}, "has none of the fields messages, .*it has text"),
+        ({"prompt": "Hi", "completion": "  "}, "has no assistant turn to learn from"),
+        (
+            {"prompt": "Hi", "chosen": "b", "rejected": list(said("a"))},
+            "has a plain text beside messages",
+        ),
+        ({"prompt": "a", "completions": ["b"], "scores": [1]}, "1 completions and 1 scores"),
+        (
+            {"prompt": "a", "completions": ["b", "c"], "scores": [1, "x"]},
+            "score that is not a numb",
+        ),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "x"}, "the margin 'x'"),
+        ({"messages": list(said("Hi", "A")), "tools": "{"}, "has tools that are not JSON"),
+    ],
+)
+def test_a_wrong_record_is_named_with_what_is_wrong(row, problem):
+    with pytest.raises(Invalid, match=f"line 3 {problem}|line 3 .*{problem}"):
+        _row(Decoder(False), row, "line 3")

@@ -1,0 +1,174 @@
+"""Losses over conversations: constants, and what may not change them."""
+
+import math
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+import flax_transformers as ft
+from flax_transformers.errors import UserError
+from flax_transformers.parallel.mesh import MeshConfig
+from flax_transformers.post_training.preference import DirectPreference, log_probs
+from flax_transformers.post_training.reward_model import RewardModel
+from flax_transformers.post_training.supervised import SupervisedFineTuning
+from flax_transformers.testing import tiny_model
+from flax_transformers.training.step import model_functions
+from tests.post_training.preferences import (
+    VOCAB,
+    batch_of,
+    element,
+    example,
+    model,
+    pad_to,
+    scores,
+)
+
+REWARD = "LlamaForSequenceClassification"
+LENGTHS = {  # objective, architecture, completions of each element
+    "supervised": (SupervisedFineTuning(), "LlamaForCausalLM", 1),
+    "reward": (RewardModel(completions=8, centering=0.01), REWARD, 2),
+    "preference": (DirectPreference(completions=8, loss="ipo"), "LlamaForCausalLM", 2),
+}
+
+
+def full(*values):
+    return [pytest.param(value, marks=pytest.mark.full) for value in values]
+
+
+@pytest.fixture(scope="module", params=["preference", *full("supervised", "reward")])
+def case(request):
+    """An objective, its architecture and eight elements, with a reference for each sequence."""
+    objective, architecture, completions = LENGTHS[request.param]
+    rng = np.random.default_rng(1)
+    elements = [element(rng, completions) for _ in range(16)]
+    reference = rng.normal(-20, 3, (16, completions)).astype(np.float32)
+    return objective, architecture, elements, reference
+
+
+def packed(case, per_row, order=None):
+    """The batch with ``per_row`` elements in each row."""
+    objective, _, elements, reference = case
+    chosen = list(range(16)) if order is None else order
+    groups = [chosen[i : i + per_row] for i in range(0, 16, per_row)]
+    rows = [example([elements[i] for i in one], reference[one].ravel()) for one in groups]
+    return batch_of(objective, rows)
+
+
+@pytest.fixture(scope="module")
+def expected(case):
+    """Metrics and parameters after a step on two elements a row."""
+    return scores(case[0], packed(case, 2), case[1])
+
+
+def assert_equal(found, expected):
+    for name, value in expected[0].items():
+        if name.startswith("train/"):
+            assert math.isclose(found[0][name], value, rel_tol=1e-5, abs_tol=1e-5), name
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found[1], expected[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per_row", [1, *full(4)])
+def test_packing_does_not_change_the_loss(case, expected, per_row):
+    assert_equal(scores(case[0], packed(case, per_row), case[1]), expected)
+
+
+@pytest.mark.slow
+def test_the_side_of_padding_does_not_change_the_loss(case, expected):
+    batch = packed(case, 2)
+    used = (batch["segment_ids"] > 0).sum(1)
+    shift = batch["segment_ids"].shape[1] - used
+    for name, values in batch.items():
+        if values.ndim == 2 and values.shape[1] == batch["input_ids"].shape[1]:
+            pairs = zip(values, shift, strict=True)
+            batch[name] = np.stack([np.roll(row, by) for row, by in pairs])
+    if "ends" in batch:
+        batch["ends"] = np.where(batch["ends"] > 0, batch["ends"] + shift[:, None], 0)
+    assert_equal(scores(case[0], batch, case[1]), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batches", [4, *full(2)])
+def test_micro_batches_do_not_change_the_loss(case, expected, micro_batches):
+    found = scores(case[0], packed(case, 2), case[1], micro_batches=micro_batches)
+    assert_equal(found, expected)
+
+
+@pytest.mark.slow
+def test_rows_of_zeros_weigh_nothing(case, expected):
+    assert_equal(scores(case[0], pad_to(packed(case, 2), 12), case[1]), expected)
+
+
+MESHES = {
+    "data": MeshConfig(data=8),
+    "fsdp": MeshConfig(data=1, fsdp=8),
+    "2x2x2": MeshConfig(data=2, fsdp=2, tensor=2),
+    "context": MeshConfig(data=4, context=2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["2x2x2", *full("data", "fsdp", "context")])
+def test_the_mesh_does_not_change_the_loss(case, expected, name):
+    mesh = ft.make_mesh(MESHES[name])
+    assert_equal(scores(case[0], packed(case, 2), case[1], mesh=mesh), expected)
+
+
+def test_the_loss_of_a_head_of_zeros_is_ln_2():
+    network, params = tiny_model(REWARD, num_labels=1)
+    params = params | {"classification_head": {"kernel": np.zeros((32, 1), np.float32)}}
+    rng = np.random.default_rng(0)
+    batch = batch_of(RewardModel(), [example([element(rng, 2)]) for _ in range(2)])
+    terms = RewardModel().terms(model_functions(network), params, batch, {})
+    total, count = terms.metrics["loss"]
+    assert float(total / count) == pytest.approx(0.693147, abs=1e-6)
+
+
+def test_three_completions_of_a_prompt_weigh_as_much_as_two():
+    rng = np.random.default_rng(0)
+    two, three = element(rng, 2), element(rng, 3)
+    objective = RewardModel(completions=5)
+    batch = batch_of(objective, [example([two, three], margins=np.array([2, 0], np.float32))])
+    np.testing.assert_allclose(batch["preferred"][0].sum(1), [1, 0, 2 / 3, 1 / 3, 0], rtol=1e-6)
+    assert batch["margins"][0, 0, 1] == 2 and batch["margins"].sum() == 2
+
+
+@pytest.mark.parametrize("loss", [{"loss": "sigmoid"}, {"loss": "sigmoid", "label_smoothing": 0.2}])
+def test_the_first_loss_of_dpo_is_ln_2_with_margin_0(loss):
+    network, params = model()
+    rng, objective = np.random.default_rng(0), DirectPreference(**loss)
+    pairs = [element(rng, 2) for _ in range(2)]
+    batch = batch_of(objective, [example([one], np.zeros(2, np.float32)) for one in pairs])
+    functions = model_functions(network)
+    batch["reference"], _ = log_probs(functions, params, batch, {})
+    terms = objective.terms(functions, params, batch, {})
+    means = {name: float(total / count) for name, (total, count) in terms.metrics.items()}
+    assert means["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert means["margin"] == means["accuracy"] == 0
+
+
+def test_a_reward_is_one_number():
+    rng = np.random.default_rng(0)
+    batch = batch_of(RewardModel(), [example([element(rng, 2)])])
+    network, params = tiny_model(REWARD, num_labels=2)
+    with pytest.raises(UserError, match="model.num_labels is 2; set --model.num-labels 1"):
+        RewardModel().terms(model_functions(network), params, batch, {})
+
+
+def test_smoothing_is_for_the_sigmoid_loss():
+    with pytest.raises(UserError, match="must be 0 with the loss 'hinge'"):
+        DirectPreference(loss="hinge", label_smoothing=0.1)
+
+
+def test_what_inspect_shows_is_what_is_learned():
+    rng = np.random.default_rng(0)
+    one = element(rng, 1)
+    ((ids, start),) = one
+    row = SupervisedFineTuning().prepare(example([one]), rng, VOCAB, 16)
+    (view,) = SupervisedFineTuning().example_views(row)
+    assert view.ids.tolist() == ids.tolist()
+    assert view.labels.tolist() == [-1] * start + ids[start:].tolist()
+    row = RewardModel().prepare(example([element(rng, 2)]), rng, VOCAB, 48)
+    assert RewardModel().example_views(row)[0].note == "1 is better than 2"
