@@ -97,7 +97,11 @@ class TextData(DataConfig):
     def of_evaluation_set(self, one: EvaluationSet, label_names: tuple[str, ...] = ()) -> TextData:
         same = super().of_evaluation_set(one, label_names)
         settings = {field.name: getattr(same, field.name) for field in fields(same)}
-        return _HeldOutText(**settings | {"validation_fraction": 1.0})
+        return self.held_out_kind()(**settings | {"validation_fraction": 1.0})
+
+    def held_out_kind(self) -> type[TextData]:
+        """The class of its evaluation sets, of which everything is held out."""
+        return _HeldOutText
 
     @property
     def origin(self) -> Origin:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.data.base import Compare, Tokenizers
 from flax_transformers.data.config import TextData
 from flax_transformers.data.pipeline.examples import Examples
@@ -40,6 +41,7 @@ from flax_transformers.post_training.chat_template import (
     template_of,
 )
 from flax_transformers.post_training.conversations import Conversation, ConversationSource, Turns
+from flax_transformers.ranges import Ranges
 
 log = logging.getLogger(__name__)
 _CHUNK = 64  # conversations encoded at once
@@ -83,6 +85,9 @@ class ChatData(TextData):
         given = self.template_path
         return super()._settings() | {"template": given and digest({"text": template_in(given)})}
 
+    def held_out_kind(self) -> type[ChatData]:
+        return _HeldOutChat
+
     def preparation(
         self,
         output: str | os.PathLike[str] | None = None,
@@ -119,6 +124,10 @@ class ChatData(TextData):
         if spec.reference:
             example["reference"] = np.zeros(count, np.float32)
         return example
+
+
+class _HeldOutChat(ChatData):
+    RANGES: ClassVar[Ranges] = {**ChatData.RANGES, "validation_fraction": ranges.SHARE}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from flax_transformers.data.base import EvaluationSet
+from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig, load_tokenizer
@@ -20,6 +22,7 @@ from flax_transformers.post_training.supervised import (
     SupervisedEncoderDecoder,
     SupervisedFineTuning,
 )
+from flax_transformers.post_training.tasks import embedded_rows
 
 RNG = np.random.default_rng(0)
 TEMPLATE = (
@@ -201,12 +204,24 @@ def test_other_objectives_and_other_data_are_refused(tmp_path):
     chat = data(tmp_path, CONVERSATIONS)
     with pytest.raises(UserError, match="CausalLM does not learn from conversations"):
         chat.check_objective("CausalLM", CausalLM().window_spec(8))
-    from flax_transformers.data.config import TextData
-
     with pytest.raises(UserError, match="SupervisedFineTuning learns from a ChatData"):
         TextData(source=TextSource()).check_objective(
             "SupervisedFineTuning", SupervisedFineTuning().window_spec(8)
         )
+
+
+def test_an_evaluation_set_of_conversations_is_held_out_as_a_whole(tmp_path):
+    chat = data(tmp_path, CONVERSATIONS)
+    one = EvaluationSet("same", chat.source)
+    store = prepare(chat.of_evaluation_set(one), tmp_path / "set")
+    assert store.validation.num_documents == 3 and store.train.num_documents == 0
+
+
+def test_embedded_preferences_have_a_right_and_a_wrong_answer():
+    rows = list(embedded_rows(60))
+    assert len({row["prompt"][0]["content"] for row in rows}) == 60
+    assert all(row["chosen"] != row["rejected"] for row in rows)
+    assert rows == list(embedded_rows(60))
 
 
 @pytest.mark.parametrize(
