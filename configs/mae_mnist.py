@@ -3,10 +3,11 @@
 Command:   flax-transformers train configs/mae_mnist.py --workdir runs/mae_mnist \\
                --data.source.path MNIST
            where MNIST is the folder that contains train-images-idx3-ubyte.gz and the other files
-Hardware:  1 CPU core
-Expected:  not measured in its present form. Baselines, as squared error on the masked patches of
-           the 10,000 test images: 0.711 for the mean image, 1.015 for the mean patch. samples/
-           shows digits, visible patches and reconstructions (docs/mae_mnist.png)
+Hardware:  2 CPU cores, 3 minutes (measured while other jobs ran)
+Expected:  squared error on the masked patches of the 10,000 test images 0.411 (measured, one seed);
+           baselines: 0.711 for the mean image, 1.015 for the mean patch. samples/ shows digits,
+           visible patches and reconstructions (docs/mae_mnist.png). See mae_mnist_labels for
+           fine-tuning
 
 Images have three equal channels because the image-feature-extraction pipeline of transformers
 converts images to RGB.

@@ -38,7 +38,8 @@ class Predict:
     output: Annotated[str | None, option("FILE")] = None
     """Write the JSON lines to this file (default: print them)."""
     pool: Literal["mean", "cls"] | None = None
-    """Give embeddings: the mean over the tokens of a text, or the vector of its first token."""
+    """Give embeddings: the mean over the tokens of a text or the patches of an image, or the vector
+    of its first token."""
     batch_size: Annotated[int, number("--batch-size", EXAMPLES)] = 32
     """Number of rows that are computed at once."""
     step: Annotated[str | None, option("STEP")] = None
@@ -80,17 +81,22 @@ class Predict:
 
 def _lines(command: Predict, described: Described, placed: Placed) -> list[dict[str, Any]]:
     """What the model predicts. Everything but its weights is checked before they are read."""
-    from flax_transformers.evaluation.predict import embedding_of_model, objective_of_model
+    from flax_transformers.evaluation.predict import (
+        LABELLED,
+        embedding_of_model,
+        objective_of_model,
+    )
     from flax_transformers.huggingface.family import build_model
     from flax_transformers.models.config import ComputeConfig, VisionConfig
 
     config, place = described.model, described.place
+    if isinstance(config, VisionConfig):
+        return _of_images(command, described, placed)
     if command.pool is not None:
         objective = embedding_of_model(config, described.tokenizer, command.pool, place)
         return _of_texts(command, described, placed, objective)
-    if isinstance(config, VisionConfig):
-        return _of_images(command, described, placed)
     of_run = _of_run(described, "objective")
+    of_run = of_run if isinstance(of_run, LABELLED) else None
     model: Any = build_model(config, ComputeConfig())
     if "decoder_input_ids" in model.inputs and hasattr(model, "unembed"):
         return _written(command, described, placed)
@@ -98,16 +104,11 @@ def _lines(command: Predict, described: Described, placed: Placed) -> list[dict[
 
 
 def _of_run(described: Described, name: str) -> Any:
-    """A field of the config of the model's run, of the objective only one that is predicted with;
-    None for weights that belong to no run."""
+    """A field of the config of the model's run; None for weights that belong to no run."""
     from flax_transformers.checkpointing.step_directories import Found
-    from flax_transformers.evaluation.predict import LABELLED
     from flax_transformers.restore import saved_part
 
-    if not isinstance(described.source, Found):
-        return None
-    found = saved_part(described.source, name)
-    return None if name == "objective" and not isinstance(found, LABELLED) else found
+    return saved_part(described.source, name) if isinstance(described.source, Found) else None
 
 
 def _inputs(command: Predict, described: Described, objective: Any) -> Inputs:
@@ -217,6 +218,7 @@ def _only_text(row: Row) -> str:
 
 def _of_images(command: Predict, described: Described, placed: Placed) -> list[dict[str, Any]]:
     from flax_transformers import runtime
+    from flax_transformers.evaluation.features.embedding import encoder_of
     from flax_transformers.evaluation.predict import lines, predictions
     from flax_transformers.huggingface.family import build_model
     from flax_transformers.models.config import ComputeConfig
@@ -229,6 +231,8 @@ def _of_images(command: Predict, described: Described, placed: Placed) -> list[d
     check_fits(objective, build_model(described.model, ComputeConfig()))
     with watchdog.phase("restore"):
         restored = runtime.restored_model(described, make_mesh(placed.mesh), placed.compute)
+    if command.pool is not None:
+        restored = replace(restored, model=encoder_of(restored.model))
     with watchdog.phase("evaluation"):
         no_text, size = Vocabulary(size=1, pad_id=0), command.batch_size
         found = predictions(examples, objective, restored, no_text, examples.side, size)
@@ -239,19 +243,31 @@ def _of_images(command: Predict, described: Described, placed: Placed) -> list[d
 
 def _images(command: Predict, described: Described) -> tuple[ImageFiles, Any]:
     """The image files, and the objective whose preprocessing and head they get."""
+    from flax_transformers.evaluation.features.embedding import image_embedding
     from flax_transformers.evaluation.predict import (
+        LABELLED,
         ImageFiles,
         image_files_of,
         published_preprocessing,
     )
     from flax_transformers.models.config import VisionConfig
+    from flax_transformers.objectives.images import PixelInput
 
     config = described.model
     assert isinstance(config, VisionConfig)
     files = image_files_of(Path(command.input).expanduser())
     data, objective = _of_run(described, "data"), _of_run(described, "objective")
-    if objective is not None and hasattr(data, "crop_fraction"):
-        side = _of_run(described, "phases")[-1].sequence_length
-        return ImageFiles(files, side, data.channels, data.crop_fraction), objective
-    objective, crop = published_preprocessing(Path(described.place), config)
-    return ImageFiles(files, config.image_shape[0], config.num_channels, crop), objective
+    side, channels = config.image_shape[0], config.num_channels
+    if isinstance(objective, PixelInput) and hasattr(data, "crop_fraction"):
+        side, channels = _of_run(described, "phases")[-1].sequence_length, data.channels
+        crop = data.crop_fraction
+    else:
+        objective, crop = published_preprocessing(Path(described.place), config)
+    if command.pool is not None:
+        objective = image_embedding(config, objective, command.pool)
+    elif not isinstance(objective, LABELLED):
+        raise UserError(
+            f"{described.place} holds a {config.architecture}, which has no head for labels; use "
+            "--pool for embeddings, or give a fine-tuned model"
+        )
+    return ImageFiles(files, side, channels, crop), objective

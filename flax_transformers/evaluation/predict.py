@@ -25,6 +25,7 @@ from flax_transformers.data.pipeline.loader import stacked
 from flax_transformers.data.tokenizers.encoding import encode_documents
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
+from flax_transformers.evaluation.features.embedding import ImageEmbedding
 from flax_transformers.evaluation.predictions import (
     Predicts,
     predicted,
@@ -305,7 +306,7 @@ def lines(
     tokenizer: Tokenizer | None,
 ) -> list[Line]:
     """A JSON object for each row, from what the model ``found`` for each example."""
-    if isinstance(objective, Embedding):
+    if isinstance(objective, Embedding | ImageEmbedding):
         return [{"embedding": list(map(_short, row["embedding"][0]))} for row in found]
     if isinstance(objective, SequenceClassification) and objective.loss == "mse":
         return [{"value": _short(row["predicted"][0])} for row in found]

@@ -30,6 +30,7 @@ from flax_transformers.evaluation.classification import (
     classification_evaluator,
     image_baselines,
 )
+from flax_transformers.evaluation.features.probes import probe_evaluator
 from flax_transformers.evaluation.held_out import held_out_evaluator
 from flax_transformers.evaluation.question_answering import question_baselines, question_evaluator
 from flax_transformers.evaluation.reconstructions import (
@@ -197,7 +198,8 @@ def evaluators(
     gets the scores of single classes.
 
     In a mixture each component has all scores of its own, such as "eval/bleu_NAME", and so has each
-    of the evaluation ``sets``, such as "eval/NAME/bleu".
+    of the evaluation ``sets``, such as "eval/NAME/bleu". Raises UserError for probes of other data
+    than images with classes.
     """
     task = task_of(config.objective)
     chosen = [task.held_out(Run(config, prepared, model, workdir))]
@@ -212,6 +214,8 @@ def evaluators(
         run = Run(config, part, model, workdir, name, report and report.of_part(name))
         own = task.evaluators(run) if task.evaluators else []
         chosen += [_of_set(one, name) for one in (held_out_evaluator(config, part), *own)]
+    if config.evaluation.probes:
+        chosen.append(probe_evaluator(config, prepared, model, sets))
     if workdir is not None and samples:
         chosen.append(_sampler(workdir, samples))
     return chosen

@@ -99,6 +99,8 @@ class Evaluation:
     """Score so many held-out examples, evenly spread over all of them; None: all."""
     sets: tuple[EvaluationSet, ...] = ()
     """Further data to score at each evaluation, as ``eval/NAME/...``. None of it is trained on."""
+    probes: tuple[Literal["knn", "linear"], ...] = ()
+    """Classifiers of the frozen features of images, fitted at each evaluation."""
 
     RANGES: ClassVar[Ranges] = {
         "every_steps": ranges.integers(0),

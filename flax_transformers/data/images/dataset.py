@@ -27,7 +27,7 @@ from flax_transformers.data.images.parts import (
 from flax_transformers.data.images.sources import open_images, own_held_out
 from flax_transformers.data.images.store import KIND, MANIFEST, ImageSplit, read_manifest
 from flax_transformers.data.pipeline.dummy import with_other
-from flax_transformers.data.pipeline.examples import Examples
+from flax_transformers.data.pipeline.examples import Examples, Subset
 from flax_transformers.data.prepare.cached_stores import cache_directory
 from flax_transformers.data.prepare.origin import (
     Origin,
@@ -225,16 +225,25 @@ class ImageExamples(Examples):
     """One split as raw examples: ``image`` uint8 [side, side, channels] and ``label`` int32 [].
 
     Training images are augmented. With ``ImageSpec.other``, ``other_image`` and ``other_label`` are
-    a random image of the split, augmented with the same generator.
+    a random image of the split, or of ``others``, augmented with the same generator.
     """
 
     images: ImageSplit
     spec: ImageSpec
     data: ImageData
     training: bool
+    others: np.ndarray | None = None
+    """Indices, int64 [n]."""
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def plain(self) -> ImageExamples:
+        return replace(self, training=False)
+
+    def limited(self, chosen: np.ndarray) -> Subset:
+        return Subset(replace(self, others=chosen), chosen)
 
     @property
     def classes(self) -> np.ndarray:
@@ -243,7 +252,9 @@ class ImageExamples(Examples):
     def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         example = {"image": self._image(index, rng), "label": self._label(index)}
         if self.training and self.spec.other:
-            other = int(rng.integers(len(self.images)))
+            within = self.others
+            other = int(rng.integers(len(self.images if within is None else within)))
+            other = other if within is None else int(within[other])
             example["other_image"] = self._image(other, rng)
             example["other_label"] = self._label(other)
         return example

@@ -62,6 +62,23 @@ class Examples(Protocol):
         return {}
 
     @property
+    def plain(self) -> Examples:
+        """The examples without random augmentation."""
+        return self
+
+    def limited(self, chosen: np.ndarray) -> Subset:
+        """The examples with the indices ``chosen``, int64 [n], which read no others.
+
+        Raises UserError if each comes with a second one (``WindowSpec.other``)."""
+        if getattr(getattr(self, "spec", None), "other", False):
+            raise UserError(
+                "the objective draws a second text for each from all training data, so that "
+                "data.max_training_examples and data.examples_per_class cannot limit it; leave "
+                "them out"
+            )
+        return Subset(self, chosen)
+
+    @property
     def documents(self) -> np.ndarray:
         """The document that each example is from, where several are windows of one: int64 [n]."""
         return np.arange(len(self))
@@ -113,6 +130,10 @@ class Subset(Examples):
     def is_prepared(self) -> bool:  # type: ignore[override]
         return self.examples.is_prepared
 
+    @property
+    def plain(self) -> Examples:
+        return Subset(self.examples.plain, self.chosen)
+
     def __len__(self) -> int:
         return len(self.chosen)
 
@@ -133,7 +154,7 @@ def subset(
     if per_class is None:
         kept = np.unique(documents[order], return_index=True)
         first = kept[0][np.argsort(kept[1])][:count]  # documents by their first place in the order
-        return Subset(examples, np.flatnonzero(np.isin(documents, first)))
+        return examples.limited(np.flatnonzero(np.isin(documents, first)))
     classes = examples.classes
     if classes is None:
         raise UserError(
@@ -147,7 +168,7 @@ def subset(
                 f"data.examples_per_class is {per_class}, but the class {name!r} has {len(found)} "
                 "training examples; lower it"
             )
-    return Subset(examples, np.sort(np.concatenate(chosen)))
+    return examples.limited(np.sort(np.concatenate(chosen)))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,82 @@
+"""The vector of an image: what the layers of a vision model make of it, without its head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from flax_transformers.errors import UserError
+from flax_transformers.models.config import VisionConfig
+from flax_transformers.models.vision import VisionModel
+from flax_transformers.objectives.base import (
+    Array,
+    Arrays,
+    Batch,
+    ModelFunctions,
+    ModelNeeds,
+    Params,
+    Vocabulary,
+)
+from flax_transformers.objectives.images import ImageSpec, PixelInput, hidden_states, pixels_of
+
+Pool = Literal["mean", "cls"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEmbedding(PixelInput):
+    """The ``predict`` of a vector for each image: the mean of its patches, or the class token."""
+
+    needs: ClassVar[ModelNeeds] = ModelNeeds((), ("pixel_values",))
+
+    pool: Pool
+    tokens: int
+    """Number of tokens before the patches."""
+
+    def window_spec(self, sequence_length: int) -> ImageSpec:
+        return ImageSpec(sequence_length)
+
+    def prepare(
+        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
+    ) -> Arrays:
+        """``pixel_values`` uint8 [C, side, side] and ``labels`` int32 []."""
+        label = np.asarray(example["label"], np.int32)
+        return {"pixel_values": pixels_of(example), "labels": label}
+
+    def predict(self, model: ModelFunctions, params: Params, batch: Batch) -> dict[str, Array]:
+        """``embedding`` float32 [B, D] and ``labels`` int32 [B].
+
+        ``model``: the functions of `encoder_of`."""
+        import jax.numpy as jnp
+
+        pixel_values = self.normalized(batch["pixel_values"])
+        hidden_BTD = hidden_states(model, params, {}, pixel_values).last_hidden_state
+        hidden_BTD = hidden_BTD.astype(jnp.float32)
+        mean = self.pool == "mean"
+        vector_BD = hidden_BTD[:, self.tokens :].mean(axis=1) if mean else hidden_BTD[:, 0]
+        return {"embedding": vector_BD, "labels": batch["labels"]}
+
+
+def encoder_of(model: Any) -> VisionModel:
+    """The layers of a vision model over all patches; it takes the model's parameters.
+
+    Raises UserError for another kind of model.
+    """
+    if not isinstance(model, VisionModel):
+        raise UserError(
+            f"a {type(model).__name__} has no vector of an image; give a model of the ViT's kind"
+        )
+    return VisionModel(config=model.config, compute=model.compute, parts=model.parts)
+
+
+def image_embedding(config: VisionConfig, pixels: PixelInput, pool: Pool | None) -> ImageEmbedding:
+    """The embedding with the normalization of an objective.
+
+    ``pool`` None: what the model's classifier gets. Raises UserError for the class token of a model
+    without one.
+    """
+    pool = pool or ("mean" if config.pooling == "average" else "cls")
+    if pool == "cls" and not config.tokens:
+        raise UserError("the model has no class token, which --pool cls gives; use --pool mean")
+    return ImageEmbedding(mean=pixels.mean, std=pixels.std, pool=pool, tokens=len(config.tokens))
