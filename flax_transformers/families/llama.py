@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -233,16 +233,16 @@ def read_rope(config: Mapping[str, Any], theta: float, max_positions: int) -> Ro
     """
     given: dict[str, Any] = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = given.get("rope_type", given.get("type", "default"))
-    if kind not in ("default", "linear", "llama3"):
+    if kind not in ("default", "linear", "llama3", "yarn"):
         raise UserError(
             f"config.json asks for rotary positions of type {kind!r}, which are not supported; "
-            "supported are 'default', 'linear' and 'llama3'"
+            "supported are 'default', 'linear', 'llama3' and 'yarn'"
         )
     partial = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     huggingface.refuse({"partial_rotary_factor": partial or 1.0}, {"partial_rotary_factor": 1.0})
 
     def number(name: str, default: float | None = None) -> float:
-        value = given.get(name, default)
+        value = default if given.get(name) is None else given[name]
         if (
             not isinstance(value, int | float)
             or isinstance(value, bool)
@@ -263,6 +263,8 @@ def read_rope(config: Mapping[str, Any], theta: float, max_positions: int) -> Ro
     original = config.get("original_max_position_embeddings")
     if original is not None:
         given = given | {"original_max_position_embeddings": original}
+    if kind == "yarn":
+        return _read_yarn(given, rope_theta, number, max_positions)
     return Rope(
         theta=rope_theta,
         scaling="llama3",
@@ -270,6 +272,34 @@ def read_rope(config: Mapping[str, Any], theta: float, max_positions: int) -> Ro
         low_frequency_factor=number("low_freq_factor"),
         high_frequency_factor=number("high_freq_factor"),
         original_max_positions=int(number("original_max_position_embeddings", max_positions)),
+    )
+
+
+def _read_yarn(
+    given: Mapping[str, Any], theta: float, number: Callable[..., float], max_positions: int
+) -> Rope:
+    """The factors of attention that transformers derives are those of YaRN and of DeepSeek."""
+    original = number("original_max_position_embeddings", max_positions)
+    stretched = given.get("original_max_position_embeddings") is not None
+    factor = number("factor", max_positions / original if stretched else None)
+    attention_factor = None
+    if given.get("attention_factor") is not None:
+        attention_factor = number("attention_factor")
+    elif given.get("mscale") and given.get("mscale_all_dim"):
+        above, below = (
+            1.0 if factor <= 1 else 0.1 * number(name) * math.log(factor) + 1.0
+            for name in ("mscale", "mscale_all_dim")
+        )
+        attention_factor = above / below
+    return Rope(
+        theta=theta,
+        scaling="yarn",
+        factor=factor,
+        low_frequency_factor=number("beta_slow", 1.0),
+        high_frequency_factor=number("beta_fast", 32.0),
+        original_max_positions=int(original),
+        attention_factor=attention_factor,
+        truncate=given.get("truncate", True) is not False,
     )
 
 
@@ -284,6 +314,15 @@ def write_rope(rope: Rope) -> dict[str, Any]:
             "high_freq_factor": rope.high_frequency_factor,
             "original_max_position_embeddings": rope.original_max_positions,
         }
+    elif rope.scaling == "yarn":
+        scaling |= {
+            "beta_slow": rope.low_frequency_factor,
+            "beta_fast": rope.high_frequency_factor,
+            "original_max_position_embeddings": rope.original_max_positions,
+            "truncate": rope.truncate,
+        }
+        if rope.attention_factor is not None:
+            scaling["attention_factor"] = rope.attention_factor
     return {
         "rope_parameters": {"rope_type": "default", **scaling, "rope_theta": rope.theta},
         "rope_theta": rope.theta,
@@ -317,20 +356,40 @@ FEED_FORWARD = (
 )
 """The feed-forward of a layer, where it is not a mixture of experts."""
 
+NORMS = (
+    *norm(f"{LAYER}/attention_norm", f"{THEIR_LAYER}.input_layernorm"),
+    *norm(f"{LAYER}/mlp_norm", f"{THEIR_LAYER}.post_attention_layernorm"),
+)
+"""The norms of a layer."""
+
+
+def head_norms(axes: str) -> tuple[Weight, Weight]:
+    """The norms of queries and keys; ``axes`` are those of a scale, as in `Weight`."""
+    query, key = (
+        Weight(
+            f"{LAYER}/attention/{name}_norm/scale",
+            f"{THEIR_LAYER}.self_attn.{name[0]}_norm.weight",
+            axes,
+        )
+        for name in ("query", "key")
+    )
+    return query, key
+
 
 def decoder_table(
-    config: LlamaConfig, feed_forward: tuple[Weight, ...] = FEED_FORWARD
+    config: LlamaConfig,
+    feed_forward: tuple[Weight, ...] = FEED_FORWARD,
+    norms: tuple[Weight, ...] = NORMS,
 ) -> WeightTable:
     """The names of the tensors of Llama and its descendants."""
     head = "qa_outputs" if config.architecture.endswith("QuestionAnswering") else "score"
     table = WeightTable(
         weights=(
             Weight("words/embedding", "model.embed_tokens.weight", "VD"),
-            *norm(f"{LAYER}/attention_norm", f"{THEIR_LAYER}.input_layernorm"),
+            *norms,
             *attention(
                 f"{LAYER}/attention", f"{THEIR_LAYER}.self_attn", "q_proj k_proj v_proj o_proj"
             ),
-            *norm(f"{LAYER}/mlp_norm", f"{THEIR_LAYER}.post_attention_layernorm"),
             *feed_forward,
             *norm("final_norm", "model.norm"),
             Weight("lm_head/words/kernel", "lm_head.weight", "DV->VD"),
@@ -347,8 +406,13 @@ def decoder_table(
 def weights(config: LlamaConfig) -> WeightTable:
     """The names of Llama's tensors. For questions they have another prefix than otherwise; either
     is read."""
-    table = decoder_table(config)
-    if config.architecture == "LlamaForQuestionAnswering":
+    return with_prefix_of_questions(config, decoder_table(config))
+
+
+def with_prefix_of_questions(config: LlamaConfig, table: WeightTable) -> WeightTable:
+    """The table in which models for questions have the prefix "transformer."; files may have either
+    prefix."""
+    if config.architecture.endswith("ForQuestionAnswering"):
         return _renamed(table, "transformer.")
     return dataclasses.replace(table, renames=((r"^transformer\.", table.prefix),))
 

@@ -23,7 +23,7 @@ from flax_transformers.models.kernels.kv_cache import KeyValues
 from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
 from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.positions import rotary_tables
-from flax_transformers.models.layers.stack import Block, Stack
+from flax_transformers.models.layers.stack import Block, Stack, period
 from flax_transformers.models.parts import ModelParts
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
@@ -206,13 +206,13 @@ def stack(config: ModernBertConfig, compute: ComputeConfig, block: Block) -> Sta
         partial(block, config, compute, window=window, first=layer == 0)
         for layer, window in enumerate(config.windows)
     )
-    period = _period(config.kinds[1:])
-    repeats = len(others) // period
+    length = period(config.kinds[1:])
+    repeats = len(others) // length
     return Stack(
         first=(first,),
-        pattern=tuple(others[:period]),
+        pattern=tuple(others[:length]),
         repeats=repeats,
-        remainder=tuple(others[period * repeats :]),
+        remainder=tuple(others[length * repeats :]),
         scan=compute.scan_layers,
         remat=compute.remat,
     )
@@ -221,12 +221,6 @@ def stack(config: ModernBertConfig, compute: ComputeConfig, block: Block) -> Sta
 def every(n: int, layers: int) -> tuple[Kind, ...]:
     """The published pattern: layers 0, n, 2n ... are global."""
     return tuple(SLIDING if layer % n else FULL for layer in range(layers))
-
-
-def _period(kinds: tuple[Kind, ...]) -> int:
-    """The period of a pattern."""
-    lengths = range(1, len(kinds) + 1)
-    return next((n for n in lengths if kinds[n:] == kinds[: len(kinds) - n]), 1)
 
 
 SIZES: dict[str, ModernBertConfig] = {

@@ -26,6 +26,10 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 """``gelu`` is the exact form, ``gelu_tanh`` its tanh approximation, and ``quick_gelu`` its sigmoid
 approximation (CLIP)."""
 
+QueryKeyNorm = Literal["none", "shared", "each", "all"]
+"""Which heads a norm of queries and keys takes together, and which share its scale; see
+``layers.norms.HeadNorm``."""
+
 Kernel = Literal["auto", "xla", "cudnn", "splash", "cudnn or xla", "splash or xla"]
 """Attention kernels. ``xla``: plain operations, on every platform. ``cudnn``: NVIDIA's flash
 attention. ``splash``: flash attention for TPUs, JAX's own or, with dropout or a relative position
@@ -103,17 +107,24 @@ class ComputeConfig:
 class Rope:
     """Rotary positions (RoFormer, arXiv:2104.09864) and how they extend to longer sequences.
 
-    ``linear`` divides positions by ``factor`` (arXiv:2306.15595). ``llama3`` divides only the low
-    frequencies, with a ramp between two wavelengths (Llama 3.1, arXiv:2407.21783) given in units of
-    ``original_max_positions``.
+    ``linear`` divides positions by ``factor`` (arXiv:2306.15595). ``llama3`` and ``yarn`` divide
+    only the low frequencies: with a ramp over wavelengths between two parts of
+    ``original_max_positions`` (Llama 3.1, arXiv:2407.21783), or over frequency pairs between two
+    numbers of turns in it, ``low_frequency_factor`` and ``high_frequency_factor``, rounded outward
+    to whole pairs if ``truncate`` (YaRN, arXiv:2309.00071). YaRN multiplies queries and keys by
+    ``attention_factor``, None for ``0.1 log(factor) + 1``.
     """
 
     theta: float = 10000.0
-    scaling: Literal["none", "linear", "llama3"] = "none"
+    interleaved: bool = False
+    """Rotate features 2i and 2i + 1, as in the paper, instead of i and i + H/2."""
+    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
     factor: float = 1.0
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     original_max_positions: int = 8192
+    attention_factor: float | None = None
+    truncate: bool = True
 
     RANGES: ClassVar[Ranges] = {
         "theta": ranges.numbers(1, 1e12),
@@ -121,6 +132,7 @@ class Rope:
         "low_frequency_factor": ranges.numbers(0, 1e6, above=True),
         "high_frequency_factor": ranges.numbers(0, 1e6, above=True),
         "original_max_positions": ranges.POSITIONS,
+        "attention_factor": ranges.numbers(0, 1e6, above=True),
     }
 
     def __post_init__(self) -> None:
@@ -271,10 +283,21 @@ class TransformerConfig:
         """
         return self.residual_init_std if name in ("output", "down") else self.init_std
 
+    # Options of some decoders, whose configs have fields of these names.
     @property
     def attention_scale(self) -> float:
         """Factor on attention scores."""
         return self.head_width**-0.5
+
+    @property
+    def attention_softcap(self) -> float | None:
+        """Bound c of attention scores s, as c * tanh(s / c) (Gemma 2); None for none."""
+        return None
+
+    @property
+    def query_key_norm(self) -> QueryKeyNorm:
+        """Norm of queries and keys before their rotation."""
+        return "none"
 
     def input_limits(self) -> Mapping[str, InputLimit]:
         """Limits of the inputs, by name; lookups beyond them give NaN."""
@@ -333,7 +356,17 @@ class TextConfig(TransformerConfig):
         """Rows V of vocabulary tables."""
         return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
-    # What masked-LM heads and classifiers read; some families have fields of these names.
+    # What heads read; some families have fields of these names.
+    @property
+    def logit_scale(self) -> float:
+        """Factor on the logits of the vocabulary."""
+        return 1.0
+
+    @property
+    def logit_softcap(self) -> float | None:
+        """Bound c of these logits l, as c * tanh(l / c) (Gemma 2); None for none."""
+        return None
+
     @property
     def head_activation(self) -> Activation:
         """Activation of the transform before the logits of a masked language model."""

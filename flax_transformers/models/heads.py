@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from flax_transformers.models.config import TextConfig, TransformerConfig
+from flax_transformers.models.kernels.closed_form import soft_capped
 from flax_transformers.models.kernels.matmul import weighted
 from flax_transformers.models.layers.embeddings import Embedding, mask_padded_vocabulary
 from flax_transformers.models.layers.feed_forward import ACTIVATIONS
@@ -50,13 +51,15 @@ class Unembedding(struct.PyTreeNode):
 
     Callers evaluate it whole or for a part of the vocabulary at a time. ``hidden_BMD``: hidden
     states. ``table_VD`` float32: one row for each entry of the padded vocabulary, of which the
-    first ``size`` are real. ``bias_V`` float32, or None.
+    first ``size`` are real. ``bias_V`` float32, or None. ``softcap``: bound c of the logits l, as
+    c * tanh(l / c), or None.
     """
 
     hidden_BMD: jax.Array
     table_VD: jax.Array
     bias_V: jax.Array | None
     size: int = struct.field(pytree_node=False)
+    softcap: float | None = struct.field(pytree_node=False, default=None)
 
     def logits(self) -> jax.Array:
         """float32 [B, M, V]; padding entries of the vocabulary get the lowest float32."""
@@ -66,6 +69,8 @@ class Unembedding(struct.PyTreeNode):
         logits_BMV = constrain(logits_BMV, LOGITS)
         if self.bias_V is not None:
             logits_BMV = logits_BMV + self.bias_V[None, None, :]
+        if self.softcap is not None:
+            logits_BMV = soft_capped(logits_BMV, self.softcap)
         return mask_padded_vocabulary(logits_BMV, self.size)
 
 
@@ -94,7 +99,10 @@ class LMHead(nn.Module):
             init = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("vocab",))
             bias_V = self.param("bias", init, (len(table_VD),), jnp.float32)
             bias_V = bias_V if self.train_bias else jax.lax.stop_gradient(bias_V)
-        return Unembedding(hidden_BMD.astype(self.dtype), table_VD, bias_V, c.vocab_size)
+        if c.logit_scale != 1.0:
+            hidden_BMD = hidden_BMD * c.logit_scale
+        hidden_BMD = hidden_BMD.astype(self.dtype)
+        return Unembedding(hidden_BMD, table_VD, bias_V, c.vocab_size, c.logit_softcap)
 
 
 class OutputTable(nn.Module):

@@ -132,18 +132,31 @@ def lm_scores(unembedding: Any, labels_BM: jax.Array, max_logits: int) -> Scores
     ids = cut(jnp.where(id_V <= unembedding.size, id_V, 0)) - 1  # -1 for padding
     table = nn.with_logical_constraint(cut(unembedding.table_VD), (None, "vocab", None, "embed"))
     chunk = _Chunk(table, cut(bias_V))
-    return _chunked(unembedding.size, unembedding.hidden_BMD, chunk, ids, labels_BM)
+    fixed = _Fixed(unembedding.size, unembedding.softcap)
+    return _chunked(fixed, unembedding.hidden_BMD, chunk, ids, labels_BM)
+
+
+class _Fixed(NamedTuple):
+    """Number of real entries of the vocabulary, and the bound of their logits or None."""
+
+    size: int
+    softcap: float | None
 
 
 def _chunk_logits(
-    hidden_BMD: jax.Array, chunk: _Chunk, id_tv: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Logits float32 [B, M, t, v] of one chunk, and its table in the dtype of ``hidden``."""
+    hidden_BMD: jax.Array, chunk: _Chunk, id_tv: jax.Array, softcap: float | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Logits float32 [B, M, t, v] of one chunk, its table in the dtype of ``hidden``, and the
+    derivative of the bound on the logits, if there is one."""
     table_tvD = chunk.table.astype(hidden_BMD.dtype)
     table_tvD = nn.with_logical_constraint(table_tvD, ("vocab", None, None))
     logits = _einsum("BMD,tvD->BMtv", hidden_BMD, table_tvD) + chunk.bias[None, None]
+    slope = None
+    if softcap is not None:
+        share = jnp.tanh(logits / softcap)
+        logits, slope = softcap * share, 1.0 - share * share
     logits = jnp.where(id_tv[None, None] >= 0, logits, _LOWEST)
-    return nn.with_logical_constraint(logits, ("batch", "length", "vocab", None)), table_tvD
+    return nn.with_logical_constraint(logits, ("batch", "length", "vocab", None)), table_tvD, slope
 
 
 def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -152,16 +165,16 @@ def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _chunked(
-    size: int, hidden_BMD: jax.Array, chunks: _Chunk, ids: jax.Array, labels_BM: jax.Array
+    fixed: _Fixed, hidden_BMD: jax.Array, chunks: _Chunk, ids: jax.Array, labels_BM: jax.Array
 ) -> Scores:
     """``cross_entropy`` over all chunks, which are [chunks, ...]. ``ids`` int32 [chunks, t, v] are
-    those of the entries, -1 for padding; ``size`` is their number."""
+    those of the entries, -1 for padding."""
     zero_BM = jnp.zeros(labels_BM.shape, jnp.float32)
 
     def add(so_far: Any, xs: Any) -> tuple[Any, None]:
         highest, ties, total, label_logit, mean_logit = so_far
         chunk, id_tv = xs
-        logits, _ = _chunk_logits(hidden_BMD, chunk, id_tv)
+        logits, _, _ = _chunk_logits(hidden_BMD, chunk, id_tv, fixed.softcap)
         here = jnp.max(logits, axis=(2, 3))
         ties_here = jnp.sum(logits == here[..., None, None], axis=(2, 3))
         ties = jnp.where(here > highest, 0, ties) + jnp.where(here >= highest, ties_here, 0)
@@ -170,7 +183,8 @@ def _chunked(
         total += jnp.sum(jnp.exp(logits - highest[..., None, None]), axis=(2, 3))
         chosen = labels_BM[..., None, None] == id_tv[None, None]
         label_logit += jnp.sum(jnp.where(chosen, logits, 0.0), axis=(2, 3))
-        mean_logit += jnp.sum(jnp.where(id_tv[None, None] >= 0, logits, 0.0), axis=(2, 3)) / size
+        total_logit = jnp.sum(jnp.where(id_tv[None, None] >= 0, logits, 0.0), axis=(2, 3))
+        mean_logit += total_logit / fixed.size
         return (highest, ties, total, label_logit, mean_logit), None
 
     start = (zero_BM + _LOWEST, zero_BM.astype(jnp.int32), zero_BM, zero_BM, zero_BM)
@@ -183,14 +197,14 @@ def _chunked(
 
 
 def _chunked_forward(
-    size: int, hidden_BMD: jax.Array, chunks: _Chunk, ids: jax.Array, labels_BM: jax.Array
+    fixed: _Fixed, hidden_BMD: jax.Array, chunks: _Chunk, ids: jax.Array, labels_BM: jax.Array
 ) -> tuple[Scores, Any]:
-    scores = _chunked(size, hidden_BMD, chunks, ids, labels_BM)
+    scores = _chunked(fixed, hidden_BMD, chunks, ids, labels_BM)
     return scores, (hidden_BMD, chunks, ids, labels_BM, scores.log_z)
 
 
 def _chunked_backward(
-    size: int, residuals: Any, cotangents: Scores
+    fixed: _Fixed, residuals: Any, cotangents: Scores
 ) -> tuple[jax.Array, _Chunk, None, None]:
     hidden_BMD, chunks, ids, labels_BM, log_z = residuals
     of_nll, of_mean = cotangents.nll[..., None, None], cotangents.mean_nll[..., None, None]
@@ -198,10 +212,12 @@ def _chunked_backward(
 
     def add(hidden_gradient: jax.Array, xs: Any) -> tuple[jax.Array, _Chunk]:
         chunk, id_tv = xs
-        logits, table_tvD = _chunk_logits(hidden_BMD, chunk, id_tv)
+        logits, table_tvD, slope = _chunk_logits(hidden_BMD, chunk, id_tv, fixed.softcap)
         gradient = of_log_z * jnp.exp(logits - log_z[..., None, None])
-        gradient -= jnp.where(id_tv[None, None] >= 0, of_mean / size, 0.0)
+        gradient -= jnp.where(id_tv[None, None] >= 0, of_mean / fixed.size, 0.0)
         gradient -= jnp.where(labels_BM[..., None, None] == id_tv[None, None], of_nll, 0.0)
+        if slope is not None:
+            gradient *= slope
         bias = jnp.sum(gradient, axis=(0, 1))
         gradient = gradient.astype(hidden_BMD.dtype)
         hidden_gradient += _einsum("BMtv,tvD->BMD", gradient, table_tvD)

@@ -18,7 +18,7 @@ from flax_transformers.models.decoder import DecoderForCausalLM, DecoderForSeque
 from flax_transformers.models.heads import last_token
 from flax_transformers.testing import relative_difference, tiny_bert, tiny_model
 from tests.families.parity import first_by_default, load_case
-from tests.golden import gemma, gpt2, llama, mistral, mixtral
+from tests.golden import cohere, gemma, gemma2, gpt2, llama, mistral, mixtral, olmo2, qwen2, qwen3
 
 NAMES = (
     "gpt2_usual",
@@ -27,10 +27,15 @@ NAMES = (
     "mistral_window",
     "mixtral_two",
     "gemma_tied",
+    "gemma2_usual",  # bounded scores, alternating windows
+    "qwen2_yarn",
+    "qwen3_usual",
+    "olmo2_usual",
+    "cohere_plus",
 )
 CASES = {
     case.name: case
-    for family in (gpt2, llama, mistral, mixtral, gemma)
+    for family in (gpt2, llama, mistral, mixtral, gemma, gemma2, qwen2, qwen3, olmo2, cohere)
     for case in family.CASES
     if case.name in NAMES
 }

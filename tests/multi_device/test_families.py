@@ -36,6 +36,11 @@ OBJECTIVES = {
         "MistralForCausalLM",
         "MixtralForCausalLM",
         "GemmaForCausalLM",
+        "Gemma2ForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+        "Olmo2ForCausalLM",
+        "CohereForCausalLM",
     ),
     SpanCorruption(): (
         "MarianMTModel",

@@ -143,12 +143,12 @@ def draw_words(batch=2, length=12):
     return hidden, table, bias, rng.integers(0, VOCABULARY, (batch, length)).astype(np.int32)
 
 
-def weighed(held, with_bias=True):
+def weighed(held, with_bias=True, softcap=None):
     """All scores, and a loss of all of them that differs by place, as a function that also
     differentiates."""
 
     def loss(hidden, table, bias, labels):
-        words = Unembedding(hidden, table, bias if with_bias else None, VOCABULARY)
+        words = Unembedding(hidden, table, bias if with_bias else None, VOCABULARY, softcap)
         scores = lm_scores(words, labels, held)
         each = jnp.arange(labels.size, dtype=jnp.float32).reshape(labels.shape) / labels.size
         loss = scores.smoothed(0.1) * each + 0.01 * scores.log_z**2 + scores.mean_nll * each**2
@@ -158,12 +158,14 @@ def weighed(held, with_bias=True):
 
 
 @pytest.mark.parametrize("held", [24 * 128, 24 * 256, 24 * 639])
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_chunks_of_the_vocabulary_give_the_scores_and_gradients_of_the_whole(held, with_bias):
+@pytest.mark.parametrize(("with_bias", "softcap"), [(True, None), (False, None), (True, 3.0)])
+def test_chunks_of_the_vocabulary_give_the_scores_and_gradients_of_the_whole(
+    held, with_bias, softcap
+):
     arrays = draw_words()
     arrays[3][0, :2] = np.argmax(arrays[0][0, :2] @ arrays[1][:VOCABULARY].T + arrays[2][:600], -1)
-    whole = jax.jit(weighed(24 * PADDED, with_bias))(*arrays)
-    blocks = jax.jit(weighed(held, with_bias))(*arrays)
+    whole = jax.jit(weighed(24 * PADDED, with_bias, softcap))(*arrays)
+    blocks = jax.jit(weighed(held, with_bias, softcap))(*arrays)
     assert sum(np.asarray(whole[0][1].correct).ravel()) >= (2 if with_bias else 0)
     for found, expected in zip(jax.tree.leaves(blocks), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)

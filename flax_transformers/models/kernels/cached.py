@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from flax_transformers.models.kernels.closed_form import soft_capped
 from flax_transformers.models.kernels.kv_cache import KeyValues
 from flax_transformers.models.kernels.masks import AttentionMask
 from flax_transformers.models.kernels.matmul import einsum
@@ -26,6 +27,7 @@ def cached_attention(
     mask: AttentionMask | None = None,
     bias: RelativePositionBias | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> tuple[jax.Array, KeyValues]:
     """``dispatch.dot_product_attention`` with the keys and values of a cache [B, K, S, H], in which
     ``new`` ones [B, T, K, H], if given, take the slots from ``index`` on; NaN if they do not fit.
@@ -33,7 +35,7 @@ def cached_attention(
 
     The cache is read as it was: a loop can then update it in place, and copies nothing.
     """
-    attended_BTNH, added = _attended(q_BTNH, cache, new, index, mask, bias, scale)
+    attended_BTNH, added = _attended(q_BTNH, cache, new, index, mask, bias, scale, softcap)
     if added is None or index is None:
         return attended_BTNH, cache
     first = _after(index, attended_BTNH)
@@ -52,6 +54,7 @@ def _attended(
     mask: AttentionMask | None,
     bias: RelativePositionBias | None,
     scale: float | None,
+    softcap: float | None,
 ) -> tuple[jax.Array, KeyValues | None]:
     """The output, and the new keys and values as they go into the cache."""
     mask = AttentionMask() if mask is None else mask
@@ -71,6 +74,8 @@ def _attended(
         )
         scores_BKXS = _put(scores_BKXS, score(added.keys), index)
     scores_BNTS = constrain(scores_BKXS.reshape(batch, heads, queries, slots), SCORES) * scale
+    if softcap is not None:
+        scores_BNTS = soft_capped(scores_BNTS, softcap)
     if bias is not None:
         scores_BNTS += jnp.broadcast_to(bias.dense(mask, queries, slots), scores_BNTS.shape)
     allowed_BTS = mask.dense(queries, slots)

@@ -53,6 +53,11 @@ gelu.defjvp(partial(_derivative, _exact))
 gelu_tanh.defjvp(partial(_derivative, _by_tanh))
 
 
+def soft_capped(x: jax.Array, cap: float) -> jax.Array:
+    """``x`` bounded smoothly to (-cap, cap)."""
+    return cap * jnp.tanh(x / cap)
+
+
 Kept = tuple[jax.Array, jax.Array, jax.Array]
 
 

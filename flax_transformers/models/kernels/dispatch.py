@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import DropoutGenerator, Kernel
+from flax_transformers.models.kernels.closed_form import soft_capped
 from flax_transformers.models.kernels.cudnn import WIDEST, cudnn_attention, is_named_mask
 from flax_transformers.models.kernels.dropout import dropout, key_words
 from flax_transformers.models.kernels.local import LANES
@@ -31,6 +32,7 @@ def dot_product_attention(
     mask: AttentionMask | None = None,
     bias: jax.Array | RelativePositionBias | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     dropout_generator: DropoutGenerator = "auto",
@@ -39,7 +41,8 @@ def dot_product_attention(
     """Scaled dot-product attention (arXiv:1706.03762 §3.2.1), [B, T, N, H] in the dtype of ``q``.
 
     K heads of keys and values serve N query heads in groups of adjacent heads. ``bias`` [B or 1, N,
-    T, S], or one by distance, is added to the scores after ``scale``, by default ``H ** -0.5``.
+    T, S], or one by distance, is added to the scores after ``scale``, by default ``H ** -0.5``, and
+    after ``softcap``, which bounds them to c * tanh(score / c) (Gemma 2, arXiv:2408.00118).
     Scores and softmax are float32. A masked key has probability exactly zero, so it cannot affect
     the output. Raises UserError for calls that a ``kernel`` without "or xla" does not support.
     """
@@ -51,8 +54,11 @@ def dot_product_attention(
         obstacle = _splash_cannot(q_BTNH, k_BSKH, mask, bias)
         if key is not None and obstacle is None:
             obstacle = _splash_cannot_drop(q_BTNH, k_BSKH, mask, dropout_generator)
+        if softcap is not None and (key is not None or bias is not None):
+            obstacle = obstacle or "bound scores with dropout or a bias"
     elif kernel.startswith("cudnn"):
         obstacle = _cudnn_cannot(q_BTNH, k_BSKH, mask, bias, dropping=key is not None)
+        obstacle = obstacle or (None if softcap is None else "bound scores")
     chosen = _chosen(kernel, obstacle, "" if key is None else ", with dropout inside the kernel")
     if chosen == "cudnn":
         return cudnn_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale)
@@ -62,7 +68,7 @@ def dot_product_attention(
         from flax_transformers.models.kernels.splash import splash_attention
 
         if bias is None and key is None:
-            return splash_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale)
+            return splash_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale, softcap)
         assert bias is None or isinstance(bias, RelativePositionBias)  # see _splash_cannot
         masks = None if key is None else Masks(dropout_rate, key_words(key))
         return flash_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale, bias, masks)
@@ -71,7 +77,7 @@ def dot_product_attention(
     drop = None
     if key is not None:
         drop = partial(dropout, rate=dropout_rate, key=key, generator=dropout_generator)
-    return _xla_attention(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, drop)
+    return _xla_attention(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, softcap, drop)
 
 
 _DROPPING = "apply model.attention_dropout"
@@ -177,6 +183,7 @@ def _xla_attention(
     mask: AttentionMask,
     bias: jax.Array | None,
     scale: float,
+    softcap: float | None,
     drop: Callable[[jax.Array], jax.Array] | None,
 ) -> jax.Array:
     """Plain operations, with ``drop`` on the probabilities; a query without any key gets the mean
@@ -193,6 +200,8 @@ def _xla_attention(
         scores_BNTS = einsum("BNTH,BNSH->BNTS", q_BNTH, k_BKSH, jnp.float32)
     # Divided by queries: where a mesh divides the length, keys and values are gathered over it.
     scores_BNTS = constrain(scores_BNTS, SCORES) * scale
+    if softcap is not None:
+        scores_BNTS = soft_capped(scores_BNTS, softcap)
     if bias is not None:
         scores_BNTS += jnp.broadcast_to(bias, scores_BNTS.shape)
     allowed_BTS = mask.dense(queries, keys)

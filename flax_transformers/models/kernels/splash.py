@@ -38,6 +38,7 @@ def splash_attention(
     v_BSKH: jax.Array,
     mask: AttentionMask,
     scale: float,
+    softcap: float | None = None,
 ) -> jax.Array:
     """``dot_product_attention`` for masks by index in the sequence; heads may be grouped.
 
@@ -47,7 +48,8 @@ def splash_attention(
     length = q_BTNH.shape[1]
     q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
     q_BTNH, k_BSKH, v_BSKH, segments = padded(q_BTNH, k_BSKH, v_BSKH, mask)
-    kernel = _kernel(mask, q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[2] // parts("heads"))
+    heads = q_BTNH.shape[2] // parts("heads")
+    kernel = _kernel(mask, q_BTNH.shape[1], k_BSKH.shape[1], heads, softcap)
     attended_BTNH = on_each_device(
         gathering(_attend),
         (kernel, q_BTNH, k_BSKH, v_BSKH, segments),
@@ -106,7 +108,7 @@ _by_sequence.defvjp(_by_sequence_forward, _by_sequence_backward)
 
 
 def _kernel(
-    mask: AttentionMask, queries: int, keys: int, heads: int
+    mask: AttentionMask, queries: int, keys: int, heads: int, softcap: float | None
 ) -> splash.SplashAttentionKernel:
     """The kernel of a device with ``heads`` heads and its part of the queries."""
     block_q = block_size(queries // parts("length"), LARGEST_BLOCK)
@@ -125,6 +127,7 @@ def _kernel(
         ),
         head_shards=1,
         q_seq_shards=shards,
+        attn_logits_soft_cap=softcap,
         residual_checkpoint_name=ATTENDED,
         interpret=on_cpu(),
     )

@@ -8,13 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_transformers.models.config import ComputeConfig, TransformerConfig
+from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
 from flax_transformers.models.kernels.cached import cached_attention
 from flax_transformers.models.kernels.dispatch import dot_product_attention
 from flax_transformers.models.kernels.kv_cache import KeyValues
 from flax_transformers.models.kernels.masks import AttentionMask
 from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
 from flax_transformers.models.layers.linear import Linear
+from flax_transformers.models.layers.norms import HeadNorm
 from flax_transformers.models.layers.positions import rotate
 from flax_transformers.parallel.partitioning import HEADS, KEY_HEADS, constrain
 
@@ -53,14 +54,20 @@ class Attention(nn.Module):
         """
         c = self.config
         q_BTNH = constrain(self._project("query", c.num_heads, x_BTD), HEADS)
-        if rotary is not None:
-            q_BTNH = rotate(q_BTNH, rotary)
+        q_BTNH = self._placed("query", q_BTNH, rotary)
         own = None
         if cache is None or index is not None:
             own = self._keys_and_values(x_BTD if context_BSD is None else context_BSD, rotary)
         if cache is not None:
             attended_BTNH, kept = cached_attention(
-                q_BTNH, cache, own, index, mask=mask, bias=bias, scale=c.attention_scale
+                q_BTNH,
+                cache,
+                own,
+                index,
+                mask=mask,
+                bias=bias,
+                scale=c.attention_scale,
+                softcap=c.attention_softcap,
             )
         else:
             assert own is not None
@@ -75,6 +82,7 @@ class Attention(nn.Module):
                 mask=mask,
                 bias=bias,
                 scale=c.attention_scale,
+                softcap=c.attention_softcap,
                 dropout_rate=c.attention_dropout if dropping else 0.0,
                 dropout_key=self.make_rng("dropout") if dropping else None,
                 dropout_generator=self.compute.dropout_generator,
@@ -98,10 +106,21 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Keys, rotated, and values [B, S, K, H]."""
         project = partial(self._project, heads=self.config.kv_heads, x_BTD=x_BSD)
-        k_BSKH = constrain(project("key"), KEY_HEADS)
-        if rotary is not None:
-            k_BSKH = rotate(k_BSKH, rotary)
+        k_BSKH = self._placed("key", constrain(project("key"), KEY_HEADS), rotary)
         return k_BSKH, constrain(project("value"), KEY_HEADS)
+
+    def _placed(
+        self, name: str, x_BTNH: jax.Array, rotary: tuple[jax.Array, jax.Array] | None
+    ) -> jax.Array:
+        """Queries or keys after their norm and rotation, where the model has these."""
+        c = self.config
+        if c.query_key_norm != "none":
+            axis = "heads" if name == "query" else "key_heads"
+            x_BTNH = HeadNorm(c, self.dtype, axis, name=f"{name}_norm")(x_BTNH)
+        if rotary is None:
+            return x_BTNH
+        assert isinstance(c, TextConfig)
+        return rotate(x_BTNH, rotary, interleaved=c.rope is not None and c.rope.interleaved)
 
     def _project(self, name: str, heads: int, x_BTD: jax.Array) -> jax.Array:
         c = self.config

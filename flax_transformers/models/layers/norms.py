@@ -44,6 +44,34 @@ class LayerNorm(nn.Module):
         return y.astype(self.dtype)
 
 
+class HeadNorm(nn.Module):
+    """Norm of queries or keys [B, T, N, H], of the model's kind and without a bias.
+
+    "shared": of each head, with one scale [H] for all (Qwen 3). "each": of each head, with scales
+    [N, H] (Command R+). "all": of all heads together, with scales [N, H] (OLMo 2). ``axis`` is the
+    logical axis of the heads.
+    """
+
+    config: TransformerConfig
+    dtype: jnp.dtype
+    axis: str
+
+    @nn.compact
+    def __call__(self, x_BTNH: jax.Array) -> jax.Array:
+        c, kind = self.config, self.config.query_key_norm
+        over = (-2, -1) if kind == "all" else -1
+        own = slice(1 if kind == "shared" else 0, None)
+        shape, axes = x_BTNH.shape[-2:][own], (self.axis, "norm")[own]
+        init = nn.with_logical_partitioning(nn.initializers.ones_init(), axes)
+        scale = self.param("scale", init, shape, jnp.float32)
+        x_BTNH = x_BTNH.astype(jnp.float32)
+        if c.norm == "layer":
+            x_BTNH -= jnp.mean(x_BTNH, axis=over, keepdims=True)
+        square = jnp.mean(jnp.square(x_BTNH), axis=over, keepdims=True)
+        y_BTNH = x_BTNH * jax.lax.rsqrt(square + c.norm_eps)
+        return (y_BTNH * jnp.expand_dims(scale, (0, 1, 2)[: 4 - scale.ndim])).astype(self.dtype)
+
+
 class OffsetRMSNorm(nn.Module):
     """RMS norm whose factor is ``offset + scale``, in float32 throughout and rounded last."""
 

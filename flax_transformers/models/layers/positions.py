@@ -47,7 +47,25 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
         mixed = (1 - ramp) * frequency / rope.factor + ramp * frequency
         scaled = np.where(wavelength > longest, frequency / rope.factor, mixed)
         return np.where(wavelength < shortest, frequency, scaled).astype(np.float32)
+    if rope.scaling == "yarn":
+        return frequency * (1 - (1 - 1 / np.float32(rope.factor)) * _yarn_ramp(rope, head_dim))
     return frequency
+
+
+def _yarn_ramp(rope: Rope, head_dim: int) -> np.ndarray:
+    """From 0, where the frequency stays, to 1, where it is divided by the factor: float32 [H/2]."""
+    length = rope.original_max_positions
+
+    def pair(turns: float) -> float:
+        """The pair of features that turns so often in ``length`` positions."""
+        return head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = pair(rope.high_frequency_factor), pair(rope.low_frequency_factor)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    index = np.arange(head_dim // 2, dtype=np.float32)
+    return np.clip((index - low) / (high - low or 0.001), 0, 1).astype(np.float32)
 
 
 def rotary_tables(
@@ -56,7 +74,10 @@ def rotary_tables(
     """Cosines and sines float32 [B, T, head_dim // 2], the second argument of ``rotate``."""
     frequency = jnp.asarray(rope_frequencies(rope, head_dim))
     angle = position_ids_BT[:, :, None].astype(jnp.float32) * frequency[None, None, :]
-    return jnp.cos(angle), jnp.sin(angle)
+    if rope.scaling != "yarn":
+        return jnp.cos(angle), jnp.sin(angle)
+    factor = rope.attention_factor or max(1.0, 0.1 * math.log(rope.factor) + 1.0)
+    return jnp.cos(angle) * factor, jnp.sin(angle) * factor
 
 
 def default_rotary(config: TextConfig, position_ids: jax.Array) -> Any:
@@ -66,13 +87,21 @@ def default_rotary(config: TextConfig, position_ids: jax.Array) -> Any:
     return rotary_tables(config.rope, config.head_width, position_ids)
 
 
-def rotate(x_BTNH: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
+def rotate(
+    x_BTNH: jax.Array, rotary: tuple[jax.Array, jax.Array], *, interleaved: bool = False
+) -> jax.Array:
     """Rotate features i and i + H/2 by the angle of their position, in float32.
 
-    The pairing is that of GPT-NeoX and Hugging Face; the paper pairs adjacent features, which is a
-    permutation of the head.
+    The pairing is that of GPT-NeoX and Hugging Face; the paper pairs adjacent features, 2i and 2i +
+    1 (``interleaved``), which is a permutation of the head.
     """
     cos, sin = (table[:, :, None, :] for table in rotary)
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_BTNH.dtype)
+    x_BTNH, dtype = x_BTNH.astype(jnp.float32), x_BTNH.dtype
+    if interleaved:
+        first, second = x_BTNH[..., ::2], x_BTNH[..., 1::2]
+    else:
+        first, second = jnp.split(x_BTNH, 2, axis=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    if interleaved:
+        return jnp.stack(turned, axis=-1).reshape(x_BTNH.shape).astype(dtype)
+    return jnp.concatenate(turned, axis=-1).astype(dtype)

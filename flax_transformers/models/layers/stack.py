@@ -202,13 +202,23 @@ def make_stack(
     *,
     cross_attention: bool = False,
 ) -> Stack:
-    """The layers of a config whose layers are all alike."""
-    layer = partial(
-        block, config, compute, cross_attention=cross_attention, window=config.windows[0]
+    """The layers of a config, which differ in their windows at most."""
+    layers = tuple(
+        partial(block, config, compute, cross_attention=cross_attention, window=window)
+        for window in config.windows
     )
+    length = period(config.windows)
+    repeats = len(layers) // length
     return Stack(
-        pattern=(layer,),
-        repeats=config.num_layers,
+        pattern=layers[:length],
+        repeats=repeats,
+        remainder=layers[length * repeats :],
         scan=compute.scan_layers,
         remat=compute.remat,
     )
+
+
+def period(kinds: tuple[Any, ...]) -> int:
+    """Length of the shortest pattern that ``kinds`` repeats, perhaps not whole at the end."""
+    lengths = range(1, len(kinds) + 1)
+    return next((n for n in lengths if kinds[n:] == kinds[: len(kinds) - n]), 1)

@@ -15,6 +15,7 @@ from flax_transformers.models.kernels.masks import AttentionMask
 from flax_transformers.models.layers.stack import REMAT_POLICIES
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import RULES
+from flax_transformers.testing import relative_difference
 from tests.models.kernel_cases import assert_equal, draw, found
 
 pytestmark = pytest.mark.slow
@@ -48,6 +49,17 @@ def test_splash_is_the_same_over_a_mesh_that_divides_rows_places_and_heads(case)
     plain = found(attention("xla", mask), operands)
     with jax.set_mesh(make_mesh(MeshConfig(2, context=2, tensor=2))), nn.logical_axis_rules(RULES):
         assert_equal(found(attention("splash", mask), operands), plain)
+
+
+def test_splash_bounds_scores_as_plain_operations_do():
+    length, mask = CASES["causal window"]
+    operands = draw(length, heads=4, key_heads=2)
+    ours, plain, unbounded = (
+        found(partial(attention(kernel, mask), softcap=cap), operands)
+        for kernel, cap in (("splash", 0.7), ("xla", 0.7), ("xla", None))
+    )
+    assert_equal(ours, plain)
+    assert relative_difference(unbounded[1], plain[1]) > 0.1
 
 
 def test_splash_attends_to_rows_of_another_length():

@@ -1,0 +1,189 @@
+"""Gemma 2 (arXiv:2408.00118): bounded scores and logits, norms before and after, windows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+
+from flax_transformers import ranges
+from flax_transformers.errors import UserError
+from flax_transformers.families.llama import (
+    ATTENTION_BIAS,
+    LAYER,
+    THEIR_LAYER,
+    LlamaConfig,
+    architectures,
+    decoder_table,
+    read_fields,
+    write_fields,
+)
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.weights import WeightTable, norm
+from flax_transformers.models.config import Activation
+from flax_transformers.models.layers.block import TransformerBlock
+from flax_transformers.models.layers.norms import make_norm
+from flax_transformers.models.parts import ModelParts
+from flax_transformers.ranges import OutOfRange, Ranges
+
+ARCHITECTURES = architectures("Gemma2")
+del ARCHITECTURES["Gemma2ForQuestionAnswering"]  # the original has none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma2Config(LlamaConfig):
+    """Gemma with bounded attention scores and logits, four norms a layer, and a window in every
+    other layer; the 2B by default."""
+
+    architecture: str = "Gemma2ForCausalLM"
+    vocab_size: int = 256000
+    hidden_size: int = 2304
+    num_layers: int = 26
+    num_heads: int = 8
+    num_key_value_heads: int | None = 4
+    head_dim: int | None = 256
+    intermediate_size: int = 9216
+    max_positions: int | None = 8192
+    activation: Activation = "gelu_tanh"
+    tie_embeddings: bool = True
+    scale_embeddings: bool = True
+    pad_id: int = 0
+    bos_id: int | None = 2
+    eos_ids: tuple[int, ...] = (1,)
+    sliding_window: int | None = 4096
+    """Number of tokens that a token attends to in the first, third ... layer; None: all."""
+    score_divisor: float = 256.0
+    """Attention scores are divided by its root; the width of a head, except in the 27B."""
+    attention_softcap: float | None = 50.0
+    """Bound of attention scores; None for none."""
+    logit_softcap: float | None = 30.0
+    """Bound of the logits of the vocabulary; None for none."""
+    norm_offset: ClassVar[float] = 1.0
+
+    RANGES: ClassVar[Ranges] = {
+        "sliding_window": ranges.POSITIONS,
+        "score_divisor": ranges.numbers(0, 1e6, above=True),
+        "attention_softcap": ranges.numbers(0, 1e6, above=True),
+        "logit_softcap": ranges.numbers(0, 1e6, above=True),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.norm != "rms":
+            raise OutOfRange(f"model.norm is {self.norm!r}; Gemma has only 'rms'")
+
+    @property
+    def attention_scale(self) -> float:
+        return self.score_divisor**-0.5
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        return tuple(None if layer % 2 else self.sliding_window for layer in range(self.num_layers))
+
+
+class Gemma2Block(TransformerBlock):
+    """A layer with a norm before and another after each sub-layer."""
+
+    def residual(self, name: str, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
+        after = make_norm(self.config, self.dtype, name=f"{name}_post_norm")
+        return super().residual(name, x_BTD, after(y_BTD))
+
+
+SIZES: dict[str, Gemma2Config] = {
+    "gemma2-2b": Gemma2Config(),
+    "gemma2-9b": Gemma2Config(
+        hidden_size=3584,
+        num_layers=42,
+        num_heads=16,
+        num_key_value_heads=8,
+        intermediate_size=14336,
+    ),
+    "gemma2-27b": Gemma2Config(
+        hidden_size=4608,
+        num_layers=46,
+        num_heads=32,
+        num_key_value_heads=16,
+        head_dim=128,
+        intermediate_size=36864,
+        score_divisor=144.0,
+    ),
+}
+"""The published sizes."""
+
+_SOFTCAPS = {
+    "attention_softcap": "attn_logit_softcapping",
+    "logit_softcap": "final_logit_softcapping",
+}
+_DIVISOR = {"score_divisor": "query_pre_attn_scalar"}
+_TYPES = ("sliding_attention", "full_attention")
+
+
+def _types(num_layers: int) -> list[str]:
+    return [_TYPES[layer % 2] for layer in range(num_layers)]
+
+
+def from_huggingface(config: Mapping[str, Any]) -> Gemma2Config:
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
+    defaults = Gemma2Config()
+    given = {name: value for name, value in config.items() if value is not None}
+    huggingface.refuse(given, {"model_type": "gemma2", "use_bidirectional_attention": False})
+    fields = read_fields(config, defaults)
+    fields["activation"] = huggingface.activation_from(
+        given.get("hidden_activation", "gelu_pytorch_tanh")
+    )
+    if given.get("layer_types", _types(fields["num_layers"])) != _types(fields["num_layers"]):
+        raise UserError(
+            f"config.json has layer_types {given['layer_types']}; only layers with and without a "
+            "window in turn are supported"
+        )
+    fields |= huggingface.read_switches(config, ATTENTION_BIAS, defaults)
+    fields |= huggingface.read_numbers(config, _DIVISOR, defaults)
+    optional = {**_SOFTCAPS, "sliding_window": "sliding_window"}
+    for ours, theirs in optional.items():
+        fields[ours] = None
+        if config.get(theirs, getattr(defaults, ours)) is not None:
+            fields |= huggingface.read_numbers(config, {ours: theirs}, defaults)
+    return huggingface.make_config(Gemma2Config, fields)
+
+
+def to_huggingface(config: Gemma2Config) -> dict[str, Any]:
+    """The config.json that `transformers` reads."""
+    activation = huggingface.activation_to(config.activation)
+    if config.activation == "gelu_tanh":
+        activation = "gelu_pytorch_tanh"  # as it is published
+    return {
+        "model_type": "gemma2",
+        **huggingface.write_fields(config, ATTENTION_BIAS | _SOFTCAPS),
+        **write_fields(config),
+        "hidden_act": activation,
+        "hidden_activation": activation,
+        "sliding_window": config.sliding_window,
+        "layer_types": _types(config.num_layers),
+        "query_pre_attn_scalar": config.score_divisor,
+    }
+
+
+def weights(config: Gemma2Config) -> WeightTable:
+    """The names of Gemma 2's tensors."""
+    norms = (
+        *norm(f"{LAYER}/attention_norm", f"{THEIR_LAYER}.input_layernorm"),
+        *norm(f"{LAYER}/attention_post_norm", f"{THEIR_LAYER}.post_attention_layernorm"),
+        *norm(f"{LAYER}/mlp_norm", f"{THEIR_LAYER}.pre_feedforward_layernorm"),
+        *norm(f"{LAYER}/mlp_post_norm", f"{THEIR_LAYER}.post_feedforward_layernorm"),
+    )
+    return decoder_table(config, norms=norms)
+
+
+FAMILY = Family(
+    config=Gemma2Config,
+    model_types=("gemma2",),
+    architectures=ARCHITECTURES,
+    sizes=SIZES,
+    parts=ModelParts(block=Gemma2Block),
+    from_huggingface=from_huggingface,
+    to_huggingface=to_huggingface,
+    weights=weights,
+)

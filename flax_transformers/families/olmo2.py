@@ -1,0 +1,131 @@
+"""OLMo 2 (arXiv:2501.00656): norms after the sub-layers, and of all queries and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+
+from flax_transformers.families.llama import (
+    ATTENTION_BIAS,
+    LAYER,
+    THEIR_LAYER,
+    LlamaConfig,
+    architectures,
+    decoder_table,
+    head_norms,
+    read_fields,
+    write_fields,
+)
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.weights import WeightTable, norm
+from flax_transformers.models.config import QueryKeyNorm, Rope
+from flax_transformers.models.layers.block import TransformerBlock
+from flax_transformers.models.parts import ModelParts
+
+ARCHITECTURES = {
+    name: kind
+    for name, kind in architectures("Olmo2").items()
+    if name in ("Olmo2ForCausalLM", "Olmo2ForSequenceClassification", "Olmo2Model")
+}
+
+OLMO_ROPE = Rope(theta=500000.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Olmo2Config(LlamaConfig):
+    """Llama with ``x + norm(f(x))`` and an RMS norm of all queries, and of all keys, together; the
+    7B by default."""
+
+    architecture: str = "Olmo2ForCausalLM"
+    vocab_size: int = 100352
+    max_positions: int | None = 4096
+    rope: Rope | None = OLMO_ROPE
+    norm_eps: float = 1e-6
+    pad_id: int = 100277
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = (100257,)
+
+    @property
+    def query_key_norm(self) -> QueryKeyNorm:
+        return "all"
+
+
+class Olmo2Block(TransformerBlock):
+    """A layer that normalises the output of each sub-layer before the residual sum."""
+
+    def pre_norm(self, name: str, x_BTD: jax.Array) -> jax.Array:
+        return x_BTD
+
+    def residual(self, name: str, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
+        return super().residual(name, x_BTD, self.norm(name)(y_BTD))
+
+
+SIZES: dict[str, Olmo2Config] = {
+    "olmo2-1b": Olmo2Config(hidden_size=2048, num_layers=16, num_heads=16, intermediate_size=8192),
+    "olmo2-7b": Olmo2Config(),
+    "olmo2-13b": Olmo2Config(
+        hidden_size=5120, num_layers=40, num_heads=40, intermediate_size=13824
+    ),
+    "olmo2-32b": Olmo2Config(
+        hidden_size=5120,
+        num_layers=64,
+        num_heads=40,
+        num_key_value_heads=8,
+        intermediate_size=27648,
+    ),
+}
+"""The published sizes."""
+
+DEFAULTS = replace(
+    Olmo2Config(),
+    vocab_size=50304,
+    max_positions=2048,
+    rope=Rope(),
+    norm_eps=1e-5,
+    pad_id=1,
+    eos_ids=(50279,),
+)
+"""What a config.json means by fields that it leaves out."""
+
+
+def from_huggingface(config: Mapping[str, Any]) -> Olmo2Config:
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
+    huggingface.refuse(config, {"model_type": "olmo2"})
+    fields = read_fields(config, DEFAULTS)
+    fields |= huggingface.read_switches(config, ATTENTION_BIAS, DEFAULTS)
+    return huggingface.make_config(Olmo2Config, fields)
+
+
+def to_huggingface(config: Olmo2Config) -> dict[str, Any]:
+    """The config.json that `transformers` reads."""
+    return {
+        "model_type": "olmo2",
+        **huggingface.write_fields(config, ATTENTION_BIAS),
+        **write_fields(config),
+    }
+
+
+def weights(config: Olmo2Config) -> WeightTable:
+    """The names of OLMo 2's tensors."""
+    norms = (
+        *norm(f"{LAYER}/attention_norm", f"{THEIR_LAYER}.post_attention_layernorm"),
+        *norm(f"{LAYER}/mlp_norm", f"{THEIR_LAYER}.post_feedforward_layernorm"),
+        *head_norms("NH->(NH)"),
+    )
+    return decoder_table(config, norms=norms)
+
+
+FAMILY = Family(
+    config=Olmo2Config,
+    model_types=("olmo2",),
+    architectures=ARCHITECTURES,
+    sizes=SIZES,
+    parts=ModelParts(block=Olmo2Block),
+    from_huggingface=from_huggingface,
+    to_huggingface=to_huggingface,
+    weights=weights,
+)

@@ -1,0 +1,199 @@
+"""Qwen 2 and 2.5 (arXiv:2407.10671, 2412.15115): Llama with biases of queries, keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+from flax_transformers import ranges
+from flax_transformers.errors import UserError
+from flax_transformers.families.llama import (
+    LlamaConfig,
+    architectures,
+    decoder_table,
+    read_fields,
+    with_prefix_of_questions,
+    write_fields,
+)
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.weights import WeightTable
+from flax_transformers.models.config import Rope
+from flax_transformers.ranges import Ranges
+
+ARCHITECTURES = architectures("Qwen2")
+
+
+class Windowed(Protocol):
+    """A config whose upper layers may have a window."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def sliding_window(self) -> int | None: ...
+    @property
+    def full_layers(self) -> int: ...
+
+
+def settle_windows(config: Windowed) -> None:
+    """Give equal models equal configs."""
+    if config.full_layers >= config.num_layers:
+        object.__setattr__(config, "sliding_window", None)
+    if config.sliding_window is None:
+        object.__setattr__(config, "full_layers", 0)
+
+
+def window_of(config: Windowed, layer: int) -> int | None:
+    """The window of a layer, or None."""
+    return None if layer < config.full_layers else config.sliding_window
+
+
+LONG_ROPE = Rope(theta=1e6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen2Config(LlamaConfig):
+    """Llama with biases of queries, keys and values; 7B by default."""
+
+    architecture: str = "Qwen2ForCausalLM"
+    vocab_size: int = 152064
+    hidden_size: int = 3584
+    num_layers: int = 28
+    num_heads: int = 28
+    num_key_value_heads: int | None = 4
+    intermediate_size: int = 18944
+    max_positions: int | None = 32768
+    rope: Rope | None = LONG_ROPE
+    norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = (151643,)
+    sliding_window: int | None = None
+    """Number of tokens that a token of the upper layers attends to; None: all."""
+    full_layers: int = 0
+    """Number of lower layers without the window."""
+
+    RANGES: ClassVar[Ranges] = {
+        "sliding_window": ranges.POSITIONS,
+        "full_layers": ranges.integers(0, 10_000),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        settle_windows(self)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        return tuple(window_of(self, layer) for layer in range(self.num_layers))
+
+
+_SMALL: dict[str, Any] = {"vocab_size": 151936, "tie_embeddings": True, "num_key_value_heads": 2}
+SIZES: dict[str, Qwen2Config] = {
+    "qwen2-0.5b": Qwen2Config(
+        **_SMALL,
+        hidden_size=896,
+        num_layers=24,
+        num_heads=14,
+        intermediate_size=4864,
+        max_positions=131072,
+    ),
+    "qwen2-1.5b": Qwen2Config(
+        **_SMALL, hidden_size=1536, num_heads=12, intermediate_size=8960, max_positions=131072
+    ),
+    "qwen2-7b": Qwen2Config(max_positions=131072),
+    "qwen2-72b": Qwen2Config(
+        hidden_size=8192,
+        num_layers=80,
+        num_heads=64,
+        num_key_value_heads=8,
+        intermediate_size=29568,
+        norm_eps=1e-5,
+        max_positions=131072,
+    ),
+    "qwen2.5-3b": Qwen2Config(
+        **_SMALL, hidden_size=2048, num_layers=36, num_heads=16, intermediate_size=11008
+    ),
+    "qwen2.5-14b": Qwen2Config(
+        hidden_size=5120,
+        num_layers=48,
+        num_heads=40,
+        num_key_value_heads=8,
+        intermediate_size=13824,
+        max_positions=131072,
+        norm_eps=1e-5,
+    ),
+}
+"""Published sizes of 2, and those of 2.5 that 2 does not have. Their files turn windows off."""
+
+_TYPES = {True: "sliding_attention", False: "full_attention"}
+
+
+def read_windows(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
+    """``sliding_window`` and ``full_layers``. Raises UserError for other patterns of layers."""
+    window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
+    types = config.get("layer_types")
+    full = config.get("max_window_layers", 28)
+    if types is not None:
+        full = sum(kind == "full_attention" for kind in types)
+        pattern = [_TYPES[layer >= full and window is not None] for layer in range(num_layers)]
+        if list(types) != pattern:
+            raise UserError(
+                f"config.json has layer_types {types}, which are not those of a window in the "
+                "upper layers alone"
+            )
+    return {"sliding_window": window, "full_layers": 0 if window is None else full}
+
+
+def write_windows(config: Windowed) -> dict[str, Any]:
+    """The inverse of ``read_windows``."""
+    windows = (window_of(config, layer) for layer in range(config.num_layers))
+    return {
+        "use_sliding_window": config.sliding_window is not None,
+        "sliding_window": config.sliding_window,
+        "max_window_layers": config.full_layers,
+        "layer_types": [_TYPES[window is not None] for window in windows],
+    }
+
+
+DEFAULTS = replace(
+    Qwen2Config(),
+    vocab_size=151936,
+    hidden_size=4096,
+    num_layers=32,
+    num_heads=32,
+    num_key_value_heads=32,
+    intermediate_size=22016,
+    rope=Rope(),
+    bos_id=None,
+    eos_ids=(),
+)
+"""What a config.json means by fields that it leaves out."""
+
+
+def from_huggingface(config: Mapping[str, Any]) -> Qwen2Config:
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
+    huggingface.refuse(config, {"model_type": "qwen2"})
+    fields = read_fields(config, DEFAULTS)
+    return huggingface.make_config(Qwen2Config, fields | read_windows(config, fields["num_layers"]))
+
+
+def to_huggingface(config: Qwen2Config) -> dict[str, Any]:
+    """The config.json that `transformers` reads."""
+    return {"model_type": "qwen2", **write_windows(config), **write_fields(config)}
+
+
+def weights(config: Qwen2Config) -> WeightTable:
+    """The names of Qwen 2's tensors."""
+    return with_prefix_of_questions(config, decoder_table(config))
+
+
+FAMILY = Family(
+    config=Qwen2Config,
+    model_types=("qwen2",),
+    architectures=ARCHITECTURES,
+    sizes=SIZES,
+    from_huggingface=from_huggingface,
+    to_huggingface=to_huggingface,
+    weights=weights,
+)

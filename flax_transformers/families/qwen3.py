@@ -1,0 +1,141 @@
+"""Qwen 3 (arXiv:2505.09388): Llama with a norm of queries and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from flax_transformers import ranges
+from flax_transformers.families.llama import (
+    ATTENTION_BIAS,
+    NORMS,
+    LlamaConfig,
+    architectures,
+    decoder_table,
+    head_norms,
+    read_fields,
+    with_prefix_of_questions,
+    write_fields,
+)
+from flax_transformers.families.qwen2 import (
+    LONG_ROPE,
+    read_windows,
+    settle_windows,
+    window_of,
+    write_windows,
+)
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.weights import WeightTable
+from flax_transformers.models.config import QueryKeyNorm, Rope
+from flax_transformers.ranges import Ranges
+
+ARCHITECTURES = architectures("Qwen3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen3Config(LlamaConfig):
+    """Llama with an RMS norm of each query and key, heads 128 wide; 8B by default."""
+
+    architecture: str = "Qwen3ForCausalLM"
+    vocab_size: int = 151936
+    hidden_size: int = 4096
+    num_layers: int = 36
+    num_heads: int = 32
+    num_key_value_heads: int | None = 8
+    head_dim: int | None = 128
+    intermediate_size: int = 12288
+    max_positions: int | None = 40960
+    rope: Rope | None = LONG_ROPE
+    norm_eps: float = 1e-6
+    bos_id: int | None = 151643
+    eos_ids: tuple[int, ...] = (151645,)
+    sliding_window: int | None = None
+    """Number of tokens that a token of the upper layers attends to; None: all."""
+    full_layers: int = 0
+    """Number of lower layers without the window."""
+
+    RANGES: ClassVar[Ranges] = {
+        "sliding_window": ranges.POSITIONS,
+        "full_layers": ranges.integers(0, 10_000),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        settle_windows(self)
+
+    @property
+    def query_key_norm(self) -> QueryKeyNorm:
+        return "shared"
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        return tuple(window_of(self, layer) for layer in range(self.num_layers))
+
+
+_SMALL: dict[str, Any] = {"tie_embeddings": True}
+SIZES: dict[str, Qwen3Config] = {
+    "qwen3-0.6b": Qwen3Config(
+        **_SMALL, hidden_size=1024, num_layers=28, num_heads=16, intermediate_size=3072
+    ),
+    "qwen3-1.7b": Qwen3Config(
+        **_SMALL, hidden_size=2048, num_layers=28, num_heads=16, intermediate_size=6144
+    ),
+    "qwen3-4b": Qwen3Config(**_SMALL, hidden_size=2560, intermediate_size=9728),
+    "qwen3-8b": Qwen3Config(),
+    "qwen3-14b": Qwen3Config(
+        hidden_size=5120, num_layers=40, num_heads=40, intermediate_size=17408
+    ),
+    "qwen3-32b": Qwen3Config(
+        hidden_size=5120, num_layers=64, num_heads=64, intermediate_size=25600
+    ),
+}
+"""The published sizes."""
+
+DEFAULTS = replace(
+    Qwen3Config(),
+    num_layers=32,
+    num_key_value_heads=32,
+    intermediate_size=22016,
+    max_positions=32768,
+    rope=Rope(),
+    bos_id=None,
+    eos_ids=(),
+)
+"""What a config.json means by fields that it leaves out."""
+
+
+def from_huggingface(config: Mapping[str, Any]) -> Qwen3Config:
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
+    huggingface.refuse(config, {"model_type": "qwen3"})
+    fields = read_fields(config, DEFAULTS)
+    fields |= huggingface.read_switches(config, ATTENTION_BIAS, DEFAULTS)
+    return huggingface.make_config(Qwen3Config, fields | read_windows(config, fields["num_layers"]))
+
+
+def to_huggingface(config: Qwen3Config) -> dict[str, Any]:
+    """The config.json that `transformers` reads."""
+    return {
+        "model_type": "qwen3",
+        **huggingface.write_fields(config, ATTENTION_BIAS),
+        **write_windows(config),
+        **write_fields(config),
+    }
+
+
+def weights(config: Qwen3Config) -> WeightTable:
+    """The names of Qwen 3's tensors."""
+    table = decoder_table(config, norms=NORMS + head_norms("H->H"))
+    return with_prefix_of_questions(config, table)
+
+
+FAMILY = Family(
+    config=Qwen3Config,
+    model_types=("qwen3",),
+    architectures=ARCHITECTURES,
+    sizes=SIZES,
+    from_huggingface=from_huggingface,
+    to_huggingface=to_huggingface,
+    weights=weights,
+)
