@@ -8,18 +8,19 @@ Expected:  not run
 Planned:   not run. --topology v5p:8x16x16: 51.1 of 95.7 GiB per chip, a step time of at least 18.0
            s, an MFU of at most 80.8 %
 
-A Llama of these sizes: SwiGLU, rotary positions, no biases, multi-query attention (one key/value
-head), tied embeddings, and Adafactor with a learning rate of 1e-2 that decays as 1 / sqrt(step).
-Differences from the paper: attention and feed-forward layers are sequential instead of parallel;
-RMS norm; batches of 2,048 sequences from the start, without ramp; no momentum in Adafactor; no
-z-loss unless the objective sets it.
+The published architecture: attention and feed-forward side by side behind one norm without bias,
+SwiGLU, rotary positions, multi-query attention (one key/value head), tied embeddings, no biases,
+and Adafactor with a learning rate of 1e-2 that decays as 1 / sqrt(step). Its block is that of
+Command R (families/cohere.py). Differences from the paper: batches of 2,048 sequences from the
+start, without ramp; no momentum in Adafactor; no z-loss unless the objective sets it.
 """
 
 import dataclasses
 
 import llama3_8b  # recipes may import others of their folder
 
-from flax_transformers.families.llama import LlamaConfig
+from flax_transformers.families.cohere import CohereConfig
+from flax_transformers.models.config import Rope
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.optim.optimizers import Adafactor
 from flax_transformers.parallel.mesh import MeshConfig
@@ -30,7 +31,7 @@ def get_config() -> TrainConfig:
     config = llama3_8b.get_config()
     return dataclasses.replace(
         config,
-        model=LlamaConfig(
+        model=CohereConfig(
             vocab_size=256_000,
             hidden_size=18432,
             num_layers=118,
@@ -38,7 +39,9 @@ def get_config() -> TrainConfig:
             num_key_value_heads=1,
             head_dim=256,
             intermediate_size=73728,
-            tie_embeddings=True,
+            logit_scale=18432**-0.5,
+            norm_eps=1e-6,
+            rope=Rope(interleaved=True),
             pad_id=0,
             bos_id=None,
             eos_ids=(1,),

@@ -401,7 +401,6 @@ def to_huggingface(config: ClipConfig) -> dict[str, Any]:
         "model_type": "clip",
         "architectures": [config.architecture],
         "logit_scale_init_value": config.initial_logit_scale,
-        "initializer_factor": 1.0,
         **shared,
         "text_config": {
             "model_type": "clip_text_model",

@@ -111,11 +111,9 @@ DEFAULTS = replace(CohereConfig(), rope=Rope(theta=500000.0, interleaved=True))
 def from_huggingface(config: Mapping[str, Any]) -> CohereConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     huggingface.refuse(config, {"model_type": "cohere"})
-    given = {name: value for name, value in config.items() if value is not None}
-    given["rms_norm_eps"] = given.get("layer_norm_eps", DEFAULTS.norm_eps)
-    fields = read_fields(given, DEFAULTS)
-    fields |= huggingface.read_numbers(given, _OWN, DEFAULTS)
-    fields |= huggingface.read_switches(given, _SWITCHES, DEFAULTS)
+    fields = read_fields(config, DEFAULTS, "layer_norm_eps")
+    fields |= huggingface.read_numbers(config, _OWN, DEFAULTS)
+    fields |= huggingface.read_switches(config, _SWITCHES, DEFAULTS)
     return huggingface.make_config(
         CohereConfig, fields | {"rope": replace(fields["rope"], interleaved=True)}
     )
@@ -123,10 +121,8 @@ def from_huggingface(config: Mapping[str, Any]) -> CohereConfig:
 
 def to_huggingface(config: CohereConfig) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
-    written = write_fields(config)
-    written["layer_norm_eps"] = written.pop("rms_norm_eps")
     own = huggingface.write_fields(config, _OWN | _SWITCHES)
-    return {"model_type": "cohere", **own, **written}
+    return {"model_type": "cohere", **own, **write_fields(config, "layer_norm_eps")}
 
 
 def weights(config: CohereConfig) -> WeightTable:

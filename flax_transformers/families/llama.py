@@ -177,7 +177,6 @@ _NUMBERS = {
     "num_heads": "num_attention_heads",
     "intermediate_size": "intermediate_size",
     "max_positions": "max_position_embeddings",
-    "norm_eps": "rms_norm_eps",
     "attention_dropout": "attention_dropout",
     "init_std": "initializer_range",
 }
@@ -187,13 +186,16 @@ ATTENTION_BIAS = {"output_bias": "attention_bias", "qkv_bias": "attention_bias"}
 _MLP_BIAS = {"mlp_bias": "mlp_bias"}
 
 
-def read_fields(config: Mapping[str, Any], defaults: LlamaConfig) -> dict[str, Any]:
+def read_fields(
+    config: Mapping[str, Any], defaults: LlamaConfig, norm_eps: str = "rms_norm_eps"
+) -> dict[str, Any]:
     """The common fields of a config.json of Llama and its descendants, by our names.
 
-    Missing fields are as in ``defaults``. Raises UserError for unsupported ones.
+    Missing fields are as in ``defaults``; ``norm_eps`` is the name of that one. Raises UserError
+    for unsupported ones.
     """
     fields = huggingface.common_fields(config, defaults)
-    fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
+    fields |= huggingface.read_numbers(config, _NUMBERS | {"norm_eps": norm_eps}, defaults)
     fields |= huggingface.read_special_ids(config, defaults)
     for ours, theirs in (("num_key_value_heads", "num_key_value_heads"), ("head_dim", "head_dim")):
         number = config.get(theirs, getattr(defaults, ours))
@@ -212,11 +214,11 @@ def read_fields(config: Mapping[str, Any], defaults: LlamaConfig) -> dict[str, A
     return fields
 
 
-def write_fields(config: LlamaConfig) -> dict[str, Any]:
+def write_fields(config: LlamaConfig, norm_eps: str = "rms_norm_eps") -> dict[str, Any]:
     """The inverse of ``read_fields``."""
     return {
         **huggingface.common_json(config),
-        **huggingface.write_fields(config, _NUMBERS),
+        **huggingface.write_fields(config, _NUMBERS | {"norm_eps": norm_eps}),
         **huggingface.write_special_ids(config),
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_width,

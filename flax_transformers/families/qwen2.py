@@ -129,11 +129,28 @@ SIZES: dict[str, Qwen2Config] = {
 _TYPES = {True: "sliding_attention", False: "full_attention"}
 
 
+@dataclass(frozen=True)
+class _Windows:
+    """What a config.json means by fields that it leaves out."""
+
+    use_sliding_window: bool = False
+    sliding_window: int = 4096
+    full_layers: int = 28
+
+
+_WINDOWS = _Windows()
+
+
 def read_windows(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
     """``sliding_window`` and ``full_layers``. Raises UserError for other patterns of layers."""
-    window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
+    switch = {"use_sliding_window": "use_sliding_window"}
+    numbers = {"sliding_window": "sliding_window", "full_layers": "max_window_layers"}
+    if config.get("sliding_window", 0) is None:
+        del numbers["sliding_window"]
+    given = huggingface.read_numbers(config, numbers, _WINDOWS)
+    used = huggingface.read_switches(config, switch, _WINDOWS)["use_sliding_window"]
+    window, full = given.get("sliding_window") if used else None, given["full_layers"]
     types = config.get("layer_types")
-    full = config.get("max_window_layers", 28)
     if types is not None:
         full = sum(kind == "full_attention" for kind in types)
         pattern = [_TYPES[layer >= full and window is not None] for layer in range(num_layers)]

@@ -199,7 +199,6 @@ def to_huggingface(config: SiglipConfig) -> dict[str, Any]:
     return {
         "model_type": "siglip",
         "architectures": [config.architecture],
-        "initializer_factor": 1.0,
         "text_config": {
             "model_type": "siglip_text_model",
             "projection_size": config.vision.hidden_size,

@@ -178,7 +178,7 @@ def test_rotary_positions_are_read_in_every_spelling(spelt, rope):
         ("num_key_value_heads", "8", "num_key_value_heads '8'"),
         ("head_dim", 1.5, "head_dim 1.5"),
         ("rope_scaling", {"type": "dynamic", "factor": 2.0}, "'dynamic'.*supported are 'default'"),
-        ("rope_parameters", {"rope_type": "yarn", "factor": 2.0}, "'yarn'"),
+        ("rope_parameters", {"rope_type": "dynamic", "factor": 2.0}, "'dynamic'"),
         ("rope_parameters", {"rope_type": "longrope"}, "'longrope'"),
         ("rope_scaling", {"type": "linear"}, "factor None.*'linear'"),
         ("rope_scaling", {"type": "llama3", "factor": 2.0}, "low_freq_factor None"),

@@ -286,7 +286,7 @@ def test_fields_that_files_leave_out_have_their_published_defaults():
         ("local_attention", 0, "local_attention is 0"),
         ("layer_types", [FULL, "chunked_attention"], "layer_types 'chunked_attention'"),
         ("layer_types", [SLIDING, FULL], "names 2 layers, but model.num_layers is 22"),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}, "'yarn'"),
+        ("rope_scaling", {"rope_type": "dynamic", "factor": 2.0}, "'dynamic'"),
         ("global_attn_every_n_layers", 0, "global_every is 0"),
         ("global_attn_every_n_layers", "3", "global_attn_every_n_layers '3'"),
         ("mlp_bias", "yes", "mlp_bias 'yes'"),
