@@ -58,6 +58,8 @@ _TYPES = {
     "images": "data.images.dataset.ImageData",
     "chat": "post_training.chat_data.ChatData",
     "conversation_source": "post_training.conversations.ConversationSource",
+    "image_text": "data.images.image_text.ImageTextData",
+    "class_texts": "data.images.image_text.ClassTexts",
     "text_source": "data.sources.text.TextSource",
     "pair_source": "data.sources.pairs.PairSource",
     "labelled_source": "data.sources.labelled.LabelledSource",

@@ -224,7 +224,8 @@ _FREE_WITHIN = re.compile(
     | (components\.\d+\.)?source\.(\w+_)?path
     | (target_)?tokenizer(\..*)?
     # Not trained on:
-    | (components\.\d+\.)?validation_source(\..*)? )""",
+    | (components\.\d+\.)?validation_source(\..*)?
+    | zero_shot(_data)?(\..*)? )""",
     re.VERBOSE,
 )
 

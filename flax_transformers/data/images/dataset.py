@@ -130,6 +130,8 @@ class ImageData(DataConfig):
         for source in (settings["source"], settings["validation_source"]):
             if source is not None:
                 del source["label_names"]
+                if not source["caption_field"]:  # as in older stores
+                    del source["caption_field"]
         return without_paths(settings)
 
     def _hash_of_all(self, find: Callable[[NamedFiles], str]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from flax_transformers import ranges
+from flax_transformers.data.sources.documents import listed
+from flax_transformers.errors import UserError
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -30,6 +32,7 @@ class ImageSource:
     ``image_field`` and ``label_field``: names of parquet columns and TFDS features.
     ``label_names``: names of the classes in the order of their numbers; default: those of the
     source.
+    ``caption_field``: for images with captions instead of labels, see ``captions``.
     """
 
     path: str
@@ -37,17 +40,19 @@ class ImageSource:
     image_field: str = "image"
     label_field: str = "label"
     label_names: tuple[str, ...] = ()
+    caption_field: str = ""
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "data.source")
 
 
 class Found(NamedTuple):
-    """An image file or array, its label, and its ``place`` in the source."""
+    """An image file or array, its label or captions, and its ``place`` in the source."""
 
     place: str
     raw: bytes
     label: int
+    captions: tuple[str, ...] = ()
 
 
 class Images(Protocol):
@@ -74,3 +79,17 @@ def split_of_file(name: str) -> str | None:
     """The split at the beginning of a file name, as in train-00000-of-00001.parquet."""
     first = re.split(r"[-_.]", name)[0]
     return next((split for split, names in SPLIT_NAMES.items() if first in names), None)
+
+
+def files_of_split(source: ImageSource, files: Sequence[Path], kind: str) -> list[Path]:
+    """The files of the source's split. Raises UserError, naming the ``kind``, if there are none."""
+    named = [(split_of_file(path.name), path) for path in files]
+    if any(split for split, _ in named) or source.split != "train":
+        files = [path for split, path in named if split == source.split]
+    if not files:
+        splits = {split for split, _ in named if split}
+        raise UserError(
+            f"{source.path} has no {kind} files of the split {source.split!r}, only of "
+            f"{listed(splits)}; check data.source."
+        )
+    return list(files)

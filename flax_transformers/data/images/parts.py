@@ -29,6 +29,7 @@ from flax_transformers.data.images.store import (
     FORMAT,
     MANIFEST,
     SKIPPED,
+    caption_bytes,
     image_digest,
     source_json,
 )
@@ -88,25 +89,31 @@ class _Part(NamedTuple):
     skipped: list[str]
     """A line for each image that is left out."""
     usable: np.ndarray
+    captions: list[bytes]
+    """Of each image, as the store has them; empty for images with labels."""
 
-    def images(self) -> Iterator[tuple[np.ndarray, int, bytes]]:
-        """Item, label and hash of the images that are not left out."""
+    def images(self) -> Iterator[tuple[np.ndarray, int, bytes, bytes]]:
+        """Item, label, hash and captions of the images that are not left out."""
         starts = np.concatenate([np.zeros(1, np.int64), self.ends])
         for number in np.flatnonzero(self.usable):
             item = self.items.read(int(starts[number]), int(starts[number + 1]))
-            yield item, int(self.labels[number]), self.digests[number].tobytes()
+            captions = self.captions[number] if self.captions else b""
+            yield item, int(self.labels[number]), self.digests[number].tobytes(), captions
 
 
 def check_part(job: ImageJob, number: int, note: Note) -> None:
     """Reads and decodes the images of one part, and writes what the store keeps of them."""
     source, start, stop = job.parts()[number]
     images = open_images(source)
-    labels, ends, digests, usable, skipped = [], [], [], [], []
+    labels, ends, digests, usable, skipped, captions = [], [], [], [], [], []
     path = job.folder.temporary(f"{_name(number)}.items")
     with writing(job.folder.path):
         file = HashedFile(path)
-        for count, (place, raw, label) in enumerate(images.read(start, stop), 1):
+        for count, (place, raw, label, texts) in enumerate(images.read(start, stop), 1):
             problem = _problem(raw, label, len(images.classes), images.shape is None)
+            if source.caption_field:
+                problem = problem if texts or problem else "has no caption"
+                captions.append(caption_bytes(texts))
             item = place.encode("utf-8", "surrogateescape") if images.in_place else raw
             if problem is not None:
                 skipped.append(f"{place} {problem}")
@@ -128,6 +135,8 @@ def check_part(job: ImageJob, number: int, note: Note) -> None:
         digests=np.array(digests, np.uint8).reshape(-1, 16),
         usable=np.array(usable, bool),
         skipped=np.frombuffer(json.dumps(skipped).encode(), np.uint8),
+        captions=np.frombuffer(b"".join(captions), np.uint8),
+        caption_ends=np.cumsum([len(each) for each in captions], dtype=np.int64),
     )
     job.folder.write(f"{_name(number)}.npz", arrays.getvalue())
     record = {
@@ -192,9 +201,9 @@ def finish(job: ImageJob, processes: int, origin: Origin, settings: dict[str, An
         for number, (source, _, _) in enumerate(job.parts()):
             part = _read_or_make(job, number, processes)
             share = 1.0 if source is job.validation else job.fraction
-            for item, label, found in part.images():
+            for item, label, found, captions in part.images():
                 held_out = int.from_bytes(found[:8], "little") < share * 2.0**64
-                writers["validation" if held_out else "train"].add(item, label, found)
+                writers["validation" if held_out else "train"].add(item, label, found, captions)
             skipped += part.skipped
         counts = {split: len(writer.labels) for split, writer in writers.items()}
         _check_counts(job, counts, len(skipped))
@@ -263,7 +272,10 @@ def _read(job: ImageJob, number: int) -> _Part:
     with np.load(io.BytesIO(arrays)) as loaded:
         skipped = json.loads(loaded["skipped"].tobytes())
         named = {kind: loaded[kind] for kind in ("ends", "labels", "digests", "usable")}
-    return _Part(items=items, skipped=skipped, **named)
+        texts = loaded["captions"].tobytes() if "captions" in loaded else b""
+        ends = loaded["caption_ends"].tolist() if texts else []
+    captions = [texts[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return _Part(items=items, skipped=skipped, captions=captions, **named)
 
 
 class _SplitWriter:
@@ -276,14 +288,18 @@ class _SplitWriter:
         self.labels: list[int] = []
         self._ends: list[int] = []
         self._digests = bytearray()
+        self._captions = HashedFile(folder.temporary(f"{split}/captions"))
+        self._caption_ends: list[int] = []
 
-    def add(self, item: np.ndarray, label: int, digest: bytes) -> None:
+    def add(self, item: np.ndarray, label: int, digest: bytes, captions: bytes) -> None:
         with writing(self._folder.path):
             self._items.write(item.data)
+            self._captions.write(captions)
+        self._caption_ends.append(self._captions.size)
         self._ends.append(self._items.size)
         self.labels.append(label)
         self._digests += digest
-        self._fingerprint.update(digest + label.to_bytes(4, "little"))
+        self._fingerprint.update(digest + label.to_bytes(4, "little") + captions)
 
     def finish(self, source: ImageSource) -> dict[str, Any]:
         """Moves the files to their names and returns the manifest's entry of the split. The
@@ -291,11 +307,16 @@ class _SplitWriter:
         with writing(self._folder.path):
             files = {"items": asdict(self._items.finish(lasting=True))}
         self._folder.publish(self._items.path, f"{self._split}/items")
-        images = open_images(source)
+        images, captioned = open_images(source), bool(source.caption_field)
+        if captioned:
+            with writing(self._folder.path):
+                files["captions"] = asdict(self._captions.finish(lasting=True))
+            self._folder.publish(self._captions.path, f"{self._split}/captions")
         contents = {
             "labels": np.array(self.labels, "<i4").tobytes(),
-            "ends": np.array(self._ends, "<i8").tobytes(),
+            "ends": _ends(self._ends),
             **({"digests": bytes(self._digests)} if images.in_place else {}),
+            **({"caption_ends": _ends(self._caption_ends)} if captioned else {}),
         }
         for kind, content in contents.items():
             self._folder.write(f"{self._split}/{kind}", content)
@@ -310,8 +331,13 @@ class _SplitWriter:
         }
 
     def close(self) -> None:
-        """Removes the file of items unless it was finished."""
+        """Removes the files of items and captions unless they were finished."""
         self._items.discard()
+        self._captions.discard()
+
+
+def _ends(ends: Sequence[int]) -> bytes:
+    return np.array(ends, "<i8").tobytes()
 
 
 def check_classes(source: ImageSource, validation: ImageSource) -> None:

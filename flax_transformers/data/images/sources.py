@@ -8,8 +8,10 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from flax_transformers.data.images.captions import open_captioned, read_place
 from flax_transformers.data.images.files import FolderImages, IdxImages, idx_files
 from flax_transformers.data.images.kinds import SPLIT_NAMES, Images, ImageSource, split_of_file
 from flax_transformers.data.images.tables import ParquetImages, RecordImages
@@ -24,6 +26,11 @@ HELD_OUT = ("validation", "test")
 def open_images(source: ImageSource) -> Images:
     """Opens one split. Raises UserError if it does not exist or is not supported."""
     if source.path.startswith(PREFIX):
+        if source.caption_field:
+            raise UserError(
+                f"Captions are not read from {source.path}, as TFDS has it; give a folder, or "
+                "files of the kinds jsonl, parquet or tar."
+            )
         return RecordImages(source)
     root = Path(os.path.expanduser(source.path))
     if "://" in source.path:
@@ -33,6 +40,8 @@ def open_images(source: ImageSource) -> Images:
     if not root.exists():
         raise UserError(f"There is no file or folder {source.path}; check data.source.path.")
     parquet = [root] if root.is_file() else sorted(root.rglob("*.parquet"))
+    if source.caption_field and not (parquet and parquet[0].suffix == ".parquet"):
+        return open_captioned(source, root)
     if root.is_dir() and idx_files(root):
         return IdxImages(source, root)
     if parquet:
@@ -48,7 +57,7 @@ def reader(source: ImageSource) -> Callable[[str], bytes]:
     if source.path.startswith(PREFIX):
         return RecordImages(source).bytes_at
     root = Path(os.path.expanduser(source.path))
-    return lambda place: (root / place).read_bytes()
+    return partial(read_place, root.parent if root.is_file() else root)
 
 
 def own_held_out(source: ImageSource) -> str | None:
@@ -59,7 +68,8 @@ def own_held_out(source: ImageSource) -> str | None:
         root = Path(os.path.expanduser(source.path))
         if not root.is_dir():
             return None
-        files = [path.name for path in root.rglob("*.parquet")]
+        kinds = ("parquet", "tar", "jsonl") if source.caption_field else ("parquet",)
+        files = [path.name for kind in kinds for path in root.rglob(f"*.{kind}")]
         found = [path.name for path in root.iterdir() if path.is_dir()]
         names = [
             *(name for name in map(split_of_file, files) if name),

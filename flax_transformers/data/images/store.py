@@ -3,7 +3,8 @@
 A store is a folder. Each split ("train", "validation") has flat little-endian files: ``labels``
 (int32), ``items`` (bytes) and ``ends`` (int64, the end of each item). An item is an image file, an
 array of pixels, or the place of an image in the source: image files in folders are not copied, and
-``digests`` (16 bytes each) detect images that changed. ``skipped.txt`` names the images that were
+``digests`` (16 bytes each) detect images that changed. Images with captions have ``captions``, the
+lists of each in JSON, and ``caption_ends`` (int64). ``skipped.txt`` names the images that were
 left out, with the reason. ``manifest.json`` is written last: a folder without it is not finished.
 """
 
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +40,7 @@ MANIFEST = "manifest.json"
 SKIPPED = "skipped.txt"
 KIND = "image store"
 _DIGEST_BYTES = 16
-_OPENED = ("labels", "_ends", "_items", "_digests", "_read")
+_OPENED = ("labels", "_ends", "_items", "_digests", "_captions", "_caption_ends", "_read")
 
 
 class ImageSplit:
@@ -72,6 +74,10 @@ class ImageSplit:
             "ends": Content("<i8", self._count, last=files["items"].bytes, strictly=True),
             "digests": Content("u1", _DIGEST_BYTES * self._count),
         }
+        if "captions" in files:
+            last = files["captions"].bytes
+            contents["captions"] = Content("u1")
+            contents["caption_ends"] = Content("<i8", self._count, last=last, strictly=True)
         self._files: StoreFiles = {
             self._name(kind): (file, contents[kind]) for kind, file in files.items()
         }
@@ -110,6 +116,25 @@ class ImageSplit:
     @functools.cached_property
     def _digests(self) -> StoreArray:
         return self._array("digests")
+
+    @functools.cached_property
+    def _captions(self) -> StoreArray:
+        return self._array("captions")
+
+    @functools.cached_property
+    def _caption_ends(self) -> StoreArray:
+        return self._array("caption_ends")
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether images have captions instead of labels."""
+        return self._name("captions") in self._files
+
+    def captions(self, index: int) -> list[str]:
+        """The captions of image ``index``, at least one."""
+        start = int(self._caption_ends[index - 1]) if index else 0
+        raw = self._captions.read(start, int(self._caption_ends[index])).tobytes()
+        return [str(text) for text in json.loads(raw)]
 
     @functools.cached_property
     def _read(self) -> Callable[[str], bytes]:
@@ -158,6 +183,11 @@ class ImageSplit:
         if image_digest(raw) != expected.tobytes():
             raise UnreadableImage("its content has changed")
         return raw
+
+
+def caption_bytes(captions: Sequence[str]) -> bytes:
+    """Captions as a store has them."""
+    return json.dumps(list(captions), ensure_ascii=False).encode("utf-8", "replace")
 
 
 def image_digest(raw: bytes) -> bytes:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flax_transformers.data.images.kinds import Found, ImageSource, split_of_file
+from flax_transformers.data.images.captions import CAPTIONED, captions_in
+from flax_transformers.data.images.kinds import Found, ImageSource, files_of_split
 from flax_transformers.data.sources.documents import listed
 from flax_transformers.data.sources.row_files import reading_parquet
 from flax_transformers.data.sources.tfds import split_of, tfds_builder, tfds_files
@@ -23,33 +24,28 @@ class ParquetImages:
     in_place = False
 
     def __init__(self, source: ImageSource, files: Sequence[Path]) -> None:
-        named = [(split_of_file(path.name), path) for path in files]
-        if any(split for split, _ in named) or source.split != "train":
-            files = [path for split, path in named if split == source.split]
-        if not files:
-            splits = {split for split, _ in named if split}
-            raise UserError(
-                f"{source.path} has no parquet files of the split {source.split!r}, only of "
-                f"{listed(splits)}; check data.source."
-            )
-        self._files, self._source = list(files), source
+        self._files, self._source = files_of_split(source, files, "parquet"), source
+        self._columns = [source.image_field, source.caption_field or source.label_field]
         self._groups: list[tuple[Path, int, int]] = []  # file, row group, rows
-        for path in files:
+        for path in self._files:
             with _parquet(path) as file:
                 self._check_columns(path, file.schema_arrow)
                 self.classes = self.classes or _class_names(file.schema_arrow, source.label_field)
                 groups = range(file.num_row_groups)
                 self._groups += [(path, n, file.metadata.row_group(n).num_rows) for n in groups]
         self._names: dict[str, int] = {name: number for number, name in enumerate(self.classes)}
-        if not self.classes:
+        if source.caption_field:
+            self.classes = CAPTIONED
+        elif not self.classes:
             self._number_labels()
 
     def _check_columns(self, path: Path, schema: Any) -> None:
-        for column in (self._source.image_field, self._source.label_field):
+        for column in self._columns:
             if column not in schema.names:
                 raise UserError(
                     f"The parquet file {path} has no column {column!r}, it has "
-                    f"{listed(schema.names)}; set data.source.image_field and label_field."
+                    f"{listed(schema.names)}; set data.source.image_field and label_field or "
+                    "caption_field."
                 )
 
     def _number_labels(self) -> None:
@@ -70,21 +66,23 @@ class ParquetImages:
         return sum(rows for _, _, rows in self._groups)
 
     def read(self, start: int, stop: int) -> Iterator[Found]:
-        columns = [self._source.image_field, self._source.label_field]
         first = 0
         for path, group, rows in self._groups:
             wanted = range(max(start, first) - first, min(stop, first + rows) - first)
             if wanted:
                 with _parquet(path) as file:
-                    images, labels = file.read_row_group(group, columns=columns).select(columns)
+                    images, labels = file.read_row_group(group, columns=self._columns).select(
+                        self._columns
+                    )
                 for row in wanted:
                     raw, label = images[row].as_py(), labels[row].as_py()
                     raw = raw.get("bytes") if isinstance(raw, dict) else raw
-                    yield Found(
-                        f"row {first + row}",
-                        raw if isinstance(raw, bytes) else b"",
-                        label if isinstance(label, int) else self._names.get(str(label), -1),
-                    )
+                    raw = raw if isinstance(raw, bytes) else b""
+                    if self._source.caption_field:
+                        yield Found(f"row {first + row}", raw, 0, captions_in(label))
+                        continue
+                    number = label if isinstance(label, int) else self._names.get(str(label), -1)
+                    yield Found(f"row {first + row}", raw, number)
             first += rows
 
     def files(self) -> list[tuple[str, Path]]:
