@@ -15,6 +15,7 @@ import jax
 from etils import epath
 
 from flax_transformers.data.dataset import Dataset
+from flax_transformers.data.images.image_text import PreparedPairs
 from flax_transformers.evaluation.baselines import (
     Baseline,
     masked_token_baselines,
@@ -31,6 +32,8 @@ from flax_transformers.evaluation.classification import (
     image_baselines,
 )
 from flax_transformers.evaluation.features.probes import probe_evaluator
+from flax_transformers.evaluation.contrastive.retrieval import pair_baselines, retrieval_evaluator
+from flax_transformers.evaluation.contrastive.zero_shot import zero_shot_evaluator
 from flax_transformers.evaluation.held_out import held_out_evaluator
 from flax_transformers.evaluation.question_answering import question_baselines, question_evaluator
 from flax_transformers.evaluation.reconstructions import (
@@ -46,6 +49,7 @@ from flax_transformers.evaluation.tagging import entity_evaluator, tagging_basel
 from flax_transformers.evaluation.translation import translation_evaluator
 from flax_transformers.objectives.base import Objective
 from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.contrastive import ImageTextContrastive
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.lm_loss import LMLoss
 from flax_transformers.objectives.masked_image import MaskedImage
@@ -132,6 +136,13 @@ def _tags(run: Run) -> list[Evaluator]:
     return [entity_evaluator(run.config, run.prepared, run.report)]
 
 
+def _pairs(run: Run) -> list[Evaluator]:
+    found, prepared = [retrieval_evaluator(run.config, run.prepared)], run.prepared
+    if isinstance(prepared, PreparedPairs) and prepared.labelled is not None:
+        found.append(zero_shot_evaluator(run.config, prepared))
+    return found
+
+
 def _filled(run: Run) -> Sample:
     return filled_samples(run.prepared)
 
@@ -158,6 +169,7 @@ TASKS: dict[type, Task] = {
     PolicyObjective: Task(
         held_out=lambda run: reward_evaluator(run.config, run.prepared, run.model)
     ),
+    ImageTextContrastive: Task(pair_baselines, _pairs),
 }
 
 

@@ -33,7 +33,7 @@ from flax_transformers.data.images.kinds import (
 from flax_transformers.data.sources.files import reading
 from flax_transformers.errors import UserError
 
-CAPTIONED = ("image",)
+CAPTIONED: tuple[str, ...] = ("image",)
 """The one class of images with captions."""
 LINES = "txt"
 
