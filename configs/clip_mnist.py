@@ -7,7 +7,9 @@ Hardware:  2 CPU cores
 Expected:  TODO
 
 Captions are made from the labels. Texts are bytes, so that the numerals of related languages look
-alike: Portuguese and Dutch are scored, but no caption of training is in either of them.
+alike: Portuguese and Dutch are scored, but no caption of training is in either of them. Images have
+three equal channels, so that the pipeline zero-shot-image-classification of transformers can run
+the exported model.
 """
 
 from flax_transformers.checkpointing.config import CheckpointConfig
@@ -57,7 +59,6 @@ def get_config() -> TrainConfig:
             vision=ClipVision(
                 image_size=28,
                 patch_size=7,
-                num_channels=1,
                 hidden_size=64,
                 num_layers=4,
                 num_heads=4,
@@ -68,7 +69,7 @@ def get_config() -> TrainConfig:
         objective=ImageTextContrastive(image_size=28, mean=(MEAN,), std=(STD,)),
         data=ImageTextData(
             source=ImageSource("data/mnist"),
-            channels=1,
+            channels=3,
             crop_fraction=1.0,
             augmentation=Augmentation(crop="shift", padding=2),
             tokenizer=TokenizerConfig("bytes"),

@@ -11,8 +11,11 @@ import pytest
 import torch
 import transformers
 
+import flax_transformers as ft
 from flax_transformers.cli.config_file import load_config
 from flax_transformers.cli.main import main
+from flax_transformers.data.images.augmentation import centre_crop
+from flax_transformers.data.tokenizers.load import load_tokenizer
 from tests.parity.recipe_data import TAGS, WORDS, data_arguments
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -32,6 +35,7 @@ TASKS = {
     "question-answering": ("ForQuestionAnswering",),
     "image-classification": ("ForImageClassification",),
     "image-feature-extraction": ("MAEForPreTraining",),
+    "zero-shot-image-classification": ("CLIPModel",),
 }
 """Ends of names of architectures by task; transformers 5 has pipelines for all but two of them."""
 
@@ -149,3 +153,26 @@ def test_an_autoencoder_gives_features_of_an_image(tmp_path, recipe):
 
 def grey_image():
     return PIL.Image.fromarray(np.full((40, 30), 90, np.uint8))
+
+
+@pytest.mark.parametrize("recipe", recipes("zero-shot-image-classification"))
+def test_a_model_of_images_and_texts_ranks_texts_as_here(tmp_path, recipe):
+    out, names = exported(recipe, tmp_path), ["zero", "uno", "drei"]
+    rank = transformers.pipeline("zero-shot-image-classification", model=out)
+    found = {
+        one["label"]: one["score"]
+        for one in rank(grey_image(), candidate_labels=names, hypothesis_template="{}")
+    }
+    config, (model, params) = RECIPES[recipe], ft.load_pretrained(out)
+    tokenizer = load_tokenizer(str(tmp_path / "run" / "checkpoints" / "1" / "tokenizer"))
+    rows = [
+        config.objective.prepare_text(tokens, tokenizer.vocabulary, 24)["input_ids"]
+        for tokens in tokenizer.encode_batch(names)
+    ]
+    grey = centre_crop(np.full((40, 30, 3), 90, np.uint8), 28).transpose(2, 0, 1)[None]
+    output = model.apply({"params": params}, np.stack(rows), config.objective.normalized(grey))
+    expected = np.exp(output.logits_per_image[0])
+    np.testing.assert_allclose(
+        [found[name] for name in names], expected / expected.sum(), atol=2e-5
+    )
+    assert_limits_texts(rank.tokenizer, recipe)
