@@ -31,9 +31,9 @@ from flax_transformers.evaluation.classification import (
     classification_evaluator,
     image_baselines,
 )
-from flax_transformers.evaluation.features.probes import probe_evaluator
 from flax_transformers.evaluation.contrastive.retrieval import pair_baselines, retrieval_evaluator
 from flax_transformers.evaluation.contrastive.zero_shot import zero_shot_evaluator
+from flax_transformers.evaluation.features.probes import probe_evaluator
 from flax_transformers.evaluation.held_out import held_out_evaluator
 from flax_transformers.evaluation.question_answering import question_baselines, question_evaluator
 from flax_transformers.evaluation.reconstructions import (

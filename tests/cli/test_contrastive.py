@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -82,11 +83,11 @@ def test_a_run_resumes_exactly_with_a_locked_image_encoder_and_is_exported(
         out = tmp_path / f"out{step}"
         assert main(["convert", str(whole / "checkpoints" / step), str(out)]) == 0
         states.append(ft.load_pretrained(str(out))[1])
-    first, last = states
+    first, _ = states
     for name in first:
         same = [
             np.array_equal(a, b)
-            for a, b in zip(*(_leaves(state[name]) for state in states), strict=True)
+            for a, b in zip(*(jax.tree.leaves(state[name]) for state in states), strict=True)
         ]
         assert all(same) == name.startswith("image_"), name
     described = json.loads((tmp_path / "out3" / "preprocessor_config.json").read_text())
@@ -94,9 +95,3 @@ def test_a_run_resumes_exactly_with_a_locked_image_encoder_and_is_exported(
     assert described["image_mean"] == [0.5]
     tokenizer = json.loads((tmp_path / "out3" / "tokenizer_config.json").read_text())
     assert tokenizer["model_max_length"] == 8
-
-
-def _leaves(tree):
-    import jax
-
-    return jax.tree.leaves(tree)
