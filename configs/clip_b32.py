@@ -4,7 +4,7 @@ Command:   flax-transformers train configs/clip_b32.py --workdir runs/clip_b32 \
                --data.source.path SHARDS --data.tokenizer.path TOKENIZER
            where SHARDS is a folder of WebDataset tar files with images and .txt captions, and
            TOKENIZER the folder of CLIP's published tokenizer
-Hardware:  TODO
+Hardware:  a TPU v5e slice of 256 chips, 16x16
 Data:      400 million pairs (not published; LAION-400M has as many)
 Expected:  zero-shot accuracy on ImageNet 63.2 % (published, arXiv:2103.00020 table 11); not
            measured here

@@ -3,8 +3,10 @@
 Command:   flax-transformers train configs/clip_mnist.py --workdir runs/clip_mnist \\
                --data.source.path MNIST
            where MNIST is the folder that contains train-images-idx3-ubyte.gz and the other files
-Hardware:  2 CPU cores
-Expected:  TODO
+Hardware:  2 CPU cores, 5 minutes (measured while other jobs ran)
+Expected:  zero-shot accuracy 97.7 and 97.8 % on the 10,000 test images (seeds 0 and 1), in each of
+           the five languages to 0.1 points; in Portuguese 96.1 and 79.4 %, in Dutch 86.9 and
+           68.7 %. Chance is 10 %
 
 Captions are made from the labels. Texts are bytes, so that the numerals of related languages look
 alike: Portuguese and Dutch are scored, but no caption of training is in either of them. Images have
