@@ -92,6 +92,7 @@ _TYPES = {
     "direct_preference": "post_training.preference.DirectPreference",
     # Reinforcement learning.
     "group_relative_policy": "post_training.policy.GroupRelativePolicy",
+    "proximal_policy": "post_training.ppo.ProximalPolicy",
     "rollouts": "post_training.policy.Rollouts",
     "exact_answer": "post_training.rewards.ExactAnswer",
     "numeric_answer": "post_training.rewards.NumericAnswer",

@@ -13,6 +13,7 @@ from flax_transformers.families.llama import (
     architectures,
     decoder_table,
     read_fields,
+    value_architecture,
     write_fields,
 )
 from flax_transformers.huggingface import fields as huggingface
@@ -106,6 +107,7 @@ FAMILY = Family(
     config=GemmaConfig,
     model_types=("gemma",),
     architectures=ARCHITECTURES,
+    only_here=(value_architecture("Gemma"),),
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

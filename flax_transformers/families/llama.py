@@ -21,7 +21,11 @@ from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
 from flax_transformers.models.config import Activation, Rope, TextConfig
-from flax_transformers.models.decoder import DecoderForCausalLM, DecoderForSequenceClassification
+from flax_transformers.models.decoder import (
+    DecoderForCausalLM,
+    DecoderForSequenceClassification,
+    DecoderWithValueHead,
+)
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
     TextForTokenClassification,
@@ -30,10 +34,16 @@ from flax_transformers.models.text import (
 from flax_transformers.ranges import Ranges
 
 
+def value_architecture(name: str) -> str:
+    """The language model of a family with a value head; no other library has a class for it."""
+    return f"{name}ForCausalLMWithValueHead"
+
+
 def architectures(name: str) -> dict[str, type[nn.Module]]:
     """The classes of the family that Hugging Face calls ``name``."""
     return {
         f"{name}ForCausalLM": DecoderForCausalLM,
+        value_architecture(name): DecoderWithValueHead,
         f"{name}ForSequenceClassification": DecoderForSequenceClassification,
         f"{name}ForTokenClassification": TextForTokenClassification,
         f"{name}ForQuestionAnswering": TextForQuestionAnswering,
@@ -396,6 +406,7 @@ def decoder_table(
             *norm("final_norm", "model.norm"),
             Weight("lm_head/words/kernel", "lm_head.weight", "DV->VD"),
             *linear("classification_head", head, "D", "C"),
+            *linear("value_head", "value_head", "D", "C"),
         ),
         copies={"lm_head.weight": "model.embed_tokens.weight"},
         # Frequencies that files of 2023 carry.
@@ -442,4 +453,5 @@ FAMILY = Family(
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
     weights=weights,
+    only_here=(value_architecture("Llama"),),
 )

@@ -12,6 +12,7 @@ from flax_transformers.families.llama import (
     architectures,
     decoder_table,
     read_fields,
+    value_architecture,
     write_fields,
 )
 from flax_transformers.huggingface import fields as huggingface
@@ -91,6 +92,7 @@ FAMILY = Family(
     config=MistralConfig,
     model_types=("mistral",),
     architectures=ARCHITECTURES,
+    only_here=(value_architecture("Mistral"),),
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

@@ -15,6 +15,7 @@ from flax_transformers.families.llama import (
     LlamaConfig,
     architectures,
     decoder_table,
+    value_architecture,
     write_fields,
 )
 from flax_transformers.families.mistral import read_windowed
@@ -144,6 +145,7 @@ FAMILY = Family(
     config=MixtralConfig,
     model_types=("mixtral",),
     architectures=ARCHITECTURES,
+    only_here=(value_architecture("Mixtral"),),
     parts=ModelParts(block=MixtralBlock),
     sizes=SIZES,
     from_huggingface=from_huggingface,

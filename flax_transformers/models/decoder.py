@@ -1,14 +1,16 @@
-"""Heads of decoders: next-token prediction, and classification by the last token."""
+"""Heads of decoders: next-token prediction, with values too, and labels by the last token."""
 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
 from flax_transformers.models.heads import (
     LanguageModelMixin,
     LMHead,
     Tokens,
     Unembedding,
+    label_layer,
     last_token,
     take_token,
 )
@@ -24,6 +26,24 @@ class DecoderForCausalLM(LanguageModelMixin, TextModel):
 
     def unembedding(self, hidden_BMD: jax.Array) -> Unembedding:
         return self.lm_head(hidden_BMD, self.words)
+
+
+class DecoderWithValueHead(DecoderForCausalLM):
+    """Predicts the next token, and at each token the reward to come (PPO, arXiv:1707.06347)."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.value_head = label_layer(self.config, self.dtype, 1)
+
+    def values(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Rewards to come, float32 [B, T]."""
+        return self.value_head(hidden_BTD)[..., 0].astype(jnp.float32)
+
+    def head_outputs(
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
+    ) -> dict[str, jax.Array]:
+        logits = super().head_outputs(hidden_BTD, tokens, deterministic)
+        return logits | {"values": self.values(hidden_BTD)}
 
 
 class DecoderForSequenceClassification(TextForSequenceClassification):

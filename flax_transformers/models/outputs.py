@@ -28,8 +28,8 @@ class ModelOutput(struct.PyTreeNode):
 
     ``logits`` float32: [B, T, vocab_size] of language models, [B, T, labels] of taggers,
     [B, labels] of classifiers. ``start_logits`` and ``end_logits`` [B, T] of span predictors.
-    ``pooler_output`` [B, D]. ``cache`` if one was given. A family with further outputs adds
-    fields in a subclass.
+    ``values`` float32 [B, T] of a value head. ``pooler_output`` [B, D]. ``cache`` if one was given.
+    A family with further outputs adds fields in a subclass.
     """
 
     last_hidden_state: jax.Array | None = None
@@ -38,5 +38,6 @@ class ModelOutput(struct.PyTreeNode):
     pooler_output: jax.Array | None = None
     start_logits: jax.Array | None = None
     end_logits: jax.Array | None = None
+    values: jax.Array | None = None
     auxiliary: Any = None
     cache: Any = None

@@ -134,6 +134,11 @@ class PolicyObjective:
         raise NotImplementedError
 
     @property
+    def needs_old(self) -> bool:
+        """Whether rows have what ``measured`` gives of the model that sampled them."""
+        return self.rollouts.steps > 1
+
+    @property
     def statistics(self) -> list[str]:
         """Names of the arrays [B] that are only logged."""
         names = ["reward", "reward_std", "no_signal", "completion_length", "truncated"]
@@ -193,23 +198,28 @@ class PolicyObjective:
         per_token = np.zeros((rows, *row["labels"].shape), np.float32)
         arrays = dict.fromkeys(self.statistics, np.zeros(rows, np.float32))
         arrays["advantages"] = np.zeros(rows, np.float32)
-        if self.rollouts.steps > 1:
+        if self.needs_old:
             arrays["old_log_probs"] = per_token
         if self.needs_reference:
             arrays["reference_log_probs"] = per_token
         return arrays
 
+    def measured(self, model: ModelFunctions, params: Params, batch: Batch) -> dict[str, Array]:
+        """What rollouts keep of a model: ``log_probs`` float32 [B, C]."""
+        return {"log_probs": self.log_probs(model, params, batch)[0]}
+
     def log_probs(self, model: ModelFunctions, params: Params, batch: Batch) -> tuple[Array, Array]:
         """Log-probabilities float32 [B, C] of the labels, and the sum of the entropies of the
         tokens that are trained on, each at the temperature of sampling."""
-        import jax.numpy as jnp  # not at the top: configs are read without jax
+        return self.scored(model, params, label_states(model, params, batch), batch)
 
+    def scored(
+        self, model: ModelFunctions, params: Params, hidden_BCD: Array, batch: Batch
+    ) -> tuple[Array, Array]:
+        """The same from the hidden states of `label_states`."""
         from flax_transformers.objectives.cross_entropy import lm_scores
 
-        hidden_BTD = model.hidden_states(params, batch, {}).last_hidden_state
-        positions_BC = batch["label_positions"]
-        chosen_BCD = jnp.take_along_axis(hidden_BTD, positions_BC[:, :, None], axis=1)
-        unembedding = model.unembedding(params, chosen_BCD)
+        unembedding = model.unembedding(params, hidden_BCD)
         if self.rollouts.temperature != 1.0:
             unembedding = scaled(unembedding, 1.0 / self.rollouts.temperature)
         scores = lm_scores(unembedding, batch["labels"], self.max_logits)
@@ -275,6 +285,15 @@ def completion_row(
         "label_positions": pad(np.arange(count) + len(prompt) - 1, completion_length, 0),
         "label_weights": pad(np.ones(count, np.float32), completion_length, 0),
     }
+
+
+def label_states(model: ModelFunctions, params: Params, batch: Batch) -> Array:
+    """Hidden states [B, C, D] at the positions that predict the labels, without dropout."""
+    import jax.numpy as jnp  # not at the top: configs are read without jax
+
+    hidden_BTD = model.hidden_states(params, batch, {}).last_hidden_state
+    positions_BC = batch["label_positions"]
+    return jnp.take_along_axis(hidden_BTD, positions_BC[:, :, None], axis=1)
 
 
 def ratios(log_probs_BC: Array, batch: Batch) -> Array:

@@ -356,24 +356,30 @@ class _Rollouts:
 
     def _measured(self, params: Any, state: TrainState, rows: Arrays) -> Arrays:
         """What the models of the sampling and of the reference say of the rows: arrays [R, ...]."""
-        models = {"old": params} if self._settings.steps > 1 else {}
+        models = {"old": params} if self._objective.needs_old else {}
         if self._objective.needs_reference:
             reference = self._reference
             models["reference"] = base_of(state.params) if reference is None else reference
-        found: dict[str, list[np.ndarray]] = {name: [] for name in models}
+        found: list[Arrays] = []
         for first in range(0, self._size, self._batch):
             batch = self._placed({n: a[first : first + self._batch] for n, a in rows.items()})
-            for name, own in models.items():
-                found[name].append(np.asarray(self._measure(own, batch)))
-        return {f"{name}_log_probs": np.concatenate(arrays) for name, arrays in found.items()}
+            measured = {name: self._measure(own, batch) for name, own in models.items()}
+            found.append(
+                {
+                    f"{name}_{what}": np.asarray(array)
+                    for name, arrays in measured.items()
+                    for what, array in arrays.items()
+                }
+            )
+        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
     def _compiled_measure(self) -> Any:
-        """``(params, batch) -> log-probabilities`` float32 [B, C] on all devices."""
+        """``(params, batch) -> arrays`` [B, ...] of ``objective.measured``, on all devices."""
         functions, objective = self._run.trainer.functions, self._objective
 
-        def measure(params: Any, batch: Any) -> jax.Array:
+        def measure(params: Any, batch: Any) -> dict[str, jax.Array]:
             with nn.logical_axis_rules(RULES):
-                return objective.log_probs(functions, params, batch)[0]
+                return objective.measured(functions, params, batch)
 
         placed = jax.tree.map(lambda leaf: leaf.sharding, self._run.trainer.abstract_params)
         mesh = self._run.mesh
@@ -437,14 +443,14 @@ class _Rollouts:
     ) -> None:
         if not self._run.is_writer:
             return
-        advantages = rows["advantages"].reshape(len(prompts), -1)
+        advantages = rows["advantages"].reshape(len(prompts), -1).mean(axis=1)
         lines = [
             {
                 "prompt": prompt.text,
                 "completion": completions.texts[row],
                 "ended": bool(completions.ended[row]),
                 "rewards": dict(zip(self._judge.names, scores[row].tolist(), strict=True)),
-                "advantage": float(advantages[row].mean()),
+                "advantage": float(advantages[row]),
             }
             for row, prompt in enumerate(prompts)
         ]
