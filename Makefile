@@ -89,6 +89,10 @@ test-slurm: ## Test launch/slurm.sh on a SLURM of this machine: needs slurm-wlm 
 parity: VENV = .venv-parity
 parity: ## Compare every family with the original, live: needs torch and transformers, which it installs
 	@$(call environment,parity)
+	@# The last release with the PPO that tests/parity/test_ppo.py compares with.
+	@test -d "$(VENV)/trl-0.11.4" || { if command -v uv >/dev/null; then uv pip install --quiet --python "$(VENV)/bin/python" \
+	  --no-deps --target "$(VENV)/trl-0.11.4" trl==0.11.4; else "$(VENV)/bin/python" -m pip install -qq --no-deps \
+	  --target "$(VENV)/trl-0.11.4" trl==0.11.4; fi; }
 	@"$(VENV)/bin/python" -m pytest tests/parity
 
 test-buckets: VENV = .venv-buckets

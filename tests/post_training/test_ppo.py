@@ -2,12 +2,13 @@
 
 import dataclasses
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from flax_transformers.checkpointing.manager import restore_params
 from flax_transformers.errors import UserError
+from flax_transformers.models.heads import Unembedding
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.objectives.base import ModelFunctions
 from flax_transformers.post_training.policy import Rollouts
@@ -74,21 +75,8 @@ def test_values_that_are_right_explain_all_variance():
     np.testing.assert_allclose(found["advantages"], 0.0, atol=1e-6)
 
 
-class Logits:
-    """Stands for the unembedding: the hidden states are the logits."""
-
-    def __init__(self, logits):
-        self._logits, self.table_VD = logits, np.empty((logits.shape[-1], 0), np.float32)
-
-    def logits(self):
-        return self._logits
-
-
-def test_the_losses_are_those_of_the_formulas(monkeypatch):
+def test_the_losses_are_those_of_the_formulas():
     """Of a model whose logits and values are given, against numpy."""
-    monkeypatch.setattr(
-        "flax_transformers.post_training.policy.entropy_sum", lambda *_: np.float32(0)
-    )
     random = np.random.default_rng(3)
     logits = random.normal(0, 1, (ROWS, TOKENS, 7)).astype(np.float32)
     values = random.normal(0, 1, (ROWS, TOKENS)).astype(np.float32)
@@ -102,14 +90,14 @@ def test_the_losses_are_those_of_the_formulas(monkeypatch):
     rows |= made.advantages(random.normal(0, 1, ROWS), rows)
     batch = rows | {
         "labels": labels,
-        "label_positions": np.zeros((ROWS, TOKENS), np.int32),
+        "label_positions": np.tile(np.arange(TOKENS), (ROWS, 1)),
         "attention_mask": np.ones((ROWS, 6), np.int32),
     }
     states = type("States", (), {"last_hidden_state": logits})
     functions = ModelFunctions(
         lambda *_: states,
-        lambda params, hidden: Logits(logits),
-        lambda name, params, rngs, hidden: jax.numpy.asarray(values),
+        lambda params, hidden: Unembedding(hidden, jnp.eye(7), None, 7),
+        lambda name, params, rngs, hidden: jnp.asarray(values),
     )
     terms = made.terms(functions, {}, batch, {})
     ratio = np.exp(log_probs - batch["old_log_probs"])
@@ -146,6 +134,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     assert_bit_equal(restore_params(tmp_path / "killed"), restore_params(tmp_path / "straight"))
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_model_without_values_is_refused(tmp_path):
     config = dataclasses.replace(ppo_config(), model=config_for().model)
     with pytest.raises(UserError, match="ProximalPolicy needs values, which LlamaForCausalLM"):
