@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_transformers.errors import UserError
-from flax_transformers.huggingface.tensor_files import INDEX, WEIGHTS, read_json
+from flax_transformers.huggingface.tensor_files import INDEX, WEIGHTS, flax_files, read_json
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -79,14 +79,14 @@ def holds_adapter(directory: Path) -> bool:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """The config.json of a folder. Raises UserError, with the remedy, for quantised weights and if
-    there are no safetensors."""
+    there are neither safetensors nor weights of transformers' Flax classes."""
     described = read_json(directory / CONFIG)
     names = _names(directory)
     quantisation = described.get("quantization_config") or described.get("compression_config")
     other = next((n for n in ("quantize_config.json", "quant_config.json") if n in names), None)
     if quantisation or other:
         raise UserError(_quantised(directory, quantisation, other))
-    if WEIGHTS not in names and INDEX not in names:
+    if WEIGHTS not in names and INDEX not in names and not flax_files(directory):
         raise UserError(_no_weights(directory, names, described))
     return described
 
@@ -223,7 +223,6 @@ def _conversion(directory: Path, names: list[str], described: Mapping[str, Any])
     for pattern, what, option, needed in (
         (r"pytorch_model.*\.bin(\.index\.json)?", "a pickle", "", ""),
         (r"tf_model.*\.h5(\.index\.json)?", "of TensorFlow", ", from_tf=True", "4 "),
-        (r"flax_model.*\.msgpack(\.index\.json)?", "of Flax", ", from_flax=True", "4 "),
     ):
         found = [name for name in names if re.fullmatch(pattern, name)]
         if found:

@@ -1,4 +1,4 @@
-"""Safetensors files, read and written one tensor at a time.
+"""Safetensors files, read and written one tensor at a time; weights of transformers' Flax classes.
 
 The format is eight bytes with the length of a header, the header (JSON: name, dtype, shape and byte
 range of every tensor), and the tensors. It has no checksum; files written here carry the sha256 of
@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from flax.serialization import msgpack_restore
+from flax.traverse_util import flatten_dict
 
 from flax_transformers.errors import UserError
 
@@ -81,14 +83,17 @@ class FileTensor:
         return value if dtype is None else value.astype(dtype)
 
 
-def open_tensors(directory: Path) -> dict[str, FileTensor]:
-    """All tensors of a directory's model.safetensors, or of the shards in its index.
+def open_tensors(directory: Path) -> Mapping[str, Any]:
+    """All tensors of a directory's model.safetensors, or of the shards in its index; else those of
+    flax_model.msgpack, which are read at once.
 
     Only headers are read, and files with a digest once to check it. Raises UserError, naming the
     file, if one is missing, damaged or at odds with the index.
     """
     if os.path.lexists(directory / WEIGHTS):
         return {tensor.name: tensor for tensor in open_file(directory / WEIGHTS)}
+    if files := flax_files(directory):
+        return {name: value for file in files for name, value in _flax_tensors(file)}
     places = read_json(directory / INDEX).get("weight_map")
     if (
         not isinstance(places, dict)
@@ -204,6 +209,41 @@ def _digest(raw: Any) -> str:
     while chunk := raw.read(_CHUNK_BYTES):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def flax_files(directory: Path) -> list[Path]:
+    """The flax_model.msgpack, or the shards, that the Flax classes of transformers 4 wrote to a
+    directory that has no safetensors."""
+    if any(os.path.lexists(directory / name) for name in (WEIGHTS, INDEX)):
+        return []
+    return sorted(directory.glob("flax_model.msgpack")) or sorted(
+        directory.glob("flax_model-*-of-*.msgpack")
+    )
+
+
+def _flax_tensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The parameters of one file by the names and in the layouts that safetensors have: weights of
+    linear layers [outs, ins], of convolutions [outs, ins, height, width]. Raises UserError for a
+    damaged file and for values that are not finite."""
+    require_file(file)
+    try:
+        tree = flatten_dict(msgpack_restore(file.read_bytes()))
+    except Exception as error:  # of msgpack, or of whatever else the bytes describe
+        raise UserError(
+            f"{file} is damaged or was not written by transformers ({error!s:.200}); copy it again"
+        ) from error
+    for path, value in tree.items():
+        *place, last = map(str, path)
+        value = np.asarray(value)
+        if jnp.issubdtype(value.dtype, jnp.floating) and not np.isfinite(value).all():
+            raise UserError(
+                f"{'/'.join((*place, last))} in {file} has values that are not finite; use another "
+                "copy"
+            )
+        if last == "kernel":
+            value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+        name = "weight" if last in ("kernel", "scale", "embedding") else last
+        yield ".".join((*place, name)), value
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,6 @@ def test_quantised_weights_of_autogptq_say_so_in_a_file_of_their_own(saved):
         ("pytorch_model.bin", "is a pickle, which can run any code and is never read; write model"),
         ("pytorch_model-00001-of-00002.bin", "is a pickle, which can run any code"),
         ("tf_model.h5", "is of TensorFlow; write model.safetensors with transformers 4 by"),
-        ("flax_model.msgpack", "is of Flax; write model.safetensors with transformers 4 by"),
         ("checkpoint.pt", "checkpoint.pt is a pickle, which can run any code and is never read"),
         ("epoch=3.ckpt", "epoch=3.ckpt is a pickle"),
         ("model.Q4_K_M.gguf", "is a GGUF file of llama.cpp"),
