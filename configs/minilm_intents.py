@@ -7,7 +7,8 @@ Command:   flax-transformers train configs/minilm_intents.py --workdir runs/mini
 Data:      CLINC150 (CC BY 3.0), data_full.json: 15,000 training sentences, scored on the 4,500 of
            its test split; out-of-scope sentences are not used. Set --data.source.path and
            --data.validation-source.path if the file is elsewhere
-Expected:  not measured. The nearest centroid of its normalised embeddings, without training, is
+Expected:  accuracy 95.9 %, one seed, in under an hour on two CPU cores that had other work
+           (measured). The nearest centroid of its normalised embeddings, without training, is
            right for 91.7 % of the test sentences (measured)
 Cannot be exported: transformers has no BERT classifier of means. The encoder can, for
 sentence-transformers: flax-transformers convert runs/minilm out --architecture BertModel
@@ -45,8 +46,8 @@ def get_config() -> TrainConfig:
             shards=1,
         ),
         optimizer=AdamW(learning_rate=3e-4, schedule=Schedule("linear", warmup_steps=47)),
-        phases=(Phase(steps=469, sequence_length=32, batch_size=32),),
-        checkpoints=CheckpointConfig(every_steps=469),
+        phases=(Phase(steps=1407, sequence_length=32, batch_size=32),),
+        checkpoints=CheckpointConfig(every_steps=1407),
         evaluation=Evaluation(every_steps=469, batch_size=100),
         logging=Logging(every_steps=20),
     )

@@ -5,8 +5,8 @@ Command:   flax-transformers prepare configs/palm_540b.py
 Hardware:  a TPU v5p slice of 2,048 chips, 8x16x16; the paper used two slices of 3,072 v4 chips
 Data:      as llama3_8b.py, with a vocabulary of 256,000
 Expected:  not run
-Planned:   not run. --topology v5p:8x16x16: 51.1 of 95.7 GiB per chip, a step time of at least 18.0
-           s, an MFU of at most 80.8 %
+Planned:   not run. --topology v5p:8x16x16: 50.6 of 95.7 GiB per chip, a step time of at least 17.8
+           s, an MFU of at most 81.9 %
 
 The published architecture: attention and feed-forward side by side behind one norm without bias,
 SwiGLU, rotary positions, multi-query attention (one key/value head), tied embeddings, no biases,
