@@ -12,7 +12,7 @@ DEMO ?= runs/demo
 NEW_PYTHON ?= python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean docs test test-all test-fast test-full test-buckets test-slurm parity lint format install constraints clean
+.PHONY: help demo demo-clean docs dist test test-all test-fast test-full test-buckets test-slurm parity lint format install constraints clean
 
 # $(call environment,EXTRA): $(VENV) holds the package, editable, with that extra (none when empty).
 # The stamp in $(VENV) says for which PYTHON, folder, pyproject.toml and constraints.txt it was made.
@@ -106,6 +106,12 @@ docs: ## Build the documentation site into site/; a warning, such as a broken li
 	@$(call environment,docs)
 	@NO_MKDOCS_2_WARNING=1 "$(VENV)/bin/mkdocs" build --strict --quiet
 
+dist: ## Build the wheel and the source distribution into dist/, and check both
+	@$(call environment,release)
+	@rm -rf dist
+	@"$(VENV)/bin/python" -m build --outdir dist . >/dev/null
+	@"$(VENV)/bin/twine" check --strict dist/*
+
 lint: ## Check style, format, types, imports, sizes and retired terms
 	@$(call environment,dev)
 	@"$(VENV)/bin/ruff" check .
@@ -128,4 +134,4 @@ constraints: ## Pin the newest releases: PYTHON is 3.11, NEW_PYTHON is 3.12 or n
 	mv constraints.new constraints.txt
 
 clean: demo-clean ## Remove the environment and all caches, too
-	rm -rf "$(VENV)" .venv-parity .venv-buckets site .constraints-buckets.txt .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf "$(VENV)" .venv-parity .venv-buckets site dist .constraints-buckets.txt .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
