@@ -11,6 +11,7 @@ from flax_transformers.config_json import register_types_of
 from flax_transformers.evaluation.report import finish, introduce
 from flax_transformers.evaluation.saved_baselines import baselines_of_run, keep_baselines
 from flax_transformers.evaluation.tasks import evaluators
+from flax_transformers.export import Exporter
 from flax_transformers.monitoring.profiling import Profiling
 from flax_transformers.monitoring.sinks import MetricSink
 from flax_transformers.parallel.watchdog import watchdog
@@ -20,7 +21,7 @@ from flax_transformers.training import loop
 from flax_transformers.training.callbacks import Callback
 from flax_transformers.training.check_run import check_config, check_run
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.run_state import tokenizers_of_run
+from flax_transformers.training.run_state import tokenizer_files, tokenizers_of_run
 
 
 def train(
@@ -60,11 +61,15 @@ def train(
         sets = runtime.evaluation_sets(config, prepared)
         baselines = baselines_of_run(config, prepared, folder, sets)
         introduce(config, prepared, folder, baselines)
+        model = runtime.built(config)
+        if config.checkpoints.export_every is not None:
+            exporter = Exporter(config, model, folder, tokenizer_files(config, prepared))
+            callbacks = [*callbacks, exporter]
     outcome = loop.train(
         config,
         prepared,
         folder,
-        evaluators(config, prepared, runtime.built(config), folder, sets=sets),
+        evaluators(config, prepared, model, folder, sets=sets),
         runtime.initial_weights(config),
         profiling,
         callbacks,

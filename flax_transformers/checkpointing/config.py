@@ -26,6 +26,11 @@ class CheckpointConfig:
     """Whether lower or higher is better."""
     asynchronous: bool = True
     """Write in the background while training goes on."""
+    export_every: int | None = None
+    """Write the model in Hugging Face format to exports/STEP of the workdir every so many steps and
+    at the end; None: never."""
+    keep_exports: int = 2
+    """Number of exports that are kept, the newest."""
     invalid_to_keep: int = 8
     """Damaged steps that may be set aside before training asks for them to be looked at."""
 
@@ -34,6 +39,8 @@ class CheckpointConfig:
         "keep_latest": ranges.integers(),
         "keep_every": ranges.integers(),
         "keep_best": ranges.integers(0),
+        "export_every": ranges.integers(),
+        "keep_exports": ranges.integers(),
         "invalid_to_keep": ranges.integers(0),
     }
 

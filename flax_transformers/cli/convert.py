@@ -31,6 +31,8 @@ class Convert:
     architecture: Architecture = None
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, option()] = None
     """Type of the tensors in a Hugging Face directory (default: float32)."""
+    average: Annotated[str | None, option("LAST_N|STEP,STEP")] = None
+    """Average the weights of the newest N checkpoints of a run, or of these steps (two or more)."""
     adapter_of: Annotated[str | None, option("MODEL")] = None
     """Write only the adapters of a run with lora.rank, in PEFT's format, for this model: the one
     that the run started from, in Hugging Face format."""
@@ -66,18 +68,24 @@ class Convert:
         runtime.start(None)
         watchdog.start(Limits())
         if self.adapter_of is not None:
-            if self.architecture or self.dtype:
-                raise UserError("--adapter-of excludes --architecture and --dtype; omit these")
+            if self.architecture or self.dtype or self.average:
+                raise UserError(
+                    "--adapter-of excludes --architecture, --dtype and --average; omit these"
+                )
             with watchdog.phase("save"):
                 save_adapter(target, source, self.adapter_of)
             print(f"adapters of {source} for {self.adapter_of} written to {target}")
             return 0
+        steps = () if self.average is None else _steps_to_average(source, self.average)
         with watchdog.phase("restore"):
-            found = find_pretrained(source)
+            found = find_pretrained(steps[-1] if steps else source)
             _warn_of_tokenizer(found, describe_pretrained(found, self.architecture))
             model, params = load_pretrained(
                 found, architecture=self.architecture, dtype=self.dtype or "float32"
             )
+            if steps:
+                params = _averaged(steps, model, self.architecture, params)
+                log.info("average of the steps %s", ", ".join(step.name for step in steps))
         with watchdog.phase("save"):
             if isinstance(found, Found):
                 model, carried = _write_directory(target, model, params, found)
@@ -90,6 +98,51 @@ class Convert:
                 model, params, published, carried=carried, target=target, asked=self.architecture
             )
         return 0
+
+
+def _steps_to_average(source: str, text: str) -> list[Any]:
+    """The step folders that ``--average`` names, the newest last."""
+    from flax_transformers.checkpointing.step_directories import absolute, finished_steps
+    from flax_transformers.ranges import parse_integer
+
+    folder = absolute(source) / "checkpoints"
+    known = finished_steps(folder)
+    if not known:
+        raise UserError(f"--average is for the workdir of a run, and {source} has no checkpoints")
+    found = [parse_integer(part) for part in text.split(",")]
+    numbers = [number for number in found if number is not None and number >= 0]
+    if len(set(numbers)) < len(found):
+        raise UserError(
+            f"--average is {text!r}; give a number of checkpoints, as in 3, or steps, as in 100,200"
+        )
+    count = numbers[0] if len(numbers) == 1 else len(numbers)
+    chosen = known[max(0, len(known) - count) :] if len(numbers) == 1 else sorted(numbers)
+    if not set(chosen) <= set(known) or len(chosen) < max(2, count):
+        raise UserError(
+            f"--average {text} asks for checkpoints that {folder} does not have, or for fewer than "
+            f"two; it has {', '.join(map(str, known))}"
+        )
+    return [folder / str(step) for step in chosen]
+
+
+def _averaged(steps: Sequence[Any], model: Any, architecture: str | None, last: Any) -> Any:
+    """The mean of the parameters of all ``steps``, of which ``last`` are those of the last one, in
+    their dtype. Raises UserError for a step with another model."""
+    import jax
+    import numpy as np
+
+    from flax_transformers.pretrained import describe_pretrained, find_pretrained, load_pretrained
+
+    total = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), last)
+    for step in steps[:-1]:
+        found = find_pretrained(str(step))
+        if describe_pretrained(found, architecture) != describe_pretrained(
+            find_pretrained(str(steps[-1])), architecture
+        ):
+            raise UserError(f"{step} has another model than {steps[-1]}; average others")
+        _, params = load_pretrained(found, architecture=architecture)
+        total = jax.tree.map(lambda a, b: a + np.asarray(b), total, params)
+    return jax.tree.map(lambda a, b: (a / len(steps)).astype(b.dtype), total, last)
 
 
 def _warn_of_tokenizer(found: Found | Path, config: TransformerConfig) -> None:
@@ -153,7 +206,7 @@ def _write_directory(target: Path, model: Any, params: Any, found: Found) -> tup
     from etils import epath
 
     from flax_transformers.checkpointing.step_directories import write_files
-    from flax_transformers.cli.run_files import run_files, with_ids_of
+    from flax_transformers.export import as_transformers_reads_it, run_files, with_ids_of
     from flax_transformers.huggingface import folder_kinds
     from flax_transformers.huggingface import write as hub_write
     from flax_transformers.storage.paths import is_bucket
@@ -168,23 +221,13 @@ def _write_directory(target: Path, model: Any, params: Any, found: Found) -> tup
             tokenizer = epath.Path(scratch) / "tokenizer"
         if trained:
             model = with_ids_of(model, None if tokenizer is None else Path(tokenizer))
-        beside = _as_transformers_reads_it(tokenizer, model.config, Path(scratch))
+        beside = as_transformers_reads_it(tokenizer, model.config, Path(scratch))
         files = run_files(found, model.config, beside) if trained else {}
         carried = [*folder_kinds.carried_files(beside), *files]
         hub_write.save_directory(target, model, params, tokenizer_from=beside, files=files)
     if two_tokenizers:
         return model, _two_tokenizers(found.folder)
     return model, ", ".join(dict.fromkeys(carried))
-
-
-def _as_transformers_reads_it(tokenizer: Any, config: Any, scratch: Path) -> Path | None:
-    """The folder to export for a checkpoint's tokenizer; None if it has none."""
-    from flax_transformers.data.tokenizers.export import export_folder
-
-    if tokenizer is None or not Path(tokenizer).is_dir():
-        return None
-    limit = getattr(config, "max_positions", None)
-    return export_folder(Path(tokenizer), scratch / "exported", limit)
 
 
 def _two_tokenizers(folder: Path) -> str:

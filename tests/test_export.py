@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
+import flax.linen as nn
+import jax
+import numpy as np
 import pytest
+from etils import epath
 
-from flax_transformers.cli.run_files import preprocessor, run_files, with_ids_of
+import flax_transformers as ft
+from flax_transformers.checkpointing.config import CheckpointConfig
+from flax_transformers.cli.main import main
 from flax_transformers.config_json import to_json
 from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.images.kinds import ImageSource
+from flax_transformers.errors import UserError
+from flax_transformers.export import Exporter, preprocessor, run_files, with_ids_of
 from flax_transformers.families.bert import BertConfig
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.llama import LlamaConfig
+from flax_transformers.families.mae import MaeConfig
 from flax_transformers.families.t5 import T5Config
 from flax_transformers.families.vit import ViTConfig
 from flax_transformers.huggingface.family import build_model, config_json, within_vocabulary
 from flax_transformers.huggingface.generation_settings import settings_json
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.image_classification import ImageClassification
+from tests.cli.test_evaluate import classifier
 
 
 def test_exported_preprocessing_equals_that_of_evaluation():
@@ -117,7 +128,7 @@ def test_ids_of_the_vocabulary_stay():
 
 
 def test_ids_that_are_missing_come_from_the_tokenizer(tmp_path, monkeypatch):
-    from flax_transformers.cli import run_files as module
+    from flax_transformers import export as module
 
     vocabulary = SimpleNamespace(bos_id=1, end_id=2)
     monkeypatch.setattr(
@@ -128,3 +139,66 @@ def test_ids_that_are_missing_come_from_the_tokenizer(tmp_path, monkeypatch):
     assert (model.config.bos_id, model.config.eos_ids) == (1, (2,))
     kept = GPT2Config(vocab_size=300, hidden_size=8, num_heads=2, bos_id=None, eos_ids=(7,))
     assert with_ids_of(build_model(kept, ComputeConfig()), tmp_path).config == kept
+
+
+def exporting_run(tmp_path, **settings):
+    """A config of four steps, of the kind of run that test_evaluate trains."""
+    config = classifier(tmp_path)
+    phases = (replace(config.phases[0], steps=4),)
+    kept = CheckpointConfig(every_steps=1, keep_latest=4, **settings)
+    return replace(config, phases=phases, checkpoints=kept)
+
+
+@pytest.mark.slow
+def test_a_run_exports_what_convert_writes_and_keeps_the_newest(tmp_path, one_device):
+    ft.train(exporting_run(tmp_path, export_every=1, keep_exports=2), tmp_path / "run")
+    exports = tmp_path / "run" / "exports"
+    assert sorted(path.name for path in exports.iterdir()) == ["3", "4"]
+    step = f"{tmp_path}/run/checkpoints/3"
+    assert main(["convert", step, str(tmp_path / "converted")]) == 0
+    names = sorted(path.name for path in (tmp_path / "converted").iterdir())
+    assert sorted(path.name for path in (exports / "3").iterdir()) == names
+    for name in names:
+        assert (exports / "3" / name).read_bytes() == (tmp_path / "converted" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_an_average_of_checkpoints_is_the_mean_of_their_weights(tmp_path, capsys, one_device):
+    ft.train(exporting_run(tmp_path), tmp_path / "run")
+    run = str(tmp_path / "run")
+    trees = [ft.load_pretrained(f"{run}/checkpoints/{step}")[1] for step in (2, 3, 4)]
+    for average, used in (("2", trees[1:]), ("2,4", trees[::2]), ("3", trees)):
+        out = str(tmp_path / f"average{average}")
+        assert main(["convert", run, out, "--average", average]) == 0
+        model, found = ft.load_pretrained(out)
+        words = model.config.vocab_size  # rows of the table from here on are not exported
+        leaves = [[leaf[:words] for leaf in jax.tree.leaves(tree)] for tree in (found, *used)]
+        for own, *theirs in zip(*leaves, strict=True):
+            np.testing.assert_allclose(own, np.mean(theirs, 0), 1e-6, 1e-6)
+    for average in ("1", "9", "2,9", "x", "2,2"):
+        capsys.readouterr()
+        assert main(["convert", run, str(tmp_path / "none"), "--average", average]) == 2
+        said = capsys.readouterr().err
+        assert f"--average {average} asks" in said or f"--average is {average!r}" in said
+        assert not (tmp_path / "none").exists()
+
+
+def test_an_export_that_cannot_be_written_is_a_warning(tmp_path, caplog):
+    config = exporting_run(tmp_path, export_every=1)
+    model = build_model(config.model, ComputeConfig())
+    exporter = Exporter(config, model, epath.Path(tmp_path), {})
+    (tmp_path / "exports").write_text("in the way")
+    params = nn.meta.unbox(
+        jax.jit(model.init)(jax.random.key(0), **model.example_inputs())["params"]
+    )
+    exporter.on_step(3, SimpleNamespace(best_params=params))
+    assert "step 3 is not exported" in caplog.text
+
+
+def test_a_model_without_a_class_of_transformers_is_refused_before_training(tmp_path):
+    config = exporting_run(tmp_path, export_every=1)
+    model = MaeConfig(architecture="ViTMAEForImageClassification", image_size=32)
+    with pytest.raises(UserError, match="transformers has no class"):
+        Exporter(replace(config, model=model), None, epath.Path(tmp_path), {})
+    with pytest.raises(UserError, match="writes to local folders"):
+        Exporter(config, None, epath.Path("gs://bucket/run"), {})

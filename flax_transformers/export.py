@@ -1,0 +1,200 @@
+"""Runs in Hugging Face format: the files beside the weights, and exports while a run trains."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+from etils import epath
+
+from flax_transformers.adapters.lora import merged
+from flax_transformers.checkpointing.step_directories import Found
+from flax_transformers.data.images.dataset import ImageData
+from flax_transformers.data.tokenizers.export import export_folder
+from flax_transformers.data.tokenizers.load import load_tokenizer
+from flax_transformers.errors import UserError
+from flax_transformers.huggingface.family import build_model, config_json, within_vocabulary
+from flax_transformers.huggingface.write import save_directory
+from flax_transformers.models.config import (
+    ImageTextConfig,
+    TextConfig,
+    TransformerConfig,
+    VisionConfig,
+)
+from flax_transformers.objectives.images import PixelInput
+from flax_transformers.parallel.watchdog import watchdog
+from flax_transformers.restore import saved_part
+from flax_transformers.storage.paths import is_bucket
+from flax_transformers.training.callbacks import Callback
+from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+PREPROCESSOR = "preprocessor_config.json"
+TOKENIZER = "tokenizer_config.json"
+_BICUBIC = 3
+"""Pillow's index of the bicubic filter, with which this package resizes images."""
+
+
+def run_files(
+    run: Found, model: TransformerConfig, tokenizer: Path | None
+) -> dict[str, dict[str, Any]]:
+    """JSON files by name, to be exported with the weights of a checkpoint.
+
+    ``tokenizer`` is the folder of its tokenizer. Of the run's config only ``data`` and
+    ``objective`` of a vision model are read; if that fails, a warning is logged.
+    """
+    data = objective = None
+    if isinstance(model, VisionConfig | ImageTextConfig):
+        try:
+            data, objective = saved_part(run, "data"), saved_part(run, "objective")
+        except UserError as error:
+            log.warning("%s is not written: %s", PREPROCESSOR, error)
+    return files_beside(data, objective, model, tokenizer)
+
+
+def files_beside(
+    data: Any, objective: Any, model: TransformerConfig, tokenizer: Path | None
+) -> dict[str, dict[str, Any]]:
+    """JSON files by name, to be exported with a model that was trained on ``data`` with an
+    ``objective``; ``tokenizer`` is the folder of its tokenizer."""
+    if isinstance(model, VisionConfig):
+        return _image_files(data, objective, model)
+    if isinstance(model, ImageTextConfig):
+        images = _image_files(data, objective, model.vision)
+        return images | _text_files(model, tokenizer)
+    return _text_files(model, tokenizer)
+
+
+def _image_files(data: Any, objective: Any, model: VisionConfig) -> dict[str, dict[str, Any]]:
+    if isinstance(data, ImageData) and isinstance(objective, PixelInput):
+        return {PREPROCESSOR: preprocessor(data, objective, model)}
+    return {}
+
+
+def _text_files(model: TransformerConfig, tokenizer: Path | None) -> dict[str, dict[str, Any]]:
+    file = None if tokenizer is None else tokenizer / TOKENIZER
+    limit = model.max_positions if isinstance(model, TextConfig) else None
+    if file is None or limit is None or not file.is_file():
+        return {}
+    return {TOKENIZER: {"model_max_length": limit, **json.loads(file.read_text("utf-8"))}}
+
+
+def preprocessor(data: ImageData, pixels: PixelInput, model: VisionConfig) -> dict[str, Any]:
+    """A preprocessor_config.json with the preprocessing of evaluation: a centre crop of
+    ``data.crop_fraction`` of the shorter side, resized, scaled to [0, 1] and normalised."""
+    height, width = model.image_shape
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": model.num_channels == 3,
+        "do_resize": True,
+        "size": {"shortest_edge": round(min(height, width) / data.crop_fraction)},
+        "resample": _BICUBIC,
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": _of_each(pixels.mean, model.num_channels),
+        "image_std": _of_each(pixels.std, model.num_channels),
+    }
+
+
+def _of_each(values: tuple[float, ...], channels: int) -> list[float]:
+    return list(values) * channels if len(values) == 1 else list(values)
+
+
+def with_ids_of(model: Any, tokenizer: Path | None) -> Any:
+    """The model with start and end ids of its tokenizer, if its config has none that are valid."""
+    config: Any = within_vocabulary(model.config)
+    if tokenizer is None or not tokenizer.is_dir() or config == model.config:
+        return model
+    vocabulary = load_tokenizer(tokenizer).vocabulary
+    changes: dict[str, Any] = {}
+    if config.bos_id is None and config.bos_id != model.config.bos_id:
+        changes["bos_id"] = vocabulary.bos_id
+    if not config.eos_ids and vocabulary.end_id is not None:
+        changes["eos_ids"] = (vocabulary.end_id,)
+    return build_model(replace(config, **changes), model.compute)
+
+
+def as_transformers_reads_it(tokenizer: Any, config: Any, scratch: Path) -> Path | None:
+    """The folder to export for a checkpoint's tokenizer; None if it has none."""
+    if tokenizer is None or not Path(tokenizer).is_dir():
+        return None
+    limit = getattr(config, "max_positions", None)
+    return export_folder(Path(tokenizer), scratch / "exported", limit)
+
+
+class Exporter(Callback):
+    """Writes the model in Hugging Face format to exports/STEP of the workdir while it is trained.
+
+    It is written every ``checkpoints.export_every`` steps and after the last: the parameters that
+    are evaluated, in float32. A folder appears when it is complete, and the newest
+    ``checkpoints.keep_exports`` are kept. What cannot be written is a warning.
+    ``tokenizer_files``: those of a checkpoint, by path.
+
+    Raises UserError, before training, for a model that transformers has no class for, a workdir in
+    a bucket, and a job of several processes.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: nn.Module,
+        workdir: epath.Path,
+        tokenizer_files: Mapping[str, bytes],
+    ) -> None:
+        option = "checkpoints.export_every"
+        if jax.process_count() > 1:
+            raise UserError(f"{option} is for jobs of one process; use convert afterwards")
+        if is_bucket(workdir):
+            raise UserError(f"{option} writes to local folders, and {workdir} is none; use convert")
+        config_json(within_vocabulary(config.model))
+        self._config, self._model = config, model
+        self._folder, self._tokenizer_files = Path(os.fspath(workdir)) / "exports", tokenizer_files
+        self._merge = jax.jit(lambda params: merged(params, config.lora.scale))
+
+    def on_step(self, step: int, state: TrainState) -> None:
+        every = self._config.checkpoints.export_every
+        if every is None or (step % every and step != self._config.total_steps):
+            return
+        with watchdog.phase("save"):
+            params = state.best_params
+            try:
+                self._write(step, self._merge(params) if self._config.lora.is_on else params)
+            except UserError as error:
+                log.warning("step %d is not exported: %s", step, error)
+
+    def _write(self, step: int, params: Any) -> None:
+        target, config = self._folder / str(step), self._config
+        with tempfile.TemporaryDirectory() as scratch:
+            tokenizer: Path | None = Path(scratch) / "tokenizer"
+            for name, content in self._tokenizer_files.items():
+                file = Path(scratch) / name
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(content)
+            if (Path(scratch) / "target_tokenizer").is_dir():  # see convert
+                tokenizer = None
+            model = with_ids_of(self._model, tokenizer)
+            beside = as_transformers_reads_it(tokenizer, model.config, Path(scratch))
+            files = files_beside(config.data, config.objective, model.config, beside)
+            if target.exists():  # of the same step, before the run was resumed or rolled back
+                shutil.rmtree(target)
+            save_directory(target, model, params, tokenizer_from=beside, files=files)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        steps = sorted(int(one.name) for one in self._folder.iterdir() if one.name.isdecimal())
+        for step in steps[: -self._config.checkpoints.keep_exports]:
+            shutil.rmtree(self._folder / str(step), ignore_errors=True)
