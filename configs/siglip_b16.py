@@ -6,8 +6,7 @@ Command:   flax-transformers train configs/siglip_b16.py --workdir runs/siglip_b
            TOKENIZER the folder of the published tokenizer
 Hardware:  a TPU v5e slice of 256 chips, 16x16
 Data:      pairs of WebLI, of which 40 billion are seen (not published)
-Expected:  zero-shot accuracy on ImageNet 76.2 % (published, of google/siglip-base-patch16-224); not
-           measured here
+Expected:  not measured here
 Planned:   not run. --topology v5e:16x16: 11.7 of 15.75 GiB per chip, a step time of at least
            0.109 s, an MFU of at most 82.9 %
 """

@@ -81,7 +81,8 @@ def check_run(config: TrainConfig, prepared: Dataset, *, new: bool = True) -> No
             "examples; set --data.validation-fraction, or a validation_source in the config"
         )
     if isinstance(config.model, TextConfig):
-        _check_vocabulary(config.model, prepared.vocabulary, config.objective.needs.causal is True)
+        anywhere = config.objective.needs.causal is True or _reads_to_end(config.model)
+        _check_vocabulary(config.model, prepared.vocabulary, anywhere)
         for fault, field, token in _faults_of_ends(config, prepared.vocabulary):
             remedy = f"set --model.{field.replace('_', '-')} {token}"
             if new:
@@ -206,6 +207,11 @@ def _check_outputs(config: TrainConfig) -> None:
             f"data.channels is {channels}, but model.num_channels is {model.num_channels}; set "
             f"--data.channels {model.num_channels}"
         )
+
+
+def _reads_to_end(model: TransformerConfig) -> bool:
+    """Whether the end of a text is its embedding, and what follows changes nothing (CLIP)."""
+    return isinstance(model, ImageTextConfig) and model.causal
 
 
 def _image_encoder(model: TransformerConfig) -> VisionConfig | None:
@@ -333,8 +339,7 @@ def _faults_of_ends(
     """Where text that the model learns to write does not begin or end as its config says."""
     needs, model = config.objective.needs, config.model
     writes = "unembed" in needs.heads and (needs.causal or "decoder_input_ids" in needs.inputs)
-    reads_end = isinstance(model, ImageTextConfig) and model.causal
-    if writes or reads_end:
+    if writes or _reads_to_end(model):
         yield from _different_ends(config.model, vocabulary, getattr(config.model, "eos_ids", ()))
 
 
