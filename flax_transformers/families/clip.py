@@ -50,6 +50,20 @@ class ImageTextOutput(ModelOutput):
     text_embeds: jax.Array | None = None
 
 
+class Scalar(nn.Module):
+    """A number that is learned: the parameter ``kind``, "scale" or "bias", which is not decayed."""
+
+    kind: str
+    start: float
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        init = nn.initializers.constant(self.start)
+        init = nn.with_logical_partitioning(init, (None,) * len(self.shape))
+        return self.param(self.kind, init, self.shape, jnp.float32).reshape(())
+
+
 class ImageTextModel(nn.Module):
     """Base of models with an image and a text encoder.
 
@@ -84,13 +98,9 @@ class ImageTextModel(nn.Module):
         self.image_tower = self.image_encoder(c.vision, self.compute)
         # Published models with a bias have two vectors of length one, the others a scalar.
         shape = () if self.initial_logit_bias is None else (1,)
-        self.logit_scale = self._scalar("logit_scale", c.initial_logit_scale, shape)
+        self.logit_scale = Scalar("scale", c.initial_logit_scale, shape)
         if self.initial_logit_bias is not None:
-            self.logit_bias = self._scalar("logit_bias", self.initial_logit_bias, shape)
-
-    def _scalar(self, name: str, value: float, shape: tuple[int, ...]) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.constant(value), (None,) * len(shape))
-        return self.param(name, init, shape, jnp.float32)
+            self.logit_bias = Scalar("bias", self.initial_logit_bias, shape)
 
     def pool_image(self, hidden_BTD: jax.Array) -> jax.Array:
         """Embeddings [B, E] of hidden states of images."""
@@ -121,8 +131,8 @@ class ImageTextModel(nn.Module):
 
     def scale_and_bias(self, *, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
         """Logarithm of the factor on cosines, and the bias of logits: float32 scalars."""
-        bias = jnp.zeros(()) if self.initial_logit_bias is None else self.logit_bias
-        return self.logit_scale.reshape(()), bias.reshape(())
+        bias = jnp.zeros(()) if self.initial_logit_bias is None else self.logit_bias()
+        return self.logit_scale(), bias
 
     def hidden_states(
         self,
@@ -445,8 +455,8 @@ def shared_weights() -> tuple[Weight, ...]:
         Weight("image_tower/embeddings/position/embedding", f"{image}.position_embedding.weight"),
         *layer_weights("image_tower", "vision_model"),
         *norm("image_tower/final_norm", "vision_model.post_layernorm"),
-        Weight("logit_scale", "logit_scale"),
-        Weight("logit_bias", "logit_bias"),
+        Weight("logit_scale/scale", "logit_scale"),
+        Weight("logit_bias/bias", "logit_bias"),
     )
 
 

@@ -19,6 +19,9 @@ from flax_transformers.families.clip import (
 )
 from flax_transformers.huggingface.config_fields import kept_fields, with_kept
 from flax_transformers.huggingface.family import build_model, config_json
+from flax_transformers.huggingface.placement import boxed_shapes
+from flax_transformers.optim.optimizers import AdamW, decay_mask
+from flax_transformers.optim.selection import logical_axes
 from tests.families.parity import (
     assert_parity,
     count_parameters,
@@ -46,7 +49,7 @@ def test_the_end_of_a_text_is_its_first_end_id_or_its_highest_id():
         kernel = {"text_projection": {"kernel": jnp.ones((1, 1))}}
         names = ("text_tower", "image_tower", "image_projection", "logit_scale")
         params = kernel | {key: {} for key in names}
-        params["logit_scale"] = jnp.zeros(())
+        params["logit_scale"] = {"scale": jnp.zeros(())}
         return model.apply({"params": params}, hidden, ids, method="pool_text")[:, 0].tolist()
 
     assert pooled((71,)) == [1.0, 4.0]
@@ -151,7 +154,15 @@ def test_position_ids_of_older_files_are_passed_over():
         tensors[f"{tower}_model.embeddings.position_ids"] = np.arange(9.0)[None]
     read = import_case(case, tensors)
     assert read["logit_scale"] == params["logit_scale"]
-    assert read["logit_scale"].shape == ()
+    assert read["logit_scale"]["scale"].shape == ()
+
+
+def test_the_scale_of_the_logits_is_not_decayed():
+    axes = logical_axes(boxed_shapes(build_model(from_huggingface(golden.END_ID.config))))
+    _, _, params, _ = load_case(golden.END_ID)
+    decayed = decay_mask(params, AdamW(learning_rate=1.0).no_decay, axes)
+    assert not decayed["logit_scale"]["scale"]
+    assert decayed["text_projection"]["kernel"]
 
 
 def test_the_first_temperature_is_the_published_one():

@@ -71,7 +71,7 @@ def test_there_is_no_class_token():
 
 def test_scale_and_bias_start_at_ten():
     _, _, params, _ = load_case(golden.PLAIN)
-    assert params["logit_scale"].shape == params["logit_bias"].shape == (1,)
+    assert params["logit_scale"]["scale"].shape == params["logit_bias"]["bias"].shape == (1,)
     assert math.exp(SiglipConfig().initial_logit_scale) == pytest.approx(10.0)
 
 
