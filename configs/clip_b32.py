@@ -11,7 +11,7 @@ Expected:  zero-shot accuracy on ImageNet 63.2 % (published, arXiv:2103.00020 ta
 Planned:   not run. --topology v5e:16x16: 4.5 of 15.75 GiB per chip, a step time of at least
            0.029 s, an MFU of at most 99.0 %
 
-Weights are decayed but for biases, gains and the two scalars of the loss (section 2.5).
+All weights are decayed but for biases, gains and the scale of the loss (section 2.5).
 """
 
 from flax_transformers.checkpointing.config import CheckpointConfig
@@ -47,6 +47,7 @@ def get_config() -> TrainConfig:
             b2=0.98,
             eps=1e-6,
             weight_decay=0.2,
+            no_decay=("bias", "scale"),
             schedule=Schedule("cosine", warmup_steps=2000),
         ),
         phases=(Phase(steps=390_625, sequence_length=77, batch_size=32_768),),
