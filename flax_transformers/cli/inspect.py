@@ -63,7 +63,8 @@ class Inspect:
         console = Console(highlight=False, soft_wrap=True)
         if "pixel_values" in batch:
             show_images(console, batch, prepared.label_names, self.picture)
-            return 0
+            if "input_ids" not in batch:
+                return 0
         length = phase.sequence_length
         console.print(f"{len(examples):,} examples an epoch, sequence length {length}; {_LEGEND}")
         for i in range(self.examples):

@@ -95,3 +95,12 @@ def test_a_run_resumes_exactly_with_a_locked_image_encoder_and_is_exported(
     assert described["image_mean"] == [0.5]
     tokenizer = json.loads((tmp_path / "out3" / "tokenizer_config.json").read_text())
     assert tokenizer["model_max_length"] == 8
+
+
+def test_inspect_writes_a_picture_and_prints_captions(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config, picture = tmp_path / "config.py", tmp_path / "examples.png"
+    config.write_text(CONFIG.replace("DATA", str(write_idx(tmp_path / "digits", count=(48, 10)))))
+    assert main(["inspect", str(config), "--examples", "9", "--picture", str(picture)]) == 0
+    assert picture.is_file()
+    assert capsys.readouterr().out.count("caption: ") == 9
