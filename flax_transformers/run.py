@@ -57,6 +57,7 @@ def train(
         prepared = runtime.prepared_data(config.data, tokenizers_of_run(folder))
         prepared = runtime.fitted_data(config, prepared)
         check_run(config, prepared, new=not has_checkpoint(folder))
+        prepared = runtime.completed_data(config, prepared, folder)
         config = runtime.with_label_names(config, prepared)
         sets = runtime.evaluation_sets(config, prepared)
         baselines = baselines_of_run(config, prepared, folder, sets)

@@ -12,6 +12,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from flax_transformers import ranges
@@ -41,6 +42,8 @@ from flax_transformers.pretrained import (
     load_pretrained,
 )
 from flax_transformers.restore import Restored, restore_model, saved_tokenizers
+from flax_transformers.storage.file_hashes import content_digest
+from flax_transformers.storage.paths import is_bucket
 from flax_transformers.training.check_run import LABEL_HEADS
 from flax_transformers.training.config import TrainConfig
 
@@ -119,7 +122,8 @@ def evaluation_sets(config: TrainConfig, prepared: Dataset) -> list[tuple[str, D
                 f"the evaluation set {one.name!r} has the classes {listed(own.label_names)}, but "
                 f"the training data has {listed(prepared.label_names)}; give both the same"
             )
-        found.append((one.name, fitted_data(config, prepared.scored_on(own))))
+        own = completed_data(config, fitted_data(config, prepared.scored_on(own)))
+        found.append((one.name, own))
     return found
 
 
@@ -230,6 +234,45 @@ def fitted_data(config: TrainConfig, prepared: Dataset) -> Dataset:
         return prepared
     own = model.decoder if isinstance(model, EncoderDecoderConfig) else model
     return prepared.fitted(model.vocab_size, model.pad_id, own.vocab_size)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model that is not read yet, for objectives that compare with another one."""
+
+    path: str
+    compute: ComputeConfig
+
+    def fingerprint(self) -> str | None:
+        """Hash of its files, or of the path of those in a bucket; None if they are not there."""
+        try:
+            found = find_pretrained(self.path)
+        except UserError:
+            return None
+        folder = found.folder if isinstance(found, Found) else found
+        if is_bucket(epath.Path(folder)):
+            return str(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return content_digest([(str(path.relative_to(folder)), path) for path in files])
+
+    def load(self, mesh: Mesh) -> tuple[nn.Module, Any]:
+        """The model and its parameters."""
+        return load_pretrained(self.path, compute=self.compute, mesh=mesh)
+
+
+def completed_data(
+    config: TrainConfig, prepared: Dataset, workdir: epath.Path | None = None
+) -> Dataset:
+    """``prepared`` with what the objective computes from it before the first step, if it does.
+
+    ``workdir``: of the run that is trained. See `post_training.reference`.
+    """
+    complete = getattr(config.objective, "complete_data", None)
+    if complete is None:
+        return prepared
+    compute = config.compute.resolve(jax.devices()[0].platform)
+    completed: Dataset = complete(config, prepared, lambda path: Weights(path, compute), workdir)
+    return completed
 
 
 def with_label_names(config: TrainConfig, prepared: Dataset) -> TrainConfig:

@@ -87,6 +87,7 @@ class Evaluate:
             prepared = runtime.fitted_data(config, prepared)
             _check_data(config, prepared, described, described.place)
             check_run(config, prepared, new=False)
+            prepared = runtime.completed_data(config, prepared)
             sets = runtime.evaluation_sets(config, prepared)
         with watchdog.phase("restore"):
             restored = runtime.restored_model(described, mesh, config.compute)

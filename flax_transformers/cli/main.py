@@ -109,11 +109,11 @@ def _run(tokens: list[str]) -> int:
 
 def _commands() -> dict[str, Any]:
     """The dataclass of each command by name. Their modules import jax only to run."""
+    from flax_transformers.cli.chat import Arena, Chat
     from flax_transformers.cli.convert import Convert
     from flax_transformers.cli.doctor import Doctor
     from flax_transformers.cli.evaluate import Evaluate
-    from flax_transformers.cli.fill_mask import FillMask
-    from flax_transformers.cli.generate import Generate
+    from flax_transformers.cli.generate import FillMask, Generate
     from flax_transformers.cli.inspect import Inspect
     from flax_transformers.cli.plan import Plan
     from flax_transformers.cli.predict import Predict
@@ -129,6 +129,8 @@ def _commands() -> dict[str, Any]:
         "predict": Predict,
         "generate": Generate,
         "fill-mask": FillMask,
+        "chat": Chat,
+        "arena": Arena,
         "convert": Convert,
         "inspect": Inspect,
         "plan": Plan,

@@ -169,7 +169,8 @@ def until_stop(text: str, begin: int, stops: Sequence[str]) -> str:
 class Typist:
     """Prints a text as its tokens come.
 
-    It keeps back incomplete characters, and what can be the beginning of a stop string.
+    It keeps back incomplete characters, and what can be the beginning of a stop string. ``prompt``:
+    the ids that the text begins with, which are printed too.
     """
 
     def __init__(
@@ -193,8 +194,13 @@ class Typist:
 
     def finish(self) -> None:
         """Print the rest."""
-        self._print(until_stop(self._decode(self._ids), self._begin, self._stops))
+        self._print(self.text)
         print(flush=True)
+
+    @property
+    def text(self) -> str:
+        """What was printed, and is to be printed."""
+        return until_stop(self._decode(self._ids), self._begin, self._stops)
 
     def _print(self, text: str) -> None:
         print(text[self._printed :], end="", flush=True)

@@ -272,7 +272,8 @@ class ChatPreparation(TextPreparation):
 class PreparedChat(PreparedText):
     """Conversations in a token store (a `Dataset`).
 
-    ``reference``: log-probabilities of a reference model by split, float32 [sequences].
+    ``reference``: log-probabilities of a reference model, float32 [sequences], by the fingerprint
+    of the split's store.
     """
 
     template: ChatTemplate = field(default_factory=ChatTemplate)
@@ -287,7 +288,7 @@ class PreparedChat(PreparedText):
                 f"The token store in {self.directory} contains conversations; choose the objective "
                 "SupervisedFineTuning, RewardModel or DirectPreference."
             )
-        return ConversationExamples(store, spec, self.reference.get(split))
+        return ConversationExamples(store, spec, self.reference.get(store.fingerprint))
 
 
 class ConversationExamples(Examples):
@@ -375,6 +376,14 @@ class ConversationExamples(Examples):
         """The documents of an example, int64 [E]."""
         first = self._ends[index - 1] if index else 0
         return self._documents[first : self._ends[index]]
+
+    def numbers_of(self, index: int) -> np.ndarray:
+        """The numbers in the split of the sequences of an example, int64 [S]."""
+        used = [
+            self.sequences_of(document)[: None if self.spec.completions else 1]
+            for document in self.documents_of(index).tolist()
+        ]
+        return np.concatenate([np.asarray(numbers, np.int64) for numbers in used])
 
     def sequences_of(self, document: int) -> range:
         """The numbers of a document's sequences in the split."""

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
+
+import numpy as np
 
 from flax_transformers.data.sources import row_files
 from flax_transformers.data.sources.corpus_files import ending
@@ -20,7 +22,7 @@ from flax_transformers.data.sources.records import Part, Records, Source, Texts
 from flax_transformers.data.sources.row_files import ParquetFile, reading_parquet, row_of
 from flax_transformers.errors import UserError
 from flax_transformers.post_training.chat_template import Message, common_prefix
-from flax_transformers.post_training.tasks import embedded_rows
+from flax_transformers.post_training.problems import Task, generated
 
 Turns = tuple[Message, ...] | str
 """Messages, or plain text that no template changes."""
@@ -30,6 +32,8 @@ FIELDS = (
     "completion", "completions", "scores", "chosen", "rejected", "margin", "system", "tools",
 )  # fmt: skip
 """Fields that are read of a record."""
+_EMBEDDED = 4000  # generated records
+_DIGITS = (1, 5)  # fewest and most digits of a generated problem
 _ROLES = {
     "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
     "bard": "assistant", "model": "assistant", "function_response": "tool", "observation": "tool",
@@ -58,8 +62,8 @@ class ConversationSource(Source):
     """A corpus of conversations or preferences (``ChatData.source``).
 
     ``path``: a file, a folder or a glob of jsonl, ndjson, json and parquet files, compressed or not
-    as for a `LabelledSource`; or "embedded", generated exercises with right and wrong answers
-    (`tasks`).
+    as for a `LabelledSource`; or "embedded", generated problems with right and wrong
+    answers.
     ``split``: of a json file with named splits.
 
     The shape of each record follows from its fields:
@@ -308,3 +312,42 @@ def _decoded(decoder: Decoder, value: Any, where: Where) -> Any:
     if isinstance(value, list):
         return [_decoded(decoder, one, where) for one in value]
     return value
+
+
+def embedded_rows(count: int = _EMBEDDED) -> Iterator[dict[str, Any]]:
+    """Problems of all tasks in turn: the prompt, the right answer and a wrong one.
+
+    ``completion`` is the right answer too, so that they serve instruction tuning as well. No prompt
+    is there twice.
+    """
+    seen: set[str] = set()
+    tasks = get_args(Task)
+    for number in range(100 * count):
+        if len(seen) == count:
+            return
+        random = np.random.default_rng([number, count])
+        digits = int(random.integers(_DIGITS[0], _DIGITS[1] + 1))
+        prompt, right = generated(tasks[number % len(tasks)], digits, random)
+        if prompt in seen:
+            continue
+        seen.add(prompt)
+        answer = [{"role": "assistant", "content": right}]
+        yield {
+            "prompt": [{"role": "user", "content": prompt}],
+            "completion": answer,
+            "chosen": answer,
+            "rejected": [{"role": "assistant", "content": wrong_answer(right, random)}],
+        }
+
+
+def wrong_answer(right: str, random: np.random.Generator) -> str:
+    """A number of as many digits that differs from the right one: one digit is changed, or the
+    order of digits."""
+    while True:
+        digits = list(right)
+        if random.random() < 0.5:
+            digits[random.integers(len(digits))] = str(random.integers(10))
+        else:
+            random.shuffle(digits)
+        if (changed := "".join(digits)) != right:
+            return changed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -84,6 +84,18 @@ class DirectPreference(Comparisons):
         reference[: len(example["ends"])] = example.get("reference", np.float32(np.nan))
         return row | {"reference": reference}
 
+    def complete_data(self, config: Any, prepared: Any, weights: Any, workdir: Any) -> Any:
+        """The data with the reference's log-probabilities; see `reference.with_reference`."""
+        from flax_transformers.post_training.reference import with_reference
+
+        return with_reference(self, config, prepared, weights, workdir)
+
+    def log_probs(
+        self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs
+    ) -> tuple[Array, Array]:
+        """See the function `log_probs`."""
+        return log_probs(model, params, batch, rngs, self.max_logits)
+
     def terms(self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs) -> LossTerms:
         """The loss "preference". Metrics of pairs: "loss", "accuracy", "margin", and of the better
         and the worse completion "reward_chosen" and "reward_rejected" (``beta`` times log-ratio),
@@ -91,7 +103,7 @@ class DirectPreference(Comparisons):
         import jax  # not at the top: data workers must not import jax
         import jax.numpy as jnp
 
-        log_prob_BS, length_BS = log_probs(model, params, batch, rngs, self.max_logits)
+        log_prob_BS, length_BS = self.log_probs(model, params, batch, rngs)
         ratio_BS = log_prob_BS - batch["reference"]
         weight_BSS = batch["preferred"]
         per_BS = ratio_BS / jnp.maximum(length_BS, 1.0) if self.loss == "ipo" else ratio_BS

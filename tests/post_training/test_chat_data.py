@@ -15,14 +15,13 @@ from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.rows import end_id
 from flax_transformers.post_training.chat_data import ChatData, ConversationSpec
 from flax_transformers.post_training.chat_template import template_of
-from flax_transformers.post_training.conversations import ConversationSource
+from flax_transformers.post_training.conversations import ConversationSource, embedded_rows
 from flax_transformers.post_training.preference import DirectPreference
 from flax_transformers.post_training.reward_model import RewardModel
 from flax_transformers.post_training.supervised import (
     SupervisedEncoderDecoder,
     SupervisedFineTuning,
 )
-from flax_transformers.post_training.tasks import embedded_rows
 
 RNG = np.random.default_rng(0)
 TEMPLATE = (

@@ -1,0 +1,363 @@
+"""``flax-transformers chat`` and ``arena``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional
+
+from flax_transformers.cli.generate import Generate
+from flax_transformers.cli.parsing import Model, number, option, override
+from flax_transformers.errors import UserError
+from flax_transformers.ranges import EXAMPLES, INT32, POSITIONS, integers, numbers
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from flax_transformers.post_training.chat_template import ChatTemplate, Message
+
+Template = Annotated[str | None, option("FILE")]
+NewTokens = Annotated[int, number("--max-new-tokens", POSITIONS), option()]
+Temperature = Annotated[float | None, number("--temperature", numbers(0, 1e6)), option()]
+Seed = Annotated[int, number("--seed", integers(0, INT32))]
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Talk to a language model in the terminal, by its chat template.
+
+    An empty line ends the conversation, and /new begins another one. --mesh.tensor 4 (also
+    --mesh.fsdp and --mesh.expert) shards the model; --compute.dtype and its neighbours set how it
+    is computed.
+    """
+
+    model: Model
+    system: Annotated[str | None, option("TEXT")] = None
+    """The first message, which says how to answer."""
+    template: Template = None
+    """A chat template in Jinja; by default that of the tokenizer, or else ChatML."""
+    max_new_tokens: NewTokens = 512
+    """Largest number of tokens of an answer."""
+    temperature: Temperature = None
+    """Sampling temperature; 0 decodes greedily (0 without a setting of the model)."""
+    seed: Seed = 0
+    """Seed of sampling."""
+
+    def run(self, overrides: Sequence[str]) -> int:
+        settings = self.max_new_tokens, self.temperature, self.seed
+        speaker = Speaker(self.model, self.template, *settings)
+        speaker.load(overrides)
+        system: list[Message] = []
+        if self.system is not None:
+            system = [{"role": "system", "content": self.system}]
+        messages = list(system)
+        for line in _lines("> "):
+            if line == "/new":
+                messages = list(system)
+                continue
+            messages.append({"role": "user", "content": line})
+            answer = speaker.answer(messages)
+            messages.append({"role": "assistant", "content": answer})
+        return 0
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Compare the answers of two models: a blind vote in the terminal, or a reward model's.
+
+    The models answer the same prompts. Without --judge, both answers are shown in random order:
+    1 or 2 is better, 0 is a tie, q ends the vote. Prints wins, and the Elo difference with its
+    95 % interval, by bootstrap over prompts.
+    """
+
+    model: Model
+    other: Positional[Annotated[str, option("OTHER", "The model to compare with.")]]
+    prompts: Annotated[str, option("FILE")]
+    """A text file with a question in each line, or a .jsonl file of conversations, whose last
+    answer is left out."""
+    judge: Annotated[str | None, option("MODEL")] = None
+    """A reward model that votes."""
+    output: Annotated[str | None, option("FILE")] = None
+    """Where prompts, answers and votes are written, as JSON lines."""
+    template: Template = None
+    """A chat template in Jinja; by default that of each tokenizer, or else ChatML."""
+    batch_size: Annotated[int, number("--batch-size", EXAMPLES)] = 16
+    """Number of prompts that are answered at once."""
+    max_new_tokens: NewTokens = 256
+    """Largest number of tokens of an answer."""
+    temperature: Temperature = None
+    """Sampling temperature; 0 decodes greedily (0 without a setting of the model)."""
+    seed: Seed = 0
+    """Seed of sampling, and of the order in which answers are shown."""
+
+    def run(self, overrides: Sequence[str]) -> int:
+        import numpy as np
+
+        from flax_transformers.post_training.judge import elo_difference
+
+        conversations = _conversations(self.prompts)
+        answers = [self._answers(model, conversations, overrides) for model in self._models]
+        if self.judge is not None:
+            votes = self._judged(self.judge, conversations, answers)
+        else:
+            votes = list(_votes(conversations, answers, np.random.default_rng(self.seed)))
+        if self.output is not None:
+            _write(Path(self.output), conversations, answers, votes)
+        if not votes:
+            print("no votes")
+            return 0
+        wins = [votes.count(1.0), votes.count(0.0)]
+        low, elo, high = elo_difference(np.array(votes), np.random.default_rng(self.seed))
+        ties = len(votes) - sum(wins)
+        print(f"{self.model}: {wins[0]} wins, {self.other}: {wins[1]} wins, {ties} ties")
+        print(f"Elo of the first above the second: {elo:+.0f}, 95 % from {low:+.0f} to {high:+.0f}")
+        return 0
+
+    @property
+    def _models(self) -> tuple[str, str]:
+        return self.model, self.other
+
+    def _answers(
+        self, model: str, conversations: Sequence[list[Message]], overrides: Sequence[str]
+    ) -> list[str]:
+        """One model at a time is in memory."""
+        speaker = Speaker(
+            model, self.template, self.max_new_tokens, self.temperature, self.seed, self.batch_size
+        )
+        speaker.load(overrides)
+        return speaker.answers(conversations)
+
+    def _judged(
+        self, judge: str, conversations: Sequence[list[Message]], answers: Sequence[list[str]]
+    ) -> list[float]:
+        from flax_transformers.post_training.chat_template import template_of
+        from flax_transformers.post_training.judge import scores_of, votes_by
+        from flax_transformers.pretrained import load_pretrained, load_tokenizer
+
+        model, params = load_pretrained(judge)
+        tokenizer = load_tokenizer(judge)
+        template = template_of(tokenizer, self.template)
+        scores = []
+        for of_model in answers:
+            whole = [
+                [*messages, {"role": "assistant", "content": text}]
+                for messages, text in zip(conversations, of_model, strict=True)
+            ]
+            scores.append(scores_of(model, params, tokenizer, template, whole, self.batch_size))
+        return votes_by(scores)
+
+
+class Speaker:
+    """A model that answers conversations. Raises UserError for one that writes no text."""
+
+    def __init__(
+        self,
+        model: str,
+        template: str | None,
+        max_new_tokens: int,
+        temperature: float | None,
+        seed: int,
+        batch_size: int = 1,
+    ) -> None:
+        self._model, self._template_path = model, template
+        self._command = Generate(
+            model=model,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        self._count = 0
+
+    def load(self, overrides: Sequence[str]) -> None:
+        """Reads the model. ``overrides``: of the mesh and of how it is computed."""
+        from flax_transformers import runtime
+        from flax_transformers.generation.program import arranged
+        from flax_transformers.parallel.mesh import make_mesh
+        from flax_transformers.parallel.watchdog import watchdog
+        from flax_transformers.pretrained import (
+            describe_pretrained,
+            find_pretrained,
+            load_pretrained,
+        )
+
+        placed = override(runtime.Placed(), overrides)
+        runtime.start(None)
+        watchdog.start(placed.limits)
+        self._mesh = make_mesh(placed.mesh)
+        with watchdog.phase("restore"):
+            found = find_pretrained(self._model)
+            self._work = self._command.work_on(found, describe_pretrained(found, None), ())
+            _ = self.template
+            self._end()
+            model, params = load_pretrained(found, compute=placed.compute, mesh=self._mesh)
+            self._loaded = model, arranged(params)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template."""
+        from flax_transformers.post_training.chat_template import template_of
+
+        return template_of(self._work.prompts.written, self._template_path)
+
+    def _end(self) -> None:
+        """What ends an answer: a special token of the template, or else its text."""
+        work, tokenizer = self._work, self._work.prompts.written
+        end = self.template.end_of_turn()
+        if not end:
+            return
+        first = int(tokenizer.encode_prompt(end)[0])
+        if first in tokenizer.vocabulary.special_ids:
+            work.eos_ids = (*work.eos_ids, first)
+        else:
+            work.stops = (*work.stops, end)
+            work.token_texts = work.token_texts or work.prompts.token_texts()
+
+    def encoded(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a conversation with the beginning of an answer. Raises UserError for one that
+        the template refuses, or that is too long."""
+        from flax_transformers.generation.decode import check_prompts
+        from flax_transformers.post_training.chat_template import TemplateError
+
+        work = self._work
+        try:
+            text = self.template.render(messages, answer_next=True)
+        except TemplateError as error:
+            raise UserError(f"{error}; change the messages, or give another --template") from error
+        ids: list[int] = work.prompts.written.encode_prompt(text).tolist()
+        check_prompts(work.model, [len(ids)], None, work.choice, work.key, work.settings)
+        return ids
+
+    def answer(self, messages: Sequence[Message]) -> str:
+        """The answer to a conversation, printed as it comes."""
+        from flax_transformers.generation.prompts import Typist
+
+        work = self._work
+        typist = Typist(work.prompts, [], work.stops, work.eos_ids)
+        self._write([self.encoded(messages)], typist)
+        typist.finish()
+        return typist.text
+
+    def answers(self, conversations: Sequence[Sequence[Message]]) -> list[str]:
+        """The answers to several conversations."""
+        from flax_transformers.generation.prompts import until_stop
+
+        work, found = self._work, list[str]()
+        encoded = [self.encoded(messages) for messages in conversations]
+        size = min(self._command.batch_size, len(encoded))
+        for first in range(0, len(encoded), size):
+            some = encoded[first : first + size]
+            rows = self._write(some + [some[-1]] * (size - len(some)), None)
+            for row in rows[: len(some)].tolist():
+                text = work.prompts.decode(takewhile(lambda token: token not in work.eos_ids, row))
+                found.append(until_stop(text, 0, work.stops).strip())
+        return found
+
+    def _write(self, encoded: list[list[int]], typist: Any) -> np.ndarray:
+        """The new tokens of prompts, int32 [B, M]."""
+        import jax
+
+        from flax_transformers.generation.prompts import rows_of
+        from flax_transformers.generation.stop_strings import StopStrings
+        from flax_transformers.parallel.watchdog import watchdog
+
+        work = self._work
+        ids, mask = rows_of(encoded, work.pad_id)
+        stops = StopStrings.of(work.stops, work.token_texts, encoded) if work.stops else None
+        work.key = jax.random.fold_in(jax.random.key(self._command.seed), self._count)
+        self._count += 1
+        with jax.set_mesh(self._mesh), watchdog.phase("evaluation"):
+            tokens: np.ndarray = jax.device_get(
+                work.generate(self._loaded, ids, mask, stops, typist)
+            )
+        return tokens
+
+
+def _lines(question: str) -> Iterator[str]:
+    """The lines of a terminal or of a file, up to an empty one."""
+    while True:
+        try:
+            line = input(question if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if not line:
+            return
+        yield line
+
+
+def _conversations(file: str) -> list[list[Message]]:
+    """The prompts in a file, as conversations that end with a user's message."""
+    from flax_transformers.data.sources.documents import Invalid
+    from flax_transformers.generation.prompts import read_lines
+    from flax_transformers.post_training.conversations import conversation
+
+    lines = read_lines(file)
+    if not file.endswith((".jsonl", ".ndjson")):
+        return [[{"role": "user", "content": line}] for line in lines]
+    found = []
+    for place, line in enumerate(lines, 1):
+        try:
+            one = conversation(json.loads(line), f"{file}:{place}")
+        except (ValueError, Invalid) as error:
+            raise UserError(f"{file}:{place} is no conversation ({error}); correct it") from error
+        turns = one.prompt or one.completions[0]
+        whole: Any = [{"role": "user", "content": turns}] if isinstance(turns, str) else turns
+        messages: list[Message] = list(whole)
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        if not messages:
+            raise UserError(f"{file}:{place} has no message to answer; leave it out")
+        found.append(messages)
+    return found
+
+
+def _votes(
+    conversations: Sequence[list[Message]], answers: Sequence[Sequence[str]], random: Any
+) -> Iterator[float]:
+    """Votes of a person, who does not know which answer is whose: 1 for the first model, 0 for the
+    second, 0.5 for a tie."""
+    for index, messages in enumerate(conversations):
+        both = [of_model[index] for of_model in answers]
+        swapped = bool(random.integers(2))
+        print(f"\n{index + 1} of {len(conversations)}: {messages[-1]['content']}\n")
+        for place, text in enumerate(both[::-1] if swapped else both, 1):
+            print(f"[{place}] {text}\n")
+        vote = _vote()
+        if vote is None:
+            return
+        yield 0.5 if vote == 0 else float((vote == 1) != swapped)
+
+
+def _vote() -> Literal[0, 1, 2] | None:
+    """What a person types; None for the end."""
+    for line in _lines("better (1, 2, 0 for a tie, q to end): "):
+        if line in ("0", "1", "2"):
+            return int(line)  # type: ignore[return-value]
+        if line == "q":
+            return None
+        print("type 1, 2, 0 or q", file=sys.stderr)
+    return None
+
+
+def _write(
+    path: Path,
+    conversations: Sequence[list[Message]],
+    answers: Sequence[Sequence[str]],
+    votes: Sequence[float],
+) -> None:
+    rows = zip(conversations, *answers, votes, strict=False)
+    text = "".join(
+        json.dumps({"messages": m, "answers": [a, b], "first_is_better": v}) + "\n"
+        for m, a, b, v in rows
+    )
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written ({error}); choose another") from error

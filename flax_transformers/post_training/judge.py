@@ -1,0 +1,87 @@
+"""Votes of a reward model between the answers of two models, and the rating that follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from flax_transformers.data.tokenizers.kinds import Tokenizer
+from flax_transformers.errors import UserError
+from flax_transformers.generation.prompts import rows_of
+from flax_transformers.post_training.chat_template import ChatTemplate, Message, TemplateError
+
+_SAMPLES = 1000  # of the bootstrap
+_INTERVAL = (2.5, 97.5)
+_ELO = 400 / math.log(10)  # points for a factor of e in the odds
+
+
+def scores_of(
+    model: Any,
+    params: Any,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    conversations: Sequence[Sequence[Message]],
+    batch_size: int = 16,
+) -> np.ndarray:
+    """The reward of each conversation, float32 [n], by a sequence classifier of one label.
+
+    Raises UserError for another model, and for a conversation that its template refuses or that is
+    too long for it.
+    """
+    if not hasattr(model, "classify") or model.config.num_labels != 1:
+        raise UserError(
+            "the judge is no reward model: it needs a head for sequence classification with one "
+            "label, such as RewardModel trains"
+        )
+    limit = model.config.max_positions
+    encoded = []
+    for messages in conversations:
+        try:
+            text = template.render(messages)
+        except TemplateError as error:
+            raise UserError(f"the judge cannot read an answer: {error}") from error
+        encoded.append(tokenizer.encode_prompt(text).tolist())
+        if limit is not None and len(encoded[-1]) > limit:
+            raise UserError(
+                f"an answer with its prompt has {len(encoded[-1])} tokens, but the judge takes "
+                f"{limit}; set --max-new-tokens lower"
+            )
+
+    @jax.jit
+    def logits(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        found: jax.Array = model.apply({"params": params}, ids, mask).logits[:, 0]
+        return found
+
+    found = []
+    for first in range(0, len(encoded), batch_size):
+        some = encoded[first : first + batch_size]
+        filled = some + [some[-1]] * (batch_size - len(some))
+        ids, mask = rows_of(filled, tokenizer.vocabulary.pad_id, padded="right")
+        found.append(np.asarray(logits(params, ids, mask))[: len(some)])
+    return np.concatenate(found)
+
+
+def votes_by(scores: Sequence[np.ndarray]) -> list[float]:
+    """1 where the first of two scores is higher, 0 where the second is, 0.5 for equal ones."""
+    first, second = scores
+    return [0.5 + 0.5 * float(np.sign(a - b)) for a, b in zip(first, second, strict=True)]
+
+
+def elo_difference(votes: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
+    """The rating of the first model above the second, in Elo points, between the ends of its 95 %
+    interval by bootstrap: (low, rating, high).
+
+    ``votes`` float [n]: 1 for the first, 0 for the second, 0.5 for a tie. Half a vote for each is
+    added, so that a model that wins always has a finite rating.
+    """
+
+    def rating(wins: np.ndarray) -> np.ndarray:
+        return _ELO * np.log((wins + 0.5) / (len(votes) - wins + 0.5))
+
+    drawn = rng.choice(votes, (_SAMPLES, len(votes))).sum(1)
+    low, high = np.percentile(rating(drawn), _INTERVAL)
+    return float(low), float(rating(votes.sum())), float(high)

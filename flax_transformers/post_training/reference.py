@@ -1,0 +1,184 @@
+"""Log-probabilities of a reference model: computed once, and stored beside the prepared data."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from flax_transformers.checkpointing.step_directories import has_checkpoint
+from flax_transformers.data.pipeline.loader import evaluation_batches
+from flax_transformers.data.store.files import digest
+from flax_transformers.data.store.token_store import TokenStore
+from flax_transformers.errors import UserError
+from flax_transformers.parallel.distributed import compiled_together
+from flax_transformers.parallel.mesh import make_mesh
+from flax_transformers.parallel.rules import (
+    RULES,
+    batch_sharding,
+    check_batch,
+    host_rows,
+    place_rows,
+    replicated,
+)
+from flax_transformers.post_training.chat_data import (
+    ConversationExamples,
+    ConversationSpec,
+    PreparedChat,
+)
+from flax_transformers.storage.folders import open_folder
+from flax_transformers.storage.workdir import write_side_file
+from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.step import check_fits, model_functions
+
+log = logging.getLogger(__name__)
+RECORD = "reference.json"
+"""File of a run's folder that names the weights of its reference."""
+
+
+class Weights(Protocol):
+    """A model that is not read yet."""
+
+    path: str
+
+    def fingerprint(self) -> str | None:
+        """Hash of its files; None if they are no longer there."""
+
+    def load(self, mesh: Mesh) -> tuple[nn.Module, Any]:
+        """The model and its parameters."""
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What log-probabilities are computed with. ``objective``: a `DirectPreference`."""
+
+    objective: Any
+    config: TrainConfig
+    prepared: PreparedChat
+    weights: Weights
+    spec: ConversationSpec
+    length: int
+
+    def name(self, store: TokenStore) -> str:
+        """The file of one split of a store."""
+        settings = [self.length, self.spec.completions, self.weights.path]
+        return f"reference/{digest({'of': [store.fingerprint, settings]})[:16]}.npz"
+
+    def of_store(self, store: TokenStore, fingerprint: str | None) -> np.ndarray:
+        """The log-probabilities of all sequences of a store, float32 [n]: stored, or computed."""
+        folder, name = open_folder(store.directory), self.name(store)
+        if folder.exists(name):
+            with np.load(io.BytesIO(folder.read(name)), allow_pickle=False) as stored:
+                if fingerprint in (None, str(stored["weights"])):
+                    return np.array(stored["log_probs"], np.float32)
+        if fingerprint is None:
+            raise UserError(
+                f"the reference model {self.weights.path} is not there, and its log-probabilities "
+                f"are not in {store.directory}; restore that folder, or set objective.reference"
+            )
+        found = self._computed(store)
+        if jax.process_index() == 0:
+            content = io.BytesIO()
+            np.savez(content, log_probs=found, weights=np.array(fingerprint))
+            folder.write(name, content.getvalue())
+        return found
+
+    def _computed(self, store: TokenStore) -> np.ndarray:
+        config, spec = self.config, self.spec
+        mesh, size = make_mesh(config.mesh), config.evaluation.batch_size
+        check_batch(size, 1, mesh, name="evaluation.batch_size")
+        model, params = self.weights.load(mesh)
+        self._check(model)
+        functions, objective = model_functions(model), self.objective
+
+        def step(params: Any, batch: Any) -> jax.Array:
+            with nn.logical_axis_rules(RULES):
+                return objective.log_probs(functions, params, batch, {})[0]
+
+        sharding, examples = batch_sharding(mesh), ConversationExamples(store, spec)
+        compiled = compiled_together(jax.jit(step, out_shardings=replicated(mesh)))
+        rows = host_rows(sharding, size)
+        found = np.zeros(store.num_sentences, np.float32)
+        log.info(
+            "computing log-probabilities of the reference %s for %d sequences of %s (%s)",
+            self.weights.path, len(found), store.directory, store.split,
+        )  # fmt: skip
+        settings: dict[str, Any] = {"sequence_length": self.length, "batch_size": size, "seed": 0}
+        batches = evaluation_batches(
+            examples, objective, self.prepared.vocabulary, rows=rows, **settings
+        )
+        with jax.set_mesh(mesh):
+            for number, local in enumerate(batches):
+                del local["example_id"]
+                values = np.asarray(compiled(params, place_rows(local, rows, sharding, size)))
+                first = number * size
+                for row in range(min(size, len(examples) - first)):
+                    numbers = examples.numbers_of(first + row)
+                    found[numbers] = values[row, : len(numbers)]
+        return found
+
+    def _check(self, model: nn.Module) -> None:
+        check_fits(self.objective, model)
+        theirs, ours = model.config.vocab_size, self.prepared.vocabulary.size
+        if theirs < ours:
+            raise UserError(
+                f"the reference model {self.weights.path} has {theirs} tokens, but the tokenizer "
+                f"has {ours}; set objective.reference to a model with this tokenizer"
+            )
+
+
+def with_reference(
+    objective: Any,
+    config: TrainConfig,
+    prepared: PreparedChat,
+    weights: Callable[[str], Weights],
+    workdir: epath.Path | None,
+) -> PreparedChat:
+    """The data with the log-probabilities of the reference model of ``DirectPreference``.
+
+    ``weights``: the model at a path. ``workdir``: of the run, which notes the reference; None where
+    nothing is trained. Raises UserError if there is no reference, if it is another one than the
+    run began with, and if it does not fit the data.
+    """
+    path = objective.reference or config.init_from
+    if path is None:
+        raise UserError(
+            "DirectPreference compares with a reference model; set --init-from to the model that "
+            "is trained, or objective.reference to another one"
+        )
+    length = max(phase.sequence_length for phase in config.phases)
+    spec = objective.window_spec(length)
+    assert isinstance(spec, ConversationSpec)
+    model = weights(path)
+    fingerprint = model.fingerprint()
+    if workdir is not None:
+        _note(workdir, path, fingerprint)
+    work = _Pass(objective, config, prepared, model, spec, length)
+    found = dict(prepared.reference)
+    for store in filter(None, (prepared.train, prepared.validation)):
+        if store.num_documents and store.fingerprint not in found:
+            found[store.fingerprint] = work.of_store(store, fingerprint)
+    return replace(prepared, reference=found)
+
+
+def _note(workdir: epath.Path, path: str, fingerprint: str | None) -> None:
+    """Notes the reference of a run, or compares it with the one noted."""
+    file = workdir / RECORD
+    if has_checkpoint(workdir) and file.exists():
+        noted = json.loads(file.read_text()).get("weights")
+        if fingerprint not in (None, noted):
+            raise UserError(
+                f"the reference model {path} has other weights than when the run in {workdir} "
+                "began; restore them, or choose another --workdir"
+            )
+    elif jax.process_index() == 0:
+        write_side_file(file, json.dumps({"path": path, "weights": fingerprint}, indent=2) + "\n")

@@ -1,0 +1,124 @@
+"""Conversations in the terminal, and comparisons of two models."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import flax_transformers as ft
+from flax_transformers.cli.main import main
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer
+from flax_transformers.post_training.chat_template import ChatTemplate
+from flax_transformers.post_training.judge import elo_difference
+from flax_transformers.testing import tiny_model
+
+SHORT = ["--max-new-tokens", "4"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two language models that differ, and a reward model."""
+    path, found = tmp_path_factory.mktemp("models"), {}
+    for name, architecture in (
+        ("one", "LlamaForCausalLM"),
+        ("other", "LlamaForCausalLM"),
+        ("judge", "LlamaForSequenceClassification"),
+    ):
+        labels = {"num_labels": 1} if name == "judge" else {}
+        ids = {"vocab_size": 262, "max_positions": 256, "eos_ids": (1,), "bos_id": None}
+        model, params = tiny_model(architecture, **ids, pad_id=0, **labels)
+        rng = np.random.default_rng(len(name))
+        table = params["words"]["embedding"]
+        params["words"]["embedding"] = rng.normal(size=table.shape).astype(np.float32)
+        found[name] = str(path / name)
+        ft.save_pretrained(found[name], model, params, tokenizer=ByteTokenizer())
+    return found
+
+
+def said(capsys, monkeypatch, *command, typed=""):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    assert main(list(command)) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_answer_is_what_generate_writes_after_the_template(folders, capsys, monkeypatch):
+    found = said(capsys, monkeypatch, "chat", folders["one"], *SHORT, typed="Hi\nSure?\n\nNo\n")
+    first, second = found.rstrip("\n").split("\n", 1)
+    messages = [{"role": "user", "content": "Hi"}]
+    for answer in (first, second):
+        prompt = ChatTemplate().render(messages, answer_next=True)
+        expected = said(capsys, monkeypatch, "generate", folders["one"], "--prompt", prompt, *SHORT)
+        assert expected == f"{prompt}{answer}\n"
+        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "Sure?"}]
+
+
+@pytest.mark.slow
+def test_a_reward_model_votes(folders, capsys, monkeypatch, tmp_path):
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "votes.jsonl"
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in ("Hi", "a", "b")]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--prompts", str(prompts), "--judge", folders["judge"], "--output", str(output)]
+    text = said(capsys, monkeypatch, "arena", folders["one"], folders["other"], *options, *SHORT)
+    votes = [json.loads(line) for line in output.read_text().splitlines()]
+    model, params = ft.load_pretrained(folders["judge"])
+    for vote in votes:
+        rewards = []
+        for answer in vote["answers"]:
+            whole = [*vote["messages"], {"role": "assistant", "content": answer}]
+            ids = ByteTokenizer().encode_prompt(ChatTemplate().render(whole))
+            rewards.append(float(model.apply({"params": params}, ids[None]).logits[0, 0]))
+        assert vote["first_is_better"] == (rewards[0] > rewards[1])
+    wins = sum(vote["first_is_better"] for vote in votes)
+    assert f"one: {wins:.0f} wins" in text and "Elo of the first above the second" in text
+
+
+@pytest.mark.slow
+def test_a_person_votes_without_knowing_whose_answer_it_is(folders, capsys, monkeypatch, tmp_path):
+    (tmp_path / "prompts.txt").write_text("Hi\na\nb\n")
+    command = [
+        "arena",
+        folders["one"],
+        folders["other"],
+        "--prompts",
+        str(tmp_path / "prompts.txt"),
+    ]
+    swaps = np.random.default_rng(0).integers(2, size=3)
+    typed = "".join(f"{2 if swap else 1}\n" for swap in swaps[:2])  # the first model's, both times
+    output = said(capsys, monkeypatch, *command, *SHORT, typed=f"{typed}q\n")
+    assert "one: 2 wins" in output and "other: 0 wins, 0 ties" in output
+
+
+def test_equal_wins_are_no_difference_and_more_votes_narrow_the_interval():
+    rng = np.random.default_rng(0)
+    for count in (10, 1000):
+        low, elo, high = elo_difference(np.array([1.0, 0.0] * count), rng)
+        assert elo == 0 and low < 0 < high
+    assert high - low < 50
+    low, elo, high = elo_difference(np.array([1.0] * 3 + [0.0]), rng)
+    assert elo == pytest.approx(400 * np.log10(3.5 / 1.5)) and low <= elo <= high
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ('{"text": "a"}', "prompts.jsonl:1 is no conversation"),
+        ("{", "prompts.jsonl:1 is no conversation"),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}', "has no message to answer"),
+    ],
+)
+def test_a_file_of_prompts_with_a_mistake_is_named(rows, problem, folders, capsys, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text(rows + "\n")
+    options = ["--prompts", str(tmp_path / "prompts.jsonl")]
+    assert main(["arena", folders["one"], folders["other"], *options]) == 2
+    assert problem in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_language_model_is_no_judge(folders, capsys, tmp_path):
+    (tmp_path / "prompts.txt").write_text("Hi\n")
+    options = ["--prompts", str(tmp_path / "prompts.txt"), "--judge", folders["one"]]
+    assert main(["arena", folders["one"], folders["other"], *options, *SHORT]) == 2
+    assert "the judge is no reward model" in capsys.readouterr().err
