@@ -408,7 +408,8 @@ def decoder_table(
             *linear("classification_head", head, "D", "C"),
             *linear("value_head", "value_head", "D", "C"),
         ),
-        copies={"lm_head.weight": "model.embed_tokens.weight"},
+        # Without ties it is a head of its own, which classifiers do not have.
+        copies={"lm_head.weight": "model.embed_tokens.weight"} if config.tie_embeddings else {},
         # Frequencies that files of 2023 carry.
         ignorable=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
         prefix="model.",

@@ -76,8 +76,10 @@ class RewardModel(Comparisons):
     def prepare(
         self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
     ) -> Arrays:
-        """The arrays of `comparison_row`; not random."""
-        return comparison_row(example, vocab, sequence_length, self.completions)
+        """The arrays of `comparison_row` without ``labels``; not random."""
+        row = comparison_row(example, vocab, sequence_length, self.completions)
+        del row["labels"]  # the tokens, which are no classes
+        return row
 
     def terms(self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs) -> LossTerms:
         """The losses "reward" and, if enabled, "centering"; the metrics "loss", "accuracy",

@@ -7,11 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+import flax_transformers as ft
 from flax_transformers.errors import UserError
 from flax_transformers.families.llama import SIZES, LlamaConfig, from_huggingface
 from flax_transformers.huggingface.family import config_json
 from flax_transformers.models.config import Rope
-from flax_transformers.testing import assert_bit_equal
+from flax_transformers.testing import assert_bit_equal, tiny_model
 from tests.families.decoders import assert_gradients
 from tests.families.parity import (
     count_parameters,
@@ -196,6 +197,17 @@ def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names)
 def test_a_model_that_hugging_face_has_no_llama_for_is_not_written(field, value):
     with pytest.raises(UserError, match=f"model.{field} is {value!r}.*checkpoint format"):
         config_json(dataclasses.replace(LlamaConfig(), **{field: value}))
+
+
+def test_a_classifier_starts_from_a_language_model_whose_head_is_not_tied(tmp_path, caplog):
+    model, params = tiny_model("LlamaForCausalLM", tie_embeddings=False)
+    ft.save_pretrained(tmp_path / "lm", model, params)
+    _, found = ft.load_pretrained(
+        tmp_path / "lm", architecture="LlamaForSequenceClassification", num_labels=1
+    )
+    tables = (one["words"]["embedding"][:96] for one in (found, params))  # without padding
+    assert_bit_equal(*tables)
+    assert "classification_head: newly initialised" in caplog.text
 
 
 PUBLISHED = {

@@ -64,7 +64,7 @@ def text(store, ids):
 
 
 def learned_of(store, row):
-    return text(store, row["labels"][row["label_weights"] > 0])
+    return text(store, np.roll(row["input_ids"], -1)[row["label_weights"] > 0])
 
 
 CONVERSATIONS = [
