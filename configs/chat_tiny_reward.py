@@ -3,8 +3,8 @@
 Command:   flax-transformers train configs/chat_tiny.py --workdir runs/chat_tiny
            flax-transformers train configs/chat_tiny_reward.py --workdir runs/chat_tiny_reward
 Data:      4,000 preferences that are generated; 5 % of them are held out
-Hardware:  2 CPU cores, TIME
-Expected:  EXPECTED
+Hardware:  2 CPU cores, 6 minutes (measured while other jobs ran)
+Expected:  held-out accuracy 69 % of pairs, chance 50 % (measured, one seed)
 """
 
 from dataclasses import replace
