@@ -4,8 +4,8 @@ Command:   flax-transformers train configs/chat_tiny.py --workdir runs/chat_tiny
            flax-transformers chat runs/chat_tiny
 Data:      4,000 conversations that are generated; 5 % of them are held out
 Hardware:  2 CPU cores, 18 minutes (measured while other jobs ran)
-Expected:  held-out loss 0.218 nats per learned byte, unigram baseline 3.296; accuracy 92.0 %, of the
-           bytes of answers and of what ends them (measured, one seed)
+Expected:  held-out loss 0.218 nats per learned byte, unigram baseline 3.296; accuracy 92.0 % of
+           the bytes of answers and of what ends them (measured, one seed)
 """
 
 from flax_transformers.checkpointing.config import CheckpointConfig
