@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flax_transformers.parallel.mesh import make_mesh
     from flax_transformers.pretrained import load_pretrained, load_tokenizer, save_pretrained
     from flax_transformers.run import train
+    from flax_transformers.serving import export_program, load_program
     from flax_transformers.training.batches import training_batches
     from flax_transformers.training.callbacks import Callback
     from flax_transformers.training.trainer import Trainer
@@ -28,7 +29,9 @@ __all__ = [
     "SequenceDataset",
     "Trainer",
     "__version__",
+    "export_program",
     "load_pretrained",
+    "load_program",
     "load_tokenizer",
     "make_mesh",
     "published_sizes",
@@ -45,7 +48,9 @@ _MODULES = {
     "MetricSink": "monitoring.sinks",
     "SequenceDataset": "data.sequences",
     "Trainer": "training.trainer",
+    "export_program": "serving",
     "load_pretrained": "pretrained",
+    "load_program": "serving",
     "load_tokenizer": "pretrained",
     "make_mesh": "parallel.mesh",
     "published_sizes": "huggingface.family",
