@@ -88,6 +88,8 @@ _TYPES = {
     "token_classification": "objectives.token_classification.TokenClassification",
     "question_answering": "objectives.question_answering.QuestionAnswering",
     "image_classification": "objectives.image_classification.ImageClassification",
+    "distilled_images": "distillation.objectives.DistilledImageClassification",
+    "distilled_sequences": "distillation.objectives.DistilledSequenceClassification",
     "masked_image": "objectives.masked_image.MaskedImage",
     "image_text_contrastive": "objectives.contrastive.ImageTextContrastive",
     "supervised_fine_tuning": "post_training.supervised.SupervisedFineTuning",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from flax_transformers import runtime
 from flax_transformers.checkpointing.step_directories import has_checkpoint
 from flax_transformers.config_json import register_types_of
+from flax_transformers.distillation.batches import taught_batches
 from flax_transformers.evaluation.report import finish, introduce
 from flax_transformers.evaluation.saved_baselines import baselines_of_run, keep_baselines
 from flax_transformers.evaluation.tasks import evaluators
@@ -59,6 +60,7 @@ def train(
         check_run(config, prepared, new=not has_checkpoint(folder))
         prepared = runtime.completed_data(config, prepared, folder)
         config = runtime.with_label_names(config, prepared)
+        load = runtime.teacher(config, prepared)
         sets = runtime.evaluation_sets(config, prepared)
         baselines = baselines_of_run(config, prepared, folder, sets)
         introduce(config, prepared, folder, baselines)
@@ -75,7 +77,7 @@ def train(
         profiling,
         callbacks,
         sinks,
-        batch_source(config, runtime.initial_weights(config)),
+        taught_batches(load) if load else batch_source(config, runtime.initial_weights(config)),
     )
     with watchdog.phase("evaluation"):  # plots and samples
         keep_baselines(config, prepared, folder, baselines, sets)

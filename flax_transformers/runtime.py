@@ -41,7 +41,7 @@ from flax_transformers.pretrained import (
     initial_parameters,
     load_pretrained,
 )
-from flax_transformers.restore import Restored, restore_model, saved_tokenizers
+from flax_transformers.restore import Restored, restore_model, saved_part, saved_tokenizers
 from flax_transformers.storage.file_hashes import content_digest
 from flax_transformers.storage.paths import is_bucket
 from flax_transformers.training.check_run import LABEL_HEADS
@@ -217,6 +217,62 @@ def initial_weights(config: TrainConfig) -> Callable[[Mesh], Any] | None:
     if path is None:
         return None
     return lambda mesh: initial_parameters(path, config.model, mesh, config.seed)
+
+
+def teacher(config: TrainConfig, prepared: Dataset) -> Callable[[Mesh], tuple[Any, Any]] | None:
+    """What reads the teacher of an objective with one; None for other objectives.
+
+    Raises UserError for a teacher without a classifier of the student's classes and inputs.
+    """
+    path = getattr(config.objective, "teacher", None)
+    if path is None:
+        return None
+    described, own = described_model(path), config.model
+    theirs: Any = described.model
+    place = f"objective.teacher {path}"
+    if not hasattr(build_model(theirs), "classify"):
+        raise UserError(f"{place} holds a {theirs.architecture}, which is no classifier")
+    names = theirs.label_names, prepared.label_names or own.label_names
+    if theirs.num_labels != own.num_labels or (all(names) and names[0] != names[1]):
+        raise UserError(
+            f"{place} knows {theirs.num_labels} classes ({listed(names[0])}), the student "
+            f"{own.num_labels} ({listed(names[1])}); give a teacher of the same classes in the "
+            "same order"
+        )
+    tokens = prepared.tokenizer
+    if tokens is not None and (
+        described.tokenizer is None or described.tokenizer.fingerprint != tokens.fingerprint
+    ):
+        raise UserError(
+            f"{place} has another tokenizer than the data; set --data.tokenizer.path to that of "
+            "the teacher"
+        )
+    _check_pixels(config, described, place)
+
+    def load(mesh: Mesh) -> tuple[Any, Any]:
+        restored = restored_model(described, mesh, config.compute)
+        return restored.model, restored.params
+
+    return load
+
+
+def _check_pixels(config: TrainConfig, described: Described, place: str) -> None:
+    """The teacher of images takes what the student's objective gives."""
+    ours: Any = config.model
+    theirs: Any = described.model
+    channels = getattr(theirs, "num_channels", None)
+    if channels != getattr(ours, "num_channels", None):
+        raise UserError(f"{place} reads other inputs than the student; give one of the same kind")
+    if channels is None or not isinstance(described.source, Found):
+        return
+    saved: Any = saved_part(described.source, "objective")
+    for name in ("mean", "std"):
+        wanted, given = getattr(saved, name, None), getattr(config.objective, name, None)
+        if wanted is not None and wanted != given:
+            raise UserError(
+                f"{place} was trained with objective.{name} {wanted}, the student has {given}; set "
+                "the student's to the same"
+            )
 
 
 def built(config: TrainConfig) -> nn.Module:

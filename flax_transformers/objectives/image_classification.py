@@ -95,11 +95,15 @@ class ImageClassification(PixelInput):
         Metrics of mixed images are weighted by the shares of their labels. The logits of two heads
         (DeiT's) are averaged, as in prediction.
         """
+        return self.label_terms(self._logits(model, params, batch, rngs), batch)
+
+    def label_terms(self, logits_BC: Array, batch: Batch) -> LossTerms:
+        """The terms of logits."""
         import jax.numpy as jnp  # not at the top: data workers must not import jax
 
         from flax_transformers.objectives.cross_entropy import cross_entropy
 
-        logits_B1C = self._logits(model, params, batch, rngs)[:, None]
+        logits_B1C = logits_BC[:, None]
         labels_BM, weights_BM = batch["labels"], batch["label_weights"]
         count = jnp.sum(jnp.any(weights_BM > 0.0, axis=1).astype(jnp.float32))
         scores = cross_entropy(logits_B1C, labels_BM)

@@ -99,11 +99,14 @@ class SequenceClassification:
 
     def terms(self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs) -> LossTerms:
         """The loss "classification" or "regression"; "loss", "accuracy", "truncated" as metrics."""
+        return self.label_terms(self._logits(model, params, batch, rngs), batch)
+
+    def label_terms(self, logits_BC: Array, batch: Batch) -> LossTerms:
+        """The terms of logits."""
         import jax.numpy as jnp  # not at the top: data workers must not import jax
 
         from flax_transformers.objectives.cross_entropy import cross_entropy, label_terms
 
-        logits_BC = self._logits(model, params, batch, rngs)
         weights_B = batch["weights"]
         count = jnp.sum(weights_B)
         truncated = LossTerms({}, {"truncated": (jnp.sum(batch["truncated"]), count)})

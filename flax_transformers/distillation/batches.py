@@ -1,0 +1,56 @@
+"""Training batches with the logits of a teacher."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+
+from flax_transformers.distillation.objectives import LOGITS
+from flax_transformers.objectives.base import Batch, Params
+from flax_transformers.parallel.distributed import compiled_together
+from flax_transformers.parallel.rules import RULES, batch_sharding
+from flax_transformers.training.batches import batches_on_mesh
+from flax_transformers.training.resume import Batches, OnlineBatches, Run
+from flax_transformers.training.run_state import RunState
+from flax_transformers.training.step import model_functions
+
+LoadTeacher = Callable[[Mesh], tuple[nn.Module, Any]]
+"""Gives the teacher's model, and its parameters on a mesh."""
+
+
+def taught_batches(load: LoadTeacher) -> OnlineBatches:
+    """The batches of a run's data, each with the logits of the teacher.
+
+    They depend on neither the student nor the step, so that the loss is the same for any number of
+    micro-batches and devices, and a resumed run repeats them.
+    """
+    found: dict[Mesh, Any] = {}  # read once for all phases
+
+    @contextlib.contextmanager
+    def batches(run: Run, position: RunState, state: Callable[[], Any]) -> Iterator[Batches]:
+        if run.mesh not in found:
+            model, params = load(run.mesh)
+            found[run.mesh] = _compiled(run.config.objective, model, params, run.mesh), params
+        step, params = found[run.mesh]
+        with batches_on_mesh(run.config, run.prepared, run.mesh, position) as plain:
+            yield ((batch | {LOGITS: step(params, batch)}, ids) for batch, ids in plain)
+
+    return batches
+
+
+def _compiled(objective: Any, model: nn.Module, params: Any, mesh: Mesh) -> Callable[..., Any]:
+    functions, sharding = model_functions(model), batch_sharding(mesh)
+
+    def teacher_step(params: Params, batch: Batch) -> jax.Array:
+        with nn.logical_axis_rules(RULES):
+            return objective.teacher_logits(functions, params, batch)
+
+    placed = jax.tree.map(lambda leaf: leaf.sharding, params)
+    return compiled_together(
+        jax.jit(teacher_step, in_shardings=(placed, sharding), out_shardings=sharding)
+    )

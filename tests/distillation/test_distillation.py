@@ -1,0 +1,162 @@
+"""Students of a teacher: the loss, and whole runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flax_transformers as ft
+from flax_transformers.config_json import from_json, to_json
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer
+from flax_transformers.distillation.objectives import (
+    LOGITS,
+    DistilledImageClassification,
+    DistilledSequenceClassification,
+)
+from flax_transformers.errors import UserError
+from flax_transformers.families.deit import DeiTConfig
+from flax_transformers.families.vit import ViTConfig
+from flax_transformers.huggingface.family import build_model
+from flax_transformers.models.config import ComputeConfig
+from flax_transformers.monitoring.metrics import read_metrics
+from flax_transformers.objectives.image_classification import ImageClassification
+from flax_transformers.runtime import prepared_data, teacher
+from flax_transformers.testing import assert_bit_equal, tiny_bert
+from flax_transformers.training.check_run import check_config
+from flax_transformers.training.config import ImagePhase
+from tests.cli.test_evaluate import classifier
+from tests.data.images.test_dataset import write_idx
+from tests.evaluation.test_reconstructions import masked_config
+
+SMALL = {
+    "image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 3, "hidden_size": 8,
+    "num_layers": 1, "num_heads": 2, "intermediate_size": 8,
+}  # fmt: skip
+PIXELS = {"mean": (0.5,), "std": (0.5,)}
+
+
+@pytest.fixture
+def mnist(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return write_idx(tmp_path / "mnist", count=(48, 10))
+
+
+def fixed(class_BC, taught_BC):
+    """Functions of a model whose two heads give these logits."""
+    heads = {
+        "hidden_states": SimpleNamespace(last_hidden_state=None),
+        "classify_both": (class_BC, taught_BC),
+        "classify": class_BC,
+    }
+    return SimpleNamespace(head=lambda name, *_, **__: heads[name])
+
+
+def softmax(logits):
+    shares = np.exp(logits - logits.max(-1, keepdims=True))
+    return shares / shares.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("token", [True, False])
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_the_loss_is_that_of_deit(kind, token):
+    rng = np.random.default_rng(0)
+    class_BC, taught_BC, teacher_BC = rng.normal(size=(3, 4, 3)).astype(np.float32)
+    batch = {
+        "pixel_values": jnp.zeros((4, 1, 8, 8), jnp.uint8),
+        "labels": jnp.array([[0, 0], [1, 1], [2, 2], [0, 0]]),
+        "label_weights": jnp.array([[1.0, 0], [1, 0], [1, 0], [0, 0]]),  # the last is padding
+        LOGITS: jnp.asarray(teacher_BC),
+    }
+    objective = DistilledImageClassification(
+        teacher="t", distillation=kind, temperature=2.0, share=0.3, distillation_token=token,
+        **PIXELS,
+    )  # fmt: skip
+    found = objective.terms(fixed(class_BC, taught_BC), {}, batch, {})
+    loss = sum(c * s / w for s, w, c in found.losses.values())
+    student = taught_BC if token else class_BC
+    labels = -np.log(softmax(class_BC)[range(3), [0, 1, 2]]).mean()
+    if kind == "hard":
+        taught = -np.log(softmax(student)[range(3), teacher_BC[:3].argmax(1)]).mean()
+    else:
+        p, q = softmax(teacher_BC[:3] / 2), softmax(student[:3] / 2)
+        taught = 4 * (p * np.log(p / q)).sum(1).mean()
+    assert float(loss) == pytest.approx(0.7 * labels + 0.3 * taught, rel=1e-5)
+    agree = (student.argmax(1) == teacher_BC.argmax(1))[:3].mean()
+    total, count = found.metrics["teacher_agreement"]
+    assert float(total / count) == pytest.approx(agree)
+
+
+def image_run(mnist, model, objective, **phase):
+    phases = (ImagePhase(**({"steps": 3, "image_size": 8, "batch_size": 8} | phase)),)
+    config = masked_config(mnist, model=model, objective=objective, phases=phases)
+    return replace(config, logging=replace(config.logging, every_steps=1))
+
+
+def losses(workdir):
+    return [row["train/loss"] for row in read_metrics(workdir) if "train/loss" in row]
+
+
+@pytest.mark.slow
+def test_a_deit_learns_from_a_vit_equally_in_any_number_of_micro_batches(
+    mnist, tmp_path, one_device
+):
+    teacher = image_run(mnist, ViTConfig(**SMALL), ImageClassification(**PIXELS))
+    ft.train(teacher, tmp_path / "teacher")
+    objective = DistilledImageClassification(
+        teacher=str(tmp_path / "teacher"), distillation="soft", distillation_token=True, **PIXELS
+    )
+    config = image_run(mnist, DeiTConfig(**SMALL), objective)
+    assert from_json(to_json(config)) == config
+    found = ft.train(config, tmp_path / "one").metrics
+    assert 0 <= found["train/teacher_agreement"] <= 1
+    assert "eval/accuracy" in found and "eval/teacher_agreement" not in found
+    ft.train(image_run(mnist, DeiTConfig(**SMALL), objective, micro_batches=4), tmp_path / "four")
+    np.testing.assert_allclose(losses(tmp_path / "four"), losses(tmp_path / "one"), rtol=2e-6)
+
+    other = replace(objective, mean=(0.1,))
+    with pytest.raises(UserError, match=r"was trained with objective.mean \(0.5,\)"):
+        ft.train(replace(config, objective=other), tmp_path / "refused")
+    fewer = replace(config, model=DeiTConfig(**SMALL | {"num_labels": 4}))
+    with pytest.raises(UserError, match="3 classes"):
+        ft.train(fewer, tmp_path / "refused")
+
+
+@pytest.mark.slow
+def test_a_resumed_student_of_texts_equals_an_uninterrupted_one(tmp_path, one_device):
+    ft.train(classifier(tmp_path), tmp_path / "teacher")
+    objective = DistilledSequenceClassification(
+        teacher=str(tmp_path / "teacher"), distillation="soft", share=0.9
+    )
+    config = replace(classifier(tmp_path), objective=objective)
+    phases = (replace(config.phases[0], steps=4),)
+    ft.train(replace(config, phases=phases), tmp_path / "whole")
+    ft.train(config, tmp_path / "halves")
+    ft.train(replace(config, phases=phases), tmp_path / "halves")
+    trees = [ft.load_pretrained(tmp_path / name)[1] for name in ("whole", "halves")]
+    assert_bit_equal(*trees)
+
+
+def test_a_distillation_token_needs_a_deit(mnist):
+    objective = DistilledImageClassification(teacher="t", distillation_token=True, **PIXELS)
+    with pytest.raises(UserError, match="needs classify_both"):
+        check_config(image_run(mnist, ViTConfig(**SMALL), objective))
+    with pytest.raises(UserError, match="a teacher has classes"):
+        DistilledSequenceClassification(teacher="t", loss="mse")
+
+
+def test_the_teacher_has_to_be_a_classifier(tmp_path):
+    model = build_model(replace(tiny_bert(), architecture="BertModel"), ComputeConfig())
+    boxed = jax.jit(model.init)(jax.random.key(0), **model.example_inputs())["params"]
+    ft.save_pretrained(tmp_path / "hf", model, nn.meta.unbox(boxed), tokenizer=ByteTokenizer())
+    config = classifier(tmp_path)
+    config = replace(
+        config, objective=DistilledSequenceClassification(teacher=str(tmp_path / "hf"))
+    )
+    with pytest.raises(UserError, match="which is no classifier"):
+        teacher(config, prepared_data(config.data))
