@@ -20,13 +20,13 @@ def get_config() -> TrainConfig:
     return dataclasses.replace(
         demonstrations(),
         objective=GroupRelativePolicy(
-            rollouts=Rollouts(rewards=(ExactAnswer(),), completion_length=10, group_size=16)
+            rollouts=Rollouts(rewards=(ExactAnswer(),), completion_length=10, group_size=8)
         ),
         data=Problems(task="sorting", digits=8),
         optimizer=AdamW(
-            learning_rate=1e-3, weight_decay=0.0, schedule=Schedule("linear", warmup_steps=10)
+            learning_rate=3e-4, weight_decay=0.0, schedule=Schedule("linear", warmup_steps=10)
         ),
-        phases=(Phase(steps=200, sequence_length=32, batch_size=256),),
+        phases=(Phase(steps=400, sequence_length=32, batch_size=256),),
         evaluation=Evaluation(every_steps=25, batch_size=256),
         logging=Logging(every_steps=10),
     )

@@ -104,6 +104,7 @@ _TYPES = {
     "numeric_answer": "post_training.rewards.NumericAnswer",
     "matches_pattern": "post_training.rewards.MatchesPattern",
     "problems": "post_training.problems.Problems",
+    "model_reward": "post_training.model_reward.ModelReward",
     "function_reward": "post_training.rewards.FunctionReward",
     # Models, and parts of their configs.
     "bart": "families.bart.BartConfig",

@@ -39,7 +39,7 @@ def reward_evaluator(config: TrainConfig, prepared: Dataset, model: nn.Module) -
         prompts = [
             prompt_of(
                 examples.read(number * len(examples) // count, np.random.default_rng(0)),
-                objective,
+                config,
                 prepared,
                 length,
             )

@@ -20,7 +20,6 @@ from flax_transformers.objectives.base import (
     Arrays,
     Batch,
     ExampleView,
-    Frame,
     LossTerms,
     ModelFunctions,
     ModelNeeds,
@@ -172,10 +171,6 @@ class PolicyObjective:
         """Logits are computed for the tokens of completions."""
         return self.rollouts.completion_length
 
-    def frame(self, vocab: Vocabulary) -> Frame:
-        """Special tokens around a document, and so before a prompt."""
-        return Frame(before=(document_start(vocab),))
-
     def prepare(
         self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
     ) -> Arrays:
@@ -186,7 +181,7 @@ class PolicyObjective:
                 f"objective {type(self).__name__} needs prompts with answers; set data.source to a "
                 "PairSource"
             )
-        prompt = np.append(self.frame(vocab).before, example["source_tokens"])
+        prompt = np.append(document_start(vocab), example["source_tokens"])
         answer = np.append(example["target_tokens"], end_id(vocab))
         length = self.rollouts.completion_length
         row = completion_row(prompt, answer[:length], vocab, sequence_length, length)

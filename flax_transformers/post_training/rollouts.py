@@ -35,7 +35,9 @@ from flax_transformers.generation.choices import settings_of
 from flax_transformers.generation.decode import run as generate
 from flax_transformers.generation.loop import Endings, Limits
 from flax_transformers.generation.program import Request
+from flax_transformers.generation.prompts import prompt_frame
 from flax_transformers.generation.sampling import Sampling
+from flax_transformers.models.config import TextConfig
 from flax_transformers.models.generation_settings import NO_SETTINGS
 from flax_transformers.objectives.base import Arrays, Vocabulary
 from flax_transformers.objectives.rows import end_id
@@ -77,16 +79,15 @@ class Prompt:
 
 
 def prompt_of(
-    example: Arrays,
-    objective: PolicyObjective,
-    prepared: Dataset,
-    sequence_length: int,
+    example: Arrays, config: TrainConfig, prepared: Dataset, sequence_length: int
 ) -> Prompt:
     """The prompt of an example of the data, a pair of a prompt and its answer.
 
-    Raises UserError for other data, and for a prompt that is too long.
+    It is encoded as `generate` encodes prompts: names of special tokens are these tokens. Raises
+    UserError for other data, and for a prompt that is too long.
     """
-    vocab, tokenizer = prepared.vocabulary, tokenizer_of(prepared)
+    objective, tokenizer = config.objective, tokenizer_of(prepared)
+    assert isinstance(objective, PolicyObjective) and isinstance(config.model, TextConfig)
     if "source_tokens" not in example:
         raise UserError(
             f"objective {type(objective).__name__} needs prompts with answers; set data.source to "
@@ -98,7 +99,8 @@ def prompt_of(
         for name, array in example.items()
         if not name.endswith(("_tokens", "_ends"))
     }
-    ids = np.append(objective.frame(vocab).before, example["source_tokens"]).astype(np.int32)
+    before = prompt_frame(tokenizer, config.model).before
+    ids = np.append(np.array(before, np.int32), tokenizer.encode_prompt(text))
     length = objective.prompt_length(sequence_length)
     if len(ids) > length:
         raise UserError(
@@ -323,7 +325,7 @@ class _Rollouts:
         for position in range(rollout * groups, (rollout + 1) * groups):
             _, number = self._examples.locate(position, self._key)
             example = self._examples.read(number, np.random.default_rng(number))
-            prompt = prompt_of(example, self._objective, self._run.prepared, self._length)
+            prompt = prompt_of(example, self._run.config, self._run.prepared, self._length)
             prompts += [prompt] * self._settings.group_size
             numbers += [number] * self._settings.group_size
         return prompts, np.array(numbers, np.int64)

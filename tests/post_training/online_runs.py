@@ -5,6 +5,7 @@ import dataclasses
 import flax_transformers as ft
 from flax_transformers.adapters.lora import LoraConfig
 from flax_transformers.checkpointing.config import CheckpointConfig
+from flax_transformers.data.dataset import prepare
 from flax_transformers.families.llama import LlamaConfig
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.monitoring.metrics import read_metrics
@@ -31,7 +32,7 @@ def odd(prompts, completions, rows):
     return [sum(ord(c) % 2 for c in text) / (1 + len(text)) for text in completions]
 
 
-def config_for(steps=8, lora=None, seed=0, **changes):
+def config_for(steps=8, lora=None, seed=0, sequence_length=16, data=None, **changes):
     rollouts = {"batches": 2, "epochs": 2, "group_size": 4, "completion_length": 4}
     own = {f.name for f in dataclasses.fields(Rollouts)} & changes.keys()
     rollouts |= {name: changes.pop(name) for name in own}
@@ -42,7 +43,7 @@ def config_for(steps=8, lora=None, seed=0, **changes):
             num_layers=1,
             num_heads=2,
             intermediate_size=16,
-            max_positions=16,
+            max_positions=32,
             bos_id=None,
             eos_ids=(1,),
             pad_id=0,
@@ -50,9 +51,9 @@ def config_for(steps=8, lora=None, seed=0, **changes):
         objective=GroupRelativePolicy(
             rollouts=Rollouts(rewards=(FunctionReward(function=odd),), **rollouts), **changes
         ),
-        data=Problems(task="copying", digits=2, training=50, held_out=6),
+        data=data or Problems(task="copying", digits=2, training=50, held_out=6),
         optimizer=AdamW(learning_rate=1e-2, schedule=Schedule("constant", warmup_steps=1)),
-        phases=(Phase(steps, 16, 8),),
+        phases=(Phase(steps, sequence_length, 8),),
         lora=lora or LoraConfig(),
         checkpoints=CheckpointConfig(every_steps=3, keep_latest=5),
         evaluation=Evaluation(every_steps=0, batch_size=4),
@@ -62,7 +63,7 @@ def config_for(steps=8, lora=None, seed=0, **changes):
 
 
 def run(config, workdir, callbacks=(), evaluate=False):
-    prepared = config.data.load()
+    prepared = prepare(config.data)
     evaluators = []
     if evaluate:
         evaluators = [reward_evaluator(config, prepared, build_model(config.model))]

@@ -8,7 +8,11 @@ import pytest
 
 from flax_transformers.adapters.lora import LoraConfig
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
+from flax_transformers.data.config import TextData
+from flax_transformers.data.sources.pairs import PairSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
+from flax_transformers.post_training.problems import Problems
 from flax_transformers.testing import assert_bit_equal
 from flax_transformers.training.config import Phase
 from tests.post_training.online_runs import FAULT, Dies, config_for, odd, rows_of, run
@@ -108,6 +112,32 @@ def test_truncated_completions_can_be_left_out(tmp_path):
     assert row["rollout/truncated"] > 0.9  # an untrained model hardly ever ends
     assert row["rollout/completion_length"] > 3
     assert not list((tmp_path / "rollouts").glob("*.npz"))
+
+
+def test_prompts_come_from_a_file_of_prompts_and_answers(tmp_path):
+    rows = [{"prompt": f"After {n}?", "answer": f"{n + 1}"} for n in range(20)]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = TextData(
+        source=PairSource(str(file), source_field="prompt", target_field="answer"),
+        tokenizer=TokenizerConfig("bytes"),
+        validation_fraction=0.2,
+        store=str(tmp_path / "store"),
+        shards=1,
+        prepare_processes=1,
+    )
+    config = config_for(steps=1, batches=1, epochs=1, sequence_length=20, data=data)
+    outcome = run(config, tmp_path / "run", evaluate=True)
+    lines = (tmp_path / "run" / "rollouts" / "step_00000000.jsonl").read_text().splitlines()
+    assert {json.loads(line)["prompt"] for line in lines} <= {row["prompt"] for row in rows}
+    assert "eval/reward" in outcome.metrics
+
+
+def test_a_prompt_that_is_too_long_is_reported(tmp_path):
+    config = config_for(data=Problems(task="copying", digits=12, training=50, held_out=6))
+    message = "the prompt 'copy .*' has 19 tokens, of which phases.sequence_length 16 .* leave 12"
+    with pytest.raises(UserError, match=message):
+        run(config, tmp_path)
 
 
 def test_a_rollout_that_does_not_divide_into_groups_is_refused(tmp_path):

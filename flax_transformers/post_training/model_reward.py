@@ -1,0 +1,125 @@
+"""A reward model as the source of rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from flax_transformers import ranges
+from flax_transformers.data.pipeline.loader import stacked
+from flax_transformers.data.tokenizers.load import Tokenizer
+from flax_transformers.errors import UserError
+from flax_transformers.generation.buckets import bucket
+from flax_transformers.models.config import TextConfig
+from flax_transformers.objectives.rows import pad
+from flax_transformers.parallel.rules import RULES, batch_sharding, place_rows, replicated
+from flax_transformers.post_training.reward_model import rewards
+from flax_transformers.post_training.rewards import Reward, Rows, Scorer
+from flax_transformers.ranges import Ranges
+from flax_transformers.restore import restore_model
+from flax_transformers.training.step import model_functions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReward(Reward):
+    """The number that a reward model gives to prompt and completion (``RewardModel``).
+
+    It reads prompt and completion as one text in its own tokenizer, which may be another than that
+    of the policy, with the start and end tokens that ``RewardModel`` is trained with.
+    """
+
+    path: str
+    """Workdir or checkpoint of a reward model, or of one that ``convert`` has read: a sequence
+    classifier with one label."""
+    batch_size: int = 64
+    """Completions that are scored at once."""
+    time_limit_s: float = 600.0
+
+    on_all_processes: ClassVar[bool] = True
+    RANGES: ClassVar[Ranges] = {"batch_size": ranges.EXAMPLES}
+
+    def scorer(self, mesh: Mesh) -> Scorer:
+        """The restored model. Raises UserError if it is none, or has several labels."""
+        restored = restore_model(self.path, mesh)
+        config, tokenizer = restored.model_config, restored.tokenizer
+        if tokenizer is None or config.num_labels != 1 or not hasattr(restored.model, "classify"):
+            raise UserError(
+                f"{self.path} holds a {config.architecture} with {config.num_labels} labels; a "
+                "reward model is a sequence classifier with one"
+            )
+        size = -(-self.batch_size // mesh.size) * mesh.size
+        return _Model(restored.model, restored.params, mesh, tokenizer, size)
+
+
+class _Model:
+    """Scores texts with a model on a mesh, ``size`` at a time."""
+
+    def __init__(
+        self, model: nn.Module, params: Any, mesh: Mesh, tokenizer: Tokenizer, size: int
+    ) -> None:
+        self._params, self._mesh, self._size = params, mesh, size
+        self._tokenizer, self._config = tokenizer, model.config
+        functions = model_functions(model)
+
+        def score(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+            with nn.logical_axis_rules(RULES):
+                return rewards(functions, params, batch, {})[:, 0]
+
+        placed = jax.tree.map(lambda leaf: leaf.sharding, params)
+        self._score = jax.jit(
+            score,
+            in_shardings=(placed, batch_sharding(mesh)),
+            out_shardings=replicated(mesh),
+        )
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], rows: Rows
+    ) -> list[float]:
+        ids = [self._ids(p + c) for p, c in zip(prompts, completions, strict=True)]
+        found: list[float] = []
+        for first in range(0, len(ids), self._size):
+            some = ids[first : first + self._size]
+            filled = some + some[-1:] * (self._size - len(some))
+            found += self._scores(filled)[: len(some)]
+        return found
+
+    def _ids(self, text: str) -> list[int]:
+        vocabulary = self._tokenizer.vocabulary
+        before = () if vocabulary.frame is None else vocabulary.frame.before
+        ids = [*before, *self._tokenizer.encode_prompt(text).tolist()]
+        if vocabulary.end_id is not None and ids[-1:] != [vocabulary.end_id]:
+            ids.append(vocabulary.end_id)
+        assert isinstance(self._config, TextConfig)
+        limit = self._config.max_positions
+        if limit is not None and len(ids) > limit:
+            raise UserError(
+                f"a completion with its prompt has {len(ids)} tokens, but the reward model takes "
+                f"{limit}; shorten completions, or use another reward model"
+            )
+        return ids
+
+    def _scores(self, ids: Sequence[Sequence[int]]) -> list[float]:
+        longest = max(map(len, ids))
+        length = bucket(longest)
+        if self._config.max_positions is not None:
+            length = min(length, self._config.max_positions)
+        batch = stacked(
+            [
+                {
+                    "input_ids": pad(np.array(row), length, self._tokenizer.vocabulary.pad_id),
+                    "segment_ids": pad(np.ones(len(row), np.int32), length, 0),
+                    "ends": np.array([len(row)], np.int32),
+                }
+                for row in ids
+            ]
+        )
+        sharding = batch_sharding(self._mesh)
+        with jax.set_mesh(self._mesh):  # rewards are computed in a thread of their own
+            placed = place_rows(batch, np.arange(self._size), sharding, self._size)
+            return np.asarray(self._score(self._params, placed), np.float64).tolist()
