@@ -1,7 +1,10 @@
 """GRPO on sorting digits, from the model of llama_tiny_sorting.py.
 
 Command:   flax-transformers train configs/llama_tiny_sorting_grpo.py --init-from runs/sorting
-           --workdir runs/sorting_grpo
+               --workdir runs/sorting_grpo
+Hardware:  2 CPU cores, 4 to 5 minutes (measured while other jobs ran)
+Expected:  89 to 90 % of held-out strings sorted exactly, 54 to 62 points more than before
+           (measured, 3 seeds; docs/results/sorting_grpo.md)
 """
 
 import dataclasses
