@@ -13,9 +13,9 @@ from llama_tiny_sorting import get_config as demonstrations
 
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule
-from flax_transformers.post_training.policy import GroupRelativePolicy, Rollouts
 from flax_transformers.post_training.problems import Problems
-from flax_transformers.post_training.rewards import ExactAnswer
+from flax_transformers.post_training.reinforcement.policy import GroupRelativePolicy, Rollouts
+from flax_transformers.post_training.reinforcement.rewards import ExactAnswer
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
 
 

@@ -16,7 +16,7 @@ from flax_transformers.export import Exporter
 from flax_transformers.monitoring.profiling import Profiling
 from flax_transformers.monitoring.sinks import MetricSink
 from flax_transformers.parallel.watchdog import watchdog
-from flax_transformers.post_training.rollouts import batch_source
+from flax_transformers.post_training.reinforcement.rollouts import batch_source
 from flax_transformers.storage.workdir import open_workdir
 from flax_transformers.training import loop
 from flax_transformers.training.callbacks import Callback

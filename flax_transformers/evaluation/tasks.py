@@ -60,8 +60,8 @@ from flax_transformers.objectives.sequence_classification import SequenceClassif
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.sequences import SequenceLoss
 from flax_transformers.objectives.token_classification import TokenClassification
-from flax_transformers.post_training.held_out_rewards import reward_evaluator
-from flax_transformers.post_training.policy import PolicyObjective
+from flax_transformers.post_training.reinforcement.held_out_rewards import reward_evaluator
+from flax_transformers.post_training.reinforcement.policy import PolicyObjective
 from flax_transformers.storage.workdir import write_side_file
 from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig

@@ -10,13 +10,13 @@ from flax_transformers.data.pipeline.loader import stacked
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.families.llama import LlamaConfig
 from flax_transformers.generation.sampling import Sampling
-from flax_transformers.post_training.policy import (
+from flax_transformers.post_training.reinforcement.policy import (
     GroupRelativePolicy,
     Rollouts,
     completion_row,
 )
-from flax_transformers.post_training.rewards import ExactAnswer
-from flax_transformers.post_training.rollouts import Prompt, Writer
+from flax_transformers.post_training.reinforcement.rewards import ExactAnswer
+from flax_transformers.post_training.reinforcement.rollouts import Prompt, Writer
 from flax_transformers.testing import relative_difference
 
 pytestmark = pytest.mark.slow

@@ -16,12 +16,12 @@ import trl
 import flax_transformers as ft
 from flax_transformers.data.pipeline.loader import stacked
 from flax_transformers.objectives.base import Vocabulary
-from flax_transformers.post_training.policy import (
+from flax_transformers.post_training.reinforcement.policy import (
     GroupRelativePolicy,
     Rollouts,
     completion_row,
 )
-from flax_transformers.post_training.rewards import ExactAnswer
+from flax_transformers.post_training.reinforcement.rewards import ExactAnswer
 from flax_transformers.testing import assert_parity
 from flax_transformers.training.step import model_functions, total_loss
 

@@ -21,9 +21,9 @@ import torch
 
 from flax_transformers.models.heads import Unembedding
 from flax_transformers.objectives.base import ModelFunctions
-from flax_transformers.post_training.policy import Rollouts
-from flax_transformers.post_training.ppo import ProximalPolicy
-from flax_transformers.post_training.rewards import ExactAnswer
+from flax_transformers.post_training.reinforcement.policy import Rollouts
+from flax_transformers.post_training.reinforcement.ppo import ProximalPolicy
+from flax_transformers.post_training.reinforcement.rewards import ExactAnswer
 from flax_transformers.testing import assert_parity
 from flax_transformers.training.step import total_loss
 

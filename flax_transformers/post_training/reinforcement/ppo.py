@@ -22,7 +22,7 @@ from flax_transformers.objectives.base import (
     Params,
     Rngs,
 )
-from flax_transformers.post_training.policy import (
+from flax_transformers.post_training.reinforcement.policy import (
     STATISTICS,
     PolicyObjective,
     label_states,

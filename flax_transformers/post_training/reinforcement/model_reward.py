@@ -19,8 +19,8 @@ from flax_transformers.generation.buckets import bucket
 from flax_transformers.models.config import TextConfig
 from flax_transformers.objectives.rows import pad
 from flax_transformers.parallel.rules import RULES, batch_sharding, place_rows, replicated
+from flax_transformers.post_training.reinforcement.rewards import Reward, Rows, Scorer
 from flax_transformers.post_training.reward_model import rewards
-from flax_transformers.post_training.rewards import Reward, Rows, Scorer
 from flax_transformers.ranges import Ranges
 from flax_transformers.restore import restore_model
 from flax_transformers.training.step import model_functions

@@ -10,14 +10,14 @@ import pytest
 from flax_transformers.data.pipeline.loader import stacked
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Vocabulary
-from flax_transformers.post_training.policy import (
+from flax_transformers.post_training.reinforcement.policy import (
     GroupRelativePolicy,
     Rollouts,
     completion_row,
     entropy_sum,
     kl_estimate,
 )
-from flax_transformers.post_training.rewards import ExactAnswer, MatchesPattern
+from flax_transformers.post_training.reinforcement.rewards import ExactAnswer, MatchesPattern
 from flax_transformers.testing import tiny_model
 from flax_transformers.training.step import model_functions, total_loss
 

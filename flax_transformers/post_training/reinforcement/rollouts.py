@@ -50,12 +50,17 @@ from flax_transformers.parallel.rules import (
     replicated,
 )
 from flax_transformers.parallel.watchdog import watchdog
-from flax_transformers.post_training.policy import (
+from flax_transformers.post_training.reinforcement.policy import (
     STATISTICS,
     PolicyObjective,
     completion_row,
 )
-from flax_transformers.post_training.rewards import Reward, Scorer, reward_names, scores_of
+from flax_transformers.post_training.reinforcement.rewards import (
+    Reward,
+    Scorer,
+    reward_names,
+    scores_of,
+)
 from flax_transformers.storage.workdir import read_side_file, write_side_file, writing
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.resume import OnlineBatches, Run

@@ -11,8 +11,13 @@ import numpy as np
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.generation.sampling import Sampling
 from flax_transformers.parallel.rules import check_batch
-from flax_transformers.post_training.policy import PolicyObjective
-from flax_transformers.post_training.rollouts import Judge, Writer, prompt_of, tokenizer_of
+from flax_transformers.post_training.reinforcement.policy import PolicyObjective
+from flax_transformers.post_training.reinforcement.rollouts import (
+    Judge,
+    Writer,
+    prompt_of,
+    tokenizer_of,
+)
 from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
 

@@ -15,7 +15,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.post_training.problems import Problems
 from flax_transformers.testing import assert_bit_equal
 from flax_transformers.training.config import Phase
-from tests.post_training.online_runs import FAULT, Dies, config_for, odd, rows_of, run
+from tests.post_training.reinforcement.online_runs import FAULT, Dies, config_for, odd, rows_of, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 

@@ -11,11 +11,11 @@ from flax_transformers.huggingface.family import build_model
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule
-from flax_transformers.post_training.held_out_rewards import reward_evaluator
-from flax_transformers.post_training.policy import GroupRelativePolicy, Rollouts
 from flax_transformers.post_training.problems import Problems
-from flax_transformers.post_training.rewards import FunctionReward
-from flax_transformers.post_training.rollouts import batch_source
+from flax_transformers.post_training.reinforcement.held_out_rewards import reward_evaluator
+from flax_transformers.post_training.reinforcement.policy import GroupRelativePolicy, Rollouts
+from flax_transformers.post_training.reinforcement.rewards import FunctionReward
+from flax_transformers.post_training.reinforcement.rollouts import batch_source
 from flax_transformers.training import loop
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
 

@@ -8,7 +8,7 @@ import pytest
 
 from flax_transformers.config_json import from_json, to_json
 from flax_transformers.errors import UserError
-from flax_transformers.post_training.rewards import (
+from flax_transformers.post_training.reinforcement.rewards import (
     ExactAnswer,
     FunctionReward,
     MatchesPattern,

@@ -9,8 +9,8 @@ from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.checkpointing.manager import Checkpoints
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.post_training.model_reward import ModelReward
-from flax_transformers.post_training.rewards import scores_of
+from flax_transformers.post_training.reinforcement.model_reward import ModelReward
+from flax_transformers.post_training.reinforcement.rewards import scores_of
 from flax_transformers.restore import converted_meta
 from flax_transformers.testing import tiny_model
 

@@ -30,7 +30,7 @@ from flax_transformers.objectives.base import (
 from flax_transformers.objectives.lm_loss import MAX_LOGITS
 from flax_transformers.objectives.rows import document_start, end_id, pad, padded_tokens
 from flax_transformers.objectives.sequence_to_sequence import PairSpec
-from flax_transformers.post_training.rewards import Reward, reward_names
+from flax_transformers.post_training.reinforcement.rewards import Reward, reward_names
 from flax_transformers.ranges import Ranges
 
 STD_EPSILON = 1e-4

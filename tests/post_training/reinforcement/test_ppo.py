@@ -11,12 +11,12 @@ from flax_transformers.errors import UserError
 from flax_transformers.models.heads import Unembedding
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.objectives.base import ModelFunctions
-from flax_transformers.post_training.policy import Rollouts
-from flax_transformers.post_training.ppo import ProximalPolicy, generalized_advantages
-from flax_transformers.post_training.rewards import ExactAnswer
+from flax_transformers.post_training.reinforcement.policy import Rollouts
+from flax_transformers.post_training.reinforcement.ppo import ProximalPolicy, generalized_advantages
+from flax_transformers.post_training.reinforcement.rewards import ExactAnswer
 from flax_transformers.testing import assert_bit_equal
 from flax_transformers.training.step import total_loss
-from tests.post_training.online_runs import Dies, config_for, run
+from tests.post_training.reinforcement.online_runs import Dies, config_for, run
 
 ROWS, TOKENS = 3, 4
 LENGTHS = [4, 2, 3]
