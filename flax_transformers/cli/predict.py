@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from flax_transformers.cli.parsing import Architecture, Model, number, option, override
+from flax_transformers.cli.parsing import Architecture, Flag, Model, number, option, override
 from flax_transformers.errors import UserError
 from flax_transformers.ranges import EXAMPLES
 
@@ -40,6 +40,9 @@ class Predict:
     pool: Literal["mean", "cls"] | None = None
     """Give embeddings: the mean over the tokens of a text or the patches of an image, or the vector
     of its first token."""
+    score: Flag = False
+    """Give the log-likelihood of each text by a language model, or the pseudo-log-likelihood by a
+    masked one, with perplexity and bits per byte."""
     batch_size: Annotated[int, number("--batch-size", EXAMPLES)] = 32
     """Number of rows that are computed at once."""
     step: Annotated[str | None, option("STEP")] = None
@@ -90,6 +93,8 @@ def _lines(command: Predict, described: Described, placed: Placed) -> list[dict[
     from flax_transformers.models.config import ComputeConfig, VisionConfig
 
     config, place = described.model, described.place
+    if command.score:
+        return _scored(command, described, placed)
     if isinstance(config, VisionConfig):
         return _of_images(command, described, placed)
     if command.pool is not None:
@@ -125,12 +130,26 @@ def _inputs(command: Predict, described: Described, objective: Any) -> Inputs:
         fields = [command.text_field or "question", command.second_field or "context"]
     else:
         first = getattr(source, "source_field", None) or getattr(source, "text_field", None)
-        second = getattr(source, "second_field", None) if command.pool is None else None
+        second = getattr(source, "second_field", None)
+        second = None if command.pool is not None or command.score else second
         fields = [command.text_field or first or "text"]
         fields += [one for one in (command.second_field or second,) if one]
     words = isinstance(objective, TokenClassification)
     column = getattr(source, "word_column", 1)
     return Inputs(command.input, tuple(fields), words, column, questions)
+
+
+def _scored(command: Predict, described: Described, placed: Placed) -> list[dict[str, Any]]:
+    """What a language model, causal or masked, says of each text."""
+    from flax_transformers.evaluation.scoring.likelihood import likelihood_of_model
+    from flax_transformers.models.config import TextConfig
+
+    config, tokenizer, place = described.model, described.tokenizer, described.place
+    if command.pool is not None:
+        raise UserError("--score and --pool exclude each other; give one of them")
+    if tokenizer is None or not isinstance(config, TextConfig):
+        raise UserError(f"{place} has no tokenizer; give --score with a model of text")
+    return _of_texts(command, described, placed, likelihood_of_model(config, tokenizer, place))
 
 
 def _of_texts(
@@ -139,11 +158,12 @@ def _of_texts(
     from flax_transformers import runtime
     from flax_transformers.data.tokenizers.fitting import fitted_vocabulary
     from flax_transformers.evaluation.predict import (
-        Embedding,
+        LABELLED,
         lines,
         predictions,
         text_examples,
     )
+    from flax_transformers.evaluation.scoring.likelihood import score_lines, scored_texts
     from flax_transformers.huggingface.family import build_model
     from flax_transformers.models.config import ComputeConfig, TextConfig
     from flax_transformers.objectives.question_answering import QuestionAnswering
@@ -157,7 +177,7 @@ def _of_texts(
     check_fits(objective, build_model(config, ComputeConfig()))
     phases = _of_run(described, "phases")
     limit = config.max_positions or _MAX_LENGTH
-    if phases is not None and not isinstance(objective, Embedding):
+    if phases is not None and isinstance(objective, LABELLED):
         limit = min(limit, phases[-1].sequence_length)
     elif isinstance(objective, QuestionAnswering):
         limit = min(limit, _QUESTION_LENGTH)
@@ -171,10 +191,14 @@ def _of_texts(
     with watchdog.phase("prepare"):
         rows = _inputs(command, described, objective).rows()
         examples = text_examples(rows, tokenizer, config, objective, limit)
+        if command.score:
+            examples = scored_texts(examples, objective, limit)
     with watchdog.phase("restore"):
         restored = runtime.restored_model(described, make_mesh(placed.mesh), placed.compute)
     with watchdog.phase("evaluation"):
         found = predictions(examples, objective, restored, vocabulary, limit, command.batch_size)
+    if command.score:
+        return score_lines(rows, examples, found)
     return lines(objective, config, rows, examples, found, tokenizer)
 
 

@@ -1,0 +1,200 @@
+"""How probable a model finds a text: log-likelihoods of language models, and pseudo-log-likelihoods
+of masked ones (Salazar et al., arXiv:1910.14659)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from flax_transformers.data.inputs import Row
+from flax_transformers.data.pipeline.examples import Examples
+from flax_transformers.data.tokenizers.load import Tokenizer
+from flax_transformers.errors import UserError
+from flax_transformers.generation.prompts import noted_frame
+from flax_transformers.models.config import TextConfig
+from flax_transformers.objectives.base import (
+    Array,
+    Arrays,
+    Batch,
+    Frame,
+    ModelFunctions,
+    ModelNeeds,
+    Params,
+    Vocabulary,
+)
+from flax_transformers.objectives.rows import framing_ids, pad, padded_tokens
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """The ``predict`` of the log-likelihood of each text, of a model that sees what came before.
+
+    Every token is scored, given the tokens before it and those of the frame; without a token before
+    it, the first one is not."""
+
+    needs: ClassVar[ModelNeeds] = ModelNeeds(("unembed",), ("input_ids",), causal=True)
+
+    frame: Frame
+
+    def room(self, length: int) -> int:
+        """Tokens of a text that fit into ``length``."""
+        return length - len(self.frame.before)
+
+    def prepare(
+        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
+    ) -> Arrays:
+        """The frame and ``tokens``: arrays int32 [T]; ``next_weights`` float32 [T], 1 where the
+        token after is scored."""
+        before = self.frame.before
+        ids = np.concatenate([before, example["tokens"]]).astype(np.int32)
+        first = max(0, len(before) - 1)
+        places = np.arange(sequence_length)
+        scored = (places >= first) & (places < len(ids) - 1)
+        row = padded_tokens(ids, sequence_length, vocab)
+        return row | {
+            "labels": pad(ids[1:], sequence_length, 0),
+            "next_weights": scored.astype(np.float32),
+        }
+
+    def predict(self, model: ModelFunctions, params: Params, batch: Batch) -> dict[str, Array]:
+        """``log_likelihood`` and ``tokens`` float32 [B], the sum over the scored ones and their
+        number."""
+        import jax.numpy as jnp
+
+        hidden_BTD = model.hidden_states(params, batch, {}).last_hidden_state
+        found_BT = _of_labels(model.unembedding(params, hidden_BTD).logits(), batch["labels"])
+        weights_BT = batch["next_weights"]
+        return {
+            "log_likelihood": jnp.sum(found_BT * weights_BT, axis=1),
+            "tokens": jnp.sum(weights_BT, axis=1),
+        }
+
+
+@dataclass(frozen=True)
+class PseudoLikelihood:
+    """The ``predict`` of the log-probability of one token of a text, which is masked."""
+
+    needs: ClassVar[ModelNeeds] = ModelNeeds(("unembed",), ("input_ids",), causal=False)
+
+    frame: Frame
+
+    def room(self, length: int) -> int:
+        """Tokens of a text that fit into ``length``."""
+        return length - len(self.frame.before) - len(self.frame.after)
+
+    def prepare(
+        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
+    ) -> Arrays:
+        """The frame around ``tokens``, of which the one at ``place`` is masked: arrays int32 [T];
+        ``masked_place`` and ``labels`` int32 []."""
+        before, after = self.frame.before, self.frame.after
+        ids = np.concatenate([before, example["tokens"], after]).astype(np.int32)
+        place = len(before) + int(example["place"])
+        label = ids[place].copy()
+        assert vocab.mask_id is not None
+        ids[place] = vocab.mask_id
+        row = padded_tokens(ids, sequence_length, vocab)
+        return row | {"masked_place": np.array(place, np.int32), "labels": np.asarray(label)}
+
+    def predict(self, model: ModelFunctions, params: Params, batch: Batch) -> dict[str, Array]:
+        """``log_likelihood`` and ``tokens`` float32 [B], of which the second is 1."""
+        import jax.numpy as jnp
+
+        hidden_BTD = model.hidden_states(params, batch, {}).last_hidden_state
+        place_B11 = batch["masked_place"][:, None, None]
+        hidden_B1D = jnp.take_along_axis(hidden_BTD, place_B11, axis=1)
+        logits_B1V = model.unembedding(params, hidden_B1D).logits()
+        found_B1 = _of_labels(logits_B1V, batch["labels"][:, None])
+        return {"log_likelihood": found_B1[:, 0], "tokens": jnp.ones_like(found_B1[:, 0])}
+
+
+def _of_labels(logits: Array, labels: Array) -> Array:
+    """Log-probabilities float32 [B, M] of labels, of logits [B, M, V]."""
+    from flax_transformers.objectives.cross_entropy import cross_entropy
+
+    return -cross_entropy(logits, labels).nll
+
+
+def likelihood_of_model(
+    config: TextConfig, tokenizer: Tokenizer, place: str
+) -> Likelihood | PseudoLikelihood:
+    """What ``--score`` computes with a model. Raises UserError for a masked model whose tokenizer
+    has no mask."""
+    frame = noted_frame(tokenizer)
+    if config.causal:
+        return Likelihood(frame or Frame())
+    if tokenizer.vocabulary.mask_id is None:
+        raise UserError(f"the tokenizer of {place} has no mask token; --score needs one")
+    if frame is None:
+        cls_id, sep_id = framing_ids(tokenizer.vocabulary)
+        frame = Frame((cls_id,), (sep_id,))
+    return PseudoLikelihood(frame)
+
+
+@dataclass(frozen=True)
+class Places(Examples):
+    """One example for each token of each text: ``tokens`` int32 [n] and ``place`` int32 []."""
+
+    texts: Examples
+    text: np.ndarray
+    """Text of each example, int64 [n]."""
+    place: np.ndarray
+    """Token of the text, int64 [n]."""
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def read(self, index: int, rng: np.random.Generator) -> Arrays:
+        row = self.texts.read(int(self.text[index]), rng)
+        return row | {"place": np.array(self.place[index], np.int32)}
+
+
+def scored_texts(
+    texts: Examples, objective: Likelihood | PseudoLikelihood, length: int
+) -> Examples:
+    """The examples that ``objective`` scores. Raises UserError for a text that is longer than
+    ``length`` with the special tokens around it."""
+    rng = np.random.default_rng(0)
+    sizes = [len(texts.read(number, rng)["tokens"]) for number in range(len(texts))]
+    room = objective.room(length)
+    for number, size in enumerate(sizes, 1):
+        if size > room:
+            raise UserError(
+                f"row {number} has {size} tokens, but the model scores up to {room}; divide the "
+                "text"
+            )
+    if isinstance(objective, Likelihood):
+        return texts
+    places = [np.arange(size) for size in sizes]
+    return Places(texts, np.repeat(np.arange(len(sizes)), sizes), np.concatenate(places))
+
+
+def score_lines(
+    rows: Sequence[Row], examples: Examples, found: Sequence[Arrays]
+) -> list[dict[str, Any]]:
+    """A JSON object for each text: its (pseudo-)log-likelihood in nats, the number of its scored
+    tokens, the perplexity, and, of a log-likelihood, bits for each byte of the text."""
+    pseudo = isinstance(examples, Places)
+    totals, counts = np.zeros(len(rows)), np.zeros(len(rows), int)
+    numbers = examples.text if isinstance(examples, Places) else np.arange(len(rows))
+    for number, one in zip(numbers.tolist(), found, strict=True):
+        totals[number] += float(one["log_likelihood"][0])
+        counts[number] += int(one["tokens"][0])
+    name = "pseudo_" if pseudo else ""
+    lines = []
+    for row, total, count in zip(rows, totals.tolist(), counts.tolist(), strict=True):
+        line: dict[str, Any] = {f"{name}log_likelihood": _short(total), "tokens": count}
+        line[f"{name}perplexity"] = _short(math.exp(min(700.0, -total / count))) if count else None
+        if not pseudo:
+            size = len(str(row.document.text[0]).encode())
+            line["bits_per_byte"] = _short(-total / math.log(2) / size)
+        lines.append(line)
+    return lines
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")

@@ -1,0 +1,98 @@
+"""Log-likelihoods and pseudo-log-likelihoods of texts by ``predict --score``."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flax_transformers as ft
+from flax_transformers.cli.main import main
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer
+from flax_transformers.testing import tiny_model
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+TEXTS = ["one", "a longer text", "x", "two words, é"]
+
+
+@pytest.fixture
+def model_of(tmp_path):
+    def write(architecture, **changes):
+        model, params = tiny_model(architecture, vocab_size=384, **changes)
+        params = jax.tree.map(lambda leaf: leaf * 8.0 if leaf.ndim > 1 else leaf, params)
+        ft.save_pretrained(tmp_path / "hf", model, params, tokenizer=ByteTokenizer())
+        (tmp_path / "texts.txt").write_text("".join(f"{text}\n" for text in TEXTS))
+        model, params = ft.load_pretrained(tmp_path / "hf")
+        return model, params, ["predict", str(tmp_path / "hf"), "--input"]
+
+    return write
+
+
+def scores(capsys, command):
+    capsys.readouterr()
+    assert main(command) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.slow
+def test_a_text_has_the_sum_of_the_log_probabilities_of_its_tokens(model_of, tmp_path, capsys):
+    model, params, command = model_of("GPT2LMHeadModel")
+    command += [str(tmp_path / "texts.txt"), "--score"]
+    found = scores(capsys, [*command, "--batch-size", "3"])
+    frame = ft.load_tokenizer(tmp_path / "hf").frame
+    before = [] if frame is None else list(frame.before)
+    for text, line in zip(TEXTS, found, strict=True):
+        ids = np.array([[*before, *(byte + 3 for byte in text.encode())]])
+        logits = model.apply({"params": params}, jnp.asarray(ids)).logits[0]
+        shares = np.asarray(jax.nn.log_softmax(logits))
+        first = max(1, len(before))
+        total = sum(shares[i - 1, ids[0, i]] for i in range(first, ids.shape[1]))
+        assert line["tokens"] == ids.shape[1] - first
+        assert line["log_likelihood"] == pytest.approx(total, rel=1e-4, abs=1e-6)
+        assert line["bits_per_byte"] == pytest.approx(
+            -total / math.log(2) / len(text.encode()), rel=1e-4, abs=1e-6
+        )
+        if line["tokens"]:
+            perplexity = math.exp(-total / line["tokens"])
+            assert line["perplexity"] == pytest.approx(perplexity, rel=1e-3)
+    again = scores(capsys, [*command, "--batch-size", "1"])
+    for one, other in zip(found, again, strict=True):
+        assert one["log_likelihood"] == pytest.approx(other["log_likelihood"], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_masked_model_scores_each_token_that_it_does_not_see(tmp_path, capsys):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef"]
+    (tmp_path / "vocabulary").mkdir()
+    (tmp_path / "vocabulary" / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    model, params = tiny_model("BertForMaskedLM", vocab_size=len(pieces))
+    params = jax.tree.map(lambda leaf: leaf * 8.0 if leaf.ndim > 1 else leaf, params)
+    ft.save_pretrained(tmp_path / "hf", model, params, tokenizer_from=tmp_path / "vocabulary")
+    model, params = ft.load_pretrained(tmp_path / "hf")
+    (tmp_path / "texts.txt").write_text("a b c\nf\n")
+    command = ["predict", str(tmp_path / "hf"), "--input", str(tmp_path / "texts.txt"), "--score"]
+    found = scores(capsys, [*command, "--batch-size", "3"])
+    for words, line in zip(([5, 6, 7], [10]), found, strict=True):
+        total = 0.0
+        for place in range(len(words)):
+            ids = np.array([[2, *words, 3]])
+            ids[0, place + 1] = 4
+            logits = model.apply({"params": params}, jnp.asarray(ids)).logits
+            total += float(jax.nn.log_softmax(logits[0, place + 1])[words[place]])
+        assert line["pseudo_log_likelihood"] == pytest.approx(total, rel=1e-4)
+        assert line["tokens"] == len(words)
+        assert line["pseudo_perplexity"] == pytest.approx(math.exp(-total / len(words)), rel=1e-4)
+
+
+def test_texts_that_are_too_long_and_models_without_words_are_refused(model_of, tmp_path, capsys):
+    _, _, command = model_of("GPT2LMHeadModel", max_positions=16)
+    (tmp_path / "long.txt").write_text("short\n" + "x" * 40 + "\n")
+    assert main([*command, str(tmp_path / "long.txt"), "--score"]) == 2
+    assert "row 2 has 40 tokens, but the model scores up to" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "texts.txt"), "--score", "--pool", "mean"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
