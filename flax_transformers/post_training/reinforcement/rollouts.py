@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flax_transformers.adapters.lora import base_of
 from flax_transformers.data.dataset import Dataset, training_examples
@@ -296,6 +296,8 @@ class _Rollouts:
         self._folder = run.workdir / "rollouts"
         self._reference = self._reference_parameters(initial)
         self._measure = compiled_together(self._compiled_measure())
+        placed = jax.tree.map(lambda leaf: undivided(leaf.sharding), run.trainer.abstract_params)
+        self._gathered = compiled_together(jax.jit(lambda params: params, out_shardings=placed))
 
     @property
     def _size(self) -> int:
@@ -342,7 +344,9 @@ class _Rollouts:
         prompts, numbers = self._prompts(rollout)
         key = jax.random.fold_in(jax.random.key(self._run.config.seed), _STREAM)
         key = jax.random.fold_in(key, step)
-        completions = self._writer(params, prompts, self._settings.sampling, key)
+        sampled_by = self._gathered(params) if self._settings.gather_weights else params
+        completions = self._writer(sampled_by, prompts, self._settings.sampling, key)
+        del sampled_by
         length = self._settings.completion_length
         rows = stacked(
             [
@@ -488,6 +492,16 @@ class _Rollouts:
             self._folder,
         )
         return None
+
+
+def undivided(sharding: NamedSharding) -> NamedSharding:
+    """``sharding`` without the mesh axis ``fsdp``."""
+
+    def kept(axis: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
+        names = () if axis is None else (axis,) if isinstance(axis, str) else axis
+        return tuple(name for name in names if name != "fsdp") or None
+
+    return NamedSharding(sharding.mesh, PartitionSpec(*map(kept, sharding.spec)))
 
 
 def _read_arrays(file: epath.Path) -> Arrays:
