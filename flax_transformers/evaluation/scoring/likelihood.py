@@ -40,7 +40,7 @@ class Likelihood:
 
     frame: Frame
 
-    def room(self, length: int) -> int:
+    def capacity(self, length: int) -> int:
         """Tokens of a text that fit into ``length``."""
         return length - len(self.frame.before)
 
@@ -82,7 +82,7 @@ class PseudoLikelihood:
 
     frame: Frame
 
-    def room(self, length: int) -> int:
+    def capacity(self, length: int) -> int:
         """Tokens of a text that fit into ``length``."""
         return length - len(self.frame.before) - len(self.frame.after)
 
@@ -160,12 +160,12 @@ def scored_texts(
     ``length`` with the special tokens around it."""
     rng = np.random.default_rng(0)
     sizes = [len(texts.read(number, rng)["tokens"]) for number in range(len(texts))]
-    room = objective.room(length)
+    capacity = objective.capacity(length)
     for number, size in enumerate(sizes, 1):
-        if size > room:
+        if size > capacity:
             raise UserError(
-                f"row {number} has {size} tokens, but the model scores up to {room}; divide the "
-                "text"
+                f"row {number} has {size} tokens, but the model scores up to {capacity}; divide "
+                "the text"
             )
     if isinstance(objective, Likelihood):
         return texts
