@@ -22,6 +22,7 @@ from flax_transformers.post_training.supervised import (
     SupervisedEncoderDecoder,
     SupervisedFineTuning,
 )
+from tests.objectives.test_streams import BATCH, batches, joined, over_hosts
 
 RNG = np.random.default_rng(0)
 TEMPLATE = (
@@ -221,6 +222,18 @@ def test_embedded_preferences_have_a_right_and_a_wrong_answer():
     assert len({row["prompt"][0]["content"] for row in rows}) == 60
     assert all(row["chosen"] != row["rejected"] for row in rows)
     assert rows == list(embedded_rows(60))
+
+
+def test_rows_do_not_depend_on_hosts_or_a_resume(tmp_path):
+    objective = RewardModel(completions=3, cross_documents=False)
+    store = prepared(tmp_path, PAIRS * 8)
+    expected = joined(batches(store, objective, 12))
+    found = [
+        *over_hosts(2, store, objective, 5),
+        *over_hosts(4, store, objective, 7, position=5 * BATCH),
+    ]
+    for name, values in joined(found).items():
+        np.testing.assert_array_equal(values, expected[name], err_msg=name)
 
 
 @pytest.mark.parametrize(
