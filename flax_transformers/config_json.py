@@ -109,6 +109,7 @@ _TYPES = {
     # Models, and parts of their configs.
     "bart": "families.bart.BartConfig",
     "bert": "families.bert.BertConfig",
+    "distilbert": "families.distilbert.DistilBertConfig",
     "clip": "families.clip.ClipConfig",
     "clip_vision": "families.clip.ClipVision",
     "deit": "families.deit.DeiTConfig",

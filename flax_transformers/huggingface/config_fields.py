@@ -34,7 +34,7 @@ _HARMLESS = frozenset(
     "decoder_layerdrop encoder_layerdrop classif_dropout classifier_dropout hidden_dropout "
     "output_router_logits sparse_prediction sparse_pred_ignore_index initializer_cutoff_factor "
     "initializer_range initializer_factor summary_first_dropout keys_to_ignore_at_inference "
-    "embd_pdrop "
+    "embd_pdrop qa_dropout sinusoidal_pos_embds "
     # Of unsupported heads.
     "n_special predict_special_tokens scalable_attention "
     "summary_activation summary_proj_to_labels summary_type summary_use_proj encoder_stride "

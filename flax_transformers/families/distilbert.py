@@ -1,0 +1,162 @@
+"""DistilBERT (Sanh et al., arXiv:1910.01108): half of BERT's layers, without token types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flax_transformers.families.bert import SWITCHES, BertConfig
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
+from flax_transformers.models.config import TransformerConfig
+from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
+from flax_transformers.models.heads import Tokens, mean_of_tokens, square_layer
+from flax_transformers.models.text import (
+    TextForQuestionAnswering,
+    TextForSequenceClassification,
+    TextForTokenClassification,
+)
+
+
+class ReluLayer(nn.Module):
+    """Linear layer and ReLU of a vector, [B, D] to [B, D]."""
+
+    config: TransformerConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, vector_BD: jax.Array) -> jax.Array:
+        return nn.relu(square_layer(self.config, self.dtype)(vector_BD[:, None]))[:, 0]
+
+
+class DistilBertForSequenceClassification(TextForSequenceClassification):
+    """Labels each sequence by its first token, or by the mean of all tokens if the config's
+    ``pooling`` is "mean", after a linear layer and ReLU."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.pooler = ReluLayer(self.config, self.dtype)
+
+    def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
+        mean = self.config.pooling == "mean"
+        vector_BD = mean_of_tokens(hidden_BTD, tokens.mask) if mean else hidden_BTD[:, 0]
+        return self.head_dropout(self.pooler(vector_BD), deterministic=deterministic)
+
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "DistilBertForMaskedLM": EncoderForMaskedLM,
+    "DistilBertForSequenceClassification": DistilBertForSequenceClassification,
+    "DistilBertForTokenClassification": TextForTokenClassification,
+    "DistilBertForQuestionAnswering": TextForQuestionAnswering,
+    "DistilBertModel": EncoderModel,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilBertConfig(BertConfig):
+    """BERT with six layers and without token types; uncased English by default."""
+
+    architecture: str = "DistilBertForMaskedLM"
+    num_layers: int = 6
+    token_types: int = 0
+    classifier_dropout: float | None = 0.2
+
+
+SIZES: dict[str, DistilBertConfig] = {
+    "distilbert-base": DistilBertConfig(),
+    "distilbert-base-cased": DistilBertConfig(vocab_size=28996),
+    "distilbert-base-multilingual-cased": DistilBertConfig(vocab_size=119547),
+}
+"""The published sizes; uncased English where the name does not say otherwise."""
+
+_NUMBERS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "dim",
+    "num_layers": "n_layers",
+    "num_heads": "n_heads",
+    "intermediate_size": "hidden_dim",
+    "max_positions": "max_position_embeddings",
+    "dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "classifier_dropout": "seq_classif_dropout",
+    "init_std": "initializer_range",
+    "pad_id": "pad_token_id",
+}
+_ALIASES = {
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+}
+
+
+def from_huggingface(config: Mapping[str, Any]) -> DistilBertConfig:
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
+    config = huggingface.without_aliases(config, _ALIASES)
+    huggingface.refuse(config, {"model_type": "distilbert"})
+    defaults = DistilBertConfig()
+    fields = huggingface.common_fields(config, defaults)
+    fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
+    fields |= huggingface.read_switches(config, SWITCHES, defaults)
+    fields["activation"] = huggingface.activation_from(config.get("activation", "gelu"))
+    return huggingface.make_config(DistilBertConfig, fields)
+
+
+def to_huggingface(config: DistilBertConfig) -> dict[str, Any]:
+    """The config.json that `transformers` reads."""
+    return {
+        "model_type": "distilbert",
+        "tie_word_embeddings": config.tie_embeddings,
+        "activation": huggingface.activation_to(config.activation),
+        **huggingface.common_json(config),
+        **huggingface.write_fields(
+            replace(config, classifier_dropout=config.head_dropout), _NUMBERS
+        ),
+    }
+
+
+def weights(config: DistilBertConfig) -> WeightTable:
+    """The names of DistilBERT's tensors."""
+    layer, theirs = "stack/{layer}", "distilbert.transformer.layer.{layer}"
+    questions = config.architecture.endswith("QuestionAnswering")
+    words = "distilbert.embeddings.word_embeddings.weight"
+    table = WeightTable(
+        weights=(
+            Weight("words/embedding", words, "VD"),
+            Weight(
+                "embeddings/position/embedding", "distilbert.embeddings.position_embeddings.weight"
+            ),
+            *norm("embeddings/norm", "distilbert.embeddings.LayerNorm"),
+            *attention(f"{layer}/attention", f"{theirs}.attention", "q_lin k_lin v_lin out_lin"),
+            *norm(f"{layer}/attention_norm", f"{theirs}.sa_layer_norm"),
+            *linear(f"{layer}/mlp/up", f"{theirs}.ffn.lin1", "D", "F"),
+            *linear(f"{layer}/mlp/down", f"{theirs}.ffn.lin2", "F", "D"),
+            *norm(f"{layer}/mlp_norm", f"{theirs}.output_layer_norm"),
+            *linear("mlm_head/transform/dense", "vocab_transform", "D", "E"),
+            *norm("mlm_head/transform/norm", "vocab_layer_norm"),
+            Weight("mlm_head/bias", "vocab_projector.bias", "V"),
+            Weight("mlm_head/words/kernel", "vocab_projector.weight", "DV->VD"),
+            *linear("pooler/dense", "pre_classifier", "D", "E"),
+            *linear("classification_head", "qa_outputs" if questions else "classifier", "D", "C"),
+        ),
+        copies={"vocab_projector.weight": words},
+        prefix="distilbert.",
+    )
+    return table.bare() if config.architecture == "DistilBertModel" else table
+
+
+FAMILY = Family(
+    config=DistilBertConfig,
+    model_types=("distilbert",),
+    architectures=ARCHITECTURES,
+    sizes=SIZES,
+    from_huggingface=from_huggingface,
+    to_huggingface=to_huggingface,
+    weights=weights,
+    aliases=_ALIASES,
+)
