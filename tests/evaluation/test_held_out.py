@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from flax_transformers.evaluation.held_out import (
     held_out_evaluator,
 )
 from flax_transformers.models.outputs import HiddenStates
-from flax_transformers.objectives.base import LossTerms, ModelFunctions, WindowSpec
+from flax_transformers.objectives.base import LossTerms, ModelFunctions, ModelNeeds, WindowSpec
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.testing import tiny_config, write_corpus
 from flax_transformers.training.callbacks import Snapshot
@@ -33,6 +34,14 @@ LENGTH = 32
 @dataclasses.dataclass(frozen=True)
 class Shares:
     """Of each window: how many tokens it has, and how many of them are an "e"."""
+
+    needs: ClassVar[ModelNeeds] = ModelNeeds()
+
+    def predictions(self, sequence_length):
+        return 0
+
+    def example_views(self, row):
+        return []
 
     def window_spec(self, sequence_length):
         return WindowSpec(sequence_length, cross_documents=False)
