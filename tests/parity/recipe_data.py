@@ -17,6 +17,7 @@ from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.data.sources.text import TextSource
+from flax_transformers.post_training.problems import Problems
 
 VOCABULARY = "400"
 TAGS = ("DET", "NOUN", "VERB")
@@ -115,6 +116,8 @@ WRITERS: dict[type, Callable] = {
 def data_arguments(config, folder):
     """Options that give a recipe files written here, and a vocabulary that fits them."""
     data, random = config.data, np.random.default_rng(1)
+    if isinstance(data, Problems):
+        return []  # it generates its texts
     options = ["--data.store", str(folder / "store")]
     for option, source in sources(data):
         place = folder / option
