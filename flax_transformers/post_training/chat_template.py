@@ -1,7 +1,7 @@
 """Chat templates: from messages to text, as ``transformers`` renders them.
 
 A template is a program in Jinja that comes with a tokenizer. It runs in Jinja's sandbox, without
-access to Python, and under a limit of time and of length: the folder it is in may be anyone's.
+access to Python, and under limits of time and of length: the folder it is in may be anyone's.
 """
 
 from __future__ import annotations

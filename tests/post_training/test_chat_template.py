@@ -1,5 +1,8 @@
 """Chat templates: what they may do, and which part of their text an assistant wrote."""
 
+import resource
+import time
+
 import numpy as np
 import pytest
 
@@ -60,7 +63,7 @@ def test_a_prompt_ends_with_the_beginning_of_an_answer():
         ("{{ messages.__class__.__mro__ }}", "unsafe|undefined"),
         ("{% set x = namespace(s='ab') %}{% for i in range(60) %}{% set x.s = x.s ~ x.s %}"
          "{% endfor %}", "it writes more than"),
-        ("{{ 2 ** 1000000000 }}", "large power"),
+        ("{{ 2 ** 1000000000 }}", "more than 4,096 bits"),
     ],
 )  # fmt: skip
 def test_a_template_that_fails_is_an_error(source, reason):
@@ -73,6 +76,84 @@ def test_a_template_that_loops_is_stopped(monkeypatch):
     loop = "{% for a in r %}{% for b in r %}{% for c in r %}{% endfor %}{% endfor %}{% endfor %}"
     with pytest.raises(TemplateError, match="takes more than 0.05 seconds"):
         ChatTemplate("{% set r = range(99999) %}" + loop).render(MESSAGES)
+
+
+POWERS = "{% set a=9**64 %}{% set b=a**64 %}{% set c=b**64 %}{% set d=c**64 %}{{ d }}"
+NESTED = "{% set l = ['x' * 1000] * 1000 %}{% set l = [l] * 1000 %}"
+DEEP = (
+    "{% set ns = namespace(a=[1]) %}{% for i in range(9) %}{% set ns.a = [ns.a] * 10 %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        POWERS,
+        "{% set ns = namespace(a=3) %}"
+        "{% for i in range(40) %}{% set ns.a = ns.a * ns.a %}{% endfor %}",
+        "{{ '%200000000d' % 1 }}",
+        "{{ '%.200000000f' % 1 }}",
+        "{{ '%*d' % (200000000, 1) }}",
+        "{{ '%200000000d'|format(1) }}",
+        "{{ '{:200000000}'.format(1) }}",
+        "{{ '{:{}}'.format(1, 200000000) }}",
+        "{{ 'a'|center(200000000) }}",
+        "{{ ['a']|map('center', width=200000000)|list }}",
+        "{{ 'a'.center(200000000) }}",
+        "{{ 'a'.ljust(200000000) }}",
+        "{{ 'a'.rjust(200000000) }}",
+        "{{ 'a'.zfill(200000000) }}",
+        "{{ '\t'.expandtabs(200000000) }}",
+        "{{ ('a' * 100000)|replace('a', 'b' * 100000) }}",
+        "{{ ('a' * 100000).replace('', 'b' * 100000) }}",
+        "{{ (['a'] * 100000)|join('b' * 100000) }}",
+        "{{ (['a'] * 100000)|map('upper')|join('b' * 100000) }}",
+        "{{ ('b' * 100000).join(['a'] * 100000) }}",
+        "{{ ('a\n' * 100000)|indent(100000) }}",
+        "{{ 1.5|round(200000000) }}",
+        "{{ [1]|slice(200000000)|list }}",
+        "{{ [1]|batch(200000000, 0)|list }}",
+        "{{ [1]|tojson(indent=200000000) }}",
+        "{{ 1.to_bytes(200000000, 'big') }}",
+        "{{ ('f' * 10000000)|int(base=16) }}",
+        "{{ lipsum(200000000) }}",
+        NESTED + "{{ l }}",
+        NESTED + "{{ l|tojson }}",
+        NESTED + "{{ l|string }}",
+        NESTED + "{{ 'x' ~ l }}",
+        NESTED + "{{ '%s' % l }}",
+        DEEP + "{% set b = ns.a %}" + DEEP + "{{ b == ns.a }}",
+        "{% set x = 'x' * 10000000 %}{% for i in range(3) %}{{ x }}{% endfor %}",
+        "{% set x = 'x' * 10000000 %}{% macro f() %}{{ x }}{{ x }}{% endmacro %}{% set y = f() %}",
+        "{% set ns = namespace(l=[]) %}{% set x = 'x' * 10000000 %}"
+        "{% for i in range(100) %}{% set ns.l = [ns.l, x[1:]] %}{% endfor %}",
+    ],
+)
+def test_a_template_cannot_compute_what_is_too_long(source):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.monotonic()
+    with pytest.raises((TemplateError, UserError)):
+        ChatTemplate(source).render(MESSAGES)
+    assert time.monotonic() - started < 4
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 19  # KiB
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ '%5d|%s' % (7, 'a') }}", "    7|a"),
+        ("{{ '{:>3}|{}'.format(7, 'a') }}", "  7|a"),
+        ("{{ 'a'|center(3) }}{{ 'b'.ljust(2) }}", " a b "),
+        ("{{ 'a b'|replace(' ', '_') }}{{ 2 ** 10 * 3 }}", "a_b3072"),
+        ("{{ messages|map(attribute='role')|unique|join(', ') }}", "user, assistant"),
+        ("{{ messages[1:]|selectattr('role', 'equalto', 'user')|list|length }}", "1"),
+        ("{{ {'a': [1, None]}|tojson }}{{ [1]|tojson(indent=1) }}", '{"a": [1, null]}[\n 1\n]'),
+        ("{% for a, b in {'x': 1}.items() %}{{ a ~ b }}{% endfor %}{{ (1, 2) }}", "x1(1, 2)"),
+        ("{% set ns = namespace(a='') %}{% set ns.a = ns.a + 'x' %}{{ ns.a }}", "x"),
+    ],
+)
+def test_limits_leave_the_text_of_templates_as_it_is(source, text):
+    assert ChatTemplate(source).render(MESSAGES) == text
 
 
 def test_marks_in_a_message_are_refused():
