@@ -225,7 +225,7 @@ def evaluators(
     for name, part in sets:
         run = Run(config, part, model, workdir, name, report and report.of_part(name))
         own = task.evaluators(run) if task.evaluators else []
-        chosen += [_of_set(one, name) for one in (held_out_evaluator(config, part), *own)]
+        chosen += [_of_set(one, name) for one in (task.held_out(run), *own)]
     if config.evaluation.probes:
         chosen.append(probe_evaluator(config, prepared, model, sets))
     if workdir is not None and samples:

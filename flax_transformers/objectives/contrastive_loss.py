@@ -61,7 +61,7 @@ def _one_way(query_IE: jax.Array, key_JE: jax.Array, weight_B: jax.Array, scale:
     logits_IJ = jnp.where(real_J[None], logits_IJ, jnp.finfo(jnp.float32).min)
     own_I1 = jnp.take_along_axis(logits_IJ, jnp.arange(len(query_IE))[:, None], axis=1)
     total_I = jax.nn.logsumexp(logits_IJ, axis=1)
-    correct_I = jnp.max(logits_IJ, axis=1) <= own_I1[:, 0]
+    correct_I = jnp.sum(logits_IJ >= own_I1, axis=1) == 1  # a tie is not correct
     return jnp.sum((total_I - own_I1[:, 0]) * weight_B), jnp.sum(correct_I * weight_B)
 
 
@@ -140,7 +140,7 @@ def _ring(
     start = (text_JE, weight_I, *zeros, jnp.full_like(own_I, -jnp.inf))
     end, _ = jax.lax.scan(visit, start, jnp.arange(devices))
     _, _, of_text_JE, of_image_IE, sums, most_I = end
-    correct = jnp.sum((most_I <= own_I) * weight_I)
+    correct = jnp.sum((most_I < own_I) * weight_I)
     sums = jnp.append(sums, correct)
     loss, of_scale, of_bias, correct = jax.lax.psum(sums, axes) if axes else sums
     gradients = (of_image_IE, of_text_JE, jnp.zeros_like(weight_I), of_scale, of_bias)

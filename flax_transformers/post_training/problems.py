@@ -12,7 +12,10 @@ import numpy as np
 from flax_transformers import ranges
 from flax_transformers.data.dataset import PythonData, SequenceDataset
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
+from flax_transformers.errors import UserError
 from flax_transformers.ranges import Ranges
+
+_ATTEMPTS = 1000
 
 Task = Literal["addition", "sorting", "copying"]
 
@@ -21,8 +24,8 @@ Task = Literal["addition", "sorting", "copying"]
 class Problems(PythonData):
     """Generated problems, such as "sort 52190=" with the answer "01259", over bytes.
 
-    No training problem is held out. The problem with a number is always the same, so runs with more
-    problems have those of runs with fewer.
+    No training problem is held out. A problem depends on its number alone: of two runs, the one
+    with more problems has those of the other, and further ones.
     """
 
     task: Task = "sorting"
@@ -60,7 +63,7 @@ def _tokenizer() -> ByteTokenizer:
 
 @dataclass(frozen=True)
 class Items(Sequence[Any]):
-    """``size`` problems from number ``first`` on, but for those whose prompt is ``without``."""
+    """``size`` problems from number ``first`` on, none with a prompt in ``without``."""
 
     task: Task
     digits: int
@@ -73,6 +76,8 @@ class Items(Sequence[Any]):
         return self.size
 
     def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self.size:
+            raise IndexError(index)
         prompt, answer = self.problem(index)
         if self.form == "texts":
             return prompt + answer
@@ -85,12 +90,16 @@ class Items(Sequence[Any]):
         }
 
     def problem(self, index: int) -> tuple[str, str]:
-        """Prompt and answer."""
+        """Prompt and answer. Raises UserError if nearly all problems are held out."""
         random = np.random.default_rng([self.first + index + 2**31, self.digits])
-        prompt, answer = generated(self.task, self.digits, random)
-        while prompt in self.without:
+        for _ in range(_ATTEMPTS):
             prompt, answer = generated(self.task, self.digits, random)
-        return prompt, answer
+            if prompt not in self.without:
+                return prompt, answer
+        raise UserError(
+            f"data.held_out {len(self.without)} are nearly all problems of data.digits "
+            f"{self.digits}; hold out fewer, or take more digits"
+        )
 
 
 def generated(task: Task, digits: int, random: np.random.Generator) -> tuple[str, str]:

@@ -12,10 +12,10 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -70,6 +70,8 @@ from flax_transformers.training.run_state import (
 from flax_transformers.training.setup import check_phase, make_meter, make_trainer
 from flax_transformers.training.state import TrainState
 from flax_transformers.training.stop import StopRequest
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +247,8 @@ def _run_phase(
     ):
         stopping = False
         while not position.done(config) and not stopping:
-            batch, ids = _next_batch(run, batches, state, position, meter)
+            with meter.waiting():
+                batch, ids = _saving_first(run, state, position, meter, partial(next, batches))
             watch.before(position.step + 1, train_step, state, batch)
             with jax.transfer_guard("disallow"):
                 state, report = take_step(state, batch)
@@ -264,7 +267,10 @@ def _run_phase(
             every, best, early = config.evaluation.every_steps, False, None
             if last or (every and position.step % every == 0):
                 with meter.paused("evaluation"), watchdog.phase("evaluation"):
-                    row = _evaluate(run, state, position, phase, evaluation_step)
+                    row = _saving_first(
+                        run, state, position, meter,
+                        partial(_evaluate, run, state, position, phase, evaluation_step),
+                    )  # fmt: skip
                     run.latest.update(row)
                     listeners.metrics(position.step, row, scores=True)
                     best = position.evaluated(config, row)
@@ -291,15 +297,18 @@ def _batches(
     return batches_on_mesh(run.config, run.prepared, run.mesh, position)
 
 
-def _next_batch(
-    run: Run, batches: Batches, state: TrainState, position: RunState, meter: Meter
-) -> tuple[dict[str, jax.Array], np.ndarray]:
-    """The next batch; where the user has to correct something for it, the steps before are saved
-    first."""
+def _saving_first(
+    run: Run, state: TrainState, position: RunState, meter: Meter, call: Callable[[], T]
+) -> T:
+    """The result of ``call``. If it raises UserError, the steps before are saved first.
+
+    Not so for data in several processes, where one may fail alone while the others go on.
+    """
     try:
-        with meter.waiting():
-            return next(batches)
+        return call()
     except UserError as error:
+        if run.online is None and jax.process_count() > 1:
+            raise
         fault = error
     # Not while the error is being handled: orbax would raise it again, and save nothing.
     if position.step:

@@ -117,6 +117,14 @@ def test_orthogonal_embeddings_have_the_closed_form_of_the_sigmoid_loss():
     assert correct == ROWS
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_equal_embeddings_are_not_correct(loss):
+    one = jnp.ones((ROWS, 4))
+    weights = jnp.ones(ROWS)
+    _, correct = divided(loss, image=one, text=one, weight=weights, scale=10.0, bias=-10.0)
+    assert correct == 0
+
+
 def test_the_scale_is_clipped_and_returns():
     below, above = jnp.log(20.0), jnp.log(150.0)
     assert clipped_scale(below) == pytest.approx(20.0)

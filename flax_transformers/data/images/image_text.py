@@ -179,6 +179,11 @@ class PairPreparation:
         data = replace(data, captions=captions, zero_shot=named)
         tokenizer = self._tokenizer(data, images.train, may_train)
         held_out = labelled.validation if data.zero_shot else None
+        if data.zero_shot and held_out is None:
+            raise UserError(
+                "data.zero_shot needs held-out images with classes, and the data has none; set "
+                "data.zero_shot_data, or hold out images with --data.validation-fraction"
+            )
         return PreparedPairs(
             images.directory, data, images.train, images.validation, tokenizer, held_out
         )

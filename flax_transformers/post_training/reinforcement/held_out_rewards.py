@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.generation.sampling import Sampling
@@ -33,6 +34,7 @@ def reward_evaluator(config: TrainConfig, prepared: Dataset, model: nn.Module) -
     objective = config.objective
     assert isinstance(objective, PolicyObjective)
     settings, writers = objective.rollouts, dict[int, Writer]()
+    judges: dict[Mesh, Judge] = {}  # a reward model is loaded once
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
         length, size = snapshot.phase.sequence_length, config.evaluation.batch_size
@@ -61,7 +63,9 @@ def reward_evaluator(config: TrainConfig, prepared: Dataset, model: nn.Module) -
                 completion_length=settings.completion_length,
             )
         written = writers[length](snapshot.params, prompts, GREEDY, jax.random.key(0))
-        judge = Judge(settings.rewards, snapshot.mesh)
+        if snapshot.mesh not in judges:
+            judges[snapshot.mesh] = Judge(settings.rewards, snapshot.mesh)
+        judge = judges[snapshot.mesh]
         scores = judge(prompts, written.texts)
         found: dict[str, Any] = {
             "reward": scores @ judge.weights,

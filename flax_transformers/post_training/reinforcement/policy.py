@@ -306,11 +306,13 @@ def ratios(log_probs_BC: Array, batch: Batch) -> Array:
 
 
 def scaled(unembedding: Any, factor: Any) -> Any:
-    """An ``Unembedding`` whose logits are multiplied by ``factor``."""
-    hidden, bias = unembedding.hidden_BMD, unembedding.bias_V
+    """An ``Unembedding`` whose logits are multiplied by ``factor``, a Python number where they are
+    bounded: f c tanh(l / c) is (f c) tanh(f l / (f c))."""
+    hidden, bias, cap = unembedding.hidden_BMD, unembedding.bias_V, unembedding.softcap
     return unembedding.replace(
         hidden_BMD=(hidden * factor).astype(hidden.dtype),
         bias_V=None if bias is None else bias * factor,
+        softcap=None if cap is None else cap * factor,
     )
 
 
@@ -318,7 +320,8 @@ def entropy_sum(unembedding: Any, batch: Batch, max_logits: int) -> Array:
     """Sum over tokens of weight times entropy in nats, a float32 scalar without a gradient.
 
     The entropy is log Z minus the mean logit under the model, and this mean is the derivative of
-    log Z by a factor of all logits: so it needs no more logits at once than the loss.
+    log Z by a factor of all logits: so it needs no more logits at once than the loss. Bounded
+    logits have no such factor: theirs are computed for one row at a time.
     """
     import jax
     import jax.numpy as jnp
@@ -326,6 +329,15 @@ def entropy_sum(unembedding: Any, batch: Batch, max_logits: int) -> Array:
     from flax_transformers.objectives.cross_entropy import lm_scores
 
     unembedding = jax.lax.stop_gradient(unembedding)
+    if unembedding.softcap is not None:
+
+        def of_row(hidden_CD: jax.Array) -> jax.Array:
+            logits_CV = unembedding.replace(hidden_BMD=hidden_CD[None]).logits()[0]
+            mean_C = jnp.sum(jax.nn.softmax(logits_CV) * logits_CV, axis=-1)
+            return jax.nn.logsumexp(logits_CV, axis=-1) - mean_C
+
+        entropy_BC = jax.lax.map(of_row, unembedding.hidden_BMD)
+        return jnp.sum(entropy_BC * batch["label_weights"])
 
     def log_z(factor: jax.Array) -> jax.Array:
         scores = lm_scores(scaled(unembedding, factor), batch["labels"], max_logits)

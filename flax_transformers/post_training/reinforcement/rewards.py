@@ -7,11 +7,15 @@ subclass of `Reward` defined by the user is one as well.
 from __future__ import annotations
 
 import ast
+import concurrent.futures
 import importlib
+import json
 import math
 import re
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,7 +26,10 @@ from jax.sharding import Mesh
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
+from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.ranges import Ranges
+
+_WAIT_SECONDS = 10.0
 
 Rows = Sequence[Mapping[str, Any]]
 """The row of the data of each completion: "prompt", "answer", and further fields if any."""
@@ -78,7 +85,8 @@ class ExactAnswer(Reward):
         return [float(text.strip() == str(row["answer"]).strip()) for text, row in pairs]
 
 
-_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*)?\.?\d+(?:[eE][-+]?\d+)?")
+# A sign behind a digit or a word, as in "3-5", is an operator or a hyphen.
+_NUMBER = re.compile(r"(?:(?<![\w.)])[-+])?(?:\d[\d,]*)?\.?\d+(?:[eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +108,7 @@ class NumericAnswer(Reward):
         found, expected = _last_number(completion), _last_number(answer)
         if found is None or expected is None:
             return False
-        return math.isclose(found, expected, rel_tol=self.tolerance, abs_tol=self.tolerance)
+        return abs(found - expected) <= self.tolerance * abs(expected)
 
 
 def _last_number(text: str) -> float | None:
@@ -128,9 +136,26 @@ class MatchesPattern(Reward):
     def score(
         self, prompts: Sequence[str], completions: Sequence[str], rows: Rows
     ) -> Sequence[float]:
-        pattern = re.compile(self.pattern, re.DOTALL)
-        return [float(pattern.fullmatch(text) is not None) for text in completions]
+        job = json.dumps([self.pattern, list(completions)])
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", "-c", _MATCH],
+                input=job, capture_output=True, text=True, check=True,
+                timeout=self.time_limit_s or None,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise _too_slow(self) from None
+        return [float(value) for value in json.loads(done.stdout)]
 
+
+_MATCH = """
+import json, re, sys
+pattern, texts = json.load(sys.stdin)
+matches = re.compile(pattern, re.DOTALL).fullmatch
+json.dump([matches(text) is not None for text in texts], sys.stdout)
+"""
+"""Run in a process of its own: Python's ``re`` holds the interpreter for as long as a search takes,
+which grows exponentially for some patterns, and a thread cannot be ended."""
 
 _functions: dict[str, Scorer] = {}
 """Functions that were given as objects, by name."""
@@ -141,9 +166,9 @@ class FunctionReward(Reward):
     """A function of the user's: ``(prompts, completions, rows) -> list of numbers``."""
 
     function: Any
-    """The function, or its name "module:function". A function becomes its name. A name is looked up
-    in modules that are imported already (a config file can import them), then in a file of the
-    current folder; nothing else is imported, because a name can come from a checkpoint."""
+    """The function, or its name "module:function". A function becomes its name. A name, which can
+    come from a checkpoint, means a function that the config file or program has given as an object,
+    or one that a file of the current folder defines."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -186,11 +211,14 @@ def _function_named(name: str) -> Scorer:
             ) from error
         finally:
             sys.path.pop(0)
-    found = getattr(sys.modules.get(module), attribute, None)
-    if not callable(found):
+    loaded = sys.modules.get(module)
+    place = getattr(loaded, "__file__", None)
+    found = getattr(loaded, attribute, None)
+    if not (callable(found) and place and Path(place).resolve() == file.resolve()):
         raise UserError(
-            f"there is no reward function {name}: neither does an imported module have it, nor "
-            f"does {file} in the current folder define it; import the module in the config file"
+            f"there is no reward function {name}: no config file or program has given it, and "
+            f"{file} in the current folder does not define it; give the function itself in the "
+            "config file"
         )
     return found
 
@@ -246,7 +274,8 @@ def _is_finite(value: Any) -> bool:
 
 
 def _within(reward: Reward, call: Callable[[], Any]) -> Any:
-    """The result of ``call`` within the reward's time limit.
+    """The result of ``call`` within the reward's time limit, which holds in place of that of the
+    phase; without one, that of the phase does.
 
     A call that hangs goes on in its thread, which ends with the process.
     """
@@ -259,13 +288,15 @@ def _within(reward: Reward, call: Callable[[], Any]) -> Any:
             future.set_exception(error)
 
     threading.Thread(target=run, name=f"reward {reward.name}", daemon=True).start()
-    try:
-        error = future.exception(reward.time_limit_s or None)
-    except TimeoutError:
-        raise UserError(
-            f"the reward {reward.name} did not return within {reward.time_limit_s:g} s; make it "
-            "faster, or raise its time_limit_s"
-        ) from None
+    end = time.monotonic() + (reward.time_limit_s or math.inf)
+    while not future.done():
+        left = end - time.monotonic()
+        if left <= 0:
+            raise _too_slow(reward)
+        if reward.time_limit_s:
+            watchdog.progress()
+        concurrent.futures.wait([future], min(left, _WAIT_SECONDS))
+    error = future.exception()
     if error is None:
         return future.result()
     if isinstance(error, UserError):
@@ -274,6 +305,13 @@ def _within(reward: Reward, call: Callable[[], Any]) -> Any:
         f"the reward {reward.name} fails with {type(error).__name__}: "
         f"{' '.join(str(error).split())}; correct it"
     ) from error
+
+
+def _too_slow(reward: Reward) -> UserError:
+    return UserError(
+        f"the reward {reward.name} did not return within {reward.time_limit_s:g} s; make it "
+        "faster, or raise its time_limit_s"
+    )
 
 
 def reward_names(rewards: Sequence[Reward]) -> list[str]:

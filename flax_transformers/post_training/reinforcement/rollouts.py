@@ -214,17 +214,22 @@ class Judge:
         found = np.full((len(completions), len(self._rewards)), np.nan)
         failed: UserError | None = None
         for place, (reward, scorer) in enumerate(zip(self._rewards, self._scorers, strict=True)):
-            if failed is None and (jax.process_index() == 0 or reward.on_all_processes):
+            if jax.process_index() == 0 or reward.on_all_processes:
                 try:
                     found[:, place] = scores_of(reward, scorer, texts, completions, rows)
                 except UserError as error:
                     failed = error
-        if jax.process_count() > 1:
-            found = np.asarray(multihost_utils.broadcast_one_to_all(found))
-        if failed is not None:
-            raise failed
-        if np.isnan(found).any():
-            raise UserError("a reward failed in process 0, which says how")
+            # Before the next reward, which all processes may compute together.
+            works = multihost_utils.process_allgather(np.array(failed is None))
+            if failed is not None:
+                raise failed
+            if not np.all(works):
+                raise UserError(
+                    f"the reward {reward.name} failed in another process, which says how"
+                )
+        if jax.process_count() > 1:  # as bytes: JAX would round to float32
+            raw = np.asarray(multihost_utils.broadcast_one_to_all(found.view(np.uint32)))
+            found = raw.view(np.float64)
         return found
 
 
@@ -278,7 +283,10 @@ class _Rollouts:
             )
         self._vocabulary = run.prepared.vocabulary
         self._examples = training_examples(
-            run.prepared, objective.window_spec(phase.sequence_length)
+            run.prepared,
+            objective.window_spec(phase.sequence_length),
+            run.config.data,
+            run.config.seed,
         )
         self._key = key_of("train", (run.config.seed, position.phase))
         self._writer = Writer(
@@ -475,7 +483,10 @@ class _Rollouts:
         file = self._folder / f"step_{step:08d}.npz"
         with writing(file):
             file.write_bytes(content.getvalue())
-        for old in sorted(self._folder.glob("step_*.npz"))[: -self._settings.kept]:
+        files = sorted(self._folder.glob("step_*.npz"))
+        # Later ones are of a run that went further before it returned to a checkpoint.
+        known = [one for one in files if one.name <= file.name]
+        for old in (*files[len(known) :], *known[: -self._settings.kept]):
             old.unlink(missing_ok=True)
 
     def _stored(self, rollout: int) -> tuple[int, Arrays] | None:

@@ -9,6 +9,7 @@ import pytest
 
 from flax_transformers.data.pipeline.loader import stacked
 from flax_transformers.errors import UserError
+from flax_transformers.models.heads import Unembedding
 from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.post_training.reinforcement.policy import (
     GroupRelativePolicy,
@@ -16,6 +17,7 @@ from flax_transformers.post_training.reinforcement.policy import (
     completion_row,
     entropy_sum,
     kl_estimate,
+    scaled,
 )
 from flax_transformers.post_training.reinforcement.rewards import ExactAnswer, MatchesPattern
 from flax_transformers.testing import tiny_model
@@ -160,17 +162,25 @@ def test_a_completion_without_weights_has_no_loss_and_still_counts_as_a_row(mode
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("max_logits", [2**28, 128])
-def test_the_entropy_is_exact_with_any_number_of_logits(max_logits, model, rows):
+@pytest.mark.parametrize(("max_logits", "softcap"), [(2**28, None), (128, None), (2**28, 0.2)])
+def test_the_entropy_is_exact_with_any_number_of_logits(max_logits, softcap, model, rows):
     functions, params = model
     hidden = functions.hidden_states(params, rows, {}).last_hidden_state
     positions = rows["label_positions"]
     chosen = jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
-    unembedding = functions.unembedding(params, chosen)
+    unembedding = functions.unembedding(params, chosen).replace(softcap=softcap)
     log_p = jax.nn.log_softmax(unembedding.logits()[..., :96])
     expected = -np.sum(np.exp(log_p) * log_p * rows["label_weights"][..., None])
     found = entropy_sum(unembedding, rows, max_logits)
     np.testing.assert_allclose(float(found), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+def test_the_temperature_divides_logits_after_their_bound(softcap):
+    random = np.random.default_rng(0)
+    hidden, table = random.standard_normal((2, 3, 8)), random.standard_normal((128, 8))
+    whole = Unembedding(jnp.float32(hidden), jnp.float32(table), None, 128, softcap)
+    np.testing.assert_allclose(scaled(whole, 0.5).logits(), 0.5 * whole.logits(), rtol=1e-5)
 
 
 def test_the_estimate_of_the_divergence_is_zero_for_equal_models():

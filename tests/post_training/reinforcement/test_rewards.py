@@ -37,6 +37,21 @@ def test_verifiers():
     assert score(MatchesPattern(pattern=r"<a>.*</a>"), ["<a>4\n5</a>", "x<a></a>"]) == [1, 0]
 
 
+def test_a_sign_behind_a_digit_is_no_sign_and_the_tolerance_is_relative():
+    rows = [{"prompt": "8-5=", "answer": "5"}, {"prompt": "", "answer": "0.01"}]
+    assert score(NumericAnswer(), ["8-5", "(-0.01)"], rows) == [1, 0]
+    assert score(NumericAnswer(tolerance=0.05), ["-5", "0.05"], rows) == [0, 0]
+    assert score(NumericAnswer(tolerance=0.05), ["5.2", "0.0104"], rows) == [1, 1]
+
+
+def test_a_pattern_that_takes_for_ever_is_given_up():
+    reward = MatchesPattern(pattern="(a+)+b", time_limit_s=0.5)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="matches_pattern did not return within 0.5 s"):
+        score(reward, ["a" * 40, ""])
+    assert time.monotonic() - start < 20
+
+
 def test_a_function_is_known_by_its_name_and_survives_a_saved_config():
     reward = FunctionReward(function=length, weight=0.5)
     assert reward.function.endswith("test_rewards:length") and reward.name == "length"
@@ -50,6 +65,12 @@ def test_a_function_named_by_module_is_found_in_the_current_folder(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert score(FunctionReward(function="my_own_rewards:score"), ["", ""]) == [0.5, 0.5]
     monkeypatch.delitem(sys.modules, "my_own_rewards")
+
+
+@pytest.mark.parametrize("name", ["os:system", "subprocess:run", "json:dumps"])
+def test_a_name_means_no_function_of_an_imported_module(name):
+    with pytest.raises(UserError, match=f"there is no reward function {name}: no config file"):
+        FunctionReward(function=name).scorer(None)
 
 
 def test_a_name_imports_nothing_from_elsewhere(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.post_training.problems import Problems
 from flax_transformers.testing import assert_bit_equal
-from flax_transformers.training.config import Phase
+from flax_transformers.training.config import Evaluation, Phase
 from tests.post_training.reinforcement.online_runs import FAULT, Dies, config_for, odd, rows_of, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
@@ -72,6 +72,37 @@ def test_a_missing_rollout_is_sampled_again(straight, tmp_path, caplog):
     assert "new completions are sampled" in caplog.text
     ages = {step: row["rollout/off_policy_steps"] for step, row in rows_of(tmp_path).items()}
     assert ages == {1: 0, 2: 1, 3: 2, 4: 0, 5: 0, 6: 1, 7: 2, 8: 3}
+
+
+def test_files_of_an_abandoned_continuation_do_not_push_out_newer_ones(straight, tmp_path):
+    """A run that returns to an early checkpoint still resumes within its rollouts."""
+    folder = tmp_path / "rollouts"
+    folder.mkdir()
+    for step in range(1000, 1200):
+        (folder / f"step_{step:08d}.npz").write_bytes(b"later")
+    with pytest.raises(RuntimeError, match="killed"):
+        run(config_for(), tmp_path, [Dies(7)])
+    kept = sorted(file.name for file in folder.glob("*.npz"))
+    assert kept == ["step_00000000.npz", "step_00000004.npz"]
+    run(config_for(), tmp_path)
+    assert_bit_equal(restore_params(tmp_path), restore_params(straight[0]))
+
+
+def test_prompts_are_those_of_the_subset(tmp_path):
+    data = Problems(task="copying", digits=2, training=50, held_out=6, max_training_examples=2)
+    run(config_for(data=data), tmp_path)
+    files = (tmp_path / "rollouts").glob("*.jsonl")
+    lines = [line for file in files for line in file.read_text().splitlines()]
+    assert len({json.loads(line)["prompt"] for line in lines}) == 2
+
+
+def test_a_reward_that_fails_in_evaluation_loses_nothing(tmp_path):
+    config = config_for(steps=5)
+    config = dataclasses.replace(config, evaluation=Evaluation(every_steps=4, batch_size=4))
+    FAULT.append(1)
+    with pytest.raises(UserError, match="odd fails with ValueError"):
+        run(config, tmp_path, evaluate=True)
+    assert int(find_checkpoint(tmp_path).folder.name) == 4
 
 
 def test_a_reward_that_fails_loses_nothing(straight, tmp_path):

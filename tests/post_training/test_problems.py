@@ -1,0 +1,22 @@
+"""Generated problems."""
+
+from __future__ import annotations
+
+import pytest
+
+from flax_transformers.errors import UserError
+from flax_transformers.post_training.problems import Items
+
+
+def test_no_training_problem_is_held_out_and_a_loop_over_all_ends():
+    items = Items("sorting", 2, "prompts", 0, 30, without=frozenset({"sort 12=", "sort 21="}))
+    assert len(list(items)) == 30
+    assert not {items.problem(number)[0] for number in range(30)} & items.without
+
+
+def test_too_many_held_out_problems_are_refused():
+    every = frozenset(f"sort {digit}=" for digit in range(10))
+    with pytest.raises(
+        UserError, match="data.held_out 10 are nearly all problems of data.digits 1"
+    ):
+        Items("sorting", 1, "prompts", 0, 5, without=every)[0]
