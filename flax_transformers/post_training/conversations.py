@@ -34,6 +34,7 @@ FIELDS = (
 """Fields that are read of a record."""
 _EMBEDDED = 4000  # generated records
 _DIGITS = (1, 5)  # fewest and most digits of a generated problem
+_LARGEST = float(np.finfo(np.float32).max)
 _ROLES = {
     "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
     "bard": "assistant", "model": "assistant", "function_response": "tool", "observation": "tool",
@@ -115,10 +116,7 @@ def _records(path: Path, source: ConversationSource) -> Records:
 
 def _row(decoder: Decoder, content: Any, where: Where) -> Conversation:
     record = content.encode() if isinstance(content, str) else content
-    row = _decoded(decoder, row_of(decoder, record, where), where)
-    if not isinstance(row, dict):
-        raise Invalid(where, "holds a JSON list, not an object with messages")
-    found = conversation(row, where)
+    found = conversation(_decoded(decoder, row_of(decoder, record, where), where), where)
     for turns in found.completions:
         answers = turns.strip() if isinstance(turns, str) else _says_something(turns)
         if not answers:
@@ -130,18 +128,21 @@ def _says_something(turns: Sequence[Message]) -> bool:
     return any(one["role"] == "assistant" and _text_of(one).strip() for one in turns)
 
 
-def conversation(row: Mapping[str, Any], where: Where = "the record") -> Conversation:
+def conversation(row: Any, where: Where = "the record") -> Conversation:
     """The conversation in a record of any shape; raises `Invalid`, naming ``where``."""
+    if not isinstance(row, dict):
+        kind = "JSON list" if isinstance(row, list) else type(row).__name__
+        raise Invalid(where, f"holds a {kind}, not an object with messages")
     tools = row.get("tools")
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Invalid(where, f"has tools that are not JSON ({error})") from error
     prompt, completions, scores = _turns(row, where)
     margin = row.get("margin") or 0.0
-    if not isinstance(margin, int | float):
-        raise Invalid(where, f"has the margin {margin!r}, which is not a number")
+    if not _is_number(margin):
+        raise Invalid(where, f"has the margin {margin!r}, which is not a finite number")
     texts = [prompt, *completions]
     return Conversation(
         tuple(_text_of(one) for turns in texts for one in _listed(turns)),
@@ -160,7 +161,8 @@ Parsed = tuple[Turns, tuple[Turns, ...], tuple[float, ...]]
 
 def _turns(row: Mapping[str, Any], where: Where) -> Parsed:
     """Prompt, completions and their scores."""
-    system = ({"role": "system", "content": row["system"]},) if row.get("system") else ()
+    first = _text(row, "system", where)
+    system = ({"role": "system", "content": first},) if first else ()
     if row.get("chosen") is not None and row.get("rejected") is not None:
         return _pair(row, system, where)
     if row.get("completions") is not None:
@@ -169,7 +171,7 @@ def _turns(row: Mapping[str, Any], where: Where) -> Parsed:
         if row.get(name) is not None:
             return (), (system + _messages(row[name], name, where),), ()
     if row.get("instruction") is not None:
-        return (), (system + _alpaca(row),), ()
+        return (), (system + _alpaca(row, where),), ()
     if row.get("prompt") is not None and row.get("completion") is not None:
         prompt = _either(row["prompt"], "prompt", where)
         completion = _either(row["completion"], "completion", where, "assistant")
@@ -211,8 +213,8 @@ def _scored(row: Mapping[str, Any], system: tuple[Message, ...], where: Where) -
             where,
             f"has {len(answers)} completions and {len(scores)} scores; give at least two of each",
         )
-    if not all(isinstance(score, int | float) for score in scores):
-        raise Invalid(where, "has a score that is not a number")
+    if not all(map(_is_number, scores)):
+        raise Invalid(where, "has a score that is not a finite number")
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     turns = tuple(_either(answers[i], "completions", where, "assistant") for i in order)
     prompt = _either(row.get("prompt") or "", "prompt", where)
@@ -248,7 +250,7 @@ def _messages(value: Any, name: str, where: Where, role: str = "user") -> tuple[
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Invalid(where, f"has text in {name!r}, not a list of messages") from error
     if not isinstance(value, list) or not value:
         raise Invalid(where, f"has no list of messages in {name!r}")
@@ -274,13 +276,36 @@ def _message(one: Any, name: str, where: Where, role: str) -> Message:
     return fields
 
 
-def _alpaca(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    found: list[Message] = []
-    for asked, answered in row.get("history") or ():
-        found += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-    asked = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
-    answer = row.get("output") or ""
-    return (*found, {"role": "user", "content": asked}, {"role": "assistant", "content": answer})
+def _alpaca(row: Mapping[str, Any], where: Where) -> tuple[Message, ...]:
+    pairs = row.get("history") or []
+    if not isinstance(pairs, list) or not all(map(_is_pair, pairs)):
+        raise Invalid(where, "has a history that is not a list of pairs of texts")
+    asked = (_text(row, name, where) for name in ("instruction", "input"))
+    pairs = [*pairs, ("\n\n".join(filter(None, asked)), _text(row, "output", where))]
+    return tuple(
+        {"role": role, "content": content}
+        for pair in pairs
+        for role, content in zip(("user", "assistant"), pair, strict=True)
+    )
+
+
+def _is_pair(value: Any) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 2 and all(isinstance(one, str) for one in value)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is finite in float32, as which it is stored."""
+    return isinstance(value, int | float) and abs(value) <= _LARGEST
+
+
+def _text(row: Mapping[str, Any], name: str, where: Where) -> str:
+    """A field that is text; empty if it is missing."""
+    value = row.get(name)
+    if not isinstance(value, str | None):
+        raise Invalid(where, f"has {name!r} of type {type(value).__name__}, not text")
+    return value or ""
 
 
 def _listed(turns: Turns) -> Sequence[Message]:

@@ -1,5 +1,7 @@
 """The shapes of records of conversations and preferences, and what is said of wrong ones."""
 
+import math
+
 import pytest
 
 from flax_transformers.data.sources.documents import Decoder, Invalid
@@ -84,10 +86,24 @@ def test_values_of_parquet_files_are_bytes():
         ({"prompt": "a", "completions": ["b"], "scores": [1]}, "1 completions and 1 scores"),
         (
             {"prompt": "a", "completions": ["b", "c"], "scores": [1, "x"]},
-            "score that is not a numb",
+            "score that is not a finite number",
         ),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "x"}, "the margin 'x'"),
         ({"messages": list(said("Hi", "A")), "tools": "{"}, "has tools that are not JSON"),
+        ({"instruction": 5}, "has 'instruction' of type int, not text"),
+        ({"instruction": "a", "input": ["b"]}, "has 'input' of type list, not text"),
+        ({"instruction": "a", "output": 7}, "has 'output' of type int, not text"),
+        ({"messages": list(said("Hi", "A")), "system": 5}, "has 'system' of type int, not text"),
+        ({"instruction": "a", "output": "b", "history": [["a"]]}, "not a list of pairs of texts"),
+        ({"instruction": "a", "output": "b", "history": 3}, "not a list of pairs of texts"),
+        ({"instruction": "a", "output": "b", "history": [["a", 1]]}, "not a list of pairs of tex"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": math.nan}, "the margin nan"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": 10**400}, "the margin 1000"),
+        (
+            {"prompt": "a", "completions": ["b", "c"], "scores": [1, math.nan]},
+            "score that is not a finite number",
+        ),
+        ([1], "holds a JSON list, not an object with messages"),
     ],
 )
 def test_a_wrong_record_is_named_with_what_is_wrong(row, problem):
