@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -120,7 +120,7 @@ class ChatTemplate:
         return self.render(messages).rpartition(content)[2]
 
     def _run(self, messages: Sequence[Message], tools: Any, answer_next: bool) -> str:
-        if any(mark in json.dumps(messages, ensure_ascii=False) for mark in (BEGIN, END)):
+        if any(BEGIN in text or END in text for text in _strings(messages)):
             raise TemplateError("a message has the character U+FDD0 or U+FDD1; remove it")
         variables = {
             "messages": [_with_reasoning(message) for message in messages],
@@ -198,6 +198,18 @@ def _without_marks(marked: str) -> Rendered:
             spans.append((len(text), len(text) + len(inside)))
         text += inside + after
     return Rendered(text, tuple(spans))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in nested objects and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings(list(value))
+        yield from _strings(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _strings(one)
 
 
 def _with_reasoning(message: Message) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import resource
 import time
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -154,6 +155,17 @@ def test_a_template_cannot_compute_what_is_too_long(source):
 )
 def test_limits_leave_the_text_of_templates_as_it_is(source, text):
     assert ChatTemplate(source).render(MESSAGES) == text
+
+
+def test_a_message_may_have_fields_that_are_not_json():
+    messages = [{"role": "user", "content": "Hi", "timestamp": datetime(2026, 1, 1)}]
+    assert ChatTemplate().render(messages) == "<|im_start|>user\nHi<|im_end|>\n"
+
+
+@pytest.mark.parametrize("call", [{"a": ["\ufdd0"]}, {"\ufdd1": 1}])
+def test_marks_in_a_field_of_a_message_are_refused(call):
+    with pytest.raises(TemplateError, match="a message has the character"):
+        ChatTemplate().render([{"role": "user", "content": "", "tool_calls": [call]}])
 
 
 def test_marks_in_a_message_are_refused():
