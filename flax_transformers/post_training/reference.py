@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -76,10 +78,9 @@ class _Pass:
     def of_store(self, store: TokenStore, fingerprint: str | None) -> np.ndarray:
         """The log-probabilities of all sequences of a store, float32 [n]: stored, or computed."""
         folder, name = open_folder(store.directory), self.name(store)
-        if folder.exists(name):
-            with np.load(io.BytesIO(folder.read(name)), allow_pickle=False) as stored:
-                if fingerprint in (None, str(stored["weights"])):
-                    return np.array(stored["log_probs"], np.float32)
+        stored = _read(folder.read(name), store) if folder.exists(name) else None
+        if stored is not None and fingerprint in (None, stored[0]):
+            return stored[1]
         if fingerprint is None:
             raise UserError(
                 f"the reference model {self.weights.path} is not there, and its log-probabilities "
@@ -134,6 +135,28 @@ class _Pass:
                 f"the reference model {self.weights.path} has {theirs} tokens, but the tokenizer "
                 f"has {ours}; set objective.reference to a model with this tokenizer"
             )
+
+
+def _read(content: bytes, store: TokenStore) -> tuple[str, np.ndarray] | None:
+    """Fingerprint of the weights and log-probabilities in a file; None if it is damaged."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            weights, found = str(stored["weights"]), np.array(stored["log_probs"], np.float32)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        OSError,
+        ValueError,
+        LookupError,
+    ) as error:
+        log.warning(
+            "the log-probabilities of the reference in %s (%s) cannot be read (%s); they are "
+            "computed again", store.directory, store.split, error,
+        )  # fmt: skip
+        return None
+    return (weights, found) if found.shape == (store.num_sentences,) else None
 
 
 def with_reference(
