@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional
 
@@ -103,13 +103,14 @@ class Arena:
         from flax_transformers.post_training.judge import elo_difference
 
         conversations = _conversations(self.prompts)
+        self._check(conversations, overrides)
         answers = [self._answers(model, conversations, overrides) for model in self._models]
+        found: Iterable[float]
         if self.judge is not None:
-            votes = self._judged(self.judge, conversations, answers)
+            found = self._judged(self.judge, conversations, answers)
         else:
-            votes = list(_votes(conversations, answers, np.random.default_rng(self.seed)))
-        if self.output is not None:
-            _write(Path(self.output), conversations, answers, votes)
+            found = _votes(conversations, answers, np.random.default_rng(self.seed))
+        votes = list(_noted(self.output, conversations, answers, found))
         if not votes:
             print("no votes")
             return 0
@@ -124,13 +125,38 @@ class Arena:
     def _models(self) -> tuple[str, str]:
         return self.model, self.other
 
+    def _check(self, conversations: Sequence[list[Message]], overrides: Sequence[str]) -> None:
+        """Raises UserError for what is wrong, before a model is read or answers."""
+        from flax_transformers.huggingface.family import build_model
+        from flax_transformers.post_training.chat_template import template_of
+        from flax_transformers.post_training.judge import check_judge
+        from flax_transformers.pretrained import (
+            describe_pretrained,
+            find_pretrained,
+            load_tokenizer,
+        )
+
+        with _opened(self.output, "a"):
+            pass
+        if self.judge is not None:
+            check_judge(build_model(describe_pretrained(find_pretrained(self.judge))))
+            template_of(load_tokenizer(self.judge), self.template)
+        for model in self._models:
+            speaker = self._speaker(model)
+            speaker.check(overrides)
+            for messages in conversations:
+                speaker.encoded(messages)
+
+    def _speaker(self, model: str) -> Speaker:
+        return Speaker(
+            model, self.template, self.max_new_tokens, self.temperature, self.seed, self.batch_size
+        )
+
     def _answers(
         self, model: str, conversations: Sequence[list[Message]], overrides: Sequence[str]
     ) -> list[str]:
         """One model at a time is in memory."""
-        speaker = Speaker(
-            model, self.template, self.max_new_tokens, self.temperature, self.seed, self.batch_size
-        )
+        speaker = self._speaker(model)
         speaker.load(overrides)
         return speaker.answers(conversations)
 
@@ -176,28 +202,32 @@ class Speaker:
         )
         self._count = 0
 
-    def load(self, overrides: Sequence[str]) -> None:
-        """Reads the model. ``overrides``: of the mesh and of how it is computed."""
+    def check(self, overrides: Sequence[str]) -> None:
+        """Reads all but the weights. ``overrides``: of the mesh and of how it is computed."""
         from flax_transformers import runtime
-        from flax_transformers.generation.program import arranged
         from flax_transformers.parallel.mesh import make_mesh
         from flax_transformers.parallel.watchdog import watchdog
-        from flax_transformers.pretrained import (
-            describe_pretrained,
-            find_pretrained,
-            load_pretrained,
-        )
+        from flax_transformers.pretrained import describe_pretrained, find_pretrained
 
         placed = override(runtime.Placed(), overrides)
         runtime.start(None)
         watchdog.start(placed.limits)
-        self._mesh = make_mesh(placed.mesh)
+        self._mesh, self._compute = make_mesh(placed.mesh), placed.compute
         with watchdog.phase("restore"):
-            found = find_pretrained(self._model)
-            self._work = self._command.work_on(found, describe_pretrained(found, None), ())
-            _ = self.template
+            self._found = find_pretrained(self._model)
+            described = describe_pretrained(self._found, None)
+            self._work = self._command.work_on(self._found, described, ())
             self._end()
-            model, params = load_pretrained(found, compute=placed.compute, mesh=self._mesh)
+
+    def load(self, overrides: Sequence[str]) -> None:
+        """Reads the model; ``overrides`` as for `check`."""
+        from flax_transformers.generation.program import arranged
+        from flax_transformers.parallel.watchdog import watchdog
+        from flax_transformers.pretrained import load_pretrained
+
+        self.check(overrides)
+        with watchdog.phase("restore"):
+            model, params = load_pretrained(self._found, compute=self._compute, mesh=self._mesh)
             self._loaded = model, arranged(params)
 
     @cached_property
@@ -210,7 +240,8 @@ class Speaker:
     def _end(self) -> None:
         """What ends an answer: a special token of the template, or else its text."""
         work, tokenizer = self._work, self._work.prompts.written
-        end = self.template.end_of_turn()
+        with _template_errors():
+            end = self.template.end_of_turn()
         if not end:
             return
         first = int(tokenizer.encode_prompt(end)[0])
@@ -224,13 +255,10 @@ class Speaker:
         """The ids of a conversation with the beginning of an answer. Raises UserError for one that
         the template refuses, or that is too long."""
         from flax_transformers.generation.decode import check_prompts
-        from flax_transformers.post_training.chat_template import TemplateError
 
         work = self._work
-        try:
+        with _template_errors():
             text = self.template.render(messages, answer_next=True)
-        except TemplateError as error:
-            raise UserError(f"{error}; change the messages, or give another --template") from error
         ids: list[int] = work.prompts.written.encode_prompt(text).tolist()
         check_prompts(work.model, [len(ids)], None, work.choice, work.key, work.settings)
         return ids
@@ -280,6 +308,17 @@ class Speaker:
         return tokens
 
 
+@contextmanager
+def _template_errors() -> Iterator[None]:
+    """Raises UserError where a template refuses messages."""
+    from flax_transformers.post_training.chat_template import TemplateError
+
+    try:
+        yield
+    except TemplateError as error:
+        raise UserError(f"{error}; change the messages, or give another --template") from error
+
+
 def _lines(question: str) -> Iterator[str]:
     """The lines of a terminal or of a file, up to an empty one."""
     while True:
@@ -304,8 +343,10 @@ def _conversations(file: str) -> list[list[Message]]:
     found = []
     for place, line in enumerate(lines, 1):
         try:
-            one = conversation(json.loads(line), f"{file}:{place}")
-        except (ValueError, Invalid) as error:
+            record = json.loads(line)
+            json.dumps(record, ensure_ascii=False).encode()  # raises for lone surrogates
+            one = conversation(record, f"{file}:{place}")
+        except (ValueError, RecursionError, Invalid) as error:
             raise UserError(f"{file}:{place} is no conversation ({error}); correct it") from error
         turns = one.prompt or one.completions[0]
         whole: Any = [{"role": "user", "content": turns}] if isinstance(turns, str) else turns
@@ -346,18 +387,26 @@ def _vote() -> Literal[0, 1, 2] | None:
     return None
 
 
-def _write(
-    path: Path,
+def _noted(
+    path: str | None,
     conversations: Sequence[list[Message]],
     answers: Sequence[Sequence[str]],
-    votes: Sequence[float],
-) -> None:
-    rows = zip(conversations, *answers, votes, strict=False)
-    text = "".join(
-        json.dumps({"messages": m, "answers": [a, b], "first_is_better": v}) + "\n"
-        for m, a, b, v in rows
-    )
+    votes: Iterable[float],
+) -> Iterator[float]:
+    """The votes, each after its line in the file ``path`` is written, so that none is lost."""
+    with _opened(path, "w") as file:
+        for messages, first, second, vote in zip(conversations, *answers, votes, strict=False):
+            line = {"messages": messages, "answers": [first, second], "first_is_better": vote}
+            if file is not None:
+                print(json.dumps(line), file=file, flush=True)
+            yield vote
+
+
+def _opened(path: str | None, mode: Literal["a", "w"]) -> AbstractContextManager[IO[str] | None]:
+    """A file for ``--output``. Raises UserError if it cannot be written."""
+    if path is None:
+        return nullcontext()
     try:
-        path.write_text(text, "utf-8")
+        return open(path, mode, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {path} cannot be written ({error}); choose another") from error

@@ -19,6 +19,15 @@ _INTERVAL = (2.5, 97.5)
 _ELO = 400 / math.log(10)  # points for a factor of e in the odds
 
 
+def check_judge(model: Any) -> None:
+    """Raises UserError for a model that is no sequence classifier of one label."""
+    if not hasattr(model, "classify") or model.config.num_labels != 1:
+        raise UserError(
+            "the judge is no reward model: it needs a head for sequence classification with one "
+            "label, such as RewardModel trains"
+        )
+
+
 def scores_of(
     model: Any,
     params: Any,
@@ -32,11 +41,7 @@ def scores_of(
     Raises UserError for another model, and for a conversation that its template refuses or that is
     too long for it.
     """
-    if not hasattr(model, "classify") or model.config.num_labels != 1:
-        raise UserError(
-            "the judge is no reward model: it needs a head for sequence classification with one "
-            "label, such as RewardModel trains"
-        )
+    check_judge(model)
     limit = model.config.max_positions
     encoded = []
     for messages in conversations:

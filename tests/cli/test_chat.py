@@ -1,5 +1,6 @@
 """Conversations in the terminal, and comparisons of two models."""
 
+import contextlib
 import io
 import json
 import sys
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import flax_transformers as ft
+from flax_transformers.cli.chat import Speaker
 from flax_transformers.cli.main import main
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.post_training.chat_template import ChatTemplate
@@ -106,6 +108,9 @@ def test_equal_wins_are_no_difference_and_more_votes_narrow_the_interval():
     [
         ('{"text": "a"}', "prompts.jsonl:1 is no conversation"),
         ("{", "prompts.jsonl:1 is no conversation"),
+        ("[1]", "prompts.jsonl:1 is no conversation"),
+        ('{"instruction": 5}', "prompts.jsonl:1 is no conversation"),
+        ('{"instruction": "\\ud800"}', "prompts.jsonl:1 is no conversation"),
         ('{"messages": [{"role": "assistant", "content": "a"}]}', "has no message to answer"),
     ],
 )
@@ -116,9 +121,48 @@ def test_a_file_of_prompts_with_a_mistake_is_named(rows, problem, folders, capsy
     assert problem in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_language_model_is_no_judge(folders, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        (["--judge", "{one}"], "the judge is no reward model"),
+        (["--judge", "{tmp}/missing"], "there is no directory"),
+        (["--output", "{tmp}/missing/votes.jsonl"], "votes.jsonl cannot be written"),
+        (["--template", "{tmp}/refuses.jinja"], "fails: no; change the messages, or give another"),
+    ],
+)
+def test_mistakes_are_said_before_a_model_answers(
+    option, problem, folders, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(Speaker, "answers", lambda *_: pytest.fail("a model answers"))
     (tmp_path / "prompts.txt").write_text("Hi\n")
-    options = ["--prompts", str(tmp_path / "prompts.txt"), "--judge", folders["one"]]
-    assert main(["arena", folders["one"], folders["other"], *options, *SHORT]) == 2
-    assert "the judge is no reward model" in capsys.readouterr().err
+    (tmp_path / "refuses.jinja").write_text("{{ raise_exception('no') }}")
+    option = [one.format(tmp=tmp_path, **folders) for one in option]
+    prompts = ["--prompts", str(tmp_path / "prompts.txt")]
+    assert main(["arena", folders["one"], folders["other"], *prompts, *option, *SHORT]) == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_votes_before_an_interrupt_are_kept(folders, monkeypatch, tmp_path):
+    (tmp_path / "prompts.txt").write_text("Hi\na\nb\n")
+    monkeypatch.setattr(Speaker, "load", lambda *_: None)
+    monkeypatch.setattr(Speaker, "answers", lambda _, conversations: ["A"] * len(conversations))
+    typed = iter(["1", "2"])
+
+    def answered(_):
+        try:
+            return next(typed)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr("builtins.input", answered)
+    options = ["--prompts", str(tmp_path / "prompts.txt"), "--output", str(tmp_path / "votes")]
+    with contextlib.suppress(KeyboardInterrupt):
+        main(["arena", folders["one"], folders["other"], *options])
+    votes = [json.loads(line) for line in (tmp_path / "votes").read_text().splitlines()]
+    assert [vote["messages"][0]["content"] for vote in votes] == ["Hi", "a"]
+
+
+def test_a_template_that_refuses_ends_chat_with_a_sentence(folders, capsys, tmp_path):
+    (tmp_path / "refuses.jinja").write_text("{{ raise_exception('no') }}")
+    assert main(["chat", folders["one"], "--template", str(tmp_path / "refuses.jinja")]) == 2
+    assert "fails: no; change the messages" in capsys.readouterr().err
