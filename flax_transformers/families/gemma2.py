@@ -18,6 +18,7 @@ from flax_transformers.families.llama import (
     architectures,
     decoder_table,
     read_fields,
+    value_architecture,
     write_fields,
 )
 from flax_transformers.huggingface import fields as huggingface
@@ -186,4 +187,5 @@ FAMILY = Family(
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
     weights=weights,
+    only_here=(value_architecture("Gemma2"),),
 )

@@ -13,6 +13,7 @@ from flax_transformers.families.llama import (
     architectures,
     decoder_table,
     read_fields,
+    value_architecture,
     with_prefix_of_questions,
     write_fields,
 )
@@ -123,6 +124,15 @@ SIZES: dict[str, Qwen2Config] = {
         max_positions=131072,
         norm_eps=1e-5,
     ),
+    "qwen2.5-32b": Qwen2Config(
+        hidden_size=5120,
+        num_layers=64,
+        num_heads=40,
+        num_key_value_heads=8,
+        intermediate_size=27648,
+        max_positions=131072,
+        norm_eps=1e-5,
+    ),
 }
 """Published sizes of 2, and those of 2.5 that 2 does not have. Their files turn windows off."""
 
@@ -213,4 +223,5 @@ FAMILY = Family(
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
     weights=weights,
+    only_here=(value_architecture("Qwen2"),),
 )

@@ -15,6 +15,7 @@ from flax_transformers.families.llama import (
     decoder_table,
     head_norms,
     read_fields,
+    value_architecture,
     with_prefix_of_questions,
     write_fields,
 )
@@ -138,4 +139,5 @@ FAMILY = Family(
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
     weights=weights,
+    only_here=(value_architecture("Qwen3"),),
 )
