@@ -19,6 +19,15 @@ from flax_transformers.generation.buckets import bucket
 from flax_transformers.models.config import TextConfig
 from flax_transformers.objectives.rows import pad
 from flax_transformers.parallel.rules import RULES, batch_sharding, place_rows, replicated
+from flax_transformers.post_training.chat_data import encode
+from flax_transformers.post_training.chat_template import (
+    ChatTemplate,
+    Message,
+    TemplateError,
+    template_in_files,
+    template_of,
+)
+from flax_transformers.post_training.conversations import Conversation, Turns
 from flax_transformers.post_training.reinforcement.rewards import Reward, Rows, Scorer
 from flax_transformers.post_training.reward_model import rewards
 from flax_transformers.ranges import Ranges
@@ -30,13 +39,17 @@ from flax_transformers.training.step import model_functions
 class ModelReward(Reward):
     """The number that a reward model gives to prompt and completion (``RewardModel``).
 
-    It reads prompt and completion as one text in its own tokenizer, which may be another than that
-    of the policy, with the start and end tokens that ``RewardModel`` is trained with.
+    It reads them in its own tokenizer, which may be another than that of the policy, in the form in
+    which ``RewardModel`` was trained; see ``messages``.
     """
 
     path: str
     """Workdir or checkpoint of a reward model, or of one that ``convert`` has read: a sequence
     classifier with one label."""
+    messages: bool | None = None
+    """Whether the reward model was trained on messages: prompt and completion are then the turns of
+    a user and an assistant in the chat template beside its tokenizer. Otherwise they are one text
+    between its start and end tokens. Needed if there is a template, which does not say which."""
     batch_size: int = 64
     """Completions that are scored at once."""
     time_limit_s: float = 600.0
@@ -53,16 +66,29 @@ class ModelReward(Reward):
                 f"{self.path} holds a {config.architecture} with {config.num_labels} labels; a "
                 "reward model is a sequence classifier with one"
             )
+        if self.messages is None and template_in_files(tokenizer) is not None:
+            raise UserError(
+                f"the tokenizer in {self.path} has a chat template; set messages of ModelReward to "
+                "true if the reward model was trained on messages, or to false for plain texts"
+            )
+        template = template_of(tokenizer) if self.messages else None
         size = -(-self.batch_size // mesh.size) * mesh.size
-        return _Model(restored.model, restored.params, mesh, tokenizer, size)
+        return _Model(restored.model, restored.params, mesh, tokenizer, template, size)
 
 
 class _Model:
     """Scores texts with a model on a mesh, ``size`` at a time."""
 
     def __init__(
-        self, model: nn.Module, params: Any, mesh: Mesh, tokenizer: Tokenizer, size: int
+        self,
+        model: nn.Module,
+        params: Any,
+        mesh: Mesh,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        size: int,
     ) -> None:
+        self._template = template
         self._params, self._mesh, self._size = params, mesh, size
         self._tokenizer, self._config = tokenizer, model.config
         functions = model_functions(model)
@@ -81,7 +107,7 @@ class _Model:
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], rows: Rows
     ) -> list[float]:
-        ids = [self._ids(p + c) for p, c in zip(prompts, completions, strict=True)]
+        ids = [self._ids(p, c) for p, c in zip(prompts, completions, strict=True)]
         found: list[float] = []
         for first in range(0, len(ids), self._size):
             some = ids[first : first + self._size]
@@ -89,12 +115,17 @@ class _Model:
             found += self._scores(filled)[: len(some)]
         return found
 
-    def _ids(self, text: str) -> list[int]:
-        vocabulary = self._tokenizer.vocabulary
-        before = () if vocabulary.frame is None else vocabulary.frame.before
-        ids = [*before, *self._tokenizer.encode_prompt(text).tolist()]
-        if vocabulary.end_id is not None and ids[-1:] != [vocabulary.end_id]:
-            ids.append(vocabulary.end_id)
+    def _ids(self, prompt: str, completion: str) -> list[int]:
+        turns: tuple[Turns, Turns] = (prompt, completion)
+        if self._template is not None:
+            question: Message = {"role": "user", "content": prompt}
+            turns = (question,), ({"role": "assistant", "content": completion},)
+        document = Conversation((), prompt=turns[0], completions=turns[1:])
+        try:
+            (found,), _ = encode(document, self._template or ChatTemplate(), self._tokenizer)
+        except TemplateError as error:
+            raise UserError(f"the reward model cannot read a completion: {error}") from error
+        ids: list[int] = found.tolist()
         assert isinstance(self._config, TextConfig)
         limit = self._config.max_positions
         if limit is not None and len(ids) > limit:

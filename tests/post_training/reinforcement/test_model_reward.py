@@ -7,8 +7,12 @@ import pytest
 import flax_transformers as ft
 from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.checkpointing.manager import Checkpoints
+from flax_transformers.data.tokenizers.facts import TEMPLATE_FILE
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
+from flax_transformers.post_training.chat_data import encode
+from flax_transformers.post_training.chat_template import CHATML, ChatTemplate
+from flax_transformers.post_training.conversations import conversation
 from flax_transformers.post_training.reinforcement.model_reward import ModelReward
 from flax_transformers.post_training.reinforcement.rewards import scores_of
 from flax_transformers.restore import converted_meta
@@ -19,13 +23,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 PROMPTS, COMPLETIONS = ["2+2=", "3+4=", "1+1="], ["4", "seven", "2!"]
 
 
-def saved(folder, labels):
+def saved(folder, labels, template=None):
     """A classifier as ``convert`` saves it."""
-    model, params = tiny_model(
-        "LlamaForSequenceClassification", vocab_size=262, num_labels=labels, init_std=0.2
-    )
+    sizes = {"vocab_size": 262, "num_labels": labels, "max_positions": 100, "init_std": 0.2}
+    model, params = tiny_model("LlamaForSequenceClassification", **sizes)
     ByteTokenizer().save(folder / "tokenizer")
     files = {f"tokenizer/{f.name}": f.read_bytes() for f in (folder / "tokenizer").iterdir()}
+    if template is not None:
+        files[f"tokenizer/{TEMPLATE_FILE}"] = template.encode()
     checkpoints = Checkpoints(folder / "checkpoints", CheckpointConfig(asynchronous=False))
     checkpoints.save(0, {"params": params}, converted_meta(model.config), files)
     checkpoints.close()
@@ -44,6 +49,25 @@ def test_a_reward_is_the_logit_at_the_last_token(tmp_path):
     assert len(set(found)) == 3
 
 
+def test_messages_are_scored_in_the_form_they_were_trained_in(tmp_path):
+    model, params = saved(tmp_path, labels=1, template=CHATML)
+    mesh = ft.make_mesh(devices=jax.devices()[:1])
+    (found,) = ModelReward(path=str(tmp_path), messages=True).scorer(mesh)(["2+2="], ["4"], [{}])
+    turns = [{"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}]
+    document = conversation({"prompt": turns[:1], "chosen": turns[1:], "rejected": turns[1:]})
+    ids = encode(document, ChatTemplate(), ByteTokenizer())[0][0][None]
+    logits = model.apply({"params": params}, ids, np.ones_like(ids)).logits
+    np.testing.assert_allclose(found, logits[0, 0], rtol=1e-4)
+
+
+def test_a_template_leaves_open_what_a_reward_model_was_trained_on(tmp_path):
+    saved(tmp_path, labels=1, template=CHATML)
+    mesh = ft.make_mesh(devices=jax.devices()[:1])
+    with pytest.raises(UserError, match="has a chat template; set messages of ModelReward"):
+        ModelReward(path=str(tmp_path)).scorer(mesh)
+    assert ModelReward(path=str(tmp_path), messages=False).scorer(mesh)(["2"], ["4"], [{}])
+
+
 def test_a_model_with_several_labels_is_refused(tmp_path):
     saved(tmp_path, labels=2)
     mesh = ft.make_mesh(devices=jax.devices()[:1])
@@ -55,5 +79,5 @@ def test_a_text_that_is_too_long_is_reported(tmp_path):
     saved(tmp_path, labels=1)
     mesh = ft.make_mesh(devices=jax.devices()[:1])
     scorer = ModelReward(path=str(tmp_path)).scorer(mesh)
-    with pytest.raises(UserError, match="has 101 tokens, but the reward model takes 64"):
+    with pytest.raises(UserError, match="has 101 tokens, but the reward model takes 100"):
         scorer(["p" * 50], ["c" * 50], [{}])
