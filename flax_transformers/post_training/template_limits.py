@@ -91,6 +91,8 @@ def check_filter(name: str, value: Any, values: Sequence[Any]) -> None:
         written(one)
     if name == "sum" and any(isinstance(one, list | tuple) for one in values):
         raise Failure("it adds up lists")
+    if name in _ITERATING and isinstance(value, str):
+        check_length(ELEMENT * len(value))
     if name not in _PICKING:
         written(value)
     if name in _GROWTH:
@@ -139,6 +141,11 @@ _GROWTH: dict[str, Callable[..., None]] = {
     "join": _join,
     "indent": _indent,
 }
+_ITERATING = frozenset(
+    {"batch", "groupby", "join", "list", "map", "max", "min", "reject", "rejectattr", "select",
+     "selectattr", "slice", "sort", "unique"}
+)  # fmt: skip
+"""Filters for which a text is a list of characters."""
 _PICKING = frozenset(
     {"attr", "count", "first", "items", "last", "length", "list", "map", "reject", "rejectattr",
      "reverse", "select", "selectattr"}

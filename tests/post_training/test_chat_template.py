@@ -118,6 +118,8 @@ DEEP = (
         "{{ 1.to_bytes(200000000, 'big') }}",
         "{{ ('f' * 10000000)|int(base=16) }}",
         "{{ lipsum(200000000) }}",
+        "{{ ('x' * 10000000)|batch(1)|list }}",
+        "{{ ([[1]] * 100000)|sum(start=[]) }}",
         NESTED + "{{ l }}",
         NESTED + "{{ l|tojson }}",
         NESTED + "{{ l|string }}",
