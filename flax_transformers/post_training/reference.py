@@ -38,7 +38,7 @@ from flax_transformers.post_training.chat_data import (
     PreparedChat,
 )
 from flax_transformers.storage.folders import open_folder
-from flax_transformers.storage.workdir import write_side_file
+from flax_transformers.storage.workdir import read_side_file, write_side_file
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.step import check_fits, model_functions
 
@@ -196,12 +196,25 @@ def with_reference(
 def _note(workdir: epath.Path, path: str, fingerprint: str | None) -> None:
     """Notes the reference of a run, or compares it with the one noted."""
     file = workdir / RECORD
-    if has_checkpoint(workdir) and file.exists():
-        noted = json.loads(file.read_text()).get("weights")
-        if fingerprint not in (None, noted):
+    noted = _noted(file) if has_checkpoint(workdir) else {}
+    if noted:
+        if fingerprint not in (None, noted.get("weights")):
             raise UserError(
                 f"the reference model {path} has other weights than when the run in {workdir} "
                 "began; restore them, or choose another --workdir"
             )
     elif jax.process_index() == 0:
         write_side_file(file, json.dumps({"path": path, "weights": fingerprint}, indent=2) + "\n")
+
+
+def _noted(file: epath.Path) -> dict[str, Any]:
+    """What a run noted; empty, with a warning, if the file is damaged."""
+    text = read_side_file(file)
+    try:
+        noted = json.loads(text or "{}")
+        if isinstance(noted, dict):
+            return noted
+    except ValueError:
+        pass
+    log.warning("%s is damaged; which reference the run began with is not known", file)
+    return {}

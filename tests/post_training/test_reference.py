@@ -1,10 +1,13 @@
 """Stored log-probabilities of a reference model."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from etils import epath
 
+from flax_transformers.errors import UserError
 from flax_transformers.post_training import reference
 
 
@@ -25,3 +28,19 @@ def test_a_damaged_file_is_computed_again(length, monkeypatch, tmp_path, caplog)
     for _ in range(2):
         assert work.of_store(store, "abc").tolist() == [1, 1, 1]
     assert len(calls) == 2 and caplog.text.count("cannot be read") == 1
+
+
+def test_a_note_of_another_reference_is_refused_and_a_damaged_one_replaced(
+    monkeypatch, tmp_path, caplog
+):
+    workdir = epath.Path(tmp_path)
+    reference._note(workdir, "model", "one")
+    monkeypatch.setattr(reference, "has_checkpoint", lambda _: True)
+    reference._note(workdir, "model", "one")
+    with pytest.raises(UserError, match="the reference model model has other weights"):
+        reference._note(workdir, "model", "two")
+    for damage in (b"", b"\xff", b"[1]", b"{"):
+        (tmp_path / reference.RECORD).write_bytes(damage)
+        reference._note(workdir, "model", "two")
+        assert json.loads((tmp_path / reference.RECORD).read_text())["weights"] == "two"
+    assert "reference.json is damaged" in caplog.text
