@@ -37,6 +37,7 @@ TEXTS = (
 
 def recipes() -> dict[str, Any]:
     """Small runs of every kind of data and objective."""
+    from flax_transformers.cli.config_file import recipe
     from flax_transformers.data.config import TextData
     from flax_transformers.data.images.dataset import ImageData
     from flax_transformers.data.images.kinds import ImageSource
@@ -101,6 +102,12 @@ def recipes() -> dict[str, Any]:
         "vit": run(ViTConfig(**layers, image_size=32), ImageClassification(), images,
                    phases=pixels),
         "mae": run(MaeConfig(**layers, image_size=32), MaskedImage(), images, phases=pixels),
+        "chat": recipe("chat_tiny"),
+        "reward": recipe("chat_tiny_reward"),
+        "preference": recipe("chat_tiny_dpo"),
+        "policy": recipe("llama_tiny_sorting_grpo"),
+        "captions": recipe("clip_mnist"),
+        "distilled": recipe("vit_mnist_distilled"),
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -48,7 +48,13 @@ class EvaluationSet:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _SET_NAME.fullmatch(self.name):
             raise UserError(
-                f'the name of an evaluation set is {self.name!r}; give it letters, digits and "_.-"'
+                f"the name of an evaluation set is {ranges.shown(self.name)}; give it letters, "
+                'digits and "_.-"'
+            )
+        if isinstance(self.source, type) or not is_dataclass(self.source):
+            raise UserError(
+                f"the source of the evaluation set {self.name} is {ranges.shown(self.source)}; "
+                "give it a source such as that of the training data"
             )
 
 

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.data.base import Compare, DatasetDefaults, Tokenizers
 from flax_transformers.data.images.dataset import (
     ImageData,
@@ -53,6 +54,7 @@ class ClassTexts:
     name: str = ""
 
     def __post_init__(self) -> None:
+        ranges.check_fields(self, "data.captions")
         wrong = next((text for text in self.templates if NAME not in text), None)
         if wrong is not None or not self.templates:
             raise UserError(

@@ -202,3 +202,12 @@ def test_what_cannot_be_read_is_refused_with_a_remedy(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"image": "a.png"}\n')
     with pytest.raises(UserError, match=r"Line 1 of .*x\.jsonl is no record"):
         prepare(data(tmp_path / "x.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [({"name": object}, "data.captions.name is"), ({"class_names": ("a", 3)}, "class_names is")],
+)
+def test_texts_of_another_type_are_refused(fields, said):
+    with pytest.raises(UserError, match=said):
+        ClassTexts(**fields)
