@@ -119,8 +119,8 @@ class Attention(nn.Module):
             x_BTNH = HeadNorm(c, self.dtype, axis, name=f"{name}_norm")(x_BTNH)
         if rotary is None:
             return x_BTNH
-        assert isinstance(c, TextConfig)
-        return rotate(x_BTNH, rotary, interleaved=c.rope is not None and c.rope.interleaved)
+        rope = c.rope if isinstance(c, TextConfig) else None
+        return rotate(x_BTNH, rotary, interleaved=rope is not None and rope.interleaved)
 
     def _project(self, name: str, heads: int, x_BTD: jax.Array) -> jax.Array:
         c = self.config

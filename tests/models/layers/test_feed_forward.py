@@ -17,6 +17,7 @@ from tests.models import reference
 NUMPY = {
     "gelu": reference.gelu,
     "gelu_tanh": reference.gelu_tanh,
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
     "relu": lambda x: np.maximum(x, 0),
     "silu": reference.silu,
 }
@@ -27,6 +28,7 @@ NUMPY = {
     [
         ("gelu", 0.8413447, -0.0455003),
         ("gelu_tanh", 0.8411920, -0.0454023),
+        ("quick_gelu", 0.8457958, -0.0643414),
         ("relu", 1.0, 0.0),
         ("silu", 0.7310586, -0.2384058),
     ],
