@@ -108,8 +108,6 @@ def tiny_model(architecture: str, **changes: Any) -> tuple[nn.Module, Any]:
     if isinstance(config, ImageTextConfig):
         small["vision"] = dataclasses.replace(config.vision, **_small_sizes(config.vision))
     small |= _special_ids(config, changes.get("vocab_size", _TINY["vocab_size"]))
-    if config.max_positions is None:
-        del small["max_positions"]
     model = build_model(dataclasses.replace(config, **small | changes), ComputeConfig())
 
     def init() -> Any:
@@ -120,6 +118,8 @@ def tiny_model(architecture: str, **changes: Any) -> tuple[nn.Module, Any]:
 
 def _small_sizes(config: TransformerConfig) -> dict[str, Any]:
     fields = {field.name for field in dataclasses.fields(config)}
+    if config.max_positions is None:  # images have as many positions as patches
+        fields.discard("max_positions")
     return {name: value for name, value in _TINY.items() if name in fields}
 
 

@@ -13,6 +13,7 @@ from flax_transformers.checkpointing.config import EarlyStopping
 from flax_transformers.cli.parsing import override
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
+from flax_transformers.optim.schedules import Schedule
 from flax_transformers.storage.workdir import exclusive_lock
 from flax_transformers.sweeps import runner
 from flax_transformers.sweeps.study import Study, Sweep, points
@@ -189,8 +190,9 @@ def test_folders_of_something_else_are_refused(base, tmp_path, trained):
 
 def test_grid_points_are_checked_before_the_first_run(base, tmp_path, trained):
     study = Study(base=base, variants={"a": {}, "b": {"objective.mask_fraction": 0.5}})
-    bad = replace(points(study, {}, override)[1], config=replace(base, optimizer=None))
-    with pytest.raises(UserError, match="grid point b: optimizer is None"):
+    too_long = replace(base.optimizer, schedule=Schedule(warmup_steps=10**6))
+    bad = replace(points(study, {}, override)[1], config=replace(base, optimizer=too_long))
+    with pytest.raises(UserError, match="grid point b: .*warmup_steps"):
         runner.check(Sweep(study, (bad,), bad, epath.Path(tmp_path / "all")))
     assert not (tmp_path / "all").exists()
 
