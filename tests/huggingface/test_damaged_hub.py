@@ -172,12 +172,18 @@ def test_shards_that_do_not_fit_their_index_are_refused_by_name(sharded, spoil, 
 
 
 @pytest.mark.slow
-def test_no_flipped_bit_goes_unnoticed(saved):
+@pytest.mark.parametrize(
+    "flips", [(30, 10), pytest.param((150, 50), marks=pytest.mark.full)], ids=str
+)
+def test_no_flipped_bit_goes_unnoticed(saved, flips):
     file = saved / "model.safetensors"
     whole, params = file.read_bytes(), make_model()[1]
     header = 8 + int.from_bytes(whole[:8], "little")
-    random = np.random.default_rng(0)
-    places = [random.integers(0, header, 150), random.integers(header, len(whole), 50)]
+    random, (of_header, of_tensors) = np.random.default_rng(0), flips
+    places = [
+        random.integers(0, header, of_header),
+        random.integers(header, len(whole), of_tensors),
+    ]
     harmless = 0
     for place in np.concatenate(places).tolist():
         changed = bytearray(whole)
