@@ -56,7 +56,7 @@ class Gemma2Config(LlamaConfig):
     eos_ids: tuple[int, ...] = (1,)
     sliding_window: int | None = 4096
     """Number of tokens that a token attends to in the first, third ... layer; None: all."""
-    score_divisor: float = 256.0
+    score_divisor: int = 256
     """Attention scores are divided by its root; the width of a head, except in the 27B."""
     attention_softcap: float | None = 50.0
     """Bound of attention scores; None for none."""
@@ -66,7 +66,7 @@ class Gemma2Config(LlamaConfig):
 
     RANGES: ClassVar[Ranges] = {
         "sliding_window": ranges.POSITIONS,
-        "score_divisor": ranges.numbers(0, 1e6, above=True),
+        "score_divisor": ranges.integers(1, 10**6),
         "attention_softcap": ranges.numbers(0, 1e6, above=True),
         "logit_softcap": ranges.numbers(0, 1e6, above=True),
     }
@@ -109,7 +109,7 @@ SIZES: dict[str, Gemma2Config] = {
         num_key_value_heads=16,
         head_dim=128,
         intermediate_size=36864,
-        score_divisor=144.0,
+        score_divisor=144,
     ),
 }
 """The published sizes."""
