@@ -16,6 +16,7 @@ from flax_transformers.cli.config_file import load_config
 from flax_transformers.cli.main import main
 from flax_transformers.data.images.augmentation import centre_crop
 from flax_transformers.data.tokenizers.load import load_tokenizer
+from flax_transformers.post_training.chat_data import ChatData
 from tests.parity.recipe_data import TAGS, WORDS, data_arguments
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -40,12 +41,26 @@ TASKS = {
 """Ends of names of architectures by task; transformers 5 has pipelines for all but two of them."""
 
 
+def is_whole(name, config):
+    """Whether a recipe trains alone, on data that ``recipe_data`` can make, what can be exported.
+
+    Conversations are compared in test_chat and test_post_training.
+    """
+    alone = config.init_from is None and not hasattr(config.objective, "teacher")
+    text = (CONFIGS / f"{name}.py").read_text()
+    return alone and not isinstance(config.data, ChatData) and "Cannot be exported" not in text
+
+
 def small_recipes():
     """The configs of recipes of small models by name."""
     before = list(sys.path)
     configs = {file.stem: load_config(str(file), []) for file in sorted(CONFIGS.glob("*.py"))}
     sys.path[:] = before  # where config files put their folder
-    return {name: one for name, one in configs.items() if one.model.hidden_size <= WIDEST}
+    return {
+        name: one
+        for name, one in configs.items()
+        if one.model.hidden_size <= WIDEST and is_whole(name, one)
+    }
 
 
 RECIPES = small_recipes()
