@@ -35,6 +35,13 @@ TEXTS = (
 )  # fmt: skip
 
 
+NAMED = (
+    "chat_tiny", "chat_tiny_reward", "chat_tiny_dpo", "llama_tiny_sorting_grpo", "clip_mnist",
+    "vit_mnist_distilled",
+)  # fmt: skip
+"""Recipes in configs/ of kinds that are not among the small runs below."""
+
+
 def recipes() -> dict[str, Any]:
     """Small runs of every kind of data and objective."""
     from flax_transformers.cli.config_file import recipe
@@ -102,13 +109,7 @@ def recipes() -> dict[str, Any]:
         "vit": run(ViTConfig(**layers, image_size=32), ImageClassification(), images,
                    phases=pixels),
         "mae": run(MaeConfig(**layers, image_size=32), MaskedImage(), images, phases=pixels),
-        "chat": recipe("chat_tiny"),
-        "reward": recipe("chat_tiny_reward"),
-        "preference": recipe("chat_tiny_dpo"),
-        "policy": recipe("llama_tiny_sorting_grpo"),
-        "captions": recipe("clip_mnist"),
-        "distilled": recipe("vit_mnist_distilled"),
-    }  # fmt: skip
+    } | {name: recipe(name) for name in NAMED}  # fmt: skip
 
 
 def leaves(config: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
