@@ -149,7 +149,7 @@ def _code(folder: str) -> list[Path]:
 
 
 def _families() -> dict[str, Family]:
-    return {inspect.getmodule(f.config).__name__.rpartition(".")[2]: f for f in all_families()}  # type: ignore[union-attr]
+    return {family.config.__module__.rpartition(".")[2]: family for family in all_families()}
 
 
 def _slug(title: str) -> str:

@@ -9,5 +9,10 @@ class UserError(Exception):
     """
 
 
+class AgreedError(UserError):
+    """A mistake that every process of a job has been told of, so that they can still save
+    together."""
+
+
 class WorkdirInUse(UserError):
     """Another process trains in the workdir."""

@@ -173,7 +173,7 @@ class Exporter(Callback):
             params = state.best_params
             try:
                 self._write(step, self._merge(params) if self._config.lora.is_on else params)
-            except UserError as error:
+            except (UserError, OSError) as error:
                 log.warning("step %d is not exported: %s", step, error)
 
     def _write(self, step: int, params: Any) -> None:
@@ -192,9 +192,12 @@ class Exporter(Callback):
             if target.exists():  # of the same step, before the run was resumed or rolled back
                 shutil.rmtree(target)
             save_directory(target, model, params, tokenizer_from=beside, files=files)
-        self._remove_old()
+        self._remove_others(step)
 
-    def _remove_old(self) -> None:
+    def _remove_others(self, newest: int) -> None:
+        """Keep the newest exports. Later ones are of a run that went further before it returned to
+        a checkpoint."""
         steps = sorted(int(one.name) for one in self._folder.iterdir() if one.name.isdecimal())
-        for step in steps[: -self._config.checkpoints.keep_exports]:
+        known = [step for step in steps if step <= newest]
+        for step in (*steps[len(known) :], *known[: -self._config.checkpoints.keep_exports]):
             shutil.rmtree(self._folder / str(step), ignore_errors=True)

@@ -44,7 +44,8 @@ def export_program(
 
     Inputs are int32 ``input_ids`` and ``attention_mask`` [B, ``sequence_length``], with
     ``decoder_input_ids`` of that length in an encoder-decoder; or float32 ``pixel_values`` [B, C,
-    H, W] of the model's size. ``platforms``: "cpu", "cuda", "rocm" and "tpu".
+    H, W] of the model's size, with ``noise`` [B, patches] in MAE. ``platforms``: "cpu", "cuda",
+    "rocm" and "tpu".
 
     Raises UserError for a length that the model does not take, a platform that JAX does not know,
     if flatbuffers is not installed, and if the directory holds files.
@@ -142,7 +143,6 @@ def load_program(directory: str | os.PathLike[str]) -> Program:
 def _inputs(model: Any, sequence_length: int | None) -> dict[str, jax.ShapeDtypeStruct]:
     """Names, shapes for a batch of one, and dtypes."""
     inputs: dict[str, Any] = dict(model.example_inputs())
-    inputs.pop("noise", None)  # of MAE, which draws its own
     if "input_ids" in inputs:
         limit = getattr(model.config, "max_positions", None)
         if sequence_length is None or not 1 <= sequence_length <= (limit or sequence_length):

@@ -183,7 +183,7 @@ def test_an_average_of_checkpoints_is_the_mean_of_their_weights(tmp_path, capsys
         assert not (tmp_path / "none").exists()
 
 
-def test_an_export_that_cannot_be_written_is_a_warning(tmp_path, caplog):
+def test_what_cannot_be_written_is_a_warning_and_later_exports_are_removed(tmp_path, caplog):
     config = exporting_run(tmp_path, export_every=1)
     model = build_model(config.model, ComputeConfig())
     exporter = Exporter(config, model, epath.Path(tmp_path), {})
@@ -193,6 +193,12 @@ def test_an_export_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     )
     exporter.on_step(3, SimpleNamespace(best_params=params))
     assert "step 3 is not exported" in caplog.text
+    (tmp_path / "exports").unlink()
+    for step in (900, 1000):  # of a run that went further before it returned to a checkpoint
+        (tmp_path / "exports" / str(step)).mkdir(parents=True)
+    for step in (3, 6):
+        exporter.on_step(step, SimpleNamespace(best_params=params))
+    assert sorted(folder.name for folder in (tmp_path / "exports").iterdir()) == ["3", "6"]
 
 
 def test_a_model_without_a_class_of_transformers_is_refused_before_training(tmp_path):

@@ -20,6 +20,7 @@ ARCHITECTURES = (
     "LlamaForCausalLM",
     "T5ForConditionalGeneration",
     "ViTForImageClassification",
+    "ViTMAEForPreTraining",
 )
 
 
@@ -27,8 +28,11 @@ def drawn(model, rows):
     """Inputs of so many rows; the last row of texts is padded."""
     random = np.random.default_rng(rows)
     if "pixel_values" in model.example_inputs():
-        shape = model.example_inputs()["pixel_values"].shape[1:]
-        return {"pixel_values": random.standard_normal((rows, *shape)).astype(np.float32)}
+        shapes = {name: value.shape[1:] for name, value in model.example_inputs().items()}
+        return {
+            name: random.standard_normal((rows, *shape)).astype(np.float32)
+            for name, shape in shapes.items()
+        }
     ids = random.integers(3, model.config.vocab_size, (rows, LENGTH)).astype(np.int32)
     mask = np.ones_like(ids)
     mask[-1, 4:] = 0

@@ -376,11 +376,14 @@ def _votes(
         yield 0.5 if vote == 0 else float((vote == 1) != swapped)
 
 
+_VOTES: dict[str, Literal[0, 1, 2]] = {"0": 0, "1": 1, "2": 2}
+
+
 def _vote() -> Literal[0, 1, 2] | None:
     """What a person types; None for the end."""
     for line in _lines("better (1, 2, 0 for a tie, q to end): "):
-        if line in ("0", "1", "2"):
-            return int(line)  # type: ignore[return-value]
+        if line in _VOTES:
+            return _VOTES[line]
         if line == "q":
             return None
         print("type 1, 2, 0 or q", file=sys.stderr)

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from flax_transformers.checkpointing.manager import Checkpoints
 from flax_transformers.checkpointing.save_schedule import SaveSchedule
 from flax_transformers.data.dataset import Dataset
-from flax_transformers.errors import UserError
+from flax_transformers.errors import AgreedError, UserError
 from flax_transformers.monitoring.example_log import ExampleLog
 from flax_transformers.monitoring.file_sinks import JsonLines, TensorBoard
 from flax_transformers.monitoring.goodput import Clock
@@ -302,12 +302,13 @@ def _saving_first(
 ) -> T:
     """The result of ``call``. If it raises UserError, the steps before are saved first.
 
-    Not so for data in several processes, where one may fail alone while the others go on.
+    Of several processes one may fail alone while the others go on, and saving would wait for them:
+    there only an AgreedError is saved for.
     """
     try:
         return call()
     except UserError as error:
-        if run.online is None and jax.process_count() > 1:
+        if jax.process_count() > 1 and not isinstance(error, AgreedError):
             raise
         fault = error
     # Not while the error is being handled: orbax would raise it again, and save nothing.

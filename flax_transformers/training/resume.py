@@ -64,7 +64,8 @@ Batches = Iterator[tuple[dict[str, jax.Array], np.ndarray]]
 
 OnlineBatches = Callable[[Run, RunState, Callable[[], TrainState]], AbstractContextManager[Batches]]
 """``(run, position, state)`` gives the batches from ``position`` on, which moves along; ``state()``
-is that after the last step. A UserError that it raises ends the run after a checkpoint."""
+is that after the last step. A UserError that it raises ends the run after a checkpoint; of
+several processes only an AgreedError, which all raise."""
 
 
 @dataclass(frozen=True)

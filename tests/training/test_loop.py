@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import flax_transformers as ft
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
 from flax_transformers.data.dataset import prepare
-from flax_transformers.errors import UserError
+from flax_transformers.errors import AgreedError, UserError
 from flax_transformers.evaluation.held_out import held_out_evaluator
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.parallel.mesh import MeshConfig
@@ -201,3 +202,25 @@ def test_the_ledger_shows_each_example_once_an_epoch(corpus, tmp_path):
     assert len(ids) == 12 * 16 and len(ids) > epoch
     for start in range(0, len(ids) - epoch + 1, epoch):
         assert sorted(ids[start : start + epoch]) == list(range(epoch))
+
+
+@pytest.mark.parametrize(
+    ("processes", "error", "saves"),
+    [(1, UserError, 1), (2, UserError, 0), (1, AgreedError, 1), (2, AgreedError, 1)],
+)
+def test_an_error_of_one_of_several_processes_is_raised_without_saving(
+    processes, error, saves, monkeypatch
+):
+    """The other processes go on, and a save would wait for them."""
+    saved = []
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(loop, "_save", lambda *_, **__: saved.append(1))
+    nothing = SimpleNamespace(flush=lambda: None, fetch_previous=lambda: None)
+    run = SimpleNamespace(listeners=nothing, online=object())
+
+    def fail():
+        raise error("the bucket cannot be read")
+
+    with pytest.raises(UserError, match="the bucket cannot be read"):
+        loop._saving_first(run, None, SimpleNamespace(step=3), nothing, fail)
+    assert len(saved) == saves

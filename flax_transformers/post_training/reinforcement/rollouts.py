@@ -30,7 +30,7 @@ from flax_transformers.data.dataset import Dataset, training_examples
 from flax_transformers.data.pipeline.examples import key_of
 from flax_transformers.data.pipeline.loader import stacked
 from flax_transformers.data.tokenizers.load import Tokenizer
-from flax_transformers.errors import UserError
+from flax_transformers.errors import AgreedError, UserError
 from flax_transformers.generation.choices import settings_of
 from flax_transformers.generation.decode import run as generate
 from flax_transformers.generation.loop import Endings, Limits
@@ -209,7 +209,7 @@ class Judge:
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> np.ndarray:
         """float64 [R, rewards], not weighted.
 
-        Raises UserError for a reward that fails; see `scores_of`."""
+        Raises AgreedError for a reward that fails; see `scores_of`."""
         texts, rows = [p.text for p in prompts], [p.row for p in prompts]
         found = np.full((len(completions), len(self._rewards)), np.nan)
         failed: UserError | None = None
@@ -222,9 +222,9 @@ class Judge:
             # Before the next reward, which all processes may compute together.
             works = multihost_utils.process_allgather(np.array(failed is None))
             if failed is not None:
-                raise failed
+                raise AgreedError(str(failed)) from failed
             if not np.all(works):
-                raise UserError(
+                raise AgreedError(
                     f"the reward {reward.name} failed in another process, which says how"
                 )
         if jax.process_count() > 1:  # as bytes: JAX would round to float32
