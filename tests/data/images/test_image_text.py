@@ -211,3 +211,13 @@ def test_what_cannot_be_read_is_refused_with_a_remedy(tmp_path):
 def test_texts_of_another_type_are_refused(fields, said):
     with pytest.raises(UserError, match=said):
         ClassTexts(**fields)
+
+
+def test_zero_shot_scores_need_held_out_images(tmp_path):
+    write_idx(tmp_path / "digits")
+    config = data(
+        tmp_path / "digits", channels=1, source={"caption_field": ""}, captions=MADE,
+        zero_shot=(MADE[1],),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="data.zero_shot needs held-out images with classes"):
+        prepare(config)

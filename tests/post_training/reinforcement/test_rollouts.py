@@ -6,14 +6,20 @@ import json
 import numpy as np
 import pytest
 
+import flax_transformers as ft
 from flax_transformers.adapters.lora import LoraConfig
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
 from flax_transformers.data.config import TextData
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
+from flax_transformers.evaluation.tasks import evaluators
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.post_training.problems import Problems
+from flax_transformers.post_training.reinforcement.rollouts import batch_source
 from flax_transformers.testing import assert_bit_equal
+from flax_transformers.training import loop
 from flax_transformers.training.config import Evaluation, Phase
 from tests.post_training.reinforcement.online_runs import FAULT, Dies, config_for, odd, rows_of, run
 
@@ -184,3 +190,22 @@ def test_other_seeds_sample_other_completions(straight, tmp_path):
         for folder in (tmp_path, straight[0])
     )
     assert (ours != theirs).any()
+
+
+def test_evaluation_sets_are_scored_by_their_rewards(tmp_path):
+    config = config_for(steps=1)
+    prepared = prepare(config.data)
+    model = build_model(config.model)
+    found = {}
+
+    class Scores(ft.Callback):
+        def on_evaluation(self, step, metrics):
+            found.update(metrics)
+
+    chosen = evaluators(config, prepared, model, None, sets=[("other", prepared)])
+    loop.train(
+        config, prepared, tmp_path, chosen,
+        callbacks=[Scores()], online=batch_source(config, None),
+    )  # fmt: skip
+    assert found["eval/other/reward"] == found["eval/reward"]
+    assert found["eval/other/odd"] == found["eval/odd"]
