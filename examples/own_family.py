@@ -3,13 +3,14 @@
     python own_family.py
     flax-transformers train own_family.py --workdir runs/own_family
 
-The family is DistilBERT (arXiv:1910.01108): BERT's layers without token types, under names of
-tensors of its own. `ft.register` makes it a family like those of the package: `load_pretrained` and
-`save_pretrained` read and write its `config.json` and `model.safetensors`, which `transformers`
-loads as `DistilBertForMaskedLM`. An installed package registers it by an entry point instead::
+The family is Megatron's BERT (arXiv:1909.08053): BERT with the layer norms in front of each
+sub-layer and behind the last one, and none behind the embeddings. `ft.register` makes it a family
+like those of the package: `load_pretrained` and `save_pretrained` read and write its `config.json`
+and `model.safetensors`, which `transformers` loads as `MegatronBertForMaskedLM`. An installed
+package registers it by an entry point instead::
 
     [project.entry-points.flax_transformers]
-    distilbert = "my_package.distilbert:FAMILY"
+    megatron_bert = "my_package.megatron_bert:FAMILY"
 """
 
 import json
@@ -32,81 +33,86 @@ from flax_transformers.training.config import Phase, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistilBertConfig(TextConfig):
-    """The published sizes by default."""
+class MegatronBertConfig(TextConfig):
+    """The published sizes by default (345 M)."""
 
-    architecture: str = "DistilBertForMaskedLM"
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_layers: int = 6
-    num_heads: int = 12
-    intermediate_size: int = 3072
+    architecture: str = "MegatronBertForMaskedLM"
+    vocab_size: int = 29056
+    hidden_size: int = 1024
+    num_layers: int = 24
+    num_heads: int = 16
+    intermediate_size: int = 4096
     max_positions: int | None = 512
-    norm_position: Literal["pre", "post"] = "post"
+    token_types: int = 2
+    norm_position: Literal["pre", "post"] = "pre"
     norm_eps: float = 1e-12
-    embedding_norm: bool = True
     dropout: float = 0.1
     attention_dropout: float = 0.1
 
 
 FIELDS = {
     "vocab_size": "vocab_size",
-    "hidden_size": "dim",
-    "num_layers": "n_layers",
-    "num_heads": "n_heads",
-    "intermediate_size": "hidden_dim",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
     "max_positions": "max_position_embeddings",
-    "dropout": "dropout",
-    "attention_dropout": "attention_dropout",
+    "token_types": "type_vocab_size",
+    "norm_eps": "layer_norm_eps",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
     "pad_id": "pad_token_id",
 }
 """Fields of the config: ours to those of config.json."""
 
 
-def from_huggingface(config: Mapping[str, Any]) -> DistilBertConfig:
-    found = fields.common_fields(config, DistilBertConfig())  # the architecture, labels ...
-    found |= fields.read_numbers(config, FIELDS, DistilBertConfig())
-    return fields.make_config(DistilBertConfig, found)
+def from_huggingface(config: Mapping[str, Any]) -> MegatronBertConfig:
+    found = fields.common_fields(config, MegatronBertConfig())  # the architecture, labels ...
+    found |= fields.read_numbers(config, FIELDS, MegatronBertConfig())
+    return fields.make_config(MegatronBertConfig, found)
 
 
-def to_huggingface(config: DistilBertConfig) -> dict[str, Any]:
+def to_huggingface(config: MegatronBertConfig) -> dict[str, Any]:
     return {
-        "model_type": "distilbert",
-        "activation": "gelu",
+        "model_type": "megatron-bert",
+        "hidden_act": "gelu",
         **fields.common_json(config),
         **fields.write_fields(config, FIELDS),
     }
 
 
-def weights(config: DistilBertConfig) -> WeightTable:
+def weights(config: MegatronBertConfig) -> WeightTable:
     """Parameters to tensors, "DNH" and so on saying how the axes of one become those of the other
     (D width, V vocabulary, F feed-forward)."""
-    layer, theirs = "stack/{layer}", "distilbert.transformer.layer.{layer}"
+    layer, theirs = "stack/{layer}", "bert.encoder.layer.{layer}"
+    words, head = "bert.embeddings.word_embeddings.weight", "cls.predictions"
+    projections = "self.query self.key self.value output.dense"
     return WeightTable(
         weights=(
-            Weight("words/embedding", "distilbert.embeddings.word_embeddings.weight", "VD"),
+            Weight("words/embedding", words, "VD"),
+            Weight("embeddings/position/embedding", "bert.embeddings.position_embeddings.weight"),
             Weight(
-                "embeddings/position/embedding", "distilbert.embeddings.position_embeddings.weight"
+                "embeddings/token_type/embedding", "bert.embeddings.token_type_embeddings.weight"
             ),
-            *norm("embeddings/norm", "distilbert.embeddings.LayerNorm"),
-            *attention(f"{layer}/attention", f"{theirs}.attention", "q_lin k_lin v_lin out_lin"),
-            *norm(f"{layer}/attention_norm", f"{theirs}.sa_layer_norm"),
-            *linear(f"{layer}/mlp/up", f"{theirs}.ffn.lin1", "D", "F"),
-            *linear(f"{layer}/mlp/down", f"{theirs}.ffn.lin2", "F", "D"),
-            *norm(f"{layer}/mlp_norm", f"{theirs}.output_layer_norm"),
-            *linear("mlm_head/transform/dense", "vocab_transform", "D", "E"),
-            *norm("mlm_head/transform/norm", "vocab_layer_norm"),
-            Weight("mlm_head/bias", "vocab_projector.bias", "V"),
+            *norm(f"{layer}/attention_norm", f"{theirs}.attention.ln"),
+            *attention(f"{layer}/attention", f"{theirs}.attention", projections),
+            *norm(f"{layer}/mlp_norm", f"{theirs}.ln"),
+            *linear(f"{layer}/mlp/up", f"{theirs}.intermediate.dense", "D", "F"),
+            *linear(f"{layer}/mlp/down", f"{theirs}.output.dense", "F", "D"),
+            *norm("final_norm", "bert.encoder.ln"),
+            *linear("mlm_head/transform/dense", f"{head}.transform.dense", "D", "E"),
+            *norm("mlm_head/transform/norm", f"{head}.transform.LayerNorm"),
+            Weight("mlm_head/bias", f"{head}.bias", "V"),
         ),
-        copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
+        copies={f"{head}.decoder.weight": words, f"{head}.decoder.bias": f"{head}.bias"},
     )
 
 
 FAMILY = ft.register(
     ft.Family(
-        config=DistilBertConfig,
-        architectures={"DistilBertForMaskedLM": EncoderForMaskedLM},
-        model_types=("distilbert",),
+        config=MegatronBertConfig,
+        architectures={"MegatronBertForMaskedLM": EncoderForMaskedLM},
+        model_types=("megatron-bert",),
         from_huggingface=from_huggingface,
         to_huggingface=to_huggingface,
         weights=weights,
@@ -118,7 +124,7 @@ def get_config() -> TrainConfig:
     recipe = ft.recipe("bert_tiny")
     return replace(
         recipe,
-        model=DistilBertConfig(
+        model=MegatronBertConfig(
             vocab_size=4096, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128,
             max_positions=32,
         ),

@@ -86,9 +86,13 @@ def _own_families() -> tuple[Family, ...]:
 
 
 def all_families() -> tuple[Family, ...]:
-    """All families: those of this package, and registered ones."""
+    """All families: registered ones, and those of this package.
+
+    Registered ones come first: files of a ``model_type`` that a user has a family for are read by
+    it, also if a later release of this package has that family too.
+    """
     registered = saved_configs.registered_families()
-    return _own_families() + tuple(each for each in registered if isinstance(each, Family))
+    return tuple(each for each in registered if isinstance(each, Family)) + _own_families()
 
 
 def family_of(config: TransformerConfig) -> Family:
