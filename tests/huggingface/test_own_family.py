@@ -13,7 +13,7 @@ import pytest
 import flax_transformers as ft
 from flax_transformers import config_json
 from flax_transformers.errors import UserError
-from flax_transformers.huggingface.family import Family, build_model, family_of
+from flax_transformers.huggingface.family import Family, build_model, family_of, family_of_json
 from flax_transformers.huggingface.placement import body_names, boxed_shapes
 from flax_transformers.monitoring.model_flops import step_flops
 from flax_transformers.objectives.causal_lm import CausalLM
@@ -122,6 +122,14 @@ def test_a_family_of_no_other_library_needs_no_format(tmp_path):
     model, boxed = start()
     with pytest.raises(UserError, match="this family has no Hugging Face format"):
         ft.save_pretrained(tmp_path / "bag", model, nn.meta.unbox(boxed))
+
+
+def test_a_model_type_that_the_package_has_too_is_read_by_the_registered_family():
+    mine = dataclasses.replace(
+        own_family.FAMILY, model_types=("distilbert",), from_huggingface=lambda config: CONFIG
+    )
+    ft.register(mine)
+    assert family_of_json({"model_type": "distilbert"}) is mine
 
 
 def test_an_installed_package_offers_its_family_as_an_entry_point(tmp_path, monkeypatch):
