@@ -67,6 +67,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has ended
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nothing to close at exit)
         return _leave(BROKEN_PIPE)
+    except Exception as error:
+        if (explained := _out_of_memory(error)) is None:
+            raise
+        print(f"{PROGRAM}: {explained}", file=sys.stderr)
+        return _leave(USER_ERROR)
+
+
+def _out_of_memory(error: Exception) -> str | None:
+    """What to do about a program that a device has no memory for; None for any other error.
+
+    XLA says so when it compiles a program or when it runs one. Known by name, because importing jax
+    is slow.
+    """
+    if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in str(error):
+        return None
+    first_line = str(error).strip().splitlines()[0]
+    return (
+        f"a device has too little memory ({first_line:.200}); make batches smaller (batch_size), "
+        "or for training set --phases.0.micro-batches higher, --compute.remat full, or --mesh.fsdp "
+        "to shard over more devices. flax-transformers plan shows what takes the memory"
+    )
 
 
 def _leave(code: int) -> int:

@@ -83,8 +83,10 @@ def check_run(config: TrainConfig, prepared: Dataset, *, new: bool = True) -> No
     if isinstance(config.model, TextConfig):
         anywhere = config.objective.needs.causal is True or _reads_to_end(config.model)
         _check_vocabulary(config.model, prepared.vocabulary, anywhere)
-        for fault, field, token in _faults_of_ends(config, prepared.vocabulary):
-            remedy = f"set --model.{field.replace('_', '-')} {token}"
+        if faults := list(_faults_of_ends(config, prepared.vocabulary)):
+            fault = ", and ".join(fault for fault, _, _ in faults)
+            options = (f"--model.{field.replace('_', '-')} {token}" for _, field, token in faults)
+            remedy = f"set {' '.join(options)}"
             if new:
                 raise UserError(f"{fault}; {remedy}")
             log.warning("%s; %s for a new run", fault, remedy)

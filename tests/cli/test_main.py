@@ -6,11 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from flax_transformers.cli.config_file import load_config
 from flax_transformers.cli.main import main
 from flax_transformers.cli.parsing import _field_names
+from flax_transformers.cli.train import Train
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.limits import Limits
 from flax_transformers.parallel.watchdog import watchdog
@@ -164,6 +168,16 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused(capsys, small, tmp_pat
     assert "such as 8 or 16" in refused(
         capsys, "train", TINY, "--workdir", str(tmp_path / "w"), *small
     )
+
+
+def test_a_program_that_the_device_has_no_memory_for_is_explained(capsys, monkeypatch):
+    def too_large(*_):
+        return jax.jit(lambda: jnp.zeros((1 << 20, 1 << 20), np.float32))().block_until_ready()
+
+    monkeypatch.setattr(Train, "run", too_large)
+    message = refused(capsys, "train", TINY)
+    assert "too little memory (RESOURCE_EXHAUSTED" in message
+    assert "--phases.0.micro-batches" in message
 
 
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(capsys, small, tmp_path):

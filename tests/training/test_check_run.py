@@ -290,6 +290,11 @@ SENTINELS = dataclasses.replace(VOCABULARY, sentinel_ids=tuple(range(59, 30, -1)
             "begins a text with id 5, but model.bos_id is 6; set --model.bos-id 5",
         ),
         (
+            gpt2(eos_ids=(5,), bos_id=60),
+            VOCABULARY,
+            "would end there, and model.bos_id is 60.*; set --model.eos-ids 3 --model.bos-id",
+        ),
+        (
             bart(decoder_start_id=2),
             VOCABULARY,
             "the decoder's rows begin with id 3, but model.decoder_start_id is 2; set --model.dec",
