@@ -12,7 +12,7 @@ DEMO ?= runs/demo
 NEW_PYTHON ?= python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean docs dist test test-all test-fast test-full test-buckets test-slurm parity lint format install constraints clean
+.PHONY: help demo demo-clean docs dist test test-all test-fast test-full test-buckets test-slurm parity parity-full lint format install constraints clean
 
 # $(call environment,EXTRA): $(VENV) holds the package, editable, with that extra (none when empty).
 # The stamp in $(VENV) says for which PYTHON, folder, pyproject.toml and constraints.txt it was made.
@@ -52,6 +52,16 @@ if [ "$$(cat "$$stamp" 2>/dev/null)" != "$$state" ]; then \
 fi
 endef
 
+# The environment of parity, with the last release that has the PPO of tests/parity/test_ppo.py.
+define originals
+$(call environment,parity); \
+test -d "$(VENV)/trl-0.11.4" || if command -v uv >/dev/null; then \
+	uv pip install --quiet --python "$(VENV)/bin/python" --no-deps --target "$(VENV)/trl-0.11.4" trl==0.11.4; \
+else \
+	"$(VENV)/bin/python" -m pip install -qq --no-deps --target "$(VENV)/trl-0.11.4" trl==0.11.4; \
+fi
+endef
+
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -86,14 +96,14 @@ test-slurm: ## Test launch/slurm.sh on a SLURM of this machine: needs slurm-wlm 
 	@$(call environment,test)
 	@"$(VENV)/bin/python" launch/local_slurm.py
 
-parity: VENV = .venv-parity
+parity parity-full: VENV = .venv-parity
 parity: ## Compare every family with the original, live: needs torch and transformers, which it installs
-	@$(call environment,parity)
-	@# The last release with the PPO that tests/parity/test_ppo.py compares with.
-	@test -d "$(VENV)/trl-0.11.4" || { if command -v uv >/dev/null; then uv pip install --quiet --python "$(VENV)/bin/python" \
-	  --no-deps --target "$(VENV)/trl-0.11.4" trl==0.11.4; else "$(VENV)/bin/python" -m pip install -qq --no-deps \
-	  --target "$(VENV)/trl-0.11.4" trl==0.11.4; fi; }
+	@$(originals)
 	@"$(VENV)/bin/python" -m pytest tests/parity
+
+parity-full: ## Compare what `make parity` has only examples of
+	@$(originals)
+	@"$(VENV)/bin/python" -m pytest -m full tests/parity
 
 test-buckets: VENV = .venv-buckets
 test-buckets: CONSTRAINTS = .constraints-buckets.txt

@@ -28,6 +28,16 @@ def first_by_default(values):
     return [first, *(pytest.param(value, marks=pytest.mark.full) for value in others)]
 
 
+def first_of_each_by_default(kinds):
+    """Keys of ``kinds`` as parameters of a test: the first of each kind by default, the others in
+    `make test-full` only."""
+    names, values = list(kinds), list(kinds.values())
+    return [
+        pytest.param(name, marks=[pytest.mark.full] * (kind in values[:number]))
+        for number, (name, kind) in enumerate(zip(names, values, strict=True))
+    ]
+
+
 _built: dict[tuple, tuple] = {}
 
 

@@ -7,7 +7,11 @@ import importlib
 import pytest
 
 from flax_transformers.huggingface.family import all_families
-from tests.families.parity import assert_parity, assert_weights_come_back
+from tests.families.parity import (
+    assert_parity,
+    assert_weights_come_back,
+    first_of_each_by_default,
+)
 
 NAMES = [family.config.__module__.rpartition(".")[2] for family in all_families()]
 GOLDENS = {name: importlib.import_module(f"tests.golden.{name}") for name in NAMES}
@@ -16,18 +20,11 @@ CASES = {
     for name, golden in GOLDENS.items()
     for case in golden.CASES
 }
-ARCHITECTURES = [case.config["architectures"][0] for case, _ in CASES.values()]
+ARCHITECTURES = {name: case.config["architectures"][0] for name, (case, _) in CASES.items()}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    # Of each architecture the first case; the others in `make test-full`.
-    [
-        pytest.param(name, marks=[pytest.mark.full] * (architecture in ARCHITECTURES[:number]))
-        for number, (name, architecture) in enumerate(zip(CASES, ARCHITECTURES, strict=True))
-    ],
-)
+@pytest.mark.parametrize("name", first_of_each_by_default(ARCHITECTURES))
 def test_outputs_are_those_of_the_original_and_weights_are_exported_unchanged(name):
     case, script = CASES[name]
     assert_parity(case, script)

@@ -22,7 +22,7 @@ import flax_transformers as ft
 import tests.golden
 from flax_transformers.huggingface.family import family_of
 from flax_transformers.testing import relative_difference
-from tests.families.parity import TOLERANCE
+from tests.families.parity import TOLERANCE, first_of_each_by_default
 from tests.golden.hub import Case, load_original, run_original
 
 CASES = {
@@ -31,7 +31,10 @@ CASES = {
     for case in getattr(importlib.import_module(f"tests.golden.{module.name}"), "CASES", ())
     if isinstance(case, Case) and hasattr(transformers, case.config["architectures"][0])
 }
-EACH = pytest.mark.parametrize("name", CASES)
+EACH = pytest.mark.parametrize(
+    "name",
+    first_of_each_by_default({n: case.config["architectures"][0] for n, case in CASES.items()}),
+)
 AS_IN_USE = {
     "xla_backend_optimization_level": 3,
     "xla_llvm_disable_expensive_passes": False,
