@@ -52,8 +52,8 @@ class Chat:
 
     def run(self, overrides: Sequence[str]) -> int:
         settings = self.max_new_tokens, self.temperature, self.seed
-        speaker = Speaker(self.model, self.template, *settings)
-        speaker.load(overrides)
+        chat_model = ChatModel(self.model, self.template, *settings)
+        chat_model.load(overrides)
         system: list[Message] = []
         if self.system is not None:
             system = [{"role": "system", "content": self.system}]
@@ -63,7 +63,7 @@ class Chat:
                 messages = list(system)
                 continue
             messages.append({"role": "user", "content": line})
-            answer = speaker.answer(messages)
+            answer = chat_model.answer(messages)
             messages.append({"role": "assistant", "content": answer})
         return 0
 
@@ -142,13 +142,13 @@ class Arena:
             check_judge(build_model(describe_pretrained(find_pretrained(self.judge))))
             template_of(load_tokenizer(self.judge), self.template)
         for model in self._models:
-            speaker = self._speaker(model)
-            speaker.check(overrides)
+            chat_model = self._chat_model(model)
+            chat_model.check(overrides)
             for messages in conversations:
-                speaker.encoded(messages)
+                chat_model.encoded(messages)
 
-    def _speaker(self, model: str) -> Speaker:
-        return Speaker(
+    def _chat_model(self, model: str) -> ChatModel:
+        return ChatModel(
             model, self.template, self.max_new_tokens, self.temperature, self.seed, self.batch_size
         )
 
@@ -156,9 +156,9 @@ class Arena:
         self, model: str, conversations: Sequence[list[Message]], overrides: Sequence[str]
     ) -> list[str]:
         """One model at a time is in memory."""
-        speaker = self._speaker(model)
-        speaker.load(overrides)
-        return speaker.answers(conversations)
+        chat_model = self._chat_model(model)
+        chat_model.load(overrides)
+        return chat_model.answers(conversations)
 
     def _judged(
         self, judge: str, conversations: Sequence[list[Message]], answers: Sequence[list[str]]
@@ -180,7 +180,7 @@ class Arena:
         return votes_by(scores)
 
 
-class Speaker:
+class ChatModel:
     """A model that answers conversations. Raises UserError for one that writes no text."""
 
     def __init__(
@@ -269,7 +269,7 @@ class Speaker:
 
         work = self._work
         typist = Typist(work.prompts, [], work.stops, work.eos_ids)
-        self._write([self.encoded(messages)], typist)
+        self._generate([self.encoded(messages)], typist)
         typist.finish()
         return typist.text
 
@@ -282,13 +282,13 @@ class Speaker:
         size = min(self._command.batch_size, len(encoded))
         for first in range(0, len(encoded), size):
             some = encoded[first : first + size]
-            rows = self._write(some + [some[-1]] * (size - len(some)), None)
+            rows = self._generate(some + [some[-1]] * (size - len(some)), None)
             for row in rows[: len(some)].tolist():
                 text = work.prompts.decode(takewhile(lambda token: token not in work.eos_ids, row))
                 found.append(until_stop(text, 0, work.stops).strip())
         return found
 
-    def _write(self, encoded: list[list[int]], typist: Any) -> np.ndarray:
+    def _generate(self, encoded: list[list[int]], typist: Any) -> np.ndarray:
         """The new tokens of prompts, int32 [B, M]."""
         import jax
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import flax_transformers as ft
-from flax_transformers.cli.chat import Speaker
+from flax_transformers.cli.chat import ChatModel
 from flax_transformers.cli.main import main
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.post_training.chat_template import ChatTemplate
@@ -133,7 +133,7 @@ def test_a_file_of_prompts_with_a_mistake_is_named(rows, problem, folders, capsy
 def test_mistakes_are_said_before_a_model_answers(
     option, problem, folders, capsys, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(Speaker, "answers", lambda *_: pytest.fail("a model answers"))
+    monkeypatch.setattr(ChatModel, "answers", lambda *_: pytest.fail("a model answers"))
     (tmp_path / "prompts.txt").write_text("Hi\n")
     (tmp_path / "refuses.jinja").write_text("{{ raise_exception('no') }}")
     option = [one.format(tmp=tmp_path, **folders) for one in option]
@@ -144,8 +144,8 @@ def test_mistakes_are_said_before_a_model_answers(
 
 def test_votes_before_an_interrupt_are_kept(folders, monkeypatch, tmp_path):
     (tmp_path / "prompts.txt").write_text("Hi\na\nb\n")
-    monkeypatch.setattr(Speaker, "load", lambda *_: None)
-    monkeypatch.setattr(Speaker, "answers", lambda _, conversations: ["A"] * len(conversations))
+    monkeypatch.setattr(ChatModel, "load", lambda *_: None)
+    monkeypatch.setattr(ChatModel, "answers", lambda _, conversations: ["A"] * len(conversations))
     typed = iter(["1", "2"])
 
     def answered(_):

@@ -16,7 +16,7 @@ from flax_transformers.post_training.reinforcement.policy import (
     completion_row,
 )
 from flax_transformers.post_training.reinforcement.rewards import ExactAnswer
-from flax_transformers.post_training.reinforcement.rollouts import Prompt, Writer, undivided
+from flax_transformers.post_training.reinforcement.rollouts import Prompt, Sampler, undivided
 from flax_transformers.testing import relative_difference
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ def sampled_and_trained(mesh, micro_batches, rows=None, gathered=False):
         micro_batches=micro_batches,
     )
     state = trainer.init(seed=0)
-    writer = Writer(
+    sampler = Sampler(
         trainer.model,
         trainer.mesh,
         TOKENIZER,
@@ -75,7 +75,7 @@ def sampled_and_trained(mesh, micro_batches, rows=None, gathered=False):
         params = jax.tree.map(lambda a: jax.device_put(a, undivided(a.sharding)), params)
         assert not any("fsdp" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(params))
     with jax.set_mesh(trainer.mesh):
-        found = writer(params, prompts, Sampling(temperature=1.0), jax.random.key(3))
+        found = sampler(params, prompts, Sampling(temperature=1.0), jax.random.key(3))
     if rows is None:
         rows = stacked(
             [

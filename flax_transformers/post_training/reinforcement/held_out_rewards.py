@@ -14,8 +14,8 @@ from flax_transformers.generation.sampling import Sampling
 from flax_transformers.parallel.rules import check_batch
 from flax_transformers.post_training.reinforcement.policy import PolicyObjective
 from flax_transformers.post_training.reinforcement.rollouts import (
-    Judge,
-    Writer,
+    RewardScorer,
+    Sampler,
     prompt_of,
     tokenizer_of,
 )
@@ -33,8 +33,8 @@ def reward_evaluator(config: TrainConfig, prepared: Dataset, model: nn.Module) -
     """
     objective = config.objective
     assert isinstance(objective, PolicyObjective)
-    settings, writers = objective.rollouts, dict[int, Writer]()
-    judges: dict[Mesh, Judge] = {}  # a reward model is loaded once
+    settings, samplers = objective.rollouts, dict[int, Sampler]()
+    scorers: dict[Mesh, RewardScorer] = {}  # a reward model is loaded once
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
         length, size = snapshot.phase.sequence_length, config.evaluation.batch_size
@@ -52,8 +52,8 @@ def reward_evaluator(config: TrainConfig, prepared: Dataset, model: nn.Module) -
             )
             for number in range(count)
         ]
-        if length not in writers:
-            writers[length] = Writer(
+        if length not in samplers:
+            samplers[length] = Sampler(
                 model,
                 snapshot.mesh,
                 tokenizer_of(prepared),
@@ -62,16 +62,16 @@ def reward_evaluator(config: TrainConfig, prepared: Dataset, model: nn.Module) -
                 prompt_length=objective.prompt_length(length),
                 completion_length=settings.completion_length,
             )
-        written = writers[length](snapshot.params, prompts, GREEDY, jax.random.key(0))
-        if snapshot.mesh not in judges:
-            judges[snapshot.mesh] = Judge(settings.rewards, snapshot.mesh)
-        judge = judges[snapshot.mesh]
-        scores = judge(prompts, written.texts)
+        completions = samplers[length](snapshot.params, prompts, GREEDY, jax.random.key(0))
+        if snapshot.mesh not in scorers:
+            scorers[snapshot.mesh] = RewardScorer(settings.rewards, snapshot.mesh)
+        scorer = scorers[snapshot.mesh]
+        scores = scorer(prompts, completions.texts)
         found: dict[str, Any] = {
-            "reward": scores @ judge.weights,
-            "completion_length": [len(ids) for ids in written.ids],
-            "truncated": ~written.ended,
-        } | dict(zip(judge.names, scores.T, strict=True))
+            "reward": scores @ scorer.weights,
+            "completion_length": [len(ids) for ids in completions.ids],
+            "truncated": ~completions.ended,
+        } | dict(zip(scorer.names, scores.T, strict=True))
         return {f"eval/{name}": float(np.mean(values)) for name, values in found.items()}
 
     return evaluate

@@ -126,7 +126,7 @@ class Completions:
     texts: Sequence[str]
 
 
-class Writer:
+class Sampler:
     """Samples completions with a model on its mesh, ``rows`` at a time.
 
     Rows are divided over the data axes of the mesh. One program is compiled, for any prompts of up
@@ -190,11 +190,11 @@ class Writer:
         )
         request = Request(ids, mask, self._limits, key)
         with nn.logical_axis_rules(RULES):
-            written = generate(self._model, params, request, sampling, NO_SETTINGS, None)
-        return np.asarray(written)
+            tokens = generate(self._model, params, request, sampling, NO_SETTINGS, None)
+        return np.asarray(tokens)
 
 
-class Judge:
+class RewardScorer:
     """Scores completions by the rewards of an objective.
 
     In a job of several processes the first one scores, and all get its results.
@@ -289,7 +289,7 @@ class _Rollouts:
             run.config.seed,
         )
         self._key = key_of("train", (run.config.seed, position.phase))
-        self._writer = Writer(
+        self._sampler = Sampler(
             run.trainer.model,
             run.mesh,
             tokenizer_of(run.prepared),
@@ -298,7 +298,7 @@ class _Rollouts:
             prompt_length=objective.prompt_length(self._length),
             completion_length=self._settings.completion_length,
         )
-        self._judge = Judge(self._settings.rewards, run.mesh)
+        self._scorer = RewardScorer(self._settings.rewards, run.mesh)
         self._sharding = batch_sharding(run.mesh)
         self._rows = host_rows(self._sharding, self._batch)
         self._folder = run.workdir / "rollouts"
@@ -353,7 +353,7 @@ class _Rollouts:
         key = jax.random.fold_in(jax.random.key(self._run.config.seed), _STREAM)
         key = jax.random.fold_in(key, step)
         sampled_by = self._gathered(params) if self._settings.gather_weights else params
-        completions = self._writer(sampled_by, prompts, self._settings.sampling, key)
+        completions = self._sampler(sampled_by, prompts, self._settings.sampling, key)
         del sampled_by
         length = self._settings.completion_length
         rows = stacked(
@@ -365,8 +365,8 @@ class _Rollouts:
         if self._settings.mask_truncated:
             rows["label_weights"] *= completions.ended[:, None]
         rows |= self._measured(params, state, rows)
-        scores = self._judge(prompts, completions.texts)
-        rewards = scores @ self._judge.weights
+        scores = self._scorer(prompts, completions.texts)
+        rewards = scores @ self._scorer.weights
         rows |= self._objective.advantages(rewards, rows)
         rows |= self._statistics(scores, rewards, completions)
         rows["example_id"] = numbers
@@ -421,7 +421,7 @@ class _Rollouts:
             "no_signal": same,
             "completion_length": np.array([len(ids) for ids in completions.ids]),
             "truncated": ~completions.ended,
-        } | dict(zip(self._judge.names, scores.T, strict=True))
+        } | dict(zip(self._scorer.names, scores.T, strict=True))
         return {f"{STATISTICS}{name}": np.asarray(a, np.float32) for name, a in found.items()}
 
     def _reference_parameters(self, initial: Callable[[Mesh], Any] | None) -> Any:
@@ -468,7 +468,7 @@ class _Rollouts:
                 "prompt": prompt.text,
                 "completion": completions.texts[row],
                 "ended": bool(completions.ended[row]),
-                "rewards": dict(zip(self._judge.names, scores[row].tolist(), strict=True)),
+                "rewards": dict(zip(self._scorer.names, scores[row].tolist(), strict=True)),
                 "advantage": float(advantages[row]),
             }
             for row, prompt in enumerate(prompts)
