@@ -99,7 +99,9 @@ class DirectPreference(Comparisons):
     def terms(self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs) -> LossTerms:
         """The loss "preference". Metrics of pairs: "loss", "accuracy", "margin", and of the better
         and the worse completion "reward_chosen" and "reward_rejected" (``beta`` times log-ratio),
-        "log_prob_chosen" and "log_prob_rejected"."""
+        "log_prob_chosen" and "log_prob_rejected". "kl": the mean of ``log(p_ref / p)`` of both, in
+        nats for each completion; where the reference has sampled them, it is an unbiased estimate
+        of the divergence KL(reference || model), and else can also be negative."""
         import jax  # not at the top: data workers must not import jax
         import jax.numpy as jnp
 
@@ -127,6 +129,7 @@ class DirectPreference(Comparisons):
             "loss": mean(loss_BSS),
             "accuracy": mean((margin_BSS > 0).astype(jnp.float32)),
             "margin": mean(margin_BSS),
+            "kl": mean(-0.5 * (ratio_BS[:, :, None] + ratio_BS[:, None, :])),
             "reward_chosen": mean(reward_BS[:, :, None]),
             "reward_rejected": mean(reward_BS[:, None, :]),
             "log_prob_chosen": mean(log_prob_BS[:, :, None]),

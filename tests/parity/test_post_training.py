@@ -210,11 +210,10 @@ def test_direct_preference(place, settings, expected):
     with jax.default_matmul_precision("highest"):
         batch["reference"] = log_probs(model_functions(model), params, batch, {})[0]
     given = {"beta": 0.3, "reference": "reference", **expected}
-    assert_equal(
-        ours(place, objective, batch),
-        theirs(place, "DPO", "pairs", **given),
-        DPO,
-    )
+    found, other = ours(place, objective, batch), theirs(place, "DPO", "pairs", **given)
+    assert_equal(found, other, DPO)
+    both = other[1]["rewards/chosen"] + other[1]["rewards/rejected"]
+    assert found[1]["kl"] == pytest.approx(-both / (2 * 0.3), rel=1e-5, abs=1e-5)
 
 
 def test_label_smoothing_is_that_of_torch(place):

@@ -146,7 +146,19 @@ def test_the_first_loss_of_dpo_is_ln_2_with_margin_0(loss):
     terms = objective.terms(functions, params, batch, {})
     means = {name: float(total / count) for name, (total, count) in terms.metrics.items()}
     assert means["loss"] == pytest.approx(math.log(2), abs=1e-7)
-    assert means["margin"] == means["accuracy"] == 0
+    assert means["margin"] == means["accuracy"] == means["kl"] == 0
+
+
+def test_the_divergence_of_dpo_is_the_mean_log_ratio_of_the_reference_to_the_model():
+    """Of the completions of a pair, and of pairs: not of tokens."""
+    network, params = model()
+    rng, objective = np.random.default_rng(0), DirectPreference(beta=0.3)
+    pairs = [example([element(rng, 2)], np.zeros(2, np.float32)) for _ in range(2)]
+    batch, functions = batch_of(objective, pairs), model_functions(network)
+    found, _ = log_probs(functions, params, batch, {})
+    batch["reference"] = found + np.array([[1.0, 2.0], [-0.5, 4.0]], np.float32)
+    total, count = objective.terms(functions, params, batch, {}).metrics["kl"]
+    assert float(total / count) == pytest.approx((1.0 + 2.0 - 0.5 + 4.0) / 4, rel=1e-5)
 
 
 def test_a_reward_is_one_number():

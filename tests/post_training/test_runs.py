@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 import flax_transformers as ft
-from flax_transformers.adapters.lora import LoraConfig
+from flax_transformers.adapters.lora import LoraConfig, base_of, merged
+from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import from_json, to_json
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.data.tokenizers.load import TokenizerConfig, load_tokenizer
 from flax_transformers.errors import UserError
@@ -26,8 +28,11 @@ from flax_transformers.post_training.supervised import (
     SupervisedEncoderDecoder,
     SupervisedFineTuning,
 )
+from flax_transformers.runtime import completed_data
 from flax_transformers.testing import assert_bit_equal, tiny_config, tiny_model
 from flax_transformers.training.config import Evaluation, Phase
+from flax_transformers.training.step import model_functions
+from tests.post_training.reinforcement.online_runs import Dies
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
@@ -67,6 +72,12 @@ def config_of(place, objective, steps=STEPS, **changes):
     )
 
 
+def with_reward_head(config):
+    """The config with a sequence classifier of one label."""
+    model = replace(config.model, architecture="LlamaForSequenceClassification", num_labels=1)
+    return replace(config, model=model)
+
+
 def losses(workdir):
     return [row["train/loss"] for row in read_metrics(workdir) if "train/loss" in row]
 
@@ -97,6 +108,23 @@ def test_dpo_begins_with_ln_2_and_is_resumed_to_the_same_bits(preference, tmp_pa
     assert losses(tmp_path) == losses(workdir)
     assert resumed.metrics["eval/loss"] == outcome.metrics["eval/loss"]
     assert_bit_equal(params_of(tmp_path), params_of(workdir))
+
+
+def test_the_reference_is_the_trained_model_with_its_adapters_off(preference):
+    """What was stored before the first step is what the kernels under the adapters still give."""
+    config, workdir, _ = preference
+    objective, params, rng = config.objective, params_of(workdir), np.random.default_rng(0)
+    prepared = completed_data(config, prepare(config.data))
+    example = prepared.examples("train", objective.window_spec(192)).read(0, rng)
+    row = objective.prepare(example, rng, prepared.vocabulary, 192)
+    batch = {name: array[None] for name, array in row.items()}
+    functions = model_functions(tiny_model("LlamaForCausalLM", bos_id=None, **BYTES)[0])
+    off, on = (
+        np.asarray(objective.log_probs(functions, weights, batch, {})[0])
+        for weights in (base_of(params), merged(params, config.lora.scale))
+    )
+    np.testing.assert_allclose(off, batch["reference"], rtol=1e-5)
+    assert np.abs(on - batch["reference"]).max() > 1e-3
 
 
 def test_the_reference_is_computed_once_and_used_in_evaluation(preference, place, capsys, caplog):
@@ -137,6 +165,25 @@ def test_a_reference_with_another_vocabulary_is_refused(place, tmp_path):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize(
+    "objective",
+    [SupervisedFineTuning(), RewardModel(centering=0.01), DirectPreference()],
+    ids=["supervised", "reward", "preference"],
+)
+def test_a_killed_run_resumes_to_the_same_bits(objective, place, tmp_path):
+    config = config_of(place, objective, checkpoints=CheckpointConfig(every_steps=2))
+    if isinstance(objective, RewardModel):
+        config = with_reward_head(config)
+    ft.train(config, tmp_path / "straight")
+    with pytest.raises(RuntimeError, match="killed"):
+        ft.train(config, tmp_path / "killed", callbacks=[Dies(3)])
+    assert find_checkpoint(tmp_path / "killed").folder.name == "2"
+    ft.train(config, tmp_path / "killed")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
+    assert_bit_equal(params_of(tmp_path / "killed"), params_of(tmp_path / "straight"))
+
+
+@pytest.mark.full
 def test_fine_tuning_learns_and_its_checkpoint_has_the_template(place, tmp_path):
     config = config_of(place, SupervisedFineTuning(), steps=6)
     assert from_json(to_json(config)) == config
@@ -148,9 +195,8 @@ def test_fine_tuning_learns_and_its_checkpoint_has_the_template(place, tmp_path)
 
 @pytest.mark.full
 def test_a_reward_model_starts_from_a_language_model_and_is_exported(place, tmp_path):
-    config = config_of(place, RewardModel(centering=0.01), steps=2)
-    model = replace(config.model, architecture="LlamaForSequenceClassification", num_labels=1)
-    outcome = ft.train(replace(config, model=model), tmp_path / "run")
+    config = with_reward_head(config_of(place, RewardModel(centering=0.01), steps=2))
+    outcome = ft.train(config, tmp_path / "run")
     assert 0 <= outcome.metrics["eval/accuracy"] <= 1
     out = str(tmp_path / "hf")
     assert main(["convert", str(tmp_path / "run"), out]) == 0
