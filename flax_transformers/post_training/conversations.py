@@ -15,6 +15,7 @@ from typing import Any, ClassVar, get_args
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.data.sources import row_files
 from flax_transformers.data.sources.corpus_files import ending
 from flax_transformers.data.sources.documents import Decoder, Document, Invalid, LabelKind, Where
@@ -22,7 +23,7 @@ from flax_transformers.data.sources.records import Part, Records, Source, Texts
 from flax_transformers.data.sources.row_files import ParquetFile, reading_parquet, row_of
 from flax_transformers.errors import UserError
 from flax_transformers.post_training.chat_template import Message, common_prefix
-from flax_transformers.post_training.problems import Task, generated
+from flax_transformers.post_training.problems import Problems, Task, generated
 
 Turns = tuple[Message, ...] | str
 """Messages, or plain text that no template changes."""
@@ -66,6 +67,8 @@ class ConversationSource(Source):
     as for a `LabelledSource`; or "embedded", generated problems with right and wrong
     answers.
     ``split``: of a json file with named splits.
+    ``problems``: what "embedded" generates instead, as plain texts: the training problems, each
+    with its right answer and a wrong one (`preference_rows`).
 
     The shape of each record follows from its fields:
 
@@ -81,15 +84,26 @@ class ConversationSource(Source):
     in which no assistant says anything is invalid.
     """
 
+    problems: Problems | None = None
+
     endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json", ".parquet")
     label_kind: ClassVar[LabelKind] = "spans"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.problems is not None and self.path != "embedded":
+            raise ranges.OutOfRange(
+                f"data.source.problems are generated, but data.source.path is {self.path}; set the "
+                'path to "embedded", or leave out the problems'
+            )
 
     def files(self) -> list[tuple[str, Path]]:
         """(name, path) of the files that are read, in order; none for the embedded exercises."""
         return [] if self.path == "embedded" else super().files()
 
     def embedded_texts(self) -> Iterator[str]:
-        return map(json.dumps, embedded_rows())
+        rows = embedded_rows() if self.problems is None else preference_rows(self.problems)
+        return map(json.dumps, rows)
 
     def parts(self) -> Iterator[Part]:
         if self.path == "embedded":
@@ -363,6 +377,21 @@ def embedded_rows(count: int = _EMBEDDED) -> Iterator[dict[str, Any]]:
             "chosen": answer,
             "rejected": [{"role": "assistant", "content": wrong_answer(right, random)}],
         }
+
+
+def preference_rows(problems: Problems) -> Iterator[dict[str, str]]:
+    """The training problems as plain texts: the prompt, the right answer and a wrong one.
+
+    No prompt is there twice.
+    """
+    train, _ = problems.items()
+    seen: set[str] = set()
+    for number in range(len(train)):
+        prompt, right = train.problem(number)
+        if prompt not in seen:
+            seen.add(prompt)
+            wrong = wrong_answer(right, np.random.default_rng([number, problems.digits]))
+            yield {"prompt": prompt, "chosen": right, "rejected": wrong}
 
 
 def wrong_answer(right: str, random: np.random.Generator) -> str:

@@ -46,14 +46,16 @@ class Problems(PythonData):
     }
 
     def load(self) -> SequenceDataset:
+        train, held_out = self.items()
+        name = f"{self.task} of {self.digits} digits as {self.form}"
+        return SequenceDataset(train, held_out, tokenizer=_tokenizer(), name=name)
+
+    def items(self) -> tuple[Items, Items]:
+        """The training problems and those held out."""
         held_out = Items(self.task, self.digits, self.form, -self.held_out, self.held_out)
         prompts = frozenset(held_out.problem(number)[0] for number in range(self.held_out))
-        return SequenceDataset(
-            Items(self.task, self.digits, self.form, 0, self.training, without=prompts),
-            held_out,
-            tokenizer=_tokenizer(),
-            name=f"{self.task} of {self.digits} digits as {self.form}",
-        )
+        train = Items(self.task, self.digits, self.form, 0, self.training, without=prompts)
+        return train, held_out
 
 
 @functools.cache

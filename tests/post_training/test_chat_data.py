@@ -17,6 +17,7 @@ from flax_transformers.post_training.chat_data import ChatData, ConversationSpec
 from flax_transformers.post_training.chat_template import template_of
 from flax_transformers.post_training.conversations import ConversationSource, embedded_rows
 from flax_transformers.post_training.preference import DirectPreference
+from flax_transformers.post_training.problems import Problems
 from flax_transformers.post_training.reward_model import RewardModel
 from flax_transformers.post_training.supervised import (
     SupervisedEncoderDecoder,
@@ -222,6 +223,28 @@ def test_embedded_preferences_have_a_right_and_a_wrong_answer():
     assert len({row["prompt"][0]["content"] for row in rows}) == 60
     assert all(row["chosen"] != row["rejected"] for row in rows)
     assert rows == list(embedded_rows(60))
+
+
+def test_preferences_can_be_generated_problems_of_which_none_is_held_out(tmp_path):
+    problems = Problems(task="sorting", digits=2, training=60, held_out=20)
+    source = ConversationSource("embedded", problems=problems)
+    chat = ChatData(
+        source=source, tokenizer=TokenizerConfig("bytes"), validation_fraction=0.1, shards=1
+    )
+    store = prepare(chat, tmp_path / "store")
+    rows = [json.loads(text) for text in source.embedded_texts()]
+    assert store.train.num_documents + store.validation.num_documents == len(rows) <= 60
+    held_out = problems.items()[1]
+    assert not {row["prompt"] for row in rows} & {held_out.problem(n)[0] for n in range(20)}
+    assert len({row["prompt"] for row in rows}) == len(rows)
+    for row in rows:
+        digits = row["prompt"].removeprefix("sort ").removesuffix("=")
+        assert row["chosen"] == "".join(sorted(digits)) != row["rejected"]
+
+
+def test_problems_are_generated_and_not_read():
+    with pytest.raises(UserError, match='set the path to "embedded", or leave out the problems'):
+        ConversationSource("chats.jsonl", problems=Problems())
 
 
 def test_rows_do_not_depend_on_hosts_or_a_resume(tmp_path):
