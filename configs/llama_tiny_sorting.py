@@ -23,7 +23,7 @@ def get_config() -> TrainConfig:
             num_layers=2,
             num_heads=4,
             intermediate_size=128,
-            max_positions=32,
+            max_positions=96,
             init_std=0.05,
             tie_embeddings=True,
             bos_id=None,
