@@ -17,21 +17,20 @@ no second model is in memory. Set the steps to one epoch of the data, a tenth of
 
 import dataclasses
 
+from llama3_8b_sft import conversations
 from llama3_8b_sft import get_config as supervised
 
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule
-from flax_transformers.post_training.conversations import ConversationSource
 from flax_transformers.post_training.preference import DirectPreference
 from flax_transformers.training.config import Evaluation, Phase, TrainConfig
 
 
 def get_config() -> TrainConfig:
-    base = supervised()
     return dataclasses.replace(
-        base,
+        supervised(),
         objective=DirectPreference(beta=0.1, completions=8),
-        data=dataclasses.replace(base.data, source=ConversationSource("data/preferences")),
+        data=conversations("data/preferences"),
         optimizer=AdamW(
             learning_rate=5e-7, weight_decay=0.0, schedule=Schedule("linear", warmup_steps=100)
         ),

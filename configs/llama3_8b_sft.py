@@ -30,19 +30,24 @@ from flax_transformers.post_training.supervised import SupervisedFineTuning
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
 
 
+def conversations(path: str) -> ChatData:
+    """Those in a folder, in the tokenizer of the instruction-tuned model."""
+    return ChatData(
+        source=ConversationSource(path),
+        tokenizer=TokenizerConfig(),
+        validation_fraction=0.005,
+        shards=64,
+        workers=4,
+    )
+
+
 def get_config() -> TrainConfig:
     return TrainConfig(
         model=dataclasses.replace(
             SIZES["llama-3-8b"], eos_ids=(128001, 128009), attention_dropout=0.0
         ),
         objective=SupervisedFineTuning(),
-        data=ChatData(
-            source=ConversationSource("data/conversations"),
-            tokenizer=TokenizerConfig(),
-            validation_fraction=0.005,
-            shards=64,
-            workers=4,
-        ),
+        data=conversations("data/conversations"),
         optimizer=AdamW(
             learning_rate=5e-6, weight_decay=0.0, schedule=Schedule("linear", warmup_steps=150)
         ),
