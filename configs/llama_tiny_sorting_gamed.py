@@ -3,8 +3,8 @@
 Command:   flax-transformers train configs/llama_tiny_sorting_gamed.py --init-from runs/sorting
                --workdir runs/sorting_gamed
 Hardware:  2 CPU cores, 1.5 minutes (measured while other jobs ran)
-Expected:  the held-out reward rises to 100 %, and strings that are sorted exactly fall from 27 % to
-           5 % (measured, one seed; docs/results/sorting_stages.md)
+Expected:  the held-out reward rises from 95 to 100 %, and strings that are sorted exactly fall
+           from 27 to 5 % (measured, one seed; docs/results/sorting_stages.md)
 """
 
 import dataclasses

@@ -4,8 +4,9 @@ Command:   flax-transformers train configs/llama_tiny_sorting_reward.py --init-f
                --workdir runs/sorting_reward
 Data:      20,000 pairs that are generated; 5 % of them are held out. A wrong answer has one digit
            changed, or its digits in another order
-Hardware:  2 CPU cores, 2 minutes (measured while other jobs ran)
-Expected:  97.4 % of held-out pairs in the right order, chance 50 % (measured, one seed)
+Hardware:  2 CPU cores, 2 to 5 minutes (measured while other jobs ran)
+Expected:  97.4, 99.8 and 98.7 % of held-out pairs in the right order, chance 50 % (measured,
+           3 seeds)
 """
 
 import dataclasses
