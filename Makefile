@@ -12,7 +12,7 @@ DEMO ?= runs/demo
 NEW_PYTHON ?= python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean docs dist test test-all test-fast test-full test-buckets test-slurm parity parity-full lint format install constraints clean
+.PHONY: help demo demo-clean docs dist test test-all test-fast test-full test-buckets test-slurm parity parity-full notebooks lint format install constraints clean
 
 # $(call environment,EXTRA): $(VENV) holds the package, editable, with that extra (none when empty).
 # The stamp in $(VENV) says for which PYTHON, folder, pyproject.toml and constraints.txt it was made.
@@ -112,6 +112,11 @@ test-buckets: ## Test workdirs and token stores in buckets, against emulators, w
 	@$(call environment,bucket-tests)
 	@"$(VENV)/bin/python" -m pytest tests/buckets
 
+notebooks: VENV = .venv-notebooks
+notebooks: ## Run the notebooks, in few steps and with tiny models
+	@$(call environment,notebooks)
+	@"$(VENV)/bin/python" -m pytest -m "" tests/notebooks
+
 docs: ## Build the documentation site into site/; a warning, such as a broken link, is an error
 	@$(call environment,docs)
 	@NO_MKDOCS_2_WARNING=1 "$(VENV)/bin/mkdocs" build --strict --quiet
@@ -144,4 +149,4 @@ constraints: ## Pin the newest releases: PYTHON is 3.11, NEW_PYTHON is 3.12 or n
 	mv constraints.new constraints.txt
 
 clean: demo-clean ## Remove the environment and all caches, too
-	rm -rf "$(VENV)" .venv-parity .venv-buckets site dist .constraints-buckets.txt .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf "$(VENV)" .venv-parity .venv-buckets .venv-notebooks site dist .constraints-buckets.txt .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

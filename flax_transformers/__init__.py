@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from flax_transformers.cli.config_file import recipe
     from flax_transformers.config_json import register
     from flax_transformers.data.sequences import SequenceDataset
+    from flax_transformers.export import push_to_hub
     from flax_transformers.huggingface.family import Family, published_sizes
     from flax_transformers.monitoring.sinks import MetricSink
     from flax_transformers.parallel.mesh import make_mesh
@@ -35,6 +36,7 @@ __all__ = [
     "load_tokenizer",
     "make_mesh",
     "published_sizes",
+    "push_to_hub",
     "recipe",
     "register",
     "save_pretrained",
@@ -54,6 +56,7 @@ _MODULES = {
     "load_tokenizer": "pretrained",
     "make_mesh": "parallel.mesh",
     "published_sizes": "huggingface.family",
+    "push_to_hub": "export",
     "recipe": "cli.config_file",
     "register": "config_json",
     "save_pretrained": "pretrained",

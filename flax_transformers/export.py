@@ -16,13 +16,16 @@ import flax.linen as nn
 import jax
 from etils import epath
 
+from flax_transformers import model_card
 from flax_transformers.adapters.lora import merged
-from flax_transformers.checkpointing.step_directories import Found
+from flax_transformers.checkpointing.step_directories import Found, write_files
+from flax_transformers.config_json import to_json
 from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.tokenizers.export import export_folder
 from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model, config_json, within_vocabulary
+from flax_transformers.huggingface.folder_kinds import CONFIG, carried_files
 from flax_transformers.huggingface.write import save_directory
 from flax_transformers.models.config import (
     ImageTextConfig,
@@ -32,7 +35,9 @@ from flax_transformers.models.config import (
 )
 from flax_transformers.objectives.images import PixelInput
 from flax_transformers.parallel.watchdog import watchdog
+from flax_transformers.pretrained import describe_pretrained, find_pretrained, load_pretrained
 from flax_transformers.restore import saved_part
+from flax_transformers.storage.hub import upload
 from flax_transformers.storage.paths import is_bucket
 from flax_transformers.training.callbacks import Callback
 from flax_transformers.training.config import TrainConfig
@@ -48,8 +53,8 @@ _BICUBIC = 3
 
 def run_files(
     run: Found, model: TransformerConfig, tokenizer: Path | None
-) -> dict[str, dict[str, Any]]:
-    """JSON files by name, to be exported with the weights of a checkpoint.
+) -> dict[str, dict[str, Any] | str]:
+    """Files by name, JSON or text, to be exported with the weights of a checkpoint.
 
     ``tokenizer`` is the folder of its tokenizer. Of the run's config only ``data`` and
     ``objective`` of a vision model are read; if that fails, a warning is logged.
@@ -60,7 +65,8 @@ def run_files(
             data, objective = saved_part(run, "data"), saved_part(run, "objective")
         except UserError as error:
             log.warning("%s is not written: %s", PREPROCESSOR, error)
-    return files_beside(data, objective, model, tokenizer)
+    card = {model_card.FILE: model_card.model_card(model, run.meta)}
+    return files_beside(data, objective, model, tokenizer) | card
 
 
 def files_beside(
@@ -136,6 +142,64 @@ def as_transformers_reads_it(tokenizer: Any, config: Any, scratch: Path) -> Path
     return export_folder(Path(tokenizer), scratch / "exported", limit)
 
 
+def write_run(directory: Path, model: Any, params: Any, found: Found) -> tuple[Any, list[str]]:
+    """Writes the model of a checkpoint to a new directory in Hugging Face format.
+
+    Returns the written model, and the names of the files beside its config and weights. A run whose
+    targets have their own tokenizer is written without tokenizers, as one of them alone would
+    encode one side wrongly.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = found.folder / "tokenizer"
+        if (found.folder / "target_tokenizer").is_dir():
+            tokenizer = None
+        if tokenizer is not None and is_bucket(tokenizer):
+            write_files(epath.Path(scratch), {"tokenizer": tokenizer})
+            tokenizer = epath.Path(scratch) / "tokenizer"
+        files = {}
+        trained = "config" in found.meta
+        if trained:
+            model = with_ids_of(model, None if tokenizer is None else Path(tokenizer))
+        beside = as_transformers_reads_it(tokenizer, model.config, Path(scratch))
+        if trained:
+            files = run_files(found, model.config, beside)
+        names = list(dict.fromkeys([*carried_files(beside), *files]))
+        save_directory(directory, model, params, tokenizer_from=beside, files=files)
+    return model, names
+
+
+def push_to_hub(
+    path: str | os.PathLike[str],
+    name: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "Upload by flax_transformers",
+) -> str:
+    """Uploads a model to the repository ``name`` (OWNER/NAME) of the Hugging Face hub; its URL.
+
+    ``path`` is a folder in Hugging Face format, or a run or checkpoint, which is converted to one
+    first. A folder without a README.md gets a model card. The repository is made if there is none,
+    ``private`` or public. ``revision``: the branch to commit to, by default main. The token is that
+    of ``hf auth login`` or HF_TOKEN. Raises UserError for what cannot be read, and if the hub
+    refuses.
+    """
+    found = find_pretrained(path)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        if isinstance(found, Found):
+            model, params = load_pretrained(found)
+            write_run(folder, model, params, found)
+        else:
+            folder = found
+            if not (folder / model_card.FILE).exists() and (folder / CONFIG).exists():
+                shutil.copytree(found.absolute(), folder := Path(scratch) / "model",
+                                copy_function=os.symlink)  # fmt: skip
+                card = model_card.model_card(describe_pretrained(found))
+                (folder / model_card.FILE).write_text(card, "utf-8")
+        return upload(folder, name, private=private, revision=revision, message=message)
+
+
 class Exporter(Callback):
     """Writes the model in Hugging Face format to exports/STEP of the workdir while it is trained.
 
@@ -188,7 +252,10 @@ class Exporter(Callback):
                 tokenizer = None
             model = with_ids_of(self._model, tokenizer)
             beside = as_transformers_reads_it(tokenizer, model.config, Path(scratch))
-            files = files_beside(config.data, config.objective, model.config, beside)
+            files: dict[str, dict[str, Any] | str] = {}
+            files |= files_beside(config.data, config.objective, model.config, beside)
+            meta = {"config": to_json(config), "position": {"step": step}}
+            files[model_card.FILE] = model_card.model_card(model.config, meta)
             if target.exists():  # of the same step, before the run was resumed or rolled back
                 shutil.rmtree(target)
             save_directory(target, model, params, tokenizer_from=beside, files=files)

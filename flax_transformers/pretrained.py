@@ -54,6 +54,11 @@ NEW_IN_A_RUN = frozenset({"architecture", "num_labels", "label_names", "image_si
 """Fields of a model in which a run may differ from the weights it starts from: heads are new then,
 and positions resized."""
 
+_SOUGHT = (
+    "in the local cache of Hugging Face or on its hub; give the path, or check the name "
+    "(HF_HUB_OFFLINE turns downloads off)"
+)
+
 
 def load_pretrained(
     path: str | os.PathLike[str] | Found,
@@ -69,7 +74,8 @@ def load_pretrained(
     """A model and its parameters: ``model.apply({"params": params}, input_ids=ids)``.
 
     ``path`` is a directory in Hugging Face format (config.json and safetensors), a Hugging Face id
-    that is already in the local cache, or a workdir or step folder of ours. ``architecture``, a
+    ("gpt2", or "gpt2@REVISION"; taken from the local cache, or downloaded unless HF_HUB_OFFLINE is
+    set), or a workdir or step folder of ours. ``architecture``, a
     Hugging Face class name, says what it is read as; without it the names in config.json do. Heads
     that it does not hold are newly initialised, and so are those whose size another ``num_labels``
     changes; a warning names them, and ``seed`` draws them. For another ``image_size`` (pixels, or
@@ -116,8 +122,7 @@ def find_pretrained(path: str | os.PathLike[str] | Found) -> Found | Path:
     directory = hub_read.find_directory(path)
     if directory is None:
         raise UserError(
-            f"there is no directory {os.fspath(path)}, and no model of that name in the local "
-            "cache of Hugging Face; give the path, or download the model first"
+            f"there is no directory {os.fspath(path)}, and no model of that name {_SOUGHT}"
         )
     return directory
 
@@ -162,10 +167,7 @@ def initial_model(
     else:
         directory = hub_read.find_directory(path)
         if directory is None:
-            raise UserError(
-                f"{place} is no directory, and no model of that name is in the local cache of "
-                "Hugging Face; give the path, or download the model first"
-            )
+            raise UserError(f"{place} is no directory, and no model of that name is {_SOUGHT}")
         found = hub_read.initial_model(directory, config.architecture)
     if config.architecture not in family_of(found).architectures:
         raise UserError(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
 # Processes that tests start would each compile for seconds what they import; images of containers
 # often set this.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -41,8 +42,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 # Adding a [D] to a [B, D] without saying so hides shape mistakes.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Live comparisons run where the originals are installed (`make parity`).
+# Live comparisons run where the originals are installed (`make parity`), notebooks where their
+# client is (`make notebooks`).
 collect_ignore = [] if importlib.util.find_spec("torch") else ["parity"]
+collect_ignore += [] if importlib.util.find_spec("nbclient") else ["notebooks"]
 
 
 @pytest.fixture(autouse=True)

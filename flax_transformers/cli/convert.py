@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional
 
-from flax_transformers.cli.parsing import Architecture, Model, option, refuse
+from flax_transformers.cli.parsing import Architecture, Flag, Model, option, refuse
 from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,10 +35,15 @@ class Convert:
     adapter_of: Annotated[str | None, option("MODEL")] = None
     """Write only the adapters of a run with lora.rank, in PEFT's format, for this model: the one
     that the run started from, in Hugging Face format."""
+    push_to_hub: Annotated[str | None, option("OWNER/NAME")] = None
+    """Upload TARGET to this repository of the Hugging Face hub, with its model card."""
+    private: Flag = False
+    """Make the repository of --push-to-hub private, if there is none yet."""
 
     def run(self, overrides: Sequence[str]) -> int:
         from flax_transformers import runtime
         from flax_transformers.checkpointing.step_directories import Found
+        from flax_transformers.export import push_to_hub, write_run
         from flax_transformers.huggingface import write as hub_write
         from flax_transformers.huggingface.read import tokenizer_folder
         from flax_transformers.parallel.limits import Limits
@@ -65,6 +69,8 @@ class Convert:
                 f"checkpoints of this package are float32, and {source} becomes one; leave out "
                 "--dtype"
             )
+        if self.push_to_hub and (self.adapter_of or not from_ours):
+            raise UserError("--push-to-hub is for a run that becomes a Hugging Face directory")
         runtime.start(None)
         watchdog.start(Limits())
         if self.adapter_of is not None:
@@ -88,8 +94,8 @@ class Convert:
                 log.info("average of the steps %s", ", ".join(step.name for step in steps))
         with watchdog.phase("save"):
             if isinstance(found, Found):
-                model, carried = _write_directory(target, model, params, found)
-                published = target
+                model, names = write_run(target, model, params, found)
+                carried, published = _summary_of_files(names, found), target
             else:
                 published = tokenizer_folder(found)
                 carried = _write_checkpoint(target, model, params, published)
@@ -97,6 +103,10 @@ class Convert:
             _print_summary(
                 model, params, published, carried=carried, target=target, asked=self.architecture
             )
+        if self.push_to_hub is not None:
+            with watchdog.phase("save"):
+                url = push_to_hub(target, self.push_to_hub, private=self.private)
+            print(f"{'uploaded to':<14}{url}")
         return 0
 
 
@@ -200,41 +210,13 @@ def _print_summary(
         print(f"{label:<14}{value}")
 
 
-def _write_directory(target: Path, model: Any, params: Any, found: Found) -> tuple[Any, str]:
-    """Writes a checkpoint in Hugging Face format; returns the written model, and the names of the
-    other files."""
-    from etils import epath
-
-    from flax_transformers.checkpointing.step_directories import write_files
-    from flax_transformers.export import as_transformers_reads_it, run_files, with_ids_of
-    from flax_transformers.huggingface import folder_kinds
-    from flax_transformers.huggingface import write as hub_write
-    from flax_transformers.storage.paths import is_bucket
-
-    # One of two tokenizers alone would encode the target side wrongly.
-    two_tokenizers = (found.folder / "target_tokenizer").is_dir()
-    trained = "config" in found.meta
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = None if two_tokenizers else found.folder / "tokenizer"
-        if tokenizer is not None and is_bucket(tokenizer):
-            write_files(epath.Path(scratch), {"tokenizer": tokenizer})
-            tokenizer = epath.Path(scratch) / "tokenizer"
-        if trained:
-            model = with_ids_of(model, None if tokenizer is None else Path(tokenizer))
-        beside = as_transformers_reads_it(tokenizer, model.config, Path(scratch))
-        files = run_files(found, model.config, beside) if trained else {}
-        carried = [*folder_kinds.carried_files(beside), *files]
-        hub_write.save_directory(target, model, params, tokenizer_from=beside, files=files)
-    if two_tokenizers:
-        return model, _two_tokenizers(found.folder)
-    return model, ", ".join(dict.fromkeys(carried))
-
-
-def _two_tokenizers(folder: Path) -> str:
-    """The summary of a model with a tokenizer for each side."""
+def _summary_of_files(names: Sequence[str], found: Found) -> str:
+    """The names of the files beside the weights, or why a model of two tokenizers has none."""
+    if not (found.folder / "target_tokenizer").is_dir():
+        return ", ".join(names)
     return (
         "none: the format of transformers has one tokenizer; encode sources with "
-        f"{folder / 'tokenizer'}, decode targets with {folder / 'target_tokenizer'}"
+        f"{found.folder / 'tokenizer'}, decode targets with {found.folder / 'target_tokenizer'}"
     )
 
 

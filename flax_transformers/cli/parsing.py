@@ -108,7 +108,7 @@ Model = Positional[
         option(
             "MODEL",
             "A workdir or a checkpoint step, RUN/checkpoints/120 or RUN/checkpoints/best; or a "
-            "Hugging Face directory, or the id of one in the local cache.",
+            "Hugging Face directory, or an id, such as gpt2 or gpt2@REVISION.",
         ),
     ]
 ]

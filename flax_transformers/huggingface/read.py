@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -32,32 +33,44 @@ from flax_transformers.huggingface.sentence_transformers import read_sentence_fi
 from flax_transformers.huggingface.weight_table import some
 from flax_transformers.huggingface.weights import known_names, read_parameters
 from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
+from flax_transformers.storage.hub import Repository
 
 logger = logging.getLogger(__name__)
 
 PLAIN = ComputeConfig()
+_BESIDE = (".json", ".txt", ".model", ".jinja")
+"""Endings of configs, tokenizers and chat templates."""
 
 
 def find_directory(path: str | os.PathLike[str]) -> Path | None:
-    """A directory at ``path``, or the newest snapshot of a Hugging Face id in the local cache.
+    """A directory at ``path``, or the snapshot of a Hugging Face id: "gpt2", or with a branch, tag
+    or commit "gpt2@REVISION".
 
-    None if there is neither. Nothing is downloaded. Config, weights and tokenizer are in the
-    ``folder_kinds.inner_folder`` of it.
+    A snapshot with weights in the local cache is taken as it is; others are downloaded, unless
+    HF_HUB_OFFLINE is set. None if there is neither. Config, weights and tokenizer are in the
+    ``folder_kinds.inner_folder`` of it. Raises UserError if the hub cannot be reached, or refuses.
     """
     local = Path(path).expanduser()
     if local.is_dir():
         return local
-    parts = os.fspath(path).split("/")
-    if len(parts) > 2 or not all(parts) or any(part in (".", "..") for part in parts):
+    repository = Repository.of_id(os.fspath(path))
+    if repository is None:
         return None
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    entry = cache / "--".join(("models", *parts))
-    reference = entry / "refs" / "main"
-    if not reference.is_file():
-        return None
-    snapshot = entry / "snapshots" / reference.read_text().strip()
-    return snapshot if snapshot.is_dir() else None
+    cached = repository.cached()
+    if cached is not None and any(map(_has_weights, map(str, cached.rglob("*")))):
+        return cached
+    return repository.download(_wanted_files) or cached
+
+
+def _has_weights(name: str) -> bool:
+    return name.endswith(".safetensors") or fnmatch(name, "*flax_model*.msgpack")
+
+
+def _wanted_files(names: Sequence[str]) -> list[str]:
+    """The files of a repository that are read: weights in one format, and what is beside them."""
+    weights = [name for name in names if name.endswith(".safetensors")]
+    weights = weights or [name for name in names if _has_weights(name)]
+    return [*weights, *(name for name in names if name.endswith(_BESIDE))]
 
 
 def load_directory(
@@ -169,7 +182,7 @@ def _find_source(directory: Path) -> _Source:
     base = adapter = None
     if described is not None:
         name = str(described["base_model_name_or_path"])
-        base = find_directory(name) or find_directory(directory / name)
+        base = find_directory(directory / name) or find_directory(name)
     if described is not None and base is not None:
         adapter = peft.open_adapter(directory, described)
     if base is None or adapter is None:

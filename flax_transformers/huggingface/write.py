@@ -38,13 +38,13 @@ def save_directory(
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     tokenizer_from: str | os.PathLike[str] | None = None,
-    files: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    files: Mapping[str, Mapping[str, Any] | str] = MappingProxyType({}),
 ) -> None:
     """Write a directory that transformers loads: config.json, weights, generation settings, and
     CARRIED files.
 
-    ``tokenizer_from`` is a folder to copy those from; ``files`` are further JSON files by name,
-    which replace copied ones. The files are written to a temporary
+    ``tokenizer_from`` is a folder to copy those from; ``files`` are further files by name, JSON or
+    text, which replace copied ones. The files are written to a temporary
     folder that is renamed to ``directory`` at the end, with one tensor at a time on the host.
     Raises UserError if the directory has files or cannot be written, or if the Hugging Face class
     does not support the config.
@@ -78,7 +78,10 @@ def save_directory(
         beside = {**sentence_files(config), **sentence_limit(config, carried), **files}
         for name, content in beside.items():
             (folder / name).parent.mkdir(exist_ok=True)
-            _write_json(folder / name, content)
+            if isinstance(content, str):
+                (folder / name).write_text(content, "utf-8")
+            else:
+                _write_json(folder / name, content)
         if settings is not None:
             _write_json(folder / generation_settings.FILE, settings)
         _write_json(folder / CONFIG, described)

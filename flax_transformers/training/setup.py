@@ -45,6 +45,7 @@ def make_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
         max_consecutive_skips=config.max_consecutive_skips,
         total_steps=config.total_steps,
         gradient_reduce_dtype=config.compute.gradient_reduce_dtype,
+        module_norms=config.logging.module_norms,
     )
 
 

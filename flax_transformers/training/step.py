@@ -89,19 +89,18 @@ def make_train_step(
     ema: EMAConfig | None = None,
     gradient_reduce_dtype: str = "float32",
     skip_spikes_above: float | None = None,
+    with_module_norms: bool = False,
     in_place: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
     """The step ``(state, batch) -> (state, report)``, not yet compiled.
 
     A step is skipped, and changes only the counters, if its gradients are not finite, if their norm
-    is more than ``skip_spikes_above`` times its mean, or if the new parameters, optimizer state or
-    average would not be finite. The learning rate follows the number of updates made. ``frozen``:
-    patterns of parameters without gradients. ``of_model``: merges adapters into the parameters.
-    ``ema``: how the state's average is updated. ``gradient_reduce_dtype`` is that of
-    ``ComputeConfig``. ``in_place``: compute the update twice, first to test it and then onto the
-    old state, so that no second state is held beside it. That is faster on the CPU, where a second
-    reading costs less than the allocation. Results are the same but for rounding: compilers may
-    fuse multiplications and additions differently.
+    is more than ``skip_spikes_above`` times its mean, or if what it would change would not be
+    finite. The learning rate follows the number of updates made. ``frozen``: patterns of parameters
+    without gradients. ``of_model``: merges adapters into the parameters. ``ema``: how the state's
+    average is updated. ``gradient_reduce_dtype`` is that of ``ComputeConfig``.
+    ``with_module_norms``: report `module_norms`. ``in_place``: compute the update twice, first to
+    test it, which on the CPU is faster than to allocate a second state; results differ by rounding.
     """
     update = partial(_updated, optimizer, frozen, ema)
     terms_of, micro_batches = _terms_and_parts(objective, micro_batches)
@@ -121,6 +120,8 @@ def make_train_step(
             usable &= ~is_spike(grad_norm, state.norm_mean, updates_made, skip_spikes_above)
         updated, update_is_finite = update(state, grads)
         usable &= update_is_finite
+        if with_module_norms:
+            sums |= module_norms("grad_norm", grads) | module_norms("param_norm", state.params)
         if in_place:
             updated = _in_turn(update, state, grads, usable)
         else:
@@ -148,6 +149,17 @@ def make_train_step(
         return new_state, report
 
     return train_step
+
+
+def module_norms(name: str, tree: Params) -> Sums:
+    """The norm of the arrays of each module, as the metric ``name/PATH``; that of a module of a
+    stack is of all its layers together."""
+    modules: dict[str, list[jax.Array]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        module = jax.tree_util.keystr(path[:-1], simple=True, separator="/")
+        modules.setdefault(f"{name}/{module}".rstrip("/"), []).append(leaf)
+    one = jnp.ones((), jnp.float32)
+    return {module: (optax.tree.norm(leaves), one) for module, leaves in modules.items()}
 
 
 def real_tokens(batch: Batch) -> jax.Array | None:

@@ -61,8 +61,9 @@ class Trainer:
     ``model``: a Linen module of this package's contract, or a config of one. ``optimizer``: an
     optax transformation, or a config such as ``AdamW(...)``, whose schedule runs over
     ``total_steps``. ``mesh``: by default data parallelism over all devices. ``micro_batches``:
-    gradient-accumulation steps. ``ema``, ``lora``, ``skip_spikes_above``, ``max_consecutive_skips``
-    and ``gradient_reduce_dtype`` are as in ``TrainConfig`` and its ``ComputeConfig``.
+    gradient-accumulation steps. ``ema``, ``lora``, ``skip_spikes_above``,
+    ``max_consecutive_skips``, ``gradient_reduce_dtype`` and ``module_norms`` are as in
+    ``TrainConfig``, its ``ComputeConfig`` and its ``Logging``.
 
     Nothing is computed or allocated before ``init``, so the devices of ``mesh`` need not be there.
     Raises UserError for a model that lacks what the objective needs, or a layer named in ``lora``.
@@ -82,6 +83,7 @@ class Trainer:
         max_consecutive_skips: int = 20,
         total_steps: int | None = None,
         gradient_reduce_dtype: str = "float32",
+        module_norms: bool = False,
     ) -> None:
         self.mesh = make_mesh(MeshConfig()) if mesh is None else mesh
         if isinstance(model, TransformerConfig):
@@ -111,7 +113,7 @@ class Trainer:
         self.optimizer = _without(optimizer, base) if base else optimizer
         self.micro_batches, self.skip_spikes_above = micro_batches, skip_spikes_above
         self.max_consecutive_skips = max_consecutive_skips
-        self.gradient_reduce_dtype = gradient_reduce_dtype
+        self.gradient_reduce_dtype, self.module_norms = gradient_reduce_dtype, module_norms
 
     @functools.cached_property
     def abstract(self) -> TrainState:
@@ -154,6 +156,7 @@ class Trainer:
             ema=self.ema,
             gradient_reduce_dtype=self.gradient_reduce_dtype,
             skip_spikes_above=self.skip_spikes_above,
+            with_module_norms=self.module_norms,
             in_place=self.mesh.devices.flat[0].platform == "cpu",
         )
         return compile_train_step(step, self.abstract, self.mesh)

@@ -28,6 +28,7 @@ from flax_transformers.training.step import (
     make_evaluation_step,
     make_train_step,
     model_functions,
+    module_norms,
     total_loss,
 )
 
@@ -171,6 +172,19 @@ def test_an_update_in_place_is_the_same_and_is_skipped_for_the_same_batches():
 def take_from(state, optimizer, **options):
     step = jax.jit(make_train_step(TwoTerms(), LINE, optimizer, 1, **options))
     return jax.device_get(step(state, BATCH))
+
+
+def test_the_norms_of_modules_are_those_of_their_arrays():
+    optimizer = adam()
+    _, report = take_from(state_of(optimizer), optimizer, with_module_norms=True)
+    [(norm, count)] = [pair for name, pair in report.sums.items() if name.startswith("param_norm")]
+    assert (norm, count) == (np.linalg.norm(START).astype(np.float32), 1)
+    tree = {
+        "mlp": {"up": {"kernel": jnp.array([3.0]), "bias": jnp.array([4.0])}},
+        "norm": {"scale": jnp.array([[2.0]])},
+    }
+    norms = {name: float(norm) for name, (norm, _) in module_norms("grad_norm", tree).items()}
+    assert norms == {"grad_norm/mlp/up": 5.0, "grad_norm/norm": 2.0}
 
 
 def with_statistic(state, name, value):

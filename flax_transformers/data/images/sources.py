@@ -17,6 +17,7 @@ from flax_transformers.data.images.kinds import SPLIT_NAMES, Images, ImageSource
 from flax_transformers.data.images.tables import ParquetImages, RecordImages
 from flax_transformers.data.sources.tfds import PREFIX, tfds_builder
 from flax_transformers.errors import UserError
+from flax_transformers.storage.hub import find_data
 
 HELD_OUT = ("validation", "test")
 """Names of splits for evaluation; the first that exists is used."""
@@ -32,8 +33,9 @@ def open_images(source: ImageSource) -> Images:
                 "files of the kinds jsonl, parquet or tar."
             )
         return RecordImages(source)
-    root = Path(os.path.expanduser(source.path))
-    if "://" in source.path:
+    path = find_data(source.path)
+    root = Path(os.path.expanduser(path))
+    if "://" in path:
         raise UserError(
             f"Images are read from local files or TFDS, not from {source.path}; copy them first."
         )
@@ -56,7 +58,7 @@ def reader(source: ImageSource) -> Callable[[str], bytes]:
     """
     if source.path.startswith(PREFIX):
         return RecordImages(source).bytes_at
-    root = Path(os.path.expanduser(source.path))
+    root = Path(os.path.expanduser(find_data(source.path)))
     return partial(read_place, root.parent if root.is_file() else root)
 
 
@@ -65,7 +67,7 @@ def own_held_out(source: ImageSource) -> str | None:
     if source.path.startswith(PREFIX):
         names: Sequence[str] = list(tfds_builder(source.path).info.splits)
     else:
-        root = Path(os.path.expanduser(source.path))
+        root = Path(os.path.expanduser(find_data(source.path)))
         if not root.is_dir():
             return None
         kinds = ("parquet", "tar", "jsonl") if source.caption_field else ("parquet",)

@@ -34,6 +34,7 @@ from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
 from flax_transformers.storage.file_hashes import FileRecord
 from flax_transformers.storage.folders import Folder, LocalFolder
+from flax_transformers.storage.hub import DATA
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -84,7 +85,7 @@ class ImageSplit:
 
     def _found(self, path: str) -> str:
         """The path of the source: ``path``, or where it was when the store was prepared."""
-        if path.startswith(PREFIX):
+        if path.startswith((PREFIX, DATA)):
             return path
         for place in (path, self._source.path):
             if os.path.exists(os.path.expanduser(place)):
@@ -198,7 +199,7 @@ def image_digest(raw: bytes) -> bytes:
 def source_json(source: ImageSource) -> dict[str, str]:
     """The fields that a store depends on, with an absolute path."""
     fields = {name: value for name, value in vars(source).items() if name != "label_names"}
-    if not source.path.startswith(PREFIX):
+    if not source.path.startswith((PREFIX, DATA)):
         fields["path"] = os.path.abspath(os.path.expanduser(source.path))
     return fields
 

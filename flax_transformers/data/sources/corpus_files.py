@@ -12,6 +12,7 @@ from pathlib import Path
 
 from flax_transformers.data.sources.files import COMPRESSED, reading
 from flax_transformers.errors import UserError
+from flax_transformers.storage.hub import find_data
 
 Unread = dict[str, tuple[int, int]]
 """What is not read: count and bytes by kind. A kind is an ending (".csv") or a noun ("broken
@@ -42,12 +43,14 @@ def corpus_files(path: str, endings: Sequence[str]) -> list[tuple[str, Path]]:
 
 
 def list_corpus(path: str, endings: Sequence[str]) -> Listing:
-    """The files at ``path``: a file, all files below a folder, or those that match a pattern.
+    """The files at ``path``: a file, all files below a folder, or those that match a pattern; of
+    this machine, or of a dataset of the Hugging Face hub (`find_data`).
 
     Links are followed, and each folder is read once. Hidden files and folders are not read. Raises
     UserError if there is no file, and if a file or pattern gives an ending that is not one of
     ``endings``.
     """
+    path = find_data(path)
     if "://" in path:
         raise UserError(f"Text is read from local files or TFDS, not from {path}; copy it first.")
     root = Path(os.path.expanduser(path))

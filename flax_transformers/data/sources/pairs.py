@@ -33,6 +33,7 @@ from flax_transformers.data.sources.row_files import (
 )
 from flax_transformers.data.sources.tfds import PREFIX, Examples
 from flax_transformers.errors import UserError
+from flax_transformers.storage.hub import find_data
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class PairSource(Source):
         """(name, path) of the files that are read, in order."""
         if self.target_path is None:
             return super().files()
-        found = [Path(path).expanduser() for path in (self.path, self.target_path)]
+        found = [Path(find_data(path)).expanduser() for path in (self.path, self.target_path)]
         for path in found:
             if not path.is_file():
                 raise UserError(f"There is no file {path}; check the path.")
