@@ -97,10 +97,9 @@ def make_train_step(
     A step is skipped, and changes only the counters, if its gradients are not finite, if their norm
     is more than ``skip_spikes_above`` times its mean, or if what it would change would not be
     finite. The learning rate follows the number of updates made. ``frozen``: patterns of parameters
-    without gradients. ``of_model``: merges adapters into the parameters. ``ema``: how the state's
-    average is updated. ``gradient_reduce_dtype`` is that of ``ComputeConfig``.
+    without gradients. ``of_model`` merges adapters into the parameters; ``ema`` renews the average.
     ``with_module_norms``: report `module_norms`. ``in_place``: compute the update twice, first to
-    test it, which on the CPU is faster than to allocate a second state; results differ by rounding.
+    test it; on the CPU that is faster than a second state, and results differ by rounding.
     """
     update = partial(_updated, optimizer, frozen, ema)
     terms_of, micro_batches = _terms_and_parts(objective, micro_batches)
