@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import os
 import posixpath
 import re
@@ -165,6 +166,8 @@ def _source_page(file: Path) -> str:
     name, text = os.fspath(file.relative_to(ROOT)), file.read_text()
     if file.suffix == ".md":
         return text
+    if file.suffix == ".ipynb":
+        return _notebook_page(json.loads(text))
     if file.suffix != ".py":
         return f"# {name}\n\n```{file.suffix.removeprefix('.') or 'text'}\n{text}\n```\n"
     body = ast.parse(text).body
@@ -172,6 +175,15 @@ def _source_page(file: Path) -> str:
     code = "\n".join(text.splitlines()[start:]).strip("\n")
     about = ast.get_docstring(ast.parse(text)) or ""
     return f"# {file.stem}\n\n`{name}`\n\n```text\n{about}\n```\n\n```python\n{code}\n```\n"
+
+
+def _notebook_page(notebook: dict[str, Any]) -> str:
+    """The cells of a notebook: Markdown as it is, and code."""
+    parts = []
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def _index(folder: str) -> str:
