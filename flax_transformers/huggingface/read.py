@@ -33,13 +33,11 @@ from flax_transformers.huggingface.sentence_transformers import read_sentence_fi
 from flax_transformers.huggingface.weight_table import some
 from flax_transformers.huggingface.weights import known_names, read_parameters
 from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
-from flax_transformers.storage.hub import Repository
+from flax_transformers.storage.hub import BESIDE_WEIGHTS, Repository
 
 logger = logging.getLogger(__name__)
 
 PLAIN = ComputeConfig()
-_BESIDE = (".json", ".txt", ".model", ".jinja")
-"""Endings of configs, tokenizers and chat templates."""
 
 
 def find_directory(path: str | os.PathLike[str]) -> Path | None:
@@ -70,7 +68,7 @@ def _wanted_files(names: Sequence[str]) -> list[str]:
     """The files of a repository that are read: weights in one format, and what is beside them."""
     weights = [name for name in names if name.endswith(".safetensors")]
     weights = weights or [name for name in names if _has_weights(name)]
-    return [*weights, *(name for name in names if name.endswith(_BESIDE))]
+    return [*weights, *(name for name in names if name.endswith(BESIDE_WEIGHTS))]
 
 
 def load_directory(

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["model", "dataset"]
 DATA = "hf://datasets/"
+BESIDE_WEIGHTS = (".json", ".txt", ".model", ".jinja")
+"""Endings of configs, tokenizers and chat templates."""
 _NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 _ID = re.compile(rf"(?P<name>(?:{_NAME}/)?{_NAME})(?:@(?P<revision>[\w][\w./-]*))?")
 _DATA = re.compile(rf"{DATA}(?P<name>{_NAME}/{_NAME})(?:@(?P<revision>[^/]+))?/(?P<file>.+)")
@@ -64,7 +66,7 @@ class Repository:
         place: dict[str, Any] = {"repo_id": self.name, "repo_type": self.kind}
         place["revision"] = self.revision
         try:
-            info = huggingface_hub.HfApi().repo_info(**place)
+            info: Any = huggingface_hub.HfApi().repo_info(**place)
             names = list(choose([file.rfilename for file in info.siblings or ()]))
             log.info("downloading %d files of %s", len(names), self.name)
             home = os.environ.get("HF_HUB_CACHE") or None

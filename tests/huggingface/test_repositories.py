@@ -13,6 +13,7 @@ import flax_transformers as ft
 from flax_transformers.cli.main import main
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
+from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.storage.hub import Repository, find_data
 from flax_transformers.testing import assert_bit_equal, tiny_bert, tiny_config, tiny_model
@@ -87,10 +88,15 @@ def test_an_id_is_downloaded_once_and_then_taken_from_the_cache(hub, saved, monk
         hub.requests.clear()
         assert ft.load_tokenizer(name).kind == "bytes"
         assert hub.requests == []
+    hub.requests.clear()
+    hub.repositories["models/some/other"] = files_of(folder)
+    assert load_tokenizer("some/other").kind == "bytes"
+    assert not any("model.safetensors" in asked for asked in hub.requests)
+    assert_bit_equal(ft.load_pretrained("some/other")[1], params)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert_bit_equal(ft.load_pretrained("some/bert")[1], params)
-    with pytest.raises(UserError, match="no directory some/other, and no model of that name"):
-        ft.load_pretrained("some/other")
+    with pytest.raises(UserError, match="no directory some/third, and no model of that name"):
+        ft.load_pretrained("some/third")
 
 
 @pytest.mark.slow

@@ -6,12 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from etils import epath
-
 from flax_transformers.data.tokenizers.facts import CONFIG_FILE
 from flax_transformers.data.tokenizers.load import (
     Tokenizer,
     TokenizerConfig,
+    find_tokenizer,
     load_tokenizer,
     train_tokenizer,
 )
@@ -48,7 +47,7 @@ def load_saved_tokenizer(folder: Folder, name: str = "tokenizer") -> Tokenizer:
 
 def at_hand(config: TokenizerConfig) -> bool:
     """Whether the tokenizer has a path that exists."""
-    return config.path is not None and epath.Path(config.path).expanduser().exists()
+    return config.path is not None and find_tokenizer(config.path, download=False).exists()
 
 
 def load(config: TokenizerConfig) -> Tokenizer:

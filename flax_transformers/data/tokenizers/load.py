@@ -46,6 +46,7 @@ from flax_transformers.data.tokenizers.layouts import (
 from flax_transformers.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.ranges import Ranges
+from flax_transformers.storage.hub import BESIDE_WEIGHTS, Repository
 
 __all__ = [
     "Kind", "Tokenizer", "TokenizerConfig", "load_tokenizer", "published_files", "train_tokenizer",
@@ -272,15 +273,15 @@ def _too_small(asked: int, smallest: int) -> str:
 
 
 def load_tokenizer(path: str | os.PathLike[str], lowercase: bool | None = None) -> Tokenizer:
-    """Loads a directory saved by this package or Hugging Face, or a tokenizer.json, vocab.txt or
-    .model file.
+    """Loads a directory saved by this package or Hugging Face, a tokenizer.json, vocab.txt or
+    .model file, or the tokenizer of a Hugging Face id.
 
     The roles of special tokens are read from the files beside the vocabulary. Directories of this
     package are verified against their recorded fingerprint. ``lowercase`` is used for a vocab.txt
     if no file beside it says; for other files a contradiction is an error or a warning. Raises
     UserError for files that are missing, damaged or unreadable.
     """
-    location = epath.Path(path).expanduser()
+    location = find_tokenizer(path)
     if not location.exists():
         raise UserError(f"There is no tokenizer at {location}; check the path.")
     folder = location if location.is_dir() else location.parent
@@ -316,6 +317,17 @@ def load_tokenizer(path: str | os.PathLike[str], lowercase: bool | None = None) 
         )
     _check_case(tokenizer, location, lowercase)
     return tokenizer
+
+
+def find_tokenizer(path: str | os.PathLike[str], *, download: bool = True) -> epath.Path:
+    """``path``, or the snapshot of a Hugging Face id, "gpt2" or "gpt2@REVISION", which is
+    downloaded if it is not in the local cache and ``download`` allows it."""
+    location = epath.Path(path).expanduser()
+    repository = None if location.exists() else Repository.of_id(os.fspath(path))
+    found = None if repository is None else repository.cached()
+    if repository is not None and found is None and download:
+        found = repository.download(lambda names: [n for n in names if n.endswith(BESIDE_WEIGHTS)])
+    return location if found is None else epath.Path(found)
 
 
 def published_files(folder: str | os.PathLike[str]) -> dict[str, epath.Path]:
