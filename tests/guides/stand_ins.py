@@ -13,10 +13,12 @@ import PIL.Image
 import flax_transformers as ft
 from flax_transformers.data.tokenizers.load import TokenizerConfig, train_tokenizer
 from flax_transformers.testing import tiny_model
-from tests.parity.recipe_data import sentence
+from tests.parity.recipe_data import WORDS, sentence
 
 POSITIONS = 512
 CLASSES = ("no", "yes", "maybe")
+INTENTS, TAGS = 150, 17
+"""As many classes as the recipes have."""
 
 
 def write_all(folder: Path) -> None:
@@ -60,6 +62,8 @@ def write_model(folder: Path, architecture: str, kind: str, texts: list[str]) ->
     changes = {"vocab_size": known.size, "max_positions": POSITIONS, "pad_id": max(known.pad_id, 0)}
     if architecture.startswith("T5"):
         del changes["max_positions"]
+    if architecture.startswith("Llama"):
+        changes |= {"bos_id": None, "eos_ids": (known.eos_id,)}
     model, params = tiny_model(architecture, **changes)
     ft.save_pretrained(folder, model, params, tokenizer=tokenizer)
 
@@ -85,25 +89,23 @@ def _write_texts(folder: Path) -> None:
 
 
 def _write_labelled(folder: Path) -> None:
-    words = "the a of to and model layer token row reads".split()
     rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(words, 7)) for _ in range(600)]
+    texts = [" ".join(rng.choice(WORDS, 7)) for _ in range(1800)]
     _write_rows(folder / "pairs.jsonl", [
         {"premise": text, "hypothesis": text[:12], "label": CLASSES[n % 3]}
         for n, text in enumerate(texts[:90])
     ])  # fmt: skip
     (folder / "data" / "clinc150").mkdir(parents=True)
-    rows = [[text, CLASSES[n % 3]] for n, text in enumerate(texts)]
-    content = json.dumps({"train": rows[:400], "test": rows[400:460]}).encode()
+    rows = [[text, f"intent {n % INTENTS}"] for n, text in enumerate(texts)]
+    content = json.dumps({"train": rows[:1500], "test": rows[1500:1650]}).encode()
     (folder / "data" / "clinc150" / "data_full.json.gz").write_bytes(gzip.compress(content))
-    tags = ("DET", "NOUN", "VERB")
     sentences = "".join(
         "".join(
-            f"{n}\t{word}\t{word}\t{tags[words.index(word) % 3]}\t_\t_\t0\t_\t_\t_\n"
+            f"{n}\t{word}\t{word}\tTAG{WORDS.index(word) % TAGS}\t_\t_\t0\t_\t_\t_\n"
             for n, word in enumerate(text.split(), 1)
         )
         + "\n"
-        for text in texts
+        for text in texts[:300]
     )
     place = folder / "data" / "ud_english_ewt"
     place.mkdir(parents=True)

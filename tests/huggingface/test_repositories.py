@@ -16,7 +16,13 @@ from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.storage.hub import Repository, find_data
-from flax_transformers.testing import assert_bit_equal, tiny_bert, tiny_config, tiny_model
+from flax_transformers.testing import (
+    assert_bit_equal,
+    tiny_bert,
+    tiny_config,
+    tiny_model,
+    write_corpus,
+)
 from tests.huggingface import hub_server
 
 
@@ -44,7 +50,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "bert"
     model, params = tiny_model("BertForMaskedLM", vocab_size=262)
     ft.save_pretrained(folder, model, params, tokenizer=ByteTokenizer())
-    return folder, params
+    return folder, ft.load_pretrained(folder)[1]
 
 
 def files_of(folder):
@@ -125,7 +131,7 @@ def test_a_folder_is_uploaded_with_a_card_and_read_again(hub, saved):
 
 @pytest.mark.slow
 def test_a_run_is_converted_and_uploaded_with_its_recipe_and_scores(hub, tmp_path, capsys):
-    (tmp_path / "text.txt").write_text("a text\n\n" * 200)
+    write_corpus(tmp_path / "text.txt")
     config = tiny_config(tmp_path / "text.txt", tmp_path / "store", steps=5, model=tiny_bert())
     ft.train(config, workdir=tmp_path / "run")
     command = ["convert", str(tmp_path / "run"), str(tmp_path / "out")]
@@ -149,10 +155,11 @@ def test_data_of_the_hub_are_read_as_local_files_are(hub):
     rows = {f"data/{n}.jsonl": json.dumps({"text": f"text {n}"}).encode() for n in range(3)}
     hub.repositories["datasets/some/texts"] = rows | {"other.bin": b"x"}
     place = "hf://datasets/some/texts"
-    names = [name for name, _ in TextSource(f"{place}/data/*.jsonl").files()]
+    names = [file.name for _, file in TextSource(f"{place}/data/*.jsonl").files()]
     assert names == ["0.jsonl", "1.jsonl", "2.jsonl"]
-    assert [name for name, _ in TextSource(f"{place}@v1/data/1.jsonl").files()] == ["1.jsonl"]
-    assert [name for name, _ in TextSource(f"{place}/data").files()] == names
+    [(_, one)] = TextSource(f"{place}@v1/data/1.jsonl").files()
+    assert one.read_bytes() == rows["data/1.jsonl"]
+    assert [file.name for _, file in TextSource(f"{place}/data").files()] == names
     assert not any("other.bin" in asked for asked in hub.requests)
     with pytest.raises(UserError, match="no path of a dataset's file; write hf://datasets/OWNER"):
         find_data("hf://some/texts/data.jsonl")
