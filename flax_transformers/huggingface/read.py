@@ -180,7 +180,8 @@ def _find_source(directory: Path) -> _Source:
     base = adapter = None
     if described is not None:
         name = str(described["base_model_name_or_path"])
-        base = find_directory(directory / name) or find_directory(name)
+        beside = directory / name
+        base = beside if beside.is_dir() and not Path(name).is_dir() else find_directory(name)
     if described is not None and base is not None:
         adapter = peft.open_adapter(directory, described)
     if base is None or adapter is None:

@@ -32,7 +32,8 @@ def model(tmp_path, monkeypatch):
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(notebook, model, tmp_path):
     if notebook.stem in MODELS:
-        more = {"pooling": "mean"} if notebook.stem == "load_and_embed" else {}
+        pooled = {"pooling": "mean", "normalize_embeddings": True}
+        more = pooled if notebook.stem == "load_and_embed" else {}
         made = tiny_model(MODELS[notebook.stem], vocab_size=262, **more)
         ft.save_pretrained(os.environ["MODEL"], *made, tokenizer=ByteTokenizer())
     content = nbformat.read(notebook, as_version=4)
