@@ -53,8 +53,8 @@ _BICUBIC = 3
 
 def run_files(
     run: Found, model: TransformerConfig, tokenizer: Path | None
-) -> dict[str, dict[str, Any] | str]:
-    """Files by name, JSON or text, to be exported with the weights of a checkpoint.
+) -> dict[str, dict[str, Any]]:
+    """JSON files by name, to be exported with the weights of a checkpoint.
 
     ``tokenizer`` is the folder of its tokenizer. Of the run's config only ``data`` and
     ``objective`` of a vision model are read; if that fails, a warning is logged.
@@ -65,8 +65,7 @@ def run_files(
             data, objective = saved_part(run, "data"), saved_part(run, "objective")
         except UserError as error:
             log.warning("%s is not written: %s", PREPROCESSOR, error)
-    card = {model_card.FILE: model_card.model_card(model, run.meta)}
-    return files_beside(data, objective, model, tokenizer) | card
+    return files_beside(data, objective, model, tokenizer)
 
 
 def files_beside(
@@ -156,13 +155,14 @@ def write_run(directory: Path, model: Any, params: Any, found: Found) -> tuple[A
         if tokenizer is not None and is_bucket(tokenizer):
             write_files(epath.Path(scratch), {"tokenizer": tokenizer})
             tokenizer = epath.Path(scratch) / "tokenizer"
-        files = {}
+        files: dict[str, dict[str, Any] | str] = {}
         trained = "config" in found.meta
         if trained:
             model = with_ids_of(model, None if tokenizer is None else Path(tokenizer))
         beside = as_transformers_reads_it(tokenizer, model.config, Path(scratch))
         if trained:
-            files = run_files(found, model.config, beside)
+            files |= run_files(found, model.config, beside)
+            files[model_card.FILE] = model_card.model_card(model.config, found.meta)
         names = list(dict.fromkeys([*carried_files(beside), *files]))
         save_directory(directory, model, params, tokenizer_from=beside, files=files)
     return model, names
