@@ -36,30 +36,30 @@ def model_card(config: TransformerConfig, meta: Mapping[str, Any] | None = None)
     model = build_model(config)
     ending = next((end for end in _TASKS if config.architecture.endswith(end)), None)
     pipeline, auto = _TASKS[ending] if ending else (None, "AutoModel")
-    there = config.architecture not in family.only_here
+    there = config.architecture not in family.only_here and not family.timm_prefix
+    library = "timm" if family.timm_prefix else "transformers" if there else "flax_transformers"
     head = [
         "---",
-        f"library_name: {'transformers' if there else 'flax_transformers'}",
+        f"library_name: {library}",
         *([f"pipeline_tag: {pipeline}"] if pipeline else []),
         "tags: [flax_transformers, jax, flax]",
         "---",
     ]
-    title = config.architecture
     about = (
         f"`{config.architecture}` with {published_parameters(model):,} parameters: "
         f"{config.num_layers} layers, {config.hidden_size} wide, {config.num_heads} heads. Written "
-        f"by [flax_transformers](https://pypi.org/project/flax-transformers/) {__version__}."
+        f"by flax_transformers {__version__}."
     )
     run = _training(meta) if meta and isinstance(meta.get("config"), Mapping) else []
     loading = _loading(auto if there else None)
-    return "\n".join([*head, "", f"# {title}", "", about, "", *run, *loading]) + "\n"
+    return "\n".join([*head, "", f"# {config.architecture}", "", about, "", *run, *loading]) + "\n"
 
 
 def _training(meta: Mapping[str, Any]) -> list[str]:
     run = meta["config"]
     phases = [
-        f"{phase.get('steps'):,} steps x {phase.get('batch_size'):,}"
-        + (f" x {phase['sequence_length']:,} tokens" if "sequence_length" in phase else "")
+        f"{phase.get('steps')} steps x {phase.get('batch_size')}"
+        + (f" x {phase['sequence_length']} tokens" if "sequence_length" in phase else "")
         for phase in run.get("phases", ())
     ]
     optimizer = run.get("optimizer") or {}
@@ -92,7 +92,7 @@ def _described(part: Any, without: tuple[str, ...] = ()) -> str:
     if not isinstance(part, Mapping):
         return ""
     fields = [
-        f"{name} {value}"
+        f"{name} {_name_of(value) if isinstance(value, str) else value}".replace("|", "\\|")
         for name, value in part.items()
         if name not in ("type", *without) and isinstance(value, int | float | str) and value != ""
     ]
