@@ -37,7 +37,7 @@ def write_all(folder: Path) -> None:
         ("all-MiniLM-L6-v2", "BertModel", "wordpiece"),
         ("gpt2", "GPT2LMHeadModel", "byte_level_bpe"),
         ("llama3", "LlamaForCausalLM", "bpe"),
-        ("modernbert", "ModernBertForMaskedLM", "byte_level_bpe"),
+        ("modernbert", "ModernBertForMaskedLM", "wordpiece"),
         ("t5", "T5ForConditionalGeneration", "unigram"),
         ("bart", "BartForConditionalGeneration", "bpe"),
     ):
