@@ -173,9 +173,13 @@ class Pooler(nn.Module):
 
 
 def mean_of_tokens(hidden_BTD: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
-    """Mean [B, D] over the tokens of each sequence; over all positions without a mask."""
-    token_BT1 = None if attention_mask is None else (attention_mask > 0)[:, :, None]
-    return jnp.mean(hidden_BTD, axis=1, where=token_BT1)
+    """Mean [B, D] over the tokens of each sequence; over all positions without a mask, and in a row
+    without tokens, which fills the last batch of an evaluation and must stay finite."""
+    if attention_mask is None:
+        return jnp.mean(hidden_BTD, axis=1)
+    token_BT = attention_mask > 0
+    token_BT |= ~token_BT.any(axis=1, keepdims=True)
+    return jnp.mean(hidden_BTD, axis=1, where=token_BT[:, :, None])
 
 
 def label_layer(

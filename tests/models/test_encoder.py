@@ -19,6 +19,7 @@ from flax_transformers.models.encoder import (
     EncoderForSequenceClassification,
     EncoderWithPooler,
 )
+from flax_transformers.models.heads import mean_of_tokens
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
     TextForTokenClassification,
@@ -241,3 +242,11 @@ def test_bfloat16_computes_nearly_what_float32_does():
         assert output.logits.dtype == jnp.float32
         outputs.append(output.last_hidden_state.astype(jnp.float32))
     assert float(jnp.abs(outputs[0] - outputs[1]).max() / jnp.abs(outputs[0]).max()) < 0.03
+
+
+def test_the_mean_of_a_row_without_tokens_is_finite_and_leaves_the_others():
+    hidden_BTD = jnp.arange(12.0).reshape(2, 3, 2)
+    mask = jnp.array([[1, 1, 0], [0, 0, 0]])
+    found = mean_of_tokens(hidden_BTD, mask)
+    assert found[0].tolist() == [1.0, 2.0]
+    assert jnp.isfinite(found).all()
