@@ -50,4 +50,5 @@ def test_there_is_an_example_for_each_extension():
         "own_optimizer",
         "own_metric_sink",
         "sentence_embeddings",
+        "nnx_bridge",
     }
