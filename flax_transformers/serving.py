@@ -155,7 +155,7 @@ def _inputs(model: Any, sequence_length: int | None) -> dict[str, jax.ShapeDtype
         if isinstance(model.config, EncoderDecoderConfig) and "decoder_input_ids" in model.inputs:
             names.append("decoder_input_ids")
         inputs |= dict.fromkeys(names, tokens)
-    elif isinstance(model.config, TextConfig):
+    elif isinstance(model.config, TextConfig) or "signals" in inputs:
         raise UserError(f"{type(model).__name__} has no input_ids and cannot be exported")
     return {
         name: jax.ShapeDtypeStruct(tuple(value.shape), value.dtype)

@@ -92,6 +92,7 @@ _TINY: dict[str, Any] = {
     "decoder_layers": 1,
     "decoder_heads": 3,
     "decoder_intermediate_size": 40,
+    "num_frames": 4,
 }
 
 

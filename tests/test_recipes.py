@@ -15,7 +15,9 @@ from flax_transformers.huggingface.family import config_json
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 OF_MEANS = {"vit_s16_imagenet2012", "vit_h14_imagenet2012", "vit_22b_imagenet2012"}
-CANNOT_BE_EXPORTED = OF_MEANS | {"minilm_intents", "mae_mnist_labels", "llama_tiny_sorting_ppo"}
+OWN = {"modalities_tiny", "modalities_tiny_labels", "modalities_l16"}
+NO_CLASS = {"minilm_intents", "mae_mnist_labels", "llama_tiny_sorting_ppo"}
+CANNOT_BE_EXPORTED = OF_MEANS | OWN | NO_CLASS
 SENTENCE = "Cannot be exported: "
 
 

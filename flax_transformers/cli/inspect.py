@@ -117,23 +117,25 @@ def readable(shown: ExampleView, tokenizer: Tokenizer, names: Sequence[str] = ()
 
 
 def show_images(console: Console, batch: Batch, label_names: Sequence[str], path: str) -> None:
-    """Writes ``pixel_values`` of a batch as one PNG, and prints its path and the labels."""
+    """Writes ``pixel_values`` of a batch as one PNG, and prints its path and the labels.
+
+    Each video is a row."""
     import numpy as np
     from etils import epath
 
     from flax_transformers.evaluation.pictures import picture_grid, write_png
 
-    pictures = batch["pixel_values"].transpose(0, 2, 3, 1) / 255.0
-    columns = min(_COLUMNS, len(pictures))
+    pixels = batch["pixel_values"]
+    columns = pixels.shape[1] if pixels.ndim == 5 else min(_COLUMNS, len(pixels))
+    pictures = pixels.reshape(-1, *pixels.shape[-3:]).transpose(0, 2, 3, 1) / 255.0
     rows = -(-len(pictures) // columns)
     filled = np.ones((rows * columns, *pictures.shape[1:]))
     filled[: len(pictures)] = pictures
     write_png(epath.Path(path), picture_grid(filled.reshape(rows, columns, *pictures.shape[1:])))
     console.print(f"{len(pictures)} prepared images, row by row, are in [bold]{path}[/]")
     for i, index in enumerate(batch["example_id"]):
-        console.print(
-            f"{i // columns + 1}.{i % columns + 1}  image {index}{_labels(batch, i, label_names)}"
-        )
+        row, column = divmod(i * len(pictures) // len(pixels), columns)
+        console.print(f"{row + 1}.{column + 1}  image {index}{_labels(batch, i, label_names)}")
 
 
 def _labels(batch: Batch, i: int, label_names: Sequence[str]) -> str:

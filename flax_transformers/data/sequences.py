@@ -152,6 +152,11 @@ class SequenceExamples(Examples):
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def classes(self) -> np.ndarray | None:
+        """The sequence's own ``labels``, integers [n], if it has such."""
+        return getattr(self.items, "labels", None)
+
     def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         example = raw_example(self.items[index], self.spec, self.tokenizer)
         if self.spec.other and not self.is_prepared and "other_tokens" not in example:

@@ -60,6 +60,7 @@ from flax_transformers.objectives.sequence_classification import SequenceClassif
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.sequences import SequenceLoss
 from flax_transformers.objectives.token_classification import TokenClassification
+from flax_transformers.objectives.videos import MaskedVideo, VideoClassification
 from flax_transformers.post_training.reinforcement.held_out_rewards import reward_evaluator
 from flax_transformers.post_training.reinforcement.policy import PolicyObjective
 from flax_transformers.storage.workdir import write_side_file
@@ -166,6 +167,8 @@ TASKS: dict[type, Task] = {
     QuestionAnswering: Task(question_baselines, _questions),
     ImageClassification: Task(image_baselines, _images),
     MaskedImage: Task(reconstruction_baselines, _reconstruction),
+    MaskedVideo: Task(),
+    VideoClassification: Task(),
     PolicyObjective: Task(
         held_out=lambda run: reward_evaluator(run.config, run.prepared, run.model)
     ),

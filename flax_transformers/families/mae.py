@@ -60,8 +60,11 @@ def hide_patches(noise_BT: jax.Array, mask_ratio: float) -> tuple[jax.Array, jax
 
     Returns their positions int32 [B, visible], ``mask`` and ``ids_restore`` (``VisibleStates``).
     """
-    patches = noise_BT.shape[1]
-    visible = int(patches * (1 - mask_ratio))
+    return keep_least_noise(noise_BT, int(noise_BT.shape[1] * (1 - mask_ratio)))
+
+
+def keep_least_noise(noise_BT: jax.Array, visible: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As ``hide_patches``, with a number of ``visible`` patches."""
     order_BT = jnp.argsort(noise_BT, axis=1).astype(jnp.int32)
     restore_BT = jnp.argsort(order_BT, axis=1).astype(jnp.int32)
     return order_BT[:, :visible], (restore_BT >= visible).astype(jnp.float32), restore_BT

@@ -71,6 +71,8 @@ def random_inputs(model: Any) -> dict[str, np.ndarray]:
     for name, example in model.example_inputs().items():
         if jnp.issubdtype(example.dtype, jnp.integer):
             inputs[name] = random.choice(_ordinary_ids(c), (_ROWS, _LENGTH))
+        elif example.dtype == bool:  # a mask with as many ones as the model expects
+            inputs[name] = np.repeat(example, _ROWS, axis=0)
         else:
             shape = (_ROWS, *example.shape[1:])
             inputs[name] = random.standard_normal(shape).astype(np.float32)

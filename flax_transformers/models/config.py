@@ -283,6 +283,15 @@ class TransformerConfig:
         """
         return self.residual_init_std if name in ("output", "down") else self.init_std
 
+    @property
+    def key_bias(self) -> bool:
+        """Bias vector of the key projection, which softmax does not see."""
+        return self.qkv_bias
+
+    def row_flops(self, modalities: tuple[str, ...] = ()) -> tuple[FlopsGroup, ...] | None:
+        """Groups of kernels of an example with these modalities, in models that have several."""
+        return None
+
     # Options of some decoders, whose configs have fields of these names.
     @property
     def attention_scale(self) -> float:

@@ -41,6 +41,9 @@ def step_flops(
     and the embedding table where it is tied, make logits. Of two stacks, the one with
     cross-attention is the decoder. The config of a model of images says what passes where.
     """
+    own = model.row_flops(getattr(objective, "modalities", ()))
+    if own is not None:
+        return batch_size * vision_flops(own, params, axes)
     if isinstance(model, VisionConfig):
         grid = patch_grid((sequence_length,) * 2, model.patch_size)
         return batch_size * vision_flops(model.flops_groups(grid), params, axes)

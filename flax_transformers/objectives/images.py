@@ -63,20 +63,22 @@ class PixelInput:
         return []
 
     def normalized(self, pixels_BCHW: Array) -> Array:
-        """``pixel_values`` float32 of pixels uint8 [B, C, H, W]."""
+        """``pixel_values`` float32 of pixels uint8 [B, C, H, W], of videos [B, F, C, H, W]."""
         import jax.numpy as jnp  # not at the top: data workers must not import jax
 
-        channels = pixels_BCHW.shape[1]
+        channels = pixels_BCHW.shape[-3]
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
                 raise UserError(
                     f"objective.{name} has {len(values)} numbers, but images have {channels} "
                     "channel(s); give one for each, or one for all"
                 )
-        mean_CHW, std_CHW = (
-            jnp.asarray(values, jnp.float32)[:, None, None] for values in (self.mean, self.std)
+        leading = (1,) * (pixels_BCHW.ndim - 3)
+        mean_BCHW, std_BCHW = (
+            jnp.asarray(values, jnp.float32).reshape(*leading, -1, 1, 1)
+            for values in (self.mean, self.std)
         )
-        return (pixels_BCHW.astype(jnp.float32) / 255.0 - mean_CHW[None]) / std_CHW[None]
+        return (pixels_BCHW.astype(jnp.float32) / 255.0 - mean_BCHW) / std_BCHW
 
     def pixels(self, values_BCHW: np.ndarray) -> np.ndarray:
         """Inverse of ``normalized``: [..., C, H, W] to numbers in [0, 1]."""

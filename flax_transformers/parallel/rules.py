@@ -39,6 +39,7 @@ RULES: Rules = (
     ("router", None),
     ("positions", None),
     ("channels", None),
+    ("patch_frames", None),
     ("patch_height", None),
     ("patch_width", None),
     ("token_types", None),

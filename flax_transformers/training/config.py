@@ -224,7 +224,7 @@ _DEFINES_RUN = ("model", "objective", "data", "lora", "seed")
 _FREE_WITHIN = re.compile(
     r"""data\.( store | prepare_processes | workers | verify
     # Checked by the fingerprints of the training examples and the tokenizers, wherever they are:
-    | (components\.\d+\.)?source\.(\w+_)?path
+    | ((components\.\d+\.)?source|sources\.\d+)\.(\w+_)?path
     | (target_)?tokenizer(\..*)?
     # Not trained on:
     | (components\.\d+\.)?validation_source(\..*)?

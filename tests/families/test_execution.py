@@ -25,7 +25,7 @@ def test_attention_is_computed_by_the_kernel_that_was_chosen(architecture, monke
         model, params = tiny_model(architecture)
         model = build_model(model.config, ComputeConfig(attention="splash"))
         monkeypatch.setattr(attention, "dot_product_attention", noted)
-        inputs = {name: jax.numpy.asarray(value) for name, value in model.example_inputs().items()}
+        inputs = jax.tree.map(jax.numpy.asarray, model.example_inputs())
         return jax.tree.leaves(model.apply({"params": params}, **inputs))
 
     jax.eval_shape(run)

@@ -94,18 +94,24 @@ def full_precision_softmax() -> Iterator[None]:
         yield
 
 
+def torch_inputs(case: Case, dtype: str = "float64") -> dict[str, Any]:
+    """The inputs of a case as tensors: numbers of ``dtype``, ids as long, masks as bool."""
+    import torch
+
+    kinds = {"f": getattr(torch, dtype), "b": torch.bool}
+    return {
+        name: torch.tensor(value).to(kinds.get(value.dtype.kind, torch.long))
+        for name, value in case.inputs.items()
+    }
+
+
 def run_original(case: Case, dtype: str = "float64") -> dict[str, np.ndarray]:
     """Outputs by name; with labels also ``loss`` and ``gradients/<name of the tensor>``."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
         model = load_original(case, Path(folder), dtype)
-    inputs = {
-        name: torch.tensor(value).to(getattr(torch, dtype) if value.dtype.kind == "f" else None)
-        if value.dtype.kind == "f"
-        else torch.tensor(value).long()
-        for name, value in case.inputs.items()
-    }
+    inputs = torch_inputs(case, dtype)
     if case.labels is not None:
         inputs["labels"] = torch.tensor(case.labels).long()
     with full_precision_softmax():

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tests.golden.draw import generator
-from tests.golden.hub import Case, load_original, run_original
+from tests.golden.hub import Case, load_original, run_original, torch_inputs
 from tests.golden.vit import draw_config, draw_images
 
 # transformers 5 saves these layers under another name than the published files have.
@@ -57,14 +57,12 @@ CASES = (*PRETRAINING, ENCODER)
 
 def run_loss(case: Case) -> dict[str, np.ndarray]:
     """The loss, and its gradients by the names of the original's parameters."""
-    import torch
-
     with tempfile.TemporaryDirectory() as folder:
         model = load_original(case, Path(folder))
     for name, tensor in model.named_parameters():
         if name.endswith(("position_embeddings", "decoder_pos_embed")):
             tensor.requires_grad_(False)  # as in a new model; loading forgets it
-    output = model(**{name: torch.tensor(value).double() for name, value in case.inputs.items()})
+    output = model(**torch_inputs(case))
     output.loss.backward()
     return {"loss": output.loss.detach().numpy()} | {
         f"gradients/{name}": tensor.grad.numpy()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from flax_transformers.cli.config_file import load_config
 from flax_transformers.data.images.dataset import ImageData
+from flax_transformers.data.signals.dataset import SignalData
 from flax_transformers.post_training.chat_data import ChatData
 from flax_transformers.post_training.problems import Problems
 
@@ -105,7 +106,7 @@ def _run_options(config) -> dict[str, str]:
 
 def _data_options(config, given: list[str], whole: bool) -> dict[str, str]:
     data, options = config.data, {}
-    if isinstance(data, Problems | ChatData):  # they make their texts
+    if isinstance(data, Problems | ChatData | SignalData):  # they make their data
         return options
     if not isinstance(data, ImageData):
         options["--data.prepare-processes"] = "1"

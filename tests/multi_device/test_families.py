@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flax_transformers.families.multimodal_mae import ByteModality, GridModality, PointModality
 from flax_transformers.huggingface.family import all_families, family_of_json
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.contrastive import ImageTextContrastive
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.masked_image import MaskedImage
 from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.objectives.modalities import MaskedModalities
 from flax_transformers.objectives.span_corruption import SpanCorruption
+from flax_transformers.objectives.videos import MaskedVideo
 from flax_transformers.optim.optimizers import AdamW, make_optimizer
 from flax_transformers.optim.schedules import Schedule
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -60,6 +63,8 @@ OBJECTIVES = {
         "DeiT3ForImageClassification",
     ),
     MaskedImage(): ("ViTMAEForPreTraining",),
+    MaskedVideo(): ("VideoMAEForPreTraining",),
+    MaskedModalities(modalities=("image", "points", "text")): ("MultimodalMaeForPreTraining",),
     ImageTextContrastive(): ("CLIPModel",),
     ImageTextContrastive(loss="sigmoid"): ("SiglipModel",),
 }
@@ -81,6 +86,15 @@ EXPERT_MESHES = (
 )
 CHANGES = {
     "ViTMAEForPreTraining": {"decoder_heads": 4},
+    "VideoMAEForPreTraining": {"decoder_heads": 4},
+    "MultimodalMaeForPreTraining": {
+        "decoder_heads": 4,
+        "modalities": (
+            GridModality(name="image", size=(16, 16), patch=(4, 4)),
+            PointModality(name="points", points=32, groups=8, group_size=4),
+            ByteModality(name="text", length=16),
+        ),
+    },
     "MixtralForCausalLM": {"experts": 8},
     # Ten steps learn too little at the published scale of 1/16; the norm of heads is that of R+.
     "CohereForCausalLM": {"logit_scale": 1.0, "norm_of_heads": True},
@@ -103,8 +117,17 @@ def batch(objective):
         pixels = rng.integers(0, 256, (ROWS, 3, 32, 32)).astype(np.uint8)
         ids = rng.integers(10, WORDS - 10, (ROWS, LENGTH)).astype(np.int32)
         return {"pixel_values": pixels, "input_ids": ids, "weights": np.ones(ROWS, np.float32)}
+    if isinstance(objective, MaskedModalities):
+        return {
+            "image": rng.random((ROWS, 16, 16, 1), np.float32),
+            "points": rng.standard_normal((ROWS, 32, 3), np.float32),
+            "text": rng.integers(0, 256, (ROWS, 16), np.uint8),
+            "mask_keys": rng.integers(0, 2**31, (ROWS, 3, 2)).astype(np.uint32),
+            "weights": np.ones(ROWS, np.float32),
+        }
     if isinstance(objective, ImageClassification | MaskedImage):
-        rows = {"pixel_values": rng.integers(0, 256, (ROWS, 3, 32, 32)).astype(np.uint8)}
+        frames = (4,) if isinstance(objective, MaskedVideo) else ()
+        rows = {"pixel_values": rng.integers(0, 256, (ROWS, *frames, 3, 32, 32)).astype(np.uint8)}
         if isinstance(objective, MaskedImage):
             key = rng.integers(0, 2**31, (ROWS, 2)).astype(np.uint32)
             return rows | {"mask_key": key, "weights": np.ones(ROWS, np.float32)}
@@ -201,8 +224,9 @@ def test_losses_are_equal_if_experts_are_divided(mesh):
 @pytest.mark.parametrize("architecture", OBJECTIVE_OF)
 def test_every_family_has_equal_losses_on_any_mesh(architecture):
     meshes = MESHES[: 2 if architecture in ONE_OF_A_SHAPE else 3]
-    images = hasattr(OBJECTIVE_OF[architecture], "normalized")
-    check(architecture, meshes if images else meshes + CONTEXT_MESHES)
+    objective = OBJECTIVE_OF[architecture]
+    of_patches = hasattr(objective, "normalized") or isinstance(objective, MaskedModalities)
+    check(architecture, meshes if of_patches else meshes + CONTEXT_MESHES)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import flax_transformers as ft
 from flax_transformers.cli.config_file import load_config
 from flax_transformers.cli.main import main
 from flax_transformers.data.images.augmentation import centre_crop
+from flax_transformers.data.signals.dataset import SignalData
 from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.post_training.chat_data import ChatData
 from tests.families.parity import first_by_default
@@ -45,11 +46,15 @@ TASKS = {
 def is_whole(name, config):
     """Whether a recipe trains alone, on data that ``recipe_data`` can make, what can be exported.
 
-    Conversations are compared in test_chat and test_post_training.
+    Conversations are compared in test_chat and test_post_training, videos in test_live.
     """
     alone = config.init_from is None and not hasattr(config.objective, "teacher")
     text = (CONFIGS / f"{name}.py").read_text()
-    return alone and not isinstance(config.data, ChatData) and "Cannot be exported" not in text
+    return (
+        alone
+        and not isinstance(config.data, ChatData | SignalData)
+        and "Cannot be exported" not in text
+    )
 
 
 def small_recipes():

@@ -129,7 +129,7 @@ class Attention(nn.Module):
             (x_BTD.shape[-1], heads, c.head_width),
             ("embed", "heads" if name == "query" else "key_heads", "head_dim"),
             dtype=self.dtype,
-            use_bias=c.qkv_bias,
+            use_bias=c.key_bias if name == "key" else c.qkv_bias,
             init_std=c.initial_std(name),
             name=name,
         )(x_BTD)
