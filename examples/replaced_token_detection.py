@@ -7,8 +7,9 @@
     flax-transformers evaluate runs/rtd --config replaced_token_detection.py
 
 ELECTRA (arXiv:2003.10555) trains a model to tell tokens of the text from tokens that a small
-generator put in their place. Here the replacements are drawn at random. This file is a config file:
-nothing in the package knows its classes, which a checkpoint names as
+generator put in their place. The package has that objective, with the generator
+(`configs/electra_tiny.py`). Here the replacements are drawn at random, by classes of your own: this
+file is a config file, and nothing in the package knows its classes, which a checkpoint names as
 `replaced_token_detection:ReplacedTokens`.
 """
 

@@ -134,7 +134,14 @@ def describe_pretrained(found: Found | Path, architecture: str | None = None) ->
     config = _with_settings(saved_model(found), Path(found.folder))
     if architecture is None:
         return config
-    return dataclasses.replace(config, architecture=architecture)
+    part = _part(config, architecture)
+    return dataclasses.replace(config, architecture=architecture) if part is None else part[0]
+
+
+def _part(config: TransformerConfig, architecture: str | None) -> Any:
+    """As ``Family.part``; None for a family without."""
+    select = family_of(config).part
+    return None if architecture is None or select is None else select(config, architecture)
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
@@ -361,6 +368,8 @@ def _load_checkpoint(
     mesh: Mesh | None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     own = describe_pretrained(found)
+    part = _part(own, architecture)
+    own = own if part is None else part[0]
     changes: dict[str, Any] = {"architecture": architecture or own.architecture}
     if num_labels is not None and num_labels != own.num_labels:
         changes |= {"num_labels": num_labels, "label_names": ()}
@@ -368,10 +377,11 @@ def _load_checkpoint(
     platform = (mesh.devices.flat[0] if mesh else jax.devices()[0]).platform
     model = build_model(config, compute.resolve(platform))
     place = placement.Placement.of(model, dtype, mesh)
-    if config == own:
+    if config == own and part is None:
         params = restored_params(found, model, mesh)
         return model, jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     there = merged(restore_params(found), saved_lora(found).scale)
+    there = there if part is None else part[1](there)
     saved, wanted = (flatten_dict(tree, sep="/") for tree in (there, place.shapes))
     unlike = [
         name for name in wanted if name not in saved or saved[name].shape != wanted[name].shape

@@ -88,6 +88,8 @@ _TINY: dict[str, Any] = {
     "max_positions": 64,
     "image_size": 32,
     "patch_size": 8,
+    "embedding_size": 24,
+    "position_buckets": 8,
     "decoder_hidden_size": 24,
     "decoder_layers": 1,
     "decoder_heads": 3,

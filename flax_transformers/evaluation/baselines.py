@@ -16,6 +16,7 @@ from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.evaluation.held_out import evenly_spread, held_out_batches
 from flax_transformers.objectives.base import Batch, Vocabulary
+from flax_transformers.objectives.next_sentence import NextSentence
 from flax_transformers.training.config import TrainConfig
 
 FITTED_ROWS, FITTED_LABELS = 20_000, 2_000_000
@@ -133,12 +134,13 @@ def masked_token_baselines(config: TrainConfig, prepared: PreparedText) -> list[
 
 def next_sentence_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseline]:
     """As `masked_token_baselines`, and chance for the second sentence, which half of the pairs
-    have from another document."""
+    have from another document, or before the first."""
     batches = list(_held_out(config, prepared))
     found = _unigram(batches, prepared, prepared.train.unigram_counts)
     if found:
         pairs = sum(int(batch["next_sentence_weights"].sum()) for batch in batches)
-        metric = "eval/next_sentence_accuracy"
+        assert isinstance(config.objective, NextSentence)
+        metric = f"eval/{config.objective.task}_accuracy"
         found.append(Baseline("chance", metric, 0.5, pairs, "held-out pairs"))
     return found
 

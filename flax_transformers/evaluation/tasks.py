@@ -56,6 +56,7 @@ from flax_transformers.objectives.masked_image import MaskedImage
 from flax_transformers.objectives.masked_lm import Masking
 from flax_transformers.objectives.next_sentence import NextSentence
 from flax_transformers.objectives.question_answering import QuestionAnswering
+from flax_transformers.objectives.replaced_tokens import ReplacedTokenDetection
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.sequences import SequenceLoss
@@ -154,6 +155,7 @@ def _answered(run: Run) -> Sample:
 
 TASKS: dict[type, Task] = {
     Masking: Task(masked_token_baselines, sample=_filled),
+    ReplacedTokenDetection: Task(masked_token_baselines),
     NextSentence: Task(next_sentence_baselines, sample=_filled),
     LMLoss: Task(next_token_baselines),
     CausalLM: Task(

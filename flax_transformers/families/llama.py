@@ -245,10 +245,10 @@ def read_rope(config: Mapping[str, Any], theta: float, max_positions: int) -> Ro
     """
     given: dict[str, Any] = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = given.get("rope_type", given.get("type", "default"))
-    if kind not in ("default", "linear", "llama3", "yarn"):
+    if kind not in ("default", "linear", "dynamic", "llama3", "yarn"):
         raise UserError(
             f"config.json asks for rotary positions of type {kind!r}, which are not supported; "
-            "supported are 'default', 'linear', 'llama3' and 'yarn'"
+            "supported are 'default', 'linear', 'dynamic', 'llama3' and 'yarn'"
         )
     partial = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     huggingface.refuse({"partial_rotary_factor": partial or 1.0}, {"partial_rotary_factor": 1.0})
@@ -271,6 +271,13 @@ def read_rope(config: Mapping[str, Any], theta: float, max_positions: int) -> Ro
         return Rope(theta=rope_theta)
     if kind == "linear":
         return Rope(theta=rope_theta, scaling="linear", factor=number("factor"))
+    if kind == "dynamic":
+        return Rope(
+            theta=rope_theta,
+            scaling="dynamic",
+            factor=number("factor"),
+            original_max_positions=max_positions,
+        )
     # Some files have it at the top level, where it takes precedence.
     original = config.get("original_max_position_embeddings")
     if original is not None:

@@ -308,7 +308,13 @@ def _read_ropes(config: Mapping[str, Any], max_positions: int) -> dict[str, Rope
 
     def read(kind: Kind, theta: float) -> Rope:
         one = {"rope_parameters": (given.get(kind) or {}) | (scaling or {})}
-        return read_rope(one, theta, max_positions)
+        rope = read_rope(one, theta, max_positions)
+        if rope.scaling == "dynamic":
+            raise UserError(
+                "config.json asks for rotary positions of type 'dynamic', which are not supported "
+                "for ModernBERT; choose a model with another type"
+            )
+        return rope
 
     return {"rope": read(FULL, global_theta), "local_rope": read(SLIDING, local_theta)}
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from flax_transformers import ranges
 from flax_transformers.families.clip import (
@@ -28,41 +27,15 @@ from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, fused, linear, norm
 from flax_transformers.models.config import (
     Activation,
-    ComputeConfig,
     FlopsGroup,
     ImageTextConfig,
     TransformerConfig,
     VisionConfig,
 )
-from flax_transformers.models.layers.attention import Attention
-from flax_transformers.models.layers.feed_forward import FeedForward
 from flax_transformers.models.layers.linear import Linear
-from flax_transformers.models.layers.norms import make_norm
-from flax_transformers.models.vision import token
+from flax_transformers.models.vision import PoolingHead
 
 FIRST_SCALE, FIRST_BIAS = 10.0, -10.0  # section 3.2
-
-
-class PoolingHead(nn.Module):
-    """A learned query that attends to all patches, and a feed-forward layer ("MAP",
-    arXiv:2106.04560 appendix)."""
-
-    config: VisionConfig
-    compute: ComputeConfig
-
-    def setup(self) -> None:
-        c, dtype = self.config, jnp.dtype(self.compute.dtype)
-        self.probe = token(c, dtype)
-        self.attention = Attention(c, self.compute)
-        self.norm = make_norm(c, dtype)
-        self.mlp = FeedForward(c, self.compute)
-
-    def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
-        """[B, T, D] to [B, D]."""
-        probe_D = self.probe()
-        probe_B1D = jnp.broadcast_to(probe_D, (len(hidden_BTD), 1, len(probe_D)))
-        x_B1D, _ = self.attention(probe_B1D, context_BSD=hidden_BTD)
-        return (x_B1D + self.mlp(self.norm(x_B1D)))[:, 0]
 
 
 class SiglipModel(ImageTextModel):
@@ -114,7 +87,7 @@ class SiglipVision(VisionConfig):
     num_heads: int = 12
     intermediate_size: int = 3072
     activation: Activation = "gelu_tanh"
-    pooling: Literal["class", "average"] = "average"
+    pooling: Literal["class", "average", "attention"] = "average"
     """Always "average", which means that there is no class token; see ``PoolingHead``."""
 
     def __post_init__(self) -> None:

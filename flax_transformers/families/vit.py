@@ -18,9 +18,15 @@ from flax_transformers.errors import UserError
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
-from flax_transformers.models.config import VisionConfig
+from flax_transformers.models.config import (
+    ComputeConfig,
+    QueryKeyNorm,
+    VisionConfig,
+)
+from flax_transformers.models.layers.block import LayerInputs, LayerOutput
 from flax_transformers.models.layers.linear import truncated_normal
 from flax_transformers.models.layers.patches import resize_positions
+from flax_transformers.models.layers.stack import Block, Stack, make_stack
 from flax_transformers.models.parts import ModelParts
 from flax_transformers.models.vision import (
     Positions,
@@ -30,6 +36,27 @@ from flax_transformers.models.vision import (
     VisionWithPooler,
 )
 from flax_transformers.ranges import OutOfRange
+
+
+class ParallelBlock(VisionBlock):
+    """A layer ``x + attention(norm(x)) + mlp(norm(x))``, with one norm (arXiv:2302.05442)."""
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, inputs: LayerInputs, rate: Any
+    ) -> tuple[jax.Array, LayerOutput]:
+        """As of ``VisionBlock``; a layer is skipped as a whole."""
+        y_BTD = self.norm("attention")(x_BTD)
+        attended_BTD, _ = self.self_attention(y_BTD, inputs, None)
+        fed_BTD, _ = self.feed_forward(y_BTD, inputs)
+        both_BTD = self.drop_path(attended_BTD + fed_BTD, rate)
+        return self.residual("attention", x_BTD, both_BTD), LayerOutput()
+
+
+def stack(config: ViTConfig, compute: ComputeConfig, block: Block) -> Stack:
+    """Layers of ``block``, or parallel ones."""
+    return make_stack(config, compute, ParallelBlock if config.parallel else block)
+
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "ViTForImageClassification": VisionForClassification,
@@ -41,8 +68,8 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 class ViTConfig(VisionConfig):
     """The published ViT: pre-norm, a class token, learned positions; ViT-B/16 by default.
 
-    ``norm_eps`` is 1e-12 in the published config.json files and 1e-6 in big_vision. Average
-    pooling and other positions exist in our own checkpoints only.
+    ``norm_eps`` is 1e-12 in the published config.json files and 1e-6 in big_vision. Pooling of
+    patches, other positions and parallel layers exist in our own checkpoints only.
     """
 
     architecture: str = "ViTForImageClassification"
@@ -51,6 +78,10 @@ class ViTConfig(VisionConfig):
     num_heads: int = 12
     intermediate_size: int = 3072
     norm_eps: float = 1e-12
+    parallel: bool = False
+    """Attention and feed-forward are side by side, behind one norm (ViT-22B, arXiv:2302.05442)."""
+    norm_of_heads: bool = False
+    """A norm of each query and key, with one scale for all heads (arXiv:2302.05442)."""
     rows_and_columns: bool = False
     """Learned positions are those of the row beside those of the column (appendix D.4), and the
     class token has none."""
@@ -62,6 +93,12 @@ class ViTConfig(VisionConfig):
                 "model.rows_and_columns needs learned model.positions and an even "
                 f"model.hidden_size, not {self.positions!r} and {self.hidden_size}"
             )
+        if self.parallel and self.norm_position == "post":
+            raise OutOfRange("model.parallel needs model.norm_position 'pre'; set one of the two")
+
+    @property
+    def query_key_norm(self) -> QueryKeyNorm:
+        return "shared" if self.norm_of_heads else "none"
 
     @property
     def token_positions(self) -> int:
@@ -152,6 +189,22 @@ SIZES: dict[str, ViTConfig] = {
     )
 }
 """The published sizes, with ImageNet's labels."""
+
+VIT_22B = ViTConfig(
+    hidden_size=6144,
+    num_layers=48,
+    num_heads=48,
+    intermediate_size=24576,
+    patch_size=14,
+    num_labels=IMAGENET_LABELS,
+    norm="rms",
+    norm_eps=1e-6,
+    qkv_bias=False,
+    parallel=True,
+    norm_of_heads=True,
+    pooling="attention",
+)
+"""ViT-22B (arXiv:2302.05442), of which no weights are published."""
 
 NUMBERS = {
     "hidden_size": "hidden_size",
@@ -298,7 +351,7 @@ FAMILY = Family(
     config=ViTConfig,
     model_types=("vit",),
     architectures=ARCHITECTURES,
-    parts=ModelParts(block=VisionBlock, positions=positions),
+    parts=ModelParts(block=VisionBlock, stack=stack, positions=positions),
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

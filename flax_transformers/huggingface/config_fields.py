@@ -34,7 +34,7 @@ _HARMLESS = frozenset(
     "decoder_layerdrop encoder_layerdrop classif_dropout classifier_dropout hidden_dropout "
     "output_router_logits sparse_prediction sparse_pred_ignore_index initializer_cutoff_factor "
     "initializer_range initializer_factor summary_first_dropout keys_to_ignore_at_inference "
-    "embd_pdrop qa_dropout sinusoidal_pos_embds "
+    "embd_pdrop qa_dropout summary_last_dropout sinusoidal_pos_embds "
     # Of unsupported heads.
     "n_special predict_special_tokens scalable_attention "
     "summary_activation summary_proj_to_labels summary_type summary_use_proj encoder_stride "
@@ -43,6 +43,7 @@ _HARMLESS = frozenset(
     # Redundant sizes, and fields that the originals do not read.
     "n_ctx n_positions vocab_size_or_config_json_file layer_norm_eps position_embedding_type "
     "embedding_size add_bias_logits add_final_layer_norm normalize_before normalize_embedding "
+    "down_scale_factor gap_size net_structure_type num_memory_blocks "
     "static_position_embeddings extra_pos_embeddings hidden_activation sliding_window "
     "do_blenderbot_90_layernorm eos_token_ids max_sequence_length replacing_rate save_step "
     "global_attn_every_n_layers global_rope_theta local_rope_theta max_window_layers "

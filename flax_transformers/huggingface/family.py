@@ -70,6 +70,10 @@ class Family:
     """Prefix of the names of its models in timm, if timm's config.json is read."""
     only_here: tuple[str, ...] = ()
     """Architectures that no other library has a class for."""
+    part: Callable[[Any, str], tuple[Any, Callable[[Any], dict[str, Any]]] | None] | None = None
+    """``(config, architecture)`` returns None, or where a model of the config has one of that
+    architecture as a part of its own (ELECTRA's generator), the config of the part, and a function
+    from the parameters of the model to those of the part."""
 
     def model_type(self, architecture: str) -> str:
         """The ``model_type`` of one of the architectures."""

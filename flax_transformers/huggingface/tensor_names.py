@@ -104,7 +104,7 @@ def _recogniser(table: WeightTable) -> Callable[[str], bool]:
     """A function that tells whether a table knows a name."""
     rows = [re.escape(row.theirs) for row in table.weights]
     rows += [re.escape(copy) for copy in table.copies]
-    rows = [row.replace(r"\{layer\}", r"\d+").replace(r"\{expert\}", r"\d+") for row in rows]
+    rows = [re.sub(r"\\{(layer|repeat|block|expert)\\}", r"\\d+", row) for row in rows]
     pattern = re.compile("|".join([*rows, *table.ignorable]))
 
     def known(name: str) -> bool:

@@ -24,12 +24,13 @@ class Weight:
 
     ``{layer}`` in both names means every layer of a stack; our side then names the part and
     block and keeps a leading axis over repeats (see ``models/layers/stack.py``), which ``axes``
-    leaves out. ``{expert}`` in their name means every index on the next axis of ours, which
-    ``axes`` leaves out too. ``axes`` gives a letter to each axis of ours and, after an arrow, the
-    same letters in the order of theirs, with parentheses around axes that they merge: "DNH->(NH)D".
-    A 1 is an axis of length one that ours does not have: "D->11D". Without the arrow the order is
-    the same; empty means equal in everything. The letter V is the vocabulary, padded in ours and
-    not in theirs.
+    leaves out. In their name ``{repeat}`` and ``{block}`` may stand for the place in that axis and
+    the number of the block instead. ``{expert}`` in their name means every index on the next axis
+    of ours, which ``axes`` leaves out too. ``axes`` gives a letter to each axis of ours and, after
+    an arrow, the same letters in the order of theirs, with parentheses around axes that they merge:
+    "DNH->(NH)D". A 1 is an axis of length one that ours does not have: "D->11D". Without the arrow
+    the order is the same; empty means equal in everything. The letter V is the vocabulary, padded
+    in ours and not in theirs.
 
     Several names in ``ours`` are concatenated in the tensor, along ``axis`` of theirs.
 
@@ -186,7 +187,8 @@ def _places(
         stack = stack.get(key, {})
     for layer, (part, block, index) in enumerate(layer_places(stack)):
         paths = tuple(path.replace("{layer}", f"{part}/{block}") for path in ours)
-        yield weight.theirs.replace("{layer}", str(layer)), paths, (index,)
+        theirs = weight.theirs.replace("{layer}", str(layer)).replace("{repeat}", str(index))
+        yield theirs.replace("{block}", block.removeprefix("block_")), paths, (index,)
 
 
 def slot_shape(slot: Slot, leaves: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:

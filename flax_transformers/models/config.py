@@ -113,12 +113,17 @@ class Rope:
     numbers of turns in it, ``low_frequency_factor`` and ``high_frequency_factor``, rounded outward
     to whole pairs if ``truncate`` (YaRN, arXiv:2309.00071). YaRN multiplies queries and keys by
     ``attention_factor``, None for ``0.1 log(factor) + 1``.
+
+    ``dynamic`` raises ``theta`` with the length of a sequence beyond ``original_max_positions``
+    ("dynamic NTK", as in transformers), so that shorter ones, in training too, are as without it.
+    The length is the highest position of the row, of a packed row that of its longest example. With
+    a cache, each call counts up to its own last token, and cached keys keep their rotation.
     """
 
     theta: float = 10000.0
     interleaved: bool = False
     """Rotate features 2i and 2i + 1, as in the paper, instead of i and i + H/2."""
-    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
+    scaling: Literal["none", "linear", "llama3", "yarn", "dynamic"] = "none"
     factor: float = 1.0
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
@@ -292,6 +297,16 @@ class TransformerConfig:
         """Groups of kernels of an example with these modalities, in models that have several."""
         return None
 
+    @property
+    def attention_width(self) -> int:
+        """Number of heads times head width, summed over layers."""
+        return self.num_layers * self.num_heads * self.head_width
+
+    @property
+    def layer_uses(self) -> int:
+        """How often a token passes through each layer of parameters (ALBERT's are shared)."""
+        return 1
+
     # Options of some decoders, whose configs have fields of these names.
     @property
     def attention_scale(self) -> float:
@@ -365,6 +380,16 @@ class TextConfig(TransformerConfig):
         """Rows V of vocabulary tables."""
         return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
+    @property
+    def embedding_width(self) -> int:
+        """Width E of the embedding tables, and of what heads multiply with them."""
+        return self.hidden_size
+
+    @property
+    def project_embeddings(self) -> bool:
+        """Whether a linear layer leads from embeddings to the layers."""
+        return self.embedding_width != self.hidden_size
+
     # What heads read; some families have fields of these names.
     @property
     def logit_scale(self) -> float:
@@ -403,9 +428,10 @@ class TextConfig(TransformerConfig):
         return None
 
     def input_limits(self) -> Mapping[str, InputLimit]:
-        tokens = InputLimit(
-            self.vocab_size, "model.vocab_size", self.max_positions, "model.max_positions"
-        )
+        # Dynamic positions are for longer sequences than the model was trained on.
+        longer = self.rope is not None and self.rope.scaling == "dynamic"
+        length = None if longer else self.max_positions
+        tokens = InputLimit(self.vocab_size, "model.vocab_size", length, "model.max_positions")
         # Without a table, token types are not read.
         types = InputLimit(self.token_types or None, "model.token_types")
         return {"input_ids": tokens, "token_type_ids": types}
@@ -539,9 +565,9 @@ class VisionConfig(TransformerConfig):
     patch_size: int = 16
     """Side of a patch in pixels; an incomplete patch at the right or bottom edge is cut off."""
     num_channels: int = 3
-    pooling: Literal["class", "average"] = "class"
-    """Input of a classifier: the class token, or the mean of all patches (then, unless a family
-    says otherwise, there is no class token)."""
+    pooling: Literal["class", "average", "attention"] = "class"
+    """Input of a classifier: the class token; or, unless a family says otherwise without one, the
+    mean of all patches, or what a learned query attends to (``PoolingHead``)."""
     positions: Literal["learned", "sincos_2d"] = "learned"
     """A learned vector for each position, or fixed sines and cosines (``sincos_table``)."""
     drop_path: float = 0.0
@@ -585,7 +611,7 @@ class VisionConfig(TransformerConfig):
     @property
     def tokens(self) -> tuple[str, ...]:
         """Names of the learned tokens before the patches."""
-        return () if self.pooling == "average" else ("class_token",)
+        return ("class_token",) if self.pooling == "class" else ()
 
     @property
     def token_positions(self) -> int:
@@ -596,16 +622,13 @@ class VisionConfig(TransformerConfig):
         """Grids (rows, columns) of position tables, by the last two names on their path."""
         return {("position", "embedding"): self.grid}
 
-    @property
-    def attention_width(self) -> int:
-        """Number of heads times head width, summed over layers."""
-        return self.num_layers * self.num_heads * self.head_width
-
     def flops_groups(self, grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
         """Groups of kernels for an image of ``grid`` (rows, columns) patches; the first whose path
         matches counts."""
         patches = grid[0] * grid[1]
+        attended = [f"pooling_head/attention/{name}" for name in ("key", "value")]
         return (
+            *(FlopsGroup(path, patches) for path in attended if self.pooling == "attention"),
             FlopsGroup("embeddings", patches),
             FlopsGroup("stack", len(self.tokens) + patches, self.attention_width),
             FlopsGroup("", 1),  # heads read one vector

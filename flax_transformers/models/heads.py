@@ -19,11 +19,18 @@ from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.parallel.partitioning import LOGITS, constrain
 
 
-def square_layer(config: TransformerConfig, dtype: jnp.dtype, *, use_bias: bool = True) -> Linear:
-    """The first layer of a head that has two, [B, T, D] to [B, T, D], named ``dense``."""
+def square_layer(
+    config: TransformerConfig,
+    dtype: jnp.dtype,
+    *,
+    use_bias: bool = True,
+    width: int | None = None,
+) -> Linear:
+    """The first layer of a head that has two, [B, T, D] to [B, T, D] or to another ``width``, named
+    ``dense``."""
     return Linear(
         "BTD,DE->BTE",
-        (config.hidden_size, config.hidden_size),
+        (config.hidden_size, config.hidden_size if width is None else width),
         ("embed", "features"),
         dtype=dtype,
         use_bias=use_bias,
@@ -33,7 +40,7 @@ def square_layer(config: TransformerConfig, dtype: jnp.dtype, *, use_bias: bool 
 
 
 class Transform(nn.Module):
-    """Linear layer, activation and norm, [B, M, D] to [B, M, D]: BERT's layers before logits."""
+    """Linear layer, activation and norm, [B, M, D] to [B, M, E]: BERT's layers before logits."""
 
     config: TextConfig
     dtype: jnp.dtype
@@ -41,7 +48,7 @@ class Transform(nn.Module):
     @nn.compact
     def __call__(self, hidden_BMD: jax.Array) -> jax.Array:
         c = self.config
-        dense = square_layer(c, self.dtype, use_bias=c.head_bias)
+        dense = square_layer(c, self.dtype, use_bias=c.head_bias, width=c.embedding_width)
         hidden_BMD = ACTIVATIONS[c.head_activation](dense(hidden_BMD))
         return make_norm(c, self.dtype, name="norm")(hidden_BMD)
 
@@ -106,7 +113,7 @@ class LMHead(nn.Module):
 
 
 class OutputTable(nn.Module):
-    """The output table of untied logits, float32 [V, D]; the parameter is a kernel [D, V]."""
+    """The output table of untied logits, float32 [V, E]; the parameter is a kernel [E, V]."""
 
     config: TextConfig
 
@@ -114,7 +121,7 @@ class OutputTable(nn.Module):
     def __call__(self) -> jax.Array:
         c, std = self.config, self.config.initial_std("logits")
         init = nn.with_logical_partitioning(truncated_normal(std), ("embed", "vocab"))
-        return self.param("kernel", init, (c.hidden_size, c.padded_vocab_size), jnp.float32).T
+        return self.param("kernel", init, (c.embedding_width, c.padded_vocab_size), jnp.float32).T
 
 
 class Tokens(NamedTuple):

@@ -21,8 +21,10 @@ from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig, DropoutGenerator, VisionConfig
 from flax_transformers.models.heads import Pooler, classify_vectors, label_layer
 from flax_transformers.models.kernels.dropout import drop_path
+from flax_transformers.models.layers.attention import Attention
 from flax_transformers.models.layers.block import LayerInputs, LayerOutput, TransformerBlock
 from flax_transformers.models.layers.dropout import Dropout
+from flax_transformers.models.layers.feed_forward import FeedForward
 from flax_transformers.models.layers.linear import Linear, truncated_normal
 from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.layers.patches import (
@@ -269,23 +271,51 @@ class VisionWithPooler(VisionModel):
         return {"pooler_output": self.pooler(hidden_BTD)}
 
 
+class PoolingHead(nn.Module):
+    """A learned query that attends to all patches, and a feed-forward layer ("MAP",
+    arXiv:2106.04560 appendix)."""
+
+    config: VisionConfig
+    compute: ComputeConfig
+
+    def setup(self) -> None:
+        c, dtype = self.config, jnp.dtype(self.compute.dtype)
+        self.probe = token(c, dtype)
+        self.attention = Attention(c, self.compute)
+        self.norm = make_norm(c, dtype)
+        self.mlp = FeedForward(c, self.compute)
+
+    def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
+        """[B, T, D] to [B, D]."""
+        probe_D = self.probe()
+        probe_B1D = jnp.broadcast_to(probe_D, (len(hidden_BTD), 1, len(probe_D)))
+        x_B1D, _ = self.attention(probe_B1D, context_BSD=hidden_BTD)
+        return (x_B1D + self.mlp(self.norm(x_B1D)))[:, 0]
+
+
 class VisionForClassification(VisionModel):
     """Labels each image."""
 
     def setup(self) -> None:
         super().setup()
+        if self.config.pooling == "attention":
+            self.pooling_head = PoolingHead(self.config, self.compute)
         self.classification_head = label_layer(self.config, self.dtype, self.config.num_labels)
         self.head_dropout = Dropout(self.config.head_dropout, self.compute.dropout_generator)
 
     def classify(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """Logits float32 [B, labels] of hidden states [B, T, D], the tokens first."""
+        pooled_BD = self.head_dropout(self.pool(hidden_BTD), deterministic=deterministic)
+        return classify_vectors(self.classification_head, pooled_BD)
+
+    def pool(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Input [B, D] of the last layer."""
+        if self.config.pooling == "attention":
+            return self.pooling_head(hidden_BTD)
         if self.config.pooling == "average":
             patches_BTD = hidden_BTD[:, len(self.config.tokens) :]
-            pooled_BD = patches_BTD.mean(axis=1, dtype=jnp.float32).astype(hidden_BTD.dtype)
-        else:
-            pooled_BD = hidden_BTD[:, 0]
-        pooled_BD = self.head_dropout(pooled_BD, deterministic=deterministic)
-        return classify_vectors(self.classification_head, pooled_BD)
+            return patches_BTD.mean(axis=1, dtype=jnp.float32).astype(hidden_BTD.dtype)
+        return hidden_BTD[:, 0]
 
     def head_outputs(self, hidden_BTD: jax.Array, deterministic: bool) -> dict[str, jax.Array]:
         return {"logits": self.classify(hidden_BTD, deterministic=deterministic)}

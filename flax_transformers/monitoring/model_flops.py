@@ -37,9 +37,10 @@ def step_flops(
 
     ``sequence_length`` is in tokens, or the pixels of an image's side. ``params`` is the tree of
     parameters or their shapes, ``axes`` has their logical axes: kernels with an axis of layers work
-    on every token, those of experts on the share of tokens that are sent to each; other kernels,
-    and the embedding table where it is tied, make logits. Of two stacks, the one with
-    cross-attention is the decoder. The config of a model of images says what passes where.
+    on every token, as does that of the embeddings, and those of experts on the share of tokens that
+    are sent to each; other kernels, and the embedding table where it is tied, make logits. Of two
+    stacks, the one with cross-attention is the decoder. The config of a model of images says what
+    passes where.
     """
     own = model.row_flops(getattr(objective, "modalities", ()))
     if own is not None:
@@ -59,7 +60,7 @@ def step_flops(
     if not isinstance(model, EncoderDecoderConfig):
         causal = isinstance(model, TextConfig) and model.causal
         return stack(tokens, sequence_length, sizes["stack"], causal) + 6 * (
-            predicted * sizes["head"]
+            tokens * sizes["embeddings"] + predicted * sizes["head"]
         )
     # The decoder's rows are as long as what is predicted. Its look at the encoder is attention
     # without weights of its own here, but for keys and values, which the source's tokens make.
@@ -107,9 +108,9 @@ def _stack_flops(
     seen = [_keys_seen(key_length, window, causal) for window in model.windows]
     return transformer_matmul_flops(
         tokens=tokens,
-        matmul_parameters=parameters,
-        num_layers=model.num_layers,
-        attention_width=model.num_heads * model.head_width,
+        matmul_parameters=parameters * model.layer_uses,
+        num_layers=1,
+        attention_width=model.attention_width,
         key_length=sum(seen) / len(seen),
         causal=causal,
     )
@@ -129,8 +130,9 @@ def _kernel_sizes(params: Any, axes: Axes, model: TransformerConfig) -> Counter[
     """How many weights of matmuls a token passes through in each part.
 
     "stack", or "encoder" and "decoder" of an encoder-decoder; "context" are the keys and values
-    that the decoder makes of the encoder's output, half of its keys and values; "head" makes
-    logits. Of all experts a token passes through those that it is sent to.
+    that the decoder makes of the encoder's output, half of its keys and values; "embeddings" leads
+    from embeddings to the layers; "head" makes logits. Of all experts a token passes through those
+    that it is sent to.
     """
     leaves = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     stacks = layer_stacks({name: leaf.shape for name, leaf in leaves.items()}, axes)
@@ -151,7 +153,7 @@ def _kernel_sizes(params: Any, axes: Axes, model: TransformerConfig) -> Counter[
                 size -= size // 2
             sizes[part] += size
         elif kind == "kernel":
-            sizes["head"] += size
+            sizes["embeddings" if name[0] == "embeddings" else "head"] += size
         elif kind == "embedding" and named[0] == "vocab" and leaf.shape[0] == rows:
             table = size  # of two tables of one size, one makes logits
     if isinstance(model, TextConfig) and model.tie_embeddings:

@@ -52,6 +52,10 @@ class NextSentence(Masking):
     needs: ClassVar[ModelNeeds] = ModelNeeds(
         ("unembed", "next_sentence"), ("token_type_ids",), causal=False
     )
+    task: ClassVar[str] = "next_sentence"
+    """Name of the second loss, and the prefix of its metrics."""
+    notes: ClassVar[tuple[str, str]] = ("B follows A", "B is from elsewhere")
+    """Meaning of the labels 0 and 1."""
 
     single_sentences: bool = False
     """A and B are one sentence each; else as many sentences as fit."""
@@ -68,7 +72,7 @@ class NextSentence(Masking):
             sequence_length - _FRAMING,
             cross_documents=False,
             sentences=2 if self.single_sentences else None,
-            other=True,
+            other=self.task == "next_sentence",
             static_epochs=self.static_epochs,
         )
 
@@ -116,18 +120,18 @@ class NextSentence(Masking):
         return a, other[slice(*span)], 1
 
     def terms(self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs) -> LossTerms:
-        """The losses "masked_lm" and "next_sentence"; "loss" and "accuracy" are of the first."""
+        """The losses "masked_lm" and ``task``; "loss" and "accuracy" are of the first."""
         from flax_transformers.objectives.cross_entropy import cross_entropy, label_terms
 
         hidden_BTD = model.hidden_states(params, batch, rngs).last_hidden_state
         logits_B2 = model.head("next_sentence", params, rngs, hidden_BTD)
         scores = cross_entropy(logits_B2, batch["next_sentence_labels"])
         return self.masked_terms(model, params, hidden_BTD, batch) | label_terms(
-            "next_sentence",
+            self.task,
             scores,
             batch["next_sentence_weights"],
             coefficient=self.next_sentence_weight,
-            prefix="next_sentence_",
+            prefix=f"{self.task}_",
         )
 
     def example_views(self, row: Arrays) -> list[ExampleView]:
@@ -135,9 +139,34 @@ class NextSentence(Masking):
         if not row["next_sentence_weights"]:
             note = "no pair"
         else:
-            note = "B is from elsewhere" if row["next_sentence_labels"] else "B follows A"
+            note = self.notes[int(row["next_sentence_labels"])]
         segments = row["token_type_ids"][: len(view.ids)]
         return [dataclasses.replace(view, segments=segments, note=note)]
+
+
+@dataclass(frozen=True)
+class SentenceOrder(NextSentence):
+    """Predict masked tokens of ``[CLS] A [SEP] B [SEP]``, and whether A and B, two successive parts
+    of one document, are in order or swapped (ALBERT, arXiv:1909.11942 section 3.1).
+
+    The model needs a head ``next_sentence`` (AlbertForPreTraining). Label 1 means swapped, as in
+    Hugging Face.
+    """
+
+    task: ClassVar[str] = "sentence_order"
+    notes: ClassVar[tuple[str, str]] = ("A and B are in order", "A and B are swapped")
+
+    def _pair(
+        self, example: Arrays, rng: np.random.Generator, length: int
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        tokens = example["tokens"]
+        cuts = example["sentence_ends"][example["sentence_ends"] < len(tokens)]
+        if not len(cuts):
+            return tokens, tokens[:0], 0
+        cut = int(rng.choice(cuts))
+        if rng.random() < 0.5:
+            return tokens[:cut], tokens[cut:], 0
+        return tokens[cut:], tokens[:cut], 1
 
 
 def _sentences(

@@ -11,17 +11,26 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.vit import SIZES, ViTConfig, from_huggingface, weights
+from flax_transformers.families.vit import (
+    SIZES,
+    VIT_22B,
+    ParallelBlock,
+    ViTConfig,
+    from_huggingface,
+    weights,
+)
 from flax_transformers.huggingface.family import build_model, config_json
+from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.vision import change_image_size
-from flax_transformers.testing import relative_difference
+from flax_transformers.testing import relative_difference, tiny_model
 from tests.families.parity import TOLERANCE, assert_parity, first_by_default, load_case
 from tests.families.vision import published_count, without_prefix
 from tests.golden import vit as golden
 from tests.golden.hub import read_golden
-from tests.huggingface.tensors import export_weights, import_weights
+from tests.huggingface.tensors import export_weights, import_weights, parameter_shapes
 
 
 @pytest.mark.slow
@@ -197,3 +206,58 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", first_by_default(SIZES))
 def test_sizes_have_the_published_number_of_parameters(name):
     assert published_count(SIZES[name], weights) == PUBLISHED[name]
+
+
+def test_the_layers_of_vit_22b_have_the_published_number_of_weights():
+    """Table 1 of arXiv:2302.05442 has 21,743 million: the matrices of the layers."""
+    model = build_model(VIT_22B)
+    layers = flatten_dict(parameter_shapes(model, *model.example_inputs().values())["stack"])
+    kernels = [math.prod(leaf.shape) for path, leaf in layers.items() if path[-1] == "kernel"]
+    assert round(sum(kernels) / 1e6) == 21_743
+    biases = {path[-2] for path in layers if path[-1] == "bias"}
+    assert biases == {"output", "up", "down"}
+    assert not any(path[-3:-1] == ("block_0", "mlp_norm") for path in layers)
+    assert layers["layers", "block_0", "attention", "query_norm", "scale"].shape == (48, 128)
+
+
+PARALLEL = {"parallel": True, "norm_of_heads": True, "norm": "rms", "qkv_bias": False}
+
+
+@pytest.mark.slow
+def test_a_parallel_layer_adds_attention_and_feed_forward_of_one_norm():
+    model, params = tiny_model("ViTForImageClassification", num_layers=1, **PARALLEL)
+    block = jax.tree.map(lambda leaf: leaf[0], params["stack"]["layers"]["block_0"])
+    x = jax.random.normal(jax.random.key(0), (2, 5, 32))
+    layer = ParallelBlock(model.config, model.compute)
+    found, _ = layer.apply({"params": block}, x, LayerInputs(), None)
+
+    def rms(x, scale):
+        return x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-12) * scale
+
+    def linear(name, spec, x, part):
+        return np.einsum(spec, x, part[name]["kernel"]) + part[name].get("bias", 0)
+
+    y, own = rms(x, block["attention_norm"]["scale"]), block["attention"]
+    q, k, v = (linear(name, "btd,dnh->btnh", y, own) for name in ("query", "key", "value"))
+    q, k = rms(q, own["query_norm"]["scale"]), rms(k, own["key_norm"]["scale"])
+    probs = jax.nn.softmax(np.einsum("btnh,bsnh->bnts", q, k) / math.sqrt(8), axis=-1)
+    attended = linear("output", "btnh,nhd->btd", np.einsum("bnts,bsnh->btnh", probs, v), own)
+    up = jax.nn.gelu(linear("up", "btd,df->btf", y, block["mlp"]), approximate=False)
+    expected = x + attended + linear("down", "btf,fd->btd", up, block["mlp"])
+    assert relative_difference(found, expected) < 1e-5
+
+
+@pytest.mark.slow
+def test_attention_pooling_reads_all_patches_and_no_class_token():
+    model, params = tiny_model("ViTForImageClassification", num_layers=1, pooling="attention")
+    assert "class_token" not in params["embeddings"]
+    images = jax.random.normal(jax.random.key(0), (1, 3, 32, 32))
+    logits = jax.jit(lambda images: model.apply({"params": params}, images).logits.sum())
+    assert np.abs(jax.grad(logits)(images)).reshape(3, 4, 8, 4, 8).max((0, 2, 4)).min() > 0
+    with pytest.raises(UserError, match=r"model\.pooling is 'attention'"):
+        config_json(model.config)
+
+
+def test_parallel_layers_with_norms_after_them_are_refused():
+    with pytest.raises(ValueError, match="parallel needs"):
+        ViTConfig(parallel=True, norm_position="post")

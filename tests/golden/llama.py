@@ -132,6 +132,13 @@ CASES = (
         head_dim=12,
     ),
     llama("llama_old_scaled", "LlamaModel", HIDDEN, rope_theta=300.0, rope_scaling=LLAMA_3),
+    llama(
+        "llama_dynamic",
+        "LlamaForCausalLM",
+        TOKENS,
+        rope_parameters={"rope_type": "dynamic", "factor": 3.0, "rope_theta": 300.0},
+        max_position_embeddings=9,
+    ),
     llama("llama_rows", "LlamaForSequenceClassification", ROWS, num_labels=3),
     llama("llama_tokens", "LlamaForTokenClassification", TOKENS, num_labels=4),
     llama("llama_spans", "LlamaForQuestionAnswering", SPANS),

@@ -17,6 +17,7 @@ from flax_transformers.objectives.image_classification import ImageClassificatio
 from flax_transformers.objectives.masked_image import MaskedImage
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.modalities import MaskedModalities
+from flax_transformers.objectives.replaced_tokens import ReplacedTokenDetection
 from flax_transformers.objectives.span_corruption import SpanCorruption
 from flax_transformers.objectives.videos import MaskedVideo
 from flax_transformers.optim.optimizers import AdamW, make_optimizer
@@ -34,10 +35,13 @@ STEPS, ROWS, LENGTH, WORDS = 10, 8, 16, 96
 OBJECTIVES = {
     MaskedLM(): (
         "BertForMaskedLM",
+        "AlbertForMaskedLM",
+        "DebertaV2ForMaskedLM",
         "DistilBertForMaskedLM",
         "RobertaForMaskedLM",
         "ModernBertForMaskedLM",
     ),
+    ReplacedTokenDetection(): ("ElectraWithGenerator",),
     CausalLM(): (
         "GPT2LMHeadModel",
         "LlamaForCausalLM",
@@ -95,6 +99,7 @@ CHANGES = {
             ByteModality(name="text", length=16),
         ),
     },
+    "ElectraWithGenerator": {"num_heads": 8, "generator_divisor": 2},
     "MixtralForCausalLM": {"experts": 8},
     # Ten steps learn too little at the published scale of 1/16; the norm of heads is that of R+.
     "CohereForCausalLM": {"logit_scale": 1.0, "norm_of_heads": True},
@@ -140,6 +145,8 @@ def batch(objective):
         names = ("masked_positions", "masked_labels", "masked_weights")
         places = np.broadcast_to(np.array([0, 2, 4], np.int32), (ROWS, 3))
         masked = dict(zip(names, (places, ids[1][:, :3], weights[:, 0:6:2]), strict=True))
+        if isinstance(objective, ReplacedTokenDetection):
+            masked["draws"] = rng.random((ROWS, 3), np.float32)
         return {"input_ids": ids[0], "attention_mask": mask} | masked
     if isinstance(objective, CausalLM):
         words = {"input_ids": ids[0], "segment_ids": mask, "labels": ids[1]}

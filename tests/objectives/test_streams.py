@@ -17,8 +17,9 @@ from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.denoising import Denoising
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.mixture_of_denoisers import MixtureOfDenoisers
-from flax_transformers.objectives.next_sentence import NextSentence
+from flax_transformers.objectives.next_sentence import NextSentence, SentenceOrder
 from flax_transformers.objectives.prefix_lm import PrefixLM
+from flax_transformers.objectives.replaced_tokens import ReplacedTokenDetection
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.span_corruption import SpanCorruption
 from tests.data.prepare.test_text import write_corpus
@@ -29,6 +30,8 @@ OBJECTIVES = {
     "span masks": MaskedLM(choose="span"),
     "static masks": MaskedLM(static_epochs=2),
     "next sentence": NextSentence(),
+    "sentence order": SentenceOrder(),
+    "replaced tokens": ReplacedTokenDetection(),
     "causal": CausalLM(),
     "prefix": PrefixLM(),
     "span corruption": SpanCorruption(),

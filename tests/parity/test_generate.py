@@ -62,6 +62,14 @@ MODELS = {
     "bart": (transformers.BartForConditionalGeneration, BART),
     "marian": (transformers.MarianMTModel, BART),
 }
+DYNAMIC = (
+    transformers.LlamaForCausalLM,
+    MODELS["llama"][1]
+    | {
+        "max_position_embeddings": 9,
+        "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0},
+    },
+)
 SEEDS = (0, 1, 2)
 SEARCHES = (
     {"num_beams": 1},
@@ -83,7 +91,7 @@ def both(tmp_path_factory):
 
     @cache
     def make(kind, seed):
-        architecture, sizes = MODELS[kind]
+        architecture, sizes = (MODELS | {"dynamic": DYNAMIC})[kind]
         torch.manual_seed(seed)
         config = architecture.config_class(**{"vocab_size": VOCAB, "pad_token_id": PAD, **sizes})
         original = architecture(config).eval()
@@ -149,6 +157,20 @@ def test_texts_equal_those_of_transformers(kind, seed, both):
             ends = [2, *expected[0, 2:4].tolist(), int(expected[1, 5])]
         lengths |= set((expected != PAD).sum(axis=1).tolist())
     assert len(lengths) > 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_texts_longer_than_the_positions_of_training_equal_those_of_transformers(seed, both):
+    """Of one prompt, for the original counts the longest of a batch for all of its rows."""
+    original, model, params = both("dynamic", seed)
+    ids = prompts(seed, left=True)[0][:1]
+    given = {"max_new_tokens": 2 * NEW_TOKENS, "pad_token_id": PAD, "suppress_tokens": [PAD]}
+    settings = transformers.GenerationConfig(do_sample=False, **given)
+    original.generation_config = settings
+    with torch.no_grad():
+        texts = original.generate(torch.tensor(ids), generation_config=settings)
+    found = generate(model, params, ids, np.ones_like(ids), settings=read_settings(given, "test"))
+    np.testing.assert_array_equal(found, texts[:, LENGTH:].numpy())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from flax_transformers.models.config import DropoutGenerator, TextConfig
 from flax_transformers.models.layers.dropout import Dropout
-from flax_transformers.models.layers.linear import truncated_normal
+from flax_transformers.models.layers.linear import Linear, truncated_normal
 from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.parallel.partitioning import (
     HIDDEN,
@@ -105,18 +105,27 @@ class Embedding(nn.Module):
 def word_table(config: TextConfig, dtype: jnp.dtype) -> Embedding:
     """The table of token embeddings, with padded rows."""
     rows, init_std = config.padded_vocab_size, config.initial_std("words")
-    return Embedding(rows, config.hidden_size, dtype, init_std=init_std)
+    return Embedding(rows, config.embedding_width, dtype, init_std=init_std)
 
 
 def learned_positions(config: TextConfig, dtype: jnp.dtype) -> nn.Module:
     """The table of position vectors: from position ids [B, T], counted from ``position_offset``,
-    to [B, T, D]; NaN beyond the last."""
+    to [B, T, E]; NaN beyond the last."""
     rows, axes = (config.max_positions or 0) + config.position_offset, ("positions", "embed")
-    return Embedding(rows, config.hidden_size, dtype, axes, config.init_std)
+    return Embedding(rows, config.embedding_width, dtype, axes, config.init_std)
+
+
+def embedding_projection(config: TextConfig, dtype: jnp.dtype) -> Linear:
+    """The map of embeddings [B, T, E] to the width of the layers [B, T, D]."""
+    shape = config.embedding_width, config.hidden_size
+    return Linear(
+        "BTE,ED->BTD", shape, ("features", "embed"), dtype=dtype, init_std=config.init_std
+    )
 
 
 class InputEmbeddings(nn.Module):
-    """From token embeddings to the input of the layers: scaled, plus positions and token types.
+    """From token embeddings to the input of the layers: scaled, plus positions and token types,
+    and mapped to their width (ALBERT, arXiv:1909.11942 section 3.1) if the config says so.
 
     ``positions`` makes the module of the position vectors, as ``learned_positions`` does.
     """
@@ -132,32 +141,48 @@ class InputEmbeddings(nn.Module):
             self.position = self.positions(c, self.dtype)
         if c.token_types:
             axes = ("token_types", "embed")
-            self.token_type = Embedding(c.token_types, c.hidden_size, self.dtype, axes, c.init_std)
+            width = c.embedding_width
+            self.token_type = Embedding(c.token_types, width, self.dtype, axes, c.init_std)
         if c.embedding_norm:
             self.norm = make_norm(c, self.dtype)
+        if c.project_embeddings:
+            self.projection = embedding_projection(c, self.dtype)
         self.dropout = Dropout(c.dropout, self.dropout_generator)
 
     def __call__(
         self,
-        words_BTD: jax.Array,
+        words_BTE: jax.Array,
         position_ids: jax.Array,
         token_type_ids: jax.Array | None = None,
         *,
         deterministic: bool,
     ) -> jax.Array:
-        """Input of the layers [B, T, D] for token embeddings [B, T, D] and integer ids [B, T]; NaN
+        """Input of the layers [B, T, D] for token embeddings [B, T, E] and integer ids [B, T]; NaN
         beyond the last position."""
-        c, x_BTD = self.config, words_BTD
+        x_BTE = self.total(words_BTE, position_ids, token_type_ids, deterministic=deterministic)
+        x_BTD = self.projection(x_BTE) if self.config.project_embeddings else x_BTE
+        return constrain(x_BTD, HIDDEN)
+
+    def total(
+        self,
+        words_BTE: jax.Array,
+        position_ids: jax.Array,
+        token_type_ids: jax.Array | None = None,
+        *,
+        deterministic: bool,
+    ) -> jax.Array:
+        """The sum of all embeddings [B, T, E], normalised and with dropout, before the map."""
+        c, x_BTE = self.config, words_BTE
         if c.scale_embeddings:
-            x_BTD = x_BTD * jnp.asarray(c.hidden_size**0.5, x_BTD.dtype)
+            x_BTE = x_BTE * jnp.asarray(c.hidden_size**0.5, x_BTE.dtype)
         if c.token_types:
             types_BT = jnp.zeros_like(position_ids) if token_type_ids is None else token_type_ids
-            x_BTD = x_BTD + self.token_type(types_BT)
+            x_BTE = x_BTE + self.token_type(types_BT)
         if c.positions == "learned":
-            x_BTD = x_BTD + self.position(position_ids + c.position_offset)
+            x_BTE = x_BTE + self.position(position_ids + c.position_offset)
         if c.embedding_norm:
-            x_BTD = self.norm(x_BTD)
-        return constrain(self.dropout(x_BTD, deterministic=deterministic), HIDDEN)
+            x_BTE = self.norm(x_BTE)
+        return self.dropout(x_BTE, deterministic=deterministic)
 
 
 def mask_padded_vocabulary(logits: jax.Array, vocab_size: int) -> jax.Array:

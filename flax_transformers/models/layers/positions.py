@@ -52,6 +52,17 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
     return frequency
 
 
+def dynamic_frequencies(rope: Rope, head_dim: int, position_ids_BT: jax.Array) -> jax.Array:
+    """``rope_frequencies`` of dynamic scaling for the longest position of each row, float32
+    [B, head_dim // 2]."""
+    original = rope.original_max_positions
+    length_B1 = jnp.maximum(jnp.max(position_ids_BT, axis=1, keepdims=True) + 1, original)
+    stretch_B1 = rope.factor * length_B1.astype(jnp.float32) / original - (rope.factor - 1)
+    theta_B1 = rope.theta * stretch_B1 ** (head_dim / (head_dim - 2))
+    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    return 1.0 / theta_B1 ** exponent[None, :]
+
+
 def _yarn_ramp(rope: Rope, head_dim: int) -> np.ndarray:
     """From 0, where the frequency stays, to 1, where it is divided by the factor: float32 [H/2]."""
     length = rope.original_max_positions
@@ -72,8 +83,11 @@ def rotary_tables(
     rope: Rope, head_dim: int, position_ids_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines float32 [B, T, head_dim // 2], the second argument of ``rotate``."""
-    frequency = jnp.asarray(rope_frequencies(rope, head_dim))
-    angle = position_ids_BT[:, :, None].astype(jnp.float32) * frequency[None, None, :]
+    if rope.scaling == "dynamic":
+        frequency = dynamic_frequencies(rope, head_dim, position_ids_BT)
+    else:
+        frequency = jnp.asarray(rope_frequencies(rope, head_dim))[None, :]
+    angle = position_ids_BT[:, :, None].astype(jnp.float32) * frequency[:, None, :]
     if rope.scaling != "yarn":
         return jnp.cos(angle), jnp.sin(angle)
     factor = rope.attention_factor or max(1.0, 0.1 * math.log(rope.factor) + 1.0)

@@ -115,3 +115,15 @@ def test_bfloat16_is_turned_in_float32_and_rounded_once():
     assert ours.dtype == jnp.bfloat16
     expected = rotate(x.astype(np.float32), tables).astype(jnp.bfloat16)
     np.testing.assert_array_equal(ours, expected)
+
+
+def test_dynamic_positions_depend_on_the_longest_position_of_a_row_beyond_those_of_training():
+    rope = Rope(theta=100.0, scaling="dynamic", factor=3.0, original_max_positions=4)
+    plain = rotary_tables(Rope(theta=100.0), 8, jnp.array([[0, 1, 2, 3]]))
+    found = rotary_tables(rope, 8, jnp.array([[0, 1, 2, 3], [0, 1, 2, 9]]))
+    for table, expected in zip(found, plain, strict=True):
+        np.testing.assert_allclose(table[:1], expected, rtol=1e-6)
+    theta = 100.0 * (3.0 * 10 / 4 - 2.0) ** (8 / 6)
+    expected = rotary_tables(Rope(theta=theta), 8, jnp.array([[0, 1, 2, 9]]))
+    for table, expected_table in zip(found, expected, strict=True):
+        np.testing.assert_allclose(table[1:], expected_table, rtol=1e-4, atol=1e-5)

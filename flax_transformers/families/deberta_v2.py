@@ -1,0 +1,459 @@
+"""DeBERTa version 2 and 3 (He et al., arXiv:2006.03654, arXiv:2111.09543): disentangled attention.
+
+Attention scores add, to content with content, the query's content with the relative position of the
+key, and the key's content with that of the query. Both terms depend on the content, so they are no
+bias that an attention kernel could take: attention here is plain operations on every platform,
+whatever ``compute.attention`` says, and holds float32 scores [B, N, T, 2 T - 1]. No gather by pairs
+is needed: scores with all 2 T - 1 distances are computed, and shifted row by row.
+
+Not here: the convolution of the xlarge and xxlarge sizes of version 2, and projections of positions
+of their own (version 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from flax_transformers import ranges
+from flax_transformers.errors import UserError
+from flax_transformers.families.bert import word_weights
+from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.huggingface.family import Family
+from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
+from flax_transformers.models.config import ComputeConfig, TextConfig
+from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
+from flax_transformers.models.heads import Tokens, mean_of_tokens, square_layer
+from flax_transformers.models.kernels.dropout import dropout
+from flax_transformers.models.layers.block import LayerInputs, LayerOutput, TransformerBlock
+from flax_transformers.models.layers.dropout import Dropout
+from flax_transformers.models.layers.embeddings import Embedding
+from flax_transformers.models.layers.feed_forward import ACTIVATIONS
+from flax_transformers.models.layers.linear import Linear
+from flax_transformers.models.layers.norms import make_norm
+from flax_transformers.models.layers.stack import Block, make_stack
+from flax_transformers.models.parts import ModelParts
+from flax_transformers.models.text import (
+    TextForQuestionAnswering,
+    TextForSequenceClassification,
+    TextForTokenClassification,
+)
+from flax_transformers.parallel.partitioning import HEADS, SCORES, constrain
+from flax_transformers.ranges import Ranges
+
+Term = Literal["c2p", "p2c"]
+
+
+class DebertaInputs(struct.PyTreeNode):
+    """What all layers share: their ``inputs``, ``allowed`` bool [B or 1, T, T] or None, and
+    ``relative_XD``, the vectors of the distances from -(T - 1) to T - 1, X = 2 T - 1."""
+
+    inputs: LayerInputs
+    allowed: jax.Array | None
+    relative_XD: jax.Array
+
+
+def relative_rows(length: int, span: int, buckets: int, longest: int) -> np.ndarray:
+    """Rows int32 [2 length - 1] of the table of ``2 span`` relative positions, for the distances
+    (query less key) from ``1 - length`` to ``length - 1``.
+
+    With ``buckets``, distances above half of them share a row with others on a logarithmic scale up
+    to ``longest``.
+    """
+    distance = np.arange(1 - length, length)
+    if buckets:
+        half = buckets // 2
+        # In float32 as in the original, for the sake of distances at the edge of a bucket.
+        far = np.maximum(np.abs(distance), half).astype(np.float32) / np.float32(half)
+        scale = np.log(np.float32((longest - 1) / half))
+        coarse = np.ceil(np.log(far) / scale * np.float32(half - 1)) + half
+        distance = np.where(np.abs(distance) <= half, distance, coarse * np.sign(distance))
+    return np.clip(distance + span, 0, 2 * span - 1).astype(np.int32)
+
+
+def shifted(x_BNTX: jax.Array) -> jax.Array:
+    """Elements [t, s - t + T - 1] of each [T, 2 T - 1], as [B, N, T, T]."""
+    length = x_BNTX.shape[2]
+    if length == 1:
+        return x_BNTX
+    flat = x_BNTX.reshape(*x_BNTX.shape[:2], -1)[..., length - 1 : -1]
+    return flat.reshape(*x_BNTX.shape[:3], 2 * length - 2)[..., :length]
+
+
+class DisentangledAttention(nn.Module):
+    """Multi-head self-attention with relative positions (arXiv:2006.03654 section 3.1), whose
+    projections are those of the content."""
+
+    config: DebertaV2Config
+    compute: ComputeConfig
+    deterministic: bool
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.compute.dtype)
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, shared: DebertaInputs) -> jax.Array:
+        """[B, T, D] to [B, T, D]."""
+        c = self.config
+        project = {name: self._projection(name) for name in ("query", "key", "value")}
+        q_BTNH, k_BSNH, v_BSNH = (constrain(one(x_BTD), HEADS) for one in project.values())
+        dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
+        scores_BNTS = dot("BTNH,BSNH->BNTS", q_BTNH, k_BSNH)
+        positions = Dropout(c.dropout, self.compute.dropout_generator)
+        relative_1XD = positions(shared.relative_XD, self.deterministic)[None]
+        if "c2p" in c.position_terms:
+            # Shifting needs distances from the query to the key, the other way round.
+            pk_XNH = project["key"](relative_1XD)[0, ::-1]
+            scores_BNTS += shifted(dot("BTNH,XNH->BNTX", q_BTNH, pk_XNH))
+        if "p2c" in c.position_terms:
+            pq_XNH = project["query"](relative_1XD)[0]
+            scores_BNTS += shifted(dot("BSNH,XNH->BNSX", k_BSNH, pq_XNH)).swapaxes(2, 3)
+        scores_BNTS = constrain(scores_BNTS * c.attention_scale, SCORES)
+        if shared.allowed is not None:
+            lowest = jnp.finfo(jnp.float32).min
+            scores_BNTS = jnp.where(shared.allowed[:, None], scores_BNTS, lowest)
+        probs_BNTS = jax.nn.softmax(scores_BNTS).astype(self.dtype)
+        if c.attention_dropout > 0.0 and not self.deterministic:
+            key, generator = self.make_rng("dropout"), self.compute.dropout_generator
+            probs_BNTS = dropout(probs_BNTS, c.attention_dropout, key, generator)
+        attended_BTNH = dot("BNTS,BSNH->BTNH", probs_BNTS, v_BSNH).astype(self.dtype)
+        output = Linear(
+            "BTNH,NHD->BTD",
+            (c.num_heads, c.head_width, c.hidden_size),
+            ("heads", "head_dim", "embed"),
+            dtype=self.dtype,
+            init_std=c.initial_std("output"),
+            name="output",
+        )
+        return output(constrain(attended_BTNH, HEADS))
+
+    def _projection(self, name: str) -> Linear:
+        c = self.config
+        return Linear(
+            "BTD,DNH->BTNH",
+            (c.hidden_size, c.num_heads, c.head_width),
+            ("embed", "heads", "head_dim"),
+            dtype=self.dtype,
+            init_std=c.initial_std(name),
+            name=name,
+        )
+
+
+class DebertaBlock(TransformerBlock):
+    """BERT's layer with disentangled attention."""
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, shared: DebertaInputs, cache: None
+    ) -> tuple[jax.Array, LayerOutput]:
+        """Hidden states [B, T, D] to hidden states."""
+        c = self.config
+        assert isinstance(c, DebertaV2Config)
+        attend = DisentangledAttention(c, self.compute, self.deterministic, name="attention")
+        x_BTD = self.residual("attention", x_BTD, attend(x_BTD, shared))
+        y_BTD, _ = self.feed_forward(x_BTD, shared.inputs)
+        return self.residual("mlp", x_BTD, y_BTD), LayerOutput()
+
+
+class DebertaStack(nn.Module):
+    """The layers, and the table of relative positions with its norm, which they share."""
+
+    config: DebertaV2Config
+    compute: ComputeConfig
+    block: Block
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        inputs: LayerInputs,
+        per_layer: Any = None,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, LayerOutput]:
+        """As ``Stack``. Vectors of padding are zero, and padding attends to all alike."""
+        c, dtype = self.config, jnp.dtype(self.compute.dtype)
+        length, span = x_BTD.shape[1], c.relative_span
+        table = Embedding(
+            2 * span, c.hidden_size, dtype, ("positions", "embed"), c.init_std, name="relative"
+        )
+        rows = relative_rows(length, span, c.position_buckets, c.longest_distance)
+        relative_XD = make_norm(c, dtype, name="relative_norm")(table(jnp.asarray(rows)))
+        mask = inputs.mask
+        allowed = None if mask is None else mask.dense(length, length)
+        if mask is not None and mask.key_segments is not None:
+            real_BT = mask.key_segments > 0
+            x_BTD = x_BTD * real_BT[:, :, None].astype(x_BTD.dtype)
+            allowed = real_BT[:, :, None] if allowed is None else allowed & real_BT[:, :, None]
+        layers = make_stack(c, self.compute, self.block).clone(name="encoder")
+        shared = DebertaInputs(inputs, allowed, relative_XD)
+        return layers(x_BTD, shared, per_layer, deterministic=deterministic)
+
+
+class DebertaV2ForSequenceClassification(TextForSequenceClassification):
+    """Labels each sequence by its first token, or by the mean of all tokens if the config's
+    ``pooling`` is "mean", after a linear layer and GELU."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.pooler = GeluLayer(self.config, self.dtype)
+
+    def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
+        mean = self.config.pooling == "mean"
+        vector_BD = mean_of_tokens(hidden_BTD, tokens.mask) if mean else hidden_BTD[:, 0]
+        return self.head_dropout(self.pooler(vector_BD), deterministic=deterministic)
+
+
+class GeluLayer(nn.Module):
+    """Linear layer and GELU of a vector, [B, D] to [B, D]."""
+
+    config: TextConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, vector_BD: jax.Array) -> jax.Array:
+        dense = square_layer(self.config, self.dtype)
+        return ACTIVATIONS["gelu"](dense(vector_BD[:, None]))[:, 0]
+
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "DebertaV2ForMaskedLM": EncoderForMaskedLM,
+    "DebertaV2ForSequenceClassification": DebertaV2ForSequenceClassification,
+    "DebertaV2ForTokenClassification": TextForTokenClassification,
+    "DebertaV2ForQuestionAnswering": TextForQuestionAnswering,
+    "DebertaV2Model": EncoderModel,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebertaV2Config(TextConfig):
+    """The published DeBERTa-v3, base size by default: post-norm, positions in attention alone."""
+
+    architecture: str = "DebertaV2ForMaskedLM"
+    vocab_size: int = 128100
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_positions: int | None = 512
+    norm_position: Literal["pre", "post"] = "post"
+    norm_eps: float = 1e-7
+    positions: Literal["learned", "none"] = "none"
+    embedding_norm: bool = True
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    position_buckets: int = 256
+    """Number of relative positions to each side, of which half are on a logarithmic scale; 0: one
+    for each distance."""
+    max_relative_positions: int | None = None
+    """Distance from which on the last relative position counts; None: ``max_positions``."""
+    position_terms: tuple[Term, ...] = ("p2c", "c2p")
+    """Terms with positions: content to position, position to content."""
+    legacy_head: bool = True
+    """The masked-LM head has the names of transformers' ``legacy`` head in files."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """Input of sequence classifiers and sentence embeddings: the first token or the mean of all."""
+    normalize_embeddings: bool | None = None
+    """Whether sentence embeddings have length 1; None: not a sentence encoder."""
+
+    RANGES: ClassVar[Ranges] = {
+        "position_buckets": ranges.integers(0, 2**20),
+        "max_relative_positions": ranges.POSITIONS,
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.position_buckets == 1 or self.longest_distance <= self.position_buckets // 2 + 1:
+            raise ranges.OutOfRange(
+                f"model.position_buckets {self.position_buckets} does not go with a longest "
+                f"distance of {self.longest_distance}; half of the buckets must be fewer"
+            )
+
+    @property
+    def longest_distance(self) -> int:
+        """Distance at the end of the logarithmic scale."""
+        return self.max_relative_positions or self.max_positions or 0
+
+    @property
+    def relative_span(self) -> int:
+        """Number of relative positions to each side."""
+        return self.position_buckets or self.longest_distance
+
+    @property
+    def attention_scale(self) -> float:
+        return ((1 + len(self.position_terms)) * self.head_width) ** -0.5
+
+
+def _size(layers: int, width: int, heads: int, vocab_size: int = 128100) -> DebertaV2Config:
+    return DebertaV2Config(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=heads,
+        intermediate_size=4 * width,
+    )
+
+
+SIZES: dict[str, DebertaV2Config] = {
+    "deberta-v3-base": _size(12, 768, 12),
+    "deberta-v3-xsmall": _size(12, 384, 6),
+    "deberta-v3-small": _size(6, 768, 12),
+    "deberta-v3-large": _size(24, 1024, 16),
+    "mdeberta-v3-base": _size(12, 768, 12, 251000),
+}
+"""The published sizes of version 3."""
+
+_NUMBERS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "norm_eps": "layer_norm_eps",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "init_std": "initializer_range",
+    "pad_id": "pad_token_id",
+}
+_WRITTEN = {
+    "model_type": "deberta-v2",
+    "relative_attention": True,
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+    "pooler_hidden_act": "gelu",
+}
+"""Fields of the kind of model that is here, whose defaults in transformers are others."""
+
+
+def from_huggingface(config: Mapping[str, Any]) -> DebertaV2Config:
+    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
+    huggingface.refuse(config, {**_WRITTEN, "conv_kernel_size": 0})
+    defaults = DebertaV2Config()
+    fields = huggingface.common_fields(config, defaults)
+    fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
+    for name in ("embedding_size", "pooler_hidden_size"):
+        if config.get(name) is not None:
+            huggingface.refuse(config, {name: fields["hidden_size"]})
+    fields["activation"] = huggingface.activation_from(config.get("hidden_act", "gelu"))
+    fields |= huggingface.read_switches(
+        config, {"tie_embeddings": "tie_word_embeddings", "legacy_head": "legacy"}, defaults
+    )
+    if not fields["legacy_head"]:
+        huggingface.refuse(config, {"tie_word_embeddings": True})
+    if config.get("cls_dropout") is not None:
+        huggingface.require_number("cls_dropout", config["cls_dropout"], whole=False)
+        fields["classifier_dropout"] = float(config["cls_dropout"])
+    for name, none in (("position_buckets", 0), ("max_relative_positions", None)):
+        value = config.get(name, -1 if name == "max_relative_positions" else 256)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"config.json has {name} {value!r}; it must be a whole number")
+        fields[name] = value if value > 0 else none
+    fields["position_terms"] = _terms(config.get("pos_att_type", ["p2c", "c2p"]))
+    return huggingface.make_config(DebertaV2Config, fields)
+
+
+def _terms(value: Any) -> tuple[str, ...]:
+    """The field ``pos_att_type``: a list, or names separated by "|"."""
+    names = value.lower().split("|") if isinstance(value, str) else value or []
+    names = [name.strip() if isinstance(name, str) else name for name in names]
+    if not set(names) <= {"c2p", "p2c"}:
+        raise UserError(
+            f"config.json has pos_att_type {value!r}, which is not supported; its terms may be "
+            "'c2p' and 'p2c'"
+        )
+    return tuple(names)
+
+
+def to_huggingface(config: DebertaV2Config) -> dict[str, Any]:
+    """The config.json that `transformers` reads."""
+    dropout = (
+        {} if config.classifier_dropout is None else {"cls_dropout": config.classifier_dropout}
+    )
+    return {
+        **_WRITTEN,
+        "tie_word_embeddings": config.tie_embeddings,
+        "hidden_act": huggingface.activation_to(config.activation),
+        "position_buckets": config.position_buckets or -1,
+        "max_relative_positions": config.max_relative_positions or -1,
+        "pos_att_type": list(config.position_terms),
+        "legacy": config.legacy_head,
+        **dropout,
+        **huggingface.common_json(config),
+        **huggingface.write_fields(config, _NUMBERS),
+    }
+
+
+def weights(config: DebertaV2Config) -> WeightTable:
+    """The names of DeBERTa's tensors."""
+    layer, theirs = "stack/encoder/{layer}", "deberta.encoder.layer.{layer}"
+    spans = config.architecture.endswith("QuestionAnswering")
+    words, head = "deberta.embeddings.word_embeddings.weight", "cls.predictions"
+    transform = f"{head}.transform"
+    if not config.legacy_head:
+        head = transform = "lm_predictions.lm_head"
+    table = WeightTable(
+        weights=(
+            Weight("words/embedding", words, "VD"),
+            *norm("embeddings/norm", "deberta.embeddings.LayerNorm"),
+            Weight("stack/relative/embedding", "deberta.encoder.rel_embeddings.weight"),
+            *norm("stack/relative_norm", "deberta.encoder.LayerNorm"),
+            *attention(
+                f"{layer}/attention",
+                f"{theirs}.attention",
+                "self.query_proj self.key_proj self.value_proj output.dense",
+            ),
+            *norm(f"{layer}/attention_norm", f"{theirs}.attention.output.LayerNorm"),
+            *linear(f"{layer}/mlp/up", f"{theirs}.intermediate.dense", "D", "F"),
+            *linear(f"{layer}/mlp/down", f"{theirs}.output.dense", "F", "D"),
+            *norm(f"{layer}/mlp_norm", f"{theirs}.output.LayerNorm"),
+            *linear("mlm_head/transform/dense", f"{transform}.dense", "D", "E"),
+            *norm("mlm_head/transform/norm", f"{transform}.LayerNorm"),
+            *word_weights(head, config.tie_embeddings),
+            *linear("pooler/dense", "pooler.dense", "D", "E"),
+            *linear("classification_head", "qa_outputs" if spans else "classifier", "D", "C"),
+        ),
+        # Published files of version 3 have the other head, and that of the discriminator.
+        renames=(
+            (
+                (
+                    r"^lm_predictions\.lm_head\.(dense|LayerNorm)\.",
+                    r"cls.predictions.transform.\1.",
+                ),
+                (r"^lm_predictions\.lm_head\.bias$", "cls.predictions.bias"),
+            )
+            if config.legacy_head
+            else ()
+        ),
+        copies={f"{head}.decoder.weight": words, f"{head}.decoder.bias": f"{head}.bias"},
+        ignorable=(
+            r"deberta\.embeddings\.position_ids",
+            r"deberta\.embeddings\.position_embeddings\.weight",
+            r"mask_predictions\..*",
+        ),
+        prefix="deberta.",
+    )
+    return table.bare() if config.architecture == "DebertaV2Model" else table
+
+
+FAMILY = Family(
+    config=DebertaV2Config,
+    model_types=("deberta-v2",),
+    architectures=ARCHITECTURES,
+    parts=ModelParts(block=DebertaBlock, stack=DebertaStack),
+    sizes=SIZES,
+    from_huggingface=from_huggingface,
+    to_huggingface=to_huggingface,
+    weights=weights,
+)
