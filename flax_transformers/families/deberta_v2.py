@@ -171,7 +171,13 @@ class DebertaStack(nn.Module):
     compute: ComputeConfig
     block: Block
 
-    @nn.compact
+    def setup(self) -> None:
+        c, dtype = self.config, jnp.dtype(self.compute.dtype)
+        rows, axes = 2 * c.relative_span, ("positions", "embed")
+        self.relative = Embedding(rows, c.hidden_size, dtype, axes, c.init_std)
+        self.relative_norm = make_norm(c, dtype)
+        self.encoder = make_stack(c, self.compute, self.block)
+
     def __call__(
         self,
         x_BTD: jax.Array,
@@ -181,22 +187,16 @@ class DebertaStack(nn.Module):
         deterministic: bool = True,
     ) -> tuple[jax.Array, LayerOutput]:
         """As ``Stack``. Vectors of padding are zero, and padding attends to all alike."""
-        c, dtype = self.config, jnp.dtype(self.compute.dtype)
-        length, span = x_BTD.shape[1], c.relative_span
-        table = Embedding(
-            2 * span, c.hidden_size, dtype, ("positions", "embed"), c.init_std, name="relative"
-        )
-        rows = relative_rows(length, span, c.position_buckets, c.longest_distance)
-        relative_XD = make_norm(c, dtype, name="relative_norm")(table(jnp.asarray(rows)))
-        mask = inputs.mask
+        c, length, mask = self.config, x_BTD.shape[1], inputs.mask
+        rows = relative_rows(length, c.relative_span, c.position_buckets, c.longest_distance)
+        relative_XD = self.relative_norm(self.relative(jnp.asarray(rows)))
         allowed = None if mask is None else mask.dense(length, length)
         if mask is not None and mask.key_segments is not None:
             real_BT = mask.key_segments > 0
             x_BTD = x_BTD * real_BT[:, :, None].astype(x_BTD.dtype)
             allowed = real_BT[:, :, None] if allowed is None else allowed & real_BT[:, :, None]
-        layers = make_stack(c, self.compute, self.block).clone(name="encoder")
         shared = DebertaInputs(inputs, allowed, relative_XD)
-        return layers(x_BTD, shared, per_layer, deterministic=deterministic)
+        return self.encoder(x_BTD, shared, per_layer, deterministic=deterministic)
 
 
 class DebertaV2ForSequenceClassification(TextForSequenceClassification):
