@@ -152,10 +152,8 @@ class DebertaBlock(TransformerBlock):
     """BERT's layer with disentangled attention."""
 
     @nn.compact
-    def __call__(
-        self, x_BTD: jax.Array, shared: DebertaInputs, cache: None
-    ) -> tuple[jax.Array, LayerOutput]:
-        """Hidden states [B, T, D] to hidden states."""
+    def __call__(self, x_BTD: jax.Array, shared: Any, cache: Any) -> tuple[jax.Array, LayerOutput]:
+        """Hidden states [B, T, D] to hidden states; ``shared`` are ``DebertaInputs``."""
         c = self.config
         assert isinstance(c, DebertaV2Config)
         attend = DisentangledAttention(c, self.compute, self.deterministic, name="attention")

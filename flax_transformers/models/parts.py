@@ -11,7 +11,7 @@ import flax.linen as nn
 from flax_transformers.models.layers.block import TransformerBlock
 from flax_transformers.models.layers.embeddings import learned_positions
 from flax_transformers.models.layers.positions import default_position_ids, default_rotary
-from flax_transformers.models.layers.stack import Stack, make_stack
+from flax_transformers.models.layers.stack import make_stack
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ModelParts:
     """
 
     block: Callable[..., nn.Module] = TransformerBlock
-    stack: Callable[..., Stack] = make_stack
+    stack: Callable[..., nn.Module] = make_stack
     positions: Callable[..., nn.Module] = learned_positions
     position_ids: Callable[..., Any] = default_position_ids
     rotary: Callable[..., Any] = default_rotary
