@@ -47,9 +47,10 @@ REFERENCE = {  # title: names of modules, whose public names are documented
     "Objectives": tuple(
         f"objectives.{name}"
         for name in (
-            "base", "masked_lm", "next_sentence", "causal_lm", "prefix_lm", "span_corruption",
-            "mixture_of_denoisers", "denoising", "sequence_to_sequence", "sequence_classification",
-            "token_classification", "question_answering", "image_classification", "masked_image",
+            "base", "masked_lm", "next_sentence", "replaced_tokens", "causal_lm", "prefix_lm",
+            "span_corruption", "mixture_of_denoisers", "denoising", "sequence_to_sequence",
+            "sequence_classification", "token_classification", "question_answering",
+            "image_classification", "masked_image",
         )
     ),
 }  # fmt: skip
