@@ -68,6 +68,7 @@ def test_layers_that_are_written_out_or_recomputed_compute_the_same():
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_gradients_of_recomputed_layers_are_equal():
     ids = np.array([[5, 9, 7, 3], [4, 8, 8, 6]], np.int32)
     grads = []

@@ -76,7 +76,8 @@ def test_the_loss_is_that_of_the_paper(model):
     params = params | {"generator": params["generator"] | {"mlm_head": mlm_head}}
     losses, metrics = sums_of(model)(params, batch)
     masked = np.asarray(batch["masked_weights"]) > 0
-    logits = model.apply({"params": params}, batch["input_ids"], batch["attention_mask"])
+    apply = jax.jit(model.apply)
+    logits = apply({"params": params}, batch["input_ids"], batch["attention_mask"])
     logits = np.asarray(logits.generator_logits, np.float64)
     original, corrupted = batch["input_ids"].copy(), batch["input_ids"].copy()
     generator = 0.0
@@ -91,7 +92,7 @@ def test_the_loss_is_that_of_the_paper(model):
         corrupted[row, place] = token
     replaced = (original != corrupted).astype(np.float32)
     assert 0 < replaced.sum() < masked.sum()
-    output = model.apply({"params": params}, corrupted, batch["attention_mask"])
+    output = apply({"params": params}, corrupted, batch["attention_mask"])
     loss = optax.sigmoid_binary_cross_entropy(output.logits, replaced) * batch["attention_mask"]
     (sum_g, weight_g, _), (sum_d, weight_d, times) = losses["generator"], losses["detection"]
     assert relative_difference(sum_g, np.float32(generator)) < 1e-5
