@@ -244,9 +244,11 @@ def make_config(kind: type[C], fields: Mapping[str, Any]) -> C:
 
 
 def refuse(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise UserError if ``config`` has a field with another value than in ``wanted``."""
+    """Raise UserError if ``config`` has a field with another value than in ``wanted``; 1 is not
+    true."""
     for name, value in wanted.items():
-        if config.get(name, value) != value:
+        given = config.get(name, value)
+        if given != value or isinstance(given, bool) != isinstance(value, bool):
             raise UserError(
                 f"config.json has {name} {config[name]!r}, which is not supported; "
                 f"only {value!r} is"
