@@ -2,9 +2,10 @@
 
 Command:   flax-transformers train configs/electra_tiny.py --workdir runs/electra_tiny
 Hardware:  2 CPU cores, 16 minutes (measured while other jobs ran)
-Expected:  held-out loss of the generator 5.06, unigram baseline 5.94; detection loss 0.362 with 12.5 %
-           of the tokens replaced, whose entropy is 0.376 (measured, one seed, 2 CPU cores, CPython
-           3.11). The discriminator has only begun to learn: it finds 1 % of the replaced tokens.
+Expected:  held-out loss of the generator 5.06, unigram baseline 5.94; detection loss 0.362, with
+           12.5 % of the tokens replaced, whose entropy is 0.376 (measured, one seed, 2 CPU cores,
+           CPython 3.11). The discriminator has only begun to learn: it finds 1 % of the replaced
+           tokens.
 Cannot be exported: as one model. Of a run, `flax-transformers convert --architecture
            ElectraForPreTraining` writes the discriminator, and ElectraForMaskedLM the generator.
 

@@ -303,6 +303,7 @@ ONLY_IN_TRAINING = {
     "classifier_dropout",
     "init_std",
     "scaled_residual_init",
+    "generator_divisor",  # of ELECTRA, whose two models are written one by one
 }
 """Fields that may be lost on the way out: they do not change what a trained model computes."""
 
