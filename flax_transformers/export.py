@@ -203,8 +203,9 @@ def push_to_hub(
 class Exporter(Callback):
     """Writes the model in Hugging Face format to exports/STEP of the workdir while it is trained.
 
-    It is written every ``checkpoints.export_every`` steps and after the last: the parameters that
-    are evaluated, in float32. A folder appears when it is complete, and the newest
+    It is written every ``checkpoints.export_every`` steps and after the last step of the config;
+    ``convert`` writes that of a run which ends early. They are the parameters that are evaluated,
+    in float32. A folder appears when it is complete, and the newest
     ``checkpoints.keep_exports`` are kept. What cannot be written is a warning.
     ``tokenizer_files``: those of a checkpoint, by path.
 

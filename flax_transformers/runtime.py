@@ -62,10 +62,11 @@ def start(platform: str | None, limits: Limits | None = None) -> None:
     _allow_virtual_devices()
     start_processes(limits)
     check_platform(platform)
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or _cache_directory()
-    jax.config.update("jax_compilation_cache_dir", cache)
-    # By default JAX keeps only what took more than a second to compile.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # What the environment or the program around has set stays.
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", _cache_directory())
+    if jax.config.values["jax_persistent_cache_min_compile_time_secs"] == 1.0:  # JAX's default
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _allow_virtual_devices() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -88,3 +90,18 @@ def test_a_phase_too_long_for_the_initial_model_is_named(tmp_path):
         f"--init-from {initial} holds a model of max_positions 16, but phases.1 has "
         "sequence_length 32; set --phases.1.sequence-length 16"
     )
+
+
+@pytest.mark.multi_process
+def test_the_cache_of_the_program_around_is_kept(tmp_path):
+    program = f"""
+import jax
+from flax_transformers import runtime
+jax.config.update("jax_compilation_cache_dir", {str(tmp_path)!r})
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 7.0)
+runtime.start("cpu")
+found = jax.config.values
+print(found["jax_compilation_cache_dir"], found["jax_persistent_cache_min_compile_time_secs"])
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert found.stdout.split() == [str(tmp_path), "7.0"], found.stderr

@@ -32,6 +32,21 @@ def without_missing(saved: Mapping[str, Any], wanted: Any) -> tuple[Any, list[st
     return dataclasses.replace(wanted, **dict.fromkeys(missing)), missing
 
 
+def without_unwanted(saved: Mapping[str, Any], wanted: Any) -> tuple[dict[str, Any], list[str]]:
+    """What a checkpoint has without the optional fields that are None in ``wanted``, and their
+    names: the run does not keep them any longer."""
+    if not dataclasses.is_dataclass(wanted) or isinstance(wanted, type):
+        return dict(saved), []
+    unwanted = [
+        field.name
+        for field in dataclasses.fields(wanted)
+        if field.default is not dataclasses.MISSING
+        and getattr(wanted, field.name) is None
+        and jax.tree.leaves(saved.get(field.name), is_leaf=is_array)
+    ]
+    return {name: each for name, each in saved.items() if name not in unwanted}, unwanted
+
+
 def require_same_structure(folder: epath.Path, saved: Any, wanted: Any) -> None:
     """Raises UserError naming what is missing, unexpected or of another shape or dtype."""
     there, here = dict(_described(saved)), dict(_described(wanted))

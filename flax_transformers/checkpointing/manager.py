@@ -30,6 +30,7 @@ from flax_transformers.checkpointing.compatibility import (
     is_array,
     require_same_structure,
     without_missing,
+    without_unwanted,
 )
 from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.checkpointing.retention import Retention
@@ -73,6 +74,7 @@ class Checkpoints:
         self._failure: Exception | None = None
         self._last_step: int | None = None  # being written, or written last
         self._files: Files = {}
+        self._handled: BaseException | None = None  # by the caller, while it saves
         self._retention = self._new_retention()
         report_failed_writes_once()
         _on_process_zero(lambda: step_directories.require_writable(self.directory))
@@ -87,6 +89,7 @@ class Checkpoints:
         step folder to its bytes, or to a local file or folder to copy. Raises UserError if an
         earlier write failed because of missing space or permissions.
         """
+        self._handled = sys.exception()
         self._raise_failure()
         if step == self._last_step:
             return False
@@ -156,6 +159,7 @@ class Checkpoints:
             if reason is None:
                 break
             refused[found.step] = reason
+            del state  # before the next is read: the devices may not have room for two
         for step, reason in refused.items():
             self._set_aside(step, reason)
         self._last_step = found.step
@@ -278,7 +282,7 @@ class Checkpoints:
         barrier, so that the failure is raised here.
         """
         failure = sys.exception()
-        if failure is not None:
+        if failure is not None and failure is not self._handled:
             raise failure
         if "async_write_complete" in key and jax.process_index() != 0:
             for item in self._being_written().iterdir():
@@ -399,20 +403,25 @@ def _all_refused(directory: epath.Path, refused: dict[int, str]) -> UserError:
 
 
 def _read_state(found: Found, abstract: Any) -> Any:
-    """`abstract` with the arrays of `found`; None for an optional field that it lacks."""
+    """`abstract` with the arrays of `found`; None for an optional field that it lacks. Optional
+    fields that are None in `abstract` are not read."""
     with _readable(found) as folder:
         saved = ocp.PyTreeCheckpointHandler().metadata(folder).tree
         abstract, missing = without_missing(saved, abstract)
         if missing:
             logger.info("checkpoint %s has no %s: initialized", found.folder, ", no ".join(missing))
+        saved, unwanted = without_unwanted(saved, abstract)
+        if unwanted:
+            names = ", ".join(unwanted)
+            logger.info("checkpoint %s: %s is kept no longer and not read", found.folder, names)
         require_same_structure(found.folder, saved, abstract)
-        wanted = abstract
-        if missing:  # orbax accepts no tree with a field that the checkpoint does not name
-            names = {field.name for field in dataclasses.fields(abstract)} - set(missing)
-            wanted = {name: getattr(abstract, name) for name in sorted(names)}
+        wanted, left_out = abstract, {*missing, *unwanted}
+        if left_out:  # orbax accepts no tree with a field that the checkpoint does not name
+            fields = {field.name for field in dataclasses.fields(abstract)} - left_out
+            wanted = {name: getattr(abstract, name) for name in sorted(fields)}
         how = ocp.checkpoint_utils.construct_restore_args(wanted)
-        state = _read_arrays(folder, wanted, how, partial=bool(missing))
-        return dataclasses.replace(abstract, **state) if missing else state
+        state = _read_arrays(folder, wanted, how, partial=bool(left_out))
+        return dataclasses.replace(abstract, **state) if left_out else state
 
 
 def _read_params(found: Found, names: Sequence[str], abstract: Any | None) -> Any:

@@ -324,7 +324,7 @@ class TransformerConfig:
         return "none"
 
     def input_limits(self) -> Mapping[str, InputLimit]:
-        """Limits of the inputs, by name; lookups beyond them give NaN."""
+        """Limits of the inputs, by name; tokens, positions and types beyond them give NaN."""
         return {}
 
 

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from flax_transformers import ranges
@@ -156,7 +157,19 @@ def _line(start: float, end: float, steps: int) -> optax.Schedule:
 
 def _repeated(once: optax.Schedule, cycles: int, steps: int) -> optax.Schedule:
     """``once``, a schedule over ``steps``, run through ``cycles`` times in as many steps."""
-    return lambda count: once(jnp.where(count < steps, count * cycles % steps, steps))
+    # ``count * cycles % steps`` without that product, which an int32 may not hold: steps since the
+    # start of the cycle, and where in it the start, a whole step, falls.
+    cycle = np.arange(cycles, dtype=np.int64)
+    starts = -(-cycle * steps // cycles)
+    offsets = starts * cycles - cycle * steps
+
+    def rate(count: jax.typing.ArrayLike) -> jax.Array:
+        count = jnp.asarray(count)
+        number = jnp.searchsorted(starts.astype(np.int32), count, side="right") - 1
+        start, offset = (jnp.asarray(each, jnp.int32)[number] for each in (starts, offsets))
+        return once(jnp.where(count < steps, (count - start) * cycles + offset, steps))
+
+    return rate
 
 
 def _inverse_sqrt(peak: float, timescale: int, offset: int) -> optax.Schedule:

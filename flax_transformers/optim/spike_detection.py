@@ -21,10 +21,14 @@ class TooManySkipped(UserError):
 
 def is_spike(norm: jax.Array, mean: jax.Array, updates: jax.Array, above: float) -> jax.Array:
     """Whether a gradient's ``norm`` is more than ``above`` times the ``mean`` of the ``updates``
-    made before; all are scalars on the device."""
-    return (updates >= WINDOW) & (norm > above * mean)
+    made before; all are scalars on the device. A mean of 0 is none: see ``renewed_mean``."""
+    return (updates >= WINDOW) & (mean > 0) & (norm > above * mean)
 
 
 def renewed_mean(norm: jax.Array, mean: jax.Array, updates: jax.Array) -> jax.Array:
-    """The mean with one more ``norm``: of all the first ``WINDOW``, then an exponential one."""
-    return mean + (norm - mean) / jnp.minimum(updates + 1, WINDOW).astype(jnp.float32)
+    """The mean with one more ``norm``: of all the first ``WINDOW``, then an exponential one.
+
+    A checkpoint from before means were kept has the mean 0, which the next norm replaces.
+    """
+    count = jnp.minimum(updates + 1, WINDOW).astype(jnp.float32)
+    return jnp.where(mean > 0, mean + (norm - mean) / count, norm)

@@ -89,7 +89,10 @@ def make_mesh(
     Raises UserError as `resolve_mesh` and `arrange` do.
     """
     devices = jax.devices() if devices is None else devices
-    config = config or MeshConfig(data, fsdp, tensor, context, expert)
+    given = MeshConfig(data, fsdp, tensor, context, expert)
+    if config is not None and given != MeshConfig():
+        raise UserError("make_mesh takes a config or sizes of axes; leave out one of both")
+    config = config or given
     config = resolve_mesh(config, len(devices))
     grid = arrange(tuple(getattr(config, name) for name in AXES), devices)
     # Linen shards arrays by constraints, which need Auto axes.

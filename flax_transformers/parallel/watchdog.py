@@ -16,7 +16,7 @@ import faulthandler
 import json
 import multiprocessing
 import os
-import select
+import selectors
 import signal
 import sys
 import threading
@@ -141,6 +141,9 @@ class Watchdog:
         self.enter(name, explain)
         try:
             yield
+        except KeyboardInterrupt:
+            self.acknowledge()  # the main thread has heard of it
+            raise
         finally:
             if before is None:
                 self._current = None
@@ -209,12 +212,18 @@ class Watchdog:
     def _receive(self, seconds: float) -> None:
         """Wait, and record a signal."""
         readers = {read: number for number, (read, _) in self._pipes.items()}
-        for read in select.select(list(readers), [], [], seconds)[0]:
+        with selectors.DefaultSelector() as selector:  # select.select knows files below 1024 only
+            for read in readers:
+                selector.register(read, selectors.EVENT_READ)
+            ready = [key.fd for key, _ in selector.select(seconds)]
+        for read in ready:
             with contextlib.suppress(BlockingIOError):
                 while os.read(read, 65536):
                     pass
-            if self._told is None:
-                self._told = signal.Signals(readers[read]).name, time.monotonic()
+            number = signal.Signals(readers[read])
+            # In no phase, as at the prompt of a notebook, an interrupt is for the program around.
+            if self._told is None and (self._current is not None or number != signal.SIGINT):
+                self._told = number.name, time.monotonic()
 
     def _extend(self, late: float) -> None:
         """Do not count time in which this process was suspended."""

@@ -267,13 +267,10 @@ def _run_phase(
             every, best, early = config.evaluation.every_steps, False, None
             if last or (every and position.step % every == 0):
                 with meter.paused("evaluation"), watchdog.phase("evaluation"):
-                    row = _saving_first(
+                    best = _saving_first(
                         run, state, position, meter,
                         partial(_evaluate, run, state, position, phase, evaluation_step),
                     )  # fmt: skip
-                    run.latest.update(row)
-                    listeners.metrics(position.step, row, scores=True)
-                    best = position.evaluated(config, row)
                     early = reason_to_stop_early(config, position)
             stopping = stop.check(run.checkpoints, position.step, listeners.stop_reason)
             if early is not None:
@@ -310,19 +307,18 @@ def _saving_first(
     except UserError as error:
         if jax.process_count() > 1 and not isinstance(error, AgreedError):
             raise
-        fault = error
-    # Not while the error is being handled: orbax would raise it again, and save nothing.
-    if position.step:
-        with watchdog.phase("save"):
-            run.listeners.flush()
-            meter.fetch_previous()
-            _save(run, state, position, meter, stopping=True)
-    raise fault
+        if position.step:
+            with watchdog.phase("save"):
+                run.listeners.flush()
+                meter.fetch_previous()
+                _save(run, state, position, meter, stopping=True)
+        raise
 
 
 def _evaluate(
     run: Run, state: TrainState, position: RunState, phase: AnyPhase, step: Callable[..., Any]
-) -> dict[str, float]:
+) -> bool:
+    """Evaluates, and returns whether the scores are the best so far. Raises UserError."""
     snapshot = Snapshot(
         position.step, run.trainer.model_params(state), phase, run.mesh, run.trainer.functions, step
     )
@@ -330,7 +326,9 @@ def _evaluate(
     for evaluator in run.evaluators:
         watchdog.progress()
         row |= evaluator(snapshot)
-    return row
+    run.latest.update(row)
+    run.listeners.metrics(position.step, row, scores=True)
+    return position.evaluated(run.config, row)
 
 
 def _save(run: Run, state: TrainState, position: RunState, meter: Meter, stopping: bool) -> bool:

@@ -16,7 +16,7 @@ from flax_transformers.checkpointing.step_directories import finished_steps, rea
 from flax_transformers.config_json import current_names, from_json, to_json
 from flax_transformers.data.dataset import TOKENIZERS, Dataset, tokenizers
 from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
-from flax_transformers.errors import UserError
+from flax_transformers.errors import AgreedError, UserError
 from flax_transformers.monitoring.metrics import Totals
 from flax_transformers.objectives.rows import run_frame
 from flax_transformers.storage.paths import list_files
@@ -52,11 +52,11 @@ class RunState:
     def evaluated(self, config: TrainConfig, scores: Mapping[str, float]) -> bool:
         """Notes an evaluation at this step; whether it is the best so far, and is to be saved.
 
-        Raises UserError if it has not the metric that early stopping depends on.
+        Raises AgreedError if it has not the metric that early stopping depends on.
         """
         kept, (stopping, _) = config.retention, config.stopping_metric
         if config.early_stopping.patience is not None and stopping not in scores:
-            raise UserError(
+            raise AgreedError(
                 f"the metric of early stopping, {stopping!r}, is not among those of the "
                 f"evaluation: {', '.join(sorted(scores)) or 'none'}; set early_stopping.metric to "
                 "one of them"

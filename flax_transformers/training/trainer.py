@@ -17,6 +17,7 @@ import optax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
+from flax_transformers import ranges
 from flax_transformers.adapters.lora import LoraConfig, base_of, merged
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
@@ -188,16 +189,18 @@ class Trainer:
         )
         return copy(given)
 
-    def place(self, batch: HostBatch) -> dict[str, jax.Array]:
+    def place(self, batch: HostBatch, *, micro_batches: int | None = None) -> dict[str, jax.Array]:
         """A batch on the mesh, divided over its data axes.
 
         Arrays in numpy are this process's rows; all of them, where there is one process. Raises
-        UserError for a batch that does not divide over the mesh.
+        UserError for a batch that does not divide over the mesh and ``micro_batches``, by default
+        those of a step.
         """
         sharding = batch_sharding(self.mesh)
         arrays = {name: leaf for name, leaf in batch.items() if name != "example_id"}
         if jax.process_count() == 1:
-            check_batch(len(next(iter(arrays.values()))), self.micro_batches, self.mesh)
+            parts = self.micro_batches if micro_batches is None else micro_batches
+            check_batch(len(next(iter(arrays.values()))), parts, self.mesh)
 
         def put(leaf: Any) -> jax.Array:
             if isinstance(leaf, jax.Array):
@@ -237,10 +240,12 @@ class Trainer:
     ) -> TrainState:
         """Takes ``steps`` steps, fewer where ``batches`` end before, and returns the new state.
 
-        A callback may stop it before. Metrics are means over ``log_every`` steps. ``sinks`` are by
-        default a line on the console.
-        Raises TooManySkipped for more than ``max_consecutive_skips`` skipped steps in a row.
+        ``state`` is donated, as by ``step``. A callback may stop it before. Metrics are means over
+        ``log_every`` steps. ``sinks`` are by default a line on the console.
+        Raises TooManySkipped for more than ``max_consecutive_skips`` skipped steps in a row, and
+        UserError for a ``log_every`` below 1.
         """
+        ranges.check_number("log_every", log_every, ranges.integers())
         step = first = int(state.step)
         last = first + steps
         sinks = [Progress(last, first)] if sinks is None else sinks
@@ -295,7 +300,7 @@ class Trainer:
                     name: np.pad(leaf, padding + [(0, 0)] * (np.ndim(leaf) - 1))
                     for name, leaf in arrays.items()
                 }
-            placed = self.place(arrays)
+            placed = self.place(arrays, micro_batches=1)
             with jax.set_mesh(self.mesh):
                 return self._evaluate(params, placed)
 

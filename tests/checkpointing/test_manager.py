@@ -206,6 +206,19 @@ def test_saving_a_step_twice_changes_nothing(tmp_path: Path) -> None:
     assert not again.save(4, second, {})
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_an_error_that_the_caller_is_handling_is_not_that_of_the_save(
+    tmp_path: Path, asynchronous: bool
+) -> None:
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(asynchronous=asynchronous))
+    try:
+        raise KeyError("of a first attempt")
+    except KeyError:
+        assert checkpoints.save(1, {"a": jnp.ones(3)}, {})
+        checkpoints.close()
+    assert find_checkpoint(tmp_path).step == 1
+
+
 @pytest.mark.slow
 def test_the_latest_the_regular_and_the_best_steps_are_kept(tmp_path: Path) -> None:
     config = CheckpointConfig(keep_latest=2, keep_every=40, keep_best=1, best_metric="loss")

@@ -26,6 +26,7 @@ from flax_transformers.models.text import (
     TextModel,
 )
 from flax_transformers.parallel.rules import mesh_axes
+from flax_transformers.testing import tiny_model
 from tests.models import reference
 
 POST_NORM = TextConfig(
@@ -250,3 +251,14 @@ def test_the_mean_of_a_row_without_tokens_is_finite_and_leaves_the_others():
     found = mean_of_tokens(hidden_BTD, mask)
     assert found[0].tolist() == [1.0, 2.0]
     assert jnp.isfinite(found).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_row_that_fills_up_a_batch_has_finite_logits_and_changes_no_other(pooling):
+    model, params = tiny_model("ModernBertForSequenceClassification", pooling=pooling)
+    ids, mask = np.full((2, 6), 7), np.array([[1, 1, 1, 1, 0, 0], [0] * 6])
+    both = jax.jit(model.apply)({"params": params}, ids, attention_mask=mask).logits
+    one = jax.jit(model.apply)({"params": params}, ids[:1], attention_mask=mask[:1]).logits
+    assert np.isfinite(both).all()
+    np.testing.assert_allclose(both[:1], one, rtol=1e-5, atol=1e-6)

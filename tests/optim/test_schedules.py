@@ -49,6 +49,15 @@ def test_cosine_restarts_at_the_peak_after_each_cycle():
     assert float(rate(14)) == float(rate(99)) == pytest.approx(0.2)
 
 
+def test_many_cycles_of_a_long_run_do_not_overflow():
+    steps, cycles = 4_000_000, 1000
+    rate = jax.jit(make_schedule(Schedule("cosine", cycles=cycles), 1.0, steps))
+    once = make_schedule(Schedule("cosine"), 1.0, steps)
+    for step in (2_147, 2_148_000, 3_000_100, steps - 1):
+        expected = once(jnp.int32(step * cycles % steps))
+        assert float(rate(step)) == pytest.approx(float(expected), rel=1e-6), step
+
+
 def test_wsd_stays_at_the_peak_and_falls_in_its_last_steps():
     rate = make_schedule(Schedule("wsd", 2, decay_steps=4, end_fraction=0.5), 8.0, 12)
     values = [float(rate(step)) for step in range(14)]

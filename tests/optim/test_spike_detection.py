@@ -70,6 +70,12 @@ def test_the_mean_is_of_all_at_first_and_then_forgets():
     assert not is_spike(3.1 * mean, mean, jnp.int32(WINDOW - 1), 3.0)
 
 
+def test_a_mean_that_a_checkpoint_does_not_have_starts_with_the_next_norm():
+    none, norm, updates = jnp.float32(0), jnp.float32(1.5), jnp.int32(5000)
+    assert not is_spike(norm, none, updates, 3.0)
+    assert renewed_mean(norm, none, updates) == norm
+
+
 def test_too_many_spikes_in_a_row_end_the_run_with_a_sentence(caplog):
     meter = new_meter(CONFIG)
     for in_a_row in (1, 2, 3):

@@ -61,6 +61,11 @@ def test_a_mesh_holds_each_device_once_under_axes_left_to_the_compiler():
     assert set(mesh.axis_types) == {AxisType.Auto}
 
 
+def test_a_config_and_sizes_of_axes_are_not_mixed():
+    with pytest.raises(UserError, match="a config or sizes of axes"):
+        make_mesh(MeshConfig(), fsdp=2)
+
+
 def test_a_mesh_may_take_some_of_the_devices():
     mesh = make_mesh(MeshConfig(-1, 1, 1), jax.devices()[3:5])
     assert list(mesh.devices.flat) == jax.devices()[3:5]

@@ -104,6 +104,31 @@ def test_every_phase_has_a_limit_of_its_own(monkeypatch, phase):
     assert len(reasons) == 1 and f"limits.{phase}_s = 0.3" in reasons[0]
 
 
+def test_an_interrupt_that_the_program_has_handled_is_forgotten(start):
+    code, out, said = ended(
+        start("""
+        def interrupted(context):
+            try:
+                with context:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(5)
+            except KeyboardInterrupt:
+                print("handled", flush=True)
+            time.sleep(1)  # for the thread
+
+        import contextlib
+        watchdog.start(Limits(grace_s=1))
+        interrupted(watchdog.phase("prepare"))
+        interrupted(contextlib.nullcontext())  # as at the prompt of a notebook
+        watchdog.start(Limits(grace_s=1))
+        with watchdog.phase("prepare"):
+            time.sleep(3)
+        print("done")
+        """)
+    )
+    assert (code, out) == (0, "handled\nhandled\ndone\n"), said
+
+
 def test_progress_and_new_phases_begin_the_time_anew_and_zero_is_no_limit(start):
     code, out, said = ended(
         start("""

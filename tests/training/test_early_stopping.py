@@ -154,6 +154,16 @@ def test_a_run_that_stops_early_is_through_and_keeps_its_best_step(corpus, tmp_p
         find_checkpoint(best)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_a_metric_that_no_evaluation_has_does_not_lose_the_steps_before(corpus, tmp_path):
+    settings = EarlyStopping(patience=2, metric="eval/acuracy", mode="max")
+    config = dataclasses.replace(config_of(corpus), early_stopping=settings)
+    with pytest.raises(UserError, match="'eval/acuracy', is not among those of the evaluation"):
+        run(config, tmp_path / "run")
+    assert find_checkpoint(tmp_path / "run").step == 2  # of the first evaluation
+
+
 def test_the_reason_names_a_metric_that_was_never_finite(tmp_path):
     position = RunState(4, evaluations=[{"step": s, "eval/loss": math.nan} for s in (2, 4)])
     assert reason_to_stop_early(config_of(tmp_path), position) == (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -97,6 +98,22 @@ def test_an_average_that_is_kept_from_now_on_starts_from_the_parameters(trained,
         tree["mlm_head"]["bias"] for tree in (state["ema"], before["params"], state["params"])
     )
     np.testing.assert_allclose(found, (old + new) / 2, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_an_average_that_is_kept_no_longer_is_left_out(trained, tmp_path, caplog):
+    caplog.set_level("INFO", "flax_transformers")
+
+    def average(state):
+        state["ema"] = jax.tree.map(np.copy, state["params"])
+
+    config = with_state(trained, tmp_path, average)
+    train(config, prepare(config.data), tmp_path)
+    assert "ema is kept no longer and not read" in caplog.text
+    found, expected = (
+        restore_arrays(find_checkpoint(folder)) for folder in (tmp_path, trained[0] / "run")
+    )
+    assert_bit_equal(found, expected)
 
 
 @pytest.mark.slow

@@ -143,6 +143,17 @@ def test_evaluation_counts_every_example_once(plain):
     assert found["eval/loss"] == pytest.approx(plain.evaluate(state, parts(8))["eval/loss"], 1e-6)
 
 
+def test_evaluation_needs_no_batch_that_micro_batches_divide():
+    divided = trainer(micro_batches=8)
+    [batch] = batches(1, rows=4)
+    assert np.isfinite(divided.evaluate(divided.init(), [batch])["eval/loss"])
+
+
+def test_fit_refuses_rows_of_metrics_of_no_step(plain):
+    with pytest.raises(UserError, match="log_every is 0"):
+        plain.fit(plain.init(), batches(1), steps=1, log_every=0)
+
+
 def test_a_batch_that_does_not_divide_over_the_mesh_is_one_sentence():
     divided = trainer(ft.make_mesh(data=4, devices=jax.devices()[:4]))
     with pytest.raises(UserError, match="batch_size 6 does not divide over mesh data=4"):

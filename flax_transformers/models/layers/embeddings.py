@@ -25,8 +25,8 @@ from flax_transformers.parallel.partitioning import (
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def lookup(axes: tuple[str, str], dtype: jnp.dtype, table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows of ``table`` [rows, features] at ``ids`` [...], rounded to ``dtype``; an id out of range
-    gives NaN.
+    """Rows of ``table`` [rows, features] at ``ids`` [...], rounded to ``dtype``; an id beyond the
+    last row gives NaN, and one below 0 counts from the end.
 
     ``axes`` are the logical names of the table's axes. The gradient of a row is summed over all its
     uses in float32 on each device, and over the mesh in ``partitioning.gradient_dtype``.
@@ -84,7 +84,9 @@ lookup.defvjp(_lookup_forward, _lookup_backward)
 class Embedding(nn.Module):
     """A table of ``rows`` vectors; the parameter is ``embedding`` [rows, features] in float32.
 
-    ``axes`` are the logical names of rows and features. An id out of range gives NaN.
+    ``axes`` are the logical names of rows and features. An id beyond the last row gives NaN, and
+    one below 0 counts from the end. With ``entries``, the rows that are not padding, NaN is for all
+    ids below 0, and from ``entries`` on.
     """
 
     rows: int
@@ -92,6 +94,7 @@ class Embedding(nn.Module):
     dtype: jnp.dtype
     axes: tuple[str, str] = ("vocab", "embed")
     init_std: float = 0.02
+    entries: int | None = None
 
     def setup(self) -> None:
         init = nn.with_logical_partitioning(truncated_normal(self.init_std), self.axes)
@@ -99,13 +102,18 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Vectors [..., features] of integer ``ids`` [...]."""
+        if self.entries is not None:
+            ids = jnp.where((ids >= 0) & (ids < self.entries), ids, self.rows)
         return lookup(self.axes, self.dtype, self.embedding, ids)
 
 
 def word_table(config: TextConfig, dtype: jnp.dtype) -> Embedding:
-    """The table of token embeddings, with padded rows."""
+    """The table of token embeddings, with padded rows; NaN for ids that are not in the vocabulary,
+    such as those of another tokenizer."""
     rows, init_std = config.padded_vocab_size, config.initial_std("words")
-    return Embedding(rows, config.embedding_width, dtype, init_std=init_std)
+    return Embedding(
+        rows, config.embedding_width, dtype, init_std=init_std, entries=config.vocab_size
+    )
 
 
 def learned_positions(config: TextConfig, dtype: jnp.dtype) -> nn.Module:

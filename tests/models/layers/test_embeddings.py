@@ -39,6 +39,17 @@ def test_an_id_out_of_range_is_loud():
     assert np.isnan(lookup(AXES, FLOAT32, TABLE, jnp.array([4]))).all()
 
 
+def test_an_id_that_is_not_in_the_vocabulary_is_loud_and_changes_nothing():
+    table = Embedding(4, 3, FLOAT32, entries=3)
+    variables = {"params": {"embedding": jnp.asarray(TABLE)}}
+    ids = jnp.array([2, 3, 4, -1])  # 3 is padding of the table
+    found = table.apply(variables, ids)
+    np.testing.assert_array_equal(found[0], TABLE[2])
+    assert np.isnan(found[1:]).all()
+    gradient = jax.grad(lambda v: table.apply(v, ids)[0].sum())(variables)["params"]["embedding"]
+    np.testing.assert_array_equal(gradient, [[0] * 3, [0] * 3, [1] * 3, [0] * 3])
+
+
 @pytest.mark.slow
 def test_the_gradient_of_a_row_is_the_sum_over_its_uses():
     ids = np.array([[3, 0, 3], [1, 3, 1]])
