@@ -159,7 +159,7 @@ class Checkpoints:
             if reason is None:
                 break
             refused[found.step] = reason
-            del state  # before the next is read: the devices may not have room for two
+            del state  # before the next is read: two may not fit into the memory of the devices
         for step, reason in refused.items():
             self._set_aside(step, reason)
         self._last_step = found.step
