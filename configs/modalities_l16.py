@@ -2,7 +2,7 @@
 
 Command:   flax-transformers train configs/modalities_l16.py --workdir runs/modalities_l16
 Data:      data/NAME/train.npy of each modality, arrays of the shapes below (see docs/images.md)
-Hardware:  one host with 8 accelerators, or more (not run)
+Hardware:  not planned for a device yet; `plan --topology v5p:4x4x2` compiles it
 Expected:  not run. The sizes are those of ViT-L/16 and OmniMAE (arXiv:2206.08356), spectrograms as
            in AudioMAE (arXiv:2207.06405), and points as in Point-MAE (arXiv:2203.06604)
 
