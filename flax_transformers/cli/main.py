@@ -139,6 +139,7 @@ def _commands() -> dict[str, Any]:
     from flax_transformers.cli.plan import Plan
     from flax_transformers.cli.predict import Predict
     from flax_transformers.cli.prepare import Prepare
+    from flax_transformers.cli.report import Report
     from flax_transformers.cli.sweep import Sweep
     from flax_transformers.cli.train import Train
 
@@ -154,6 +155,7 @@ def _commands() -> dict[str, Any]:
         "arena": Arena,
         "convert": Convert,
         "inspect": Inspect,
+        "report": Report,
         "plan": Plan,
         "doctor": Doctor,
     }

@@ -1,0 +1,234 @@
+"""The page of a report: one HTML file that needs nothing else, for wide and narrow windows and for
+light and dark themes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from flax_transformers.reporting.charts import Line, Reference, line_chart, number
+from flax_transformers.reporting.runs import Picture, Run, SweepTable
+
+_STYLE = """
+:root { color-scheme: light dark; --page: #fbfbfa; --card: #ffffff; --text: #1c1d1f;
+  --muted: #5d636c; --edge: #dcdfe3; --grid: #e8eaed;
+  --c0: #1f6fb4; --c1: #c25a0c; --c2: #1f8a54; --c3: #7d4bc0; --c4: #b83280; --c5: #0f7f8c;
+  --c6: #8a6d00; --c7: #a33a3a; }
+@media (prefers-color-scheme: dark) { :root { --page: #141517; --card: #1d1f22; --text: #e7e8ea;
+  --muted: #a2a8b1; --edge: #34383e; --grid: #2b2e33;
+  --c0: #6db1ee; --c1: #f0994f; --c2: #5cc48d; --c3: #b794f0; --c4: #ef83bd; --c5: #55c5d1;
+  --c6: #d6b73f; --c7: #ec8484; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1320px; padding: 20px 16px 60px; background: var(--page);
+  color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: 0 0 4px; }
+h2 { font-size: 1.15rem; margin: 36px 0 10px; }
+h3 { font-size: .95rem; margin: 0 0 6px; font-weight: 600; overflow-wrap: anywhere; }
+p, .muted { color: var(--muted); margin: 0 0 8px; }
+.cards { display: grid; gap: 14px;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); }
+.card { background: var(--card); border: 1px solid var(--edge); border-radius: 8px; padding: 12px;
+  min-width: 0; }
+.legend { display: flex; flex-wrap: wrap; gap: 6px 18px; list-style: none; padding: 0;
+  margin: 10px 0; }
+.legend li { display: flex; align-items: center; gap: 7px; overflow-wrap: anywhere; }
+.swatch { width: 14px; height: 3px; border-radius: 2px; flex: none; background: currentColor; }
+.chart { display: block; width: 100%; height: auto; }
+.chart text { font: 11px system-ui, sans-serif; fill: var(--muted); }
+.grid { stroke: var(--grid); }
+.reference { stroke: var(--muted); stroke-dasharray: 5 4; fill: none; }
+.line path { fill: none; stroke: currentColor; stroke-width: 1.6; stroke-linejoin: round; }
+.line circle { fill: currentColor; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .88rem; }
+th, td { padding: 4px 10px; border-bottom: 1px solid var(--edge); text-align: right;
+  white-space: nowrap; font-variant-numeric: tabular-nums; }
+th:first-child, td:first-child { text-align: left; }
+th { color: var(--muted); font-weight: 600; }
+pre { margin: 0; overflow: auto; max-height: 420px; font: 12.5px/1.45 ui-monospace, monospace;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+pre.table { white-space: pre; }
+img { display: block; max-width: 100%; height: auto; border-radius: 4px; background: #fff; }
+summary { cursor: pointer; color: var(--muted); }
+"""
+COLORS = 8
+_STYLE += "".join(f".c{number} {{ color: var(--c{number}); }}\n" for number in range(COLORS))
+
+_FIRST = ("train/loss", "eval/loss")
+_GROUPS = (
+    ("Held-out scores", "eval/"),
+    ("Training", "train/"),
+    ("Optimizer", "optimizer/"),
+    ("Throughput", "perf/"),
+)
+_FROM_ZERO = ("perf/", "optimizer/learning_rate")
+
+
+def page(runs: Sequence[Run], sweeps: Sequence[SweepTable]) -> str:
+    """The page of ``runs`` and ``sweeps``."""
+    names = [one.name for one in (*runs, *sweeps)]
+    title = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    sections = [
+        _legend(runs),
+        _summary(runs),
+        *_curves(runs),
+        _differences(runs),
+        _texts("Samples", [(one.name, [one.samples] if one.samples else []) for one in runs]),
+        _pictures(runs),
+        _texts("Classes", [(one.name, one.reports) for one in runs], "table"),
+        *map(_sweep, sweeps),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{escape(title)}</h1>\n" + "\n".join(filter(None, sections)) + "\n</body>\n</html>\n"
+    )
+
+
+def _color(place: int) -> int:
+    return place % COLORS
+
+
+def _legend(runs: Sequence[Run]) -> str:
+    items = (
+        f'<li><span class="swatch c{_color(place)}"></span>{escape(run.name)}</li>'
+        for place, run in enumerate(runs)
+    )
+    return f'<ul class="legend">{"".join(items)}</ul>' if runs else ""
+
+
+def series(run: Run, metric: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a metric of a run."""
+    found = [(row["step"], float(row[metric])) for row in run.rows if metric in row]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _metrics(runs: Sequence[Run], prefix: str) -> list[str]:
+    """Names of the numeric metrics with a prefix, losses first."""
+    names = {
+        name
+        for run in runs
+        for row in run.rows
+        for name, value in row.items()
+        if name.startswith(prefix) and isinstance(value, int | float)
+    }
+    return sorted(names, key=lambda name: (name not in _FIRST, name))
+
+
+def _curves(runs: Sequence[Run]) -> list[str]:
+    sections = []
+    for title, prefix in _GROUPS:
+        charts = [_chart(runs, metric) for metric in _metrics(runs, prefix)]
+        cards = [f'<div class="card">{chart}</div>' for chart in charts if chart]
+        if cards:
+            sections.append(_section(title, f'<div class="cards">{"".join(cards)}</div>'))
+    return sections
+
+
+def _chart(runs: Sequence[Run], metric: str) -> str:
+    lines = []
+    for place, run in enumerate(runs):
+        steps, values = series(run, metric)
+        if steps:
+            dots = metric.startswith("eval/")
+            lines.append(Line(run.name, _color(place), steps, values, dots))
+    if not any(value for line in lines for value in line.values):  # such as skipped steps
+        return ""
+    svg = line_chart(metric, lines, _references(runs, metric), zero=metric.startswith(_FROM_ZERO))
+    return f"<h3>{escape(metric)}</h3>{svg}" if svg else ""
+
+
+def _references(runs: Sequence[Run], metric: str) -> list[Reference]:
+    """The baselines of a metric, each value once."""
+    found = {
+        (str(one["name"]), float(one["score"])): None
+        for run in runs
+        for one in run.baselines
+        if one.get("metric") == metric and math.isfinite(one.get("score", math.nan))
+    }
+    return [Reference(*one) for one in found]
+
+
+def _summary(runs: Sequence[Run]) -> str:
+    """The last scores of each run."""
+    if not runs:
+        return ""
+    metrics = _metrics(runs, "eval/") or _metrics(runs, "train/")
+    head = ["run", "last step", *metrics]
+    rows = []
+    for run in runs:
+        last = {metric: values[-1] for metric in metrics if (values := series(run, metric)[1])}
+        step = max((row["step"] for row in run.rows), default=0)
+        scores = [number(last[metric]) if metric in last else "" for metric in metrics]
+        rows.append([run.name, f"{step:,}", *scores])
+    return _section("Runs", _table(head, rows))
+
+
+def _differences(runs: Sequence[Run]) -> str:
+    """Fields of the configs that are not equal, or the one config."""
+    fields = list(dict.fromkeys(name for run in runs for name in run.config))
+    if len(runs) == 1:
+        rows = [[name, runs[0].config[name]] for name in fields]
+        table = _table(["field", "value"], rows)
+        return _section("Config", f"<details><summary>All fields</summary>{table}</details>")
+    rows = [
+        [name, *values]
+        for name in fields
+        if len(set(values := [run.config.get(name, "") for run in runs])) > 1
+    ]
+    if not rows:
+        return _section("Config", "<p>The configs are equal.</p>") if runs else ""
+    return _section("Differences of the configs", _table(["field", *_run_names(runs)], rows))
+
+
+def _run_names(runs: Sequence[Run]) -> list[str]:
+    return [run.name for run in runs]
+
+
+def _texts(title: str, of_runs: Sequence[tuple[str, Sequence[Any]]], kind: str = "") -> str:
+    cards = [
+        f'<div class="card"><h3>{escape(name)}, {escape(one.title)}</h3>'
+        f'<pre class="{kind}" tabindex="0">{escape(one.content)}</pre></div>'
+        for name, texts in of_runs
+        for one in texts
+    ]
+    return _section(title, f'<div class="cards">{"".join(cards)}</div>') if cards else ""
+
+
+def _pictures(runs: Sequence[Run]) -> str:
+    cards = [
+        f'<div class="card">{_image(run.name, one)}</div>' for run in runs for one in run.pictures
+    ]
+    return _section("Pictures", f'<div class="cards">{"".join(cards)}</div>') if cards else ""
+
+
+def _image(name: str, picture: Picture) -> str:
+    title = escape(f"{name}, {picture.title}")
+    return f'<h3>{title}</h3><img src="{picture.uri}" alt="{title}">'
+
+
+def _sweep(sweep: SweepTable) -> str:
+    columns = list(dict.fromkeys(name for one in sweep.records for name in one))
+    columns = ["point", *(name for name in columns if name not in ("point", "values"))]
+    rows = [[_cell(one.get(name)) for name in columns] for one in sweep.records]
+    picture = f'<div class="card">{_image(sweep.name, sweep.plot)}</div>' if sweep.plot else ""
+    return _section(f"Sweep {sweep.name}", _table(columns, rows) + picture)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return number(value) if isinstance(value, float) and math.isfinite(value) else str(value)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    lines = (f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide" tabindex="0"><table><tr>{cells}</tr>{"".join(lines)}</table></div>'
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>"

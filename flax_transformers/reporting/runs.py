@@ -1,0 +1,159 @@
+"""What a report shows of runs and sweeps, read from their folders."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from flax_transformers.errors import UserError
+from flax_transformers.monitoring.metrics import FILE_NAME, read_metrics
+
+_TABLE = "table.jsonl"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file as the ``uri`` of an image that is part of the page."""
+
+    title: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text file of a run."""
+
+    title: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, with the newest of each kind of its files.
+
+    ``config``: values by the path of their field, as text. ``rows``: those of `read_metrics`.
+    ``baselines``: scores without a model, of baselines.json.
+    """
+
+    name: str
+    config: Mapping[str, str]
+    rows: Sequence[Mapping[str, Any]]
+    baselines: Sequence[Mapping[str, Any]]
+    samples: Text | None
+    reports: Sequence[Text]
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class SweepTable:
+    """The records of a sweep's table.jsonl, and its plot."""
+
+    name: str
+    records: Sequence[Mapping[str, Any]]
+    plot: Picture | None
+
+
+def read(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Run], list[SweepTable]]:
+    """The runs and the sweeps among ``paths``, in order.
+
+    Raises UserError for a folder that is neither.
+    """
+    runs: list[Run] = []
+    sweeps: list[SweepTable] = []
+    for name, path in zip(_names(list(map(os.fspath, paths))), paths, strict=True):
+        folder = epath.Path(path)
+        if (folder / _TABLE).exists():
+            sweeps.append(_sweep(name, folder))
+        elif (folder / FILE_NAME).exists():
+            runs.append(_run(name, folder))
+        else:
+            raise UserError(
+                f"{os.fspath(path)} has neither {FILE_NAME} nor {_TABLE}; give the workdir of a "
+                "run, or of a sweep"
+            )
+    return runs, sweeps
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """The last parts of the paths, as many as tell them apart."""
+    parts = [path.rstrip("/").split("/") for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError("a run is given twice; give each once")
+
+
+def _run(name: str, folder: epath.Path) -> Run:
+    config = json.loads(_text(folder / "config.json") or "{}")
+    samples = _newest(folder / "samples", ".txt")
+    reports = [_newest(folder / "evaluation", ".classes.txt")]
+    pictures = [
+        _picture("reconstructions", _newest_path(folder / "samples", ".png")),
+        _picture("confusion matrix", _newest_path(folder / "evaluation", ".confusion.png")),
+    ]
+    return Run(
+        name,
+        dict(_leaves(config)),
+        read_metrics(folder),
+        json.loads(_text(folder / "baselines.json") or "[]"),
+        samples,
+        [one for one in reports if one is not None],
+        [one for one in pictures if one is not None],
+    )
+
+
+def _sweep(name: str, folder: epath.Path) -> SweepTable:
+    lines = (_text(folder / _TABLE) or "").splitlines()
+    plot = folder / "plot.png"
+    picture = _picture("scores of all runs", plot if plot.exists() else None)
+    return SweepTable(name, [json.loads(line) for line in lines], picture)
+
+
+def _leaves(value: Any, path: str = "") -> list[tuple[str, str]]:
+    """Paths and JSON texts of the values of a config."""
+    if isinstance(value, dict) and value:
+        pairs = value.items()
+    elif isinstance(value, list) and any(isinstance(one, dict | list) for one in value):
+        pairs = {str(number): one for number, one in enumerate(value)}.items()
+    else:
+        return [(path, value if isinstance(value, str) else json.dumps(value))]
+    return [
+        leaf for key, one in pairs for leaf in _leaves(one, f"{path}.{key}" if path else str(key))
+    ]
+
+
+def _text(path: epath.Path) -> str | None:
+    return path.read_bytes().decode("utf-8", errors="replace") if path.exists() else None
+
+
+def _newest_path(folder: epath.Path, ending: str) -> epath.Path | None:
+    """The file with the greatest name, which has the number of its step."""
+    if not folder.exists():
+        return None
+    names = [path.name for path in folder.iterdir() if path.name.endswith(ending)]
+    return folder / max(names) if names else None
+
+
+def _newest(folder: epath.Path, ending: str) -> Text | None:
+    path = _newest_path(folder, ending)
+    return None if path is None else Text(_title(path), (_text(path) or "").strip("\n"))
+
+
+def _picture(what: str, path: epath.Path | None) -> Picture | None:
+    if path is None:
+        return None
+    data = base64.b64encode(path.read_bytes()).decode()
+    return Picture(f"{what}, {_title(path)}", f"data:image/png;base64,{data}")
+
+
+def _title(path: epath.Path) -> str:
+    """ "step 1,200" for step_00001200.txt."""
+    first, _, number = path.name.partition(".")[0].partition("_")
+    return f"{first} {int(number):,}" if number.isdecimal() else path.name

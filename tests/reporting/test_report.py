@@ -1,0 +1,191 @@
+"""The page of ``flax-transformers report``, as text and in a browser."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import math
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from flax_transformers.cli.main import main
+from flax_transformers.reporting.charts import Line, Reference, line_chart, number, thinned, ticks
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63680000"
+    "008200817cd2b4d60000000049454e44ae426082"
+)
+
+
+def write_run(folder, rate, losses):
+    (folder / "samples").mkdir(parents=True)
+    (folder / "evaluation").mkdir()
+    config = {"seed": 0, "optimizer": {"learning_rate": rate}, "phases": [{"steps": 30}]}
+    (folder / "config.json").write_text(json.dumps(config))
+    rows = [
+        {"step": 10 * (n + 1), "train/loss": loss, "eval/loss": loss + 1, "perf/mfu": 0.5}
+        | {"optimizer/skipped_steps": 0}
+        for n, loss in enumerate(losses)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    baselines = [{"name": "unigram", "metric": "eval/loss", "score": 6.5}]
+    (folder / "baselines.json").write_text(json.dumps(baselines))
+    for step in (10, 30):
+        (folder / "samples" / f"step_{step:08d}.txt").write_text(f"<b>step {step}</b> & more\n")
+    (folder / "samples" / "step_00000030.png").write_bytes(PNG)
+    (folder / "evaluation" / "step_00000030.classes.txt").write_text("   f1\na 0.5\n")
+    (folder / "evaluation" / "step_00000030.confusion.png").write_bytes(PNG)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The file of a report on two runs and a sweep."""
+    folder = tmp_path_factory.mktemp("report")
+    write_run(folder / "a run", 0.1, [5.0, 4.0, 3.0])
+    write_run(folder / "other", 0.2, [5.5, math.nan, 2.5])
+    (folder / "sweep").mkdir()
+    records = [{"rank": 1, "point": "x" * 60, "median": 0.25, "values": {"0": 0.25}, "sd": None}]
+    (folder / "sweep" / "table.jsonl").write_text(json.dumps(records[0]) + "\n")
+    (folder / "sweep" / "plot.png").write_bytes(PNG)
+    output = folder / "report.html"
+    runs = [str(folder / name) for name in ("a run", "other", "sweep")]
+    assert main(["report", *runs, "--output", str(output)]) == 0
+    return output
+
+
+class Elements(html.parser.HTMLParser):
+    """Checks that tags are closed in order, and keeps texts by tag and the values of sources."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.texts, self.sources = [], {}, []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
+
+
+def test_the_page_has_all_parts_and_needs_no_other_file(page):
+    text = page.read_text()
+    found = Elements(text)
+    assert found.texts["h2"] == [
+        "Runs", "Held-out scores", "Training", "Throughput", "Differences of the configs",
+        "Samples", "Pictures", "Classes", "Sweep sweep",
+    ]  # fmt: skip
+    assert len(found.sources) == 5  # a reconstruction and a confusion matrix each, and the plot
+    assert all(one.startswith("data:image/png;base64,") for one in found.sources)
+    assert "http" not in text and "<script" not in text
+
+
+def test_runs_share_a_chart_with_their_baseline_once(page):
+    chart = re.search(r'aria-label="eval/loss".*?</svg></svg>', page.read_text()).group()
+    assert re.findall(r"<title>(.*?)</title>", chart) == [
+        "eval/loss", "a run, last 4", "other, last 3.5",
+    ]  # fmt: skip
+    assert chart.count('class="reference"') == 1 and "unigram 6.5" in chart
+    first, second = re.findall(r'<path d="(.*?)"', chart)
+    assert first.count("M") == 1 and first.count("L") == 2
+    assert second.count("M") == 2  # not a number: a gap
+
+
+def test_only_what_differs_is_among_the_differences(page):
+    rows = Elements(page.read_text()).texts["td"]
+    place = rows.index("optimizer.learning_rate")
+    assert rows[place : place + 3] == ["optimizer.learning_rate", "0.1", "0.2"]
+    assert "seed" not in rows and "phases.0.steps" not in rows
+
+
+def test_texts_are_those_of_the_newest_step_and_no_markup(page):
+    text = page.read_text()
+    assert text.count("&lt;b&gt;step 30&lt;/b&gt; &amp; more") == 2
+    assert "step 10" not in text
+    assert '<pre class="table" tabindex="0">   f1\na 0.5</pre>' in text
+
+
+def test_a_run_alone_has_its_whole_config(tmp_path, capsys):
+    write_run(tmp_path / "run", 0.1, [2.0])
+    assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "a.html")]) == 0
+    rows = Elements((tmp_path / "a.html").read_text()).texts["td"]
+    assert {"seed", "phases.0.steps", "30"} <= set(rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "RUN"),
+        (["nowhere"], "nowhere has neither metrics.jsonl nor table.jsonl"),
+        (["nowhere", "nowhere"], "a run is given twice"),
+    ],
+)
+def test_what_is_no_run_is_refused(arguments, message, capsys):
+    assert main(["report", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_ticks_are_round_and_numbers_short():
+    assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert ticks(0.13, 0.42) == pytest.approx([0.2, 0.3, 0.4])
+    assert [number(one) for one in (0, 8e-4, 0.0125, 1234.5, 85_000, 1.25e6)] == [
+        "0", "0.0008", "0.0125", "1,234", "85k", "1.25M",
+    ]  # fmt: skip
+
+
+def test_of_many_points_the_extremes_stay():
+    values = [math.sin(n / 50) for n in range(5000)]
+    values[1234], values[2345] = 9.0, -9.0
+    kept = dict(thinned(Line("a", 0, range(5000), values)))
+    assert len(kept) <= 302 and kept[1234] == 9.0 and kept[2345] == -9.0
+
+
+def test_a_chart_without_numbers_is_left_out_and_names_are_escaped():
+    assert line_chart("a", [Line("b", 0, [1], [math.nan])]) == ""
+    assert "&lt;i&gt;" in line_chart("<i>", [Line("b", 0, [1], [2.0])], [Reference("c", 2.0)])
+
+
+PROBE = """<script>
+const style = name => getComputedStyle(document.querySelector(name));
+const wide = [...document.querySelectorAll("body *")].filter(
+  one => !one.closest(".wide, pre, svg") && one.getBoundingClientRect().right > innerWidth + 1);
+document.title = JSON.stringify({width: innerWidth, scroll: document.documentElement.scrollWidth,
+  wide: wide.length, back: style("body").backgroundColor, line: style(".line.c1 path").stroke,
+  charts: [...document.querySelectorAll("svg.chart")].map(
+    one => one.getBoundingClientRect().height),
+  images: [...document.images].map(one => one.naturalWidth)});
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (500, True)], ids=["wide", "narrow"])
+def test_a_browser_shows_the_page_without_overflow(page, tmp_path, width, dark):
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.read_text().replace("</body>", f"{PROBE}</body>"))
+    command = [
+        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom",
+        f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+        "--host-resolver-rules=MAP * ~NOTFOUND", probed.as_uri(),
+    ]  # fmt: skip
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = json.loads(re.search(r"<title>(\{.*?\})</title>", shown).group(1))
+    assert found["width"] <= width and found["scroll"] <= found["width"] and found["wide"] == 0
+    assert min(found["charts"]) > 150 and set(found["images"]) == {1}
+    assert found["back"] == ("rgb(20, 21, 23)" if dark else "rgb(251, 251, 250)")
+    assert found["line"] == ("rgb(240, 153, 79)" if dark else "rgb(194, 90, 12)")
