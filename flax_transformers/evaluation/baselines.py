@@ -23,7 +23,9 @@ FITTED_ROWS, FITTED_LABELS = 20_000, 2_000_000
 """Largest number of training rows and labels that a baseline is fitted on; the first limit that is
 reached ends the fit."""
 _BATCH_ROWS = 64
-_DISPLAY_NAMES = {"bleu": "BLEU", "chrf": "chrF"}
+_DISPLAY_NAMES = {
+    "bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

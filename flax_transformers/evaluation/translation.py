@@ -1,4 +1,4 @@
-"""BLEU and chrF of translations of held-out pairs.
+"""BLEU, chrF and ROUGE of translations of held-out pairs.
 
 BLEU (Papineni et al., 2002) and chrF (Popović, 2015) are sacrebleu's corpus scores, from 0 to 100.
 References are decoded from the ids in the token store.
@@ -15,14 +15,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from etils import epath
 
 from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
+from flax_transformers.evaluation.scoring.rouge import rouge_scores
 from flax_transformers.generation.program import arranged
 from flax_transformers.generation.translate import generate_target
 from flax_transformers.objectives.rows import end_id, start_id
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
+from flax_transformers.storage.workdir import write_side_file
 from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
 
@@ -113,15 +116,22 @@ def _objective(config: TrainConfig) -> SequenceToSequence:
 
 
 def translation_evaluator(
-    config: TrainConfig, prepared: PreparedText, model: nn.Module, at_step: int | None = None
+    config: TrainConfig,
+    prepared: PreparedText,
+    model: nn.Module,
+    at_step: int | None = None,
+    folder: epath.Path | None = None,
 ) -> list[Evaluator]:
-    """A function that gives ``{"eval/bleu", "eval/chrf"}`` of the first held-out pairs, as
-    ``translate`` translates them; none, and a log line, if sacrebleu is not installed.
+    """A function that gives ``{"eval/bleu", "eval/chrf"}`` and the scores of `rouge_scores` of the
+    first held-out pairs, as ``translate`` translates them; none, and a log line, if sacrebleu is
+    not installed.
 
     ``at_step``: score only after this step, because it takes long; None: at every evaluation.
+    ``folder``: where the texts are written, one in each line, for scorers such as COMET (Rei et
+    al., arXiv:2009.09025): ``step_....source.txt``, ``.hypothesis.txt`` and ``.reference.txt``.
     """
     if not can_score():
-        log.info("BLEU and chrF are left out because sacrebleu is not installed")
+        log.info("BLEU, chrF and ROUGE are left out because sacrebleu is not installed")
         return []
     held_out = pairs_of(config, prepared, "validation", MAX_SCORED)
 
@@ -129,8 +139,19 @@ def translation_evaluator(
         if not held_out or at_step not in (None, snapshot.step):
             return {}
         decode = decode_target(prepared)
-        texts = map(decode, translate(config, prepared, model, snapshot.params, held_out))
-        found = scores(list(texts), [decode(target) for _, target in held_out])
+        texts = list(map(decode, translate(config, prepared, model, snapshot.params, held_out)))
+        references = [decode(target) for _, target in held_out]
+        if folder is not None and jax.process_index() == 0:
+            sources = [prepared.tokenizer.decode(source) for source, _ in held_out]
+            sides = {"source": sources, "hypothesis": texts, "reference": references}
+            for side, lines in sides.items():
+                _write_lines(folder / f"step_{snapshot.step:08d}.{side}.txt", lines)
+        found = scores(texts, references) | rouge_scores(texts, references)
         return {f"eval/{name}": score for name, score in found.items()}
 
     return [evaluate]
+
+
+def _write_lines(path: epath.Path, texts: Sequence[str]) -> None:
+    """Writes one text in each line; line ends inside become spaces."""
+    write_side_file(path, "".join(" ".join(text.splitlines()) + "\n" for text in texts))

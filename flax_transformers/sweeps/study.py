@@ -24,7 +24,7 @@ Override = Callable[[TrainConfig, Sequence[str]], TrainConfig]
 _NAME = re.compile(r"[\w.+=-]+")
 _VALUE_LENGTH = 40
 _HIGHER = (
-    r"accuracy|f1|precision|recall|exact_match|bleu|chrf|\w*correlation|tokens_per_second|"
+    r"accuracy|f1|precision|recall|exact_match|bleu|chrf|rouge\w|\w*correlation|tokens_per_second|"
     r"examples_per_second|mfu|goodput"
 )
 _LOWER = r"\w*loss|perplexity|mse|step_time_s"

@@ -146,6 +146,7 @@ def test_the_baseline_is_the_first_point_of_its_variant_or_the_one_that_is_named
         ("eval/next_sentence_accuracy", True),
         ("eval/entity_f1", True),
         ("eval/bleu_de", True),
+        ("eval/rougeL", True),
         ("perf/step_time_s", False),
         ("perf/tokens_per_second", True),
     ],
