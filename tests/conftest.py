@@ -46,6 +46,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # client is (`make notebooks`).
 collect_ignore = [] if importlib.util.find_spec("torch") else ["parity"]
 collect_ignore += [] if importlib.util.find_spec("nbclient") else ["notebooks"]
+collect_ignore += [] if importlib.util.find_spec("lm_eval") else ["parity/test_harness.py"]
 
 
 @pytest.fixture(autouse=True)

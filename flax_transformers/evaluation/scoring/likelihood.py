@@ -66,7 +66,9 @@ class Likelihood:
         import jax.numpy as jnp
 
         hidden_BTD = model.hidden_states(params, batch, {}).last_hidden_state
-        found_BT = _of_labels(model.unembedding(params, hidden_BTD).logits(), batch["labels"])
+        found_BT = log_probabilities(
+            model.unembedding(params, hidden_BTD).logits(), batch["labels"]
+        )
         weights_BT = batch["next_weights"]
         return {
             "log_likelihood": jnp.sum(found_BT * weights_BT, axis=1),
@@ -108,11 +110,11 @@ class PseudoLikelihood:
         place_B11 = batch["masked_place"][:, None, None]
         hidden_B1D = jnp.take_along_axis(hidden_BTD, place_B11, axis=1)
         logits_B1V = model.unembedding(params, hidden_B1D).logits()
-        found_B1 = _of_labels(logits_B1V, batch["labels"][:, None])
+        found_B1 = log_probabilities(logits_B1V, batch["labels"][:, None])
         return {"log_likelihood": found_B1[:, 0], "tokens": jnp.ones_like(found_B1[:, 0])}
 
 
-def _of_labels(logits: Array, labels: Array) -> Array:
+def log_probabilities(logits: Array, labels: Array) -> Array:
     """Log-probabilities float32 [B, M] of labels, of logits [B, M, V]."""
     from flax_transformers.objectives.cross_entropy import cross_entropy
 
@@ -187,14 +189,15 @@ def score_lines(
     name = "pseudo_" if pseudo else ""
     lines = []
     for row, total, count in zip(rows, totals.tolist(), counts.tolist(), strict=True):
-        line: dict[str, Any] = {f"{name}log_likelihood": _short(total), "tokens": count}
-        line[f"{name}perplexity"] = _short(math.exp(min(700.0, -total / count))) if count else None
+        line: dict[str, Any] = {f"{name}log_likelihood": short(total), "tokens": count}
+        line[f"{name}perplexity"] = short(math.exp(min(700.0, -total / count))) if count else None
         if not pseudo:
             size = len(str(row.document.text[0]).encode())
-            line["bits_per_byte"] = _short(-total / math.log(2) / size)
+            line["bits_per_byte"] = short(-total / math.log(2) / size)
         lines.append(line)
     return lines
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
+    """A number with six digits, all that float32 has to say."""
     return float(f"{value:.6g}")

@@ -1,0 +1,204 @@
+"""Models of this package in EleutherAI's lm-evaluation-harness (extra ``lm-eval``).
+
+From Python, ``lm_eval.simple_evaluate(model=HarnessModel("runs/x"), tasks=[...])``. As a command,
+this module is `lm_eval` with one more model: ``python -m flax_transformers.harness run --model
+flax_transformers --model_args pretrained=runs/x --tasks ...``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from flax_transformers.errors import UserError
+from flax_transformers.evaluation.predict import predictions
+from flax_transformers.evaluation.scoring.continuations import (
+    ContinuationLikelihood,
+    Request,
+    Requests,
+    check_requests,
+    request_of,
+)
+from flax_transformers.generation.decode import generate, require_writer
+from flax_transformers.generation.program import arranged
+from flax_transformers.generation.prompts import noted_frame, require_known, rows_of, until_stop
+from flax_transformers.generation.stop_strings import StopStrings
+from flax_transformers.objectives.base import Frame
+from flax_transformers.objectives.rows import document_start
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.pretrained import load_pretrained, load_tokenizer
+from flax_transformers.restore import Restored
+
+_MAX_LENGTH = 2048
+"""Largest number of tokens if the model has no limit."""
+_NEW_TOKENS = 256
+"""Number of new tokens if a task does not say (lm_eval's own default)."""
+
+
+@register_model("flax_transformers")
+class HarnessModel(LM):
+    """A causal language model, for tasks of log-likelihoods, of perplexity and of generation.
+
+    ``pretrained``: what ``load_pretrained`` takes. ``batch_size``: number of texts that are
+    computed at once, which divides over ``mesh``. ``max_length``: number of tokens that the model
+    reads, by default all that it has positions for. ``device`` and ``max_batch_size``, which
+    lm_eval's command passes, are not used.
+
+    Raises UserError for a model that does not continue texts, and for one without a tokenizer.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        batch_size: int | str = 16,
+        max_length: int | None = None,
+        mesh: MeshConfig | None = None,
+        device: str | None = None,
+        max_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        placed = make_mesh(mesh or MeshConfig())
+        model, params = load_pretrained(pretrained, mesh=placed)
+        require_writer(model)
+        self._config: Any = model.config
+        self._tokenizer = load_tokenizer(pretrained)
+        self._restored = Restored(
+            self._config, model, params, self._tokenizer, None, placed, step=0
+        )
+        self._length = int(max_length or self._config.max_positions or _MAX_LENGTH)
+        try:
+            self._batch_size = int(batch_size)
+        except ValueError:
+            raise UserError(f"batch_size is {batch_size!r}; give a number") from None
+        self._before = list((noted_frame(self._tokenizer) or Frame()).before)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self._tokenizer.fingerprint
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """The log-likelihood in nats of each continuation of a context, and whether greedy decoding
+        would give it."""
+        return self._scores([self._request(*one.args) for one in requests])
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """The log-likelihood in nats of each text, every token of which is scored once: a text that
+        is too long in windows, as lm_eval divides it."""
+        windows: list[Request] = []
+        counts: list[int] = []
+        for one in requests:
+            (text,) = one.args
+            ids = self._tokenizer.encode_batch([text])[0].tolist()
+            found = get_rolling_token_windows(
+                token_list=ids,
+                prefix_token=self._first_id(),
+                max_seq_len=self._length,
+                context_len=1,
+            )
+            some = [Request(*make_disjoint_window(window)) for window in found]
+            windows += some
+            counts.append(len(some))
+        scores = iter(self._scores(windows))
+        return [sum(next(scores)[0] for _ in range(count)) for count in counts]
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """The text after each context, up to a stop string: greedy, unless the task sets a
+        temperature."""
+        texts: dict[int, str] = {}
+        alike: dict[str, list[int]] = {}  # requests by their settings
+        for number, one in enumerate(requests):
+            alike.setdefault(repr(sorted(one.args[1].items())), []).append(number)
+        with jax.set_mesh(self._restored.mesh):
+            params = arranged(self._restored.params)
+            for numbers in alike.values():
+                settings = requests[numbers[0]].args[1]
+                for start in range(0, len(numbers), self._batch_size):
+                    some = numbers[start : start + self._batch_size]
+                    contexts = [requests[number].args[0] for number in some]
+                    written = self._written(params, contexts, settings)
+                    texts |= dict(zip(some, written, strict=True))
+        return [texts[number] for number in range(len(requests))]
+
+    def _first_id(self) -> int:
+        return self._before[0] if self._before else document_start(self._tokenizer.vocabulary)
+
+    def _request(self, context: str, continuation: str) -> Request:
+        if context:
+            return request_of(self._tokenizer, context, continuation, self._before)
+        ids = self._tokenizer.encode_batch([continuation])[0].tolist()
+        first = self._first_id()
+        return Request(ids[:1], ids[1:]) if ids[:1] == [first] else Request([first], ids)
+
+    def _scores(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+        check_requests(requests, self._length, "request")
+        ids = {token for one in requests for token in (*one.context, *one.continuation)}
+        require_known(self._tokenizer, ids, self._config.vocab_size, "task")
+        found = predictions(
+            Requests(requests),
+            ContinuationLikelihood(),
+            self._restored,
+            self._tokenizer.vocabulary,
+            self._length,
+            self._batch_size,
+        )
+        return [(float(one["log_likelihood"][0]), bool(one["greedy"][0])) for one in found]
+
+    def _written(
+        self, params: Any, contexts: Sequence[str], settings: dict[str, Any]
+    ) -> Iterator[str]:
+        """The texts after ``contexts``, at most as many as a batch."""
+        stops = settings.get("until") or []
+        stops = [stops] if isinstance(stops, str) else [stop for stop in stops if stop]
+        new_tokens = int(settings.get("max_gen_toks", _NEW_TOKENS))
+        if new_tokens >= self._length:
+            raise UserError(
+                f"a task writes {new_tokens} tokens, but the model has {self._length} positions; "
+                "set max_gen_toks lower"
+            )
+        tokenizer, kept = self._tokenizer, self._length - new_tokens
+        prompts = [
+            [*self._before, *tokenizer.encode_prompt(context).tolist()][-kept:]
+            or [self._first_id()]
+            for context in contexts
+        ]
+        rows = prompts + [prompts[-1]] * (self._batch_size - len(prompts))  # one shape
+        ids, mask = rows_of(rows, max(self._config.pad_id, 0))
+        sampled = bool(settings.get("do_sample", settings.get("temperature", 0.0)))
+        ends = {*getattr(self._config, "eos_ids", ()), tokenizer.vocabulary.end_id} - {None}
+        written = generate(
+            self._restored.model,
+            params,
+            ids,
+            mask,
+            max_new_tokens=new_tokens,
+            eos_id=sorted(ends),
+            temperature=float(settings.get("temperature", 1.0)) if sampled else 0.0,
+            top_k=settings.get("top_k"),
+            top_p=settings.get("top_p"),
+            key=jax.random.key(0),
+            stops=StopStrings.of(stops, self._token_texts(), rows) if stops else None,
+        )
+        for prompt, row in zip(prompts, jax.device_get(written).tolist(), strict=False):
+            end = next((place for place, token in enumerate(row) if token in ends), len(row))
+            before = len(tokenizer.decode(prompt))
+            yield until_stop(tokenizer.decode([*prompt, *row[:end]]), before, stops)[before:]
+
+    def _token_texts(self) -> list[str]:
+        """What each token adds to a text; then an empty text, for ids beyond the tokenizer's."""
+        tokenizer = self._tokenizer
+        first = int(tokenizer.encode_prompt("a")[-1])
+        before = tokenizer.decode([first])
+        texts = (tokenizer.decode([first, i]) for i in range(tokenizer.vocabulary.size))
+        return [*(text.removeprefix(before) for text in texts), ""]
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
