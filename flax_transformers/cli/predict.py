@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +15,11 @@ from flax_transformers.ranges import EXAMPLES
 
 if TYPE_CHECKING:
     from flax_transformers.data.inputs import Inputs, Row
+    from flax_transformers.data.sources.labelled import ChoiceSource
     from flax_transformers.evaluation.predict import ImageFiles
     from flax_transformers.runtime import Described, Placed
 
+log = logging.getLogger(__name__)
 _MAX_LENGTH = 8192
 """Largest number of tokens of a text if the model has no limit."""
 _QUESTION_LENGTH = 384
@@ -42,7 +45,7 @@ class Predict:
     of its first token."""
     score: Flag = False
     """Give the log-likelihood of each text by a language model, or the pseudo-log-likelihood by a
-    masked one, with perplexity and bits per byte."""
+    masked one, with perplexity and bits per byte; with --choices-field, those of the choices."""
     batch_size: Annotated[int, number("--batch-size", EXAMPLES)] = 32
     """Number of rows that are computed at once."""
     step: Annotated[str | None, option("STEP")] = None
@@ -50,7 +53,12 @@ class Predict:
     text_field: Annotated[str | None, option("NAME")] = None
     """Field of the text (default: that of the run's training data, or "text")."""
     second_field: Annotated[str | None, option("NAME")] = None
-    """Field of the second text, for models of two."""
+    """Field of the second text, for models of two; of questions about a text."""
+    choices_field: Annotated[str | None, option("NAME[,NAME...]")] = None
+    """Field with the list of choices, or the fields of the choices (default: those of the run's
+    training data, or "choices")."""
+    label_field: Annotated[str | None, option("NAME")] = None
+    """Field of the right choice: with --score, say which rows are right, and the accuracy."""
     architecture: Architecture = None
 
     def run(self, overrides: Sequence[str]) -> int:
@@ -102,6 +110,8 @@ def _lines(command: Predict, described: Described, placed: Placed) -> list[dict[
         return _of_texts(command, described, placed, objective)
     of_run = _of_run(described, "objective")
     of_run = of_run if isinstance(of_run, LABELLED) else None
+    if command.label_field is not None:
+        raise UserError("--label-field is for --score with --choices-field; leave it out")
     model: Any = build_model(config, ComputeConfig())
     if "decoder_input_ids" in model.inputs and hasattr(model, "unembed"):
         return _written(command, described, placed)
@@ -125,6 +135,10 @@ def _inputs(command: Predict, described: Described, objective: Any) -> Inputs:
     data = _of_run(described, "data")
     parts = getattr(data, "components", None)
     source: Any = getattr(parts[0] if parts else data, "source", None)
+    choices = _choice_source(command, source, objective)
+    if choices is not None:
+        answers = command.label_field is not None
+        return Inputs(command.input, choices.fields, choices=choices, answers=answers)
     questions = isinstance(objective, QuestionAnswering)
     if questions:
         fields = [command.text_field or "question", command.second_field or "context"]
@@ -139,6 +153,24 @@ def _inputs(command: Predict, described: Described, objective: Any) -> Inputs:
     return Inputs(command.input, tuple(fields), words, column, questions)
 
 
+def _choice_source(command: Predict, source: Any, objective: Any) -> ChoiceSource | None:
+    """How rows with choices are read; None for rows without."""
+    from flax_transformers.data.sources.labelled import ChoiceSource
+    from flax_transformers.objectives.multiple_choice import MultipleChoice
+
+    if not (isinstance(objective, MultipleChoice) or (command.score and command.choices_field)):
+        return None
+    found = source if isinstance(source, ChoiceSource) else ChoiceSource()
+    named = command.choices_field
+    return replace(
+        found,
+        text_field=command.text_field or found.text_field,
+        question_field=command.second_field or found.question_field,
+        choice_fields=tuple(named.split(",")) if named else found.choice_fields,
+        label_field=command.label_field or found.label_field,
+    )
+
+
 def _scored(command: Predict, described: Described, placed: Placed) -> list[dict[str, Any]]:
     """What a language model, causal or masked, says of each text."""
     from flax_transformers.evaluation.scoring.likelihood import likelihood_of_model
@@ -149,6 +181,10 @@ def _scored(command: Predict, described: Described, placed: Placed) -> list[dict
         raise UserError("--score and --pool exclude each other; give one of them")
     if tokenizer is None or not isinstance(config, TextConfig):
         raise UserError(f"{place} has no tokenizer; give --score with a model of text")
+    if command.label_field is not None and command.choices_field is None:
+        raise UserError("--label-field needs --choices-field; give both, or neither")
+    if command.choices_field is not None:
+        return _of_choices(command, described, placed)
     return _of_texts(command, described, placed, likelihood_of_model(config, tokenizer, place))
 
 
@@ -166,6 +202,7 @@ def _of_texts(
     from flax_transformers.evaluation.scoring.likelihood import score_lines, scored_texts
     from flax_transformers.huggingface.family import build_model
     from flax_transformers.models.config import ComputeConfig, TextConfig
+    from flax_transformers.objectives.multiple_choice import MultipleChoice
     from flax_transformers.objectives.question_answering import QuestionAnswering
     from flax_transformers.parallel.mesh import make_mesh
     from flax_transformers.parallel.watchdog import watchdog
@@ -190,6 +227,8 @@ def _of_texts(
         vocabulary = replace(vocabulary, pad_id=config.pad_id)
     with watchdog.phase("prepare"):
         rows = _inputs(command, described, objective).rows()
+        if isinstance(objective, MultipleChoice):
+            objective = replace(objective, choices=max(len(row.choices) for row in rows))
         examples = text_examples(rows, tokenizer, config, objective, limit)
         if command.score:
             examples = scored_texts(examples, objective, limit)
@@ -200,6 +239,50 @@ def _of_texts(
     if command.score:
         return score_lines(rows, examples, found)
     return lines(objective, config, rows, examples, found, tokenizer)
+
+
+def _of_choices(command: Predict, described: Described, placed: Placed) -> list[dict[str, Any]]:
+    """What a language model says of each choice of each row."""
+    from flax_transformers import runtime
+    from flax_transformers.evaluation.predict import predictions
+    from flax_transformers.evaluation.scoring.continuations import (
+        ContinuationLikelihood,
+        Requests,
+        accuracies,
+        check_requests,
+        choice_lines,
+        choice_requests,
+    )
+    from flax_transformers.generation.prompts import noted_frame, require_known
+    from flax_transformers.huggingface.family import build_model
+    from flax_transformers.models.config import ComputeConfig
+    from flax_transformers.objectives.base import Frame
+    from flax_transformers.parallel.mesh import make_mesh
+    from flax_transformers.parallel.watchdog import watchdog
+    from flax_transformers.training.step import check_fits
+
+    config, tokenizer = described.model, described.tokenizer
+    assert tokenizer is not None
+    objective = ContinuationLikelihood()
+    check_fits(objective, build_model(config, ComputeConfig()))
+    limit = config.max_positions or _MAX_LENGTH
+    with watchdog.phase("prepare"):
+        rows = _inputs(command, described, objective).rows()
+        before = (noted_frame(tokenizer) or Frame()).before
+        requests = choice_requests(rows, tokenizer, before)
+        check_requests(requests, limit, "choice")
+        ids = {token for one in requests for token in (*one.context, *one.continuation)}
+        require_known(tokenizer, ids, config.vocab_size, "input")
+    with watchdog.phase("restore"):
+        restored = runtime.restored_model(described, make_mesh(placed.mesh), placed.compute)
+    vocabulary = replace(tokenizer.vocabulary, pad_id=max(config.pad_id, 0))
+    with watchdog.phase("evaluation"):
+        examples, size = Requests(requests), command.batch_size
+        found = predictions(examples, objective, restored, vocabulary, limit, size)
+    lines = choice_lines(rows, found)
+    for name, score in accuracies(lines).items():
+        log.info("%s %.4f of %d rows", name.replace("_", " "), score, len(rows))
+    return lines
 
 
 def _written(command: Predict, described: Described, placed: Placed) -> list[dict[str, Any]]:

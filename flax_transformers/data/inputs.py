@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from flax_transformers.data.sources.conllu import TaggedSource
 from flax_transformers.data.sources.corpus_files import ending
 from flax_transformers.data.sources.documents import Decoder, Document, Invalid, Where
+from flax_transformers.data.sources.labelled import ChoiceSource, chosen
 from flax_transformers.data.sources.records import Part, TextFile
 from flax_transformers.data.sources.row_files import ENDINGS, row_file, row_of, text_in, value_in
 from flax_transformers.data.sources.squad import QuestionSource
@@ -24,10 +25,17 @@ Words = Sequence[tuple[str, int, int]]
 
 
 class Row(NamedTuple):
-    """A row: its text, or several, and, of a row of words, each with its start and end."""
+    """A row: its text, or several, and, of a row of words, each with its start and end.
+
+    Of a question with choices: the ``context`` that all of them follow, the ``choices``, and the
+    number of the right one, if it is known.
+    """
 
     document: Document
     words: Words = ()
+    context: str = ""
+    choices: Sequence[str] = ()
+    answer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,8 @@ class Inputs:
     with the fields ``fields``. ``words``: whether the text is divided into words, which are runs of
     letters and digits and single other characters; a field may hold a list of words instead, and
     the file may be one of a `TaggedSource` with this ``word_column``, whose tags are not read.
-    ``questions``: whether a .json file is one of a `QuestionSource`.
+    ``questions``: whether a .json file is one of a `QuestionSource`. ``choices``: rows are those of
+    this source, without their answers unless ``answers``.
     """
 
     path: str
@@ -46,6 +55,8 @@ class Inputs:
     words: bool = False
     word_column: int = 1
     questions: bool = False
+    choices: ChoiceSource | None = None
+    answers: bool = False
 
     def rows(self) -> list[Row]:
         """All rows in order. Raises UserError, naming file and line, for a row that is invalid or
@@ -53,10 +64,14 @@ class Inputs:
         path, decoder = Path(self.path).expanduser(), Decoder(replace=False)
         if not path.is_file():
             raise UserError(f"there is no file {path}; give --input a file of rows")
-        found = []
+        found: list[Row] = []
         for part in self._parts(path):
             for record in part.records.read(0, None):
                 try:
+                    if self.choices is not None:
+                        row = row_of(decoder, record.content, record.where)
+                        found.append(self._choice_row(self.choices, decoder, row, record.where))
+                        continue
                     document = part.parse(decoder, record.content, record.where)
                     found.append(self._row(document, record.where))
                 except Invalid as problem:
@@ -68,17 +83,22 @@ class Inputs:
     def _parts(self, path: Path) -> Iterator[Part]:
         kind = ending(path, (".txt", *ENDINGS, *TaggedSource.endings))
         if kind == ".txt":
-            if len(self.fields) > 1:
+            fields = (*self.fields, *(self.choices.choice_fields if self.choices else ()))
+            if len(fields) > 1:
                 raise UserError(
-                    f"{path} holds one text a line, and the model reads {len(self.fields)}; give a "
-                    f".jsonl file with the fields {' and '.join(self.fields)}"
+                    f"{path} holds one text a line, and the model reads {len(fields)}; give a "
+                    f".jsonl file with the fields {' and '.join(fields)}"
                 )
             yield Part(TextFile(path, "line"), _line)
         elif kind == ".json" and self.questions and not _is_lines(path):
             yield from QuestionSource(str(path)).parts()
         elif kind in ENDINGS:
             parse: Callable[..., Document] = _words if self.words else _texts
-            yield Part(row_file(path, _SPLIT, self.fields), partial(parse, self.fields))
+            others: tuple[str, ...] = ()
+            if self.choices is not None:
+                answer = (self.choices.label_field,) if self.answers else ()
+                others = (*self.choices.choice_fields, *answer)
+            yield Part(row_file(path, _SPLIT, self.fields, others), partial(parse, self.fields))
         elif kind is not None and self.words:
             # The word's own column in place of the tag's: files to be tagged need not have tags.
             column = self.word_column
@@ -88,6 +108,15 @@ class Inputs:
                 f"--input {path} is of no kind that is read; give a .txt file with a text in each "
                 f"line, or one of {', '.join(ENDINGS)}"
             )
+
+    def _choice_row(self, source: ChoiceSource, decoder: Decoder, row: Any, where: Where) -> Row:
+        texts, choices = source.texts_of(decoder, row, where)
+        context = " ".join(text_in(decoder, row, field, where).strip() for field in source.fields)
+        document = Document(tuple(text.replace("\0", " ") for text in texts), labels=("",))
+        if not self.answers:
+            return Row(document, (), context, choices)
+        label = value_in(row, source.label_field, where)
+        return Row(document, (), context, choices, chosen(label, choices, where))
 
     def _row(self, document: Document, where: Where) -> Row:
         texts = (document.text,) if isinstance(document.text, str) else document.text

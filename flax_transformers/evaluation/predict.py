@@ -33,6 +33,7 @@ from flax_transformers.evaluation.predictions import (
     rows_of_host,
 )
 from flax_transformers.evaluation.question_answering import best_answers
+from flax_transformers.evaluation.scoring.choices import choice_line
 from flax_transformers.evaluation.tagging import tagged_words
 from flax_transformers.generation.buckets import bucket
 from flax_transformers.generation.prompts import noted_frame, require_known
@@ -56,6 +57,7 @@ from flax_transformers.objectives.base import (
 )
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.labelled import Framing
+from flax_transformers.objectives.multiple_choice import MultipleChoice
 from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.rows import framing_ids, padded_tokens
 from flax_transformers.objectives.sequence_classification import SequenceClassification
@@ -64,7 +66,13 @@ from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.restore import Restored
 from flax_transformers.training.step import model_functions
 
-LABELLED = (SequenceClassification, TokenClassification, QuestionAnswering, ImageClassification)
+LABELLED = (
+    SequenceClassification,
+    TokenClassification,
+    QuestionAnswering,
+    MultipleChoice,
+    ImageClassification,
+)
 """Objectives whose heads are predicted with."""
 _SHORTEST = 16
 """Smallest bucket of lengths."""
@@ -120,7 +128,7 @@ class Embedding:
 def objective_of_model(config: TransformerConfig, place: str) -> Any:
     """The objective for the head of a model that was not trained here.
 
-    Raises UserError if it has no head for labels, tags or answers.
+    Raises UserError if it has no head for labels, tags, answers or choices.
     """
     model = build_model(config, ComputeConfig())
     found = (kind for start, kind in _FRAMINGS if config.architecture.startswith(start))
@@ -130,6 +138,8 @@ def objective_of_model(config: TransformerConfig, place: str) -> Any:
         return QuestionAnswering(framing=framing)
     if hasattr(model, "tag"):
         return TokenClassification(framing=framing)
+    if hasattr(model, "choose"):
+        return MultipleChoice(framing=framing)
     if hasattr(model, "classify") and isinstance(config, TextConfig):
         loss: Literal["mse", "cross_entropy"] = "mse" if regression else "cross_entropy"
         return SequenceClassification(loss=loss, framing=framing)
@@ -261,8 +271,9 @@ def batches_by_length(
         row = objective.prepare(examples.read(number, rng), rng, vocabulary, length)
         size = length
         if "attention_mask" in row:
-            size = min(length, bucket(max(_SHORTEST, int(row["attention_mask"].sum()))))
-            row = {name: array[:size] if array.ndim else array for name, array in row.items()}
+            used = int(row["attention_mask"].sum(axis=-1).max())
+            size = min(length, bucket(max(_SHORTEST, used)))
+            row = {name: array[..., :size] if array.ndim else array for name, array in row.items()}
         rows = waiting[size]
         rows.append(row | {"example_id": np.array(number, np.int32)})
         if len(rows) == batch_size:
@@ -318,6 +329,10 @@ def lines(
         documents: Callable[[int], Any] = lambda number: rows[number].document  # noqa: E731
         answers = best_answers(found, examples, objective, documents, tokenizer)
         return [_answer_line(*answers[number]) for number in range(len(rows))]
+    if isinstance(objective, MultipleChoice):
+        return [
+            choice_line(one["logits"][0], row.choices) for row, one in zip(rows, found, strict=True)
+        ]
     independent = config.problem_type == "multi_label_classification" or (
         isinstance(objective, ImageClassification) and objective.loss == "sigmoid"
     )

@@ -45,6 +45,7 @@ from flax_transformers.evaluation.samples import (
     continued_samples,
     filled_samples,
 )
+from flax_transformers.evaluation.scoring.choices import choice_baselines
 from flax_transformers.evaluation.tagging import entity_evaluator, tagging_baselines
 from flax_transformers.evaluation.translation import translation_evaluator
 from flax_transformers.objectives.base import Objective
@@ -54,6 +55,7 @@ from flax_transformers.objectives.image_classification import ImageClassificatio
 from flax_transformers.objectives.lm_loss import LMLoss
 from flax_transformers.objectives.masked_image import MaskedImage
 from flax_transformers.objectives.masked_lm import Masking
+from flax_transformers.objectives.multiple_choice import MultipleChoice
 from flax_transformers.objectives.next_sentence import NextSentence
 from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.replaced_tokens import ReplacedTokenDetection
@@ -106,12 +108,16 @@ class Task:
     held_out: Callable[[Run], Evaluator] = lambda run: held_out_evaluator(run.config, run.prepared)
 
 
+_TRANSLATION_METRICS = ("eval/bleu", "eval/chrf", "eval/rouge")
+
+
 def _translation(run: Run) -> list[Evaluator]:
     kept = run.config.retention
-    depends = kept.keep_best and kept.best_metric.startswith(("eval/bleu", "eval/chrf"))
+    depends = kept.keep_best and kept.best_metric.startswith(_TRANSLATION_METRICS)
     every = depends or run.config.early_stopping.patience is not None
     at_step = None if every or run.workdir is None else run.config.total_steps
-    return translation_evaluator(run.config, run.prepared, run.model, at_step)
+    folder = None if run.workdir is None else run.workdir / "predictions" / run.part
+    return translation_evaluator(run.config, run.prepared, run.model, at_step, folder)
 
 
 def _questions(run: Run) -> list[Evaluator]:
@@ -167,6 +173,7 @@ TASKS: dict[type, Task] = {
     SequenceClassification: Task(classification_baselines, _classes),
     TokenClassification: Task(tagging_baselines, _tags),
     QuestionAnswering: Task(question_baselines, _questions),
+    MultipleChoice: Task(choice_baselines),
     ImageClassification: Task(image_baselines, _images),
     MaskedImage: Task(reconstruction_baselines, _reconstruction),
     MaskedVideo: Task(),

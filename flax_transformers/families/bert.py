@@ -15,6 +15,7 @@ from flax_transformers.huggingface.weights import Weight, WeightTable, attention
 from flax_transformers.models.config import TextConfig
 from flax_transformers.models.encoder import (
     EncoderForMaskedLM,
+    EncoderForMultipleChoice,
     EncoderForSequenceClassification,
     EncoderWithPooler,
 )
@@ -80,6 +81,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "BertForSequenceClassification": EncoderForSequenceClassification,
     "BertForTokenClassification": TextForTokenClassification,
     "BertForQuestionAnswering": TextForQuestionAnswering,
+    "BertForMultipleChoice": EncoderForMultipleChoice,
     "BertModel": EncoderWithPooler,
 }
 

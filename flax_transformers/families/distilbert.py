@@ -15,7 +15,11 @@ from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
 from flax_transformers.models.config import TransformerConfig
-from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
+from flax_transformers.models.encoder import (
+    EncoderForMaskedLM,
+    EncoderModel,
+    TextForMultipleChoice,
+)
 from flax_transformers.models.heads import Tokens, mean_of_tokens, square_layer
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
@@ -49,11 +53,23 @@ class DistilBertForSequenceClassification(TextForSequenceClassification):
         return self.head_dropout(self.pooler(vector_BD), deterministic=deterministic)
 
 
+class DistilBertForMultipleChoice(TextForMultipleChoice):
+    """Scores each choice by its first token, after a linear layer and ReLU."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.pooler = ReluLayer(self.config, self.dtype)
+
+    def pool(self, hidden_BTD: jax.Array, tokens: Tokens) -> jax.Array:
+        return self.pooler(hidden_BTD[:, 0])
+
+
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "DistilBertForMaskedLM": EncoderForMaskedLM,
     "DistilBertForSequenceClassification": DistilBertForSequenceClassification,
     "DistilBertForTokenClassification": TextForTokenClassification,
     "DistilBertForQuestionAnswering": TextForQuestionAnswering,
+    "DistilBertForMultipleChoice": DistilBertForMultipleChoice,
     "DistilBertModel": EncoderModel,
 }
 

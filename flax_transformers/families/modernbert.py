@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
@@ -17,8 +18,12 @@ from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, fused_linear, linear, norm
 from flax_transformers.models.config import Activation, ComputeConfig, Rope, TextConfig
-from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
-from flax_transformers.models.heads import Transform, mean_of_tokens
+from flax_transformers.models.encoder import (
+    EncoderForMaskedLM,
+    EncoderModel,
+    TextForMultipleChoice,
+)
+from flax_transformers.models.heads import Transform, mean_of_tokens, take_token
 from flax_transformers.models.kernels.kv_cache import KeyValues
 from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
 from flax_transformers.models.layers.dropout import Dropout
@@ -79,11 +84,31 @@ class ModernBertForSequenceClassification(TextForSequenceClassification):
         return self.head_dropout(transformed_B1D, deterministic=deterministic)[:, 0]
 
 
+class ModernBertForMultipleChoice(TextForMultipleChoice):
+    """Scores each choice by its first token or the mean of all tokens, after a transform.
+
+    The first token is the first that is no padding, on which side padding may be."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.transform_head = Transform(self.config, self.dtype)
+
+    def pool(self, hidden_BTD: jax.Array, tokens: Tokens) -> jax.Array:
+        if self.config.pooling == "mean":
+            pooled_B1D = mean_of_tokens(hidden_BTD, tokens.mask)[:, None]
+        elif tokens.mask is None:
+            pooled_B1D = hidden_BTD[:, :1]
+        else:
+            pooled_B1D = take_token(hidden_BTD, jnp.argmax(tokens.mask > 0, axis=1))
+        return self.transform_head(pooled_B1D)[:, 0]
+
+
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "ModernBertForMaskedLM": EncoderForMaskedLM,
     "ModernBertForSequenceClassification": ModernBertForSequenceClassification,
     "ModernBertForTokenClassification": ModernBertForTokenClassification,
     "ModernBertForQuestionAnswering": ModernBertForQuestionAnswering,
+    "ModernBertForMultipleChoice": ModernBertForMultipleChoice,
     "ModernBertModel": EncoderModel,
 }
 

@@ -19,7 +19,11 @@ from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable, linear, norm
 from flax_transformers.models.config import Activation, TextConfig
-from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderWithPooler
+from flax_transformers.models.encoder import (
+    EncoderForMaskedLM,
+    EncoderForMultipleChoice,
+    EncoderWithPooler,
+)
 from flax_transformers.models.heads import Pooler, mean_of_tokens
 from flax_transformers.models.parts import ModelParts
 from flax_transformers.models.text import (
@@ -53,6 +57,7 @@ _CLASSES: dict[str, type[nn.Module]] = {
     "ForSequenceClassification": RobertaForSequenceClassification,
     "ForTokenClassification": TextForTokenClassification,
     "ForQuestionAnswering": TextForQuestionAnswering,
+    "ForMultipleChoice": EncoderForMultipleChoice,
     "Model": EncoderWithPooler,
 }
 

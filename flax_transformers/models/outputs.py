@@ -27,8 +27,9 @@ class ModelOutput(struct.PyTreeNode):
     """The result of a model's ``__call__``; None for what an architecture does not have.
 
     ``logits`` float32: [B, T, vocab_size] of language models, [B, T, labels] of taggers,
-    [B, labels] of classifiers. ``start_logits`` and ``end_logits`` [B, T] of span predictors.
-    ``values`` float32 [B, T] of a value head. ``pooler_output`` [B, D]. ``cache`` if one was given.
+    [B, labels] of classifiers, [B, choices] of multiple choice. ``start_logits`` and ``end_logits``
+    [B, T] of span predictors. ``values`` float32 [B, T] of a value head. ``pooler_output`` [B, D].
+    ``cache`` if one was given.
     A family with further outputs adds fields in a subclass.
     """
 

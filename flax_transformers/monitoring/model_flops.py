@@ -48,7 +48,8 @@ def step_flops(
     if isinstance(model, VisionConfig):
         grid = patch_grid((sequence_length,) * 2, model.patch_size)
         return batch_size * vision_flops(model.flops_groups(grid), params, axes)
-    tokens = batch_size * sequence_length
+    # Each choice of an example is a sequence of its own.
+    tokens = batch_size * sequence_length * getattr(objective, "choices", 1)
     if isinstance(model, ImageTextConfig):
         image_size: int = getattr(objective, "image_size", model.vision.image_shape[0])
         return batch_size * _image_flops(model, image_size, params, axes) + _text_encoder_flops(

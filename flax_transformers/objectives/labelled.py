@@ -34,22 +34,25 @@ class LabelledSpec(WindowSpec):
         longer than ``length`` becomes several examples of whole words, which have a label each.
         "answers": the second of two texts is divided into windows that begin every ``stride``
         tokens, and have ``length`` tokens together with the first ``question_length`` tokens of
-        the first text.
+        the first text. "choices": one example for each document, whose first text goes with each
+        of the others.
       labels: the kind of labels.
       stride: distance between the starts of windows.
       question_length: maximum number of tokens of the first text.
     """
 
-    rows: Literal["document", "words", "answers"] = "document"
-    labels: Literal["classes", "tags", "numbers", "spans"] = "classes"
+    rows: Literal["document", "words", "answers", "choices"] = "document"
+    labels: Literal["classes", "tags", "numbers", "spans", "choices"] = "classes"
     stride: int = 0
     question_length: int = 0
 
     @property
     def source_kind(self) -> str:
         """Name of the class of sources with such documents."""
-        kinds = {"document": "LabelledSource", "words": "TaggedSource", "answers": "QuestionSource"}
-        return kinds[self.rows]
+        return {
+            "document": "LabelledSource", "words": "TaggedSource", "answers": "QuestionSource",
+            "choices": "ChoiceSource",
+        }[self.rows]  # fmt: skip
 
 
 def overhead(framing: Framing, texts: int) -> int:

@@ -263,7 +263,7 @@ def _check_row(
         if name not in row or row[name].dtype.kind not in "iu":
             continue
         ids = row[name]
-        length = ids.shape[1] if batched and ids.ndim > 1 else ids.shape[0] if ids.ndim else 1
+        length = ids.shape[-1] if ids.ndim > batched else 1
         if limit.length is not None and length > limit.length:
             raise UserError(
                 f"objective {objective} makes {name} of {length} tokens at sequence_length "

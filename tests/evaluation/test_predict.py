@@ -72,6 +72,7 @@ def test_encoded_rows_are_read_like_a_token_store():
         ("RobertaForTokenClassification", "TokenClassification", "roberta"),
         ("XLMRobertaForQuestionAnswering", "QuestionAnswering", "roberta"),
         ("ModernBertForSequenceClassification", "SequenceClassification", "bert"),
+        ("XLMRobertaForMultipleChoice", "MultipleChoice", "roberta"),
         ("GPT2ForSequenceClassification", "SequenceClassification", "gpt2"),
         ("MistralForSequenceClassification", "SequenceClassification", "llama"),
         ("MixtralForSequenceClassification", "SequenceClassification", "llama"),

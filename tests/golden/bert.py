@@ -53,6 +53,12 @@ def draw_rows(name: str, vocab_size: int, *, types: int = 0, pad: int = 0) -> di
     return inputs
 
 
+def draw_choices(name: str, vocab_size: int, **how: int) -> dict[str, np.ndarray]:
+    """Two questions with five choices each: arrays [2, 5, 17]."""
+    questions = [draw_rows(f"{name}/{number}", vocab_size, **how) for number in range(2)]
+    return {key: np.stack([rows[key] for rows in questions]) for key in questions[0]}
+
+
 def draw_labels(name: str, inputs: Mapping[str, np.ndarray], vocab_size: int) -> np.ndarray:
     """What is to be predicted, at some of the tokens; -100 elsewhere."""
     random = generator(f"{name}/labels")
@@ -80,7 +86,8 @@ def make(
         **draw_sizes(name),
         **fields,
     }
-    inputs = draw_rows(name, config["vocab_size"], types=config["type_vocab_size"])
+    draw = draw_choices if architecture.endswith("MultipleChoice") else draw_rows
+    inputs = draw(name, config["vocab_size"], types=config["type_vocab_size"])
     expected = draw_labels(name, inputs, config["vocab_size"]) if labels else None
     return Case(name, config, inputs, outputs, labels=expected, stored=stored or {})
 
@@ -120,6 +127,7 @@ CASES = (
     make("rows", "BertForSequenceClassification", ROWS, hidden_act="silu", num_labels=3),
     make("tokens", "BertForTokenClassification", TOKENS, hidden_act="relu", num_labels=5),
     make("spans", "BertForQuestionAnswering", SPANS, hidden_act="gelu_new"),
+    make("choices", "BertForMultipleChoice", ROWS, hidden_act="relu"),
     make("bare", "BertModel", {**HIDDEN, "pooler_output": None}, hidden_act="gelu"),
 )
 

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.golden.bert import HIDDEN, ROWS, SPANS, TOKENS, draw_rows, draw_sizes
+from tests.golden.bert import (
+    HIDDEN,
+    ROWS,
+    SPANS,
+    TOKENS,
+    draw_choices,
+    draw_rows,
+    draw_sizes,
+)
 from tests.golden.hub import Case, write_goldens
 
 _NAMES = {
@@ -21,7 +29,8 @@ _NAMES = {
 def case(name: str, head: str, outputs: dict[str, str | None], **fields: Any) -> Case:
     sizes = {_NAMES.get(field, field): value for field, value in draw_sizes(name).items()}
     config = {"architectures": [f"DistilBert{head}"], "model_type": "distilbert", **sizes, **fields}
-    return Case(name, config, draw_rows(name, config["vocab_size"]), outputs)
+    draw = draw_choices if head.endswith("MultipleChoice") else draw_rows
+    return Case(name, config, draw(name, config["vocab_size"]), outputs)
 
 
 CASES = (
@@ -30,6 +39,7 @@ CASES = (
     case("distilbert_rows", "ForSequenceClassification", ROWS, num_labels=3),
     case("distilbert_tokens", "ForTokenClassification", TOKENS, num_labels=4),
     case("distilbert_spans", "ForQuestionAnswering", SPANS),
+    case("distilbert_choices", "ForMultipleChoice", ROWS),
     case("distilbert_bare", "Model", HIDDEN),
 )
 

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.golden.bert import HIDDEN, ROWS, SPANS, TOKENS, draw_rows, draw_sizes
+from tests.golden.bert import (
+    HIDDEN,
+    ROWS,
+    SPANS,
+    TOKENS,
+    draw_choices,
+    draw_rows,
+    draw_sizes,
+)
 from tests.golden.draw import generator
 from tests.golden.hub import Case, write_goldens
 
@@ -31,7 +39,8 @@ def make(name: str, architecture: str, outputs: dict[str, str | None], **fields:
         **draw_sizes(name),
         **fields,
     }
-    return Case(name, config, draw_rows(name, config["vocab_size"]), outputs)
+    draw = draw_choices if architecture.endswith("MultipleChoice") else draw_rows
+    return Case(name, config, draw(name, config["vocab_size"]), outputs)
 
 
 CASES = (
@@ -95,6 +104,20 @@ CASES = (
     ),
     make("tokens", "ModernBertForTokenClassification", TOKENS, num_labels=5, num_hidden_layers=1),
     make("spans", "ModernBertForQuestionAnswering", SPANS, global_attn_every_n_layers=1),
+    make(
+        "choices",
+        "ModernBertForMultipleChoice",
+        ROWS,
+        classifier_pooling="cls",
+        num_hidden_layers=2,
+    ),
+    make(
+        "mean_choices",
+        "ModernBertForMultipleChoice",
+        ROWS,
+        classifier_pooling="mean",
+        num_hidden_layers=1,
+    ),
     make("bare", "ModernBertModel", HIDDEN, num_hidden_layers=6),
 )
 

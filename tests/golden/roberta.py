@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.golden.bert import HIDDEN, ROWS, SPANS, TOKENS, draw_rows, draw_sizes
+from tests.golden.bert import (
+    HIDDEN,
+    ROWS,
+    SPANS,
+    TOKENS,
+    draw_choices,
+    draw_rows,
+    draw_sizes,
+)
 from tests.golden.draw import generator
 from tests.golden.hub import Case, write_goldens
 
@@ -25,7 +33,8 @@ def make(name: str, architecture: str, outputs: dict[str, str | None], **fields:
         **fields,
     }
     types = config["type_vocab_size"]
-    inputs = draw_rows(
+    draw = draw_choices if architecture.endswith("MultipleChoice") else draw_rows
+    inputs = draw(
         name, config["vocab_size"], types=types if types > 1 else 0, pad=config["pad_token_id"]
     )
     return Case(name, config, inputs, outputs)
@@ -48,6 +57,7 @@ CASES = (
     make("tokens", "RobertaForTokenClassification", TOKENS, num_labels=5),
     make("xlm_tokens", "XLMRobertaForTokenClassification", TOKENS, hidden_act="gelu_pytorch_tanh"),
     make("spans", "XLMRobertaForQuestionAnswering", SPANS),
+    make("choices", "RobertaForMultipleChoice", ROWS, type_vocab_size=2),
     make("bare", "RobertaModel", {**HIDDEN, "pooler_output": None}, type_vocab_size=3),
 )
 

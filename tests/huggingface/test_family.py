@@ -37,6 +37,7 @@ def test_a_model_has_the_method_of_its_own_head_and_of_no_other():
         "ImageClassificationWithTeacher": "classify",
         "TokenClassification": "tag",
         "QuestionAnswering": "answer_spans",
+        "MultipleChoice": "choose",
     }
     for family in all_families():
         for name, kind in family.architectures.items():
@@ -95,9 +96,9 @@ def test_the_caller_decides_then_the_architectures_then_the_model_type(described
         ({}, None, r'neither "architectures" nor "model_type"; add a line .*"architectures": \["B'),
         ({"model_type": "opt"}, None, r"model_type 'opt', which is not supported; .* bart, bert"),
         (
-            {"model_type": "bert", "architectures": ["BertForMultipleChoice"]},
+            {"model_type": "bert", "architectures": ["BertForRelations"]},
             None,
-            "'BertForMultipleChoice'.*as another bert model, give architecture= .*one of BertForM",
+            "'BertForRelations'.*as another bert model, give architecture= .*one of BertForM",
         ),
         ({"model_type": "bert", "architectures": ["GPT2Model"]}, None, "does not go with .*'GPT2M"),
         (

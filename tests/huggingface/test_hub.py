@@ -383,7 +383,7 @@ def test_heads_that_the_model_does_not_have_are_left_out_and_named(saved, caplog
 
 @pytest.mark.slow
 def test_an_architecture_that_is_not_here_is_read_as_another_of_its_family(saved, caplog):
-    change_json(saved / "config.json", architectures=["BertForMultipleChoice"])
+    change_json(saved / "config.json", architectures=["BertForRelations"])
     scores = {"classifier.weight": np.ones((1, 8), np.float32), "classifier.bias": np.ones(1)}
     change_tensors(saved, lambda tensors: tensors | scores | {"router.bias": np.ones(1)})
     with pytest.raises(UserError, match="as another bert model, give architecture="):

@@ -20,6 +20,8 @@ from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.model_flops import step_flops
 from flax_transformers.monitoring.throughput import StepReport
 from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.multiple_choice import MultipleChoice
+from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule
@@ -232,6 +234,16 @@ def test_flops_of_a_step_are_those_counted_by_hand(norm_position):
     head = 2 * rows * chosen * width * (width + 384)
     forward = 2 * per_layer + head
     assert phase_flops(config, config.phases[0]) == 3 * forward
+
+
+def test_each_choice_costs_as_much_as_a_sequence():
+    def flops(head, objective, batch_size):
+        model = tiny_bert(architecture=f"BertFor{head}", num_labels=1)
+        config = tiny_config("", "", model=model, objective=objective, batch_size=batch_size)
+        return phase_flops(config, config.phases[0])
+
+    one = flops("SequenceClassification", SequenceClassification(loss="mse"), 12)
+    assert flops("MultipleChoice", MultipleChoice(choices=3), 4) == one
 
 
 def test_flops_of_an_encoder_decoder_are_those_counted_by_hand():

@@ -14,13 +14,14 @@ from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import prepare
 from flax_transformers.data.pipeline.loader import TrainStream, evaluation_batches
 from flax_transformers.data.sources.conllu import TaggedSource
-from flax_transformers.data.sources.labelled import LabelledSource
+from flax_transformers.data.sources.labelled import ChoiceSource, LabelledSource
 from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.models.outputs import HiddenStates
 from flax_transformers.objectives.base import ModelFunctions, Vocabulary
 from flax_transformers.objectives.labelled import framed, longest_first
+from flax_transformers.objectives.multiple_choice import MultipleChoice
 from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.token_classification import TokenClassification
@@ -84,6 +85,7 @@ OBJECTIVES = {
     "numbers": SequenceClassification(loss="mse"),
     "tags": TokenClassification(),
     "answers": QuestionAnswering(doc_stride=8, max_question_length=12),
+    "choices": MultipleChoice(choices=3),
 }
 LENGTH = 40
 
@@ -95,6 +97,13 @@ def source_of(kind, folder, count=24):
         rows = [{"text": text, "label": n % 3} for n, text in enumerate(texts)]
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         return LabelledSource(str(path), label="class" if kind == "classes" else "number")
+    if kind == "choices":
+        rows = [
+            {"question": text, "choices": ["one", "two", "three"][: 2 + n % 2], "answer": n % 2}
+            for n, text in enumerate(texts)
+        ]
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return ChoiceSource(str(path))
     if kind == "tags":
         path = folder / "a.conllu"
         path.write_text(
@@ -159,6 +168,8 @@ def made_up_model(outputs):
 
     def head(name, params, rngs, hidden_BTD, *_):
         logits = jnp.sin(hidden_BTD * jnp.arange(1.0, outputs + 1)[None, None])
+        if name == "choose":
+            return logits.sum(axis=(1, 2))
         return logits.sum(axis=1) if name == "classify" else logits
 
     def hidden_states(params, batch, rngs):
@@ -169,7 +180,8 @@ def made_up_model(outputs):
 
 def test_halves_of_a_batch_add_up_to_the_whole_and_empty_examples_have_no_weight(kind, prepared):
     objective = OBJECTIVES[kind]
-    functions = made_up_model({"classes": 3, "numbers": 1, "tags": 4, "answers": 2}[kind])
+    outputs = {"classes": 3, "numbers": 1, "tags": 4, "answers": 2, "choices": 1}
+    functions = made_up_model(outputs[kind])
     examples = prepared.examples("validation", objective.window_spec(LENGTH))
     size = len(examples) + 3 + len(examples) % 2
     size += size % 2

@@ -61,7 +61,9 @@ def dummy_text(sources: Sequence[Source], spec: WindowSpec, token: int) -> Array
             "target_ends": one,
         }
     if isinstance(spec, LabelledSpec):
-        two = any(source.texts > 1 for source in sources) and spec.rows == "document"
+        two = spec.rows == "choices" or (
+            any(source.texts > 1 for source in sources) and spec.rows == "document"
+        )
         return _labelled(spec, tokens, halves if two else end)
     text: Arrays = {"tokens": tokens, "sentence_ends": halves}
     return (with_other(text) if spec.other else text) | {"document_ends": end}

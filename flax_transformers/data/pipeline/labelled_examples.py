@@ -31,7 +31,7 @@ class LabelledExamples(Examples):
                 f"the objective needs, or none; set data.source to a {spec.source_kind} "
                 f"whose labels are {spec.labels}, or choose another objective."
             )
-        rows = {"document": _documents, "words": _words, "answers": _windows}[spec.rows]
+        rows = {"words": _words, "answers": _windows}.get(spec.rows, _documents)
         self._rows = rows(store, spec)
         self.scored_in_order = spec.rows == "answers"
         if spec.rows == "document":

@@ -86,6 +86,8 @@ class Labeller:
             return [spans.ravel(), np.frombuffer(record, np.uint8)]
         if self.source.label_kind == "numbers":
             return [np.array(document.labels, np.float32)]
+        if self.source.label_kind == "choices":
+            return [np.array(document.labels, np.int32)]
         unknown = [label for label in document.labels if label not in self.names]
         if not unknown:
             return [np.array([self.names.index(str(n)) for n in document.labels], np.int32)]

@@ -9,8 +9,9 @@ from typing import Any, Literal
 LONGEST = 1 << 24
 """Maximum bytes of a document or record, to bound the memory."""
 
-LabelKind = Literal["classes", "tags", "numbers", "spans"]
-"""Kinds of labels: the name of a class, one name per word, a number, or spans of a text."""
+LabelKind = Literal["classes", "tags", "numbers", "spans", "choices"]
+"""Kinds of labels: the name of a class, one name per word, a number, spans of a text, or which of
+several texts is right."""
 
 
 @dataclass(frozen=True)

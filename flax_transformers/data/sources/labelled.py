@@ -1,4 +1,4 @@
-"""Labelled texts: one or two texts with a class or a number."""
+"""Labelled texts: one or two texts with a class or a number, and questions with choices."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from flax_transformers.data.sources.documents import (
     Where,
 )
 from flax_transformers.data.sources.records import Part, Source
-from flax_transformers.data.sources.row_files import row_file, row_of, text_in, value_in
+from flax_transformers.data.sources.row_files import Row, row_file, row_of, text_in, value_in
 from flax_transformers.data.sources.tfds import PREFIX, Examples
+from flax_transformers.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -120,3 +121,89 @@ def _number(label: Any, where: Where) -> float:
     if not math.isfinite(number):
         raise Invalid(where, f"has no label: {label!r} is not a number")
     return number
+
+
+@dataclass(frozen=True)
+class ChoiceSource(Source):
+    """A corpus of questions with several choices, of which one is right; used like a `TextSource`
+    (``TextData.source``).
+
+    ``path`` and ``split``: as of a `LabelledSource`, without TFDS.
+    ``text_field``: the text that all choices share. ``question_field``: what begins each choice, as
+    the second sentence of SWAG (arXiv:1808.05326) or the question about the article of RACE
+    (arXiv:1704.04683); a choice takes the place of its "_", if it has one. None: choices alone.
+    ``choice_fields``: one field with a list of texts, or a field for each choice.
+    ``label_field``: which choice is right: its number from 0, its letter from A, or its text.
+
+    Documents are the shared text, and each choice with the question. A row with fewer than two
+    choices, with an empty text, or with an unknown answer is invalid.
+    """
+
+    text_field: str = "question"
+    question_field: str | None = None
+    choice_fields: tuple[str, ...] = ("choices",)
+    label_field: str = "answer"
+
+    label_kind: ClassVar[LabelKind] = "choices"
+    endings: ClassVar[tuple[str, ...]] = row_files.ENDINGS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.choice_fields:
+            raise UserError("data.source.choice_fields is empty; name the field of the choices")
+        if self.path.startswith(PREFIX):
+            raise UserError(f"a ChoiceSource reads files, but its path is {self.path}; give files")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of the texts."""
+        question = () if self.question_field is None else (self.question_field,)
+        return (self.text_field, *question)
+
+    def parts(self) -> Iterator[Part]:
+        others = (*self.choice_fields, self.label_field)
+        for _, path in self.files():
+            yield Part(row_file(path, self.split, self.fields, others), self._document)
+
+    def texts_of(
+        self, decoder: Decoder, row: Row, where: Where
+    ) -> tuple[tuple[str, ...], list[str]]:
+        """The texts of a document, and the choices without the question. Raises `Invalid`."""
+        shared, *question = (text_in(decoder, row, one, where).strip() for one in self.fields)
+        choices = self._choices(decoder, row, where)
+        if len(choices) < 2:
+            raise Invalid(where, f"has {len(choices)} choices; at least two are needed")
+        if not all((shared, *question, *choices)):
+            raise Invalid(where, "has an empty text or choice")
+        ends = [_with_question(question[0], one) if question else one for one in choices]
+        return (shared, *ends), choices
+
+    def _choices(self, decoder: Decoder, row: Row, where: Where) -> list[str]:
+        if len(self.choice_fields) > 1:
+            return [text_in(decoder, row, one, where).strip() for one in self.choice_fields]
+        listed = value_in(row, self.choice_fields[0], where)
+        if not isinstance(listed, list | tuple):
+            raise Invalid(where, f"has no list of choices in {self.choice_fields[0]!r}")
+        return [text_in(decoder, {"choice": one}, "choice", where).strip() for one in listed]
+
+    def _document(self, decoder: Decoder, content: Any, where: Where) -> Document:
+        row = row_of(decoder, content, where)
+        texts, choices = self.texts_of(decoder, row, where)
+        label = value_in(row, self.label_field, where)
+        if isinstance(label, bytes):
+            label = decoder.text(label, where)
+        return Document(texts, (chosen(label, choices, where),))
+
+
+def _with_question(question: str, choice: str) -> str:
+    return question.replace("_", choice) if "_" in question else f"{question} {choice}"
+
+
+def chosen(label: Any, choices: Sequence[str], where: Where) -> int:
+    """The number of the right choice: ``label`` is it, its letter or its text. Raises `Invalid`."""
+    text = str(label).strip()
+    letters = [chr(ord("A") + place) for place in range(min(26, len(choices)))]
+    for names in (list(map(str, range(len(choices)))), letters, list(choices)):
+        if text in names and not isinstance(label, bool):
+            return names.index(text)
+    raise Invalid(where, f"has the answer {label!r}, which is none of its {len(choices)} choices")

@@ -22,7 +22,7 @@ from pathlib import Path
 from flax_transformers.data.sources.conllu import TaggedSource
 from flax_transformers.data.sources.corpus_files import Unread, list_corpus, plain_suffix
 from flax_transformers.data.sources.documents import Counts, Decoder, Document, Invalid
-from flax_transformers.data.sources.labelled import LabelledSource
+from flax_transformers.data.sources.labelled import ChoiceSource, LabelledSource
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.records import Part, Record, Source
 from flax_transformers.data.sources.sharding import Sharding
@@ -32,7 +32,7 @@ from flax_transformers.data.sources.tfds import PREFIX, tfds_files, tfds_identit
 from flax_transformers.errors import UserError
 from flax_transformers.storage.file_hashes import content_digest, sizes_digest
 
-AnySource = TextSource | PairSource | LabelledSource | TaggedSource | QuestionSource
+AnySource = TextSource | PairSource | LabelledSource | TaggedSource | QuestionSource | ChoiceSource
 
 _FIRST_RECORDS = 20
 

@@ -48,12 +48,15 @@ UNIGRAMS = "unigrams"
 TEXT_KINDS = ("tokens", "documents", "sentences")
 """Files that every shard has."""
 _COUNTED = 1 << 22  # tokens counted at once
-LABEL_DTYPES = {"labels": "<i4", "tags": "<i4", "numbers": "<f4", "records": "u1"}
+LABEL_DTYPES = {
+    "labels": "<i4", "tags": "<i4", "numbers": "<f4", "choices": "<i4", "records": "u1",
+}  # fmt: skip
 LABELS: dict[LabelKind | None, tuple[str, ...]] = {
     None: (),
     "classes": ("labels", "label_ends"),
     "tags": ("tags", "label_ends"),
     "numbers": ("numbers", "label_ends"),
+    "choices": ("choices", "label_ends"),
     "spans": ("labels", "label_ends", "records", "record_ends"),
 }
 """Additional files for each kind of labels."""
@@ -75,7 +78,7 @@ class ShardRecord:
     @property
     def labels(self) -> int:
         """Number of labels of its documents."""
-        kinds = ("labels", "tags", "numbers")
+        kinds = ("labels", "tags", "numbers", "choices")
         found = (r.bytes for name, r in self.files.items() if name.rpartition(".")[2] in kinds)
         return sum(found) // 4
 
@@ -98,6 +101,7 @@ class ShardRecord:
             "labels": Content(LABEL_DTYPES["labels"], below=below),
             "tags": Content(LABEL_DTYPES["tags"], below=below),
             "numbers": Content(LABEL_DTYPES["numbers"]),
+            "choices": Content(LABEL_DTYPES["choices"]),
             "records": Content(LABEL_DTYPES["records"]),
             "label_ends": Content("<i8", self.documents, last=self.labels),
             "record_ends": Content("<i8", self.documents, last=records),
@@ -356,5 +360,7 @@ def _label_kind(shard: ShardRecord) -> LabelKind | None:
     kinds = {name.rpartition(".")[2] for name in shard.files}
     if "records" in kinds:
         return "spans"
-    found: dict[str, LabelKind] = {"labels": "classes", "tags": "tags", "numbers": "numbers"}
+    found: dict[str, LabelKind] = {
+        "labels": "classes", "tags": "tags", "numbers": "numbers", "choices": "choices",
+    }  # fmt: skip
     return next((kind for name, kind in found.items() if name in kinds), None)
