@@ -8,6 +8,7 @@ flax_transformers --model_args pretrained=runs/x --tasks ...``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -27,7 +28,13 @@ from flax_transformers.evaluation.scoring.continuations import (
 )
 from flax_transformers.generation.decode import generate, require_writer
 from flax_transformers.generation.program import arranged
-from flax_transformers.generation.prompts import noted_frame, require_known, rows_of, until_stop
+from flax_transformers.generation.prompts import (
+    noted_frame,
+    require_known,
+    rows_of,
+    token_texts,
+    until_stop,
+)
 from flax_transformers.generation.stop_strings import StopStrings
 from flax_transformers.objectives.base import Frame
 from flax_transformers.objectives.rows import document_start
@@ -182,20 +189,16 @@ class HarnessModel(LM):
             top_k=settings.get("top_k"),
             top_p=settings.get("top_p"),
             key=jax.random.key(0),
-            stops=StopStrings.of(stops, self._token_texts(), rows) if stops else None,
+            stops=StopStrings.of(stops, self._token_texts, rows) if stops else None,
         )
         for prompt, row in zip(prompts, jax.device_get(written).tolist(), strict=False):
             end = next((place for place, token in enumerate(row) if token in ends), len(row))
             before = len(tokenizer.decode(prompt))
             yield until_stop(tokenizer.decode([*prompt, *row[:end]]), before, stops)[before:]
 
+    @cached_property
     def _token_texts(self) -> list[str]:
-        """What each token adds to a text; then an empty text, for ids beyond the tokenizer's."""
-        tokenizer = self._tokenizer
-        first = int(tokenizer.encode_prompt("a")[-1])
-        before = tokenizer.decode([first])
-        texts = (tokenizer.decode([first, i]) for i in range(tokenizer.vocabulary.size))
-        return [*(text.removeprefix(before) for text in texts), ""]
+        return token_texts(self._tokenizer)
 
 
 if __name__ == "__main__":

@@ -30,12 +30,17 @@ class Prompts:
     written: Tokenizer
 
     def token_texts(self) -> list[str]:
-        """What each token adds to a text, special tokens nothing; then an empty text, for ids
-        beyond the tokenizer's."""
-        first = int(self.written.encode_prompt("a")[-1])
-        before = self.decode([first])
-        texts = (self.decode([first, i]) for i in range(self.written.vocabulary.size))
-        return [*(text.removeprefix(before) for text in texts), ""]
+        """See `token_texts`, of generated text."""
+        return token_texts(self.written)
+
+
+def token_texts(tokenizer: Tokenizer) -> list[str]:
+    """What each token adds to a text, special tokens nothing; then an empty text, for ids beyond
+    the tokenizer's."""
+    first = int(tokenizer.encode_prompt("a")[-1])
+    before = tokenizer.decode([first])
+    texts = (tokenizer.decode([first, i]) for i in range(tokenizer.vocabulary.size))
+    return [*(text.removeprefix(before) for text in texts), ""]
 
 
 def read_prompts(folder: Path, config: TextConfig, target: Path | None = None) -> Prompts:
