@@ -146,9 +146,10 @@ class HarnessModel(LM):
         check_requests(requests, self._length, "request")
         ids = {token for one in requests for token in (*one.context, *one.continuation)}
         require_known(self._tokenizer, ids, self._config.vocab_size, "task")
+        objective: Any = ContinuationLikelihood()
         found = predictions(
             Requests(requests),
-            ContinuationLikelihood(),
+            objective,
             self._restored,
             self._tokenizer.vocabulary,
             self._length,

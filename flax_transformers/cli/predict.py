@@ -255,15 +255,15 @@ def _of_choices(command: Predict, described: Described, placed: Placed) -> list[
     )
     from flax_transformers.generation.prompts import noted_frame, require_known
     from flax_transformers.huggingface.family import build_model
-    from flax_transformers.models.config import ComputeConfig
+    from flax_transformers.models.config import ComputeConfig, TextConfig
     from flax_transformers.objectives.base import Frame
     from flax_transformers.parallel.mesh import make_mesh
     from flax_transformers.parallel.watchdog import watchdog
     from flax_transformers.training.step import check_fits
 
-    config, tokenizer = described.model, described.tokenizer
-    assert tokenizer is not None
-    objective = ContinuationLikelihood()
+    tokenizer, config = described.tokenizer, described.model
+    assert tokenizer is not None and isinstance(config, TextConfig)
+    objective: Any = ContinuationLikelihood()
     check_fits(objective, build_model(config, ComputeConfig()))
     limit = config.max_positions or _MAX_LENGTH
     with watchdog.phase("prepare"):

@@ -137,11 +137,20 @@ class TextForMultipleChoice(TextModel):
     ) -> ModelOutput:
         """Of inputs [B, C, T], with C choices for each question: ``logits`` float32 [B, C] and
         ``last_hidden_state`` [B * C, T, D]. Of inputs [B, T]: ``logits`` [B]."""
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, segment_ids)
-        rows = (None if one is None else one.reshape(-1, one.shape[-1]) for one in inputs)
-        output = super().__call__(*rows, cache=cache, deterministic=deterministic)
+        others = (attention_mask, token_type_ids, position_ids, segment_ids)
+        output = super().__call__(
+            _rows(input_ids),
+            *(None if one is None else _rows(one) for one in others),
+            cache=cache,
+            deterministic=deterministic,
+        )
         assert output.logits is not None
         return output.replace(logits=output.logits.reshape(input_ids.shape[:-1]))
+
+
+def _rows(array: jax.Array) -> jax.Array:
+    """All sequences of an array [..., T] as rows."""
+    return array.reshape(-1, array.shape[-1])
 
 
 class EncoderForMultipleChoice(TextForMultipleChoice):

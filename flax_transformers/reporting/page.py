@@ -68,7 +68,7 @@ _FROM_ZERO = ("perf/", "optimizer/learning_rate")
 
 def page(runs: Sequence[Run], sweeps: Sequence[SweepTable]) -> str:
     """The page of ``runs`` and ``sweeps``."""
-    names = [one.name for one in (*runs, *sweeps)]
+    names = [run.name for run in runs] + [sweep.name for sweep in sweeps]
     title = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     sections = [
         _legend(runs),

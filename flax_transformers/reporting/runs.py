@@ -66,7 +66,7 @@ def read(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Run], list[Sweep
     """
     runs: list[Run] = []
     sweeps: list[SweepTable] = []
-    for name, path in zip(_names(list(map(os.fspath, paths))), paths, strict=True):
+    for name, path in zip(_names([os.fspath(path) for path in paths]), paths, strict=True):
         folder = epath.Path(path)
         if (folder / _TABLE).exists():
             sweeps.append(_sweep(name, folder))
