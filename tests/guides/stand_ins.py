@@ -117,6 +117,14 @@ def _write_labelled(folder: Path) -> None:
          "answers": [{"text": text.split()[3], "answer_start": text.index(text.split()[3])}]}
         for n, text in enumerate(texts[:40])
     ]  # fmt: skip
+    (folder / "data" / "swag").mkdir()
+    for name in ("train", "val"):
+        lines = (
+            f"{text},{text[:9]},one,two,three,four,{n % 4}" for n, text in enumerate(texts[:40])
+        )
+        (folder / "data" / "swag" / f"{name}.csv").write_text(
+            "\n".join(["sent1,sent2,ending0,ending1,ending2,ending3,label", *lines]) + "\n"
+        )
     articles = [
         {"title": "t", "paragraphs": [{"context": texts[n], "qas": [asked]}]}
         for n, asked in enumerate(questions)
