@@ -12,7 +12,7 @@ import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
 
-from flax_transformers.harness import HarnessModel
+from flax_transformers.harness.model import HarnessModel
 
 WORDS = [a + b for a in "bdklmnprst" for b in ("a", "o", "en", "ir")]
 POSITIONS = 48

@@ -1,8 +1,6 @@
 """Models of this package in EleutherAI's lm-evaluation-harness (extra ``lm-eval``).
 
-From Python, ``lm_eval.simple_evaluate(model=HarnessModel("runs/x"), tasks=[...])``. As a command,
-this module is `lm_eval` with one more model: ``python -m flax_transformers.harness run --model
-flax_transformers --model_args pretrained=runs/x --tasks ...``.
+From Python, ``lm_eval.simple_evaluate(model=HarnessModel("runs/x"), tasks=[...])``.
 """
 
 from __future__ import annotations
@@ -200,9 +198,3 @@ class HarnessModel(LM):
     @cached_property
     def _token_texts(self) -> list[str]:
         return token_texts(self._tokenizer)
-
-
-if __name__ == "__main__":
-    from lm_eval.__main__ import cli_evaluate
-
-    cli_evaluate()
