@@ -18,7 +18,7 @@ from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.labelled import ChoiceSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.bert import SIZES
-from flax_transformers.objectives.multiple_choice import MultipleChoice
+from flax_transformers.multiple_choice.objective import MultipleChoice
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig

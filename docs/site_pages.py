@@ -50,7 +50,7 @@ REFERENCE = {  # title: names of modules, whose public names are documented
             "base", "masked_lm", "next_sentence", "replaced_tokens", "causal_lm", "prefix_lm",
             "span_corruption", "mixture_of_denoisers", "denoising", "sequence_to_sequence",
             "sequence_classification", "token_classification", "question_answering",
-            "multiple_choice", "image_classification", "masked_image",
+            "image_classification", "masked_image",
         )
     ),
 }  # fmt: skip

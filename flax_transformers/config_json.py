@@ -97,7 +97,7 @@ _TYPES = {
     "sequence_classification": "objectives.sequence_classification.SequenceClassification",
     "token_classification": "objectives.token_classification.TokenClassification",
     "question_answering": "objectives.question_answering.QuestionAnswering",
-    "multiple_choice": "objectives.multiple_choice.MultipleChoice",
+    "multiple_choice": "multiple_choice.objective.MultipleChoice",
     "image_classification": "objectives.image_classification.ImageClassification",
     "distilled_images": "distillation.objectives.DistilledImageClassification",
     "distilled_sequences": "distillation.objectives.DistilledSequenceClassification",

@@ -156,7 +156,7 @@ def _inputs(command: Predict, described: Described, objective: Any) -> Inputs:
 def _choice_source(command: Predict, source: Any, objective: Any) -> ChoiceSource | None:
     """How rows with choices are read; None for rows without."""
     from flax_transformers.data.sources.labelled import ChoiceSource
-    from flax_transformers.objectives.multiple_choice import MultipleChoice
+    from flax_transformers.multiple_choice.objective import MultipleChoice
 
     if not (isinstance(objective, MultipleChoice) or (command.score and command.choices_field)):
         return None
@@ -202,7 +202,7 @@ def _of_texts(
     from flax_transformers.evaluation.scoring.likelihood import score_lines, scored_texts
     from flax_transformers.huggingface.family import build_model
     from flax_transformers.models.config import ComputeConfig, TextConfig
-    from flax_transformers.objectives.multiple_choice import MultipleChoice
+    from flax_transformers.multiple_choice.objective import MultipleChoice
     from flax_transformers.objectives.question_answering import QuestionAnswering
     from flax_transformers.parallel.mesh import make_mesh
     from flax_transformers.parallel.watchdog import watchdog

@@ -45,6 +45,7 @@ from flax_transformers.models.config import (
     TransformerConfig,
     VisionConfig,
 )
+from flax_transformers.multiple_choice.objective import MultipleChoice
 from flax_transformers.objectives.base import (
     Array,
     Arrays,
@@ -57,7 +58,6 @@ from flax_transformers.objectives.base import (
 )
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.labelled import Framing
-from flax_transformers.objectives.multiple_choice import MultipleChoice
 from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.rows import framing_ids, padded_tokens
 from flax_transformers.objectives.sequence_classification import SequenceClassification

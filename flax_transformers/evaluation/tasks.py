@@ -48,6 +48,7 @@ from flax_transformers.evaluation.samples import (
 from flax_transformers.evaluation.scoring.choices import choice_baselines
 from flax_transformers.evaluation.tagging import entity_evaluator, tagging_baselines
 from flax_transformers.evaluation.translation import translation_evaluator
+from flax_transformers.multiple_choice.objective import MultipleChoice
 from flax_transformers.objectives.base import Objective
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.contrastive import ImageTextContrastive
@@ -55,7 +56,6 @@ from flax_transformers.objectives.image_classification import ImageClassificatio
 from flax_transformers.objectives.lm_loss import LMLoss
 from flax_transformers.objectives.masked_image import MaskedImage
 from flax_transformers.objectives.masked_lm import Masking
-from flax_transformers.objectives.multiple_choice import MultipleChoice
 from flax_transformers.objectives.next_sentence import NextSentence
 from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.replaced_tokens import ReplacedTokenDetection

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_transformers.families.bert import SWITCHES, BertConfig
+from flax_transformers.families.bert import SWITCHES, BertConfig, TextForMultipleChoice
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
@@ -18,7 +18,6 @@ from flax_transformers.models.config import TransformerConfig
 from flax_transformers.models.encoder import (
     EncoderForMaskedLM,
     EncoderModel,
-    TextForMultipleChoice,
 )
 from flax_transformers.models.heads import Tokens, mean_of_tokens, square_layer
 from flax_transformers.models.text import (

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
+from flax_transformers.families.bert import TextForMultipleChoice
 from flax_transformers.families.llama import read_rope, write_rope
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
@@ -21,7 +22,6 @@ from flax_transformers.models.config import Activation, ComputeConfig, Rope, Tex
 from flax_transformers.models.encoder import (
     EncoderForMaskedLM,
     EncoderModel,
-    TextForMultipleChoice,
 )
 from flax_transformers.models.heads import Transform, mean_of_tokens, take_token
 from flax_transformers.models.kernels.kv_cache import KeyValues

@@ -14,14 +14,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_transformers.families.bert import NUMBERS, SWITCHES, body_weights, word_weights
+from flax_transformers.families.bert import (
+    NUMBERS,
+    SWITCHES,
+    EncoderForMultipleChoice,
+    body_weights,
+    word_weights,
+)
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable, linear, norm
 from flax_transformers.models.config import Activation, TextConfig
 from flax_transformers.models.encoder import (
     EncoderForMaskedLM,
-    EncoderForMultipleChoice,
     EncoderWithPooler,
 )
 from flax_transformers.models.heads import Pooler, mean_of_tokens

@@ -1,4 +1,4 @@
-"""Heads of encoders: masked language modelling, and classification or choice by a pooled vector."""
+"""Heads of encoders: masked language modelling, and classification by a pooled vector."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ from flax_transformers.models.heads import (
     Pooler,
     Tokens,
     Unembedding,
-    classify_vectors,
-    label_layer,
     mean_of_tokens,
 )
-from flax_transformers.models.kernels.kv_cache import Cache
-from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.outputs import ModelOutput
 from flax_transformers.models.text import TextForSequenceClassification, TextModel
 
@@ -89,76 +85,3 @@ class EncoderForSequenceClassification(TextForSequenceClassification):
         else:
             pooled_BD = self.pooler(hidden_BTD)
         return self.head_dropout(pooled_BD, deterministic=deterministic)
-
-
-class TextForMultipleChoice(TextModel):
-    """Scores each choice of an answer, with its question, from a vector that ``pool`` returns;
-    subclasses define it (BERT, arXiv:1810.04805 §4.4)."""
-
-    def setup(self) -> None:
-        super().setup()
-        self.classification_head = label_layer(self.config, self.dtype, 1)
-        self.head_dropout = Dropout(self.config.head_dropout, self.compute.dropout_generator)
-
-    def pool(self, hidden_BTD: jax.Array, tokens: Tokens) -> jax.Array:
-        """Input [B, D] of the last layer, before dropout."""
-        raise NotImplementedError
-
-    def choose(
-        self,
-        hidden_BTD: jax.Array,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> jax.Array:
-        """Scores float32 [B] of choices, one in each sequence, by hidden states and inputs [B, T].
-
-        The softmax over the scores of one question gives probabilities."""
-        vector_BD = self.pool(hidden_BTD, Tokens(input_ids, attention_mask))
-        vector_BD = self.head_dropout(vector_BD, deterministic=deterministic)
-        return classify_vectors(self.classification_head, vector_BD)[:, 0]
-
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
-        return {"logits": self.choose(hidden_BTD, *tokens, deterministic=deterministic)}
-
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        token_type_ids: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        *,
-        cache: Cache | None = None,
-        deterministic: bool = True,
-    ) -> ModelOutput:
-        """Of inputs [B, C, T], with C choices for each question: ``logits`` float32 [B, C] and
-        ``last_hidden_state`` [B * C, T, D]. Of inputs [B, T]: ``logits`` [B]."""
-        others = (attention_mask, token_type_ids, position_ids, segment_ids)
-        output = super().__call__(
-            _rows(input_ids),
-            *(None if one is None else _rows(one) for one in others),
-            cache=cache,
-            deterministic=deterministic,
-        )
-        assert output.logits is not None
-        return output.replace(logits=output.logits.reshape(input_ids.shape[:-1]))
-
-
-def _rows(array: jax.Array) -> jax.Array:
-    """All sequences of an array [..., T] as rows."""
-    return array.reshape(-1, array.shape[-1])
-
-
-class EncoderForMultipleChoice(TextForMultipleChoice):
-    """Scores each choice by its pooled first token."""
-
-    def setup(self) -> None:
-        super().setup()
-        self.pooler = Pooler(self.config, self.dtype)
-
-    def pool(self, hidden_BTD: jax.Array, tokens: Tokens) -> jax.Array:
-        return self.pooler(hidden_BTD)

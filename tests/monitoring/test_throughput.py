@@ -19,8 +19,8 @@ from flax_transformers.monitoring import throughput
 from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.model_flops import step_flops
 from flax_transformers.monitoring.throughput import StepReport
+from flax_transformers.multiple_choice.objective import MultipleChoice
 from flax_transformers.objectives.causal_lm import CausalLM
-from flax_transformers.objectives.multiple_choice import MultipleChoice
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.optim.optimizers import AdamW

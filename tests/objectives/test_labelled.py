@@ -19,9 +19,9 @@ from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.models.outputs import HiddenStates
+from flax_transformers.multiple_choice.objective import MultipleChoice
 from flax_transformers.objectives.base import ModelFunctions, Vocabulary
 from flax_transformers.objectives.labelled import framed, longest_first
-from flax_transformers.objectives.multiple_choice import MultipleChoice
 from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.token_classification import TokenClassification

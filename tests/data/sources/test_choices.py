@@ -13,7 +13,7 @@ from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.labelled import ChoiceSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.multiple_choice import MultipleChoice
+from flax_transformers.multiple_choice.objective import MultipleChoice
 
 
 def documents(folder, rows, **fields):

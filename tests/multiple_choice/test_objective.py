@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
+from flax_transformers.multiple_choice.objective import MultipleChoice
 from flax_transformers.objectives.base import ModelFunctions, Vocabulary
-from flax_transformers.objectives.multiple_choice import MultipleChoice
 
 VOCAB = Vocabulary(size=30, pad_id=0, cls_id=1, sep_id=2, special_ids=(0, 1, 2))
 
