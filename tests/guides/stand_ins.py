@@ -62,8 +62,10 @@ def write_model(folder: Path, architecture: str, kind: str, texts: list[str]) ->
     changes = {"vocab_size": known.size, "max_positions": POSITIONS, "pad_id": max(known.pad_id, 0)}
     if architecture.startswith("T5"):
         del changes["max_positions"]
-    if architecture.startswith("Llama"):
+    if architecture.startswith(("Llama", "Bart")):
         changes |= {"bos_id": None, "eos_ids": (known.eos_id,)}
+    if architecture.startswith("Bart"):  # which begins with the end, as published
+        changes["decoder_start_id"] = known.eos_id
     model, params = tiny_model(architecture, **changes)
     ft.save_pretrained(folder, model, params, tokenizer=tokenizer)
 
