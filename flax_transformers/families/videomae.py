@@ -175,13 +175,14 @@ def sinusoid_table(positions: int, width: int) -> np.ndarray:
 
 
 def cut_tubelets(pixel_values: jax.Array, tubelet_size: int, patch_size: int) -> jax.Array:
-    """Videos [B, F, C, height, width] to tubelets [B, T, S, C, P, Q]: by time, then row by row."""
+    """Videos [B, F, C, height, width] to tubelets [B, T, C, S, P, Q]: by time, then row by row."""
     batch, frames, channels, height, width = pixel_values.shape
     times = frames // tubelet_size
     kept = pixel_values[:, : times * tubelet_size]
     slices = kept.reshape(batch * times, tubelet_size * channels, height, width)
     patches = cut_patches(slices, patch_size)
-    return patches.reshape(batch, -1, tubelet_size, channels, patch_size, patch_size)
+    tubelets = patches.reshape(batch, -1, tubelet_size, channels, patch_size, patch_size)
+    return tubelets.swapaxes(2, 3)
 
 
 def tubelet_targets(config: VideoMaeConfig, pixels: jax.Array) -> jax.Array:
@@ -193,7 +194,7 @@ def tubelet_targets(config: VideoMaeConfig, pixels: jax.Array) -> jax.Array:
     c = config
     tubelets = cut_tubelets(pixels.astype(jnp.float32), c.tubelet_size, c.patch_size)
     batch, count = tubelets.shape[:2]
-    values_BTKC = tubelets.transpose(0, 1, 2, 4, 5, 3).reshape(batch, count, -1, c.num_channels)
+    values_BTKC = tubelets.transpose(0, 1, 3, 4, 5, 2).reshape(batch, count, -1, c.num_channels)
     if c.norm_pix_loss:
         mean_BT1C = values_BTKC.mean(axis=2, keepdims=True)
         deviation_BT1C = values_BTKC.std(axis=2, ddof=1, keepdims=True)
@@ -228,7 +229,7 @@ class TubeletEmbeddings(nn.Module):
                 f"[batch, {', '.join(map(str, c.video_shape))}]: frames, channels, height and width"
             )
         patches = Linear(
-            "BTSCPQ,CSPQD->BTD",
+            "BTCSPQ,CSPQD->BTD",
             (c.num_channels, c.tubelet_size, c.patch_size, c.patch_size, c.hidden_size),
             ("channels", "patch_frames", "patch_height", "patch_width", "embed"),
             dtype=self.dtype,

@@ -69,9 +69,10 @@ def test_the_loss_and_its_gradients_are_those_of_torch(case):
 def test_a_tubelet_holds_the_same_patch_of_consecutive_frames():
     videos = np.random.default_rng(0).standard_normal((2, 4, 3, 8, 12), np.float32)
     tubelets = np.asarray(cut_tubelets(videos, 2, 4))
-    assert tubelets.shape == (2, 2 * 2 * 3, 2, 3, 4, 4)
+    assert tubelets.shape == (2, 2 * 2 * 3, 3, 2, 4, 4)
     # The second row and third column of patches, in the second pair of frames.
-    np.testing.assert_array_equal(tubelets[1, 6 + 5], videos[1, 2:4, :, 4:8, 8:12])
+    expected = videos[1, 2:4, :, 4:8, 8:12].swapaxes(0, 1)
+    np.testing.assert_array_equal(tubelets[1, 6 + 5], expected)
 
 
 def test_normed_targets_have_mean_zero_and_unbiased_variance_one_in_each_channel():
