@@ -93,26 +93,44 @@ def write_atomically(
     *,
     temporary: str | os.PathLike[str] | None = None,
     lasting: bool = True,
+    replace: bool = True,
 ) -> None:
-    """Replaces a local file as a whole by bytes or another buffer. Raises OSError.
+    """Writes a local file as a whole, from bytes, another buffer or an iterator of buffers. Raises
+    OSError.
 
     ``temporary``: where it is written first, in the same file system; default: beside it, with the
-    ending ".tmp". ``lasting``: sync it, so that it survives a power cut.
+    ending ".tmp". ``lasting``: sync it, so that it survives a power cut. ``replace``: whether a
+    file that exists is replaced.
     """
     first = f"{os.fspath(path)}.tmp" if temporary is None else temporary
     try:
         with open(first, "wb") as file:
-            file.write(content)
+            file.writelines(content if isinstance(content, Iterator) else [content])
             if lasting:
                 file.flush()
                 os.fsync(file.fileno())
-        os.replace(first, path)
-    except OSError:
+        if replace:
+            os.replace(first, path)
+        else:
+            _move_if_absent(first, path)
+    except BaseException:
         with contextlib.suppress(OSError):
             os.remove(first)
         raise
     if lasting:
         _sync_folder(os.path.dirname(path) or ".")
+
+
+def _move_if_absent(first: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Moves a file to ``path``, or removes it if another one is there."""
+    try:
+        os.link(first, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        os.replace(first, path)
+        return
+    os.remove(first)
 
 
 def _sync_folder(path: str | os.PathLike[str], *, contents: bool = False) -> None:
@@ -195,10 +213,12 @@ class LocalFolder:
     def open(self, name: str) -> LocalFile:
         return LocalFile(os.path.join(self.path, name))
 
-    def write(self, name: str, content: Any, *, lasting: bool = True) -> None:
+    def write(self, name: str, content: Any, *, lasting: bool = True, replace: bool = True) -> None:
+        """See Folder. Unless ``replace``, a file that exists is left as it is, because other
+        processes may be reading it. ``content`` may be an iterator of buffers."""
         with writing(self.path):
-            path = os.path.join(self.path, name)
-            write_atomically(path, content, temporary=self.temporary(name), lasting=lasting)
+            path, first = os.path.join(self.path, name), self.temporary(name)
+            write_atomically(path, content, temporary=first, lasting=lasting, replace=replace)
 
     def names(self, prefix: str) -> list[str]:
         root = Path(self.path, prefix)

@@ -46,3 +46,17 @@ def test_writes_that_are_not_lasting_are_synced_together(folder, monkeypatch):
     folder.sync()
     folder.write("b", b"b")
     assert synced == ["all", "file", "file"]  # the file and its folder
+
+
+def test_a_file_that_exists_is_left_as_it_is_unless_it_is_to_be_replaced(tmp_path, monkeypatch):
+    folder = LocalFolder(str(tmp_path))
+    folder.write("a/b", b"first", replace=False)
+    folder.write("a/b", b"second", replace=False)
+    assert folder.read("a/b") == b"first" and folder.names("a/") == ["a/b"]
+
+    def refuse(*names):
+        raise PermissionError
+
+    monkeypatch.setattr(folders.os, "link", refuse)  # a file system without hard links
+    folder.write("a/c", b"third", replace=False)
+    assert folder.read("a/c") == b"third" and folder.names("a/") == ["a/b", "a/c"]

@@ -9,7 +9,9 @@ split. Every token of the split is in exactly one window, in order.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from flax_transformers.objectives.base import WindowSpec
 from flax_transformers.storage.folders import LocalFolder
 
 WINDOW = np.dtype([("start", "<i8"), ("length", "<i4")])
-_SENTENCES_AT_ONCE = 1 << 22  # about 200 MB of temporary arrays
+_ENDS_AT_ONCE = 1 << 22  # about 200 MB of temporary arrays
 _CHECKED = 1 << 18  # windows read at once to check them
 
 
@@ -29,6 +31,11 @@ def window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray:
 
     Raises UserError for a split without tokens and for a length below 1.
     """
+    return np.concatenate(list(_blocks(store, spec)))
+
+
+def _blocks(store: TokenStore, spec: WindowSpec) -> Iterator[np.ndarray]:
+    """The windows in order, in blocks, so that memory does not grow with the store."""
     if spec.length < 1:
         raise UserError(
             f"Windows of {spec.length} tokens have no space for text; use longer sequences."
@@ -38,46 +45,49 @@ def window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray:
             f"The {store.split} split of the token store in {store.directory} has no tokens; "
             "check the data source."
         )
-    if spec.whole_sentences:
-        starts = _window_starts(store.sentence_ends, store.document_ends, spec)
-    elif spec.cross_documents:
-        starts = _filled(store.document_ends, spec.length)
-    else:  # a document as one long sentence
-        starts = _window_starts(store.document_ends, store.document_ends, spec)
-    windows = np.zeros(len(starts), WINDOW)
-    windows["start"] = starts
-    windows["length"] = np.diff(starts, append=store.num_tokens)
-    return windows
+    filled = spec.cross_documents and not spec.whole_sentences
+    found = _filled(store, spec.length) if filled else _window_starts(store, spec)
+    last = np.zeros(0, np.int64)  # the start of the window whose end is not known yet
+    for starts in itertools.chain(found, [np.array([store.num_tokens])]):
+        edges = np.append(last, starts)
+        edges = edges[np.diff(edges, prepend=-1) > 0]  # increasing, but for repetitions
+        windows = np.zeros(max(0, len(edges) - 1), WINDOW)
+        windows["start"] = edges[:-1]
+        windows["length"] = np.diff(edges)
+        yield windows
+        last = edges[-1:]
 
 
-def _filled(document_ends: np.ndarray, length: int) -> np.ndarray:
-    """Starts of windows of ``length`` positions each, separators included.
+def _filled(store: TokenStore, length: int) -> Iterator[np.ndarray]:
+    """Starts of windows of ``length`` positions each, separators included; some repeat.
 
     The separator of document j, from 0, is at position ``document_ends[j] + j``. A window never
     starts with a separator.
     """
-    separators = document_ends + np.arange(len(document_ends))
-    places = np.arange(0, separators[-1], length)
-    return np.unique(places - np.searchsorted(separators, places, side="left"))
+    total, place, before = store.num_tokens + store.num_documents - 1, 0, 0
+    for ends in store.ends_in_blocks("documents", _ENDS_AT_ONCE):
+        separators = ends + np.arange(before, before + len(ends))
+        places = np.arange(place, min(separators[-1] + 1, total), length)
+        yield places - before - np.searchsorted(separators, places, side="left")
+        place, before = place + len(places) * length, before + len(ends)
 
 
-def _window_starts(
-    sentence_ends: np.ndarray, document_ends: np.ndarray, spec: WindowSpec
-) -> np.ndarray:
-    """Processes the sentences in blocks; a block starts at the first undecided window."""
-    block_size = max(
-        _SENTENCES_AT_ONCE, spec.length + 1
-    )  # so that each block contains the end of a window
-    found, position, total = [], 0, int(sentence_ends[-1])
-    while position < total:
-        first = int(np.searchsorted(sentence_ends, position, side="right"))
-        ends = sentence_ends[first : first + block_size]
+def _window_starts(store: TokenStore, spec: WindowSpec) -> Iterator[np.ndarray]:
+    """Processes the sentences in blocks; a block starts at the first undecided window.
+
+    Unless windows consist of whole sentences, a document is one long sentence.
+    """
+    kind = "sentences" if spec.whole_sentences else "documents"
+    position, ends = 0, np.zeros(0, np.int64)
+    for further in store.ends_in_blocks(kind, _ENDS_AT_ONCE):
+        ends = np.append(ends[ends > position], further)
+        stop = int(ends[-1])
         units = _split_long(position, ends, spec.length)
-        last_block = first + block_size >= len(sentence_ends)
-        starts = _chain(position, units, document_ends, spec, last_block)
-        found.append(starts[:-1])
+        # The document that continues after the block counts as one that ends with it.
+        documents = np.append(store.document_ends_within(position, stop), stop)
+        starts = _chain(position, units, documents, spec, stop == store.num_tokens)
+        yield starts[:-1]
         position = int(starts[-1])
-    return np.concatenate(found)
 
 
 def _split_long(position: int, ends: np.ndarray, length: int) -> np.ndarray:
@@ -126,16 +136,14 @@ def cached_window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray | Sto
     if not store.is_local:
         return window_index(store, spec)
     reader, name = _place(store, spec)
-    with contextlib.suppress(UserError, OSError):
-        kept = reader.array(name, WINDOW, _kept_windows(store, name))
-        if _covers(kept, store.num_tokens):
-            return kept
-    windows = window_index(store, spec)
-    try:
-        LocalFolder(store.directory).write(name, windows.view(np.uint8).data)
-        return reader.array(name, WINDOW, len(windows))
-    except (UserError, OSError):  # a read-only or full disk is not an error
-        return windows
+    kept = _kept_windows(store, reader, name)
+    if kept is None:
+        # Not replaced: a process that wrote the same index before this one is reading it.
+        with contextlib.suppress(UserError, OSError):  # a read-only or full disk is not an error
+            blocks = (block.view(np.uint8).data for block in _blocks(store, spec))
+            LocalFolder(store.directory).write(name, blocks, replace=False)
+        kept = _kept_windows(store, reader, name)
+    return window_index(store, spec) if kept is None else kept
 
 
 def shared_window_index(
@@ -158,8 +166,15 @@ def _place(store: TokenStore, spec: WindowSpec) -> tuple[StoreReader, str]:
     return StoreReader(LocalFolder(store.directory), "token store"), name
 
 
-def _kept_windows(store: TokenStore, name: str) -> int:
-    return os.path.getsize(os.path.join(store.directory, name)) // WINDOW.itemsize
+def _kept_windows(store: TokenStore, reader: StoreReader, name: str) -> StoreArray | None:
+    """The index in a file; None if there is none. A damaged one is deleted."""
+    with contextlib.suppress(UserError, OSError):
+        length = os.path.getsize(os.path.join(store.directory, name)) // WINDOW.itemsize
+        kept = reader.array(name, WINDOW, length)
+        if _covers(kept, store.num_tokens):
+            return kept
+        reader.folder.delete(name)
+    return None
 
 
 def _covers(windows: StoreArray, tokens: int) -> bool:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -48,6 +48,7 @@ UNIGRAMS = "unigrams"
 TEXT_KINDS = ("tokens", "documents", "sentences")
 """Files that every shard has."""
 _COUNTED = 1 << 22  # tokens counted at once
+_READ_AT_ONCE = 1 << 22  # ends read at once
 LABEL_DTYPES = {
     "labels": "<i4", "tags": "<i4", "numbers": "<f4", "choices": "<i4", "records": "u1",
 }  # fmt: skip
@@ -285,6 +286,13 @@ class TokenStore:
         """The labels of a document by its index, int32 or float32 [n]."""
         return self._of_document(LABELS[self.label_kind][0], document)
 
+    @property
+    def all_labels(self) -> np.ndarray:
+        """The labels of all documents in order: int32 or float32 [n]."""
+        kind, shards = LABELS[self.label_kind][0], enumerate(self._shards)
+        arrays = [self._array(kind, number) for number, shard in shards if shard.documents]
+        return np.concatenate([array.read(0, len(array)) for array in arrays])
+
     def record(self, document: int) -> bytes:
         """The record of a document, such as `Question.record`."""
         return self._of_document("records", document).tobytes()
@@ -330,9 +338,18 @@ class TokenStore:
         return self._global_ends("sentences")
 
     def _global_ends(self, kind: str) -> np.ndarray:
-        arrays = [self._array(kind, i) for i in range(len(self._shards))]
-        ends = [array.read(0, len(array)) + self._starts[i] for i, array in enumerate(arrays)]
-        return np.concatenate([np.zeros(0, np.int64), *ends])
+        ends, place = np.zeros(sum(getattr(s, kind) for s in self._shards), np.int64), 0
+        for block in self.ends_in_blocks(kind, _READ_AT_ONCE):
+            ends[place : place + len(block)] = block
+            place += len(block)
+        return ends
+
+    def ends_in_blocks(self, kind: str, size: int) -> Iterator[np.ndarray]:
+        """All ends of "documents" or "sentences", as in `document_ends`, int64 [1 .. ``size``]."""
+        for shard, first in enumerate(self._starts[:-1]):
+            array = self._array(kind, shard)
+            for start in range(0, len(array), size):
+                yield array.read(start, min(start + size, len(array))) + first
 
     @property
     def unigram_counts(self) -> np.ndarray:

@@ -11,6 +11,7 @@ from flax_transformers.data.store.files import StoreArray
 from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import WindowSpec
+from flax_transformers.storage import folders
 
 
 def corpus(*documents):
@@ -90,6 +91,23 @@ def test_windows_that_need_no_whole_sentences_are_full(make_store, length, cross
 
 
 @pytest.mark.parametrize("cross_documents", [True, False])
+@pytest.mark.parametrize("whole_sentences", [True, False])
+@pytest.mark.parametrize("length", [1, 2, 7, 100])
+def test_windows_do_not_depend_on_the_shards_and_blocks_that_are_read(
+    make_store, monkeypatch, tmp_path, length, whole_sentences, cross_documents
+):
+    parts = [random_corpus(np.random.default_rng(i), 20 if i % 3 else 1, 9) for i in range(6)]
+    spec = WindowSpec(length, cross_documents, whole_sentences=whole_sentences)
+    expected = spans(window_index(make_store(list(chain(*parts))), spec))
+    monkeypatch.setattr(windows_module, "_ENDS_AT_ONCE", 5)
+    store = make_store([], *parts, [], directory=tmp_path / "shards")
+    # Of the store, no more than the ends that a block needs are read at once.
+    monkeypatch.setattr(TokenStore, "_global_ends", None)
+    assert spans(cached_window_index(store, spec)) == expected
+    assert spans(window_index(store, spec)) == expected
+
+
+@pytest.mark.parametrize("cross_documents", [True, False])
 @pytest.mark.parametrize("length", [1, 5, 33, 128])
 def test_every_token_is_in_exactly_one_window(make_store, length, cross_documents):
     store = make_store(random_corpus(np.random.default_rng(0)))
@@ -143,7 +161,7 @@ def test_working_in_blocks_changes_nothing(make_store, monkeypatch, length, cros
     store = make_store(random_corpus(np.random.default_rng(2)))
     spec = WindowSpec(length, cross_documents)
     at_once = window_index(store, spec)
-    monkeypatch.setattr(windows_module, "_SENTENCES_AT_ONCE", 1)
+    monkeypatch.setattr(windows_module, "_ENDS_AT_ONCE", 1)
     np.testing.assert_array_equal(window_index(store, spec), at_once)
 
 
@@ -225,6 +243,27 @@ def test_an_index_that_is_gone_is_rebuilt_by_the_process_that_would_share_it(mak
     shared = TextExamples.__new__(TextExamples)
     shared.__setstate__(state)
     assert spans(shared._windows) == [(0, 3), (3, 6)]
+
+
+def test_a_process_that_builds_the_index_later_does_not_replace_what_others_read(
+    make_store, monkeypatch
+):
+    store, spec = make_store(corpus([3, 3])), WindowSpec(4, True)
+    blocks, found = windows_module._blocks, []
+
+    def slow(store, spec):
+        monkeypatch.setattr(windows_module, "_blocks", blocks)
+        with monkeypatch.context() as patch:  # another process is faster
+            patch.setattr(folders.os, "getpid", lambda: 1)
+            found.append(cached_window_index(store, spec))
+        yield from blocks(store, spec)
+
+    monkeypatch.setattr(windows_module, "_blocks", slow)
+    found.append(cached_window_index(store, spec))
+    monkeypatch.setattr(folders, "_OPEN_FILES", 1)
+    folders.LocalFolder(store.directory).open("manifest.json")  # closes the others
+    for index in 2 * found:  # each is opened again
+        assert spans(index) == [(0, 3), (3, 6)]
 
 
 def test_where_the_index_cannot_be_cached_it_stays_in_memory(make_store, tmp_path):
