@@ -123,6 +123,7 @@ class WindowSpec:
       other: whether each window comes with a second one, drawn at random from another document.
       static_epochs: number of epochs after which the random choices of ``prepare`` repeat (static
         masking, RoBERTa section 4.1); None if they never do.
+      sentence_ends: whether ``prepare`` needs ``sentence_ends``, which are read for each example.
       data: name of the only class of data configs with such examples; None for those of text.
     """
 
@@ -134,6 +135,7 @@ class WindowSpec:
     whole_sentences: bool = True
     other: bool = False
     static_epochs: int | None = None
+    sentence_ends: bool = True
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,8 @@ class Objective(Protocol):
 
         Text: ``tokens`` int32 [n], with ``document_ends`` and ``sentence_ends`` int32, positions in
         (0, n] after which one ends. With ``WindowSpec.other``, also ``other_tokens`` and
-        ``other_sentence_ends`` of the second window.
+        ``other_sentence_ends`` of the second window. No sentence ends without
+        ``WindowSpec.sentence_ends``.
 
         Images: ``image`` uint8 [side, side, channels] and ``label`` int32 []; with
         ``WindowSpec.other``, in training, also ``other_image`` and ``other_label``. For these,

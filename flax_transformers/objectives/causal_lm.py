@@ -43,7 +43,9 @@ class DecoderLoss(LMLoss):
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
         # The end of a document at the end of the window takes a position too.
-        return WindowSpec(sequence_length - 1, self.cross_documents, whole_sentences=False)
+        return WindowSpec(
+            sequence_length - 1, self.cross_documents, whole_sentences=False, sentence_ends=False
+        )
 
     def predictions(self, sequence_length: int) -> int:
         """Logits are computed for every position."""

@@ -162,7 +162,10 @@ class MaskedLM(Masking):
     def window_spec(self, sequence_length: int) -> WindowSpec:
         # [CLS] and [SEP] take two positions.
         return WindowSpec(
-            sequence_length - 2, self.cross_documents, static_epochs=self.static_epochs
+            sequence_length - 2,
+            self.cross_documents,
+            static_epochs=self.static_epochs,
+            sentence_ends=False,
         )
 
     def predictions(self, sequence_length: int) -> int:

@@ -70,8 +70,9 @@ UL2_DENOISERS = (
 class MixtureOfDenoisers(SequenceLoss):
     """Apply one of several denoisers, drawn for each example; the first input says which mode.
 
-    Windows have the same length for all denoisers: the maximum for which the inputs of each fit.
-    Targets have the length of the longest.
+    Windows have the same length for all denoisers: the maximum for which the inputs of each fit,
+    minus one for each document end inside, as in `SpanCorruption`. Targets have the length of the
+    longest.
     """
 
     loss_name: ClassVar[str] = "mixture_of_denoisers"
@@ -94,7 +95,10 @@ class MixtureOfDenoisers(SequenceLoss):
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
         return WindowSpec(
-            self._lengths(sequence_length)[0], self.cross_documents, whole_sentences=False
+            self._lengths(sequence_length)[0],
+            self.cross_documents,
+            whole_sentences=False,
+            sentence_ends=False,
         )
 
     def predictions(self, sequence_length: int) -> int:

@@ -41,8 +41,10 @@ class SpanCorruption(SequenceLoss):
     """Predict the spans that were replaced by sentinels.
 
     ``sequence_length`` is the length of the encoder's inputs. The lengths of windows and targets
-    follow from it as in T5's own code: nothing is truncated, and a full sequence has no padding.
-    There is no separator between the documents of a sequence, as in T5.
+    follow from it as in T5's own code: nothing is truncated, and a sequence from one document has
+    no padding. There is no separator between the documents of a sequence, as in T5. Windows
+    nevertheless count one position for each document end inside (`WindowSpec.length`): a sequence
+    with k of them has k tokens fewer than fit, and about as much padding.
     """
 
     loss_name: ClassVar[str] = "span_corruption"
@@ -62,7 +64,10 @@ class SpanCorruption(SequenceLoss):
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
         return WindowSpec(
-            self._lengths(sequence_length)[0], self.cross_documents, whole_sentences=False
+            self._lengths(sequence_length)[0],
+            self.cross_documents,
+            whole_sentences=False,
+            sentence_ends=False,
         )
 
     def predictions(self, sequence_length: int) -> int:

@@ -60,12 +60,14 @@ class TextExamples(Examples):
         example = {
             "tokens": self.store.tokens(start, length),
             "document_ends": ends.astype(np.int32),
-            "sentence_ends": self._sentence_ends(start, length),
         }
+        if self.spec.sentence_ends:
+            example["sentence_ends"] = self._sentence_ends(start, length)
         if self.spec.other:
             other = self._elsewhere(start, rng)
             example["other_tokens"] = self.store.tokens(*other)
-            example["other_sentence_ends"] = self._sentence_ends(*other)
+            if self.spec.sentence_ends:
+                example["other_sentence_ends"] = self._sentence_ends(*other)
         return example
 
     def _window(self, index: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from flax_transformers.data.pipeline.text_examples import TextExamples
 from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Vocabulary, WindowSpec
+from flax_transformers.objectives.causal_lm import CausalLM
 
 VOCAB = Vocabulary(size=1000, pad_id=0)
 
@@ -304,6 +305,15 @@ def test_text_examples_are_windows_with_their_document_ends(make_store):
         {"tokens": [6, 7, 8], "document_ends": [3], "sentence_ends": [3]},
     ]
     assert {array.dtype for array in found[0].values()} == {np.dtype(np.int32)}
+
+
+def test_sentence_ends_are_read_only_for_objectives_that_need_them(make_store):
+    store = make_store(DOCUMENTS)
+    examples = TextExamples(store, CausalLM().window_spec(7))
+    Path(store.directory, "train/00000.sentences").unlink()
+    assert set(examples.read(0, RNG)) == {"tokens", "document_ends"}
+    with pytest.raises(UserError, match="sentences"):
+        TextExamples(store, WindowSpec(6, False, whole_sentences=False)).read(0, RNG)
 
 
 def test_the_other_window_is_of_another_document_and_any_such_window_comes(make_store):
