@@ -203,6 +203,9 @@ class PreparedMixture(DatasetDefaults):
     parts: tuple[PreparedText, ...]
     known: Vocabulary | None = None
     """As in `PreparedText`."""
+    _opened: dict[tuple[Split, WindowSpec], MixedExamples | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -267,6 +270,12 @@ class PreparedMixture(DatasetDefaults):
         return digest({"parts": found}) if any(found) else None
 
     def examples(self, split: Split, spec: WindowSpec) -> MixedExamples | None:
+        """See `Dataset`. Opened once, because every phase asks for those of all phases before."""
+        if (split, spec) not in self._opened:
+            self._opened[split, spec] = self._open_examples(split, spec)
+        return self._opened[split, spec]
+
+    def _open_examples(self, split: Split, spec: WindowSpec) -> MixedExamples | None:
         found = [
             (name, examples, weight)
             for name, part, weight in zip(self.names, self.parts, self.weights, strict=True)

@@ -6,6 +6,7 @@ import pytest
 
 from flax_transformers.data.dataset import prepare
 from flax_transformers.data.mixture import Component, MixedText
+from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.monitoring.mixture_progress import MixtureProgress
@@ -48,6 +49,18 @@ def test_each_part_is_scored_by_itself_and_all_together(prepared):
     tokens = [part.validation.num_tokens for part in prepared.parts]
     whole = sum(n * share for n, (share, _) in zip(tokens, shares.values(), strict=True))
     assert found["eval/e"] == pytest.approx(whole / sum(tokens), rel=1e-6)
+
+
+def test_the_examples_of_a_mixture_are_opened_once_for_all_phases(prepared, monkeypatch):
+    phases = tuple(Phase(10, length, 8) for length in (LENGTH, 2 * LENGTH, LENGTH))
+    opened, examples, part = [], PreparedText.examples, dataclasses.replace(prepared)
+    monkeypatch.setattr(
+        PreparedText, "examples", lambda *given: opened.append(given) or examples(*given)
+    )
+    for phase in range(3):
+        MixtureProgress(Shares(), phases, part, phase)
+    assert len(opened) == 2 * len(prepared.parts)
+    assert part.examples("validation", Shares().window_spec(LENGTH)) is not None
 
 
 def test_what_was_taken_of_each_part_adds_up_over_phases(prepared):
