@@ -20,6 +20,7 @@ from flax_transformers.errors import UserError
 
 Seed = int | tuple[int | str, ...]
 _FEW = 1024
+_DRAWN_AT_ONCE = 1 << 20  # random numbers
 _CYCLE = 1 << 16  # weights of a mixture are rounded to multiples of 1 / _CYCLE
 
 
@@ -79,9 +80,10 @@ class Examples(Protocol):
         return Subset(self, chosen)
 
     @property
-    def documents(self) -> np.ndarray:
-        """The document that each example is from, where several are windows of one: int64 [n]."""
-        return np.arange(len(self))
+    def documents(self) -> np.ndarray | None:
+        """The document that each example is from, where several are windows of one: int64 [n];
+        None if each counts as a document of its own."""
+        return None
 
     @property
     def classes(self) -> np.ndarray | None:
@@ -149,13 +151,15 @@ def subset(
     ``names``: the classes. A smaller subset of the same ``seed`` is part of a larger one. Raises
     UserError for examples without classes, and a class with fewer examples than asked for.
     """
-    documents = examples.documents
-    order = np.argsort(np.random.Philox(key=key_of("subset", seed)).random_raw(len(documents)))
+    documents, key = examples.documents, key_of("subset", seed)
     if per_class is None:
-        kept = np.unique(documents[order], return_index=True)
+        if documents is None:
+            most = len(examples) if count is None else count
+            return examples.limited(_smallest(len(examples), most, key))
+        kept = np.unique(documents[_order(len(documents), key)], return_index=True)
         first = kept[0][np.argsort(kept[1])][:count]  # documents by their first place in the order
         return examples.limited(np.flatnonzero(np.isin(documents, first)))
-    classes = examples.classes
+    order, classes = _order(len(examples), key), examples.classes
     if classes is None:
         raise UserError(
             "data.examples_per_class is set, but the training data has no classes; set "
@@ -169,6 +173,25 @@ def subset(
                 "training examples; lower it"
             )
     return examples.limited(np.sort(np.concatenate(chosen)))
+
+
+def _order(total: int, key: int) -> np.ndarray:
+    """The indices of random numbers in rising order: int64 [total]."""
+    return np.argsort(np.random.Philox(key=key).random_raw(total))
+
+
+def _smallest(total: int, count: int, key: int) -> np.ndarray:
+    """The first ``count`` indices of `_order`, sorted: int64 [n]. In blocks, because there may be
+    billions."""
+    random, numbers, indices = np.random.Philox(key=key), np.zeros(0, np.uint64), np.arange(0)
+    size = max(count, _DRAWN_AT_ONCE)
+    for start in range(0, total, size):
+        stop = min(start + size, total)
+        numbers = np.append(numbers, random.random_raw(stop - start))
+        indices = np.append(indices, np.arange(start, stop))
+        kept = np.argpartition(numbers, min(count, len(numbers)) - 1)[:count]
+        numbers, indices = numbers[kept], indices[kept]
+    return np.sort(indices)
 
 
 @dataclass(frozen=True)

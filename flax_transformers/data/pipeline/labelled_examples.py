@@ -41,14 +41,14 @@ class LabelledExamples(Examples):
         return len(self._rows)
 
     @property
-    def documents(self) -> np.ndarray:
-        return self._rows["document"]
+    def documents(self) -> np.ndarray | None:
+        return None if self.spec.rows == "document" else self._rows["document"]
 
     @property
     def classes(self) -> np.ndarray | None:
         if self.store.label_kind != "classes":
             return None
-        return np.concatenate([self.store.labels(one) for one in self.documents])
+        return self.store.all_labels[self._rows["document"]]
 
     def document_of(self, index: int) -> int:
         """The index of the document of an example, which increases with the example's index."""

@@ -12,9 +12,11 @@ import pytest
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import prepare, training_examples
 from flax_transformers.data.mixture import Component, MixedText
+from flax_transformers.data.pipeline import examples as examples_module
 from flax_transformers.data.pipeline.examples import Examples, subset
 from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.sources.squad import QuestionSource
+from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.report import introduce
@@ -53,6 +55,43 @@ def test_a_subset_depends_on_the_seed_alone_and_a_smaller_one_is_part_of_it():
     assert ten != indices(subset(Numbers(500), 10, None, (), 4))
     assert set(ten) < set(indices(subset(Numbers(500), 100, None, (), 3)))
     assert indices(subset(Numbers(5), 100, None, (), 3)) == [0, 1, 2, 3, 4]
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows(Numbers):
+    """The same, each said to be a document of its own."""
+
+    @property
+    def documents(self):
+        return np.arange(self.count)
+
+
+@pytest.mark.parametrize("count", [1, 10, 64, 65, 499, 500, 900])
+def test_few_of_many_examples_are_chosen_without_arrays_of_all(count, monkeypatch):
+    expected = indices(subset(Windows(500), count, None, (), 3))
+    philox, sizes = np.random.Philox, []
+
+    class Drawn:
+        def __init__(self, key):
+            self.bits = philox(key=key)
+
+        def random_raw(self, size):
+            sizes.append(size)
+            return self.bits.random_raw(size)
+
+    monkeypatch.setattr(examples_module, "_DRAWN_AT_ONCE", 64)
+    monkeypatch.setattr(np.random, "Philox", Drawn)
+    assert indices(subset(Numbers(500), count, None, (), 3)) == expected
+    assert sum(sizes) == 500 and max(sizes) <= max(count, 64)
+
+
+def test_classes_are_read_at_once_and_not_document_by_document(tmp_path, monkeypatch):
+    prepared = prepare(text_data(tmp_path, rows(tmp_path / "rows.jsonl")))
+    examples = training_examples(prepared, SequenceClassification().window_spec(16))
+    rng = np.random.default_rng(0)
+    expected = [int(examples.read(i, rng)["labels"][0]) for i in range(len(examples))]
+    monkeypatch.delattr(TokenStore, "labels")
+    assert examples.classes.tolist() == expected and set(expected) == {0, 1}
 
 
 def test_a_balanced_subset_has_as_many_of_each_class():
