@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from flax_transformers.data.pipeline.examples import Examples
+from flax_transformers.data.pipeline.kept_arrays import kept_array, shared_array
+from flax_transformers.data.store.files import StoreArray
 from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.sequence_to_sequence import PairSpec
@@ -15,7 +19,10 @@ from flax_transformers.objectives.sequence_to_sequence import PairSpec
 log = logging.getLogger(__name__)
 _OPEN_ROWS = 64  # open rows that are searched for free space; more do not improve the packing
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: its multiples are spread out
+_PACKED_AT_ONCE = 1 << 18  # pairs, as Python integers
 _BUCKET_THREADS = 16
+_INDEX = np.dtype("<i8")
+_HASH = 4  # entries for the sha256
 
 
 class PairExamples(Examples):
@@ -58,25 +65,52 @@ class PairExamples(Examples):
                 f"{spec.length} and {spec.target_length} tokens; use longer sequences, or set "
                 "objective.long_pairs to cut."
             )
-        if spec.cross_documents:
+        self._packed = len(pairs)
+        # Pairs in the order of the rows, the end of each row in them, and their hash.
+        self._rows = self._packing(pairs, lengths)
+
+    def _packing(self, pairs: np.ndarray, lengths: np.ndarray) -> np.ndarray | StoreArray:
+        spec = self.spec
+        if not spec.cross_documents:
+            return np.concatenate([pairs, np.arange(1, len(pairs) + 1), np.zeros(_HASH, np.int64)])
+
+        def build() -> Iterator[np.ndarray]:
             needed = np.minimum(lengths[pairs], self._limits) + spec.overhead
-            order, self._ends = pack(needed, (spec.length, spec.target_length))
-            self._pairs = pairs[order]
-        else:
-            self._pairs, self._ends = pairs, np.arange(1, len(pairs) + 1)
+            order, ends = pack(needed, (spec.length, spec.target_length))
+            rows = np.concatenate([pairs[order], ends])
+            yield from (rows, _hash(rows))
+
+        return kept_array(self.store, self._name, _INDEX, build, _is_intact)
+
+    @property
+    def _name(self) -> str:
+        """The file of the packing."""
+        spec = self.spec
+        settings = f"{spec.length}-{spec.target_length}-{spec.overhead}-{spec.long_pairs}"
+        return f"packings/{settings}-{self.store.fingerprint[:16]}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_edges": None}
+        """Of a packing in a file only the length: the file is opened again."""
+        kept = isinstance(self._rows, StoreArray)
+        rows = len(self._rows) if kept else self._rows
+        return {**self.__dict__, "_edges": None, "_rows": rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(state["_rows"], int):
+            found = shared_array(self.store, self._name, _INDEX, state["_rows"])
+            self._rows = PairExamples(self.store, self.spec)._rows if found is None else found
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._rows) - self._packed - _HASH
 
     def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         if self._edges is None:
             self._edges = _edges(self.store)
-        first = self._ends[index - 1] if index else 0
+        first = int(self._rows[self._packed + index - 1]) if index else 0
+        end = int(self._rows[self._packed + index])
         sides: tuple[list[np.ndarray], list[np.ndarray]] = [], []
-        for pair in self._pairs[first : self._ends[index]].tolist():
+        for pair in self._rows[first:end].tolist():
             for side, limit in enumerate(self._limits):
                 start, end = self._edges[2 * pair + side : 2 * pair + side + 2].tolist()
                 sides[side].append(self.store.tokens(start, min(end - start, limit)))
@@ -99,6 +133,16 @@ def _edges(store: TokenStore) -> np.ndarray:
     return edges
 
 
+def _hash(rows: np.ndarray) -> np.ndarray:
+    """sha256 of an int64 array, as int64 [4]."""
+    return np.frombuffer(hashlib.sha256(rows.data).digest(), _INDEX)
+
+
+def _is_intact(kept: StoreArray) -> bool:
+    whole = kept.read(0, len(kept))
+    return np.array_equal(_hash(whole[:-_HASH]), whole[-_HASH:])
+
+
 def pack(lengths: np.ndarray, limit: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Packs pairs into rows by first fit over the last open rows, on both sides.
 
@@ -108,18 +152,21 @@ def pack(lengths: np.ndarray, limit: tuple[int, int]) -> tuple[np.ndarray, np.nd
     """
     order = np.argsort(np.arange(len(lengths), dtype=np.uint64) * _SPREAD, kind="stable")
     rows = np.empty(len(lengths), np.int64)
-    left = np.zeros((2, _OPEN_ROWS), np.int64)
-    row_in = np.full(_OPEN_ROWS, -1, np.int64)
+    left_a, left_b, row_in = [0] * _OPEN_ROWS, [0] * _OPEN_ROWS, [-1] * _OPEN_ROWS
     begun = 0
-    for pair, (a, b) in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        fits = (left[0] >= a) & (left[1] >= b)
-        place = int(fits.argmax())
-        if not fits[place]:
-            place = begun % _OPEN_ROWS  # the oldest row is closed
-            left[:, place] = limit
-            row_in[place] = begun
-            begun += 1
-        left[0, place] -= a
-        left[1, place] -= b
-        rows[pair] = row_in[place]
+    for start in range(0, len(order), _PACKED_AT_ONCE):
+        pairs, found = order[start : start + _PACKED_AT_ONCE], []
+        for a, b in lengths[pairs].tolist():
+            for place in range(_OPEN_ROWS):  # Python integers are faster than numpy for so few
+                if left_a[place] >= a and left_b[place] >= b:
+                    break
+            else:
+                place = begun % _OPEN_ROWS  # the oldest row is closed
+                left_a[place], left_b[place] = limit
+                row_in[place] = begun
+                begun += 1
+            left_a[place] -= a
+            left_b[place] -= b
+            found.append(row_in[place])
+        rows[pairs] = found
     return np.argsort(rows, kind="stable"), np.cumsum(np.bincount(rows, minlength=begun))

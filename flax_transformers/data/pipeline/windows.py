@@ -8,18 +8,17 @@ split. Every token of the split is in exactly one window, in order.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import itertools
-import os
 from collections.abc import Iterator
 
 import numpy as np
 
-from flax_transformers.data.store.files import StoreArray, StoreReader
+from flax_transformers.data.pipeline.kept_arrays import kept_array, shared_array
+from flax_transformers.data.store.files import StoreArray
 from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import WindowSpec
-from flax_transformers.storage.folders import LocalFolder
 
 WINDOW = np.dtype([("start", "<i8"), ("length", "<i4")])
 _ENDS_AT_ONCE = 1 << 22  # about 200 MB of temporary arrays
@@ -133,48 +132,29 @@ def cached_window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray | Sto
     Thirty million windows take half a minute and 360 MB, so the data workers of a machine share
     them (`shared_window_index`). If the folder is not writable, the index stays in memory.
     """
-    if not store.is_local:
-        return window_index(store, spec)
-    reader, name = _place(store, spec)
-    kept = _kept_windows(store, reader, name)
-    if kept is None:
-        # Not replaced: a process that wrote the same index before this one is reading it.
-        with contextlib.suppress(UserError, OSError):  # a read-only or full disk is not an error
-            blocks = (block.view(np.uint8).data for block in _blocks(store, spec))
-            LocalFolder(store.directory).write(name, blocks, replace=False)
-        kept = _kept_windows(store, reader, name)
-    return window_index(store, spec) if kept is None else kept
+    return kept_array(
+        store,
+        _name(store, spec),
+        WINDOW,
+        functools.partial(_blocks, store, spec),
+        lambda kept: _covers(kept, store.num_tokens),
+    )
 
 
 def shared_window_index(
     store: TokenStore, spec: WindowSpec, length: int
 ) -> np.ndarray | StoreArray:
     """The index of ``length`` windows that `cached_window_index` verified in another process."""
-    reader, name = _place(store, spec)
-    try:
-        return reader.array(name, WINDOW, length)
-    except UserError:  # it was deleted
-        return window_index(store, spec)
+    found = shared_array(store, _name(store, spec), WINDOW, length)
+    return window_index(store, spec) if found is None else found
 
 
-def _place(store: TokenStore, spec: WindowSpec) -> tuple[StoreReader, str]:
-    """The reader and file name of a cached index."""
+def _name(store: TokenStore, spec: WindowSpec) -> str:
+    """The file of a cached index."""
     kind = "across" if spec.cross_documents else "within"
     kind += "" if spec.sentences is None else f"-{spec.sentences}"
     kind += "" if spec.whole_sentences else "-filled"
-    name = f"windows/{spec.length}-{kind}-{store.fingerprint[:16]}"
-    return StoreReader(LocalFolder(store.directory), "token store"), name
-
-
-def _kept_windows(store: TokenStore, reader: StoreReader, name: str) -> StoreArray | None:
-    """The index in a file; None if there is none. A damaged one is deleted."""
-    with contextlib.suppress(UserError, OSError):
-        length = os.path.getsize(os.path.join(store.directory, name)) // WINDOW.itemsize
-        kept = reader.array(name, WINDOW, length)
-        if _covers(kept, store.num_tokens):
-            return kept
-        reader.folder.delete(name)
-    return None
+    return f"windows/{spec.length}-{kind}-{store.fingerprint[:16]}"
 
 
 def _covers(windows: StoreArray, tokens: int) -> bool:

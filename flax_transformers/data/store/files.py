@@ -286,7 +286,10 @@ class StoreArray:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int | slice) -> Any:
+        """An entry, or entries [start, stop)."""
+        if isinstance(index, slice):
+            return self.read(index.start, index.stop)
         return self.read(index, index + 1)[0]
 
     def read(self, start: int, stop: int) -> np.ndarray:

@@ -6,12 +6,14 @@ import dataclasses
 import gzip
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import prepare
+from flax_transformers.data.pipeline import pair_examples
 from flax_transformers.data.pipeline.loader import TrainStream
 from flax_transformers.data.pipeline.pair_examples import PairExamples, pack
 from flax_transformers.data.sources import read as sources
@@ -327,6 +329,59 @@ def test_packing_is_first_fit_on_both_sides():
         else:
             rows.append({pair})
     assert sorted(map(sorted, found)) == sorted(map(sorted, rows))
+
+
+def test_packing_searches_the_last_64_rows_whatever_the_blocks(monkeypatch):
+    lengths = np.random.default_rng(3).integers(1, 30, (2000, 2))
+    pairs, ends = pack(lengths, (40, 50))
+    order = sorted(range(2000), key=lambda pair: pair * 0x9E3779B97F4A7C15 % 2**64)
+    rows, places = [], {}  # places: the open row in each
+    for pair in order:
+        fitting = (
+            row
+            for _, row in sorted(places.items())
+            if (lengths[[*row, pair]].sum(axis=0) <= (40, 50)).all()
+        )
+        row = next(fitting, None)
+        if row is None:
+            row = places[len(rows) % 64] = []
+            rows.append(row)
+        row.append(pair)
+    assert len(rows) > 2 * 64
+    assert [row.tolist() for row in np.split(pairs, ends[:-1])] == [sorted(row) for row in rows]
+    monkeypatch.setattr(pair_examples, "_PACKED_AT_ONCE", 7)
+    again = pack(lengths, (40, 50))
+    assert np.array_equal(again[0], pairs) and np.array_equal(again[1], ends)
+
+
+def test_pairs_are_packed_once_for_a_store(prepared, monkeypatch):
+    text, _ = prepared
+    spec = PairSpec(41, True, target_length=30)
+
+    def read(found):
+        return [found.read(i, None)["target_tokens"].tolist() for i in range(len(found))]
+
+    expected = read(text.examples("train", spec))
+    (path,) = Path(text.directory, "packings").glob("41-30-1-*")
+    content = path.read_bytes()
+    for place in (0, len(content) // 2, len(content) - 1):  # a damaged file is made again
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert read(text.examples("train", spec)) == expected
+        assert path.read_bytes() == content
+    monkeypatch.delattr(pair_examples, "pack")
+    kept = text.examples("train", spec)
+    sent = pickle.dumps(kept)
+    assert read(kept) == read(pickle.loads(sent)) == expected
+    assert content[:64] not in sent
+
+
+def test_a_packing_that_was_deleted_is_made_again_by_a_worker(prepared):
+    text, _ = prepared
+    kept = text.examples("train", PairSpec(42, True, target_length=30))
+    sent = pickle.dumps(kept)
+    for path in Path(text.directory, "packings").glob("42-30-*"):
+        path.unlink()
+    assert len(pickle.loads(sent)) == len(kept)
 
 
 def test_packing_fills_rows_well():
