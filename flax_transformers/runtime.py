@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -12,7 +13,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from flax_transformers import ranges
@@ -31,7 +34,12 @@ from flax_transformers.models.config import (
     TextConfig,
     TransformerConfig,
 )
-from flax_transformers.parallel.distributed import check_platform, start_processes
+from flax_transformers.parallel.distributed import (
+    check_platform,
+    raise_together,
+    start_processes,
+    wait_for_all,
+)
 from flax_transformers.parallel.limits import Limits
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.pretrained import (
@@ -92,11 +100,37 @@ def prepared_data(data: DataConfig, of_run: Tokenizers = MappingProxyType({})) -
     trained already gets the tokenizers ``of_run``.
     """
     if jax.process_count() > 1:
-        prepared = open_dataset(data, of_run=of_run)
+        prepared = open_dataset(replace(data, verify=False), of_run=of_run)
+        if data.verify:
+            _verify_together(prepared)
         if jax.process_index() == 0:
             prepared.print_report()
         return prepared
     return prepare(data, of_run=of_run, compare="nothing")
+
+
+def _verify_together(prepared: Dataset) -> None:
+    """Verifies a share of the data in each of the processes that see the same files.
+
+    On a file system that they share, manifests have one inode and time of change; a copy on the
+    disk of another machine has others, and is verified there.
+    """
+    folder = Path(prepared.directory)
+    found = [*folder.glob("manifest.json"), *folder.glob("*/manifest.json")]  # of a mixture
+    stats = [path.stat() for path in sorted(found)]
+    seen = repr([(stat.st_ino, stat.st_ctime_ns) for stat in stats])
+    wait_for_all()
+    everywhere = multihost_utils.process_allgather(
+        np.array([zlib.crc32(seen.encode())], np.uint32), tiled=True
+    )
+    mine = jax.process_index()
+    peers = np.flatnonzero(everywhere == everywhere[mine]).tolist()
+    fault = None
+    try:
+        prepared.verify_share(peers.index(mine), len(peers))
+    except UserError as error:
+        fault = error
+    raise_together(fault, f"found damaged data in {prepared.directory}")
 
 
 def evaluation_sets(config: TrainConfig, prepared: Dataset) -> list[tuple[str, Dataset]]:

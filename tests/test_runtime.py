@@ -8,13 +8,16 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from flax_transformers import runtime
 from flax_transformers.cli.evaluate import _check_data
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import to_json
 from flax_transformers.errors import UserError
+from flax_transformers.parallel import distributed
 from flax_transformers.testing import tiny_bert, tiny_config
 from flax_transformers.training.config import Phase
 
@@ -49,6 +52,32 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_from_init_from_again(
     trained = dataclasses.replace(SMALLER, intermediate_size=24)
     write_step(workdir / "checkpoints" / "5", trained)
     assert runtime.with_initial_model(from_smaller, [], workdir).model == trained
+
+
+def test_processes_that_see_the_same_files_verify_a_share_each(tmp_path, monkeypatch):
+    (tmp_path / "manifest.json").write_text("{}")
+    shares = []
+
+    def verify(*share):
+        shares.append(share)
+        if share[0] == 2:
+            raise UserError("damaged")
+
+    def gathered(array, tiled):
+        """Processes 0, 1 and 3 see these files, 2 sees a copy; 3 finds one damaged."""
+        if array.dtype == bool:
+            return np.array([False, False, False, True])
+        return np.concatenate([array, array, array + 1, array])
+
+    data = SimpleNamespace(directory=str(tmp_path), verify_share=verify)
+    for module in (runtime, distributed):
+        monkeypatch.setattr(module, "wait_for_all", lambda: None)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gathered)
+    for process, error in ((0, "process 3 found damaged"), (2, "process 3 found"), (3, "^damaged")):
+        monkeypatch.setattr(runtime.jax, "process_index", lambda process=process: process)
+        with pytest.raises(UserError, match=error):
+            runtime._verify_together(data)
+    assert shares == [(0, 3), (0, 1), (2, 3)]
 
 
 @pytest.mark.parametrize("folder", [".", "checkpoints"])

@@ -135,9 +135,8 @@ def _check_config(config: TrainConfig, overrides: Sequence[str]) -> None:
     import jax
 
     from flax_transformers.config_json import to_json
-    from flax_transformers.data.dataset import open_dataset
     from flax_transformers.parallel.distributed import check_equal
-    from flax_transformers.runtime import fitted_data, with_initial_model
+    from flax_transformers.runtime import fitted_data, prepared_data, with_initial_model
     from flax_transformers.training.check_run import check_config, check_run
     from flax_transformers.training.loop import checked_mesh
 
@@ -152,7 +151,7 @@ def _check_config(config: TrainConfig, overrides: Sequence[str]) -> None:
     sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
     _say(f"the config is the same in all processes and fits the devices ({sizes or 'one device'})")
     if jax.process_count() > 1:  # a single process prepares missing data itself
-        prepared = open_dataset(config.data)
+        prepared = prepared_data(config.data)
         check_equal(
             "the prepared data",
             prepared.fingerprint,

@@ -123,6 +123,10 @@ class Dataset(Protocol):
     def verify(self) -> None:
         """Reads every file and compares checksums. Raises UserError naming a damaged file."""
 
+    def verify_share(self, number: int, of: int) -> None:
+        """What opening the data verifies, divided among ``of`` processes that see the same files;
+        ``number`` from 0. Raises UserError naming a damaged file."""
+
     def print_report(self) -> None:
         """Prints on stderr what the preparation left out or changed."""
 
@@ -156,6 +160,9 @@ class DatasetDefaults:
 
     def verify(self) -> None:
         pass
+
+    def verify_share(self, number: int, of: int) -> None:
+        self.verify()
 
     def print_report(self) -> None:
         pass

@@ -305,6 +305,10 @@ class PreparedMixture(DatasetDefaults):
         for part in self.parts:
             part.verify()
 
+    def verify_share(self, number: int, of: int) -> None:
+        for part in self.parts:
+            part.verify_share(number, of)
+
     def print_report(self) -> None:
         for part in self.parts:
             part.print_report()

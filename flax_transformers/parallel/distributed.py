@@ -185,6 +185,16 @@ def check_equal(what: str, value: str, remedy: str) -> None:
         raise UserError(f"{what} of process 0 and of {others} differ; {remedy}")
 
 
+def raise_together(fault: UserError | None, what: str) -> None:
+    """Raise UserError in all processes if one of them has a ``fault``; ``what`` it has found."""
+    wait_for_all()
+    everywhere = multihost_utils.process_allgather(np.array([fault is not None]), tiled=True)
+    if fault is not None:
+        raise fault
+    if everywhere.any():
+        raise UserError(f"process {int(everywhere.argmax())} {what}; see the error that it printed")
+
+
 def wait_for_all() -> None:
     """Wait until all processes have called this, within the limits of the watchdog.
 

@@ -69,6 +69,17 @@ def test_unequal_configs_are_refused(doctor):
     assert "the config of process 0 and of 1 differ; give every machine the same file" in said
 
 
+def test_data_that_one_process_finds_damaged_end_the_job(doctor, tmp_path):
+    file = tmp_path / "store" / "train" / "00000.tokens"
+    content = bytearray(file.read_bytes())
+    content[5] ^= 1
+    file.write_bytes(content)
+    code, said = doctor()
+    assert code == 2
+    assert said.count("00000.tokens of the token store") == 1  # the other verified other files
+    assert "every process finds the data" not in said
+
+
 def test_data_that_were_not_prepared_are_missed(doctor):
     code, said = doctor(store="elsewhere")
     assert code == 2

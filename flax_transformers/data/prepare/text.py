@@ -177,6 +177,10 @@ class PreparedText(DatasetDefaults):
         for store in filter(None, (self.train, self.validation)):
             store.verify()
 
+    def verify_share(self, number: int, of: int) -> None:
+        for store in filter(None, (self.train, self.validation)):
+            store.verify_on_opening(number, of)
+
     def print_report(self) -> None:
         print_report(open_folder(self.directory))
 

@@ -327,3 +327,21 @@ def test_a_store_of_format_1_is_still_read(make_store, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "store/manifest.json").read_text())["format"] == 1
     assert store.fingerprint == written.fingerprint
     assert store.document_ends.tolist() == written.document_ends.tolist()
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 50])
+def test_every_file_is_in_the_share_of_one_of_the_processes_that_verify(make_store, of):
+    store = make_store([[[1, 2, 3]]], [[[4, 5]], [[6]]])
+    for place in ("", "file://"):
+        opened = TokenStore(f"{place}{store.directory}")
+        for file in sorted(Path(store.directory, "train").iterdir()):
+            content = file.read_bytes()
+            file.write_bytes(bytes([content[0] ^ 1]) + content[1:] + b"x" * bool(place))
+            found = 0
+            for number in range(of):
+                try:
+                    opened.verify_on_opening(number, of)
+                except UserError:
+                    found += 1
+            assert found == 1
+            file.write_bytes(content)
