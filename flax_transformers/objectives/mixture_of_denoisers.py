@@ -94,12 +94,8 @@ class MixtureOfDenoisers(SequenceLoss):
             raise ranges.OutOfRange("objective.denoisers is empty; give at least one Denoiser(...)")
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
-        return WindowSpec(
-            self._lengths(sequence_length)[0],
-            self.cross_documents,
-            whole_sentences=False,
-            sentence_ends=False,
-        )
+        length = self._lengths(sequence_length)[0]
+        return WindowSpec(length, self.cross_documents, whole_sentences=False, sentence_ends=False)
 
     def predictions(self, sequence_length: int) -> int:
         """Length of the targets with their end."""

@@ -21,8 +21,8 @@ import numpy as np
 from flax_transformers import ranges
 from flax_transformers.data.base import Compare, Tokenizers
 from flax_transformers.data.config import TextData
+from flax_transformers.data.pair_examples import pack
 from flax_transformers.data.pipeline.examples import Examples
-from flax_transformers.data.pipeline.pair_examples import pack
 from flax_transformers.data.prepare.shards import StoreJob
 from flax_transformers.data.prepare.text import PreparedText, TextPreparation
 from flax_transformers.data.sources.documents import Counts, Document

@@ -57,10 +57,8 @@ class TextExamples(Examples):
     def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         start, length = self._window(index)
         ends = self.store.document_ends_within(start, start + length) - start
-        example = {
-            "tokens": self.store.tokens(start, length),
-            "document_ends": ends.astype(np.int32),
-        }
+        tokens = self.store.tokens(start, length)
+        example = {"tokens": tokens, "document_ends": ends.astype(np.int32)}
         if self.spec.sentence_ends:
             example["sentence_ends"] = self._sentence_ends(start, length)
         if self.spec.other:

@@ -132,13 +132,9 @@ def cached_window_index(store: TokenStore, spec: WindowSpec) -> np.ndarray | Sto
     Thirty million windows take half a minute and 360 MB, so the data workers of a machine share
     them (`shared_window_index`). If the folder is not writable, the index stays in memory.
     """
-    return kept_array(
-        store,
-        _name(store, spec),
-        WINDOW,
-        functools.partial(_blocks, store, spec),
-        lambda kept: _covers(kept, store.num_tokens),
-    )
+    build = functools.partial(_blocks, store, spec)
+    is_intact = functools.partial(_covers, tokens=store.num_tokens)
+    return kept_array(store, _name(store, spec), WINDOW, build, is_intact)
 
 
 def shared_window_index(

@@ -26,9 +26,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from flax_transformers.data.base import Compare, DatasetDefaults, Tokenizers
+from flax_transformers.data.pair_examples import PairExamples
 from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
-from flax_transformers.data.pipeline.pair_examples import PairExamples
 from flax_transformers.data.pipeline.text_examples import TextExamples
 from flax_transformers.data.prepare.corpus import Corpus
 from flax_transformers.data.prepare.duplicates import FOUND, find_duplicates, hash_shards, repeated

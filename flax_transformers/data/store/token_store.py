@@ -47,8 +47,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 UNIGRAMS = "unigrams"
 TEXT_KINDS = ("tokens", "documents", "sentences")
 """Files that every shard has."""
-_COUNTED = 1 << 22  # tokens counted at once
-_READ_AT_ONCE = 1 << 22  # ends read at once
+_AT_ONCE = 1 << 22  # tokens counted, or ends read
 LABEL_DTYPES = {
     "labels": "<i4", "tags": "<i4", "numbers": "<f4", "choices": "<i4", "records": "u1",
 }  # fmt: skip
@@ -343,7 +342,7 @@ class TokenStore:
 
     def _global_ends(self, kind: str) -> np.ndarray:
         ends, place = np.zeros(sum(getattr(s, kind) for s in self._shards), np.int64), 0
-        for block in self.ends_in_blocks(kind, _READ_AT_ONCE):
+        for block in self.ends_in_blocks(kind, _AT_ONCE):
             ends[place : place + len(block)] = block
             place += len(block)
         return ends
@@ -372,8 +371,8 @@ class TokenStore:
 
 def add_counts(counts: np.ndarray, tokens: np.ndarray) -> None:
     """Adds the number of occurrences of each id to ``counts``, int64 [vocabulary], in blocks."""
-    for start in range(0, len(tokens), _COUNTED):
-        counts += np.bincount(tokens[start : start + _COUNTED], minlength=len(counts))
+    for start in range(0, len(tokens), _AT_ONCE):
+        counts += np.bincount(tokens[start : start + _AT_ONCE], minlength=len(counts))
 
 
 def _label_kind(shard: ShardRecord) -> LabelKind | None:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flax_transformers.data import pair_examples
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import prepare
-from flax_transformers.data.pipeline import pair_examples
+from flax_transformers.data.pair_examples import PairExamples, pack
 from flax_transformers.data.pipeline.loader import TrainStream
-from flax_transformers.data.pipeline.pair_examples import PairExamples, pack
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.documents import Counts
 from flax_transformers.data.sources.pairs import PairSource
