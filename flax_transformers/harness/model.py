@@ -126,7 +126,9 @@ class HarnessModel(LM):
                 for start in range(0, len(numbers), self._batch_size):
                     some = numbers[start : start + self._batch_size]
                     contexts = [requests[number].args[0] for number in some]
-                    written = self._written(params, contexts, settings)
+                    # Requests for several samples of a prompt are in different batches.
+                    key = jax.random.fold_in(jax.random.key(0), some[0])
+                    written = self._written(params, contexts, settings, key)
                     texts |= dict(zip(some, written, strict=True))
         return [texts[number] for number in range(len(requests))]
 
@@ -156,7 +158,7 @@ class HarnessModel(LM):
         return [(float(one["log_likelihood"][0]), bool(one["greedy"][0])) for one in found]
 
     def _written(
-        self, params: Any, contexts: Sequence[str], settings: dict[str, Any]
+        self, params: Any, contexts: Sequence[str], settings: dict[str, Any], key: jax.Array
     ) -> Iterator[str]:
         """The texts after ``contexts``, at most as many as a batch."""
         stops = settings.get("until") or []
@@ -187,7 +189,7 @@ class HarnessModel(LM):
             temperature=float(settings.get("temperature", 1.0)) if sampled else 0.0,
             top_k=settings.get("top_k"),
             top_p=settings.get("top_p"),
-            key=jax.random.key(0),
+            key=key,
             stops=StopStrings.of(stops, self._token_texts, rows) if stops else None,
         )
         for prompt, row in zip(prompts, jax.device_get(written).tolist(), strict=False):

@@ -115,9 +115,11 @@ class Rope:
     ``attention_factor``, None for ``0.1 log(factor) + 1``.
 
     ``dynamic`` raises ``theta`` with the length of a sequence beyond ``original_max_positions``
-    ("dynamic NTK", as in transformers), so that shorter ones, in training too, are as without it.
-    The length is the highest position of the row, of a packed row that of its longest example. With
-    a cache, each call counts up to its own last token, and cached keys keep their rotation.
+    ("dynamic NTK"), so that shorter ones, in training too, are as without it. The length is the
+    highest position of the row (in transformers that of the batch): of a packed row that of its
+    longest example, without padding. Under an ``attention_mask`` alone, padding behind a text
+    counts, as in transformers. With a cache, each call counts up to its own last token, and cached
+    keys keep their rotation.
     """
 
     theta: float = 10000.0

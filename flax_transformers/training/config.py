@@ -126,8 +126,8 @@ class Logging:
     """Further sinks for metrics, beside metrics.jsonl, the console and TensorBoard: dataclasses of
     the user's own (see ``monitoring.sinks.SinkConfig``)."""
     module_norms: bool = False
-    """Also write the norms of gradients and parameters of each module: ``grad_norm/PATH`` and
-    ``param_norm/PATH``, with all layers of a stack together."""
+    """Also write the norms of gradients and parameters of each module, with all layers of a stack
+    together: ``optimizer/grad_norm/PATH`` and ``optimizer/param_norm/PATH``."""
     ledger: bool = False
     """Append the ids of the examples of each step to ``ledger-<process>.jsonl``, to check that a
     restarted run repeats and skips none."""

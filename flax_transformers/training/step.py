@@ -120,7 +120,9 @@ def make_train_step(
         updated, update_is_finite = update(state, grads)
         usable &= update_is_finite
         if with_module_norms:
-            sums |= module_norms("grad_norm", grads) | module_norms("param_norm", state.params)
+            sums |= module_norms("optimizer/grad_norm", grads) | module_norms(
+                "optimizer/param_norm", state.params
+            )
         if in_place:
             updated = _in_turn(update, state, grads, usable)
         else:

@@ -177,7 +177,9 @@ def take_from(state, optimizer, **options):
 def test_the_norms_of_modules_are_those_of_their_arrays():
     optimizer = adam()
     _, report = take_from(state_of(optimizer), optimizer, with_module_norms=True)
-    [(norm, count)] = [pair for name, pair in report.sums.items() if name.startswith("param_norm")]
+    [(norm, count)] = [
+        pair for name, pair in report.sums.items() if name.startswith("optimizer/param_norm")
+    ]
     assert (norm, count) == (np.linalg.norm(START).astype(np.float32), 1)
     tree = {
         "mlp": {"up": {"kernel": jnp.array([3.0]), "bias": jnp.array([4.0])}},

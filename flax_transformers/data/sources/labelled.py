@@ -200,10 +200,23 @@ def _with_question(question: str, choice: str) -> str:
 
 
 def chosen(label: Any, choices: Sequence[str], where: Where) -> int:
-    """The number of the right choice: ``label`` is it, its letter or its text. Raises `Invalid`."""
+    """The number of the right choice: ``label`` is it, its letter or its text.
+
+    Raises `Invalid`, also for a text that is a choice and the number or the letter of another one.
+    """
     text = str(label).strip()
     letters = [chr(ord("A") + place) for place in range(min(26, len(choices)))]
-    for names in (list(map(str, range(len(choices)))), letters, list(choices)):
-        if text in names and not isinstance(label, bool):
-            return names.index(text)
-    raise Invalid(where, f"has the answer {label!r}, which is none of its {len(choices)} choices")
+    numbers = list(map(str, range(len(choices))))
+    readings = (numbers, letters, list(choices)) if isinstance(label, str) else (numbers,)
+    found = {names.index(text) for names in readings if text in names}
+    if isinstance(label, bool) or not found:
+        raise Invalid(
+            where, f"has the answer {label!r}, which is none of its {len(choices)} choices"
+        )
+    if len(found) > 1:
+        raise Invalid(
+            where,
+            f"has the answer {label!r}, which is one of its choices and the place of another; give "
+            "answers as whole numbers from 0",
+        )
+    return found.pop()

@@ -26,8 +26,12 @@ def default_position_ids(
 ) -> jax.Array:
     """Position ids int32 [B, T] of a model that is given none: from 0, restarting in each
     segment."""
-    del config
-    return positions_from_segments(jnp.ones_like(input_ids) if segment_ids is None else segment_ids)
+    if segment_ids is None:
+        return positions_from_segments(jnp.ones_like(input_ids))
+    positions_BT = positions_from_segments(segment_ids)
+    if config.rope is not None and config.rope.scaling == "dynamic":
+        return jnp.where(segment_ids > 0, positions_BT, 0)  # padding does not make a row longer
+    return positions_BT
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:

@@ -10,7 +10,8 @@ import pytest
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources import read as sources
-from flax_transformers.data.sources.labelled import ChoiceSource
+from flax_transformers.data.sources.documents import Invalid
+from flax_transformers.data.sources.labelled import ChoiceSource, chosen
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.multiple_choice.objective import MultipleChoice
@@ -106,3 +107,22 @@ def test_examples_have_all_choices_and_the_right_one(tmp_path):
 
 def _split(tokens, ends):
     return [tokens[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("label", "choices", "place"),
+    [
+        (3, "2 3 4 5", 3),
+        ("4", "2 3 4 5", 2),  # there is no choice of this number
+        ("1", "0 1", 1),  # number and text agree
+        ("B", "x y", 1),
+        ("3", "2 3 4 5", None),
+        ("A", "B A", None),
+    ],
+)
+def test_an_answer_that_names_two_choices_is_refused(label, choices, place):
+    if place is None:
+        with pytest.raises(Invalid, match="one of its choices and the place of another"):
+            chosen(label, choices.split(), "rows.jsonl:1")
+    else:
+        assert chosen(label, choices.split(), "rows.jsonl:1") == place

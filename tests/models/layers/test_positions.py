@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flax_transformers.families.llama import LlamaConfig
 from flax_transformers.models.config import Rope
 from flax_transformers.models.layers.positions import (
+    default_position_ids,
     positions_from_segments,
     rope_frequencies,
     rotary_tables,
@@ -127,3 +129,14 @@ def test_dynamic_positions_depend_on_the_longest_position_of_a_row_beyond_those_
     expected = rotary_tables(Rope(theta=theta), 8, jnp.array([[0, 1, 2, 9]]))
     for table, expected_table in zip(found, expected, strict=True):
         np.testing.assert_allclose(table[1:], expected_table, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_does_not_make_a_row_of_dynamic_positions_longer():
+    rope = Rope(theta=100.0, scaling="dynamic", factor=3.0, original_max_positions=4)
+    config = LlamaConfig(rope=rope)
+    segments = jnp.array([[1, 1, 1, 2, 2, 0, 0, 0, 0, 0, 0]])
+    found = default_position_ids(config, segments, segments)
+    assert found.tolist() == [[0, 1, 2, 0, 1, 0, 0, 0, 0, 0, 0]]
+    plain = rotary_tables(Rope(theta=100.0), 8, found)
+    for table, expected in zip(rotary_tables(rope, 8, found), plain, strict=True):
+        np.testing.assert_allclose(table, expected, rtol=1e-6)
