@@ -28,7 +28,7 @@ CORE = {  # folders whose code a reader of one training step meets, without some
     "parallel": (),
 }
 CORE_LINES = 10_000  # of code: without blank lines, comments and docstrings
-CORE_TEXT_LINES = 12_000  # with comments and docstrings
+CORE_TEXT_LINES = 12_500  # with comments and docstrings
 FILE_LINES = 700
 FUNCTION_LINES = 70
 CLASS_DEPTH = 3  # below object, nn.Module, or the dataclass that a hierarchy of configs begins with

@@ -120,9 +120,7 @@ def make_train_step(
         updated, update_is_finite = update(state, grads)
         usable &= update_is_finite
         if with_module_norms:
-            sums |= module_norms("optimizer/grad_norm", grads) | module_norms(
-                "optimizer/param_norm", state.params
-            )
+            sums |= module_norms("grad_norm", grads) | module_norms("param_norm", state.params)
         if in_place:
             updated = _in_turn(update, state, grads, usable)
         else:
@@ -153,12 +151,12 @@ def make_train_step(
 
 
 def module_norms(name: str, tree: Params) -> Sums:
-    """The norm of the arrays of each module, as the metric ``name/PATH``; that of a module of a
-    stack is of all its layers together."""
+    """The norm of the arrays of each module, as metric ``optimizer/name/PATH``. That of a module
+    of a stack is of all its layers."""
     modules: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         module = jax.tree_util.keystr(path[:-1], simple=True, separator="/")
-        modules.setdefault(f"{name}/{module}".rstrip("/"), []).append(leaf)
+        modules.setdefault(f"optimizer/{name}/{module}".rstrip("/"), []).append(leaf)
     one = jnp.ones((), jnp.float32)
     return {module: (optax.tree.norm(leaves), one) for module, leaves in modules.items()}
 

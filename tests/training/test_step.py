@@ -186,7 +186,7 @@ def test_the_norms_of_modules_are_those_of_their_arrays():
         "norm": {"scale": jnp.array([[2.0]])},
     }
     norms = {name: float(norm) for name, (norm, _) in module_norms("grad_norm", tree).items()}
-    assert norms == {"grad_norm/mlp/up": 5.0, "grad_norm/norm": 2.0}
+    assert norms == {"optimizer/grad_norm/mlp/up": 5.0, "optimizer/grad_norm/norm": 2.0}
 
 
 def with_statistic(state, name, value):
