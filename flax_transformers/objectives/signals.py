@@ -31,7 +31,10 @@ def array_of(example: Arrays, name: str) -> np.ndarray:
 
 
 def label_of(example: Arrays) -> np.ndarray:
-    """The label of an example. Raises UserError if the data has none."""
+    """The label of an example. Raises UserError unless exactly one source has labels."""
     if "label" not in example:
-        raise UserError("this objective needs labels; give data.sources a source that has them")
+        raise UserError(
+            "this objective needs labels, but no source or more than one source has labels; give "
+            "data.sources exactly one source with labels"
+        )
     return example["label"]

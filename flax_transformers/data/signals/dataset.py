@@ -32,11 +32,10 @@ class SignalData(PythonData):
     def __post_init__(self) -> None:
         super().__post_init__()
         counted = Counter(source.name for source in self.sources)
-        twice = [name for name, count in counted.items() if count > 1 or name == "label"]
-        if not counted or twice:
+        if not counted or max(counted.values()) > 1:
             raise UserError(
                 f"data.sources are named {', '.join(map(repr, counted)) or 'nothing'}; give at "
-                "least one source, and each a name of its own other than 'label'"
+                "least one source, and each a name of its own"
             )
 
     @property
@@ -51,6 +50,11 @@ class SignalData(PythonData):
 
     def load(self) -> Dataset:
         train = SignalItems(self.sources, "train")
+        for source, items in zip(self.sources, train.opened, strict=True):
+            if not len(items):
+                raise UserError(
+                    f"the source {source.name!r} has no training arrays; check data.sources"
+                )
         validation = SignalItems(self.sources, "validation")
         return SequenceDataset(
             train=train,

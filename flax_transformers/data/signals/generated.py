@@ -5,6 +5,8 @@ Array i of a split depends on i alone, so that nothing is stored and every proce
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
@@ -23,8 +25,8 @@ from flax_transformers.data.store.token_store import Split
 from flax_transformers.ranges import Ranges
 
 _SPLITS = {"train": 0, "validation": 1}
-_KEPT = 8192
-"""Number of arrays that a process keeps of sources that take milliseconds for one."""
+_KEPT = 1 << 26
+"""Bytes of arrays that a process keeps of one split of a source that takes milliseconds for one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,12 @@ class GeneratedSource(SignalSource):
 def generator(kind: int, split: Split, index: int) -> np.random.Generator:
     """The random numbers of one array."""
     return np.random.Generator(np.random.Philox(key=[kind * 2 + _SPLITS[split], index]))
+
+
+def kept(read: Callable[[int], np.ndarray], source: SignalSource) -> Callable[[int], np.ndarray]:
+    """``read`` that keeps the arrays that were used last, at most ``_KEPT`` bytes."""
+    array = math.prod(source.shape) * np.dtype(source.dtype).itemsize
+    return lru_cache(_KEPT // array)(read)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +155,7 @@ class Tones(GeneratedSource):
             wave = word(_WORDS[labels[index]], samples, rng)
             return log_mel(wave, self.mels)[..., None]
 
-        return Items(count, lru_cache(_KEPT)(read), labels)
+        return Items(count, kept(read, self), labels)
 
 
 _FORMANTS = {"a": (800, 1200), "e": (450, 2100), "i": (300, 2500), "o": (450, 850), "u": (325, 650)}
@@ -241,7 +249,7 @@ class Solids(GeneratedSource):
             found = (surface @ rotation / np.linalg.norm(surface, axis=1).max()).astype(np.float32)
             return found if self.view == "points" else _depth(found, self.size)
 
-        return Items(count, lru_cache(_KEPT)(read), labels)
+        return Items(count, kept(read, self), labels)
 
 
 def _surface(solid: str, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.data.images.sources import open_images
+from flax_transformers.data.signals.names import check_modality
 from flax_transformers.data.sources import embedded
 from flax_transformers.data.store.files import digest
 from flax_transformers.data.store.token_store import Split
@@ -21,6 +23,20 @@ from flax_transformers.errors import UserError
 from flax_transformers.ranges import Ranges
 
 DIGITS = tuple(map(str, range(10)))
+Dtype = Literal[
+    "bool",
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "uint32",
+    "int32",
+    "uint64",
+    "int64",
+    "float16",
+    "float32",
+    "float64",
+]
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,7 @@ class SignalSource:
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "data.sources")
+        check_modality(self.name, "data.sources.name")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,9 +112,11 @@ class ArraySource(SignalSource):
     path: str
     array_shape: tuple[int, ...]
     """Shape of one array, without the axis of examples."""
-    array_dtype: str = "uint8"
+    array_dtype: Dtype = "uint8"
     classes: tuple[str, ...] = ()
     """Names of the classes; empty: there are no labels."""
+
+    RANGES: ClassVar[Ranges] = {"array_shape": ranges.integers()}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -112,8 +131,12 @@ class ArraySource(SignalSource):
         return self.classes
 
     def identity(self) -> dict[str, Any]:
-        arrays = _mapped(Path(self.path).expanduser() / "train.npy")
-        return super().identity() | {"content": digest_of_ends(arrays)}
+        folder = Path(self.path).expanduser()
+        found = super().identity() | {"content": digest_of_ends(_mapped(folder / "train.npy"))}
+        if self.classes:
+            labels = np.ascontiguousarray(_mapped(folder / "train_labels.npy"))
+            found["labels"] = hashlib.sha256(labels.tobytes()).hexdigest()
+        return found
 
     def opened(self, split: Split) -> Items:
         path = Path(self.path).expanduser() / f"{split}.npy"
@@ -139,11 +162,14 @@ class ArraySource(SignalSource):
 
 def _mapped(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r")
+        found = np.load(path, mmap_mode="r")
     except FileNotFoundError:
         raise UserError(f"There is no file {path}; check data.sources.") from None
-    except ValueError as error:
+    except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path} is no NumPy file of an array: {error}") from None
+    if not isinstance(found, np.ndarray) or not found.ndim:
+        raise UserError(f"{path} is no NumPy file of an array with an axis of examples")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from flax_transformers.data.signals.dataset import SignalData
 from flax_transformers.data.signals.generated import MovingDigits, Solids, Tones, log_mel, word
 from flax_transformers.data.signals.sources import ArraySource, Digits, EmbeddedBytes
 from flax_transformers.errors import UserError
+from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.masked_image import MaskedImage
+from flax_transformers.objectives.modalities import ModalityClassification
 from flax_transformers.objectives.signals import SignalSpec
 
 SPEC = SignalSpec(28)
+RNG = np.random.default_rng(0)
 FEW = {"examples": 30, "held_out": 10}
 
 
@@ -120,17 +124,56 @@ def test_arrays_are_read_from_files_with_their_labels(tmp_path):
     with pytest.raises(UserError, match="one integer from 0 to 0"):
         ArraySource(**vars(plain) | {"classes": ("cat",)}).opened("train")
     before = data.load().fingerprint
+    np.save(tmp_path / "train_labels.npy", (np.arange(6) + 1) % 2)
+    relabelled = data.load().fingerprint
     np.save(tmp_path / "train.npy", arrays[::-1])
-    assert data.load().fingerprint != before
+    assert len({before, relabelled, data.load().fingerprint}) == 3
+
+
+def test_generated_arrays_are_kept_up_to_a_number_of_bytes():
+    for source in (
+        Tones(name="audio", frames=65_536, mels=128, **FEW),  # 32 MiB each
+        Solids(name="points", points=65_536, **FEW),  # 768 KiB
+        Solids(name="depth", view="depth", size=4096, **FEW),  # 64 MiB
+    ):
+        most = source.opened("train").read.cache_info().maxsize
+        array = np.prod(source.shape) * 4
+        assert (1 << 26) - array < most * array <= 1 << 26
+    small = Tones(name="audio", **FEW).opened("train")
+    assert small[3] is small[3]
+
+
+@pytest.mark.parametrize("name", ["mask_keys", "weights", "label", "a/b", "3d", ""])
+def test_names_of_other_arrays_and_parts_of_paths_are_refused(name):
+    with pytest.raises(UserError, match=f"data.sources.name is '{name}'; it must have only"):
+        EmbeddedBytes(name=name)
+
+
+def test_labels_are_of_one_source(mnist):
+    one, other = sources(mnist)[:2]
+    objective = ModalityClassification(modality="video")
+    for data in ((EmbeddedBytes(name="video"),), (one, other)):
+        example = SignalData(sources=data).load().examples("train", SPEC)
+        with pytest.raises(UserError, match="no source or more than one source has labels"):
+            objective.prepare(example.read(0, RNG), RNG, Vocabulary(size=1, pad_id=0), 28)
 
 
 def test_what_cannot_be_read_is_refused(tmp_path, mnist):
     video = ArraySource(name="video", path=str(tmp_path), array_shape=(4, 8, 8, 3))
     with pytest.raises(UserError, match=r"There is no file .*train\.npy"):
         SignalData(sources=(video,)).load()
-    (tmp_path / "train.npy").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="is no NumPy file"):
+    for content in (b"nothing", b""):
+        (tmp_path / "train.npy").write_bytes(content)
+        with pytest.raises(UserError, match=r"train\.npy is no NumPy file"):
+            SignalData(sources=(video,)).load()
+    np.save(tmp_path / "train.npy", np.uint8(1))
+    with pytest.raises(UserError, match="with an axis of examples"):
         video.opened("train")
+    np.save(tmp_path / "train.npy", np.zeros((0, 4, 8, 8, 3), np.uint8))
+    with pytest.raises(UserError, match="source 'video' has no training arrays"):
+        SignalData(sources=(EmbeddedBytes(name="text"), video)).load()
+    with pytest.raises(UserError, match="data.sources.array_dtype is 'flot32'; it must be 'bool'"):
+        replace(video, array_dtype="flot32")
     with pytest.raises(UserError, match="a name of its own"):
         SignalData(sources=(video, video))
     data, images = SignalData(sources=(video,)), MaskedImage().window_spec(8)
