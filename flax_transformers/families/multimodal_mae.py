@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_transformers import ranges
+from flax_transformers.data.signals.names import check_modality
 from flax_transformers.errors import UserError
 from flax_transformers.families.mae import keep_least_noise
 from flax_transformers.huggingface.family import Family
@@ -53,6 +54,7 @@ class Modality:
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "model.modalities")
+        check_modality(self.name, "model.modalities.name")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,7 +63,7 @@ class Modality:
 
     @property
     def dtype(self) -> str:
-        """Dtype of the arrays of an example; others are accepted."""
+        """Dtype of the arrays of an example; others are accepted, but not for bytes."""
         return "float32"
 
     @property
@@ -124,6 +126,11 @@ class GridModality(Modality):
             raise ranges.OutOfRange(
                 f"the modality {self.name!r} has size {list(self.size)}, which patches of "
                 f"{list(self.patch)} do not divide"
+            )
+        if self.norm_pix_loss and self.outputs < 2:
+            raise ranges.OutOfRange(
+                f"the modality {self.name!r} has patches of one value, which cannot be normalised; "
+                "set its norm_pix_loss to False, or choose larger patches"
             )
 
     @property
@@ -302,7 +309,14 @@ def cut_grid(modality: GridModality, values: jax.Array) -> tuple[jax.Array, None
 
 
 def cut_bytes(modality: ByteModality, values: jax.Array) -> tuple[jax.Array, None]:
-    """Bytes [B, T] to one-hot vectors float32 [B, T, 256]; and no centres."""
+    """Bytes uint8 [B, T] to one-hot vectors float32 [B, T, 256]; and no centres.
+
+    Raises UserError for another dtype, whose values need not be bytes."""
+    if values.dtype != np.uint8:
+        raise UserError(
+            f"arrays of {modality.name!r} have dtype {values.dtype}, but those of a ByteModality "
+            "must be uint8"
+        )
     return jax.nn.one_hot(values, modality.outputs), None
 
 
@@ -514,7 +528,8 @@ class MultimodalMaeModel(nn.Module):
     def cut(self, modality: str, values: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """Tokens [B, T, K] of arrays, and their centres if they have such.
 
-        Raises UserError for arrays of another shape than the config says."""
+        Raises UserError for arrays of another shape than the config says, and for bytes of another
+        dtype than uint8."""
         one = self.config.modality(modality)
         if values.shape[1:] != one.shape:
             raise UserError(

@@ -146,10 +146,17 @@ def test_what_does_not_fit_is_refused(pretrained):
     model, params = pretrained
     with pytest.raises(UserError, match=r"'text' have shape \[9\], but the model's are \[10\]"):
         model.apply({"params": params}, {"text": np.zeros((1, 9))})
+    with pytest.raises(UserError, match="'text' have dtype int32, but .* must be uint8"):
+        model.apply({"params": params}, {"text": np.full((1, 10), 256, np.int32)})
     with pytest.raises(UserError, match="no modality 'smell'; it has video, points, text"):
         CONFIG.modality("smell")
     with pytest.raises(OutOfRange, match=r"size \[5, 8\], which patches of \[2, 4\]"):
         GridModality(name="depth", size=(5, 8), patch=(2, 4))
+    with pytest.raises(OutOfRange, match="'depth' has patches of one value"):
+        GridModality(name="depth", size=(8, 8), patch=(1, 1), norm_pix_loss=True)
+    for name in ("weights", "a/b"):
+        with pytest.raises(OutOfRange, match=f"model.modalities.name is '{name}'"):
+            ByteModality(name=name, length=10)
     with pytest.raises(OutOfRange, match="groups and group_size may not be larger"):
         PointModality(name="points", points=4, groups=5, group_size=2)
     few = ByteModality(name="text", length=10, mask_ratio=0.95)
