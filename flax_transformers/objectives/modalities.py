@@ -25,8 +25,23 @@ from flax_transformers.objectives.signals import SignalSpec, array_of, label_of
 from flax_transformers.ranges import OutOfRange, Ranges
 
 
+class OfSignals:
+    """What both objectives have in common."""
+
+    def window_spec(self, sequence_length: int) -> SignalSpec:
+        return SignalSpec(sequence_length)
+
+    def predictions(self, sequence_length: int) -> int:
+        """No logits by position."""
+        return 0
+
+    def example_views(self, row: Arrays) -> list[ExampleView]:
+        """Nothing: arrays are not text."""
+        return []
+
+
 @dataclass(frozen=True, kw_only=True)
-class MaskedModalities:
+class MaskedModalities(OfSignals):
     """Reconstruct masked tokens of each modality (OmniMAE, arXiv:2206.08356).
 
     A batch has arrays of all modalities, each in a sequence of its own. The loss of a modality is
@@ -45,22 +60,12 @@ class MaskedModalities:
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "objective")
-        if not self.modalities or len(self.coefficients) not in (0, len(self.modalities)):
+        names, count = set(self.modalities), len(self.modalities)
+        if not names or len(names) < count or len(self.coefficients) not in (0, count):
             raise OutOfRange(
                 f"objective.modalities are {list(self.modalities)} and objective.coefficients "
-                f"{list(self.coefficients)}; give at least one modality, and a number for each"
+                f"{list(self.coefficients)}; name each modality once, with a number"
             )
-
-    def window_spec(self, sequence_length: int) -> SignalSpec:
-        return SignalSpec(sequence_length)
-
-    def predictions(self, sequence_length: int) -> int:
-        """No logits by position."""
-        return 0
-
-    def example_views(self, row: Arrays) -> list[ExampleView]:
-        """Nothing: arrays are not text."""
-        return []
 
     def prepare(
         self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
@@ -76,7 +81,8 @@ class MaskedModalities:
     def terms(self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs) -> LossTerms:
         """A loss for each modality, a mean over its masked tokens; the metrics "loss_NAME", and
         "loss", the sum that is trained."""
-        import jax.numpy as jnp  # not at the top: data workers must not import jax
+        import jax  # not at the top: data workers must not import jax
+        import jax.numpy as jnp
 
         weights_B = batch["weights"]
         factors = self.coefficients or (1.0,) * len(self.modalities)
@@ -84,8 +90,9 @@ class MaskedModalities:
         for index, (name, factor) in enumerate(zip(self.modalities, factors, strict=True)):
             tokens = model.head("num_tokens", params, {}, modality=name)
             noise_BT = mask_noise(batch["mask_keys"][:, index], tokens)
+            own_rngs = {kind: jax.random.fold_in(key, index) for kind, key in rngs.items()}
             error_BT, mask_BT = model.head(
-                "masked_errors", params, rngs, batch[name], noise_BT, modality=name
+                "masked_errors", params, own_rngs, batch[name], noise_BT, modality=name
             )
             counted_BT = mask_BT * weights_B[:, None]
             loss, count = jnp.sum(error_BT * counted_BT), jnp.sum(counted_BT)
@@ -97,7 +104,7 @@ class MaskedModalities:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModalityClassification:
+class ModalityClassification(OfSignals):
     """Predict the label of an array of one modality, with the trunk that all have shared."""
 
     needs: ClassVar[ModelNeeds] = ModelNeeds(("classify",), ("signals",))
@@ -109,17 +116,6 @@ class ModalityClassification:
     def modalities(self) -> tuple[str, ...]:
         """The one modality."""
         return (self.modality,)
-
-    def window_spec(self, sequence_length: int) -> SignalSpec:
-        return SignalSpec(sequence_length)
-
-    def predictions(self, sequence_length: int) -> int:
-        """No logits by position."""
-        return 0
-
-    def example_views(self, row: Arrays) -> list[ExampleView]:
-        """Nothing: arrays are not text."""
-        return []
 
     def prepare(
         self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int

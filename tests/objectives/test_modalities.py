@@ -84,9 +84,24 @@ def test_parts_of_a_batch_add_up_and_rows_of_zeros_have_no_weight():
         np.testing.assert_allclose(np.add(*(p.metrics[name] for p in parts)), sums, rtol=1e-6)
 
 
+def test_each_modality_has_random_numbers_of_its_own():
+    seen = {}
+
+    def recording(name, params, rngs, *arrays, modality):
+        if rngs:
+            seen[modality] = jax.random.key_data(rngs["dropout"]).tolist()
+        return head(name, params, rngs, *arrays, modality=modality)
+
+    model = ModelFunctions(lambda *_: None, lambda *_: None, recording)
+    OBJECTIVE.terms(model, {}, batch(range(2)), {"dropout": jax.random.key(0)})
+    assert seen.keys() == TOKENS.keys() and seen["a"] != seen["b"]
+
+
 def test_numbers_that_do_not_fit_the_modalities_are_refused():
     with pytest.raises(OutOfRange, match=r"\['a', 'b'\] and objective.coefficients \[1.0\]"):
         replace(OBJECTIVE, coefficients=(1.0,))
+    with pytest.raises(OutOfRange, match=r"\['a', 'a'\] .* name each modality once"):
+        replace(OBJECTIVE, modalities=("a", "a"))
 
 
 SOLIDS = {"examples": 40, "held_out": 5}
