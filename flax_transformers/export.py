@@ -37,7 +37,7 @@ from flax_transformers.objectives.images import PixelInput
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.pretrained import describe_pretrained, find_pretrained, load_pretrained
 from flax_transformers.restore import saved_part
-from flax_transformers.storage.hub import upload
+from flax_transformers.storage.hub import require_name, upload
 from flax_transformers.storage.paths import is_bucket
 from flax_transformers.training.callbacks import Callback
 from flax_transformers.training.config import TrainConfig
@@ -184,6 +184,7 @@ def push_to_hub(
     of ``hf auth login`` or HF_TOKEN. Raises UserError for what cannot be read, and if the hub
     refuses.
     """
+    require_name(name)
     found = find_pretrained(path)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"

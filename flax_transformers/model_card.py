@@ -18,12 +18,20 @@ _TASKS = {  # the ends of names of architectures, pipelines of the hub, and clas
     "ForPreTraining": (None, "AutoModelForPreTraining"),
     "ForCausalLM": ("text-generation", "AutoModelForCausalLM"),
     "LMHeadModel": ("text-generation", "AutoModelForCausalLM"),
+    "EncoderModel": (None, "AutoModelForTextEncoding"),
     "MTModel": ("translation", "AutoModelForSeq2SeqLM"),
     "ForConditionalGeneration": (None, "AutoModelForSeq2SeqLM"),
     "ForSequenceClassification": ("text-classification", "AutoModelForSequenceClassification"),
     "ForTokenClassification": ("token-classification", "AutoModelForTokenClassification"),
     "ForQuestionAnswering": ("question-answering", "AutoModelForQuestionAnswering"),
     "ForImageClassification": ("image-classification", "AutoModelForImageClassification"),
+    "ForImageClassificationWithTeacher": (
+        "image-classification",
+        "AutoModelForImageClassification",
+    ),
+    "ForVideoClassification": ("video-classification", "AutoModelForVideoClassification"),
+    "ForNextSentencePrediction": (None, "AutoModelForNextSentencePrediction"),
+    "ForMultipleChoice": ("multiple-choice", "AutoModelForMultipleChoice"),
 }
 
 
@@ -34,8 +42,7 @@ def model_card(config: TransformerConfig, meta: Mapping[str, Any] | None = None)
     """
     family = family_of(config)
     model = build_model(config)
-    ending = next((end for end in _TASKS if config.architecture.endswith(end)), None)
-    pipeline, auto = _TASKS[ending] if ending else (None, "AutoModel")
+    pipeline, auto = task_of(config.architecture)
     there = config.architecture not in family.only_here and not family.timm_prefix
     library = "timm" if family.timm_prefix else "transformers" if there else "flax_transformers"
     head = [
@@ -53,6 +60,12 @@ def model_card(config: TransformerConfig, meta: Mapping[str, Any] | None = None)
     run = _training(meta) if meta and isinstance(meta.get("config"), Mapping) else []
     loading = _loading(auto if there else None)
     return "\n".join([*head, "", f"# {config.architecture}", "", about, "", *run, *loading]) + "\n"
+
+
+def task_of(architecture: str) -> tuple[str | None, str]:
+    """The pipeline of the hub for an architecture, if there is one, and transformers' class."""
+    ending = next((end for end in _TASKS if architecture.endswith(end)), None)
+    return _TASKS[ending] if ending else (None, "AutoModel")
 
 
 def _training(meta: Mapping[str, Any]) -> list[str]:

@@ -47,17 +47,13 @@ from flax_transformers.models.config import (
 from flax_transformers.models.generation_settings import NO_SETTINGS
 from flax_transformers.models.vision import change_image_size
 from flax_transformers.restore import restored_params, saved_lora, saved_model
+from flax_transformers.storage.hub import is_path
 
 log = logging.getLogger(__name__)
 
 NEW_IN_A_RUN = frozenset({"architecture", "num_labels", "label_names", "image_size"})
 """Fields of a model in which a run may differ from the weights it starts from: heads are new then,
 and positions resized."""
-
-_SOUGHT = (
-    "in the local cache of Hugging Face or on its hub; give the path, or check the name "
-    "(HF_HUB_OFFLINE turns downloads off)"
-)
 
 
 def load_pretrained(
@@ -122,9 +118,19 @@ def find_pretrained(path: str | os.PathLike[str] | Found) -> Found | Path:
     directory = hub_read.find_directory(path)
     if directory is None:
         raise UserError(
-            f"there is no directory {os.fspath(path)}, and no model of that name {_SOUGHT}"
+            f"there is no directory {os.fspath(path)}, and no model of that name {_sought(path)}"
         )
     return directory
+
+
+def _sought(path: str | os.PathLike[str]) -> str:
+    """Where a model was sought that was not found, and what to do."""
+    if is_path(os.fspath(path)):
+        return f"was sought on the hub; check the path, or write {path}@main for the hub's model"
+    return (
+        "is in the local cache of Hugging Face or on its hub; give the path, or check the name "
+        "(HF_HUB_OFFLINE turns downloads off)"
+    )
 
 
 def describe_pretrained(found: Found | Path, architecture: str | None = None) -> TransformerConfig:
@@ -174,7 +180,7 @@ def initial_model(
     else:
         directory = hub_read.find_directory(path)
         if directory is None:
-            raise UserError(f"{place} is no directory, and no model of that name is {_SOUGHT}")
+            raise UserError(f"{place} is no directory, and no model of that name {_sought(path)}")
         found = hub_read.initial_model(directory, config.architecture)
     if config.architecture not in family_of(found).architectures:
         raise UserError(

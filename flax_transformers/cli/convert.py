@@ -64,13 +64,7 @@ class Convert:
         source, target = self.source, Path(self.target).expanduser().absolute()
         hub_write.require_new(target)
         from_ours = is_checkpoint(source)
-        if self.dtype and not from_ours:
-            raise UserError(
-                f"checkpoints of this package are float32, and {source} becomes one; leave out "
-                "--dtype"
-            )
-        if self.push_to_hub and (self.adapter_of or not from_ours):
-            raise UserError("--push-to-hub is for a run that becomes a Hugging Face directory")
+        self._check(from_ours)
         runtime.start(None)
         watchdog.start(Limits())
         if self.adapter_of is not None:
@@ -108,6 +102,21 @@ class Convert:
                 url = push_to_hub(target, self.push_to_hub, private=self.private)
             print(f"{'uploaded to':<14}{url}")
         return 0
+
+    def _check(self, from_ours: bool) -> None:
+        """Raises UserError for options that do not fit what the source becomes, or each other."""
+        from flax_transformers.storage.hub import require_name
+
+        if self.dtype and not from_ours:
+            raise UserError(
+                f"checkpoints of this package are float32, and {self.source} becomes one; leave "
+                "out --dtype"
+            )
+        if self.push_to_hub is None:
+            return
+        if self.adapter_of or not from_ours:
+            raise UserError("--push-to-hub is for a run that becomes a Hugging Face directory")
+        require_name(self.push_to_hub)
 
 
 def _steps_to_average(source: str, text: str) -> list[Any]:

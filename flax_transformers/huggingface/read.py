@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -29,24 +31,41 @@ from flax_transformers.huggingface import (
 from flax_transformers.huggingface.config_fields import kept_fields
 from flax_transformers.huggingface.family import Identity, build_model, family_of, identify
 from flax_transformers.huggingface.placement import Placement, body_names, boxed_shapes, fresh_heads
-from flax_transformers.huggingface.sentence_transformers import read_sentence_files
+from flax_transformers.huggingface.sentence_transformers import (
+    MODULES,
+    lacks_pooling,
+    read_sentence_files,
+)
 from flax_transformers.huggingface.weight_table import some
 from flax_transformers.huggingface.weights import known_names, read_parameters
 from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
-from flax_transformers.storage.hub import BESIDE_WEIGHTS, Repository
+from flax_transformers.storage.hub import (
+    BESIDE_WEIGHTS,
+    Repository,
+    is_offline,
+    may_have,
+    record_absence,
+)
 
 logger = logging.getLogger(__name__)
 
 PLAIN = ComputeConfig()
+_OPTIONAL = (MODULES, "tokenizer_config.json")
+"""Where these are there, or recorded as absent, sentence files and tokenizer were asked for."""
+_SHARD = re.compile(r"(?!consolidated|adapter_model)[\w-]+-\d+-of-\d+\.safetensors")
+"""Not a variant, which has another ending before the last, and not of another layout."""
+_PART = re.compile(r"(?P<stem>.+)-\d+-of-(?P<total>\d+)\..+")
 
 
 def find_directory(path: str | os.PathLike[str]) -> Path | None:
     """A directory at ``path``, or the snapshot of a Hugging Face id: "gpt2", or with a branch, tag
     or commit "gpt2@REVISION".
 
-    A snapshot with weights in the local cache is taken as it is; others are downloaded, unless
-    HF_HUB_OFFLINE is set. None if there is neither. Config, weights and tokenizer are in the
-    ``folder_kinds.inner_folder`` of it. Raises UserError if the hub cannot be reached, or refuses.
+    A snapshot in the local cache is taken as it is if it has all weights and, where the repository
+    has them, a tokenizer and the files of sentence embeddings; else it is completed, unless the
+    environment forbids downloads. None if there is neither. Config, weights and tokenizer are in
+    the ``folder_kinds.inner_folder`` of it. Raises UserError if weights are missing and the hub
+    cannot be reached, or refuses.
     """
     local = Path(path).expanduser()
     if local.is_dir():
@@ -55,20 +74,65 @@ def find_directory(path: str | os.PathLike[str]) -> Path | None:
     if repository is None:
         return None
     cached = repository.cached()
-    if cached is not None and any(map(_has_weights, map(str, cached.rglob("*")))):
+    if cached is None:
+        found = repository.download(_wanted_files)
+    else:
+        whole = _has_all_weights(cached)
+        if is_offline() or (whole and not _may_lack_others(cached)):
+            return cached
+        try:
+            found = repository.complete(cached, _wanted_files)
+        except UserError as error:
+            if not whole:
+                raise
+            logger.warning(
+                "%s is taken from the local cache, which may lack its tokenizer or sentence files; "
+                "set HF_HUB_OFFLINE=1 to take the cache without asking the hub (%s)", path, error,
+            )  # fmt: skip
+            found = None
+    if found is None:
         return cached
-    return repository.download(_wanted_files) or cached
-
-
-def _has_weights(name: str) -> bool:
-    return name.endswith(".safetensors") or fnmatch(name, "*flax_model*.msgpack")
+    for name in _OPTIONAL:
+        if may_have(found, name):
+            record_absence(found, name)
+    return found
 
 
 def _wanted_files(names: Sequence[str]) -> list[str]:
     """The files of a repository that are read: weights in one format, and what is beside them."""
-    weights = [name for name in names if name.endswith(".safetensors")]
-    weights = weights or [name for name in names if _has_weights(name)]
-    return [*weights, *(name for name in names if name.endswith(BESIDE_WEIGHTS))]
+    return [*_weights(names), *(name for name in names if name.endswith(BESIDE_WEIGHTS))]
+
+
+def _weights(names: Sequence[str]) -> list[str]:
+    """The files with the weights that are read, as ``open_tensors`` chooses, and an adapter."""
+    own = [tensor_files.WEIGHTS] if tensor_files.WEIGHTS in names else []
+    if not own and tensor_files.INDEX in names:
+        own = [name for name in names if _SHARD.fullmatch(name)]
+    if own:
+        return [*own, *(name for name in names if name == folder_kinds.ADAPTER_WEIGHTS)]
+    found = [name for name in names if name.endswith(".safetensors")]
+    return found or [name for name in names if fnmatch(name, "*flax_model*.msgpack")]
+
+
+def _has_all_weights(snapshot: Path) -> bool:
+    """Whether no weights are missing from a snapshot; an interrupted download leaves a part."""
+    folder = folder_kinds.inner_folder(snapshot)
+    names = {file.name for file in folder.iterdir() if file.is_file()}
+    if tensor_files.WEIGHTS in names:
+        return True
+    found = _weights(sorted(names))
+    if tensor_files.INDEX in names:
+        places = tensor_files.read_json(folder / tensor_files.INDEX).get("weight_map")
+        if isinstance(places, dict) and not set(map(str, places.values())) <= names:
+            return False
+    parts = [match for match in map(_PART.fullmatch, found) if match]
+    counts = Counter((part["stem"], part["total"]) for part in parts)
+    return bool(found) and all(count == int(total) for (_, total), count in counts.items())
+
+
+def _may_lack_others(snapshot: Path) -> bool:
+    """Whether a repository may have a tokenizer, or sentence files, that are not there."""
+    return lacks_pooling(snapshot) or any(may_have(snapshot, name) for name in _OPTIONAL)
 
 
 def load_directory(

@@ -31,11 +31,7 @@ def read_sentence_files(directory: Path, config: TransformerConfig) -> dict[str,
     file = directory / MODULES
     if not file.is_file() or not describes_sentences(config):
         return {}
-    modules = {
-        str(module.get("type", "")).rpartition(".")[2]: str(module.get("path", ""))
-        for module in read_json(file, list)
-        if isinstance(module, dict)
-    }
+    modules = _modules(directory)
     if unread := sorted(modules.keys() - {"Transformer", "Pooling", "Normalize", "Module"}):
         logger.warning(
             "%s has modules that are not read: %s; embeddings of sentences are those before them",
@@ -45,6 +41,21 @@ def read_sentence_files(directory: Path, config: TransformerConfig) -> dict[str,
     if "Pooling" in modules:
         found["pooling"] = _pooling(directory / modules["Pooling"] / "config.json")
     return found
+
+
+def lacks_pooling(directory: Path) -> bool:
+    """Whether a folder's modules.json names a pooling whose config.json is not there."""
+    modules = _modules(directory) if (directory / MODULES).is_file() else {}
+    return "Pooling" in modules and not (directory / modules["Pooling"] / "config.json").is_file()
+
+
+def _modules(directory: Path) -> dict[str, str]:
+    """The folders of the modules by the names of their classes."""
+    return {
+        str(module.get("type", "")).rpartition(".")[2]: str(module.get("path", ""))
+        for module in read_json(directory / MODULES, list)
+        if isinstance(module, dict)
+    }
 
 
 def describes_sentences(config: TransformerConfig) -> bool:

@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -320,14 +320,22 @@ def load_tokenizer(path: str | os.PathLike[str], lowercase: bool | None = None) 
 
 
 def find_tokenizer(path: str | os.PathLike[str], *, download: bool = True) -> epath.Path:
-    """``path``, or the snapshot of a Hugging Face id, "gpt2" or "gpt2@REVISION", which is
-    downloaded if it is not in the local cache and ``download`` allows it."""
+    """``path``, or the snapshot of a Hugging Face id, "gpt2" or "gpt2@REVISION"; its tokenizer is
+    downloaded if the local cache does not have it and ``download`` allows it."""
     location = epath.Path(path).expanduser()
     repository = None if location.exists() else Repository.of_id(os.fspath(path))
-    found = None if repository is None else repository.cached()
-    if repository is not None and found is None and download:
-        found = repository.download(lambda names: [n for n in names if n.endswith(BESIDE_WEIGHTS)])
+    if repository is None:
+        return location
+    found = repository.cached()
+    if download and found is None:
+        found = repository.download(_beside_weights)
+    elif download and found is not None and not published_files(found):
+        found = repository.complete(found, _beside_weights) or found
     return location if found is None else epath.Path(found)
+
+
+def _beside_weights(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name.endswith(BESIDE_WEIGHTS)]
 
 
 def published_files(folder: str | os.PathLike[str]) -> dict[str, epath.Path]:
