@@ -11,8 +11,9 @@ import numpy as np
 import PIL.Image
 
 import flax_transformers as ft
-from flax_transformers.data.tokenizers.load import TokenizerConfig, train_tokenizer
+from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig, train_tokenizer
 from flax_transformers.testing import tiny_model
+from tests.golden import tokenizer_layouts
 from tests.parity.recipe_data import WORDS, sentence
 
 POSITIONS = 512
@@ -37,11 +38,14 @@ def write_all(folder: Path) -> None:
         ("all-MiniLM-L6-v2", "BertModel", "wordpiece"),
         ("gpt2", "GPT2LMHeadModel", "byte_level_bpe"),
         ("llama3", "LlamaForCausalLM", "bpe"),
-        ("modernbert", "ModernBertForMaskedLM", "wordpiece"),
         ("t5", "T5ForConditionalGeneration", "unigram"),
         ("bart", "BartForConditionalGeneration", "bpe"),
     ):
-        write_model(folder / name, architecture, kind, texts)
+        write_model(folder / name, architecture, trained(kind, texts))
+    # Its byte-level BPE has [CLS] and the like, which one that is trained here has not.
+    tokenizer_layouts.write(folder / "modernbert_tokenizer", tokenizer_layouts.modernbert())
+    published = ft.load_tokenizer(folder / "modernbert_tokenizer")
+    write_model(folder / "modernbert", "ModernBertForMaskedLM", published)
     pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
     (folder / "all-MiniLM-L6-v2" / "1_Pooling").mkdir()
     (folder / "all-MiniLM-L6-v2" / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
@@ -53,11 +57,15 @@ def write_all(folder: Path) -> None:
     (folder / "all-MiniLM-L6-v2" / "modules.json").write_text(json.dumps(modules))
 
 
-def write_model(folder: Path, architecture: str, kind: str, texts: list[str]) -> None:
-    """A tiny model in Hugging Face format, with a tokenizer trained on ``texts``."""
+def trained(kind: str, texts: list[str]) -> Tokenizer:
+    """A small tokenizer of a kind, trained on ``texts``."""
     sentinels = 100 if kind == "unigram" else 0
     config = TokenizerConfig(kind, vocab_size=400 + sentinels, sentinels=sentinels)
-    tokenizer = train_tokenizer(config, texts)
+    return train_tokenizer(config, texts)
+
+
+def write_model(folder: Path, architecture: str, tokenizer: Tokenizer) -> None:
+    """A tiny model in Hugging Face format, with its tokenizer."""
     known = tokenizer.vocabulary
     changes = {"vocab_size": known.size, "max_positions": POSITIONS, "pad_id": max(known.pad_id, 0)}
     if architecture.startswith("T5"):
