@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Container, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,17 @@ def tiny_model(architecture: str, **changes: Any) -> tuple[nn.Module, Any]:
 
     ``changes`` are fields of the family's config. Parameters are what training starts from.
     """
+    model = build_model(tiny_architecture(architecture, **changes), ComputeConfig())
+    return model, _initial(model)
+
+
+@partial(jax.jit, static_argnums=0)  # which compiles equal models once
+def _initial(model: Any) -> Any:
+    return nn.meta.unbox(model.init(jax.random.key(0), **model.example_inputs())["params"])
+
+
+def tiny_architecture(architecture: str, **changes: Any) -> Any:
+    """The config of ``tiny_model``, for which nothing is computed."""
     published = {"architectures": [architecture]}
     config = family_of_json(published).from_huggingface(published)
     small = _small_sizes(config)
@@ -111,12 +123,7 @@ def tiny_model(architecture: str, **changes: Any) -> tuple[nn.Module, Any]:
     if isinstance(config, ImageTextConfig):
         small["vision"] = dataclasses.replace(config.vision, **_small_sizes(config.vision))
     small |= _special_ids(config, changes.get("vocab_size", _TINY["vocab_size"]))
-    model = build_model(dataclasses.replace(config, **small | changes), ComputeConfig())
-
-    def init() -> Any:
-        return nn.meta.unbox(model.init(jax.random.key(0), **model.example_inputs())["params"])
-
-    return model, jax.jit(init)()
+    return dataclasses.replace(config, **small | changes)
 
 
 def _small_sizes(config: TransformerConfig) -> dict[str, Any]:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 def boxed_shapes(model: nn.Module) -> Any:
     """Shapes of the parameters with their logical axis names."""
-    return jax.eval_shape(partial(_initialise, model), jax.random.key(0))
+    return _initialise.eval_shape(model, jax.random.key(0))
 
 
 def adapted_shapes(model: nn.Module, lora: LoraConfig) -> tuple[Any, Adapters | None]:
@@ -39,15 +39,17 @@ def adapted_shapes(model: nn.Module, lora: LoraConfig) -> tuple[Any, Adapters | 
 
 def body_names(model: Any) -> frozenset[str]:
     """Top-level names of the parameters that ``hidden_states`` uses. All others belong to heads."""
-    shapes = jax.eval_shape(
-        lambda key: model.init(key, **model.example_inputs(), method="hidden_states"),
-        jax.random.key(0),
-    )
-    return frozenset(shapes["params"])
+    return frozenset(_initialise_body.eval_shape(model, jax.random.key(0)))
 
 
+@partial(jax.jit, static_argnums=0)  # which traces equal models once
 def _initialise(model: Any, key: jax.Array) -> Any:
     return model.init(key, **model.example_inputs())["params"]
+
+
+@partial(jax.jit, static_argnums=0)
+def _initialise_body(model: Any, key: jax.Array) -> Any:
+    return model.init(key, **model.example_inputs(), method="hidden_states")["params"]
 
 
 @dataclass(frozen=True)
