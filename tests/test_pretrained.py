@@ -14,12 +14,13 @@ from flax_transformers.errors import UserError
 from flax_transformers.models.vision import change_image_size
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.pretrained import initial_model, initial_parameters
-from flax_transformers.testing import assert_bit_equal, tiny_bert, tiny_model
+from flax_transformers.testing import assert_bit_equal, tiny_architecture, tiny_bert
+from tests.huggingface.tensors import drawn_model
 
 
 @pytest.mark.slow
 def test_a_model_for_small_images_is_loaded_for_large_ones(tmp_path):
-    model, params = tiny_model("ViTForImageClassification", image_size=32)
+    model, params = drawn_model("ViTForImageClassification", image_size=32)
     ft.save_pretrained(tmp_path / "vit", model, params)
     larger, resized = ft.load_pretrained(tmp_path / "vit", image_size=(48, 64))
     images = np.zeros((1, 3, 48, 64), np.float32)
@@ -32,14 +33,14 @@ def test_a_model_for_small_images_is_loaded_for_large_ones(tmp_path):
 
 @pytest.mark.slow
 def test_a_text_model_has_no_image_size(tmp_path):
-    ft.save_pretrained(tmp_path / "gpt2", *tiny_model("GPT2LMHeadModel"))
+    ft.save_pretrained(tmp_path / "gpt2", *drawn_model("GPT2LMHeadModel"))
     with pytest.raises(UserError, match="GPT2LMHeadModel, which sees no images"):
         ft.load_pretrained(tmp_path / "gpt2", image_size=32)
 
 
 @pytest.mark.slow
 def test_a_head_is_not_taken_over_for_its_classes_in_another_order(tmp_path):
-    model, params = tiny_model(
+    model, params = drawn_model(
         "BertForSequenceClassification", num_labels=3, label_names=("no", "maybe", "yes")
     )
     ft.save_pretrained(tmp_path / "bert", model, params)
@@ -52,12 +53,13 @@ def described(**changes):
     return dataclasses.replace(tiny_bert(), **changes)
 
 
-@pytest.fixture
-def wider(tmp_path):
+@pytest.fixture(scope="module")
+def wider(tmp_path_factory):
     """A folder with a published model that is wider than the config's."""
-    model, params = tiny_model("BertForMaskedLM", hidden_size=48, num_heads=6, vocab_size=262)
-    ft.save_pretrained(tmp_path / "hf", model, params)
-    return str(tmp_path / "hf")
+    folder = tmp_path_factory.mktemp("wider")
+    model, params = drawn_model("BertForMaskedLM", hidden_size=48, num_heads=6, vocab_size=262)
+    ft.save_pretrained(folder / "hf", model, params)
+    return str(folder / "hf")
 
 
 def test_a_run_takes_its_model_from_the_weights_that_it_starts_from(wider, caplog):
@@ -83,15 +85,15 @@ def test_a_field_of_the_command_line_must_agree_with_the_weights(wider):
 
 
 def test_weights_of_another_family_are_refused_by_the_option(wider):
-    gpt2, _ = tiny_model("GPT2LMHeadModel")
+    gpt2 = tiny_architecture("GPT2LMHeadModel")
     with pytest.raises(UserError, match=f"--init-from {wider} holds a BertForMaskedLM, but the"):
-        initial_model(wider, gpt2.config)
+        initial_model(wider, gpt2)
     with pytest.raises(UserError, match="--init-from /no/such is no directory"):
         initial_model("/no/such", tiny_bert())
 
 
 def test_what_only_tensors_tell_is_part_of_the_model(tmp_path):
-    model, params = tiny_model("T5ForConditionalGeneration", tie_embeddings=False)
+    model, params = drawn_model("T5ForConditionalGeneration", tie_embeddings=False)
     ft.save_pretrained(tmp_path / "hf", model, params)
     file = tmp_path / "hf" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))

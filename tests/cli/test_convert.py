@@ -53,7 +53,7 @@ def published(tmp_path):
     random = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(random.standard_normal(leaf.shape), jnp.float32),
-        parameter_shapes(model, np.ones((1, 2), np.int32)),
+        parameter_shapes(model),
     )
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()

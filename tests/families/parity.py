@@ -28,6 +28,15 @@ def first_by_default(values):
     return [first, *(pytest.param(value, marks=pytest.mark.full) for value in others)]
 
 
+def some_by_default(values, some):
+    """Parameters of a test: ``some`` of the values by default, the others in `make test-full`."""
+    values = list(values)
+    assert all(value in values for value in some)
+    return [
+        value if value in some else pytest.param(value, marks=pytest.mark.full) for value in values
+    ]
+
+
 def first_of_each_by_default(kinds):
     """Keys of ``kinds`` as parameters of a test: the first of each kind by default, the others in
     `make test-full` only."""
@@ -51,7 +60,7 @@ def built_case(case: Case, **compute):
         family = family_of_json(case.config)
         config = family.from_huggingface(case.config)
         model = build_model(config, ComputeConfig(**compute))
-        shapes = parameter_shapes(model, *model.example_inputs().values())
+        shapes = parameter_shapes(model)
         # The case is kept as well, so that its id remains its own.
         _built[key] = case, config, model, shapes, family.weights(config)
     return _built[key][1:]
@@ -103,6 +112,6 @@ def assert_weights_come_back(case: Case) -> None:
 def count_parameters(config) -> int:
     """Published number of parameters of a config; nothing is allocated."""
     family, model = family_of(config), build_model(config, ComputeConfig())
-    shapes = parameter_shapes(model, *model.example_inputs().values())
+    shapes = parameter_shapes(model)
     tensors = tensor_shapes(family.weights(config), shapes, getattr(config, "vocab_size", 0))
     return sum(math.prod(shape) for shape in tensors.values())

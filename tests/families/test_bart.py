@@ -45,7 +45,7 @@ TINY = BartConfig(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bart", "mbart"])
+@pytest.mark.parametrize("name", first_by_default(["bart", "mbart"]))
 def test_cached_steps_give_the_logits_of_the_full_pass(name):
     config, model, params, _ = load_case(CASES[name])
     assert_steps_are_as_the_full_pass(model, params, config.vocab_size)

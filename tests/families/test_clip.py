@@ -34,6 +34,7 @@ from tests.huggingface.tensors import export_weights
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_layers_that_are_written_out_compute_the_same():
     assert_parity(golden.END_ID, golden.__file__, scan_layers=False)
 

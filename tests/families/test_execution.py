@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import pytest
 
 from flax_transformers.huggingface.family import all_families, build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.models.layers import attention
-from flax_transformers.testing import tiny_model
+from flax_transformers.testing import tiny_architecture
+from tests.families.parity import some_by_default
+from tests.huggingface.tensors import parameter_shapes
 
 OWN_ATTENTION = {"DebertaV2ForMaskedLM"}
 """Models whose attention is none that the kernels compute."""
-FIRST = sorted({next(iter(family.architectures)) for family in all_families()} - OWN_ATTENTION)
+FIRST = {next(iter(family.architectures)) for family in all_families()}
+ALL = FIRST - OWN_ATTENTION | {"UMT5ForConditionalGeneration"}
+LIKE_OTHERS = {
+    "CohereForCausalLM",
+    "DeiTForImageClassificationWithTeacher",
+    "DistilBertForMaskedLM",
+    "ElectraForPreTraining",
+    "Gemma2ForCausalLM",
+    "GemmaForCausalLM",
+    "MarianMTModel",
+    "MistralForCausalLM",
+    "MixtralForCausalLM",
+    "Olmo2ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "RobertaForMaskedLM",
+    "SiglipModel",
+    "UMT5ForConditionalGeneration",
+    "VideoMAEForPreTraining",
+}
+"""Models whose layers are those of a family before them, as Llama's or BERT's."""
 
 
-@pytest.mark.parametrize("architecture", [*FIRST, "UMT5ForConditionalGeneration"])
+@pytest.mark.parametrize("architecture", some_by_default(sorted(ALL), ALL - LIKE_OTHERS))
 def test_attention_is_computed_by_the_kernel_that_was_chosen(architecture, monkeypatch):
     original, kernels = attention.dot_product_attention, []
 
@@ -23,12 +47,8 @@ def test_attention_is_computed_by_the_kernel_that_was_chosen(architecture, monke
         kernels.append(kernel)
         return original(*operands, **options)
 
-    def run():
-        model, params = tiny_model(architecture)
-        model = build_model(model.config, ComputeConfig(attention="splash"))
-        monkeypatch.setattr(attention, "dot_product_attention", noted)
-        inputs = jax.tree.map(jax.numpy.asarray, model.example_inputs())
-        return jax.tree.leaves(model.apply({"params": params}, **inputs))
-
-    jax.eval_shape(run)
+    model = build_model(tiny_architecture(architecture), ComputeConfig(attention="splash"))
+    params = {"params": parameter_shapes(model)}
+    monkeypatch.setattr(attention, "dot_product_attention", noted)
+    jax.eval_shape(partial(model.apply, **model.example_inputs()), params)
     assert set(kernels) == {"splash"}

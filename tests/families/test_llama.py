@@ -12,7 +12,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.families.llama import SIZES, LlamaConfig, from_huggingface
 from flax_transformers.huggingface.family import config_json
 from flax_transformers.models.config import Rope
-from flax_transformers.testing import assert_bit_equal, tiny_model
+from flax_transformers.testing import assert_bit_equal
 from tests.families.decoders import assert_gradients
 from tests.families.parity import (
     count_parameters,
@@ -21,6 +21,7 @@ from tests.families.parity import (
     import_case,
 )
 from tests.golden import llama as golden
+from tests.huggingface.tensors import drawn_model
 
 CASES = {case.name: case for case in golden.CASES}
 EACH = pytest.mark.parametrize("name", CASES)
@@ -200,7 +201,7 @@ def test_a_model_that_hugging_face_has_no_llama_for_is_not_written(field, value)
 
 
 def test_a_classifier_starts_from_a_language_model_whose_head_is_not_tied(tmp_path, caplog):
-    model, params = tiny_model("LlamaForCausalLM", tie_embeddings=False)
+    model, params = drawn_model("LlamaForCausalLM", tie_embeddings=False)
     ft.save_pretrained(tmp_path / "lm", model, params)
     _, found = ft.load_pretrained(
         tmp_path / "lm", architecture="LlamaForSequenceClassification", num_labels=1

@@ -22,13 +22,13 @@ from flax_transformers.families.mae import (
 )
 from flax_transformers.huggingface.family import build_model, config_json
 from flax_transformers.models.config import ComputeConfig
-from flax_transformers.testing import relative_difference, tiny_model
-from tests.families.parity import TOLERANCE, first_by_default, load_case
+from flax_transformers.testing import relative_difference
+from tests.families.parity import TOLERANCE, first_by_default, load_case, some_by_default
 from tests.families.test_vit import in_file
 from tests.families.vision import published_count, without_prefix
 from tests.golden import mae as golden
 from tests.golden.hub import read_golden
-from tests.huggingface.tensors import export_weights, import_weights
+from tests.huggingface.tensors import drawn_model, export_weights, import_weights
 
 
 def masked_loss(model, params, images, noise):
@@ -40,7 +40,11 @@ def masked_loss(model, params, images, noise):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", golden.PRETRAINING, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    some_by_default(golden.PRETRAINING, [golden.NORMED]),
+    ids=lambda case: case.name,
+)
 def test_the_loss_and_its_gradients_are_those_of_torch(case):
     _, model, params, table = load_case(case)
     loss = partial(
@@ -194,7 +198,7 @@ def test_sizes_have_the_published_number_of_parameters(name):
 
 
 def test_a_classifier_that_transformers_does_not_have_is_not_written(tmp_path):
-    model, params = tiny_model("ViTMAEForImageClassification")
+    model, params = drawn_model("ViTMAEForImageClassification")
     with pytest.raises(UserError, match="transformers has no class ViTMAEForImageClassification"):
         save_pretrained(tmp_path / "out", model, params)
     assert not (tmp_path / "out").exists()

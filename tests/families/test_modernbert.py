@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +55,21 @@ def test_the_forward_pass_written_out_is_that_of_hugging_face():
     assert_parity(CASES["published"], golden.__file__, scan_layers=False)
 
 
-def run(config, ids=IDS, **inputs):
+@cache
+def forward(config, deterministic):
     """Last hidden states with random weights that depend on the layout alone."""
     model = build_model(config, ComputeConfig())
-    params = randomize(parameter_shapes(model, ids))
-    apply = jax.jit(lambda ids: model.apply({"params": params}, ids, **inputs).last_hidden_state)
-    return np.asarray(apply(ids))
+    params = randomize(parameter_shapes(model))
+
+    def hidden(ids, inputs):
+        output = model.apply({"params": params}, ids, deterministic=deterministic, **inputs)
+        return output.last_hidden_state
+
+    return jax.jit(hidden)
+
+
+def run(config, ids=IDS, deterministic=True, **inputs):
+    return np.asarray(forward(config, deterministic)(ids, inputs))
 
 
 def reached(config, place, **inputs):
@@ -102,15 +112,14 @@ def test_a_packed_row_gives_each_example_the_hidden_states_it_has_alone():
     ids = IDS % config.vocab_size
     segments = np.repeat([1, 2, 3, 0], [6, 3, 5, 3])[None].astype(np.int32)
     spans = [slice(0, 6), slice(6, 9), slice(9, 14)]
-    alone, mask = np.zeros((2, 3, 17), np.int32)
-    for row, span in enumerate(spans):
+    rows, within = np.zeros((2, 4, 17), np.int32)  # packed, then each example alone
+    rows[0], within[0] = ids, segments
+    for row, span in enumerate(spans, 1):
         length = span.stop - span.start
-        alone[row, :length], mask[row, :length] = ids[0, span], 1
-    apply = jax.jit(lambda ids, **more: model.apply({"params": params}, ids, **more).logits)
-    packed, logits = apply(ids, segment_ids=segments), apply(alone, attention_mask=mask)
-    for row, span in enumerate(spans):
-        expected = logits[row, : span.stop - span.start]
-        assert relative_difference(packed[0, span], expected) < 1e-5
+        rows[row, :length], within[row, :length] = ids[0, span], 1
+    packed, *alone = jax.jit(model.apply)({"params": params}, rows, segment_ids=within).logits
+    for logits, span in zip(alone, spans, strict=True):
+        assert relative_difference(packed[span], logits[: span.stop - span.start]) < 1e-5
 
 
 @pytest.mark.slow
@@ -126,7 +135,7 @@ def test_local_and_global_layers_have_rotary_positions_of_their_own():
 
 def parts(config):
     """Layers in each part of the stack and block, and those that have an attention norm."""
-    stack = parameter_shapes(build_model(config, ComputeConfig()), IDS)["stack"]
+    stack = parameter_shapes(build_model(config, ComputeConfig()))["stack"]
     norms, layers = {}, {}
     for part, blocks in stack.items():
         layers[part] = [jax.tree.leaves(block)[0].shape[0] for block in blocks.values()]
@@ -162,7 +171,7 @@ def test_without_its_biases_a_model_has_no_bias_but_that_of_words_and_labels():
         ("TokenClassification", {"classification_head"}),
     ):
         config = dataclasses.replace(TINY, architecture=f"ModernBertFor{architecture}")
-        shapes = parameter_shapes(build_model(config, ComputeConfig()), IDS)
+        shapes = parameter_shapes(build_model(config, ComputeConfig()))
         biased = {
             path[0].key
             for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
@@ -178,7 +187,7 @@ def test_rows_are_labelled_by_their_first_token_or_the_mean_of_all(pooling):
         TINY, architecture="ModernBertForSequenceClassification", pooling=pooling
     )
     model = build_model(config, ComputeConfig())
-    params = randomize(parameter_shapes(model, IDS))
+    params = randomize(parameter_shapes(model))
 
     def classify(hidden, mask=None):
         ids = np.ones(hidden.shape[:2], np.int32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from flax_transformers.families.multimodal_mae import (
 )
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.ranges import OutOfRange
+from tests.huggingface.tensors import drawn_parameters, parameter_shapes
 
 VIDEO = GridModality(name="video", size=(4, 8, 8), patch=(2, 4, 4), tubes=True, mean=2.0, std=4.0)
 POINTS = PointModality(name="points", points=40, groups=6, group_size=5)
@@ -47,8 +47,7 @@ RNG = np.random.default_rng(0)
 @pytest.fixture(scope="module")
 def pretrained():
     model = build_model(CONFIG)
-    init = jax.jit(lambda: model.init(jax.random.key(0), **model.example_inputs())["params"])
-    return model, nn.meta.unbox(init())
+    return model, drawn_parameters(model, parameter_shapes(model))
 
 
 def test_patches_are_in_order_of_the_axes_and_hold_the_channels_last():

@@ -65,7 +65,7 @@ def test_positions_start_anew_in_each_packed_example():
 def test_the_first_token_has_the_row_after_that_of_padding():
     other = dataclasses.replace(TINY, pad_id=3, position_offset=4)
     for config in (TINY, other):
-        shapes = parameter_shapes(build_model(config, ComputeConfig()), IDS)
+        shapes = parameter_shapes(build_model(config, ComputeConfig()))
         rows = shapes["embeddings"]["position"]["embedding"].shape[0]
         assert rows == 16 + config.pad_id + 1
     with pytest.raises(ValueError, match=r"position_offset is 2; with model.pad_id 3 it must be 4"):
@@ -79,15 +79,15 @@ def test_a_packed_row_gives_each_example_the_logits_it_has_alone():
     segments = np.repeat([1, 2, 3, 0], [6, 3, 5, 3])[None].astype(np.int32)
     ids[segments == 0] = config.pad_id
     spans = [slice(0, 6), slice(6, 9), slice(9, 14)]
-    alone = np.full((3, 17), config.pad_id, np.int32)
-    for row, span in enumerate(spans):
-        alone[row, : span.stop - span.start] = ids[0, span]
-    apply = jax.jit(lambda ids, **more: model.apply({"params": params}, ids, **more).logits)
-    packed = apply(ids, segment_ids=segments)
-    logits = apply(alone, attention_mask=(alone != config.pad_id).astype(np.int32))
-    for row, span in enumerate(spans):
-        expected = logits[row, : span.stop - span.start]
-        assert relative_difference(packed[0, span], expected) < 1e-5
+    rows = np.full((4, 17), config.pad_id, np.int32)  # packed, then each example alone
+    rows[0] = ids
+    for row, span in enumerate(spans, 1):
+        rows[row, : span.stop - span.start] = ids[0, span]
+    within = np.where(rows == config.pad_id, 0, 1)
+    within[0] = segments
+    packed, *alone = jax.jit(model.apply)({"params": params}, rows, segment_ids=within).logits
+    for logits, span in zip(alone, spans, strict=True):
+        assert relative_difference(packed[span], logits[: span.stop - span.start]) < 1e-5
 
 
 @pytest.mark.slow
@@ -111,7 +111,7 @@ def test_the_classifier_drops_before_and_after_its_dense_layer():
     )
     model = build_model(config, ComputeConfig())
     hidden = np.random.default_rng(0).standard_normal((64, 2, 12)).astype(np.float32)
-    shapes = parameter_shapes(model, IDS)
+    shapes = parameter_shapes(model)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
     # Each label reads one unit, each unit one feature of the first token.
     params["pooler"]["dense"]["kernel"] = np.eye(12, dtype=np.float32)

@@ -25,6 +25,7 @@ from tests.golden import siglip as golden
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_layers_that_are_written_out_compute_the_same():
     assert_parity(golden.PLAIN, golden.__file__, scan_layers=False)
 

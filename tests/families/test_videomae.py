@@ -27,7 +27,7 @@ from flax_transformers.huggingface.family import build_model, config_json
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.images import IMAGENET_MEAN, IMAGENET_STD
 from flax_transformers.testing import relative_difference
-from tests.families.parity import TOLERANCE, first_by_default, load_case
+from tests.families.parity import TOLERANCE, first_by_default, load_case, some_by_default
 from tests.families.test_vit import in_file
 from tests.families.vision import published_count
 from tests.golden import videomae as golden
@@ -46,7 +46,11 @@ def masked_loss(model, params, videos, mask):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", golden.PRETRAINING, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    some_by_default(golden.PRETRAINING, [golden.NORMED]),
+    ids=lambda case: case.name,
+)
 def test_the_loss_and_its_gradients_are_those_of_torch(case):
     _, model, params, table = load_case(case)
     loss = partial(

@@ -45,7 +45,7 @@ def _made(**changes):
             value[CONFIG.vocab_size :] = 0
         return jnp.asarray(value)
 
-    return model, jax.tree_util.tree_map_with_path(draw, parameter_shapes(model, IDS))
+    return model, jax.tree_util.tree_map_with_path(draw, parameter_shapes(model))
 
 
 def assert_same(params, others):

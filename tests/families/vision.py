@@ -15,7 +15,7 @@ from tests.huggingface.tensors import parameter_shapes
 def published_count(config, weights):
     """The number of parameters in published tensors; nothing is allocated."""
     model = build_model(config, ComputeConfig())
-    shapes = parameter_shapes(model, *model.example_inputs().values())
+    shapes = parameter_shapes(model)
     return sum(math.prod(shape) for shape in tensor_shapes(weights(config), shapes, 0).values())
 
 

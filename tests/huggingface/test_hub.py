@@ -19,7 +19,6 @@ from flax_transformers.huggingface import write as hub_write
 from flax_transformers.huggingface.family import build_model, family_of_json
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
-from flax_transformers.testing import tiny_model
 from tests.families.tiny_bert import (
     assert_same,
     change_json,
@@ -27,6 +26,7 @@ from tests.families.tiny_bert import (
     make_model,
     without,
 )
+from tests.huggingface.tensors import drawn_model
 
 
 @pytest.fixture
@@ -361,9 +361,8 @@ def test_a_head_that_the_file_lacks_is_initialised_and_named(
 
 @pytest.mark.slow
 def test_the_table_of_a_decoders_logits_is_no_head_to_make_up_for(tmp_path, caplog):
-    model, params = tiny_model("LlamaForCausalLM")
+    model, params = drawn_model("LlamaForCausalLM")
     save_pretrained(tmp_path / "saved", model, params)
-    params = load_pretrained(tmp_path / "saved")[1]
     change_tensors(tmp_path / "saved", lambda tensors: without(tensors, "lm_head.weight"))
     with pytest.raises(UserError, match=r"missing from the file: lm_head.weight"):
         load_pretrained(tmp_path / "saved")

@@ -26,10 +26,10 @@ from flax_transformers.testing import (
     assert_bit_equal,
     tiny_bert,
     tiny_config,
-    tiny_model,
     write_corpus,
 )
 from tests.huggingface import hub_server
+from tests.huggingface.tensors import drawn_model
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def hub(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "bert"
-    model, params = tiny_model("BertForMaskedLM", vocab_size=262)
+    model, params = drawn_model("BertForMaskedLM", vocab_size=262)
     ft.save_pretrained(folder, model, params, tokenizer=ByteTokenizer())
     return folder, ft.load_pretrained(folder)[1]
 
@@ -143,7 +143,9 @@ def test_a_folder_is_uploaded_with_a_card_and_read_again(hub, saved):
 
 
 @pytest.mark.slow
-def test_a_run_is_converted_and_uploaded_with_its_recipe_and_scores(hub, tmp_path, capsys):
+def test_a_run_is_converted_and_uploaded_with_its_recipe_and_scores(
+    hub, tmp_path, capsys, one_device
+):
     write_corpus(tmp_path / "text.txt")
     config = tiny_config(tmp_path / "text.txt", tmp_path / "store", steps=5, model=tiny_bert())
     ft.train(config, workdir=tmp_path / "run")

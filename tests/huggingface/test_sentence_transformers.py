@@ -44,7 +44,7 @@ def published(folder, modes=("mean_tokens",), modules=("Normalize",)):
 
 def embed(folder, ids=IDS, mask=MASK):
     model, params = load_pretrained(folder)
-    output = model.apply({"params": params}, ids, mask)
+    output = jax.jit(model.apply)({"params": params}, ids, mask)
     return np.asarray(output.sentence_embedding), np.asarray(output.last_hidden_state)
 
 
@@ -85,7 +85,8 @@ def test_a_model_that_is_no_sentence_encoder_has_no_such_files(tmp_path):
     save_pretrained(tmp_path / "a", *make_model(architecture="BertModel"))
     assert not (tmp_path / "a" / "modules.json").exists()
     model, params = load_pretrained(tmp_path / "a")
-    assert model.apply({"params": params}, IDS, MASK).sentence_embedding is None
+    output = jax.eval_shape(model.apply, {"params": params}, IDS, MASK)
+    assert output.sentence_embedding is None
 
 
 def test_a_classifier_on_a_sentence_encoder_pools_as_it_does(tmp_path):
@@ -94,12 +95,12 @@ def test_a_classifier_on_a_sentence_encoder_pools_as_it_does(tmp_path):
         folder, architecture="BertForSequenceClassification", num_labels=3
     )
     assert "pooler" not in params and model.config.pooling == "mean"
-    hidden = model.apply({"params": params}, IDS, MASK, method="hidden_states").last_hidden_state
+    output = jax.jit(model.apply)({"params": params}, IDS, MASK)
+    hidden, logits = output.last_hidden_state, output.logits
     means = np.stack([hidden[0].mean(0), hidden[1, :2].mean(0)])
     head = jax.device_get(params["classification_head"])
-    logits = model.apply({"params": params}, IDS, MASK).logits
     np.testing.assert_allclose(logits, means @ head["kernel"] + head["bias"], atol=1e-5)
-    short = model.apply({"params": params}, IDS[1:, :2]).logits
+    short = jax.jit(model.apply)({"params": params}, IDS[1:, :2]).logits
     np.testing.assert_allclose(logits[1:], short, atol=1e-5)
 
 

@@ -56,25 +56,25 @@ def assert_packed_examples_do_not_see_each_other(model, params, vocab_size):
 def assert_packed_examples_are_as_alone(model, params, vocab_size):
     """Every example has the decoder states that it has in a row of its own."""
     ids, decoder_ids = draw_packed(vocab_size)
-    lengths = SOURCE_SEGMENTS.shape[1], TARGET_SEGMENTS.shape[1]
-    alone, mask = np.zeros((2, 3, lengths[0]), np.int32)
-    decoder_alone, decoder_mask = np.zeros((2, 3, lengths[1]), np.int32)
-    for row in range(3):
-        source = ids[row + 1 == SOURCE_SEGMENTS]
-        target = decoder_ids[row + 1 == TARGET_SEGMENTS]
-        alone[row, : len(source)], mask[row, : len(source)] = source, 1
-        decoder_alone[row, : len(target)], decoder_mask[row, : len(target)] = target, 1
-    apply = jax.jit(partial(model.apply, {"params": params}))
-    packed = apply(
-        ids,
-        decoder_input_ids=decoder_ids,
-        segment_ids=SOURCE_SEGMENTS,
-        decoder_segment_ids=TARGET_SEGMENTS,
+    sides = ((ids, SOURCE_SEGMENTS), (decoder_ids, TARGET_SEGMENTS))
+    inputs = []  # of both sides: ids and segments of the packed row, then of each example alone
+    for packed_ids, packed_segments in sides:
+        rows, segments = np.zeros((2, 4, packed_ids.shape[1]), np.int32)
+        rows[0], segments[0] = packed_ids, packed_segments
+        for example in (1, 2, 3):
+            own = packed_ids[packed_segments == example]
+            rows[example, : len(own)], segments[example, : len(own)] = own, 1
+        inputs.append((rows, segments))
+    (source, source_segments), (target, target_segments) = inputs
+    states = jax.jit(partial(model.apply, {"params": params}))(
+        source,
+        decoder_input_ids=target,
+        segment_ids=source_segments,
+        decoder_segment_ids=target_segments,
     ).last_hidden_state
-    single = apply(alone, mask, decoder_alone, decoder_mask).last_hidden_state
-    for row in range(3):
-        found = np.asarray(packed)[row + 1 == TARGET_SEGMENTS]
-        expected = np.asarray(single)[row][decoder_mask[row] == 1]
+    for example in (1, 2, 3):
+        found = states[0][TARGET_SEGMENTS[0] == example]
+        expected = states[example][target_segments[example] == 1]
         assert relative_difference(found, expected) < 1e-5
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import flax.linen as nn
 import jax
@@ -26,7 +26,7 @@ from flax_transformers.models.text import (
     TextModel,
 )
 from flax_transformers.parallel.rules import mesh_axes
-from flax_transformers.testing import tiny_model
+from tests.huggingface.tensors import drawn_model
 from tests.models import reference
 
 POST_NORM = TextConfig(
@@ -64,10 +64,18 @@ MASK = jnp.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 CONFIGS = pytest.mark.parametrize("config", [POST_NORM, PRE_NORM], ids=["post_norm", "pre_norm"])
 
 
+@cache
 def build(config, kind=EncoderForMaskedLM, **compute):
     model = kind(config, ComputeConfig(**compute))
     boxed = jax.eval_shape(model.init, jax.random.key(0), IDS)["params"]
     return model, boxed, reference.randomize(nn.meta.unbox(boxed))
+
+
+@cache
+def forward(config, kind=EncoderForMaskedLM, **compute):
+    """The outputs of a model as a compiled function of its inputs."""
+    model, _, params = build(config, kind, **compute)
+    return jax.jit(lambda *args, **inputs: model.apply({"params": params}, *args, **inputs))
 
 
 @CONFIGS
@@ -106,7 +114,7 @@ def test_a_training_step_never_sums_in_bfloat16(config, dtype):
 @CONFIGS
 def test_logits_have_the_real_vocabulary_and_unembedding_the_padded_one(config):
     model, _, params = build(config)
-    output = jax.jit(model.apply)({"params": params}, IDS, MASK)
+    output = forward(config)(IDS, MASK)
     assert output.logits.shape == (2, 5, 11)
     assert output.last_hidden_state.shape == (2, 5, 6)
     unembed = jax.jit(partial(model.apply, method="unembed"))
@@ -120,9 +128,7 @@ def test_logits_have_the_real_vocabulary_and_unembedding_the_padded_one(config):
 @pytest.mark.slow
 @CONFIGS
 def test_what_stands_at_padding_does_not_reach_the_tokens(config):
-    model, _, params = build(config)
-    apply = jax.jit(lambda ids: model.apply({"params": params}, ids, MASK).logits)
-    before, after = apply(IDS), apply(IDS.at[1, 3:].set(9))
+    before, after = (forward(config)(ids, MASK).logits for ids in (IDS, IDS.at[1, 3:].set(9)))
     np.testing.assert_array_equal(after[0], before[0])
     np.testing.assert_array_equal(after[1, :3], before[1, :3])
     assert not np.array_equal(after[1, 3:], before[1, 3:])
@@ -130,8 +136,9 @@ def test_what_stands_at_padding_does_not_reach_the_tokens(config):
 
 @pytest.mark.slow
 def test_inputs_left_out_have_the_usual_meaning():
-    model, _, params = build(POST_NORM)
-    apply = jax.jit(lambda inputs: model.apply({"params": params}, **inputs).logits)
+    def apply(inputs):
+        return forward(POST_NORM)(**inputs).logits
+
     explicit = {
         "input_ids": IDS,
         "attention_mask": jnp.ones_like(IDS),
@@ -146,9 +153,8 @@ def test_inputs_left_out_have_the_usual_meaning():
 
 @pytest.mark.slow
 def test_segments_of_one_example_are_its_attention_mask():
-    model, _, params = build(POST_NORM)
-    apply = jax.jit(lambda inputs: model.apply({"params": params}, IDS, **inputs).logits)
-    by_mask, by_segment = apply({"attention_mask": MASK}), apply({"segment_ids": 3 * MASK})
+    by_mask = forward(POST_NORM)(IDS, MASK).logits
+    by_segment = forward(POST_NORM)(IDS, segment_ids=3 * MASK).logits
     np.testing.assert_array_equal(by_segment[MASK == 1], by_mask[MASK == 1])
 
 
@@ -209,10 +215,14 @@ def test_a_classifier_drops_at_its_own_rate_in_training_alone():
         (TextForTokenClassification, "tag", (hidden,)),
     ):
         model, _, params = build(config, kind)
-        label = partial(model.apply, {"params": params}, *inputs, method=method)
+        label = jax.jit(
+            partial(model.apply, {"params": params}, *inputs, method=method),
+            static_argnames="deterministic",
+        )
         rngs = {"dropout": jax.random.key(0)}
-        np.testing.assert_array_equal(label(rngs=rngs), label())
-        assert not np.array_equal(label(deterministic=False, rngs=rngs), label())
+        plain = label()
+        np.testing.assert_array_equal(label(rngs=rngs), plain)
+        assert not np.array_equal(label(deterministic=False, rngs=rngs), plain)
 
 
 @pytest.mark.slow
@@ -224,7 +234,7 @@ def test_dropout_is_off_unless_asked_for_and_differs_between_steps():
         rngs = {"dropout": key}
         return model.apply({"params": params}, IDS, MASK, deterministic=False, rngs=rngs).logits
 
-    plain = jax.jit(model.apply)({"params": params}, IDS, MASK).logits
+    plain = forward(POST_NORM)(IDS, MASK).logits
     one, again, other = train(jax.random.key(1)), train(jax.random.key(1)), train(jax.random.key(2))
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(one, other)
@@ -236,9 +246,11 @@ def test_dropout_is_off_unless_asked_for_and_differs_between_steps():
 def test_bfloat16_computes_nearly_what_float32_does():
     # Rounding to eight binary digits, some ten times in a row, stays within a few percent.
     outputs = []
-    for dtype in ("float32", "bfloat16"):
-        model, _, params = build(POST_NORM, dtype=dtype)
-        output = jax.jit(model.apply)({"params": params}, IDS, MASK)
+    for dtype, run in (
+        ("float32", forward(POST_NORM)),
+        ("bfloat16", forward(POST_NORM, dtype="bfloat16")),
+    ):
+        output = run(IDS, MASK)
         assert output.last_hidden_state.dtype == dtype
         assert output.logits.dtype == jnp.float32
         outputs.append(output.last_hidden_state.astype(jnp.float32))
@@ -256,7 +268,7 @@ def test_the_mean_of_a_row_without_tokens_is_finite_and_leaves_the_others():
 @pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_a_row_that_fills_up_a_batch_has_finite_logits_and_changes_no_other(pooling):
-    model, params = tiny_model("ModernBertForSequenceClassification", pooling=pooling)
+    model, params = drawn_model("ModernBertForSequenceClassification", pooling=pooling)
     ids, mask = np.full((2, 6), 7), np.array([[1, 1, 1, 1, 0, 0], [0] * 6])
     both = jax.jit(model.apply)({"params": params}, ids, attention_mask=mask).logits
     one = jax.jit(model.apply)({"params": params}, ids[:1], attention_mask=mask[:1]).logits

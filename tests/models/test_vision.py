@@ -27,6 +27,7 @@ from flax_transformers.models.vision import (
     change_image_size,
 )
 from flax_transformers.parallel.rules import mesh_axes
+from tests.huggingface.tensors import parameter_shapes
 
 SIZES = {
     "hidden_size": 12,
@@ -61,11 +62,6 @@ def start(config, kind=VisionForClassification, **compute):
     """A model and parameters for it, all of them random."""
     model = kind(config, ComputeConfig(**compute), parts_of(config))
     return model, random_like(parameter_shapes(model))
-
-
-def parameter_shapes(model):
-    init = partial(model.init, **model.example_inputs())
-    return nn.meta.unbox(jax.eval_shape(init, jax.random.key(0))["params"])
 
 
 def run(model, params, x, rngs=None, **options):
@@ -103,7 +99,7 @@ def test_a_classifier_looks_at_the_class_token_or_at_the_mean_of_all_patches():
     for pooling, pooled in (("class", hidden[:, 0]), ("average", hidden.mean(axis=1))):
         model, params = start(replace(CONFIG, pooling=pooling))
         head = params["classification_head"]
-        logits = model.apply({"params": params}, hidden, method="classify")
+        logits = jax.jit(partial(model.apply, method="classify"))({"params": params}, hidden)
         expected = pooled @ head["kernel"] + head["bias"][None]
         np.testing.assert_allclose(logits, expected, rtol=1e-5)
 

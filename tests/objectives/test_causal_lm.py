@@ -18,6 +18,7 @@ from flax_transformers.objectives.base import ModelFunctions, Vocabulary
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.testing import GivenLogits
 from flax_transformers.training.step import model_functions
+from tests.huggingface.tensors import drawn_parameters, parameter_shapes
 
 VOCAB = Vocabulary(size=50, pad_id=0, bos_id=1, eos_id=2, sep_id=3, special_ids=(0, 1, 2, 3))
 LENGTH = 12
@@ -167,14 +168,9 @@ SMALL = {
 }
 
 
-def built(config, seed=0):
+def built(config):
     model = build_model(config, ComputeConfig())
-    params = jax.jit(model.init)(jax.random.key(seed), **model.example_inputs())["params"]
-    return model_functions(model), jax.tree.map(
-        lambda leaf: leaf.value if hasattr(leaf, "value") else leaf,
-        params,
-        is_leaf=lambda leaf: hasattr(leaf, "value"),
-    )
+    return model_functions(model), drawn_parameters(model, parameter_shapes(model))
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.masked_image import MaskedImage, mask_noise
 from flax_transformers.training.step import model_functions
+from tests.huggingface.tensors import drawn_parameters, parameter_shapes
 
 OBJECTIVE = MaskedImage(mean=(0.5,), std=(0.25,))
 MODEL = MaeConfig(
@@ -37,10 +37,7 @@ def model():
     """Parameters; and of them and a batch of four: (loss term, reconstruction), gradient."""
     module = build_model(MODEL, ComputeConfig())
     functions = model_functions(module)
-
-    @jax.jit
-    def init():
-        return nn.meta.unbox(module.init(jax.random.key(0), **module.example_inputs())["params"])
+    params = drawn_parameters(module, parameter_shapes(module))
 
     def loss(params, rows):
         reconstruction = OBJECTIVE.reconstruct(functions, params, rows, {})
@@ -49,7 +46,6 @@ def model():
         patches = reconstruction.predicted_BTK, reconstruction.masked_BT
         return term[0], (term, found.metrics, *patches)
 
-    params = init()
     compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
     return lambda rows: (*compiled(params, rows)[0][1], compiled(params, rows)[1])
 

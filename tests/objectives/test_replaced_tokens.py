@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from flax_transformers.objectives import replaced_tokens
 from flax_transformers.objectives.base import Vocabulary
-from flax_transformers.objectives.replaced_tokens import ReplacedTokenDetection, draw, put
+from flax_transformers.objectives.replaced_tokens import ReplacedTokenDetection, put
 from flax_transformers.testing import relative_difference, tiny_model
 from flax_transformers.training.step import model_functions
 
@@ -37,17 +38,19 @@ def model():
     return model, params
 
 
-def sums_of(model):
+@pytest.fixture(scope="module")
+def sums(model):
     """The losses and the metrics of the objective, as a compiled function."""
 
     def sums(params, batch):
-        terms = OBJECTIVE.terms(model_functions(model), params, batch, {})
+        terms = OBJECTIVE.terms(model_functions(model[0]), params, batch, {})
         return terms.losses, terms.metrics
 
     return jax.jit(sums)
 
 
 def test_an_entry_is_drawn_by_its_probability():
+    draw = jax.jit(replaced_tokens.draw)
     logits = jnp.log(jnp.array([0.5, 1e-30, 0.25, 0.25, 1e-30]))
     draws = jnp.array([[0.0, 0.49, 0.51, 0.74, 0.76, 1 - 2**-24]])
     drawn = draw(jnp.broadcast_to(logits, (1, 6, 5)), draws)
@@ -67,14 +70,14 @@ def test_tokens_are_put_at_masked_positions_alone():
 
 
 @pytest.mark.slow
-def test_the_loss_is_that_of_the_paper(model):
+def test_the_loss_is_that_of_the_paper(model, sums):
     model, params = model
     batch = rows(4)
     # Some draws are the original tokens.
     bias = params["generator"]["mlm_head"]["bias"].at[batch["masked_labels"][0, 0]].set(6.0)
     mlm_head = params["generator"]["mlm_head"] | {"bias": bias}
     params = params | {"generator": params["generator"] | {"mlm_head": mlm_head}}
-    losses, metrics = sums_of(model)(params, batch)
+    losses, metrics = sums(params, batch)
     masked = np.asarray(batch["masked_weights"]) > 0
     apply = jax.jit(model.apply)
     logits = apply({"params": params}, batch["input_ids"], batch["attention_mask"])
@@ -119,14 +122,15 @@ def test_no_gradient_of_the_discriminator_reaches_the_generator(model):
 
 
 @pytest.mark.slow
-def test_two_halves_of_a_batch_add_up_to_the_whole(model):
-    model, params = model
-    batch = rows(4)
-    sums = sums_of(model)
-    halves = [
-        sums(params, {name: value[half] for name, value in batch.items()})
-        for half in (slice(0, 2), slice(2, 4))
-    ]
+def test_two_halves_of_a_batch_add_up_to_the_whole(model, sums):
+    """The rest of a half are examples of zeros, which have no weight."""
+    params, batch = model[1], rows(4)
+    halves = []
+    for half in (slice(0, 2), slice(2, 4)):
+        filled = {name: np.zeros_like(value) for name, value in batch.items()}
+        for name, value in batch.items():
+            filled[name][half] = value[half]
+        halves.append(sums(params, filled))
     for kind, whole in enumerate(sums(params, batch)):  # losses, then metrics
         for name, (total, weight, *_) in whole.items():
             parts = [half[kind][name] for half in halves]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.videos import MaskedVideo, VideoClassification
 from flax_transformers.ranges import OutOfRange
 from flax_transformers.training.step import model_functions
+from tests.huggingface.tensors import drawn_parameters, parameter_shapes
 
 PRETRAINING = MaskedVideo(mean=(0.5,), std=(0.25,))
 LABELS = VideoClassification(mean=(0.5,), std=(0.25,))
@@ -41,12 +41,7 @@ MODEL = VideoMaeConfig(
 
 def functions_of(config):
     module = build_model(config, ComputeConfig())
-
-    @jax.jit
-    def init():
-        return nn.meta.unbox(module.init(jax.random.key(0), **module.example_inputs())["params"])
-
-    return model_functions(module), init()
+    return model_functions(module), drawn_parameters(module, parameter_shapes(module))
 
 
 def batch(objective, numbers):

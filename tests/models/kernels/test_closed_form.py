@@ -30,7 +30,7 @@ def test_value_and_derivative_are_those_of_float64(ours, reference):
     value, slope = reference(X)
     x = jnp.asarray(X, jnp.float32)
     np.testing.assert_allclose(ours(x), value, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(jax.vmap(jax.grad(ours))(x), slope, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(ours)))(x), slope, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("ours", "reference"), [(gelu, exact), (gelu_tanh, by_tanh)])
@@ -39,7 +39,7 @@ def test_bfloat16_is_rounded_once_at_the_end(ours, reference):
     value, slope = reference(np.asarray(x, np.float64))
     assert ours(x).dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(ours(x), np.float64), value, rtol=2**-8, atol=1e-6)
-    grad = jax.vmap(jax.grad(ours))(x)
+    grad = jax.jit(jax.vmap(jax.grad(ours)))(x)
     assert grad.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(grad, np.float64), slope, rtol=2**-8, atol=1e-6)
 
@@ -63,7 +63,8 @@ def test_value_and_gradient_are_those_of_the_definition(eps):
     x, weight = (jax.random.normal(key, (3, 5, 32)) + 2.0 for key in keys)
     np.testing.assert_allclose(standardized(x, eps), definition(x, eps), rtol=1e-5, atol=1e-6)
     ours, theirs = (
-        jax.grad(lambda x, f=f: jnp.sum(f(x, eps) * weight))(x) for f in (standardized, definition)
+        jax.jit(jax.grad(lambda x, f=f: jnp.sum(f(x, eps) * weight)))(x)
+        for f in (standardized, definition)
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 

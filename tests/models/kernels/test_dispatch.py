@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -21,6 +22,11 @@ from flax_transformers.parallel.rules import RULES
 from tests.models.reference import softmax
 
 
+@partial(jax.jit, static_argnames=("scale", "dropout_rate", "kernel"))
+def attend(query, key, value, **options):
+    return dot_product_attention(query, key, value, **options)
+
+
 def draw(length=5, heads=3, width=4, seed=0):
     random = np.random.default_rng(seed)
     return [random.standard_normal((2, length, heads, width)).astype(np.float32) for _ in "qkv"]
@@ -36,16 +42,14 @@ def expected(q, k, v, mask=None):
 
 def test_attention_is_that_of_the_paper():
     q, k, v = draw()
-    np.testing.assert_allclose(
-        dot_product_attention(q, k, v), expected(q, k, v), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(attend(q, k, v), expected(q, k, v), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_queries_and_keys_may_differ_in_length():
     q, k, v = draw()
     np.testing.assert_allclose(
-        dot_product_attention(q[:, :2], k, v), expected(q[:, :2], k, v), rtol=1e-5, atol=1e-6
+        attend(q[:, :2], k, v), expected(q[:, :2], k, v), rtol=1e-5, atol=1e-6
     )
 
 
@@ -117,7 +121,7 @@ def test_only_keys_in_the_mask_are_looked_at(name):
     q, k, v = draw()
     dense = np.broadcast_to(MASKS[name].dense(5, 5), (2, 5, 5))
     np.testing.assert_allclose(
-        dot_product_attention(q, k, v, mask=MASKS[name]),
+        attend(q, k, v, mask=MASKS[name]),
         expected(q, k, v, dense),
         rtol=1e-5,
         atol=1e-6,
@@ -130,9 +134,7 @@ def test_neighbouring_query_heads_share_a_key_head(heads, shared):
     k, v = k[:, :, :shared], v[:, :, :shared]
     groups = heads // shared
     spread = [np.stack([x[:, :, n // groups] for n in range(heads)], axis=2) for x in (k, v)]
-    np.testing.assert_allclose(
-        dot_product_attention(q, k, v), expected(q, *spread), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(attend(q, k, v), expected(q, *spread), rtol=1e-5, atol=1e-6)
 
 
 def test_a_bias_is_added_to_scores_that_are_scaled_as_asked():
@@ -140,7 +142,7 @@ def test_a_bias_is_added_to_scores_that_are_scaled_as_asked():
     bias = np.random.default_rng(1).standard_normal((1, 3, 5, 5)).astype(np.float32)
     scores = 0.7 * np.einsum("BTNH,BSNH->BNTS", *(x.astype(np.float64) for x in (q, k))) + bias
     theirs = np.einsum("BNTS,BSNH->BTNH", softmax(scores), v)
-    ours = dot_product_attention(q, k, v, bias=bias, scale=0.7)
+    ours = attend(q, k, v, bias=bias, scale=0.7)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -148,7 +150,7 @@ def test_a_bias_gets_a_gradient():
     q, k, v = draw()
 
     def total(bias):
-        return jnp.sum(dot_product_attention(q, k, v, bias=bias) ** 2)
+        return jnp.sum(attend(q, k, v, bias=bias) ** 2)
 
     grad = jax.jit(jax.grad(total))(jnp.zeros((1, 3, 5, 5)))
     assert np.abs(grad).min(axis=(0, 2, 3)).shape == (3,)
@@ -158,10 +160,10 @@ def test_a_bias_gets_a_gradient():
 def test_a_masked_key_cannot_reach_the_output_by_a_single_bit():
     q, k, v = draw()
     mask = segments([1, 1, 1, 0, 0], [1, 1, 1, 0, 0])
-    before = dot_product_attention(q, k, v, mask=mask)
+    before = attend(q, k, v, mask=mask)
     k[:, 3:] *= 1e4
     v[:, 3:] = -1e30
-    after = dot_product_attention(q, k, v, mask=mask)
+    after = attend(q, k, v, mask=mask)
     np.testing.assert_array_equal(after[:, :3], before[:, :3])
     assert not np.array_equal(after[:, 3:], before[:, 3:])
 
@@ -172,13 +174,13 @@ def test_a_masked_key_has_no_share_however_low_the_scores_of_the_others():
     q, k = jnp.full((1, 1, 1, 4), 1e3), jnp.full((1, 2, 1, 4), -1e3).at[:, 1].set(0)
     v = jnp.arange(2.0)[None, :, None, None] * jnp.ones((1, 2, 1, 4))
     mask = AttentionMask(jnp.array([[1]]), jnp.array([[1, 0]]))
-    assert dot_product_attention(q, k, v, mask=mask).ravel().tolist() == [0, 0, 0, 0]
+    assert attend(q, k, v, mask=mask).ravel().tolist() == [0, 0, 0, 0]
 
 
 def test_a_query_that_sees_nothing_gets_the_mean_and_stays_finite():
     q, k, v = draw()
     nothing = AttentionMask(jnp.ones((2, 5), int), jnp.zeros((2, 5), int))
-    output = dot_product_attention(q, k, v, mask=nothing)
+    output = attend(q, k, v, mask=nothing)
     mean = np.broadcast_to(v.mean(axis=1, keepdims=True), v.shape)
     np.testing.assert_allclose(output, mean, rtol=1e-5, atol=1e-6)
 
@@ -188,7 +190,7 @@ def test_scores_and_softmax_of_bfloat16_inputs_are_float32():
     q = jnp.ones((1, 1, 1, 2), jnp.bfloat16)
     k = jnp.array([[256, 1], [256, 2]], jnp.bfloat16)[None, :, None]
     v = jnp.array([[0, 0], [1, 1]], jnp.bfloat16)[None, :, None]
-    output = dot_product_attention(q, k, v)
+    output = attend(q, k, v)
     assert output.dtype == jnp.bfloat16
     share = 1 / (1 + math.exp(-1 / math.sqrt(2)))
     np.testing.assert_allclose(np.asarray(output, np.float32).ravel(), share, rtol=2**-8)
@@ -200,9 +202,7 @@ def test_dropout_zeroes_its_share_of_probabilities_and_scales_up_the_rest():
     length, rate = 64, 0.25
     zeros = jnp.zeros((2, length, 3, length))
     v = jnp.broadcast_to(jnp.eye(length)[None, :, None], zeros.shape)
-    output = dot_product_attention(
-        zeros, zeros, v, dropout_rate=rate, dropout_key=jax.random.key(0)
-    )
+    output = attend(zeros, zeros, v, dropout_rate=rate, dropout_key=jax.random.key(0))
     kept = np.asarray(output) > 0
     np.testing.assert_allclose(output[kept], 1 / length / (1 - rate), rtol=1e-5)
     assert abs(kept.mean() - (1 - rate)) < 0.01
@@ -212,9 +212,7 @@ def test_dropout_zeroes_its_share_of_probabilities_and_scales_up_the_rest():
 
 def test_without_a_key_nothing_is_dropped():
     q, k, v = draw()
-    np.testing.assert_array_equal(
-        dot_product_attention(q, k, v, dropout_rate=0.5), dot_product_attention(q, k, v)
-    )
+    np.testing.assert_array_equal(attend(q, k, v, dropout_rate=0.5), attend(q, k, v))
 
 
 def test_a_mask_and_segments_together_leave_out_what_either_leaves_out():

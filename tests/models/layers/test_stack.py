@@ -20,7 +20,7 @@ from flax_transformers.models.layers.stack import (
     separate_layers,
     separate_leaves,
 )
-from flax_transformers.testing import tiny_model
+from tests.huggingface.tensors import drawn_model
 from tests.models.reference import equations, randomize
 
 SCAN = pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
@@ -47,7 +47,9 @@ def test_layers_run_first_then_pattern_by_pattern_then_remainder(scan):
     stack = Stack(first=(one,), pattern=(two, three), repeats=2, remainder=(four, five), scan=scan)
     assert stack.num_layers == 7
     per_layer = {"rate": jnp.arange(7.0) / 10}
-    number, outs = stack.apply({}, jnp.float32(0), {"base": jnp.float32(10)}, per_layer)
+    number, outs = jax.jit(partial(stack.apply, {}))(
+        jnp.float32(0), {"base": jnp.float32(10)}, per_layer
+    )
     assert number.item() == 1232345
     # What layers give back is in their order, and so is what each of them was given.
     assert outs["number"].tolist() == [1, 12, 123, 1232, 12323, 123234, 1232345]
@@ -169,7 +171,7 @@ def test_layers_that_give_nothing_back_give_nothing_back(scan):
     stack = make_stack(CONFIG, ComputeConfig(scan_layers=scan))
     shapes = jax.eval_shape(stack.init, jax.random.key(0), HIDDEN, LayerInputs())["params"]
     params = randomize(nn.meta.unbox(shapes))
-    _, out = stack.apply({"params": params}, HIDDEN, LayerInputs())
+    _, out = jax.eval_shape(stack.apply, {"params": params}, HIDDEN, LayerInputs())
     assert out == LayerOutput()
 
 
@@ -250,7 +252,7 @@ def test_a_single_layer_is_recomputed_by_the_compiled_program():
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "T5ForConditionalGeneration"])
 def test_separate_layers_give_the_same_outputs_with_and_without_a_cache(architecture):
-    model, params = tiny_model(architecture)
+    model, params = drawn_model(architecture)
     ids = np.arange(3, 13).reshape(2, 5)
     apart = separate_layers(params)
     assert are_separate(apart) and not are_separate(params)
