@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_transformers.data.sources.files import open_file
+from flax_transformers.data.sources.files import open_decompressed
 from flax_transformers.data.sources.records import LineFile
 from flax_transformers.data.tokenizers.sentences import split_sentences
 
@@ -53,7 +53,7 @@ def contexts(
     limits; a ``share`` of them is used. Contexts of SQuAD's format are unchanged.
     """
     if path.name.endswith((".json", ".json.gz")):
-        with open_file(path) as stream:
+        with open_decompressed(path) as stream:
             articles = json.loads(stream.read())["data"]
         for article in articles:
             for paragraph in article["paragraphs"]:

@@ -30,7 +30,7 @@ from flax_transformers.models.config import ComputeConfig, TextConfig
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.parallel.mesh import MeshConfig
-from flax_transformers.planning.plan import Plan, plan
+from flax_transformers.planning.plan import StepPlan, plan
 from flax_transformers.planning.topology import devices_of
 from flax_transformers.training.config import Phase, TrainConfig
 
@@ -112,7 +112,7 @@ def row(name: str, case: Case) -> tuple[str, ...]:
     )
 
 
-def plan_of(case: Case) -> Plan:
+def plan_of(case: Case) -> StepPlan:
     """The plan of a case; its data are not read."""
     devices = devices_of(case.topology)
     phase = Phase(steps=1000, sequence_length=case.length, batch_size=case.sequences * len(devices))
@@ -130,14 +130,14 @@ def plan_of(case: Case) -> Plan:
     return plan(config, phase, devices, case.topology)
 
 
-def lower_bound(case: Case, found: Plan) -> float:
+def lower_bound(case: Case, found: StepPlan) -> float:
     """Temporaries of any schedule, in bytes: the bfloat16 input of each layer, and the float32
     gradients of this chip's parameters."""
     tokens = case.sequences * case.length
     return tokens * case.model.num_layers * case.model.hidden_size * 2 + found.memory.parameters
 
 
-def ideal(case: Case, found: Plan) -> float:
+def ideal(case: Case, found: StepPlan) -> float:
     """Bytes sent in bfloat16 if every parameter is gathered once per pass and its gradient is
     reduced once: all parameters over fsdp, twice those of a chip over data."""
     whole = found.memory.parameters / 4 * found.mesh["fsdp"] * 2

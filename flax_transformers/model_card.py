@@ -42,7 +42,7 @@ def model_card(config: TransformerConfig, meta: Mapping[str, Any] | None = None)
     """
     family = family_of(config)
     model = build_model(config)
-    pipeline, auto = task_of(config.architecture)
+    pipeline, auto = hub_task(config.architecture)
     there = config.architecture not in family.only_here and not family.timm_prefix
     library = "timm" if family.timm_prefix else "transformers" if there else "flax_transformers"
     head = [
@@ -62,7 +62,7 @@ def model_card(config: TransformerConfig, meta: Mapping[str, Any] | None = None)
     return "\n".join([*head, "", f"# {config.architecture}", "", about, "", *run, *loading]) + "\n"
 
 
-def task_of(architecture: str) -> tuple[str | None, str]:
+def hub_task(architecture: str) -> tuple[str | None, str]:
     """The pipeline of the hub for an architecture, if there is one, and transformers' class."""
     ending = next((end for end in _TASKS if architecture.endswith(end)), None)
     return _TASKS[ending] if ending else (None, "AutoModel")

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from flax_transformers.adapters.lora import Adapters, LoraConfig, base_of, merged
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
 from flax_transformers.checkpointing.step_directories import (
-    Found,
+    FoundCheckpoint,
     absolute,
     best_of_folder,
     finished_steps,
@@ -57,7 +57,7 @@ and positions resized."""
 
 
 def load_pretrained(
-    path: str | os.PathLike[str] | Found,
+    path: str | os.PathLike[str] | FoundCheckpoint,
     *,
     architecture: str | None = None,
     num_labels: int | None = None,
@@ -88,14 +88,14 @@ def load_pretrained(
     how: dict[str, Any] = {"architecture": architecture, "num_labels": num_labels}
     how |= {"seed": seed, "dtype": dtype, "compute": compute, "mesh": mesh}
     found = find_pretrained(path)
-    if isinstance(found, Found):
+    if isinstance(found, FoundCheckpoint):
         model, params = _load_checkpoint(found, **how)
     else:
         model, params = hub_read.load_directory(found, **how)
     if image_size is None:
         return model, params
     if not isinstance(model.config, VisionConfig):
-        place = found.folder if isinstance(found, Found) else found
+        place = found.folder if isinstance(found, FoundCheckpoint) else found
         raise UserError(
             f"image_size is given, but {place} holds a {model.config.architecture}, "
             "which sees no images; leave it out"
@@ -104,12 +104,12 @@ def load_pretrained(
     return build_model(config, model.compute), params
 
 
-def find_pretrained(path: str | os.PathLike[str] | Found) -> Found | Path:
+def find_pretrained(path: str | os.PathLike[str] | FoundCheckpoint) -> FoundCheckpoint | Path:
     """What ``load_pretrained`` reads: a verified checkpoint, or a directory in Hugging Face format.
 
     Raises UserError if there is neither.
     """
-    if isinstance(path, Found):
+    if isinstance(path, FoundCheckpoint):
         return path
     if is_checkpoint(path):
         return find_checkpoint(path)
@@ -133,10 +133,12 @@ def _sought(path: str | os.PathLike[str]) -> str:
     )
 
 
-def describe_pretrained(found: Found | Path, architecture: str | None = None) -> TransformerConfig:
+def describe_pretrained(
+    found: FoundCheckpoint | Path, architecture: str | None = None
+) -> TransformerConfig:
     """The config of the model that ``load_pretrained`` gives; reads no weights."""
-    if not isinstance(found, Found):
-        return hub_read.described_model(found, architecture)
+    if not isinstance(found, FoundCheckpoint):
+        return hub_read.directory_config(found, architecture)
     config = _with_settings(saved_model(found), Path(found.folder))
     if architecture is None:
         return config
@@ -181,7 +183,7 @@ def initial_model(
         directory = hub_read.find_directory(path)
         if directory is None:
             raise UserError(f"{place} is no directory, and no model of that name {_sought(path)}")
-        found = hub_read.initial_model(directory, config.architecture)
+        found = hub_read.initial_directory_config(directory, config.architecture)
     if config.architecture not in family_of(found).architectures:
         raise UserError(
             f"{place} holds a {found.architecture}, but the config's model is a "
@@ -304,8 +306,8 @@ def save_adapter(
     the Hugging Face class.
     """
     found = find_pretrained(run)
-    lora = saved_lora(found) if isinstance(found, Found) else LoraConfig()
-    if not isinstance(found, Found) or not lora.is_on:
+    lora = saved_lora(found) if isinstance(found, FoundCheckpoint) else LoraConfig()
+    if not isinstance(found, FoundCheckpoint) or not lora.is_on:
         raise UserError(f"{os.fspath(run)} is no run with adapters; give one with lora.rank")
     model: Any = build_model(describe_pretrained(found))
     boxed, adapters = placement.adapted_shapes(model, lora)
@@ -364,7 +366,7 @@ def _with_settings(config: TransformerConfig, folder: Path) -> TransformerConfig
 
 
 def _load_checkpoint(
-    found: Found,
+    found: FoundCheckpoint,
     *,
     architecture: str | None,
     num_labels: int | None,

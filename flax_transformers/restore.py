@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from flax_transformers.adapters.lora import LoraConfig, base_of, merged
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
-from flax_transformers.checkpointing.step_directories import Found
+from flax_transformers.checkpointing.step_directories import FoundCheckpoint
 from flax_transformers.config_json import current_names, from_json, to_json
 from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
@@ -25,7 +25,7 @@ from flax_transformers.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Restored:
+class RestoredModel:
     """A model from a checkpoint."""
 
     model_config: TransformerConfig
@@ -40,26 +40,26 @@ class Restored:
 
 
 def restore_model(
-    path: str | os.PathLike[str] | Found,
+    path: str | os.PathLike[str] | FoundCheckpoint,
     mesh: Mesh | None = None,
     compute: ComputeConfig | None = None,
     *,
     averaged: bool = True,
-) -> Restored:
+) -> RestoredModel:
     """Reads the parameters (not the optimizer), config and tokenizers of a checkpoint.
 
     The parameters are their average, if the run kept one, unless ``averaged`` is False.
     ``path`` is a workdir, its checkpoints folder or one step; the newest valid step counts. The
     ``compute`` is by default that of the run. Raises UserError for what is missing or damaged.
     """
-    found = path if isinstance(path, Found) else find_checkpoint(path)
+    found = path if isinstance(path, FoundCheckpoint) else find_checkpoint(path)
     model_config = saved_model(found)
     if compute is None:
         compute = _saved_execution(found)
     mesh = mesh or make_mesh(MeshConfig())  # what is here, not what it was trained on
     model = build_model(model_config, compute.resolve(mesh.devices.flat[0].platform))
     tokenizer, target = saved_tokenizers(found)
-    return Restored(
+    return RestoredModel(
         model_config=model_config,
         model=model,
         params=restored_params(found, model, mesh, averaged=averaged),
@@ -71,7 +71,7 @@ def restore_model(
 
 
 def restored_params(
-    found: Found, model: nn.Module, mesh: Mesh | None, *, averaged: bool = True
+    found: FoundCheckpoint, model: nn.Module, mesh: Mesh | None, *, averaged: bool = True
 ) -> dict[str, Any]:
     """The float32 parameters of the ``model`` that a checkpoint holds, on the mesh or the first
     device; adapters are merged into them."""
@@ -85,24 +85,24 @@ def restored_params(
     return jax.jit(lambda tree: merged(tree, lora.scale), out_shardings=placed)(params)
 
 
-def saved_lora(found: Found) -> LoraConfig:
+def saved_lora(found: FoundCheckpoint) -> LoraConfig:
     """The adapters of the run that saved a checkpoint."""
     return saved_part(found, "lora") or LoraConfig()
 
 
-def saved_tokenizers(found: Found) -> tuple[Tokenizer | None, Tokenizer | None]:
+def saved_tokenizers(found: FoundCheckpoint) -> tuple[Tokenizer | None, Tokenizer | None]:
     """The tokenizer of a checkpoint, and that of its targets; None for what it does not have."""
     return _tokenizer(found, "tokenizer"), _tokenizer(found, "target_tokenizer")
 
 
-def _tokenizer(found: Found, name: str) -> Tokenizer | None:
+def _tokenizer(found: FoundCheckpoint, name: str) -> Tokenizer | None:
     folder = found.folder / name
     if found.meta.get(name) is None and not folder.exists():
         return None
     return load_tokenizer(folder)
 
 
-def saved_config(found: Found) -> TrainConfig | None:
+def saved_config(found: FoundCheckpoint) -> TrainConfig | None:
     """That of the run which saved a checkpoint; None for weights that were converted.
 
     Raises UnregisteredType if the run used a type of the user's own that is not registered.
@@ -110,7 +110,7 @@ def saved_config(found: Found) -> TrainConfig | None:
     return from_json(found.meta["config"]) if "config" in found.meta else None
 
 
-def saved_part(found: Found, name: str) -> Any:
+def saved_part(found: FoundCheckpoint, name: str) -> Any:
     """One field of the config of the run that saved a checkpoint; the rest is not read.
 
     None for weights that were converted. Raises UserError for a part that cannot be read here, such
@@ -119,7 +119,7 @@ def saved_part(found: Found, name: str) -> Any:
     return from_json(_described(found).get(name)) if "config" in found.meta else None
 
 
-def saved_model(found: Found) -> TransformerConfig:
+def saved_model(found: FoundCheckpoint) -> TransformerConfig:
     """The model of a checkpoint; the rest of the run's config is not read.
 
     Raises UserError if its meta describes none.
@@ -130,12 +130,12 @@ def saved_model(found: Found) -> TransformerConfig:
     return model
 
 
-def _saved_execution(found: Found) -> ComputeConfig:
+def _saved_execution(found: FoundCheckpoint) -> ComputeConfig:
     compute = from_json(_described(found).get("compute"))
     return compute if isinstance(compute, ComputeConfig) else ComputeConfig(dtype="auto")
 
 
-def _described(found: Found) -> dict[str, Any]:
+def _described(found: FoundCheckpoint) -> dict[str, Any]:
     """The JSON of the run's config; for converted weights, the meta of ``converted_meta``."""
     described = found.meta.get("config", found.meta)
     return current_names(TrainConfig, described) if isinstance(described, dict) else {}

@@ -9,7 +9,7 @@ from flax_transformers import runtime
 from flax_transformers.checkpointing.step_directories import has_checkpoint
 from flax_transformers.config_json import register_types_of
 from flax_transformers.distillation.batches import taught_batches
-from flax_transformers.evaluation.report import finish, introduce
+from flax_transformers.evaluation.report import introduce, report_results
 from flax_transformers.evaluation.saved_baselines import baselines_of_run, keep_baselines
 from flax_transformers.evaluation.tasks import evaluators
 from flax_transformers.export import Exporter
@@ -68,7 +68,7 @@ def train(
         if config.checkpoints.export_every is not None:
             exporter = Exporter(config, model, folder, tokenizer_files(config, prepared))
             callbacks = [*callbacks, exporter]
-    outcome = loop.train(
+    outcome = loop.train_prepared(
         config,
         prepared,
         folder,
@@ -81,5 +81,5 @@ def train(
     )
     with watchdog.phase("evaluation"):  # plots and samples
         keep_baselines(config, prepared, folder, baselines, sets)
-        finish(folder, outcome, baselines)
+        report_results(folder, outcome, baselines)
     return outcome

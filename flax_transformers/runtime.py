@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from flax_transformers import ranges
-from flax_transformers.checkpointing.step_directories import Found, has_checkpoint
+from flax_transformers.checkpointing.step_directories import FoundCheckpoint, has_checkpoint
 from flax_transformers.data.base import Tokenizers
 from flax_transformers.data.config import DataConfig
 from flax_transformers.data.dataset import Dataset, open_dataset, prepare, tokenizers
@@ -49,7 +49,7 @@ from flax_transformers.pretrained import (
     initial_parameters,
     load_pretrained,
 )
-from flax_transformers.restore import Restored, restore_model, saved_part, saved_tokenizers
+from flax_transformers.restore import RestoredModel, restore_model, saved_part, saved_tokenizers
 from flax_transformers.storage.file_hashes import content_digest
 from flax_transformers.storage.paths import is_bucket
 from flax_transformers.training.check_run import LABEL_HEADS
@@ -169,7 +169,7 @@ class Described:
     ``architecture``: what it is read as, if not as its own.
     """
 
-    source: Found | Path
+    source: FoundCheckpoint | Path
     architecture: str | None
     model: TransformerConfig
     tokenizer: Tokenizer | None
@@ -178,7 +178,7 @@ class Described:
     @property
     def place(self) -> str:
         """The folder."""
-        return str(self.source.folder if isinstance(self.source, Found) else self.source)
+        return str(self.source.folder if isinstance(self.source, FoundCheckpoint) else self.source)
 
 
 def described_model(path: str, architecture: str | None = None) -> Described:
@@ -188,10 +188,10 @@ def described_model(path: str, architecture: str | None = None) -> Described:
     what is missing or damaged.
     """
     source = find_pretrained(path)
-    if isinstance(source, Found) and architecture is not None:
+    if isinstance(source, FoundCheckpoint) and architecture is not None:
         raise UserError(f"{path} is a run, whose architecture is known; omit --architecture")
     model = describe_pretrained(source, architecture)
-    if isinstance(source, Found):
+    if isinstance(source, FoundCheckpoint):
         return Described(source, None, model, *saved_tokenizers(source))
     text = isinstance(model, TextConfig)
     tokenizer = load_tokenizer(tokenizer_folder(source)) if text else None
@@ -200,16 +200,16 @@ def described_model(path: str, architecture: str | None = None) -> Described:
 
 def restored_model(
     described: Described, mesh: Mesh | None = None, compute: ComputeConfig | None = None
-) -> Restored:
+) -> RestoredModel:
     """A described model with its weights. Raises UserError for what is missing or damaged."""
-    if isinstance(described.source, Found):
+    if isinstance(described.source, FoundCheckpoint):
         return restore_model(described.source, mesh, compute)
     mesh = mesh or make_mesh(MeshConfig())
     compute = compute or ComputeConfig(dtype="auto")
     model, params = load_pretrained(
         described.source, architecture=described.architecture, compute=compute, mesh=mesh
     )
-    return Restored(model.config, model, params, described.tokenizer, None, mesh, step=0)
+    return RestoredModel(model.config, model, params, described.tokenizer, None, mesh, step=0)
 
 
 def with_initial_model(
@@ -298,7 +298,7 @@ def _check_pixels(config: TrainConfig, described: Described, place: str) -> None
     channels = getattr(theirs, "num_channels", None)
     if channels != getattr(ours, "num_channels", None):
         raise UserError(f"{place} reads other inputs than the student; give one of the same kind")
-    if channels is None or not isinstance(described.source, Found):
+    if channels is None or not isinstance(described.source, FoundCheckpoint):
         return
     saved: Any = saved_part(described.source, "objective")
     for name in ("mean", "std"):
@@ -328,7 +328,7 @@ def fitted_data(config: TrainConfig, prepared: Dataset) -> Dataset:
 
 
 @dataclass(frozen=True)
-class Weights:
+class StoredWeights:
     """A model that is not read yet, for objectives that compare with another one."""
 
     path: str
@@ -340,7 +340,7 @@ class Weights:
             found = find_pretrained(self.path)
         except UserError:
             return None
-        folder = found.folder if isinstance(found, Found) else found
+        folder = found.folder if isinstance(found, FoundCheckpoint) else found
         if is_bucket(epath.Path(folder)):
             return str(folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
@@ -362,7 +362,9 @@ def completed_data(
     if complete is None:
         return prepared
     compute = config.compute.resolve(jax.devices()[0].platform)
-    completed: Dataset = complete(config, prepared, lambda path: Weights(path, compute), workdir)
+    completed: Dataset = complete(
+        config, prepared, lambda path: StoredWeights(path, compute), workdir
+    )
     return completed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from flax_transformers.data.prepare.text import PreparedText
-from flax_transformers.data.sources.squad import read_record
+from flax_transformers.data.sources.squad import question_of_record
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.question_answering import answer_scores
 from flax_transformers.training.config import TrainConfig
@@ -18,7 +18,9 @@ def question_baselines(config: TrainConfig, prepared: PreparedText) -> list[Base
     """Exact match and F1 of `window_overlap`."""
     held_out = prepared.validation
     assert held_out is not None
-    questions = [read_record(held_out.record(number)) for number in range(held_out.num_documents)]
+    questions = [
+        question_of_record(held_out.record(number)) for number in range(held_out.num_documents)
+    ]
     scores = answer_scores([(window_overlap(*one.text), one) for one in questions])
     counted = len(questions), "held-out questions"
     return [

@@ -10,9 +10,9 @@ from benchmarks.baselines.copying import copied, mixed_cross_entropy, mixture_we
 from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.evaluation.baselines import (
     Baseline,
+    baseline_batches,
     label_runs,
     sentinels_in_turn,
-    training_batches,
 )
 from flax_transformers.evaluation.held_out import held_out_batches
 from flax_transformers.objectives.base import Batch, Vocabulary
@@ -41,7 +41,7 @@ def text_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseline
     batches = list(held_out_batches(config, prepared, config.phases[-1].sequence_length))
     if not batches:
         return []
-    vocabulary, training = prepared.vocabulary.of_targets, list(training_batches(config, prepared))
+    vocabulary, training = prepared.vocabulary.of_targets, list(baseline_batches(config, prepared))
     held_out = all_grams(batches, vocabulary, order)
     scores = {}
     if order > 1:

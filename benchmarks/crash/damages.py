@@ -155,7 +155,7 @@ def _spoilt(workdir: Path) -> list[str]:
     """Checkpoints with values that are not finite, or saved during the sequence."""
     import jax
 
-    from flax_transformers.checkpointing.manager import checkpoint_meta, restore_arrays
+    from flax_transformers.checkpointing.manager import read_checkpoint_meta, restore_arrays
 
     found = []
     for folder in (workdir / "checkpoints").iterdir():
@@ -164,7 +164,7 @@ def _spoilt(workdir: Path) -> list[str]:
         leaves = jax.tree.leaves(restore_arrays(folder))
         if not all(math.isfinite(float(abs(leaf).max())) for leaf in leaves if leaf.size):
             found.append(f"step {folder.name} holds values that are not finite")
-        if checkpoint_meta(folder)["consecutive_skips"]:
+        if read_checkpoint_meta(folder)["consecutive_skips"]:
             found.append(f"step {folder.name} was saved in a streak")
     return found
 

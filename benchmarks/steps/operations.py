@@ -17,7 +17,13 @@ from steps.cases import Case
 from steps.ours import trainer_of
 
 from flax_transformers import runtime
-from flax_transformers.planning.hlo_text import Computation, Instruction, Module, parse, trip_count
+from flax_transformers.planning.hlo_text import (
+    Computation,
+    Instruction,
+    Module,
+    parse_module,
+    trip_count,
+)
 
 STEPS = 3
 ROWS = 30
@@ -42,7 +48,7 @@ def profile(name: str, case: Case, dtype: str, *, scan: bool) -> None:
             state, _ = jax.block_until_ready(step(state, batch))
             seconds.append(time.perf_counter() - began)
         jax.profiler.stop_trace()
-        program = parse(step.as_text())
+        program = parse_module(step.as_text())
         (trace,) = Path(folder).rglob("*.xplane.pb")
         spent = _spent(ProfileData.from_file(str(trace)), program)
     took = min(seconds[2 : 2 + STEPS])

@@ -14,6 +14,26 @@ from flax_transformers.checkpointing.step_directories import few
 from flax_transformers.errors import UserError
 
 
+def as_saved(state: Any) -> Any:
+    """A state as a checkpoint has it: the fields of a dataclass as a dict, by the names that their
+    metadata call ``saved_as``, if they do. Other trees are returned as they are."""
+    if not dataclasses.is_dataclass(state) or isinstance(state, type):
+        return state
+    return {_saved_name(field): getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+def from_saved(wanted: Any, saved: Any) -> Any:
+    """The inverse of ``as_saved``; fields that ``saved`` lacks are those of ``wanted``."""
+    if not dataclasses.is_dataclass(wanted) or isinstance(wanted, type):
+        return saved
+    names = {_saved_name(field): field.name for field in dataclasses.fields(wanted)}
+    return dataclasses.replace(wanted, **{names[name]: part for name, part in saved.items()})
+
+
+def _saved_name(field: dataclasses.Field[Any]) -> str:
+    return str(field.metadata.get("saved_as", field.name))
+
+
 def without_missing(saved: Mapping[str, Any], wanted: Any) -> tuple[Any, list[str]]:
     """``wanted`` with None for its optional fields that a checkpoint lacks, and their names.
 

@@ -9,7 +9,6 @@ never deleted. Only this file uses orbax, except for its barrier.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -27,6 +26,8 @@ from jax.experimental import multihost_utils
 
 from flax_transformers.checkpointing import step_directories
 from flax_transformers.checkpointing.compatibility import (
+    as_saved,
+    from_saved,
     is_array,
     require_same_structure,
     without_missing,
@@ -34,7 +35,7 @@ from flax_transformers.checkpointing.compatibility import (
 )
 from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.checkpointing.retention import Retention
-from flax_transformers.checkpointing.step_directories import Files, Found
+from flax_transformers.checkpointing.step_directories import Files, FoundCheckpoint
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.distributed import PATIENCE_SECONDS, wait_for_all
 from flax_transformers.storage import checksums
@@ -51,7 +52,7 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 @dataclass(frozen=True)
-class Restored:
+class RestoredState:
     """What `Checkpoints.restore_newest` found."""
 
     step: int
@@ -107,7 +108,7 @@ class Checkpoints:
         # As it will be read back; a value that is not JSON fails here, not in the background.
         plain = json.loads(json.dumps(meta))
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(plain)
+            state=ocp.args.StandardSave(as_saved(state)), meta=ocp.args.JsonSave(plain)
         )
         try:
             # This copy from the device is intended; the loop's guard is for others.
@@ -129,7 +130,7 @@ class Checkpoints:
         abstract_state: Any,
         check: Callable[[dict[str, Any]], None] | None = None,
         refuse: Callable[[Any, dict[str, Any]], str | None] | None = None,
-    ) -> Restored | None:
+    ) -> RestoredState | None:
         """The newest step that passes its verification, sharded as `abstract_state`; None if none.
 
         `abstract_state`: a pytree of `jax.ShapeDtypeStruct` with shardings, on any mesh. Newer
@@ -163,9 +164,9 @@ class Checkpoints:
         for step, reason in refused.items():
             self._set_aside(step, reason)
         self._last_step = found.step
-        return Restored(found.step, state, meta, found.folder)
+        return RestoredState(found.step, state, meta, found.folder)
 
-    def _choose(self, before: int | None) -> Found | None:
+    def _choose(self, before: int | None) -> FoundCheckpoint | None:
         """The newest step older than `before` that passes its verification."""
         limit = self.config.invalid_to_keep
         choice = _on_process_zero(
@@ -176,7 +177,7 @@ class Checkpoints:
     def _set_aside(self, step: int, reason: str, kind: str = "unused") -> None:
         limit = self.config.invalid_to_keep
         _on_process_zero(
-            lambda: step_directories.set_aside(self.directory, kind, step, reason, limit)
+            lambda: step_directories.set_aside_step(self.directory, kind, step, reason, limit)
         )
 
     def read_meta(self, step: int) -> dict[str, Any]:
@@ -298,7 +299,7 @@ class Checkpoints:
         """
         folder = self._being_written()
         step_directories.write_files(folder, self._files)
-        checksums.write_index(folder)
+        checksums.write_checksum_index(folder)
 
     def _being_written(self) -> epath.Path:
         """The folder in which orbax writes a step: with another name, except in a bucket."""
@@ -333,7 +334,7 @@ class Checkpoints:
             raise_write_error(error, self.directory)
 
 
-def find_checkpoint(path: str | os.PathLike[str]) -> Found:
+def find_checkpoint(path: str | os.PathLike[str]) -> FoundCheckpoint:
     """The step folder of `path`, which is one itself, or has the folders of a run.
 
     "RUN/checkpoints/best" is the step with the best ``checkpoints.best_metric`` among those that
@@ -350,9 +351,9 @@ def step_folder(path: str | os.PathLike[str]) -> epath.Path:
     return find_checkpoint(path).folder
 
 
-def checkpoint_meta(source: str | os.PathLike[str] | Found) -> dict[str, Any]:
+def read_checkpoint_meta(source: str | os.PathLike[str] | FoundCheckpoint) -> dict[str, Any]:
     """The JSON saved with a checkpoint."""
-    return (source if isinstance(source, Found) else find_checkpoint(source)).meta
+    return (source if isinstance(source, FoundCheckpoint) else find_checkpoint(source)).meta
 
 
 def verify_step(step_folder: str | os.PathLike[str]) -> list[str]:
@@ -361,7 +362,7 @@ def verify_step(step_folder: str | os.PathLike[str]) -> list[str]:
 
 
 def restore_params(
-    source: str | os.PathLike[str] | Found,
+    source: str | os.PathLike[str] | FoundCheckpoint,
     abstract_params: Any | None = None,
     *,
     averaged: bool = True,
@@ -372,15 +373,15 @@ def restore_params(
     `Checkpoints.restore_newest`. Without it, the result is a nested dict of numpy arrays as they
     were saved. Optimizer statistics are not read.
     """
-    found = source if isinstance(source, Found) else find_checkpoint(source)
+    found = source if isinstance(source, FoundCheckpoint) else find_checkpoint(source)
     names = ("ema", "params") if averaged else ("params",)
     return _read_params(found, names, abstract_params)
 
 
-def restore_arrays(source: str | os.PathLike[str] | Found) -> Any:
+def restore_arrays(source: str | os.PathLike[str] | FoundCheckpoint) -> Any:
     """The whole state of a checkpoint as numpy arrays: parameters, optimizer statistics, random
     key and counters."""
-    found = source if isinstance(source, Found) else find_checkpoint(source)
+    found = source if isinstance(source, FoundCheckpoint) else find_checkpoint(source)
     with _readable(found) as folder:
         item, how = _as_numpy(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
         return _read_arrays(folder, item, how, partial=False)
@@ -402,7 +403,7 @@ def _all_refused(directory: epath.Path, refused: dict[int, str]) -> UserError:
     )
 
 
-def _read_state(found: Found, abstract: Any) -> Any:
+def _read_state(found: FoundCheckpoint, abstract: Any) -> Any:
     """`abstract` with the arrays of `found`; None for an optional field that it lacks. Optional
     fields that are None in `abstract` are not read."""
     with _readable(found) as folder:
@@ -414,17 +415,16 @@ def _read_state(found: Found, abstract: Any) -> Any:
         if unwanted:
             names = ", ".join(unwanted)
             logger.info("checkpoint %s: %s is kept no longer and not read", found.folder, names)
-        require_same_structure(found.folder, saved, abstract)
-        wanted, left_out = abstract, {*missing, *unwanted}
+        wanted, left_out = as_saved(abstract), {*missing, *unwanted}
+        require_same_structure(found.folder, saved, wanted)
         if left_out:  # orbax accepts no tree with a field that the checkpoint does not name
-            fields = {field.name for field in dataclasses.fields(abstract)} - left_out
-            wanted = {name: getattr(abstract, name) for name in sorted(fields)}
+            wanted = {name: part for name, part in wanted.items() if name not in left_out}
         how = ocp.checkpoint_utils.construct_restore_args(wanted)
         state = _read_arrays(folder, wanted, how, partial=bool(left_out))
-        return dataclasses.replace(abstract, **state) if left_out else state
+        return from_saved(abstract, state)
 
 
-def _read_params(found: Found, names: Sequence[str], abstract: Any | None) -> Any:
+def _read_params(found: FoundCheckpoint, names: Sequence[str], abstract: Any | None) -> Any:
     """The first of `names` that `found` has, sharded as `abstract`, or as numpy arrays."""
     with _readable(found) as folder:
         saved = ocp.PyTreeCheckpointHandler().metadata(folder).tree
@@ -453,7 +453,7 @@ def _read_arrays(folder: epath.Path, item: Any, how: Any, *, partial: bool) -> A
 
 
 @contextlib.contextmanager
-def _readable(found: Found) -> Iterator[epath.Path]:
+def _readable(found: FoundCheckpoint) -> Iterator[epath.Path]:
     """The folder of the arrays; an error in the body becomes a UserError about the step."""
     try:
         yield found.folder / "state"
@@ -468,12 +468,12 @@ def _readable(found: Found) -> Iterator[epath.Path]:
         ) from error
 
 
-def _as_json(found: Found | None) -> list[Any] | None:
+def _as_json(found: FoundCheckpoint | None) -> list[Any] | None:
     return None if found is None else [found.step, os.fspath(found.folder), found.verified]
 
 
-def _found(fields: list[Any]) -> Found:
-    return Found(fields[0], epath.Path(fields[1]), fields[2])
+def _found(fields: list[Any]) -> FoundCheckpoint:
+    return FoundCheckpoint(fields[0], epath.Path(fields[1]), fields[2])
 
 
 def _on_process_zero(action: Callable[[], Any]) -> Any:

@@ -39,7 +39,7 @@ _SET_ASIDE = re.compile(r"(invalid|unverified|unused|foreign)-\d+-\d+")
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCheckpoint:
     """A verified step folder, or, if `verified` is false, one without checksums."""
 
     step: int
@@ -84,7 +84,7 @@ def has_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a step folder or the folder of a run with a committed step. The folder of
     checkpoints may exist before the first step."""
     root = absolute(path)
-    with reading(root):
+    with reading_step(root):
         inner = root / "checkpoints"
         directory = inner if exists(inner) else root
         return exists(root / "state") or bool(finished_steps(directory))
@@ -96,7 +96,7 @@ def problems(folder: epath.Path) -> list[str] | None:
     A local folder that passed and has not changed since is not read again in this process. Raises
     UserError for a folder that cannot be read, which does not mean that it is damaged.
     """
-    with reading(folder):
+    with reading_step(folder):
         if checksums.has_index(folder):
             before = _signature(folder)
             if before and _intact.get(str(folder)) == before:
@@ -121,7 +121,7 @@ def _signature(folder: epath.Path) -> list[tuple[str, int, int, int]]:
 
 
 @contextlib.contextmanager
-def reading(folder: epath.Path) -> Iterator[None]:
+def reading_step(folder: epath.Path) -> Iterator[None]:
     """Turns a failure of the storage into a UserError."""
     try:
         yield
@@ -201,7 +201,7 @@ def remove(folder: epath.Path, attempts: int = 10) -> None:
 
 def choose_newest(
     directory: epath.Path, set_aside_at_most: int | None, before: int | None = None
-) -> Found | None:
+) -> FoundCheckpoint | None:
     """The newest step that passes verification, or, if none passes, the newest without checksums.
 
     Newer steps that fail are set aside, or with `set_aside_at_most=None` skipped, with a warning. A
@@ -214,9 +214,9 @@ def choose_newest(
         if set_aside_at_most is None:
             logger.warning("checkpoint %s %s: skipped", directory / str(step), reason)
         else:
-            set_aside(directory, kind, step, reason, set_aside_at_most)
+            set_aside_step(directory, kind, step, reason, set_aside_at_most)
 
-    with reading(directory):
+    with reading_step(directory):
         steps = [s for s in finished_steps(directory) if before is None or s < before]
     unverified: list[int] = []
     for step in reversed(steps):
@@ -231,14 +231,14 @@ def choose_newest(
         else:
             for newer in unverified:
                 reject("unverified", newer, f"has no checksums, and {step} has")
-            return Found(step, folder, verified=True)
+            return FoundCheckpoint(step, folder, verified=True)
     if not unverified:
         if set_aside_at_most is not None and before is None:
             _refuse_to_start_over(directory)
         return None
     newest = unverified[0]
     logger.warning("no checkpoint in %s has checksums: using %d unverified", directory, newest)
-    return Found(newest, directory / str(newest), verified=False)
+    return FoundCheckpoint(newest, directory / str(newest), verified=False)
 
 
 def best_of_folder(path: epath.Path) -> epath.Path | None:
@@ -250,11 +250,11 @@ def best_of_folder(path: epath.Path) -> epath.Path | None:
     return inner if exists(inner) else path.parent
 
 
-def choose_best(directory: epath.Path) -> Found:
+def choose_best(directory: epath.Path) -> FoundCheckpoint:
     """The step with the best score, in the metric and mode of the newest one's config, that passes
     verification. Raises UserError if none has a score."""
     metas: dict[int, dict[str, Any]] = {}
-    with reading(directory):
+    with reading_step(directory):
         for step in finished_steps(directory):
             with contextlib.suppress(UserError):
                 meta = read_meta(directory / str(step))
@@ -273,7 +273,7 @@ def choose_best(directory: epath.Path) -> Found:
             )
             continue
         logger.info("the best step in %s is %d, %s %.4g", directory, step, metric, scores[step])
-        return Found(step, directory / str(step), verified=wrong is not None)
+        return FoundCheckpoint(step, directory / str(step), verified=wrong is not None)
     raise UserError(
         f"no step in {directory} has the metric {metric!r} of an evaluation; name a step, or "
         "evaluate during training and set checkpoints.best_metric and checkpoints.keep_best"
@@ -306,12 +306,12 @@ def _refuse_to_start_over(directory: epath.Path) -> None:
         )
 
 
-def find_step(path: epath.Path) -> Found:
+def find_step(path: epath.Path) -> FoundCheckpoint:
     """The step folder at `path`, its best if it ends in "best", or a run's newest verified one.
 
     Changes nothing. Raises UserError if there is none, or if the given step folder is damaged.
     """
-    with reading(path):
+    with reading_step(path):
         is_step, best = exists(path / "state"), best_of_folder(path)
     if best is not None:
         return choose_best(best)
@@ -322,9 +322,9 @@ def find_step(path: epath.Path) -> Found:
         if wrong is None:
             logger.warning("checkpoint %s has no checksums: using it unverified", path)
         step = int(path.name) if _STEP.fullmatch(path.name) else -1
-        return Found(step, path, verified=wrong is not None)
+        return FoundCheckpoint(step, path, verified=wrong is not None)
     inner = path / "checkpoints"
-    with reading(path):
+    with reading_step(path):
         directory = inner if exists(inner) else path
     found = choose_newest(directory, set_aside_at_most=None)
     if found is None:
@@ -346,7 +346,7 @@ def unlink(folder: epath.Path) -> None:
         os.unlink(folder)
 
 
-def set_aside(directory: epath.Path, kind: str, step: int, reason: str, at_most: int) -> None:
+def set_aside_step(directory: epath.Path, kind: str, step: int, reason: str, at_most: int) -> None:
     """Renames a step and logs the reason. Raises UserError if `at_most` others exist already."""
     folder = directory / str(step)
     present = {path.name for path in directory.iterdir()}

@@ -164,7 +164,7 @@ class Arena:
         self, judge: str, conversations: Sequence[list[Message]], answers: Sequence[list[str]]
     ) -> list[float]:
         from flax_transformers.post_training.chat_template import template_of
-        from flax_transformers.post_training.judge import scores_of, votes_by
+        from flax_transformers.post_training.judge import judged_rewards, votes_by
         from flax_transformers.pretrained import load_pretrained, load_tokenizer
 
         model, params = load_pretrained(judge)
@@ -176,7 +176,9 @@ class Arena:
                 [*messages, {"role": "assistant", "content": text}]
                 for messages, text in zip(conversations, of_model, strict=True)
             ]
-            scores.append(scores_of(model, params, tokenizer, template, whole, self.batch_size))
+            scores.append(
+                judged_rewards(model, params, tokenizer, template, whole, self.batch_size)
+            )
         return votes_by(scores)
 
 

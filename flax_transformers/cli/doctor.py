@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from flax_transformers.cli.parsing import option, refuse
+from flax_transformers.cli.parsing import option, refuse_arguments
 from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Doctor:
 
         config = None
         if self.config is None:
-            refuse(overrides)
+            refuse_arguments(overrides)
         else:
             config = load_config(self.config, overrides)
         limits = Limits() if config is None else config.limits

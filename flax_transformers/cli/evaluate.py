@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flax_transformers.data.dataset import Dataset
     from flax_transformers.evaluation.class_report import ClassReport
     from flax_transformers.models.config import TransformerConfig
-    from flax_transformers.restore import Restored
+    from flax_transformers.restore import RestoredModel
     from flax_transformers.runtime import Described
     from flax_transformers.training.callbacks import Snapshot
     from flax_transformers.training.config import TrainConfig
@@ -109,13 +109,13 @@ class Evaluate:
         """Beside --output, else in the workdir of a run; only printed for other models."""
         from etils import epath
 
-        from flax_transformers.checkpointing.step_directories import Found
+        from flax_transformers.checkpointing.step_directories import FoundCheckpoint
         from flax_transformers.evaluation.class_report import ClassReport
 
         if self.output:
             return ClassReport(epath.Path(self.output).with_suffix(""))
         source = described.source
-        if isinstance(source, Found) and source.folder.parent.name == "checkpoints":
+        if isinstance(source, FoundCheckpoint) and source.folder.parent.name == "checkpoints":
             workdir = source.folder.parent.parent
             return ClassReport(workdir / "evaluation" / f"step_{step:08d}")
         return ClassReport()
@@ -192,7 +192,7 @@ def _check_data(
             )
 
 
-def _snapshot(config: TrainConfig, restored: Restored) -> Snapshot:
+def _snapshot(config: TrainConfig, restored: RestoredModel) -> Snapshot:
     """The model as evaluators receive a run."""
     import jax
 

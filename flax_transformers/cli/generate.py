@@ -27,7 +27,7 @@ from flax_transformers.ranges import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from flax_transformers.checkpointing.step_directories import Found
+    from flax_transformers.checkpointing.step_directories import FoundCheckpoint
     from flax_transformers.data.tokenizers.load import Tokenizer
     from flax_transformers.generation.prompts import Prompts, Typist
     from flax_transformers.generation.stop_strings import StopStrings
@@ -159,7 +159,7 @@ class Generate:
         return replace(settings, **chosen)
 
     def work_on(
-        self, found: Found | Path, config: TransformerConfig, start_ids: tuple[int, ...]
+        self, found: FoundCheckpoint | Path, config: TransformerConfig, start_ids: tuple[int, ...]
     ) -> Work:
         """What the command does, before any weights are read.
 
@@ -227,12 +227,12 @@ class Work:
     def checked(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of prompts. Raises UserError where generation would."""
         from flax_transformers.generation.decode import check_prompts
-        from flax_transformers.generation.translate import check_sources
+        from flax_transformers.generation.translate import check_source_lengths
 
         encoded = _encoded(self.prompts, texts, self.answers)
         lengths, how = [len(ids) for ids in encoded], (None, self.choice, self.key, self.settings)
         if self.answers:
-            check_sources(self.model, lengths, self.start_ids, *how)
+            check_source_lengths(self.model, lengths, self.start_ids, *how)
         else:
             check_prompts(self.model, lengths, *how)
         return encoded
@@ -334,12 +334,12 @@ def _ids(text: str | None) -> tuple[int, ...]:
         ) from None
 
 
-def _tokenizer_folders(found: Found | Path) -> tuple[Any, Any]:
+def _tokenizer_folders(found: FoundCheckpoint | Path) -> tuple[Any, Any]:
     """The folder of a model's tokenizer, and that of the targets if they have their own."""
-    from flax_transformers.checkpointing.step_directories import Found
+    from flax_transformers.checkpointing.step_directories import FoundCheckpoint
     from flax_transformers.huggingface.read import tokenizer_folder
 
-    if not isinstance(found, Found):
+    if not isinstance(found, FoundCheckpoint):
         return tokenizer_folder(found), None
     target = found.folder / "target_tokenizer"
     return found.folder / "tokenizer", target if target.is_dir() else None

@@ -73,7 +73,7 @@ class Inspect:
             for shown in config.objective.example_views(row):
                 tokenizer = (shown.written and prepared.target_tokenizer) or prepared.tokenizer
                 if tokenizer is not None:
-                    console.print(readable(shown, tokenizer, prepared.label_names))
+                    console.print(rich_line(shown, tokenizer, prepared.label_names))
             shapes = ", ".join(
                 f"{name} {values.dtype}{list(values.shape)}" for name, values in row.items()
             )
@@ -81,7 +81,7 @@ class Inspect:
         return 0
 
 
-def readable(shown: ExampleView, tokenizer: Tokenizer, names: Sequence[str] = ()) -> Text:
+def rich_line(shown: ExampleView, tokenizer: Tokenizer, names: Sequence[str] = ()) -> Text:
     """Tokens and labels of a sequence as rich text on one line, with the ``names`` of classes."""
     import numpy as np
     from rich.text import Text

@@ -21,7 +21,7 @@ from flax_transformers.cli.parsing import (
     PROGRAM,
     UnknownOption,
     option_names,
-    parse,
+    parse_arguments,
     show_help,
     split,
 )
@@ -174,7 +174,8 @@ def _parsed(kinds: dict[str, Any], tokens: list[str]) -> Any:
         ]
         for name, kind in kinds.items()
     )
-    return parse(Union[commands], tokens, description="Pretrain transformers in JAX/Flax.")  # noqa: UP007
+    union: Any = Union[commands]  # noqa: UP007
+    return parse_arguments(union, tokens, description="Pretrain transformers in JAX/Flax.")
 
 
 def _config_file(kind: type, own: list[str]) -> str | None:

@@ -176,7 +176,7 @@ def split(kind: type, tokens: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, others
 
 
-def parse(kind: Any, tokens: Sequence[str], **settings: Any) -> Any:
+def parse_arguments(kind: Any, tokens: Sequence[str], **settings: Any) -> Any:
     """``tyro.cli``. Raises UserError with one sentence for what it refuses; --help exits."""
     shows_help = "--help" in tokens
     with contextlib.nullcontext() if shows_help else _errors_as_sentences():
@@ -228,7 +228,7 @@ def override(config: T, overrides: Sequence[str]) -> T:
     return changed
 
 
-def refuse(overrides: Sequence[str]) -> None:
+def refuse_arguments(overrides: Sequence[str]) -> None:
     """For commands without a config: raises UserError if there are other arguments."""
     if overrides:
         raise UnknownOption(overrides[0])

@@ -136,7 +136,7 @@ def write_json(file: Path, figures: Any) -> None:
 
 
 def _begin(
-    found: plans.Plan | DecodePlan, work: str, memory: Mapping[str, float | None]
+    found: plans.StepPlan | DecodePlan, work: str, memory: Mapping[str, float | None]
 ) -> tuple[Console, Table]:
     """Prints what is planned; returns a table with the rows of ``memory``, in bytes."""
     from rich.console import Console
@@ -182,12 +182,12 @@ def show_decode(found: DecodePlan) -> None:
     console.print(f"compiled in {found.compile_seconds:.1f} s", highlight=False)
 
 
-def say(found: plans.Plan) -> None:
+def say(found: plans.StepPlan) -> None:
     """Prints one line for a plan of a search."""
     print(f"{settings(found)}: {outcome(found)}", flush=True)
 
 
-def settings(found: plans.Plan) -> str:
+def settings(found: plans.StepPlan) -> str:
     """The options that differ between the plans of a search, as on the command line."""
     mesh = {"data": 1, "fsdp": 1} | found.mesh
     axes = " ".join(f"--mesh.{name} {size}" for name, size in mesh.items())
@@ -195,14 +195,14 @@ def settings(found: plans.Plan) -> str:
     return f"{axes} --compute.remat {found.remat}{micro}"
 
 
-def outcome(found: plans.Plan) -> str:
+def outcome(found: plans.StepPlan) -> str:
     total = f"{found.memory.total / 2**30:.2f} GiB"
     if found.roofline is None or not found.fits:
         return f"{total}, does not fit"
     return f"{total}, {found.roofline.step * 1e3:.1f} ms at least (by {found.roofline.bound_by})"
 
 
-def show_ranked(ranked: Sequence[plans.Plan]) -> None:
+def show_ranked(ranked: Sequence[plans.StepPlan]) -> None:
     """Prints the plans of a search, best first."""
     from rich.console import Console
     from rich.table import Table
@@ -214,15 +214,15 @@ def show_ranked(ranked: Sequence[plans.Plan]) -> None:
     Console().print(table, highlight=False)
 
 
-def as_json(found: plans.Plan) -> dict:
-    """All figures; `planning.plan.Plan` describes them."""
+def as_json(found: plans.StepPlan) -> dict:
+    """All figures; `planning.plan.StepPlan` describes them."""
     values = dataclasses.asdict(found)
     if found.roofline is not None:
         values["roofline"] |= {"step": found.roofline.step, "bound_by": found.roofline.bound_by}
     return values | {"recomputation": found.recomputation}
 
 
-def show(found: plans.Plan) -> None:
+def show(found: plans.StepPlan) -> None:
     """Prints a plan as a table."""
     console, table = _begin(
         found,

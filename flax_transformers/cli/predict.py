@@ -14,7 +14,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.ranges import EXAMPLES
 
 if TYPE_CHECKING:
-    from flax_transformers.data.inputs import Inputs, Row
+    from flax_transformers.data.inputs import InputRow, Inputs
     from flax_transformers.data.sources.labelled import ChoiceSource
     from flax_transformers.evaluation.predict import ImageFiles
     from flax_transformers.runtime import Described, Placed
@@ -120,10 +120,14 @@ def _lines(command: Predict, described: Described, placed: Placed) -> list[dict[
 
 def _of_run(described: Described, name: str) -> Any:
     """A field of the config of the model's run; None for weights that belong to no run."""
-    from flax_transformers.checkpointing.step_directories import Found
+    from flax_transformers.checkpointing.step_directories import FoundCheckpoint
     from flax_transformers.restore import saved_part
 
-    return saved_part(described.source, name) if isinstance(described.source, Found) else None
+    return (
+        saved_part(described.source, name)
+        if isinstance(described.source, FoundCheckpoint)
+        else None
+    )
 
 
 def _inputs(command: Predict, described: Described, objective: Any) -> Inputs:
@@ -319,7 +323,7 @@ def _written(command: Predict, described: Described, placed: Placed) -> list[dic
     return [{"text": texts[index]} for index in range(len(rows))]
 
 
-def _only_text(row: Row) -> str:
+def _only_text(row: InputRow) -> str:
     return row.document.text[0]
 
 

@@ -52,7 +52,7 @@ def _prepare(arguments: Prepare, data: DataConfig, sets: Sequence[EvaluationSet]
     if arguments.verify:
         data = replace(data, verify=False)  # every file is read below
     if arguments.begin:
-        dataset.begin(data, arguments.output)
+        dataset.prepare_common(data, arguments.output)
         print("ready for the --shard jobs; run the command without --shard at the end")
         return 0
     if arguments.shard is not None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from flax_transformers.cli.parsing import option, refuse
+from flax_transformers.cli.parsing import option, refuse_arguments
 from flax_transformers.errors import UserError
 
 
@@ -31,7 +31,7 @@ class Report:
         from flax_transformers.reporting.runs import read
         from flax_transformers.storage.workdir import write_text
 
-        refuse(overrides)
+        refuse_arguments(overrides)
         if not self.runs:
             raise UserError("RUN is missing; give the workdir of at least one run or sweep")
         write_text(epath.Path(self.output), page(*read(self.runs)))

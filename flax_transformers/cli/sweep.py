@@ -14,7 +14,7 @@ from flax_transformers.ranges import integers, parse_integer
 
 if TYPE_CHECKING:
     from flax_transformers.sweeps.study import Study
-    from flax_transformers.sweeps.study import Sweep as Runs
+    from flax_transformers.sweeps.study import StudyRuns as Runs
 
 _FILE_WIDTH = 160
 """Characters of a line of the table where stdout is not a terminal."""
@@ -88,7 +88,7 @@ class Sweep:
         _ = study.higher_is_better  # raises if the direction of the metric is not known
         points = studies.points(study, studies.grid_axes(self.grid), override, overrides)
         baseline = studies.baseline_of(study, points, self.baseline)
-        return studies.Sweep(study, tuple(points), baseline, open_workdir(self.workdir))
+        return studies.StudyRuns(study, tuple(points), baseline, open_workdir(self.workdir))
 
     def _study(self, study: Study) -> Study:
         """``study`` with what was given on the command line."""

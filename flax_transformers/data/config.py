@@ -13,7 +13,7 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.data.base import DataConfig, EvaluationSet, Tokenizers
-from flax_transformers.data.pipeline.dummy import check_sources, dummy_text
+from flax_transformers.data.pipeline.dummy import check_source_kinds, dummy_text
 from flax_transformers.data.prepare.cached_stores import beside_others, cache_directory
 from flax_transformers.data.prepare.corpus import Corpus
 from flax_transformers.data.prepare.filters import Filters
@@ -158,7 +158,7 @@ class TextData(DataConfig):
         )
 
     def check_objective(self, objective: str, spec: WindowSpec) -> None:
-        check_sources(type(self).__name__, self.sources, objective, spec)
+        check_source_kinds(type(self).__name__, self.sources, objective, spec)
 
     def dummy_example(self, spec: WindowSpec, token: int) -> dict[str, np.ndarray]:
         return dummy_text(self.sources, spec, token)

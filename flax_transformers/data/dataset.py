@@ -18,9 +18,9 @@ __all__ = [
     "GeneratorBatches",
     "PythonData",
     "SequenceDataset",
-    "begin",
     "open_dataset",
     "prepare",
+    "prepare_common",
     "prepare_share",
     "tokenizers",
     "training_examples",
@@ -49,7 +49,7 @@ def prepare(
     return data.preparation(output, of_run).run(compare)
 
 
-def begin(data: DataConfig, output: str | os.PathLike[str] | None = None) -> None:
+def prepare_common(data: DataConfig, output: str | os.PathLike[str] | None = None) -> None:
     """Prepares what all jobs of `prepare_share` need, such as the tokenizer, in one process."""
     data.preparation(output).begin()
 
@@ -60,7 +60,7 @@ def prepare_share(
     """Prepares the share of one of several jobs, numbered from 0; None until all are finished.
 
     The job that finishes last also finishes the store. Raises UserError if there are more jobs than
-    ``data.shards``, and for text if `begin` has not run.
+    ``data.shards``, and for text if `prepare_common` has not run.
     """
     if output is None and data.store is None:
         raise UserError(

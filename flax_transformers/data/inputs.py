@@ -24,7 +24,7 @@ _SPLIT = "train"
 Words = Sequence[tuple[str, int, int]]
 
 
-class Row(NamedTuple):
+class InputRow(NamedTuple):
     """A row: its text, or several, and, of a row of words, each with its start and end.
 
     Of a question with choices: the ``context`` that all of them follow, the ``choices``, and the
@@ -58,13 +58,13 @@ class Inputs:
     choices: ChoiceSource | None = None
     answers: bool = False
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[InputRow]:
         """All rows in order. Raises UserError, naming file and line, for a row that is invalid or
         has no text, and for a file without rows."""
         path, decoder = Path(self.path).expanduser(), Decoder(replace=False)
         if not path.is_file():
             raise UserError(f"there is no file {path}; give --input a file of rows")
-        found: list[Row] = []
+        found: list[InputRow] = []
         for part in self._parts(path):
             for record in part.records.read(0, None):
                 try:
@@ -109,30 +109,32 @@ class Inputs:
                 f"line, or one of {', '.join(ENDINGS)}"
             )
 
-    def _choice_row(self, source: ChoiceSource, decoder: Decoder, row: Any, where: Where) -> Row:
+    def _choice_row(
+        self, source: ChoiceSource, decoder: Decoder, row: Any, where: Where
+    ) -> InputRow:
         texts, choices = source.texts_of(decoder, row, where)
         context = " ".join(text_in(decoder, row, field, where).strip() for field in source.fields)
         document = Document(tuple(text.replace("\0", " ") for text in texts), labels=("",))
         if not self.answers:
-            return Row(document, (), context, choices)
+            return InputRow(document, (), context, choices)
         label = value_in(row, source.label_field, where)
-        return Row(document, (), context, choices, chosen(label, choices, where))
+        return InputRow(document, (), context, choices, chosen(label, choices, where))
 
-    def _row(self, document: Document, where: Where) -> Row:
+    def _row(self, document: Document, where: Where) -> InputRow:
         texts = (document.text,) if isinstance(document.text, str) else document.text
         texts = tuple(text.replace("\0", " ") for text in texts)
         if not texts or not all(map(str.strip, texts)):
             raise Invalid(where, "has no text" if len(texts) < 2 else "has an empty text")
         if not self.words:  # as in training, where only contexts of answers keep their ends
             sides = texts if self.questions else tuple(map(str.strip, texts))
-            return Row(Document(sides, labels=("",)))
+            return InputRow(Document(sides, labels=("",)))
         if document.words:
             ends = [sum(len(text) + 1 for text in texts[: i + 1]) - 1 for i in range(len(texts))]
             words = [(text, end - len(text), end) for text, end in zip(texts, ends, strict=True)]
         else:
             found = _WORD.finditer(texts[0])
             words = [(match[0], match.start(), match.end()) for match in found]
-        return Row(Document(tuple(w for w, _, _ in words), ("",), words=True), words)
+        return InputRow(Document(tuple(w for w, _, _ in words), ("",), words=True), words)
 
 
 def _is_lines(path: Path) -> bool:

@@ -26,7 +26,7 @@ from flax_transformers.data.base import (
     Tokenizers,
 )
 from flax_transformers.data.config import TextData
-from flax_transformers.data.pipeline.dummy import check_sources, dummy_text
+from flax_transformers.data.pipeline.dummy import check_source_kinds, dummy_text
 from flax_transformers.data.pipeline.examples import MixedExamples
 from flax_transformers.data.prepare.cached_stores import beside_others, cache_directory
 from flax_transformers.data.prepare.filters import Filters, let_in
@@ -36,7 +36,7 @@ from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.documents import Counts, listed
 from flax_transformers.data.sources.read import AnySource
 from flax_transformers.data.sources.records import Source
-from flax_transformers.data.store.files import digest, to_json
+from flax_transformers.data.store.files import digest, record_json
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.data.store.tokenizer import (
     at_hand,
@@ -187,7 +187,7 @@ class MixedText(DataConfig):
         return cache_directory(origins, identity)
 
     def check_objective(self, objective: str, spec: WindowSpec) -> None:
-        check_sources(type(self).__name__, self.sources, objective, spec)
+        check_source_kinds(type(self).__name__, self.sources, objective, spec)
 
     def dummy_example(self, spec: WindowSpec, token: int) -> dict[str, np.ndarray]:
         return dummy_text(self.sources, spec, token)
@@ -401,11 +401,11 @@ class MixturePreparation:
             given = self.of_run.get("tokenizer") if data.tokenizer.needs_training else None
             save_tokenizer(folder, given or train_tokenizer(data.tokenizer, _training_texts(data)))
         names = [component.name for component in data.components]
-        folder.write(MIXTURE, to_json({"tokenizer": settings, "trained_on": names}))
+        folder.write(MIXTURE, record_json({"tokenizer": settings, "trained_on": names}))
 
 
 def _training_texts(data: MixedText) -> Iterator[str]:
-    readers = [Texts(data.part(component)) for component in data.components]
+    readers = [TrainingTexts(data.part(component)) for component in data.components]
     if all(component.weight is not None for component in data.components):
         sizes = [0] * len(readers)
     else:
@@ -419,7 +419,7 @@ def _training_texts(data: MixedText) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Texts:
+class TrainingTexts:
     """Calling it reads the texts of the documents that are not held out."""
 
     data: TextData

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _NO_TEXT = Vocabulary(size=1, pad_id=0)
 
 
-class Items(Protocol):
+class PythonSequence(Protocol):
     """A Python sequence. Worker processes receive a pickled copy."""
 
     def __len__(self) -> int: ...
@@ -54,8 +54,8 @@ class SequenceDataset(DatasetDefaults):
     content of a Python sequence is not checked.
     """
 
-    train: Items
-    validation: Items | None = None
+    train: PythonSequence
+    validation: PythonSequence | None = None
     prepared: bool = False
     tokenizer: Tokenizer | None = None
     vocab: Vocabulary | None = None
@@ -144,7 +144,7 @@ class LoadedData:
 class SequenceExamples(Examples):
     """The items of a sequence as examples; see `SequenceDataset`."""
 
-    items: Items
+    items: PythonSequence
     spec: WindowSpec
     tokenizer: Tokenizer | None = None
     is_prepared: bool = False

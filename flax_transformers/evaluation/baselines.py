@@ -158,7 +158,7 @@ def target_token_baselines(config: TrainConfig, prepared: PreparedText) -> list[
     """The unigram cross-entropy of a decoder's targets, fitted on those of training rows."""
     vocabulary = prepared.vocabulary.of_targets
     counts = np.zeros(vocabulary.size, np.int64)
-    for batch in training_batches(config, prepared):
+    for batch in baseline_batches(config, prepared):
         counts += np.bincount(predicted_labels(batch, vocabulary), minlength=vocabulary.size)
     return _unigram(_held_out(config, prepared), prepared, counts)
 
@@ -229,7 +229,7 @@ def sentinels_in_turn(labels: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     return labels
 
 
-def training_batches(config: TrainConfig, prepared: PreparedText) -> Iterator[Batch]:
+def baseline_batches(config: TrainConfig, prepared: PreparedText) -> Iterator[Batch]:
     """Training rows to fit a baseline on, prepared as for training."""
     length = config.phases[-1].sequence_length
     examples = prepared.examples("train", config.objective.window_spec(length))

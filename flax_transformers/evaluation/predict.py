@@ -18,7 +18,7 @@ import numpy as np
 from flax_transformers.data.images.augmentation import centre_crop
 from flax_transformers.data.images.decode import UnreadableImage, decode_image, resize
 from flax_transformers.data.images.files import image_files
-from flax_transformers.data.inputs import Inputs, Row
+from flax_transformers.data.inputs import InputRow, Inputs
 from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
 from flax_transformers.data.pipeline.loader import stacked
@@ -63,7 +63,7 @@ from flax_transformers.objectives.rows import framing_ids, padded_tokens
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.token_classification import TokenClassification
 from flax_transformers.parallel.watchdog import watchdog
-from flax_transformers.restore import Restored
+from flax_transformers.restore import RestoredModel
 from flax_transformers.training.step import model_functions
 
 LABELLED = (
@@ -86,7 +86,7 @@ Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Embedding:
+class TextEmbedding:
     """The ``predict`` of a vector for each text: the mean of its tokens, or the first one."""
 
     needs: ClassVar[ModelNeeds] = ModelNeeds((), ("input_ids",))
@@ -157,7 +157,7 @@ def config_writes(model: Any) -> bool:
 
 def embedding_of_model(
     config: TransformerConfig, tokenizer: Tokenizer | None, pool: Literal["mean", "cls"], place: str
-) -> Embedding:
+) -> TextEmbedding:
     """What ``--pool`` computes. Raises UserError for a model that does not read text."""
     if tokenizer is None or not isinstance(config, TextConfig):
         raise UserError(f"{place} has no tokenizer; give --pool with a model of text")
@@ -167,7 +167,9 @@ def embedding_of_model(
         cls_id, sep_id = framing_ids(tokenizer.vocabulary)
         frame = Frame((cls_id,), (sep_id,))
     normalize = bool(config.normalize_embeddings)
-    return Embedding(frame, pool, normalize, "decoder_input_ids" in getattr(model, "inputs", ()))
+    return TextEmbedding(
+        frame, pool, normalize, "decoder_input_ids" in getattr(model, "inputs", ())
+    )
 
 
 class EncodedRows:
@@ -212,7 +214,7 @@ class _Texts(Examples):
 
 
 def text_examples(
-    rows: Sequence[Row], tokenizer: Tokenizer, config: TextConfig, objective: Any, length: int
+    rows: Sequence[InputRow], tokenizer: Tokenizer, config: TextConfig, objective: Any, length: int
 ) -> Examples:
     """The rows as examples of at most ``length`` tokens, as evaluation has them.
 
@@ -289,7 +291,7 @@ def batches_by_length(
 def predictions(
     examples: Examples,
     objective: Predicts,
-    restored: Restored,
+    restored: RestoredModel,
     vocabulary: Vocabulary,
     length: int,
     batch_size: int,
@@ -311,13 +313,13 @@ def predictions(
 def lines(
     objective: Any,
     config: TransformerConfig,
-    rows: Sequence[Row],
+    rows: Sequence[InputRow],
     examples: Examples,
     found: Sequence[Arrays],
     tokenizer: Tokenizer | None,
 ) -> list[Line]:
     """A JSON object for each row, from what the model ``found`` for each example."""
-    if isinstance(objective, Embedding | ImageEmbedding):
+    if isinstance(objective, TextEmbedding | ImageEmbedding):
         return [{"embedding": list(map(_short, row["embedding"][0]))} for row in found]
     if isinstance(objective, SequenceClassification) and objective.loss == "mse":
         return [{"value": _short(row["predicted"][0])} for row in found]
@@ -367,7 +369,10 @@ def _label_line(logits: np.ndarray, names: Sequence[str], independent: bool) -> 
 
 
 def _tag_lines(
-    rows: Sequence[Row], examples: LabelledExamples, found: Sequence[Arrays], names: Sequence[str]
+    rows: Sequence[InputRow],
+    examples: LabelledExamples,
+    found: Sequence[Arrays],
+    names: Sequence[str],
 ) -> list[Line]:
     tagged = tagged_words(found, examples)
     return [

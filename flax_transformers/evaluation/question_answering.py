@@ -21,7 +21,7 @@ from etils import epath
 from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
 from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.data.sources.documents import Document
-from flax_transformers.data.sources.squad import Question, read_record
+from flax_transformers.data.sources.squad import Question, question_of_record
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.predictions import held_out_predictions
@@ -60,7 +60,7 @@ def question_evaluator(
         examples = prepared.examples("validation", spec)
         assert isinstance(examples, LabelledExamples)
         store, found = examples.store, predictions(snapshot)
-        questions = functools.cache(lambda document: read_record(store.record(document)))
+        questions = functools.cache(lambda document: question_of_record(store.record(document)))
         answered = best_answers(found, examples, objective, questions, prepared.tokenizer)
         best_answers_by_id = {
             questions(document).name or str(document): [
@@ -213,7 +213,9 @@ def question_baselines(config: TrainConfig, prepared: PreparedText) -> list[Base
         return []
     if not config.objective.no_answer or config.evaluation.max_examples is not None:
         return []
-    questions = [read_record(held_out.record(number)) for number in range(held_out.num_documents)]
+    questions = [
+        question_of_record(held_out.record(number)) for number in range(held_out.num_documents)
+    ]
     scores = answer_scores([("", question) for question in questions])
     counted = len(questions), "held-out questions"
     return [

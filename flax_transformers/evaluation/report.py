@@ -77,7 +77,7 @@ def _adapted(config: TrainConfig) -> str:
     )
 
 
-def finish(workdir: epath.Path, outcome: Outcome, baselines: Sequence[Baseline]) -> None:
+def report_results(workdir: epath.Path, outcome: Outcome, baselines: Sequence[Baseline]) -> None:
     """Draws the plots, and prints samples, scores and where the files are."""
     if jax.process_index() != 0:
         return

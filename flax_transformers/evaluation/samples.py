@@ -122,9 +122,9 @@ def continued(
     )
     return [
         Written(
-            readable(tokenizer, label[: used - 1]),
-            readable(tokenizer, row),
-            readable(tokenizer, label[used - 1 :]),
+            readable_text(tokenizer, label[: used - 1]),
+            readable_text(tokenizer, row),
+            readable_text(tokenizer, label[used - 1 :]),
         )
         for label, row, used in zip(labels, new, mask.sum(axis=1), strict=True)
     ]
@@ -156,9 +156,9 @@ def answered(
     )
     return [
         Written(
-            readable(prepared.tokenizer, ids[row][inputs[row] > 0]),
-            readable(tokenizer, new[row]),
-            readable(tokenizer, labels[row][targets[row] > 0]),
+            readable_text(prepared.tokenizer, ids[row][inputs[row] > 0]),
+            readable_text(tokenizer, new[row]),
+            readable_text(tokenizer, labels[row][targets[row] > 0]),
         )
         for row in range(len(rows))
     ]
@@ -171,7 +171,7 @@ def _first_part(row: dict[str, np.ndarray], side: str) -> np.ndarray:
     return np.asarray(mask, np.int32)
 
 
-def readable(tokenizer: Tokenizer, ids: np.ndarray) -> str:
+def readable_text(tokenizer: Tokenizer, ids: np.ndarray) -> str:
     """Text with special tokens by name, but without padding and the tokens around a sequence."""
     vocabulary = tokenizer.vocabulary
     hidden = {vocabulary.pad_id, vocabulary.eos_id, vocabulary.sep_id, vocabulary.cls_id}

@@ -72,7 +72,7 @@ from flax_transformers.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Run:
+class EvaluatedRun:
     """Arguments of evaluators and samples: a run, or its part on one component of a mixture."""
 
     config: TrainConfig
@@ -103,15 +103,17 @@ class Task:
     """
 
     baselines: Callable[[TrainConfig, Any], list[Baseline]] | None = None
-    evaluators: Callable[[Run], list[Evaluator]] | None = None
-    sample: Callable[[Run], Sample] | None = None
-    held_out: Callable[[Run], Evaluator] = lambda run: held_out_evaluator(run.config, run.prepared)
+    evaluators: Callable[[EvaluatedRun], list[Evaluator]] | None = None
+    sample: Callable[[EvaluatedRun], Sample] | None = None
+    held_out: Callable[[EvaluatedRun], Evaluator] = lambda run: held_out_evaluator(
+        run.config, run.prepared
+    )
 
 
 _TRANSLATION_METRICS = ("eval/bleu", "eval/chrf", "eval/rouge")
 
 
-def _translation(run: Run) -> list[Evaluator]:
+def _translation(run: EvaluatedRun) -> list[Evaluator]:
     kept = run.config.retention
     depends = kept.keep_best and kept.best_metric.startswith(_TRANSLATION_METRICS)
     every = depends or run.config.early_stopping.patience is not None
@@ -120,42 +122,42 @@ def _translation(run: Run) -> list[Evaluator]:
     return translation_evaluator(run.config, run.prepared, run.model, at_step, folder)
 
 
-def _questions(run: Run) -> list[Evaluator]:
+def _questions(run: EvaluatedRun) -> list[Evaluator]:
     folder = None if run.workdir is None else run.workdir / "predictions" / run.part
     return [question_evaluator(run.config, run.prepared, folder)]
 
 
-def _reconstruction(run: Run) -> list[Evaluator]:
+def _reconstruction(run: EvaluatedRun) -> list[Evaluator]:
     if run.workdir is None or run.part:
         return []
     return [reconstruction_evaluator(run.config, run.prepared, run.workdir)]
 
 
-def _classes(run: Run) -> list[Evaluator]:
+def _classes(run: EvaluatedRun) -> list[Evaluator]:
     return [classification_evaluator(run.config, run.prepared, run.report)]
 
 
-def _images(run: Run) -> list[Evaluator]:
+def _images(run: EvaluatedRun) -> list[Evaluator]:
     """Nothing without a report: another pass over all images would give two more scores."""
     return [] if run.report is None else _classes(run)
 
 
-def _tags(run: Run) -> list[Evaluator]:
+def _tags(run: EvaluatedRun) -> list[Evaluator]:
     return [entity_evaluator(run.config, run.prepared, run.report)]
 
 
-def _pairs(run: Run) -> list[Evaluator]:
+def _pairs(run: EvaluatedRun) -> list[Evaluator]:
     found, prepared = [retrieval_evaluator(run.config, run.prepared)], run.prepared
     if isinstance(prepared, PreparedPairs) and prepared.labelled is not None:
         found.append(zero_shot_evaluator(run.config, prepared))
     return found
 
 
-def _filled(run: Run) -> Sample:
+def _filled(run: EvaluatedRun) -> Sample:
     return filled_samples(run.prepared)
 
 
-def _answered(run: Run) -> Sample:
+def _answered(run: EvaluatedRun) -> Sample:
     return answered_samples(run.config, run.prepared, run.model)
 
 
@@ -226,16 +228,16 @@ def evaluators(
     than images with classes.
     """
     task = task_of(config.objective)
-    chosen = [task.held_out(Run(config, prepared, model, workdir))]
+    chosen = [task.held_out(EvaluatedRun(config, prepared, model, workdir))]
     samples: list[tuple[str, Sample]] = []
     for name, part in _held_out_parts(prepared):
-        run = Run(config, part, model, workdir, name, report and report.of_part(name))
+        run = EvaluatedRun(config, part, model, workdir, name, report and report.of_part(name))
         for evaluate in task.evaluators(run) if task.evaluators else ():
             chosen.append(_of_part(evaluate, name) if name else evaluate)
         if task.sample is not None:
             samples.append((name, task.sample(run)))
     for name, part in sets:
-        run = Run(config, part, model, workdir, name, report and report.of_part(name))
+        run = EvaluatedRun(config, part, model, workdir, name, report and report.of_part(name))
         own = task.evaluators(run) if task.evaluators else []
         chosen += [_of_set(one, name) for one in (task.held_out(run), *own)]
     if config.evaluation.probes:

@@ -103,7 +103,7 @@ class SharedStack(nn.Module):
         return groups(x_BTD, inputs)[0], LayerOutput()
 
 
-def make_stack(
+def make_shared_stack(
     config: AlbertConfig, compute: ComputeConfig, block: Block = TransformerBlock
 ) -> SharedStack:
     """The layers of a config."""
@@ -216,7 +216,7 @@ _SUPPORTED = {"model_type": "albert", "position_embedding_type": "absolute"}
 
 def from_huggingface(config: Mapping[str, Any]) -> AlbertConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, _SUPPORTED)
+    huggingface.refuse_values(config, _SUPPORTED)
     defaults = AlbertConfig()
     fields = huggingface.common_fields(config, defaults)
     fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
@@ -284,7 +284,7 @@ FAMILY = Family(
     config=AlbertConfig,
     model_types=("albert",),
     architectures=ARCHITECTURES,
-    parts=ModelParts(stack=make_stack),
+    parts=ModelParts(stack=make_shared_stack),
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

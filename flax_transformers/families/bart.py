@@ -107,12 +107,12 @@ ALIASES = {
 _PLAIN = BartConfig()
 
 
-def read_fields(config: Mapping[str, Any], default: EncoderDecoderConfig) -> dict[str, Any]:
+def read_bart_fields(config: Mapping[str, Any], default: EncoderDecoderConfig) -> dict[str, Any]:
     """Fields of a config.json like BART's (also Marian's), by default those of ``default``.
 
     Raises UserError for unsupported fields.
     """
-    huggingface.refuse(config, {"is_decoder": False})
+    huggingface.refuse_values(config, {"is_decoder": False})
     config = huggingface.without_aliases(config, ALIASES)
     decoder = {
         "decoder_layers": default.decoder.num_layers,
@@ -131,8 +131,8 @@ def read_fields(config: Mapping[str, Any], default: EncoderDecoderConfig) -> dic
     return fields
 
 
-def write_fields(config: EncoderDecoderConfig) -> dict[str, Any]:
-    """The inverse of ``read_fields``."""
+def write_bart_fields(config: EncoderDecoderConfig) -> dict[str, Any]:
+    """The inverse of ``read_bart_fields``."""
     return {
         **huggingface.common_json(config),
         **huggingface.write_fields(config, _NUMBERS),
@@ -151,7 +151,7 @@ def from_huggingface(config: Mapping[str, Any]) -> BartConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     model_type = huggingface.model_type_of(config, _PREFIXES)
     default = BartConfig() if model_type == "bart" else _MBART
-    fields = read_fields(config, default)
+    fields = read_bart_fields(config, default)
     # Not tied means three tables: of the encoder, of the decoder, and of the logits.
     fields |= {"norm_position": default.norm_position, "share_embeddings": fields["tie_embeddings"]}
     fields.setdefault("num_labels", default.num_labels)
@@ -161,7 +161,7 @@ def from_huggingface(config: Mapping[str, Any]) -> BartConfig:
 def to_huggingface(config: BartConfig) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
     is_mbart = config.architecture.startswith(_PREFIXES["mbart"])
-    return {"model_type": "mbart" if is_mbart else "bart", **write_fields(config)}
+    return {"model_type": "mbart" if is_mbart else "bart", **write_bart_fields(config)}
 
 
 def layer_rows(side: str) -> list[Weight]:

@@ -237,7 +237,7 @@ _SUPPORTED = {
 
 def from_huggingface(config: Mapping[str, Any]) -> BertConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, _SUPPORTED)
+    huggingface.refuse_values(config, _SUPPORTED)
     fields = huggingface.common_fields(config, BertConfig())
     fields |= huggingface.read_numbers(config, NUMBERS, BertConfig())
     fields["activation"] = huggingface.activation_from(config.get("hidden_act", "gelu"))

@@ -384,7 +384,7 @@ def write_tower(config: TransformerConfig, names: Mapping[str, str]) -> dict[str
 
 def from_huggingface(config: Mapping[str, Any]) -> ClipConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, {"model_type": "clip"})
+    huggingface.refuse_values(config, {"model_type": "clip"})
     defaults = ClipConfig()
     text, vision = part_of(config, "text_config"), part_of(config, "vision_config")
     fields = huggingface.read_numbers(

@@ -17,8 +17,8 @@ from flax_transformers.families.llama import (
     LlamaConfig,
     decoder_table,
     head_norms,
-    read_fields,
-    write_fields,
+    read_llama_fields,
+    write_llama_fields,
 )
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
@@ -110,8 +110,8 @@ DEFAULTS = replace(CohereConfig(), rope=Rope(theta=500000.0, interleaved=True))
 
 def from_huggingface(config: Mapping[str, Any]) -> CohereConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, {"model_type": "cohere"})
-    fields = read_fields(config, DEFAULTS, "layer_norm_eps")
+    huggingface.refuse_values(config, {"model_type": "cohere"})
+    fields = read_llama_fields(config, DEFAULTS, "layer_norm_eps")
     fields |= huggingface.read_numbers(config, _OWN, DEFAULTS)
     fields |= huggingface.read_switches(config, _SWITCHES, DEFAULTS)
     return huggingface.make_config(
@@ -122,7 +122,7 @@ def from_huggingface(config: Mapping[str, Any]) -> CohereConfig:
 def to_huggingface(config: CohereConfig) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
     own = huggingface.write_fields(config, _OWN | _SWITCHES)
-    return {"model_type": "cohere", **own, **write_fields(config, "layer_norm_eps")}
+    return {"model_type": "cohere", **own, **write_llama_fields(config, "layer_norm_eps")}
 
 
 def weights(config: CohereConfig) -> WeightTable:

@@ -337,19 +337,19 @@ _WRITTEN = {
 
 def from_huggingface(config: Mapping[str, Any]) -> DebertaV2Config:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, {**_WRITTEN, "conv_kernel_size": 0})
+    huggingface.refuse_values(config, {**_WRITTEN, "conv_kernel_size": 0})
     defaults = DebertaV2Config()
     fields = huggingface.common_fields(config, defaults)
     fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
     for name in ("embedding_size", "pooler_hidden_size"):
         if config.get(name) is not None:
-            huggingface.refuse(config, {name: fields["hidden_size"]})
+            huggingface.refuse_values(config, {name: fields["hidden_size"]})
     fields["activation"] = huggingface.activation_from(config.get("hidden_act", "gelu"))
     fields |= huggingface.read_switches(
         config, {"tie_embeddings": "tie_word_embeddings", "legacy_head": "legacy"}, defaults
     )
     if not fields["legacy_head"]:
-        huggingface.refuse(config, {"tie_word_embeddings": True})
+        huggingface.refuse_values(config, {"tie_word_embeddings": True})
     if config.get("cls_dropout") is not None:
         huggingface.require_number("cls_dropout", config["cls_dropout"], whole=False)
         fields["classifier_dropout"] = float(config["cls_dropout"])

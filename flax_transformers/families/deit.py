@@ -101,7 +101,7 @@ SIZES: dict[str, DeiTConfig] = {
 
 def from_huggingface(config: Mapping[str, Any]) -> DeiTConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, {"model_type": "deit"})
+    huggingface.refuse_values(config, {"model_type": "deit"})
     fields = vit.read_vision(config, vit.NUMBERS, DeiTConfig())
     return huggingface.make_config(DeiTConfig, fields)
 

@@ -129,7 +129,7 @@ def from_huggingface(config: Mapping[str, Any]) -> DeiT3Config:
     """
     if isinstance(config.get("architecture"), str):
         return huggingface.make_config(DeiT3Config, _read_timm(config))
-    huggingface.refuse(config, {"model_type": "deit3"})
+    huggingface.refuse_values(config, {"model_type": "deit3"})
     fields = vit.read_vision(config, _NUMBERS, DeiT3Config())
     return huggingface.make_config(DeiT3Config, fields)
 
@@ -147,8 +147,8 @@ def _read_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(arguments) - set(_MODEL_ARGS.values()) - _OTHER_ARGS)
     if unknown:
         raise UserError(f"config.json has model_args {', '.join(unknown)}, not supported here")
-    huggingface.refuse(config, {"global_pool": "token"})
-    huggingface.refuse(arguments, {"no_embed_class": True})
+    huggingface.refuse_values(config, {"global_pool": "token"})
+    huggingface.refuse_values(arguments, {"no_embed_class": True})
     size = DeiT3Config(patch_size=int(name[2]), **vit.dimensions(letters))
     fields: dict[str, Any] = huggingface.read_numbers(arguments, _MODEL_ARGS, size)
     fields |= huggingface.read_switches(arguments, {"qkv_bias": "qkv_bias"}, size)

@@ -113,7 +113,7 @@ _ALIASES = {
 def from_huggingface(config: Mapping[str, Any]) -> DistilBertConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     config = huggingface.without_aliases(config, _ALIASES)
-    huggingface.refuse(config, {"model_type": "distilbert"})
+    huggingface.refuse_values(config, {"model_type": "distilbert"})
     defaults = DistilBertConfig()
     fields = huggingface.common_fields(config, defaults)
     fields |= huggingface.read_numbers(config, _NUMBERS, defaults)

@@ -295,7 +295,7 @@ _SUPPORTED = {
 
 def from_huggingface(config: Mapping[str, Any]) -> ElectraConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, _SUPPORTED)
+    huggingface.refuse_values(config, _SUPPORTED)
     defaults = ElectraConfig()
     fields = huggingface.common_fields(config, defaults)
     fields |= huggingface.read_numbers(config, _NUMBERS, defaults)

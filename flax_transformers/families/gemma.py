@@ -12,9 +12,9 @@ from flax_transformers.families.llama import (
     LlamaConfig,
     architectures,
     decoder_table,
-    read_fields,
+    read_llama_fields,
     value_architecture,
-    write_fields,
+    write_llama_fields,
 )
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
@@ -80,8 +80,8 @@ def _activation(config: Mapping[str, Any]) -> Activation:
 def from_huggingface(config: Mapping[str, Any]) -> GemmaConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     given = {name: value for name, value in config.items() if value is not None}
-    huggingface.refuse(given, {"model_type": "gemma", "use_bidirectional_attention": False})
-    fields = read_fields(config, GemmaConfig())
+    huggingface.refuse_values(given, {"model_type": "gemma", "use_bidirectional_attention": False})
+    fields = read_llama_fields(config, GemmaConfig())
     fields["activation"] = _activation(config)
     fields |= huggingface.read_switches(config, ATTENTION_BIAS, GemmaConfig())
     return huggingface.make_config(GemmaConfig, fields)
@@ -97,7 +97,7 @@ def to_huggingface(config: GemmaConfig) -> dict[str, Any]:
     return {
         "model_type": "gemma",
         **huggingface.write_fields(config, ATTENTION_BIAS),
-        **write_fields(config),
+        **write_llama_fields(config),
         "hidden_act": activation,
         **second,
     }

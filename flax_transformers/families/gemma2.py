@@ -17,9 +17,9 @@ from flax_transformers.families.llama import (
     LlamaConfig,
     architectures,
     decoder_table,
-    read_fields,
+    read_llama_fields,
     value_architecture,
-    write_fields,
+    write_llama_fields,
 )
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
@@ -130,8 +130,8 @@ def from_huggingface(config: Mapping[str, Any]) -> Gemma2Config:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     defaults = Gemma2Config()
     given = {name: value for name, value in config.items() if value is not None}
-    huggingface.refuse(given, {"model_type": "gemma2", "use_bidirectional_attention": False})
-    fields = read_fields(config, defaults)
+    huggingface.refuse_values(given, {"model_type": "gemma2", "use_bidirectional_attention": False})
+    fields = read_llama_fields(config, defaults)
     fields["activation"] = huggingface.activation_from(
         given.get("hidden_activation", "gelu_pytorch_tanh")
     )
@@ -158,7 +158,7 @@ def to_huggingface(config: Gemma2Config) -> dict[str, Any]:
     return {
         "model_type": "gemma2",
         **huggingface.write_fields(config, ATTENTION_BIAS | _SOFTCAPS),
-        **write_fields(config),
+        **write_llama_fields(config),
         "hidden_act": activation,
         "hidden_activation": activation,
         "sliding_window": config.sliding_window,

@@ -106,7 +106,7 @@ _SUPPORTED = {
 
 def from_huggingface(config: Mapping[str, Any]) -> GPT2Config:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, _SUPPORTED)
+    huggingface.refuse_values(config, _SUPPORTED)
     config = huggingface.without_aliases(config, _ALIASES)
     defaults = GPT2Config()
     fields = huggingface.common_fields(config, defaults)

@@ -196,7 +196,7 @@ ATTENTION_BIAS = {"output_bias": "attention_bias", "qkv_bias": "attention_bias"}
 _MLP_BIAS = {"mlp_bias": "mlp_bias"}
 
 
-def read_fields(
+def read_llama_fields(
     config: Mapping[str, Any], defaults: LlamaConfig, norm_eps: str = "rms_norm_eps"
 ) -> dict[str, Any]:
     """The common fields of a config.json of Llama and its descendants, by our names.
@@ -224,8 +224,8 @@ def read_fields(
     return fields
 
 
-def write_fields(config: LlamaConfig, norm_eps: str = "rms_norm_eps") -> dict[str, Any]:
-    """The inverse of ``read_fields``."""
+def write_llama_fields(config: LlamaConfig, norm_eps: str = "rms_norm_eps") -> dict[str, Any]:
+    """The inverse of ``read_llama_fields``."""
     return {
         **huggingface.common_json(config),
         **huggingface.write_fields(config, _NUMBERS | {"norm_eps": norm_eps}),
@@ -251,7 +251,9 @@ def read_rope(config: Mapping[str, Any], theta: float, max_positions: int) -> Ro
             "supported are 'default', 'linear', 'dynamic', 'llama3' and 'yarn'"
         )
     partial = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    huggingface.refuse({"partial_rotary_factor": partial or 1.0}, {"partial_rotary_factor": 1.0})
+    huggingface.refuse_values(
+        {"partial_rotary_factor": partial or 1.0}, {"partial_rotary_factor": 1.0}
+    )
 
     def number(name: str, default: float | None = None) -> float:
         value = default if given.get(name) is None else given[name]
@@ -351,8 +353,8 @@ def write_rope(rope: Rope) -> dict[str, Any]:
 
 def from_huggingface(config: Mapping[str, Any]) -> LlamaConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, {"model_type": "llama"})
-    fields = read_fields(config, LlamaConfig())
+    huggingface.refuse_values(config, {"model_type": "llama"})
+    fields = read_llama_fields(config, LlamaConfig())
     fields |= huggingface.read_switches(config, ATTENTION_BIAS | _MLP_BIAS, LlamaConfig())
     return huggingface.make_config(LlamaConfig, fields)
 
@@ -362,7 +364,7 @@ def to_huggingface(config: LlamaConfig) -> dict[str, Any]:
     return {
         "model_type": "llama",
         **huggingface.write_fields(config, ATTENTION_BIAS | _MLP_BIAS),
-        **write_fields(config),
+        **write_llama_fields(config),
     }
 
 

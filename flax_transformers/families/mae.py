@@ -322,7 +322,7 @@ _NUMBERS = vit.NUMBERS | {
 
 def from_huggingface(config: Mapping[str, Any]) -> MaeConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, {"model_type": "vit_mae"})
+    huggingface.refuse_values(config, {"model_type": "vit_mae"})
     fields = vit.read_vision(config, _NUMBERS, MaeConfig())
     fields |= huggingface.read_switches(config, {"norm_pix_loss": "norm_pix_loss"}, MaeConfig())
     return huggingface.make_config(MaeConfig, fields)

@@ -19,9 +19,9 @@ from flax_transformers.errors import UserError
 from flax_transformers.families.bart import (
     ALIASES,
     layer_rows,
-    read_fields,
+    read_bart_fields,
     word_tables,
-    write_fields,
+    write_bart_fields,
 )
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
@@ -163,8 +163,8 @@ _SHARED = {"share_embeddings": "share_encoder_decoder_embeddings"}
 
 def from_huggingface(config: Mapping[str, Any]) -> MarianConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, {"model_type": "marian"})
-    fields = read_fields(config, _PUBLISHED)
+    huggingface.refuse_values(config, {"model_type": "marian"})
+    fields = read_bart_fields(config, _PUBLISHED)
     shared = huggingface.read_switches(config, _SHARED, _PUBLISHED)["share_embeddings"]
     fields["share_embeddings"] = fields["tie_embeddings"] and shared
     number = {"decoder_vocab_size": "decoder_vocab_size"}
@@ -178,7 +178,7 @@ def to_huggingface(config: MarianConfig) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
     return {
         "model_type": "marian",
-        **write_fields(config),
+        **write_bart_fields(config),
         "decoder_vocab_size": config.decoder.vocab_size,
         **huggingface.write_fields(config, _SHARED),
     }

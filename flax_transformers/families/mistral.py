@@ -11,9 +11,9 @@ from flax_transformers.families.llama import (
     LlamaConfig,
     architectures,
     decoder_table,
-    read_fields,
+    read_llama_fields,
     value_architecture,
-    write_fields,
+    write_llama_fields,
 )
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
@@ -63,17 +63,17 @@ SIZES: dict[str, MistralConfig] = {
 def read_windowed(
     config: Mapping[str, Any], defaults: LlamaConfig, window: int | None
 ) -> dict[str, Any]:
-    """``read_fields``, and the sliding window, by default ``window``."""
+    """``read_llama_fields``, and the sliding window, by default ``window``."""
     window = config.get("sliding_window", window)
     if window is not None:
         numbers = {"sliding_window": window}
         huggingface.read_numbers(numbers, {"sliding_window": "sliding_window"}, MistralConfig())
-    return read_fields(config, defaults) | {"sliding_window": window}
+    return read_llama_fields(config, defaults) | {"sliding_window": window}
 
 
 def from_huggingface(config: Mapping[str, Any]) -> MistralConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, {"model_type": "mistral"})
+    huggingface.refuse_values(config, {"model_type": "mistral"})
     return huggingface.make_config(
         MistralConfig, read_windowed(config, MistralConfig(), MistralConfig().sliding_window)
     )
@@ -84,7 +84,7 @@ def to_huggingface(config: MistralConfig) -> dict[str, Any]:
     return {
         "model_type": "mistral",
         "sliding_window": config.sliding_window,
-        **write_fields(config),
+        **write_llama_fields(config),
     }
 
 

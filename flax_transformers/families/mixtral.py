@@ -16,7 +16,7 @@ from flax_transformers.families.llama import (
     architectures,
     decoder_table,
     value_architecture,
-    write_fields,
+    write_llama_fields,
 )
 from flax_transformers.families.mistral import read_windowed
 from flax_transformers.huggingface import fields as huggingface
@@ -108,7 +108,7 @@ _ALIASES = {"num_experts": "num_local_experts"}
 
 def from_huggingface(config: Mapping[str, Any]) -> MixtralConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, {"model_type": "mixtral", "router_jitter_noise": 0.0})
+    huggingface.refuse_values(config, {"model_type": "mixtral", "router_jitter_noise": 0.0})
     config = huggingface.without_aliases(config, _ALIASES)
     fields = read_windowed(config, MixtralConfig(), MixtralConfig().sliding_window)
     fields |= huggingface.read_numbers(config, _NUMBERS, MixtralConfig())
@@ -120,7 +120,7 @@ def to_huggingface(config: MixtralConfig) -> dict[str, Any]:
     return {
         "model_type": "mixtral",
         "sliding_window": config.sliding_window,
-        **write_fields(config),
+        **write_llama_fields(config),
         **huggingface.write_fields(config, _NUMBERS),
     }
 

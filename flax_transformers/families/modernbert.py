@@ -287,7 +287,7 @@ _SWITCHES = {
 def from_huggingface(config: Mapping[str, Any]) -> ModernBertConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     defaults = ModernBertConfig()
-    huggingface.refuse(config, {"model_type": "modernbert"})
+    huggingface.refuse_values(config, {"model_type": "modernbert"})
     fields = huggingface.common_fields(config, defaults)
     fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
     fields |= huggingface.read_switches(config, _SWITCHES, defaults)

@@ -417,7 +417,7 @@ class Mlp(nn.Module):
         return self.down(nn.gelu(self.up(x_BTK)))
 
 
-class Positions(nn.Module):
+class ModalityPositions(nn.Module):
     """Positions [B or 1, T, width] of tokens: a fixed table, or a map of their centres."""
 
     modality: Modality
@@ -460,7 +460,7 @@ class Patcher(nn.Module):
                 tokens_BTK.reshape(batch, -1, 3)
             )
             x_BTD = points.reshape(batch, groups, -1, c.hidden_size).max(axis=2)
-        positions = Positions(m, c.hidden_size, self.dtype, c.init_std, name="position")
+        positions = ModalityPositions(m, c.hidden_size, self.dtype, c.init_std, name="position")
         return x_BTD + positions(centres_BTC)
 
 
@@ -477,7 +477,7 @@ class LightDecoder(nn.Module):
         axes = ("embed", "features")
         self.embed = Linear("BTD,DE->BTE", (c.hidden_size, width), axes, dtype, init_std=std)
         self.mask_token = Vectors((width,), ("embed",), truncated_normal(std), dtype)
-        self.position = Positions(m, width, dtype, std)
+        self.position = ModalityPositions(m, width, dtype, std)
         self.stack = make_stack(inner, self.compute, TransformerBlock)
         self.norm = make_norm(inner, dtype)
         self.predict = Linear("BTD,DE->BTE", (width, m.outputs), axes, dtype, init_std=std)

@@ -16,8 +16,8 @@ from flax_transformers.families.llama import (
     architectures,
     decoder_table,
     head_norms,
-    read_fields,
-    write_fields,
+    read_llama_fields,
+    write_llama_fields,
 )
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
@@ -94,8 +94,8 @@ DEFAULTS = replace(
 
 def from_huggingface(config: Mapping[str, Any]) -> Olmo2Config:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, {"model_type": "olmo2"})
-    fields = read_fields(config, DEFAULTS)
+    huggingface.refuse_values(config, {"model_type": "olmo2"})
+    fields = read_llama_fields(config, DEFAULTS)
     fields |= huggingface.read_switches(config, ATTENTION_BIAS, DEFAULTS)
     return huggingface.make_config(Olmo2Config, fields)
 
@@ -105,7 +105,7 @@ def to_huggingface(config: Olmo2Config) -> dict[str, Any]:
     return {
         "model_type": "olmo2",
         **huggingface.write_fields(config, ATTENTION_BIAS),
-        **write_fields(config),
+        **write_llama_fields(config),
     }
 
 

@@ -12,10 +12,10 @@ from flax_transformers.families.llama import (
     LlamaConfig,
     architectures,
     decoder_table,
-    read_fields,
+    read_llama_fields,
     value_architecture,
     with_prefix_of_questions,
-    write_fields,
+    write_llama_fields,
 )
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
@@ -200,14 +200,14 @@ DEFAULTS = replace(
 
 def from_huggingface(config: Mapping[str, Any]) -> Qwen2Config:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, {"model_type": "qwen2"})
-    fields = read_fields(config, DEFAULTS)
+    huggingface.refuse_values(config, {"model_type": "qwen2"})
+    fields = read_llama_fields(config, DEFAULTS)
     return huggingface.make_config(Qwen2Config, fields | read_windows(config, fields["num_layers"]))
 
 
 def to_huggingface(config: Qwen2Config) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
-    return {"model_type": "qwen2", **write_windows(config), **write_fields(config)}
+    return {"model_type": "qwen2", **write_windows(config), **write_llama_fields(config)}
 
 
 def weights(config: Qwen2Config) -> WeightTable:

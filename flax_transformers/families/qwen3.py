@@ -14,10 +14,10 @@ from flax_transformers.families.llama import (
     architectures,
     decoder_table,
     head_norms,
-    read_fields,
+    read_llama_fields,
     value_architecture,
     with_prefix_of_questions,
-    write_fields,
+    write_llama_fields,
 )
 from flax_transformers.families.qwen2 import (
     LONG_ROPE,
@@ -109,8 +109,8 @@ DEFAULTS = replace(
 
 def from_huggingface(config: Mapping[str, Any]) -> Qwen3Config:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, {"model_type": "qwen3"})
-    fields = read_fields(config, DEFAULTS)
+    huggingface.refuse_values(config, {"model_type": "qwen3"})
+    fields = read_llama_fields(config, DEFAULTS)
     fields |= huggingface.read_switches(config, ATTENTION_BIAS, DEFAULTS)
     return huggingface.make_config(Qwen3Config, fields | read_windows(config, fields["num_layers"]))
 
@@ -121,7 +121,7 @@ def to_huggingface(config: Qwen3Config) -> dict[str, Any]:
         "model_type": "qwen3",
         **huggingface.write_fields(config, ATTENTION_BIAS),
         **write_windows(config),
-        **write_fields(config),
+        **write_llama_fields(config),
     }
 
 

@@ -164,7 +164,7 @@ _LEFT_OUT = {
 def from_huggingface(config: Mapping[str, Any]) -> RobertaConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     model_type = huggingface.model_type_of(config, _PREFIXES)
-    huggingface.refuse(config, _SUPPORTED)
+    huggingface.refuse_values(config, _SUPPORTED)
     fields = huggingface.common_fields(config, _LEFT_OUT[model_type])
     fields |= huggingface.read_numbers(config, _NUMBERS, _LEFT_OUT[model_type])
     rows = replace(_LEFT_OUT[model_type], max_positions=512)

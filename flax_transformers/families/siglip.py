@@ -154,16 +154,16 @@ SIZES: dict[str, SiglipConfig] = {
 
 def from_huggingface(config: Mapping[str, Any]) -> SiglipConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, {"model_type": "siglip"})
+    huggingface.refuse_values(config, {"model_type": "siglip"})
     defaults = SiglipConfig()
     text, vision = part_of(config, "text_config"), part_of(config, "vision_config")
-    huggingface.refuse(vision, {"vision_use_head": True})
+    huggingface.refuse_values(vision, {"vision_use_head": True})
     fields = read_tower(text, TEXT_NUMBERS, defaults)
     fields |= huggingface.read_special_ids(text, defaults)
     of_image = read_tower(vision, VISION_NUMBERS, defaults.vision)
     fields["vision"] = huggingface.make_config(SiglipVision, of_image)
     if text.get("projection_size") is not None:
-        huggingface.refuse(text, {"projection_size": fields["vision"].hidden_size})
+        huggingface.refuse_values(text, {"projection_size": fields["vision"].hidden_size})
     return huggingface.make_config(SiglipConfig, fields)
 
 

@@ -484,7 +484,7 @@ def from_huggingface(config: Mapping[str, Any]) -> VideoMaeConfig:
     ``use_mean_pooling`` says of a classifier how it pools, and of the others that the encoder has
     no norm at its end.
     """
-    huggingface.refuse(config, {"model_type": "videomae"})
+    huggingface.refuse_values(config, {"model_type": "videomae"})
     published = {"qv_bias": config.get("qkv_bias", True)} | dict(config)
     defaults = VideoMaeConfig()
     fields = vit.read_vision(published, _NUMBERS, defaults)

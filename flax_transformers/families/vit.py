@@ -239,9 +239,9 @@ def read_vision(
             "square patches are"
         )
     fields["patch_size"] = patch_height
-    huggingface.refuse(config, {"pooler_act": "tanh"})
+    huggingface.refuse_values(config, {"pooler_act": "tanh"})
     if config.get("pooler_output_size") is not None:
-        huggingface.refuse(config, {"pooler_output_size": fields["hidden_size"]})
+        huggingface.refuse_values(config, {"pooler_output_size": fields["hidden_size"]})
     return fields
 
 
@@ -275,7 +275,7 @@ def write_vision(config: VisionConfig, names: Mapping[str, str]) -> dict[str, An
 
 def from_huggingface(config: Mapping[str, Any]) -> ViTConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse(config, {"model_type": "vit"})
+    huggingface.refuse_values(config, {"model_type": "vit"})
     return huggingface.make_config(ViTConfig, read_vision(config, NUMBERS, ViTConfig()))
 
 

@@ -15,7 +15,7 @@ def bucket(size: int) -> int:
     return between if between > _FINE and size <= between else power
 
 
-def padded(
+def padded_to_bucket(
     ids_BT: np.ndarray, mask_BT: np.ndarray, pad: int, *, left: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids and mask with padding up to the bucket of their length, on the left or the right."""

@@ -14,10 +14,10 @@ from jax.typing import ArrayLike
 from flax_transformers.errors import UserError
 from flax_transformers.generation import program
 from flax_transformers.generation.beams import Beams
-from flax_transformers.generation.buckets import bucket, padded
+from flax_transformers.generation.buckets import bucket, padded_to_bucket
 from flax_transformers.generation.choices import choice_of, settings_of
-from flax_transformers.generation.loop import Endings, Limits
-from flax_transformers.generation.program import Request, Settings, Streamer
+from flax_transformers.generation.loop import Endings, TextLimits
+from flax_transformers.generation.program import GenerationRequest, Settings, Streamer
 from flax_transformers.generation.sampling import Sampling
 from flax_transformers.generation.stop_strings import StopStrings
 from flax_transformers.models.generation_settings import GenerationSettings
@@ -67,9 +67,9 @@ def generate(
     lengths = mask_BT.sum(axis=1)
     max_new_tokens, key = check_prompts(model, lengths, max_new_tokens, choice, key, settings)
     endings = endings_of(model, settings, eos_id, pad_id)
-    ids_BT, mask_BT = padded(ids_BT, mask_BT, int(endings.pad), left=True)
-    limits = Limits(endings, jnp.int32(max_new_tokens), stops)
-    request = Request(jnp.asarray(ids_BT), jnp.asarray(mask_BT), limits, key)
+    ids_BT, mask_BT = padded_to_bucket(ids_BT, mask_BT, int(endings.pad), left=True)
+    limits = TextLimits(endings, jnp.int32(max_new_tokens), stops)
+    request = GenerationRequest(jnp.asarray(ids_BT), jnp.asarray(mask_BT), limits, key)
     return run(model, params, request, choice, settings, streamer)
 
 
@@ -98,7 +98,7 @@ def check_prompts(
 def run(
     model: nn.Module,
     params: Mapping[str, Any],
-    request: Request,
+    request: GenerationRequest,
     choice: Sampling | Beams,
     settings: GenerationSettings,
     streamer: Streamer | None,

@@ -39,7 +39,7 @@ class Endings(NamedTuple):
         return cls(jnp.atleast_1d(jnp.asarray(eos_id, jnp.int32)), jnp.int32(pad_id))
 
 
-class Limits(NamedTuple):
+class TextLimits(NamedTuple):
     """What bounds a text: its endings, the number of new tokens (an int32 scalar), and texts that
     end it, if any."""
 
@@ -53,7 +53,7 @@ class Rules:
     """What all tokens of a call are chosen by, besides the ``Choice``. Ids from ``vocab_size`` on
     are vocabulary padding."""
 
-    limits: Limits
+    limits: TextLimits
     key: jax.Array
     vocab_size: int
     settings: GenerationSettings = NO_SETTINGS
@@ -122,7 +122,7 @@ def advance(
     return jax.lax.while_loop(unfinished, one_more, (state, cache))
 
 
-def replicated(array: jax.Array) -> jax.Array:
+def replicate(array: jax.Array) -> jax.Array:
     """The same array, on every device of a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return array

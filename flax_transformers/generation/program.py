@@ -17,7 +17,7 @@ import numpy as np
 
 from flax_transformers.generation.beams import Beams
 from flax_transformers.generation.logits import History
-from flax_transformers.generation.loop import Limits, Rules, Step, advance, replicated
+from flax_transformers.generation.loop import Rules, Step, TextLimits, advance, replicate
 from flax_transformers.generation.sampling import Sampling
 from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
 from flax_transformers.models.heads import last_token, take_token
@@ -27,13 +27,13 @@ Streamer = Callable[[np.ndarray], None]
 """Called with the new tokens int32 [B] of each step. Rows that have ended get padding."""
 
 
-class Request(NamedTuple):
+class GenerationRequest(NamedTuple):
     """What to generate from. ``ids_BT`` and ``mask_BT`` int32: prompts or, if there is a
     ``start_P`` int32 of the decoder, sources. ``forced``: the first new token, an int32 scalar."""
 
     ids_BT: jax.Array
     mask_BT: jax.Array
-    limits: Limits
+    limits: TextLimits
     key: jax.Array
     start_P: jax.Array | None = None
     forced: jax.Array | None = None
@@ -66,19 +66,19 @@ _separate = jax.jit(separate_layers)
 
 @partial(jax.jit, static_argnums=0, static_argnames="settings")
 def write(
-    model: Any, params: Mapping[str, Any], request: Request, *, settings: Settings
+    model: Any, params: Mapping[str, Any], request: GenerationRequest, *, settings: Settings
 ) -> jax.Array:
     """New tokens int32 [B, M] of a checked request."""
     state, cache = _begin(model, params, request, settings)
     rules, step = _rules(model, request, settings), _step(model, params, settings)
     state, _ = advance(step, state, cache, settings.choice, rules, request.limits.max_new_tokens)
-    return replicated(settings.choice.result(state)[:, -settings.columns :])
+    return replicate(settings.choice.result(state)[:, -settings.columns :])
 
 
 def stream(
     model: Any,
     params: Mapping[str, Any],
-    request: Request,
+    request: GenerationRequest,
     streamer: Streamer,
     *,
     settings: Settings,
@@ -95,7 +95,7 @@ def stream(
 
 @partial(jax.jit, static_argnums=0, static_argnames="settings")
 def begin(
-    model: Any, params: Mapping[str, Any], request: Request, *, settings: Settings
+    model: Any, params: Mapping[str, Any], request: GenerationRequest, *, settings: Settings
 ) -> tuple[Any, Any]:
     """The state after the first new token, and the cache."""
     return _begin(model, params, request, settings)
@@ -105,7 +105,7 @@ def begin(
 def go_on(
     model: Any,
     params: Mapping[str, Any],
-    request: Request,
+    request: GenerationRequest,
     state: Any,
     cache: Any,
     *,
@@ -117,7 +117,7 @@ def go_on(
 
 
 def _begin(
-    model: Any, params: Mapping[str, Any], request: Request, settings: Settings
+    model: Any, params: Mapping[str, Any], request: GenerationRequest, settings: Settings
 ) -> tuple[Any, Any]:
     read = _read_prompts if request.start_P is None else _read_sources
     logits_BV, cache, ids_BP, mask_BP = read(model, params, request, _new_slots(settings))
@@ -130,7 +130,7 @@ def _begin(
 
 
 def _read_prompts(
-    model: Any, params: Mapping[str, Any], request: Request, slots: int
+    model: Any, params: Mapping[str, Any], request: GenerationRequest, slots: int
 ) -> tuple[jax.Array, Any, jax.Array, jax.Array]:
     """Logits [B, V] after prompts, the cache with ``slots`` more, and the prompts."""
     ids_BT, mask_BT = request.ids_BT, request.mask_BT
@@ -148,7 +148,7 @@ def _read_prompts(
 
 
 def _read_sources(
-    model: Any, params: Mapping[str, Any], request: Request, slots: int
+    model: Any, params: Mapping[str, Any], request: GenerationRequest, slots: int
 ) -> tuple[jax.Array, Any, jax.Array, jax.Array]:
     """The same after sources and the start of the targets, which take the prompts' place."""
     assert request.start_P is not None
@@ -209,7 +209,7 @@ def _new_slots(settings: Settings) -> int:
     return settings.columns * (choice.num_beams if isinstance(choice, Beams) else 1)
 
 
-def _rules(model: Any, request: Request, settings: Settings) -> Rules:
+def _rules(model: Any, request: GenerationRequest, settings: Settings) -> Rules:
     config = getattr(model.config, "decoder", model.config)
     return Rules(request.limits, request.key, config.vocab_size, settings.generation)
 

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 
 from flax_transformers.errors import UserError
 from flax_transformers.generation.beams import Beams
-from flax_transformers.generation.buckets import padded
+from flax_transformers.generation.buckets import padded_to_bucket
 from flax_transformers.generation.choices import choice_of, settings_of
 from flax_transformers.generation.decode import (
     endings_of,
@@ -27,8 +27,8 @@ from flax_transformers.generation.decode import (
     require_settings,
     run,
 )
-from flax_transformers.generation.loop import Limits
-from flax_transformers.generation.program import Request, Streamer
+from flax_transformers.generation.loop import TextLimits
+from flax_transformers.generation.program import GenerationRequest, Streamer
 from flax_transformers.generation.sampling import Sampling
 from flax_transformers.generation.stop_strings import StopStrings
 from flax_transformers.models.generation_settings import GenerationSettings
@@ -73,16 +73,16 @@ def generate_target(
     ids_BS, mask_BS = ids_and_mask(input_ids, attention_mask)
     start = tuple(start_ids) or (_first_id(model, settings),)
     lengths = mask_BS.sum(axis=1)
-    max_new_tokens, key = check_sources(
+    max_new_tokens, key = check_source_lengths(
         model, lengths, start, max_new_tokens, choice, key, settings
     )
     _check_ids(model, () if forced_first_id is None else (forced_first_id,))
     endings = endings_of(model, settings, eos_id, pad_id)
-    ids_BS, mask_BS = padded(ids_BS, mask_BS, int(endings.pad), left=False)
-    request = Request(
+    ids_BS, mask_BS = padded_to_bucket(ids_BS, mask_BS, int(endings.pad), left=False)
+    request = GenerationRequest(
         jnp.asarray(ids_BS),
         jnp.asarray(mask_BS),
-        Limits(endings, jnp.int32(max_new_tokens), stops),
+        TextLimits(endings, jnp.int32(max_new_tokens), stops),
         key,
         jnp.asarray(start, jnp.int32),
         None if forced_first_id is None else jnp.int32(forced_first_id),
@@ -90,7 +90,7 @@ def generate_target(
     return run(model, params, request, choice, settings, streamer)
 
 
-def check_sources(
+def check_source_lengths(
     model: Any,
     lengths: Sequence[int] | np.ndarray,
     start_ids: Sequence[int],

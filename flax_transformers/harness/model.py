@@ -18,8 +18,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.predict import predictions
 from flax_transformers.evaluation.scoring.continuations import (
+    Continuation,
     ContinuationLikelihood,
-    Request,
     Requests,
     check_requests,
     request_of,
@@ -38,7 +38,7 @@ from flax_transformers.objectives.base import Frame
 from flax_transformers.objectives.rows import document_start
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.pretrained import load_pretrained, load_tokenizer
-from flax_transformers.restore import Restored
+from flax_transformers.restore import RestoredModel
 
 _MAX_LENGTH = 2048
 """Largest number of tokens if the model has no limit."""
@@ -73,7 +73,7 @@ class HarnessModel(LM):
         require_writer(model)
         self._config: Any = model.config
         self._tokenizer = load_tokenizer(pretrained)
-        self._restored = Restored(
+        self._restored = RestoredModel(
             self._config, model, params, self._tokenizer, None, placed, step=0
         )
         self._length = int(max_length or self._config.max_positions or _MAX_LENGTH)
@@ -95,7 +95,7 @@ class HarnessModel(LM):
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """The log-likelihood in nats of each text, every token of which is scored once: a text that
         is too long in windows, as lm_eval divides it."""
-        windows: list[Request] = []
+        windows: list[Continuation] = []
         counts: list[int] = []
         for one in requests:
             (text,) = one.args
@@ -106,7 +106,7 @@ class HarnessModel(LM):
                 max_seq_len=self._length,
                 context_len=1,
             )
-            some = [Request(*make_disjoint_window(window)) for window in found]
+            some = [Continuation(*make_disjoint_window(window)) for window in found]
             windows += some
             counts.append(len(some))
         scores = iter(self._scores(windows))
@@ -135,14 +135,14 @@ class HarnessModel(LM):
     def _first_id(self) -> int:
         return self._before[0] if self._before else document_start(self._tokenizer.vocabulary)
 
-    def _request(self, context: str, continuation: str) -> Request:
+    def _request(self, context: str, continuation: str) -> Continuation:
         if context:
             return request_of(self._tokenizer, context, continuation, self._before)
         ids = self._tokenizer.encode_batch([continuation])[0].tolist()
         first = self._first_id()
-        return Request(ids[:1], ids[1:]) if ids[:1] == [first] else Request([first], ids)
+        return Continuation(ids[:1], ids[1:]) if ids[:1] == [first] else Continuation([first], ids)
 
-    def _scores(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+    def _scores(self, requests: Sequence[Continuation]) -> list[tuple[float, bool]]:
         check_requests(requests, self._length, "request")
         ids = {token for one in requests for token in (*one.context, *one.continuation)}
         require_known(self._tokenizer, ids, self._config.vocab_size, "task")

@@ -243,7 +243,7 @@ def make_config(kind: type[C], fields: Mapping[str, Any]) -> C:
         raise UserError(f"config.json describes no {kind.__name__}: {error}") from None
 
 
-def refuse(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def refuse_values(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise UserError if ``config`` has a field with another value than in ``wanted``; 1 is not
     true."""
     for name, value in wanted.items():

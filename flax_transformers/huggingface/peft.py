@@ -124,7 +124,7 @@ def open_adapter(folder: Path, described: Mapping[str, Any]) -> Adapter | None:
     """The adapter in a folder; None if it has tensors that only PEFT can merge."""
     matrices: dict[str, dict[str, FileTensor]] = {}
     saved = {}
-    for tensor in tensor_files.open_file(folder / ADAPTER_WEIGHTS):
+    for tensor in tensor_files.open_tensor_file(folder / ADAPTER_WEIGHTS):
         name = tensor.name.removeprefix(_PREFIX)
         if match := _PAIR.fullmatch(name):
             matrices.setdefault(match[1], {})[match[2]] = tensor

@@ -193,7 +193,7 @@ def load_directory(
     return model, params | fresh_heads(model, place, absent, folder, seed)
 
 
-def described_model(directory: Path, architecture: str | None = None) -> TransformerConfig:
+def directory_config(directory: Path, architecture: str | None = None) -> TransformerConfig:
     """The config of the model that ``load_directory`` gives; reads no weights."""
     source = _find_source(directory)
     folder = source.folder
@@ -207,8 +207,8 @@ def described_model(directory: Path, architecture: str | None = None) -> Transfo
         return family.settle(model, tensor_names.unwrapped(tensors, family.weights(model)))
 
 
-def initial_model(directory: Path, architecture: str) -> TransformerConfig:
-    """As ``described_model``, with the ``architecture`` only if the file's family has it.
+def initial_directory_config(directory: Path, architecture: str) -> TransformerConfig:
+    """As ``directory_config``, with the ``architecture`` only if the file's family has it.
 
     Raises UserError for an adapter that was trained with dropout, which there is none of here.
     """
@@ -220,11 +220,11 @@ def initial_model(directory: Path, architecture: str) -> TransformerConfig:
             f"its {folder_kinds.ADAPTER_CONFIG}"
         )
     try:
-        model = described_model(directory)
+        model = directory_config(directory)
     except UserError:  # a file without a name that is known
-        return described_model(directory, architecture)
+        return directory_config(directory, architecture)
     if architecture in family_of(model).architectures:
-        return described_model(directory, architecture)
+        return directory_config(directory, architecture)
     return model
 
 

@@ -91,7 +91,7 @@ def open_tensors(directory: Path) -> Mapping[str, Any]:
     file, if one is missing, damaged or at odds with the index.
     """
     if os.path.lexists(directory / WEIGHTS):
-        return {tensor.name: tensor for tensor in open_file(directory / WEIGHTS)}
+        return {tensor.name: tensor for tensor in open_tensor_file(directory / WEIGHTS)}
     if files := flax_files(directory):
         return {name: value for file in files for name, value in _flax_tensors(file)}
     places = read_json(directory / INDEX).get("weight_map")
@@ -113,7 +113,7 @@ def open_tensors(directory: Path) -> Mapping[str, Any]:
         )
     tensors: dict[str, FileTensor] = {}
     for file in shards:
-        for tensor in open_file(directory / file):
+        for tensor in open_tensor_file(directory / file):
             if places.get(tensor.name, file) != file or tensor.name in tensors:
                 raise UserError(
                     f"tensor {tensor.name} is in the shard {file} as well as in "
@@ -176,7 +176,7 @@ def _is_pointer(file: Path) -> str:
     )
 
 
-def open_file(file: Path) -> Iterator[FileTensor]:
+def open_tensor_file(file: Path) -> Iterator[FileTensor]:
     """The tensors of one file, whose values are not read. Raises UserError if it is damaged."""
     require_file(file)
     try:
@@ -281,7 +281,7 @@ def plan_shards(tensors: Iterable[TensorInfo], max_shard_bytes: int) -> dict[str
     }
 
 
-def write_index(directory: Path, shards: Mapping[str, list[TensorInfo]]) -> None:
+def write_shard_index(directory: Path, shards: Mapping[str, list[TensorInfo]]) -> None:
     """The index from tensors to shards, as transformers writes it."""
     tensors = [tensor for shard in shards.values() for tensor in shard]
     index = {

@@ -71,7 +71,7 @@ def save_directory(
             values = export_tensors(table, params, vocab_size, names)
             tensor_files.write_file(folder / name, shard, _finite(values))
         if len(shards) > 1:
-            tensor_files.write_index(folder, shards)
+            tensor_files.write_shard_index(folder, shards)
         for name, file in carried_files(tokenizer_from).items():
             shutil.copyfile(file, folder / name)
         carried = carried_files(tokenizer_from)

@@ -45,7 +45,7 @@ class StepReport:
     sums: Sums
     grad_norm: jax.Array
     skipped: jax.Array
-    skipped_in_a_row: jax.Array
+    consecutive_skips: jax.Array
     update_is_finite: Any = True
     updates: Any = 1
     """Steps since the run began that were not skipped."""
@@ -61,7 +61,7 @@ class StepReport:
         }
 
 
-class Meter:
+class StepMetrics:
     """Collects step reports, one step behind, and makes rows of metrics of them.
 
     Throughput excludes the time in ``paused`` and the first step, which compiles; ``clock`` counts
@@ -138,11 +138,11 @@ class Meter:
             if report.tokens is not None:
                 self._tokens = (self._tokens or 0) + int(report.tokens)
         sums = dict(report.sums)
-        if report.skipped_in_a_row == 0:
+        if report.consecutive_skips == 0:
             sums["optimizer/grad_norm"] = (report.grad_norm, 1.0)
         self._sums.add(sums)
         self._skipped = int(report.skipped)
-        self._consecutive_skips, self._fault = int(report.skipped_in_a_row), _fault(report)
+        self._consecutive_skips, self._fault = int(report.consecutive_skips), _fault(report)
         if self._consecutive_skips:
             log.warning("a step was skipped: its %s", " are ".join(self._fault))
         limit = self._max_consecutive_skips

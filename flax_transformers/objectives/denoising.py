@@ -132,7 +132,7 @@ def _permuted(tokens: np.ndarray, ends: np.ndarray, rng: np.random.Generator) ->
     return tokens[np.arange(len(tokens)) + np.repeat(shift, moved)]
 
 
-def span_lengths(total: int, mean: float, rng: np.random.Generator) -> np.ndarray:
+def poisson_span_lengths(total: int, mean: float, rng: np.random.Generator) -> np.ndarray:
     """Poisson lengths with the sum ``total``, of which the last is shortened: int64 [spans]."""
     drawn = np.zeros(0, np.int64)
     while (sum_drawn := int(drawn.sum())) < total:
@@ -155,7 +155,7 @@ def _infilled(
     become two masks.
     """
     total = round(len(tokens) * share)
-    lengths = span_lengths(total, mean, rng)
+    lengths = poisson_span_lengths(total, mean, rng)
     inserts = len(lengths) - np.count_nonzero(lengths)
     if len(lengths) > total:  # short texts: not more masks than replaced tokens
         lengths = np.concatenate(

@@ -232,7 +232,7 @@ def _single_words(rng: np.random.Generator, words: int) -> Iterator[list[int]]:
 
 def _spans(rng: np.random.Generator, words: int) -> Iterator[list[int]]:
     """Disjoint runs of all words; a run continues from the last word to the first."""
-    lengths = span_lengths(rng, words).tolist()
+    lengths = geometric_span_lengths(rng, words).tolist()
     free = [True] * words
     for start, length in zip(rng.permutation(words).tolist(), lengths, strict=True):
         run = []
@@ -245,7 +245,7 @@ def _spans(rng: np.random.Generator, words: int) -> Iterator[list[int]]:
             yield run
 
 
-def span_lengths(rng: np.random.Generator, count: int) -> np.ndarray:
+def geometric_span_lengths(rng: np.random.Generator, count: int) -> np.ndarray:
     """``count`` lengths from 1 to 10, with ``P(n)`` proportional to ``0.8 ** n``."""
     # Inverse of the distribution function of a truncated (not clipped) geometric distribution.
     within = 1.0 - (1.0 - SPAN_STOP) ** SPAN_LONGEST

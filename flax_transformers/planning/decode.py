@@ -19,8 +19,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from flax_transformers.generation import decode
 from flax_transformers.generation.buckets import bucket
-from flax_transformers.generation.loop import Endings, Limits
-from flax_transformers.generation.program import Request, Settings, takes_separate_layers, write
+from flax_transformers.generation.loop import Endings, TextLimits
+from flax_transformers.generation.program import (
+    GenerationRequest,
+    Settings,
+    takes_separate_layers,
+    write,
+)
 from flax_transformers.generation.sampling import Sampling
 from flax_transformers.models.config import EncoderDecoderConfig
 from flax_transformers.models.layers.stack import separate_layers
@@ -144,7 +149,7 @@ def lower_generate(
     scalar = replicated((), jnp.int32)
     ids = replicated((batch, bucket(prompt_length)), jnp.int32)
     key = replicated((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
-    limits = Limits(Endings(eos=replicated((1,), jnp.int32), pad=scalar), scalar)
+    limits = TextLimits(Endings(eos=replicated((1,), jnp.int32), pad=scalar), scalar)
     model, params, start = trainer.model, trainer.abstract_params, None
     if takes_separate_layers(trainer.mesh.devices.flatten().tolist()):
         params = jax.eval_shape(separate_layers, params)
@@ -160,7 +165,7 @@ def lower_generate(
         return write.lower(
             model,
             params,
-            Request(ids, ids, limits, key, start),
+            GenerationRequest(ids, ids, limits, key, start),
             settings=Settings(bucket(new_tokens), Sampling()),
         )
 

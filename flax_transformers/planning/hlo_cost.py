@@ -31,7 +31,7 @@ from flax_transformers.planning.hlo_text import (
     Instruction,
     Module,
     device_groups,
-    parse,
+    parse_module,
     trip_count,
 )
 
@@ -120,7 +120,7 @@ def account(text: str, mesh: Mapping[str, int], *, unknown_rounds: int = 1) -> H
     ``mesh`` gives the size of each axis, in the order of the devices. Loops whose trip count cannot
     be read count as ``unknown_rounds``. Raises ValueError for a text that is not a module.
     """
-    module = parse(text)
+    module = parse_module(text)
     found = HloCost(num_instructions=module.num_instructions)
     _Walk(module, dict(mesh), found, unknown_rounds).computation(module.entry, 1)
     return found

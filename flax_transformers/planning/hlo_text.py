@@ -146,7 +146,7 @@ def arrays(text: str) -> list[Array]:
     return found
 
 
-def parse(text: str) -> Module:
+def parse_module(text: str) -> Module:
     """Parse a module. Raises ValueError for a text without an entry computation."""
     computations: dict[str, Computation] = {}
     entry = current = None

@@ -94,7 +94,7 @@ class Roofline:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """One step of one phase on one mesh. FLOPs and bytes are of one device."""
 
     topology: str
@@ -132,7 +132,7 @@ def plan(
     topology: str,
     *,
     hlo: Path | None = None,
-) -> Plan:
+) -> StepPlan:
     """Compile the training step of ``phase`` for ``devices``, which need not be present.
 
     The optimised program is also written to ``hlo``, if given.
@@ -159,7 +159,7 @@ def plan(
     at_peak = None
     if chip is not None and found is not None and program_flops is not None:
         at_peak = roofline(found, program_flops, chip)
-    return Plan(
+    return StepPlan(
         topology=topology,
         devices=mesh.size,
         chip=devices[0].device_kind,
@@ -365,7 +365,7 @@ def _notes(found: HloCost | None, unreadable: bool) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def advice(found: Plan) -> str:
+def advice(found: StepPlan) -> str:
     """One sentence for a plan that does not fit: the missing memory, and a remedy.
 
     The remedy is an estimate: the state shrinks with the number of devices that it is sharded over,
@@ -398,7 +398,7 @@ def advice(found: Plan) -> str:
     )
 
 
-def _batch_parts(found: Plan) -> int:
+def _batch_parts(found: StepPlan) -> int:
     """Number of devices with different rows, times micro-batches."""
     return found.micro_batches * math.prod(
         found.mesh.get(name, 1) for name in ("data", "fsdp", "expert")

@@ -19,7 +19,7 @@ from flax_transformers.models.config import TransformerConfig, VisionConfig
 from flax_transformers.models.layers.patches import patch_grid
 from flax_transformers.parallel.device_specs import DeviceSpec, device_spec
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
-from flax_transformers.planning.plan import GIB, Plan, bytes_on_device, plan
+from flax_transformers.planning.plan import GIB, StepPlan, bytes_on_device, plan
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.setup import make_trainer, phase_flops
 
@@ -50,8 +50,8 @@ def search(
     topology: str,
     *,
     limit: int,
-    on_plan: Callable[[Plan], None] = lambda found: None,
-) -> list[Plan]:
+    on_plan: Callable[[StepPlan], None] = lambda found: None,
+) -> list[StepPlan]:
     """Plans of the ``limit`` best candidates, sorted: those that fit first, then by time.
     ``on_plan`` is called with each after it is compiled.
 
@@ -62,7 +62,7 @@ def search(
         raise UserError(
             f"the speed of {devices[0].device_kind!r} is unknown; search for a TPU or GPU"
         )
-    found: list[Plan] = []
+    found: list[StepPlan] = []
     refused = None
     for one in candidates(config, phase, devices, chip):
         if len(found) == limit:
@@ -81,7 +81,7 @@ def search(
     return sorted(found, key=_rank)
 
 
-def _rank(found: Plan) -> tuple[bool, float]:
+def _rank(found: StepPlan) -> tuple[bool, float]:
     seconds = math.inf if found.roofline is None else found.roofline.step
     return not found.fits, seconds
 

@@ -183,7 +183,7 @@ def encode(
         ids, offsets = tokenizer.encode_prompt_with_offsets(text)
         if not len(ids):
             raise TemplateError(f"{template.place} writes nothing")
-        return [ids], [token_spans(turns, offsets)]
+        return [ids], [turn_token_spans(turns, offsets)]
     render = _renderer(document, template, tokenizer)
     prompt = render(None).tolist()
     sequences = [render(number) for number in range(len(document.completions))]
@@ -223,7 +223,7 @@ def _renderer(
     return of_text if isinstance(completions[0], str) else of_messages
 
 
-def token_spans(turns: Sequence[tuple[int, int]], offsets: np.ndarray) -> Spans:
+def turn_token_spans(turns: Sequence[tuple[int, int]], offsets: np.ndarray) -> Spans:
     """The spans of tokens that have a character of a turn.
 
     ``turns``: starts and ends in characters; ``offsets`` int [n, 2]: those of the tokens.

@@ -19,7 +19,7 @@ from flax_transformers import ranges
 from flax_transformers.data.sources import row_files
 from flax_transformers.data.sources.corpus_files import ending
 from flax_transformers.data.sources.documents import Decoder, Document, Invalid, LabelKind, Where
-from flax_transformers.data.sources.records import Part, Records, Source, Texts
+from flax_transformers.data.sources.records import MemoryTexts, Part, Records, Source
 from flax_transformers.data.sources.row_files import ParquetFile, reading_parquet, row_of
 from flax_transformers.errors import UserError
 from flax_transformers.post_training.chat_template import Message, common_prefix
@@ -107,7 +107,7 @@ class ConversationSource(Source):
 
     def parts(self) -> Iterator[Part]:
         if self.path == "embedded":
-            yield Part(Texts(tuple(self.embedded_texts())), _row)
+            yield Part(MemoryTexts(tuple(self.embedded_texts())), _row)
         for _, path in self.files():
             yield Part(_records(path, self), _row)
 

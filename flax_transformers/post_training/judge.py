@@ -28,7 +28,7 @@ def check_judge(model: Any) -> None:
         )
 
 
-def scores_of(
+def judged_rewards(
     model: Any,
     params: Any,
     tokenizer: Tokenizer,

@@ -50,11 +50,13 @@ class Problems(PythonData):
         name = f"{self.task} of {self.digits} digits as {self.form}"
         return SequenceDataset(train, held_out, tokenizer=_tokenizer(), name=name)
 
-    def items(self) -> tuple[Items, Items]:
+    def items(self) -> tuple[ProblemSequence, ProblemSequence]:
         """The training problems and those held out."""
-        held_out = Items(self.task, self.digits, self.form, -self.held_out, self.held_out)
+        held_out = ProblemSequence(self.task, self.digits, self.form, -self.held_out, self.held_out)
         prompts = frozenset(held_out.problem(number)[0] for number in range(self.held_out))
-        train = Items(self.task, self.digits, self.form, 0, self.training, without=prompts)
+        train = ProblemSequence(
+            self.task, self.digits, self.form, 0, self.training, without=prompts
+        )
         return train, held_out
 
 
@@ -64,7 +66,7 @@ def _tokenizer() -> ByteTokenizer:
 
 
 @dataclass(frozen=True)
-class Items(Sequence[Any]):
+class ProblemSequence(Sequence[Any]):
     """``size`` problems from number ``first`` on, none with a prompt in ``without``."""
 
     task: Task

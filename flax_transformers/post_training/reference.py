@@ -27,7 +27,7 @@ from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import (
     RULES,
     batch_sharding,
-    check_batch,
+    check_batch_divides,
     host_rows,
     place_rows,
     replicated,
@@ -47,7 +47,7 @@ RECORD = "reference.json"
 """File of a run's folder that names the weights of its reference."""
 
 
-class Weights(Protocol):
+class ReferenceWeights(Protocol):
     """A model that is not read yet."""
 
     path: str
@@ -66,7 +66,7 @@ class _Pass:
     objective: Any
     config: TrainConfig
     prepared: PreparedChat
-    weights: Weights
+    weights: ReferenceWeights
     spec: ConversationSpec
     length: int
 
@@ -96,7 +96,7 @@ class _Pass:
     def _computed(self, store: TokenStore) -> np.ndarray:
         config, spec = self.config, self.spec
         mesh, size = make_mesh(config.mesh), config.evaluation.batch_size
-        check_batch(size, 1, mesh, name="evaluation.batch_size")
+        check_batch_divides(size, 1, mesh, name="evaluation.batch_size")
         model, params = self.weights.load(mesh)
         self._check(model)
         functions, objective = model_functions(model), self.objective
@@ -163,7 +163,7 @@ def with_reference(
     objective: Any,
     config: TrainConfig,
     prepared: PreparedChat,
-    weights: Callable[[str], Weights],
+    weights: Callable[[str], ReferenceWeights],
     workdir: epath.Path | None,
 ) -> PreparedChat:
     """The data with the log-probabilities of the reference model of ``DirectPreference``.

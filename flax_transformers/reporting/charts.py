@@ -54,18 +54,16 @@ def line_chart(
     parts = []
     for tick in ticks(low, high):
         parts.append(f'<path class="grid" d="M{_LEFT} {y(tick):.1f}H{_WIDTH - _RIGHT}"/>')
-        parts.append(
-            f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>'
-        )
+        label, height = short_number(tick), y(tick) + 4
+        parts.append(f'<text x="{_LEFT - 6}" y="{height:.1f}" text-anchor="end">{label}</text>')
     for tick in ticks(0, last, count=4):
-        parts.append(
-            f'<text x="{x(tick):.1f}" y="{_HEIGHT - 16}" text-anchor="middle">{number(tick)}</text>'
-        )
+        label, height = short_number(tick), _HEIGHT - 16
+        parts.append(f'<text x="{x(tick):.1f}" y="{height}" text-anchor="middle">{label}</text>')
     middle = _LEFT + inner[0] / 2
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 2}" text-anchor="middle">step</text>')
     for one in references:
         parts.append(f'<path class="reference" d="M{_LEFT} {y(one.value):.1f}h{inner[0]}"/>')
-        label = escape(f"{one.name} {number(one.value)}")
+        label = escape(f"{one.name} {short_number(one.value)}")
         height = y(one.value) - 4
         parts.append(
             f'<text x="{_WIDTH - _RIGHT}" y="{height:.1f}" text-anchor="end">{label}</text>'
@@ -98,7 +96,7 @@ def _path(line: Line, points: Sequence[tuple[float, float]]) -> str:
     )
     shown = dots if line.dots or len(points) == 1 else ""
     finite = [value for value in line.values if math.isfinite(value)]
-    last = f"{line.name}, last {number(finite[-1])}" if finite else line.name
+    last = f"{line.name}, last {short_number(finite[-1])}" if finite else line.name
     return (
         f'<g class="line c{line.color}"><title>{escape(last)}</title>'
         f'<path d="{"".join(commands)}"/>{shown}</g>'
@@ -141,7 +139,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [step * place for place in range(first, last + 1)]
 
 
-def number(value: float) -> str:
+def short_number(value: float) -> str:
     """Four digits: 8e-04, 0.0125, 1.25, 1,200, 85k, 1.2M."""
     size = abs(value)
     if size >= 1e6:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from flax_transformers.reporting.charts import Line, Reference, line_chart, number
-from flax_transformers.reporting.runs import Picture, Run, SweepTable
+from flax_transformers.reporting.charts import Line, Reference, line_chart, short_number
+from flax_transformers.reporting.runs import Picture, ReportedRun, SweepTable
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fbfbfa; --card: #ffffff; --text: #1c1d1f;
@@ -66,7 +66,7 @@ _GROUPS = (
 _FROM_ZERO = ("perf/", "optimizer/learning_rate")
 
 
-def page(runs: Sequence[Run], sweeps: Sequence[SweepTable]) -> str:
+def page(runs: Sequence[ReportedRun], sweeps: Sequence[SweepTable]) -> str:
     """The page of ``runs`` and ``sweeps``."""
     names = [run.name for run in runs] + [sweep.name for sweep in sweeps]
     title = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -92,7 +92,7 @@ def _color(place: int) -> int:
     return place % COLORS
 
 
-def _legend(runs: Sequence[Run]) -> str:
+def _legend(runs: Sequence[ReportedRun]) -> str:
     items = (
         f'<li><span class="swatch c{_color(place)}"></span>{escape(run.name)}</li>'
         for place, run in enumerate(runs)
@@ -100,13 +100,13 @@ def _legend(runs: Sequence[Run]) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>' if runs else ""
 
 
-def series(run: Run, metric: str) -> tuple[list[int], list[float]]:
+def series(run: ReportedRun, metric: str) -> tuple[list[int], list[float]]:
     """Steps and values of a metric of a run."""
     found = [(row["step"], float(row[metric])) for row in run.rows if metric in row]
     return [step for step, _ in found], [value for _, value in found]
 
 
-def _metrics(runs: Sequence[Run], prefix: str) -> list[str]:
+def _metrics(runs: Sequence[ReportedRun], prefix: str) -> list[str]:
     """Names of the numeric metrics with a prefix, losses first."""
     names = {
         name
@@ -118,7 +118,7 @@ def _metrics(runs: Sequence[Run], prefix: str) -> list[str]:
     return sorted(names, key=lambda name: (name not in _FIRST, name))
 
 
-def _curves(runs: Sequence[Run]) -> list[str]:
+def _curves(runs: Sequence[ReportedRun]) -> list[str]:
     sections = []
     for title, prefix in _GROUPS:
         charts = [_chart(runs, metric) for metric in _metrics(runs, prefix)]
@@ -128,7 +128,7 @@ def _curves(runs: Sequence[Run]) -> list[str]:
     return sections
 
 
-def _chart(runs: Sequence[Run], metric: str) -> str:
+def _chart(runs: Sequence[ReportedRun], metric: str) -> str:
     lines = []
     for place, run in enumerate(runs):
         steps, values = series(run, metric)
@@ -141,7 +141,7 @@ def _chart(runs: Sequence[Run], metric: str) -> str:
     return f"<h3>{escape(metric)}</h3>{svg}" if svg else ""
 
 
-def _references(runs: Sequence[Run], metric: str) -> list[Reference]:
+def _references(runs: Sequence[ReportedRun], metric: str) -> list[Reference]:
     """The baselines of a metric, each value once."""
     found = {
         (str(one["name"]), float(one["score"])): None
@@ -152,7 +152,7 @@ def _references(runs: Sequence[Run], metric: str) -> list[Reference]:
     return [Reference(*one) for one in found]
 
 
-def _summary(runs: Sequence[Run]) -> str:
+def _summary(runs: Sequence[ReportedRun]) -> str:
     """The last scores of each run."""
     if not runs:
         return ""
@@ -162,12 +162,12 @@ def _summary(runs: Sequence[Run]) -> str:
     for run in runs:
         last = {metric: values[-1] for metric in metrics if (values := series(run, metric)[1])}
         step = max((row["step"] for row in run.rows), default=0)
-        scores = [number(last[metric]) if metric in last else "" for metric in metrics]
+        scores = [short_number(last[metric]) if metric in last else "" for metric in metrics]
         rows.append([run.name, f"{step:,}", *scores])
     return _section("Runs", _table(head, rows))
 
 
-def _differences(runs: Sequence[Run]) -> str:
+def _differences(runs: Sequence[ReportedRun]) -> str:
     """Fields of the configs that are not equal, or the one config."""
     fields = list(dict.fromkeys(name for run in runs for name in run.config))
     if len(runs) == 1:
@@ -184,7 +184,7 @@ def _differences(runs: Sequence[Run]) -> str:
     return _section("Differences of the configs", _table(["field", *_run_names(runs)], rows))
 
 
-def _run_names(runs: Sequence[Run]) -> list[str]:
+def _run_names(runs: Sequence[ReportedRun]) -> list[str]:
     return [run.name for run in runs]
 
 
@@ -198,7 +198,7 @@ def _texts(title: str, of_runs: Sequence[tuple[str, Sequence[Any]]], kind: str =
     return _section(title, f'<div class="cards">{"".join(cards)}</div>') if cards else ""
 
 
-def _pictures(runs: Sequence[Run]) -> str:
+def _pictures(runs: Sequence[ReportedRun]) -> str:
     cards = [
         f'<div class="card">{_image(run.name, one)}</div>' for run in runs for one in run.pictures
     ]
@@ -221,7 +221,7 @@ def _sweep(sweep: SweepTable) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return number(value) if isinstance(value, float) and math.isfinite(value) else str(value)
+    return short_number(value) if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -34,7 +34,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """A run, with the newest of each kind of its files.
 
     ``config``: values by the path of their field, as text. ``rows``: those of `read_metrics`.
@@ -59,12 +59,12 @@ class SweepTable:
     plot: Picture | None
 
 
-def read(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Run], list[SweepTable]]:
+def read(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[ReportedRun], list[SweepTable]]:
     """The runs and the sweeps among ``paths``, in order.
 
     Raises UserError for a folder that is neither.
     """
-    runs: list[Run] = []
+    runs: list[ReportedRun] = []
     sweeps: list[SweepTable] = []
     for name, path in zip(_names([os.fspath(path) for path in paths]), paths, strict=True):
         folder = epath.Path(path)
@@ -90,7 +90,7 @@ def _names(paths: Sequence[str]) -> list[str]:
     raise UserError("a run is given twice; give each once")
 
 
-def _run(name: str, folder: epath.Path) -> Run:
+def _run(name: str, folder: epath.Path) -> ReportedRun:
     config = json.loads(_text(folder / "config.json") or "{}")
     samples = _newest(folder / "samples", ".txt")
     reports = [_newest(folder / "evaluation", ".classes.txt")]
@@ -98,7 +98,7 @@ def _run(name: str, folder: epath.Path) -> Run:
         _picture("reconstructions", _newest_path(folder / "samples", ".png")),
         _picture("confusion matrix", _newest_path(folder / "evaluation", ".confusion.png")),
     ]
-    return Run(
+    return ReportedRun(
         name,
         dict(_leaves(config)),
         read_metrics(folder),

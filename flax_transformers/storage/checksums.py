@@ -43,7 +43,7 @@ def write_part(folder: epath.Path) -> None:
     _write(folder / PART_NAME, _encode(_hash_files(folder, list_files(folder))))
 
 
-def write_index(folder: epath.Path) -> None:
+def write_checksum_index(folder: epath.Path) -> None:
     """Writes the index of a step folder before it is committed; removes the parts it collects.
 
     If a part is damaged or missing, process 0 hashes those files itself.

@@ -75,7 +75,7 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
 
 
 @contextlib.contextmanager
-def writing(path: str, failure: type[Exception] = OSError) -> Iterator[None]:
+def writing_below(path: str, failure: type[Exception] = OSError) -> Iterator[None]:
     """Turns a failed write below ``path`` into a UserError."""
     try:
         yield
@@ -216,7 +216,7 @@ class LocalFolder:
     def write(self, name: str, content: Any, *, lasting: bool = True, replace: bool = True) -> None:
         """See Folder. Unless ``replace``, a file that exists is left as it is, because other
         processes may be reading it. ``content`` may be an iterator of buffers."""
-        with writing(self.path):
+        with writing_below(self.path):
             path, first = os.path.join(self.path, name), self.temporary(name)
             write_atomically(path, content, temporary=first, lasting=lasting, replace=replace)
 
@@ -226,24 +226,24 @@ class LocalFolder:
         return sorted(prefix + path.name for path in found if path.is_file())
 
     def delete(self, name: str) -> None:
-        with writing(self.path), contextlib.suppress(FileNotFoundError):
+        with writing_below(self.path), contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(self.path, name))
 
     def temporary(self, name: str) -> Path:
         path = Path(self.path, f"{name}{_TEMPORARY}{socket.gethostname()}-{os.getpid()}")
-        with writing(self.path):
+        with writing_below(self.path):
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def publish(self, temporary: Path, name: str, *, lasting: bool = True) -> None:
-        with writing(self.path):
+        with writing_below(self.path):
             target = Path(self.path, name)
             os.replace(temporary, target)
             if lasting:
                 _sync_folder(target.parent)
 
     def sync(self) -> None:
-        with writing(self.path):
+        with writing_below(self.path):
             _sync_folder(self.path, contents=True)
 
     def remove_temporaries(self) -> None:
@@ -335,7 +335,7 @@ class BucketFolder:
         return _BucketFile(self, name)
 
     def write(self, name: str, content: Any, *, lasting: bool = True) -> None:
-        with writing(self.path, ValueError):
+        with writing_below(self.path, ValueError):
             self._store.write(name, bytes(content)).result()
 
     def names(self, prefix: str) -> list[str]:
@@ -344,7 +344,7 @@ class BucketFolder:
         return sorted(name for name in map(bytes.decode, found) if "/" not in name[len(prefix) :])
 
     def delete(self, name: str) -> None:
-        with writing(self.path, ValueError):
+        with writing_below(self.path, ValueError):
             self._store.write(name, None).result()
 
     def temporary(self, name: str) -> Path:

@@ -22,7 +22,7 @@ from typing import IO
 from etils import epath
 
 from flax_transformers.errors import WorkdirInUse
-from flax_transformers.storage.folders import Folder, LocalFolder, writing
+from flax_transformers.storage.folders import Folder, LocalFolder, writing_below
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def _folder_lock(folder: Folder, *, shared: bool) -> Iterator[LocalFolder | None
     def waiting() -> None:
         print(f"Waiting for the process that prepares {folder.path}", file=sys.stderr)
 
-    with writing(folder.path):
+    with writing_below(folder.path):
         os.makedirs(folder.path, exist_ok=True)
         file = open_lock(folder.path)
     with file:

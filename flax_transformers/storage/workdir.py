@@ -41,7 +41,7 @@ def open_workdir(path: str | os.PathLike[str]) -> epath.Path:
 
 
 @contextlib.contextmanager
-def exclusive_lock(workdir: epath.Path) -> Iterator[None]:
+def workdir_lock(workdir: epath.Path) -> Iterator[None]:
     """Keeps a second training run out of a workdir.
 
     Raises WorkdirInUse if another process trains there. Disks without locks are not protected; for
@@ -96,13 +96,13 @@ def set_aside_unusable(path: epath.Path, *, folder: bool = False) -> None:
             with open(path, "rb") as file:
                 file.read(1)
     except OSError as error:
-        set_aside(path, f"cannot be read ({error.strerror or error})")
+        set_aside_file(path, f"cannot be read ({error.strerror or error})")
         return
     if not is_right:
-        set_aside(path, f"is not a {'folder' if folder else 'file'}")
+        set_aside_file(path, f"is not a {'folder' if folder else 'file'}")
 
 
-def set_aside(path: epath.Path, reason: str) -> None:
+def set_aside_file(path: epath.Path, reason: str) -> None:
     """Renames a side file to ``NAME.unusable-N`` and logs the reason. Never raises."""
     names = (f"{path.name}.unusable-{number}" for number in itertools.count())
     target = next(path.parent / name for name in names if not (path.parent / name).exists())
@@ -124,7 +124,7 @@ def read_side_file(path: epath.Path) -> str | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # each client of buckets has errors of its own
-        set_aside(path, f"cannot be read ({getattr(error, 'strerror', None) or error})")
+        set_aside_file(path, f"cannot be read ({getattr(error, 'strerror', None) or error})")
         return None
 
 

@@ -25,7 +25,7 @@ from flax_transformers.config_json import to_json
 from flax_transformers.errors import UserError, WorkdirInUse
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.storage.workdir import read_side_file, write_side_file
-from flax_transformers.sweeps.study import Point, Run, Sweep, Training
+from flax_transformers.sweeps.study import Point, StudyRun, StudyRuns, Training
 from flax_transformers.training import loop
 from flax_transformers.training.check_run import check_config
 from flax_transformers.training.config import TrainConfig, check_resumable
@@ -42,14 +42,14 @@ _DEFINING = tuple(name for name in TrainConfig.__dataclass_fields__ if name not 
 class Result:
     """What a run has left so far."""
 
-    run: Run
+    run: StudyRun
     metrics: dict[str, float] = field(default_factory=dict)
     """Those that are compared, see `_scores`; empty if the run is not finished."""
     failure: str | None = None
     """Why it failed, in one sentence."""
 
 
-def check(sweep: Sweep) -> None:
+def check(sweep: StudyRuns) -> None:
     """Raises UserError, before the first run, for a grid point that cannot be trained, and for a
     folder that holds something else."""
     base = (_read(sweep.folder) or {}).get("base")
@@ -88,7 +88,7 @@ def _check_workdir(training: Training) -> None:
         )
 
 
-def train_all(todo: Sequence[Run]) -> bool:
+def train_all(todo: Sequence[StudyRun]) -> bool:
     """Trains those of the runs that are not finished, in order; False if told to stop.
 
     A run that fails is recorded, and the next one begins. In a job of several processes a failure
@@ -128,13 +128,13 @@ def _train(training: Training) -> loop.Outcome | None:
     return None
 
 
-def results(sweep: Sweep) -> list[Result]:
+def results(sweep: StudyRuns) -> list[Result]:
     """What the runs of a sweep have left, without those that have neither finished nor failed."""
     found = (_result(run) for run in sweep.runs)
     return [one for one in found if one.metrics or one.failure]
 
 
-def _result(run: Run) -> Result:
+def _result(run: StudyRun) -> Result:
     for training in run.trainings:
         saved = _read(training.workdir) or {}
         if saved.get("failure"):

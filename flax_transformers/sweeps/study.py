@@ -110,7 +110,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """A point with a seed: one training, or two of which the second continues from the first."""
 
     name: str
@@ -120,7 +120,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class StudyRuns:
     """All runs of a study, below one folder."""
 
     study: Study
@@ -130,12 +130,12 @@ class Sweep:
     folder: epath.Path
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[StudyRun]:
         """One seed of every point before the next seed, so that all can be compared early."""
         seeds = range(self.study.base.seed, self.study.base.seed + self.study.seeds)
         return [self._run(point, seed) for seed in seeds for point in self.points]
 
-    def _run(self, point: Point, seed: int) -> Run:
+    def _run(self, point: Point, seed: int) -> StudyRun:
         name = ",".join(filter(None, [point.name, f"seed={seed}"]))
         first = Training(replace(point.config, seed=seed), self.folder / name, point.overrides)
         trainings = [first]
@@ -144,7 +144,7 @@ class Sweep:
             second = _returned(self.study.fine_tune, "fine_tune", first.config, start)
             second = replace(second, init_from=start, seed=seed)
             trainings.append(Training(second, self.folder / f"{name},fine_tuned"))
-        return Run(name, point, seed, tuple(trainings))
+        return StudyRun(name, point, seed, tuple(trainings))
 
 
 def grid_axes(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -29,13 +29,13 @@ from flax_transformers.sweeps.statistics import (
     sign_flip_test,
     summary,
 )
-from flax_transformers.sweeps.study import Point, Sweep
+from flax_transformers.sweeps.study import Point, StudyRuns
 
 SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One point: its values by seed, and how they compare with those of the others."""
 
     point: Point
@@ -50,15 +50,15 @@ class Row:
 class Table:
     """All points that have a finished run, best median first, and the runs that failed."""
 
-    sweep: Sweep
-    rows: tuple[Row, ...]
+    sweep: StudyRuns
+    rows: tuple[TableRow, ...]
     trivial: Mapping[str, float]
     """Scores without a model, such as that of the most frequent class: means over the runs."""
     failures: Mapping[str, str]
     """Why runs failed, by name."""
 
 
-def make_table(sweep: Sweep, results: Sequence[Result]) -> Table:
+def make_table(sweep: StudyRuns, results: Sequence[Result]) -> Table:
     """The table of the results so far.
 
     Raises UserError without a finished run, and for a metric that the runs do not have.
@@ -88,7 +88,9 @@ def make_table(sweep: Sweep, results: Sequence[Result]) -> Table:
     to_baseline = compare(values, baseline) if baseline in values else {}
     by_name = {point.name: point for point in sweep.points}
     rows = [
-        Row(by_name[name], values[name], scores[name], to_baseline.get(name), to_best.get(name))
+        TableRow(
+            by_name[name], values[name], scores[name], to_baseline.get(name), to_best.get(name)
+        )
         for name in ranked
     ]
     return Table(sweep, tuple(rows), _trivial(results, study.metric), failures)
@@ -212,7 +214,7 @@ def write_table(table: Table) -> list[epath.Path]:
     return [table.sweep.folder / name for name in contents]
 
 
-def _record(rank: int, row: Row) -> dict[str, Any]:
+def _record(rank: int, row: TableRow) -> dict[str, Any]:
     scores = {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in dataclasses.asdict(row.scores).items()

@@ -15,7 +15,7 @@ from flax_transformers.data.pipeline.loader import Seed, TrainStream
 from flax_transformers.objectives.base import Objective
 from flax_transformers.parallel.rules import batch_sharding, host_rows, place_rows
 from flax_transformers.parallel.watchdog import watchdog
-from flax_transformers.training.check_run import check_batch
+from flax_transformers.training.check_run import check_batch_values
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.run_state import RunState
 
@@ -52,7 +52,7 @@ def batches_on_mesh(
             waiting_for = "data"
             ids = local.pop("example_id")
             if ahead is None:
-                check_batch(config, phase, local)
+                check_batch_values(config, phase, local)
             batch = place_rows(local, rows, sharding, phase.batch_size), ids
             if ahead is not None:
                 yield ahead

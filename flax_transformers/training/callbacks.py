@@ -74,41 +74,23 @@ class Callback:
         """After the last step, a requested stop, or an exception."""
 
 
-class SinkCallback(Callback):
-    """Writes the metrics of a run to a sink, in process 0 alone."""
-
-    def __init__(self, sink: MetricSink) -> None:
-        self._sinks = [sink] if jax.process_index() == 0 else []
-
-    def on_train_begin(self, step: int, total_steps: int) -> None:
-        for sink in self._sinks:
-            sink.__enter__()
-
-    def on_step(self, step: int, state: TrainState) -> None:
-        for sink in self._sinks:
-            sink.step(step)
-
-    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        for sink in self._sinks:
-            sink.write(step, metrics)
-
-    on_evaluation = on_metrics
-
-    def on_checkpoint(self, step: int, folder: epath.Path) -> None:
-        for sink in self._sinks:
-            sink.flush()
-
-    def on_train_end(self, step: int) -> None:
-        for sink in self._sinks:
-            sink.close()
-
-
 class Listeners:
-    """The callbacks of a run, and the sinks that are opened anew after a rollback."""
+    """The callbacks of a run and, in process 0 alone, its sinks.
 
-    def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
+    ``sinks`` are open during the whole of training. Those that ``open_sinks`` gives, for rows after
+    a step, are opened where the run starts or resumes, and anew after a rollback.
+    """
+
+    def __init__(
+        self,
+        callbacks: Sequence[Callback] = (),
+        sinks: Sequence[MetricSink] = (),
+        open_sinks: Callable[[int], Sequence[MetricSink]] = lambda step: (),
+    ) -> None:
+        is_writer = jax.process_index() == 0
         self._callbacks = callbacks
-        self._sinks: Sequence[MetricSink] = ()
+        self._sinks = self._lasting = list(sinks) if is_writer else []
+        self._open_sinks = open_sinks if is_writer else lambda step: ()
         self._last_step = 0
 
     @property
@@ -121,29 +103,28 @@ class Listeners:
         """Around the whole of training, which ``on_train_begin`` and ``on_train_end`` enclose."""
         self._last_step = step
         begun: list[Callback] = []
-        try:
-            for callback in self._callbacks:
-                begun.append(callback)
-                callback.stop_reason = None  # of an earlier run
-                callback.on_train_begin(step, total_steps)
-            yield
-        except BaseException:
+        with _opened(self._lasting):
+            try:
+                for callback in self._callbacks:
+                    begun.append(callback)
+                    callback.stop_reason = None  # of an earlier run
+                    callback.on_train_begin(step, total_steps)
+                yield
+            except BaseException:
+                for callback in begun:
+                    try:
+                        callback.on_train_end(self._last_step)
+                    except Exception as error:  # must not hide the exception that ended training
+                        log.warning("on_train_end of %s failed too (%r)", callback, error)
+                raise
             for callback in begun:
-                try:
-                    callback.on_train_end(self._last_step)
-                except Exception as error:  # must not hide the exception that ended training
-                    log.warning("on_train_end of %s failed too (%r)", callback, error)
-            raise
-        for callback in begun:
-            callback.on_train_end(self._last_step)
+                callback.on_train_end(self._last_step)
 
     @contextlib.contextmanager
-    def writing(self, sinks: Sequence[MetricSink]) -> Iterator[None]:
-        """Around steps whose metrics go to ``sinks``, which are closed at the end."""
-        self._sinks = sinks
-        with contextlib.ExitStack() as opened:
-            for sink in sinks:
-                opened.enter_context(sink)
+    def writing(self, step: int) -> Iterator[None]:
+        """Around the steps after ``step``, up to the end of training or a rollback."""
+        with _opened(self._open_sinks(step)) as opened:
+            self._sinks = [*opened, *self._lasting]
             yield
 
     def step(self, step: int, state: TrainState) -> None:
@@ -170,3 +151,12 @@ class Listeners:
         """A checkpoint that is being written."""
         for callback in self._callbacks:
             callback.on_checkpoint(step, folder)
+
+
+@contextlib.contextmanager
+def _opened(sinks: Sequence[MetricSink]) -> Iterator[Sequence[MetricSink]]:
+    """The sinks, which are closed at the end."""
+    with contextlib.ExitStack() as stack:
+        for sink in sinks:
+            stack.enter_context(sink)
+        yield sinks

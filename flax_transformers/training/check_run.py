@@ -2,7 +2,7 @@
 
 `check_config` needs only the config; `check_run` also the prepared data. Both prepare a dummy
 example and compare its arrays with the model's inputs, so that user-defined objectives and families
-are checked too. `check_batch` compares the first real batch in the same way.
+are checked too. `check_batch_values` compares the first real batch in the same way.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def check_tokenizer(model: TransformerConfig, vocabulary: Vocabulary, place: str
         log.warning("%s: %s; set its %s to %s", place, fault, theirs, token)
 
 
-def check_batch(config: TrainConfig, phase: AnyPhase, batch: Mapping[str, np.ndarray]) -> None:
+def check_batch_values(
+    config: TrainConfig, phase: AnyPhase, batch: Mapping[str, np.ndarray]
+) -> None:
     """Raises UserError if a batch, as `TrainStream` gives it, has an id or a length that the model
     has no place for, or a number that is not finite."""
     _check_row(config, phase, batch, batched=True)

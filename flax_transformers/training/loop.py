@@ -1,8 +1,8 @@
 """The training loop: one for all objectives, models and meshes.
 
-In order: where to start (``resume.start``), one phase after another (``_run_phases``), and in a
-phase step after step (``_run_phase``). Metrics of step N-1 are fetched after step N was sent to the
-devices, which therefore never wait for the host.
+In order: where to start (``resume.start_or_resume``), one phase after another (``_run_phases``),
+and in a phase step after step (``_run_phase``). Metrics of step N-1 are fetched after step N was
+sent to the devices, which therefore never wait for the host.
 """
 
 from __future__ import annotations
@@ -26,30 +26,24 @@ from flax_transformers.errors import AgreedError, UserError
 from flax_transformers.monitoring.example_log import ExampleLog
 from flax_transformers.monitoring.file_sinks import JsonLines, TensorBoard
 from flax_transformers.monitoring.goodput import Clock
-from flax_transformers.monitoring.metrics import Totals
+from flax_transformers.monitoring.metrics import Totals, read_metrics
 from flax_transformers.monitoring.mixture_progress import MixtureProgress
 from flax_transformers.monitoring.profiling import Profiling, Watch
 from flax_transformers.monitoring.progress import Progress
 from flax_transformers.monitoring.sinks import MetricSink
-from flax_transformers.monitoring.throughput import REMEDY, Meter
+from flax_transformers.monitoring.throughput import REMEDY, StepMetrics
 from flax_transformers.optim.spike_detection import TooManySkipped
 from flax_transformers.parallel.distributed import check_equal, compiled_together
 from flax_transformers.parallel.mesh import make_mesh
-from flax_transformers.parallel.rules import check_batch
+from flax_transformers.parallel.rules import check_batch_divides
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.storage.workdir import (
     clear_side_files,
-    exclusive_lock,
     open_workdir,
+    workdir_lock,
 )
 from flax_transformers.training.batches import batches_on_mesh
-from flax_transformers.training.callbacks import (
-    Callback,
-    Evaluator,
-    Listeners,
-    SinkCallback,
-    Snapshot,
-)
+from flax_transformers.training.callbacks import Callback, Evaluator, Listeners, Snapshot
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.resume import (
     Batches,
@@ -58,7 +52,7 @@ from flax_transformers.training.resume import (
     OnlineBatches,
     Run,
     roll_back,
-    start,
+    start_or_resume,
 )
 from flax_transformers.training.run_state import (
     RunState,
@@ -67,7 +61,7 @@ from flax_transformers.training.run_state import (
     tokenizer_files,
     with_dropout_of_run,
 )
-from flax_transformers.training.setup import check_phase, make_meter, make_trainer
+from flax_transformers.training.setup import check_phase, make_step_metrics, make_trainer
 from flax_transformers.training.state import TrainState
 from flax_transformers.training.stop import StopRequest
 
@@ -80,7 +74,7 @@ _ELSEWHERE = "train in another --workdir"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call of ``train`` ended. ``preempted``: told to stop before the last step, by a signal;
+    """How training ended. ``preempted``: told to stop before the last step, by a signal;
     ``stopped``: by a callback. ``stopped_early``: why the run is through before its last step."""
 
     step: int
@@ -91,7 +85,7 @@ class Outcome:
     stopped_early: str | None = None
 
 
-def train(
+def train_prepared(
     config: TrainConfig,
     prepared: Dataset,
     workdir: str | epath.Path,
@@ -118,7 +112,7 @@ def train(
         watchdog.running(config.limits, config.logging.hang_dump_s),
         watchdog.phase("prepare"),
         jax.set_mesh(mesh),
-        exclusive_lock(workdir),
+        workdir_lock(workdir),
     ):
         config = with_dropout_of_run(config, workdir)
         if jax.process_index() == 0:
@@ -128,6 +122,7 @@ def train(
             prepared.fingerprint,
             "prepare it once, into a --data.store that all machines share",
         )
+        latest: dict[str, float] = {}
         run = Run(
             config=config,
             prepared=prepared,
@@ -137,14 +132,14 @@ def train(
             checkpoints=Checkpoints(workdir / "checkpoints", config.retention),
             evaluators=evaluators,
             profiling=profiling or Profiling(),
-            listeners=Listeners([*callbacks, *map(SinkCallback, sinks)]),
+            listeners=Listeners(callbacks, sinks, partial(_sinks, config, workdir, latest)),
             clock=clock,
             tokenizer_files=tokenizer_files(config, prepared),
-            latest={},
+            latest=latest,
             online=online,
         )
         with watchdog.phase("restore"):
-            begun = start(run, initial)
+            begun = start_or_resume(run, initial)
         try:
             ended, stopped = _run_to_end(run, begun)
         finally:
@@ -185,7 +180,7 @@ def checked_mesh(config: TrainConfig) -> Mesh:
     mesh = make_mesh(config.mesh)
     for phase in config.phases:
         check_phase(phase, mesh)
-    check_batch(config.evaluation.batch_size, 1, mesh, name="evaluation.batch_size")
+    check_batch_divides(config.evaluation.batch_size, 1, mesh, name="evaluation.batch_size")
     return mesh
 
 
@@ -195,7 +190,9 @@ def _run_phases(run: Run, begun: Begun, stop: StopRequest) -> Ended:
     diverging_steps, saves = begun.diverging_steps, SaveSchedule(config.checkpoints.every_steps)
     consumed: dict[int, int] = {}
     early = reason_to_stop_early(config, position)
-    with run.listeners.writing(_sinks(run, position.step)):
+    if run.is_writer:
+        run.clock.resume(read_metrics(run.workdir), position.step)
+    with run.listeners.writing(position.step):
         while position.step < config.total_steps and not stop.obeyed and early is None:
             position = position.normalized(config)
             try:
@@ -209,16 +206,15 @@ def _run_phases(run: Run, begun: Begun, stop: StopRequest) -> Ended:
     return Ended(position, False, diverging_steps, consumed)
 
 
-def _sinks(run: Run, step: int) -> list[MetricSink]:
-    """Those that the config asks for, for rows after ``step``; on process 0 alone."""
-    if not run.is_writer:
-        return []
-    logging = run.config.logging
-    sinks: list[MetricSink] = [JsonLines(run.workdir, step)]
-    if logging.tensorboard:
-        sinks.append(TensorBoard(run.workdir, step))
-    sinks += [sink.open(run.workdir, step) for sink in logging.sinks]
-    return [*sinks, Progress(run.config.total_steps, step, metrics=run.latest)]
+def _sinks(
+    config: TrainConfig, workdir: epath.Path, latest: Mapping[str, float], step: int
+) -> list[MetricSink]:
+    """Those that the config asks for, for rows after ``step``."""
+    sinks: list[MetricSink] = [JsonLines(workdir, step)]
+    if config.logging.tensorboard:
+        sinks.append(TensorBoard(workdir, step))
+    sinks += [sink.open(workdir, step) for sink in config.logging.sinks]
+    return [*sinks, Progress(config.total_steps, step, metrics=latest)]
 
 
 def _run_phase(
@@ -238,7 +234,7 @@ def _run_phase(
     train_step = run.trainer.train_step(phase.micro_batches)
     take_step = compiled_together(train_step)
     evaluation_step = compiled_together(run.trainer.evaluation_step())
-    meter = make_meter(config, phase, run.mesh, run.clock, totals)
+    step_metrics = make_step_metrics(config, phase, run.mesh, run.clock, totals)
     mixture = MixtureProgress(config.objective, config.phases, run.prepared, position.phase)
     with (
         _batches(run, position, lambda: state) as batches,
@@ -247,28 +243,30 @@ def _run_phase(
     ):
         stopping = False
         while not position.done(config) and not stopping:
-            with meter.waiting():
-                batch, ids = _saving_first(run, state, position, meter, partial(next, batches))
+            with step_metrics.waiting():
+                batch, ids = _saving_first(
+                    run, state, position, step_metrics, partial(next, batches)
+                )
             watch.before(position.step + 1, train_step, state, batch)
             with jax.transfer_guard("disallow"):
                 state, report = take_step(state, batch)
                 position.examples += phase.batch_size
-                meter.fetch_previous()
-            meter.sent(report)
+                step_metrics.fetch_previous()
+            step_metrics.sent(report)
             position.step += 1
             if config.logging.ledger:
                 example_log.write(position.step, ids)
             listeners.step(position.step, state)
             last = position.done(config)
             if last or position.step % config.logging.every_steps == 0:
-                row = meter.row(position.step) | mixture.row(position.examples)
+                row = step_metrics.row(position.step) | mixture.row(position.examples)
                 run.latest.update(row)
                 listeners.metrics(position.step, row)
             every, best, early = config.evaluation.every_steps, False, None
             if last or (every and position.step % every == 0):
-                with meter.paused("evaluation"), watchdog.phase("evaluation"):
+                with step_metrics.paused("evaluation"), watchdog.phase("evaluation"):
                     best = _saving_first(
-                        run, state, position, meter,
+                        run, state, position, step_metrics,
                         partial(_evaluate, run, state, position, phase, evaluation_step),
                     )  # fmt: skip
                     early = reason_to_stop_early(config, position)
@@ -277,12 +275,12 @@ def _run_phase(
                 log.info("training ends early, at step %d: %s", position.step, early)
                 stopping = True
             if saves.is_due(position.step, further=last or best) or stopping:
-                with meter.paused("checkpoint"), watchdog.phase("save"):
+                with step_metrics.paused("checkpoint"), watchdog.phase("save"):
                     listeners.flush()  # metrics of the steps that the checkpoint holds
                     example_log.flush()
-                    if _save(run, state, position, meter, stopping):
+                    if _save(run, state, position, step_metrics, stopping):
                         saves.saved()
-    return state, meter.diverging_steps
+    return state, step_metrics.diverging_steps
 
 
 def _batches(
@@ -295,7 +293,11 @@ def _batches(
 
 
 def _saving_first(
-    run: Run, state: TrainState, position: RunState, meter: Meter, call: Callable[[], T]
+    run: Run,
+    state: TrainState,
+    position: RunState,
+    step_metrics: StepMetrics,
+    call: Callable[[], T],
 ) -> T:
     """The result of ``call``. If it raises UserError, the steps before are saved first.
 
@@ -310,8 +312,8 @@ def _saving_first(
         if position.step:
             with watchdog.phase("save"):
                 run.listeners.flush()
-                meter.fetch_previous()
-                _save(run, state, position, meter, stopping=True)
+                step_metrics.fetch_previous()
+                _save(run, state, position, step_metrics, stopping=True)
         raise
 
 
@@ -331,13 +333,15 @@ def _evaluate(
     return position.evaluated(run.config, row)
 
 
-def _save(run: Run, state: TrainState, position: RunState, meter: Meter, stopping: bool) -> bool:
+def _save(
+    run: Run, state: TrainState, position: RunState, step_metrics: StepMetrics, stopping: bool
+) -> bool:
     """Saves a checkpoint, and returns whether it did.
 
     While steps are skipped, which may be the start of a divergence, only the end of the run or a
     stop is saved, with ``consecutive_skips`` in its meta.
     """
-    skips, ends = meter.consecutive_skips, position.step == run.config.total_steps
+    skips, ends = step_metrics.consecutive_skips, position.step == run.config.total_steps
     if skips and not (ends or stopping):
         log.warning("step %d is not saved: the last %d step(s) were skipped", position.step, skips)
         return False
@@ -346,9 +350,9 @@ def _save(run: Run, state: TrainState, position: RunState, meter: Meter, stoppin
         run.prepared,
         position,
         run.latest,
-        meter.totals,
+        step_metrics.totals,
         consecutive_skips=skips,
-        diverging_steps=meter.diverging_steps,
+        diverging_steps=step_metrics.diverging_steps,
     )
     run.checkpoints.save(position.step, state, meta, files=run.tokenizer_files)
     run.listeners.checkpoint(position.step, run.checkpoints.directory / str(position.step))

@@ -20,11 +20,11 @@ from flax_transformers.config_json import to_json
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.goodput import Clock
-from flax_transformers.monitoring.metrics import Totals, read_metrics
+from flax_transformers.monitoring.metrics import Totals
 from flax_transformers.monitoring.profiling import Profiling
 from flax_transformers.monitoring.throughput import REMEDY
 from flax_transformers.optim.finite import is_finite
-from flax_transformers.storage.workdir import set_aside, write_side_file, writing
+from flax_transformers.storage.workdir import set_aside_file, write_side_file, writing
 from flax_transformers.training.callbacks import Evaluator, Listeners
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.run_state import RunState, check_meta, reason_to_stop_early
@@ -97,7 +97,7 @@ class Ended:
         return self.position.step
 
 
-def start(run: Run, initial: Callable[[Mesh], Any] | None) -> Begun:
+def start_or_resume(run: Run, initial: Callable[[Mesh], Any] | None) -> Begun:
     """The state of the newest checkpoint, or a fresh one; writes config and tokenizers."""
     begun = _restore(run, is_not_finite)
     if begun is None:
@@ -118,7 +118,6 @@ def start(run: Run, initial: Callable[[Mesh], Any] | None) -> Begun:
     else:
         log.info("resuming from step %d", begun.position.step)
     if run.is_writer:
-        run.clock.resume(read_metrics(run.workdir), begun.position.step)
         write_side_file(run.workdir / "config.json", json.dumps(to_json(run.config), indent=1))
         _write_tokenizers(run)
     return begun
@@ -130,7 +129,7 @@ def _write_tokenizers(run: Run) -> None:
         write_files(run.workdir, run.tokenizer_files)
     except OSError as error:
         for name in {name.partition("/")[0] for name in run.tokenizer_files}:
-            set_aside(run.workdir / name, f"cannot be written ({error.strerror or error})")
+            set_aside_file(run.workdir / name, f"cannot be written ({error.strerror or error})")
         with writing(run.workdir / "tokenizer"):
             write_files(run.workdir, run.tokenizer_files)
 
@@ -171,8 +170,6 @@ def roll_back(run: Run, ended: Ended) -> Begun:
         position.step,
         examples - position.examples,
     )
-    if run.is_writer:
-        run.clock.resume(read_metrics(run.workdir), position.step)
     position = replace(position, examples=examples, rollbacks=ended.position.rollbacks + 1)
     return replace(begun, position=position)
 
@@ -187,6 +184,6 @@ def is_not_finite(state: TrainState, meta: dict[str, Any]) -> str | None:
 
 def is_unproven(state: TrainState, meta: dict[str, Any]) -> str | None:
     """Why a run cannot roll back to a checkpoint, or None."""
-    if int(state.skipped_in_a_row):
+    if int(state.consecutive_skips):
         return "was saved while steps were being skipped"
     return is_not_finite(state, meta)

@@ -15,18 +15,18 @@ from flax_transformers.models.config import TransformerConfig
 from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.metrics import Totals
 from flax_transformers.monitoring.model_flops import step_flops
-from flax_transformers.monitoring.throughput import Meter
+from flax_transformers.monitoring.throughput import StepMetrics
 from flax_transformers.optim.optimizers import learning_rate_at
 from flax_transformers.optim.selection import Axes, logical_axes
-from flax_transformers.parallel.rules import check_batch, check_length
+from flax_transformers.parallel.rules import check_batch_divides, check_length_divides
 from flax_transformers.training.config import AnyPhase, ImagePhase, TrainConfig
 from flax_transformers.training.trainer import Trainer
 
 
 def check_phase(phase: AnyPhase, mesh: Mesh) -> None:
     """Raises UserError unless the rows of a phase, and their places, divide over the mesh."""
-    check_batch(phase.batch_size, phase.micro_batches, mesh)
-    check_length(None if isinstance(phase, ImagePhase) else phase.sequence_length, mesh)
+    check_batch_divides(phase.batch_size, phase.micro_batches, mesh)
+    check_length_divides(None if isinstance(phase, ImagePhase) else phase.sequence_length, mesh)
 
 
 def make_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
@@ -69,15 +69,15 @@ def phase_flops(config: TrainConfig, phase: AnyPhase) -> float:
     )
 
 
-def make_meter(
+def make_step_metrics(
     config: TrainConfig,
     phase: AnyPhase,
     mesh: Mesh,
     clock: Clock,
     totals: Totals | None = None,
-) -> Meter:
+) -> StepMetrics:
     """What measures the steps of a phase."""
-    return Meter(
+    return StepMetrics(
         mesh,
         clock,
         totals,

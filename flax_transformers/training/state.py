@@ -24,7 +24,7 @@ class TrainState(struct.PyTreeNode):
     """Everything that a step updates and the arrays of a checkpoint hold.
 
     ``step`` counts steps taken, ``skipped`` those whose gradients were not finite, or a spike, and
-    ``skipped_in_a_row`` the consecutive ones up to now (int32 scalars). ``norm_mean`` is the recent
+    ``consecutive_skips`` those since the last update (int32 scalars). ``norm_mean`` is the recent
     mean of the gradient norm (float32 scalar; see ``optim.spike_detection``). ``params`` are those
     of the model and, where there are any, its adapters (``adapters.lora``). ``rng`` is the raw
     data of the run's key (uint32 [2]); a step draws from ``fold_in(rng, step)``. ``ema`` is the
@@ -37,7 +37,7 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     rng: jax.Array
     skipped: jax.Array
-    skipped_in_a_row: jax.Array
+    consecutive_skips: jax.Array = struct.field(metadata={"saved_as": "skipped_in_a_row"})
     ema: Any = None
     norm_mean: Any = np.float32(0)  # a Python float would be compiled for apart
 
@@ -91,7 +91,7 @@ def new_state(
         opt_state=optimizer.init(nn.meta.unbox(params)),
         rng=jax.random.key_data(run_key),
         skipped=zero,
-        skipped_in_a_row=zero,
+        consecutive_skips=zero,
         ema=nn.meta.unbox(params) if ema else None,
         norm_mean=jnp.zeros((), jnp.float32),
     )

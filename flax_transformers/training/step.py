@@ -22,9 +22,10 @@ from flax_transformers.monitoring.throughput import StepReport, Sums
 from flax_transformers.objectives.base import Batch, LossTerms, ModelFunctions, Objective, Params
 from flax_transformers.optim.ema import EMAConfig, renew_average
 from flax_transformers.optim.finite import is_finite
+from flax_transformers.optim.guarded import Updated, choose, guarded_update
 from flax_transformers.optim.selection import merge, partition
 from flax_transformers.optim.spike_detection import is_spike, renewed_mean
-from flax_transformers.parallel.partitioning import gradients_reduced_in, is_divided
+from flax_transformers.parallel.partitioning import gradients_reduced_in
 from flax_transformers.parallel.rules import RULES, Rules, batch_sharding, replicated
 from flax_transformers.training.state import TrainState
 
@@ -98,8 +99,7 @@ def make_train_step(
     is more than ``skip_spikes_above`` times its mean, or if what it would change would not be
     finite. The learning rate follows the number of updates made. ``frozen``: patterns of parameters
     without gradients. ``of_model`` merges adapters into the parameters; ``ema`` renews the average.
-    ``with_module_norms``: report `module_norms`. ``in_place``: compute the update twice, first to
-    test it; on the CPU that is faster than a second state, and results differ by rounding.
+    ``with_module_norms``: report `module_norms`. ``in_place``: see `guarded_update`.
     """
     update = partial(_updated, optimizer, frozen, ema)
     terms_of, micro_batches = _terms_and_parts(objective, micro_batches)
@@ -117,14 +117,10 @@ def make_train_step(
         usable, updates_made = jnp.isfinite(grad_norm), state.step - state.skipped
         if skip_spikes_above is not None:
             usable &= ~is_spike(grad_norm, state.norm_mean, updates_made, skip_spikes_above)
-        updated, update_is_finite = update(state, grads)
-        usable &= update_is_finite
         if with_module_norms:
             sums |= module_norms("grad_norm", grads) | module_norms("param_norm", state.params)
-        if in_place:
-            updated = _in_turn(update, state, grads, usable)
-        else:
-            updated = _if(usable, updated, (state.params, state.opt_state, state.ema))
+        updated, update_is_finite = guarded_update(update, state, grads, usable, in_place=in_place)
+        usable &= update_is_finite
         params, opt_state, average = updated
         mean = renewed_mean(grad_norm, state.norm_mean, updates_made)
         new_state = state.replace(
@@ -132,15 +128,15 @@ def make_train_step(
             params=params,
             opt_state=opt_state,
             skipped=state.skipped + ~usable,
-            skipped_in_a_row=jnp.where(usable, 0, state.skipped_in_a_row + 1),
+            consecutive_skips=jnp.where(usable, 0, state.consecutive_skips + 1),
             ema=average,
-            norm_mean=_if(usable, mean, state.norm_mean),
+            norm_mean=choose(usable, mean, state.norm_mean),
         )
         report = StepReport(
-            sums=_if(usable, sums, jax.tree.map(jnp.zeros_like, sums)),
+            sums=choose(usable, sums, jax.tree.map(jnp.zeros_like, sums)),
             grad_norm=grad_norm,
             skipped=new_state.skipped,
-            skipped_in_a_row=new_state.skipped_in_a_row,
+            consecutive_skips=new_state.consecutive_skips,
             update_is_finite=update_is_finite,
             updates=new_state.step - new_state.skipped,
             tokens=real_tokens(batch),
@@ -186,17 +182,13 @@ def _terms_and_parts(
     return partial(whole, chunks=micro_batches), 1
 
 
-Updated = tuple[Params, Any, Any]
-"""Parameters, state of the optimizer, and average or None."""
-
-
 def _updated(
     optimizer: optax.GradientTransformation,
     frozen: tuple[str, ...],
     ema: EMAConfig | None,
     state: TrainState,
     grads: Params,
-) -> tuple[tuple[Params, Any, Any], jax.Array]:
+) -> tuple[Updated, jax.Array]:
     """Parameters, state of the optimizer and average after an update; whether they are finite."""
     trained, _ = partition(state.params, frozen)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -205,37 +197,6 @@ def _updated(
     if ema is not None and average is not None:
         average = renew_average(ema, average, params, state.step - state.skipped)
     return (params, opt_state, average), is_finite(trained, opt_state, average)
-
-
-def _in_turn(
-    update: Callable[[TrainState, Params], tuple[Updated, jax.Array]],
-    state: TrainState,
-    grads: Params,
-    usable: jax.Array,
-) -> Updated:
-    """The update onto the old state if it is ``usable``: average, then parameters, then statistics.
-
-    The average is computed from the old parameters too, and these from the old statistics: in this
-    order nothing has to be copied first. The barrier keeps the compiler from holding what it
-    computed for the test.
-    """
-    state, grads, usable = jax.lax.optimization_barrier((state, grads, usable))
-    (params, opt_state, average), _ = update(state, grads)
-    average = _if(usable, average, state.ema)
-    params = _if(_after(average, usable), params, state.params)
-    return params, _if(_after(params, usable), opt_state, state.opt_state), average
-
-
-def _after(written: Any, usable: jax.Array) -> jax.Array:
-    """``usable``, in a form that the compiler can only compute after the arrays of ``written``."""
-    leaves = [] if is_divided() else jax.tree.leaves(written)  # elements are at hand on one device
-    for element in (leaf.ravel()[0] for leaf in leaves if leaf.size):
-        usable &= ~((element == element) & (element != element))
-    return usable
-
-
-def _if(usable: jax.Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(usable, a, b), new, old)
 
 
 _TermsOf = Callable[[Params, Batch, Any], LossTerms]

@@ -27,7 +27,7 @@ from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.metrics import Accumulator, fetched_one_behind
 from flax_transformers.monitoring.progress import Progress
 from flax_transformers.monitoring.sinks import MetricSink
-from flax_transformers.monitoring.throughput import Meter
+from flax_transformers.monitoring.throughput import StepMetrics
 from flax_transformers.objectives.base import ModelFunctions, Objective
 from flax_transformers.optim.ema import EMAConfig
 from flax_transformers.optim.optimizers import (
@@ -38,8 +38,8 @@ from flax_transformers.optim.optimizers import (
 from flax_transformers.optim.selection import logical_axes, partition
 from flax_transformers.parallel.distributed import compiled_together
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
-from flax_transformers.parallel.rules import batch_sharding, check_batch
-from flax_transformers.training.callbacks import Callback, Listeners, SinkCallback
+from flax_transformers.parallel.rules import batch_sharding, check_batch_divides
+from flax_transformers.training.callbacks import Callback, Listeners
 from flax_transformers.training.state import TrainState, abstract_state, initialize_state
 from flax_transformers.training.step import (
     check_fits,
@@ -200,7 +200,7 @@ class Trainer:
         arrays = {name: leaf for name, leaf in batch.items() if name != "example_id"}
         if jax.process_count() == 1:
             parts = self.micro_batches if micro_batches is None else micro_batches
-            check_batch(len(next(iter(arrays.values()))), parts, self.mesh)
+            check_batch_divides(len(next(iter(arrays.values()))), parts, self.mesh)
 
         def put(leaf: Any) -> jax.Array:
             if isinstance(leaf, jax.Array):
@@ -249,12 +249,12 @@ class Trainer:
         step = first = int(state.step)
         last = first + steps
         sinks = [Progress(last, first)] if sinks is None else sinks
-        listeners, meter = Listeners([*callbacks, *map(SinkCallback, sinks)]), None
+        listeners, step_metrics = Listeners(callbacks, sinks), None
         with listeners.training(first, last):
             for batch in itertools.islice(batches, steps):
                 placed = self.place(batch)
-                if meter is None:
-                    meter = Meter(
+                if step_metrics is None:
+                    step_metrics = StepMetrics(
                         self.mesh,
                         Clock(),
                         batch_size=len(next(iter(placed.values()))),
@@ -263,20 +263,20 @@ class Trainer:
                     )
                 with jax.set_mesh(self.mesh), jax.transfer_guard("disallow"):
                     state, report = self._take_step(state, placed)
-                    meter.fetch_previous()
-                meter.sent(report)
+                    step_metrics.fetch_previous()
+                step_metrics.sent(report)
                 step += 1
                 listeners.step(step, state)
                 if step == last or step % log_every == 0:
-                    listeners.metrics(step, meter.row(step))
+                    listeners.metrics(step, step_metrics.row(step))
                 if listeners.stop_reason is not None:
                     log.info("a callback stops at step %d: %s", step, listeners.stop_reason)
                     break
-            if meter is not None and step < last:
+            if step_metrics is not None and step < last:
                 if listeners.stop_reason is None:
                     log.warning("the batches ended after step %d of %d", step, last)
                 if step % log_every:
-                    listeners.metrics(step, meter.row(step))
+                    listeners.metrics(step, step_metrics.row(step))
         return state
 
     def evaluate(self, state: TrainState, batches: Iterable[HostBatch]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from flax_transformers.pretrained import initial_parameters
 from flax_transformers.restore import restore_model
 from flax_transformers.testing import assert_bit_equal, tiny_bert, tiny_config, write_corpus
 from flax_transformers.training.config import Evaluation
-from flax_transformers.training.loop import train
+from flax_transformers.training.loop import train_prepared
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
@@ -50,7 +50,7 @@ def run(folder, workdir, stop=0, **changes):
     def initial(mesh):
         return initial_parameters(config.init_from, config.model, mesh, config.seed)
 
-    train(config, prepare(config.data), workdir, [look], initial, callbacks=[StopAt(stop)])
+    train_prepared(config, prepare(config.data), workdir, [look], initial, callbacks=[StopAt(stop)])
     return seen[-1] if seen else None
 
 

@@ -28,8 +28,8 @@ from flax_transformers.checkpointing import step_directories
 from flax_transformers.checkpointing.manager import (
     CheckpointConfig,
     Checkpoints,
-    checkpoint_meta,
     find_checkpoint,
+    read_checkpoint_meta,
     restore_params,
     verify_step,
 )
@@ -183,8 +183,8 @@ def test_a_checkpoint_is_found_from_the_run_its_checkpoints_or_the_step(
     write_steps(directory, 5, 7, 9)
     flip_bit(directory / "9" / "meta" / "metadata")
     assert find_checkpoint(tmp_path).step == find_checkpoint(directory).step == 7
-    assert checkpoint_meta(tmp_path) == {"config": "tiny", "position": 56}
-    assert checkpoint_meta(directory / "5") == {"config": "tiny", "position": 40}
+    assert read_checkpoint_meta(tmp_path) == {"config": "tiny", "position": 56}
+    assert read_checkpoint_meta(directory / "5") == {"config": "tiny", "position": 40}
     assert "9 is damaged (meta/metadata has changed): skipped" in caplog.text
     assert names_in(directory) == ["5", "7", "9"]
     with pytest.raises(UserError, match="9 is damaged"):
@@ -246,8 +246,10 @@ def test_training_goes_on_while_a_step_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proceed = threading.Event()
-    write_index = checksums.write_index
-    monkeypatch.setattr(checksums, "write_index", lambda f: proceed.wait(20) and write_index(f))
+    write_index = checksums.write_checksum_index
+    monkeypatch.setattr(
+        checksums, "write_checksum_index", lambda f: proceed.wait(20) and write_index(f)
+    )
     state = make_state(abstract_state(make_mesh(1, 1, 1)))
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
     assert checkpoints.save(1, state, {})
@@ -323,7 +325,7 @@ def test_a_full_disk_in_the_background_surfaces_at_the_next_call(
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
     checkpoints.save(1, state, {})
     checkpoints.wait()
-    monkeypatch.setattr(checksums, "write_index", fail)
+    monkeypatch.setattr(checksums, "write_checksum_index", fail)
     checkpoints.save(2, state, {})
     checkpoints._watcher.join()
     calls = {
@@ -341,7 +343,7 @@ def test_a_full_disk_in_the_background_surfaces_at_the_next_call(
 def test_an_error_that_is_not_the_disk_s_keeps_its_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checksums, "write_index", lambda folder: 1 // 0)
+    monkeypatch.setattr(checksums, "write_checksum_index", lambda folder: 1 // 0)
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
     checkpoints.save(1, make_state(abstract_state(make_mesh(1, 1, 1))), {})
     with pytest.raises(ZeroDivisionError):
@@ -399,11 +401,11 @@ checkpoints.wait()
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-write_index, seal = checksums.write_index, checksums.seal
+write_index, seal = checksums.write_checksum_index, checksums.seal
 if where == "before the checksums":
-    checksums.write_index = lambda folder: die()
+    checksums.write_checksum_index = lambda folder: die()
 elif where == "before the commit":
-    checksums.write_index = lambda folder: (write_index(folder), die())
+    checksums.write_checksum_index = lambda folder: (write_index(folder), die())
 elif where == "after the commit":
     checksums.seal = lambda folder: die()
 checkpoints.save(2, jax.tree.map(lambda x: x + 10, state), {})

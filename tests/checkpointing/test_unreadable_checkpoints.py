@@ -111,7 +111,7 @@ def test_checkpoints_that_cannot_be_listed_are_no_fresh_start(
 def test_a_failure_of_a_buckets_client_is_one_sentence_too() -> None:
     folder = epath.Path("gs://bucket/run/checkpoints/7")
     with pytest.raises(UserError, match=r"7 cannot be read \(503 try again: gs://bucket"):  # noqa: SIM117
-        with step_directories.reading(folder):
+        with step_directories.reading_step(folder):
             raise RuntimeError("503 try again\nand a long page")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flax_transformers.cli.inspect import readable
+from flax_transformers.cli.inspect import rich_line
 from flax_transformers.cli.main import main
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.objectives.base import ExampleView
@@ -29,7 +29,7 @@ def test_labels_are_shown_after_the_input_if_they_differ():
     labels[1], labels[2] = ids("b")[0], ids("c")[0]
     row = np.append(ids("axc"), vocab.sep_id)
     row[1] = vocab.mask_id
-    text = readable(ExampleView("row", row, labels), TOKENIZER)
+    text = rich_line(ExampleView("row", row, labels), TOKENIZER)
     assert text.plain == "row: a [MASK]→b c [SEP] "
     assert styles(text) == {
         ("row: ", "bold"),
@@ -41,12 +41,12 @@ def test_labels_are_shown_after_the_input_if_they_differ():
 
 
 def test_each_segment_begins_with_its_number():
-    text = readable(ExampleView("row", ids("abcd"), segments=np.array([1, 1, 2, 2])), TOKENIZER)
+    text = rich_line(ExampleView("row", ids("abcd"), segments=np.array([1, 1, 2, 2])), TOKENIZER)
     assert text.plain == "row: «1» a b «2» c d "
 
 
 def test_what_is_said_of_the_whole_row_comes_last():
-    text = readable(ExampleView("row", ids("a"), note="B follows A"), TOKENIZER)
+    text = rich_line(ExampleView("row", ids("a"), note="B follows A"), TOKENIZER)
     assert text.plain == "row: a (B follows A)"
 
 

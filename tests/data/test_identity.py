@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.dataset import begin, open_dataset, prepare, prepare_share
+from flax_transformers.data.dataset import open_dataset, prepare, prepare_common, prepare_share
 from flax_transformers.data.images import dataset as images_module
 from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.prepare import text as prepare_module
@@ -195,7 +195,7 @@ def test_a_store_prepared_again_elsewhere_has_the_same_bytes(corpus, tmp_path):
 
 def test_unfinished_work_resumes_when_the_corpus_has_moved(corpus, tmp_path):
     data = data_of(corpus, TokenizerConfig("bytes"), store="store")
-    begin(data)
+    prepare_common(data)
     assert prepare_share(data, None, 0, 2) is None
     moved = data_of(_touched(_moved(corpus)), TokenizerConfig("bytes"), store="store")
     before = Path("store/shards/00000.json").stat().st_mtime_ns
@@ -217,7 +217,7 @@ def test_a_corpus_that_changes_while_it_is_prepared_makes_no_store(corpus, monke
         file.write_text(file.read_text().replace("learns", "forget"))  # of the same size
         os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
-    begin(data)
+    prepare_common(data)
     if jobs:
         prepare_share(data, None, 0, jobs)
     monkeypatch.setattr(prepare_module, "write_shards", replaced)
@@ -234,7 +234,7 @@ def files_hashed(monkeypatch):
 
 def test_jobs_read_the_corpus_for_its_identity_once(corpus, monkeypatch):
     data, read = data_of(corpus, store="store"), files_hashed(monkeypatch)
-    begin(data)
+    prepare_common(data)
     assert len(read) == 2  # each file
     prepare_share(data, None, 0, 2)
     assert len(read) == 2

@@ -16,7 +16,7 @@ from flax_transformers.evaluation.samples import (
     continued,
     format_written,
     held_out_rows,
-    readable,
+    readable_text,
 )
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.span_corruption import SpanCorruption
@@ -76,7 +76,7 @@ def test_an_encoder_decoder_answers_held_out_rows(prepared, monkeypatch):
 
 def test_sentinels_are_shown_by_name_and_the_same_bytes_elsewhere_are_text():
     ids = np.array([258, *TOKENIZER.encode_batch(["“so”"])[0], 257, 1, 0])
-    assert readable(TOKENIZER, ids) == "<0xFF> “so” <0xFE>"
+    assert readable_text(TOKENIZER, ids) == "<0xFF> “so” <0xFE>"
 
 
 def test_a_sample_is_three_lines():

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.albert import SIZES, AlbertConfig, from_huggingface, make_stack
+from flax_transformers.families.albert import (
+    SIZES,
+    AlbertConfig,
+    from_huggingface,
+    make_shared_stack,
+)
 from flax_transformers.huggingface.family import build_model, config_json
 from flax_transformers.huggingface.placement import boxed_shapes
 from flax_transformers.models.config import ComputeConfig
@@ -98,7 +103,7 @@ class CoinTosses(nn.Module):
 
 def test_each_use_of_a_layer_has_dropout_masks_of_its_own():
     config = AlbertConfig(hidden_size=8, num_heads=2, num_layers=4, num_groups=2)
-    stack = make_stack(config, ComputeConfig(), CoinTosses)
+    stack = make_shared_stack(config, ComputeConfig(), CoinTosses)
     rngs = {"dropout": jax.random.key(0)}
     total, _ = stack.apply({}, jax.numpy.zeros((1, 50, 8)), LayerInputs(), rngs=rngs)
     assert np.unique(total).tolist() == [0, 1, 2, 3, 4]

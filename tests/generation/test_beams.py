@@ -13,7 +13,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.generation.beams import Beams
 from flax_transformers.generation.decode import generate
 from flax_transformers.generation.logits import History
-from flax_transformers.generation.loop import Endings, Limits, Rules, advance
+from flax_transformers.generation.loop import Endings, Rules, TextLimits, advance
 from flax_transformers.generation.translate import generate_target
 from flax_transformers.huggingface.generation_settings import read_settings
 from tests.families.parity import load_case
@@ -62,7 +62,7 @@ TABLE = np.log(
 
 def search(choice, length=6, eos=(0,)):
     """The new tokens of one row, of which each depends on the one before, by ``TABLE``."""
-    limits = Limits(Endings(jnp.array(eos, jnp.int32), jnp.int32(0)), jnp.int32(length))
+    limits = TextLimits(Endings(jnp.array(eos, jnp.int32), jnp.int32(0)), jnp.int32(length))
     rules = Rules(limits, jax.random.key(0), 4)
     prompt = jnp.zeros((1, 1), jnp.int32)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from flax_transformers.generation import program
-from flax_transformers.generation.buckets import bucket, padded
+from flax_transformers.generation.buckets import bucket, padded_to_bucket
 from flax_transformers.generation.decode import generate
 from flax_transformers.testing import tiny_model
 
@@ -18,11 +18,11 @@ def test_buckets_are_powers_of_two_and_from_96_on_also_those_between():
 
 def test_padding_goes_to_either_side():
     ids, mask = np.array([[5, 6, 7]]), np.ones((1, 3), int)
-    assert [row.tolist() for row in padded(ids, mask, 9, left=True)] == [
+    assert [row.tolist() for row in padded_to_bucket(ids, mask, 9, left=True)] == [
         [[9, 5, 6, 7]],
         [[0, 1, 1, 1]],
     ]
-    assert [row.tolist() for row in padded(ids, mask, 9, left=False)] == [
+    assert [row.tolist() for row in padded_to_bucket(ids, mask, 9, left=False)] == [
         [[5, 6, 7, 9]],
         [[1, 1, 1, 0]],
     ]

@@ -15,7 +15,7 @@ from flax_transformers.generation.beams import Beams
 from flax_transformers.generation.choices import choice_of
 from flax_transformers.generation.decode import generate
 from flax_transformers.generation.logits import History
-from flax_transformers.generation.loop import Endings, Limits, Rules, advance
+from flax_transformers.generation.loop import Endings, Rules, TextLimits, advance
 from flax_transformers.generation.sampling import Sampling
 from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
 from tests.families.parity import load_case
@@ -85,7 +85,7 @@ def count_up(ids, positions, ancestors, cache):
 
 def count_from(first, eos, length):
     """The new tokens of rows that begin with ``first``, and the number of calls of ``step``."""
-    limits = Limits(Endings(jnp.array(eos, jnp.int32), jnp.int32(7)), jnp.int32(length))
+    limits = TextLimits(Endings(jnp.array(eos, jnp.int32), jnp.int32(7)), jnp.int32(length))
     choice, rules = Sampling(), Rules(limits, jax.random.key(0), 6)
     first = jnp.array(first)
     prompt = jnp.zeros((len(first), 1), jnp.int32)

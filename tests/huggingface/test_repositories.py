@@ -20,7 +20,7 @@ from flax_transformers.data.tokenizers.load import find_tokenizer, load_tokenize
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import all_families
 from flax_transformers.huggingface.read import find_directory
-from flax_transformers.model_card import task_of
+from flax_transformers.model_card import hub_task
 from flax_transformers.storage.hub import Repository, find_data
 from flax_transformers.testing import (
     assert_bit_equal,
@@ -309,8 +309,8 @@ def test_every_architecture_with_a_head_has_a_class_in_its_card():
         if not name.endswith("Model") or name.endswith("LMHeadModel")
     }
     assert len(heads) > 50
-    assert sorted(name for name in heads if task_of(name)[1] == "AutoModel") == []
-    assert task_of("VideoMAEForVideoClassification")[1] == "AutoModelForVideoClassification"
+    assert sorted(name for name in heads if hub_task(name)[1] == "AutoModel") == []
+    assert hub_task("VideoMAEForVideoClassification")[1] == "AutoModelForVideoClassification"
 
 
 def test_data_in_the_cache_are_read_without_a_network(hub, tmp_path, monkeypatch, caplog):

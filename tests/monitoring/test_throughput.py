@@ -27,7 +27,7 @@ from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.testing import tiny_bert, tiny_config
-from flax_transformers.training.setup import make_meter, phase_flops, shapes_and_axes
+from flax_transformers.training.setup import make_step_metrics, phase_flops, shapes_and_axes
 
 CONFIG = tiny_config(
     "text.txt",
@@ -40,9 +40,9 @@ CONFIG = tiny_config(
 MEANS = {"train/loss", "optimizer/grad_norm"}
 
 
-def new_meter(config=CONFIG, totals=None):
+def new_step_metrics(config=CONFIG, totals=None):
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    return make_meter(config, config.phases[0], mesh, Clock(), totals)
+    return make_step_metrics(config, config.phases[0], mesh, Clock(), totals)
 
 
 def good(loss=(2.0, 1.0), grad_norm=1.0, skipped=0, tokens=0):
@@ -57,106 +57,112 @@ def bad(skipped, in_a_row):
     return StepReport(sums, np.float32(np.nan), np.int32(skipped), np.int32(in_a_row))
 
 
-def feed(meter, *reports):
+def feed(step_metrics, *reports):
     """As the loop does: the report before is fetched after the next step is sent."""
     for report in reports:
-        meter.fetch_previous()
-        meter.sent(report)
+        step_metrics.fetch_previous()
+        step_metrics.sent(report)
 
 
 def test_a_row_is_total_over_total_since_the_row_before():
-    meter = new_meter()
-    feed(meter, good((10.0, 4.0), grad_norm=1.0), good((2.0, 8.0), grad_norm=4.0))
-    row = meter.row(2)
+    step_metrics = new_step_metrics()
+    feed(step_metrics, good((10.0, 4.0), grad_norm=1.0), good((2.0, 8.0), grad_norm=4.0))
+    row = step_metrics.row(2)
     assert (row["train/loss"], row["optimizer/grad_norm"]) == (1.0, 2.5)
-    feed(meter, good((6.0, 2.0), grad_norm=3.0))
-    row = meter.row(3)
+    feed(step_metrics, good((6.0, 2.0), grad_norm=3.0))
+    row = step_metrics.row(3)
     assert (row["train/loss"], row["optimizer/grad_norm"]) == (3.0, 3.0)
 
 
 def test_a_skipped_step_counts_in_no_mean_and_is_told(caplog):
-    meter = new_meter()
-    feed(meter, good((2.0, 4.0)), bad(1, 1), bad(2, 2), good((6.0, 4.0), grad_norm=3.0, skipped=2))
-    row = meter.row(4)
+    step_metrics = new_step_metrics()
+    feed(
+        step_metrics,
+        good((2.0, 4.0)),
+        bad(1, 1),
+        bad(2, 2),
+        good((6.0, 4.0), grad_norm=3.0, skipped=2),
+    )
+    row = step_metrics.row(4)
     assert (row["train/loss"], row["optimizer/grad_norm"]) == (1.0, 2.0)
     assert row["optimizer/skipped_steps"] == 2
     assert caplog.messages == ["a step was skipped: its gradients are not finite"] * 2
 
 
 def test_steps_skipped_before_a_restart_are_not_told_again(caplog):
-    meter = new_meter()
-    feed(meter, good(skipped=5))
-    assert meter.row(9)["optimizer/skipped_steps"] == 5
+    step_metrics = new_step_metrics()
+    feed(step_metrics, good(skipped=5))
+    assert step_metrics.row(9)["optimizer/skipped_steps"] == 5
     assert not caplog.messages
 
 
 def test_a_row_of_skipped_steps_alone_has_no_loss():
-    meter = new_meter()
-    feed(meter, bad(1, 1))
-    assert not {"train/loss", "optimizer/grad_norm"} & meter.row(1).keys()
+    step_metrics = new_step_metrics()
+    feed(step_metrics, bad(1, 1))
+    assert not {"train/loss", "optimizer/grad_norm"} & step_metrics.row(1).keys()
 
 
 def test_one_skipped_step_in_a_row_more_than_allowed_ends_the_run():
-    meter = new_meter()
-    feed(meter, bad(1, 1), bad(2, 2), good(skipped=2), bad(3, 1), bad(4, 2), bad(5, 3))
+    step_metrics = new_step_metrics()
+    feed(step_metrics, bad(1, 1), bad(2, 2), good(skipped=2), bad(3, 1), bad(4, 2), bad(5, 3))
     with pytest.raises(UserError, match="gradients of 3 steps in a row are not finite; lower"):
-        meter.row(6)
+        step_metrics.row(6)
 
 
 def test_a_run_whose_first_steps_are_not_finite_is_told_from_one_that_diverges():
-    meter = new_meter()
-    feed(meter, *(dataclasses.replace(bad(n, n), updates=0) for n in (1, 2, 3)))
+    step_metrics = new_step_metrics()
+    feed(step_metrics, *(dataclasses.replace(bad(n, n), updates=0) for n in (1, 2, 3)))
     with pytest.raises(UserError, match="of the first 3 steps are not finite, and no update .* at"):
-        meter.row(3)
+        step_metrics.row(3)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 20])
 def test_as_many_steps_in_a_row_as_the_limit_may_be_skipped_and_one_more_may_not(limit):
-    meter = new_meter(dataclasses.replace(CONFIG, max_consecutive_skips=limit))
-    feed(meter, *(bad(n, n) for n in range(1, limit + 1)), good(skipped=limit))
-    meter.row(limit + 1)
-    feed(meter, *(bad(limit + n, n) for n in range(1, limit + 2)))
+    step_metrics = new_step_metrics(dataclasses.replace(CONFIG, max_consecutive_skips=limit))
+    feed(step_metrics, *(bad(n, n) for n in range(1, limit + 1)), good(skipped=limit))
+    step_metrics.row(limit + 1)
+    feed(step_metrics, *(bad(limit + n, n) for n in range(1, limit + 2)))
     with pytest.raises(UserError, match=(
         f"gradients of {limit + 1} steps in a row are not finite; .*: {limit} steps in a row may "
         r"be skipped \(max_consecutive_skips\)"
     )):  # fmt: skip
-        meter.fetch_previous()
+        step_metrics.fetch_previous()
 
 
 def test_an_update_that_would_not_be_finite_is_told_apart_from_gradients(caplog):
-    meter = new_meter()
+    step_metrics = new_step_metrics()
     report = dataclasses.replace(bad(1, 1), grad_norm=np.float32(1), update_is_finite=False)
-    feed(meter, report)
-    meter.row(1)
+    feed(step_metrics, report)
+    step_metrics.row(1)
     assert caplog.messages == [
         "a step was skipped: its new parameters or optimizer statistics are not finite"
     ]
-    assert (meter.consecutive_skips, meter.diverging_steps) == (1, 1)
+    assert (step_metrics.consecutive_skips, step_metrics.diverging_steps) == (1, 1)
 
 
 def test_a_spike_is_skipped_and_is_no_divergence():
-    meter = new_meter()
-    feed(meter, dataclasses.replace(bad(1, 1), grad_norm=np.float32(70)))
-    meter.row(1)
-    assert (meter.consecutive_skips, meter.diverging_steps) == (1, 0)
-    feed(meter, good(skipped=1))
-    meter.row(2)
-    assert (meter.consecutive_skips, meter.diverging_steps) == (0, 0)
+    step_metrics = new_step_metrics()
+    feed(step_metrics, dataclasses.replace(bad(1, 1), grad_norm=np.float32(70)))
+    step_metrics.row(1)
+    assert (step_metrics.consecutive_skips, step_metrics.diverging_steps) == (1, 0)
+    feed(step_metrics, good(skipped=1))
+    step_metrics.row(2)
+    assert (step_metrics.consecutive_skips, step_metrics.diverging_steps) == (0, 0)
 
 
 def test_a_meter_that_resumes_averages_what_the_one_before_had_collected():
     reports = [good((0.1, 4.0), 0.3), bad(1, 1), good((2.3, 8.0), 4.0, 1), good((5.7, 1.0), 2.0, 1)]
-    straight, first = new_meter(), new_meter()
+    straight, first = new_step_metrics(), new_step_metrics()
     feed(straight, *reports)
     feed(first, *reports[:2])
     first.fetch_previous()
     totals = json.loads(json.dumps(first.totals))
-    assert new_meter().totals == {}
-    second = new_meter(totals=totals)
+    assert new_step_metrics().totals == {}
+    second = new_step_metrics(totals=totals)
     feed(second, *reports[2:])
     means = [
-        {name: value for name, value in meter.row(4).items() if name in MEANS}
-        for meter in (straight, second)
+        {name: value for name, value in step_metrics.row(4).items() if name in MEANS}
+        for step_metrics in (straight, second)
     ]
     assert means[0] == means[1]
     assert means[0].keys() == MEANS
@@ -164,15 +170,15 @@ def test_a_meter_that_resumes_averages_what_the_one_before_had_collected():
 
 def test_the_learning_rate_is_that_of_the_last_update_made():
     """It rises by a tenth an update; the first update has rate 0."""
-    meter = new_meter()
-    feed(meter, good())
-    assert meter.row(1)["optimizer/learning_rate"] == 0.0
-    feed(meter, good(), good())
-    assert meter.row(3)["optimizer/learning_rate"] == pytest.approx(0.2)
-    feed(meter, bad(1, 1))
-    assert meter.row(4)["optimizer/learning_rate"] == pytest.approx(0.2)
-    feed(meter, good(skipped=1))
-    assert meter.row(5)["optimizer/learning_rate"] == pytest.approx(0.3)
+    step_metrics = new_step_metrics()
+    feed(step_metrics, good())
+    assert step_metrics.row(1)["optimizer/learning_rate"] == 0.0
+    feed(step_metrics, good(), good())
+    assert step_metrics.row(3)["optimizer/learning_rate"] == pytest.approx(0.2)
+    feed(step_metrics, bad(1, 1))
+    assert step_metrics.row(4)["optimizer/learning_rate"] == pytest.approx(0.2)
+    feed(step_metrics, good(skipped=1))
+    assert step_metrics.row(5)["optimizer/learning_rate"] == pytest.approx(0.3)
 
 
 @pytest.fixture
@@ -184,41 +190,41 @@ def clock(monkeypatch):
 
 
 def test_speed_leaves_out_the_compiling_step_and_pauses(clock):
-    meter = new_meter()  # batches of 16 rows
+    step_metrics = new_step_metrics()  # batches of 16 rows
 
     def step(seconds, tokens=500):
         clock.now += seconds
-        feed(meter, good(tokens=tokens))
+        feed(step_metrics, good(tokens=tokens))
 
     step(0)
     step(30)  # the compiling step is over when the second has been sent
     step(2, tokens=400)
     clock.now += 2
-    with meter.paused("evaluation"):
+    with step_metrics.paused("evaluation"):
         clock.now += 50
-    row = meter.row(3)
+    row = step_metrics.row(3)
     assert row["perf/step_time_s"] == 2.0
     assert row["perf/examples_per_second"] == 8.0
     assert row["perf/tokens_per_second"] == (500 + 400) / 4
     assert "perf/mfu" not in row  # a CPU's peak is not known
     step(4)
     clock.now += 4
-    assert meter.row(4)["perf/step_time_s"] == 8.0
+    assert step_metrics.row(4)["perf/step_time_s"] == 8.0
 
 
 def test_the_compiling_step_alone_has_no_speed():
-    meter = new_meter()
-    feed(meter, good())
-    assert [name for name in meter.row(1) if name.startswith("perf/")] == ["perf/goodput"]
+    step_metrics = new_step_metrics()
+    feed(step_metrics, good())
+    assert [name for name in step_metrics.row(1) if name.startswith("perf/")] == ["perf/goodput"]
 
 
 def test_mfu_is_there_where_the_peak_is_known(clock):
-    meter = new_meter()
+    step_metrics = new_step_metrics()
     device = SimpleNamespace(device_kind="TPU v4")
-    meter._mesh = SimpleNamespace(devices=np.array([device, device]))
-    feed(meter, good(), good())
+    step_metrics._mesh = SimpleNamespace(devices=np.array([device, device]))
+    feed(step_metrics, good(), good())
     clock.now += 2
-    assert meter.row(2)["perf/mfu"] == meter._flops_per_step / (2 * 2 * 275e12)
+    assert step_metrics.row(2)["perf/mfu"] == step_metrics._flops_per_step / (2 * 2 * 275e12)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Vocabulary
-from flax_transformers.objectives.denoising import Denoising, span_lengths
+from flax_transformers.objectives.denoising import Denoising, poisson_span_lengths
 from tests.objectives.corruption import (
     assert_shifted,
     example,
@@ -96,7 +96,7 @@ def test_infilling_takes_out_exactly_its_share_of_the_tokens_and_keeps_the_order
 
 def test_the_first_span_of_a_long_text_is_poisson():
     rng, draws = np.random.default_rng(3), 20_000
-    found = np.bincount([span_lengths(60, 3.0, rng)[0] for _ in range(draws)], minlength=10)
+    found = np.bincount([poisson_span_lengths(60, 3.0, rng)[0] for _ in range(draws)], minlength=10)
     probability = [math.exp(-3.0) * 3.0**k / math.factorial(k) for k in range(9)]
     expected = draws * np.array([*probability, 1.0 - sum(probability)])
     observed = np.array([*found[:9], found[9:].sum()])
@@ -108,7 +108,7 @@ def test_lengths_of_spans_add_up_to_the_replaced_tokens():
     rng = np.random.default_rng(4)
     for total in (0, 1, 2, 30, 300):
         for mean in (0.1, 3.0, 50.0):
-            lengths = span_lengths(total, mean, rng)
+            lengths = poisson_span_lengths(total, mean, rng)
             assert lengths.sum() == total
             assert (lengths >= 0).all()
             assert total == 0 or lengths[-1] > 0
@@ -126,7 +126,7 @@ def test_the_number_of_masks_follows_from_the_mean_length():
 def test_one_span_in_twenty_has_no_token_and_inserts_a_mask():
     rng, spans, empty = np.random.default_rng(6), 0, 0
     for _ in range(300):
-        lengths = span_lengths(150, 3.0, rng)
+        lengths = poisson_span_lengths(150, 3.0, rng)
         spans += len(lengths)
         empty += np.count_nonzero(lengths == 0)
     share = math.exp(-3.0)

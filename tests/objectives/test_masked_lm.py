@@ -12,7 +12,7 @@ import pytest
 from flax_transformers.errors import UserError
 from flax_transformers.models.outputs import HiddenStates
 from flax_transformers.objectives.base import ModelFunctions, Vocabulary
-from flax_transformers.objectives.masked_lm import MaskedLM, span_lengths
+from flax_transformers.objectives.masked_lm import MaskedLM, geometric_span_lengths
 from flax_transformers.objectives.rows import random_ordinary
 from flax_transformers.testing import GivenLogits
 
@@ -194,7 +194,7 @@ def test_a_word_that_is_too_long_is_cut_to_the_count():
 
 def test_the_lengths_of_spans_are_geometric_up_to_ten():
     draws = 100_000
-    found = np.bincount(span_lengths(np.random.default_rng(22), draws), minlength=12)
+    found = np.bincount(geometric_span_lengths(np.random.default_rng(22), draws), minlength=12)
     expected = 0.2 * 0.8 ** np.arange(10)
     expected *= draws / expected.sum()
     assert found[0] == found[11] == 0

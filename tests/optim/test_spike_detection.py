@@ -14,7 +14,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.optim.spike_detection import WINDOW, is_spike, renewed_mean
 from flax_transformers.testing import assert_bit_equal
 from flax_transformers.training.step import make_train_step
-from tests.monitoring.test_throughput import CONFIG, good, new_meter
+from tests.monitoring.test_throughput import CONFIG, good, new_step_metrics
 from tests.training.test_step import BATCH, LINE, TwoTerms, state_of
 
 UPDATES = WINDOW + 20
@@ -49,7 +49,7 @@ def test_a_spike_is_left_out_as_if_its_batch_had_not_been_there():
         (straight.params, straight.opt_state, straight.norm_mean),
     )
     assert (skipped[WINDOW + 2], skipped[-1], none[-1]) == (0, 3, 0)
-    assert (state.step, state.skipped_in_a_row) == (UPDATES, 0)
+    assert (state.step, state.consecutive_skips) == (UPDATES, 0)
 
 
 @pytest.mark.slow
@@ -77,15 +77,15 @@ def test_a_mean_that_a_checkpoint_does_not_have_starts_with_the_next_norm():
 
 
 def test_too_many_spikes_in_a_row_end_the_run_with_a_sentence(caplog):
-    meter = new_meter(CONFIG)
+    step_metrics = new_step_metrics(CONFIG)
     for in_a_row in (1, 2, 3):
-        report = dataclasses.replace(good(grad_norm=70.0), skipped_in_a_row=np.int32(in_a_row))
-        meter.sent(report)
+        report = dataclasses.replace(good(grad_norm=70.0), consecutive_skips=np.int32(in_a_row))
+        step_metrics.sent(report)
         if in_a_row < 3:
-            meter.fetch_previous()
+            step_metrics.fetch_previous()
     assert "a step was skipped: its gradients are a spike (norm 70; see" in caplog.text
     with pytest.raises(UserError, match="gradients of 3 steps in a row are a spike"):
-        meter.fetch_previous()
+        step_metrics.fetch_previous()
 
 
 def test_a_factor_that_would_skip_everything_is_refused():

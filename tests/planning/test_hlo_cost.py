@@ -10,7 +10,13 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flax_transformers.planning.hlo_cost import SLICES, account, oversized
-from flax_transformers.planning.hlo_text import Array, Instruction, arrays, device_groups, parse
+from flax_transformers.planning.hlo_text import (
+    Array,
+    Instruction,
+    arrays,
+    device_groups,
+    parse_module,
+)
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
@@ -28,7 +34,7 @@ def test_types_are_read_with_their_memory_space():
 
 def test_a_text_that_is_not_hlo_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
-        parse("HloModule nothing")
+        parse_module("HloModule nothing")
 
 
 def test_a_kernel_with_settings_on_several_lines_is_one_instruction():

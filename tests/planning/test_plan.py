@@ -18,7 +18,7 @@ from flax_transformers.planning.hlo_text import Array
 from flax_transformers.planning.plan import (
     GIB,
     Memory,
-    Plan,
+    StepPlan,
     advice,
     attention_kernel_flops,
     grouped_product_flops,
@@ -27,7 +27,7 @@ from flax_transformers.planning.plan import (
 )
 from flax_transformers.planning.topology import devices_of
 from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
-from flax_transformers.training.loop import train
+from flax_transformers.training.loop import train_prepared
 from flax_transformers.training.setup import make_trainer
 from flax_transformers.training.trainer import Trainer
 
@@ -81,7 +81,7 @@ def test_the_step_that_is_planned_is_the_one_that_train_runs(config, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", lowering)
         with pytest.raises(Lowered) as ran:
-            train(config, prepare(config.data), tmp_path / "run")
+            train_prepared(config, prepare(config.data), tmp_path / "run")
     trainer = make_trainer(config, make_mesh(config.mesh))
     planned = lower_train_step(config, trainer, config.phases[0]).as_text()
     assert main_function(planned) == main_function(str(ran.value))
@@ -162,7 +162,7 @@ def a_plan(*, state, rest, remat="full", fsdp=4, rows=64):
     memory = Memory(
         state // 3, state - state // 3, 0, None, None, None, None, state + rest, 16 * GIB
     )
-    return Plan(
+    return StepPlan(
         topology="v5e:4x4", devices=16, chip="TPU v5 lite", mesh={"data": 4, "fsdp": fsdp},
         remat=remat, batch_shape=(rows * 4 * fsdp, 128), micro_batches=1, memory=memory, fits=False,
         model_flops=1.0, program_flops=None, memory_bytes=None, traffic=(), roofline=None,

@@ -10,7 +10,7 @@ import pytest
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.post_training import sandbox
-from flax_transformers.post_training.chat_data import token_spans
+from flax_transformers.post_training.chat_data import turn_token_spans
 from flax_transformers.post_training.chat_template import (
     CHATML,
     ChatTemplate,
@@ -190,5 +190,5 @@ def test_special_tokens_have_names_in_a_template(tmp_path):
 
 def test_a_token_is_of_a_turn_if_one_of_its_characters_is():
     offsets = np.array([[0, 2], [2, 3], [3, 5], [5, 5], [5, 8]])
-    assert token_spans([(2, 4)], offsets) == [(1, 3)]
-    assert token_spans([(0, 1), (6, 8), (8, 9)], offsets) == [(0, 1), (4, 5)]
+    assert turn_token_spans([(2, 4)], offsets) == [(1, 3)]
+    assert turn_token_spans([(0, 1), (6, 8), (8, 9)], offsets) == [(0, 1), (4, 5)]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.post_training.problems import Items
+from flax_transformers.post_training.problems import ProblemSequence
 
 
 def test_no_training_problem_is_held_out_and_a_loop_over_all_ends():
-    items = Items("sorting", 2, "prompts", 0, 30, without=frozenset({"sort 12=", "sort 21="}))
+    items = ProblemSequence(
+        "sorting", 2, "prompts", 0, 30, without=frozenset({"sort 12=", "sort 21="})
+    )
     assert len(list(items)) == 30
     assert not {items.problem(number)[0] for number in range(30)} & items.without
 
@@ -19,4 +21,4 @@ def test_too_many_held_out_problems_are_refused():
     with pytest.raises(
         UserError, match="data.held_out 10 are nearly all problems of data.digits 1"
     ):
-        Items("sorting", 1, "prompts", 0, 5, without=every)[0]
+        ProblemSequence("sorting", 1, "prompts", 0, 5, without=every)[0]

@@ -12,7 +12,14 @@ import subprocess
 import pytest
 
 from flax_transformers.cli.main import main
-from flax_transformers.reporting.charts import Line, Reference, line_chart, number, thinned, ticks
+from flax_transformers.reporting.charts import (
+    Line,
+    Reference,
+    line_chart,
+    short_number,
+    thinned,
+    ticks,
+)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PNG = bytes.fromhex(
@@ -142,7 +149,7 @@ def test_what_is_no_run_is_refused(arguments, message, capsys):
 def test_ticks_are_round_and_numbers_short():
     assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
     assert ticks(0.13, 0.42) == pytest.approx([0.2, 0.3, 0.4])
-    assert [number(one) for one in (0, 8e-4, 0.0125, 1234.5, 85_000, 1.25e6)] == [
+    assert [short_number(one) for one in (0, 8e-4, 0.0125, 1234.5, 85_000, 1.25e6)] == [
         "0", "0.0008", "0.0125", "1,234", "85k", "1.25M",
     ]  # fmt: skip
 

@@ -10,8 +10,8 @@ from etils import epath
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.pictures import write_png
 from flax_transformers.storage.workdir import (
-    exclusive_lock,
     open_workdir,
+    workdir_lock,
     write_side_file,
     write_text,
 )
@@ -19,8 +19,8 @@ from flax_transformers.storage.workdir import (
 HOLD = """
 import sys, time
 from etils import epath
-from flax_transformers.storage.workdir import exclusive_lock
-with exclusive_lock(epath.Path(sys.argv[1])):
+from flax_transformers.storage.workdir import workdir_lock
+with workdir_lock(epath.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -56,12 +56,12 @@ def test_a_second_training_in_a_workdir_is_refused_until_the_first_ends(tmp_path
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert first.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another process trains in"), exclusive_lock(tmp_path):
+        with pytest.raises(UserError, match="another process trains in"), workdir_lock(tmp_path):
             pass
     finally:
         first.kill()
         first.wait()
-    with exclusive_lock(tmp_path):
+    with workdir_lock(tmp_path):
         pass
 
 

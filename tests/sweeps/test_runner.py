@@ -14,9 +14,9 @@ from flax_transformers.cli.parsing import override
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.optim.schedules import Schedule
-from flax_transformers.storage.workdir import exclusive_lock
+from flax_transformers.storage.workdir import workdir_lock
 from flax_transformers.sweeps import runner
-from flax_transformers.sweeps.study import Study, Sweep, points
+from flax_transformers.sweeps.study import Study, StudyRuns, points
 from flax_transformers.sweeps.table import make_table
 from flax_transformers.testing import batches_with_nan, tiny_bert, tiny_config, write_corpus
 from flax_transformers.training.config import Logging
@@ -59,7 +59,7 @@ def trained(monkeypatch):
 def sweep_of(base, folder, steps=("3",), **fields):
     study = Study(base=base, **fields)
     found = points(study, {"phases.0.steps": steps}, override)
-    return Sweep(study, tuple(found), found[0], epath.Path(folder))
+    return StudyRuns(study, tuple(found), found[0], epath.Path(folder))
 
 
 def trained_all(sweep):
@@ -153,7 +153,7 @@ def test_an_error_that_is_no_mistake_of_the_user_is_recorded_with_its_type(
 
 def test_a_run_of_another_process_is_left_to_it(base, tmp_path, capsys):
     sweep = sweep_of(base, tmp_path / "all")
-    with exclusive_lock(sweep.runs[0].trainings[0].workdir):
+    with workdir_lock(sweep.runs[0].trainings[0].workdir):
         assert trained_all(sweep)
     assert "left out: another process trains in" in capsys.readouterr().out
     assert runner.results(sweep) == []
@@ -193,7 +193,7 @@ def test_grid_points_are_checked_before_the_first_run(base, tmp_path, trained):
     too_long = replace(base.optimizer, schedule=Schedule(warmup_steps=10**6))
     bad = replace(points(study, {}, override)[1], config=replace(base, optimizer=too_long))
     with pytest.raises(UserError, match="grid point b: .*warmup_steps"):
-        runner.check(Sweep(study, (bad,), bad, epath.Path(tmp_path / "all")))
+        runner.check(StudyRuns(study, (bad,), bad, epath.Path(tmp_path / "all")))
     assert not (tmp_path / "all").exists()
 
 

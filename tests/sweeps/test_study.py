@@ -9,7 +9,7 @@ from etils import epath
 
 from flax_transformers.cli.parsing import override
 from flax_transformers.errors import UserError
-from flax_transformers.sweeps.study import Study, Sweep, baseline_of, grid_axes, points
+from flax_transformers.sweeps.study import Study, StudyRuns, baseline_of, grid_axes, points
 from flax_transformers.testing import tiny_config
 
 BASE = tiny_config("text.txt", "store")
@@ -104,7 +104,7 @@ def test_variants_are_fields_or_functions_of_the_base():
 def test_each_point_runs_with_each_seed_the_first_seed_first():
     study = Study(base=replace(BASE, seed=7), seeds=2, variants={"a": {}})
     found = points(study, GRID, override)
-    sweep = Sweep(study, tuple(found[:2]), found[0], epath.Path("/runs"))
+    sweep = StudyRuns(study, tuple(found[:2]), found[0], epath.Path("/runs"))
     assert [(run.name, run.seed) for run in sweep.runs] == [
         ("a,learning_rate=2e-5,steps=10,seed=7", 7),
         ("a,learning_rate=2e-5,steps=20,seed=7", 7),
@@ -120,7 +120,7 @@ def test_fine_tuning_is_a_second_training_from_the_weights_of_the_first():
     study = Study(base=BASE, seeds=2, fine_tune=lambda config, workdir: replace(
         config, data=replace(config.data, store=f"{workdir}/store")))  # fmt: skip
     found = points(study, {}, override)
-    first, second = Sweep(study, tuple(found), found[0], epath.Path("/runs")).runs[1].trainings
+    first, second = StudyRuns(study, tuple(found), found[0], epath.Path("/runs")).runs[1].trainings
     assert first.config.init_from is None
     assert second.config.init_from == str(first.workdir) == "/runs/seed=1"
     assert second.workdir == epath.Path("/runs/seed=1,fine_tuned")

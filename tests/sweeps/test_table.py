@@ -13,7 +13,7 @@ from flax_transformers.cli.parsing import override
 from flax_transformers.errors import UserError
 from flax_transformers.sweeps.plot import plot_table
 from flax_transformers.sweeps.runner import Result
-from flax_transformers.sweeps.study import Study, Sweep, points
+from flax_transformers.sweeps.study import Study, StudyRuns, points
 from flax_transformers.sweeps.table import cells, make_table, markdown, notes, write_table
 from flax_transformers.testing import tiny_config
 
@@ -31,7 +31,7 @@ LOSSES = {"plain": (3.0, 3.2, 3.1), "wide": (2.5, 2.6, 2.4), "deep": (3.3, 2.9, 
 def made(folder, losses=LOSSES, study=STUDY, failures=()):
     """The table of given losses; ``failures`` are names of runs."""
     found = points(study, {}, override)
-    sweep = Sweep(study, tuple(found), found[0], epath.Path(folder))
+    sweep = StudyRuns(study, tuple(found), found[0], epath.Path(folder))
     results = [
         Result(run, failure="it was too bad")
         if run.name in failures

@@ -15,7 +15,7 @@ from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.data.dataset import prepare
 from flax_transformers.testing import tiny_config
 from flax_transformers.training.config import Evaluation
-from flax_transformers.training.loop import Outcome, train
+from flax_transformers.training.loop import Outcome, train_prepared
 
 
 def run(folder: Path, workdir: Path, stop: int = 20, signal_name: str | None = None) -> Outcome:
@@ -32,7 +32,7 @@ def run(folder: Path, workdir: Path, stop: int = 20, signal_name: str | None = N
             os.kill(os.getpid(), getattr(signal, signal_name))
         return {}
 
-    return train(config, prepare(config.data), workdir, [interrupt])
+    return train_prepared(config, prepare(config.data), workdir, [interrupt])
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from flax_transformers.objectives.span_corruption import SpanCorruption
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule
 from flax_transformers.testing import tiny_config
-from flax_transformers.training.check_run import check_batch, check_config, check_run
+from flax_transformers.training.check_run import check_batch_values, check_config, check_run
 from flax_transformers.training.config import ImagePhase, Phase
 
 SMALL = {
@@ -387,12 +387,12 @@ def batch_of(**changes):
 )
 def test_a_first_batch_with_what_the_model_has_no_place_for_is_refused(changes, says):
     config = config_of(BertConfig(**SMALL), MaskedLM())
-    check_batch(config, Phase(1, 32, 2), batch_of())
+    check_batch_values(config, Phase(1, 32, 2), batch_of())
     with pytest.raises(UserError, match=says):
-        check_batch(config, Phase(1, 32, 2), batch_of(**changes))
+        check_batch_values(config, Phase(1, 32, 2), batch_of(**changes))
 
 
 def test_a_class_beyond_the_head_is_refused():
     config = config_of(ROBERTA, SequenceClassification(framing="roberta"), SINGLE)
     with pytest.raises(UserError, match="a class of number 2, but model.num_labels is 2"):
-        check_batch(config, Phase(1, 32, 2), {"labels": np.array([0, 2], np.int32)})
+        check_batch_values(config, Phase(1, 32, 2), {"labels": np.array([0, 2], np.int32)})

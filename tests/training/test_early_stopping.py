@@ -19,7 +19,7 @@ from flax_transformers.ranges import OutOfRange
 from flax_transformers.testing import assert_bit_equal, tiny_config, write_corpus
 from flax_transformers.training.check_run import check_config, check_run
 from flax_transformers.training.config import Evaluation
-from flax_transformers.training.loop import train
+from flax_transformers.training.loop import train_prepared
 from flax_transformers.training.run_state import (
     RunState,
     reason_to_stop_early,
@@ -98,7 +98,7 @@ def run(config, workdir, kill_at=None):
             raise Killed
         return {"eval/loss": SCORES[snapshot.step]}
 
-    return train(config, prepare(config.data), workdir, [score])
+    return train_prepared(config, prepare(config.data), workdir, [score])
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.pretrained import initial_parameters
 from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
-from flax_transformers.training.loop import train
+from flax_transformers.training.loop import train_prepared
 from flax_transformers.training.step import check_fits
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -87,7 +87,7 @@ def test_a_run_starts_from_the_weights_it_is_given_and_draws_the_heads_they_lack
     def initial(mesh):
         return initial_parameters(config.init_from, config.model, mesh, config.seed)
 
-    train(config, prepared, tmp_path / "run", initial=initial)
+    train_prepared(config, prepared, tmp_path / "run", initial=initial)
     trained = restore_params(find_checkpoint(tmp_path / "run"))
     fresh = {name: trained.pop(name) for name in ("pooler", "next_sentence_head")}
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-20), trained, given)

@@ -23,7 +23,7 @@ from flax_transformers.testing import (
 )
 from flax_transformers.training import loop
 from flax_transformers.training.config import Phase
-from flax_transformers.training.loop import train
+from flax_transformers.training.loop import train_prepared
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
@@ -42,7 +42,7 @@ def config_for(corpus, **changes):
 def run(config, workdir, evaluate=False):
     prepared = prepare(config.data)
     evaluators = [held_out_evaluator(config, prepared)] if evaluate else []
-    return train(config, prepared, workdir, evaluators)
+    return train_prepared(config, prepared, workdir, evaluators)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_a_run_that_a_callback_stops_is_saved_and_resumes_to_the_same_end(
 
     config = config_for(corpus, steps=12)
     with caplog.at_level("INFO"):
-        outcome = train(config, prepare(config.data), tmp_path, callbacks=[StopAtFive()])
+        outcome = train_prepared(config, prepare(config.data), tmp_path, callbacks=[StopAtFive()])
     assert (outcome.step, outcome.stopped, outcome.preempted) == (5, True, False)
     assert "a callback stops the run at step 5: the fifth step" in caplog.text
     resumed = run(config, tmp_path, evaluate=True)

@@ -24,7 +24,7 @@ from flax_transformers.pretrained import load_pretrained
 from flax_transformers.restore import saved_config
 from flax_transformers.testing import relative_difference
 from flax_transformers.training.check_run import check_config, check_run
-from flax_transformers.training.loop import train
+from flax_transformers.training.loop import train_prepared
 from flax_transformers.training.run_state import check_meta, with_dropout_of_run
 from tests.fixtures.make_saved_runs import STEPS, digest_of_state
 
@@ -138,7 +138,7 @@ def test_the_run_resumes_with_the_losses_of_that_version(old, name):
     prepared = open_dataset(config.data)
     config = runtime.with_label_names(config, prepared)
     workdir = old / name / "run"
-    assert train(config, prepared, workdir).step == 2 * STEPS
+    assert train_prepared(config, prepared, workdir).step == 2 * STEPS
     assert saved_config(find_checkpoint(workdir)).compute.dropout_generator == "threefry"
     losses = [row["train/loss"] for row in read_metrics(workdir) if "train/loss" in row]
     assert relative_difference(losses[STEPS:], expected(old, name)["losses"]) < 1e-5

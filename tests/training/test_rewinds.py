@@ -53,7 +53,7 @@ def spoil(monkeypatch):
 
 
 def train(config, workdir):
-    return loop.train(config, prepare(config.data), workdir)
+    return loop.train_prepared(config, prepare(config.data), workdir)
 
 
 def trained_on(workdir):

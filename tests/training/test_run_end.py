@@ -40,8 +40,10 @@ def saved(monkeypatch):
             tokenizer_files={},
             listeners=Listeners(),
         )
-        meter = SimpleNamespace(consecutive_skips=skips, diverging_steps=diverging, totals={})
-        assert loop._save(run, None, RunState(step), meter, stopping) == bool(found)
+        step_metrics = SimpleNamespace(
+            consecutive_skips=skips, diverging_steps=diverging, totals={}
+        )
+        assert loop._save(run, None, RunState(step), step_metrics, stopping) == bool(found)
         return found
 
     return save

@@ -23,8 +23,8 @@ from flax_transformers.monitoring.goodput import KINDS, Clock
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.storage.workdir import (
     clear_side_files,
-    exclusive_lock,
     read_side_file,
+    workdir_lock,
     write_text,
 )
 from flax_transformers.testing import write_corpus
@@ -92,7 +92,7 @@ def written(tmp_path_factory):
 
 def restart(workdir):
     """All that a start reads and writes there. Returns the rows kept."""
-    with exclusive_lock(workdir):
+    with workdir_lock(workdir):
         clear_side_files(workdir)
         saved = saved_baselines._saved(read_side_file(workdir / "baselines.json") or "", "this")
         assert [one.score for one in saved] in ([], [5.25])

@@ -76,7 +76,7 @@ def test_the_abstract_state_says_what_the_fresh_one_is(divided):
 
 def test_a_fresh_state_has_taken_no_steps(divided):
     _, state = divided
-    for count in (state.step, state.skipped, state.skipped_in_a_row):
+    for count in (state.step, state.skipped, state.consecutive_skips):
         assert (int(count), count.shape, count.dtype) == (0, (), jnp.int32)
     assert (state.rng.shape, state.rng.dtype) == ((2,), jnp.uint32)
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.opt_state))

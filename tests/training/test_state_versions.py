@@ -20,7 +20,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.optim.ema import EMAConfig
 from flax_transformers.testing import assert_bit_equal, tiny_config, write_corpus
-from flax_transformers.training.loop import train
+from flax_transformers.training.loop import train_prepared
 from flax_transformers.training.state import TrainState
 
 ONE = np.zeros(1, np.float32)
@@ -48,7 +48,7 @@ def trained(tmp_path_factory):
     config = tiny_config(
         folder / "text.txt", folder / "store", steps=3, checkpoints=CheckpointConfig(every_steps=1)
     )
-    train(config, prepare(config.data), folder / "run")
+    train_prepared(config, prepare(config.data), folder / "run")
     return folder, config
 
 
@@ -75,7 +75,7 @@ def losses(workdir):
 def test_a_run_resumes_from_a_state_without_a_field_that_is_new_since(trained, tmp_path, caplog):
     caplog.set_level("INFO", "flax_transformers")
     config = with_state(trained, tmp_path, lambda state: state.pop("norm_mean"))
-    train(config, prepare(config.data), tmp_path)
+    train_prepared(config, prepare(config.data), tmp_path)
     assert "has no norm_mean: initialized" in caplog.text
     found, expected = (
         restore_arrays(find_checkpoint(folder)) for folder in (tmp_path, trained[0] / "run")
@@ -90,7 +90,7 @@ def test_an_average_that_is_kept_from_now_on_starts_from_the_parameters(trained,
     caplog.set_level("INFO", "flax_transformers")
     config = with_state(trained, tmp_path, lambda state: None)
     config = dataclasses.replace(config, ema=EMAConfig(decay=0.5, warmup=False))
-    train(config, prepare(config.data), tmp_path)
+    train_prepared(config, prepare(config.data), tmp_path)
     assert "has no ema: initialized" in caplog.text
     state = restore_arrays(find_checkpoint(tmp_path))
     before = restore_arrays(find_checkpoint(trained[0] / "run" / "checkpoints" / "2"))
@@ -108,7 +108,7 @@ def test_an_average_that_is_kept_no_longer_is_left_out(trained, tmp_path, caplog
         state["ema"] = jax.tree.map(np.copy, state["params"])
 
     config = with_state(trained, tmp_path, average)
-    train(config, prepare(config.data), tmp_path)
+    train_prepared(config, prepare(config.data), tmp_path)
     assert "ema is kept no longer and not read" in caplog.text
     found, expected = (
         restore_arrays(find_checkpoint(folder)) for folder in (tmp_path, trained[0] / "run")
@@ -120,11 +120,11 @@ def test_an_average_that_is_kept_no_longer_is_left_out(trained, tmp_path, caplog
 def test_a_state_of_a_later_version_is_refused(trained, tmp_path):
     config = with_state(trained, tmp_path, lambda state: None, state_version=2)
     with pytest.raises(UserError, match="a state of version 2, .* reads versions up to 1"):
-        train(config, prepare(config.data), tmp_path)
+        train_prepared(config, prepare(config.data), tmp_path)
 
 
 @pytest.mark.slow
 def test_a_state_without_parameters_of_the_model_is_another_models(trained, tmp_path):
     config = with_state(trained, tmp_path, lambda state: state["params"].pop("mlm_head"))
     with pytest.raises(UserError, match="is of another model or optimizer: it lacks params/mlm"):
-        train(config, prepare(config.data), tmp_path)
+        train_prepared(config, prepare(config.data), tmp_path)

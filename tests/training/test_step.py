@@ -146,8 +146,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(micro_batc
     before, _ = take([BATCH, BATCH], micro_batches, adam())
     after, report = take([BATCH, BATCH, bad_batch(), bad_batch()], micro_batches, adam())
     assert_bit_equal((after.params, after.opt_state), (before.params, before.opt_state))
-    assert (after.step, after.skipped, after.skipped_in_a_row) == (4, 2, 2)
-    assert (report.skipped, report.skipped_in_a_row) == (2, 2)
+    assert (after.step, after.skipped, after.consecutive_skips) == (4, 2, 2)
+    assert (report.skipped, report.consecutive_skips) == (2, 2)
     assert not np.isfinite(report.grad_norm)
     assert all(pair == (0.0, 0.0) for pair in report.sums.values())
 
@@ -207,7 +207,7 @@ def test_a_statistic_that_is_not_finite_reaches_no_parameter_and_the_step_is_cou
     assert_bit_equal((after.params, after.opt_state), jax.device_get((before.params,
                      before.opt_state)))  # fmt: skip
     assert np.isfinite(report.grad_norm) and not report.update_is_finite
-    assert (report.skipped, report.skipped_in_a_row) == (1, 1)
+    assert (report.skipped, report.consecutive_skips) == (1, 1)
     assert all(pair == (0.0, 0.0) for pair in report.sums.values())
 
 
@@ -236,8 +236,8 @@ def test_after_a_skipped_step_the_next_update_is_the_one_that_was_due():
     after, report = take([BATCH, bad_batch(), BATCH, bad_batch(), BATCH], optimizer=adam())
     assert_bit_equal((after.params, after.opt_state), (straight.params, straight.opt_state))
     assert (after.params["w"] != START).all()
-    assert (after.step, after.skipped, after.skipped_in_a_row) == (5, 2, 0)
-    assert (report.skipped, report.skipped_in_a_row) == (2, 0)
+    assert (after.step, after.skipped, after.consecutive_skips) == (5, 2, 0)
+    assert (report.skipped, report.consecutive_skips) == (2, 0)
 
 
 def noise(micro_batches=4, **state):

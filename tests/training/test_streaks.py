@@ -56,7 +56,7 @@ def spoil(monkeypatch):
 def train(config, workdir, stop_at=None):
     """Trains; asked to stop (SIGTERM) after the step ``stop_at``."""
     if stop_at is None:
-        return loop.train(config, prepare(config.data), workdir)
+        return loop.train_prepared(config, prepare(config.data), workdir)
 
     def interrupt(snapshot):
         if snapshot.step == stop_at:
@@ -64,7 +64,7 @@ def train(config, workdir, stop_at=None):
         return {}
 
     asked = dataclasses.replace(config, evaluation=Evaluation(every_steps=stop_at, batch_size=16))
-    outcome = loop.train(asked, prepare(config.data), workdir, [interrupt])
+    outcome = loop.train_prepared(asked, prepare(config.data), workdir, [interrupt])
     assert (outcome.step, outcome.preempted) == (stop_at, True)
     return outcome
 
@@ -165,7 +165,9 @@ def test_a_score_that_is_not_finite_at_the_end_is_an_error(config, tmp_path):
     prepared = prepare(config.data)
     for _ in range(2):  # the second time nothing is trained
         with pytest.raises(UserError, match="ended at step 12 with eval/loss not finite"):
-            loop.train(config, prepared, tmp_path / "run", [lambda _: {"eval/loss": float("nan")}])
+            loop.train_prepared(
+                config, prepared, tmp_path / "run", [lambda _: {"eval/loss": float("nan")}]
+            )
 
 
 @pytest.fixture

@@ -25,12 +25,12 @@ from typing import Any
 from flax_transformers.data.images.files import ENDINGS, image_files
 from flax_transformers.data.images.kinds import (
     SPLIT_NAMES,
-    Found,
+    FoundImage,
     Images,
     ImageSource,
     files_of_split,
 )
-from flax_transformers.data.sources.files import reading
+from flax_transformers.data.sources.files import reading_source
 from flax_transformers.errors import UserError
 
 CAPTIONED: tuple[str, ...] = ("image",)
@@ -125,7 +125,7 @@ class BesideImages:
     def __len__(self) -> int:
         return len(self._files)
 
-    def read(self, start: int, stop: int) -> Iterator[Found]:
+    def read(self, start: int, stop: int) -> Iterator[FoundImage]:
         for path in self._files[start:stop]:
             try:
                 raw, beside = path.read_bytes(), path.with_suffix(_ending(self._source))
@@ -133,7 +133,7 @@ class BesideImages:
             except OSError:
                 raw, text = b"", b""
             place = path.relative_to(self._top).as_posix()
-            yield Found(place, raw, 0, _parsed(self._source, text) if text else ())
+            yield FoundImage(place, raw, 0, _parsed(self._source, text) if text else ())
 
     def files(self) -> list[tuple[str, Path]]:
         beside = [path.with_suffix(_ending(self._source)) for path in self._files]
@@ -152,7 +152,7 @@ class LineImages:
         self._source, self._top, self._files = source, top, files
         self._rows: list[tuple[str, tuple[str, ...]]] = []
         for file in files:
-            with reading(file), file.open("rb") as lines:
+            with reading_source(file), file.open("rb") as lines:
                 for number, line in enumerate(lines, 1):
                     if line.strip():
                         self._rows.append(self._row(file, number, line))
@@ -174,13 +174,13 @@ class LineImages:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def read(self, start: int, stop: int) -> Iterator[Found]:
+    def read(self, start: int, stop: int) -> Iterator[FoundImage]:
         for place, captions in self._rows[start:stop]:
             try:
                 raw = (self._top / place).read_bytes()
             except OSError:
                 raw = b""
-            yield Found(place, raw, 0, captions)
+            yield FoundImage(place, raw, 0, captions)
 
     def files(self) -> list[tuple[str, Path]]:
         places = dict.fromkeys(place for place, _ in self._rows)
@@ -205,7 +205,7 @@ class TarImages:
         images: dict[str, tuple[int, int]] = {}
         texts: dict[str, tuple[int, int]] = {}
         try:
-            with reading(file), tarfile.open(file, "r:") as members:
+            with reading_source(file), tarfile.open(file, "r:") as members:
                 for member in members:
                     folder, _, name = member.name.rpartition("/")
                     stem, _, kind = name.partition(".")
@@ -225,14 +225,14 @@ class TarImages:
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def read(self, start: int, stop: int) -> Iterator[Found]:
+    def read(self, start: int, stop: int) -> Iterator[FoundImage]:
         for file, (offset, size), text in self._pairs[start:stop]:
             place = f"{file.relative_to(self._top).as_posix()}:{offset}:{size}"
             try:
                 raw, caption = _span(file, offset, size), _span(file, *text)
             except OSError:
                 raw, caption = b"", b""
-            yield Found(place, raw, 0, _parsed(self._source, caption) if caption else ())
+            yield FoundImage(place, raw, 0, _parsed(self._source, caption) if caption else ())
 
     def files(self) -> list[tuple[str, Path]]:
         return [(file.relative_to(self._top).as_posix(), file) for file in self._files]

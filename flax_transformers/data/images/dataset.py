@@ -18,14 +18,14 @@ from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.data.images.parts import (
     ImageJob,
     check_classes,
-    finish,
+    finish_store,
     has_parts,
     missing_parts,
     remove_parts,
     write_parts,
 )
 from flax_transformers.data.images.sources import open_images, own_held_out
-from flax_transformers.data.images.store import KIND, MANIFEST, ImageSplit, read_manifest
+from flax_transformers.data.images.store import KIND, MANIFEST, ImageSplit, read_image_manifest
 from flax_transformers.data.pipeline.dummy import with_other
 from flax_transformers.data.pipeline.examples import Examples, Subset
 from flax_transformers.data.prepare.cached_stores import cache_directory
@@ -311,7 +311,7 @@ class ImagePreparation(StorePreparation[PreparedImages, ImageJob]):
         return not missing_parts(job)
 
     def finish(self, job: ImageJob, processes: int) -> None:
-        finish(job, processes, self.origin, self.data.store_settings())
+        finish_store(job, processes, self.origin, self.data.store_settings())
 
     def run(self, compare: Compare = "sizes") -> PreparedImages:
         if self.is_finished() and has_parts(self.folder):  # the job that finished it was killed
@@ -322,7 +322,7 @@ class ImagePreparation(StorePreparation[PreparedImages, ImageJob]):
     def read_store(self, *, verified: bool, compare: Compare) -> PreparedImages:
         open_images.cache_clear()  # training does not need what preparation opened
         data, folder = self.data, self.folder
-        manifest = read_manifest(folder)
+        manifest = read_image_manifest(folder)
         try:
             settings = {**manifest["origin"], "shards": data.shards}
             classes = tuple(map(str, manifest["classes"]))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flax_transformers.data.images.kinds import SPLIT_NAMES, Found, ImageSource
+from flax_transformers.data.images.kinds import SPLIT_NAMES, FoundImage, ImageSource
 from flax_transformers.data.sources.documents import listed
-from flax_transformers.data.sources.files import open_file, reading
+from flax_transformers.data.sources.files import open_decompressed, reading_source
 from flax_transformers.errors import UserError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -72,13 +72,13 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self._files)
 
-    def read(self, start: int, stop: int) -> Iterator[Found]:
+    def read(self, start: int, stop: int) -> Iterator[FoundImage]:
         for name, label in self._files[start:stop]:
             try:
                 raw = (self._top / name).read_bytes()
             except OSError:
                 raw = b""
-            yield Found(name, raw, label)
+            yield FoundImage(name, raw, label)
 
     def files(self) -> list[tuple[str, Path]]:
         return [(name, self._top / name) for name, _ in self._files]
@@ -132,10 +132,10 @@ class IdxImages:
     def __len__(self) -> int:
         return len(self._images)
 
-    def read(self, start: int, stop: int) -> Iterator[Found]:
+    def read(self, start: int, stop: int) -> Iterator[FoundImage]:
         for number in range(start, min(stop, len(self))):
             raw, label = self._images[number].tobytes(), int(self._labels[number])
-            yield Found(f"image {number}", raw, label)
+            yield FoundImage(f"image {number}", raw, label)
 
     def files(self) -> list[tuple[str, Path]]:
         return [(kind, path) for kind, path in sorted(self._files.items())]
@@ -143,7 +143,7 @@ class IdxImages:
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """An array of bytes in MNIST's format. Raises UserError if it is damaged."""
-    with reading(path), open_file(path) as file:
+    with reading_source(path), open_decompressed(path) as file:
         content = file.read()
     header = 4 + 4 * dimensions
     shape = tuple(np.frombuffer(content[4:header], ">u4").tolist())

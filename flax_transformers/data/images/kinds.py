@@ -46,7 +46,7 @@ class ImageSource:
         ranges.check_fields(self, "data.source")
 
 
-class Found(NamedTuple):
+class FoundImage(NamedTuple):
     """An image file or array, its label or captions, and its ``place`` in the source."""
 
     place: str
@@ -66,7 +66,7 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, start: int, stop: int) -> Iterator[Found]:
+    def read(self, start: int, stop: int) -> Iterator[FoundImage]:
         """Images [start, stop) in order; empty bytes for an image that cannot be read."""
         ...
 

@@ -36,11 +36,11 @@ from flax_transformers.data.images.store import (
 from flax_transformers.data.prepare.origin import Origin, require_unchanged
 from flax_transformers.data.prepare.runner import read_record
 from flax_transformers.data.prepare.workers import Note, for_each_run
-from flax_transformers.data.store.files import StoreArray, StoreReader, digest, sealed, to_json
+from flax_transformers.data.store.files import StoreArray, StoreReader, digest, record_json, sealed
 from flax_transformers.data.store.token_store import SPLITS, Split
 from flax_transformers.errors import UserError
 from flax_transformers.storage.file_hashes import HashedFile, record_of
-from flax_transformers.storage.folders import Folder, writing
+from flax_transformers.storage.folders import Folder, writing_below
 
 _PARTS = "parts/"
 _LEAST = 512  # images per part at least
@@ -107,7 +107,7 @@ def check_part(job: ImageJob, number: int, note: Note) -> None:
     images = open_images(source)
     labels, ends, digests, usable, skipped, captions = [], [], [], [], [], []
     path = job.folder.temporary(f"{_name(number)}.items")
-    with writing(job.folder.path):
+    with writing_below(job.folder.path):
         file = HashedFile(path)
         for count, (place, raw, label, texts) in enumerate(images.read(start, stop), 1):
             problem = _problem(raw, label, len(images.classes), images.shape is None)
@@ -144,7 +144,7 @@ def check_part(job: ImageJob, number: int, note: Note) -> None:
         "items": items.sha256,
         "arrays": record_of([arrays.getvalue()]).sha256,
     }
-    job.folder.write(f"{_name(number)}.json", to_json(record))
+    job.folder.write(f"{_name(number)}.json", record_json(record))
 
 
 def _problem(raw: bytes, label: int, classes: int, encoded: bool) -> str | None:
@@ -187,14 +187,14 @@ def _check_parts(job: ImageJob, numbers: Sequence[int], note: Note) -> None:
         note(shards=1)
 
 
-def finish(job: ImageJob, processes: int, origin: Origin, settings: dict[str, Any]) -> None:
+def finish_store(job: ImageJob, processes: int, origin: Origin, settings: dict[str, Any]) -> None:
     """Verifies all parts and builds the store from them. Raises UserError if a split is empty, and
     if the images changed since the folder was reserved.
 
     A part whose files do not match their checksums is written once more.
     """
     folder, classes = job.folder, open_images(job.source).classes
-    with writing(folder.path):
+    with writing_below(folder.path):
         writers = {split: _SplitWriter(folder, split) for split in SPLITS}
     skipped = []
     try:
@@ -292,7 +292,7 @@ class _SplitWriter:
         self._caption_ends: list[int] = []
 
     def add(self, item: np.ndarray, label: int, digest: bytes, captions: bytes) -> None:
-        with writing(self._folder.path):
+        with writing_below(self._folder.path):
             self._items.write(item.data)
             self._captions.write(captions)
         self._caption_ends.append(self._captions.size)
@@ -304,12 +304,12 @@ class _SplitWriter:
     def finish(self, source: ImageSource) -> dict[str, Any]:
         """Moves the files to their names and returns the manifest's entry of the split. The
         fingerprint is of all images and labels in order."""
-        with writing(self._folder.path):
+        with writing_below(self._folder.path):
             files = {"items": asdict(self._items.finish(lasting=True))}
         self._folder.publish(self._items.path, f"{self._split}/items")
         images, captioned = open_images(source), bool(source.caption_field)
         if captioned:
-            with writing(self._folder.path):
+            with writing_below(self._folder.path):
                 files["captions"] = asdict(self._captions.finish(lasting=True))
             self._folder.publish(self._captions.path, f"{self._split}/captions")
         contents = {

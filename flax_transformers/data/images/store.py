@@ -204,7 +204,7 @@ def source_json(source: ImageSource) -> dict[str, str]:
     return fields
 
 
-def read_manifest(folder: Folder) -> dict[str, Any]:
+def read_image_manifest(folder: Folder) -> dict[str, Any]:
     """The manifest of a finished store. Raises UserError if it is damaged or of another format."""
     converters = {2: functools.partial(_from_format_2, folder)}
     return StoreReader(folder, KIND).manifest(MANIFEST, FORMAT, converters)

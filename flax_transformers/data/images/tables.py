@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_transformers.data.images.captions import CAPTIONED, captions_in
-from flax_transformers.data.images.kinds import Found, ImageSource, files_of_split
+from flax_transformers.data.images.kinds import FoundImage, ImageSource, files_of_split
 from flax_transformers.data.sources.documents import listed
 from flax_transformers.data.sources.row_files import reading_parquet
 from flax_transformers.data.sources.tfds import split_of, tfds_builder, tfds_files
@@ -65,7 +65,7 @@ class ParquetImages:
     def __len__(self) -> int:
         return sum(rows for _, _, rows in self._groups)
 
-    def read(self, start: int, stop: int) -> Iterator[Found]:
+    def read(self, start: int, stop: int) -> Iterator[FoundImage]:
         first = 0
         for path, group, rows in self._groups:
             wanted = range(max(start, first) - first, min(stop, first + rows) - first)
@@ -79,10 +79,10 @@ class ParquetImages:
                     raw = raw.get("bytes") if isinstance(raw, dict) else raw
                     raw = raw if isinstance(raw, bytes) else b""
                     if self._source.caption_field:
-                        yield Found(f"row {first + row}", raw, 0, captions_in(label))
+                        yield FoundImage(f"row {first + row}", raw, 0, captions_in(label))
                         continue
                     number = label if isinstance(label, int) else self._names.get(str(label), -1)
-                    yield Found(f"row {first + row}", raw, number)
+                    yield FoundImage(f"row {first + row}", raw, number)
             first += rows
 
     def files(self) -> list[tuple[str, Path]]:
@@ -137,14 +137,14 @@ class RecordImages:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def read(self, start: int, stop: int) -> Iterator[Found]:
+    def read(self, start: int, stop: int) -> Iterator[FoundImage]:
         for number in range(start, min(stop, len(self))):
             try:
                 row = self._rows[number]
                 raw, label = row[self._source.image_field], int(row[self._source.label_field])
             except (OSError, RuntimeError, ValueError):
                 raw, label = b"", 0
-            yield Found(str(number), raw, label)
+            yield FoundImage(str(number), raw, label)
 
     def bytes_at(self, place: str) -> bytes:
         """The image with that index."""

@@ -18,7 +18,9 @@ _TOKENS = 8  # of a dummy text; few, because sequences may be short
 Arrays = dict[str, np.ndarray]
 
 
-def check_sources(data: str, sources: Sequence[Source], objective: str, spec: WindowSpec) -> None:
+def check_source_kinds(
+    data: str, sources: Sequence[Source], objective: str, spec: WindowSpec
+) -> None:
     """Raises UserError if an objective asks for pairs, labels or images that text sources lack.
 
     ``data``: the name of the config class, for the message.

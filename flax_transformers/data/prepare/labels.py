@@ -11,7 +11,7 @@ import numpy as np
 from flax_transformers.data.sources.documents import Counts, Document
 from flax_transformers.data.sources.records import Source
 from flax_transformers.data.sources.squad import Question, token_spans
-from flax_transformers.data.store.files import to_json
+from flax_transformers.data.store.files import record_json
 from flax_transformers.data.tokenizers.kinds import Tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.storage.folders import Folder
@@ -50,7 +50,7 @@ class LabelNames:
                 pass
             numbers = all(name.removeprefix("-").isdecimal() for name in self._found)
             names = sorted(self._found, key=(lambda n: (int(n), n)) if numbers else None)
-        self._folder.write(NAMES, to_json({"names": names}))
+        self._folder.write(NAMES, record_json({"names": names}))
 
 
 def kept_label_names(folder: Folder) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from flax_transformers.data.base import Compare
-from flax_transformers.data.store.files import digest, to_json
+from flax_transformers.data.store.files import digest, record_json
 from flax_transformers.data.store.tokenizer import at_hand, load
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
@@ -54,7 +54,7 @@ def source_settings(source: Any) -> dict[str, Any]:
 def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as plain JSON without paths; a tokenizer with a path is noted as ``loaded``."""
     found: dict[str, Any] = {}
-    for name, value in json.loads(to_json(settings)).items():
+    for name, value in json.loads(record_json(settings)).items():
         if not isinstance(value, dict):
             found[name] = value
         elif name.endswith("tokenizer") and value.get("path") is not None:
@@ -74,7 +74,7 @@ def claim(folder: Folder, origin: Origin, *, by_size: bool = False) -> dict[str,
     if not folder.exists(CORPUS):
         content = None if by_size else origin.content()
         record = {"settings": origin.settings, "sizes": origin.sizes(), "content": content}
-        folder.write(CORPUS, to_json(record))
+        folder.write(CORPUS, record_json(record))
         return record
     claimed = _claimed(folder)
     require_same_settings(folder, claimed, origin)

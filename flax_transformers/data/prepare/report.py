@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from flax_transformers.data.sources.corpus_files import unread_text
-from flax_transformers.data.store.files import to_json
+from flax_transformers.data.store.files import record_json
 from flax_transformers.data.tokenizers.kinds import Tokenizer
 from flax_transformers.storage.folders import Folder
 
@@ -141,7 +141,7 @@ def write_report(folder: Folder, report: Mapping[str, Any]) -> None:
     """Writes a report. ``report``: bytes of the files ``read``; ``unread`` files (kind: [count,
     bytes]); ``documents``; ``left_out`` and ``cut`` (see `Counts`); ``tokenizers``: the sum of
     `TextFindings` of each."""
-    folder.write(REPORT, to_json({"format": _FORMAT, **report}))
+    folder.write(REPORT, record_json({"format": _FORMAT, **report}))
 
 
 def print_report(folder: Folder) -> None:

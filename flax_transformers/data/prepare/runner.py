@@ -98,7 +98,7 @@ class StorePreparation(ABC, Generic[DatasetT, JobT]):
         return self._opened(made, compare)
 
     def begin(self) -> None:
-        """See `dataset.begin`."""
+        """See `dataset.prepare_common`."""
         if not self.is_finished():
             processes = self.count_processes(whole=True)
             with exclusive_lock(self.folder):

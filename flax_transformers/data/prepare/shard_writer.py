@@ -17,7 +17,7 @@ from flax_transformers.data.store.token_store import (
     token_dtype,
 )
 from flax_transformers.storage.file_hashes import HashedFile
-from flax_transformers.storage.folders import Folder, writing
+from flax_transformers.storage.folders import Folder, writing_below
 
 
 class ShardWriter:
@@ -40,7 +40,7 @@ class ShardWriter:
             kind: shard_file(split, shard, kind) for kind in (*TEXT_KINDS, *LABELS[label_kind])
         }
         self._extras = {kind: 0 for kind in LABEL_DTYPES if kind in self._names}
-        with writing(folder.path):
+        with writing_below(folder.path):
             self._files = {
                 kind: HashedFile(folder.temporary(name)) for kind, name in self._names.items()
             }
@@ -66,7 +66,7 @@ class ShardWriter:
             return 0
         tokens = np.concatenate(sentences)
         ends = self._tokens + np.cumsum(lengths)
-        with writing(self._folder.path):
+        with writing_below(self._folder.path):
             self._files["tokens"].write(tokens.astype(self._dtype).tobytes())
             self._files["sentences"].write(ends.astype("<i8").tobytes())
             self._files["documents"].write(ends[-1:].astype("<i8").tobytes())
@@ -84,7 +84,7 @@ class ShardWriter:
 
     def finish(self) -> ShardRecord:
         """Gives the files their names. They are durable after `Folder.sync`."""
-        with writing(self._folder.path):
+        with writing_below(self._folder.path):
             records = {kind: file.finish() for kind, file in self._files.items()}
         for kind, file in self._files.items():
             self._folder.publish(file.path, self._names[kind], lasting=False)

@@ -22,7 +22,7 @@ from flax_transformers.data.prepare.workers import Note, for_each_run
 from flax_transformers.data.sources.documents import Counts, Document
 from flax_transformers.data.sources.read import CorpusReader
 from flax_transformers.data.sources.sharding import VERSION, runs
-from flax_transformers.data.store.files import StoreReader, digest, to_json
+from flax_transformers.data.store.files import StoreReader, digest, record_json
 from flax_transformers.data.store.token_store import (
     FORMAT,
     KIND,
@@ -229,7 +229,7 @@ def tokenize_shard(
     left_out = counts.left_out()
     left_out["empty"] += sum(record.skipped for record in splits.values())
     finished = FinishedShard(job.made_from, left_out, splits, counts.cut, findings.records())
-    job.folder.write(_record_name(shard), to_json(asdict(finished)), lasting=False)
+    job.folder.write(_record_name(shard), record_json(asdict(finished)), lasting=False)
 
 
 class _Findings:

@@ -11,7 +11,7 @@ import numpy as np
 
 from flax_transformers.data.base import Dataset
 from flax_transformers.data.sequences import PythonData, SequenceDataset
-from flax_transformers.data.signals.sources import Items, SignalSource
+from flax_transformers.data.signals.sources import SignalSource, SignalSplit
 from flax_transformers.data.store.files import digest
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
@@ -94,7 +94,7 @@ class SignalItems:
     split: Split
 
     @cached_property
-    def opened(self) -> tuple[Items, ...]:
+    def opened(self) -> tuple[SignalSplit, ...]:
         return tuple(source.opened(self.split) for source in self.sources)
 
     @cached_property

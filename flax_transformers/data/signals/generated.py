@@ -16,8 +16,8 @@ import numpy as np
 from flax_transformers import ranges
 from flax_transformers.data.signals.sources import (
     DIGITS,
-    Items,
     SignalSource,
+    SignalSplit,
     digest_of_ends,
     digits,
 )
@@ -85,7 +85,7 @@ class MovingDigits(GeneratedSource):
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"content": digest_of_ends(digits(self.path, "train")[0])}
 
-    def opened(self, split: Split) -> Items:
+    def opened(self, split: Split) -> SignalSplit:
         images, labels = digits(self.path, split)
         halved = images.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).round().astype(np.uint8)
         count = self.count(split)
@@ -102,7 +102,7 @@ class MovingDigits(GeneratedSource):
                 video[frame, row : row + 14, column : column + 14, 0] = halved[chosen[index]]
             return video
 
-        return Items(count, read, labels[chosen])
+        return SignalSplit(count, read, labels[chosen])
 
 
 def _bouncing(start: np.ndarray, step: np.ndarray, limit: int, video: MovingDigits) -> np.ndarray:
@@ -145,7 +145,7 @@ class Tones(GeneratedSource):
     def label_names(self) -> tuple[str, ...]:
         return _WORDS
 
-    def opened(self, split: Split) -> Items:
+    def opened(self, split: Split) -> SignalSplit:
         count = self.count(split)
         labels = (np.arange(count) % len(_WORDS)).astype(np.int32)
 
@@ -155,7 +155,7 @@ class Tones(GeneratedSource):
             wave = word(_WORDS[labels[index]], samples, rng)
             return log_mel(wave, self.mels)[..., None]
 
-        return Items(count, kept(read, self), labels)
+        return SignalSplit(count, kept(read, self), labels)
 
 
 _FORMANTS = {"a": (800, 1200), "e": (450, 2100), "i": (300, 2500), "o": (450, 850), "u": (325, 650)}
@@ -236,7 +236,7 @@ class Solids(GeneratedSource):
     def label_names(self) -> tuple[str, ...]:
         return SOLIDS
 
-    def opened(self, split: Split) -> Items:
+    def opened(self, split: Split) -> SignalSplit:
         count = self.count(split)
         labels = (np.arange(count) % len(SOLIDS)).astype(np.int32)
 
@@ -249,7 +249,7 @@ class Solids(GeneratedSource):
             found = (surface @ rotation / np.linalg.norm(surface, axis=1).max()).astype(np.float32)
             return found if self.view == "points" else _depth(found, self.size)
 
-        return Items(count, kept(read, self), labels)
+        return SignalSplit(count, kept(read, self), labels)
 
 
 def _surface(solid: str, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -40,7 +40,7 @@ Dtype = Literal[
 
 
 @dataclass(frozen=True)
-class Items:
+class SignalSplit:
     """One split of a source: ``read(i)`` gives array i. ``labels`` int32 [count], or None."""
 
     count: int
@@ -82,7 +82,7 @@ class SignalSource:
         """Names of the classes; empty without labels."""
         return ()
 
-    def opened(self, split: Split) -> Items:
+    def opened(self, split: Split) -> SignalSplit:
         """The arrays of a split. Raises UserError for missing files."""
         raise NotImplementedError
 
@@ -138,10 +138,10 @@ class ArraySource(SignalSource):
             found["labels"] = hashlib.sha256(labels.tobytes()).hexdigest()
         return found
 
-    def opened(self, split: Split) -> Items:
+    def opened(self, split: Split) -> SignalSplit:
         path = Path(self.path).expanduser() / f"{split}.npy"
         if split == "validation" and not path.exists():
-            return Items(0, lambda index: np.zeros(self.shape, self.dtype))
+            return SignalSplit(0, lambda index: np.zeros(self.shape, self.dtype))
         arrays = _mapped(path)
         if arrays.shape[1:] != self.shape or arrays.dtype != np.dtype(self.dtype):
             raise UserError(
@@ -149,7 +149,7 @@ class ArraySource(SignalSource):
                 f"but the source {self.name!r} says {list(self.shape)} and {self.dtype}"
             )
         if not self.classes:
-            return Items(len(arrays), lambda index: np.array(arrays[index]))
+            return SignalSplit(len(arrays), lambda index: np.array(arrays[index]))
         file = path.with_name(f"{split}_labels.npy")
         labels = np.asarray(_mapped(file))
         if labels.shape != (len(arrays),) or not np.isin(labels, range(len(self.classes))).all():
@@ -157,7 +157,9 @@ class ArraySource(SignalSource):
                 f"{file} must hold one integer from 0 to {len(self.classes) - 1} for each of the "
                 f"{len(arrays)} arrays of {path}"
             )
-        return Items(len(arrays), lambda index: np.array(arrays[index]), labels.astype(np.int32))
+        return SignalSplit(
+            len(arrays), lambda index: np.array(arrays[index]), labels.astype(np.int32)
+        )
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -189,9 +191,9 @@ class Digits(SignalSource):
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"content": digest_of_ends(digits(self.path, "train")[0])}
 
-    def opened(self, split: Split) -> Items:
+    def opened(self, split: Split) -> SignalSplit:
         images, labels = digits(self.path, split)
-        return Items(len(images), lambda index: images[index][..., None], labels)
+        return SignalSplit(len(images), lambda index: images[index][..., None], labels)
 
 
 @lru_cache(maxsize=4)
@@ -220,14 +222,14 @@ class EmbeddedBytes(SignalSource):
     def shape(self) -> tuple[int, ...]:
         return (self.length,)
 
-    def opened(self, split: Split) -> Items:
+    def opened(self, split: Split) -> SignalSplit:
         text = _embedded_bytes(split)
         count = len(text) // self.length
 
         def read(index: int) -> np.ndarray:
             return text[index * self.length : (index + 1) * self.length]
 
-        return Items(count, read)
+        return SignalSplit(count, read)
 
 
 @lru_cache(maxsize=2)

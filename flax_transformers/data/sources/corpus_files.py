@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flax_transformers.data.sources.files import COMPRESSED, reading
+from flax_transformers.data.sources.files import COMPRESSED, reading_source
 from flax_transformers.errors import UserError
 from flax_transformers.storage.hub import find_data
 
@@ -131,7 +131,7 @@ def _entries_below(top: Path, seen: set[tuple[int, int]]) -> Iterator[os.DirEntr
         if identity in seen:
             continue
         seen.add(identity)
-        with reading(folder), os.scandir(folder) as scanned:
+        with reading_source(folder), os.scandir(folder) as scanned:
             entries = sorted(scanned, key=lambda entry: entry.name)
         yield from entries
         pending += [
@@ -142,7 +142,7 @@ def _entries_below(top: Path, seen: set[tuple[int, int]]) -> Iterator[os.DirEntr
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    with reading(folder):
+    with reading_source(folder):
         found = folder.stat()
     return found.st_dev, found.st_ino
 

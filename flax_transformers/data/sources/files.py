@@ -48,7 +48,7 @@ def is_compressed(path: Path) -> bool:
     return path.suffix.lower() in _DECOMPRESSORS
 
 
-def open_file(path: Path) -> IO[bytes]:
+def open_decompressed(path: Path) -> IO[bytes]:
     """The file's bytes, decompressed if its name ends in one of COMPRESSED."""
     return Stream(path).file
 
@@ -141,7 +141,7 @@ class _Inflated(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading_source(path: Path) -> Iterator[None]:
     """Turns errors of reading into a UserError that names the file."""
     try:
         yield
@@ -165,7 +165,7 @@ class Place:
     def __str__(self) -> str:
         """With the line number, for which the file is read up to the record."""
         try:
-            with reading(self.path), Stream(self.path) as stream:
+            with reading_source(self.path), Stream(self.path) as stream:
                 line, left = 1, self.offset
                 while block := stream.file.read(min(left, 1 << 20)):
                     line += block.count(b"\n")

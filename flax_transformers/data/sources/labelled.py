@@ -18,7 +18,7 @@ from flax_transformers.data.sources.documents import (
 )
 from flax_transformers.data.sources.records import Part, Source
 from flax_transformers.data.sources.row_files import Row, row_file, row_of, text_in, value_in
-from flax_transformers.data.sources.tfds import PREFIX, Examples
+from flax_transformers.data.sources.tfds import PREFIX, TfdsExamples
 from flax_transformers.errors import UserError
 
 
@@ -67,7 +67,7 @@ class LabelledSource(Source):
     def parts(self) -> Iterator[Part]:
         *texts, label = self.fields
         if self.path.startswith(PREFIX):
-            examples = Examples(self, tuple(texts), (label,))
+            examples = TfdsExamples(self, tuple(texts), (label,))
             yield Part(examples, partial(_row, self, examples.class_names(label)))
             return
         for _, path in self.files():

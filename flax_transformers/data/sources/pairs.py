@@ -31,7 +31,7 @@ from flax_transformers.data.sources.row_files import (
     row_of,
     text_in,
 )
-from flax_transformers.data.sources.tfds import PREFIX, Examples
+from flax_transformers.data.sources.tfds import PREFIX, TfdsExamples
 from flax_transformers.errors import UserError
 from flax_transformers.storage.hub import find_data
 
@@ -73,7 +73,7 @@ class PairSource(Source):
     def parts(self) -> Iterator[Part]:
         fields = self.source_field, self.target_field
         if self.path.startswith(PREFIX):
-            yield Part(Examples(self, fields), partial(_row, fields))
+            yield Part(TfdsExamples(self, fields), partial(_row, fields))
         elif self.target_path is not None:
             (_, one), (_, other) = self.files()
             yield Part(TwoFiles(one, other), _parallel_pair)

@@ -37,7 +37,7 @@ from flax_transformers.data.sources.files import (
     is_compressed,
     line_start,
     raw_lines,
-    reading,
+    reading_source,
 )
 from flax_transformers.errors import UserError
 
@@ -130,7 +130,7 @@ class _File:
 
     @cached_property
     def size(self) -> int:
-        with reading(self.path):
+        with reading_source(self.path):
             return self.path.stat().st_size
 
     def solid(self, position: int) -> tuple[int, int]:
@@ -143,7 +143,7 @@ class LineFile(_File):
 
     def read(self, start: int, stop: int | None) -> Iterator[Record]:
         path = self.path
-        with reading(path), Stream(path) as stream:
+        with reading_source(path), Stream(path) as stream:
             first = 0 if is_compressed(path) else line_start(stream.file, start, stop)
             if first is None:
                 return
@@ -168,7 +168,7 @@ class TextFile(_File):
     cut: bool = True
 
     def read(self, start: int, stop: int | None) -> Iterator[Record]:
-        with reading(self.path), Stream(self.path) as stream:
+        with reading_source(self.path), Stream(self.path) as stream:
             if is_compressed(self.path) or start == 0:
                 yield from self._blocks(stream, 0, True, start, stop)
             elif self.divided != "file":
@@ -225,8 +225,8 @@ class TwoFiles(_File):
     def read(self, start: int, stop: int | None) -> Iterator[Record]:
         one, other = self.path, self.other
         with (
-            reading(one), Stream(one) as left,
-            reading(other), Stream(other) as right,
+            reading_source(one), Stream(one) as left,
+            reading_source(other), Stream(other) as right,
         ):  # fmt: skip
             lines = itertools.zip_longest(raw_lines(left.file), raw_lines(right.file))
             for number, (first, second) in enumerate(lines, 1):
@@ -268,7 +268,7 @@ class TableFile(_File):
 
     def read(self, start: int, stop: int | None) -> Iterator[Record]:
         path = self.path
-        with reading(path), Stream(path) as stream:
+        with reading_source(path), Stream(path) as stream:
             names: list[str] | None = None
             first: int | None = 0
             if start and self.solid(start) == (start, start):
@@ -366,7 +366,7 @@ class ValueFile(_File):
 
 
 @dataclass(frozen=True)
-class Texts:
+class MemoryTexts:
     """A record is a text in memory."""
 
     texts: Sequence[str]

@@ -17,7 +17,7 @@ from typing import Any
 
 from flax_transformers.data.sources.corpus_files import ending
 from flax_transformers.data.sources.documents import LONGEST, Decoder, Invalid, Where, listed
-from flax_transformers.data.sources.files import open_file, raw_lines, reading
+from flax_transformers.data.sources.files import open_decompressed, raw_lines, reading_source
 from flax_transformers.data.sources.records import LineFile, Record, Records, TableFile, ValueFile
 from flax_transformers.errors import UserError
 
@@ -73,7 +73,7 @@ class ChosenFile:
 
 def first_lines(path: Path, count: int) -> list[bytes]:
     """The first non-empty lines of a file."""
-    with reading(path), open_file(path) as file:
+    with reading_source(path), open_decompressed(path) as file:
         lines = (raw for _, raw in raw_lines(file) if not raw.isspace())
         return list(itertools.islice(lines, count))
 
@@ -87,7 +87,7 @@ def _json_file(path: Path, split: str, fields: Sequence[str]) -> Records:
 
 def _has_row_in_line(path: Path, fields: Sequence[str]) -> bool:
     """Whether each line of a JSON file is a row, judged by its first lines."""
-    with reading(path), open_file(path) as file:
+    with reading_source(path), open_decompressed(path) as file:
         begin = file.read(_BEGIN).removeprefix(b"\xef\xbb\xbf").lstrip()
     if begin.startswith(b"["):
         return not begin[1:].lstrip().startswith((b"[", b"{", b"]"))
@@ -119,7 +119,7 @@ def _lists(value: dict[str, Any]) -> list[str]:
 
 def _rows(split: str, path: Path) -> Sequence[Any]:
     """The rows of a file with one JSON value."""
-    with reading(path), open_file(path) as stream:
+    with reading_source(path), open_decompressed(path) as stream:
         raw = stream.read()
     try:
         value = json.loads(raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
@@ -161,7 +161,7 @@ class ParquetFile:
 
     @cached_property
     def size(self) -> int:
-        with reading(self.path):
+        with reading_source(self.path):
             return self.path.stat().st_size
 
     @cached_property

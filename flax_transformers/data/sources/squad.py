@@ -18,10 +18,10 @@ from flax_transformers.data.sources.documents import (
     LabelKind,
     Where,
 )
-from flax_transformers.data.sources.files import open_file, reading
+from flax_transformers.data.sources.files import open_decompressed, reading_source
 from flax_transformers.data.sources.records import Part, Source, ValueFile
 from flax_transformers.data.sources.row_files import text_in
-from flax_transformers.data.sources.tfds import PREFIX, Examples
+from flax_transformers.data.sources.tfds import PREFIX, TfdsExamples
 from flax_transformers.errors import UserError
 
 _TEXTS = ("id", "title", "context", "question")
@@ -43,7 +43,7 @@ class QuestionSource(Source):
 
     def parts(self) -> Iterator[Part]:
         if self.path.startswith(PREFIX):
-            yield Part(Examples(self, _TEXTS, ("answers",)), _example)
+            yield Part(TfdsExamples(self, _TEXTS, ("answers",)), _example)
             return
         for _, path in self.files():
             yield Part(ValueFile(path, partial(_rows, self), "Question"), _question)
@@ -62,12 +62,12 @@ class Question(Document):
 
     @property
     def record(self) -> bytes:
-        """The data for scoring an answer; see `read_record`."""
+        """The data for scoring an answer; see `question_of_record`."""
         fields = {"id": self.name, "question": self.text[0], "context": self.text[1]}
         return json.dumps({**fields, "answers": self.answers}, ensure_ascii=False).encode()
 
 
-def read_record(record: bytes) -> Question:
+def question_of_record(record: bytes) -> Question:
     """The inverse of `Question.record`."""
     fields = json.loads(record)
     answers = tuple((start, end) for start, end in fields["answers"])
@@ -80,7 +80,7 @@ def _rows(
     source: QuestionSource, path: Path
 ) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
     """(title, paragraph, question) of all questions of a file."""
-    with reading(path), open_file(path) as stream:
+    with reading_source(path), open_decompressed(path) as stream:
         raw = stream.read()
     try:
         text = raw.decode(errors="replace" if source.on_invalid == "replace" else "strict")

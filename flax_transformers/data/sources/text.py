@@ -16,9 +16,9 @@ from flax_transformers.data.sources import row_files
 from flax_transformers.data.sources.corpus_files import ending
 from flax_transformers.data.sources.documents import Decoder, Document, Where
 from flax_transformers.data.sources.files import Place
-from flax_transformers.data.sources.records import Part, Source, TextFile, Texts
+from flax_transformers.data.sources.records import MemoryTexts, Part, Source, TextFile
 from flax_transformers.data.sources.row_files import row_of, text_in
-from flax_transformers.data.sources.tfds import PREFIX, Examples
+from flax_transformers.data.sources.tfds import PREFIX, TfdsExamples
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class TextSource(Source):
 
     def parts(self) -> Iterator[Part]:
         if self.path.startswith(PREFIX):
-            yield Part(Examples(self, (self.text_field,)), partial(_row, self.text_field))
+            yield Part(TfdsExamples(self, (self.text_field,)), partial(_row, self.text_field))
         elif self.path == "embedded":
-            yield Part(Texts(tuple(self.embedded_texts())), _text)
+            yield Part(MemoryTexts(tuple(self.embedded_texts())), _text)
         else:
             for _, path in self.files():
                 yield _file_part(path, self)

@@ -31,7 +31,7 @@ _ARCHIVES = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.ta
 
 
 @dataclass(frozen=True)
-class Examples:
+class TfdsExamples:
     """A record is an example: a dict of the features of ``texts`` and ``others`` as Python values.
     Positions are indices of examples.
 

@@ -53,19 +53,19 @@ StoreFiles = Mapping[str, tuple[FileRecord, Content]]
 """The files of a store by name."""
 
 
-def to_json(record: Mapping[str, Any]) -> bytes:
+def record_json(record: Mapping[str, Any]) -> bytes:
     """A record as JSON; equal records give equal bytes."""
     return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
 
 
 def digest(record: Mapping[str, Any]) -> str:
     """sha256 of a JSON record."""
-    return hashlib.sha256(to_json(record)).hexdigest()
+    return hashlib.sha256(record_json(record)).hexdigest()
 
 
 def sealed(body: Mapping[str, Any]) -> bytes:
     """A manifest with its own checksum."""
-    return to_json({**body, DIGEST: digest(body)})
+    return record_json({**body, DIGEST: digest(body)})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from flax_transformers.data.inputs import Row
+from flax_transformers.data.inputs import InputRow
 from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
@@ -30,7 +30,7 @@ from flax_transformers.objectives.base import (
 from flax_transformers.objectives.rows import pad, padded_tokens
 
 
-class Request(NamedTuple):
+class Continuation(NamedTuple):
     """Ids of a context with the tokens before it, and of its continuation."""
 
     context: Sequence[int]
@@ -41,7 +41,7 @@ class Request(NamedTuple):
 class Requests(Examples):
     """Requests as examples: ``tokens`` int32 [n], of which the last ``scored`` int32 [] count."""
 
-    requests: Sequence[Request]
+    requests: Sequence[Continuation]
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -91,7 +91,7 @@ class ContinuationLikelihood:
 
 def request_of(
     tokenizer: Tokenizer, context: str, continuation: str, before: Sequence[int]
-) -> Request:
+) -> Continuation:
     """The ids of a context and of what follows; ``before``: tokens before the context.
 
     Spaces at the end of the context count as the begin of the continuation, whose ids are what the
@@ -100,10 +100,10 @@ def request_of(
     kept = context.rstrip()
     together = tokenizer.encode_batch([kept, context + continuation])
     first, whole = (ids.tolist() for ids in together)
-    return Request([*before, *first], whole[len(first) :])
+    return Continuation([*before, *first], whole[len(first) :])
 
 
-def check_requests(requests: Sequence[Request], length: int, what: str) -> None:
+def check_requests(requests: Sequence[Continuation], length: int, what: str) -> None:
     """Raises UserError for a continuation without tokens, without a token before it, or longer than
     ``length``. ``what`` names the requests."""
     for number, (context, continuation) in enumerate(requests, 1):
@@ -122,8 +122,8 @@ def check_requests(requests: Sequence[Request], length: int, what: str) -> None:
 
 
 def choice_requests(
-    rows: Sequence[Row], tokenizer: Tokenizer, before: Sequence[int]
-) -> list[Request]:
+    rows: Sequence[InputRow], tokenizer: Tokenizer, before: Sequence[int]
+) -> list[Continuation]:
     """A request for each choice of each row, after its context and a space."""
     return [
         request_of(tokenizer, row.context, f" {choice}", before)
@@ -132,7 +132,7 @@ def choice_requests(
     ]
 
 
-def choice_lines(rows: Sequence[Row], found: Sequence[Arrays]) -> list[dict[str, Any]]:
+def choice_lines(rows: Sequence[InputRow], found: Sequence[Arrays]) -> list[dict[str, Any]]:
     """A JSON object for each row: the log-likelihood of each choice in nats, the best choice by it
     and by it per character, and, if the answer is known, whether they are right.
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from flax_transformers.data.inputs import Row
+from flax_transformers.data.inputs import InputRow
 from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
@@ -176,7 +176,7 @@ def scored_texts(
 
 
 def score_lines(
-    rows: Sequence[Row], examples: Examples, found: Sequence[Arrays]
+    rows: Sequence[InputRow], examples: Examples, found: Sequence[Arrays]
 ) -> list[dict[str, Any]]:
     """A JSON object for each text: its (pseudo-)log-likelihood in nats, the number of its scored
     tokens, the perplexity, and, of a log-likelihood, bits for each byte of the text."""

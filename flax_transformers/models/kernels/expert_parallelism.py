@@ -44,7 +44,7 @@ Kernels = dict[str, jax.Array]
 """``up`` and ``gate`` [E, D, F], ``down`` [E, F, D], in the dtype of gradient reductions."""
 
 
-class Tokens(NamedTuple):
+class RoutedTokens(NamedTuple):
     """Vectors [M, D], the experts each of them chose int32 [M, C], and their weights float32."""
 
     x_MD: jax.Array
@@ -146,7 +146,7 @@ def _mix(
     best_BTC, experts_BTC = jax.lax.top_k(probabilities_BTE, choices)
     weights_BTC = best_BTC / jnp.sum(best_BTC, axis=-1, keepdims=True)
     arrays = (x_BTD, experts_BTC, weights_BTC)
-    tokens = Tokens(*(array.reshape(-1, array.shape[-1]) for array in arrays))
+    tokens = RoutedTokens(*(array.reshape(-1, array.shape[-1]) for array in arrays))
     if layout is None:
         y_MD = _own_experts(tokens, kernels, activation)
         return y_MD.reshape(x_BTD.shape), experts_BTC, weights_BTC
@@ -171,7 +171,7 @@ def _varying(tree: Any, axes: tuple[str, ...]) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axes, to="varying"), tree)
 
 
-def _own_experts(tokens: Tokens, kernels: Kernels, activation: Activation) -> jax.Array:
+def _own_experts(tokens: RoutedTokens, kernels: Kernels, activation: Activation) -> jax.Array:
     """All experts at once: [M, D]."""
     x_MD, experts_MC, weights_MC = tokens
     count, choices = kernels["up"].shape[0], experts_MC.shape[1]
@@ -233,10 +233,10 @@ def _rotating_experts(ring: _Ring) -> Callable[..., jax.Array]:
     def mixed(
         x_MD: jax.Array, experts_MC: jax.Array, weights_MC: jax.Array, kernels: Kernels
     ) -> jax.Array:
-        def visit(visiting: Tokens, y_MD: jax.Array, own: None) -> tuple[jax.Array, None]:
+        def visit(visiting: RoutedTokens, y_MD: jax.Array, own: None) -> tuple[jax.Array, None]:
             return y_MD + _visit(ring, visiting, kernels).astype(y_MD.dtype), own
 
-        tokens = Tokens(x_MD, experts_MC, weights_MC)
+        tokens = RoutedTokens(x_MD, experts_MC, weights_MC)
         return ring.rotate(visit, tokens, ring.zeros(x_MD), None)[0]
 
     def forward(*operands: Any) -> tuple[jax.Array, Any]:
@@ -244,10 +244,10 @@ def _rotating_experts(ring: _Ring) -> Callable[..., jax.Array]:
 
     def backward(operands: Any, dy_MD: jax.Array) -> Any:
         *arrays, kernels = operands
-        tokens = Tokens(*arrays)
+        tokens = RoutedTokens(*arrays)
 
         def visit(
-            visiting: tuple[Tokens, jax.Array], sums: Any, own: Kernels
+            visiting: tuple[RoutedTokens, jax.Array], sums: Any, own: Kernels
         ) -> tuple[Any, Kernels]:
             found, own = _visit_backward(ring, *visiting, kernels, own)
             return jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, found), own
@@ -272,7 +272,7 @@ class _Part(NamedTuple):
 
 
 def _parts(
-    ring: _Ring, tokens: Tokens, count: int
+    ring: _Ring, tokens: RoutedTokens, count: int
 ) -> tuple[jax.Array, Callable[[jax.Array], _Part]]:
     """Number of parts of the rows for a device's ``count`` experts, and each part by its index.
 
@@ -316,7 +316,7 @@ def _feed_forward(
     return grouped_product(weighted_SF, kernels["down"], sizes_E)
 
 
-def _visit(ring: _Ring, tokens: Tokens, kernels: Kernels) -> jax.Array:
+def _visit(ring: _Ring, tokens: RoutedTokens, kernels: Kernels) -> jax.Array:
     """The outputs of a device's experts for visiting tokens, float32 [M, D]."""
     count, part = _parts(ring, tokens, kernels["up"].shape[0])
     weights_R1 = tokens.weights_MC.reshape(-1, 1)
@@ -332,7 +332,7 @@ def _visit(ring: _Ring, tokens: Tokens, kernels: Kernels) -> jax.Array:
 
 
 def _visit_backward(
-    ring: _Ring, tokens: Tokens, dy_MD: jax.Array, kernels: Kernels, own: Kernels
+    ring: _Ring, tokens: RoutedTokens, dy_MD: jax.Array, kernels: Kernels, own: Kernels
 ) -> tuple[tuple[jax.Array, jax.Array], Kernels]:
     """Derivatives by visiting tokens, float32 [M, D], and weights [M, C]; ``own``, the float32 sums
     of those by the kernels, with more added."""

@@ -31,7 +31,7 @@ from flax_transformers.models.kernels.local import (
     gathering,
     on_cpu,
     on_each_device,
-    padded,
+    padded_to_lanes,
     part_index,
 )
 from flax_transformers.models.kernels.masks import AttentionMask
@@ -73,7 +73,7 @@ def flash_attention(
     if mask.query_segments is None or mask.key_segments is None:
         queries, keys = (jnp.ones(x.shape[:2], jnp.int32) for x in (q_BTNH, k_BSNH))
         mask = mask.replace(query_segments=queries, key_segments=keys)
-    q_BTNH, k_BSNH, v_BSNH, segments = padded(q_BTNH, k_BSNH, v_BSNH, mask)
+    q_BTNH, k_BSNH, v_BSNH, segments = padded_to_lanes(q_BTNH, k_BSNH, v_BSNH, mask)
     attended_BTNH = on_each_device(
         gathering(partial(_attend, mask.causal, rate, shape)),
         (q_BTNH, k_BSNH, v_BSNH, None if bias is None else bias.values_ND, segments, words),

@@ -92,7 +92,7 @@ SEGMENTS = (("batch", "length"), ("batch", None))
 """Axes of the segments of queries and of keys."""
 
 
-def padded(
+def padded_to_lanes(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: AttentionMask
 ) -> tuple[jax.Array, jax.Array, jax.Array, tuple[jax.Array, jax.Array] | None]:
     """Operands padded so that each device's part is a multiple of LANES long, and their segments.

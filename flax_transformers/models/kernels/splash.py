@@ -24,7 +24,7 @@ from flax_transformers.models.kernels.local import (
     gathering,
     on_cpu,
     on_each_device,
-    padded,
+    padded_to_lanes,
 )
 from flax_transformers.models.kernels.masks import AttentionMask
 from flax_transformers.parallel.partitioning import HEADS, KEY_HEADS, mesh_axes_of, parts
@@ -47,7 +47,7 @@ def splash_attention(
     """
     length = q_BTNH.shape[1]
     q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
-    q_BTNH, k_BSKH, v_BSKH, segments = padded(q_BTNH, k_BSKH, v_BSKH, mask)
+    q_BTNH, k_BSKH, v_BSKH, segments = padded_to_lanes(q_BTNH, k_BSKH, v_BSKH, mask)
     heads = q_BTNH.shape[2] // parts("heads")
     kernel = _kernel(mask, q_BTNH.shape[1], k_BSKH.shape[1], heads, softcap)
     attended_BTNH = on_each_device(

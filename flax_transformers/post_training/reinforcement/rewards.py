@@ -232,7 +232,7 @@ def _defines_function(file: Path, name: str) -> bool:
     return any(isinstance(node, ast.FunctionDef) and node.name == name for node in body)
 
 
-def scores_of(
+def checked_scores(
     reward: Reward,
     scorer: Scorer,
     prompts: Sequence[str],

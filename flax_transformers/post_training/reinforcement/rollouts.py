@@ -33,8 +33,8 @@ from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import AgreedError, UserError
 from flax_transformers.generation.choices import settings_of
 from flax_transformers.generation.decode import run as generate
-from flax_transformers.generation.loop import Endings, Limits
-from flax_transformers.generation.program import Request
+from flax_transformers.generation.loop import Endings, TextLimits
+from flax_transformers.generation.program import GenerationRequest
 from flax_transformers.generation.prompts import prompt_frame
 from flax_transformers.generation.sampling import Sampling
 from flax_transformers.models.config import TextConfig
@@ -58,8 +58,8 @@ from flax_transformers.post_training.reinforcement.policy import (
 from flax_transformers.post_training.reinforcement.rewards import (
     Reward,
     Scorer,
+    checked_scores,
     reward_names,
-    scores_of,
 )
 from flax_transformers.storage.workdir import read_side_file, write_side_file, writing
 from flax_transformers.training.config import TrainConfig
@@ -91,7 +91,7 @@ def prompt_of(
     It is encoded as `generate` encodes prompts: names of special tokens are these tokens. Raises
     UserError for other data, and for a prompt that is too long.
     """
-    objective, tokenizer = config.objective, tokenizer_of(prepared)
+    objective, tokenizer = config.objective, required_tokenizer(prepared)
     assert isinstance(objective, PolicyObjective) and isinstance(config.model, TextConfig)
     if "source_tokens" not in example:
         raise UserError(
@@ -150,7 +150,7 @@ class Sampler:
         self._ends = sorted({end_id(vocabulary), *own})
         self._pad = vocabulary.pad_id
         endings = Endings.of(self._ends, self._pad)
-        self._limits = Limits(endings, jnp.int32(completion_length))
+        self._limits = TextLimits(endings, jnp.int32(completion_length))
 
     def __call__(
         self, params: Any, prompts: Sequence[Prompt], sampling: Sampling, key: jax.Array
@@ -188,7 +188,7 @@ class Sampler:
             jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
             for array in (ids_BT, mask_BT)
         )
-        request = Request(ids, mask, self._limits, key)
+        request = GenerationRequest(ids, mask, self._limits, key)
         with nn.logical_axis_rules(RULES):
             tokens = generate(self._model, params, request, sampling, NO_SETTINGS, None)
         return np.asarray(tokens)
@@ -209,14 +209,14 @@ class RewardScorer:
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> np.ndarray:
         """float64 [R, rewards], not weighted.
 
-        Raises AgreedError for a reward that fails; see `scores_of`."""
+        Raises AgreedError for a reward that fails; see `checked_scores`."""
         texts, rows = [p.text for p in prompts], [p.row for p in prompts]
         found = np.full((len(completions), len(self._rewards)), np.nan)
         failed: UserError | None = None
         for place, (reward, scorer) in enumerate(zip(self._rewards, self._scorers, strict=True)):
             if jax.process_index() == 0 or reward.on_all_processes:
                 try:
-                    found[:, place] = scores_of(reward, scorer, texts, completions, rows)
+                    found[:, place] = checked_scores(reward, scorer, texts, completions, rows)
                 except UserError as error:
                     failed = error
             # Before the next reward, which all processes may compute together.
@@ -236,9 +236,9 @@ class RewardScorer:
 def batch_source(
     config: TrainConfig, initial: Callable[[Mesh], Any] | None
 ) -> OnlineBatches | None:
-    """Where the batches of a run come from, if not from its data; see ``training.loop.train``.
+    """Where the batches of a run come from, if not from its data: ``online`` of `train_prepared`.
 
-    ``initial``: as for `train`, the parameters that the reference has.
+    ``initial``: as there, the parameters that the reference has.
     """
     if not isinstance(config.objective, PolicyObjective):
         return None
@@ -292,7 +292,7 @@ class _Rollouts:
         self._sampler = Sampler(
             run.trainer.model,
             run.mesh,
-            tokenizer_of(run.prepared),
+            required_tokenizer(run.prepared),
             self._vocabulary,
             rows=self._batch,
             prompt_length=objective.prompt_length(self._length),
@@ -527,7 +527,7 @@ def _read_arrays(file: epath.Path) -> Arrays:
         return {}
 
 
-def tokenizer_of(prepared: Dataset) -> Tokenizer:
+def required_tokenizer(prepared: Dataset) -> Tokenizer:
     """The tokenizer of the data. Raises UserError if there is none."""
     if prepared.tokenizer is None:
         raise UserError("rewards are given texts; give the data a tokenizer")

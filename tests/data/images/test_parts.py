@@ -12,7 +12,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from flax_transformers.data.dataset import begin, prepare, prepare_share
+from flax_transformers.data.dataset import prepare, prepare_common, prepare_share
 from flax_transformers.data.images import parts as image_parts
 from flax_transformers.data.images.store import SKIPPED
 from flax_transformers.data.prepare import runner
@@ -75,7 +75,7 @@ def made(store):
 
 
 def test_the_job_that_ends_last_finishes_the_store_and_any_may_run_again(pets, tmp_path):
-    begin(pets)
+    prepare_common(pets)
     found = [prepare_share(pets, None, job, 3) for job in (2, 0, 0, 1)]
     assert [prepared is None for prepared in found] == [True, True, True, False]
     assert prepare_share(pets, None, 2, 3).fingerprint == found[-1].fingerprint
@@ -136,7 +136,7 @@ def test_a_part_that_does_not_match_its_digest_is_written_again(pets, tmp_path, 
 
 
 def test_jobs_with_other_images_or_numbers_are_refused(pets, tmp_path):
-    begin(pets)
+    prepare_common(pets)
     with pytest.raises(UserError, match="Shard 5/6 does not exist: .* data.shards, 5"):
         prepare_share(pets, None, 5, 6)
     with pytest.raises(UserError, match="made with shards=5; this run asks for shards=4"):

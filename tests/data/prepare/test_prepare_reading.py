@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.dataset import begin, open_dataset, prepare, prepare_share
+from flax_transformers.data.dataset import open_dataset, prepare, prepare_common, prepare_share
 from flax_transformers.data.prepare.filters import Filters
 from flax_transformers.data.prepare.text import training_documents
 from flax_transformers.data.sources import read as sources
@@ -111,7 +111,7 @@ def test_three_jobs_make_the_store_of_one_process(kind, tmp_path):
     data = data_of(source, tmp_path / "one", shards=7, filters=Filters(drop_duplicates=True))
     one = prepare(replace(data, prepare_processes=1))
     jobs = replace(data, store=str(tmp_path / "jobs"), prepare_processes=1)
-    begin(jobs)
+    prepare_common(jobs)
     prepared = [prepare_share(jobs, None, job, 3) for job in (1, 2, 0)]
     assert prepared[:2] == [None, None]
     assert files(tmp_path / "jobs") == files(tmp_path / "one")
@@ -143,7 +143,7 @@ def test_files_of_a_version_with_other_shards_are_not_used(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl", documents=50)
     source = TextSource(str(tmp_path / "corpus.jsonl"))
     data = data_of(source, tmp_path / "store", shards=3, filters=Filters(drop_duplicates=True))
-    begin(data)
+    prepare_common(data)
     prepare_share(replace(data, prepare_processes=1), None, 0, 3)
     store = Path(data.store)
     record = json.loads((store / "shards/00000.json").read_text())

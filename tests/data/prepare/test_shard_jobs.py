@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.dataset import begin, prepare, prepare_share
+from flax_transformers.data.dataset import prepare, prepare_common, prepare_share
 from flax_transformers.data.prepare.filters import Filters
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
@@ -72,7 +72,7 @@ def start(folder, job, rest=0.0, code=JOB):
 def made_at_once(data, tmp_path):
     """The store that one process makes with the same tokenizer, for that is not trained twice."""
     whole = replace(data, store=str(tmp_path / "whole"))
-    begin(whole)
+    prepare_common(whole)
     for name in files(data.store):
         if name.startswith("tokenizer/"):
             Path(whole.store, name).write_bytes(Path(data.store, name).read_bytes())
@@ -84,7 +84,7 @@ def made_at_once(data, tmp_path):
 def test_jobs_at_once_one_of_them_killed_and_run_again_make_the_store_of_one_process(
     data, tmp_path
 ):
-    begin(data)
+    prepare_common(data)
     killed = start(tmp_path, "0/2", rest=200)
     while not Path(data.store, "shards/00000.json").exists():
         assert killed.poll() is None, killed.stderr.read()
@@ -98,7 +98,7 @@ def test_jobs_at_once_one_of_them_killed_and_run_again_make_the_store_of_one_pro
 
 
 def test_the_job_that_ends_last_finishes_the_store_and_any_may_run_again(data):
-    begin(data)
+    prepare_common(data)
     found = [prepare_share(data, None, job, 3) for job in (2, 0, 0, 1)]
     assert [prepared is None for prepared in found] == [True, True, True, False]
     again = prepare_share(data, None, 2, 3)
@@ -107,7 +107,7 @@ def test_the_job_that_ends_last_finishes_the_store_and_any_may_run_again(data):
 
 
 def test_a_job_reads_the_records_of_its_own_shards_until_all_are_there(data, monkeypatch):
-    begin(data)
+    prepare_common(data)
     read, records = LocalFolder.read, []
 
     def noted(folder, name, *part):
@@ -125,7 +125,7 @@ def test_a_job_reads_the_records_of_its_own_shards_until_all_are_there(data, mon
 
 
 def test_records_of_another_corpus_do_not_finish_a_store(data):
-    begin(data)
+    prepare_common(data)
     for job in range(3):
         prepare_share(data, None, job, 4)
     for number in (0, 3):
@@ -137,7 +137,7 @@ def test_records_of_another_corpus_do_not_finish_a_store(data):
 
 
 def test_the_command_without_a_shard_does_what_jobs_have_left(data):
-    begin(data)
+    prepare_common(data)
     prepare_share(data, None, 1, 4)
     made = Path(data.store, "shards/00001.json").stat().st_mtime_ns
     assert prepare(data).train.num_documents > 100
@@ -161,7 +161,7 @@ def test_jobs_that_do_not_exist_are_refused(data, job, jobs):
 
 def test_a_job_of_another_corpus_or_tokenizer_is_refused_and_its_shards_never_count(data, tmp_path):
     data = replace(data, filters=Filters())
-    begin(data)
+    prepare_common(data)
     prepare_share(data, None, 0, 2)
     other = replace(data, tokenizer=replace(data.tokenizer, vocab_size=61))
     with pytest.raises(UserError, match=r"made with tokenizer.vocab_size=60; .*vocab_size=61"):
@@ -175,7 +175,7 @@ def test_a_job_of_another_corpus_or_tokenizer_is_refused_and_its_shards_never_co
 
 
 def test_a_damaged_record_of_the_origin_is_refused(data):
-    begin(data)
+    prepare_common(data)
     Path(data.store, "corpus.json").write_text('{"settings": 3')
     with pytest.raises(UserError, match=r"corpus.json of the unfinished store .* is damaged"):
         prepare(data)

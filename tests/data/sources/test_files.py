@@ -13,14 +13,14 @@ from flax_transformers.data.sources.files import (
     Stream,
     is_blank_before,
     line_start,
-    open_file,
-    reading,
+    open_decompressed,
+    reading_source,
 )
 from flax_transformers.errors import UserError
 
 
 def read(path):
-    with reading(path), open_file(path) as file:
+    with reading_source(path), open_decompressed(path) as file:
         return file.read()
 
 

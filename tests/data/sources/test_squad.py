@@ -11,7 +11,7 @@ from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.documents import Counts
-from flax_transformers.data.sources.squad import QuestionSource, read_record, token_spans
+from flax_transformers.data.sources.squad import QuestionSource, question_of_record, token_spans
 from flax_transformers.data.tokenizers.load import TokenizerConfig, train_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.question_answering import QuestionAnswering
@@ -113,7 +113,10 @@ def test_windows_cover_every_token_and_mark_the_answers_within_them(tmp_path):
 def test_articles_are_held_out_as_a_whole(tmp_path):
     articles = [(f"title {n}", f"{CONTEXT} {n}", QUESTIONS) for n in range(12)]
     store = prepared(write(tmp_path, *articles), tmp_path, validation_fraction=0.4)
-    held = [read_record(store.validation.record(i)) for i in range(store.validation.num_documents)]
+    held = [
+        question_of_record(store.validation.record(i))
+        for i in range(store.validation.num_documents)
+    ]
     titles = [question.name.split("-")[0] for question in held]
     assert 0 < len(set(titles)) < 12
     assert all(titles.count(title) == len(QUESTIONS) for title in set(titles))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.dataset import begin, prepare, prepare_share
+from flax_transformers.data.dataset import prepare, prepare_common, prepare_share
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
@@ -90,7 +90,7 @@ def test_jobs_wait_for_both_tokenizers_and_make_the_store_of_one_process(pairs, 
     data = data_of(pairs, BYTES, UNIGRAM)
     with pytest.raises(UserError, match="not started"):
         prepare_share(data, tmp_path / "jobs", 0, 2)
-    begin(data, tmp_path / "jobs")
+    prepare_common(data, tmp_path / "jobs")
     assert prepare_share(data, tmp_path / "jobs", 0, 2) is None
     prepared = prepare_share(data, tmp_path / "jobs", 1, 2)
     assert prepared is not None

@@ -10,7 +10,7 @@ import pytest
 
 import flax_transformers as ft
 from flax_transformers.cli.main import main
-from flax_transformers.data.inputs import Row
+from flax_transformers.data.inputs import InputRow
 from flax_transformers.data.sources.documents import Document
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.evaluation.scoring.continuations import (
@@ -56,7 +56,7 @@ def test_spaces_between_context_and_continuation_belong_to_the_continuation():
 
 
 def test_the_best_choice_is_by_the_sum_and_by_the_sum_per_character():
-    rows = [Row(Document(("q", "ab", "abcdefgh")), (), "q", ["ab", "abcdefgh"], 1)]
+    rows = [InputRow(Document(("q", "ab", "abcdefgh")), (), "q", ["ab", "abcdefgh"], 1)]
     found = [{"log_likelihood": np.array([-4.0])}, {"log_likelihood": np.array([-8.0])}]
     (line,) = choice_lines(rows, found)
     assert (line["choice"], line["choice_normalised"]) == (0, 1)

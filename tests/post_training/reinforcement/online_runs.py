@@ -67,7 +67,7 @@ def run(config, workdir, callbacks=(), evaluate=False):
     evaluators = []
     if evaluate:
         evaluators = [reward_evaluator(config, prepared, build_model(config.model))]
-    return loop.train(
+    return loop.train_prepared(
         config,
         prepared,
         workdir,

@@ -14,7 +14,7 @@ from flax_transformers.post_training.chat_data import encode
 from flax_transformers.post_training.chat_template import CHATML, ChatTemplate
 from flax_transformers.post_training.conversations import conversation
 from flax_transformers.post_training.reinforcement.model_reward import ModelReward
-from flax_transformers.post_training.reinforcement.rewards import scores_of
+from flax_transformers.post_training.reinforcement.rewards import checked_scores
 from flax_transformers.restore import converted_meta
 from flax_transformers.testing import tiny_model
 
@@ -41,7 +41,7 @@ def test_a_reward_is_the_logit_at_the_last_token(tmp_path):
     model, params = saved(tmp_path, labels=1)
     mesh = ft.make_mesh(devices=jax.devices()[:1])
     reward = ModelReward(path=str(tmp_path), batch_size=2)
-    found = scores_of(reward, reward.scorer(mesh), PROMPTS, COMPLETIONS, [{}] * 3)
+    found = checked_scores(reward, reward.scorer(mesh), PROMPTS, COMPLETIONS, [{}] * 3)
     for prompt, completion, value in zip(PROMPTS, COMPLETIONS, found, strict=True):
         ids = np.array([[*ByteTokenizer().encode_prompt(prompt + completion), 1]])
         logits = model.apply({"params": params}, ids, np.ones_like(ids)).logits

@@ -13,8 +13,8 @@ from flax_transformers.post_training.reinforcement.rewards import (
     FunctionReward,
     MatchesPattern,
     NumericAnswer,
+    checked_scores,
     reward_names,
-    scores_of,
 )
 
 ROWS = [{"prompt": "2+2=", "answer": "4"}, {"prompt": "1000+234=", "answer": "1,234"}]
@@ -26,7 +26,7 @@ def length(prompts, completions, rows):
 
 
 def score(reward, completions, rows=ROWS):
-    return scores_of(reward, reward.scorer(None), PROMPTS, completions, rows)
+    return checked_scores(reward, reward.scorer(None), PROMPTS, completions, rows)
 
 
 def test_verifiers():
@@ -100,7 +100,7 @@ def test_a_function_without_a_name_is_refused():
 )
 def test_a_wrong_result_is_reported(result, message):
     with pytest.raises(UserError, match=message):
-        scores_of(ExactAnswer(), lambda *_: result, PROMPTS, ["a", "b"], ROWS)
+        checked_scores(ExactAnswer(), lambda *_: result, PROMPTS, ["a", "b"], ROWS)
 
 
 def test_an_exception_is_reported_with_its_message():
@@ -109,14 +109,16 @@ def test_an_exception_is_reported_with_its_message():
 
     message = "exact_answer fails with ZeroDivisionError: no luck"
     with pytest.raises(UserError, match=message) as caught:
-        scores_of(ExactAnswer(), fail, PROMPTS, ["a", "b"], ROWS)
+        checked_scores(ExactAnswer(), fail, PROMPTS, ["a", "b"], ROWS)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 def test_a_reward_that_hangs_is_given_up():
     began = time.monotonic()
     with pytest.raises(UserError, match=r"did not return within 0.1 s"):
-        scores_of(ExactAnswer(time_limit_s=0.1), lambda *_: time.sleep(5), PROMPTS, ["a"], ROWS)
+        checked_scores(
+            ExactAnswer(time_limit_s=0.1), lambda *_: time.sleep(5), PROMPTS, ["a"], ROWS
+        )
     assert time.monotonic() - began < 3
 
 
@@ -125,7 +127,7 @@ def test_a_timeout_inside_a_reward_is_its_own_failure():
         raise TimeoutError("of the user's server")
 
     with pytest.raises(UserError, match="fails with TimeoutError: of the user's server"):
-        scores_of(ExactAnswer(), fail, PROMPTS, ["a", "b"], ROWS)
+        checked_scores(ExactAnswer(), fail, PROMPTS, ["a", "b"], ROWS)
 
 
 def test_rewards_of_one_kind_are_numbered():

@@ -203,7 +203,7 @@ def test_evaluation_sets_are_scored_by_their_rewards(tmp_path):
             found.update(metrics)
 
     chosen = evaluators(config, prepared, model, None, sets=[("other", prepared)])
-    loop.train(
+    loop.train_prepared(
         config, prepared, tmp_path, chosen,
         callbacks=[Scores()], online=batch_source(config, None),
     )  # fmt: skip

@@ -16,7 +16,7 @@ from flax_transformers.monitoring.throughput import StepReport
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.testing import tiny_config
 from flax_transformers.training.config import ImagePhase
-from flax_transformers.training.setup import make_meter, phase_flops
+from flax_transformers.training.setup import make_step_metrics, phase_flops
 
 BATCH, SIDE, PATCH, CHANNELS, WIDTH, INNER, LAYERS, LABELS = 5, 16, 4, 3, 8, 24, 3, 7
 PATCHES = (SIDE // PATCH) ** 2
@@ -85,11 +85,11 @@ def test_speed_over_images_is_told_in_examples():
     model = ViTConfig(**SMALL)
     config = dataclasses.replace(tiny_config("text.txt", "store"), model=model, phases=(phase,))
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    meter = make_meter(config, phase, mesh, Clock())
+    step_metrics = make_step_metrics(config, phase, mesh, Clock())
     for _ in range(3):
-        meter.fetch_previous()
+        step_metrics.fetch_previous()
         sums = {"loss": (np.float32(1), np.float32(1))}
-        meter.sent(StepReport(sums, np.float32(1), np.int32(0), np.int32(0)))
-    row = meter.row(3)
+        step_metrics.sent(StepReport(sums, np.float32(1), np.int32(0), np.int32(0)))
+    row = step_metrics.row(3)
     assert row["perf/examples_per_second"] == pytest.approx(BATCH / row["perf/step_time_s"])
     assert "perf/tokens_per_second" not in row
