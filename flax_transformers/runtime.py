@@ -30,7 +30,6 @@ from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.read import tokenizer_folder
 from flax_transformers.models.config import (
     ComputeConfig,
-    EncoderDecoderConfig,
     TextConfig,
     TransformerConfig,
 )
@@ -323,8 +322,7 @@ def fitted_data(config: TrainConfig, prepared: Dataset) -> Dataset:
     model = config.model
     if not isinstance(model, TextConfig):
         return prepared
-    own = model.decoder if isinstance(model, EncoderDecoderConfig) else model
-    return prepared.fitted(model.vocab_size, model.pad_id, own.vocab_size)
+    return prepared.fitted(model.vocab_size, model.pad_id, model.decoder.vocab_size)
 
 
 @dataclass(frozen=True)

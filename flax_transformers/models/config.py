@@ -295,8 +295,16 @@ class TransformerConfig:
         """Bias vector of the key projection, which softmax does not see."""
         return self.qkv_bias
 
-    def row_flops(self, modalities: tuple[str, ...] = ()) -> tuple[FlopsGroup, ...] | None:
-        """Groups of kernels of an example with these modalities, in models that have several."""
+    @property
+    def image_encoder(self) -> VisionConfig | None:
+        """The part that reads images."""
+        return None
+
+    def row_flops(
+        self, image_size: int, modalities: tuple[str, ...] = ()
+    ) -> tuple[FlopsGroup, ...] | None:
+        """Groups of kernels of an example, an image with sides of so many pixels or one with these
+        modalities; None for text."""
         return None
 
     @property
@@ -391,6 +399,16 @@ class TextConfig(TransformerConfig):
     def project_embeddings(self) -> bool:
         """Whether a linear layer leads from embeddings to the layers."""
         return self.embedding_width != self.hidden_size
+
+    @property
+    def decoder(self) -> Self:
+        """The part that writes, as a config of its own."""
+        return self
+
+    @property
+    def ends_in_embedding(self) -> bool:
+        """Whether a text's embedding is that of its end token: what follows changes nothing."""
+        return False
 
     # What heads read; some families have fields of these names.
     @property
@@ -624,6 +642,15 @@ class VisionConfig(TransformerConfig):
         """Grids (rows, columns) of position tables, by the last two names on their path."""
         return {("position", "embedding"): self.grid}
 
+    @property
+    def image_encoder(self) -> VisionConfig | None:
+        return self
+
+    def row_flops(
+        self, image_size: int, modalities: tuple[str, ...] = ()
+    ) -> tuple[FlopsGroup, ...] | None:
+        return self.flops_groups((image_size // self.patch_size,) * 2)
+
     def flops_groups(self, grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
         """Groups of kernels for an image of ``grid`` (rows, columns) patches; the first whose path
         matches counts."""
@@ -658,6 +685,14 @@ class ImageTextConfig(TextConfig):
         "bos_id": ranges.TOKEN_ID,
         "eos_ids": ranges.TOKEN_ID,
     }
+
+    @property
+    def image_encoder(self) -> VisionConfig | None:
+        return self.vision
+
+    @property
+    def ends_in_embedding(self) -> bool:
+        return self.causal
 
     def flops_groups(self, grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
         """As of ``VisionConfig``, for the parameters of this model that images pass through."""

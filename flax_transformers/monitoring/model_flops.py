@@ -16,7 +16,6 @@ from flax_transformers.models.config import (
     ImageTextConfig,
     TextConfig,
     TransformerConfig,
-    VisionConfig,
 )
 from flax_transformers.models.layers.patches import patch_grid
 from flax_transformers.monitoring.mfu import transformer_matmul_flops
@@ -42,12 +41,9 @@ def step_flops(
     stacks, the one with cross-attention is the decoder. The config of a model of images says what
     passes where.
     """
-    own = model.row_flops(getattr(objective, "modalities", ()))
+    own = model.row_flops(sequence_length, getattr(objective, "modalities", ()))
     if own is not None:
         return batch_size * vision_flops(own, params, axes)
-    if isinstance(model, VisionConfig):
-        grid = patch_grid((sequence_length,) * 2, model.patch_size)
-        return batch_size * vision_flops(model.flops_groups(grid), params, axes)
     # Each choice of an example is a sequence of its own.
     tokens = batch_size * sequence_length * getattr(objective, "choices", 1)
     if isinstance(model, ImageTextConfig):

@@ -137,6 +137,32 @@ class WindowSpec:
     static_epochs: int | None = None
     sentence_ends: bool = True
 
+    @property
+    def target_kind(self) -> str | None:
+        """What examples have besides text: "pairs", a kind of labels, or None for nothing."""
+        return None
+
+    @property
+    def source_kind(self) -> str:
+        """Name of the class of sources with such documents."""
+        return "TextSource"
+
+    def dummy_example(self, tokens: np.ndarray, texts: int) -> Arrays:
+        """A raw example of ``tokens`` int32 [n], in documents of so many texts, for its shapes."""
+        example = {"tokens": tokens, "sentence_ends": halves_of(tokens)}
+        return self.with_other(example) | {"document_ends": halves_of(tokens)[-1:]}
+
+    def with_other(self, example: Arrays) -> Arrays:
+        """An example with itself as the ``other`` one, if that is asked for."""
+        other = {f"other_{name}": array for name, array in example.items()}
+        return example | other if self.other else example
+
+
+def halves_of(tokens: np.ndarray) -> np.ndarray:
+    """The ends of the halves of a dummy text, int32 [2], or of the only one, [1]."""
+    count = len(tokens)
+    return np.array([count // 2, count] if count > 1 else [count], np.int32)
+
 
 @dataclass(frozen=True)
 class ModelFunctions:

@@ -31,6 +31,8 @@ class ImageSpec(WindowSpec):
     With ``other``, each training image comes with a random second one of the split, to mix with it.
     """
 
+    data: ClassVar[str | None] = "ImageData"
+
     cross_documents: bool = False
 
 

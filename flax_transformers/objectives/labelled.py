@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from flax_transformers.objectives.base import Vocabulary, WindowSpec
+from flax_transformers.objectives.base import Arrays, Vocabulary, WindowSpec, halves_of
 from flax_transformers.objectives.rows import end_id, framing_ids, start_id
 
 Framing = Literal["bert", "roberta", "t5", "llama", "gpt2"]
@@ -47,12 +47,28 @@ class LabelledSpec(WindowSpec):
     question_length: int = 0
 
     @property
+    def target_kind(self) -> str:
+        return self.labels
+
+    @property
     def source_kind(self) -> str:
-        """Name of the class of sources with such documents."""
         return {
             "document": "LabelledSource", "words": "TaggedSource", "answers": "QuestionSource",
             "choices": "ChoiceSource",
         }[self.rows]  # fmt: skip
+
+    def dummy_example(self, tokens: np.ndarray, texts: int) -> Arrays:
+        if self.rows == "answers":
+            return {
+                "question_tokens": tokens[:1],
+                "tokens": tokens,
+                "offset": np.zeros((), np.int32),
+                "spans": np.zeros((1, 2), np.int32),
+            }
+        two = self.rows == "choices" or (texts > 1 and self.rows == "document")
+        ends = halves_of(tokens) if two else halves_of(tokens)[-1:]
+        label = np.zeros(1, np.float32 if self.labels == "numbers" else np.int32)
+        return {"tokens": tokens, "text_ends": ends, "labels": label}
 
 
 def overhead(framing: Framing, texts: int) -> int:

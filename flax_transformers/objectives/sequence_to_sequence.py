@@ -36,6 +36,20 @@ class PairSpec(WindowSpec):
     overhead: int = 1
     long_pairs: Literal["cut", "skip"] = "cut"
 
+    @property
+    def target_kind(self) -> str:
+        return "pairs"
+
+    @property
+    def source_kind(self) -> str:
+        return "PairSource"
+
+    def dummy_example(self, tokens: np.ndarray, texts: int) -> Arrays:
+        token, end = tokens[:1], np.ones(1, np.int32)
+        return {
+            "source_tokens": token, "source_ends": end, "target_tokens": token, "target_ends": end
+        }  # fmt: skip
+
 
 @dataclass(frozen=True)
 class SequenceToSequence(SequenceLoss):

@@ -18,21 +18,17 @@ import optax
 
 from flax_transformers import ranges
 from flax_transformers.data.dataset import Dataset
-from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.placement import adapted_shapes
 from flax_transformers.models.config import (
     ComputeConfig,
     EncoderDecoderConfig,
-    ImageTextConfig,
     TextConfig,
     TransformerConfig,
-    VisionConfig,
 )
 from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
-from flax_transformers.objectives.base import Vocabulary
-from flax_transformers.objectives.labelled import LabelledSpec
+from flax_transformers.objectives.base import ModelNeeds, Vocabulary
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.dummy_batch import Arrays, dummy_row
 from flax_transformers.training.step import check_fits
@@ -81,9 +77,10 @@ def check_run(config: TrainConfig, prepared: Dataset, *, new: bool = True) -> No
             "examples; set --data.validation-fraction, or a validation_source in the config"
         )
     if isinstance(config.model, TextConfig):
-        anywhere = config.objective.needs.causal is True or _reads_to_end(config.model)
-        _check_vocabulary(config.model, prepared.vocabulary, anywhere)
-        if faults := list(_faults_of_ends(config, prepared.vocabulary)):
+        needs, vocabulary = config.objective.needs, prepared.vocabulary
+        anywhere = needs.causal is True or config.model.ends_in_embedding
+        _check_vocabulary(config.model, vocabulary, anywhere)
+        if faults := list(_faults_of_ends(config.model, needs, vocabulary)):
             fault = ", and ".join(fault for fault, _, _ in faults)
             options = (f"--model.{field.replace('_', '-')} {token}" for _, field, token in faults)
             remedy = f"set {' '.join(options)}"
@@ -91,7 +88,7 @@ def check_run(config: TrainConfig, prepared: Dataset, *, new: bool = True) -> No
                 raise UserError(f"{fault}; {remedy}")
             log.warning("%s; %s for a new run", fault, remedy)
         for phase in config.phases:
-            row = dummy_row(config, phase, prepared.vocabulary)
+            row = dummy_row(config, phase, vocabulary)
             _check_row(config, phase, row)
             _check_decoder_start(config.model, row)
     _check_classes(config, prepared)
@@ -178,32 +175,32 @@ def _check_kind_of_data(config: TrainConfig) -> None:
 
 def _check_tokenizers(config: TrainConfig) -> None:
     """The sizes of tokenizers that are trained for the run, before they are."""
-    model, tokenizers = config.model, config.data.tokenizers
-    if not isinstance(model, TextConfig) or not tokenizers:
+    model = config.model
+    if not isinstance(model, TextConfig):
         return
-    _check_size("tokenizer", tokenizers["tokenizer"], model.vocab_size, "vocab_size")
-    target = tokenizers.get("target_tokenizer")
-    if isinstance(model, EncoderDecoderConfig) and target is not None:
-        _check_size("target_tokenizer", target, model.decoder.vocab_size, "decoder_vocab_size")
-
-
-def _check_size(name: str, tokenizer: TokenizerConfig, entries: int, field: str) -> None:
-    if tokenizer.needs_training and tokenizer.vocab_size > entries:
-        raise UserError(
-            f"data.{name}.vocab_size is {tokenizer.vocab_size}, but model.{field} is {entries}; "
-            f"set --data.{name.replace('_', '-')}.vocab-size {entries}, or a larger model.{field}"
-        )
+    tables = {
+        "tokenizer": (model.vocab_size, "vocab_size"),
+        "target_tokenizer": (model.decoder.vocab_size, "decoder_vocab_size"),
+    }
+    for name, tokenizer in config.data.tokenizers.items():
+        entries, field = tables[name]
+        if tokenizer.needs_training and tokenizer.vocab_size > entries:
+            raise UserError(
+                f"data.{name}.vocab_size is {tokenizer.vocab_size}, but model.{field} is "
+                f"{entries}; set --data.{name.replace('_', '-')}.vocab-size {entries}, or a larger "
+                f"model.{field}"
+            )
 
 
 def _check_outputs(config: TrainConfig) -> None:
     spec = config.objective.window_spec(config.phases[0].sequence_length)
     outputs = config.model.num_labels
-    if isinstance(spec, LabelledSpec) and spec.labels == "numbers" and outputs != 1:
+    if spec.target_kind == "numbers" and outputs != 1:
         raise UserError(
             f"objective.loss is 'mse', of one number, but model.num_labels is {outputs}; set "
             "--model.num-labels 1"
         )
-    model, channels = _image_encoder(config.model), config.data.image_channels
+    model, channels = config.model.image_encoder, config.data.image_channels
     if model is None or channels is None:
         return
     if channels != model.num_channels:
@@ -213,19 +210,9 @@ def _check_outputs(config: TrainConfig) -> None:
         )
 
 
-def _reads_to_end(model: TransformerConfig) -> bool:
-    """Whether the end of a text is its embedding, and what follows changes nothing (CLIP)."""
-    return isinstance(model, ImageTextConfig) and model.causal
-
-
-def _image_encoder(model: TransformerConfig) -> VisionConfig | None:
-    own = model.vision if isinstance(model, ImageTextConfig) else model
-    return own if isinstance(own, VisionConfig) else None
-
-
 def _check_image_size(config: TrainConfig, phase: AnyPhase) -> None:
     """Images of a phase consist of whole patches, or have the size that the model was made for."""
-    model = _image_encoder(config.model)
+    model = config.model.image_encoder
     if model is None:
         return
     of_pairs: int | None = getattr(config.objective, "image_size", None)
@@ -338,13 +325,12 @@ def _check_target_vocabulary(model: EncoderDecoderConfig, vocabulary: Vocabulary
 
 
 def _faults_of_ends(
-    config: TrainConfig, vocabulary: Vocabulary
+    model: TextConfig, needs: ModelNeeds, vocabulary: Vocabulary
 ) -> Iterator[tuple[str, str, int | None]]:
     """Where text that the model learns to write does not begin or end as its config says."""
-    needs, model = config.objective.needs, config.model
     writes = "unembed" in needs.heads and (needs.causal or "decoder_input_ids" in needs.inputs)
-    if writes or _reads_to_end(model):
-        yield from _different_ends(config.model, vocabulary, getattr(config.model, "eos_ids", ()))
+    if writes or model.ends_in_embedding:
+        yield from _different_ends(model, vocabulary, getattr(model, "eos_ids", ()))
 
 
 def _different_ends(

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from flax_transformers.errors import UserError
-from flax_transformers.models.config import TextConfig
 from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.training.config import AnyPhase, TrainConfig
 
@@ -59,7 +58,7 @@ def _ordinary_id(vocabulary: Vocabulary) -> int:
 def _vocabulary(config: TrainConfig, phase: AnyPhase) -> Vocabulary:
     """One that has every kind of token, and sentinels for any number of spans. Roles share the last
     id if the model has fewer ids than roles."""
-    size = config.model.vocab_size if isinstance(config.model, TextConfig) else _SPECIALS
+    size = getattr(config.model, "vocab_size", _SPECIALS)
     pad, unk, cls, sep, mask, bos, eos = (min(i, size - 1) for i in range(_SPECIALS))
     return Vocabulary(
         size=size,

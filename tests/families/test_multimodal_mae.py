@@ -132,12 +132,12 @@ def test_the_trunk_is_shared_and_a_classifier_has_it_without_the_decoders(pretra
 
 
 def test_flops_count_visible_tokens_in_the_trunk_and_all_in_a_decoder():
-    groups = {one.path: one for one in CONFIG.row_flops(("video", "points", "text"))}
+    groups = {one.path: one for one in CONFIG.row_flops(0, ("video", "points", "text"))}
     assert [m.visible for m in CONFIG.modalities] == [2, 2, 7]
     assert groups["stack"].tokens == 2 + 2 + 7
     assert (groups["decoder_text/"].tokens, groups["decoder_text/embed"].tokens) == (10, 7)
     assert groups["decoder_text/"].attention == 8
-    [alone] = [one for one in CONFIG.row_flops(("text",)) if one.path == "stack"]
+    [alone] = [one for one in CONFIG.row_flops(0, ("text",)) if one.path == "stack"]
     assert alone.tokens == 7
 
 

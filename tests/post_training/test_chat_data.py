@@ -205,7 +205,7 @@ def test_other_objectives_and_other_data_are_refused(tmp_path):
     chat = data(tmp_path, CONVERSATIONS)
     with pytest.raises(UserError, match="CausalLM does not learn from conversations"):
         chat.check_objective("CausalLM", CausalLM().window_spec(8))
-    with pytest.raises(UserError, match="SupervisedFineTuning learns from a ChatData"):
+    with pytest.raises(UserError, match="SupervisedFineTuning learns from ChatData"):
         TextData(source=TextSource()).check_objective(
             "SupervisedFineTuning", SupervisedFineTuning().window_spec(8)
         )

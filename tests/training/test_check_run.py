@@ -140,7 +140,7 @@ def test_sentence_pairs_need_a_table_of_two_types():
             ViTConfig(hidden_size=8, num_layers=1, num_heads=2, intermediate_size=8),
             ImageClassification(),
             None,
-            "objective ImageClassification learns from images, but data is a TextData",
+            "objective ImageClassification learns from ImageData, but data is a TextData",
         ),
         (
             BertConfig(**SMALL),

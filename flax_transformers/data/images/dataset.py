@@ -26,7 +26,6 @@ from flax_transformers.data.images.parts import (
 )
 from flax_transformers.data.images.sources import open_images, own_held_out
 from flax_transformers.data.images.store import KIND, MANIFEST, ImageSplit, read_image_manifest
-from flax_transformers.data.pipeline.dummy import with_other
 from flax_transformers.data.pipeline.examples import Examples, Subset
 from flax_transformers.data.prepare.cached_stores import cache_directory
 from flax_transformers.data.prepare.origin import (
@@ -168,7 +167,7 @@ class ImageData(DataConfig):
     def dummy_example(self, spec: WindowSpec, token: int) -> dict[str, np.ndarray]:
         image = np.zeros((spec.length, spec.length, self.channels), np.uint8)
         example: dict[str, np.ndarray] = {"image": image, "label": np.zeros((), np.int32)}
-        return with_other(example) if spec.other else example
+        return spec.with_other(example)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,10 @@ class PairSource(Source):
 
     endings: ClassVar[tuple[str, ...]] = row_files.ENDINGS
 
+    @property
+    def target_kind(self) -> str:
+        return "pairs"
+
     def files(self) -> list[tuple[str, Path]]:
         """(name, path) of the files that are read, in order."""
         if self.target_path is None:

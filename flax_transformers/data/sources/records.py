@@ -107,6 +107,11 @@ class Source:
         return None
 
     @property
+    def target_kind(self) -> str | None:
+        """What is learned from its documents besides their text: "pairs", or the kind of labels."""
+        return self.label_kind
+
+    @property
     def texts(self) -> int:
         """Number of separate texts of a labelled document."""
         return 1
