@@ -22,14 +22,7 @@ from flax_transformers.objectives.base import (
     Rngs,
     Vocabulary,
 )
-from flax_transformers.objectives.labelled import (
-    Framing,
-    LabelledSpec,
-    framed,
-    longest_first,
-    overhead,
-)
-from flax_transformers.objectives.rows import padded_tokens
+from flax_transformers.objectives.labelled import Framing, LabelledSpec, framed_row
 from flax_transformers.ranges import Ranges
 
 
@@ -74,31 +67,21 @@ class MultipleChoice:
         float32 [], 1; ``truncated`` float32 [], 1 if a choice was truncated.
         """
         shared, *choices = np.split(example["tokens"], example["text_ends"][:-1])
-        total = sequence_length - overhead(self.framing, 2)
-        if total < 2:
-            raise UserError(
-                f"sequences of {sequence_length} tokens are too short for a text and a choice; use "
-                "longer ones"
-            )
         if len(choices) > self.choices:
             raise UserError(
                 f"an example has {len(choices)} choices, but objective.choices is {self.choices}; "
                 f"set --objective.choices {len(choices)}"
             )
-        rows, truncated = [], False
-        for choice in choices:
-            lengths = longest_first([len(shared), len(choice)], total)
-            truncated |= sum(lengths) < len(shared) + len(choice)
-            texts = [shared[: lengths[0]], choice[: lengths[1]]]
-            ids, types, _ = framed(texts, self.framing, vocab)
-            token_types = types if self.framing == "bert" else None
-            rows.append(padded_tokens(ids, sequence_length, vocab, token_types))
+        framed = [
+            framed_row([shared, one], self.framing, vocab, sequence_length) for one in choices
+        ]
+        rows = [row for row, _ in framed]
         empty = {name: np.zeros_like(values) for name, values in rows[0].items()}
         rows += [empty] * (self.choices - len(rows))
         return {name: np.stack([row[name] for row in rows]) for name in empty} | {
             "labels": example["labels"][0],
             "weights": np.array(1, np.float32),
-            "truncated": np.array(truncated, np.float32),
+            "truncated": np.array(any(cut for _, cut in framed), np.float32),
         }
 
     def terms(self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs) -> LossTerms:

@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Arrays, Vocabulary, WindowSpec, halves_of
-from flax_transformers.objectives.rows import end_id, framing_ids, start_id
+from flax_transformers.objectives.rows import end_id, framing_ids, padded_tokens, start_id
 
 Framing = Literal["bert", "roberta", "t5", "llama", "gpt2"]
 """Special tokens around one or two texts, as in Hugging Face's tokenizers:
@@ -95,6 +96,28 @@ def framed(
         parts += [np.array(opening, np.int32), text.astype(np.int32), np.array(after, np.int32)]
         types += [number] * (len(opening) + len(text) + len(after))
     return np.concatenate(parts), np.array(types, np.int32), starts
+
+
+def framed_row(
+    texts: Sequence[np.ndarray], framing: Framing, vocab: Vocabulary, sequence_length: int
+) -> tuple[Arrays, bool]:
+    """One or two texts, truncated to fit with their special tokens, as arrays int32 [T]; and
+    whether they were truncated.
+
+    ``input_ids``, ``attention_mask`` and, with BERT's framing, ``token_type_ids``. Raises UserError
+    if not a token of each fits.
+    """
+    lengths = [len(text) for text in texts]
+    total = sequence_length - overhead(framing, len(texts))
+    if total < len(texts):
+        raise UserError(
+            f"sequences of {sequence_length} tokens are too short for a text; use longer ones"
+        )
+    kept = longest_first(lengths, total)
+    texts = [text[:length] for text, length in zip(texts, kept, strict=True)]
+    ids, types, _ = framed(texts, framing, vocab)
+    token_types = types if framing == "bert" else None
+    return padded_tokens(ids, sequence_length, vocab, token_types), kept != lengths
 
 
 def _marks(framing: Framing, vocab: Vocabulary) -> tuple[list[int], list[int]]:

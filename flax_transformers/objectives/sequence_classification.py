@@ -22,14 +22,7 @@ from flax_transformers.objectives.base import (
     Rngs,
     Vocabulary,
 )
-from flax_transformers.objectives.labelled import (
-    Framing,
-    LabelledSpec,
-    framed,
-    longest_first,
-    overhead,
-)
-from flax_transformers.objectives.rows import padded_tokens
+from flax_transformers.objectives.labelled import Framing, LabelledSpec, framed_row
 from flax_transformers.ranges import Ranges
 
 
@@ -81,20 +74,11 @@ class SequenceClassification:
         float32 [], 1 if the texts were truncated.
         """
         texts = np.split(example["tokens"], example["text_ends"][:-1])
-        lengths = [len(text) for text in texts]
-        total = sequence_length - overhead(self.framing, len(texts))
-        if total < len(texts):
-            raise UserError(
-                f"sequences of {sequence_length} tokens are too short for a text; use longer ones"
-            )
-        kept = longest_first(lengths, total)
-        texts = [text[:length] for text, length in zip(texts, kept, strict=True)]
-        ids, types, _ = framed(texts, self.framing, vocab)
-        token_types = types if self.framing == "bert" else None
-        return padded_tokens(ids, sequence_length, vocab, token_types) | {
+        row, truncated = framed_row(texts, self.framing, vocab, sequence_length)
+        return row | {
             "labels": example["labels"][0],
             "weights": np.array(1, np.float32),
-            "truncated": np.array(kept != lengths, np.float32),
+            "truncated": np.array(truncated, np.float32),
         }
 
     def terms(self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs) -> LossTerms:

@@ -126,16 +126,6 @@ def account(text: str, mesh: Mapping[str, int], *, unknown_rounds: int = 1) -> H
     return found
 
 
-def oversized(found: HloCost, limit_bytes: float) -> list[Collective]:
-    """Collectives of an array of more than ``limit_bytes``, largest first.
-
-    With the bytes of the largest parameter as the limit, these are gathers of whole activations or
-    logits, which are not intended.
-    """
-    too_large = [c for c in found.collectives if max(a.bytes for a in c.arrays) > limit_bytes]
-    return sorted(too_large, key=lambda one: -max(a.bytes for a in one.arrays))
-
-
 @dataclass
 class _Walk:
     """Walks through a module from its entry, and counts loops as often as they run."""

@@ -10,7 +10,7 @@ from flax_transformers.families.llama import LlamaConfig
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
-from flax_transformers.planning.hlo_cost import account, oversized
+from flax_transformers.planning.hlo_cost import account
 from flax_transformers.planning.plan import lower_train_step
 from flax_transformers.planning.topology import devices_of
 from flax_transformers.testing import tiny_config
@@ -113,7 +113,8 @@ def test_matmuls_are_those_of_the_mathematics_and_the_chosen_recomputation(
 def test_no_collective_moves_whole_activations_or_logits(fully_sharded, tensor_parallel):
     """Nothing larger than the largest weight of a layer, which the compiler pads a little; of
     logits there are only sums."""
-    assert oversized(fully_sharded, 1.05 * 2 * 4 * WIDTH**2) == []
+    largest = max(array.bytes for one in fully_sharded.collectives for array in one.arrays)
+    assert largest <= 1.05 * 2 * 4 * WIDTH**2
     logits = {(ROWS, LENGTH, 384), (ROWS * LENGTH, 384)}
     for one in (*fully_sharded.collectives, *tensor_parallel.collectives):
         assert logits.isdisjoint(array.shape for array in one.arrays)
