@@ -181,7 +181,7 @@ def layer_rows(side: str) -> list[Weight]:
     return rows
 
 
-def word_tables(
+def token_tables(
     config: EncoderDecoderConfig, target_vocab_size: int | None = None
 ) -> tuple[list[Weight], dict[str, str]]:
     """Rows of the vocabulary tables, and the copies of them that files may have."""
@@ -207,8 +207,8 @@ def word_tables(
 
 def weights(config: BartConfig) -> WeightTable:
     """The names of BART's tensors."""
-    words, copies = word_tables(config)
-    rows = [*words]
+    tables, copies = token_tables(config)
+    rows = [*tables]
     if not config.share_embeddings:
         rows.append(Weight("words/embedding", "model.shared.weight", "VD", unused=True))
     for side in ("encoder", "decoder"):

@@ -293,7 +293,7 @@ def body_weights(model: str) -> tuple[Weight, ...]:
 
 
 def word_weights(head: str, tied: bool) -> tuple[Weight, ...]:
-    """The rows of the word table and the bias per word under ``head`` of a masked-LM model.
+    """The rows of the token table and the bias per token under ``head`` of a masked-LM model.
 
     Tied, the bias has two names for one tensor. Not tied, these are two tensors, of which only the
     decoder's has a use.

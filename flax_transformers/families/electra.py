@@ -111,7 +111,7 @@ class Generator(nn.Module):
         self,
         x_BTE: jax.Array,
         mask: AttentionMask,
-        words: Embedding,
+        table: Embedding,
         positions_BM: jax.Array | None,
         deterministic: bool,
     ) -> Unembedding:
@@ -120,7 +120,7 @@ class Generator(nn.Module):
         hidden_BTD, _ = self.stack(x_BTD, LayerInputs(mask=mask), deterministic=deterministic)
         if positions_BM is not None:
             hidden_BTD = jnp.take_along_axis(hidden_BTD, positions_BM[:, :, None], axis=1)
-        return self.mlm_head(hidden_BTD, words)
+        return self.mlm_head(hidden_BTD, table)
 
 
 class ElectraOutput(ModelOutput):
@@ -153,8 +153,8 @@ class ElectraWithGenerator(ElectraForPreTraining):
         all positions."""
         mask, _ = self._mask(input_ids, attention_mask, None, None, None, None)
         position_ids = self.parts.position_ids(self.config, input_ids, None)
-        words_BTE = self.words(input_ids)
-        x_BTE = self.embeddings.total(words_BTE, position_ids, deterministic=deterministic)
+        embedded_BTE = self.words(input_ids)
+        x_BTE = self.embeddings.total(embedded_BTE, position_ids, deterministic=deterministic)
         return self.generator(x_BTE, mask, self.words, positions_BM, deterministic)
 
     def head_outputs(

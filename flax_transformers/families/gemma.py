@@ -27,7 +27,7 @@ del ARCHITECTURES["GemmaForQuestionAnswering"]  # the original has none
 
 @dataclass(frozen=True, kw_only=True)
 class GemmaConfig(LlamaConfig):
-    """Llama with heads 256 wide, tied and scaled word vectors; the 7B by default."""
+    """Llama with heads 256 wide, tied and scaled token embeddings; the 7B by default."""
 
     architecture: str = "GemmaForCausalLM"
     vocab_size: int = 256000
@@ -61,7 +61,7 @@ SIZES: dict[str, GemmaConfig] = {
     ),
     "gemma-7b": GemmaConfig(),
 }
-"""The published sizes; they are named without their word vectors."""
+"""The published sizes; they are named without their token embeddings."""
 
 
 def _activation(config: Mapping[str, Any]) -> Activation:

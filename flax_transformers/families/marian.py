@@ -20,7 +20,7 @@ from flax_transformers.families.bart import (
     ALIASES,
     layer_rows,
     read_bart_fields,
-    word_tables,
+    token_tables,
     write_bart_fields,
 )
 from flax_transformers.huggingface import fields as huggingface
@@ -58,7 +58,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MarianConfig(EncoderDecoderConfig):
-    """The base model of 2017: post-norm, sinusoidal positions, one table for all words."""
+    """The base model of 2017: post-norm, sinusoidal positions, one table for all tokens."""
 
     architecture: str = "MarianMTModel"
     vocab_size: int = 37000
@@ -92,11 +92,11 @@ class MarianConfig(EncoderDecoderConfig):
         super().__post_init__()
 
     def decoder_sizes(self) -> dict[str, Any]:
-        words = {
+        sizes = {
             "vocab_size": self.decoder_vocab_size or self.vocab_size,
             "decoder_vocab_size": None,
         }
-        return super().decoder_sizes() | words
+        return super().decoder_sizes() | sizes
 
 
 class Sinusoids(nn.Module):
@@ -205,9 +205,9 @@ def settle(config: MarianConfig, tensors: Mapping[str, Any]) -> MarianConfig:
 
 def weights(config: MarianConfig) -> WeightTable:
     """The names of Marian's tensors."""
-    words, copies = word_tables(config, config.decoder_vocab_size)
+    tables, copies = token_tables(config, config.decoder_vocab_size)
     table = WeightTable(
-        weights=(*words, *layer_rows("encoder"), *layer_rows("decoder")),
+        weights=(*tables, *layer_rows("encoder"), *layer_rows("decoder")),
         copies=copies,
         # Tables that are computed, and one that files keep where nothing uses it.
         ignorable=(

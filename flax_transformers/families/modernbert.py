@@ -151,7 +151,7 @@ class ModernBertConfig(TextConfig):
     scaled_residual_init: bool = True
     pad_id: int = 50283
     decoder_bias: bool = True
-    """A bias per word on the logits."""
+    """A bias for each token on the logits."""
     head_activation: Activation = "gelu"
     """Activation of the transform at the start of every head."""
     head_bias: bool = False

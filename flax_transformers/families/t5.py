@@ -38,7 +38,7 @@ from flax_transformers.models.kernels.kv_cache import KeyValues
 from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
 from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
 from flax_transformers.models.layers.dropout import Dropout
-from flax_transformers.models.layers.embeddings import Embedding, word_table
+from flax_transformers.models.layers.embeddings import Embedding, token_table
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.parts import ModelParts
 from flax_transformers.parallel.partitioning import constrain
@@ -85,7 +85,7 @@ class T5EncoderModel(nn.Module):
         return {"input_ids": jnp.zeros((1, 2), jnp.int32)}
 
     def setup(self) -> None:
-        self.words = word_table(self.config, self.dtype)
+        self.words = token_table(self.config, self.dtype)
         self.encoder = TransformerStack(self.config, self.compute, self.parts)
 
     def hidden_states(
@@ -460,10 +460,10 @@ def settle(config: T5Config, tensors: Mapping[str, Any]) -> T5Config:
     """The config of a file with these tensors. Its config.json may be wrong about tied logits:
     transformers 5 calls them tied even when they are not. A model without a head keeps the
     answer."""
-    words, head = tensors.get("shared.weight"), tensors.get("lm_head.weight")
-    if head is None or words is None or not config.tie_embeddings or words.shape != head.shape:
+    table, head = tensors.get("shared.weight"), tensors.get("lm_head.weight")
+    if head is None or table is None or not config.tie_embeddings or table.shape != head.shape:
         return config
-    return replace(config, tie_embeddings=np.array_equal(np.asarray(words), np.asarray(head)))
+    return replace(config, tie_embeddings=np.array_equal(np.asarray(table), np.asarray(head)))
 
 
 _HEADS = {
@@ -509,18 +509,18 @@ def weights(config: T5Config) -> WeightTable:
     """The names of T5's tensors."""
     kind = config.architecture.partition("For")[2]
     absent = "wi" if config.gated else "wi_1"
-    words = "transformer.shared.weight"
+    table = "transformer.shared.weight"
     rows = (
-        Weight("words/embedding", words, "VD"),
+        Weight("words/embedding", table, "VD"),
         *_side("encoder", False, config.bias_in_every_layer),
         *_side("decoder", True, config.bias_in_every_layer),
         Weight("lm_head/words/kernel", "lm_head.weight", "DV->VD"),
         *linear("pooler/dense", "classification_head.dense", "D", "E"),
         *linear("classification_head", _HEADS.get(kind, ""), "D", "C"),
     )
-    copies = {f"transformer.{side}.embed_tokens.weight": words for side in ("encoder", "decoder")}
+    copies = {f"transformer.{side}.embed_tokens.weight": table for side in ("encoder", "decoder")}
     if kind == "ConditionalGeneration" and config.tie_embeddings:
-        copies["lm_head.weight"] = words
+        copies["lm_head.weight"] = table
     # A table that cross-attention does not use, and what an encoder model does not have.
     cross = (
         r"transformer\.decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\..*"

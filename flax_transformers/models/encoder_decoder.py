@@ -36,7 +36,7 @@ from flax_transformers.models.kernels.kv_cache import (
 from flax_transformers.models.kernels.masks import AttentionMask, combined_segments
 from flax_transformers.models.layers.block import LayerInputs, LayerOutput
 from flax_transformers.models.layers.dropout import Dropout
-from flax_transformers.models.layers.embeddings import Embedding, InputEmbeddings, word_table
+from flax_transformers.models.layers.embeddings import Embedding, InputEmbeddings, token_table
 from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.parts import ModelParts
@@ -83,7 +83,7 @@ class TransformerStack(nn.Module):
 
     def __call__(
         self,
-        words_BTD: jax.Array,
+        embedded_BTD: jax.Array,
         position_ids: jax.Array,
         inputs: LayerInputs,
         cache: LayerCache | None = None,
@@ -92,7 +92,7 @@ class TransformerStack(nn.Module):
     ) -> tuple[jax.Array, LayerOutput]:
         """Hidden states [B, T, D] of token embeddings, and the outputs of the layers."""
         c = self.config
-        x_BTD = self.embeddings(words_BTD, position_ids, deterministic=deterministic)
+        x_BTD = self.embeddings(embedded_BTD, position_ids, deterministic=deterministic)
         inputs = inputs.replace(rotary=self.parts.rotary(c, position_ids))
         if self.relative_bias is not None:
             inputs = inputs.replace(bias=self.relative_bias())
@@ -103,7 +103,7 @@ class TransformerStack(nn.Module):
 
     def encode(
         self,
-        words: Embedding,
+        table: Embedding,
         input_ids: jax.Array,
         attention_mask: jax.Array | None,
         position_ids: jax.Array | None,
@@ -117,7 +117,7 @@ class TransformerStack(nn.Module):
         inputs = LayerInputs(
             mask=AttentionMask.within(combined_segments(attention_mask, segment_ids))
         )
-        return self(words(input_ids), position_ids, inputs, deterministic=deterministic)[0]
+        return self(table(input_ids), position_ids, inputs, deterministic=deterministic)[0]
 
 
 class EncoderDecoder(nn.Module):
@@ -152,14 +152,14 @@ class EncoderDecoder(nn.Module):
 
     def setup(self) -> None:
         c, decoder = self.config, self.config.decoder
-        self.words = word_table(c, self.dtype)
+        self.words = token_table(c, self.dtype)
         self.encoder = TransformerStack(c, self.compute, self.parts)
         if not c.share_embeddings:
-            self.decoder_words = word_table(decoder, self.dtype)
+            self.decoder_words = token_table(decoder, self.dtype)
         self.decoder = TransformerStack(decoder, self.compute, self.parts, cross_attention=True)
 
     @property
-    def target_words(self) -> Embedding:
+    def target_table(self) -> Embedding:
         """The embedding table of the decoder."""
         return self.words if self.config.share_embeddings else self.decoder_words
 
@@ -244,7 +244,7 @@ class EncoderDecoder(nn.Module):
             index=None if cache is None else cache.index,
         )
         x_BTD, output = self.decoder(
-            self.target_words(decoder_input_ids),
+            self.target_table(decoder_input_ids),
             decoder_position_ids,
             inputs,
             None if cache is None else cache.layers_in_use,
@@ -321,7 +321,7 @@ class EncoderDecoderForConditionalGeneration(LanguageModelMixin, EncoderDecoder)
         self.lm_head = LMHead(c.decoder, self.dtype, use_bias=c.logits_bias, train_bias=False)
 
     def unembedding(self, hidden_BMD: jax.Array) -> Unembedding:
-        return self.lm_head(hidden_BMD, self.target_words)
+        return self.lm_head(hidden_BMD, self.target_table)
 
 
 class EncoderDecoderForSequenceClassification(EncoderDecoder):

@@ -29,7 +29,7 @@ from flax_transformers.models.kernels.kv_cache import (
 from flax_transformers.models.kernels.masks import AttentionMask, combined_segments
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.layers.dropout import Dropout
-from flax_transformers.models.layers.embeddings import InputEmbeddings, word_table
+from flax_transformers.models.layers.embeddings import InputEmbeddings, token_table
 from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.parts import ModelParts
@@ -70,7 +70,7 @@ class TextModel(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.words = word_table(c, self.dtype)
+        self.words = token_table(c, self.dtype)
         generator = self.compute.dropout_generator
         self.embeddings = InputEmbeddings(c, self.dtype, self.parts.positions, generator)
         self.stack = self.parts.stack(c, self.compute, self.parts.block)

@@ -42,7 +42,7 @@ LABEL_HEADS = frozenset({"classify", "tag"})
 def check_config(config: TrainConfig, *, trains: bool = True) -> None:
     """Raises UserError for contradictions that show without the data; where nothing is trained,
     the optimizer does not matter."""
-    _check_places(config)
+    _check_paths(config)
     if trains:
         _check_optimizer(config)
         if config.early_stopping.patience is not None and not config.evaluation.every_steps:
@@ -139,21 +139,21 @@ def check_label_names(model: TransformerConfig, prepared: Dataset) -> None:
             )
 
 
-_PLACES = frozenset({"path", "target_path", "store", "init_from"})
+_PATH_FIELDS = frozenset({"path", "target_path", "store", "init_from"})
 """Fields that name a file or a folder."""
 
 
-def _check_places(config: Any, where: str = "") -> None:
+def _check_paths(config: Any, where: str = "") -> None:
     """No file or folder has an empty name."""
     if isinstance(config, tuple):
         for item in config:
-            _check_places(item, where)
+            _check_paths(item, where)
     elif dataclasses.is_dataclass(config):
         for field in dataclasses.fields(config):
             value, name = getattr(config, field.name), f"{where}{field.name}"
-            if field.name in _PLACES and value == "":
+            if field.name in _PATH_FIELDS and value == "":
                 raise UserError(f"{name} is empty; give the path, or leave it out")
-            _check_places(value, f"{name}.")
+            _check_paths(value, f"{name}.")
 
 
 def _check_optimizer(config: TrainConfig) -> None:
@@ -245,9 +245,9 @@ def _check_row(
                 "the numbers in the data"
             )
     if "unembed" in heads:
-        words = limits.get("decoder_input_ids", limits.get("input_ids"))
-        if words is not None:
-            limits |= dict.fromkeys(("labels", "masked_labels"), words)
+        tokens = limits.get("decoder_input_ids", limits.get("input_ids"))
+        if tokens is not None:
+            limits |= dict.fromkeys(("labels", "masked_labels"), tokens)
     for name, limit in limits.items():
         if name not in row or row[name].dtype.kind not in "iu":
             continue
@@ -305,17 +305,17 @@ def _check_vocabulary(model: TextConfig, vocabulary: Vocabulary, by_segment: boo
 
 
 def _check_target_vocabulary(model: EncoderDecoderConfig, vocabulary: Vocabulary) -> None:
-    target, words = vocabulary.of_targets, model.decoder.vocab_size
+    target, entries = vocabulary.of_targets, model.decoder.vocab_size
     if vocabulary.target is not None and model.share_embeddings:
         raise UserError(
             "the targets have a tokenizer of their own, but the model has one embedding table for "
             "both sides; set --model.share-embeddings False and --model.decoder-vocab-size "
             f"{target.size}, or leave out data.target_tokenizer"
         )
-    if target.size > words:
+    if target.size > entries:
         raise UserError(
             f"the tokenizer of the targets has {target.size} tokens, but model.decoder_vocab_size "
-            f"is {words}; set --model.decoder-vocab-size {target.size}"
+            f"is {entries}; set --model.decoder-vocab-size {target.size}"
         )
     if vocabulary.pad_id != target.pad_id:
         raise UserError(

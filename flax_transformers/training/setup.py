@@ -24,7 +24,7 @@ from flax_transformers.training.trainer import Trainer
 
 
 def check_phase(phase: AnyPhase, mesh: Mesh) -> None:
-    """Raises UserError unless the rows of a phase, and their places, divide over the mesh."""
+    """Raises UserError unless the rows of a phase, and their positions, divide over the mesh."""
     check_batch_divides(phase.batch_size, phase.micro_batches, mesh)
     check_length_divides(None if isinstance(phase, ImagePhase) else phase.sequence_length, mesh)
 

@@ -18,7 +18,7 @@ from flax_transformers.models.encoder_decoder import (
     decoder_inputs,
 )
 from flax_transformers.models.heads import LMHead
-from flax_transformers.models.layers.embeddings import word_table
+from flax_transformers.models.layers.embeddings import token_table
 from tests.models.encoder_decoders import (
     assert_packed_examples_are_as_alone,
     assert_packed_examples_do_not_see_each_other,
@@ -170,7 +170,7 @@ def test_an_id_beyond_the_vocabulary_is_refused(field):
 @pytest.mark.slow
 def test_the_bias_of_the_logits_is_added_and_not_trained():
     head = LMHead(CONFIG, jnp.dtype(jnp.float32), use_bias=True, train_bias=False)
-    words = word_table(CONFIG, jnp.dtype(jnp.float32)).bind(
+    words = token_table(CONFIG, jnp.dtype(jnp.float32)).bind(
         {"params": {"embedding": jnp.zeros((128, 12))}}
     )
 
@@ -186,7 +186,7 @@ def test_the_bias_of_the_logits_is_added_and_not_trained():
 @pytest.mark.slow
 def test_scaled_tables_start_so_that_scaled_vectors_are_of_size_one():
     config = dataclasses.replace(CONFIG, scale_embeddings=True, vocab_size=2000)
-    table = word_table(config, jnp.dtype(jnp.float32))
+    table = token_table(config, jnp.dtype(jnp.float32))
     boxed = table.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]["embedding"]
     # Cut at two standard deviations, a normal has 0.88 of its own.
     assert np.std(boxed.value) * 12**0.5 == pytest.approx(0.88, rel=0.03)

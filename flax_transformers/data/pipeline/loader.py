@@ -36,9 +36,9 @@ class _Prepare:
     sequence_length: int
     key: int
 
-    def __call__(self, place: int, number: int) -> dict[str, np.ndarray]:
-        """``place``: key of the random numbers; ``number``: index of the example."""
-        rng = np.random.Generator(np.random.Philox(key=np.array([self.key, place], np.uint64)))
+    def __call__(self, position: int, number: int) -> dict[str, np.ndarray]:
+        """``position``: key of the random numbers; ``number``: index of the example."""
+        rng = np.random.Generator(np.random.Philox(key=np.array([self.key, position], np.uint64)))
         row = self.examples.read(number, rng)
         if not self.examples.is_prepared:
             row = self.objective.prepare(row, rng, self.vocab, self.sequence_length)

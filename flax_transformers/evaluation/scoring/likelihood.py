@@ -52,8 +52,8 @@ class Likelihood:
         before = self.frame.before
         ids = np.concatenate([before, example["tokens"]]).astype(np.int32)
         first = max(0, len(before) - 1)
-        places = np.arange(sequence_length)
-        scored = (places >= first) & (places < len(ids) - 1)
+        positions = np.arange(sequence_length)
+        scored = (positions >= first) & (positions < len(ids) - 1)
         row = padded_tokens(ids, sequence_length, vocab)
         return row | {
             "labels": pad(ids[1:], sequence_length, 0),
@@ -91,24 +91,24 @@ class PseudoLikelihood:
     def prepare(
         self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
     ) -> Arrays:
-        """The frame around ``tokens``, of which the one at ``place`` is masked: arrays int32 [T];
-        ``masked_place`` and ``labels`` int32 []."""
+        """The frame around ``tokens``, of which the one at ``position`` is masked: arrays int32 [T];
+        ``masked_position`` and ``labels`` int32 []."""
         before, after = self.frame.before, self.frame.after
         ids = np.concatenate([before, example["tokens"], after]).astype(np.int32)
-        place = len(before) + int(example["place"])
-        label = ids[place].copy()
+        position = len(before) + int(example["position"])
+        label = ids[position].copy()
         assert vocab.mask_id is not None
-        ids[place] = vocab.mask_id
+        ids[position] = vocab.mask_id
         row = padded_tokens(ids, sequence_length, vocab)
-        return row | {"masked_place": np.array(place, np.int32), "labels": np.asarray(label)}
+        return row | {"masked_position": np.array(position, np.int32), "labels": np.asarray(label)}
 
     def predict(self, model: ModelFunctions, params: Params, batch: Batch) -> dict[str, Array]:
         """``log_likelihood`` and ``tokens`` float32 [B], of which the second is 1."""
         import jax.numpy as jnp
 
         hidden_BTD = model.hidden_states(params, batch, {}).last_hidden_state
-        place_B11 = batch["masked_place"][:, None, None]
-        hidden_B1D = jnp.take_along_axis(hidden_BTD, place_B11, axis=1)
+        position_B11 = batch["masked_position"][:, None, None]
+        hidden_B1D = jnp.take_along_axis(hidden_BTD, position_B11, axis=1)
         logits_B1V = model.unembedding(params, hidden_B1D).logits()
         found_B1 = log_probabilities(logits_B1V, batch["labels"][:, None])
         return {"log_likelihood": found_B1[:, 0], "tokens": jnp.ones_like(found_B1[:, 0])}
@@ -122,7 +122,7 @@ def log_probabilities(logits: Array, labels: Array) -> Array:
 
 
 def likelihood_of_model(
-    config: TextConfig, tokenizer: Tokenizer, place: str
+    config: TextConfig, tokenizer: Tokenizer, position: str
 ) -> Likelihood | PseudoLikelihood:
     """What ``--score`` computes with a model. Raises UserError for a masked model whose tokenizer
     has no mask."""
@@ -130,7 +130,7 @@ def likelihood_of_model(
     if config.causal:
         return Likelihood(frame or Frame())
     if tokenizer.vocabulary.mask_id is None:
-        raise UserError(f"the tokenizer of {place} has no mask token; --score needs one")
+        raise UserError(f"the tokenizer of {position} has no mask token; --score needs one")
     if frame is None:
         cls_id, sep_id = framing_ids(tokenizer.vocabulary)
         frame = Frame((cls_id,), (sep_id,))
@@ -138,13 +138,13 @@ def likelihood_of_model(
 
 
 @dataclass(frozen=True)
-class Places(Examples):
-    """One example for each token of each text: ``tokens`` int32 [n] and ``place`` int32 []."""
+class MaskedTokens(Examples):
+    """One example for each token of each text: ``tokens`` int32 [n] and ``position`` int32 []."""
 
     texts: Examples
     text: np.ndarray
     """Text of each example, int64 [n]."""
-    place: np.ndarray
+    position: np.ndarray
     """Token of the text, int64 [n]."""
 
     def __len__(self) -> int:
@@ -152,7 +152,7 @@ class Places(Examples):
 
     def read(self, index: int, rng: np.random.Generator) -> Arrays:
         row = self.texts.read(int(self.text[index]), rng)
-        return row | {"place": np.array(self.place[index], np.int32)}
+        return row | {"position": np.array(self.position[index], np.int32)}
 
 
 def scored_texts(
@@ -171,8 +171,8 @@ def scored_texts(
             )
     if isinstance(objective, Likelihood):
         return texts
-    places = [np.arange(size) for size in sizes]
-    return Places(texts, np.repeat(np.arange(len(sizes)), sizes), np.concatenate(places))
+    positions = [np.arange(size) for size in sizes]
+    return MaskedTokens(texts, np.repeat(np.arange(len(sizes)), sizes), np.concatenate(positions))
 
 
 def score_lines(
@@ -180,9 +180,9 @@ def score_lines(
 ) -> list[dict[str, Any]]:
     """A JSON object for each text: its (pseudo-)log-likelihood in nats, the number of its scored
     tokens, the perplexity, and, of a log-likelihood, bits for each byte of the text."""
-    pseudo = isinstance(examples, Places)
+    pseudo = isinstance(examples, MaskedTokens)
     totals, counts = np.zeros(len(rows)), np.zeros(len(rows), int)
-    numbers = examples.text if isinstance(examples, Places) else np.arange(len(rows))
+    numbers = examples.text if isinstance(examples, MaskedTokens) else np.arange(len(rows))
     for number, one in zip(numbers.tolist(), found, strict=True):
         totals[number] += float(one["log_likelihood"][0])
         counts[number] += int(one["tokens"][0])

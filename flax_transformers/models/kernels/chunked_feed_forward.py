@@ -124,8 +124,8 @@ def _whole(weights: Weights, dtype: jnp.dtype) -> Weights:
         weight = rounded(weight, dtype)
         if "embed" not in _AXES[name] or not mesh_axes_of("embed"):
             return weight
-        place = _AXES[name].index("embed")
-        return jax.lax.all_gather(weight, mesh_axes_of("embed"), axis=place, tiled=True)
+        axis = _AXES[name].index("embed")
+        return jax.lax.all_gather(weight, mesh_axes_of("embed"), axis=axis, tiled=True)
 
     return {name: gather(name, weight) for name, weight in weights.items()}
 
@@ -135,11 +135,11 @@ def _reduced(name: str, total: jax.Array, activations: jnp.dtype) -> jax.Array:
     total = total.astype(gradient_dtype(activations))
     embed = mesh_axes_of("embed") if "embed" in _AXES[name] else ()
     if embed:
-        place = _AXES[name].index("embed")
+        axis = _AXES[name].index("embed")
         # Along rows, for the reason that ``linear._scattered_gradient`` gives.
-        rows = jnp.moveaxis(total, place, 0)
+        rows = jnp.moveaxis(total, axis, 0)
         rows = jax.lax.psum_scatter(rows, embed, scatter_dimension=0, tiled=True)
-        total = jnp.moveaxis(rows, 0, place)
+        total = jnp.moveaxis(rows, 0, axis)
     others = (axis for axis in (*mesh_axes_of("batch"), *mesh_axes_of("length")))
     total = jax.lax.psum(total, tuple(axis for axis in others if axis not in embed))
     return total.astype(jnp.float32)

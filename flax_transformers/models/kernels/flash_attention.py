@@ -227,7 +227,7 @@ def _block_specs(
     """
     q_size, k_size = call.sizes
 
-    def spec(shape: tuple[int | None, ...], place: Callable[..., tuple[Any, ...]]) -> Any:
+    def spec(shape: tuple[int | None, ...], block: Callable[..., tuple[Any, ...]]) -> Any:
         def index(*numbers: Any) -> tuple[Any, ...]:
             *numbers_in_order, scalars = numbers
             at = dict(zip(order, numbers_in_order, strict=True))
@@ -236,7 +236,7 @@ def _block_specs(
                 j = jnp.minimum(j, i + first)
             if call.causal and order[-1] == "i":
                 i = jnp.clip(j - first, i, query_blocks - 1)
-            return place(b, n, i, j, j - i - first)
+            return block(b, n, i, j, j - i - first)
 
         return pl.BlockSpec(shape, index)
 
@@ -287,7 +287,7 @@ class _Block:
     ) -> tuple[_Block, Sequence[Any]]:
         """The block of this program, and the references that follow its inputs."""
         scalars, *others = refs
-        numbers = {axis: pl.program_id(place) for place, axis in enumerate(order)}
+        numbers = {axis: pl.program_id(index) for index, axis in enumerate(order)}
         inputs = {"scalars": scalars, **dict(zip(names, others, strict=False))}
         off = numbers["j"] - numbers["i"] - scalars[2]
         return cls(call, inputs, **numbers, off=off), others[len(names) :]
@@ -328,7 +328,7 @@ class _Block:
             (self.i + scalars[2]) * q_size + row,
             self.j * k_size + column,
         )
-        words = [scalars[place].astype(jnp.uint32) for place in (3, 4)]
+        words = [scalars[index].astype(jnp.uint32) for index in (3, 4)]
         keep = 1.0 - self.call.rate
         return jnp.where(is_kept(words, keep, self.call.shape, at), x * (1.0 / keep), 0.0)
 

@@ -162,8 +162,8 @@ def _scattered_gradient(
     on each device, or more axes, it all-reduces instead (as of 0.0.52), at twice the bytes.
     """
     (x_axes, weight_axes), out_axes = spec.split("->")[0].split(","), spec.split("->")[1]
-    place = axes.index("embed")
-    row, columns = weight_axes[place], weight_axes.replace(weight_axes[place], "")
+    axis = axes.index("embed")
+    row, columns = weight_axes[axis], weight_axes.replace(weight_axes[axis], "")
 
     def merged(array: jax.Array, letters: str) -> tuple[jax.Array, str]:
         if not letters.endswith(columns):
@@ -176,7 +176,7 @@ def _scattered_gradient(
     gradient = constrain(gradient, ("embed", axes[weight_axes.index(columns[0])]))
     sizes = dict(zip(weight_axes, weight.shape, strict=True))
     parts = gradient.reshape([sizes[letter] for letter in row + columns])
-    return constrain(jnp.moveaxis(parts, 0, place), axes)
+    return constrain(jnp.moveaxis(parts, 0, axis), axes)
 
 
 weighted.defvjp(_weighted_forward, _weighted_backward)

@@ -30,8 +30,8 @@ class RelativePositionBias(struct.PyTreeNode):
 
     def at(self, distance: np.ndarray | jax.Array) -> jax.Array:
         """float32 [N, ...] at distances [...], key position minus query position."""
-        place = distance.clip(-self.reach, self.reach) + self.reach
-        return jnp.take(self.values_ND, place, axis=1)
+        index = distance.clip(-self.reach, self.reach) + self.reach
+        return jnp.take(self.values_ND, index, axis=1)
 
     def dense(self, mask: AttentionMask, queries: int, keys: int) -> jax.Array:
         """float32 [B or 1, N, T, S], with the distances of the mask."""

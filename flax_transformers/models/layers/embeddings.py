@@ -107,7 +107,7 @@ class Embedding(nn.Module):
         return lookup(self.axes, self.dtype, self.embedding, ids)
 
 
-def word_table(config: TextConfig, dtype: jnp.dtype) -> Embedding:
+def token_table(config: TextConfig, dtype: jnp.dtype) -> Embedding:
     """The table of token embeddings, with padded rows; NaN for ids that are not in the vocabulary,
     such as those of another tokenizer."""
     rows, init_std = config.padded_vocab_size, config.initial_std("words")
@@ -159,7 +159,7 @@ class InputEmbeddings(nn.Module):
 
     def __call__(
         self,
-        words_BTE: jax.Array,
+        embedded_BTE: jax.Array,
         position_ids: jax.Array,
         token_type_ids: jax.Array | None = None,
         *,
@@ -167,20 +167,20 @@ class InputEmbeddings(nn.Module):
     ) -> jax.Array:
         """Input of the layers [B, T, D] for token embeddings [B, T, E] and integer ids [B, T]; NaN
         beyond the last position."""
-        x_BTE = self.total(words_BTE, position_ids, token_type_ids, deterministic=deterministic)
+        x_BTE = self.total(embedded_BTE, position_ids, token_type_ids, deterministic=deterministic)
         x_BTD = self.projection(x_BTE) if self.config.project_embeddings else x_BTE
         return constrain(x_BTD, HIDDEN)
 
     def total(
         self,
-        words_BTE: jax.Array,
+        embedded_BTE: jax.Array,
         position_ids: jax.Array,
         token_type_ids: jax.Array | None = None,
         *,
         deterministic: bool,
     ) -> jax.Array:
         """The sum of all embeddings [B, T, E], normalised and with dropout, before the map."""
-        c, x_BTE = self.config, words_BTE
+        c, x_BTE = self.config, embedded_BTE
         if c.scale_embeddings:
             x_BTE = x_BTE * jnp.asarray(c.hidden_size**0.5, x_BTE.dtype)
         if c.token_types:

@@ -37,12 +37,12 @@ def cubic_weights(old: int, new: int) -> np.ndarray:
     As torch's ``interpolate(mode="bicubic", align_corners=False)`` without antialiasing: pixel
     centres lie at halves, and values at the edges are repeated beyond them.
     """
-    place = (np.arange(new) + 0.5) * old / new - 0.5
-    left = np.floor(place).astype(int)
+    position = (np.arange(new) + 0.5) * old / new - 0.5
+    left = np.floor(position).astype(int)
     rows, matrix = np.arange(new), np.zeros((new, old))
     for step in (-1, 0, 1, 2):
         near = left + step
-        d = np.abs(place - near)
+        d = np.abs(position - near)
         inner = ((CUBIC + 2) * d - (CUBIC + 3)) * d * d + 1
         outer = ((CUBIC * d - 5 * CUBIC) * d + 8 * CUBIC) * d - 4 * CUBIC
         np.add.at(matrix, (rows, near.clip(0, old - 1)), np.where(d <= 1, inner, outer))
@@ -78,6 +78,6 @@ def sincos_table(grid: tuple[int, int], width: int, tokens: int = 0) -> np.ndarr
     quarter = width // 4
     frequency = 1.0 / SINCOS_BASE ** (np.arange(quarter) / quarter)
     row, column = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
-    angles = [np.outer(place, frequency) for place in (column, row)]
+    angles = [np.outer(position, frequency) for position in (column, row)]
     waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
     return np.pad(np.concatenate(waves, axis=1), ((tokens, 0), (0, 0))).astype(np.float32)
