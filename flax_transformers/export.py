@@ -18,7 +18,7 @@ from etils import epath
 
 from flax_transformers import model_card
 from flax_transformers.adapters.lora import merged
-from flax_transformers.checkpointing.step_directories import FoundCheckpoint, write_files
+from flax_transformers.checkpointing.step_directories import SavedStep, write_files
 from flax_transformers.config_json import to_json
 from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.tokenizers.export import export_folder
@@ -52,7 +52,7 @@ _BICUBIC = 3
 
 
 def run_files(
-    run: FoundCheckpoint, model: TransformerConfig, tokenizer: Path | None
+    run: SavedStep, model: TransformerConfig, tokenizer: Path | None
 ) -> dict[str, dict[str, Any]]:
     """JSON files by name, to be exported with the weights of a checkpoint.
 
@@ -141,9 +141,7 @@ def as_transformers_reads_it(tokenizer: Any, config: Any, scratch: Path) -> Path
     return export_folder(Path(tokenizer), scratch / "exported", limit)
 
 
-def write_run(
-    directory: Path, model: Any, params: Any, found: FoundCheckpoint
-) -> tuple[Any, list[str]]:
+def write_run(directory: Path, model: Any, params: Any, found: SavedStep) -> tuple[Any, list[str]]:
     """Writes the model of a checkpoint to a new directory in Hugging Face format.
 
     Returns the written model, and the names of the files beside its config and weights. A run whose
@@ -190,7 +188,7 @@ def push_to_hub(
     found = find_pretrained(path)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        if isinstance(found, FoundCheckpoint):
+        if isinstance(found, SavedStep):
             model, params = load_pretrained(found)
             write_run(folder, model, params, found)
         else:

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from flax_transformers.adapters.lora import Adapters, LoraConfig, base_of, merged
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
 from flax_transformers.checkpointing.step_directories import (
-    FoundCheckpoint,
+    SavedStep,
     absolute,
     best_of_folder,
     finished_steps,
@@ -57,7 +57,7 @@ and positions resized."""
 
 
 def load_pretrained(
-    path: str | os.PathLike[str] | FoundCheckpoint,
+    path: str | os.PathLike[str] | SavedStep,
     *,
     architecture: str | None = None,
     num_labels: int | None = None,
@@ -88,14 +88,14 @@ def load_pretrained(
     how: dict[str, Any] = {"architecture": architecture, "num_labels": num_labels}
     how |= {"seed": seed, "dtype": dtype, "compute": compute, "mesh": mesh}
     found = find_pretrained(path)
-    if isinstance(found, FoundCheckpoint):
+    if isinstance(found, SavedStep):
         model, params = _load_checkpoint(found, **how)
     else:
         model, params = hub_read.load_directory(found, **how)
     if image_size is None:
         return model, params
     if not isinstance(model.config, VisionConfig):
-        place = found.folder if isinstance(found, FoundCheckpoint) else found
+        place = found.folder if isinstance(found, SavedStep) else found
         raise UserError(
             f"image_size is given, but {place} holds a {model.config.architecture}, "
             "which sees no images; leave it out"
@@ -104,12 +104,12 @@ def load_pretrained(
     return build_model(config, model.compute), params
 
 
-def find_pretrained(path: str | os.PathLike[str] | FoundCheckpoint) -> FoundCheckpoint | Path:
+def find_pretrained(path: str | os.PathLike[str] | SavedStep) -> SavedStep | Path:
     """What ``load_pretrained`` reads: a verified checkpoint, or a directory in Hugging Face format.
 
     Raises UserError if there is neither.
     """
-    if isinstance(path, FoundCheckpoint):
+    if isinstance(path, SavedStep):
         return path
     if is_checkpoint(path):
         return find_checkpoint(path)
@@ -134,10 +134,10 @@ def _sought(path: str | os.PathLike[str]) -> str:
 
 
 def describe_pretrained(
-    found: FoundCheckpoint | Path, architecture: str | None = None
+    found: SavedStep | Path, architecture: str | None = None
 ) -> TransformerConfig:
     """The config of the model that ``load_pretrained`` gives; reads no weights."""
-    if not isinstance(found, FoundCheckpoint):
+    if not isinstance(found, SavedStep):
         return hub_read.directory_config(found, architecture)
     config = _with_settings(saved_model(found), Path(found.folder))
     if architecture is None:
@@ -306,8 +306,8 @@ def save_adapter(
     the Hugging Face class.
     """
     found = find_pretrained(run)
-    lora = saved_lora(found) if isinstance(found, FoundCheckpoint) else LoraConfig()
-    if not isinstance(found, FoundCheckpoint) or not lora.is_on:
+    lora = saved_lora(found) if isinstance(found, SavedStep) else LoraConfig()
+    if not isinstance(found, SavedStep) or not lora.is_on:
         raise UserError(f"{os.fspath(run)} is no run with adapters; give one with lora.rank")
     model: Any = build_model(describe_pretrained(found))
     boxed, adapters = placement.adapted_shapes(model, lora)
@@ -366,7 +366,7 @@ def _with_settings(config: TransformerConfig, folder: Path) -> TransformerConfig
 
 
 def _load_checkpoint(
-    found: FoundCheckpoint,
+    found: SavedStep,
     *,
     architecture: str | None,
     num_labels: int | None,

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from flax_transformers.adapters.lora import LoraConfig, base_of, merged
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
-from flax_transformers.checkpointing.step_directories import FoundCheckpoint
+from flax_transformers.checkpointing.step_directories import SavedStep
 from flax_transformers.config_json import current_names, from_json, to_json
 from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
@@ -40,7 +40,7 @@ class RestoredModel:
 
 
 def restore_model(
-    path: str | os.PathLike[str] | FoundCheckpoint,
+    path: str | os.PathLike[str] | SavedStep,
     mesh: Mesh | None = None,
     compute: ComputeConfig | None = None,
     *,
@@ -52,7 +52,7 @@ def restore_model(
     ``path`` is a workdir, its checkpoints folder or one step; the newest valid step counts. The
     ``compute`` is by default that of the run. Raises UserError for what is missing or damaged.
     """
-    found = path if isinstance(path, FoundCheckpoint) else find_checkpoint(path)
+    found = path if isinstance(path, SavedStep) else find_checkpoint(path)
     model_config = saved_model(found)
     if compute is None:
         compute = _saved_execution(found)
@@ -71,7 +71,7 @@ def restore_model(
 
 
 def restored_params(
-    found: FoundCheckpoint, model: nn.Module, mesh: Mesh | None, *, averaged: bool = True
+    found: SavedStep, model: nn.Module, mesh: Mesh | None, *, averaged: bool = True
 ) -> dict[str, Any]:
     """The float32 parameters of the ``model`` that a checkpoint holds, on the mesh or the first
     device; adapters are merged into them."""
@@ -85,24 +85,24 @@ def restored_params(
     return jax.jit(lambda tree: merged(tree, lora.scale), out_shardings=placed)(params)
 
 
-def saved_lora(found: FoundCheckpoint) -> LoraConfig:
+def saved_lora(found: SavedStep) -> LoraConfig:
     """The adapters of the run that saved a checkpoint."""
     return saved_part(found, "lora") or LoraConfig()
 
 
-def saved_tokenizers(found: FoundCheckpoint) -> tuple[Tokenizer | None, Tokenizer | None]:
+def saved_tokenizers(found: SavedStep) -> tuple[Tokenizer | None, Tokenizer | None]:
     """The tokenizer of a checkpoint, and that of its targets; None for what it does not have."""
     return _tokenizer(found, "tokenizer"), _tokenizer(found, "target_tokenizer")
 
 
-def _tokenizer(found: FoundCheckpoint, name: str) -> Tokenizer | None:
+def _tokenizer(found: SavedStep, name: str) -> Tokenizer | None:
     folder = found.folder / name
     if found.meta.get(name) is None and not folder.exists():
         return None
     return load_tokenizer(folder)
 
 
-def saved_config(found: FoundCheckpoint) -> TrainConfig | None:
+def saved_config(found: SavedStep) -> TrainConfig | None:
     """That of the run which saved a checkpoint; None for weights that were converted.
 
     Raises UnregisteredType if the run used a type of the user's own that is not registered.
@@ -110,7 +110,7 @@ def saved_config(found: FoundCheckpoint) -> TrainConfig | None:
     return from_json(found.meta["config"]) if "config" in found.meta else None
 
 
-def saved_part(found: FoundCheckpoint, name: str) -> Any:
+def saved_part(found: SavedStep, name: str) -> Any:
     """One field of the config of the run that saved a checkpoint; the rest is not read.
 
     None for weights that were converted. Raises UserError for a part that cannot be read here, such
@@ -119,7 +119,7 @@ def saved_part(found: FoundCheckpoint, name: str) -> Any:
     return from_json(_described(found).get(name)) if "config" in found.meta else None
 
 
-def saved_model(found: FoundCheckpoint) -> TransformerConfig:
+def saved_model(found: SavedStep) -> TransformerConfig:
     """The model of a checkpoint; the rest of the run's config is not read.
 
     Raises UserError if its meta describes none.
@@ -130,12 +130,12 @@ def saved_model(found: FoundCheckpoint) -> TransformerConfig:
     return model
 
 
-def _saved_execution(found: FoundCheckpoint) -> ComputeConfig:
+def _saved_execution(found: SavedStep) -> ComputeConfig:
     compute = from_json(_described(found).get("compute"))
     return compute if isinstance(compute, ComputeConfig) else ComputeConfig(dtype="auto")
 
 
-def _described(found: FoundCheckpoint) -> dict[str, Any]:
+def _described(found: SavedStep) -> dict[str, Any]:
     """The JSON of the run's config; for converted weights, the meta of ``converted_meta``."""
     described = found.meta.get("config", found.meta)
     return current_names(TrainConfig, described) if isinstance(described, dict) else {}

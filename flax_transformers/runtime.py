@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from flax_transformers import ranges
-from flax_transformers.checkpointing.step_directories import FoundCheckpoint, has_checkpoint
+from flax_transformers.checkpointing.step_directories import SavedStep, has_checkpoint
 from flax_transformers.data.base import Tokenizers
 from flax_transformers.data.config import DataConfig
 from flax_transformers.data.dataset import Dataset, open_dataset, prepare, tokenizers
@@ -28,11 +28,7 @@ from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.read import tokenizer_folder
-from flax_transformers.models.config import (
-    ComputeConfig,
-    TextConfig,
-    TransformerConfig,
-)
+from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
 from flax_transformers.parallel.distributed import (
     check_platform,
     raise_together,
@@ -168,7 +164,7 @@ class Described:
     ``architecture``: what it is read as, if not as its own.
     """
 
-    source: FoundCheckpoint | Path
+    source: SavedStep | Path
     architecture: str | None
     model: TransformerConfig
     tokenizer: Tokenizer | None
@@ -177,7 +173,7 @@ class Described:
     @property
     def place(self) -> str:
         """The folder."""
-        return str(self.source.folder if isinstance(self.source, FoundCheckpoint) else self.source)
+        return str(self.source.folder if isinstance(self.source, SavedStep) else self.source)
 
 
 def described_model(path: str, architecture: str | None = None) -> Described:
@@ -187,10 +183,10 @@ def described_model(path: str, architecture: str | None = None) -> Described:
     what is missing or damaged.
     """
     source = find_pretrained(path)
-    if isinstance(source, FoundCheckpoint) and architecture is not None:
+    if isinstance(source, SavedStep) and architecture is not None:
         raise UserError(f"{path} is a run, whose architecture is known; omit --architecture")
     model = describe_pretrained(source, architecture)
-    if isinstance(source, FoundCheckpoint):
+    if isinstance(source, SavedStep):
         return Described(source, None, model, *saved_tokenizers(source))
     text = isinstance(model, TextConfig)
     tokenizer = load_tokenizer(tokenizer_folder(source)) if text else None
@@ -201,7 +197,7 @@ def restored_model(
     described: Described, mesh: Mesh | None = None, compute: ComputeConfig | None = None
 ) -> RestoredModel:
     """A described model with its weights. Raises UserError for what is missing or damaged."""
-    if isinstance(described.source, FoundCheckpoint):
+    if isinstance(described.source, SavedStep):
         return restore_model(described.source, mesh, compute)
     mesh = mesh or make_mesh(MeshConfig())
     compute = compute or ComputeConfig(dtype="auto")
@@ -297,7 +293,7 @@ def _check_pixels(config: TrainConfig, described: Described, place: str) -> None
     channels = getattr(theirs, "num_channels", None)
     if channels != getattr(ours, "num_channels", None):
         raise UserError(f"{place} reads other inputs than the student; give one of the same kind")
-    if channels is None or not isinstance(described.source, FoundCheckpoint):
+    if channels is None or not isinstance(described.source, SavedStep):
         return
     saved: Any = saved_part(described.source, "objective")
     for name in ("mean", "std"):
@@ -338,7 +334,7 @@ class StoredWeights:
             found = find_pretrained(self.path)
         except UserError:
             return None
-        folder = found.folder if isinstance(found, FoundCheckpoint) else found
+        folder = found.folder if isinstance(found, SavedStep) else found
         if is_bucket(epath.Path(folder)):
             return str(folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())

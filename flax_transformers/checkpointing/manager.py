@@ -35,7 +35,7 @@ from flax_transformers.checkpointing.compatibility import (
 )
 from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.checkpointing.retention import Retention
-from flax_transformers.checkpointing.step_directories import Files, FoundCheckpoint
+from flax_transformers.checkpointing.step_directories import Files, SavedStep
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.distributed import PATIENCE_SECONDS, wait_for_all
 from flax_transformers.storage import checksums
@@ -166,7 +166,7 @@ class Checkpoints:
         self._last_step = found.step
         return RestoredState(found.step, state, meta, found.folder)
 
-    def _choose(self, before: int | None) -> FoundCheckpoint | None:
+    def _choose(self, before: int | None) -> SavedStep | None:
         """The newest step older than `before` that passes its verification."""
         limit = self.config.invalid_to_keep
         choice = _on_process_zero(
@@ -334,7 +334,7 @@ class Checkpoints:
             raise_write_error(error, self.directory)
 
 
-def find_checkpoint(path: str | os.PathLike[str]) -> FoundCheckpoint:
+def find_checkpoint(path: str | os.PathLike[str]) -> SavedStep:
     """The step folder of `path`, which is one itself, or has the folders of a run.
 
     "RUN/checkpoints/best" is the step with the best ``checkpoints.best_metric`` among those that
@@ -351,9 +351,9 @@ def step_folder(path: str | os.PathLike[str]) -> epath.Path:
     return find_checkpoint(path).folder
 
 
-def read_checkpoint_meta(source: str | os.PathLike[str] | FoundCheckpoint) -> dict[str, Any]:
+def read_checkpoint_meta(source: str | os.PathLike[str] | SavedStep) -> dict[str, Any]:
     """The JSON saved with a checkpoint."""
-    return (source if isinstance(source, FoundCheckpoint) else find_checkpoint(source)).meta
+    return (source if isinstance(source, SavedStep) else find_checkpoint(source)).meta
 
 
 def verify_step(step_folder: str | os.PathLike[str]) -> list[str]:
@@ -362,7 +362,7 @@ def verify_step(step_folder: str | os.PathLike[str]) -> list[str]:
 
 
 def restore_params(
-    source: str | os.PathLike[str] | FoundCheckpoint,
+    source: str | os.PathLike[str] | SavedStep,
     abstract_params: Any | None = None,
     *,
     averaged: bool = True,
@@ -373,15 +373,15 @@ def restore_params(
     `Checkpoints.restore_newest`. Without it, the result is a nested dict of numpy arrays as they
     were saved. Optimizer statistics are not read.
     """
-    found = source if isinstance(source, FoundCheckpoint) else find_checkpoint(source)
+    found = source if isinstance(source, SavedStep) else find_checkpoint(source)
     names = ("ema", "params") if averaged else ("params",)
     return _read_params(found, names, abstract_params)
 
 
-def restore_arrays(source: str | os.PathLike[str] | FoundCheckpoint) -> Any:
+def restore_arrays(source: str | os.PathLike[str] | SavedStep) -> Any:
     """The whole state of a checkpoint as numpy arrays: parameters, optimizer statistics, random
     key and counters."""
-    found = source if isinstance(source, FoundCheckpoint) else find_checkpoint(source)
+    found = source if isinstance(source, SavedStep) else find_checkpoint(source)
     with _readable(found) as folder:
         item, how = _as_numpy(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
         return _read_arrays(folder, item, how, partial=False)
@@ -403,7 +403,7 @@ def _all_refused(directory: epath.Path, refused: dict[int, str]) -> UserError:
     )
 
 
-def _read_state(found: FoundCheckpoint, abstract: Any) -> Any:
+def _read_state(found: SavedStep, abstract: Any) -> Any:
     """`abstract` with the arrays of `found`; None for an optional field that it lacks. Optional
     fields that are None in `abstract` are not read."""
     with _readable(found) as folder:
@@ -424,7 +424,7 @@ def _read_state(found: FoundCheckpoint, abstract: Any) -> Any:
         return from_saved(abstract, state)
 
 
-def _read_params(found: FoundCheckpoint, names: Sequence[str], abstract: Any | None) -> Any:
+def _read_params(found: SavedStep, names: Sequence[str], abstract: Any | None) -> Any:
     """The first of `names` that `found` has, sharded as `abstract`, or as numpy arrays."""
     with _readable(found) as folder:
         saved = ocp.PyTreeCheckpointHandler().metadata(folder).tree
@@ -453,7 +453,7 @@ def _read_arrays(folder: epath.Path, item: Any, how: Any, *, partial: bool) -> A
 
 
 @contextlib.contextmanager
-def _readable(found: FoundCheckpoint) -> Iterator[epath.Path]:
+def _readable(found: SavedStep) -> Iterator[epath.Path]:
     """The folder of the arrays; an error in the body becomes a UserError about the step."""
     try:
         yield found.folder / "state"
@@ -468,12 +468,12 @@ def _readable(found: FoundCheckpoint) -> Iterator[epath.Path]:
         ) from error
 
 
-def _as_json(found: FoundCheckpoint | None) -> list[Any] | None:
+def _as_json(found: SavedStep | None) -> list[Any] | None:
     return None if found is None else [found.step, os.fspath(found.folder), found.verified]
 
 
-def _found(fields: list[Any]) -> FoundCheckpoint:
-    return FoundCheckpoint(fields[0], epath.Path(fields[1]), fields[2])
+def _found(fields: list[Any]) -> SavedStep:
+    return SavedStep(fields[0], epath.Path(fields[1]), fields[2])
 
 
 def _on_process_zero(action: Callable[[], Any]) -> Any:

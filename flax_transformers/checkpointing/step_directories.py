@@ -39,7 +39,7 @@ _SET_ASIDE = re.compile(r"(invalid|unverified|unused|foreign)-\d+-\d+")
 
 
 @dataclass(frozen=True)
-class FoundCheckpoint:
+class SavedStep:
     """A verified step folder, or, if `verified` is false, one without checksums."""
 
     step: int
@@ -201,7 +201,7 @@ def remove(folder: epath.Path, attempts: int = 10) -> None:
 
 def choose_newest(
     directory: epath.Path, set_aside_at_most: int | None, before: int | None = None
-) -> FoundCheckpoint | None:
+) -> SavedStep | None:
     """The newest step that passes verification, or, if none passes, the newest without checksums.
 
     Newer steps that fail are set aside, or with `set_aside_at_most=None` skipped, with a warning. A
@@ -231,14 +231,14 @@ def choose_newest(
         else:
             for newer in unverified:
                 reject("unverified", newer, f"has no checksums, and {step} has")
-            return FoundCheckpoint(step, folder, verified=True)
+            return SavedStep(step, folder, verified=True)
     if not unverified:
         if set_aside_at_most is not None and before is None:
             _refuse_to_start_over(directory)
         return None
     newest = unverified[0]
     logger.warning("no checkpoint in %s has checksums: using %d unverified", directory, newest)
-    return FoundCheckpoint(newest, directory / str(newest), verified=False)
+    return SavedStep(newest, directory / str(newest), verified=False)
 
 
 def best_of_folder(path: epath.Path) -> epath.Path | None:
@@ -250,7 +250,7 @@ def best_of_folder(path: epath.Path) -> epath.Path | None:
     return inner if exists(inner) else path.parent
 
 
-def choose_best(directory: epath.Path) -> FoundCheckpoint:
+def choose_best(directory: epath.Path) -> SavedStep:
     """The step with the best score, in the metric and mode of the newest one's config, that passes
     verification. Raises UserError if none has a score."""
     metas: dict[int, dict[str, Any]] = {}
@@ -273,7 +273,7 @@ def choose_best(directory: epath.Path) -> FoundCheckpoint:
             )
             continue
         logger.info("the best step in %s is %d, %s %.4g", directory, step, metric, scores[step])
-        return FoundCheckpoint(step, directory / str(step), verified=wrong is not None)
+        return SavedStep(step, directory / str(step), verified=wrong is not None)
     raise UserError(
         f"no step in {directory} has the metric {metric!r} of an evaluation; name a step, or "
         "evaluate during training and set checkpoints.best_metric and checkpoints.keep_best"
@@ -306,7 +306,7 @@ def _refuse_to_start_over(directory: epath.Path) -> None:
         )
 
 
-def find_step(path: epath.Path) -> FoundCheckpoint:
+def find_step(path: epath.Path) -> SavedStep:
     """The step folder at `path`, its best if it ends in "best", or a run's newest verified one.
 
     Changes nothing. Raises UserError if there is none, or if the given step folder is damaged.
@@ -322,7 +322,7 @@ def find_step(path: epath.Path) -> FoundCheckpoint:
         if wrong is None:
             logger.warning("checkpoint %s has no checksums: using it unverified", path)
         step = int(path.name) if _STEP.fullmatch(path.name) else -1
-        return FoundCheckpoint(step, path, verified=wrong is not None)
+        return SavedStep(step, path, verified=wrong is not None)
     inner = path / "checkpoints"
     with reading_step(path):
         directory = inner if exists(inner) else path

@@ -26,7 +26,7 @@ from flax_transformers.config_json import (
 from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:  # slow to import, and not needed to refuse a file that does not exist
-    from flax_transformers.checkpointing.step_directories import FoundCheckpoint
+    from flax_transformers.checkpointing.step_directories import SavedStep
     from flax_transformers.sweeps.study import Study
     from flax_transformers.training.config import TrainConfig
 
@@ -191,7 +191,7 @@ def _failing(path: Path, error: BaseException) -> UserError:
     )
 
 
-def config_of_run(found: FoundCheckpoint) -> TrainConfig | None:
+def config_of_run(found: SavedStep) -> TrainConfig | None:
     """The config of the run that saved a checkpoint; None for converted weights.
 
     A type of the user's own is imported from a file of the current folder that has the name of its

@@ -14,7 +14,7 @@ from flax_transformers.cli.parsing import Architecture, Flag, Model, option, ref
 from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:
-    from flax_transformers.checkpointing.step_directories import FoundCheckpoint
+    from flax_transformers.checkpointing.step_directories import SavedStep
     from flax_transformers.models.config import TransformerConfig
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Convert:
 
     def run(self, overrides: Sequence[str]) -> int:
         from flax_transformers import runtime
-        from flax_transformers.checkpointing.step_directories import FoundCheckpoint
+        from flax_transformers.checkpointing.step_directories import SavedStep
         from flax_transformers.export import push_to_hub, write_run
         from flax_transformers.huggingface import write as hub_write
         from flax_transformers.huggingface.read import tokenizer_folder
@@ -87,7 +87,7 @@ class Convert:
                 params = _averaged(steps, model, self.architecture, params)
                 log.info("average of the steps %s", ", ".join(step.name for step in steps))
         with watchdog.phase("save"):
-            if isinstance(found, FoundCheckpoint):
+            if isinstance(found, SavedStep):
                 model, names = write_run(target, model, params, found)
                 carried, published = _summary_of_files(names, found), target
             else:
@@ -164,20 +164,16 @@ def _averaged(steps: Sequence[Any], model: Any, architecture: str | None, last: 
     return jax.tree.map(lambda a, b: (a / len(steps)).astype(b.dtype), total, last)
 
 
-def _warn_of_tokenizer(found: FoundCheckpoint | Path, config: TransformerConfig) -> None:
+def _warn_of_tokenizer(found: SavedStep | Path, config: TransformerConfig) -> None:
     """Warns, before any weights are read, where model and tokenizer do not fit each other."""
-    from flax_transformers.checkpointing.step_directories import FoundCheckpoint
+    from flax_transformers.checkpointing.step_directories import SavedStep
     from flax_transformers.data.tokenizers.load import load_tokenizer, published_files
     from flax_transformers.huggingface.generation_settings import writes_text
     from flax_transformers.huggingface.read import tokenizer_folder
     from flax_transformers.models.config import TextConfig
     from flax_transformers.training.check_run import check_tokenizer
 
-    folder = (
-        found.folder / "tokenizer"
-        if isinstance(found, FoundCheckpoint)
-        else tokenizer_folder(found)
-    )
+    folder = found.folder / "tokenizer" if isinstance(found, SavedStep) else tokenizer_folder(found)
     if not isinstance(config, TextConfig) or not folder.is_dir() or not published_files(folder):
         return
     if (folder.parent / "target_tokenizer").is_dir():  # a run, which compared both
@@ -223,7 +219,7 @@ def _print_summary(
         print(f"{label:<14}{value}")
 
 
-def _summary_of_files(names: Sequence[str], found: FoundCheckpoint) -> str:
+def _summary_of_files(names: Sequence[str], found: SavedStep) -> str:
     """The names of the files beside the weights, or why a model of two tokenizers has none."""
     if not (found.folder / "target_tokenizer").is_dir():
         return ", ".join(names)

@@ -109,13 +109,13 @@ class Evaluate:
         """Beside --output, else in the workdir of a run; only printed for other models."""
         from etils import epath
 
-        from flax_transformers.checkpointing.step_directories import FoundCheckpoint
+        from flax_transformers.checkpointing.step_directories import SavedStep
         from flax_transformers.evaluation.class_report import ClassReport
 
         if self.output:
             return ClassReport(epath.Path(self.output).with_suffix(""))
         source = described.source
-        if isinstance(source, FoundCheckpoint) and source.folder.parent.name == "checkpoints":
+        if isinstance(source, SavedStep) and source.folder.parent.name == "checkpoints":
             workdir = source.folder.parent.parent
             return ClassReport(workdir / "evaluation" / f"step_{step:08d}")
         return ClassReport()

@@ -14,20 +14,12 @@ from tyro.conf import UseAppendAction
 
 from flax_transformers.cli.parsing import Architecture, Flag, Model, number, option, override
 from flax_transformers.errors import UserError
-from flax_transformers.ranges import (
-    ENTRIES,
-    EXAMPLES,
-    INT32,
-    POSITIONS,
-    SHARE,
-    integers,
-    numbers,
-)
+from flax_transformers.ranges import ENTRIES, EXAMPLES, INT32, POSITIONS, SHARE, integers, numbers
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from flax_transformers.checkpointing.step_directories import FoundCheckpoint
+    from flax_transformers.checkpointing.step_directories import SavedStep
     from flax_transformers.data.tokenizers.load import Tokenizer
     from flax_transformers.generation.prompts import Prompts, Typist
     from flax_transformers.generation.stop_strings import StopStrings
@@ -159,7 +151,7 @@ class Generate:
         return replace(settings, **chosen)
 
     def work_on(
-        self, found: FoundCheckpoint | Path, config: TransformerConfig, start_ids: tuple[int, ...]
+        self, found: SavedStep | Path, config: TransformerConfig, start_ids: tuple[int, ...]
     ) -> Work:
         """What the command does, before any weights are read.
 
@@ -334,12 +326,12 @@ def _ids(text: str | None) -> tuple[int, ...]:
         ) from None
 
 
-def _tokenizer_folders(found: FoundCheckpoint | Path) -> tuple[Any, Any]:
+def _tokenizer_folders(found: SavedStep | Path) -> tuple[Any, Any]:
     """The folder of a model's tokenizer, and that of the targets if they have their own."""
-    from flax_transformers.checkpointing.step_directories import FoundCheckpoint
+    from flax_transformers.checkpointing.step_directories import SavedStep
     from flax_transformers.huggingface.read import tokenizer_folder
 
-    if not isinstance(found, FoundCheckpoint):
+    if not isinstance(found, SavedStep):
         return tokenizer_folder(found), None
     target = found.folder / "target_tokenizer"
     return found.folder / "tokenizer", target if target.is_dir() else None

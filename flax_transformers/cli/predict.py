@@ -120,14 +120,10 @@ def _lines(command: Predict, described: Described, placed: Placed) -> list[dict[
 
 def _of_run(described: Described, name: str) -> Any:
     """A field of the config of the model's run; None for weights that belong to no run."""
-    from flax_transformers.checkpointing.step_directories import FoundCheckpoint
+    from flax_transformers.checkpointing.step_directories import SavedStep
     from flax_transformers.restore import saved_part
 
-    return (
-        saved_part(described.source, name)
-        if isinstance(described.source, FoundCheckpoint)
-        else None
-    )
+    return saved_part(described.source, name) if isinstance(described.source, SavedStep) else None
 
 
 def _inputs(command: Predict, described: Described, objective: Any) -> Inputs:
@@ -197,12 +193,7 @@ def _of_texts(
 ) -> list[dict[str, Any]]:
     from flax_transformers import runtime
     from flax_transformers.data.tokenizers.fitting import fitted_vocabulary
-    from flax_transformers.evaluation.predict import (
-        LABELLED,
-        lines,
-        predictions,
-        text_examples,
-    )
+    from flax_transformers.evaluation.predict import LABELLED, lines, predictions, text_examples
     from flax_transformers.evaluation.scoring.likelihood import score_lines, scored_texts
     from flax_transformers.huggingface.family import build_model
     from flax_transformers.models.config import ComputeConfig, TextConfig

@@ -38,12 +38,7 @@ from flax_transformers.data.sources.read import AnySource
 from flax_transformers.data.sources.records import Source
 from flax_transformers.data.store.files import digest, record_json
 from flax_transformers.data.store.token_store import Split
-from flax_transformers.data.store.tokenizer import (
-    at_hand,
-    is_saved,
-    own_tokenizer,
-    save_tokenizer,
-)
+from flax_transformers.data.store.tokenizer import at_hand, is_saved, own_tokenizer, save_tokenizer
 from flax_transformers.data.tokenizers.fitting import fitted_vocabulary, warn_left_out
 from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig, train_tokenizer
 from flax_transformers.errors import UserError

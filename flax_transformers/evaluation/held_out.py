@@ -11,12 +11,7 @@ from flax_transformers.data.dataset import Dataset
 from flax_transformers.data.pipeline.examples import Examples, Subset
 from flax_transformers.data.pipeline.loader import evaluation_batches
 from flax_transformers.monitoring.metrics import Accumulator, fetched_one_behind
-from flax_transformers.parallel.rules import (
-    batch_sharding,
-    check_batch_divides,
-    host_rows,
-    place_rows,
-)
+from flax_transformers.parallel.rules import batch_sharding, check_batch_size, host_rows, place_rows
 from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
 
@@ -33,7 +28,7 @@ def held_out_evaluator(config: TrainConfig, prepared: Dataset) -> Evaluator:
     settings = config.evaluation
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
-        check_batch_divides(settings.batch_size, 1, snapshot.mesh, name="evaluation.batch_size")
+        check_batch_size(settings.batch_size, 1, snapshot.mesh, name="evaluation.batch_size")
         sharding = batch_sharding(snapshot.mesh)
         rows = host_rows(sharding, settings.batch_size)
         length = snapshot.phase.sequence_length

@@ -12,12 +12,7 @@ from flax_transformers.data.dataset import Dataset
 from flax_transformers.evaluation.held_out import held_out_batches
 from flax_transformers.monitoring.metrics import fetched_one_behind
 from flax_transformers.objectives.base import Array, Batch, ModelFunctions, Objective, Params
-from flax_transformers.parallel.rules import (
-    batch_sharding,
-    check_batch_divides,
-    host_rows,
-    place_rows,
-)
+from flax_transformers.parallel.rules import batch_sharding, check_batch_size, host_rows, place_rows
 from flax_transformers.training.callbacks import Snapshot
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.step import compile_evaluation_step
@@ -63,7 +58,7 @@ def held_out_predictions(config: TrainConfig, prepared: Dataset) -> Predictions:
 def rows_of_host(mesh: Mesh, batch_size: int, name: str = "evaluation.batch_size") -> np.ndarray:
     """The rows of each batch that this host makes. Raises UserError, with the ``name`` of the
     setting, if a batch does not divide over the mesh."""
-    check_batch_divides(batch_size, 1, mesh, name=name)
+    check_batch_size(batch_size, 1, mesh, name=name)
     return host_rows(batch_sharding(mesh), batch_size)
 
 

@@ -40,11 +40,7 @@ from flax_transformers.evaluation.reconstructions import (
     reconstruction_baselines,
     reconstruction_evaluator,
 )
-from flax_transformers.evaluation.samples import (
-    answered_samples,
-    continued_samples,
-    filled_samples,
-)
+from flax_transformers.evaluation.samples import answered_samples, continued_samples, filled_samples
 from flax_transformers.evaluation.scoring.choices import choice_baselines
 from flax_transformers.evaluation.tagging import entity_evaluator, tagging_baselines
 from flax_transformers.evaluation.translation import translation_evaluator

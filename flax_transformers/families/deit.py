@@ -16,11 +16,7 @@ from flax_transformers.huggingface.weights import Weight, WeightTable, linear, n
 from flax_transformers.models.config import VisionConfig
 from flax_transformers.models.heads import classify_vectors, label_layer
 from flax_transformers.models.outputs import ModelOutput
-from flax_transformers.models.vision import (
-    VisionForClassification,
-    VisionModel,
-    VisionWithPooler,
-)
+from flax_transformers.models.vision import VisionForClassification, VisionModel, VisionWithPooler
 
 
 class DeiTOutput(ModelOutput):

@@ -15,10 +15,7 @@ from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
 from flax_transformers.models.config import TransformerConfig
-from flax_transformers.models.encoder import (
-    EncoderForMaskedLM,
-    EncoderModel,
-)
+from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
 from flax_transformers.models.heads import Tokens, mean_of_tokens, square_layer
 from flax_transformers.models.text import (
     TextForQuestionAnswering,

@@ -19,10 +19,7 @@ from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, fused_linear, linear, norm
 from flax_transformers.models.config import Activation, ComputeConfig, Rope, TextConfig
-from flax_transformers.models.encoder import (
-    EncoderForMaskedLM,
-    EncoderModel,
-)
+from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
 from flax_transformers.models.heads import Transform, mean_of_tokens, take_token
 from flax_transformers.models.kernels.kv_cache import KeyValues
 from flax_transformers.models.layers.block import LayerInputs, TransformerBlock

@@ -278,9 +278,7 @@ class MultimodalMaeConfig(TransformerConfig):
             raise UserError(f"the model has no modality {name!r}; it has {names}")
         return found
 
-    def row_flops(
-        self, image_size: int, modalities: tuple[str, ...] = ()
-    ) -> tuple[FlopsGroup, ...]:
+    def row_flops(self, size: int, modalities: tuple[str, ...] = ()) -> tuple[FlopsGroup, ...]:
         """An example of each of the ``modalities``: in pretraining the trunk sees visible tokens,
         and a decoder all."""
         trunk, decoder = (c.num_layers * c.num_heads * c.head_width for c in (self, self.decoder))

@@ -25,10 +25,7 @@ from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable, linear, norm
 from flax_transformers.models.config import Activation, TextConfig
-from flax_transformers.models.encoder import (
-    EncoderForMaskedLM,
-    EncoderWithPooler,
-)
+from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderWithPooler
 from flax_transformers.models.heads import Pooler, mean_of_tokens
 from flax_transformers.models.parts import ModelParts
 from flax_transformers.models.text import (

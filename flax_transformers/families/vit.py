@@ -18,11 +18,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
-from flax_transformers.models.config import (
-    ComputeConfig,
-    QueryKeyNorm,
-    VisionConfig,
-)
+from flax_transformers.models.config import ComputeConfig, QueryKeyNorm, VisionConfig
 from flax_transformers.models.layers.block import LayerInputs, LayerOutput
 from flax_transformers.models.layers.linear import truncated_normal
 from flax_transformers.models.layers.patches import resize_positions

@@ -301,9 +301,9 @@ class TransformerConfig:
         return None
 
     def row_flops(
-        self, image_size: int, modalities: tuple[str, ...] = ()
+        self, size: int, modalities: tuple[str, ...] = ()
     ) -> tuple[FlopsGroup, ...] | None:
-        """Groups of kernels of an example, an image with sides of so many pixels or one with these
+        """Groups of kernels of an example, an image with sides of ``size`` pixels or one with these
         modalities; None for text."""
         return None
 
@@ -646,10 +646,8 @@ class VisionConfig(TransformerConfig):
     def image_encoder(self) -> VisionConfig | None:
         return self
 
-    def row_flops(
-        self, image_size: int, modalities: tuple[str, ...] = ()
-    ) -> tuple[FlopsGroup, ...] | None:
-        return self.flops_groups((image_size // self.patch_size,) * 2)
+    def row_flops(self, size: int, modalities: tuple[str, ...] = ()) -> tuple[FlopsGroup, ...]:
+        return self.flops_groups((size // self.patch_size,) * 2)
 
     def flops_groups(self, grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
         """Groups of kernels for an image of ``grid`` (rows, columns) patches; the first whose path

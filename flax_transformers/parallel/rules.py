@@ -196,7 +196,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch_divides(
+def check_batch_size(
     batch_size: int,
     micro_batches: int,
     mesh: Mesh,
@@ -217,7 +217,7 @@ def check_batch_divides(
         )
 
 
-def check_length_divides(sequence_length: int | None, mesh: Mesh, rules: Rules = RULES) -> None:
+def check_sequence_length(sequence_length: int | None, mesh: Mesh, rules: Rules = RULES) -> None:
     """Raise UserError unless the positions of a sequence divide evenly over the mesh.
 
     The length is None for images.

@@ -27,7 +27,7 @@ from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import (
     RULES,
     batch_sharding,
-    check_batch_divides,
+    check_batch_size,
     host_rows,
     place_rows,
     replicated,
@@ -96,7 +96,7 @@ class _Pass:
     def _computed(self, store: TokenStore) -> np.ndarray:
         config, spec = self.config, self.spec
         mesh, size = make_mesh(config.mesh), config.evaluation.batch_size
-        check_batch_divides(size, 1, mesh, name="evaluation.batch_size")
+        check_batch_size(size, 1, mesh, name="evaluation.batch_size")
         model, params = self.weights.load(mesh)
         self._check(model)
         functions, objective = model_functions(model), self.objective

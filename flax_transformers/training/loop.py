@@ -35,13 +35,9 @@ from flax_transformers.monitoring.throughput import REMEDY, StepMetrics
 from flax_transformers.optim.spike_detection import TooManySkipped
 from flax_transformers.parallel.distributed import check_equal, compiled_together
 from flax_transformers.parallel.mesh import make_mesh
-from flax_transformers.parallel.rules import check_batch_divides
+from flax_transformers.parallel.rules import check_batch_size
 from flax_transformers.parallel.watchdog import watchdog
-from flax_transformers.storage.workdir import (
-    clear_side_files,
-    open_workdir,
-    workdir_lock,
-)
+from flax_transformers.storage.workdir import clear_side_files, open_workdir, workdir_lock
 from flax_transformers.training.batches import batches_on_mesh
 from flax_transformers.training.callbacks import Callback, Evaluator, Listeners, Snapshot
 from flax_transformers.training.config import AnyPhase, TrainConfig
@@ -180,7 +176,7 @@ def checked_mesh(config: TrainConfig) -> Mesh:
     mesh = make_mesh(config.mesh)
     for phase in config.phases:
         check_phase(phase, mesh)
-    check_batch_divides(config.evaluation.batch_size, 1, mesh, name="evaluation.batch_size")
+    check_batch_size(config.evaluation.batch_size, 1, mesh, name="evaluation.batch_size")
     return mesh
 
 

@@ -18,15 +18,15 @@ from flax_transformers.monitoring.model_flops import step_flops
 from flax_transformers.monitoring.throughput import StepMetrics
 from flax_transformers.optim.optimizers import learning_rate_at
 from flax_transformers.optim.selection import Axes, logical_axes
-from flax_transformers.parallel.rules import check_batch_divides, check_length_divides
+from flax_transformers.parallel.rules import check_batch_size, check_sequence_length
 from flax_transformers.training.config import AnyPhase, ImagePhase, TrainConfig
 from flax_transformers.training.trainer import Trainer
 
 
 def check_phase(phase: AnyPhase, mesh: Mesh) -> None:
     """Raises UserError unless the rows of a phase, and their positions, divide over the mesh."""
-    check_batch_divides(phase.batch_size, phase.micro_batches, mesh)
-    check_length_divides(None if isinstance(phase, ImagePhase) else phase.sequence_length, mesh)
+    check_batch_size(phase.batch_size, phase.micro_batches, mesh)
+    check_sequence_length(None if isinstance(phase, ImagePhase) else phase.sequence_length, mesh)
 
 
 def make_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:

@@ -30,15 +30,11 @@ from flax_transformers.monitoring.sinks import MetricSink
 from flax_transformers.monitoring.throughput import StepMetrics
 from flax_transformers.objectives.base import ModelFunctions, Objective
 from flax_transformers.optim.ema import EMAConfig
-from flax_transformers.optim.optimizers import (
-    OptimizerConfig,
-    OptimizerFactory,
-    learning_rate_at,
-)
+from flax_transformers.optim.optimizers import OptimizerConfig, OptimizerFactory, learning_rate_at
 from flax_transformers.optim.selection import logical_axes, partition
 from flax_transformers.parallel.distributed import compiled_together
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
-from flax_transformers.parallel.rules import batch_sharding, check_batch_divides
+from flax_transformers.parallel.rules import batch_sharding, check_batch_size
 from flax_transformers.training.callbacks import Callback, Listeners
 from flax_transformers.training.state import TrainState, abstract_state, initialize_state
 from flax_transformers.training.step import (
@@ -200,7 +196,7 @@ class Trainer:
         arrays = {name: leaf for name, leaf in batch.items() if name != "example_id"}
         if jax.process_count() == 1:
             parts = self.micro_batches if micro_batches is None else micro_batches
-            check_batch_divides(len(next(iter(arrays.values()))), parts, self.mesh)
+            check_batch_size(len(next(iter(arrays.values()))), parts, self.mesh)
 
         def put(leaf: Any) -> jax.Array:
             if isinstance(leaf, jax.Array):

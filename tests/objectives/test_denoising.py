@@ -10,14 +10,7 @@ import pytest
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.denoising import Denoising, poisson_span_lengths
-from tests.objectives.corruption import (
-    assert_shifted,
-    example,
-    labels_of,
-    terms_of,
-    used,
-    without,
-)
+from tests.objectives.corruption import assert_shifted, example, labels_of, terms_of, used, without
 
 # As in the published BART: <s> 0, <pad> 1, </s> 2, <unk> 3, <mask> last.
 BOS, PAD, EOS, MASK = 0, 1, 2, 999

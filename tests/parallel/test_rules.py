@@ -18,8 +18,8 @@ from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import (
     RULES,
     batch_sharding,
-    check_batch_divides,
-    check_length_divides,
+    check_batch_size,
+    check_sequence_length,
     host_rows,
     mesh_axes,
     parameter_shardings,
@@ -151,8 +151,8 @@ def test_wide_shards_and_other_platforms_give_no_warning(caplog, monkeypatch):
 
 
 def test_a_batch_that_divides_is_accepted():
-    check_batch_divides(16, 4, mesh_of(2, 2, 2))
-    check_batch_divides(7, 1, mesh_of(tensor=2))
+    check_batch_size(16, 4, mesh_of(2, 2, 2))
+    check_batch_size(7, 1, mesh_of(tensor=2))
 
 
 @pytest.mark.parametrize(
@@ -171,14 +171,14 @@ def test_a_batch_that_does_not_divide_is_refused_with_those_that_do(
         f"micro_batches={micro_batches} {near}"
     )
     with pytest.raises(UserError, match=said):
-        check_batch_divides(batch_size, micro_batches, mesh_of(2, 2, 2))
+        check_batch_size(batch_size, micro_batches, mesh_of(2, 2, 2))
 
 
 def test_rules_may_put_a_batch_on_one_axis():
     other = (("batch", "data"),)
-    check_batch_divides(2, 1, mesh_of(2, 2), other)
+    check_batch_size(2, 1, mesh_of(2, 2), other)
     with pytest.raises(UserError, match="batch_size 3 does not divide over mesh data=2 and"):
-        check_batch_divides(3, 1, mesh_of(2, 2), other)
+        check_batch_size(3, 1, mesh_of(2, 2), other)
 
 
 def mesh_with_context(parts):
@@ -186,20 +186,20 @@ def mesh_with_context(parts):
 
 
 def test_a_length_that_divides_is_accepted():
-    check_length_divides(32, mesh_with_context(4))
-    check_length_divides(33, mesh_of(2, 2, 2))
-    check_length_divides(None, mesh_of(2, 2, 2))
+    check_sequence_length(32, mesh_with_context(4))
+    check_sequence_length(33, mesh_of(2, 2, 2))
+    check_sequence_length(None, mesh_of(2, 2, 2))
 
 
 def test_a_length_that_does_not_divide_is_refused_with_one_that_does():
     said = "sequence_length 30 does not divide over mesh axis context=4; .*, such as 28$"
     with pytest.raises(UserError, match=said):
-        check_length_divides(30, mesh_with_context(4))
+        check_sequence_length(30, mesh_with_context(4))
 
 
 def test_images_have_no_positions_to_divide():
     with pytest.raises(UserError, match="mesh axis context=2 divides the positions of text, which"):
-        check_length_divides(None, mesh_with_context(2))
+        check_sequence_length(None, mesh_with_context(2))
 
 
 def test_one_process_loads_all_examples():

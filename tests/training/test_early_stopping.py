@@ -20,10 +20,7 @@ from flax_transformers.testing import assert_bit_equal, tiny_config, write_corpu
 from flax_transformers.training.check_run import check_config, check_run
 from flax_transformers.training.config import Evaluation
 from flax_transformers.training.loop import train_prepared
-from flax_transformers.training.run_state import (
-    RunState,
-    reason_to_stop_early,
-)
+from flax_transformers.training.run_state import RunState, reason_to_stop_early
 
 
 def since(scores, mode="min", min_delta=0.0):

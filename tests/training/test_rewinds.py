@@ -18,12 +18,7 @@ from flax_transformers.checkpointing.manager import (
 from flax_transformers.data.dataset import prepare
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
-from flax_transformers.testing import (
-    assert_bit_equal,
-    batches_with_nan,
-    tiny_config,
-    write_corpus,
-)
+from flax_transformers.testing import assert_bit_equal, batches_with_nan, tiny_config, write_corpus
 from flax_transformers.training import loop
 
 pytestmark = pytest.mark.slow

@@ -24,12 +24,7 @@ from flax_transformers.data.images.decode import UnreadableImage, decode_image
 from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.data.images.sources import reader
 from flax_transformers.data.sources.tfds import PREFIX
-from flax_transformers.data.store.files import (
-    Content,
-    StoreArray,
-    StoreFiles,
-    StoreReader,
-)
+from flax_transformers.data.store.files import Content, StoreArray, StoreFiles, StoreReader
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
 from flax_transformers.storage.file_hashes import FileRecord

@@ -9,13 +9,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 from flax_transformers.data.sources import row_files
-from flax_transformers.data.sources.documents import (
-    Decoder,
-    Document,
-    Invalid,
-    LabelKind,
-    Where,
-)
+from flax_transformers.data.sources.documents import Decoder, Document, Invalid, LabelKind, Where
 from flax_transformers.data.sources.records import Part, Source
 from flax_transformers.data.sources.row_files import Row, row_file, row_of, text_in, value_in
 from flax_transformers.data.sources.tfds import PREFIX, TfdsExamples

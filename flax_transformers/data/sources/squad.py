@@ -11,13 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from flax_transformers.data.sources.documents import (
-    Decoder,
-    Document,
-    Invalid,
-    LabelKind,
-    Where,
-)
+from flax_transformers.data.sources.documents import Decoder, Document, Invalid, LabelKind, Where
 from flax_transformers.data.sources.files import open_decompressed, reading_source
 from flax_transformers.data.sources.records import Part, Source, ValueFile
 from flax_transformers.data.sources.row_files import text_in

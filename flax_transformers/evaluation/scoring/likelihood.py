@@ -91,7 +91,7 @@ class PseudoLikelihood:
     def prepare(
         self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
     ) -> Arrays:
-        """The frame around ``tokens``, of which the one at ``position`` is masked: arrays int32 [T];
+        """The frame around ``tokens``, of which that at ``position`` is masked: arrays int32 [T];
         ``masked_position`` and ``labels`` int32 []."""
         before, after = self.frame.before, self.frame.after
         ids = np.concatenate([before, example["tokens"], after]).astype(np.int32)
@@ -122,7 +122,7 @@ def log_probabilities(logits: Array, labels: Array) -> Array:
 
 
 def likelihood_of_model(
-    config: TextConfig, tokenizer: Tokenizer, position: str
+    config: TextConfig, tokenizer: Tokenizer, place: str
 ) -> Likelihood | PseudoLikelihood:
     """What ``--score`` computes with a model. Raises UserError for a masked model whose tokenizer
     has no mask."""
@@ -130,7 +130,7 @@ def likelihood_of_model(
     if config.causal:
         return Likelihood(frame or Frame())
     if tokenizer.vocabulary.mask_id is None:
-        raise UserError(f"the tokenizer of {position} has no mask token; --score needs one")
+        raise UserError(f"the tokenizer of {place} has no mask token; --score needs one")
     if frame is None:
         cls_id, sep_id = framing_ids(tokenizer.vocabulary)
         frame = Frame((cls_id,), (sep_id,))

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.generation.sampling import Sampling
-from flax_transformers.parallel.rules import check_batch_divides
+from flax_transformers.parallel.rules import check_batch_size
 from flax_transformers.post_training.reinforcement.policy import PolicyObjective
 from flax_transformers.post_training.reinforcement.rollouts import (
     RewardScorer,
@@ -41,7 +41,7 @@ def reward_evaluator(config: TrainConfig, prepared: Dataset, model: nn.Module) -
         examples = prepared.examples("validation", objective.window_spec(length))
         if examples is None or not len(examples):
             return {}
-        check_batch_divides(size, 1, snapshot.mesh, name="evaluation.batch_size")
+        check_batch_size(size, 1, snapshot.mesh, name="evaluation.batch_size")
         count = min(len(examples), config.evaluation.max_examples or len(examples))
         prompts = [
             prompt_of(

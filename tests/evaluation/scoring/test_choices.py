@@ -13,11 +13,7 @@ from flax_transformers.cli.main import main
 from flax_transformers.data.inputs import InputRow
 from flax_transformers.data.sources.documents import Document
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
-from flax_transformers.evaluation.scoring.continuations import (
-    accuracies,
-    choice_lines,
-    request_of,
-)
+from flax_transformers.evaluation.scoring.continuations import accuracies, choice_lines, request_of
 from flax_transformers.testing import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_device")
