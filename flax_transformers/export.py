@@ -28,7 +28,6 @@ from flax_transformers.huggingface.family import build_model, config_json, withi
 from flax_transformers.huggingface.folder_kinds import CONFIG, carried_files
 from flax_transformers.huggingface.write import save_directory
 from flax_transformers.models.config import (
-    ImageTextConfig,
     TextConfig,
     TransformerConfig,
     VisionConfig,
@@ -60,7 +59,7 @@ def run_files(
     ``objective`` of a vision model are read; if that fails, a warning is logged.
     """
     data = objective = None
-    if isinstance(model, VisionConfig | ImageTextConfig):
+    if model.image_encoder is not None:
         try:
             data, objective = saved_part(run, "data"), saved_part(run, "objective")
         except UserError as error:
@@ -73,16 +72,13 @@ def files_beside(
 ) -> dict[str, dict[str, Any]]:
     """JSON files by name, to be exported with a model that was trained on ``data`` with an
     ``objective``; ``tokenizer`` is the folder of its tokenizer."""
-    if isinstance(model, VisionConfig):
-        return _image_files(data, objective, model)
-    if isinstance(model, ImageTextConfig):
-        images = _image_files(data, objective, model.vision)
-        return images | _text_files(model, tokenizer)
-    return _text_files(model, tokenizer)
+    return _image_files(data, objective, model.image_encoder) | _text_files(model, tokenizer)
 
 
-def _image_files(data: Any, objective: Any, model: VisionConfig) -> dict[str, dict[str, Any]]:
-    if isinstance(data, ImageData) and isinstance(objective, PixelInput):
+def _image_files(
+    data: Any, objective: Any, model: VisionConfig | None
+) -> dict[str, dict[str, Any]]:
+    if model and isinstance(data, ImageData) and isinstance(objective, PixelInput):
         return {PREPROCESSOR: preprocessor(data, objective, model)}
     return {}
 

@@ -146,7 +146,7 @@ class DatasetDefaults:
 
     @property
     def held_out_fingerprint(self) -> str | None:
-        return None
+        return getattr(getattr(self, "validation", None), "fingerprint", None)
 
     @property
     def components(self) -> tuple[tuple[str, Any], ...]:

@@ -201,10 +201,6 @@ class PreparedImages(DatasetDefaults):
         """One entry for each class."""
         return Vocabulary(size=len(self.label_names), pad_id=0)
 
-    @property
-    def held_out_fingerprint(self) -> str | None:
-        return None if self.validation is None else self.validation.fingerprint
-
     def examples(self, split: Split, spec: WindowSpec) -> ImageExamples | None:
         images = self.train if split == "train" else self.validation
         if images is None:

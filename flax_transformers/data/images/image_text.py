@@ -242,10 +242,6 @@ class PreparedPairs(DatasetDefaults):
         return digest({"pairs": parts})
 
     @property
-    def held_out_fingerprint(self) -> str | None:
-        return None if self.validation is None else self.validation.fingerprint
-
-    @property
     def summary(self) -> str:
         held_out = "none" if self.validation is None else f"{len(self.validation):,}"
         return (

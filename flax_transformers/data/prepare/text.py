@@ -125,10 +125,6 @@ class PreparedText(DatasetDefaults):
     def label_names(self) -> tuple[str, ...]:
         return self.train.label_names
 
-    @property
-    def held_out_fingerprint(self) -> str | None:
-        return None if self.validation is None else self.validation.fingerprint
-
     def examples(self, split: Split, spec: WindowSpec) -> Examples | None:
         store = self.train if split == "train" else self.validation
         if store is None:
