@@ -1,4 +1,5 @@
-"""Checks of `make lint` that the other linters do not make: cycles, sizes, and retired terms.
+"""Checks of `make lint` that the other linters do not make: cycles, sizes, equal names, and retired
+terms.
 
 Run from the root of the repository. Prints the figures, and each violation with its place; exits 1
 if there is one.
@@ -34,6 +35,11 @@ FUNCTION_LINES = 70
 CLASS_DEPTH = 3  # below object, nn.Module, or the dataclass that a hierarchy of configs begins with
 FOLDER_FILES = 15
 LARGE_FOLDERS = ("families", "objectives")
+PROTOCOLS = {  # names that mean the same in each of their modules
+    *("from_huggingface", "to_huggingface", "weights", "settle"),  # of a family
+    *("layer_weights", "positions", "stack"),  # of several families
+    "load_tokenizer",  # the public one frames and pads, too
+}
 
 TEXT = {".py", ".md", ".toml", ".sh", ".yml", ".yaml", ""}
 # What was renamed, and metaphors: see CHANGELOG.md, which names them, as do the tables of former
@@ -64,7 +70,7 @@ RETIRED_NAMES = (
     r"WordModel|WritesWords|WithEncoder|WordLoss|word_loss|make_side",
     r"Terms|Shown|Execution|NormPlace|Account|Passage|Finger|Gates|Chip|chip_of|Probes|Ledger",
     r"WeightAverage|PartsTaken|DistanceBias|distance_bias|only_one|one_of_several",
-    r"logits_held|norm_place|max_skipped_in_a_row|(max_)?rewinds",
+    r"logits_held|norm_place|max_skipped_in_a_row|(max_)?rewinds|SinkCallback",
 )
 
 
@@ -207,6 +213,19 @@ def class_depths() -> Iterator[str]:
     print(f"  {len(places)} classes, at most {deepest} deep")
 
 
+def equal_names() -> Iterator[str]:
+    """Public classes and functions of one name in several modules, where a reader cannot tell which
+    is meant."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in python_files(f"{PACKAGE}/"):
+        for node in parsed(path).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                found[node.name].append(f"{path}:{node.lineno}")
+    for name, places in found.items():
+        if len(places) > 1 and name not in PROTOCOLS:
+            yield f"{name} is defined in {' and '.join(places)}; give them names that differ"
+
+
 def retired_terms() -> Iterator[str]:
     terms = re.compile(rf"\b({'|'.join(RETIRED_TERMS)})\b", re.IGNORECASE)
     # A name in quotes or before ="..." is one of a table of former names.
@@ -222,7 +241,7 @@ def retired_terms() -> Iterator[str]:
 
 def main() -> int:
     failed = False
-    for check in (cycles, core_size, sizes, class_depths, retired_terms):
+    for check in (cycles, core_size, sizes, class_depths, equal_names, retired_terms):
         violations = list(check())
         failed |= bool(violations)
         for violation in violations:

@@ -12,7 +12,7 @@ of N points each, C the three coordinates of a point.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -278,7 +278,7 @@ class MultimodalMaeConfig(TransformerConfig):
             raise UserError(f"the model has no modality {name!r}; it has {names}")
         return found
 
-    def row_flops(self, size: int, modalities: tuple[str, ...] = ()) -> tuple[FlopsGroup, ...]:
+    def row_flops(self, size: int, modalities: Sequence[str] = ()) -> tuple[FlopsGroup, ...]:
         """An example of each of the ``modalities``: in pretraining the trunk sees visible tokens,
         and a decoder all."""
         trunk, decoder = (c.num_layers * c.num_heads * c.head_width for c in (self, self.decoder))

@@ -6,7 +6,7 @@ a family's file says which modules it uses (``Family`` in ``huggingface/family.p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -300,11 +300,8 @@ class TransformerConfig:
         """The part that reads images."""
         return None
 
-    def row_flops(
-        self, size: int, modalities: tuple[str, ...] = ()
-    ) -> tuple[FlopsGroup, ...] | None:
-        """Groups of kernels of an example, an image with sides of ``size`` pixels or one with these
-        modalities; None for text."""
+    def row_flops(self, size: int, modalities: Sequence[str] = ()) -> tuple[FlopsGroup, ...] | None:
+        """Groups of kernels of an image of ``size`` pixels, or these modalities; None for text."""
         return None
 
     @property
@@ -646,7 +643,7 @@ class VisionConfig(TransformerConfig):
     def image_encoder(self) -> VisionConfig | None:
         return self
 
-    def row_flops(self, size: int, modalities: tuple[str, ...] = ()) -> tuple[FlopsGroup, ...]:
+    def row_flops(self, size: int, modalities: Sequence[str] = ()) -> tuple[FlopsGroup, ...]:
         return self.flops_groups((size // self.patch_size,) * 2)
 
     def flops_groups(self, grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:

@@ -8,7 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from flax_transformers.checkpointing.compatibility import without_missing
+from flax_transformers.checkpointing.compatibility import (
+    as_saved,
+    from_saved,
+    without_missing,
+)
 from flax_transformers.checkpointing.manager import (
     CheckpointConfig,
     Checkpoints,
@@ -33,6 +37,12 @@ def test_optional_fields_that_a_checkpoint_lacks_are_named():
     assert missing == ["ema", "norm_mean"]
     assert asked.ema is None and asked.params == STATE.params
     assert without_missing(saved | {"ema": {"w": ONE}, "norm_mean": ONE}, STATE) == (STATE, [])
+
+
+def test_consecutive_skips_keep_their_former_name_in_checkpoints():
+    saved = as_saved(STATE)
+    assert "skipped_in_a_row" in saved and "consecutive_skips" not in saved
+    assert from_saved(STATE, saved) == STATE
 
 
 def test_fields_that_every_checkpoint_has_are_not_optional():
