@@ -397,13 +397,13 @@ def weights(config: DebertaV2Config) -> WeightTable:
     """The names of DeBERTa's tensors."""
     layer, theirs = "stack/encoder/{layer}", "deberta.encoder.layer.{layer}"
     spans = config.architecture.endswith("QuestionAnswering")
-    table, head = "deberta.embeddings.word_embeddings.weight", "cls.predictions"
+    tokens, head = "deberta.embeddings.word_embeddings.weight", "cls.predictions"
     transform = f"{head}.transform"
     if not config.legacy_head:
         head = transform = "lm_predictions.lm_head"
     table = WeightTable(
         weights=(
-            Weight("words/embedding", table, "VD"),
+            Weight("words/embedding", tokens, "VD"),
             *norm("embeddings/norm", "deberta.embeddings.LayerNorm"),
             Weight("stack/relative/embedding", "deberta.encoder.rel_embeddings.weight"),
             *norm("stack/relative_norm", "deberta.encoder.LayerNorm"),
@@ -434,7 +434,7 @@ def weights(config: DebertaV2Config) -> WeightTable:
             if config.legacy_head
             else ()
         ),
-        copies={f"{head}.decoder.weight": table, f"{head}.decoder.bias": f"{head}.bias"},
+        copies={f"{head}.decoder.weight": tokens, f"{head}.decoder.bias": f"{head}.bias"},
         ignorable=(
             r"deberta\.embeddings\.position_ids",
             r"deberta\.embeddings\.position_embeddings\.weight",

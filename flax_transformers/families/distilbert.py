@@ -136,10 +136,10 @@ def weights(config: DistilBertConfig) -> WeightTable:
     """The names of DistilBERT's tensors."""
     layer, theirs = "stack/{layer}", "distilbert.transformer.layer.{layer}"
     questions = config.architecture.endswith("QuestionAnswering")
-    table = "distilbert.embeddings.word_embeddings.weight"
+    tokens = "distilbert.embeddings.word_embeddings.weight"
     table = WeightTable(
         weights=(
-            Weight("words/embedding", table, "VD"),
+            Weight("words/embedding", tokens, "VD"),
             Weight(
                 "embeddings/position/embedding", "distilbert.embeddings.position_embeddings.weight"
             ),
@@ -156,7 +156,7 @@ def weights(config: DistilBertConfig) -> WeightTable:
             *linear("pooler/dense", "pre_classifier", "D", "E"),
             *linear("classification_head", "qa_outputs" if questions else "classifier", "D", "C"),
         ),
-        copies={"vocab_projector.weight": table},
+        copies={"vocab_projector.weight": tokens},
         prefix="distilbert.",
     )
     return table.bare() if config.architecture == "DistilBertModel" else table

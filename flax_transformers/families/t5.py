@@ -509,18 +509,18 @@ def weights(config: T5Config) -> WeightTable:
     """The names of T5's tensors."""
     kind = config.architecture.partition("For")[2]
     absent = "wi" if config.gated else "wi_1"
-    table = "transformer.shared.weight"
+    tokens = "transformer.shared.weight"
     rows = (
-        Weight("words/embedding", table, "VD"),
+        Weight("words/embedding", tokens, "VD"),
         *_side("encoder", False, config.bias_in_every_layer),
         *_side("decoder", True, config.bias_in_every_layer),
         Weight("lm_head/words/kernel", "lm_head.weight", "DV->VD"),
         *linear("pooler/dense", "classification_head.dense", "D", "E"),
         *linear("classification_head", _HEADS.get(kind, ""), "D", "C"),
     )
-    copies = {f"transformer.{side}.embed_tokens.weight": table for side in ("encoder", "decoder")}
+    copies = {f"transformer.{side}.embed_tokens.weight": tokens for side in ("encoder", "decoder")}
     if kind == "ConditionalGeneration" and config.tie_embeddings:
-        copies["lm_head.weight"] = table
+        copies["lm_head.weight"] = tokens
     # A table that cross-attention does not use, and what an encoder model does not have.
     cross = (
         r"transformer\.decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\..*"
