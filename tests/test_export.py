@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -31,6 +30,7 @@ from flax_transformers.huggingface.generation_settings import settings_json
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.image_classification import ImageClassification
 from tests.cli.test_evaluate import classifier
+from tests.huggingface.tensors import drawn_parameters, parameter_shapes
 
 
 def test_exported_preprocessing_equals_that_of_evaluation():
@@ -149,12 +149,19 @@ def exporting_run(tmp_path, **settings):
     return replace(config, phases=phases, checkpoints=kept)
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, one_device):
+    """The workdir of such a run, which keeps two exports."""
+    folder = tmp_path_factory.mktemp("exporting")
+    ft.train(exporting_run(folder, export_every=1, keep_exports=2), folder / "run")
+    return folder / "run"
+
+
 @pytest.mark.slow
-def test_a_run_exports_what_convert_writes_and_keeps_the_newest(tmp_path, one_device):
-    ft.train(exporting_run(tmp_path, export_every=1, keep_exports=2), tmp_path / "run")
-    exports = tmp_path / "run" / "exports"
+def test_a_run_exports_what_convert_writes_and_keeps_the_newest(run, tmp_path):
+    exports = run / "exports"
     assert sorted(path.name for path in exports.iterdir()) == ["3", "4"]
-    step = f"{tmp_path}/run/checkpoints/3"
+    step = f"{run}/checkpoints/3"
     assert main(["convert", step, str(tmp_path / "converted")]) == 0
     names = sorted(path.name for path in (tmp_path / "converted").iterdir())
     assert sorted(path.name for path in (exports / "3").iterdir()) == names
@@ -163,9 +170,8 @@ def test_a_run_exports_what_convert_writes_and_keeps_the_newest(tmp_path, one_de
 
 
 @pytest.mark.slow
-def test_an_average_of_checkpoints_is_the_mean_of_their_weights(tmp_path, capsys, one_device):
-    ft.train(exporting_run(tmp_path), tmp_path / "run")
-    run = str(tmp_path / "run")
+def test_an_average_of_checkpoints_is_the_mean_of_their_weights(run, tmp_path, capsys):
+    run = str(run)
     trees = [ft.load_pretrained(f"{run}/checkpoints/{step}")[1] for step in (2, 3, 4)]
     for average, used in (("2", trees[1:]), ("2,4", trees[::2]), ("3", trees)):
         out = str(tmp_path / f"average{average}")
@@ -188,9 +194,7 @@ def test_what_cannot_be_written_is_a_warning_and_later_exports_are_removed(tmp_p
     model = build_model(config.model, ComputeConfig())
     exporter = Exporter(config, model, epath.Path(tmp_path), {})
     (tmp_path / "exports").write_text("in the way")
-    params = nn.meta.unbox(
-        jax.jit(model.init)(jax.random.key(0), **model.example_inputs())["params"]
-    )
+    params = drawn_parameters(model, parameter_shapes(model))
     exporter.on_step(3, SimpleNamespace(best_params=params))
     assert "step 3 is not exported" in caplog.text
     (tmp_path / "exports").unlink()

@@ -12,7 +12,9 @@ import pytest
 
 import flax_transformers as ft
 from flax_transformers.errors import UserError
-from flax_transformers.testing import relative_difference, tiny_model
+from flax_transformers.testing import relative_difference
+from tests.families.parity import some_by_default
+from tests.huggingface.tensors import drawn_model
 
 LENGTH = 6
 ARCHITECTURES = (
@@ -45,16 +47,19 @@ def drawn(model, rows):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """The first model, its parameters and its folder."""
-    model, params = tiny_model(ARCHITECTURES[0])
+    model, params = drawn_model(ARCHITECTURES[0])
     folder = tmp_path_factory.mktemp("exported") / "bert"
     ft.export_program(folder, model, params, sequence_length=LENGTH)
     return model, params, folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    some_by_default(ARCHITECTURES, ["T5ForConditionalGeneration", "ViTForImageClassification"]),
+)
 def test_outputs_are_those_of_the_model_for_batches_of_any_size(architecture, tmp_path):
-    model, params = tiny_model(architecture)
+    model, params = drawn_model(architecture)
     length = None if architecture.startswith("ViT") else LENGTH
     ft.export_program(tmp_path / "out", model, params, sequence_length=length)
     program = ft.load_program(tmp_path / "out")

@@ -17,7 +17,7 @@ from flax_transformers.evaluation.predict import (
 )
 from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.rows import padded_tokens
-from flax_transformers.testing import tiny_bert, tiny_model
+from flax_transformers.testing import tiny_architecture, tiny_bert
 
 
 class Rows:
@@ -83,7 +83,7 @@ def test_encoded_rows_are_read_like_a_token_store():
 def test_a_published_head_is_read_with_the_special_tokens_of_its_family(
     architecture, kind, framing
 ):
-    config = tiny_model(architecture)[0].config
+    config = tiny_architecture(architecture)
     objective = objective_of_model(config, "folder")
     assert (type(objective).__name__, objective.framing) == (kind, framing)
 
@@ -99,7 +99,7 @@ def test_a_masked_language_model_has_no_head_to_predict_with():
 
 
 def test_preprocessing_is_that_of_the_folder(tmp_path):
-    config = tiny_model("ViTForImageClassification")[0].config
+    config = tiny_architecture("ViTForImageClassification")
     objective, crop = published_preprocessing(tmp_path, config)
     assert (objective.mean, crop) == ((0.5, 0.5, 0.5), None)
     described = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +36,7 @@ from flax_transformers.training.callbacks import Snapshot
 from flax_transformers.training.config import Evaluation, ImagePhase
 from flax_transformers.training.step import model_functions
 from tests.data.images.test_dataset import write_idx
+from tests.huggingface.tensors import drawn_parameters, parameter_shapes
 
 OBJECTIVE = MaskedImage(mean=(0.25,), std=(0.5,))
 MODEL = MaeConfig(
@@ -97,8 +97,7 @@ def test_held_out_images_are_reconstructed_during_training(mnist, tmp_path, monk
     config = masked_config(mnist)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     model = build_model(MODEL, ComputeConfig())
-    boxed = jax.jit(model.init)(jax.random.key(0), **model.example_inputs())["params"]
-    params = jax.device_put(nn.meta.unbox(boxed), replicated(mesh))
+    params = jax.device_put(drawn_parameters(model, parameter_shapes(model)), replicated(mesh))
     snapshot = Snapshot(7, params, config.phases[0], mesh, model_functions(model), None)
     prepared = prepare(config.data)
     traced, reconstruct = [], MaskedImage.reconstruct

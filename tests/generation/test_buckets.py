@@ -7,7 +7,7 @@ import numpy as np
 from flax_transformers.generation import program
 from flax_transformers.generation.buckets import bucket, padded_to_bucket
 from flax_transformers.generation.decode import generate
-from flax_transformers.testing import tiny_model
+from tests.huggingface.tensors import drawn_model
 
 
 def test_buckets_are_powers_of_two_and_from_96_on_also_those_between():
@@ -28,20 +28,13 @@ def test_padding_goes_to_either_side():
     ]
 
 
-def test_lengths_of_one_bucket_share_a_program():
-    model, params = tiny_model("GPT2LMHeadModel", max_positions=40)
-    before = program.write._cache_size()
-    for length, new_tokens in ((5, 9), (7, 13), (8, 16)):
-        ids = np.ones((2, length), np.int32)
-        tokens = generate(model, params, ids, max_new_tokens=new_tokens)
-        assert tokens.shape == (2, new_tokens)
-    assert program.write._cache_size() == before + 1
-
-
-def test_a_text_does_not_depend_on_the_bucket_of_its_length():
+def test_lengths_of_one_bucket_share_a_program_and_no_text_depends_on_its_bucket():
     """A text of 9 tokens, in a bucket of 16, is the beginning of one of 16."""
-    model, params = tiny_model("GPT2LMHeadModel", max_positions=40)
-    ids = np.arange(1, 9, dtype=np.int32)[None]
-    long = generate(model, params, ids, max_new_tokens=16, eos_id=())
-    short = generate(model, params, ids, max_new_tokens=9, eos_id=())
-    np.testing.assert_array_equal(short, long[:, :9])
+    model, params = drawn_model("GPT2LMHeadModel", max_positions=40)
+    before, texts = program.write._cache_size(), []
+    for length, new_tokens in ((5, 13), (8, 9), (8, 16)):
+        ids = np.arange(1, length + 1, dtype=np.int32)[None]
+        texts.append(generate(model, params, ids, max_new_tokens=new_tokens, eos_id=()))
+        assert texts[-1].shape == (1, new_tokens)
+    assert program.write._cache_size() == before + 1
+    np.testing.assert_array_equal(texts[1], texts[2][:, :9])

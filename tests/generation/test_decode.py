@@ -18,12 +18,11 @@ from flax_transformers.generation.logits import History
 from flax_transformers.generation.loop import Endings, Rules, TextLimits, advance
 from flax_transformers.generation.sampling import Sampling
 from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
-from tests.families.parity import load_case
+from tests.families.parity import load_case, some_by_default
 from tests.golden import bert
 from tests.golden import generate as golden
 
 CASES = {case.name: case for case in golden.CASES}
-EACH = pytest.mark.parametrize("name", CASES)
 LENGTH = golden.NEW_TOKENS
 
 
@@ -51,7 +50,7 @@ def to_the_right(ids, mask):
 
 
 @pytest.mark.slow
-@EACH
+@pytest.mark.parametrize("name", some_by_default(CASES, ["write_gpt2", "write_mistral"]))
 def test_greedy_text_equals_that_of_transformers(name):
     ids, mask = golden.prompts(CASES[name])
     expected = stored(name)

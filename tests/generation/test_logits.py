@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_transformers.generation.logits import (
-    History,
-    forbid_repeated_ngrams,
-    forbid_words,
-    penalize_repetition,
-    processed,
-)
+from flax_transformers.generation import logits as logits_module
+from flax_transformers.generation.logits import History, processed
 from flax_transformers.models.generation_settings import GenerationSettings
 
+forbid_repeated_ngrams = jax.jit(logits_module.forbid_repeated_ngrams, static_argnums=2)
+forbid_words = jax.jit(logits_module.forbid_words, static_argnums=2)
+penalize_repetition = jax.jit(logits_module.penalize_repetition)
 VOCAB, PADDED = 8, 10
 NO_END = jnp.zeros(VOCAB, bool)
 

@@ -42,7 +42,7 @@ def read_by(data):
 
 
 @needs_proc
-@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz"])
+@pytest.mark.parametrize("ending", ["jsonl.gz", pytest.param("jsonl", marks=pytest.mark.full)])
 def test_a_hundred_shards_take_hardly_more_reading_than_one(tmp_path, ending, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_corpus(tmp_path / "corpus.jsonl", documents=6000, words=40)

@@ -174,47 +174,67 @@ from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 
-corpus, store, kind, last = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
-rename = os.replace
-done = 0
+def run(corpus, store, kind, last):
+    rename, done = os.replace, 0
 
-def rename_or_die(temporary, path):
-    global done
-    if str(path).startswith(store):
-        done += 1
-        if done > last:
-            os.kill(os.getpid(), signal.SIGKILL)
-    rename(temporary, path)
+    def rename_or_die(temporary, path):
+        nonlocal done
+        if str(path).startswith(store):
+            done += 1
+            if done > last:
+                os.kill(os.getpid(), signal.SIGKILL)
+        rename(temporary, path)
 
-os.replace = rename_or_die
-prepare(
-    TextData(
-        source=TextSource(corpus),
-        tokenizer=TokenizerConfig(kind, 60),
-        validation_fraction=0.2,
-        store=store,
-        shards=3,
-        prepare_processes=1,
+    os.replace = rename_or_die
+    prepare(
+        TextData(
+            source=TextSource(corpus),
+            tokenizer=TokenizerConfig(kind, 60),
+            validation_fraction=0.2,
+            store=store,
+            shards=3,
+            prepare_processes=1,
+        )
     )
-)
+
+for line in sys.stdin:
+    corpus, store, kind, last = line.split()
+    child = os.fork()
+    if child == 0:
+        run(corpus, store, kind, int(last))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def run_killed(data, last):
-    """Prepares in another process, which is killed instead of giving its name to one more file."""
-    arguments = [data.source.path, data.store, data.tokenizer.kind, str(last)]
-    return subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments],
+@pytest.fixture(scope="module")
+def run_killed():
+    """A function that prepares in another process, which is killed instead of giving its name to
+    one more file than ``last``. One process imports what all of them need, and forks them."""
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        check=False,
-    ).returncode
+        text=True,
+    ) as parent:
+
+        def run(data, last):
+            print(data.source.path, data.store, data.tokenizer.kind, last, file=parent.stdin)
+            parent.stdin.flush()
+            return int(parent.stdout.readline())
+
+        yield run
+        parent.stdin.close()
 
 
 # 0: nothing, 1: the corpus, 2: the tokenizer, then 7 files a shard, unigrams, the manifest last.
 @pytest.mark.slow
 @pytest.mark.parametrize("last", [0, 1, 2, 6, 8, 9, 22, 24, 25])
-def test_after_being_killed_the_store_is_that_of_an_uninterrupted_run(data, tmp_path, last):
+def test_after_being_killed_the_store_is_that_of_an_uninterrupted_run(
+    data, tmp_path, run_killed, last
+):
     assert run_killed(data, last) == -signal.SIGKILL
     assert "manifest.json" not in files(data.store)
     prepare(replace(data, prepare_processes=1))
@@ -224,7 +244,7 @@ def test_after_being_killed_the_store_is_that_of_an_uninterrupted_run(data, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("last", [1, 2, 3])  # the corpus, then the tokenizer's three files
-def test_a_tokenizer_that_was_not_saved_whole_is_trained_again(data, last):
+def test_a_tokenizer_that_was_not_saved_whole_is_trained_again(data, run_killed, last):
     data = replace(data, tokenizer=TokenizerConfig("wordpiece", vocab_size=60))
     assert run_killed(data, last) == -signal.SIGKILL
     prepared = prepare(data)
@@ -233,7 +253,7 @@ def test_a_tokenizer_that_was_not_saved_whole_is_trained_again(data, last):
 
 
 @pytest.mark.slow
-def test_the_shards_finished_before_the_kill_are_not_written_again(data, monkeypatch):
+def test_the_shards_finished_before_the_kill_are_not_written_again(data, run_killed, monkeypatch):
     assert run_killed(data, 2 + 7 + 4) == -signal.SIGKILL
     made = []
     tokenize = shards_module.tokenize_shard
@@ -246,7 +266,7 @@ def test_the_shards_finished_before_the_kill_are_not_written_again(data, monkeyp
 
 @pytest.mark.slow
 def test_what_a_killed_run_left_unfinished_is_cleared_away_before_the_work_resumes(
-    data, monkeypatch
+    data, run_killed, monkeypatch
 ):
     def left():
         return [name for name in files(data.store) if ".tmp-" in name]
@@ -304,7 +324,9 @@ def test_a_parallel_run_killed_in_the_middle_resumes_to_the_same_bytes(data, tmp
 
 
 @pytest.mark.slow
-def test_a_finished_shard_that_is_damaged_is_found_and_written_again(data, tmp_path, capsys):
+def test_a_finished_shard_that_is_damaged_is_found_and_written_again(
+    data, tmp_path, run_killed, capsys
+):
     assert run_killed(data, 4 + 3 * 7) == -signal.SIGKILL  # all but the manifest
     path = Path(data.store, "train/00001.tokens")
     damaged = bytearray(path.read_bytes())
@@ -342,7 +364,7 @@ def test_other_settings_are_refused_naming_both(data):
 
 
 @pytest.mark.slow
-def test_an_unfinished_store_of_other_settings_is_refused_too(data):
+def test_an_unfinished_store_of_other_settings_is_refused_too(data, run_killed):
     run_killed(data, 5)
     with pytest.raises(UserError, match=r"validation_fraction=0.2; .* validation_fraction=0.3"):
         prepare(replace(data, validation_fraction=0.3))

@@ -182,7 +182,14 @@ def offsets_ends(tokenizer, text, at):
 
 
 @pytest.mark.parametrize(
-    "name", ["unigram", "unigram with whitespace", "unigram, lower case", "BPE", "bytes"]
+    "name",
+    [
+        "unigram",
+        pytest.param("unigram with whitespace", marks=pytest.mark.full),
+        pytest.param("unigram, lower case", marks=pytest.mark.full),
+        "BPE",
+        "bytes",
+    ],
 )
 def test_tokens_before_a_position_are_those_whose_offsets_end_there(name):
     tokenizer = made(name)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,11 +27,12 @@ from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.images import ImageSpec
-from flax_transformers.testing import tiny_bert, tiny_model
+from flax_transformers.testing import tiny_architecture, tiny_bert
 from flax_transformers.training.config import Evaluation, ImagePhase
 from flax_transformers.training.step import model_functions
 from tests.data.images.test_dataset import write_idx
 from tests.evaluation.test_reconstructions import MODEL, OBJECTIVE, masked_config
+from tests.huggingface.tensors import drawn_model, drawn_parameters, parameter_shapes
 
 
 @pytest.fixture
@@ -63,21 +64,20 @@ def test_probes_score_a_masked_autoencoder_in_training_and_in_evaluate(
 
 def test_features_are_of_all_patches_and_of_no_head():
     model = build_model(MODEL, ComputeConfig())
-    boxed = jax.jit(model.init)(jax.random.key(0), **model.example_inputs())["params"]
-    params = nn.meta.unbox(boxed)
+    params = drawn_parameters(model, parameter_shapes(model))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 8, 8)).astype(np.uint8)
     batch = {"pixel_values": jnp.asarray(pixels), "labels": jnp.zeros(2, jnp.int32)}
     functions = model_functions(encoder_of(model))
     found = {}
     for pool in ("mean", "cls"):
         embedding = image_embedding(MODEL, OBJECTIVE, pool)
-        found[pool] = np.asarray(embedding.predict(functions, params, batch)["embedding"])
+        predict = jax.jit(partial(embedding.predict, functions))
+        found[pool] = np.asarray(predict(params, batch)["embedding"])
     classifier = build_model(
         replace(MODEL, architecture="ViTMAEForImageClassification"), ComputeConfig()
     )
-    hidden = classifier.apply(
-        {"params": params}, OBJECTIVE.normalized(pixels), method="hidden_states"
-    ).last_hidden_state
+    see = jax.jit(partial(classifier.apply, method="hidden_states"))
+    hidden = see({"params": params}, OBJECTIVE.normalized(pixels)).last_hidden_state
     assert hidden.shape == (2, 17, 8)
     np.testing.assert_allclose(found["mean"], hidden[:, 1:].mean(1), atol=1e-6)
     np.testing.assert_allclose(found["cls"], hidden[:, 0], atol=1e-6)
@@ -117,24 +117,24 @@ def test_probes_of_text_or_of_a_model_without_images_are_refused(mnist):
     with pytest.raises(UserError, match="no class token"):
         image_embedding(replace(tiny_vit(), pooling="average"), OBJECTIVE, "cls")
     with pytest.raises(UserError, match="has no vector of an image"):
-        encoder_of(tiny_model("BertModel")[0])
+        encoder_of(build_model(tiny_architecture("BertModel")))
 
 
 def tiny_vit():
-    return tiny_model("ViTForImageClassification")[0].config
+    return tiny_architecture("ViTForImageClassification")
 
 
 def test_predict_writes_the_embeddings_of_images(tmp_path, capsys):
     from PIL import Image
 
-    model, params = tiny_model("ViTModel")
+    model, params = drawn_model("ViTModel")
     ft.save_pretrained(tmp_path / "vit", model, params)
     (tmp_path / "images").mkdir()
     side = model.config.image_shape[0]
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "images" / "a.png")
     values = jnp.asarray((pixels / 255 - 0.5) / 0.5, jnp.float32).transpose(2, 0, 1)[None]
-    hidden = model.apply({"params": params}, values).last_hidden_state[0]
+    hidden = jax.jit(model.apply)({"params": params}, values).last_hidden_state[0]
     for pool, expected in (("cls", hidden[0]), ("mean", hidden[1:].mean(0))):
         command = ["predict", str(tmp_path / "vit"), "--input", str(tmp_path / "images")]
         assert main([*command, "--pool", pool]) == 0

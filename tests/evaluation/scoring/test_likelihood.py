@@ -6,7 +6,6 @@ import json
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -46,13 +45,16 @@ def test_a_text_has_the_sum_of_the_log_probabilities_of_its_tokens(model_of, tmp
     found = scores(capsys, [*command, "--batch-size", "3"])
     frame = ft.load_tokenizer(tmp_path / "hf").frame
     before = [] if frame is None else list(frame.before)
-    for text, line in zip(TEXTS, found, strict=True):
-        ids = np.array([[*before, *(byte + 3 for byte in text.encode())]])
-        logits = model.apply({"params": params}, jnp.asarray(ids)).logits[0]
-        shares = np.asarray(jax.nn.log_softmax(logits))
+    texts = [[*before, *(byte + 3 for byte in text.encode())] for text in TEXTS]
+    rows = np.zeros((len(texts), 16), np.int32)  # what follows a token changes nothing
+    for row, ids in zip(rows, texts, strict=True):
+        row[: len(ids)] = ids
+    logits = jax.jit(model.apply)({"params": params}, rows).logits
+    shares = np.asarray(jax.nn.log_softmax(logits))
+    for text, ids, share, line in zip(TEXTS, texts, shares, found, strict=True):
         first = max(1, len(before))
-        total = sum(shares[i - 1, ids[0, i]] for i in range(first, ids.shape[1]))
-        assert line["tokens"] == ids.shape[1] - first
+        total = sum(share[i - 1, ids[i]] for i in range(first, len(ids)))
+        assert line["tokens"] == len(ids) - first
         assert line["log_likelihood"] == pytest.approx(total, rel=1e-4, abs=1e-6)
         assert line["bits_per_byte"] == pytest.approx(
             -total / math.log(2) / len(text.encode()), rel=1e-4, abs=1e-6
@@ -77,12 +79,14 @@ def test_a_masked_model_scores_each_token_that_it_does_not_see(tmp_path, capsys)
     (tmp_path / "texts.txt").write_text("a b c\nf\n")
     command = ["predict", str(tmp_path / "hf"), "--input", str(tmp_path / "texts.txt"), "--score"]
     found = scores(capsys, [*command, "--batch-size", "3"])
+    apply = jax.jit(lambda ids, mask: model.apply({"params": params}, ids, mask).logits)
     for words, line in zip(([5, 6, 7], [10]), found, strict=True):
         total = 0.0
         for place in range(len(words)):
-            ids = np.array([[2, *words, 3]])
+            ids, mask = np.zeros((2, 1, 5), np.int32)
+            ids[0, : len(words) + 2], mask[0, : len(words) + 2] = [2, *words, 3], 1
             ids[0, place + 1] = 4
-            logits = model.apply({"params": params}, jnp.asarray(ids)).logits
+            logits = apply(ids, mask)
             total += float(jax.nn.log_softmax(logits[0, place + 1])[words[place]])
         assert line["pseudo_log_likelihood"] == pytest.approx(total, rel=1e-4)
         assert line["tokens"] == len(words)

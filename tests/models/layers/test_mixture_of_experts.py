@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -22,6 +23,7 @@ from flax_transformers.models.layers.mixture_of_experts import (
 )
 from flax_transformers.parallel.rules import mesh_axes
 from flax_transformers.testing import relative_difference
+from tests.models.reference import randomize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +39,16 @@ CONFIG = Tiny(
     activation="silu",
     init_std=0.5,
 )
-X = jax.random.normal(jax.random.key(1), (3, 7, 6))
+X = jnp.asarray(np.random.default_rng(1).standard_normal((3, 7, 6), np.float32))
 
 
 def make(experts=4, choices=2, dtype="float32"):
     module = MixtureOfExperts(CONFIG, jnp.dtype(dtype), experts, choices)
-    return module, nn.meta.unbox(module.init(jax.random.key(0), X)["params"])
+    boxed = jax.eval_shape(module.init, jax.random.key(0), X)["params"]
+    return module, randomize(nn.meta.unbox(boxed), std=0.5)
 
 
+@partial(jax.jit, static_argnums=2)
 def dense(params, x, choices):
     """All experts for all tokens, of which the chosen ones count."""
     kernels = {name: group["kernel"] for name, group in params.items()}
@@ -72,7 +76,7 @@ def test_an_expert_may_get_all_tokens_and_another_none():
     module, params = make(4, 1)
     x = jnp.abs(X)  # the router's first kernel is the only one that likes positive numbers
     params["router"]["kernel"] = jnp.full((6, 4), -1.0).at[:, 2].set(1.0)
-    found, routing = module.apply({"params": params}, x)
+    found, routing = jax.jit(module.apply)({"params": params}, x)
     assert (routing.experts == 2).all()
     assert relative_difference(found, dense(params, x, 1)) < 1e-5
 
@@ -96,7 +100,7 @@ def test_the_gradients_are_those_of_the_dense_form():
 @pytest.mark.slow
 def test_bfloat16_rounds_the_experts_but_not_the_router():
     module, params = make(dtype="bfloat16")
-    exact, routing = make()[0].apply({"params": params}, X)
+    exact, routing = jax.jit(make()[0].apply)({"params": params}, X)
     found, rounded_routing = jax.jit(module.apply)({"params": params}, X)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_array_equal(rounded_routing.experts, routing.experts)
@@ -138,14 +142,13 @@ def test_balance_counts_tokens_and_not_padding():
 
 
 def layers(*balances):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *balances)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *balances)
 
 
-def some_balance(key, sequences=4):
-    tokens = jnp.arange(3.0, 3.0 + sequences)
-    probability = jax.nn.softmax(jax.random.normal(key, (sequences, 5))) * tokens[:, None]
-    chosen = 2 * jax.nn.softmax(jax.random.normal(key, (sequences, 5)), axis=-1) * tokens[:, None]
-    return Balance(chosen, probability, tokens)
+def some_balance(seed, sequences=4):
+    random, tokens = np.random.default_rng(seed), np.arange(3, 3 + sequences, dtype=np.float32)
+    chosen, probability = random.dirichlet(np.ones(5), (2, sequences)) * tokens[:, None]
+    return Balance(np.float32(2 * chosen), np.float32(probability), tokens)
 
 
 @pytest.mark.slow
@@ -156,15 +159,16 @@ def test_the_load_balancing_loss_is_the_number_of_choices_at_perfect_balance():
 
 @pytest.mark.slow
 def test_the_balance_of_sequences_adds_up_however_a_batch_is_divided():
-    balance = layers(some_balance(jax.random.key(0)), some_balance(jax.random.key(1)))
-    total, weight = balancing_by_sequence(balance)
+    balance = layers(some_balance(0), some_balance(1))
+    by_sequence = jax.jit(balancing_by_sequence)
+    total, weight = by_sequence(balance)
     halves = [
-        balancing_by_sequence(jax.tree.map(lambda leaf, part=part: leaf[:, part], balance))
+        by_sequence(jax.tree.map(lambda leaf, part=part: leaf[:, part], balance))
         for part in (slice(0, 1), slice(1, 4))
     ]
     assert float(weight) == sum(float(half[1]) for half in halves) == 18.0
     assert float(total) == pytest.approx(sum(float(half[0]) for half in halves), rel=1e-6)
-    total, weight = balancing_by_sequence(jax.tree.map(lambda leaf: leaf[:, :1], balance))
+    total, weight = by_sequence(jax.tree.map(lambda leaf: leaf[:, :1], balance))
     alone = jax.tree.map(lambda leaf: leaf[:, 0].sum(axis=0), balance)
     assert float(total / weight) == pytest.approx(float(balance_loss(alone)), rel=1e-6)
 
