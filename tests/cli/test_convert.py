@@ -238,7 +238,7 @@ def test_an_incomplete_source_is_refused_and_leaves_no_files(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("moment", ["write_index", "seal"])
+@pytest.mark.parametrize("moment", ["write_checksum_index", "seal"])
 def test_an_unfinished_checkpoint_does_not_exist(published, tmp_path, monkeypatch, moment):
     """Killed before or right after the commit: neither is there a target, nor does it stand in
     the way of the next try."""
