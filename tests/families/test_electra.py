@@ -16,9 +16,10 @@ from flax_transformers.errors import UserError
 from flax_transformers.families.electra import SIZES, ElectraConfig, from_huggingface
 from flax_transformers.huggingface.family import config_json
 from flax_transformers.restore import converted_meta
-from flax_transformers.testing import relative_difference, tiny_model
+from flax_transformers.testing import relative_difference
 from tests.families.parity import count_parameters, first_by_default
 from tests.golden import electra as golden
+from tests.huggingface.tensors import drawn_model
 
 CASES = {case.name: case for case in golden.CASES}
 
@@ -83,7 +84,7 @@ MASK = (IDS > 0).astype(np.int32)
 def test_both_halves_of_a_pretrained_model_are_written_alone(tmp_path, embedding_size):
     """Embeddings are shared; of widths 8 and 32 no linear layer leads to one of the two."""
     divisor = 2 if embedding_size == 24 else 4
-    model, params = tiny_model(
+    model, params = drawn_model(
         "ElectraWithGenerator", embedding_size=embedding_size, generator_divisor=divisor
     )
     checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointConfig(asynchronous=False))
@@ -105,7 +106,7 @@ def test_both_halves_of_a_pretrained_model_are_written_alone(tmp_path, embedding
 
 @pytest.mark.slow
 def test_the_generator_predicts_the_positions_that_are_asked_for():
-    model, params = tiny_model("ElectraWithGenerator")
+    model, params = drawn_model("ElectraWithGenerator")
     generate = partial(jax.jit(partial(model.apply, method="generate")), {"params": params})
     positions = np.array([[3, 0], [1, 1]], np.int32)
     whole = generate(IDS, MASK).logits()

@@ -25,6 +25,7 @@ EACH = pytest.mark.parametrize("name", CASES)
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_the_gradients_of_the_loss_are_those_of_torch():
     assert_gradients(golden.GRADIENTS, golden.__file__)
 

@@ -46,6 +46,7 @@ TINY = MarianConfig(
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_cached_steps_give_the_logits_of_the_full_pass():
     config, model, params, _ = load_case(CASES["marian"])
     assert_steps_are_as_the_full_pass(model, params, config.vocab_size)

@@ -14,6 +14,7 @@ from flax_transformers.families.t5 import T5Config, buckets_by_distance
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.placement import body_names
 from flax_transformers.models.config import ComputeConfig
+from tests.families.parity import first_by_default
 
 TINY = T5Config(
     vocab_size=50,
@@ -60,7 +61,9 @@ def test_kernels_start_at_the_size_that_each_needs():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture",
-    ["T5ForSequenceClassification", "T5ForQuestionAnswering", "T5ForTokenClassification"],
+    first_by_default(
+        ["T5ForSequenceClassification", "T5ForQuestionAnswering", "T5ForTokenClassification"]
+    ),
 )
 def test_classifiers_start_at_the_size_that_the_width_asks_for(architecture):
     config = dataclasses.replace(

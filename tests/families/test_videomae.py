@@ -51,6 +51,7 @@ def masked_loss(model, params, videos, mask):
     some_by_default(golden.PRETRAINING, [golden.NORMED]),
     ids=lambda case: case.name,
 )
+@pytest.mark.full
 def test_the_loss_and_its_gradients_are_those_of_torch(case):
     _, model, params, table = load_case(case)
     loss = partial(

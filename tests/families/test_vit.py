@@ -25,12 +25,12 @@ from flax_transformers.families.vit import (
 from flax_transformers.huggingface.family import build_model, config_json
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.vision import change_image_size
-from flax_transformers.testing import relative_difference, tiny_model
+from flax_transformers.testing import relative_difference
 from tests.families.parity import TOLERANCE, assert_parity, first_by_default, load_case
 from tests.families.vision import published_count, without_prefix
 from tests.golden import vit as golden
 from tests.golden.hub import read_golden
-from tests.huggingface.tensors import export_weights, import_weights, parameter_shapes
+from tests.huggingface.tensors import drawn_model, export_weights, import_weights, parameter_shapes
 
 
 @pytest.mark.slow
@@ -226,11 +226,11 @@ PARALLEL = {"parallel": True, "norm_of_heads": True, "norm": "rms", "qkv_bias": 
 
 @pytest.mark.slow
 def test_a_parallel_layer_adds_attention_and_feed_forward_of_one_norm():
-    model, params = tiny_model("ViTForImageClassification", num_layers=1, **PARALLEL)
+    model, params = drawn_model("ViTForImageClassification", num_layers=1, **PARALLEL)
     block = jax.tree.map(lambda leaf: np.asarray(leaf[0]), params["stack"]["layers"]["block_0"])
     x = np.random.default_rng(0).normal(size=(2, 5, 32)).astype(np.float32)
     layer = ParallelBlock(model.config, model.compute)
-    found, _ = layer.apply({"params": block}, x, LayerInputs(), None)
+    found, _ = jax.jit(layer.apply)({"params": block}, x, LayerInputs(), None)
 
     def rms(x, scale):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-12) * scale
@@ -250,11 +250,11 @@ def test_a_parallel_layer_adds_attention_and_feed_forward_of_one_norm():
 
 @pytest.mark.slow
 def test_attention_pooling_reads_all_patches_and_no_class_token():
-    model, params = tiny_model("ViTForImageClassification", num_layers=1, pooling="attention")
+    model, params = drawn_model("ViTForImageClassification", num_layers=1, pooling="attention")
     assert "class_token" not in params["embeddings"]
     images = jax.random.normal(jax.random.key(0), (1, 3, 32, 32))
-    logits = jax.jit(lambda images: model.apply({"params": params}, images).logits.sum())
-    assert np.abs(jax.grad(logits)(images)).reshape(3, 4, 8, 4, 8).max((0, 2, 4)).min() > 0
+    gradient = jax.jit(jax.grad(lambda x: model.apply({"params": params}, x).logits.sum()))
+    assert np.abs(gradient(images)).reshape(3, 4, 8, 4, 8).max((0, 2, 4)).min() > 0
     with pytest.raises(UserError, match=r"model\.pooling is 'attention'"):
         config_json(model.config)
 

@@ -55,6 +55,7 @@ def test_greedy_targets_equal_those_of_transformers(name):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_start_ids_are_read_and_not_repeated():
     case = CASES["every_layer"]
     _, model, params, _ = load_case(case)

@@ -19,6 +19,7 @@ from flax_transformers.models.encoder_decoder import (
 )
 from flax_transformers.models.heads import LMHead
 from flax_transformers.models.layers.embeddings import token_table
+from tests.families.parity import first_by_default
 from tests.models.encoder_decoders import (
     assert_packed_examples_are_as_alone,
     assert_packed_examples_do_not_see_each_other,
@@ -61,14 +62,14 @@ def usual():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+@pytest.mark.parametrize("scan", first_by_default([True, False]), ids=["scanned", "unrolled"])
 def test_packed_examples_do_not_see_each_other(scan):
     model, params = build(scan=scan)
     assert_packed_examples_do_not_see_each_other(model, params, CONFIG.vocab_size)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm_position", ["pre", "post"])
+@pytest.mark.parametrize("norm_position", first_by_default(["pre", "post"]))
 def test_packed_examples_are_as_alone(norm_position):
     model, params = build(norm_position=norm_position)
     assert_packed_examples_are_as_alone(model, params, CONFIG.vocab_size)

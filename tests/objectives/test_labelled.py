@@ -217,7 +217,11 @@ def test_a_store_with_other_labels_is_refused(kind, prepared):
     ("architecture", "objective"),
     [
         ("ModernBertForTokenClassification", TokenClassification()),
-        ("GPT2ForSequenceClassification", SequenceClassification(framing="gpt2")),
+        pytest.param(
+            "GPT2ForSequenceClassification",
+            SequenceClassification(framing="gpt2"),
+            marks=pytest.mark.full,
+        ),
         pytest.param(
             "BartForSequenceClassification",
             SequenceClassification(framing="roberta"),

@@ -114,6 +114,7 @@ def test_the_source_is_recovered_from_ten_thousand_t5_examples():
         assert found == source.tolist()
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_the_source_is_recovered_from_ten_thousand_byt5_examples():
     rng, objective = np.random.default_rng(2), SpanCorruption(mean_span=BYT5_MEAN_SPAN)

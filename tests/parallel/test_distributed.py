@@ -157,7 +157,7 @@ def refused(arguments, platforms):
     ("platform", "extra", "platforms"),
     [
         ("tpu", "tpu", None),
-        ("gpu", "cuda", "cpu"),
+        pytest.param("gpu", "cuda", "cpu", marks=pytest.mark.full),
         pytest.param("tpu", "tpu", "cpu", marks=pytest.mark.full),
         pytest.param("gpu", "cuda", None, marks=pytest.mark.full),
     ],

@@ -91,6 +91,7 @@ def test_a_share_of_the_images_is_held_out_alike_however_they_are_divided(pets, 
     assert made(divided.store) == whole(divided, tmp_path)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.multi_process
 def test_a_job_that_is_killed_beside_another_and_run_again_makes_the_same(pets, tmp_path):

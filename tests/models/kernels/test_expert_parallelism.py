@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -48,6 +50,7 @@ def derivatives(module):
     return ruled
 
 
+@cache
 def compiled(module, mesh, shape, dtype=jnp.float32):
     """``derivatives`` for the devices of a mesh, which need not be there."""
     example = jnp.zeros((1, 2, shape[-1]))
