@@ -13,7 +13,7 @@ from flax_transformers.data.dataset import prepare
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
-from flax_transformers.planning.hlo_cost import KernelCall
+from flax_transformers.planning.hlo_cost import KernelCall, account
 from flax_transformers.planning.hlo_text import Array
 from flax_transformers.planning.plan import (
     GIB,
@@ -21,6 +21,7 @@ from flax_transformers.planning.plan import (
     StepPlan,
     advice,
     attention_kernel_flops,
+    flops_of,
     grouped_product_flops,
     lower_train_step,
     plan,
@@ -30,6 +31,7 @@ from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
 from flax_transformers.training.loop import train_prepared
 from flax_transformers.training.setup import make_trainer
 from flax_transformers.training.trainer import Trainer
+from tests.families.parity import first_by_default
 
 
 def planned(config, topology="cpu:8"):
@@ -66,7 +68,9 @@ class Lowered(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [LoraConfig(), LoraConfig(rank=2)], ids=["whole", "lora"])
+@pytest.mark.parametrize(
+    "lora", first_by_default([LoraConfig(), LoraConfig(rank=2)]), ids=["whole", "lora"]
+)
 def test_the_step_that_is_planned_is_the_one_that_train_runs(config, tmp_path, monkeypatch, lora):
     mesh, compute = MeshConfig(data=2, fsdp=2, tensor=2), ComputeConfig("auto", remat="full")
     config = dataclasses.replace(config, mesh=mesh, compute=compute, lora=lora)
@@ -110,15 +114,18 @@ def test_a_plan_agrees_with_counts_by_hand(config):
 
 @pytest.mark.slow
 def test_a_program_that_jax_cannot_parse_is_read_from_the_compilers_dump(config, monkeypatch):
+    as_text, read = jax.stages.Compiled.as_text, []
+
     def unreadable(compiled):
+        read.append(account(as_text(compiled), {}))
         raise jax.errors.JaxRuntimeError("async-update instruction should have 1 operands")
 
-    read = planned(config, "cpu:1")
     monkeypatch.setattr(jax.stages.Compiled, "as_text", unreadable)
     dumped = planned(config, "cpu:1")
-    assert dumped.program_flops == read.program_flops > 0
+    assert dumped.program_flops == flops_of(read[0], config.model) > 0
     # A little is still done to a program of a CPU after it is dumped.
-    assert dumped.instructions == pytest.approx(read.instructions, rel=0.05) and not dumped.notes
+    assert dumped.instructions == pytest.approx(read[0].num_instructions, rel=0.05)
+    assert not dumped.notes
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +133,9 @@ def on_tpu(tmp_path_factory):
     """A small model's plan for four TPU chips, its program by the real compiler."""
     folder = tmp_path_factory.mktemp("tpu")
     config = tiny_config(folder / "text.txt", folder / "store")
-    model = tiny_bert(hidden_size=256, intermediate_size=1024)
+    # The kernel with dropout is compiled in tests/models/kernels/test_flash_attention.py.
+    none = {"dropout": 0.0, "attention_dropout": 0.0}
+    model = tiny_bert(hidden_size=256, intermediate_size=1024, **none)
     compute = ComputeConfig("auto", remat="full")
     config = dataclasses.replace(config, model=model, compute=compute, mesh=MeshConfig(1, 4))
     return planned(config, "v5e:2x2")
