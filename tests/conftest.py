@@ -1,5 +1,6 @@
 """Every test runs on the CPU with eight virtual devices, in exact float32."""
 
+import functools
 import gc
 import importlib.metadata
 import importlib.util
@@ -35,6 +36,7 @@ import jax
 import pytest
 
 from flax_transformers.parallel.watchdog import watchdog
+from flax_transformers.training import loop
 
 # Tracing makes many objects and little garbage; looking for it took a tenth of the time.
 gc.set_threshold(100_000, 20)
@@ -67,6 +69,41 @@ def one_device() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         first = jax.devices()[:1]
         patch.setattr(jax, "devices", lambda *platform: first)
+        yield
+
+
+@pytest.fixture(scope="module")
+def compiled_once() -> Iterator[None]:
+    """Runs of the same model, objective and optimizer on the same mesh share the trainer, whose
+    steps each of them would otherwise trace and load anew. For modules that change no code that is
+    traced."""
+    made, make = [], loop.make_trainer
+
+    def shared(config, mesh):
+        # What the trainer is made of, apart from a limit that the loop looks at.
+        parts = [config.model, config.objective, config.optimizer, config.compute, config.ema]
+        parts += [config.lora, config.skip_spikes_above, config.logging.module_norms, mesh]
+        if config.optimizer.schedule.kind != "constant":
+            parts.append(config.total_steps)
+        for known, trainer in made:
+            if known == parts:
+                return trainer
+        trainer = make(config, mesh)
+        trainer.train_step = functools.cache(trainer.train_step)
+        trainer.evaluation_step = functools.cache(trainer.evaluation_step)
+        drawn = functools.cache(trainer.init)
+
+        def init(seed):
+            """A copy, as a step donates its state."""
+            where = jax.tree.map(lambda leaf: leaf.sharding, drawn(seed))
+            return jax.device_put(drawn(seed), where, may_alias=False)
+
+        trainer.init = init
+        made.append((parts, trainer))
+        return trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_trainer", shared)
         yield
 
 

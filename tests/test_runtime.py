@@ -18,7 +18,7 @@ from flax_transformers.cli.main import main
 from flax_transformers.config_json import to_json
 from flax_transformers.errors import UserError
 from flax_transformers.parallel import distributed
-from flax_transformers.testing import tiny_bert, tiny_config
+from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
 from flax_transformers.training.config import Phase
 
 SMALLER = dataclasses.replace(tiny_bert(), num_layers=1, intermediate_size=16)
@@ -52,6 +52,14 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_from_init_from_again(
     trained = dataclasses.replace(SMALLER, intermediate_size=24)
     write_step(workdir / "checkpoints" / "5", trained)
     assert runtime.with_initial_model(from_smaller, [], workdir).model == trained
+
+
+def test_a_job_of_several_processes_prepares_no_data(tmp_path, monkeypatch):
+    write_corpus(tmp_path / "text.txt", documents=20)
+    data = tiny_config(tmp_path / "text.txt", tmp_path / "store").data
+    monkeypatch.setattr(runtime.jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="There is no finished token store"):
+        runtime.prepared_data(data)
 
 
 def test_processes_that_see_the_same_files_verify_a_share_each(tmp_path, monkeypatch):

@@ -11,9 +11,14 @@ from flax_transformers.testing import tiny_architecture
 from tests.huggingface.tensors import drawn_parameters
 
 
+def untrained(architecture, **changes):
+    """A tiny model without parameters."""
+    return build_model(tiny_architecture(architecture, **changes))
+
+
 def adapted_model(architecture, lora, **changes):
     """A model, its adapters, and drawn parameters; the padded vocabulary is zero."""
-    model = build_model(tiny_architecture(architecture, **changes))
+    model = untrained(architecture, **changes)
     boxed, adapters = adapted_shapes(model, lora)
     shapes = nn.meta.unbox(boxed)
     params = drawn_parameters(model, shapes, lambda name: 0.3 if is_adapter(name) else 0.2)

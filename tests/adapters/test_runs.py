@@ -21,7 +21,7 @@ from flax_transformers.testing import assert_bit_equal, tiny_bert, tiny_config, 
 from flax_transformers.training.config import Evaluation
 from flax_transformers.training.loop import train_prepared
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_once")]
 
 LORA = LoraConfig(rank=4, targets=("attention",))
 

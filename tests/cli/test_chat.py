@@ -5,6 +5,7 @@ import io
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +16,8 @@ from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.post_training.chat_template import ChatTemplate
 from flax_transformers.post_training.judge import elo_difference
 from flax_transformers.testing import tiny_model
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 SHORT = ["--max-new-tokens", "4"]
 
@@ -66,12 +69,15 @@ def test_a_reward_model_votes(folders, capsys, monkeypatch, tmp_path):
     text = said(capsys, monkeypatch, "arena", folders["one"], folders["other"], *options, *SHORT)
     votes = [json.loads(line) for line in output.read_text().splitlines()]
     model, params = ft.load_pretrained(folders["judge"])
+    apply = jax.jit(model.apply)
     for vote in votes:
         rewards = []
         for answer in vote["answers"]:
             whole = [*vote["messages"], {"role": "assistant", "content": answer}]
             ids = ByteTokenizer().encode_prompt(ChatTemplate().render(whole))
-            rewards.append(float(model.apply({"params": params}, ids[None]).logits[0, 0]))
+            padding = (0, 128 - len(ids))  # one program for answers of any length
+            row, mask = np.pad(ids, padding), np.pad(np.ones_like(ids), padding)
+            rewards.append(float(apply({"params": params}, row[None], mask[None]).logits[0, 0]))
         assert vote["first_is_better"] == (rewards[0] > rewards[1])
     wins = sum(vote["first_is_better"] for vote in votes)
     assert f"one: {wins:.0f} wins" in text and "Elo of the first above the second" in text

@@ -3,6 +3,7 @@ read."""
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 
@@ -24,13 +25,18 @@ def get_config():
 """
 
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
+model_of = functools.cache(tiny_model)
+
+
 @pytest.fixture
 def saved(tmp_path, monkeypatch):
     """Saves a model of random weights, which nothing reads after that, with the tokenizer of bytes
     or words."""
 
     def save(architecture, *, words=False, **changes):
-        model, params = tiny_model(architecture, **{"vocab_size": 262, "pad_id": 0} | changes)
+        model, params = model_of(architecture, **{"vocab_size": 262, "pad_id": 0} | changes)
         folder = tmp_path / "words"
         if words:
             folder.mkdir()

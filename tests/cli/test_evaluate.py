@@ -62,7 +62,9 @@ def classifier(folder, sets=(), **data):
 
 
 @pytest.mark.slow
-def test_sets_are_scored_like_held_out_data_and_change_nothing_else(tmp_path, one_device):
+def test_sets_are_scored_like_held_out_data_and_change_nothing_else(
+    tmp_path, one_device, compiled_once
+):
     other = write_rows(tmp_path / "other.jsonl", "ba")
     sets = [
         EvaluationSet("same", LabelledSource(str(tmp_path / "held_out.jsonl"))),

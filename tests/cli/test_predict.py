@@ -77,8 +77,8 @@ def predict(capsys, *arguments):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def evaluate(capsys, run):
-    assert main(["evaluate", run]) == 0, capsys.readouterr().err
+def evaluate(capsys, run, *options):
+    assert main(["evaluate", run, *options]) == 0, capsys.readouterr().err
     return json.loads(capsys.readouterr().out)
 
 
@@ -133,18 +133,14 @@ def test_labels_are_those_of_evaluation_and_independent_of_the_batch_size(
     report = Path(run) / "evaluation" / "step_00000000.classes.txt"
     assert f"accuracy {np.mean(right):.4f}, Matthews" in report.read_text()
     assert (report.parent / "step_00000000.confusion.png").exists()
-    report.unlink()
-    assert main(["evaluate", run, "--output", str(tmp_path / "scores.json")]) == 0
-    assert capsys.readouterr() and not report.exists()
-    assert (tmp_path / "scores.classes.txt").exists()
 
-    assert_same(predict(capsys, run, "--input", file, "--batch-size", 3), found)
     some = write_rows(tmp_path / "some.jsonl", [{"said": row["said"]} for row in rows[4:7]])
     out = tmp_path / "out.jsonl"
     assert predict(capsys, run, "--step", "0", "--input", some, "--output", out) == []
     assert_same([json.loads(line) for line in out.read_text().splitlines()], found[4:7])
     (tmp_path / "rows.txt").write_text("".join(f"{row['said']}\n" for row in rows))
-    assert_same(predict(capsys, run, "--input", tmp_path / "rows.txt"), found)
+    again = predict(capsys, run, "--input", tmp_path / "rows.txt", "--batch-size", 3)
+    assert_same(again, found)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +217,11 @@ def test_every_word_gets_a_tag_with_its_place_in_the_text(tmp_path, capsys):
     right = np.mean(
         [a == b for a, b in zip(guessed, [t for row in tags for t in row], strict=True)]
     )
-    assert evaluate(capsys, run)["eval/accuracy"] == pytest.approx(right)
+    scores = evaluate(capsys, run, "--output", str(tmp_path / "scores.json"))
+    assert scores["eval/accuracy"] == pytest.approx(right)
+    assert json.loads((tmp_path / "scores.json").read_text()) == scores
+    assert (tmp_path / "scores.classes.txt").exists()
+    assert not (Path(run) / "evaluation").exists()
 
     rows = [{"text": row} for row in words] + [{"text": "Is it, say, 5?"}]
     more = predict(capsys, run, "--input", write_rows(tmp_path / "a.jsonl", rows))

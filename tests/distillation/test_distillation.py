@@ -104,7 +104,7 @@ def losses(workdir):
 
 @pytest.mark.slow
 def test_a_deit_learns_from_a_vit_equally_in_any_number_of_micro_batches(
-    mnist, tmp_path, one_device
+    mnist, tmp_path, one_device, compiled_once
 ):
     teacher = image_run(mnist, ViTConfig(**SMALL), ImageClassification(**PIXELS))
     ft.train(teacher, tmp_path / "teacher")
@@ -128,7 +128,9 @@ def test_a_deit_learns_from_a_vit_equally_in_any_number_of_micro_batches(
 
 
 @pytest.mark.slow
-def test_a_resumed_student_of_texts_equals_an_uninterrupted_one(tmp_path, one_device):
+def test_a_resumed_student_of_texts_equals_an_uninterrupted_one(
+    tmp_path, one_device, compiled_once
+):
     ft.train(classifier(tmp_path), tmp_path / "teacher")
     objective = DistilledSequenceClassification(
         teacher=str(tmp_path / "teacher"), distillation="soft", share=0.9

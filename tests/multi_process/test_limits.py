@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flax_transformers.cli.main import main
 from flax_transformers.testing import write_corpus
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
@@ -42,13 +43,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stuck")
     write_corpus(folder / "text.txt", documents=30)
     (folder / "stuck.py").write_text(CONFIG)
-    subprocess.run(
-        [sys.executable, "-m", "flax_transformers", "prepare", *settings(folder)],
-        check=True,
-        capture_output=True,
-        timeout=120,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
+    assert main(["prepare", *settings(folder)]) == 0
     return folder
 
 

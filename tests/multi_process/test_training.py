@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from flax_transformers.checkpointing.manager import find_checkpoint
+from flax_transformers.cli.main import main
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.testing import relative_difference, write_corpus
 
@@ -142,8 +144,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(folder):
-    """What one process did, which also leaves the store that several need."""
-    run(folder, folder / "run-1", 1)
+    """What one process did, this one, which also leaves the store that several need."""
+    with pytest.MonkeyPatch.context() as patch:
+        devices = jax.devices()[:DEVICES]
+        patch.setattr(jax, "devices", lambda *platform: devices)
+        assert main(arguments(folder, folder / "run-1", STEPS)) == 0
     return folder / "run-1"
 
 

@@ -34,7 +34,7 @@ from flax_transformers.training.config import Evaluation, Phase
 from flax_transformers.training.step import model_functions
 from tests.post_training.reinforcement.online_runs import Dies
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_once")]
 
 BYTES = {"vocab_size": 262, "max_positions": 192, "pad_id": 0, "eos_ids": (1,)}
 STEPS = 4

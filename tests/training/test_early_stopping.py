@@ -99,7 +99,7 @@ def run(config, workdir, kill_at=None):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("one_device", "compiled_once")
 def test_a_run_that_stops_early_is_through_and_keeps_its_best_step(corpus, tmp_path, caplog):
     config, workdir = config_of(corpus), tmp_path / "run"
     why = "eval/loss has not improved in 2 evaluation(s) since step 4, where it was 1"
@@ -152,7 +152,7 @@ def test_a_run_that_stops_early_is_through_and_keeps_its_best_step(corpus, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("one_device", "compiled_once")
 def test_a_metric_that_no_evaluation_has_does_not_lose_the_steps_before(corpus, tmp_path):
     settings = EarlyStopping(patience=2, metric="eval/acuracy", mode="max")
     config = dataclasses.replace(config_of(corpus), early_stopping=settings)

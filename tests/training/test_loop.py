@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -25,7 +26,7 @@ from flax_transformers.training import loop
 from flax_transformers.training.config import Phase
 from flax_transformers.training.loop import train_prepared
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_once")]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,19 @@ def straight(corpus, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("straight")
     outcome = run(config_for(corpus, steps=12), workdir, evaluate=True)
     return workdir, outcome
+
+
+@pytest.fixture(scope="module")
+def short(corpus, tmp_path_factory):
+    """A finished run of three steps, to be copied."""
+    workdir = tmp_path_factory.mktemp("short")
+    run(config_for(corpus, steps=3), workdir)
+    return workdir
+
+
+@pytest.fixture
+def copied(short, tmp_path):
+    return shutil.copytree(short, tmp_path / "run")
 
 
 def test_the_loss_falls_and_every_step_has_a_row(straight):
@@ -85,24 +99,26 @@ def test_held_out_scores_are_logged_at_the_end(straight):
     assert 0.0 <= outcome.metrics["eval/accuracy"] <= 1.0
 
 
-def test_a_run_that_is_longer_goes_on_from_its_checkpoint(straight, corpus, tmp_path):
-    """Two phases of six steps end with the parameters of none other than themselves."""
-    config = config_for(corpus, steps=12)
-    two = dataclasses.replace(config, phases=(Phase(6, 32, 16), Phase(6, 48, 8)))
+def test_phases_follow_one_another_and_may_not_be_merged_when_they_are_done(corpus, tmp_path):
+    """A run of two phases that is started again is through."""
+    config = config_for(corpus, steps=3)
+    two = dataclasses.replace(config, phases=(Phase(3, 32, 16), Phase(3, 48, 8)))
     first = run(two, tmp_path)
     again = run(two, tmp_path)
-    assert first.step == again.step == 12
+    assert first.step == again.step == 6
     rows = read_metrics(tmp_path)
-    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 13))
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 7))
+    one = dataclasses.replace(config, phases=(Phase(9, 32, 16),))
+    with pytest.raises(UserError, match=r"is in phase 1, but the config has 1 phase"):
+        run(one, tmp_path)
 
 
-def test_a_finished_run_that_is_given_more_steps_goes_on_in_its_phase(corpus, tmp_path):
-    run(config_for(corpus, steps=3), tmp_path)
-    assert run(config_for(corpus, steps=5), tmp_path).step == 5
-    lines = (tmp_path / "ledger-0.jsonl").read_text().splitlines()
-    run(config_for(corpus, steps=5), tmp_path / "straight")
-    straight = (tmp_path / "straight" / "ledger-0.jsonl").read_text().splitlines()
-    assert lines == straight
+def test_a_finished_run_that_is_given_more_steps_goes_on_in_its_phase(straight, copied, corpus):
+    assert run(config_for(corpus, steps=5), copied).step == 5
+    lines, expected = (
+        (workdir / "ledger-0.jsonl").read_text().splitlines() for workdir in (copied, straight[0])
+    )
+    assert lines == expected[:5]
 
 
 def test_a_finished_run_is_not_trained_further(straight, corpus):
@@ -134,32 +150,20 @@ def test_other_text_under_the_same_path_is_refused(tmp_path, monkeypatch):
         run(moved, tmp_path / "run")
 
 
-def test_a_row_length_may_not_change_within_a_phase(corpus, tmp_path):
-    run(config_for(corpus, steps=3), tmp_path)
+def test_a_row_length_may_not_change_within_a_phase(copied, corpus):
     longer = config_for(corpus, steps=6, sequence_length=48)
     with pytest.raises(UserError, match="in the middle of a phase with sequence_length 32"):
-        run(longer, tmp_path)
+        run(longer, copied)
 
 
-def test_phases_that_are_done_may_not_be_merged(corpus, tmp_path):
-    config = config_for(corpus, steps=3)
-    two = dataclasses.replace(config, phases=(Phase(3, 32, 16), Phase(3, 32, 8)))
-    run(two, tmp_path)
-    one = dataclasses.replace(config, phases=(Phase(9, 32, 16),))
-    with pytest.raises(UserError, match=r"is in phase 1, but the config has 1 phase"):
-        run(one, tmp_path)
-
-
-def test_when_all_checkpoints_are_damaged_nothing_starts_over(corpus, tmp_path):
-    config = config_for(corpus, steps=3)
-    run(config, tmp_path)
-    for file in (tmp_path / "checkpoints" / "3" / "state").rglob("*"):
+def test_when_all_checkpoints_are_damaged_nothing_starts_over(copied, corpus):
+    for file in (copied / "checkpoints" / "3" / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes() + b"!")
     for _ in range(2):
         with pytest.raises(UserError, match="no checkpoint in .* passes verification"):
-            run(config, tmp_path)
-    assert len(read_metrics(tmp_path)) >= 3
+            run(config_for(corpus, steps=3), copied)
+    assert len(read_metrics(copied)) >= 3
 
 
 def test_a_rate_may_change_when_a_run_goes_on(straight, corpus, caplog):
@@ -193,10 +197,9 @@ def test_the_checkpoint_holds_config_position_and_tokenizer(straight):
     assert (found.folder / "tokenizer" / "tokenizer_config.json").exists()
 
 
-def test_the_ledger_shows_each_example_once_an_epoch(corpus, tmp_path):
-    config = config_for(corpus, steps=12)
-    run(config, tmp_path)
-    lines = (tmp_path / f"ledger-{jax.process_index()}.jsonl").read_text().splitlines()
+def test_the_ledger_shows_each_example_once_an_epoch(straight):
+    workdir, _ = straight
+    lines = (workdir / f"ledger-{jax.process_index()}.jsonl").read_text().splitlines()
     ids = [i for line in lines for i in json.loads(line)["ids"]]
     epoch = max(ids) + 1
     assert len(ids) == 12 * 16 and len(ids) > epoch

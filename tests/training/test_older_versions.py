@@ -28,6 +28,8 @@ from flax_transformers.training.loop import train_prepared
 from flax_transformers.training.run_state import check_meta, with_dropout_of_run
 from tests.fixtures.make_saved_runs import STEPS, digest_of_state
 
+pytestmark = pytest.mark.usefixtures("one_device", "compiled_once")
+
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 RUNS = ("encoder", "decoder", "encoder_decoder", "classifier", "images")
 TYPES = {  # of a run's config

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,15 +15,15 @@ from flax_transformers.testing import assert_bit_equal, write_corpus
 from tests.training import interrupted_run
 from tests.training.interrupted_run import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_once")]
 
 SCRIPT = Path(interrupted_run.__file__)
 
 
-def interrupted(folder, workdir, stop, signal_name):
+def killed(folder, workdir, stop):
     """The exit code of a run in a process of its own that ends itself."""
     environment = os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
-    command = [sys.executable, str(SCRIPT), str(folder), str(workdir), str(stop), signal_name]
+    command = [sys.executable, str(SCRIPT), str(folder), str(workdir), str(stop)]
     return subprocess.run(command, env=environment, timeout=300, check=False).returncode
 
 
@@ -59,7 +60,7 @@ def assert_same_run(workdir, straight):
 
 def test_killed_after_nine_steps_it_repeats_two_and_ends_equal(folder, straight):
     workdir = folder / "killed"
-    assert interrupted(folder, workdir, 9, "SIGKILL") == -signal.SIGKILL
+    assert killed(folder, workdir, 9) == -signal.SIGKILL
     assert manager.find_checkpoint(workdir).step == 7
     run(folder, workdir)
     assert_same_run(workdir, straight)
@@ -67,7 +68,7 @@ def test_killed_after_nine_steps_it_repeats_two_and_ends_equal(folder, straight)
 
 def test_told_to_stop_it_saves_and_ends_equal(folder, straight):
     workdir = folder / "stopped"
-    assert interrupted(folder, workdir, 9, "SIGTERM") == 42
+    assert run(folder, workdir, 9, signal.SIGTERM).preempted
     assert manager.find_checkpoint(workdir).step == 9
     run(folder, workdir)
     assert_same_run(workdir, straight)
@@ -75,7 +76,8 @@ def test_told_to_stop_it_saves_and_ends_equal(folder, straight):
 
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(folder, straight, caplog):
     workdir = folder / "damaged"
-    assert interrupted(folder, workdir, 16, "SIGKILL") == -signal.SIGKILL
+    shutil.copytree(straight, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "20")
     newest = workdir / "checkpoints" / "14"
     largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(largest.read_bytes())

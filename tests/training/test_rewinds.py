@@ -21,7 +21,7 @@ from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.testing import assert_bit_equal, batches_with_nan, tiny_config, write_corpus
 from flax_transformers.training import loop
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_once")]
 
 STEPS, SAVED_EVERY = 12, 5
 

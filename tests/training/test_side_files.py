@@ -14,6 +14,7 @@ from etils import epath
 
 from flax_transformers.checkpointing.manager import find_checkpoint
 from flax_transformers.cli.main import main
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.evaluation import saved_baselines
 from flax_transformers.evaluation.baselines import Baseline
@@ -27,7 +28,8 @@ from flax_transformers.storage.workdir import (
     workdir_lock,
     write_text,
 )
-from flax_transformers.testing import write_corpus
+from flax_transformers.testing import tiny_config, write_corpus
+from flax_transformers.training.loop import train
 from tests.multi_process.test_training import arguments
 
 STEPS, RESUMED_AT = 20, 10
@@ -186,12 +188,12 @@ def command(tmp_path_factory):
     folder = tmp_path_factory.mktemp("command")
     write_corpus(folder / "text.txt", documents=30)
 
-    def train(workdir, steps=4):
+    def run(workdir, steps=4):
         small = ["--mesh.fsdp", "4", "--evaluation.every-steps", "0"]
         return main([*arguments(folder, workdir, steps), *small])
 
-    assert train(folder / "run") == 0
-    return train, folder / "run"
+    assert run(folder / "run") == 0
+    return run, folder / "run"
 
 
 @pytest.mark.slow
@@ -200,7 +202,7 @@ def command(tmp_path_factory):
     "damage", [flip, truncate, become_a_folder, become_unreadable, become_noise]
 )
 def test_a_restart_trains_on_beside_any_side_file(command, tmp_path, damage):
-    train, finished = command
+    run, finished = command
     rng = random.Random(damage.__name__)
     shutil.copytree(finished, tmp_path / "run")
     files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
@@ -211,18 +213,22 @@ def test_a_restart_trains_on_beside_any_side_file(command, tmp_path, damage):
     for path in hit:
         if path.stat().st_size or damage not in (flip, truncate):
             damage(path, rng)
-    assert train(tmp_path / "run", steps=5) == 0
+    assert run(tmp_path / "run", steps=5) == 0
     assert find_checkpoint(tmp_path / "run").step == 5
 
 
 @pytest.mark.slow
-def test_a_damaged_tokenizer_of_the_workdir_reaches_no_checkpoint(command, tmp_path):
-    train, finished = command
-    shutil.copytree(finished, tmp_path / "run")
-    original = {p.name: p.read_bytes() for p in (finished / "tokenizer").iterdir()}
-    for path in (tmp_path / "run" / "tokenizer").iterdir():
+@pytest.mark.usefixtures("one_device", "compiled_once")
+def test_a_damaged_tokenizer_of_the_workdir_reaches_no_checkpoint(tmp_path):
+    write_corpus(tmp_path / "text.txt", documents=20)
+    config = tiny_config(tmp_path / "text.txt", tmp_path / "store", steps=3)
+    train(config, prepare(config.data), tmp_path / "run")
+    tokenizer = tmp_path / "run" / "tokenizer"
+    original = {p.name: p.read_bytes() for p in tokenizer.iterdir()}
+    for path in tokenizer.iterdir():
         become_a_folder(path, None)
-    assert train(tmp_path / "run", steps=5) == 0
+    longer = tiny_config(tmp_path / "text.txt", tmp_path / "store", steps=5)
+    train(longer, prepare(longer.data), tmp_path / "run")
     for folder in (find_checkpoint(tmp_path / "run").folder, tmp_path / "run"):
         assert {p.name: p.read_bytes() for p in (folder / "tokenizer").iterdir()} == original
         assert load_tokenizer(folder / "tokenizer").kind == "bytes"

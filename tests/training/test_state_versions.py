@@ -51,7 +51,7 @@ def test_fields_that_every_checkpoint_has_are_not_optional():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, one_device, compiled_once):
     """The config of a run that saved after each of its three steps."""
     folder = tmp_path_factory.mktemp("trained")
     write_corpus(folder / "text.txt", documents=20)

@@ -26,7 +26,7 @@ from flax_transformers.training import loop
 from flax_transformers.training.config import Evaluation
 from flax_transformers.training.setup import make_trainer
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_once")]
 
 STEPS = 12
 

@@ -20,7 +20,8 @@ from flax_transformers.testing import tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
-PROMPTS, COMPLETIONS = ["2+2=", "3+4=", "1+1="], ["4", "seven", "2!"]
+# Of two lengths: the expected values are computed without padding.
+PROMPTS, COMPLETIONS = ["2+2=", "3+4=", "1+1="], ["4", "seven", "2"]
 
 
 def saved(folder, labels, template=None):
@@ -34,38 +35,49 @@ def saved(folder, labels, template=None):
     checkpoints = Checkpoints(folder / "checkpoints", CheckpointConfig(asynchronous=False))
     checkpoints.save(0, {"params": params}, converted_meta(model.config), files)
     checkpoints.close()
-    return model, params
+    return folder, model, params
 
 
-def test_a_reward_is_the_logit_at_the_last_token(tmp_path):
-    model, params = saved(tmp_path, labels=1)
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("plain"), labels=1)
+
+
+@pytest.fixture(scope="module")
+def of_messages(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("messages"), labels=1, template=CHATML)
+
+
+def test_a_reward_is_the_logit_at_the_last_token(plain):
+    folder, model, params = plain
     mesh = ft.make_mesh(devices=jax.devices()[:1])
-    reward = ModelReward(path=str(tmp_path), batch_size=2)
+    reward = ModelReward(path=str(folder), batch_size=2)
     found = checked_scores(reward, reward.scorer(mesh), PROMPTS, COMPLETIONS, [{}] * 3)
+    apply = jax.jit(model.apply)
     for prompt, completion, value in zip(PROMPTS, COMPLETIONS, found, strict=True):
         ids = np.array([[*ByteTokenizer().encode_prompt(prompt + completion), 1]])
-        logits = model.apply({"params": params}, ids, np.ones_like(ids)).logits
+        logits = apply({"params": params}, ids, np.ones_like(ids)).logits
         np.testing.assert_allclose(value, logits[0, 0], rtol=1e-4)
     assert len(set(found)) == 3
 
 
-def test_messages_are_scored_in_the_form_they_were_trained_in(tmp_path):
-    model, params = saved(tmp_path, labels=1, template=CHATML)
+def test_messages_are_scored_in_the_form_they_were_trained_in(of_messages):
+    folder, model, params = of_messages
     mesh = ft.make_mesh(devices=jax.devices()[:1])
-    (found,) = ModelReward(path=str(tmp_path), messages=True).scorer(mesh)(["2+2="], ["4"], [{}])
+    (found,) = ModelReward(path=str(folder), messages=True).scorer(mesh)(["2+2="], ["4"], [{}])
     turns = [{"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}]
     document = conversation({"prompt": turns[:1], "chosen": turns[1:], "rejected": turns[1:]})
     ids = encode(document, ChatTemplate(), ByteTokenizer())[0][0][None]
-    logits = model.apply({"params": params}, ids, np.ones_like(ids)).logits
+    logits = jax.jit(model.apply)({"params": params}, ids, np.ones_like(ids)).logits
     np.testing.assert_allclose(found, logits[0, 0], rtol=1e-4)
 
 
-def test_a_template_leaves_open_what_a_reward_model_was_trained_on(tmp_path):
-    saved(tmp_path, labels=1, template=CHATML)
+def test_a_template_leaves_open_what_a_reward_model_was_trained_on(of_messages):
+    path = str(of_messages[0])
     mesh = ft.make_mesh(devices=jax.devices()[:1])
     with pytest.raises(UserError, match="has a chat template; set messages of ModelReward"):
-        ModelReward(path=str(tmp_path)).scorer(mesh)
-    assert ModelReward(path=str(tmp_path), messages=False).scorer(mesh)(["2"], ["4"], [{}])
+        ModelReward(path=path).scorer(mesh)
+    assert ModelReward(path=path, messages=False).scorer(mesh)(["2"], ["4"], [{}])
 
 
 def test_a_model_with_several_labels_is_refused(tmp_path):
@@ -75,9 +87,8 @@ def test_a_model_with_several_labels_is_refused(tmp_path):
         ModelReward(path=str(tmp_path)).scorer(mesh)
 
 
-def test_a_text_that_is_too_long_is_reported(tmp_path):
-    saved(tmp_path, labels=1)
+def test_a_text_that_is_too_long_is_reported(plain):
     mesh = ft.make_mesh(devices=jax.devices()[:1])
-    scorer = ModelReward(path=str(tmp_path)).scorer(mesh)
+    scorer = ModelReward(path=str(plain[0])).scorer(mesh)
     with pytest.raises(UserError, match="has 101 tokens, but the reward model takes 100"):
         scorer(["p" * 50], ["c" * 50], [{}])

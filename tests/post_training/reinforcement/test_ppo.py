@@ -121,7 +121,7 @@ def ppo_config(steps=6):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("one_device", "compiled_once")
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     run(ppo_config(), tmp_path / "straight")
     rows = [row for row in read_metrics(tmp_path / "straight") if "train/loss" in row]

@@ -23,7 +23,7 @@ from flax_transformers.training import loop
 from flax_transformers.training.config import Evaluation, Phase
 from tests.post_training.reinforcement.online_runs import FAULT, Dies, config_for, odd, rows_of, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_once")]
 
 
 @pytest.fixture(autouse=True)
