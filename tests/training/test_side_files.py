@@ -29,7 +29,7 @@ from flax_transformers.storage.workdir import (
     write_text,
 )
 from flax_transformers.testing import tiny_config, write_corpus
-from flax_transformers.training.loop import train
+from flax_transformers.training.loop import train_prepared
 from tests.multi_process.test_training import arguments
 
 STEPS, RESUMED_AT = 20, 10
@@ -222,13 +222,13 @@ def test_a_restart_trains_on_beside_any_side_file(command, tmp_path, damage):
 def test_a_damaged_tokenizer_of_the_workdir_reaches_no_checkpoint(tmp_path):
     write_corpus(tmp_path / "text.txt", documents=20)
     config = tiny_config(tmp_path / "text.txt", tmp_path / "store", steps=3)
-    train(config, prepare(config.data), tmp_path / "run")
+    train_prepared(config, prepare(config.data), tmp_path / "run")
     tokenizer = tmp_path / "run" / "tokenizer"
     original = {p.name: p.read_bytes() for p in tokenizer.iterdir()}
     for path in tokenizer.iterdir():
         become_a_folder(path, None)
     longer = tiny_config(tmp_path / "text.txt", tmp_path / "store", steps=5)
-    train(longer, prepare(longer.data), tmp_path / "run")
+    train_prepared(longer, prepare(longer.data), tmp_path / "run")
     for folder in (find_checkpoint(tmp_path / "run").folder, tmp_path / "run"):
         assert {p.name: p.read_bytes() for p in (folder / "tokenizer").iterdir()} == original
         assert load_tokenizer(folder / "tokenizer").kind == "bytes"
