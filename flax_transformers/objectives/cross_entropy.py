@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.objectives.base import LossTerms
-from flax_transformers.parallel.matmul import gradient_product, product
+from flax_transformers.parallel.matmul import gradient_product, plain_einsum
 from flax_transformers.parallel.partitioning import parts
 
 
@@ -151,7 +151,9 @@ def _chunk_logits(
     derivative of the bound on the logits, if there is one."""
     table_tvD = chunk.table.astype(hidden_BMD.dtype)
     table_tvD = nn.with_logical_constraint(table_tvD, ("vocab", None, None))
-    logits = product("BMD,tvD->BMtv", hidden_BMD, table_tvD, jnp.float32) + chunk.bias[None, None]
+    logits = (
+        plain_einsum("BMD,tvD->BMtv", hidden_BMD, table_tvD, jnp.float32) + chunk.bias[None, None]
+    )
     slope = None
     if softcap is not None:
         share = jnp.tanh(logits / softcap)
@@ -217,7 +219,7 @@ def _chunked_backward(
             gradient *= slope
         bias = jnp.sum(gradient, axis=(0, 1))
         gradient = gradient.astype(hidden_BMD.dtype)
-        hidden_gradient += product("BMtv,tvD->BMD", gradient, table_tvD, jnp.float32)
+        hidden_gradient += plain_einsum("BMtv,tvD->BMD", gradient, table_tvD, jnp.float32)
         table = gradient_product("BMtv,BMD->tvD", gradient, hidden_BMD)
         table = nn.with_logical_constraint(table, ("vocab", None, "embed")).astype(jnp.float32)
         return hidden_gradient, _Chunk(table, bias)

@@ -19,7 +19,7 @@ PROJECTION = "projection"
 """The name under which a rematerialisation policy finds the product of every linear layer."""
 
 
-def product(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def plain_einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The product in ``dtype``, summed in float32.
 
     If a mesh divides the axis of the sum, the partitioner reduces over devices right after the
@@ -49,7 +49,7 @@ def product(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Arra
 
 def gradient_product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """The gradient of a weight, in the dtype of gradient reductions."""
-    return product(spec, a, b, gradient_dtype(a.dtype))
+    return plain_einsum(spec, a, b, gradient_dtype(a.dtype))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -63,7 +63,7 @@ def einsum(spec: str, a: jax.Array, b: jax.Array, out_dtype: jnp.dtype | None = 
     ``spec`` names every axis by a letter ("BTD,DF->BTF"); each letter of an operand must occur in
     the other operand or in the result. The result has ``out_dtype``, by default that of ``a``.
     """
-    return product(spec, a, b, out_dtype or a.dtype)
+    return plain_einsum(spec, a, b, out_dtype or a.dtype)
 
 
 def _einsum_forward(
@@ -82,8 +82,8 @@ def _einsum_backward(
     (a_axes, b_axes), out_axes = spec.split("->")[0].split(","), spec.split("->")[1]
     cotangent = cotangent.astype(a.dtype)
     return (
-        product(f"{out_axes},{b_axes}->{a_axes}", cotangent, b, a.dtype),
-        product(f"{out_axes},{a_axes}->{b_axes}", cotangent, a, b.dtype),
+        plain_einsum(f"{out_axes},{b_axes}->{a_axes}", cotangent, b, a.dtype),
+        plain_einsum(f"{out_axes},{a_axes}->{b_axes}", cotangent, a, b.dtype),
     )
 
 
@@ -104,7 +104,7 @@ def weighted(
     weight is gathered and used whole, and its gradient is reduced onto the parts (ZeRO-3,
     arXiv:1910.02054); the reduction is in ``partitioning.gradient_dtype``, the result float32.
     """
-    return product(spec, x, _gathered(axes, weight.astype(x.dtype)), out_dtype or x.dtype)
+    return plain_einsum(spec, x, _gathered(axes, weight.astype(x.dtype)), out_dtype or x.dtype)
 
 
 def _gathered(axes: tuple[str, ...], weight: jax.Array) -> jax.Array:
@@ -133,7 +133,7 @@ def _weighted_forward(
     out_dtype: jnp.dtype | None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     whole = _gathered(axes, rounded(weight, x.dtype))
-    return product(spec, x, whole, out_dtype or x.dtype), (x, weight)
+    return plain_einsum(spec, x, whole, out_dtype or x.dtype), (x, weight)
 
 
 def _weighted_backward(
@@ -146,7 +146,7 @@ def _weighted_backward(
     x, weight = operands
     (x_axes, weight_axes), out_axes = spec.split("->")[0].split(","), spec.split("->")[1]
     cotangent, whole = cotangent.astype(x.dtype), _gathered(axes, rounded(weight, x.dtype))
-    dx = product(f"{out_axes},{weight_axes}->{x_axes}", cotangent, whole, x.dtype)
+    dx = plain_einsum(f"{out_axes},{weight_axes}->{x_axes}", cotangent, whole, x.dtype)
     if "embed" not in axes or not mesh_axes_of("embed"):
         gradient = gradient_product(f"{x_axes},{out_axes}->{weight_axes}", x, cotangent)
         return dx, constrain(gradient, axes).astype(weight.dtype)
