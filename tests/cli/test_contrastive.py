@@ -13,7 +13,7 @@ import flax_transformers as ft
 from flax_transformers.cli.main import main
 from tests.data.images.test_dataset import write_idx
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_once")]
 
 CONFIG = """
 import dataclasses

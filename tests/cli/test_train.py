@@ -32,7 +32,7 @@ def test_options_of_the_command_are_told_from_fields_of_the_config(line, own, ov
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("one_device", "compiled_once")
 def test_the_workdir_alone_resumes_its_run(small, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     workdir = str(tmp_path / "run")

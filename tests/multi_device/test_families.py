@@ -204,7 +204,11 @@ def test_every_family_is_here():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ONE_OF_A_SHAPE)
+@pytest.mark.parametrize(
+    "architecture",
+    # test_meshes.py always has an encoder of this kind on this mesh.
+    [pytest.param("BertForMaskedLM", marks=pytest.mark.full), *ONE_OF_A_SHAPE[1:]],
+)
 def test_a_family_of_each_shape_has_equal_losses_on_a_mixed_mesh(architecture):
     check(architecture, MESHES[-1:])
 

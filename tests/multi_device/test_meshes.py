@@ -90,7 +90,10 @@ def without_dropout(setting):
     return losses(setting, MIXED, **STILL)
 
 
-@pytest.mark.parametrize(("mesh", "parts"), [("fully_sharded", 8), ("mixed", 4)])
+MESHES = [("mixed", 4), pytest.param("fully_sharded", 8, marks=pytest.mark.full)]
+
+
+@pytest.mark.parametrize(("mesh", "parts"), MESHES)
 def test_meshes_agree_with_dropout_on(request, by_data, mesh, parts):
     found, state = request.getfixturevalue(mesh)
     assert relative_difference(found, by_data[0]) < 1e-5
@@ -107,7 +110,7 @@ def test_meshes_agree_with_the_masks_of_threefry(setting, by_data):
     assert relative_difference(one, by_data[0]) > 1e-4  # other masks
 
 
-@pytest.mark.parametrize(("mesh", "parts"), [("fully_sharded", 8), ("mixed", 4)])
+@pytest.mark.parametrize(("mesh", "parts"), MESHES)
 def test_optimizer_statistics_are_divided_like_their_parameters(request, mesh, parts):
     _, state = request.getfixturevalue(mesh)
     shares = {

@@ -147,7 +147,13 @@ def test_the_run_resumes_with_the_losses_of_that_version(old, name):
 
 
 @pytest.mark.slow
-@EACH
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.full] * (name not in ("encoder_decoder", "images")))
+        for name in RUNS
+    ],
+)
 def test_the_model_is_loaded_and_converted(old, name, tmp_path):
     model, params = load_pretrained(old / name / "run")
     assert type(model.config) is type(config_of(old, name).model)

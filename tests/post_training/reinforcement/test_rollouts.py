@@ -39,7 +39,7 @@ def straight(tmp_path_factory):
     return workdir, run(config_for(), workdir, evaluate=True)
 
 
-@pytest.mark.parametrize("step", [4, 6, 7])
+@pytest.mark.parametrize("step", [4, pytest.param(6, marks=pytest.mark.full), 7])
 def test_a_killed_run_resumes_to_the_same_bits(step, straight, tmp_path):
     """From checkpoint 3, in the middle of the first rollout, and from 6, in the second."""
     with pytest.raises(RuntimeError, match="killed"):
