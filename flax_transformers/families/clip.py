@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -22,10 +22,11 @@ from flax_transformers.models.config import (
     Activation,
     ComputeConfig,
     ImageTextConfig,
+    TextConfig,
     TransformerConfig,
     VisionConfig,
 )
-from flax_transformers.models.heads import take_token
+from flax_transformers.models.heads import Tokens, take_token
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.layers.linear import Linear
 from flax_transformers.models.layers.norms import make_norm
@@ -38,6 +39,14 @@ FIRST_TEMPERATURE = 0.07  # section 2.5
 EOS_OF_OLD_CONFIGS = 2
 """The ``eos_token_id`` of config.json files for which transformers takes the highest id of a text
 instead, as the original code does."""
+
+
+class TowerOutput(ModelOutput):
+    """``pooler_output`` [B, D] of an encoder alone, or its embeddings [B, E], as ``text_embeds`` or
+    ``image_embeds``, whose length is not one."""
+
+    text_embeds: jax.Array | None = None
+    image_embeds: jax.Array | None = None
 
 
 class ImageTextOutput(ModelOutput):
@@ -223,10 +232,71 @@ class ClipModel(ImageTextModel):
         return self.image_projection(self.image_tower.class_vector(hidden_BTD)[:, None])[:, 0]
 
     def pool_text(self, hidden_BTD: jax.Array, input_ids: jax.Array) -> jax.Array:
-        """The end of the text: the first id of ``eos_ids``, or without any the highest id."""
-        ends = self.config.eos_ids
-        marks_BT = jnp.isin(input_ids, jnp.asarray(ends)) if ends else input_ids
-        return self.text_projection(take_token(hidden_BTD, jnp.argmax(marks_BT, axis=1)))[:, 0]
+        ends_B1D = ends_of_texts(hidden_BTD, input_ids, self.config.eos_ids)
+        return self.text_projection(ends_B1D)[:, 0]
+
+
+def ends_of_texts(
+    hidden_BTD: jax.Array, input_ids: jax.Array, eos_ids: tuple[int, ...]
+) -> jax.Array:
+    """States [B, 1, D] at the first id of ``eos_ids``, or without any at the highest id."""
+    marks_BT = jnp.isin(input_ids, jnp.asarray(eos_ids)) if eos_ids else input_ids
+    return take_token(hidden_BTD, jnp.argmax(marks_BT, axis=1))
+
+
+class ClipTextModel(TextModel):
+    """The text encoder alone."""
+
+    config: ClipTextConfig
+
+    output = TowerOutput
+
+    def head_outputs(
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
+    ) -> dict[str, jax.Array]:
+        ends_B1D = ends_of_texts(hidden_BTD, tokens.ids, self.config.eos_ids)
+        return {"pooler_output": ends_B1D[:, 0]}
+
+
+class ClipTextModelWithProjection(ClipTextModel):
+    """The text encoder and its map to the common space."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.text_projection = projection(self.config, self.config.projection_dim, self.dtype)
+
+    def head_outputs(
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
+    ) -> dict[str, jax.Array]:
+        ends_B1D = ends_of_texts(hidden_BTD, tokens.ids, self.config.eos_ids)
+        return {"text_embeds": self.text_projection(ends_B1D)[:, 0]}
+
+
+class ClipVisionModel(ClipImageEncoder):
+    """The image encoder alone."""
+
+    config: ClipVisionConfig
+
+    output = TowerOutput
+
+    def head_outputs(self, hidden_BTD: jax.Array, deterministic: bool) -> dict[str, jax.Array]:
+        return {"pooler_output": self.class_vector(hidden_BTD)}
+
+
+class ClipVisionModelWithProjection(ClipImageEncoder):
+    """The image encoder and its map to the common space."""
+
+    config: ClipVisionConfig
+
+    output = TowerOutput
+
+    def setup(self) -> None:
+        super().setup()
+        self.image_projection = projection(self.config, self.config.projection_dim, self.dtype)
+
+    def head_outputs(self, hidden_BTD: jax.Array, deterministic: bool) -> dict[str, jax.Array]:
+        vector_B1D = self.class_vector(hidden_BTD)[:, None]
+        return {"image_embeds": self.image_projection(vector_B1D)[:, 0]}
 
 
 def projection(config: TransformerConfig, width: int, dtype: jnp.dtype) -> Linear:
@@ -243,6 +313,14 @@ def projection(config: TransformerConfig, width: int, dtype: jnp.dtype) -> Linea
 
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {"CLIPModel": ClipModel}
+TEXT_ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "CLIPTextModel": ClipTextModel,
+    "CLIPTextModelWithProjection": ClipTextModelWithProjection,
+}
+VISION_ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "CLIPVisionModel": ClipVisionModel,
+    "CLIPVisionModelWithProjection": ClipVisionModelWithProjection,
+}
 
 
 def _initial_std(config: TransformerConfig, name: str) -> float:
@@ -272,10 +350,21 @@ class ClipVision(VisionConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipConfig(ImageTextConfig):
-    """The published CLIP, ViT-B/32 by default."""
+class ClipVisionConfig(ClipVision):
+    """The image encoder as a model of its own."""
 
-    architecture: str = "CLIPModel"
+    architecture: str = "CLIPVisionModel"
+    projection_dim: int = 512
+    """Width of the embeddings."""
+
+    RANGES: ClassVar[Ranges] = {"projection_dim": ranges.WIDTH}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTextConfig(TextConfig):
+    """The text encoder of ViT-B/32 by default, as a model of its own."""
+
+    architecture: str = "CLIPTextModel"
     vocab_size: int = 49408
     hidden_size: int = 512
     num_layers: int = 12
@@ -285,20 +374,31 @@ class ClipConfig(ImageTextConfig):
     causal: bool = True
     norm_eps: float = 1e-5
     activation: Activation = "quick_gelu"
-    vision: VisionConfig = field(default_factory=ClipVision)
-    projection_dim: int = 512
-    """Width of the embeddings."""
-    initial_logit_scale: float = math.log(1 / FIRST_TEMPERATURE)
     pad_id: int = 1
     bos_id: int | None = 49406
     eos_ids: tuple[int, ...] = (49407,)
     """Id of the end of a text, whose state becomes its embedding; none: the highest id of the text
     is the end, as in OpenAI's files."""
+    projection_dim: int = 512
+    """Width of the embeddings."""
 
-    RANGES: ClassVar[Ranges] = {"projection_dim": ranges.WIDTH}
+    RANGES: ClassVar[Ranges] = {
+        "projection_dim": ranges.WIDTH,
+        "bos_id": ranges.TOKEN_ID,
+        "eos_ids": ranges.TOKEN_ID,
+    }
 
     def initial_std(self, name: str) -> float:
         return _initial_std(self, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig(ClipTextConfig, ImageTextConfig):
+    """The published CLIP, ViT-B/32 by default."""
+
+    architecture: str = "CLIPModel"
+    vision: VisionConfig = field(default_factory=ClipVision)
+    initial_logit_scale: float = math.log(1 / FIRST_TEMPERATURE)
 
 
 def _size(patch_size: int, image_size: int, letters: str) -> ClipConfig:
@@ -353,6 +453,7 @@ VISION_NUMBERS = TOWER_NUMBERS | {
     "patch_size": "patch_size",
 }
 _INIT_STD = {"init_std": "initializer_range"}
+_PROJECTION = {"projection_dim": "projection_dim"}
 
 ALIASES = {"text_config_dict": "text_config", "vision_config_dict": "vision_config"}
 """Second names of the parts of a config.json; transformers reads these if both are there."""
@@ -386,43 +487,80 @@ def from_huggingface(config: Mapping[str, Any]) -> ClipConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     huggingface.refuse_values(config, {"model_type": "clip"})
     defaults = ClipConfig()
-    text, vision = part_of(config, "text_config"), part_of(config, "vision_config")
-    fields = huggingface.read_numbers(
-        config,
-        {"projection_dim": "projection_dim", "initial_logit_scale": "logit_scale_init_value"},
-        defaults,
+    fields = _read_text(part_of(config, "text_config"), defaults)
+    fields |= huggingface.read_numbers(
+        config, _PROJECTION | {"initial_logit_scale": "logit_scale_init_value"}, defaults
     )
-    fields |= read_tower(text, TEXT_NUMBERS | _INIT_STD, defaults)
-    fields |= huggingface.read_special_ids(text, defaults)
-    if fields["eos_ids"] == (EOS_OF_OLD_CONFIGS,):
-        fields["eos_ids"] = ()
-    of_image = read_tower(vision, VISION_NUMBERS | _INIT_STD, defaults.vision)
+    of_image = read_tower(
+        part_of(config, "vision_config"), VISION_NUMBERS | _INIT_STD, defaults.vision
+    )
     fields["vision"] = huggingface.make_config(ClipVision, of_image)
     return huggingface.make_config(ClipConfig, fields)
+
+
+def _read_text(config: Mapping[str, Any], defaults: ClipTextConfig) -> dict[str, Any]:
+    """The fields of the text encoder."""
+    fields = read_tower(config, TEXT_NUMBERS | _INIT_STD, defaults)
+    fields |= huggingface.read_special_ids(config, defaults)
+    if fields["eos_ids"] == (EOS_OF_OLD_CONFIGS,):
+        fields["eos_ids"] = ()
+    return fields
+
+
+def clip_text_from_json(config: Mapping[str, Any]) -> ClipTextConfig:
+    """Read the config.json of a text encoder. Raises UserError for unsupported fields."""
+    huggingface.refuse_values(config, {"model_type": "clip_text_model"})
+    defaults = ClipTextConfig()
+    fields = huggingface.common_fields(config, defaults) | _read_text(config, defaults)
+    fields |= huggingface.read_numbers(config, _PROJECTION, defaults)
+    return huggingface.make_config(ClipTextConfig, fields)
+
+
+def clip_vision_from_json(config: Mapping[str, Any]) -> ClipVisionConfig:
+    """Read the config.json of an image encoder. Raises UserError for unsupported fields."""
+    huggingface.refuse_values(config, {"model_type": "clip_vision_model"})
+    defaults = ClipVisionConfig()
+    fields = huggingface.common_fields(config, defaults)
+    fields |= read_tower(config, VISION_NUMBERS | _INIT_STD | _PROJECTION, defaults)
+    return huggingface.make_config(ClipVisionConfig, fields)
 
 
 def to_huggingface(config: ClipConfig) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
     shared = {"projection_dim": config.projection_dim}
-    ids = huggingface.write_special_ids(config)
-    if not config.eos_ids:
-        ids["eos_token_id"] = EOS_OF_OLD_CONFIGS
     return {
         "model_type": "clip",
         "architectures": [config.architecture],
         "logit_scale_init_value": config.initial_logit_scale,
         **shared,
-        "text_config": {
-            "model_type": "clip_text_model",
-            **shared,
-            **write_tower(config, TEXT_NUMBERS | _INIT_STD),
-            **ids,
-        },
+        "text_config": _text_json(config),
         "vision_config": {
             "model_type": "clip_vision_model",
             **shared,
             **write_tower(config.vision, VISION_NUMBERS | _INIT_STD),
         },
+    }
+
+
+def _text_json(config: ClipTextConfig) -> dict[str, Any]:
+    ids = huggingface.write_special_ids(config)
+    if not config.eos_ids:
+        ids["eos_token_id"] = EOS_OF_OLD_CONFIGS
+    tower = write_tower(config, TEXT_NUMBERS | _INIT_STD | _PROJECTION)
+    return {"model_type": "clip_text_model", **tower, **ids}
+
+
+def clip_text_to_json(config: ClipTextConfig) -> dict[str, Any]:
+    """The config.json of a text encoder."""
+    return {**huggingface.common_json(config), **_text_json(config)}
+
+
+def clip_vision_to_json(config: ClipVisionConfig) -> dict[str, Any]:
+    """The config.json of an image encoder."""
+    return {
+        "model_type": "clip_vision_model",
+        **huggingface.common_json(config),
+        **write_tower(config, VISION_NUMBERS | _INIT_STD | _PROJECTION),
     }
 
 
@@ -464,7 +602,7 @@ POSITION_IDS = r"(text|vision)_model\.embeddings\.position_ids"
 """Counts from 0, which older files carry."""
 
 
-def weights(config: ClipConfig) -> WeightTable:
+def weights(config: ClipTextConfig | ClipVisionConfig) -> WeightTable:
     """The names of CLIP's tensors."""
     return WeightTable(
         weights=(
@@ -481,6 +619,23 @@ def weights(config: ClipConfig) -> WeightTable:
     )
 
 
+def tower_weights(table: WeightTable, tower: Literal["text", "image"]) -> WeightTable:
+    """The rows of a ``table`` for the text or the image encoder, as a model of its own."""
+
+    def own(name: str) -> str:
+        return name.removeprefix(f"{tower}_tower/")
+
+    rows = []
+    for row in table.weights:
+        names = (row.ours,) if isinstance(row.ours, str) else row.ours
+        if names[0].startswith(f"{tower}_"):
+            ours = own(names[0]) if isinstance(row.ours, str) else tuple(map(own, names))
+            rows.append(replace(row, ours=ours))
+    # transformers 5 leaves the prefix out of what it saves.
+    prefix = "text_model." if tower == "text" else "vision_model."
+    return replace(table, weights=tuple(rows), prefix=prefix)
+
+
 FAMILY = Family(
     config=ClipConfig,
     model_types=("clip",),
@@ -491,3 +646,22 @@ FAMILY = Family(
     weights=weights,
     aliases=ALIASES,
 )
+TOWERS = (
+    Family(
+        config=ClipTextConfig,
+        model_types=("clip_text_model",),
+        architectures=TEXT_ARCHITECTURES,
+        from_huggingface=clip_text_from_json,
+        to_huggingface=clip_text_to_json,
+        weights=lambda config: tower_weights(weights(config), "text"),
+    ),
+    Family(
+        config=ClipVisionConfig,
+        model_types=("clip_vision_model",),
+        architectures=VISION_ARCHITECTURES,
+        from_huggingface=clip_vision_from_json,
+        to_huggingface=clip_vision_to_json,
+        weights=lambda config: tower_weights(weights(config), "image"),
+    ),
+)
+"""The encoders as models of their own."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from flax_transformers import ranges
 from flax_transformers.families.clip import (
@@ -17,9 +18,11 @@ from flax_transformers.families.clip import (
     TEXT_NUMBERS,
     VISION_NUMBERS,
     ImageTextModel,
+    TowerOutput,
     part_of,
     read_tower,
     shared_weights,
+    tower_weights,
     write_tower,
 )
 from flax_transformers.huggingface import fields as huggingface
@@ -29,11 +32,15 @@ from flax_transformers.models.config import (
     Activation,
     FlopsGroup,
     ImageTextConfig,
+    TextConfig,
     TransformerConfig,
     VisionConfig,
 )
+from flax_transformers.models.heads import Tokens
 from flax_transformers.models.layers.linear import Linear
-from flax_transformers.models.vision import PoolingHead
+from flax_transformers.models.text import TextModel
+from flax_transformers.models.vision import PoolingHead, VisionModel
+from flax_transformers.ranges import Ranges
 
 FIRST_SCALE, FIRST_BIAS = 10.0, -10.0  # section 3.2
 
@@ -49,13 +56,7 @@ class SiglipModel(ImageTextModel):
         super().setup()
         c = self.config
         self.image_head = PoolingHead(c.vision, self.compute)
-        self.text_head = Linear(
-            "BTD,DE->BTE",
-            (c.hidden_size, c.vision.hidden_size),
-            ("embed", "features"),
-            dtype=self.dtype,
-            init_std=c.hidden_size**-0.5,
-        )
+        self.text_head = _text_head(c, c.vision.hidden_size, self.dtype)
 
     def pool_image(self, hidden_BTD: jax.Array) -> jax.Array:
         return self.image_head(hidden_BTD)
@@ -63,6 +64,50 @@ class SiglipModel(ImageTextModel):
     def pool_text(self, hidden_BTD: jax.Array, input_ids: jax.Array) -> jax.Array:
         """The last position, which may be padding: texts are padded to one length in training."""
         return self.text_head(hidden_BTD[:, -1:])[:, 0]
+
+
+def _text_head(config: TextConfig, width: int, dtype: jnp.dtype) -> Linear:
+    """The map [B, T, D] to [B, T, E] of the last position."""
+    size = config.hidden_size
+    return Linear(
+        "BTD,DE->BTE",
+        (size, width),
+        ("embed", "features"),
+        dtype=dtype,
+        init_std=size**-0.5,
+    )
+
+
+class SiglipTextModel(TextModel):
+    """The text encoder alone, with its head."""
+
+    config: SiglipTextConfig
+
+    output = TowerOutput
+
+    def setup(self) -> None:
+        super().setup()
+        self.text_head = _text_head(self.config, self.config.projection_size, self.dtype)
+
+    def head_outputs(
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
+    ) -> dict[str, jax.Array]:
+        return {"pooler_output": self.text_head(hidden_BTD[:, -1:])[:, 0]}
+
+
+class SiglipVisionModel(VisionModel):
+    """The image encoder alone, with its head."""
+
+    config: SiglipVisionConfig
+
+    output = TowerOutput
+
+    def setup(self) -> None:
+        super().setup()
+        self.image_head = PoolingHead(self.config, self.compute)
+
+    def head_outputs(self, hidden_BTD: jax.Array, deterministic: bool) -> dict[str, jax.Array]:
+        return {"pooler_output": self.image_head(hidden_BTD)}
 
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {"SiglipModel": SiglipModel}
@@ -103,10 +148,25 @@ class SiglipVision(VisionConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiglipConfig(ImageTextConfig):
-    """The published SigLIP, base with patches of 16 pixels by default."""
+class SiglipVisionConfig(SiglipVision):
+    """The image encoder as a model of its own."""
 
-    architecture: str = "SiglipModel"
+    architecture: str = "SiglipVisionModel"
+
+    def flops_groups(self, grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
+        """The head attends to all patches."""
+        return (*_head_flops(grid), *super().flops_groups(grid))
+
+
+def _head_flops(grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
+    inputs = [f"image_head/attention/{name}" for name in ("key", "value")]
+    return tuple(FlopsGroup(path, grid[0] * grid[1]) for path in inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiglipText(TextConfig):
+    """The text encoder."""
+
     vocab_size: int = 32000
     hidden_size: int = 768
     num_layers: int = 12
@@ -114,19 +174,38 @@ class SiglipConfig(ImageTextConfig):
     intermediate_size: int = 3072
     max_positions: int | None = 64
     activation: Activation = "gelu_tanh"
-    vision: VisionConfig = field(default_factory=SiglipVision)
-    initial_logit_scale: float = math.log(FIRST_SCALE)
     pad_id: int = 1
+    bos_id: int | None = None
     eos_ids: tuple[int, ...] = (1,)
 
-    def flops_groups(self, grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
-        """The head attends to all patches."""
-        inputs = [f"image_head/attention/{name}" for name in ("key", "value")]
-        patches = grid[0] * grid[1]
-        return (*(FlopsGroup(path, patches) for path in inputs), *super().flops_groups(grid))
+    RANGES: ClassVar[Ranges] = {"bos_id": ranges.TOKEN_ID, "eos_ids": ranges.TOKEN_ID}
 
     def initial_std(self, name: str) -> float:
         return _initial_std(self, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiglipTextConfig(SiglipText):
+    """The text encoder as a model of its own."""
+
+    architecture: str = "SiglipTextModel"
+    projection_size: int = 768
+    """Width of the embeddings."""
+
+    RANGES: ClassVar[Ranges] = {"projection_size": ranges.WIDTH}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiglipConfig(SiglipText, ImageTextConfig):
+    """The published SigLIP, base with patches of 16 pixels by default."""
+
+    architecture: str = "SiglipModel"
+    vision: VisionConfig = field(default_factory=SiglipVision)
+    initial_logit_scale: float = math.log(FIRST_SCALE)
+
+    def flops_groups(self, grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
+        """The head attends to all patches."""
+        return (*_head_flops(grid), *super().flops_groups(grid))
 
 
 def _size(
@@ -167,25 +246,63 @@ def from_huggingface(config: Mapping[str, Any]) -> SiglipConfig:
     return huggingface.make_config(SiglipConfig, fields)
 
 
+def siglip_text_from_json(config: Mapping[str, Any]) -> SiglipTextConfig:
+    """Read the config.json of a text encoder. Raises UserError for unsupported fields."""
+    huggingface.refuse_values(config, {"model_type": "siglip_text_model"})
+    defaults = SiglipTextConfig()
+    fields = huggingface.common_fields(config, defaults)
+    fields |= read_tower(config, TEXT_NUMBERS, defaults)
+    fields |= huggingface.read_special_ids(config, defaults)
+    width = config.get("projection_size")
+    fields["projection_size"] = fields["hidden_size"] if width is None else width
+    return huggingface.make_config(SiglipTextConfig, fields)
+
+
+def siglip_vision_from_json(config: Mapping[str, Any]) -> SiglipVisionConfig:
+    """Read the config.json of an image encoder. Raises UserError for unsupported fields."""
+    huggingface.refuse_values(
+        config, {"model_type": "siglip_vision_model", "vision_use_head": True}
+    )
+    defaults = SiglipVisionConfig()
+    fields = huggingface.common_fields(config, defaults)
+    fields |= read_tower(config, VISION_NUMBERS, defaults)
+    return huggingface.make_config(SiglipVisionConfig, fields)
+
+
 def to_huggingface(config: SiglipConfig) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
     return {
         "model_type": "siglip",
         "architectures": [config.architecture],
-        "text_config": {
-            "model_type": "siglip_text_model",
-            "projection_size": config.vision.hidden_size,
-            **write_tower(config, TEXT_NUMBERS),
-            **huggingface.write_special_ids(config),
-        },
-        "vision_config": {
-            "model_type": "siglip_vision_model",
-            **write_tower(config.vision, VISION_NUMBERS),
-        },
+        "text_config": _text_json(config, config.vision.hidden_size),
+        "vision_config": _vision_json(config.vision),
     }
 
 
-def weights(config: SiglipConfig) -> WeightTable:
+def _text_json(config: SiglipText, width: int) -> dict[str, Any]:
+    return {
+        "model_type": "siglip_text_model",
+        "projection_size": width,
+        **write_tower(config, TEXT_NUMBERS),
+        **huggingface.write_special_ids(config),
+    }
+
+
+def _vision_json(config: VisionConfig) -> dict[str, Any]:
+    return {"model_type": "siglip_vision_model", **write_tower(config, VISION_NUMBERS)}
+
+
+def siglip_text_to_json(config: SiglipTextConfig) -> dict[str, Any]:
+    """The config.json of a text encoder."""
+    return {**huggingface.common_json(config), **_text_json(config, config.projection_size)}
+
+
+def siglip_vision_to_json(config: SiglipVisionConfig) -> dict[str, Any]:
+    """The config.json of an image encoder."""
+    return {**huggingface.common_json(config), **_vision_json(config)}
+
+
+def weights(config: TransformerConfig) -> WeightTable:
     """The names of SigLIP's tensors."""
     head, theirs = "image_head", "vision_model.head"
     inputs = tuple(f"{head}/attention/{name}" for name in ("query", "key", "value"))
@@ -223,3 +340,22 @@ FAMILY = Family(
     weights=weights,
     aliases=ALIASES,
 )
+TOWERS = (
+    Family(
+        config=SiglipTextConfig,
+        model_types=("siglip_text_model",),
+        architectures={"SiglipTextModel": SiglipTextModel},
+        from_huggingface=siglip_text_from_json,
+        to_huggingface=siglip_text_to_json,
+        weights=lambda config: tower_weights(weights(config), "text"),
+    ),
+    Family(
+        config=SiglipVisionConfig,
+        model_types=("siglip_vision_model",),
+        architectures={"SiglipVisionModel": SiglipVisionModel},
+        from_huggingface=siglip_vision_from_json,
+        to_huggingface=siglip_vision_to_json,
+        weights=lambda config: tower_weights(weights(config), "image"),
+    ),
+)
+"""The encoders as models of their own."""

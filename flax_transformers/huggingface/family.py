@@ -35,7 +35,8 @@ def _no_format(*_: Any) -> Any:
 
 @dataclass(frozen=True)
 class Family:
-    """One family of models; each module in ``families/`` has one, named ``FAMILY``.
+    """One family of models; each module in ``families/`` has one, named ``FAMILY``, and perhaps a
+    tuple ``TOWERS`` of others, whose models are parts of its own.
 
     Families of other packages are registered by ``flax_transformers.register`` or as entry points
     of the group ``flax_transformers``. A family that exists in no other library needs only
@@ -86,7 +87,10 @@ class Family:
 def _own_families() -> tuple[Family, ...]:
     package = importlib.import_module(_FAMILIES)
     names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-    return tuple(importlib.import_module(f"{_FAMILIES}.{name}").FAMILY for name in names)
+    modules = [importlib.import_module(f"{_FAMILIES}.{name}") for name in names]
+    return tuple(
+        family for module in modules for family in (module.FAMILY, *getattr(module, "TOWERS", ()))
+    )
 
 
 def all_families() -> tuple[Family, ...]:

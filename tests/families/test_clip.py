@@ -13,19 +13,23 @@ from flax_transformers.errors import UserError
 from flax_transformers.families.clip import (
     SIZES,
     ClipConfig,
+    ClipTextConfig,
     ClipVision,
+    ClipVisionConfig,
     from_huggingface,
     to_huggingface,
 )
 from flax_transformers.huggingface.config_fields import kept_fields, with_kept
-from flax_transformers.huggingface.family import build_model, config_json
+from flax_transformers.huggingface.family import build_model, config_json, family_of_json
 from flax_transformers.huggingface.placement import boxed_shapes
 from flax_transformers.optim.optimizers import AdamW, decay_mask
 from flax_transformers.optim.selection import logical_axes
 from tests.families.parity import (
     assert_parity,
+    assert_weights_come_back,
     count_parameters,
     first_by_default,
+    first_of_each_by_default,
     import_case,
     load_case,
 )
@@ -58,7 +62,7 @@ def test_the_end_of_a_text_is_its_first_end_id_or_its_highest_id():
 
 
 def test_the_configuration_survives_the_way_out_and_back():
-    for case in golden.CASES:
+    for case in golden.PAIRS:
         config = from_huggingface(case.config)
         assert from_huggingface(config_json(config)) == config
     assert from_huggingface(golden.HIGHEST_ID.config).eos_ids == ()
@@ -91,6 +95,77 @@ def test_the_configuration_survives_the_way_out_and_back():
     read = from_huggingface(config_json(ours))
     # What only training needs is not in the file.
     assert replace(read, vision=replace(read.vision, drop_path=0.5)) == ours
+
+
+def test_the_configuration_of_an_encoder_alone_survives_the_way_out_and_back():
+    for case in golden.TOWERS:
+        read = family_of_json(case.config).from_huggingface
+        config = read(case.config)
+        assert read(config_json(config)) == config
+        assert config_json(config)["model_type"] == case.config["model_type"]
+    small = {"hidden_size": 6, "num_layers": 1, "num_heads": 3, "intermediate_size": 5}
+    text = ClipTextConfig(
+        architecture="CLIPTextModelWithProjection", **small, vocab_size=50, max_positions=9,
+        projection_dim=7, activation="gelu", pad_id=3, bos_id=4, eos_ids=(),
+    )  # fmt: skip
+    vision = ClipVisionConfig(**small, patch_size=3, image_size=9, projection_dim=7)
+    for config in (text, vision):
+        written = config_json(config)
+        assert family_of_json(written).from_huggingface(written) == config
+
+
+TEXT_OF_A_DIFFUSION_MODEL = {
+    "architectures": ["CLIPTextModel"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "dropout": 0.0,
+    "eos_token_id": 2,
+    "hidden_act": "quick_gelu",
+    "hidden_size": 768,
+    "initializer_factor": 1.0,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 77,
+    "model_type": "clip_text_model",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pad_token_id": 1,
+    "projection_dim": 768,
+    "torch_dtype": "float32",
+    "vocab_size": 49408,
+}
+"""The text_encoder/config.json of published diffusion models, without the version."""
+
+
+def test_the_text_encoder_of_a_diffusion_model_has_the_published_size():
+    config = family_of_json(TEXT_OF_A_DIFFUSION_MODEL).from_huggingface(TEXT_OF_A_DIFFUSION_MODEL)
+    assert config.eos_ids == () and config.projection_dim == 768
+    assert count_parameters(config) == 123_060_480
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    first_of_each_by_default({case.name: case.config["model_type"] for case in golden.TOWERS}),
+)
+def test_an_encoder_alone_computes_what_the_original_does(name):
+    case = next(case for case in golden.TOWERS if case.name == name)
+    assert_parity(case, golden.__file__)
+    assert_weights_come_back(case)
+
+
+@pytest.mark.slow
+def test_the_embeddings_of_an_encoder_alone_are_those_of_the_whole_before_scaling():
+    _, model, params, _ = load_case(golden.END_ID)
+    pixels = golden.END_ID.inputs["pixel_values"]
+    whole = model.apply({"params": params}, pixels, method="embed_image")
+    vision = golden.tower_case("v", golden.END_ID, "CLIPVisionModelWithProjection", "image_embeds")
+    alone = build_model(family_of_json(vision.config).from_huggingface(vision.config))
+    own = params["image_tower"] | {"image_projection": params["image_projection"]}
+    found = alone.apply({"params": own}, pixels).image_embeds
+    length = np.linalg.norm(found, axis=-1, keepdims=True)
+    np.testing.assert_allclose(found / length, whole, atol=1e-6)
 
 
 OLD = {

@@ -14,11 +14,13 @@ from flax_transformers.families.siglip import (
     SiglipVision,
     from_huggingface,
 )
-from flax_transformers.huggingface.family import config_json
+from flax_transformers.huggingface.family import config_json, family_of_json
 from tests.families.parity import (
     assert_parity,
+    assert_weights_come_back,
     count_parameters,
     first_by_default,
+    first_of_each_by_default,
     load_case,
 )
 from tests.golden import siglip as golden
@@ -31,7 +33,7 @@ def test_layers_that_are_written_out_compute_the_same():
 
 
 def test_the_configuration_survives_the_way_out_and_back():
-    for case in golden.CASES:
+    for case in golden.PAIRS:
         config = from_huggingface(case.config)
         assert from_huggingface(config_json(config)) == config
     assert from_huggingface({"text_config": {}, "vision_config": {}}) == SIZES["siglip-b16"]
@@ -50,6 +52,30 @@ def test_the_configuration_survives_the_way_out_and_back():
         ),
     )
     assert from_huggingface(config_json(ours)) == ours
+
+
+def test_the_configuration_of_an_encoder_alone_survives_the_way_out_and_back():
+    for case in golden.TOWERS:
+        read = family_of_json(case.config).from_huggingface
+        config = read(case.config)
+        assert read(config_json(config)) == config
+        assert config_json(config)["model_type"] == case.config["model_type"]
+    without = {"model_type": "siglip_vision_model", "vision_use_head": False}
+    with pytest.raises(UserError, match="vision_use_head"):
+        family_of_json(without).from_huggingface(without)
+    narrow = {"model_type": "siglip_text_model", "hidden_size": 24}
+    assert family_of_json(narrow).from_huggingface(narrow).projection_size == 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    first_of_each_by_default({case.name: case.config["model_type"] for case in golden.TOWERS}),
+)
+def test_an_encoder_alone_computes_what_the_original_does(name):
+    case = next(case for case in golden.TOWERS if case.name == name)
+    assert_parity(case, golden.__file__)
+    assert_weights_come_back(case)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,42 @@ ENLARGED = replace(
     extra={"interpolate_pos_encoding": True},
 )
 
-CASES = (END_ID, HIGHEST_ID, MASKED, ENLARGED)
+
+def tower_case(name: str, of: Case, architecture: str, output: str) -> Case:
+    """One encoder of a case as a model of its own, its tensors named as in published files."""
+    side = "text" if "Text" in architecture else "vision"
+    shared = {key: of.config[key] for key in ("projection_dim",) if key in of.config}
+    config = {
+        "model_type": f"{of.config['model_type']}_{side}_model",
+        "architectures": [architecture],
+        **shared,
+        **of.config[f"{side}_config"],
+    }
+    wanted = ("pixel_values",) if side == "vision" else ("input_ids", "attention_mask")
+    inputs = {key: value for key, value in of.inputs.items() if key in wanted}
+    return Case(
+        name,
+        config,
+        inputs,
+        {
+            "last_hidden_state": "attention_mask" if "attention_mask" in inputs else None,
+            output: None,
+        },
+        extra=of.extra if side == "vision" else {},
+        # transformers 5 leaves out the prefix where the encoder is the whole model.
+        renames={rf"^(?!{side}_model\.|(text|visual)_projection)": f"{side}_model."},
+    )
+
+
+TOWERS = (
+    tower_case("clip/text", END_ID, "CLIPTextModel", "pooler_output"),
+    tower_case("clip/text_highest_id", HIGHEST_ID, "CLIPTextModel", "pooler_output"),
+    tower_case("clip/text_masked", MASKED, "CLIPTextModelWithProjection", "text_embeds"),
+    tower_case("clip/vision", HIGHEST_ID, "CLIPVisionModel", "pooler_output"),
+    tower_case("clip/vision_enlarged", ENLARGED, "CLIPVisionModelWithProjection", "image_embeds"),
+)
+PAIRS = (END_ID, HIGHEST_ID, MASKED, ENLARGED)
+CASES = (*PAIRS, *TOWERS)
 
 if __name__ == "__main__":
     write_goldens(CASES, __file__)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.golden.clip import IMAGES, OUTPUTS, WORDS, draw_inputs, draw_tower
+from tests.golden.clip import IMAGES, OUTPUTS, WORDS, draw_inputs, draw_tower, tower_case
 from tests.golden.draw import draw
 from tests.golden.hub import Case, write_goldens
 
@@ -47,7 +47,14 @@ ENLARGED = replace(
     extra={"interpolate_pos_encoding": True},
 )
 
-CASES = (PLAIN, MASKED, ENLARGED)
+TOWERS = (
+    tower_case("siglip/text", PLAIN, "SiglipTextModel", "pooler_output"),
+    tower_case("siglip/text_masked", MASKED, "SiglipTextModel", "pooler_output"),
+    tower_case("siglip/vision", MASKED, "SiglipVisionModel", "pooler_output"),
+    tower_case("siglip/vision_enlarged", ENLARGED, "SiglipVisionModel", "pooler_output"),
+)
+PAIRS = (PLAIN, MASKED, ENLARGED)
+CASES = (*PAIRS, *TOWERS)
 
 if __name__ == "__main__":
     write_goldens(CASES, __file__)
