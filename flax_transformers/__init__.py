@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flax_transformers.monitoring.sinks import MetricSink
     from flax_transformers.parallel.mesh import make_mesh
     from flax_transformers.pretrained import load_pretrained, load_tokenizer, save_pretrained
+    from flax_transformers.reporting.attention import attention_probabilities
     from flax_transformers.run import train
     from flax_transformers.serving import export_program, load_program
     from flax_transformers.training.batches import training_batches
@@ -30,6 +31,7 @@ __all__ = [
     "SequenceDataset",
     "Trainer",
     "__version__",
+    "attention_probabilities",
     "export_program",
     "load_pretrained",
     "load_program",
@@ -50,6 +52,7 @@ _MODULES = {
     "MetricSink": "monitoring.sinks",
     "SequenceDataset": "data.sequences",
     "Trainer": "training.trainer",
+    "attention_probabilities": "reporting.attention",
     "export_program": "serving",
     "load_pretrained": "pretrained",
     "load_program": "serving",

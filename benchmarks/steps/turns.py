@@ -74,15 +74,11 @@ class Worker:
         self._process.wait()
 
     def take(self, steps: int) -> None:
-        """Let the process take one step and then ``steps``, whose times are added to ``seconds``.
-
-        The first one is not counted: while a process waits for its turn, the host of a virtual
-        machine takes memory back from it, which never happens in a run.
-        """
+        """Let the process take steps, and wait for them; adds to ``seconds``."""
         assert self._process.stdin is not None
-        print(1 + steps, file=self._process.stdin, flush=True)
+        print(steps, file=self._process.stdin, flush=True)
         answer = self._answered()
-        self.seconds += answer["seconds"][1:]
+        self.seconds += answer["seconds"]
         self.about |= {"last_loss": answer["loss"]}
 
     def _answered(self) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional
 
-from flax_transformers.cli.parsing import option, refuse_arguments
+from flax_transformers.cli.parsing import Flag, option, refuse_arguments
 from flax_transformers.errors import UserError
+
+if TYPE_CHECKING:
+    from flax_transformers.reporting.runs import ReportedRun
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,9 @@ class Report:
     runs: Positional[Annotated[tuple[str, ...], option("RUN", "Workdirs of runs or of sweeps.")]]
     output: Annotated[str, option("FILE")] = "report.html"
     """The file to write."""
+    attention: Flag = False
+    """Also restore the newest checkpoint of each run, and show what its heads attend to on held-out
+    examples."""
 
     def run(self, overrides: Sequence[str]) -> int:
         from etils import epath
@@ -34,6 +40,38 @@ class Report:
         refuse_arguments(overrides)
         if not self.runs:
             raise UserError("RUN is missing; give the workdir of at least one run or sweep")
-        write_text(epath.Path(self.output), page(*read(self.runs)))
+        runs, sweeps = read(self.runs)
+        if self.attention:
+            runs = [_with_attention(run) for run in runs]
+        write_text(epath.Path(self.output), page(runs, sweeps))
         print(self.output)
         return 0
+
+
+def _with_attention(run: ReportedRun) -> ReportedRun:
+    """``run`` with the attention of its newest checkpoint, or a note that says why not."""
+    from flax_transformers import runtime
+    from flax_transformers.checkpointing.manager import find_checkpoint
+    from flax_transformers.cli.config_file import config_of_run
+    from flax_transformers.data.dataset import open_dataset
+    from flax_transformers.evaluation.held_out import held_out_batches
+    from flax_transformers.reporting.attention import attention_maps
+
+    try:
+        found = find_checkpoint(run.folder)
+        config = config_of_run(found)
+        if config is None:
+            raise UserError("the checkpoint belongs to no run, and says nothing of its data")
+        restored = runtime.restore_model(found)
+        readers = {"tokenizer": restored.tokenizer, "target_tokenizer": restored.target_tokenizer}
+        of_run = {name: reader for name, reader in readers.items() if reader is not None}
+        # Opened, not prepared: a report should not start hours of work.
+        prepared = runtime.fitted_data(config, open_dataset(config.data, of_run=of_run))
+        length = config.phases[-1].sequence_length
+        batch = next(held_out_batches(config, prepared, length), None)
+        if batch is None:
+            raise UserError("the data has no held-out examples")
+        maps = attention_maps(restored.model, restored.params, config.objective, batch, **readers)
+    except UserError as error:
+        return replace(run, attention_note=f"no attention maps, because {error}")
+    return replace(run, attention=maps, attention_note=f"step {restored.step:,}")

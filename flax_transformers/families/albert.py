@@ -86,6 +86,7 @@ class SharedStack(nn.Module):
         repeated = nn.scan(
             group,
             variable_broadcast="params",
+            variable_axes={"intermediates": 0},
             split_rngs={"params": False, "dropout": True},
             in_axes=nn.broadcast,
             length=c.layer_uses,
@@ -93,7 +94,7 @@ class SharedStack(nn.Module):
         )
         groups = nn.scan(
             repeated,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=c.num_groups,

@@ -121,7 +121,9 @@ class DisentangledAttention(nn.Module):
         if shared.allowed is not None:
             lowest = jnp.finfo(jnp.float32).min
             scores_BNTS = jnp.where(shared.allowed[:, None], scores_BNTS, lowest)
-        probs_BNTS = jax.nn.softmax(scores_BNTS).astype(self.dtype)
+        probs_BNTS = jax.nn.softmax(scores_BNTS)
+        self.sow("intermediates", "probabilities", probs_BNTS)
+        probs_BNTS = probs_BNTS.astype(self.dtype)
         if c.attention_dropout > 0.0 and not self.deterministic:
             key, generator = self.make_rng("dropout"), self.compute.dropout_generator
             probs_BNTS = dropout(probs_BNTS, c.attention_dropout, key, generator)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from flax_transformers.reporting.attention_charts import attention_chart
 from flax_transformers.reporting.charts import Line, Reference, line_chart, short_number
 from flax_transformers.reporting.runs import Picture, ReportedRun, SweepTable
 
@@ -52,6 +53,19 @@ pre { margin: 0; overflow: auto; max-height: 420px; font: 12.5px/1.45 ui-monospa
 pre.table { white-space: pre; }
 img { display: block; max-width: 100%; height: auto; border-radius: 4px; background: #fff; }
 summary { cursor: pointer; color: var(--muted); }
+.attention { display: flex; flex-wrap: wrap; gap: 14px; margin-bottom: 14px; }
+.attention > .card { flex: 1 1 100%; }
+.attention > .image { flex: 0 1 auto; max-width: 100%; }
+.maps { display: block; width: 100%; height: auto; margin: 0 0 10px; }
+.maps text, .tokens text { font: 8.5px system-ui, sans-serif; fill: var(--muted); }
+.wide > .maps text { font-size: 10px; }
+.sharp { image-rendering: pixelated; }
+.frame { fill: none; stroke: var(--edge); vector-effect: non-scaling-stroke; }
+.heads { display: grid; gap: 10px;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 270px), 1fr)); }
+figure { margin: 8px 0 0; min-width: 0; }
+figcaption { color: var(--muted); font-size: .85rem; }
+.hidden { position: absolute; }
 """
 COLORS = 8
 _STYLE += "".join(f".c{number} {{ color: var(--c{number}); }}\n" for number in range(COLORS))
@@ -78,6 +92,7 @@ def page(runs: Sequence[ReportedRun], sweeps: Sequence[SweepTable]) -> str:
         _texts("Samples", [(one.name, [one.samples] if one.samples else []) for one in runs]),
         _pictures(runs),
         _texts("Classes", [(one.name, one.reports) for one in runs], "table"),
+        _attention(runs),
         *map(_sweep, sweeps),
     ]
     return (
@@ -208,6 +223,30 @@ def _pictures(runs: Sequence[ReportedRun]) -> str:
 def _image(name: str, picture: Picture) -> str:
     title = escape(f"{name}, {picture.title}")
     return f'<h3>{title}</h3><img src="{picture.uri}" alt="{title}">'
+
+
+_MAPS = (
+    "What heads attend to in held-out examples: layers in rows, heads in columns. In the map of a "
+    "head, a row is a position that attends, a column one that is attended to; over an image it is "
+    "what the class token attends to, or all patches on average. The color is full at the largest "
+    "value of each map."
+)
+
+
+def _attention(runs: Sequence[ReportedRun]) -> str:
+    parts = []
+    for first, run in enumerate(runs):
+        if run.attention_note:
+            parts.append(f"<p>{escape(f'{run.name}: {run.attention_note}')}</p>")
+        cards = []
+        for place, maps in enumerate(run.attention):
+            kind = "card" if maps.picture is None else "card image"
+            title = escape(f"{run.name}, {maps.title}")
+            chart = attention_chart(maps, f"attention-{first}-{place}")
+            cards.append(f'<div class="{kind}"><h3>{title}</h3>{chart}</div>')
+        if cards:
+            parts.append(f'<div class="attention">{"".join(cards)}</div>')
+    return _section("Attention", f"<p>{_MAPS}</p>{''.join(parts)}") if parts else ""
 
 
 def _sweep(sweep: SweepTable) -> str:

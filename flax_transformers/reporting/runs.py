@@ -13,6 +13,7 @@ from etils import epath
 
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import FILE_NAME, read_metrics
+from flax_transformers.reporting.attention_charts import AttentionMaps
 
 _TABLE = "table.jsonl"
 
@@ -38,16 +39,21 @@ class ReportedRun:
     """A run, with the newest of each kind of its files.
 
     ``config``: values by the path of their field, as text. ``rows``: those of `read_metrics`.
-    ``baselines``: scores without a model, of baselines.json.
+    ``baselines``: scores without a model, of baselines.json. ``attention``: of the model, which
+    `read` does not read.
     """
 
     name: str
+    folder: epath.Path
     config: Mapping[str, str]
     rows: Sequence[Mapping[str, Any]]
     baselines: Sequence[Mapping[str, Any]]
     samples: Text | None
     reports: Sequence[Text]
     pictures: Sequence[Picture]
+    attention: Sequence[AttentionMaps] = ()
+    attention_note: str = ""
+    """What the maps are of, or why there are none."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ def _run(name: str, folder: epath.Path) -> ReportedRun:
     ]
     return ReportedRun(
         name,
+        folder,
         dict(_leaves(config)),
         read_metrics(folder),
         json.loads(_text(folder / "baselines.json") or "[]"),

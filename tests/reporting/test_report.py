@@ -8,10 +8,15 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
+import flax_transformers as ft
+from flax_transformers.cli import report
 from flax_transformers.cli.main import main
+from flax_transformers.reporting.attention_charts import AttentionMaps
 from flax_transformers.reporting.charts import (
     Line,
     Reference,
@@ -20,6 +25,7 @@ from flax_transformers.reporting.charts import (
     thinned,
     ticks,
 )
+from flax_transformers.testing import tiny_config, write_corpus
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PNG = bytes.fromhex(
@@ -48,6 +54,14 @@ def write_run(folder, rate, losses):
     (folder / "evaluation" / "step_00000030.confusion.png").write_bytes(PNG)
 
 
+def with_maps(run):
+    """A run with attention of a text in many heads, and of an image."""
+    names = tuple(f"<{i}>long_token" for i in range(20))
+    text = AttentionMaps("text", np.full((2, 16, 20, 20), 0.05), (0, 5), names, names)
+    image = AttentionMaps("image", np.ones((2, 16, 3, 4)), (0, 5), picture=np.ones((6, 8, 1)))
+    return replace(run, attention=[text, image], attention_note="step 7")
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The file of a report on two runs and a sweep."""
@@ -60,7 +74,9 @@ def page(tmp_path_factory):
     (folder / "sweep" / "plot.png").write_bytes(PNG)
     output = folder / "report.html"
     runs = [str(folder / name) for name in ("a run", "other", "sweep")]
-    assert main(["report", *runs, "--output", str(output)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_with_attention", with_maps)
+        assert main(["report", *runs, "--output", str(output), "--attention"]) == 0
     return output
 
 
@@ -94,11 +110,13 @@ def test_the_page_has_all_parts_and_needs_no_other_file(page):
     found = Elements(text)
     assert found.texts["h2"] == [
         "Runs", "Held-out scores", "Training", "Throughput", "Differences of the configs",
-        "Samples", "Pictures", "Classes", "Sweep sweep",
+        "Samples", "Pictures", "Classes", "Attention", "Sweep sweep",
     ]  # fmt: skip
     assert len(found.sources) == 5  # a reconstruction and a confusion matrix each, and the plot
     assert all(one.startswith("data:image/png;base64,") for one in found.sources)
     assert "http" not in text and "<script" not in text
+    ids = re.findall(r'id="(.*?)"', text)
+    assert len(set(ids)) == len(ids) and set(re.findall(r'href="#(.*?)"', text)) == set(ids)
 
 
 def test_runs_share_a_chart_with_their_baseline_once(page):
@@ -131,6 +149,21 @@ def test_a_run_alone_has_its_whole_config(tmp_path, capsys):
     assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "a.html")]) == 0
     rows = Elements((tmp_path / "a.html").read_text()).texts["td"]
     assert {"seed", "phases.0.steps", "30"} <= set(rows)
+
+
+@pytest.mark.slow
+def test_the_attention_of_a_run_is_that_of_its_newest_checkpoint(tmp_path, one_device):
+    write_corpus(tmp_path / "corpus.txt")
+    config = tiny_config(tmp_path / "corpus.txt", tmp_path / "store", steps=2, batch_size=8)
+    ft.train(config, tmp_path / "run")
+    write_run(tmp_path / "other", 0.1, [2.0])
+    output, runs = tmp_path / "report.html", [str(tmp_path / name) for name in ("run", "other")]
+    assert main(["report", *runs, "--output", str(output), "--attention"]) == 0
+    text = output.read_text()
+    assert "run: step 2" in text and text.count("<figcaption>") == 2 * 4
+    tokens = re.search(r'class="tokens">(.*?)</g>', text).group(1)
+    assert tokens.count("[CLS]") == 2 and tokens.count("<text") == 2 * 20
+    assert "other: no attention maps, because" in text
 
 
 @pytest.mark.parametrize(
@@ -174,7 +207,9 @@ document.title = JSON.stringify({width: innerWidth, scroll: document.documentEle
   wide: wide.length, back: style("body").backgroundColor, line: style(".line.c1 path").stroke,
   charts: [...document.querySelectorAll("svg.chart")].map(
     one => one.getBoundingClientRect().height),
-  images: [...document.images].map(one => one.naturalWidth)});
+  images: [...document.images].map(one => one.naturalWidth),
+  maps: [...document.querySelectorAll("figure .maps, .wide > .maps")].map(
+    one => one.getBoundingClientRect().height)});
 </script>"""
 
 
@@ -194,5 +229,6 @@ def test_a_browser_shows_the_page_without_overflow(page, tmp_path, width, dark):
     found = json.loads(re.search(r"<title>(\{.*?\})</title>", shown).group(1))
     assert found["width"] <= width and found["scroll"] <= found["width"] and found["wide"] == 0
     assert min(found["charts"]) > 150 and set(found["images"]) == {1}
+    assert len(found["maps"]) == 2 * (2 + 2 * 16) and min(found["maps"]) > 60
     assert found["back"] == ("rgb(20, 21, 23)" if dark else "rgb(251, 251, 250)")
     assert found["line"] == ("rgb(240, 153, 79)" if dark else "rgb(194, 90, 12)")

@@ -17,8 +17,8 @@ from flax_transformers.models.kernels.cudnn import WIDEST, cudnn_attention, is_n
 from flax_transformers.models.kernels.dropout import dropout, key_words
 from flax_transformers.models.kernels.local import LANES
 from flax_transformers.models.kernels.masks import AttentionMask
+from flax_transformers.models.kernels.matmul import einsum
 from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
-from flax_transformers.parallel.matmul import einsum
 from flax_transformers.parallel.partitioning import SCORES, constrain, mesh_axes_of, parts
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,27 @@ def dot_product_attention(
     if key is not None:
         drop = partial(dropout, rate=dropout_rate, key=key, generator=dropout_generator)
     return _xla_attention(q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, softcap, drop)
+
+
+def probabilities_of_keys(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    *,
+    mask: AttentionMask | None = None,
+    bias: jax.Array | RelativePositionBias | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> jax.Array:
+    """The probabilities of ``dot_product_attention``, float32 [B, N, T, S]: what it makes of values
+    that are the rows of the identity."""
+    batch, keys, key_heads = k_BSKH.shape[:3]
+    heads = q_BTNH.shape[2]
+    k_BSNH = jnp.repeat(k_BSKH, heads // key_heads, axis=2)
+    eye_BSNS = jnp.broadcast_to(jnp.eye(keys)[:, None], (batch, keys, heads, keys))
+    attended_BTNS = dot_product_attention(
+        q_BTNH, k_BSNH, eye_BSNS, mask=mask, bias=bias, scale=scale, softcap=softcap
+    )
+    return attended_BTNS.swapaxes(1, 2)
 
 
 _DROPPING = "apply model.attention_dropout"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,7 +11,10 @@ import jax.numpy as jnp
 
 from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
 from flax_transformers.models.kernels.cached import cached_attention
-from flax_transformers.models.kernels.dispatch import dot_product_attention
+from flax_transformers.models.kernels.dispatch import (
+    dot_product_attention,
+    probabilities_of_keys,
+)
 from flax_transformers.models.kernels.kv_cache import KeyValues
 from flax_transformers.models.kernels.masks import AttentionMask
 from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
@@ -23,7 +27,8 @@ from flax_transformers.parallel.partitioning import HEADS, KEY_HEADS, constrain
 class Attention(nn.Module):
     """Multi-head attention (arXiv:1706.03762 §3.2.2), with grouped key-value heads if configured.
 
-    Kernels have an axis of heads ([D, N, H] and [N, H, D]) that a mesh axis can divide.
+    Kernels have an axis of heads ([D, N, H] and [N, H, D]) that a mesh axis can divide. Calls with
+    ``mutable=["intermediates"]`` get the ``probabilities`` float32 [B, N, T, S] of each layer.
     """
 
     config: TransformerConfig
@@ -72,6 +77,7 @@ class Attention(nn.Module):
         else:
             assert own is not None
             kept = KeyValues.of(*own)
+            self._sow_probabilities(q_BTNH, own[0], mask, bias)
             # The masks of prompts have positions, and initialisation tiny inputs: only plain XLA
             # fits these.
             plain = index is not None or self.is_initializing()
@@ -100,6 +106,19 @@ class Attention(nn.Module):
             name="output",
         )
         return output(constrain(attended_BTNH, HEADS)), kept
+
+    def _sow_probabilities(
+        self,
+        q_BTNH: jax.Array,
+        k_BSKH: jax.Array,
+        mask: AttentionMask | None,
+        bias: RelativePositionBias | None,
+    ) -> None:
+        if self.is_mutable_collection("intermediates"):
+            scale, softcap = self.config.attention_scale, self.config.attention_softcap
+            how: dict[str, Any] = {"mask": mask, "bias": bias, "scale": scale, "softcap": softcap}
+            found_BNTS = probabilities_of_keys(q_BTNH, k_BSKH, **how)
+            self.sow("intermediates", "probabilities", found_BNTS)
 
     def _keys_and_values(
         self, x_BSD: jax.Array, rotary: tuple[jax.Array, jax.Array] | None

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.models.kernels.local import ATTENDED
+from flax_transformers.models.kernels.matmul import PROJECTION
 from flax_transformers.models.layers.block import TransformerBlock
-from flax_transformers.parallel.matmul import PROJECTION
 
 REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -186,7 +186,7 @@ class Stack(nn.Module):
             period = nn.remat(period, policy=REMAT_POLICIES[self.remat], prevent_cse=not in_loop)
         return nn.scan(
             period,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 0),
             length=repeats,
