@@ -132,6 +132,7 @@ _TYPES = {
     "clip_text_model": "families.clip.ClipTextConfig",
     "clip_vision_model": "families.clip.ClipVisionConfig",
     "deberta_v2": "families.deberta_v2.DebertaV2Config",
+    "coatnet": "families.coatnet.CoAtNetConfig",
     "deit": "families.deit.DeiTConfig",
     "deit3": "families.deit3.DeiT3Config",
     "gemma": "families.gemma.GemmaConfig",
@@ -161,6 +162,7 @@ _TYPES = {
     "videomae": "families.videomae.VideoMaeConfig",
     "vit": "families.vit.ViTConfig",
     "rope": "models.config.Rope",
+    "batch_norm": "families._maps.BatchNormConfig",
     "generation_settings": "models.generation_settings.GenerationSettings",
 }
 """Module and name of each type of this package, by id."""

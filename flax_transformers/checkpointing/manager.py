@@ -37,6 +37,7 @@ from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.checkpointing.retention import Retention
 from flax_transformers.checkpointing.step_directories import Files, SavedStep
 from flax_transformers.errors import UserError
+from flax_transformers.optim.selection import joined, taken
 from flax_transformers.parallel.distributed import PATIENCE_SECONDS, wait_for_all
 from flax_transformers.storage import checksums
 from flax_transformers.storage.write_errors import (
@@ -367,7 +368,8 @@ def restore_params(
     *,
     averaged: bool = True,
 ) -> Any:
-    """The parameters, or their average if the run kept one and `averaged` is True.
+    """The parameters and running statistics of the model, in one tree, or their average if the run
+    kept one and `averaged` is True.
 
     `abstract_params`: `jax.ShapeDtypeStruct` with shardings, checked as in
     `Checkpoints.restore_newest`. Without it, the result is a nested dict of numpy arrays as they
@@ -425,19 +427,28 @@ def _read_state(found: SavedStep, abstract: Any) -> Any:
 
 
 def _read_params(found: SavedStep, names: Sequence[str], abstract: Any | None) -> Any:
-    """The first of `names` that `found` has, sharded as `abstract`, or as numpy arrays."""
+    """The first of `names` that `found` has, sharded as `abstract`, or as numpy arrays; parameters
+    are read together with the running statistics beside them."""
     with _readable(found) as folder:
         saved = ocp.PyTreeCheckpointHandler().metadata(folder).tree
         name = next((n for n in names if jax.tree.leaves(saved.get(n), is_leaf=is_array)), "params")
+        params, statistics = saved.get(name, {}), None
+        if name == "params" and jax.tree.leaves(saved.get("model_state"), is_leaf=is_array):
+            statistics = saved["model_state"]
         if abstract is None:
-            item, how = _as_numpy(saved.get(name, {}))
+            wanted, how = _as_numpy(joined(params, statistics))
         else:
             # The message says "params" also if the average is read.
-            require_same_structure(
-                found.folder, {"params": saved.get(name, {})}, {"params": abstract}
-            )
-            item, how = abstract, ocp.checkpoint_utils.construct_restore_args(abstract)
-        return _read_arrays(folder, {name: item}, {name: how}, partial=True)[name]
+            there = {"params": joined(params, statistics)}
+            require_same_structure(found.folder, there, {"params": abstract})
+            wanted, how = abstract, ocp.checkpoint_utils.construct_restore_args(abstract)
+        if statistics is None:
+            return _read_arrays(folder, {name: wanted}, {name: how}, partial=True)[name]
+        parts = {"params": params, "model_state": statistics}
+        items, hows = (
+            {each: taken(tree, part) for each, part in parts.items()} for tree in (wanted, how)
+        )
+        return joined(**_read_arrays(folder, items, hows, partial=True))
 
 
 def _as_numpy(saved: Any) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ DeiT and MAE are published in the same layout; their files use what stands here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,13 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.errors import UserError
+from flax_transformers.families._maps import BatchNorm, BatchNormConfig, Convolution
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
-from flax_transformers.models.config import ComputeConfig, QueryKeyNorm, VisionConfig
+from flax_transformers.models.config import ComputeConfig, FlopsGroup, QueryKeyNorm, VisionConfig
 from flax_transformers.models.layers.block import LayerInputs, LayerOutput
-from flax_transformers.models.layers.linear import truncated_normal
-from flax_transformers.models.layers.patches import resize_positions
+from flax_transformers.models.layers.linear import Linear, truncated_normal
+from flax_transformers.models.layers.patches import patch_grid, resize_positions
 from flax_transformers.models.layers.stack import Block, Stack, make_stack
 from flax_transformers.models.parts import ModelParts
 from flax_transformers.models.vision import (
@@ -78,12 +80,24 @@ class ViTConfig(VisionConfig):
     """Attention and feed-forward are side by side, behind one norm (ViT-22B, arXiv:2302.05442)."""
     norm_of_heads: bool = False
     """A norm of each query and key, with one scale for all heads (arXiv:2302.05442)."""
+    stem: tuple[tuple[int, int], ...] = ()
+    """Width and stride of each convolution of 3 x 3 pixels before the layers (arXiv:2106.14881), in
+    our own checkpoints only; none: a linear map of patches. The strides make a patch."""
+    batch_norm: BatchNormConfig = BatchNormConfig()  # noqa: RUF009 (frozen)
+    """Of the convolutions."""
     rows_and_columns: bool = False
     """Learned positions are those of the row beside those of the column (appendix D.4), and the
     class token has none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if any(len(one) != 2 or min(one) < 1 for one in self.stem) or (
+            self.stem and math.prod(stride for _, stride in self.stem) != self.patch_size
+        ):
+            raise OutOfRange(
+                f"model.stem is {self.stem}; it must be pairs of a width and a stride, and the "
+                f"product of the strides model.patch_size {self.patch_size}"
+            )
         if self.rows_and_columns and (self.positions != "learned" or self.hidden_size % 2):
             raise OutOfRange(
                 "model.rows_and_columns needs learned model.positions and an even "
@@ -100,10 +114,58 @@ class ViTConfig(VisionConfig):
     def token_positions(self) -> int:
         return 0 if self.rows_and_columns else super().token_positions
 
+    def flops_groups(self, grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
+        tokens, stem = math.prod(grid), []
+        for i, (_, stride) in reversed(list(enumerate(self.stem))):
+            stem.append(FlopsGroup(f"embeddings/patches/convolution_{i}/", tokens))
+            tokens *= stride**2
+        return (*stem, *super().flops_groups(grid))
+
     def position_grids(self) -> dict[tuple[str, str], tuple[int, int]]:
         rows, columns = self.grid
         of_halves = {("rows", "embedding"): (rows, 1), ("columns", "embedding"): (columns, 1)}
         return of_halves if self.rows_and_columns else super().position_grids()
+
+
+class ConvolutionStem(nn.Module):
+    """Convolutions with batch norm and ReLU, and a linear map (arXiv:2106.14881 §4)."""
+
+    config: ViTConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, pixel_values: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Vectors [B, T, D] of images [B, C, height, width], whose edges are cut to whole
+        patches."""
+        c, width = self.config, self.config.num_channels
+        rows, columns = patch_grid(pixel_values.shape[2:], c.patch_size)
+        x_BHWD = pixel_values[:, :, : rows * c.patch_size, : columns * c.patch_size]
+        x_BHWD = x_BHWD.transpose(0, 2, 3, 1)
+        for i, (wider, stride) in enumerate(c.stem):
+            conv = Convolution(
+                width, wider, stride, self.dtype, from_pixels=i == 0, name=f"convolution_{i}"
+            )
+            batch_norm = BatchNorm(c.batch_norm, STEM_EPS, self.dtype, name=f"norm_{i}")
+            x_BHWD = nn.relu(batch_norm(conv(x_BHWD), deterministic=deterministic))
+            width = wider
+        x_BTD = x_BHWD.reshape(len(x_BHWD), rows * columns, width)
+        return Linear(
+            "BTC,CD->BTD",
+            (width, c.hidden_size),
+            ("features", "embed"),
+            dtype=self.dtype,
+            use_bias=c.patch_bias,
+            init_std=width**-0.5,
+            name="patches",
+        )(x_BTD)
+
+
+STEM_EPS = 1e-5  # of the batch norms
+
+
+def stem(config: ViTConfig, dtype: jnp.dtype) -> nn.Module | None:
+    """A stem of convolutions, or None for the linear map of patches."""
+    return ConvolutionStem(config, dtype) if config.stem else None
 
 
 class RowsAndColumns(nn.Module):
@@ -201,6 +263,26 @@ VIT_22B = ViTConfig(
     pooling="attention",
 )
 """ViT-22B (arXiv:2302.05442), of which no weights are published."""
+
+_DEEP_STEM = ((64, 2), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2))
+SIZES |= {
+    f"vitc-{name}": ViTConfig(
+        stem=stem,
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=width // 64,
+        intermediate_size=ratio * width,
+        norm_eps=1e-6,
+        num_labels=IMAGENET_LABELS,
+    )
+    for name, stem, width, layers, ratio in (
+        ("1gf", ((24, 2), (48, 2), (96, 2), (192, 2)), 192, 11, 3),
+        ("4gf", ((48, 2), (96, 2), (192, 2), (384, 2)), 384, 11, 3),
+        ("18gf", _DEEP_STEM, 768, 11, 4),
+        ("36gf", _DEEP_STEM, 1024, 13, 4),
+    )
+}
+"""Those with a stem of convolutions in place of one layer (arXiv:2106.14881, table 3)."""
 
 NUMBERS = {
     "hidden_size": "hidden_size",
@@ -347,7 +429,7 @@ FAMILY = Family(
     config=ViTConfig,
     model_types=("vit",),
     architectures=ARCHITECTURES,
-    parts=ModelParts(block=VisionBlock, stack=stack, positions=positions),
+    parts=ModelParts(block=VisionBlock, stack=stack, positions=positions, stem=stem),
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,

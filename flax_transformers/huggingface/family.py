@@ -87,6 +87,7 @@ class Family:
 def _own_families() -> tuple[Family, ...]:
     package = importlib.import_module(_FAMILIES)
     names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    names = [name for name in names if not name.startswith("_")]  # layers that families share
     modules = [importlib.import_module(f"{_FAMILIES}.{name}") for name in names]
     return tuple(
         family for module in modules for family in (module.FAMILY, *getattr(module, "TOWERS", ()))
@@ -305,6 +306,7 @@ ONLY_IN_TRAINING = {
     "activation_dropout",
     "drop_path",
     "classifier_dropout",
+    "batch_norm",
     "init_std",
     "scaled_residual_init",
     "generator_divisor",  # of ELECTRA, whose two models are written one by one

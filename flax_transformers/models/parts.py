@@ -27,6 +27,7 @@ class ModelParts:
     - ``rotary(config, position_ids)``: tables of rotary positions for ``LayerInputs.rotary``.
     - ``relative_bias(config)``: a module without inputs that gives a ``RelativePositionBias`` for
       all layers of an encoder or decoder, or None.
+    - ``stem(config, dtype)``: a module from images to vectors of patches; None: a linear map.
     """
 
     block: Callable[..., nn.Module] = TransformerBlock
@@ -35,3 +36,4 @@ class ModelParts:
     position_ids: Callable[..., Any] = default_position_ids
     rotary: Callable[..., Any] = default_rotary
     relative_bias: Callable[..., nn.Module | None] = lambda config: None
+    stem: Callable[..., nn.Module | None] = lambda config, dtype: None

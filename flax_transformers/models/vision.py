@@ -129,10 +129,11 @@ class PatchEmbeddings(nn.Module):
     dtype: jnp.dtype
     positions: Callable[[VisionConfig, jnp.dtype], nn.Module]
     dropout_generator: DropoutGenerator = "auto"
+    stem: Callable[[VisionConfig, jnp.dtype], nn.Module | None] = lambda config, dtype: None
 
     def setup(self) -> None:
         c = self.config
-        self.patches = Linear(
+        self.patches = self.stem(c, self.dtype) or Linear(
             "BTCPQ,CPQD->BTD",
             (c.num_channels, c.patch_size, c.patch_size, c.hidden_size),
             ("channels", "patch_height", "patch_width", "embed"),
@@ -146,7 +147,11 @@ class PatchEmbeddings(nn.Module):
         self.dropout = Dropout(c.dropout, self.dropout_generator)
 
     def __call__(
-        self, pixel_values: jax.Array, *, interpolate_pos_encoding: bool = False
+        self,
+        pixel_values: jax.Array,
+        *,
+        interpolate_pos_encoding: bool = False,
+        deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
         """Patches [B, T, D] and the tokens before them [B, tokens, D], with positions added."""
         c = self.config
@@ -163,7 +168,10 @@ class PatchEmbeddings(nn.Module):
             )
         batch, k = pixel_values.shape[0], c.token_positions
         position_TD = self.position(patch_grid(pixel_values.shape[2:], c.patch_size))
-        x_BTD = self.patches(cut_patches(pixel_values, c.patch_size)) + position_TD[None, k:]
+        if isinstance(self.patches, Linear):
+            x_BTD = self.patches(cut_patches(pixel_values, c.patch_size)) + position_TD[None, k:]
+        else:
+            x_BTD = self.patches(pixel_values, deterministic=deterministic) + position_TD[None, k:]
         vectors = [getattr(self, name)() for name in c.tokens]
         if not vectors:
             return x_BTD, x_BTD[:, :0]
@@ -205,10 +213,10 @@ class VisionModel(nn.Module):
         return {"pixel_values": jnp.zeros((1, c.num_channels, *c.image_shape), jnp.float32)}
 
     def setup(self) -> None:
-        c = self.config
+        c, p = self.config, self.parts
         generator = self.compute.dropout_generator
-        self.embeddings = PatchEmbeddings(c, self.dtype, self.parts.positions, generator)
-        self.stack = self.parts.stack(c, self.compute, self.parts.block)
+        self.embeddings = PatchEmbeddings(c, self.dtype, p.positions, generator, p.stem)
+        self.stack = p.stack(c, self.compute, p.block)
         if c.norm_position == "pre":
             self.final_norm = make_norm(c, self.dtype)
 
@@ -224,9 +232,8 @@ class VisionModel(nn.Module):
         ``interpolate_pos_encoding``: images may have another size than the config's. Raises
         UserError for images of another shape.
         """
-        x_BTD, tokens_BKD = self.embeddings(
-            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding
-        )
+        how = {"interpolate_pos_encoding": interpolate_pos_encoding, "deterministic": deterministic}
+        x_BTD, tokens_BKD = self.embeddings(pixel_values, **how)
         x_BTD = self.embeddings.join(tokens_BKD, x_BTD, deterministic=deterministic)
         return HiddenStates(self.encode(x_BTD, deterministic=deterministic))
 

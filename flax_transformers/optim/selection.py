@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flax_transformers.errors import UserError
 
@@ -88,6 +89,33 @@ def merge(part: Any, whole: Any) -> Any:
     return jax.tree.map(
         lambda leaf, own: leaf if isinstance(own, optax.MaskedNode) else own, whole, part
     )
+
+
+def split_statistics(boxed: Any) -> tuple[Any, Any]:
+    """What optimizers train of a model's parameters, and its running statistics or None.
+
+    These have the logical axis "running", as the mean and the variance of a batch norm.
+    """
+    running = {name for name, named in logical_axes(boxed).items() if "running" in named}
+    if not running:
+        return boxed, None
+    leaves = flatten_dict(boxed, keep_empty_nodes=True)
+    statistics = {name: leaves.pop(name) for name in running}
+    return unflatten_dict(leaves), unflatten_dict(statistics)
+
+
+def joined(params: Any, model_state: Any) -> Any:
+    """The inverse of ``split_statistics``: one tree, as the model reads it."""
+    if model_state is None:
+        return params
+    leaves = flatten_dict(params, keep_empty_nodes=True)
+    return unflatten_dict(leaves | flatten_dict(model_state))
+
+
+def taken(tree: Any, names: Any) -> Any:
+    """The leaves of ``tree`` that have a name in another tree."""
+    leaves = flatten_dict(tree)
+    return unflatten_dict({name: leaves[name] for name in flatten_dict(names)})
 
 
 Axes = Mapping[Name, tuple[str | None, ...]]

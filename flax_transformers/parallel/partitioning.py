@@ -5,8 +5,8 @@ set by ``flax.linen.logical_axis_rules``, and the mesh by ``jax.set_mesh``; with
 divided.
 
 Parameters use the logical axes ``vocab embed features heads key_heads head_dim mlp positions
-token_types norm labels layers expert router channels patch_frames patch_height patch_width``;
-activations use ``batch length features heads key_heads head_dim mlp vocab``.
+token_types norm running labels layers expert router channels patch_frames patch_height
+patch_width``; activations use ``batch length features heads key_heads head_dim mlp vocab``.
 """
 
 from __future__ import annotations

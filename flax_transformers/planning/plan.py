@@ -238,7 +238,7 @@ def _memory(
 ) -> Memory:
     state, sharding = trainer.abstract, batch_sharding(trainer.mesh)
     parameters, optimizer = (
-        bytes_on_device(state.params),
+        bytes_on_device(state.variables),
         bytes_on_device((state.opt_state, state.ema)),
     )
     rows = sum(

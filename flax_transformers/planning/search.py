@@ -91,7 +91,7 @@ def candidates(
 ) -> list[Candidate]:
     """Candidates that the mesh divides and that may fit, fastest by estimate first."""
     whole = make_trainer(config, make_mesh(MeshConfig(), devices)).abstract
-    held = bytes_on_device(whole.params), bytes_on_device((whole.opt_state, whole.ema))
+    held = bytes_on_device(whole.variables), bytes_on_device((whole.opt_state, whole.ema))
     flops = phase_flops(config, phase) / len(devices)
     found: list[Candidate] = []
     for mesh in _meshes(config.model, len(devices)):

@@ -178,7 +178,7 @@ def is_not_finite(state: TrainState, meta: dict[str, Any]) -> str | None:
     """Why a run cannot resume from a checkpoint, or None."""
     if meta.get("consecutive_skips") == 0:  # tested by the step before it was saved
         return None
-    finite = jax.jit(is_finite)(state.params, state.opt_state, state.ema)
+    finite = jax.jit(is_finite)(state.params, (state.opt_state, state.model_state), state.ema)
     return None if finite else "holds values that are not finite"
 
 

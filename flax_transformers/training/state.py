@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flax_transformers.adapters.lora import Adapters
-from flax_transformers.optim.selection import name_of
+from flax_transformers.optim.selection import joined, name_of, split_statistics
 from flax_transformers.parallel.rules import parameter_shardings, replicated
 
 
@@ -27,9 +27,10 @@ class TrainState(struct.PyTreeNode):
     ``consecutive_skips`` those since the last update (int32 scalars). ``norm_mean`` is the recent
     mean of the gradient norm (float32 scalar; see ``optim.spike_detection``). ``params`` are those
     of the model and, where there are any, its adapters (``adapters.lora``). ``rng`` is the raw
-    data of the run's key (uint32 [2]); a step draws from ``fold_in(rng, step)``. ``ema`` is the
-    average of the parameters, a tree like them, or None if none is kept. A field with a default is
-    optional in a checkpoint.
+    data of the run's key (uint32 [2]); a step draws from ``fold_in(rng, step)``. ``model_state``
+    has the running statistics of the model, which steps move without an optimizer; it is None if
+    there are none. ``ema`` is the average of ``variables``, or None if none is kept. A field with a
+    default is optional in a checkpoint.
     """
 
     step: jax.Array
@@ -40,11 +41,17 @@ class TrainState(struct.PyTreeNode):
     consecutive_skips: jax.Array = struct.field(metadata={"saved_as": "skipped_in_a_row"})
     ema: Any = None
     norm_mean: Any = np.float32(0)  # a Python float would be compiled for apart
+    model_state: Any = None
+
+    @property
+    def variables(self) -> Any:
+        """Parameters and running statistics, in one tree as the model reads them."""
+        return joined(self.params, self.model_state)
 
     @property
     def best_params(self) -> Any:
-        """The parameters to evaluate: their average if one is kept."""
-        return self.params if self.ema is None else self.ema
+        """The variables to evaluate: their average if one is kept."""
+        return self.variables if self.ema is None else self.ema
 
     def completed(self, abstract: TrainState) -> TrainState:
         """This restored state with a fresh value for each field that its checkpoint lacked: an
@@ -57,15 +64,21 @@ class TrainState(struct.PyTreeNode):
             return values | ({"ema": jax.tree.map(jnp.copy, params)} if values.get("ema") else {})
 
         shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
-        return self.replace(**jax.jit(fresh, out_shardings=shardings)(self.params))
+        return self.replace(**jax.jit(fresh, out_shardings=shardings)(self.variables))
 
     def starting_from(self, params: Any) -> TrainState:
-        """This fresh state with other parameters of the model, and an average that starts from
-        them; adapters stay as they are."""
-        own, given = (flatten_dict(tree, keep_empty_nodes=True) for tree in (self.params, params))
-        params = unflatten_dict(own | given)
-        ema = None if self.ema is None else jax.tree.map(jnp.copy, params)
-        return self.replace(params=params, ema=ema)
+        """This fresh state with other variables of the model, and an average that starts from them;
+        adapters stay as they are."""
+        given = flatten_dict(params, keep_empty_nodes=True)
+
+        def renewed(tree: Any) -> Any:
+            own = flatten_dict(tree, keep_empty_nodes=True)
+            return unflatten_dict({name: given.get(name, leaf) for name, leaf in own.items()})
+
+        statistics = None if self.model_state is None else renewed(self.model_state)
+        state = self.replace(params=renewed(self.params), model_state=statistics)
+        average = None if self.ema is None else jax.tree.map(jnp.copy, state.variables)
+        return state.replace(ema=average)
 
 
 def new_state(
@@ -84,6 +97,8 @@ def new_state(
     params = model.init(init_key, **model.example_inputs())["params"]
     if adapters is not None:
         params = adapters.added(params, init_key)
+    variables = nn.meta.unbox(params)
+    params, statistics = split_statistics(params)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
@@ -92,9 +107,15 @@ def new_state(
         rng=jax.random.key_data(run_key),
         skipped=zero,
         consecutive_skips=zero,
-        ema=nn.meta.unbox(params) if ema else None,
+        ema=variables if ema else None,
         norm_mean=jnp.zeros((), jnp.float32),
+        model_state=statistics,
     )
+
+
+def _unboxed(state: TrainState) -> TrainState:
+    params, statistics = nn.meta.unbox((state.params, state.model_state))
+    return state.replace(params=params, model_state=statistics)
 
 
 def abstract_state(
@@ -114,12 +135,14 @@ def abstract_state(
     """
     boxed = jax.eval_shape(lambda: new_state(model, optimizer, seed, ema=ema, adapters=adapters))
     shardings = parameter_shardings(boxed.params, mesh)
+    of_statistics = parameter_shardings(boxed.model_state, mesh)
     whole = replicated(mesh)
-    placed = boxed.replace(params=nn.meta.unbox(boxed.params))
+    placed = _unboxed(boxed)
     everywhere = jax.tree.map(lambda _: whole, placed).replace(
         params=shardings,
         opt_state=_statistic_shardings(placed.opt_state, placed.params, shardings, whole),
-        ema=shardings if ema else None,
+        ema=joined(shardings, of_statistics) if ema else None,
+        model_state=of_statistics,
     )
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -171,6 +194,6 @@ def initialize_state(
     def init() -> TrainState:
         ema = abstract.ema is not None
         state = new_state(model, optimizer, seed, ema=ema, adapters=adapters)
-        return state.replace(params=nn.meta.unbox(state.params))
+        return _unboxed(state)
 
     return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()

@@ -23,7 +23,7 @@ from flax_transformers.objectives.base import Batch, LossTerms, ModelFunctions, 
 from flax_transformers.optim.ema import EMAConfig, renew_average
 from flax_transformers.optim.finite import is_finite
 from flax_transformers.optim.guarded import Updated, choose, guarded_update
-from flax_transformers.optim.selection import merge, partition
+from flax_transformers.optim.selection import joined, merge, partition
 from flax_transformers.optim.spike_detection import is_spike, renewed_mean
 from flax_transformers.parallel.partitioning import gradients_reduced_in
 from flax_transformers.parallel.rules import RULES, Rules, batch_sharding, replicated
@@ -97,29 +97,33 @@ def make_train_step(
 
     A step is skipped, and changes only the counters, if its gradients are not finite, if their norm
     is more than ``skip_spikes_above`` times its mean, or if what it would change would not be
-    finite. The learning rate follows the number of updates made. ``frozen``: patterns of parameters
-    without gradients. ``of_model`` merges adapters into the parameters; ``ema`` renews the average.
+    finite. The learning rate follows the number of updates made. ``frozen``: patterns of what stays
+    as it is. ``of_model`` merges adapters into the parameters; ``ema`` renews the average.
     ``with_module_norms``: report `module_norms`. ``in_place``: see `guarded_update`.
     """
     update = partial(_updated, optimizer, frozen, ema)
-    terms_of, micro_batches = _terms_and_parts(objective, micro_batches)
+    terms_of, parts = _terms_and_parts(objective, micro_batches)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        trained, _ = partition(state.params, frozen)
+        old = state.params, state.model_state
 
-        def terms(part: Params, batch: Batch, rngs: Any) -> LossTerms:
-            return terms_of(functions, of_model(merge(part, state.params)), batch, rngs)
+        def terms(part: Any, batch: Batch, rngs: Any) -> LossTerms:
+            return terms_of(functions, of_model(joined(*merge(part, old))), batch, rngs)
 
         with gradients_reduced_in(gradient_reduce_dtype):
-            grads, sums = _gradients(terms, trained, batch, key, micro_batches)
+            changing, _ = partition(old, frozen)
+            (grads, movement), sums = _gradients(terms, changing, batch, key, parts)
+        moved = _moved(state.model_state, movement, micro_batches)
         grad_norm = optax.tree.norm(grads)
         usable, updates_made = jnp.isfinite(grad_norm), state.step - state.skipped
         if skip_spikes_above is not None:
             usable &= ~is_spike(grad_norm, state.norm_mean, updates_made, skip_spikes_above)
         if with_module_norms:
             sums |= module_norms("grad_norm", grads) | module_norms("param_norm", state.params)
-        updated, update_is_finite = guarded_update(update, state, grads, usable, in_place=in_place)
+        updated, update_is_finite = guarded_update(
+            update, state, (grads, moved), usable, in_place=in_place
+        )
         usable &= update_is_finite
         params, opt_state, average = updated
         mean = renewed_mean(grad_norm, state.norm_mean, updates_made)
@@ -131,6 +135,7 @@ def make_train_step(
             consecutive_skips=jnp.where(usable, 0, state.consecutive_skips + 1),
             ema=average,
             norm_mean=choose(usable, mean, state.norm_mean),
+            model_state=choose(usable, moved, state.model_state),
         )
         report = StepReport(
             sums=choose(usable, sums, jax.tree.map(jnp.zeros_like, sums)),
@@ -182,21 +187,34 @@ def _terms_and_parts(
     return partial(whole, chunks=micro_batches), 1
 
 
+def _moved(model_state: Any, movement: Any, micro_batches: int) -> Any:
+    """Running statistics after a step: their gradient is what they move by, here summed over
+    micro-batches. Frozen ones have none and stay."""
+
+    def move(old: jax.Array, by: Any) -> jax.Array:
+        return old if isinstance(by, optax.MaskedNode) else old + by / micro_batches
+
+    return jax.tree.map(move, model_state, movement)
+
+
 def _updated(
     optimizer: optax.GradientTransformation,
     frozen: tuple[str, ...],
     ema: EMAConfig | None,
     state: TrainState,
-    grads: Params,
+    changes: tuple[Params, Any],
 ) -> tuple[Updated, jax.Array]:
-    """Parameters, state of the optimizer and average after an update; whether they are finite."""
+    """Parameters, state of the optimizer and average after an update by ``changes``, the gradients
+    and the new running statistics; whether all of these are finite."""
+    grads, moved = changes
     trained, _ = partition(state.params, frozen)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     trained = optax.apply_updates(trained, updates)
     params, average = merge(trained, state.params), state.ema
     if ema is not None and average is not None:
-        average = renew_average(ema, average, params, state.step - state.skipped)
-    return (params, opt_state, average), is_finite(trained, opt_state, average)
+        updates_made = state.step - state.skipped
+        average = renew_average(ema, average, joined(params, moved), updates_made)
+    return (params, opt_state, average), is_finite(trained, (opt_state, moved), average)
 
 
 _TermsOf = Callable[[Params, Batch, Any], LossTerms]
@@ -205,11 +223,11 @@ _TermsOf = Callable[[Params, Batch, Any], LossTerms]
 
 def _gradients(
     terms: _TermsOf,
-    params: Params,
+    params: Any,
     batch: Batch,
     key: jax.Array,
     micro_batches: int,
-) -> tuple[Params, Sums]:
+) -> tuple[Any, Sums]:
     """Gradients of the loss of the whole batch in float32, and its metric sums."""
     if micro_batches == 1:
         return _micro_gradients(terms, params, batch, key, weights=None)

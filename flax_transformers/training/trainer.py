@@ -123,12 +123,13 @@ class Trainer:
 
     @functools.cached_property
     def abstract_params(self) -> Any:
-        """Shapes, dtypes and shardings of the model's parameters, without adapters."""
-        return base_of(self.abstract.params)
+        """Shapes, dtypes and shardings of what the model reads: parameters without adapters, and
+        running statistics."""
+        return base_of(self.abstract.variables)
 
     def model_params(self, state: TrainState, *, averaged: bool = True) -> Any:
         """The parameters to evaluate: the average if one is kept, with adapters merged into it."""
-        params = state.best_params if averaged else state.params
+        params = state.best_params if averaged else state.variables
         return params if self.adapters is None else self._merge(params)
 
     @functools.cached_property

@@ -14,6 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from flax_transformers.errors import UserError
+from flax_transformers.families._maps import BatchNormConfig
 from flax_transformers.families.vit import (
     SIZES,
     VIT_22B,
@@ -25,7 +26,9 @@ from flax_transformers.families.vit import (
 from flax_transformers.huggingface.family import build_model, config_json
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.vision import change_image_size
+from flax_transformers.monitoring.model_flops import vision_flops
 from flax_transformers.testing import relative_difference
+from flax_transformers.training.setup import shapes_and_axes
 from tests.families.parity import TOLERANCE, assert_parity, first_by_default, load_case
 from tests.families.vision import published_count, without_prefix
 from tests.golden import vit as golden
@@ -204,7 +207,7 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", first_by_default(SIZES))
+@pytest.mark.parametrize("name", first_by_default(PUBLISHED))
 def test_sizes_have_the_published_number_of_parameters(name):
     assert published_count(SIZES[name], weights) == PUBLISHED[name]
 
@@ -262,3 +265,52 @@ def test_attention_pooling_reads_all_patches_and_no_class_token():
 def test_parallel_layers_with_norms_after_them_are_refused():
     with pytest.raises(ValueError, match="parallel needs"):
         ViTConfig(parallel=True, norm_position="post")
+
+
+# Millions of parameters of ViT_C, and billions of multiplications and additions at 224 pixels
+# (table 3 of arXiv:2106.14881).
+WITH_STEM = {
+    "vitc-1gf": (4.6, 1.1),
+    "vitc-4gf": (17.8, 4.0),
+    "vitc-18gf": (81.6, 17.7),
+    "vitc-36gf": (167.8, 35.0),
+}
+
+
+@pytest.mark.parametrize("name", first_by_default(WITH_STEM))
+def test_sizes_with_a_stem_of_convolutions_are_those_of_the_paper(name):
+    config = SIZES[name]
+    shapes, axes = shapes_and_axes(config)
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    trained = [leaf.size for path, leaf in leaves if path[-1].key not in ("mean", "variance")]
+    parameters, flops = WITH_STEM[name]
+    assert sum(trained) / 1e6 == pytest.approx(parameters, abs=0.06)
+    found = vision_flops(config.flops_groups((14, 14)), shapes, axes) / 6e9
+    assert found == pytest.approx(flops, rel=0.05)
+
+
+def test_a_stem_that_makes_no_patch_is_refused():
+    with pytest.raises(UserError, match=r"product of the strides model.patch_size 16"):
+        ViTConfig(stem=((8, 2), (8, 2)))
+
+
+@pytest.mark.slow
+def test_a_stem_of_convolutions_sees_the_pixels_around_a_patch():
+    config = ViTConfig(
+        image_size=16, patch_size=4, hidden_size=8, num_layers=1, num_heads=2,
+        intermediate_size=8, stem=((4, 2), (6, 2)), batch_norm=BatchNormConfig(rows=1),
+    )  # fmt: skip
+    model = build_model(config)
+    params = jax.jit(model.init)(jax.random.key(0), **model.example_inputs())["params"]
+    images = np.zeros((2, 3, 16, 16), np.float32)
+    images[1, :, 3, 3] = 1.0  # the last pixel of the first patch
+
+    def vectors(model, images, deterministic):
+        return model.embeddings(images, deterministic=deterministic)[0]
+
+    embed = partial(model.apply, {"params": params}, method=vectors)
+    seen = embed(images, deterministic=True)
+    differs = np.any(np.asarray(seen[0] != seen[1]), axis=1).reshape(4, 4)
+    assert differs[:2, :2].all() and not differs[2:].any() and not differs[:, 2:].any()
+    trained = embed(images, deterministic=False)
+    assert np.any(np.asarray(trained != seen))

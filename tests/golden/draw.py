@@ -24,7 +24,7 @@ def draw(name: str, shape: tuple[int, ...], seed: str) -> np.ndarray:
 def draw_weights(shapes: Mapping[str, tuple[int, ...]], seed: str) -> dict[str, np.ndarray]:
     """Every tensor of a model, norms and biases included, at a size that keeps activations near 1.
 
-    Kernels get a standard deviation of 0.2, norm scales lie around 1.
+    Kernels get a standard deviation of 0.2, norm scales lie around 1, and running variances above.
     """
     tensors = {
         name: np.asarray(np.float32(0.2) * draw(name, shape, seed))
@@ -33,4 +33,6 @@ def draw_weights(shapes: Mapping[str, tuple[int, ...]], seed: str) -> dict[str, 
     for name, tensor in tensors.items():
         if tensor.ndim == 1 and name.endswith(".weight"):  # only norms have such
             tensor += 1
+        if name.endswith(".running_var"):
+            tensor[...] = 1 + np.abs(tensor)
     return tensors

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.families import clip, siglip
+from flax_transformers.families._maps import BatchNormConfig
 from flax_transformers.families.multimodal_mae import ByteModality, GridModality, PointModality
 from flax_transformers.huggingface.family import all_families, family_of_json
 from flax_transformers.objectives.causal_lm import CausalLM
@@ -23,6 +24,7 @@ from flax_transformers.objectives.span_corruption import SpanCorruption
 from flax_transformers.objectives.videos import MaskedVideo
 from flax_transformers.optim.optimizers import AdamW, make_optimizer
 from flax_transformers.optim.schedules import Schedule
+from flax_transformers.optim.selection import taken
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding
 from flax_transformers.planning.hlo_cost import SLICES, account
@@ -66,6 +68,7 @@ OBJECTIVES = {
         "ViTForImageClassification",
         "DeiTForImageClassificationWithTeacher",
         "DeiT3ForImageClassification",
+        "CoAtNetForImageClassification",
     ),
     MaskedImage(): ("ViTMAEForPreTraining",),
     MaskedVideo(): ("VideoMAEForPreTraining",),
@@ -103,6 +106,7 @@ CHANGES = {
     },
     "ElectraWithGenerator": {"num_heads": 8, "generator_divisor": 2},
     "MixtralForCausalLM": {"experts": 8},
+    "CoAtNetForImageClassification": {"head_dim": 8, "batch_norm": BatchNormConfig(rows=4)},
     # Ten steps learn too little at the published scale of 1/16; the norm of heads is that of R+.
     "CohereForCausalLM": {"logit_scale": 1.0, "norm_of_heads": True},
 }
@@ -160,12 +164,17 @@ def batch(objective):
 def losses(architecture, mesh_config):
     """Of ten steps on the mesh, and the state they reach."""
     objective, optimizer = OBJECTIVE_OF[architecture], make_optimizer(ADAMW, STEPS)
-    model, params = start(architecture)
+    model, variables = start(architecture)
     key, counts = jax.random.key_data(jax.random.key(1)), jnp.zeros(3, jnp.int32)
-    state = TrainState(counts[0], params, optimizer.init(params), key, counts[1], counts[2])
     mesh = make_mesh(mesh_config)
     with jax.set_mesh(mesh):
         abstract = abstract_state(model, optimizer, 0, mesh)
+        params, statistics = taken(variables, abstract.params), None
+        if abstract.model_state is not None:
+            statistics = taken(variables, abstract.model_state)
+        state = TrainState(
+            counts[0], params, optimizer.init(params), key, *counts[1:], model_state=statistics
+        )
         # From the host, for a step donates its state, and these parameters start on every mesh.
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         state = jax.device_put(jax.device_get(state), shardings)

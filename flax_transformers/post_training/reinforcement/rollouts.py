@@ -378,7 +378,7 @@ class _Rollouts:
         models = {"old": params} if self._objective.needs_old else {}
         if self._objective.needs_reference:
             reference = self._reference
-            models["reference"] = base_of(state.params) if reference is None else reference
+            models["reference"] = base_of(state.variables) if reference is None else reference
         found: list[Arrays] = []
         for first in range(0, self._size, self._batch):
             batch = self._placed({n: a[first : first + self._batch] for n, a in rows.items()})
@@ -435,7 +435,7 @@ class _Rollouts:
             return None
         with watchdog.phase("restore"):
             if initial is None:
-                params = trainer.init(self._run.config.seed).params
+                params = trainer.init(self._run.config.seed).variables
             else:
                 params = initial(self._run.mesh)
             found = f"{int(jax.jit(_checksum)(params)):08x}"
