@@ -5,8 +5,9 @@
 A step is forward, backward, clipping by the global norm and AdamW, with dropout as published, on
 the same batch of random content. Ours is the step that ``train`` runs, which also skips updates
 that are not finite. Each variant is a process of its own; they take ``--turn`` steps in turn until
-each has taken ``--steps``, so that a change of the machine's speed affects all of them. Torch may
-be in another environment, whose interpreter is ``--torch-python``.
+each has taken ``--steps``, so that a change of the machine's speed affects all of them. The first
+step of a turn is not counted. Torch may be in another environment, whose interpreter is
+``--torch-python``.
 
 ``--profile`` prints instead where our step spends its time, beside the time of its matrix products
 alone on this machine.
@@ -79,7 +80,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--variants", nargs="+", choices=(*OURS, *THEIRS), default=[*OURS, *THEIRS])
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each variant")
-    parser.add_argument("--turn", type=int, default=2, help="steps that a variant takes at once")
+    parser.add_argument(
+        "--turn", type=int, default=3, help="timed steps that a variant takes at once"
+    )
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with torch")
     parser.add_argument(
         "--huge-pages-for-torch",

@@ -11,11 +11,11 @@ from flax import struct
 
 from flax_transformers.models.config import TextConfig, TransformerConfig
 from flax_transformers.models.kernels.closed_form import soft_capped
-from flax_transformers.models.kernels.matmul import weighted
 from flax_transformers.models.layers.embeddings import Embedding, mask_padded_vocabulary
 from flax_transformers.models.layers.feed_forward import ACTIVATIONS
 from flax_transformers.models.layers.linear import Linear, truncated_normal
 from flax_transformers.models.layers.norms import make_norm
+from flax_transformers.parallel.matmul import weighted
 from flax_transformers.parallel.partitioning import LOGITS, constrain
 
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.objectives.base import LossTerms
-from flax_transformers.parallel.partitioning import gradient_dtype, parts
+from flax_transformers.parallel.matmul import gradient_product, plain_einsum
+from flax_transformers.parallel.partitioning import parts
 
 
 class Scores(NamedTuple):
@@ -150,17 +151,15 @@ def _chunk_logits(
     derivative of the bound on the logits, if there is one."""
     table_tvD = chunk.table.astype(hidden_BMD.dtype)
     table_tvD = nn.with_logical_constraint(table_tvD, ("vocab", None, None))
-    logits = _einsum("BMD,tvD->BMtv", hidden_BMD, table_tvD) + chunk.bias[None, None]
+    logits = (
+        plain_einsum("BMD,tvD->BMtv", hidden_BMD, table_tvD, jnp.float32) + chunk.bias[None, None]
+    )
     slope = None
     if softcap is not None:
         share = jnp.tanh(logits / softcap)
         logits, slope = softcap * share, 1.0 - share * share
     logits = jnp.where(id_tv[None, None] >= 0, logits, _LOWEST)
     return nn.with_logical_constraint(logits, ("batch", "length", "vocab", None)), table_tvD, slope
-
-
-def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -220,13 +219,8 @@ def _chunked_backward(
             gradient *= slope
         bias = jnp.sum(gradient, axis=(0, 1))
         gradient = gradient.astype(hidden_BMD.dtype)
-        hidden_gradient += _einsum("BMtv,tvD->BMD", gradient, table_tvD)
-        table = jnp.einsum(
-            "BMtv,BMD->tvD",
-            gradient,
-            hidden_BMD,
-            preferred_element_type=gradient_dtype(hidden_BMD.dtype),
-        )
+        hidden_gradient += plain_einsum("BMtv,tvD->BMD", gradient, table_tvD, jnp.float32)
+        table = gradient_product("BMtv,BMD->tvD", gradient, hidden_BMD)
         table = nn.with_logical_constraint(table, ("vocab", None, "embed")).astype(jnp.float32)
         return hidden_gradient, _Chunk(table, bias)
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax_transformers.models.kernels.closed_form import soft_capped
 from flax_transformers.models.kernels.kv_cache import KeyValues
 from flax_transformers.models.kernels.masks import AttentionMask
-from flax_transformers.models.kernels.matmul import einsum
 from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
+from flax_transformers.parallel.matmul import einsum
 from flax_transformers.parallel.partitioning import SCORES, constrain
 
 _FEW = 8

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.models.kernels.local import on_each_device
-from flax_transformers.models.kernels.matmul import einsum, rounded
+from flax_transformers.parallel.matmul import einsum, rounded
 from flax_transformers.parallel.partitioning import HIDDEN, gradient_dtype, mesh_axes_of, parts
 
 Weights = dict[str, jax.Array]

@@ -17,8 +17,8 @@ from flax_transformers.models.kernels.cudnn import WIDEST, cudnn_attention, is_n
 from flax_transformers.models.kernels.dropout import dropout, key_words
 from flax_transformers.models.kernels.local import LANES
 from flax_transformers.models.kernels.masks import AttentionMask
-from flax_transformers.models.kernels.matmul import einsum
 from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
+from flax_transformers.parallel.matmul import einsum
 from flax_transformers.parallel.partitioning import SCORES, constrain, mesh_axes_of, parts
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from flax_transformers.models.kernels.matmul import PROJECTION
+from flax_transformers.parallel.matmul import PROJECTION
 from flax_transformers.parallel.partitioning import mesh_axes_of, parts
 
 AXES = {

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from flax_transformers.models.kernels.matmul import PROJECTION, weighted
+from flax_transformers.parallel.matmul import PROJECTION, weighted
 
 
 class Linear(nn.Module):

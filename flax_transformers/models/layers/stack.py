@@ -22,8 +22,8 @@ import jax.numpy as jnp
 
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.models.kernels.local import ATTENDED
-from flax_transformers.models.kernels.matmul import PROJECTION
 from flax_transformers.models.layers.block import TransformerBlock
+from flax_transformers.parallel.matmul import PROJECTION
 
 REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     "full": jax.checkpoint_policies.nothing_saveable,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from flax_transformers.models.kernels.matmul import einsum, weighted
 from flax_transformers.models.layers.linear import Linear, truncated_normal
+from flax_transformers.parallel.matmul import einsum, weighted
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.partitioning import gradients_reduced_in
 from flax_transformers.parallel.rules import RULES

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from flax_transformers.models.kernels.cpu_products import merged_einsum
+from flax_transformers.parallel.cpu_products import merged_einsum
 from flax_transformers.parallel.partitioning import (
     constrain,
     gradient_dtype,
@@ -19,7 +19,7 @@ PROJECTION = "projection"
 """The name under which a rematerialisation policy finds the product of every linear layer."""
 
 
-def _einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def plain_einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The product in ``dtype``, summed in float32.
 
     If a mesh divides the axis of the sum, the partitioner reduces over devices right after the
@@ -27,7 +27,7 @@ def _einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Arra
     is ``dtype`` from the start. Products of float32 are the same either way.
     """
 
-    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    def wide(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32).astype(dtype)
 
     def narrow(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -38,18 +38,18 @@ def _einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Arra
             # XLA's CPU backend lacks some batched bfloat16 products (as of jaxlib 0.12); products
             # of bfloat16 numbers are exact in float32, so only the time changes.
             a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-        return product(a, b) if is_divided() else merged_einsum(spec, a, b).astype(dtype)
+        return wide(a, b) if is_divided() else merged_einsum(spec, a, b).astype(dtype)
 
     operands, result = spec.split("->")
     batched = set.intersection(*map(set, operands.split(",")), result)
     # XLA's CPU backend is slow at bfloat16 results (as of jaxlib 0.12).
-    default = narrow if a.dtype == jnp.bfloat16 else product
+    default = narrow if a.dtype == jnp.bfloat16 else wide
     return jax.lax.platform_dependent(a, b, cpu=on_cpu, default=default)
 
 
-def _gradient_einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+def gradient_product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """The gradient of a weight, in the dtype of gradient reductions."""
-    return _einsum(spec, a, b, gradient_dtype(a.dtype))
+    return plain_einsum(spec, a, b, gradient_dtype(a.dtype))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -63,7 +63,7 @@ def einsum(spec: str, a: jax.Array, b: jax.Array, out_dtype: jnp.dtype | None = 
     ``spec`` names every axis by a letter ("BTD,DF->BTF"); each letter of an operand must occur in
     the other operand or in the result. The result has ``out_dtype``, by default that of ``a``.
     """
-    return _einsum(spec, a, b, out_dtype or a.dtype)
+    return plain_einsum(spec, a, b, out_dtype or a.dtype)
 
 
 def _einsum_forward(
@@ -82,8 +82,8 @@ def _einsum_backward(
     (a_axes, b_axes), out_axes = spec.split("->")[0].split(","), spec.split("->")[1]
     cotangent = cotangent.astype(a.dtype)
     return (
-        _einsum(f"{out_axes},{b_axes}->{a_axes}", cotangent, b, a.dtype),
-        _einsum(f"{out_axes},{a_axes}->{b_axes}", cotangent, a, b.dtype),
+        plain_einsum(f"{out_axes},{b_axes}->{a_axes}", cotangent, b, a.dtype),
+        plain_einsum(f"{out_axes},{a_axes}->{b_axes}", cotangent, a, b.dtype),
     )
 
 
@@ -104,7 +104,7 @@ def weighted(
     weight is gathered and used whole, and its gradient is reduced onto the parts (ZeRO-3,
     arXiv:1910.02054); the reduction is in ``partitioning.gradient_dtype``, the result float32.
     """
-    return _einsum(spec, x, _gathered(axes, weight.astype(x.dtype)), out_dtype or x.dtype)
+    return plain_einsum(spec, x, _gathered(axes, weight.astype(x.dtype)), out_dtype or x.dtype)
 
 
 def _gathered(axes: tuple[str, ...], weight: jax.Array) -> jax.Array:
@@ -133,7 +133,7 @@ def _weighted_forward(
     out_dtype: jnp.dtype | None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     whole = _gathered(axes, rounded(weight, x.dtype))
-    return _einsum(spec, x, whole, out_dtype or x.dtype), (x, weight)
+    return plain_einsum(spec, x, whole, out_dtype or x.dtype), (x, weight)
 
 
 def _weighted_backward(
@@ -146,9 +146,9 @@ def _weighted_backward(
     x, weight = operands
     (x_axes, weight_axes), out_axes = spec.split("->")[0].split(","), spec.split("->")[1]
     cotangent, whole = cotangent.astype(x.dtype), _gathered(axes, rounded(weight, x.dtype))
-    dx = _einsum(f"{out_axes},{weight_axes}->{x_axes}", cotangent, whole, x.dtype)
+    dx = plain_einsum(f"{out_axes},{weight_axes}->{x_axes}", cotangent, whole, x.dtype)
     if "embed" not in axes or not mesh_axes_of("embed"):
-        gradient = _gradient_einsum(f"{x_axes},{out_axes}->{weight_axes}", x, cotangent)
+        gradient = gradient_product(f"{x_axes},{out_axes}->{weight_axes}", x, cotangent)
         return dx, constrain(gradient, axes).astype(weight.dtype)
     return dx, _scattered_gradient(spec, weight, axes, x, cotangent).astype(weight.dtype)
 
@@ -172,7 +172,7 @@ def _scattered_gradient(
         return array.reshape(*array.shape[:kept], -1), letters[:kept] + columns[0]
 
     (x, x_axes), (cotangent, out_axes) = merged(x, x_axes), merged(cotangent, out_axes)
-    gradient = _gradient_einsum(f"{x_axes},{out_axes}->{row}{columns[0]}", x, cotangent)
+    gradient = gradient_product(f"{x_axes},{out_axes}->{row}{columns[0]}", x, cotangent)
     gradient = constrain(gradient, ("embed", axes[weight_axes.index(columns[0])]))
     sizes = dict(zip(weight_axes, weight.shape, strict=True))
     parts = gradient.reshape([sizes[letter] for letter in row + columns])

@@ -27,13 +27,37 @@ def merged_einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     def narrow(axes: str, array: jax.Array) -> jax.Array:
         return array.reshape([math.prod(sizes[i] for i in merged[x]) for x in short(axes)])
 
-    product = jnp.einsum(
-        f"{short(axes_a)},{short(axes_b)}->{short(result)}",
-        narrow(axes_a, a),
-        narrow(axes_b, b),
-        preferred_element_type=jnp.float32,
-    )
+    merged_spec = f"{short(axes_a)},{short(axes_b)}->{short(result)}"
+    a, b = narrow(axes_a, a), narrow(axes_b, b)
+    summed = set(short(axes_a)) & set(short(axes_b)) - set(result)
+    if a.dtype == jnp.bfloat16 and a.ndim == b.ndim == len(short(result)) == 2 and summed:
+        product = _matrix_product(merged_spec, a, b)
+    else:
+        product = jnp.einsum(merged_spec, a, b, preferred_element_type=jnp.float32)
     return product.reshape([sizes[letter] for letter in result])
+
+
+def _matrix_product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The product of two matrices, with the sum over the columns of the left one.
+
+    The CPU backend computes other products of bfloat16 matrices in float32, at half the speed or
+    less on processors with bfloat16 instructions (as of jaxlib 0.10).
+    """
+    operands, result = spec.split("->")
+    left, right = operands.split(",")
+    if result[0] in right:
+        left, right, a, b = right, left, b, a
+    if left[0] != result[0]:
+        left, a = left[::-1], _transposed(a)
+    contracted = ((1,), (right.index(left[1]),))
+    return jax.lax.dot_general(a, b, (contracted, ((), ())), preferred_element_type=jnp.float32)
+
+
+def _transposed(matrix: jax.Array) -> jax.Array:
+    """The transpose, in a form that XLA does not fold into a product: by way of three axes."""
+    rows, columns = matrix.shape
+    part = next((n for n in (8, 4, 2, 3, 5, 7) if rows % n == 0), 1)
+    return matrix.reshape(part, -1, columns).transpose(2, 0, 1).reshape(columns, rows)
 
 
 def _merged(*arrays: str) -> dict[str, str]:
