@@ -161,6 +161,8 @@ def _command(
     if variant in OURS:
         about = {"preset": options.preset, "model": name, "dtype": dtype, **OURS[variant]}
         return [sys.executable, str(HERE / "steps/ours.py"), json.dumps(about)], environment
+    # A killed process of an earlier time can have left half a library in the common cache.
+    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
     files = {"config": str(folder / "config.json"), "batch": str(folder / "batch.npz")}
     about = {**files, "dtype": dtype, **THEIRS[variant]}
     return [options.torch_python, str(HERE / "steps/theirs.py"), json.dumps(about)], environment
