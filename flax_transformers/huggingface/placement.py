@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 def boxed_shapes(model: nn.Module) -> Any:
     """Shapes of the parameters with their logical axis names."""
-    return _initialise.eval_shape(model, jax.random.key(0))
+    return _shapes(_initialise, model)
 
 
 def adapted_shapes(model: nn.Module, lora: LoraConfig) -> tuple[Any, Adapters | None]:
@@ -39,15 +39,23 @@ def adapted_shapes(model: nn.Module, lora: LoraConfig) -> tuple[Any, Adapters | 
 
 def body_names(model: Any) -> frozenset[str]:
     """Top-level names of the parameters that ``hidden_states`` uses. All others belong to heads."""
-    return frozenset(_initialise_body.eval_shape(model, jax.random.key(0)))
+    return frozenset(_shapes(_initialise_body, model))
 
 
-@partial(jax.jit, static_argnums=0)  # which traces equal models once
+def _shapes(initialise: Callable[[Any, jax.Array], Any], model: Any) -> Any:
+    key = jax.random.key(0)
+    try:
+        hash(model)
+    except TypeError:  # a user's model whose config is a plain dataclass, say
+        return jax.eval_shape(partial(initialise, model), key)
+    # Equal models are traced once.
+    return jax.jit(initialise, static_argnums=0).eval_shape(model, key)
+
+
 def _initialise(model: Any, key: jax.Array) -> Any:
     return model.init(key, **model.example_inputs())["params"]
 
 
-@partial(jax.jit, static_argnums=0)
 def _initialise_body(model: Any, key: jax.Array) -> Any:
     return model.init(key, **model.example_inputs(), method="hidden_states")["params"]
 
