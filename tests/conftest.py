@@ -36,7 +36,7 @@ import jax
 import pytest
 
 from flax_transformers.parallel.watchdog import watchdog
-from flax_transformers.training import loop
+from flax_transformers.training import setup
 
 # Tracing makes many objects and little garbage; looking for it took a tenth of the time.
 gc.set_threshold(100_000, 20)
@@ -77,18 +77,18 @@ def compiled_once() -> Iterator[None]:
     """Runs of the same model, objective and optimizer on the same mesh share the trainer, whose
     steps each of them would otherwise trace and load anew. For modules that change no code that is
     traced."""
-    made, make = [], loop.make_trainer
+    made, make = [], setup.Trainer
 
-    def shared(config, mesh):
-        # What the trainer is made of, apart from a limit that the loop looks at.
-        parts = [config.model, config.objective, config.optimizer, config.compute, config.ema]
-        parts += [config.lora, config.skip_spikes_above, config.logging.module_norms, mesh]
-        if config.optimizer.schedule.kind != "constant":
-            parts.append(config.total_steps)
+    def shared(**arguments):
+        # All that the trainer is made of, apart from a limit that the loop reads from the config,
+        # and from the end of a schedule that has none.
+        compared = {k: v for k, v in arguments.items() if k != "max_consecutive_skips"}
+        if arguments["optimizer"].schedule.kind == "constant":
+            del compared["total_steps"]
         for known, trainer in made:
-            if known == parts:
+            if known == compared:
                 return trainer
-        trainer = make(config, mesh)
+        trainer = make(**arguments)
         trainer.train_step = functools.cache(trainer.train_step)
         trainer.evaluation_step = functools.cache(trainer.evaluation_step)
         drawn = functools.cache(trainer.init)
@@ -99,11 +99,11 @@ def compiled_once() -> Iterator[None]:
             return jax.device_put(drawn(seed), where, may_alias=False)
 
         trainer.init = init
-        made.append((parts, trainer))
+        made.append((compared, trainer))
         return trainer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_trainer", shared)
+        patch.setattr(setup, "Trainer", shared)
         yield
 
 

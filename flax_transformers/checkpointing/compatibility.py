@@ -15,8 +15,8 @@ from flax_transformers.errors import UserError
 
 
 def as_saved(state: Any) -> Any:
-    """A state as a checkpoint has it: the fields of a dataclass as a dict, by the names that their
-    metadata call ``saved_as``, if they do. Other trees are returned as they are."""
+    """A state as a checkpoint has it: the fields of a dataclass as a dict. Each has the name
+    ``saved_as`` of its metadata, or its own. Other trees are returned as they are."""
     if not dataclasses.is_dataclass(state) or isinstance(state, type):
         return state
     return {_saved_name(field): getattr(state, field.name) for field in dataclasses.fields(state)}

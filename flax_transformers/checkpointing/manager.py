@@ -37,7 +37,7 @@ from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.checkpointing.retention import Retention
 from flax_transformers.checkpointing.step_directories import Files, SavedStep
 from flax_transformers.errors import UserError
-from flax_transformers.optim.selection import joined, taken
+from flax_transformers.optim.selection import joined, leaves_named_in
 from flax_transformers.parallel.distributed import PATIENCE_SECONDS, wait_for_all
 from flax_transformers.storage import checksums
 from flax_transformers.storage.write_errors import (
@@ -446,7 +446,8 @@ def _read_params(found: SavedStep, names: Sequence[str], abstract: Any | None) -
             return _read_arrays(folder, {name: wanted}, {name: how}, partial=True)[name]
         parts = {"params": params, "model_state": statistics}
         items, hows = (
-            {each: taken(tree, part) for each, part in parts.items()} for tree in (wanted, how)
+            {each: leaves_named_in(part, tree) for each, part in parts.items()}
+            for tree in (wanted, how)
         )
         return joined(**_read_arrays(folder, items, hows, partial=True))
 

@@ -60,7 +60,8 @@ class BatchNorm(nn.Module):
     the images k, k + K, ...: the groups of all micro-batches are those of the whole batch, and the
     result depends neither on the number of micro-batches nor on that of devices. Running statistics
     move towards the mean, over the groups, of the mean and the unbiased variance (algorithm 2 of
-    arXiv:1502.03167).
+    arXiv:1502.03167). The movements of all applications in a loss add up: a layer that is applied n
+    times needs 1/n of the momentum.
 
     Raises OutOfRange for a batch that does not divide into groups.
     """

@@ -144,7 +144,7 @@ class WindowSpec:
 
     @property
     def source_kind(self) -> str:
-        """Name of the class of sources with such documents."""
+        """Name of the class of sources that give such documents, for messages to the user."""
         return "TextSource"
 
     def dummy_example(self, tokens: np.ndarray, texts: int) -> Arrays:

@@ -112,10 +112,10 @@ def joined(params: Any, model_state: Any) -> Any:
     return unflatten_dict(leaves | flatten_dict(model_state))
 
 
-def taken(tree: Any, names: Any) -> Any:
-    """The leaves of ``tree`` that have a name in another tree."""
+def leaves_named_in(other: Any, tree: Any) -> Any:
+    """The leaves of ``tree`` whose names ``other`` has too, as a tree."""
     leaves = flatten_dict(tree)
-    return unflatten_dict({name: leaves[name] for name in flatten_dict(names)})
+    return unflatten_dict({name: leaves[name] for name in flatten_dict(other)})
 
 
 Axes = Mapping[Name, tuple[str | None, ...]]

@@ -178,13 +178,14 @@ def _check_tokenizers(config: TrainConfig) -> None:
     model = config.model
     if not isinstance(model, TextConfig):
         return
-    tables = {
-        "tokenizer": (model.vocab_size, "vocab_size"),
-        "target_tokenizer": (model.decoder.vocab_size, "decoder_vocab_size"),
-    }
-    for name, tokenizer in config.data.tokenizers.items():
-        entries, field = tables[name]
-        if tokenizer.needs_training and tokenizer.vocab_size > entries:
+    tables = {"tokenizer": (model.vocab_size, "vocab_size")}
+    if isinstance(model, EncoderDecoderConfig):
+        own = "decoder_vocab_size"
+        field = own if hasattr(model, own) else "vocab_size"
+        tables["target_tokenizer"] = model.decoder.vocab_size, field
+    for name, (entries, field) in tables.items():
+        tokenizer = config.data.tokenizers.get(name)
+        if tokenizer and tokenizer.needs_training and tokenizer.vocab_size > entries:
             raise UserError(
                 f"data.{name}.vocab_size is {tokenizer.vocab_size}, but model.{field} is "
                 f"{entries}; set --data.{name.replace('_', '-')}.vocab-size {entries}, or a larger "

@@ -98,7 +98,10 @@ class Ended:
 
 
 def start_or_resume(run: Run, initial: Callable[[Mesh], Any] | None) -> Begun:
-    """The state of the newest checkpoint, or a fresh one; writes config and tokenizers."""
+    """The state of the newest checkpoint, or a fresh one; writes config and tokenizers.
+
+    ``initial`` gives the parameters that a fresh state has, on the mesh; None: they are drawn.
+    """
     begun = _restore(run, is_not_finite)
     if begun is None:
         state = run.trainer.init(run.config.seed)
@@ -146,7 +149,7 @@ def _restore(run: Run, refuse: Callable[[TrainState, dict[str, Any]], str | None
     meta = restored.meta
     run.latest.update(meta["metrics"])
     return Begun(
-        restored.state.completed(run.trainer.abstract),
+        restored.state.completed(run.trainer.abstract, run.trainer.model),
         RunState.saved_in(meta),
         meta.get("totals", {}),
         meta.get("diverging_steps", 0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from typing import Any
 
 import flax.linen as nn
@@ -16,8 +17,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flax_transformers.adapters.lora import Adapters
+from flax_transformers.checkpointing.step_directories import few
+from flax_transformers.errors import UserError
 from flax_transformers.optim.selection import joined, name_of, split_statistics
 from flax_transformers.parallel.rules import parameter_shardings, replicated
+
+log = logging.getLogger(__name__)
 
 
 class TrainState(struct.PyTreeNode):
@@ -53,23 +58,41 @@ class TrainState(struct.PyTreeNode):
         """The variables to evaluate: their average if one is kept."""
         return self.variables if self.ema is None else self.ema
 
-    def completed(self, abstract: TrainState) -> TrainState:
-        """This restored state with a fresh value for each field that its checkpoint lacked: an
-        average starts from the parameters, anything else from zero."""
+    def completed(self, abstract: TrainState, model: nn.Module) -> TrainState:
+        """This restored state with a fresh value for each field that its checkpoint lacked.
+
+        An average starts from the parameters, running statistics as those of a new ``model``,
+        anything else from zero.
+        """
         names = [field.name for field in dataclasses.fields(self)]
         wanted = {name: getattr(abstract, name) for name in names if getattr(self, name) is None}
+        lacking = ["/".join(name) for name in flatten_dict(wanted.get("model_state") or {})]
+        if lacking:
+            log.warning("not in the checkpoint, and as in a new model: %s", few(lacking))
 
-        def fresh(params: Any) -> dict[str, Any]:
+        def fresh(variables: Any) -> dict[str, Any]:
             values = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), wanted)
-            return values | ({"ema": jax.tree.map(jnp.copy, params)} if values.get("ema") else {})
+            if lacking:
+                boxed = model.init(jax.random.key(0), **model.example_inputs())["params"]
+                values["model_state"] = nn.meta.unbox(split_statistics(boxed)[1])
+                variables = joined(variables, values["model_state"])
+            if values.get("ema"):
+                values["ema"] = jax.tree.map(jnp.copy, variables)
+            return values
 
         shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
         return self.replace(**jax.jit(fresh, out_shardings=shardings)(self.variables))
 
     def starting_from(self, params: Any) -> TrainState:
         """This fresh state with other variables of the model, and an average that starts from them;
-        adapters stay as they are."""
-        given = flatten_dict(params, keep_empty_nodes=True)
+        adapters stay as they are. Raises UserError for a name that the model does not have."""
+        given = flatten_dict(params)
+        unknown = sorted("/".join(n) for n in given.keys() - flatten_dict(self.variables).keys())
+        if unknown:
+            raise UserError(
+                f"the model has no parameter {few(unknown)}; give parameters of this model, as "
+                "load_pretrained returns them"
+            )
 
         def renewed(tree: Any) -> Any:
             own = flatten_dict(tree, keep_empty_nodes=True)

@@ -97,9 +97,9 @@ def make_train_step(
 
     A step is skipped, and changes only the counters, if its gradients are not finite, if their norm
     is more than ``skip_spikes_above`` times its mean, or if what it would change would not be
-    finite. The learning rate follows the number of updates made. ``frozen``: patterns of what stays
-    as it is. ``of_model`` merges adapters into the parameters; ``ema`` renews the average.
-    ``with_module_norms``: report `module_norms`. ``in_place``: see `guarded_update`.
+    finite. The learning rate follows the number of updates made. ``frozen``: patterns of
+    parameters that do not change. ``of_model`` merges adapters into the parameters; ``ema`` renews
+    the average. ``with_module_norms``: report `module_norms`. ``in_place``: see `guarded_update`.
     """
     update = partial(_updated, optimizer, frozen, ema)
     terms_of, parts = _terms_and_parts(objective, micro_batches)
@@ -189,7 +189,7 @@ def _terms_and_parts(
 
 def _moved(model_state: Any, movement: Any, micro_batches: int) -> Any:
     """Running statistics after a step: their gradient is what they move by, here summed over
-    micro-batches. Frozen ones have none and stay."""
+    micro-batches and the applications of their layer. Frozen ones have none and stay."""
 
     def move(old: jax.Array, by: Any) -> jax.Array:
         return old if isinstance(by, optax.MaskedNode) else old + by / micro_batches

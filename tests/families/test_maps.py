@@ -60,6 +60,20 @@ def test_two_micro_batches_have_the_groups_of_the_whole_batch():
         )
 
 
+def test_the_movements_of_two_applications_add_up():
+    layer = BatchNorm(BatchNormConfig(rows=4, momentum=0.25), EPS, np.float32)
+    fresh = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "variance": 1.0}
+    params = {name: np.full(5, value, np.float32) for name, value in fresh.items()}
+
+    def total(params, *batches):
+        applied = (layer.apply({"params": params}, x, deterministic=False) for x in batches)
+        return sum(y.sum() for y in applied)
+
+    one, other, both = (jax.grad(total)(params, *each) for each in ([X], [X + 1], [X, X + 1]))
+    for name in ("mean", "variance"):
+        np.testing.assert_allclose(both[name], one[name] + other[name], rtol=1e-5)
+
+
 def test_statistics_of_values_far_from_zero_are_exact():
     far = (X + np.float32(3000)).astype(np.float32)
     _, _, variance = apply(far, rows=8, momentum=1.0)

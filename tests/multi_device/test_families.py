@@ -24,7 +24,7 @@ from flax_transformers.objectives.span_corruption import SpanCorruption
 from flax_transformers.objectives.videos import MaskedVideo
 from flax_transformers.optim.optimizers import AdamW, make_optimizer
 from flax_transformers.optim.schedules import Schedule
-from flax_transformers.optim.selection import taken
+from flax_transformers.optim.selection import leaves_named_in
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding
 from flax_transformers.planning.hlo_cost import SLICES, account
@@ -169,9 +169,9 @@ def losses(architecture, mesh_config):
     mesh = make_mesh(mesh_config)
     with jax.set_mesh(mesh):
         abstract = abstract_state(model, optimizer, 0, mesh)
-        params, statistics = taken(variables, abstract.params), None
+        params, statistics = leaves_named_in(abstract.params, variables), None
         if abstract.model_state is not None:
-            statistics = taken(variables, abstract.model_state)
+            statistics = leaves_named_in(abstract.model_state, variables)
         state = TrainState(
             counts[0], params, optimizer.init(params), key, *counts[1:], model_state=statistics
         )

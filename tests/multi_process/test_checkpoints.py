@@ -15,7 +15,7 @@ PROCESS = """
 import hashlib, json, logging, pathlib, sys
 import jax, numpy as np
 jax.config.update("jax_platforms", "cpu")
-directory, process, processes, port, action = sys.argv[1:]
+directory, process, processes, port, action, *to_damage = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 4 // int(processes))
 if processes != "1":
     patience = 10 if action == "fail" else 20
@@ -57,6 +57,21 @@ def digest(params):
         whole.update(multihost_utils.process_allgather(params[name], tiled=True).tobytes())
     return whole.hexdigest()
 
+def damage(name):
+    if process == "0":
+        path = pathlib.Path(directory, name)
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        path.write_bytes(raw)
+    multihost_utils.sync_global_devices("damaged " + name)
+
+def newest(checkpoints):
+    restored = checkpoints.restore_newest(abstract)
+    params = restore_params(directory, abstract["params"])
+    assert digest(params) == digest(restored.state["params"])
+    return {"digest": digest(params), "step": restored.step, "meta": restored.meta,
+            "right": digest(place(values(restored.step))) == digest(params)}
+
 def main():
     try:
         checkpoints = Checkpoints(directory, CheckpointConfig(invalid_to_keep=1))
@@ -75,20 +90,13 @@ def main():
                 checksums.write_part = refuse
             checkpoints.save(1, {"params": place(values(1))}, {"step": 1})
             checkpoints.wait()
-        restored = checkpoints.restore_newest(abstract)
-        params = restore_params(directory, abstract["params"])
-        assert digest(params) == digest(restored.state["params"])
-        found = {"digest": digest(params), "step": restored.step, "meta": restored.meta,
-                 "right": digest(place(values(restored.step))) == digest(params)}
-        if action == "restore, damage":
-            if process == "0":
-                meta = pathlib.Path(directory, str(restored.step), "meta", "metadata")
-                meta.write_bytes(meta.read_bytes()[:-1])
-            multihost_utils.sync_global_devices("damaged")
+        found = newest(checkpoints)
+        for name in to_damage:
+            damage(name)
             try:
-                checkpoints.restore_newest(abstract)
+                found["after " + name] = newest(checkpoints)
             except UserError as error:
-                found["error"] = str(error)
+                found["after " + name] = str(error)
         return found
     except UserError as error:
         return {"error": str(error)}
@@ -99,13 +107,16 @@ if action == "fail":
 """
 
 
-def start(directory: Path, processes: int, action: str) -> list[subprocess.Popen[str]]:
+def start(
+    directory: Path, processes: int, action: str, *to_damage: str
+) -> list[subprocess.Popen[str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    rest = [str(processes), str(port), action, *to_damage]
     return [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, directory, str(i), str(processes), str(port), action],
+            [sys.executable, "-c", PROCESS, directory, str(i), *rest],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -114,9 +125,9 @@ def start(directory: Path, processes: int, action: str) -> list[subprocess.Popen
     ]
 
 
-def run(directory: Path, processes: int, action: str) -> list[dict[str, Any]]:
+def run(directory: Path, processes: int, action: str, *to_damage: str) -> list[dict[str, Any]]:
     """Runs the same action in so many processes; what each returned."""
-    started = start(directory, processes, action)
+    started = start(directory, processes, action, *to_damage)
     try:
         results = []
         for process in started:
@@ -128,12 +139,6 @@ def run(directory: Path, processes: int, action: str) -> list[dict[str, Any]]:
     finally:
         for process in started:
             process.kill()
-
-
-def flip_bit(path: Path) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[len(raw) // 2] ^= 1
-    path.write_bytes(raw)
 
 
 @pytest.mark.multi_process
@@ -159,12 +164,15 @@ def test_two_processes_save_and_restore_together_and_agree_on_the_step(tmp_path:
     assert (result["step"], result["meta"]) == (3, {"step": 3})
     assert result["digest"] == saved[0]["digest"]
 
-    flip_bit(tmp_path / "3" / own[0])
-    results = run(tmp_path, 2, "restore, damage")
-    assert [(result["step"], result["right"]) for result in results] == [(2, True), (2, True)]
+    # Two restore what is whole, then the step before, then find none.
+    arrays, meta = f"3/{own[0]}", "2/meta/metadata"
+    results = run(tmp_path, 2, "restore", arrays, meta)
+    assert [(result["step"], result["right"]) for result in results] == [(3, True), (3, True)]
+    before = [result[f"after {arrays}"] for result in results]
+    assert [(found["step"], found["right"]) for found in before] == [(2, True), (2, True)]
     assert f"{own[0]} has changed): set aside as invalid-3-0" in results[0]["stderr"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "invalid-3-0"]
-    assert all("2 is damaged (meta/metadata has changed)" in r["error"] for r in results)
+    assert all("2 is damaged (meta/metadata has changed)" in r[f"after {meta}"] for r in results)
 
 
 @pytest.mark.multi_process

@@ -155,11 +155,37 @@ def test_sentence_pairs_need_a_table_of_two_types():
             TextData(tokenizer=TokenizerConfig(vocab_size=61)),
             "data.tokenizer.vocab_size is 61, but model.vocab_size is 60; set --data.tokenizer.voc",
         ),
+        (
+            MarianConfig(**SMALL, share_embeddings=False, decoder_vocab_size=50),
+            SequenceToSequence(),
+            dataclasses.replace(TRANSLATIONS, target_tokenizer=TokenizerConfig(vocab_size=51)),
+            "target_tokenizer.vocab_size is 51, but model.decoder_vocab_size is 50; set --data.ta",
+        ),
+        (
+            BartConfig(**SMALL),
+            SequenceToSequence(),
+            dataclasses.replace(TRANSLATIONS, target_tokenizer=TokenizerConfig(vocab_size=61)),
+            "target_tokenizer.vocab_size is 61, but model.vocab_size is 60; .* larger model.vocab",
+        ),
     ],
 )
 def test_contradictions_of_the_config_are_refused(model, objective, data, says):
     with pytest.raises(UserError, match=says):
         check_config(config_of(model, objective, data))
+
+
+def test_only_tokenizers_of_tables_that_the_model_has_are_compared():
+    large = TokenizerConfig(vocab_size=61)
+
+    class Data(TextData):
+        """With a tokenizer that no table of the model belongs to."""
+
+        @property
+        def tokenizers(self):
+            return {"tokenizer": self.tokenizer, "target_tokenizer": large, "third": large}
+
+    data = Data(tokenizer=TokenizerConfig("bytes"))
+    check_config(config_of(BertConfig(**SMALL), MaskedLM(), data))
 
 
 @pytest.mark.parametrize(

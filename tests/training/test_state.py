@@ -111,6 +111,48 @@ def test_a_parameter_that_the_mesh_does_not_divide_is_refused_before_anything_is
         abstract_state(Small(), OPTIMIZER, 0, mesh_of(1, 2, 4))
 
 
+class Normed(nn.Module):
+    """A scale and running statistics of 3 features."""
+
+    def example_inputs(self):
+        return {"x": jnp.zeros(3)}
+
+    @nn.compact
+    def __call__(self, x):
+        for name, start, axis in (
+            ("scale", nn.initializers.ones, "norm"),
+            ("mean", nn.initializers.zeros, "running"),
+            ("variance", nn.initializers.constant(2.0), "running"),
+        ):
+            x = x * self.param(name, nn.with_logical_partitioning(start, (axis,)), (3,))
+        return x
+
+
+def normed_state(ema=False):
+    mesh, optimizer = mesh_of(1), optax.sgd(0.1)
+    abstract = abstract_state(Normed(), optimizer, 0, mesh, ema=ema)
+    with jax.set_mesh(mesh):
+        return abstract, initialize_state(Normed(), optimizer, 0, abstract)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_statistics_that_a_checkpoint_lacks_are_those_of_a_new_model(ema, caplog):
+    abstract, state = normed_state(ema)
+    found = state.replace(params={"scale": jnp.full(3, 5.0)}, model_state=None, ema=None)
+    found = found.completed(abstract, Normed())
+    expected = {"mean": np.zeros(3), "variance": np.full(3, 2.0)}
+    jax.tree.map(np.testing.assert_array_equal, found.model_state, expected)
+    average = expected | {"scale": np.full(3, 5.0)} if ema else None
+    jax.tree.map(np.testing.assert_array_equal, found.ema, average)
+    assert "not in the checkpoint, and as in a new model: mean, variance" in caplog.text
+
+
+def test_parameters_that_the_model_does_not_have_are_refused():
+    _, state = normed_state()
+    with pytest.raises(UserError, match="the model has no parameter head/kernel; give"):
+        state.starting_from(state.variables | {"head": {"kernel": jnp.ones(2)}})
+
+
 EVERY_WRAPPER = optax.chain(
     optax.clip_by_global_norm(1.0),
     optax.multi_transform(

@@ -238,7 +238,8 @@ def batch_source(
 ) -> OnlineBatches | None:
     """Where the batches of a run come from, if not from its data: ``online`` of `train_prepared`.
 
-    ``initial``: as there, the parameters that the reference has.
+    ``initial`` gives, on a mesh, the parameters that the run starts from and the reference keeps;
+    None: they are drawn.
     """
     if not isinstance(config.objective, PolicyObjective):
         return None
