@@ -64,6 +64,8 @@ def model_card(config: TransformerConfig, meta: Mapping[str, Any] | None = None)
 
 def hub_task(architecture: str) -> tuple[str | None, str]:
     """The pipeline of the hub for an architecture, if there is one, and transformers' class."""
+    if architecture.endswith("WithProjection"):  # AutoModel would leave the projection out
+        return None, architecture
     ending = next((end for end in _TASKS if architecture.endswith(end)), None)
     return _TASKS[ending] if ending else (None, "AutoModel")
 

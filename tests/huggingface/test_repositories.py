@@ -311,6 +311,7 @@ def test_every_architecture_with_a_head_has_a_class_in_its_card():
     }
     assert len(heads) > 50
     assert sorted(name for name in heads if hub_task(name)[1] == "AutoModel") == []
+    assert hub_task("CLIPTextModelWithProjection")[1] == "CLIPTextModelWithProjection"
     assert hub_task("VideoMAEForVideoClassification")[1] == "AutoModelForVideoClassification"
 
 
