@@ -26,7 +26,7 @@ from flax_transformers.models.config import (
     ComputeConfig,
     TransformerConfig,
 )
-from flax_transformers.models.kernels.dispatch import dot_product_attention
+from flax_transformers.models.kernels.dispatch import dot_product_attention, probabilities_of_keys
 from flax_transformers.models.kernels.relative_position_bias import by_difference
 from flax_transformers.models.layers.feed_forward import ACTIVATIONS
 from flax_transformers.models.layers.linear import Linear, truncated_normal
@@ -285,12 +285,16 @@ class RelativeAttention(nn.Module):
             name="query_key_value",
         )(x_BTD)
         q_BTNH, k_BTNH, v_BTNH = (constrain(qkv_BTNCH[..., k, :], HEADS) for k in range(3))
+        bias = self._bias(heads)
+        if self.is_mutable_collection("intermediates"):
+            probabilities_BNTS = probabilities_of_keys(q_BTNH, k_BTNH, bias=bias)
+            self.sow("intermediates", "probabilities", probabilities_BNTS)
         dropping = c.attention_dropout > 0.0 and not self.deterministic
         attended_BTNH = dot_product_attention(
             q_BTNH,
             k_BTNH,
             v_BTNH,
-            bias=self._bias(heads),
+            bias=bias,
             dropout_rate=c.attention_dropout if dropping else 0.0,
             dropout_key=self.make_rng("dropout") if dropping else None,
             dropout_generator=self.compute.dropout_generator,
@@ -356,7 +360,7 @@ class StageStack(Stack):
         # A loop of one pass, for the leading axis of its parameters.
         entered = nn.scan(
             entry,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, 0),
             length=1,

@@ -5,9 +5,13 @@ Shape letters as in `models`; R and C are the rows and columns of a grid of patc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -16,10 +20,10 @@ from flax.traverse_util import flatten_dict
 
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.families.mae import MaeConfig
-from flax_transformers.models.config import ImageTextConfig, VisionConfig
 from flax_transformers.objectives.base import Objective
 from flax_transformers.reporting.attention_charts import AttentionMaps
+
+K = TypeVar("K")
 
 MAX_TOKENS, IMAGES = 20, 3
 """Tokens of the one text whose attention is shown, and images."""
@@ -28,51 +32,131 @@ LEAST_TOKENS = 6
 MAX_LAYERS, MAX_HEADS = 12, 16
 """Layers that are shown, evenly spread, and heads, the first ones."""
 
+_PART = re.compile(r"(first|layers|remainder)(?:_([0-9]+))?")
+_BLOCK = re.compile(r"block_([0-9]+)")
 _PARTS = ("first", "layers", "remainder")
 
 
 def attention_probabilities(model: nn.Module, params: Any, **inputs: Any) -> dict[str, np.ndarray]:
     """Which positions each head attends to, of any family.
 
-    ``inputs`` are those of a call of the model. Returns float32 [L, B, N, T, S], of T queries and S
-    keys, by the place of the layers in the model: "attention" of one stack, "encoder/attention",
-    "decoder/attention" and "decoder/cross_attention" of two. A masked key has probability zero.
+    ``inputs`` are those of a call of the model, arrays and options. Returns float32 [L, B, N, T,
+    S], of T queries and S keys, by the name of the stack of layers in the model: "attention" of one
+    stack, "encoder/attention", "decoder/attention" and "decoder/cross_attention" of two. Layers
+    that are called repeatedly come once for each call. Layers of a stack that differ in shape have
+    entries of their own, such as "stage_2/first/attention".
+
+    The probability of a masked key is zero, but for queries of padding, which attend to padding.
     Raises UserError for a model that has no attention.
     """
-
-    @jax.jit
-    def run(params: Any, inputs: Mapping[str, Any]) -> Any:
-        return model.apply({"params": params}, **inputs, mutable=["intermediates"])[1]
-
-    sown = jax.device_get(run(params, inputs)).get("intermediates", {})
-    stacks: dict[str, dict[tuple[int, int], np.ndarray]] = {}
-    for path, (values,) in flatten_dict(sown).items():
-        if path[-1] == "probabilities":
-            name, place = _place(path[:-1])
-            # Layers that share parameters have an axis more.
-            stacks.setdefault(name, {})[place] = values.reshape(-1, *values.shape[-4:])
-    if not stacks:
+    arrays = {name: value for name, value in inputs.items() if not _is_option(value)}
+    options = tuple((name, value) for name, value in inputs.items() if name not in arrays)
+    try:
+        hash((model, options))
+    except TypeError:  # a module with a field that has no hash, such as an array
+        run: Callable[..., Any] = jax.jit(partial(_sown, model, options))
+    else:
+        run = partial(_compiled_sown, model, options)
+    layers = _layers(jax.device_get(run(params, arrays)))
+    if not layers:
         raise UserError(f"{type(model).__name__} has no attention that can be shown")
-    return {name: _in_order(found) for name, found in stacks.items()}
+    return _stacks(layers)
 
 
-def _place(path: tuple[str, ...]) -> tuple[str, tuple[int, int]]:
-    """The name of a stack, and which of its parts and of the blocks of its pattern ``path`` is."""
-    part = next((i for i, name in enumerate(path) if name in _PARTS), None)
-    if part is None:
-        return "/".join(path), (0, 0)
-    before = path[: path.index("stack")] if "stack" in path[:part] else path[:part]
-    block = int(path[part + 1].removeprefix("block_"))
-    return "/".join([*before, *path[part + 2 :]]), (_PARTS.index(path[part]), block)
+def _is_option(value: Any) -> bool:
+    """Whether an input has no arrays, such as a bool."""
+    return not any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(value))
 
 
-def _in_order(found: Mapping[tuple[int, int], np.ndarray]) -> np.ndarray:
-    """Layers [L, ...] of a stack: its parts in turn, and in each the blocks of every repetition."""
-    parts = []
-    for number in sorted({part for part, _ in found}):
-        blocks = [found[key] for key in sorted(found) if key[0] == number]
-        parts.append(np.stack(blocks, axis=1).reshape(-1, *blocks[0].shape[1:]))
-    return np.concatenate(parts)
+def _sown(
+    model: Any, options: tuple[tuple[str, Any], ...], params: Any, arrays: dict[str, Any]
+) -> Any:
+    """What the layers of a model store in a call, a tree of tuples with an array for each call."""
+    call = partial(model.apply, **dict(options), mutable=["intermediates"])
+    return call({"params": params}, **arrays)[1].get("intermediates", {})
+
+
+_compiled_sown = jax.jit(_sown, static_argnums=(0, 1))  # which compiles equal calls once
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Probabilities float32 [R, B, N, T, S] of one call of a layer, of its R repetitions.
+
+    ``before`` and ``after`` are the names on its path before and after those of the part of the
+    stack; ``number`` sorts parts, their repetitions and the blocks of the pattern.
+    """
+
+    before: tuple[str, ...]
+    part: tuple[str, ...]
+    after: tuple[str, ...]
+    call: int
+    number: tuple[int, int, int]
+    values: np.ndarray
+
+    def names(self) -> tuple[str, str, str]:
+        """The name of the stack, with that of the part, and with the number of the call too."""
+        each = (*self.before, *self.part, *self.after)
+        return "/".join(self.before + self.after), "/".join(each), "/".join([*each, f"{self.call}"])
+
+
+def _name(detail: int, layer: _Layer) -> str:
+    return layer.names()[detail]
+
+
+def _layers(sown: Mapping[str, Any]) -> list[_Layer]:
+    found = []
+    for path, calls in flatten_dict(sown).items():
+        if path[-1] == "probabilities":
+            before, part, after, number = _split(path[:-1])
+            for call, values in enumerate(calls):
+                # Layers that share parameters have an axis more.
+                values = values.reshape(-1, *values.shape[-4:])
+                found.append(_Layer(before, part, after, call, number, values))
+    return found
+
+
+def _split(
+    path: tuple[str, ...],
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[int, int, int]]:
+    """``before``, ``part``, ``after`` and ``number`` of a `_Layer`. A path may have no part of a
+    `Stack`, or one of `separate_layers`, where each repetition has a part of its own."""
+    for i, pair in enumerate(pairwise(path)):
+        part, block = _PART.fullmatch(pair[0]), _BLOCK.fullmatch(pair[1])
+        if part and block:
+            before = path[: path.index("stack")] if "stack" in path[:i] else path[:i]
+            number = _PARTS.index(part[1]), int(part[2] or 0), int(block[1])
+            return before, (part[1],), path[i + 2 :], number
+    return (), (), path, (0, 0, 0)
+
+
+def _stacks(layers: Sequence[_Layer]) -> dict[str, np.ndarray]:
+    """Layers by the shortest names of `_Layer.names` under which they have equal shapes."""
+    stacks: dict[str, np.ndarray] = {}
+    for group in _grouped(layers, partial(_name, 0)).values():
+        for detail in range(3):
+            named = _grouped(group, partial(_name, detail))
+            if all(len({one.values.shape[1:] for one in same}) == 1 for same in named.values()):
+                break
+        stacks |= {name: _in_order(same) for name, same in named.items()}
+    return stacks
+
+
+def _in_order(layers: Sequence[_Layer]) -> np.ndarray:
+    """Layers [L, ...]: calls and parts in turn, and in each the blocks of every repetition."""
+    parts = _grouped(layers, lambda layer: (layer.call, *layer.number[:2]))
+    found = []
+    for key in sorted(parts):
+        blocks = [one.values for one in sorted(parts[key], key=lambda one: one.number)]
+        found.append(np.stack(blocks, axis=1).reshape(-1, *blocks[0].shape[1:]))
+    return np.concatenate(found)
+
+
+def _grouped(layers: Sequence[_Layer], key: Callable[[_Layer], K]) -> dict[K, list[_Layer]]:
+    found: dict[K, list[_Layer]] = {}
+    for layer in layers:
+        found.setdefault(key(layer), []).append(layer)
+    return found
 
 
 def attention_maps(
@@ -90,7 +174,7 @@ def attention_maps(
     texts and images.
     """
     config: Any = model.config
-    if isinstance(config, MaeConfig):
+    if "noise" in model.inputs:
         model = model.clone(config=replace(config, mask_ratio=0.0))
     inputs = _inputs(model, objective, batch)
     if not inputs:
@@ -109,7 +193,8 @@ def attention_maps(
         values_LBNTS = stacks[name]
         layers = _spread(len(values_LBNTS), MAX_LAYERS)
         for example, values in enumerate(values_LBNTS[layers, :, :MAX_HEADS].swapaxes(0, 1)):
-            if not _is_of_image(config, name):
+            grid = _grid(config, name, values.shape[-1])
+            if grid is None:
                 keys = tokens.get("input_ids", ())
                 written = tokens.get("decoder_input_ids", keys)
                 queries = written if name.startswith("decoder") else keys
@@ -117,7 +202,6 @@ def attention_maps(
                 found.append(AttentionMaps(name, values, tuple(layers), queries, keys))
             elif not name.startswith("reconstruction_head"):  # which has nothing to fill in here
                 picture = np.moveaxis(batch["pixel_values"][example], 0, -1) / 255.0
-                grid = _grid(values.shape[-1], picture.shape[:2])
                 values = _over_patches(values, grid)
                 found.append(AttentionMaps(name, values, tuple(layers), picture=picture))
     return found
@@ -137,10 +221,9 @@ def _inputs(
         if chosen is None:
             counts = [np.count_nonzero(text) for text in texts]
             chosen = next((i for i, n in enumerate(counts) if n >= LEAST_TOKENS), 0)
-        places = np.flatnonzero(texts[chosen])[:MAX_TOKENS]
-        for name in (f"{side}input_ids", *(() if side else ("token_type_ids",))):
-            if name in batch and name in model.inputs:
-                found[name] = batch[name].reshape(texts.shape)[chosen : chosen + 1, places]
+        positions = np.flatnonzero(texts[chosen])[:MAX_TOKENS]
+        for name in _of_tokens(model, batch, side):
+            found[name] = batch[name].reshape(texts.shape)[chosen : chosen + 1, positions]
     pixels, normalized = batch.get("pixel_values"), getattr(objective, "normalized", None)
     if pixels is not None and pixels.ndim == 4 and normalized is not None:
         found["pixel_values"] = np.asarray(normalized(pixels[:IMAGES]))
@@ -151,6 +234,21 @@ def _inputs(
     return found
 
 
+def _of_tokens(model: nn.Module, batch: Mapping[str, np.ndarray], side: str) -> list[str]:
+    """Names of the arrays with an element for each token that ``model`` reads, but for masks of
+    padding and of segments: there is one segment, without padding."""
+    shape = batch[f"{side}input_ids"].shape
+    left_out = (f"{side}attention_mask", f"{side}segment_ids")
+    return [
+        name
+        for name in model.inputs
+        if name in batch
+        and batch[name].shape == shape
+        and name.startswith("decoder_") == bool(side)
+        and name not in left_out
+    ]
+
+
 def _first_texts(batch: Mapping[str, np.ndarray], side: str) -> np.ndarray:
     """bool [texts, T]: tokens of the first segment of each text, without padding."""
     ids = batch[f"{side}input_ids"]
@@ -158,17 +256,15 @@ def _first_texts(batch: Mapping[str, np.ndarray], side: str) -> np.ndarray:
     return mask.reshape(-1, ids.shape[-1]) == 1
 
 
-def _is_of_image(config: Any, name: str) -> bool:
-    of_pair = isinstance(config, ImageTextConfig) and name.startswith("image_")
-    return of_pair or isinstance(config, VisionConfig)
-
-
-def _grid(keys: int, size: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of the largest grid of at most ``keys`` square patches over an image."""
-    grids = (
-        (max(1, round(columns * size[0] / size[1])), columns) for columns in range(keys, 0, -1)
-    )
-    return next(grid for grid in grids if grid[0] * grid[1] <= keys)
+def _grid(config: Any, name: str, keys: int) -> tuple[int, int] | None:
+    """Rows and columns of the patches among the ``keys`` of a stack; None for text."""
+    encoder = config.image_encoder
+    if encoder is None or not (encoder is config or name.startswith("image_")):
+        return None
+    rows, columns = encoder.grid
+    # In a pyramid this is the grid of the last stage; those before it are finer.
+    finer = max(1, math.isqrt((keys - len(encoder.tokens)) // (rows * columns)))
+    return rows * finer, columns * finer
 
 
 def _over_patches(values_LNTS: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

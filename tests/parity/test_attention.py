@@ -27,10 +27,10 @@ def test_probabilities_are_those_of_the_original(name, tmp_path):
     with full_precision_softmax():
         output = original(**torch_inputs(case), **case.extra, output_attentions=True)
     model, params = ft.load_pretrained(tmp_path)
-    for place, found in ft.attention_probabilities(model, params, **case.inputs).items():
-        expected = np.stack([layer.detach().numpy() for layer in output[OUTPUTS[place]]])
-        mask = case.inputs.get("decoder_attention_mask" if "decoder" in place else "attention_mask")
+    for stack, found in ft.attention_probabilities(model, params, **case.inputs).items():
+        expected = np.stack([layer.detach().numpy() for layer in output[OUTPUTS[stack]]])
+        mask = case.inputs.get("decoder_attention_mask" if "decoder" in stack else "attention_mask")
         real = np.ones(found.shape[1::2][:1] + found.shape[3:4]) if mask is None else mask
         rows = np.broadcast_to(real[None, :, None, :] == 1, found.shape[:4])
         assert found.shape == expected.shape
-        assert np.abs(found[rows] - expected[rows]).max() < TOLERANCE, place
+        assert np.abs(found[rows] - expected[rows]).max() < TOLERANCE, stack

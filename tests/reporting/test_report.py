@@ -151,6 +151,18 @@ def test_a_run_alone_has_its_whole_config(tmp_path, capsys):
     assert {"seed", "phases.0.steps", "30"} <= set(rows)
 
 
+def test_a_run_whose_attention_fails_does_not_stop_the_report(tmp_path, monkeypatch):
+    def fail(folder):
+        raise ValueError("not enough values")
+
+    write_run(tmp_path / "run", 0.1, [2.0])
+    monkeypatch.setattr(report, "_newest_attention", fail)
+    output = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "run"), "--output", str(output), "--attention"]) == 0
+    note = "run: no attention maps, because of ValueError: not enough values"
+    assert note in output.read_text()
+
+
 @pytest.mark.slow
 def test_the_attention_of_a_run_is_that_of_its_newest_checkpoint(tmp_path, one_device):
     write_corpus(tmp_path / "corpus.txt")

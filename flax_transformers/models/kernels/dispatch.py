@@ -89,16 +89,14 @@ def probabilities_of_keys(
     scale: float | None = None,
     softcap: float | None = None,
 ) -> jax.Array:
-    """The probabilities of ``dot_product_attention``, float32 [B, N, T, S]: what it makes of values
-    that are the rows of the identity."""
-    batch, keys, key_heads = k_BSKH.shape[:3]
-    heads = q_BTNH.shape[2]
-    k_BSNH = jnp.repeat(k_BSKH, heads // key_heads, axis=2)
-    eye_BSNS = jnp.broadcast_to(jnp.eye(keys)[:, None], (batch, keys, heads, keys))
-    attended_BTNS = dot_product_attention(
-        q_BTNH, k_BSNH, eye_BSNS, mask=mask, bias=bias, scale=scale, softcap=softcap
-    )
-    return attended_BTNS.swapaxes(1, 2)
+    """The probabilities that ``dot_product_attention`` computes without dropout, float32 [B, N, T,
+    S]."""
+    mask = AttentionMask() if mask is None else mask
+    scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
+    if isinstance(bias, RelativePositionBias):
+        bias = bias.dense(mask, q_BTNH.shape[1], k_BSKH.shape[1])
+    q_BNTH, k_BKSH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH))
+    return _xla_probabilities(q_BNTH, k_BKSH, mask, bias, scale, softcap)
 
 
 _DROPPING = "apply model.attention_dropout"
@@ -213,6 +211,28 @@ def _xla_attention(
     keys, key_heads = k_BSKH.shape[1:3]
     # Heads first, once: else the CPU backend transposes the operands of each of six products.
     q_BNTH, k_BKSH, v_BKSH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
+    probabilities_BNTS = _xla_probabilities(q_BNTH, k_BKSH, mask, bias, scale, softcap)
+    if drop is not None:
+        probabilities_BNTS = drop(probabilities_BNTS)
+    probabilities_BNTS = probabilities_BNTS.astype(v_BSKH.dtype)
+    if key_heads < heads:
+        probabilities_BKGTS = probabilities_BNTS.reshape(batch, key_heads, -1, queries, keys)
+        attended_BKGTH = einsum("BKGTS,BKSH->BKGTH", probabilities_BKGTS, v_BKSH)
+        return attended_BKGTH.reshape(batch, heads, queries, width).swapaxes(1, 2)
+    return einsum("BNTS,BNSH->BNTH", probabilities_BNTS, v_BKSH).swapaxes(1, 2)
+
+
+def _xla_probabilities(
+    q_BNTH: jax.Array,
+    k_BKSH: jax.Array,
+    mask: AttentionMask,
+    bias: jax.Array | None,
+    scale: float,
+    softcap: float | None,
+) -> jax.Array:
+    """The softmax of the scores, float32 [B, N, T, S]."""
+    batch, heads, queries, width = q_BNTH.shape
+    key_heads, keys = k_BKSH.shape[1:3]
     if key_heads < heads:  # group the queries: repeating the keys would copy a whole cache
         q_BKGTH = q_BNTH.reshape(batch, key_heads, -1, queries, width)
         scores_BNTS = einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, jnp.float32)
@@ -229,12 +249,4 @@ def _xla_attention(
     if allowed_BTS is not None:
         lowest = jnp.finfo(jnp.float32).min
         scores_BNTS = jnp.where(allowed_BTS[:, None, :, :], scores_BNTS, lowest)
-    probabilities_BNTS = jax.nn.softmax(scores_BNTS, axis=-1)
-    if drop is not None:
-        probabilities_BNTS = drop(probabilities_BNTS)
-    probabilities_BNTS = probabilities_BNTS.astype(v_BSKH.dtype)
-    if key_heads < heads:
-        probabilities_BKGTS = probabilities_BNTS.reshape(batch, key_heads, -1, queries, keys)
-        attended_BKGTH = einsum("BKGTS,BKSH->BKGTH", probabilities_BKGTS, v_BKSH)
-        return attended_BKGTH.reshape(batch, heads, queries, width).swapaxes(1, 2)
-    return einsum("BNTS,BNSH->BNTH", probabilities_BNTS, v_BKSH).swapaxes(1, 2)
+    return jax.nn.softmax(scores_BNTS, axis=-1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -115,10 +114,15 @@ class Attention(nn.Module):
         bias: RelativePositionBias | None,
     ) -> None:
         if self.is_mutable_collection("intermediates"):
-            scale, softcap = self.config.attention_scale, self.config.attention_softcap
-            how: dict[str, Any] = {"mask": mask, "bias": bias, "scale": scale, "softcap": softcap}
-            found_BNTS = probabilities_of_keys(q_BTNH, k_BSKH, **how)
-            self.sow("intermediates", "probabilities", found_BNTS)
+            probabilities_BNTS = probabilities_of_keys(
+                q_BTNH,
+                k_BSKH,
+                mask=mask,
+                bias=bias,
+                scale=self.config.attention_scale,
+                softcap=self.config.attention_softcap,
+            )
+            self.sow("intermediates", "probabilities", probabilities_BNTS)
 
     def _keys_and_values(
         self, x_BSD: jax.Array, rotary: tuple[jax.Array, jax.Array] | None

@@ -14,7 +14,7 @@ import pytest
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.kernels import dispatch
-from flax_transformers.models.kernels.dispatch import dot_product_attention
+from flax_transformers.models.kernels.dispatch import dot_product_attention, probabilities_of_keys
 from flax_transformers.models.kernels.masks import AttentionMask, combined_segments
 from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -43,6 +43,14 @@ def expected(q, k, v, mask=None):
 def test_attention_is_that_of_the_paper():
     q, k, v = draw()
     np.testing.assert_allclose(attend(q, k, v), expected(q, k, v), rtol=1e-5, atol=1e-6)
+
+
+def test_probabilities_are_the_softmax_of_the_scores_without_another_product():
+    q, k, _ = draw()
+    identity = np.broadcast_to(np.eye(5)[:, None], (2, 5, 3, 5))
+    found = jax.jit(probabilities_of_keys)(q, k)
+    np.testing.assert_allclose(found.swapaxes(1, 2), expected(q, k, identity), rtol=1e-5)
+    assert jax.jit(probabilities_of_keys).lower(q, k).as_text().count("dot_general") == 1
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -13,8 +14,10 @@ import pytest
 from flax_transformers.models.config import ComputeConfig, Rope, TransformerConfig
 from flax_transformers.models.kernels.kv_cache import KeyValues
 from flax_transformers.models.kernels.masks import AttentionMask
+from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
 from flax_transformers.models.layers.attention import Attention
 from flax_transformers.models.layers.positions import rotary_tables
+from flax_transformers.testing import tiny_architecture
 from tests.models import reference
 
 CONFIG = TransformerConfig(hidden_size=6, num_layers=1, num_heads=3, intermediate_size=5)
@@ -187,3 +190,33 @@ def test_dropout_works_in_training_alone():
     np.testing.assert_array_equal(run(0.5, True, 0), run(0.0, False, 0))
     assert not np.array_equal(run(0.5, False, 0), run(0.5, False, 1))
     np.testing.assert_array_equal(run(0.5, False, 0), run(0.5, False, 0))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "mask", "bias"),
+    [
+        ("Gemma2Model", {"causal": True, "window": (1, None)}, None),
+        ("T5ForConditionalGeneration", {}, random.standard_normal((4, 5)).astype(np.float32)),
+    ],
+    ids=["grouped_heads_with_softcap_and_window", "relative_position_bias"],
+)
+def test_stored_probabilities_times_values_are_what_the_heads_attend_to(architecture, mask, bias):
+    """With an identity as the output projection, the layer returns what its heads attend to."""
+    config = tiny_architecture(architecture)
+    if bias is None:
+        config = replace(config, num_key_value_heads=2, attention_softcap=0.5)
+    layer = Attention(config, ComputeConfig())
+    x_BTD = random.standard_normal((2, 4, 32)).astype(np.float32)
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), x_BTD)["params"]
+    params = reference.randomize(nn.meta.unbox(shapes))
+    params["output"]["kernel"] = np.eye(32, dtype=np.float32).reshape(4, 8, 32)
+    (attended_BTD, kept), stored = jax.jit(partial(layer.apply, mutable=["intermediates"]))(
+        {"params": params},
+        x_BTD,
+        AttentionMask(SEGMENTS, SEGMENTS, **mask),
+        bias=None if bias is None else RelativePositionBias(jnp.asarray(bias)),
+    )
+    (probabilities_BNTS,) = stored["intermediates"]["probabilities"]
+    values_BNSH = np.repeat(kept.values, 4 // config.kv_heads, axis=1)
+    expected_BTNH = np.einsum("BNTS,BNSH->BTNH", probabilities_BNTS, values_BNSH)
+    close(attended_BTD, expected_BTNH.reshape(x_BTD.shape))
