@@ -33,7 +33,7 @@ from steps.cases import PRESETS, Case
 from steps.turns import Failed, Worker
 
 from flax_transformers.huggingface.family import config_json
-from flax_transformers.parallel.host_memory import huge_page_settings
+from flax_transformers.parallel.host_memory import memory_settings
 
 HERE = Path(__file__).parent
 OURS = {"scanned": {"scan": True}, "unrolled": {"scan": False}}
@@ -85,7 +85,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with torch")
     parser.add_argument(
-        "--huge-pages-for-torch",
+        "--memory-settings-for-torch",
         action="store_true",
         help="let torch too allocate memory as `flax-transformers train` does on the CPU",
     )
@@ -156,8 +156,8 @@ def _command(
     """The command of a variant's process, and its environment."""
     # Several processes share one GPU: none of them may take all its memory at the start.
     environment = dict(os.environ, XLA_PYTHON_CLIENT_PREALLOCATE="false")
-    if variant in OURS or options.huge_pages_for_torch:
-        environment |= huge_page_settings()  # as the command ``train`` does
+    if variant in OURS or options.memory_settings_for_torch:
+        environment |= memory_settings()  # as the command ``train`` does
     if variant in OURS:
         about = {"preset": options.preset, "model": name, "dtype": dtype, **OURS[variant]}
         return [sys.executable, str(HERE / "steps/ours.py"), json.dumps(about)], environment

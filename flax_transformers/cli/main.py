@@ -26,7 +26,7 @@ from flax_transformers.cli.parsing import (
     split,
 )
 from flax_transformers.errors import UserError
-from flax_transformers.parallel.host_memory import restart_with_huge_pages
+from flax_transformers.parallel.host_memory import restart_with_memory_settings
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.ranges import check_text
 from flax_transformers.version import __version__
@@ -42,7 +42,7 @@ _MAY_BE_EMPTY = frozenset({"prompt", "text"})
 def program(arguments: Sequence[str] | None = None) -> int:
     """``main`` for a process that ends with it: the watchdog limits how long the exit takes."""
     if arguments is None and sys.argv[1:2] in (["train"], ["sweep"]):
-        restart_with_huge_pages()
+        restart_with_memory_settings()
     try:
         return main(arguments)
     finally:

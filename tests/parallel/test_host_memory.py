@@ -1,5 +1,7 @@
-"""Memory in huge pages, for programs that compute on the CPU."""
+"""Memory settings of programs that compute on the CPU."""
 
+import os
+import platform
 import subprocess
 import sys
 
@@ -7,7 +9,10 @@ import pytest
 
 from flax_transformers.parallel import host_memory
 
-SETTINGS = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+KEPT = (
+    "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=17179869184:"
+    "glibc.malloc.trim_threshold=68719476736"
+)
 
 
 @pytest.fixture
@@ -23,20 +28,37 @@ def offered(monkeypatch, tmp_path):
 
 
 def test_huge_pages_are_asked_for_where_the_system_offers_them(offered, monkeypatch):
-    assert host_memory.huge_page_settings() == SETTINGS
+    assert host_memory.memory_settings() == {"GLIBC_TUNABLES": f"glibc.malloc.hugetlb=1:{KEPT}"}
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    assert host_memory.huge_page_settings() == {}
+    assert host_memory.memory_settings() == {}
 
 
 @pytest.mark.parametrize("text", ["[always] madvise never\n", "always madvise [never]\n", None])
-def test_nothing_is_asked_for_where_that_changes_nothing(offered, text):
+def test_huge_pages_are_not_asked_for_where_that_changes_nothing(offered, text):
     offered.unlink() if text is None else offered.write_text(text)
-    assert host_memory.huge_page_settings() == {}
+    assert host_memory.memory_settings() == {"GLIBC_TUNABLES": KEPT}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
+def test_freed_memory_stays_with_the_process(offered):
+    program = (
+        "import resource, numpy as np\n"
+        "for _ in range(2):\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    np.ones(2**24)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+
+    def faults(environment: dict[str, str]) -> int:
+        command = [sys.executable, "-c", program]
+        return int(subprocess.check_output(command, env=os.environ | environment))
+
+    assert faults(host_memory.memory_settings()) < 10 < faults({})
 
 
 def test_settings_of_the_user_are_kept(offered, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1")
-    assert host_memory.huge_page_settings() == {}
+    assert host_memory.memory_settings() == {}
 
 
 def test_the_process_is_replaced_by_its_own_command_once(tmp_path):
@@ -44,9 +66,9 @@ def test_the_process_is_replaced_by_its_own_command_once(tmp_path):
     file.write_text(
         "import os, sys\n"
         "from flax_transformers.parallel import host_memory\n"
-        "host_memory.huge_page_settings = lambda: {} if 'X' in os.environ else {'X': '1'}\n"
+        "host_memory.memory_settings = lambda: {} if 'X' in os.environ else {'X': '1'}\n"
         "print(os.getpid(), 'X' in os.environ, sys.argv[1:], flush=True)\n"
-        "host_memory.restart_with_huge_pages()\n"
+        "host_memory.restart_with_memory_settings()\n"
     )
     command = [sys.executable, str(file), "--steps", "3 4"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
