@@ -134,10 +134,10 @@ DEEP = (
 )
 def test_a_template_cannot_compute_what_is_too_long(source):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises((TemplateError, UserError)):
         ChatTemplate(source).render(MESSAGES)
-    assert time.monotonic() - started < 4
+    assert time.process_time() - started < 4
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 19  # KiB
 
 
