@@ -46,7 +46,7 @@ def attention_probabilities(model: nn.Module, params: Any, **inputs: Any) -> dic
     that are called repeatedly come once for each call. Layers of a stack that differ in shape have
     entries of their own, such as "stage_2/first/attention".
 
-    The probability of a masked key is zero, but for queries of padding, which attend to padding.
+    The probability of a masked key is zero for every query that is not padding.
     Raises UserError for a model that has no attention.
     """
     arrays = {name: value for name, value in inputs.items() if not _is_option(value)}
