@@ -8,6 +8,7 @@ registered it: reading a checkpoint never imports code that the checkpoint names
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -15,7 +16,7 @@ import importlib.metadata
 import inspect
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -210,6 +211,7 @@ _FORMER_PLACES = {
 _IDS = {place: name for name, place in _TYPES.items()} | _FORMER_PLACES
 
 _registered: dict[str, type] = {}
+_finders: list[Callable[[str], type | None]] = []
 _families: dict[str, Any] = {}
 """Registered families by the id of their config."""
 T = TypeVar("T")
@@ -218,14 +220,13 @@ T = TypeVar("T")
 class UnregisteredType(UserError):
     """A saved config has a user's own type that is not registered."""
 
-    def __init__(self, type_id: str) -> None:
-        self.type_id = type_id
+    def __init__(self, type_id: str, remedy: str = "") -> None:
         module, _, name = type_id.partition(":")
         super().__init__(
             f"the saved config uses {name} of the module {module}, which is not part of "
-            f"flax_transformers; run the command in the folder that {module.replace('.', '/')}.py "
-            "is in, give evaluate the config file that defines it (--config FILE), or call "
-            "flax_transformers.register in a program of your own"
+            "flax_transformers; "
+            + (remedy or f"run the command in the folder of {module.replace('.', '/')}.py")
+            + ", or call flax_transformers.register in a program of your own"
         )
 
 
@@ -251,6 +252,16 @@ def registered_families() -> tuple[Any, ...]:
     """The families that were registered, those of installed packages too."""
     _load_entry_points_once()
     return tuple(_families.values())
+
+
+@contextlib.contextmanager
+def types_found_by(find: Callable[[str], type | None]) -> Iterator[None]:
+    """Asks ``find`` for each user's own type that is not registered, by its id."""
+    _finders.append(find)
+    try:
+        yield
+    finally:
+        _finders.remove(find)
 
 
 def register_types_of(config: Any) -> None:
@@ -351,7 +362,7 @@ def _type_of(name: Any) -> type:
         place = _TYPES.get(_IDS.get(text.removeprefix(f"{_PACKAGE}."), ""))
     if place is None:
         if ":" in text and all(text.split(":", 1)):
-            return _installed_type(text)
+            return _own_type(text)
         # Format 1 separated module and class of a user's own type by a dot.
         for type_id, kind in _registered.items():
             if type_id.replace(":", ".") == text:
@@ -363,9 +374,12 @@ def _type_of(name: Any) -> type:
     return kind
 
 
-def _installed_type(name: str) -> type:
-    """A type that an installed package offers as an entry point."""
+def _own_type(name: str) -> type:
+    """A type that an installed package offers as an entry point, or that a finder finds."""
     _load_entry_points()
+    for find in _finders:
+        if name not in _registered and (found := find(name)) is not None:
+            _registered[name] = found
     if name not in _registered:
         raise UnregisteredType(name)
     return _registered[name]

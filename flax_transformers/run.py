@@ -17,7 +17,7 @@ from flax_transformers.monitoring.profiling import Profiling
 from flax_transformers.monitoring.sinks import MetricSink
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.post_training.reinforcement.rollouts import batch_source
-from flax_transformers.storage.workdir import open_workdir
+from flax_transformers.storage.workdir import check_writable, open_workdir
 from flax_transformers.training import loop
 from flax_transformers.training.callbacks import Callback
 from flax_transformers.training.check_run import check_config, check_run
@@ -52,8 +52,9 @@ def train(
     watchdog.start(config.limits, config.logging.hang_dump_s)
     with watchdog.phase("prepare"):
         folder = open_workdir(workdir)
+        check_writable(folder)  # before the data are prepared, which can take hours
         config = runtime.with_initial_model(config, overrides, folder)
-        loop.checked_mesh(config)  # before the data are prepared, which can take hours
+        loop.checked_mesh(config)
         check_config(config)
         prepared = runtime.prepared_data(config.data, tokenizers_of_run(folder))
         prepared = runtime.fitted_data(config, prepared)

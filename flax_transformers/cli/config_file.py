@@ -9,9 +9,11 @@ import importlib
 import importlib.util
 import logging
 import os
+import re
 import sys
+import traceback
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -26,7 +28,6 @@ from flax_transformers.config_json import (
 from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:  # slow to import, and not needed to refuse a file that does not exist
-    from flax_transformers.checkpointing.step_directories import SavedStep
     from flax_transformers.sweeps.study import Study
     from flax_transformers.training.config import TrainConfig
 
@@ -164,6 +165,7 @@ def _import_file(path: Path) -> ModuleType:
             f"the file's name, and {path.stem!r} cannot be imported or is another module's name; "
             "rename the file"
         )
+    _register_types_in(module)
     return module
 
 
@@ -180,38 +182,56 @@ def _is_another_module(name: str, path: Path) -> bool:
 
 def _failing(path: Path, error: BaseException) -> UserError:
     said = " ".join(str(error).split())
+    names = (str(path), str(path.resolve()))
+    frames = traceback.walk_tb(error.__traceback__)
+    lines = [at for frame, at in frames if frame.f_code.co_filename in names]
+    where = f", line {lines[-1]}," if lines else ""
     renamed = [
         f"{former} is called {current} now; "
         for former, current in FORMER_FIELDS.items()
         if isinstance(error, TypeError) and f"'{former}'" in said
     ]
+    hint = "".join(renamed) or _nearest_field(said)
     return UserError(
-        f"config file {path} fails with {type(error).__name__}: {said}; {''.join(renamed)}"
+        f"config file {path}{where} fails with {type(error).__name__}: {said}; {hint}"
         "correct the file"
     )
 
 
-def config_of_run(found: SavedStep) -> TrainConfig | None:
-    """The config of the run that saved a checkpoint; None for converted weights.
+def _nearest_field(said: str) -> str:
+    """For a misspelt field of a dataclass, by Python's message: the field with the nearest name."""
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", said)
+    if found is None or "Did you mean" in said:
+        return ""
+    kinds = (getattr(module, "__dict__", {}).get(found[1]) for module in [*sys.modules.values()])
+    known = {
+        field.name
+        for kind in kinds
+        if isinstance(kind, type) and kind.__name__ == found[1] and is_dataclass(kind)
+        for field in fields(kind)
+    }
+    near = difflib.get_close_matches(found[2], known, 1, 0.5)
+    return f"did you mean {near[0]}? " if near else ""
 
-    A type of the user's own is imported from a file of the current folder that has the name of its
-    module and defines it, as by ``python -m``. Raises UnregisteredType if there is no such file.
+
+def type_in_current_folder(type_id: str) -> type | None:
+    """A user's own dataclass, by its id in saved configs, for `config_json.types_found_by`.
+
+    It is imported from a file of the current folder that has the name of its module and defines it,
+    as by ``python -m``, with all other dataclasses of that file. None if there is no such file.
+    Raises UnregisteredType for a file that does not define it, and UserError for one that fails.
     """
-    from flax_transformers.restore import saved_config
-
-    looked_for: set[str] = set()
-    while True:
-        try:
-            return saved_config(found)
-        except UnregisteredType as missing:
-            module = missing.type_id.partition(":")[0]
-            file = Path(*module.split(".")).with_suffix(".py")
-            name = missing.type_id.partition(":")[2]
-            if module in looked_for or not file.is_file() or not _defines(file, name):
-                raise
-            looked_for.add(module)
-            log.info("importing %s, which defines a type of the run", file)
-            _register_from(file, missing.type_id)
+    module, _, name = type_id.partition(":")
+    file = Path(*module.split(".")).with_suffix(".py")
+    if not file.is_file():
+        return None
+    kind = None
+    if _defines(file, name):
+        log.info("importing %s, which defines %s", file, name)
+        kind = getattr(_imported_from_folder(file, module), name, None)
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        raise UnregisteredType(type_id, f"define the dataclass {name} in {file}, where it is not")
+    return kind
 
 
 def _defines(file: Path, name: str) -> bool:
@@ -230,17 +250,24 @@ def _defines(file: Path, name: str) -> bool:
     return False
 
 
-def _register_from(file: Path, type_id: str) -> None:
-    module, _, name = type_id.partition(":")
-    if len(file.parts) == 1:
-        kind = getattr(_import_file(file), name, None)
-    else:
+def _imported_from_folder(file: Path, name: str) -> ModuleType:
+    module = sys.modules.get(name)
+    if module is None or Path(module.__file__ or "").resolve() != file.resolve():
+        if len(file.parts) == 1:
+            return _import_file(file)
         sys.path.insert(0, os.getcwd())
         try:
-            kind = getattr(importlib.import_module(module), name, None)
+            module = importlib.import_module(name)
         except Exception as error:
             raise _failing(file, error) from error
         finally:
             sys.path.remove(os.getcwd())
-    if kind is not None:
-        register(kind)
+    _register_types_in(module)
+    return module
+
+
+def _register_types_in(module: ModuleType) -> None:
+    """Registers the dataclasses that a module defines, so that no second import makes others."""
+    for value in vars(module).values():
+        if isinstance(value, type) and value.__module__ == module.__name__ and is_dataclass(value):
+            register(value)

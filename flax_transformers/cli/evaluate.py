@@ -14,6 +14,7 @@ from flax_transformers.cli.parsing import Architecture, Model, option, override
 from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:
+    from flax_transformers.checkpointing.step_directories import SavedStep
     from flax_transformers.data.dataset import Dataset
     from flax_transformers.evaluation.class_report import ClassReport
     from flax_transformers.models.config import TransformerConfig
@@ -122,19 +123,55 @@ class Evaluate:
 
     def _config(self, overrides: Sequence[str]) -> TrainConfig:
         from flax_transformers.checkpointing.manager import find_checkpoint
-        from flax_transformers.cli.config_file import config_of_run, load_config
+        from flax_transformers.cli.config_file import load_config
         from flax_transformers.parallel.mesh import MeshConfig
         from flax_transformers.pretrained import is_checkpoint
+        from flax_transformers.restore import saved_config
 
         config = load_config(self.config) if self.config else None
-        if config is None and is_checkpoint(self.model):
-            config = config_of_run(find_checkpoint(self.model))
+        if is_checkpoint(self.model):
+            found = find_checkpoint(self.model)
+            if config is None:
+                config = saved_config(found)
+            else:
+                _log_other_values(config, found, self.config)
         if config is None:
             raise UserError(
                 f"{self.model} belongs to no run; give --config CONFIG, on whose data to score it"
             )
         # Not the mesh of the run: other devices may be present here.
         return override(replace(config, mesh=MeshConfig()), overrides)
+
+
+def _log_other_values(config: TrainConfig, found: SavedStep, file: str | None) -> None:
+    """Logs where the config of a ``file`` scores otherwise than that of the run."""
+    from flax_transformers.config_json import to_json
+    from flax_transformers.restore import saved_config
+    from flax_transformers.training.config import differences
+
+    try:
+        of_run = saved_config(found)
+    except UserError:  # a type that is not known here, which the file replaces
+        of_run = None
+    if of_run is None:
+        return
+    saved, own = (
+        to_json([one.data, one.objective, one.evaluation, one.phases[-1].sequence_length])
+        for one in (of_run, config)
+    )
+    names = "data", "objective", "evaluation", "phases.sequence_length"
+    shown = [
+        f"{field} {new!r} (run: {old!r})"
+        for name, before, after in zip(names, saved, own, strict=True)
+        for field, (old, new) in differences(before, after, name).items()
+    ]
+    if shown:
+        log.info(
+            "scoring with the values of %s, not with those of the run: %s%s",
+            file,
+            ", ".join(shown[:4]),
+            f" and {len(shown) - 4} more" if len(shown) > 4 else "",
+        )
 
 
 def _with_sets(config: TrainConfig, sets: Sequence[str]) -> TrainConfig:

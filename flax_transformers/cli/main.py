@@ -122,8 +122,12 @@ def _run(tokens: list[str]) -> int:
         return 0
     command = _parsed(kinds, [name, *own])
     _check_texts(command)
+    from flax_transformers.cli.config_file import type_in_current_folder
+    from flax_transformers.config_json import types_found_by
+
     try:
-        return command.run(overrides) or 0
+        with types_found_by(type_in_current_folder):
+            return command.run(overrides) or 0
     except UnknownOption as error:
         raise error.among(option_names(kind)) from None
 

@@ -71,13 +71,13 @@ def _newest_attention(folder: epath.Path) -> tuple[list[AttentionMaps], int]:
     """The maps of the newest checkpoint of a run on held-out examples, and its step."""
     from flax_transformers import runtime
     from flax_transformers.checkpointing.manager import find_checkpoint
-    from flax_transformers.cli.config_file import config_of_run
     from flax_transformers.data.dataset import open_dataset
     from flax_transformers.evaluation.held_out import held_out_batches
     from flax_transformers.reporting.attention import attention_maps
+    from flax_transformers.restore import saved_config
 
     found = find_checkpoint(folder)
-    config = config_of_run(found)
+    config = saved_config(found)
     if config is None:
         raise UserError("the checkpoint belongs to no run, and says nothing of its data")
     restored = runtime.restore_model(found)

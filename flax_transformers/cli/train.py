@@ -72,7 +72,7 @@ class Train:
 
     def _config(self, overrides: Sequence[str]) -> TrainConfig:
         """The config of the file, or of the run whose newest checkpoint is in the workdir."""
-        from flax_transformers.cli.config_file import config_of_run, load_config
+        from flax_transformers.cli.config_file import load_config
 
         if self.config is not None:
             return load_config(self.config, overrides)
@@ -84,6 +84,7 @@ class Train:
         from flax_transformers import runtime
         from flax_transformers.checkpointing.manager import find_checkpoint
         from flax_transformers.checkpointing.step_directories import has_checkpoint
+        from flax_transformers.restore import saved_config
         from flax_transformers.storage.workdir import open_workdir
 
         runtime.start(None)
@@ -92,7 +93,7 @@ class Train:
                 f"--workdir {self.workdir} holds no checkpoint to resume from; name the CONFIG of "
                 "the run"
             )
-        config = config_of_run(find_checkpoint(self.workdir))
+        config = saved_config(find_checkpoint(self.workdir))
         if config is None:
             raise UserError(
                 f"--workdir {self.workdir} holds converted weights and no run to resume; name a "

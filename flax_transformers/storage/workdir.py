@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,14 +31,33 @@ _UNSAFE = "[]*?\\"
 def open_workdir(path: str | os.PathLike[str]) -> epath.Path:
     """``path`` as an absolute path or URL.
 
-    Raises UserError for a path that cannot be used, and a bucket whose client is not installed.
+    Raises UserError for a path that cannot be used, such as that of a file, and for a bucket whose
+    client is not installed.
     """
     text = os.path.expanduser(os.fspath(path))
     if text.startswith("~"):
         raise UserError(f"--workdir {text} names an unknown user; give the whole path")
     if any(character in text for character in _UNSAFE):
         raise UserError(f"--workdir {text} has one of the characters {_UNSAFE}; rename the folder")
-    return absolute(text)
+    workdir = absolute(text)
+    if not is_bucket(workdir):
+        for place in (Path(workdir), *Path(workdir).parents):
+            if os.path.exists(place) and not os.path.isdir(place):
+                below = "is" if place == Path(workdir) else f"is below {place}, which is"
+                raise UserError(f"--workdir {text} {below} a file; name a folder")
+    return workdir
+
+
+def check_writable(workdir: epath.Path) -> None:
+    """Raises UserError if no folder can be made at, or in, a workdir on a disk; leaves none."""
+    if is_bucket(workdir) or jax.process_index() != 0:
+        return
+    existing = next(place for place in (workdir, *workdir.parents) if os.path.exists(place))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".flax_transformers-", dir=existing):
+            pass
+    except OSError as error:
+        raise _cannot_write(workdir, error) from error
 
 
 @contextlib.contextmanager

@@ -144,7 +144,7 @@ def train_prepared(
         early = None
         if ended.step < config.total_steps:
             early = reason_to_stop_early(config, ended.position)
-        is_through = ended.step == config.total_steps or early is not None
+        is_through = ended.step >= config.total_steps or early is not None
         preempted, stopped = not (is_through or stopped), stopped and not is_through
         outcome = Outcome(ended.step, preempted, dict(run.latest), stopped, early)
         if is_through:

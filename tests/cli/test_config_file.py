@@ -11,12 +11,19 @@ import textwrap
 
 import pytest
 
-from flax_transformers import config_json, restore
+from flax_transformers import config_json
 from flax_transformers.checkpointing.manager import find_checkpoint
-from flax_transformers.cli.config_file import config_of_run, load_config
+from flax_transformers.cli.config_file import load_config, type_in_current_folder
 from flax_transformers.cli.main import main
-from flax_transformers.config_json import UnregisteredType, from_json, register, to_json
+from flax_transformers.config_json import (
+    UnregisteredType,
+    from_json,
+    register,
+    to_json,
+    types_found_by,
+)
 from flax_transformers.errors import UserError
+from flax_transformers.restore import saved_config
 from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
 
 OWN = """
@@ -193,7 +200,7 @@ def test_every_id_names_a_dataclass_that_has_this_id():
         ("def f():\n    class Mine: pass\n", False),
         ("class Mine(\n", False),
         (OWN, True),
-        ("from flax_transformers.objectives.masked_lm import MaskedLM as Mine\n", True),
+        ("class Mine: pass\n", True),
     ],
 )
 def test_a_file_of_this_folder_is_run_only_if_it_defines_the_class(
@@ -201,14 +208,51 @@ def test_a_file_of_this_folder_is_run_only_if_it_defines_the_class(
 ):
     (tmp_path / "setup_of_mine.py").write_text(f"open('ran', 'w').close()\n{text}")
     monkeypatch.chdir(tmp_path)
-
-    def saved_config(found):
-        raise UnregisteredType("setup_of_mine:Mine")
-
-    monkeypatch.setattr(restore, "saved_config", saved_config)
-    with pytest.raises(UnregisteredType):
-        config_of_run(None)
+    with types_found_by(type_in_current_folder):
+        if text == OWN:
+            assert from_json({"type": "setup_of_mine:Mine"}).strength == 0.5
+        else:
+            with pytest.raises(UnregisteredType, match="define the dataclass Mine in setup_of"):
+                from_json({"type": "setup_of_mine:Mine"})
     assert (tmp_path / "ran").exists() == runs
+
+
+def test_all_classes_of_a_file_of_this_folder_are_found_by_their_saved_ids(tmp_path, monkeypatch):
+    (tmp_path / "two_of_mine.py").write_text(
+        f"{OWN}\n@dataclass(frozen=True)\nclass Way:\n    steps: tuple = ()\n"
+    )
+    (tmp_path / "moved_mine.py").write_text("from two_of_mine import Mine\n")
+    monkeypatch.chdir(tmp_path)
+    way = {"type": "two_of_mine:Way", "steps": [{"type": "two_of_mine:Mine"}]}
+    with pytest.raises(UnregisteredType):  # outside of a command
+        from_json(way)
+    with types_found_by(type_in_current_folder):
+        found = from_json(way)
+        moved = from_json({"type": "moved_mine:Mine"})
+    assert [type(found).__name__, type(found.steps[0]).__name__] == ["Way", "Mine"]
+    assert type(moved) is type(found.steps[0])
+
+
+@pytest.mark.parametrize("command", ["evaluate RUN", "train --workdir RUN", "predict RUN --text a",
+                                     "convert RUN hf", "generate RUN --prompt a",
+                                     "fill-mask RUN --text a", "chat RUN"])  # fmt: skip
+def test_every_command_looks_for_the_types_of_a_run_in_this_folder(
+    command, tmp_path, monkeypatch, capsys
+):
+    """The file of the type stops each command where it is imported."""
+    step = tmp_path / "run" / "checkpoints" / "1"
+    for item in ("state", "meta"):
+        (step / item).mkdir(parents=True)
+    for name in ("_METADATA", "manifest.ocdbt"):
+        (step / "state" / name).touch()
+    config = to_json(tiny_config("text.txt", "store"))
+    config["model"]["type"] = "stops_here:Mine"
+    meta = {"config": config, "position": {"step": 1}}
+    (step / "meta" / "metadata").write_text(json.dumps(meta))
+    (tmp_path / "stops_here.py").write_text("class Mine: pass\n1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(command.replace("RUN", str(tmp_path / "run")).split()) == 2
+    assert "stops_here.py, line 2, fails with ZeroDivisionError" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -232,11 +276,13 @@ def test_a_run_with_a_custom_objective_is_trained_resumed_and_used(
     assert main(["evaluate", workdir]) == 2
     assert (
         "neighbour_of_mine, which is not part of flax_transformers; run the command in the folder "
-        "that neighbour_of_mine.py is in, give evaluate the config file" in capsys.readouterr().err
+        "of neighbour_of_mine.py, or call flax_transformers.register" in capsys.readouterr().err
     )
     # The file that the user names, or one in the folder that the user works in, defines it.
     assert main(["evaluate", workdir, "--config", path]) == 0
     config_json._registered.clear()
     monkeypatch.chdir(tmp_path)
-    assert type(config_of_run(find_checkpoint(workdir)).objective).__name__ == "Mine"
-    assert config_of_run(find_checkpoint(workdir)).model == tiny_bert()
+    with types_found_by(type_in_current_folder):
+        config = saved_config(find_checkpoint(workdir))
+    assert type(config.objective).__name__ == "Mine"
+    assert config.model == tiny_bert()

@@ -127,6 +127,17 @@ def test_a_config_file_that_fails_is_named_with_its_error(capsys, tmp_path):
     assert "fails with ZeroDivisionError" in refused(capsys, "train", str(broken))
 
 
+def test_a_misspelt_field_of_a_config_file_is_named_with_its_line_and_the_nearest(capsys, tmp_path):
+    file = tmp_path / "misspelt.py"
+    file.write_text(
+        "from flax_transformers.training.config import Phase\n\n\ndef get_config():\n"
+        "    return Phase(sequence_length=8, steps=1, batch_sizes=2)\n"
+    )
+    said = refused(capsys, "train", str(file))
+    assert "misspelt.py, line 5, fails with TypeError" in said
+    assert re.search("[Dd]id you mean '?batch_size'?", said)
+
+
 def test_print_config_shows_overrides_and_starts_nothing(capsys):
     assert main(["train", TINY, "--print-config", "--optimizer.learning-rate", "3e-4"]) == 0
     config = json.loads(capsys.readouterr().out)

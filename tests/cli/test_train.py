@@ -40,6 +40,7 @@ def test_the_workdir_alone_resumes_its_run(small, tmp_path, monkeypatch):  # noq
     assert main(["train", "--workdir", workdir]) == 0  # nothing is left to do
     assert main(["train", "--workdir", workdir, "--phases.0.steps", "5"]) == 0
     assert find_checkpoint(workdir).step == 5
+    assert main(["train", "--workdir", workdir, "--phases.0.steps", "4"]) == 0  # nor here
     steps = [row["step"] for row in read_metrics(workdir) if "train/loss" in row]
     assert steps == sorted(set(steps))
 

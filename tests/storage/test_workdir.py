@@ -10,6 +10,7 @@ from etils import epath
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.pictures import write_png
 from flax_transformers.storage.workdir import (
+    check_writable,
     open_workdir,
     workdir_lock,
     write_side_file,
@@ -93,3 +94,16 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"config.json cannot be written"):
         write_text(open_workdir(tmp_path) / "file" / "config.json", "text")
+
+
+def test_a_workdir_that_cannot_be_a_folder_is_refused_and_a_new_one_is_not_made(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UserError, match=f"^--workdir {file} is a file; name a folder$"):
+        open_workdir(file)
+    with pytest.raises(UserError, match=f"run is below {file}, which is a file; name a folder"):
+        open_workdir(file / "run")
+    with pytest.raises(UserError, match="^/proc/nope cannot be written"):
+        check_writable(open_workdir("/proc/nope"))
+    check_writable(open_workdir(tmp_path / "new" / "run"))
+    assert list(tmp_path.iterdir()) == [file]
