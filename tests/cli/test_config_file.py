@@ -233,7 +233,7 @@ def test_all_classes_of_a_file_of_this_folder_are_found_by_their_saved_ids(tmp_p
     assert type(moved) is type(found.steps[0])
 
 
-@pytest.mark.parametrize("command", ["evaluate RUN", "train --workdir RUN", "predict RUN --text a",
+@pytest.mark.parametrize("command", ["evaluate RUN", "train --workdir RUN", "predict RUN --input x",
                                      "convert RUN hf", "generate RUN --prompt a",
                                      "fill-mask RUN --text a", "chat RUN"])  # fmt: skip
 def test_every_command_looks_for_the_types_of_a_run_in_this_folder(
