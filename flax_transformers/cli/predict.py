@@ -69,6 +69,8 @@ class Predict:
         from flax_transformers.parallel.watchdog import watchdog
         from flax_transformers.storage.workdir import write_text
 
+        if not (given := Path(self.input).expanduser()).exists():
+            raise UserError(f"there is no file or folder {given}; give --input a file of rows")
         placed = override(runtime.Placed(), overrides)
         runtime.start(None)
         watchdog.start(placed.limits)

@@ -134,9 +134,6 @@ def _report(sweep: Runs, own: Sequence[str]) -> None:
     console.print(terminal_table(table), highlight=False)
     for note in notes(table):
         console.print(note, highlight=False, markup=False)
-    missing = len(sweep.runs) - len(found)
-    if missing:
-        console.print(f"{missing} of {len(sweep.runs)} runs are not finished", highlight=False)
     console.print("\n".join(map(str, files)), highlight=False, soft_wrap=True)
     if failed := {name: why for name, why in table.failures.items() if name in own}:
         raise UserError(_failures(failed, len(own)))

@@ -171,13 +171,17 @@ def _unigram(
     The labels are those that ``eval/loss`` averages over.
     """
     vocabulary = prepared.vocabulary.of_targets
-    found = [predicted_labels(batch, vocabulary) for batch in batches]
+    found, counted = [], "held-out tokens"
+    for batch in batches:
+        found.append(predicted_labels(batch, vocabulary))
+        if "masked_weights" in batch:
+            counted = "masked held-out tokens"
     if not found:
         return []
     labels = np.concatenate(found)
     share = (counts + 1) / (counts.sum() + len(counts))
     nats = float(-np.log(share[labels]).mean())
-    return [Baseline("unigram cross-entropy", "eval/loss", nats, len(labels), "held-out tokens")]
+    return [Baseline("unigram cross-entropy", "eval/loss", nats, len(labels), counted)]
 
 
 def _held_out(config: TrainConfig, prepared: PreparedText) -> Iterator[Batch]:

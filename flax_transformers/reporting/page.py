@@ -254,7 +254,9 @@ def _sweep(sweep: SweepTable) -> str:
     columns = ["point", *(name for name in columns if name not in ("point", "values"))]
     rows = [[_cell(one.get(name)) for name in columns] for one in sweep.records]
     picture = f'<div class="card">{_image(sweep.name, sweep.plot)}</div>' if sweep.plot else ""
-    return _section(f"Sweep {sweep.name}", _table(columns, rows) + picture)
+    count = f"<p>{sweep.finished} of {sweep.runs} runs are finished.</p>"
+    table = _table(columns, rows) if rows else ""
+    return _section(f"Sweep {sweep.name}", count + table + picture)
 
 
 def _cell(value: Any) -> str:

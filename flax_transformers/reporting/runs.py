@@ -16,6 +16,8 @@ from flax_transformers.monitoring.metrics import FILE_NAME, read_metrics
 from flax_transformers.reporting.attention_charts import AttentionMaps
 
 _TABLE = "table.jsonl"
+_RECORD = "sweep.json"
+"""Of a sweep and of each of its trainings, as `sweeps.runner` writes it."""
 
 
 @dataclass(frozen=True)
@@ -58,32 +60,59 @@ class ReportedRun:
 
 @dataclass(frozen=True)
 class SweepTable:
-    """The records of a sweep's table.jsonl, and its plot."""
+    """The records of a sweep's table.jsonl, which is empty before the first table, and its plot;
+    how many of its ``runs`` are ``finished``."""
 
     name: str
     records: Sequence[Mapping[str, Any]]
     plot: Picture | None
+    finished: int
+    runs: int
 
 
 def read(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[ReportedRun], list[SweepTable]]:
-    """The runs and the sweeps among ``paths``, in order.
+    """The runs among ``paths`` and in the sweeps among them, and the sweeps, in order.
 
     Raises UserError for a folder that is neither.
     """
-    runs: list[ReportedRun] = []
-    sweeps: list[SweepTable] = []
-    for name, path in zip(_names([os.fspath(path) for path in paths]), paths, strict=True):
+    _names([os.fspath(path) for path in paths])  # refuses what is given twice
+    runs: dict[str, epath.Path] = {}
+    sweeps: dict[str, epath.Path] = {}
+    for path in paths:
         folder = epath.Path(path)
-        if (folder / _TABLE).exists():
-            sweeps.append(_sweep(name, folder))
+        if _is_sweep(folder):
+            sweeps[str(folder)] = folder
+            runs |= {str(one): one for one in _trainings(folder) if (one / FILE_NAME).exists()}
         elif (folder / FILE_NAME).exists():
-            runs.append(_run(name, folder))
+            runs[str(folder)] = folder
         else:
             raise UserError(
-                f"{os.fspath(path)} has neither {FILE_NAME} nor {_TABLE}; give the workdir of a "
-                "run, or of a sweep"
+                f"{os.fspath(path)} has none of {FILE_NAME}, {_TABLE} and the {_RECORD} of a "
+                "sweep; give the workdir of a run that has logged a step, or of a sweep"
             )
-    return runs, sweeps
+    names = dict(zip([*runs, *sweeps], _names([*runs, *sweeps]), strict=True))
+    return (
+        [_run(names[path], folder) for path, folder in runs.items()],
+        [_sweep(names[path], folder) for path, folder in sweeps.items()],
+    )
+
+
+def _is_sweep(folder: epath.Path) -> bool:
+    return (folder / _TABLE).exists() or "base" in _record(folder)
+
+
+def _trainings(folder: epath.Path) -> list[epath.Path]:
+    """The workdirs in the folder of a sweep, by name."""
+    return sorted(one for one in folder.iterdir() if "config" in _record(one))
+
+
+def _record(folder: epath.Path) -> dict[str, Any]:
+    """The record of a sweep or of one of its trainings; empty if there is none."""
+    try:
+        found = json.loads(_text(folder / _RECORD) or "{}")
+    except ValueError:  # damaged, and written again when the sweep goes on
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _names(paths: Sequence[str]) -> list[str]:
@@ -120,7 +149,10 @@ def _sweep(name: str, folder: epath.Path) -> SweepTable:
     lines = (_text(folder / _TABLE) or "").splitlines()
     plot = folder / "plot.png"
     picture = _picture("scores of all runs", plot if plot.exists() else None)
-    return SweepTable(name, [json.loads(line) for line in lines], picture)
+    records = {one.name: _record(one) for one in _trainings(folder)}
+    runs = _record(folder).get("runs", [*records])  # those of earlier sweeps are not listed
+    ended = [run for run in runs if records.get(run, {}).get("finished_step") is not None]
+    return SweepTable(name, [json.loads(line) for line in lines], picture, len(ended), len(runs))
 
 
 def _leaves(value: Any, path: str = "") -> list[tuple[str, str]]:

@@ -1,7 +1,8 @@
 """Trains the runs of a sweep one after another, and reads what finished runs have left.
 
 Each training has a file ``sweep.json`` in its workdir: the config as the sweep gave it, and the
-step at which it finished or the sentence that says why it failed. Scores are read from the run's
+step at which it finished or the sentence that says why it failed. That of the sweep has the base
+config and the workdirs that the runs end in. Scores are read from the run's
 own files, so that parts of a sweep need neither locks nor each other.
 """
 
@@ -52,7 +53,8 @@ class Result:
 def check(sweep: StudyRuns) -> None:
     """Raises UserError, before the first run, for a grid point that cannot be trained, and for a
     folder that holds something else."""
-    base = (_read(sweep.folder) or {}).get("base")
+    record = _read(sweep.folder) or {}
+    base = record.get("base")
     if base is None and (sweep.folder / "config.json").exists():
         raise UserError(f"{sweep.folder} holds a single run; choose another --workdir")
     if base is not None:
@@ -62,8 +64,11 @@ def check(sweep: StudyRuns) -> None:
     for run in sweep.runs:
         for training in run.trainings:
             _check_workdir(training)
-    if base is None and jax.process_index() == 0:
-        write_side_file(sweep.folder / RECORD, _json({"base": to_json(sweep.study.base)}))
+    known = record.get("runs", [])  # a smaller grid does not remove runs
+    runs = list(dict.fromkeys([*known, *(run.trainings[-1].workdir.name for run in sweep.runs)]))
+    if runs != known and jax.process_index() == 0:
+        base = to_json(sweep.study.base) if base is None else base
+        write_side_file(sweep.folder / RECORD, _json({"base": base, "runs": runs}))
 
 
 def _check_point(point: Point) -> None:

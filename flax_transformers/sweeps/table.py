@@ -120,7 +120,10 @@ def notes(table: Table) -> list[str]:
     better = "higher" if study.higher_is_better else "lower"
     pairs = max(row.scores.n for row in table.rows)
     signs = "exact" if pairs <= EXACT_PAIRS else "over drawn signs"
+    finished, failed = sum(row.scores.n for row in table.rows), len(table.failures)
+    count = f"{finished} of {len(table.sweep.runs)} runs are finished"
     found = [
+        f"{count}, and {failed} failed." if failed else f"{count}.",
         f"{study.metric}: {better} is better; ranked by the median.",
         "Differences are means over equal seeds; p by a two-sided permutation test of their signs, "
         f"{signs}, and Holm's correction for the number of comparisons in its column.",

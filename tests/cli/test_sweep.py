@@ -111,7 +111,7 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_like_one_that_was_not(study, t
 
     assert main([*study, "--workdir", str(killed), "--report"]) == 0
     assert list(scores(killed)) == [("slow", "seed_0")]
-    assert "1 of 2 runs are not finished" in capsys.readouterr().out
+    assert "1 of 2 runs are finished." in capsys.readouterr().out
     assert main([*study, "--workdir", str(killed)]) == 0
     out = capsys.readouterr().out
     assert out.count("finished before") == 1

@@ -163,6 +163,24 @@ def test_a_run_whose_attention_fails_does_not_stop_the_report(tmp_path, monkeypa
     assert note in output.read_text()
 
 
+def test_the_report_of_a_sweep_that_was_stopped_has_its_runs(tmp_path):
+    sweep, output = tmp_path / "rates", tmp_path / "a.html"
+    for rate, losses in ((0.1, [3.0, 2.0]), (0.2, [2.5])):
+        write_run(sweep / f"rate={rate}", rate, losses)
+        record = {"config": {}, "finished_step": 20 if len(losses) > 1 else None}
+        (sweep / f"rate={rate}" / "sweep.json").write_text(json.dumps(record))
+    runs = [f"rate={rate}" for rate in (0.1, 0.2, 0.3, 0.4)]
+    (sweep / "sweep.json").write_text(json.dumps({"base": {}, "runs": runs}))
+    named = [str(sweep), str(sweep / "rate=0.2")]  # one of them twice
+    assert main(["report", *named, "--output", str(output)]) == 0
+    text = output.read_text()
+    assert "1 of 4 runs are finished." in text
+    assert {"Held-out scores", "Samples", "Sweep rates"} <= set(Elements(text).texts["h2"])
+    rows = Elements(text).texts["td"]
+    place = rows.index("optimizer.learning_rate")
+    assert rows[place : place + 3] == ["optimizer.learning_rate", "0.1", "0.2"]
+
+
 @pytest.mark.slow
 def test_the_attention_of_a_run_is_that_of_its_newest_checkpoint(tmp_path, one_device):
     write_corpus(tmp_path / "corpus.txt")
@@ -182,7 +200,7 @@ def test_the_attention_of_a_run_is_that_of_its_newest_checkpoint(tmp_path, one_d
     ("arguments", "message"),
     [
         ([], "RUN"),
-        (["nowhere"], "nowhere has neither metrics.jsonl nor table.jsonl"),
+        (["nowhere"], "nowhere has none of metrics.jsonl, table.jsonl and"),
         (["nowhere", "nowhere"], "a run is given twice"),
     ],
 )

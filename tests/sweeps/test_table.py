@@ -117,6 +117,9 @@ def test_the_files_hold_every_value(tmp_path):
     assert lines[2]["values"] == {"0": 3.3, "1": 2.9, "2": 3.35}
     text = (tmp_path / "table.md").read_text()
     assert text.startswith("| rank | point | n | median |")
+    assert "- 9 of 9 runs are finished." in text
+    unfinished = markdown(made(tmp_path, failures=["plain,seed=0"]))
+    assert "- 8 of 9 runs are finished, and 1 failed." in unfinished
     assert "Published: width helps more than depth (Nobody, 2017)" in text
 
 
