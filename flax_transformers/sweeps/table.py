@@ -123,7 +123,6 @@ def notes(table: Table) -> list[str]:
     finished, failed = sum(row.scores.n for row in table.rows), len(table.failures)
     count = f"{finished} of {len(table.sweep.runs)} runs are finished"
     found = [
-        f"{count}, and {failed} failed." if failed else f"{count}.",
         f"{study.metric}: {better} is better; ranked by the median.",
         "Differences are means over equal seeds; p by a two-sided permutation test of their signs, "
         f"{signs}, and Holm's correction for the number of comparisons in its column.",
@@ -133,7 +132,7 @@ def notes(table: Table) -> list[str]:
             f"With {pairs} seed(s) no p can be below {2 / 2**pairs:.3g}: give more --seeds to find "
             "a difference significant."
         )
-    return found + _expectations(table)
+    return [*found, *_expectations(table), f"{count}, {failed} failed." if failed else f"{count}."]
 
 
 def _expectations(table: Table) -> list[str]:

@@ -74,7 +74,7 @@ def test_with_enough_seeds_a_difference_in_one_direction_is_significant(tmp_path
     study = replace(STUDY, seeds=7, expected=(("wide", "plain"),))
     losses = {"plain": [3.0] * 7, "wide": [2.9 - 0.01 * n for n in range(7)], "deep": [3.1] * 7}
     found = notes(made(tmp_path, losses, study))
-    assert len(found) == 3  # none about the number of seeds
+    assert not any("seed(s)" in note for note in found)
     assert found[2].endswith("in 7 of 7 seeds, p 0.0156: the published direction.")
 
 
@@ -119,7 +119,7 @@ def test_the_files_hold_every_value(tmp_path):
     assert text.startswith("| rank | point | n | median |")
     assert "- 9 of 9 runs are finished." in text
     unfinished = markdown(made(tmp_path, failures=["plain,seed=0"]))
-    assert "- 8 of 9 runs are finished, and 1 failed." in unfinished
+    assert "- 8 of 9 runs are finished, 1 failed." in unfinished
     assert "Published: width helps more than depth (Nobody, 2017)" in text
 
 

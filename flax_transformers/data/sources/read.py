@@ -58,8 +58,7 @@ def check_first_records(source: Source) -> None:
         if problems and None not in problems:
             raise UserError(
                 f"None of the first {len(problems)} records of {source.path} is valid "
-                f"({problems[0]}); correct data.source.{_field_settings(source)}, or "
-                "give another path."
+                f"({problems[0]}); correct {_to_correct(source)}, or give another path."
             )
 
 
@@ -76,10 +75,10 @@ def _problems(decoder: Decoder, parts: Sequence[Part]) -> Iterator[Invalid | Non
             return
 
 
-def _field_settings(source: Source) -> str:
-    """The settings for the fields of a record."""
+def _to_correct(source: Source) -> str:
+    """The settings for the fields of a record, if the source has some, or else the records."""
     names = [f.name for f in fields(source) if f.name.endswith(("_field", "_column"))]
-    return ", ".join(names) or "split"
+    return f"data.source.{', '.join(names)}" if names else "the records"
 
 
 def tied_shards(source: Source, shards: int) -> list[bool]:

@@ -21,6 +21,7 @@ from flax_transformers.data.sources.read import check_first_records, read_docume
 from flax_transformers.data.sources.row_files import text_in, value_in
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.errors import UserError
+from flax_transformers.post_training.conversations import ConversationSource
 
 ROWS = [
     {"one": "first text, “quoted”", "two": "zweiter", "label": 0},
@@ -256,6 +257,12 @@ def test_the_first_file_of_every_ending_is_checked(tmp_path):
     write_lines(tmp_path / "b.json", [{"content": "x"}] * 3)
     with pytest.raises(UserError, match=r"first 3 records of .*b\.json:1 has no field 'text'"):
         check_first_records(TextSource(str(tmp_path), on_invalid="skip"))
+
+
+def test_records_without_settings_for_their_fields_are_to_be_corrected_themselves(tmp_path):
+    write_lines(tmp_path / "chats.jsonl", [{"messages": [{"content": "no role"}]}])
+    with pytest.raises(UserError, match=r"\); correct the records, or give another path"):
+        check_first_records(ConversationSource(str(tmp_path)))
 
 
 def test_a_field_that_one_record_lacks_follows_the_policy(tmp_path):
