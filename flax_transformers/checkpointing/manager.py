@@ -419,7 +419,9 @@ def _read_state(found: SavedStep, abstract: Any) -> Any:
             logger.info("checkpoint %s: %s is kept no longer and not read", found.folder, names)
         wanted, left_out = as_saved(abstract), {*missing, *unwanted}
         require_same_structure(found.folder, saved, wanted)
-        if left_out:  # orbax accepts no tree with a field that the checkpoint does not name
+        # Orbax accepts no tree with a field, even of None, that the checkpoint does not name.
+        left_out |= wanted.keys() - saved.keys()
+        if left_out:
             wanted = {name: part for name, part in wanted.items() if name not in left_out}
         how = ocp.checkpoint_utils.construct_restore_args(wanted)
         state = _read_arrays(folder, wanted, how, partial=bool(left_out))
