@@ -190,11 +190,14 @@ def write_files(folder: epath.Path, files: Files) -> None:
 
 
 def remove(folder: epath.Path, attempts: int = 10) -> None:
-    """Removes a folder as far as possible, also while a failed write still adds files."""
+    """Removes a folder as far as possible, also while a failed write still adds files, and once
+    more if it makes the folder anew."""
+    absent = 0
     for _ in range(attempts):
         with contextlib.suppress(OSError):
             folder.rmtree(missing_ok=True)
-        if not folder.exists():
+        absent = 0 if folder.exists() else absent + 1
+        if absent == 2:
             return
         time.sleep(0.1)
 

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -312,6 +313,22 @@ def test_a_write_beyond_the_limit_is_one_sentence_and_leaves_earlier_steps_intac
     checkpoints.close()
     assert checkpoints.steps() == [1, 3]
     assert verify_step(tmp_path / "1") == verify_step(tmp_path / "3") == []
+
+
+def test_a_folder_that_a_failed_write_makes_anew_is_removed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = epath.Path(tmp_path / "2.orbax-checkpoint-tmp")
+    late_writes = iter([folder])
+
+    def write_late(seconds: float) -> None:
+        for late in late_writes:
+            (late / "state").mkdir(parents=True)
+
+    monkeypatch.setattr(step_directories.time, "sleep", write_late)
+    (folder / "meta").mkdir(parents=True)
+    step_directories.remove(folder)
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("surfaces_in", ["save", "wait", "close", "reached_preemption"])
