@@ -78,12 +78,13 @@ class Repository:
         if is_offline():
             return None
         import huggingface_hub
+        from huggingface_hub import constants
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
         place: dict[str, Any] = {"repo_id": self.name, "repo_type": self.kind}
         place["revision"] = self.revision
         try:
-            timeout = huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT  # the default is none
+            timeout = constants.HF_HUB_ETAG_TIMEOUT  # the default is none
             info: Any = huggingface_hub.HfApi().repo_info(**place, timeout=timeout)
             names = list(choose([file.rfilename for file in info.siblings or ()]))
             log.info("downloading %d files of %s", len(names), self.name)

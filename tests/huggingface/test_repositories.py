@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -90,6 +92,24 @@ def test_an_id_has_an_owner_a_name_and_a_revision(text, found, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     repository = Repository.of_id(text)
     assert (repository and (repository.name, repository.revision)) == found
+
+
+def test_a_process_that_has_imported_no_part_of_the_client_downloads(tmp_path):
+    program = (
+        "from flax_transformers.storage.hub import Repository\n"
+        "print(Repository('some/bert', 'main').download(list))\n"
+    )
+    with hub_server.running() as running:
+        running.repositories["models/some/bert"] = {"config.json": b"{}"}
+        environment = {"HF_ENDPOINT": running.url, "HF_HUB_CACHE": str(tmp_path)}
+        found = subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | environment | {"HF_HUB_OFFLINE": "0"},
+            capture_output=True,
+            text=True,
+        )
+    assert found.returncode == 0, found.stderr
+    assert (Path(found.stdout.strip()) / "config.json").read_bytes() == b"{}"
 
 
 @pytest.mark.slow
