@@ -101,6 +101,8 @@ def test_every_command_and_its_options_exist(page, arguments):
     at = 0
     while at < len(rest):
         word, at = rest[at], at + 1
+        if f"```python\n# {word}\n" in (ROOT / page).read_text():  # a file that the page shows
+            continue
         if word.endswith(".py"):
             config = ROOT / word
             assert config.is_file(), word

@@ -137,7 +137,8 @@ class Evaluate:
                 _log_other_values(config, found, self.config)
         if config is None:
             raise UserError(
-                f"{self.model} belongs to no run; give --config CONFIG, on whose data to score it"
+                f"{self.model} is no run here; check the path, or give --config CONFIG, on "
+                "whose data to score it"
             )
         # Not the mesh of the run: other devices may be present here.
         return override(replace(config, mesh=MeshConfig()), overrides)

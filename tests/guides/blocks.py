@@ -71,7 +71,7 @@ def command_lines(block: Block) -> list[list[str]]:
 def in_small(arguments: list[str]) -> list[str]:
     """The arguments of a command with few steps, few examples, and data that are there."""
     command, *rest = arguments
-    places = [n for n, word in enumerate(rest) if word.endswith(".py") and "/" in word]
+    places = [n for n, word in enumerate(rest) if word.endswith(".py") and Path(word).is_file()]
     if command not in ("train", "prepare", "inspect", "plan", "sweep") or not places:
         return arguments
     if command == "sweep":
@@ -112,9 +112,11 @@ def _data_options(config, given: list[str], whole: bool) -> dict[str, str]:
         options["--data.prepare-processes"] = "1"
         if whole:
             options["--data.shards"] = "1"
-        if "--data.source.path" not in given and not data.source.path.startswith("data/"):
+        path = data.source.path
+        there = path.startswith("data/") or Path(path).is_file()
+        if "--data.source.path" not in given and not there:
             options["--data.source.path"] = "my_text"
-            if data.source.path == "tfds:glue/mnli":
+            if path == "tfds:glue/mnli":
                 options["--data.source.path"] = "pairs.jsonl"
                 options["--data.validation-source.path"] = "pairs.jsonl"
         if data.validation_source is None:

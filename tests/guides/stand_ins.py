@@ -105,6 +105,9 @@ def _write_labelled(folder: Path) -> None:
         {"premise": text, "hypothesis": text[:12], "label": CLASSES[n % 3]}
         for n, text in enumerate(texts[:90])
     ])  # fmt: skip
+    reviews = [{"text": text, "label": CLASSES[n % 3]} for n, text in enumerate(texts[:90])]
+    _write_rows(folder / "reviews.jsonl", reviews)
+    _write_rows(folder / "new.jsonl", [{"text": row["text"]} for row in reviews[:4]])
     (folder / "data" / "clinc150").mkdir(parents=True)
     rows = [[text, f"intent {n % INTENTS}"] for n, text in enumerate(texts)]
     content = json.dumps({"train": rows[:1500], "test": rows[1500:1650]}).encode()

@@ -7,6 +7,7 @@ import sys
 import tomllib
 import traceback
 import types
+from pathlib import Path
 
 import jax
 import pytest
@@ -88,6 +89,9 @@ def run_block(block, names):
         tomllib.loads(block.code)
     else:
         assert block.language == "python"
+        file, end, _ = block.code.removeprefix("# ").partition(".py\n")
+        if end and file.isidentifier():  # commands after it name the file
+            Path(f"{file}.py").write_text(block.code)
         exec(compile(block.code, str(block), "exec"), names)
 
 
