@@ -233,9 +233,18 @@ def test_all_classes_of_a_file_of_this_folder_are_found_by_their_saved_ids(tmp_p
     assert type(moved) is type(found.steps[0])
 
 
-@pytest.mark.parametrize("command", ["evaluate RUN", "train --workdir RUN", "predict RUN --input x",
-                                     "convert RUN hf", "generate RUN --prompt a",
-                                     "fill-mask RUN --text a", "chat RUN"])  # fmt: skip
+COMMANDS = """
+evaluate RUN
+train --workdir RUN
+predict RUN --input stops_here.py
+convert RUN hf
+generate RUN --prompt a
+fill-mask RUN --text a
+chat RUN
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS.strip().split("\n"))
 def test_every_command_looks_for_the_types_of_a_run_in_this_folder(
     command, tmp_path, monkeypatch, capsys
 ):
