@@ -36,7 +36,12 @@ def test_a_recipe_is_found_by_name():
 def test_an_unknown_recipe_is_named_with_those_near_it():
     with pytest.raises(UserError, match="there is no recipe bert_tinny.*did you mean bert_tiny"):
         ft.recipe("bert_tinny")
-    with pytest.raises(UserError, match="there is no config file nowhere/bert_tiny.py"):
+    with pytest.raises(UserError, match="there is no config file nowhere/bert_tinny.py; give"):
+        ft.recipe("nowhere/bert_tinny.py")
+
+
+def test_a_recipe_file_of_the_guides_that_is_not_here_is_named_as_the_recipe():
+    with pytest.raises(UserError, match=r"no config file nowhere/bert_tiny\.py.*name, bert_tiny$"):
         ft.recipe("nowhere/bert_tiny.py")
 
 

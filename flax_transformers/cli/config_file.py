@@ -98,7 +98,10 @@ def _imported(path: Path) -> ModuleType:
     if not path.is_file():
         others = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(str(path), others, 1, 0.3)
-        hint = f"did you mean {near[0]}?" if near else "give the path of a config file"
+        if path.stem in recipes():  # the guides name files of a clone of the repository
+            hint = f"for the recipe of the package give its name, {path.stem}"
+        else:
+            hint = f"did you mean {near[0]}?" if near else "give the path of a config file"
         raise UserError(f"there is no config file {path}; {hint}")
     return _import_file(path)
 
