@@ -218,7 +218,7 @@ _SUPPORTED = {"model_type": "albert", "position_embedding_type": "absolute"}
 def from_huggingface(config: Mapping[str, Any]) -> AlbertConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     huggingface.refuse_values(config, _SUPPORTED)
-    defaults = AlbertConfig()
+    defaults = SIZES["albert-xxlarge-v2"]  # as in transformers
     fields = huggingface.common_fields(config, defaults)
     fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
     fields["activation"] = huggingface.activation_from(config.get("hidden_act", "gelu_new"))

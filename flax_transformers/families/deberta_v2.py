@@ -6,14 +6,13 @@ bias that an attention kernel could take: attention here is plain operations on 
 whatever ``compute.attention`` says, and holds float32 scores [B, N, T, 2 T - 1]. No gather by pairs
 is needed: scores with all 2 T - 1 distances are computed, and shifted row by row.
 
-Not here: the convolution of the xlarge and xxlarge sizes of version 2, and projections of positions
-of their own (version 1).
+Not here: projections of positions of their own (version 1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -29,7 +28,7 @@ from flax_transformers.families.bert import word_weights
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
-from flax_transformers.models.config import ComputeConfig, TextConfig
+from flax_transformers.models.config import Activation, ComputeConfig, TextConfig
 from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
 from flax_transformers.models.heads import Tokens, mean_of_tokens, square_layer
 from flax_transformers.models.kernels.dropout import dropout
@@ -39,7 +38,7 @@ from flax_transformers.models.layers.embeddings import Embedding
 from flax_transformers.models.layers.feed_forward import ACTIVATIONS
 from flax_transformers.models.layers.linear import Linear
 from flax_transformers.models.layers.norms import make_norm
-from flax_transformers.models.layers.stack import Block, make_stack
+from flax_transformers.models.layers.stack import Block, Stack, make_stack
 from flax_transformers.models.parts import ModelParts
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
@@ -150,18 +149,66 @@ class DisentangledAttention(nn.Module):
         )
 
 
+class TokenConvolution(nn.Module):
+    """A convolution over the tokens of each example, and an activation."""
+
+    config: DebertaV2Config
+    compute: ComputeConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+        """[B, T, D] to [B, T, D]; ``segments_BT`` numbers examples from 1, with 0 at padding."""
+        c, length = self.config, x_BTD.shape[1]
+        reach = c.conv_kernel_size // 2
+        starts = range(c.conv_kernel_size)
+        padded_BSD = jnp.pad(x_BTD, ((0, 0), (reach, reach), (0, 0)))
+        x_BTKD = jnp.stack([padded_BSD[:, k : k + length] for k in starts], axis=2)
+        if segments_BT is not None:
+            padded_BS = jnp.pad(segments_BT, ((0, 0), (reach, reach)))
+            near_BTK = jnp.stack([padded_BS[:, k : k + length] for k in starts], axis=2)
+            x_BTKD = jnp.where((near_BTK == segments_BT[:, :, None])[..., None], x_BTKD, 0)
+        convolve = Linear(
+            "BTKC,KCD->BTD",
+            (c.conv_kernel_size, c.hidden_size, c.hidden_size),
+            ("patch_width", "embed", "features"),
+            dtype=jnp.dtype(self.compute.dtype),
+            init_std=c.init_std,
+            name="taps",
+        )
+        y_BTD = convolve(x_BTKD)
+        if segments_BT is not None:
+            y_BTD = jnp.where((segments_BT > 0)[:, :, None], y_BTD, 0)
+        dropout = Dropout(c.dropout, self.compute.dropout_generator)
+        activation = jnp.tanh if c.conv_activation == "tanh" else ACTIVATIONS[c.conv_activation]
+        return activation(dropout(y_BTD, self.deterministic))
+
+
 class DebertaBlock(TransformerBlock):
-    """BERT's layer with disentangled attention."""
+    """BERT's layer with disentangled attention. ``convolves``: its output is added to a convolution
+    of its input, and is zero at padding."""
+
+    convolves: bool = False
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, shared: Any, cache: Any) -> tuple[jax.Array, LayerOutput]:
         """Hidden states [B, T, D] to hidden states; ``shared`` are ``DebertaInputs``."""
         c = self.config
         assert isinstance(c, DebertaV2Config)
+        entry_BTD = x_BTD
         attend = DisentangledAttention(c, self.compute, self.deterministic, name="attention")
         x_BTD = self.residual("attention", x_BTD, attend(x_BTD, shared))
         y_BTD, _ = self.feed_forward(x_BTD, shared.inputs)
-        return self.residual("mlp", x_BTD, y_BTD), LayerOutput()
+        x_BTD = self.residual("mlp", x_BTD, y_BTD)
+        if not self.convolves:
+            return x_BTD, LayerOutput()
+        mask = shared.inputs.mask
+        segments_BT = None if mask is None else mask.key_segments
+        convolve = TokenConvolution(c, self.compute, self.deterministic, name="convolution")
+        x_BTD = self.norm("convolution")(x_BTD + convolve(entry_BTD, segments_BT))
+        if segments_BT is not None:
+            x_BTD = jnp.where((segments_BT > 0)[:, :, None], x_BTD, 0)
+        return x_BTD, LayerOutput()
 
 
 class DebertaStack(nn.Module):
@@ -176,7 +223,17 @@ class DebertaStack(nn.Module):
         rows, axes = 2 * c.relative_span, ("positions", "embed")
         self.relative = Embedding(rows, c.hidden_size, dtype, axes, c.init_std)
         self.relative_norm = make_norm(c, dtype)
-        self.encoder = make_stack(c, self.compute, self.block)
+        if not c.conv_kernel_size:
+            self.encoder = make_stack(c, self.compute, self.block)
+            return
+        layer = partial(self.block, c, self.compute)
+        self.encoder = Stack(
+            first=(partial(layer, convolves=True),),
+            pattern=(layer,),
+            repeats=c.num_layers - 1,
+            scan=self.compute.scan_layers,
+            remat=self.compute.remat,
+        )
 
     def __call__(
         self,
@@ -258,6 +315,11 @@ class DebertaV2Config(TextConfig):
     """Distance from which on the last relative position counts; None: ``max_positions``."""
     position_terms: tuple[Term, ...] = ("p2c", "c2p")
     """Terms with positions: content to position, position to content."""
+    conv_kernel_size: int = 0
+    """Tokens of the convolution beside the first layer, an odd number (the xlarge and xxlarge sizes
+    of version 2); 0: there is none."""
+    conv_activation: Activation | Literal["tanh"] = "gelu"
+    """After the convolution."""
     legacy_head: bool = True
     """The masked-LM head has the names of transformers' ``legacy`` head in files."""
     pooling: Literal["cls", "mean"] = "cls"
@@ -268,10 +330,15 @@ class DebertaV2Config(TextConfig):
     RANGES: ClassVar[Ranges] = {
         "position_buckets": ranges.integers(0, 2**20),
         "max_relative_positions": ranges.POSITIONS,
+        "conv_kernel_size": ranges.integers(0, 2**10),
     }
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.conv_kernel_size and not self.conv_kernel_size % 2:
+            raise ranges.OutOfRange(
+                f"model.conv_kernel_size is {self.conv_kernel_size}; it must be odd, or 0 for none"
+            )
         if self.position_buckets == 1 or self.longest_distance <= self.position_buckets // 2 + 1:
             raise ranges.OutOfRange(
                 f"model.position_buckets {self.position_buckets} does not go with a longest "
@@ -293,13 +360,16 @@ class DebertaV2Config(TextConfig):
         return ((1 + len(self.position_terms)) * self.head_width) ** -0.5
 
 
-def _size(layers: int, width: int, heads: int, vocab_size: int = 128100) -> DebertaV2Config:
+def _size(
+    layers: int, width: int, heads: int, vocab_size: int = 128100, conv_kernel_size: int = 0
+) -> DebertaV2Config:
     return DebertaV2Config(
         vocab_size=vocab_size,
         hidden_size=width,
         num_layers=layers,
         num_heads=heads,
         intermediate_size=4 * width,
+        conv_kernel_size=conv_kernel_size,
     )
 
 
@@ -309,8 +379,10 @@ SIZES: dict[str, DebertaV2Config] = {
     "deberta-v3-small": _size(6, 768, 12),
     "deberta-v3-large": _size(24, 1024, 16),
     "mdeberta-v3-base": _size(12, 768, 12, 251000),
+    "deberta-v2-xlarge": _size(24, 1536, 24, conv_kernel_size=3),
+    "deberta-v2-xxlarge": _size(48, 1536, 24, conv_kernel_size=3),
 }
-"""The published sizes of version 3."""
+"""The published sizes of versions 3 and 2."""
 
 _NUMBERS = {
     "vocab_size": "vocab_size",
@@ -324,6 +396,7 @@ _NUMBERS = {
     "attention_dropout": "attention_probs_dropout_prob",
     "init_std": "initializer_range",
     "pad_id": "pad_token_id",
+    "conv_kernel_size": "conv_kernel_size",
 }
 _WRITTEN = {
     "model_type": "deberta-v2",
@@ -334,18 +407,36 @@ _WRITTEN = {
     "type_vocab_size": 0,
     "pooler_hidden_act": "gelu",
 }
-"""Fields of the kind of model that is here, whose defaults in transformers are others."""
+"""Fields of the kind of model that is here."""
+_ABSENT = {
+    "relative_attention": False,
+    "share_att_key": False,
+    "norm_rel_ebd": "none",
+    "position_biased_input": True,
+}
+"""What transformers takes where a config.json leaves these out; its sizes are then those of
+deberta-v2-xlarge without the convolution."""
 
 
 def from_huggingface(config: Mapping[str, Any]) -> DebertaV2Config:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, {**_WRITTEN, "conv_kernel_size": 0})
-    defaults = DebertaV2Config()
+    huggingface.refuse_values(config, {**_WRITTEN, "conv_groups": 1})
+    for name in _ABSENT.keys() - config.keys():
+        raise UserError(
+            f"config.json has no {name}, which means {_ABSENT[name]!r}; only {_WRITTEN[name]!r} is "
+            "supported"
+        )
+    defaults = replace(SIZES["deberta-v2-xlarge"], conv_kernel_size=0, position_buckets=0)
     fields = huggingface.common_fields(config, defaults)
     fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
-    for name in ("embedding_size", "pooler_hidden_size"):
-        if config.get(name) is not None:
-            huggingface.refuse_values(config, {name: fields["hidden_size"]})
+    width, heads = fields["hidden_size"], fields["num_heads"]
+    derived = {"embedding_size": width, "pooler_hidden_size": width}
+    derived |= {"attention_head_size": width // heads if heads else width}
+    huggingface.refuse_values(config, {k: v for k, v in derived.items() if config.get(k)})
+    if fields["conv_kernel_size"]:
+        activation = config.get("conv_act", "tanh")
+        tanh = activation == "tanh"
+        fields["conv_activation"] = "tanh" if tanh else huggingface.activation_from(activation)
     fields["activation"] = huggingface.activation_from(config.get("hidden_act", "gelu"))
     fields |= huggingface.read_switches(
         config, {"tie_embeddings": "tie_word_embeddings", "legacy_head": "legacy"}, defaults
@@ -356,11 +447,11 @@ def from_huggingface(config: Mapping[str, Any]) -> DebertaV2Config:
         huggingface.require_number("cls_dropout", config["cls_dropout"], whole=False)
         fields["classifier_dropout"] = float(config["cls_dropout"])
     for name, none in (("position_buckets", 0), ("max_relative_positions", None)):
-        value = config.get(name, -1 if name == "max_relative_positions" else 256)
+        value = config.get(name, -1)
         if not isinstance(value, int) or isinstance(value, bool):
             raise UserError(f"config.json has {name} {value!r}; it must be a whole number")
         fields[name] = value if value > 0 else none
-    fields["position_terms"] = _terms(config.get("pos_att_type", ["p2c", "c2p"]))
+    fields["position_terms"] = _terms(config.get("pos_att_type"))
     return huggingface.make_config(DebertaV2Config, fields)
 
 
@@ -381,6 +472,8 @@ def to_huggingface(config: DebertaV2Config) -> dict[str, Any]:
     dropout = (
         {} if config.classifier_dropout is None else {"cls_dropout": config.classifier_dropout}
     )
+    conv = config.conv_activation
+    convolution = {"conv_act": "tanh" if conv == "tanh" else huggingface.activation_to(conv)}
     return {
         **_WRITTEN,
         "tie_word_embeddings": config.tie_embeddings,
@@ -390,6 +483,7 @@ def to_huggingface(config: DebertaV2Config) -> dict[str, Any]:
         "pos_att_type": list(config.position_terms),
         "legacy": config.legacy_head,
         **dropout,
+        **(convolution if config.conv_kernel_size else {}),
         **huggingface.common_json(config),
         **huggingface.write_fields(config, _NUMBERS),
     }
@@ -398,6 +492,7 @@ def to_huggingface(config: DebertaV2Config) -> dict[str, Any]:
 def weights(config: DebertaV2Config) -> WeightTable:
     """The names of DeBERTa's tensors."""
     layer, theirs = "stack/encoder/{layer}", "deberta.encoder.layer.{layer}"
+    conv = "deberta.encoder.conv"  # once, beside the first layer
     spans = config.architecture.endswith("QuestionAnswering")
     tokens, head = "deberta.embeddings.word_embeddings.weight", "cls.predictions"
     transform = f"{head}.transform"
@@ -418,6 +513,9 @@ def weights(config: DebertaV2Config) -> WeightTable:
             *linear(f"{layer}/mlp/up", f"{theirs}.intermediate.dense", "D", "F"),
             *linear(f"{layer}/mlp/down", f"{theirs}.output.dense", "F", "D"),
             *norm(f"{layer}/mlp_norm", f"{theirs}.output.LayerNorm"),
+            Weight(f"{layer}/convolution/taps/kernel", f"{conv}.conv.weight", "KCD->DCK"),
+            Weight(f"{layer}/convolution/taps/bias", f"{conv}.conv.bias"),
+            *norm(f"{layer}/convolution_norm", f"{conv}.LayerNorm"),
             *linear("mlm_head/transform/dense", f"{transform}.dense", "D", "E"),
             *norm("mlm_head/transform/norm", f"{transform}.LayerNorm"),
             *word_weights(head, config.tie_embeddings),

@@ -29,7 +29,8 @@ _BATCH_AXES = frozenset({"layers", "expert"})
 _TABLE_ROWS = frozenset({"vocab", "positions", "token_types"})
 _HEAD_AXES = frozenset({"heads", "key_heads", "head_dim"})  # of a bias for each head
 _STACK_PARTS = ("first", "layers", "remainder")
-_EMBEDDINGS = ("words", "embeddings")
+_EMBEDDINGS = ("words", "embeddings", "pre_norm", "relative_norm")
+"""Folders of what the layers read: tables, and the norms of CLIP and DeBERTa on it."""
 _RELATIVE_BIAS = "relative_bias"
 
 

@@ -36,8 +36,8 @@ def test_the_configuration_survives_the_way_in_and_out(name):
     assert from_huggingface(config_json(config)) == config
 
 
-def test_fields_that_a_file_leaves_out_have_their_published_defaults():
-    assert from_huggingface({"model_type": "albert"}) == AlbertConfig()
+def test_fields_that_a_file_leaves_out_are_those_of_transformers():
+    assert from_huggingface({"model_type": "albert"}) == SIZES["albert-xxlarge-v2"]
 
 
 PUBLISHED = {

@@ -42,6 +42,11 @@ CASES = (
     ),
     case("deberta_spans", "ForQuestionAnswering", SPANS, pos_att_type=["p2c"]),
     case("deberta_bare", "Model", HIDDEN, position_buckets=12, max_relative_positions=14),
+    case("deberta_convolution", "Model", HIDDEN, conv_kernel_size=3, conv_act="gelu"),
+    case(
+        "deberta_wide_convolution", "ForTokenClassification", TOKENS, num_labels=3,
+        conv_kernel_size=5, position_buckets=-1, pos_att_type=[],
+    ),
 )  # fmt: skip
 
 if __name__ == "__main__":
