@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -15,24 +16,23 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers import ranges
+from flax_transformers.families._image_text import ImageTextModel, projection
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
 from flax_transformers.models.config import (
     Activation,
-    ComputeConfig,
     ImageTextConfig,
     TextConfig,
     TransformerConfig,
     VisionConfig,
 )
-from flax_transformers.models.heads import Tokens, take_token
+from flax_transformers.models.heads import Tokens, mean_of_tokens, take_token
 from flax_transformers.models.layers.block import LayerInputs
-from flax_transformers.models.layers.linear import Linear
 from flax_transformers.models.layers.norms import make_norm
-from flax_transformers.models.outputs import HiddenStates, ModelOutput
-from flax_transformers.models.text import TextModel
-from flax_transformers.models.vision import VisionModel
+from flax_transformers.models.outputs import ModelOutput
+from flax_transformers.models.text import TextForSequenceClassification, TextModel
+from flax_transformers.models.vision import VisionForClassification, VisionModel
 from flax_transformers.ranges import Ranges
 
 FIRST_TEMPERATURE = 0.07  # section 2.5
@@ -47,153 +47,6 @@ class TowerOutput(ModelOutput):
 
     text_embeds: jax.Array | None = None
     image_embeds: jax.Array | None = None
-
-
-class ImageTextOutput(ModelOutput):
-    """``image_embeds`` and ``text_embeds`` float32 [B, E], of length one. ``logits_per_image``
-    float32 [images, texts] are their scaled cosines, and ``logits_per_text`` the transpose."""
-
-    logits_per_image: jax.Array | None = None
-    logits_per_text: jax.Array | None = None
-    image_embeds: jax.Array | None = None
-    text_embeds: jax.Array | None = None
-
-
-class Scalar(nn.Module):
-    """A number that is learned: the parameter ``kind``, "scale" or "bias", which is not decayed."""
-
-    kind: str
-    start: float
-    shape: tuple[int, ...]
-
-    @nn.compact
-    def __call__(self) -> jax.Array:
-        init = nn.initializers.constant(self.start)
-        init = nn.with_logical_partitioning(init, (None,) * len(self.shape))
-        return self.param(self.kind, init, self.shape, jnp.float32).reshape(())
-
-
-class ImageTextModel(nn.Module):
-    """Base of models with an image and a text encoder.
-
-    Subclasses make their heads in ``setup``, and define ``pool_image`` and ``pool_text``. A cosine
-    times ``exp(logit_scale)`` plus ``logit_bias``, if there is one, is a logit.
-    """
-
-    config: ImageTextConfig
-    compute: ComputeConfig = ComputeConfig()
-
-    inputs: ClassVar[tuple[str, ...]] = (
-        "input_ids", "pixel_values", "attention_mask", "position_ids",
-    )  # fmt: skip
-    output: ClassVar[type[ModelOutput]] = ImageTextOutput
-    image_encoder: ClassVar[type[VisionModel]] = VisionModel
-    initial_logit_bias: ClassVar[float | None] = None
-    """None for models without a bias of the logits."""
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        return jnp.dtype(self.compute.dtype)
-
-    def example_inputs(self) -> dict[str, jax.Array]:
-        """The smallest input that initialises every parameter."""
-        c = self.config.vision
-        pixels = jnp.zeros((1, c.num_channels, *c.image_shape), jnp.float32)
-        return {"input_ids": jnp.zeros((1, 2), jnp.int32), "pixel_values": pixels}
-
-    def setup(self) -> None:
-        c = self.config
-        self.text_tower = TextModel(c, self.compute)
-        self.image_tower = self.image_encoder(c.vision, self.compute)
-        # Published models with a bias have two vectors of length one, the others a scalar.
-        shape = () if self.initial_logit_bias is None else (1,)
-        self.logit_scale = Scalar("scale", c.initial_logit_scale, shape)
-        if self.initial_logit_bias is not None:
-            self.logit_bias = Scalar("bias", self.initial_logit_bias, shape)
-
-    def pool_image(self, hidden_BTD: jax.Array) -> jax.Array:
-        """Embeddings [B, E] of hidden states of images."""
-        raise NotImplementedError
-
-    def pool_text(self, hidden_BTD: jax.Array, input_ids: jax.Array) -> jax.Array:
-        """Embeddings [B, E] of hidden states of texts, and their ids [B, T]."""
-        raise NotImplementedError
-
-    def embed_image(self, pixel_values: jax.Array, **options: Any) -> jax.Array:
-        """Embeddings float32 [B, E] of length one; ``options`` as for ``VisionModel``."""
-        states = self.image_tower.hidden_states(pixel_values, **options)
-        return _unit(self.pool_image(states.last_hidden_state))
-
-    def embed_text(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> jax.Array:
-        """Embeddings float32 [B, E] of length one; inputs as for ``TextModel``."""
-        states = self.text_tower.hidden_states(
-            input_ids, attention_mask, position_ids=position_ids, deterministic=deterministic
-        )
-        return _unit(self.pool_text(states.last_hidden_state, input_ids))
-
-    def scale_and_bias(self, *, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
-        """Logarithm of the factor on cosines, and the bias of logits: float32 scalars."""
-        bias = jnp.zeros(()) if self.initial_logit_bias is None else self.logit_bias()
-        return self.logit_scale(), bias
-
-    def hidden_states(
-        self,
-        input_ids: jax.Array,
-        pixel_values: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> HiddenStates:
-        """Hidden states of the texts, and as ``encoder_last_hidden_state`` those of the images."""
-        text = self.text_tower.hidden_states(
-            input_ids, attention_mask, position_ids=position_ids, deterministic=deterministic
-        )
-        image = self.image_tower.hidden_states(pixel_values, deterministic=deterministic)
-        return HiddenStates(text.last_hidden_state, image.last_hidden_state)
-
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        pixel_values: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        *,
-        interpolate_pos_encoding: bool = False,
-        deterministic: bool = True,
-    ) -> ImageTextOutput:
-        """Embeddings and logits of all pairs of images and texts."""
-        image_BE = self.embed_image(
-            pixel_values,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            deterministic=deterministic,
-        )
-        text_BE = self.embed_text(
-            input_ids, attention_mask, position_ids, deterministic=deterministic
-        )
-        scale, bias = self.scale_and_bias()
-        cosine_BB = jnp.einsum("IE,JE->IJ", image_BE, text_BE, precision="highest")
-        logits_BB = jnp.exp(scale) * cosine_BB + bias
-        return ImageTextOutput(
-            logits_per_image=logits_BB,
-            logits_per_text=logits_BB.T,
-            image_embeds=image_BE,
-            text_embeds=text_BE,
-        )
-
-
-def _unit(vector_BE: jax.Array) -> jax.Array:
-    """Vectors of length one, float32."""
-    vector_BE = vector_BE.astype(jnp.float32)
-    square_B1 = jnp.sum(jnp.square(vector_BE), axis=-1, keepdims=True)
-    return vector_BE * jax.lax.rsqrt(jnp.maximum(square_B1, 1e-24))
 
 
 class ClipImageEncoder(VisionModel):
@@ -299,23 +152,30 @@ class ClipVisionModelWithProjection(ClipImageEncoder):
         return {"image_embeds": self.image_projection(vector_B1D)[:, 0]}
 
 
-def projection(config: TransformerConfig, width: int, dtype: jnp.dtype) -> Linear:
-    """The map [B, T, D] to [B, T, E] of an encoder's output, without a bias."""
-    size = config.hidden_size
-    return Linear(
-        "BTD,DE->BTE",
-        (size, width),
-        ("embed", "features"),
-        dtype=dtype,
-        use_bias=False,
-        init_std=size**-0.5,
-    )
+class ClipForImageClassification(ClipImageEncoder, VisionForClassification):
+    """Labels each image by the mean of its patches, before the final norm."""
+
+    config: ClipClassifierConfig
+
+    def pool(self, hidden_BTD: jax.Array) -> jax.Array:
+        return mean_of_tokens(hidden_BTD[:, 1:], None)
+
+
+class ClipTextForSequenceClassification(TextForSequenceClassification):
+    """Labels each text by the state that CLIP makes its embedding from."""
+
+    config: ClipTextConfig
+
+    def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
+        ends_B1D = ends_of_texts(hidden_BTD, tokens.ids, self.config.eos_ids)
+        return self.head_dropout(ends_B1D[:, 0], deterministic=deterministic)
 
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {"CLIPModel": ClipModel}
 TEXT_ARCHITECTURES: dict[str, type[nn.Module]] = {
     "CLIPTextModel": ClipTextModel,
     "CLIPTextModelWithProjection": ClipTextModelWithProjection,
+    "CLIPTextForSequenceClassification": ClipTextForSequenceClassification,
 }
 VISION_ARCHITECTURES: dict[str, type[nn.Module]] = {
     "CLIPVisionModel": ClipVisionModel,
@@ -358,6 +218,13 @@ class ClipVisionConfig(ClipVision):
     """Width of the embeddings."""
 
     RANGES: ClassVar[Ranges] = {"projection_dim": ranges.WIDTH}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipClassifierConfig(ClipVision):
+    """The image encoder with a classifier."""
+
+    architecture: str = "CLIPForImageClassification"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -525,6 +392,16 @@ def clip_vision_from_json(config: Mapping[str, Any]) -> ClipVisionConfig:
     return huggingface.make_config(ClipVisionConfig, fields)
 
 
+def clip_classifier_from_json(config: Mapping[str, Any]) -> ClipClassifierConfig:
+    """Read the config.json of a classifier, or of both encoders. Raises UserError for unsupported
+    fields."""
+    huggingface.refuse_values(config, {"model_type": "clip"})
+    defaults = ClipClassifierConfig()
+    fields = huggingface.common_fields(config, defaults)
+    fields |= read_tower(part_of(config, "vision_config"), VISION_NUMBERS | _INIT_STD, defaults)
+    return huggingface.make_config(ClipClassifierConfig, fields)
+
+
 def to_huggingface(config: ClipConfig) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
     shared = {"projection_dim": config.projection_dim}
@@ -534,11 +411,14 @@ def to_huggingface(config: ClipConfig) -> dict[str, Any]:
         "logit_scale_init_value": config.initial_logit_scale,
         **shared,
         "text_config": _text_json(config),
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            **shared,
-            **write_tower(config.vision, VISION_NUMBERS | _INIT_STD),
-        },
+        "vision_config": {**_vision_json(config.vision), **shared},
+    }
+
+
+def _vision_json(config: VisionConfig) -> dict[str, Any]:
+    return {
+        "model_type": "clip_vision_model",
+        **write_tower(config, VISION_NUMBERS | _INIT_STD),
     }
 
 
@@ -558,9 +438,18 @@ def clip_text_to_json(config: ClipTextConfig) -> dict[str, Any]:
 def clip_vision_to_json(config: ClipVisionConfig) -> dict[str, Any]:
     """The config.json of an image encoder."""
     return {
-        "model_type": "clip_vision_model",
         **huggingface.common_json(config),
-        **write_tower(config, VISION_NUMBERS | _INIT_STD | _PROJECTION),
+        **_vision_json(config),
+        **huggingface.write_fields(config, _PROJECTION),
+    }
+
+
+def clip_classifier_to_json(config: ClipClassifierConfig) -> dict[str, Any]:
+    """The config.json of a classifier."""
+    return {
+        "model_type": "clip",
+        **huggingface.common_json(config),
+        "vision_config": _vision_json(config),
     }
 
 
@@ -602,7 +491,7 @@ POSITION_IDS = r"(text|vision)_model\.embeddings\.position_ids"
 """Counts from 0, which older files carry."""
 
 
-def weights(config: ClipTextConfig | ClipVisionConfig) -> WeightTable:
+def weights(config: ClipTextConfig | ClipVision) -> WeightTable:
     """The names of CLIP's tensors."""
     return WeightTable(
         weights=(
@@ -631,9 +520,18 @@ def tower_weights(table: WeightTable, tower: Literal["text", "image"]) -> Weight
         if names[0].startswith(f"{tower}_"):
             ours = own(names[0]) if isinstance(row.ours, str) else tuple(map(own, names))
             rows.append(replace(row, ours=ours))
+    rows += linear("classification_head", "classifier", "D", "C")
     # transformers 5 leaves the prefix out of what it saves.
     prefix = "text_model." if tower == "text" else "vision_model."
     return replace(table, weights=tuple(rows), prefix=prefix)
+
+
+def _classifier_weights(config: ClipClassifierConfig) -> WeightTable:
+    """The names of a classifier's tensors, of which the final norm is never read."""
+    table = tower_weights(weights(config), "image")
+    unused = (replace(row, unused=True) for row in norm("pre_norm", "vision_model.post_layernorm"))
+    rows = (row for row in table.weights if row.ours not in ("final_norm/scale", "final_norm/bias"))
+    return replace(table, weights=(*rows, *unused))
 
 
 FAMILY = Family(
@@ -654,6 +552,8 @@ TOWERS = (
         from_huggingface=clip_text_from_json,
         to_huggingface=clip_text_to_json,
         weights=lambda config: tower_weights(weights(config), "text"),
+        only_here=("CLIPTextForSequenceClassification",),
+        wholes={"clip": partial(part_of, name="text_config")},
     ),
     Family(
         config=ClipVisionConfig,
@@ -662,6 +562,16 @@ TOWERS = (
         from_huggingface=clip_vision_from_json,
         to_huggingface=clip_vision_to_json,
         weights=lambda config: tower_weights(weights(config), "image"),
+        wholes={"clip": partial(part_of, name="vision_config")},
+    ),
+    Family(
+        config=ClipClassifierConfig,
+        model_types=("clip",),
+        architectures={"CLIPForImageClassification": ClipForImageClassification},
+        from_huggingface=clip_classifier_from_json,
+        to_huggingface=clip_classifier_to_json,
+        weights=_classifier_weights,
+        aliases=ALIASES,
     ),
 )
 """The encoders as models of their own."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -12,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers import ranges
+from flax_transformers.families._image_text import ImageTextModel
 from flax_transformers.families.clip import (
     ALIASES,
     POSITION_IDS,
     TEXT_NUMBERS,
     VISION_NUMBERS,
-    ImageTextModel,
     TowerOutput,
     part_of,
     read_tower,
@@ -38,8 +39,8 @@ from flax_transformers.models.config import (
 )
 from flax_transformers.models.heads import Tokens
 from flax_transformers.models.layers.linear import Linear
-from flax_transformers.models.text import TextModel
-from flax_transformers.models.vision import PoolingHead, VisionModel
+from flax_transformers.models.text import TextForSequenceClassification, TextModel
+from flax_transformers.models.vision import PoolingHead, VisionForClassification, VisionModel
 from flax_transformers.ranges import Ranges
 
 FIRST_SCALE, FIRST_BIAS = 10.0, -10.0  # section 3.2
@@ -110,7 +111,20 @@ class SiglipVisionModel(VisionModel):
         return {"pooler_output": self.image_head(hidden_BTD)}
 
 
+class SiglipTextForSequenceClassification(TextForSequenceClassification):
+    """Labels each text by its last position, which may be padding."""
+
+    config: SiglipTextConfig
+
+    def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
+        return self.head_dropout(hidden_BTD[:, -1], deterministic=deterministic)
+
+
 ARCHITECTURES: dict[str, type[nn.Module]] = {"SiglipModel": SiglipModel}
+TEXT_ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "SiglipTextModel": SiglipTextModel,
+    "SiglipTextForSequenceClassification": SiglipTextForSequenceClassification,
+}
 
 
 def _initial_std(config: TransformerConfig, name: str) -> float:
@@ -156,6 +170,13 @@ class SiglipVisionConfig(SiglipVision):
     def flops_groups(self, grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
         """The head attends to all patches."""
         return (*_head_flops(grid), *super().flops_groups(grid))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiglipClassifierConfig(SiglipVision):
+    """The image encoder with a classifier of the mean of all patches, without its own head."""
+
+    architecture: str = "SiglipForImageClassification"
 
 
 def _head_flops(grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
@@ -269,6 +290,19 @@ def siglip_vision_from_json(config: Mapping[str, Any]) -> SiglipVisionConfig:
     return huggingface.make_config(SiglipVisionConfig, fields)
 
 
+def siglip_classifier_from_json(config: Mapping[str, Any]) -> SiglipClassifierConfig:
+    """Read the config.json of a classifier, or of both encoders. Raises UserError for unsupported
+    fields."""
+    huggingface.refuse_values(config, {"model_type": "siglip"})
+    defaults = SiglipClassifierConfig()
+    fields = huggingface.common_fields(config, defaults)
+    vision = part_of(config, "vision_config")
+    head = vision.get("vision_use_head", True) is not False  # passed over if it is there
+    huggingface.refuse_values(vision, {"vision_use_head": head})
+    fields |= read_tower(vision, VISION_NUMBERS, defaults)
+    return huggingface.make_config(SiglipClassifierConfig, fields)
+
+
 def to_huggingface(config: SiglipConfig) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
     return {
@@ -302,6 +336,15 @@ def siglip_vision_to_json(config: SiglipVisionConfig) -> dict[str, Any]:
     return {**huggingface.common_json(config), **_vision_json(config)}
 
 
+def siglip_classifier_to_json(config: SiglipClassifierConfig) -> dict[str, Any]:
+    """The config.json of a classifier, which says that the encoder's own head is absent."""
+    return {
+        "model_type": "siglip",
+        **huggingface.common_json(config),
+        "vision_config": {**_vision_json(config), "vision_use_head": False},
+    }
+
+
 def weights(config: TransformerConfig) -> WeightTable:
     """The names of SigLIP's tensors."""
     head, theirs = "image_head", "vision_model.head"
@@ -330,6 +373,12 @@ def weights(config: TransformerConfig) -> WeightTable:
     )
 
 
+def _classifier_weights(config: SiglipClassifierConfig) -> WeightTable:
+    """The names of a classifier's tensors; files may hold the encoder's own head besides."""
+    table = tower_weights(weights(config), "image")
+    return replace(table, ignorable=(*table.ignorable, r"vision_model\.head\..*"))
+
+
 FAMILY = Family(
     config=SiglipConfig,
     model_types=("siglip",),
@@ -344,10 +393,12 @@ TOWERS = (
     Family(
         config=SiglipTextConfig,
         model_types=("siglip_text_model",),
-        architectures={"SiglipTextModel": SiglipTextModel},
+        architectures=TEXT_ARCHITECTURES,
         from_huggingface=siglip_text_from_json,
         to_huggingface=siglip_text_to_json,
         weights=lambda config: tower_weights(weights(config), "text"),
+        only_here=("SiglipTextForSequenceClassification",),
+        wholes={"siglip": partial(part_of, name="text_config")},
     ),
     Family(
         config=SiglipVisionConfig,
@@ -356,6 +407,16 @@ TOWERS = (
         from_huggingface=siglip_vision_from_json,
         to_huggingface=siglip_vision_to_json,
         weights=lambda config: tower_weights(weights(config), "image"),
+        wholes={"siglip": partial(part_of, name="vision_config")},
+    ),
+    Family(
+        config=SiglipClassifierConfig,
+        model_types=("siglip",),
+        architectures={"SiglipForImageClassification": VisionForClassification},
+        from_huggingface=siglip_classifier_from_json,
+        to_huggingface=siglip_classifier_to_json,
+        weights=_classifier_weights,
+        aliases=ALIASES,
     ),
 )
 """The encoders as models of their own."""

@@ -36,7 +36,8 @@ _HARMLESS = frozenset(
     "initializer_range initializer_factor summary_first_dropout keys_to_ignore_at_inference "
     "embd_pdrop qa_dropout summary_last_dropout sinusoidal_pos_embds "
     # Of unsupported heads.
-    "n_special predict_special_tokens scalable_attention "
+    "n_special predict_special_tokens scalable_attention text_config text_config_dict "
+    "logit_scale_init_value projection_dim "
     "summary_activation summary_proj_to_labels summary_type summary_use_proj encoder_stride "
     "pooler_act pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
     "pooler_output_size pooler_size_per_head pooler_type "
@@ -50,7 +51,8 @@ _HARMLESS = frozenset(
     "scale_attn_weights scale_attn_by_inverse_layer_idx reorder_and_upcast_attn "
     "add_cross_attention cross_attention_hidden_size tie_encoder_decoder feed_forward_proj "
     "rope_scaling rope_theta rope_parameters partial_rotary_factor router_jitter_noise "
-    "original_max_position_embeddings use_bidirectional_attention decoder_vocab_size".split()
+    "original_max_position_embeddings use_bidirectional_attention decoder_vocab_size "
+    "attention_head_size conv_act conv_groups".split()
 ) | {"pruned_heads", "force_bos_token_to_be_generated"}
 """Fields that do not change outputs, or that a family checks before."""
 

@@ -71,6 +71,11 @@ class Family:
     """Prefix of the names of its models in timm, if timm's config.json is read."""
     only_here: tuple[str, ...] = ()
     """Architectures that no other library has a class for."""
+    wholes: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = field(
+        default_factory=dict
+    )
+    """Model types of larger models whose files hold one of this family (CLIP's, of its encoders),
+    and what reads the config.json of that part in theirs."""
     part: Callable[[Any, str], tuple[Any, Callable[[Any], dict[str, Any]]] | None] | None = None
     """``(config, architecture)`` returns None, or where a model of the config has one of that
     architecture as a part of its own (ELECTRA's generator), the config of the part, and a function
@@ -208,11 +213,13 @@ def identify(config: Mapping[str, Any], architecture: str | None = None) -> Iden
     elif named:
         raise UserError(_unknown(named[0], model_type, typed))
     elif typed:
-        wanted = typed.from_huggingface({"model_type": model_type}).architecture
+        wanted = typed.from_huggingface(config).architecture
     else:
         raise UserError(_unnamed(model_type))
     family = family_of_architecture(wanted)
     changes = {"model_type": family.model_type(wanted)}
+    if model_type in family.wholes:
+        config = family.wholes[model_type](config)
     own = known if known or named else wanted
     if own not in family.architectures or (
         own is not None and family.model_type(own) != family.model_type(wanted)
@@ -257,17 +264,32 @@ def _asked(architecture: str, known: str | None, model_type: str | None) -> str:
     of_file = {} if known is None else {family_of_architecture(known).model_type(known): known}
     types = set(of_file) | ({model_type} if model_type else set())
     wanted = _name_of_today(architecture)
-    if wanted is None or (types and family_of_architecture(wanted).model_type(wanted) not in types):
-        families = [family for family in all_families() if types & set(family.model_types)]
+    if wanted is None or (types and not types & _types_with(wanted)):
         names = [
             name
-            for family in families or all_families()
+            for family in all_families()
             for name in family.architectures
-            if not types or family.model_type(name) in types
+            if not types or types & _types_with(name)
         ]
         problem = "is not one of this family" if types else "is not supported"
         raise UserError(f"architecture {architecture!r} {problem}; choose among {', '.join(names)}")
     return wanted
+
+
+def may_be_read_as(config: TransformerConfig, architecture: str) -> bool:
+    """Whether the files of a model hold one of an ``architecture``, but for its heads."""
+    family = family_of(config)
+    if architecture in family.architectures:
+        return True
+    model_type = family.model_type(config.architecture)
+    others = (one for one in all_families() if architecture in one.architectures)
+    return any(model_type in (*one.model_types, *one.wholes) for one in others)
+
+
+def _types_with(architecture: str) -> set[str]:
+    """The model types whose files hold an architecture of ours."""
+    family = family_of_architecture(architecture)
+    return {family.model_type(architecture), *family.wholes}
 
 
 def _unknown(name: str, model_type: object, typed: Family | None) -> str:

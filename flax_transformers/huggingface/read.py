@@ -29,7 +29,12 @@ from flax_transformers.huggingface import (
     tensor_names,
 )
 from flax_transformers.huggingface.config_fields import kept_fields
-from flax_transformers.huggingface.family import Identity, build_model, family_of, identify
+from flax_transformers.huggingface.family import (
+    Identity,
+    build_model,
+    identify,
+    may_be_read_as,
+)
 from flax_transformers.huggingface.placement import Placement, body_names, boxed_shapes, fresh_heads
 from flax_transformers.huggingface.sentence_transformers import (
     MODULES,
@@ -208,7 +213,8 @@ def directory_config(directory: Path, architecture: str | None = None) -> Transf
 
 
 def initial_directory_config(directory: Path, architecture: str) -> TransformerConfig:
-    """As ``directory_config``, with the ``architecture`` only if the file's family has it.
+    """As ``directory_config``, with the ``architecture`` only if the file's family has it, or it is
+    a part of the file's model.
 
     Raises UserError for an adapter that was trained with dropout, which there is none of here.
     """
@@ -223,7 +229,7 @@ def initial_directory_config(directory: Path, architecture: str) -> TransformerC
         model = directory_config(directory)
     except UserError:  # a file without a name that is known
         return directory_config(directory, architecture)
-    if architecture in family_of(model).architectures:
+    if may_be_read_as(model, architecture):
         return directory_config(directory, architecture)
     return model
 

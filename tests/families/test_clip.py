@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flax_transformers import load_pretrained, save_pretrained
 from flax_transformers.errors import UserError
 from flax_transformers.families.clip import (
     SIZES,
+    ClipClassifierConfig,
     ClipConfig,
     ClipTextConfig,
     ClipVision,
@@ -22,8 +26,10 @@ from flax_transformers.families.clip import (
 from flax_transformers.huggingface.config_fields import kept_fields, with_kept
 from flax_transformers.huggingface.family import build_model, config_json, family_of_json
 from flax_transformers.huggingface.placement import boxed_shapes
+from flax_transformers.huggingface.read import initial_directory_config
 from flax_transformers.optim.optimizers import AdamW, decay_mask
-from flax_transformers.optim.selection import logical_axes
+from flax_transformers.optim.selection import depths, logical_axes
+from flax_transformers.testing import tiny_architecture
 from tests.families.parity import (
     assert_parity,
     assert_weights_come_back,
@@ -166,6 +172,68 @@ def test_the_embeddings_of_an_encoder_alone_are_those_of_the_whole_before_scalin
     found = alone.apply({"params": own}, pixels).image_embeds
     length = np.linalg.norm(found, axis=-1, keepdims=True)
     np.testing.assert_allclose(found / length, whole, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a model of both encoders, and its parameters."""
+    _, model, params, _ = load_case(golden.END_ID)
+    folder = tmp_path_factory.mktemp("clip")
+    save_pretrained(folder, model, params)
+    return folder, params
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tower", "heads"),
+    [
+        ("CLIPVisionModelWithProjection", "image", {"image_projection"}),
+        ("CLIPTextModel", "text", set()),
+        pytest.param(
+            "CLIPForImageClassification", "image", {"classification_head"}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "CLIPTextForSequenceClassification",
+            "text",
+            {"classification_head"},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_folder_of_both_encoders_is_read_as_one(whole, architecture, tower, heads):
+    folder, params = whole
+    assert initial_directory_config(folder, architecture).architecture == architecture
+    model, own = load_pretrained(folder, architecture=architecture)
+    assert model.config.architecture == architecture
+    expected = params[f"{tower}_tower"]
+    if architecture == "CLIPForImageClassification":
+        del expected["final_norm"]  # which its classifier does not use
+    assert own.keys() == expected.keys() | heads
+    jax.tree.map(np.testing.assert_array_equal, {key: own[key] for key in expected}, expected)
+    if "image_projection" in heads:
+        jax.tree.map(
+            np.testing.assert_array_equal, own["image_projection"], params["image_projection"]
+        )
+
+
+def test_a_folder_of_both_encoders_is_not_read_as_another_family(whole):
+    folder, _ = whole
+    assert initial_directory_config(folder, "BertModel").architecture == "CLIPModel"
+    with pytest.raises(UserError, match="'SiglipTextModel' is not one .*CLIPForImageClassific"):
+        load_pretrained(folder, architecture="SiglipTextModel")
+
+
+def test_a_classifier_is_written_with_its_labels_as_a_clip():
+    config = ClipClassifierConfig(num_labels=3, label_names=("a", "b", "c"), hidden_size=24)
+    written = config_json(config)
+    assert (written["model_type"], written["id2label"]["1"]) == ("clip", "b")
+    assert family_of_json(written).from_huggingface(written) == config
+
+
+def test_the_norm_before_the_layers_learns_as_slowly_as_the_embeddings():
+    boxed = boxed_shapes(build_model(tiny_architecture("CLIPVisionModel")))
+    found, head = depths(nn.meta.unbox(boxed), logical_axes(boxed))
+    assert found["pre_norm"]["scale"] == found["embeddings"]["patches"]["kernel"] == 0
+    assert found["final_norm"]["scale"] == head == 3
 
 
 OLD = {

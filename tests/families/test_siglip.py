@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import jax
+import numpy as np
 import pytest
 
+from flax_transformers import load_pretrained, save_pretrained
 from flax_transformers.errors import UserError
 from flax_transformers.families.siglip import (
     SIZES,
@@ -113,3 +116,26 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", first_by_default(SIZES))
 def test_sizes_have_the_published_number_of_parameters(name):
     assert count_parameters(SIZES[name]) == PUBLISHED[name]
+
+
+@pytest.mark.slow
+def test_the_folder_of_both_encoders_is_read_as_one(tmp_path):
+    _, model, params, _ = load_case(golden.PLAIN)
+    save_pretrained(tmp_path, model, params)
+    image, text = "SiglipForImageClassification", "SiglipTextForSequenceClassification"
+    for architecture, tower in ((image, "image"), (text, "text"), ("SiglipVisionModel", "image")):
+        read, own = load_pretrained(tmp_path, architecture=architecture)
+        assert read.config.architecture == architecture
+        expected = params[f"{tower}_tower"]
+        jax.tree.map(np.testing.assert_array_equal, {k: own[k] for k in expected}, expected)
+        assert ("image_head" in own) == (architecture == "SiglipVisionModel")
+
+
+def test_the_head_of_a_classifiers_encoder_may_be_absent_or_not():
+    described = golden.CLASSIFIER.config
+    read = family_of_json(described).from_huggingface
+    without = {**described["vision_config"], "vision_use_head": False}
+    assert read(described) == read({**described, "vision_config": without})
+    assert config_json(read(described))["vision_config"]["vision_use_head"] is False
+    with pytest.raises(UserError, match="vision_use_head"):
+        read({**described, "vision_config": {**without, "vision_use_head": None}})

@@ -104,6 +104,13 @@ def tower_case(name: str, of: Case, architecture: str, output: str) -> Case:
     )
 
 
+def classifier_case(name: str, of: Case, architecture: str) -> Case:
+    """The image encoder of a case with a classifier; the file describes both encoders."""
+    config = {**of.config, "architectures": [architecture], "num_labels": 5}
+    inputs = {"pixel_values": of.inputs["pixel_values"]}
+    return Case(name, config, inputs, {"logits": None}, extra=of.extra)
+
+
 TOWERS = (
     tower_case("clip/text", END_ID, "CLIPTextModel", "pooler_output"),
     tower_case("clip/text_highest_id", HIGHEST_ID, "CLIPTextModel", "pooler_output"),
@@ -112,7 +119,8 @@ TOWERS = (
     tower_case("clip/vision_enlarged", ENLARGED, "CLIPVisionModelWithProjection", "image_embeds"),
 )
 PAIRS = (END_ID, HIGHEST_ID, MASKED, ENLARGED)
-CASES = (*PAIRS, *TOWERS)
+CLASSIFIER = classifier_case("clip/classifier", HIGHEST_ID, "CLIPForImageClassification")
+CASES = (*PAIRS, *TOWERS, CLASSIFIER)
 
 if __name__ == "__main__":
     write_goldens(CASES, __file__)

@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from tests.golden.clip import IMAGES, OUTPUTS, WORDS, draw_inputs, draw_tower, tower_case
+from tests.golden.clip import (
+    IMAGES,
+    OUTPUTS,
+    WORDS,
+    classifier_case,
+    draw_inputs,
+    draw_tower,
+    tower_case,
+)
 from tests.golden.draw import draw
 from tests.golden.hub import Case, write_goldens
 
@@ -54,7 +62,8 @@ TOWERS = (
     tower_case("siglip/vision_enlarged", ENLARGED, "SiglipVisionModel", "pooler_output"),
 )
 PAIRS = (PLAIN, MASKED, ENLARGED)
-CASES = (*PAIRS, *TOWERS)
+CLASSIFIER = classifier_case("siglip/classifier", MASKED, "SiglipForImageClassification")
+CASES = (*PAIRS, *TOWERS, CLASSIFIER)
 
 if __name__ == "__main__":
     write_goldens(CASES, __file__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -29,7 +30,7 @@ from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding
 from flax_transformers.planning.hlo_cost import SLICES, account
 from flax_transformers.planning.topology import devices_of
-from flax_transformers.testing import relative_difference, tiny_model
+from flax_transformers.testing import relative_difference, tiny_architecture, tiny_model
 from flax_transformers.training.state import TrainState, abstract_state
 from flax_transformers.training.step import compile_train_step, make_train_step, model_functions
 
@@ -73,7 +74,7 @@ OBJECTIVES = {
     MaskedImage(): ("ViTMAEForPreTraining",),
     MaskedVideo(): ("VideoMAEForPreTraining",),
     MaskedModalities(modalities=("image", "points", "text")): ("MultimodalMaeForPreTraining",),
-    ImageTextContrastive(): ("CLIPModel",),
+    ImageTextContrastive(): ("CLIPModel", "BasicModel"),
     ImageTextContrastive(loss="sigmoid"): ("SiglipModel",),
 }
 OBJECTIVE_OF = {name: objective for objective, names in OBJECTIVES.items() for name in names}
@@ -107,6 +108,13 @@ CHANGES = {
     "ElectraWithGenerator": {"num_heads": 8, "generator_divisor": 2},
     "MixtralForCausalLM": {"experts": 8},
     "CoAtNetForImageClassification": {"head_dim": 8, "batch_norm": BatchNormConfig(rows=4)},
+    "BasicModel": {
+        "vision": replace(
+            tiny_architecture("CoAtNetForImageClassification", head_dim=8),
+            batch_norm=BatchNormConfig(rows=4),
+            hidden_head=False,
+        )
+    },
     # Ten steps learn too little at the published scale of 1/16; the norm of heads is that of R+.
     "CohereForCausalLM": {"logit_scale": 1.0, "norm_of_heads": True},
 }
