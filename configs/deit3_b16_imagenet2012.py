@@ -5,6 +5,8 @@ Command:   flax-transformers prepare configs/deit3_b16_imagenet2012.py
 Data:      as vit_s16_imagenet2012.py
 Hardware:  one host with 8 accelerators
 Expected:  83.8 % top-1 on the validation images (published; not run)
+Planned:   not run. --topology v5e:4x2, at 224 pixels: 15.2 of 15.75 GiB per chip, a step time of at
+           least 0.281 s, an MFU of at most 48.7 %: it is bound by memory bandwidth
 
 Binary cross-entropy per class, mixup and CutMix, 3-Augment, stochastic depth and LAMB. The second
 phase has larger images; position embeddings are interpolated to the smaller grid in the first

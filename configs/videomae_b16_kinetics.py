@@ -3,9 +3,10 @@
 Command:   flax-transformers train configs/videomae_b16_kinetics.py --workdir runs/videomae_b16
 Data:      data/kinetics400/train.npy, clips uint8 [n, 16, 224, 224, 3] of every fourth frame of the
            videos, already decoded and cropped; it is mapped into memory
-Hardware:  TPU v5e, 16 chips (not run). In one micro-batch a step needs 20.4 of the 15.75 GiB of a
-           chip (`plan --topology v5e:4x4`), which recommends two
+Hardware:  a TPU v5e slice of 16 chips, 4x4
 Expected:  80.0 % top-1 after fine-tuning on the labels (published; not run)
+Planned:   not run. --topology v5e:4x4: 11.0 of 15.75 GiB per chip, a step time of at least
+           0.100 s, an MFU of at most 68.8 %; in one micro-batch it does not fit
 
 Nine tenths of the tubes are masked. Each channel of a target tubelet is normalised to mean 0 and
 variance 1. The paper crops and flips clips at random; here that is done when they are written.

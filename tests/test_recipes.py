@@ -18,7 +18,7 @@ OF_MEANS = {"vit_s16_imagenet2012", "vit_h14_imagenet2012", "vit_22b_imagenet201
 OWN = {"modalities_tiny", "modalities_tiny_labels", "modalities_l16"}
 NO_CLASS = {
     "minilm_intents", "mae_mnist_labels", "llama_tiny_sorting_ppo", "electra_tiny", "electra_base",
-    "coatnet_mnist",
+    "coatnet_mnist", "basic_m",
 }  # fmt: skip
 CANNOT_BE_EXPORTED = OF_MEANS | OWN | NO_CLASS
 SENTENCE = "Cannot be exported: "
