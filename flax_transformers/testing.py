@@ -124,7 +124,8 @@ def tiny_architecture(architecture: str, **changes: Any) -> Any:
     try:
         config = family.from_huggingface(published)
     except UserError:  # DeBERTa: without fields a file means another kind of model
-        config = dataclasses.replace(family.config(), architecture=architecture)
+        kind: Any = family.config
+        config = kind(architecture=architecture)
     small = _small_sizes(config)
     if isinstance(config, EncoderDecoderConfig):  # whose decoder is like the encoder
         del small["decoder_intermediate_size"]

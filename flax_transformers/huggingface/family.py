@@ -218,7 +218,7 @@ def identify(config: Mapping[str, Any], architecture: str | None = None) -> Iden
         raise UserError(_unnamed(model_type))
     family = family_of_architecture(wanted)
     changes = {"model_type": family.model_type(wanted)}
-    if model_type in family.wholes:
+    if isinstance(model_type, str) and model_type in family.wholes:
         config = family.wholes[model_type](config)
     own = known if known or named else wanted
     if own not in family.architectures or (
