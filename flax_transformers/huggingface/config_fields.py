@@ -40,7 +40,7 @@ _HARMLESS = frozenset(
     "logit_scale_init_value projection_dim "
     "summary_activation summary_proj_to_labels summary_type summary_use_proj encoder_stride "
     "pooler_act pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
-    "pooler_output_size pooler_size_per_head pooler_type "
+    "pooler_output_size pooler_size_per_head pooler_type pooler_dropout pooler_hidden_size "
     # Redundant sizes, and fields that the originals do not read.
     "n_ctx n_positions vocab_size_or_config_json_file layer_norm_eps position_embedding_type "
     "embedding_size add_bias_logits add_final_layer_norm normalize_before normalize_embedding "

@@ -40,6 +40,7 @@ def test_image_encoders_are_those_of_the_paper():
         assert replace(SIZES[size].vision, hidden_head=True) == coatnet.SIZES[of]
 
 
+@pytest.mark.slow
 def test_a_text_has_the_same_embedding_however_far_it_is_padded():
     model, params = drawn_model("BasicModel", num_layers=1)
     ids = np.array([[5, 9, 7, 0, 0, 0], [4, 8, 3, 6, 2, 0]], np.int32)
@@ -53,6 +54,7 @@ def test_a_text_has_the_same_embedding_however_far_it_is_padded():
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_batch_in_chunks_has_the_gradients_and_the_statistics_of_the_whole():
     vision = replace(
         tiny_architecture("CoAtNetForImageClassification", head_dim=8, stage_depths=(1, 1, 1, 1)),

@@ -14,7 +14,7 @@ from flax_transformers.testing import tiny_architecture
 from tests.families.parity import some_by_default
 from tests.huggingface.tensors import parameter_shapes
 
-OWN_ATTENTION = {"CoAtNetForImageClassification", "DebertaV2ForMaskedLM"}
+OWN_ATTENTION = {"BasicModel", "CoAtNetForImageClassification", "DebertaV2ForMaskedLM"}
 """Models whose attention is none that the kernels compute."""
 FIRST = {next(iter(family.architectures)) for family in all_families()}
 ALL = FIRST - OWN_ATTENTION | {"UMT5ForConditionalGeneration"}

@@ -13,7 +13,7 @@ from tests.families.tiny_bert import without
 
 PUBLISHED = [f for f in all_families() if f.model_types]
 OF_TRANSFORMERS = [f for f in PUBLISHED if "architectures" in config_json(f.config())]
-FAMILIES = pytest.mark.parametrize("family", OF_TRANSFORMERS, ids=lambda f: f.model_types[0])
+FAMILIES = pytest.mark.parametrize("family", OF_TRANSFORMERS, ids=lambda f: f.config.__name__)
 NOT_READ = {"is_encoder_decoder", "embd_pdrop", "rope_parameters"}
 """Written for the original's sake; the last one would stand in for ``rope_theta``."""
 
