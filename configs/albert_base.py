@@ -2,7 +2,7 @@
 
 Command:   flax-transformers prepare configs/albert_base.py      (once; hours, on any machine)
            flax-transformers train configs/albert_base.py --workdir gs://bucket/albert_base
-Hardware:  a TPU v5e slice of 64 chips, 8x8
+Hardware:  written for a TPU v5e slice of 64 chips, 8x8; not planned
 Data:      TFDS wikipedia/20230601.en, prepared with the ``prepare`` extra; for your own text set
            --data.source.path to a file, a folder or a glob
 Expected:  not run. Table 2 of the paper reports 81.6 % on MNLI after fine-tuning, with books in the

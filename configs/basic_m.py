@@ -4,7 +4,7 @@ Command:   flax-transformers train configs/basic_m.py --workdir gs://bucket/basi
                --data.source.path SHARDS --data.tokenizer.path TOKENIZER
            where SHARDS is a folder of WebDataset tar files with images and .txt captions, and
            TOKENIZER the folder of a SentencePiece tokenizer of 32,000 tokens, such as T5's
-Hardware:  a TPU v5e slice of 256 chips, 16x16
+Hardware:  written for a TPU v5e slice of 256 chips, 16x16; not planned
 Data:      6.6 billion pairs (not published)
 Expected:  not run. The paper reports the accuracies of models whose image encoder was first trained
            on labels, so there is none to compare with

@@ -2,7 +2,7 @@
 
 Command:   flax-transformers prepare configs/deberta_v3_base.py   (once; hours, on any machine)
            flax-transformers train configs/deberta_v3_base.py --workdir gs://bucket/deberta_v3_base
-Hardware:  a TPU v5e slice of 256 chips, 16x16
+Hardware:  written for a TPU v5e slice of 256 chips, 16x16; not planned
 Data:      TFDS c4/en, in place of the paper's 160 GB, which are not public as a whole
 Expected:  not run. The published model, which was trained as a discriminator, reaches 90.6 % on
            MNLI after fine-tuning (arXiv:2111.09543)

@@ -2,7 +2,7 @@
 
 Command:   flax-transformers prepare configs/distilbert_base.py   (once; hours, on any machine)
            flax-transformers train configs/distilbert_base.py --workdir gs://bucket/distilbert_base
-Hardware:  a TPU v5e slice of 16 chips, 4x4
+Hardware:  written for a TPU v5e slice of 16 chips, 4x4; not planned
 Data:      TFDS wikipedia/20230601.en, prepared with the ``prepare`` extra; for your own text set
            --data.source.path to a file, a folder or a glob
 Expected:  not run. The published model, which learned from BERT base as well, reaches 82.2 % on
