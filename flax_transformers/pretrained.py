@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -46,7 +47,7 @@ from flax_transformers.models.config import (
 )
 from flax_transformers.models.generation_settings import NO_SETTINGS
 from flax_transformers.models.vision import change_image_size
-from flax_transformers.restore import restored_params, saved_lora, saved_model
+from flax_transformers.restore import restore_model_params, saved_lora, saved_model
 from flax_transformers.storage.hub import is_path
 
 log = logging.getLogger(__name__)
@@ -95,9 +96,8 @@ def load_pretrained(
     if image_size is None:
         return model, params
     if not isinstance(model.config, VisionConfig):
-        place = found.folder if isinstance(found, SavedStep) else found
         raise UserError(
-            f"image_size is given, but {place} holds a {model.config.architecture}, "
+            f"image_size is given, but {folder_of(found)} holds a {model.config.architecture}, "
             "which sees no images; leave it out"
         )
     config, params = change_image_size(model.config, params, image_size)
@@ -121,6 +121,19 @@ def find_pretrained(path: str | os.PathLike[str] | SavedStep) -> SavedStep | Pat
             f"there is no directory {os.fspath(path)}, and no model of that name {_sought(path)}"
         )
     return directory
+
+
+def folder_of(found: SavedStep | Path) -> epath.Path | Path:
+    """The folder of what ``find_pretrained`` returns."""
+    return found.folder if isinstance(found, SavedStep) else found
+
+
+def tokenizer_folders(found: SavedStep | Path) -> tuple[Any, Any]:
+    """The folder of a model's tokenizer, and that of the targets if they have their own."""
+    if not isinstance(found, SavedStep):
+        return hub_read.tokenizer_folder(found), None
+    target = found.folder / "target_tokenizer"
+    return found.folder / "tokenizer", target if target.is_dir() else None
 
 
 def _sought(path: str | os.PathLike[str]) -> str:
@@ -386,7 +399,7 @@ def _load_checkpoint(
     model = build_model(config, compute.resolve(platform))
     place = placement.Placement.of(model, dtype, mesh)
     if config == own and part is None:
-        params = restored_params(found, model, mesh)
+        params = restore_model_params(found, model, mesh)
         return model, jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     there = merged(restore_params(found), saved_lora(found).scale)
     there = there if part is None else part[1](there)

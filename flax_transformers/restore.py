@@ -55,14 +55,14 @@ def restore_model(
     found = path if isinstance(path, SavedStep) else find_checkpoint(path)
     model_config = saved_model(found)
     if compute is None:
-        compute = _saved_execution(found)
+        compute = _saved_compute(found)
     mesh = mesh or make_mesh(MeshConfig())  # what is here, not what it was trained on
     model = build_model(model_config, compute.resolve(mesh.devices.flat[0].platform))
     tokenizer, target = saved_tokenizers(found)
     return RestoredModel(
         model_config=model_config,
         model=model,
-        params=restored_params(found, model, mesh, averaged=averaged),
+        params=restore_model_params(found, model, mesh, averaged=averaged),
         tokenizer=tokenizer,
         target_tokenizer=target,
         mesh=mesh,
@@ -70,7 +70,7 @@ def restore_model(
     )
 
 
-def restored_params(
+def restore_model_params(
     found: SavedStep, model: nn.Module, mesh: Mesh | None, *, averaged: bool = True
 ) -> dict[str, Any]:
     """The float32 parameters of the ``model`` that a checkpoint holds, on the mesh or the first
@@ -130,7 +130,7 @@ def saved_model(found: SavedStep) -> TransformerConfig:
     return model
 
 
-def _saved_execution(found: SavedStep) -> ComputeConfig:
+def _saved_compute(found: SavedStep) -> ComputeConfig:
     compute = from_json(_described(found).get("compute"))
     return compute if isinstance(compute, ComputeConfig) else ComputeConfig(dtype="auto")
 

@@ -40,6 +40,7 @@ from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.pretrained import (
     describe_pretrained,
     find_pretrained,
+    folder_of,
     initial_model,
     initial_parameters,
     load_pretrained,
@@ -173,7 +174,11 @@ class Described:
     @property
     def place(self) -> str:
         """The folder."""
-        return str(self.source.folder if isinstance(self.source, SavedStep) else self.source)
+        return str(folder_of(self.source))
+
+    def of_run(self, name: str) -> Any:
+        """A field of the config of the model's run; None for weights that belong to no run."""
+        return saved_part(self.source, name) if isinstance(self.source, SavedStep) else None
 
 
 def described_model(path: str, architecture: str | None = None) -> Described:
@@ -293,9 +298,9 @@ def _check_pixels(config: TrainConfig, described: Described, place: str) -> None
     channels = getattr(theirs, "num_channels", None)
     if channels != getattr(ours, "num_channels", None):
         raise UserError(f"{place} reads other inputs than the student; give one of the same kind")
-    if channels is None or not isinstance(described.source, SavedStep):
+    if channels is None:
         return
-    saved: Any = saved_part(described.source, "objective")
+    saved = described.of_run("objective")
     for name in ("mean", "std"):
         wanted, given = getattr(saved, name, None), getattr(config.objective, name, None)
         if wanted is not None and wanted != given:
@@ -334,7 +339,7 @@ class StoredWeights:
             found = find_pretrained(self.path)
         except UserError:
             return None
-        folder = found.folder if isinstance(found, SavedStep) else found
+        folder = folder_of(found)
         if is_bucket(epath.Path(folder)):
             return str(folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())

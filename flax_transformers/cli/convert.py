@@ -166,17 +166,16 @@ def _averaged(steps: Sequence[Any], model: Any, architecture: str | None, last: 
 
 def _warn_of_tokenizer(found: SavedStep | Path, config: TransformerConfig) -> None:
     """Warns, before any weights are read, where model and tokenizer do not fit each other."""
-    from flax_transformers.checkpointing.step_directories import SavedStep
     from flax_transformers.data.tokenizers.load import load_tokenizer, published_files
     from flax_transformers.huggingface.generation_settings import writes_text
-    from flax_transformers.huggingface.read import tokenizer_folder
     from flax_transformers.models.config import TextConfig
+    from flax_transformers.pretrained import tokenizer_folders
     from flax_transformers.training.check_run import check_tokenizer
 
-    folder = found.folder / "tokenizer" if isinstance(found, SavedStep) else tokenizer_folder(found)
+    folder, target = tokenizer_folders(found)
     if not isinstance(config, TextConfig) or not folder.is_dir() or not published_files(folder):
         return
-    if (folder.parent / "target_tokenizer").is_dir():  # a run, which compared both
+    if target is not None:  # a run, which compared both
         return
     try:
         vocabulary = load_tokenizer(folder).vocabulary

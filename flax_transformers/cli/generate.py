@@ -161,6 +161,7 @@ class Generate:
         from flax_transformers.generation.prompts import read_prompts
         from flax_transformers.huggingface.family import build_model
         from flax_transformers.models.config import ComputeConfig
+        from flax_transformers.pretrained import tokenizer_folders
         from flax_transformers.training.check_run import check_tokenizer
 
         model: Any = build_model(config, ComputeConfig())
@@ -171,7 +172,7 @@ class Generate:
                     f"--start-ids is for encoder-decoders, and {self.model} holds a "
                     f"{config.architecture}; leave it out"
                 )
-        folder, target = _tokenizer_folders(found)
+        folder, target = tokenizer_folders(found)
         prompts = read_prompts(folder, model.config, target)
         check_tokenizer(config, prompts.written.vocabulary, self.model)
         return Work(self, model, prompts, self._settings(settings_of(model)), start_ids)
@@ -324,17 +325,6 @@ def _ids(text: str | None) -> tuple[int, ...]:
         raise UserError(
             f"--start-ids is {text!r}; give ids separated by commas, such as 2,250004"
         ) from None
-
-
-def _tokenizer_folders(found: SavedStep | Path) -> tuple[Any, Any]:
-    """The folder of a model's tokenizer, and that of the targets if they have their own."""
-    from flax_transformers.checkpointing.step_directories import SavedStep
-    from flax_transformers.huggingface.read import tokenizer_folder
-
-    if not isinstance(found, SavedStep):
-        return tokenizer_folder(found), None
-    target = found.folder / "target_tokenizer"
-    return found.folder / "tokenizer", target if target.is_dir() else None
 
 
 _MAX_MASKED_LENGTH = 8192

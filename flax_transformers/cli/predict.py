@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,16 +13,14 @@ from flax_transformers.errors import UserError
 from flax_transformers.ranges import EXAMPLES
 
 if TYPE_CHECKING:
-    from flax_transformers.data.inputs import InputRow, Inputs
-    from flax_transformers.data.sources.labelled import ChoiceSource
-    from flax_transformers.evaluation.predict import ImageFiles
+    from flax_transformers.data.pipeline.examples import Examples
+    from flax_transformers.evaluation.prediction.examples import ImageFiles
+    from flax_transformers.evaluation.prediction.heads import Head, RowFile
+    from flax_transformers.objectives.base import Arrays, Vocabulary
     from flax_transformers.runtime import Described, Placed
 
-log = logging.getLogger(__name__)
 _MAX_LENGTH = 8192
 """Largest number of tokens of a text if the model has no limit."""
-_QUESTION_LENGTH = 384
-"""Length of the windows of a text that is searched for answers (BERT on SQuAD)."""
 
 
 @dataclass(frozen=True)
@@ -94,192 +91,106 @@ class Predict:
 
 def _lines(command: Predict, described: Described, placed: Placed) -> list[dict[str, Any]]:
     """What the model predicts. Everything but its weights is checked before they are read."""
-    from flax_transformers.evaluation.predict import (
-        LABELLED,
-        embedding_of_model,
-        objective_of_model,
+    from flax_transformers.evaluation.prediction.heads import (
+        embedding_head,
+        head_of,
+        head_of_model,
+        score_head,
     )
     from flax_transformers.huggingface.family import build_model
-    from flax_transformers.models.config import ComputeConfig, VisionConfig
-
-    config, place = described.model, described.place
-    if command.score:
-        return _scored(command, described, placed)
-    if isinstance(config, VisionConfig):
-        return _of_images(command, described, placed)
-    if command.pool is not None:
-        objective = embedding_of_model(config, described.tokenizer, command.pool, place)
-        return _of_texts(command, described, placed, objective)
-    of_run = _of_run(described, "objective")
-    of_run = of_run if isinstance(of_run, LABELLED) else None
-    if command.label_field is not None:
-        raise UserError("--label-field is for --score with --choices-field; leave it out")
-    model: Any = build_model(config, ComputeConfig())
-    if "decoder_input_ids" in model.inputs and hasattr(model, "unembed"):
-        return _written(command, described, placed)
-    return _of_texts(command, described, placed, of_run or objective_of_model(config, place))
-
-
-def _of_run(described: Described, name: str) -> Any:
-    """A field of the config of the model's run; None for weights that belong to no run."""
-    from flax_transformers.checkpointing.step_directories import SavedStep
-    from flax_transformers.restore import saved_part
-
-    return saved_part(described.source, name) if isinstance(described.source, SavedStep) else None
-
-
-def _inputs(command: Predict, described: Described, objective: Any) -> Inputs:
-    """The file of rows, with the fields of the run's training data where none are given."""
-    from flax_transformers.data.inputs import Inputs
-    from flax_transformers.objectives.question_answering import QuestionAnswering
-    from flax_transformers.objectives.token_classification import TokenClassification
-
-    data = _of_run(described, "data")
-    parts = getattr(data, "components", None)
-    source: Any = getattr(parts[0] if parts else data, "source", None)
-    choices = _choice_source(command, source, objective)
-    if choices is not None:
-        answers = command.label_field is not None
-        return Inputs(command.input, choices.fields, choices=choices, answers=answers)
-    questions = isinstance(objective, QuestionAnswering)
-    if questions:
-        fields = [command.text_field or "question", command.second_field or "context"]
-    else:
-        first = getattr(source, "source_field", None) or getattr(source, "text_field", None)
-        second = getattr(source, "second_field", None)
-        second = None if command.pool is not None or command.score else second
-        fields = [command.text_field or first or "text"]
-        fields += [one for one in (command.second_field or second,) if one]
-    words = isinstance(objective, TokenClassification)
-    column = getattr(source, "word_column", 1)
-    return Inputs(command.input, tuple(fields), words, column, questions)
-
-
-def _choice_source(command: Predict, source: Any, objective: Any) -> ChoiceSource | None:
-    """How rows with choices are read; None for rows without."""
-    from flax_transformers.data.sources.labelled import ChoiceSource
-    from flax_transformers.multiple_choice.objective import MultipleChoice
-
-    if not (isinstance(objective, MultipleChoice) or (command.score and command.choices_field)):
-        return None
-    found = source if isinstance(source, ChoiceSource) else ChoiceSource()
-    named = command.choices_field
-    return replace(
-        found,
-        text_field=command.text_field or found.text_field,
-        question_field=command.second_field or found.question_field,
-        choice_fields=tuple(named.split(",")) if named else found.choice_fields,
-        label_field=command.label_field or found.label_field,
-    )
-
-
-def _scored(command: Predict, described: Described, placed: Placed) -> list[dict[str, Any]]:
-    """What a language model, causal or masked, says of each text."""
-    from flax_transformers.evaluation.scoring.likelihood import likelihood_of_model
-    from flax_transformers.models.config import TextConfig
+    from flax_transformers.models.config import TextConfig, VisionConfig
 
     config, tokenizer, place = described.model, described.tokenizer, described.place
-    if command.pool is not None:
+    if command.score and command.pool is not None:
         raise UserError("--score and --pool exclude each other; give one of them")
+    if isinstance(config, VisionConfig) and not command.score:
+        return _of_images(command, described, placed)
     if tokenizer is None or not isinstance(config, TextConfig):
-        raise UserError(f"{place} has no tokenizer; give --score with a model of text")
+        option = "--score" if command.score else "--pool" if command.pool else "--input"
+        raise UserError(f"{place} has no tokenizer; give {option} with a model of text")
+    if command.label_field is not None and not command.score:
+        raise UserError("--label-field is for --score with --choices-field; leave it out")
     if command.label_field is not None and command.choices_field is None:
         raise UserError("--label-field needs --choices-field; give both, or neither")
-    if command.choices_field is not None:
-        return _of_choices(command, described, placed)
-    return _of_texts(command, described, placed, likelihood_of_model(config, tokenizer, place))
+    model: Any = build_model(config)
+    head: Head
+    if command.score:
+        head = score_head(config, tokenizer, place, command.choices_field is not None)
+    elif command.pool is not None:
+        head = embedding_head(config, tokenizer, command.pool)
+    elif "decoder_input_ids" in model.inputs and hasattr(model, "unembed"):
+        return _written(command, described, placed)
+    else:
+        head = head_of(described.of_run("objective")) or head_of_model(config, place)
+    return _of_texts(command, described, placed, head)
+
+
+def _row_file(command: Predict, described: Described) -> RowFile:
+    """The file of rows, and the source of the run's training data."""
+    from flax_transformers.evaluation.prediction.heads import RowFile
+
+    data = described.of_run("data")
+    parts = getattr(data, "components", None)
+    return RowFile(
+        command.input,
+        getattr(parts[0] if parts else data, "source", None),
+        command.text_field,
+        command.second_field,
+        tuple(command.choices_field.split(",")) if command.choices_field else (),
+        command.label_field,
+    )
 
 
 def _of_texts(
-    command: Predict, described: Described, placed: Placed, objective: Any
+    command: Predict, described: Described, placed: Placed, head: Head
 ) -> list[dict[str, Any]]:
-    from flax_transformers import runtime
     from flax_transformers.data.tokenizers.fitting import fitted_vocabulary
-    from flax_transformers.evaluation.predict import LABELLED, lines, predictions, text_examples
-    from flax_transformers.evaluation.scoring.likelihood import score_lines, scored_texts
+    from flax_transformers.evaluation.prediction.examples import TextRows
+    from flax_transformers.evaluation.prediction.heads import Predicted
     from flax_transformers.huggingface.family import build_model
-    from flax_transformers.models.config import ComputeConfig, TextConfig
-    from flax_transformers.multiple_choice.objective import MultipleChoice
-    from flax_transformers.objectives.question_answering import QuestionAnswering
-    from flax_transformers.parallel.mesh import make_mesh
+    from flax_transformers.models.config import TextConfig
     from flax_transformers.parallel.watchdog import watchdog
     from flax_transformers.training.step import check_fits
 
     config, tokenizer = described.model, described.tokenizer
-    if tokenizer is None or not isinstance(config, TextConfig):
-        raise UserError(f"{described.place} has no tokenizer; give a model of text")
-    check_fits(objective, build_model(config, ComputeConfig()))
-    phases = _of_run(described, "phases")
-    limit = config.max_positions or _MAX_LENGTH
-    if phases is not None and isinstance(objective, LABELLED):
-        limit = min(limit, phases[-1].sequence_length)
-    elif isinstance(objective, QuestionAnswering):
-        limit = min(limit, _QUESTION_LENGTH)
-        objective = replace(
-            objective, max_question_length=min(objective.max_question_length, limit // 2)
-        )
+    assert tokenizer is not None and isinstance(config, TextConfig)
+    check_fits(head.objective, build_model(config))
+    phases = described.of_run("phases")
+    trained = None if phases is None else phases[-1].sequence_length
+    length = head.length(config.max_positions or _MAX_LENGTH, trained)
     size = config.vocab_size
     vocabulary = fitted_vocabulary(tokenizer.vocabulary, size, config.pad_id, size)
     if config.pad_id >= 0:
         vocabulary = replace(vocabulary, pad_id=config.pad_id)
     with watchdog.phase("prepare"):
-        rows = _inputs(command, described, objective).rows()
-        if isinstance(objective, MultipleChoice):
-            objective = replace(objective, choices=max(len(row.choices) for row in rows))
-        examples = text_examples(rows, tokenizer, config, objective, limit)
-        if command.score:
-            examples = scored_texts(examples, objective, limit)
-    with watchdog.phase("restore"):
-        restored = runtime.restored_model(described, make_mesh(placed.mesh), placed.compute)
-    with watchdog.phase("evaluation"):
-        found = predictions(examples, objective, restored, vocabulary, limit, command.batch_size)
-    if command.score:
-        return score_lines(rows, examples, found)
-    return lines(objective, config, rows, examples, found, tokenizer)
+        texts = TextRows(head.inputs(_row_file(command, described)).rows(), tokenizer, config)
+        head = head.fitted(texts.rows, length)
+        examples = head.examples(texts, length)
+    found = _found(command, described, placed, head, examples, vocabulary, length)
+    return head.lines(Predicted(config, examples, found, texts))
 
 
-def _of_choices(command: Predict, described: Described, placed: Placed) -> list[dict[str, Any]]:
-    """What a language model says of each choice of each row."""
+def _found(
+    command: Predict,
+    described: Described,
+    placed: Placed,
+    head: Head,
+    examples: Examples,
+    vocabulary: Vocabulary,
+    length: int,
+) -> list[Arrays]:
+    """What the model predicts for examples of at most ``length`` tokens, or pixels of a side."""
     from flax_transformers import runtime
-    from flax_transformers.evaluation.predict import predictions
-    from flax_transformers.evaluation.scoring.continuations import (
-        ContinuationLikelihood,
-        Requests,
-        accuracies,
-        check_requests,
-        choice_lines,
-        choice_requests,
-    )
-    from flax_transformers.generation.prompts import noted_frame, require_known
-    from flax_transformers.huggingface.family import build_model
-    from flax_transformers.models.config import ComputeConfig, TextConfig
-    from flax_transformers.objectives.base import Frame
+    from flax_transformers.evaluation.prediction.examples import predictions
     from flax_transformers.parallel.mesh import make_mesh
     from flax_transformers.parallel.watchdog import watchdog
-    from flax_transformers.training.step import check_fits
 
-    tokenizer, config = described.tokenizer, described.model
-    assert tokenizer is not None and isinstance(config, TextConfig)
-    objective: Any = ContinuationLikelihood()
-    check_fits(objective, build_model(config, ComputeConfig()))
-    limit = config.max_positions or _MAX_LENGTH
-    with watchdog.phase("prepare"):
-        rows = _inputs(command, described, objective).rows()
-        before = (noted_frame(tokenizer) or Frame()).before
-        requests = choice_requests(rows, tokenizer, before)
-        check_requests(requests, limit, "choice")
-        ids = {token for one in requests for token in (*one.context, *one.continuation)}
-        require_known(tokenizer, ids, config.vocab_size, "input")
     with watchdog.phase("restore"):
         restored = runtime.restored_model(described, make_mesh(placed.mesh), placed.compute)
-    vocabulary = replace(tokenizer.vocabulary, pad_id=max(config.pad_id, 0))
+    restored = replace(restored, model=head.model(restored.model))
     with watchdog.phase("evaluation"):
-        examples, size = Requests(requests), command.batch_size
-        found = predictions(examples, objective, restored, vocabulary, limit, size)
-    lines = choice_lines(rows, found)
-    for name, score in accuracies(lines).items():
-        log.info("%s %.4f of %d rows", name.replace("_", " "), score, len(rows))
-    return lines
+        size = command.batch_size
+        return predictions(examples, head.objective, restored, vocabulary, length, size)
 
 
 def _written(command: Predict, described: Described, placed: Placed) -> list[dict[str, Any]]:
@@ -292,10 +203,10 @@ def _written(command: Predict, described: Described, placed: Placed) -> list[dic
     from flax_transformers.parallel.watchdog import watchdog
     from flax_transformers.pretrained import load_pretrained
 
-    rows = _inputs(command, described, None).rows()
+    rows = _row_file(command, described).texts().rows()
     generate = Generate(described.place, batch_size=command.batch_size, temperature=0.0)
     work = generate.work_on(described.source, described.model, ())
-    encoded = work.checked([_only_text(row) for row in rows])
+    encoded = work.checked([row.document.text[0] for row in rows])
     mesh = make_mesh(placed.mesh)
     with watchdog.phase("restore"):
         model, params = load_pretrained(
@@ -316,62 +227,49 @@ def _written(command: Predict, described: Described, placed: Placed) -> list[dic
     return [{"text": texts[index]} for index in range(len(rows))]
 
 
-def _only_text(row: InputRow) -> str:
-    return row.document.text[0]
-
-
 def _of_images(command: Predict, described: Described, placed: Placed) -> list[dict[str, Any]]:
-    from flax_transformers import runtime
-    from flax_transformers.evaluation.features.embedding import encoder_of
-    from flax_transformers.evaluation.predict import lines, predictions
+    from flax_transformers.evaluation.prediction.heads import Predicted
     from flax_transformers.huggingface.family import build_model
-    from flax_transformers.models.config import ComputeConfig
     from flax_transformers.objectives.base import Vocabulary
-    from flax_transformers.parallel.mesh import make_mesh
-    from flax_transformers.parallel.watchdog import watchdog
     from flax_transformers.training.step import check_fits
 
-    examples, objective = _images(command, described)
-    check_fits(objective, build_model(described.model, ComputeConfig()))
-    with watchdog.phase("restore"):
-        restored = runtime.restored_model(described, make_mesh(placed.mesh), placed.compute)
-    if command.pool is not None:
-        restored = replace(restored, model=encoder_of(restored.model))
-    with watchdog.phase("evaluation"):
-        no_text, size = Vocabulary(size=1, pad_id=0), command.batch_size
-        found = predictions(examples, objective, restored, no_text, examples.side, size)
-    said = lines(objective, described.model, (), examples, found, None)
+    examples, head = _images(command, described)
+    check_fits(head.objective, build_model(described.model))
+    no_text, side = Vocabulary(size=1, pad_id=0), examples.side
+    found = _found(command, described, placed, head, examples, no_text, side)
+    lines = head.lines(Predicted(described.model, examples, found))
     files = map(str, examples.files)
-    return [{"file": file, **line} for file, line in zip(files, said, strict=True)]
+    return [{"file": file, **line} for file, line in zip(files, lines, strict=True)]
 
 
-def _images(command: Predict, described: Described) -> tuple[ImageFiles, Any]:
-    """The image files, and the objective whose preprocessing and head they get."""
+def _images(command: Predict, described: Described) -> tuple[ImageFiles, Head]:
+    """The image files, and the head whose preprocessing they get."""
     from flax_transformers.evaluation.features.embedding import image_embedding
-    from flax_transformers.evaluation.predict import (
-        LABELLED,
+    from flax_transformers.evaluation.prediction.examples import (
         ImageFiles,
         image_files_of,
         published_preprocessing,
     )
+    from flax_transformers.evaluation.prediction.heads import ImageEmbeddings, head_of
     from flax_transformers.models.config import VisionConfig
     from flax_transformers.objectives.images import PixelInput
 
     config = described.model
     assert isinstance(config, VisionConfig)
     files = image_files_of(Path(command.input).expanduser())
-    data, objective = _of_run(described, "data"), _of_run(described, "objective")
+    data, objective = described.of_run("data"), described.of_run("objective")
     side, channels = config.image_shape[0], config.num_channels
     if isinstance(objective, PixelInput) and hasattr(data, "crop_fraction"):
-        side, channels = _of_run(described, "phases")[-1].sequence_length, data.channels
+        side, channels = described.of_run("phases")[-1].sequence_length, data.channels
         crop = data.crop_fraction
     else:
         objective, crop = published_preprocessing(Path(described.place), config)
+    head = head_of(objective)
     if command.pool is not None:
-        objective = image_embedding(config, objective, command.pool)
-    elif not isinstance(objective, LABELLED):
+        head = ImageEmbeddings(image_embedding(config, objective, command.pool))
+    if head is None:
         raise UserError(
             f"{described.place} holds a {config.architecture}, which has no head for labels; use "
             "--pool for embeddings, or give a fine-tuned model"
         )
-    return ImageFiles(files, side, channels, crop), objective
+    return ImageFiles(files, side, channels, crop), head

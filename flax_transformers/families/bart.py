@@ -59,6 +59,10 @@ class BartConfig(EncoderDecoderConfig):
     decoder_start_id: int | None = 2
 
     @property
+    def framing(self) -> str:
+        return "roberta"
+
+    @property
     def target_starts_with_language(self) -> bool:
         return self.architecture.startswith("MBart")
 

@@ -56,6 +56,10 @@ class GPT2Config(TextConfig):
 
     RANGES: ClassVar[Ranges] = {"bos_id": ranges.TOKEN_ID, "eos_ids": ranges.TOKEN_ID}
 
+    @property
+    def framing(self) -> str:
+        return "gpt2"
+
 
 def _size(layers: int, width: int) -> GPT2Config:
     """Heads are 64 wide and the feed-forward four times the model in every published size."""

@@ -108,6 +108,10 @@ class RobertaConfig(TextConfig):
             )
 
     @property
+    def framing(self) -> str:
+        return "roberta"
+
+    @property
     def head_activation(self) -> Activation:
         return "gelu"  # whatever the activation of the layers
 

@@ -33,11 +33,10 @@ from flax_transformers.models.encoder_decoder import (
     EncoderDecoderForSequenceClassification,
     TransformerStack,
 )
-from flax_transformers.models.heads import Unembedding, label_layer
+from flax_transformers.models.heads import TokenClassificationMixin, Tokens, Unembedding
 from flax_transformers.models.kernels.kv_cache import KeyValues
 from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
 from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
-from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.embeddings import Embedding, token_table
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.parts import ModelParts
@@ -121,12 +120,14 @@ class T5EncoderModel(nn.Module):
         states = self.hidden_states(
             input_ids, attention_mask, position_ids, segment_ids, deterministic=deterministic
         )
-        hidden_BTD = states.last_hidden_state
+        hidden_BTD, tokens = states.last_hidden_state, Tokens(input_ids, attention_mask)
         return self.output(
-            last_hidden_state=hidden_BTD, **self.head_outputs(hidden_BTD, deterministic)
+            last_hidden_state=hidden_BTD, **self.head_outputs(hidden_BTD, tokens, deterministic)
         )
 
-    def head_outputs(self, hidden_BTD: jax.Array, deterministic: bool) -> dict[str, jax.Array]:
+    def head_outputs(
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
+    ) -> dict[str, jax.Array]:
         """The fields that the head adds to ``output``."""
         return {}
 
@@ -142,22 +143,8 @@ class T5ForConditionalGeneration(EncoderDecoderForConditionalGeneration):
         return super().unembedding(hidden_BMD * jnp.asarray(scale, hidden_BMD.dtype))
 
 
-class T5ForTokenClassification(T5EncoderModel):
+class T5ForTokenClassification(TokenClassificationMixin, T5EncoderModel):
     """Labels each token, by the encoder alone."""
-
-    def setup(self) -> None:
-        super().setup()
-        c = self.config
-        self.classification_head = label_layer(c, self.dtype, c.num_labels)
-        self.head_dropout = Dropout(c.head_dropout, self.compute.dropout_generator)
-
-    def tag(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Logits float32 [B, T, labels]."""
-        hidden_BTD = self.head_dropout(hidden_BTD, deterministic=deterministic)
-        return self.classification_head(hidden_BTD).astype(jnp.float32)
-
-    def head_outputs(self, hidden_BTD: jax.Array, deterministic: bool) -> dict[str, jax.Array]:
-        return {"logits": self.tag(hidden_BTD, deterministic=deterministic)}
 
 
 _CLASSES: dict[str, type[nn.Module]] = {
@@ -226,6 +213,10 @@ class T5Config(EncoderDecoderConfig):
                 f"model.relative_max_distance is {self.relative_max_distance}; it must be more "
                 f"than half of model.relative_buckets, {self.relative_buckets // 2}"
             )
+
+    @property
+    def framing(self) -> str:
+        return "t5"
 
     @property
     def attention_scale(self) -> float:

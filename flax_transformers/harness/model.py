@@ -16,7 +16,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from flax_transformers.errors import UserError
-from flax_transformers.evaluation.predict import predictions
+from flax_transformers.evaluation.prediction.examples import predictions
 from flax_transformers.evaluation.scoring.continuations import (
     Continuation,
     ContinuationLikelihood,

@@ -407,6 +407,11 @@ class TextConfig(TransformerConfig):
         """Whether a text's embedding is that of its end token: what follows changes nothing."""
         return False
 
+    @property
+    def framing(self) -> str:
+        """Special tokens around labelled texts; see ``objectives.labelled.Framing``."""
+        return "llama" if self.causal else "bert"
+
     # What heads read; some families have fields of these names.
     @property
     def logit_scale(self) -> float:
@@ -454,6 +459,14 @@ class TextConfig(TransformerConfig):
         return {"input_ids": tokens, "token_type_ids": types}
 
 
+_OF_DECODER = {
+    "num_layers": "num_decoder_layers",
+    "num_heads": "num_decoder_heads",
+    "intermediate_size": "decoder_intermediate_size",
+}
+"""Fields of a decoder of other sizes than the encoder."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderDecoderConfig(TextConfig):
     """An encoder, and a decoder that attends to the encoder's output.
@@ -497,20 +510,13 @@ class EncoderDecoderConfig(TextConfig):
             object.__setattr__(self, "num_labels", 2)
             object.__setattr__(self, "label_names", ())
         super().__post_init__()
-        for name, of_encoder in (
-            ("num_decoder_layers", self.num_layers),
-            ("num_decoder_heads", self.num_heads),
-            ("decoder_intermediate_size", self.intermediate_size),
-        ):
-            if getattr(self, name) == of_encoder:  # equal models have equal configs
-                object.__setattr__(self, name, None)
+        for name, of_decoder in _OF_DECODER.items():
+            if getattr(self, of_decoder) == getattr(self, name):  # equal models, equal configs
+                object.__setattr__(self, of_decoder, None)
         sizes = self.decoder_sizes()
         if any(getattr(self, name) != value for name, value in sizes.items()):
-            replace(self, **sizes)  # checks the decoder's sizes
-        else:
-            self._check_ids()
-
-    def _check_ids(self) -> None:
+            replace(self, **sizes)  # checks the decoder's sizes and ids
+            return
         for name in ("pad_id", "decoder_start_id"):
             value = getattr(self, name)
             if value is not None and value >= self.vocab_size:
@@ -531,14 +537,9 @@ class EncoderDecoderConfig(TextConfig):
 
     def decoder_sizes(self) -> dict[str, Any]:
         """Fields in which the decoder may differ, under the encoder's names."""
-        return {
-            "num_layers": self.num_decoder_layers or self.num_layers,
-            "num_heads": self.num_decoder_heads or self.num_heads,
-            "intermediate_size": self.decoder_intermediate_size or self.intermediate_size,
-            "num_decoder_layers": None,
-            "num_decoder_heads": None,
-            "decoder_intermediate_size": None,
-        }
+        of_decoder = {name: getattr(self, own) for name, own in _OF_DECODER.items()}
+        sizes = {name: size or getattr(self, name) for name, size in of_decoder.items()}
+        return sizes | dict.fromkeys(_OF_DECODER.values())
 
     @property
     def decoder(self) -> Self:

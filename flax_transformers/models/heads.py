@@ -11,6 +11,7 @@ from flax import struct
 
 from flax_transformers.models.config import TextConfig, TransformerConfig
 from flax_transformers.models.kernels.closed_form import soft_capped
+from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.embeddings import Embedding, mask_padded_vocabulary
 from flax_transformers.models.layers.feed_forward import ACTIVATIONS
 from flax_transformers.models.layers.linear import Linear, truncated_normal
@@ -166,6 +167,26 @@ class QuestionAnsweringMixin(nn.Module):
     ) -> dict[str, jax.Array]:
         logits_BT2 = self.answer_spans(hidden_BTD, deterministic=deterministic)
         return {"start_logits": logits_BT2[..., 0], "end_logits": logits_BT2[..., 1]}
+
+
+class TokenClassificationMixin(nn.Module):
+    """Labels each token."""
+
+    def setup(self) -> None:
+        super().setup()
+        c = self.config
+        self.classification_head = label_layer(c, self.dtype, c.num_labels)
+        self.head_dropout = Dropout(c.head_dropout, self.compute.dropout_generator)
+
+    def tag(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Logits float32 [B, T, labels]."""
+        hidden_BTD = self.head_dropout(hidden_BTD, deterministic=deterministic)
+        return self.classification_head(hidden_BTD).astype(jnp.float32)
+
+    def head_outputs(
+        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
+    ) -> dict[str, jax.Array]:
+        return {"logits": self.tag(hidden_BTD, deterministic=deterministic)}
 
 
 class Pooler(nn.Module):

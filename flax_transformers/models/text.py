@@ -16,6 +16,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig, TextConfig
 from flax_transformers.models.heads import (
     QuestionAnsweringMixin,
+    TokenClassificationMixin,
     Tokens,
     classify_vectors,
     label_layer,
@@ -234,24 +235,8 @@ class TextForSequenceClassification(TextModel):
         return {"logits": self.classify(hidden_BTD, *tokens, deterministic=deterministic)}
 
 
-class TextForTokenClassification(TextModel):
+class TextForTokenClassification(TokenClassificationMixin, TextModel):
     """Labels each token."""
-
-    def setup(self) -> None:
-        super().setup()
-        c = self.config
-        self.classification_head = label_layer(c, self.dtype, c.num_labels)
-        self.head_dropout = Dropout(c.head_dropout, self.compute.dropout_generator)
-
-    def tag(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Logits float32 [B, T, labels]."""
-        hidden_BTD = self.head_dropout(hidden_BTD, deterministic=deterministic)
-        return self.classification_head(hidden_BTD).astype(jnp.float32)
-
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
-        return {"logits": self.tag(hidden_BTD, deterministic=deterministic)}
 
 
 class TextForQuestionAnswering(QuestionAnsweringMixin, TextModel):

@@ -1,4 +1,4 @@
-"""The vector of an image: what the layers of a vision model make of it, without its head."""
+"""The vector of a text or an image: what the layers make of it, without a head."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import numpy as np
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import VisionConfig
+from flax_transformers.models.heads import mean_of_tokens
 from flax_transformers.models.vision import VisionModel
 from flax_transformers.objectives.base import (
     Array,
     Arrays,
     Batch,
+    Frame,
     ModelFunctions,
     ModelNeeds,
     Params,
     Vocabulary,
 )
 from flax_transformers.objectives.images import ImageSpec, PixelInput, hidden_states, pixels_of
+from flax_transformers.objectives.rows import padded_tokens
 
 Pool = Literal["mean", "cls"]
 
@@ -56,6 +59,44 @@ class ImageEmbedding(PixelInput):
         mean = self.pool == "mean"
         vector_BD = hidden_BTD[:, self.tokens :].mean(axis=1) if mean else hidden_BTD[:, 0]
         return {"embedding": vector_BD, "labels": batch["labels"]}
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """The ``predict`` of a vector for each text: the mean of its tokens, or the first one."""
+
+    needs: ClassVar[ModelNeeds] = ModelNeeds((), ("input_ids",))
+
+    frame: Frame
+    pool: Pool
+    normalize: bool = False
+    encodes: bool = False
+    """Whether the model is an encoder-decoder, whose encoder is used."""
+
+    def prepare(
+        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
+    ) -> Arrays:
+        """The frame around ``tokens``, which are cut to fit: arrays int32 [T]."""
+        before, after = self.frame.before, self.frame.after
+        kept = example["tokens"][: sequence_length - len(before) - len(after)]
+        ids = np.concatenate([before, kept, after]).astype(np.int32)
+        return padded_tokens(ids, sequence_length, vocab)
+
+    def predict(self, model: ModelFunctions, params: Params, batch: Batch) -> dict[str, Array]:
+        """``embedding`` float32 [B, D]."""
+        import jax.numpy as jnp
+
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        if self.encodes:
+            hidden_BTD = model.head("encode", params, {}, ids, mask)
+        else:
+            hidden_BTD = model.hidden_states(params, batch, {}).last_hidden_state
+        hidden_BTD = hidden_BTD.astype(jnp.float32)
+        vector_BD = mean_of_tokens(hidden_BTD, mask) if self.pool == "mean" else hidden_BTD[:, 0]
+        if self.normalize:
+            length_B1 = jnp.linalg.norm(vector_BD, axis=-1, keepdims=True)
+            vector_BD = vector_BD / jnp.maximum(length_B1, 1e-12)
+        return {"embedding": vector_BD}
 
 
 def encoder_of(model: Any) -> VisionModel:

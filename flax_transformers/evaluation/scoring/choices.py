@@ -1,9 +1,6 @@
-"""Multiple choice: guesses without a model, and predictions as JSON lines."""
+"""Baselines of multiple choice."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -37,19 +34,3 @@ def _choices(store: TokenStore) -> np.ndarray:
     """Number of choices of each document, int64 [documents]."""
     texts = np.searchsorted(store.sentence_ends, store.document_ends, side="right")
     return np.diff(texts, prepend=0) - 1
-
-
-def choice_line(logits: np.ndarray, texts: Sequence[str]) -> dict[str, Any]:
-    """The likeliest of the choices ``texts`` with the probabilities of all, of ``logits`` float32
-    [C]."""
-    logits = logits[: len(texts)].astype(np.float64)
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
-    best = int(logits.argmax())
-    probabilities = [float(f"{share:.6g}") for share in shares]
-    return {
-        "choice": best,
-        "text": texts[best],
-        "probability": probabilities[best],
-        "probabilities": probabilities,
-    }

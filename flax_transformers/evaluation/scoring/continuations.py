@@ -17,7 +17,7 @@ from flax_transformers.data.inputs import InputRow
 from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.evaluation.scoring.likelihood import log_probabilities, short
+from flax_transformers.evaluation.scoring.likelihood import log_probabilities, six_digits
 from flax_transformers.objectives.base import (
     Array,
     Arrays,
@@ -145,7 +145,7 @@ def choice_lines(rows: Sequence[InputRow], found: Sequence[Arrays]) -> list[dict
         lengths = np.array([len(choice) for choice in row.choices])
         best, normalised = int(totals.argmax()), int((totals / lengths).argmax())
         line: dict[str, Any] = {
-            "log_likelihoods": list(map(short, totals)),
+            "log_likelihoods": list(map(six_digits, totals)),
             "choice": best,
             "choice_normalised": normalised,
         }

@@ -12,10 +12,7 @@ import numpy as np
 
 from flax_transformers.data.inputs import InputRow
 from flax_transformers.data.pipeline.examples import Examples
-from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.generation.prompts import noted_frame
-from flax_transformers.models.config import TextConfig
 from flax_transformers.objectives.base import (
     Array,
     Arrays,
@@ -26,7 +23,7 @@ from flax_transformers.objectives.base import (
     Params,
     Vocabulary,
 )
-from flax_transformers.objectives.rows import framing_ids, pad, padded_tokens
+from flax_transformers.objectives.rows import pad, padded_tokens
 
 
 @dataclass(frozen=True)
@@ -121,22 +118,6 @@ def log_probabilities(logits: Array, labels: Array) -> Array:
     return -cross_entropy(logits, labels).nll
 
 
-def likelihood_of_model(
-    config: TextConfig, tokenizer: Tokenizer, place: str
-) -> Likelihood | PseudoLikelihood:
-    """What ``--score`` computes with a model. Raises UserError for a masked model whose tokenizer
-    has no mask."""
-    frame = noted_frame(tokenizer)
-    if config.causal:
-        return Likelihood(frame or Frame())
-    if tokenizer.vocabulary.mask_id is None:
-        raise UserError(f"the tokenizer of {place} has no mask token; --score needs one")
-    if frame is None:
-        cls_id, sep_id = framing_ids(tokenizer.vocabulary)
-        frame = Frame((cls_id,), (sep_id,))
-    return PseudoLikelihood(frame)
-
-
 @dataclass(frozen=True)
 class MaskedTokens(Examples):
     """One example for each token of each text: ``tokens`` int32 [n] and ``position`` int32 []."""
@@ -147,6 +128,14 @@ class MaskedTokens(Examples):
     position: np.ndarray
     """Token of the text, int64 [n]."""
 
+    @classmethod
+    def of_texts(cls, texts: Examples) -> MaskedTokens:
+        """The examples for all tokens of ``texts``, whose examples have ``tokens``."""
+        rng = np.random.default_rng(0)  # nothing is random
+        sizes = [len(texts.read(number, rng)["tokens"]) for number in range(len(texts))]
+        positions = [np.arange(size) for size in sizes]
+        return cls(texts, np.repeat(np.arange(len(sizes)), sizes), np.concatenate(positions))
+
     def __len__(self) -> int:
         return len(self.text)
 
@@ -155,49 +144,41 @@ class MaskedTokens(Examples):
         return row | {"position": np.array(self.position[index], np.int32)}
 
 
-def scored_texts(
-    texts: Examples, objective: Likelihood | PseudoLikelihood, length: int
-) -> Examples:
-    """The examples that ``objective`` scores. Raises UserError for a text that is longer than
-    ``length`` with the special tokens around it."""
-    rng = np.random.default_rng(0)
-    sizes = [len(texts.read(number, rng)["tokens"]) for number in range(len(texts))]
-    capacity = objective.capacity(length)
-    for number, size in enumerate(sizes, 1):
-        if size > capacity:
+def check_lengths(texts: Sequence[np.ndarray], capacity: int) -> None:
+    """Raises UserError for a text of more than ``capacity`` tokens."""
+    for number, ids in enumerate(texts, 1):
+        if len(ids) > capacity:
             raise UserError(
-                f"row {number} has {size} tokens, but the model scores up to {capacity}; divide "
-                "the text"
+                f"row {number} has {len(ids)} tokens, but the model scores up to {capacity}; "
+                "divide the text"
             )
-    if isinstance(objective, Likelihood):
-        return texts
-    positions = [np.arange(size) for size in sizes]
-    return MaskedTokens(texts, np.repeat(np.arange(len(sizes)), sizes), np.concatenate(positions))
 
 
 def score_lines(
-    rows: Sequence[InputRow], examples: Examples, found: Sequence[Arrays]
+    rows: Sequence[InputRow], numbers: np.ndarray, found: Sequence[Arrays], prefix: str = ""
 ) -> list[dict[str, Any]]:
-    """A JSON object for each text: its (pseudo-)log-likelihood in nats, the number of its scored
-    tokens, the perplexity, and, of a log-likelihood, bits for each byte of the text."""
-    pseudo = isinstance(examples, MaskedTokens)
+    """A JSON object for each text: its log-likelihood in nats, the number of its scored tokens, the
+    perplexity and, without a ``prefix`` of these names, bits for each byte of the text.
+
+    ``numbers``: the row of each example, int64 [n], for which the model ``found`` a score.
+    """
     totals, counts = np.zeros(len(rows)), np.zeros(len(rows), int)
-    numbers = examples.text if isinstance(examples, MaskedTokens) else np.arange(len(rows))
     for number, one in zip(numbers.tolist(), found, strict=True):
         totals[number] += float(one["log_likelihood"][0])
         counts[number] += int(one["tokens"][0])
-    name = "pseudo_" if pseudo else ""
     lines = []
     for row, total, count in zip(rows, totals.tolist(), counts.tolist(), strict=True):
-        line: dict[str, Any] = {f"{name}log_likelihood": short(total), "tokens": count}
-        line[f"{name}perplexity"] = short(math.exp(min(700.0, -total / count))) if count else None
-        if not pseudo:
+        line: dict[str, Any] = {f"{prefix}log_likelihood": six_digits(total), "tokens": count}
+        line[f"{prefix}perplexity"] = (
+            six_digits(math.exp(min(700.0, -total / count))) if count else None
+        )
+        if not prefix:
             size = len(str(row.document.text[0]).encode())
-            line["bits_per_byte"] = short(-total / math.log(2) / size)
+            line["bits_per_byte"] = six_digits(-total / math.log(2) / size)
         lines.append(line)
     return lines
 
 
-def short(value: float) -> float:
-    """A number with six digits, all that float32 has to say."""
-    return float(f"{value:.6g}")
+def six_digits(value: Any) -> float:
+    """A number with six digits, the precision of float32."""
+    return float(f"{float(value):.6g}")
