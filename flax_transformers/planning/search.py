@@ -15,8 +15,7 @@ from typing import Literal, get_args
 import jax
 
 from flax_transformers.errors import UserError
-from flax_transformers.models.config import TransformerConfig, VisionConfig
-from flax_transformers.models.layers.patches import patch_grid
+from flax_transformers.models.config import TransformerConfig
 from flax_transformers.parallel.device_specs import DeviceSpec, device_spec
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.planning.plan import GIB, StepPlan, bytes_on_device, plan
@@ -150,8 +149,9 @@ def _estimate(
     model, divided = config.model, mesh.fsdp * mesh.tensor * mesh.expert
     parameters, optimizer = (size / divided for size in held)
     rows = phase.batch_size // (mesh.data * mesh.fsdp * mesh.expert * phase.micro_batches)
-    tokens = rows * _tokens_of_row(model, phase)
-    memory = 2 * parameters + optimizer + _activation_bytes(model, phase, remat, tokens, mesh)
+    length = tokens_of_row(config, phase)
+    tokens = rows * length
+    memory = 2 * parameters + optimizer + _activation_bytes(model, remat, tokens, length, mesh)
     narrow = 2 if model.hidden_size // mesh.fsdp < LANES else 1
     interconnect = parameters / 2 * (mesh.fsdp - 1) * 3 * phase.micro_batches * narrow
     interconnect += parameters * (mesh.data - 1) / mesh.data
@@ -169,21 +169,21 @@ def _estimate(
 
 
 def _activation_bytes(
-    model: TransformerConfig, phase: AnyPhase, remat: Remat, tokens: int, mesh: MeshConfig
+    model: TransformerConfig, remat: Remat, tokens: int, length: int, mesh: MeshConfig
 ) -> float:
-    """Bytes of activations for the backward pass, in 16 bits (arXiv:2205.05198 §4: 34 bytes per
-    unit of width and 5 per attention score)."""
+    """Bytes of activations for the backward pass, in 16 bits, of ``tokens`` in rows of ``length``
+    (arXiv:2205.05198 §4: 34 bytes per unit of width and 5 per attention score)."""
     width, heads = model.hidden_size, model.num_heads
-    layer = tokens * (
-        10 * width + (24 * width + 5 * heads * _tokens_of_row(model, phase)) / mesh.tensor
-    )
+    layer = tokens * (10 * width + (24 * width + 5 * heads * length) / mesh.tensor)
     projections = 2 * tokens * (5 * width + 2 * model.intermediate_size) / mesh.tensor
     kept = {"none": layer, "dots": projections + 2 * tokens * width, "full": 2 * tokens * width}
     return model.num_layers * kept[remat] + layer
 
 
-def _tokens_of_row(model: TransformerConfig, phase: AnyPhase) -> int:
-    """Number of tokens, or patches, of a row."""
-    if isinstance(model, VisionConfig):
-        return math.prod(patch_grid((phase.sequence_length,) * 2, model.patch_size))
-    return phase.sequence_length
+def tokens_of_row(config: TrainConfig, phase: AnyPhase) -> int:
+    """Number of tokens of a row, of an image those of its largest attention."""
+    modalities = getattr(config.objective, "modalities", ())
+    groups = config.model.row_flops(phase.sequence_length, modalities)
+    if groups is None:
+        return phase.sequence_length
+    return max(one.tokens for one in groups if one.attention)

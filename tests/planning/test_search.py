@@ -12,9 +12,9 @@ from flax_transformers.parallel.device_specs import device_spec
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.planning import search as module
 from flax_transformers.planning.plan import GIB, Roofline
-from flax_transformers.planning.search import candidates, search
+from flax_transformers.planning.search import candidates, search, tokens_of_row
 from flax_transformers.planning.topology import devices_of
-from flax_transformers.testing import tiny_bert, tiny_config
+from flax_transformers.testing import tiny_architecture, tiny_bert, tiny_config
 from tests.planning.test_plan import a_plan
 
 
@@ -92,3 +92,17 @@ def test_the_best_candidates_are_compiled_and_the_fastest_that_fits_is_first(con
 def test_devices_of_unknown_speed_are_refused(config):
     with pytest.raises(UserError, match="the speed of 'cpu' is unknown"):
         search(config, config.phases[-1], devices_of("cpu:8"), "cpu:8", limit=1)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tokens"),
+    [
+        ("ViTForImageClassification", 17),  # 4 x 4 patches of 8 pixels, and the class token
+        ("VideoMAEForVideoClassification", 32),  # 2 x 16 tubelets
+        ("ViTMAEForPreTraining", 17),  # in the decoder; the encoder sees a quarter
+        ("BertForMaskedLM", 32),
+    ],
+)
+def test_a_row_has_the_tokens_of_its_largest_attention(config, architecture, tokens):
+    changed = dataclasses.replace(config, model=tiny_architecture(architecture))
+    assert tokens_of_row(changed, changed.phases[-1]) == tokens
