@@ -28,6 +28,14 @@ def test_importing_the_package_imports_no_jax():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_start_of_a_run_imports_neither_matplotlib_nor_scipy_optimize():
+    code = (
+        "import sys, flax_transformers.evaluation.report, flax_transformers.evaluation.tasks; "
+        "sys.exit('matplotlib' in sys.modules or 'scipy.optimize' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_a_recipe_is_found_by_name():
     assert ft.recipe("bert_tiny").model.hidden_size == 256
     assert {"bert_tiny", "llama3_8b"} <= set(recipes())

@@ -6,7 +6,6 @@ score whose denominator is zero is 0.
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 from etils import epath
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from flax_transformers.storage.workdir import set_aside_unusable, write_side_file, writing
 
@@ -44,6 +41,11 @@ def class_scores(matrix: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def occurring(matrix: np.ndarray) -> np.ndarray:
+    """Whether an example is of each class, or predicted as it: bool [C]."""
+    return (matrix.sum(0) + matrix.sum(1)) > 0
+
+
 def matthews(matrix: np.ndarray) -> float:
     """Matthews' correlation coefficient for any number of classes (Gorodkin, 2004); 0 if all
     examples are of one class, or are predicted as one."""
@@ -61,7 +63,7 @@ def report_text(matrix: np.ndarray, names: Sequence[str]) -> str:
     support = scores["support"]
     measures = [scores[name] for name in ("precision", "recall", "f1")]
     weights = support / max(1, int(support.sum()))
-    occurs = support + matrix.sum(0) > 0
+    occurs = occurring(matrix)
     means = [float(m[occurs].mean()) if occurs.any() else 0.0 for m in measures]
     shown = [_cut(name) for name in names]
     width = max(map(len, [*shown, "weighted average"]))
@@ -103,9 +105,12 @@ def _cut(name: str) -> str:
 
 def report_picture(matrix: np.ndarray, names: Sequence[str]) -> bytes:
     """The confusion matrix as PNG: each row by its share of the true class."""
+    from matplotlib.figure import Figure  # slow to import
+
+    from flax_transformers.monitoring.plots import png_of
+
     side = min(24.0, 3.0 + 0.32 * len(names))
     figure = Figure(figsize=(side + 1.0, side), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
@@ -121,9 +126,7 @@ def report_picture(matrix: np.ndarray, names: Sequence[str]) -> bytes:
             color = "white" if shares[true, found] > 0.5 else "black"
             count = str(matrix[true, found])
             axes.text(found, true, count, ha="center", va="center", color=color, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png_of(figure)
 
 
 @dataclass(frozen=True)

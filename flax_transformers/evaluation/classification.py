@@ -14,6 +14,7 @@ from flax_transformers.evaluation.class_report import (
     class_scores,
     confusion_matrix,
     matthews,
+    occurring,
 )
 from flax_transformers.evaluation.held_out import evenly_spread
 from flax_transformers.evaluation.predictions import held_out_predictions
@@ -53,18 +54,10 @@ def _class_scores(
     matrix = confusion_matrix(predicted, labels, len(names))
     if report is not None:
         report.write(matrix, names)
-    found = {
-        "eval/macro_f1": macro_f1(predicted, labels, len(names)),
-        "eval/matthews": matthews(matrix),
-    }
-    return found | ({"eval/f1": float(class_scores(matrix)["f1"][1])} if len(names) == 2 else {})
-
-
-def macro_f1(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:
-    """Mean F1 over the classes that occur in ``predicted`` or ``labels``, integers [n] each."""
-    right = np.bincount(labels[predicted == labels], minlength=classes)
-    either = np.bincount(labels, minlength=classes) + np.bincount(predicted, minlength=classes)
-    return float((2 * right[either > 0] / either[either > 0]).mean())
+    f1 = class_scores(matrix)["f1"]
+    macro_f1 = float(f1[occurring(matrix)].mean())
+    found = {"eval/macro_f1": macro_f1, "eval/matthews": matthews(matrix)}
+    return found | ({"eval/f1": float(f1[1])} if len(names) == 2 else {})
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:

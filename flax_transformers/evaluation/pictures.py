@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 
 import numpy as np
 from etils import epath
 
-from flax_transformers.errors import UserError
-from flax_transformers.storage.workdir import set_aside_unusable
+from flax_transformers.storage.workdir import set_aside_unusable, writing
 
 _GAP = 2  # white pixels between pictures
 _SHOWN = 84  # least pixels of the shorter side of a picture
@@ -38,11 +36,6 @@ def write_png(path: epath.Path, pixels: np.ndarray) -> None:
     content = io.BytesIO()
     imsave(content, pixels, format="png")
     set_aside_unusable(path)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.getvalue())
-    except OSError as error:
-        raise UserError(
-            f"{os.fspath(path)} cannot be written ({error.strerror or error}); free some space or "
-            "choose another folder"
-        ) from error

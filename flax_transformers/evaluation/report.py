@@ -18,7 +18,6 @@ from flax_transformers.evaluation.baselines import Baseline, of_set
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.placement import adapted_shapes
 from flax_transformers.monitoring.metrics import read_metrics
-from flax_transformers.monitoring.plots import plot_metrics
 from flax_transformers.storage.workdir import read_side_file
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.loop import Outcome
@@ -81,6 +80,8 @@ def report_results(workdir: epath.Path, outcome: Outcome, baselines: Sequence[Ba
     """Draws the plots, and prints samples, scores and where the files are."""
     if jax.process_index() != 0:
         return
+    from flax_transformers.monitoring.plots import plot_metrics  # slow to import
+
     losses = {one.name: one.score for one in baselines if one.metric == "eval/loss"}
     try:
         plot_metrics(read_metrics(workdir), workdir / "plots", losses)

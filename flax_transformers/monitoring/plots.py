@@ -10,7 +10,6 @@ from typing import Any
 
 from etils import epath
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
@@ -132,7 +131,6 @@ def _limit(axes: Axes, values: Sequence[float], others: Sequence[float]) -> None
 
 def _figure(label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_xlabel("step")
     axes.set_ylabel(label)

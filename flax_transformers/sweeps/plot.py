@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from etils import epath
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from flax_transformers.monitoring.plots import BLUE, DOTS_PER_INCH, GRAY, ORANGE, png_of
@@ -22,7 +21,6 @@ def plot_table(table: Table) -> epath.Path:
     figure = Figure(
         (_WIDTH, _MARGIN + _ROW_HEIGHT * len(rows)), DOTS_PER_INCH, layout="constrained"
     )
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for height, row in enumerate(rows):
         values = list(row.values.values())

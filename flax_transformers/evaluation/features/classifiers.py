@@ -6,7 +6,6 @@ Shape suffixes: N examples, D features, C classes, K neighbours.
 from __future__ import annotations
 
 import numpy as np
-import scipy.optimize
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 """Of DINO (arXiv:2104.14294, section 4.2 and appendix F.1)."""
@@ -88,6 +87,7 @@ def _fitted(
 ) -> np.ndarray:
     """The weights [D + 1, C], the biases last, that minimise the mean cross-entropy plus half the
     ``penalty`` times the squared norm of the weights without biases."""
+    from scipy.optimize import minimize  # slow to import
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weights = flat.reshape(start.shape)
@@ -96,9 +96,7 @@ def _fitted(
         return value + penalty / 2 * float((weights[:-1] ** 2).sum()), gradient.ravel()
 
     options = {"maxiter": _STEPS}
-    found = scipy.optimize.minimize(
-        loss, start.ravel(), jac=True, method="L-BFGS-B", options=options
-    )
+    found = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options=options)
     return found.x.reshape(start.shape)
 
 
