@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from flax_transformers.models.heads import (
     LanguageModelMixin,
@@ -12,6 +11,7 @@ from flax_transformers.models.heads import (
     Tokens,
     Unembedding,
     mean_of_tokens,
+    text_vectors,
 )
 from flax_transformers.models.outputs import ModelOutput
 from flax_transformers.models.text import TextForSequenceClassification, TextModel
@@ -35,12 +35,7 @@ class EncoderModel(TextModel):
         c = self.config
         if c.normalize_embeddings is None:
             return {}
-        hidden_BTD = hidden_BTD.astype(jnp.float32)
-        mean = c.pooling == "mean"
-        vector_BD = mean_of_tokens(hidden_BTD, tokens.mask) if mean else hidden_BTD[:, 0]
-        if c.normalize_embeddings:
-            length_B1 = jnp.linalg.norm(vector_BD, axis=-1, keepdims=True)
-            vector_BD = vector_BD / jnp.maximum(length_B1, 1e-12)
+        vector_BD = text_vectors(hidden_BTD, tokens.mask, c.pooling, c.normalize_embeddings)
         return {"sentence_embedding": vector_BD}
 
 

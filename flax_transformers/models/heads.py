@@ -210,6 +210,20 @@ def mean_of_tokens(hidden_BTD: jax.Array, attention_mask: jax.Array | None) -> j
     return jnp.mean(hidden_BTD, axis=1, where=token_BT[:, :, None])
 
 
+def text_vectors(
+    hidden_BTD: jax.Array, attention_mask: jax.Array | None, pool: str, normalize: bool
+) -> jax.Array:
+    """A vector of each text, float32 [B, D]: the mean of its tokens (``pool`` "mean"), or the first
+    token ("cls"); of length 1 if ``normalize``."""
+    hidden_BTD = hidden_BTD.astype(jnp.float32)
+    mean = pool == "mean"
+    vector_BD = mean_of_tokens(hidden_BTD, attention_mask) if mean else hidden_BTD[:, 0]
+    if not normalize:
+        return vector_BD
+    length_B1 = jnp.linalg.norm(vector_BD, axis=-1, keepdims=True)
+    return vector_BD / jnp.maximum(length_B1, 1e-12)
+
+
 def label_layer(
     config: TransformerConfig, dtype: jnp.dtype, outputs: int, *, use_bias: bool = True
 ) -> Linear:

@@ -9,7 +9,7 @@ import numpy as np
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import VisionConfig
-from flax_transformers.models.heads import mean_of_tokens
+from flax_transformers.models.heads import text_vectors
 from flax_transformers.models.vision import VisionModel
 from flax_transformers.objectives.base import (
     Array,
@@ -84,19 +84,12 @@ class TextEmbedding:
 
     def predict(self, model: ModelFunctions, params: Params, batch: Batch) -> dict[str, Array]:
         """``embedding`` float32 [B, D]."""
-        import jax.numpy as jnp
-
         ids, mask = batch["input_ids"], batch["attention_mask"]
         if self.encodes:
             hidden_BTD = model.head("encode", params, {}, ids, mask)
         else:
             hidden_BTD = model.hidden_states(params, batch, {}).last_hidden_state
-        hidden_BTD = hidden_BTD.astype(jnp.float32)
-        vector_BD = mean_of_tokens(hidden_BTD, mask) if self.pool == "mean" else hidden_BTD[:, 0]
-        if self.normalize:
-            length_B1 = jnp.linalg.norm(vector_BD, axis=-1, keepdims=True)
-            vector_BD = vector_BD / jnp.maximum(length_B1, 1e-12)
-        return {"embedding": vector_BD}
+        return {"embedding": text_vectors(hidden_BTD, mask, self.pool, self.normalize)}
 
 
 def encoder_of(model: Any) -> VisionModel:
