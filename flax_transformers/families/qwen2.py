@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
@@ -26,35 +26,39 @@ from flax_transformers.ranges import Ranges
 ARCHITECTURES = architectures("Qwen2")
 
 
-class Windowed(Protocol):
-    """A config whose upper layers may have a window."""
+@dataclass(frozen=True, kw_only=True)
+class UpperWindows:
+    """Fields of a config whose upper layers may have a window."""
+
+    num_layers: int
+    sliding_window: int | None = None
+    """Number of tokens that a token of the upper layers attends to; None: all."""
+    full_layers: int = 0
+    """Number of lower layers without the window."""
+
+    RANGES: ClassVar[Ranges] = {
+        "sliding_window": ranges.POSITIONS,
+        "full_layers": ranges.integers(0, 10_000),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]
+        if self.full_layers >= self.num_layers:  # equal models have equal configs
+            object.__setattr__(self, "sliding_window", None)
+        if self.sliding_window is None:
+            object.__setattr__(self, "full_layers", 0)
 
     @property
-    def num_layers(self) -> int: ...
-    @property
-    def sliding_window(self) -> int | None: ...
-    @property
-    def full_layers(self) -> int: ...
-
-
-def settle_windows(config: Windowed) -> None:
-    """Give equal models equal configs."""
-    if config.full_layers >= config.num_layers:
-        object.__setattr__(config, "sliding_window", None)
-    if config.sliding_window is None:
-        object.__setattr__(config, "full_layers", 0)
-
-
-def window_of(config: Windowed, layer: int) -> int | None:
-    """The window of a layer, or None."""
-    return None if layer < config.full_layers else config.sliding_window
+    def windows(self) -> tuple[int | None, ...]:
+        upper = max(0, self.num_layers - self.full_layers)
+        return (None,) * (self.num_layers - upper) + (self.sliding_window,) * upper
 
 
 LONG_ROPE = Rope(theta=1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen2Config(LlamaConfig):
+class Qwen2Config(UpperWindows, LlamaConfig):
     """Llama with biases of queries, keys and values; 7B by default."""
 
     architecture: str = "Qwen2ForCausalLM"
@@ -70,23 +74,6 @@ class Qwen2Config(LlamaConfig):
     qkv_bias: bool = True
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = (151643,)
-    sliding_window: int | None = None
-    """Number of tokens that a token of the upper layers attends to; None: all."""
-    full_layers: int = 0
-    """Number of lower layers without the window."""
-
-    RANGES: ClassVar[Ranges] = {
-        "sliding_window": ranges.POSITIONS,
-        "full_layers": ranges.integers(0, 10_000),
-    }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        settle_windows(self)
-
-    @property
-    def windows(self) -> tuple[int | None, ...]:
-        return tuple(window_of(self, layer) for layer in range(self.num_layers))
 
 
 _SMALL: dict[str, Any] = {"vocab_size": 151936, "tie_embeddings": True, "num_key_value_heads": 2}
@@ -172,14 +159,13 @@ def read_windows(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
     return {"sliding_window": window, "full_layers": 0 if window is None else full}
 
 
-def write_windows(config: Windowed) -> dict[str, Any]:
+def write_windows(config: UpperWindows) -> dict[str, Any]:
     """The inverse of ``read_windows``."""
-    windows = (window_of(config, layer) for layer in range(config.num_layers))
     return {
         "use_sliding_window": config.sliding_window is not None,
         "sliding_window": config.sliding_window,
         "max_window_layers": config.full_layers,
-        "layer_types": [_TYPES[window is not None] for window in windows],
+        "layer_types": [_TYPES[window is not None] for window in config.windows],
     }
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
-from flax_transformers import ranges
 from flax_transformers.families.llama import (
     ATTENTION_BIAS,
     NORMS,
@@ -21,22 +20,20 @@ from flax_transformers.families.llama import (
 )
 from flax_transformers.families.qwen2 import (
     LONG_ROPE,
+    UpperWindows,
     read_windows,
-    settle_windows,
-    window_of,
     write_windows,
 )
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable
 from flax_transformers.models.config import QueryKeyNorm, Rope
-from flax_transformers.ranges import Ranges
 
 ARCHITECTURES = architectures("Qwen3")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen3Config(LlamaConfig):
+class Qwen3Config(UpperWindows, LlamaConfig):
     """Llama with an RMS norm of each query and key, heads 128 wide; 8B by default."""
 
     architecture: str = "Qwen3ForCausalLM"
@@ -52,27 +49,10 @@ class Qwen3Config(LlamaConfig):
     norm_eps: float = 1e-6
     bos_id: int | None = 151643
     eos_ids: tuple[int, ...] = (151645,)
-    sliding_window: int | None = None
-    """Number of tokens that a token of the upper layers attends to; None: all."""
-    full_layers: int = 0
-    """Number of lower layers without the window."""
-
-    RANGES: ClassVar[Ranges] = {
-        "sliding_window": ranges.POSITIONS,
-        "full_layers": ranges.integers(0, 10_000),
-    }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        settle_windows(self)
 
     @property
     def query_key_norm(self) -> QueryKeyNorm:
         return "shared"
-
-    @property
-    def windows(self) -> tuple[int | None, ...]:
-        return tuple(window_of(self, layer) for layer in range(self.num_layers))
 
 
 _SMALL: dict[str, Any] = {"tie_embeddings": True}
