@@ -82,6 +82,11 @@ class EvaluatedRun:
     report: ClassReport | None = None
     """Where scores of single classes go; None: they are not reported."""
 
+    @property
+    def predictions(self) -> epath.Path | None:
+        """Folder of the predictions, if they are written."""
+        return None if self.workdir is None else self.workdir / "predictions" / self.part
+
 
 Sample = Callable[[Snapshot], str]
 Sets = Sequence[tuple[str, Dataset]]
@@ -114,13 +119,7 @@ def _translation(run: EvaluatedRun) -> list[Evaluator]:
     depends = kept.keep_best and kept.best_metric.startswith(_TRANSLATION_METRICS)
     every = depends or run.config.early_stopping.patience is not None
     at_step = None if every or run.workdir is None else run.config.total_steps
-    folder = None if run.workdir is None else run.workdir / "predictions" / run.part
-    return translation_evaluator(run.config, run.prepared, run.model, at_step, folder)
-
-
-def _questions(run: EvaluatedRun) -> list[Evaluator]:
-    folder = None if run.workdir is None else run.workdir / "predictions" / run.part
-    return [question_evaluator(run.config, run.prepared, folder)]
+    return translation_evaluator(run.config, run.prepared, run.model, at_step, run.predictions)
 
 
 def _reconstruction(run: EvaluatedRun) -> list[Evaluator]:
@@ -138,10 +137,6 @@ def _images(run: EvaluatedRun) -> list[Evaluator]:
     return [] if run.report is None else _classes(run)
 
 
-def _tags(run: EvaluatedRun) -> list[Evaluator]:
-    return [entity_evaluator(run.config, run.prepared, run.report)]
-
-
 def _pairs(run: EvaluatedRun) -> list[Evaluator]:
     found, prepared = [retrieval_evaluator(run.config, run.prepared)], run.prepared
     if isinstance(prepared, PreparedPairs) and prepared.labelled is not None:
@@ -149,18 +144,14 @@ def _pairs(run: EvaluatedRun) -> list[Evaluator]:
     return found
 
 
-def _filled(run: EvaluatedRun) -> Sample:
-    return filled_samples(run.prepared)
-
-
 def _answered(run: EvaluatedRun) -> Sample:
     return answered_samples(run.config, run.prepared, run.model)
 
 
 TASKS: dict[type, Task] = {
-    Masking: Task(masked_token_baselines, sample=_filled),
+    Masking: Task(masked_token_baselines, sample=lambda run: filled_samples(run.prepared)),
     ReplacedTokenDetection: Task(masked_token_baselines),
-    NextSentence: Task(next_sentence_baselines, sample=_filled),
+    NextSentence: Task(next_sentence_baselines, sample=lambda run: filled_samples(run.prepared)),
     LMLoss: Task(next_token_baselines),
     CausalLM: Task(
         next_token_baselines,
@@ -169,8 +160,13 @@ TASKS: dict[type, Task] = {
     SequenceLoss: Task(target_token_baselines, sample=_answered),
     SequenceToSequence: Task(target_token_baselines, _translation, _answered),
     SequenceClassification: Task(classification_baselines, _classes),
-    TokenClassification: Task(tagging_baselines, _tags),
-    QuestionAnswering: Task(question_baselines, _questions),
+    TokenClassification: Task(
+        tagging_baselines, lambda run: [entity_evaluator(run.config, run.prepared, run.report)]
+    ),
+    QuestionAnswering: Task(
+        question_baselines,
+        lambda run: [question_evaluator(run.config, run.prepared, run.predictions)],
+    ),
     MultipleChoice: Task(choice_baselines),
     ImageClassification: Task(image_baselines, _images),
     MaskedImage: Task(reconstruction_baselines, _reconstruction),
