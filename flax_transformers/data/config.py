@@ -167,7 +167,7 @@ class TextData(DataConfig):
 class _HeldOutText(TextData):
     """Text of an evaluation set, all held out: only held-out documents keep what scoring needs."""
 
-    RANGES: ClassVar[Ranges] = {**TextData.RANGES, "validation_fraction": ranges.SHARE}
+    RANGES: ClassVar[Ranges] = {"validation_fraction": ranges.SHARE}
 
 
 def _hash_of_all(find: Callable[[Source], str], used: Sequence[Source]) -> str:

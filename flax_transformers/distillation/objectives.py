@@ -83,8 +83,6 @@ class DistilledImageClassification(Teacher, ImageClassification):
     """Whether the model is a DeiT, whose distillation token alone learns from the teacher, and its
     class token from the labels."""
 
-    RANGES: ClassVar[Ranges] = {**ImageClassification.RANGES, **Teacher.RANGES}
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.distillation_token:
@@ -114,8 +112,6 @@ class DistilledImageClassification(Teacher, ImageClassification):
 @dataclass(frozen=True, kw_only=True)
 class DistilledSequenceClassification(Teacher, SequenceClassification):
     """`SequenceClassification` with a teacher, who has the same tokenizer."""
-
-    RANGES: ClassVar[Ranges] = {**SequenceClassification.RANGES, **Teacher.RANGES}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -127,7 +127,7 @@ class ChatData(TextData):
 
 
 class _HeldOutChat(ChatData):
-    RANGES: ClassVar[Ranges] = {**ChatData.RANGES, "validation_fraction": ranges.SHARE}
+    RANGES: ClassVar[Ranges] = {"validation_fraction": ranges.SHARE}
 
 
 @dataclass(frozen=True)
