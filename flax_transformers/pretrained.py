@@ -272,7 +272,7 @@ def _check_order_of_classes(found: TransformerConfig, wanted: TransformerConfig,
         )
     if theirs and ours and theirs != ours:
         log.warning(
-            "the head in %s knows the classes %s, it goes on as one for %s",
+            "the head in %s knows the classes %s, and is trained further for %s",
             path, ", ".join(theirs[:5]), ", ".join(ours[:5]),
         )  # fmt: skip
 

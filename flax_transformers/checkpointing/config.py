@@ -25,14 +25,14 @@ class CheckpointConfig:
     best_mode: Literal["min", "max"] = "min"
     """Whether lower or higher is better."""
     asynchronous: bool = True
-    """Write in the background while training goes on."""
+    """Write in the background while training continues."""
     export_every: int | None = None
     """Write the model in Hugging Face format to exports/STEP of the workdir every so many steps and
     at the end; None: never."""
     keep_exports: int = 2
     """Number of exports that are kept, the newest."""
     invalid_to_keep: int = 8
-    """Damaged steps that may be set aside before training asks for them to be looked at."""
+    """Maximum number of damaged steps that are set aside; one more ends the run with an error."""
 
     RANGES: ClassVar[Ranges] = {
         "every_steps": ranges.integers(0),
@@ -50,7 +50,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Whether a run ends before its last step because an evaluation metric improves no more.
+    """Whether a run ends before its last step because an evaluation metric has stopped improving.
 
     The best step is kept then, as with ``checkpoints.keep_best`` 1.
     """

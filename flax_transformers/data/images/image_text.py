@@ -88,7 +88,7 @@ class ClassTexts:
 class ImageTextData(ImageData):
     """Images and their captions: of a source with a ``caption_field``, or made from labels.
 
-    Training draws one of the captions of an image, in each epoch anew; evaluation takes the first.
+    Training draws one of the captions of an image, anew in each epoch; evaluation takes the first.
     """
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

@@ -277,7 +277,7 @@ def _within(reward: Reward, call: Callable[[], Any]) -> Any:
     """The result of ``call`` within the reward's time limit, which holds in place of that of the
     phase; without one, that of the phase does.
 
-    A call that hangs goes on in its thread, which ends with the process.
+    A call that hangs continues in its thread, which ends with the process.
     """
     future: Future[Any] = Future()
 
