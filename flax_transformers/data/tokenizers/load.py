@@ -261,14 +261,15 @@ def _train_sentencepiece(config: TokenizerConfig, lines: Iterator[str]) -> Token
 def _too_large(asked: int, largest: int) -> str:
     return (
         f"A vocabulary of {asked} tokens is larger than the training text supports; "
-        f"set vocab_size to {largest} or less, or use more text."
+        f"set vocab_size to {largest} or less, of the tokenizer and of the model, or use more text."
     )
 
 
 def _too_small(asked: int, smallest: int) -> str:
     return (
         f"A vocabulary of {asked} tokens is too small for the {smallest} single characters and "
-        f"special tokens of the training text; set vocab_size well above {smallest}."
+        f"special tokens of the training text; set vocab_size well above {smallest}, of the "
+        "tokenizer and of the model."
     )
 
 

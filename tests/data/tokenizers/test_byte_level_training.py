@@ -114,7 +114,7 @@ def test_other_kinds_do_not_take_keep_whitespace(kind):
 def test_byte_level_bpe_refuses_lower_case_and_too_large_vocabularies():
     with pytest.raises(UserError, match="byte_level_bpe tokenizer does not change text"):
         train_tokenizer(TokenizerConfig("byte_level_bpe", lowercase=True), CORPUS)
-    with pytest.raises(UserError, match=r"set vocab_size to \d+ or less"):
+    with pytest.raises(UserError, match=r"set vocab_size to \d+ or less, of the tokenizer"):
         train_tokenizer(TokenizerConfig("byte_level_bpe", 50_000), CORPUS)
     with pytest.raises(UserError, match="set vocab_size well above 257"):
         train_tokenizer(TokenizerConfig("byte_level_bpe", 200), CORPUS)
