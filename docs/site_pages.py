@@ -230,8 +230,8 @@ def _family_page(name: str, family: Family) -> str:
         head = ["| size | layers | width | heads | parameters |", "|---|---:|---:|---:|---:|"]
         table = "\n".join([*head, *sizes])
         table = (
-            f"## Published sizes\n\n{table}\n\n`ft.published_sizes()` gives their configs. Counted "
-            "are the parameters of the architecture that the config names.\n\n"
+            f"## Published sizes\n\n{table}\n\n`ft.published_sizes()` gives their configs. The "
+            "parameters are those of the architecture that the config names.\n\n"
         )
     types = ", ".join(f"`{kind}`" for kind in family.model_types) or "none"
     return (
