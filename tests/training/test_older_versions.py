@@ -35,7 +35,10 @@ RUNS = ("encoder", "decoder", "encoder_decoder", "classifier", "images")
 TYPES = {  # of a run's config
     "format_1": "flax_transformers.training.config.TrainConfig",
     "format_2": "train_config",
+    "version_0_2_0": "train_config",
 }
+GENERATORS = {"format_1": "threefry", "format_2": "threefry", "version_0_2_0": "auto"}
+"""Of dropout masks, in the saved configs of a version; "auto" is the hash."""
 EACH = pytest.mark.parametrize("name", RUNS)
 
 
@@ -53,6 +56,12 @@ def unpacked(request, tmp_path_factory):
 def old(unpacked, tmp_path):
     """The files of one archive, without the corpora, not where they were written."""
     return shutil.copytree(unpacked[1], tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def generator(unpacked):
+    """The dropout generator in the saved configs of that version."""
+    return GENERATORS[unpacked[0]]
 
 
 def config_of(old, name):
@@ -117,10 +126,12 @@ def test_ids_of_text_ends_that_a_run_began_with_are_only_warned_of(old, caplog):
 
 
 @EACH
-def test_dropout_masks_stay_those_of_that_version_unless_the_config_says_otherwise(old, name):
+def test_dropout_masks_stay_those_of_that_version_unless_the_config_says_otherwise(
+    old, name, generator
+):
     config, workdir = config_of(old, name), epath.Path(old / name / "run")
-    assert config.compute.dropout_generator == "threefry"
-    for asked, found in (("auto", "threefry"), ("hash", "hash"), ("threefry", "threefry")):
+    assert saved_config(find_checkpoint(old / name / "run")).compute.dropout_generator == generator
+    for asked, found in (("auto", generator), ("hash", "hash"), ("threefry", "threefry")):
         compute = dataclasses.replace(config.compute, dropout_generator=asked)
         today = dataclasses.replace(config, compute=compute)
         resumed = with_dropout_of_run(today, workdir)
@@ -130,7 +141,7 @@ def test_dropout_masks_stay_those_of_that_version_unless_the_config_says_otherwi
 
 @pytest.mark.slow
 @EACH
-def test_the_run_resumes_with_the_losses_of_that_version(old, name):
+def test_the_run_resumes_with_the_losses_of_that_version(old, name, generator):
     config = config_of(old, name)
     config = dataclasses.replace(  # as in a recipe of today
         config, compute=dataclasses.replace(config.compute, dropout_generator="auto")
@@ -141,7 +152,7 @@ def test_the_run_resumes_with_the_losses_of_that_version(old, name):
     config = runtime.with_label_names(config, prepared)
     workdir = old / name / "run"
     assert train_prepared(config, prepared, workdir).step == 2 * STEPS
-    assert saved_config(find_checkpoint(workdir)).compute.dropout_generator == "threefry"
+    assert saved_config(find_checkpoint(workdir)).compute.dropout_generator == generator
     losses = [row["train/loss"] for row in read_metrics(workdir) if "train/loss" in row]
     assert relative_difference(losses[STEPS:], expected(old, name)["losses"]) < 1e-5
 
