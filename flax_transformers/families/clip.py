@@ -255,6 +255,10 @@ class ClipTextConfig(TextConfig):
         "eos_ids": ranges.TOKEN_ID,
     }
 
+    @property
+    def framing(self) -> str:
+        return "bert"  # with an end token, whose state is the embedding of a text
+
     def initial_std(self, name: str) -> float:
         return _initial_std(self, name)
 

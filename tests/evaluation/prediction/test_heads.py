@@ -30,6 +30,7 @@ from flax_transformers.testing import tiny_architecture, tiny_bert
         ("MistralForSequenceClassification", "SequenceClassification", "llama"),
         ("MixtralForSequenceClassification", "SequenceClassification", "llama"),
         ("MT5ForSequenceClassification", "SequenceClassification", "t5"),
+        ("CLIPTextForSequenceClassification", "SequenceClassification", "bert"),
         ("BartForSequenceClassification", "SequenceClassification", "roberta"),
     ],
 )
