@@ -18,7 +18,14 @@ import numpy as np
 from flax_transformers import ranges
 from flax_transformers.data.sources import row_files
 from flax_transformers.data.sources.corpus_files import ending
-from flax_transformers.data.sources.documents import Decoder, Document, Invalid, LabelKind, Where
+from flax_transformers.data.sources.documents import (
+    LARGEST_NUMBER,
+    Decoder,
+    Document,
+    Invalid,
+    LabelKind,
+    Where,
+)
 from flax_transformers.data.sources.records import MemoryTexts, Part, Records, Source
 from flax_transformers.data.sources.row_files import ParquetFile, reading_parquet, row_of
 from flax_transformers.errors import UserError
@@ -35,7 +42,6 @@ FIELDS = (
 """Fields that are read of a record."""
 _EMBEDDED = 4000  # generated records
 _DIGITS = (1, 5)  # fewest and most digits of a generated problem
-_LARGEST = float(np.finfo(np.float32).max)
 _ROLES = {
     "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
     "bard": "assistant", "model": "assistant", "function_response": "tool", "observation": "tool",
@@ -310,8 +316,7 @@ def _is_pair(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is finite in float32, as which it is stored."""
-    return isinstance(value, int | float) and abs(value) <= _LARGEST
+    return isinstance(value, int | float) and abs(value) <= LARGEST_NUMBER
 
 
 def _text(row: Mapping[str, Any], name: str, where: Where) -> str:
@@ -342,8 +347,8 @@ def _decoded(decoder: Decoder, value: Any, where: Where) -> Any:
     if isinstance(value, str):
         try:
             value.encode()
-        except UnicodeEncodeError:  # escapes in JSON can be lone surrogates
-            return decoder.text(value.encode("utf-8", "surrogatepass"), where)
+        except UnicodeEncodeError:
+            return decoder.unpaired(value, where)
         return value
     if isinstance(value, dict):
         decode = partial(_decoded, decoder, where=where)

@@ -32,7 +32,8 @@ class TaggedSource(Source):
 
     As in the evaluation of Universal Dependencies, ranges of words ("3-4") and empty nodes ("3.1")
     are skipped, and so are comments before a sentence and -DOCSTART-. A sentence with a missing
-    column or an unknown tag is invalid. Words are tokenized by `Tokenizer.encode_words`.
+    column, with lines of different numbers of columns, or with an unknown tag is invalid. Words are
+    tokenized by `Tokenizer.encode_words`.
     """
 
     word_column: int = 1
@@ -57,6 +58,7 @@ def _sentence(source: TaggedSource, decoder: Decoder, raw: bytes, place: Place) 
     words: list[str] = []
     tags: list[str] = []
     numbered = source.word_column != 0
+    count = 0  # of columns
     offset = place.offset
     for line in raw.split(b"\n"):
         where = Place(place.path, offset)
@@ -77,6 +79,9 @@ def _sentence(source: TaggedSource, decoder: Decoder, raw: bytes, place: Place) 
                 f"has {len(columns)} columns, but {source.word_column} and {source.tag_column} "
                 "(from 0) are asked for",
             ) from None
+        count = count or len(columns)
+        if len(columns) != count:  # a blank in a word, or a column that is missing
+            raise Invalid(where, f"has {len(columns)} columns, but the word before has {count}")
         words.append(word)
         tags.append(class_name(tag, where))
     return Document(tuple(words), tuple(tags), words=True)

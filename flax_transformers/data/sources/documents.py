@@ -6,8 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 LONGEST = 1 << 24
 """Maximum bytes of a document or record, to bound the memory."""
+
+LARGEST_NUMBER = float(np.finfo(np.float32).max)
+"""Numbers are stored in float32."""
 
 LabelKind = Literal["classes", "tags", "numbers", "spans", "choices"]
 """Kinds of labels: the name of a class, one name per word, a number, spans of a text, or which of
@@ -65,11 +70,12 @@ Where = object
 
 
 class Invalid(Exception):
-    """An invalid document: where it is, and what is wrong. The message is created on demand."""
+    """An invalid document: where it is, what is wrong and, if it is known, what to do about it. The
+    message is created on demand."""
 
-    def __init__(self, where: Where, problem: str) -> None:
-        super().__init__(where, problem)
-        self.where, self.problem = where, problem
+    def __init__(self, where: Where, problem: str, remedy: str = "") -> None:
+        super().__init__(where, problem, remedy)
+        self.where, self.problem, self.remedy = where, problem, remedy
 
     def __str__(self) -> str:
         return f"{self.where} {self.problem}"
@@ -79,7 +85,8 @@ class Invalid(Exception):
 class Decoder:
     """Decodes bytes by the source's policy; raises `Invalid`.
 
-    ``replaced`` becomes True when bytes are replaced.
+    ``replaced`` becomes True when bytes are replaced. In UTF-16 and in compressed data nothing is
+    replaced, because nothing of the text would be left.
     """
 
     replace: bool
@@ -89,15 +96,37 @@ class Decoder:
         """``raw`` as UTF-8; ``offset``: position of its first byte in ``where``."""
         if len(raw) > LONGEST:
             raise Invalid(where, f"is longer than {LONGEST >> 20} MiB")
+        if raw.count(0) > len(raw) // 3 and len(raw) > 3:
+            raise Invalid(where, "is not UTF-8: many of its bytes are NUL", _OF_UTF_16)
         try:
             return raw.decode()
         except UnicodeDecodeError as error:
-            if not self.replace:
-                raise Invalid(
-                    where, f"is not valid UTF-8 at byte {offset + error.start}"
-                ) from error
+            known = next((found for begin, found in _BEGINNINGS if raw.startswith(begin)), None)
+            if known or not self.replace:
+                problem = f"is not valid UTF-8 at byte {offset + error.start}"
+                raise Invalid(where, problem, known or _CONVERT.format("LATIN1")) from error
             self.replaced = True
             return raw.decode(errors="replace")
+
+    def unpaired(self, text: str, where: Where) -> str:
+        """``text`` that has halves of surrogate pairs, which escapes in JSON can be."""
+        if not self.replace:
+            raise Invalid(where, "is not valid UTF-8: it has half of a surrogate pair")
+        self.replaced = True
+        return text.encode("utf-8", "surrogatepass").decode(errors="replace")
+
+
+_CONVERT = "convert it, as with iconv -f {} -t UTF-8"
+_OF_UTF_16 = _CONVERT.format("UTF-16")
+_BEGINNINGS = (
+    (b"\xff\xfe", _OF_UTF_16),
+    (b"\xfe\xff", _OF_UTF_16),
+    (b"\x1f\x8b", "it is compressed by gzip: add .gz to its name"),
+    (b"BZh", "it is compressed by bzip2: add .bz2 to its name"),
+    (b"\xfd7zXZ\x00", "it is compressed by xz: add .xz to its name"),
+    (b"\x28\xb5\x2f\xfd", "it is compressed by zstd: add .zst to its name"),
+)
+"""What to do about bytes that are not UTF-8, by how they begin."""
 
 
 def listed(names: Iterable[str]) -> str:

@@ -109,7 +109,7 @@ class _Inflated(io.RawIOBase):
         while not self._left:
             block = self._raw.read(_BLOCK)
             if not block:
-                if self._decompressor is not None:
+                if self._decompressor is not None or not self._begun:
                     raise _Damaged("it ends before its end-of-stream marker")
                 return 0
             try:

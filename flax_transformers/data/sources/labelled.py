@@ -9,7 +9,14 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 from flax_transformers.data.sources import row_files
-from flax_transformers.data.sources.documents import Decoder, Document, Invalid, LabelKind, Where
+from flax_transformers.data.sources.documents import (
+    LARGEST_NUMBER,
+    Decoder,
+    Document,
+    Invalid,
+    LabelKind,
+    Where,
+)
 from flax_transformers.data.sources.records import Part, Source
 from flax_transformers.data.sources.row_files import Row, row_file, row_of, text_in, value_in
 from flax_transformers.data.sources.tfds import PREFIX, TfdsExamples
@@ -112,8 +119,8 @@ def _number(label: Any, where: Where) -> float:
         number = float(label)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
-        raise Invalid(where, f"has no label: {label!r} is not a number")
+    if not abs(number) <= LARGEST_NUMBER:
+        raise Invalid(where, f"has no label: {label!r} is not a number of 32 bits")
     return number
 
 

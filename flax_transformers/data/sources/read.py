@@ -58,7 +58,8 @@ def check_first_records(source: Source) -> None:
         if problems and None not in problems:
             raise UserError(
                 f"None of the first {len(problems)} records of {source.path} is valid "
-                f"({problems[0]}); correct {_to_correct(source)}, or give another path."
+                f"({problems[0]}); {problems[0].remedy or _to_correct(source)}, or give another "
+                "path."
             )
 
 
@@ -76,9 +77,9 @@ def _problems(decoder: Decoder, parts: Sequence[Part]) -> Iterator[Invalid | Non
 
 
 def _to_correct(source: Source) -> str:
-    """The settings for the fields of a record, if the source has some, or else the records."""
+    """To correct the settings for the fields of a record, or without such settings the records."""
     names = [f.name for f in fields(source) if f.name.endswith(("_field", "_column"))]
-    return f"data.source.{', '.join(names)}" if names else "the records"
+    return f"correct data.source.{', '.join(names)}" if names else "correct the records"
 
 
 def tied_shards(source: Source, shards: int) -> list[bool]:
@@ -145,7 +146,8 @@ class CorpusReader:
         except Invalid as problem:
             if self.source.on_invalid == "error":
                 raise UserError(
-                    f"{problem}; fix it, or set on_invalid to skip or replace."
+                    f"{problem}; {problem.remedy or 'fix it'}, or set on_invalid to skip or "
+                    "replace."
                 ) from problem
             counts.invalid += 1
             return None

@@ -256,12 +256,21 @@ class PairOfLines:
 
 
 @dataclass(frozen=True)
+class WrongRow:
+    """A row of a table that is invalid, and why."""
+
+    problem: str
+
+
+@dataclass(frozen=True)
 class TableFile(_File):
     """A record is a row of a table: a list of cells or, with ``names``, a dict by the names in the
-    first row. Raises UserError if the first row lacks one of them.
+    first row. Raises UserError if the first row lacks one of them or has it twice.
 
-    Bytes that are not UTF-8 become surrogates, as with errors="surrogateescape". A row with
-    ``quoted`` cells may have several lines, so the file is read from its beginning.
+    A row with more cells than the first one, where some quotes or tabs are wrong, is a `WrongRow`;
+    further empty cells do not count. Bytes that are not UTF-8 become surrogates, as with
+    errors="surrogateescape". A row with ``quoted`` cells may have several lines, so the file is
+    read from its beginning.
     """
 
     delimiter: str
@@ -274,13 +283,10 @@ class TableFile(_File):
     def read(self, start: int, stop: int | None) -> Iterator[Record]:
         path = self.path
         with reading_source(path), Stream(path) as stream:
-            names: list[str] | None = None
+            head: list[str] | None = None
             first: int | None = 0
             if start and self.solid(start) == (start, start):
-                if self.names:
-                    names = self._checked(
-                        next(filter(None, self._table(_TextLines(stream, 0))), [])
-                    )
+                head = self._checked(next(filter(None, self._table(_TextLines(stream, 0))), []))
                 first = line_start(stream.file, start, stop)
             if first is None:
                 return
@@ -293,18 +299,34 @@ class TableFile(_File):
                     return
                 if not cells:
                     continue
-                if names is None and self.names:
-                    names = self._checked(cells)
-                    continue
+                if head is None:
+                    head = self._checked(cells)
+                    if self.names:
+                        continue
                 position = stream.position(place.offset)
                 if stop is not None and position >= stop:
                     return
                 if position >= start:
-                    row = cells if names is None else dict(zip(names, cells, strict=False))
-                    yield Record(position, row, place)
+                    yield Record(position, self._content(cells, head), place)
+
+    def _content(self, cells: list[str], head: list[str]) -> WrongRow | list[str] | dict[str, str]:
+        if any(cells[len(head) :]):
+            return WrongRow(f"has {len(cells)} cells, but the first row has {len(head)}")
+        return dict(zip(head, cells, strict=False)) if self.names else cells
 
     def _checked(self, names: list[str]) -> list[str]:
+        """The cells of the first row."""
+        if not self.names:
+            return names
+        try:
+            Decoder(False).text("".join(names).encode("utf-8", "surrogateescape"), self.path)
+        except Invalid as problem:
+            raise UserError(f"{problem}; {problem.remedy}.") from problem
         for name in self.names:
+            if names.count(name) > 1:
+                raise UserError(
+                    f"The table {self.path} has several columns {name!r}; rename all but one."
+                )
             if name not in names:
                 raise UserError(
                     f"The table {self.path} has no column {name!r}, it has {listed(names)}; name "
@@ -315,14 +337,17 @@ class TableFile(_File):
     def _table(self, lines: Iterator[str]) -> Iterator[list[str]]:
         csv.field_size_limit(LONGEST)
         if self.quoted:
-            return csv.reader(lines, delimiter=self.delimiter)
+            return csv.reader(lines, delimiter=self.delimiter, strict=True)
         return csv.reader(lines, delimiter=self.delimiter, quoting=csv.QUOTE_NONE)
 
     def _row(self, table: Iterator[list[str]], place: Place) -> list[str] | None:
         try:
             return next(table, None)
         except csv.Error as error:
-            raise UserError(f"{place} is not a row of a table ({error}); fix the file.") from error
+            raise UserError(
+                f"{place} is not a row of a table ({error}); fix the file. In cells with quotes "
+                "around them, quotes are written twice."
+            ) from error
 
 
 class _TextLines:

@@ -18,7 +18,14 @@ from typing import Any
 from flax_transformers.data.sources.corpus_files import ending
 from flax_transformers.data.sources.documents import LONGEST, Decoder, Invalid, Where, listed
 from flax_transformers.data.sources.files import open_decompressed, raw_lines, reading_source
-from flax_transformers.data.sources.records import LineFile, Record, Records, TableFile, ValueFile
+from flax_transformers.data.sources.records import (
+    LineFile,
+    Record,
+    Records,
+    TableFile,
+    ValueFile,
+    WrongRow,
+)
 from flax_transformers.errors import UserError
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -316,6 +323,8 @@ def _with_bytes(kind: Any) -> Any:
 
 def row_of(decoder: Decoder, content: Any, where: Where) -> Row:
     """The content of a record, parsed if it is a line of JSON. Raises `Invalid`."""
+    if isinstance(content, WrongRow):
+        raise Invalid(where, content.problem)
     if isinstance(content, bytes):
         text = decoder.text(content, where).removeprefix("\ufeff")
         try:
@@ -373,8 +382,8 @@ def _decoded(decoder: Decoder, text: str | bytes, where: Where) -> str:
         return text
     try:  # invalid bytes of a table are surrogates
         raw = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # escapes in JSON can be lone surrogates
-        raw = text.encode("utf-8", "surrogatepass")
+    except UnicodeEncodeError:
+        return decoder.unpaired(text, _TextOf(where))
     return decoder.text(raw, _TextOf(where))
 
 

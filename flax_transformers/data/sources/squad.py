@@ -77,7 +77,8 @@ def _rows(
     with reading_source(path), open_decompressed(path) as stream:
         raw = stream.read()
     try:
-        text = raw.decode(errors="replace" if source.on_invalid == "replace" else "strict")
+        errors = "replace" if source.on_invalid == "replace" else "strict"
+        text = raw.decode(errors=errors).removeprefix("\ufeff")
         articles = json.loads(text)["data"]
         return [
             (str(article.get("title", f"{path.name} {place}")), paragraph, question)

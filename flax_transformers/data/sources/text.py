@@ -70,6 +70,5 @@ def _row(field: str, decoder: Decoder, content: Any, where: Where) -> Document:
 
 def _txt(decoder: Decoder, raw: bytes, place: Place) -> Document:
     text = decoder.text(raw, place.path, place.offset)
-    if place.offset == 0:
-        text = text.removeprefix("\ufeff")  # byte order mark
-    return Document(text.replace("\r\n", "\n").strip("\n"))
+    # A file that was made of several ones has the byte order mark of each.
+    return Document(text.removeprefix("\ufeff").replace("\r\n", "\n").strip("\n"))

@@ -107,8 +107,8 @@ def test_of_any_bytes_a_reader_yields_documents_or_one_user_error(name, tmp_path
 
 @pytest.mark.parametrize("ending", ["txt", "jsonl", "tsv", "txt.gz", "jsonl.gz"])
 def test_a_file_of_nothing_has_no_documents(tmp_path, ending):
-    path = tmp_path / f"corpus.{ending}"
-    path.write_bytes(b"")
+    nothing = gzip.compress(b"") if "gz" in ending else b""
+    (tmp_path / f"corpus.{ending}").write_bytes(nothing)
     (tmp_path / f"more.{ending}").write_bytes(gzip.compress(b"") if "gz" in ending else b"\n")
     source = PairSource if ending == "tsv" else TextSource
     assert list(read_documents(source(str(tmp_path)))) == []
