@@ -80,7 +80,9 @@ _CLASS_OF_MODEL = {
     "mbart": "MBartTokenizer", "t5": "T5Tokenizer", "mt5": "T5Tokenizer", "umt5": "T5Tokenizer",
     "byt5": "ByT5Tokenizer", "marian": "MarianTokenizer", "llama": "LlamaTokenizer",
     "mistral": "LlamaTokenizer", "mixtral": "LlamaTokenizer", "gemma": "GemmaTokenizer",
-    "gemma2": "GemmaTokenizer", "qwen2": "Qwen2Tokenizer",
+    "gemma2": "GemmaTokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer",
+    "albert": "AlbertTokenizer", "deberta-v2": "DebertaV2Tokenizer", "siglip": "SiglipTokenizer",
+    "clip": "CLIPTokenizer",
 }  # fmt: skip
 
 
@@ -156,8 +158,8 @@ def read_facts(files: Mapping[str, bytes], where: object = "the folder") -> Fact
     )
     record = config.get(RECORD)
     record = record if isinstance(record, dict) else {}
-    model = {**record.get("model", {}), **_of_model(model, generation)}
     try:
+        model = {**record.get("model", {}), **_of_model(model, generation)}
         return _facts(config, names, added, model, record)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise UserError(
@@ -204,7 +206,8 @@ def _class(config: dict[str, Any], model: dict[str, Any]) -> str | None:
     for source in (config, model):
         name = source.get("tokenizer_class")
         if isinstance(name, str) and name not in ("PreTrainedTokenizer", "TokenizersBackend"):
-            return name if name == "PreTrainedTokenizerFast" else name.removesuffix("Fast")
+            plain = name if name == "PreTrainedTokenizerFast" else name.removesuffix("Fast")
+            return "T5Tokenizer" if plain == "MT5Tokenizer" else plain
     return _CLASS_OF_MODEL.get(str(model.get("model_type")))
 
 

@@ -42,7 +42,7 @@ from flax_transformers.errors import UserError
 log = logging.getLogger(__name__)
 
 JSON = "tokenizer.json"
-MODEL_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+MODEL_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "spm.model")
 VOCABULARY_FILES = (
     JSON, "vocab.txt", "vocab.json", "merges.txt", *MODEL_FILES, "source.spm", "target.spm",
     "target_vocab.json",
@@ -50,6 +50,13 @@ VOCABULARY_FILES = (
 _BYTE_LEVEL = ("GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "Qwen2Tokenizer")
 _WORDPIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 _FAIRSEQ = ("XLMRobertaTokenizer", "MBartTokenizer", "MBart50Tokenizer")
+_SENTENCEPIECE = (
+    "T5Tokenizer",
+    "LlamaTokenizer",
+    "GemmaTokenizer",
+    "CamembertTokenizer",
+    *_FAIRSEQ,
+)
 # In the order of their ids, after the pieces (arXiv:2001.08210; the second list arXiv:2008.00401).
 _MBART_LANGUAGES = (
     "ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT "
@@ -221,10 +228,7 @@ WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 def _wordpiece(files: Files, facts: Facts, lowercase: bool | None) -> Tokenizer:
     """One WordPiece per line; the line number from 0 is the id (the original BERT release)."""
     if facts.tokenizer_class not in (None, "PreTrainedTokenizerFast", *_WORDPIECE):
-        raise UserError(
-            f"vocab.txt belongs to a {facts.tokenizer_class}, which is not supported; add the "
-            "tokenizer.json of the same tokenizer"
-        )
+        raise UserError(_unsupported("vocab.txt belongs", facts))
     lines = files["vocab.txt"].decode("utf-8").removesuffix("\n").split("\n")
     vocabulary = {line.removesuffix("\r"): i for i, line in enumerate(lines)}
     if len(vocabulary) != len(lines):
@@ -264,10 +268,7 @@ def _byte_level(files: Files, facts: Facts) -> Tokenizer:
     """The two files of GPT-2's BPE, which other families use too."""
     name = facts.tokenizer_class
     if name not in (None, "PreTrainedTokenizerFast", *_BYTE_LEVEL):
-        raise UserError(
-            f"vocab.json and merges.txt belong to a {name}, which is not supported; add the "
-            "tokenizer.json of the same tokenizer"
-        )
+        raise UserError(_unsupported("vocab.json and merges.txt belong", facts))
     vocabulary = _ids(json.loads(files["vocab.json"].decode("utf-8")))
     lines = files["merges.txt"].decode("utf-8").split("\n")
     if lines and lines[0].startswith("#version"):
@@ -323,7 +324,17 @@ def _processor(facts: Facts, vocabulary: Mapping[str, int], prefix: bool) -> Any
     return processors.ByteLevel(trim_offsets=False)
 
 
+def _unsupported(belongs: str, facts: Facts) -> str:
+    return (
+        f"{belongs} to a {facts.tokenizer_class}, which is not supported; add the tokenizer.json "
+        "of the same tokenizer, which save_pretrained of its transformers class writes"
+    )
+
+
 def _sentencepiece(files: Files, facts: Facts, name: str) -> Tokenizer:
+    known = facts.tokenizer_class in (None, "PreTrainedTokenizerFast", *_SENTENCEPIECE)
+    if not (known or facts.trained_here):  # others change the text before it comes to the model
+        raise UserError(_unsupported(f"{name} belongs", facts))
     model = _with_special_pieces_hidden(files[name], facts)
     if name == "sentencepiece.bpe.model" or facts.tokenizer_class in _FAIRSEQ:
         return _fairseq(model, files, facts)

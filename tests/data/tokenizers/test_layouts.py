@@ -160,6 +160,8 @@ def test_the_kind_need_not_be_given_with_a_path(root):
     [
         ("gpt2", "CLIPTokenizer", "vocab.json and merges.txt belong to a CLIPTokenizer"),
         ("bert_cased_vocab", "MPNetTokenizer", "vocab.txt belongs to a MPNetTokenizer"),
+        ("t5_model", "AlbertTokenizer", "spiece.model belongs to a AlbertTokenizer"),
+        ("llama2_model", "DebertaV2Tokenizer", "tokenizer.model belongs to a DebertaV2Tokenizer"),
         (
             "xlm_roberta_model",
             "CamembertTokenizer",
@@ -175,8 +177,23 @@ def test_files_whose_class_is_not_known_are_refused(root, tmp_path, name, kind, 
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "file", "expected"),
+    [("albert", "spiece.model", "Albert"), ("deberta-v2", "spm.model", "DebertaV2")],
+)
+def test_a_sentencepiece_model_is_that_of_its_models_class(root, tmp_path, kind, file, expected):
+    (tmp_path / file).write_bytes((root / "t5_model" / "spiece.model").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "vocab_type": "spm"}')
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    said = f"{file} belongs to a {expected}Tokenizer, .*; add the tokenizer.json"
+    with pytest.raises(UserError, match=said):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "added_tokens.json"])
-@pytest.mark.parametrize("text", ["{", '{"bos_token": 5, "a": "b"}'])
+@pytest.mark.parametrize(
+    "text", ["{", '{"bos_token": 5, "a": "b"}', '{"flax_transformers": {"model": 5}, "a": "b"}']
+)
 def test_a_side_file_that_cannot_be_read_is_named(root, tmp_path, name, text):
     for file in (root / "gpt2_json").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
