@@ -18,6 +18,7 @@ import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from flax_transformers import ranges
 from flax_transformers.adapters.lora import Adapters, LoraConfig, adapters_of, base_of
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface import tensor_files
@@ -109,6 +110,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any] | None:
     if not holds_adapter(folder):
         return None
     described = tensor_files.read_json(folder / ADAPTER_CONFIG)
+    _check_adapter_config(described, folder / ADAPTER_CONFIG)
     if (
         described.get("peft_type") != "LORA"
         or not described.get("base_model_name_or_path")
@@ -118,6 +120,28 @@ def read_adapter_config(folder: Path) -> dict[str, Any] | None:
     ):
         return None
     return described
+
+
+def _check_adapter_config(described: Mapping[str, Any], file: Path) -> None:
+    """Raises UserError for a field that cannot be what it says."""
+    patterns = described.get("alpha_pattern") or {}
+    mapping = described.get("auto_mapping") or {}
+    kinds = {"alpha_pattern": patterns, "auto_mapping": mapping}
+    for name, value in kinds.items():
+        if not isinstance(value, Mapping):
+            raise UserError(f"{file} has {name} {ranges.shown(value)}; it must be an object")
+    numbers = {f"alpha_pattern.{key}": value for key, value in patterns.items()}
+    numbers |= {
+        name: described[name] for name in ("lora_alpha", "lora_dropout") if described.get(name)
+    }
+    for name, value in numbers.items():
+        if fault := ranges.numbers(-1e30).fault(value):
+            raise UserError(f"{file} has {name} {ranges.shown(value)}; {fault}")
+    for key in patterns:
+        try:
+            re.compile(key)
+        except re.error as error:
+            raise UserError(f"{file} has the alpha_pattern {key!r:.80}: {error}") from None
 
 
 def open_adapter(folder: Path, described: Mapping[str, Any]) -> Adapter | None:

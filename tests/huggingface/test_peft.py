@@ -119,6 +119,26 @@ def test_what_only_peft_can_merge_is_refused_with_how(tmp_path, changes, message
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_alpha": "16"}, "has lora_alpha '16'; it must be a number"),
+        ({"lora_alpha": float("nan")}, "has lora_alpha nan; it must be finite"),
+        ({"lora_dropout": [0.1]}, "has lora_dropout [0.1]; it must be a number"),
+        ({"alpha_pattern": {"query": 1e400}}, "has alpha_pattern.query inf; it must be finite"),
+        ({"alpha_pattern": ["query"]}, "has alpha_pattern ['query']; it must be an object"),
+        ({"alpha_pattern": {"que(ry": 2}}, "has the alpha_pattern 'que(ry': "),
+        ({"auto_mapping": "Bert"}, "has auto_mapping 'Bert'; it must be an object"),
+    ],
+)
+def test_fields_that_cannot_be_are_named(tmp_path, changes, message):
+    save(tmp_path, "BertModel", LoraConfig(rank=2))
+    change_json(tmp_path / "adapter" / CONFIG, **changes)
+    with pytest.raises(UserError) as raised:
+        ft.load_pretrained(tmp_path / "adapter")
+    assert f"{CONFIG} {message}" in str(raised.value)
+
+
 def test_an_adapter_of_another_model_is_refused(tmp_path):
     save(tmp_path, "BertModel", LoraConfig(rank=2))
     file = tmp_path / "adapter" / WEIGHTS
