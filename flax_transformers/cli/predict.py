@@ -148,6 +148,7 @@ def _of_texts(
     from flax_transformers.evaluation.prediction.examples import TextRows
     from flax_transformers.evaluation.prediction.heads import Predicted
     from flax_transformers.huggingface.family import build_model
+    from flax_transformers.huggingface.sentence_transformers import sentence_length
     from flax_transformers.models.config import TextConfig
     from flax_transformers.parallel.watchdog import watchdog
     from flax_transformers.training.step import check_fits
@@ -158,6 +159,8 @@ def _of_texts(
     phases = described.of_run("phases")
     trained = None if phases is None else phases[-1].sequence_length
     length = head.length(config.max_positions or _MAX_LENGTH, trained)
+    if command.pool is not None and isinstance(described.source, Path):
+        length = min(length, sentence_length(described.source) or length)
     size = config.vocab_size
     vocabulary = fitted_vocabulary(tokenizer.vocabulary, size, config.pad_id, size)
     if config.pad_id >= 0:

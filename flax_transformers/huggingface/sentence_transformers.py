@@ -1,7 +1,8 @@
 """The files of sentence-transformers that describe pooling.
 
 ``modules.json`` lists the steps: the transformer, a pooling (``1_Pooling/config.json``) and maybe a
-normalisation. They are the fields ``pooling`` and ``normalize_embeddings`` of a config.
+normalisation. They are the fields ``pooling`` and ``normalize_embeddings`` of a config. A sentence
+may have a maximum length (``sentence_bert_config.json``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.tensor_files import read_json
 from flax_transformers.models.config import TransformerConfig
@@ -47,6 +49,37 @@ def lacks_pooling(directory: Path) -> bool:
     """Whether a folder's modules.json names a pooling whose config.json is not there."""
     modules = _modules(directory) if (directory / MODULES).is_file() else {}
     return "Pooling" in modules and not (directory / modules["Pooling"] / "config.json").is_file()
+
+
+def sentence_length(directory: Path) -> int | None:
+    """The maximum number of tokens of a sentence that the files of a folder set; None without.
+
+    Warnings name what they ask for and is not done. Raises UserError for another value.
+    """
+    if not (directory / MODULES).is_file():
+        return None
+    if prompt := _default_prompt(directory / "config_sentence_transformers.json"):
+        logger.warning(
+            "%s asks for the prompt %r before every text, which is not added here; add it to yours",
+            directory, prompt,
+        )  # fmt: skip
+    inner = directory / _modules(directory).get("Transformer", "")
+    file = next(iter(sorted(inner.glob("sentence_*_config.json"))), None)
+    given = {} if file is None else read_json(file)
+    if given.get("do_lower_case"):
+        logger.warning(
+            "%s asks for lower case, which is not done here; lower-case your texts", file
+        )
+    length = given.get("max_seq_length")
+    if fault := "" if length is None else ranges.POSITIONS.fault(length):
+        raise UserError(f"{file} has max_seq_length {ranges.shown(length)}; {fault}")
+    return length
+
+
+def _default_prompt(file: Path) -> str:
+    given = read_json(file) if file.is_file() else {}
+    prompts, name = given.get("prompts"), given.get("default_prompt_name")
+    return str(prompts.get(name) or "") if isinstance(prompts, dict) else ""
 
 
 def _modules(directory: Path) -> dict[str, str]:

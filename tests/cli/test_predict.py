@@ -279,6 +279,18 @@ def test_embeddings_are_pooled_hidden_states(classifier, capsys):
         np.testing.assert_allclose(found[5]["embedding"], expected, atol=1e-4)
 
 
+def test_embeddings_of_a_sentence_encoder_end_at_its_own_length(tmp_path, capsys):
+    model, params = tiny_model("BertModel", vocab_size=384, normalize_embeddings=True)
+    ft.save_pretrained(tmp_path / "hf", model, params, tokenizer=ByteTokenizer())
+    (tmp_path / "a.txt").write_text("one two three\none tw\n")
+    apart = predict(capsys, tmp_path / "hf", "--input", tmp_path / "a.txt", "--pool", "mean")
+    assert np.abs(np.subtract(*(line["embedding"] for line in apart))).max() > 1e-3
+    limit = {"max_seq_length": len("one tw") + 2, "do_lower_case": False}
+    (tmp_path / "hf" / "sentence_bert_config.json").write_text(json.dumps(limit))
+    same = predict(capsys, tmp_path / "hf", "--input", tmp_path / "a.txt", "--pool", "mean")
+    np.testing.assert_allclose(*(line["embedding"] for line in same), atol=1e-6)
+
+
 def test_labels_of_a_published_classifier_may_be_independent(tmp_path, capsys):
     names = ("x", "y", "z")
     config = tiny_bert(

@@ -11,6 +11,7 @@ import pytest
 
 from flax_transformers import load_pretrained, save_pretrained
 from flax_transformers.errors import UserError
+from flax_transformers.huggingface.sentence_transformers import sentence_length
 from tests.families.tiny_bert import make_model
 
 IDS = np.array([[3, 4, 5, 6], [7, 8, 0, 0]], np.int32)
@@ -121,6 +122,22 @@ def test_modules_that_are_not_read_are_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="flax_transformers"):
         load_pretrained(published(tmp_path / "a", modules=("Dense",)))
     assert "modules.json has modules that are not read: Dense;" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["sentence_bert_config.json", "sentence_roberta_config.json"])
+def test_the_length_of_sentences_is_read_and_what_is_not_done_is_named(tmp_path, caplog, name):
+    folder = published(tmp_path / "a")
+    assert sentence_length(folder) is None
+    (folder / name).write_text('{"max_seq_length": 5, "do_lower_case": true}')
+    (folder / "config_sentence_transformers.json").write_text(
+        '{"prompts": {"query": "Search: "}, "default_prompt_name": "query"}'
+    )
+    with caplog.at_level(logging.WARNING, logger="flax_transformers"):
+        assert sentence_length(folder) == 5
+    assert "asks for lower case" in caplog.text and "asks for the prompt 'Search: '" in caplog.text
+    (folder / name).write_text('{"max_seq_length": 0}')
+    with pytest.raises(UserError, match=rf"{name} has max_seq_length 0; it must be at least 1"):
+        sentence_length(folder)
 
 
 def test_a_classifier_of_means_is_none_of_transformers(tmp_path):
