@@ -152,14 +152,14 @@ def read_lines(file: str) -> list[str]:
     Raises UserError for a file that is missing, empty or not UTF-8, and for an empty line.
     """
     try:
-        lines = Path(file).read_text("utf-8").splitlines()
+        lines = Path(file).read_text("utf-8-sig").removesuffix("\n").split("\n")
     except OSError as error:
         raise UserError(f"cannot read the prompts in {file}: {error.strerror}") from error
     except UnicodeDecodeError:
         raise UserError(f"{file} is not UTF-8 text; convert it") from None
-    empty = next((i for i, line in enumerate(lines, 1) if not line.strip()), None)
-    if not lines:
+    if lines == [""]:
         raise UserError(f"{file} has no prompts; write one in each line")
+    empty = next((i for i, line in enumerate(lines, 1) if not line.strip()), None)
     if empty is not None:
         raise UserError(f"line {empty} of {file} is empty; remove it, or give it by --prompt ''")
     return lines

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.tokenizers.load import TokenizerConfig, train_tokenizer
+from flax_transformers.errors import UserError
 from flax_transformers.families.bart import BartConfig
 from flax_transformers.families.gpt2 import GPT2Config
-from flax_transformers.generation.prompts import read_prompts
+from flax_transformers.generation.prompts import read_lines, read_prompts
 from flax_transformers.objectives.causal_lm import CausalLM, packed_documents
 from flax_transformers.objectives.denoising import Denoising
 from flax_transformers.objectives.rows import run_frame
@@ -64,3 +65,13 @@ def test_a_source_has_the_special_tokens_of_denoising(tmp_path):
 @pytest.mark.parametrize("frame", [3, "around", None])
 def test_an_attribute_named_frame_that_is_no_method_is_ignored(frame):
     assert run_frame(SimpleNamespace(frame=frame), None) is None
+
+
+def test_lines_of_a_file_of_prompts_are_its_prompts(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffone\u2028 and \x0bmore\r\ntwo\n".encode())
+    assert read_lines(str(file)) == ["one\u2028 and \x0bmore", "two"]
+    for content in ("", "\n", "one\n\ntwo"):
+        file.write_text(content)
+        with pytest.raises(UserError, match="has no prompts|line 2 of .* is empty"):
+            read_lines(str(file))

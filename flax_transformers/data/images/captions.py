@@ -93,9 +93,9 @@ def _span(path: Path, offset: int, size: int) -> bytes:
 
 def _parsed(source: ImageSource, raw: bytes) -> tuple[str, ...]:
     """The captions in a .txt file, or in a field of a .json file; none if it is damaged."""
-    if source.caption_field == LINES:
-        return captions_in(raw.decode("utf-8", "replace").splitlines())
     try:
+        if source.caption_field == LINES:
+            return captions_in(raw.decode("utf-8-sig").replace("\r", "\n").split("\n"))
         found = json.loads(raw)
     except ValueError:
         return ()

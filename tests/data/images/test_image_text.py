@@ -15,6 +15,7 @@ from pyarrow import parquet
 from flax_transformers.data.dataset import open_dataset, prepare
 from flax_transformers.data.images.image_text import ClassTexts, ImageTextData
 from flax_transformers.data.images.kinds import ImageSource
+from flax_transformers.data.images.sources import open_images
 from flax_transformers.data.images.store import SKIPPED
 from flax_transformers.data.pipeline.loader import TrainStream
 from flax_transformers.data.tokenizers.load import TokenizerConfig
@@ -179,6 +180,15 @@ def test_examples_do_not_depend_on_hosts_or_a_resume(tmp_path):
         for found, expected in zip(batches(6, 0, [1, 3]), whole, strict=True):
             np.testing.assert_array_equal(found[name], expected[name][[1, 3]])
     assert whole[0]["pixel_values"].shape == (4, 3, SIDE, SIDE)
+
+
+def test_captions_begin_after_the_byte_order_mark_and_are_valid_text(tmp_path):
+    for name, text in (("a", "\ufeffone\u2028dog\r\ntwo dogs\r\n".encode()), ("b", b"a d\xf6g\n")):
+        (tmp_path / f"{name}.png").write_bytes(png(1))
+        (tmp_path / f"{name}.txt").write_bytes(text)
+    source = ImageSource(str(tmp_path), caption_field="txt")
+    found = [image.captions for image in open_images(source).read(0, 2)]
+    assert found == [("one\u2028dog", "two dogs"), ()]
 
 
 def test_what_cannot_be_read_is_refused_with_a_remedy(tmp_path):
