@@ -54,12 +54,13 @@ def check_first_records(source: Source) -> None:
         path = getattr(part.records, "path", None)
         kinds.setdefault("" if path is None else plain_suffix(path), []).append(part)
     for parts in kinds.values():
-        problems = list(_problems(decoder, parts))
-        if problems and None not in problems:
+        found = list(_problems(decoder, parts))
+        problems = [problem for problem in found if problem is not None]
+        if problems and len(problems) == len(found):
+            first = problems[0]
             raise UserError(
-                f"None of the first {len(problems)} records of {source.path} is valid "
-                f"({problems[0]}); {problems[0].remedy or _to_correct(source)}, or give another "
-                "path."
+                f"None of the first {len(problems)} records of {source.path} is valid ({first}); "
+                f"{first.remedy or _to_correct(source)}, or give another path."
             )
 
 
