@@ -102,7 +102,7 @@ def prepared_data(data: DataConfig, of_run: Tokenizers = MappingProxyType({})) -
         if jax.process_index() == 0:
             prepared.print_report()
         return prepared
-    return prepare(data, of_run=of_run, compare="nothing")
+    return prepare(data, of_run=of_run, compare="warning")
 
 
 def _verify_together(prepared: Dataset) -> None:

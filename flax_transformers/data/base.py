@@ -26,8 +26,9 @@ from flax_transformers.ranges import Ranges
 Tokenizers = Mapping[str, Tokenizer]
 """Tokenizers by the names of their folders, "tokenizer" and "target_tokenizer"."""
 
-Compare = Literal["nothing", "sizes", "content"]
-"""What of the source is compared with a finished store. "content" reads the source."""
+Compare = Literal["nothing", "warning", "sizes", "content"]
+"""What of the source is compared with a finished store. "content" reads the source; "warning" is
+"sizes", of which a difference is only logged."""
 
 
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

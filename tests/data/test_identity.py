@@ -151,7 +151,7 @@ def test_opening_a_finished_store_reads_nothing_of_the_corpus(corpus, monkeypatc
         assert opening(data).fingerprint == made.fingerprint
 
 
-def test_a_corpus_that_grew_is_refused_by_prepare_but_does_not_stop_a_run(corpus):
+def test_a_corpus_that_grew_is_refused_by_prepare_but_does_not_stop_a_run(corpus, caplog):
     data = data_of(corpus, store="store")
     made = prepare(data)
     with (corpus / "part1.txt").open("a") as file:
@@ -159,7 +159,9 @@ def test_a_corpus_that_grew_is_refused_by_prepare_but_does_not_stop_a_run(corpus
     with pytest.raises(UserError, match=rf"made with corpus .*{corpus}.* have changed since"):
         prepare(data)
     assert prepare(data, compare="nothing").fingerprint == open_dataset(data).fingerprint
-    assert open_dataset(data).fingerprint == made.fingerprint
+    assert open_dataset(data).fingerprint == made.fingerprint and not caplog.records
+    assert prepare(data, compare="warning").fingerprint == made.fingerprint
+    assert "have changed since" in caplog.text and "It is used as it is." in caplog.text
 
 
 def test_prepare_compares_the_content_when_it_is_asked_to(corpus):

@@ -7,6 +7,7 @@ and modification times are not part of it, so that a corpus may be moved and a s
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from flax_transformers.data.store.tokenizer import at_hand, load
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.storage.folders import Folder
+
+log = logging.getLogger(__name__)
 
 CORPUS = "corpus.json"
 
@@ -151,8 +154,11 @@ def require_same_settings(folder: Folder, found: Mapping[str, Any], origin: Orig
 def require_same_source(
     folder: Folder, found: Mapping[str, Any], origin: Origin, compare: Compare
 ) -> None:
-    """Raises UserError if the source exists and differs from ``found``."""
-    names = {"nothing": (), "sizes": ("sizes",), "content": ("sizes", "content")}[compare]
+    """Raises UserError if the source exists and differs from ``found``, or logs it."""
+    sizes = ("sizes",)
+    names = {
+        "nothing": (), "warning": sizes, "sizes": sizes, "content": (*sizes, "content")
+    }[compare]  # fmt: skip
     for name in names:
         if name not in found or (name == "content" and "sizes" not in found):
             continue  # earlier versions noted no sizes and another content
@@ -160,7 +166,9 @@ def require_same_source(
             now = getattr(origin, name)()
         except UserError:  # a finished store can be used without its source
             return
-        if now != found[name]:
+        if now != found[name] and compare == "warning":
+            log.warning("%s It is used as it is.", _changed(folder, found, origin))
+        elif now != found[name]:
             raise UserError(_changed(folder, found, origin))
 
 
