@@ -12,7 +12,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 34
 _POINTS = 300
 """Points of a line: of more, the lowest and highest of equal stretches are kept."""
 VISIBLE_FRACTION = 0.98
-"""Fraction of the values within the limits: those of the first steps would flatten the rest."""
+"""Fraction of a line's values within the limits: its first steps would flatten the rest."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def line_chart(
     title: str, lines: Sequence[Line], references: Sequence[Reference] = (), *, zero: bool = False
 ) -> str:
     """An SVG element; empty if no value is finite. ``zero``: the vertical axis begins at 0."""
-    finite = sorted(value for line in lines for value in line.values if math.isfinite(value))
-    if not finite:
+    finite = [sorted(filter(math.isfinite, line.values)) for line in lines]
+    if not any(finite):
         return ""
     low, high = _limits(finite, [one.value for one in references], zero)
     last = max(max(line.steps) for line in lines) or 1
@@ -122,10 +122,15 @@ def _value(point: tuple[int, float]) -> float:
     return point[1]
 
 
-def _limits(finite: Sequence[float], others: Sequence[float], zero: bool) -> tuple[float, float]:
-    """Limits around ``VISIBLE_FRACTION`` of the sorted values, and all of ``others``."""
-    top = finite[min(len(finite) - 1, int(VISIBLE_FRACTION * len(finite)))]
-    low, high = min([finite[0], *others]), max([top, *others])
+def _limits(
+    finite: Sequence[Sequence[float]], others: Sequence[float], zero: bool
+) -> tuple[float, float]:
+    """Limits around ``VISIBLE_FRACTION`` of the sorted values of each line, and all of ``others``.
+
+    Of each line, not of all values: a run that logs less often than others is visible as a whole.
+    """
+    tops = [line[int(VISIBLE_FRACTION * len(line))] for line in finite if line]
+    low, high = min([line[0] for line in finite if line] + [*others]), max([*tops, *others])
     margin = 0.08 * (high - low) or 0.05 * abs(high) or 0.5
     return (0.0 if zero and low >= 0 else low - margin), high + margin
 

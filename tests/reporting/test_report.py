@@ -224,6 +224,12 @@ def test_of_many_points_the_extremes_stay():
     assert len(kept) <= 302 and kept[1234] == 9.0 and kept[2345] == -9.0
 
 
+def test_a_run_that_logs_rarely_is_within_the_chart_of_one_that_logs_often():
+    often, rarely = Line("a", 0, range(600), [1.0] * 600), Line("b", 1, [0, 300], [3.0, 2.0])
+    path = re.search(r'class="line c1">.*?<path d="([^"]+)"', line_chart("a", [often, rarely]))[1]
+    assert min(float(point.split()[1]) for point in re.split("[ML]", path)[1:]) > 10  # the margin
+
+
 def test_a_chart_without_numbers_is_left_out_and_names_are_escaped():
     assert line_chart("a", [Line("b", 0, [1], [math.nan])]) == ""
     assert "&lt;i&gt;" in line_chart("<i>", [Line("b", 0, [1], [2.0])], [Reference("c", 2.0)])
