@@ -185,15 +185,16 @@ def our_side(folder: Path) -> Generator:
 
     from flax_transformers.generation.beams import Beams
     from flax_transformers.generation.decode import generate
+    from flax_transformers.generation.program import arranged
     from flax_transformers.generation.sampling import Sampling
     from flax_transformers.generation.translate import generate_target
     from flax_transformers.pretrained import load_pretrained
 
     functions: dict[str, Any] = {"gpt2": generate, "t5": generate_target}
-    loaded = {
-        name: partial(function, *load_pretrained(folder / name))
-        for name, function in functions.items()
-    }
+    loaded = {}
+    for name, function in functions.items():
+        model, params = load_pretrained(folder / name)
+        loaded[name] = partial(function, model, arranged(params))  # once, as the commands do
 
     def run(case: Case, ids: Any) -> tuple[int, ...]:
         choice = Sampling() if case.beams == 1 else Beams(num_beams=case.beams)

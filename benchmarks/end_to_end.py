@@ -29,6 +29,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from flax_transformers.parallel.host_memory import memory_settings
+
 HERE = Path(__file__).parent
 LENGTH = 128
 BATCH = 32
@@ -98,6 +100,7 @@ def run(
     script, python = "trainers/theirs.py", options.torch_python
     if variant == "ours":
         script, python = "trainers/ours.py", sys.executable
+        environment |= memory_settings()  # as the command ``train`` does
     about = json.dumps(settings | {"variant": variant, "run": number, "result": str(result)})
     started = time.time()
     subprocess.run([python, str(HERE / script), about], check=True, env=environment)
