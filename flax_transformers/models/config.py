@@ -56,8 +56,8 @@ class ComputeConfig:
     """How a model is run. It changes the outputs by rounding only, except for dropout masks."""
 
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Dtype of activations and matmul inputs; ``auto`` is bfloat16 on accelerators and float32 on
-    CPU."""
+    """Dtype of activations and matmul inputs; ``auto`` is bfloat16 on accelerators, and where a run
+    begins on one CPU device whose processor has instructions for it, otherwise float32."""
     scan_layers: bool = True
     """Compile one layer and loop over it (short compile times), or unroll all layers (slightly
     faster)."""

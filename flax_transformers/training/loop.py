@@ -55,7 +55,7 @@ from flax_transformers.training.run_state import (
     checkpoint_meta,
     reason_to_stop_early,
     tokenizer_files,
-    with_dropout_of_run,
+    with_compute_of_run,
 )
 from flax_transformers.training.setup import check_phase, make_step_metrics, make_trainer
 from flax_transformers.training.state import TrainState
@@ -110,7 +110,7 @@ def train_prepared(
         jax.set_mesh(mesh),
         workdir_lock(workdir),
     ):
-        config = with_dropout_of_run(config, workdir)
+        config = with_compute_of_run(config, workdir)
         if jax.process_index() == 0:
             clear_side_files(workdir)
         check_equal(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import jax
 from etils import epath
 
 from flax_transformers.checkpointing.retention import evaluations_since_best
@@ -17,8 +18,10 @@ from flax_transformers.config_json import current_names, from_json, to_json
 from flax_transformers.data.dataset import TOKENIZERS, Dataset, tokenizers
 from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
 from flax_transformers.errors import AgreedError, UserError
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.monitoring.metrics import Totals
 from flax_transformers.objectives.rows import run_frame
+from flax_transformers.parallel.cpu_products import bfloat16_instructions
 from flax_transformers.storage.paths import list_files
 from flax_transformers.training.config import TrainConfig, check_resumable
 
@@ -181,18 +184,45 @@ def tokenizer_files(config: TrainConfig, prepared: Dataset) -> dict[str, bytes]:
     return files
 
 
-def with_dropout_of_run(config: TrainConfig, workdir: epath.Path) -> TrainConfig:
-    """``config`` with the dropout generator of the newest checkpoint in ``workdir``, if there is
-    one and the config leaves it open, so that a run resumed by a newer version keeps its masks."""
-    if config.compute.dropout_generator != "auto":
-        return config
+def with_compute_of_run(config: TrainConfig, workdir: epath.Path) -> TrainConfig:
+    """``config`` with the dropout generator and the dtype of the newest checkpoint in ``workdir``
+    where it leaves them open, so that a run that is resumed by a newer version, or on another
+    machine, computes as before. On a CPU a new run gets the dtype that is faster there."""
+    saved, compute = _saved_compute(workdir), config.compute
+    if saved is None:
+        return replace(config, compute=_fastest(compute))
+    if compute.dropout_generator == "auto":
+        compute = replace(compute, dropout_generator=saved.dropout_generator)
+    if compute.dtype == "auto" and jax.default_backend() == "cpu":
+        compute = replace(compute, dtype=saved.dtype)
+    return replace(config, compute=compute)
+
+
+def _saved_compute(workdir: epath.Path) -> ComputeConfig | None:
+    """That of the newest checkpoint; None without one."""
     for step in reversed(finished_steps(workdir / "checkpoints")):
         with contextlib.suppress(UserError):
             saved = read_meta(workdir / "checkpoints" / str(step)).get("config", {})
             compute = from_json(current_names(TrainConfig, saved).get("compute"))
-            found: Any = getattr(compute, "dropout_generator", "auto")
-            return replace(config, compute=replace(config.compute, dropout_generator=found))
-    return config
+            if isinstance(compute, ComputeConfig):
+                return compute
+    return None
+
+
+def _fastest(compute: ComputeConfig) -> ComputeConfig:
+    """``compute`` in bfloat16 where it leaves the dtype open, and the only device is a CPU with
+    instructions for it."""
+    if compute.dtype != "auto" or jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return compute
+    instructions = bfloat16_instructions()
+    if not instructions:
+        return compute
+    log.info(
+        "computing in bfloat16, for which this processor has instructions (%s); set compute.dtype "
+        "to float32 if rounding matters more than speed",
+        ", ".join(instructions),
+    )
+    return replace(compute, dtype="bfloat16")
 
 
 def tokenizers_of_run(workdir: epath.Path) -> dict[str, Tokenizer]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flax_transformers.parallel import cpu_products
 from flax_transformers.parallel.cpu_products import merged_einsum
 
 SPECS = {
@@ -54,3 +55,11 @@ def test_bfloat16_matrices_are_summed_over_the_columns_of_the_left_one(
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     text = jax.jit(product).lower(*operands).as_text()
     assert re.search(r"dot_general .*contracting_dims = \[1\] x", text)
+
+
+def test_bfloat16_instructions_are_read_from_the_flags_of_the_processor(monkeypatch):
+    text = "model name : X\nflags : fpu avx512_bf16 sse amx_tile amx_bf16\nflags : fpu\n"
+    monkeypatch.setattr(cpu_products.Path, "read_text", lambda path: text)
+    assert cpu_products.bfloat16_instructions() == ["amx_bf16", "avx512_bf16"]
+    monkeypatch.setattr(cpu_products.Path, "read_text", lambda path: "Features : fp asimd bf16\n")
+    assert cpu_products.bfloat16_instructions() == []

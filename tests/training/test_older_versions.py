@@ -25,7 +25,7 @@ from flax_transformers.restore import saved_config
 from flax_transformers.testing import relative_difference
 from flax_transformers.training.check_run import check_config, check_run
 from flax_transformers.training.loop import train_prepared
-from flax_transformers.training.run_state import check_meta, with_dropout_of_run
+from flax_transformers.training.run_state import check_meta, with_compute_of_run
 from tests.fixtures.make_saved_runs import STEPS, digest_of_state
 
 pytestmark = pytest.mark.usefixtures("one_device", "compiled_once")
@@ -134,9 +134,9 @@ def test_dropout_masks_stay_those_of_that_version_unless_the_config_says_otherwi
     for asked, found in (("auto", generator), ("hash", "hash"), ("threefry", "threefry")):
         compute = dataclasses.replace(config.compute, dropout_generator=asked)
         today = dataclasses.replace(config, compute=compute)
-        resumed = with_dropout_of_run(today, workdir)
+        resumed = with_compute_of_run(today, workdir)
         assert resumed.compute.dropout_generator == found
-        assert with_dropout_of_run(today, epath.Path(old / "new")) == today
+        assert with_compute_of_run(today, epath.Path(old / "new")) == today
 
 
 @pytest.mark.slow

@@ -1,0 +1,64 @@
+"""The dtype that a run computes in where its config leaves it open."""
+
+import dataclasses
+import logging
+
+import jax
+import pytest
+
+from flax_transformers.checkpointing.manager import find_checkpoint
+from flax_transformers.data.dataset import prepare
+from flax_transformers.restore import saved_config
+from flax_transformers.testing import tiny_config, write_corpus
+from flax_transformers.training import run_state
+from flax_transformers.training.loop import train_prepared
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+@pytest.fixture
+def on_processor(monkeypatch):
+    def has(*instructions, devices=1):
+        monkeypatch.setattr(jax, "device_count", lambda: devices)
+        monkeypatch.setattr(run_state, "bfloat16_instructions", lambda: list(instructions))
+
+    return has
+
+
+@pytest.fixture
+def config(tmp_path):
+    write_corpus(tmp_path / "text.txt", documents=20)
+    config = tiny_config(tmp_path / "text.txt", tmp_path / "store", steps=2)
+    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, dtype="auto"))
+
+
+def dtype(config, workdir):
+    return run_state.with_compute_of_run(config, workdir).compute.dtype
+
+
+def test_a_new_run_takes_bfloat16_where_the_processor_has_instructions_for_it(
+    config, tmp_path, on_processor, caplog
+):
+    caplog.set_level(logging.INFO)
+    on_processor("amx_bf16")
+    assert dtype(config, tmp_path) == "bfloat16"
+    assert "bfloat16, for which this processor has instructions (amx_bf16)" in caplog.text
+    asked = dataclasses.replace(config.compute, dtype="float32")
+    assert dtype(dataclasses.replace(config, compute=asked), tmp_path) == "float32"
+    on_processor()
+    assert dtype(config, tmp_path) == "auto"
+    on_processor("amx_bf16", devices=2)
+    assert dtype(config, tmp_path) == "auto"
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_dtype_that_it_began_with(config, tmp_path, on_processor):
+    prepared, workdirs = prepare(config.data), (tmp_path / "fast", tmp_path / "plain")
+    on_processor("avx512_bf16")
+    train_prepared(config, prepared, workdirs[0])
+    assert saved_config(find_checkpoint(workdirs[0])).compute.dtype == "bfloat16"
+    on_processor()
+    assert dtype(config, workdirs[0]) == "bfloat16"
+    train_prepared(config, prepared, workdirs[1])
+    on_processor("avx512_bf16")
+    assert dtype(config, workdirs[1]) == "auto"
