@@ -41,7 +41,7 @@ def get_config() -> TrainConfig:
         ),
         optimizer=AdamW(learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=50)),
         phases=(Phase(steps=600, sequence_length=64, batch_size=32),),
-        compute=ComputeConfig(dtype="auto"),
+        compute=ComputeConfig(dtype="float32"),
         checkpoints=CheckpointConfig(every_steps=200),
         evaluation=Evaluation(every_steps=200, batch_size=64),
         logging=Logging(every_steps=10),

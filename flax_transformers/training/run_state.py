@@ -194,7 +194,8 @@ def with_compute_of_run(config: TrainConfig, workdir: epath.Path) -> TrainConfig
     if compute.dropout_generator == "auto":
         compute = replace(compute, dropout_generator=saved.dropout_generator)
     if compute.dtype == "auto" and jax.default_backend() == "cpu":
-        compute = replace(compute, dtype=saved.dtype)
+        reduced = saved.gradient_reduce_dtype
+        compute = replace(compute, dtype=saved.dtype, gradient_reduce_dtype=reduced)
     return replace(config, compute=compute)
 
 
@@ -222,7 +223,8 @@ def _fastest(compute: ComputeConfig) -> ComputeConfig:
         "to float32 if rounding matters more than speed",
         ", ".join(instructions),
     )
-    return replace(compute, dtype="bfloat16")
+    # A single device reduces nothing, so its gradients stay as they were summed.
+    return replace(compute, dtype="bfloat16", gradient_reduce_dtype="float32")
 
 
 def tokenizers_of_run(workdir: epath.Path) -> dict[str, Tokenizer]:

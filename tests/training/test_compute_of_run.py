@@ -56,9 +56,10 @@ def test_a_run_keeps_the_dtype_that_it_began_with(config, tmp_path, on_processor
     prepared, workdirs = prepare(config.data), (tmp_path / "fast", tmp_path / "plain")
     on_processor("avx512_bf16")
     train_prepared(config, prepared, workdirs[0])
-    assert saved_config(find_checkpoint(workdirs[0])).compute.dtype == "bfloat16"
+    began = saved_config(find_checkpoint(workdirs[0])).compute
+    assert (began.dtype, began.gradient_reduce_dtype) == ("bfloat16", "float32")
     on_processor()
-    assert dtype(config, workdirs[0]) == "bfloat16"
+    assert run_state.with_compute_of_run(config, workdirs[0]).compute == began
     train_prepared(config, prepared, workdirs[1])
     on_processor("avx512_bf16")
     assert dtype(config, workdirs[1]) == "auto"
