@@ -1,0 +1,129 @@
+"""The table of README's section on performance: this package beside what it is compared with.
+
+    python benchmarks/performance.py --torch-python PYTHON --folder results/ > table.md
+
+runs ``step_time.py``, ``end_to_end.py`` and ``decoding.py``, each with its own table and JSON file
+in ``--folder``, and prints one table of all three. A measurement whose JSON file is there is not
+run again, so that an interrupted command goes on. It takes about an hour on two cores; nothing else
+should run on the machine. Options of a script follow its name:
+``--step-time "--models bert-base --steps 6"``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+OURS = ("scanned", "unrolled")
+HEADINGS = ("what", "ours (least to most)", "the other (least to most)", "ours is faster by")
+
+
+def main() -> None:
+    options = _options()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    files = {name: options.folder / f"{name}.json" for name in ("step_time", "end_to_end")}
+    files["decoding"] = options.folder / "decoding.jsonl"
+    for name, file in files.items():
+        if not file.exists():
+            flag = "--output" if name == "decoding" else "--json"
+            partial = file.with_name(f"{file.name}.part")
+            arguments = ["--torch-python", options.torch_python, flag, str(partial)]
+            extra = shlex.split(getattr(options, name))
+            command = [sys.executable, str(HERE / f"{name}.py"), *arguments, *extra]
+            with (options.folder / f"{name}.md").open("w") as table:
+                subprocess.run(command, check=True, stdout=table)
+            partial.rename(file)
+    steps = json.loads(files["step_time"].read_text())
+    lines = [
+        *step_lines(steps["rows"]),
+        *end_to_end_lines(json.loads(files["end_to_end"].read_text())["runs"]),
+        *decoding_lines(json.loads(line) for line in files["decoding"].read_text().splitlines()),
+    ]
+    print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
+    print("\n".join(lines))
+    print("\n" + ", ".join(f"{name} {value}" for name, value in steps["about"].items()))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--torch-python", default=sys.executable, help="interpreter with torch")
+    parser.add_argument("--folder", type=Path, required=True, help="for the measurements")
+    for name in ("step-time", "end-to-end", "decoding"):
+        parser.add_argument(f"--{name}", default="", metavar="OPTIONS", help=f"of {name}")
+    return parser.parse_args()
+
+
+def step_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Seconds of a training step, of the faster variant of each side."""
+    lines = []
+    for model, dtype in dict.fromkeys((row["model"], row["dtype"]) for row in rows):
+        of = [row for row in rows if (row["model"], row["dtype"]) == (model, dtype)]
+        ours, theirs = (
+            min(
+                (row for row in of if (row["variant"] in OURS) == side),
+                key=lambda row: statistics.median(row["seconds"]),
+            )
+            for side in (True, False)
+        )
+        what = f"training step, {model}, {dtype}, {of[0]['count']:,} {of[0]['unit']}"
+        named = theirs["variant"].replace("-", ".")
+        lines.append(_line(what, ours["seconds"], theirs["seconds"], "s", named, faster_is="less"))
+    return lines
+
+
+def end_to_end_lines(runs: list[dict[str, Any]]) -> list[str]:
+    """Useful tokens per second of whole runs, beside each variant of Hugging Face's Trainer."""
+    rates = {
+        variant: [run["rate"] for run in runs if run["variant"] == variant]
+        for variant in dict.fromkeys(run["variant"] for run in runs)
+    }
+    ours = rates.pop("ours")
+    what = "useful tokens/s of a run, masked LM"
+    return [
+        _line(what, ours, theirs, "", f"Trainer, {name}", faster_is="more")
+        for name, theirs in rates.items()
+    ]
+
+
+def decoding_lines(cases: Iterable[dict[str, Any]]) -> list[str]:
+    """Seconds of a call that generates text, float32."""
+    return [
+        _line(
+            f"128 new tokens, {case['case']}",
+            *(case["seconds"][side] for side in ("ours", "transformers")),
+            "s",
+            "generate",
+            faster_is="less",
+        )
+        for case in cases
+    ]
+
+
+def _line(
+    what: str, ours: list[float], theirs: list[float], unit: str, named: str, *, faster_is: str
+) -> str:
+    """One row; the last cell is the ratio of medians, above 1 where ours is faster."""
+    ratio = statistics.median(theirs) / statistics.median(ours)
+    ratio = 1 / ratio if faster_is == "more" else ratio
+    cells = [what, _spread(ours, unit), f"{named}: {_spread(theirs, unit)}", f"{ratio:.2f} times"]
+    return f"| {' | '.join(cells)} |"
+
+
+def _spread(values: list[float], unit: str) -> str:
+    digits = 0 if max(values) >= 100 else 2
+    middle, least, most = statistics.median(values), min(values), max(values)
+    return f"{middle:,.{digits}f} {unit} ({least:,.{digits}f} to {most:,.{digits}f})".replace(
+        "  ", " "
+    )
+
+
+if __name__ == "__main__":
+    main()
