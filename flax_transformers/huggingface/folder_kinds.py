@@ -161,6 +161,12 @@ def _no_config(directory: Path, names: list[str]) -> str:
             "in Hugging Face format, or convert it with the script of transformers "
             "(convert_llama_weights_to_hf.py)"
         )
+    if "snapshots" in names:
+        cached = sorted(str(path.parent) for path in (directory / "snapshots").glob(f"*/{CONFIG}"))
+        return (
+            f"{directory} is the folder of a repository in the hub's cache; give a snapshot in it: "
+            f"{', '.join(cached) or 'none has a config.json'}"
+        )
     if any(name.endswith(".ckpt.index") for name in names):
         return (
             f"{missing}, and the weights are a TensorFlow checkpoint; convert it with the script "

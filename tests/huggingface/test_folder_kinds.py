@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -111,6 +112,13 @@ def test_the_command_that_converts_a_pickle_names_class_and_folder(saved):
         'python -c "from transformers import BertForMaskedLM as M; '
         f"M.from_pretrained('{saved}').save_pretrained('safetensors')\"" in refusal(saved)
     )
+
+
+def test_the_snapshots_of_a_repository_in_the_cache_are_named(saved, tmp_path):
+    repository = tmp_path / "models--x--y"
+    snapshot = repository / "snapshots" / "0123abcd"
+    shutil.copytree(saved, snapshot)
+    assert refusal(repository).endswith(f"in the hub's cache; give a snapshot in it: {snapshot}")
 
 
 def test_a_subfolder_with_the_model_is_named(saved, tmp_path):
