@@ -188,6 +188,7 @@ def tiny_config(
         checkpoints=CheckpointConfig(every_steps=5),
         evaluation=Evaluation(every_steps=0, batch_size=16),
         logging=Logging(every_steps=1, tensorboard=False, ledger=True),
+        compute=ComputeConfig(),  # float32 on every processor
     )
     return dataclasses.replace(config, **changes)
 

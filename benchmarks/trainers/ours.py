@@ -17,6 +17,7 @@ from flax_transformers.data.pipeline.loader import TrainStream
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.bert import BertConfig
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.training.callbacks import Callback
@@ -62,6 +63,7 @@ def config_of(settings: dict) -> TrainConfig:
         ),
         evaluation=Evaluation(every_steps=10**6),
         logging=Logging(every_steps=10),
+        compute=ComputeConfig(dtype="float32"),  # as the Trainer's
     )
 
 
