@@ -1,11 +1,11 @@
-"""The table of README's section on performance: this package beside what it is compared with.
+"""One table of all speed measurements: this package beside what people use otherwise.
 
     python benchmarks/performance.py --torch-python PYTHON --folder results/ > table.md
 
 runs ``step_time.py``, ``end_to_end.py`` and ``decoding.py``, each with its own table and JSON file
 in ``--folder``, and prints one table of all three. A measurement whose JSON file is there is not
-run again, so that an interrupted command goes on. It takes about an hour on two cores; nothing else
-should run on the machine. Options of a script follow its name:
+run again, so that an interrupted command can be repeated. Nothing else should run on the machine
+meanwhile. Options of a script follow its name:
 ``--step-time "--models bert-base --steps 6"``.
 """
 
@@ -75,7 +75,7 @@ def step_lines(rows: list[dict[str, Any]]) -> list[str]:
         )
         what = f"training step, {model}, {dtype}, {of[0]['count']:,} {of[0]['unit']}"
         named = theirs["variant"].replace("-", ".")
-        lines.append(_line(what, ours["seconds"], theirs["seconds"], "s", named, faster_is="less"))
+        lines.append(_line(what, ours["seconds"], theirs["seconds"], " s", named, faster_is="less"))
     return lines
 
 
@@ -99,7 +99,7 @@ def decoding_lines(cases: Iterable[dict[str, Any]]) -> list[str]:
         _line(
             f"128 new tokens, {case['case']}",
             *(case["seconds"][side] for side in ("ours", "transformers")),
-            "s",
+            " s",
             "generate",
             faster_is="less",
         )
@@ -118,11 +118,12 @@ def _line(
 
 
 def _spread(values: list[float], unit: str) -> str:
+    """The median, the least and the most."""
     digits = 0 if max(values) >= 100 else 2
-    middle, least, most = statistics.median(values), min(values), max(values)
-    return f"{middle:,.{digits}f} {unit} ({least:,.{digits}f} to {most:,.{digits}f})".replace(
-        "  ", " "
+    middle, least, most = (
+        f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values))
     )
+    return f"{middle}{unit} ({least} to {most})"
 
 
 if __name__ == "__main__":

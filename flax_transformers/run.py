@@ -22,7 +22,11 @@ from flax_transformers.training import loop
 from flax_transformers.training.callbacks import Callback
 from flax_transformers.training.check_run import check_config, check_run
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.run_state import tokenizer_files, tokenizers_of_run
+from flax_transformers.training.run_state import (
+    tokenizer_files,
+    tokenizers_of_run,
+    with_compute_of_run,
+)
 
 
 def train(
@@ -53,6 +57,8 @@ def train(
     with watchdog.phase("prepare"):
         folder = open_workdir(workdir)
         check_writable(folder)  # before the data are prepared, which can take hours
+        # First of all, so that references, teachers and evaluators compute as the training does.
+        config = with_compute_of_run(config, folder)
         config = runtime.with_initial_model(config, overrides, folder)
         loop.checked_mesh(config)
         check_config(config)
