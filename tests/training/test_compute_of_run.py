@@ -6,6 +6,8 @@ import logging
 import jax
 import pytest
 
+import flax_transformers as ft
+from flax_transformers import runtime
 from flax_transformers.checkpointing.manager import find_checkpoint
 from flax_transformers.data.dataset import prepare
 from flax_transformers.restore import saved_config
@@ -49,6 +51,20 @@ def test_a_new_run_takes_bfloat16_where_the_processor_has_instructions_for_it(
     assert dtype(config, tmp_path) == "auto"
     on_processor("amx_bf16", devices=2)
     assert dtype(config, tmp_path) == "auto"
+
+
+def test_all_that_a_run_builds_computes_in_its_dtype(config, tmp_path, on_processor, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def built(config):
+        raise Stop(config.compute.dtype)
+
+    monkeypatch.setattr(runtime, "start", lambda *_: None)
+    monkeypatch.setattr(runtime, "built", built)  # for evaluators and exports
+    on_processor("amx_bf16")
+    with pytest.raises(Stop, match="^bfloat16$"):
+        ft.train(config, tmp_path / "run")
 
 
 @pytest.mark.slow
