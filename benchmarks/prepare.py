@@ -4,11 +4,13 @@
 
 Random corpora of ``--gigabytes`` of text are generated, one in each of ``--formats``. The first is
 prepared by one process with each number of ``--shards``, with bytes as tokens. Then each corpus is
-prepared with ``--parallel-shards`` by one process and by two, with a WordPiece tokenizer trained
-before, and the bytes of both stores are compared. Every measurement is a separate process with an
-empty cache. Bytes read are those of all system calls of the process and its children (``rchar`` in
-/proc/self/io): hashing the corpus, tokenizing it, and reading the store again to verify it. CPU
-seconds are more reliable than seconds if other jobs run on the machine.
+prepared with ``--parallel-shards`` by one process and by two, with ``--parallel-tokenizer`` (a
+WordPiece tokenizer trained before, or bytes), and the bytes of both stores are compared. With
+``--peers-python``, an interpreter that has ``datasets`` and ``transformers``, their tokenization of
+the same JSON lines with the same WordPiece tokenizer is measured too. Every measurement is a
+separate process with an empty cache. Bytes read are those of all system calls of the process and
+its children (``rchar`` in /proc/self/io): hashing the corpus, tokenizing it, and reading the store
+again to verify it. CPU seconds are more reliable than seconds if other jobs run on the machine.
 """
 
 from __future__ import annotations
@@ -75,14 +77,16 @@ def main() -> None:
         _measure(folder, options.formats[0], shards, 1, "bytes") for shards in options.shards
     ]
     by_processes = [
-        _measure(folder, kind, options.parallel_shards, processes, "wordpiece")
+        _measure(folder, kind, options.parallel_shards, processes, options.parallel_tokenizer)
         for kind in options.formats
         for processes in (1, 2)
     ]
+    peers = _peers(folder, options.peers_python) if options.peers_python else {}
     if options.json:
         rows = [json.dumps(asdict(row)) + "\n" for row in (*by_shards, *by_processes)]
         Path(options.json).write_text("".join(rows))
     _report(options.gigabytes, by_shards, by_processes)
+    _report_peers(_corpus(folder, "jsonl").stat().st_size / 1e6, by_processes, peers)
 
 
 def _options() -> argparse.Namespace:
@@ -92,9 +96,16 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["jsonl", "parquet"])
     parser.add_argument("--shards", nargs="+", type=int, default=[1, 10, 100, 1000])
     parser.add_argument("--parallel-shards", type=int, default=64)
+    parser.add_argument("--parallel-tokenizer", choices=("wordpiece", "bytes"), default="wordpiece")
+    parser.add_argument("--peers-python", help="also measure Hugging Face's libraries with it")
     parser.add_argument("--json", help="also write one JSON line per measurement to this file")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.peers_python and (
+        "jsonl" not in options.formats or options.parallel_tokenizer != "wordpiece"
+    ):
+        parser.error("--peers-python needs jsonl among --formats, and WordPiece")
+    return options
 
 
 def _corpus(folder: Path, kind: str) -> Path:
@@ -207,6 +218,23 @@ def _measured(folder: str, kind: str, shards: int, processes: int, tokenizer: st
     )  # fmt: skip
 
 
+def _peers(folder: Path, python: str) -> dict[str, float]:
+    """Seconds of Hugging Face's libraries on the corpus of JSON lines."""
+    ways = {
+        "`tokenizers`, encode_batch alone": ("encode_batch", 1),
+        "`datasets`, map": ("map", 1),
+        "`datasets`, map, two processes": ("map", 2),
+    }
+    script = str(Path(__file__).with_name("prepare_peers.py"))
+    found = {}
+    for name, (way, processes) in ways.items():
+        print(name, file=sys.stderr)
+        arguments = [str(_corpus(folder, "jsonl")), str(folder / "wordpiece"), way, str(processes)]
+        done = subprocess.run([python, script, *arguments], stdout=subprocess.PIPE, check=True)
+        found[name] = json.loads(done.stdout)["seconds"]
+    return found
+
+
 def _read() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
 
@@ -243,7 +271,8 @@ def _report(gigabytes: float, by_shards: list[Measured], by_processes: list[Meas
     ]  # fmt: skip
     heads = ("shards", "MB read", "of those at the first", "MB of store", "s", "CPU s", "peak MB")
     _table((*heads, "s to open"), rows)
-    print(f"\n## By processes: {by_processes[0].shards} shards, WordPiece\n")
+    named = {"wordpiece": "WordPiece", "bytes": "bytes as tokens"}[by_processes[0].tokenizer]
+    print(f"\n## By processes: {by_processes[0].shards} shards, {named}\n")
     pairs = zip(by_processes[::2], by_processes[1::2], strict=True)
     rows = [
         (
@@ -257,6 +286,19 @@ def _report(gigabytes: float, by_shards: list[Measured], by_processes: list[Meas
         ("corpus", "MB", "s, one", "s, two", "times as fast", "CPU s, one", "CPU s, two",
          "MB read, two to one", "equal bytes"), rows
     )  # fmt: skip
+
+
+def _report_peers(megabytes: float, by_processes: list[Measured], peers: dict[str, float]) -> None:
+    if not peers:
+        return
+    print("\n## Beside Hugging Face's libraries: JSON lines, WordPiece\n")
+    ours = {
+        f"`prepare`, {'one process' if row.processes == 1 else 'two processes'}": row.seconds
+        for row in by_processes
+        if row.format == "jsonl"
+    }
+    rows = [(name, f"{s:.1f}", f"{megabytes / s:.2f}") for name, s in (ours | peers).items()]
+    _table(("what", "s", "MB/s"), rows)
 
 
 def _table(heads: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:

@@ -55,7 +55,8 @@ class Case:
         spec = self.objective.window_spec(self.length)
         if isinstance(self.model, TextConfig):
             vocabulary = _vocabulary(self.model.vocab_size)
-            ids = rng.integers(len(vocabulary.special_ids), 20_000, spec.length, dtype=np.int32)
+            below = min(20_000, vocabulary.size)
+            ids = rng.integers(len(vocabulary.special_ids), below, spec.length, dtype=np.int32)
             ends = np.array([], np.int32)
             example: Arrays = {"tokens": ids, "sentence_ends": ends, "document_ends": ends}
         else:
