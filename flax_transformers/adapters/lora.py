@@ -31,7 +31,6 @@ from flax_transformers.optim.selection import (
     matches,
     matrix_axes,
 )
-from flax_transformers.ranges import Ranges
 
 A, B = "_lora_a", "_lora_b"
 """Ends of the names of adapters, after the name of their kernel."""
@@ -60,7 +59,7 @@ class LoraConfig:
     """Patterns of parameters that are trained as they are. None: the heads of a model that predicts
     labels, and none of a language model."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "rank": ranges.integers(1, 2**14),
         "alpha": ranges.numbers(0, 1e6, above=True),
     }

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from flax_transformers import ranges
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class CheckpointConfig:
     invalid_to_keep: int = 8
     """Maximum number of damaged steps that are set aside; one more ends the run with an error."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "every_steps": ranges.integers(0),
         "keep_latest": ranges.integers(),
         "keep_every": ranges.integers(),
@@ -64,7 +63,7 @@ class EarlyStopping:
     mode: Literal["min", "max"] | None = None
     """Whether lower or higher is better."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "patience": ranges.integers(),
         "min_delta": ranges.numbers(0, 1e9),
     }

@@ -22,7 +22,6 @@ from flax_transformers.objectives.base import (
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.images import hidden_states
 from flax_transformers.objectives.sequence_classification import SequenceClassification
-from flax_transformers.ranges import Ranges
 
 LOGITS = "teacher_logits"
 
@@ -45,7 +44,7 @@ class Teacher:
     share: float = 0.5
     """Share of the teacher in the loss; DeiT has 0.5 with "hard" and 0.1 with "soft"."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "temperature": ranges.numbers(0, 1000, above=True),
         "share": ranges.SHARE,
     }

@@ -32,7 +32,6 @@ from flax_transformers.models.layers.feed_forward import ACTIVATIONS
 from flax_transformers.models.layers.linear import Linear, truncated_normal
 from flax_transformers.models.layers.stack import REMAT_POLICIES, Block, Stack
 from flax_transformers.parallel.partitioning import HEADS, constrain
-from flax_transformers.ranges import OutOfRange, Ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class BatchNormConfig:
     """Images that are normalised together in training; it must divide the images of a micro-batch.
     The number of all images of a batch normalises them by the statistics of the whole batch."""
 
-    RANGES: ClassVar[Ranges] = {"momentum": ranges.SHARE, "rows": ranges.EXAMPLES}
+    RANGES: ClassVar[ranges.Ranges] = {"momentum": ranges.SHARE, "rows": ranges.EXAMPLES}
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "model.batch_norm")
@@ -105,7 +104,7 @@ class BatchNorm(nn.Module):
     def _groups(self, batch: int) -> int:
         rows = self.config.rows
         if batch % rows:
-            raise OutOfRange(
+            raise ranges.OutOfRange(
                 f"model.batch_norm.rows is {rows}, which does not divide the {batch} images that "
                 "pass through the model together; set it to a divisor of the images of a "
                 "micro-batch"

@@ -35,7 +35,6 @@ from flax_transformers.models.text import (
     TextForTokenClassification,
     Tokens,
 )
-from flax_transformers.ranges import Ranges
 
 
 class LayerGroup(nn.Module):
@@ -160,7 +159,7 @@ class AlbertConfig(BertConfig):
     num_groups: int = 1
     layers_per_group: int = 1
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "embedding_size": ranges.WIDTH,
         "num_groups": ranges.LAYERS,
         "layers_per_group": ranges.LAYERS,

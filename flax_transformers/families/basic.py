@@ -23,7 +23,6 @@ from flax_transformers.families.coatnet import CoAtNetConfig, CoAtNetModel
 from flax_transformers.huggingface.family import Family
 from flax_transformers.models.config import ImageTextConfig, VisionConfig
 from flax_transformers.models.heads import mean_of_tokens
-from flax_transformers.ranges import Ranges
 
 
 class BasicModel(ImageTextModel):
@@ -85,7 +84,7 @@ class BasicConfig(ImageTextConfig):
     vision: VisionConfig = field(default_factory=lambda: _tower("coatnet-3"))
     initial_logit_scale: float = math.log(1 / FIRST_TEMPERATURE)
 
-    RANGES: ClassVar[Ranges] = {"projection_dim": ranges.WIDTH}
+    RANGES: ClassVar[ranges.Ranges] = {"projection_dim": ranges.WIDTH}
 
 
 def _tower(size: str) -> CoAtNetConfig:

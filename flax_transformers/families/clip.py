@@ -33,7 +33,6 @@ from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.outputs import ModelOutput
 from flax_transformers.models.text import TextForSequenceClassification, TextModel
 from flax_transformers.models.vision import VisionForClassification, VisionModel
-from flax_transformers.ranges import Ranges
 
 FIRST_TEMPERATURE = 0.07  # section 2.5
 EOS_OF_OLD_CONFIGS = 2
@@ -217,7 +216,7 @@ class ClipVisionConfig(ClipVision):
     projection_dim: int = 512
     """Width of the embeddings."""
 
-    RANGES: ClassVar[Ranges] = {"projection_dim": ranges.WIDTH}
+    RANGES: ClassVar[ranges.Ranges] = {"projection_dim": ranges.WIDTH}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +248,7 @@ class ClipTextConfig(TextConfig):
     projection_dim: int = 512
     """Width of the embeddings."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "projection_dim": ranges.WIDTH,
         "bos_id": ranges.TOKEN_ID,
         "eos_ids": ranges.TOKEN_ID,

@@ -54,7 +54,6 @@ from flax_transformers.models.layers.stack import Block
 from flax_transformers.models.outputs import HiddenStates
 from flax_transformers.models.vision import VisionBlock, VisionModel
 from flax_transformers.parallel.partitioning import HIDDEN, constrain
-from flax_transformers.ranges import OutOfRange, Ranges
 
 STAGES = 4
 CONVOLUTIONS = 2  # stages, before those of attention: the layout C-C-T-T of the paper
@@ -110,7 +109,7 @@ class CoAtNetConfig(VisionConfig):
         intermediate_size: ClassVar = property(lambda self: EXPANSION * self.hidden_size)
         patch_size: ClassVar = property(lambda self: math.prod(self.strides))
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "stem_widths": ranges.WIDTH,
         "stage_widths": ranges.WIDTH,
         "stage_depths": ranges.LAYERS,
@@ -125,20 +124,22 @@ class CoAtNetConfig(VisionConfig):
         lengths = {"stem_widths": 2, "stage_widths": 4, "stage_depths": 4, "strides": 5}
         for name, length in lengths.items():
             if len(getattr(self, name)) != length:
-                raise OutOfRange(f"model.{name} is {getattr(self, name)}; it must have {length}")
+                raise ranges.OutOfRange(
+                    f"model.{name} is {getattr(self, name)}; it must have {length}"
+                )
         for stage in range(CONVOLUTIONS, STAGES):
             if self.attention_width_of(stage) % self.head_width:
-                raise OutOfRange(
+                raise ranges.OutOfRange(
                     f"model.stage_widths is {self.stage_widths}, but the heads of attention are "
                     f"model.head_dim {self.head_width} wide; choose multiples of it"
                 )
         if any(side % self.patch_size for side in self.image_shape):
-            raise OutOfRange(
+            raise ranges.OutOfRange(
                 f"model.image_size is {self.image_size}, which model.strides do not divide; it "
                 f"must be a multiple of {self.patch_size}"
             )
         if self.pooling != "average" or self.positions != "learned":
-            raise OutOfRange("CoAtNet has model.pooling average and model.positions learned")
+            raise ranges.OutOfRange("CoAtNet has model.pooling average and model.positions learned")
         super().__post_init__()
 
     def input_width(self, stage: int) -> int:

@@ -29,7 +29,6 @@ from flax_transformers.models.kernels.kv_cache import LayerCache
 from flax_transformers.models.layers.block import LayerInputs, LayerOutput, TransformerBlock
 from flax_transformers.models.parts import ModelParts
 from flax_transformers.models.text import TextModel
-from flax_transformers.ranges import Ranges
 
 ARCHITECTURES = {"CohereForCausalLM": DecoderForCausalLM, "CohereModel": TextModel}
 
@@ -61,7 +60,7 @@ class CohereConfig(LlamaConfig):
     norm_of_heads: bool = False
     """A layer norm of each query and key (R+)."""
 
-    RANGES: ClassVar[Ranges] = {"logit_scale": ranges.numbers(0, 1e6, above=True)}
+    RANGES: ClassVar[ranges.Ranges] = {"logit_scale": ranges.numbers(0, 1e6, above=True)}
 
     @property
     def query_key_norm(self) -> QueryKeyNorm:

@@ -46,7 +46,6 @@ from flax_transformers.models.text import (
     TextForTokenClassification,
 )
 from flax_transformers.parallel.partitioning import HEADS, SCORES, constrain
-from flax_transformers.ranges import Ranges
 
 Term = Literal["c2p", "p2c"]
 
@@ -327,7 +326,7 @@ class DebertaV2Config(TextConfig):
     normalize_embeddings: bool | None = None
     """Whether sentence embeddings have length 1; None: not a sentence encoder."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "position_buckets": ranges.integers(0, 2**20),
         "max_relative_positions": ranges.POSITIONS,
         "conv_kernel_size": ranges.integers(0, 2**10),

@@ -27,7 +27,6 @@ from flax_transformers.models.kernels.kv_cache import KeyValues
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.parts import ModelParts
 from flax_transformers.models.vision import Positions, VisionBlock, VisionForClassification
-from flax_transformers.ranges import Ranges
 
 
 class LayerScale(nn.Module):
@@ -74,7 +73,7 @@ class DeiT3Config(VisionConfig):
     layer_scale_init: float = 1e-4
     """What LayerScale starts from."""
 
-    RANGES: ClassVar[Ranges] = {"layer_scale_init": ranges.numbers(0, 1000)}
+    RANGES: ClassVar[ranges.Ranges] = {"layer_scale_init": ranges.numbers(0, 1000)}
 
     @property
     def token_positions(self) -> int:

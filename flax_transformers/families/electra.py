@@ -43,7 +43,6 @@ from flax_transformers.models.text import (
     TextForTokenClassification,
     TextModel,
 )
-from flax_transformers.ranges import Ranges
 
 
 class ActivatedLayer(nn.Module):
@@ -197,7 +196,7 @@ class ElectraConfig(BertConfig):
     """The generator of ``ElectraWithGenerator`` has so many times fewer features, heads and
     feed-forward features, and as many layers (3 in the base size, 4 in the others; table 6)."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "embedding_size": ranges.WIDTH,
         "generator_divisor": ranges.integers(1, 64),
     }

@@ -28,7 +28,6 @@ from flax_transformers.models.config import Activation
 from flax_transformers.models.layers.block import TransformerBlock
 from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.parts import ModelParts
-from flax_transformers.ranges import OutOfRange, Ranges
 
 ARCHITECTURES = architectures("Gemma2")
 del ARCHITECTURES["Gemma2ForQuestionAnswering"]  # the original has none
@@ -64,7 +63,7 @@ class Gemma2Config(LlamaConfig):
     """Bound of the logits of the vocabulary; None for none."""
     norm_offset: ClassVar[float] = 1.0
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "sliding_window": ranges.POSITIONS,
         "score_divisor": ranges.integers(1, 10**6),
         "attention_softcap": ranges.numbers(0, 1e6, above=True),
@@ -74,7 +73,7 @@ class Gemma2Config(LlamaConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.norm != "rms":
-            raise OutOfRange(f"model.norm is {self.norm!r}; Gemma has only 'rms'")
+            raise ranges.OutOfRange(f"model.norm is {self.norm!r}; Gemma has only 'rms'")
 
     @property
     def attention_scale(self) -> float:

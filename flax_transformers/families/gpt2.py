@@ -19,7 +19,6 @@ from flax_transformers.models.text import (
     TextForTokenClassification,
     TextModel,
 )
-from flax_transformers.ranges import Ranges
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "GPT2LMHeadModel": DecoderForCausalLM,
@@ -54,7 +53,7 @@ class GPT2Config(TextConfig):
     eos_ids: tuple[int, ...] = (50256,)
     """Ids of end tokens."""
 
-    RANGES: ClassVar[Ranges] = {"bos_id": ranges.TOKEN_ID, "eos_ids": ranges.TOKEN_ID}
+    RANGES: ClassVar[ranges.Ranges] = {"bos_id": ranges.TOKEN_ID, "eos_ids": ranges.TOKEN_ID}
 
     @property
     def framing(self) -> str:

@@ -31,7 +31,6 @@ from flax_transformers.models.text import (
     TextForTokenClassification,
     TextModel,
 )
-from flax_transformers.ranges import Ranges
 
 
 def value_architecture(name: str) -> str:
@@ -85,7 +84,7 @@ class LlamaConfig(TextConfig):
     eos_ids: tuple[int, ...] = (2,)
     """Ids of end tokens."""
 
-    RANGES: ClassVar[Ranges] = {"bos_id": ranges.TOKEN_ID, "eos_ids": ranges.TOKEN_ID}
+    RANGES: ClassVar[ranges.Ranges] = {"bos_id": ranges.TOKEN_ID, "eos_ids": ranges.TOKEN_ID}
 
     def __post_init__(self) -> None:
         super().__post_init__()

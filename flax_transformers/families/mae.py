@@ -31,7 +31,6 @@ from flax_transformers.models.vision import (
     VisionModel,
     token,
 )
-from flax_transformers.ranges import Ranges
 
 NORM_PIX_EPS = 1e-6
 
@@ -252,7 +251,7 @@ class MaeConfig(VisionConfig):
     norm_pix_loss: bool = False
     """Targets are patches normalised to mean 0 and variance 1."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "decoder_hidden_size": ranges.WIDTH,
         "decoder_layers": ranges.LAYERS,
         "decoder_heads": ranges.WIDTH,

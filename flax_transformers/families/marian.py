@@ -33,7 +33,6 @@ from flax_transformers.models.encoder_decoder import (
 )
 from flax_transformers.models.layers.embeddings import learned_positions
 from flax_transformers.models.parts import ModelParts
-from flax_transformers.ranges import Ranges
 
 
 def sinusoidal_table(max_positions: int, width: int) -> np.ndarray:
@@ -79,7 +78,7 @@ class MarianConfig(EncoderDecoderConfig):
     dropout: float = 0.1
     classifier_dropout: float | None = 0.0
 
-    RANGES: ClassVar[Ranges] = {"decoder_vocab_size": ranges.ENTRIES}
+    RANGES: ClassVar[ranges.Ranges] = {"decoder_vocab_size": ranges.ENTRIES}
 
     def __post_init__(self) -> None:
         if self.decoder_vocab_size == self.vocab_size:

@@ -18,7 +18,6 @@ from flax_transformers.families.llama import (
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.models.config import Rope
-from flax_transformers.ranges import Ranges
 
 ARCHITECTURES = architectures("Mistral")
 
@@ -34,7 +33,7 @@ class MistralConfig(LlamaConfig):
     sliding_window: int | None = 4096
     """Number of tokens that a token attends to, itself and those before it; None: all."""
 
-    RANGES: ClassVar[Ranges] = {"sliding_window": ranges.POSITIONS}
+    RANGES: ClassVar[ranges.Ranges] = {"sliding_window": ranges.POSITIONS}
 
     @property
     def windows(self) -> tuple[int | None, ...]:

@@ -26,7 +26,6 @@ from flax_transformers.models.config import Rope
 from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
 from flax_transformers.models.layers.mixture_of_experts import Balance, MixtureOfExperts, balance_of
 from flax_transformers.models.parts import ModelParts
-from flax_transformers.ranges import Ranges
 
 ARCHITECTURES = architectures("Mixtral")
 
@@ -52,7 +51,7 @@ class MixtralConfig(LlamaConfig):
     """Coefficient of the load-balancing loss in config.json; training uses the objective's
     ``balance_weight``."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "sliding_window": ranges.POSITIONS,
         "experts": ranges.integers(1, 2**16),
         "experts_per_token": ranges.integers(1, 2**16),

@@ -34,7 +34,6 @@ from flax_transformers.models.text import (
     Tokens,
 )
 from flax_transformers.parallel.partitioning import HIDDEN, constrain
-from flax_transformers.ranges import Ranges
 
 Kind = Literal["full_attention", "sliding_attention"]
 FULL: Kind = "full_attention"
@@ -159,7 +158,7 @@ class ModernBertConfig(TextConfig):
     """Whether sentence embeddings have length 1; None: not a sentence encoder."""
     classifier_dropout: float | None = 0.0
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "local_attention": ranges.POSITIONS,
         "global_every": ranges.LAYERS,
     }

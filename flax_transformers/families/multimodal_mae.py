@@ -36,7 +36,6 @@ from flax_transformers.models.layers.stack import make_stack
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.vision import Vectors
 from flax_transformers.parallel.partitioning import HIDDEN, constrain
-from flax_transformers.ranges import Ranges
 
 NORM_PIX_EPS = 1e-6
 
@@ -50,7 +49,7 @@ class Modality:
     mask_ratio: float = 0.75
     """Fraction of tokens that is masked."""
 
-    RANGES: ClassVar[Ranges] = {"mask_ratio": ranges.RATE}
+    RANGES: ClassVar[ranges.Ranges] = {"mask_ratio": ranges.RATE}
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "model.modalities")
@@ -110,7 +109,7 @@ class GridModality(Modality):
     norm_pix_loss: bool = False
     """Targets are patches normalised to mean 0 and variance 1."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "size": ranges.PIXELS,
         "patch": ranges.PIXELS,
         "channels": ranges.integers(1, 1024),
@@ -157,7 +156,7 @@ class ByteModality(Modality):
     length: int
     mask_ratio: float = 0.3
 
-    RANGES: ClassVar[Ranges] = {"length": ranges.POSITIONS}
+    RANGES: ClassVar[ranges.Ranges] = {"length": ranges.POSITIONS}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -186,7 +185,7 @@ class PointModality(Modality):
     group_size: int
     mask_ratio: float = 0.6
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "points": ranges.POSITIONS,
         "groups": ranges.POSITIONS,
         "group_size": ranges.POSITIONS,
@@ -233,7 +232,7 @@ class MultimodalMaeConfig(TransformerConfig):
     decoder_heads: int = 8
     decoder_intermediate_size: int = 1024
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "decoder_hidden_size": ranges.WIDTH,
         "decoder_layers": ranges.LAYERS,
         "decoder_heads": ranges.WIDTH,

@@ -21,7 +21,6 @@ from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable
 from flax_transformers.models.config import Rope
-from flax_transformers.ranges import Ranges
 
 ARCHITECTURES = architectures("Qwen2")
 
@@ -36,7 +35,7 @@ class UpperWindows:
     full_layers: int = 0
     """Number of lower layers without the window."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "sliding_window": ranges.POSITIONS,
         "full_layers": ranges.integers(0, 10_000),
     }

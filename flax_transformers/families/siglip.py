@@ -41,7 +41,6 @@ from flax_transformers.models.heads import Tokens
 from flax_transformers.models.layers.linear import Linear
 from flax_transformers.models.text import TextForSequenceClassification, TextModel
 from flax_transformers.models.vision import PoolingHead, VisionForClassification, VisionModel
-from flax_transformers.ranges import Ranges
 
 FIRST_SCALE, FIRST_BIAS = 10.0, -10.0  # section 3.2
 
@@ -199,7 +198,7 @@ class SiglipText(TextConfig):
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = (1,)
 
-    RANGES: ClassVar[Ranges] = {"bos_id": ranges.TOKEN_ID, "eos_ids": ranges.TOKEN_ID}
+    RANGES: ClassVar[ranges.Ranges] = {"bos_id": ranges.TOKEN_ID, "eos_ids": ranges.TOKEN_ID}
 
     def initial_std(self, name: str) -> float:
         return _initial_std(self, name)
@@ -213,7 +212,7 @@ class SiglipTextConfig(SiglipText):
     projection_size: int = 768
     """Width of the embeddings."""
 
-    RANGES: ClassVar[Ranges] = {"projection_size": ranges.WIDTH}
+    RANGES: ClassVar[ranges.Ranges] = {"projection_size": ranges.WIDTH}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,6 @@ from flax_transformers.models.layers.embeddings import Embedding, token_table
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.parts import ModelParts
 from flax_transformers.parallel.partitioning import constrain
-from flax_transformers.ranges import Ranges
 
 
 def buckets_by_distance(num_buckets: int, max_distance: int) -> np.ndarray:
@@ -195,7 +194,7 @@ class T5Config(EncoderDecoderConfig):
     scale_logits: bool = True
     """Multiply hidden states by ``hidden_size ** -0.5`` before the logits."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "relative_buckets": ranges.integers(4, 2**20),
         "relative_max_distance": ranges.POSITIONS,
     }

@@ -33,7 +33,6 @@ from flax_transformers.models.layers.stack import make_stack
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.vision import VisionBlock, token
 from flax_transformers.parallel.partitioning import HIDDEN, constrain
-from flax_transformers.ranges import Ranges
 
 NORM_PIX_EPS = 1e-6
 """Added to the standard deviation, not to the variance as in MAE."""
@@ -72,7 +71,7 @@ class VideoMaeConfig(VisionConfig):
     norm_pix_loss: bool = True
     """Targets are tubelets whose channels are normalised to mean 0 and variance 1."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "num_frames": ranges.integers(),
         "tubelet_size": ranges.integers(),
         "decoder_hidden_size": ranges.WIDTH,

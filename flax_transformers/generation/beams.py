@@ -22,7 +22,6 @@ from flax_transformers.models.generation_settings import (
     EarlyStopping,
     LengthPenaltyForm,
 )
-from flax_transformers.ranges import Ranges
 
 EXCLUDED = -1e9
 """Added to the score of what is not to be chosen. It is finite, as in transformers: where settings
@@ -73,7 +72,7 @@ class Beams:
     length_penalty_form: LengthPenaltyForm = "power"
     early_stopping: EarlyStopping = False
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "num_beams": ranges.integers(2, 1000),
         "length_penalty": LENGTH_PENALTY,
     }

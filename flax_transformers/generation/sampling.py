@@ -12,7 +12,6 @@ from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.generation.logits import History
 from flax_transformers.generation.loop import Rules
-from flax_transformers.ranges import Ranges
 
 
 class Drawn(NamedTuple):
@@ -38,7 +37,7 @@ class Sampling:
     top_p: float | None = None
     min_p: float | None = None
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "temperature": ranges.numbers(0, 1e6),
         "top_k": ranges.ENTRIES,
         "top_p": ranges.numbers(0, 1, above=True),

@@ -16,7 +16,6 @@ from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.former_names import former_attribute
 from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
-from flax_transformers.ranges import Ranges
 
 VOCABULARY_MULTIPLE = 128
 """Vocabulary tables have a multiple of so many rows: the lanes of a TPU, and divisible by every
@@ -79,7 +78,7 @@ class ComputeConfig:
     """What draws dropout masks: JAX's ``threefry``, or a ``hash`` of the index, which is faster and
     lets TPU kernels apply attention dropout; ``auto``: as the run began, ``hash`` in a new run."""
 
-    RANGES: ClassVar[Ranges] = {"feed_forward_chunk": ranges.POSITIONS}
+    RANGES: ClassVar[ranges.Ranges] = {"feed_forward_chunk": ranges.POSITIONS}
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "compute")
@@ -133,7 +132,7 @@ class Rope:
     attention_factor: float | None = None
     truncate: bool = True
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "theta": ranges.numbers(1, 1e12),
         "factor": ranges.numbers(0, 1e6, above=True),
         "low_frequency_factor": ranges.numbers(0, 1e6, above=True),
@@ -217,7 +216,7 @@ class TransformerConfig:
     """Fields of the config.json that the model was read from which describe no layer, with their
     JSON text; they are written back unchanged."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "hidden_size": ranges.WIDTH,
         "num_layers": ranges.LAYERS,
         "num_heads": ranges.WIDTH,
@@ -363,7 +362,7 @@ class TextConfig(TransformerConfig):
     generation: GenerationSettings = NO_SETTINGS
     """Default generation settings, from generation_config.json."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "vocab_size": ranges.ENTRIES,
         "position_offset": ranges.integers(0, 2**20),
         "token_types": ranges.integers(0, 2**20),
@@ -488,7 +487,7 @@ class EncoderDecoderConfig(TextConfig):
     eos_ids: tuple[int, ...] = (1,)
     """Ids at the start and the end of a sequence."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "num_decoder_layers": ranges.LAYERS,
         "num_decoder_heads": ranges.WIDTH,
         "decoder_intermediate_size": ranges.WIDTH,
@@ -594,7 +593,7 @@ class VisionConfig(TransformerConfig):
     patch_bias: ClassVar[bool] = True
     """Bias vector of the map of patches."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "image_size": ranges.PIXELS,
         "patch_size": ranges.PIXELS,
         "num_channels": ranges.integers(1, 1024),
@@ -676,7 +675,7 @@ class ImageTextConfig(TextConfig):
     eos_ids: tuple[int, ...] = ()
     """Ids at the start and the end of a text."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "initial_logit_scale": ranges.numbers(-20, 20),
         "bos_id": ranges.TOKEN_ID,
         "eos_ids": ranges.TOKEN_ID,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from flax_transformers import ranges
-from flax_transformers.ranges import Ranges
 
 Ids = int | tuple[int, ...]
 EarlyStopping = bool | Literal["never"]
@@ -73,7 +72,7 @@ class GenerationSettings:
     other: tuple[tuple[str, str], ...] = ()
     """All other fields of the file with their JSON text."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "temperature": ranges.numbers(0, 1e6),
         "min_p": ranges.SHARE,
         "num_beams": NUM_BEAMS,

@@ -23,7 +23,6 @@ from flax_transformers.objectives.base import (
     Vocabulary,
 )
 from flax_transformers.objectives.labelled import Framing, LabelledSpec, framed_row
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class MultipleChoice:
     framing: Framing = "bert"
     """Special tokens around the texts: those of the model's family."""
 
-    RANGES: ClassVar[Ranges] = {"choices": ranges.integers(2, 1024)}
+    RANGES: ClassVar[ranges.Ranges] = {"choices": ranges.integers(2, 1024)}
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "objective")

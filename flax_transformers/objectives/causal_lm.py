@@ -23,7 +23,6 @@ from flax_transformers.objectives.base import (
 )
 from flax_transformers.objectives.lm_loss import LMLoss
 from flax_transformers.objectives.rows import document_start, end_id, pad
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class DecoderLoss(LMLoss):
     """Coefficient of the load-balancing loss of a mixture of experts (0.02 in the config.json of
     Mixtral 8x7B); no effect on other models."""
 
-    RANGES: ClassVar[Ranges] = {"balance_weight": ranges.COEFFICIENT}
+    RANGES: ClassVar[ranges.Ranges] = {"balance_weight": ranges.COEFFICIENT}
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
         # The end of a document at the end of the window takes a position too.

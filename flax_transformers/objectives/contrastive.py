@@ -24,7 +24,6 @@ from flax_transformers.objectives.base import (
 )
 from flax_transformers.objectives.images import PixelInput, pixels_of
 from flax_transformers.objectives.rows import end_id, padded_tokens, start_id
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class ImageTextContrastive(PixelInput):
     image_size: int = 224
     """Pixels of a side. If it differs from the model's, the positions are interpolated."""
 
-    RANGES: ClassVar[Ranges] = {"image_size": ranges.PIXELS}
+    RANGES: ClassVar[ranges.Ranges] = {"image_size": ranges.PIXELS}
 
     def window_spec(self, sequence_length: int) -> ImageTextSpec:
         return ImageTextSpec(sequence_length, image_size=self.image_size)

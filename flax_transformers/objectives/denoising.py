@@ -13,7 +13,6 @@ from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Arrays, Frame, Vocabulary, WindowSpec
 from flax_transformers.objectives.rows import end_id, start_id
 from flax_transformers.objectives.sequences import SequenceLoss, encoder_decoder_row
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Denoising(SequenceLoss):
     """Fill sequences with several documents, each corrupted separately and followed by EOS. BART
     has one document in a sequence, which leaves sequences of short documents mostly empty."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "infill_share": ranges.RATE,
         "mean_span": ranges.numbers(0, 100, above=True),
         "mask_share": ranges.RATE,

@@ -20,7 +20,6 @@ from flax_transformers.objectives.base import (
     Vocabulary,
 )
 from flax_transformers.objectives.images import ImageSpec, PixelInput, hidden_states, pixels_of
-from flax_transformers.ranges import Ranges
 
 TOP = 5  # of the metric "top_5"
 
@@ -47,7 +46,7 @@ class ImageClassification(PixelInput):
     """Parameter of the Beta distribution of the area that a rectangle of another image replaces
     (arXiv:1905.04899); 0: off. Together with ``mixup``, each applies to half of the images."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "label_smoothing": ranges.RATE,
         "mixup": ranges.numbers(0, 1000),
         "cutmix": ranges.numbers(0, 1000),

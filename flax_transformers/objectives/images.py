@@ -18,7 +18,6 @@ from flax_transformers.objectives.base import (
     Rngs,
     WindowSpec,
 )
-from flax_transformers.ranges import Ranges
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -48,7 +47,7 @@ class PixelInput:
     std: tuple[float, ...] = IMAGENET_STD
     """Standard deviation of each channel, or one for all."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "mean": ranges.numbers(-1e6, 1e6),
         "std": ranges.numbers(1e-6, 1e6),
     }

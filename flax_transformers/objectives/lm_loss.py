@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from flax_transformers import ranges
 from flax_transformers.objectives.base import Array, LossTerms, ModelFunctions, Params
-from flax_transformers.ranges import Ranges
 
 MAX_LOGITS = 2**28
 """Default number of logits on a device at once: 1 GiB in float32."""
@@ -33,7 +32,7 @@ class LMLoss:
     """Maximum number of logits on a device at once, four bytes each; the vocabulary is processed in
     chunks if there are more."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "label_smoothing": ranges.RATE,
         "z_loss": ranges.COEFFICIENT,
         "max_logits": ranges.integers(1, 2**48),

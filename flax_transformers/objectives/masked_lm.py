@@ -26,7 +26,6 @@ from flax_transformers.objectives.base import (
 )
 from flax_transformers.objectives.lm_loss import MAX_LOGITS
 from flax_transformers.objectives.rows import frame, pad, padded_tokens, random_ordinary
-from flax_transformers.ranges import Ranges
 
 SPAN_STOP = 0.2
 SPAN_LONGEST = 10
@@ -58,7 +57,7 @@ class Masking:
     choose: Literal["token", "word", "span"] = "token"
     """What is selected together."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "mask_fraction": ranges.numbers(0, 1, above=True, below=True),
         "mask_share": ranges.SHARE,
         "random_share": ranges.SHARE,

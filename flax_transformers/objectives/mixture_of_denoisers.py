@@ -26,7 +26,6 @@ from flax_transformers.objectives.span_corruption import (
     span_counts,
     span_mask,
 )
-from flax_transformers.ranges import Ranges
 
 Mode = Literal["R", "X", "S"]
 MODES: tuple[Mode, ...] = ("R", "X", "S")
@@ -48,7 +47,7 @@ class Denoiser:
     share: float
     """Share of the examples, relative to the sum of all shares."""
 
-    RANGES: ClassVar[Ranges] = {**NOISE_RANGES, "share": ranges.numbers(0, 1e6, above=True)}
+    RANGES: ClassVar[ranges.Ranges] = {**NOISE_RANGES, "share": ranges.numbers(0, 1e6, above=True)}
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "objective.denoisers")
@@ -86,7 +85,7 @@ class MixtureOfDenoisers(SequenceLoss):
     cross_documents: bool = True
     """Fill sequences across document ends; else one document each."""
 
-    RANGES: ClassVar[Ranges] = {"mode_ids": ranges.integers(0, 2**24)}
+    RANGES: ClassVar[ranges.Ranges] = {"mode_ids": ranges.integers(0, 2**24)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

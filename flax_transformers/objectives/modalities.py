@@ -22,7 +22,6 @@ from flax_transformers.objectives.base import (
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.masked_image import mask_noise
 from flax_transformers.objectives.signals import SignalSpec, array_of, label_of
-from flax_transformers.ranges import OutOfRange, Ranges
 
 
 class OfSignals:
@@ -56,13 +55,13 @@ class MaskedModalities(OfSignals):
     coefficients: tuple[float, ...] = ()
     """Factor of each loss; empty: 1 for all."""
 
-    RANGES: ClassVar[Ranges] = {"coefficients": ranges.numbers(0, 1e6)}
+    RANGES: ClassVar[ranges.Ranges] = {"coefficients": ranges.numbers(0, 1e6)}
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "objective")
         names, count = set(self.modalities), len(self.modalities)
         if not names or len(names) < count or len(self.coefficients) not in (0, count):
-            raise OutOfRange(
+            raise ranges.OutOfRange(
                 f"objective.modalities are {list(self.modalities)} and objective.coefficients "
                 f"{list(self.coefficients)}; name each modality once, with a number"
             )

@@ -23,7 +23,6 @@ from flax_transformers.objectives.base import (
 )
 from flax_transformers.objectives.masked_lm import Masking, masked_view
 from flax_transformers.objectives.rows import framing_ids, pad
-from flax_transformers.ranges import Ranges
 
 _FRAMING = 3  # [CLS] A [SEP] B [SEP]
 
@@ -65,7 +64,7 @@ class NextSentence(Masking):
     """Static masking: number of epochs after which pairs and masks repeat. None: new ones in every
     epoch."""
 
-    RANGES: ClassVar[Ranges] = {"next_sentence_weight": ranges.COEFFICIENT}
+    RANGES: ClassVar[ranges.Ranges] = {"next_sentence_weight": ranges.COEFFICIENT}
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
         return WindowSpec(

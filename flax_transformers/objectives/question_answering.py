@@ -29,7 +29,6 @@ from flax_transformers.objectives.labelled import (
     overhead,
 )
 from flax_transformers.objectives.rows import padded_tokens
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class QuestionAnswering:
     null_threshold: float = 0.0
     """Margin in logits by which "no answer" must exceed the best answer in evaluation."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "doc_stride": ranges.POSITIONS,
         "max_question_length": ranges.POSITIONS,
         "max_answer_length": ranges.POSITIONS,

@@ -21,7 +21,6 @@ from flax_transformers.objectives.base import (
 )
 from flax_transformers.objectives.lm_loss import MAX_LOGITS
 from flax_transformers.objectives.masked_lm import MaskedLM
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class ReplacedTokenDetection(MaskedLM):
     detection_weight: float = 50.0
     """Coefficient of the discriminator's loss; that of the generator is 1."""
 
-    RANGES: ClassVar[Ranges] = {"detection_weight": ranges.COEFFICIENT}
+    RANGES: ClassVar[ranges.Ranges] = {"detection_weight": ranges.COEFFICIENT}
 
     def prepare(
         self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int

@@ -23,7 +23,6 @@ from flax_transformers.objectives.base import (
     Vocabulary,
 )
 from flax_transformers.objectives.labelled import Framing, LabelledSpec, framed_row
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class SequenceClassification:
     framing: Framing = "bert"
     """Special tokens around the texts: those of the model's family."""
 
-    RANGES: ClassVar[Ranges] = {"label_smoothing": ranges.RATE}
+    RANGES: ClassVar[ranges.Ranges] = {"label_smoothing": ranges.RATE}
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "objective")

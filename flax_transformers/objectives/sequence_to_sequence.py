@@ -12,7 +12,6 @@ from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Arrays, Frame, Vocabulary, WindowSpec
 from flax_transformers.objectives.rows import end_id, pad, start_id
 from flax_transformers.objectives.sequences import SequenceLoss
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class SequenceToSequence(SequenceLoss):
     long_pairs: Literal["cut", "skip"] = "cut"
     """Truncate pairs that are too long, or leave them out."""
 
-    RANGES: ClassVar[Ranges] = {"target_length": ranges.POSITIONS}
+    RANGES: ClassVar[ranges.Ranges] = {"target_length": ranges.POSITIONS}
 
     def window_spec(self, sequence_length: int) -> PairSpec:
         return PairSpec(

@@ -22,7 +22,6 @@ from flax_transformers.objectives.base import (
 )
 from flax_transformers.objectives.lm_loss import LMLoss
 from flax_transformers.objectives.rows import end_id, pad, padded_tokens
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class SequenceLoss(LMLoss):
     decoder_start_id: int | None = None
     """First input of the decoder. None: padding, as in T5, or as the objective defines it."""
 
-    RANGES: ClassVar[Ranges] = {"decoder_start_id": ranges.integers(0, 2**24)}
+    RANGES: ClassVar[ranges.Ranges] = {"decoder_start_id": ranges.integers(0, 2**24)}
 
     def terms(self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs) -> LossTerms:
         """The loss, and "z_loss" if enabled; the metrics "loss" and "accuracy"."""

@@ -25,12 +25,11 @@ from flax_transformers.objectives.base import (
 )
 from flax_transformers.objectives.rows import end_id
 from flax_transformers.objectives.sequences import SequenceLoss, encoder_decoder_row
-from flax_transformers.ranges import Ranges
 
 BYT5_MEAN_SPAN = 20.0
 """Mean number of bytes of a span in ByT5 (arXiv:2105.13626 section 3.1)."""
 
-NOISE_RANGES: Ranges = {
+NOISE_RANGES: ranges.Ranges = {
     "noise_density": ranges.numbers(0, 1, above=True, below=True),
     "mean_span": ranges.numbers(1, 2**20),
 }
@@ -60,7 +59,7 @@ class SpanCorruption(SequenceLoss):
     cross_documents: bool = True
     """Fill sequences across document ends; else one document each."""
 
-    RANGES: ClassVar[Ranges] = NOISE_RANGES
+    RANGES: ClassVar[ranges.Ranges] = NOISE_RANGES
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
         length = self._lengths(sequence_length)[0]

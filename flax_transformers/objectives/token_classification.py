@@ -28,7 +28,6 @@ from flax_transformers.objectives.labelled import (
     overhead,
 )
 from flax_transformers.objectives.rows import padded_tokens
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class TokenClassification:
     framing: Framing = "bert"
     """Special tokens around a sentence: those of the model's family."""
 
-    RANGES: ClassVar[Ranges] = {"label_smoothing": ranges.RATE}
+    RANGES: ClassVar[ranges.Ranges] = {"label_smoothing": ranges.RATE}
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "objective")

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers import ranges
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class EMAConfig:
     warmup: bool = True
     """Use ``min(decay, (1 + t) / (10 + t))`` after t updates, which forgets the first weights."""
 
-    RANGES: ClassVar[Ranges] = {"decay": ranges.RATE}
+    RANGES: ClassVar[ranges.Ranges] = {"decay": ranges.RATE}
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "ema")

@@ -36,7 +36,6 @@ from flax_transformers.optim.selection import (
     merge,
     partition,
 )
-from flax_transformers.ranges import Ranges
 
 
 class OptimizerFactory(Protocol):
@@ -79,7 +78,7 @@ class OptimizerConfig:
     frozen: tuple[str, ...] = ()
     """Patterns of the parameters that stay as they are: no gradients, no statistics."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "learning_rate": LEARNING_RATE,
         "weight_decay": ranges.numbers(0, 1000),
         "max_grad_norm": ranges.numbers(0, above=True),
@@ -199,7 +198,10 @@ class LARS(OptimizerConfig):
     no_adaptation: tuple[str, ...] = ("bias", "scale")
     """Kinds of parameters whose step is not scaled by their norm."""
 
-    RANGES: ClassVar[Ranges] = {"momentum": ranges.RATE, "trust_coefficient": ranges.COEFFICIENT}
+    RANGES: ClassVar[ranges.Ranges] = {
+        "momentum": ranges.RATE,
+        "trust_coefficient": ranges.COEFFICIENT,
+    }
 
     def direction(
         self, decay: optax.GradientTransformation, axes: Axes
@@ -226,7 +228,7 @@ class Muon(OptimizerConfig):
     weight_decay: float = 0.1
     max_grad_norm: float | None = 1.0
 
-    RANGES: ClassVar[Ranges] = {"momentum": ranges.RATE}
+    RANGES: ClassVar[ranges.Ranges] = {"momentum": ranges.RATE}
 
     def direction(
         self, decay: optax.GradientTransformation, axes: Axes
@@ -289,7 +291,7 @@ class Adafactor(OptimizerConfig):
         default_factory=lambda: Schedule("inverse_sqrt", timescale=10_000)
     )
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "decay_exponent": ranges.numbers(0, 10, above=True),
         "clip_threshold": ranges.numbers(0, above=True),
         "least_scale": ranges.numbers(0, 1000, above=True),

@@ -17,7 +17,6 @@ import numpy as np
 import optax
 
 from flax_transformers import ranges
-from flax_transformers.ranges import Ranges
 
 LEARNING_RATE = ranges.numbers(0, 1000, above=True)
 
@@ -62,7 +61,7 @@ class Schedule:
     """Of ``wsd``; None: a tenth of the run."""
     cycles: int = 1
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "warmup_steps": ranges.integers(0),
         "end_fraction": ranges.SHARE,
         "timescale": ranges.integers(),

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from flax_transformers import ranges
-from flax_transformers.ranges import Ranges
 
 PHASES = {
     "start": "joining the other processes",
@@ -61,7 +60,7 @@ class Limits:
     """After SIGTERM or Ctrl-C, without progress. Usually a run finishes its step, saves, and exits
     with code 42. Schedulers kill after 30 s to 10 minutes."""
 
-    RANGES: ClassVar[Ranges] = {f"{name}_s": ranges.SECONDS for name in (*PHASES, "grace")}
+    RANGES: ClassVar[ranges.Ranges] = {f"{name}_s": ranges.SECONDS for name in (*PHASES, "grace")}
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "limits")

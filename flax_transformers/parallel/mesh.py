@@ -14,7 +14,6 @@ from jax.sharding import AxisType, Mesh
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class MeshConfig:
     expert: int = 1
     """Data parallelism with the experts of a mixture divided."""
 
-    RANGES: ClassVar[Ranges] = dict.fromkeys(
+    RANGES: ClassVar[ranges.Ranges] = dict.fromkeys(
         ("data", "fsdp", "tensor", "context", "expert"), ranges.integers(-1, 2**20)
     )
 

@@ -41,7 +41,6 @@ from flax_transformers.post_training.chat_template import (
     template_of,
 )
 from flax_transformers.post_training.conversations import Conversation, ConversationSource, Turns
-from flax_transformers.ranges import Ranges
 
 log = logging.getLogger(__name__)
 _CHUNK = 64  # conversations encoded at once
@@ -127,7 +126,7 @@ class ChatData(TextData):
 
 
 class _HeldOutChat(ChatData):
-    RANGES: ClassVar[Ranges] = {"validation_fraction": ranges.SHARE}
+    RANGES: ClassVar[ranges.Ranges] = {"validation_fraction": ranges.SHARE}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from flax_transformers.objectives.base import (
 from flax_transformers.objectives.lm_loss import MAX_LOGITS
 from flax_transformers.post_training.chat_data import ConversationSpec
 from flax_transformers.post_training.reward_model import Comparisons, comparison_row
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ class DirectPreference(Comparisons):
     max_logits: int = MAX_LOGITS
     """Maximum number of logits on a device at once."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "beta": ranges.numbers(0, 1e6, above=True),
         "label_smoothing": ranges.numbers(0, 0.5),
         "max_logits": ranges.integers(1, 2**48),

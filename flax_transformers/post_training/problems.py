@@ -13,7 +13,6 @@ from flax_transformers import ranges
 from flax_transformers.data.dataset import PythonData, SequenceDataset
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.ranges import Ranges
 
 _ATTEMPTS = 1000
 
@@ -39,7 +38,7 @@ class Problems(PythonData):
     form: Literal["texts", "prompts"] = "prompts"
     """Texts of problem and answer, for language modelling, or prompts with answers."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "digits": ranges.integers(1, 64),
         "training": ranges.integers(),
         "held_out": ranges.integers(),

@@ -23,7 +23,6 @@ from flax_transformers.objectives.base import (
 )
 from flax_transformers.post_training.chat_data import ConversationSpec
 from flax_transformers.post_training.supervised import conversation_row, conversation_view
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class Comparisons:
     cross_documents: bool = True
     """Pack the completions of several prompts into a row, as far as they fit."""
 
-    RANGES: ClassVar[Ranges] = {"completions": ranges.integers(2, 1024)}
+    RANGES: ClassVar[ranges.Ranges] = {"completions": ranges.integers(2, 1024)}
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "objective")
@@ -67,7 +66,7 @@ class RewardModel(Comparisons):
     """Coefficient of the mean of ``(r_w + r_l) ** 2``, which keeps rewards near zero (0.01 in
     arXiv:2312.09244)."""
 
-    RANGES: ClassVar[Ranges] = {"centering": ranges.COEFFICIENT}
+    RANGES: ClassVar[ranges.Ranges] = {"centering": ranges.COEFFICIENT}
 
     def predictions(self, sequence_length: int) -> int:
         """One number for each completion."""

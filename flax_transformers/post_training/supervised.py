@@ -20,7 +20,6 @@ from flax_transformers.objectives.causal_lm import DecoderLoss, causal_row
 from flax_transformers.objectives.rows import end_id
 from flax_transformers.objectives.sequences import SequenceLoss, encoder_decoder_row
 from flax_transformers.post_training.chat_data import ConversationSpec
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,7 @@ class SupervisedEncoderDecoder(SequenceLoss):
     target_length: int | None = None
     """Length of the decoder's inputs. None: that of the encoder's."""
 
-    RANGES: ClassVar[Ranges] = {"target_length": ranges.POSITIONS}
+    RANGES: ClassVar[ranges.Ranges] = {"target_length": ranges.POSITIONS}
 
     def window_spec(self, sequence_length: int) -> ConversationSpec:
         # Both sides end with a token that ends texts.

@@ -21,7 +21,6 @@ from flax_transformers.optim.ema import EMAConfig
 from flax_transformers.optim.optimizers import OptimizerFactory
 from flax_transformers.parallel.limits import Limits
 from flax_transformers.parallel.mesh import MeshConfig
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Phase:
     micro_batches: int = 1
     """Number of gradient-accumulation steps; the gradient is that of the whole batch."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "steps": ranges.integers(),
         "sequence_length": ranges.POSITIONS,
         "batch_size": ranges.EXAMPLES,
@@ -64,7 +63,7 @@ class ImagePhase:
     micro_batches: int = 1
     """As in ``Phase``."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "steps": ranges.integers(),
         "image_size": ranges.PIXELS,
         "batch_size": ranges.EXAMPLES,
@@ -102,7 +101,7 @@ class Evaluation:
     probes: tuple[Literal["knn", "linear"], ...] = ()
     """Classifiers of the frozen features of images, fitted at each evaluation."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "every_steps": ranges.integers(0),
         "batch_size": ranges.EXAMPLES,
         "max_examples": ranges.integers(),
@@ -135,7 +134,10 @@ class Logging:
     """If a step, or the wait for a batch, takes more seconds than this, print the stacks of all
     threads on stderr; 0: never. The run continues; ``limits`` says when it ends."""
 
-    RANGES: ClassVar[Ranges] = {"every_steps": ranges.integers(), "hang_dump_s": ranges.SECONDS}
+    RANGES: ClassVar[ranges.Ranges] = {
+        "every_steps": ranges.integers(),
+        "hang_dump_s": ranges.SECONDS,
+    }
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "logging")
@@ -180,7 +182,7 @@ class TrainConfig:
     platform: str | None = None
     """"cpu", "gpu" or "tpu": fail if it is not available. None: use what is available."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "max_consecutive_skips": ranges.integers(0),
         "skip_spikes_above": ranges.numbers(1, 1e9, above=True),
         "max_rollbacks": ranges.integers(0),

@@ -30,7 +30,6 @@ from flax_transformers.post_training.chat_template import (
 from flax_transformers.post_training.conversations import Conversation, Turns
 from flax_transformers.post_training.reinforcement.rewards import Reward, Rows, Scorer
 from flax_transformers.post_training.reward_model import rewards
-from flax_transformers.ranges import Ranges
 from flax_transformers.restore import restore_model
 from flax_transformers.training.step import model_functions
 
@@ -55,7 +54,7 @@ class ModelReward(Reward):
     time_limit_s: float = 600.0
 
     on_all_processes: ClassVar[bool] = True
-    RANGES: ClassVar[Ranges] = {"batch_size": ranges.EXAMPLES}
+    RANGES: ClassVar[ranges.Ranges] = {"batch_size": ranges.EXAMPLES}
 
     def scorer(self, mesh: Mesh) -> Scorer:
         """The restored model. Raises UserError if it is none, or has several labels."""

@@ -31,7 +31,6 @@ from flax_transformers.objectives.lm_loss import MAX_LOGITS
 from flax_transformers.objectives.rows import document_start, end_id, pad, padded_tokens
 from flax_transformers.objectives.sequence_to_sequence import PairSpec
 from flax_transformers.post_training.reinforcement.rewards import Reward, reward_names
-from flax_transformers.ranges import Ranges
 
 STD_EPSILON = 1e-4
 """Added to the standard deviation of rewards, as in TRL."""
@@ -72,7 +71,7 @@ class Rollouts:
     """Number of the newest rollouts whose arrays are kept in the workdir. A run that resumes in the
     middle of a rollout needs it; if it is missing, new completions are sampled."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "completion_length": ranges.POSITIONS,
         "group_size": ranges.EXAMPLES,
         "temperature": ranges.numbers(0, 1e6, above=True),
@@ -121,7 +120,7 @@ class PolicyObjective:
     max_logits: int = MAX_LOGITS
     """As in ``LMLoss``."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "clip_low": ranges.SHARE,
         "clip_high": ranges.numbers(0, 1e6),
         "max_logits": ranges.integers(1, 2**48),
@@ -389,7 +388,7 @@ class GroupRelativePolicy(PolicyObjective):
     """Multiply the estimate of the divergence by the ratio of probabilities, so that its gradient
     is that of the divergence (arXiv:2512.02556); False: as in the GRPO paper."""
 
-    RANGES: ClassVar[Ranges] = {"kl_coefficient": ranges.COEFFICIENT}
+    RANGES: ClassVar[ranges.Ranges] = {"kl_coefficient": ranges.COEFFICIENT}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,7 +29,6 @@ from flax_transformers.post_training.reinforcement.policy import (
     ratios,
     statistics_of,
 )
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class ProximalPolicy(PolicyObjective):
     value_clip: float = 0.2
     """Values further than this from those of the rollout have no gradient towards their target."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "kl_coefficient": ranges.COEFFICIENT,
         "discount": ranges.SHARE,
         "gae_lambda": ranges.SHARE,

@@ -27,7 +27,6 @@ from jax.sharding import Mesh
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.watchdog import watchdog
-from flax_transformers.ranges import Ranges
 
 _WAIT_SECONDS = 10.0
 
@@ -49,7 +48,7 @@ class Reward:
 
     on_all_processes: ClassVar[bool] = False
     """Whether each process of a job computes it, with its devices; else the first one alone."""
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "weight": ranges.numbers(-1e6, 1e6),
         "time_limit_s": ranges.SECONDS,
         "tolerance": ranges.COEFFICIENT,
