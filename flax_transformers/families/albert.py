@@ -10,13 +10,7 @@ import flax.linen as nn
 import jax
 
 from flax_transformers import ranges
-from flax_transformers.families.bert import (
-    NUMBERS,
-    SWITCHES,
-    BertConfig,
-    NextSentenceMixin,
-    word_weights,
-)
+from flax_transformers.families import bert
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
@@ -118,7 +112,7 @@ class AlbertPreTrainingOutput(ModelOutput):
     sop_logits: jax.Array | None = None
 
 
-class AlbertForPreTraining(NextSentenceMixin, EncoderForMaskedLM):
+class AlbertForPreTraining(bert.NextSentenceMixin, EncoderForMaskedLM):
     """Both pretraining heads: masked tokens, and whether A and B are in order or swapped."""
 
     output = AlbertPreTrainingOutput
@@ -141,7 +135,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlbertConfig(BertConfig):
+class AlbertConfig(bert.BertConfig):
     """The published ALBERT, version 2; base size by default.
 
     ``num_layers`` / ``num_groups`` successive applications share the ``layers_per_group`` layers of
@@ -204,7 +198,7 @@ SIZES: dict[str, AlbertConfig] = {
 }
 """The published sizes."""
 
-_NUMBERS = NUMBERS | {
+_NUMBERS = bert.NUMBERS | {
     "embedding_size": "embedding_size",
     "num_groups": "num_hidden_groups",
     "layers_per_group": "inner_group_num",
@@ -221,7 +215,7 @@ def from_huggingface(config: Mapping[str, Any]) -> AlbertConfig:
     fields = huggingface.common_fields(config, defaults)
     fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
     fields["activation"] = huggingface.activation_from(config.get("hidden_act", "gelu_new"))
-    fields |= huggingface.read_switches(config, SWITCHES, defaults)
+    fields |= huggingface.read_switches(config, bert.SWITCHES, defaults)
     return huggingface.make_config(AlbertConfig, fields)
 
 
@@ -261,7 +255,7 @@ def weights(config: AlbertConfig) -> WeightTable:
             *linear("pooler/dense", "albert.pooler", "D", "E"),
             *linear("mlm_head/transform/dense", "predictions.dense", "D", "E"),
             *norm("mlm_head/transform/norm", "predictions.LayerNorm"),
-            *word_weights("predictions", config.tie_embeddings),
+            *bert.word_weights("predictions", config.tie_embeddings),
             *linear("next_sentence_head", "sop_classifier.classifier", "D", "C"),
             *linear("classification_head", "qa_outputs" if spans else "classifier", "D", "C"),
         ),

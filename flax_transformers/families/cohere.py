@@ -10,16 +10,7 @@ import flax.linen as nn
 import jax
 
 from flax_transformers import ranges
-from flax_transformers.families.llama import (
-    ATTENTION_BIAS,
-    LAYER,
-    THEIR_LAYER,
-    LlamaConfig,
-    decoder_table,
-    head_norms,
-    read_llama_fields,
-    write_llama_fields,
-)
+from flax_transformers.families import llama
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable, norm
@@ -36,7 +27,7 @@ COMMAND_R_ROPE = Rope(theta=8e6, interleaved=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CohereConfig(LlamaConfig):
+class CohereConfig(llama.LlamaConfig):
     """Parallel sub-layers behind a layer norm without bias, rotation of adjacent features, tied and
     scaled logits; Command R by default."""
 
@@ -102,7 +93,7 @@ SIZES: dict[str, CohereConfig] = {
 """The published sizes."""
 
 _OWN = {"logit_scale": "logit_scale"}
-_SWITCHES = {**ATTENTION_BIAS, "norm_of_heads": "use_qk_norm"}
+_SWITCHES = {**llama.ATTENTION_BIAS, "norm_of_heads": "use_qk_norm"}
 DEFAULTS = replace(CohereConfig(), rope=Rope(theta=500000.0, interleaved=True))
 """What a config.json means by fields that it leaves out."""
 
@@ -110,7 +101,7 @@ DEFAULTS = replace(CohereConfig(), rope=Rope(theta=500000.0, interleaved=True))
 def from_huggingface(config: Mapping[str, Any]) -> CohereConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     huggingface.refuse_values(config, {"model_type": "cohere"})
-    fields = read_llama_fields(config, DEFAULTS, "layer_norm_eps")
+    fields = llama.read_llama_fields(config, DEFAULTS, "layer_norm_eps")
     fields |= huggingface.read_numbers(config, _OWN, DEFAULTS)
     fields |= huggingface.read_switches(config, _SWITCHES, DEFAULTS)
     return huggingface.make_config(
@@ -121,16 +112,16 @@ def from_huggingface(config: Mapping[str, Any]) -> CohereConfig:
 def to_huggingface(config: CohereConfig) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
     own = huggingface.write_fields(config, _OWN | _SWITCHES)
-    return {"model_type": "cohere", **own, **write_llama_fields(config, "layer_norm_eps")}
+    return {"model_type": "cohere", **own, **llama.write_llama_fields(config, "layer_norm_eps")}
 
 
 def weights(config: CohereConfig) -> WeightTable:
     """The names of Cohere's tensors."""
     norms = (
-        *norm(f"{LAYER}/attention_norm", f"{THEIR_LAYER}.input_layernorm"),
-        *head_norms("NH->NH"),
+        *norm(f"{llama.LAYER}/attention_norm", f"{llama.THEIR_LAYER}.input_layernorm"),
+        *llama.head_norms("NH->NH"),
     )
-    return decoder_table(config, norms=norms)
+    return llama.decoder_table(config, norms=norms)
 
 
 FAMILY = Family(

@@ -7,26 +7,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.llama import (
-    ATTENTION_BIAS,
-    LlamaConfig,
-    architectures,
-    decoder_table,
-    read_llama_fields,
-    value_architecture,
-    write_llama_fields,
-)
+from flax_transformers.families import llama
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.models.config import Activation
 from flax_transformers.ranges import OutOfRange
 
-ARCHITECTURES = architectures("Gemma")
+ARCHITECTURES = llama.architectures("Gemma")
 del ARCHITECTURES["GemmaForQuestionAnswering"]  # the original has none
 
 
 @dataclass(frozen=True, kw_only=True)
-class GemmaConfig(LlamaConfig):
+class GemmaConfig(llama.LlamaConfig):
     """Llama with heads 256 wide, tied and scaled token embeddings; the 7B by default."""
 
     architecture: str = "GemmaForCausalLM"
@@ -81,9 +73,9 @@ def from_huggingface(config: Mapping[str, Any]) -> GemmaConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     given = {name: value for name, value in config.items() if value is not None}
     huggingface.refuse_values(given, {"model_type": "gemma", "use_bidirectional_attention": False})
-    fields = read_llama_fields(config, GemmaConfig())
+    fields = llama.read_llama_fields(config, GemmaConfig())
     fields["activation"] = _activation(config)
-    fields |= huggingface.read_switches(config, ATTENTION_BIAS, GemmaConfig())
+    fields |= huggingface.read_switches(config, llama.ATTENTION_BIAS, GemmaConfig())
     return huggingface.make_config(GemmaConfig, fields)
 
 
@@ -96,8 +88,8 @@ def to_huggingface(config: GemmaConfig) -> dict[str, Any]:
     second = {} if config.activation == "gelu" else {"hidden_activation": activation}
     return {
         "model_type": "gemma",
-        **huggingface.write_fields(config, ATTENTION_BIAS),
-        **write_llama_fields(config),
+        **huggingface.write_fields(config, llama.ATTENTION_BIAS),
+        **llama.write_llama_fields(config),
         "hidden_act": activation,
         **second,
     }
@@ -107,9 +99,9 @@ FAMILY = Family(
     config=GemmaConfig,
     model_types=("gemma",),
     architectures=ARCHITECTURES,
-    only_here=(value_architecture("Gemma"),),
+    only_here=(llama.value_architecture("Gemma"),),
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
-    weights=decoder_table,
+    weights=llama.decoder_table,
 )

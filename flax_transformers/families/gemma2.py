@@ -10,17 +10,7 @@ import jax
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.families.llama import (
-    ATTENTION_BIAS,
-    LAYER,
-    THEIR_LAYER,
-    LlamaConfig,
-    architectures,
-    decoder_table,
-    read_llama_fields,
-    value_architecture,
-    write_llama_fields,
-)
+from flax_transformers.families import llama
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable, norm
@@ -29,12 +19,12 @@ from flax_transformers.models.layers.block import TransformerBlock
 from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.parts import ModelParts
 
-ARCHITECTURES = architectures("Gemma2")
+ARCHITECTURES = llama.architectures("Gemma2")
 del ARCHITECTURES["Gemma2ForQuestionAnswering"]  # the original has none
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gemma2Config(LlamaConfig):
+class Gemma2Config(llama.LlamaConfig):
     """Gemma with bounded attention scores and logits, four norms a layer, and a window in every
     other layer; the 2B by default."""
 
@@ -130,7 +120,7 @@ def from_huggingface(config: Mapping[str, Any]) -> Gemma2Config:
     defaults = Gemma2Config()
     given = {name: value for name, value in config.items() if value is not None}
     huggingface.refuse_values(given, {"model_type": "gemma2", "use_bidirectional_attention": False})
-    fields = read_llama_fields(config, defaults)
+    fields = llama.read_llama_fields(config, defaults)
     fields["activation"] = huggingface.activation_from(
         given.get("hidden_activation", "gelu_pytorch_tanh")
     )
@@ -139,7 +129,7 @@ def from_huggingface(config: Mapping[str, Any]) -> Gemma2Config:
             f"config.json has layer_types {given['layer_types']}; only layers with and without a "
             "window in turn are supported"
         )
-    fields |= huggingface.read_switches(config, ATTENTION_BIAS, defaults)
+    fields |= huggingface.read_switches(config, llama.ATTENTION_BIAS, defaults)
     fields |= huggingface.read_numbers(config, _DIVISOR, defaults)
     optional = {**_SOFTCAPS, "sliding_window": "sliding_window"}
     for ours, theirs in optional.items():
@@ -156,8 +146,8 @@ def to_huggingface(config: Gemma2Config) -> dict[str, Any]:
         activation = "gelu_pytorch_tanh"  # as it is published
     return {
         "model_type": "gemma2",
-        **huggingface.write_fields(config, ATTENTION_BIAS | _SOFTCAPS),
-        **write_llama_fields(config),
+        **huggingface.write_fields(config, llama.ATTENTION_BIAS | _SOFTCAPS),
+        **llama.write_llama_fields(config),
         "hidden_act": activation,
         "hidden_activation": activation,
         "sliding_window": config.sliding_window,
@@ -169,12 +159,14 @@ def to_huggingface(config: Gemma2Config) -> dict[str, Any]:
 def weights(config: Gemma2Config) -> WeightTable:
     """The names of Gemma 2's tensors."""
     norms = (
-        *norm(f"{LAYER}/attention_norm", f"{THEIR_LAYER}.input_layernorm"),
-        *norm(f"{LAYER}/attention_post_norm", f"{THEIR_LAYER}.post_attention_layernorm"),
-        *norm(f"{LAYER}/mlp_norm", f"{THEIR_LAYER}.pre_feedforward_layernorm"),
-        *norm(f"{LAYER}/mlp_post_norm", f"{THEIR_LAYER}.post_feedforward_layernorm"),
+        *norm(f"{llama.LAYER}/attention_norm", f"{llama.THEIR_LAYER}.input_layernorm"),
+        *norm(
+            f"{llama.LAYER}/attention_post_norm", f"{llama.THEIR_LAYER}.post_attention_layernorm"
+        ),
+        *norm(f"{llama.LAYER}/mlp_norm", f"{llama.THEIR_LAYER}.pre_feedforward_layernorm"),
+        *norm(f"{llama.LAYER}/mlp_post_norm", f"{llama.THEIR_LAYER}.post_feedforward_layernorm"),
     )
-    return decoder_table(config, norms=norms)
+    return llama.decoder_table(config, norms=norms)
 
 
 FAMILY = Family(
@@ -186,5 +178,5 @@ FAMILY = Family(
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
     weights=weights,
-    only_here=(value_architecture("Gemma2"),),
+    only_here=(llama.value_architecture("Gemma2"),),
 )

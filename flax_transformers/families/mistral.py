@@ -7,23 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from flax_transformers import ranges
-from flax_transformers.families.llama import (
-    LlamaConfig,
-    architectures,
-    decoder_table,
-    read_llama_fields,
-    value_architecture,
-    write_llama_fields,
-)
+from flax_transformers.families import llama
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.models.config import Rope
 
-ARCHITECTURES = architectures("Mistral")
+ARCHITECTURES = llama.architectures("Mistral")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MistralConfig(LlamaConfig):
+class MistralConfig(llama.LlamaConfig):
     """Llama with fewer key heads and a window; the first 7B by default."""
 
     architecture: str = "MistralForCausalLM"
@@ -60,14 +53,14 @@ SIZES: dict[str, MistralConfig] = {
 
 
 def read_windowed(
-    config: Mapping[str, Any], defaults: LlamaConfig, window: int | None
+    config: Mapping[str, Any], defaults: llama.LlamaConfig, window: int | None
 ) -> dict[str, Any]:
     """``read_llama_fields``, and the sliding window, by default ``window``."""
     window = config.get("sliding_window", window)
     if window is not None:
         numbers = {"sliding_window": window}
         huggingface.read_numbers(numbers, {"sliding_window": "sliding_window"}, MistralConfig())
-    return read_llama_fields(config, defaults) | {"sliding_window": window}
+    return llama.read_llama_fields(config, defaults) | {"sliding_window": window}
 
 
 def from_huggingface(config: Mapping[str, Any]) -> MistralConfig:
@@ -83,7 +76,7 @@ def to_huggingface(config: MistralConfig) -> dict[str, Any]:
     return {
         "model_type": "mistral",
         "sliding_window": config.sliding_window,
-        **write_llama_fields(config),
+        **llama.write_llama_fields(config),
     }
 
 
@@ -91,9 +84,9 @@ FAMILY = Family(
     config=MistralConfig,
     model_types=("mistral",),
     architectures=ARCHITECTURES,
-    only_here=(value_architecture("Mistral"),),
+    only_here=(llama.value_architecture("Mistral"),),
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
-    weights=decoder_table,
+    weights=llama.decoder_table,
 )

@@ -9,15 +9,7 @@ from typing import Any, ClassVar
 import jax
 
 from flax_transformers import ranges
-from flax_transformers.families.llama import (
-    LAYER,
-    THEIR_LAYER,
-    LlamaConfig,
-    architectures,
-    decoder_table,
-    value_architecture,
-    write_llama_fields,
-)
+from flax_transformers.families import llama
 from flax_transformers.families.mistral import read_windowed
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
@@ -27,13 +19,13 @@ from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
 from flax_transformers.models.layers.mixture_of_experts import Balance, MixtureOfExperts, balance_of
 from flax_transformers.models.parts import ModelParts
 
-ARCHITECTURES = architectures("Mixtral")
+ARCHITECTURES = llama.architectures("Mixtral")
 
 _ROPE = Rope(theta=1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixtralConfig(LlamaConfig):
+class MixtralConfig(llama.LlamaConfig):
     """Mistral with a mixture of experts; 8x7B by default."""
 
     architecture: str = "MixtralForCausalLM"
@@ -119,32 +111,32 @@ def to_huggingface(config: MixtralConfig) -> dict[str, Any]:
     return {
         "model_type": "mixtral",
         "sliding_window": config.sliding_window,
-        **write_llama_fields(config),
+        **llama.write_llama_fields(config),
         **huggingface.write_fields(config, _NUMBERS),
     }
 
 
-_EXPERTS = f"{THEIR_LAYER}.block_sparse_moe"
+_EXPERTS = f"{llama.THEIR_LAYER}.block_sparse_moe"
 
 FEED_FORWARD = (
-    Weight(f"{LAYER}/mlp/router/kernel", f"{_EXPERTS}.gate.weight", "DE->ED"),
-    Weight(f"{LAYER}/mlp/gate/kernel", f"{_EXPERTS}.experts.{{expert}}.w1.weight", "DF->FD"),
-    Weight(f"{LAYER}/mlp/down/kernel", f"{_EXPERTS}.experts.{{expert}}.w2.weight", "FD->DF"),
-    Weight(f"{LAYER}/mlp/up/kernel", f"{_EXPERTS}.experts.{{expert}}.w3.weight", "DF->FD"),
+    Weight(f"{llama.LAYER}/mlp/router/kernel", f"{_EXPERTS}.gate.weight", "DE->ED"),
+    Weight(f"{llama.LAYER}/mlp/gate/kernel", f"{_EXPERTS}.experts.{{expert}}.w1.weight", "DF->FD"),
+    Weight(f"{llama.LAYER}/mlp/down/kernel", f"{_EXPERTS}.experts.{{expert}}.w2.weight", "FD->DF"),
+    Weight(f"{llama.LAYER}/mlp/up/kernel", f"{_EXPERTS}.experts.{{expert}}.w3.weight", "DF->FD"),
 )
 """The router and the experts of a layer."""
 
 
 def weights(config: MixtralConfig) -> WeightTable:
     """The names of Mixtral's tensors, as they are saved."""
-    return decoder_table(config, FEED_FORWARD)
+    return llama.decoder_table(config, FEED_FORWARD)
 
 
 FAMILY = Family(
     config=MixtralConfig,
     model_types=("mixtral",),
     architectures=ARCHITECTURES,
-    only_here=(value_architecture("Mixtral"),),
+    only_here=(llama.value_architecture("Mixtral"),),
     parts=ModelParts(block=MixtralBlock),
     sizes=SIZES,
     from_huggingface=from_huggingface,

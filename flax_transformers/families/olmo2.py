@@ -8,17 +8,7 @@ from typing import Any
 
 import jax
 
-from flax_transformers.families.llama import (
-    ATTENTION_BIAS,
-    LAYER,
-    THEIR_LAYER,
-    LlamaConfig,
-    architectures,
-    decoder_table,
-    head_norms,
-    read_llama_fields,
-    write_llama_fields,
-)
+from flax_transformers.families import llama
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable, norm
@@ -28,7 +18,7 @@ from flax_transformers.models.parts import ModelParts
 
 ARCHITECTURES = {
     name: kind
-    for name, kind in architectures("Olmo2").items()
+    for name, kind in llama.architectures("Olmo2").items()
     if name in ("Olmo2ForCausalLM", "Olmo2ForSequenceClassification", "Olmo2Model")
 }
 
@@ -36,7 +26,7 @@ OLMO_ROPE = Rope(theta=500000.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Olmo2Config(LlamaConfig):
+class Olmo2Config(llama.LlamaConfig):
     """Llama with ``x + norm(f(x))`` and an RMS norm of all queries, and of all keys, together; the
     7B by default."""
 
@@ -95,8 +85,8 @@ DEFAULTS = replace(
 def from_huggingface(config: Mapping[str, Any]) -> Olmo2Config:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     huggingface.refuse_values(config, {"model_type": "olmo2"})
-    fields = read_llama_fields(config, DEFAULTS)
-    fields |= huggingface.read_switches(config, ATTENTION_BIAS, DEFAULTS)
+    fields = llama.read_llama_fields(config, DEFAULTS)
+    fields |= huggingface.read_switches(config, llama.ATTENTION_BIAS, DEFAULTS)
     return huggingface.make_config(Olmo2Config, fields)
 
 
@@ -104,19 +94,19 @@ def to_huggingface(config: Olmo2Config) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
     return {
         "model_type": "olmo2",
-        **huggingface.write_fields(config, ATTENTION_BIAS),
-        **write_llama_fields(config),
+        **huggingface.write_fields(config, llama.ATTENTION_BIAS),
+        **llama.write_llama_fields(config),
     }
 
 
 def weights(config: Olmo2Config) -> WeightTable:
     """The names of OLMo 2's tensors."""
     norms = (
-        *norm(f"{LAYER}/attention_norm", f"{THEIR_LAYER}.post_attention_layernorm"),
-        *norm(f"{LAYER}/mlp_norm", f"{THEIR_LAYER}.post_feedforward_layernorm"),
-        *head_norms("NH->(NH)"),
+        *norm(f"{llama.LAYER}/attention_norm", f"{llama.THEIR_LAYER}.post_attention_layernorm"),
+        *norm(f"{llama.LAYER}/mlp_norm", f"{llama.THEIR_LAYER}.post_feedforward_layernorm"),
+        *llama.head_norms("NH->(NH)"),
     )
-    return decoder_table(config, norms=norms)
+    return llama.decoder_table(config, norms=norms)
 
 
 FAMILY = Family(

@@ -8,21 +8,13 @@ from typing import Any, ClassVar
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.families.llama import (
-    LlamaConfig,
-    architectures,
-    decoder_table,
-    read_llama_fields,
-    value_architecture,
-    with_prefix_of_questions,
-    write_llama_fields,
-)
+from flax_transformers.families import llama
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable
 from flax_transformers.models.config import Rope
 
-ARCHITECTURES = architectures("Qwen2")
+ARCHITECTURES = llama.architectures("Qwen2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +49,7 @@ LONG_ROPE = Rope(theta=1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen2Config(UpperWindows, LlamaConfig):
+class Qwen2Config(UpperWindows, llama.LlamaConfig):
     """Llama with biases of queries, keys and values; 7B by default."""
 
     architecture: str = "Qwen2ForCausalLM"
@@ -186,18 +178,18 @@ DEFAULTS = replace(
 def from_huggingface(config: Mapping[str, Any]) -> Qwen2Config:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     huggingface.refuse_values(config, {"model_type": "qwen2"})
-    fields = read_llama_fields(config, DEFAULTS)
+    fields = llama.read_llama_fields(config, DEFAULTS)
     return huggingface.make_config(Qwen2Config, fields | read_windows(config, fields["num_layers"]))
 
 
 def to_huggingface(config: Qwen2Config) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
-    return {"model_type": "qwen2", **write_windows(config), **write_llama_fields(config)}
+    return {"model_type": "qwen2", **write_windows(config), **llama.write_llama_fields(config)}
 
 
 def weights(config: Qwen2Config) -> WeightTable:
     """The names of Qwen 2's tensors."""
-    return with_prefix_of_questions(config, decoder_table(config))
+    return llama.with_prefix_of_questions(config, llama.decoder_table(config))
 
 
 FAMILY = Family(
@@ -208,5 +200,5 @@ FAMILY = Family(
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
     weights=weights,
-    only_here=(value_architecture("Qwen2"),),
+    only_here=(llama.value_architecture("Qwen2"),),
 )

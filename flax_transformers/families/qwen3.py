@@ -6,18 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flax_transformers.families.llama import (
-    ATTENTION_BIAS,
-    NORMS,
-    LlamaConfig,
-    architectures,
-    decoder_table,
-    head_norms,
-    read_llama_fields,
-    value_architecture,
-    with_prefix_of_questions,
-    write_llama_fields,
-)
+from flax_transformers.families import llama
 from flax_transformers.families.qwen2 import (
     LONG_ROPE,
     UpperWindows,
@@ -29,11 +18,11 @@ from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable
 from flax_transformers.models.config import QueryKeyNorm, Rope
 
-ARCHITECTURES = architectures("Qwen3")
+ARCHITECTURES = llama.architectures("Qwen3")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen3Config(UpperWindows, LlamaConfig):
+class Qwen3Config(UpperWindows, llama.LlamaConfig):
     """Llama with an RMS norm of each query and key, heads 128 wide; 8B by default."""
 
     architecture: str = "Qwen3ForCausalLM"
@@ -90,8 +79,8 @@ DEFAULTS = replace(
 def from_huggingface(config: Mapping[str, Any]) -> Qwen3Config:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     huggingface.refuse_values(config, {"model_type": "qwen3"})
-    fields = read_llama_fields(config, DEFAULTS)
-    fields |= huggingface.read_switches(config, ATTENTION_BIAS, DEFAULTS)
+    fields = llama.read_llama_fields(config, DEFAULTS)
+    fields |= huggingface.read_switches(config, llama.ATTENTION_BIAS, DEFAULTS)
     return huggingface.make_config(Qwen3Config, fields | read_windows(config, fields["num_layers"]))
 
 
@@ -99,16 +88,16 @@ def to_huggingface(config: Qwen3Config) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
     return {
         "model_type": "qwen3",
-        **huggingface.write_fields(config, ATTENTION_BIAS),
+        **huggingface.write_fields(config, llama.ATTENTION_BIAS),
         **write_windows(config),
-        **write_llama_fields(config),
+        **llama.write_llama_fields(config),
     }
 
 
 def weights(config: Qwen3Config) -> WeightTable:
     """The names of Qwen 3's tensors."""
-    table = decoder_table(config, norms=NORMS + head_norms("H->H"))
-    return with_prefix_of_questions(config, table)
+    table = llama.decoder_table(config, norms=llama.NORMS + llama.head_norms("H->H"))
+    return llama.with_prefix_of_questions(config, table)
 
 
 FAMILY = Family(
@@ -119,5 +108,5 @@ FAMILY = Family(
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
     weights=weights,
-    only_here=(value_architecture("Qwen3"),),
+    only_here=(llama.value_architecture("Qwen3"),),
 )

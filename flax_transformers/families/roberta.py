@@ -14,13 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_transformers.families.bert import (
-    NUMBERS,
-    SWITCHES,
-    EncoderForMultipleChoice,
-    body_weights,
-    word_weights,
-)
+from flax_transformers.families import bert
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable, linear, norm
@@ -59,7 +53,7 @@ _CLASSES: dict[str, type[nn.Module]] = {
     "ForSequenceClassification": RobertaForSequenceClassification,
     "ForTokenClassification": TextForTokenClassification,
     "ForQuestionAnswering": TextForQuestionAnswering,
-    "ForMultipleChoice": EncoderForMultipleChoice,
+    "ForMultipleChoice": bert.EncoderForMultipleChoice,
     "Model": EncoderWithPooler,
 }
 
@@ -146,7 +140,7 @@ SIZES: dict[str, RobertaConfig] = {
 }
 """The published sizes."""
 
-_NUMBERS = {ours: theirs for ours, theirs in NUMBERS.items() if ours != "max_positions"}
+_NUMBERS = {ours: theirs for ours, theirs in bert.NUMBERS.items() if ours != "max_positions"}
 _NUMBERS["pad_id"] = "pad_token_id"
 
 _SUPPORTED = {
@@ -173,7 +167,7 @@ def from_huggingface(config: Mapping[str, Any]) -> RobertaConfig:
     fields["position_offset"] = fields["pad_id"] + 1
     fields["max_positions"] = table["max_positions"] - fields["position_offset"]
     fields["activation"] = huggingface.activation_from(config.get("hidden_act", "gelu"))
-    fields |= huggingface.read_switches(config, SWITCHES, _BASE)
+    fields |= huggingface.read_switches(config, bert.SWITCHES, _BASE)
     fields["classifier_dropout"] = huggingface.read_classifier_dropout(config, None)
     return huggingface.make_config(RobertaConfig, fields)
 
@@ -202,11 +196,11 @@ def weights(config: RobertaConfig) -> WeightTable:
     }.get(name, "classifier")
     table = WeightTable(
         weights=(
-            *body_weights("roberta"),
+            *bert.body_weights("roberta"),
             *linear("pooler/dense", f"{pooler}.dense", "D", "E"),
             *linear("mlm_head/transform/dense", "lm_head.dense", "D", "E"),
             *norm("mlm_head/transform/norm", "lm_head.layer_norm"),
-            *word_weights("lm_head", config.tie_embeddings),
+            *bert.word_weights("lm_head", config.tie_embeddings),
             *linear("classification_head", classifier, "D", "C"),
         ),
         copies={
