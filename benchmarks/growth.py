@@ -8,7 +8,9 @@ steps after a first one. The table has, for each axis, the exponent e of a quant
 fitted over all values and between the two largest, beside that of the step's matmul FLOPs: for
 devices, which here share the machine's cores, the work is the same whatever their number. Memory is
 that of one device as the compiler states it: the state (parameters, optimizer state, batch), and
-what the step needs besides.
+what the step needs besides. For lengths each layer is computed again in the backward pass, because
+attention with dropout holds [B, N, T, T] on a CPU. Points that ``--json`` has are not measured
+again, so that an interrupted command can be repeated.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ AXES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "depth": ({}, (6, 12, 24, 48)),
     "depth, unrolled": ({"scan": False}, (6, 12, 24)),
     "width": ({}, (128, 256, 512, 1024)),
-    "length": ({"batch": 1}, (128, 512, 2048, 8192)),
+    "length": ({"batch": 1, "remat": "full"}, (128, 512, 2048, 8192)),
     "batch": ({}, (1, 2, 4, 8, 16, 32)),
     "devices": ({}, (1, 2, 4, 8)),
     "vocabulary": ({"depth": 2}, (32_768, 65_536, 131_072, 262_144)),
@@ -54,15 +56,19 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measured(**json.loads(options.measure), steps=options.steps)))
         return
-    rows: list[dict[str, Any]] = []
+    found = Path(options.json) if options.json else None
+    rows: list[dict[str, Any]] = json.loads(found.read_text()) if found and found.exists() else []
+    done = {(row["axis"], row["value"]) for row in rows}
     for axis in options.axes:
         fixed, values = AXES[axis]
         for value in values:
+            if (axis, value) in done:
+                continue
             point = BASE | fixed | {axis.partition(",")[0]: value}
             print(f"{axis} {value}", file=sys.stderr, flush=True)
             rows.append({"axis": axis, "value": value, **_in_a_process(point, options.steps)})
-            if options.json:
-                Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")
+            if found:
+                found.write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows))
     if options.plot:
         plot(rows, Path(options.plot))
@@ -91,7 +97,7 @@ def _in_a_process(point: dict[str, Any], steps: int) -> dict[str, Any]:
 
 def measured(
     *, depth: int, width: int, length: int, batch: int, devices: int, vocabulary: int,
-    steps: int, scan: bool = True,
+    steps: int, scan: bool = True, remat: str = "none",
 ) -> dict[str, Any]:  # fmt: skip
     """The quantities of one point, measured in this process."""
     import jax
@@ -115,7 +121,7 @@ def measured(
     )
     objective = CausalLM(attend_across=True)
     case = Case(model, objective, batch, length, dict)
-    trainer = trainer_of(case, "float32", scan=scan)
+    trainer = trainer_of(case, "float32", scan=scan, remat=remat)
     state, rows = trainer.init(), trainer.place(case.rows())
     with jax.set_mesh(trainer.mesh):
         began = time.perf_counter()

@@ -36,9 +36,10 @@ def main(options: dict[str, Any]) -> None:
     serve(step, {"versions": versions} | about)
 
 
-def trainer_of(case: Case, dtype: Any, *, scan: bool) -> Trainer:
+def trainer_of(case: Case, dtype: Any, *, scan: bool, remat: Any = "none") -> Trainer:
     """The trainer of a case, with the optimizer of ``theirs.py``."""
-    compute = ComputeConfig(dtype=dtype, scan_layers=scan).resolve(jax.default_backend())
+    compute = ComputeConfig(dtype=dtype, scan_layers=scan, remat=remat)
+    compute = compute.resolve(jax.default_backend())
     return Trainer(
         model=build_model(case.model, compute),
         objective=case.objective,
