@@ -15,9 +15,7 @@ import itertools
 import json
 import math
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+from about import about
 
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import Dataset, prepare
@@ -139,23 +138,9 @@ def main() -> None:
 
 
 def _machine() -> str:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    ).stdout.strip()
-    names = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return (
-        f"{len(names)} x {names[0] if names else platform.processor()}, Python "
-        f"{platform.python_version()}, commit {commit}. One process; CPU time, median of three. "
-        f"Rows of {LENGTH}, batches of {BATCH}."
-    )
+    described = ", ".join(f"{name} {value}" for name, value in about().items())
+    shape = f"Rows of {LENGTH}, batches of {BATCH}."
+    return f"{described}. One process; CPU time, median of three. {shape}"
 
 
 def _stores(scratch: Path, path: str) -> dict[str, PreparedText]:

@@ -11,9 +11,7 @@ torch and transformers can be in another environment than this package (``--torc
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +22,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from about import about
 
 PROMPT, NEW_TOKENS, VOCAB = 128, 128, 30_000
 """Tokens of a prompt, new tokens, and the number of ids that prompts are drawn from."""
@@ -87,7 +87,7 @@ def measured(cases: list[Case], torch_python: str, repeats: int) -> list[dict[st
                         seconds[side].append(taken["wall"])
                         cpu_seconds[side].append(taken["cpu"])
             taken = {"seconds": seconds, "cpu_seconds": cpu_seconds}
-            results.append({"case": case.name, **asdict(case), **taken, **_versions()})
+            results.append({"case": case.name, **asdict(case), **taken, "about": about()})
             print(table(results[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
         for process in sides.values():
             process.communicate()
@@ -101,14 +101,6 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, float]:
         raise SystemExit("a side of the comparison ended; see its error above")
     answer: dict[str, float] = json.loads(line)
     return answer
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "jax": importlib.metadata.version("jax"),
-        "platform": platform.platform(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def table(results: list[dict[str, Any]]) -> str:

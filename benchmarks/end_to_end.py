@@ -17,7 +17,6 @@ Torch may be in another environment, with transformers, datasets and accelerate.
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 import json
 import os
@@ -28,6 +27,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from about import about
 
 from flax_transformers.parallel.host_memory import memory_settings
 
@@ -101,9 +102,9 @@ def run(
     if variant == "ours":
         script, python = "trainers/ours.py", sys.executable
         environment |= memory_settings()  # as the command ``train`` does
-    about = json.dumps(settings | {"variant": variant, "run": number, "result": str(result)})
+    asked = json.dumps(settings | {"variant": variant, "run": number, "result": str(result)})
     started = time.time()
-    subprocess.run([python, str(HERE / script), about], check=True, env=environment)
+    subprocess.run([python, str(HERE / script), asked], check=True, env=environment)
     found = json.loads(result.read_text())
     steps = found["times"]  # seconds since 1970, after each step
     return {
@@ -142,16 +143,7 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 def _about(options: argparse.Namespace) -> dict[str, Any]:
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=10"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "date": datetime.date.today().isoformat(),
-        "cores": os.cpu_count(),
-        "commit": commit,
-        "size": options.size,
-        "batch": [BATCH, LENGTH],
-        "steps": options.steps,
-    }
+    return {**about(), "size": options.size, "batch": f"{BATCH} x {LENGTH}", "steps": options.steps}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +40,18 @@ def main() -> None:
             with (options.folder / f"{name}.md").open("w") as table:
                 subprocess.run(command, check=True, stdout=table)
             partial.rename(file)
-    steps = json.loads(files["step_time"].read_text())
+    steps, runs = (json.loads(files[name].read_text()) for name in ("step_time", "end_to_end"))
+    cases = [json.loads(line) for line in files["decoding"].read_text().splitlines()]
     lines = [
         *step_lines(steps["rows"]),
-        *end_to_end_lines(json.loads(files["end_to_end"].read_text())["runs"]),
-        *decoding_lines(json.loads(line) for line in files["decoding"].read_text().splitlines()),
+        *end_to_end_lines(runs["runs"]),
+        *decoding_lines(cases),
     ]
     print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
     print("\n".join(lines))
-    print("\n" + ", ".join(f"{name} {value}" for name, value in steps["about"].items()))
+    parts = {"Steps": steps["about"], "Runs": runs["about"], "Generation": cases[0]["about"]}
+    for part, about in parts.items():
+        print(f"\n{part}: {', '.join(f'{name} {value}' for name, value in about.items())}.")
 
 
 def _options() -> argparse.Namespace:
@@ -93,7 +95,7 @@ def end_to_end_lines(runs: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def decoding_lines(cases: Iterable[dict[str, Any]]) -> list[str]:
+def decoding_lines(cases: list[dict[str, Any]]) -> list[str]:
     """Seconds of a call that generates text, float32."""
     return [
         _line(

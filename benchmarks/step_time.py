@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from about import about
 from steps.cases import PRESETS, Case
 from steps.turns import Failed, Worker
 
@@ -38,7 +37,6 @@ from flax_transformers.parallel.host_memory import memory_settings
 HERE = Path(__file__).parent
 OURS = {"scanned": {"scan": True}, "unrolled": {"scan": False}}
 THEIRS = {"torch": {"compile": False}, "torch-compile": {"compile": True}}
-CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 
 def main() -> None:
@@ -159,13 +157,13 @@ def _command(
     if variant in OURS or options.memory_settings_for_torch:
         environment |= memory_settings()  # as the command ``train`` does
     if variant in OURS:
-        about = {"preset": options.preset, "model": name, "dtype": dtype, **OURS[variant]}
-        return [sys.executable, str(HERE / "steps/ours.py"), json.dumps(about)], environment
+        asked = {"preset": options.preset, "model": name, "dtype": dtype, **OURS[variant]}
+        return [sys.executable, str(HERE / "steps/ours.py"), json.dumps(asked)], environment
     # A killed process of an earlier time can have left half a library in the common cache.
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
     files = {"config": str(folder / "config.json"), "batch": str(folder / "batch.npz")}
-    about = {**files, "dtype": dtype, **THEIRS[variant]}
-    return [options.torch_python, str(HERE / "steps/theirs.py"), json.dumps(about)], environment
+    asked = {**files, "dtype": dtype, **THEIRS[variant]}
+    return [options.torch_python, str(HERE / "steps/theirs.py"), json.dumps(asked)], environment
 
 
 def _heading(options: argparse.Namespace) -> str:
@@ -196,30 +194,7 @@ def _line(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
 def _about(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Date, hardware, versions and commit of a table."""
     versions = {name: version for row in rows for name, version in row["versions"].items()}
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=10"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": rows[0]["device"],
-        "cpu": f"{os.cpu_count()} cores, {_cpu()}",
-        "python": platform.python_version(),
-        **versions,
-        "commit": commit or "unknown",
-    }
-
-
-def _cpu() -> str:
-    """Name of the processor, and which of the instructions for matrix products it has."""
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = {
-        key.strip(): value.strip()
-        for key, _, value in (line.partition(":") for line in info.splitlines())
-    }
-    flags = [flag for flag in CPU_FLAGS if flag in fields.get("flags", "").split()]
-    return f"{fields.get('model name', platform.machine())} ({' '.join(flags)})"
+    return {**about(), "device": rows[0]["device"], **versions}
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ def test_the_table_has_the_ratio_of_medians_above_one_where_ours_is_faster(tmp_p
     rows = [step | {"variant": name, "seconds": of} for name, of in seconds.items()]
     runs = [{"variant": name, "rate": rate} for name, rate in (("ours", 300.0), ("lines", 150.0))]
     case = {"case": "t5-b1-greedy", "seconds": {"ours": [1.0], "transformers": [0.5]}}
-    written = {"about": {"date": "2026-01-01", "commit": "abc"}, "rows": rows}
+    about = {"date": "2026-01-01", "commit": "abc"}
+    written = {"about": about, "rows": rows}
     (tmp_path / "step_time.json").write_text(json.dumps(written))
-    (tmp_path / "end_to_end.json").write_text(json.dumps({"runs": runs}))
-    (tmp_path / "decoding.jsonl").write_text(json.dumps(case) + "\n")
+    (tmp_path / "end_to_end.json").write_text(json.dumps({"about": about, "runs": runs}))
+    (tmp_path / "decoding.jsonl").write_text(json.dumps(case | {"about": about}) + "\n")
     command = [sys.executable, SCRIPT, "--folder", tmp_path]
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
@@ -32,4 +33,4 @@ def test_the_table_has_the_ratio_of_medians_above_one_where_ours_is_faster(tmp_p
         "1.50 times",
     ]
     assert [line[3] for line in lines[3:5]] == ["2.00 times", "0.50 times"]
-    assert table.endswith("date 2026-01-01, commit abc\n")
+    assert table.count(": date 2026-01-01, commit abc.\n") == 3
