@@ -48,8 +48,6 @@ RETIRED_EXEMPT = (
     "CHANGELOG.md",
     "benchmarks/results/",
     f"{PACKAGE}/config_json.py",
-    f"{PACKAGE}/former_names.py",
-    "tests/test_former_names.py",
     ".ci/check_layout.py",
 )
 RETIRED_TERMS = (

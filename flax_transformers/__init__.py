@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from flax_transformers import former_names
 from flax_transformers.version import __version__
 
 if TYPE_CHECKING:
@@ -67,8 +66,6 @@ _MODULES = {
     "training_batches": "training.batches",
 }
 """Where each public name is defined, below this package."""
-
-former_names.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import logging
 import os
 import re
 import typing
@@ -25,18 +24,6 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from flax_transformers.errors import UserError
 from flax_transformers.ranges import Range, parse_integer, shown
-
-log = logging.getLogger(__name__)
-
-FORMER_OPTIONS = {
-    "execution": "compute",
-    "gates": "filters",
-    "logits-held": "max-logits",
-    "max-rewinds": "max-rollbacks",
-    "max-skipped-in-a-row": "max-consecutive-skips",
-    "norm-place": "norm-position",
-}
-"""Parts of option names of version 0.1 that have another name now."""
 
 PROGRAM = "flax-transformers"
 _SENTENCES = (
@@ -214,12 +201,12 @@ def override(config: T, overrides: Sequence[str]) -> T:
             parsed: Any
             parsed, unknown = tyro.cli(
                 _concrete(config),
-                args=_renamed(overrides, names),
+                args=list(overrides),
                 prog=PROGRAM,
                 config=_MARKERS,
                 return_unknown_args=True,
             )
-        values = {f.name: getattr(parsed, f.name) for f in _fields(config)}
+        values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(parsed)}
         changed = type(config)(**values)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -234,25 +221,6 @@ def refuse_arguments(overrides: Sequence[str]) -> None:
         raise UnknownOption(overrides[0])
 
 
-def _renamed(overrides: Sequence[str], names: Sequence[str]) -> list[str]:
-    """``overrides`` with the names of today for options of version 0.1, each with a log line."""
-    found = []
-    for token in overrides:
-        name, equals, value = token.partition("=")
-        former = name.removeprefix("--").replace("_", "-")
-        parts = (FORMER_OPTIONS.get(part, part) for part in former.split("."))
-        current = ".".join(parts)
-        if token.startswith("--") and former not in names and current in names:
-            log.warning("--%s is called --%s now; the former name is deprecated", former, current)
-            token = f"--{current}{equals}{value}"
-        found.append(token)
-    return found
-
-
-def _fields(config: Any) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(config)
-
-
 def _concrete(config: Any, hidden: Sequence[str] = ()) -> Any:
     """The config's type with every field typed as the value of ``config``, which is its default.
 
@@ -261,7 +229,7 @@ def _concrete(config: Any, hidden: Sequence[str] = ()) -> Any:
     """
     hints = typing.get_type_hints(type(config))
     fields = []
-    for field in _fields(config):
+    for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         kind: Any = type(value) if dataclasses.is_dataclass(value) else hints[field.name]
         if field.name in hidden:
@@ -278,7 +246,9 @@ def _field_names(value: Any, path: str = "") -> list[str]:
     """Option names of all fields that are no dataclasses themselves."""
     items: list[tuple[str, Any]]
     if dataclasses.is_dataclass(value):
-        items = [(f.name.replace("_", "-"), getattr(value, f.name)) for f in _fields(value)]
+        items = [
+            (f.name.replace("_", "-"), getattr(value, f.name)) for f in dataclasses.fields(value)
+        ]
     elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
         items = [(str(i), item) for i, item in enumerate(value)]
     else:

@@ -27,13 +27,11 @@ from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.store.files import digest
 from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig
 from flax_transformers.errors import UserError
-from flax_transformers.former_names import accepts_former_fields
 from flax_transformers.objectives.base import WindowSpec
 from flax_transformers.ranges import Ranges
 from flax_transformers.storage.folders import open_folder
 
 
-@accepts_former_fields(gates="filters")
 @dataclass(frozen=True, kw_only=True)
 class TextData(DataConfig):
     """Text for training and evaluation, prepared as a token store."""

@@ -42,7 +42,6 @@ from flax_transformers.data.store.tokenizer import at_hand, is_saved, own_tokeni
 from flax_transformers.data.tokenizers.fitting import fitted_vocabulary, warn_left_out
 from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig, train_tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.former_names import accepts_former_fields
 from flax_transformers.objectives.base import Vocabulary, WindowSpec
 from flax_transformers.ranges import Ranges
 from flax_transformers.storage.folders import Folder, open_folder
@@ -73,7 +72,6 @@ class Component:
         ranges.check_fields(self, "data.components")
 
 
-@accepts_former_fields(gates="filters")
 @dataclass(frozen=True, kw_only=True)
 class MixedText(DataConfig):
     """Several corpora with one tokenizer, mixed example by example; used like a `TextData`. The two

@@ -14,7 +14,6 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.former_names import former_attribute
 from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
 
 VOCABULARY_MULTIPLE = 128
@@ -693,7 +692,3 @@ class ImageTextConfig(TextConfig):
         """As of ``VisionConfig``, for the parameters of this model that images pass through."""
         *layers, head = self.vision.flops_groups(grid)
         return (*(replace(one, path=f"image_tower/{one.path}") for one in layers), head)
-
-
-def __getattr__(name: str) -> Any:
-    return former_attribute(__name__, name)

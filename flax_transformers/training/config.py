@@ -13,7 +13,6 @@ from flax_transformers.checkpointing.config import CheckpointConfig, EarlyStoppi
 from flax_transformers.config_json import FORMAT, from_json, to_json
 from flax_transformers.data.base import DataConfig, EvaluationSet
 from flax_transformers.errors import UserError
-from flax_transformers.former_names import accepts_former_fields
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.monitoring.sinks import SinkConfig
 from flax_transformers.objectives.base import Objective
@@ -143,9 +142,6 @@ class Logging:
         ranges.check_fields(self, "logging")
 
 
-@accepts_former_fields(
-    execution="compute", max_rewinds="max_rollbacks", max_skipped_in_a_row="max_consecutive_skips"
-)
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that defines a run."""

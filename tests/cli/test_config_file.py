@@ -295,3 +295,13 @@ def test_a_run_with_a_custom_objective_is_trained_resumed_and_used(
         config = saved_config(find_checkpoint(workdir))
     assert type(config.objective).__name__ == "Mine"
     assert config.model == tiny_bert()
+
+
+def test_a_field_by_its_former_name_is_named_with_that_of_today(tmp_path):
+    file = tmp_path / "former.py"
+    file.write_text(
+        "from flax_transformers.testing import tiny_bert\n"
+        'def get_config():\n    return tiny_bert(norm_place="pre")\n'
+    )
+    with pytest.raises(UserError, match="norm_place is called norm_position now; correct the file"):
+        load_config(str(file))

@@ -301,27 +301,6 @@ def test_help_and_version_do_not_import_jax():
 
 
 @pytest.mark.parametrize(
-    ("former", "current", "value"),
-    [
-        ("execution.dtype", "compute.dtype", "bfloat16"),
-        ("data.gates.min-characters", "data.filters.min-characters", "7"),
-        ("max-rewinds", "max-rollbacks", "2"),
-        ("max_skipped_in_a_row", "max-consecutive-skips", "3"),
-        ("model.norm-place", "model.norm-position", "pre"),
-        ("objective.logits-held", "objective.max-logits", "128"),
-    ],
-)
-def test_former_options_are_accepted_with_one_log_line(capsys, caplog, former, current, value):
-    config = TINY.replace("bert_tiny", "gpt2_small") if "logits" in former else TINY
-    assert main(["train", config, "--print-config", f"--{former}", value]) == 0
-    shown = json.loads(capsys.readouterr().out)
-    for part in current.replace("-", "_").split("."):
-        shown = shown[part]
-    assert str(shown) == value
-    assert len([one for one in caplog.messages if "former name is deprecated" in one]) == 1
-
-
-@pytest.mark.parametrize(
     ("command", "limit"),
     [
         (["generate", "model", "--prompt", "a", "--limits.restore-s", "7"], 7.0),
