@@ -7,6 +7,7 @@ from then on, with a warning: metrics.jsonl has all metrics in any case.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
 import io
@@ -15,11 +16,12 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from etils import epath
+from flax.traverse_util import flatten_dict
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
@@ -30,19 +32,22 @@ log = logging.getLogger(__name__)
 
 
 class TrackerSink(MetricSink):
-    """A sink that stops with a warning where its client fails; subclasses override ``_log`` and
-    ``_finish``."""
+    """A sink that stops with a warning where its client fails.
 
-    tracker: ClassVar[str]
+    ``tracker``: its name; ``log_row`` and ``finish``: calls of the client.
+    """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        tracker: str,
+        log_row: Callable[[int, dict[str, float]], Any],
+        finish: Callable[[], Any],
+    ) -> None:
+        self._tracker, self._log_row, self._finish = tracker, log_row, finish
         self._works = True
 
-    def _log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def _finish(self) -> None: ...
-
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._attempt(self._log, step, metrics)
+        self._attempt(self._log_row, step, dict(metrics))
 
     def close(self) -> None:
         self._attempt(self._finish)
@@ -57,8 +62,15 @@ class TrackerSink(MetricSink):
             self._works = False
             log.warning(
                 "%s failed (%s: %s) and gets no more metrics; metrics.jsonl has all of them",
-                self.tracker, type(error).__name__, error,
+                self._tracker, type(error).__name__, error,
             )  # fmt: skip
+
+
+class _Settings:
+    """Base of the configs of sinks."""
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "logging.sinks")
 
 
 def _client(module: str) -> Any:
@@ -90,8 +102,17 @@ def _config_of(workdir: epath.Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+@contextlib.contextmanager
+def _refusals(client: str, remedy: str) -> Iterator[None]:
+    """Turns errors of a client that opens a run into a UserError."""
+    try:
+        yield
+    except Exception as error:  # each client has errors of its own
+        raise UserError(f"{client} refuses the run ({error}); {remedy}") from error
+
+
 @dataclass(frozen=True)
-class WeightsAndBiases:
+class WeightsAndBiases(_Settings):
     """Weights & Biases. It keeps the first row of a step: rows that an interrupted run wrote after
     its last checkpoint stay."""
 
@@ -100,46 +121,27 @@ class WeightsAndBiases:
     entity: str | None = None
     mode: Literal["online", "offline"] = "online"
 
-    def __post_init__(self) -> None:
-        ranges.check_fields(self, "logging.sinks")
-
     def open(self, workdir: epath.Path, start_step: int) -> MetricSink:
         """Raises UserError if wandb is not installed or refuses the run."""
-        return _WandbSink(_client("wandb"), self, workdir)
-
-
-class _WandbSink(TrackerSink):
-    tracker = "W&B"
-
-    def __init__(self, wandb: Any, settings: WeightsAndBiases, workdir: epath.Path) -> None:
-        super().__init__()
+        wandb = _client("wandb")
         run_id, _ = _run_id(workdir, "wandb")
-        try:
-            self._run = wandb.init(
-                project=settings.project,
-                name=settings.name or workdir.name,
-                entity=settings.entity,
-                mode=settings.mode,
+        with _refusals("wandb", "log in, or set mode='offline'"):
+            run = wandb.init(
+                project=self.project,
+                name=self.name or workdir.name,
+                entity=self.entity,
+                mode=self.mode,
                 id=run_id,
                 resume="allow",
                 config=_config_of(workdir),
                 dir=os.fspath(workdir) if "://" not in str(workdir) else None,
             )
-        except Exception as error:
-            raise UserError(
-                f"wandb refuses the run ({error}); log in, or set mode='offline'"
-            ) from error
         _keep_id(workdir, "wandb", run_id)
-
-    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=step)
-
-    def _finish(self) -> None:
-        self._run.finish()
+        return TrackerSink("W&B", lambda step, row: run.log(row, step=step), run.finish)
 
 
 @dataclass(frozen=True)
-class Mlflow:
+class Mlflow(_Settings):
     """MLflow, with ``tracking_uri`` or, if it is None, the database mlflow.db in the workdir.
 
     A step that is trained again after an interruption has two values.
@@ -149,120 +151,71 @@ class Mlflow:
     name: str | None = None
     tracking_uri: str | None = None
 
-    def __post_init__(self) -> None:
-        ranges.check_fields(self, "logging.sinks")
-
     def open(self, workdir: epath.Path, start_step: int) -> MetricSink:
         """Raises UserError if mlflow is not installed or its server refuses the run."""
-        return _MlflowSink(_client("mlflow"), self, workdir)
-
-
-class _MlflowSink(TrackerSink):
-    tracker = "MLflow"
-
-    def __init__(self, mlflow: Any, settings: Mlflow, workdir: epath.Path) -> None:
-        super().__init__()
-        uri = settings.tracking_uri
+        mlflow = _client("mlflow")
+        uri = self.tracking_uri
         if uri is None:
             uri = f"sqlite:///{os.fspath(workdir / 'mlflow.db')}"
-        self._metric = mlflow.entities.Metric
         run_id, known = _run_id(workdir, "mlflow")
-        try:
-            self._client = mlflow.MlflowClient(uri)
+        with _refusals("mlflow", f"correct the tracking_uri of the sink, which is {uri}"):
+            client = mlflow.MlflowClient(uri)
             if known:
-                self._client.update_run(run_id, status="RUNNING")
+                client.update_run(run_id, status="RUNNING")
             else:
-                run_id = self._new_run(settings, workdir)
-        except Exception as error:
-            raise UserError(
-                f"mlflow refuses the run ({error}); correct the tracking_uri of the sink, which is "
-                f"{uri}"
-            ) from error
-        self._run_id = run_id
+                run_id = self._new_run(client, workdir)
         _keep_id(workdir, "mlflow", run_id)
 
-    def _new_run(self, settings: Mlflow, workdir: epath.Path) -> str:
-        experiment = self._client.get_experiment_by_name(settings.experiment)
+        def log_row(step: int, row: dict[str, float]) -> None:
+            now, metric = int(1000 * time.time()), mlflow.entities.Metric
+            rows = [metric(name, float(value), now, step) for name, value in row.items()]
+            client.log_batch(run_id, metrics=rows)
+
+        return TrackerSink("MLflow", log_row, lambda: client.set_terminated(run_id))
+
+    def _new_run(self, client: Any, workdir: epath.Path) -> str:
+        experiment = client.get_experiment_by_name(self.experiment)
         if experiment is None:
-            number = self._client.create_experiment(settings.experiment)
+            number = client.create_experiment(self.experiment)
         else:
             number = experiment.experiment_id
-        run = self._client.create_run(number, run_name=settings.name or workdir.name)
-        for key, value in _flat(_config_of(workdir)):
-            self._client.log_param(run.info.run_id, key, str(value)[:500])
+        run = client.create_run(number, run_name=self.name or workdir.name)
+        for key, value in flatten_dict(_config_of(workdir), sep=".").items():
+            client.log_param(run.info.run_id, key, str(value)[:500])
         return str(run.info.run_id)
-
-    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
-        now = int(1000 * time.time())
-        rows = [self._metric(name, float(value), now, step) for name, value in metrics.items()]
-        self._client.log_batch(self._run_id, metrics=rows)
-
-    def _finish(self) -> None:
-        self._client.set_terminated(self._run_id)
-
-
-def _flat(node: Any, path: str = "") -> list[tuple[str, Any]]:
-    """The leaves of a config with their paths, such as ``optimizer.learning_rate``."""
-    if not isinstance(node, dict):
-        return [(path, node)]
-    return [
-        leaf
-        for name, value in node.items()
-        for leaf in _flat(value, f"{path}.{name}" if path else str(name))
-    ]
 
 
 @dataclass(frozen=True)
-class Trackio:
+class Trackio(_Settings):
     """Trackio (Hugging Face), stored on this machine. Rows that an interrupted run wrote after its
     last checkpoint stay."""
 
     project: str = "flax_transformers"
     name: str | None = None
 
-    def __post_init__(self) -> None:
-        ranges.check_fields(self, "logging.sinks")
-
     def open(self, workdir: epath.Path, start_step: int) -> MetricSink:
         """Raises UserError if trackio is not installed or refuses the run."""
-        return _TrackioSink(_client("trackio"), self, workdir)
-
-
-class _TrackioSink(TrackerSink):
-    tracker = "Trackio"
-
-    def __init__(self, trackio: Any, settings: Trackio, workdir: epath.Path) -> None:
-        super().__init__()
+        trackio = _client("trackio")
         run_id, known = _run_id(workdir, "trackio")
-        name = run_id if known else f"{settings.name or workdir.name}-{run_id[:8]}"
-        try:
-            self._run = trackio.init(
-                project=settings.project,
+        name = run_id if known else f"{self.name or workdir.name}-{run_id[:8]}"
+        with _refusals("trackio", "remove the sink"):
+            run = trackio.init(
+                project=self.project,
                 name=name,
-                config=dict(_flat(_config_of(workdir))),
+                config=flatten_dict(_config_of(workdir), sep="."),
                 resume="allow",
                 embed=False,
             )
-        except Exception as error:
-            raise UserError(f"trackio refuses the run ({error}); remove the sink") from error
         _keep_id(workdir, "trackio", name)
-
-    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=step)
-
-    def _finish(self) -> None:
-        self._run.finish()
+        return TrackerSink("Trackio", lambda step, row: run.log(row, step=step), run.finish)
 
 
 @dataclass(frozen=True)
-class Csv:
+class Csv(_Settings):
     """A file of the workdir with a line for each step and metric: ``step,name,value``. Lines of
     steps after a resumed checkpoint are dropped."""
 
     file: str = "metrics.csv"
-
-    def __post_init__(self) -> None:
-        ranges.check_fields(self, "logging.sinks")
 
     def open(self, workdir: epath.Path, start_step: int) -> MetricSink:
         """The sink; the file is written at each flush."""
@@ -270,10 +223,8 @@ class Csv:
 
 
 class _CsvSink(TrackerSink):
-    tracker = "CSV"
-
     def __init__(self, path: epath.Path, start_step: int) -> None:
-        super().__init__()
+        super().__init__("CSV", self._add, self._save)
         self._path = path
         rows = csv.reader(io.StringIO(read_side_file(path) or ""))
         whole = [row for row in rows if len(row) == 3 and row[0].isascii() and row[0].isdecimal()]
@@ -281,8 +232,8 @@ class _CsvSink(TrackerSink):
             tuple(row) for row in whole if int(row[0]) <= start_step
         ]
 
-    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._rows.extend((step, name, float(value)) for name, value in metrics.items())
+    def _add(self, step: int, row: dict[str, float]) -> None:
+        self._rows.extend((step, name, float(value)) for name, value in row.items())
 
     def flush(self) -> None:
         self._attempt(self._save)
@@ -291,6 +242,3 @@ class _CsvSink(TrackerSink):
         text = io.StringIO()
         csv.writer(text).writerows([("step", "name", "value"), *self._rows])
         write_side_file(self._path, text.getvalue())
-
-    def _finish(self) -> None:
-        self._save()
