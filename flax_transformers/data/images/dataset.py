@@ -180,6 +180,8 @@ class PreparedImages(DatasetDefaults):
     train: ImageSplit
     validation: ImageSplit | None
 
+    tokenizer: ClassVar[None] = None
+
     @property
     def fingerprint(self) -> str:
         return self.train.fingerprint
@@ -191,10 +193,6 @@ class PreparedImages(DatasetDefaults):
             f"{len(self.train):,} training images of {len(self.label_names):,} classes, "
             f"{held_out} held out"
         )
-
-    @property
-    def tokenizer(self) -> None:
-        return None
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 
@@ -231,9 +232,7 @@ class PreparedPairs(DatasetDefaults):
     known: Vocabulary | None = None
     """The part of the vocabulary that the model has embeddings for, if it is not all."""
 
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        return ()
+    label_names: ClassVar[tuple[str, ...]] = ()
 
     @property
     def fingerprint(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class SignalData(PythonData):
 
     sources: tuple[SignalSource, ...]
 
+    has_prepared_rows: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         counted = Counter(source.name for source in self.sources)
@@ -43,10 +45,6 @@ class SignalData(PythonData):
         """Names of the classes, if one source alone has labels."""
         given = [source.label_names for source in self.sources if source.label_names]
         return given[0] if len(given) == 1 else ()
-
-    @property
-    def has_prepared_rows(self) -> bool:
-        return False
 
     def load(self) -> Dataset:
         train = SignalItems(self.sources, "train")

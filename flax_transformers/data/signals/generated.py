@@ -69,6 +69,8 @@ class MovingDigits(GeneratedSource):
     frames: int = 8
     size: int = 28
 
+    label_names: ClassVar[tuple[str, ...]] = DIGITS
+
     RANGES: ClassVar[Ranges] = {
         "frames": ranges.integers(1, 4096),
         "size": ranges.integers(15, 4096),
@@ -77,10 +79,6 @@ class MovingDigits(GeneratedSource):
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.frames, self.size, self.size, 1)
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        return DIGITS
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"content": digest_of_ends(digits(self.path, "train")[0])}
@@ -112,6 +110,7 @@ def _bouncing(start: np.ndarray, step: np.ndarray, limit: int, video: MovingDigi
     return np.rint(np.where(folded > limit, 2 * limit - folded, folded)).astype(int)
 
 
+_WORDS = ("ai", "ao", "eu", "ea", "io", "ie", "oa", "oi", "ue", "ua")
 RATE, WINDOW = 8000, 256
 """Samples in a second, and in the window of the Fourier transform."""
 
@@ -128,6 +127,9 @@ class Tones(GeneratedSource):
     frames: int = 48
     mels: int = 32
 
+    dtype: ClassVar[str] = "float32"
+    label_names: ClassVar[tuple[str, ...]] = _WORDS
+
     RANGES: ClassVar[Ranges] = {
         "frames": ranges.integers(4, 65_536),
         "mels": ranges.integers(4, 128),
@@ -136,14 +138,6 @@ class Tones(GeneratedSource):
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.frames, self.mels, 1)
-
-    @property
-    def dtype(self) -> str:
-        return "float32"
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        return _WORDS
 
     def opened(self, split: Split) -> SignalSplit:
         count = self.count(split)
@@ -160,7 +154,6 @@ class Tones(GeneratedSource):
 
 _FORMANTS = {"a": (800, 1200), "e": (450, 2100), "i": (300, 2500), "o": (450, 850), "u": (325, 650)}
 """First and second formant of five vowels in Hz."""
-_WORDS = ("ai", "ao", "eu", "ea", "io", "ie", "oa", "oi", "ue", "ua")
 
 
 def word(vowels: str, samples: int, rng: np.random.Generator) -> np.ndarray:
@@ -219,6 +212,9 @@ class Solids(GeneratedSource):
     points: int = 256
     size: int = 28
 
+    dtype: ClassVar[str] = "float32"
+    label_names: ClassVar[tuple[str, ...]] = SOLIDS
+
     RANGES: ClassVar[Ranges] = {
         "points": ranges.integers(8, 65_536),
         "size": ranges.integers(4, 4096),
@@ -227,14 +223,6 @@ class Solids(GeneratedSource):
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.points, 3) if self.view == "points" else (self.size, self.size, 1)
-
-    @property
-    def dtype(self) -> str:
-        return "float32"
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        return SOLIDS
 
     def opened(self, split: Split) -> SignalSplit:
         count = self.count(split)

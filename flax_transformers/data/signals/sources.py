@@ -180,13 +180,8 @@ class Digits(SignalSource):
 
     path: str = "data/mnist"
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (28, 28, 1)
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        return DIGITS
+    shape: ClassVar[tuple[int, ...]] = (28, 28, 1)
+    label_names: ClassVar[tuple[str, ...]] = DIGITS
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"content": digest_of_ends(digits(self.path, "train")[0])}

@@ -59,10 +59,7 @@ class PairSource(Source):
     target_path: str | None = None
 
     endings: ClassVar[tuple[str, ...]] = row_files.ENDINGS
-
-    @property
-    def target_kind(self) -> str:
-        return "pairs"
+    target_kind: ClassVar[str] = "pairs"
 
     def files(self) -> list[tuple[str, Path]]:
         """(name, path) of the files that are read, in order."""
