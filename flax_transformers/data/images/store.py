@@ -36,7 +36,7 @@ MANIFEST = "manifest.json"
 SKIPPED = "skipped.txt"
 KIND = "image store"
 _DIGEST_BYTES = 16
-_OPENED = ("labels", "_ends", "_items", "_digests", "_captions", "_caption_ends", "_read")
+_OPENED = ("labels", "_read")
 
 
 class ImageSplit:
@@ -49,6 +49,7 @@ class ImageSplit:
     def __init__(self, directory: str, split: Split, manifest: dict[str, Any], path: str) -> None:
         self.directory, self.split = directory, split
         self._store = StoreReader(LocalFolder(directory), KIND)
+        self._arrays: dict[str, StoreArray] = {}
         try:
             self._read_record(manifest["splits"][split], len(manifest["classes"]), path)
             self._store.check_sizes(self._files)
@@ -101,26 +102,6 @@ class ImageSplit:
         """int32 [images]."""
         return self._array("labels").read(0, self._count)
 
-    @functools.cached_property
-    def _ends(self) -> StoreArray:
-        return self._array("ends")
-
-    @functools.cached_property
-    def _items(self) -> StoreArray:
-        return self._array("items")
-
-    @functools.cached_property
-    def _digests(self) -> StoreArray:
-        return self._array("digests")
-
-    @functools.cached_property
-    def _captions(self) -> StoreArray:
-        return self._array("captions")
-
-    @functools.cached_property
-    def _caption_ends(self) -> StoreArray:
-        return self._array("caption_ends")
-
     @property
     def has_captions(self) -> bool:
         """Whether images have captions instead of labels."""
@@ -128,8 +109,7 @@ class ImageSplit:
 
     def captions(self, index: int) -> list[str]:
         """The captions of image ``index``, at least one."""
-        start = int(self._caption_ends[index - 1]) if index else 0
-        raw = self._captions.read(start, int(self._caption_ends[index])).tobytes()
+        raw = self._entry("captions", "caption_ends", index).tobytes()
         return [str(text) for text in json.loads(raw)]
 
     @functools.cached_property
@@ -137,12 +117,20 @@ class ImageSplit:
         return reader(self._source)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in _OPENED}
+        kept = {name: value for name, value in self.__dict__.items() if name not in _OPENED}
+        return kept | {"_arrays": {}}
 
     def _array(self, kind: str) -> StoreArray:
-        record, content = self._files[self._name(kind)]
-        length = record.bytes // np.dtype(content.dtype).itemsize
-        return self._store.array(self._name(kind), content.dtype, length)
+        if kind not in self._arrays:
+            record, content = self._files[self._name(kind)]
+            length = record.bytes // np.dtype(content.dtype).itemsize
+            self._arrays[kind] = self._store.array(self._name(kind), content.dtype, length)
+        return self._arrays[kind]
+
+    def _entry(self, kind: str, ends_kind: str, index: int) -> np.ndarray:
+        """The bytes of image ``index`` in a file whose entries end at the ``ends_kind``."""
+        ends = self._array(ends_kind)
+        return self._array(kind).read(int(ends[index - 1]) if index else 0, int(ends[index]))
 
     def verify(self) -> None:
         """Reads the files of the split and compares checksums. Raises UserError naming a damaged
@@ -155,8 +143,7 @@ class ImageSplit:
 
         Raises UserError if an image was deleted or changed since the store was prepared.
         """
-        start = int(self._ends[index - 1]) if index else 0
-        item = self._items.read(start, int(self._ends[index]))
+        item = self._entry("items", "ends", index)
         if self._shape is not None:
             pixels = item.reshape(*self._shape, -1)
             return pixels if pixels.shape[2] == channels else np.repeat(pixels, channels, axis=2)
@@ -175,7 +162,8 @@ class ImageSplit:
     def _intact(self, index: int, raw: bytes) -> bytes:
         if self._name("digests") not in self._files:  # of format 2
             return raw
-        expected = self._digests.read(_DIGEST_BYTES * index, _DIGEST_BYTES * (index + 1))
+        digests = self._array("digests")
+        expected = digests.read(_DIGEST_BYTES * index, _DIGEST_BYTES * (index + 1))
         if image_digest(raw) != expected.tobytes():
             raise UnreadableImage("its content has changed")
         return raw
