@@ -13,7 +13,6 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.data.base import DataConfig, EvaluationSet, Tokenizers
-from flax_transformers.data.pipeline.dummy import check_source_kinds, dummy_text
 from flax_transformers.data.prepare.cached_stores import beside_others, cache_directory
 from flax_transformers.data.prepare.corpus import Corpus
 from flax_transformers.data.prepare.filters import Filters
@@ -31,9 +30,44 @@ from flax_transformers.objectives.base import WindowSpec
 from flax_transformers.ranges import Ranges
 from flax_transformers.storage.folders import open_folder
 
+_DUMMY_TOKENS = 8  # few, because sequences may be short
+
+
+class ReadsText:
+    """Base of data configs that read text from sources."""
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All corpora that are read."""
+        raise NotImplementedError
+
+    def check_objective(self, objective: str, spec: WindowSpec) -> None:
+        """See `DataConfig`: the objective may ask for pairs, labels or images."""
+        kind = type(self).__name__
+        if spec.data is not None:
+            raise UserError(
+                f"objective {objective} learns from {spec.data}, but data is a {kind}; set data to "
+                f"{spec.data}, or choose another objective"
+            )
+        wanted = spec.target_kind
+        for source in self.sources:
+            if wanted in (None, source.target_kind):
+                continue
+            what = wanted if wanted == "pairs" else f"the labels {wanted!r}"
+            raise UserError(
+                f"objective {objective} learns {what}, which the {type(source).__name__} of "
+                f"{source.path} does not give; set data.source to a {spec.source_kind}, or choose "
+                "another objective"
+            )
+
+    def dummy_example(self, spec: WindowSpec, token: int) -> dict[str, np.ndarray]:
+        """See `DataConfig`."""
+        tokens = np.full(min(_DUMMY_TOKENS, spec.length), token, np.int32)
+        return spec.dummy_example(tokens, max((source.texts for source in self.sources), default=1))
+
 
 @dataclass(frozen=True, kw_only=True)
-class TextData(DataConfig):
+class TextData(ReadsText, DataConfig):
     """Text for training and evaluation, prepared as a token store."""
 
     source: AnySource = field(default_factory=TextSource)
@@ -73,7 +107,6 @@ class TextData(DataConfig):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """All corpora that are read."""
         return tuple(self.corpus.sources.values())
 
     @property
@@ -154,12 +187,6 @@ class TextData(DataConfig):
             given=tokenizer,
             of_run=of_run,
         )
-
-    def check_objective(self, objective: str, spec: WindowSpec) -> None:
-        check_source_kinds(type(self).__name__, self.sources, objective, spec)
-
-    def dummy_example(self, spec: WindowSpec, token: int) -> dict[str, np.ndarray]:
-        return dummy_text(self.sources, spec, token)
 
 
 class _HeldOutText(TextData):

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-import numpy as np
-
 from flax_transformers import ranges
 from flax_transformers.data.base import (
     Compare,
@@ -25,8 +23,7 @@ from flax_transformers.data.base import (
     EvaluationSet,
     Tokenizers,
 )
-from flax_transformers.data.config import TextData
-from flax_transformers.data.pipeline.dummy import check_source_kinds, dummy_text
+from flax_transformers.data.config import ReadsText, TextData
 from flax_transformers.data.pipeline.examples import MixedExamples
 from flax_transformers.data.prepare.cached_stores import beside_others, cache_directory
 from flax_transformers.data.prepare.filters import Filters, let_in
@@ -73,7 +70,7 @@ class Component:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixedText(DataConfig):
+class MixedText(ReadsText, DataConfig):
     """Several corpora with one tokenizer, mixed example by example; used like a `TextData`. The two
     sides of pairs share the tokenizer.
 
@@ -128,7 +125,6 @@ class MixedText(DataConfig):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """All corpora that are read."""
         return tuple(source for one in self.components for source in self.part(one).sources)
 
     def part(self, component: Component) -> TextData:
@@ -178,12 +174,6 @@ class MixedText(DataConfig):
             return digest(made_of | {"weights": weights})
 
         return cache_directory(origins, identity)
-
-    def check_objective(self, objective: str, spec: WindowSpec) -> None:
-        check_source_kinds(type(self).__name__, self.sources, objective, spec)
-
-    def dummy_example(self, spec: WindowSpec, token: int) -> dict[str, np.ndarray]:
-        return dummy_text(self.sources, spec, token)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 _OPEN_ROWS = 64  # open rows that are searched for free space; more do not improve the packing
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: its multiples are spread out
 _PACKED_AT_ONCE = 1 << 18  # pairs, as Python integers
-_BUCKET_THREADS = 16
 _INDEX = np.dtype("<i8")
 _HASH = 4  # entries for the sha256
 
@@ -36,7 +35,7 @@ class PairExamples(Examples):
 
     def __init__(self, store: TokenStore, spec: PairSpec) -> None:
         self.store, self.spec = store, spec
-        self.read_threads = 0 if store.is_local else _BUCKET_THREADS
+        self.read_threads = store.read_threads
         self._limits = spec.length - spec.overhead, spec.target_length - spec.overhead
         if min(self._limits) < 1:
             raise UserError(

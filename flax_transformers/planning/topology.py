@@ -91,18 +91,8 @@ def _tpu_devices(topology: str, kind: str, grid: tuple[int, ...], slices: int) -
     # libtpu must not query this machine, and several processes may load it.
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    name = f"{kind}:{'x'.join(map(str, grid))}"
-    try:
-        with silenced():
-            found = topologies.get_topology_desc(
-                platform="tpu", topology_name=name, num_slices=slices, **_TPU_SETTINGS.get(kind, {})
-            )
-    except Exception as error:  # libtpu raises several types
-        said = str(error).partition("\n")[0]
-        raise UserError(
-            f"topology {topology} is not possible ({said}); name one such as {EXAMPLES}"
-        ) from error
-    return list(found.devices)
+    name, settings = f"{kind}:{'x'.join(map(str, grid))}", _TPU_SETTINGS.get(kind, {})
+    return _described(topology, "tpu", topology_name=name, num_slices=slices, **settings)
 
 
 def _gpu_devices(topology: str, gpus: int, hosts: int) -> list[jax.Device]:
@@ -113,18 +103,19 @@ def _gpu_devices(topology: str, gpus: int, hosts: int) -> list[jax.Device]:
             "the compiler for NVIDIA GPUs, which needs no GPU, is not installed; install it with: "
             "pip install jax-cuda12-plugin jax-cuda12-pjrt, of the version of jax"
         )
+    grid = f"1x{hosts}x{gpus}"
+    return _described(topology, "cuda", topology_name="h100", topology=grid, target_config=_H100)
+
+
+def _described(named: str, platform: str, **settings: Any) -> list[jax.Device]:
+    """The devices of a topology, by the compiler of the platform; ``named``: by the user."""
     try:
         with silenced():
-            found = topologies.get_topology_desc(
-                platform="cuda",
-                topology_name="h100",
-                topology=f"1x{hosts}x{gpus}",
-                target_config=_H100,
-            )
-    except Exception as error:  # the plugin raises several types
+            found = topologies.get_topology_desc(platform=platform, **settings)
+    except Exception as error:  # libtpu and the plugin of CUDA raise several types
         said = str(error).partition("\n")[0]
         raise UserError(
-            f"topology {topology} is not possible ({said}); name one such as {EXAMPLES}"
+            f"topology {named} is not possible ({said}); name one such as {EXAMPLES}"
         ) from error
     return list(found.devices)
 

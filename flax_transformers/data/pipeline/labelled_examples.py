@@ -13,7 +13,6 @@ from flax_transformers.objectives.labelled import LabelledSpec
 
 log = logging.getLogger(__name__)
 _ROW = np.dtype([("document", "<i8"), ("begin", "<i8"), ("start", "<i8"), ("stop", "<i8")])
-_BUCKET_THREADS = 16
 
 
 class LabelledExamples(Examples):
@@ -24,7 +23,7 @@ class LabelledExamples(Examples):
 
     def __init__(self, store: TokenStore, spec: LabelledSpec) -> None:
         self.store, self.spec = store, spec
-        self.read_threads = 0 if store.is_local else _BUCKET_THREADS
+        self.read_threads = store.read_threads
         if store.label_kind != spec.labels:
             raise UserError(
                 f"The documents of the token store in {store.directory} have other labels than "

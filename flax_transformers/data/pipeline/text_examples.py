@@ -13,8 +13,6 @@ from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import WindowSpec
 
-_BUCKET_THREADS = 16  # concurrent reads per process over a network
-
 
 class TextExamples(Examples):
     """The windows of one split as raw examples, in the form of `Objective.prepare`.
@@ -25,7 +23,7 @@ class TextExamples(Examples):
 
     def __init__(self, store: TokenStore, spec: WindowSpec) -> None:
         self.store, self.spec = store, spec
-        self.read_threads = 0 if store.is_local else _BUCKET_THREADS
+        self.read_threads = store.read_threads
         self._windows = cached_window_index(store, spec)
         if spec.other and store.num_documents < 2:
             raise UserError(

@@ -48,6 +48,7 @@ UNIGRAMS = "unigrams"
 TEXT_KINDS = ("tokens", "documents", "sentences")
 """Files that every shard has."""
 _AT_ONCE = 1 << 22  # tokens counted, or ends read
+_BUCKET_THREADS = 16  # concurrent reads per process over a network
 LABEL_DTYPES = {
     "labels": "<i4", "tags": "<i4", "numbers": "<f4", "choices": "<i4", "records": "u1",
 }  # fmt: skip
@@ -237,6 +238,11 @@ class TokenStore:
     def is_local(self) -> bool:
         """Whether the store is on a local disk, where reads are fast."""
         return isinstance(self._reader.folder, LocalFolder)
+
+    @property
+    def read_threads(self) -> int:
+        """Threads for concurrent reads of examples; see `Examples`."""
+        return 0 if self.is_local else _BUCKET_THREADS
 
     def verify(self) -> None:
         """Reads the whole split and compares checksums. Raises UserError naming a damaged file."""

@@ -8,8 +8,8 @@ faster where these positions are not (`Tokenizer.finds_ends`).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.data.tokenizers.sentences import sentence_ends
 
 _CHUNK = 1 << 18  # characters tokenized at once
+T = TypeVar("T")
 _PART = 1 << 16  # a longer text is cut where that changes no id
 
 
@@ -33,7 +34,8 @@ def encode_documents(
     another one. Separate texts count as sentences. If one of them has no token, the document has no
     sentences; in a labelled document the text becomes the unknown token instead.
     """
-    for chunk in _chunks(documents):
+    numbered = (document for _, document in documents)
+    for chunk in _groups(numbered, lambda document: len(document.whole)):
         yield list(zip(chunk, _encode(chunk, tokenizer, target_tokenizer), strict=True))
 
 
@@ -49,17 +51,19 @@ def encode_sentences(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[lis
         yield _sentences(list(itertools.islice(encoded, count)))
 
 
-def _chunks(documents: Iterable[tuple[int, Document]]) -> Iterator[list[Document]]:
-    chunk: list[Document] = []
-    characters = 0
-    for _, document in documents:
-        chunk.append(document)
-        characters += len(document.whole)
-        if characters >= _CHUNK:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
+def _groups(items: Iterable[T], characters: Callable[[T], int]) -> Iterator[list[T]]:
+    """Items in order, in groups of about ``_CHUNK`` characters, or of one item."""
+    group: list[T] = []
+    total = 0
+    for item in items:
+        size = characters(item)
+        if group and total + size > _CHUNK:
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += size
+    if group:
+        yield group
 
 
 def _encode(
@@ -151,7 +155,7 @@ def _encode_parts(
     tokenizer: Tokenizer, parts: Sequence[_Part]
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
     """The ids of each part, and the indices at which sentences end."""
-    for batch in _batches(parts):
+    for batch in _groups(parts, lambda part: len(part.text)):
         plain = iter(tokenizer.encode_batch([p.text for p in batch if not p.needs_offsets]))
         several = [part for part in batch if part.needs_offsets]
         located = iter(
@@ -163,20 +167,6 @@ def _encode_parts(
             else:
                 ids = next(plain)
                 yield ids, [len(ids)] * len(part.ends)
-
-
-def _batches(parts: Sequence[_Part]) -> Iterator[list[_Part]]:
-    """Groups of parts with a bounded number of characters."""
-    batch: list[_Part] = []
-    characters = 0
-    for part in parts:
-        if batch and characters + len(part.text) > _CHUNK:
-            yield batch
-            batch, characters = [], 0
-        batch.append(part)
-        characters += len(part.text)
-    if batch:
-        yield batch
 
 
 def _sentences(encoded: Sequence[tuple[np.ndarray, list[int]]]) -> list[np.ndarray]:

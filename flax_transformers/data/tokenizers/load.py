@@ -206,22 +206,22 @@ def _train_wordpiece(config: TokenizerConfig, lines: Iterator[str]) -> Tokenizer
         vocab_size=config.vocab_size, special_tokens=WORDPIECE_SPECIALS, show_progress=False
     )
     backend.train_from_iterator(lines, trainer)
-    found = backend.get_vocab_size()
-    if found < config.vocab_size:
-        raise UserError(_too_large(config.vocab_size, found))
-    if found > config.vocab_size:
-        raise UserError(_too_small(config.vocab_size, found))
+    _check_size(config.vocab_size, backend.get_vocab_size())
     frame_bert(backend)
     return PieceTokenizer(backend.to_str(), TRAINED_HERE)
 
 
 def _train_byte_level(config: TokenizerConfig, texts: Iterator[str]) -> Tokenizer:
     backend, found = train_byte_level(config.vocab_size, texts)
-    if found < config.vocab_size:
-        raise UserError(_too_large(config.vocab_size, found))
-    if found > config.vocab_size:
-        raise UserError(_too_small(config.vocab_size, found))
+    _check_size(config.vocab_size, found)
     return PieceTokenizer(backend, TRAINED_HERE)
+
+
+def _check_size(asked: int, found: int) -> None:
+    if found < asked:
+        raise UserError(_too_large(asked, found))
+    if found > asked:
+        raise UserError(_too_small(asked, found))
 
 
 def _train_sentencepiece(config: TokenizerConfig, lines: Iterator[str]) -> Tokenizer:

@@ -49,7 +49,7 @@ _SHORTEST = 16
 class EncodedRows:
     """Encoded documents in the place of a token store; their labels are placeholders."""
 
-    directory, split, is_local = "the input", "rows", True
+    directory, split, is_local, read_threads = "the input", "rows", True, 0
 
     def __init__(self, documents: Sequence[Sequence[np.ndarray]], label_kind: str) -> None:
         texts = [text for document in documents for text in document]
