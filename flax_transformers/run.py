@@ -18,15 +18,10 @@ from flax_transformers.monitoring.sinks import MetricSink
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.post_training.reinforcement.rollouts import batch_source
 from flax_transformers.storage.workdir import check_writable, open_workdir
-from flax_transformers.training import loop
+from flax_transformers.training import loop, run_state
 from flax_transformers.training.callbacks import Callback
 from flax_transformers.training.check_run import check_config, check_run
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.run_state import (
-    tokenizer_files,
-    tokenizers_of_run,
-    with_compute_of_run,
-)
 
 
 def train(
@@ -58,11 +53,11 @@ def train(
         folder = open_workdir(workdir)
         check_writable(folder)  # before the data are prepared, which can take hours
         # First of all, so that references, teachers and evaluators compute as the training does.
-        config = with_compute_of_run(config, folder)
+        config = run_state.with_compute_of_run(config, folder)
         config = runtime.with_initial_model(config, overrides, folder)
         loop.checked_mesh(config)
         check_config(config)
-        prepared = runtime.prepared_data(config.data, tokenizers_of_run(folder))
+        prepared = runtime.prepared_data(config.data, run_state.tokenizers_of_run(folder))
         prepared = runtime.fitted_data(config, prepared)
         check_run(config, prepared, new=not has_checkpoint(folder))
         prepared = runtime.completed_data(config, prepared, folder)
@@ -73,7 +68,7 @@ def train(
         introduce(config, prepared, folder, baselines)
         model = runtime.built(config)
         if config.checkpoints.export_every is not None:
-            exporter = Exporter(config, model, folder, tokenizer_files(config, prepared))
+            exporter = Exporter(config, model, folder, run_state.tokenizer_files(config, prepared))
             callbacks = [*callbacks, exporter]
     outcome = loop.train_prepared(
         config,

@@ -18,7 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from flax_transformers import ranges
+from flax_transformers import pretrained, ranges
 from flax_transformers.checkpointing.step_directories import SavedStep, has_checkpoint
 from flax_transformers.data.base import Tokenizers
 from flax_transformers.data.config import DataConfig
@@ -29,22 +29,9 @@ from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.read import tokenizer_folder
 from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
-from flax_transformers.parallel.distributed import (
-    check_platform,
-    raise_together,
-    start_processes,
-    wait_for_all,
-)
+from flax_transformers.parallel import distributed
 from flax_transformers.parallel.limits import Limits
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
-from flax_transformers.pretrained import (
-    describe_pretrained,
-    find_pretrained,
-    folder_of,
-    initial_model,
-    initial_parameters,
-    load_pretrained,
-)
 from flax_transformers.restore import RestoredModel, restore_model, saved_part, saved_tokenizers
 from flax_transformers.storage.file_hashes import content_digest
 from flax_transformers.storage.paths import is_bucket
@@ -64,8 +51,8 @@ class Placed:
 def start(platform: str | None, limits: Limits | None = None) -> None:
     """Joins the other processes, checks the platform, and turns on the compilation cache."""
     _allow_virtual_devices()
-    start_processes(limits)
-    check_platform(platform)
+    distributed.start_processes(limits)
+    distributed.check_platform(platform)
     # What the environment or the program around has set stays.
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", _cache_directory())
@@ -115,7 +102,7 @@ def _verify_together(prepared: Dataset) -> None:
     found = [*folder.glob("manifest.json"), *folder.glob("*/manifest.json")]  # of a mixture
     stats = [path.stat() for path in sorted(found)]
     seen = repr([(stat.st_ino, stat.st_ctime_ns) for stat in stats])
-    wait_for_all()
+    distributed.wait_for_all()
     everywhere = multihost_utils.process_allgather(
         np.array([zlib.crc32(seen.encode())], np.uint32), tiled=True
     )
@@ -126,7 +113,7 @@ def _verify_together(prepared: Dataset) -> None:
         prepared.verify_share(peers.index(mine), len(peers))
     except UserError as error:
         fault = error
-    raise_together(fault, f"found damaged data in {prepared.directory}")
+    distributed.raise_together(fault, f"found damaged data in {prepared.directory}")
 
 
 def evaluation_sets(config: TrainConfig, prepared: Dataset) -> list[tuple[str, Dataset]]:
@@ -174,7 +161,7 @@ class Described:
     @property
     def place(self) -> str:
         """The folder."""
-        return str(folder_of(self.source))
+        return str(pretrained.folder_of(self.source))
 
     def of_run(self, name: str) -> Any:
         """A field of the config of the model's run; None for weights that belong to no run."""
@@ -187,10 +174,10 @@ def described_model(path: str, architecture: str | None = None) -> Described:
     ``architecture``: what that folder is read as, where it is not its own. Raises UserError for
     what is missing or damaged.
     """
-    source = find_pretrained(path)
+    source = pretrained.find_pretrained(path)
     if isinstance(source, SavedStep) and architecture is not None:
         raise UserError(f"{path} is a run, whose architecture is known; omit --architecture")
-    model = describe_pretrained(source, architecture)
+    model = pretrained.describe_pretrained(source, architecture)
     if isinstance(source, SavedStep):
         return Described(source, None, model, *saved_tokenizers(source))
     text = isinstance(model, TextConfig)
@@ -206,7 +193,7 @@ def restored_model(
         return restore_model(described.source, mesh, compute)
     mesh = mesh or make_mesh(MeshConfig())
     compute = compute or ComputeConfig(dtype="auto")
-    model, params = load_pretrained(
+    model, params = pretrained.load_pretrained(
         described.source, architecture=described.architecture, compute=compute, mesh=mesh
     )
     return RestoredModel(model.config, model, params, described.tokenizer, None, mesh, step=0)
@@ -226,7 +213,7 @@ def with_initial_model(
     options = [part.partition("=")[0] for part in overrides if part.startswith("--model.")]
     given = {option.removeprefix("--model.").replace("-", "_") for option in options}
     source = workdir if workdir is not None and has_checkpoint(workdir) else config.init_from
-    model = initial_model(source, config.model, given)
+    model = pretrained.initial_model(source, config.model, given)
     return with_model(config, model, f"--init-from {config.init_from}")
 
 
@@ -251,7 +238,7 @@ def initial_weights(config: TrainConfig) -> Callable[[Mesh], Any] | None:
     path = config.init_from
     if path is None:
         return None
-    return lambda mesh: initial_parameters(path, config.model, mesh, config.seed)
+    return lambda mesh: pretrained.initial_parameters(path, config.model, mesh, config.seed)
 
 
 def teacher(config: TrainConfig, prepared: Dataset) -> Callable[[Mesh], tuple[Any, Any]] | None:
@@ -336,10 +323,10 @@ class StoredWeights:
     def fingerprint(self) -> str | None:
         """Hash of its files, or of the path of those in a bucket; None if they are not there."""
         try:
-            found = find_pretrained(self.path)
+            found = pretrained.find_pretrained(self.path)
         except UserError:
             return None
-        folder = folder_of(found)
+        folder = pretrained.folder_of(found)
         if is_bucket(epath.Path(folder)):
             return str(folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
@@ -347,7 +334,7 @@ class StoredWeights:
 
     def load(self, mesh: Mesh) -> tuple[nn.Module, Any]:
         """The model and its parameters."""
-        return load_pretrained(self.path, compute=self.compute, mesh=mesh)
+        return pretrained.load_pretrained(self.path, compute=self.compute, mesh=mesh)
 
 
 def completed_data(

@@ -17,14 +17,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from flax_transformers.cli.parsing import (
-    PROGRAM,
-    UnknownOption,
-    option_names,
-    parse_arguments,
-    show_help,
-    split,
-)
+from flax_transformers.cli import parsing
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.host_memory import restart_with_memory_settings
 from flax_transformers.parallel.watchdog import watchdog
@@ -59,10 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        print(f"{parsing.PROGRAM}: {error}", file=sys.stderr)
         return _leave(USER_ERROR)
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; the same command starts again", file=sys.stderr)
+        print(f"{parsing.PROGRAM}: interrupted; the same command starts again", file=sys.stderr)
         return _leave(INTERRUPTED)
     except BrokenPipeError:  # the reader of a pipe, such as head, has ended
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nothing to close at exit)
@@ -70,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if (explained := _out_of_memory(error)) is None:
             raise
-        print(f"{PROGRAM}: {explained}", file=sys.stderr)
+        print(f"{parsing.PROGRAM}: {explained}", file=sys.stderr)
         return _leave(USER_ERROR)
 
 
@@ -102,7 +95,7 @@ def _leave(code: int) -> int:
 def _run(tokens: list[str]) -> int:
     name = tokens[0] if tokens else ""
     if name == "--version":
-        print(f"{PROGRAM} {__version__}")
+        print(f"{parsing.PROGRAM} {__version__}")
         return 0
     kinds = _commands()
     if name in ("-h", "--help"):
@@ -112,13 +105,13 @@ def _run(tokens: list[str]) -> int:
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(kinds)}"
         raise UserError(f"there is no command {name!r}; {hint}" if name else f"no command; {hint}")
     kind = kinds[name]
-    own, overrides = split(kind, tokens[1:])
+    own, overrides = parsing.split(kind, tokens[1:])
     for text in overrides:
         check_text("an argument", text)
     if "--help" in own and (config := _config_file(kind, own)) is not None:
         from flax_transformers.cli.config_file import load_config
 
-        show_help(name, kind, load_config(check_text("CONFIG", config)))
+        parsing.show_help(name, kind, load_config(check_text("CONFIG", config)))
         return 0
     command = _parsed(kinds, [name, *own])
     _check_texts(command)
@@ -128,8 +121,8 @@ def _run(tokens: list[str]) -> int:
     try:
         with types_found_by(type_in_current_folder):
             return command.run(overrides) or 0
-    except UnknownOption as error:
-        raise error.among(option_names(kind)) from None
+    except parsing.UnknownOption as error:
+        raise error.among(parsing.option_names(kind)) from None
 
 
 def _commands() -> dict[str, Any]:
@@ -179,7 +172,7 @@ def _parsed(kinds: dict[str, Any], tokens: list[str]) -> Any:
         for name, kind in kinds.items()
     )
     union: Any = Union[commands]  # noqa: UP007
-    return parse_arguments(union, tokens, description="Pretrain transformers in JAX/Flax.")
+    return parsing.parse_arguments(union, tokens, description="Pretrain transformers in JAX/Flax.")
 
 
 def _config_file(kind: type, own: list[str]) -> str | None:
@@ -187,7 +180,7 @@ def _config_file(kind: type, own: list[str]) -> str | None:
     names = {field.name: field.type for field in dataclasses.fields(kind)}
     if "config" not in names:
         return None
-    if "config" in option_names(kind):
+    if "config" in parsing.option_names(kind):
         after = own.index("--config") + 1 if "--config" in own else len(own)
         return own[after] if after < len(own) else None
     return own[0] if not own[0].startswith("--") else None
@@ -195,7 +188,7 @@ def _config_file(kind: type, own: list[str]) -> str | None:
 
 def _check_texts(command: Any) -> None:
     """Raises UserError for a string that cannot be the name of a file or the like."""
-    options = option_names(type(command))
+    options = parsing.option_names(type(command))
     for field in dataclasses.fields(command):
         name, value = field.name.replace("_", "-"), getattr(command, field.name)
         option = f"--{name}" if name in options else name.upper()

@@ -21,7 +21,6 @@ from flax_transformers.data.store.token_store import Split
 from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Vocabulary, WindowSpec
-from flax_transformers.ranges import Ranges
 
 Tokenizers = Mapping[str, Tokenizer]
 """Tokenizers by the names of their folders, "tokenizer" and "target_tokenizer"."""
@@ -211,7 +210,7 @@ class DataConfig:
     for a store in a bucket, compare file sizes only (``prepare --verify`` reads it). False compares
     file sizes only."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "prepare_processes": ranges.integers(1, 4096),
         "workers": ranges.integers(0, 4096),
         "max_training_examples": ranges.integers(),

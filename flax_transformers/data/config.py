@@ -27,12 +27,12 @@ from flax_transformers.data.store.files import digest
 from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import WindowSpec
-from flax_transformers.ranges import Ranges
 from flax_transformers.storage.folders import open_folder
 
 _DUMMY_TOKENS = 8  # few, because sequences may be short
 
 
+@dataclass(frozen=True, kw_only=True)
 class ReadsText:
     """Base of data configs that read text from sources."""
 
@@ -192,7 +192,7 @@ class TextData(ReadsText, DataConfig):
 class _HeldOutText(TextData):
     """Text of an evaluation set, all held out: only held-out documents keep what scoring needs."""
 
-    RANGES: ClassVar[Ranges] = {"validation_fraction": ranges.SHARE}
+    RANGES: ClassVar[ranges.Ranges] = {"validation_fraction": ranges.SHARE}
 
 
 def _hash_of_all(find: Callable[[Source], str], used: Sequence[Source]) -> str:

@@ -40,7 +40,6 @@ from flax_transformers.data.tokenizers.fitting import fitted_vocabulary, warn_le
 from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig, train_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Vocabulary, WindowSpec
-from flax_transformers.ranges import Ranges
 from flax_transformers.storage.folders import Folder, open_folder
 from flax_transformers.storage.locks import exclusive_lock
 
@@ -63,7 +62,7 @@ class Component:
     weight: float | None = None
     """Relative frequency of its examples."""
 
-    RANGES: ClassVar[Ranges] = {"weight": ranges.numbers(0, 1e12, above=True)}
+    RANGES: ClassVar[ranges.Ranges] = {"weight": ranges.numbers(0, 1e12, above=True)}
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "data.components")
@@ -97,7 +96,7 @@ class MixedText(ReadsText, DataConfig):
     shards: int = 8
     """Number of shards of each store; see `TextData`."""
 
-    RANGES: ClassVar[Ranges] = {"exponent": ranges.SHARE}
+    RANGES: ClassVar[ranges.Ranges] = {"exponent": ranges.SHARE}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,6 +16,7 @@ from etils import epath
 
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.data.images.image_text import PreparedPairs
+from flax_transformers.evaluation import classification, reconstructions
 from flax_transformers.evaluation.baselines import (
     Baseline,
     masked_token_baselines,
@@ -26,20 +27,11 @@ from flax_transformers.evaluation.baselines import (
     target_token_baselines,
 )
 from flax_transformers.evaluation.class_report import ClassReport
-from flax_transformers.evaluation.classification import (
-    classification_baselines,
-    classification_evaluator,
-    image_baselines,
-)
 from flax_transformers.evaluation.contrastive.retrieval import pair_baselines, retrieval_evaluator
 from flax_transformers.evaluation.contrastive.zero_shot import zero_shot_evaluator
 from flax_transformers.evaluation.features.probes import probe_evaluator
 from flax_transformers.evaluation.held_out import held_out_evaluator
 from flax_transformers.evaluation.question_answering import question_baselines, question_evaluator
-from flax_transformers.evaluation.reconstructions import (
-    reconstruction_baselines,
-    reconstruction_evaluator,
-)
 from flax_transformers.evaluation.samples import answered_samples, continued_samples, filled_samples
 from flax_transformers.evaluation.scoring.choices import choice_baselines
 from flax_transformers.evaluation.tagging import entity_evaluator, tagging_baselines
@@ -125,11 +117,11 @@ def _translation(run: EvaluatedRun) -> list[Evaluator]:
 def _reconstruction(run: EvaluatedRun) -> list[Evaluator]:
     if run.workdir is None or run.part:
         return []
-    return [reconstruction_evaluator(run.config, run.prepared, run.workdir)]
+    return [reconstructions.reconstruction_evaluator(run.config, run.prepared, run.workdir)]
 
 
 def _classes(run: EvaluatedRun) -> list[Evaluator]:
-    return [classification_evaluator(run.config, run.prepared, run.report)]
+    return [classification.classification_evaluator(run.config, run.prepared, run.report)]
 
 
 def _images(run: EvaluatedRun) -> list[Evaluator]:
@@ -159,7 +151,7 @@ TASKS: dict[type, Task] = {
     ),
     SequenceLoss: Task(target_token_baselines, sample=_answered),
     SequenceToSequence: Task(target_token_baselines, _translation, _answered),
-    SequenceClassification: Task(classification_baselines, _classes),
+    SequenceClassification: Task(classification.classification_baselines, _classes),
     TokenClassification: Task(
         tagging_baselines, lambda run: [entity_evaluator(run.config, run.prepared, run.report)]
     ),
@@ -168,8 +160,8 @@ TASKS: dict[type, Task] = {
         lambda run: [question_evaluator(run.config, run.prepared, run.predictions)],
     ),
     MultipleChoice: Task(choice_baselines),
-    ImageClassification: Task(image_baselines, _images),
-    MaskedImage: Task(reconstruction_baselines, _reconstruction),
+    ImageClassification: Task(classification.image_baselines, _images),
+    MaskedImage: Task(reconstructions.reconstruction_baselines, _reconstruction),
     MaskedVideo: Task(),
     VideoClassification: Task(),
     PolicyObjective: Task(

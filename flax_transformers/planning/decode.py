@@ -17,29 +17,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from flax_transformers.generation import decode
+from flax_transformers.generation import decode, program
 from flax_transformers.generation.buckets import bucket
 from flax_transformers.generation.loop import Endings, TextLimits
-from flax_transformers.generation.program import (
-    GenerationRequest,
-    Settings,
-    takes_separate_layers,
-    write,
-)
 from flax_transformers.generation.sampling import Sampling
 from flax_transformers.models.config import EncoderDecoderConfig
 from flax_transformers.models.layers.stack import separate_layers
 from flax_transformers.parallel.device_specs import device_spec
 from flax_transformers.parallel.mesh import make_mesh
+from flax_transformers.planning import plan
 from flax_transformers.planning.hlo_cost import account
-from flax_transformers.planning.plan import (
-    GIB,
-    Roofline,
-    bytes_on_device,
-    compile_to_text,
-    flops_of,
-    roofline,
-)
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.setup import make_trainer
 from flax_transformers.training.trainer import Trainer
@@ -68,8 +55,8 @@ class DecodePlan:
     token_flops: float | None
     """FLOPs of one new token of each row."""
     token_memory_bytes: float | None
-    prompt_roofline: Roofline | None
-    token_roofline: Roofline | None
+    prompt_roofline: plan.Roofline | None
+    token_roofline: plan.Roofline | None
     compile_seconds: float
 
     @property
@@ -97,20 +84,20 @@ def plan_decode(
     trainer = make_trainer(config, mesh)
     lowered = lower_generate(trainer, batch, prompt_length, new_tokens)
     started = time.perf_counter()
-    compiled, text, needed = compile_to_text(lowered)
+    compiled, text, needed = plan.compile_to_text(lowered)
     seconds = time.perf_counter() - started
     chip = device_spec(devices[0].device_kind)
     counted: list[float | None] = [None, None, None]
-    at_peak: list[Roofline | None] = [None, None]
+    at_peak: list[plan.Roofline | None] = [None, None]
     if text is not None:
         prompt, both = (account(text, dict(mesh.shape), unknown_rounds=n) for n in (0, 1))
-        flops = flops_of(prompt, config.model), flops_of(both, config.model)
+        flops = plan.flops_of(prompt, config.model), plan.flops_of(both, config.model)
         counted = [flops[0], flops[1] - flops[0], both.memory_bytes - prompt.memory_bytes]
         if chip is not None:
-            first, whole = roofline(prompt, flops[0], chip), roofline(both, flops[1], chip)
-            at_peak = [first, _difference(whole, first)]
+            first = plan.roofline(prompt, flops[0], chip)
+            at_peak = [first, plan.roofline(both, flops[1], chip).without(first)]
     found: Any = None if compiled is None else compiled.memory_analysis()
-    total, available = needed or 0, None if chip is None else int(chip.memory_gib * GIB)
+    total, available = needed or 0, None if chip is None else int(chip.memory_gib * plan.GIB)
     if found is not None:
         total = found.argument_size_in_bytes + found.temp_size_in_bytes
         total += found.output_size_in_bytes + found.generated_code_size_in_bytes
@@ -122,7 +109,7 @@ def plan_decode(
         batch=batch,
         prompt_length=prompt_length,
         new_tokens=new_tokens,
-        parameters=bytes_on_device(trainer.abstract_params),
+        parameters=plan.bytes_on_device(trainer.abstract_params),
         cache=_cache_bytes(trainer, batch, prompt_length, new_tokens),
         temporaries=None if found is None else found.temp_size_in_bytes,
         total=total,
@@ -151,7 +138,7 @@ def lower_generate(
     key = replicated((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
     limits = TextLimits(Endings(eos=replicated((1,), jnp.int32), pad=scalar), scalar)
     model, params, start = trainer.model, trainer.abstract_params, None
-    if takes_separate_layers(trainer.mesh.devices.flatten().tolist()):
+    if program.takes_separate_layers(trainer.mesh.devices.flatten().tolist()):
         params = jax.eval_shape(separate_layers, params)
     if isinstance(model.config, EncoderDecoderConfig):
         longest = max(prompt_length, 1 + new_tokens)
@@ -162,11 +149,11 @@ def lower_generate(
         longest = prompt_length + new_tokens
         decode.require_positions(model, longest, f"{longest} tokens of prompt and text")
     with jax.set_mesh(trainer.mesh):
-        return write.lower(
+        return program.write.lower(
             model,
             params,
-            GenerationRequest(ids, ids, limits, key, start),
-            settings=Settings(bucket(new_tokens), Sampling()),
+            program.GenerationRequest(ids, ids, limits, key, start),
+            settings=program.Settings(bucket(new_tokens), Sampling()),
         )
 
 
@@ -187,11 +174,3 @@ def _cache_bytes(trainer: Trainer, batch: int, prompt_length: int, new_tokens: i
     with jax.set_mesh(trainer.mesh):
         leaves = jax.tree.leaves(jax.eval_shape(cached, trainer.abstract_params))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-
-
-def _difference(whole: Roofline, part: Roofline) -> Roofline:
-    interconnect = {
-        axes: seconds - part.interconnect.get(axes, 0.0)
-        for axes, seconds in whole.interconnect.items()
-    }
-    return Roofline(whole.compute - part.compute, whole.memory - part.memory, interconnect)

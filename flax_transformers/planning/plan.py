@@ -86,6 +86,13 @@ class Roofline:
     def step(self) -> float:
         return max(self.compute, self.memory, *self.interconnect.values())
 
+    def without(self, part: Roofline) -> Roofline:
+        """That of the rest of a program, of which ``part`` is a part."""
+        links = {
+            name: s - part.interconnect.get(name, 0.0) for name, s in self.interconnect.items()
+        }
+        return Roofline(self.compute - part.compute, self.memory - part.memory, links)
+
     @property
     def bound_by(self) -> str:
         """The resource with the longest time."""

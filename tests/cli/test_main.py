@@ -317,7 +317,6 @@ def test_loading_a_model_is_a_phase_with_a_limit(capsys, tmp_path, monkeypatch, 
         phases.append((watchdog._current.name, watchdog.limits.restore_s, watchdog.is_running))
         raise UserError("stop here")
 
-    monkeypatch.setattr("flax_transformers.runtime.find_pretrained", load)  # imports it first
     monkeypatch.setattr("flax_transformers.pretrained.find_pretrained", load)
     assert refused(capsys, *command).endswith("stop here")
     assert phases == [("restore", limit, True)]

@@ -12,7 +12,7 @@ import pytest
 
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import open_dataset, prepare, prepare_common, prepare_share
-from flax_transformers.data.images import dataset as images_module
+from flax_transformers.data.images import parts
 from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.prepare import text as prepare_module
 from flax_transformers.data.sources.read import CorpusReader
@@ -390,14 +390,14 @@ def test_images_that_a_store_holds_itself_may_move_or_go(tmp_path, gone):
 
 def test_images_that_change_while_they_are_prepared_make_no_store(tmp_path, monkeypatch):
     write_folder(tmp_path / "pets")
-    write = images_module.write_parts
+    write = parts.write_parts
 
     def replaced(*arguments):
         write(*arguments)
         image = tmp_path / "pets/train/dog/1.png"
         image.write_bytes(image.read_bytes()[:-1] + b"!")
 
-    monkeypatch.setattr(images_module, "write_parts", replaced)
+    monkeypatch.setattr(parts, "write_parts", replaced)
     with pytest.raises(UserError, match="pets changed while it was prepared"):
         prepare(image_data("pets", store="store"))
     assert not Path("store/manifest.json").exists()

@@ -15,7 +15,6 @@ import numpy as np
 from flax_transformers import ranges
 from flax_transformers.data.images.decode import resize
 from flax_transformers.data.images.policies import color_jitter, rand_augment, three_augment
-from flax_transformers.ranges import Ranges
 
 _CROP_TRIES = 10  # as in torchvision
 _LONGEST = 8  # maximum ratio of the sides, to bound the memory
@@ -54,7 +53,7 @@ class Augmentation:
     """Its fraction of the image; ``erase_aspect``: its height over width (§3.2 of that paper)."""
     erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "padding": ranges.integers(0, 2**14),
         "scale": ranges.numbers(0, 1, above=True),
         "aspect": ranges.numbers(1e-6, 1e6),

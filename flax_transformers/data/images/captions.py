@@ -22,14 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flax_transformers.data.images import kinds
 from flax_transformers.data.images.files import ENDINGS, image_files
-from flax_transformers.data.images.kinds import (
-    SPLIT_NAMES,
-    FoundImage,
-    Images,
-    ImageSource,
-    files_of_split,
-)
 from flax_transformers.data.sources.files import reading_source
 from flax_transformers.errors import UserError
 
@@ -46,10 +40,10 @@ def captions_in(value: Any) -> tuple[str, ...]:
     return tuple(caption for part in parts for caption in captions_in(part))
 
 
-def open_captioned(source: ImageSource, root: Path) -> Images:
+def open_captioned(source: kinds.ImageSource, root: Path) -> kinds.Images:
     """The images of folders, lines of JSON or tar files. Raises UserError for others."""
     if root.is_dir():
-        names = SPLIT_NAMES.get(source.split, (source.split,))
+        names = kinds.SPLIT_NAMES.get(source.split, (source.split,))
         inner = next((root / name for name in names if (root / name).is_dir()), root)
         lines, tars = (sorted(inner.rglob(f"*.{kind}")) for kind in ("jsonl", "tar"))
     else:
@@ -58,10 +52,10 @@ def open_captioned(source: ImageSource, root: Path) -> Images:
     top = root if root.is_dir() else root.parent
     if tars:
         return TarImages(
-            source, top, tars if inner != root else files_of_split(source, tars, "tar")
+            source, top, tars if inner != root else kinds.files_of_split(source, tars, "tar")
         )
     if lines:
-        lines = lines if inner != root else files_of_split(source, lines, "jsonl")
+        lines = lines if inner != root else kinds.files_of_split(source, lines, "jsonl")
         return LineImages(source, top, lines)
     if not root.is_dir():
         raise UserError(
@@ -91,7 +85,7 @@ def _span(path: Path, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
-def _parsed(source: ImageSource, raw: bytes) -> tuple[str, ...]:
+def _parsed(source: kinds.ImageSource, raw: bytes) -> tuple[str, ...]:
     """The captions in a .txt file, or in a field of a .json file; none if it is damaged."""
     try:
         if source.caption_field == LINES:
@@ -102,7 +96,7 @@ def _parsed(source: ImageSource, raw: bytes) -> tuple[str, ...]:
     return captions_in(found.get(source.caption_field)) if isinstance(found, dict) else ()
 
 
-def _ending(source: ImageSource) -> str:
+def _ending(source: kinds.ImageSource) -> str:
     return ".txt" if source.caption_field == LINES else ".json"
 
 
@@ -113,7 +107,7 @@ class BesideImages:
     shape: tuple[int, ...] | None = None
     in_place = True
 
-    def __init__(self, source: ImageSource, top: Path, folder: Path) -> None:
+    def __init__(self, source: kinds.ImageSource, top: Path, folder: Path) -> None:
         self._source, self._top = source, top
         self._files = list(image_files(folder))
         if not any(path.with_suffix(_ending(source)).is_file() for path in self._files):
@@ -125,7 +119,7 @@ class BesideImages:
     def __len__(self) -> int:
         return len(self._files)
 
-    def read(self, start: int, stop: int) -> Iterator[FoundImage]:
+    def read(self, start: int, stop: int) -> Iterator[kinds.FoundImage]:
         for path in self._files[start:stop]:
             try:
                 raw, beside = path.read_bytes(), path.with_suffix(_ending(self._source))
@@ -133,7 +127,7 @@ class BesideImages:
             except OSError:
                 raw, text = b"", b""
             place = path.relative_to(self._top).as_posix()
-            yield FoundImage(place, raw, 0, _parsed(self._source, text) if text else ())
+            yield kinds.FoundImage(place, raw, 0, _parsed(self._source, text) if text else ())
 
     def files(self) -> list[tuple[str, Path]]:
         beside = [path.with_suffix(_ending(self._source)) for path in self._files]
@@ -148,7 +142,7 @@ class LineImages:
     shape: tuple[int, ...] | None = None
     in_place = True
 
-    def __init__(self, source: ImageSource, top: Path, files: list[Path]) -> None:
+    def __init__(self, source: kinds.ImageSource, top: Path, files: list[Path]) -> None:
         self._source, self._top, self._files = source, top, files
         self._rows: list[tuple[str, tuple[str, ...]]] = []
         for file in files:
@@ -174,13 +168,13 @@ class LineImages:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def read(self, start: int, stop: int) -> Iterator[FoundImage]:
+    def read(self, start: int, stop: int) -> Iterator[kinds.FoundImage]:
         for place, captions in self._rows[start:stop]:
             try:
                 raw = (self._top / place).read_bytes()
             except OSError:
                 raw = b""
-            yield FoundImage(place, raw, 0, captions)
+            yield kinds.FoundImage(place, raw, 0, captions)
 
     def files(self) -> list[tuple[str, Path]]:
         places = dict.fromkeys(place for place, _ in self._rows)
@@ -196,7 +190,7 @@ class TarImages:
     shape: tuple[int, ...] | None = None
     in_place = True
 
-    def __init__(self, source: ImageSource, top: Path, files: list[Path]) -> None:
+    def __init__(self, source: kinds.ImageSource, top: Path, files: list[Path]) -> None:
         self._source, self._top, self._files = source, top, files
         self._pairs = [pair for file in files for pair in self._pairs_of(file)]
 
@@ -225,14 +219,14 @@ class TarImages:
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def read(self, start: int, stop: int) -> Iterator[FoundImage]:
+    def read(self, start: int, stop: int) -> Iterator[kinds.FoundImage]:
         for file, (offset, size), text in self._pairs[start:stop]:
             place = f"{file.relative_to(self._top).as_posix()}:{offset}:{size}"
             try:
                 raw, caption = _span(file, offset, size), _span(file, *text)
             except OSError:
                 raw, caption = b"", b""
-            yield FoundImage(place, raw, 0, _parsed(self._source, caption) if caption else ())
+            yield kinds.FoundImage(place, raw, 0, _parsed(self._source, caption) if caption else ())
 
     def files(self) -> list[tuple[str, Path]]:
         return [(file.relative_to(self._top).as_posix(), file) for file in self._files]

@@ -13,17 +13,9 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.data.base import Compare, DataConfig, DatasetDefaults, Tokenizers
+from flax_transformers.data.images import parts
 from flax_transformers.data.images.augmentation import Augmentation, augmented, centre_crop
 from flax_transformers.data.images.kinds import ImageSource
-from flax_transformers.data.images.parts import (
-    ImageJob,
-    check_classes,
-    finish_store,
-    has_parts,
-    missing_parts,
-    remove_parts,
-    write_parts,
-)
 from flax_transformers.data.images.sources import open_images, own_held_out
 from flax_transformers.data.images.store import KIND, MANIFEST, ImageSplit, read_image_manifest
 from flax_transformers.data.pipeline.examples import Examples, Subset
@@ -41,7 +33,6 @@ from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Vocabulary, WindowSpec
 from flax_transformers.objectives.images import ImageSpec
-from flax_transformers.ranges import Ranges
 from flax_transformers.storage.file_hashes import NamedFiles, content_digest, sizes_digest
 from flax_transformers.storage.folders import LocalFolder
 from flax_transformers.storage.locks import exclusive_lock
@@ -80,7 +71,7 @@ class ImageData(DataConfig):
     """Number of parts in which images are checked (fewer for few images), and so the unit of
     resumption. The content of the store does not depend on it."""
 
-    RANGES: ClassVar[Ranges] = {"crop_fraction": ranges.numbers(0, 1, above=True)}
+    RANGES: ClassVar[ranges.Ranges] = {"crop_fraction": ranges.numbers(0, 1, above=True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -266,7 +257,7 @@ class ImageExamples(Examples):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagePreparation(StorePreparation[PreparedImages, ImageJob]):
+class ImagePreparation(StorePreparation[PreparedImages, parts.ImageJob]):
     """How an image store is prepared: every image is checked once and its location noted.
 
     Images that cannot be decoded or have no label are left out, counted and named. Raises UserError
@@ -282,34 +273,35 @@ class ImagePreparation(StorePreparation[PreparedImages, ImageJob]):
     def count_processes(self, *, whole: bool) -> int:
         validation, _ = self.data.held_out
         if validation is not None:
-            check_classes(self.data.source, validation)
+            parts.check_classes(self.data.source, validation)
         opened = [open_images(one) for one in (self.data.source, validation) if one is not None]
         encoded = any(images.shape is None for images in opened)
         many = sum(len(images) for images in opened) > _FEW
         return self.data.prepare_processes or (cores() if encoded and many else 1)
 
-    def begin_job(self, claimed: dict[str, Any], processes: int) -> ImageJob:
+    def begin_job(self, claimed: dict[str, Any], processes: int) -> parts.ImageJob:
         return self.resume_job(claimed)
 
-    def resume_job(self, claimed: dict[str, Any]) -> ImageJob:
+    def resume_job(self, claimed: dict[str, Any]) -> parts.ImageJob:
         validation, fraction = self.data.held_out
-        return ImageJob(
+        return parts.ImageJob(
             self.folder, self.data.source, validation, fraction, self.data.shards, claimed
         )
 
-    def write_share(self, job: ImageJob, number: int, jobs: int, processes: int) -> None:
-        write_parts(job, range(number, len(job.parts()), jobs), processes)
+    def write_share(self, job: parts.ImageJob, number: int, jobs: int, processes: int) -> None:
+        parts.write_parts(job, range(number, len(job.parts()), jobs), processes)
 
-    def is_complete(self, job: ImageJob) -> bool:
-        return not missing_parts(job)
+    def is_complete(self, job: parts.ImageJob) -> bool:
+        return not parts.missing_parts(job)
 
-    def finish(self, job: ImageJob, processes: int) -> None:
-        finish_store(job, processes, self.origin, self.data.store_settings())
+    def finish(self, job: parts.ImageJob, processes: int) -> None:
+        parts.finish_store(job, processes, self.origin, self.data.store_settings())
 
     def run(self, compare: Compare = "sizes") -> PreparedImages:
-        if self.is_finished() and has_parts(self.folder):  # the job that finished it was killed
+        # Parts are left if the job that finished the store was killed.
+        if self.is_finished() and parts.has_parts(self.folder):
             with exclusive_lock(self.folder):
-                remove_parts(self.folder)
+                parts.remove_parts(self.folder)
         return super().run(compare)
 
     def read_store(self, *, verified: bool, compare: Compare) -> PreparedImages:

@@ -15,12 +15,7 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.data.base import Compare, DatasetDefaults, Tokenizers
-from flax_transformers.data.images.dataset import (
-    ImageData,
-    ImageExamples,
-    ImagePreparation,
-    PreparedImages,
-)
+from flax_transformers.data.images import dataset
 from flax_transformers.data.images.store import ImageSplit
 from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.store.files import digest
@@ -86,7 +81,7 @@ class ClassTexts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTextData(ImageData):
+class ImageTextData(dataset.ImageData):
     """Images and their captions: of a source with a ``caption_field``, or made from labels.
 
     Training draws one of the captions of an image, anew in each epoch; evaluation takes the first.
@@ -102,7 +97,7 @@ class ImageTextData(ImageData):
     """Score the classification of held-out images by these texts of the classes, each set by
     itself."""
 
-    zero_shot_data: ImageData | None = None
+    zero_shot_data: dataset.ImageData | None = None
     """Labelled images for ``zero_shot``. Default: those of this data."""
 
     def __post_init__(self) -> None:
@@ -150,7 +145,7 @@ class PairPreparation:
     ``of_run``: the tokenizer of a run, used instead of training one.
     """
 
-    images: ImagePreparation
+    images: dataset.ImagePreparation
     data: ImageTextData
     of_run: Tokenizer | None = None
 
@@ -171,7 +166,7 @@ class PairPreparation:
         """See `Preparation`."""
         return self._with_tokenizer(self.images.open(), may_train=False)
 
-    def _with_tokenizer(self, images: PreparedImages, *, may_train: bool) -> PreparedPairs:
+    def _with_tokenizer(self, images: dataset.PreparedImages, *, may_train: bool) -> PreparedPairs:
         data = self.data
         captions = tuple(each.named(images.label_names) for each in data.captions)
         labelled = images
@@ -263,7 +258,7 @@ class PreparedPairs(DatasetDefaults):
         self.data.check_objective("of the run", spec)
         assert isinstance(spec, ImageTextSpec)
         return PairedExamples(
-            ImageExamples(images, ImageSpec(spec.image_size), self.data, split == "train"),
+            dataset.ImageExamples(images, ImageSpec(spec.image_size), self.data, split == "train"),
             self.data,
             self.tokenizer,
         )
@@ -277,7 +272,7 @@ class PreparedPairs(DatasetDefaults):
 class PairedExamples(Examples):
     """One split as raw examples: ``image`` uint8 [side, side, C] and ``tokens`` int32 [n]."""
 
-    images: ImageExamples
+    images: dataset.ImageExamples
     data: ImageTextData
     tokenizer: Tokenizer
 

@@ -9,7 +9,6 @@ from typing import ClassVar
 from flax_transformers import ranges
 from flax_transformers.data.sources.documents import Counts, Document
 from flax_transformers.errors import UserError
-from flax_transformers.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Filters:
     max_characters: int | None = None
     drop_duplicates: bool = False
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "min_characters": ranges.integers(0),
         "max_characters": ranges.integers(),
     }

@@ -7,15 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flax_transformers.data.sources.documents import LabelKind
-from flax_transformers.data.store.token_store import (
-    LABEL_DTYPES,
-    LABELS,
-    TEXT_KINDS,
-    ShardRecord,
-    Split,
-    shard_file,
-    token_dtype,
-)
+from flax_transformers.data.store import token_store
 from flax_transformers.storage.file_hashes import HashedFile
 from flax_transformers.storage.folders import Folder, writing_below
 
@@ -29,17 +21,18 @@ class ShardWriter:
     def __init__(
         self,
         folder: Folder,
-        split: Split,
+        split: token_store.Split,
         shard: int,
         vocab_size: int,
         label_kind: LabelKind | None = None,
     ) -> None:
-        self._folder, self._dtype, self.split = folder, token_dtype(vocab_size), split
+        self._folder, self._dtype, self.split = folder, token_store.token_dtype(vocab_size), split
         self._tokens = self._documents = self._sentences = self._skipped = 0
         self._names = {
-            kind: shard_file(split, shard, kind) for kind in (*TEXT_KINDS, *LABELS[label_kind])
+            kind: token_store.shard_file(split, shard, kind)
+            for kind in (*token_store.TEXT_KINDS, *token_store.LABELS[label_kind])
         }
-        self._extras = {kind: 0 for kind in LABEL_DTYPES if kind in self._names}
+        self._extras = {kind: 0 for kind in token_store.LABEL_DTYPES if kind in self._names}
         with writing_below(folder.path):
             self._files = {
                 kind: HashedFile(folder.temporary(name)) for kind, name in self._names.items()
@@ -72,7 +65,7 @@ class ShardWriter:
             self._files["documents"].write(ends[-1:].astype("<i8").tobytes())
             for kind, values in zip(self._extras, labels, strict=True):
                 self._extras[kind] += len(values)
-                self._files[kind].write(values.astype(LABEL_DTYPES[kind]).tobytes())
+                self._files[kind].write(values.astype(token_store.LABEL_DTYPES[kind]).tobytes())
                 end = np.array([self._extras[kind]], "<i8")
                 self._files["record_ends" if kind == "records" else "label_ends"].write(
                     end.tobytes()
@@ -82,13 +75,13 @@ class ShardWriter:
         self._documents += 1
         return len(tokens)
 
-    def finish(self) -> ShardRecord:
+    def finish(self) -> token_store.ShardRecord:
         """Gives the files their names. They are durable after `Folder.sync`."""
         with writing_below(self._folder.path):
             records = {kind: file.finish() for kind, file in self._files.items()}
         for kind, file in self._files.items():
             self._folder.publish(file.path, self._names[kind], lasting=False)
-        return ShardRecord(
+        return token_store.ShardRecord(
             self._tokens, self._documents, self._sentences, self._skipped,
             {self._names[kind]: record for kind, record in records.items()},
         )  # fmt: skip

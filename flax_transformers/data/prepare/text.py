@@ -30,15 +30,11 @@ from flax_transformers.data.pair_examples import PairExamples
 from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
 from flax_transformers.data.pipeline.text_examples import TextExamples
+from flax_transformers.data.prepare import origin
 from flax_transformers.data.prepare.corpus import Corpus
 from flax_transformers.data.prepare.duplicates import FOUND, find_duplicates, hash_shards, repeated
 from flax_transformers.data.prepare.filters import let_in
 from flax_transformers.data.prepare.labels import NAMES, LabelNames, has_names, kept_label_names
-from flax_transformers.data.prepare.origin import (
-    require_same_settings,
-    require_same_source,
-    require_unchanged,
-)
 from flax_transformers.data.prepare.report import added_up, print_report, write_report
 from flax_transformers.data.prepare.runner import StorePreparation, cores
 from flax_transformers.data.prepare.shards import (
@@ -303,7 +299,7 @@ class TextPreparation(StorePreparation[PreparedText, StoreJob]):
         documents = {split: sum(shard.documents for shard in shards[split]) for split in SPLITS}
         left_out = _added_up(finished)
         _check_split(self.corpus, documents["train"], documents["validation"], left_out)
-        require_unchanged(folder, self.origin, job.claimed)
+        origin.require_unchanged(folder, self.origin, job.claimed)
         write_report(folder, _report(self.corpus, finished, sum(documents.values()), left_out))
         write_manifest(
             folder,
@@ -327,8 +323,8 @@ class TextPreparation(StorePreparation[PreparedText, StoreJob]):
     def read_store(self, *, verified: bool, compare: Compare) -> PreparedText:
         folder = self.folder
         manifest = read_manifest(folder)
-        require_same_settings(folder, manifest["corpus"], self.origin)
-        require_same_source(folder, manifest["corpus"], self.origin, compare)
+        origin.require_same_settings(folder, manifest["corpus"], self.origin)
+        origin.require_same_source(folder, manifest["corpus"], self.origin, compare)
         tokenizer = self.given or own_tokenizer(folder, self.tokenizer)
         target = self._own_target()
         if manifest["format"] < FORMAT and tokenizer.kind in ("unigram", "bpe"):

@@ -22,7 +22,6 @@ from flax_transformers.data.signals.sources import (
     digits,
 )
 from flax_transformers.data.store.token_store import Split
-from flax_transformers.ranges import Ranges
 
 _SPLITS = {"train": 0, "validation": 1}
 _KEPT = 1 << 26
@@ -38,7 +37,7 @@ class GeneratedSource(SignalSource):
     held_out: int = 1000
     """Number of held-out arrays."""
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "examples": ranges.integers(),
         "held_out": ranges.integers(0),
     }
@@ -71,7 +70,7 @@ class MovingDigits(GeneratedSource):
 
     label_names: ClassVar[tuple[str, ...]] = DIGITS
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "frames": ranges.integers(1, 4096),
         "size": ranges.integers(15, 4096),
     }
@@ -130,7 +129,7 @@ class Tones(GeneratedSource):
     dtype: ClassVar[str] = "float32"
     label_names: ClassVar[tuple[str, ...]] = _WORDS
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "frames": ranges.integers(4, 65_536),
         "mels": ranges.integers(4, 128),
     }
@@ -215,7 +214,7 @@ class Solids(GeneratedSource):
     dtype: ClassVar[str] = "float32"
     label_names: ClassVar[tuple[str, ...]] = SOLIDS
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "points": ranges.integers(8, 65_536),
         "size": ranges.integers(4, 4096),
     }

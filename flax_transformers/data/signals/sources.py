@@ -20,7 +20,6 @@ from flax_transformers.data.sources import embedded
 from flax_transformers.data.store.files import digest
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
-from flax_transformers.ranges import Ranges
 
 DIGITS = tuple(map(str, range(10)))
 Dtype = Literal[
@@ -61,7 +60,7 @@ class SignalSource:
     name: str
     """Name of the modality, as the objective or the model knows it."""
 
-    RANGES: ClassVar[Ranges] = {}
+    RANGES: ClassVar[ranges.Ranges] = {}
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "data.sources")
@@ -116,7 +115,7 @@ class ArraySource(SignalSource):
     classes: tuple[str, ...] = ()
     """Names of the classes; empty: there are no labels."""
 
-    RANGES: ClassVar[Ranges] = {"array_shape": ranges.integers()}
+    RANGES: ClassVar[ranges.Ranges] = {"array_shape": ranges.integers()}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -211,7 +210,7 @@ class EmbeddedBytes(SignalSource):
 
     length: int = 64
 
-    RANGES: ClassVar[Ranges] = {"length": ranges.integers(1, 1 << 20)}
+    RANGES: ClassVar[ranges.Ranges] = {"length": ranges.integers(1, 1 << 20)}
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -13,7 +13,6 @@ from flax_transformers.data.sources.documents import Decoder, Document, Invalid,
 from flax_transformers.data.sources.files import Place
 from flax_transformers.data.sources.labelled import class_name
 from flax_transformers.data.sources.records import Part, Source, TextFile, too_long
-from flax_transformers.ranges import Ranges
 
 _NO_WORD = re.compile(r"\d+[-.]\d+")  # "3-4" is a range of words, "3.1" an empty node
 
@@ -42,7 +41,7 @@ class TaggedSource(Source):
 
     endings: ClassVar[tuple[str, ...]] = (".conllu", ".iob2", ".conll", ".tsv", ".txt")
 
-    RANGES: ClassVar[Ranges] = dict.fromkeys(
+    RANGES: ClassVar[ranges.Ranges] = dict.fromkeys(
         ("word_column", "tag_column"), ranges.integers(-10_000, 10_000)
     )
 

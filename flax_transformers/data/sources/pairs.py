@@ -12,32 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flax_transformers.data.sources import row_files
+from flax_transformers.data.sources import records, row_files
 from flax_transformers.data.sources.corpus_files import ending
 from flax_transformers.data.sources.documents import Decoder, Document, Invalid, Where
-from flax_transformers.data.sources.records import (
-    LineFile,
-    PairOfLines,
-    Part,
-    Records,
-    Source,
-    TableFile,
-    TwoFiles,
-)
-from flax_transformers.data.sources.row_files import (
-    ChosenFile,
-    first_lines,
-    row_file,
-    row_of,
-    text_in,
-)
 from flax_transformers.data.sources.tfds import PREFIX, TfdsExamples
 from flax_transformers.errors import UserError
 from flax_transformers.storage.hub import find_data
 
 
 @dataclass(frozen=True)
-class PairSource(Source):
+class PairSource(records.Source):
     """A corpus of pairs; used like a `TextSource` (``TextData.source``).
 
     ``path``: a file, a folder or a glob in the formats of `LabelledSource`; or "tfds:..." as for
@@ -71,21 +55,24 @@ class PairSource(Source):
                 raise UserError(f"There is no file {path}; check the path.")
         return [(path.name, path) for path in found]
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[records.Part]:
         fields = self.source_field, self.target_field
         if self.path.startswith(PREFIX):
-            yield Part(TfdsExamples(self, fields), partial(_row, fields))
+            yield records.Part(TfdsExamples(self, fields), partial(_row, fields))
         elif self.target_path is not None:
             (_, one), (_, other) = self.files()
-            yield Part(TwoFiles(one, other), _parallel_pair)
+            yield records.Part(records.TwoFiles(one, other), _parallel_pair)
         else:
             for _, path in self.files():
                 if ending(path, self.endings) == ".tsv":
-                    yield Part(
-                        ChosenFile(path, partial(_tsv_file, path, fields)), partial(_tsv, fields)
+                    yield records.Part(
+                        row_files.ChosenFile(path, partial(_tsv_file, path, fields)),
+                        partial(_tsv, fields),
                     )
                 else:
-                    yield Part(row_file(path, self.split, fields), partial(_row, fields))
+                    yield records.Part(
+                        row_files.row_file(path, self.split, fields), partial(_row, fields)
+                    )
 
 
 def _pair(one: str, other: str, where: Where) -> Document:
@@ -96,18 +83,18 @@ def _pair(one: str, other: str, where: Where) -> Document:
 
 
 def _row(fields: tuple[str, str], decoder: Decoder, content: Any, where: Where) -> Document:
-    row = row_of(decoder, content, where)
-    one, other = (text_in(decoder, row, field, where) for field in fields)
+    row = row_files.row_of(decoder, content, where)
+    one, other = (row_files.text_in(decoder, row, field, where) for field in fields)
     return _pair(one, other, where)
 
 
-def _tsv_file(path: Path, fields: tuple[str, str]) -> Records:
+def _tsv_file(path: Path, fields: tuple[str, str]) -> records.Records:
     """Records of a tsv file: rows by name if the first line names both fields, else lines."""
-    for line in first_lines(path, 1):
+    for line in row_files.first_lines(path, 1):
         names = line.removeprefix(b"\xef\xbb\xbf").decode(errors="replace").rstrip("\r\n")
         if set(fields) <= set(names.split("\t")):
-            return TableFile(path, "\t", quoted=False, names=fields)
-    return LineFile(path)
+            return records.TableFile(path, "\t", quoted=False, names=fields)
+    return records.LineFile(path)
 
 
 def _tsv(fields: tuple[str, str], decoder: Decoder, content: Any, where: Where) -> Document:
@@ -123,7 +110,7 @@ def _tsv(fields: tuple[str, str], decoder: Decoder, content: Any, where: Where) 
 
 
 def _parallel_pair(
-    decoder: Decoder, raws: tuple[bytes | None, bytes | None], where: PairOfLines
+    decoder: Decoder, raws: tuple[bytes | None, bytes | None], where: records.PairOfLines
 ) -> Document:
     paths = where.path, where.other
     for raw, path, longer in zip(raws, paths, reversed(paths), strict=True):

@@ -27,6 +27,7 @@ import numpy as np
 import tokenizers
 from etils import epath
 
+from flax_transformers.data.tokenizers import roles
 from flax_transformers.data.tokenizers.batches import EncodesBatches
 from flax_transformers.data.tokenizers.facts import (
     CONFIG_FILE,
@@ -43,13 +44,6 @@ from flax_transformers.data.tokenizers.offsets import (
     is_byte_level,
     safe_cut,
 )
-from flax_transformers.data.tokenizers.roles import (
-    Kind,
-    never_from_text,
-    sentinel_ids,
-    starts_word,
-    vocabulary_of,
-)
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Frame, Vocabulary
 
@@ -62,7 +56,7 @@ _MAX_GAPS = 100_000  # ids that no token has
 class Tokenizer(Protocol):
     """Text to ids and back. Objects are immutable and picklable."""
 
-    kind: Kind
+    kind: roles.Kind
     vocabulary: Vocabulary
     fingerprint: str
     facts: Facts
@@ -136,7 +130,7 @@ class ByteTokenizer(EncodesBatches):
     was trained with: ``names`` gives the names of all special ids.
     """
 
-    kind: Kind = "bytes"
+    kind: roles.Kind = "bytes"
     safe_cut: ClassVar[re.Pattern[str]] = re.compile("")
     finds_ends: ClassVar[bool] = True
     OFFSET: ClassVar[int] = 3
@@ -255,7 +249,7 @@ class PieceTokenizer(EncodesBatches):
         backend.no_truncation()  # the file may contain settings of both
         backend.no_padding()
         backend.encode_special_tokens = True  # read special tokens in the text as plain text
-        self.kind: Kind = _model_kind(serialized)
+        self.kind: roles.Kind = _model_kind(serialized)
         self.fingerprint = fingerprint_of(self.kind, serialized.encode())
         ids = backend.get_vocab(with_added_tokens=True).values()
         size = max(ids) + 1
@@ -267,13 +261,13 @@ class PieceTokenizer(EncodesBatches):
         added = backend.get_added_tokens_decoder()
         special = {i for i, token in added.items() if token.special}
         names = [backend.id_to_token(i) or "" for i in range(size)]
-        starts = [starts_word(self.kind, name) for name in names]
-        sentinels = sentinel_ids(names[i] if i in special else "" for i in range(size))
-        self.vocabulary = vocabulary_of(
+        starts = [roles.starts_word(self.kind, name) for name in names]
+        sentinels = roles.sentinel_ids(names[i] if i in special else "" for i in range(size))
+        self.vocabulary = roles.vocabulary_of(
             facts, backend.token_to_id, size, special, starts, sentinels, frame=self._frame()
         )
         # Text may yield the unknown id.
-        forbidden = never_from_text(self.vocabulary)
+        forbidden = roles.never_from_text(self.vocabulary)
         self._forbidden = np.isin(np.arange(size), list(forbidden))
         literals = "|".join(re.escape(names[i]) for i in sorted(forbidden) if names[i])
         self._literals = re.compile(literals or r"(?!)")
@@ -470,11 +464,11 @@ def split_at(names: Iterable[str], text: str) -> list[str]:
     return [part for part in cuts.split(text) if part]
 
 
-def _model_kind(serialized: str) -> Kind:
+def _model_kind(serialized: str) -> roles.Kind:
     """The kind of the model of a tokenizer.json."""
     model = json.loads(serialized)["model"]
     name = str(model.get("type") or ("WordPiece" if "continuing_subword_prefix" in model else "?"))
-    kinds: dict[str, Kind] = {
+    kinds: dict[str, roles.Kind] = {
         "WordPiece": "wordpiece", "Unigram": "unigram", "BPE": "bpe", "WordLevel": "wordlevel"
     }  # fmt: skip
     if name not in kinds:
@@ -482,7 +476,7 @@ def _model_kind(serialized: str) -> Kind:
     return kinds[name]
 
 
-def fingerprint_of(kind: Kind, content: bytes) -> str:
+def fingerprint_of(kind: roles.Kind, content: bytes) -> str:
     return hashlib.sha256(kind.encode() + b"\0" + content).hexdigest()
 
 

@@ -29,12 +29,7 @@ from flax_transformers.data.tokenizers.facts import (
     TRAINED_HERE,
     read_facts,
 )
-from flax_transformers.data.tokenizers.kinds import (
-    ByteTokenizer,
-    Kind,
-    PieceTokenizer,
-    Tokenizer,
-)
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer, PieceTokenizer, Tokenizer
 from flax_transformers.data.tokenizers.layouts import (
     VOCABULARY_FILES,
     WORDPIECE_SPECIALS,
@@ -43,9 +38,9 @@ from flax_transformers.data.tokenizers.layouts import (
     tokenizer_of,
     with_sentinels,
 )
+from flax_transformers.data.tokenizers.roles import Kind
 from flax_transformers.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.ranges import Ranges
 from flax_transformers.storage.hub import BESIDE_WEIGHTS, Repository
 
 __all__ = [
@@ -89,7 +84,7 @@ class TokenizerConfig:
     sentinels: int = 0
     keep_whitespace: bool = False
 
-    RANGES: ClassVar[Ranges] = {
+    RANGES: ClassVar[ranges.Ranges] = {
         "vocab_size": ranges.ENTRIES,
         "training_documents": ranges.integers(),
         "sentinels": ranges.integers(0, 2**24),

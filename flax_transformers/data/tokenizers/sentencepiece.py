@@ -13,6 +13,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_proto
 from sentencepiece import sentencepiece_pb2 as sentencepiece_text
 
+from flax_transformers.data.tokenizers import offsets
 from flax_transformers.data.tokenizers.batches import EncodesBatches
 from flax_transformers.data.tokenizers.facts import NO_FACTS, TEMPLATE_FILE, AddedToken, Facts
 from flax_transformers.data.tokenizers.kinds import (
@@ -23,12 +24,6 @@ from flax_transformers.data.tokenizers.kinds import (
     prompt_ids,
     save_files,
     spaced,
-)
-from flax_transformers.data.tokenizers.offsets import (
-    byte_ends,
-    character_spans,
-    safe_sentencepiece_cut,
-    spread,
 )
 from flax_transformers.data.tokenizers.roles import (
     Kind,
@@ -136,7 +131,7 @@ class SentencePieceTokenizer(EncodesBatches):
         between segmentations of nearly equal scores."""
         if self.kind != "bpe" or self._plain:
             return None
-        return safe_sentencepiece_cut(parse_sentencepiece(self.model))
+        return offsets.safe_sentencepiece_cut(parse_sentencepiece(self.model))
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         if self._plain:
@@ -220,10 +215,10 @@ def summed_offsets(processor: Any, lengths: np.ndarray, text: str) -> np.ndarray
     text; None if they do not add up."""
     normalized, origin = processor.normalize(text, with_offsets=True)
     content = normalized.encode()
-    ends = byte_ends(lengths, len(content))
+    ends = offsets.byte_ends(lengths, len(content))
     if ends is None:
         return None
-    return spread(np.array(origin, np.int32)[character_spans(ends, content)])
+    return offsets.spread(np.array(origin, np.int32)[offsets.character_spans(ends, content)])
 
 
 def piece_offsets(processor: Any, text: str) -> np.ndarray:
@@ -234,7 +229,7 @@ def piece_offsets(processor: Any, text: str) -> np.ndarray:
     found = np.array([(piece.begin, piece.end) for piece in pieces], np.int32).reshape(-1, 2)
     lengths = [len(character.encode()) for character in text]
     character_of = np.repeat(np.arange(len(text), dtype=np.int32), lengths)
-    return spread(np.append(character_of, np.int32(len(text)))[found])
+    return offsets.spread(np.append(character_of, np.int32(len(text)))[found])
 
 
 def _naming_unknown(model: bytes) -> bytes:

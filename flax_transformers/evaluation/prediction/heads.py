@@ -26,14 +26,7 @@ from flax_transformers.evaluation.prediction.examples import (
     text_examples,
 )
 from flax_transformers.evaluation.question_answering import best_answers
-from flax_transformers.evaluation.scoring.continuations import (
-    ContinuationLikelihood,
-    Requests,
-    accuracies,
-    check_requests,
-    choice_lines,
-    choice_requests,
-)
+from flax_transformers.evaluation.scoring import continuations
 from flax_transformers.evaluation.scoring.likelihood import (
     Likelihood,
     MaskedTokens,
@@ -326,15 +319,15 @@ class ChoiceScores(Embeddings):
 
     def examples(self, texts: TextRows, length: int) -> Examples:
         before = (noted_frame(texts.tokenizer) or Frame()).before
-        requests = choice_requests(texts.rows, texts.tokenizer, before)
-        check_requests(requests, length, "choice")
+        requests = continuations.choice_requests(texts.rows, texts.tokenizer, before)
+        continuations.check_requests(requests, length, "choice")
         ids = {token for one in requests for token in (*one.context, *one.continuation)}
         require_known(texts.tokenizer, ids, texts.config.vocab_size, "input")
-        return Requests(requests)
+        return continuations.Requests(requests)
 
     def lines(self, predicted: Predicted) -> list[Line]:
-        lines = choice_lines(predicted.rows, predicted.found)
-        for name, score in accuracies(lines).items():
+        lines = continuations.choice_lines(predicted.rows, predicted.found)
+        for name, score in continuations.accuracies(lines).items():
             log.info("%s %.4f of %d rows", name.replace("_", " "), score, len(lines))
         return lines
 
@@ -387,7 +380,7 @@ def score_head(config: TextConfig, tokenizer: Tokenizer, place: str, choices: bo
 
     Raises UserError for a masked model whose tokenizer has no mask."""
     if choices:
-        return ChoiceScores(ContinuationLikelihood())
+        return ChoiceScores(continuations.ContinuationLikelihood())
     if config.causal:
         return TextScores(Likelihood(noted_frame(tokenizer) or Frame()))
     if tokenizer.vocabulary.mask_id is None:

@@ -171,9 +171,8 @@ def test_a_job_that_waited_while_another_finished_finds_it_finished(pets, monkey
         with monkeypatch.context() as others:
             others.setattr(runner, "shared_lock", shared_lock)
             prepare_share(pets, None, 1, 2)
-        monkeypatch.setattr(
-            "flax_transformers.data.images.dataset.write_parts", None
-        )  # there is nothing left to write
+        # There is nothing left to write.
+        monkeypatch.setattr("flax_transformers.data.images.parts.write_parts", None)
         with shared_lock(folder):
             yield
 
