@@ -40,9 +40,11 @@ def classification_evaluator(
         )
         if prepared.label_names:
             return _class_scores(predicted, labels, prepared.label_names, report)
+        from scipy.stats import rankdata  # slow to import
+
         return {
             "eval/pearson": pearson(predicted, labels),
-            "eval/spearman": pearson(ranks(predicted), ranks(labels)),
+            "eval/spearman": pearson(rankdata(predicted), rankdata(labels)),
         }
 
     return evaluate
@@ -65,13 +67,6 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
     a, b = (values.astype(np.float64) - values.mean(dtype=np.float64) for values in (a, b))
     scale = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / scale) if scale > 0 else 0.0
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Rank of each number from 1, float64 [n]; equal numbers share their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
 
 
 def classification_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseline]:

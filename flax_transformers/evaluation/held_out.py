@@ -11,6 +11,7 @@ from flax_transformers.data.dataset import Dataset
 from flax_transformers.data.pipeline.examples import Examples, Subset
 from flax_transformers.data.pipeline.loader import evaluation_batches
 from flax_transformers.monitoring.metrics import Accumulator, fetched_one_behind
+from flax_transformers.objectives.base import Objective, Vocabulary
 from flax_transformers.parallel.rules import batch_sharding, check_batch_size, host_rows, place_rows
 from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
@@ -25,7 +26,7 @@ def held_out_evaluator(config: TrainConfig, prepared: Dataset) -> Evaluator:
     In a mixture each component is also scored by itself, ``"eval/loss_NAME"``. Masks are fixed, the
     last batch is padded with rows of weight zero, and all processes get the same scores.
     """
-    settings = config.evaluation
+    settings, objective = config.evaluation, config.objective
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
         check_batch_size(settings.batch_size, 1, snapshot.mesh, name="evaluation.batch_size")
@@ -42,7 +43,7 @@ def held_out_evaluator(config: TrainConfig, prepared: Dataset) -> Evaluator:
         found: dict[str, float] = {}
         for part, examples in _held_out_parts(config, prepared, length):
             totals = Accumulator()
-            batches = _batches(config, prepared, examples, length, rows)
+            batches = scored_batches(config, examples, objective, prepared.vocabulary, length, rows)
             for sums in fetched_one_behind(map(score, batches)):
                 totals.add(sums)
                 whole.add(sums)
@@ -62,7 +63,8 @@ def held_out_batches(
     `evaluation_batches`. No batch holds examples of two components of a mixture.
     """
     for _, examples in _held_out_parts(config, prepared, length):
-        yield from _batches(config, prepared, examples, length, rows)
+        objective, vocabulary = config.objective, prepared.vocabulary
+        yield from scored_batches(config, examples, objective, vocabulary, length, rows)
 
 
 def _held_out_parts(
@@ -74,18 +76,21 @@ def _held_out_parts(
         yield from examples.components
 
 
-def _batches(
+def scored_batches(
     config: TrainConfig,
-    prepared: Dataset,
     examples: Examples,
+    objective: Objective,
+    vocabulary: Vocabulary,
     length: int,
     rows: np.ndarray | None,
 ) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of the examples that a run is scored on, prepared by an ``objective``; see
+    `held_out_batches`."""
     chosen = scored_examples(examples, config.evaluation.max_examples)
     batches = evaluation_batches(
         Subset(examples, chosen),
-        config.objective,
-        prepared.vocabulary,
+        objective,
+        vocabulary,
         sequence_length=length,
         batch_size=config.evaluation.batch_size,
         rows=rows,

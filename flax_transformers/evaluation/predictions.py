@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jax.sharding import Mesh
@@ -16,6 +16,8 @@ from flax_transformers.parallel.rules import batch_sharding, check_batch_size, h
 from flax_transformers.training.callbacks import Snapshot
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.step import compile_evaluation_step
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -38,21 +40,28 @@ def held_out_predictions(config: TrainConfig, prepared: Dataset) -> Predictions:
     objective = config.objective
     if not isinstance(objective, Predicts):
         raise TypeError(f"{type(objective).__name__} has no predict")
-    settings = config.evaluation
-    compiled: dict[Any, Callable[..., Any]] = {}  # by mesh
+    size = config.evaluation.batch_size
+    compiled = once_per_mesh(lambda s: prediction_step(objective, s.functions, s.params, s.mesh))
 
     def predict(snapshot: Snapshot) -> Iterator[dict[str, np.ndarray]]:
-        if snapshot.mesh not in compiled:
-            compiled[snapshot.mesh] = prediction_step(
-                objective, snapshot.functions, snapshot.params, snapshot.mesh
-            )
-        rows = rows_of_host(snapshot.mesh, settings.batch_size)
-        length = snapshot.phase.sequence_length
-        batches = held_out_batches(config, prepared, length, rows)
-        step = compiled[snapshot.mesh]
-        yield from predicted(step, snapshot.params, batches, snapshot.mesh, settings.batch_size)
+        rows = rows_of_host(snapshot.mesh, size)
+        batches = held_out_batches(config, prepared, snapshot.phase.sequence_length, rows)
+        step = compiled(snapshot)
+        yield from predicted(step, snapshot.params, batches, snapshot.mesh, size)
 
     return predict
+
+
+def once_per_mesh(compiled: Callable[[Snapshot], T]) -> Callable[[Snapshot], T]:
+    """``compiled``, called for the first snapshot on each mesh only."""
+    found: dict[Mesh, T] = {}
+
+    def of_mesh(snapshot: Snapshot) -> T:
+        if snapshot.mesh not in found:
+            found[snapshot.mesh] = compiled(snapshot)
+        return found[snapshot.mesh]
+
+    return of_mesh
 
 
 def rows_of_host(mesh: Mesh, batch_size: int, name: str = "evaluation.batch_size") -> np.ndarray:

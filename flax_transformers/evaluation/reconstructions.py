@@ -17,6 +17,7 @@ from flax_transformers.data.pipeline.loader import TrainStream
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.held_out import held_out_batches
 from flax_transformers.evaluation.pictures import picture_grid, write_png
+from flax_transformers.evaluation.predictions import once_per_mesh
 from flax_transformers.families.mae import NORM_PIX_EPS, MaeConfig, hide_patches, patch_targets
 from flax_transformers.objectives.base import Batch, Params
 from flax_transformers.objectives.masked_image import MaskedImage, mask_noise
@@ -38,7 +39,17 @@ def reconstruction_evaluator(
     patches, and the reconstruction, with visible patches unchanged."""
     objective, model = config.objective, config.model
     assert isinstance(objective, MaskedImage) and isinstance(model, MaeConfig)
-    compiled: dict[Any, Callable[..., Any]] = {}  # once for a run
+
+    def painter(snapshot: Snapshot) -> Callable[..., Any]:
+        def paint(params: Params, batch: Batch) -> Any:
+            reconstruction = objective.reconstruct(snapshot.functions, params, batch, {})
+            pixels = objective.normalized(batch["pixel_values"])
+            found = pixels, reconstruction.predicted_BTK, reconstruction.masked_BT, batch["weights"]
+            return tuple(values[:PICTURES] for values in found)
+
+        return compile_evaluation_step(paint, snapshot.params, snapshot.mesh)
+
+    compiled = once_per_mesh(painter)
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
         size = config.evaluation.batch_size
@@ -48,17 +59,8 @@ def reconstruction_evaluator(
         if local is None:
             return {}
         local.pop("example_id")
-
-        def paint(params: Params, batch: Batch) -> Any:
-            reconstruction = objective.reconstruct(snapshot.functions, params, batch, {})
-            pixels = objective.normalized(batch["pixel_values"])
-            found = pixels, reconstruction.predicted_BTK, reconstruction.masked_BT, batch["weights"]
-            return tuple(values[:PICTURES] for values in found)
-
-        if snapshot.mesh not in compiled:
-            compiled[snapshot.mesh] = compile_evaluation_step(paint, snapshot.params, snapshot.mesh)
         batch = place_rows(local, rows, sharding, size)
-        found = jax.device_get(compiled[snapshot.mesh](snapshot.params, batch))
+        found = jax.device_get(compiled(snapshot)(snapshot.params, batch))
         pixels, predicted_BTK, masked_BT, weights = found
         if jax.process_index() == 0:
             real = weights > 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -217,13 +218,14 @@ def evaluators(
     for name, part in _held_out_parts(prepared):
         run = EvaluatedRun(config, part, model, workdir, name, report and report.of_part(name))
         for evaluate in task.evaluators(run) if task.evaluators else ():
-            chosen.append(_of_part(evaluate, name) if name else evaluate)
+            chosen.append(_renamed(evaluate, partial(_of_part, name=name)))
         if task.sample is not None:
             samples.append((name, task.sample(run)))
     for name, part in sets:
         run = EvaluatedRun(config, part, model, workdir, name, report and report.of_part(name))
         own = task.evaluators(run) if task.evaluators else []
-        chosen += [_of_set(one, name) for one in (task.held_out(run), *own)]
+        of_this = partial(of_set, name=name)
+        chosen += [_renamed(one, of_this) for one in (task.held_out(run), *own)]
     if config.evaluation.probes:
         chosen.append(probe_evaluator(config, prepared, model, sets))
     if workdir is not None and samples:
@@ -236,18 +238,14 @@ def _held_out_parts(prepared: Dataset) -> list[tuple[str, Dataset]]:
     return [(name, part) for name, part in parts if part.held_out_fingerprint is not None]
 
 
-def _of_part(evaluate: Evaluator, name: str) -> Evaluator:
-    """Adds the name of a component to the names of the scores."""
-    return lambda snapshot: {
-        f"{metric}_{name}": score for metric, score in evaluate(snapshot).items()
-    }
+def _of_part(metric: str, name: str) -> str:
+    """The name of a metric of a component, which data without components do not have."""
+    return f"{metric}_{name}" if name else metric
 
 
-def _of_set(evaluate: Evaluator, name: str) -> Evaluator:
-    """Puts the name of an evaluation set into the names of the scores."""
-    return lambda snapshot: {
-        of_set(metric, name): score for metric, score in evaluate(snapshot).items()
-    }
+def _renamed(evaluate: Evaluator, rename: Callable[[str], str]) -> Evaluator:
+    """With other names of the scores."""
+    return lambda snapshot: {rename(name): score for name, score in evaluate(snapshot).items()}
 
 
 def _sampler(workdir: epath.Path, samples: Sequence[tuple[str, Sample]]) -> Evaluator:

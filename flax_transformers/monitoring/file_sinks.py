@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 import numpy as np
 from etils import epath
@@ -29,8 +29,17 @@ FLUSH_SECONDS = 30.0
 class _FileSink(MetricSink):
     """A sink that writes into a workdir. Raises UserError if that fails, and then stops writing."""
 
-    def __init__(self, path: epath.Path, flush_seconds: float) -> None:
-        self._path, self._flush_seconds = path, flush_seconds
+    name: ClassVar[str]
+    """Of its file or folder in the workdir."""
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        start_step: int = 0,
+        flush_seconds: float = FLUSH_SECONDS,
+    ) -> None:
+        self._path, self._start_step = epath.Path(workdir) / self.name, start_step
+        self._flush_seconds = flush_seconds
         self._last_flush, self._is_open = time.monotonic(), True
         with self._writing():
             self._open()
@@ -88,16 +97,8 @@ class JsonLines(_FileSink):
     ``close``.
     """
 
-    def __init__(
-        self,
-        workdir: str | os.PathLike[str],
-        start_step: int = 0,
-        flush_seconds: float = FLUSH_SECONDS,
-    ) -> None:
-        self._start_step, self._file = start_step, None
-        super().__init__(epath.Path(workdir) / FILE_NAME, flush_seconds)
-
-    _file: TextIO | None
+    name = FILE_NAME
+    _file: TextIO | None = None
 
     def _open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,16 +138,9 @@ class TensorBoard(_FileSink):
     training loop. For a bucket the file grows in a temporary folder and is copied at each flush.
     """
 
-    def __init__(
-        self,
-        workdir: str | os.PathLike[str],
-        start_step: int = 0,
-        flush_seconds: float = FLUSH_SECONDS,
-    ) -> None:
-        self._start_step = start_step
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._writer: EventsWriter | None = None
-        super().__init__(epath.Path(workdir) / "tensorboard", flush_seconds)
+    name = "tensorboard"
+    _temporary: tempfile.TemporaryDirectory[str] | None = None
+    _writer: EventsWriter | None = None
 
     def _open(self) -> None:
         if is_bucket(self._path):

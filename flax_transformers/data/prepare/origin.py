@@ -131,8 +131,13 @@ def _claimed(folder: Folder) -> dict[str, Any]:
 
 def require_same_settings(folder: Folder, found: Mapping[str, Any], origin: Origin) -> None:
     """Raises UserError, naming both, if ``found`` has other settings."""
-    theirs, ours = _flat(without_paths(found["settings"])), _flat(origin.settings)
-    for name, value in _flat(origin.defaults).items():
+    from flax.traverse_util import flatten_dict  # imports jax, which configs do not need
+
+    theirs, ours, defaults = (
+        flatten_dict(settings, sep=".")
+        for settings in (without_paths(found["settings"]), origin.settings, origin.defaults)
+    )
+    for name, value in defaults.items():
         if name in ours:
             theirs.setdefault(name, value)
     by_content = [name for name, config in origin.loaded.items() if at_hand(config)]
@@ -170,13 +175,3 @@ def require_same_source(
             log.warning("%s It is used as it is.", _changed(folder, found, origin))
         elif now != found[name]:
             raise UserError(_changed(folder, found, origin))
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -39,14 +39,14 @@ def retrieval_evaluator(config: TrainConfig, prepared: Dataset) -> Evaluator:
         _, first, text_of_image = np.unique(ids, axis=0, return_index=True, return_inverse=True)
         text_UE, text_of_image = text_NE[first], text_of_image.reshape(-1)
         texts = np.arange(len(text_UE))
-        return named_recalls("eval/image_to_text", image_NE, text_UE, text_of_image, texts) | (
-            named_recalls("eval/text_to_image", text_UE, image_NE, texts, text_of_image)
+        return recalls("eval/image_to_text", image_NE, text_UE, text_of_image, texts) | (
+            recalls("eval/text_to_image", text_UE, image_NE, texts, text_of_image)
         )
 
     return evaluate
 
 
-def named_recalls(
+def recalls(
     name: str,
     query_QE: np.ndarray,
     candidate_CE: np.ndarray,
@@ -54,25 +54,14 @@ def named_recalls(
     class_C: np.ndarray,
     tops: Sequence[int] = TOPS,
 ) -> dict[str, float]:
-    """``recalls`` under the name of each."""
-    found = recalls(query_QE, candidate_CE, class_Q, class_C, tops)
-    return {f"{name}_recall_at_{top}": value for top, value in zip(tops, found, strict=True)}
-
-
-def recalls(
-    query_QE: np.ndarray,
-    candidate_CE: np.ndarray,
-    class_Q: np.ndarray,
-    class_C: np.ndarray,
-    tops: Sequence[int] = TOPS,
-) -> list[float]:
-    """Share of queries that have a candidate of their class among the most similar ``top``.
+    """``{"NAME_recall_at_TOP"}``: share of queries that have a candidate of their class among the
+    most similar ``top``.
 
     Embeddings are float32 [n, E] and classes integers [n]. A candidate of another class that is as
     similar comes before.
     """
     ranks = np.concatenate(list(_ranks(query_QE, candidate_CE, class_Q, class_C)))
-    return [float(np.mean(ranks < top)) for top in tops]
+    return {f"{name}_recall_at_{top}": float(np.mean(ranks < top)) for top in tops}
 
 
 def _ranks(

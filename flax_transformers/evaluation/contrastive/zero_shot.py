@@ -9,11 +9,9 @@ import numpy as np
 
 from flax_transformers.data.images.dataset import ImageData, ImageExamples
 from flax_transformers.data.images.image_text import ClassTexts, PreparedPairs
-from flax_transformers.data.pipeline.examples import Subset
-from flax_transformers.data.pipeline.loader import evaluation_batches
-from flax_transformers.evaluation.contrastive.retrieval import named_recalls
-from flax_transformers.evaluation.held_out import evenly_spread
-from flax_transformers.evaluation.predictions import predicted, rows_of_host
+from flax_transformers.evaluation.contrastive.retrieval import recalls
+from flax_transformers.evaluation.held_out import evenly_spread, scored_batches
+from flax_transformers.evaluation.predictions import once_per_mesh, predicted, rows_of_host
 from flax_transformers.objectives.base import Batch, ModelFunctions, Params, Vocabulary
 from flax_transformers.objectives.contrastive import ImageTextContrastive
 from flax_transformers.objectives.image_classification import ImageClassification
@@ -34,15 +32,15 @@ def zero_shot_evaluator(config: TrainConfig, prepared: PreparedPairs) -> Evaluat
     """
     objective = config.objective
     assert isinstance(objective, ImageTextContrastive)
-    compiled: dict[Any, Any] = {}  # by mesh
+    compiled = once_per_mesh(
+        lambda snapshot: [
+            compile_evaluation_step(step, snapshot.params, snapshot.mesh)
+            for step in _steps(objective, snapshot.functions)
+        ]
+    )
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
-        if snapshot.mesh not in compiled:
-            compiled[snapshot.mesh] = [
-                compile_evaluation_step(step, snapshot.params, snapshot.mesh)
-                for step in _steps(objective, snapshot.functions)
-            ]
-        of_images, of_texts = compiled[snapshot.mesh]
+        of_images, of_texts = compiled(snapshot)
 
         def run(step: Any, batches: Rows, name: str) -> np.ndarray:
             size = config.evaluation.batch_size
@@ -77,14 +75,10 @@ def _steps(objective: ImageTextContrastive, model: ModelFunctions) -> tuple[Any,
     return image_step, text_step
 
 
-def _chosen(config: TrainConfig, prepared: PreparedPairs) -> np.ndarray:
-    assert prepared.labelled is not None
-    return evenly_spread(len(prepared.labelled), config.evaluation.max_examples)
-
-
 def _labels(config: TrainConfig, prepared: PreparedPairs) -> np.ndarray:
     assert prepared.labelled is not None
-    return prepared.labelled.labels[_chosen(config, prepared)]
+    labels = prepared.labelled.labels
+    return labels[evenly_spread(len(labels), config.evaluation.max_examples)]
 
 
 def _images(config: TrainConfig, prepared: PreparedPairs, rows: np.ndarray) -> Rows:
@@ -93,16 +87,8 @@ def _images(config: TrainConfig, prepared: PreparedPairs, rows: np.ndarray) -> R
     data: ImageData = prepared.data.zero_shot_data or prepared.data
     side = config.objective.image_size
     examples = ImageExamples(prepared.labelled, ImageSpec(side), data, training=False)
-    batches = evaluation_batches(
-        Subset(examples, _chosen(config, prepared)),
-        ImageClassification(),
-        Vocabulary(size=1, pad_id=0),
-        sequence_length=side,
-        batch_size=config.evaluation.batch_size,
-        rows=rows,
-        seed=0,
-    )
-    for batch in batches:
+    no_text = Vocabulary(size=1, pad_id=0)
+    for batch in scored_batches(config, examples, ImageClassification(), no_text, side, rows):
         yield {name: batch[name] for name in ("pixel_values", "example_id")}
 
 
@@ -136,8 +122,7 @@ def _scores(
     class_KE = class_KE / np.linalg.norm(class_KE, axis=1, keepdims=True)
     accuracy = np.mean(np.argmax(image_NE @ class_KE.T, axis=1) == labels)
     class_T = np.repeat(np.arange(len(class_KE)), templates)
-    found = named_recalls(
-        "eval/zero_shot_text_to_image", text_TE, image_NE, class_T, labels, tops=(1,)
-    )
+    name = "eval/zero_shot_text_to_image"
+    found = recalls(name, text_TE, image_NE, class_T, labels, tops=(1,))
     found = {"eval/zero_shot_accuracy": float(accuracy), **found}
     return {f"{name}{suffix}": score for name, score in found.items()}

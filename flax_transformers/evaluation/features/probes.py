@@ -17,7 +17,12 @@ from flax_transformers.evaluation.baselines import of_set
 from flax_transformers.evaluation.features.classifiers import linear_probe, nearest_neighbours
 from flax_transformers.evaluation.features.embedding import encoder_of, image_embedding
 from flax_transformers.evaluation.held_out import EVALUATION_SEED, scored_examples
-from flax_transformers.evaluation.predictions import predicted, prediction_step, rows_of_host
+from flax_transformers.evaluation.predictions import (
+    once_per_mesh,
+    predicted,
+    prediction_step,
+    rows_of_host,
+)
 from flax_transformers.models.config import VisionConfig
 from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.images import PixelInput
@@ -50,22 +55,20 @@ def probe_evaluator(
     objective: Any = image_embedding(config.model, pixels, None)
     functions = model_functions(encoder_of(model))
     parts = [("", prepared), *sets]
-    compiled: dict[Any, Callable[..., Any]] = {}  # by mesh
+    compiled = once_per_mesh(lambda s: prediction_step(objective, functions, s.params, s.mesh))
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
-        mesh = snapshot.mesh
-        if mesh not in compiled:
-            compiled[mesh] = prediction_step(objective, functions, snapshot.params, mesh)
+        step = compiled(snapshot)
         spec = objective.window_spec(snapshot.phase.sequence_length)
         chosen = training_examples(prepared, spec, config.data, config.seed)
-        train = _features(config, objective, chosen.plain, compiled[mesh], snapshot)
+        train = _features(config, objective, chosen.plain, step, snapshot)
         scores: dict[str, float] = {}
         for name, part in parts:
             examples = part.examples("validation", spec)
             if examples is None:
                 continue
             few = Subset(examples, scored_examples(examples, config.evaluation.max_examples))
-            test = _features(config, objective, few, compiled[mesh], snapshot)
+            test = _features(config, objective, few, step, snapshot)
             found = _accuracies(config.evaluation.probes, train, test, classes)
             scores |= {of_set(key, name) if name else key: score for key, score in found.items()}
         return scores

@@ -64,8 +64,9 @@ def test_recall_counts_the_candidates_that_come_before_the_best_of_a_class():
     candidates = np.array([[3, 0, 0, 0], [2, 1, 1, 0], [1, 2, 1, 0], [0, 3, 0, 0]], np.float32)
     # By query the candidates in order: 0 1 2 3; 3 2 1 0; 1 and 2, then 0 and 3 as similar.
     classes = np.array([0, 1, 1, 2])
-    found = recalls(queries, candidates, np.array([1, 1, 0]), classes, (1, 2, 3, 4))
-    assert found == [0.0, 2 / 3, 2 / 3, 1.0]
+    found = recalls("x", queries, candidates, np.array([1, 1, 0]), classes, (1, 2, 3, 4))
+    assert list(found) == [f"x_recall_at_{top}" for top in (1, 2, 3, 4)]
+    assert list(found.values()) == [0.0, 2 / 3, 2 / 3, 1.0]
 
 
 def snapshot(config, prepared):
