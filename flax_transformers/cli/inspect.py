@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from flax_transformers.data.tokenizers.kinds import Tokenizer
+    from flax_transformers.data.tokenizers.base import Tokenizer
     from flax_transformers.objectives.base import Batch, ExampleView
 
 _LEGEND = (

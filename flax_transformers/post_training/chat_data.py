@@ -263,7 +263,7 @@ class ChatPreparation(TextPreparation):
             )
         tokenizer = copy.copy(found.tokenizer)
         # The template goes with the tokenizer, into checkpoints and what is exported.
-        tokenizer.files = {**tokenizer.files, TEMPLATE_FILE: template.source.encode()}  # type: ignore[misc]
+        tokenizer.files = {**tokenizer.files, TEMPLATE_FILE: template.source.encode()}
         return PreparedChat(**vars(found) | {"tokenizer": tokenizer}, template=template)
 
 

@@ -12,7 +12,7 @@ from flax_transformers.data.sources.documents import Counts, Document
 from flax_transformers.data.sources.records import Source
 from flax_transformers.data.sources.squad import Question, token_spans
 from flax_transformers.data.store.files import record_json
-from flax_transformers.data.tokenizers.kinds import Tokenizer
+from flax_transformers.data.tokenizers.base import Tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.storage.folders import Folder
 

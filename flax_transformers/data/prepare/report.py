@@ -17,7 +17,7 @@ import numpy as np
 
 from flax_transformers.data.sources.corpus_files import unread_text
 from flax_transformers.data.store.files import record_json
-from flax_transformers.data.tokenizers.kinds import Tokenizer
+from flax_transformers.data.tokenizers.base import Tokenizer
 from flax_transformers.storage.folders import Folder
 
 REPORT = "report.json"

@@ -16,8 +16,9 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from flax_transformers.data.tokenizers.base import Tokenizer
 from flax_transformers.data.tokenizers.facts import CONFIG_FILE, RECORD, ROLES, parsed
-from flax_transformers.data.tokenizers.kinds import ByteTokenizer, PieceTokenizer, Tokenizer
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer, PieceTokenizer
 from flax_transformers.data.tokenizers.layouts import VOCABULARY_FILES
 from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.data.tokenizers.sentencepiece import (

@@ -1,15 +1,4 @@
-"""The interface of tokenizers, and two kinds: bytes, and models of the `tokenizers` library.
-
-Created by `load.train_tokenizer` and `load.load_tokenizer`. For every kind:
-
-* ``encode_batch`` adds no special tokens, and text never yields a special id: "[MASK]" or "</s>"
-  in a document is encoded as ordinary characters. (Characters unknown to WordPiece become the
-  unknown id; bytes and sentencepiece with byte fallback know all characters.)
-* A tokenizer is pickled as its serialized model, so that data workers can receive it.
-* ``fingerprint`` is the sha256 of what defines the mapping from text to ids.
-
-Strings with lone surrogates are not Unicode text: bytes accepts them, the other kinds raise.
-"""
+"""Two kinds of tokenizers: bytes, and models of the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -21,14 +10,14 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import tokenizers
 from etils import epath
 
 from flax_transformers.data.tokenizers import roles
-from flax_transformers.data.tokenizers.batches import EncodesBatches
+from flax_transformers.data.tokenizers.base import Files, Tokenizer
 from flax_transformers.data.tokenizers.facts import (
     CONFIG_FILE,
     NO_FACTS,
@@ -47,78 +36,11 @@ from flax_transformers.data.tokenizers.offsets import (
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Frame, Vocabulary
 
-Files = Mapping[str, bytes]
-
 _BYTE_SENTINELS = 100  # of ByT5
 _MAX_GAPS = 100_000  # ids that no token has
 
 
-class Tokenizer(Protocol):
-    """Text to ids and back. Objects are immutable and picklable."""
-
-    kind: roles.Kind
-    vocabulary: Vocabulary
-    fingerprint: str
-    facts: Facts
-
-    @property
-    def files(self) -> Files:
-        """The files that were read, by name; none for a tokenizer trained in this process."""
-
-    @property
-    def frame(self) -> Frame:
-        """The special tokens around one text; see `EncodesBatches`."""
-
-    def __call__(
-        self, texts: str | Sequence[str], *, max_length: int | None = None, pad_to: int = 0
-    ) -> dict[str, np.ndarray]:
-        """Padded ``input_ids`` and ``attention_mask`` of texts with their frame; see
-        `EncodesBatches`."""
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One int32 array [n] per text, without special tokens."""
-
-    def encode_prompt(self, text: str) -> np.ndarray:
-        """The ids of a text in which names of special tokens are read as these tokens, as in
-        `transformers`: int32 [n], without the frame."""
-
-    def encode_prompt_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """The same, and the start and end of each token, int32 [n, 2] in characters."""
-
-    @property
-    def safe_cut(self) -> re.Pattern[str] | None:
-        """Matches, empty, at positions where a text may be cut without changing its ids; None if
-        no such position is known."""
-
-    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The ids of each text as by ``encode_batch``, and the start and end of each token, int32
-        [n, 2] in characters; a token that is a part of a character spans all of it."""
-
-    @property
-    def finds_ends(self) -> bool:
-        """Whether ``encode_with_ends`` takes hardly longer than ``encode_batch``."""
-
-    def encode_with_ends(
-        self, texts: Sequence[str], ends: Sequence[Sequence[int]]
-    ) -> list[tuple[np.ndarray, list[int]]]:
-        """The ids of each text, and how many tokens end at or before each of its ``ends``; see
-        `EncodesBatches`."""
-
-    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
-        """The ids of each word of each sentence, as Hugging Face's ``is_split_into_words``."""
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids, without special ids other than the unknown id."""
-
-    def pieces(self, ids: Iterable[int]) -> list[str]:
-        """One readable string per id, special ids included."""
-
-    def save(self, directory: str | os.PathLike[str], frame: Frame | None = None) -> None:
-        """Writes what ``load_tokenizer`` reads, the config file last. ``frame``: the special tokens
-        that a run puts around its texts, recorded for prompts."""
-
-
-class ByteTokenizer(EncodesBatches):
+class ByteTokenizer(Tokenizer):
     """UTF-8 bytes as ids (ByT5, arXiv:2105.13626): byte + 3; pad 0, eos 1, unk 2.
 
     259 [CLS], 260 [SEP] and 261 [MASK] follow the bytes, 262 ids in total. Decoding restores every
@@ -232,7 +154,7 @@ def _readable_byte(byte: int) -> str:
     return chr(byte) if 0x20 <= byte < 0x7F else f"<0x{byte:02X}>"
 
 
-class PieceTokenizer(EncodesBatches):
+class PieceTokenizer(Tokenizer):
     """A model of the `tokenizers` library: WordPiece as trained here, or any tokenizer.json.
 
     WordPiece splits words as BERT does (arXiv:1810.04805): control characters are removed,

@@ -24,13 +24,9 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from flax_transformers.data.tokenizers.base import Files, Tokenizer
 from flax_transformers.data.tokenizers.facts import AddedToken, Facts
-from flax_transformers.data.tokenizers.kinds import (
-    ByteTokenizer,
-    Files,
-    PieceTokenizer,
-    Tokenizer,
-)
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer, PieceTokenizer
 from flax_transformers.data.tokenizers.roles import ROLE_NAMES
 from flax_transformers.data.tokenizers.sentencepiece import (
     MarianTokenizer,

@@ -20,6 +20,7 @@ from etils import epath
 from tokenizers import models, trainers
 
 from flax_transformers import ranges
+from flax_transformers.data.tokenizers.base import Tokenizer
 from flax_transformers.data.tokenizers.byte_level_training import train_byte_level, training_blocks
 from flax_transformers.data.tokenizers.facts import (
     CONFIG_FILE,
@@ -29,7 +30,7 @@ from flax_transformers.data.tokenizers.facts import (
     TRAINED_HERE,
     read_facts,
 )
-from flax_transformers.data.tokenizers.kinds import ByteTokenizer, PieceTokenizer, Tokenizer
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer, PieceTokenizer
 from flax_transformers.data.tokenizers.layouts import (
     VOCABULARY_FILES,
     WORDPIECE_SPECIALS,

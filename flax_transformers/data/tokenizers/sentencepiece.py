@@ -6,7 +6,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -14,10 +14,9 @@ from sentencepiece import sentencepiece_model_pb2 as sentencepiece_proto
 from sentencepiece import sentencepiece_pb2 as sentencepiece_text
 
 from flax_transformers.data.tokenizers import offsets
-from flax_transformers.data.tokenizers.batches import EncodesBatches
+from flax_transformers.data.tokenizers.base import Files, Tokenizer
 from flax_transformers.data.tokenizers.facts import NO_FACTS, TEMPLATE_FILE, AddedToken, Facts
 from flax_transformers.data.tokenizers.kinds import (
-    Files,
     encode_apart,
     fingerprint_of,
     joined_with_offsets,
@@ -38,7 +37,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Frame
 
 
-class SentencePieceTokenizer(EncodesBatches):
+class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model, unigram (arXiv:1804.10959) or BPE (arXiv:1508.07909).
 
     Trained here: pad 0, eos 1, unk 2, then [CLS] [SEP] [MASK] as control symbols and the 256
@@ -260,7 +259,7 @@ def _sentencepiece_kind(model: bytes) -> Kind:
     return kinds[trainer.model_type]
 
 
-class MarianTokenizer(EncodesBatches):
+class MarianTokenizer(Tokenizer):
     """Marian: a sentencepiece model for each side, with the ids of vocab.json.
 
     A text may begin with its target language, as in ">>fra<< Good morning". ``encode_batch``
@@ -311,8 +310,6 @@ class MarianTokenizer(EncodesBatches):
         named = {self._names[i]: i for i in self._skipped}
         names = {name: i for name, i in named.items() if not _is_language(name)}
         return joined_with_offsets(self.encode_with_offsets, text, names)
-
-    safe_cut: ClassVar[re.Pattern[str] | None] = None
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         return list(zip(self.encode_batch(texts), map(self._offsets, texts), strict=True))

@@ -1,32 +1,81 @@
-"""Texts to padded batches, in the form that models take."""
+"""The interface of tokenizers.
+
+Created by `load.train_tokenizer` and `load.load_tokenizer`. For every kind:
+
+* ``encode_batch`` adds no special tokens, and text never yields a special id: "[MASK]" or "</s>"
+  in a document is encoded as ordinary characters. (Characters unknown to WordPiece become the
+  unknown id; bytes and sentencepiece with byte fallback know all characters.)
+* A tokenizer is pickled as its serialized model, so that data workers can receive it.
+* ``fingerprint`` is the sha256 of what defines the mapping from text to ids.
+
+Strings with lone surrogates are not Unicode text: bytes accepts them, the other kinds raise.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 
 from flax_transformers.data.tokenizers.facts import Facts
+from flax_transformers.data.tokenizers.roles import Kind
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Frame, Vocabulary
 
+Files = Mapping[str, bytes]
 
-class EncodesBatches:
-    """The call that tokenizers of every kind have."""
 
+class Tokenizer:
+    """Text to ids and back: the base of all kinds. Objects are immutable and picklable."""
+
+    kind: Kind
     vocabulary: Vocabulary
+    fingerprint: str
     facts: Facts
+    files: Files
+    """The files that were read, by name; none for a tokenizer trained in this process."""
 
     finds_ends: ClassVar[bool] = False
+    """Whether ``encode_with_ends`` takes hardly longer than ``encode_batch``."""
+
+    @property
+    def safe_cut(self) -> re.Pattern[str] | None:
+        """Matches, empty, at positions where a text may be cut without changing its ids; None if
+        no such position is known."""
+        return None
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One int32 array [n] per text, without special tokens."""
         raise NotImplementedError
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The ids of each text as by ``encode_batch``, and the start and end of each token, int32
+        [n, 2] in characters; a token that is a part of a character spans all of it."""
         raise NotImplementedError
 
     def encode_prompt_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of a text in which names of special tokens are read as these tokens, as in
+        `transformers`: int32 [n], without the frame; and the start and end of each token."""
+        raise NotImplementedError
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
+        """The ids of each word of each sentence, as Hugging Face's ``is_split_into_words``."""
+        raise NotImplementedError
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids, without special ids other than the unknown id."""
+        raise NotImplementedError
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """One readable string per id, special ids included."""
+        raise NotImplementedError
+
+    def save(self, directory: str | os.PathLike[str], frame: Frame | None = None) -> None:
+        """Writes what ``load_tokenizer`` reads, the config file last. ``frame``: the special tokens
+        that a run puts around its texts, recorded for prompts."""
         raise NotImplementedError
 
     def encode_prompt(self, text: str) -> np.ndarray:
