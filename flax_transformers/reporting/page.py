@@ -6,67 +6,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from flax_transformers.reporting.attention_charts import attention_chart
 from flax_transformers.reporting.charts import Line, Reference, line_chart, short_number
 from flax_transformers.reporting.runs import Picture, ReportedRun, SweepTable
 
-_STYLE = """
-:root { color-scheme: light dark; --page: #fbfbfa; --card: #ffffff; --text: #1c1d1f;
-  --muted: #5d636c; --edge: #dcdfe3; --grid: #e8eaed;
-  --c0: #1f6fb4; --c1: #c25a0c; --c2: #1f8a54; --c3: #7d4bc0; --c4: #b83280; --c5: #0f7f8c;
-  --c6: #8a6d00; --c7: #a33a3a; }
-@media (prefers-color-scheme: dark) { :root { --page: #141517; --card: #1d1f22; --text: #e7e8ea;
-  --muted: #a2a8b1; --edge: #34383e; --grid: #2b2e33;
-  --c0: #6db1ee; --c1: #f0994f; --c2: #5cc48d; --c3: #b794f0; --c4: #ef83bd; --c5: #55c5d1;
-  --c6: #d6b73f; --c7: #ec8484; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1320px; padding: 20px 16px 60px; background: var(--page);
-  color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0 0 4px; }
-h2 { font-size: 1.15rem; margin: 36px 0 10px; }
-h3 { font-size: .95rem; margin: 0 0 6px; font-weight: 600; overflow-wrap: anywhere; }
-p, .muted { color: var(--muted); margin: 0 0 8px; }
-.cards { display: grid; gap: 14px;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); }
-.card { background: var(--card); border: 1px solid var(--edge); border-radius: 8px; padding: 12px;
-  min-width: 0; }
-.legend { display: flex; flex-wrap: wrap; gap: 6px 18px; list-style: none; padding: 0;
-  margin: 10px 0; }
-.legend li { display: flex; align-items: center; gap: 7px; overflow-wrap: anywhere; }
-.swatch { width: 14px; height: 3px; border-radius: 2px; flex: none; background: currentColor; }
-.chart { display: block; width: 100%; height: auto; }
-.chart text { font: 11px system-ui, sans-serif; fill: var(--muted); }
-.grid { stroke: var(--grid); }
-.reference { stroke: var(--muted); stroke-dasharray: 5 4; fill: none; }
-.line path { fill: none; stroke: currentColor; stroke-width: 1.6; stroke-linejoin: round; }
-.line circle { fill: currentColor; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; }
-th, td { padding: 4px 10px; border-bottom: 1px solid var(--edge); text-align: right;
-  white-space: nowrap; font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; }
-th { color: var(--muted); font-weight: 600; }
-pre { margin: 0; overflow: auto; max-height: 420px; font: 12.5px/1.45 ui-monospace, monospace;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
-pre.table { white-space: pre; }
-img { display: block; max-width: 100%; height: auto; border-radius: 4px; background: #fff; }
-summary { cursor: pointer; color: var(--muted); }
-.attention { display: flex; flex-wrap: wrap; gap: 14px; margin-bottom: 14px; }
-.attention > .card { flex: 1 1 100%; }
-.attention > .image { flex: 0 1 auto; max-width: 100%; }
-.maps { display: block; width: 100%; height: auto; margin: 0 0 10px; }
-.maps text, .tokens text { font: 8.5px system-ui, sans-serif; fill: var(--muted); }
-.wide > .maps text { font-size: 10px; }
-.sharp { image-rendering: pixelated; }
-.frame { fill: none; stroke: var(--edge); vector-effect: non-scaling-stroke; }
-.heads { display: grid; gap: 10px;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 270px), 1fr)); }
-figure { margin: 8px 0 0; min-width: 0; }
-figcaption { color: var(--muted); font-size: .85rem; }
-.hidden { position: absolute; }
-"""
+_STYLE = Path(__file__).with_name("page.css").read_text("utf-8")
 COLORS = 8
 _STYLE += "".join(f".c{number} {{ color: var(--c{number}); }}\n" for number in range(COLORS))
 
