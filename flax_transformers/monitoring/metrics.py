@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -111,6 +111,24 @@ def _is_number(value: Any) -> bool:
     return (
         value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
     )
+
+
+VISIBLE_FRACTION = 0.98
+"""Fraction of a line's values within the limits of a plot: its first steps would flatten the
+rest."""
+
+
+def visible_limits(
+    lines: Sequence[Sequence[float]], others: Sequence[float]
+) -> tuple[float, float, float]:
+    """The lowest and the highest value to show, around ``VISIBLE_FRACTION`` of the sorted, finite
+    values of each line and all of ``others``, and a margin.
+
+    Of each line, not of all values: a run that logs less often than others is visible as a whole.
+    """
+    tops = [line[int(VISIBLE_FRACTION * len(line))] for line in lines if line]
+    low, high = min([line[0] for line in lines if line] + [*others]), max([*tops, *others])
+    return low, high, 0.08 * (high - low) or 0.05 * abs(high) or 0.5
 
 
 def metrics_up_to(path: epath.Path, start_step: int) -> list[str]:

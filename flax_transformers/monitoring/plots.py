@@ -13,11 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
+from flax_transformers.monitoring.metrics import visible_limits
+
 SIZE_INCHES, DOTS_PER_INCH = (7.2, 4.2), 150
 BLUE, ORANGE, GRAY = "#1f6fb4", "#e0701a", "#6b7280"
-VISIBLE_FRACTION = 0.98
-"""Fraction of the losses within the plot's limits: those of the first steps would flatten it."""
-
 Series = tuple[list[int], list[float]]
 
 
@@ -83,7 +82,9 @@ def _loss(rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> 
             color=GRAY,
         )
     axes.legend(frameon=False, loc="upper right")
-    _limit(axes, train[1] + held_out[1], list(baselines.values()))
+    losses = sorted(filter(math.isfinite, train[1] + held_out[1]))
+    low, high, margin = visible_limits([losses], list(baselines.values()))
+    axes.set_ylim(low - margin, high + margin)
     return figure
 
 
@@ -118,15 +119,6 @@ def _line(
     marker = marker or ("o" if len(series[0]) == 1 else None)
     axes.plot(*series, color=color, label=label, linewidth=1.4, marker=marker, markersize=4)
     axes.set_xlim(0, max(axes.get_xlim()[1], 1.02 * max(series[0]), 1))
-
-
-def _limit(axes: Axes, values: Sequence[float], others: Sequence[float]) -> None:
-    """Sets vertical limits around ``VISIBLE_FRACTION`` of the values and all of ``others``."""
-    finite = sorted(value for value in values if math.isfinite(value))
-    top = finite[min(len(finite) - 1, int(VISIBLE_FRACTION * len(finite)))]
-    low, high = min([finite[0], *others]), max([top, *others])
-    margin = 0.08 * (high - low) or 0.5
-    axes.set_ylim(low - margin, high + margin)
 
 
 def _figure(label: str) -> tuple[Figure, Axes]:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from flax_transformers.monitoring.metrics import visible_limits
+
 _WIDTH, _HEIGHT = 420, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 34
 _POINTS = 300
 """Points of a line: of more, the lowest and highest of equal stretches are kept."""
-VISIBLE_FRACTION = 0.98
-"""Fraction of a line's values within the limits: its first steps would flatten the rest."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ def line_chart(
     finite = [sorted(filter(math.isfinite, line.values)) for line in lines]
     if not any(finite):
         return ""
-    low, high = _limits(finite, [one.value for one in references], zero)
+    low, high, margin = visible_limits(finite, [one.value for one in references])
+    low, high = 0.0 if zero and low >= 0 else low - margin, high + margin
     last = max(max(line.steps) for line in lines) or 1
     inner = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
@@ -120,19 +121,6 @@ def thinned(line: Line) -> list[tuple[int, float]]:
 
 def _value(point: tuple[int, float]) -> float:
     return point[1]
-
-
-def _limits(
-    finite: Sequence[Sequence[float]], others: Sequence[float], zero: bool
-) -> tuple[float, float]:
-    """Limits around ``VISIBLE_FRACTION`` of the sorted values of each line, and all of ``others``.
-
-    Of each line, not of all values: a run that logs less often than others is visible as a whole.
-    """
-    tops = [line[int(VISIBLE_FRACTION * len(line))] for line in finite if line]
-    low, high = min([line[0] for line in finite if line] + [*others]), max([*tops, *others])
-    margin = 0.08 * (high - low) or 0.05 * abs(high) or 0.5
-    return (0.0 if zero and low >= 0 else low - margin), high + margin
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
