@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -108,12 +108,8 @@ def _imported(path: Path) -> ModuleType:
 
 def _result(path: Path, module: ModuleType, function: str) -> Any:
     """What the file's ``get_config`` or ``get_study`` returns."""
-    try:
+    with _running(path):
         return getattr(module, function)()
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise _failing(path, error) from error
 
 
 def _checked(config: Any, path: Path) -> TrainConfig:
@@ -151,11 +147,8 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their annotations up there
     sys.path.insert(0, folder)
     try:
-        spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise _failing(path, error) from error
+        with _running(path):
+            spec.loader.exec_module(module)
     finally:
         sys.path.remove(folder)
         if folder not in sys.path:
@@ -181,6 +174,17 @@ def _is_another_module(name: str, path: Path) -> bool:
     if spec is None:
         return False
     return spec.origin is None or Path(spec.origin).resolve() != path.resolve()
+
+
+@contextlib.contextmanager
+def _running(path: Path) -> Iterator[None]:
+    """Turns errors of a config file into a UserError that names the line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _failing(path, error) from error
 
 
 def _failing(path: Path, error: BaseException) -> UserError:
@@ -260,9 +264,8 @@ def _imported_from_folder(file: Path, name: str) -> ModuleType:
             return _import_file(file)
         sys.path.insert(0, os.getcwd())
         try:
-            module = importlib.import_module(name)
-        except Exception as error:
-            raise _failing(file, error) from error
+            with _running(file):
+                module = importlib.import_module(name)
         finally:
             sys.path.remove(os.getcwd())
     _register_types_in(module)

@@ -26,8 +26,6 @@ _STORAGE_SIGNS = {
 def raise_write_error(error: Exception, directory: epath.Path) -> NoReturn:
     """Raises UserError if the storage caused the error, otherwise the error itself."""
     sign = _storage_sign(error)
-    if sign is None:
-        raise error
     raise UserError(
         f"a checkpoint could not be written to {directory} ({sign}); earlier ones are intact: "
         f"{_STORAGE_SIGNS[sign]}, and run the same command again to resume from the newest of them"
@@ -37,21 +35,22 @@ def raise_write_error(error: Exception, directory: epath.Path) -> NoReturn:
 def raise_read_error(error: Exception, folder: epath.Path) -> NoReturn:
     """As `raise_write_error`, for a verified checkpoint that then could not be read."""
     sign = _storage_sign(error)
-    if sign is None:
-        raise error
     raise UserError(
         f"checkpoint {folder} cannot be read ({sign}); nothing was changed: make it readable, or "
         "wait until the storage is back, and run the same command again"
     ) from error
 
 
-def _storage_sign(error: Exception) -> str | None:
-    """The message of the storage in an error or its causes; None if there is none."""
+def _storage_sign(error: Exception) -> str:
+    """The message of the storage in an error or its causes; raises an error without one."""
     chain = ""
     seen: BaseException | None = error
     while seen is not None:
         chain, seen = f"{chain} {seen}", seen.__cause__ or seen.__context__
-    return next((sign for sign in _STORAGE_SIGNS if sign.lower() in chain.lower()), None)
+    for sign in _STORAGE_SIGNS:
+        if sign.lower() in chain.lower():
+            return sign
+    raise error
 
 
 @functools.cache

@@ -43,12 +43,8 @@ class Corpus:
         return [any(of_sources) for of_sources in zip(*tied, strict=True)]
 
     def holds_out(self, document: Document) -> bool:
-        """Whether a document of ``source`` is for validation."""
-        return is_held_out(document, self.held_out_fraction)
-
-
-def is_held_out(document: Document, fraction: float) -> bool:
-    """Whether a document is for validation: a hash of its group or text decides."""
-    key = document.whole if document.group is None else document.group
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") < fraction * 2.0**64
+        """Whether a document of ``source`` is for validation: a hash of its group or text
+        decides."""
+        key = document.whole if document.group is None else document.group
+        digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        return int.from_bytes(digest, "little") < self.held_out_fraction * 2.0**64

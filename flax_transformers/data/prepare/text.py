@@ -251,8 +251,8 @@ class TextPreparation(StorePreparation[PreparedText, StoreJob]):
         given: Tokenizer | None,
         given_target: Tokenizer | None = None,
     ) -> StoreJob:
-        tokenizer = own_tokenizer(self.folder, self.tokenizer, given)
         """What tokenizing a shard takes; ``given``: tokenizers used instead of new ones."""
+        tokenizer = own_tokenizer(self.folder, self.tokenizer, given)
         target = self._own_target(given_target)
         return StoreJob(self.folder, self.corpus, claimed, tokenizer, target)
 
