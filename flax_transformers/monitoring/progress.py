@@ -83,17 +83,10 @@ class Progress(MetricSink):
             self._print_line()
 
     def _print_line(self) -> None:
-        self._print("  ".join([f"step {self._position()}", *self._fields()]))
-
-    def message(self, text: str) -> None:
-        """Prints a line (or several) that stays, above the bar if there is one."""
-        self._print(text)
-
-    def _print(self, text: str) -> None:
-        # Text such as "[MASK]" must not be taken for markup, and a log's lines must not be wrapped.
         # A reader that went away (head, a closed terminal) must not end a training run: rich turns
         # itself off and raises SystemExit.
         with contextlib.suppress(SystemExit):
+            text = "  ".join([f"step {self._position()}", *self._fields()])
             self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def _position(self) -> str:
