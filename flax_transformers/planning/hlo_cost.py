@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -102,16 +101,8 @@ class HloCost:
     """Read from and written to main memory by fused loops, matmuls, copies and collectives."""
     num_instructions: int = 0
     """Number of instructions in the text."""
-    loops: dict[str, int] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     """Loops whose trip count cannot be read."""
-
-    def sent_bytes(self) -> Counter[tuple[str, tuple[str, ...]]]:
-        """Sent bytes by kind and mesh axes."""
-        total: Counter[tuple[str, tuple[str, ...]]] = Counter()
-        for one in self.collectives:
-            total[one.kind, one.axes] += one.sent_bytes  # type: ignore[assignment]
-        return total
 
 
 def account(text: str, mesh: Mapping[str, int], *, unknown_rounds: int = 1) -> HloCost:
@@ -144,7 +135,6 @@ class _Walk:
                 if count is None:
                     self.found.unknown.append(one.name)
                     count = self.unknown_rounds
-                self.found.loops[one.name] = count
                 self.computation(self._called(one, "body"), runs * count)
             elif one.opcode == "conditional":
                 for name in re.findall(r"%([\w.\-]+)", _branches(one)):

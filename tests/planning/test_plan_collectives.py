@@ -16,6 +16,7 @@ from flax_transformers.planning.topology import devices_of
 from flax_transformers.testing import tiny_config
 from flax_transformers.training.config import Phase
 from flax_transformers.training.setup import make_trainer
+from tests.planning.traffic import sent_bytes
 
 pytestmark = [pytest.mark.slow, pytest.mark.full]
 
@@ -63,14 +64,14 @@ def tensor_parallel():
 
 
 def test_full_sharding_gathers_weights_twice_and_scatters_gradients_once(fully_sharded):
-    sent = sum(fully_sharded.sent_bytes().values())
+    sent = sum(sent_bytes(fully_sharded).values())
     assert sent == pytest.approx(3 * 2 * WEIGHTS * 3 / 4, rel=0.1)
-    assert {axes for _, axes in fully_sharded.sent_bytes()} == {("fsdp",)}
+    assert {axes for _, axes in sent_bytes(fully_sharded)} == {("fsdp",)}
 
 
 def test_parts_of_128_columns_are_scattered_too():
     found = accounted(MeshConfig(data=1, fsdp=8), topology="v5e:2x4")
-    assert sum(found.sent_bytes().values()) == pytest.approx(3 * 2 * WEIGHTS * 7 / 8, rel=0.1)
+    assert sum(sent_bytes(found).values()) == pytest.approx(3 * 2 * WEIGHTS * 7 / 8, rel=0.1)
 
 
 def test_weights_of_all_layers_are_not_kept_rounded_beside_themselves():
@@ -83,16 +84,16 @@ def test_weights_of_all_layers_are_not_kept_rounded_beside_themselves():
 def test_tensor_parallelism_reduces_activations_four_times_a_layer(tensor_parallel):
     """And twice more: what the table of words gives, and the gradient that logits give back."""
     activations = 2 * ROWS * LENGTH * WIDTH
-    sent = sum(tensor_parallel.sent_bytes().values())
+    sent = sum(sent_bytes(tensor_parallel).values())
     assert sent == pytest.approx((8 * LAYERS + 4) * activations * 3 / 4, rel=0.1)
-    assert {axes for _, axes in tensor_parallel.sent_bytes()} == {("tensor",)}
+    assert {axes for _, axes in sent_bytes(tensor_parallel)} == {("tensor",)}
 
 
 def test_recomputed_layers_reduce_one_more_activation():
     """What attention gives; nothing needs what the feed-forward gives again."""
     activations = 2 * ROWS * LENGTH * WIDTH
     found = accounted(MeshConfig(data=1, tensor=4), remat="full")
-    sent = sum(found.sent_bytes().values())
+    sent = sum(sent_bytes(found).values())
     assert sent == pytest.approx((10 * LAYERS + 4) * activations * 3 / 4, rel=0.03)
 
 
@@ -127,4 +128,4 @@ def test_the_program_is_as_long_for_96_layers_as_for_12():
     )
     # Which copies are fetched ahead is the compiler's choice.
     assert many.num_instructions == pytest.approx(few.num_instructions, rel=0.05)
-    assert 12 in few.loops.values() and 96 in many.loops.values()
+    assert not few.unknown and not many.unknown
