@@ -88,14 +88,15 @@ _CLASS_OF_MODEL = {
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is added to the model's vocabulary, as files describe it."""
+    """A token that is added to the model's vocabulary, as files describe it: the fields of the
+    `tokenizers` library, in the order of a tokenizer.json."""
 
     content: str
-    special: bool = True
+    single_word: bool = False
     lstrip: bool = False
     rstrip: bool = False
-    single_word: bool = False
     normalized: bool = False
+    special: bool = True
 
 
 @dataclass(frozen=True)
@@ -188,8 +189,8 @@ def _facts(
     if listed is None:
         special = {*named.values(), *more}
         for content, i in added.items():
-            is_special = content in special
-            tokens[int(i)] = AddedToken(content, is_special, normalized=not is_special)
+            plain = content not in special
+            tokens[int(i)] = AddedToken(content, normalized=plain, special=not plain)
     return Facts(
         tokenizer_class=_class(config, model),
         named=named,

@@ -27,6 +27,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from flax_transformers.data.tokenizers.base import Files, Tokenizer
 from flax_transformers.data.tokenizers.facts import AddedToken, Facts
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer, PieceTokenizer
+from flax_transformers.data.tokenizers.offsets import QWEN2_WORDS
 from flax_transformers.data.tokenizers.roles import ROLE_NAMES
 from flax_transformers.data.tokenizers.sentencepiece import (
     MarianTokenizer,
@@ -62,11 +63,6 @@ _MBART50_FURTHER = (
     "af_ZA az_AZ bn_IN fa_IR he_IL hr_HR id_ID ka_GE km_KH mk_MK ml_IN mn_MN mr_IN pl_PL ps_AF "
     "pt_XX sv_SE sw_KE ta_IN te_IN th_TH tl_XX uk_UA ur_PK xh_ZA gl_ES sl_SI"
 ).split()
-# How Qwen2 splits a text into words, from its tokenizer.json.
-_QWEN2_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def tokenizer_of(files: Files, facts: Facts, lowercase: bool | None) -> Tokenizer | None:
@@ -103,13 +99,7 @@ def _settled(serialized: str, facts: Facts) -> str:
     ids = vocabulary | {token["content"]: token["id"] for token in added}
     free = 1 + max(ids.values(), default=-1)
     for token in _missing(facts, ids):
-        added.append(
-            {
-                "id": free, "content": token.content, "single_word": token.single_word,
-                "lstrip": token.lstrip, "rstrip": token.rstrip, "normalized": token.normalized,
-                "special": token.special,
-            }
-        )  # fmt: skip
+        added.append({"id": free, **dataclasses.asdict(token)})
         free, changed = free + 1, True
     return json.dumps(content, ensure_ascii=False) if changed else serialized
 
@@ -282,7 +272,7 @@ def _byte_level(files: Files, facts: Facts) -> Tokenizer:
         backend.normalizer = normalizers.NFC()
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(tokenizers.Regex(_QWEN2_WORDS), "isolated"),
+                pre_tokenizers.Split(tokenizers.Regex(QWEN2_WORDS), "isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False),
             ]
         )
@@ -292,16 +282,9 @@ def _byte_level(files: Files, facts: Facts) -> Tokenizer:
         names = [one for several in ROLE_NAMES.values() for one in several]
     special = {name: AddedToken(name) for name in names if name in vocabulary}
     special |= {t.content: t for t in facts.added.values() if t.content in vocabulary}
-    backend.add_tokens([_library_token(token) for token in special.values()])
+    backend.add_tokens([tokenizers.AddedToken(**vars(token)) for token in special.values()])
     backend.post_processor = _processor(facts, vocabulary, prefix)
     return PieceTokenizer(_settled(backend.to_str(), facts), facts, files)
-
-
-def _library_token(token: AddedToken) -> tokenizers.AddedToken:
-    return tokenizers.AddedToken(
-        token.content, single_word=token.single_word, lstrip=token.lstrip, rstrip=token.rstrip,
-        normalized=token.normalized, special=token.special,
-    )  # fmt: skip
 
 
 def _processor(facts: Facts, vocabulary: Mapping[str, int], prefix: bool) -> Any:

@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 
 _UNKNOWN = -1
-# The pre-tokenizers of GPT-2, Llama 3 and Qwen 2: no word has a space after a letter.
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen2 splits a text into words, from its tokenizer.json."""
+# The pre-tokenizers of Llama 3, Qwen 2 and GPT-2: no word has a space after a letter.
 _SPLITS_BEFORE_SPACES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    QWEN2_WORDS,
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
 )
 _BEFORE_SPACE = re.compile(r"(?<=[^\W_])(?= )")
