@@ -25,7 +25,7 @@ from jax import export
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.tensor_files import read_json, require_file
 from flax_transformers.huggingface.write import appearing
-from flax_transformers.models.config import EncoderDecoderConfig, TextConfig
+from flax_transformers.models.config import TextConfig
 from flax_transformers.version import __version__
 
 _PROGRAM, _PARAMETERS, _SIGNATURE = "program.bin", "parameters.safetensors", "signature.json"
@@ -152,7 +152,7 @@ def _inputs(model: Any, sequence_length: int | None) -> dict[str, jax.ShapeDtype
             )
         tokens = jax.ShapeDtypeStruct((1, sequence_length), jnp.int32)
         names = ["input_ids", "attention_mask"]
-        if isinstance(model.config, EncoderDecoderConfig) and "decoder_input_ids" in model.inputs:
+        if "decoder_input_ids" in model.inputs:
             names.append("decoder_input_ids")
         inputs |= dict.fromkeys(names, tokens)
     elif isinstance(model.config, TextConfig) or "signals" in inputs:
