@@ -40,7 +40,7 @@ from flax_transformers.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Placed:
+class ModelOptions:
     """Where a model that belongs to no run is computed, and how."""
 
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -146,7 +146,7 @@ def evaluation_sets(config: TrainConfig, prepared: Dataset) -> list[tuple[str, D
 
 
 @dataclass(frozen=True)
-class Described:
+class StoredModel:
     """A model whose weights have not been read: where it is, its config and its tokenizers.
 
     ``architecture``: what it is read as, if not as its own.
@@ -168,7 +168,7 @@ class Described:
         return saved_part(self.source, name) if isinstance(self.source, SavedStep) else None
 
 
-def described_model(path: str, architecture: str | None = None) -> Described:
+def stored_model(path: str, architecture: str | None = None) -> StoredModel:
     """The model of a run, or of a folder in Hugging Face format, before its weights are read.
 
     ``architecture``: what that folder is read as, where it is not its own. Raises UserError for
@@ -179,24 +179,24 @@ def described_model(path: str, architecture: str | None = None) -> Described:
         raise UserError(f"{path} is a run, whose architecture is known; omit --architecture")
     model = pretrained.describe_pretrained(source, architecture)
     if isinstance(source, SavedStep):
-        return Described(source, None, model, *saved_tokenizers(source))
+        return StoredModel(source, None, model, *saved_tokenizers(source))
     text = isinstance(model, TextConfig)
     tokenizer = load_tokenizer(tokenizer_folder(source)) if text else None
-    return Described(source, architecture, model, tokenizer, None)
+    return StoredModel(source, architecture, model, tokenizer, None)
 
 
 def restored_model(
-    described: Described, mesh: Mesh | None = None, compute: ComputeConfig | None = None
+    stored: StoredModel, mesh: Mesh | None = None, compute: ComputeConfig | None = None
 ) -> RestoredModel:
-    """A described model with its weights. Raises UserError for what is missing or damaged."""
-    if isinstance(described.source, SavedStep):
-        return restore_model(described.source, mesh, compute)
+    """A stored model with its weights. Raises UserError for what is missing or damaged."""
+    if isinstance(stored.source, SavedStep):
+        return restore_model(stored.source, mesh, compute)
     mesh = mesh or make_mesh(MeshConfig())
     compute = compute or ComputeConfig(dtype="auto")
     model, params = pretrained.load_pretrained(
-        described.source, architecture=described.architecture, compute=compute, mesh=mesh
+        stored.source, architecture=stored.architecture, compute=compute, mesh=mesh
     )
-    return RestoredModel(model.config, model, params, described.tokenizer, None, mesh, step=0)
+    return RestoredModel(model.config, model, params, stored.tokenizer, None, mesh, step=0)
 
 
 def with_initial_model(
@@ -249,8 +249,8 @@ def teacher(config: TrainConfig, prepared: Dataset) -> Callable[[Mesh], tuple[An
     path = getattr(config.objective, "teacher", None)
     if path is None:
         return None
-    described, own = described_model(path), config.model
-    theirs: Any = described.model
+    stored, own = stored_model(path), config.model
+    theirs: Any = stored.model
     place = f"objective.teacher {path}"
     if not hasattr(build_model(theirs), "classify"):
         raise UserError(f"{place} holds a {theirs.architecture}, which is no classifier")
@@ -263,31 +263,31 @@ def teacher(config: TrainConfig, prepared: Dataset) -> Callable[[Mesh], tuple[An
         )
     tokens = prepared.tokenizer
     if tokens is not None and (
-        described.tokenizer is None or described.tokenizer.fingerprint != tokens.fingerprint
+        stored.tokenizer is None or stored.tokenizer.fingerprint != tokens.fingerprint
     ):
         raise UserError(
             f"{place} has another tokenizer than the data; set --data.tokenizer.path to that of "
             "the teacher"
         )
-    _check_pixels(config, described, place)
+    _check_pixels(config, stored, place)
 
     def load(mesh: Mesh) -> tuple[Any, Any]:
-        restored = restored_model(described, mesh, config.compute)
+        restored = restored_model(stored, mesh, config.compute)
         return restored.model, restored.params
 
     return load
 
 
-def _check_pixels(config: TrainConfig, described: Described, place: str) -> None:
+def _check_pixels(config: TrainConfig, stored: StoredModel, place: str) -> None:
     """The teacher of images takes what the student's objective gives."""
     ours: Any = config.model
-    theirs: Any = described.model
+    theirs: Any = stored.model
     channels = getattr(theirs, "num_channels", None)
     if channels != getattr(ours, "num_channels", None):
         raise UserError(f"{place} reads other inputs than the student; give one of the same kind")
     if channels is None:
         return
-    saved = described.of_run("objective")
+    saved = stored.of_run("objective")
     for name in ("mean", "std"):
         wanted, given = getattr(saved, name, None), getattr(config.objective, name, None)
         if wanted is not None and wanted != given:

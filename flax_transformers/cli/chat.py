@@ -16,6 +16,7 @@ from tyro.conf import Positional
 from flax_transformers.cli.generate import Generate
 from flax_transformers.cli.parsing import Model, number, option, override
 from flax_transformers.errors import UserError
+from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.ranges import EXAMPLES, INT32, POSITIONS, integers, numbers
 
 if TYPE_CHECKING:
@@ -208,13 +209,12 @@ class ChatModel:
         """Reads all but the weights. ``overrides``: of the mesh and of how it is computed."""
         from flax_transformers import runtime
         from flax_transformers.parallel.mesh import make_mesh
-        from flax_transformers.parallel.watchdog import watchdog
         from flax_transformers.pretrained import describe_pretrained, find_pretrained
 
-        placed = override(runtime.Placed(), overrides)
+        options = override(runtime.ModelOptions(), overrides)
         runtime.start(None)
-        watchdog.start(placed.limits)
-        self._mesh, self._compute = make_mesh(placed.mesh), placed.compute
+        watchdog.start(options.limits)
+        self._mesh, self._compute = make_mesh(options.mesh), options.compute
         with watchdog.phase("restore"):
             self._found = find_pretrained(self._model)
             described = describe_pretrained(self._found, None)
@@ -224,7 +224,6 @@ class ChatModel:
     def load(self, overrides: Sequence[str]) -> None:
         """Reads the model; ``overrides`` as for `check`."""
         from flax_transformers.generation.program import arranged
-        from flax_transformers.parallel.watchdog import watchdog
         from flax_transformers.pretrained import load_pretrained
 
         self.check(overrides)
@@ -296,7 +295,6 @@ class ChatModel:
 
         from flax_transformers.generation.prompts import rows_of
         from flax_transformers.generation.stop_strings import StopStrings
-        from flax_transformers.parallel.watchdog import watchdog
 
         work = self._work
         ids, mask = rows_of(encoded, work.pad_id)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from flax_transformers.cli.parsing import option, refuse_arguments
 from flax_transformers.errors import UserError
+from flax_transformers.parallel.watchdog import watchdog
 
 if TYPE_CHECKING:
     from flax_transformers.training.config import TrainConfig
@@ -43,7 +44,6 @@ class Doctor:
         from flax_transformers import runtime
         from flax_transformers.cli.config_file import load_config
         from flax_transformers.parallel.limits import Limits
-        from flax_transformers.parallel.watchdog import watchdog
 
         config = None
         if self.config is None:

@@ -12,6 +12,7 @@ from tyro.conf import UseAppendAction
 
 from flax_transformers.cli.parsing import Architecture, Model, option, override
 from flax_transformers.errors import UserError
+from flax_transformers.parallel.watchdog import watchdog
 
 if TYPE_CHECKING:
     from flax_transformers.checkpointing.step_directories import SavedStep
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from flax_transformers.evaluation.class_report import ClassReport
     from flax_transformers.models.config import TransformerConfig
     from flax_transformers.restore import RestoredModel
-    from flax_transformers.runtime import Described
+    from flax_transformers.runtime import StoredModel
     from flax_transformers.training.callbacks import Snapshot
     from flax_transformers.training.config import TrainConfig
 
@@ -69,7 +70,6 @@ class Evaluate:
         from flax_transformers.evaluation.report import table_of_sets
         from flax_transformers.evaluation.tasks import baselines, evaluators
         from flax_transformers.parallel.mesh import make_mesh
-        from flax_transformers.parallel.watchdog import watchdog
         from flax_transformers.training.check_run import check_config, check_run
 
         runtime.start(None)
@@ -77,26 +77,26 @@ class Evaluate:
         watchdog.start(config.limits)
         mesh = make_mesh(config.mesh)
         with watchdog.phase("restore"):
-            described = runtime.described_model(self.model, self.architecture)
-        _check_length(config, described.model)
-        config = replace(config, model=described.model, phases=config.phases[-1:])
+            stored = runtime.stored_model(self.model, self.architecture)
+        _check_length(config, stored.model)
+        config = replace(config, model=stored.model, phases=config.phases[-1:])
         check_config(config, trains=False)
         with watchdog.phase("prepare"):
             names = "tokenizer", "target_tokenizer"
-            of_run = {name: one for name in names if (one := getattr(described, name)) is not None}
+            of_run = {name: one for name in names if (one := getattr(stored, name)) is not None}
             prepared = runtime.prepared_data(config.data, of_run)
             prepared = runtime.fitted_data(config, prepared)
-            _check_data(config, prepared, described, described.place)
+            _check_data(config, prepared, stored, stored.place)
             check_run(config, prepared, new=False)
             prepared = runtime.completed_data(config, prepared)
             sets = runtime.evaluation_sets(config, prepared)
         with watchdog.phase("restore"):
-            restored = runtime.restored_model(described, mesh, config.compute)
+            restored = runtime.restored_model(stored, mesh, config.compute)
         config = replace(config, model=restored.model_config)
         snapshot = _snapshot(config, restored)
         result: dict[str, float] = {"step": restored.step}
         with jax.set_mesh(restored.mesh), watchdog.phase("evaluation"):
-            report = self._report(described, restored.step)
+            report = self._report(stored, restored.step)
             for evaluator in evaluators(config, prepared, restored.model, None, report, sets):
                 result |= evaluator(snapshot)
             guesses = baselines(config, prepared, sets)
@@ -106,7 +106,7 @@ class Evaluate:
             )
         return result | {baseline.key: baseline.score for baseline in guesses}
 
-    def _report(self, described: Described, step: int) -> ClassReport:
+    def _report(self, stored: StoredModel, step: int) -> ClassReport:
         """Beside --output, else in the workdir of a run; only printed for other models."""
         from etils import epath
 
@@ -115,7 +115,7 @@ class Evaluate:
 
         if self.output:
             return ClassReport(epath.Path(self.output).with_suffix(""))
-        source = described.source
+        source = stored.source
         if isinstance(source, SavedStep) and source.folder.parent.name == "checkpoints":
             workdir = source.folder.parent.parent
             return ClassReport(workdir / "evaluation" / f"step_{step:08d}")
@@ -206,7 +206,7 @@ def _check_length(config: TrainConfig, model: TransformerConfig) -> None:
 
 
 def _check_data(
-    config: TrainConfig, prepared: Dataset, described: Described, checkpoint: str
+    config: TrainConfig, prepared: Dataset, stored: StoredModel, checkpoint: str
 ) -> None:
     from flax_transformers.pretrained import is_checkpoint
 
@@ -219,7 +219,7 @@ def _check_data(
     for name in ("tokenizer", "target_tokenizer"):
         theirs, ours = (
             tokenizer and tokenizer.fingerprint
-            for tokenizer in (getattr(prepared, name), getattr(described, name))
+            for tokenizer in (getattr(prepared, name), getattr(stored, name))
         )
         if theirs != ours:
             shown, option = name.replace("_", " "), name.replace("_", "-")

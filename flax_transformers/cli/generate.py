@@ -14,6 +14,7 @@ from tyro.conf import UseAppendAction
 
 from flax_transformers.cli.parsing import Architecture, Flag, Model, number, option, override
 from flax_transformers.errors import UserError
+from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.ranges import ENTRIES, EXAMPLES, INT32, POSITIONS, SHARE, integers, numbers
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from flax_transformers.generation.stop_strings import StopStrings
     from flax_transformers.models.config import TransformerConfig
     from flax_transformers.models.generation_settings import GenerationSettings
-    from flax_transformers.runtime import Described
+    from flax_transformers.runtime import StoredModel
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,6 @@ class Generate:
         from flax_transformers import runtime
         from flax_transformers.generation.program import arranged
         from flax_transformers.parallel.mesh import make_mesh
-        from flax_transformers.parallel.watchdog import watchdog
         from flax_transformers.pretrained import (
             describe_pretrained,
             find_pretrained,
@@ -101,17 +101,17 @@ class Generate:
         )
 
         texts = self._texts()
-        placed = override(runtime.Placed(), overrides)
+        options = override(runtime.ModelOptions(), overrides)
         start_ids = _ids(self.start_ids)
         runtime.start(None)
-        watchdog.start(placed.limits)
-        mesh = make_mesh(placed.mesh)
+        watchdog.start(options.limits)
+        mesh = make_mesh(options.mesh)
         with watchdog.phase("restore"):
             found = find_pretrained(self.model)
             work = self.work_on(found, describe_pretrained(found, self.architecture), start_ids)
             encoded = work.checked(texts)
             model, params = load_pretrained(
-                found, architecture=self.architecture, compute=placed.compute, mesh=mesh
+                found, architecture=self.architecture, compute=options.compute, mesh=mesh
             )
             loaded = model, arranged(params)  # once for all batches
         with jax.set_mesh(mesh):
@@ -352,17 +352,16 @@ class FillMask:
         from flax_transformers import runtime
         from flax_transformers.generation.fill_mask import fill_mask
         from flax_transformers.parallel.mesh import make_mesh
-        from flax_transformers.parallel.watchdog import watchdog
         from flax_transformers.training.step import model_functions
 
-        placed = override(runtime.Placed(), overrides)
+        options = override(runtime.ModelOptions(), overrides)
         runtime.start(None)
-        watchdog.start(placed.limits)
-        mesh = make_mesh(placed.mesh)
+        watchdog.start(options.limits)
+        mesh = make_mesh(options.mesh)
         with watchdog.phase("restore"):
-            described = runtime.described_model(self.model, self.architecture)
-            tokenizer, limits = self._checked(described)
-            restored = runtime.restored_model(described, mesh, placed.compute)
+            stored = runtime.stored_model(self.model, self.architecture)
+            tokenizer, limits = self._checked(stored)
+            restored = runtime.restored_model(stored, mesh, options.compute)
         with jax.set_mesh(restored.mesh), watchdog.phase("evaluation"):
             filled = fill_mask(
                 model_functions(restored.model),
@@ -380,14 +379,14 @@ class FillMask:
                 print(f"{100 * probability:6.2f} %  {token}")
         return 0
 
-    def _checked(self, described: Described) -> tuple[Tokenizer, dict[str, int]]:
+    def _checked(self, stored: StoredModel) -> tuple[Tokenizer, dict[str, int]]:
         """The tokenizer, and the limits of the model. Raises UserError, before any weights are
         read, for a model that fills no masks and a text that it cannot read."""
         from flax_transformers.generation.fill_mask import masked_prompt, require_filler
         from flax_transformers.huggingface.family import build_model
         from flax_transformers.models.config import ComputeConfig, TextConfig
 
-        config, tokenizer = described.model, described.tokenizer
+        config, tokenizer = stored.model, stored.tokenizer
         if tokenizer is None or not isinstance(config, TextConfig):
             raise UserError(f"{self.model} has no tokenizer; give a model of text")
         require_filler(build_model(config, ComputeConfig()), self.model)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from flax_transformers.cli.parsing import Architecture, Flag, Model, number, option, override
 from flax_transformers.errors import UserError
+from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.ranges import EXAMPLES
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from flax_transformers.evaluation.prediction.examples import ImageFiles
     from flax_transformers.evaluation.prediction.heads import Head, RowFile
     from flax_transformers.objectives.base import Arrays, Vocabulary
-    from flax_transformers.runtime import Described, Placed
+    from flax_transformers.runtime import ModelOptions, StoredModel
 
 _MAX_LENGTH = 8192
 """Largest number of tokens of a text if the model has no limit."""
@@ -63,17 +64,16 @@ class Predict:
         from etils import epath
 
         from flax_transformers import runtime
-        from flax_transformers.parallel.watchdog import watchdog
         from flax_transformers.storage.workdir import write_text
 
         if not (given := Path(self.input).expanduser()).exists():
             raise UserError(f"there is no file or folder {given}; give --input a file of rows")
-        placed = override(runtime.Placed(), overrides)
+        options = override(runtime.ModelOptions(), overrides)
         runtime.start(None)
-        watchdog.start(placed.limits)
+        watchdog.start(options.limits)
         with watchdog.phase("restore"):
-            described = runtime.described_model(self._path(), self.architecture)
-        found = _lines(self, described, placed)
+            stored = runtime.stored_model(self._path(), self.architecture)
+        found = _lines(self, stored, options)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
         if jax.process_index() == 0 and self.output:
             write_text(epath.Path(self.output), text)
@@ -89,7 +89,7 @@ class Predict:
         return f"{self.model.rstrip('/')}/checkpoints/{self.step}"
 
 
-def _lines(command: Predict, described: Described, placed: Placed) -> list[dict[str, Any]]:
+def _lines(command: Predict, stored: StoredModel, options: ModelOptions) -> list[dict[str, Any]]:
     """What the model predicts. Everything but its weights is checked before they are read."""
     from flax_transformers.evaluation.prediction.heads import (
         embedding_head,
@@ -100,11 +100,11 @@ def _lines(command: Predict, described: Described, placed: Placed) -> list[dict[
     from flax_transformers.huggingface.family import build_model
     from flax_transformers.models.config import TextConfig, VisionConfig
 
-    config, tokenizer, place = described.model, described.tokenizer, described.place
+    config, tokenizer, place = stored.model, stored.tokenizer, stored.place
     if command.score and command.pool is not None:
         raise UserError("--score and --pool exclude each other; give one of them")
     if isinstance(config, VisionConfig) and not command.score:
-        return _of_images(command, described, placed)
+        return _of_images(command, stored, options)
     if tokenizer is None or not isinstance(config, TextConfig):
         option = "--score" if command.score else "--pool" if command.pool else "--input"
         raise UserError(f"{place} has no tokenizer; give {option} with a model of text")
@@ -119,17 +119,17 @@ def _lines(command: Predict, described: Described, placed: Placed) -> list[dict[
     elif command.pool is not None:
         head = embedding_head(config, tokenizer, command.pool)
     elif "decoder_input_ids" in model.inputs and hasattr(model, "unembed"):
-        return _written(command, described, placed)
+        return _written(command, stored, options)
     else:
-        head = head_of(described.of_run("objective")) or head_of_model(config, place)
-    return _of_texts(command, described, placed, head)
+        head = head_of(stored.of_run("objective")) or head_of_model(config, place)
+    return _of_texts(command, stored, options, head)
 
 
-def _row_file(command: Predict, described: Described) -> RowFile:
+def _row_file(command: Predict, stored: StoredModel) -> RowFile:
     """The file of rows, and the source of the run's training data."""
     from flax_transformers.evaluation.prediction.heads import RowFile
 
-    data = described.of_run("data")
+    data = stored.of_run("data")
     parts = getattr(data, "components", None)
     return RowFile(
         command.input,
@@ -142,7 +142,7 @@ def _row_file(command: Predict, described: Described) -> RowFile:
 
 
 def _of_texts(
-    command: Predict, described: Described, placed: Placed, head: Head
+    command: Predict, stored: StoredModel, options: ModelOptions, head: Head
 ) -> list[dict[str, Any]]:
     from flax_transformers.data.tokenizers.fitting import fitted_vocabulary
     from flax_transformers.evaluation.prediction.examples import TextRows
@@ -150,33 +150,32 @@ def _of_texts(
     from flax_transformers.huggingface.family import build_model
     from flax_transformers.huggingface.sentence_transformers import sentence_length
     from flax_transformers.models.config import TextConfig
-    from flax_transformers.parallel.watchdog import watchdog
     from flax_transformers.training.step import check_fits
 
-    config, tokenizer = described.model, described.tokenizer
+    config, tokenizer = stored.model, stored.tokenizer
     assert tokenizer is not None and isinstance(config, TextConfig)
     check_fits(head.objective, build_model(config))
-    phases = described.of_run("phases")
+    phases = stored.of_run("phases")
     trained = None if phases is None else phases[-1].sequence_length
     length = head.length(config.max_positions or _MAX_LENGTH, trained)
-    if command.pool is not None and isinstance(described.source, Path):
-        length = min(length, sentence_length(described.source) or length)
+    if command.pool is not None and isinstance(stored.source, Path):
+        length = min(length, sentence_length(stored.source) or length)
     size = config.vocab_size
     vocabulary = fitted_vocabulary(tokenizer.vocabulary, size, config.pad_id, size)
     if config.pad_id >= 0:
         vocabulary = replace(vocabulary, pad_id=config.pad_id)
     with watchdog.phase("prepare"):
-        texts = TextRows(head.inputs(_row_file(command, described)).rows(), tokenizer, config)
+        texts = TextRows(head.inputs(_row_file(command, stored)).rows(), tokenizer, config)
         head = head.fitted(texts.rows, length)
         examples = head.examples(texts, length)
-    found = _found(command, described, placed, head, examples, vocabulary, length)
+    found = _found(command, stored, options, head, examples, vocabulary, length)
     return head.lines(Predicted(config, examples, found, texts))
 
 
 def _found(
     command: Predict,
-    described: Described,
-    placed: Placed,
+    stored: StoredModel,
+    options: ModelOptions,
     head: Head,
     examples: Examples,
     vocabulary: Vocabulary,
@@ -186,34 +185,32 @@ def _found(
     from flax_transformers import runtime
     from flax_transformers.evaluation.prediction.examples import predictions
     from flax_transformers.parallel.mesh import make_mesh
-    from flax_transformers.parallel.watchdog import watchdog
 
     with watchdog.phase("restore"):
-        restored = runtime.restored_model(described, make_mesh(placed.mesh), placed.compute)
+        restored = runtime.restored_model(stored, make_mesh(options.mesh), options.compute)
     restored = replace(restored, model=head.model(restored.model))
     with watchdog.phase("evaluation"):
         size = command.batch_size
         return predictions(examples, head.objective, restored, vocabulary, length, size)
 
 
-def _written(command: Predict, described: Described, placed: Placed) -> list[dict[str, Any]]:
+def _written(command: Predict, stored: StoredModel, options: ModelOptions) -> list[dict[str, Any]]:
     """The texts that an encoder-decoder answers with, as ``generate`` without sampling."""
     import jax
 
     from flax_transformers.cli.generate import Generate
     from flax_transformers.generation.program import arranged
     from flax_transformers.parallel.mesh import make_mesh
-    from flax_transformers.parallel.watchdog import watchdog
     from flax_transformers.pretrained import load_pretrained
 
-    rows = _row_file(command, described).texts().rows()
-    generate = Generate(described.place, batch_size=command.batch_size, temperature=0.0)
-    work = generate.work_on(described.source, described.model, ())
+    rows = _row_file(command, stored).texts().rows()
+    generate = Generate(stored.place, batch_size=command.batch_size, temperature=0.0)
+    work = generate.work_on(stored.source, stored.model, ())
     encoded = work.checked([row.document.text[0] for row in rows])
-    mesh = make_mesh(placed.mesh)
+    mesh = make_mesh(options.mesh)
     with watchdog.phase("restore"):
         model, params = load_pretrained(
-            described.source, architecture=described.architecture, compute=placed.compute, mesh=mesh
+            stored.source, architecture=stored.architecture, compute=options.compute, mesh=mesh
         )
     loaded = model, arranged(params)  # once for all batches
     alike: dict[int, list[int]] = {}  # rows by the length that they are padded to
@@ -230,22 +227,24 @@ def _written(command: Predict, described: Described, placed: Placed) -> list[dic
     return [{"text": texts[index]} for index in range(len(rows))]
 
 
-def _of_images(command: Predict, described: Described, placed: Placed) -> list[dict[str, Any]]:
+def _of_images(
+    command: Predict, stored: StoredModel, options: ModelOptions
+) -> list[dict[str, Any]]:
     from flax_transformers.evaluation.prediction.heads import Predicted
     from flax_transformers.huggingface.family import build_model
     from flax_transformers.objectives.base import Vocabulary
     from flax_transformers.training.step import check_fits
 
-    examples, head = _images(command, described)
-    check_fits(head.objective, build_model(described.model))
+    examples, head = _images(command, stored)
+    check_fits(head.objective, build_model(stored.model))
     no_text, side = Vocabulary(size=1, pad_id=0), examples.side
-    found = _found(command, described, placed, head, examples, no_text, side)
-    lines = head.lines(Predicted(described.model, examples, found))
+    found = _found(command, stored, options, head, examples, no_text, side)
+    lines = head.lines(Predicted(stored.model, examples, found))
     files = map(str, examples.files)
     return [{"file": file, **line} for file, line in zip(files, lines, strict=True)]
 
 
-def _images(command: Predict, described: Described) -> tuple[ImageFiles, Head]:
+def _images(command: Predict, stored: StoredModel) -> tuple[ImageFiles, Head]:
     """The image files, and the head whose preprocessing they get."""
     from flax_transformers.evaluation.features.embedding import image_embedding
     from flax_transformers.evaluation.prediction.examples import (
@@ -257,22 +256,22 @@ def _images(command: Predict, described: Described) -> tuple[ImageFiles, Head]:
     from flax_transformers.models.config import VisionConfig
     from flax_transformers.objectives.images import PixelInput
 
-    config = described.model
+    config = stored.model
     assert isinstance(config, VisionConfig)
     files = image_files_of(Path(command.input).expanduser())
-    data, objective = described.of_run("data"), described.of_run("objective")
+    data, objective = stored.of_run("data"), stored.of_run("objective")
     side, channels = config.image_shape[0], config.num_channels
     if isinstance(objective, PixelInput) and hasattr(data, "crop_fraction"):
-        side, channels = described.of_run("phases")[-1].sequence_length, data.channels
+        side, channels = stored.of_run("phases")[-1].sequence_length, data.channels
         crop = data.crop_fraction
     else:
-        objective, crop = published_preprocessing(Path(described.place), config)
+        objective, crop = published_preprocessing(Path(stored.place), config)
     head = head_of(objective)
     if command.pool is not None:
         head = ImageEmbeddings(image_embedding(config, objective, command.pool))
     if head is None:
         raise UserError(
-            f"{described.place} holds a {config.architecture}, which has no head for labels; use "
+            f"{stored.place} holds a {config.architecture}, which has no head for labels; use "
             "--pool for embeddings, or give a fine-tuned model"
         )
     return ImageFiles(files, side, channels, crop), head

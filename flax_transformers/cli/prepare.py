@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from flax_transformers.cli.parsing import Config, Flag, option
 from flax_transformers.errors import UserError
+from flax_transformers.parallel.watchdog import watchdog
 
 if TYPE_CHECKING:
     from flax_transformers.data.base import Compare, EvaluationSet
@@ -36,7 +37,6 @@ class Prepare:
 
     def run(self, overrides: Sequence[str]) -> int:
         from flax_transformers.cli.config_file import load_config
-        from flax_transformers.parallel.watchdog import watchdog
 
         if self.begin + self.verify + (self.shard is not None) > 1:
             raise UserError("--begin, --shard and --verify exclude each other; give one of them")
