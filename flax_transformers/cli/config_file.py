@@ -18,13 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from flax_transformers import config_json
 from flax_transformers.cli.parsing import override
-from flax_transformers.config_json import (
-    FORMER_FIELDS,
-    UnregisteredType,
-    register,
-    register_types_of,
-)
 from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:  # slow to import, and not needed to refuse a file that does not exist
@@ -62,7 +57,7 @@ def load_study(path: str, overrides: Sequence[str] = ()) -> Study:
     study = _result(file, module, "get_study")
     if not isinstance(study, Study):
         raise UserError(f"get_study() of {file} must return a Study, not {type(study)}")
-    register_types_of(study.base)
+    config_json.register_types_of(study.base)
     return replace(study, base=override(study.base, overrides))
 
 
@@ -118,7 +113,7 @@ def _checked(config: Any, path: Path) -> TrainConfig:
 
     if not isinstance(config, TrainConfig):
         raise UserError(f"get_config() of {path} must return a TrainConfig, not {type(config)}")
-    register_types_of(config)
+    config_json.register_types_of(config)
     return config
 
 
@@ -195,7 +190,7 @@ def _failing(path: Path, error: BaseException) -> UserError:
     where = f", line {lines[-1]}," if lines else ""
     renamed = [
         f"{former} is called {current} now; "
-        for former, current in FORMER_FIELDS.items()
+        for former, current in config_json.FORMER_FIELDS.items()
         if isinstance(error, TypeError) and f"'{former}'" in said
     ]
     hint = "".join(renamed) or _nearest_field(said)
@@ -237,7 +232,9 @@ def type_in_current_folder(type_id: str) -> type | None:
         log.info("importing %s, which defines %s", file, name)
         kind = getattr(_imported_from_folder(file, module), name, None)
     if not (isinstance(kind, type) and is_dataclass(kind)):
-        raise UnregisteredType(type_id, f"define the dataclass {name} in {file}, where it is not")
+        raise config_json.UnregisteredType(
+            type_id, f"define the dataclass {name} in {file}, where it is not"
+        )
     return kind
 
 
@@ -276,4 +273,4 @@ def _register_types_in(module: ModuleType) -> None:
     """Registers the dataclasses that a module defines, so that no second import makes others."""
     for value in vars(module).values():
         if isinstance(value, type) and value.__module__ == module.__name__ and is_dataclass(value):
-            register(value)
+            config_json.register(value)

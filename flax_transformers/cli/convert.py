@@ -41,20 +41,13 @@ class Convert:
     """Make the repository of --push-to-hub private, if there is none yet."""
 
     def run(self, overrides: Sequence[str]) -> int:
-        from flax_transformers import runtime
+        from flax_transformers import pretrained, runtime
         from flax_transformers.checkpointing.step_directories import SavedStep
         from flax_transformers.export import push_to_hub, write_run
         from flax_transformers.huggingface import write as hub_write
         from flax_transformers.huggingface.read import tokenizer_folder
         from flax_transformers.parallel.limits import Limits
         from flax_transformers.parallel.watchdog import watchdog
-        from flax_transformers.pretrained import (
-            describe_pretrained,
-            find_pretrained,
-            is_checkpoint,
-            load_pretrained,
-            save_adapter,
-        )
 
         refuse_arguments(overrides)
         if "://" in self.target:
@@ -63,7 +56,7 @@ class Convert:
             )
         source, target = self.source, Path(self.target).expanduser().absolute()
         hub_write.require_new(target)
-        from_ours = is_checkpoint(source)
+        from_ours = pretrained.is_checkpoint(source)
         self._check(from_ours)
         runtime.start(None)
         watchdog.start(Limits())
@@ -73,14 +66,14 @@ class Convert:
                     "--adapter-of excludes --architecture, --dtype and --average; omit these"
                 )
             with watchdog.phase("save"):
-                save_adapter(target, source, self.adapter_of)
+                pretrained.save_adapter(target, source, self.adapter_of)
             print(f"adapters of {source} for {self.adapter_of} written to {target}")
             return 0
         steps = () if self.average is None else _steps_to_average(source, self.average)
         with watchdog.phase("restore"):
-            found = find_pretrained(steps[-1] if steps else source)
-            _warn_of_tokenizer(found, describe_pretrained(found, self.architecture))
-            model, params = load_pretrained(
+            found = pretrained.find_pretrained(steps[-1] if steps else source)
+            _warn_of_tokenizer(found, pretrained.describe_pretrained(found, self.architecture))
+            model, params = pretrained.load_pretrained(
                 found, architecture=self.architecture, dtype=self.dtype or "float32"
             )
             if steps:
@@ -150,29 +143,29 @@ def _averaged(steps: Sequence[Any], model: Any, architecture: str | None, last: 
     import jax
     import numpy as np
 
-    from flax_transformers.pretrained import describe_pretrained, find_pretrained, load_pretrained
+    from flax_transformers import pretrained
 
     total = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), last)
     for step in steps[:-1]:
-        found = find_pretrained(str(step))
-        if describe_pretrained(found, architecture) != describe_pretrained(
-            find_pretrained(str(steps[-1])), architecture
+        found = pretrained.find_pretrained(str(step))
+        if pretrained.describe_pretrained(found, architecture) != pretrained.describe_pretrained(
+            pretrained.find_pretrained(str(steps[-1])), architecture
         ):
             raise UserError(f"{step} has another model than {steps[-1]}; average others")
-        _, params = load_pretrained(found, architecture=architecture)
+        _, params = pretrained.load_pretrained(found, architecture=architecture)
         total = jax.tree.map(lambda a, b: a + np.asarray(b), total, params)
     return jax.tree.map(lambda a, b: (a / len(steps)).astype(b.dtype), total, last)
 
 
 def _warn_of_tokenizer(found: SavedStep | Path, config: TransformerConfig) -> None:
     """Warns, before any weights are read, where model and tokenizer do not fit each other."""
+    from flax_transformers import pretrained
     from flax_transformers.data.tokenizers.load import load_tokenizer, published_files
     from flax_transformers.huggingface.generation_settings import writes_text
     from flax_transformers.models.config import TextConfig
-    from flax_transformers.pretrained import tokenizer_folders
     from flax_transformers.training.check_run import check_tokenizer
 
-    folder, target = tokenizer_folders(found)
+    folder, target = pretrained.tokenizer_folders(found)
     if not isinstance(config, TextConfig) or not folder.is_dir() or not published_files(folder):
         return
     if target is not None:  # a run, which compared both

@@ -91,14 +91,9 @@ class Generate:
     def run(self, overrides: Sequence[str]) -> int:
         import jax
 
-        from flax_transformers import runtime
+        from flax_transformers import pretrained, runtime
         from flax_transformers.generation.program import arranged
         from flax_transformers.parallel.mesh import make_mesh
-        from flax_transformers.pretrained import (
-            describe_pretrained,
-            find_pretrained,
-            load_pretrained,
-        )
 
         texts = self._texts()
         options = override(runtime.ModelOptions(), overrides)
@@ -107,10 +102,12 @@ class Generate:
         watchdog.start(options.limits)
         mesh = make_mesh(options.mesh)
         with watchdog.phase("restore"):
-            found = find_pretrained(self.model)
-            work = self.work_on(found, describe_pretrained(found, self.architecture), start_ids)
+            found = pretrained.find_pretrained(self.model)
+            work = self.work_on(
+                found, pretrained.describe_pretrained(found, self.architecture), start_ids
+            )
             encoded = work.checked(texts)
-            model, params = load_pretrained(
+            model, params = pretrained.load_pretrained(
                 found, architecture=self.architecture, compute=options.compute, mesh=mesh
             )
             loaded = model, arranged(params)  # once for all batches
@@ -157,11 +154,11 @@ class Generate:
 
         Raises UserError unless the model, its tokenizer and the settings fit each other.
         """
+        from flax_transformers import pretrained
         from flax_transformers.generation.decode import require_writer, settings_of
         from flax_transformers.generation.prompts import read_prompts
         from flax_transformers.huggingface.family import build_model
         from flax_transformers.models.config import ComputeConfig
-        from flax_transformers.pretrained import tokenizer_folders
         from flax_transformers.training.check_run import check_tokenizer
 
         model: Any = build_model(config, ComputeConfig())
@@ -172,7 +169,7 @@ class Generate:
                     f"--start-ids is for encoder-decoders, and {self.model} holds a "
                     f"{config.architecture}; leave it out"
                 )
-        folder, target = tokenizer_folders(found)
+        folder, target = pretrained.tokenizer_folders(found)
         prompts = read_prompts(folder, model.config, target)
         check_tokenizer(config, prompts.written.vocabulary, self.model)
         return Work(self, model, prompts, self._settings(settings_of(model)), start_ids)

@@ -15,8 +15,8 @@ from flax_transformers.ranges import EXAMPLES
 
 if TYPE_CHECKING:
     from flax_transformers.data.pipeline.examples import Examples
+    from flax_transformers.evaluation.prediction import heads
     from flax_transformers.evaluation.prediction.examples import ImageFiles
-    from flax_transformers.evaluation.prediction.heads import Head, RowFile
     from flax_transformers.objectives.base import Arrays, Vocabulary
     from flax_transformers.runtime import ModelOptions, StoredModel
 
@@ -91,12 +91,7 @@ class Predict:
 
 def _lines(command: Predict, stored: StoredModel, options: ModelOptions) -> list[dict[str, Any]]:
     """What the model predicts. Everything but its weights is checked before they are read."""
-    from flax_transformers.evaluation.prediction.heads import (
-        embedding_head,
-        head_of,
-        head_of_model,
-        score_head,
-    )
+    from flax_transformers.evaluation.prediction import heads
     from flax_transformers.huggingface.family import build_model
     from flax_transformers.models.config import TextConfig, VisionConfig
 
@@ -113,25 +108,25 @@ def _lines(command: Predict, stored: StoredModel, options: ModelOptions) -> list
     if command.label_field is not None and command.choices_field is None:
         raise UserError("--label-field needs --choices-field; give both, or neither")
     model: Any = build_model(config)
-    head: Head
+    head: heads.Head
     if command.score:
-        head = score_head(config, tokenizer, place, command.choices_field is not None)
+        head = heads.score_head(config, tokenizer, place, command.choices_field is not None)
     elif command.pool is not None:
-        head = embedding_head(config, tokenizer, command.pool)
+        head = heads.embedding_head(config, tokenizer, command.pool)
     elif "decoder_input_ids" in model.inputs and hasattr(model, "unembed"):
         return _written(command, stored, options)
     else:
-        head = head_of(stored.of_run("objective")) or head_of_model(config, place)
+        head = heads.head_of(stored.of_run("objective")) or heads.head_of_model(config, place)
     return _of_texts(command, stored, options, head)
 
 
-def _row_file(command: Predict, stored: StoredModel) -> RowFile:
+def _row_file(command: Predict, stored: StoredModel) -> heads.RowFile:
     """The file of rows, and the source of the run's training data."""
-    from flax_transformers.evaluation.prediction.heads import RowFile
+    from flax_transformers.evaluation.prediction import heads
 
     data = stored.of_run("data")
     parts = getattr(data, "components", None)
-    return RowFile(
+    return heads.RowFile(
         command.input,
         getattr(parts[0] if parts else data, "source", None),
         command.text_field,
@@ -142,11 +137,11 @@ def _row_file(command: Predict, stored: StoredModel) -> RowFile:
 
 
 def _of_texts(
-    command: Predict, stored: StoredModel, options: ModelOptions, head: Head
+    command: Predict, stored: StoredModel, options: ModelOptions, head: heads.Head
 ) -> list[dict[str, Any]]:
     from flax_transformers.data.tokenizers.fitting import fitted_vocabulary
+    from flax_transformers.evaluation.prediction import heads
     from flax_transformers.evaluation.prediction.examples import TextRows
-    from flax_transformers.evaluation.prediction.heads import Predicted
     from flax_transformers.huggingface.family import build_model
     from flax_transformers.huggingface.sentence_transformers import sentence_length
     from flax_transformers.models.config import TextConfig
@@ -169,14 +164,14 @@ def _of_texts(
         head = head.fitted(texts.rows, length)
         examples = head.examples(texts, length)
     found = _found(command, stored, options, head, examples, vocabulary, length)
-    return head.lines(Predicted(config, examples, found, texts))
+    return head.lines(heads.Predicted(config, examples, found, texts))
 
 
 def _found(
     command: Predict,
     stored: StoredModel,
     options: ModelOptions,
-    head: Head,
+    head: heads.Head,
     examples: Examples,
     vocabulary: Vocabulary,
     length: int,
@@ -230,7 +225,7 @@ def _written(command: Predict, stored: StoredModel, options: ModelOptions) -> li
 def _of_images(
     command: Predict, stored: StoredModel, options: ModelOptions
 ) -> list[dict[str, Any]]:
-    from flax_transformers.evaluation.prediction.heads import Predicted
+    from flax_transformers.evaluation.prediction import heads
     from flax_transformers.huggingface.family import build_model
     from flax_transformers.objectives.base import Vocabulary
     from flax_transformers.training.step import check_fits
@@ -239,20 +234,20 @@ def _of_images(
     check_fits(head.objective, build_model(stored.model))
     no_text, side = Vocabulary(size=1, pad_id=0), examples.side
     found = _found(command, stored, options, head, examples, no_text, side)
-    lines = head.lines(Predicted(stored.model, examples, found))
+    lines = head.lines(heads.Predicted(stored.model, examples, found))
     files = map(str, examples.files)
     return [{"file": file, **line} for file, line in zip(files, lines, strict=True)]
 
 
-def _images(command: Predict, stored: StoredModel) -> tuple[ImageFiles, Head]:
+def _images(command: Predict, stored: StoredModel) -> tuple[ImageFiles, heads.Head]:
     """The image files, and the head whose preprocessing they get."""
     from flax_transformers.evaluation.features.embedding import image_embedding
+    from flax_transformers.evaluation.prediction import heads
     from flax_transformers.evaluation.prediction.examples import (
         ImageFiles,
         image_files_of,
         published_preprocessing,
     )
-    from flax_transformers.evaluation.prediction.heads import ImageEmbeddings, head_of
     from flax_transformers.models.config import VisionConfig
     from flax_transformers.objectives.images import PixelInput
 
@@ -266,9 +261,9 @@ def _images(command: Predict, stored: StoredModel) -> tuple[ImageFiles, Head]:
         crop = data.crop_fraction
     else:
         objective, crop = published_preprocessing(Path(stored.place), config)
-    head = head_of(objective)
+    head = heads.head_of(objective)
     if command.pool is not None:
-        head = ImageEmbeddings(image_embedding(config, objective, command.pool))
+        head = heads.ImageEmbeddings(image_embedding(config, objective, command.pool))
     if head is None:
         raise UserError(
             f"{stored.place} holds a {config.architecture}, which has no head for labels; use "
