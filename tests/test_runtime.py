@@ -78,8 +78,7 @@ def test_processes_that_see_the_same_files_verify_a_share_each(tmp_path, monkeyp
         return np.concatenate([array, array, array + 1, array])
 
     data = SimpleNamespace(directory=str(tmp_path), verify_share=verify)
-    for module in (runtime, distributed):
-        monkeypatch.setattr(module, "wait_for_all", lambda: None)
+    monkeypatch.setattr(distributed, "wait_for_all", lambda: None)
     monkeypatch.setattr(multihost_utils, "process_allgather", gathered)
     for process, error in ((0, "process 3 found damaged"), (2, "process 3 found"), (3, "^damaged")):
         monkeypatch.setattr(runtime.jax, "process_index", lambda process=process: process)
