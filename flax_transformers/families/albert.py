@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -198,38 +197,20 @@ SIZES: dict[str, AlbertConfig] = {
 }
 """The published sizes."""
 
-_NUMBERS = bert.NUMBERS | {
-    "embedding_size": "embedding_size",
-    "num_groups": "num_hidden_groups",
-    "layers_per_group": "inner_group_num",
-    "classifier_dropout": "classifier_dropout_prob",
-    "pad_id": "pad_token_id",
-}
-_SUPPORTED = {"model_type": "albert", "position_embedding_type": "absolute"}
-
-
-def from_huggingface(config: Mapping[str, Any]) -> AlbertConfig:
-    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, _SUPPORTED)
-    defaults = SIZES["albert-xxlarge-v2"]  # as in transformers
-    fields = huggingface.common_fields(config, defaults)
-    fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
-    fields["activation"] = huggingface.activation_from(config.get("hidden_act", "gelu_new"))
-    fields |= huggingface.read_switches(config, bert.SWITCHES, defaults)
-    return huggingface.make_config(AlbertConfig, fields)
-
-
-def to_huggingface(config: AlbertConfig) -> dict[str, Any]:
-    """The config.json that `transformers` reads."""
-    return {
-        "model_type": "albert",
-        "tie_word_embeddings": config.tie_embeddings,
-        "hidden_act": huggingface.activation_to(config.activation),
-        **huggingface.common_json(config),
-        **huggingface.write_fields(
-            replace(config, classifier_dropout=config.head_dropout), _NUMBERS
-        ),
-    }
+JSON = huggingface.JsonFields(
+    defaults=SIZES["albert-xxlarge-v2"],  # as in transformers
+    fixed={"model_type": "albert", "position_embedding_type": "absolute"},
+    numbers=bert.NUMBERS
+    | {
+        "embedding_size": "embedding_size",
+        "num_groups": "num_hidden_groups",
+        "layers_per_group": "inner_group_num",
+        "classifier_dropout": "classifier_dropout_prob",
+        "pad_id": "pad_token_id",
+    },
+    switches=bert.SWITCHES,
+)
+from_huggingface, to_huggingface = JSON.read, JSON.write
 
 
 def weights(config: AlbertConfig) -> WeightTable:

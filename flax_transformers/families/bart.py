@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 import flax.linen as nn
 
@@ -83,7 +83,7 @@ SIZES: dict[str, BartConfig] = {
 """The published sizes."""
 
 
-_NUMBERS = {
+NUMBERS = {
     "vocab_size": "vocab_size",
     "hidden_size": "d_model",
     "num_layers": "encoder_layers",
@@ -111,51 +111,55 @@ ALIASES = {
 _PLAIN = BartConfig()
 
 
-def read_bart_fields(config: Mapping[str, Any], default: EncoderDecoderConfig) -> dict[str, Any]:
-    """Fields of a config.json like BART's (also Marian's), by default those of ``default``.
+E = TypeVar("E", bound=EncoderDecoderConfig)
 
-    Raises UserError for unsupported fields.
-    """
-    huggingface.refuse_values(config, {"is_decoder": False})
-    config = huggingface.without_aliases(config, ALIASES)
-    decoder = {
-        "decoder_layers": default.decoder.num_layers,
-        "decoder_attention_heads": default.decoder.num_heads,
-        "decoder_ffn_dim": default.decoder.intermediate_size,
-    }
-    fields = huggingface.common_fields(config, default)
-    fields |= huggingface.read_numbers(decoder | dict(config), _NUMBERS, default)
-    fields |= huggingface.read_special_ids(config, default)
-    fields["decoder_start_id"] = huggingface.read_decoder_start(config, default.decoder_start_id)
-    fields["activation"] = huggingface.activation_from(
-        config.get("activation_function", huggingface.activation_to(default.activation))
+
+@dataclass(frozen=True, kw_only=True)
+class BartFields(huggingface.JsonFields[E]):
+    """A config.json like BART's (also Marian's)."""
+
+    numbers: Mapping[str, str] = field(default_factory=lambda: NUMBERS)
+    activations: Mapping[str, str] = field(
+        default_factory=lambda: {"activation": "activation_function"}
     )
-    # Missing fields mean not scaled, and tied, whatever the default model is.
-    fields |= huggingface.read_switches(config, _SWITCHES, _PLAIN)
-    return fields
+    special_ids: bool = True
+    aliases: Mapping[str, str] = field(default_factory=lambda: ALIASES)
+
+    def own_fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        huggingface.refuse_values(config, {"is_decoder": False})
+        fields = super().own_fields(_decoder_json(self.defaults) | dict(config))
+        start = huggingface.read_decoder_start(config, self.defaults.decoder_start_id)
+        # Missing fields mean not scaled, and tied, whatever the default model is.
+        switches = huggingface.read_switches(config, _SWITCHES, _PLAIN)
+        return fields | {"decoder_start_id": start} | switches
+
+    def own_json(self, config: EncoderDecoderConfig) -> dict[str, Any]:
+        return {
+            **super().own_json(config),
+            **_decoder_json(config),
+            "decoder_start_token_id": config.decoder_start_id,
+            **huggingface.write_fields(config, _SWITCHES),
+        }
 
 
-def write_bart_fields(config: EncoderDecoderConfig) -> dict[str, Any]:
-    """The inverse of ``read_bart_fields``."""
+def _decoder_json(config: EncoderDecoderConfig) -> dict[str, Any]:
     return {
-        **huggingface.common_json(config),
-        **huggingface.write_fields(config, _NUMBERS),
-        **huggingface.write_special_ids(config),
         "decoder_layers": config.decoder.num_layers,
         "decoder_attention_heads": config.decoder.num_heads,
         "decoder_ffn_dim": config.decoder.intermediate_size,
-        "decoder_start_token_id": config.decoder_start_id,
-        "activation_function": huggingface.activation_to(config.activation),
-        **huggingface.write_fields(config, _SWITCHES),
-        "classifier_dropout": config.head_dropout,
     }
+
+
+_JSON = {
+    "bart": BartFields(defaults=BartConfig(), fixed={"model_type": "bart"}),
+    "mbart": BartFields(defaults=_MBART, fixed={"model_type": "mbart"}),
+}
 
 
 def from_huggingface(config: Mapping[str, Any]) -> BartConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    model_type = huggingface.model_type_of(config, _PREFIXES)
-    default = BartConfig() if model_type == "bart" else _MBART
-    fields = read_bart_fields(config, default)
+    table = _JSON[huggingface.model_type_of(config, _PREFIXES)]
+    fields, default = table.fields(config), table.defaults
     # Not tied means three tables: of the encoder, of the decoder, and of the logits.
     fields |= {"norm_position": default.norm_position, "share_embeddings": fields["tie_embeddings"]}
     fields.setdefault("num_labels", default.num_labels)
@@ -165,7 +169,7 @@ def from_huggingface(config: Mapping[str, Any]) -> BartConfig:
 def to_huggingface(config: BartConfig) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
     is_mbart = config.architecture.startswith(_PREFIXES["mbart"])
-    return {"model_type": "mbart" if is_mbart else "bart", **write_bart_fields(config)}
+    return _JSON["mbart" if is_mbart else "bart"].write(config)
 
 
 def layer_rows(side: str) -> list[Weight]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -227,39 +226,21 @@ NUMBERS = {
 SWITCHES = {"tie_embeddings": "tie_word_embeddings"}
 """Those that are true or false."""
 
-_SUPPORTED = {
-    "model_type": "bert",
+ABSOLUTE_ENCODER = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
     "add_cross_attention": False,
 }
+"""Fields of which only this value is supported."""
 
-
-def from_huggingface(config: Mapping[str, Any]) -> BertConfig:
-    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, _SUPPORTED)
-    fields = huggingface.common_fields(config, BertConfig())
-    fields |= huggingface.read_numbers(config, NUMBERS, BertConfig())
-    fields["activation"] = huggingface.activation_from(config.get("hidden_act", "gelu"))
-    fields |= huggingface.read_switches(config, SWITCHES, BertConfig())
-    fields["classifier_dropout"] = huggingface.read_classifier_dropout(config, None)
-    if config.get("pad_token_id") is not None:
-        fields |= huggingface.read_numbers(config, {"pad_id": "pad_token_id"}, BertConfig())
-    return huggingface.make_config(BertConfig, fields)
-
-
-def to_huggingface(config: BertConfig) -> dict[str, Any]:
-    """The config.json that `transformers` reads."""
-    return {
-        "model_type": "bert",
-        "tie_word_embeddings": config.tie_embeddings,
-        "hidden_act": huggingface.activation_to(config.activation),
-        "classifier_dropout": config.classifier_dropout,
-        "pad_token_id": config.pad_id,
-        **huggingface.common_json(config),
-        **huggingface.write_fields(config, NUMBERS),
-    }
-
+JSON = huggingface.JsonFields(
+    defaults=BertConfig(),
+    fixed={"model_type": "bert", **ABSOLUTE_ENCODER},
+    numbers=NUMBERS,
+    nullable=huggingface.CLASSIFIER_DROPOUT | {"pad_id": "pad_token_id"},
+    switches=SWITCHES,
+)
+from_huggingface, to_huggingface = JSON.read, JSON.write
 
 _HEADS = {
     "BertForSequenceClassification": "classifier",

@@ -322,9 +322,6 @@ VISION_NUMBERS = TOWER_NUMBERS | {
     "image_size": "image_size",
     "patch_size": "patch_size",
 }
-_INIT_STD = {"init_std": "initializer_range"}
-_PROJECTION = {"projection_dim": "projection_dim"}
-
 ALIASES = {"text_config_dict": "text_config", "vision_config_dict": "vision_config"}
 """Second names of the parts of a config.json; transformers reads these if both are there."""
 
@@ -334,74 +331,53 @@ def part_of(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return config.get(f"{name}_dict") or config.get(name) or {}
 
 
-def read_tower(
-    config: Mapping[str, Any], names: Mapping[str, str], defaults: TransformerConfig
-) -> dict[str, Any]:
-    """The fields of one encoder. Raises UserError for what is not supported."""
-    activation = config.get("hidden_act", huggingface.activation_to(defaults.activation))
-    return {
-        **huggingface.read_numbers(config, names, defaults),
-        "activation": huggingface.activation_from(activation),
-    }
+@dataclass(frozen=True, kw_only=True)
+class _TextFields(huggingface.JsonFields[ClipTextConfig]):
+    """The config.json of the text encoder."""
+
+    def own_fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        fields = super().own_fields(config)
+        old = fields["eos_ids"] == (EOS_OF_OLD_CONFIGS,)
+        return fields | ({"eos_ids": ()} if old else {})
+
+    def own_json(self, config: ClipTextConfig) -> dict[str, Any]:
+        old = {} if config.eos_ids else {"eos_token_id": EOS_OF_OLD_CONFIGS}
+        return super().own_json(config) | old
 
 
-def write_tower(config: TransformerConfig, names: Mapping[str, str]) -> dict[str, Any]:
-    """The inverse of ``read_tower``."""
-    return {
-        "hidden_act": huggingface.activation_to(config.activation),
-        **huggingface.write_fields(config, names),
-    }
+_PROJECTION = {"projection_dim": "projection_dim"}
+_INIT_STD = {"init_std": "initializer_range"}
+_TEXT = _TextFields(
+    defaults=ClipTextConfig(),
+    fixed={"model_type": "clip_text_model"},
+    numbers=TEXT_NUMBERS | _INIT_STD | _PROJECTION,
+    special_ids=True,
+)
+_VISION = huggingface.JsonFields(
+    defaults=ClipVisionConfig(),
+    fixed={"model_type": "clip_vision_model"},
+    numbers=VISION_NUMBERS | _INIT_STD | _PROJECTION,
+)
+_TOWER = replace(_VISION, numbers=VISION_NUMBERS | _INIT_STD)  # in the config.json of both
 
 
 def from_huggingface(config: Mapping[str, Any]) -> ClipConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     huggingface.refuse_values(config, {"model_type": "clip"})
-    defaults = ClipConfig()
-    fields = _read_text(part_of(config, "text_config"), defaults)
-    fields |= huggingface.read_numbers(
-        config, _PROJECTION | {"initial_logit_scale": "logit_scale_init_value"}, defaults
-    )
-    of_image = read_tower(
-        part_of(config, "vision_config"), VISION_NUMBERS | _INIT_STD, defaults.vision
-    )
+    fields = _TEXT.own_fields(part_of(config, "text_config"))
+    numbers = _PROJECTION | {"initial_logit_scale": "logit_scale_init_value"}
+    fields |= huggingface.read_numbers(config, numbers, ClipConfig())
+    of_image = _TOWER.own_fields(part_of(config, "vision_config"))
     fields["vision"] = huggingface.make_config(ClipVision, of_image)
     return huggingface.make_config(ClipConfig, fields)
-
-
-def _read_text(config: Mapping[str, Any], defaults: ClipTextConfig) -> dict[str, Any]:
-    """The fields of the text encoder."""
-    fields = read_tower(config, TEXT_NUMBERS | _INIT_STD, defaults)
-    fields |= huggingface.read_special_ids(config, defaults)
-    if fields["eos_ids"] == (EOS_OF_OLD_CONFIGS,):
-        fields["eos_ids"] = ()
-    return fields
-
-
-def clip_text_from_json(config: Mapping[str, Any]) -> ClipTextConfig:
-    """Read the config.json of a text encoder. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, {"model_type": "clip_text_model"})
-    defaults = ClipTextConfig()
-    fields = huggingface.common_fields(config, defaults) | _read_text(config, defaults)
-    fields |= huggingface.read_numbers(config, _PROJECTION, defaults)
-    return huggingface.make_config(ClipTextConfig, fields)
-
-
-def clip_vision_from_json(config: Mapping[str, Any]) -> ClipVisionConfig:
-    """Read the config.json of an image encoder. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, {"model_type": "clip_vision_model"})
-    defaults = ClipVisionConfig()
-    fields = huggingface.common_fields(config, defaults)
-    fields |= read_tower(config, VISION_NUMBERS | _INIT_STD | _PROJECTION, defaults)
-    return huggingface.make_config(ClipVisionConfig, fields)
 
 
 def clip_classifier_from_json(config: Mapping[str, Any]) -> ClipClassifierConfig:
     """Read the config.json of a classifier, or of both encoders. Raises UserError for unsupported
     fields."""
     huggingface.refuse_values(config, {"model_type": "clip"})
-    defaults = ClipClassifierConfig()
-    fields = huggingface.common_fields(config, defaults)
-    fields |= read_tower(part_of(config, "vision_config"), VISION_NUMBERS | _INIT_STD, defaults)
+    fields = huggingface.common_fields(config, ClipClassifierConfig())
+    fields |= _TOWER.own_fields(part_of(config, "vision_config"))
     return huggingface.make_config(ClipClassifierConfig, fields)
 
 
@@ -413,37 +389,8 @@ def to_huggingface(config: ClipConfig) -> dict[str, Any]:
         "architectures": [config.architecture],
         "logit_scale_init_value": config.initial_logit_scale,
         **shared,
-        "text_config": _text_json(config),
-        "vision_config": {**_vision_json(config.vision), **shared},
-    }
-
-
-def _vision_json(config: VisionConfig) -> dict[str, Any]:
-    return {
-        "model_type": "clip_vision_model",
-        **write_tower(config, VISION_NUMBERS | _INIT_STD),
-    }
-
-
-def _text_json(config: ClipTextConfig) -> dict[str, Any]:
-    ids = huggingface.write_special_ids(config)
-    if not config.eos_ids:
-        ids["eos_token_id"] = EOS_OF_OLD_CONFIGS
-    tower = write_tower(config, TEXT_NUMBERS | _INIT_STD | _PROJECTION)
-    return {"model_type": "clip_text_model", **tower, **ids}
-
-
-def clip_text_to_json(config: ClipTextConfig) -> dict[str, Any]:
-    """The config.json of a text encoder."""
-    return {**huggingface.common_json(config), **_text_json(config)}
-
-
-def clip_vision_to_json(config: ClipVisionConfig) -> dict[str, Any]:
-    """The config.json of an image encoder."""
-    return {
-        **huggingface.common_json(config),
-        **_vision_json(config),
-        **huggingface.write_fields(config, _PROJECTION),
+        "text_config": _TEXT.own_json(config),
+        "vision_config": {**_TOWER.own_json(config.vision), **shared},
     }
 
 
@@ -452,7 +399,7 @@ def clip_classifier_to_json(config: ClipClassifierConfig) -> dict[str, Any]:
     return {
         "model_type": "clip",
         **huggingface.common_json(config),
-        "vision_config": _vision_json(config),
+        "vision_config": _TOWER.own_json(config),
     }
 
 
@@ -552,8 +499,8 @@ TOWERS = (
         config=ClipTextConfig,
         model_types=("clip_text_model",),
         architectures=TEXT_ARCHITECTURES,
-        from_huggingface=clip_text_from_json,
-        to_huggingface=clip_text_to_json,
+        from_huggingface=_TEXT.read,
+        to_huggingface=_TEXT.write,
         weights=lambda config: tower_weights(weights(config), "text"),
         only_here=("CLIPTextForSequenceClassification",),
         wholes={"clip": partial(part_of, name="text_config")},
@@ -562,8 +509,8 @@ TOWERS = (
         config=ClipVisionConfig,
         model_types=("clip_vision_model",),
         architectures=VISION_ARCHITECTURES,
-        from_huggingface=clip_vision_from_json,
-        to_huggingface=clip_vision_to_json,
+        from_huggingface=_VISION.read,
+        to_huggingface=_VISION.write,
         weights=lambda config: tower_weights(weights(config), "image"),
         wholes={"clip": partial(part_of, name="vision_config")},
     ),

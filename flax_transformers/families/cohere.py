@@ -92,27 +92,24 @@ SIZES: dict[str, CohereConfig] = {
 }
 """The published sizes."""
 
-_OWN = {"logit_scale": "logit_scale"}
-_SWITCHES = {**llama.ATTENTION_BIAS, "norm_of_heads": "use_qk_norm"}
 DEFAULTS = replace(CohereConfig(), rope=Rope(theta=500000.0, interleaved=True))
 """What a config.json means by fields that it leaves out."""
 
 
+JSON = llama.LlamaFields(
+    defaults=DEFAULTS,
+    fixed={"model_type": "cohere"},
+    numbers=llama.NUMBERS | {"norm_eps": "layer_norm_eps", "logit_scale": "logit_scale"},
+    switches=llama.TIED | llama.ATTENTION_BIAS | {"norm_of_heads": "use_qk_norm"},
+)
+to_huggingface = JSON.write
+
+
 def from_huggingface(config: Mapping[str, Any]) -> CohereConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, {"model_type": "cohere"})
-    fields = llama.read_llama_fields(config, DEFAULTS, "layer_norm_eps")
-    fields |= huggingface.read_numbers(config, _OWN, DEFAULTS)
-    fields |= huggingface.read_switches(config, _SWITCHES, DEFAULTS)
-    return huggingface.make_config(
-        CohereConfig, fields | {"rope": replace(fields["rope"], interleaved=True)}
-    )
-
-
-def to_huggingface(config: CohereConfig) -> dict[str, Any]:
-    """The config.json that `transformers` reads."""
-    own = huggingface.write_fields(config, _OWN | _SWITCHES)
-    return {"model_type": "cohere", **own, **llama.write_llama_fields(config, "layer_norm_eps")}
+    fields = JSON.fields(config)
+    rope = replace(fields["rope"], interleaved=True)
+    return huggingface.make_config(CohereConfig, fields | {"rope": rope})
 
 
 def weights(config: CohereConfig) -> WeightTable:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import flax.linen as nn
 import jax
 
 from flax_transformers.families import vit
-from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm
 from flax_transformers.models.config import VisionConfig
@@ -95,17 +92,8 @@ SIZES: dict[str, DeiTConfig] = {
 """The published distilled sizes, with ImageNet's labels."""
 
 
-def from_huggingface(config: Mapping[str, Any]) -> DeiTConfig:
-    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, {"model_type": "deit"})
-    fields = vit.read_vision(config, vit.NUMBERS, DeiTConfig())
-    return huggingface.make_config(DeiTConfig, fields)
-
-
-def to_huggingface(config: DeiTConfig) -> dict[str, Any]:
-    """The config.json that `transformers` reads."""
-    return {"model_type": "deit", **vit.write_vision(config, vit.NUMBERS)}
-
+JSON = vit.VisionFields(defaults=DeiTConfig(), fixed={"model_type": "deit"})
+from_huggingface, to_huggingface = JSON.read, JSON.write
 
 _HEADS = {"DeiTForImageClassificationWithTeacher": "cls_classifier"}
 """What each architecture calls its classification head, if not "classifier"."""

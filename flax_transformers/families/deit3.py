@@ -104,7 +104,11 @@ SIZES: dict[str, DeiT3Config] = {
 }
 """The published sizes, with ImageNet's labels."""
 
-_NUMBERS = vit.NUMBERS | {"drop_path": "drop_path_rate", "layer_scale_init": "layer_scale_init"}
+_OLDER = vit.VisionFields(
+    defaults=DeiT3Config(),
+    fixed={"model_type": "deit3"},
+    numbers=vit.NUMBERS | {"drop_path": "drop_path_rate", "layer_scale_init": "layer_scale_init"},
+)
 
 _TIMM_SIZES = {"s": "small", "m": "medium", "b": "base", "l": "large", "h": "huge"}
 _TIMM_NAME = re.compile(r"deit3_(small|medium|base|large|huge)_patch(\d+)_(\d+)(?:\..*)?")
@@ -128,9 +132,7 @@ def from_huggingface(config: Mapping[str, Any]) -> DeiT3Config:
     """
     if isinstance(config.get("architecture"), str):
         return huggingface.make_config(DeiT3Config, _read_timm(config))
-    huggingface.refuse_values(config, {"model_type": "deit3"})
-    fields = vit.read_vision(config, _NUMBERS, DeiT3Config())
-    return huggingface.make_config(DeiT3Config, fields)
+    return _OLDER.read(config)
 
 
 def _read_timm(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import flax.linen as nn
 import jax
@@ -87,49 +85,31 @@ SIZES: dict[str, DistilBertConfig] = {
 }
 """The published sizes; uncased English where the name does not say otherwise."""
 
-_NUMBERS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "dim",
-    "num_layers": "n_layers",
-    "num_heads": "n_heads",
-    "intermediate_size": "hidden_dim",
-    "max_positions": "max_position_embeddings",
-    "dropout": "dropout",
-    "attention_dropout": "attention_dropout",
-    "classifier_dropout": "seq_classif_dropout",
-    "init_std": "initializer_range",
-    "pad_id": "pad_token_id",
-}
-_ALIASES = {
-    "hidden_size": "dim",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-}
-
-
-def from_huggingface(config: Mapping[str, Any]) -> DistilBertConfig:
-    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    config = huggingface.without_aliases(config, _ALIASES)
-    huggingface.refuse_values(config, {"model_type": "distilbert"})
-    defaults = DistilBertConfig()
-    fields = huggingface.common_fields(config, defaults)
-    fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
-    fields |= huggingface.read_switches(config, SWITCHES, defaults)
-    fields["activation"] = huggingface.activation_from(config.get("activation", "gelu"))
-    return huggingface.make_config(DistilBertConfig, fields)
-
-
-def to_huggingface(config: DistilBertConfig) -> dict[str, Any]:
-    """The config.json that `transformers` reads."""
-    return {
-        "model_type": "distilbert",
-        "tie_word_embeddings": config.tie_embeddings,
-        "activation": huggingface.activation_to(config.activation),
-        **huggingface.common_json(config),
-        **huggingface.write_fields(
-            replace(config, classifier_dropout=config.head_dropout), _NUMBERS
-        ),
-    }
+JSON = huggingface.JsonFields(
+    defaults=DistilBertConfig(),
+    fixed={"model_type": "distilbert"},
+    numbers={
+        "vocab_size": "vocab_size",
+        "hidden_size": "dim",
+        "num_layers": "n_layers",
+        "num_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+        "max_positions": "max_position_embeddings",
+        "dropout": "dropout",
+        "attention_dropout": "attention_dropout",
+        "classifier_dropout": "seq_classif_dropout",
+        "init_std": "initializer_range",
+        "pad_id": "pad_token_id",
+    },
+    switches=SWITCHES,
+    activations={"activation": "activation"},
+    aliases={
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+    },
+)
+from_huggingface, to_huggingface = JSON.read, JSON.write
 
 
 def weights(config: DistilBertConfig) -> WeightTable:
@@ -170,5 +150,5 @@ FAMILY = Family(
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
     weights=weights,
-    aliases=_ALIASES,
+    aliases=JSON.aliases,
 )

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers import ranges
-from flax_transformers.families.bert import NUMBERS, SWITCHES, BertConfig, body_weights
+from flax_transformers.families import bert
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm
@@ -180,7 +180,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ElectraConfig(BertConfig):
+class ElectraConfig(bert.BertConfig):
     """The published ELECTRA: BERT's layers, embeddings of a width of their own; small by default.
 
     The fields describe the discriminator, or a generator that is a model of its own.
@@ -283,40 +283,14 @@ SIZES: dict[str, ElectraConfig] = {
 }
 """The published sizes; the small generator that was published is as large as its discriminator."""
 
-_NUMBERS = NUMBERS | {"embedding_size": "embedding_size"}
-_SUPPORTED = {
-    "model_type": "electra",
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-}
-
-
-def from_huggingface(config: Mapping[str, Any]) -> ElectraConfig:
-    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, _SUPPORTED)
-    defaults = ElectraConfig()
-    fields = huggingface.common_fields(config, defaults)
-    fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
-    fields["activation"] = huggingface.activation_from(config.get("hidden_act", "gelu"))
-    fields |= huggingface.read_switches(config, SWITCHES, defaults)
-    fields["classifier_dropout"] = huggingface.read_classifier_dropout(config, None)
-    if config.get("pad_token_id") is not None:
-        fields |= huggingface.read_numbers(config, {"pad_id": "pad_token_id"}, defaults)
-    return huggingface.make_config(ElectraConfig, fields)
-
-
-def to_huggingface(config: ElectraConfig) -> dict[str, Any]:
-    """The config.json that `transformers` reads."""
-    return {
-        "model_type": "electra",
-        "tie_word_embeddings": config.tie_embeddings,
-        "hidden_act": huggingface.activation_to(config.activation),
-        "classifier_dropout": config.classifier_dropout,
-        "pad_token_id": config.pad_id,
-        **huggingface.common_json(config),
-        **huggingface.write_fields(config, _NUMBERS),
-    }
+JSON = huggingface.JsonFields(
+    defaults=ElectraConfig(),
+    fixed={"model_type": "electra", **bert.ABSOLUTE_ENCODER},
+    numbers=bert.NUMBERS | {"embedding_size": "embedding_size"},
+    nullable=huggingface.CLASSIFIER_DROPOUT | {"pad_id": "pad_token_id"},
+    switches=bert.SWITCHES,
+)
+from_huggingface, to_huggingface = JSON.read, JSON.write
 
 
 def weights(config: ElectraConfig) -> WeightTable:
@@ -326,7 +300,7 @@ def weights(config: ElectraConfig) -> WeightTable:
     head = "classifier.out_proj" if rows else "qa_outputs" if spans else "classifier"
     table = WeightTable(
         weights=(
-            *body_weights("electra"),
+            *bert.body_weights("electra"),
             *linear("embeddings/projection", "electra.embeddings_project", "E", "D"),
             *linear("replaced_transform/dense", "discriminator_predictions.dense", "D", "E"),
             *linear("replaced_head", "discriminator_predictions.dense_prediction", "D", "C"),

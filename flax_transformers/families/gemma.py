@@ -69,13 +69,18 @@ def _activation(config: Mapping[str, Any]) -> Activation:
     return activation
 
 
+_JSON = llama.LlamaFields(
+    defaults=GemmaConfig(),
+    fixed={"model_type": "gemma"},
+    switches=llama.TIED | llama.ATTENTION_BIAS,
+)
+
+
 def from_huggingface(config: Mapping[str, Any]) -> GemmaConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     given = {name: value for name, value in config.items() if value is not None}
-    huggingface.refuse_values(given, {"model_type": "gemma", "use_bidirectional_attention": False})
-    fields = llama.read_llama_fields(config, GemmaConfig())
-    fields["activation"] = _activation(config)
-    fields |= huggingface.read_switches(config, llama.ATTENTION_BIAS, GemmaConfig())
+    huggingface.refuse_values(given, {"use_bidirectional_attention": False})
+    fields = _JSON.fields(config) | {"activation": _activation(config)}
     return huggingface.make_config(GemmaConfig, fields)
 
 
@@ -86,13 +91,7 @@ def to_huggingface(config: GemmaConfig) -> dict[str, Any]:
         activation = "gelu_pytorch_tanh"  # as it is published
     # Which of the two counts, and what "gelu" means there, depends on the release.
     second = {} if config.activation == "gelu" else {"hidden_activation": activation}
-    return {
-        "model_type": "gemma",
-        **huggingface.write_fields(config, llama.ATTENTION_BIAS),
-        **llama.write_llama_fields(config),
-        "hidden_act": activation,
-        **second,
-    }
+    return {**_JSON.write(config), "hidden_act": activation, **second}
 
 
 FAMILY = Family(

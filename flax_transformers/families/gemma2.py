@@ -103,11 +103,6 @@ SIZES: dict[str, Gemma2Config] = {
 }
 """The published sizes."""
 
-_SOFTCAPS = {
-    "attention_softcap": "attn_logit_softcapping",
-    "logit_softcap": "final_logit_softcapping",
-}
-_DIVISOR = {"score_divisor": "query_pre_attn_scalar"}
 _TYPES = ("sliding_attention", "full_attention")
 
 
@@ -115,12 +110,25 @@ def _types(num_layers: int) -> list[str]:
     return [_TYPES[layer % 2] for layer in range(num_layers)]
 
 
+_JSON = llama.LlamaFields(
+    defaults=Gemma2Config(),
+    fixed={"model_type": "gemma2"},
+    numbers=llama.NUMBERS | {"score_divisor": "query_pre_attn_scalar"},
+    optional=llama.OPTIONAL
+    | {
+        "attention_softcap": "attn_logit_softcapping",
+        "logit_softcap": "final_logit_softcapping",
+        "sliding_window": "sliding_window",
+    },
+    switches=llama.TIED | llama.ATTENTION_BIAS,
+)
+
+
 def from_huggingface(config: Mapping[str, Any]) -> Gemma2Config:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    defaults = Gemma2Config()
     given = {name: value for name, value in config.items() if value is not None}
-    huggingface.refuse_values(given, {"model_type": "gemma2", "use_bidirectional_attention": False})
-    fields = llama.read_llama_fields(config, defaults)
+    huggingface.refuse_values(given, {"use_bidirectional_attention": False})
+    fields = _JSON.fields(config)
     fields["activation"] = huggingface.activation_from(
         given.get("hidden_activation", "gelu_pytorch_tanh")
     )
@@ -129,13 +137,6 @@ def from_huggingface(config: Mapping[str, Any]) -> Gemma2Config:
             f"config.json has layer_types {given['layer_types']}; only layers with and without a "
             "window in turn are supported"
         )
-    fields |= huggingface.read_switches(config, llama.ATTENTION_BIAS, defaults)
-    fields |= huggingface.read_numbers(config, _DIVISOR, defaults)
-    optional = {**_SOFTCAPS, "sliding_window": "sliding_window"}
-    for ours, theirs in optional.items():
-        fields[ours] = None
-        if config.get(theirs, getattr(defaults, ours)) is not None:
-            fields |= huggingface.read_numbers(config, {ours: theirs}, defaults)
     return huggingface.make_config(Gemma2Config, fields)
 
 
@@ -145,14 +146,10 @@ def to_huggingface(config: Gemma2Config) -> dict[str, Any]:
     if config.activation == "gelu_tanh":
         activation = "gelu_pytorch_tanh"  # as it is published
     return {
-        "model_type": "gemma2",
-        **huggingface.write_fields(config, llama.ATTENTION_BIAS | _SOFTCAPS),
-        **llama.write_llama_fields(config),
+        **_JSON.write(config),
         "hidden_act": activation,
         "hidden_activation": activation,
-        "sliding_window": config.sliding_window,
         "layer_types": _types(config.num_layers),
-        "query_pre_attn_scalar": config.score_divisor,
     }
 
 

@@ -79,50 +79,45 @@ SIZES: dict[str, GPT2Config] = {
 }
 """The published sizes."""
 
-_NUMBERS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "n_embd",
-    "num_layers": "n_layer",
-    "num_heads": "n_head",
-    "max_positions": "n_positions",
-    "norm_eps": "layer_norm_epsilon",
-    "dropout": "resid_pdrop",
-    "attention_dropout": "attn_pdrop",
-    "init_std": "initializer_range",
-}
-
-_ALIASES = {
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "max_position_embeddings": "n_positions",
-}
-
-_SUPPORTED = {
-    "model_type": "gpt2",
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False,
-    "add_cross_attention": False,
-}
+JSON = huggingface.JsonFields(
+    defaults=GPT2Config(),
+    fixed={
+        "model_type": "gpt2",
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "reorder_and_upcast_attn": False,
+        "add_cross_attention": False,
+    },
+    numbers={
+        "vocab_size": "vocab_size",
+        "hidden_size": "n_embd",
+        "num_layers": "n_layer",
+        "num_heads": "n_head",
+        "max_positions": "n_positions",
+        "norm_eps": "layer_norm_epsilon",
+        "dropout": "resid_pdrop",
+        "attention_dropout": "attn_pdrop",
+        "init_std": "initializer_range",
+    },
+    nullable=huggingface.CLASSIFIER_DROPOUT,
+    switches={"tie_embeddings": "tie_word_embeddings"},
+    activations={"activation": "activation_function"},
+    special_ids=True,
+    aliases={
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+    },
+)
 
 
 def from_huggingface(config: Mapping[str, Any]) -> GPT2Config:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, _SUPPORTED)
-    config = huggingface.without_aliases(config, _ALIASES)
-    defaults = GPT2Config()
-    fields = huggingface.common_fields(config, defaults)
-    fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
-    fields |= huggingface.read_special_ids(config, defaults)
+    fields = JSON.fields(config)
     inner = 4 * fields["hidden_size"] if config.get("n_inner") is None else config["n_inner"]
     numbers = {"intermediate_size": "n_inner"}
-    fields |= huggingface.read_numbers({"n_inner": inner}, numbers, defaults)
-    fields["activation"] = huggingface.activation_from(
-        config.get("activation_function", "gelu_new")
-    )
-    fields |= huggingface.read_switches(config, {"tie_embeddings": "tie_word_embeddings"}, defaults)
-    fields["classifier_dropout"] = huggingface.read_classifier_dropout(config, None)
+    fields |= huggingface.read_numbers({"n_inner": inner}, numbers, JSON.defaults)
     return huggingface.make_config(GPT2Config, fields)
 
 
@@ -130,15 +125,9 @@ def to_huggingface(config: GPT2Config) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
     usual = config.intermediate_size == 4 * config.hidden_size
     return {
-        "model_type": "gpt2",
+        **JSON.write(config),
         "n_inner": None if usual else config.intermediate_size,
-        "activation_function": huggingface.activation_to(config.activation),
         "embd_pdrop": config.dropout,
-        "classifier_dropout": config.classifier_dropout,
-        "tie_word_embeddings": config.tie_embeddings,
-        **huggingface.common_json(config),
-        **huggingface.write_fields(config, _NUMBERS),
-        **huggingface.write_special_ids(config),
     }
 
 
@@ -203,5 +192,5 @@ FAMILY = Family(
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
     weights=weights,
-    aliases=_ALIASES,
+    aliases=JSON.aliases,
 )

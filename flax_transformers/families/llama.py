@@ -10,8 +10,8 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
 
 import flax.linen as nn
 
@@ -179,7 +179,7 @@ SIZES: dict[str, LlamaConfig] = {
 }
 """The published sizes."""
 
-_NUMBERS = {
+NUMBERS = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -188,54 +188,37 @@ _NUMBERS = {
     "max_positions": "max_position_embeddings",
     "attention_dropout": "attention_dropout",
     "init_std": "initializer_range",
+    "norm_eps": "rms_norm_eps",
 }
-
-
+TIED = {"tie_embeddings": "tie_word_embeddings"}
 ATTENTION_BIAS = {"output_bias": "attention_bias", "qkv_bias": "attention_bias"}
-_MLP_BIAS = {"mlp_bias": "mlp_bias"}
+OPTIONAL = {"num_key_value_heads": "num_key_value_heads", "head_dim": "head_dim"}
+
+L = TypeVar("L", bound=LlamaConfig)
 
 
-def read_llama_fields(
-    config: Mapping[str, Any], defaults: LlamaConfig, norm_eps: str = "rms_norm_eps"
-) -> dict[str, Any]:
-    """The common fields of a config.json of Llama and its descendants, by our names.
+@dataclass(frozen=True, kw_only=True)
+class LlamaFields(huggingface.JsonFields[L]):
+    """The config.json of Llama and its descendants."""
 
-    Missing fields are as in ``defaults``; ``norm_eps`` is the name of that one. Raises UserError
-    for unsupported ones.
-    """
-    fields = huggingface.common_fields(config, defaults)
-    fields |= huggingface.read_numbers(config, _NUMBERS | {"norm_eps": norm_eps}, defaults)
-    fields |= huggingface.read_special_ids(config, defaults)
-    for ours, theirs in (("num_key_value_heads", "num_key_value_heads"), ("head_dim", "head_dim")):
-        number = config.get(theirs, getattr(defaults, ours))
-        if number is not None:
-            number = huggingface.read_numbers(config, {ours: theirs}, defaults)[ours]
-        fields[ours] = number
-    fields["classifier_dropout"] = huggingface.read_classifier_dropout(
-        config, defaults.classifier_dropout
-    )
-    fields["activation"] = huggingface.activation_from(
-        config.get("hidden_act", huggingface.activation_to(defaults.activation))
-    )
-    fields |= huggingface.read_switches(config, {"tie_embeddings": "tie_word_embeddings"}, defaults)
-    theta = (defaults.rope or PLAIN_ROPE).theta
-    fields["rope"] = read_rope(config, theta, fields["max_positions"])
-    return fields
+    numbers: Mapping[str, str] = field(default_factory=lambda: NUMBERS)
+    nullable: Mapping[str, str] = field(default_factory=lambda: huggingface.CLASSIFIER_DROPOUT)
+    optional: Mapping[str, str] = field(default_factory=lambda: OPTIONAL)
+    switches: Mapping[str, str] = field(default_factory=lambda: TIED)
+    special_ids: bool = True
 
+    def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        fields = super().fields(config)
+        theta = (self.defaults.rope or PLAIN_ROPE).theta
+        return fields | {"rope": read_rope(config, theta, fields["max_positions"])}
 
-def write_llama_fields(config: LlamaConfig, norm_eps: str = "rms_norm_eps") -> dict[str, Any]:
-    """The inverse of ``read_llama_fields``."""
-    return {
-        **huggingface.common_json(config),
-        **huggingface.write_fields(config, _NUMBERS | {"norm_eps": norm_eps}),
-        **huggingface.write_special_ids(config),
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_width,
-        "classifier_dropout": config.classifier_dropout,
-        "hidden_act": huggingface.activation_to(config.activation),
-        "tie_word_embeddings": config.tie_embeddings,
-        **({} if config.rope is None else write_rope(config.rope)),
-    }
+    def write(self, config: LlamaConfig) -> dict[str, Any]:
+        return {
+            **super().write(config),
+            "num_key_value_heads": config.kv_heads,
+            "head_dim": config.head_width,
+            **({} if config.rope is None else write_rope(config.rope)),
+        }
 
 
 def read_rope(config: Mapping[str, Any], theta: float, max_positions: int) -> Rope:
@@ -350,22 +333,12 @@ def write_rope(rope: Rope) -> dict[str, Any]:
     }
 
 
-def from_huggingface(config: Mapping[str, Any]) -> LlamaConfig:
-    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, {"model_type": "llama"})
-    fields = read_llama_fields(config, LlamaConfig())
-    fields |= huggingface.read_switches(config, ATTENTION_BIAS | _MLP_BIAS, LlamaConfig())
-    return huggingface.make_config(LlamaConfig, fields)
-
-
-def to_huggingface(config: LlamaConfig) -> dict[str, Any]:
-    """The config.json that `transformers` reads."""
-    return {
-        "model_type": "llama",
-        **huggingface.write_fields(config, ATTENTION_BIAS | _MLP_BIAS),
-        **write_llama_fields(config),
-    }
-
+JSON = LlamaFields(
+    defaults=LlamaConfig(),
+    fixed={"model_type": "llama"},
+    switches=TIED | ATTENTION_BIAS | {"mlp_bias": "mlp_bias"},
+)
+from_huggingface, to_huggingface = JSON.read, JSON.write
 
 LAYER, THEIR_LAYER = "stack/{layer}", "model.layers.{layer}"
 

@@ -3,7 +3,6 @@ small decoder that reconstructs all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.families import vit
-from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm
 from flax_transformers.models.config import ComputeConfig, FlopsGroup, VisionConfig
@@ -310,30 +308,20 @@ SIZES: dict[str, MaeConfig] = {
 }
 """The published sizes, with their decoder."""
 
-_NUMBERS = vit.NUMBERS | {
+NUMBERS = vit.NUMBERS | {
     "decoder_hidden_size": "decoder_hidden_size",
     "decoder_layers": "decoder_num_hidden_layers",
     "decoder_heads": "decoder_num_attention_heads",
     "decoder_intermediate_size": "decoder_intermediate_size",
     "mask_ratio": "mask_ratio",
 }
-
-
-def from_huggingface(config: Mapping[str, Any]) -> MaeConfig:
-    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, {"model_type": "vit_mae"})
-    fields = vit.read_vision(config, _NUMBERS, MaeConfig())
-    fields |= huggingface.read_switches(config, {"norm_pix_loss": "norm_pix_loss"}, MaeConfig())
-    return huggingface.make_config(MaeConfig, fields)
-
-
-def to_huggingface(config: MaeConfig) -> dict[str, Any]:
-    """The config.json that `transformers` reads."""
-    return {
-        "model_type": "vit_mae",
-        "norm_pix_loss": config.norm_pix_loss,
-        **vit.write_vision(config, _NUMBERS),
-    }
+JSON = vit.VisionFields(
+    defaults=MaeConfig(),
+    fixed={"model_type": "vit_mae"},
+    numbers=NUMBERS,
+    switches={"qkv_bias": "qkv_bias", "norm_pix_loss": "norm_pix_loss"},
+)
+from_huggingface, to_huggingface = JSON.read, JSON.write
 
 
 def weights(config: MaeConfig) -> WeightTable:

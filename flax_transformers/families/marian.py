@@ -18,10 +18,9 @@ from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.families.bart import (
     ALIASES,
+    BartFields,
     layer_rows,
-    read_bart_fields,
     token_tables,
-    write_bart_fields,
 )
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
@@ -158,26 +157,25 @@ SIZES: dict[str, MarianConfig] = {
 
 
 _SHARED = {"share_embeddings": "share_encoder_decoder_embeddings"}
+_JSON = BartFields(defaults=_PUBLISHED, fixed={"model_type": "marian"})
 
 
 def from_huggingface(config: Mapping[str, Any]) -> MarianConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, {"model_type": "marian"})
-    fields = read_bart_fields(config, _PUBLISHED)
+    fields = _JSON.fields(config)
     shared = huggingface.read_switches(config, _SHARED, _PUBLISHED)["share_embeddings"]
     fields["share_embeddings"] = fields["tie_embeddings"] and shared
     number = {"decoder_vocab_size": "decoder_vocab_size"}
     other = huggingface.read_numbers(config, number, _PUBLISHED)
-    if not fields["share_embeddings"]:
-        fields |= other
-    return huggingface.make_config(MarianConfig, fields)
+    return huggingface.make_config(
+        MarianConfig, fields if fields["share_embeddings"] else fields | other
+    )
 
 
 def to_huggingface(config: MarianConfig) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
     return {
-        "model_type": "marian",
-        **write_bart_fields(config),
+        **_JSON.write(config),
         "decoder_vocab_size": config.decoder.vocab_size,
         **huggingface.write_fields(config, _SHARED),
     }

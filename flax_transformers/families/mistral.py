@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax_transformers import ranges
 from flax_transformers.families import llama
-from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.models.config import Rope
 
@@ -52,33 +50,12 @@ SIZES: dict[str, MistralConfig] = {
 """The published sizes."""
 
 
-def read_windowed(
-    config: Mapping[str, Any], defaults: llama.LlamaConfig, window: int | None
-) -> dict[str, Any]:
-    """``read_llama_fields``, and the sliding window, by default ``window``."""
-    window = config.get("sliding_window", window)
-    if window is not None:
-        numbers = {"sliding_window": window}
-        huggingface.read_numbers(numbers, {"sliding_window": "sliding_window"}, MistralConfig())
-    return llama.read_llama_fields(config, defaults) | {"sliding_window": window}
+OPTIONAL = llama.OPTIONAL | {"sliding_window": "sliding_window"}
 
-
-def from_huggingface(config: Mapping[str, Any]) -> MistralConfig:
-    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, {"model_type": "mistral"})
-    return huggingface.make_config(
-        MistralConfig, read_windowed(config, MistralConfig(), MistralConfig().sliding_window)
-    )
-
-
-def to_huggingface(config: MistralConfig) -> dict[str, Any]:
-    """The config.json that `transformers` reads."""
-    return {
-        "model_type": "mistral",
-        "sliding_window": config.sliding_window,
-        **llama.write_llama_fields(config),
-    }
-
+JSON = llama.LlamaFields(
+    defaults=MistralConfig(), fixed={"model_type": "mistral"}, optional=OPTIONAL
+)
+from_huggingface, to_huggingface = JSON.read, JSON.write
 
 FAMILY = Family(
     config=MistralConfig,

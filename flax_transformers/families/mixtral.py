@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 
 from flax_transformers import ranges
 from flax_transformers.families import llama
-from flax_transformers.families.mistral import read_windowed
-from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.families.mistral import OPTIONAL
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable
 from flax_transformers.models.config import Rope
@@ -88,33 +86,19 @@ SIZES: dict[str, MixtralConfig] = {
 }
 """The published sizes."""
 
-_NUMBERS = {
-    "experts": "num_local_experts",
-    "experts_per_token": "num_experts_per_tok",
-    "balance_coefficient": "router_aux_loss_coef",
-}
-
-_ALIASES = {"num_experts": "num_local_experts"}
-
-
-def from_huggingface(config: Mapping[str, Any]) -> MixtralConfig:
-    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, {"model_type": "mixtral", "router_jitter_noise": 0.0})
-    config = huggingface.without_aliases(config, _ALIASES)
-    fields = read_windowed(config, MixtralConfig(), MixtralConfig().sliding_window)
-    fields |= huggingface.read_numbers(config, _NUMBERS, MixtralConfig())
-    return huggingface.make_config(MixtralConfig, fields)
-
-
-def to_huggingface(config: MixtralConfig) -> dict[str, Any]:
-    """The config.json that `transformers` reads."""
-    return {
-        "model_type": "mixtral",
-        "sliding_window": config.sliding_window,
-        **llama.write_llama_fields(config),
-        **huggingface.write_fields(config, _NUMBERS),
-    }
-
+JSON = llama.LlamaFields(
+    defaults=MixtralConfig(),
+    fixed={"model_type": "mixtral", "router_jitter_noise": 0.0},
+    numbers=llama.NUMBERS
+    | {
+        "experts": "num_local_experts",
+        "experts_per_token": "num_experts_per_tok",
+        "balance_coefficient": "router_aux_loss_coef",
+    },
+    optional=OPTIONAL,
+    aliases={"num_experts": "num_local_experts"},
+)
+from_huggingface, to_huggingface = JSON.read, JSON.write
 
 _EXPERTS = f"{llama.THEIR_LAYER}.block_sparse_moe"
 
@@ -142,5 +126,5 @@ FAMILY = Family(
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
     weights=weights,
-    aliases=_ALIASES,
+    aliases=JSON.aliases,
 )

@@ -252,45 +252,44 @@ SIZES: dict[str, ModernBertConfig] = {
 }
 """The published sizes."""
 
-_NUMBERS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "norm_eps": "norm_eps",
-    "local_attention": "local_attention",
-    "dropout": "embedding_dropout",
-    "attention_dropout": "attention_dropout",
-    "activation_dropout": "mlp_dropout",
-    "classifier_dropout": "classifier_dropout",
-    "init_std": "initializer_range",
-    "pad_id": "pad_token_id",
-}
-
-_SWITCHES = {
-    "mlp_bias": "mlp_bias",
-    "norm_bias": "norm_bias",
-    "decoder_bias": "decoder_bias",
-    "head_bias": "classifier_bias",
-    "tie_embeddings": "tie_word_embeddings",
-    "qkv_bias": "attention_bias",
-    "output_bias": "attention_bias",
-}
+_JSON = huggingface.JsonFields(
+    defaults=ModernBertConfig(),
+    fixed={"model_type": "modernbert"},
+    numbers={
+        "vocab_size": "vocab_size",
+        "hidden_size": "hidden_size",
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "intermediate_size": "intermediate_size",
+        "max_positions": "max_position_embeddings",
+        "norm_eps": "norm_eps",
+        "local_attention": "local_attention",
+        "dropout": "embedding_dropout",
+        "attention_dropout": "attention_dropout",
+        "activation_dropout": "mlp_dropout",
+        "classifier_dropout": "classifier_dropout",
+        "init_std": "initializer_range",
+        "pad_id": "pad_token_id",
+    },
+    switches={
+        "mlp_bias": "mlp_bias",
+        "norm_bias": "norm_bias",
+        "decoder_bias": "decoder_bias",
+        "head_bias": "classifier_bias",
+        "tie_embeddings": "tie_word_embeddings",
+        "qkv_bias": "attention_bias",
+        "output_bias": "attention_bias",
+    },
+    activations={
+        "activation": "hidden_activation",
+        "head_activation": "classifier_activation",
+    },
+)
 
 
 def from_huggingface(config: Mapping[str, Any]) -> ModernBertConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    defaults = ModernBertConfig()
-    huggingface.refuse_values(config, {"model_type": "modernbert"})
-    fields = huggingface.common_fields(config, defaults)
-    fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
-    fields |= huggingface.read_switches(config, _SWITCHES, defaults)
-    fields["activation"] = huggingface.activation_from(config.get("hidden_activation", "gelu"))
-    fields["head_activation"] = huggingface.activation_from(
-        config.get("classifier_activation", "gelu")
-    )
+    fields = _JSON.fields(config)
     fields["pooling"] = config.get("classifier_pooling", "cls")
     if fields["pooling"] not in ("cls", "mean"):
         raise UserError(
@@ -345,9 +344,7 @@ def to_huggingface(config: ModernBertConfig) -> dict[str, Any]:
     ropes = {FULL: config.rope or config.local_rope, SLIDING: config.local_rope}
     every_n = {} if config.layer_types else {"global_attn_every_n_layers": config.global_every}
     return {
-        "model_type": "modernbert",
-        "hidden_activation": huggingface.activation_to(config.activation),
-        "classifier_activation": huggingface.activation_to(config.head_activation),
+        **_JSON.write(config),
         "classifier_pooling": config.pooling,
         "layer_types": list(config.kinds),
         **every_n,
@@ -356,10 +353,6 @@ def to_huggingface(config: ModernBertConfig) -> dict[str, Any]:
         },
         "global_rope_theta": ropes[FULL].theta,
         "local_rope_theta": ropes[SLIDING].theta,
-        **huggingface.write_fields(config, _SWITCHES),
-        **huggingface.common_json(config),
-        **huggingface.write_fields(config, _NUMBERS),
-        "classifier_dropout": config.head_dropout,
     }
 
 

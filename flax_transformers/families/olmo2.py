@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 
 from flax_transformers.families import llama
-from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable, norm
 from flax_transformers.models.config import QueryKeyNorm, Rope
@@ -82,21 +79,10 @@ DEFAULTS = replace(
 """What a config.json means by fields that it leaves out."""
 
 
-def from_huggingface(config: Mapping[str, Any]) -> Olmo2Config:
-    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, {"model_type": "olmo2"})
-    fields = llama.read_llama_fields(config, DEFAULTS)
-    fields |= huggingface.read_switches(config, llama.ATTENTION_BIAS, DEFAULTS)
-    return huggingface.make_config(Olmo2Config, fields)
-
-
-def to_huggingface(config: Olmo2Config) -> dict[str, Any]:
-    """The config.json that `transformers` reads."""
-    return {
-        "model_type": "olmo2",
-        **huggingface.write_fields(config, llama.ATTENTION_BIAS),
-        **llama.write_llama_fields(config),
-    }
+JSON = llama.LlamaFields(
+    defaults=DEFAULTS, fixed={"model_type": "olmo2"}, switches=llama.TIED | llama.ATTENTION_BIAS
+)
+from_huggingface, to_huggingface = JSON.read, JSON.write
 
 
 def weights(config: Olmo2Config) -> WeightTable:

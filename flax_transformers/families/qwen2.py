@@ -129,7 +129,7 @@ class _Windows:
 _WINDOWS = _Windows()
 
 
-def read_windows(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
+def _read_windows(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
     """``sliding_window`` and ``full_layers``. Raises UserError for other patterns of layers."""
     switch = {"use_sliding_window": "use_sliding_window"}
     numbers = {"sliding_window": "sliding_window", "full_layers": "max_window_layers"}
@@ -150,14 +150,21 @@ def read_windows(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
     return {"sliding_window": window, "full_layers": 0 if window is None else full}
 
 
-def write_windows(config: UpperWindows) -> dict[str, Any]:
-    """The inverse of ``read_windows``."""
-    return {
-        "use_sliding_window": config.sliding_window is not None,
-        "sliding_window": config.sliding_window,
-        "max_window_layers": config.full_layers,
-        "layer_types": [_TYPES[window is not None] for window in config.windows],
-    }
+class WindowFields(llama.LlamaFields[llama.L]):
+    """The config.json of Qwen 2 and 3: Llama's, and the windows."""
+
+    def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        fields = super().fields(config)
+        return fields | _read_windows(config, fields["num_layers"])
+
+    def write(self, config: Any) -> dict[str, Any]:
+        return {
+            **super().write(config),
+            "use_sliding_window": config.sliding_window is not None,
+            "sliding_window": config.sliding_window,
+            "max_window_layers": config.full_layers,
+            "layer_types": [_TYPES[window is not None] for window in config.windows],
+        }
 
 
 DEFAULTS = replace(
@@ -175,16 +182,8 @@ DEFAULTS = replace(
 """What a config.json means by fields that it leaves out."""
 
 
-def from_huggingface(config: Mapping[str, Any]) -> Qwen2Config:
-    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, {"model_type": "qwen2"})
-    fields = llama.read_llama_fields(config, DEFAULTS)
-    return huggingface.make_config(Qwen2Config, fields | read_windows(config, fields["num_layers"]))
-
-
-def to_huggingface(config: Qwen2Config) -> dict[str, Any]:
-    """The config.json that `transformers` reads."""
-    return {"model_type": "qwen2", **write_windows(config), **llama.write_llama_fields(config)}
+JSON = WindowFields(defaults=DEFAULTS, fixed={"model_type": "qwen2"})
+from_huggingface, to_huggingface = JSON.read, JSON.write
 
 
 def weights(config: Qwen2Config) -> WeightTable:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from flax_transformers.families import llama
-from flax_transformers.families.qwen2 import (
-    LONG_ROPE,
-    UpperWindows,
-    read_windows,
-    write_windows,
-)
-from flax_transformers.huggingface import fields as huggingface
+from flax_transformers.families.qwen2 import LONG_ROPE, UpperWindows, WindowFields
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable
 from flax_transformers.models.config import QueryKeyNorm, Rope
@@ -76,22 +69,10 @@ DEFAULTS = replace(
 """What a config.json means by fields that it leaves out."""
 
 
-def from_huggingface(config: Mapping[str, Any]) -> Qwen3Config:
-    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, {"model_type": "qwen3"})
-    fields = llama.read_llama_fields(config, DEFAULTS)
-    fields |= huggingface.read_switches(config, llama.ATTENTION_BIAS, DEFAULTS)
-    return huggingface.make_config(Qwen3Config, fields | read_windows(config, fields["num_layers"]))
-
-
-def to_huggingface(config: Qwen3Config) -> dict[str, Any]:
-    """The config.json that `transformers` reads."""
-    return {
-        "model_type": "qwen3",
-        **huggingface.write_fields(config, llama.ATTENTION_BIAS),
-        **write_windows(config),
-        **llama.write_llama_fields(config),
-    }
+JSON = WindowFields(
+    defaults=DEFAULTS, fixed={"model_type": "qwen3"}, switches=llama.TIED | llama.ATTENTION_BIAS
+)
+from_huggingface, to_huggingface = JSON.read, JSON.write
 
 
 def weights(config: Qwen3Config) -> WeightTable:

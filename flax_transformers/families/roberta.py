@@ -143,12 +143,6 @@ SIZES: dict[str, RobertaConfig] = {
 _NUMBERS = {ours: theirs for ours, theirs in bert.NUMBERS.items() if ours != "max_positions"}
 _NUMBERS["pad_id"] = "pad_token_id"
 
-_SUPPORTED = {
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-}
-
 _LEFT_OUT = {
     "roberta": replace(_BASE, norm_eps=1e-12, token_types=2),
     "xlm-roberta": replace(_XLM_BASE, vocab_size=30522, norm_eps=1e-12, token_types=2),
@@ -156,19 +150,26 @@ _LEFT_OUT = {
 """Hugging Face's defaults of fields that a file does not have."""
 
 
+_JSON = {
+    kind: huggingface.JsonFields(
+        defaults=defaults,
+        fixed=bert.ABSOLUTE_ENCODER,
+        numbers=_NUMBERS,
+        nullable=huggingface.CLASSIFIER_DROPOUT,
+        switches=bert.SWITCHES,
+    )
+    for kind, defaults in _LEFT_OUT.items()
+}
+
+
 def from_huggingface(config: Mapping[str, Any]) -> RobertaConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     model_type = huggingface.model_type_of(config, _PREFIXES)
-    huggingface.refuse_values(config, _SUPPORTED)
-    fields = huggingface.common_fields(config, _LEFT_OUT[model_type])
-    fields |= huggingface.read_numbers(config, _NUMBERS, _LEFT_OUT[model_type])
+    fields = _JSON[model_type].fields(config)
     rows = replace(_LEFT_OUT[model_type], max_positions=512)
     table = huggingface.read_numbers(config, {"max_positions": "max_position_embeddings"}, rows)
     fields["position_offset"] = fields["pad_id"] + 1
     fields["max_positions"] = table["max_positions"] - fields["position_offset"]
-    fields["activation"] = huggingface.activation_from(config.get("hidden_act", "gelu"))
-    fields |= huggingface.read_switches(config, bert.SWITCHES, _BASE)
-    fields["classifier_dropout"] = huggingface.read_classifier_dropout(config, None)
     return huggingface.make_config(RobertaConfig, fields)
 
 
@@ -177,12 +178,8 @@ def to_huggingface(config: RobertaConfig) -> dict[str, Any]:
     model_type = "xlm-roberta" if config.architecture.startswith("XLM") else "roberta"
     return {
         "model_type": model_type,
-        "tie_word_embeddings": config.tie_embeddings,
-        "hidden_act": huggingface.activation_to(config.activation),
-        "classifier_dropout": config.classifier_dropout,
         "max_position_embeddings": (config.max_positions or 0) + config.position_offset,
-        **huggingface.common_json(config),
-        **huggingface.write_fields(config, _NUMBERS),
+        **_JSON[model_type].write(config),
     }
 
 

@@ -21,10 +21,8 @@ from flax_transformers.families.clip import (
     VISION_NUMBERS,
     TowerOutput,
     part_of,
-    read_tower,
     shared_weights,
     tower_weights,
-    write_tower,
 )
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
@@ -251,88 +249,64 @@ SIZES: dict[str, SiglipConfig] = {
 """Published sizes; those with other image sizes differ in ``image_size`` alone."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _TextFields(huggingface.JsonFields[SiglipTextConfig]):
+    """The config.json of the text encoder."""
+
+    def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        fields, width = super().fields(config), config.get("projection_size")
+        return fields | {"projection_size": fields["hidden_size"] if width is None else width}
+
+    def write(self, config: SiglipTextConfig) -> dict[str, Any]:
+        return super().write(config) | {"projection_size": config.projection_size}
+
+
+_TEXT = _TextFields(
+    defaults=SiglipTextConfig(),
+    fixed={"model_type": "siglip_text_model"},
+    numbers=TEXT_NUMBERS,
+    special_ids=True,
+)
+_VISION = huggingface.JsonFields(
+    defaults=SiglipVisionConfig(),
+    fixed={"model_type": "siglip_vision_model", "vision_use_head": True},
+    numbers=VISION_NUMBERS,
+)
+
+
 def from_huggingface(config: Mapping[str, Any]) -> SiglipConfig:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
     huggingface.refuse_values(config, {"model_type": "siglip"})
-    defaults = SiglipConfig()
     text, vision = part_of(config, "text_config"), part_of(config, "vision_config")
     huggingface.refuse_values(vision, {"vision_use_head": True})
-    fields = read_tower(text, TEXT_NUMBERS, defaults)
-    fields |= huggingface.read_special_ids(text, defaults)
-    of_image = read_tower(vision, VISION_NUMBERS, defaults.vision)
-    fields["vision"] = huggingface.make_config(SiglipVision, of_image)
+    fields = _TEXT.own_fields(text)
+    fields["vision"] = huggingface.make_config(SiglipVision, _VISION.own_fields(vision))
     if text.get("projection_size") is not None:
         huggingface.refuse_values(text, {"projection_size": fields["vision"].hidden_size})
     return huggingface.make_config(SiglipConfig, fields)
-
-
-def siglip_text_from_json(config: Mapping[str, Any]) -> SiglipTextConfig:
-    """Read the config.json of a text encoder. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, {"model_type": "siglip_text_model"})
-    defaults = SiglipTextConfig()
-    fields = huggingface.common_fields(config, defaults)
-    fields |= read_tower(config, TEXT_NUMBERS, defaults)
-    fields |= huggingface.read_special_ids(config, defaults)
-    width = config.get("projection_size")
-    fields["projection_size"] = fields["hidden_size"] if width is None else width
-    return huggingface.make_config(SiglipTextConfig, fields)
-
-
-def siglip_vision_from_json(config: Mapping[str, Any]) -> SiglipVisionConfig:
-    """Read the config.json of an image encoder. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(
-        config, {"model_type": "siglip_vision_model", "vision_use_head": True}
-    )
-    defaults = SiglipVisionConfig()
-    fields = huggingface.common_fields(config, defaults)
-    fields |= read_tower(config, VISION_NUMBERS, defaults)
-    return huggingface.make_config(SiglipVisionConfig, fields)
 
 
 def siglip_classifier_from_json(config: Mapping[str, Any]) -> SiglipClassifierConfig:
     """Read the config.json of a classifier, or of both encoders. Raises UserError for unsupported
     fields."""
     huggingface.refuse_values(config, {"model_type": "siglip"})
-    defaults = SiglipClassifierConfig()
-    fields = huggingface.common_fields(config, defaults)
+    fields = huggingface.common_fields(config, SiglipClassifierConfig())
     vision = part_of(config, "vision_config")
     head = vision.get("vision_use_head", True) is not False  # passed over if it is there
     huggingface.refuse_values(vision, {"vision_use_head": head})
-    fields |= read_tower(vision, VISION_NUMBERS, defaults)
+    fields |= _VISION.own_fields(vision)
     return huggingface.make_config(SiglipClassifierConfig, fields)
 
 
 def to_huggingface(config: SiglipConfig) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
+    width = {"projection_size": config.vision.hidden_size}
     return {
         "model_type": "siglip",
         "architectures": [config.architecture],
-        "text_config": _text_json(config, config.vision.hidden_size),
-        "vision_config": _vision_json(config.vision),
+        "text_config": _TEXT.own_json(config) | width,
+        "vision_config": _VISION.own_json(config.vision),
     }
-
-
-def _text_json(config: SiglipText, width: int) -> dict[str, Any]:
-    return {
-        "model_type": "siglip_text_model",
-        "projection_size": width,
-        **write_tower(config, TEXT_NUMBERS),
-        **huggingface.write_special_ids(config),
-    }
-
-
-def _vision_json(config: VisionConfig) -> dict[str, Any]:
-    return {"model_type": "siglip_vision_model", **write_tower(config, VISION_NUMBERS)}
-
-
-def siglip_text_to_json(config: SiglipTextConfig) -> dict[str, Any]:
-    """The config.json of a text encoder."""
-    return {**huggingface.common_json(config), **_text_json(config, config.projection_size)}
-
-
-def siglip_vision_to_json(config: SiglipVisionConfig) -> dict[str, Any]:
-    """The config.json of an image encoder."""
-    return {**huggingface.common_json(config), **_vision_json(config)}
 
 
 def siglip_classifier_to_json(config: SiglipClassifierConfig) -> dict[str, Any]:
@@ -340,7 +314,7 @@ def siglip_classifier_to_json(config: SiglipClassifierConfig) -> dict[str, Any]:
     return {
         "model_type": "siglip",
         **huggingface.common_json(config),
-        "vision_config": {**_vision_json(config), "vision_use_head": False},
+        "vision_config": {**_VISION.own_json(config), "vision_use_head": False},
     }
 
 
@@ -393,8 +367,8 @@ TOWERS = (
         config=SiglipTextConfig,
         model_types=("siglip_text_model",),
         architectures=TEXT_ARCHITECTURES,
-        from_huggingface=siglip_text_from_json,
-        to_huggingface=siglip_text_to_json,
+        from_huggingface=_TEXT.read,
+        to_huggingface=_TEXT.write,
         weights=lambda config: tower_weights(weights(config), "text"),
         only_here=("SiglipTextForSequenceClassification",),
         wholes={"siglip": partial(part_of, name="text_config")},
@@ -403,8 +377,8 @@ TOWERS = (
         config=SiglipVisionConfig,
         model_types=("siglip_vision_model",),
         architectures={"SiglipVisionModel": SiglipVisionModel},
-        from_huggingface=siglip_vision_from_json,
-        to_huggingface=siglip_vision_to_json,
+        from_huggingface=_VISION.read,
+        to_huggingface=_VISION.write,
         weights=lambda config: tower_weights(weights(config), "image"),
         wholes={"siglip": partial(part_of, name="vision_config")},
     ),

@@ -352,29 +352,32 @@ SIZES: dict[str, T5Config] = {
 
 _ORIGINAL = T5Config()
 
-_NUMBERS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "d_model",
-    "head_dim": "d_kv",
-    "num_layers": "num_layers",
-    "num_decoder_layers": "num_decoder_layers",
-    "num_heads": "num_heads",
-    "intermediate_size": "d_ff",
-    "relative_buckets": "relative_attention_num_buckets",
-    "relative_max_distance": "relative_attention_max_distance",
-    "norm_eps": "layer_norm_epsilon",
-    "dropout": "dropout_rate",
-    "classifier_dropout": "classifier_dropout",
-    "init_std": "initializer_factor",
-}
-
-
-_ALIASES = {
-    "hidden_size": "d_model",
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "head_dim": "d_kv",
-}
+_JSON = huggingface.JsonFields(
+    defaults=_ORIGINAL,
+    numbers={
+        "vocab_size": "vocab_size",
+        "hidden_size": "d_model",
+        "head_dim": "d_kv",
+        "num_layers": "num_layers",
+        "num_decoder_layers": "num_decoder_layers",
+        "num_heads": "num_heads",
+        "intermediate_size": "d_ff",
+        "relative_buckets": "relative_attention_num_buckets",
+        "relative_max_distance": "relative_attention_max_distance",
+        "norm_eps": "layer_norm_epsilon",
+        "dropout": "dropout_rate",
+        "classifier_dropout": "classifier_dropout",
+        "init_std": "initializer_factor",
+    },
+    activations={},
+    special_ids=True,
+    aliases={
+        "hidden_size": "d_model",
+        "num_hidden_layers": "num_layers",
+        "num_attention_heads": "num_heads",
+        "head_dim": "d_kv",
+    },
+)
 
 
 def _model_type(config: T5Config) -> str:
@@ -391,11 +394,8 @@ def from_huggingface(config: Mapping[str, Any]) -> T5Config:
         architecture=f"{_PREFIXES[model_type]}ForConditionalGeneration",
         vocab_size=32128 if model_type == "t5" else 250112,
     )
-    config = huggingface.without_aliases(config, _ALIASES)
-    fields = huggingface.common_fields(config, default)
-    fields |= huggingface.read_numbers(config, _NUMBERS, default)
+    fields = replace(_JSON, defaults=default).fields(config)
     fields |= dict.fromkeys(("attention_dropout", "activation_dropout"), fields["dropout"])
-    fields |= huggingface.read_special_ids(config, default)
     if config.get("decoder_start_token_id") is not None:
         fields["decoder_start_id"] = huggingface.read_decoder_start(config, None)
     fields["gated"], fields["activation"] = _read_feed_forward(config, default)
@@ -434,11 +434,8 @@ def to_huggingface(config: T5Config) -> dict[str, Any]:
         "is_gated_act": config.gated,
         "dense_act_fn": activation,
         "decoder_start_token_id": config.decoder_start_id,
-        **huggingface.common_json(config),
-        **huggingface.write_special_ids(config),
-        **huggingface.write_fields(config, _NUMBERS),
+        **_JSON.write(config),
         "num_decoder_layers": config.decoder.num_layers,
-        "classifier_dropout": config.head_dropout,
     }
 
 
@@ -536,5 +533,5 @@ FAMILY = Family(
     weights=weights,
     older_names={"T5WithLMHeadModel": "T5ForConditionalGeneration"},
     settle=settle,
-    aliases=_ALIASES,
+    aliases=_JSON.aliases,
 )

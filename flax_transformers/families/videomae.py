@@ -18,7 +18,7 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.families import vit
+from flax_transformers.families import mae, vit
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm
@@ -465,16 +465,12 @@ SIZES: dict[str, VideoMaeConfig] = {
 }
 """The published sizes, with their decoder."""
 
-_NUMBERS = vit.NUMBERS | {
-    "num_frames": "num_frames",
-    "tubelet_size": "tubelet_size",
-    "decoder_hidden_size": "decoder_hidden_size",
-    "decoder_layers": "decoder_num_hidden_layers",
-    "decoder_heads": "decoder_num_attention_heads",
-    "decoder_intermediate_size": "decoder_intermediate_size",
-    "mask_ratio": "mask_ratio",
-}
-_SWITCHES = {"norm_pix_loss": "norm_pix_loss", "qkv_bias": "qv_bias"}
+_JSON = vit.VisionFields(
+    defaults=VideoMaeConfig(),
+    fixed={"model_type": "videomae"},
+    numbers=mae.NUMBERS | {"num_frames": "num_frames", "tubelet_size": "tubelet_size"},
+    switches={"norm_pix_loss": "norm_pix_loss", "qkv_bias": "qv_bias"},
+)
 
 
 def from_huggingface(config: Mapping[str, Any]) -> VideoMaeConfig:
@@ -483,13 +479,10 @@ def from_huggingface(config: Mapping[str, Any]) -> VideoMaeConfig:
     ``use_mean_pooling`` says of a classifier how it pools, and of the others that the encoder has
     no norm at its end.
     """
-    huggingface.refuse_values(config, {"model_type": "videomae"})
-    published = {"qv_bias": config.get("qkv_bias", True)} | dict(config)
-    defaults = VideoMaeConfig()
-    fields = vit.read_vision(published, _NUMBERS, defaults)
-    fields |= huggingface.read_switches(published, _SWITCHES, defaults)
-    given = {"use_mean_pooling": True} | published
-    mean = huggingface.read_switches(given, {"pooling": "use_mean_pooling"}, defaults)["pooling"]
+    given = {"qv_bias": config.get("qkv_bias", True), "use_mean_pooling": True} | dict(config)
+    fields = _JSON.fields(given)
+    switch = {"pooling": "use_mean_pooling"}
+    mean = huggingface.read_switches(given, switch, _JSON.defaults)["pooling"]
     fields["final_norm"] = not mean
     if fields["architecture"] == CLASSIFIER:
         fields["pooling"] = "average" if mean else "class"
@@ -505,14 +498,7 @@ def settle(config: VideoMaeConfig, tensors: Mapping[str, Any]) -> VideoMaeConfig
 
 def to_huggingface(config: VideoMaeConfig) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
-    written = vit.write_vision(config, _NUMBERS)
-    del written["qkv_bias"]
-    return {
-        "model_type": "videomae",
-        "use_mean_pooling": not config.has_final_norm,
-        **written,
-        **huggingface.write_fields(config, _SWITCHES),
-    }
+    return {**_JSON.write(config), "use_mean_pooling": not config.has_final_norm}
 
 
 def _layer_weights(stack: str, theirs: str) -> tuple[Weight, ...]:

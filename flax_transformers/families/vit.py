@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -297,30 +297,40 @@ NUMBERS = {
 }
 
 
-def read_vision(
-    config: Mapping[str, Any], names: Mapping[str, str], defaults: VisionConfig
-) -> dict[str, Any]:
-    """The fields of a config.json that ViT, DeiT and MAE share; ``names`` are their numbers.
+V = TypeVar("V", bound=VisionConfig)
 
-    Raises UserError for what we do not have.
-    """
-    fields = huggingface.common_fields(config, defaults)
-    fields |= huggingface.read_numbers(config, names, defaults)
-    fields["activation"] = huggingface.activation_from(config.get("hidden_act", "gelu"))
-    fields |= huggingface.read_switches(config, {"qkv_bias": "qkv_bias"}, defaults)
-    fields |= huggingface.read_numbers(config, {"head_dim": "head_dim"}, defaults)
-    fields |= read_image_size(config, "image_size", defaults.image_size)
-    patch_height, patch_width = _pair(config, "patch_size", defaults.patch_size)
-    if patch_height != patch_width:
-        raise UserError(
-            f"config.json has patch_size {config['patch_size']!r}, which is not supported; only "
-            "square patches are"
-        )
-    fields["patch_size"] = patch_height
-    huggingface.refuse_values(config, {"pooler_act": "tanh"})
-    if config.get("pooler_output_size") is not None:
-        huggingface.refuse_values(config, {"pooler_output_size": fields["hidden_size"]})
-    return fields
+
+@dataclass(frozen=True, kw_only=True)
+class VisionFields(huggingface.JsonFields[V]):
+    """The config.json of ViT, DeiT and MAE."""
+
+    numbers: Mapping[str, str] = field(default_factory=lambda: NUMBERS)
+    switches: Mapping[str, str] = field(default_factory=lambda: {"qkv_bias": "qkv_bias"})
+
+    def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        fields = super().fields(config)
+        fields |= huggingface.read_numbers(config, {"head_dim": "head_dim"}, self.defaults)
+        fields |= read_image_size(config, "image_size", self.defaults.image_size)
+        patch_height, patch_width = _pair(config, "patch_size", self.defaults.patch_size)
+        if patch_height != patch_width:
+            raise UserError(
+                f"config.json has patch_size {config['patch_size']!r}, which is not supported; "
+                "only square patches are"
+            )
+        fields["patch_size"] = patch_height
+        huggingface.refuse_values(config, {"pooler_act": "tanh"})
+        if config.get("pooler_output_size") is not None:
+            huggingface.refuse_values(config, {"pooler_output_size": fields["hidden_size"]})
+        return fields
+
+    def write(self, config: VisionConfig) -> dict[str, Any]:
+        size = config.image_size
+        return {
+            **super().write(config),
+            "image_size": size if isinstance(size, int) else list(size),
+            "patch_size": config.patch_size,
+            **({} if config.head_dim is None else {"head_dim": config.head_dim}),
+        }
 
 
 def read_image_size(config: Mapping[str, Any], name: str, default: Any) -> dict[str, Any]:
@@ -337,29 +347,8 @@ def _pair(config: Mapping[str, Any], name: str, default: Any) -> tuple[int, int]
     return pair
 
 
-def write_vision(config: VisionConfig, names: Mapping[str, str]) -> dict[str, Any]:
-    """The inverse of ``read_vision``."""
-    size = config.image_size
-    return {
-        "hidden_act": huggingface.activation_to(config.activation),
-        "qkv_bias": config.qkv_bias,
-        "image_size": size if isinstance(size, int) else list(size),
-        "patch_size": config.patch_size,
-        **({} if config.head_dim is None else {"head_dim": config.head_dim}),
-        **huggingface.common_json(config),
-        **huggingface.write_fields(config, names),
-    }
-
-
-def from_huggingface(config: Mapping[str, Any]) -> ViTConfig:
-    """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
-    huggingface.refuse_values(config, {"model_type": "vit"})
-    return huggingface.make_config(ViTConfig, read_vision(config, NUMBERS, ViTConfig()))
-
-
-def to_huggingface(config: ViTConfig) -> dict[str, Any]:
-    """The config.json that `transformers` reads."""
-    return {"model_type": "vit", **write_vision(config, NUMBERS)}
+JSON = VisionFields(defaults=ViTConfig(), fixed={"model_type": "vit"})
+from_huggingface, to_huggingface = JSON.read, JSON.write
 
 
 def embedding_weights(theirs: str) -> tuple[Weight, ...]:

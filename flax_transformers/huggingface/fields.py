@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Protocol, TypeVar, get_args
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
@@ -69,15 +70,6 @@ def require_number(name: str, value: Any, *, whole: bool) -> None:
     fault = (ranges.integers(0) if whole else ranges.numbers()).fault(value)
     if fault:
         raise UserError(f"config.json has {name} {ranges.shown(value)}; {fault}")
-
-
-def read_classifier_dropout(config: Mapping[str, Any], default: float | None) -> float | None:
-    """The dropout rate before a classifier, if given; null means the family's default."""
-    value = config.get("classifier_dropout")
-    if value is None:
-        return default
-    require_number("classifier_dropout", value, whole=False)
-    return float(value)
 
 
 def read_switches(
@@ -253,6 +245,84 @@ def refuse_values(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
                 f"config.json has {name} {config[name]!r}, which is not supported; "
                 f"only {value!r} is"
             )
+
+
+CLASSIFIER_DROPOUT = {"classifier_dropout": "classifier_dropout"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonFields(Generic[C]):
+    """A config.json as a table: the fields of a config, and what they are called there.
+
+    A name's first half is ours, its second half theirs.
+    """
+
+    defaults: C
+    """What a file means by fields that it leaves out; its class is that of the config."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Their fields for which only one value is supported; their ``model_type`` is written."""
+    numbers: Mapping[str, str]
+    nullable: Mapping[str, str] = field(default_factory=dict)
+    """Numbers that may be null, which means the default; they are whole if that is."""
+    optional: Mapping[str, str] = field(default_factory=dict)
+    """Numbers that may be null, which means None; they are whole unless the default is not."""
+    switches: Mapping[str, str] = field(default_factory=dict)
+    activations: Mapping[str, str] = field(default_factory=lambda: {"activation": "hidden_act"})
+    special_ids: bool = False
+    """Whether it has ids of start and end tokens."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """As for ``without_aliases``."""
+
+    def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of our config. Raises UserError for unsupported ones."""
+        config = without_aliases(config, self.aliases)
+        refuse_values(config, self.fixed)
+        return common_fields(config, self.defaults) | self.own_fields(config)
+
+    def own_fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the table, without the architecture and the labels."""
+        fields = read_numbers(config, self.numbers, self.defaults)
+        fields |= read_switches(config, self.switches, self.defaults)
+        if self.special_ids:
+            fields |= read_special_ids(config, self.defaults)  # type: ignore[arg-type]
+        for ours, theirs in self.nullable.items():
+            fields[ours] = value = getattr(self.defaults, ours)
+            if config.get(theirs) is not None:
+                whole = isinstance(value, int)
+                require_number(theirs, config[theirs], whole=whole)
+                fields[ours] = (int if whole else float)(config[theirs])
+        for ours, theirs in self.optional.items():
+            given = config.get(theirs, getattr(self.defaults, ours)) is not None
+            fields[ours] = None
+            fields |= read_numbers(config, {ours: theirs} if given else {}, self.defaults)
+        for ours, theirs in self.activations.items():
+            default = activation_to(getattr(self.defaults, ours))
+            fields[ours] = activation_from(config.get(theirs, default))
+        return fields
+
+    def read(self, config: Mapping[str, Any]) -> C:
+        """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
+        return make_config(type(self.defaults), self.fields(config))
+
+    def write(self, config: Any) -> dict[str, Any]:
+        """The config.json that `transformers` reads."""
+        return common_json(config) | self.own_json(config)
+
+    def own_json(self, config: Any) -> dict[str, Any]:
+        """The inverse of ``own_fields``."""
+        if "classifier_dropout" in self.numbers:  # may not be null there
+            config = replace(config, classifier_dropout=config.head_dropout)
+        names = {**self.numbers, **self.nullable, **self.optional, **self.switches}
+        activations = {
+            theirs: activation_to(getattr(config, ours))
+            for ours, theirs in self.activations.items()
+        }
+        return {
+            **{name: value for name, value in self.fixed.items() if name == "model_type"},
+            **activations,
+            **write_fields(config, names),
+            **(write_special_ids(config) if self.special_ids else {}),
+        }
 
 
 def model_type_of(config: Mapping[str, Any], prefixes: Mapping[str, str]) -> str:
