@@ -21,7 +21,7 @@ from flax_transformers.models.encoder import (
 )
 from flax_transformers.models.layers.block import LayerInputs, LayerOutput, TransformerBlock
 from flax_transformers.models.layers.stack import REMAT_POLICIES, Block
-from flax_transformers.models.outputs import ModelOutput
+from flax_transformers.models.outputs import ModelOutput, Outputs
 from flax_transformers.models.parts import ModelParts
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
@@ -116,9 +116,7 @@ class AlbertForPreTraining(bert.NextSentenceMixin, EncoderForMaskedLM):
 
     output = AlbertPreTrainingOutput
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         logits_BTV = self.unembed(hidden_BTD)[..., : self.config.vocab_size]
         return {"prediction_logits": logits_BTV, "sop_logits": self.next_sentence(hidden_BTD)}
 

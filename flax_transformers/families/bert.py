@@ -20,7 +20,7 @@ from flax_transformers.models.encoder import (
 from flax_transformers.models.heads import Pooler, classify_vectors, label_layer
 from flax_transformers.models.kernels.kv_cache import Cache
 from flax_transformers.models.layers.dropout import Dropout
-from flax_transformers.models.outputs import ModelOutput
+from flax_transformers.models.outputs import ModelOutput, Outputs
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
     TextForTokenClassification,
@@ -41,9 +41,7 @@ class NextSentenceMixin(nn.Module):
         """Logits float32 [B, 2] of "follows" and "is from elsewhere"."""
         return classify_vectors(self.next_sentence_head, self.pooler(hidden_BTD))
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         return {"logits": self.next_sentence(hidden_BTD)}
 
 
@@ -64,9 +62,7 @@ class BertForPreTraining(NextSentenceMixin, EncoderForMaskedLM):
 
     output = BertPreTrainingOutput
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         logits_BTV = self.unembed(hidden_BTD)[..., : self.config.vocab_size]
         return {
             "prediction_logits": logits_BTV,
@@ -102,9 +98,7 @@ class TextForMultipleChoice(TextModel):
         vector_BD = self.head_dropout(vector_BD, deterministic=deterministic)
         return classify_vectors(self.classification_head, vector_BD)[:, 0]
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         return {"logits": self.choose(hidden_BTD, *tokens, deterministic=deterministic)}
 
     def __call__(

@@ -30,7 +30,7 @@ from flax_transformers.models.config import (
 from flax_transformers.models.heads import Tokens, mean_of_tokens, take_token
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.layers.norms import make_norm
-from flax_transformers.models.outputs import ModelOutput
+from flax_transformers.models.outputs import ModelOutput, Outputs
 from flax_transformers.models.text import TextForSequenceClassification, TextModel
 from flax_transformers.models.vision import VisionForClassification, VisionModel
 
@@ -103,9 +103,7 @@ class ClipTextModel(TextModel):
 
     output = TowerOutput
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         ends_B1D = ends_of_texts(hidden_BTD, tokens.ids, self.config.eos_ids)
         return {"pooler_output": ends_B1D[:, 0]}
 
@@ -117,9 +115,7 @@ class ClipTextModelWithProjection(ClipTextModel):
         super().setup()
         self.text_projection = projection(self.config, self.config.projection_dim, self.dtype)
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         ends_B1D = ends_of_texts(hidden_BTD, tokens.ids, self.config.eos_ids)
         return {"text_embeds": self.text_projection(ends_B1D)[:, 0]}
 

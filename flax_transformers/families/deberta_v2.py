@@ -29,8 +29,7 @@ from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
 from flax_transformers.models.config import Activation, ComputeConfig, TextConfig
-from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
-from flax_transformers.models.heads import Tokens, mean_of_tokens, square_layer
+from flax_transformers.models.encoder import ActivatedClassifier, EncoderForMaskedLM, EncoderModel
 from flax_transformers.models.kernels.dropout import dropout
 from flax_transformers.models.layers.block import LayerInputs, LayerOutput, TransformerBlock
 from flax_transformers.models.layers.dropout import Dropout
@@ -42,7 +41,6 @@ from flax_transformers.models.layers.stack import Block, Stack, make_stack
 from flax_transformers.models.parts import ModelParts
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
-    TextForSequenceClassification,
     TextForTokenClassification,
 )
 from flax_transformers.parallel.partitioning import HEADS, SCORES, constrain
@@ -255,35 +253,9 @@ class DebertaStack(nn.Module):
         return self.encoder(x_BTD, shared, per_layer, deterministic=deterministic)
 
 
-class DebertaV2ForSequenceClassification(TextForSequenceClassification):
-    """Labels each sequence by its first token, or by the mean of all tokens if the config's
-    ``pooling`` is "mean", after a linear layer and GELU."""
-
-    def setup(self) -> None:
-        super().setup()
-        self.pooler = GeluLayer(self.config, self.dtype)
-
-    def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
-        mean = self.config.pooling == "mean"
-        vector_BD = mean_of_tokens(hidden_BTD, tokens.mask) if mean else hidden_BTD[:, 0]
-        return self.head_dropout(self.pooler(vector_BD), deterministic=deterministic)
-
-
-class GeluLayer(nn.Module):
-    """Linear layer and GELU of a vector, [B, D] to [B, D]."""
-
-    config: TextConfig
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, vector_BD: jax.Array) -> jax.Array:
-        dense = square_layer(self.config, self.dtype)
-        return ACTIVATIONS["gelu"](dense(vector_BD[:, None]))[:, 0]
-
-
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "DebertaV2ForMaskedLM": EncoderForMaskedLM,
-    "DebertaV2ForSequenceClassification": DebertaV2ForSequenceClassification,
+    "DebertaV2ForSequenceClassification": ActivatedClassifier,
     "DebertaV2ForTokenClassification": TextForTokenClassification,
     "DebertaV2ForQuestionAnswering": TextForQuestionAnswering,
     "DebertaV2Model": EncoderModel,

@@ -6,45 +6,23 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from flax_transformers.families.bert import SWITCHES, BertConfig, TextForMultipleChoice
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
-from flax_transformers.models.config import TransformerConfig
-from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
-from flax_transformers.models.heads import Tokens, mean_of_tokens, square_layer
+from flax_transformers.models.encoder import ActivatedClassifier, EncoderForMaskedLM, EncoderModel
+from flax_transformers.models.heads import ActivatedLayer, Tokens
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
-    TextForSequenceClassification,
     TextForTokenClassification,
 )
 
 
-class ReluLayer(nn.Module):
-    """Linear layer and ReLU of a vector, [B, D] to [B, D]."""
+class DistilBertForSequenceClassification(ActivatedClassifier):
+    """With ReLU."""
 
-    config: TransformerConfig
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, vector_BD: jax.Array) -> jax.Array:
-        return nn.relu(square_layer(self.config, self.dtype)(vector_BD[:, None]))[:, 0]
-
-
-class DistilBertForSequenceClassification(TextForSequenceClassification):
-    """Labels each sequence by its first token, or by the mean of all tokens if the config's
-    ``pooling`` is "mean", after a linear layer and ReLU."""
-
-    def setup(self) -> None:
-        super().setup()
-        self.pooler = ReluLayer(self.config, self.dtype)
-
-    def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
-        mean = self.config.pooling == "mean"
-        vector_BD = mean_of_tokens(hidden_BTD, tokens.mask) if mean else hidden_BTD[:, 0]
-        return self.head_dropout(self.pooler(vector_BD), deterministic=deterministic)
+    activation = "relu"
 
 
 class DistilBertForMultipleChoice(TextForMultipleChoice):
@@ -52,10 +30,10 @@ class DistilBertForMultipleChoice(TextForMultipleChoice):
 
     def setup(self) -> None:
         super().setup()
-        self.pooler = ReluLayer(self.config, self.dtype)
+        self.pooler = ActivatedLayer(self.config, self.dtype, "relu")
 
     def pool(self, hidden_BTD: jax.Array, tokens: Tokens) -> jax.Array:
-        return self.pooler(hidden_BTD[:, 0])
+        return self.pooler(hidden_BTD[:, :1])[:, 0]
 
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {

@@ -21,55 +21,32 @@ from flax_transformers.families import bert
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm
-from flax_transformers.models.config import Activation, ComputeConfig, TransformerConfig
-from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
+from flax_transformers.models.config import Activation, ComputeConfig
+from flax_transformers.models.encoder import ActivatedClassifier, EncoderForMaskedLM, EncoderModel
 from flax_transformers.models.heads import (
+    ActivatedLayer,
     LMHead,
     Tokens,
     Unembedding,
     label_layer,
-    mean_of_tokens,
-    square_layer,
 )
 from flax_transformers.models.kernels.masks import AttentionMask
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.layers.embeddings import Embedding, embedding_projection
-from flax_transformers.models.layers.feed_forward import ACTIVATIONS
 from flax_transformers.models.layers.stack import make_stack
-from flax_transformers.models.outputs import ModelOutput
+from flax_transformers.models.outputs import ModelOutput, Outputs
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
-    TextForSequenceClassification,
     TextForTokenClassification,
     TextModel,
 )
 
 
-class ActivatedLayer(nn.Module):
-    """Linear layer and activation, [B, T, D] to [B, T, D]."""
+class ElectraForSequenceClassification(ActivatedClassifier):
+    """With dropout before the linear layer as well."""
 
-    config: TransformerConfig
-    dtype: jnp.dtype
-    activation: Activation
-
-    @nn.compact
-    def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
-        return ACTIVATIONS[self.activation](square_layer(self.config, self.dtype)(hidden_BTD))
-
-
-class ElectraForSequenceClassification(TextForSequenceClassification):
-    """Labels each sequence by its first token, or by the mean of all tokens if the config's
-    ``pooling`` is "mean", after a linear layer and GELU."""
-
-    def setup(self) -> None:
-        super().setup()
-        self.pooler = ActivatedLayer(self.config, self.dtype, "gelu")
-
-    def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
-        mean = self.config.pooling == "mean"
-        vector_BD = mean_of_tokens(hidden_BTD, tokens.mask) if mean else hidden_BTD[:, 0]
-        vector_BD = self.head_dropout(vector_BD, deterministic=deterministic)
-        vector_BD = self.pooler(vector_BD[:, None])[:, 0]
+    def vector(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
+        vector_BD = super().vector(hidden_BTD, tokens, deterministic)
         return self.head_dropout(vector_BD, deterministic=deterministic)
 
 
@@ -87,9 +64,7 @@ class ElectraForPreTraining(TextModel):
         logits_BT1 = self.replaced_head(self.replaced_transform(hidden_BTD))
         return logits_BT1[..., 0].astype(jnp.float32)
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         return {"logits": self.replaced(hidden_BTD, deterministic=deterministic)}
 
 
@@ -156,9 +131,7 @@ class ElectraWithGenerator(ElectraForPreTraining):
         x_BTE = self.embeddings.total(embedded_BTE, position_ids, deterministic=deterministic)
         return self.generator(x_BTE, mask, self.words, positions_BM, deterministic)
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         unembedding = self.generate(tokens.ids, tokens.mask, deterministic=deterministic)
         return {
             **super().head_outputs(hidden_BTD, tokens, deterministic),

@@ -37,6 +37,7 @@ from flax_transformers.models.config import (
 )
 from flax_transformers.models.heads import Tokens
 from flax_transformers.models.layers.linear import Linear
+from flax_transformers.models.outputs import Outputs
 from flax_transformers.models.text import TextForSequenceClassification, TextModel
 from flax_transformers.models.vision import PoolingHead, VisionForClassification, VisionModel
 
@@ -87,9 +88,7 @@ class SiglipTextModel(TextModel):
         super().setup()
         self.text_head = _text_head(self.config, self.config.projection_size, self.dtype)
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         return {"pooler_output": self.text_head(hidden_BTD[:, -1:])[:, 0]}
 
 

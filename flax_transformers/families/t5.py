@@ -38,7 +38,7 @@ from flax_transformers.models.kernels.kv_cache import KeyValues
 from flax_transformers.models.kernels.relative_position_bias import RelativePositionBias
 from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
 from flax_transformers.models.layers.embeddings import Embedding, token_table
-from flax_transformers.models.outputs import HiddenStates, ModelOutput
+from flax_transformers.models.outputs import HiddenStates, ModelOutput, Outputs
 from flax_transformers.models.parts import ModelParts
 from flax_transformers.parallel.partitioning import constrain
 
@@ -124,9 +124,7 @@ class T5EncoderModel(nn.Module):
             last_hidden_state=hidden_BTD, **self.head_outputs(hidden_BTD, tokens, deterministic)
         )
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         """The fields that the head adds to ``output``."""
         return {}
 

@@ -14,6 +14,7 @@ from flax_transformers.models.heads import (
     last_token,
     take_token,
 )
+from flax_transformers.models.outputs import Outputs
 from flax_transformers.models.text import TextForSequenceClassification, TextModel
 
 
@@ -39,9 +40,7 @@ class DecoderWithValueHead(DecoderForCausalLM):
         """Rewards to come, float32 [B, T]."""
         return self.value_head(hidden_BTD)[..., 0].astype(jnp.float32)
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         logits = super().head_outputs(hidden_BTD, tokens, deterministic)
         return logits | {"values": self.values(hidden_BTD)}
 

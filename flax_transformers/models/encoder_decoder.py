@@ -38,7 +38,7 @@ from flax_transformers.models.layers.block import LayerInputs, LayerOutput
 from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.embeddings import Embedding, InputEmbeddings, token_table
 from flax_transformers.models.layers.norms import make_norm
-from flax_transformers.models.outputs import HiddenStates, ModelOutput
+from flax_transformers.models.outputs import HiddenStates, ModelOutput, Outputs
 from flax_transformers.models.parts import ModelParts
 
 IGNORED = -100
@@ -295,9 +295,7 @@ class EncoderDecoder(nn.Module):
             **self.head_outputs(states.last_hidden_state, tokens, deterministic),
         )
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         """The fields that the head adds to ``output``; ``tokens`` are the encoder's."""
         return {}
 
@@ -353,9 +351,7 @@ class EncoderDecoderForSequenceClassification(EncoderDecoder):
         pooled_BD = self.head_dropout(self.pooler(dropped_B1D), deterministic=deterministic)
         return classify_vectors(self.classification_head, pooled_BD)
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         if tokens.ids is None:
             raise ValueError("a sequence classifier needs input_ids")
         return {"logits": self.classify(hidden_BTD, tokens.ids, deterministic=deterministic)}

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from flax_transformers.models.config import TextConfig, TransformerConfig
+from flax_transformers.models.config import Activation, TextConfig, TransformerConfig
 from flax_transformers.models.kernels.closed_form import soft_capped
 from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.embeddings import Embedding, mask_padded_vocabulary
 from flax_transformers.models.layers.feed_forward import ACTIVATIONS
 from flax_transformers.models.layers.linear import Linear, truncated_normal
 from flax_transformers.models.layers.norms import make_norm
+from flax_transformers.models.outputs import Outputs
 from flax_transformers.parallel.matmul import weighted
 from flax_transformers.parallel.partitioning import LOGITS, constrain
 
@@ -144,9 +145,7 @@ class LanguageModelMixin(nn.Module):
         """Logits float32 [B, M, padded_vocab_size] of any chosen hidden states [B, M, D]."""
         return self.unembedding(hidden_BMD).logits()
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         unembedding = self.unembedding(hidden_BTD)
         return {"logits": unembedding.logits()[..., : unembedding.size]}
 
@@ -162,9 +161,7 @@ class QuestionAnsweringMixin(nn.Module):
         """Logits float32 [B, T, 2] of the first and of the last token."""
         return self.classification_head(hidden_BTD).astype(jnp.float32)
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         logits_BT2 = self.answer_spans(hidden_BTD, deterministic=deterministic)
         return {"start_logits": logits_BT2[..., 0], "end_logits": logits_BT2[..., 1]}
 
@@ -183,10 +180,20 @@ class TokenClassificationMixin(nn.Module):
         hidden_BTD = self.head_dropout(hidden_BTD, deterministic=deterministic)
         return self.classification_head(hidden_BTD).astype(jnp.float32)
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         return {"logits": self.tag(hidden_BTD, deterministic=deterministic)}
+
+
+class ActivatedLayer(nn.Module):
+    """Linear layer and activation, [B, T, D] to [B, T, D]."""
+
+    config: TransformerConfig
+    dtype: jnp.dtype
+    activation: Activation
+
+    @nn.compact
+    def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
+        return ACTIVATIONS[self.activation](square_layer(self.config, self.dtype)(hidden_BTD))
 
 
 class Pooler(nn.Module):

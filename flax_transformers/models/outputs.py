@@ -7,6 +7,9 @@ from typing import Any
 import jax
 from flax import struct
 
+Outputs = dict[str, jax.Array]
+"""What a head adds to a model's output, by the names of its fields."""
+
 
 class HiddenStates(struct.PyTreeNode):
     """The result of ``hidden_states``, the input of heads and objectives.

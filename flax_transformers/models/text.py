@@ -32,7 +32,7 @@ from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.embeddings import InputEmbeddings, token_table
 from flax_transformers.models.layers.norms import make_norm
-from flax_transformers.models.outputs import HiddenStates, ModelOutput
+from flax_transformers.models.outputs import HiddenStates, ModelOutput, Outputs
 from flax_transformers.models.parts import ModelParts
 
 
@@ -192,9 +192,7 @@ class TextModel(nn.Module):
             **self.head_outputs(states.last_hidden_state, tokens, deterministic),
         )
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         """The fields that the head adds to ``output``."""
         return {}
 
@@ -229,9 +227,7 @@ class TextForSequenceClassification(TextModel):
         pooled_BD = self.pool(hidden_BTD, Tokens(input_ids, attention_mask), deterministic)
         return classify_vectors(self.classification_head, pooled_BD)
 
-    def head_outputs(
-        self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
         return {"logits": self.classify(hidden_BTD, *tokens, deterministic=deterministic)}
 
 
