@@ -202,13 +202,7 @@ SIZES: dict[str, BertConfig] = {
 }
 """The published sizes; uncased English where the name does not say otherwise."""
 
-NUMBERS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "max_positions": "max_position_embeddings",
+NUMBERS = huggingface.TEXT_NUMBERS | {
     "norm_eps": "layer_norm_eps",
     "token_types": "type_vocab_size",
     "dropout": "hidden_dropout_prob",

@@ -301,11 +301,7 @@ SIZES: dict[str, ClipConfig] = {
 }
 """The published sizes: OpenAI's, and LAION's ViT-H/14."""
 
-TOWER_NUMBERS = {
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
+TOWER_NUMBERS = huggingface.SIZE_NUMBERS | {
     "norm_eps": "layer_norm_eps",
     "attention_dropout": "attention_dropout",
 }

@@ -355,13 +355,7 @@ SIZES: dict[str, DebertaV2Config] = {
 }
 """The published sizes of versions 3 and 2."""
 
-_NUMBERS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "max_positions": "max_position_embeddings",
+_NUMBERS = huggingface.TEXT_NUMBERS | {
     "norm_eps": "layer_norm_eps",
     "dropout": "hidden_dropout_prob",
     "attention_dropout": "attention_probs_dropout_prob",

@@ -43,15 +43,11 @@ class GemmaConfig(llama.LlamaConfig):
             raise OutOfRange(f"model.norm is {self.norm!r}; Gemma has only 'rms'")
 
 
+_BASE = GemmaConfig()
+
 SIZES: dict[str, GemmaConfig] = {
-    "gemma-2b": GemmaConfig(
-        hidden_size=2048,
-        num_layers=18,
-        num_heads=8,
-        num_key_value_heads=1,
-        intermediate_size=16384,
-    ),
-    "gemma-7b": GemmaConfig(),
+    "gemma-2b": llama.sized(_BASE, layers=18, width=2048, heads=8, key_heads=1, inner=16384),
+    "gemma-7b": _BASE,
 }
 """The published sizes; they are named without their token embeddings."""
 

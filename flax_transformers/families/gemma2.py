@@ -82,24 +82,13 @@ class Gemma2Block(TransformerBlock):
         return super().residual(name, x_BTD, after(y_BTD))
 
 
+_BASE = Gemma2Config()
+_LARGE = Gemma2Config(head_dim=128, score_divisor=144)
+
 SIZES: dict[str, Gemma2Config] = {
-    "gemma2-2b": Gemma2Config(),
-    "gemma2-9b": Gemma2Config(
-        hidden_size=3584,
-        num_layers=42,
-        num_heads=16,
-        num_key_value_heads=8,
-        intermediate_size=14336,
-    ),
-    "gemma2-27b": Gemma2Config(
-        hidden_size=4608,
-        num_layers=46,
-        num_heads=32,
-        num_key_value_heads=16,
-        head_dim=128,
-        intermediate_size=36864,
-        score_divisor=144,
-    ),
+    "gemma2-2b": _BASE,
+    "gemma2-9b": llama.sized(_BASE, layers=42, width=3584, heads=16, key_heads=8, inner=14336),
+    "gemma2-27b": llama.sized(_LARGE, layers=46, width=4608, heads=32, key_heads=16, inner=36864),
 }
 """The published sizes."""
 

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import flax.linen as nn
@@ -95,27 +95,33 @@ class LlamaConfig(TextConfig):
             object.__setattr__(self, "head_dim", None)
 
 
-_LLAMA_2: dict[str, Any] = {"norm_eps": 1e-5, "max_positions": 4096}
-_LLAMA_3: dict[str, Any] = {
-    "vocab_size": 128256,
-    "intermediate_size": 14336,
-    "num_key_value_heads": 8,
-    "norm_eps": 1e-5,
-    "bos_id": 128000,
-    "eos_ids": (128001,),
-}
-_70B: dict[str, Any] = {
-    "hidden_size": 8192,
-    "intermediate_size": 28672,
-    "num_layers": 80,
-    "num_heads": 64,
-    "num_key_value_heads": 8,
-}
-_SHORT: dict[str, Any] = {"rope": Rope(theta=500000.0), "max_positions": 8192}
+L = TypeVar("L", bound=LlamaConfig)
 
 
-def _long(factor: float) -> dict[str, Any]:
-    """The 131,072 positions of Llama 3.1 and 3.2."""
+def sized(
+    base: L,
+    *,
+    layers: int,
+    width: int,
+    heads: int,
+    inner: int,
+    key_heads: int | None = None,
+    head_dim: int | None = None,
+) -> L:
+    """``base`` with other sizes; ``inner`` is the width of the feed-forward."""
+    return replace(
+        base,
+        num_layers=layers,
+        hidden_size=width,
+        num_heads=heads,
+        num_key_value_heads=base.num_key_value_heads if key_heads is None else key_heads,
+        head_dim=base.head_dim if head_dim is None else head_dim,
+        intermediate_size=inner,
+    )
+
+
+def _long(base: LlamaConfig, factor: float) -> LlamaConfig:
+    """With the 131,072 positions of Llama 3.1 and 3.2."""
     rope = Rope(
         theta=500000.0,
         scaling="llama3",
@@ -124,68 +130,44 @@ def _long(factor: float) -> dict[str, Any]:
         high_frequency_factor=4.0,
         original_max_positions=8192,
     )
-    return {"rope": rope, "max_positions": 131072}
+    return replace(base, rope=rope, max_positions=131072)
 
 
-def _size(*parts: Mapping[str, Any], **more: Any) -> LlamaConfig:
-    fields: dict[str, Any] = {}
-    for part in (*parts, more):
-        fields |= part
-    return LlamaConfig(**fields)
+def _70b(base: LlamaConfig) -> LlamaConfig:
+    return sized(base, layers=80, width=8192, heads=64, key_heads=8, inner=28672)
 
+
+_TINY = LlamaConfig(norm_eps=1e-5)
+_LLAMA_2 = replace(_TINY, max_positions=4096)
+_LLAMA_3 = replace(
+    _TINY,
+    vocab_size=128256,
+    intermediate_size=14336,
+    num_key_value_heads=8,
+    rope=Rope(theta=500000.0),
+    max_positions=8192,
+    bos_id=128000,
+    eos_ids=(128001,),
+)
+_LLAMA_3_1, _LLAMA_3_2 = _long(_LLAMA_3, 8.0), replace(_long(_LLAMA_3, 32.0), tie_embeddings=True)
 
 SIZES: dict[str, LlamaConfig] = {
-    "llama-2-7b": _size(_LLAMA_2),
-    "llama-2-13b": _size(
-        _LLAMA_2, hidden_size=5120, intermediate_size=13824, num_layers=40, num_heads=40
-    ),
-    "llama-2-70b": _size(_LLAMA_2, _70B),
-    "tinyllama-1.1b": _size(  # arXiv:2401.02385
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_layers=22,
-        num_key_value_heads=4,
-        norm_eps=1e-5,
-    ),
-    "llama-3-8b": _size(_LLAMA_3, _SHORT),
-    "llama-3-70b": _size(_LLAMA_3, _70B, _SHORT),
-    "llama-3.1-8b": _size(_LLAMA_3, _long(8.0)),
-    "llama-3.1-70b": _size(_LLAMA_3, _70B, _long(8.0)),
-    "llama-3.1-405b": _size(
-        _LLAMA_3,
-        _long(8.0),
-        hidden_size=16384,
-        intermediate_size=53248,
-        num_layers=126,
-        num_heads=128,
-    ),
-    "llama-3.2-1b": _size(
-        _LLAMA_3,
-        _long(32.0),
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_layers=16,
-        tie_embeddings=True,
-    ),
-    "llama-3.2-3b": _size(
-        _LLAMA_3,
-        _long(32.0),
-        hidden_size=3072,
-        intermediate_size=8192,
-        num_layers=28,
-        num_heads=24,
-        tie_embeddings=True,
-    ),
+    "llama-2-7b": _LLAMA_2,
+    "llama-2-13b": sized(_LLAMA_2, layers=40, width=5120, heads=40, inner=13824),
+    "llama-2-70b": _70b(_LLAMA_2),
+    # arXiv:2401.02385
+    "tinyllama-1.1b": sized(_TINY, layers=22, width=2048, heads=32, key_heads=4, inner=5632),
+    "llama-3-8b": _LLAMA_3,
+    "llama-3-70b": _70b(_LLAMA_3),
+    "llama-3.1-8b": _LLAMA_3_1,
+    "llama-3.1-70b": _70b(_LLAMA_3_1),
+    "llama-3.1-405b": sized(_LLAMA_3_1, layers=126, width=16384, heads=128, inner=53248),
+    "llama-3.2-1b": sized(_LLAMA_3_2, layers=16, width=2048, heads=32, inner=8192),
+    "llama-3.2-3b": sized(_LLAMA_3_2, layers=28, width=3072, heads=24, inner=8192),
 }
 """The published sizes."""
 
-NUMBERS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "max_positions": "max_position_embeddings",
+NUMBERS = huggingface.TEXT_NUMBERS | {
     "attention_dropout": "attention_dropout",
     "init_std": "initializer_range",
     "norm_eps": "rms_norm_eps",
@@ -193,8 +175,6 @@ NUMBERS = {
 TIED = {"tie_embeddings": "tie_word_embeddings"}
 ATTENTION_BIAS = {"output_bias": "attention_bias", "qkv_bias": "attention_bias"}
 OPTIONAL = {"num_key_value_heads": "num_key_value_heads", "head_dim": "head_dim"}
-
-L = TypeVar("L", bound=LlamaConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

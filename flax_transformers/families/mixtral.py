@@ -74,15 +74,12 @@ class MixtralBlock(TransformerBlock):
         return y_BTD, balance_of(routing, segments_BT)
 
 
+_SMALL = MixtralConfig(max_positions=32768, balance_coefficient=0.02)
+_LARGE = MixtralConfig(max_positions=65536)
+
 SIZES: dict[str, MixtralConfig] = {
-    "mixtral-8x7b": MixtralConfig(max_positions=32768, balance_coefficient=0.02),
-    "mixtral-8x22b": MixtralConfig(
-        hidden_size=6144,
-        intermediate_size=16384,
-        num_layers=56,
-        num_heads=48,
-        max_positions=65536,
-    ),
+    "mixtral-8x7b": _SMALL,
+    "mixtral-8x22b": llama.sized(_LARGE, layers=56, width=6144, heads=48, inner=16384),
 }
 """The published sizes."""
 

@@ -255,13 +255,8 @@ SIZES: dict[str, ModernBertConfig] = {
 _JSON = huggingface.JsonFields(
     defaults=ModernBertConfig(),
     fixed={"model_type": "modernbert"},
-    numbers={
-        "vocab_size": "vocab_size",
-        "hidden_size": "hidden_size",
-        "num_layers": "num_hidden_layers",
-        "num_heads": "num_attention_heads",
-        "intermediate_size": "intermediate_size",
-        "max_positions": "max_position_embeddings",
+    numbers=huggingface.TEXT_NUMBERS
+    | {
         "norm_eps": "norm_eps",
         "local_attention": "local_attention",
         "dropout": "embedding_dropout",

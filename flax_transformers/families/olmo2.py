@@ -51,19 +51,13 @@ class Olmo2Block(TransformerBlock):
         return super().residual(name, x_BTD, self.norm(name)(y_BTD))
 
 
+_BASE = Olmo2Config()
+
 SIZES: dict[str, Olmo2Config] = {
-    "olmo2-1b": Olmo2Config(hidden_size=2048, num_layers=16, num_heads=16, intermediate_size=8192),
-    "olmo2-7b": Olmo2Config(),
-    "olmo2-13b": Olmo2Config(
-        hidden_size=5120, num_layers=40, num_heads=40, intermediate_size=13824
-    ),
-    "olmo2-32b": Olmo2Config(
-        hidden_size=5120,
-        num_layers=64,
-        num_heads=40,
-        num_key_value_heads=8,
-        intermediate_size=27648,
-    ),
+    "olmo2-1b": llama.sized(_BASE, layers=16, width=2048, heads=16, inner=8192),
+    "olmo2-7b": _BASE,
+    "olmo2-13b": llama.sized(_BASE, layers=40, width=5120, heads=40, inner=13824),
+    "olmo2-32b": llama.sized(_BASE, layers=64, width=5120, heads=40, key_heads=8, inner=27648),
 }
 """The published sizes."""
 

@@ -67,50 +67,22 @@ class Qwen2Config(UpperWindows, llama.LlamaConfig):
     eos_ids: tuple[int, ...] = (151643,)
 
 
-_SMALL: dict[str, Any] = {"vocab_size": 151936, "tie_embeddings": True, "num_key_value_heads": 2}
+_SMALL = replace(Qwen2Config(), vocab_size=151936, tie_embeddings=True, num_key_value_heads=2)
+_LONG = Qwen2Config(max_positions=131072)
+_LARGE = replace(_LONG, norm_eps=1e-5)
+
 SIZES: dict[str, Qwen2Config] = {
-    "qwen2-0.5b": Qwen2Config(
-        **_SMALL,
-        hidden_size=896,
-        num_layers=24,
-        num_heads=14,
-        intermediate_size=4864,
-        max_positions=131072,
+    "qwen2-0.5b": llama.sized(
+        replace(_SMALL, max_positions=131072), layers=24, width=896, heads=14, inner=4864
     ),
-    "qwen2-1.5b": Qwen2Config(
-        **_SMALL, hidden_size=1536, num_heads=12, intermediate_size=8960, max_positions=131072
+    "qwen2-1.5b": llama.sized(
+        replace(_SMALL, max_positions=131072), layers=28, width=1536, heads=12, inner=8960
     ),
-    "qwen2-7b": Qwen2Config(max_positions=131072),
-    "qwen2-72b": Qwen2Config(
-        hidden_size=8192,
-        num_layers=80,
-        num_heads=64,
-        num_key_value_heads=8,
-        intermediate_size=29568,
-        norm_eps=1e-5,
-        max_positions=131072,
-    ),
-    "qwen2.5-3b": Qwen2Config(
-        **_SMALL, hidden_size=2048, num_layers=36, num_heads=16, intermediate_size=11008
-    ),
-    "qwen2.5-14b": Qwen2Config(
-        hidden_size=5120,
-        num_layers=48,
-        num_heads=40,
-        num_key_value_heads=8,
-        intermediate_size=13824,
-        max_positions=131072,
-        norm_eps=1e-5,
-    ),
-    "qwen2.5-32b": Qwen2Config(
-        hidden_size=5120,
-        num_layers=64,
-        num_heads=40,
-        num_key_value_heads=8,
-        intermediate_size=27648,
-        max_positions=131072,
-        norm_eps=1e-5,
-    ),
+    "qwen2-7b": _LONG,
+    "qwen2-72b": llama.sized(_LARGE, layers=80, width=8192, heads=64, key_heads=8, inner=29568),
+    "qwen2.5-3b": llama.sized(_SMALL, layers=36, width=2048, heads=16, inner=11008),
+    "qwen2.5-14b": llama.sized(_LARGE, layers=48, width=5120, heads=40, key_heads=8, inner=13824),
+    "qwen2.5-32b": llama.sized(_LARGE, layers=64, width=5120, heads=40, key_heads=8, inner=27648),
 }
 """Published sizes of 2, and those of 2.5 that 2 does not have. Their files turn windows off."""
 

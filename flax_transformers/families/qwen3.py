@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from flax_transformers.families import llama
 from flax_transformers.families.qwen2 import LONG_ROPE, UpperWindows, WindowFields
@@ -37,22 +36,16 @@ class Qwen3Config(UpperWindows, llama.LlamaConfig):
         return "shared"
 
 
-_SMALL: dict[str, Any] = {"tie_embeddings": True}
+_BASE = Qwen3Config()
+_SMALL = replace(_BASE, tie_embeddings=True)
+
 SIZES: dict[str, Qwen3Config] = {
-    "qwen3-0.6b": Qwen3Config(
-        **_SMALL, hidden_size=1024, num_layers=28, num_heads=16, intermediate_size=3072
-    ),
-    "qwen3-1.7b": Qwen3Config(
-        **_SMALL, hidden_size=2048, num_layers=28, num_heads=16, intermediate_size=6144
-    ),
-    "qwen3-4b": Qwen3Config(**_SMALL, hidden_size=2560, intermediate_size=9728),
-    "qwen3-8b": Qwen3Config(),
-    "qwen3-14b": Qwen3Config(
-        hidden_size=5120, num_layers=40, num_heads=40, intermediate_size=17408
-    ),
-    "qwen3-32b": Qwen3Config(
-        hidden_size=5120, num_layers=64, num_heads=64, intermediate_size=25600
-    ),
+    "qwen3-0.6b": llama.sized(_SMALL, layers=28, width=1024, heads=16, head_dim=128, inner=3072),
+    "qwen3-1.7b": llama.sized(_SMALL, layers=28, width=2048, heads=16, head_dim=128, inner=6144),
+    "qwen3-4b": llama.sized(_SMALL, layers=36, width=2560, heads=32, head_dim=128, inner=9728),
+    "qwen3-8b": _BASE,
+    "qwen3-14b": llama.sized(_BASE, layers=40, width=5120, heads=40, head_dim=128, inner=17408),
+    "qwen3-32b": llama.sized(_BASE, layers=64, width=5120, heads=64, head_dim=128, inner=25600),
 }
 """The published sizes."""
 

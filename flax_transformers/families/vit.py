@@ -284,11 +284,7 @@ SIZES |= {
 }
 """Those with a stem of convolutions in place of one layer (arXiv:2106.14881, table 3)."""
 
-NUMBERS = {
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
+NUMBERS = huggingface.SIZE_NUMBERS | {
     "norm_eps": "layer_norm_eps",
     "dropout": "hidden_dropout_prob",
     "attention_dropout": "attention_probs_dropout_prob",

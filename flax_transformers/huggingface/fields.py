@@ -247,6 +247,20 @@ def refuse_values(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
             )
 
 
+SIZE_NUMBERS = {
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+}
+"""The numbers of most families' sizes, as for ``read_numbers``."""
+
+TEXT_NUMBERS = SIZE_NUMBERS | {
+    "vocab_size": "vocab_size",
+    "max_positions": "max_position_embeddings",
+}
+"""Those of texts."""
+
 CLASSIFIER_DROPOUT = {"classifier_dropout": "classifier_dropout"}
 
 

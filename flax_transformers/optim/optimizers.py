@@ -37,6 +37,8 @@ from flax_transformers.optim.selection import (
     partition,
 )
 
+Transform = optax.GradientTransformation
+
 
 class OptimizerFactory(Protocol):
     """What ``TrainConfig.optimizer`` may be: any frozen dataclass that makes an optax optimizer.
@@ -47,7 +49,7 @@ class OptimizerFactory(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def make(self, total_steps: int) -> optax.GradientTransformation:
+    def make(self, total_steps: int) -> Transform:
         """The update rule of a run of ``total_steps`` steps: float32 gradients and parameters in,
         updates to add out."""
         ...
@@ -92,17 +94,32 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         ranges.check_fields(self, "optimizer")
 
-    def make(self, total_steps: int, axes: Axes = NO_AXES) -> optax.GradientTransformation:
-        """See ``make_optimizer``."""
-        return make_optimizer(self, total_steps, axes)
+    def make(self, total_steps: int, axes: Axes = NO_AXES) -> Transform:
+        """The whole update rule: float32 gradients and parameters in, float32 updates to add out.
+
+        Clipping happens inside, so the norm of the gradients handed in is the unclipped one. Frozen
+        parameters may be left out of the gradients (``selection.partition``), not of the
+        parameters; gradients of theirs count in no norm and give updates of zero. ``axes``, the
+        parameters' logical axes (``selection.logical_axes``), tell kernels from tables, biases and
+        scales, and the input of a kernel from its output; parameters that have none are known by
+        Flax's names. Raises UserError for settings out of range, and ``init`` for patterns that
+        match nothing.
+        """
+        rate = self.learning_rate_at(total_steps)
+        clip = optax.identity()
+        if self.max_grad_norm is not None:
+            clip = transforms.clip_by_global_norm(self.max_grad_norm)
+        decay = optax.add_decayed_weights(
+            self.weight_decay, mask=lambda params: decay_mask(params, self.no_decay, axes)
+        )
+        chain = optax.chain(clip, self.direction(decay, axes), optax.scale_by_learning_rate(rate))
+        return _per_parameter(chain, self, axes)
 
     def learning_rate_at(self, total_steps: int) -> optax.Schedule:
-        """See ``learning_rate_at``."""
+        """See ``OptimizerFactory``."""
         return self.schedule.make(self.learning_rate, total_steps)
 
-    def direction(
-        self, decay: optax.GradientTransformation, axes: Axes
-    ) -> optax.GradientTransformation:
+    def direction(self, decay: Transform, axes: Axes) -> Transform:
         """From (clipped) gradients to the step direction, before the learning rate.
 
         ``decay`` adds the masked weight decay to its input; ``axes``: the parameters' logical axes.
@@ -129,9 +146,7 @@ class AdamW(OptimizerConfig):
     """What the first moment is kept in; bfloat16 saves two bytes a parameter. The second is
     float32."""
 
-    def direction(
-        self, decay: optax.GradientTransformation, axes: Axes
-    ) -> optax.GradientTransformation:
+    def direction(self, decay: Transform, axes: Axes) -> Transform:
         """``m / (sqrt(v) + eps) + weight_decay * parameter``, moments bias-corrected."""
         adam = transforms.scale_by_adam(self.b1, self.b2, self.eps, self.first_moment_dtype)
         return optax.chain(adam, decay)
@@ -155,9 +170,7 @@ class LAMB(OptimizerConfig):
     """Kinds of parameters whose step is not scaled by their norm."""
     max_grad_norm: float | None = 1.0
 
-    def direction(
-        self, decay: optax.GradientTransformation, axes: Axes
-    ) -> optax.GradientTransformation:
+    def direction(self, decay: Transform, axes: Axes) -> Transform:
         """AdamW's direction u, weight decay included, times ``|parameter| / |u|``."""
         return optax.chain(
             transforms.scale_by_adam(self.b1, self.b2, self.eps),
@@ -179,9 +192,7 @@ class Lion(OptimizerConfig):
     weight_decay: float = 0.1
     max_grad_norm: float | None = 1.0
 
-    def direction(
-        self, decay: optax.GradientTransformation, axes: Axes
-    ) -> optax.GradientTransformation:
+    def direction(self, decay: Transform, axes: Axes) -> Transform:
         """``sign(b1 * m + (1 - b1) * gradient) + weight_decay * parameter``."""
         return optax.chain(optax.scale_by_lion(self.b1, self.b2, mu_dtype=jnp.float32), decay)
 
@@ -203,9 +214,7 @@ class LARS(OptimizerConfig):
         "trust_coefficient": ranges.COEFFICIENT,
     }
 
-    def direction(
-        self, decay: optax.GradientTransformation, axes: Axes
-    ) -> optax.GradientTransformation:
+    def direction(self, decay: Transform, axes: Axes) -> Transform:
         """``m = momentum * m + coefficient * |parameter| / |u| * u``, u with the weight decay."""
         ratio = transforms.scale_by_trust_ratio(self.no_adaptation, axes, self.trust_coefficient)
         return optax.chain(decay, ratio, optax.trace(self.momentum))
@@ -230,9 +239,7 @@ class Muon(OptimizerConfig):
 
     RANGES: ClassVar[ranges.Ranges] = {"momentum": ranges.RATE}
 
-    def direction(
-        self, decay: optax.GradientTransformation, axes: Axes
-    ) -> optax.GradientTransformation:
+    def direction(self, decay: Transform, axes: Axes) -> Transform:
         """The nearest orthogonal matrix to ``m``, times ``0.2 * sqrt(max(inputs, outputs))``."""
 
         def matrices(tree: Any) -> Any:
@@ -298,9 +305,7 @@ class Adafactor(OptimizerConfig):
         "min_factored": ranges.WIDTH,
     }
 
-    def direction(
-        self, decay: optax.GradientTransformation, axes: Axes
-    ) -> optax.GradientTransformation:
+    def direction(self, decay: Transform, axes: Axes) -> Transform:
         """Gradient over the root of its factored second moment, clipped, scaled, then decay."""
         links = [
             transforms.scale_by_factored_moments(
@@ -312,29 +317,6 @@ class Adafactor(OptimizerConfig):
         if self.scale_parameter:
             links.append(transforms.scale_by_parameter(self.least_scale, axes))
         return optax.chain(_joined(links), decay)
-
-
-def make_optimizer(
-    config: OptimizerConfig, total_steps: int, axes: Axes = NO_AXES
-) -> optax.GradientTransformation:
-    """The whole update rule: float32 gradients and parameters in, float32 updates to add out.
-
-    Clipping happens inside, so the norm of the gradients handed in is the unclipped one. Frozen
-    parameters may be left out of the gradients (``selection.partition``), not of the parameters;
-    gradients of theirs count in no norm and give updates of zero. ``axes``, the parameters' logical
-    axes (``selection.logical_axes``), tell kernels from tables, biases and scales, and the input of
-    a kernel from its output; parameters that have none are known by Flax's names. Raises UserError
-    for settings out of range, and ``init`` for patterns that match nothing.
-    """
-    rate = config.learning_rate_at(total_steps)
-    clip = optax.identity()
-    if config.max_grad_norm is not None:
-        clip = transforms.clip_by_global_norm(config.max_grad_norm)
-    decay = optax.add_decayed_weights(
-        config.weight_decay, mask=lambda params: decay_mask(params, config.no_decay, axes)
-    )
-    optimizer = optax.chain(clip, config.direction(decay, axes), optax.scale_by_learning_rate(rate))
-    return _per_parameter(optimizer, config, axes)
 
 
 def learning_rate_at(optimizer: OptimizerFactory, total_steps: int) -> optax.Schedule | None:
@@ -367,9 +349,7 @@ def rate_factors(config: OptimizerConfig, params: Any, axes: Axes = NO_AXES) -> 
     return map_named(factor, depth)
 
 
-def _per_parameter(
-    optimizer: optax.GradientTransformation, config: OptimizerConfig, axes: Axes
-) -> optax.GradientTransformation:
+def _per_parameter(optimizer: Transform, config: OptimizerConfig, axes: Axes) -> Transform:
     """``optimizer`` without the frozen parameters, and with the others' factors on its updates."""
 
     def init(params: Any) -> Any:
@@ -393,10 +373,10 @@ def _per_parameter(
             updates = jax.tree.map(scale, updates, factors)
         return merge(updates, jax.tree.map(jnp.zeros_like, gradients)), state
 
-    return optax.GradientTransformation(init, update)
+    return Transform(init, update)
 
 
-def _joined(links: Sequence[optax.GradientTransformation]) -> optax.GradientTransformation:
+def _joined(links: Sequence[Transform]) -> Transform:
     """The links in turn, of which only the first has a state: that state is the whole."""
     first, *rest = links
 
@@ -406,4 +386,4 @@ def _joined(links: Sequence[optax.GradientTransformation]) -> optax.GradientTran
             updates, _ = link.update(updates, optax.EmptyState(), params)
         return updates, state
 
-    return optax.GradientTransformation(first.init, update)
+    return Transform(first.init, update)

@@ -96,48 +96,43 @@ class Schedule:
             )
 
     def make(self, peak: float, total_steps: int) -> optax.Schedule:
-        """See ``make_schedule``."""
-        return make_schedule(self, peak, total_steps)
+        """The function from step (int, Python or int32 array) to learning rate (float32 scalar).
 
-
-def make_schedule(config: Schedule, peak: float, total_steps: int) -> optax.Schedule:
-    """The function from step (int, Python or int32 array) to learning rate (float32 scalar).
-
-    Raises OutOfRange for a peak or a number of steps that is out of range, and for a warm-up that
-    is longer than the run.
-    """
-    ranges.check_number("the learning rate", peak, LEARNING_RATE)
-    ranges.check_number("the number of training steps", total_steps, ranges.integers())
-    warmup = config.warmup_steps
-    if warmup > total_steps:
-        raise ranges.OutOfRange(
-            f"optimizer.schedule.warmup_steps is {warmup}, but the run has {total_steps} steps in "
-            "all; lower it, or raise the steps of phases"
-        )
-    # A warm-up as long as the run leaves nothing to decay over; one step keeps optax content.
-    decay_steps = max(1, total_steps - warmup)
-    if config.kind == "constant":
-        after = optax.constant_schedule(peak)
-    elif config.kind == "linear":
-        after = _line(peak, peak * config.end_fraction, decay_steps)
-    elif config.kind == "cosine":
-        after = optax.cosine_decay_schedule(peak, decay_steps, alpha=config.end_fraction)
-        if config.cycles > 1:
-            after = _repeated(after, config.cycles, decay_steps)
-    elif config.kind == "wsd":
-        last = config.decay_steps or min(max(1, total_steps // 10), decay_steps)
-        if last > decay_steps:
+        Raises OutOfRange for a peak or a number of steps that is out of range, and for a warm-up
+        that is longer than the run.
+        """
+        ranges.check_number("the learning rate", peak, LEARNING_RATE)
+        ranges.check_number("the number of training steps", total_steps, ranges.integers())
+        warmup = self.warmup_steps
+        if warmup > total_steps:
             raise ranges.OutOfRange(
-                f"optimizer.schedule.decay_steps is {last}, but the run has {decay_steps} steps "
-                "after its warm-up; lower it, or raise the steps of phases"
+                f"optimizer.schedule.warmup_steps is {warmup}, but the run has {total_steps} steps "
+                "in all; lower it, or raise the steps of phases"
             )
-        fall = _line(peak, peak * config.end_fraction, last)
-        after = lambda step: fall(step - (decay_steps - last))  # noqa: E731
-    else:
-        after = _inverse_sqrt(peak, config.timescale or warmup, warmup)
-    if warmup:
-        after = optax.join_schedules([_line(0.0, peak, warmup), after], [warmup])
-    return lambda step: jnp.asarray(after(step), jnp.float32)
+        # A warm-up as long as the run leaves nothing to decay over; one step keeps optax content.
+        decay_steps = max(1, total_steps - warmup)
+        if self.kind == "constant":
+            after = optax.constant_schedule(peak)
+        elif self.kind == "linear":
+            after = _line(peak, peak * self.end_fraction, decay_steps)
+        elif self.kind == "cosine":
+            after = optax.cosine_decay_schedule(peak, decay_steps, alpha=self.end_fraction)
+            if self.cycles > 1:
+                after = _repeated(after, self.cycles, decay_steps)
+        elif self.kind == "wsd":
+            last = self.decay_steps or min(max(1, total_steps // 10), decay_steps)
+            if last > decay_steps:
+                raise ranges.OutOfRange(
+                    f"optimizer.schedule.decay_steps is {last}, but the run has {decay_steps} "
+                    "steps after its warm-up; lower it, or raise the steps of phases"
+                )
+            fall = _line(peak, peak * self.end_fraction, last)
+            after = lambda step: fall(step - (decay_steps - last))  # noqa: E731
+        else:
+            after = _inverse_sqrt(peak, self.timescale or warmup, warmup)
+        if warmup:
+            after = optax.join_schedules([_line(0.0, peak, warmup), after], [warmup])
+        return lambda step: jnp.asarray(after(step), jnp.float32)
 
 
 def _line(start: float, end: float, steps: int) -> optax.Schedule:

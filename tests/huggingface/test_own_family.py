@@ -17,7 +17,7 @@ from flax_transformers.huggingface.family import Family, build_model, family_of,
 from flax_transformers.huggingface.placement import body_names, boxed_shapes
 from flax_transformers.monitoring.model_flops import step_flops
 from flax_transformers.objectives.causal_lm import CausalLM
-from flax_transformers.optim.optimizers import Adafactor, decay_mask, make_optimizer
+from flax_transformers.optim.optimizers import Adafactor, decay_mask
 from flax_transformers.optim.selection import logical_axes
 from tests.huggingface import own_family
 
@@ -93,7 +93,7 @@ def test_decay_goes_by_the_axes_of_its_parameters():
 @pytest.mark.slow
 def test_statistics_are_factored_in_each_layer():
     boxed = boxed_shapes(build_model(CONFIG))
-    optimizer = make_optimizer(Adafactor(min_factored=4), 10, logical_axes(boxed))
+    optimizer = Adafactor(min_factored=4).make(10, logical_axes(boxed))
     state = jax.eval_shape(optimizer.init, nn.meta.unbox(boxed))
     leaves = jax.tree_util.tree_leaves_with_path(state)
     shapes = {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}

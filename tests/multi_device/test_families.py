@@ -23,7 +23,7 @@ from flax_transformers.objectives.modalities import MaskedModalities
 from flax_transformers.objectives.replaced_tokens import ReplacedTokenDetection
 from flax_transformers.objectives.span_corruption import SpanCorruption
 from flax_transformers.objectives.videos import MaskedVideo
-from flax_transformers.optim.optimizers import AdamW, make_optimizer
+from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule
 from flax_transformers.optim.selection import leaves_named_in
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -171,7 +171,7 @@ def batch(objective):
 
 def losses(architecture, mesh_config):
     """Of ten steps on the mesh, and the state they reach."""
-    objective, optimizer = OBJECTIVE_OF[architecture], make_optimizer(ADAMW, STEPS)
+    objective, optimizer = OBJECTIVE_OF[architecture], ADAMW.make(STEPS)
     model, variables = start(architecture)
     key, counts = jax.random.key_data(jax.random.key(1)), jnp.zeros(3, jnp.int32)
     mesh = make_mesh(mesh_config)
@@ -263,7 +263,7 @@ def test_every_family_has_equal_losses_on_any_mesh(architecture):
 @pytest.mark.slow
 def test_only_reductions_cross_slices():
     """No parameters are gathered over the slow network between two slices."""
-    objective, optimizer = CausalLM(), make_optimizer(ADAMW, STEPS)
+    objective, optimizer = CausalLM(), ADAMW.make(STEPS)
     model, _ = start("LlamaForCausalLM")
     mesh = make_mesh(MeshConfig(data=2, fsdp=4), devices_of("2xv5e:2x2"))
     with jax.set_mesh(mesh):

@@ -10,7 +10,6 @@ from flax_transformers.data.dataset import prepare
 from flax_transformers.data.pipeline.loader import TrainStream
 from flax_transformers.data.pipeline.text_examples import TextExamples
 from flax_transformers.huggingface.family import build_model
-from flax_transformers.optim.optimizers import make_optimizer
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding
 from flax_transformers.testing import relative_difference, tiny_bert, tiny_config, write_corpus
@@ -54,7 +53,7 @@ def losses(setting, mesh_config, micro_batches=1, generator="auto", **model):
     mesh = make_mesh(mesh_config)
     compute = dataclasses.replace(config.compute.resolve("cpu"), dropout_generator=generator)
     network = build_model(tiny_bert(**model), compute)
-    optimizer = make_optimizer(config.optimizer, STEPS)
+    optimizer = config.optimizer.make(STEPS)
     functions = model_functions(network)
     found = []
     with jax.set_mesh(mesh):

@@ -19,7 +19,6 @@ from flax_transformers.optim.optimizers import (
     AdamW,
     Lion,
     Muon,
-    make_optimizer,
 )
 from flax_transformers.optim.schedules import Schedule
 from flax_transformers.optim.selection import name_of
@@ -97,7 +96,7 @@ def axes_of(flat):
 
 
 def run(config, params, grads):
-    optimizer = make_optimizer(config, len(grads), axes_of(params))
+    optimizer = config.make(len(grads), axes_of(params))
     params = tree_of(params)
     state = optimizer.init(params)
 

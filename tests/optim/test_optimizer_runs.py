@@ -21,7 +21,6 @@ from flax_transformers.optim.optimizers import (
     AdamW,
     Lion,
     Muon,
-    make_optimizer,
 )
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding
@@ -110,7 +109,7 @@ class Trainer:
 
     def __init__(self, config, ema, sizes=(1, 1, 1)):
         self.mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
-        optimizer = make_optimizer(config, STEPS)
+        optimizer = config.make(STEPS)
         self.abstract = abstract_state(Layers(), optimizer, 0, self.mesh, ema=ema.is_on)
         with jax.set_mesh(self.mesh):
             self.state = initialize_state(Layers(), optimizer, 0, self.abstract)

@@ -17,7 +17,6 @@ from flax_transformers.optim.optimizers import (
     AdamW,
     decay_mask,
     learning_rate_at,
-    make_optimizer,
 )
 from flax_transformers.optim.schedules import Schedule
 
@@ -50,7 +49,7 @@ def config_of(case):
 
 def run(config, params, gradients):
     """Parameters and state after one update per entry of ``gradients``."""
-    optimizer = make_optimizer(config, len(gradients))
+    optimizer = config.make(len(gradients))
     state = optimizer.init(params)
 
     @jax.jit
@@ -156,7 +155,7 @@ def test_stacked_layers_move_exactly_as_single_ones():
 def test_the_first_step_of_a_warmup_moves_nothing_but_fills_the_moments():
     params = {"kernel": jnp.ones(2)}
     config = AdamW(schedule=Schedule("constant", warmup_steps=1))
-    optimizer = make_optimizer(config, 10)
+    optimizer = config.make(10)
     updates, state = optimizer.update({"kernel": jnp.ones(2)}, optimizer.init(params), params)
     np.testing.assert_array_equal(updates["kernel"], [0, 0])
     assert (adam_state(state).mu["kernel"] > 0).all()
@@ -164,7 +163,7 @@ def test_the_first_step_of_a_warmup_moves_nothing_but_fills_the_moments():
 
 def test_moments_are_float32_and_shaped_like_the_parameters():
     params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
-    moments = adam_state(make_optimizer(AdamW(), 10).init(params))
+    moments = adam_state(AdamW().make(10).init(params))
     for tree in (moments.mu, moments.nu):
         assert jax.tree.map(lambda x: (x.shape, x.dtype), tree) == jax.tree.map(
             lambda x: (x.shape, jnp.dtype(jnp.float32)), params
@@ -175,7 +174,7 @@ def test_a_first_moment_in_bfloat16_takes_half_the_room_and_nearly_the_same_step
     params = {"kernel": jnp.linspace(-1, 1, 64)}
     ends, states = [], []
     for dtype in ("float32", "bfloat16"):
-        optimizer = make_optimizer(AdamW(learning_rate=0.1, first_moment_dtype=dtype), 10)
+        optimizer = AdamW(learning_rate=0.1, first_moment_dtype=dtype).make(10)
         now, state = params, optimizer.init(params)
         for k in range(10):
             updates, state = optimizer.update({"kernel": jnp.cos(now["kernel"] + k)}, state, now)
@@ -192,7 +191,7 @@ def test_switching_clipping_or_decay_off_keeps_the_tree_of_the_state():
     params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
 
     def structure(**settings):
-        return jax.tree.structure(make_optimizer(AdamW(**settings), 10).init(params))
+        return jax.tree.structure(AdamW(**settings).make(10).init(params))
 
     assert structure() == structure(max_grad_norm=None) == structure(weight_decay=0.0)
 
@@ -211,4 +210,4 @@ def test_switching_clipping_or_decay_off_keeps_the_tree_of_the_state():
 )
 def test_a_setting_out_of_range_is_named(settings, names):
     with pytest.raises(UserError, match=names):
-        make_optimizer(AdamW(**settings), 10)
+        AdamW(**settings).make(10)

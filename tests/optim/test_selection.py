@@ -14,7 +14,6 @@ from flax_transformers.optim.optimizers import (
     Adafactor,
     AdamW,
     Lion,
-    make_optimizer,
     rate_factors,
 )
 from flax_transformers.optim.schedules import Schedule
@@ -193,7 +192,7 @@ def real(tree, value=1.0):
 
 def move(config, params, grads):
     """How far each parameter moves in one update."""
-    optimizer = make_optimizer(config, 10)
+    optimizer = config.make(10)
     return jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0]
 
 
@@ -229,7 +228,7 @@ def test_frozen_parameters_have_no_statistics_and_do_not_move(config):
         frozen=("words", "stack/layers"), schedule=Schedule("constant"), layer_decay=0.9
     )
     params = real(ENCODER)
-    optimizer = make_optimizer(config, 10)
+    optimizer = config.make(10)
     state = optimizer.init(params)
     kept = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
     assert not any("words" in path or "layers" in path for path in kept)
@@ -248,7 +247,7 @@ def test_gradients_of_frozen_parameters_do_not_count_in_the_clipped_norm():
     params = {"words": {"embedding": jnp.zeros(2)}, "head": {"kernel": jnp.zeros(1)}}
     grads = {"words": {"embedding": jnp.full(2, 1e6)}, "head": {"kernel": jnp.full(1, 0.5)}}
     config = Lion(frozen=("words",), max_grad_norm=1.0)
-    optimizer = make_optimizer(config, 10)
+    optimizer = config.make(10)
     _, state = optimizer.update(grads, optimizer.init(params), params)
     [momentum] = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
     np.testing.assert_allclose(momentum, [0.005], rtol=1e-6)
@@ -279,11 +278,11 @@ def test_what_is_left_out_can_be_filled_in_again():
 )
 def test_a_setting_that_does_not_fit_is_named(settings, says):
     with pytest.raises(UserError, match=says):
-        make_optimizer(AdamW(**settings), 10).init(real(ENCODER))
+        AdamW(**settings).make(10).init(real(ENCODER))
 
 
 def test_switching_factors_off_keeps_the_tree_of_the_state():
     def structure(**settings):
-        return jax.tree.structure(make_optimizer(AdamW(**settings), 10).init(real(ENCODER)))
+        return jax.tree.structure(AdamW(**settings).make(10).init(real(ENCODER)))
 
     assert structure() == structure(layer_decay=0.5, rate_factors=(("words", 2.0),))

@@ -11,11 +11,11 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from flax_transformers.errors import UserError
-from flax_transformers.optim.optimizers import AdamW, make_optimizer
+from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.training.state import abstract_state, initialize_state, new_state
 
-OPTIMIZER = make_optimizer(AdamW(), total_steps=10)
+OPTIMIZER = AdamW().make(total_steps=10)
 
 
 class Small(nn.Module):

@@ -17,7 +17,7 @@ from flax_transformers.models.outputs import HiddenStates
 from flax_transformers.objectives.base import LossTerms, ModelFunctions
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.optim.ema import EMAConfig
-from flax_transformers.optim.optimizers import AdamW, make_optimizer
+from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding, replicated
@@ -137,7 +137,7 @@ def bad_batch():
 
 def adam():
     schedule = Schedule("linear", warmup_steps=4)
-    return make_optimizer(AdamW(learning_rate=0.1, schedule=schedule), total_steps=10)
+    return AdamW(learning_rate=0.1, schedule=schedule).make(total_steps=10)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from flax_transformers.post_training.chat_template import (
     template_of,
 )
 from flax_transformers.post_training.conversations import Conversation, Turns
-from flax_transformers.post_training.reinforcement.rewards import Reward, Rows, Scorer
+from flax_transformers.post_training.reinforcement.rewards import Reward, Rows, Scorer, Texts
 from flax_transformers.post_training.reward_model import rewards
 from flax_transformers.restore import restore_model
 from flax_transformers.training.step import model_functions
@@ -103,9 +103,7 @@ class _Model:
             out_shardings=replicated(mesh),
         )
 
-    def __call__(
-        self, prompts: Sequence[str], completions: Sequence[str], rows: Rows
-    ) -> list[float]:
+    def __call__(self, prompts: Texts, completions: Texts, rows: Rows) -> list[float]:
         ids = [self._ids(p, c) for p, c in zip(prompts, completions, strict=True)]
         found: list[float] = []
         for first in range(0, len(ids), self._size):

@@ -33,7 +33,9 @@ _WAIT_SECONDS = 10.0
 Rows = Sequence[Mapping[str, Any]]
 """The row of the data of each completion: "prompt", "answer", and further fields if any."""
 
-Scorer = Callable[[Sequence[str], Sequence[str], Rows], Sequence[float]]
+Texts = Sequence[str]
+
+Scorer = Callable[[Texts, Texts, Rows], Sequence[float]]
 """``(prompts, completions, rows) -> rewards``, one number for each completion."""
 
 
@@ -62,9 +64,7 @@ class Reward:
         """The name of its metric: of the class, in lower case with underscores."""
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
-    def score(
-        self, prompts: Sequence[str], completions: Sequence[str], rows: Rows
-    ) -> Sequence[float]:
+    def score(self, prompts: Texts, completions: Texts, rows: Rows) -> Sequence[float]:
         """One number for each completion."""
         raise NotImplementedError(f"{type(self).__name__} has no score()")
 
@@ -77,9 +77,7 @@ class Reward:
 class ExactAnswer(Reward):
     """1 if the completion is the answer, without surrounding whitespace; else 0."""
 
-    def score(
-        self, prompts: Sequence[str], completions: Sequence[str], rows: Rows
-    ) -> Sequence[float]:
+    def score(self, prompts: Texts, completions: Texts, rows: Rows) -> Sequence[float]:
         pairs = zip(completions, rows, strict=True)
         return [float(text.strip() == str(row["answer"]).strip()) for text, row in pairs]
 
@@ -97,9 +95,7 @@ class NumericAnswer(Reward):
 
     tolerance: float = 1e-6
 
-    def score(
-        self, prompts: Sequence[str], completions: Sequence[str], rows: Rows
-    ) -> Sequence[float]:
+    def score(self, prompts: Texts, completions: Texts, rows: Rows) -> Sequence[float]:
         pairs = zip(completions, rows, strict=True)
         return [float(self._is_right(text, str(row["answer"]))) for text, row in pairs]
 
@@ -132,9 +128,7 @@ class MatchesPattern(Reward):
                 f"expression ({error}); correct it"
             ) from error
 
-    def score(
-        self, prompts: Sequence[str], completions: Sequence[str], rows: Rows
-    ) -> Sequence[float]:
+    def score(self, prompts: Texts, completions: Texts, rows: Rows) -> Sequence[float]:
         job = json.dumps([self.pattern, list(completions)])
         try:
             done = subprocess.run(
@@ -232,11 +226,7 @@ def _defines_function(file: Path, name: str) -> bool:
 
 
 def checked_scores(
-    reward: Reward,
-    scorer: Scorer,
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    rows: Rows,
+    reward: Reward, scorer: Scorer, prompts: Texts, completions: Texts, rows: Rows
 ) -> list[float]:
     """The checked result of ``scorer``, which is that of ``reward``.
 
