@@ -19,6 +19,7 @@ from flax_transformers.objectives.base import (
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rng,
     Rngs,
     Vocabulary,
 )
@@ -55,9 +56,7 @@ class MultipleChoice:
         """One score for each choice."""
         return self.choices
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare the texts in ``tokens`` int32 [n] that end at ``text_ends``, the shared one
         first; not random.
 

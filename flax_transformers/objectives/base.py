@@ -21,6 +21,7 @@ Arrays = dict[str, np.ndarray]  # one raw or prepared example
 Params = Mapping[str, Any]
 Batch = Mapping[str, Array]
 Rngs = Mapping[str, Array]
+Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
@@ -255,9 +256,7 @@ class Objective(Protocol):
     def predictions(self, sequence_length: int) -> int:
         """Maximum number of positions of an example for which logits are computed."""
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare one training example of fixed shapes from one raw example.
 
         Text: ``tokens`` int32 [n], with ``document_ends`` and ``sentence_ends`` int32, positions in

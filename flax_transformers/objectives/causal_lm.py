@@ -17,6 +17,7 @@ from flax_transformers.objectives.base import (
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rng,
     Rngs,
     Vocabulary,
     WindowSpec,
@@ -84,9 +85,7 @@ class CausalLM(DecoderLoss):
     attend_across: bool = False
     """Let the documents of a sequence attend to the previous ones, as in GPT-2."""
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """``input_ids``, ``segment_ids`` and ``labels`` int32 [T]; ``label_weights`` float32 [T].
 
         Segment ids are the numbers of the documents from 1 (all 1 with ``attend_across``), and 0 at

@@ -18,6 +18,7 @@ from flax_transformers.objectives.base import (
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rng,
     Rngs,
     Vocabulary,
     WindowSpec,
@@ -66,9 +67,7 @@ class ImageTextContrastive(PixelInput):
         own = vocab.frame or Frame(() if start is None else (start,))
         return own if own.after else Frame(own.before, (end_id(vocab),))
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """``pixel_values`` uint8 [C, side, side]; ``input_ids`` and ``attention_mask`` int32
         [sequence_length] of the text, cut to fit; ``weights`` float32 [], 1."""
         return {

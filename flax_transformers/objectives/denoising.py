@@ -10,7 +10,7 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.base import Arrays, Frame, Vocabulary, WindowSpec
+from flax_transformers.objectives.base import Arrays, Frame, Rng, Vocabulary, WindowSpec
 from flax_transformers.objectives.rows import end_id, start_id
 from flax_transformers.objectives.sequences import SequenceLoss, encoder_decoder_row
 
@@ -63,9 +63,7 @@ class Denoising(SequenceLoss):
         begin = start_id(vocab)
         return Frame(() if begin is None else (begin,), (end_id(vocab),))
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare one example; see `encoder_decoder_row`."""
         if vocab.mask_id is None:
             raise UserError("the tokenizer has no [MASK], which denoising needs; choose another")
@@ -93,7 +91,7 @@ class Denoising(SequenceLoss):
         return end_id(vocab) if self.decoder_start_id is None else self.decoder_start_id
 
     def _corrupted(
-        self, text: np.ndarray, sentence_ends: np.ndarray, mask_id: int, rng: np.random.Generator
+        self, text: np.ndarray, sentence_ends: np.ndarray, mask_id: int, rng: Rng
     ) -> np.ndarray:
         """One document after all kinds of noise; never longer than before."""
         if self.permute_sentences:
@@ -110,12 +108,12 @@ class Denoising(SequenceLoss):
         return text
 
 
-def _positions(length: int, share: float, rng: np.random.Generator) -> np.ndarray:
+def _positions(length: int, share: float, rng: Rng) -> np.ndarray:
     """A random share of all positions, in any order."""
     return rng.choice(length, round(length * share), replace=False, shuffle=False)
 
 
-def _permuted(tokens: np.ndarray, ends: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _permuted(tokens: np.ndarray, ends: np.ndarray, rng: Rng) -> np.ndarray:
     """The sentences in random order; ``ends`` are the ends of all but the last."""
     edges = np.concatenate([[0], ends, [len(tokens)]])
     lengths = np.diff(edges)
@@ -126,7 +124,7 @@ def _permuted(tokens: np.ndarray, ends: np.ndarray, rng: np.random.Generator) ->
     return tokens[np.arange(len(tokens)) + np.repeat(shift, moved)]
 
 
-def poisson_span_lengths(total: int, mean: float, rng: np.random.Generator) -> np.ndarray:
+def poisson_span_lengths(total: int, mean: float, rng: Rng) -> np.ndarray:
     """Poisson lengths with the sum ``total``, of which the last is shortened: int64 [spans]."""
     drawn = np.zeros(0, np.int64)
     while (sum_drawn := int(drawn.sum())) < total:
@@ -140,9 +138,7 @@ def poisson_span_lengths(total: int, mean: float, rng: np.random.Generator) -> n
     return drawn if total else drawn[:0]
 
 
-def _infilled(
-    tokens: np.ndarray, share: float, mean: float, mask_id: int, rng: np.random.Generator
-) -> np.ndarray:
+def _infilled(tokens: np.ndarray, share: float, mean: float, mask_id: int, rng: Rng) -> np.ndarray:
     """Replace spans of ``share`` of the tokens by one mask each; never longer than the text.
 
     All orders of spans and kept tokens are equally likely. Spans do not overlap; adjacent spans

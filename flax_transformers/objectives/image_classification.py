@@ -16,6 +16,7 @@ from flax_transformers.objectives.base import (
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rng,
     Rngs,
     Vocabulary,
 )
@@ -63,9 +64,7 @@ class ImageClassification(PixelInput):
     def window_spec(self, sequence_length: int) -> ImageSpec:
         return ImageSpec(sequence_length, other=self.mixup > 0.0 or self.cutmix > 0.0)
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """``pixel_values`` uint8 [C, side, side]; ``labels`` int32 [2] of the image and of the one
         mixed with it; ``label_weights`` float32 [2], their shares, with the sum one."""
         pixels, share = pixels_of(example), 1.0
@@ -79,9 +78,7 @@ class ImageClassification(PixelInput):
             "label_weights": np.array([share, 1.0 - share], np.float32),
         }
 
-    def _mixed(
-        self, pixels: np.ndarray, other: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, float]:
+    def _mixed(self, pixels: np.ndarray, other: np.ndarray, rng: Rng) -> tuple[np.ndarray, float]:
         cut = self.cutmix > 0.0 and (self.mixup == 0.0 or rng.random() < 0.5)
         if cut:
             return cutmix(pixels, other, rng.beta(self.cutmix, self.cutmix), rng)
@@ -166,7 +163,7 @@ def mixup(pixels: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
 
 
 def cutmix(
-    pixels: np.ndarray, other: np.ndarray, share: float, rng: np.random.Generator
+    pixels: np.ndarray, other: np.ndarray, share: float, rng: Rng
 ) -> tuple[np.ndarray, float]:
     """``pixels`` with a random rectangle of ``other`` of 1 - ``share`` of the area.
 

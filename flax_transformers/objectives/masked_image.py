@@ -15,6 +15,7 @@ from flax_transformers.objectives.base import (
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rng,
     Rngs,
     Vocabulary,
 )
@@ -34,9 +35,7 @@ class MaskedImage(PixelInput):
     def window_spec(self, sequence_length: int) -> ImageSpec:
         return ImageSpec(sequence_length)
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """``pixel_values`` uint8 [C, side, side]; ``mask_key`` uint32 [2] of the random mask;
         ``weights`` float32 [], 1."""
         return {

@@ -20,6 +20,7 @@ from flax_transformers.objectives.base import (
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rng,
     Rngs,
     Vocabulary,
     WindowSpec,
@@ -79,7 +80,7 @@ class Masking:
     def mask(
         self,
         ids: np.ndarray,
-        rng: np.random.Generator,
+        rng: Rng,
         vocab: Vocabulary,
         sequence_length: int,
         predictions: int,
@@ -108,7 +109,7 @@ class Masking:
         }
 
     def _choose(
-        self, ids: np.ndarray, rng: np.random.Generator, vocab: Vocabulary
+        self, ids: np.ndarray, rng: Rng, vocab: Vocabulary
     ) -> tuple[np.ndarray, np.ndarray]:
         """Selected positions in increasing order, and for each a random number in [0, 1)."""
         ordinary = np.flatnonzero(~is_special(ids, vocab))
@@ -171,9 +172,7 @@ class MaskedLM(Masking):
         """Number of selected tokens of a full sequence: the size M of their arrays."""
         return self.count(sequence_length - 2)
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare one example; see `Masking.mask` for its arrays."""
         predictions = self.predictions(sequence_length)
         return self.mask(frame(example, vocab), rng, vocab, sequence_length, predictions)
@@ -224,12 +223,12 @@ def _word_edges(ids: np.ndarray, ordinary: np.ndarray, vocab: Vocabulary) -> np.
     return np.append(np.flatnonzero(begins), len(ordinary))
 
 
-def _single_words(rng: np.random.Generator, words: int) -> Iterator[list[int]]:
+def _single_words(rng: Rng, words: int) -> Iterator[list[int]]:
     """All words in random order, each as its own run."""
     return ([word] for word in rng.permutation(words).tolist())
 
 
-def _spans(rng: np.random.Generator, words: int) -> Iterator[list[int]]:
+def _spans(rng: Rng, words: int) -> Iterator[list[int]]:
     """Disjoint runs of all words; a run continues from the last word to the first."""
     lengths = geometric_span_lengths(rng, words).tolist()
     free = [True] * words
@@ -244,7 +243,7 @@ def _spans(rng: np.random.Generator, words: int) -> Iterator[list[int]]:
             yield run
 
 
-def geometric_span_lengths(rng: np.random.Generator, count: int) -> np.ndarray:
+def geometric_span_lengths(rng: Rng, count: int) -> np.ndarray:
     """``count`` lengths from 1 to 10, with ``P(n)`` proportional to ``0.8 ** n``."""
     # Inverse of the distribution function of a truncated (not clipped) geometric distribution.
     within = 1.0 - (1.0 - SPAN_STOP) ** SPAN_LONGEST

@@ -12,6 +12,7 @@ from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import (
     Arrays,
+    Rng,
     Vocabulary,
     WindowSpec,
 )
@@ -103,9 +104,7 @@ class MixtureOfDenoisers(SequenceLoss):
     def _lengths(self, sequence_length: int) -> tuple[int, int]:
         return _mixture_lengths(self.denoisers, sequence_length, int(self.roll))
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare one example; see `encoder_decoder_row`."""
         tokens, (longest, target_length) = example["tokens"], self._lengths(sequence_length)
         mode_ids, sentinel_ids = self._mode_ids(vocab)
@@ -191,9 +190,7 @@ def _suffix_range(length: int, noise_density: float, kept: int) -> tuple[int, in
     return min(low, high), high
 
 
-def _suffix_mask(
-    length: int, noise_density: float, kept: int, rng: np.random.Generator
-) -> np.ndarray:
+def _suffix_mask(length: int, noise_density: float, kept: int, rng: Rng) -> np.ndarray:
     """True from a random position on: bool [length]. A single token is kept."""
     low, high = _suffix_range(length, noise_density, kept)
     suffix = int(rng.integers(low, high + 1)) if high > 0 else 0

@@ -16,6 +16,7 @@ from flax_transformers.objectives.base import (
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rng,
     Rngs,
     Vocabulary,
 )
@@ -66,9 +67,7 @@ class MaskedModalities(OfSignals):
                 f"{list(self.coefficients)}; name each modality once, with a number"
             )
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """The array of each modality by its name; ``mask_keys`` uint32 [modalities, 2] of their
         random masks; ``weights`` float32 [], 1."""
         arrays = {name: array_of(example, name) for name in self.modalities}
@@ -116,9 +115,7 @@ class ModalityClassification(OfSignals):
         """The one modality."""
         return (self.modality,)
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """The array by its name; ``labels`` int32 [1] and ``label_weights`` float32 [1], 1."""
         return {
             self.modality: array_of(example, self.modality),

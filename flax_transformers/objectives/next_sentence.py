@@ -17,6 +17,7 @@ from flax_transformers.objectives.base import (
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rng,
     Rngs,
     Vocabulary,
     WindowSpec,
@@ -79,9 +80,7 @@ class NextSentence(Masking):
         """Number of masked tokens of a full sequence."""
         return self.count(sequence_length - _FRAMING)
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """The arrays of `Masking.mask`; ``token_type_ids`` int32 [T], 1 at B and its [SEP];
         ``next_sentence_labels`` int32 [], 0 if B follows A and else 1, as in Hugging Face; and
         ``next_sentence_weights`` float32 [], 0 without B."""
@@ -97,9 +96,7 @@ class NextSentence(Masking):
             "next_sentence_weights": np.array(len(b) > 0, np.float32),
         }
 
-    def _pair(
-        self, example: Arrays, rng: np.random.Generator, length: int
-    ) -> tuple[np.ndarray, np.ndarray, int]:
+    def _pair(self, example: Arrays, rng: Rng, length: int) -> tuple[np.ndarray, np.ndarray, int]:
         """A and B of at most ``length`` tokens, and the label. B is empty if there is no pair."""
         tokens = example["tokens"]
         cuts = example["sentence_ends"][example["sentence_ends"] < len(tokens)]
@@ -155,9 +152,7 @@ class SentenceOrder(NextSentence):
     task: ClassVar[str] = "sentence_order"
     notes: ClassVar[tuple[str, str]] = ("A and B are in order", "A and B are swapped")
 
-    def _pair(
-        self, example: Arrays, rng: np.random.Generator, length: int
-    ) -> tuple[np.ndarray, np.ndarray, int]:
+    def _pair(self, example: Arrays, rng: Rng, length: int) -> tuple[np.ndarray, np.ndarray, int]:
         tokens = example["tokens"]
         cuts = example["sentence_ends"][example["sentence_ends"] < len(tokens)]
         if not len(cuts):
@@ -169,7 +164,7 @@ class SentenceOrder(NextSentence):
 
 
 def _sentences(
-    ends: np.ndarray, wanted: int, length: int, single: bool, rng: np.random.Generator
+    ends: np.ndarray, wanted: int, length: int, single: bool, rng: Rng
 ) -> tuple[int, int] | None:
     """Start and end of whole sentences of at most ``length`` tokens, as close to ``wanted`` as
     possible; None if no sentence fits.

@@ -11,6 +11,7 @@ from flax_transformers.objectives.base import (
     Arrays,
     ExampleView,
     ModelNeeds,
+    Rng,
     Vocabulary,
 )
 from flax_transformers.objectives.causal_lm import DecoderLoss, causal_row, packed_documents
@@ -33,9 +34,7 @@ class PrefixLM(DecoderLoss):
     cross_documents: bool = False
     """Several documents in a sequence, each with its own prefix; else one document each."""
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """The arrays of `CausalLM`, and ``prefix_mask`` int32 [T], 1 at the prefix.
 
         A prefix of k tokens is the first k + 1 inputs, of which the first is the token that begins

@@ -19,6 +19,7 @@ from flax_transformers.objectives.base import (
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rng,
     Rngs,
     Vocabulary,
 )
@@ -89,9 +90,7 @@ class QuestionAnswering:
         """Every position can begin an answer."""
         return sequence_length
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare ``question_tokens`` and ``tokens`` int32, which are those of the text from token
         ``offset`` on, with the answers ``spans`` int32 [answers, 2] in the whole text; not random.
 

@@ -16,6 +16,7 @@ from flax_transformers.objectives.base import (
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rng,
     Rngs,
     Vocabulary,
 )
@@ -50,9 +51,7 @@ class ReplacedTokenDetection(MaskedLM):
 
     RANGES: ClassVar[ranges.Ranges] = {"detection_weight": ranges.COEFFICIENT}
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """The arrays of `Masking.mask`, and ``draws`` float32 [M], uniform in [0, 1)."""
         row = super().prepare(example, rng, vocab, sequence_length)
         return row | {"draws": rng.random(len(row["masked_labels"]), np.float32)}

@@ -19,6 +19,7 @@ from flax_transformers.objectives.base import (
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rng,
     Rngs,
     Vocabulary,
 )
@@ -63,9 +64,7 @@ class SequenceClassification:
         """One class or number for each example."""
         return 1
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare the texts in ``tokens`` int32 [n] that end at ``text_ends``; not random.
 
         ``input_ids``, ``attention_mask`` and, with BERT's framing, ``token_type_ids`` int32 [T];

@@ -9,7 +9,7 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.base import Arrays, Frame, Vocabulary, WindowSpec
+from flax_transformers.objectives.base import Arrays, Frame, Rng, Vocabulary, WindowSpec
 from flax_transformers.objectives.rows import end_id, pad, start_id
 from flax_transformers.objectives.sequences import SequenceLoss
 
@@ -87,9 +87,7 @@ class SequenceToSequence(SequenceLoss):
         begin = self._begin(vocab)
         return Frame(() if begin is None else (begin,), (end_id(vocab),))
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare the pairs in ``source_tokens`` and ``target_tokens`` int32, which end at
         ``source_ends`` and ``target_ends``; not random.
 

@@ -20,6 +20,7 @@ from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import (
     Arrays,
+    Rng,
     Vocabulary,
     WindowSpec,
 )
@@ -72,9 +73,7 @@ class SpanCorruption(SequenceLoss):
     def _lengths(self, sequence_length: int) -> tuple[int, int]:
         return row_lengths(sequence_length, self.noise_density, self.mean_span, int(self.roll))
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare one example; see `encoder_decoder_row`."""
         tokens, (longest, target_length) = example["tokens"], self._lengths(sequence_length)
         sentinels = require_sentinels(
@@ -149,7 +148,7 @@ def require_sentinels(sentinel_ids: tuple[int, ...], needed: int, where: str) ->
 
 
 def span_mask(
-    length: int, noise_density: float, mean_span: float, rng: np.random.Generator, roll: bool
+    length: int, noise_density: float, mean_span: float, rng: Rng, roll: bool
 ) -> np.ndarray:
     """Whether each token is replaced: bool [length] (T5's ``random_spans_noise_mask``).
 
@@ -168,7 +167,7 @@ def span_mask(
     return mask
 
 
-def _random_parts(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
+def _random_parts(total: int, parts: int, rng: Rng) -> np.ndarray:
     """Positive integers [parts] with the sum ``total``, all such tuples equally likely."""
     cuts = np.empty(parts + 1, np.int64)
     cuts[0], cuts[-1] = 0, total

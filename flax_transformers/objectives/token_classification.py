@@ -18,6 +18,7 @@ from flax_transformers.objectives.base import (
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rng,
     Rngs,
     Vocabulary,
 )
@@ -63,9 +64,7 @@ class TokenClassification:
         """Every position can have a tag."""
         return sequence_length
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare the words in ``tokens`` int32 [n] that end at ``text_ends`` and have the tags
         ``labels``; not random.
 

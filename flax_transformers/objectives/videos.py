@@ -13,6 +13,7 @@ from flax_transformers.objectives.base import (
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rng,
     Rngs,
     Vocabulary,
 )
@@ -40,9 +41,7 @@ class MaskedVideo(MaskedImage):
     def window_spec(self, sequence_length: int) -> SignalSpec:  # type: ignore[override]
         return SignalSpec(sequence_length)
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """As of ``MaskedImage``, with ``pixel_values`` uint8 [F, C, H, W]."""
         return {
             "pixel_values": pixels_of_video(example),
@@ -78,9 +77,7 @@ class VideoClassification(ImageClassification):
     def window_spec(self, sequence_length: int) -> SignalSpec:  # type: ignore[override]
         return SignalSpec(sequence_length)
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """As of ``ImageClassification``, with ``pixel_values`` uint8 [F, C, H, W]."""
         label = label_of(example)
         return {

@@ -16,6 +16,7 @@ from flax_transformers.objectives.base import (
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rng,
     Rngs,
     Vocabulary,
 )
@@ -73,9 +74,7 @@ class DirectPreference(Comparisons):
         """Logits are computed for every position."""
         return sequence_length
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """The arrays of `comparison_row`, and ``reference`` float32 [S], the log-probabilities of
         the reference model: not a number if the example has none. Not random."""
         row = comparison_row(example, vocab, sequence_length, self.completions)

@@ -18,6 +18,7 @@ from flax_transformers.objectives.base import (
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rng,
     Rngs,
     Vocabulary,
 )
@@ -72,9 +73,7 @@ class RewardModel(Comparisons):
         """One number for each completion."""
         return self.completions
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """The arrays of `comparison_row` without ``labels``; not random."""
         row = comparison_row(example, vocab, sequence_length, self.completions)
         del row["labels"]  # the tokens, which are no classes

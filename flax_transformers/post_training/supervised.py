@@ -14,6 +14,7 @@ from flax_transformers.objectives.base import (
     ExampleView,
     Frame,
     ModelNeeds,
+    Rng,
     Vocabulary,
 )
 from flax_transformers.objectives.causal_lm import DecoderLoss, causal_row
@@ -41,9 +42,7 @@ class SupervisedFineTuning(DecoderLoss):
         """None: the chat template writes all special tokens."""
         return Frame()
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """``input_ids``, ``segment_ids`` and ``labels`` int32 [T]; ``label_weights`` float32 [T], 1
         where the next token is learned; not random. Segments are numbered from 1, 0 at padding."""
         return conversation_row(example, vocab, sequence_length)
@@ -80,9 +79,7 @@ class SupervisedEncoderDecoder(SequenceLoss):
         """Length of the decoder's inputs."""
         return sequence_length if self.target_length is None else self.target_length
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """The arrays of `encoder_decoder_row`; not random."""
         tokens, end = example["tokens"], end_id(vocab)
         start = int(np.argmax(example["learned"]))

@@ -24,6 +24,7 @@ from flax_transformers.objectives.base import (
     ModelFunctions,
     ModelNeeds,
     Params,
+    Rng,
     Rngs,
     Vocabulary,
 )
@@ -173,9 +174,7 @@ class PolicyObjective:
         """Logits are computed for the tokens of completions."""
         return self.rollouts.completion_length
 
-    def prepare(
-        self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
-    ) -> Arrays:
+    def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """A row in which the answer is the completion, without an advantage; see
         `completion_row` for its arrays, to which those of rollouts are added."""
         if "source_tokens" not in example:
