@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,21 +145,29 @@ def write_run(directory: Path, model: Any, params: Any, found: SavedStep) -> tup
     targets have their own tokenizer is written without tokenizers, as one of them alone would
     encode one side wrongly.
     """
+    describe = partial(run_files, found) if "config" in found.meta else None
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = found.folder / "tokenizer"
-        if (found.folder / "target_tokenizer").is_dir():
-            tokenizer = None
-        if tokenizer is not None and is_bucket(tokenizer):
-            write_files(epath.Path(scratch), {"tokenizer": tokenizer})
-            tokenizer = epath.Path(scratch) / "tokenizer"
-        files: dict[str, dict[str, Any] | str] = {}
-        trained = "config" in found.meta
-        if trained:
-            model = with_ids_of(model, None if tokenizer is None else Path(tokenizer))
+        folder = found.folder
+        if is_bucket(folder):
+            names = [name for name in ("tokenizer", "target_tokenizer") if (folder / name).is_dir()]
+            write_files(epath.Path(scratch), {name: folder / name for name in names})
+            folder = epath.Path(scratch)
+        return _write(directory, model, params, Path(folder), found.meta, describe)
+
+
+def _write(
+    directory: Path, model: Any, params: Any, folder: Path, meta: Mapping[str, Any], describe: Any
+) -> tuple[Any, list[str]]:
+    """``write_run``, with the tokenizers in ``folder``. ``describe``: the files beside a trained
+    model, by its config and the folder of its tokenizer; ``meta``: as that of a checkpoint."""
+    tokenizer = None if (folder / "target_tokenizer").is_dir() else folder / "tokenizer"
+    files: dict[str, dict[str, Any] | str] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        model = model if describe is None else with_ids_of(model, tokenizer)
         beside = as_transformers_reads_it(tokenizer, model.config, Path(scratch))
-        if trained:
-            files |= run_files(found, model.config, beside)
-            files[model_card.FILE] = model_card.model_card(model.config, found.meta)
+        if describe is not None:
+            files |= describe(model.config, beside)
+            files[model_card.FILE] = model_card.model_card(model.config, meta)
         names = list(dict.fromkeys([*carried_files(beside), *files]))
         save_directory(directory, model, params, tokenizer_from=beside, files=files)
     return model, names
@@ -241,22 +250,15 @@ class Exporter(Callback):
     def _write(self, step: int, params: Any) -> None:
         target, config = self._folder / str(step), self._config
         with tempfile.TemporaryDirectory() as scratch:
-            tokenizer: Path | None = Path(scratch) / "tokenizer"
             for name, content in self._tokenizer_files.items():
                 file = Path(scratch) / name
                 file.parent.mkdir(exist_ok=True)
                 file.write_bytes(content)
-            if (Path(scratch) / "target_tokenizer").is_dir():  # see convert
-                tokenizer = None
-            model = with_ids_of(self._model, tokenizer)
-            beside = as_transformers_reads_it(tokenizer, model.config, Path(scratch))
-            files: dict[str, dict[str, Any] | str] = {}
-            files |= files_beside(config.data, config.objective, model.config, beside)
-            meta = {"config": to_json(config), "position": {"step": step}}
-            files[model_card.FILE] = model_card.model_card(model.config, meta)
             if target.exists():  # of the same step, before the run was resumed or rolled back
                 shutil.rmtree(target)
-            save_directory(target, model, params, tokenizer_from=beside, files=files)
+            meta = {"config": to_json(config), "position": {"step": step}}
+            describe = partial(files_beside, config.data, config.objective)
+            _write(target, self._model, params, Path(scratch), meta, describe)
         self._remove_others(step)
 
     def _remove_others(self, newest: int) -> None:
