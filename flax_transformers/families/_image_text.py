@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers.models.config import ComputeConfig, ImageTextConfig, TransformerConfig
-from flax_transformers.models.layers.linear import Linear
+from flax_transformers.models.layers.linear import Linear, feature_map
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.text import TextModel
 from flax_transformers.models.vision import VisionModel
@@ -168,11 +168,4 @@ def _unit(vector_BE: jax.Array) -> jax.Array:
 def projection(config: TransformerConfig, width: int, dtype: jnp.dtype) -> Linear:
     """The map [B, T, D] to [B, T, E] of an encoder's output, without a bias."""
     size = config.hidden_size
-    return Linear(
-        "BTD,DE->BTE",
-        (size, width),
-        ("embed", "features"),
-        dtype=dtype,
-        use_bias=False,
-        init_std=size**-0.5,
-    )
+    return feature_map(size, width, dtype, use_bias=False, init_std=size**-0.5)

@@ -17,7 +17,7 @@ from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm
 from flax_transformers.models.config import ComputeConfig, FlopsGroup, VisionConfig
 from flax_transformers.models.layers.block import LayerInputs
-from flax_transformers.models.layers.linear import Linear
+from flax_transformers.models.layers.linear import feature_map
 from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.layers.patches import cut_patches
 from flax_transformers.models.layers.stack import make_stack
@@ -159,24 +159,13 @@ class MaeDecoder(nn.Module):
     def setup(self) -> None:
         c, dtype = self.config, jnp.dtype(self.compute.dtype)
         inner = c.decoder
-        self.embed = Linear(
-            "BTD,DE->BTE",
-            (c.hidden_size, inner.hidden_size),
-            ("embed", "features"),
-            dtype=dtype,
-            init_std=c.init_std,
-        )
+        values, std = c.patch_size**2 * c.num_channels, c.init_std
+        self.embed = feature_map(c.hidden_size, inner.hidden_size, dtype, init_std=std)
         self.mask_token = token(inner, dtype)
         self.position = Positions(inner, dtype)
         self.stack = make_stack(inner, self.compute, VisionBlock)
         self.norm = make_norm(inner, dtype)
-        self.predict = Linear(
-            "BTD,DK->BTK",
-            (inner.hidden_size, c.patch_size**2 * c.num_channels),
-            ("embed", "features"),
-            dtype=dtype,
-            init_std=c.init_std,
-        )
+        self.predict = feature_map(inner.hidden_size, values, dtype, init_std=std)
 
     def __call__(
         self, hidden_BMD: jax.Array, restore_BT: jax.Array, *, deterministic: bool

@@ -36,7 +36,7 @@ from flax_transformers.models.config import (
     VisionConfig,
 )
 from flax_transformers.models.heads import Tokens
-from flax_transformers.models.layers.linear import Linear
+from flax_transformers.models.layers.linear import Linear, feature_map
 from flax_transformers.models.outputs import Outputs
 from flax_transformers.models.text import TextForSequenceClassification, TextModel
 from flax_transformers.models.vision import PoolingHead, VisionForClassification, VisionModel
@@ -68,13 +68,7 @@ class SiglipModel(ImageTextModel):
 def _text_head(config: TextConfig, width: int, dtype: jnp.dtype) -> Linear:
     """The map [B, T, D] to [B, T, E] of the last position."""
     size = config.hidden_size
-    return Linear(
-        "BTD,DE->BTE",
-        (size, width),
-        ("embed", "features"),
-        dtype=dtype,
-        init_std=size**-0.5,
-    )
+    return feature_map(size, width, dtype, init_std=size**-0.5)
 
 
 class SiglipTextModel(TextModel):

@@ -26,7 +26,7 @@ from flax_transformers.models.config import ComputeConfig, FlopsGroup, VisionCon
 from flax_transformers.models.heads import classify_vectors, label_layer
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.layers.dropout import Dropout
-from flax_transformers.models.layers.linear import Linear
+from flax_transformers.models.layers.linear import Linear, feature_map
 from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.layers.patches import SINCOS_BASE, cut_patches
 from flax_transformers.models.layers.stack import make_stack
@@ -347,24 +347,12 @@ class VideoMaeDecoder(nn.Module):
     def setup(self) -> None:
         c, dtype = self.config, jnp.dtype(self.compute.dtype)
         inner = c.decoder
-        self.embed = Linear(
-            "BTD,DE->BTE",
-            (c.hidden_size, inner.hidden_size),
-            ("embed", "features"),
-            dtype=dtype,
-            use_bias=False,
-            init_std=c.init_std,
-        )
+        width, std = inner.hidden_size, c.init_std
+        self.embed = feature_map(c.hidden_size, width, dtype, use_bias=False, init_std=std)
         self.mask_token = token(inner, dtype)
         self.stack = make_stack(inner, self.compute, VisionBlock)
         self.norm = make_norm(replace(inner, norm_eps=HEAD_NORM_EPS), dtype)
-        self.predict = Linear(
-            "BTD,DK->BTK",
-            (inner.hidden_size, c.values),
-            ("embed", "features"),
-            dtype=dtype,
-            init_std=c.init_std,
-        )
+        self.predict = feature_map(width, c.values, dtype, init_std=std)
 
     def __call__(self, states: VideoStates, *, deterministic: bool) -> jax.Array:
         """float32 [B, M, S * P * Q * C]."""

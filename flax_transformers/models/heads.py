@@ -14,7 +14,7 @@ from flax_transformers.models.kernels.closed_form import soft_capped
 from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.layers.embeddings import Embedding, mask_padded_vocabulary
 from flax_transformers.models.layers.feed_forward import ACTIVATIONS
-from flax_transformers.models.layers.linear import Linear, truncated_normal
+from flax_transformers.models.layers.linear import Linear, feature_map, truncated_normal
 from flax_transformers.models.layers.norms import make_norm
 from flax_transformers.models.outputs import Outputs
 from flax_transformers.parallel.matmul import weighted
@@ -30,14 +30,9 @@ def square_layer(
 ) -> Linear:
     """The first layer of a head that has two, [B, T, D] to [B, T, D] or to another ``width``, named
     ``dense``."""
-    return Linear(
-        "BTD,DE->BTE",
-        (config.hidden_size, config.hidden_size if width is None else width),
-        ("embed", "features"),
-        dtype=dtype,
-        use_bias=use_bias,
-        init_std=config.initial_std("dense"),
-        name="dense",
+    outputs, std = config.hidden_size if width is None else width, config.initial_std("dense")
+    return feature_map(
+        config.hidden_size, outputs, dtype, use_bias=use_bias, init_std=std, name="dense"
     )
 
 

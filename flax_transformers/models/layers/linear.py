@@ -50,6 +50,20 @@ class Linear(nn.Module):
         return y + jnp.broadcast_to(bias, y.shape).astype(self.dtype)
 
 
+def feature_map(
+    inputs: int,
+    outputs: int,
+    dtype: jnp.dtype,
+    *,
+    init_std: float,
+    use_bias: bool = True,
+    name: str | None = None,
+) -> Linear:
+    """A linear layer between features, [B, T, inputs] to [B, T, outputs]."""
+    axes = ("embed", "features")
+    return Linear("BTD,DE->BTE", (inputs, outputs), axes, dtype, use_bias, init_std, name=name)
+
+
 def truncated_normal(std: float) -> nn.initializers.Initializer:
     """Normal cut at two standard deviations, as BERT's ``truncated_normal_initializer``.
 
