@@ -208,7 +208,6 @@ JSON = huggingface.JsonFields(
     },
     switches=bert.SWITCHES,
 )
-from_huggingface, to_huggingface = JSON.read, JSON.write
 
 
 def weights(config: AlbertConfig) -> WeightTable:
@@ -259,7 +258,7 @@ FAMILY = Family(
     architectures=ARCHITECTURES,
     parts=ModelParts(stack=make_shared_stack),
     sizes=SIZES,
-    from_huggingface=from_huggingface,
-    to_huggingface=to_huggingface,
+    from_huggingface=JSON.read,
+    to_huggingface=JSON.write,
     weights=weights,
 )

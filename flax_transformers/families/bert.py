@@ -228,7 +228,6 @@ JSON = huggingface.JsonFields(
     nullable=huggingface.CLASSIFIER_DROPOUT | {"pad_id": "pad_token_id"},
     switches=SWITCHES,
 )
-from_huggingface, to_huggingface = JSON.read, JSON.write
 
 _HEADS = {
     "BertForSequenceClassification": "classifier",
@@ -313,7 +312,7 @@ FAMILY = Family(
     model_types=("bert",),
     architectures=ARCHITECTURES,
     sizes=SIZES,
-    from_huggingface=from_huggingface,
-    to_huggingface=to_huggingface,
+    from_huggingface=JSON.read,
+    to_huggingface=JSON.write,
     weights=weights,
 )

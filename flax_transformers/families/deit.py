@@ -93,7 +93,6 @@ SIZES: dict[str, DeiTConfig] = {
 
 
 JSON = vit.VisionFields(defaults=DeiTConfig(), fixed={"model_type": "deit"})
-from_huggingface, to_huggingface = JSON.read, JSON.write
 
 _HEADS = {"DeiTForImageClassificationWithTeacher": "cls_classifier"}
 """What each architecture calls its classification head, if not "classifier"."""
@@ -123,7 +122,7 @@ FAMILY = Family(
     model_types=("deit",),
     architectures=ARCHITECTURES,
     sizes=SIZES,
-    from_huggingface=from_huggingface,
-    to_huggingface=to_huggingface,
+    from_huggingface=JSON.read,
+    to_huggingface=JSON.write,
     weights=weights,
 )

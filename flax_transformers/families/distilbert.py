@@ -87,7 +87,6 @@ JSON = huggingface.JsonFields(
         "num_attention_heads": "n_heads",
     },
 )
-from_huggingface, to_huggingface = JSON.read, JSON.write
 
 
 def weights(config: DistilBertConfig) -> WeightTable:
@@ -125,8 +124,8 @@ FAMILY = Family(
     model_types=("distilbert",),
     architectures=ARCHITECTURES,
     sizes=SIZES,
-    from_huggingface=from_huggingface,
-    to_huggingface=to_huggingface,
+    from_huggingface=JSON.read,
+    to_huggingface=JSON.write,
     weights=weights,
     aliases=JSON.aliases,
 )

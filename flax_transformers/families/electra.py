@@ -263,7 +263,6 @@ JSON = huggingface.JsonFields(
     nullable=huggingface.CLASSIFIER_DROPOUT | {"pad_id": "pad_token_id"},
     switches=bert.SWITCHES,
 )
-from_huggingface, to_huggingface = JSON.read, JSON.write
 
 
 def weights(config: ElectraConfig) -> WeightTable:
@@ -300,8 +299,8 @@ FAMILY = Family(
     model_types=("electra",),
     architectures=ARCHITECTURES,
     sizes=SIZES,
-    from_huggingface=from_huggingface,
-    to_huggingface=to_huggingface,
+    from_huggingface=JSON.read,
+    to_huggingface=JSON.write,
     weights=weights,
     part=part,
     only_here=(BOTH,),

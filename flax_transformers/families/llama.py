@@ -318,7 +318,6 @@ JSON = LlamaFields(
     fixed={"model_type": "llama"},
     switches=TIED | ATTENTION_BIAS | {"mlp_bias": "mlp_bias"},
 )
-from_huggingface, to_huggingface = JSON.read, JSON.write
 
 LAYER, THEIR_LAYER = "stack/{layer}", "model.layers.{layer}"
 
@@ -412,8 +411,8 @@ FAMILY = Family(
     model_types=("llama",),
     architectures=ARCHITECTURES,
     sizes=SIZES,
-    from_huggingface=from_huggingface,
-    to_huggingface=to_huggingface,
+    from_huggingface=JSON.read,
+    to_huggingface=JSON.write,
     weights=weights,
     only_here=(value_architecture("Llama"),),
 )

@@ -310,7 +310,6 @@ JSON = vit.VisionFields(
     numbers=NUMBERS,
     switches={"qkv_bias": "qkv_bias", "norm_pix_loss": "norm_pix_loss"},
 )
-from_huggingface, to_huggingface = JSON.read, JSON.write
 
 
 def weights(config: MaeConfig) -> WeightTable:
@@ -342,7 +341,7 @@ FAMILY = Family(
     architectures=ARCHITECTURES,
     only_here=("ViTMAEForImageClassification",),
     sizes=SIZES,
-    from_huggingface=from_huggingface,
-    to_huggingface=to_huggingface,
+    from_huggingface=JSON.read,
+    to_huggingface=JSON.write,
     weights=weights,
 )

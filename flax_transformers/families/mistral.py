@@ -55,7 +55,6 @@ OPTIONAL = llama.OPTIONAL | {"sliding_window": "sliding_window"}
 JSON = llama.LlamaFields(
     defaults=MistralConfig(), fixed={"model_type": "mistral"}, optional=OPTIONAL
 )
-from_huggingface, to_huggingface = JSON.read, JSON.write
 
 FAMILY = Family(
     config=MistralConfig,
@@ -63,7 +62,7 @@ FAMILY = Family(
     architectures=ARCHITECTURES,
     only_here=(llama.value_architecture("Mistral"),),
     sizes=SIZES,
-    from_huggingface=from_huggingface,
-    to_huggingface=to_huggingface,
+    from_huggingface=JSON.read,
+    to_huggingface=JSON.write,
     weights=llama.decoder_table,
 )

@@ -95,7 +95,6 @@ JSON = llama.LlamaFields(
     optional=OPTIONAL,
     aliases={"num_experts": "num_local_experts"},
 )
-from_huggingface, to_huggingface = JSON.read, JSON.write
 
 _EXPERTS = f"{llama.THEIR_LAYER}.block_sparse_moe"
 
@@ -120,8 +119,8 @@ FAMILY = Family(
     only_here=(llama.value_architecture("Mixtral"),),
     parts=ModelParts(block=MixtralBlock),
     sizes=SIZES,
-    from_huggingface=from_huggingface,
-    to_huggingface=to_huggingface,
+    from_huggingface=JSON.read,
+    to_huggingface=JSON.write,
     weights=weights,
     aliases=JSON.aliases,
 )

@@ -76,7 +76,6 @@ DEFAULTS = replace(
 JSON = llama.LlamaFields(
     defaults=DEFAULTS, fixed={"model_type": "olmo2"}, switches=llama.TIED | llama.ATTENTION_BIAS
 )
-from_huggingface, to_huggingface = JSON.read, JSON.write
 
 
 def weights(config: Olmo2Config) -> WeightTable:
@@ -95,7 +94,7 @@ FAMILY = Family(
     architectures=ARCHITECTURES,
     sizes=SIZES,
     parts=ModelParts(block=Olmo2Block),
-    from_huggingface=from_huggingface,
-    to_huggingface=to_huggingface,
+    from_huggingface=JSON.read,
+    to_huggingface=JSON.write,
     weights=weights,
 )

@@ -155,7 +155,6 @@ DEFAULTS = replace(
 
 
 JSON = WindowFields(defaults=DEFAULTS, fixed={"model_type": "qwen2"})
-from_huggingface, to_huggingface = JSON.read, JSON.write
 
 
 def weights(config: Qwen2Config) -> WeightTable:
@@ -168,8 +167,8 @@ FAMILY = Family(
     model_types=("qwen2",),
     architectures=ARCHITECTURES,
     sizes=SIZES,
-    from_huggingface=from_huggingface,
-    to_huggingface=to_huggingface,
+    from_huggingface=JSON.read,
+    to_huggingface=JSON.write,
     weights=weights,
     only_here=(llama.value_architecture("Qwen2"),),
 )

@@ -65,7 +65,6 @@ DEFAULTS = replace(
 JSON = WindowFields(
     defaults=DEFAULTS, fixed={"model_type": "qwen3"}, switches=llama.TIED | llama.ATTENTION_BIAS
 )
-from_huggingface, to_huggingface = JSON.read, JSON.write
 
 
 def weights(config: Qwen3Config) -> WeightTable:
@@ -79,8 +78,8 @@ FAMILY = Family(
     model_types=("qwen3",),
     architectures=ARCHITECTURES,
     sizes=SIZES,
-    from_huggingface=from_huggingface,
-    to_huggingface=to_huggingface,
+    from_huggingface=JSON.read,
+    to_huggingface=JSON.write,
     weights=weights,
     only_here=(llama.value_architecture("Qwen3"),),
 )

@@ -344,7 +344,6 @@ def _pair(config: Mapping[str, Any], name: str, default: Any) -> tuple[int, int]
 
 
 JSON = VisionFields(defaults=ViTConfig(), fixed={"model_type": "vit"})
-from_huggingface, to_huggingface = JSON.read, JSON.write
 
 
 def embedding_weights(theirs: str) -> tuple[Weight, ...]:
@@ -416,7 +415,7 @@ FAMILY = Family(
     architectures=ARCHITECTURES,
     parts=ModelParts(block=VisionBlock, stack=stack, positions=positions, stem=stem),
     sizes=SIZES,
-    from_huggingface=from_huggingface,
-    to_huggingface=to_huggingface,
+    from_huggingface=JSON.read,
+    to_huggingface=JSON.write,
     weights=weights,
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ from flax_transformers.optim.selection import (
     partition,
 )
 
-Transform = optax.GradientTransformation
+Transform: TypeAlias = optax.GradientTransformation
 
 
 class OptimizerFactory(Protocol):

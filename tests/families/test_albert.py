@@ -10,12 +10,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.albert import (
-    SIZES,
-    AlbertConfig,
-    from_huggingface,
-    make_shared_stack,
-)
+from flax_transformers.families.albert import JSON, SIZES, AlbertConfig, make_shared_stack
 from flax_transformers.huggingface.family import build_model, config_json
 from flax_transformers.huggingface.placement import boxed_shapes
 from flax_transformers.models.config import ComputeConfig
@@ -32,12 +27,12 @@ CASES = {case.name: case for case in golden.CASES}
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_configuration_survives_the_way_in_and_out(name):
-    config = from_huggingface(CASES[name].config)
-    assert from_huggingface(config_json(config)) == config
+    config = JSON.read(CASES[name].config)
+    assert JSON.read(config_json(config)) == config
 
 
 def test_fields_that_a_file_leaves_out_are_those_of_transformers():
-    assert from_huggingface({"model_type": "albert"}) == SIZES["albert-xxlarge-v2"]
+    assert JSON.read({"model_type": "albert"}) == SIZES["albert-xxlarge-v2"]
 
 
 PUBLISHED = {
@@ -63,7 +58,7 @@ def test_sizes_have_the_published_number_of_parameters(name):
 )
 def test_a_config_json_that_is_not_ours_is_refused_by_field(fields, names):
     with pytest.raises(UserError, match=names):
-        from_huggingface(fields)
+        JSON.read(fields)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.bert import SIZES, BertConfig, from_huggingface, to_huggingface
+from flax_transformers.families.bert import JSON, SIZES, BertConfig
 from flax_transformers.huggingface.family import config_json
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.testing import assert_bit_equal, relative_difference
@@ -213,7 +213,7 @@ def test_an_untied_model_is_written_with_both_biases_alike():
 @EACH
 def test_the_configuration_survives_the_way_in_and_out(name):
     theirs = {key: value for key, value in CASES[name].config.items() if key != "num_labels"}
-    written = config_json(from_huggingface(CASES[name].config))
+    written = config_json(JSON.read(CASES[name].config))
     # Of several names for one function the first is written.
     same = {"gelu_pytorch_tanh": "gelu_new"}
     theirs["hidden_act"] = same.get(theirs["hidden_act"], theirs["hidden_act"])
@@ -242,12 +242,12 @@ def test_the_configuration_survives_the_way_out_and_back(architecture):
         num_labels=3,
         label_names=("no", "maybe", "yes"),
     )
-    assert from_huggingface(to_huggingface(ours)) == ours
+    assert JSON.read(JSON.write(ours)) == ours
 
 
 def test_fields_that_old_files_leave_out_have_their_published_defaults():
-    assert from_huggingface({"model_type": "bert"}) == SIZES["bert-base"] == BertConfig()
-    assert from_huggingface({"pad_token_id": None}) == BertConfig()
+    assert JSON.read({"model_type": "bert"}) == SIZES["bert-base"] == BertConfig()
+    assert JSON.read({"pad_token_id": None}) == BertConfig()
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_fields_that_old_files_leave_out_have_their_published_defaults():
 )
 def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names):
     with pytest.raises(UserError, match=names):
-        from_huggingface({field: value})
+        JSON.read({field: value})
 
 
 @pytest.mark.parametrize(

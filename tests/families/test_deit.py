@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.deit import SIZES, DeiTConfig, from_huggingface, weights
+from flax_transformers.families.deit import JSON, SIZES, DeiTConfig, weights
 from flax_transformers.huggingface.family import config_json
 from tests.families.parity import first_by_default, load_case
 from tests.families.vision import published_count, without_prefix
@@ -24,17 +24,17 @@ def test_a_file_without_prefix_is_read():
 
 def test_the_configuration_survives_the_way_out_and_back():
     for case in golden.CASES:
-        assert config_json(from_huggingface(case.config)).items() >= case.config.items()
+        assert config_json(JSON.read(case.config)).items() >= case.config.items()
 
 
 def test_fields_that_old_files_leave_out_have_their_published_defaults():
-    config = from_huggingface({"model_type": "deit"})
+    config = JSON.read({"model_type": "deit"})
     assert config == DeiTConfig() and config.norm_eps == 1e-12
 
 
 def test_another_model_is_refused():
     with pytest.raises(UserError, match="model_type 'vit'"):
-        from_huggingface({"model_type": "vit"})
+        JSON.read({"model_type": "vit"})
 
 
 # Parameters of DeiTForImageClassificationWithTeacher with 1000 labels.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.distilbert import SIZES, DistilBertConfig, from_huggingface
+from flax_transformers.families.distilbert import JSON, SIZES, DistilBertConfig
 from flax_transformers.huggingface.family import config_json
 from tests.families.parity import count_parameters, first_by_default
 from tests.golden import distilbert as golden
@@ -15,13 +15,13 @@ CASES = {case.name: case for case in golden.CASES}
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_configuration_survives_the_way_in_and_out(name):
-    config = from_huggingface(CASES[name].config)
-    assert from_huggingface(config_json(config)) == config
+    config = JSON.read(CASES[name].config)
+    assert JSON.read(config_json(config)) == config
 
 
 def test_fields_that_a_file_leaves_out_have_their_published_defaults():
-    assert from_huggingface({"model_type": "distilbert"}) == DistilBertConfig()
-    assert from_huggingface({"hidden_size": 24, "num_attention_heads": 3}).hidden_size == 24
+    assert JSON.read({"model_type": "distilbert"}) == DistilBertConfig()
+    assert JSON.read({"hidden_size": 24, "num_attention_heads": 3}).hidden_size == 24
 
 
 PUBLISHED = {
@@ -46,7 +46,7 @@ def test_sizes_have_the_published_number_of_parameters(name):
 )
 def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names):
     with pytest.raises(UserError, match=names):
-        from_huggingface({field: value})
+        JSON.read({field: value})
 
 
 def test_token_types_cannot_be_written():

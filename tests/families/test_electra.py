@@ -13,7 +13,7 @@ import flax_transformers as ft
 from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.checkpointing.manager import Checkpoints
 from flax_transformers.errors import UserError
-from flax_transformers.families.electra import SIZES, ElectraConfig, from_huggingface
+from flax_transformers.families.electra import JSON, SIZES, ElectraConfig
 from flax_transformers.huggingface.family import config_json
 from flax_transformers.restore import converted_meta
 from flax_transformers.testing import relative_difference
@@ -26,13 +26,13 @@ CASES = {case.name: case for case in golden.CASES}
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_configuration_survives_the_way_in_and_out(name):
-    config = from_huggingface(CASES[name].config)
+    config = JSON.read(CASES[name].config)
     assert config.embedding_size == CASES[name].config["embedding_size"]
-    assert from_huggingface(config_json(config)) == config
+    assert JSON.read(config_json(config)) == config
 
 
 def test_fields_that_a_file_leaves_out_have_their_published_defaults():
-    assert from_huggingface({"model_type": "electra"}) == ElectraConfig()
+    assert JSON.read({"model_type": "electra"}) == ElectraConfig()
 
 
 PUBLISHED = {
@@ -67,7 +67,7 @@ def test_the_generator_of_a_discriminator_is_the_published_one(size):
 )
 def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names):
     with pytest.raises(UserError, match=names):
-        from_huggingface({field: value})
+        JSON.read({field: value})
 
 
 def test_a_generator_with_a_part_of_a_head_is_refused():

@@ -9,7 +9,7 @@ import pytest
 
 import flax_transformers as ft
 from flax_transformers.errors import UserError
-from flax_transformers.families.llama import SIZES, LlamaConfig, from_huggingface
+from flax_transformers.families.llama import JSON, SIZES, LlamaConfig
 from flax_transformers.huggingface.family import config_json
 from flax_transformers.models.config import Rope
 from flax_transformers.testing import assert_bit_equal
@@ -70,8 +70,8 @@ def test_the_other_models_may_come_with_the_prefix_of_the_one_for_questions():
 
 @EACH
 def test_the_configuration_survives_the_way_in_and_out(name):
-    config = from_huggingface(CASES[name].config)
-    assert from_huggingface(config_json(config)) == config
+    config = JSON.read(CASES[name].config)
+    assert JSON.read(config_json(config)) == config
 
 
 def test_the_configuration_survives_the_way_out_and_back():
@@ -100,7 +100,7 @@ def test_the_configuration_survives_the_way_out_and_back():
         eos_ids=(3, 4),
         label_names=("no", "yes"),
     )
-    assert from_huggingface(config_json(ours)) == ours
+    assert JSON.read(config_json(ours)) == ours
 
 
 def test_one_key_head_for_each_head_is_the_same_as_saying_nothing():
@@ -111,7 +111,7 @@ def test_one_key_head_for_each_head_is_the_same_as_saying_nothing():
 
 
 def test_fields_that_a_file_leaves_out_have_their_published_defaults():
-    assert from_huggingface({"model_type": "llama"}) == LlamaConfig()
+    assert JSON.read({"model_type": "llama"}) == LlamaConfig()
 
 
 LLAMA_3_1 = Rope(
@@ -168,7 +168,7 @@ WITHOUT_LENGTH = {name: SCALING[name] for name in list(SCALING)[:3]}
     ],
 )
 def test_rotary_positions_are_read_in_every_spelling(spelt, rope):
-    assert from_huggingface(spelt).rope == rope
+    assert JSON.read(spelt).rope == rope
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_rotary_positions_are_read_in_every_spelling(spelt, rope):
 )
 def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names):
     with pytest.raises(UserError, match=names):
-        from_huggingface({field: value})
+        JSON.read({field: value})
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import pytest
 from flax_transformers import load_pretrained, save_pretrained
 from flax_transformers.errors import UserError
 from flax_transformers.families.mae import (
+    JSON,
     SIZES,
     MaeConfig,
-    from_huggingface,
     hide_patches,
     patch_targets,
     weights,
@@ -93,7 +93,7 @@ def test_without_noise_a_key_draws_the_mask_and_without_either_it_is_refused():
 
 
 def test_targets_are_the_pixels_of_each_patch_with_channels_last():
-    config = from_huggingface(golden.PLAIN.config | {"num_channels": 3})
+    config = JSON.read(golden.PLAIN.config | {"num_channels": 3})
     images = np.random.default_rng(0).standard_normal((2, 3, 12, 12), np.float32)
     targets = np.asarray(patch_targets(config, images))
     np.testing.assert_array_equal(
@@ -102,7 +102,7 @@ def test_targets_are_the_pixels_of_each_patch_with_channels_last():
 
 
 def test_normed_targets_have_mean_zero_and_unbiased_variance_one_in_each_patch():
-    config = from_huggingface(golden.NORMED.config)
+    config = JSON.read(golden.NORMED.config)
     images = 5 + 3 * np.random.default_rng(0).standard_normal((2, 3, 16, 16), np.float32)
     targets = np.asarray(patch_targets(config, images))
     np.testing.assert_allclose(targets.mean(axis=-1), np.zeros((2, 16)), atol=1e-6)
@@ -150,9 +150,7 @@ def test_fine_tuning_takes_the_encoder_of_a_pretrained_file_and_starts_a_classif
 
 
 def test_a_classifier_looks_at_the_mean_of_the_patches_without_the_class_token():
-    config = from_huggingface(
-        golden.ENCODER.config | {"architectures": ["ViTMAEForImageClassification"]}
-    )
+    config = JSON.read(golden.ENCODER.config | {"architectures": ["ViTMAEForImageClassification"]})
     hidden = np.random.default_rng(0).standard_normal((2, 10, config.hidden_size), np.float32)
     rng = np.random.default_rng(1)
     head = {
@@ -168,11 +166,11 @@ def test_a_classifier_looks_at_the_mean_of_the_patches_without_the_class_token()
 
 def test_the_configuration_survives_the_way_out_and_back():
     for case in golden.CASES:
-        assert config_json(from_huggingface(case.config)).items() >= case.config.items()
+        assert config_json(JSON.read(case.config)).items() >= case.config.items()
 
 
 def test_fields_that_old_files_leave_out_have_their_published_defaults():
-    assert from_huggingface({"model_type": "vit_mae"}) == MaeConfig() == SIZES["mae-base"]
+    assert JSON.read({"model_type": "vit_mae"}) == MaeConfig() == SIZES["mae-base"]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +183,7 @@ def test_fields_that_old_files_leave_out_have_their_published_defaults():
 )
 def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, message):
     with pytest.raises(UserError, match=message):
-        from_huggingface({field: value})
+        JSON.read({field: value})
 
 
 # Parameters of ViTMAEForPreTraining, fixed positions included.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.mistral import SIZES, MistralConfig, from_huggingface
+from flax_transformers.families.mistral import JSON, SIZES, MistralConfig
 from flax_transformers.huggingface.family import config_json
 from tests.families.parity import (
     count_parameters,
@@ -36,14 +36,14 @@ def test_a_token_reaches_back_one_less_than_the_window_in_each_layer():
 
 @EACH
 def test_the_configuration_survives_the_way_in_and_out(name):
-    config = from_huggingface(CASES[name].config)
+    config = JSON.read(CASES[name].config)
     written = config_json(config)
-    assert from_huggingface(written) == config
+    assert JSON.read(written) == config
     assert written["sliding_window"] == CASES[name].config["sliding_window"]
 
 
 def test_fields_that_a_file_leaves_out_have_their_published_defaults():
-    assert from_huggingface({"model_type": "mistral"}) == MistralConfig()
+    assert JSON.read({"model_type": "mistral"}) == MistralConfig()
     assert MistralConfig().sliding_window == 4096
 
 
@@ -58,7 +58,7 @@ def test_fields_that_a_file_leaves_out_have_their_published_defaults():
 )
 def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names):
     with pytest.raises(UserError, match=names):
-        from_huggingface({field: value})
+        JSON.read({field: value})
 
 
 @pytest.mark.parametrize(("field", "value"), [("qkv_bias", True), ("mlp_bias", True)])

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families.mixtral import SIZES, MixtralConfig, from_huggingface
+from flax_transformers.families.mixtral import JSON, SIZES, MixtralConfig
 from flax_transformers.huggingface.family import config_json
 from flax_transformers.models.layers.mixture_of_experts import balance_loss
 from flax_transformers.testing import relative_difference
@@ -47,12 +47,12 @@ def test_a_missing_expert_is_named():
 
 @EACH
 def test_the_configuration_survives_the_way_in_and_out(name):
-    config = from_huggingface(CASES[name].config)
-    assert from_huggingface(config_json(config)) == config
+    config = JSON.read(CASES[name].config)
+    assert JSON.read(config_json(config)) == config
 
 
 def test_fields_that_a_file_leaves_out_have_their_published_defaults():
-    assert from_huggingface({"model_type": "mixtral"}) == MixtralConfig()
+    assert JSON.read({"model_type": "mixtral"}) == MixtralConfig()
     rope = MixtralConfig().rope
     assert rope is not None and rope.theta == 1e6
 
@@ -68,7 +68,7 @@ def test_fields_that_a_file_leaves_out_have_their_published_defaults():
 )
 def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names):
     with pytest.raises(UserError, match=names):
-        from_huggingface({field: value})
+        JSON.read({field: value})
 
 
 PUBLISHED = {"mixtral-8x7b": 46_702_792_704, "mixtral-8x22b": 140_620_634_112}

@@ -15,14 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from flax_transformers.errors import UserError
 from flax_transformers.families._maps import BatchNormConfig
-from flax_transformers.families.vit import (
-    SIZES,
-    VIT_22B,
-    ParallelBlock,
-    ViTConfig,
-    from_huggingface,
-    weights,
-)
+from flax_transformers.families.vit import JSON, SIZES, VIT_22B, ParallelBlock, ViTConfig, weights
 from flax_transformers.huggingface.family import build_model, config_json
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.vision import change_image_size
@@ -129,7 +122,7 @@ def test_a_file_without_prefix_and_with_an_unused_pooler_is_read():
 
 def test_the_configuration_survives_the_way_out_and_back():
     for case in golden.CASES:
-        assert config_json(from_huggingface(case.config)).items() >= case.config.items()
+        assert config_json(JSON.read(case.config)).items() >= case.config.items()
     ours = ViTConfig(
         hidden_size=6,
         num_layers=1,
@@ -148,11 +141,11 @@ def test_the_configuration_survives_the_way_out_and_back():
         num_labels=2,
         label_names=("cat", "dog"),
     )
-    assert from_huggingface(config_json(ours)) == ours
+    assert JSON.read(config_json(ours)) == ours
 
 
 def test_fields_that_old_files_leave_out_have_their_published_defaults():
-    assert from_huggingface({"model_type": "vit"}) == ViTConfig()
+    assert JSON.read({"model_type": "vit"}) == ViTConfig()
     assert replace(ViTConfig(), num_labels=1000) == SIZES["vit-b16"]
 
 
@@ -171,7 +164,7 @@ def test_fields_that_old_files_leave_out_have_their_published_defaults():
 )
 def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, message):
     with pytest.raises(UserError, match=message):
-        from_huggingface({field: value})
+        JSON.read({field: value})
 
 
 @pytest.mark.parametrize(
