@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import logging
 import sys
@@ -28,6 +29,7 @@ FORMAT = 2
 """Version of the JSON of a run's config. Format 1 named types by module and class."""
 
 _PACKAGE = __package__.partition(".")[0]
+_FAMILIES = f"{_PACKAGE}.families"
 _ENTRY_POINTS = "flax_transformers"
 
 _TYPES = {
@@ -122,54 +124,24 @@ _TYPES = {
     "problems": "post_training.problems.Problems",
     "model_reward": "post_training.reinforcement.model_reward.ModelReward",
     "function_reward": "post_training.reinforcement.rewards.FunctionReward",
-    # Models, and parts of their configs.
-    "albert": "families.albert.AlbertConfig",
-    "bart": "families.bart.BartConfig",
-    "bert": "families.bert.BertConfig",
-    "distilbert": "families.distilbert.DistilBertConfig",
-    "electra": "families.electra.ElectraConfig",
-    "basic": "families.basic.BasicConfig",
-    "clip": "families.clip.ClipConfig",
+    # Models, and parts of their configs. The config of families.NAME.FAMILY has the id NAME.
     "clip_vision": "families.clip.ClipVision",
     "clip_text_model": "families.clip.ClipTextConfig",
     "clip_vision_model": "families.clip.ClipVisionConfig",
     "clip_classifier": "families.clip.ClipClassifierConfig",
-    "deberta_v2": "families.deberta_v2.DebertaV2Config",
-    "coatnet": "families.coatnet.CoAtNetConfig",
-    "deit": "families.deit.DeiTConfig",
-    "deit3": "families.deit3.DeiT3Config",
-    "gemma": "families.gemma.GemmaConfig",
-    "gpt2": "families.gpt2.GPT2Config",
-    "llama": "families.llama.LlamaConfig",
-    "qwen2": "families.qwen2.Qwen2Config",
-    "qwen3": "families.qwen3.Qwen3Config",
-    "multimodal_mae": "families.multimodal_mae.MultimodalMaeConfig",
     "grid_modality": "families.multimodal_mae.GridModality",
     "byte_modality": "families.multimodal_mae.ByteModality",
     "point_modality": "families.multimodal_mae.PointModality",
-    "olmo2": "families.olmo2.Olmo2Config",
-    "cohere": "families.cohere.CohereConfig",
-    "gemma2": "families.gemma2.Gemma2Config",
-    "mae": "families.mae.MaeConfig",
     "mae_decoder": "families.mae.MaeDecoder",
-    "marian": "families.marian.MarianConfig",
-    "mistral": "families.mistral.MistralConfig",
-    "mixtral": "families.mixtral.MixtralConfig",
-    "modernbert": "families.modernbert.ModernBertConfig",
-    "roberta": "families.roberta.RobertaConfig",
-    "siglip": "families.siglip.SiglipConfig",
     "siglip_vision": "families.siglip.SiglipVision",
     "siglip_text_model": "families.siglip.SiglipTextConfig",
     "siglip_vision_model": "families.siglip.SiglipVisionConfig",
     "siglip_classifier": "families.siglip.SiglipClassifierConfig",
-    "t5": "families.t5.T5Config",
-    "videomae": "families.videomae.VideoMaeConfig",
-    "vit": "families.vit.ViTConfig",
     "rope": "models.config.Rope",
     "batch_norm": "families._maps.BatchNormConfig",
     "generation_settings": "models.generation_settings.GenerationSettings",
 }
-"""Module and name of each type of this package, by id."""
+"""Module and name of the types of this package, by id."""
 
 _FORMER_IDS = {"execution": "compute"}
 """Former ids of types, by which older saved configs name them."""
@@ -284,9 +256,22 @@ def type_id(kind: type) -> str:
     if not _is_ours(kind):
         return f"{_module_of(kind)}:{kind.__qualname__}"
     place = f"{kind.__module__}.{kind.__qualname__}".removeprefix(f"{_PACKAGE}.")
+    family = kind.__module__.removeprefix(f"{_FAMILIES}.")
+    if place not in _IDS and _config_of_family(family) is kind:
+        return family
     if place not in _IDS:
         raise TypeError(f"{place} has no id; add one to the table of {__name__}")
     return _IDS[place]
+
+
+def _config_of_family(name: str) -> type | None:
+    """The config of the family in a file of this package; None if there is no such file."""
+    if not name.isidentifier() or name.startswith("_"):
+        return None
+    if importlib.util.find_spec(f"{_FAMILIES}.{name}") is None:
+        return None
+    config: type = importlib.import_module(f"{_FAMILIES}.{name}").FAMILY.config
+    return config
 
 
 def _module_of(kind: type) -> str:
@@ -364,6 +349,10 @@ def _type_of(name: Any) -> type:
     if place is None and text.startswith(f"{_PACKAGE}."):  # format 1
         place = _TYPES.get(_IDS.get(text.removeprefix(f"{_PACKAGE}."), ""))
     if place is None:
+        family, _, former = text.removeprefix(f"{_FAMILIES}.").partition(".")
+        config = _config_of_family(family)
+        if config is not None and former in ("", config.__name__):
+            return config
         if ":" in text and all(text.split(":", 1)):
             return _own_type(text)
         # Format 1 separated module and class of a user's own type by a dot.
