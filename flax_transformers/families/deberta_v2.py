@@ -355,14 +355,6 @@ SIZES: dict[str, DebertaV2Config] = {
 }
 """The published sizes of versions 3 and 2."""
 
-_NUMBERS = huggingface.TEXT_NUMBERS | {
-    "norm_eps": "layer_norm_eps",
-    "dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "init_std": "initializer_range",
-    "pad_id": "pad_token_id",
-    "conv_kernel_size": "conv_kernel_size",
-}
 _WRITTEN = {
     "model_type": "deberta-v2",
     "relative_attention": True,
@@ -382,6 +374,21 @@ _ABSENT = {
 """What transformers takes where a config.json leaves these out; its sizes are then those of
 deberta-v2-xlarge without the convolution."""
 
+_JSON = huggingface.JsonFields(
+    defaults=replace(SIZES["deberta-v2-xlarge"], conv_kernel_size=0, position_buckets=0),
+    numbers=huggingface.TEXT_NUMBERS
+    | {
+        "norm_eps": "layer_norm_eps",
+        "dropout": "hidden_dropout_prob",
+        "attention_dropout": "attention_probs_dropout_prob",
+        "init_std": "initializer_range",
+        "pad_id": "pad_token_id",
+        "conv_kernel_size": "conv_kernel_size",
+    },
+    nullable={"classifier_dropout": "cls_dropout"},
+    switches={"tie_embeddings": "tie_word_embeddings", "legacy_head": "legacy"},
+)
+
 
 def from_huggingface(config: Mapping[str, Any]) -> DebertaV2Config:
     """Read a Hugging Face config.json. Raises UserError for unsupported fields."""
@@ -391,9 +398,7 @@ def from_huggingface(config: Mapping[str, Any]) -> DebertaV2Config:
             f"config.json has no {name}, which means {_ABSENT[name]!r}; only {_WRITTEN[name]!r} is "
             "supported"
         )
-    defaults = replace(SIZES["deberta-v2-xlarge"], conv_kernel_size=0, position_buckets=0)
-    fields = huggingface.common_fields(config, defaults)
-    fields |= huggingface.read_numbers(config, _NUMBERS, defaults)
+    fields = _JSON.fields(config)
     width, heads = fields["hidden_size"], fields["num_heads"]
     derived = {"embedding_size": width, "pooler_hidden_size": width}
     derived |= {"attention_head_size": width // heads if heads else width}
@@ -402,15 +407,8 @@ def from_huggingface(config: Mapping[str, Any]) -> DebertaV2Config:
         activation = config.get("conv_act", "tanh")
         tanh = activation == "tanh"
         fields["conv_activation"] = "tanh" if tanh else huggingface.activation_from(activation)
-    fields["activation"] = huggingface.activation_from(config.get("hidden_act", "gelu"))
-    fields |= huggingface.read_switches(
-        config, {"tie_embeddings": "tie_word_embeddings", "legacy_head": "legacy"}, defaults
-    )
     if not fields["legacy_head"]:
         huggingface.refuse_values(config, {"tie_word_embeddings": True})
-    if config.get("cls_dropout") is not None:
-        huggingface.require_number("cls_dropout", config["cls_dropout"], whole=False)
-        fields["classifier_dropout"] = float(config["cls_dropout"])
     for name, none in (("position_buckets", 0), ("max_relative_positions", None)):
         value = config.get(name, -1)
         if not isinstance(value, int) or isinstance(value, bool):
@@ -434,23 +432,17 @@ def _terms(value: Any) -> tuple[str, ...]:
 
 def to_huggingface(config: DebertaV2Config) -> dict[str, Any]:
     """The config.json that `transformers` reads."""
-    dropout = (
-        {} if config.classifier_dropout is None else {"cls_dropout": config.classifier_dropout}
-    )
-    conv = config.conv_activation
-    convolution = {"conv_act": "tanh" if conv == "tanh" else huggingface.activation_to(conv)}
+    written, conv = _JSON.write(config), config.conv_activation
+    if config.classifier_dropout is None:
+        del written["cls_dropout"]
+    if config.conv_kernel_size:
+        written["conv_act"] = "tanh" if conv == "tanh" else huggingface.activation_to(conv)
     return {
         **_WRITTEN,
-        "tie_word_embeddings": config.tie_embeddings,
-        "hidden_act": huggingface.activation_to(config.activation),
+        **written,
         "position_buckets": config.position_buckets or -1,
         "max_relative_positions": config.max_relative_positions or -1,
         "pos_att_type": list(config.position_terms),
-        "legacy": config.legacy_head,
-        **dropout,
-        **(convolution if config.conv_kernel_size else {}),
-        **huggingface.common_json(config),
-        **huggingface.write_fields(config, _NUMBERS),
     }
 
 
