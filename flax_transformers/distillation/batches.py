@@ -16,7 +16,7 @@ from flax_transformers.parallel.distributed import compiled_together
 from flax_transformers.parallel.rules import RULES, batch_sharding
 from flax_transformers.training.batches import batches_on_mesh
 from flax_transformers.training.resume import Batches, OnlineBatches, Run
-from flax_transformers.training.run_state import RunState
+from flax_transformers.training.run_state import RunPosition
 from flax_transformers.training.step import model_functions
 
 LoadTeacher = Callable[[Mesh], tuple[nn.Module, Any]]
@@ -32,7 +32,7 @@ def taught_batches(load: LoadTeacher) -> OnlineBatches:
     found: dict[Mesh, Any] = {}  # read once for all phases
 
     @contextlib.contextmanager
-    def batches(run: Run, position: RunState, state: Callable[[], Any]) -> Iterator[Batches]:
+    def batches(run: Run, position: RunPosition, state: Callable[[], Any]) -> Iterator[Batches]:
         if run.mesh not in found:
             model, params = load(run.mesh)
             found[run.mesh] = _compiled(run.config.objective, model, params, run.mesh), params

@@ -17,12 +17,12 @@ from flax_transformers.parallel.rules import batch_sharding, host_rows, place_ro
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.training.check_run import check_batch_values
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.run_state import RunState
+from flax_transformers.training.run_state import RunPosition
 
 
 @contextlib.contextmanager
 def batches_on_mesh(
-    config: TrainConfig, prepared: Dataset, mesh: Mesh, position: RunState
+    config: TrainConfig, prepared: Dataset, mesh: Mesh, position: RunPosition
 ) -> Iterator[Iterator[tuple[dict[str, jax.Array], np.ndarray]]]:
     """Batches from ``position`` on, each with the ids of this process's examples.
 

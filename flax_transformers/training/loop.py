@@ -43,15 +43,15 @@ from flax_transformers.training.callbacks import Callback, Evaluator, Listeners,
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.resume import (
     Batches,
-    Begun,
-    Ended,
     OnlineBatches,
     Run,
+    StartPoint,
+    StopPoint,
     roll_back,
     start_or_resume,
 )
 from flax_transformers.training.run_state import (
-    RunState,
+    RunPosition,
     checkpoint_meta,
     reason_to_stop_early,
     tokenizer_files,
@@ -152,7 +152,7 @@ def train_prepared(
     return outcome
 
 
-def _run_to_end(run: Run, begun: Begun) -> tuple[Ended, bool]:
+def _run_to_end(run: Run, begun: StartPoint) -> tuple[StopPoint, bool]:
     """Trains to the end or to a requested stop, and rolls back where steps diverge.
 
     Also returns whether a callback requested the stop.
@@ -180,7 +180,7 @@ def checked_mesh(config: TrainConfig) -> Mesh:
     return mesh
 
 
-def _run_phases(run: Run, begun: Begun, stop: StopRequest) -> Ended:
+def _run_phases(run: Run, begun: StartPoint, stop: StopRequest) -> StopPoint:
     """Trains to the end, to a requested stop, or to where the run has to roll back."""
     config, state, position, totals = run.config, begun.state, begun.position, begun.totals
     diverging_steps, saves = begun.diverging_steps, SaveSchedule(config.checkpoints.every_steps)
@@ -196,10 +196,10 @@ def _run_phases(run: Run, begun: Begun, stop: StopRequest) -> Ended:
             except TooManySkipped:
                 if position.rollbacks >= config.max_rollbacks:
                     raise
-                return Ended(position, True, 0, consumed | {position.phase: position.examples})
+                return StopPoint(position, True, 0, consumed | {position.phase: position.examples})
             consumed[position.phase], totals = position.examples, {}
             early = reason_to_stop_early(config, position)
-    return Ended(position, False, diverging_steps, consumed)
+    return StopPoint(position, False, diverging_steps, consumed)
 
 
 def _sinks(
@@ -216,7 +216,7 @@ def _sinks(
 def _run_phase(
     run: Run,
     state: TrainState,
-    position: RunState,
+    position: RunPosition,
     totals: Totals,
     saves: SaveSchedule,
     stop: StopRequest,
@@ -280,7 +280,7 @@ def _run_phase(
 
 
 def _batches(
-    run: Run, position: RunState, state: Callable[[], TrainState]
+    run: Run, position: RunPosition, state: Callable[[], TrainState]
 ) -> contextlib.AbstractContextManager[Batches]:
     """The batches from ``position`` on; see ``Run.online``."""
     if run.online is not None:
@@ -291,7 +291,7 @@ def _batches(
 def _saving_first(
     run: Run,
     state: TrainState,
-    position: RunState,
+    position: RunPosition,
     step_metrics: StepMetrics,
     call: Callable[[], T],
 ) -> T:
@@ -314,7 +314,7 @@ def _saving_first(
 
 
 def _evaluate(
-    run: Run, state: TrainState, position: RunState, phase: AnyPhase, step: Callable[..., Any]
+    run: Run, state: TrainState, position: RunPosition, phase: AnyPhase, step: Callable[..., Any]
 ) -> bool:
     """Evaluates, and returns whether the scores are the best so far. Raises UserError."""
     snapshot = Snapshot(
@@ -330,7 +330,7 @@ def _evaluate(
 
 
 def _save(
-    run: Run, state: TrainState, position: RunState, step_metrics: StepMetrics, stopping: bool
+    run: Run, state: TrainState, position: RunPosition, step_metrics: StepMetrics, stopping: bool
 ) -> bool:
     """Saves a checkpoint, and returns whether it did.
 

@@ -27,7 +27,7 @@ from flax_transformers.optim.finite import is_finite
 from flax_transformers.storage.workdir import set_aside_file, write_side_file, writing
 from flax_transformers.training.callbacks import Evaluator, Listeners
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.run_state import RunState, check_meta, reason_to_stop_early
+from flax_transformers.training.run_state import RunPosition, check_meta, reason_to_stop_early
 from flax_transformers.training.state import TrainState
 from flax_transformers.training.trainer import Trainer
 
@@ -62,18 +62,20 @@ class Run:
 Batches = Iterator[tuple[dict[str, jax.Array], np.ndarray]]
 """Batches on the mesh, each with the ids of this process's examples."""
 
-OnlineBatches = Callable[[Run, RunState, Callable[[], TrainState]], AbstractContextManager[Batches]]
+OnlineBatches = Callable[
+    [Run, RunPosition, Callable[[], TrainState]], AbstractContextManager[Batches]
+]
 """``(run, position, state)`` gives the batches from ``position`` on, which moves along; ``state()``
 is that after the last step. A UserError that it raises ends the run after a checkpoint; of
 several processes only an AgreedError, which all raise."""
 
 
 @dataclass(frozen=True)
-class Begun:
+class StartPoint:
     """Where a run starts or resumes."""
 
     state: TrainState
-    position: RunState
+    position: RunPosition
     totals: Totals
     """Sums and counts of the steps after the last row of metrics."""
     diverging_steps: int = 0
@@ -81,10 +83,10 @@ class Begun:
 
 
 @dataclass(frozen=True)
-class Ended:
+class StopPoint:
     """Where a run stopped, and the data it consumed, for a rollback."""
 
-    position: RunState
+    position: RunPosition
     diverged: bool
     """Whether too many consecutive steps were skipped, so that it has to roll back."""
     diverging_steps: int
@@ -97,7 +99,7 @@ class Ended:
         return self.position.step
 
 
-def start_or_resume(run: Run, initial: Callable[[Mesh], Any] | None) -> Begun:
+def start_or_resume(run: Run, initial: Callable[[Mesh], Any] | None) -> StartPoint:
     """The state of the newest checkpoint, or a fresh one; writes config and tokenizers.
 
     ``initial`` gives the parameters that a fresh state has, on the mesh; None: they are drawn.
@@ -107,7 +109,7 @@ def start_or_resume(run: Run, initial: Callable[[Mesh], Any] | None) -> Begun:
         state = run.trainer.init(run.config.seed)
         if initial is not None:
             state = state.starting_from(initial(run.mesh))
-        begun = Begun(state, RunState(), {})
+        begun = StartPoint(state, RunPosition(), {})
     elif begun.position.step >= run.config.total_steps:
         log.info(
             "already trained to step %d; raise phases.*.steps to train further", begun.position.step
@@ -137,7 +139,9 @@ def _write_tokenizers(run: Run) -> None:
             write_files(run.workdir, run.tokenizer_files)
 
 
-def _restore(run: Run, refuse: Callable[[TrainState, dict[str, Any]], str | None]) -> Begun | None:
+def _restore(
+    run: Run, refuse: Callable[[TrainState, dict[str, Any]], str | None]
+) -> StartPoint | None:
     """From the newest checkpoint that is not refused."""
     restored = run.checkpoints.restore_newest(
         run.trainer.abstract,
@@ -148,15 +152,15 @@ def _restore(run: Run, refuse: Callable[[TrainState, dict[str, Any]], str | None
         return None
     meta = restored.meta
     run.latest.update(meta["metrics"])
-    return Begun(
+    return StartPoint(
         restored.state.completed(run.trainer.abstract, run.trainer.model),
-        RunState.saved_in(meta),
+        RunPosition.saved_in(meta),
         meta.get("totals", {}),
         meta.get("diverging_steps", 0),
     )
 
 
-def roll_back(run: Run, ended: Ended) -> Begun:
+def roll_back(run: Run, ended: StopPoint) -> StartPoint:
     """The newest checkpoint before the skipped steps that ``ended`` the run, and the data after
     them. Raises UserError if there is no checkpoint."""
     begun = _restore(run, is_unproven)

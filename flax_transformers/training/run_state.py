@@ -33,7 +33,7 @@ a field that changes its meaning does."""
 
 
 @dataclass
-class RunState:
+class RunPosition:
     """The position of a run: steps taken, the phase, and the examples of it that were consumed.
 
     A run that rolled back (``rollbacks`` times) has consumed more examples than its steps took.
@@ -47,7 +47,7 @@ class RunState:
     evaluations: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod
-    def saved_in(cls, meta: dict[str, Any]) -> RunState:
+    def saved_in(cls, meta: dict[str, Any]) -> RunPosition:
         """The position in a checkpoint's meta."""
         position = current_names(cls, meta["position"])
         return cls(**position, evaluations=list(meta.get("evaluations", ())))
@@ -74,12 +74,12 @@ class RunState:
         """Whether the phase is over."""
         return self.step >= sum(phase.steps for phase in config.phases[: self.phase + 1])
 
-    def normalized(self, config: TrainConfig) -> RunState:
+    def normalized(self, config: TrainConfig) -> RunPosition:
         """The same position, as the start of the next phase if this one is over."""
         return replace(self, phase=self.phase + 1, examples=0) if self.done(config) else self
 
 
-def reason_to_stop_early(config: TrainConfig, position: RunState) -> str | None:
+def reason_to_stop_early(config: TrainConfig, position: RunPosition) -> str | None:
     """Why a run at ``position`` ends before its last step, or None: a function of the evaluations
     alone, so that it is equal in every process and after a restart."""
     settings, (metric, mode) = config.early_stopping, config.stopping_metric
@@ -99,7 +99,7 @@ def reason_to_stop_early(config: TrainConfig, position: RunState) -> str | None:
 def checkpoint_meta(
     config: TrainConfig,
     prepared: Dataset,
-    position: RunState,
+    position: RunPosition,
     metrics: dict[str, float],
     totals: Totals,
     consecutive_skips: int,
@@ -154,7 +154,7 @@ def check_meta(
             f"{prepared.directory} holds, which would shift its position in the data; set "
             "--data.store to the store it was trained on, or choose another --workdir"
         )
-    position, phases = RunState.saved_in(meta), config.phases
+    position, phases = RunPosition.saved_in(meta), config.phases
     if position.normalized(config).phase >= len(phases) and position.step < sum(
         phase.steps for phase in phases
     ):

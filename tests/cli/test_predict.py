@@ -28,7 +28,7 @@ from flax_transformers.objectives.sequence_classification import SequenceClassif
 from flax_transformers.objectives.token_classification import TokenClassification
 from flax_transformers.runtime import with_label_names
 from flax_transformers.testing import tiny_bert, tiny_config, tiny_model
-from flax_transformers.training.run_state import RunState, checkpoint_meta, tokenizer_files
+from flax_transformers.training.run_state import RunPosition, checkpoint_meta, tokenizer_files
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
@@ -63,7 +63,7 @@ def saved_run(folder, source, architecture, objective, texts=None, **changes):
     prepared = prepare(data)
     config = with_label_names(config, prepared)
     meta = checkpoint_meta(
-        config, prepared, RunState(), {}, {}, consecutive_skips=0, diverging_steps=0
+        config, prepared, RunPosition(), {}, {}, consecutive_skips=0, diverging_steps=0
     )
     params = parameters(build_model(config.model, ComputeConfig()), texts)
     checkpoints = Checkpoints(folder / "run" / "checkpoints", CheckpointConfig(asynchronous=False))

@@ -20,7 +20,7 @@ from flax_transformers.testing import assert_bit_equal, tiny_config, write_corpu
 from flax_transformers.training.check_run import check_config, check_run
 from flax_transformers.training.config import Evaluation
 from flax_transformers.training.loop import train_prepared
-from flax_transformers.training.run_state import RunState, reason_to_stop_early
+from flax_transformers.training.run_state import RunPosition, reason_to_stop_early
 
 
 def since(scores, mode="min", min_delta=0.0):
@@ -75,7 +75,7 @@ def test_early_stopping_that_has_nothing_to_go_by_is_refused_before_the_run(tmp_
     with pytest.raises(
         UserError, match=r"'eval/loss', is not among those of the evaluation: eval/"
     ):
-        RunState(2).evaluated(config, {"eval/accuracy": 1.0})
+        RunPosition(2).evaluated(config, {"eval/accuracy": 1.0})
 
 
 class Killed(Exception):
@@ -162,7 +162,7 @@ def test_a_metric_that_no_evaluation_has_does_not_lose_the_steps_before(corpus, 
 
 
 def test_the_reason_names_a_metric_that_was_never_finite(tmp_path):
-    position = RunState(4, evaluations=[{"step": s, "eval/loss": math.nan} for s in (2, 4)])
+    position = RunPosition(4, evaluations=[{"step": s, "eval/loss": math.nan} for s in (2, 4)])
     assert reason_to_stop_early(config_of(tmp_path), position) == (
         "eval/loss was not finite in 2 evaluations"
     )

@@ -13,7 +13,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.training import loop
 from flax_transformers.training.callbacks import Listeners
 from flax_transformers.training.loop import require_finite_end
-from flax_transformers.training.run_state import RunState
+from flax_transformers.training.run_state import RunPosition
 
 TOTAL = 12
 
@@ -43,7 +43,7 @@ def saved(monkeypatch):
         step_metrics = SimpleNamespace(
             consecutive_skips=skips, diverging_steps=diverging, totals={}
         )
-        assert loop._save(run, None, RunState(step), step_metrics, stopping) == bool(found)
+        assert loop._save(run, None, RunPosition(step), step_metrics, stopping) == bool(found)
         return found
 
     return save

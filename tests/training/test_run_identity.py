@@ -19,7 +19,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.testing import tiny_config, write_corpus
 from flax_transformers.training.config import TrainConfig, check_resumable
 from flax_transformers.training.run_state import (
-    RunState,
+    RunPosition,
     check_meta,
     checkpoint_meta,
     tokenizers_of_run,
@@ -40,7 +40,7 @@ def saved(config: TrainConfig, tmp_path, step: int = 5) -> tuple[dict, Dataset]:
     """The meta of a checkpoint, with its tokenizer in place."""
     prepared = prepare(config.data)
     prepared.tokenizer.save(tmp_path / f"run/checkpoints/{step}/tokenizer")
-    position = RunState(step=step, examples=80)
+    position = RunPosition(step=step, examples=80)
     return checkpoint_meta(config, prepared, position, {}, {}, 0, 0), prepared
 
 

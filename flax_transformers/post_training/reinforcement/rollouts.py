@@ -64,7 +64,7 @@ from flax_transformers.post_training.reinforcement.rewards import (
 from flax_transformers.storage.workdir import read_side_file, write_side_file, writing
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.resume import OnlineBatches, Run
-from flax_transformers.training.run_state import RunState
+from flax_transformers.training.run_state import RunPosition
 from flax_transformers.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -250,7 +250,7 @@ def batch_source(
 def rollout_batches(
     initial: Callable[[Mesh], Any] | None,
     run: Run,
-    position: RunState,
+    position: RunPosition,
     state: Callable[[], TrainState],
 ) -> Iterator[Iterator[tuple[dict[str, jax.Array], np.ndarray]]]:
     """Batches of the phase at ``position``, which the loop moves along, with the numbers of their
@@ -267,7 +267,7 @@ class _Rollouts:
         self,
         initial: Callable[[Mesh], Any] | None,
         run: Run,
-        position: RunState,
+        position: RunPosition,
         state: Callable[[], TrainState],
     ) -> None:
         objective, phase = run.config.objective, run.config.phases[position.phase]
