@@ -60,7 +60,9 @@ def _flip_bit(path: Path, rng: random.Random) -> Line:
 
 def flip(campaign: Campaign, rng: random.Random, processes: int) -> Line:
     """Flips a bit of the newest checkpoint, which must be named and not used."""
-    from flax_transformers.checkpointing.manager import verify_step
+    from etils import epath
+
+    from flax_transformers.storage import checksums
 
     workdir = campaign.folder / f"reference-{processes}"
     campaign.reference(processes)
@@ -70,7 +72,7 @@ def flip(campaign: Campaign, rng: random.Random, processes: int) -> Line:
     original = path.read_bytes()
     try:
         where = _flip_bit(path, rng)
-        said, other = verify_step(newest), newest_valid(workdir)
+        said, other = checksums.verify(epath.Path(newest)), newest_valid(workdir)
     finally:
         path.write_bytes(original)
     passed = said and other == STEPS[processes] - SAVE_EVERY[processes]
@@ -155,7 +157,7 @@ def _spoilt(workdir: Path) -> list[str]:
     """Checkpoints with values that are not finite, or saved during the sequence."""
     import jax
 
-    from flax_transformers.checkpointing.manager import read_checkpoint_meta, restore_arrays
+    from flax_transformers.checkpointing.manager import find_checkpoint, restore_arrays
 
     found = []
     for folder in (workdir / "checkpoints").iterdir():
@@ -164,7 +166,7 @@ def _spoilt(workdir: Path) -> list[str]:
         leaves = jax.tree.leaves(restore_arrays(folder))
         if not all(math.isfinite(float(abs(leaf).max())) for leaf in leaves if leaf.size):
             found.append(f"step {folder.name} holds values that are not finite")
-        if read_checkpoint_meta(folder)["consecutive_skips"]:
+        if find_checkpoint(folder).meta["consecutive_skips"]:
             found.append(f"step {folder.name} was saved in a streak")
     return found
 

@@ -347,21 +347,6 @@ def find_checkpoint(path: str | os.PathLike[str]) -> SavedStep:
     return _found(_on_process_zero(lambda: _as_json(step_directories.find_step(root))))
 
 
-def step_folder(path: str | os.PathLike[str]) -> epath.Path:
-    """The folder of `find_checkpoint`."""
-    return find_checkpoint(path).folder
-
-
-def read_checkpoint_meta(source: str | os.PathLike[str] | SavedStep) -> dict[str, Any]:
-    """The JSON saved with a checkpoint."""
-    return (source if isinstance(source, SavedStep) else find_checkpoint(source)).meta
-
-
-def verify_step(step_folder: str | os.PathLike[str]) -> list[str]:
-    """Damage in a step folder, a phrase per file; empty if there is none."""
-    return checksums.verify(step_directories.absolute(step_folder))
-
-
 def restore_params(
     source: str | os.PathLike[str] | SavedStep,
     abstract_params: Any | None = None,

@@ -30,9 +30,7 @@ from flax_transformers.checkpointing.manager import (
     CheckpointConfig,
     Checkpoints,
     find_checkpoint,
-    read_checkpoint_meta,
     restore_params,
-    verify_step,
 )
 from flax_transformers.errors import UserError
 from flax_transformers.storage import checksums
@@ -72,7 +70,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert (restored.folder / "tokenizer" / "vocab.txt").read_text() == "[PAD]\n"
     assert (restored.folder / "tokenizer" / "extra" / "merges.txt").read_text() == "a b\n"
     assert (restored.folder / "note.txt").read_text() == "hello"
-    assert verify_step(restored.folder) == []
+    assert checksums.verify(epath.Path(restored.folder)) == []
 
 
 @pytest.mark.slow
@@ -184,8 +182,8 @@ def test_a_checkpoint_is_found_from_the_run_its_checkpoints_or_the_step(
     write_steps(directory, 5, 7, 9)
     flip_bit(directory / "9" / "meta" / "metadata")
     assert find_checkpoint(tmp_path).step == find_checkpoint(directory).step == 7
-    assert read_checkpoint_meta(tmp_path) == {"config": "tiny", "position": 56}
-    assert read_checkpoint_meta(directory / "5") == {"config": "tiny", "position": 40}
+    assert find_checkpoint(tmp_path).meta == {"config": "tiny", "position": 56}
+    assert find_checkpoint(directory / "5").meta == {"config": "tiny", "position": 40}
     assert "9 is damaged (meta/metadata has changed): skipped" in caplog.text
     assert names_in(directory) == ["5", "7", "9"]
     with pytest.raises(UserError, match="9 is damaged"):
@@ -264,7 +262,7 @@ def test_training_goes_on_while_a_step_is_written(
 def test_a_synchronous_save_is_finished_when_it_returns(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(asynchronous=False))
     checkpoints.save(1, make_state(abstract_state(make_mesh(1, 1, 1))), {})
-    assert verify_step(tmp_path / "1") == []
+    assert checksums.verify(epath.Path(tmp_path / "1")) == []
     checkpoints.close()
 
 
@@ -312,7 +310,11 @@ def test_a_write_beyond_the_limit_is_one_sentence_and_leaves_earlier_steps_intac
     checkpoints.save(3, states[3], {})
     checkpoints.close()
     assert checkpoints.steps() == [1, 3]
-    assert verify_step(tmp_path / "1") == verify_step(tmp_path / "3") == []
+    assert (
+        checksums.verify(epath.Path(tmp_path / "1"))
+        == checksums.verify(epath.Path(tmp_path / "3"))
+        == []
+    )
 
 
 def test_a_folder_that_a_failed_write_makes_anew_is_removed_again(
@@ -391,7 +393,7 @@ def test_a_relative_directory_means_the_one_it_was_at_the_start(
     monkeypatch.chdir("/")
     checkpoints.save(1, make_state(abstract_state(make_mesh(1, 1, 1))), {})
     checkpoints.close()
-    assert verify_step(tmp_path / "run" / "checkpoints" / "1") == []
+    assert checksums.verify(epath.Path(tmp_path / "run" / "checkpoints" / "1")) == []
 
 
 @pytest.mark.parametrize(
