@@ -30,7 +30,7 @@ def family_of(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_configuration_survives_the_way_in_and_out(name):
-    read = family_of(name).from_huggingface
+    read = family_of(name).FAMILY.from_huggingface
     config = read(CASES[name].config)
     assert read(config_json(config)) == config
 
@@ -38,7 +38,7 @@ def test_the_configuration_survives_the_way_in_and_out(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_published_sizes_survive_it_too(name):
     for config in FAMILIES[name].SIZES.values():
-        assert FAMILIES[name].from_huggingface(config_json(config)) == config
+        assert FAMILIES[name].FAMILY.from_huggingface(config_json(config)) == config
 
 
 PUBLISHED = {
@@ -92,7 +92,7 @@ def test_sizes_have_the_published_number_of_parameters(name):
 )
 def test_a_config_json_that_is_not_ours_is_refused_by_field(family, field, value, names):
     with pytest.raises(UserError, match=names):
-        family.from_huggingface({field: value})
+        family.FAMILY.from_huggingface({field: value})
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_layers_have_the_windows_of_the_originals(family, changes, windows):
     config = next(iter(family.SIZES.values()))
     config = dataclasses.replace(config, num_layers=3, **changes)
     assert config.windows == windows
-    assert family.from_huggingface(config_json(config)).windows == windows
+    assert family.FAMILY.from_huggingface(config_json(config)).windows == windows
 
 
 def test_bounded_logits_stay_within_the_bound():
