@@ -29,7 +29,8 @@ from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
 from flax_transformers.models.config import Activation, ComputeConfig, TextConfig
-from flax_transformers.models.encoder import ActivatedClassifier, EncoderForMaskedLM, EncoderModel
+from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
+from flax_transformers.models.heads import ActivatedPoolingMixin
 from flax_transformers.models.kernels.dropout import dropout
 from flax_transformers.models.layers.block import LayerInputs, LayerOutput, TransformerBlock
 from flax_transformers.models.layers.dropout import Dropout
@@ -41,6 +42,7 @@ from flax_transformers.models.layers.stack import Block, Stack, make_stack
 from flax_transformers.models.parts import ModelParts
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
+    TextForSequenceClassification,
     TextForTokenClassification,
 )
 from flax_transformers.parallel.partitioning import HEADS, SCORES, constrain
@@ -253,9 +255,13 @@ class DebertaStack(nn.Module):
         return self.encoder(x_BTD, shared, per_layer, deterministic=deterministic)
 
 
+class DebertaV2ForSequenceClassification(ActivatedPoolingMixin, TextForSequenceClassification):
+    """Labels each sequence by its first token, or by the mean of all, after a layer with GELU."""
+
+
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "DebertaV2ForMaskedLM": EncoderForMaskedLM,
-    "DebertaV2ForSequenceClassification": ActivatedClassifier,
+    "DebertaV2ForSequenceClassification": DebertaV2ForSequenceClassification,
     "DebertaV2ForTokenClassification": TextForTokenClassification,
     "DebertaV2ForQuestionAnswering": TextForQuestionAnswering,
     "DebertaV2Model": EncoderModel,

@@ -11,18 +11,19 @@ from flax_transformers.families.bert import SWITCHES, BertConfig, TextForMultipl
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
-from flax_transformers.models.encoder import ActivatedClassifier, EncoderForMaskedLM, EncoderModel
-from flax_transformers.models.heads import ActivatedLayer, Tokens
+from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
+from flax_transformers.models.heads import ActivatedLayer, ActivatedPoolingMixin, Tokens
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
+    TextForSequenceClassification,
     TextForTokenClassification,
 )
 
 
-class DistilBertForSequenceClassification(ActivatedClassifier):
-    """With ReLU."""
+class DistilBertForSequenceClassification(ActivatedPoolingMixin, TextForSequenceClassification):
+    """Labels each sequence by its first token, or by the mean of all, after a layer with ReLU."""
 
-    activation = "relu"
+    pooler_activation = "relu"
 
 
 class DistilBertForMultipleChoice(TextForMultipleChoice):

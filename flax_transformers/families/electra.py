@@ -22,9 +22,10 @@ from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm
 from flax_transformers.models.config import Activation, ComputeConfig
-from flax_transformers.models.encoder import ActivatedClassifier, EncoderForMaskedLM, EncoderModel
+from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
 from flax_transformers.models.heads import (
     ActivatedLayer,
+    ActivatedPoolingMixin,
     LMHead,
     Tokens,
     Unembedding,
@@ -37,13 +38,14 @@ from flax_transformers.models.layers.stack import make_stack
 from flax_transformers.models.outputs import ModelOutput, Outputs
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
+    TextForSequenceClassification,
     TextForTokenClassification,
     TextModel,
 )
 
 
-class ElectraForSequenceClassification(ActivatedClassifier):
-    """With dropout before the linear layer as well."""
+class ElectraForSequenceClassification(ActivatedPoolingMixin, TextForSequenceClassification):
+    """Labels each sequence, with dropout before the pooling layer as well."""
 
     def vector(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
         vector_BD = super().vector(hidden_BTD, tokens, deterministic)

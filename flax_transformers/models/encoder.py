@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import jax
 
-from flax_transformers.models.config import Activation
 from flax_transformers.models.heads import (
-    ActivatedLayer,
     LanguageModelMixin,
     LMHead,
     Pooler,
@@ -79,25 +75,4 @@ class EncoderForSequenceClassification(TextForSequenceClassification):
             pooled_BD = mean_of_tokens(hidden_BTD, tokens.mask)
         else:
             pooled_BD = self.pooler(hidden_BTD)
-        return self.head_dropout(pooled_BD, deterministic=deterministic)
-
-
-class ActivatedClassifier(TextForSequenceClassification):
-    """Labels each sequence by its first token, or by the mean of all tokens if the config's
-    ``pooling`` is "mean", after a linear layer and an activation."""
-
-    activation: ClassVar[Activation] = "gelu"
-
-    def setup(self) -> None:
-        super().setup()
-        self.pooler = ActivatedLayer(self.config, self.dtype, self.activation)
-
-    def vector(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
-        """Input [B, D] of the linear layer."""
-        mean = self.config.pooling == "mean"
-        return mean_of_tokens(hidden_BTD, tokens.mask) if mean else hidden_BTD[:, 0]
-
-    def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
-        vector_BD = self.vector(hidden_BTD, tokens, deterministic)
-        pooled_BD = self.pooler(vector_BD[:, None])[:, 0]
         return self.head_dropout(pooled_BD, deterministic=deterministic)

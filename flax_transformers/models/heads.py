@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -189,6 +189,27 @@ class ActivatedLayer(nn.Module):
     @nn.compact
     def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
         return ACTIVATIONS[self.activation](square_layer(self.config, self.dtype)(hidden_BTD))
+
+
+class ActivatedPoolingMixin(nn.Module):
+    """For classifiers of sequences: a linear layer and an activation of the first token, or of the
+    mean of all tokens if the config's ``pooling`` is "mean"."""
+
+    pooler_activation: ClassVar[Activation] = "gelu"
+
+    def setup(self) -> None:
+        super().setup()
+        self.pooler = ActivatedLayer(self.config, self.dtype, self.pooler_activation)
+
+    def vector(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
+        """Input [B, D] of the linear layer."""
+        mean = self.config.pooling == "mean"
+        return mean_of_tokens(hidden_BTD, tokens.mask) if mean else hidden_BTD[:, 0]
+
+    def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
+        vector_BD = self.vector(hidden_BTD, tokens, deterministic)
+        pooled_BD = self.pooler(vector_BD[:, None])[:, 0]
+        return self.head_dropout(pooled_BD, deterministic=deterministic)
 
 
 class Pooler(nn.Module):
