@@ -4,10 +4,12 @@ Command:   flax-transformers train configs/basic_m.py --workdir gs://bucket/basi
                --data.source.path SHARDS --data.tokenizer.path TOKENIZER
            where SHARDS is a folder of WebDataset tar files with images and .txt captions, and
            TOKENIZER the folder of a SentencePiece tokenizer of 32,000 tokens, such as T5's
-Hardware:  written for a TPU v5e slice of 256 chips, 16x16; not planned
+Hardware:  written for a TPU v5e slice of 256 chips, 16x16
 Data:      6.6 billion pairs (not published)
 Expected:  not run. The paper reports the accuracies of models whose image encoder was first trained
            on labels, so there is none to compare with
+Planned:   not run. --topology v5e:16x16: 12.4 of 15.75 GiB per chip, a step time of at least
+           1.46 s, an MFU of at most 24.6 %: it is bound by memory bandwidth
 
 Differences from the original: both encoders are trained on pairs from the start, by AdamW with the
 first moment in bfloat16 instead of Adafactor with weight decay.
