@@ -61,6 +61,36 @@ def load_study(path: str, overrides: Sequence[str] = ()) -> Study:
     return replace(study, base=override(study.base, overrides))
 
 
+@contextlib.contextmanager
+def naming_options(config: TrainConfig) -> Iterator[None]:
+    """Errors about a path of ``config`` that does not exist say which option sets it."""
+    try:
+        yield
+    except UserError as error:
+        said = str(error)
+        for name, path in missing_paths(config):
+            if path in said and f"--{name}" not in said:
+                error.args = (f"{said.removesuffix('.')} (the option is --{name})",)
+                break
+        raise
+
+
+def missing_paths(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Option and value of each local path in a config that does not exist from here."""
+    if isinstance(value, str):
+        is_local = "://" not in value and not value.startswith("tfds:")
+        if name.endswith(("path", "store")) and is_local and not os.path.exists(value):
+            yield name.replace("_", "-"), value
+        return
+    items: list[tuple[str, Any]] = []
+    if isinstance(value, tuple):
+        items = [(str(i), item) for i, item in enumerate(value)]
+    elif is_dataclass(value):
+        items = [(field.name, getattr(value, field.name)) for field in fields(value)]
+    for key, item in items:
+        yield from missing_paths(item, f"{name}.{key}" if name else key)
+
+
 def recipe(name: str) -> TrainConfig:
     """The config of one of this package's recipes, "bert_tiny", or of a config file.
 

@@ -40,12 +40,13 @@ class Inspect:
         from rich.console import Console
         from rich.text import Text
 
-        from flax_transformers.cli.config_file import load_config
+        from flax_transformers.cli.config_file import load_config, naming_options
         from flax_transformers.data.dataset import prepare, training_examples
         from flax_transformers.data.pipeline.loader import TrainStream
 
         config = load_config(self.config, overrides)
-        prepared = prepare(config.data, compare="nothing")
+        with naming_options(config):
+            prepared = prepare(config.data, compare="nothing")
         phase = config.phases[0]
         spec = config.objective.window_spec(phase.sequence_length)
         examples = training_examples(prepared, spec, config.data, config.seed)

@@ -36,13 +36,13 @@ class Prepare:
     """Read every byte of a finished store, and of its source if that still exists."""
 
     def run(self, overrides: Sequence[str]) -> int:
-        from flax_transformers.cli.config_file import load_config
+        from flax_transformers.cli.config_file import load_config, naming_options
 
         if self.begin + self.verify + (self.shard is not None) > 1:
             raise UserError("--begin, --shard and --verify exclude each other; give one of them")
         config = load_config(self.config, overrides)
         watchdog.start(config.limits)
-        with watchdog.phase("prepare"):
+        with watchdog.phase("prepare"), naming_options(config):
             return _prepare(self, config.data, config.evaluation.sets)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional
 
@@ -52,23 +53,36 @@ class Train:
         from flax_transformers.monitoring.profiling import Profiling
         from flax_transformers.parallel.distributed import PREEMPTED
 
-        try:
+        with self._naming_paths(config):
             outcome = runs.train(
                 config,
                 self.workdir,
                 overrides=overrides,
                 profiling=Profiling(profile, self.dump_hlo),
             )
+        return PREEMPTED if outcome.preempted else 0
+
+    @contextlib.contextmanager
+    def _naming_paths(self, config: TrainConfig) -> Iterator[None]:
+        """Errors name the option of a missing path, or say that a saved path is relative."""
+        from flax_transformers.cli.config_file import missing_paths, naming_options
+
+        if self.config is not None:
+            with naming_options(config):
+                yield
+            return
+        try:
+            yield
         except UserError as error:
-            missing = next(_missing_paths(config), None) if self.config is None else None
-            if missing is None:
+            missing = missing_paths(config)
+            name, path = next((m for m in missing if not os.path.isabs(m[1])), (None, ""))
+            if name is None:
                 raise
             raise UserError(
-                f"{error} (the saved config has the relative path {missing[1]!r}, which is not in "
+                f"{error} (the saved config has the relative path {path!r}, which is not in "
                 f"{os.getcwd()}: start the command in the folder where the run was started, or set "
-                f"--{missing[0]})"
+                f"--{name})"
             ) from error
-        return PREEMPTED if outcome.preempted else 0
 
     def _config(self, overrides: Sequence[str]) -> TrainConfig:
         """The config of the file, or of the run whose newest checkpoint is in the workdir."""
@@ -101,22 +115,6 @@ class Train:
                 f"{self.workdir}"
             )
         return override(config, overrides)
-
-
-def _missing_paths(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Option and value of each relative path in a config that does not exist from here."""
-    if isinstance(value, str):
-        is_relative = not os.path.isabs(value) and "://" not in value
-        if name.endswith(("path", "store")) and is_relative and not os.path.exists(value):
-            yield name.replace("_", "-"), value
-        return
-    items: list[tuple[str, Any]] = []
-    if isinstance(value, tuple):
-        items = [(str(i), item) for i, item in enumerate(value)]
-    elif is_dataclass(value):
-        items = [(field.name, getattr(value, field.name)) for field in fields(value)]
-    for key, item in items:
-        yield from _missing_paths(item, f"{name}.{key}" if name else key)
 
 
 def _steps(text: str | None) -> tuple[int, int] | None:

@@ -75,7 +75,24 @@ def test_relative_paths_of_a_saved_config_are_named_where_they_do_not_exist(
         f"'corpus/text.txt', which is not in {tmp_path}: start the command in the folder where the "
         "run was started, or set --data.source.path)"
     )
-    assert refused(capsys, "train", TINY, "--workdir", "run").endswith("no file corpus/text.txt")
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "text.txt").touch()
     assert refused(capsys, "train", "--workdir", "run").endswith("no file corpus/text.txt")
+
+
+@pytest.mark.parametrize("command", ["train", "prepare", "inspect"])
+@pytest.mark.parametrize(
+    ("recipe", "options", "name"),
+    [
+        ("vit_mnist", [], "data.source.path"),
+        ("modernbert_small_upos", [], "data.source.path"),
+        ("bert_tiny", ["--data.tokenizer.path", "absent"], "data.tokenizer.path"),
+    ],
+)
+def test_a_missing_path_is_named_by_its_option(
+    command, recipe, options, name, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    workdir = ["--workdir", "run"] if command == "train" else []
+    said = refused(capsys, command, recipe, *workdir, *options)
+    assert said.endswith(f"check the path (the option is --{name})")

@@ -40,7 +40,7 @@ def open_images(source: ImageSource) -> Images:
             f"Images are read from local files or TFDS, not from {source.path}; copy them first."
         )
     if not root.exists():
-        raise UserError(f"There is no file or folder {source.path}; check data.source.path.")
+        raise UserError(f"There is no file or folder {source.path}; check the path.")
     parquet = [root] if root.is_file() else sorted(root.rglob("*.parquet"))
     if source.caption_field and not (parquet and parquet[0].suffix == ".parquet"):
         return open_captioned(source, root)
