@@ -53,7 +53,7 @@ class ClipImageEncoder(VisionModel):
 
     def setup(self) -> None:
         super().setup()
-        self.pre_norm = make_norm(self.config, self.dtype)
+        self.pre_norm = make_norm(self.config, self.dtype, axis="input_norm")
 
     def encode(self, x_BTD: jax.Array, *, deterministic: bool) -> jax.Array:
         """The layers, without the final norm."""

@@ -221,7 +221,7 @@ class DebertaStack(nn.Module):
         c, dtype = self.config, jnp.dtype(self.compute.dtype)
         rows, axes = 2 * c.relative_span, ("positions", "embed")
         self.relative = Embedding(rows, c.hidden_size, dtype, axes, c.init_std)
-        self.relative_norm = make_norm(c, dtype)
+        self.relative_norm = make_norm(c, dtype, axis="input_norm")
         if not c.conv_kernel_size:
             self.encoder = make_stack(c, self.compute, self.block)
             return

@@ -29,8 +29,8 @@ _BATCH_AXES = frozenset({"layers", "expert"})
 _TABLE_ROWS = frozenset({"vocab", "positions", "token_types"})
 _HEAD_AXES = frozenset({"heads", "key_heads", "head_dim"})  # of a bias for each head
 _STACK_PARTS = ("first", "layers", "remainder")
-_EMBEDDINGS = ("words", "embeddings", "pre_norm", "relative_norm")
-"""Folders of what the layers read: tables, and the norms of CLIP and DeBERTa on it."""
+_EMBEDDINGS = ("words", "embeddings")
+"""Folders of what the layers read."""
 _RELATIVE_BIAS = "relative_bias"
 
 
@@ -284,7 +284,8 @@ def depths(params: Any, axes: Axes = NO_AXES) -> tuple[Any, int]:
     stacked parameter's depth is a vector over its leading axis. Where there are two stacks, the
     decoder's layers lie on the encoder's; T5's relative bias belongs to the first layer of its
     stack, and the encoder's last norm to its last layer. Embeddings are all parameters in a folder
-    with a table of tokens, positions or token types, or a kernel of patches, or of that name.
+    with a table of tokens, positions or token types, a kernel of patches, or a norm of the axis
+    "input_norm", or of that name.
     """
     shapes = {
         name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -322,10 +323,11 @@ def _folder(name: Name, stacks: Iterable[Name]) -> Name:
 
 
 def _is_input(name: Name, axes: Axes) -> bool:
-    """Whether a parameter makes vectors of tokens, positions or patches, by its logical axes."""
+    """Whether a parameter makes or norms vectors of tokens, positions or patches, by its logical
+    axes."""
     own = _own_axes(axes.get(name, ()))
     is_table = len(own) > 1 and own[0] in _TABLE_ROWS and not _is_relative_bias(name, axes)
-    return is_table or (len(own) > 1 and own[0] == "channels")
+    return is_table or own == ("input_norm",) or (len(own) > 1 and own[0] == "channels")
 
 
 def _is_relative_bias(name: Name, axes: Axes) -> bool:

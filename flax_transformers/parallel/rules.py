@@ -44,6 +44,7 @@ RULES: Rules = (
     ("patch_width", None),
     ("token_types", None),
     ("norm", None),
+    ("input_norm", None),
     ("running", None),
     ("labels", None),
     ("rank", None),

@@ -10,18 +10,21 @@ from flax_transformers.models.config import TransformerConfig
 from flax_transformers.models.kernels.closed_form import standardized
 
 
-def make_norm(config: TransformerConfig, dtype: jnp.dtype, name: str | None = None) -> nn.Module:
+def make_norm(
+    config: TransformerConfig, dtype: jnp.dtype, name: str | None = None, *, axis: str = "norm"
+) -> nn.Module:
     """The norm of a model, over the last axis, with parameters ``scale`` and perhaps ``bias``.
 
-    Statistics are float32.
+    Statistics are float32. ``axis``: "input_norm" for a norm of what the layers read, outside the
+    folder of embeddings, whose learning rate it has (``optim.selection.depths``).
     """
     eps = config.norm_eps
-    scale_init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
+    scale_init = nn.with_logical_partitioning(nn.initializers.ones_init(), (axis,))
     if config.norm_offset:
         return OffsetRMSNorm(eps, config.norm_offset, dtype, name=name)
     if config.norm == "rms":
         return nn.RMSNorm(epsilon=eps, dtype=dtype, scale_init=scale_init, name=name)
-    return LayerNorm(eps, config.norm_bias, dtype, name=name)
+    return LayerNorm(eps, config.norm_bias, dtype, axis, name=name)
 
 
 class LayerNorm(nn.Module):
@@ -30,11 +33,12 @@ class LayerNorm(nn.Module):
     eps: float
     use_bias: bool
     dtype: jnp.dtype
+    axis: str = "norm"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         def parameter(name: str, init: nn.initializers.Initializer) -> jax.Array:
-            init = nn.with_logical_partitioning(init, ("norm",))
+            init = nn.with_logical_partitioning(init, (self.axis,))
             value = self.param(name, init, (x.shape[-1],), jnp.float32)
             return jnp.expand_dims(value, tuple(range(x.ndim - 1)))
 
