@@ -27,6 +27,7 @@ from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.families.bert import BertConfig
 from flax_transformers.huggingface.family import build_model, family_of_json
+from flax_transformers.huggingface.placement import boxed_parameters
 from flax_transformers.models.config import (
     ComputeConfig,
     EncoderDecoderConfig,
@@ -114,7 +115,7 @@ def tiny_model(architecture: str, **changes: Any) -> tuple[nn.Module, Any]:
 
 @partial(jax.jit, static_argnums=0)  # which compiles equal models once
 def _initial(model: Any) -> Any:
-    return nn.meta.unbox(model.init(jax.random.key(0), **model.example_inputs())["params"])
+    return nn.meta.unbox(boxed_parameters(model, jax.random.key(0)))
 
 
 def tiny_architecture(architecture: str, **changes: Any) -> Any:

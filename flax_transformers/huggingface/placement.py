@@ -22,7 +22,12 @@ logger = logging.getLogger(__name__)
 
 def boxed_shapes(model: nn.Module) -> Any:
     """Shapes of the parameters with their logical axis names."""
-    return _shapes(_initialise, model)
+    return jax.eval_shape(_once(_initialise, model), jax.random.key(0))
+
+
+def boxed_parameters(model: nn.Module, key: jax.Array) -> Any:
+    """New parameters with their logical axis names."""
+    return _once(_initialise, model)(key)
 
 
 def adapted_shapes(model: nn.Module, lora: LoraConfig) -> tuple[Any, Adapters | None]:
@@ -39,17 +44,16 @@ def adapted_shapes(model: nn.Module, lora: LoraConfig) -> tuple[Any, Adapters | 
 
 def body_names(model: Any) -> frozenset[str]:
     """Top-level names of the parameters that ``hidden_states`` uses. All others belong to heads."""
-    return frozenset(_shapes(_initialise_body, model))
+    return frozenset(jax.eval_shape(_once(_initialise_body, model), jax.random.key(0)))
 
 
-def _shapes(initialise: Callable[[Any, jax.Array], Any], model: Any) -> Any:
-    key = jax.random.key(0)
+def _once(initialise: Callable[[Any, jax.Array], Any], model: Any) -> Callable[[jax.Array], Any]:
+    """``initialise`` of ``model``, as a function that is traced once for equal models."""
     try:
         hash(model)
     except TypeError:  # a user's model whose config is a plain dataclass, say
-        return jax.eval_shape(partial(initialise, model), key)
-    # Equal models are traced once.
-    return jax.jit(initialise, static_argnums=0).eval_shape(model, key)
+        return partial(initialise, model)
+    return partial(jax.jit(initialise, static_argnums=0), model)
 
 
 def _initialise(model: Any, key: jax.Array) -> Any:
@@ -108,7 +112,7 @@ def fresh_heads(
     )
 
     def initialise(key: jax.Array) -> Any:
-        params = nn.meta.unbox(_initialise(model, key))
+        params = nn.meta.unbox(boxed_parameters(model, key))
         return jax.tree.map(
             lambda leaf, wanted: leaf.astype(wanted.dtype),
             {name: params[name] for name in names},

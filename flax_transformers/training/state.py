@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flax_transformers.adapters.lora import Adapters
 from flax_transformers.checkpointing.step_directories import few
 from flax_transformers.errors import UserError
+from flax_transformers.huggingface.placement import boxed_parameters
 from flax_transformers.optim.selection import joined, name_of, split_statistics
 from flax_transformers.parallel.rules import parameter_shardings, replicated
 
@@ -73,7 +74,7 @@ class TrainState(struct.PyTreeNode):
         def fresh(variables: Any) -> dict[str, Any]:
             values = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), wanted)
             if lacking:
-                boxed = model.init(jax.random.key(0), **model.example_inputs())["params"]
+                boxed = boxed_parameters(model, jax.random.key(0))
                 values["model_state"] = nn.meta.unbox(split_statistics(boxed)[1])
                 variables = joined(variables, values["model_state"])
             if values.get("ema"):
@@ -117,7 +118,7 @@ def new_state(
     Raises UserError if the optimizer's patterns do not fit the parameters.
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
-    params = model.init(init_key, **model.example_inputs())["params"]
+    params = boxed_parameters(model, init_key)
     if adapters is not None:
         params = adapters.added(params, init_key)
     variables = nn.meta.unbox(params)
