@@ -13,6 +13,7 @@ from flax_transformers.objectives.contrastive import ImageTextContrastive
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.testing import tiny_model
 from flax_transformers.training.trainer import Trainer
+from tests.multi_device.states import placed_state
 
 ROWS, LENGTH = 16, 8
 ARCHITECTURES = {"softmax": "CLIPModel", "sigmoid": "SiglipModel"}
@@ -39,7 +40,7 @@ def after_a_step(loss, mesh, micro_batches):
         mesh=make_mesh(mesh),
         micro_batches=micro_batches,
     )
-    state, metrics = trainer.step(trainer.init(params=params), batch)
+    state, metrics = trainer.step(placed_state(trainer.abstract, params), batch)
     return metrics["train/loss"], state.params
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import cache
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -25,14 +24,14 @@ from flax_transformers.objectives.span_corruption import SpanCorruption
 from flax_transformers.objectives.videos import MaskedVideo
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule
-from flax_transformers.optim.selection import leaves_named_in
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding
 from flax_transformers.planning.hlo_cost import SLICES, account
 from flax_transformers.planning.topology import devices_of
 from flax_transformers.testing import relative_difference, tiny_architecture, tiny_model
-from flax_transformers.training.state import TrainState, abstract_state
+from flax_transformers.training.state import abstract_state
 from flax_transformers.training.step import compile_train_step, make_train_step, model_functions
+from tests.multi_device.states import placed_state
 
 STEPS, ROWS, LENGTH, WORDS = 10, 8, 16, 96
 
@@ -173,26 +172,17 @@ def losses(architecture, mesh_config):
     """Of ten steps on the mesh, and the state they reach."""
     objective, optimizer = OBJECTIVE_OF[architecture], ADAMW.make(STEPS)
     model, variables = start(architecture)
-    key, counts = jax.random.key_data(jax.random.key(1)), jnp.zeros(3, jnp.int32)
     mesh = make_mesh(mesh_config)
     with jax.set_mesh(mesh):
         abstract = abstract_state(model, optimizer, 0, mesh)
-        params, statistics = leaves_named_in(abstract.params, variables), None
-        if abstract.model_state is not None:
-            statistics = leaves_named_in(abstract.model_state, variables)
-        state = TrainState(
-            counts[0], params, optimizer.init(params), key, *counts[1:], model_state=statistics
-        )
-        # From the host, for a step donates its state, and these parameters start on every mesh.
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        state = jax.device_put(jax.device_get(state), shardings)
+        state = placed_state(abstract, variables)
         step = make_train_step(objective, model_functions(model), optimizer, 1)
         step = compile_train_step(step, abstract, mesh)
         rows, found = jax.device_put(batch(objective), batch_sharding(mesh)), []
         for _ in range(STEPS):
             state, report = step(state, rows)
             total, count = report.sums["loss"]
-            found.append(float(total / count))
+            found.append(float(total) / float(count))
     # Ten steps learn little of pixels that are noise, but something.
     assert found[-1] < 0.95 * found[0], "nothing was learnt"
     return np.array(found), state

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from flax_transformers.huggingface.family import build_model
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import batch_sharding
 from flax_transformers.testing import relative_difference, tiny_bert, tiny_config, write_corpus
-from flax_transformers.training.state import abstract_state, initialize_state
+from flax_transformers.training.state import abstract_state
 from flax_transformers.training.step import compile_train_step, make_train_step, model_functions
+from tests.multi_device.states import placed_state
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +27,7 @@ STILL = {"dropout": 0.0, "attention_dropout": 0.0}
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    """A config and ten batches whose rows have different numbers of masked tokens."""
+    """A config, ten batches whose rows have different numbers of masked tokens, and parameters."""
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder / "text.txt")
     config = tiny_config(folder / "text.txt", folder / "store")
@@ -45,12 +47,14 @@ def setting(tmp_path_factory):
     for batch in batches:
         del batch["example_id"]
     assert len({int(row.sum()) for row in batches[0]["masked_weights"]}) > 1
-    return config, batches
+    model = build_model(tiny_bert(), config.compute)
+    init = jax.jit(lambda: model.init(jax.random.key(0), **model.example_inputs())["params"])
+    return config, batches, nn.meta.unbox(init())
 
 
-def losses(setting, mesh_config, micro_batches=1, generator="auto", **model):
-    config, batches = setting
-    mesh = make_mesh(mesh_config)
+def losses(setting, mesh_config, micro_batches=1, generator="auto", devices=8, **model):
+    config, batches, variables = setting
+    mesh = make_mesh(mesh_config, jax.devices()[:devices])
     compute = dataclasses.replace(config.compute.resolve("cpu"), dropout_generator=generator)
     network = build_model(tiny_bert(**model), compute)
     optimizer = config.optimizer.make(STEPS)
@@ -58,14 +62,14 @@ def losses(setting, mesh_config, micro_batches=1, generator="auto", **model):
     found = []
     with jax.set_mesh(mesh):
         abstract = abstract_state(network, optimizer, 0, mesh)
-        state = initialize_state(network, optimizer, 0, abstract)
+        state = placed_state(abstract, variables)
         step = compile_train_step(
             make_train_step(config.objective, functions, optimizer, micro_batches), abstract, mesh
         )
         for batch in batches:
             state, report = step(state, jax.device_put(batch, batch_sharding(mesh)))
             total, count = report.sums["loss"]
-            found.append(float(total / count))
+            found.append(float(total) / float(count))
     return np.array(found), state
 
 
@@ -86,7 +90,7 @@ def mixed(setting):
 
 @pytest.fixture(scope="module")
 def without_dropout(setting):
-    return losses(setting, MIXED, **STILL)
+    return losses(setting, MeshConfig(), devices=1, **STILL)
 
 
 MESHES = [("mixed", 4), pytest.param("fully_sharded", 8, marks=pytest.mark.full)]
