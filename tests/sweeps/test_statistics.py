@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from flax_transformers.sweeps import statistics
 from flax_transformers.sweeps.statistics import compare, holm, sign_flip_test, summary
@@ -33,6 +32,8 @@ def test_a_mixed_sample_counts_the_signs_that_reach_its_sum():
 
 
 def test_the_exact_test_is_that_of_scipy():
+    from scipy import stats  # which takes a second to import
+
     own = [0.41, -0.13, 0.27, 0.08, 0.33, -0.02, 0.19]
     theirs = stats.permutation_test(
         (own,), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
