@@ -22,6 +22,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 # Programs, also those of commands in their own processes, are compiled in a third of the time with
 # few optimisations, without the code generator that goes through MLIR, and as one module each.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# Nor does a program carry the lines of Python that each operation comes from.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -72,20 +74,25 @@ def one_device() -> Iterator[None]:
         yield
 
 
+_TRAINERS: list = []
+"""What `compiled_once` has made, for all modules of a process."""
+
+
 @pytest.fixture(scope="module")
 def compiled_once() -> Iterator[None]:
     """Runs of the same model, objective and optimizer on the same mesh share the trainer, whose
     steps each of them would otherwise trace and load anew. For modules that change no code that is
     traced."""
-    made, make = [], setup.Trainer
+    make = setup.Trainer
 
     def shared(**arguments):
         # All that the trainer is made of, apart from a limit that the loop reads from the config,
         # and from the end of a schedule that has none.
         compared = {k: v for k, v in arguments.items() if k != "max_consecutive_skips"}
-        if arguments["optimizer"].schedule.kind == "constant":
+        schedule = getattr(arguments["optimizer"], "schedule", None)
+        if getattr(schedule, "kind", None) == "constant":
             del compared["total_steps"]
-        for known, trainer in made:
+        for known, trainer in _TRAINERS:
             if known == compared:
                 return trainer
         trainer = make(**arguments)
@@ -99,7 +106,7 @@ def compiled_once() -> Iterator[None]:
             return jax.device_put(drawn(seed), where, may_alias=False)
 
         trainer.init = init
-        made.append((compared, trainer))
+        _TRAINERS.append((compared, trainer))
         return trainer
 
     with pytest.MonkeyPatch.context() as patch:
@@ -110,6 +117,11 @@ def compiled_once() -> Iterator[None]:
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: tests of several processes wait now and then."""
     return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: it is not searched for garbage again and again."""
+    gc.freeze()
 
 
 _LONG = {"multi_device", "multi_process", "training"}

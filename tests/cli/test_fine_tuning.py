@@ -16,7 +16,7 @@ from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.testing import assert_bit_equal, tiny_bert, tiny_model, write_corpus
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_once")]
 
 CONFIG = """
 from flax_transformers.data.config import TextData

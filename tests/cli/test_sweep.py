@@ -94,7 +94,7 @@ def scores(folder):
 
 @pytest.mark.slow
 @pytest.mark.multi_process
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("one_device", "compiled_once")
 def test_a_sweep_that_was_killed_goes_on_and_ends_like_one_that_was_not(study, tmp_path, capsys):
     """A kill within the second of two runs; a report without training; and an array job."""
     killed, part = tmp_path / "killed", tmp_path / "part"
@@ -125,7 +125,7 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_like_one_that_was_not(study, t
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("one_device", "compiled_once")
 def test_a_failed_run_is_named_at_the_end_with_exit_code_2(study, tmp_path, capsys):
     grid = ["--grid", "data.source.path=text.txt,absent.txt"]
     said = refused(capsys, "sweep", TINY, *grid, "--workdir", str(tmp_path / "all"), *SMALL)

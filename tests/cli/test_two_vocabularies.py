@@ -37,7 +37,7 @@ def get_config():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("one_device", "compiled_once")
 def test_train_evaluate_inspect_and_generate_with_a_tokenizer_for_targets(tmp_path, capsys):
     pairs, config, run = (tmp_path / name for name in ("pairs.tsv", "config.py", "run"))
     pairs.write_text("".join(f"{n:02d} Hunde\tThe dogs {n}\n" for n in range(60)))

@@ -22,7 +22,7 @@ from flax_transformers.testing import batches_with_nan, tiny_bert, tiny_config, 
 from flax_transformers.training.config import Logging
 from flax_transformers.training.loop import Outcome
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_once")]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from flax_transformers.testing import tiny_config, write_corpus
 from flax_transformers.training import run_state
 from flax_transformers.training.loop import train_prepared
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "compiled_once")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -27,8 +26,9 @@ from flax_transformers.pretrained import initial_parameters
 from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
 from flax_transformers.training.loop import train_prepared
 from flax_transformers.training.step import check_fits
+from tests.huggingface.tensors import drawn_parameters, parameter_shapes
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "compiled_once")
 
 PRETRAINING = "BertForPreTraining"
 
@@ -64,8 +64,7 @@ def test_objectives_fit_the_models_they_are_for(objective, config):
 
 def save(folder, model):
     """Writes a model with drawn parameters; what a reader finds comes back."""
-    draw = jax.jit(lambda key: nn.meta.unbox(model.init(key, **model.example_inputs())["params"]))
-    ft.save_pretrained(folder, model, draw(jax.random.key(7)))
+    ft.save_pretrained(folder, model, drawn_parameters(model, parameter_shapes(model)))
     return ft.load_pretrained(folder)[1]
 
 

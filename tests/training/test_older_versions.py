@@ -140,7 +140,19 @@ def test_dropout_masks_stay_those_of_that_version_unless_the_config_says_otherwi
 
 
 @pytest.mark.slow
-@EACH
+@pytest.mark.parametrize(
+    ("unpacked", "name"),
+    [
+        # All runs of the newest of these versions, and one of each before it.
+        pytest.param(
+            version, name, marks=[pytest.mark.full] * (i > 0 and version != "version_0_2_0")
+        )
+        for version in TYPES
+        for i, name in enumerate(RUNS)
+    ],
+    indirect=["unpacked"],
+    scope="session",
+)
 def test_the_run_resumes_with_the_losses_of_that_version(old, name, generator):
     config = config_of(old, name)
     config = dataclasses.replace(  # as in a recipe of today

@@ -169,7 +169,7 @@ def get_config():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("one_device", "compiled_once")
 def test_a_run_whose_corpus_moved_and_whose_store_is_gone_trains_on(tmp_path, capsys):
     def run(steps: int) -> int:
         text, store = str(tmp_path / "text.txt"), str(tmp_path / "store")

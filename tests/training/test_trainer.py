@@ -100,6 +100,7 @@ def test_a_loop_of_ones_own_takes_the_steps_of_fit(plain):
 
 
 @pytest.mark.slow
+@pytest.mark.full  # tests/multi_device/test_rollouts.py has a trainer on a mesh
 def test_a_mesh_of_four_devices_trains_as_one_does(plain):
     divided = trainer(ft.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4]))
     state, one = divided.init(seed=1), plain.init(seed=1)
