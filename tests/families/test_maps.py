@@ -13,8 +13,8 @@ EPS = 0.5
 X = np.random.default_rng(0).normal(3.0, 2.0, (8, 2, 3, 5)).astype(np.float32)
 
 
-def apply(x, rows, momentum=0.25, **changed):
-    """The output in training, and the movements of mean and variance."""
+def apply(x, rows, momentum=0.25, training=True, **changed):
+    """The output, and the movements of mean and variance."""
     layer = BatchNorm(BatchNormConfig(rows=rows, momentum=momentum), EPS, np.float32)
     params = jax.tree.map(
         lambda leaf: leaf.unbox(),
@@ -24,7 +24,7 @@ def apply(x, rows, momentum=0.25, **changed):
     params |= changed
 
     def total(params):
-        y = layer.apply({"params": params}, x, deterministic=False)
+        y = layer.apply({"params": params}, x, deterministic=not training)
         return (y * y).sum(), y
 
     grads, y = jax.grad(total, has_aux=True)(params)
@@ -37,6 +37,11 @@ def test_each_group_is_normalised_by_its_own_statistics():
         own = X[group::4].astype(np.float64)
         mean, variance = own.mean((0, 1, 2)), own.var((0, 1, 2))
         np.testing.assert_allclose(y[group::4], (own - mean) / np.sqrt(variance + EPS), atol=1e-5)
+
+
+def test_running_statistics_do_not_count_as_changes_of_an_evaluation():
+    _, mean, variance = apply(X, rows=2, training=False)
+    assert not mean.any() and not variance.any()
 
 
 def test_running_statistics_move_to_the_means_over_groups():

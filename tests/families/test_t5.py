@@ -59,6 +59,7 @@ TINY = T5Config(
 
 
 @pytest.mark.slow
+@pytest.mark.full  # test_modernbert.py has an example
 def test_a_stack_that_is_written_out_gives_the_same():
     assert_parity(CASES["every_layer"], golden.__file__, scan_layers=False)
 
