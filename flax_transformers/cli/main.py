@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import gc
 import logging
 import os
 import sys
@@ -36,6 +37,8 @@ def program(arguments: Sequence[str] | None = None) -> int:
     """``main`` for a process that ends with it: the watchdog limits how long the exit takes."""
     if arguments is None and sys.argv[1:2] in (["train"], ["sweep"]):
         restart_with_memory_settings()
+    # Tracing makes many objects and little garbage; looking for it took a sixth of a short run.
+    gc.set_threshold(10_000, 20)
     try:
         return main(arguments)
     finally:
