@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import jax
@@ -44,6 +45,10 @@ def after_a_step(loss, mesh, micro_batches):
     return metrics["train/loss"], state.params
 
 
+def norm(tree):
+    return math.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(tree)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["softmax", pytest.param("sigmoid", marks=pytest.mark.full)])
 def test_a_step_does_not_depend_on_the_mesh_or_on_micro_batches(loss):
@@ -52,4 +57,4 @@ def test_a_step_does_not_depend_on_the_mesh_or_on_micro_batches(loss):
     np.testing.assert_allclose(found_loss, expected_loss, rtol=1e-6)
     moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), found, expected)
     first = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), expected, start(loss)[1])
-    assert optax.tree.norm(moved) < 1e-5 * optax.tree.norm(first)
+    assert norm(moved) < 1e-5 * norm(first)

@@ -31,6 +31,7 @@ from flax_transformers.planning.topology import devices_of
 from flax_transformers.testing import relative_difference, tiny_architecture, tiny_model
 from flax_transformers.training.state import abstract_state
 from flax_transformers.training.step import compile_train_step, make_train_step, model_functions
+from tests.families.parity import some_by_default
 from tests.multi_device.states import placed_state
 
 STEPS, ROWS, LENGTH, WORDS = 10, 8, 16, 96
@@ -215,8 +216,9 @@ def test_every_family_is_here():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture",
-    # test_meshes.py always has an encoder of this kind on this mesh.
-    [pytest.param("BertForMaskedLM", marks=pytest.mark.full), *ONE_OF_A_SHAPE[1:]],
+    # test_meshes.py always has an encoder of this kind on this mesh, and test_contrastive.py one of
+    # images.
+    some_by_default(ONE_OF_A_SHAPE, ["LlamaForCausalLM", "T5ForConditionalGeneration"]),
 )
 def test_a_family_of_each_shape_has_equal_losses_on_a_mixed_mesh(architecture):
     check(architecture, MESHES[-1:])
