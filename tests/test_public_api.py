@@ -13,6 +13,7 @@ from flax_transformers.cli.config_file import recipes
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Frame
+from tests.huggingface.tensors import drawn_model
 
 
 def test_every_public_name_is_there():
@@ -87,9 +88,7 @@ def test_without_a_noted_frame_texts_stand_between_cls_and_sep():
 
 @pytest.mark.slow
 def test_a_model_is_saved_with_its_tokenizer_and_both_load(saved, tmp_path):
-    from flax_transformers.testing import tiny_model
-
-    model, params = tiny_model("BertForMaskedLM", vocab_size=262)
+    model, params = drawn_model("BertForMaskedLM", vocab_size=262)
     tokenizer = ft.load_tokenizer(saved)
     ft.save_pretrained(tmp_path / "out", model, params, tokenizer=tokenizer)
     loaded, _ = ft.load_pretrained(tmp_path / "out")

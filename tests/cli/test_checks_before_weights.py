@@ -15,7 +15,7 @@ import flax_transformers as ft
 from flax_transformers.cli.main import main
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.huggingface import read
-from flax_transformers.testing import tiny_model
+from tests.huggingface.tensors import drawn_model
 
 CONFIG = """
 from flax_transformers.testing import tiny_bert, tiny_config
@@ -27,7 +27,7 @@ def get_config():
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
-model_of = functools.cache(tiny_model)
+model_of = functools.cache(drawn_model)
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_convert_says_which_tokens_the_model_lacks(saved, caplog, tmp_path):
 
 
 def test_a_described_model_is_the_one_that_is_loaded(tmp_path):
-    model, params = tiny_model("RobertaForMaskedLM", vocab_size=262)
+    model, params = drawn_model("RobertaForMaskedLM", vocab_size=262)
     ft.save_pretrained(tmp_path / "model", model, params, tokenizer=ByteTokenizer())
     for architecture in (None, "RobertaModel"):
         found = ft.pretrained.find_pretrained(tmp_path / "model")

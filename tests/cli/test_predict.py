@@ -29,6 +29,7 @@ from flax_transformers.objectives.token_classification import TokenClassificatio
 from flax_transformers.runtime import with_label_names
 from flax_transformers.testing import tiny_bert, tiny_config, tiny_model
 from flax_transformers.training.run_state import RunPosition, checkpoint_meta, tokenizer_files
+from tests.huggingface.tensors import drawn_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
@@ -308,7 +309,7 @@ def test_labels_of_a_published_classifier_may_be_independent(tmp_path, capsys):
 
 
 def test_a_model_without_a_head_says_what_to_do(tmp_path, capsys):
-    model, params = tiny_model("GPT2LMHeadModel", vocab_size=384)
+    model, params = drawn_model("GPT2LMHeadModel", vocab_size=384)
     ft.save_pretrained(tmp_path / "hf", model, params, tokenizer=ByteTokenizer())
     (tmp_path / "a.txt").write_text("one\n")
     assert main(["predict", str(tmp_path / "hf"), "--input", str(tmp_path / "a.txt")]) == 2
