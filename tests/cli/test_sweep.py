@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.monitoring.sinks import MetricSink
 from flax_transformers.sweeps.study import Study
-from flax_transformers.testing import tiny_bert, tiny_config
+from flax_transformers.testing import tiny_config
 from flax_transformers.training.config import Logging
 
 
@@ -52,7 +52,6 @@ def get_study():
             "text.txt",
             "store",
             steps=5,
-            model=tiny_bert(num_layers=1),
             checkpoints=CheckpointConfig(every_steps=2),
             logging=Logging(every_steps=1, tensorboard=False, sinks=(Killing(),)),
         ),

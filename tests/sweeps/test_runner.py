@@ -18,7 +18,7 @@ from flax_transformers.storage.workdir import workdir_lock
 from flax_transformers.sweeps import runner
 from flax_transformers.sweeps.study import Study, StudyRuns, points
 from flax_transformers.sweeps.table import make_table
-from flax_transformers.testing import batches_with_nan, tiny_bert, tiny_config, write_corpus
+from flax_transformers.testing import batches_with_nan, tiny_config, write_corpus
 from flax_transformers.training.config import Logging
 from flax_transformers.training.loop import Outcome
 
@@ -28,13 +28,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_
 @pytest.fixture
 def base(tmp_path):
     write_corpus(tmp_path / "text.txt", 20)
-    return tiny_config(
-        tmp_path / "text.txt",
-        tmp_path / "store",
-        steps=3,
-        model=tiny_bert(num_layers=1, dropout=0.0),
-        logging=Logging(tensorboard=False),
-    )
+    logging = Logging(tensorboard=False)
+    return tiny_config(tmp_path / "text.txt", tmp_path / "store", steps=3, logging=logging)
 
 
 @pytest.fixture
