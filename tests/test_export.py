@@ -150,7 +150,7 @@ def exporting_run(tmp_path, **settings):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, one_device):
+def run(tmp_path_factory, one_device, compiled_once):
     """The workdir of such a run, which keeps two exports."""
     folder = tmp_path_factory.mktemp("exporting")
     ft.train(exporting_run(folder, export_every=1, keep_exports=2), folder / "run")

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from flax_transformers.cli.main import main
 from tests.data.images.test_dataset import write_idx
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "compiled_once")
 
 COMMON = """
 from flax_transformers.data.images.augmentation import Augmentation

@@ -217,6 +217,7 @@ def test_a_missing_checkpoint_is_refused(capsys, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_once")
 def test_train_then_evaluate_then_fill_mask(capsys, small, tmp_path):
     workdir = str(tmp_path / "run")
     assert main(["train", TINY, "--workdir", workdir, *small]) == 0
@@ -239,6 +240,7 @@ def test_train_then_evaluate_then_fill_mask(capsys, small, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_once")
 def test_another_model_in_the_same_workdir_is_refused(capsys, small, tmp_path):
     workdir = str(tmp_path / "run")
     assert main(["train", TINY, "--workdir", workdir, *small]) == 0

@@ -164,7 +164,7 @@ def test_a_folder_is_uploaded_with_a_card_and_read_again(hub, saved):
 
 @pytest.mark.slow
 def test_a_run_is_converted_and_uploaded_with_its_recipe_and_scores(
-    hub, tmp_path, capsys, one_device
+    hub, tmp_path, capsys, one_device, compiled_once
 ):
     write_corpus(tmp_path / "text.txt")
     config = tiny_config(tmp_path / "text.txt", tmp_path / "store", steps=5, model=tiny_bert())

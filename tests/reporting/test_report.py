@@ -182,9 +182,11 @@ def test_the_report_of_a_sweep_that_was_stopped_has_its_runs(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_attention_of_a_run_is_that_of_its_newest_checkpoint(tmp_path, one_device):
+def test_the_attention_of_a_run_is_that_of_its_newest_checkpoint(
+    tmp_path, one_device, compiled_once
+):
     write_corpus(tmp_path / "corpus.txt")
-    config = tiny_config(tmp_path / "corpus.txt", tmp_path / "store", steps=2, batch_size=8)
+    config = tiny_config(tmp_path / "corpus.txt", tmp_path / "store", steps=2)
     ft.train(config, tmp_path / "run")
     write_run(tmp_path / "other", 0.1, [2.0])
     output, runs = tmp_path / "report.html", [str(tmp_path / name) for name in ("run", "other")]
