@@ -88,7 +88,7 @@ test-all: ## Run the tests of test and test-full together
 	@$(call environment,test)
 	@"$(VENV)/bin/python" -m pytest -m ""
 
-test-fast: ## Run the tests that are quick: about a minute
+test-fast: ## Run the tests that are quick
 	@$(call environment,test)
 	@"$(VENV)/bin/python" -m pytest -m "not slow and not multi_process"
 
