@@ -63,7 +63,7 @@ def get_study():
 SMALL = (
     "--data.tokenizer.kind bytes --data.tokenizer.lowercase False --data.validation-fraction 0.2 "
     "--model.vocab-size 262 --model.hidden-size 32 --model.num-layers 1 "
-    "--model.intermediate-size 32 --phases.0.steps 2 --phases.0.sequence-length 32 "
+    "--model.intermediate-size 32 --phases.0.steps 3 --phases.0.sequence-length 32 "
     "--phases.0.batch-size 16 --evaluation.batch-size 16 --optimizer.schedule.warmup-steps 1"
 ).split()
 
