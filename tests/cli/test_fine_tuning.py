@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-import flax.linen as nn
-import jax
 import numpy as np
 import pytest
 
@@ -14,7 +12,8 @@ from flax_transformers.checkpointing.manager import find_checkpoint, restore_par
 from flax_transformers.cli.main import main
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
-from flax_transformers.testing import assert_bit_equal, tiny_bert, tiny_model, write_corpus
+from flax_transformers.testing import assert_bit_equal, tiny_bert, write_corpus
+from tests.huggingface.tensors import drawn_model, drawn_parameters, parameter_shapes
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_once")]
 
@@ -32,7 +31,7 @@ from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.token_classification import TokenClassification
-from flax_transformers.testing import tiny_bert, tiny_config, tiny_model
+from flax_transformers.testing import tiny_architecture, tiny_bert, tiny_config
 from flax_transformers.optim.optimizers import AdamW
 
 
@@ -72,8 +71,7 @@ def train(folder, config, *more):
 
 def test_a_published_encoder_learns_classes_with_parts_of_it_frozen(tmp_path, capsys, caplog):
     model = build_model(tiny_bert(), ComputeConfig())
-    params = jax.jit(lambda: model.init(jax.random.key(1), **model.example_inputs())["params"])()
-    params = nn.meta.unbox(params)
+    params = drawn_parameters(model, parameter_shapes(model))
     ft.save_pretrained(tmp_path / "hf", model, params)
     config = write_config(
         tmp_path,
@@ -158,14 +156,14 @@ def test_answers_are_written_down_and_scored(tmp_path, capsys):
 
 
 def test_a_published_encoder_decoder_is_fine_tuned_on_pairs(tmp_path):
-    model, params = tiny_model("T5ForConditionalGeneration", vocab_size=262)
+    model, params = drawn_model("T5ForConditionalGeneration", vocab_size=262)
     ft.save_pretrained(tmp_path / "hf", model, params)
     rows = [{"source": f"say {n}", "target": f"{n}"} for n in range(40)]
     (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     config = write_config(
         tmp_path,
         f"PairSource({str(tmp_path / 'pairs.jsonl')!r})",
-        'tiny_model("T5ForConditionalGeneration", vocab_size=262)[0].config',
+        'tiny_architecture("T5ForConditionalGeneration", vocab_size=262)',
         "SequenceToSequence()",
         "learning_rate=1e-30, weight_decay=0.0",
     )
