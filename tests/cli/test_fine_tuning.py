@@ -103,6 +103,7 @@ def test_a_published_encoder_learns_classes_with_parts_of_it_frozen(tmp_path, ca
     assert exported["id2label"] == {"0": "a", "1": "b", "2": "c"}
 
 
+@pytest.mark.full  # tests/sweeps/test_runner.py starts from a checkpoint
 def test_a_checkpoint_is_fine_tuned_on_entities(tmp_path, capsys, caplog):
     write_corpus(tmp_path / "text.txt")
     (tmp_path / "before").mkdir()
@@ -155,6 +156,7 @@ def test_answers_are_written_down_and_scored(tmp_path, capsys):
     assert {"eval/exact_match", "eval/f1", "eval/no_answer_accuracy"} <= set(scores)
 
 
+@pytest.mark.full  # test_two_vocabularies.py trains an encoder-decoder on pairs
 def test_a_published_encoder_decoder_is_fine_tuned_on_pairs(tmp_path):
     model, params = drawn_model("T5ForConditionalGeneration", vocab_size=262)
     ft.save_pretrained(tmp_path / "hf", model, params)
