@@ -78,6 +78,7 @@ def ended(process, seconds=30):
     return process.returncode, out, err
 
 
+@pytest.mark.multi_process
 def test_a_phase_that_takes_longer_than_its_limit_ends_the_process_with_stacks(start):
     code, _, said = ended(
         start("""
@@ -104,6 +105,7 @@ def test_every_phase_has_a_limit_of_its_own(monkeypatch, phase):
     assert len(reasons) == 1 and f"limits.{phase}_s = 0.3" in reasons[0]
 
 
+@pytest.mark.multi_process
 def test_an_interrupt_that_the_program_has_handled_is_forgotten(start):
     code, out, said = ended(
         start("""
@@ -129,6 +131,7 @@ def test_an_interrupt_that_the_program_has_handled_is_forgotten(start):
     assert (code, out) == (0, "handled\nhandled\ndone\n"), said
 
 
+@pytest.mark.multi_process
 def test_progress_and_new_phases_begin_the_time_anew_and_zero_is_no_limit(start):
     code, out, said = ended(
         start("""
@@ -150,6 +153,7 @@ def test_progress_and_new_phases_begin_the_time_anew_and_zero_is_no_limit(start)
     assert (code, out, said) == (0, "through\n", "")
 
 
+@pytest.mark.multi_process
 def test_stack_traces_are_printed_once_before_the_limit(start):
     code, out, said = ended(
         start("""
@@ -167,6 +171,7 @@ def test_stack_traces_are_printed_once_before_the_limit(start):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.multi_process
 def test_a_signal_while_the_main_thread_is_blocked_in_c_ends_the_process_within_its_grace(
     start, number
 ):
@@ -189,6 +194,7 @@ def test_a_signal_while_the_main_thread_is_blocked_in_c_ends_the_process_within_
     assert f"was told to stop ({number.name})" in said and "limits.grace_s = 1" in said
 
 
+@pytest.mark.multi_process
 def test_a_process_that_stops_in_time_or_is_saving_is_not_ended(start):
     process = start("""
     told = []
@@ -210,6 +216,7 @@ def test_a_process_that_stops_in_time_or_is_saving_is_not_ended(start):
     assert (code, said) == (42, "")
 
 
+@pytest.mark.multi_process
 def test_a_signal_that_is_ignored_is_no_request(start):
     process = start("""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -223,6 +230,7 @@ def test_a_signal_that_is_ignored_is_no_request(start):
     assert ended(process)[0] == 0
 
 
+@pytest.mark.multi_process
 def test_time_in_which_the_process_was_stopped_does_not_count(start):
     process = start("""
     module.SUSPENDED_SECONDS = 1
@@ -242,6 +250,7 @@ def test_time_in_which_the_process_was_stopped_does_not_count(start):
     assert (code, out) == (0, "through\n")
 
 
+@pytest.mark.multi_process
 def test_children_are_named_with_their_state_and_ended_even_if_stopped(start, tmp_path):
     code, out, said = ended(
         start("""
@@ -278,6 +287,7 @@ with watchdog.phase("step"):
 """
 
 
+@pytest.mark.multi_process
 def test_all_processes_end_and_name_the_one_that_is_stuck(start):
     processes = [start(TOGETHER.format(index=index)) for index in range(3)]
     results = [ended(process) for process in processes]
@@ -289,6 +299,7 @@ def test_all_processes_end_and_name_the_one_that_is_stuck(start):
         assert (f"process {index} of 3 was in the phase 'step'" in said) == (index != 1)
 
 
+@pytest.mark.multi_process
 def test_a_process_that_waits_names_the_one_it_waits_for(start):
     """The others' limits are longer than that of the process which waits."""
     body = TOGETHER.replace("data_s=2, step_s=60", "data_s=60, step_s=3")
@@ -299,6 +310,7 @@ def test_a_process_that_waits_names_the_one_it_waits_for(start):
         assert "it waits for process 1, which has been in the phase 'data'" in said
 
 
+@pytest.mark.multi_process
 def test_a_signal_to_one_process_while_another_hangs_ends_all(start):
     body = TOGETHER.replace("data_s=2, step_s=60", "grace_s=1") + "\n"
     body = body.replace(
@@ -322,6 +334,7 @@ with watchdog.phase("step"):""",
         assert "it waits for process 1" in said
 
 
+@pytest.mark.multi_process
 def test_a_signal_to_a_forked_child_is_not_reported_to_its_parent(start):
     code, out, _ = ended(
         start("""
@@ -350,6 +363,7 @@ def test_the_limit_of_waiting_for_data_is_below_that_of_a_step():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.multi_process
 def test_a_signal_without_a_handler_ends_the_process(start, number):
     process = start("""
     watchdog.start(Limits())
