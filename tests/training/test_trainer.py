@@ -144,6 +144,7 @@ def test_evaluation_counts_every_example_once(plain):
     assert found["eval/loss"] == pytest.approx(plain.evaluate(state, parts(8))["eval/loss"], 1e-6)
 
 
+@pytest.mark.slow
 def test_evaluation_needs_no_batch_that_micro_batches_divide():
     divided = trainer(micro_batches=8)
     [batch] = batches(1, rows=4)

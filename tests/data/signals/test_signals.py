@@ -50,6 +50,7 @@ def sources(mnist):
     )
 
 
+@pytest.mark.slow
 def test_every_source_gives_the_arrays_that_it_states_and_always_the_same(mnist):
     for source in sources(mnist):
         for split in ("train", "validation"):

@@ -20,6 +20,7 @@ def test_embedded_text_is_about_two_megabytes_of_distinct_documents():
     assert len(set(documents)) == len(documents)
 
 
+@pytest.mark.slow
 def test_help_topics_come_first_in_order_of_their_names():
     topics = [text.split() for _, text in sorted(pydoc_data.topics.topics.items())]
     distinct = [words for i, words in enumerate(topics) if words not in topics[:i]]
