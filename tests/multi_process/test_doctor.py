@@ -69,6 +69,7 @@ def test_unequal_configs_are_refused(doctor):
     assert "the config of process 0 and of 1 differ; give every machine the same file" in said
 
 
+@pytest.mark.full  # tests/test_runtime.py verifies data in shares, and configs differ above
 def test_data_that_one_process_finds_damaged_end_the_job(doctor, tmp_path):
     file = tmp_path / "store" / "train" / "00000.tokens"
     content = bytearray(file.read_bytes())
