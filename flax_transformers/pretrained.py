@@ -259,6 +259,7 @@ def initial_parameters(
     )
     _require_same(model.config, config, f"--init-from {os.fspath(path)}")
     _check_order_of_classes(model.config, config, os.fspath(path))
+    log.info("starts from the weights of %s", os.fspath(path))
     return params
 
 

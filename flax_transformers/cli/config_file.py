@@ -133,6 +133,9 @@ def _imported(path: Path) -> ModuleType:
 
 def _result(path: Path, module: ModuleType, function: str) -> Any:
     """What the file's ``get_config`` or ``get_study`` returns."""
+    if not hasattr(module, function):
+        kind = "TrainConfig" if function == "get_config" else "Study"
+        raise UserError(f"{path} has no function {function}(); define one that returns a {kind}")
     with _running(path):
         return getattr(module, function)()
 

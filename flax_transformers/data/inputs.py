@@ -75,7 +75,10 @@ class Inputs:
                     document = part.parse(decoder, record.content, record.where)
                     found.append(self._row(document, record.where))
                 except Invalid as problem:
-                    raise UserError(f"{problem}; fix it, or leave the row out") from problem
+                    hint = "fix it, or leave the row out"
+                    if "has no field" in str(problem):
+                        hint = "name the fields of the texts with --text-field, --second-field"
+                    raise UserError(f"{problem}; {hint}") from problem
         if not found:
             raise UserError(f"{path} holds no rows; give --input a file with at least one")
         return found

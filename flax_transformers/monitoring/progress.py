@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from statistics import median
-from types import MappingProxyType
 from typing import Self
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -30,7 +29,7 @@ class Progress(MetricSink):
 
     On a terminal it is one line that redraws itself, with messages scrolling above it. Elsewhere
     (a file, a pipe, a batch system's log) it is one plain line every ``line_seconds`` and one at
-    the end. ``metrics`` are those known at the start, of a run that is resumed.
+    the end.
     """
 
     def __init__(
@@ -38,7 +37,6 @@ class Progress(MetricSink):
         total_steps: int,
         start_step: int = 0,
         *,
-        metrics: Mapping[str, float] = MappingProxyType({}),
         console: Console | None = None,
         line_seconds: float = LINE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
@@ -49,7 +47,7 @@ class Progress(MetricSink):
         self._clock = clock
         self._started = clock()
         self._last_line: float | None = None
-        self._metrics = dict(metrics)
+        self._metrics: dict[str, float] = {}
         self._pace = Pace()
         # Drawn by rich's thread while the loop's thread updates: kept as one finished string.
         self._time = ""

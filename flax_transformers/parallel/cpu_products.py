@@ -68,7 +68,8 @@ def _transposed(matrix: jax.Array) -> jax.Array:
     """The transpose, in a form that XLA does not fold into a product: by way of three axes."""
     rows, columns = matrix.shape
     part = next((n for n in (8, 4, 2, 3, 5, 7) if rows % n == 0), 1)
-    return matrix.reshape(part, -1, columns).transpose(2, 0, 1).reshape(columns, rows)
+    transposed = matrix.reshape(part, -1, columns).transpose(2, 0, 1).reshape(columns, rows)
+    return jax.lax.optimization_barrier(transposed)  # for few rows, whose axes XLA joins again
 
 
 def _merged(*arrays: str) -> dict[str, str]:

@@ -38,7 +38,15 @@ def plain_einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax
             # XLA's CPU backend lacks some batched bfloat16 products (as of jaxlib 0.12); products
             # of bfloat16 numbers are exact in float32, so only the time changes.
             a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-        return wide(a, b) if is_divided() else merged_einsum(spec, a, b).astype(dtype)
+        if is_divided():
+            product = jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+        else:
+            product = merged_einsum(spec, a, b)
+        if a.dtype == jnp.bfloat16:
+            # XLA would join a transposition of the result, such as that of a tied table's gradient,
+            # with the product into one that the CPU backend cannot run (as of jaxlib 0.12).
+            product = jax.lax.optimization_barrier(product)
+        return product.astype(dtype)
 
     operands, result = spec.split("->")
     batched = set.intersection(*map(set, operands.split(",")), result)

@@ -118,7 +118,6 @@ def train_prepared(
             prepared.fingerprint,
             "prepare it once, into a --data.store that all machines share",
         )
-        latest: dict[str, float] = {}
         run = Run(
             config=config,
             prepared=prepared,
@@ -128,10 +127,10 @@ def train_prepared(
             checkpoints=Checkpoints(workdir / "checkpoints", config.retention),
             evaluators=evaluators,
             profiling=profiling or Profiling(),
-            listeners=Listeners(callbacks, sinks, partial(_sinks, config, workdir, latest)),
+            listeners=Listeners(callbacks, sinks, partial(_sinks, config, workdir)),
             clock=clock,
             tokenizer_files=tokenizer_files(config, prepared),
-            latest=latest,
+            latest={},
             online=online,
         )
         with watchdog.phase("restore"):
@@ -202,15 +201,13 @@ def _run_phases(run: Run, begun: StartPoint, stop: StopRequest) -> StopPoint:
     return StopPoint(position, False, diverging_steps, consumed)
 
 
-def _sinks(
-    config: TrainConfig, workdir: epath.Path, latest: Mapping[str, float], step: int
-) -> list[MetricSink]:
+def _sinks(config: TrainConfig, workdir: epath.Path, step: int) -> list[MetricSink]:
     """Those that the config asks for, for rows after ``step``."""
     sinks: list[MetricSink] = [JsonLines(workdir, step)]
     if config.logging.tensorboard:
         sinks.append(TensorBoard(workdir, step))
     sinks += [sink.open(workdir, step) for sink in config.logging.sinks]
-    return [*sinks, Progress(config.total_steps, step, metrics=latest)]
+    return [*sinks, Progress(config.total_steps, step)]
 
 
 def _run_phase(

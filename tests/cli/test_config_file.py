@@ -305,3 +305,9 @@ def test_a_field_by_its_former_name_is_named_with_that_of_today(tmp_path):
     )
     with pytest.raises(UserError, match="norm_place is called norm_position now; correct the file"):
         load_config(str(file))
+
+
+def test_a_file_without_the_function_is_told_which_one_to_define(tmp_path):
+    (tmp_path / "other.py").write_text("config = 1\n")
+    with pytest.raises(UserError, match=r"other.py has no function get_config\(\); define one"):
+        load_config(str(tmp_path / "other.py"))

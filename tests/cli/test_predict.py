@@ -167,7 +167,12 @@ def test_other_data_must_have_the_classes_of_the_model(
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("a.jsonl", '{"said": "x"}\n{"text": "y"}\n', (), "a.jsonl:2 has no field 'said', it has"),
+        (
+            "a.jsonl",
+            '{"said": "x"}\n{"text": "y"}\n',
+            (),
+            "'text'; name the fields of the texts with --text-field",
+        ),
         ("a.jsonl", '{"said": "x"}\n{"said": " "}\n', (), "a.jsonl:2 has no text; fix it, or"),
         ("a.jsonl", '{"said": "x"}\n{"said"\n', (), "a.jsonl:2 is not valid JSON"),
         ("a.txt", "x\n\ny\n", (), "a.txt:2 has no text"),
