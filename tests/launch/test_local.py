@@ -97,6 +97,8 @@ def test_a_single_process_gets_no_coordinator_address(launch):
 def test_if_one_process_is_killed_both_are_restarted(launch, tmp_path):
     body = """
 if attempt == 0 and index == 1:
+    while not pathlib.Path("started-0").exists():  # the other one must know its attempt
+        time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 if attempt == 0:
     sleep()
