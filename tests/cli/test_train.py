@@ -80,6 +80,7 @@ def test_relative_paths_of_a_saved_config_are_named_where_they_do_not_exist(
     assert refused(capsys, "train", "--workdir", "run").endswith("no file corpus/text.txt")
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("command", ["train", "prepare", "inspect"])
 @pytest.mark.parametrize(
     ("recipe", "options", "name"),
