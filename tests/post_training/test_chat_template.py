@@ -79,21 +79,60 @@ def test_a_template_that_loops_is_stopped(monkeypatch):
         ChatTemplate("{% set r = range(99999) %}" + loop).render(MESSAGES)
 
 
+POWERS = "{% set a=9**64 %}{% set b=a**64 %}{% set c=b**64 %}{% set d=c**64 %}{{ d }}"
+NESTED = "{% set l = ['x' * 1000] * 1000 %}{% set l = [l] * 1000 %}"
+DEEP = (
+    "{% set ns = namespace(a=[1]) %}{% for i in range(9) %}{% set ns.a = [ns.a] * 10 %}{% endfor %}"
+)
+
+
 @pytest.mark.parametrize(
     "source",
     [
-        "{% set a=9**64 %}{% set b=a**64 %}{% set c=b**64 %}{% set d=c**64 %}{{ d }}",
+        POWERS,
         "{% set ns = namespace(a=3) %}"
         "{% for i in range(40) %}{% set ns.a = ns.a * ns.a %}{% endfor %}",
-        "{% set ns = namespace(a=[1]) %}"
-        "{% for i in range(40) %}{% set ns.a = ns.a + ns.a %}{% endfor %}",
-        "{{ (10**9 * ['x'])|length }}",
+        "{{ '%200000000d' % 1 }}",
+        "{{ '%.200000000f' % 1 }}",
+        "{{ '%*d' % (200000000, 1) }}",
+        "{{ '%200000000d'|format(1) }}",
+        "{{ '{:200000000}'.format(1) }}",
+        "{{ '{:{}}'.format(1, 200000000) }}",
+        "{{ 'a'|center(200000000) }}",
+        "{{ ['a']|map('center', width=200000000)|list }}",
+        "{{ 'a'.center(200000000) }}",
+        "{{ 'a'.ljust(200000000) }}",
+        "{{ 'a'.rjust(200000000) }}",
+        "{{ 'a'.zfill(200000000) }}",
+        "{{ '\t'.expandtabs(200000000) }}",
+        "{{ ('a' * 100000)|replace('a', 'b' * 100000) }}",
+        "{{ ('a' * 100000).replace('', 'b' * 100000) }}",
+        "{{ (['a'] * 100000)|join('b' * 100000) }}",
+        "{{ (['a'] * 100000)|map('upper')|join('b' * 100000) }}",
+        "{{ ('b' * 100000).join(['a'] * 100000) }}",
+        "{{ ('a\n' * 100000)|indent(100000) }}",
+        "{{ 1.5|round(200000000) }}",
+        "{{ [1]|slice(200000000)|list }}",
+        "{{ [1]|batch(200000000, 0)|list }}",
+        "{{ [1]|tojson(indent=200000000) }}",
+        "{{ 1.to_bytes(200000000, 'big') }}",
+        "{{ ('f' * 10000000)|int(base=16) }}",
         "{{ lipsum(200000000) }}",
+        "{{ ('x' * 10000000)|batch(1)|list }}",
+        "{{ ([[1]] * 100000)|sum(start=[]) }}",
+        NESTED + "{{ l }}",
+        NESTED + "{{ l|tojson }}",
+        NESTED + "{{ l|string }}",
+        NESTED + "{{ 'x' ~ l }}",
+        NESTED + "{{ '%s' % l }}",
+        DEEP + "{% set b = ns.a %}" + DEEP + "{{ b == ns.a }}",
         "{% set x = 'x' * 10000000 %}{% for i in range(3) %}{{ x }}{% endfor %}",
         "{% set x = 'x' * 10000000 %}{% macro f() %}{{ x }}{{ x }}{% endmacro %}{% set y = f() %}",
+        "{% set ns = namespace(l=[]) %}{% set x = 'x' * 10000000 %}"
+        "{% for i in range(100) %}{% set ns.l = [ns.l, x[1:]] %}{% endfor %}",
     ],
 )
-def test_an_operator_or_a_loop_cannot_compute_what_is_too_long(source):
+def test_a_template_cannot_compute_what_is_too_long(source):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.process_time()
     with pytest.raises((TemplateError, UserError)):
