@@ -69,7 +69,8 @@ def naming_options(config: TrainConfig) -> Iterator[None]:
     except UserError as error:
         said = str(error)
         for name, path in missing_paths(config):
-            if path in said and f"--{name}" not in said:
+            named = re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w/-])", said)
+            if named and f"--{name}" not in said:
                 error.args = (f"{said.removesuffix('.')} (the option is --{name})",)
                 break
         raise
@@ -78,7 +79,7 @@ def naming_options(config: TrainConfig) -> Iterator[None]:
 def missing_paths(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """Option and value of each local path in a config that does not exist from here."""
     if isinstance(value, str):
-        is_local = "://" not in value and not value.startswith("tfds:")
+        is_local = value and "://" not in value and not value.startswith("tfds:")
         if name.endswith(("path", "store")) and is_local and not os.path.exists(value):
             yield name.replace("_", "-"), value
         return

@@ -43,9 +43,9 @@ def plain_einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax
         else:
             product = merged_einsum(spec, a, b)
         if a.dtype == jnp.bfloat16:
-            # XLA would join a transposition of the result, such as that of the gradient of an untied
-            # output table, with the product, into one that the CPU backend cannot run (as of jaxlib
-            # 0.10.2).
+            # XLA would join a transposition of the result, such as that of the gradient of an
+            # untied output table, with the product, into one that the CPU backend cannot run (as of
+            # jaxlib 0.10.2).
             product = jax.lax.optimization_barrier(product)
         return product.astype(dtype)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flax_transformers.checkpointing.manager import find_checkpoint
+from flax_transformers.cli.config_file import naming_options
 from flax_transformers.cli.main import main
 from flax_transformers.cli.parsing import split
 from flax_transformers.cli.train import Train
@@ -97,3 +98,11 @@ def test_a_missing_path_is_named_by_its_option(
     workdir = ["--workdir", "run"] if command == "train" else []
     said = refused(capsys, command, recipe, *workdir, *options)
     assert said.endswith(f"check the path (the option is --{name})")
+
+
+@pytest.mark.parametrize("path", ["", "x"])
+def test_a_path_that_an_error_does_not_name_is_not_mentioned(path):
+    config = tiny_config(path, "store")
+    with pytest.raises(UserError) as raised, naming_options(config):
+        raise UserError("data/x-ray.txt is damaged, as the next sentence explains")
+    assert "option" not in str(raised.value)
