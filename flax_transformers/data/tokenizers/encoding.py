@@ -137,9 +137,9 @@ def _cuts(tokenizer: Tokenizer, text: str, ends: Sequence[int]) -> Iterator[int]
     start = 0
     yield start
     for end in ends:
-        if end < len(text) and not cut.match(text, end):
-            continue
         if tokenizer.finds_ends and end < len(text) and end - start < _PART:
+            continue
+        if end < len(text) and not cut.match(text, end):
             continue
         while end - start > _PART:
             match = cut.search(text, start + _PART, end)

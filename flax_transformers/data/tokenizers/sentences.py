@@ -21,11 +21,13 @@ _ABBREVIATIONS = (
 )
 _KNOWN_ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
 # \uff01, \uff1f and \uff09 are the full-width ! ? and ).
-# Possessive quantifiers, and runs matched from their first character only, keep this linear.
+# The leading set of characters makes the search fast: the rest is tried at those only. Possessive
+# quantifiers, and runs matched from their first character only, keep it linear.
 _CANDIDATE = re.compile(
-    r"""(?<![.!?…])(?P<stop>[.!?…؟।]++)["'”’»)\]]*+\s++"""
-    r"""|(?<![。\uff01\uff1f｡])[。\uff01\uff1f｡]++[」』”’\uff09》]*+\s*+"""
-    r"""|\n[ \t\r]*+\n\s*+"""
+    r"""[.!?…؟।。\uff01\uff1f｡\n](?:"""
+    r"""(?<=[.!?…؟।])(?<![.!?…].)(?P<more>[.!?…؟।]*+)["'”’»)\]]*+\s++"""
+    r"""|(?<=[。\uff01\uff1f｡])(?<![。\uff01\uff1f｡].)[。\uff01\uff1f｡]*+[」』”’\uff09》]*+\s*+"""
+    r"""|(?<=\n)[ \t\r]*+\n\s*+)"""
 )
 _EMPTY_LINE = re.compile(r"\n[ \t\r]*\n")
 _LAST_WORD = re.compile(r"[^\W\d_]+(?:\.[^\W\d_]+)*$")
@@ -54,7 +56,7 @@ def _ends(text: str) -> Iterator[int]:
         if end == len(text) or not _ends_sentence(text, candidate):
             continue
         # Only a paragraph break can be all of a sentence.
-        if candidate["stop"] is None and text[start:end].isspace():
+        if candidate["more"] is None and text[start:end].isspace():
             continue
         if end - start > MAX_CHARACTERS:
             yield from _bounded(text, start, end)
@@ -73,18 +75,28 @@ def _bounded(text: str, start: int, end: int) -> Iterator[int]:
 
 
 def _ends_sentence(text: str, candidate: re.Match[str]) -> bool:
-    stop = candidate["stop"]
+    more = candidate["more"]
     found = candidate[0]
-    if stop is None or ("\n" in found and _EMPTY_LINE.search(found)):
+    if more is None or ("\n" in found and _EMPTY_LINE.search(found)):
         return True
-    following = text[candidate.end() : candidate.end() + 4].lstrip(_OPENERS)
-    if following[:1].islower():
+    end = candidate.end()
+    following = text[end]
+    if following in _OPENERS:
+        following = text[end : end + 4].lstrip(_OPENERS)[:1]
+    if following.islower():
         return False
-    if stop != ".":
+    if more or found[0] != ".":
         return True
     before = candidate.start()
-    word = _LAST_WORD.search(text, max(0, before - _LONGEST_ABBREVIATION), before)
-    if word is None:
-        return True
-    is_initial = len(word[0]) == 1 and word[0].isupper() and word[0] != "I"
-    return not is_initial and word[0].lower() not in _KNOWN_ABBREVIATIONS
+    word = _last_word(text[max(0, before - _LONGEST_ABBREVIATION) : before])
+    is_initial = len(word) == 1 and word.isupper() and word != "I"
+    return not is_initial and word.lower() not in _KNOWN_ABBREVIATIONS
+
+
+def _last_word(text: str) -> str:
+    """The letters, with full stops between them, at the end of a text."""
+    words = text.split()
+    if words and words[-1].isalpha() and not text[-1].isspace():
+        return words[-1]  # almost all words; the search is slower
+    found = _LAST_WORD.search(text)
+    return found[0] if found else ""
