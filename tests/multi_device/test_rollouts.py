@@ -44,6 +44,7 @@ MESHES = [
     pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, 2, id="2x2x2"),
     pytest.param({"data": 1, "fsdp": 8}, 1, id="1x8x1", marks=FULL),
     pytest.param({"data": 4, "context": 2}, 4, id="context", marks=FULL),
+    pytest.param({"data": 4, "tensor": 2}, 2, id="tensor", marks=FULL),
 ]
 
 

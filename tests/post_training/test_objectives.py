@@ -106,11 +106,12 @@ MESHES = {
     "fsdp": MeshConfig(data=1, fsdp=8),
     "2x2x2": MeshConfig(data=2, fsdp=2, tensor=2),
     "context": MeshConfig(data=4, context=2),
+    "tensor": MeshConfig(data=2, tensor=4),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["2x2x2", *full("data", "fsdp", "context")])
+@pytest.mark.parametrize("name", ["2x2x2", *full("data", "fsdp", "context", "tensor")])
 def test_the_mesh_does_not_change_the_loss(case, expected, name):
     mesh = ft.make_mesh(MESHES[name])
     assert_equal(scores(case[0], packed(case, 2), case[1], mesh=mesh), expected)
