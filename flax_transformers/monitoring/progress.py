@@ -19,6 +19,8 @@ from rich.text import Text
 from flax_transformers.monitoring.sinks import MetricSink
 
 LINE_SECONDS = 10.0
+# A line without new metrics, which only says that the run goes on, waits so many times longer.
+QUIET_FACTOR = 3
 REFRESHES_PER_SECOND = 4
 # Fields are dropped before the bar becomes shorter than this.
 SHORTEST_BAR = 8
@@ -28,8 +30,9 @@ class Progress(MetricSink):
     """The sink that prints: step, loss, accuracy, tokens per second and the time left.
 
     On a terminal it is one line that redraws itself, with messages scrolling above it. Elsewhere
-    (a file, a pipe, a batch system's log) it is one plain line every ``line_seconds`` and one at
-    the end.
+    (a file, a pipe, a batch system's log) it is one plain line for new metrics, at most every
+    ``line_seconds``, and one at the end. If no metrics come for three times as long, a line has the
+    step and the time left alone: no number is printed twice.
     """
 
     def __init__(
@@ -75,7 +78,8 @@ class Progress(MetricSink):
             self._time = f"{format_duration(pace * (self._total - step)):>7} left"
         if self._live is not None:
             return
-        due = self._last_line is None or now - self._last_line >= self._line_seconds
+        wait = self._line_seconds * (1 if self._shown_metrics() else QUIET_FACTOR)
+        due = self._last_line is None or now - self._last_line >= wait
         if due and step < self._total:
             self._last_line = now
             self._print_line()
@@ -86,6 +90,7 @@ class Progress(MetricSink):
         with contextlib.suppress(SystemExit):
             text = "  ".join([f"step {self._position()}", *self._fields()])
             self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        self._metrics.clear()
 
     def _position(self) -> str:
         total = f"{self._total:,}"
@@ -95,6 +100,11 @@ class Progress(MetricSink):
         """The fields after the position; padded, so that the bar keeps its length."""
         if not self._pace.started and not self._time:
             return [f"compiling the first step {format_duration(self._clock() - self._started):>4}"]
+        fields = self._shown_metrics()
+        return [*fields, self._time] if self._time else fields
+
+    def _shown_metrics(self) -> list[str]:
+        """Those of the metrics that are displayed, as text."""
         fields = []
         if (loss := self._metrics.get("train/loss")) is not None:
             fields.append(f"loss {loss:.3f}")
@@ -104,7 +114,7 @@ class Progress(MetricSink):
             fields.append(f"{format_number(speed):>5} tok/s")
         elif (speed := self._metrics.get("perf/examples_per_second")) is not None:
             fields.append(f"{format_number(speed):>5} examples/s")
-        return [*fields, self._time] if self._time else fields
+        return fields
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         position, fields = self._position(), self._fields()

@@ -110,12 +110,28 @@ def test_a_narrow_terminal_gives_up_speed_before_loss():
     assert "tok/s" not in frames(text)[-1]
 
 
-def test_metrics_that_are_not_given_again_keep_their_last_value():
+def test_a_plain_line_has_only_numbers_that_no_line_before_it_had():
+    clock, out = Clock(), io.StringIO()
+    with Progress(600, console=Console(file=out), clock=clock, line_seconds=10.0) as progress:
+        for step in range(1, 71):
+            row = {"train/loss": 3.0 + step} if step % 50 == 0 else {}
+            progress.write(step, row | {"optimizer/grad_norm": 1.0})
+            clock.now += 1.0
+    assert out.getvalue().splitlines() == [
+        "step   1/600",
+        "step  31/600   9m 29s left",
+        "step  50/600  loss 53.000   9m 10s left",
+        "step  70/600  stopped after 1m 10s",
+    ]
+
+
+def test_the_bar_of_a_terminal_keeps_metrics_that_are_not_given_again():
     out = io.StringIO()
-    with Progress(2, console=Console(file=out), line_seconds=0.0) as progress:
-        progress.write(1, {"train/loss": 3.0, "optimizer/grad_norm": 1.0})
+    console = Console(file=out, width=80, force_terminal=True, color_system=None)
+    with Progress(2, console=console) as progress:
+        progress.write(1, METRICS)
         progress.write(2, {})
-    assert [line.split("  ")[1] for line in out.getvalue().splitlines()] == ["loss 3.000"] * 2
+    assert "loss 6.253  acc  8.2%" in frames(out.getvalue())[-1]
 
 
 def test_the_cursor_comes_back_when_the_run_fails():
