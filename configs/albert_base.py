@@ -1,7 +1,7 @@
 """ALBERT base on English Wikipedia, with sentence-order prediction (arXiv:1909.11942 section 4.1).
 
-Command:   flax-transformers prepare configs/albert_base.py      (once; hours, on any machine)
-           flax-transformers train configs/albert_base.py --workdir gs://bucket/albert_base
+Command:   flax-transformers prepare albert_base      (once; hours, on any machine)
+           flax-transformers train albert_base --workdir gs://bucket/albert_base
 Hardware:  a TPU v5e slice of 64 chips, 8x8
 Data:      TFDS wikipedia/20230601.en, prepared with the ``prepare`` extra; for your own text set
            --data.source.path to a file, a folder or a glob

@@ -1,7 +1,7 @@
 """BART base (arXiv:1910.13461): text infilling and sentence permutation.
 
-Command:   flax-transformers prepare configs/bart_base.py
-           flax-transformers train configs/bart_base.py --workdir gs://bucket/bart_base
+Command:   flax-transformers prepare bart_base
+           flax-transformers train bart_base --workdir gs://bucket/bart_base
 Hardware:  any mesh whose size divides the batch of 8,000, such as 64 chips. A v5e
            chip of these needs phases.0.micro_batches: 57 of 15.75 GiB without (planned)
 Data:      TFDS c4/en, in place of RoBERTa's 160 GB, which the original was trained on

@@ -1,6 +1,6 @@
 """A small BART, trained with text infilling and sentence permutation on 19 English novels.
 
-Command:   flax-transformers train configs/bart_small_books.py --workdir runs/bart_small_books
+Command:   flax-transformers train bart_small_books --workdir runs/bart_small_books
 Data:      19 books of Standard Ebooks (CC0), one JSON line per chapter with the keys book, author,
            doc and paragraphs; set --data.source.path if the file is elsewhere
 Hardware:  2 CPU cores

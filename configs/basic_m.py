@@ -1,6 +1,6 @@
 """BASIC-M: CoAtNet-3 and a text encoder of 12 layers, trained on pairs (arXiv:2111.10050).
 
-Command:   flax-transformers train configs/basic_m.py --workdir gs://bucket/basic_m \\
+Command:   flax-transformers train basic_m --workdir gs://bucket/basic_m \\
                --data.source.path SHARDS --data.tokenizer.path TOKENIZER
            where SHARDS is a folder of WebDataset tar files with images and .txt captions, and
            TOKENIZER the folder of a SentencePiece tokenizer of 32,000 tokens, such as T5's

@@ -1,7 +1,7 @@
 """BERT base on English Wikipedia, the original recipe in two phases (arXiv:1810.04805 §A.2).
 
-Command:   flax-transformers prepare configs/bert_base.py      (once; hours, on any machine)
-           flax-transformers train configs/bert_base.py --workdir gs://bucket/bert_base
+Command:   flax-transformers prepare bert_base      (once; hours, on any machine)
+           flax-transformers train bert_base --workdir gs://bucket/bert_base
 Hardware:  any mesh whose size divides the batch of 256; written for a TPU v5e slice of 16 chips
 Data:      TFDS wikipedia/20230601.en, prepared with the ``prepare`` extra; for your own text set
            --data.source.path to a file, a folder or a glob

@@ -1,6 +1,6 @@
 """BERT base on MultiNLI: does the premise entail the hypothesis (arXiv:1810.04805 §4.1)?
 
-Command:   flax-transformers train configs/bert_base_mnli.py --workdir gs://bucket/mnli
+Command:   flax-transformers train bert_base_mnli --workdir gs://bucket/mnli
                --init-from bert-base-uncased --data.tokenizer.path bert-base-uncased
            where bert-base-uncased is the folder with the published weights and vocab.txt
 Hardware:  any; minutes on a TPU v5e slice of 8 chips (estimated)

@@ -1,7 +1,7 @@
 """BERT large on English Wikipedia: the recipe of bert_base.py with 24 layers of width 1,024.
 
-Command:   flax-transformers prepare configs/bert_large.py
-           flax-transformers train configs/bert_large.py --workdir gs://bucket/bert_large
+Command:   flax-transformers prepare bert_large
+           flax-transformers train bert_large --workdir gs://bucket/bert_large
 Hardware:  written for a TPU v5e slice of 64 chips; --mesh.fsdp shards parameters and optimizer
            state if they do not fit on one chip
 Data:      as bert_base.py, and the same token store

@@ -1,6 +1,6 @@
 """A small BERT with masked-LM and next-sentence losses, on 19 English novels.
 
-Command:   flax-transformers train configs/bert_small_books.py --workdir runs/bert_small_books
+Command:   flax-transformers train bert_small_books --workdir runs/bert_small_books
 Data:      19 books of Standard Ebooks (CC0), one JSON line per chapter with the keys book, author,
            doc and paragraphs; set --data.source.path if the file is elsewhere
 Hardware:  2 CPU cores, 7 minutes (measured while other jobs ran)

@@ -1,6 +1,6 @@
 """A tiny BERT on the documentation that is included in every Python installation.
 
-Command:   flax-transformers train configs/bert_tiny.py --workdir runs/bert_tiny
+Command:   flax-transformers train bert_tiny --workdir runs/bert_tiny
 Hardware:  2 CPU cores, 7 minutes (measured while other jobs ran)
 Expected:  held-out loss 5.08, unigram baseline 5.94 (measured, one seed, 2 CPU cores, CPython
            3.11.7). WordPiece training is not deterministic and the text depends on the Python

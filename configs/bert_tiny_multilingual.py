@@ -1,6 +1,6 @@
 """A tiny BERT on the Universal Declaration of Human Rights in twelve languages.
 
-Command:   flax-transformers train configs/bert_tiny_multilingual.py --workdir runs/multilingual
+Command:   flax-transformers train bert_tiny_multilingual --workdir runs/multilingual
 Data:      the Universal Declaration of Human Rights, one text file per language, as in the NLTK
            corpus udhr2 (public domain), in data/udhr2; some languages have several versions
 Hardware:  2 CPU cores, about 12 minutes

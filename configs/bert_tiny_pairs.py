@@ -1,6 +1,6 @@
 """A tiny BERT with next-sentence prediction, on the documentation in every Python installation.
 
-Command:   flax-transformers train configs/bert_tiny_pairs.py --workdir runs/bert_tiny_pairs
+Command:   flax-transformers train bert_tiny_pairs --workdir runs/bert_tiny_pairs
 Hardware:  2 CPU cores, 18 minutes (measured on 2026-11-28 while other jobs ran)
 Expected:  next-sentence accuracy 71.3 % of 202 held-out pairs, chance 50 %; held-out masked-LM loss
            4.46, unigram baseline 5.98 (measured, one seed, CPython 3.11.7). WordPiece training is

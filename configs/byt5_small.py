@@ -1,7 +1,7 @@
 """ByT5 small: span corruption on bytes with a mean span of 20 bytes (arXiv:2105.13626).
 
-Command:   flax-transformers prepare configs/byt5_small.py
-           flax-transformers train configs/byt5_small.py --workdir gs://bucket/byt5_small
+Command:   flax-transformers prepare byt5_small
+           flax-transformers train byt5_small --workdir gs://bucket/byt5_small
 Hardware:  written for a TPU v5e slice of 128 chips: batches of 1,024 sequences of 1,024 bytes
 Data:      one language of mC4, TFDS c4/multilingual, for example split "de"; the paper mixes all
            languages

@@ -1,6 +1,6 @@
 """A small ByT5, trained with span corruption on the bytes of 19 English novels.
 
-Command:   flax-transformers train configs/byt5_small_books.py --workdir runs/byt5_small_books
+Command:   flax-transformers train byt5_small_books --workdir runs/byt5_small_books
 Data:      19 books of Standard Ebooks (CC0), one JSON line per chapter with the keys book, author,
            doc and paragraphs; set --data.source.path if the file is elsewhere
 Hardware:  2 CPU cores, 7 minutes

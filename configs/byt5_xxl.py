@@ -1,7 +1,7 @@
 """ByT5 XXL: 13 billion parameters on bytes, 36 encoder layers (arXiv:2105.13626).
 
-Command:   flax-transformers prepare configs/byt5_xxl.py
-           flax-transformers train configs/byt5_xxl.py --workdir gs://bucket/byt5_xxl
+Command:   flax-transformers prepare byt5_xxl
+           flax-transformers train byt5_xxl --workdir gs://bucket/byt5_xxl
 Hardware:  a TPU v5e slice of 256 chips, 16x16; the width of 4,672 is sharded into parts of 146
 Data:      as byt5_small.py, and the same token store
 Expected:  not run

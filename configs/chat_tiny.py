@@ -1,6 +1,6 @@
 """Instruction tuning of a tiny Llama on generated problems, such as "sort 52190=" with "01259".
 
-Command:   flax-transformers train configs/chat_tiny.py --workdir runs/chat_tiny
+Command:   flax-transformers train chat_tiny --workdir runs/chat_tiny
            flax-transformers chat runs/chat_tiny
 Data:      4,000 conversations that are generated; 5 % of them are held out
 Hardware:  2 CPU cores, 18 minutes (measured while other jobs ran)

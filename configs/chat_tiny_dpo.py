@@ -1,7 +1,7 @@
 """Direct preference optimization of a tiny Llama: right answers against wrong ones.
 
-Command:   flax-transformers train configs/chat_tiny.py --workdir runs/chat_tiny
-           flax-transformers train configs/chat_tiny_dpo.py --workdir runs/chat_tiny_dpo
+Command:   flax-transformers train chat_tiny --workdir runs/chat_tiny
+           flax-transformers train chat_tiny_dpo --workdir runs/chat_tiny_dpo
 Data:      4,000 preferences that are generated; 5 % of them are held out
 Hardware:  2 CPU cores, 3 minutes (measured while other jobs ran)
 Expected:  held-out margin from 0 to 0.310, and accuracy 81.5 % of pairs (measured, one seed)

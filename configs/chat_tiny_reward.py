@@ -1,7 +1,7 @@
 """A reward model on generated preferences: right answers against wrong ones.
 
-Command:   flax-transformers train configs/chat_tiny.py --workdir runs/chat_tiny
-           flax-transformers train configs/chat_tiny_reward.py --workdir runs/chat_tiny_reward
+Command:   flax-transformers train chat_tiny --workdir runs/chat_tiny
+           flax-transformers train chat_tiny_reward --workdir runs/chat_tiny_reward
 Data:      4,000 preferences that are generated; 5 % of them are held out
 Hardware:  2 CPU cores, 6 minutes (measured while other jobs ran)
 Expected:  held-out accuracy 69 % of pairs, chance 50 % (measured, one seed)

@@ -1,6 +1,6 @@
 """CLIP with ViT-B/32 at its published size, batch and schedule.
 
-Command:   flax-transformers train configs/clip_b32.py --workdir runs/clip_b32 \\
+Command:   flax-transformers train clip_b32 --workdir runs/clip_b32 \\
                --data.source.path SHARDS --data.tokenizer.path TOKENIZER
            where SHARDS is a folder of WebDataset tar files with images and .txt captions, and
            TOKENIZER the folder of CLIP's published tokenizer

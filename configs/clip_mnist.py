@@ -1,6 +1,6 @@
 """A small CLIP on handwritten digits with captions in five languages.
 
-Command:   flax-transformers train configs/clip_mnist.py --workdir runs/clip_mnist \\
+Command:   flax-transformers train clip_mnist --workdir runs/clip_mnist \\
                --data.source.path MNIST
            where MNIST is the folder that contains train-images-idx3-ubyte.gz and the other files
 Hardware:  2 CPU cores, 5 to 6 minutes (measured while other jobs ran)

@@ -1,7 +1,7 @@
 """CoAtNet-0 on ImageNet in 300 epochs, after table 12 of arXiv:2106.04803.
 
-Command:   flax-transformers prepare configs/coatnet_0_imagenet2012.py
-           flax-transformers train configs/coatnet_0_imagenet2012.py --workdir runs/coatnet_0
+Command:   flax-transformers prepare coatnet_0_imagenet2012
+           flax-transformers train coatnet_0_imagenet2012 --workdir runs/coatnet_0
 Data:      "tfds:imagenet2012", prepared by TFDS with the ``prepare`` extra after a manual download,
            or a folder of train/CLASS/*.JPEG and val/CLASS/*.JPEG as --data.source.path
 Hardware:  a TPU v5e slice of 16 chips, 4x4

@@ -1,7 +1,7 @@
 """CoAtNet-3 on ImageNet: the recipe of coatnet_0_imagenet2012.py with 168 million parameters.
 
-Command:   flax-transformers prepare configs/coatnet_3_imagenet2012.py
-           flax-transformers train configs/coatnet_3_imagenet2012.py --workdir gs://bucket/coatnet_3
+Command:   flax-transformers prepare coatnet_3_imagenet2012
+           flax-transformers train coatnet_3_imagenet2012 --workdir gs://bucket/coatnet_3
 Data:      as coatnet_0_imagenet2012.py
 Hardware:  a TPU v5e slice of 64 chips, 8x8
 Expected:  84.5 % top-1 on the validation images (published; not run)

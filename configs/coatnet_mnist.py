@@ -1,6 +1,6 @@
 """A small CoAtNet that classifies handwritten digits, for few labels.
 
-Command:   flax-transformers train configs/coatnet_mnist.py --workdir runs/coatnet_mnist \\
+Command:   flax-transformers train coatnet_mnist --workdir runs/coatnet_mnist \\
                --data.source.path MNIST
            where MNIST is the folder that contains train-images-idx3-ubyte.gz and the other files
 Hardware:  2 CPU cores, 9 minutes (measured while other jobs ran)

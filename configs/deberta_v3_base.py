@@ -1,7 +1,7 @@
 """DeBERTa-v3 base, its published size, trained by masked language modelling.
 
-Command:   flax-transformers prepare configs/deberta_v3_base.py   (once; hours, on any machine)
-           flax-transformers train configs/deberta_v3_base.py --workdir gs://bucket/deberta_v3_base
+Command:   flax-transformers prepare deberta_v3_base   (once; hours, on any machine)
+           flax-transformers train deberta_v3_base --workdir gs://bucket/deberta_v3_base
 Hardware:  written for a TPU v5e slice of 256 chips, 16x16
 Data:      TFDS c4/en, in place of the paper's 160 GB, which are not public as a whole
 Expected:  not run. The published model, which was trained as a discriminator, reaches 90.6 % on

@@ -1,7 +1,7 @@
 """DeiT III, B/16, on ImageNet: 800 epochs at 192 pixels, then 20 at 224 (arXiv:2204.07118).
 
-Command:   flax-transformers prepare configs/deit3_b16_imagenet2012.py
-           flax-transformers train configs/deit3_b16_imagenet2012.py --workdir runs/deit3_b16
+Command:   flax-transformers prepare deit3_b16_imagenet2012
+           flax-transformers train deit3_b16_imagenet2012 --workdir runs/deit3_b16
 Data:      as vit_s16_imagenet2012.py
 Hardware:  one host with 8 accelerators
 Expected:  83.8 % top-1 on the validation images (published; not run)

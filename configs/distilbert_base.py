@@ -1,7 +1,7 @@
 """DistilBERT, its published size, trained by masked language modelling without a teacher.
 
-Command:   flax-transformers prepare configs/distilbert_base.py   (once; hours, on any machine)
-           flax-transformers train configs/distilbert_base.py --workdir gs://bucket/distilbert_base
+Command:   flax-transformers prepare distilbert_base   (once; hours, on any machine)
+           flax-transformers train distilbert_base --workdir gs://bucket/distilbert_base
 Hardware:  written for a TPU v5e slice of 16 chips, 4x4
 Data:      TFDS wikipedia/20230601.en, prepared with the ``prepare`` extra; for your own text set
            --data.source.path to a file, a folder or a glob

@@ -1,7 +1,7 @@
 """ELECTRA base on English Wikipedia (arXiv:2003.10555, appendix A).
 
-Command:   flax-transformers prepare configs/electra_base.py      (once; hours, on any machine)
-           flax-transformers train configs/electra_base.py --workdir gs://bucket/electra_base
+Command:   flax-transformers prepare electra_base      (once; hours, on any machine)
+           flax-transformers train electra_base --workdir gs://bucket/electra_base
 Hardware:  any mesh whose size divides the batch of 256; written for a TPU v5e slice of 16 chips
 Data:      TFDS wikipedia/20230601.en, prepared with the ``prepare`` extra; for your own text set
            --data.source.path to a file, a folder or a glob

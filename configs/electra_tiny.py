@@ -1,6 +1,6 @@
 """A tiny ELECTRA on the documentation that is included in every Python installation.
 
-Command:   flax-transformers train configs/electra_tiny.py --workdir runs/electra_tiny
+Command:   flax-transformers train electra_tiny --workdir runs/electra_tiny
 Hardware:  2 CPU cores, 16 minutes (measured while other jobs ran)
 Expected:  held-out loss of the generator 5.06, unigram baseline 5.94; detection loss 0.362, with
            12.5 % of the tokens replaced, whose entropy is 0.376 (measured, one seed, 2 CPU cores,

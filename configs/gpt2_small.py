@@ -1,7 +1,7 @@
 """GPT-2 small as nanoGPT trains it, with the learning rate of GPT-3 (arXiv:2005.14165, table 2.1).
 
-Command:   flax-transformers prepare configs/gpt2_small.py
-           flax-transformers train configs/gpt2_small.py --workdir gs://bucket/gpt2
+Command:   flax-transformers prepare gpt2_small
+           flax-transformers train gpt2_small --workdir gs://bucket/gpt2
 Hardware:  a TPU v5e slice of 16 chips, 4x4: batches of 480 sequences of 1,024 tokens take 10.5 of
            15.75 GiB and at least 0.14 s on each chip (planned, not run)
 Data:      the pages of OpenWebText in data/openwebtext, one JSON line per page with the key "text"

@@ -1,7 +1,7 @@
 """A small GPT-2 on the bytes of tinyshakespeare.
 
 Command:   head -c 1003854 input.txt > train.txt; tail -c +1003855 input.txt > validation.txt
-           flax-transformers train configs/gpt_tiny_shakespeare.py --workdir runs/shakespeare
+           flax-transformers train gpt_tiny_shakespeare --workdir runs/shakespeare
 Data:      data/tinyshakespeare/input.txt of github.com/karpathy/char-rnn (public domain), split as
            nanoGPT does: the last tenth is held out. Set --data.source.path and
            --data.validation-source.path if the files are elsewhere

@@ -1,7 +1,7 @@
 """Llama 3 70B from scratch (arXiv:2407.21783): llama3_8b.py with 80 layers of width 8,192.
 
-Command:   flax-transformers prepare configs/llama3_70b.py
-           flax-transformers train configs/llama3_70b.py --workdir gs://bucket/llama3_70b
+Command:   flax-transformers prepare llama3_70b
+           flax-transformers train llama3_70b --workdir gs://bucket/llama3_70b
 Hardware:  a TPU v5p slice of 512 chips, 8x8x8; the width is sharded into parts of 128
 Data:      as llama3_8b.py, and the same token store
 Expected:  not run

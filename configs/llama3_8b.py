@@ -1,7 +1,7 @@
 """Llama 3 8B from scratch (arXiv:2407.21783): sequences of 8,192, four million tokens per step.
 
-Command:   flax-transformers prepare configs/llama3_8b.py
-           flax-transformers train configs/llama3_8b.py --workdir gs://bucket/llama3_8b
+Command:   flax-transformers prepare llama3_8b
+           flax-transformers train llama3_8b --workdir gs://bucket/llama3_8b
 Hardware:  a TPU v5p slice of 64 chips, 4x4x4; the width of 4,096 is sharded into parts of 256
 Data:      documents in data/web as JSON lines with the key "text"; the paper's 15 trillion tokens
            are not public

@@ -1,6 +1,6 @@
 """Direct preference optimization of Llama 3 8B after instruction tuning.
 
-Command:   flax-transformers train configs/llama3_8b_dpo.py --workdir gs://bucket/llama3_8b_dpo
+Command:   flax-transformers train llama3_8b_dpo --workdir gs://bucket/llama3_8b_dpo
                --init-from gs://bucket/llama3_8b_sft
                --data.tokenizer.path Meta-Llama-3-8B-Instruct/
 Hardware:  a TPU v5p slice of 16 chips, 2x2x4

@@ -1,6 +1,6 @@
 """A small prefix language model with Llama's architecture, on 19 English novels.
 
-Command:   flax-transformers train configs/llama_small_books.py --workdir runs/llama_small_books
+Command:   flax-transformers train llama_small_books --workdir runs/llama_small_books
 Data:      19 books of Standard Ebooks (CC0), one JSON line per chapter with the keys book, author,
            doc and paragraphs; set --data.source.path if the file is elsewhere
 Hardware:  2 CPU cores, 8 minutes (measured while other jobs ran)

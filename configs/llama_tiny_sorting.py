@@ -1,9 +1,9 @@
 """A tiny Llama that learns to sort digits from 100 demonstrations: the first stage of GRPO.
 
-Command:   flax-transformers train configs/llama_tiny_sorting.py --workdir runs/sorting
+Command:   flax-transformers train llama_tiny_sorting --workdir runs/sorting
 Hardware:  2 CPU cores, half a minute (measured while other jobs ran)
 Expected:  28 to 37 % of held-out strings sorted exactly (measured, 3 seeds), by
-           flax-transformers evaluate runs/sorting --config configs/llama_tiny_sorting_grpo.py
+           flax-transformers evaluate runs/sorting --config llama_tiny_sorting_grpo
 """
 
 from flax_transformers.checkpointing.config import CheckpointConfig

@@ -1,6 +1,6 @@
 """The tiny Llama of llama_tiny_sorting.py, pretrained on the bytes of Python's documentation.
 
-Command:   flax-transformers train configs/llama_tiny_text.py --workdir runs/text
+Command:   flax-transformers train llama_tiny_text --workdir runs/text
 Data:      the documentation that is included in every Python installation; 2 % of it are held out
 Hardware:  2 CPU cores, 1 minute (measured while other jobs ran)
 Expected:  held-out loss 1.98 nats per byte, unigram baseline 3.33; it sorts no digits (measured,

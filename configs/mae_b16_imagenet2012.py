@@ -1,7 +1,7 @@
 """MAE, ViT-B/16, on ImageNet for 800 epochs (arXiv:2111.06377).
 
-Command:   flax-transformers prepare configs/mae_b16_imagenet2012.py
-           flax-transformers train configs/mae_b16_imagenet2012.py --workdir runs/mae_b16
+Command:   flax-transformers prepare mae_b16_imagenet2012
+           flax-transformers train mae_b16_imagenet2012 --workdir runs/mae_b16
 Data:      as vit_s16_imagenet2012.py; labels are not used
 Hardware:  one host with 8 accelerators. TPU v5e chips need phases.0.micro_batches: 45.0 of 15.75
            GiB without (planned)

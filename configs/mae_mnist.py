@@ -1,6 +1,6 @@
 """A small masked autoencoder that reconstructs handwritten digits from a quarter of their patches.
 
-Command:   flax-transformers train configs/mae_mnist.py --workdir runs/mae_mnist \\
+Command:   flax-transformers train mae_mnist --workdir runs/mae_mnist \\
                --data.source.path MNIST
            where MNIST is the folder that contains train-images-idx3-ubyte.gz and the other files
 Hardware:  2 CPU cores, 3 minutes (measured while other jobs ran)

@@ -1,8 +1,8 @@
 """Fine-tune the encoder of mae_mnist on a few labels of each digit.
 
-Command:   flax-transformers train configs/mae_mnist_labels.py --workdir runs/mae_labels \\
+Command:   flax-transformers train mae_mnist_labels --workdir runs/mae_labels \\
                --data.source.path MNIST --init-from runs/mae_mnist --data.examples-per-class 10
-           where MNIST is the folder of configs/mae_mnist.py, and runs/mae_mnist its workdir.
+           where MNIST is the folder of mae_mnist.py, and runs/mae_mnist its workdir.
            Without --init-from the same model is trained from random weights
 Hardware:  2 CPU cores, 70 seconds (measured while other jobs ran)
 Expected:  accuracy on the 10,000 test images with 10 and 60 labels of each digit: 88.3 and 94.2 %,

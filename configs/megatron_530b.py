@@ -1,7 +1,7 @@
 """The shape of Megatron-Turing NLG 530B (arXiv:2201.11990): 105 layers of width 20,480, 128 heads.
 
-Command:   flax-transformers prepare configs/megatron_530b.py
-           flax-transformers train configs/megatron_530b.py --workdir gs://bucket/megatron_530b
+Command:   flax-transformers prepare megatron_530b
+           flax-transformers train megatron_530b --workdir gs://bucket/megatron_530b
 Hardware:  a TPU v5p slice of 2,048 chips, 8x16x16; the paper used 4,480 A100
 Data:      as llama3_8b.py, with a byte-level BPE of GPT-2's size
 Expected:  not run

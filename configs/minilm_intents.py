@@ -1,6 +1,6 @@
 """Intent classification, 150 classes, from a published sentence encoder with mean pooling.
 
-Command:   flax-transformers train configs/minilm_intents.py --workdir runs/minilm
+Command:   flax-transformers train minilm_intents --workdir runs/minilm
                --init-from all-MiniLM-L6-v2 --data.tokenizer.path all-MiniLM-L6-v2
            where all-MiniLM-L6-v2 is the published folder (sentence-transformers); its
            1_Pooling/config.json gives the pooling

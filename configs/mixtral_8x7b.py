@@ -1,7 +1,7 @@
 """Mixtral 8x7B from scratch (arXiv:2401.04088): 47 billion parameters, 13 billion per token.
 
-Command:   flax-transformers prepare configs/mixtral_8x7b.py
-           flax-transformers train configs/mixtral_8x7b.py --workdir gs://bucket/mixtral_8x7b
+Command:   flax-transformers prepare mixtral_8x7b
+           flax-transformers train mixtral_8x7b --workdir gs://bucket/mixtral_8x7b
 Hardware:  a TPU v5p slice of 128 chips, 4x4x8; each expert is on an eighth of them
 Data:      as llama3_8b.py, with a vocabulary of 32,000
 Expected:  not run; the paper does not describe training, and the learning rate is that of

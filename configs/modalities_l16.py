@@ -1,6 +1,6 @@
 """A ViT-L trunk for images, videos, spectrograms, depth maps, point clouds and bytes.
 
-Command:   flax-transformers train configs/modalities_l16.py --workdir runs/modalities_l16
+Command:   flax-transformers train modalities_l16 --workdir runs/modalities_l16
 Data:      data/NAME/train.npy of each modality, arrays of the shapes below (see docs/images.md)
 Hardware:  a TPU v5p slice of 32 chips, 4x4x2
 Expected:  not run. The sizes are those of ViT-L/16 and OmniMAE (arXiv:2206.08356), spectrograms as

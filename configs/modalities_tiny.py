@@ -1,6 +1,6 @@
 """One small trunk for digits, moving digits, spoken-like tones and bytes of text.
 
-Command:   flax-transformers train configs/modalities_tiny.py --workdir runs/modalities \\
+Command:   flax-transformers train modalities_tiny --workdir runs/modalities \\
                --data.sources.0.path MNIST --data.sources.1.path MNIST
            where MNIST is the folder that contains train-images-idx3-ubyte.gz and the other files.
            With --objective.modalities image the same model learns images alone

@@ -1,6 +1,6 @@
 """Fine-tune the trunk of modalities_tiny on a few labels of one modality.
 
-Command:   flax-transformers train configs/modalities_tiny_labels.py --workdir runs/labels \\
+Command:   flax-transformers train modalities_tiny_labels --workdir runs/labels \\
                --init-from runs/modalities --data.examples-per-class 10
            where runs/modalities is the workdir of modalities_tiny. Without --init-from the same
            model is trained from random weights

@@ -1,6 +1,6 @@
 """ModernBERT base (arXiv:2412.13663), continued from published weights: 30 % of tokens masked.
 
-Command:   flax-transformers train configs/modernbert_base.py --workdir runs/modernbert \\
+Command:   flax-transformers train modernbert_base --workdir runs/modernbert \\
                --init-from answerdotai/ModernBERT-base --data.tokenizer.path DIR \\
                --data.source.path data/text
 Hardware:  one GPU or TPU chip: batches of 32 sequences of 1,024 tokens

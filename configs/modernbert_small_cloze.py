@@ -2,7 +2,7 @@
 
 Command:   python benchmarks/cloze_questions.py short.json data/standardebooks_en/books.jsonl.gz \\
                --words 8 22 --share 0.7
-           flax-transformers train configs/modernbert_small_cloze.py --workdir runs/cloze \\
+           flax-transformers train modernbert_small_cloze --workdir runs/cloze \\
                --data.source.path short.json
 Data:      42,170 cloze questions about passages of 8 to 22 words from 19 books of Standard Ebooks
            (CC0); about a quarter of the chapters is held out

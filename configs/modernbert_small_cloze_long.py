@@ -2,7 +2,7 @@
 
 Command:   python benchmarks/cloze_questions.py long.json data/standardebooks_en/books.jsonl.gz \\
                data/xquad/xquad.en.json.gz
-           flax-transformers train configs/modernbert_small_cloze_long.py \\
+           flax-transformers train modernbert_small_cloze_long \\
                --workdir runs/cloze_long \\
                --init-from runs/cloze --data.tokenizer.path runs/cloze/tokenizer \\
                --data.source.path long.json

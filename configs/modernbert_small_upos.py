@@ -1,6 +1,6 @@
 """Part-of-speech tagging of English, by a small ModernBERT from random weights.
 
-Command:   flax-transformers train configs/modernbert_small_upos.py --workdir runs/upos
+Command:   flax-transformers train modernbert_small_upos --workdir runs/upos
 Data:      Universal Dependencies English EWT (CC BY-SA 4.0), 12,544 training sentences, scored on
            its test file of 2,077. Set --data.source.path and --data.validation-source.path if the
            files are elsewhere

@@ -1,6 +1,6 @@
 """Question answering on Wikipedia articles, by a small ModernBERT.
 
-Command:   flax-transformers train configs/modernbert_small_xquad.py --workdir runs/xquad \\
+Command:   flax-transformers train modernbert_small_xquad --workdir runs/xquad \\
                --init-from runs/cloze_long --data.tokenizer.path runs/cloze/tokenizer
            after modernbert_small_cloze_long.py
 Data:      XQuAD English (CC BY-SA 4.0), 1,190 questions about 48 articles; all 402 questions about

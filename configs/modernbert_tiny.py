@@ -1,6 +1,6 @@
 """A tiny ModernBERT on the documentation that is included in every Python installation: the demo.
 
-Command:   flax-transformers train configs/modernbert_tiny.py --workdir runs/demo   (or: make demo)
+Command:   flax-transformers train modernbert_tiny --workdir runs/demo   (or: make demo)
 Hardware:  2 CPU cores, 6 minutes (measured while other jobs ran)
 Expected:  held-out loss 4.17, unigram baseline 5.94 (measured, one seed, 2 CPU cores, CPython
            3.11.7). WordPiece training is not deterministic and the text depends on the Python

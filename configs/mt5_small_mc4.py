@@ -1,9 +1,9 @@
 """mT5 small on mC4: span corruption in 101 languages (arXiv:2010.11934).
 
-Command:   flax-transformers prepare configs/mt5_small_mc4.py --begin
-           flax-transformers prepare configs/mt5_small_mc4.py --shard $SLURM_ARRAY_TASK_ID/256
-           flax-transformers prepare configs/mt5_small_mc4.py
-           flax-transformers train configs/mt5_small_mc4.py --workdir gs://bucket/mt5_small_mc4
+Command:   flax-transformers prepare mt5_small_mc4 --begin
+           flax-transformers prepare mt5_small_mc4 --shard $SLURM_ARRAY_TASK_ID/256
+           flax-transformers prepare mt5_small_mc4
+           flax-transformers train mt5_small_mc4 --workdir gs://bucket/mt5_small_mc4
 Hardware:  written for a TPU v5e slice of 128 chips: batches of 1,024 sequences of 1,024 tokens
 Data:      TFDS c4/multilingual, prepared with the ``prepare`` extra; the published tokenizer,
            spiece.model of google/mt5-small

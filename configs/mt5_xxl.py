@@ -1,7 +1,7 @@
 """mT5 XXL on mC4: 13 billion parameters, 101 languages (arXiv:2010.11934).
 
-Command:   flax-transformers prepare configs/mt5_xxl.py
-           flax-transformers train configs/mt5_xxl.py --workdir gs://bucket/mt5_xxl
+Command:   flax-transformers prepare mt5_xxl
+           flax-transformers train mt5_xxl --workdir gs://bucket/mt5_xxl
 Hardware:  a TPU v5e slice of 256 chips, 16x16; the width of 4,096 is sharded into parts of 128
 Data:      as mt5_small_mc4.py, and the same token store
 Expected:  not run

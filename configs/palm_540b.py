@@ -1,7 +1,7 @@
 """The shape of PaLM 540B (arXiv:2204.02311): 118 layers of width 18,432, 48 heads of 256.
 
-Command:   flax-transformers prepare configs/palm_540b.py
-           flax-transformers train configs/palm_540b.py --workdir gs://bucket/palm_540b
+Command:   flax-transformers prepare palm_540b
+           flax-transformers train palm_540b --workdir gs://bucket/palm_540b
 Hardware:  a TPU v5p slice of 2,048 chips, 8x16x16; the paper used two slices of 3,072 v4 chips
 Data:      as llama3_8b.py, with a vocabulary of 256,000
 Expected:  not run

@@ -1,7 +1,7 @@
 """RoBERTa base (arXiv:1907.11692, table 9): full sentences, dynamic masking, large batches.
 
-Command:   flax-transformers prepare configs/roberta_base.py
-           flax-transformers train configs/roberta_base.py --workdir gs://bucket/roberta_base
+Command:   flax-transformers prepare roberta_base
+           flax-transformers train roberta_base --workdir gs://bucket/roberta_base
 Hardware:  a TPU v5e slice of 256 chips, 16x16: 13.8 of 15.75 GiB and at least 0.075 s a step of
            8,192 sequences of 512 tokens (planned, not run)
 Data:      TFDS c4/en, in place of the paper's 160 GB, which are not public as a whole

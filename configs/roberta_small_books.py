@@ -1,6 +1,6 @@
 """A small RoBERTa on 19 English novels; sequences of full sentences cross chapter boundaries.
 
-Command:   flax-transformers train configs/roberta_small_books.py --workdir runs/roberta_small_books
+Command:   flax-transformers train roberta_small_books --workdir runs/roberta_small_books
 Data:      19 books of Standard Ebooks (CC0), one JSON line per chapter with the keys book, author,
            doc and paragraphs; set --data.source.path if the file is elsewhere
 Hardware:  2 CPU cores, 5 minutes (measured while other jobs ran)

@@ -1,6 +1,6 @@
 """SigLIP with ViT-B/16 at its published size and batch.
 
-Command:   flax-transformers train configs/siglip_b16.py --workdir runs/siglip_b16 \\
+Command:   flax-transformers train siglip_b16 --workdir runs/siglip_b16 \\
                --data.source.path SHARDS --data.tokenizer.path TOKENIZER
            where SHARDS is a folder of WebDataset tar files with images and .txt captions, and
            TOKENIZER the folder of the published tokenizer

@@ -1,7 +1,7 @@
 """T5 1.1 base on C4: span corruption without dropout (arXiv:1910.10683, arXiv:2002.05202).
 
-Command:   flax-transformers prepare configs/t5_v1_1_base_c4.py
-           flax-transformers train configs/t5_v1_1_base_c4.py --workdir gs://bucket/t5_v1_1_base_c4
+Command:   flax-transformers prepare t5_v1_1_base_c4
+           flax-transformers train t5_v1_1_base_c4 --workdir gs://bucket/t5_v1_1_base_c4
 Hardware:  written for a TPU v5e slice of 128 chips: batches of 2,048 sequences of 512 tokens
 Data:      TFDS c4/en, prepared with the ``prepare`` extra
 Expected:  not run

@@ -1,7 +1,7 @@
 """T5 1.1 XXL on C4: 11 billion parameters (arXiv:1910.10683, arXiv:2002.05202).
 
-Command:   flax-transformers prepare configs/t5_v1_1_xxl.py
-           flax-transformers train configs/t5_v1_1_xxl.py --workdir gs://bucket/t5_v1_1_xxl
+Command:   flax-transformers prepare t5_v1_1_xxl
+           flax-transformers train t5_v1_1_xxl --workdir gs://bucket/t5_v1_1_xxl
 Hardware:  a TPU v5e slice of 256 chips, 16x16; the width of 4,096 is sharded into parts of 128
 Data:      as t5_v1_1_base_c4.py, and the same token store
 Expected:  not run

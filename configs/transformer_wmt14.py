@@ -1,7 +1,7 @@
 """The base model of "Attention Is All You Need" (arXiv:1706.03762), English to German.
 
-Command:   flax-transformers prepare configs/transformer_wmt14.py
-           flax-transformers train configs/transformer_wmt14.py --workdir gs://bucket/wmt14
+Command:   flax-transformers prepare transformer_wmt14
+           flax-transformers train transformer_wmt14 --workdir gs://bucket/wmt14
 Hardware:  written for a TPU v5e slice of 8 chips: packed batches with about 25,000 source and
            25,000 target tokens
 Data:      TFDS wmt14_translate/de-en, prepared with the ``prepare`` extra

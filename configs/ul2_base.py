@@ -1,7 +1,7 @@
 """UL2 at base size: a mixture of seven denoisers on C4 (arXiv:2205.05131 §4).
 
-Command:   flax-transformers prepare configs/ul2_base.py
-           flax-transformers train configs/ul2_base.py --workdir gs://bucket/ul2_base
+Command:   flax-transformers prepare ul2_base
+           flax-transformers train ul2_base --workdir gs://bucket/ul2_base
 Hardware:  written for a TPU v5e slice of 32 chips: batches of 128 sequences of 512 tokens
 Data:      TFDS c4/en, prepared with the ``prepare`` extra
 Expected:  not run

@@ -1,6 +1,6 @@
 """A small UL2, trained with a mixture of denoisers on 19 English novels.
 
-Command:   flax-transformers train configs/ul2_small_books.py --workdir runs/ul2_small_books
+Command:   flax-transformers train ul2_small_books --workdir runs/ul2_small_books
 Data:      19 books of Standard Ebooks (CC0), one JSON line per chapter with the keys book, author,
            doc and paragraphs; set --data.source.path if the file is elsewhere
 Hardware:  2 CPU cores, 7 minutes (measured while other jobs ran)

@@ -1,6 +1,6 @@
 """VideoMAE, ViT-B/16 on 16 frames, on Kinetics-400 for 800 epochs (arXiv:2203.12602).
 
-Command:   flax-transformers train configs/videomae_b16_kinetics.py --workdir runs/videomae_b16
+Command:   flax-transformers train videomae_b16_kinetics --workdir runs/videomae_b16
 Data:      data/kinetics400/train.npy, clips uint8 [n, 16, 224, 224, 3] of every fourth frame of the
            videos, already decoded and cropped; it is mapped into memory
 Hardware:  a TPU v5e slice of 16 chips, 4x4

@@ -1,6 +1,6 @@
 """A small VideoMAE that reconstructs moving digits from a fifth of their tubelets.
 
-Command:   flax-transformers train configs/videomae_digits.py --workdir runs/videomae_digits \\
+Command:   flax-transformers train videomae_digits --workdir runs/videomae_digits \\
                --data.sources.0.path MNIST
            where MNIST is the folder that contains train-images-idx3-ubyte.gz and the other files
 Hardware:  2 CPU cores

@@ -1,7 +1,7 @@
 """ViT-22B (arXiv:2302.05442): 48 parallel layers of width 6,144, with normalised queries and keys.
 
-Command:   flax-transformers prepare configs/vit_22b_imagenet2012.py
-           flax-transformers train configs/vit_22b_imagenet2012.py --workdir gs://bucket/vit_22b
+Command:   flax-transformers prepare vit_22b_imagenet2012
+           flax-transformers train vit_22b_imagenet2012 --workdir gs://bucket/vit_22b
 Data:      as vit_s16_imagenet2012.py; the paper's 4 billion images are not public
 Hardware:  a TPU v5e slice of 256 chips, 16x16
 Expected:  not run. 1.3 million images are too few for a model of this size; the recipe exists to

@@ -1,7 +1,7 @@
 """ViT-H/14 on ImageNet: the recipe of vit_s16_imagenet2012.py with 32 layers of width 1,280.
 
-Command:   flax-transformers prepare configs/vit_h14_imagenet2012.py
-           flax-transformers train configs/vit_h14_imagenet2012.py --workdir gs://bucket/vit_h14
+Command:   flax-transformers prepare vit_h14_imagenet2012
+           flax-transformers train vit_h14_imagenet2012 --workdir gs://bucket/vit_h14
 Data:      as vit_s16_imagenet2012.py
 Hardware:  a TPU v5e slice of 64 chips, 8x8
 Expected:  not run; training a model of this size from scratch needs more images or more

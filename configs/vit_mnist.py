@@ -1,6 +1,6 @@
 """A small ViT that classifies handwritten digits.
 
-Command:   flax-transformers train configs/vit_mnist.py --workdir runs/vit_mnist \\
+Command:   flax-transformers train vit_mnist --workdir runs/vit_mnist \\
                --data.source.path MNIST
            where MNIST is the folder that contains train-images-idx3-ubyte.gz and the other files
 Hardware:  2 CPU cores, 12 minutes (measured while other jobs ran)

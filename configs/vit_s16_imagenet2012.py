@@ -1,7 +1,7 @@
 """ViT-S/16 on ImageNet in 90 epochs: the plain baseline of arXiv:2205.01580.
 
-Command:   flax-transformers prepare configs/vit_s16_imagenet2012.py
-           flax-transformers train configs/vit_s16_imagenet2012.py --workdir runs/vit_s16
+Command:   flax-transformers prepare vit_s16_imagenet2012
+           flax-transformers train vit_s16_imagenet2012 --workdir runs/vit_s16
 Data:      "tfds:imagenet2012", prepared by TFDS with the ``prepare`` extra after a manual download,
            or a folder of train/CLASS/*.JPEG and val/CLASS/*.JPEG as --data.source.path
 Hardware:  one host with 8 accelerators

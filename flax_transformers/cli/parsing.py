@@ -87,7 +87,7 @@ def number(option: str, allowed: Range) -> PrimitiveConstructorSpec[Any]:
 Flag = FlagCreatePairsOff[bool]
 """An option without a value."""
 Config = Positional[
-    Annotated[str, option("CONFIG", "A config file, such as configs/bert_tiny.py.")]
+    Annotated[str, option("CONFIG", "A recipe's name, such as bert_tiny, or a config file.")]
 ]
 Model = Positional[
     Annotated[

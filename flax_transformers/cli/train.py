@@ -28,7 +28,10 @@ class Train:
     """
 
     config: Positional[Annotated[str | None, option("CONFIG")]] = None
-    """A config file, such as configs/bert_tiny.py. Without it, the run in the workdir resumes."""
+    """A recipe's name, such as bert_tiny, or a config file.
+
+    Without it, the run in the workdir resumes.
+    """
     workdir: Annotated[str | None, option("DIR")] = None
     """Folder or bucket for all files of the run."""
     print_config: Flag = False

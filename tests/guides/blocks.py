@@ -10,7 +10,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from flax_transformers.cli.config_file import load_config
+from flax_transformers.cli.config_file import load_config, recipes
 from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.signals.dataset import SignalData
 from flax_transformers.post_training.chat_data import ChatData
@@ -71,7 +71,7 @@ def command_lines(block: Block) -> list[list[str]]:
 def in_small(arguments: list[str]) -> list[str]:
     """The arguments of a command with few steps, few examples, and data that are there."""
     command, *rest = arguments
-    places = [n for n, word in enumerate(rest) if word.endswith(".py") and Path(word).is_file()]
+    places = [n for n, word in enumerate(rest) if _is_config(word)]
     if command not in ("train", "prepare", "inspect", "plan", "sweep") or not places:
         return arguments
     if command == "sweep":
@@ -89,6 +89,10 @@ def in_small(arguments: list[str]) -> list[str]:
         options |= {f"--model.{name}": str(SMALL_MODEL[name]) for name in known}
     options |= _data_options(config, rest, command == "train")
     return [command, *_without(rest, options), *(w for item in options.items() for w in item)]
+
+
+def _is_config(word: str) -> bool:
+    return word in recipes() or (word.endswith(".py") and Path(word).is_file())
 
 
 def _run_options(config) -> dict[str, str]:

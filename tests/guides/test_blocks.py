@@ -17,15 +17,15 @@ from tests.guides import stand_ins
 from tests.guides.blocks import PAGES, PROGRAM, ROOT, blocks, command_lines, in_small
 
 BEFORE = {
-    "README": ["train configs/modernbert_tiny.py --workdir runs/demo"],
+    "README": ["train modernbert_tiny --workdir runs/demo"],
     "fine_tuning": [
-        "train configs/mae_mnist.py --workdir runs/mae_mnist --data.source.path MNIST",
-        "train configs/mae_mnist_labels.py --workdir runs/mae_labels --init-from runs/mae_mnist "
+        "train mae_mnist --workdir runs/mae_mnist --data.source.path MNIST",
+        "train mae_mnist_labels --workdir runs/mae_labels --init-from runs/mae_mnist "
         "--data.source.path MNIST",
     ],
     "generation": [
-        "train configs/llama_small_books.py --workdir runs/llama --data.source.path texts.jsonl",
-        "train configs/transformer_tatoeba.py --workdir runs/tatoeba --data.source.path pairs.tsv",
+        "train llama_small_books --workdir runs/llama --data.source.path texts.jsonl",
+        "train transformer_tatoeba --workdir runs/tatoeba --data.source.path pairs.tsv",
     ],
 }
 """Commands of other pages whose runs a page uses, by its name."""
@@ -102,7 +102,7 @@ def test_every_block_of_a_page_runs(page, scratch, monkeypatch):
     for command in BEFORE.get(page.stem, []):
         run(in_small(command.split()))
     if page.stem == "conversion":  # whose steps are named in the page
-        run(["train", "configs/bert_tiny.py", "--workdir", "runs/mine", *OF_600_STEPS])
+        run(["train", "bert_tiny", "--workdir", "runs/mine", *OF_600_STEPS])
     module = types.ModuleType(f"guide_{page.stem}")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look there
     names = vars(module)
@@ -124,3 +124,17 @@ def test_a_block_that_is_not_run_says_why():
     assert left_out
     assert all(len(block.reason) > 10 for block in left_out)
     assert len(left_out) < sum(len(blocks(page)) for page in PAGES) / 3
+
+
+def test_commands_name_recipes_as_an_installed_package_has_them():
+    files = [
+        (str(block), word)
+        for page in PAGES
+        for block in blocks(page)
+        if block.language == "sh"
+        for program, *words in command_lines(block)
+        if program == PROGRAM
+        for word in words
+        if word.startswith("configs/")
+    ]
+    assert files == []
