@@ -108,7 +108,7 @@ def start_or_resume(run: Run, initial: Callable[[Mesh], Any] | None) -> StartPoi
     if begun is None:
         state = run.trainer.init(run.config.seed)
         if initial is not None:
-            state = state.starting_from(initial(run.mesh))
+            state = state.starting_from(initial(run.mesh), run.trainer.optimizer)
         begun = StartPoint(state, RunPosition(), {})
     elif begun.position.step >= run.config.total_steps:
         log.info(

@@ -172,7 +172,9 @@ class Trainer:
         """
         with jax.set_mesh(self.mesh):
             state = initialize_state(self.model, self.optimizer, seed, self.abstract, self.adapters)
-            return state if params is None else state.starting_from(self._copied(params))
+            if params is None:
+                return state
+            return state.starting_from(self._copied(params), self.optimizer)
 
     def _copied(self, params: Any) -> Any:
         wanted = self.abstract_params

@@ -14,6 +14,7 @@ from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.optim.ema import EMAConfig
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.testing import assert_bit_equal, tiny_bert
 
@@ -119,6 +120,17 @@ def test_given_parameters_are_copied_and_not_donated(plain):
     for batch in batches(1):
         plain.step(state, batch)
     assert_bit_equal(params, kept)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ema", [EMAConfig(decay=0.9), EMAConfig()])
+def test_an_optimizer_that_keeps_parameters_keeps_the_given_ones(plain, ema):
+    keeping = trainer(optimizer=optax.contrib.schedule_free_sgd(1e-2), ema=ema)
+    params = plain.init(seed=5).params
+    state = keeping.init(params=params)
+    assert_bit_equal(state.opt_state.z, params)
+    assert_bit_equal(state.params, params)
+    assert_bit_equal(state.best_params, params)
 
 
 def test_parameters_of_another_model_are_refused_by_name(plain):
