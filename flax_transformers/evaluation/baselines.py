@@ -77,9 +77,11 @@ class Baseline:
     def verdict(self, score: float) -> str:
         """One line that compares the model's ``score`` with the baseline."""
         gain = self.score - score if self.is_loss else score - self.score
+        # A difference of two percentages is in points: "68% better" would be a ratio.
+        distance = self._shown(abs(gain)).replace("%", " points")
         return (
             f"held-out {self.measured} {self._shown(score)}, {self.name} "
-            f"{self._shown(self.score)}: {self._shown(abs(gain))} "
+            f"{self._shown(self.score)}: {distance} "
             f"{'better' if gain >= 0 else 'worse'} on {self.counted}"
         )
 

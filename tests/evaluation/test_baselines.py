@@ -129,3 +129,8 @@ def test_a_verdict_says_by_how_much_the_model_is_better_or_worse():
         "held-out BLEU 2.0, word lookup 2.5: 0.5 worse on 97 held-out pairs"
     )
     assert (loss.key, bleu.key) == ("unigram_cross_entropy", "word_lookup_bleu")
+
+
+def test_a_difference_of_percentages_is_in_points():
+    accuracy = Baseline("majority class", "eval/accuracy", 0.164, 25, "held-out words")
+    assert accuracy.verdict(0.844).endswith("16.4%: 68.0 points better on 25 held-out words")
