@@ -179,7 +179,8 @@ def _chosen(kernel: Kernel, obstacle: str | None, how: str) -> str:
         return "xla"
     first, _, otherwise = kernel.partition(" or ")
     if obstacle is None:
-        _say(f"attention: {first}{how}")
+        if first != "xla":  # plain operations are no news
+            _say(f"attention: {first}{how}")
         return first
     if not otherwise:
         raise UserError(

@@ -280,6 +280,13 @@ def test_rows_that_are_shorter_than_a_block_are_for_plain_operations(caplog):
     ]
 
 
+def test_plain_attention_without_an_obstacle_is_not_reported(caplog):
+    dispatch._say.cache_clear()
+    with caplog.at_level(logging.INFO):
+        dot_product_attention(*long(), kernel="xla")
+    assert caplog.messages == []
+
+
 def test_heads_that_the_mesh_does_not_divide_are_for_plain_operations():
     q, k, v = draw(128, heads=6)
     with (
