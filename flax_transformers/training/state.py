@@ -84,12 +84,9 @@ class TrainState(struct.PyTreeNode):
         shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
         return self.replace(**jax.jit(fresh, out_shardings=shardings)(self.variables))
 
-    def starting_from(self, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-        """This fresh state with other variables of the model, and an average and an optimizer state
-        that start from them; adapters stay as they are. The present optimizer state is deleted.
-
-        Raises UserError for a name that the model does not have.
-        """
+    def with_variables(self, params: Any) -> TrainState:
+        """This state with other variables of the model, and an average that starts from them;
+        adapters stay as they are. Raises UserError for a name that the model does not have."""
         given = flatten_dict(params)
         unknown = sorted("/".join(n) for n in given.keys() - flatten_dict(self.variables).keys())
         if unknown:
@@ -105,14 +102,19 @@ class TrainState(struct.PyTreeNode):
         statistics = None if self.model_state is None else renewed(self.model_state)
         state = self.replace(params=renewed(self.params), model_state=statistics)
         average = None if self.ema is None else jax.tree.map(jnp.copy, state.variables)
+        return state.replace(ema=average)
+
+    def starting_from(self, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+        """A fresh state of ``with_variables``. The optimizer state of this one is deleted."""
+        state = self.with_variables(params)
         # Some optimizers keep copies of the parameters, such as those of schedule-free training.
-        begun = jax.jit(
+        begin = jax.jit(
             lambda params, _: optimizer.init(params),
             out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.opt_state),
             donate_argnums=1,
             keep_unused=True,
-        )(state.params, self.opt_state)
-        return state.replace(ema=average, opt_state=begun)
+        )
+        return state.replace(opt_state=begin(state.params, self.opt_state))
 
 
 def new_state(

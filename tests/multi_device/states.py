@@ -13,6 +13,6 @@ def placed_state(abstract, variables):
     """
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
     # From the host, for a step donates its state, and these variables start on every mesh.
-    state = zeros.starting_from(jax.device_get(variables))
+    state = zeros.with_variables(jax.device_get(variables))
     state = state.replace(rng=np.array([0, 1], np.uint32))
     return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, abstract))

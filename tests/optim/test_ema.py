@@ -84,7 +84,7 @@ def test_off_it_has_no_copy_and_the_parameters_themselves_are_evaluated():
 
 
 def test_a_state_that_starts_from_other_parameters_averages_from_them():
-    fresh = states(EMAConfig(0.9), SLOPES)[-1].starting_from({"w": jnp.array(7.0)})
+    fresh = states(EMAConfig(0.9), SLOPES)[-1].with_variables({"w": jnp.array(7.0)})
     assert (fresh.params["w"], fresh.ema["w"]) == (7.0, 7.0)
     assert fresh.ema["w"] is not fresh.params["w"]  # both are donated to the first step
 

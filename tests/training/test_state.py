@@ -150,7 +150,7 @@ def test_statistics_that_a_checkpoint_lacks_are_those_of_a_new_model(ema, caplog
 def test_parameters_that_the_model_does_not_have_are_refused():
     _, state = normed_state()
     with pytest.raises(UserError, match="the model has no parameter head/kernel; give"):
-        state.starting_from(state.variables | {"head": {"kernel": jnp.ones(2)}})
+        state.with_variables(state.variables | {"head": {"kernel": jnp.ones(2)}})
 
 
 EVERY_WRAPPER = optax.chain(
