@@ -340,6 +340,9 @@ def to_huggingface(config: ModernBertConfig) -> dict[str, Any]:
     every_n = {} if config.layer_types else {"global_attn_every_n_layers": config.global_every}
     return {
         **_JSON.write(config),
+        # They are the tokenizer's. Without them `transformers` takes those of the published one,
+        # and warns if the vocabulary is smaller.
+        **dict.fromkeys(("bos_token_id", "cls_token_id", "eos_token_id", "sep_token_id")),
         "classifier_pooling": config.pooling,
         "layer_types": list(config.kinds),
         **every_n,

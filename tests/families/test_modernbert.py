@@ -244,6 +244,12 @@ def test_the_configuration_survives_the_way_in_and_out(name):
     assert config_json(ours).items() >= new.items()
 
 
+def test_a_model_of_ones_own_has_none_of_the_published_special_ids():
+    written = config_json(dataclasses.replace(SIZES["modernbert-base"], vocab_size=400))
+    names = ("bos_token_id", "cls_token_id", "eos_token_id", "sep_token_id")
+    assert [written[name] for name in names] == [None] * 4
+
+
 def test_the_old_spelling_of_positions_and_the_new_one_are_the_same_model():
     old = {
         "global_rope_theta": 300.0,
