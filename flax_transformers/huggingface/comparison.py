@@ -41,6 +41,7 @@ def largest_difference(model: Any, params: Any, directory: Path) -> tuple[float,
     """max |ours - theirs| / max |theirs| over random inputs, in float32, and the field compared."""
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
+    importlib.import_module("transformers.utils.logging").disable_progress_bar()
     inputs = random_inputs(model)
     original = getattr(transformers, model.config.architecture).from_pretrained(
         str(directory), dtype=torch.float32, attn_implementation="eager", local_files_only=True
