@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import jax
+
 from flax_transformers import runtime
 from flax_transformers.checkpointing.step_directories import has_checkpoint
 from flax_transformers.config_json import register_types_of
@@ -57,6 +59,8 @@ def train(
         config = runtime.with_initial_model(config, overrides, folder)
         loop.checked_mesh(config)
         check_config(config)
+        if jax.process_count() == 1:  # a job of several processes prepares no data
+            run_state.check_same_run(config, folder)
         prepared = runtime.prepared_data(config.data, run_state.tokenizers_of_run(folder))
         prepared = runtime.fitted_data(config, prepared)
         check_run(config, prepared, new=not has_checkpoint(folder))

@@ -13,7 +13,12 @@ import jax
 from etils import epath
 
 from flax_transformers.checkpointing.retention import evaluations_since_best
-from flax_transformers.checkpointing.step_directories import finished_steps, read_meta
+from flax_transformers.checkpointing.step_directories import (
+    finished_steps,
+    is_local,
+    problems,
+    read_meta,
+)
 from flax_transformers.config_json import current_names, from_json, to_json
 from flax_transformers.data.dataset import TOKENIZERS, Dataset, tokenizers
 from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
@@ -126,6 +131,27 @@ def checkpoint_meta(
         "consecutive_skips": consecutive_skips,
         "diverging_steps": diverging_steps,
     }
+
+
+def check_same_run(config: TrainConfig, workdir: epath.Path) -> None:
+    """Raises UserError if the newest intact checkpoint of a local ``workdir`` is of another run.
+
+    Before the data are prepared, which can take hours. When they are, `check_meta` compares them,
+    and the config with the names of their classes.
+    """
+    directory = workdir / "checkpoints"
+    for step in reversed(finished_steps(directory) if is_local(directory) else []):
+        folder = directory / str(step)
+        if problems(folder) != []:
+            continue
+        saved = read_meta(folder)["config"]
+        try:
+            names = config.model.label_names or from_json(saved).model.label_names
+        except UserError:
+            return
+        named = replace(config, model=replace(config.model, label_names=names))
+        check_resumable(saved, named, f"the checkpoint in {workdir}")
+        return
 
 
 def check_meta(

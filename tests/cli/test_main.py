@@ -241,14 +241,16 @@ def test_train_then_evaluate_then_fill_mask(capsys, small, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_once")
-def test_another_model_in_the_same_workdir_is_refused(capsys, small, tmp_path):
+def test_another_model_in_the_same_workdir_is_refused_before_data_are_prepared(
+    capsys, small, tmp_path
+):
     workdir = str(tmp_path / "run")
     assert main(["train", TINY, "--workdir", workdir, *small]) == 0
     capsys.readouterr()
-    said = refused(
-        capsys, "train", TINY, "--workdir", workdir, *small, "--model.intermediate-size", "64"
-    )
+    other = ("--model.intermediate-size", "64", "--data.store", str(tmp_path / "other"))
+    said = refused(capsys, "train", TINY, "--workdir", workdir, *small, *other)
     assert "belongs to another run" in said
+    assert not (tmp_path / "other").exists()
 
 
 def test_inspect_shows_what_is_masked(capsys, small):
