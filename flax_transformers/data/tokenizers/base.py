@@ -8,7 +8,8 @@ Created by `load.train_tokenizer` and `load.load_tokenizer`. For every kind:
 * A tokenizer is pickled as its serialized model, so that data workers can receive it.
 * ``fingerprint`` is the sha256 of what defines the mapping from text to ids.
 
-Strings with lone surrogates are not Unicode text: bytes accepts them, the other kinds raise.
+Strings with lone surrogates are not Unicode text: bytes encodes them, the other kinds raise. The
+result of ``decode`` is always Unicode text, so that it can be written to a file.
 """
 
 from __future__ import annotations

@@ -120,10 +120,7 @@ class ByteTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         ordinary = (i - self.OFFSET for i in map(int, ids) if i not in self.names)
         data = bytes(byte for byte in ordinary if 0 <= byte < 256)
-        try:
-            return data.decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:  # a model may write any bytes
-            return data.decode("utf-8", "replace")
+        return data.decode("utf-8", "replace")  # a model may write any bytes
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         return [self.names.get(int(i)) or _readable_byte(int(i) - self.OFFSET) for i in ids]
