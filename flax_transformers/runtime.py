@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from flax_transformers import pretrained, ranges
 from flax_transformers.checkpointing.step_directories import SavedStep, has_checkpoint
-from flax_transformers.data.base import Tokenizers
+from flax_transformers.data.base import Compare, Tokenizers
 from flax_transformers.data.config import DataConfig
 from flax_transformers.data.dataset import Dataset, open_dataset, prepare, tokenizers
 from flax_transformers.data.sources.documents import listed
@@ -83,7 +83,8 @@ def prepared_data(data: DataConfig, of_run: Tokenizers = MappingProxyType({})) -
     trained already gets the tokenizers ``of_run``.
     """
     if jax.process_count() > 1:
-        prepared = open_dataset(replace(data, verify=False), of_run=of_run)
+        compare: Compare = "nothing" if jax.process_index() else "warning"
+        prepared = open_dataset(replace(data, verify=False), of_run=of_run, compare=compare)
         if data.verify:
             _verify_together(prepared)
         if jax.process_index() == 0:

@@ -180,7 +180,7 @@ class Preparation(Protocol):
     def share(self, job: int, jobs: int) -> Dataset | None:
         """Prepares the share of one of several jobs. See `dataset.prepare_share`."""
 
-    def open(self) -> Dataset:
+    def open(self, compare: Compare = "nothing") -> Dataset:
         """Opens the finished store. Raises UserError if there is none."""
 
 

@@ -69,12 +69,17 @@ def prepare_share(
     return data.preparation(output).share(job, jobs)
 
 
-def open_dataset(data: DataConfig, *, of_run: Tokenizers = MappingProxyType({})) -> Dataset:
+def open_dataset(
+    data: DataConfig,
+    *,
+    of_run: Tokenizers = MappingProxyType({}),
+    compare: Compare = "nothing",
+) -> Dataset:
     """The finished store of ``data``. Raises UserError if it is not finished.
 
-    For several processes at once, none of which may write. Nothing is compared with the source.
+    For several processes at once, none of which may write. ``compare``: see `prepare`.
     """
-    return data.preparation(None, of_run).open()
+    return data.preparation(None, of_run).open(compare)
 
 
 def tokenizers(prepared: Dataset) -> dict[str, Tokenizer]:

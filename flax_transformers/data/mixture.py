@@ -327,7 +327,7 @@ class MixturePreparation:
         finished = [part for part in parts if part is not None]
         return self._prepared(tokenizer, finished) if len(finished) == len(parts) else None
 
-    def open(self) -> PreparedMixture:
+    def open(self, compare: Compare = "nothing") -> PreparedMixture:
         if not self.folder.exists(MIXTURE):
             resumed = RESUMED if self.of_run and self.data.tokenizer.needs_training else ""
             raise UserError(
@@ -335,7 +335,7 @@ class MixturePreparation:
                 f"prepare` with the same config first{resumed}, in one process."
             )
         tokenizer = self._tokenizer()
-        return self._prepared(tokenizer, [part.open() for part in self._parts(tokenizer)])
+        return self._prepared(tokenizer, [part.open(compare) for part in self._parts(tokenizer)])
 
     def _parts(self, tokenizer: Tokenizer) -> list[TextPreparation]:
         return [

@@ -136,7 +136,7 @@ class LoadedData:
     def share(self, job: int, jobs: int) -> Dataset:
         return self.data.load()
 
-    def open(self) -> Dataset:
+    def open(self, compare: Compare = "nothing") -> Dataset:
         return self.data.load()
 
 

@@ -162,9 +162,9 @@ class PairPreparation:
         found = self.images.share(job, jobs)
         return None if found is None else self._with_tokenizer(found, may_train=True)
 
-    def open(self) -> PreparedPairs:
+    def open(self, compare: Compare = "nothing") -> PreparedPairs:
         """See `Preparation`."""
-        return self._with_tokenizer(self.images.open(), may_train=False)
+        return self._with_tokenizer(self.images.open(compare), may_train=False)
 
     def _with_tokenizer(self, images: dataset.PreparedImages, *, may_train: bool) -> PreparedPairs:
         data = self.data

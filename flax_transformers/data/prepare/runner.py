@@ -123,11 +123,11 @@ class StorePreparation(ABC, Generic[DatasetT, JobT]):
                     self.finish(work, processes)
         return self._opened(made)
 
-    def open(self) -> DatasetT:
+    def open(self, compare: Compare = "nothing") -> DatasetT:
         """See `dataset.open_dataset`."""
         if not self.is_finished():
             raise UserError(self.no_store())
-        return self.read_store(verified=False, compare="nothing")
+        return self.read_store(verified=False, compare=compare)
 
     def _opened(self, made: bool, compare: Compare = "nothing") -> DatasetT:
         found = self.read_store(verified=made, compare="nothing" if made else compare)

@@ -377,6 +377,16 @@ def test_a_changed_corpus_is_refused_naming_both(data, tmp_path):
         prepare(data)
 
 
+def test_opening_can_warn_that_the_corpus_changed(data, tmp_path, caplog):
+    """As the first of several processes does; the store is used as it is."""
+    made = prepare(data)
+    write_corpus(tmp_path / "corpus.jsonl", seed=1, documents=61)
+    assert open_dataset(data).fingerprint == made.fingerprint
+    assert "have changed since" not in caplog.text
+    assert open_dataset(data, compare="warning").fingerprint == made.fingerprint
+    assert "have changed since" in caplog.text
+
+
 def test_another_tokenizer_file_is_refused(data, tmp_path):
     config = TokenizerConfig("wordpiece", vocab_size=60)
     one = prepare(replace(data, tokenizer=config), tmp_path / "a").tokenizer
