@@ -93,6 +93,7 @@ def _lines(command: Predict, stored: StoredModel, options: ModelOptions) -> list
     """What the model predicts. Everything but its weights is checked before they are read."""
     from flax_transformers.evaluation.prediction import heads
     from flax_transformers.huggingface.family import build_model
+    from flax_transformers.huggingface.sentence_transformers import vector_length_is_one
     from flax_transformers.models.config import TextConfig, VisionConfig
 
     config, tokenizer, place = stored.model, stored.tokenizer, stored.place
@@ -112,7 +113,9 @@ def _lines(command: Predict, stored: StoredModel, options: ModelOptions) -> list
     if command.score:
         head = heads.score_head(config, tokenizer, place, command.choices_field is not None)
     elif command.pool is not None:
-        head = heads.embedding_head(config, tokenizer, command.pool)
+        folder = stored.source if isinstance(stored.source, Path) else None
+        normalize = vector_length_is_one(folder, config, command.pool)
+        head = heads.embedding_head(config, tokenizer, command.pool, normalize)
     elif "decoder_input_ids" in model.inputs and hasattr(model, "unembed"):
         return _written(command, stored, options)
     else:

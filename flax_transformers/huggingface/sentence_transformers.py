@@ -17,6 +17,7 @@ from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.tensor_files import read_json
 from flax_transformers.models.config import TransformerConfig
+from flax_transformers.storage.paths import is_there
 
 logger = logging.getLogger(__name__)
 
@@ -30,24 +31,40 @@ def read_sentence_files(directory: Path, config: TransformerConfig) -> dict[str,
 
     Raises UserError for a pooling that is not supported; a warning names modules that are not read.
     """
-    file = directory / MODULES
-    if not file.is_file() or not describes_sentences(config):
+    if not is_there(directory / MODULES) or not describes_sentences(config):
         return {}
     modules = _modules(directory)
-    if unread := sorted(modules.keys() - {"Transformer", "Pooling", "Normalize", "Module"}):
-        logger.warning(
-            "%s has modules that are not read: %s; embeddings of sentences are those before them",
-            file, ", ".join(unread),
-        )  # fmt: skip
+    _name_unread(directory, modules)
     found: dict[str, Any] = {"normalize_embeddings": "Normalize" in modules}
     if "Pooling" in modules:
-        found["pooling"] = _pooling(directory / modules["Pooling"] / "config.json")
+        found["pooling"] = _pooling(directory, modules)
     return found
+
+
+def vector_length_is_one(directory: Path | None, config: TransformerConfig, pool: str) -> bool:
+    """Whether the vectors that ``--pool`` gives are to have length 1: as the config says, or, if it
+    does not (decoders, encoder-decoders), the files of the ``directory`` that it was read from.
+
+    A warning names another pooling, and modules that are not read.
+    """
+    normalize: bool | None = getattr(config, "normalize_embeddings", None)
+    asked = {str(getattr(config, "pooling", ""))} if normalize is not None else set()
+    if normalize is None and directory is not None and is_there(directory / MODULES):
+        modules = _modules(directory)
+        _name_unread(directory, modules)
+        normalize = "Normalize" in modules
+        asked = _modes(directory, modules) if "Pooling" in modules else set()
+    if asked - {pool}:
+        logger.warning(
+            "the model's sentence embeddings are pooled by %s; --pool %s gives other vectors",
+            " and ".join(sorted(asked)), pool,
+        )  # fmt: skip
+    return bool(normalize)
 
 
 def lacks_pooling(directory: Path) -> bool:
     """Whether a folder's modules.json names a pooling whose config.json is not there."""
-    modules = _modules(directory) if (directory / MODULES).is_file() else {}
+    modules = _modules(directory) if is_there(directory / MODULES) else {}
     return "Pooling" in modules and not (directory / modules["Pooling"] / "config.json").is_file()
 
 
@@ -56,7 +73,7 @@ def sentence_length(directory: Path) -> int | None:
 
     Warnings name what they ask for and is not done. Raises UserError for another value.
     """
-    if not (directory / MODULES).is_file():
+    if not is_there(directory / MODULES):
         return None
     if prompt := _default_prompt(directory / "config_sentence_transformers.json"):
         logger.warning(
@@ -77,9 +94,17 @@ def sentence_length(directory: Path) -> int | None:
 
 
 def _default_prompt(file: Path) -> str:
-    given = read_json(file) if file.is_file() else {}
+    given = read_json(file) if is_there(file) else {}
     prompts, name = given.get("prompts"), given.get("default_prompt_name")
     return str(prompts.get(name) or "") if isinstance(prompts, dict) else ""
+
+
+def _name_unread(directory: Path, modules: Mapping[str, str]) -> None:
+    if unread := sorted(modules.keys() - {"Transformer", "Pooling", "Normalize", "Module"}):
+        logger.warning(
+            "%s has modules that are not read: %s; embeddings of sentences are those before them",
+            directory / MODULES, ", ".join(unread),
+        )  # fmt: skip
 
 
 def _modules(directory: Path) -> dict[str, str]:
@@ -96,19 +121,30 @@ def describes_sentences(config: TransformerConfig) -> bool:
     return any(field.name == "normalize_embeddings" for field in fields(config))
 
 
-def _pooling(file: Path) -> str:
-    given = read_json(file)
-    if isinstance(mode := given.get("pooling_mode"), str):  # as newer releases say it
-        asked = {mode}
-    else:
-        names = {flag: name for name, flag in _SUPPORTED.items()}
-        asked = {names.get(n, n) for n, value in given.items() if "pooling_mode" in n and value}
+def _pooling(directory: Path, modules: Mapping[str, str]) -> str:
+    asked = _modes(directory, modules)
     if len(asked) != 1 or not asked <= _SUPPORTED.keys():
         raise UserError(
-            f"{file} asks for {' and '.join(sorted(asked)) or 'no pooling'}, which is not "
-            "supported; only one of cls and mean is"
+            f"{_pooling_file(directory, modules)} asks for "
+            f"{' and '.join(sorted(asked)) or 'no pooling'}, which is not supported; only one of "
+            f"cls and mean is. To read the transformer alone, remove {directory / MODULES}"
         )
     return asked.pop()
+
+
+def _pooling_file(directory: Path, modules: Mapping[str, str]) -> Path:
+    return directory / modules["Pooling"] / "config.json"
+
+
+def _modes(directory: Path, modules: Mapping[str, str]) -> set[str]:
+    """The poolings that the files ask for, whose vectors are concatenated."""
+    given = read_json(_pooling_file(directory, modules))
+    mode = given.get("pooling_mode")  # as newer releases say it
+    modes = [mode] if isinstance(mode, str) else mode
+    if isinstance(modes, list) and all(isinstance(each, str) for each in modes):
+        return set(modes)
+    names = {flag: name for name, flag in _SUPPORTED.items()}
+    return {names.get(n, n) for n, value in given.items() if "pooling_mode" in n and value}
 
 
 def sentence_files(config: TransformerConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 
 from etils import epath
 
@@ -74,6 +75,19 @@ def list_files(folder: epath.Path) -> list[str]:
             else:
                 names.append(prefix + child.name)
     return sorted(names)
+
+
+def is_there(file: epath.Path | Path) -> bool:
+    """Whether there is a file, of any kind but a folder.
+
+    Raises UserError for a link to nothing, as in a folder of a hub's cache that was copied without
+    the files that its links point to: without its side files a model would be another one.
+    """
+    if not is_bucket(file) and os.path.islink(file) and not os.path.exists(file):
+        raise UserError(
+            f"{file} is a link to nothing; copy the folder anew, following its links (cp -rL)"
+        )
+    return file.exists() and not file.is_dir()
 
 
 def exists(path: epath.Path) -> bool:

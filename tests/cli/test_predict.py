@@ -295,6 +295,10 @@ def test_embeddings_of_a_sentence_encoder_end_at_its_own_length(tmp_path, capsys
     (tmp_path / "hf" / "sentence_bert_config.json").write_text(json.dumps(limit))
     same = predict(capsys, tmp_path / "hf", "--input", tmp_path / "a.txt", "--pool", "mean")
     np.testing.assert_allclose(*(line["embedding"] for line in same), atol=1e-6)
+    (tmp_path / "hf" / "sentence_bert_config.json").write_text('{"max_seq_length": 2}')
+    command = ["predict", tmp_path / "hf", "--input", tmp_path / "a.txt", "--pool", "mean"]
+    assert main([str(part) for part in command]) == 2
+    assert "at most 2 tokens, 2 of them special ones" in capsys.readouterr().err
 
 
 def test_labels_of_a_published_classifier_may_be_independent(tmp_path, capsys):

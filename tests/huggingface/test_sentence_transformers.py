@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 
@@ -11,7 +12,11 @@ import pytest
 
 from flax_transformers import load_pretrained, save_pretrained
 from flax_transformers.errors import UserError
-from flax_transformers.huggingface.sentence_transformers import sentence_length
+from flax_transformers.huggingface.sentence_transformers import (
+    sentence_length,
+    vector_length_is_one,
+)
+from flax_transformers.testing import tiny_architecture, tiny_bert
 from tests.families.tiny_bert import make_model
 
 IDS = np.array([[3, 4, 5, 6], [7, 8, 0, 0]], np.int32)
@@ -65,6 +70,8 @@ def test_the_newer_spelling_is_read(tmp_path):
     folder = published(tmp_path / "a")
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
     assert load_pretrained(folder)[0].config.pooling == "cls"
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": ["mean"]}')
+    assert load_pretrained(folder)[0].config.pooling == "mean"
 
 
 @pytest.mark.parametrize("modules", [(), ("Normalize",)])
@@ -122,6 +129,33 @@ def test_modules_that_are_not_read_are_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="flax_transformers"):
         load_pretrained(published(tmp_path / "a", modules=("Dense",)))
     assert "modules.json has modules that are not read: Dense;" in caplog.text
+
+
+def test_a_link_to_nothing_is_no_missing_file(tmp_path):
+    folder = published(tmp_path / "a")
+    (folder / "modules.json").unlink()
+    (folder / "modules.json").symlink_to(tmp_path / "blobs" / "1")
+    with pytest.raises(UserError, match=r"modules\.json is a link to nothing; copy the folder"):
+        load_pretrained(folder)
+
+
+def test_the_vectors_of_any_folder_are_normalised_and_another_pooling_is_named(tmp_path, caplog):
+    folder, named = published(tmp_path / "a", modules=("Dense", "Normalize")), tiny_bert()
+    encoder = dataclasses.replace(named, pooling="mean", normalize_embeddings=False)
+    with caplog.at_level(logging.WARNING, logger="flax_transformers"):
+        assert not vector_length_is_one(folder, encoder, "mean")
+        assert not vector_length_is_one(None, named, "cls")
+    assert not caplog.text
+    with caplog.at_level(logging.WARNING, logger="flax_transformers"):
+        assert not vector_length_is_one(None, encoder, "cls")
+        assert "pooled by mean; --pool cls gives other vectors" in caplog.text
+        # What has no such fields, as a T5 or a decoder.
+        assert vector_length_is_one(folder, tiny_architecture("T5ForConditionalGeneration"), "mean")
+        assert "modules that are not read: Dense" in caplog.text
+        (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
+        decoder = tiny_architecture("Qwen3ForCausalLM")
+        assert vector_length_is_one(folder, decoder, "mean")
+        assert "pooled by pooling_mode_lasttoken; --pool mean gives other" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["sentence_bert_config.json", "sentence_roberta_config.json"])

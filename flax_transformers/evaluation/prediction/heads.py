@@ -274,6 +274,13 @@ class Embeddings(Head):
         return positions
 
     def examples(self, texts: TextRows, length: int) -> Examples:
+        frame = self.objective.frame
+        if length <= (special := len(frame.before) + len(frame.after)):
+            raise UserError(
+                f"texts have at most {length} tokens, {special} of them special ones, which leaves "
+                "none; raise max_seq_length in the folder's sentence_bert_config.json, "
+                "or choose a model of longer texts"
+            )
         return text_examples(texts)
 
     def lines(self, predicted: Predicted) -> list[Line]:
@@ -367,11 +374,11 @@ def head_of_model(config: TextConfig, place: str) -> Head:
 
 
 def embedding_head(
-    config: TextConfig, tokenizer: Tokenizer, pool: Literal["mean", "cls"]
+    config: TextConfig, tokenizer: Tokenizer, pool: Literal["mean", "cls"], normalize: bool
 ) -> Embeddings:
-    """What ``--pool`` computes with a model of text."""
+    """What ``--pool`` computes with a model of text; ``normalize``: vectors of length 1."""
     model: Any = build_model(config)
-    encodes, normalize = "decoder_input_ids" in model.inputs, bool(config.normalize_embeddings)
+    encodes = "decoder_input_ids" in model.inputs
     return Embeddings(TextEmbedding(_frame_of(tokenizer), pool, normalize, encodes))
 
 
