@@ -14,6 +14,7 @@ from typing import Any
 
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.tensor_files import INDEX, WEIGHTS, flax_files, read_json
+from flax_transformers.storage.paths import is_there
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -45,7 +46,7 @@ def carried_files(directory: str | os.PathLike[str] | None) -> dict[str, Path]:
     if directory is None:
         return {}
     files = {name: Path(directory) / name for name in CARRIED}
-    return {name: file for name, file in files.items() if file.is_file()}
+    return {name: file for name, file in files.items() if is_there(file)}
 
 
 def inner_folder(directory: Path) -> Path:

@@ -22,6 +22,7 @@ from flax_transformers.models.generation_settings import (
     GenerationSettings,
     Ids,
 )
+from flax_transformers.storage.paths import is_there
 
 FILE = "generation_config.json"
 
@@ -49,13 +50,13 @@ def read_folder(
     Raises UserError for a file that is damaged and for a value of the wrong kind.
     """
     file = Path(folder) / FILE
-    if file.is_file():
+    if is_there(file):
         return read_settings(tensor_files.read_json(file), file)
     if config is not None and not writes_text(config):
         return NO_SETTINGS
     file = Path(folder) / "config.json"
     if described is None:
-        if not file.is_file():
+        if not is_there(file):
             return NO_SETTINGS
         described = tensor_files.read_json(file)
     given = {

@@ -43,6 +43,7 @@ from flax_transformers.data.tokenizers.roles import Kind
 from flax_transformers.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.storage.hub import BESIDE_WEIGHTS, Repository
+from flax_transformers.storage.paths import is_there
 
 __all__ = [
     "Kind", "Tokenizer", "TokenizerConfig", "load_tokenizer", "published_files", "train_tokenizer",
@@ -283,11 +284,11 @@ def load_tokenizer(path: str | os.PathLike[str], lowercase: bool | None = None) 
         raise UserError(f"There is no tokenizer at {location}; check the path.")
     folder = location if location.is_dir() else location.parent
     names = VOCABULARY_FILES if location.is_dir() else (_canonical(location),)
-    files = {name: read_file(folder / name) for name in FACT_FILES if (folder / name).is_file()}
+    files = {name: read_file(folder / name) for name in FACT_FILES if is_there(folder / name)}
     facts = read_facts(files, folder)
     if location.is_dir():
         names = (*names, TEMPLATE_FILE)
-        files |= {name: read_file(folder / name) for name in names if (folder / name).is_file()}
+        files |= {name: read_file(folder / name) for name in names if is_there(folder / name)}
     else:
         files[names[0]] = read_file(location)
     kept = {name: files[name] for name in files if name not in MODEL_FILES}
@@ -343,7 +344,7 @@ def published_files(folder: str | os.PathLike[str]) -> dict[str, epath.Path]:
     """
     place = epath.Path(folder)
     names = (*FACT_FILES, TEMPLATE_FILE, *VOCABULARY_FILES)
-    found = {name: place / name for name in names if (place / name).is_file()}
+    found = {name: place / name for name in names if is_there(place / name)}
     facts = read_facts(
         {name: read_file(found[name]) for name in FACT_FILES if name in found}, place
     )
